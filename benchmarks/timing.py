@@ -1,0 +1,55 @@
+"""CPU time of several contestants, in turn, in one process and on one thread."""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+Times = dict[str, list[float]]
+
+
+def one_thread() -> None:
+    """Keep torch, where it is there, to one thread."""
+    try:
+        import torch
+    except ImportError:
+        return
+    torch.set_num_threads(1)
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """Return the CPU time of a call, all threads of this process together, in seconds."""
+    gc.collect()
+    before = time.process_time()
+    work()
+    return time.process_time() - before
+
+
+def interleave(works: Mapping[str, Callable[[], object]], *, repeats: int = 5) -> Times:
+    """Time contestants in turn, A B A B, after each has run once.
+
+    What else runs on the machine then hits all of them alike, and a drift of the clock rate
+    cancels in the ratios.
+    """
+    for work in works.values():
+        work()
+    times: Times = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            times[name].append(cpu_seconds(work))
+    return times
+
+
+def ratio(times: Mapping[str, list[float]], name: str, to: str = "hand") -> float:
+    """Return the median of the ratios of each round."""
+    return statistics.median(a / b for a, b in zip(times[name], times[to], strict=True))
+
+
+def rss_bytes() -> int:
+    """Return the resident memory of this process."""
+    import psutil
+
+    return int(psutil.Process(os.getpid()).memory_info().rss)

@@ -1,0 +1,79 @@
+"""Sphinx configuration. Everything is local: the pages need no network to build or to read."""
+
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path.insert(0, str(HERE))
+
+import apipages  # noqa: E402
+
+project = "modularml"
+author = "The modularml developers"
+copyright = author  # noqa: A001
+release = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build", "_templates"]
+templates_path = ["_templates"]
+
+# --- notebooks: the tests run them, the docs show the outputs that are stored in them
+nb_execution_mode = "off"
+nb_ipywidgets_js = {}  # these would come from a network
+myst_enable_extensions = ["colon_fence", "deflist"]
+
+# --- reference
+default_role = "py:obj"
+add_module_names = False
+autosummary_generate = True
+autosummary_ignore_module_all = False
+autosummary_imported_members = True
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+napoleon_google_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+suppress_warnings = ["ref.python"]  # SequentialMLP of torch and of tensorflow share a name
+
+# --- pages
+html_theme = "pydata_sphinx_theme"
+html_title = "modularml"
+html_copy_source = False
+html_theme_options = {
+    "navigation_with_keys": False,
+    "secondary_sidebar_items": ["page-toc"],
+    "show_toc_level": 2,
+}
+html_sidebars = {"getting-started": [], "changelog": []}
+
+
+def copy_notebooks() -> None:
+    """Make pages of ``notebooks/``; they live there because people run them there."""
+    for old in (HERE / "howto").glob("*.ipynb"):
+        old.unlink()
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        shutil.copy2(notebook, HERE / "howto" / notebook.name)
+
+
+def skip_foreign(_app: Any, _kind: str, _name: str, obj: Any, skip: bool, _options: Any) -> bool:
+    """Leave out what a class inherits from a framework: it has docs of its own."""
+    found = getattr(getattr(obj, "fget", None) or obj, "__module__", None) or "modularml"
+    return skip or not found.startswith("modularml")
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-skip-member", skip_foreign)
+
+
+copy_notebooks()
+apipages.write(HERE / "reference" / "api")

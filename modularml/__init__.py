@@ -1,0 +1,56 @@
+"""Experiments on tabular and sequence data: rows, splits, scalers, graphs of models, results.
+
+Names are loaded when they are first used, so importing this package is quick.
+"""
+
+import lazy_loader
+
+__version__ = "0.1.0"
+
+__getattr__, __dir__, _names = lazy_loader.attach(
+    __name__,
+    submodules=[
+        "callbacks",
+        "data",
+        "errors",
+        "graph",
+        "models",
+        "plotting",
+        "predicates",
+        "results",
+        "samplers",
+        "scalers",
+        "splitters",
+    ],
+    submod_attrs={
+        "backends": ["Backend"],
+        "callbacks": ["EarlyStopping", "EvalLossMetric", "Evaluation"],
+        "context": ["ExperimentContext", "RegistrationPolicy"],
+        "data.featureset": ["FeatureSet"],
+        "data.view": ["FeatureSetView"],
+        "experiment": [
+            "Accelerator",
+            "BatchSchedulingPolicy",
+            "Checkpointing",
+            "EvalPhase",
+            "EvalResults",
+            "Experiment",
+            "FitResults",
+            "InputBinding",
+            "PhaseGroup",
+            "PhaseGroupResults",
+            "ResultRecording",
+            "TrainPhase",
+            "TrainResults",
+        ],
+        "graph": ["ConcatNode", "ModelGraph", "ModelNode"],
+        "models.base": ["BaseModel"],
+        "models.torch.base": ["TorchBaseModel"],
+        "samplers": ["SimpleSampler"],
+        "scalers.scaler": ["Scaler"],
+        "scalers": ["scaler_registry", "supported_scalers"],
+        "training": ["AppliedLoss", "Loss", "Optimizer"],
+    },
+)
+
+__all__ = sorted([*_names, "__version__"])  # noqa: PLE0605

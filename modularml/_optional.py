@@ -1,0 +1,74 @@
+"""Optional packages: imported when first used, with a clear word where they are absent."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from types import ModuleType
+
+from modularml.errors import MissingDependencyError
+
+__all__ = ["has", "loaded", "require"]
+
+EXTRAS = {
+    "torch": "torch",
+    "tensorflow": "tensorflow",
+    "keras": "tensorflow",
+    "matplotlib": "plot",
+    "optuna": "sweep",
+    "mlflow": "track",
+    "tensorboard": "track",
+    "dask": "cluster",
+    "ray": "cluster",
+    "onnx": "export",
+    "polars": "polars",
+}
+
+
+def require(name: str, *, purpose: str = "") -> ModuleType:
+    """Import an optional package, or say how to install it.
+
+    Parameters
+    ----------
+    name : str
+        Module to import, dots allowed (``"matplotlib.pyplot"``).
+    purpose : str
+        What it is needed for, such as ``"to draw figures"``.
+
+    Returns
+    -------
+    module
+        The imported module.
+
+    Raises
+    ------
+    MissingDependencyError
+        If the package is not installed.
+    """
+    root = name.split(".")[0]
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        if error.name is not None and error.name.split(".")[0] != root:
+            raise
+        extra = EXTRAS.get(root)
+        how = f"pip install 'modularml[{extra}]'" if extra else f"pip install {root}"
+        raise MissingDependencyError(
+            f"{root} is not installed{' and is needed ' + purpose if purpose else ''}; run: {how}",
+            name=root,
+        ) from error
+
+
+def has(name: str) -> bool:
+    """Tell whether a package could be imported, without importing it."""
+    return name in sys.modules or importlib.util.find_spec(name) is not None
+
+
+def loaded(name: str) -> ModuleType | None:
+    """Return a module that somebody has imported already, else None.
+
+    An object of a framework can only exist once that framework is loaded, so
+    ``isinstance`` checks go through here and cost nothing for those who do not use it.
+    """
+    return sys.modules.get(name)

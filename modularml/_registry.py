@@ -1,0 +1,99 @@
+"""One registry for every kind of thing that has a name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Generic, TypeVar
+
+from modularml.errors import RegistrationError, UnknownNameError
+
+__all__ = ["Registry"]
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """Names to objects; found whatever their case, in the order of registration.
+
+    Parameters
+    ----------
+    kind : str
+        What is registered here, such as ``"scaler"``; used in messages.
+    entries : mapping of str to object, optional
+        First entries.
+    load : callable, optional
+        Called once before the first look-up, to add entries that are dear to import.
+
+    Examples
+    --------
+    >>> colours = Registry("colour", {"Red": 1})
+    >>> colours["red"]
+    1
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        entries: Mapping[str, T] | None = None,
+        *,
+        load: Callable[[], Mapping[str, T]] | None = None,
+    ) -> None:
+        self.kind = kind
+        self._entries: dict[str, T] = dict(entries or {})
+        self._load = load
+
+    def register(self, name: str, obj: T, *, overwrite: bool = False) -> T:
+        """Add an object under a name and return it.
+
+        Raises
+        ------
+        RegistrationError
+            If the name is taken by another object and ``overwrite`` is false.
+        """
+        taken = self._find(name)
+        if taken is not None and self._entries[taken] is not obj and not overwrite:
+            raise RegistrationError(
+                f"{self.kind} name {name!r} is taken by {self._entries[taken]!r}; "
+                "choose another name or pass overwrite=True"
+            )
+        if taken is not None:
+            del self._entries[taken]
+        self._entries[name] = obj
+        return obj
+
+    def name_of(self, obj: object) -> str | None:
+        """Return the name an object is registered under, or None."""
+        self._fill()
+        return next((name for name, known in self._entries.items() if known is obj), None)
+
+    def __getitem__(self, name: str) -> T:
+        found = self._find(name)
+        if found is None:
+            raise UnknownNameError(self.kind, name, self._entries)
+        return self._entries[found]
+
+    def __contains__(self, name: object) -> bool:
+        return self._find(name) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        self._fill()
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        self._fill()
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"Registry({self.kind!r}, {list(self)})"
+
+    def _fill(self) -> None:
+        load, self._load = self._load, None
+        if load is not None:
+            self._entries = {**load(), **self._entries}
+
+    def _find(self, name: object) -> str | None:
+        self._fill()
+        if name in self._entries:
+            return str(name)
+        folded = str(name).casefold()
+        return next((known for known in self._entries if known.casefold() == folded), None)

@@ -1,0 +1,16 @@
+"""Names for types that several rooms share."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Array", "Columns", "Domain", "IntArray", "Shape"]
+
+Array: TypeAlias = NDArray[Any]
+IntArray: TypeAlias = NDArray[np.int64]
+Shape: TypeAlias = tuple[int, ...]
+Domain: TypeAlias = Literal["features", "targets", "tags"]
+Columns: TypeAlias = str | list[str] | None

@@ -1,0 +1,236 @@
+"""The adapter for torch."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+
+from modularml._optional import require
+from modularml._typing import Array, IntArray, Shape
+from modularml.backends.base import Backend, BackendAdapter, Compute, NonFinite, Step
+from modularml.backends.torch_kernels import direct_step
+from modularml.errors import DeviceError, ShapeError
+
+torch = require("torch", purpose="to train torch models")
+
+__all__ = ["TorchAdapter", "adapter"]
+
+
+class TorchAdapter(BackendAdapter):
+    """The few things that a graph needs of torch."""
+
+    backend: ClassVar[Backend] = Backend.TORCH
+
+    # -- tensors ------------------------------------------------------------------------------
+
+    def from_numpy(self, values: Array, *, dtype: Any = None, device: Any = None) -> Any:
+        """Copy an array to a tensor; never an alias of what is immutable."""
+        values = np.asarray(values)
+        if values.dtype.kind not in "biufc":
+            raise ShapeError(f"values of dtype {values.dtype} cannot become a torch tensor")
+        if values.dtype.kind == "u" and values.dtype.itemsize > 1:
+            values = values.astype(np.int64)
+        return torch.tensor(np.array(values, order="C"), dtype=dtype, device=device)
+
+    def to_numpy(self, tensor: Any) -> Array:
+        """Return a tensor as an array, off the graph and the device."""
+        out: Array = tensor.detach().cpu().numpy()
+        return out
+
+    def zeros(self, shape: Shape, dtype: Any) -> Any:
+        """Return a tensor of zeros."""
+        return torch.zeros(shape, dtype=dtype)
+
+    def sample_mean(self, values: Any) -> Any:
+        """Return the mean over samples of values a sample, an element, or one in all."""
+        return values if values.ndim == 0 else values.mean()
+
+    def loss_dtype(self, kind: str, like: Any) -> Any:
+        """Return the dtype of targets: ``"index"`` for class numbers, ``"float"`` as `like`."""
+        return torch.int64 if kind == "index" else like
+
+    def gather(self, column: Any, rows: IntArray) -> Any:
+        """Return rows of a tensor, in the order asked."""
+        index = torch.from_numpy(rows if rows.flags.writeable else rows.copy())
+        return column.index_select(0, index.to(column.device))
+
+    def chunks(self, tensor: Any, size: int | list[int]) -> Sequence[Any]:
+        """Cut a tensor along axis 0: into pieces of one size, or of these sizes."""
+        pieces: Sequence[Any] = tensor.split(size)
+        return pieces
+
+    def concat(self, tensors: Sequence[Any], axis: int) -> Any:
+        """Concatenate tensors."""
+        return torch.cat(tuple(tensors), dim=axis)
+
+    def mean(self, tensors: Sequence[Any]) -> Any:
+        """Return the element-wise mean of tensors."""
+        return torch.stack(tuple(tensors)).mean(dim=0)
+
+    def pad(self, tensor: Any, widths: Sequence[tuple[int, int]], mode: str, value: float) -> Any:
+        """Pad each axis at its end; every mode is an index, so gradients pass."""
+        for axis, (before, after) in enumerate(widths):
+            if not before and not after:
+                continue
+            n = tensor.shape[axis]
+            if mode == "constant":
+                shape = list(tensor.shape)
+                shape[axis] = after
+                tensor = torch.cat((tensor, tensor.new_full(shape, value)), dim=axis)
+                continue
+            places = np.pad(np.arange(n), (before, after), mode=_PAD_MODES[mode])  # type: ignore[call-overload]
+            tensor = tensor.index_select(axis, torch.from_numpy(places).to(tensor.device))
+        return tensor
+
+    def detach(self, tensor: Any) -> Any:
+        """Return the tensor off the graph, on its device."""
+        return tensor.detach()
+
+    def to_host(self, tensor: Any) -> Any:
+        """Return the tensor off the graph and off the device."""
+        return tensor.detach() if tensor.device.type == "cpu" else tensor.detach().cpu()
+
+    def floats(self, scalars: Sequence[Any]) -> list[float]:
+        """Return many scalar tensors as numbers, in one transfer."""
+        if not scalars or not isinstance(scalars[0], torch.Tensor):
+            return [float(s) for s in scalars]
+        values: list[float] = torch.stack([s.detach() for s in scalars]).double().tolist()
+        return values
+
+    # -- models -------------------------------------------------------------------------------
+
+    def parameters(self, model: Any) -> dict[str, Any]:
+        """Return by name what an optimizer may move once the model is not frozen."""
+        frozen = {id(p) for p in model.__dict__.get("_modularml_trainable", [])}
+        named = model.named_parameters()
+        return {name: p for name, p in named if p.requires_grad or id(p) in frozen}
+
+    def move(self, model: Any, device: Any) -> None:
+        """Move a model's weights to a device, in place."""
+        model.to(device)
+
+    @contextmanager
+    def modes(self, models: Sequence[tuple[Any, bool]]) -> Iterator[None]:
+        """Put models into training (True) or evaluation mode within a block, then back."""
+        before = [(m, m.training) for model, _ in models for m in model.modules()]
+        for model, training in models:
+            model.train(training)
+        try:
+            yield
+        finally:
+            for module, was in before:
+                module.training = was
+
+    def set_frozen(self, model: Any, frozen: bool) -> None:
+        """Stop, or allow, gradients into a model's own parameters.
+
+        Parameters that the user had switched off stay off when the model is unfrozen.
+        """
+        if frozen:
+            kept = [p for p in model.parameters() if p.requires_grad]
+            model.__dict__.setdefault("_modularml_trainable", kept)
+        else:
+            kept = model.__dict__.pop("_modularml_trainable", [])
+        for p in kept:
+            p.requires_grad_(not frozen)
+            if frozen:
+                p.grad = None
+
+    def input_dtype(self, model: Any) -> Any:
+        """Return the dtype that a model wants its features in."""
+        for module in [] if model is None else model.modules():
+            if isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
+                return torch.int64
+            for p in module.parameters(recurse=False):
+                if p.is_floating_point():
+                    return p.dtype
+        return torch.get_default_dtype()
+
+    def no_grad(self) -> AbstractContextManager[Any]:
+        """Return a context in which no gradients are tracked."""
+        context: AbstractContextManager[Any] = torch.no_grad()
+        return context
+
+    # -- training -----------------------------------------------------------------------------
+
+    def losses(self) -> Mapping[str, type]:
+        """Return loss classes by name."""
+        found = vars(torch.nn.modules.loss)
+        return {n: c for n, c in found.items() if n.endswith("Loss") and not n.startswith("_")}
+
+    def optimizers(self) -> Mapping[str, type]:
+        """Return optimizer classes by name."""
+        base = torch.optim.Optimizer
+        found = vars(torch.optim).items()
+        return {n: c for n, c in found if inspect.isclass(c) and issubclass(c, base) and c is not base}
+
+    def make_optimizer(self, cls: Any, parameters: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Make an optimizer; the fused kernel is used where torch has one and nobody said no."""
+        chosen = dict(kwargs)
+        takes = inspect.signature(cls).parameters
+        free = "fused" in takes and not {"fused", "foreach", "capturable", "differentiable"} & set(chosen)
+        if free and all(p.is_floating_point() and not p.is_sparse for p in parameters):
+            try:
+                return cls(list(parameters), **chosen, fused=True)
+            except RuntimeError:  # this device or dtype has no fused kernel
+                pass
+        return cls(list(parameters), **chosen)
+
+    def train_step(self, compute: Compute, optimizers: Sequence[Any]) -> Step:
+        """Return a function that computes the loss of a batch and moves the weights."""
+        params = [p for o in optimizers for g in o.param_groups for p in g["params"] if p.requires_grad]
+        on_host = all(p.device.type == "cpu" for p in params)
+        move = _one_after_another([direct_step(optimizer) for optimizer in optimizers])
+        isfinite = math.isfinite
+
+        def step(inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+            total, losses, outputs = compute(inputs)
+            if on_host:
+                losses = [loss.item() for loss in losses]
+                for place, value in enumerate(losses):
+                    if not isfinite(value):
+                        raise NonFinite(place, value)
+            for p in params:
+                p.grad = None
+            total.backward()
+            move()
+            return losses, outputs
+
+        return step
+
+    def check_device(self, device: str) -> Any:
+        """Return the device, or say that it is not there."""
+        name = {"gpu": "cuda"}.get(device.split(":")[0], device.split(":")[0])
+        index = device.partition(":")[2]
+        there = {
+            "cpu": lambda: True,
+            "cuda": lambda: int(index or 0) < torch.cuda.device_count(),
+            "mps": lambda: torch.backends.mps.is_available(),
+        }.get(name, lambda: False)
+        if not there():
+            have = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+            have += ["mps"] if torch.backends.mps.is_available() else []
+            raise DeviceError(f"device {device!r} is not there; this machine has {', '.join(have)}")
+        return torch.device(f"{name}:{index}" if index else name)
+
+
+_PAD_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+def _one_after_another(moves: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
+    if len(moves) == 1:
+        return moves[0]
+
+    def move() -> None:
+        for each in moves:
+            each()
+
+    return move
+
+
+adapter = TorchAdapter()

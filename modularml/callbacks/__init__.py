@@ -1,0 +1,36 @@
+"""Callbacks: what listens to a phase or an experiment."""
+
+from modularml.callbacks.early_stopping import EarlyStopping, EarlyStoppingResult
+from modularml.callbacks.evaluation import (
+    EvalLossMetric,
+    Evaluation,
+    EvaluationCallbackResult,
+    EvaluationMetric,
+    MetricCallback,
+)
+from modularml.experiment.callback import (
+    ArtifactResult,
+    Callback,
+    CallbackResult,
+    ExperimentCallback,
+    MetricResult,
+    PayloadResult,
+    callback_registry,
+)
+
+__all__ = [
+    "ArtifactResult",
+    "Callback",
+    "CallbackResult",
+    "EarlyStopping",
+    "EarlyStoppingResult",
+    "EvalLossMetric",
+    "Evaluation",
+    "EvaluationCallbackResult",
+    "EvaluationMetric",
+    "ExperimentCallback",
+    "MetricCallback",
+    "MetricResult",
+    "PayloadResult",
+    "callback_registry",
+]

@@ -1,0 +1,215 @@
+"""Stopping when a metric stops getting better."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from modularml.data.execution import ExecutionContext
+from modularml.errors import ConfigError, MetricNotLoggedError
+from modularml.experiment.callback import Callback, CallbackResult, callback_registry
+from modularml.experiment.recording import ResultRecording
+
+__all__ = ["EarlyStopping", "EarlyStoppingResult", "Patience"]
+
+
+@dataclass
+class EarlyStoppingResult(CallbackResult):
+    """When a training stopped, and which epoch was best."""
+
+    kind: ClassVar[str] = "early_stopping"
+
+    monitor: str = ""
+    best_epoch: int | None = None
+    best_value: float | None = None
+    stopped_epoch: int | None = None
+    restored: bool = False
+
+
+class Patience:
+    """The arithmetic of early stopping, apart from everything else.
+
+    Parameters
+    ----------
+    mode : {'min', 'max'}
+    patience : int
+        Epochs without improvement that are borne.
+    min_delta : float
+        What counts as improvement.
+    """
+
+    def __init__(self, mode: str, patience: int, min_delta: float) -> None:
+        self.mode, self.patience, self.min_delta = mode, patience, min_delta
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+        self.waited = 0
+
+    def update(self, value: float, epoch: int) -> bool:
+        """Take in a value and tell whether it is the best so far; NaN never is."""
+        if not math.isnan(value) and (self.best is None or self._gain(value) > self.min_delta):
+            self.best, self.best_epoch, self.waited = value, epoch, 0
+            return True
+        self.waited += 1
+        return False
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether it is time to stop."""
+        return self.waited >= max(1, self.patience)
+
+    def _gain(self, value: float) -> float:
+        assert self.best is not None
+        return self.best - value if self.mode == "min" else value - self.best
+
+
+class EarlyStopping(Callback):
+    """Stop a training when a metric has not improved for some epochs.
+
+    Parameters
+    ----------
+    monitor : str
+        Name of a metric that is logged: ``train_loss``, or one of an `Evaluation`.
+    mode : {'min', 'max'}
+    patience : int
+        Epochs without improvement that are borne; at least 0.
+    min_delta : float
+        Smallest change that counts as improvement; at least 0.
+    restore_best : bool
+        Whether the graph goes back to the best epoch at the end.
+    reducer : {'mean', 'sum', 'last', 'first'}
+        Where the metric has several values an epoch.
+    label : str, optional
+    execution_order : int
+        Must be higher than that of the callback which logs the metric.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is not as described.
+    """
+
+    def __init__(
+        self,
+        *,
+        monitor: str = "val_loss",
+        mode: Literal["min", "max"] = "min",
+        patience: int = 5,
+        min_delta: float = 0.0,
+        restore_best: bool = False,
+        reducer: Literal["mean", "sum", "last", "first"] = "last",
+        label: str | None = None,
+        execution_order: int = 1,
+    ) -> None:
+        if mode not in ("min", "max"):
+            raise ConfigError(f"mode must be 'min' or 'max', got {mode!r}")
+        if not isinstance(patience, int) or patience < 0:
+            raise ConfigError(f"patience must be an int of at least 0 (epochs), got {patience!r}")
+        if not min_delta >= 0:
+            raise ConfigError(f"min_delta must be at least 0, got {min_delta!r}")
+        if reducer not in ("mean", "sum", "last", "first"):
+            raise ConfigError(f"reducer must be 'mean', 'sum', 'last' or 'first', got {reducer!r}")
+        super().__init__(label, execution_order)
+        self._monitor, self.mode, self.patience = monitor, mode, patience
+        self.min_delta, self.reducer, self._restore_best = float(min_delta), reducer, restore_best
+        self._reset()
+
+    @property
+    def monitor(self) -> str:
+        """Name of the metric."""
+        return self._monitor
+
+    @property
+    def restore_best(self) -> bool:
+        """Whether the graph goes back to the best epoch at the end."""
+        return self._restore_best
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch with the best value so far; None before the first."""
+        return self._watch.best_epoch
+
+    @property
+    def best_value(self) -> float | None:
+        """The best value so far; None before the first."""
+        return self._watch.best
+
+    @property
+    def stopped_epoch(self) -> int | None:
+        """The epoch after which the training was stopped; None where it was not."""
+        return self._stopped
+
+    def on_phase_start(self, *, experiment: Any, phase: Any, results: Any = None) -> None:
+        """Forget an earlier phase."""
+        self._reset()
+
+    def on_epoch_end(
+        self, *, experiment: Any, phase: Any, exec_ctx: ExecutionContext, results: Any = None
+    ) -> CallbackResult | None:
+        """Look at the metric; keep the state of the best epoch; stop where patience is spent.
+
+        Raises
+        ------
+        MetricNotLoggedError
+            If nobody logs the metric.
+        """
+        epoch = exec_ctx.epoch_idx
+        try:
+            value = results._metrics.epoch_value(self._monitor, epoch, self.reducer)
+        except MetricNotLoggedError:
+            if self._will_be_logged(phase, results):
+                return None
+            raise
+        if self._watch.update(value, epoch):
+            self._keep(phase, results)
+        elif self._watch.is_spent:
+            self._stopped = epoch
+            phase.request_stop()
+        return None
+
+    def on_phase_end(
+        self, *, experiment: Any, phase: Any, results: Any = None
+    ) -> EarlyStoppingResult | None:
+        """Go back to the best epoch, where asked, and say what happened."""
+        restored = self._restore_best and self._best_state is not None
+        if restored:
+            phase.graph().set_state(self._best_state)
+            if phase.recording is ResultRecording.LAST:
+                results._execution = self._best_steps
+        self._best_state, self._best_steps = None, []
+        return EarlyStoppingResult(
+            monitor=self._monitor,
+            best_epoch=self.best_epoch,
+            best_value=self.best_value,
+            stopped_epoch=self._stopped,
+            restored=restored,
+        )
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> EarlyStopping:
+        """Make one from its config."""
+        return super().from_config(config)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments as plain data."""
+        return super().get_config()
+
+    def _reset(self) -> None:
+        self._watch = Patience(self.mode, self.patience, self.min_delta)
+        self._stopped: int | None = None
+        self._best_state: Any = None
+        self._best_steps: list[ExecutionContext] = []
+
+    def _keep(self, phase: Any, results: Any) -> None:
+        if self._restore_best:
+            self._best_state = phase.graph().get_state()
+            if phase.recording is ResultRecording.LAST:
+                self._best_steps = results._execution
+
+    def _will_be_logged(self, phase: Any, results: Any) -> bool:
+        """Tell whether the metric comes in other epochs than this one."""
+        announced = [name for c in phase.callbacks for name in getattr(c, "logs", [])]
+        return self._monitor in announced or self._monitor in results.metric_names()
+
+
+callback_registry.register("EarlyStopping", EarlyStopping)

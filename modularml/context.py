@@ -1,0 +1,411 @@
+"""Nodes by id and label: what belongs to one experiment.
+
+A context is made on first use, one for each thread and asyncio task. Nodes register in the
+active context when they are made, and stay bound to it.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from modularml.errors import ConfigError, RegistrationError, UnknownNameError
+from modularml.progress import IN_NOTEBOOK
+
+if TYPE_CHECKING:
+    from modularml.data.featureset import FeatureSet
+    from modularml.experiment.experiment import Experiment
+    from modularml.graph.model_graph import ModelGraph
+    from modularml.graph.node import ComputeNode
+
+__all__ = ["ExperimentContext", "ExperimentNode", "RegistrationPolicy", "RegistrationWarning"]
+
+
+class RegistrationWarning(UserWarning):
+    """A node took the place of another with the same label."""
+
+
+class RegistrationPolicy(enum.Enum):
+    """What happens when a label is taken.
+
+    The default is read from ``MODULARML_EXP_REGISTRATION_POLICY``; where that is not set, it is
+    ``overwrite_warn`` in a notebook, whose cells run again and again, and ``error`` in a script.
+    """
+
+    ERROR = "error"
+    OVERWRITE = "overwrite"
+    OVERWRITE_WARN = "overwrite_warn"
+    NO_REGISTER = "no_register"
+
+    @classmethod
+    def from_value(cls, value: str | RegistrationPolicy | None) -> RegistrationPolicy:
+        """Read a policy from its name; None gives the default."""
+        if isinstance(value, cls):
+            return value
+        if value is None:
+            usual = "overwrite_warn" if IN_NOTEBOOK else "error"
+            value = os.environ.get("MODULARML_EXP_REGISTRATION_POLICY", usual)
+        names = [policy.value for policy in cls]
+        if str(value).lower() not in names:
+            raise UnknownNameError("registration policy", value, names)
+        return cls(str(value).lower())
+
+
+class ExperimentNode:
+    """Anything with a label that an experiment can look up: a FeatureSet, a graph node.
+
+    Parameters
+    ----------
+    label : str
+        Unique within the context.
+    node_id : str, optional
+        Given only when a node is rebuilt from a config.
+    register : bool
+        Whether to enter the active context.
+    """
+
+    not_config: ClassVar[frozenset[str]] = frozenset({"node_id", "register"})
+
+    def __init__(self, label: str, *, node_id: str | None = None, register: bool = True) -> None:
+        if not isinstance(label, str) or not label.strip():
+            raise ConfigError(f"label must be a string that is not empty, got {label!r}")
+        self._label = label
+        self._node_id = node_id or str(uuid.uuid4())
+        self._context = ExperimentContext.get_active()
+        if register:
+            self._context.register_experiment_node(self)
+
+    @property
+    def label(self) -> str:
+        """Name of this node, unique within its context."""
+        return self._label
+
+    @label.setter
+    def label(self, new: str) -> None:
+        if self._context.has_node(node_id=self._node_id):
+            self._context.update_node_label(self._node_id, new)
+        self._label = new
+
+    @property
+    def node_id(self) -> str:
+        """Identifier of this node in this process."""
+        return self._node_id
+
+    @property
+    def context(self) -> ExperimentContext:
+        """The context that this node was made in."""
+        return self._context
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
+class ExperimentContext:
+    """Registry of the nodes, the graph and the experiment that belong together.
+
+    Parameters
+    ----------
+    experiment : Experiment, optional
+        The experiment that runs in this context.
+    registration_policy : RegistrationPolicy or str, optional
+        What happens when a label is taken.
+
+    Examples
+    --------
+    >>> with ExperimentContext().activate() as ctx:
+    ...     len(ctx.available_nodes)
+    0
+    """
+
+    def __init__(
+        self,
+        *,
+        experiment: Experiment | None = None,
+        registration_policy: RegistrationPolicy | str | None = None,
+    ) -> None:
+        self._experiment = experiment
+        self._policy = RegistrationPolicy.from_value(registration_policy)
+        self._nodes: dict[str, ExperimentNode] = {}
+        self._graph: ModelGraph | None = None
+
+    # -- which context is active ------------------------------------------------------------
+
+    @classmethod
+    def get_active(cls) -> ExperimentContext:
+        """Return the active context of this thread or task, made on first use."""
+        active = _active.get()
+        if active is None:
+            active = cls()
+            _active.set(active)
+        return active
+
+    def make_active(self) -> None:
+        """Make this the active context of this thread or task from now on."""
+        _active.set(self)
+
+    @contextmanager
+    def activate(self) -> Iterator[ExperimentContext]:
+        """Make this the active context within a ``with`` block."""
+        token = _active.set(self)
+        try:
+            yield self
+        finally:
+            _active.reset(token)
+
+    @contextmanager
+    def temporary(self) -> Iterator[ExperimentContext]:
+        """Activate this context and undo, on exit, all that was changed in it."""
+        state = self.get_state()
+        with self.activate():
+            try:
+                yield self
+            finally:
+                self.set_state(state)
+
+    @classmethod
+    @contextmanager
+    def dont_register(cls) -> Iterator[None]:
+        """Let nodes that are made within the block stay out of every context."""
+        token = _registering.set(False)
+        try:
+            yield
+        finally:
+            _registering.reset(token)
+
+    # -- nodes ------------------------------------------------------------------------------
+
+    @property
+    def available_nodes(self) -> dict[str, ExperimentNode]:
+        """All registered nodes, keyed by node id."""
+        return dict(self._nodes)
+
+    @property
+    def available_featuresets(self) -> dict[str, FeatureSet]:
+        """All registered FeatureSets, keyed by node id."""
+        return self._of_type("FeatureSet")
+
+    @property
+    def available_computenodes(self) -> dict[str, ComputeNode]:
+        """All registered compute nodes, keyed by node id."""
+        return self._of_type("ComputeNode")
+
+    def has_node(self, *, node_id: str | None = None, label: str | None = None) -> bool:
+        """Tell whether a node with this id, or with this label, is registered."""
+        return self._find(node_id=node_id, label=label) is not None
+
+    def get_node(
+        self,
+        val: str | None = None,
+        *,
+        node_id: str | None = None,
+        label: str | None = None,
+        enforce_type: str = "ExperimentNode",
+    ) -> ExperimentNode:
+        """Return a node by id or label.
+
+        Parameters
+        ----------
+        val : str, optional
+            An id or a label; ids are tried first.
+        node_id, label : str, optional
+            Given instead of `val`.
+        enforce_type : str
+            Name of a class that the node must be an instance of.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is no such node; the closest labels are listed.
+        ConfigError
+            If not exactly one of `val`, `node_id` and `label` is given.
+        TypeError
+            If the node is of another type.
+        """
+        if sum(x is not None for x in (val, node_id, label)) != 1:
+            raise ConfigError("give exactly one of val, node_id and label")
+        node = self._find(node_id=val, label=val) if val else self._find(node_id=node_id, label=label)
+        if node is None:
+            labels = [known.label for known in self._nodes.values()]
+            raise UnknownNameError("node", val or node_id or label, labels)
+        if not _is_a(node, enforce_type):
+            raise TypeError(f"node {node.label!r} is a {type(node).__name__}, not a {enforce_type}")
+        return node
+
+    def register_experiment_node(
+        self, node: ExperimentNode, *, check_label_collision: bool = True
+    ) -> None:
+        """Enter a node under its id and label.
+
+        Raises
+        ------
+        TypeError
+            If `node` is not an `ExperimentNode`.
+        RegistrationError
+            If its id or label is taken and the policy is ``error``.
+        """
+        if not isinstance(node, ExperimentNode):
+            raise TypeError(f"node must be an ExperimentNode, got a {type(node).__name__}")
+        if self._policy is RegistrationPolicy.NO_REGISTER or not _registering.get():
+            return
+        taken = self._nodes.get(node.node_id)
+        if taken is None and check_label_collision:
+            taken = self._find(label=node.label)
+        if taken is not None and taken is not node:
+            self._make_room(taken, node)
+        self._nodes[node.node_id] = node
+        node._context = self
+
+    def remove_node(
+        self, *, node_id: str | None = None, label: str | None = None, error_if_missing: bool = True
+    ) -> ExperimentNode | None:
+        """Remove a node, by id or by label, and return it.
+
+        Raises
+        ------
+        ConfigError
+            If not exactly one of `node_id` and `label` is given.
+        UnknownNameError
+            If there is no such node and `error_if_missing` is true.
+        """
+        if (node_id is None) == (label is None):
+            raise ConfigError("give exactly one of node_id and label")
+        node = self._find(node_id=node_id, label=label)
+        if node is None and error_if_missing:
+            labels = [known.label for known in self._nodes.values()]
+            raise UnknownNameError("node", node_id or label, labels)
+        return None if node is None else self._nodes.pop(node.node_id)
+
+    def update_node_label(
+        self, node_id: str, new_label: str, *, check_label_collision: bool = True
+    ) -> None:
+        """Give a registered node another label.
+
+        Raises
+        ------
+        UnknownNameError
+            If no node has this id.
+        RegistrationError
+            If the label is taken and `check_label_collision` is true.
+        """
+        node = self.get_node(node_id=node_id)
+        taken = self._find(label=new_label)
+        if check_label_collision and taken is not None and taken is not node:
+            raise RegistrationError(_taken_message(taken, new_label))
+        node._label = new_label
+
+    # -- graph and experiment ---------------------------------------------------------------
+
+    @property
+    def model_graph(self) -> ModelGraph | None:
+        """The graph of this context, or None."""
+        return self._graph
+
+    def register_model_graph(self, graph: ModelGraph) -> None:
+        """Make a graph the graph of this context.
+
+        Raises
+        ------
+        TypeError
+            If `graph` is not a ModelGraph.
+        RegistrationError
+            If there is another graph and the policy is ``error``.
+        """
+        if not _is_a(graph, "ModelGraph"):
+            raise TypeError(f"graph must be a ModelGraph, got a {type(graph).__name__}")
+        if self._policy is RegistrationPolicy.NO_REGISTER or not _registering.get():
+            return
+        if self._graph is not None and self._graph is not graph:
+            if self._policy is RegistrationPolicy.ERROR:
+                raise RegistrationError(
+                    f"this context has the graph {self._graph.label!r} already; start another "
+                    "Experiment, pass register=False, or set the policy to 'overwrite'"
+                )
+            if self._policy is RegistrationPolicy.OVERWRITE_WARN:
+                _warn(f"graph {graph.label!r} replaces {self._graph.label!r} in its context")
+        self._graph = graph
+
+    def get_experiment(self) -> Experiment | None:
+        """Return the experiment of this context, or None."""
+        return self._experiment
+
+    def set_experiment(self, experiment: Experiment, *, reset_registries: bool = False) -> None:
+        """Make an experiment the experiment of this context."""
+        if reset_registries:
+            self._nodes, self._graph = {}, None
+        self._experiment = experiment
+
+    # -- policy and state -------------------------------------------------------------------
+
+    @property
+    def registration_policy(self) -> RegistrationPolicy:
+        """What happens when a label is taken."""
+        return self._policy
+
+    def set_registration_policy(self, policy: str | RegistrationPolicy) -> None:
+        """Set what happens when a label is taken, from now on."""
+        self._policy = RegistrationPolicy.from_value(policy)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return a snapshot of what is registered (the objects themselves, not copies)."""
+        return {
+            "nodes": {node_id: (node, node.label) for node_id, node in self._nodes.items()},
+            "model_graph": self._graph,
+            "experiment": self._experiment,
+            "registration_policy": self._policy.value,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go back to a snapshot made by `get_state`."""
+        self._nodes = {}
+        for node_id, (node, label) in state["nodes"].items():
+            node._label = label
+            self._nodes[node_id] = node
+        self._graph = state["model_graph"]
+        self._experiment = state["experiment"]
+        self._policy = RegistrationPolicy.from_value(state["registration_policy"])
+
+    def __repr__(self) -> str:
+        labels = [node.label for node in self._nodes.values()]
+        return f"ExperimentContext(nodes={labels}, policy={self._policy.value!r})"
+
+    def _find(
+        self, *, node_id: str | None = None, label: str | None = None
+    ) -> ExperimentNode | None:
+        if node_id is not None and node_id in self._nodes:
+            return self._nodes[node_id]
+        return next((n for n in self._nodes.values() if label is not None and n.label == label), None)
+
+    def _of_type(self, name: str) -> dict[str, Any]:
+        return {node_id: node for node_id, node in self._nodes.items() if _is_a(node, name)}
+
+    def _make_room(self, taken: ExperimentNode, node: ExperimentNode) -> None:
+        if self._policy is RegistrationPolicy.ERROR:
+            raise RegistrationError(_taken_message(taken, node.label))
+        if self._policy is RegistrationPolicy.OVERWRITE_WARN:
+            _warn(f"node {node.label!r} replaces another with that label")
+        del self._nodes[taken.node_id]
+
+
+_active: ContextVar[ExperimentContext | None] = ContextVar("modularml_context", default=None)
+_registering: ContextVar[bool] = ContextVar("modularml_registering", default=True)
+
+
+def _is_a(obj: object, name: str) -> bool:
+    return any(cls.__name__ == name for cls in type(obj).__mro__)
+
+
+def _taken_message(taken: ExperimentNode, label: str) -> str:
+    return (
+        f"label {label!r} is taken by a {type(taken).__name__} in this context; choose another "
+        f"label, call ctx.remove_node(label={label!r}), or set the registration policy to 'overwrite'"
+    )
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RegistrationWarning, stacklevel=5)

@@ -1,0 +1,22 @@
+"""Rows: schema, Arrow table, views, FeatureSets, references and batches."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "batch": ["Batch", "BatchView", "RoleData", "SampleData", "SampleShapes", "SampledView"],
+        "collection": ["SampleCollection"],
+        "execution": ["ExecutionContext"],
+        "featureset": ["FeatureSet"],
+        "formats": ["DataFormat"],
+        "references": [
+            "ExperimentNodeReference",
+            "FeatureSetColumnReference",
+            "FeatureSetReference",
+            "GraphNodeReference",
+        ],
+        "schema": ["ColumnSpec", "SampleSchema"],
+        "view": ["FeatureSetView"],
+    },
+)

@@ -1,0 +1,262 @@
+"""Reading columns: what a FeatureSet and its views share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from modularml._typing import Array, Columns, IntArray, Shape
+from modularml.data.collection import SampleCollection, id_texts
+from modularml.data.formats import DataFormat, convert, convert_array
+from modularml.data.schema import ColumnSpec
+from modularml.data.selectors import select
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+__all__ = ["SampleCollectionMixin"]
+
+
+class SampleCollectionMixin:
+    """Getters over a collection, some of its rows and some of its columns."""
+
+    @property
+    @abstractmethod
+    def collection(self) -> SampleCollection:
+        """The table that is read."""
+
+    @property
+    @abstractmethod
+    def row_indices(self) -> IntArray | None:
+        """Rows of the table that are read; None for all, in order."""
+
+    @property
+    @abstractmethod
+    def column_names(self) -> list[str]:
+        """Full names of the columns that are read."""
+
+    # -- size ---------------------------------------------------------------------------------
+
+    @property
+    def n_samples(self) -> int:
+        """Number of rows."""
+        rows = self.row_indices
+        return self.collection.n_samples if rows is None else len(rows)
+
+    def __len__(self) -> int:
+        return self.n_samples
+
+    # -- data ---------------------------------------------------------------------------------
+
+    def column(self, name: str) -> Array:
+        """Return one column by full name.
+
+        Returns
+        -------
+        ndarray, shape (n_samples, *shape)
+            Read-only, without a copy, where all rows are read.
+        """
+        values = self.collection.numpy(name)
+        rows = self.row_indices
+        return values if rows is None else values[rows]
+
+    def get_data(
+        self,
+        *,
+        columns: Columns = None,
+        features: Columns = None,
+        targets: Columns = None,
+        tags: Columns = None,
+        rep: str | None = None,
+        fmt: str | DataFormat = "dict_numpy",
+        include_domain_prefix: bool = True,
+        include_rep_suffix: bool = True,
+    ) -> Any:
+        """Return selected columns of any domain.
+
+        Parameters
+        ----------
+        columns : str or list of str, optional
+            Selectors: ``key``, ``key.rep``, ``domain.key.rep`` or wildcards.
+        features, targets, tags : str or list of str, optional
+            Selectors within a domain.
+        rep : str, optional
+            Representation for selectors that name none; None means every one there is.
+        fmt : str or DataFormat
+            See `DataFormat`. Array formats stack columns on axis 1.
+        include_domain_prefix, include_rep_suffix : bool
+            How columns are named in the result. A suffix that tells two columns apart stays.
+
+        Raises
+        ------
+        UnknownNameError
+            If a selector fits no column.
+        ShapeError
+            If columns of unlike shape are asked for as one array.
+        """
+        chosen = self._select(columns, features=features, targets=targets, tags=tags, rep=rep)
+        shown = self._shown(chosen, include_domain_prefix, include_rep_suffix)
+        return convert(dict(zip(shown, map(self.column, chosen), strict=True)), fmt)
+
+    def get_features(
+        self,
+        fmt: str | DataFormat = "dict_numpy",
+        *,
+        features: Columns = None,
+        rep: str | None = None,
+        include_domain_prefix: bool = False,
+        include_rep_suffix: bool = False,
+    ) -> Any:
+        """Return feature columns; see `get_data`."""
+        return self._domain("features", fmt, features, rep, include_domain_prefix, include_rep_suffix)
+
+    def get_targets(
+        self,
+        fmt: str | DataFormat = "dict_numpy",
+        *,
+        targets: Columns = None,
+        rep: str | None = None,
+        include_domain_prefix: bool = False,
+        include_rep_suffix: bool = False,
+    ) -> Any:
+        """Return target columns; see `get_data`."""
+        return self._domain("targets", fmt, targets, rep, include_domain_prefix, include_rep_suffix)
+
+    def get_tags(
+        self,
+        fmt: str | DataFormat = "dict_numpy",
+        *,
+        tags: Columns = None,
+        rep: str | None = None,
+        include_domain_prefix: bool = False,
+        include_rep_suffix: bool = False,
+    ) -> Any:
+        """Return tag columns; see `get_data`."""
+        return self._domain("tags", fmt, tags, rep, include_domain_prefix, include_rep_suffix)
+
+    def get_sample_uuids(self, fmt: str | DataFormat = "numpy") -> Any:
+        """Return the ids of the rows as UUID text."""
+        ids = self.collection.ids
+        rows = self.row_indices
+        texts = id_texts(ids if rows is None else ids[rows])
+        fmt = DataFormat.from_value(fmt)
+        if fmt in (DataFormat.NUMPY, DataFormat.LIST):
+            return convert_array(texts, fmt)
+        return convert({"sample_uuids": texts}, fmt)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return all columns as a DataFrame indexed by sample id."""
+        frame: pd.DataFrame = self.get_data(fmt="pandas")
+        return frame.set_axis(self.get_sample_uuids(), axis=0).rename_axis("sample_uuids")
+
+    def to_arrow(self) -> pa.Table:
+        """Return all columns and the ids as an Arrow table."""
+        rows = self.row_indices
+        every = np.arange(self.n_samples) if rows is None else rows
+        return self.collection.take(every, self.column_names).table
+
+    # -- keys, shapes, dtypes -----------------------------------------------------------------
+
+    def get_feature_keys(
+        self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
+    ) -> list[str]:
+        """Return names of feature columns."""
+        return self._keys("features", include_domain_prefix, include_rep_suffix)
+
+    def get_target_keys(
+        self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
+    ) -> list[str]:
+        """Return names of target columns."""
+        return self._keys("targets", include_domain_prefix, include_rep_suffix)
+
+    def get_tag_keys(
+        self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
+    ) -> list[str]:
+        """Return names of tag columns."""
+        return self._keys("tags", include_domain_prefix, include_rep_suffix)
+
+    def get_all_keys(
+        self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
+    ) -> list[str]:
+        """Return names of all columns."""
+        return self._keys(None, include_domain_prefix, include_rep_suffix)
+
+    def get_feature_shapes(
+        self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
+    ) -> dict[str, Shape]:
+        """Return the shape of one sample of each feature column."""
+        specs = self._specs("features", include_domain_prefix, include_rep_suffix)
+        return {name: spec.shape for name, spec in specs.items()}
+
+    def get_target_shapes(
+        self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
+    ) -> dict[str, Shape]:
+        """Return the shape of one sample of each target column."""
+        specs = self._specs("targets", include_domain_prefix, include_rep_suffix)
+        return {name: spec.shape for name, spec in specs.items()}
+
+    def get_tag_shapes(
+        self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
+    ) -> dict[str, Shape]:
+        """Return the shape of one sample of each tag column."""
+        specs = self._specs("tags", include_domain_prefix, include_rep_suffix)
+        return {name: spec.shape for name, spec in specs.items()}
+
+    def get_feature_dtypes(
+        self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
+    ) -> dict[str, np.dtype[Any]]:
+        """Return the dtype of each feature column."""
+        specs = self._specs("features", include_domain_prefix, include_rep_suffix)
+        return {name: spec.dtype for name, spec in specs.items()}
+
+    def get_target_dtypes(
+        self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
+    ) -> dict[str, np.dtype[Any]]:
+        """Return the dtype of each target column."""
+        specs = self._specs("targets", include_domain_prefix, include_rep_suffix)
+        return {name: spec.dtype for name, spec in specs.items()}
+
+    def get_tag_dtypes(
+        self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
+    ) -> dict[str, np.dtype[Any]]:
+        """Return the dtype of each tag column."""
+        specs = self._specs("tags", include_domain_prefix, include_rep_suffix)
+        return {name: spec.dtype for name, spec in specs.items()}
+
+    # -- within -------------------------------------------------------------------------------
+
+    def _select(self, columns: Columns = None, **selectors: Any) -> list[str]:
+        return select(self.collection.schema, self.column_names, columns, **selectors)
+
+    def _domain(
+        self, domain: str, fmt: Any, wanted: Columns, rep: str | None, prefix: bool, suffix: bool
+    ) -> Any:
+        selectors: dict[str, Any] = {domain: "*" if wanted is None else wanted}
+        if wanted is None and not self._specs(domain, True, True):
+            return convert({}, fmt)
+        return self.get_data(
+            **selectors, rep=rep, fmt=fmt, include_domain_prefix=prefix, include_rep_suffix=suffix
+        )
+
+    def _specs(self, domain: str | None, prefix: bool, suffix: bool) -> dict[str, ColumnSpec]:
+        schema = self.collection.schema
+        chosen = [n for n in self.column_names if domain is None or schema[n].domain == domain]
+        shown = self._shown(chosen, prefix, suffix)
+        return {name: schema[full] for name, full in zip(shown, chosen, strict=True)}
+
+    def _keys(self, domain: str | None, prefix: bool, suffix: bool) -> list[str]:
+        return list(self._specs(domain, prefix, suffix))
+
+    def _shown(self, names: list[str], prefix: bool, suffix: bool) -> list[str]:
+        """Shorten names; the representation stays where it tells two columns apart."""
+        specs = [self.collection.schema[name] for name in names]
+        keys = [spec.key for spec in specs]
+        return [
+            (f"{s.domain}." if prefix else "")
+            + s.key
+            + (f".{s.rep}" if suffix or keys.count(s.key) > 1 else "")
+            for s in specs
+        ]

@@ -1,0 +1,327 @@
+"""Batches as objects, made when somebody asks for them; the loop itself passes tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+
+from modularml._typing import Array, IntArray, Shape
+from modularml.backends import Backend, adapter_for, backend_of
+from modularml.data.formats import DataFormat, convert_array
+from modularml.data.view import FeatureSetView
+from modularml.errors import ConfigError, UnknownNameError
+
+__all__ = ["Batch", "BatchView", "RoleData", "SampleData", "SampleShapes", "SampledView"]
+
+DEFAULT_ROLE = "default"
+
+
+@dataclass(frozen=True)
+class SampleShapes:
+    """Shape of one sample in each domain; None where the domain is absent."""
+
+    features: Shape | None = None
+    outputs: Shape | None = None
+    targets: Shape | None = None
+    tags: Shape | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SampleData:
+    """Samples of one role, row by row in every domain.
+
+    Parameters
+    ----------
+    features, outputs, targets, tags : tensor or ndarray, shape (n, ...), optional
+    sample_uuids : ndarray of str, shape (n,), optional
+    """
+
+    features: Any = None
+    outputs: Any = None
+    targets: Any = None
+    tags: Any = None
+    sample_uuids: Any = None
+
+    @property
+    def n_samples(self) -> int:
+        """Number of rows."""
+        return next((len(value) for value in self.domains().values()), 0)
+
+    def __len__(self) -> int:
+        return self.n_samples
+
+    def domains(self) -> dict[str, Any]:
+        """Return the domains that are there."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def shapes(self) -> SampleShapes:
+        """Shape of one sample in each domain."""
+        shapes = {n: tuple(v.shape[1:]) for n, v in self.domains().items() if n != "sample_uuids"}
+        return SampleShapes(**shapes)
+
+    def get(self, domain: str) -> Any:
+        """Return one domain.
+
+        Raises
+        ------
+        UnknownNameError
+            If the domain is not known, or absent from these samples.
+        """
+        found = self.domains()
+        if domain not in found:
+            raise UnknownNameError("domain of these samples", domain, found)
+        return found[domain]
+
+    def with_outputs(self, outputs: Any) -> SampleData:
+        """Return the same samples with outputs in place of features."""
+        return replace(self, outputs=outputs, features=None)
+
+    def to(self, fmt: str | DataFormat) -> SampleData:
+        """Return the same samples with tensors in another array format."""
+        def cast(value: Any) -> Any:
+            return value if _is_text(value) else convert_array(as_numpy(value), fmt)
+
+        return SampleData(**{name: cast(value) for name, value in self.domains().items()})
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{n}={tuple(np.shape(v))}" for n, v in self.domains().items())
+        return f"SampleData({shown})"
+
+
+class RoleData(Mapping[str, SampleData]):
+    """Samples by role; roles can be read as attributes.
+
+    Parameters
+    ----------
+    data : mapping of str to SampleData
+        At least one role, all of the same number of rows.
+    """
+
+    def __init__(self, data: Mapping[str, SampleData]) -> None:
+        if not data:
+            raise ConfigError("RoleData needs at least one role")
+        self._data = dict(data)
+
+    def __getitem__(self, role: str) -> SampleData:
+        if role not in self._data:
+            raise UnknownNameError("role", role, self._data)
+        return self._data[role]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._data)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getattr__(self, role: str) -> SampleData:
+        if role.startswith("_") or role not in self._data:
+            raise AttributeError(f"there is no role {role!r}; roles: {list(self.__dict__.get('_data', {}))}")
+        return self._data[role]
+
+    @property
+    def roles(self) -> list[str]:
+        """Names of the roles."""
+        return list(self._data)
+
+    def __repr__(self) -> str:
+        return f"RoleData({self._data!r})"
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One batch: samples by role, with weights and masks.
+
+    Parameters
+    ----------
+    role_data : RoleData
+    role_weights, role_masks : mapping of str to ndarray, shape (n,)
+        One where nothing else was said.
+    """
+
+    role_data: RoleData
+    role_weights: Mapping[str, Array] = field(default_factory=dict)
+    role_masks: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def batch_size(self) -> int:
+        """Number of rows of a role."""
+        return len(next(iter(self.role_data.values())))
+
+    @property
+    def roles(self) -> list[str]:
+        """Names of the roles."""
+        return self.role_data.roles
+
+    @property
+    def shapes(self) -> SampleShapes:
+        """Shape of one sample in each domain."""
+        return next(iter(self.role_data.values())).shapes
+
+    def get(self, domain: str, role: str = DEFAULT_ROLE) -> Any:
+        """Return one domain of one role."""
+        return self.role_data[role].get(domain)
+
+    def weights(self, role: str = DEFAULT_ROLE) -> Array:
+        """Return the weight of each row."""
+        return self.role_weights.get(role, np.ones(self.batch_size, dtype=np.float32))
+
+    def mask(self, role: str = DEFAULT_ROLE) -> Array:
+        """Return 1 for each row that holds data, 0 for padding."""
+        return self.role_masks.get(role, np.ones(self.batch_size, dtype=np.float32))
+
+    @property
+    def features(self) -> Any:
+        """Features of the default role."""
+        return self._only("features")
+
+    @property
+    def outputs(self) -> Any:
+        """Outputs of the default role."""
+        return self._only("outputs")
+
+    @property
+    def targets(self) -> Any:
+        """Targets of the default role."""
+        return self._only("targets")
+
+    @property
+    def tags(self) -> Any:
+        """Tags of the default role."""
+        return self._only("tags")
+
+    @property
+    def sample_uuids(self) -> Any:
+        """Sample ids of the default role."""
+        return self._only("sample_uuids")
+
+    def to(self, fmt: str | DataFormat) -> Batch:
+        """Return the same batch with tensors in another array format."""
+        return replace(self, role_data=RoleData({r: d.to(fmt) for r, d in self.role_data.items()}))
+
+    @classmethod
+    def concat(cls, batches: Sequence[Batch]) -> Batch:
+        """Put batches behind one another.
+
+        Raises
+        ------
+        ConfigError
+            If there is none.
+        """
+        if not batches:
+            raise ConfigError("there are no batches to concatenate")
+        roles = batches[0].roles
+        data = {role: concat_samples([b.role_data[role] for b in batches]) for role in roles}
+        weights = {r: np.concatenate([b.weights(r) for b in batches]) for r in roles}
+        masks = {r: np.concatenate([b.mask(r) for b in batches]) for r in roles}
+        return cls(RoleData(data), weights, masks)
+
+    def _only(self, domain: str) -> Any:
+        role = DEFAULT_ROLE if DEFAULT_ROLE in self.role_data else self.roles[0]
+        if len(self.role_data) > 1 and role != DEFAULT_ROLE:
+            raise UnknownNameError("role", DEFAULT_ROLE, self.roles, "use batch.get(domain, role)")
+        return self.role_data[role].get(domain)
+
+    def __len__(self) -> int:
+        return self.batch_size
+
+    def __repr__(self) -> str:
+        return f"Batch({self.batch_size} rows, {self.role_data!r})"
+
+
+def concat_samples(parts: Sequence[SampleData]) -> SampleData:
+    """Put samples of one role behind one another."""
+    return SampleData(
+        **{name: concat_tensors([p.get(name) for p in parts]) for name in parts[0].domains()}
+    )
+
+
+def concat_tensors(parts: Sequence[Any]) -> Any:
+    """Put arrays or tensors behind one another, in the framework they are of."""
+    backend = backend_of(parts[0])
+    if backend is Backend.NONE:
+        return np.concatenate(parts)
+    return adapter_for(backend).concat(parts, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class BatchView:
+    """A batch as row numbers of a view; nothing is gathered until `materialize`.
+
+    Parameters
+    ----------
+    source : FeatureSetView
+    role_indices : mapping of str to ndarray of int64, shape (n,)
+        Rows of the FeatureSet behind, by role.
+    role_weights : mapping of str to ndarray, shape (n,)
+    """
+
+    source: FeatureSetView
+    role_indices: Mapping[str, IntArray]
+    role_weights: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def batch_size(self) -> int:
+        """Number of rows of a role."""
+        return len(next(iter(self.role_indices.values())))
+
+    @property
+    def roles(self) -> list[str]:
+        """Names of the roles."""
+        return list(self.role_indices)
+
+    def view(self, role: str = DEFAULT_ROLE) -> FeatureSetView:
+        """Return the rows of a role as a view."""
+        source = self.source
+        return FeatureSetView(source.source, self.role_indices[role], source.columns, source.label)
+
+    def materialize(self, fmt: str | DataFormat = "numpy") -> Batch:
+        """Gather the rows into a batch, each domain stacked into one array."""
+        data = {role: gather_samples(self.view(role), fmt) for role in self.roles}
+        return Batch(RoleData(data), self.role_weights)
+
+
+def gather_samples(view: FeatureSetView, fmt: str | DataFormat = "numpy") -> SampleData:
+    """Stack each domain of a view into one array."""
+    domains: dict[str, Any] = {}
+    for domain in ("features", "targets", "tags"):
+        names = [name for name in view.columns if name.startswith(f"{domain}.")]
+        if names:
+            domains[domain] = view.get_data(columns=names, fmt="numpy")
+    data = SampleData(**domains, sample_uuids=view.get_sample_uuids())
+    return data if DataFormat.from_value(fmt) is DataFormat.NUMPY else data.to(fmt)
+
+
+@dataclass(frozen=True, eq=False)
+class SampledView:
+    """All batches of an epoch, by stream.
+
+    Parameters
+    ----------
+    streams : mapping of str to list of BatchView
+    """
+
+    streams: Mapping[str, list[BatchView]]
+
+    def batches(self, stream: str = DEFAULT_ROLE) -> list[BatchView]:
+        """Return the batches of a stream."""
+        if stream not in self.streams:
+            raise UnknownNameError("stream", stream, self.streams)
+        return self.streams[stream]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.streams.values())))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "OUSM"
+
+
+def as_numpy(value: Any) -> Array:
+    """Return an array or a tensor of any framework as an array."""
+    backend = backend_of(value)
+    return np.asarray(value) if backend is Backend.NONE else adapter_for(backend).to_numpy(value)

@@ -1,0 +1,121 @@
+"""How FeatureSets and views show themselves: tables and trees."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from modularml._optional import require
+from modularml.data.schema import DOMAINS, ColumnSpec
+from modularml.diagram import Diagram, DiagramEdge, DiagramNode
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from modularml.data.access import SampleCollectionMixin
+    from modularml.data.featureset import FeatureSet
+
+__all__ = ["describe", "html", "split_tree"]
+
+
+def describe(data: SampleCollectionMixin) -> pd.DataFrame:
+    """Return one row a column: domain, key, rep, dtype, shape, NaN count, min, mean, max."""
+    schema = data.collection.schema
+    rows = [_facts(schema[name], data.column(name)) for name in data.column_names]
+    frame: pd.DataFrame = require("pandas").DataFrame(rows)
+    return frame
+
+
+def _facts(spec: ColumnSpec, values: Any) -> dict[str, Any]:
+    numeric = values.dtype.kind in "iuf" and values.size > 0
+    finite = values[np.isfinite(values)] if numeric else values[:0]
+    known = numeric and finite.size > 0
+    return {
+        "domain": spec.domain,
+        "key": spec.key,
+        "rep": spec.rep,
+        "dtype": "text" if spec.dtype.kind == "O" else str(spec.dtype),
+        "shape": spec.shape,
+        "not_finite": int(values.size - finite.size) if numeric else 0,
+        "min": float(finite.min()) if known else None,
+        "mean": float(finite.mean(dtype=np.float64)) if known else None,
+        "max": float(finite.max()) if known else None,
+    }
+
+
+def html(data: SampleCollectionMixin, title: str, splits: dict[str, int] | None = None) -> str:
+    """Return a table of the columns, by domain, for notebooks."""
+    schema = data.collection.schema
+    body = "".join(
+        f"<tr><td>{spec.domain}</td><td>{escape(spec.key)}</td><td>{escape(spec.rep)}</td>"
+        f"<td>{escape(str(spec.shape or 'scalar'))}</td><td>{escape(str(spec.dtype))}</td></tr>"
+        for spec in (schema[name] for name in data.column_names)
+    )
+    parts = ", ".join(f"{escape(name)}: {n}" for name, n in (splits or {}).items())
+    return (
+        f"<div><b>{escape(title)}</b> &middot; {data.n_samples} rows"
+        f"{' &middot; splits ' + parts if parts else ''}"
+        "<table><thead><tr><th>domain</th><th>key</th><th>rep</th><th>shape</th><th>dtype</th>"
+        f"</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def split_tree(
+    fs: FeatureSet,
+    *,
+    show_features: bool,
+    show_targets: bool,
+    show_tags: bool | str,
+    show_overlaps: bool,
+) -> Diagram:
+    """Draw a FeatureSet and its splits as a tree with counts and overlaps."""
+    wanted = {"features": show_features, "targets": show_targets, "tags": bool(show_tags)}
+    on_splits = {**wanted, "tags": show_tags is True}
+    root = DiagramNode(
+        "root", fs.label, (f"{fs.n_samples} rows", *_columns(fs, wanted)), kind="featureset"
+    )
+    origins = {name: record.source for record in fs.split_records for name in record.names}
+    nodes, edges = [root], []
+    for name, view in fs.splits.items():
+        lines = (f"{view.n_samples} rows", *_columns(fs, on_splits))
+        nodes.append(DiagramNode(f"split:{name}", name, lines, kind="split"))
+        origin = origins.get(name)
+        edges.append(DiagramEdge(f"split:{origin}" if origin else "root", f"split:{name}"))
+    if show_overlaps:
+        edges.extend(_overlaps(fs, origins))
+    return Diagram(fs.label, tuple(nodes), tuple(edges), direction="LR")
+
+
+def _columns(fs: FeatureSet, wanted: dict[str, bool]) -> list[str]:
+    schema = fs.collection.schema
+    lines = []
+    for domain in DOMAINS:
+        keys = schema.keys(domain) if wanted[domain] else []
+        shown = [f"{k} {schema[schema.newest(domain, k)].shape or ''}".strip() for k in keys[:6]]
+        if shown:
+            lines.append(f"{domain}: {', '.join(shown)}{', ...' if len(keys) > 6 else ''}")
+    return lines
+
+
+def _overlaps(fs: FeatureSet, origins: dict[str, str | None]) -> list[DiagramEdge]:
+    views = list(fs.splits.items())
+    edges = []
+    for i, (a, first) in enumerate(views):
+        for b, second in views[i + 1 :]:
+            if a in _ancestors(b, origins) or b in _ancestors(a, origins):
+                continue
+            shared = len(np.intersect1d(first.indices, second.indices))
+            if shared:
+                edges.append(DiagramEdge(f"split:{a}", f"split:{b}", f"{shared} shared", "dashed"))
+    return edges
+
+
+def _ancestors(name: str, origins: dict[str, str | None]) -> set[str]:
+    found: set[str] = set()
+    above = origins.get(name)
+    while above and above not in found:
+        found.add(above)
+        above = origins.get(above)
+    return found

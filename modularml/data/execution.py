@@ -1,0 +1,286 @@
+"""One step of a phase, as a slim view on the tensors that the step passed around."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from modularml._typing import Array, IntArray
+from modularml.backends import BackendAdapter
+from modularml.data.batch import DEFAULT_ROLE, Batch, BatchView, RoleData, SampleData
+from modularml.data.formats import stack
+from modularml.data.references import FeatureSetReference
+from modularml.data.view import FeatureSetView
+from modularml.errors import ConfigError, UnknownNameError
+
+__all__ = ["ExecutionContext", "Layout", "Leaf", "LossRecord", "Merged", "Source"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Columns of a FeatureSet on an edge into a head node."""
+
+    node_id: str
+    ref: FeatureSetReference
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """Values of a domain that come straight from columns."""
+
+    source: Source
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Values of a domain that a merge node puts together from several."""
+
+    parts: tuple[Flow, ...]
+    merge: Callable[[Sequence[Any]], Any]
+
+
+Flow: TypeAlias = Leaf | Merged | None
+"""Where a node's targets or tags come from; None where it has none."""
+
+
+@dataclass(frozen=True)
+class LossRecord:
+    """One loss of one batch.
+
+    Parameters
+    ----------
+    label : str
+        Of the applied loss.
+    node_id : str
+        Node it is applied on.
+    trainable : float
+        Its part of what is minimised, weight included; 0 in evaluation.
+    auxiliary : float
+        Its part that is only watched, weight included.
+    """
+
+    label: str
+    node_id: str
+    trainable: float
+    auxiliary: float = 0.0
+
+    @property
+    def value(self) -> float:
+        """The whole of it."""
+        return self.trainable + self.auxiliary
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the tensors of a step mean; one for all steps of a phase.
+
+    Parameters
+    ----------
+    outputs : tuple of (str, str)
+        Node id and role of each output tensor.
+    losses : tuple of (str, str)
+        Label and node id of each loss.
+    flows : mapping of (str, str) to Flow
+        Where the domains of each node come from, by (node id, domain).
+    adapter : BackendAdapter
+    labels : mapping of str to str
+        Node labels by id.
+    views : mapping of Source to FeatureSetView
+        The rows that each source reads.
+    training : bool
+    """
+
+    outputs: tuple[tuple[str, str], ...]
+    losses: tuple[tuple[str, str], ...]
+    flows: Mapping[tuple[str, str], Flow]
+    adapter: BackendAdapter
+    labels: Mapping[str, str] = field(default_factory=dict)
+    views: Mapping[Source, FeatureSetView] = field(default_factory=dict)
+    training: bool = True
+
+
+class ExecutionContext:
+    """One batch of a phase: where it stands, what went in and what came out.
+
+    Parameters
+    ----------
+    phase_label : str
+    epoch_idx, batch_idx : int
+        Position in the phase, both 0-based.
+    inputs : mapping of (str, FeatureSetReference) to Batch, BatchView or SampleData, optional
+        By head node id and reference; given when a step is driven by hand.
+    """
+
+    __slots__ = (
+        "_inputs",
+        "batch_idx",
+        "epoch_idx",
+        "layout",
+        "outs",
+        "phase_label",
+        "plan",
+        "rows",
+        "tensors",
+        "values",
+    )
+
+    def __init__(
+        self,
+        phase_label: str = "",
+        epoch_idx: int = 0,
+        batch_idx: int = 0,
+        inputs: Mapping[tuple[str, FeatureSetReference], Any] | None = None,
+    ) -> None:
+        self.phase_label, self.epoch_idx, self.batch_idx = phase_label, epoch_idx, batch_idx
+        self._inputs = inputs
+        self.layout: Layout | None = None
+        self.plan: Any = None
+        self.rows: Callable[[Source, int], Mapping[str, IntArray]] | None = None
+        self.tensors: Sequence[Any] | None = None
+        self.outs: Sequence[Any] = ()
+        self.values: Sequence[Any] = ()
+
+    # -- what went in -------------------------------------------------------------------------
+
+    @property
+    def inputs(self) -> dict[tuple[str, FeatureSetReference], Any]:
+        """Batches by (head node id, reference): as given, or as row numbers."""
+        if self._inputs is not None:
+            return dict(self._inputs)
+        sources = self._layout().views
+        return {(s.node_id, s.ref): self.batch_view(s) for s in sources}
+
+    def batch_view(self, source: Source) -> BatchView:
+        """Return the rows that a source read in this step."""
+        return BatchView(self._layout().views[source], self.indices(source))
+
+    def indices(self, source: Source) -> Mapping[str, IntArray]:
+        """Return the rows of the FeatureSet that a source read, by role."""
+        if self.rows is None:
+            given = self.inputs[(source.node_id, source.ref)]
+            if not isinstance(given, BatchView):
+                raise ConfigError("this step was driven with data that has no row numbers")
+            return given.role_indices
+        return self.rows(source, self.batch_idx)
+
+    @property
+    def n_samples(self) -> int:
+        """Rows in this batch."""
+        if self.outs:
+            return len(self.outs[0])
+        first = next(iter(self.inputs.values()))
+        return int(first.batch_size)
+
+    # -- what came out ------------------------------------------------------------------------
+
+    @property
+    def outputs(self) -> dict[str, Batch]:
+        """Batches by node id, with outputs, targets, tags and sample ids."""
+        nodes = dict.fromkeys(node_id for node_id, _ in self._layout().outputs)
+        return {node_id: self.batch(node_id) for node_id in nodes}
+
+    @property
+    def losses(self) -> list[LossRecord]:
+        """One record a loss."""
+        layout = self._layout()
+        numbers = layout.adapter.floats(self.values)
+        return [
+            LossRecord(label, node_id, value if layout.training else 0.0, 0.0 if layout.training else value)
+            for (label, node_id), value in zip(layout.losses, numbers, strict=True)
+        ]
+
+    def output(self, node_id: str, role: str = DEFAULT_ROLE) -> Any:
+        """Return the output tensor of a node.
+
+        Raises
+        ------
+        UnknownNameError
+            If the node did not run in this step, or has no such role.
+        """
+        names = self._layout().outputs
+        if (node_id, role) not in names:
+            roles = [r for n, r in names if n == node_id]
+            if roles:
+                raise UnknownNameError("role", role, roles)
+            raise UnknownNameError("node of this step", node_id, {n for n, _ in names})
+        return self.outs[names.index((node_id, role))]
+
+    def roles(self, node_id: str) -> list[str]:
+        """Return the roles that a node has outputs of."""
+        return [role for node, role in self._layout().outputs if node == node_id]
+
+    def domain(self, node_id: str, domain: str, role: str = DEFAULT_ROLE) -> Array | None:
+        """Return targets or tags that belong to a node's rows; None where it has none.
+
+        Returns
+        -------
+        ndarray, shape (n, ...), or None
+        """
+        return self._read(self._layout().flows.get((node_id, domain)), role)
+
+    def batch(self, node_id: str) -> Batch:
+        """Return all that belongs to a node's rows as one batch."""
+        data = {}
+        for role in self.roles(node_id):
+            outputs = self.output(node_id, role)
+            targets, tags = (self.domain(node_id, d, role) for d in ("targets", "tags"))
+            ids = self.sample_uuids(node_id, role)
+            data[role] = SampleData(outputs=outputs, targets=targets, tags=tags, sample_uuids=ids)
+        return Batch(RoleData(data))
+
+    def sample_uuids(self, node_id: str, role: str = DEFAULT_ROLE) -> Array | None:
+        """Return the sample ids of a node's rows, as UUID text; of its first source."""
+        source = next(iter(self.sources(node_id)), None)
+        if source is None or self._layout().views.get(source) is None:
+            return None
+        view = BatchView(self._layout().views[source], self.indices(source)).view(role)
+        ids: Array = view.get_sample_uuids()
+        return ids
+
+    def sources(self, node_id: str) -> list[Source]:
+        """Return the sources that feed a node, directly or through others."""
+        leaves = _leaves(self._layout().flows.get((node_id, "features")))
+        return list(dict.fromkeys(leaf.source for leaf in leaves))
+
+    def release(self) -> None:
+        """Let go of the input tensors and of the graph behind the outputs."""
+        self.tensors = self.plan = None
+        if self.layout is not None:
+            self.outs = [self.layout.adapter.to_host(out) for out in self.outs]
+
+    def _read(self, flow: Flow, role: str) -> Array | None:
+        if flow is None:
+            return None
+        if isinstance(flow, Merged):
+            parts = [self._read(part, role) for part in flow.parts]
+            return np.asarray(flow.merge([p for p in parts if p is not None]))
+        if self.rows is None:
+            given = self.inputs[(flow.source.node_id, flow.source.ref)]
+            if not isinstance(given, BatchView):
+                return None
+        view = self._layout().views[flow.source]
+        rows = self.indices(flow.source)[role]
+        return stack({name: view.collection.numpy(name)[rows] for name in flow.columns})
+
+    def _layout(self) -> Layout:
+        if self.layout is None:
+            raise ConfigError("this step has not run yet; pass it to graph.train_step or eval_step")
+        return self.layout
+
+    def __repr__(self) -> str:
+        return (
+            f"ExecutionContext(phase={self.phase_label!r}, epoch={self.epoch_idx}, "
+            f"batch={self.batch_idx})"
+        )
+
+
+def _leaves(flow: Flow) -> list[Leaf]:
+    if flow is None:
+        return []
+    if isinstance(flow, Leaf):
+        return [flow]
+    return [leaf for part in flow.parts for leaf in _leaves(part)]

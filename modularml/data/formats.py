@@ -1,0 +1,153 @@
+"""Output formats of columns: one function for each."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from modularml._optional import require
+from modularml._typing import Array
+from modularml.data.columns import to_arrow
+from modularml.errors import ShapeError, UnknownNameError
+
+__all__ = ["DataFormat", "convert", "convert_array", "stack"]
+
+
+class DataFormat(enum.Enum):
+    """In what form columns are returned; common spellings are understood."""
+
+    PANDAS = "pandas"
+    NUMPY = "numpy"
+    DICT = "dict"
+    DICT_NUMPY = "dict_numpy"
+    DICT_LIST = "dict_list"
+    DICT_TORCH = "dict_torch"
+    DICT_TENSORFLOW = "dict_tensorflow"
+    LIST = "list"
+    TORCH = "torch"
+    TENSORFLOW = "tensorflow"
+    ARROW = "arrow"
+    POLARS = "polars"
+
+    @classmethod
+    def from_value(cls, value: str | DataFormat) -> DataFormat:
+        """Read a format from any of its spellings.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is no such format.
+        """
+        if isinstance(value, cls):
+            return value
+        name = _SPELLINGS.get(str(value).lower(), str(value).lower())
+        known = [fmt.value for fmt in cls]
+        if name not in known:
+            raise UnknownNameError("format", value, [*known, *_SPELLINGS])
+        return cls(name)
+
+
+_SPELLINGS = {"pd": "pandas", "df": "pandas", "np": "numpy", "tf": "tensorflow", "dict_tf": "dict_tensorflow"}
+
+
+def convert(columns: Mapping[str, Array], fmt: str | DataFormat) -> Any:
+    """Put columns into a format.
+
+    Parameters
+    ----------
+    columns : mapping of str to ndarray, shape (n, *shape)
+        By the names that the result shall bear.
+    fmt : str or DataFormat
+        The ``dict_*`` formats keep one entry a column. The array formats stack the columns on
+        axis 1: scalar columns give ``(n, n_columns)``, columns of shape ``(k,)`` give
+        ``(n, n_columns, k)``.
+
+    Raises
+    ------
+    ShapeError
+        If columns of unlike shape are to be stacked.
+    """
+    return _FORMATTERS[DataFormat.from_value(fmt)](columns)
+
+
+def convert_array(values: Any, fmt: str | DataFormat) -> Any:
+    """Put one array into an array format (numpy, torch, tensorflow, list)."""
+    fmt = DataFormat.from_value(fmt)
+    if fmt in (DataFormat.TORCH, DataFormat.DICT_TORCH):
+        return _torch(values)
+    if fmt in (DataFormat.TENSORFLOW, DataFormat.DICT_TENSORFLOW):
+        return _tensorflow(values)
+    values = np.asarray(values)
+    if fmt in (DataFormat.LIST, DataFormat.DICT_LIST):
+        return values.tolist()
+    if fmt in (DataFormat.NUMPY, DataFormat.DICT, DataFormat.DICT_NUMPY):
+        return values
+    return convert({f"column_{i}": values[:, i] for i in range(values.shape[1])}, fmt)
+
+
+def stack(columns: Mapping[str, Array]) -> Array:
+    """Stack columns on axis 1.
+
+    Returns
+    -------
+    ndarray, shape (n, n_columns, *shape)
+        A view, without a copy, where there is one column.
+
+    Raises
+    ------
+    ShapeError
+        If the columns have unlike shapes; all are named with theirs.
+    """
+    arrays = list(columns.values())
+    if not arrays:
+        raise ShapeError("there is no column to stack; select at least one")
+    if len(arrays) == 1:
+        return arrays[0][:, None]
+    if len({a.shape[1:] for a in arrays}) > 1:
+        shapes = ", ".join(f"{name}: {a.shape[1:]}" for name, a in columns.items())
+        raise ShapeError(
+            f"columns of unlike shape cannot be stacked into one array ({shapes}); select "
+            "columns of one shape, or a dict format"
+        )
+    return np.stack(arrays, axis=1)
+
+
+def _pandas(columns: Mapping[str, Array]) -> Any:
+    data = {name: list(a) if a.ndim > 1 else a for name, a in columns.items()}
+    return require("pandas").DataFrame(data)
+
+
+def _polars(columns: Mapping[str, Array]) -> Any:
+    return require("polars").from_arrow(_arrow(columns))
+
+
+def _arrow(columns: Mapping[str, Array]) -> pa.Table:
+    return pa.table({name: to_arrow(values, name) for name, values in columns.items()})
+
+
+def _torch(values: Array) -> Any:
+    return require("modularml.backends.torch").adapter.from_numpy(values)
+
+
+def _tensorflow(values: Array) -> Any:
+    return require("tensorflow").convert_to_tensor(np.asarray(values))
+
+
+_FORMATTERS: dict[DataFormat, Callable[[Mapping[str, Array]], Any]] = {
+    DataFormat.PANDAS: _pandas,
+    DataFormat.POLARS: _polars,
+    DataFormat.ARROW: _arrow,
+    DataFormat.NUMPY: stack,
+    DataFormat.LIST: lambda columns: stack(columns).tolist(),
+    DataFormat.TORCH: lambda columns: _torch(stack(columns)),
+    DataFormat.TENSORFLOW: lambda columns: _tensorflow(stack(columns)),
+    DataFormat.DICT: dict,
+    DataFormat.DICT_NUMPY: dict,
+    DataFormat.DICT_LIST: lambda columns: {k: v.tolist() for k, v in columns.items()},
+    DataFormat.DICT_TORCH: lambda columns: {k: _torch(v) for k, v in columns.items()},
+    DataFormat.DICT_TENSORFLOW: lambda columns: {k: _tensorflow(v) for k, v in columns.items()},
+}

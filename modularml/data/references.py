@@ -1,0 +1,93 @@
+"""References: a node, or columns of a FeatureSet, as a value that resolves when it is used.
+
+They are frozen, hashable and the same in every process. They resolve in the context of the
+experiment that runs: by id, else by label, so a script finds its nodes again in a new process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modularml.config import Configurable
+from modularml.context import ExperimentContext
+from modularml.data.schema import DOMAINS
+
+if TYPE_CHECKING:
+    from modularml.data.featureset import FeatureSet
+
+__all__ = ["ExperimentNodeReference", "FeatureSetColumnReference", "FeatureSetReference", "GraphNodeReference"]
+
+
+@dataclass(frozen=True)
+class ExperimentNodeReference(Configurable):
+    """A node, by label; the id is a hint for this process."""
+
+    node_id: str
+    node_label: str
+
+    def resolve(self, ctx: ExperimentContext | None = None) -> Any:
+        """Return the node.
+
+        Raises
+        ------
+        UnknownNameError
+            If the context has no such node; the closest labels are listed.
+        """
+        ctx = ctx or ExperimentContext.get_active()
+        if ctx.has_node(node_id=self.node_id):
+            return ctx.get_node(node_id=self.node_id)
+        return ctx.get_node(label=self.node_label)
+
+
+@dataclass(frozen=True)
+class GraphNodeReference(ExperimentNodeReference):
+    """The output of a graph node."""
+
+
+@dataclass(frozen=True)
+class FeatureSetReference(ExperimentNodeReference):
+    """Columns of a FeatureSet, by domain, in the order the user gave.
+
+    Parameters
+    ----------
+    node_id, node_label : str
+        The FeatureSet.
+    features, targets, tags : tuple of str
+        ``domain.key.rep``, or ``domain.key`` where the representation was left open: then the
+        newest one at the time of use is meant.
+    """
+
+    features: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+    def columns(self, domain: str, fs: FeatureSet | None = None) -> tuple[str, ...]:
+        """Return full column names of a domain, open representations resolved."""
+        fs = fs or self.resolve()
+        schema = fs.collection.schema
+        return tuple(
+            name if name.count(".") == 2 else schema.newest(*name.split("."))
+            for name in getattr(self, domain)
+        )
+
+    def all_columns(self, fs: FeatureSet | None = None) -> list[str]:
+        """Return full names of all columns: features, targets, tags."""
+        return [name for domain in DOMAINS for name in self.columns(domain, fs)]
+
+    def __str__(self) -> str:
+        return f"{self.node_label}[{', '.join(self.features)}]"
+
+
+@dataclass(frozen=True)
+class FeatureSetColumnReference(ExperimentNodeReference):
+    """One column of a FeatureSet."""
+
+    domain: str = "features"
+    key: str = ""
+    rep: str | None = None
+
+    @property
+    def column(self) -> str:
+        """``domain.key.rep``, or ``domain.key`` where the representation was left open."""
+        return ".".join(part for part in (self.domain, self.key, self.rep) if part)

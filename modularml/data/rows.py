@@ -1,0 +1,319 @@
+"""Choosing rows and columns: every operation gives a view, and a view of a view is a view."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from modularml._typing import Columns, IntArray
+from modularml.data.access import SampleCollectionMixin
+from modularml.data.collection import SampleCollection, id_from_text
+from modularml.data.selectors import select_one
+from modularml.errors import ConfigError, DataError, SplitError
+from modularml.predicates import matches
+from modularml.splitters import BaseSplitter, ConditionSplitter, RandomSplitter
+
+if TYPE_CHECKING:
+    from modularml.data.featureset import FeatureSet
+    from modularml.data.view import FeatureSetView
+
+__all__ = ["SplitMixin", "SplitRecord"]
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """How splits came to be: which splitter, on which rows, and which names it gave.
+
+    Parameters
+    ----------
+    splitter : BaseSplitter
+    names : tuple of str
+    source : str or None
+        Name of the split that was split, None for all rows or an unnamed view.
+    rows : ndarray of int64, shape (n,), or None
+        Rows that came in; None for all.
+    """
+
+    splitter: BaseSplitter
+    names: tuple[str, ...]
+    source: str | None = None
+    rows: IntArray | None = field(default=None, repr=False, compare=False)
+
+
+class SplitMixin(SampleCollectionMixin):
+    """Row and column operations of FeatureSets and views."""
+
+    label: str | None
+
+    @abstractmethod
+    def _view(
+        self, rows: IntArray | None, columns: list[str] | None, label: str | None
+    ) -> FeatureSetView:
+        """Return a view of these positions of mine (None: all of them)."""
+
+    @abstractmethod
+    def _source(self) -> FeatureSet:
+        """Return the FeatureSet behind."""
+
+    # -- rows ---------------------------------------------------------------------------------
+
+    def take(self, indices: Any, label: str | None = None) -> FeatureSetView:
+        """Return the rows at these positions, in the order given.
+
+        Parameters
+        ----------
+        indices : array-like of int, shape (n,)
+            Positions within this set or view, 0-based; negative ones count from the end.
+        label : str, optional
+
+        Raises
+        ------
+        DataError
+            If a position is out of range or no integer.
+        """
+        rows = np.asarray(indices)
+        if rows.size and rows.dtype.kind not in "iu":
+            raise DataError(f"indices must be integers, got {rows.dtype}; use filter() for conditions")
+        rows = rows.astype(np.int64).reshape(-1)
+        n = self.n_samples
+        bad = (rows < -n) | (rows >= n)
+        if bad.any():
+            raise DataError(f"index {rows[bad][0]} is out of range for {n} rows")
+        return self._view(np.where(rows < 0, rows + n, rows), None, label)
+
+    def filter(self, *, conditions: Mapping[str, Any], label: str | None = None) -> FeatureSetView:
+        """Return the rows that meet all conditions.
+
+        Parameters
+        ----------
+        conditions : mapping of str to condition
+            A column, by key or full name, to a value, to a collection of values, to a predicate
+            of `modularml.predicates`, or to a callable that takes the column's array.
+        label : str, optional
+
+        Raises
+        ------
+        UnknownNameError
+            If there is no such column.
+        DataError
+            If a condition does not give one truth value a row.
+        """
+        keep = np.ones(self.n_samples, dtype=bool)
+        for selector, condition in conditions.items():
+            name = select_one(self.collection.schema, self.collection.names, selector)
+            keep &= matches(condition, self.column(name), column=selector)
+        return self._view(np.flatnonzero(keep), None, label)
+
+    def take_sample_uuids(
+        self, uuids: Iterable[Any], *, label: str | None = None
+    ) -> FeatureSetView:
+        """Return the rows with these sample ids, in the order asked.
+
+        Raises
+        ------
+        DataError
+            If an id is not here; the first one is named.
+        """
+        wanted = [id_from_text(u) for u in uuids]
+        found = _places(self._ids(), pa.array(wanted, pa.binary(16)))
+        if (found < 0).any():
+            first = pa.scalar(wanted[int(np.argmin(found))]).as_py().hex()
+            raise DataError(f"sample id {first} is not in {self.label!r}; {len(wanted)} were asked for")
+        return self._view(found, None, label)
+
+    def take_intersection(
+        self, other: SplitMixin, *, order: str = "self", label: str | None = None
+    ) -> FeatureSetView:
+        """Return the rows that `other` has as well, by sample id.
+
+        Parameters
+        ----------
+        other : FeatureSet or FeatureSetView
+        order : {'self', 'other'}
+            Whose order the rows come in.
+        label : str, optional
+        """
+        if order not in ("self", "other"):
+            raise ConfigError(f"order must be 'self' or 'other', got {order!r}")
+        if order == "other":
+            places = _places(self._ids(), other._ids())
+            return self._view(places[places >= 0], None, label)
+        return self._view(np.flatnonzero(_places(other._ids(), self._ids()) >= 0), None, label)
+
+    def take_difference(self, other: SplitMixin, *, label: str | None = None) -> FeatureSetView:
+        """Return the rows that `other` has not, by sample id."""
+        return self._view(np.flatnonzero(_places(other._ids(), self._ids()) < 0), None, label)
+
+    # -- columns ------------------------------------------------------------------------------
+
+    def select(
+        self,
+        columns: Columns = None,
+        *,
+        features: Columns = None,
+        targets: Columns = None,
+        tags: Columns = None,
+        rep: str | None = None,
+        label: str | None = None,
+    ) -> FeatureSetView:
+        """Return a view of some columns; see `get_data` for selectors."""
+        chosen = self._select(columns, features=features, targets=targets, tags=tags, rep=rep)
+        return self._view(None, chosen, label)
+
+    # -- splits -------------------------------------------------------------------------------
+
+    def split(
+        self, splitter: BaseSplitter, *, return_views: bool = False, register: bool = True
+    ) -> dict[str, FeatureSetView] | None:
+        """Split the rows and keep the parts by name.
+
+        Parameters
+        ----------
+        splitter : BaseSplitter
+            Any splitter; what it did is recorded and can be replayed.
+        return_views : bool
+            Whether to return ``{name: view}``.
+        register : bool
+            Whether the FeatureSet keeps the parts as splits.
+
+        Raises
+        ------
+        SplitError
+            If a name is taken, or the rows cannot be split as asked. Nothing is changed then.
+        """
+        source = self._source()
+        parts = splitter.assign(self.n_samples, columns=self._columns_for(splitter))
+        views = {name: self._view(rows, self._all_columns(), name) for name, rows in parts.items()}
+        if register:
+            rows = self.row_indices
+            origin = self.label if rows is not None and self.label in source.available_splits else None
+            source._register_splits(views, SplitRecord(splitter, tuple(views), origin, rows))
+        return views if return_views else None
+
+    def split_random(
+        self,
+        ratios: Mapping[str, float],
+        *,
+        group_by: Columns = None,
+        stratify_by: Columns = None,
+        strict_stratification: bool = False,
+        seed: int = 13,
+        return_views: bool = False,
+        register: bool = True,
+    ) -> dict[str, FeatureSetView] | None:
+        """Split the rows at random, by ratio; groups stay whole, strata keep their proportions.
+
+        Parameters
+        ----------
+        ratios : mapping of str to float
+            Name of each part to its share of the rows. Shares sum to 1.
+        group_by : str or list of str, optional
+            Columns whose equal rows stay in one part.
+        stratify_by : str or list of str, optional
+            Columns whose values come in equal proportion in every part.
+        strict_stratification : bool
+            Whether a stratum too small to be in every part is an error.
+        seed : int
+        return_views, register : bool
+            See `split`.
+
+        Raises
+        ------
+        SplitError
+            If shares do not sum to 1, a part stays empty or a name is taken.
+        """
+        splitter = RandomSplitter(
+            ratios,
+            group_by=group_by,
+            stratify_by=stratify_by,
+            strict_stratification=strict_stratification,
+            seed=seed,
+        )
+        return self.split(splitter, return_views=return_views, register=register)
+
+    def split_by_condition(
+        self,
+        conditions: Mapping[str, Mapping[str, Any]],
+        *,
+        return_views: bool = False,
+        register: bool = True,
+    ) -> dict[str, FeatureSetView] | None:
+        """Split the rows by conditions: ``{name: {column: condition}}``; see `filter`."""
+        splitter = ConditionSplitter(conditions)
+        return self.split(splitter, return_views=return_views, register=register)
+
+    # -- sets ---------------------------------------------------------------------------------
+
+    def to_featureset(self, label: str, *, register: bool = True) -> FeatureSet:
+        """Copy the rows and columns into a FeatureSet of their own; sample ids stay."""
+        rows = self.row_indices
+        every = np.arange(self.n_samples) if rows is None else rows
+        table = self.collection.take(every, self.column_names)
+        return type(self._source())(label, table, register=register)
+
+    def get_overlap_with(self, other: SplitMixin) -> list[str]:
+        """Return the sample ids, as UUID text, of the rows that both have."""
+        texts: list[str] = self.take_intersection(other).get_sample_uuids("list")
+        return texts
+
+    def is_disjoint_with(self, other: SplitMixin) -> bool:
+        """Tell whether no row is in both; by index within one source, else by sample id."""
+        if self._source() is other._source():
+            mine, theirs = self._positions(), other._positions()
+            return not np.isin(mine, theirs).any()
+        return bool((_places(other._ids(), self._ids()) < 0).all())
+
+    # -- within -------------------------------------------------------------------------------
+
+    def _positions(self) -> IntArray:
+        rows = self.row_indices
+        return np.arange(self.n_samples) if rows is None else rows
+
+    def _ids(self) -> pa.Array:
+        rows = self.row_indices
+        ids = self.collection.ids if rows is None else self.collection.ids[rows]
+        buffer = pa.py_buffer(np.ascontiguousarray(ids).tobytes())
+        return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(ids), [None, buffer])
+
+    def _all_columns(self) -> list[str]:
+        return self.collection.names
+
+    def _columns_for(self, splitter: BaseSplitter) -> dict[str, Any]:
+        collection: SampleCollection = self.collection
+        return {
+            selector: self.column(select_one(collection.schema, collection.names, selector))
+            for selector in splitter.needs
+        }
+
+
+def check_split_name(name: str, taken: Iterable[str]) -> None:
+    """Refuse a split name that is taken or empty."""
+    if not isinstance(name, str) or not name:
+        raise SplitError(f"split name must be a string that is not empty, got {name!r}")
+    if name in taken:
+        raise SplitError(
+            f"split name {name!r} is taken; choose another, or call clear_splits() first"
+        )
+
+
+def warn_overlap(parts: Mapping[str, IntArray]) -> None:
+    """Warn of rows that came into two parts."""
+    names = list(parts)
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            shared = len(np.intersect1d(parts[a], parts[b]))
+            if shared:
+                warnings.warn(f"splits {a!r} and {b!r} share {shared} rows", UserWarning, stacklevel=4)
+
+
+def _places(among: pa.Array, wanted: pa.Array) -> IntArray:
+    """Return where each wanted id stands, -1 where it does not."""
+    found: IntArray = pc.fill_null(pc.index_in(wanted, value_set=among), -1).to_numpy().astype(np.int64)
+    return found

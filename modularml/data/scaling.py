@@ -1,0 +1,261 @@
+"""Scalers on columns: fit, apply, undo and invert, as records that can be replayed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from modularml._typing import Array, IntArray
+from modularml.data.formats import stack
+from modularml.errors import DataError, ScalerError, ShapeError
+from modularml.scalers.flattening import Flattening, flatten
+from modularml.scalers.scaler import Scaler
+
+__all__ = ["LeakWarning", "ScalerRecord", "apply_records", "fit_record", "invert", "last_undoable"]
+
+COLUMNWISE = frozenset(
+    {
+        "StandardScaler",
+        "MinMaxScaler",
+        "MaxAbsScaler",
+        "RobustScaler",
+        "QuantileTransformer",
+        "PowerTransformer",
+        "Negate",
+        "Absolute",
+    }
+)
+"""Scalers whose columns do not know of each other: one column can be inverted alone."""
+
+
+class LeakWarning(UserWarning):
+    """Rows outside the training part shape what the model sees."""
+
+
+@dataclass(frozen=True)
+class ScalerRecord:
+    """One fitted scaler: which columns it changed and what it was fitted on.
+
+    Parameters
+    ----------
+    domain : str
+    keys : tuple of str
+        In the order they were stacked.
+    scaler : Scaler
+        Fitted; never changed afterwards.
+    flattening : Flattening
+        How the stacked columns became two-dimensional.
+    fit_to_split : str or None
+        None where it was fitted on every row.
+    merged_axes : int, tuple of int or None
+        As the caller gave it.
+    fit_rows : ndarray of int64, shape (n_fit,), or None
+        The rows it was fitted on.
+    """
+
+    domain: str
+    keys: tuple[str, ...]
+    scaler: Scaler
+    flattening: Flattening
+    fit_to_split: str | None = None
+    merged_axes: int | tuple[int, ...] | None = None
+    fit_rows: IntArray | None = field(default=None, repr=False, compare=False)
+
+    def apply(self, columns: Mapping[str, Array]) -> dict[str, Array]:
+        """Transform the record's columns: arrays of shape ``(n, *shape)`` by key."""
+        missing = [key for key in self.keys if key not in columns]
+        if missing:
+            raise DataError(
+                f"the scaler {self.scaler.scaler_name!r} was fitted on {list(self.keys)} together; "
+                f"{missing} is missing from the data"
+            )
+        stacked = stack({key: columns[key] for key in self.keys})
+        flat = self.scaler.transform(self.flattening.apply(stacked))
+        return self._unstack(flat, len(stacked))
+
+    def invert(self, columns: Mapping[str, Array], facts: Array | None) -> dict[str, Array]:
+        """Take this scaler off columns; those that are missing are filled where that is safe."""
+        some = next(iter(columns.values()))
+        filled = {key: columns.get(key, np.zeros_like(some)) for key in self.keys}
+        stacked = stack(filled)
+        flat = self.flattening.apply(stacked)
+        inner = self.scaler.scaler
+        if facts is not None:
+            back = inner.inverse_with(flat, facts)
+        else:
+            back = self.scaler.inverse_transform(flat)
+        found = self._unstack(back, len(stacked))
+        return {key: found[key] for key in columns}
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether the inverse takes facts of each row."""
+        return bool(getattr(self.scaler.scaler, "needs_rows", False))
+
+    def _unstack(self, flat: Array, n: int) -> dict[str, Array]:
+        try:
+            stacked = self.flattening.undo(flat)
+        except (ShapeError, ValueError) as error:
+            raise ScalerError(
+                f"{self.scaler.scaler_name} gave shape {flat.shape}, which does not fit the columns "
+                f"{list(self.keys)}; scalers must keep the number of columns"
+            ) from error
+        return {key: stacked[:, i] for i, key in enumerate(self.keys)}
+
+
+def fit_record(
+    scaler: Scaler | Any,
+    columns: Mapping[str, Array],
+    *,
+    domain: str,
+    fit_to_split: str | None,
+    fit_rows: IntArray | None,
+    merged_axes: int | tuple[int, ...] | None,
+) -> ScalerRecord:
+    """Fit a clone of a scaler on some rows of some columns.
+
+    Raises
+    ------
+    ScalerError
+        If a column is no number, or no row is left to fit on.
+    ShapeError
+        If the columns do not become two-dimensional.
+    """
+    for key, values in columns.items():
+        if values.dtype.kind not in "biuf":
+            raise ScalerError(f"column {key!r} holds {values.dtype}, not numbers; choose keys= without it")
+    wrapped = scaler.clone_unfitted() if isinstance(scaler, Scaler) else Scaler(scaler)
+    stacked = stack(columns)
+    rows = stacked if fit_rows is None else stacked[fit_rows]
+    if not len(rows):
+        raise ScalerError(f"there are no rows to fit on in split {fit_to_split!r}")
+    flat, flattening = flatten(rows, merged_axes)
+    wrapped.fit(flat)
+    return ScalerRecord(
+        domain, tuple(columns), wrapped, flattening, fit_to_split, merged_axes, fit_rows
+    )
+
+
+def apply_records(records: Iterable[ScalerRecord], columns: Mapping[str, Array]) -> dict[str, Array]:
+    """Apply a chain of records to raw columns, oldest first.
+
+    Parameters
+    ----------
+    records : iterable of ScalerRecord
+        Of one domain.
+    columns : mapping of str to ndarray, shape (n, *shape)
+        Raw columns by key; not changed.
+
+    Returns
+    -------
+    dict of str to ndarray
+        Only the columns that some record changed.
+    """
+    now, changed = dict(columns), dict[str, Array]()
+    for record in records:
+        new = record.apply(now)
+        now.update(new)
+        changed.update(new)
+    return changed
+
+
+def last_undoable(records: Sequence[ScalerRecord], domain: str, keys: Sequence[str]) -> int:
+    """Return the place of the newest record on exactly these keys.
+
+    Raises
+    ------
+    ScalerError
+        If there is none, or a newer record depends on it.
+    """
+    wanted = set(keys)
+    for place in reversed(range(len(records))):
+        record = records[place]
+        if record.domain != domain or not wanted & set(record.keys):
+            continue
+        if set(record.keys) == wanted:
+            return place
+        raise ScalerError(
+            f"the newest scaler on {sorted(wanted & set(record.keys))} is "
+            f"{record.scaler.scaler_name} over {list(record.keys)}; undo that one first, with keys="
+            f"{list(record.keys)}"
+        )
+    raise ScalerError(f"no scaler was applied to {list(keys)} of {domain}; there is nothing to undo")
+
+
+def chain(records: Sequence[ScalerRecord], domain: str, keys: Sequence[str]) -> list[ScalerRecord]:
+    """Return the records that touch these keys, newest first."""
+    return [r for r in reversed(records) if r.domain == domain and set(keys) & set(r.keys)]
+
+
+def invert(
+    records: Sequence[ScalerRecord],
+    columns: Mapping[str, Array],
+    *,
+    domain: str,
+    raw: Mapping[str, Array] | None = None,
+) -> dict[str, Array]:
+    """Take all scalers off columns, newest first.
+
+    Parameters
+    ----------
+    records : sequence of ScalerRecord
+        The history, oldest first.
+    columns : mapping of str to ndarray, shape (n, *shape)
+        Scaled values by key.
+    domain : str
+    raw : mapping of str to ndarray, optional
+        The raw columns of the same rows, for scalers whose inverse needs facts of each row.
+
+    Raises
+    ------
+    ScalerError
+        If a scaler has no inverse, needs rows that are not known, or mixes these columns with
+        others. A wrong number is never returned.
+    """
+    found = dict(columns)
+    of_domain = [r for r in records if r.domain == domain]
+    for record in chain(of_domain, domain, list(columns)):
+        mine = {key: found[key] for key in record.keys if key in found}
+        if len(mine) < len(record.keys):
+            _check_alone(record, mine)
+        facts = _facts(of_domain, record, raw) if record.needs_rows else None
+        found.update(record.invert(mine, facts))
+    return found
+
+
+def _check_alone(record: ScalerRecord, mine: Mapping[str, Array]) -> None:
+    known = record.scaler.scaler_name in COLUMNWISE
+    if not known or record.merged_axes is not None:
+        raise ScalerError(
+            f"{record.scaler.scaler_name} was fitted on {list(record.keys)} together and cannot be "
+            f"inverted for {list(mine)} alone; give all of its columns"
+        )
+
+
+def _facts(
+    records: Sequence[ScalerRecord], record: ScalerRecord, raw: Mapping[str, Array] | None
+) -> Array:
+    if raw is None:
+        raise ScalerError(
+            f"the inverse of {record.scaler.scaler_name} needs facts of each row, and it is not "
+            "known which rows these are; pass sample_uuids="
+        )
+    before = list(records[: records.index(record)])
+    columns = {**raw, **apply_records(before, raw)}
+    stacked = stack({key: columns[key] for key in record.keys})
+    facts: Array = record.scaler.scaler.row_facts(record.flattening.apply(stacked))
+    return facts
+
+
+def warn_unsplit(label: str) -> None:
+    """Warn that a scaler sees every row although splits exist."""
+    warnings.warn(
+        f"a scaler is fitted on every row of {label!r} although it has splits, so test rows shape "
+        "the training data; pass fit_to_split='train'",
+        LeakWarning,
+        stacklevel=4,
+    )

@@ -1,0 +1,136 @@
+"""What columns there are: domain, key, representation, shape and dtype of each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from modularml._typing import Shape
+from modularml.data.columns import numpy_dtype, sample_shape
+from modularml.errors import DataError, UnknownNameError
+
+__all__ = ["DOMAINS", "RAW", "SAMPLE_UUIDS", "TRANSFORMED", "ColumnSpec", "SampleSchema"]
+
+DOMAINS = ("features", "targets", "tags")
+RAW = "raw"
+TRANSFORMED = "transformed"
+SAMPLE_UUIDS = "sample_uuids"
+
+_FORBIDDEN = re.compile(r"[.:\\/\s]")
+
+
+@dataclass(frozen=True)
+class ColumnSpec:
+    """One column: where it stands and what one sample of it looks like."""
+
+    domain: str
+    key: str
+    rep: str
+    shape: Shape
+    dtype: np.dtype[Any]
+
+    @property
+    def name(self) -> str:
+        """Full name, ``domain.key.rep``."""
+        return f"{self.domain}.{self.key}.{self.rep}"
+
+
+@dataclass(frozen=True)
+class SampleSchema:
+    """The columns of a FeatureSet, by full name and in order.
+
+    Parameters
+    ----------
+    columns : mapping of str to ColumnSpec
+        Keyed by ``domain.key.rep``.
+    """
+
+    columns: Mapping[str, ColumnSpec]
+
+    @classmethod
+    def from_arrow(cls, schema: pa.Schema) -> SampleSchema:
+        """Read names, shapes and dtypes from the types alone, never from the data.
+
+        Raises
+        ------
+        DataError
+            If a name is not ``domain.key.rep``, or a key stands in two domains.
+        """
+        columns = {}
+        for field in schema:
+            if field.name == SAMPLE_UUIDS:
+                continue
+            domain, key, rep = parse_name(field.name)
+            shape, dtype = sample_shape(field.type), numpy_dtype(field.type)
+            columns[field.name] = ColumnSpec(domain, key, rep, shape, dtype)
+        owner: dict[str, str] = {}
+        for spec in columns.values():
+            if owner.setdefault(spec.key, spec.domain) != spec.domain:
+                raise DataError(
+                    f"key {spec.key!r} stands in {owner[spec.key]!r} and in {spec.domain!r}; "
+                    "keys are unique across domains, rename one of the columns"
+                )
+        return cls(columns)
+
+    def keys(self, domain: str) -> list[str]:
+        """Return the keys of a domain, in order."""
+        return list(dict.fromkeys(s.key for s in self.columns.values() if s.domain == domain))
+
+    def domain_of(self, key: str) -> str:
+        """Return the domain that a key stands in."""
+        for spec in self.columns.values():
+            if spec.key == key:
+                return spec.domain
+        raise UnknownNameError("column", key, {s.key for s in self.columns.values()})
+
+    def reps(self, domain: str, key: str) -> list[str]:
+        """Return the representations of a column, oldest first."""
+        return [s.rep for s in self.columns.values() if (s.domain, s.key) == (domain, key)]
+
+    def newest(self, domain: str, key: str) -> str:
+        """Return the full name of the newest representation of a column."""
+        reps = self.reps(domain, key)
+        return f"{domain}.{key}.{TRANSFORMED if TRANSFORMED in reps else reps[-1]}"
+
+    def __getitem__(self, name: str) -> ColumnSpec:
+        try:
+            return self.columns[name]
+        except KeyError:
+            raise UnknownNameError("column", name, self.columns) from None
+
+
+def parse_name(name: str) -> tuple[str, str, str]:
+    """Split ``domain.key.rep``; a name of any other form is a DataError."""
+    parts = name.split(".")
+    if len(parts) != 3 or parts[0] not in DOMAINS or not all(parts):
+        raise DataError(
+            f"column name {name!r} must be <domain>.<key>.<rep> with a domain of "
+            f"{', '.join(DOMAINS)}; from_pandas and from_dict name columns for you"
+        )
+    return parts[0], parts[1], parts[2]
+
+
+def check_keys(keys: Iterable[Any]) -> None:
+    """Refuse keys that could not be told apart in a selector.
+
+    Raises
+    ------
+    DataError
+        If a key is no string, is empty, holds ``. : \\ /`` or a space, or comes twice.
+    """
+    seen: set[str] = set()
+    for key in keys:
+        if not isinstance(key, str) or not key or _FORBIDDEN.search(key) or key == SAMPLE_UUIDS:
+            fixed = _FORBIDDEN.sub("_", str(key)) or "column"
+            raise DataError(
+                f"column key {key!r} must be a string without '.', ':', '\\', '/' and spaces"
+                f"; rename it, to {fixed!r} say"
+            )
+        if key in seen:
+            raise DataError(f"column key {key!r} is given twice; keys are unique across domains")
+        seen.add(key)

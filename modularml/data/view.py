@@ -1,0 +1,142 @@
+"""Some rows and some columns of a FeatureSet; nothing is copied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from modularml._typing import IntArray
+from modularml.context import ExperimentContext
+from modularml.data.collection import SampleCollection
+from modularml.data.display import describe, html
+from modularml.data.rows import SplitMixin
+from modularml.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from modularml.data.featureset import FeatureSet
+
+__all__ = ["FeatureSetView"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FeatureSetView(SplitMixin):
+    """Immutable projection of a FeatureSet onto rows and columns.
+
+    Parameters
+    ----------
+    source : FeatureSet
+        Where the rows are.
+    indices : ndarray of int64, shape (n,)
+        Rows of the source, 0-based; -1 is a padded row that holds no data.
+    columns : list of str
+        Full names.
+    label : str, optional
+
+    Raises
+    ------
+    DataError
+        If an index is out of range.
+    """
+
+    source: FeatureSet
+    indices: IntArray
+    columns: list[str]
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        rows = np.array(self.indices, dtype=np.int64).reshape(-1)
+        if rows.size and (rows.min() < -1 or rows.max() >= self.source.n_samples):
+            raise DataError(
+                f"row indices must lie between 0 and {self.source.n_samples - 1} "
+                f"(-1 for padding), got {rows.min()} to {rows.max()}"
+            )
+        rows.flags.writeable = False
+        object.__setattr__(self, "indices", rows)
+        object.__setattr__(self, "columns", list(self.columns))
+        for name in self.columns:
+            self.source.collection.schema[name]
+
+    @classmethod
+    def from_featureset(
+        cls,
+        fs: FeatureSet,
+        *,
+        rows: IntArray | None = None,
+        columns: list[str] | None = None,
+        label: str | None = None,
+    ) -> FeatureSetView:
+        """Return a view of a FeatureSet: all rows and columns where none are given."""
+        every = np.arange(fs.n_samples) if rows is None else rows
+        return cls(fs, every, fs.collection.names if columns is None else columns, label)
+
+    @property
+    def collection(self) -> SampleCollection:
+        """The source's table."""
+        return self.source.collection
+
+    @property
+    def row_indices(self) -> IntArray:
+        """Rows of the source that hold data."""
+        return self.valid_indices
+
+    @property
+    def column_names(self) -> list[str]:
+        """Full names of the columns."""
+        return self.columns
+
+    @property
+    def valid_indices(self) -> IntArray:
+        """Indices that are not padding."""
+        return self.indices[self.indices >= 0] if (self.indices < 0).any() else self.indices
+
+    def expand_columns(self, label: str | None = None) -> FeatureSetView:
+        """Return the same rows with every column of the source."""
+        label = label or f"{self.label}_expanded"
+        return FeatureSetView(self.source, self.indices, self.collection.names, label)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return label of the source, indices, columns and label."""
+        return {
+            "source": self.source.label,
+            "indices": self.indices.tolist(),
+            "columns": list(self.columns),
+            "label": self.label,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> FeatureSetView:
+        """Make a view from its config; the source is found by label in the active context."""
+        ctx = ExperimentContext.get_active()
+        source: Any = ctx.get_node(label=config["source"], enforce_type="FeatureSet")
+        return cls(source, np.array(config["indices"]), config["columns"], config["label"])
+
+    def to_view(self) -> FeatureSetView:
+        """Return this view."""
+        return self
+
+    def summary(self) -> pd.DataFrame:
+        """Return one row a column: dtype, shape, missing values and range."""
+        return describe(self)
+
+    def __repr__(self) -> str:
+        return (
+            f"FeatureSetView({self.label!r} of {self.source.label!r}, {self.n_samples} rows, "
+            f"{len(self.columns)} columns)"
+        )
+
+    def _repr_html_(self) -> str:
+        return html(self, f"FeatureSetView {self.label or ''} of {self.source.label}")
+
+    def _view(
+        self, rows: IntArray | None, columns: list[str] | None, label: str | None
+    ) -> FeatureSetView:
+        mine = self.valid_indices
+        chosen = mine if rows is None else mine[rows]
+        return FeatureSetView(self.source, chosen, columns or self.columns, label or self.label)
+
+    def _source(self) -> FeatureSet:
+        return self.source

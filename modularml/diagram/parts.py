@@ -1,0 +1,109 @@
+"""What a diagram is made of: nodes, edges, and the text that they may show."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from modularml.diagram.palette import TONES
+from modularml.errors import ConfigError, UnknownNameError
+
+__all__ = ["STOP_WORDS", "DiagramEdge", "DiagramNode", "clean", "wrap"]
+
+STOP_WORDS = "gradients stop here"
+UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+@dataclass(frozen=True)
+class DiagramNode:
+    """A box of a diagram.
+
+    Parameters
+    ----------
+    id : str
+        Unique within the diagram; shown nowhere but in listings with equal titles.
+    title : str
+        First line, in bold.
+    lines : sequence of str
+        Further lines, such as shapes. One string counts as one line.
+    kind : str
+        A key of ``palette.TONES``: decides the colour and is written above the title,
+        except for the plain kind ``"node"``.
+    dimmed : bool
+        Draw the box pale with a dashed border (a frozen node, an unused split).
+
+    Raises
+    ------
+    UnknownNameError
+        If ``kind`` is not known.
+    """
+
+    id: str
+    title: str
+    lines: Sequence[str] = ()
+    kind: str = "node"
+    dimmed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in TONES:
+            raise UnknownNameError("diagram kind", self.kind, TONES)
+        lines = (self.lines,) if isinstance(self.lines, str) else tuple(self.lines)
+        object.__setattr__(self, "lines", lines)
+
+    @property
+    def caption(self) -> str:
+        """What stands above the title: the kind, but nothing for the plain one."""
+        return "" if self.kind == "node" else self.kind
+
+
+@dataclass(frozen=True)
+class DiagramEdge:
+    """An arrow between two boxes.
+
+    Parameters
+    ----------
+    source, target : str
+        Ids of the nodes that the arrow leaves and reaches.
+    label : str
+        Text beside the arrow.
+    style : {"solid", "dashed"}
+        How the line is drawn.
+    marker : {"", "stop"}
+        ``"stop"`` puts a bar across the arrow: gradients stop here.
+
+    Raises
+    ------
+    ConfigError
+        If ``style`` or ``marker`` is not one of these.
+    """
+
+    source: str
+    target: str
+    label: str = ""
+    style: Literal["solid", "dashed"] = "solid"
+    marker: Literal["", "stop"] = ""
+
+    def __post_init__(self) -> None:
+        if self.style not in ("solid", "dashed"):
+            raise ConfigError(f"style must be 'solid' or 'dashed', got {self.style!r}")
+        if self.marker not in ("", "stop"):
+            raise ConfigError(f"marker must be '' or 'stop', got {self.marker!r}")
+
+    @property
+    def notes(self) -> str:
+        """What is to be said of the edge: its label, and that gradients stop."""
+        notes = (clean(self.label), STOP_WORDS if self.marker == "stop" else "")
+        return "; ".join(note for note in notes if note)
+
+
+def clean(text: str) -> str:
+    """Make one line of a text: whitespace folded, unprintable characters replaced."""
+    return " ".join(UNPRINTABLE.sub("\ufffd", str(text)).split())
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Break a text into clean lines of at most ``width`` characters."""
+    return textwrap.wrap(clean(text), width)

@@ -1,0 +1,255 @@
+"""A diagram as shapes with places and colours, which any drawing program can follow."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, NamedTuple, TypeAlias
+
+from modularml.diagram.layers import Link
+from modularml.diagram.layout import Layout, Point, Rect, Route, lay_out
+from modularml.diagram.palette import INK, MUTED, STOP, TONES
+from modularml.diagram.parts import STOP_WORDS, DiagramEdge, DiagramNode, clean, wrap
+
+__all__ = ["Arrow", "Bar", "Group", "Panel", "Scene", "Shape", "Words", "compose", "text_width"]
+
+MARGIN, PAD = 16.0, 12.0
+HEAD, BAR = 8.0, 9.0
+NODE_CHARS, LABEL_CHARS = 40, 26
+CAPTION, SMALL, BODY, BOLD, HEADING = 10.0, 11.0, 12.0, 14.0, 16.0
+HEADING_CHARS, KEY_WIDTH = 60, 140.0
+STRIPE, LEADING = 4.0, 1.4
+
+
+class Panel(NamedTuple):
+    """A rectangle with round corners; ``opacity`` is that of its fill alone."""
+
+    box: Rect
+    radius: float
+    fill: str
+    line: str
+    dashed: bool = False
+    opacity: float = 1.0
+
+
+class Arrow(NamedTuple):
+    """A line with a head; ``curve`` is a start and then three points a Bezier piece."""
+
+    curve: tuple[Point, ...]
+    head: tuple[Point, Point, Point]
+    dashed: bool
+
+
+class Bar(NamedTuple):
+    """A short thick stroke."""
+
+    start: Point
+    end: Point
+    colour: str
+    tip: str
+
+
+class Words(NamedTuple):
+    """One line of text, starting at ``at`` on its baseline."""
+
+    at: Point
+    text: str
+    size: float
+    colour: str
+    bold: bool = False
+
+
+Shape: TypeAlias = Panel | Arrow | Bar | Words
+
+
+@dataclass(frozen=True)
+class Group:
+    """Shapes that belong together, and what to say of them when pointed at."""
+
+    role: Literal["node", "edge", "title", "key"]
+    tip: str
+    shapes: tuple[Shape, ...]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything to draw, back to front, and the part of the plane that shows it."""
+
+    title: str
+    sheet: Rect
+    groups: tuple[Group, ...]
+
+
+def compose(
+    title: str,
+    nodes: Sequence[DiagramNode],
+    edges: Sequence[DiagramEdge],
+    direction: Literal["LR", "TB"],
+) -> Scene:
+    """Lay out a diagram and turn it into shapes.
+
+    Parameters
+    ----------
+    title : str
+        Shown above; no room is taken for an empty one.
+    nodes : sequence of DiagramNode
+        May be empty.
+    edges : sequence of DiagramEdge
+        Between these nodes, none from a node to itself.
+    direction : {"LR", "TB"}
+        Where edges lead: to the right, or down.
+
+    Returns
+    -------
+    Scene
+        Edges first, so that boxes lie upon them.
+    """
+    rows = {node.id: _node_rows(node) for node in nodes}
+    labels = [_rows(wrap(edge.label, LABEL_CHARS), SMALL, MUTED) for edge in edges]
+    links = [
+        Link(edge.source, edge.target, _size(label))
+        for edge, label in zip(edges, labels, strict=True)
+    ]
+    sizes = {name: _box_size(content) for name, content in rows.items()}
+    heading = _rows(wrap(title, HEADING_CHARS), HEADING, MUTED, bold=True)
+    layout = lay_out(sizes, links, direction)
+    groups = _edge_groups(nodes, edges, labels, layout, direction)
+    groups += [_node_group(node, layout.boxes[node.id], rows[node.id]) for node in nodes]
+    width, top, bottom = layout.width, -MARGIN, layout.height + MARGIN
+    if heading:
+        width, top = max(width, _size(heading)[0]), top - _size(heading)[1] - PAD
+        groups.append(Group("title", "", _words(heading, 0.0, top + MARGIN)))
+    if any(edge.marker == "stop" for edge in edges):
+        groups.append(_key(bottom))
+        width, bottom = max(width, KEY_WIDTH), bottom + MARGIN + SMALL
+    sheet = Rect(-MARGIN, top, width + 2 * MARGIN, bottom - top)
+    return Scene(clean(title), sheet, tuple(groups))
+
+
+def text_width(text: str, size: float, *, bold: bool = False) -> float:
+    """Estimate how wide a text is in pixels, in a wide sans-serif font."""
+    ems = 0.0
+    for char in text:
+        if unicodedata.east_asian_width(char) in "WF" or char in "@%mwMW":
+            ems += 1.0
+        elif char in " .,:;'|!iIjl()[]/frt-":
+            ems += 0.4
+        else:
+            ems += 0.74 if char.isupper() else 0.64
+    return ems * size * (1.1 if bold else 1.0)
+
+
+def _rows(texts: Sequence[str], size: float, colour: str, *, bold: bool = False) -> list[Words]:
+    """Make lines of text that have no place yet."""
+    return [Words(Point(0.0, 0.0), text, size, colour, bold) for text in texts]
+
+
+def _size(rows: Sequence[Words]) -> tuple[float, float]:
+    """Return width and height of lines of text, one below the other."""
+    width = max((text_width(row.text, row.size, bold=row.bold) for row in rows), default=0.0)
+    return width, sum(row.size * LEADING for row in rows)
+
+
+def _words(rows: Sequence[Words], x: float, y: float) -> tuple[Words, ...]:
+    """Put lines of text one below the other, from an upper left corner."""
+    placed = []
+    for row in rows:
+        placed.append(row._replace(at=Point(x, y + row.size * 1.1)))
+        y += row.size * LEADING
+    return tuple(placed)
+
+
+def _node_rows(node: DiagramNode) -> list[Words]:
+    """Write what a box says: its kind, its title, its lines."""
+    small, ink = (MUTED, MUTED) if node.dimmed else (TONES[node.kind].ink, INK)
+    return [
+        *_rows([node.caption] if node.caption else [], CAPTION, small),
+        *_rows(wrap(node.title, NODE_CHARS), BOLD, ink, bold=True),
+        *(row for line in node.lines for row in _rows(wrap(line, NODE_CHARS), BODY, ink)),
+    ]
+
+
+def _box_size(rows: Sequence[Words]) -> tuple[float, float]:
+    """Return the least size of a box around lines of text."""
+    width, height = _size(rows)
+    return max(width + 2 * PAD + STRIPE, 72.0), max(height + 1.5 * PAD, 36.0)
+
+
+def _node_group(node: DiagramNode, box: Rect, rows: Sequence[Words]) -> Group:
+    """Draw a box: a panel, a stripe in the colour of its kind, and its text."""
+    tone = TONES[node.kind]
+    top = box.y + (box.height - _size(rows)[1]) / 2
+    stripe = Rect(box.x + 5.0, box.y + 8.0, STRIPE, box.height - 16.0)
+    panel = Panel(box, 7.0, tone.fill, tone.line)
+    if node.dimmed:
+        panel = Panel(box, 7.0, tone.line, MUTED, dashed=True, opacity=0.1)
+    mark = Panel(stripe, STRIPE / 2, tone.line, "none", opacity=0.5 if node.dimmed else 1.0)
+    words = _words(rows, box.x + PAD + STRIPE, top)
+    return Group("node", f"{clean(node.title)} ({node.kind})", (panel, mark, *words))
+
+
+def _edge_groups(
+    nodes: Sequence[DiagramNode],
+    edges: Sequence[DiagramEdge],
+    labels: Sequence[Sequence[Words]],
+    layout: Layout,
+    direction: Literal["LR", "TB"],
+) -> list[Group]:
+    """Draw every edge: its line, its head, its bar and its label."""
+    titles = {node.id: clean(node.title) for node in nodes}
+    groups = []
+    for edge, label, route in zip(edges, labels, layout.routes, strict=True):
+        tip = f"{titles[edge.source]} \u2192 {titles[edge.target]}"
+        shapes: list[Shape] = [_arrow(route, edge.style == "dashed", direction)]
+        if edge.marker == "stop":
+            shapes.append(_bar(route, direction))
+        if route.label:
+            shapes += _words(label, route.label.x, route.label.y)
+        notes = f": {edge.notes}" if edge.notes else ""
+        groups.append(Group("edge", tip + notes, tuple(shapes)))
+    return groups
+
+
+def _arrow(route: Route, dashed: bool, direction: Literal["LR", "TB"]) -> Arrow:
+    """Bend a route through its points and end it in a head."""
+    before, tip = route.points[-2:]
+    if direction == "LR":
+        back = math.copysign(HEAD, before.x - tip.x)
+        neck = Point(tip.x + back * 0.7, tip.y)
+        head = (tip, Point(tip.x + back, tip.y - HEAD / 2), Point(tip.x + back, tip.y + HEAD / 2))
+    else:
+        back = math.copysign(HEAD, before.y - tip.y)
+        neck = Point(tip.x, tip.y + back * 0.7)
+        head = (tip, Point(tip.x - HEAD / 2, tip.y + back), Point(tip.x + HEAD / 2, tip.y + back))
+    points = (*route.points[:-1], neck)
+    curve = [points[0]]
+    for one, two in pairwise(points):
+        if direction == "LR":
+            middle = (one.x + two.x) / 2
+            curve += [Point(middle, one.y), Point(middle, two.y), two]
+        else:
+            middle = (one.y + two.y) / 2
+            curve += [Point(one.x, middle), Point(two.x, middle), two]
+    return Arrow(tuple(curve), head, dashed)
+
+
+def _bar(route: Route, direction: Literal["LR", "TB"]) -> Bar:
+    """Draw a stroke square to an edge, in the middle of its last bend."""
+    one, two = route.points[-2:]
+    dx, dy = two.x - one.x, two.y - one.y
+    dx, dy = (dx, 2 * dy) if direction == "LR" else (2 * dx, dy)
+    scale = BAR / math.hypot(dx, dy)
+    x, y = (one.x + two.x) / 2, (one.y + two.y) / 2
+    ends = Point(x - dy * scale, y + dx * scale), Point(x + dy * scale, y - dx * scale)
+    return Bar(*ends, STOP, STOP_WORDS)
+
+
+def _key(y: float) -> Group:
+    """Explain the bar below the drawing."""
+    x, middle = 4.0, y + SMALL / 2
+    bar = Bar(Point(x, middle - BAR * 0.7), Point(x, middle + BAR * 0.7), STOP, "")
+    words = _words(_rows([STOP_WORDS], SMALL, MUTED), x + 10.0, y - 2.0)
+    return Group("key", "", (bar, *words))

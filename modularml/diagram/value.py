@@ -1,0 +1,144 @@
+"""The diagram: a value that can be shown, written and saved."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+from modularml.diagram.figure import checked_path, draw, save_figure
+from modularml.diagram.parts import DiagramEdge, DiagramNode
+from modularml.diagram.scene import Scene, compose
+from modularml.diagram.svg import page, to_svg
+from modularml.diagram.text import listing, to_mermaid
+from modularml.errors import ConfigError, GraphError, closest
+
+__all__ = ["Diagram"]
+
+SUFFIXES = (".svg", ".html", ".mmd", ".txt", ".png", ".pdf")
+
+
+@dataclass(frozen=True)
+class Diagram:
+    """Boxes joined by arrows, shown as a picture in notebooks and as text elsewhere.
+
+    Parameters
+    ----------
+    title : str
+        Shown above the drawing; may be empty.
+    nodes : sequence of DiagramNode
+        Ids must be unique. May be empty.
+    edges : sequence of DiagramEdge
+        Between ids of ``nodes``. Several between the same two are fine, and so are cycles.
+    direction : {"LR", "TB"}
+        Where arrows lead: from left to right, or from top to bottom.
+
+    Raises
+    ------
+    ConfigError
+        If ``direction`` is not one of these.
+    GraphError
+        If ids occur twice, or an edge joins unknown nodes or a node with itself.
+
+    Examples
+    --------
+    >>> nodes = [DiagramNode("a", "Cells", kind="featureset"), DiagramNode("b", "Head")]
+    >>> print(Diagram("", nodes, [DiagramEdge("a", "b", "voltage")]))
+    Cells (featureset)
+    `-- Head  <- voltage
+    """
+
+    title: str
+    nodes: Sequence[DiagramNode] = ()
+    edges: Sequence[DiagramEdge] = ()
+    direction: Literal["LR", "TB"] = "LR"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "nodes", tuple(self.nodes))
+        object.__setattr__(self, "edges", tuple(self.edges))
+        if self.direction not in ("LR", "TB"):
+            raise ConfigError(f"direction must be 'LR' or 'TB', got {self.direction!r}")
+        _check_ids(self.nodes)
+        _check_edges(self.nodes, self.edges)
+
+    def to_svg(self) -> str:
+        """Draw as one SVG element that needs no network, script or font file."""
+        return to_svg(self._scene())
+
+    def to_mermaid(self) -> str:
+        """Write as a Mermaid flowchart, for pages that draw it themselves."""
+        return to_mermaid(self.title, self.nodes, self.edges, self.direction)
+
+    def to_text(self) -> str:
+        """Write as an indented tree for the terminal."""
+        return listing(self.title, self.nodes, self.edges)
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write to a file; the suffix decides the format.
+
+        Parameters
+        ----------
+        path : path-like
+            Ends in ``.svg``, ``.html``, ``.mmd``, ``.txt``, ``.png`` or ``.pdf``; the last
+            two need matplotlib. A file of that name is replaced, a folder is not made.
+
+        Returns
+        -------
+        Path
+            Where it was written.
+
+        Raises
+        ------
+        ConfigError
+            If the suffix is another one or the folder does not exist.
+        """
+        target = checked_path(path, SUFFIXES)
+        suffix = target.suffix.lower()
+        if suffix in (".png", ".pdf"):
+            save_figure(draw(self._scene()), target)
+        else:
+            target.write_text(self._written(suffix), encoding="utf-8", newline="\n")
+        return target
+
+    def _written(self, suffix: str) -> str:
+        if suffix == ".svg":
+            return self.to_svg()
+        if suffix == ".html":
+            return page(self._scene())
+        return self.to_mermaid() if suffix == ".mmd" else self.to_text() + "\n"
+
+    def _scene(self) -> Scene:
+        return compose(self.title, self.nodes, self.edges, self.direction)
+
+    def _repr_svg_(self) -> str:
+        return self.to_svg()
+
+    def _repr_html_(self) -> str:
+        return f'<div style="overflow-x:auto">{self.to_svg()}</div>'
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+
+def _check_ids(nodes: Sequence[DiagramNode]) -> None:
+    twice = [name for name, count in Counter(node.id for node in nodes).items() if count > 1]
+    if twice:
+        raise GraphError(
+            f"node ids must be unique, got more than once: {', '.join(map(repr, twice))}"
+        )
+
+
+def _check_edges(nodes: Sequence[DiagramNode], edges: Sequence[DiagramEdge]) -> None:
+    known = {node.id for node in nodes}
+    for edge in edges:
+        for name in (edge.source, edge.target):
+            if name not in known:
+                raise GraphError(
+                    f"edge {edge.source!r} -> {edge.target!r} names unknown node {name!r}; "
+                    + closest(name, known)
+                )
+        if edge.source == edge.target:
+            raise GraphError(f"edge joins node {edge.source!r} with itself, which cannot be drawn")

@@ -1,0 +1,196 @@
+"""Every exception that this library raises on purpose.
+
+::
+
+    ModularMLError
+    ├── ConfigError             (ValueError)            an argument or config that cannot be used
+    ├── UnknownNameError        (KeyError, ValueError)  a name nobody registered; lists the closest
+    ├── RegistrationError       (ValueError)            a label or id that is taken
+    ├── MissingDependencyError  (ImportError)           an optional package that is not installed
+    ├── DataError               (ValueError)            rows or columns that cannot be used
+    │   ├── SplitError                                  a split that cannot be made or read
+    │   └── ScalerError                                 a scaler that cannot be fitted, applied or undone
+    ├── NotFittedError          (RuntimeError)          asked to transform or predict before fitting
+    ├── ShapeError              (ValueError)            shapes that do not fit
+    ├── GraphError              (ValueError)            nodes that cannot be wired
+    ├── BackendNotSupportedError (RuntimeError)         a backend that cannot do what was asked
+    ├── DeviceError             (RuntimeError)          a device that is not there
+    ├── LossError               (RuntimeError)          a loss that cannot be built or computed
+    ├── OptimizerNotSetError    (RuntimeError)          an optimizer that is missing or not built
+    ├── ExecutionError          (RuntimeError)          a phase that cannot run
+    │   ├── NonFiniteLossError                          a loss that is NaN or infinite
+    │   └── MetricNotLoggedError                        a metric that nobody logs
+    └── MMLError                (RuntimeError)          a file that cannot be read or written
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "BackendNotSupportedError",
+    "ConfigError",
+    "DataError",
+    "DeviceError",
+    "ExecutionError",
+    "GraphError",
+    "LossError",
+    "MMLError",
+    "MetricNotLoggedError",
+    "MissingDependencyError",
+    "ModularMLError",
+    "NonFiniteLossError",
+    "NotFittedError",
+    "OptimizerNotSetError",
+    "RegistrationError",
+    "ScalerError",
+    "ShapeError",
+    "SplitError",
+    "UnknownNameError",
+    "closest",
+]
+
+
+class ModularMLError(Exception):
+    """The root of the tree: catch it to catch everything raised on purpose."""
+
+
+class ConfigError(ModularMLError, ValueError):
+    """An argument or a configuration cannot be used."""
+
+
+class UnknownNameError(ModularMLError, KeyError, ValueError):
+    """A name is not known; the message lists the closest ones that are.
+
+    Parameters
+    ----------
+    kind : str
+        What the name should have named, such as ``"column"``.
+    name : object
+        What came.
+    known : iterable of str
+        Every name that would have been accepted.
+    hint : str
+        What to do next, added at the end.
+    """
+
+    def __init__(self, kind: str, name: object, known: Iterable[str], hint: str = "") -> None:
+        self.kind, self.name, self.known = kind, name, [str(k) for k in known]
+        super().__init__(f"unknown {kind} {name!r}; {closest(name, self.known)}{hint and '. ' + hint}")
+
+    def __str__(self) -> str:  # KeyError would show the message in quotes
+        return str(self.args[0])
+
+
+class RegistrationError(ModularMLError, ValueError):
+    """A label or an id is taken."""
+
+
+class MissingDependencyError(ModularMLError, ImportError):
+    """An optional package is not installed."""
+
+
+class DataError(ModularMLError, ValueError):
+    """Rows or columns cannot be used."""
+
+
+class SplitError(DataError):
+    """A split cannot be made or read."""
+
+
+class ScalerError(DataError):
+    """A scaler cannot be fitted, applied or undone."""
+
+
+class NotFittedError(ModularMLError, RuntimeError):
+    """Something was asked to transform or predict before it was fitted."""
+
+
+class ShapeError(ModularMLError, ValueError):
+    """Shapes do not fit each other."""
+
+
+class GraphError(ModularMLError, ValueError):
+    """Nodes cannot be wired as asked."""
+
+
+class BackendNotSupportedError(ModularMLError, RuntimeError):
+    """A backend cannot do what was asked of it."""
+
+
+class DeviceError(ModularMLError, RuntimeError):
+    """A device is not there."""
+
+
+class LossError(ModularMLError, RuntimeError):
+    """A loss cannot be built or computed."""
+
+
+class OptimizerNotSetError(ModularMLError, RuntimeError):
+    """An optimizer is missing, or was used before it was built."""
+
+
+class ExecutionError(ModularMLError, RuntimeError):
+    """A phase cannot run, or cannot run on."""
+
+
+class NonFiniteLossError(ExecutionError):
+    """A loss is NaN or infinite; where it happened stands in the attributes.
+
+    Attributes
+    ----------
+    phase, node, loss : str
+        Labels of the phase, of the node the loss is applied on, and of the loss.
+    epoch, batch : int
+        Position in the phase, both 0-based.
+    value : float
+        The value that came.
+    """
+
+    def __init__(
+        self, *, phase: str, epoch: int, batch: int, node: str, loss: str, value: float
+    ) -> None:
+        self.phase, self.epoch, self.batch = phase, epoch, batch
+        self.node, self.loss, self.value = node, loss, value
+        super().__init__(
+            f"loss {loss!r} on node {node!r} is {value} in phase {phase!r}, epoch {epoch}, batch "
+            f"{batch}. Weights are as before this batch. Look for NaN in the columns "
+            "(fs.summary()), scale the inputs, or lower the learning rate"
+        )
+
+
+class MetricNotLoggedError(ExecutionError):
+    """A callback waits for a metric that nobody logs."""
+
+
+class MMLError(ModularMLError, RuntimeError):
+    """A file cannot be read or written."""
+
+
+def closest(name: object, known: Iterable[str], *, n: int = 3) -> str:
+    """Say which known names are closest to a wrong one.
+
+    Parameters
+    ----------
+    name : object
+        What came.
+    known : iterable of str
+        Names that would have been accepted.
+    n : int
+        How many to offer at most.
+
+    Returns
+    -------
+    str
+        ``"did you mean 'a', 'b'?"``, or the list of all names where none is close.
+    """
+    names = sorted(set(known))
+    if not names:
+        return "there are none"
+    folded = {k.casefold(): k for k in names}
+    near = difflib.get_close_matches(str(name).casefold(), folded, n=n, cutoff=0.5)
+    if near:
+        return f"did you mean {', '.join(repr(folded[k]) for k in near)}?"
+    shown = ", ".join(repr(k) for k in names[:12])
+    return f"known: {shown}{', ...' if len(names) > 12 else ''}"

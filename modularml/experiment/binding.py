@@ -1,0 +1,256 @@
+"""Which rows feed which head node, and through which sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modularml.config import Configurable
+from modularml.context import ExperimentContext
+from modularml.data import FeatureSet, FeatureSetView
+from modularml.data.batch import BatchView
+from modularml.data.execution import Source
+from modularml.data.references import FeatureSetReference
+from modularml.errors import ConfigError, GraphError, SplitError, UnknownNameError
+from modularml.graph.node import GraphNode
+from modularml.samplers import BaseSampler, SimpleSampler
+
+__all__ = ["Bound", "InputBinding", "bind"]
+
+
+@dataclass(frozen=True)
+class InputBinding(Configurable):
+    """Rows of a FeatureSet, bound to an edge into a head node for one phase.
+
+    Parameters
+    ----------
+    node_id : str
+        Id or label of the head node.
+    upstream_ref : FeatureSetReference
+        Which of the node's inputs.
+    split : str, optional
+        Rows of this split alone.
+    sampler : BaseSampler, optional
+        Makes the batches.
+    stream : str
+        Which of the sampler's streams.
+    """
+
+    node_id: str
+    upstream_ref: FeatureSetReference
+    split: str | None = None
+    sampler: BaseSampler | None = None
+    stream: str = "default"
+
+    @classmethod
+    def for_training(
+        cls,
+        *,
+        node: GraphNode | str,
+        sampler: BaseSampler,
+        upstream: FeatureSet | FeatureSetView | str | None,
+        split: str | None = None,
+        stream: str = "default",
+    ) -> InputBinding:
+        """Bind an input through a sampler.
+
+        Parameters
+        ----------
+        node : GraphNode or str
+            The head node, its label or id.
+        sampler : BaseSampler
+        upstream : FeatureSet, FeatureSetView, str or None
+            Which FeatureSet; None where the node reads only one.
+        split : str, optional
+        stream : str
+
+        Raises
+        ------
+        GraphError
+            If the node does not read from that FeatureSet, or from several and none is named.
+        UnknownNameError
+            If there is no such node or split.
+        """
+        if not isinstance(sampler, BaseSampler):
+            raise ConfigError(f"sampler must be a sampler such as SimpleSampler, got {sampler!r}")
+        return cls._made(node, upstream, split, sampler, stream)
+
+    @classmethod
+    def for_evaluation(
+        cls,
+        *,
+        node: GraphNode | str,
+        upstream: FeatureSet | FeatureSetView | str | None,
+        split: str | None = None,
+    ) -> InputBinding:
+        """Bind an input without a sampler: every row once, in order; see `for_training`."""
+        return cls._made(node, upstream, split, None, "default")
+
+    @classmethod
+    def _made(
+        cls, node: Any, upstream: Any, split: str | None, sampler: BaseSampler | None, stream: str
+    ) -> InputBinding:
+        found = node if isinstance(node, GraphNode) else _graph_node(node)
+        if isinstance(upstream, FeatureSetView):
+            split = split or _split_of(upstream)
+            upstream = upstream.source
+        ref = _edge(found, upstream)
+        binding = cls(found.node_id, ref, split, sampler, stream)
+        if split is not None:
+            ref.resolve(found.context).get_split(split)
+        return binding
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> InputBinding:
+        """Make a binding from its config."""
+        return super().from_config(config)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the fields as plain data; the node goes by its label."""
+        config = super().get_config()
+        ctx = ExperimentContext.get_active()
+        if ctx.has_node(node_id=self.node_id):
+            config["node_id"] = ctx.get_node(node_id=self.node_id).label
+        return config
+
+    def resolve_input_view(self) -> FeatureSetView:
+        """Return the rows that are bound, in the active context.
+
+        Raises
+        ------
+        SplitError
+            If there are none.
+        """
+        fs: FeatureSet = self.upstream_ref.resolve()
+        view = fs.to_view() if self.split is None else fs.get_split(self.split)
+        if not len(view):
+            raise SplitError(f"split {self.split!r} of {fs.label!r} is empty; there is nothing to feed")
+        return view
+
+    def materialize_batches(self, *, show_progress: bool = True) -> list[BatchView]:
+        """Return the batches of epoch 0 as row numbers.
+
+        Parameters
+        ----------
+        show_progress : bool
+            Whether a search for pairs shows a progress bar.
+        """
+        view = self.resolve_input_view()
+        sampler = self.sampler or SimpleSampler(batch_size=len(view))
+        batches = sampler.epoch(view, 0)
+        rows = view.valid_indices
+        return [
+            BatchView(view, {role: rows[batches.batch(i, role)] for role in batches.rows})
+            for i in range(batches.n_batches)
+        ]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A binding resolved for one run.
+
+    Parameters
+    ----------
+    source : Source
+    view : FeatureSetView
+    sampler : BaseSampler
+    group : int
+        Bindings with equal numbers are read row by row together.
+    """
+
+    source: Source
+    view: FeatureSetView
+    sampler: BaseSampler
+    group: int
+
+
+def bind(
+    bindings: Sequence[InputBinding],
+    heads: Sequence[GraphNode],
+    *,
+    batch_size: int | None,
+    phase: str,
+) -> list[Bound]:
+    """Resolve bindings in the active context: one for each edge into a head node.
+
+    Parameters
+    ----------
+    bindings : sequence of InputBinding
+    heads : sequence of GraphNode
+        Head nodes that run.
+    batch_size : int or None
+        Where a binding has no sampler; None takes all rows at once.
+    phase : str
+        Label, for messages.
+
+    Raises
+    ------
+    GraphError
+        If an edge into a head node has no binding.
+    """
+    groups: dict[Any, int] = {}
+    found = []
+    for node in heads:
+        for ref in node.feature_refs:
+            binding = _binding_for(bindings, node, ref, phase)
+            view = binding.resolve_input_view()
+            sampler = binding.sampler or SimpleSampler(batch_size=batch_size or len(view))
+            key = (id(binding.sampler), view.source.node_id, binding.split)
+            group = groups.setdefault(key, len(groups))
+            same = next((b.sampler for b in found if b.group == group), sampler)
+            found.append(Bound(Source(node.node_id, ref), view, same, group))
+    return found
+
+
+def _binding_for(
+    bindings: Sequence[InputBinding], node: GraphNode, ref: FeatureSetReference, phase: str
+) -> InputBinding:
+    for binding in bindings:
+        if binding.node_id in (node.node_id, node.label) and _same_set(binding.upstream_ref, ref):
+            return binding
+    raise GraphError(
+        f"phase {phase!r} has no input for head node {node.label!r} from {ref.node_label!r}; add "
+        "InputBinding.for_training(node=..., upstream=..., sampler=...) to input_sources"
+    )
+
+
+def _same_set(a: FeatureSetReference, b: FeatureSetReference) -> bool:
+    return a.node_id == b.node_id or a.node_label == b.node_label
+
+
+def _graph_node(name: str) -> GraphNode:
+    node = ExperimentContext.get_active().get_node(name)
+    if not isinstance(node, GraphNode):
+        raise GraphError(f"{name!r} is a {type(node).__name__}; bind a head node of the graph")
+    return node
+
+
+def _edge(node: GraphNode, upstream: Any) -> FeatureSetReference:
+    """Return the one input of a node that comes from a FeatureSet."""
+    refs = node.feature_refs
+    if not refs:
+        raise GraphError(f"node {node.label!r} is no head node: it reads from no FeatureSet")
+    if upstream is None:
+        if len(refs) > 1:
+            raise GraphError(
+                f"node {node.label!r} reads from {[r.node_label for r in refs]}; name one with upstream="
+            )
+        return refs[0]
+    name = upstream.label if isinstance(upstream, FeatureSet) else str(upstream)
+    for ref in refs:
+        if name in (ref.node_label, ref.node_id) or getattr(upstream, "node_id", None) == ref.node_id:
+            return ref
+    raise UnknownNameError(f"FeatureSet of node {node.label!r}", name, [r.node_label for r in refs])
+
+
+def _split_of(view: FeatureSetView) -> str | None:
+    """Return the split that a view is, None where it is all rows."""
+    fs = view.source
+    if view.label in fs.available_splits and (fs[str(view.label)].indices == view.indices).all():
+        return view.label
+    if len(view) == len(fs):
+        return None
+    raise SplitError(
+        f"view {view.label!r} is no split of {fs.label!r}; keep it with fs.add_split(view) first"
+    )

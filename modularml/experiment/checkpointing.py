@@ -1,0 +1,200 @@
+"""When states are kept, under which names, and which of them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from modularml.config import Configurable
+from modularml.errors import ConfigError
+from modularml.experiment.callback import PHASE_HOOKS
+
+__all__ = ["Checkpointing"]
+
+PHASE_SAVE_ON = frozenset(hook.removeprefix("on_") for hook in PHASE_HOOKS[:-1])
+EXPERIMENT_SAVE_ON = frozenset({"phase_start", "phase_end", "group_start", "group_end"})
+_FIELD = re.compile(r"\{([^{}]*)\}")
+_BARE = re.compile(r"[a-z_]+(:0[0-9]{1,2}d)?")
+
+
+class Checkpointing(Configurable):
+    """Keep states while something runs.
+
+    Parameters
+    ----------
+    mode : {'memory', 'disk'}
+    save_on : str or list of str
+        On a `TrainPhase`: ``phase_start``, ``phase_end``, ``epoch_start``, ``epoch_end``,
+        ``batch_start``, ``batch_end``. On an `Experiment`: those of phases and groups.
+    every_n : int
+        Save at every n-th occurrence of a hook.
+    directory : path-like, optional
+        For files.
+    name_template : str, optional
+        With bare ``{phase}``, ``{epoch}``, ``{batch}`` or ``{label}``, each with an optional
+        ``:0Nd``.
+    max_to_keep : int, optional
+        The oldest is dropped beyond; None keeps all.
+    overwrite : bool
+        Whether a file may replace another.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is not as described.
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: Literal["memory", "disk"] = "memory",
+        save_on: str | list[str] = "epoch_end",
+        every_n: int = 1,
+        directory: Path | str | None = None,
+        name_template: str | None = None,
+        max_to_keep: int | None = None,
+        overwrite: bool = True,
+    ) -> None:
+        if mode not in ("memory", "disk"):
+            raise ConfigError(f"mode must be 'memory' or 'disk', got {mode!r}")
+        for name, value in (("every_n", every_n), ("max_to_keep", max_to_keep)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name} must be an int of at least 1, got {value!r}")
+        hooks = [save_on] if isinstance(save_on, str) else list(save_on)
+        if unknown := set(hooks) - PHASE_SAVE_ON - EXPERIMENT_SAVE_ON or not hooks:
+            raise ConfigError(f"save_on must name hooks such as 'epoch_end', got {unknown or hooks}")
+        self._mode, self._save_on, self._every_n = mode, hooks, every_n
+        self._directory = None if directory is None else Path(directory)
+        self._name_template, self._overwrite = name_template, overwrite
+        self.max_to_keep = max_to_keep
+        self._states: dict[int | str, dict[str, Any]] = {}
+        self._paths: dict[int | str, Path] = {}
+        self._counts: dict[str, int] = {}
+        if name_template is not None:
+            self.validate_placeholders(
+                name_template, frozenset({"phase", "epoch", "batch", "label", "key"}), "Checkpointing"
+            )
+
+    @property
+    def mode(self) -> str:
+        """Where states are kept: ``memory`` or ``disk``."""
+        return self._mode
+
+    @property
+    def save_on(self) -> list[str]:
+        """Hooks at which states are kept."""
+        return list(self._save_on)
+
+    @property
+    def every_n(self) -> int:
+        """At every how many occurrences of a hook."""
+        return self._every_n
+
+    @property
+    def directory(self) -> Path | None:
+        """Folder for files."""
+        return self._directory
+
+    @property
+    def name_template(self) -> str | None:
+        """Template of names."""
+        return self._name_template
+
+    @property
+    def overwrite(self) -> bool:
+        """Whether a file may replace another."""
+        return self._overwrite
+
+    @property
+    def saved_keys(self) -> list[int | str]:
+        """Keys of what is kept, sorted."""
+        return sorted([*self._states, *self._paths], key=lambda key: (isinstance(key, str), key))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments as plain data."""
+        return super().get_config()
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Checkpointing:
+        """Make one from a config, with nothing kept."""
+        return super().from_config(config)
+
+    def should_save(self, hook: str) -> bool:
+        """Count an occurrence of a hook and tell whether a state is to be kept now."""
+        if hook not in self._save_on:
+            return False
+        self._counts[hook] = self._counts.get(hook, 0) + 1
+        return self._counts[hook] % self._every_n == 0
+
+    def record_memory(self, key: int | str, state: dict[str, Any]) -> None:
+        """Keep a state; the oldest goes where there are too many."""
+        self._states.pop(key, None)
+        self._states[key] = state
+        self._drop(self._states)
+
+    def record_disk(self, key: int | str, path: Path) -> None:
+        """Note the file of a state."""
+        self._paths.pop(key, None)
+        self._paths[key] = Path(path)
+        self._drop(self._paths)
+
+    def has_key(self, key: int | str) -> bool:
+        """Tell whether something is kept under a key."""
+        return key in self._states or key in self._paths
+
+    def get_state(self, key: int | str) -> dict[str, Any] | None:
+        """Return the state kept in memory under a key, or None."""
+        return self._states.get(key)
+
+    def get_path(self, key: int | str) -> Path | None:
+        """Return the file kept under a key, or None."""
+        path = self._paths.get(key)
+        return path if path is not None and path.exists() else None
+
+    def reset(self) -> None:
+        """Forget all states, files and counts (files stay on the disk)."""
+        self._states.clear()
+        self._paths.clear()
+        self._counts.clear()
+
+    def format_name(self, **kwargs: Any) -> str:
+        """Fill in the template.
+
+        Raises
+        ------
+        ConfigError
+            If there is no template, or a value for one of its fields is missing.
+        """
+        template = self._name_template
+        if template is None:
+            raise ConfigError("there is no name_template; attach the Checkpointing or give one")
+        missing = [f for f in _fields(template) if f not in kwargs]
+        if missing:
+            raise ConfigError(f"name_template {template!r} needs values for {missing}")
+        return template.format(**kwargs)
+
+    @staticmethod
+    def validate_placeholders(template: str, allowed: frozenset[str], context_name: str) -> None:
+        """Refuse a template with anything but bare, known fields.
+
+        Raises
+        ------
+        ConfigError
+            If a field is not allowed, or asks for an attribute, an item or a conversion.
+        """
+        for field in _FIELD.findall(template):
+            if not _BARE.fullmatch(field) or field.partition(":")[0] not in allowed:
+                raise ConfigError(
+                    f"name_template of {context_name} may hold {sorted(allowed)} (with :0Nd), got {{{field}}}"
+                )
+        if re.search(r"[{}]", _FIELD.sub("", template)):
+            raise ConfigError(f"name_template {template!r} has a brace that does not close")
+
+    def _drop(self, kept: dict[Any, Any]) -> None:
+        while self.max_to_keep is not None and len(kept) > self.max_to_keep:
+            del kept[next(iter(kept))]
+
+
+def _fields(template: str) -> list[str]:
+    return [field.partition(":")[0] for field in _FIELD.findall(template)]

@@ -1,0 +1,346 @@
+"""The experiment: a context, a graph, a plan of phases and a history of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from modularml.config import decode, encode
+from modularml.context import ExperimentContext, RegistrationPolicy
+from modularml.errors import ConfigError
+from modularml.experiment.callback import ExperimentCallback
+from modularml.experiment.checkpointing import EXPERIMENT_SAVE_ON, Checkpointing
+from modularml.experiment.group import PhaseGroup
+from modularml.experiment.group_results import PhaseGroupResults
+from modularml.experiment.phase import ExperimentPhase, active_graph
+from modularml.experiment.predict import predict
+from modularml.experiment.run import ExperimentRun, Runner, untouched
+from modularml.graph.model_graph import ModelGraph
+
+__all__ = ["Experiment"]
+
+
+class Experiment:
+    """Runs phases on a graph and remembers what came of it.
+
+    Parameters
+    ----------
+    label : str
+    registration_policy : RegistrationPolicy or str, optional
+        What happens when a node's label is taken, from now on.
+    ctx : ExperimentContext, optional
+        A new one, which becomes active, where none is given. Nodes that exist already are taken
+        over by `from_active_context`.
+    checkpointing : Checkpointing, optional
+        Keeps the whole experiment's state at the ends of phases and groups.
+    callbacks : list of ExperimentCallback, optional
+
+    Examples
+    --------
+    >>> experiment = Experiment.from_active_context("first")
+    >>> experiment.history
+    []
+    """
+
+    def __init__(
+        self,
+        label: str,
+        registration_policy: RegistrationPolicy | str | None = None,
+        ctx: ExperimentContext | None = None,
+        checkpointing: Checkpointing | None = None,
+        callbacks: list[ExperimentCallback] | None = None,
+    ) -> None:
+        if not isinstance(label, str) or not label:
+            raise ConfigError(f"label must be a string that is not empty, got {label!r}")
+        self.label = label
+        if ctx is None:
+            ctx = ExperimentContext(registration_policy=registration_policy)
+            ctx.make_active()
+        elif registration_policy is not None:
+            ctx.set_registration_policy(registration_policy)
+        self._ctx = ctx
+        self._plan = PhaseGroup(label)
+        self._history: list[ExperimentRun] = []
+        self._callbacks: list[ExperimentCallback] = []
+        for callback in callbacks or []:
+            self.add_callback(callback)
+        self._checkpointing: Checkpointing | None = None
+        self.set_checkpointing(checkpointing)
+        ctx.set_experiment(self)
+
+    @classmethod
+    def from_active_context(
+        cls,
+        label: str,
+        registration_policy: RegistrationPolicy | str | None = None,
+        checkpointing: Checkpointing | None = None,
+        callbacks: list[ExperimentCallback] | None = None,
+    ) -> Experiment:
+        """Make an experiment of the nodes and the graph that were made so far."""
+        return cls(label, registration_policy, ExperimentContext.get_active(), checkpointing, callbacks)
+
+    # -- what there is ------------------------------------------------------------------------
+
+    @property
+    def ctx(self) -> ExperimentContext:
+        """The context: nodes by id and label."""
+        return self._ctx
+
+    @property
+    def model_graph(self) -> ModelGraph | None:
+        """The graph of the context, or None."""
+        return self._ctx.model_graph
+
+    @property
+    def execution_plan(self) -> PhaseGroup:
+        """Phases and groups that `run` executes; add to it."""
+        return self._plan
+
+    @property
+    def exp_callbacks(self) -> list[ExperimentCallback]:
+        """Callbacks in order of execution."""
+        return sorted(self._callbacks, key=lambda c: c.execution_order)
+
+    @property
+    def history(self) -> list[ExperimentRun]:
+        """All runs, oldest first; those that failed or were interrupted too."""
+        return list(self._history)
+
+    @property
+    def last_run(self) -> ExperimentRun | None:
+        """The newest run, or None."""
+        return self._history[-1] if self._history else None
+
+    def add_callback(self, callback: ExperimentCallback) -> None:
+        """Add a callback; anything but an `ExperimentCallback` is a TypeError."""
+        if not isinstance(callback, ExperimentCallback):
+            raise TypeError(f"callback must be an ExperimentCallback, got a {type(callback).__name__}")
+        self._callbacks.append(callback)
+
+    # -- running ------------------------------------------------------------------------------
+
+    def run(self, **kwargs: Any) -> PhaseGroupResults:
+        """Run the execution plan.
+
+        Parameters
+        ----------
+        **kwargs
+            Display flags, as of `run_phase`.
+
+        Returns
+        -------
+        PhaseGroupResults
+            Of every phase by label; one run is added to the history.
+
+        Raises
+        ------
+        ConfigError
+            If the plan is empty.
+        """
+        if not len(self._plan):
+            raise ConfigError("the execution plan is empty; add phases to experiment.execution_plan")
+        return self._recorded(lambda runner, into: self._whole(runner, into), self._plan.label, kwargs)
+
+    def run_phase(self, phase: ExperimentPhase, **kwargs: Any) -> Any:
+        """Run one phase, whether or not it is in the plan, and keep it in the history.
+
+        Parameters
+        ----------
+        phase : TrainPhase, EvalPhase or another phase
+        **kwargs
+            ``show_training_progress``, ``show_eval_progress``, ``show_sampler_progress``,
+            ``persist_progress``, ``persist_epoch_progress`` and ``val_loss_metric``.
+
+        Returns
+        -------
+        TrainResults, EvalResults or other PhaseResults
+        """
+        self._check(phase, ExperimentPhase)
+        return self._recorded(lambda runner, into: runner.phase(phase, into), phase.label, kwargs)
+
+    def run_group(self, group: PhaseGroup, **kwargs: Any) -> PhaseGroupResults:
+        """Run a group of phases, whether or not it is in the plan; see `run_phase`."""
+        self._check(group, PhaseGroup)
+
+        def work(runner: Runner, into: PhaseGroupResults) -> PhaseGroupResults:
+            runner.notify("on_group_start", phase_group=group)
+            runner.items(group, into)
+            runner.notify("on_group_end", phase_group=group)
+            return into
+
+        return self._recorded(work, group.label, kwargs)
+
+    def preview_phase(self, phase: ExperimentPhase, **kwargs: Any) -> Any:
+        """Run a phase and undo everything it changed; nothing is kept in the history."""
+        self._check(phase, ExperimentPhase)
+        with self._ctx.activate(), untouched(self):
+            return Runner(self, kwargs).phase(phase)
+
+    def preview_group(self, group: PhaseGroup, **kwargs: Any) -> PhaseGroupResults:
+        """Run a group and undo everything it changed; nothing is kept in the history."""
+        self._check(group, PhaseGroup)
+        with self._ctx.activate(), untouched(self):
+            return Runner(self, kwargs).group(group)
+
+    def preview_run(self, **kwargs: Any) -> PhaseGroupResults:
+        """Run the execution plan and undo everything it changed."""
+        return self.preview_group(self._plan, **kwargs)
+
+    def predict(
+        self,
+        data: Any,
+        *,
+        node: Any | None = None,
+        batch_size: int | None = None,
+        unscale: bool = True,
+        fmt: str = "numpy",
+    ) -> Any:
+        """Return the graph's outputs for new or known rows.
+
+        Parameters
+        ----------
+        data : FeatureSet, FeatureSetView, DataFrame, dict or ndarray
+            Rows of a known set, or raw columns in its units: the recorded scalers are applied.
+            Targets are not needed.
+        node : GraphNode or str, optional
+            Whose outputs; the tail's where none is given.
+        batch_size : int, optional
+            Rows in one forward pass.
+        unscale : bool
+            Whether outputs come back in the units of the node's targets.
+        fmt : str
+            An array format.
+
+        Returns
+        -------
+        ndarray, shape (n, ...), or dict of str to ndarray
+            By label where the graph has several tails and no node is named.
+
+        Raises
+        ------
+        DataError
+            If a column that a head node reads is missing.
+        """
+        with self._ctx.activate():
+            graph = active_graph("predict")
+            return predict(graph, data, node=node, batch_size=batch_size, unscale=unscale, fmt=fmt)
+
+    # -- checkpointing ------------------------------------------------------------------------
+
+    @property
+    def checkpointing(self) -> Checkpointing | None:
+        """When the experiment's state is kept; None for never."""
+        return self._checkpointing
+
+    def set_checkpointing(self, checkpointing: Checkpointing | None) -> None:
+        """Attach or replace the experiment's checkpointing.
+
+        Raises
+        ------
+        ConfigError
+            If it names hooks or template fields that an experiment has not.
+        """
+        if checkpointing is not None:
+            if unknown := set(checkpointing.save_on) - EXPERIMENT_SAVE_ON:
+                raise ConfigError(f"save_on of an Experiment may hold {sorted(EXPERIMENT_SAVE_ON)}, got {unknown}")
+            Checkpointing.validate_placeholders(
+                checkpointing.name_template or "", frozenset({"label"}), "Experiment"
+            )
+        self._checkpointing = checkpointing
+
+    @contextmanager
+    def disable_checkpointing(self) -> Iterator[None]:
+        """Keep no states within a ``with`` block, neither mine nor those of phases."""
+        phases = [p for p in self._plan.flatten() if getattr(p, "checkpointing", None) is not None]
+        kept = self._checkpointing, [(p, p.checkpointing) for p in phases]  # type: ignore[attr-defined]
+        self._checkpointing = None
+        for phase, _ in kept[1]:
+            phase.set_checkpointing(None)  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            self._checkpointing = kept[0]
+            for phase, checkpointing in kept[1]:
+                phase.set_checkpointing(checkpointing)  # type: ignore[attr-defined]
+
+    # -- config and state ---------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """Return label, graph, plan and callbacks as plain data; weights and rows are state."""
+        with self._ctx.activate():
+            return {
+                "label": self.label,
+                "registration_policy": self._ctx.registration_policy.value,
+                "model_graph": encode(self.model_graph),
+                "execution_plan": encode(self._plan),
+                "checkpointing": encode(self._checkpointing),
+                "callbacks": [encode(c) for c in self._callbacks],
+            }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Experiment:
+        """Make an experiment from its config in the active context, with new weights.
+
+        The FeatureSets that it reads from must be there under their labels.
+        """
+        ctx = ExperimentContext.get_active()
+        if config["model_graph"] is not None:
+            decode(config["model_graph"])
+        new = cls(
+            config["label"],
+            config["registration_policy"],
+            ctx,
+            decode(config["checkpointing"]),
+            [decode(c) for c in config["callbacks"]],
+        )
+        new._plan = decode(config["execution_plan"])
+        return new
+
+    def get_state(self) -> dict[str, Any]:
+        """Return weights, optimizers, rows and history."""
+        graph = self.model_graph
+        return {
+            "model_graph": None if graph is None else graph.get_state(),
+            "featuresets": {fs.label: fs.get_state() for fs in self._ctx.available_featuresets.values()},
+            "history": list(self._history),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go back to what `get_state` returned; nodes are found by label."""
+        sets = {label: self._ctx.get_node(label=label) for label in state["featuresets"]}
+        graph = self.model_graph
+        if state["model_graph"] is not None:
+            if graph is None:
+                raise ConfigError("the state has a model graph, this experiment has none; make it first")
+            graph.set_state(state["model_graph"])
+        for label, fs in sets.items():
+            fs.set_state(state["featuresets"][label])  # type: ignore[attr-defined]
+        self._history = list(state["history"])
+
+    # -- within -------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        graph = None if self.model_graph is None else self.model_graph.label
+        return (
+            f"Experiment({self.label!r}, graph={graph!r}, {len(self._plan.flatten())} phases planned, "
+            f"{len(self._history)} runs)"
+        )
+
+    def _recorded(self, work: Any, label: str, flags: dict[str, Any]) -> Any:
+        runner = Runner(self, flags)
+        with self._ctx.activate():
+            return runner.recorded(label, lambda into: work(runner, into))
+
+    def _whole(self, runner: Runner, into: PhaseGroupResults) -> PhaseGroupResults:
+        runner.notify("on_experiment_start")
+        runner.items(self._plan, into)
+        runner.notify("on_experiment_end")
+        return into
+
+    @staticmethod
+    def _check(item: Any, cls: type) -> None:
+        if not isinstance(item, cls):
+            raise TypeError(f"expected a {cls.__name__}, got a {type(item).__name__}")
+
+

@@ -1,0 +1,136 @@
+"""Epochs of steps: batches of every sampler, gathered and put side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from modularml._typing import IntArray
+from modularml.data.execution import ExecutionContext, Source
+from modularml.errors import ConfigError
+from modularml.experiment.binding import Bound
+from modularml.experiment.schedule import BatchSchedulingPolicy, schedule
+from modularml.graph.inputs import column_tensor, frozen_outputs, pieces
+from modularml.graph.model_graph import ModelGraph
+from modularml.graph.plan import InputSlot, StepPlan
+from modularml.samplers import EpochBatches
+from modularml.training import AppliedLoss
+
+__all__ = ["Feed"]
+
+
+class Feed:
+    """Makes the steps of a phase, their tensors filled in.
+
+    Parameters
+    ----------
+    phase : str
+        Label.
+    graph : ModelGraph
+    bound : sequence of Bound
+    losses : sequence of AppliedLoss
+    active_nodes : list or None
+    training : bool
+    policy : BatchSchedulingPolicy
+    device : str or None
+    """
+
+    def __init__(
+        self,
+        phase: str,
+        graph: ModelGraph,
+        bound: Sequence[Bound],
+        losses: Sequence[AppliedLoss],
+        active_nodes: Sequence[Any] | None,
+        *,
+        training: bool,
+        policy: BatchSchedulingPolicy,
+        device: Any = None,
+    ) -> None:
+        self.phase, self.policy, self.device = phase, policy, device
+        self.bound = {b.source: b for b in bound}
+        self.groups = [next(b for b in bound if b.group == g) for g in range(1 + max(b.group for b in bound))]
+        together = {b.source: b.group for b in bound} if training else None
+        asked = {
+            "training": training,
+            "active_nodes": active_nodes,
+            "roles": _roles(bound),
+        }
+        self.plan, self.step = graph.plan(losses, **asked, together=together)
+        columns = [self._column(slot) for slot in self.plan.slots]
+        if any(column is None for column in columns):  # the frozen part is not repeatable
+            self.plan, self.step = graph.plan(losses, **asked)
+            columns = [self._column(slot) for slot in self.plan.slots]
+        self._columns = columns
+        self.layout = replace(self.plan.layout, views={b.source: b.view for b in bound})
+        self._epochs: dict[int, list[EpochBatches]] = {}
+
+    def epoch(self, epoch: int) -> tuple[list[int], Iterator[ExecutionContext]]:
+        """Return the size of each batch of an epoch, and its steps."""
+        batches = self._batches(epoch)
+        return batches[0].sizes, self._steps(epoch, batches)
+
+    def _steps(self, epoch: int, batches: list[EpochBatches]) -> Iterator[ExecutionContext]:
+        rows = _Rows(self, epoch)
+        layout, bundle, phase = self.layout, (self.plan, self.step), self.phase
+        streams = [
+            self._stream(slot, column, batches) for slot, column in zip(self.plan.slots, self._columns, strict=True)
+        ]
+        for i, tensors in enumerate(zip(*streams, strict=True)):
+            ctx = ExecutionContext(phase, epoch, i)
+            ctx.layout, ctx.plan, ctx.rows, ctx.tensors = layout, bundle, rows, tensors
+            yield ctx
+
+    def _stream(self, slot: InputSlot, column: Any, batches: list[EpochBatches]) -> Iterator[Any]:
+        bound = self.bound[slot.source]
+        own = batches[bound.group]
+        rows = own.rows[slot.role]
+        if slot.node_id is None:
+            rows = bound.view.valid_indices[rows]
+        return pieces(self.plan.adapter, column, rows, own.sizes)
+
+    def _column(self, slot: InputSlot) -> Any:
+        view = self.bound[slot.source].view
+        if slot.node_id is not None:
+            return frozen_outputs(self.plan, slot.node_id, view, self.device)
+        return column_tensor(self.plan.adapter, view.collection, slot, self.device)
+
+    def _batches(self, epoch: int) -> list[EpochBatches]:
+        """Return the batches of an epoch; any epoch can be made again from its number."""
+        if epoch not in self._epochs:
+            while len(self._epochs) >= 2:
+                del self._epochs[next(iter(self._epochs))]
+            own = [g.sampler.epoch(g.view, epoch) for g in self.groups]
+            self._epochs[epoch] = schedule(own, self.policy)
+        return self._epochs[epoch]
+
+    def release(self) -> None:
+        """Let go of the tensors; row numbers can still be asked for."""
+        self._columns = []
+        self.plan: StepPlan | Any = None
+        self.step: Any = None
+
+
+class _Rows:
+    """Row numbers of the batches of an epoch, made when they are asked for."""
+
+    __slots__ = ("epoch", "feed")
+
+    def __init__(self, feed: Feed, epoch: int) -> None:
+        self.feed, self.epoch = feed, epoch
+
+    def __call__(self, source: Source, batch: int) -> Mapping[str, IntArray]:
+        bound = self.feed.bound[source]
+        own = self.feed._batches(self.epoch)[bound.group]
+        rows = bound.view.valid_indices
+        return {role: np.asarray(rows[own.batch(batch, role)]) for role in own.rows}
+
+
+def _roles(bound: Sequence[Bound]) -> tuple[str, ...]:
+    roles = {b.sampler.roles for b in bound}
+    if len(roles) > 1:
+        raise ConfigError(f"samplers of one phase must give the same roles, got {sorted(roles)}")
+    return next(iter(roles))

@@ -1,0 +1,250 @@
+"""Groups of phases, in order and nested."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from modularml.config import Configurable, decode, encode
+from modularml.errors import RegistrationError, UnknownNameError
+from modularml.experiment.binding import InputBinding
+from modularml.experiment.callback import Callback
+from modularml.experiment.phase import ExperimentPhase
+from modularml.experiment.phases import EvalPhase, TrainPhase
+from modularml.experiment.schedule import BatchSchedulingPolicy
+from modularml.training import AppliedLoss
+
+__all__ = ["PhaseGroup"]
+
+T = TypeVar("T")
+
+
+class PhaseGroup(Configurable):
+    """Phases and groups of phases under one label.
+
+    Parameters
+    ----------
+    label : str
+    phases : list of phase or PhaseGroup, optional
+        In order of execution; labels are unique.
+
+    Examples
+    --------
+    >>> group = PhaseGroup("workflow")
+    >>> len(group)
+    0
+    """
+
+    def __init__(
+        self, label: str, phases: list[ExperimentPhase | PhaseGroup] | None = None
+    ) -> None:
+        self.label = label
+        self._items: list[ExperimentPhase | PhaseGroup] = []
+        self.add_items(phases or [])
+
+    # -- adding -------------------------------------------------------------------------------
+
+    def add_item(self, item: ExperimentPhase | PhaseGroup) -> None:
+        """Append a phase or group.
+
+        Raises
+        ------
+        TypeError
+            If it is neither.
+        RegistrationError
+            If its label is taken in this group.
+        """
+        if not isinstance(item, ExperimentPhase | PhaseGroup):
+            raise TypeError(f"item must be a phase or a PhaseGroup, got a {type(item).__name__}")
+        if item is self or (isinstance(item, PhaseGroup) and self in item._groups_within()):
+            raise RegistrationError(f"group {self.label!r} cannot hold itself")
+        if any(item.label == other.label for other in self._items):
+            raise RegistrationError(
+                f"group {self.label!r} has an item {item.label!r} already; choose another label"
+            )
+        self._items.append(item)
+
+    def add_items(self, items: Iterable[ExperimentPhase | PhaseGroup]) -> None:
+        """Append phases and groups; none of them where one cannot be."""
+        before = list(self._items)
+        try:
+            for item in items:
+                self.add_item(item)
+        except Exception:
+            self._items = before
+            raise
+
+    def add_phase(self, phase: ExperimentPhase) -> PhaseGroup:
+        """Append a phase and return this group."""
+        self.add_item(phase)
+        return self
+
+    def add_group(self, group: PhaseGroup) -> PhaseGroup:
+        """Append a group and return this group."""
+        self.add_item(group)
+        return self
+
+    def add_train_phase(
+        self,
+        label: str,
+        *,
+        input_sources: list[InputBinding],
+        losses: list[AppliedLoss],
+        n_epochs: int = 1,
+        active_nodes: list[Any] | None = None,
+        batch_schedule: BatchSchedulingPolicy | str = BatchSchedulingPolicy.ZIP_STRICT,
+        callbacks: list[Callback] | None = None,
+    ) -> PhaseGroup:
+        """Make a `TrainPhase`, append it and return this group."""
+        return self.add_phase(
+            TrainPhase(
+                label,
+                input_sources=input_sources,
+                losses=losses,
+                n_epochs=n_epochs,
+                active_nodes=active_nodes,
+                batch_schedule=batch_schedule,
+                callbacks=callbacks,
+            )
+        )
+
+    def add_eval_phase(
+        self,
+        label: str,
+        *,
+        input_sources: list[InputBinding],
+        losses: list[AppliedLoss] | None = None,
+        active_nodes: list[Any] | None = None,
+        callbacks: list[Callback] | None = None,
+    ) -> PhaseGroup:
+        """Make an `EvalPhase`, append it and return this group."""
+        return self.add_phase(
+            EvalPhase(
+                label,
+                input_sources=input_sources,
+                losses=losses,
+                active_nodes=active_nodes,
+                callbacks=callbacks,
+            )
+        )
+
+    add_train = add_training = add_train_phase
+    add_eval = add_evaluation = add_eval_phase
+
+    # -- reading ------------------------------------------------------------------------------
+
+    @property
+    def all(self) -> list[ExperimentPhase | PhaseGroup]:
+        """Phases and groups of this level, in order."""
+        return list(self._items)
+
+    @property
+    def phases(self) -> dict[str, ExperimentPhase]:
+        """Phases of this level by label."""
+        return {i.label: i for i in self._items if isinstance(i, ExperimentPhase)}
+
+    @property
+    def phase_groups(self) -> dict[str, PhaseGroup]:
+        """Groups of this level by label."""
+        return {i.label: i for i in self._items if isinstance(i, PhaseGroup)}
+
+    def items(self) -> Iterable[tuple[str, ExperimentPhase | PhaseGroup]]:
+        """Iterate over label and item of this level."""
+        return ((item.label, item) for item in self._items)
+
+    def flatten(self) -> list[ExperimentPhase]:
+        """Return all phases, of nested groups too, in order of execution."""
+        flat: list[ExperimentPhase] = []
+        for item in self._items:
+            flat += item.flatten() if isinstance(item, PhaseGroup) else [item]
+        return flat
+
+    def get_phase(self, key: int | str) -> ExperimentPhase:
+        """Return a phase by label or position.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is none; the closest labels are listed.
+        TypeError
+            If it is a group.
+        """
+        return self._get(key, ExperimentPhase)
+
+    def get_train_phase(self, key: int | str) -> TrainPhase:
+        """Return a training phase by label or position."""
+        return self._get(key, TrainPhase)
+
+    def get_eval_phase(self, key: int | str) -> EvalPhase:
+        """Return an evaluation phase by label or position."""
+        return self._get(key, EvalPhase)
+
+    def get_group(self, key: int | str) -> PhaseGroup:
+        """Return a group by label or position."""
+        return self._get(key, PhaseGroup)
+
+    # -- removing -----------------------------------------------------------------------------
+
+    def remove_item(self, item: int | str | ExperimentPhase | PhaseGroup) -> None:
+        """Remove a phase or group by label, position or itself."""
+        self._items.remove(self._find(item))
+
+    def remove_items(self, items: list[int | str | ExperimentPhase | PhaseGroup]) -> None:
+        """Remove phases and groups; none of them where one is not there."""
+        for found in [self._find(item) for item in items]:
+            self._items.remove(found)
+
+    def remove_phase(self, phase: int | str | ExperimentPhase) -> PhaseGroup:
+        """Remove a phase and return this group."""
+        self._items.remove(self._get(phase, ExperimentPhase))
+        return self
+
+    def remove_group(self, group: int | str | PhaseGroup) -> PhaseGroup:
+        """Remove a group and return this group."""
+        self._items.remove(self._get(group, PhaseGroup))
+        return self
+
+    def clear(self) -> PhaseGroup:
+        """Remove everything and return this group."""
+        self._items.clear()
+        return self
+
+    # -- config -------------------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """Return label and items as plain data."""
+        return {"label": self.label, "phases": [encode(item) for item in self._items]}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> PhaseGroup:
+        """Make a group from its config."""
+        return cls(config["label"], [decode(item) for item in config["phases"]])
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __repr__(self) -> str:
+        inner = "\n".join(f"  {line}" for item in self._items for line in repr(item).split("\n"))
+        return f"PhaseGroup({self.label!r})" + (f"\n{inner}" if inner else "")
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def _groups_within(self) -> list[PhaseGroup]:
+        own = [i for i in self._items if isinstance(i, PhaseGroup)]
+        return own + [g for group in own for g in group._groups_within()]
+
+    def _find(self, key: Any) -> ExperimentPhase | PhaseGroup:
+        if isinstance(key, int) and -len(self._items) <= key < len(self._items):
+            return self._items[key]
+        for item in self._items:
+            if item is key or item.label == key:
+                return item
+        shown = getattr(key, "label", key)
+        raise UnknownNameError(f"item of group {self.label!r}", shown, [i.label for i in self._items])
+
+    def _get(self, key: Any, cls: type[T]) -> T:
+        found: Any = self._find(key)
+        if not isinstance(found, cls):
+            raise TypeError(f"{found.label!r} is a {type(found).__name__}, not a {cls.__name__}")
+        return found

@@ -1,0 +1,131 @@
+"""Results of a group of phases, in the same hierarchy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from modularml.errors import RegistrationError, UnknownNameError
+from modularml.experiment.results import EvalResults, FitResults, PhaseResults, TrainResults
+
+__all__ = ["PhaseGroupResults"]
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class PhaseGroupResults:
+    """Results by label, in order of execution.
+
+    Parameters
+    ----------
+    label : str
+        Of the group.
+    """
+
+    label: str
+    _results: dict[str, PhaseResults | PhaseGroupResults] = field(default_factory=dict)
+
+    def add_result(self, result: PhaseResults | PhaseGroupResults) -> None:
+        """Add the result of a phase or group.
+
+        Raises
+        ------
+        TypeError
+            If it is neither.
+        RegistrationError
+            If its label is taken.
+        """
+        if not isinstance(result, PhaseResults | PhaseGroupResults):
+            raise TypeError(f"result must be of a phase or group, got a {type(result).__name__}")
+        if result.label in self._results:
+            raise RegistrationError(f"there is a result {result.label!r} in group {self.label!r} already")
+        self._results[result.label] = result
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels of this level, in order of execution."""
+        return list(self._results)
+
+    @property
+    def phase_results(self) -> dict[str, PhaseResults]:
+        """Results of the phases of this level."""
+        return {k: r for k, r in self._results.items() if isinstance(r, PhaseResults)}
+
+    @property
+    def group_results(self) -> dict[str, PhaseGroupResults]:
+        """Results of the groups of this level."""
+        return {k: r for k, r in self._results.items() if isinstance(r, PhaseGroupResults)}
+
+    def items(self) -> Iterator[tuple[str, PhaseResults | PhaseGroupResults]]:
+        """Iterate over label and result, in order of execution."""
+        return iter(self._results.items())
+
+    def flatten(self) -> dict[str, PhaseResults]:
+        """Return the results of all phases, of nested groups too.
+
+        Raises
+        ------
+        RegistrationError
+            If two phases have one label.
+        """
+        flat: dict[str, PhaseResults] = {}
+        for label, result in self._results.items():
+            inner = {label: result} if isinstance(result, PhaseResults) else result.flatten()
+            for name, phase in inner.items():
+                if name in flat:
+                    raise RegistrationError(f"two phases are labelled {name!r}; read them by group")
+                flat[name] = phase
+        return flat
+
+    def get_phase_result(self, label: str) -> PhaseResults:
+        """Return the result of a phase.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is none with this label.
+        TypeError
+            If it is the result of a group.
+        """
+        return self._get(label, PhaseResults)
+
+    def get_train_result(self, label: str | None = None) -> TrainResults:
+        """Return the result of a training phase; the only one where no label is given."""
+        return self._get(label, TrainResults)
+
+    def get_eval_result(self, label: str | None = None) -> EvalResults:
+        """Return the result of an evaluation phase; the only one where no label is given."""
+        return self._get(label, EvalResults)
+
+    def get_fit_result(self, label: str | None = None) -> FitResults:
+        """Return the result of a fit phase; the only one where no label is given."""
+        return self._get(label, FitResults)
+
+    def get_group_result(self, label: str | None = None) -> PhaseGroupResults:
+        """Return the results of a nested group; the only one where no label is given."""
+        return self._get(label, PhaseGroupResults)
+
+    def _get(self, label: str | None, cls: type[T]) -> T:
+        if label is None:
+            fitting = [k for k, r in self._results.items() if isinstance(r, cls)]
+            if len(fitting) != 1:
+                raise UnknownNameError(f"only {cls.__name__} of {self.label!r}", None, fitting, "give a label")
+            label = fitting[0]
+        if label not in self._results:
+            raise UnknownNameError(f"result of {self.label!r}", label, self._results)
+        found: Any = self._results[label]
+        if not isinstance(found, cls):
+            raise TypeError(f"{label!r} is a {type(found).__name__}, not a {cls.__name__}")
+        return found
+
+    def __getitem__(self, label: str) -> PhaseResults | PhaseGroupResults:
+        return self._get(label, object)  # type: ignore[return-value]
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def __repr__(self) -> str:
+        inner = "\n".join(f"  {line}" for r in self._results.values() for line in repr(r).split("\n"))
+        return f"PhaseGroupResults({self.label!r})\n{inner}" if inner else f"PhaseGroupResults({self.label!r})"

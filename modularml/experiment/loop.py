@@ -1,0 +1,191 @@
+"""The one loop: every phase runs through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from modularml.backends import BackendAdapter
+from modularml.context import ExperimentContext
+from modularml.data.execution import ExecutionContext
+from modularml.errors import NonFiniteLossError
+from modularml.experiment.callback import PHASE_HOOKS, Callback, Dispatcher, as_results
+from modularml.experiment.feed import Feed
+from modularml.experiment.recording import Recorder
+from modularml.experiment.results import PhaseResults
+from modularml.graph.model_graph import run_step
+from modularml.progress import Bar, bar
+
+if TYPE_CHECKING:
+    from modularml.experiment.phase import ExperimentPhase
+
+__all__ = ["Display", "run_phase"]
+
+
+@dataclass(frozen=True)
+class Display:
+    """Which progress bars are drawn, and which of them stay."""
+
+    epochs: bool = False
+    batches: bool = False
+    keep: bool = False
+    keep_batches: bool = False
+    watch: str = "val_loss"
+
+
+class Hooks:
+    """Notifies the callbacks of a phase and keeps what they say."""
+
+    def __init__(self, phase: ExperimentPhase, experiment: Any, results: PhaseResults) -> None:
+        self.facts = {"experiment": experiment, "phase": phase, "results": results}
+        self.results = results
+        self.dispatcher = Dispatcher(phase.listeners(), Callback, PHASE_HOOKS)
+        self.listens = self.dispatcher.listens
+
+    def __call__(self, hook: str, epoch: int = 0, **facts: Any) -> None:
+        """Notify everybody who overrides a hook."""
+        if not self.listens(hook):
+            return
+        edge = hook.removeprefix("on_")
+        for listener, said in self.dispatcher.notify(hook, **self.facts, **facts):
+            self.results._keep(as_results(said, listener, edge, facts), epoch)
+
+
+def run_phase(
+    phase: ExperimentPhase, experiment: Any, results: PhaseResults, display: Display
+) -> PhaseResults:
+    """Run a phase to its end, or until it is asked to stop.
+
+    ::
+
+        notify phase start
+        for each epoch:
+            notify epoch start
+            for each batch of the epoch:
+                notify batch start
+                step
+                record
+                notify batch end
+            log the losses of the epoch
+            notify epoch end
+            stop if somebody asked for it
+        notify phase end
+        (on an error: notify exception, then raise it)
+
+    Parameters
+    ----------
+    phase : ExperimentPhase
+    experiment : Experiment
+    results : PhaseResults
+        Filled in as the phase goes on.
+    display : Display
+
+    Raises
+    ------
+    NonFiniteLossError
+        If a loss is NaN or infinite.
+    """
+    hooks = Hooks(phase, experiment, results)
+    recorder = Recorder(results, phase.recording)
+    phase.stop_requested = False
+    try:
+        feed = phase.feed()
+        with ExitStack() as stack:
+            stack.enter_context(feed.plan.adapter.modes(feed.plan.modes))
+            epochs = stack.enter_context(
+                bar(phase.n_epochs, phase.label, show=display.epochs, persist=display.keep, unit="epoch")
+            )
+            hooks("on_phase_start")
+            for epoch in range(phase.n_epochs):
+                _run_epoch(phase, feed, epoch, hooks, recorder, display, epochs)
+                if phase.stop_requested:
+                    break
+            hooks("on_phase_end", epoch)
+        feed.release()
+    except BaseException as error:
+        hooks("on_exception", exception=error)
+        raise
+    return results
+
+
+def _run_epoch(
+    phase: ExperimentPhase,
+    feed: Feed,
+    epoch: int,
+    hooks: Hooks,
+    recorder: Recorder,
+    display: Display,
+    epochs: Bar,
+) -> None:
+    plan, step, adapter = feed.plan, feed.step, feed.plan.adapter
+    before, after = hooks.listens("on_batch_start"), hooks.listens("on_batch_end")
+    sizes, steps = feed.epoch(epoch)
+    ctx = ExecutionContext(phase.label, epoch, 0)
+    hooks("on_epoch_start", epoch, exec_ctx=ctx)
+    values: list[Sequence[Any]] = []
+    label = f"epoch {epoch}"
+    with bar(len(sizes), label, show=display.batches, persist=display.keep_batches, unit="batch") as drawn:
+        for ctx in steps:
+            if before:
+                hooks("on_batch_start", epoch, exec_ctx=ctx)
+            run_step(ctx, plan, step, ctx.tensors)
+            values.append(ctx.values)
+            recorder.record(ctx)
+            if after:
+                hooks("on_batch_end", epoch, exec_ctx=ctx)
+            drawn.update()
+    if phase.logs_losses:
+        _log_losses(phase, adapter, values, sizes, ctx, recorder.results, plan.layout)
+    hooks("on_epoch_end", epoch, exec_ctx=ctx)
+    shown = recorder.results._metrics
+    epochs.show(
+        train_loss=shown.epoch_values("train_loss").get(epoch),
+        **{display.watch: shown.epoch_values(display.watch).get(epoch)},
+    )
+    epochs.update()
+
+
+def _log_losses(
+    phase: ExperimentPhase,
+    adapter: BackendAdapter,
+    values: list[Sequence[Any]],
+    sizes: list[int],
+    ctx: ExecutionContext,
+    results: PhaseResults,
+    layout: Any,
+) -> None:
+    """Log the total loss of each batch, and its mean over the samples of the epoch."""
+    width = len(layout.losses)
+    flat = adapter.floats([v for batch in values for v in batch])
+    table = np.asarray(flat, dtype=np.float64).reshape(-1, width)
+    if not np.isfinite(table).all():
+        batch, place = (int(i) for i in np.argwhere(~np.isfinite(table))[0])
+        label, node_id = layout.losses[place]
+        raise NonFiniteLossError(
+            phase=phase.label,
+            epoch=ctx.epoch_idx,
+            batch=batch,
+            node=layout.labels[node_id],
+            loss=label,
+            value=float(table[batch, place]),
+        )
+    totals = table.sum(axis=1)
+    results._metrics.log_batches("train_loss", totals, epoch=ctx.epoch_idx)  # type: ignore[arg-type]
+    mean = float(np.average(totals, weights=sizes[: len(totals)]))
+    results._metrics.log("train_loss", mean, epoch=ctx.epoch_idx)
+
+
+def iterate(phase: ExperimentPhase, n_epochs: int, display: Display) -> Iterator[ExecutionContext]:
+    """Yield the steps of a phase, to be run by hand."""
+    with ExperimentContext.get_active().activate():
+        feed = phase.feed()
+    total = None if not display.batches else n_epochs * len(feed.epoch(0)[0])
+    with bar(total, phase.label, show=display.batches, persist=display.keep, unit="batch") as drawn:
+        for epoch in range(n_epochs):
+            for ctx in feed.epoch(epoch)[1]:
+                yield ctx
+                drawn.update()

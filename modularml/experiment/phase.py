@@ -1,0 +1,204 @@
+"""What phases share: label, inputs, losses, active nodes and callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from modularml.config import Configurable
+from modularml.context import ExperimentContext
+from modularml.diagram import Diagram, DiagramEdge, DiagramNode
+from modularml.errors import ConfigError, GraphError, RegistrationError
+from modularml.experiment.accelerator import Accelerator
+from modularml.experiment.binding import InputBinding, bind
+from modularml.experiment.callback import Callback
+from modularml.experiment.feed import Feed
+from modularml.experiment.recording import ResultRecording
+from modularml.experiment.results import PhaseResults
+from modularml.experiment.schedule import BatchSchedulingPolicy
+from modularml.graph.model_graph import ModelGraph
+from modularml.graph.node import GraphNode
+from modularml.samplers import BaseSampler
+from modularml.training import AppliedLoss
+
+__all__ = ["ExperimentPhase"]
+
+
+class ExperimentPhase(Configurable):
+    """One stretch of work on the graph of an experiment.
+
+    Parameters
+    ----------
+    label : str
+    input_sources : list of InputBinding
+        One for each input of each head node.
+    losses : list of AppliedLoss, optional
+    active_nodes : list of node or label, optional
+        Nodes that run; those that they read from run too. None runs all.
+    callbacks : list of Callback, optional
+    accelerator : Accelerator or str, optional
+        Where the phase runs.
+    """
+
+    results_class: ClassVar[type[PhaseResults]] = PhaseResults
+    training: ClassVar[bool] = False
+    logs_losses: ClassVar[bool] = False
+    n_epochs: int = 1
+    batch_size: int | None = None
+    recording = ResultRecording.ALL
+    policy = BatchSchedulingPolicy.ZIP_STRICT
+
+    def __init__(
+        self,
+        label: str,
+        *,
+        input_sources: list[InputBinding],
+        losses: list[AppliedLoss] | None = None,
+        active_nodes: list[Any] | None = None,
+        callbacks: list[Callback] | None = None,
+        accelerator: Accelerator | str | None = None,
+    ) -> None:
+        if not isinstance(label, str) or not label:
+            raise ConfigError(f"label must be a string that is not empty, got {label!r}")
+        self.label = label
+        self.input_sources = _all_of(InputBinding, "input_sources", input_sources)
+        self.losses = _all_of(AppliedLoss, "losses", losses or [])
+        self.active_nodes = None if active_nodes is None else [_name(n) for n in active_nodes]
+        self.accelerator = Accelerator.from_value(accelerator)
+        self.stop_requested = False
+        self.callbacks: list[Callback] = []
+        for callback in callbacks or []:
+            self.add_callback(callback)
+        _check_labels(self.losses)
+
+    def add_callback(self, callback: Callback) -> None:
+        """Add a callback.
+
+        Raises
+        ------
+        TypeError
+            If it is no `Callback`.
+        RegistrationError
+            If there is one of this type and label.
+        """
+        if not isinstance(callback, Callback):
+            raise TypeError(f"callback must be a Callback, got a {type(callback).__name__}")
+        if any(type(c) is type(callback) and c.label == callback.label for c in self.callbacks):
+            raise RegistrationError(
+                f"phase {self.label!r} has a {type(callback).__name__} {callback.label!r} already; "
+                "give this one another label"
+            )
+        self.callbacks.append(callback)
+
+    def request_stop(self) -> None:
+        """Ask the phase to end after the current epoch."""
+        self.stop_requested = True
+
+    def listeners(self) -> list[Callback]:
+        """Return everybody who listens to this phase."""
+        return list(self.callbacks)
+
+    def graph(self) -> ModelGraph:
+        """Return the graph of the active context.
+
+        Raises
+        ------
+        GraphError
+            If it has none.
+        """
+        return active_graph(self.label)
+
+    def heads(self, graph: ModelGraph) -> list[GraphNode]:
+        """Return the head nodes that run."""
+        running = {n.node_id for n in graph._running(self.active_nodes)}
+        return [node for node_id, node in graph.head_nodes.items() if node_id in running]
+
+    def feed(self) -> Feed:
+        """Resolve everything that can be known before the first batch."""
+        graph = self.graph()
+        graph.build()
+        bound = bind(self.input_sources, self.heads(graph), batch_size=self.batch_size, phase=self.label)
+        device = self.accelerator.place(graph) if self.accelerator is not None else None
+        return Feed(
+            self.label,
+            graph,
+            bound,
+            self.losses,
+            self.active_nodes,
+            training=self.training,
+            policy=self.policy,
+            device=device,
+        )
+
+    def visualize(self) -> Diagram:
+        """Draw which rows feed which nodes."""
+        nodes: dict[str, DiagramNode] = {
+            "phase": DiagramNode("phase", self.label, (type(self).__name__,), kind="phase")
+        }
+        edges = []
+        for i, binding in enumerate(self.input_sources):
+            rows = f"{binding.split or 'all rows'}"
+            name = f"{binding.upstream_ref.node_label}"
+            nodes[f"in{i}"] = DiagramNode(f"in{i}", name, (rows,), kind="split")
+            sampler = "" if binding.sampler is None else type(binding.sampler).__name__
+            edges.append(DiagramEdge(f"in{i}", "phase", sampler))
+        return Diagram(self.label, tuple(nodes.values()), tuple(edges), direction="LR")
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments as plain data."""
+        return super().get_config()
+
+    def __repr__(self) -> str:
+        splits = ", ".join(dict.fromkeys(str(b.split) for b in self.input_sources))
+        return f"{type(self).__name__}({self.label!r} on {splits}, losses={[a.label for a in self.losses]})"
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
+def active_graph(label: str) -> ModelGraph:
+    """Return the graph of the active context; `label` is of the phase that wants it."""
+    graph = ExperimentContext.get_active().model_graph
+    if graph is None:
+        raise GraphError(
+            f"phase {label!r} finds no ModelGraph in the active context; make one first, and make the "
+            "experiment with Experiment.from_active_context"
+        )
+    return graph
+
+
+def bindings_from_split(
+    label: str,
+    split: str,
+    sampler: BaseSampler | None,
+    active_nodes: Sequence[Any] | None,
+) -> list[InputBinding]:
+    """Bind every input of every head node that runs to one split."""
+    graph = active_graph(label)
+    running = {n.node_id for n in graph._running(active_nodes)}
+    found = []
+    for node_id, node in graph.head_nodes.items():
+        if node_id not in running:
+            continue
+        for ref in node.feature_refs:
+            ref.resolve().get_split(split)
+            found.append(InputBinding(node_id, ref, split, sampler))
+    return found
+
+
+def _all_of(cls: type, name: str, items: Any) -> list[Any]:
+    items = [items] if isinstance(items, cls) else list(items)
+    for item in items:
+        if not isinstance(item, cls):
+            raise TypeError(f"{name} must hold {cls.__name__} objects, got a {type(item).__name__}")
+    return items
+
+
+def _check_labels(losses: Sequence[AppliedLoss]) -> None:
+    labels = [a.label for a in losses]
+    if twice := [x for i, x in enumerate(labels) if x in labels[:i]]:
+        raise ConfigError(f"losses are labelled alike: {twice}; pass label= to AppliedLoss")
+
+
+def _name(node: Any) -> str:
+    return node.label if isinstance(node, GraphNode) else str(node)

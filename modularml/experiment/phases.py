@@ -1,0 +1,312 @@
+"""Training and evaluation phases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from modularml.data.execution import ExecutionContext
+from modularml.errors import ConfigError, LossError
+from modularml.experiment.accelerator import Accelerator
+from modularml.experiment.binding import InputBinding
+from modularml.experiment.callback import Callback
+from modularml.experiment.checkpointing import PHASE_SAVE_ON, Checkpointing
+from modularml.experiment.keeping import Keeper
+from modularml.experiment.loop import Display, iterate
+from modularml.experiment.phase import ExperimentPhase, bindings_from_split
+from modularml.experiment.recording import ResultRecording
+from modularml.experiment.results import EvalResults, TrainResults
+from modularml.experiment.schedule import BatchSchedulingPolicy
+from modularml.samplers import BaseSampler
+from modularml.training import AppliedLoss
+
+__all__ = ["EvalPhase", "TrainPhase"]
+
+
+class TrainPhase(ExperimentPhase):
+    """Train nodes for one or more epochs.
+
+    Parameters
+    ----------
+    label : str
+    input_sources : list of InputBinding
+        One for each input of each head node.
+    losses : list of AppliedLoss
+        Their weighted sum is minimised.
+    n_epochs : int
+        At least 1.
+    active_nodes : list of node or label, optional
+        Nodes that run; those that they read from run too. None runs all.
+    batch_schedule : BatchSchedulingPolicy or str
+        How the batches of several samplers are put side by side.
+    callbacks : list of Callback, optional
+    checkpointing : Checkpointing, optional
+        Keeps the graph's state while the phase runs.
+    result_recording : ResultRecording or str
+        Which steps are kept in the results.
+    accelerator : Accelerator or str, optional
+        Where the phase runs.
+
+    Raises
+    ------
+    LossError
+        If there is no loss.
+    ConfigError
+        If another argument cannot be used.
+    """
+
+    results_class = TrainResults
+    training = True
+    logs_losses = True
+
+    def __init__(
+        self,
+        label: str,
+        *,
+        input_sources: list[InputBinding],
+        losses: list[AppliedLoss],
+        n_epochs: int = 1,
+        active_nodes: list[Any] | None = None,
+        batch_schedule: BatchSchedulingPolicy | str = BatchSchedulingPolicy.ZIP_STRICT,
+        callbacks: list[Callback] | None = None,
+        checkpointing: Checkpointing | None = None,
+        result_recording: ResultRecording | str = ResultRecording.ALL,
+        accelerator: Accelerator | str | None = None,
+    ) -> None:
+        if not isinstance(n_epochs, int) or isinstance(n_epochs, bool) or n_epochs < 1:
+            raise ConfigError(f"n_epochs must be an int of at least 1, got {n_epochs!r}")
+        if not losses:
+            raise LossError(f"phase {label!r} needs at least one loss; pass losses=[AppliedLoss(...)]")
+        super().__init__(
+            label,
+            input_sources=input_sources,
+            losses=losses,
+            active_nodes=active_nodes,
+            callbacks=callbacks,
+            accelerator=accelerator,
+        )
+        self.n_epochs = n_epochs
+        self.policy = BatchSchedulingPolicy.from_value(batch_schedule)
+        self.recording = ResultRecording.from_value(result_recording)
+        self._checkpointing: Checkpointing | None = None
+        self.set_checkpointing(checkpointing)
+
+    @classmethod
+    def from_split(
+        cls,
+        label: str,
+        *,
+        split: str,
+        sampler: BaseSampler,
+        losses: list[AppliedLoss],
+        n_epochs: int = 1,
+        active_nodes: list[Any] | None = None,
+        batch_schedule: BatchSchedulingPolicy | str = BatchSchedulingPolicy.ZIP_STRICT,
+        callbacks: list[Callback] | None = None,
+        checkpointing: Checkpointing | None = None,
+        result_recording: ResultRecording | str = ResultRecording.ALL,
+        accelerator: Accelerator | str | None = None,
+    ) -> TrainPhase:
+        """Make a phase whose head nodes all read one split through one sampler.
+
+        Raises
+        ------
+        UnknownNameError
+            If a FeatureSet has no such split.
+        GraphError
+            If the active context has no graph.
+        """
+        return cls(
+            label,
+            input_sources=bindings_from_split(label, split, sampler, active_nodes),
+            losses=losses,
+            n_epochs=n_epochs,
+            active_nodes=active_nodes,
+            batch_schedule=batch_schedule,
+            callbacks=callbacks,
+            checkpointing=checkpointing,
+            result_recording=result_recording,
+            accelerator=accelerator,
+        )
+
+    @property
+    def batch_schedule(self) -> BatchSchedulingPolicy:
+        """How the batches of several samplers are put side by side."""
+        return self.policy
+
+    @property
+    def result_recording(self) -> ResultRecording:
+        """Which steps are kept."""
+        return self.recording
+
+    @property
+    def checkpointing(self) -> Checkpointing | None:
+        """When the graph's state is kept; None for never."""
+        return self._checkpointing
+
+    def set_checkpointing(self, checkpointing: Checkpointing | None) -> None:
+        """Keep the graph's state while the phase runs, or stop doing so.
+
+        Raises
+        ------
+        ConfigError
+            If it names hooks or template fields that a training phase has not.
+        """
+        if checkpointing is not None:
+            if unknown := set(checkpointing.save_on) - PHASE_SAVE_ON:
+                raise ConfigError(f"save_on of a TrainPhase may hold {sorted(PHASE_SAVE_ON)}, got {unknown}")
+            if checkpointing.mode == "disk":
+                raise ConfigError("checkpoints of a phase are kept in memory; pass mode='memory'")
+            Checkpointing.validate_placeholders(
+                checkpointing.name_template or "", frozenset({"phase", "epoch", "batch"}), "TrainPhase"
+            )
+        self._checkpointing = checkpointing
+
+    def listeners(self) -> list[Callback]:
+        """Return the callbacks, and what keeps states."""
+        kept = [] if self._checkpointing is None else [Keeper(self._checkpointing)]
+        return [*kept, *self.callbacks]
+
+    def request_stop(self) -> None:
+        """Ask the phase to end after the current epoch."""
+        super().request_stop()
+
+    def add_callback(self, callback: Callback) -> None:
+        """Add a callback; one of the same type and label is refused."""
+        super().add_callback(callback)
+
+    def iter_execution(
+        self,
+        *,
+        results: TrainResults | None = None,
+        show_sampler_progress: bool = True,
+        show_training_progress: bool = True,
+        persist_progress: bool = False,
+        persist_epoch_progress: bool = False,
+        val_loss_metric: str = "val_loss",
+    ) -> Iterator[ExecutionContext]:
+        """Yield the steps of all epochs, to be run by hand with ``graph.train_step``.
+
+        Parameters
+        ----------
+        results : TrainResults, optional
+            Gets every step, once it has run.
+        show_sampler_progress, show_training_progress, persist_progress, persist_epoch_progress
+            Which progress bars are drawn, and which stay.
+        val_loss_metric : str
+            Metric shown beside the bar.
+        """
+        display = Display(batches=show_training_progress, keep=persist_progress, watch=val_loss_metric)
+        for ctx in iterate(self, self.n_epochs, display):
+            yield ctx
+            if results is not None and ctx.outs:
+                ctx.release()
+                results._execution.append(ctx)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> TrainPhase:
+        """Make a phase from its config."""
+        return super().from_config(config)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments as plain data."""
+        return super().get_config()
+
+
+class EvalPhase(ExperimentPhase):
+    """Compute outputs and losses of every row once, changing nothing.
+
+    Parameters
+    ----------
+    label : str
+    input_sources : list of InputBinding
+        One for each input of each head node, without samplers.
+    losses : list of AppliedLoss, optional
+    active_nodes : list of node or label, optional
+        Nodes that run; those that they read from run too. None runs all.
+    batch_size : int, optional
+        Rows in one forward pass; all at once where none is given. Losses do not depend on it.
+    callbacks : list of Callback, optional
+    accelerator : Accelerator or str, optional
+        Where the phase runs.
+    """
+
+    results_class = EvalResults
+
+    def __init__(
+        self,
+        label: str,
+        *,
+        input_sources: list[InputBinding],
+        losses: list[AppliedLoss] | None = None,
+        active_nodes: list[Any] | None = None,
+        batch_size: int | None = None,
+        callbacks: list[Callback] | None = None,
+        accelerator: Accelerator | str | None = None,
+    ) -> None:
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise ConfigError(f"batch_size must be an int of at least 1 or None, got {batch_size!r}")
+        super().__init__(
+            label,
+            input_sources=input_sources,
+            losses=losses,
+            active_nodes=active_nodes,
+            callbacks=callbacks,
+            accelerator=accelerator,
+        )
+        self.batch_size = batch_size
+
+    @classmethod
+    def from_split(
+        cls,
+        label: str,
+        *,
+        split: str,
+        losses: list[AppliedLoss] | None = None,
+        active_nodes: list[Any] | None = None,
+        batch_size: int | None = None,
+        callbacks: list[Callback] | None = None,
+        accelerator: Accelerator | str | None = None,
+    ) -> EvalPhase:
+        """Make a phase whose head nodes all read one split; see `TrainPhase.from_split`."""
+        return cls(
+            label,
+            input_sources=bindings_from_split(label, split, None, active_nodes),
+            losses=losses,
+            active_nodes=active_nodes,
+            batch_size=batch_size,
+            callbacks=callbacks,
+            accelerator=accelerator,
+        )
+
+    def iter_execution(
+        self,
+        *,
+        results: EvalResults | None = None,
+        show_eval_progress: bool = False,
+        persist_progress: bool = False,
+    ) -> Iterator[ExecutionContext]:
+        """Yield the steps, to be run by hand with ``graph.eval_step``.
+
+        Parameters
+        ----------
+        results : EvalResults, optional
+            Gets every step, once it has run.
+        show_eval_progress, persist_progress : bool
+            Whether a progress bar is drawn, and whether it stays.
+        """
+        display = Display(batches=show_eval_progress, keep=persist_progress)
+        for ctx in iterate(self, 1, display):
+            yield ctx
+            if results is not None and ctx.outs:
+                ctx.release()
+                results._execution.append(ctx)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> EvalPhase:
+        """Make a phase from its config."""
+        return super().from_config(config)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments as plain data."""
+        return super().get_config()

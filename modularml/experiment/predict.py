@@ -1,0 +1,171 @@
+"""Outputs of a graph for any rows, in the target's own units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from modularml._optional import require
+from modularml._typing import Array
+from modularml.data import FeatureSet, FeatureSetView
+from modularml.data.batch import as_numpy
+from modularml.data.columns import to_arrow, to_numpy
+from modularml.data.execution import Leaf
+from modularml.data.formats import convert_array, stack
+from modularml.data.schema import RAW
+from modularml.errors import DataError, GraphError, NotFittedError, ScalerError
+from modularml.experiment.units import invert_leaf, needs_rows, scaled_target
+from modularml.graph.model_graph import ModelGraph
+from modularml.graph.node import ComputeNode
+from modularml.graph.plan import InputSlot
+
+__all__ = ["predict"]
+
+ROWS = 8192
+
+
+def predict(
+    graph: ModelGraph, data: Any, *, node: Any, batch_size: int | None, unscale: bool, fmt: str
+) -> Any:
+    """Return outputs for rows of a FeatureSet, a view, a frame, a dict or an array.
+
+    See `Experiment.predict`.
+    """
+    if not graph.is_built:
+        raise NotFittedError("the graph has not been built; train it, or call graph.build()")
+    wanted = list(graph.tail_nodes.values()) if node is None else [graph.get_node(node)]
+    plan, step = graph.plan((), training=False, active_nodes=wanted)
+    reader = _Reader(data)
+    n = reader.n_rows
+    size = batch_size or ROWS
+    places = {name: i for i, (name, _) in enumerate(plan.layout.outputs)}
+    columns = [reader.column(slot) for slot in plan.slots]
+    parts: list[list[Any]] = []
+    with plan.adapter.modes(plan.modes):
+        for at in range(0, max(n, 1), size):
+            tensors = [
+                plan.adapter.from_numpy(c[at : at + size], dtype=slot.dtype)
+                for c, slot in zip(columns, plan.slots, strict=True)
+            ]
+            outs = step(tensors)[1]
+            parts.append([as_numpy(outs[places[w.node_id]]) for w in wanted])
+    found = {
+        w.label: _finished(plan.layout.flows, w, [p[i] for p in parts], reader, unscale, fmt)
+        for i, w in enumerate(wanted)
+    }
+    return next(iter(found.values())) if len(found) == 1 else found
+
+
+def _finished(
+    flows: Mapping[Any, Any], node: ComputeNode, parts: list[Array], reader: _Reader, unscale: bool, fmt: str
+) -> Any:
+    values = np.concatenate(parts)
+    leaf = scaled_target(flows.get((node.node_id, "targets")))
+    if unscale and leaf is not None and _stands_for(leaf, values):
+        values = invert_leaf(leaf, values, reader.ids(leaf) if needs_rows(leaf) else None)
+    return convert_array(values, fmt)
+
+
+def _stands_for(leaf: Leaf, values: Array) -> bool:
+    """Tell whether outputs have the shape of the targets, so that they are in their units."""
+    schema = leaf.source.ref.resolve().collection.schema
+    shape = schema[leaf.columns[0]].shape
+    return int(np.prod(values.shape[1:])) == len(leaf.columns) * int(np.prod(shape))
+
+
+class _Reader:
+    """Columns for the slots of a plan, from whatever the user gave."""
+
+    def __init__(self, data: Any) -> None:
+        self.view = _as_view(data)
+        self.raw = None if self.view is not None else _as_columns(data)
+        self.n_rows = len(self.view) if self.view is not None else _length(self.raw or {})
+
+    def column(self, slot: InputSlot) -> Array:
+        """Return the stacked columns of a slot."""
+        fs: FeatureSet = slot.source.ref.resolve()
+        if self.view is not None and self.view.source.collection.schema.columns.keys() >= set(slot.columns):
+            return stack({name: self.view.column(name) for name in slot.columns})
+        return stack(self._transformed(fs, slot.columns))
+
+    def ids(self, leaf: Leaf) -> Any:
+        """Return sample ids, where the rows are known ones."""
+        if self.view is None or self.view.source is not leaf.source.ref.resolve():
+            raise ScalerError(
+                "the scaler of the targets needs facts of each row to be inverted, and these rows are "
+                "new; pass unscale=False"
+            )
+        return self.view.get_sample_uuids()
+
+    def _transformed(self, fs: FeatureSet, names: tuple[str, ...]) -> dict[str, Array]:
+        keys = [name.split(".")[1] for name in names]
+        needed = {k: self._raw(k, keys, fs) for k in _with_partners(fs, keys)}
+        newest = fs.transform_new(needed)
+        return {
+            name: needed[key] if name.endswith(f".{RAW}") else newest[key]
+            for name, key in zip(names, keys, strict=True)
+        }
+
+    def _raw(self, key: str, keys: list[str], fs: FeatureSet) -> Array:
+        if self.view is not None:
+            return self.view.column(f"features.{key}.{RAW}")
+        raw = self.raw or {}
+        if "" in raw:  # a bare array: the columns in order, stacked on axis 1
+            return _unstacked(raw[""], key, keys, fs)
+        if key not in raw:
+            raise DataError(f"data lacks the column {key!r}, which the graph reads; it has {sorted(raw)}")
+        return raw[key]
+
+
+def _as_view(data: Any) -> FeatureSetView | None:
+    if isinstance(data, FeatureSet):
+        return data.to_view()
+    return data if isinstance(data, FeatureSetView) else None
+
+
+def _as_columns(data: Any) -> dict[str, Array]:
+    if isinstance(data, np.ndarray):
+        return {"": data}
+    if not isinstance(data, Mapping):
+        frame = require("narwhals").from_native(data, eager_only=True, pass_through=True)
+        if not hasattr(frame, "columns"):
+            raise DataError(
+                f"data must be a FeatureSet, a view, a frame, a dict or an array, got {type(data).__name__}"
+            )
+        data = {name: frame[name].to_native() for name in frame.columns}
+    columns = {}
+    for key, values in data.items():
+        array = to_arrow(values, str(key))
+        columns[str(key)] = to_numpy(array)
+    return columns
+
+
+def _length(columns: Mapping[str, Array]) -> int:
+    lengths = {key: len(values) for key, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"columns differ in length: {lengths}")
+    return next(iter(lengths.values()), 0)
+
+
+def _with_partners(fs: FeatureSet, keys: list[str]) -> list[str]:
+    """Return the keys and those that were scaled together with them."""
+    found = dict.fromkeys(keys)
+    for record in fs.scaler_records:
+        if record.domain == "features" and set(record.keys) & set(found):
+            found.update(dict.fromkeys(record.keys))
+    return list(found)
+
+
+def _unstacked(values: Array, key: str, keys: list[str], fs: FeatureSet) -> Array:
+    shape = fs.collection.schema[f"features.{key}.{RAW}"].shape
+    if key not in keys:
+        raise GraphError(f"a bare array lacks the column {key!r}; give a dict or a frame")
+    if len(keys) == 1 and values.shape[1:] == shape:
+        return values
+    if values.shape[1:] != (len(keys), *shape):
+        raise DataError(
+            f"an array of the columns {keys} must have shape {('n', len(keys), *shape)}, got {values.shape}"
+        )
+    return values[:, keys.index(key)]

@@ -1,0 +1,200 @@
+"""Running phases and groups within an experiment, with a history and without a trace."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from modularml._optional import loaded
+from modularml.errors import UnknownNameError
+from modularml.experiment.callback import EXPERIMENT_HOOKS, Dispatcher, ExperimentCallback
+from modularml.experiment.group import PhaseGroup
+from modularml.experiment.group_results import PhaseGroupResults
+from modularml.experiment.loop import Display, run_phase
+from modularml.experiment.phase import ExperimentPhase
+from modularml.experiment.results import PhaseResults
+from modularml.progress import IN_NOTEBOOK
+
+if TYPE_CHECKING:
+    from modularml.experiment.experiment import Experiment
+
+__all__ = ["ExperimentRun", "Runner", "display_from", "untouched"]
+
+_FLAGS = {
+    "show_sampler_progress": True,
+    "show_training_progress": True,
+    "show_eval_progress": False,
+    "persist_progress": IN_NOTEBOOK,
+    "persist_epoch_progress": False,
+    "val_loss_metric": "val_loss",
+}
+
+
+@dataclass
+class ExperimentRun:
+    """One entry of an experiment's history.
+
+    Parameters
+    ----------
+    label : str
+        Of the phase or group that ran.
+    started_at, ended_at : datetime
+        In UTC.
+    status : {'running', 'completed', 'failed', 'interrupted'}
+    results : PhaseGroupResults
+        Of every phase that was begun.
+    execution_meta : dict
+        ``durations`` in seconds by phase label, and the ``error`` of a run that failed.
+    metadata : dict
+        Yours.
+    """
+
+    label: str
+    started_at: datetime
+    ended_at: datetime | None = None
+    status: str = "running"
+    results: PhaseGroupResults = field(default_factory=lambda: PhaseGroupResults("run"))
+    execution_meta: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        end = self.ended_at or datetime.now(UTC)
+        seconds = (end - self.started_at).total_seconds()
+        return f"ExperimentRun({self.label!r}, {self.status}, {seconds:.1f} s, {self.results.labels})"
+
+
+class Runner:
+    """Runs phases and groups of one experiment and keeps time.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    flags : dict
+        Display flags, as given to ``run``.
+    """
+
+    def __init__(self, experiment: Experiment, flags: dict[str, Any]) -> None:
+        self.experiment = experiment
+        self.flags = check_flags(flags)
+        self.hooks = Dispatcher(experiment.exp_callbacks, ExperimentCallback, EXPERIMENT_HOOKS)
+        self.durations: dict[str, float] = {}
+
+    def phase(self, phase: ExperimentPhase, into: PhaseGroupResults | None = None) -> PhaseResults:
+        """Run a phase; its results are added before it starts, so a failed one leaves some."""
+        results = phase.results_class(phase.label)
+        if into is not None:
+            into.add_result(results)
+        start = time.perf_counter()
+        self.notify("on_phase_start", phase=phase)
+        try:
+            run_phase(phase, self.experiment, results, display_from(self.flags, phase.training))
+        finally:
+            self.durations[phase.label] = time.perf_counter() - start
+        self.notify("on_phase_end", phase=phase)
+        return results
+
+    def group(self, group: PhaseGroup, into: PhaseGroupResults | None = None) -> PhaseGroupResults:
+        """Run all phases and groups of a group, in order."""
+        results = PhaseGroupResults(group.label)
+        if into is not None:
+            into.add_result(results)
+        self.notify("on_group_start", phase_group=group)
+        self.items(group, results)
+        self.notify("on_group_end", phase_group=group)
+        return results
+
+    def items(self, group: PhaseGroup, results: PhaseGroupResults) -> None:
+        """Run what a group holds into these results."""
+        for item in group.all:
+            if isinstance(item, PhaseGroup):
+                self.group(item, results)
+            else:
+                self.phase(item, results)
+
+    def notify(self, hook: str, **facts: Any) -> None:
+        """Tell the experiment's callbacks."""
+        if self.hooks.listens(hook):
+            self.hooks.notify(hook, experiment=self.experiment, **facts)
+
+    def recorded(self, label: str, work: Callable[[PhaseGroupResults], Any]) -> Any:
+        """Do some work as one entry of the history, whatever comes of it."""
+        run = ExperimentRun(label, datetime.now(UTC), results=PhaseGroupResults(label))
+        self.experiment._history.append(run)
+        try:
+            found = work(run.results)
+            run.status = "completed"
+        except BaseException as error:
+            run.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            run.execution_meta["error"] = error
+            self.notify("on_exception", exception=error)
+            raise
+        finally:
+            run.ended_at = datetime.now(UTC)
+            run.execution_meta["durations"] = self.durations
+        return found
+
+
+def check_flags(flags: dict[str, Any]) -> dict[str, Any]:
+    """Fill in display flags; an unknown one is refused."""
+    for name in flags:
+        if name not in _FLAGS:
+            raise UnknownNameError("display flag", name, _FLAGS)
+    return {**_FLAGS, **flags}
+
+
+def display_from(flags: dict[str, Any], training: bool) -> Display:
+    """Return which bars a phase draws."""
+    if not training:
+        return Display(batches=flags["show_eval_progress"], keep_batches=flags["persist_progress"])
+    return Display(
+        epochs=flags["show_training_progress"],
+        batches=False,
+        keep=flags["persist_progress"],
+        keep_batches=flags["persist_epoch_progress"],
+        watch=flags["val_loss_metric"],
+    )
+
+
+@contextmanager
+def untouched(experiment: Experiment) -> Iterator[None]:
+    """Undo, on exit, what a block changes: weights, optimizers, random states, nodes, history."""
+    graph = experiment.model_graph
+    if graph is not None:
+        graph.build()
+    state = None if graph is None else graph.get_state()
+    sets = {fs: fs.get_state() for fs in experiment.ctx.available_featuresets.values()}
+    history, randomness = list(experiment._history), _random_states()
+    with experiment.ctx.temporary():
+        try:
+            yield
+        finally:
+            if graph is not None and state is not None:
+                graph.set_state(state)
+            for fs, rows in sets.items():
+                fs.set_state(rows)
+            experiment._history[:] = history
+            _set_random_states(randomness)
+
+
+def _random_states() -> dict[str, Any]:
+    torch = loaded("torch")
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": None if torch is None else torch.random.get_rng_state(),
+    }
+
+
+def _set_random_states(states: dict[str, Any]) -> None:
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch = loaded("torch")
+    if torch is not None and states["torch"] is not None:
+        torch.random.set_rng_state(states["torch"])

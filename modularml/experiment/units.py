@@ -1,0 +1,53 @@
+"""Outputs in the units of the targets they stand for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modularml._typing import Array
+from modularml.data.execution import ExecutionContext, Flow, Leaf
+from modularml.errors import ScalerError
+
+__all__ = ["scaled_target", "to_own_units"]
+
+
+def scaled_target(flow: Flow) -> Leaf | None:
+    """Return the target columns that a node's output stands for, where a scaler changed them."""
+    if not isinstance(flow, Leaf):
+        return None
+    return flow if any(name.endswith(".transformed") for name in flow.columns) else None
+
+
+def to_own_units(ctx: ExecutionContext, node_id: str, values: Array, role: str = "default") -> Array:
+    """Undo the scaling of the targets on values of the same shape.
+
+    Raises
+    ------
+    ScalerError
+        If the node's targets come from several FeatureSets, or a scaler cannot be inverted.
+    """
+    layout = ctx.layout
+    flow = layout.flows.get((node_id, "targets")) if layout is not None else None
+    if flow is not None and not isinstance(flow, Leaf):
+        raise ScalerError("targets merged from several inputs cannot be unscaled together; use 'first'")
+    leaf = scaled_target(flow)
+    if leaf is None or layout is None:
+        return values
+    ids = ctx.sample_uuids(node_id, role) if needs_rows(leaf) else None
+    return invert_leaf(leaf, values, ids)
+
+
+def invert_leaf(leaf: Leaf, values: Array, sample_uuids: Any = None) -> Array:
+    """Undo the scaling of some target columns."""
+    fs: Any = leaf.source.ref.resolve()
+    keys = [name.split(".")[1] for name in leaf.columns]
+    return fs.unscale_data_for_cols(  # type: ignore[no-any-return]
+        data=values, domain="targets", columns=keys, sample_uuids=sample_uuids
+    )
+
+
+def needs_rows(leaf: Leaf) -> bool:
+    """Tell whether a scaler on these columns needs facts of each row to be inverted."""
+    fs: Any = leaf.source.ref.resolve()
+    keys = {name.split(".")[1] for name in leaf.columns}
+    return any(r.needs_rows for r in fs.scaler_records if set(r.keys) & keys)

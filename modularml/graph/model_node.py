@@ -1,0 +1,285 @@
+"""A model as a node of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from modularml._typing import Shape
+from modularml.backends import Backend, BackendAdapter, adapter_for
+from modularml.data.batch import Batch, RoleData, SampleData
+from modularml.data.execution import ExecutionContext, Flow
+from modularml.errors import ConfigError, GraphError, OptimizerNotSetError, ShapeError
+from modularml.graph.node import ComputeNode, UpstreamLike
+from modularml.models.base import BaseModel
+from modularml.models.wrap import wrap_model
+from modularml.training import AppliedLoss, Optimizer
+
+__all__ = ["ModelNode"]
+
+
+class ModelNode(ComputeNode):
+    """One model that reads from one FeatureSet or node.
+
+    Parameters
+    ----------
+    label : str
+    model : BaseModel, torch.nn.Module, or a class of one of them
+    upstream_ref : FeatureSet, FeatureSetReference, node or label
+    optimizer : Optimizer, optional
+        Moves this node alone; not needed where the graph has one.
+    node_id, register
+        Used when a node is rebuilt.
+
+    Raises
+    ------
+    ConfigError
+        If `model` belongs to no known framework.
+    GraphError
+        If the upstream cannot be read from.
+    """
+
+    max_upstream_refs = 1
+
+    def __init__(
+        self,
+        label: str,
+        model: BaseModel | Any,
+        upstream_ref: UpstreamLike,
+        optimizer: Optimizer | None = None,
+        *,
+        node_id: str | None = None,
+        register: bool = True,
+    ) -> None:
+        self._model = wrap_model(model)
+        if optimizer is not None and not isinstance(optimizer, Optimizer):
+            raise ConfigError(f"optimizer must be an Optimizer, got {optimizer!r}")
+        self._optimizer = optimizer
+        self._freeze = False
+        super().__init__(label, [upstream_ref], node_id=node_id, register=register)
+
+    # -- what it is ---------------------------------------------------------------------------
+
+    @property
+    def model(self) -> BaseModel:
+        """The wrapped model."""
+        return self._model
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The node's own optimizer."""
+        return self._optimizer
+
+    @property
+    def upstream_ref(self) -> Any:
+        """Reference to what this node reads from."""
+        return self._upstream_refs[0]
+
+    @property
+    def backend(self) -> Backend:
+        """The framework of the model."""
+        return self._model.backend
+
+    @property
+    def input_shape(self) -> Shape:
+        """Shape of one sample going in."""
+        return self._known(self._model.input_shape)
+
+    @property
+    def output_shape(self) -> Shape:
+        """Shape of one sample coming out."""
+        return self._known(self._model.output_shape)
+
+    @property
+    def is_built(self) -> bool:
+        """Whether shapes are known and weights exist."""
+        return self._model.is_built
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether training leaves this node as it is."""
+        return self._freeze
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether training could change this node."""
+        return bool(self.parameters())
+
+    def parameters(self) -> dict[str, Any]:
+        """Return by name what an optimizer may move once the node is not frozen."""
+        return adapter_for(self.backend).parameters(self._model.module)
+
+    # -- build --------------------------------------------------------------------------------
+
+    def build_model(
+        self,
+        input_shape: Shape | None = None,
+        output_shape: Shape | None = None,
+        *,
+        force: bool = False,
+    ) -> None:
+        """Make the model's layers, and the node's own optimizer.
+
+        Raises
+        ------
+        ShapeError
+            If the model cannot take samples of this shape; the node is named.
+        """
+        try:
+            self._model.build(input_shape, output_shape, force=force)
+        except ShapeError as error:
+            raise ShapeError(f"node {self.label!r}: {error}") from error
+        if self._freeze:
+            adapter_for(self.backend).set_frozen(self._model.module, True)
+        if self._optimizer is not None and (force or not self._optimizer.is_built) and self.has_weights:
+            self._optimizer.build(
+                parameters=self.parameters(), backend=self.backend, force_rebuild=force
+            )
+
+    def build_from(self, shapes: Sequence[Shape], wanted: Shape | None, *, force: bool = False) -> Shape:
+        """Build for this input and return the output's shape."""
+        self.build_model(shapes[0], wanted, force=force)
+        return self.output_shape
+
+    def reset_weights(self, seed: int | None = None) -> None:
+        """Draw new weights and forget the optimizer's moments."""
+        self._model.reset_weights(seed)
+        if self._optimizer is not None and self._optimizer.is_built:
+            self._optimizer.build(parameters=self.parameters(), force_rebuild=True)
+
+    def freeze(self) -> None:
+        """Keep the node as it is from now on; it runs in evaluation mode."""
+        self._freeze = True
+        if self.is_built:
+            adapter_for(self.backend).set_frozen(self._model.module, True)
+
+    def unfreeze(self) -> None:
+        """Let training change the node again."""
+        self._freeze = False
+        if self.is_built:
+            adapter_for(self.backend).set_frozen(self._model.module, False)
+
+    # -- run ----------------------------------------------------------------------------------
+
+    def operation(self, adapter: BackendAdapter) -> Callable[..., Any]:
+        """Return the model as a function of one tensor."""
+        module: Callable[..., Any] = self._model.module
+        return module
+
+    def flow(self, domain: str, parts: Sequence[Flow]) -> Flow:
+        """Pass on what the upstream has."""
+        return parts[0]
+
+    def forward_single(self, batch: Any, **kwargs: Any) -> Any:
+        """Send samples through the model, with gradients.
+
+        Parameters
+        ----------
+        batch : SampleData, RoleData or Batch
+            Features as tensors or arrays.
+        **kwargs
+            Passed on to the model.
+
+        Returns
+        -------
+        SampleData, RoleData or Batch
+            As came in, with outputs in place of features.
+        """
+        if isinstance(batch, Batch):
+            return Batch(self.forward_single(batch.role_data, **kwargs), batch.role_weights, batch.role_masks)
+        if isinstance(batch, RoleData):
+            return RoleData({role: self.forward_single(data, **kwargs) for role, data in batch.items()})
+        if not isinstance(batch, SampleData):
+            raise TypeError(f"node {self.label!r} takes SampleData, RoleData or Batch, got {type(batch).__name__}")
+        return batch.with_outputs(self._model.module(self._tensor(batch), **kwargs))
+
+    __call__ = forward_single
+
+    def train_step(self, ctx: ExecutionContext, losses: list[AppliedLoss]) -> None:
+        """Move this node's weights once, on the step's data; see `ModelGraph.train_step`.
+
+        Raises
+        ------
+        GraphError
+            If the node is frozen.
+        OptimizerNotSetError
+            If it has no optimizer.
+        """
+        if self._freeze:
+            raise GraphError(f"node {self.label!r} is frozen; unfreeze() it to train it")
+        if self._optimizer is None:
+            raise OptimizerNotSetError(f"node {self.label!r} has no optimizer; give it one, or train the graph")
+        self._graph().train_step(ctx, losses, active_nodes=[self])
+
+    def eval_step(self, ctx: ExecutionContext, losses: list[AppliedLoss] | None = None) -> None:
+        """Send the step's data through, without gradients.
+
+        Raises
+        ------
+        GraphError
+            If the node is not frozen.
+        """
+        if not self._freeze:
+            raise GraphError(f"node {self.label!r} is not frozen; freeze() it, or use the graph's eval_step")
+        self._graph().eval_step(ctx, losses or [], active_nodes=[self])
+
+    # -- config and state ---------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """Return label, model, upstream and optimizer as plain data."""
+        return {**super().get_config(), "frozen": self._freeze}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], *, register: bool = True) -> ModelNode:
+        """Make a node from its config, with new weights."""
+        node: ModelNode = super().from_config(
+            {name: value for name, value in config.items() if name != "frozen"}, register=register
+        )
+        if config.get("frozen"):
+            node.freeze()
+        return node
+
+    def get_state(self) -> dict[str, Any]:
+        """Return weights, optimizer moments and whether the node is frozen."""
+        return {
+            "model": self._model.get_state(),
+            "optimizer": None if self._optimizer is None else self._optimizer.get_state(),
+            "frozen": self._freeze,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go back to what `get_state` returned."""
+        self._model.set_state(state["model"])
+        if self._optimizer is not None and state["optimizer"] is not None:
+            self._optimizer.set_state(state["optimizer"])
+        if state["frozen"] != self._freeze:
+            (self.freeze if state["frozen"] else self.unfreeze)()
+
+    def _params(self) -> dict[str, Any]:
+        return {
+            "label": self.label,
+            "model": self._model,
+            "upstream_ref": self.upstream_ref,
+            "optimizer": self._optimizer,
+        }
+
+    def _tensor(self, data: SampleData) -> Any:
+        value = data.features if data.features is not None else data.outputs
+        if value is None:
+            raise GraphError(f"node {self.label!r} was given samples without features")
+        adapter = adapter_for(self.backend)
+        if hasattr(value, "dtype") and type(value).__module__.split(".")[0] == "numpy":
+            return adapter.from_numpy(value, dtype=adapter.input_dtype(self._model.module))
+        return value
+
+    def _graph(self) -> Any:
+        graph = self.context.model_graph
+        if graph is None or self.node_id not in graph.nodes:
+            raise GraphError(f"node {self.label!r} is in no ModelGraph; make one first")
+        return graph
+
+    def _known(self, shape: Shape | None) -> Shape:
+        if shape is None:
+            raise GraphError(f"node {self.label!r} has not been built; call graph.build()")
+        return shape
+

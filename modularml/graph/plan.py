@@ -1,0 +1,509 @@
+"""The step plan: everything that can be known before the first batch.
+
+A plan turns nodes, losses and who is frozen into a function from input tensors to losses and
+outputs. A step is then slice, forward, loss, backward, optimizer, with no look-up in between.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from modularml._typing import Shape
+from modularml.backends import BackendAdapter, adapter_for
+from modularml.data.execution import Flow, Layout, Leaf, Merged, Source
+from modularml.data.references import FeatureSetReference
+from modularml.errors import BackendNotSupportedError, GraphError, LossError, ShapeError, UnknownNameError
+from modularml.graph.model_node import ModelNode
+from modularml.graph.node import ComputeNode
+from modularml.training import AppliedLoss, LossInput
+from modularml.training.loss import CLASS_INDEX, ELEMENTWISE
+
+__all__ = ["InputSlot", "StepPlan", "compile_plan", "flows_of"]
+
+
+@dataclass(frozen=True)
+class InputSlot:
+    """One tensor that a step is given.
+
+    Parameters
+    ----------
+    role : str
+    source : Source or None
+        Where the rows come from.
+    columns : tuple of str
+        Columns that are stacked.
+    dtype : object
+        Of the framework; None keeps the column's own.
+    shape : tuple of int or None
+        Shape of one sample; None keeps that of the stack.
+    node_id : str or None
+        A frozen node whose outputs stand in for columns.
+    """
+
+    role: str
+    source: Source
+    columns: tuple[str, ...] = ()
+    dtype: Any = None
+    shape: Shape | None = None
+    node_id: str | None = None
+
+
+@dataclass(frozen=True)
+class _Op:
+    fn: Callable[..., Any]
+    args: tuple[int, ...]
+    out: int
+    many: bool
+
+
+@dataclass(frozen=True)
+class _LossOp:
+    fn: Callable[..., Any]
+    args: tuple[int, ...]
+
+
+@dataclass
+class StepPlan:
+    """What a step does, resolved.
+
+    Attributes
+    ----------
+    slots : list of InputSlot
+        The tensors a step is given, in order.
+    layout : Layout
+        What its outputs and losses mean.
+    modes : list of (module, bool)
+        Which models run in training mode.
+    optimizers : list of Optimizer
+        What moves the weights.
+    static : StepPlan or None
+        The frozen part that is computed once a phase; its outputs stand in `slots`.
+    """
+
+    adapter: BackendAdapter
+    slots: list[InputSlot]
+    layout: Layout
+    modes: list[tuple[Any, bool]]
+    optimizers: list[Any] = field(default_factory=list)
+    static: StepPlan | None = None
+    _ops: list[_Op] = field(default_factory=list)
+    _losses: list[_LossOp] = field(default_factory=list)
+    _out_slots: list[int] = field(default_factory=list)
+    _n_slots: int = 0
+
+    def compute(self, inputs: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any]]:
+        """Return (total loss, each loss, each output) for the tensors of `slots`."""
+        values = [*inputs, *[None] * self._n_slots]
+        for op in self._ops:
+            args = op.args
+            values[op.out] = op.fn([values[i] for i in args] if op.many else values[args[0]])
+        losses = [op.fn(*[values[i] for i in op.args]) for op in self._losses]
+        outputs = [values[i] for i in self._out_slots]
+        if len(losses) == 1:
+            return losses[0], losses, outputs
+        return (sum(losses[1:], losses[0]) if losses else None), losses, outputs
+
+    def train_step(self) -> Callable[[Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]]:
+        """Return the function that computes a batch's losses and moves the weights."""
+        return self.adapter.train_step(self.compute, [o.instance for o in self.optimizers])
+
+    def eval_step(self) -> Callable[[Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]]:
+        """Return the function that computes a batch's losses and outputs without gradients."""
+        no_grad = self.adapter.no_grad
+
+        def step(inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+            with no_grad():
+                _, losses, outputs = self.compute(inputs)
+            return losses, outputs
+
+        return step
+
+
+def flows_of(nodes: Sequence[ComputeNode]) -> dict[tuple[str, str], Flow]:
+    """Say where each node's features, targets and tags come from.
+
+    Parameters
+    ----------
+    nodes : sequence of ComputeNode
+        In topological order, with all upstream nodes.
+    """
+    flows: dict[tuple[str, str], Flow] = {}
+    for node in nodes:
+        for domain in ("features", "targets", "tags"):
+            parts = [_flow_in(node, ref, domain, flows) for ref in node.upstream_refs]
+            flows[node.node_id, domain] = node.flow(domain, parts)
+    return flows
+
+
+def _flow_in(node: ComputeNode, ref: Any, domain: str, flows: Mapping[Any, Flow]) -> Flow:
+    if not isinstance(ref, FeatureSetReference):
+        return flows.get((resolve_id(ref), domain))
+    columns = ref.columns(domain)
+    return Leaf(Source(node.node_id, ref), columns) if columns else None
+
+
+def resolve_id(ref: Any) -> str:
+    """Return the id of the node that a reference means in the active context."""
+    found: str = ref.resolve().node_id
+    return found
+
+
+def compile_plan(
+    nodes: Sequence[ComputeNode],
+    losses: Sequence[AppliedLoss],
+    *,
+    training: bool,
+    optimizers: Sequence[Any] = (),
+    roles: Sequence[str] = ("default",),
+    detach_after: Iterable[str] = (),
+    together: Mapping[Source, int] | None = None,
+) -> StepPlan:
+    """Resolve nodes and losses into a plan.
+
+    Parameters
+    ----------
+    nodes : sequence of ComputeNode
+        Built, in topological order, upstream nodes included.
+    losses : sequence of AppliedLoss
+        On nodes among these.
+    training : bool
+        Whether nodes that are not frozen run in training mode, with gradients.
+    optimizers : sequence of Optimizer
+    roles : sequence of str
+        Every node runs once for each.
+    detach_after : iterable of str
+        Nodes whose output carries no gradient to those that read it.
+    together : mapping of Source to int, optional
+        Which sources are read row by row together. Where it is given, the frozen part that reads
+        only columns of one number is left to a plan of its own.
+
+    Raises
+    ------
+    BackendNotSupportedError
+        If nodes belong to more than one framework.
+    LossError, ShapeError
+        If a loss asks for what its node has not, or shapes do not fit.
+    """
+    return _Compiler(nodes, training, roles, set(detach_after)).compile(losses, optimizers, together)
+
+
+class _Compiler:
+    def __init__(
+        self, nodes: Sequence[ComputeNode], training: bool, roles: Sequence[str], detach_after: set[str]
+    ) -> None:
+        self.nodes, self.training, self.roles = list(nodes), training, tuple(roles)
+        self.detach_after = detach_after
+        self.by_id = {node.node_id: node for node in nodes}
+        self.adapter = _one_adapter(nodes)
+        self.flows = flows_of(nodes)
+        self.slots: list[InputSlot] = []
+        self.ops: list[_Op] = []
+        self.places: dict[tuple[str, str], int] = {}
+        self.read: dict[tuple[str, str], int] = {}
+        self.n_inner = 0
+
+    def compile(
+        self,
+        losses: Sequence[AppliedLoss],
+        optimizers: Sequence[Any],
+        together: Mapping[Source, int] | None,
+    ) -> StepPlan:
+        static = set[str]() if together is None else self._static(together)
+        edge = self._edge(static, losses)
+        for node in self.nodes:
+            for role in self.roles:
+                if node.node_id in edge:
+                    self._input_of_frozen(node, role)
+                elif node.node_id not in static:
+                    self._run(node, role)
+        loss_ops = [self._loss(applied) for applied in losses]
+        self._order_inputs()
+        return self._plan(losses, loss_ops, optimizers, static, edge)
+
+    # -- which part is computed once ----------------------------------------------------------
+
+    def _static(self, together: Mapping[Source, int]) -> set[str]:
+        """Return frozen nodes that read nothing but columns, row by row, and frozen nodes."""
+        static: set[str] = set()
+        for node in self.nodes:
+            above = {resolve_id(ref) for ref in node.node_refs}
+            if node.is_frozen and above <= static:
+                static.add(node.node_id)
+        return {n for n in static if len(self._groups_of(n, together)) == 1}
+
+    def _groups_of(self, node_id: str, together: Mapping[Source, int]) -> set[int]:
+        leaves = _leaves(self.flows[node_id, "features"])
+        return {together[leaf.source] for leaf in leaves}
+
+    def _edge(self, static: set[str], losses: Sequence[AppliedLoss]) -> set[str]:
+        """Return static nodes that something outside reads."""
+        edge = {
+            resolve_id(ref)
+            for node in self.nodes
+            if node.node_id not in static
+            for ref in node.node_refs
+        } & static
+        read = {a.on for a in losses} | {i.node for a in losses for i in a.parsed if i.node}
+        return edge | {n for n in static if n in read or self.by_id[n].label in read}
+
+    def _input_of_frozen(self, node: ComputeNode, role: str) -> None:
+        leaf = _leaves(self.flows[node.node_id, "features"])[0]
+        slot = self._slot(InputSlot(role, leaf.source, node_id=node.node_id))
+        self.places[node.node_id, role] = self.read[node.node_id, role] = slot
+
+    # -- forward ------------------------------------------------------------------------------
+
+    def _run(self, node: ComputeNode, role: str) -> None:
+        args = [self._upstream(node, ref, role) for ref in node.upstream_refs]
+        out = self._op(self._function(node, args), args, many=not isinstance(node, ModelNode))
+        self.places[node.node_id, role] = self.read[node.node_id, role] = out
+        if node.node_id in self.detach_after:
+            self.read[node.node_id, role] = self._op(self.adapter.detach, [out], many=False)
+
+    def _function(self, node: ComputeNode, args: Sequence[int]) -> Callable[..., Any]:
+        fn = node.operation(self.adapter)
+        from_columns = all(arg >= 0 for arg in args)
+        if self.training and node.is_frozen and isinstance(node, ModelNode) and from_columns:
+            return _without_grad(fn, self.adapter)
+        return fn
+
+    def _upstream(self, node: ComputeNode, ref: Any, role: str) -> int:
+        if not isinstance(ref, FeatureSetReference):
+            return self.read[resolve_id(ref), role]
+        columns = ref.columns("features")
+        if not columns:
+            raise GraphError(f"node {node.label!r} reads no feature of {ref.node_label!r}")
+        dtype = self._input_dtype(node)
+        return self._slot(InputSlot(role, Source(node.node_id, ref), columns, dtype))
+
+    def _input_dtype(self, node: ComputeNode) -> Any:
+        model = node.model.module if isinstance(node, ModelNode) else None
+        return self.adapter.input_dtype(model)
+
+    # -- losses -------------------------------------------------------------------------------
+
+    def _loss(self, applied: AppliedLoss) -> _LossOp:
+        node = self._node_named(applied.on, applied)
+        applied.loss.resolve(self.adapter.backend)
+        args = [self._loss_arg(applied, node, item) for item in applied.parsed]
+        fn = _mean_over_samples(applied, self.adapter)
+        if applied.weight != 1.0:
+            fn = _weighted(fn, applied.weight)
+        return _LossOp(fn, tuple(args))
+
+    def _loss_arg(self, applied: AppliedLoss, on: ComputeNode, item: LossInput) -> int:
+        node = on if item.node is None else self._node_named(item.node, applied)
+        role = self._role(applied, item.role)
+        if item.domain == "outputs":
+            return self.places[node.node_id, role]
+        flow = self.flows[node.node_id, item.domain]
+        if item.column is not None:
+            flow = _pick_column(applied, item, self.flows, node)
+        if flow is None:
+            raise LossError(
+                f"loss {applied.label!r} asks for {item.domain} of node {node.label!r}, which has none; "
+                "name them in the FeatureSet reference"
+            )
+        return self._flow(flow, role, self._fit(applied, on, flow))
+
+    def _fit(self, applied: AppliedLoss, on: ComputeNode, flow: Flow) -> tuple[Any, Shape | None]:
+        """Return dtype and shape that a loss wants its target in."""
+        shape, out = self._flow_shape(flow), on.output_shape or ()
+        name = getattr(applied.loss.cls, "__name__", "")
+        like = self.adapter.input_dtype(on.model.module if isinstance(on, ModelNode) else None)
+        if name in CLASS_INDEX and _is_integer(flow):
+            if math.prod(shape) != math.prod(out[1:]):
+                raise _misfit(applied, on, out, shape, "one class number a sample")
+            return self.adapter.loss_dtype("index", like), tuple(out[1:])
+        if _squeezed(shape) == _squeezed(out):
+            kind = "index" if _is_integer(flow) and not name else "float"
+            return self.adapter.loss_dtype(kind, like), tuple(out)
+        if name in ELEMENTWISE:
+            raise _misfit(applied, on, out, shape, "equal shapes")
+        if name in CLASS_INDEX:
+            raise _misfit(applied, on, out, shape, "integer class numbers or class probabilities")
+        kind = "index" if _is_integer(flow) else "float"
+        return self.adapter.loss_dtype(kind, like), None
+
+    def _flow_shape(self, flow: Flow) -> Shape:
+        if isinstance(flow, Leaf):
+            fs = flow.source.ref.resolve()
+            shapes = [fs.collection.schema[name].shape for name in flow.columns]
+            if len(set(shapes)) > 1:
+                raise ShapeError(f"columns {list(flow.columns)} have unlike shapes {shapes}")
+            return (len(shapes), *shapes[0])
+        assert isinstance(flow, Merged)
+        blank = [self.adapter.zeros((1, *self._flow_shape(p)), None) for p in flow.parts]
+        return tuple(flow.merge(blank).shape[1:])
+
+    def _flow(self, flow: Flow, role: str, fit: tuple[Any, Shape | None]) -> int:
+        dtype, shape = fit
+        if isinstance(flow, Leaf):
+            return self._slot(InputSlot(role, flow.source, flow.columns, dtype, shape))
+        assert isinstance(flow, Merged)
+        parts = [self._flow(part, role, (dtype, None)) for part in flow.parts]
+        merged = self._op(flow.merge, parts, many=True)
+        if shape is None:
+            return merged
+        return self._op(lambda t: t.reshape(len(t), *shape), [merged], many=False)
+
+    def _node_named(self, name: str, applied: AppliedLoss) -> ComputeNode:
+        for node in self.nodes:
+            if name in (node.label, node.node_id):
+                return node
+        raise UnknownNameError(
+            f"node of loss {applied.label!r}", name, [n.label for n in self.nodes]
+        )
+
+    def _role(self, applied: AppliedLoss, role: str | None) -> str:
+        if role is None:
+            if len(self.roles) > 1 and "default" not in self.roles:
+                raise LossError(f"loss {applied.label!r} must name a role: one of {list(self.roles)}")
+            return self.roles[0]
+        if role not in self.roles:
+            raise LossError(
+                f"loss {applied.label!r} asks for the role {role!r}, which the sampler does not give; "
+                f"it gives {list(self.roles)}"
+            )
+        return role
+
+    # -- slots --------------------------------------------------------------------------------
+    # While compiling, slot i of the inputs is i and the result of an operation is -1 - i; once
+    # all inputs are known the results move behind them.
+
+    def _slot(self, slot: InputSlot) -> int:
+        if slot not in self.slots:
+            self.slots.append(slot)
+        return self.slots.index(slot)
+
+    def _op(self, fn: Callable[..., Any], args: Sequence[int], *, many: bool) -> int:
+        self.n_inner += 1
+        self.ops.append(_Op(fn, tuple(args), -self.n_inner, many))
+        return -self.n_inner
+
+    def _order_inputs(self) -> None:
+        n = len(self.slots)
+
+        def place(slot: int) -> int:
+            return slot if slot >= 0 else n - 1 - slot
+
+        self.place = place
+        self.ops = [
+            _Op(op.fn, tuple(map(place, op.args)), place(op.out), op.many) for op in self.ops
+        ]
+
+    def _plan(
+        self,
+        losses: Sequence[AppliedLoss],
+        loss_ops: Sequence[_LossOp],
+        optimizers: Sequence[Any],
+        static: set[str],
+        edge: set[str],
+    ) -> StepPlan:
+        running = [n for n in self.nodes if n.node_id not in static or n.node_id in edge]
+        outputs = tuple((n.node_id, role) for n in running for role in self.roles)
+        on = tuple((a.label, self._node_named(a.on, a).node_id) for a in losses)
+        labels = {n.node_id: n.label for n in self.nodes}
+        layout = Layout(outputs, on, self.flows, self.adapter, labels, training=self.training)
+        models = [n for n in self.nodes if isinstance(n, ModelNode) and n.node_id not in static]
+        return StepPlan(
+            self.adapter,
+            self.slots,
+            layout,
+            [(n.model.module, self.training and not n.is_frozen) for n in models],
+            list(optimizers),
+            self._static_plan(static, edge),
+            self.ops,
+            [_LossOp(op.fn, tuple(map(self.place, op.args))) for op in loss_ops],
+            [self.place(self.places[key]) for key in outputs],
+            self.n_inner,
+        )
+
+    def _static_plan(self, static: set[str], edge: set[str]) -> StepPlan | None:
+        if not edge:
+            return None
+        nodes = [n for n in self.nodes if n.node_id in static]
+        return compile_plan(nodes, (), training=False)
+
+
+def _one_adapter(nodes: Sequence[ComputeNode]) -> BackendAdapter:
+    backends = {n.backend: n.label for n in nodes if isinstance(n, ModelNode)}
+    if len(backends) > 1:
+        shown = ", ".join(f"{label}: {backend.value}" for backend, label in backends.items())
+        raise BackendNotSupportedError(f"nodes of several frameworks in one step ({shown})")
+    if not backends:
+        raise GraphError("a graph needs at least one ModelNode to run")
+    return adapter_for(next(iter(backends)))
+
+
+def _without_grad(fn: Callable[..., Any], adapter: BackendAdapter) -> Callable[..., Any]:
+    def run(x: Any) -> Any:
+        with adapter.no_grad():
+            return fn(x)
+
+    return run
+
+
+def _mean_over_samples(applied: AppliedLoss, adapter: BackendAdapter) -> Callable[..., Any]:
+    loss, names = applied.loss, applied.keywords
+    raw = loss.resolve(adapter.backend)
+    quick = loss.mean_form()
+    if quick is not None and names is None:
+        return quick
+    mean = adapter.sample_mean
+    if names is None:
+        return lambda *args: mean(raw(*args))
+    return lambda *args: mean(raw(**dict(zip(names, args, strict=True))))
+
+
+def _weighted(fn: Callable[..., Any], weight: float) -> Callable[..., Any]:
+    return lambda *args: fn(*args) * weight
+
+
+def _pick_column(
+    applied: AppliedLoss, item: LossInput, flows: Mapping[Any, Flow], node: ComputeNode
+) -> Flow:
+    """Find an upstream FeatureSet that has the column a loss asks for."""
+    known: list[str] = []
+    for leaf in _leaves(flows[node.node_id, "features"]):
+        schema = leaf.source.ref.resolve().collection.schema
+        name = str(item.column)
+        if name.count(".") < 2 and any(s.key == name.split(".")[-1] for s in schema.columns.values()):
+            key = name.split(".")[-1]
+            name = schema.newest(schema.domain_of(key), key)
+        if name in schema.columns:
+            return Leaf(leaf.source, (name,))
+        known += list(schema.columns)
+    raise UnknownNameError(f"column of loss {applied.label!r}", item.column, known)
+
+
+def _leaves(flow: Flow) -> list[Leaf]:
+    if flow is None:
+        return []
+    if isinstance(flow, Leaf):
+        return [flow]
+    return [leaf for part in flow.parts for leaf in _leaves(part)]
+
+
+def _is_integer(flow: Flow) -> bool:
+    """Tell whether all columns behind hold whole numbers by dtype."""
+    for leaf in _leaves(flow):
+        schema = leaf.source.ref.resolve().collection.schema
+        if any(schema[name].dtype.kind not in "iu" for name in leaf.columns):
+            return False
+    return True
+
+
+def _squeezed(shape: Shape) -> Shape:
+    return tuple(n for n in shape if n != 1)
+
+
+def _misfit(applied: AppliedLoss, on: ComputeNode, out: Shape, target: Shape, wants: str) -> ShapeError:
+    return ShapeError(
+        f"loss {applied.label!r} wants {wants}: outputs of node {on.label!r} have shape {out}, its "
+        f"targets have shape {target}. Change the node's output_shape, the targets of the reference, "
+        "or, after a merge, concat_axis_targets (such as 'first')"
+    )

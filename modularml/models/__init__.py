@@ -1,0 +1,13 @@
+"""Models: one face for every framework; each framework is imported when it is first used."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "base": ["BaseModel", "model_registry"],
+        "torch.base": ["TorchBaseModel"],
+        "torch.wrapper": ["TorchModelWrapper"],
+        "wrap": ["wrap_model"],
+    },
+)

@@ -1,0 +1,162 @@
+"""What every model offers a graph, whatever its framework."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from modularml._registry import Registry
+from modularml._typing import Array, Shape
+from modularml.backends import Backend
+from modularml.config import Configurable, Stateful
+from modularml.errors import ConfigError, ShapeError
+
+__all__ = ["BaseModel", "check_shape", "model_registry"]
+
+model_registry: Registry[type[BaseModel]]
+
+
+class BaseModel(Configurable, Stateful, ABC):
+    """A model that is built once its shapes are known.
+
+    Parameters
+    ----------
+    backend : str or Backend
+    **init_args
+        The constructor's arguments; they are the config.
+    """
+
+    def __init__(self, backend: str | Backend, **init_args: Any) -> None:
+        self._backend = Backend.from_value(backend)
+        self._init_args = init_args
+        self._built = False
+
+    @property
+    def backend(self) -> Backend:
+        """The framework of this model."""
+        return self._backend
+
+    @property
+    def is_built(self) -> bool:
+        """Whether layers exist and shapes are known."""
+        return self._built
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> Shape | None:
+        """Shape of one sample going in; None while it is not known."""
+
+    @property
+    @abstractmethod
+    def output_shape(self) -> Shape | None:
+        """Shape of one sample coming out; None while it is not known."""
+
+    @abstractmethod
+    def build(
+        self,
+        input_shape: Shape | None = None,
+        output_shape: Shape | None = None,
+        *,
+        force: bool = False,
+    ) -> None:
+        """Make the layers.
+
+        Parameters
+        ----------
+        input_shape, output_shape : tuple of int, optional
+            Of one sample. What the constructor was given wins over `output_shape`.
+        force : bool
+            Whether to make them again, with new weights, where they exist.
+
+        Raises
+        ------
+        ShapeError
+            If a shape is needed and not known, or does not fit what was given before.
+        """
+
+    @abstractmethod
+    def get_weights(self) -> dict[str, Array]:
+        """Return weights and buffers by name, as arrays of their own."""
+
+    @abstractmethod
+    def set_weights(self, weights: dict[str, Any]) -> None:
+        """Take over weights by name; unknown, missing or misshapen ones are refused whole."""
+
+    @abstractmethod
+    def reset_weights(self, seed: int | None = None) -> None:
+        """Draw new weights, from a seed where one is given."""
+
+    @property
+    def module(self) -> Any:
+        """The framework's own object, called on tensors."""
+        return self
+
+    def get_init_args(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return dict(self._init_args)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return shapes and weights; empty before `build`."""
+        if not self._built:
+            return {}
+        return {
+            "input_shape": self.input_shape,
+            "output_shape": self.output_shape,
+            "weights": self.get_weights(),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Build with the stored shapes and take over the stored weights."""
+        if state:
+            self.build(state["input_shape"], state["output_shape"])
+            self.set_weights(state["weights"])
+
+    def same_weights(self, other: BaseModel) -> bool:
+        """Tell whether another model has equal weights under equal names."""
+        mine, theirs = self.get_weights(), other.get_weights()
+        return mine.keys() == theirs.keys() and all(
+            np.array_equal(mine[k], theirs[k]) for k in mine
+        )
+
+    def _params(self) -> dict[str, Any]:
+        return self.get_init_args()
+
+
+model_registry = Registry("model")
+
+
+def check_weights(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Refuse weights that are not exactly those of a model.
+
+    Raises
+    ------
+    ConfigError
+        If names are missing or unknown.
+    ShapeError
+        If a shape differs.
+    """
+    if missing := [name for name in mine if name not in theirs]:
+        raise ConfigError(f"weights lack {missing}; give all of {list(mine)}")
+    if unknown := [name for name in theirs if name not in mine]:
+        raise ConfigError(f"weights hold {unknown}, which this model has not; it has {list(mine)}")
+    for name, value in theirs.items():
+        if tuple(value.shape) != tuple(mine[name].shape):
+            raise ShapeError(
+                f"weight {name!r} must have shape {tuple(mine[name].shape)}, got {tuple(value.shape)}"
+            )
+
+
+def check_shape(name: str, shape: Any) -> Shape:
+    """Return a shape as a tuple of positive ints, or say what is wrong with it."""
+    if isinstance(shape, int | np.integer):
+        shape = (shape,)
+    try:
+        found = tuple(int(size) for size in shape)
+    except (TypeError, ValueError):
+        raise ShapeError(f"{name} must be a tuple of positive ints, got {shape!r}") from None
+    if any(size < 1 for size in found):
+        raise ShapeError(f"{name} must be a tuple of positive ints, got {shape!r}")
+    return found

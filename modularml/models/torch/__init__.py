@@ -1,0 +1,13 @@
+"""Models of torch that know their shapes, and the wrapper for those that do not."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "base": ["TorchBaseModel"],
+        "cnn": ["SequentialCNN"],
+        "mlp": ["SequentialMLP"],
+        "wrapper": ["TorchModelWrapper"],
+    },
+)

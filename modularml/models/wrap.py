@@ -1,0 +1,43 @@
+"""Which wrapper an object needs."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from modularml._optional import require
+from modularml.backends import Backend, backend_of
+from modularml.errors import ConfigError
+from modularml.models.base import BaseModel
+
+__all__ = ["wrap_model"]
+
+_WRAPPERS = {Backend.TORCH: ("modularml.models.torch.wrapper", "TorchModelWrapper")}
+
+
+def wrap_model(obj: Any) -> BaseModel:
+    """Return a model that a graph can use.
+
+    Parameters
+    ----------
+    obj : BaseModel, torch.nn.Module, or a class of one of them
+        A model of a known framework.
+
+    Raises
+    ------
+    ConfigError
+        If the object belongs to no known framework.
+    """
+    if isinstance(obj, BaseModel):
+        return obj
+    if inspect.isclass(obj) and issubclass(obj, BaseModel):
+        return obj()  # type: ignore[call-arg]
+    where = _WRAPPERS.get(backend_of(obj))
+    if where is None:
+        raise ConfigError(
+            f"model must be a torch.nn.Module, a class of it or a BaseModel, got {obj!r}"
+        )
+    module, name = where
+    wrapper = getattr(require(module), name)
+    wrapped: BaseModel = wrapper(model_class=obj) if inspect.isclass(obj) else wrapper(model=obj)
+    return wrapped

@@ -1,0 +1,8 @@
+"""Plots as matplotlib figures that no global state knows of; needs the extra ``plot``."""
+
+from __future__ import annotations
+
+from modularml.plotting.curves import loss_curves, series
+from modularml.plotting.predictions import confusion_matrix, parity
+
+__all__ = ["confusion_matrix", "loss_curves", "parity", "series"]

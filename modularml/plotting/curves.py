@@ -1,0 +1,230 @@
+"""Lines over epochs, folds or any other axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+
+from modularml._optional import require
+from modularml._typing import Array
+from modularml.diagram.palette import MUTED
+from modularml.errors import ConfigError, DataError, ShapeError
+from modularml.plotting.style import curve_look, finish, legend, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Curves", "loss_curves", "series"]
+
+Curve: TypeAlias = Sequence[float] | Array | tuple[Sequence[Any] | Array, Sequence[float] | Array]
+Curves: TypeAlias = "Mapping[str, Curve] | pd.DataFrame | pd.Series[Any]"
+
+FEW = 30  # points that are marked one by one
+LOG_FROM = 100.0  # a range of values from which on they are drawn on a log scale
+
+
+def loss_curves(
+    series: Curves,
+    *,
+    title: str = "",
+    best_epoch: int | None = None,
+    log: bool | None = None,
+    path: str | PathLike[str] | None = None,
+) -> Figure:
+    """Draw losses over epochs.
+
+    Parameters
+    ----------
+    series : mapping or DataFrame
+        Name to values, one an epoch from epoch 0 on, or to ``(epochs, values)``. Values
+        that are NaN or infinite leave a gap, are counted in the legend and marked by a
+        cross on the axis. Of a DataFrame, each column is a series over the index.
+    title : str
+        Shown above.
+    best_epoch : int or None
+        An epoch to mark, 0-based.
+    log : bool or None
+        Whether the axis of losses is logarithmic. None: if all are positive and the
+        largest is at least 100 times the smallest.
+    path : path-like or None
+        Where to save the figure too: .png, .pdf or .svg.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Not known to pyplot, so nothing needs to be closed.
+
+    Raises
+    ------
+    DataError
+        If there is no series, one is empty or holds no numbers, or ``log`` is True and a
+        loss is not positive.
+    ShapeError
+        If epochs and values of a series differ in number or are not one-dimensional.
+    ConfigError
+        If ``best_epoch`` lies outside the epochs drawn, or ``path`` cannot be used.
+    """
+    curves = _read(series)
+    figure, axes = new_axes(6.8, 4.0, title=title, x="epoch", y="loss")
+    if log or (log is None and _spans_decades(curves)):
+        _check_positive(curves)
+        axes.set_yscale("log")
+    entries = _draw(axes, curves)
+    if best_epoch is not None:
+        _check_epoch(best_epoch, curves)
+        line = axes.axvline(best_epoch, color=MUTED, linestyle=(0, (4, 3)), linewidth=1.2)
+        entries.append((line, f"best epoch {best_epoch}"))
+    legend(axes, entries)
+    return finish(figure, path)
+
+
+def series(
+    data: Curves,
+    *,
+    x: str = "",
+    y: str = "",
+    title: str = "",
+    path: str | PathLike[str] | None = None,
+) -> Figure:
+    """Draw one line for each series of numbers.
+
+    Parameters
+    ----------
+    data : mapping, DataFrame or Series
+        As for `loss_curves`. Positions may be numbers, times or texts, which are put side
+        by side in the order in which they first occur.
+    x, y : str
+        What the axes show, with units.
+    title : str
+        Shown above.
+    path : path-like or None
+        Where to save the figure too: .png, .pdf or .svg.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Not known to pyplot, so nothing needs to be closed.
+
+    Raises
+    ------
+    DataError
+        If there is no series, or one is empty or holds no numbers.
+    ShapeError
+        If positions and values of a series differ in number or are not one-dimensional.
+    ConfigError
+        If ``path`` cannot be used.
+    """
+    curves = _read(data)
+    figure, axes = new_axes(6.8, 4.0, title=title, x=x, y=y)
+    legend(axes, _draw(axes, curves))
+    return finish(figure, path)
+
+
+def _read(data: Curves) -> dict[str, tuple[Array, Array]]:
+    """Return positions and values of each series by name."""
+    if isinstance(data, pd.Series):
+        data = data.to_frame(data.name if data.name is not None else "value")
+    if isinstance(data, pd.DataFrame):
+        places = [_name(place) for place in data.index] if data.index.nlevels > 1 else data.index
+        pairs: list[tuple[Any, Any]] = [(name, (places, data[name])) for name in data]
+    elif isinstance(data, Mapping):
+        pairs = list(data.items())
+    else:
+        raise DataError(f"give a mapping of names to values or a frame, got {type(data).__name__}")
+    if not pairs:
+        raise DataError("there is nothing to draw: give at least one series")
+    return {_name(name): _points(_name(name), values) for name, values in pairs}
+
+
+def _name(label: object) -> str:
+    """Write a name, or the levels of one, as a text."""
+    return " / ".join(map(str, label)) if isinstance(label, tuple) else str(label)
+
+
+def _points(name: str, curve: Any) -> tuple[Array, Array]:
+    """Return positions and values of one series, checked."""
+    places, values = None, curve
+    if isinstance(curve, tuple) and len(curve) == 2 and all(np.ndim(part) for part in curve):
+        places, values = curve
+    try:
+        y = np.asarray(values, dtype=float)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"series {name!r} must hold numbers: {error}") from error
+    x = np.arange(len(y)) if places is None and y.ndim else np.asarray(places)
+    if y.ndim != 1 or x.shape != y.shape:
+        raise ShapeError(
+            f"series {name!r} must have one value a position: positions have shape {x.shape}, "
+            f"values {y.shape}"
+        )
+    if not len(y):
+        raise DataError(f"series {name!r} is empty; leave it out")
+    return x, y
+
+
+def _draw(axes: Any, curves: Mapping[str, tuple[Array, Array]]) -> list[tuple[Any, str]]:
+    """Draw every series; return lines and what to call them."""
+    texts = [str(place) for x, _ in curves.values() if x.dtype.kind in "OUS" for place in x]
+    spots = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    if spots:
+        axes.set_xticks(range(len(spots)), list(spots), parse_math=False)
+    elif all(x.dtype.kind in "iu" for x, _ in curves.values()):
+        ticker = require("matplotlib.ticker")
+        axes.xaxis.set_major_locator(
+            ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
+        )
+    entries = []
+    for i, (name, (x, y)) in enumerate(curves.items()):
+        at = np.array([spots[str(place)] for place in x]) if spots else x
+        entries.append(_draw_one(axes, name, at, y, curve_look(i)))
+    return entries
+
+
+def _draw_one(axes: Any, name: str, x: Array, y: Array, look: dict[str, Any]) -> tuple[Any, str]:
+    """Draw one series with gaps where it is not finite, and crosses below them."""
+    good = np.isfinite(y)
+    held = np.concatenate([[False], good, [False]])
+    alone = good & ~held[:-2] & ~held[2:]
+    marked = np.flatnonzero(good if len(y) <= FEW else alone)
+    dots = {"marker": "o", "markersize": 3.5, "markevery": list(marked)} if len(marked) else {}
+    (line,) = axes.plot(x, np.where(good, y, np.nan), **dots, **look)
+    if good.all():
+        return line, name
+    axes.plot(
+        x[~good], np.zeros((~good).sum()), "x", color=look["color"], markersize=6, clip_on=False,
+        transform=axes.get_xaxis_transform(),
+    )  # fmt: skip
+    return line, f"{name} ({(~good).sum()} not finite)"
+
+
+def _finite(curves: Mapping[str, tuple[Array, Array]]) -> Array:
+    """Return all finite values."""
+    values: Array = np.concatenate([y for _, y in curves.values()])
+    return np.asarray(values[np.isfinite(values)])
+
+
+def _spans_decades(curves: Mapping[str, tuple[Array, Array]]) -> bool:
+    """Tell whether values are positive and so unlike that a log scale shows them better."""
+    values = _finite(curves)
+    return bool(len(values) and values.min() > 0 and values.max() >= LOG_FROM * values.min())
+
+
+def _check_positive(curves: Mapping[str, tuple[Array, Array]]) -> None:
+    for name, (x, y) in curves.items():
+        bad = np.flatnonzero(y <= 0)
+        if len(bad):
+            raise DataError(
+                f"log=True needs losses above 0, got {y[bad[0]]:g} in series {name!r} at epoch "
+                f"{x[bad[0]]}; leave log out"
+            )
+
+
+def _check_epoch(epoch: int, curves: Mapping[str, tuple[Array, Array]]) -> None:
+    epochs = np.unique(np.concatenate([x for x, _ in curves.values()]))
+    if epochs.dtype.kind not in "iuf" or not epochs[0] <= epoch <= epochs[-1]:
+        raise ConfigError(
+            f"best_epoch must lie within the epochs drawn, {epochs[0]} to {epochs[-1]}, got {epoch}"
+        )

@@ -1,0 +1,251 @@
+"""Predictions against the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from modularml._optional import require
+from modularml._typing import Array
+from modularml.diagram.palette import INK, MUTED, PAPER, SERIES
+from modularml.errors import DataError, ShapeError
+from modularml.plotting.style import FONT, finish, legend, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["confusion_matrix", "parity"]
+
+SHADES = ("#F5F9FD", "#56B4E9", "#0072B2", "#00304D")
+SMALLEST, LARGEST = 2.2, 28.0  # inches of all cells in a row
+LONG_NAME = 6  # letters; longer names of columns are turned
+CROWD = 2_000  # points from which on they are drawn small and pale
+
+
+def confusion_matrix(
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    *,
+    labels: Sequence[Any] | None = None,
+    normalize: bool = False,
+    title: str = "",
+    path: str | PathLike[str] | None = None,
+) -> Figure:
+    """Draw how often each class was taken for each class.
+
+    Parameters
+    ----------
+    y_true, y_pred : array-like, shape (n_samples,)
+        Classes, as numbers or texts.
+    labels : sequence or None
+        Every class, in the order of rows and columns. None: those that occur, sorted.
+    normalize : bool
+        Shade by, and write above the counts, the fraction of each row (true class).
+    title : str
+        Shown above.
+    path : path-like or None
+        Where to save the figure too: .png, .pdf or .svg.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        True classes are rows, predicted ones columns.
+
+    Raises
+    ------
+    ShapeError
+        If the two differ in shape or are not one-dimensional; axes of length 1 are dropped.
+    DataError
+        If they are empty, hold missing values, mix numbers and texts, or hold a class that
+        ``labels`` lacks.
+    """
+    true, pred = _pair(y_true, y_pred, "y_pred")
+    names, counts = _count(true, pred, labels)
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = counts / np.maximum(totals, 1)
+    cell = min(max(0.75 if normalize else 0.6, SMALLEST / len(names)), LARGEST / len(names))
+    side = 1.6 + cell * len(names)
+    below = f"predicted\n{len(true)} samples, {np.trace(counts) / len(true):.1%} correct"
+    figure, axes = new_axes(side + 0.4, side, title=title, x=below, y="true")
+    shade = shares if normalize else counts / counts.max()
+    image = _shade(axes, shade, [str(name) for name in names])
+    texts = {at: str(count) for at, count in np.ndenumerate(counts)}
+    if normalize:
+        parts = {at: f"{shares[at]:.2f}" if totals[at[0]] else "\u2013" for at in texts}
+        texts = {at: f"{parts[at]}\n{count}" for at, count in texts.items()}
+    font = {"fontsize": _text_size(texts.values(), cell), "ha": "center", "va": "center"}
+    for (row, column), text in texts.items():
+        colour = _readable(image.to_rgba(shade[row, column]))
+        axes.text(column, row, text, color=colour, family=FONT, in_layout=False, **font)
+    return finish(figure, path)
+
+
+def parity(
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    *,
+    unit: str = "",
+    title: str = "",
+    name: str = "prediction",
+    other: Mapping[str, ArrayLike] | None = None,
+    path: str | PathLike[str] | None = None,
+) -> Figure:
+    """Draw predictions over true values, with the line on which they would be equal.
+
+    Parameters
+    ----------
+    y_true, y_pred : array-like, shape (n_samples,)
+        True and predicted values, both in ``unit``. Rows where either is NaN or infinite
+        are left out and counted in the legend.
+    unit : str
+        Written at the axes and behind the error.
+    title : str
+        Shown above.
+    name : str
+        What ``y_pred`` is called in the legend.
+    other : mapping of str to array-like, shape (n_samples,), or None
+        Further predictions of the same ``y_true``, such as a baseline's.
+    path : path-like or None
+        Where to save the figure too: .png, .pdf or .svg.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The legend gives each root mean squared error and coefficient of determination;
+        the latter is left out where all true values are equal.
+
+    Raises
+    ------
+    ShapeError
+        If shapes differ or are not one-dimensional; axes of length 1 are dropped.
+    DataError
+        If there are no rows, or none that is finite.
+    """
+    both = f" ({unit})" if unit else ""
+    figure, axes = new_axes(5.4, 5.9, title=title, x=f"true{both}", y=f"predicted{both}")
+    entries, ends = [], []
+    for i, (label, values) in enumerate({name: y_pred, **(other or {})}.items()):
+        true, pred = _numbers(y_true, values, label)
+        dots = _dots(axes, true, pred, i)
+        entries.append((dots, f"{label}: {_errors(true, pred, unit, np.size(y_true))}"))
+        ends += [true.min(), true.max(), pred.min(), pred.max()]
+    low, high = min(ends), max(ends)
+    edge = 0.04 * (high - low) or 0.5
+    span = (low - edge, high + edge)
+    (line,) = axes.plot(span, span, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+    axes.set(xlim=span, ylim=span, aspect="equal")
+    legend(axes, [*entries, (line, "equal")], "outside lower left")
+    return finish(figure, path)
+
+
+def _dots(axes: Any, true: Array, pred: Array, i: int) -> Any:
+    """Draw one cloud, small and pale if there is a crowd; return what stands for it."""
+    look = {"linestyle": "", "markeredgewidth": 0, "markersize": 5.0, "zorder": 3 - i / 100}
+    look |= {"color": SERIES[i % len(SERIES)], "marker": "osD^v"[i % 5]}
+    (handle,) = axes.plot([], [], **look)
+    crowd = len(true) > CROWD
+    look |= {"markersize": 2.5, "alpha": 0.25} if crowd else {"alpha": 0.75}
+    axes.plot(true, pred, rasterized=crowd, **look)
+    return handle
+
+
+def _pair(y_true: ArrayLike, y_pred: ArrayLike, name: str) -> tuple[Array, Array]:
+    """Return two columns of equal length."""
+    true, pred = np.asarray(y_true), np.asarray(y_pred)
+    flat = [a.reshape(-1) if a.size == max(a.shape, default=1) else a for a in (true, pred)]
+    if flat[0].shape != flat[1].shape or flat[0].ndim != 1:
+        raise ShapeError(
+            f"y_true and {name} must be columns of equal length, got shapes {true.shape} and "
+            f"{pred.shape}; draw one target at a time"
+        )
+    if not flat[0].size:
+        raise DataError(f"y_true and {name} are empty; there is nothing to draw")
+    return flat[0], flat[1]
+
+
+def _numbers(y_true: ArrayLike, y_pred: ArrayLike, name: str) -> tuple[Array, Array]:
+    """Return the rows of two columns where both are finite numbers."""
+    true, pred = _pair(y_true, y_pred, name)
+    try:
+        true, pred = true.astype(float), pred.astype(float)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"y_true and {name} must hold numbers: {error}") from error
+    good = np.isfinite(true) & np.isfinite(pred)
+    if not good.any():
+        raise DataError(f"no row of y_true and {name} is finite in both; there is nothing to draw")
+    return true[good], pred[good]
+
+
+def _errors(true: Array, pred: Array, unit: str, n_rows: int) -> str:
+    """Write root mean squared error, R² and how many rows are left out."""
+    squares = ((true - pred) ** 2).sum()
+    spread = ((true - true.mean()) ** 2).sum()
+    facts = [f"RMSE {np.sqrt(squares / len(true)):.3g}{unit and ' ' + unit}"]
+    if spread > 0:
+        facts.append(f"R² {1 - squares / spread:.3f}")
+    if len(true) < n_rows:
+        facts.append(f"{n_rows - len(true)} rows not finite")
+    return ", ".join(facts)
+
+
+def _count(
+    true: Array, pred: Array, labels: Sequence[Any] | None
+) -> tuple[list[Any], NDArray[np.int64]]:
+    """Return the classes, and how often each true one met each predicted one."""
+    both = pd.Series(np.concatenate([true.astype(object), pred.astype(object)]))
+    if both.isna().any():
+        row = int(np.flatnonzero(both.isna())[0]) % len(true)
+        raise DataError(f"classes must not be missing, but are in row {row} of y_true or y_pred")
+    names = _classes(both) if labels is None else list(dict.fromkeys(labels))
+    codes = pd.Index(names, dtype=object).get_indexer(both)
+    if (codes < 0).any():
+        lost = sorted({repr(name) for name in both[codes < 0]})
+        raise DataError(f"labels must name every class that occurs, lacks {', '.join(lost)}")
+    size = len(names)
+    pairs = codes[: len(true)] * size + codes[len(true) :]
+    return names, np.bincount(pairs, minlength=size * size).reshape(size, size)
+
+
+def _classes(values: pd.Series[Any]) -> list[Any]:
+    """Return the classes that occur, sorted."""
+    try:
+        return sorted(set(values))
+    except TypeError:
+        kinds = sorted({type(value).__name__ for value in values})
+        raise DataError(
+            f"classes must be all numbers or all texts, got {' and '.join(kinds)}; convert them, "
+            "or give labels"
+        ) from None
+
+
+def _shade(axes: Any, shade: Array, names: Sequence[str]) -> Any:
+    """Paint the cells and write the classes beside them; return what maps to colours."""
+    colours = require("matplotlib.colors").LinearSegmentedColormap.from_list("shades", SHADES)
+    axes.grid(visible=False)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    ticks = range(len(names))
+    turned = 90 if max(map(len, names)) > LONG_NAME else 0
+    axes.set_xticks(ticks, names, parse_math=False, rotation=turned)
+    axes.set_yticks(ticks, names, parse_math=False)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(np.arange(len(names) - 1) + 0.5, minor=True)
+    axes.grid(which="minor", color=PAPER, linewidth=2.0, linestyle="-")
+    return axes.imshow(shade, cmap=colours, vmin=0.0, vmax=1.0)
+
+
+def _text_size(texts: Iterable[str], cell: float) -> float:
+    """Return the size in points at which all texts fit a cell, given in inches."""
+    longest = max(len(line) for text in texts for line in text.split("\n"))
+    return min(10.0, 0.8 * 72.0 * cell / (0.64 * longest))
+
+
+def _readable(colour: Sequence[float]) -> str:
+    """Choose dark or white text for a ground, by its relative luminance (WCAG 2.1)."""
+    red, green, blue = (((c + 0.055) / 1.055) ** 2.4 for c in colour[:3])
+    return INK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.2 else PAPER

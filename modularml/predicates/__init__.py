@@ -1,0 +1,36 @@
+"""Conditions on columns: one array in, one truth value a row out, and back from a config."""
+
+from modularml.predicates.base import And, Not, Or, Predicate
+from modularml.predicates.conditions import (
+    EQ,
+    GT,
+    GTE,
+    LT,
+    LTE,
+    NE,
+    Between,
+    In,
+    IsNull,
+    NotIn,
+    matches,
+)
+from modularml.predicates.grammar import Lambda
+
+__all__ = [
+    "EQ",
+    "GT",
+    "GTE",
+    "LT",
+    "LTE",
+    "NE",
+    "And",
+    "Between",
+    "In",
+    "IsNull",
+    "Lambda",
+    "Not",
+    "NotIn",
+    "Or",
+    "Predicate",
+    "matches",
+]

@@ -1,0 +1,199 @@
+"""Compare a column with values of its own kind, and refuse to compare unlike things."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+from collections.abc import Iterable
+from decimal import Decimal
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modularml._optional import require
+from modularml._typing import Array
+from modularml.errors import DataError
+
+__all__ = ["Mask", "column", "compare", "is_missing", "is_null", "member"]
+
+Mask: TypeAlias = NDArray[np.bool_]
+
+NUMBERS, TEXT, TIMES, DURATIONS, NOTHING = "numbers", "text", "times", "durations", "nothing"
+
+KIND_OF_DTYPE = {
+    **dict.fromkeys("biuf", NUMBERS),
+    **dict.fromkeys("UT", TEXT),
+    "M": TIMES,
+    "m": DURATIONS,
+    "S": "bytes",
+    "c": "complex numbers",
+}
+KIND_OF_OBJECTS = {  # what pandas infers of an array of Python objects
+    "string": TEXT,
+    **dict.fromkeys(["integer", "floating", "mixed-integer-float", "boolean", "decimal"], NUMBERS),
+    **dict.fromkeys(["datetime64", "datetime", "date"], TIMES),
+    **dict.fromkeys(["timedelta64", "timedelta"], DURATIONS),
+    "bytes": "bytes",
+    "empty": NOTHING,
+}
+
+
+def compare(ufunc: np.ufunc, values: Array, other: object) -> Mask:
+    """Compare each value of a column with one value, or with a second column.
+
+    Parameters
+    ----------
+    ufunc : numpy.ufunc
+        ``np.equal``, ``np.less`` and their like.
+    values : ndarray, shape (n_samples,)
+        A missing value equals nothing and is neither less nor greater than anything.
+    other : object
+        A value, or an ndarray of shape (n_samples,). Beside a column of times, text such as
+        ``"2024-01-31T12:00"`` is read as a time; times with a zone are compared in UTC.
+
+    Returns
+    -------
+    ndarray of bool, shape (n_samples,)
+
+    Raises
+    ------
+    DataError
+        If the two are of unlike kinds, or the samples are arrays.
+    """
+    left, kind = column(values)
+    if isinstance(other, np.ndarray) and other.ndim:
+        right, other_kind = column(other)
+    else:
+        right, other_kind = _single(other, kind)
+    if NOTHING in (kind, other_kind):
+        return np.full(len(left), ufunc is np.not_equal)
+    _require_alike(kind, other_kind, other)
+    if left.dtype.hasobject or getattr(right, "dtype", left.dtype).hasobject:
+        return _compare_objects(ufunc, left, right)
+    return np.asarray(ufunc(left, right))
+
+
+def member(values: Array, items: Iterable[Any]) -> Mask:
+    """Tell which values of a column are among some items.
+
+    Parameters
+    ----------
+    values : ndarray, shape (n_samples,)
+        A missing value is among no items.
+    items : iterable
+        Values of the column's kind. May be empty.
+
+    Returns
+    -------
+    ndarray of bool, shape (n_samples,)
+
+    Raises
+    ------
+    DataError
+        If an item is of another kind than the column, or the samples are arrays.
+    """
+    left, kind = column(values)
+    pool = []
+    for item in items:
+        value, item_kind = _single(item, kind)
+        _require_alike(kind, item_kind, item)
+        pool.append(value)
+    if kind == NOTHING or not pool:
+        return np.zeros(len(left), dtype=bool)
+    if left.dtype.kind in "OUT":  # numpy would sort or loop, pandas hashes
+        found = require("pandas").Series(left, dtype=object).isin(pool).to_numpy(dtype=bool)
+        return np.asarray(found & ~is_null(left))
+    return np.isin(left, np.array(pool))
+
+
+def column(values: Array) -> tuple[Array, str]:
+    """Return a column in a form that numpy compares, and the kind of what it holds.
+
+    Raises
+    ------
+    DataError
+        If the samples are arrays.
+    """
+    if values.ndim != 1:
+        raise DataError(
+            f"each sample is an array of shape {values.shape[1:]}, and this condition is about "
+            "single values; give a callable that takes the whole array and returns one truth "
+            f"value a row, such as lambda v: v.max(axis={tuple(range(1, values.ndim))}) > 3"
+        )
+    if not values.dtype.hasobject or values.dtype.kind == "T":
+        return values, KIND_OF_DTYPE.get(values.dtype.kind, str(values.dtype))
+    pandas = require("pandas")
+    kind = KIND_OF_OBJECTS.get(pandas.api.types.infer_dtype(values, skipna=True), "objects")
+    if kind == TIMES:
+        return pandas.to_datetime(values, utc=True).tz_localize(None).to_numpy(), kind
+    if kind == DURATIONS:
+        return pandas.to_timedelta(values).to_numpy(), kind
+    return values, kind
+
+
+def is_null(values: Array) -> Mask:
+    """Tell which values of a column are NaN, NaT or None."""
+    if values.dtype.kind in "fc":
+        return np.isnan(values)
+    if values.dtype.kind in "mM":
+        return np.isnat(values)
+    if values.dtype.kind in "OT":
+        return np.asarray(require("pandas").isna(values.astype(object)))
+    return np.zeros(len(values), dtype=bool)
+
+
+def is_missing(value: Any) -> bool:
+    """Tell whether one value is None, NaN, NaT or pandas' NA."""
+    if value is None or type(value).__name__ == "NAType":
+        return True
+    return np.ndim(value) == 0 and bool(value != value)  # noqa: PLR0124
+
+
+def _single(value: Any, beside: str) -> tuple[Any, str]:
+    """Return one value in a form that numpy compares, and its kind."""
+    if isinstance(value, np.ndarray):
+        value = value[()]
+    if isinstance(value, dt.date | np.datetime64):
+        return _as_time(value), TIMES
+    if isinstance(value, dt.timedelta):
+        return np.timedelta64(value), DURATIONS
+    if isinstance(value, int | Decimal):
+        return value, NUMBERS
+    if isinstance(value, str) and beside == TIMES:
+        return _as_time(value), TIMES
+    kind = np.asarray(value).dtype.kind if np.ndim(value) == 0 else "O"
+    return value, KIND_OF_DTYPE.get(kind, type(value).__name__)
+
+
+def _as_time(value: str | dt.date | np.datetime64) -> np.datetime64:
+    if isinstance(value, dt.datetime) and value.tzinfo is not None:
+        value = value.astimezone(dt.UTC).replace(tzinfo=None)
+    try:
+        return np.datetime64(value)
+    except ValueError as error:
+        raise DataError(f"{value!r} is no time; write it like '2024-01-31T12:00'") from error
+
+
+def _require_alike(kind: str, other_kind: str, other: object) -> None:
+    if kind != other_kind and NOTHING != kind != "objects":
+        what = "a column" if isinstance(other, np.ndarray) and other.ndim else repr(other)
+        raise DataError(
+            f"it holds {kind} and cannot be compared with {what} ({other_kind}); "
+            f"compare {kind} with {kind}"
+        )
+
+
+def _compare_objects(ufunc: np.ufunc, left: Array, right: Any) -> Mask:
+    if ufunc in (np.equal, np.not_equal) and not isinstance(right, np.ndarray):
+        with contextlib.suppress(TypeError):  # which pandas' NA raises
+            return np.asarray(ufunc(left, right))
+    present = ~is_null(left)
+    if isinstance(right, np.ndarray):
+        present &= ~is_null(right)
+    out = np.full(len(left), ufunc is np.not_equal)
+    try:
+        ufunc(left, right, out=out, where=present, dtype=object, casting="unsafe")
+    except TypeError as error:
+        raise DataError(f"its values cannot be compared with {right!r}: {error}") from error
+    return out

@@ -1,0 +1,82 @@
+"""Progress bars by tqdm, in a notebook and in a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from modularml._optional import require
+
+__all__ = ["IN_NOTEBOOK", "Bar", "bar"]
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and shell.__class__.__name__ == "ZMQInteractiveShell"
+
+
+IN_NOTEBOOK: bool = _in_notebook()
+
+
+class Bar:
+    """A bar that may be absent: every method is safe to call.
+
+    Parameters
+    ----------
+    tqdm : tqdm.tqdm or None
+        The bar behind, or None for no bar.
+    """
+
+    __slots__ = ("_tqdm",)
+
+    def __init__(self, tqdm: Any | None) -> None:
+        self._tqdm = tqdm
+
+    def __bool__(self) -> bool:
+        return self._tqdm is not None
+
+    def update(self, n: int = 1) -> None:
+        """Advance by `n`; redrawn at most ten times a second."""
+        if self._tqdm is not None:
+            self._tqdm.update(n)
+
+    def show(self, **values: float | None) -> None:
+        """Show numbers beside the bar at its next drawing; None is left out."""
+        if self._tqdm is not None:
+            shown = {name: f"{value:.4g}" for name, value in values.items() if value is not None}
+            self._tqdm.set_postfix(shown, refresh=False)
+
+    def restart(self, total: int | None = None) -> None:
+        """Start again from zero."""
+        if self._tqdm is not None:
+            self._tqdm.reset(total=total)
+
+
+@contextmanager
+def bar(
+    total: int | None, label: str, *, show: bool, persist: bool = False, unit: str = "it"
+) -> Iterator[Bar]:
+    """Open a progress bar for a ``with`` block.
+
+    Parameters
+    ----------
+    total : int or None
+        Number of steps, None where unknown.
+    label : str
+        Text in front of the bar.
+    show : bool
+        Whether to draw at all; tqdm is not imported otherwise.
+    persist : bool
+        Whether the bar stays on the screen when it is done.
+    unit : str
+        What is counted.
+    """
+    if not show:
+        yield Bar(None)
+        return
+    tqdm = require("tqdm.auto").tqdm
+    with tqdm(total=total, desc=label, leave=persist, unit=unit, mininterval=0.1) as drawn:
+        yield Bar(drawn)

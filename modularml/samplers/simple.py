@@ -1,0 +1,113 @@
+"""Batches of single rows."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from modularml._typing import Columns, IntArray
+from modularml.data import FeatureSet, FeatureSetView
+from modularml.samplers.base import DEFAULT, BaseSampler, EpochBatches, cut, sampler_registry
+
+__all__ = ["SimpleSampler"]
+
+
+class SimpleSampler(BaseSampler):
+    """Every row once an epoch, in batches.
+
+    Parameters
+    ----------
+    batch_size, shuffle, group_by, group_by_role, stratify_by, stratify_by_role, \
+strict_stratification, drop_last, seed, show_progress
+        See `BaseSampler`.
+    source : FeatureSet or FeatureSetView, optional
+        What to sample when the sampler is used outside a phase.
+
+    Examples
+    --------
+    >>> SimpleSampler(batch_size=32, shuffle=True, seed=0)
+    SimpleSampler(batch_size=32, shuffle=True, seed=0)
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 1,
+        shuffle: bool = False,
+        group_by: Columns = None,
+        group_by_role: str = DEFAULT,
+        stratify_by: Columns = None,
+        stratify_by_role: str = DEFAULT,
+        strict_stratification: bool = True,
+        drop_last: bool = False,
+        seed: int | None = None,
+        show_progress: bool = True,
+        source: FeatureSet | FeatureSetView | None = None,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            shuffle=shuffle,
+            group_by=group_by,
+            group_by_role=group_by_role,
+            stratify_by=stratify_by,
+            stratify_by_role=stratify_by_role,
+            strict_stratification=strict_stratification,
+            drop_last=drop_last,
+            seed=seed,
+            show_progress=show_progress,
+            sources=None if source is None else [source],
+        )
+
+    def sample(self, view: FeatureSetView, epoch: int) -> EpochBatches:
+        """Return the batches of an epoch."""
+        n = len(view)
+        rng = self.rng(epoch)
+        order = rng.permutation(n) if self.shuffle else np.arange(n)
+        lengths = [n]
+        if self.group_by is not None:
+            codes = self.codes(view, self.group_by)
+            order = order[np.argsort(codes[order], kind="stable")]
+            lengths = np.bincount(codes).tolist()
+        elif self.stratify_by is not None:
+            order = self._interleave(order, self.codes(view, self.stratify_by))
+            lengths = [len(order)]
+        starts, stops = cut(lengths, self.batch_size, drop_last=self.drop_last)
+        if len(lengths) == 1:
+            bounds = np.append(starts, stops[-1:]) if len(starts) else np.zeros(1, dtype=np.int64)
+            return EpochBatches({DEFAULT: order[: bounds[-1]]}, bounds)
+        return _in_order(order, starts, stops, rng if self.shuffle else None)
+
+    def _interleave(self, order: IntArray, codes: IntArray) -> IntArray:
+        """Order rows so that every stretch of them holds every stratum."""
+        own = codes[order]
+        counts = np.bincount(own)
+        by_stratum = np.argsort(own, kind="stable")
+        starts = np.cumsum(counts) - counts
+        rank = np.empty(len(own), dtype=np.int64)
+        rank[by_stratum] = np.arange(len(own)) - np.repeat(starts, counts)
+        if not self.strict_stratification:
+            share = (rank + 0.5) / counts[own]
+            return order[np.lexsort((own, share))]
+        kept = rank < counts.min()
+        if not kept.all():
+            warnings.warn(
+                f"strict stratification drops {int((~kept).sum())} of {len(kept)} rows: the smallest "
+                f"stratum has {counts.min()}; pass strict_stratification=False to keep them",
+                UserWarning,
+                stacklevel=5,
+            )
+        return order[kept][np.lexsort((own[kept], rank[kept]))]
+
+
+def _in_order(
+    order: IntArray, starts: IntArray, stops: IntArray, rng: np.random.Generator | None
+) -> EpochBatches:
+    """Put batches behind one another, in an order of their own where there is a generator."""
+    places = np.arange(len(starts)) if rng is None else rng.permutation(len(starts))
+    rows = [order[starts[i] : stops[i]] for i in places]
+    bounds = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
+    return EpochBatches({DEFAULT: np.concatenate([order[:0], *rows])}, bounds)
+
+
+sampler_registry.register("SimpleSampler", SimpleSampler)

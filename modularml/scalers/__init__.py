@@ -1,0 +1,51 @@
+"""Scalers on two-dimensional arrays: scikit-learn's, five of our own, and yours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modularml.scalers.absolute import Absolute
+from modularml.scalers.base import BaseScaler, NoInverseError
+from modularml.scalers.flattening import Flattening, flatten
+from modularml.scalers.negate import Negate
+from modularml.scalers.per_sample_min_max import PerSampleMinMaxScaler
+from modularml.scalers.per_sample_zero import PerSampleZeroStart
+from modularml.scalers.registry import SKLEARN, scaler_registry
+from modularml.scalers.scaler import Scaler
+from modularml.scalers.segmented_scaler import SegmentedScaler
+
+__all__ = [
+    "Absolute",
+    "BaseScaler",
+    "Flattening",
+    "MaxAbsScaler",
+    "MinMaxScaler",
+    "Negate",
+    "NoInverseError",
+    "Normalizer",
+    "PerSampleMinMaxScaler",
+    "PerSampleZeroStart",
+    "PowerTransformer",
+    "QuantileTransformer",
+    "RobustScaler",
+    "Scaler",
+    "SegmentedScaler",
+    "StandardScaler",
+    "flatten",
+    "scaler_registry",
+    "supported_scalers",
+]
+
+
+supported_scalers = scaler_registry
+"""The same registry, under the name that `Scaler` uses."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in SKLEARN:
+        return scaler_registry[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,72 @@
+"""Scale each row to a range by its own extremes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from modularml._typing import Array
+from modularml.errors import ConfigError, ScalerError
+from modularml.scalers.base import BaseScaler
+
+__all__ = ["PerSampleMinMaxScaler"]
+
+
+class PerSampleMinMaxScaler(BaseScaler):
+    """Scale each row so that its least and greatest values are the ends of a range.
+
+    The inverse needs those values: `row_facts` has two columns, the minimum and the maximum.
+    A constant row becomes the lower end; NaN is passed over and stays.
+
+    Parameters
+    ----------
+    feature_range : tuple of (float, float)
+        Lower and upper end of the range, in this order.
+
+    Raises
+    ------
+    ConfigError
+        If the ends are not two numbers, the lower one first.
+    ScalerError
+        From `transform`, if a value is infinite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> PerSampleMinMaxScaler().fit_transform(np.array([[2.0, 4.0, 3.0]])).tolist()
+    [[0.0, 1.0, 0.5]]
+    """
+
+    needs_rows = True
+    lost = "the minimum and maximum of each row"
+
+    def __init__(self, feature_range: tuple[float, float] = (0, 1)) -> None:
+        lower, upper = feature_range
+        if not lower < upper:
+            raise ConfigError(f"feature_range must be (lower, upper), got {feature_range!r}")
+        self.feature_range = feature_range
+
+    def _scale(self, data: Array) -> Array:
+        lower, upper = self.feature_range
+        least, span = _least_and_span(self._facts(data))
+        return (data - least) / span * (upper - lower) + lower
+
+    def _facts(self, data: Array) -> Array:
+        facts = np.stack([np.fmin.reduce(data, axis=1), np.fmax.reduce(data, axis=1)], axis=1)
+        if np.isinf(facts).any():
+            row = int(np.isinf(facts).any(axis=1).argmax())
+            raise ScalerError(
+                f"PerSampleMinMaxScaler cannot scale row {row}, which holds infinity; "
+                "replace it by NaN or drop the row"
+            )
+        return facts
+
+    def _unscale(self, data: Array, facts: Array) -> Array:
+        lower, upper = self.feature_range
+        least, span = _least_and_span(facts.astype(data.dtype, copy=False))
+        return (data - lower) / (upper - lower) * span + least
+
+
+def _least_and_span(facts: Array) -> tuple[Array, Array]:
+    span = facts[:, 1:] - facts[:, :1]
+    span[span == 0] = 1
+    return facts[:, :1], span

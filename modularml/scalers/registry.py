@@ -1,0 +1,34 @@
+"""The scalers that can be named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modularml._optional import require
+from modularml._registry import Registry
+from modularml.config import config_registry
+
+__all__ = ["OWN", "SKLEARN", "scaler_registry"]
+
+OWN = ("Absolute", "Negate", "PerSampleMinMaxScaler", "PerSampleZeroStart", "SegmentedScaler")
+
+SKLEARN = (
+    "MaxAbsScaler",
+    "MinMaxScaler",
+    "Normalizer",
+    "PowerTransformer",
+    "QuantileTransformer",
+    "RobustScaler",
+    "StandardScaler",
+)
+
+
+def _load() -> dict[str, type[Any]]:
+    preprocessing = require("sklearn.preprocessing")
+    ours = {name: config_registry[name] for name in OWN}
+    theirs = {name: getattr(preprocessing, name) for name in SKLEARN}
+    return dict(sorted({**ours, **theirs}.items()))
+
+
+scaler_registry: Registry[type[Any]] = Registry("scaler", load=_load)
+"""Scaler classes by name, in any case; add yours with ``register(name, cls)``."""

@@ -1,0 +1,372 @@
+"""One face for every scaler: named, checked, with its config and state as plain data."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from modularml._optional import loaded
+from modularml._typing import Array
+from modularml.config import Configurable, Stateful
+from modularml.errors import (
+    ConfigError,
+    ModularMLError,
+    NotFittedError,
+    ScalerError,
+    ShapeError,
+    UnknownNameError,
+)
+from modularml.scalers.base import NoInverseError, as_numbers
+from modularml.scalers.learned import learned, parameters, relearn
+from modularml.scalers.registry import OWN, SKLEARN, scaler_registry
+
+__all__ = ["NoInverseError", "Scaler"]
+
+
+class Scaler(Configurable, Stateful):
+    """A scaler of any kind on ``(n_samples, n_features)`` arrays.
+
+    Parameters
+    ----------
+    scaler : str, class, instance or Scaler
+        A registered name in any case, or anything with ``fit`` and ``transform``. An instance
+        gives its class and parameters; it is neither fitted nor changed.
+    scaler_kwargs : dict, optional
+        Arguments for the scaler; they go before those of an instance.
+
+    Attributes
+    ----------
+    scaler_name : str
+        The registered name, or the name of the class.
+    scaler_kwargs : dict
+        Arguments that differ from the scaler's defaults, or were given.
+    is_fit : bool
+        Whether `fit` was called, or a fitted state was set.
+
+    Raises
+    ------
+    UnknownNameError
+        If nothing is registered under the name, or an argument is unknown to the scaler.
+    ConfigError
+        If the object is no scaler, or cannot be made with these arguments.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> scaler = Scaler("minmaxscaler", {"feature_range": (0, 10)})
+    >>> scaler.fit_transform(np.array([[1.0], [2.0], [3.0]])).ravel().tolist()
+    [0.0, 5.0, 10.0]
+    """
+
+    supported_scalers: ClassVar[Mapping[str, Any]] = scaler_registry
+
+    def __init__(self, scaler: str | Any, scaler_kwargs: dict[str, Any] | None = None) -> None:
+        self._class, params = _resolve(scaler)
+        self.scaler = scaler_registry.name_of(self._class) or self._class
+        self.scaler_kwargs = {**params, **(scaler_kwargs or {})}
+        self._wrapped = self._build()
+        self._n_features = 0
+        self.is_fit = False
+
+    @classmethod
+    def get_supported_scalers(cls) -> dict[str, Any]:
+        """Return the scaler classes that can be named, by name."""
+        return dict(cls.supported_scalers)
+
+    @property
+    def scaler_name(self) -> str:
+        """The registered name, or the name of the class."""
+        return self.scaler if isinstance(self.scaler, str) else self._class.__name__
+
+    @property
+    def wrapped(self) -> Any:
+        """The object that does the work; what it learned (``mean_``...) stands on it."""
+        return self._wrapped
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether the inverse needs `row_facts`."""
+        return bool(getattr(self._wrapped, "needs_rows", False))
+
+    def clone_unfitted(self) -> Self:
+        """Make a scaler with the same config that has learned nothing."""
+        return type(self)(self._class, self.scaler_kwargs)
+
+    def fit(self, data: Array) -> Self:
+        """Learn from rows, forgetting what was learned before.
+
+        Parameters
+        ----------
+        data : ndarray, shape (n_samples, n_features)
+            At least one row. Is not changed.
+
+        Returns
+        -------
+        Scaler
+            Itself. If fitting fails it is as it was.
+
+        Raises
+        ------
+        ShapeError
+            If the data is not two-dimensional.
+        ScalerError
+            If there are no rows or no numbers, or the scaler cannot be fitted on them.
+        """
+        found = as_numbers(data)
+        if len(found) == 0:
+            raise ScalerError(f"{self.scaler_name} cannot be fitted on 0 rows")
+        fresh = self._build()
+        self._call(fresh, "fit", found)
+        self._wrapped, self._n_features, self.is_fit = fresh, found.shape[1], True
+        return self
+
+    def transform(self, data: Array) -> Array:
+        """Scale rows.
+
+        Parameters
+        ----------
+        data : ndarray, shape (n_samples, n_features)
+            As many columns as at `fit`; may have no rows. Is not changed.
+
+        Returns
+        -------
+        ndarray, shape (n_samples, n_features_out)
+            A new array; float32 stays float32 where the scaler keeps it.
+
+        Raises
+        ------
+        NotFittedError
+            If the scaler is not fitted.
+        ShapeError
+            If the number of columns differs.
+        ScalerError
+            If these are no numbers, or the scaler fails on them.
+        """
+        return self._apply("transform", self._checked(data))
+
+    def fit_transform(self, data: Array) -> Array:
+        """Fit on rows, then scale them."""
+        return self.fit(data).transform(data)
+
+    def inverse_transform(self, data: Array) -> Array:
+        """Undo `transform`.
+
+        Parameters
+        ----------
+        data : ndarray, shape (n_samples, n_features_out)
+            Scaled rows, or predictions in scaled units. Is not changed.
+
+        Returns
+        -------
+        ndarray, shape (n_samples, n_features)
+
+        Raises
+        ------
+        NotFittedError
+            If the scaler is not fitted.
+        NoInverseError
+            If the scaler has no inverse, or none without `row_facts`.
+        """
+        self._require_fit()
+        if not hasattr(self._wrapped, "inverse_transform") or _forgets(self._wrapped):
+            raise NoInverseError(
+                f"{self.scaler_name} has no inverse; keep the rows as they were before scaling"
+            )
+        found = self._checked(data) if self._is_known else as_numbers(data)
+        return self._apply("inverse_transform", found)
+
+    def row_facts(self, data: Array) -> Array:
+        """Return what `inverse_with` must know about each row.
+
+        Parameters
+        ----------
+        data : ndarray, shape (n_samples, n_features)
+            Rows as they are before scaling.
+
+        Returns
+        -------
+        ndarray, shape (n_samples, n_facts)
+            No columns where `needs_rows` is false.
+        """
+        found = self._checked(data)
+        if not self.needs_rows:
+            return np.empty((len(found), 0), dtype=found.dtype)
+        return np.asarray(self._wrapped.row_facts(found))
+
+    def inverse_with(self, data: Array, facts: Array) -> Array:
+        """Undo `transform`, with facts about each row where they are needed.
+
+        Parameters
+        ----------
+        data : ndarray, shape (n_samples, n_features_out)
+        facts : ndarray, shape (n_samples, n_facts)
+            What `row_facts` gave for the same rows.
+
+        Returns
+        -------
+        ndarray, shape (n_samples, n_features)
+        """
+        if not self.needs_rows:
+            return self.inverse_transform(data)
+        return np.asarray(self._wrapped.inverse_with(self._checked(data), facts))
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what was learned, as numbers, arrays, lists and dicts.
+
+        Returns
+        -------
+        dict
+            ``is_fit``; if true, also ``n_features_in_`` and the fitted attributes of the wrapped
+            scaler, or what its own ``get_state`` gives, as ``wrapped_``.
+
+        Raises
+        ------
+        ScalerError
+            If a fitted attribute is no plain data.
+        """
+        if not self.is_fit:
+            return {"is_fit": False}
+        own = _keeps_state(self._wrapped)
+        found = {"wrapped_": self._wrapped.get_state()} if own else learned(self._wrapped)
+        return {**found, "is_fit": True, "n_features_in_": self._n_features}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take over what `get_state` returned.
+
+        Raises
+        ------
+        ScalerError
+            If it is not such a state; the scaler is then as it was.
+        """
+        if "is_fit" not in state or (state["is_fit"] and "n_features_in_" not in state):
+            raise ScalerError(f"this is no state of a scaler: it has only {sorted(state)}")
+        fresh = self._build()
+        if state["is_fit"] and _keeps_state(fresh):
+            fresh.set_state(state["wrapped_"])
+        elif state["is_fit"]:
+            flag = {"is_fit"} - vars(fresh).keys()  # some classes have such an attribute too
+            relearn(fresh, {key: state[key] for key in state.keys() - flag})
+        self._wrapped, self.is_fit = fresh, bool(state["is_fit"])
+        self._n_features = int(state.get("n_features_in_", 0))
+
+    def __repr__(self) -> str:
+        kwargs = f", {self.scaler_kwargs!r}" if self.scaler_kwargs else ""
+        return f"Scaler({self.scaler_name!r}{kwargs})"
+
+    def _build(self) -> Any:
+        """Make the wrapped scaler, with copies of the arguments, so that nothing is shared."""
+        allowed = parameters(self._class)
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in allowed.values())
+        for name in self.scaler_kwargs:
+            if name not in allowed and not open_ended:
+                raise UnknownNameError(f"argument of {self.scaler_name}", name, allowed)
+        try:
+            return self._class(**{k: _unfitted(v) for k, v in self.scaler_kwargs.items()})
+        except ModularMLError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{self.scaler_name} cannot be made with {self.scaler_kwargs!r}: {error}"
+            ) from error
+
+    @property
+    def _is_known(self) -> bool:
+        """Whether it keeps the number of columns and, with ``copy=True``, leaves data alone."""
+        return self.scaler in (*OWN, *SKLEARN)
+
+    def _require_fit(self) -> None:
+        if not self.is_fit:
+            raise NotFittedError(f"{self.scaler_name} is not fitted; call fit(data) first")
+
+    def _checked(self, data: Array) -> Array:
+        self._require_fit()
+        found = as_numbers(data)
+        if found.shape[1] != self._n_features:
+            raise ShapeError(
+                f"{self.scaler_name} was fitted on {self._n_features} columns, "
+                f"got {found.shape[1]} (shape {found.shape})"
+            )
+        return found
+
+    def _apply(self, method: str, data: Array) -> Array:
+        if len(data) == 0:  # scikit-learn refuses; one row tells the shape and type
+            return self._apply(method, np.ones((1, data.shape[1]), dtype=data.dtype))[:0]
+        out = self._call(self._wrapped, method, data)
+        found = np.asarray(out.toarray() if hasattr(out, "toarray") else out)
+        if found.ndim != 2 or len(found) != len(data):
+            raise ScalerError(
+                f"{self.scaler_name}.{method} must return {len(data)} rows in two dimensions, "
+                f"got shape {found.shape}"
+            )
+        return found
+
+    def _call(self, scaler: Any, method: str, data: Array) -> Any:
+        may_write = not self._is_known or not getattr(scaler, "copy", True)
+        try:
+            return getattr(scaler, method)(data.copy() if may_write else data)
+        except ModularMLError:
+            raise
+        except Exception as error:
+            raise ScalerError(
+                f"{self.scaler_name}.{method} failed on data of shape {data.shape} "
+                f"({data.dtype}): {error}"
+            ) from error
+
+
+def _resolve(scaler: Any) -> tuple[type[Any], dict[str, Any]]:
+    """Return the class that a scaler is of, and the arguments that an instance holds."""
+    if isinstance(scaler, Scaler):
+        return scaler._class, scaler.scaler_kwargs
+    if isinstance(scaler, str):
+        return scaler_registry[scaler], {}
+    cls = scaler if isinstance(scaler, type) else type(scaler)
+    lacking = [name for name in ("fit", "transform") if not callable(getattr(cls, name, None))]
+    if lacking:
+        raise ConfigError(
+            f"a scaler is a registered name, or has fit and transform; {scaler!r} lacks "
+            f"{' and '.join(lacking)}. Names: {', '.join(scaler_registry)}"
+        )
+    return cls, {} if isinstance(scaler, type) else _arguments(scaler)
+
+
+def _arguments(instance: Any) -> dict[str, Any]:
+    """Return the arguments that an instance was made with, but for defaults."""
+    cls = type(instance)
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    allowed = {name: p for name, p in parameters(cls).items() if p.kind not in kinds}
+    known = instance.get_params(deep=False) if hasattr(instance, "get_params") else vars(instance)
+    for name in allowed:
+        if name not in known:
+            raise ConfigError(
+                f"{cls.__name__} does not store its argument {name!r} under that name; give the "
+                f"class and its arguments: Scaler({cls.__name__}, {{{name!r}: ...}})"
+            )
+    return {name: known[name] for name, p in allowed.items() if not _equal(known[name], p.default)}
+
+
+def _equal(value: Any, default: Any) -> bool:
+    if value is default:
+        return True
+    comparable = isinstance(value, bool | int | float | str | tuple)
+    return comparable and type(value) is type(default) and bool(value == default)
+
+
+def _unfitted(value: Any) -> Any:
+    sklearn = loaded("sklearn.base")
+    return copy.deepcopy(value) if sklearn is None else sklearn.clone(value, safe=False)
+
+
+def _keeps_state(scaler: Any) -> bool:
+    return hasattr(scaler, "get_state") and hasattr(scaler, "set_state")
+
+
+def _forgets(scaler: Any) -> bool:
+    """Tell whether this is a FunctionTransformer whose inverse would change nothing."""
+    return (
+        getattr(scaler, "func", None) is not None
+        and getattr(scaler, "inverse_func", scaler) is None
+    )

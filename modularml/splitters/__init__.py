@@ -1,0 +1,40 @@
+"""Rules that say which rows belong to which split: rows in, index arrays out."""
+
+from modularml._registry import Registry
+from modularml.splitters.base import BaseSplitter, SplitOverlapWarning, SplitRatioWarning
+from modularml.splitters.condition import ConditionSplitter
+from modularml.splitters.folds import (
+    FoldSplitter,
+    KFoldSplitter,
+    LeaveOneGroupOutSplitter,
+    TimeSeriesSplitter,
+)
+from modularml.splitters.random import RandomSplitter
+
+__all__ = [
+    "BaseSplitter",
+    "ConditionSplitter",
+    "FoldSplitter",
+    "KFoldSplitter",
+    "LeaveOneGroupOutSplitter",
+    "RandomSplitter",
+    "SplitOverlapWarning",
+    "SplitRatioWarning",
+    "TimeSeriesSplitter",
+    "splitter_registry",
+]
+
+splitter_registry: Registry[type[BaseSplitter]] = Registry(
+    "splitter",
+    {
+        splitter.__name__: splitter
+        for splitter in (
+            RandomSplitter,
+            ConditionSplitter,
+            KFoldSplitter,
+            TimeSeriesSplitter,
+            LeaveOneGroupOutSplitter,
+        )
+    },
+)
+"""Every splitter that can be named; add yours with ``register(name, cls)``."""

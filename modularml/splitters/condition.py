@@ -1,0 +1,91 @@
+"""Splits given by conditions on columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from modularml._typing import Array, IntArray
+from modularml.errors import SplitError
+from modularml.predicates import matches
+from modularml.splitters.base import BaseSplitter, warn_of_overlap
+
+__all__ = ["ConditionSplitter"]
+
+
+class ConditionSplitter(BaseSplitter):
+    """Give each split the rows that meet its conditions.
+
+    Parameters
+    ----------
+    conditions : dict of str to dict, optional
+        ``{split: {column: condition}}``. A condition is a value (equality), a collection
+        (membership), a predicate of `modularml.predicates`, or a callable that gets the column's
+        array and returns one truth value a row. Conditions on several columns are and-ed.
+    **splits : dict
+        The same, with the split's name as keyword.
+
+    Notes
+    -----
+    A row that meets no conditions belongs to no split. Splits may overlap; a
+    `SplitOverlapWarning` says by how much. Python's own lambda cannot be stored: use
+    ``Lambda("lambda x: ...")`` of `modularml.predicates` in its place.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> splitter = ConditionSplitter(train={"cell": ["A", "B"]}, test={"cell": "C"})
+    >>> parts = splitter.split(4, columns={"cell": np.array(["A", "C", "B", "D"])})
+    >>> parts["train"].tolist(), parts["test"].tolist()
+    ([0, 2], [1])
+    """
+
+    def __init__(
+        self,
+        conditions: Mapping[str, Mapping[str, Any]] | None = None,
+        **splits: Mapping[str, Any],
+    ) -> None:
+        self.conditions = {**(conditions or {}), **splits}
+        if not self.conditions:
+            raise SplitError("conditions must name at least one split, got none")
+        for name, by_column in self.conditions.items():
+            _check_part(name, by_column)
+
+    @property
+    def needs(self) -> list[str]:
+        """Every column that has a condition."""
+        return list(dict.fromkeys(key for part in self.conditions.values() for key in part))
+
+    def assign(self, n: int, *, columns: Mapping[str, Array]) -> dict[str, IntArray]:
+        """Say which rows meet which conditions; warn of rows that meet several.
+
+        Raises
+        ------
+        SplitError
+            If no row meets the conditions of a split.
+        DataError
+            If a condition does not suit its column.
+        """
+        parts = {name: self._rows(name, n, columns) for name in self.conditions}
+        warn_of_overlap(parts)
+        return parts
+
+    def _rows(self, name: str, n: int, columns: Mapping[str, Array]) -> IntArray:
+        mask = np.ones(n, dtype=bool)
+        for key, condition in self.conditions[name].items():
+            mask &= matches(condition, columns[key], column=key)
+        if not mask.any():
+            raise SplitError(
+                f"split {name!r} would be empty: none of {n} rows meets {self.conditions[name]!r}"
+            )
+        return np.flatnonzero(mask)
+
+
+def _check_part(name: object, by_column: object) -> None:
+    if not isinstance(name, str) or not isinstance(by_column, Mapping) or not by_column:
+        raise SplitError(
+            "conditions must be {split: {column: condition}} with at least one column a split, "
+            f"got {by_column!r} for {name!r}"
+        )

@@ -1,0 +1,98 @@
+"""Columns of keys turned into codes: which rows belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from modularml._optional import require
+from modularml._typing import Array, IntArray
+from modularml.errors import SplitError
+
+__all__ = ["Factor", "factorise"]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Rows numbered by the combination of keys that they hold.
+
+    Attributes
+    ----------
+    codes : ndarray of int64, shape (n_rows,)
+        Numbers from 0, in the sorted order of the keys; none is left out.
+    count : int
+        How many combinations there are.
+    keys : mapping of str to ndarray, shape (n_rows,)
+        The columns that they were made from.
+    """
+
+    codes: IntArray
+    count: int
+    keys: Mapping[str, Array]
+
+    @cached_property
+    def sizes(self) -> IntArray:
+        """Rows of each combination."""
+        return np.bincount(self.codes, minlength=self.count)
+
+    def name(self, code: int) -> str:
+        """Write a combination for people: ``cell='A', cycle=3``."""
+        row = int(np.argmax(self.codes == code))
+        return ", ".join(
+            f"{key}={values[row : row + 1].tolist()[0]!r}" for key, values in self.keys.items()
+        )
+
+
+def factorise(keys: Sequence[str], columns: Mapping[str, Array]) -> Factor:
+    """Give rows that agree in some columns the same number.
+
+    Parameters
+    ----------
+    keys : sequence of str
+        Columns, at least one.
+    columns : mapping of str to ndarray, shape (n_rows,)
+        Of any type; are not changed.
+
+    Returns
+    -------
+    Factor
+
+    Raises
+    ------
+    SplitError
+        If samples are arrays, or values are missing or cannot be sorted.
+
+    Notes
+    -----
+    Codes follow the sorted keys, not the order of rows, so shuffled rows give the same groups
+    the same numbers.
+    """
+    codes, count = _codes(keys[0], columns[keys[0]])
+    for key in keys[1:]:
+        more, n_more = _codes(key, columns[key])
+        codes, count = _codes(key, codes * n_more + more)
+    return Factor(codes, count, {key: columns[key] for key in keys})
+
+
+def _codes(key: str, values: Array) -> tuple[IntArray, int]:
+    if values.ndim != 1:
+        raise SplitError(
+            f"column {key!r} holds arrays of shape {values.shape[1:]}; rows can be grouped and "
+            "stratified by single values only"
+        )
+    try:
+        codes, uniques = require("pandas").factorize(values, sort=True)
+    except TypeError as error:
+        raise SplitError(
+            f"column {key!r} holds values that cannot be sorted ({error}); make them one type"
+        ) from error
+    if len(codes) and codes.min() < 0:
+        missing = codes < 0
+        raise SplitError(
+            f"column {key!r} has {missing.sum()} missing values (the first at row "
+            f"{missing.argmax()}); fill them, or filter those rows out, before splitting by it"
+        )
+    return codes.astype(np.int64, copy=False), len(uniques)

@@ -1,0 +1,248 @@
+"""Splits into folds, made by scikit-learn's own splitters."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from modularml._optional import require
+from modularml._typing import Array, Columns, IntArray
+from modularml.errors import SplitError
+from modularml.splitters.base import BaseSplitter, key_list
+from modularml.splitters.factors import factorise
+from modularml.splitters.random import check_seed
+
+__all__ = ["FoldSplitter", "KFoldSplitter", "LeaveOneGroupOutSplitter", "TimeSeriesSplitter"]
+
+
+class FoldSplitter(BaseSplitter):
+    """A splitter whose parts are the two sides of each fold.
+
+    Its parts are named ``fold_0_train``, ``fold_0_val``, ``fold_1_train`` and so on.
+    """
+
+    @abstractmethod
+    def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
+        """Return each fold's rows to train on and rows to validate on.
+
+        Parameters
+        ----------
+        n : int
+            Number of rows.
+        columns : mapping of str to ndarray, shape (n,)
+            At least the columns named in `needs`.
+
+        Returns
+        -------
+        list of (ndarray of int64, ndarray of int64)
+            Ascending positions, 0-based; a pair a fold.
+
+        Raises
+        ------
+        SplitError
+            If these rows cannot be cut into such folds.
+        """
+
+    def assign(self, n: int, *, columns: Mapping[str, Array]) -> dict[str, IntArray]:
+        """Return both sides of every fold by name."""
+        return {
+            f"fold_{fold}_{side}": rows
+            for fold, pair in enumerate(self.folds(n, columns=columns))
+            for side, rows in zip(("train", "val"), pair, strict=True)
+        }
+
+
+class KFoldSplitter(FoldSplitter):
+    """Cut rows into folds, each of which is validated on once.
+
+    Parameters
+    ----------
+    n_folds : int
+        At least 2.
+    group_by : str or list of str, optional
+        Rows that agree in these columns stay in one fold.
+    stratify_by : str or list of str, optional
+        Folds keep the proportions of these columns, as far as groups allow.
+    shuffle : bool
+        Whether rows (or groups) are shuffled before they are cut.
+    seed : int
+        At least 0; used where ``shuffle`` is true.
+
+    Notes
+    -----
+    The folds are those of scikit-learn's ``KFold``, ``GroupKFold``, ``StratifiedKFold`` or
+    ``StratifiedGroupKFold`` with ``random_state=seed``.
+    """
+
+    def __init__(
+        self,
+        n_folds: int = 5,
+        *,
+        group_by: Columns = None,
+        stratify_by: Columns = None,
+        shuffle: bool = True,
+        seed: int = 13,
+    ) -> None:
+        _check_count("n_folds", n_folds, 2)
+        check_seed(seed)
+        key_list(group_by)
+        key_list(stratify_by)
+        self.n_folds = n_folds
+        self.group_by = group_by
+        self.stratify_by = stratify_by
+        self.shuffle = shuffle
+        self.seed = seed
+
+    @property
+    def needs(self) -> list[str]:
+        """The columns to group and to stratify by."""
+        return list(dict.fromkeys([*key_list(self.group_by), *key_list(self.stratify_by)]))
+
+    def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
+        """Return each fold's rows to train on and rows to validate on.
+
+        Raises
+        ------
+        SplitError
+            If there are fewer rows, or groups, than folds.
+        """
+        name = f"{'Stratified' * bool(self.stratify_by)}{'Group' * bool(self.group_by)}KFold"
+        groups = factorise(key_list(self.group_by), columns) if self.group_by else None
+        strata = factorise(key_list(self.stratify_by), columns) if self.stratify_by else None
+        have, what = (
+            (n, "rows") if groups is None else (groups.count, f"groups by {self.group_by!r}")
+        )
+        if have < self.n_folds:
+            raise SplitError(f"{self.n_folds} folds need as many {what}, got {have}")
+        splitter = getattr(require("sklearn.model_selection"), name)(
+            self.n_folds, shuffle=self.shuffle, random_state=self.seed if self.shuffle else None
+        )
+        return _run(
+            splitter,
+            n,
+            strata=None if strata is None else strata.codes,
+            groups=None if groups is None else groups.codes,
+        )
+
+
+class TimeSeriesSplitter(FoldSplitter):
+    """Validate on each stretch of time after training on what came before it.
+
+    Parameters
+    ----------
+    n_folds : int
+        At least 2.
+    order_by : str, optional
+        Column that gives the order, such as a time. The order of rows, if None.
+    max_train_size : int, optional
+        Rows that a fold trains on at most, the latest; all earlier ones, if None.
+    test_size : int, optional
+        Rows in each stretch; ``n // (n_folds + 1)``, if None.
+    gap : int
+        Rows left out between the two sides.
+
+    Notes
+    -----
+    The folds are those of scikit-learn's ``TimeSeriesSplit`` on the sorted rows. Rows of equal
+    time keep their order; they may fall on both sides of an edge.
+    """
+
+    def __init__(
+        self,
+        n_folds: int = 5,
+        *,
+        order_by: str | None = None,
+        max_train_size: int | None = None,
+        test_size: int | None = None,
+        gap: int = 0,
+    ) -> None:
+        _check_count("n_folds", n_folds, 2)
+        _check_count("gap", gap, 0)
+        for name, size in (("max_train_size", max_train_size), ("test_size", test_size)):
+            if size is not None:
+                _check_count(name, size, 1)
+        self.n_folds = n_folds
+        self.order_by = order_by
+        self.max_train_size = max_train_size
+        self.test_size = test_size
+        self.gap = gap
+
+    @property
+    def needs(self) -> list[str]:
+        """The column that gives the order."""
+        return key_list(self.order_by)
+
+    def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
+        """Return each fold's rows to train on and rows to validate on.
+
+        Raises
+        ------
+        SplitError
+            If there are too few rows for these folds, or a time is missing.
+        """
+        splitter = require("sklearn.model_selection").TimeSeriesSplit(
+            self.n_folds, max_train_size=self.max_train_size, test_size=self.test_size, gap=self.gap
+        )
+        folds = _run(splitter, n)
+        if self.order_by is None:
+            return folds
+        order = np.argsort(factorise([self.order_by], columns).codes, kind="stable")
+        return [(np.sort(order[train]), np.sort(order[val])) for train, val in folds]
+
+
+class LeaveOneGroupOutSplitter(FoldSplitter):
+    """Validate on each group in turn, in the sorted order of their keys.
+
+    Parameters
+    ----------
+    group_by : str or list of str
+        Rows that agree in these columns are one group.
+    """
+
+    def __init__(self, group_by: str | list[str]) -> None:
+        if not key_list(group_by):
+            raise SplitError("group_by must name at least one column, got None")
+        self.group_by = group_by
+
+    @property
+    def needs(self) -> list[str]:
+        """The columns to group by."""
+        return key_list(self.group_by)
+
+    def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
+        """Return, for each group, the rows of all others and its own.
+
+        Raises
+        ------
+        SplitError
+            If there is only one group.
+        """
+        groups = factorise(key_list(self.group_by), columns)
+        if groups.count < 2:
+            raise SplitError(
+                f"leaving one group out needs at least 2 groups by {self.group_by!r}, "
+                f"got {groups.count}"
+            )
+        return _run(require("sklearn.model_selection").LeaveOneGroupOut(), n, groups=groups.codes)
+
+
+def _run(
+    splitter: Any, n: int, strata: IntArray | None = None, groups: IntArray | None = None
+) -> list[tuple[IntArray, IntArray]]:
+    """Run a splitter of scikit-learn on row numbers and return ascending positions."""
+    try:
+        with warnings.catch_warnings():  # of strata too small to be in every fold
+            warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+            found: Iterable[tuple[Any, Any]] = list(splitter.split(np.arange(n), strata, groups))
+    except ValueError as error:
+        raise SplitError(f"{n} rows cannot be cut by {splitter!r}: {error}") from error
+    return [(np.sort(train), np.sort(val)) for train, val in found]
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise SplitError(f"{name} must be a whole number of at least {least}, got {value!r}")

@@ -1,0 +1,228 @@
+"""Random splits by ratio, with groups that stay whole and strata that keep their proportions."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator, Philox
+from numpy.typing import NDArray
+
+from modularml._typing import Array, Columns, IntArray
+from modularml.errors import SplitError
+from modularml.splitters.apportion import apportion, largest_remainder
+from modularml.splitters.base import BaseSplitter, SplitRatioWarning, key_list
+from modularml.splitters.dealing import deal
+from modularml.splitters.factors import Factor, factorise
+
+__all__ = ["RandomSplitter"]
+
+FAR = 0.05
+"""A group that exceeds its part's share by this much of all rows is worth a warning."""
+
+
+class RandomSplitter(BaseSplitter):
+    """Split rows at random by ratio.
+
+    Parameters
+    ----------
+    ratios : mapping of str to float
+        Share of each split, each above 0, summing to 1.
+    group_by : str or list of str, optional
+        Rows that agree in these columns stay together. Parts come as close to their ratio in rows
+        as the groups allow (to within 0.5 % of all rows), and none is empty.
+    stratify_by : str or list of str, optional
+        Each combination of these columns is cut by the ratios. Together with ``group_by``, whole
+        groups are dealt so that strata are as balanced as they allow.
+    strict_stratification : bool
+        Whether every stratum must be in every part; an error names the one that cannot be.
+    seed : int
+        At least 0. It alone decides which row, or group, goes where.
+
+    Raises
+    ------
+    SplitError
+        If a ratio or the seed is not as above; from `assign` and `split`, if a part would be empty
+        or a stratum breaks ``strict_stratification``.
+
+    Notes
+    -----
+    Sizes are cut by largest remainder: 508 rows at .6/.2/.2 give 305/102/101. Orders come from
+    Philox, a counter-based generator.
+
+    Examples
+    --------
+    >>> parts = RandomSplitter({"train": 0.6, "val": 0.2, "test": 0.2}).split(508)
+    >>> [len(rows) for rows in parts.values()]
+    [305, 102, 101]
+    """
+
+    def __init__(
+        self,
+        ratios: Mapping[str, float],
+        *,
+        group_by: Columns = None,
+        stratify_by: Columns = None,
+        strict_stratification: bool = False,
+        seed: int = 13,
+    ) -> None:
+        _check_ratios(ratios)
+        check_seed(seed)
+        key_list(group_by)
+        key_list(stratify_by)
+        self.ratios = dict(ratios)
+        self.group_by = group_by
+        self.stratify_by = stratify_by
+        self.strict_stratification = strict_stratification
+        self.seed = seed
+
+    @property
+    def needs(self) -> list[str]:
+        """The columns to group and to stratify by."""
+        return list(dict.fromkeys([*key_list(self.group_by), *key_list(self.stratify_by)]))
+
+    def assign(self, n: int, *, columns: Mapping[str, Array]) -> dict[str, IntArray]:
+        """Say which rows go to which part.
+
+        Raises
+        ------
+        SplitError
+            If a part would be empty, a key is missing in some row, or a stratum cannot be in
+            every part though ``strict_stratification`` is set.
+        """
+        strata = factorise(key_list(self.stratify_by), columns) if self.stratify_by else None
+        if self.group_by:
+            labels = self._by_group(factorise(key_list(self.group_by), columns), strata)
+        elif strata is not None:
+            labels = self._by_stratum(strata)
+        else:
+            labels = self._by_row(n)
+        return {name: np.flatnonzero(labels == part) for part, name in enumerate(self.ratios)}
+
+    def _by_row(self, n: int) -> Array:
+        shares, rng = self._shares_and_rng()
+        sizes = largest_remainder(n, shares)
+        self._require_rows(sizes)
+        return _scatter(rng.permutation(n), sizes)
+
+    def _by_stratum(self, strata: Factor) -> Array:
+        shares, rng = self._shares_and_rng()
+        turn = rng.permutation(strata.count)  # whose odd rows are handed out first
+        cells = np.empty((strata.count, len(shares)), dtype=np.int64)
+        cells[turn] = apportion(
+            strata.sizes[turn], shares, in_every_part=self.strict_stratification
+        )
+        self._require_rows(cells.sum(axis=0))
+        if self.strict_stratification:
+            self._require_strata(strata, cells, "rows")
+            self._warn_of_ratios(cells.sum(axis=0), "small strata are in every part")
+        order = rng.permutation(len(strata.codes))
+        codes = strata.codes.astype(np.min_scalar_type(strata.count), copy=False)  # sorts faster
+        return _scatter(order[np.argsort(codes[order], kind="stable")], cells.ravel(), len(shares))
+
+    def _by_group(self, groups: Factor, strata: Factor | None) -> Array:
+        shares, rng = self._shares_and_rng()
+        if groups.count < len(shares):
+            raise SplitError(
+                f"split {min(self.ratios, key=self.ratios.__getitem__)!r} would be empty: there "
+                f"are {groups.count} groups by {self.group_by!r} for {len(shares)} splits"
+            )
+        counts = groups.sizes[:, None] if strata is None else _cross(groups, strata)
+        labels = deal(counts, shares, rng)
+        cells = np.stack(
+            [counts[labels == part].sum(axis=0) for part in range(len(shares))], axis=1
+        )
+        if strata is not None and self.strict_stratification:
+            self._require_strata(strata, cells, "whole groups")
+        biggest = np.array([groups.sizes[labels == part].max() for part in range(len(shares))])
+        if (biggest > (shares + FAR) * groups.sizes.sum()).any():
+            self._warn_of_ratios(cells.sum(axis=0), f"the largest group has {biggest.max()}")
+        return labels.astype(np.min_scalar_type(len(shares)))[groups.codes]
+
+    def _shares_and_rng(self) -> tuple[NDArray[np.float64], Generator]:
+        shares = np.array(list(self.ratios.values()), dtype=np.float64)
+        return shares / shares.sum(), Generator(Philox(self.seed))
+
+    def _require_rows(self, sizes: IntArray) -> None:
+        for (name, ratio), size in zip(self.ratios.items(), sizes.tolist(), strict=True):
+            if size == 0:
+                raise SplitError(
+                    f"split {name!r} would be empty: ratio {ratio} of {sizes.sum()} rows is less "
+                    "than one row; give it a larger ratio or bring more rows"
+                )
+
+    def _require_strata(self, strata: Factor, cells: IntArray, what: str) -> None:
+        lacking = np.argwhere(cells == 0)
+        if len(lacking):
+            stratum, part = lacking[0].tolist()
+            raise SplitError(
+                f"stratum {strata.name(stratum)} ({strata.sizes[stratum]} of {len(strata.codes)} "
+                f"rows) is too small to be in every split: {list(self.ratios)[part]!r} would get "
+                f"none of its {what}. Merge it with another stratum, drop its rows, or pass "
+                "strict_stratification=False"
+            )
+
+    def _warn_of_ratios(self, sizes: IntArray, why: str) -> None:
+        n = sizes.sum()
+        far = [
+            f"{name!r} has {size} of {n} rows ({size / n:.1%}, not {ratio:.1%})"
+            for (name, ratio), size in zip(self.ratios.items(), sizes.tolist(), strict=True)
+            if abs(size / n - ratio) > FAR
+        ]
+        if far:
+            warnings.warn(
+                f"splits are far from their ratios: {', '.join(far)}, because {why}",
+                SplitRatioWarning,
+                stacklevel=2,
+            )
+
+
+def check_seed(seed: object) -> None:
+    """Refuse a seed that could not be recorded and replayed.
+
+    Raises
+    ------
+    SplitError
+        If it is not a whole number of at least 0.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise SplitError(
+            f"seed must be a whole number of at least 0, got {seed!r}; a split is recorded with "
+            "its seed so that it can be made again"
+        )
+
+
+def _check_ratios(ratios: Any) -> None:
+    if not isinstance(ratios, Mapping) or not ratios:
+        raise SplitError(
+            "ratios must map names to shares, such as {'train': 0.8, 'test': 0.2}, "
+            f"got {ratios!r}"
+        )
+    for name, ratio in ratios.items():
+        if not isinstance(name, str) or not name:
+            raise SplitError(f"a split's name must be a string that is not empty, got {name!r}")
+        if not isinstance(ratio, int | float | np.number) or not 0 < ratio <= 1 + 1e-6:
+            raise SplitError(f"the ratio of {name!r} must be above 0 and at most 1, got {ratio!r}")
+    total = math.fsum(ratios.values())
+    if abs(total - 1) > 1e-6:
+        raise SplitError(f"ratios must sum to 1, got {dict(ratios)!r}, which sum to {total:.6g}")
+
+
+def _scatter(order: IntArray, sizes: IntArray, n_parts: int | None = None) -> Array:
+    """Label the rows: the first of ``order`` go to part 0, and so on, again for each stratum."""
+    n_parts = n_parts or len(sizes)
+    parts = np.tile(np.arange(n_parts, dtype=np.min_scalar_type(n_parts)), len(sizes) // n_parts)
+    labels = np.empty(len(order), dtype=parts.dtype)
+    labels[order] = np.repeat(parts, sizes)
+    return labels
+
+
+def _cross(groups: Factor, strata: Factor) -> IntArray:
+    """Count the rows of each stratum in each group."""
+    cells = np.bincount(
+        groups.codes * strata.count + strata.codes, minlength=groups.count * strata.count
+    )
+    return cells.reshape(groups.count, strata.count)

@@ -1,0 +1,202 @@
+"""A loss bound to a node, and to what it compares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modularml.backends import Backend
+from modularml.config import Configurable
+from modularml.context import ExperimentNode
+from modularml.data.references import (
+    ExperimentNodeReference,
+    FeatureSetColumnReference,
+    FeatureSetReference,
+)
+from modularml.errors import ConfigError, LossError
+from modularml.training.loss import Loss
+
+__all__ = ["AppliedLoss", "LossInput"]
+
+DOMAINS = ("outputs", "targets", "features", "tags")
+
+
+@dataclass(frozen=True)
+class LossInput:
+    """One argument of a loss.
+
+    Parameters
+    ----------
+    node : str or None
+        Label or id of the node; None for the node that the loss is applied on.
+    domain : str
+        ``outputs``, ``targets``, ``features`` or ``tags``.
+    role : str or None
+        None for the default role, or the only one.
+    column : str or None
+        Column of an upstream FeatureSet, instead of a whole domain.
+    """
+
+    node: str | None
+    domain: str
+    role: str | None = None
+    column: str | None = None
+
+    @classmethod
+    def parse(cls, item: Any) -> LossInput:
+        """Read ``outputs``, ``targets.anchor``, ``<node>.outputs``, a column or a reference.
+
+        Raises
+        ------
+        ConfigError
+            If the item is none of these.
+        """
+        if isinstance(item, LossInput):
+            return item
+        if isinstance(item, FeatureSetColumnReference):
+            return cls(None, item.domain, None, item.column)
+        if isinstance(item, FeatureSetReference):
+            raise ConfigError("a loss input must be one column; use fs.column_reference(...)")
+        if isinstance(item, ExperimentNodeReference):
+            return cls(item.node_label, "outputs")
+        if isinstance(item, ExperimentNode):
+            return cls(item.label, "outputs")
+        if not isinstance(item, str) or not item:
+            raise ConfigError(f"loss input must be a string or a reference, got {item!r}; {_EXPECTED}")
+        return cls._parse_text(item)
+
+    @classmethod
+    def _parse_text(cls, item: str) -> LossInput:
+        parts = item.split(".")
+        if parts[0] in DOMAINS:
+            if len(parts) == 3:
+                return cls(None, parts[0], None, item)
+            return cls(None, parts[0], parts[1] if len(parts) == 2 else None)
+        for at in (-1, -2):
+            if len(parts) > -at and parts[at] in DOMAINS:
+                role = parts[-1] if at == -2 else None
+                return cls(".".join(parts[:at]), parts[at], role)
+        if len(parts) <= 2:
+            return cls(None, "features", None, item)
+        raise ConfigError(f"loss input {item!r} cannot be read; {_EXPECTED}")
+
+
+_EXPECTED = (
+    "give 'outputs', 'targets', 'features' or 'tags', one of them with '.<role>', "
+    "'<node label>.outputs', a column of an upstream FeatureSet, or a reference"
+)
+
+
+class AppliedLoss(Configurable):
+    """A loss on the output of a node.
+
+    Parameters
+    ----------
+    loss : Loss
+    on : str or GraphNode
+        Node that the loss is applied on, by label, id or itself.
+    inputs : list or dict
+        What the loss gets: by position, or by keyword. Each item is ``outputs``, ``targets``,
+        ``features`` or ``tags`` of the node, one of them with ``.<role>``, another node's as
+        ``<label>.outputs``, a column of an upstream FeatureSet, or a reference.
+    weight : float
+        Multiplies the loss.
+    label : str, optional
+        ``<loss>_<node>`` where it is not given.
+
+    Raises
+    ------
+    ConfigError
+        If an input cannot be read, or the weight is no finite number.
+
+    Examples
+    --------
+    >>> AppliedLoss(Loss("mse"), on="head", inputs=["outputs", "targets"]).label
+    'mse_head'
+    """
+
+    def __init__(
+        self,
+        loss: Loss,
+        on: str | ExperimentNode,
+        inputs: Sequence[Any] | Mapping[str, Any],
+        *,
+        weight: float = 1.0,
+        label: str | None = None,
+    ) -> None:
+        if not isinstance(loss, Loss):
+            raise ConfigError(f"loss must be a Loss, got {loss!r}; write Loss({loss!r})")
+        if not isinstance(on, str | ExperimentNode | ExperimentNodeReference):
+            raise TypeError(f"on must be a node or its label, got a {type(on).__name__}")
+        if not isinstance(inputs, list | tuple | dict):
+            raise TypeError(f"inputs must be a list or a dict, got a {type(inputs).__name__}")
+        if not inputs:
+            raise ConfigError(f"inputs of a loss cannot be empty; {_EXPECTED}")
+        if not float("-inf") < float(weight) < float("inf"):
+            raise ConfigError(f"weight must be a finite number, got {weight!r}")
+        self.loss, self.weight = loss, float(weight)
+        self.on = on if isinstance(on, str) else getattr(on, "label", None) or on.node_label  # type: ignore[union-attr]
+        self.inputs = dict(inputs) if isinstance(inputs, dict) else list(inputs)
+        self.label = label if label is not None else f"{loss.name}_{self.on}"
+        items = self.inputs.values() if isinstance(self.inputs, dict) else self.inputs
+        self.parsed = [LossInput.parse(item) for item in items]
+
+    @property
+    def node_id(self) -> str:
+        """Label or id of the node, as given."""
+        return self.on
+
+    @property
+    def keywords(self) -> list[str] | None:
+        """Argument names where inputs were given by keyword."""
+        return list(self.inputs) if isinstance(self.inputs, dict) else None
+
+    @property
+    def backend(self) -> Backend:
+        """The framework of the loss."""
+        return self.loss.backend
+
+    def compute(self, ctx: Any) -> Any:
+        """Return the weighted loss of a step that has run.
+
+        Parameters
+        ----------
+        ctx : ExecutionContext
+            After ``graph.train_step`` or ``graph.eval_step``.
+
+        Raises
+        ------
+        LossError
+            If the step did not produce what the loss needs.
+        """
+        layout = ctx.layout
+        if layout is None:
+            raise LossError("the step has not run yet; pass it to graph.train_step or eval_step")
+        args = [self._argument(ctx, item) for item in self.parsed]
+        fn = self.loss.resolve(layout.adapter.backend)
+        names = self.keywords
+        value = fn(**dict(zip(names, args, strict=True))) if names else fn(*args)
+        return value.mean() * self.weight
+
+    def _argument(self, ctx: Any, item: LossInput) -> Any:
+        layout = ctx.layout
+        ids = {node_id for node_id, _ in layout.outputs}
+        wanted = item.node or self.on
+        node_id = next((i for i in ids if wanted in (i, layout.labels.get(i))), None)
+        if node_id is None:
+            raise LossError(f"loss {self.label!r}: node {wanted!r} did not run in this step")
+        role = item.role or ctx.roles(node_id)[0]
+        if item.domain == "outputs":
+            return ctx.output(node_id, role)
+        values = ctx.domain(node_id, item.domain, role)
+        if values is None:
+            raise LossError(f"loss {self.label!r}: node {wanted!r} has no {item.domain}")
+        tensor = layout.adapter.from_numpy(values)
+        out = ctx.output(node_id, role)
+        if tuple(tensor.shape) != tuple(out.shape) and tensor.ndim == 2 and tensor.shape[1] == 1:
+            tensor = tensor[:, 0] if not tensor.is_floating_point() else tensor.reshape(out.shape)
+        return tensor.to(out.dtype) if tensor.is_floating_point() else tensor
+
+    def __repr__(self) -> str:
+        return f"AppliedLoss({self.loss.name!r} on {self.on!r}, inputs={self.inputs}, weight={self.weight})"

@@ -1,0 +1,243 @@
+"""A loss of any framework, by name, class, callable or factory."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from modularml.backends import Backend, adapter_for, backend_of
+from modularml.config import Configurable
+from modularml.errors import ConfigError, LossError, UnknownNameError
+
+__all__ = ["Loss"]
+
+ALIASES = {
+    "mae": "l1",
+    "meanabsoluteerror": "l1",
+    "meansquarederror": "mse",
+    "categoricalcrossentropy": "crossentropy",
+    "sparsecategoricalcrossentropy": "crossentropy",
+    "ce": "crossentropy",
+    "binarycrossentropy": "bce",
+    "negativeloglikelihood": "nll",
+    "kl": "kldiv",
+    "kldivergence": "kldiv",
+    "triplet": "tripletmargin",
+    "cosine": "cosineembedding",
+}
+"""Common spellings, without case, underscores and ``loss``."""
+
+CLASS_INDEX = frozenset({"CrossEntropyLoss", "NLLLoss", "MultiMarginLoss"})
+"""Losses whose targets are class numbers."""
+
+ELEMENTWISE = frozenset(
+    {
+        "MSELoss",
+        "L1Loss",
+        "HuberLoss",
+        "SmoothL1Loss",
+        "BCELoss",
+        "BCEWithLogitsLoss",
+        "SoftMarginLoss",
+        "PoissonNLLLoss",
+        "KLDivLoss",
+    }
+)
+"""Losses that compare output and target element by element."""
+
+
+class Loss(Configurable):
+    """A loss function, wrapped so that every framework's means the same.
+
+    Whatever it returns, one value a sample, one an element or one in all, is averaged over the
+    samples.
+
+    Parameters
+    ----------
+    loss : str, type or callable, optional
+        A name such as ``"mse"`` (in any case, with or without ``loss``), a loss class, or a
+        callable on tensors. Exclusive with `factory`.
+    loss_kwargs : dict, optional
+        Arguments for the class, or passed on to the callable at each call.
+    backend : Backend or str, optional
+        Found from the class, or from the node the loss is applied on.
+    reduction : str
+        Passed to classes that take it. ``"none"`` leaves the mean to this library.
+    factory : callable, optional
+        Makes the loss when it is built.
+
+    Raises
+    ------
+    ConfigError
+        If not exactly one of `loss` and `factory` is given.
+    UnknownNameError
+        If the name is no loss of the backend; raised at once where the backend is known.
+
+    Examples
+    --------
+    >>> Loss("mse", backend="torch")
+    Loss(loss='mse', backend=<Backend.TORCH: 'torch'>)
+    """
+
+    def __init__(
+        self,
+        loss: str | type | Callable[..., Any] | None = None,
+        *,
+        loss_kwargs: dict[str, Any] | None = None,
+        backend: Backend | str | None = None,
+        reduction: str = "none",
+        factory: Callable[[], Any] | None = None,
+    ) -> None:
+        if (loss is None) == (factory is None):
+            raise ConfigError("give exactly one of loss and factory")
+        if loss is not None and not isinstance(loss, str) and not callable(loss):
+            raise ConfigError(f"loss must be a name, a class or a callable, got {loss!r}")
+        self.loss, self.loss_kwargs, self.reduction, self.factory = loss, loss_kwargs, reduction, factory
+        found = backend_of(loss) if loss is not None and not isinstance(loss, str) else Backend.NONE
+        self._backend = None if found is Backend.NONE else found
+        if backend is not None:
+            self._set_backend(Backend.from_value(backend))
+        self._callable: Callable[..., Any] | None = None
+        if isinstance(loss, str) and self._backend is not None:
+            self._class_by_name()
+
+    @property
+    def backend(self) -> Backend:
+        """The framework of this loss.
+
+        Raises
+        ------
+        LossError
+            If it is not known yet.
+        """
+        if self._backend is None:
+            raise LossError(f"the backend of {self!r} is not known yet; pass backend= or build it")
+        return self._backend
+
+    @property
+    def name(self) -> str:
+        """Name of the loss, in lower case."""
+        if isinstance(self.loss, str):
+            return self.loss.lower()
+        named = self.loss if self.loss is not None else self.factory
+        return getattr(named, "__name__", type(named).__name__).lower()
+
+    @property
+    def cls(self) -> type | None:
+        """Class of the loss; None for a callable or factory."""
+        if isinstance(self.loss, str):
+            return self._class_by_name()
+        return self.loss if inspect.isclass(self.loss) else None
+
+    @property
+    def is_built(self) -> bool:
+        """Whether the callable exists."""
+        return self._callable is not None
+
+    @property
+    def allowed_keywords(self) -> list[str]:
+        """Names of the arguments that the built loss takes."""
+        if self._callable is None:
+            raise LossError(f"{self!r} has not been built; call build() first")
+        forward = getattr(self._callable, "forward", self._callable)
+        return list(inspect.signature(forward).parameters)
+
+    def build(
+        self, *, backend: Backend | str | None = None, force_rebuild: bool = False, **kwargs: Any
+    ) -> None:
+        """Make the callable.
+
+        Parameters
+        ----------
+        backend : Backend or str, optional
+            Needed where the loss is a name and no backend was given.
+        force_rebuild : bool
+            Whether to make it again where it exists.
+        **kwargs
+            Added to `loss_kwargs`.
+
+        Raises
+        ------
+        LossError
+            If it exists and `force_rebuild` is false, or cannot be made.
+        """
+        if self._callable is not None and not force_rebuild:
+            raise LossError(f"{self!r} is built already; pass force_rebuild=True")
+        if backend is not None:
+            self._set_backend(Backend.from_value(backend))
+        self._callable = self._make(self.reduction, kwargs)
+
+    def resolve(self, backend: Backend) -> Callable[..., Any]:
+        """Return the callable for a backend, built where it is not yet."""
+        if self._callable is None:
+            self.build(backend=backend if self._backend is None else None)
+        elif self._backend is None:
+            self._set_backend(backend)
+        if self.backend is not backend:
+            raise LossError(f"{self!r} belongs to {self.backend.value}, its node to {backend.value}")
+        assert self._callable is not None
+        return self._callable
+
+    def mean_form(self) -> Callable[..., Any] | None:
+        """Return a callable that averages by itself, where that is the same and faster."""
+        cls = self.cls
+        plain = self.reduction == "none" and cls is not None and not (self.loss_kwargs or {})
+        if not plain or cls is None or cls.__name__ not in (ELEMENTWISE | CLASS_INDEX) - {"KLDivLoss"}:
+            return None
+        made = self._make("mean", {})
+        forward: Callable[..., Any] = getattr(made, "forward", made)
+        return forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the loss on tensors, as it is: without averaging."""
+        if self._callable is None:
+            raise LossError(f"{self!r} has not been built; call build() first")
+        return self._callable(*args, **kwargs)
+
+    def _set_backend(self, backend: Backend) -> None:
+        if self._backend not in (None, backend):
+            raise ConfigError(
+                f"loss {self.name!r} belongs to {self._backend.value}, not to {backend.value}"  # type: ignore[union-attr]
+            )
+        self._backend = backend
+
+    def _class_by_name(self) -> type:
+        known = {_plain(name): cls for name, cls in adapter_for(self.backend).losses().items()}
+        asked = _plain(str(self.loss))
+        cls = known.get(ALIASES.get(asked, asked))
+        if cls is None:
+            names = [*known, *(a for a, target in ALIASES.items() if target in known)]
+            raise UnknownNameError(f"{self.backend.value} loss", self.loss, names)
+        return cls
+
+    def _make(self, reduction: str, extra: Mapping[str, Any]) -> Callable[..., Any]:
+        kwargs = {**(self.loss_kwargs or {}), **extra}
+        if self.factory is not None:
+            made: Callable[..., Any] = self.factory(**kwargs)
+            return made
+        cls = self.cls
+        if cls is None:
+            fn: Any = self.loss
+            return (lambda *a, **k: fn(*a, **{**kwargs, **k})) if kwargs else fn
+        if "reduction" in inspect.signature(cls).parameters:
+            kwargs = {"reduction": reduction, **kwargs}
+        try:
+            built: Callable[..., Any] = cls(**kwargs)
+        except TypeError as error:
+            raise LossError(f"{cls.__name__} cannot be made from {kwargs}: {error}") from error
+        return built
+
+    def _params(self) -> dict[str, Any]:
+        return {
+            "loss": self.loss,
+            "loss_kwargs": self.loss_kwargs,
+            "backend": self._backend,
+            "reduction": self.reduction,
+            "factory": self.factory,
+        }
+
+
+def _plain(name: str) -> str:
+    name = name.lower().replace("_", "").replace("-", "").replace(" ", "")
+    return name.removesuffix("loss") or name

@@ -1,0 +1,242 @@
+"""An optimizer of any framework, made when its parameters are known."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from modularml.backends import Backend, adapter_for, backend_of
+from modularml.config import Configurable, Stateful
+from modularml.errors import BackendNotSupportedError, ConfigError, OptimizerNotSetError, UnknownNameError
+
+__all__ = ["Optimizer"]
+
+
+class Optimizer(Configurable, Stateful):
+    """An optimizer by name, class or factory.
+
+    Parameters
+    ----------
+    opt : str or type, optional
+        A name such as ``"adam"``, or a class. Exclusive with `factory`.
+    opt_kwargs : dict, optional
+        Arguments for the class, such as ``{"lr": 1e-3}``.
+    factory : callable, optional
+        Takes the parameters and returns an optimizer.
+    backend : Backend or str, optional
+        Found from the class, or from the nodes.
+
+    Raises
+    ------
+    ConfigError
+        If not exactly one of `opt` and `factory` is given.
+    UnknownNameError
+        If the name is no optimizer of the backend; raised at once where the backend is known.
+
+    Notes
+    -----
+    Where torch has a fused kernel it is used: the same arithmetic, two to three times as fast on
+    small models. ``opt_kwargs={"fused": False}`` turns it off.
+
+    Examples
+    --------
+    >>> Optimizer("adam", opt_kwargs={"lr": 1e-3}, backend="torch").name
+    'adam'
+    """
+
+    def __init__(
+        self,
+        opt: str | type | None = None,
+        *,
+        opt_kwargs: dict[str, Any] | None = None,
+        factory: Callable[..., Any] | None = None,
+        backend: Backend | str | None = None,
+    ) -> None:
+        if (opt is None) == (factory is None):
+            raise ConfigError("give exactly one of opt and factory")
+        if opt is not None and not isinstance(opt, str) and not inspect.isclass(opt):
+            raise TypeError(f"opt must be a name or a class, got {opt!r}; give an instance by factory=")
+        self.opt, self.opt_kwargs, self.factory = opt, opt_kwargs, factory
+        found = backend_of(opt) if inspect.isclass(opt) else Backend.NONE
+        self._backend = None if found is Backend.NONE else found
+        if backend is not None:
+            self._set_backend(Backend.from_value(backend))
+        self.instance: Any = None
+        self._names: list[str] | None = None
+        self._pending: dict[str, Any] | None = None
+        if isinstance(opt, str) and self._backend is not None:
+            self._class()
+
+    @classmethod
+    def from_factory(cls, factory: Callable[..., Any], *, backend: Backend | str) -> Optimizer:
+        """Make an optimizer whose framework object comes from a factory."""
+        return cls(factory=factory, backend=backend)
+
+    @property
+    def backend(self) -> Backend | None:
+        """The framework of this optimizer; None while it is not known."""
+        return self._backend
+
+    @property
+    def name(self) -> str:
+        """Name of the optimizer, in lower case."""
+        named = self.opt if self.opt is not None else self.factory
+        return named.lower() if isinstance(named, str) else getattr(named, "__name__", "factory").lower()
+
+    @property
+    def cls(self) -> type | None:
+        """Class of the optimizer; None for a factory."""
+        return self._class() if self.opt is not None else None
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """Arguments for the class."""
+        return dict(self.opt_kwargs or {})
+
+    @property
+    def is_built(self) -> bool:
+        """Whether the framework's optimizer exists."""
+        return self.instance is not None
+
+    def build(
+        self,
+        *,
+        parameters: Any | None = None,
+        backend: Backend | str | None = None,
+        force_rebuild: bool = False,
+    ) -> None:
+        """Make the framework's optimizer.
+
+        Parameters
+        ----------
+        parameters : iterable of parameters, or mapping of str to parameter
+            What it moves; names are used in the saved state.
+        backend : Backend or str, optional
+            Needed where the optimizer is a name and no backend was given.
+        force_rebuild : bool
+            Whether to make it again, with fresh moments, where it exists.
+
+        Raises
+        ------
+        OptimizerNotSetError
+            If it exists and `force_rebuild` is false.
+        ConfigError
+            If there are no parameters, or an argument does not fit the class.
+        """
+        if self.instance is not None and not force_rebuild:
+            raise OptimizerNotSetError(f"{self!r} is built already; pass force_rebuild=True")
+        if backend is not None:
+            self._set_backend(Backend.from_value(backend))
+        if self._backend is None:
+            raise ConfigError(f"the backend of {self!r} is not known; pass backend=")
+        named = parameters if isinstance(parameters, Mapping) else None
+        params = list(named.values()) if named is not None else list(parameters or ())
+        if not params:
+            raise ConfigError(f"{self!r} has no parameters to move; pass parameters=")
+        self.instance = self._make(params)
+        self._names = list(named) if named is not None else [str(i) for i in range(len(params))]
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self.set_state(pending)
+
+    def step(self, grads: Any = None, variables: Any = None) -> None:
+        """Move the parameters once, along the gradients they hold.
+
+        Raises
+        ------
+        OptimizerNotSetError
+            If it has not been built.
+        """
+        if self.instance is None:
+            raise OptimizerNotSetError(f"{self!r} has not been built; call build(parameters=...)")
+        if grads is not None or variables is not None:
+            raise BackendNotSupportedError("grads and variables are for TensorFlow optimizers")
+        self.instance.step()
+
+    def get_state(self) -> dict[str, Any]:
+        """Return hyperparameters and moments, as numbers and arrays, by parameter name."""
+        if self.instance is None:
+            return {"is_built": False} if self._pending is None else self._pending
+        raw = self.instance.state_dict()
+        names = self._names or []
+        moments = {
+            names[i]: {k: _plain(v) for k, v in values.items()} for i, values in raw["state"].items()
+        }
+        groups = [
+            {k: _plain(v) for k, v in group.items() if k != "params"} for group in raw["param_groups"]
+        ]
+        return {"is_built": True, "moments": moments, "groups": groups}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take over a state; kept until `build` where that has not happened yet.
+
+        Raises
+        ------
+        ConfigError
+            If it belongs to other parameters.
+        """
+        if not state.get("is_built"):
+            return
+        if self.instance is None:
+            self._pending = state
+            return
+        names = self._names or []
+        if unknown := [n for n in state["moments"] if n not in names]:
+            raise ConfigError(f"the state belongs to other parameters: {unknown} are not among {names}")
+        raw = self.instance.state_dict()
+        tensor = adapter_for(self._backend or "torch").from_numpy
+        raw["state"] = {
+            names.index(name): {k: tensor(v) if isinstance(v, np.ndarray) else v for k, v in m.items()}
+            for name, m in state["moments"].items()
+        }
+        for group, stored in zip(raw["param_groups"], state["groups"], strict=True):
+            group.update(stored)
+        self.instance.load_state_dict(raw)
+
+    def reset(self) -> None:
+        """Forget the framework's optimizer and its moments."""
+        self.instance, self._names, self._pending = None, None, None
+
+    def _make(self, params: list[Any]) -> Any:
+        if self.factory is not None:
+            return self.factory(params)
+        try:
+            return adapter_for(self._backend or "torch").make_optimizer(self._class(), params, self.kwargs)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{self.name} cannot be made with {self.kwargs}: {error}") from error
+
+    def _set_backend(self, backend: Backend) -> None:
+        if self._backend not in (None, backend):
+            raise ConfigError(
+                f"optimizer {self.name!r} belongs to {self._backend.value}, not to {backend.value}"  # type: ignore[union-attr]
+            )
+        self._backend = backend
+
+    def _class(self) -> type:
+        if inspect.isclass(self.opt):
+            return self.opt
+        if self._backend is None:
+            raise ConfigError(f"the backend of {self.name!r} is not known; pass backend=")
+        known = {n.lower(): c for n, c in adapter_for(self._backend).optimizers().items()}
+        found = known.get(str(self.opt).lower().replace("_", ""))
+        if found is None:
+            raise UnknownNameError(f"{self._backend.value} optimizer", self.opt, known)
+        return found
+
+    def _params(self) -> dict[str, Any]:
+        return {
+            "opt": self.opt,
+            "opt_kwargs": self.opt_kwargs,
+            "factory": self.factory,
+            "backend": self._backend,
+        }
+
+
+def _plain(value: Any) -> Any:
+    """Return tensors as arrays of their own and containers as they are."""
+    if backend_of(value) is Backend.TORCH:
+        return adapter_for(Backend.TORCH).to_numpy(value).copy()
+    return value

@@ -1,0 +1,81 @@
+"""The doors of the Makefile as nox sessions, each in an environment of its own.
+
+``nox -s tests`` builds one; with ``.venv`` activated, ``nox --no-venv -s tests`` uses that one.
+"""
+
+from pathlib import Path
+
+import nox
+from nox.virtualenv import PassthroughEnv
+
+nox.options.sessions = ["lint", "types", "layers", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def install(session: nox.Session, extras: str = "torch,plot,dev") -> None:
+    if not isinstance(session.virtualenv, PassthroughEnv):
+        session.install("-q", "-c", "constraints.txt", "-e", f".[{extras}]")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    install(session, "torch,plot")
+    session.run("python", "-m", "modularml", "demo", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    install(session)
+    args = session.posargs or ["-n", "2", "--dist", "worksteal"]
+    session.run("python", "-m", "pytest", *args, env=ONE_THREAD)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    install(session)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    install(session)
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def layers(session: nox.Session) -> None:
+    install(session)
+    session.run("lint-imports", "--no-logo")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    install(session, "torch,plot,docs")
+    session.run("sphinx-build", "-q", "-W", "--keep-going", "docs", "docs/_build/html")
+
+
+@nox.session
+def notebooks(session: nox.Session) -> None:
+    install(session)
+    session.run("python", "-m", "pytest", "tests/test_repo.py", "-k", "notebook", env=ONE_THREAD)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    install(session)
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build the wheel, then load every public name from it, far from the checkout."""
+    out = session.create_tmp()
+    session.run("python", "-m", "pip", "wheel", "-q", "--no-deps", "-w", out, ".")
+    built = max(Path(out).glob("modularml-*.whl"), key=lambda path: path.stat().st_mtime)
+    session.install("-q", "-c", "constraints.txt", "--force-reinstall", "--no-deps", str(built))
+    session.install("-q", "-c", "constraints.txt", f"{built}[torch,plot]")
+    with session.chdir(out):
+        session.run("python", "-c", "import modularml as m; [getattr(m, n) for n in m.__all__]")
