@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.cases import LEARNING_RATE, Data
 from modularml import (
     AppliedLoss,
     ConcatNode,
@@ -20,8 +21,6 @@ from modularml import (
 from modularml.callbacks import Callback
 from modularml.models.torch import SequentialCNN, SequentialMLP
 from modularml.samplers import SimpleSampler
-
-from benchmarks.cases import LEARNING_RATE, Data
 
 
 def columns(data: Data) -> dict[str, Any]:

@@ -106,7 +106,11 @@ def encode(value: Any) -> Any:
     ConfigError
         If the value, or a part of it, cannot be found again from its name.
     """
-    if value is None or isinstance(value, bool | int | float | str) and not isinstance(value, enum.Enum):
+    if (
+        value is None
+        or (isinstance(value, bool | int | float | str)
+        and not isinstance(value, enum.Enum))
+    ):
         return value
     if isinstance(value, Configurable):
         return {"$type": type(value).__name__, "params": value.get_config()}
@@ -131,7 +135,10 @@ def encode(value: Any) -> Any:
     if hasattr(value, "__qualname__") and hasattr(value, "__module__"):
         return {"$code": _code_name(value)}
     if hasattr(value, "get_params") and hasattr(value, "fit"):
-        return {"$estimator": _code_name(type(value)), "params": encode(value.get_params(deep=False))}
+        return {
+            "$estimator": _code_name(type(value)),
+            "params": encode(value.get_params(deep=False)),
+        }
     raise ConfigError(
         f"a {type(value).__name__} cannot be part of a config: {value!r}. "
         "Give numbers, strings, lists, dicts, importable functions and classes, or Configurable objects"
@@ -193,7 +200,9 @@ def _code_name(code: Any) -> str:
 
 def _encode_array(value: np.ndarray[Any, Any]) -> dict[str, Any]:
     if value.dtype.hasobject:
-        raise ConfigError("an array of Python objects cannot be part of a config; use numbers or strings")
+        raise ConfigError(
+            "an array of Python objects cannot be part of a config; use numbers or strings"
+        )
     data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode("ascii")
     return {"$array": data, "dtype": value.dtype.str, "shape": list(value.shape)}
 

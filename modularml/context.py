@@ -229,7 +229,9 @@ class ExperimentContext:
         """
         if sum(x is not None for x in (val, node_id, label)) != 1:
             raise ConfigError("give exactly one of val, node_id and label")
-        node = self._find(node_id=val, label=val) if val else self._find(node_id=node_id, label=label)
+        node = (
+            self._find(node_id=val, label=val) if val else self._find(node_id=node_id, label=label)
+        )
         if node is None:
             labels = [known.label for known in self._nodes.values()]
             raise UnknownNameError("node", val or node_id or label, labels)
@@ -379,7 +381,9 @@ class ExperimentContext:
     ) -> ExperimentNode | None:
         if node_id is not None and node_id in self._nodes:
             return self._nodes[node_id]
-        return next((n for n in self._nodes.values() if label is not None and n.label == label), None)
+        return next(
+            (n for n in self._nodes.values() if label is not None and n.label == label), None
+        )
 
     def _of_type(self, name: str) -> dict[str, Any]:
         return {node_id: node for node_id, node in self._nodes.items() if _is_a(node, name)}

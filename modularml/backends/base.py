@@ -41,7 +41,13 @@ class Backend(enum.Enum):
         return cls(name)
 
 
-_SPELLINGS = {"pytorch": "torch", "tf": "tensorflow", "keras": "tensorflow", "sklearn": "scikit", "scikit-learn": "scikit"}
+_SPELLINGS = {
+    "pytorch": "torch",
+    "tf": "tensorflow",
+    "keras": "tensorflow",
+    "sklearn": "scikit",
+    "scikit-learn": "scikit",
+}
 
 
 class NonFinite(ArithmeticError):

@@ -167,13 +167,17 @@ class TorchAdapter(BackendAdapter):
         """Return optimizer classes by name."""
         base = torch.optim.Optimizer
         found = vars(torch.optim).items()
-        return {n: c for n, c in found if inspect.isclass(c) and issubclass(c, base) and c is not base}
+        return {
+            n: c for n, c in found if inspect.isclass(c) and issubclass(c, base) and c is not base
+        }
 
     def make_optimizer(self, cls: Any, parameters: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Make an optimizer; the fused kernel is used where torch has one and nobody said no."""
         chosen = dict(kwargs)
         takes = inspect.signature(cls).parameters
-        free = "fused" in takes and not {"fused", "foreach", "capturable", "differentiable"} & set(chosen)
+        free = "fused" in takes and not {"fused", "foreach", "capturable", "differentiable"} & set(
+            chosen
+        )
         if free and all(p.is_floating_point() and not p.is_sparse for p in parameters):
             try:
                 return cls(list(parameters), **chosen, fused=True)
@@ -183,7 +187,9 @@ class TorchAdapter(BackendAdapter):
 
     def train_step(self, compute: Compute, optimizers: Sequence[Any]) -> Step:
         """Return a function that computes the loss of a batch and moves the weights."""
-        params = [p for o in optimizers for g in o.param_groups for p in g["params"] if p.requires_grad]
+        params = [
+            p for o in optimizers for g in o.param_groups for p in g["params"] if p.requires_grad
+        ]
         on_host = all(p.device.type == "cpu" for p in params)
         move = _one_after_another([direct_step(optimizer) for optimizer in optimizers])
         isfinite = math.isfinite

@@ -16,6 +16,7 @@ torch = require("torch", purpose="to train torch models")
 
 __all__ = ["direct_step"]
 
+_ONE = torch.tensor(1.0)  # wrapped once; a bare 1 would be wrapped at every step
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
@@ -102,7 +103,7 @@ def _adamw(group: _Group, grads: list[Any]) -> None:
 def _run_adam(kernel: Any, group: _Group, grads: list[Any]) -> None:
     hyper, state = group.hyper, group.state
     beta1, beta2 = hyper["betas"]
-    torch._foreach_add_(group.steps, 1)
+    torch._foreach_add_(group.steps, _ONE, alpha=1.0)
     kernel(
         group.params,
         grads,

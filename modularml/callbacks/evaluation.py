@@ -99,7 +99,9 @@ class EvalLossMetric(EvaluationMetric):
         """Have the evaluation compute the loss."""
         if all(own is not self.loss for own in phase.losses):
             if any(own.label == self.loss.label and own != self.loss for own in phase.losses):
-                raise ConfigError(f"phase {phase.label!r} has another loss {self.loss.label!r}; pass label=")
+                raise ConfigError(
+                    f"phase {phase.label!r} has another loss {self.loss.label!r}; pass label="
+                )
             if all(own != self.loss for own in phase.losses):
                 phase.losses.append(self.loss)
 
@@ -147,9 +149,15 @@ class Evaluation(Callback):
         if not isinstance(eval_phase, EvalPhase):
             raise TypeError(f"eval_phase must be an EvalPhase, got a {type(eval_phase).__name__}")
         if not isinstance(every_n_epochs, int) or every_n_epochs < 1:
-            raise ConfigError(f"every_n_epochs must be an int of at least 1, got {every_n_epochs!r}")
+            raise ConfigError(
+                f"every_n_epochs must be an int of at least 1, got {every_n_epochs!r}"
+            )
         super().__init__(label or eval_phase.label, execution_order)
-        self.eval_phase, self.every_n_epochs, self.run_on_start = eval_phase, every_n_epochs, run_on_start
+        self.eval_phase, self.every_n_epochs, self.run_on_start = (
+            eval_phase,
+            every_n_epochs,
+            run_on_start,
+        )
         self.metrics = list(metrics or [])
         for metric in self.metrics:
             metric.attach(eval_phase)
@@ -169,7 +177,10 @@ class Evaluation(Callback):
         """Evaluate one split; see `EvalPhase.from_split`."""
         phase = EvalPhase.from_split(label, split=split, losses=losses, batch_size=batch_size)
         return cls(
-            eval_phase=phase, every_n_epochs=every_n_epochs, run_on_start=run_on_start, metrics=metrics
+            eval_phase=phase,
+            every_n_epochs=every_n_epochs,
+            run_on_start=run_on_start,
+            metrics=metrics,
         )
 
     @property

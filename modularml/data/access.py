@@ -111,7 +111,9 @@ class SampleCollectionMixin:
         include_rep_suffix: bool = False,
     ) -> Any:
         """Return feature columns; see `get_data`."""
-        return self._domain("features", fmt, features, rep, include_domain_prefix, include_rep_suffix)
+        return self._domain(
+            "features", fmt, features, rep, include_domain_prefix, include_rep_suffix
+        )
 
     def get_targets(
         self,

@@ -83,6 +83,7 @@ class SampleData:
 
     def to(self, fmt: str | DataFormat) -> SampleData:
         """Return the same samples with tensors in another array format."""
+
         def cast(value: Any) -> Any:
             return value if _is_text(value) else convert_array(as_numpy(value), fmt)
 
@@ -120,7 +121,9 @@ class RoleData(Mapping[str, SampleData]):
 
     def __getattr__(self, role: str) -> SampleData:
         if role.startswith("_") or role not in self._data:
-            raise AttributeError(f"there is no role {role!r}; roles: {list(self.__dict__.get('_data', {}))}")
+            raise AttributeError(
+                f"there is no role {role!r}; roles: {list(self.__dict__.get('_data', {}))}"
+            )
         return self._data[role]
 
     @property

@@ -97,7 +97,9 @@ class SampleCollection:
         for name, values in columns.items():
             array = to_arrow(values, name)
             at = table.column_names.index(name) if name in table.column_names else -1
-            table = table.set_column(at, name, array) if at >= 0 else table.append_column(name, array)
+            table = (
+                table.set_column(at, name, array) if at >= 0 else table.append_column(name, array)
+            )
         return self._next(table)
 
     def without_columns(self, names: Sequence[str]) -> SampleCollection:

@@ -52,7 +52,9 @@ def to_arrow(values: Any, key: str) -> pa.Array:
     if dtype is not None and not isinstance(dtype, np.dtype):  # a pandas extension type
         return to_arrow(_arrow(values, key), key)
     if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
-        raise DataError(f"column {key!r} must hold one value a sample, got a {type(values).__name__}")
+        raise DataError(
+            f"column {key!r} must hold one value a sample, got a {type(values).__name__}"
+        )
     return _check_nulls(_from_objects(list(values), key), key)
 
 
@@ -115,7 +117,9 @@ def from_flat(flat: pa.Array, shape: Shape) -> pa.Array:
 
 def _from_ndarray(values: Array, key: str) -> pa.Array:
     if values.ndim == 0:
-        raise DataError(f"column {key!r} must hold one value a sample, got a single {values.item()!r}")
+        raise DataError(
+            f"column {key!r} must hold one value a sample, got a single {values.item()!r}"
+        )
     if values.dtype.kind == "c":
         raise DataError(
             f"column {key!r} is complex; give its real and imaginary parts as two columns"

@@ -189,7 +189,9 @@ class ExecutionContext:
         layout = self._layout()
         numbers = layout.adapter.floats(self.values)
         return [
-            LossRecord(label, node_id, value if layout.training else 0.0, 0.0 if layout.training else value)
+            LossRecord(
+                label, node_id, value if layout.training else 0.0, 0.0 if layout.training else value
+            )
             for (label, node_id), value in zip(layout.losses, numbers, strict=True)
         ]
 

@@ -313,7 +313,9 @@ class FeatureSet(ExperimentNode, SplitMixin):
             elif given is not None:
                 own += select(schema, names, **{domain: given}, rep=rep) if given != [] else []
             explicit = rep is not None or _names_rep([*(columns or []), *as_list(given)])
-            chosen[domain] = tuple(dict.fromkeys(n if explicit else n.rpartition(".")[0] for n in own))
+            chosen[domain] = tuple(
+                dict.fromkeys(n if explicit else n.rpartition(".")[0] for n in own)
+            )
         return FeatureSetReference(self.node_id, self.label, **chosen)
 
     def column_reference(
@@ -343,7 +345,9 @@ class FeatureSet(ExperimentNode, SplitMixin):
         if len({spec.key for spec in specs}) > 1:
             raise UnknownNameError("single column", next(iter(asked.values())), found)
         named = rep or (specs[0].rep if _names_rep(list(asked.values())) else None)
-        return FeatureSetColumnReference(self.node_id, self.label, specs[0].domain, specs[0].key, named)
+        return FeatureSetColumnReference(
+            self.node_id, self.label, specs[0].domain, specs[0].key, named
+        )
 
     # -- scaling ------------------------------------------------------------------------------
 
@@ -442,9 +446,7 @@ class FeatureSet(ExperimentNode, SplitMixin):
                     kept.append(record)
             self._replay(each, kept)
 
-    def iter_scalers_on_cols(
-        self, *, domain: str, columns: str | list[str]
-    ) -> Iterable[Scaler]:
+    def iter_scalers_on_cols(self, *, domain: str, columns: str | list[str]) -> Iterable[Scaler]:
         """Return the fitted scalers on these columns, newest first."""
         keys = self._domain_keys(domain, columns)
         return [record.scaler for record in scaling.chain(self._scaler_records, domain, keys)]
@@ -502,7 +504,9 @@ class FeatureSet(ExperimentNode, SplitMixin):
         )
         return np.stack([found[key] for key in keys], axis=1).reshape(values.shape)
 
-    def transform_new(self, columns: Mapping[str, Array], *, domain: str = "features") -> dict[str, Array]:
+    def transform_new(
+        self, columns: Mapping[str, Array], *, domain: str = "features"
+    ) -> dict[str, Array]:
         """Apply the recorded scalers of a domain to new raw columns.
 
         Parameters
@@ -541,7 +545,9 @@ class FeatureSet(ExperimentNode, SplitMixin):
         """
         fitted_on_split = any(r.fit_to_split for r in self._scaler_records)
         if restore_scalers and fitted_on_split and not restore_splits:
-            raise ConfigError("restore_scalers needs restore_splits=True: a scaler was fitted on a split")
+            raise ConfigError(
+                "restore_scalers needs restore_splits=True: a scaler was fitted on a split"
+            )
         raw = [n for n in self.column_names if n.endswith(f".{RAW}")]
         others = [n for n in self.column_names if n not in raw]
         collection = self._collection.without_columns(others)

@@ -51,7 +51,13 @@ class DataFormat(enum.Enum):
         return cls(name)
 
 
-_SPELLINGS = {"pd": "pandas", "df": "pandas", "np": "numpy", "tf": "tensorflow", "dict_tf": "dict_tensorflow"}
+_SPELLINGS = {
+    "pd": "pandas",
+    "df": "pandas",
+    "np": "numpy",
+    "tf": "tensorflow",
+    "dict_tf": "dict_tensorflow",
+}
 
 
 def convert(columns: Mapping[str, Array], fmt: str | DataFormat) -> Any:

@@ -16,7 +16,12 @@ from modularml.data.schema import DOMAINS
 if TYPE_CHECKING:
     from modularml.data.featureset import FeatureSet
 
-__all__ = ["ExperimentNodeReference", "FeatureSetColumnReference", "FeatureSetReference", "GraphNodeReference"]
+__all__ = [
+    "ExperimentNodeReference",
+    "FeatureSetColumnReference",
+    "FeatureSetReference",
+    "GraphNodeReference",
+]
 
 
 @dataclass(frozen=True)

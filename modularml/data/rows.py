@@ -80,7 +80,9 @@ class SplitMixin(SampleCollectionMixin):
         """
         rows = np.asarray(indices)
         if rows.size and rows.dtype.kind not in "iu":
-            raise DataError(f"indices must be integers, got {rows.dtype}; use filter() for conditions")
+            raise DataError(
+                f"indices must be integers, got {rows.dtype}; use filter() for conditions"
+            )
         rows = rows.astype(np.int64).reshape(-1)
         n = self.n_samples
         bad = (rows < -n) | (rows >= n)
@@ -125,7 +127,9 @@ class SplitMixin(SampleCollectionMixin):
         found = _places(self._ids(), pa.array(wanted, pa.binary(16)))
         if (found < 0).any():
             first = pa.scalar(wanted[int(np.argmin(found))]).as_py().hex()
-            raise DataError(f"sample id {first} is not in {self.label!r}; {len(wanted)} were asked for")
+            raise DataError(
+                f"sample id {first} is not in {self.label!r}; {len(wanted)} were asked for"
+            )
         return self._view(found, None, label)
 
     def take_intersection(
@@ -193,7 +197,9 @@ class SplitMixin(SampleCollectionMixin):
         views = {name: self._view(rows, self._all_columns(), name) for name, rows in parts.items()}
         if register:
             rows = self.row_indices
-            origin = self.label if rows is not None and self.label in source.available_splits else None
+            origin = (
+                self.label if rows is not None and self.label in source.available_splits else None
+            )
             source._register_splits(views, SplitRecord(splitter, tuple(views), origin, rows))
         return views if return_views else None
 
@@ -310,10 +316,14 @@ def warn_overlap(parts: Mapping[str, IntArray]) -> None:
         for b in names[i + 1 :]:
             shared = len(np.intersect1d(parts[a], parts[b]))
             if shared:
-                warnings.warn(f"splits {a!r} and {b!r} share {shared} rows", UserWarning, stacklevel=4)
+                warnings.warn(
+                    f"splits {a!r} and {b!r} share {shared} rows", UserWarning, stacklevel=4
+                )
 
 
 def _places(among: pa.Array, wanted: pa.Array) -> IntArray:
     """Return where each wanted id stands, -1 where it does not."""
-    found: IntArray = pc.fill_null(pc.index_in(wanted, value_set=among), -1).to_numpy().astype(np.int64)
+    found: IntArray = (
+        pc.fill_null(pc.index_in(wanted, value_set=among), -1).to_numpy().astype(np.int64)
+    )
     return found

@@ -127,7 +127,9 @@ def fit_record(
     """
     for key, values in columns.items():
         if values.dtype.kind not in "biuf":
-            raise ScalerError(f"column {key!r} holds {values.dtype}, not numbers; choose keys= without it")
+            raise ScalerError(
+                f"column {key!r} holds {values.dtype}, not numbers; choose keys= without it"
+            )
     wrapped = scaler.clone_unfitted() if isinstance(scaler, Scaler) else Scaler(scaler)
     stacked = stack(columns)
     rows = stacked if fit_rows is None else stacked[fit_rows]
@@ -140,7 +142,9 @@ def fit_record(
     )
 
 
-def apply_records(records: Iterable[ScalerRecord], columns: Mapping[str, Array]) -> dict[str, Array]:
+def apply_records(
+    records: Iterable[ScalerRecord], columns: Mapping[str, Array]
+) -> dict[str, Array]:
     """Apply a chain of records to raw columns, oldest first.
 
     Parameters
@@ -183,7 +187,9 @@ def last_undoable(records: Sequence[ScalerRecord], domain: str, keys: Sequence[s
             f"{record.scaler.scaler_name} over {list(record.keys)}; undo that one first, with keys="
             f"{list(record.keys)}"
         )
-    raise ScalerError(f"no scaler was applied to {list(keys)} of {domain}; there is nothing to undo")
+    raise ScalerError(
+        f"no scaler was applied to {list(keys)} of {domain}; there is nothing to undo"
+    )
 
 
 def chain(records: Sequence[ScalerRecord], domain: str, keys: Sequence[str]) -> list[ScalerRecord]:

@@ -83,7 +83,9 @@ def _match(
         offered = [name for name in names if domain is None or schema[name].domain == domain]
         keys = [schema[name].key for name in offered]
         near = offered if "." in selector else keys
-        raise UnknownNameError("column" if domain is None else f"column of {domain}", selector, near)
+        raise UnknownNameError(
+            "column" if domain is None else f"column of {domain}", selector, near
+        )
     return found
 
 

@@ -84,7 +84,9 @@ def from_frame(
     return from_columns(data, features, targets, tag_names)
 
 
-def from_table(table: pa.Table, features: Columns, targets: Columns, tags: Columns) -> SampleCollection:
+def from_table(
+    table: pa.Table, features: Columns, targets: Columns, tags: Columns
+) -> SampleCollection:
     """Build a collection from an Arrow table, whose columns are chosen by name."""
     data = {name: table.column(name) for name in table.column_names}
     return from_columns(data, features, targets, tags)
@@ -97,7 +99,9 @@ def read_csv(path: str | Path) -> pa.Table:
 
 def read_parquet(path: str | Path, columns: Sequence[str]) -> pa.Table:
     """Read columns of a Parquet file, or of a folder of them, memory-mapped."""
-    return require("pyarrow.parquet").read_table(_existing(path), columns=list(columns), memory_map=True)
+    return require("pyarrow.parquet").read_table(
+        _existing(path), columns=list(columns), memory_map=True
+    )
 
 
 def named(table: pa.Table) -> bool:
@@ -138,6 +142,7 @@ def _group_length(
     lengths = np.diff([*starts, n])
     odd = np.flatnonzero(lengths != lengths[:1])
     if len(odd):
+
         def group(i: int) -> str:
             return ", ".join(f"{k}={v[rows[starts[i]]]}" for k, v in zip(names, keys, strict=True))
 

@@ -35,7 +35,9 @@ class Accelerator(Configurable):
     def __init__(self, device: str = "cpu", *, pin_memory: bool = False) -> None:
         kind, _, index = str(device).partition(":")
         if kind not in _KINDS or (index and (not index.isdigit() or kind in ("cpu", "mps"))):
-            raise ConfigError(f"device must be cpu, cuda, cuda:N, gpu, gpu:N or mps, got {device!r}")
+            raise ConfigError(
+                f"device must be cpu, cuda, cuda:N, gpu, gpu:N or mps, got {device!r}"
+            )
         self.device, self.pin_memory = device, pin_memory
 
     @classmethod

@@ -125,7 +125,9 @@ class InputBinding(Configurable):
         fs: FeatureSet = self.upstream_ref.resolve()
         view = fs.to_view() if self.split is None else fs.get_split(self.split)
         if not len(view):
-            raise SplitError(f"split {self.split!r} of {fs.label!r} is empty; there is nothing to feed")
+            raise SplitError(
+                f"split {self.split!r} of {fs.label!r} is empty; there is nothing to feed"
+            )
         return view
 
     def materialize_batches(self, *, show_progress: bool = True) -> list[BatchView]:
@@ -239,7 +241,10 @@ def _edge(node: GraphNode, upstream: Any) -> FeatureSetReference:
         return refs[0]
     name = upstream.label if isinstance(upstream, FeatureSet) else str(upstream)
     for ref in refs:
-        if name in (ref.node_label, ref.node_id) or getattr(upstream, "node_id", None) == ref.node_id:
+        if (
+            name in (ref.node_label, ref.node_id)
+            or getattr(upstream, "node_id", None) == ref.node_id
+        ):
             return ref
     raise UnknownNameError(f"FeatureSet of node {node.label!r}", name, [r.node_label for r in refs])
 

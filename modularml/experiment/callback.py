@@ -116,30 +116,54 @@ class Callback(_Listener):
         Callbacks with higher numbers run later.
     """
 
-    def on_phase_start(self, *, experiment: Any, phase: Any, results: PhaseResults | None = None) -> Any:
+    def on_phase_start(
+        self, *, experiment: Any, phase: Any, results: PhaseResults | None = None
+    ) -> Any:
         """Run before the first batch."""
 
     def on_epoch_start(
-        self, *, experiment: Any, phase: Any, exec_ctx: ExecutionContext, results: PhaseResults | None = None
+        self,
+        *,
+        experiment: Any,
+        phase: Any,
+        exec_ctx: ExecutionContext,
+        results: PhaseResults | None = None,
     ) -> Any:
         """Run before an epoch."""
 
     def on_batch_start(
-        self, *, experiment: Any, phase: Any, exec_ctx: ExecutionContext, results: PhaseResults | None = None
+        self,
+        *,
+        experiment: Any,
+        phase: Any,
+        exec_ctx: ExecutionContext,
+        results: PhaseResults | None = None,
     ) -> Any:
         """Run before a batch."""
 
     def on_batch_end(
-        self, *, experiment: Any, phase: Any, exec_ctx: ExecutionContext, results: PhaseResults | None = None
+        self,
+        *,
+        experiment: Any,
+        phase: Any,
+        exec_ctx: ExecutionContext,
+        results: PhaseResults | None = None,
     ) -> Any:
         """Run after a batch, outputs and losses being known."""
 
     def on_epoch_end(
-        self, *, experiment: Any, phase: Any, exec_ctx: ExecutionContext, results: PhaseResults | None = None
+        self,
+        *,
+        experiment: Any,
+        phase: Any,
+        exec_ctx: ExecutionContext,
+        results: PhaseResults | None = None,
     ) -> Any:
         """Run after an epoch, its metrics being logged."""
 
-    def on_phase_end(self, *, experiment: Any, phase: Any, results: PhaseResults | None = None) -> Any:
+    def on_phase_end(
+        self, *, experiment: Any, phase: Any, results: PhaseResults | None = None
+    ) -> Any:
         """Run after the last batch."""
 
     def on_exception(
@@ -192,7 +216,8 @@ class Dispatcher:
     def __init__(self, listeners: Sequence[_Listener], base: type, hooks: Sequence[str]) -> None:
         ordered = sorted(listeners, key=lambda c: c.execution_order)
         self._hooks: dict[str, list[tuple[_Listener, Callable[..., Any]]]] = {
-            hook: [(c, getattr(c, hook)) for c in ordered if _overrides(c, base, hook)] for hook in hooks
+            hook: [(c, getattr(c, hook)) for c in ordered if _overrides(c, base, hook)]
+            for hook in hooks
         }
 
     def listens(self, hook: str) -> bool:
@@ -205,10 +230,16 @@ class Dispatcher:
         return [(listener, result) for listener, result in said if result is not None]
 
 
-def as_results(said: Any, listener: _Listener, edge: str, facts: Mapping[str, Any]) -> list[CallbackResult]:
+def as_results(
+    said: Any, listener: _Listener, edge: str, facts: Mapping[str, Any]
+) -> list[CallbackResult]:
     """Turn what a hook returned into results that say who, when and where."""
     ctx = facts.get("exec_ctx")
-    many = said if isinstance(said, list) and all(isinstance(s, CallbackResult) for s in said) else [said]
+    many = (
+        said
+        if isinstance(said, list) and all(isinstance(s, CallbackResult) for s in said)
+        else [said]
+    )
     found = []
     for one in many:
         result = one if isinstance(one, CallbackResult) else PayloadResult(payload=one)

@@ -63,7 +63,9 @@ class Checkpointing(Configurable):
                 raise ConfigError(f"{name} must be an int of at least 1, got {value!r}")
         hooks = [save_on] if isinstance(save_on, str) else list(save_on)
         if unknown := set(hooks) - PHASE_SAVE_ON - EXPERIMENT_SAVE_ON or not hooks:
-            raise ConfigError(f"save_on must name hooks such as 'epoch_end', got {unknown or hooks}")
+            raise ConfigError(
+                f"save_on must name hooks such as 'epoch_end', got {unknown or hooks}"
+            )
         self._mode, self._save_on, self._every_n = mode, hooks, every_n
         self._directory = None if directory is None else Path(directory)
         self._name_template, self._overwrite = name_template, overwrite
@@ -73,7 +75,9 @@ class Checkpointing(Configurable):
         self._counts: dict[str, int] = {}
         if name_template is not None:
             self.validate_placeholders(
-                name_template, frozenset({"phase", "epoch", "batch", "label", "key"}), "Checkpointing"
+                name_template,
+                frozenset({"phase", "epoch", "batch", "label", "key"}),
+                "Checkpointing",
             )
 
     @property

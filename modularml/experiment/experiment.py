@@ -78,7 +78,9 @@ class Experiment:
         callbacks: list[ExperimentCallback] | None = None,
     ) -> Experiment:
         """Make an experiment of the nodes and the graph that were made so far."""
-        return cls(label, registration_policy, ExperimentContext.get_active(), checkpointing, callbacks)
+        return cls(
+            label, registration_policy, ExperimentContext.get_active(), checkpointing, callbacks
+        )
 
     # -- what there is ------------------------------------------------------------------------
 
@@ -115,7 +117,9 @@ class Experiment:
     def add_callback(self, callback: ExperimentCallback) -> None:
         """Add a callback; anything but an `ExperimentCallback` is a TypeError."""
         if not isinstance(callback, ExperimentCallback):
-            raise TypeError(f"callback must be an ExperimentCallback, got a {type(callback).__name__}")
+            raise TypeError(
+                f"callback must be an ExperimentCallback, got a {type(callback).__name__}"
+            )
         self._callbacks.append(callback)
 
     # -- running ------------------------------------------------------------------------------
@@ -139,8 +143,12 @@ class Experiment:
             If the plan is empty.
         """
         if not len(self._plan):
-            raise ConfigError("the execution plan is empty; add phases to experiment.execution_plan")
-        return self._recorded(lambda runner, into: self._whole(runner, into), self._plan.label, kwargs)
+            raise ConfigError(
+                "the execution plan is empty; add phases to experiment.execution_plan"
+            )
+        return self._recorded(
+            lambda runner, into: self._whole(runner, into), self._plan.label, kwargs
+        )
 
     def run_phase(self, phase: ExperimentPhase, **kwargs: Any) -> Any:
         """Run one phase, whether or not it is in the plan, and keep it in the history.
@@ -243,7 +251,9 @@ class Experiment:
         """
         if checkpointing is not None:
             if unknown := set(checkpointing.save_on) - EXPERIMENT_SAVE_ON:
-                raise ConfigError(f"save_on of an Experiment may hold {sorted(EXPERIMENT_SAVE_ON)}, got {unknown}")
+                raise ConfigError(
+                    f"save_on of an Experiment may hold {sorted(EXPERIMENT_SAVE_ON)}, got {unknown}"
+                )
             Checkpointing.validate_placeholders(
                 checkpointing.name_template or "", frozenset({"label"}), "Experiment"
             )
@@ -302,7 +312,9 @@ class Experiment:
         graph = self.model_graph
         return {
             "model_graph": None if graph is None else graph.get_state(),
-            "featuresets": {fs.label: fs.get_state() for fs in self._ctx.available_featuresets.values()},
+            "featuresets": {
+                fs.label: fs.get_state() for fs in self._ctx.available_featuresets.values()
+            },
             "history": list(self._history),
         }
 
@@ -312,7 +324,9 @@ class Experiment:
         graph = self.model_graph
         if state["model_graph"] is not None:
             if graph is None:
-                raise ConfigError("the state has a model graph, this experiment has none; make it first")
+                raise ConfigError(
+                    "the state has a model graph, this experiment has none; make it first"
+                )
             graph.set_state(state["model_graph"])
         for label, fs in sets.items():
             fs.set_state(state["featuresets"][label])  # type: ignore[attr-defined]
@@ -342,5 +356,3 @@ class Experiment:
     def _check(item: Any, cls: type) -> None:
         if not isinstance(item, cls):
             raise TypeError(f"expected a {cls.__name__}, got a {type(item).__name__}")
-
-

@@ -52,7 +52,9 @@ class Feed:
     ) -> None:
         self.phase, self.policy, self.device = phase, policy, device
         self.bound = {b.source: b for b in bound}
-        self.groups = [next(b for b in bound if b.group == g) for g in range(1 + max(b.group for b in bound))]
+        self.groups = [
+            next(b for b in bound if b.group == g) for g in range(1 + max(b.group for b in bound))
+        ]
         together = {b.source: b.group for b in bound} if training else None
         asked = {
             "training": training,
@@ -77,7 +79,8 @@ class Feed:
         rows = _Rows(self, epoch)
         layout, bundle, phase = self.layout, (self.plan, self.step), self.phase
         streams = [
-            self._stream(slot, column, batches) for slot, column in zip(self.plan.slots, self._columns, strict=True)
+            self._stream(slot, column, batches)
+            for slot, column in zip(self.plan.slots, self._columns, strict=True)
         ]
         for i, tensors in enumerate(zip(*streams, strict=True)):
             ctx = ExecutionContext(phase, epoch, i)

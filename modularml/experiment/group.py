@@ -241,7 +241,9 @@ class PhaseGroup(Configurable):
             if item is key or item.label == key:
                 return item
         shown = getattr(key, "label", key)
-        raise UnknownNameError(f"item of group {self.label!r}", shown, [i.label for i in self._items])
+        raise UnknownNameError(
+            f"item of group {self.label!r}", shown, [i.label for i in self._items]
+        )
 
     def _get(self, key: Any, cls: type[T]) -> T:
         found: Any = self._find(key)

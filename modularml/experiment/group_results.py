@@ -40,7 +40,9 @@ class PhaseGroupResults:
         if not isinstance(result, PhaseResults | PhaseGroupResults):
             raise TypeError(f"result must be of a phase or group, got a {type(result).__name__}")
         if result.label in self._results:
-            raise RegistrationError(f"there is a result {result.label!r} in group {self.label!r} already")
+            raise RegistrationError(
+                f"there is a result {result.label!r} in group {self.label!r} already"
+            )
         self._results[result.label] = result
 
     @property
@@ -111,7 +113,9 @@ class PhaseGroupResults:
         if label is None:
             fitting = [k for k, r in self._results.items() if isinstance(r, cls)]
             if len(fitting) != 1:
-                raise UnknownNameError(f"only {cls.__name__} of {self.label!r}", None, fitting, "give a label")
+                raise UnknownNameError(
+                    f"only {cls.__name__} of {self.label!r}", None, fitting, "give a label"
+                )
             label = fitting[0]
         if label not in self._results:
             raise UnknownNameError(f"result of {self.label!r}", label, self._results)
@@ -127,5 +131,11 @@ class PhaseGroupResults:
         return len(self._results)
 
     def __repr__(self) -> str:
-        inner = "\n".join(f"  {line}" for r in self._results.values() for line in repr(r).split("\n"))
-        return f"PhaseGroupResults({self.label!r})\n{inner}" if inner else f"PhaseGroupResults({self.label!r})"
+        inner = "\n".join(
+            f"  {line}" for r in self._results.values() for line in repr(r).split("\n")
+        )
+        return (
+            f"PhaseGroupResults({self.label!r})\n{inner}"
+            if inner
+            else f"PhaseGroupResults({self.label!r})"
+        )

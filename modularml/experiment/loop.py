@@ -97,7 +97,13 @@ def run_phase(
         with ExitStack() as stack:
             stack.enter_context(feed.plan.adapter.modes(feed.plan.modes))
             epochs = stack.enter_context(
-                bar(phase.n_epochs, phase.label, show=display.epochs, persist=display.keep, unit="epoch")
+                bar(
+                    phase.n_epochs,
+                    phase.label,
+                    show=display.epochs,
+                    persist=display.keep,
+                    unit="epoch",
+                )
             )
             hooks("on_phase_start")
             for epoch in range(phase.n_epochs):
@@ -128,7 +134,9 @@ def _run_epoch(
     hooks("on_epoch_start", epoch, exec_ctx=ctx)
     values: list[Sequence[Any]] = []
     label = f"epoch {epoch}"
-    with bar(len(sizes), label, show=display.batches, persist=display.keep_batches, unit="batch") as drawn:
+    with bar(
+        len(sizes), label, show=display.batches, persist=display.keep_batches, unit="batch"
+    ) as drawn:
         for ctx in steps:
             if before:
                 hooks("on_batch_start", epoch, exec_ctx=ctx)

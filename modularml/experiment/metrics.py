@@ -96,7 +96,9 @@ class MetricStore:
         """
         values = [v for e, v in self._epochs.get(name, []) if e == epoch]
         if not values:
-            values = [float(x) for e, b in self._batches.get(name, []) if e == epoch for x in b[:, 1]]
+            values = [
+                float(x) for e, b in self._batches.get(name, []) if e == epoch for x in b[:, 1]
+            ]
         if not values:
             raise MetricNotLoggedError(
                 f"nobody logs the metric {name!r} in epoch {epoch}; {closest(name, self.names)}. Add an "

@@ -117,7 +117,9 @@ class ExperimentPhase(Configurable):
         """Resolve everything that can be known before the first batch."""
         graph = self.graph()
         graph.build()
-        bound = bind(self.input_sources, self.heads(graph), batch_size=self.batch_size, phase=self.label)
+        bound = bind(
+            self.input_sources, self.heads(graph), batch_size=self.batch_size, phase=self.label
+        )
         device = self.accelerator.place(graph) if self.accelerator is not None else None
         return Feed(
             self.label,

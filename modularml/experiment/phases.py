@@ -76,7 +76,9 @@ class TrainPhase(ExperimentPhase):
         if not isinstance(n_epochs, int) or isinstance(n_epochs, bool) or n_epochs < 1:
             raise ConfigError(f"n_epochs must be an int of at least 1, got {n_epochs!r}")
         if not losses:
-            raise LossError(f"phase {label!r} needs at least one loss; pass losses=[AppliedLoss(...)]")
+            raise LossError(
+                f"phase {label!r} needs at least one loss; pass losses=[AppliedLoss(...)]"
+            )
         super().__init__(
             label,
             input_sources=input_sources,
@@ -154,11 +156,15 @@ class TrainPhase(ExperimentPhase):
         """
         if checkpointing is not None:
             if unknown := set(checkpointing.save_on) - PHASE_SAVE_ON:
-                raise ConfigError(f"save_on of a TrainPhase may hold {sorted(PHASE_SAVE_ON)}, got {unknown}")
+                raise ConfigError(
+                    f"save_on of a TrainPhase may hold {sorted(PHASE_SAVE_ON)}, got {unknown}"
+                )
             if checkpointing.mode == "disk":
                 raise ConfigError("checkpoints of a phase are kept in memory; pass mode='memory'")
             Checkpointing.validate_placeholders(
-                checkpointing.name_template or "", frozenset({"phase", "epoch", "batch"}), "TrainPhase"
+                checkpointing.name_template or "",
+                frozenset({"phase", "epoch", "batch"}),
+                "TrainPhase",
             )
         self._checkpointing = checkpointing
 
@@ -196,7 +202,9 @@ class TrainPhase(ExperimentPhase):
         val_loss_metric : str
             Metric shown beside the bar.
         """
-        display = Display(batches=show_training_progress, keep=persist_progress, watch=val_loss_metric)
+        display = Display(
+            batches=show_training_progress, keep=persist_progress, watch=val_loss_metric
+        )
         for ctx in iterate(self, self.n_epochs, display):
             yield ctx
             if results is not None and ctx.outs:
@@ -245,7 +253,9 @@ class EvalPhase(ExperimentPhase):
         accelerator: Accelerator | str | None = None,
     ) -> None:
         if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-            raise ConfigError(f"batch_size must be an int of at least 1 or None, got {batch_size!r}")
+            raise ConfigError(
+                f"batch_size must be an int of at least 1 or None, got {batch_size!r}"
+            )
         super().__init__(
             label,
             input_sources=input_sources,

@@ -59,7 +59,12 @@ def predict(
 
 
 def _finished(
-    flows: Mapping[Any, Any], node: ComputeNode, parts: list[Array], reader: _Reader, unscale: bool, fmt: str
+    flows: Mapping[Any, Any],
+    node: ComputeNode,
+    parts: list[Array],
+    reader: _Reader,
+    unscale: bool,
+    fmt: str,
 ) -> Any:
     values = np.concatenate(parts)
     leaf = scaled_target(flows.get((node.node_id, "targets")))
@@ -86,7 +91,9 @@ class _Reader:
     def column(self, slot: InputSlot) -> Array:
         """Return the stacked columns of a slot."""
         fs: FeatureSet = slot.source.ref.resolve()
-        if self.view is not None and self.view.source.collection.schema.columns.keys() >= set(slot.columns):
+        if self.view is not None and self.view.source.collection.schema.columns.keys() >= set(
+            slot.columns
+        ):
             return stack({name: self.view.column(name) for name in slot.columns})
         return stack(self._transformed(fs, slot.columns))
 
@@ -115,7 +122,9 @@ class _Reader:
         if "" in raw:  # a bare array: the columns in order, stacked on axis 1
             return _unstacked(raw[""], key, keys, fs)
         if key not in raw:
-            raise DataError(f"data lacks the column {key!r}, which the graph reads; it has {sorted(raw)}")
+            raise DataError(
+                f"data lacks the column {key!r}, which the graph reads; it has {sorted(raw)}"
+            )
         return raw[key]
 
 

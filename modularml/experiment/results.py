@@ -184,8 +184,11 @@ class PhaseResults:
 
     def plot(self, *, path: Any = None, **kwargs: Any) -> Any:
         """Draw the metrics of whole epochs as curves and return the figure."""
-        return self.metrics().where(batch=None).select(batch=None).plot(
-            x="epoch", title=kwargs.pop("title", self.label), path=path
+        return (
+            self.metrics()
+            .where(batch=None)
+            .select(batch=None)
+            .plot(x="epoch", title=kwargs.pop("title", self.label), path=path)
         )
 
     def __repr__(self) -> str:
@@ -366,9 +369,6 @@ def _read(
     return value if fmt is None else convert_array(as_numpy(value), fmt)
 
 
-
-
 def _unique(parts: Sequence[Array]) -> Array:
     rows = np.concatenate(parts)
     return rows[np.sort(np.unique(rows, return_index=True)[1])]
-

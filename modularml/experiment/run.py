@@ -67,7 +67,9 @@ class ExperimentRun:
     def __repr__(self) -> str:
         end = self.ended_at or datetime.now(UTC)
         seconds = (end - self.started_at).total_seconds()
-        return f"ExperimentRun({self.label!r}, {self.status}, {seconds:.1f} s, {self.results.labels})"
+        return (
+            f"ExperimentRun({self.label!r}, {self.status}, {seconds:.1f} s, {self.results.labels})"
+        )
 
 
 class Runner:

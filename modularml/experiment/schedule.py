@@ -68,7 +68,9 @@ def schedule(epochs: Sequence[EpochBatches], policy: BatchSchedulingPolicy) -> l
     return [e if e.n_batches == n else _taken(e, np.arange(n) % e.n_batches) for e in epochs]
 
 
-def _taken(epoch: EpochBatches, batches: np.ndarray[tuple[int], np.dtype[np.int64]]) -> EpochBatches:
+def _taken(
+    epoch: EpochBatches, batches: np.ndarray[tuple[int], np.dtype[np.int64]]
+) -> EpochBatches:
     sizes = np.asarray(epoch.sizes)[batches]
     rows = {
         role: np.concatenate([epoch.batch(int(i), role) for i in batches]) for role in epoch.rows

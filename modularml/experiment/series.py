@@ -91,7 +91,9 @@ class AxisSeries(Generic[T]):
         chosen = axes or tuple(a for a in self._axes if len(self.axis_values(a)) == 1)
         for axis in chosen:
             if len(self.axis_values(axis)) > 1:
-                raise DataError(f"axis {axis!r} has {len(self.axis_values(axis))} places; choose one with where()")
+                raise DataError(
+                    f"axis {axis!r} has {len(self.axis_values(axis))} places; choose one with where()"
+                )
         kept = [i for i, a in enumerate(self._axes) if a not in chosen]
         data = {tuple(key[i] for i in kept): value for key, value in self._data.items()}
         return AxisSeries([self._axes[i] for i in kept], data, self._kind)
@@ -119,7 +121,9 @@ class AxisSeries(Generic[T]):
         """Return the last value, in order of appearance or along an axis."""
         return self._end(-1, sort_by)
 
-    def collapse(self, axis: str, reducer: str | Callable[[list[T]], Any] = "mean") -> AxisSeries[Any]:
+    def collapse(
+        self, axis: str, reducer: str | Callable[[list[T]], Any] = "mean"
+    ) -> AxisSeries[Any]:
         """Reduce an axis away.
 
         Parameters

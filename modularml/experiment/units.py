@@ -18,7 +18,9 @@ def scaled_target(flow: Flow) -> Leaf | None:
     return flow if any(name.endswith(".transformed") for name in flow.columns) else None
 
 
-def to_own_units(ctx: ExecutionContext, node_id: str, values: Array, role: str = "default") -> Array:
+def to_own_units(
+    ctx: ExecutionContext, node_id: str, values: Array, role: str = "default"
+) -> Array:
     """Undo the scaling of the targets on values of the same shape.
 
     Raises
@@ -29,7 +31,9 @@ def to_own_units(ctx: ExecutionContext, node_id: str, values: Array, role: str =
     layout = ctx.layout
     flow = layout.flows.get((node_id, "targets")) if layout is not None else None
     if flow is not None and not isinstance(flow, Leaf):
-        raise ScalerError("targets merged from several inputs cannot be unscaled together; use 'first'")
+        raise ScalerError(
+            "targets merged from several inputs cannot be unscaled together; use 'first'"
+        )
     leaf = scaled_target(flow)
     if leaf is None or layout is None:
         return values

@@ -37,7 +37,9 @@ def build_nodes(nodes: Sequence[ComputeNode], tails: set[str], *, force: bool = 
     flows = flows_of(nodes)
     for node in nodes:
         incoming = [_shape_of(node, ref, shapes) for ref in node.upstream_refs]
-        wanted = _target_shape(flows.get((node.node_id, "targets"))) if node.node_id in tails else None
+        wanted = (
+            _target_shape(flows.get((node.node_id, "targets"))) if node.node_id in tails else None
+        )
         try:
             shapes[node.node_id] = node.build_from(incoming, wanted, force=force)
         except ShapeError as error:
@@ -45,7 +47,9 @@ def build_nodes(nodes: Sequence[ComputeNode], tails: set[str], *, force: bool = 
                 f"{ref.node_label!r} gives {shape}"
                 for ref, shape in zip(node.upstream_refs, incoming, strict=True)
             )
-            raise ShapeError(f"node {node.label!r} does not fit what it reads ({given}): {error}") from error
+            raise ShapeError(
+                f"node {node.label!r} does not fit what it reads ({given}): {error}"
+            ) from error
 
 
 def columns_shape(ref: FeatureSetReference, domain: str, label: str) -> Shape:
@@ -61,7 +65,9 @@ def columns_shape(ref: FeatureSetReference, domain: str, label: str) -> Shape:
     schema = ref.resolve().collection.schema
     columns = ref.columns(domain)
     if not columns:
-        raise GraphError(f"node {label!r} reads no {domain} of {ref.node_label!r}; name some in the reference")
+        raise GraphError(
+            f"node {label!r} reads no {domain} of {ref.node_label!r}; name some in the reference"
+        )
     shapes = {name: schema[name].shape for name in columns}
     if len(set(shapes.values())) > 1:
         shown = ", ".join(f"{name}: {shape}" for name, shape in shapes.items())
@@ -95,5 +101,3 @@ def _target_shape(flow: Flow) -> Shape | None:
         shapes = [_target_shape(part) for part in flow.parts]
         return shapes[0] if len(set(shapes)) == 1 else None
     return None
-
-

@@ -47,10 +47,14 @@ def draw(
             if isinstance(ref, FeatureSetReference):
                 fs = ref.resolve()
                 boxes.setdefault(fs.node_id, _featureset(fs, domains, show_splits))
-                edges.append(DiagramEdge(fs.node_id, node.node_id, _shape_text(_input_shape(ref, node))))
+                edges.append(
+                    DiagramEdge(fs.node_id, node.node_id, _shape_text(_input_shape(ref, node)))
+                )
             else:
                 above = nodes[resolve_id(ref)]
-                edges.append(DiagramEdge(above.node_id, node.node_id, _shape_text(_output_shape(above))))
+                edges.append(
+                    DiagramEdge(above.node_id, node.node_id, _shape_text(_output_shape(above)))
+                )
     return Diagram(title, tuple(boxes.values()), tuple(edges), direction="LR")
 
 
@@ -62,7 +66,9 @@ def _box(node: ComputeNode, show_frozen: bool) -> DiagramNode:
     inner = getattr(model, "inner", None)
     lines = [type(inner if inner is not None else model).__name__]
     if node.is_built:
-        count = sum(p.numel() if hasattr(p, "numel") else p.size for p in node.parameters().values())
+        count = sum(
+            p.numel() if hasattr(p, "numel") else p.size for p in node.parameters().values()
+        )
         lines.append(f"{count:,} parameters")
         lines.append(f"out {_shape_text(node.output_shape)}")
     lines += ["frozen"] if frozen else []
@@ -74,7 +80,9 @@ def _featureset(fs: Any, domains: tuple[str, ...], show_splits: bool) -> Diagram
     lines = [f"{fs.n_samples:,} rows"]
     for domain in domains:
         keys = fs.collection.schema.keys(domain)
-        lines += [f"{domain}: {', '.join(keys[:6])}{', ...' if len(keys) > 6 else ''}"] if keys else []
+        lines += (
+            [f"{domain}: {', '.join(keys[:6])}{', ...' if len(keys) > 6 else ''}"] if keys else []
+        )
     if show_splits:
         lines += [f"{name}: {view.n_samples:,}" for name, view in fs.splits.items()]
     return DiagramNode(fs.node_id, fs.label, tuple(lines), kind="featureset")

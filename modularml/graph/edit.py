@@ -36,7 +36,9 @@ def replaced(nodes: Mapping[str, GraphNode], old: GraphNode, new: GraphNode) -> 
     return wiring
 
 
-def inserted_before(nodes: Mapping[str, GraphNode], new: GraphNode, downstream: GraphNode) -> Wiring:
+def inserted_before(
+    nodes: Mapping[str, GraphNode], new: GraphNode, downstream: GraphNode
+) -> Wiring:
     """Return the wiring with a node that takes over all inputs of another."""
     wiring = wiring_of(nodes)
     wiring[new.node_id] = downstream.upstream_refs

@@ -40,9 +40,7 @@ def column_tensor(
     return collection.tensors[key]
 
 
-def pieces(
-    adapter: BackendAdapter, column: Any, rows: IntArray, sizes: list[int]
-) -> Iterator[Any]:
+def pieces(adapter: BackendAdapter, column: Any, rows: IntArray, sizes: list[int]) -> Iterator[Any]:
     """Yield batches of a column.
 
     Rows are gathered in chunks of tens of megabytes; each batch is a slice of a chunk.
@@ -68,7 +66,9 @@ def pieces(
         at += n
 
 
-def frozen_outputs(plan: StepPlan, node_id: str, view: FeatureSetView, device: Any = None) -> Any | None:
+def frozen_outputs(
+    plan: StepPlan, node_id: str, view: FeatureSetView, device: Any = None
+) -> Any | None:
     """Compute the outputs of a frozen node once, for every row of a view.
 
     Returns
@@ -135,7 +135,9 @@ def _from_samples(plan: StepPlan, slot: InputSlot, given: Any) -> Any:
         values = given if slot.shape is None else given.reshape(len(given), *slot.shape)
         return plan.adapter.from_numpy(values, dtype=slot.dtype)
     if not hasattr(given, "shape"):
-        raise GraphError(f"an input must be a batch, samples or a tensor, got a {type(given).__name__}")
+        raise GraphError(
+            f"an input must be a batch, samples or a tensor, got a {type(given).__name__}"
+        )
     return given
 
 
@@ -152,5 +154,3 @@ def _repeatable(adapter: BackendAdapter, run: Any, rows: IntArray) -> bool:
     half = adapter.to_numpy(run(rows[: max(1, len(rows) // 2)]))
     same = np.array_equal(first, again, equal_nan=True)
     return same and np.allclose(first[: len(half)], half, rtol=1e-4, atol=1e-5, equal_nan=True)
-
-

@@ -69,14 +69,17 @@ class MergeNode(ComputeNode):
     def strategy(self, domain: str) -> StrategyType:
         """Return how a domain is merged: an axis, a strategy, or one upstream."""
 
-    def build_from(self, shapes: Sequence[Shape], wanted: Shape | None, *, force: bool = False) -> Shape:
+    def build_from(
+        self, shapes: Sequence[Shape], wanted: Shape | None, *, force: bool = False
+    ) -> Shape:
         """Check that the inputs can be merged and return the merged shape."""
         blank = [np.zeros((1, *shape)) for shape in shapes]
         try:
             merged = self.apply_merge(blank)
         except ShapeError as error:
             names = ", ".join(
-                f"{ref.node_label}: {shape}" for ref, shape in zip(self.upstream_refs, shapes, strict=True)
+                f"{ref.node_label}: {shape}"
+                for ref, shape in zip(self.upstream_refs, shapes, strict=True)
             )
             raise ShapeError(f"node {self.label!r} cannot merge {names}: {error}") from error
         self._output_shape = tuple(merged.shape[1:])
@@ -109,7 +112,9 @@ class MergeNode(ComputeNode):
             if ref.node_label == mine.node_label:
                 return place
         raise UnknownNameError(
-            f"upstream of {self.label!r}", ref.node_label, [r.node_label for r in self.upstream_refs]
+            f"upstream of {self.label!r}",
+            ref.node_label,
+            [r.node_label for r in self.upstream_refs],
         )
 
     @abstractmethod
@@ -162,7 +167,11 @@ class ConcatNode(MergeNode):
     ) -> None:
         if not isinstance(concat_axis, int) or isinstance(concat_axis, bool):
             raise ConfigError(f"concat_axis must be an int, got {concat_axis!r}")
-        self.concat_axis, self.pad_inputs, self.pad_value = concat_axis, pad_inputs, float(pad_value)
+        self.concat_axis, self.pad_inputs, self.pad_value = (
+            concat_axis,
+            pad_inputs,
+            float(pad_value),
+        )
         self.concat_axis_targets = _strategy("concat_axis_targets", concat_axis_targets, label)
         self.concat_axis_tags = _strategy("concat_axis_tags", concat_axis_tags, label)
         self.pad_mode = _enum("pad_mode", PadMode, pad_mode)
@@ -276,10 +285,14 @@ def _batch_axis(how: Any, values: Sequence[Any]) -> int:
     """Return the axis with the batch counted, after checking that every value has it."""
     rank = values[0].ndim
     if len({v.ndim for v in values}) > 1:
-        raise ShapeError(f"inputs have unlike numbers of axes: {[tuple(v.shape[1:]) for v in values]}")
+        raise ShapeError(
+            f"inputs have unlike numbers of axes: {[tuple(v.shape[1:]) for v in values]}"
+        )
     axis = how + 1 if how >= 0 else rank + how
     if not 1 <= axis < rank:
-        raise ShapeError(f"axis {how} is not there in samples of shape {tuple(values[0].shape[1:])}")
+        raise ShapeError(
+            f"axis {how} is not there in samples of shape {tuple(values[0].shape[1:])}"
+        )
     return int(axis)
 
 
@@ -306,7 +319,9 @@ def _strategy(name: str, value: Any, label: str) -> StrategyType:
         return _enum(name, MergeStrategy, value)
     if hasattr(value, "node_id"):
         return as_reference(value, value.context, label)
-    raise ConfigError(f"{name} must be an axis, 'first', 'last', 'mean' or a reference, got {value!r}")
+    raise ConfigError(
+        f"{name} must be an axis, 'first', 'last', 'mean' or a reference, got {value!r}"
+    )
 
 
 def _enum(name: str, cls: Any, value: Any) -> Any:

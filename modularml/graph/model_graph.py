@@ -410,7 +410,11 @@ class ModelGraph(Configurable, Stateful):
         domains = tuple(name for name, wanted in asked.items() if wanted)
         with self._ctx_of_run():
             return draw(
-                self._nodes, self.label, domains=domains, show_frozen=show_frozen, show_splits=show_splits
+                self._nodes,
+                self.label,
+                domains=domains,
+                show_frozen=show_frozen,
+                show_splits=show_splits,
             )
 
     def __repr__(self) -> str:
@@ -455,7 +459,9 @@ class ModelGraph(Configurable, Stateful):
         if any(n is node or n.label == node.label for n in others):
             raise GraphError(f"the graph has a node {node.label!r} already; choose another label")
 
-    def _insert(self, new: GraphNode, how: Callable[..., edit.Wiring], *ends: GraphNode) -> ModelGraph:
+    def _insert(
+        self, new: GraphNode, how: Callable[..., edit.Wiring], *ends: GraphNode
+    ) -> ModelGraph:
         self._add_checked(new)
         return self._edited({**self._nodes, new.node_id: new}, how(self.nodes, new, *ends))
 
@@ -546,10 +552,14 @@ class ModelGraph(Configurable, Stateful):
     ) -> list[Optimizer]:
         if not losses:
             raise LossError("training needs at least one loss; pass losses=[AppliedLoss(...)]")
-        moving = [n for n in nodes if isinstance(n, ModelNode) and not n.is_frozen and n.has_weights]
+        moving = [
+            n for n in nodes if isinstance(n, ModelNode) and not n.is_frozen and n.has_weights
+        ]
         if not moving:
             labels = [n.label for n in nodes]
-            raise GraphError(f"nothing can be trained: the nodes {labels} are frozen or have no weights; unfreeze() one")
+            raise GraphError(
+                f"nothing can be trained: the nodes {labels} are frozen or have no weights; unfreeze() one"
+            )
         if self._optimizer is not None:
             return [self._optimizer]
         if missing := [n.label for n in moving if n.optimizer is None]:
@@ -570,15 +580,15 @@ class ModelGraph(Configurable, Stateful):
             plan, step = ctx.plan
             tensors = ctx.tensors
         else:
-            plan, step = self.plan(losses, training=training, active_nodes=active_nodes, roles=_roles(ctx))
+            plan, step = self.plan(
+                losses, training=training, active_nodes=active_nodes, roles=_roles(ctx)
+            )
             tensors = fill(plan, ctx)
         with plan.adapter.modes(plan.modes):
             run_step(ctx, plan, step, tensors)
 
 
-def run_step(
-    ctx: ExecutionContext, plan: StepPlan, step: Callable[..., Any], tensors: Any
-) -> None:
+def run_step(ctx: ExecutionContext, plan: StepPlan, step: Callable[..., Any], tensors: Any) -> None:
     """Run a step on tensors and write what came out to its context.
 
     Raises
@@ -621,4 +631,3 @@ def _roles(ctx: ExecutionContext) -> tuple[str, ...]:
         if roles:
             return tuple(roles)
     return ("default",)
-

@@ -131,12 +131,18 @@ class ModelNode(ComputeNode):
             raise ShapeError(f"node {self.label!r}: {error}") from error
         if self._freeze:
             adapter_for(self.backend).set_frozen(self._model.module, True)
-        if self._optimizer is not None and (force or not self._optimizer.is_built) and self.has_weights:
+        if (
+            self._optimizer is not None
+            and (force or not self._optimizer.is_built)
+            and self.has_weights
+        ):
             self._optimizer.build(
                 parameters=self.parameters(), backend=self.backend, force_rebuild=force
             )
 
-    def build_from(self, shapes: Sequence[Shape], wanted: Shape | None, *, force: bool = False) -> Shape:
+    def build_from(
+        self, shapes: Sequence[Shape], wanted: Shape | None, *, force: bool = False
+    ) -> Shape:
         """Build for this input and return the output's shape."""
         self.build_model(shapes[0], wanted, force=force)
         return self.output_shape
@@ -186,11 +192,17 @@ class ModelNode(ComputeNode):
             As came in, with outputs in place of features.
         """
         if isinstance(batch, Batch):
-            return Batch(self.forward_single(batch.role_data, **kwargs), batch.role_weights, batch.role_masks)
+            return Batch(
+                self.forward_single(batch.role_data, **kwargs), batch.role_weights, batch.role_masks
+            )
         if isinstance(batch, RoleData):
-            return RoleData({role: self.forward_single(data, **kwargs) for role, data in batch.items()})
+            return RoleData(
+                {role: self.forward_single(data, **kwargs) for role, data in batch.items()}
+            )
         if not isinstance(batch, SampleData):
-            raise TypeError(f"node {self.label!r} takes SampleData, RoleData or Batch, got {type(batch).__name__}")
+            raise TypeError(
+                f"node {self.label!r} takes SampleData, RoleData or Batch, got {type(batch).__name__}"
+            )
         return batch.with_outputs(self._model.module(self._tensor(batch), **kwargs))
 
     __call__ = forward_single
@@ -208,7 +220,9 @@ class ModelNode(ComputeNode):
         if self._freeze:
             raise GraphError(f"node {self.label!r} is frozen; unfreeze() it to train it")
         if self._optimizer is None:
-            raise OptimizerNotSetError(f"node {self.label!r} has no optimizer; give it one, or train the graph")
+            raise OptimizerNotSetError(
+                f"node {self.label!r} has no optimizer; give it one, or train the graph"
+            )
         self._graph().train_step(ctx, losses, active_nodes=[self])
 
     def eval_step(self, ctx: ExecutionContext, losses: list[AppliedLoss] | None = None) -> None:
@@ -220,7 +234,9 @@ class ModelNode(ComputeNode):
             If the node is not frozen.
         """
         if not self._freeze:
-            raise GraphError(f"node {self.label!r} is not frozen; freeze() it, or use the graph's eval_step")
+            raise GraphError(
+                f"node {self.label!r} is not frozen; freeze() it, or use the graph's eval_step"
+            )
         self._graph().eval_step(ctx, losses or [], active_nodes=[self])
 
     # -- config and state ---------------------------------------------------------------------
@@ -282,4 +298,3 @@ class ModelNode(ComputeNode):
         if shape is None:
             raise GraphError(f"node {self.label!r} has not been built; call graph.build()")
         return shape
-

@@ -83,9 +83,13 @@ class GraphNode(ExperimentNode, Configurable, Stateful):
         return cls(**{name: decode(value) for name, value in config.items()}, register=register)
 
     def _check_upstream(self, label: str, refs: Sequence[ExperimentNodeReference]) -> None:
-        most = type(self).max_upstream_refs if isinstance(type(self).max_upstream_refs, int) else None
+        most = (
+            type(self).max_upstream_refs if isinstance(type(self).max_upstream_refs, int) else None
+        )
         if not refs:
-            raise GraphError(f"node {label!r} reads from nothing; give it an upstream node or FeatureSet")
+            raise GraphError(
+                f"node {label!r} reads from nothing; give it an upstream node or FeatureSet"
+            )
         if most is not None and len(refs) > most:
             raise GraphError(
                 f"node {label!r} takes {most} input(s), got {len(refs)}; put a ConcatNode before it"
@@ -117,7 +121,9 @@ class ComputeNode(GraphNode):
         return False
 
     @abstractmethod
-    def build_from(self, shapes: Sequence[Shape], wanted: Shape | None, *, force: bool = False) -> Shape:
+    def build_from(
+        self, shapes: Sequence[Shape], wanted: Shape | None, *, force: bool = False
+    ) -> Shape:
         """Build for inputs of these shapes and return the output's shape.
 
         Parameters

@@ -15,7 +15,13 @@ from modularml._typing import Shape
 from modularml.backends import BackendAdapter, adapter_for
 from modularml.data.execution import Flow, Layout, Leaf, Merged, Source
 from modularml.data.references import FeatureSetReference
-from modularml.errors import BackendNotSupportedError, GraphError, LossError, ShapeError, UnknownNameError
+from modularml.errors import (
+    BackendNotSupportedError,
+    GraphError,
+    LossError,
+    ShapeError,
+    UnknownNameError,
+)
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
 from modularml.training import AppliedLoss, LossInput
@@ -187,12 +193,18 @@ def compile_plan(
     LossError, ShapeError
         If a loss asks for what its node has not, or shapes do not fit.
     """
-    return _Compiler(nodes, training, roles, set(detach_after)).compile(losses, optimizers, together)
+    return _Compiler(nodes, training, roles, set(detach_after)).compile(
+        losses, optimizers, together
+    )
 
 
 class _Compiler:
     def __init__(
-        self, nodes: Sequence[ComputeNode], training: bool, roles: Sequence[str], detach_after: set[str]
+        self,
+        nodes: Sequence[ComputeNode],
+        training: bool,
+        roles: Sequence[str],
+        detach_after: set[str],
     ) -> None:
         self.nodes, self.training, self.roles = list(nodes), training, tuple(roles)
         self.detach_after = detach_after
@@ -361,7 +373,9 @@ class _Compiler:
     def _role(self, applied: AppliedLoss, role: str | None) -> str:
         if role is None:
             if len(self.roles) > 1 and "default" not in self.roles:
-                raise LossError(f"loss {applied.label!r} must name a role: one of {list(self.roles)}")
+                raise LossError(
+                    f"loss {applied.label!r} must name a role: one of {list(self.roles)}"
+                )
             return self.roles[0]
         if role not in self.roles:
             raise LossError(
@@ -471,7 +485,9 @@ def _pick_column(
     for leaf in _leaves(flows[node.node_id, "features"]):
         schema = leaf.source.ref.resolve().collection.schema
         name = str(item.column)
-        if name.count(".") < 2 and any(s.key == name.split(".")[-1] for s in schema.columns.values()):
+        if name.count(".") < 2 and any(
+            s.key == name.split(".")[-1] for s in schema.columns.values()
+        ):
             key = name.split(".")[-1]
             name = schema.newest(schema.domain_of(key), key)
         if name in schema.columns:
@@ -501,7 +517,9 @@ def _squeezed(shape: Shape) -> Shape:
     return tuple(n for n in shape if n != 1)
 
 
-def _misfit(applied: AppliedLoss, on: ComputeNode, out: Shape, target: Shape, wants: str) -> ShapeError:
+def _misfit(
+    applied: AppliedLoss, on: ComputeNode, out: Shape, target: Shape, wants: str
+) -> ShapeError:
     return ShapeError(
         f"loss {applied.label!r} wants {wants}: outputs of node {on.label!r} have shape {out}, its "
         f"targets have shape {target}. Change the node's output_shape, the targets of the reference, "

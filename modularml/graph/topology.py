@@ -25,7 +25,9 @@ def topological(upstream: Edges, labels: Mapping[str, str]) -> list[str]:
         return list(graphlib.TopologicalSorter(upstream).static_order())
     except graphlib.CycleError as error:
         circle = " -> ".join(labels.get(n, n) for n in error.args[1])
-        raise GraphError(f"nodes read from each other in a circle: {circle}; remove one edge") from None
+        raise GraphError(
+            f"nodes read from each other in a circle: {circle}; remove one edge"
+        ) from None
 
 
 def heads(upstream: Edges) -> list[str]:

@@ -6,7 +6,6 @@ import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -102,10 +101,16 @@ class BaseSampler(Configurable, Stateful, ABC):
         show_progress: bool = True,
         sources: list[FeatureSet | FeatureSetView] | None = None,
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        if (
+            isinstance(batch_size, bool)
+            or not isinstance(batch_size, int | np.integer)
+            or batch_size < 1
+        ):
             raise ConfigError(f"batch_size must be an int of at least 1, got {batch_size!r}")
         if group_by is not None and stratify_by is not None:
-            raise ConfigError("give group_by or stratify_by, not both: a batch of one group has no strata")
+            raise ConfigError(
+                "give group_by or stratify_by, not both: a batch of one group has no strata"
+            )
         self.batch_size, self.shuffle, self.drop_last = int(batch_size), shuffle, drop_last
         self.group_by, self.group_by_role = group_by, group_by_role
         self.stratify_by, self.stratify_by_role = stratify_by, stratify_by_role
@@ -126,7 +131,9 @@ class BaseSampler(Configurable, Stateful, ABC):
             If the view is empty, or no batch is left of it.
         """
         if not len(view):
-            raise DataError(f"split {view.label!r} of {view.source.label!r} is empty; nothing to sample")
+            raise DataError(
+                f"split {view.label!r} of {view.source.label!r} is empty; nothing to sample"
+            )
         batches = self.sample(view, epoch)
         if not batches.n_batches:
             raise DataError(

@@ -40,13 +40,13 @@ class BaseSplitter(Configurable, ABC):
     Examples
     --------
     >>> import numpy as np
-    >>> class FirstRows(BaseSplitter):
+    >>> class HeadSplitter(BaseSplitter):
     ...     def __init__(self, n_first):
     ...         self.n_first = n_first
     ...
     ...     def assign(self, n, *, columns):
     ...         return {"first": np.arange(self.n_first), "rest": np.arange(self.n_first, n)}
-    >>> FirstRows(2).split(5)["rest"].tolist()
+    >>> HeadSplitter(2).split(5)["rest"].tolist()
     [2, 3, 4]
     """
 

@@ -63,7 +63,9 @@ class LossInput:
         if isinstance(item, ExperimentNode):
             return cls(item.label, "outputs")
         if not isinstance(item, str) or not item:
-            raise ConfigError(f"loss input must be a string or a reference, got {item!r}; {_EXPECTED}")
+            raise ConfigError(
+                f"loss input must be a string or a reference, got {item!r}; {_EXPECTED}"
+            )
         return cls._parse_text(item)
 
     @classmethod

@@ -93,7 +93,12 @@ class Loss(Configurable):
             raise ConfigError("give exactly one of loss and factory")
         if loss is not None and not isinstance(loss, str) and not callable(loss):
             raise ConfigError(f"loss must be a name, a class or a callable, got {loss!r}")
-        self.loss, self.loss_kwargs, self.reduction, self.factory = loss, loss_kwargs, reduction, factory
+        self.loss, self.loss_kwargs, self.reduction, self.factory = (
+            loss,
+            loss_kwargs,
+            reduction,
+            factory,
+        )
         found = backend_of(loss) if loss is not None and not isinstance(loss, str) else Backend.NONE
         self._backend = None if found is Backend.NONE else found
         if backend is not None:
@@ -175,7 +180,9 @@ class Loss(Configurable):
         elif self._backend is None:
             self._set_backend(backend)
         if self.backend is not backend:
-            raise LossError(f"{self!r} belongs to {self.backend.value}, its node to {backend.value}")
+            raise LossError(
+                f"{self!r} belongs to {self.backend.value}, its node to {backend.value}"
+            )
         assert self._callable is not None
         return self._callable
 
@@ -183,7 +190,11 @@ class Loss(Configurable):
         """Return a callable that averages by itself, where that is the same and faster."""
         cls = self.cls
         plain = self.reduction == "none" and cls is not None and not (self.loss_kwargs or {})
-        if not plain or cls is None or cls.__name__ not in (ELEMENTWISE | CLASS_INDEX) - {"KLDivLoss"}:
+        if (
+            not plain
+            or cls is None
+            or cls.__name__ not in (ELEMENTWISE | CLASS_INDEX) - {"KLDivLoss"}
+        ):
             return None
         made = self._make("mean", {})
         forward: Callable[..., Any] = getattr(made, "forward", made)

@@ -10,7 +10,12 @@ import numpy as np
 
 from modularml.backends import Backend, adapter_for, backend_of
 from modularml.config import Configurable, Stateful
-from modularml.errors import BackendNotSupportedError, ConfigError, OptimizerNotSetError, UnknownNameError
+from modularml.errors import (
+    BackendNotSupportedError,
+    ConfigError,
+    OptimizerNotSetError,
+    UnknownNameError,
+)
 
 __all__ = ["Optimizer"]
 
@@ -58,7 +63,9 @@ class Optimizer(Configurable, Stateful):
         if (opt is None) == (factory is None):
             raise ConfigError("give exactly one of opt and factory")
         if opt is not None and not isinstance(opt, str) and not inspect.isclass(opt):
-            raise TypeError(f"opt must be a name or a class, got {opt!r}; give an instance by factory=")
+            raise TypeError(
+                f"opt must be a name or a class, got {opt!r}; give an instance by factory="
+            )
         self.opt, self.opt_kwargs, self.factory = opt, opt_kwargs, factory
         found = backend_of(opt) if inspect.isclass(opt) else Backend.NONE
         self._backend = None if found is Backend.NONE else found
@@ -84,7 +91,11 @@ class Optimizer(Configurable, Stateful):
     def name(self) -> str:
         """Name of the optimizer, in lower case."""
         named = self.opt if self.opt is not None else self.factory
-        return named.lower() if isinstance(named, str) else getattr(named, "__name__", "factory").lower()
+        return (
+            named.lower()
+            if isinstance(named, str)
+            else getattr(named, "__name__", "factory").lower()
+        )
 
     @property
     def cls(self) -> type | None:
@@ -163,10 +174,12 @@ class Optimizer(Configurable, Stateful):
         raw = self.instance.state_dict()
         names = self._names or []
         moments = {
-            names[i]: {k: _plain(v) for k, v in values.items()} for i, values in raw["state"].items()
+            names[i]: {k: _plain(v) for k, v in values.items()}
+            for i, values in raw["state"].items()
         }
         groups = [
-            {k: _plain(v) for k, v in group.items() if k != "params"} for group in raw["param_groups"]
+            {k: _plain(v) for k, v in group.items() if k != "params"}
+            for group in raw["param_groups"]
         ]
         return {"is_built": True, "moments": moments, "groups": groups}
 
@@ -185,11 +198,15 @@ class Optimizer(Configurable, Stateful):
             return
         names = self._names or []
         if unknown := [n for n in state["moments"] if n not in names]:
-            raise ConfigError(f"the state belongs to other parameters: {unknown} are not among {names}")
+            raise ConfigError(
+                f"the state belongs to other parameters: {unknown} are not among {names}"
+            )
         raw = self.instance.state_dict()
         tensor = adapter_for(self._backend or "torch").from_numpy
         raw["state"] = {
-            names.index(name): {k: tensor(v) if isinstance(v, np.ndarray) else v for k, v in m.items()}
+            names.index(name): {
+                k: tensor(v) if isinstance(v, np.ndarray) else v for k, v in m.items()
+            }
             for name, m in state["moments"].items()
         }
         for group, stored in zip(raw["param_groups"], state["groups"], strict=True):
@@ -204,7 +221,9 @@ class Optimizer(Configurable, Stateful):
         if self.factory is not None:
             return self.factory(params)
         try:
-            return adapter_for(self._backend or "torch").make_optimizer(self._class(), params, self.kwargs)
+            return adapter_for(self._backend or "torch").make_optimizer(
+                self._class(), params, self.kwargs
+            )
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{self.name} cannot be made with {self.kwargs}: {error}") from error
 

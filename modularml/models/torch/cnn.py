@@ -107,7 +107,10 @@ class SequentialCNN(TorchBaseModel):
             layers += self._layer(rank, channels)
             channels = self.hidden_dim
         if output_shape is not None:
-            layers += [torch.nn.Flatten(), torch.nn.Linear(channels * math.prod(space), math.prod(output_shape))]
+            layers += [
+                torch.nn.Flatten(),
+                torch.nn.Linear(channels * math.prod(space), math.prod(output_shape)),
+            ]
             layers += [torch.nn.Unflatten(1, output_shape)] if len(output_shape) > 1 else []
         elif self.flatten_output:
             layers.append(torch.nn.Flatten())

@@ -63,7 +63,9 @@ class SequentialMLP(TorchBaseModel):
     def make_layers(self, input_shape: Shape, output_shape: Shape | None) -> None:
         """Make linear layers, activations and dropout."""
         if output_shape is None:
-            raise ShapeError("SequentialMLP needs output_shape; a node that is no tail must be given one")
+            raise ShapeError(
+                "SequentialMLP needs output_shape; a node that is no tail must be given one"
+            )
         layers: list[torch.nn.Module] = [torch.nn.Flatten()] if len(input_shape) > 1 else []
         width = math.prod(input_shape)
         for _ in range(self.n_layers - 1):

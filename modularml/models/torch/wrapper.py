@@ -50,7 +50,9 @@ class TorchModelWrapper(TorchBaseModel):
         if model is not None and not isinstance(model, torch.nn.Module):
             raise ConfigError(f"model must be a torch.nn.Module, got a {type(model).__name__}")
         if model_class is not None and not _is_module_class(model_class):
-            raise ConfigError(f"model_class must be a class of torch.nn.Module, got {model_class!r}")
+            raise ConfigError(
+                f"model_class must be a class of torch.nn.Module, got {model_class!r}"
+            )
         super().__init__()
         self._init_args = {
             "model": model,
@@ -82,7 +84,9 @@ class TorchModelWrapper(TorchBaseModel):
         try:
             self.inner = cls(**kwargs)
         except TypeError as error:
-            raise ShapeError(f"{cls.__name__}({', '.join(kwargs)}) cannot be made: {error}") from error
+            raise ShapeError(
+                f"{cls.__name__}({', '.join(kwargs)}) cannot be made: {error}"
+            ) from error
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the wrapped module."""
