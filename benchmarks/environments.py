@@ -23,6 +23,12 @@ OPPONENTS = {
 }
 """What pip installs beside torch, by opponent. Newest versions: the report names them."""
 
+RACES = {name: (name, ()) for name in OPPONENTS} | {
+    "other_modularml, tensorflow free": ("other_modularml", ("--free-tensorflow",))
+}
+"""Script and arguments by race. That package tries to import TensorFlow at every step; in the last
+race the failure costs nothing."""
+
 _LAUNCH = """
 import runpy, sys
 sys.path.insert(0, {root!r})
@@ -59,16 +65,17 @@ def install(name: str) -> bool:
     return done.returncode == 0
 
 
-def race(name: str, *, quick: bool = False, timeout_s: float = 1800) -> dict[str, Any]:
-    """Run an opponent's script and return the JSON of its last line.
+def race(title: str, *, quick: bool = False, timeout_s: float = 1800) -> dict[str, Any]:
+    """Run a race of `RACES` and return the JSON of its last line.
 
     Returns
     -------
     dict
         With ``error`` where the script failed or took longer than `timeout_s`.
     """
+    name, args = RACES[title]
     code = _LAUNCH.format(root=str(ROOT), name=name)
-    command = [str(python_of(name)), "-P", "-c", code, *(["--quick"] if quick else [])]
+    command = [str(python_of(name)), "-P", "-c", code, *args, *(["--quick"] if quick else [])]
     folder = HOME / name / "scratch"
     folder.mkdir(exist_ok=True)
     try:
@@ -76,13 +83,12 @@ def race(name: str, *, quick: bool = False, timeout_s: float = 1800) -> dict[str
             command, cwd=folder, capture_output=True, text=True, timeout=timeout_s, check=False
         )
     except subprocess.TimeoutExpired:
-        return {"opponent": name, "error": f"no result after {timeout_s:.0f} s"}
+        return {"opponent": title, "error": f"no result after {timeout_s:.0f} s"}
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         said = (done.stderr.strip() or "no output").splitlines()[-1]
-        return {"opponent": name, "error": said[:300]}
-    answer: dict[str, Any] = json.loads(lines[-1])
-    return answer
+        return {"opponent": title, "error": said[:300]}
+    return {**json.loads(lines[-1]), "opponent": title}
 
 
 def run_isolated(module: str, *args: str) -> dict[str, Any]:

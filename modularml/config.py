@@ -213,14 +213,14 @@ def _decode_array(value: dict[str, Any]) -> np.ndarray[Any, Any]:
 
 
 @cache
-def _parameters(cls: type) -> dict[str, Any]:
+def _parameters(cls: Any) -> dict[str, Any]:
     skipped = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
     found = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
     return {p.name: p.default for p in found if p.kind not in skipped}
 
 
 @cache
-def _takes_any(cls: type) -> bool:
+def _takes_any(cls: Any) -> bool:
     found = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
     return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in found)
 

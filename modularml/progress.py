@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from modularml._optional import require
+from modularml._optional import has, require
 
 __all__ = ["IN_NOTEBOOK", "Bar", "bar"]
 
@@ -77,6 +77,6 @@ def bar(
     if not show:
         yield Bar(None)
         return
-    tqdm = require("tqdm.auto").tqdm
+    tqdm = require("tqdm.auto" if not IN_NOTEBOOK or has("ipywidgets") else "tqdm.std").tqdm
     with tqdm(total=total, desc=label, leave=persist, unit=unit, mininterval=0.1) as drawn:
         yield Bar(drawn)

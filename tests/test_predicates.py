@@ -82,6 +82,12 @@ def test_text_of_any_type(values):
     assert EQ("a")(values).tolist() == [True] + [False] * (len(values) - 1)
 
 
+def test_nul_characters_count():
+    values = np.array(["", "\0"], dtype=object)
+    assert EQ("\0")(values).tolist() == [False, True]
+    assert LTE("\0")(values).tolist() == [True, True]
+
+
 def test_missing_values_equal_nothing():
     assert EQ("a")(TEXT).tolist() == [True, False, False, False]
     assert NE("a")(TEXT).tolist() == [False, True, True, True]

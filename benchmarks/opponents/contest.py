@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -31,16 +32,13 @@ def contest(name: str, package: str, start: Callable[[Any, Any, int], Fit]) -> N
     """
     quick = "--quick" in sys.argv
     data = table(2_000 if quick else N_ROWS)
-    ratios, losses = {}, {}
+    ratios: dict[str, float] = {}
     one_thread()
     for batch_size, epochs in EPOCHS.items():
         fit = start(data["x"], data["y"], batch_size)
         hand = HandJob("mlp", data, batch_size=batch_size)
         one_thread()
-        works = {
-            "hand": lambda hand=hand, epochs=epochs: hand.run(epochs),
-            "theirs": lambda fit=fit, epochs=epochs: losses.update({batch_size: fit(epochs)}),
-        }
+        works = {"hand": partial(hand.run, epochs), "theirs": partial(fit, epochs)}
         times = interleave(works, repeats=2 if quick else 5)
         ratios[str(batch_size)] = round(ratio(times, "theirs"), 2)
     answer = {"opponent": name, "version": version(package), "ratios": ratios}

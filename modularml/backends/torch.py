@@ -213,14 +213,9 @@ class TorchAdapter(BackendAdapter):
         """Return the device, or say that it is not there."""
         name = {"gpu": "cuda"}.get(device.split(":")[0], device.split(":")[0])
         index = device.partition(":")[2]
-        there = {
-            "cpu": lambda: True,
-            "cuda": lambda: int(index or 0) < torch.cuda.device_count(),
-            "mps": lambda: torch.backends.mps.is_available(),
-        }.get(name, lambda: False)
-        if not there():
-            have = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-            have += ["mps"] if torch.backends.mps.is_available() else []
+        have = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        have += ["mps"] if torch.backends.mps.is_available() else []
+        if (f"{name}:{index or 0}" if name == "cuda" else name) not in have:
             raise DeviceError(f"device {device!r} is not there; this machine has {', '.join(have)}")
         return torch.device(f"{name}:{index}" if index else name)
 

@@ -112,6 +112,9 @@ class EarlyStopping(Callback):
         super().__init__(label, execution_order)
         self._monitor, self.mode, self.patience = monitor, mode, patience
         self.min_delta, self.reducer, self._restore_best = float(min_delta), reducer, restore_best
+        self._best_state: Any = None
+        self._best_steps: list[ExecutionContext] = []
+        self._stopped: int | None = None
         self._reset()
 
     @property
@@ -196,9 +199,7 @@ class EarlyStopping(Callback):
 
     def _reset(self) -> None:
         self._watch = Patience(self.mode, self.patience, self.min_delta)
-        self._stopped: int | None = None
-        self._best_state: Any = None
-        self._best_steps: list[ExecutionContext] = []
+        self._stopped, self._best_state, self._best_steps = None, None, []
 
     def _keep(self, phase: Any, results: Any) -> None:
         if self._restore_best:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from modularml.config import Configurable
 from modularml.context import ExperimentContext
 from modularml.data import FeatureSet, FeatureSetView
@@ -192,7 +194,7 @@ def bind(
         If an edge into a head node has no binding.
     """
     groups: dict[Any, int] = {}
-    found = []
+    found: list[Bound] = []
     for node in heads:
         for ref in node.feature_refs:
             binding = _binding_for(bindings, node, ref, phase)
@@ -252,8 +254,9 @@ def _edge(node: GraphNode, upstream: Any) -> FeatureSetReference:
 def _split_of(view: FeatureSetView) -> str | None:
     """Return the split that a view is, None where it is all rows."""
     fs = view.source
-    if view.label in fs.available_splits and (fs[str(view.label)].indices == view.indices).all():
-        return view.label
+    name = str(view.label)
+    if name in fs.available_splits and np.array_equal(fs[name].indices, view.indices):
+        return name
     if len(view) == len(fs):
         return None
     raise SplitError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -224,10 +224,16 @@ class Dispatcher:
         """Tell whether anybody overrides a hook."""
         return bool(self._hooks[hook])
 
-    def notify(self, hook: str, **facts: Any) -> list[tuple[_Listener, Any]]:
-        """Call a hook of everybody who overrides it and return what they said."""
-        said = [(listener, call(**facts)) for listener, call in self._hooks[hook]]
-        return [(listener, result) for listener, result in said if result is not None]
+    def notify(self, hook: str, **facts: Any) -> Iterator[tuple[_Listener, Any]]:
+        """Call a hook of everybody who overrides it, and yield what each said at once.
+
+        What one says is known before the next is called: an early stop sees the metric that an
+        evaluation has just made.
+        """
+        for listener, call in self._hooks[hook]:
+            said = call(**facts)
+            if said is not None:
+                yield listener, said
 
 
 def as_results(

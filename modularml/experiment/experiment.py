@@ -146,9 +146,8 @@ class Experiment:
             raise ConfigError(
                 "the execution plan is empty; add phases to experiment.execution_plan"
             )
-        return self._recorded(
-            lambda runner, into: self._whole(runner, into), self._plan.label, kwargs
-        )
+        found: PhaseGroupResults = self._recorded(self._whole, self._plan.label, kwargs)
+        return found
 
     def run_phase(self, phase: ExperimentPhase, **kwargs: Any) -> Any:
         """Run one phase, whether or not it is in the plan, and keep it in the history.
@@ -177,7 +176,8 @@ class Experiment:
             runner.notify("on_group_end", phase_group=group)
             return into
 
-        return self._recorded(work, group.label, kwargs)
+        found: PhaseGroupResults = self._recorded(work, group.label, kwargs)
+        return found
 
     def preview_phase(self, phase: ExperimentPhase, **kwargs: Any) -> Any:
         """Run a phase and undo everything it changed; nothing is kept in the history."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from modularml.experiment.binding import Bound
 from modularml.experiment.schedule import BatchSchedulingPolicy, schedule
 from modularml.graph.inputs import column_tensor, frozen_outputs, pieces
 from modularml.graph.model_graph import ModelGraph
-from modularml.graph.plan import InputSlot, StepPlan
+from modularml.graph.plan import InputSlot
 from modularml.samplers import EpochBatches
 from modularml.training import AppliedLoss
 
@@ -56,15 +57,13 @@ class Feed:
             next(b for b in bound if b.group == g) for g in range(1 + max(b.group for b in bound))
         ]
         together = {b.source: b.group for b in bound} if training else None
-        asked = {
-            "training": training,
-            "active_nodes": active_nodes,
-            "roles": _roles(bound),
-        }
-        self.plan, self.step = graph.plan(losses, **asked, together=together)
+        plan = partial(
+            graph.plan, losses, training=training, active_nodes=active_nodes, roles=_roles(bound)
+        )
+        self.plan, self.step = plan(together=together)
         columns = [self._column(slot) for slot in self.plan.slots]
         if any(column is None for column in columns):  # the frozen part is not repeatable
-            self.plan, self.step = graph.plan(losses, **asked)
+            self.plan, self.step = plan()
             columns = [self._column(slot) for slot in self.plan.slots]
         self._columns = columns
         self.layout = replace(self.plan.layout, views={b.source: b.view for b in bound})
@@ -113,8 +112,7 @@ class Feed:
     def release(self) -> None:
         """Let go of the tensors; row numbers can still be asked for."""
         self._columns = []
-        self.plan: StepPlan | Any = None
-        self.step: Any = None
+        del self.plan, self.step
 
 
 class _Rows:

@@ -182,7 +182,7 @@ def _log_losses(
             value=float(table[batch, place]),
         )
     totals = table.sum(axis=1)
-    results._metrics.log_batches("train_loss", totals, epoch=ctx.epoch_idx)  # type: ignore[arg-type]
+    results._metrics.log_batches("train_loss", totals, epoch=ctx.epoch_idx)
     mean = float(np.average(totals, weights=sizes[: len(totals)]))
     results._metrics.log("train_loss", mean, epoch=ctx.epoch_idx)
 

@@ -189,11 +189,11 @@ def bindings_from_split(
 
 
 def _all_of(cls: type, name: str, items: Any) -> list[Any]:
-    items = [items] if isinstance(items, cls) else list(items)
-    for item in items:
+    found: list[Any] = [items] if isinstance(items, cls) else list(items)
+    for item in found:
         if not isinstance(item, cls):
             raise TypeError(f"{name} must hold {cls.__name__} objects, got a {type(item).__name__}")
-    return items
+    return found
 
 
 def _check_labels(losses: Sequence[AppliedLoss]) -> None:

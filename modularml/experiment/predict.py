@@ -18,7 +18,6 @@ from modularml.data.schema import RAW
 from modularml.errors import DataError, GraphError, NotFittedError, ScalerError
 from modularml.experiment.units import invert_leaf, needs_rows, scaled_target
 from modularml.graph.model_graph import ModelGraph
-from modularml.graph.node import ComputeNode
 from modularml.graph.plan import InputSlot
 
 __all__ = ["predict"]
@@ -35,7 +34,7 @@ def predict(
     """
     if not graph.is_built:
         raise NotFittedError("the graph has not been built; train it, or call graph.build()")
-    wanted = list(graph.tail_nodes.values()) if node is None else [graph.get_node(node)]
+    wanted: list[Any] = list(graph.tail_nodes.values()) if node is None else [graph.get_node(node)]
     plan, step = graph.plan((), training=False, active_nodes=wanted)
     reader = _Reader(data)
     n = reader.n_rows
@@ -60,7 +59,7 @@ def predict(
 
 def _finished(
     flows: Mapping[Any, Any],
-    node: ComputeNode,
+    node: Any,
     parts: list[Array],
     reader: _Reader,
     unscale: bool,
@@ -117,7 +116,8 @@ class _Reader:
 
     def _raw(self, key: str, keys: list[str], fs: FeatureSet) -> Array:
         if self.view is not None:
-            return self.view.column(f"features.{key}.{RAW}")
+            known: Array = self.view.column(f"features.{key}.{RAW}")
+            return known
         raw = self.raw or {}
         if "" in raw:  # a bare array: the columns in order, stacked on axis 1
             return _unstacked(raw[""], key, keys, fs)
@@ -177,4 +177,5 @@ def _unstacked(values: Array, key: str, keys: list[str], fs: FeatureSet) -> Arra
         raise DataError(
             f"an array of the columns {keys} must have shape {('n', len(keys), *shape)}, got {values.shape}"
         )
-    return values[:, keys.index(key)]
+    column: Array = values[:, keys.index(key)]
+    return column

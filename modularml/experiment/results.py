@@ -200,7 +200,7 @@ class PhaseResults:
     def _repr_html_(self) -> str:
         if not self.metric_names():
             return f"<pre>{self!r}</pre>"
-        return f"<b>{self.label}</b>{self.to_pandas().to_html(float_format='%.5g')}"
+        return f"<b>{self.label}</b>{self.to_pandas().to_html(float_format='{:.5g}'.format)}"
 
     # -- within -------------------------------------------------------------------------------
 

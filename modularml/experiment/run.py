@@ -123,7 +123,8 @@ class Runner:
     def notify(self, hook: str, **facts: Any) -> None:
         """Tell the experiment's callbacks."""
         if self.hooks.listens(hook):
-            self.hooks.notify(hook, experiment=self.experiment, **facts)
+            for _ in self.hooks.notify(hook, experiment=self.experiment, **facts):
+                pass
 
     def recorded(self, label: str, work: Callable[[PhaseGroupResults], Any]) -> Any:
         """Do some work as one entry of the history, whatever comes of it."""

@@ -316,7 +316,8 @@ def _strategy(name: str, value: Any, label: str) -> StrategyType:
     if isinstance(value, MergeStrategy | ExperimentNodeReference):
         return value
     if isinstance(value, str):
-        return _enum(name, MergeStrategy, value)
+        strategy: MergeStrategy = _enum(name, MergeStrategy, value)
+        return strategy
     if hasattr(value, "node_id"):
         return as_reference(value, value.context, label)
     raise ConfigError(

@@ -185,15 +185,18 @@ def _require_alike(kind: str, other_kind: str, other: object) -> None:
 
 
 def _compare_objects(ufunc: np.ufunc, left: Array, right: Any) -> Mask:
-    if ufunc in (np.equal, np.not_equal) and not isinstance(right, np.ndarray):
+    if not isinstance(right, np.ndarray):
+        value, right = right, np.empty((), dtype=object)
+        right[()] = value  # numpy would drop NUL characters at the end of a string
+    if ufunc in (np.equal, np.not_equal) and not right.ndim:
         with contextlib.suppress(TypeError):  # which pandas' NA raises
             return np.asarray(ufunc(left, right))
     present = ~is_null(left)
-    if isinstance(right, np.ndarray):
+    if right.ndim:
         present &= ~is_null(right)
     out = np.full(len(left), ufunc is np.not_equal)
     try:
         ufunc(left, right, out=out, where=present, dtype=object, casting="unsafe")
     except TypeError as error:
-        raise DataError(f"its values cannot be compared with {right!r}: {error}") from error
+        raise DataError(f"its values cannot be compared as asked: {error}") from error
     return out

@@ -97,7 +97,8 @@ strict_stratification, drop_last, seed, show_progress
                 UserWarning,
                 stacklevel=5,
             )
-        return order[kept][np.lexsort((own[kept], rank[kept]))]
+        found: IntArray = order[kept][np.lexsort((own[kept], rank[kept]))]
+        return found
 
 
 def _in_order(

@@ -109,20 +109,28 @@ class BaseSplitter(Configurable, ABC):
         return {name: _checked(name, rows, n) for name, rows in parts.items()}
 
 
-def key_list(keys: Columns) -> list[str]:
-    """Return column names as a list, each once: none, one or several may be given.
+def key_list(*given: Columns) -> list[str]:
+    """Return column names as one list, each once.
+
+    Parameters
+    ----------
+    *given : str, list of str or None
+        None, one or several names each.
 
     Raises
     ------
     SplitError
         If a name is not a string, or the list is empty.
     """
-    if keys is None:
-        return []
-    found = list(keys) if isinstance(keys, list | tuple) else [keys]
-    if not found or not all(isinstance(key, str) for key in found):
-        raise SplitError(f"columns are given as a name or a list of names, got {keys!r}")
-    return list(dict.fromkeys(found))
+    names: list[str] = []
+    for keys in given:
+        if keys is None:
+            continue
+        found = list(keys) if isinstance(keys, list | tuple) else [keys]
+        if not found or not all(isinstance(key, str) for key in found):
+            raise SplitError(f"columns are given as a name or a list of names, got {keys!r}")
+        names += found
+    return list(dict.fromkeys(names))
 
 
 def warn_of_overlap(parts: Mapping[str, IntArray]) -> None:

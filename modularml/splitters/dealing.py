@@ -21,7 +21,7 @@ __all__ = ["deal"]
 SLACK = 0.005
 """Deals that misplace this share of all rows more than the best one count as equally good."""
 
-TRY_ALL = 2**20
+TRY_ALL = 2.0**20
 """How many numbers may be looked at in trying every deal."""
 
 ONE_BY_ONE = 256
@@ -54,9 +54,8 @@ class _Table:
         return float(np.abs(totals - self.targets).sum())
 
     def totals(self, labels: IntArray) -> IntArray:
-        totals = np.zeros(self.targets.shape, dtype=np.int64)
-        np.add.at(totals, labels, self.weights)
-        return totals
+        """Weigh what is in each part."""
+        return np.stack([self.weights[labels == p].sum(axis=0) for p in range(len(self.targets))])
 
 
 def deal(counts: IntArray, ratios: NDArray[np.float64], rng: Generator) -> IntArray:
@@ -79,7 +78,8 @@ def deal(counts: IntArray, ratios: NDArray[np.float64], rng: Generator) -> IntAr
     table = _weigh(counts, ratios)
     n_groups, n_columns = table.weights.shape
     slack = SLACK * UNIT * counts.sum()
-    if len(ratios) ** n_groups * max(n_groups, n_columns) <= TRY_ALL:
+    few = n_groups * np.log2(len(ratios)) <= np.log2(TRY_ALL / max(n_groups, n_columns))
+    if few:
         return _best_of_all(table, slack, rng)
     found = []
     for _ in range(max(1, min(8, 2000 // n_groups))):

@@ -89,8 +89,7 @@ class KFoldSplitter(FoldSplitter):
     ) -> None:
         _check_count("n_folds", n_folds, 2)
         check_seed(seed)
-        key_list(group_by)
-        key_list(stratify_by)
+        key_list(group_by, stratify_by)
         self.n_folds = n_folds
         self.group_by = group_by
         self.stratify_by = stratify_by
@@ -100,7 +99,7 @@ class KFoldSplitter(FoldSplitter):
     @property
     def needs(self) -> list[str]:
         """The columns to group and to stratify by."""
-        return list(dict.fromkeys([*key_list(self.group_by), *key_list(self.stratify_by)]))
+        return key_list(self.group_by, self.stratify_by)
 
     def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
         """Return each fold's rows to train on and rows to validate on.

@@ -24,6 +24,10 @@ FAR = 0.05
 """A group that exceeds its part's share by this much of all rows is worth a warning."""
 
 
+MOST_CELLS = 50_000_000
+"""Most counts of strata in groups that are held in memory (8 bytes each, a few times)."""
+
+
 class RandomSplitter(BaseSplitter):
     """Split rows at random by ratio.
 
@@ -71,8 +75,7 @@ class RandomSplitter(BaseSplitter):
     ) -> None:
         _check_ratios(ratios)
         check_seed(seed)
-        key_list(group_by)
-        key_list(stratify_by)
+        key_list(group_by, stratify_by)
         self.ratios = dict(ratios)
         self.group_by = group_by
         self.stratify_by = stratify_by
@@ -82,7 +85,7 @@ class RandomSplitter(BaseSplitter):
     @property
     def needs(self) -> list[str]:
         """The columns to group and to stratify by."""
-        return list(dict.fromkeys([*key_list(self.group_by), *key_list(self.stratify_by)]))
+        return key_list(self.group_by, self.stratify_by)
 
     def assign(self, n: int, *, columns: Mapping[str, Array]) -> dict[str, IntArray]:
         """Say which rows go to which part.
@@ -222,6 +225,11 @@ def _scatter(order: IntArray, sizes: IntArray, n_parts: int | None = None) -> Ar
 
 def _cross(groups: Factor, strata: Factor) -> IntArray:
     """Count the rows of each stratum in each group."""
+    if groups.count * strata.count > MOST_CELLS:
+        raise SplitError(
+            f"{groups.count} groups times {strata.count} strata are too many to be balanced; "
+            "stratify by something coarser, such as a label or a few bins"
+        )
     cells = np.bincount(
         groups.codes * strata.count + strata.codes, minlength=groups.count * strata.count
     )

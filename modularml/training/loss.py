@@ -100,7 +100,7 @@ class Loss(Configurable):
             factory,
         )
         found = backend_of(loss) if loss is not None and not isinstance(loss, str) else Backend.NONE
-        self._backend = None if found is Backend.NONE else found
+        self._backend: Backend | None = None if found is Backend.NONE else found
         if backend is not None:
             self._set_backend(Backend.from_value(backend))
         self._callable: Callable[..., Any] | None = None
@@ -209,7 +209,7 @@ class Loss(Configurable):
     def _set_backend(self, backend: Backend) -> None:
         if self._backend not in (None, backend):
             raise ConfigError(
-                f"loss {self.name!r} belongs to {self._backend.value}, not to {backend.value}"  # type: ignore[union-attr]
+                f"loss {self.name!r} belongs to {self._backend.value}, not to {backend.value}"
             )
         self._backend = backend
 

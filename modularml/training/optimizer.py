@@ -68,7 +68,7 @@ class Optimizer(Configurable, Stateful):
             )
         self.opt, self.opt_kwargs, self.factory = opt, opt_kwargs, factory
         found = backend_of(opt) if inspect.isclass(opt) else Backend.NONE
-        self._backend = None if found is Backend.NONE else found
+        self._backend: Backend | None = None if found is Backend.NONE else found
         if backend is not None:
             self._set_backend(Backend.from_value(backend))
         self.instance: Any = None
@@ -230,7 +230,7 @@ class Optimizer(Configurable, Stateful):
     def _set_backend(self, backend: Backend) -> None:
         if self._backend not in (None, backend):
             raise ConfigError(
-                f"optimizer {self.name!r} belongs to {self._backend.value}, not to {backend.value}"  # type: ignore[union-attr]
+                f"optimizer {self.name!r} belongs to {self._backend.value}, not to {backend.value}"
             )
         self._backend = backend
 

@@ -278,6 +278,12 @@ def test_strict_stratification_with_groups():
         )
 
 
+def test_too_many_strata_for_groups_are_refused():
+    columns = {"g": np.arange(10_000), "y": np.arange(10_000)}
+    with pytest.raises(SplitError, match="stratify by something coarser"):
+        RandomSplitter(HALVES, group_by="g", stratify_by="y").split(10_000, columns=columns)
+
+
 # --- what is refused
 
 

@@ -104,7 +104,7 @@ class TorchBaseModel(BaseModel, torch.nn.Module, ABC):
         self.eval()
         try:
             with torch.no_grad():
-                out = self(torch.zeros((2, *shape), dtype=adapter.input_dtype(self)))
+                out: Any = torch.nn.Module.__call__(self, torch.zeros((2, *shape), dtype=adapter.input_dtype(self)))
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise ShapeError(
                 f"{type(self).__name__} cannot take samples of shape {shape}: {error}"
@@ -134,7 +134,8 @@ def activation_layer(name: str) -> torch.nn.Module:
     UnknownNameError
         If torch has no such activation.
     """
-    return _activations()[name]()
+    made: torch.nn.Module = _activations()[name]()
+    return made
 
 
 def _activations() -> Any:

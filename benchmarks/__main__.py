@@ -1,0 +1,122 @@
+"""``python -m benchmarks``: every number that speed is promised by, in one run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from benchmarks import environments
+from benchmarks.equality import equality
+from benchmarks.imports import imports
+from benchmarks.loop_ratios import loop_ratios
+from benchmarks.report import save, show, verdict
+
+PHASE_MS = 20.0
+# Memory comes in pages and the allocator keeps some in reserve: a growth of 50 epochs that does
+# not reach the size of one epoch's outputs, losses and order (about 0.4 MiB) twice over is none.
+GROWTH_MIB = 1.0
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small data, few rounds: a smoke test")
+    parser.add_argument(
+        "--opponents",
+        nargs="*",
+        metavar="NAME",
+        choices=sorted(environments.OPPONENTS),
+        help="install these (all where none is named) into .benchenvs and race them too",
+    )
+    parser.add_argument("--only", default="", metavar="TEXT", help="training loops named so, alone")
+    return parser.parse_args()
+
+
+def race_loops(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Race training loops."""
+    rows = list(loop_ratios(quick=options.quick, only=options.only))
+    show(
+        "CPU time against the hand-written loop (every batch recorded; fused: by hand, fused Adam)",
+        ("work", "ours/hand", "required", "aim", "verdict", "fused/hand", "hand, us/step", "ours"),
+        [
+            (
+                *(row[key] for key in ("work", "ours", "required", "aim")),
+                verdict(row),
+                row["fused"],
+                *(f"{row['us_a_step'][name]:.0f}" for name in ("hand", "ours")),
+            )
+            for row in rows
+        ],
+    )
+    return rows
+
+
+def weigh_costs(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure what is paid once: imports, the start of a phase, memory."""
+    quick = ["--quick"] if options.quick else []
+    rows = imports(quick=options.quick)
+    for name, (cpu, _) in environments.run_isolated("phase_cost", *quick).items():
+        limit = None if name.startswith("torch") else PHASE_MS
+        rows.append({"work": f"before the first step, {name} (ms)", "value": cpu, "limit": limit})
+    grown = environments.run_isolated("memory", *quick)
+    name = f"memory gained from epoch 5 to {grown['epochs']}, recording none (MiB)"
+    rows.append({"work": name, "value": grown["grown_mib"], "limit": GROWTH_MIB})
+    rows = [{**row, "ok": row["limit"] is None or row["value"] <= row["limit"]} for row in rows]
+    show_limits("Paid once (imports: times `import numpy, pyarrow`)", rows)
+    return rows
+
+
+def check_equality(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Compare losses and weights with the hand-written loop's."""
+    rows = equality(quick=options.quick)
+    show_limits("Difference from the hand-written loop", rows)
+    return rows
+
+
+def race_opponents(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Race the other libraries that are installed, or that were asked for."""
+    if options.opponents is not None:
+        for name in options.opponents or environments.OPPONENTS:
+            if not environments.install(name):
+                print(f"{name} could not be installed")
+    titles = [t for t, (name, _) in environments.RACES.items() if environments.is_installed(name)]
+    rows = [environments.race(title, quick=options.quick) for title in titles]
+    shown = [(r["opponent"], r["version"], *r["ratios"].values()) for r in rows if "ratios" in r]
+    if shown:
+        heading = "Other libraries on the MLP, each against the same loop in its own process"
+        show(heading, ("library", "version", "batch 32", "64", "512"), shown)
+    for row in rows:
+        if "error" in row:
+            print(f"  {row['opponent']} did not run: {row['error']}")
+    if not titles:
+        print("\nNo opponent is installed; `python -m benchmarks --opponents` installs them.")
+    return rows
+
+
+def show_limits(heading: str, rows: list[dict[str, Any]]) -> None:
+    """Print values against limits."""
+    cells = [(r["work"], r["value"], r["limit"], _said(r)) for r in rows]
+    show(heading, ("what", "value", "at most", "verdict"), cells)
+
+
+def main() -> int:
+    """Run all and return 1 where a limit is missed; a quick run only holds equality."""
+    options = arguments()
+    found = {"loops": race_loops(options)}
+    if not options.only:
+        found["costs"] = weigh_costs(options)
+        found["equality"] = check_equality(options)
+        if not options.quick or options.opponents is not None:
+            found["opponents"] = race_opponents(options)
+    print(f"\n{save({'quick': options.quick, **found}).relative_to(environments.ROOT)}")
+    binding = ("equality",) if options.quick else ("loops", "costs", "equality")
+    return 0 if all(row["ok"] for part in binding for row in found.get(part, [])) else 1
+
+
+def _said(row: dict[str, Any]) -> str:
+    return "for information" if row["limit"] is None else "ok" if row["ok"] else "MISSED"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Digits: images and their profiles, two branches, one head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modularml._optional import require
+from modularml._typing import Array
+from modularml.callbacks import EarlyStopping, EvalLossMetric, Evaluation
+from modularml.data import FeatureSet
+from modularml.experiment import EvalPhase, Experiment, TrainPhase
+from modularml.graph import ConcatNode, ModelGraph, ModelNode
+from modularml.models.torch import SequentialCNN, SequentialMLP
+from modularml.plotting import confusion_matrix, loss_curves
+from modularml.samplers import SimpleSampler
+from modularml.training import AppliedLoss, Loss, Optimizer
+
+__all__ = ["build_graph", "load_digits", "run_digits"]
+
+SEED = 7
+
+
+def load_digits() -> FeatureSet:
+    """Make a FeatureSet of scikit-learn's 1,797 images, split and scaled.
+
+    Returns
+    -------
+    FeatureSet
+        Columns ``image`` (8, 8), ``rows`` (8,) and ``columns`` (8,), target ``digit``.
+    """
+    data = require("sklearn.datasets").load_digits()
+    images = data.images.astype(np.float32)
+    fs = FeatureSet.from_dict(
+        "digits",
+        {
+            "image": images,
+            "rows": images.mean(axis=2),
+            "columns": images.mean(axis=1),
+            "digit": data.target,
+            "ink": images.sum(axis=(1, 2)),
+            "source_row": np.arange(len(images)),
+        },
+        feature_keys=["image", "rows", "columns"],
+        target_keys="digit",
+        tag_keys=["ink", "source_row"],
+    )
+    fs.split_random({"train": 0.6, "val": 0.2, "test": 0.2}, stratify_by="digit", seed=SEED)
+    fs.fit_transform(
+        "MinMaxScaler",
+        domain="features",
+        keys="image",
+        fit_to_split="train",
+        merged_axes=(0, 1, 2, 3),
+    )
+    fs.fit_transform(
+        "StandardScaler",
+        domain="features",
+        keys=["rows", "columns"],
+        fit_to_split="train",
+        merged_axes=(1, 2),
+    )
+    return fs
+
+
+def build_graph(fs: FeatureSet) -> ModelGraph:
+    """Wire two branches into a head with ten outputs."""
+    image = ModelNode(
+        "image_cnn",
+        SequentialCNN(output_shape=(64,), n_layers=2, hidden_dim=48, pooling=2, dropout=0.3),
+        fs.reference(features="image"),
+    )
+    profile = ModelNode(
+        "profile_mlp",
+        SequentialMLP(output_shape=(16,), n_layers=2, hidden_dim=32, dropout=0.3),
+        fs.reference(features=["rows", "columns"]),
+    )
+    both = ConcatNode("both", [image, profile], concat_axis=0, concat_axis_targets="first")
+    head = ModelNode(
+        "head", SequentialMLP(output_shape=(10,), n_layers=2, hidden_dim=64, dropout=0.3), both
+    )
+    optimizer = Optimizer("adam", opt_kwargs={"lr": 2e-3}, backend="torch")
+    return ModelGraph([image, profile, both, head], optimizer=optimizer, label="digits-graph")
+
+
+def run_digits(out: Path, *, show: bool) -> float:
+    """Train, evaluate and draw; return the accuracy on the test part.
+
+    Parameters
+    ----------
+    out : Path
+        Folder for the pictures.
+    show : bool
+        Whether progress bars are drawn.
+    """
+    require("torch", purpose="for the demo").manual_seed(SEED)
+    experiment = Experiment("digits")
+    fs = load_digits()
+    graph = build_graph(fs)
+    print(f"1. Digits\n{fs}\n")
+    loss = AppliedLoss(Loss("cross_entropy"), on="head", inputs=["outputs", "targets"])
+    stopping = EarlyStopping(patience=10, restore_best=True)
+    train = TrainPhase.from_split(
+        "train",
+        split="train",
+        sampler=SimpleSampler(batch_size=32, shuffle=True, seed=SEED),
+        losses=[loss],
+        n_epochs=60,
+        callbacks=[
+            Evaluation.from_split("val", split="val", metrics=[EvalLossMetric(loss=loss)]),
+            stopping,
+        ],
+        result_recording="none",
+    )
+    trained = experiment.run_phase(train, show_training_progress=show)
+    tested = experiment.run_phase(EvalPhase.from_split("test", split="test", losses=[loss]))
+
+    truth = tested.stacked_tensors("head", "targets", fmt="numpy")[:, 0]
+    found = tested.stacked_tensors("head", "outputs", fmt="numpy").argmax(axis=1)
+    accuracy = float((truth == found).mean())
+    print(f"best epoch {stopping.best_epoch} of {trained.n_epochs}")
+    print(f"test accuracy, two branches and a head:  {accuracy:.4f}")
+    print(f"test accuracy, logistic regression:      {_logistic_regression(fs):.4f}")
+    print(f"\n{_per_class(truth, found)}")
+    frame = trained.to_pandas()
+    loss_curves(
+        {"train": frame["train_loss"], "validation": frame["val_loss"]},
+        title="Digits: cross-entropy",
+        best_epoch=stopping.best_epoch,
+        path=out / "digits_loss.png",
+    )
+    confusion_matrix(
+        truth,
+        found,
+        title=f"Digits: test part, accuracy {accuracy:.3f}",
+        path=out / "digits_confusion.png",
+    )
+    graph.visualize(show_features=True, show_targets=True, show_splits=True).save(
+        out / "digits_graph.svg"
+    )
+    return accuracy
+
+
+def _logistic_regression(fs: FeatureSet) -> float:
+    """Return the test accuracy of scikit-learn's logistic regression on the same pixels."""
+
+    def part(name: str) -> tuple[Array, Array]:
+        view = fs[name]
+        pixels = view.get_features("numpy", features="image", rep="transformed")
+        return pixels.reshape(len(view), -1), view.get_targets("numpy", rep="raw")[:, 0]
+
+    model: Any = require("sklearn.linear_model").LogisticRegression(max_iter=2000)
+    return float(model.fit(*part("train")).score(*part("test")))
+
+
+def _per_class(truth: Array, found: Array) -> str:
+    report: str = require("sklearn.metrics").classification_report(truth, found, digits=3)
+    return report
