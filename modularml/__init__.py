@@ -53,4 +53,4 @@ __getattr__, __dir__, _names = lazy_loader.attach(
     },
 )
 
-__all__ = sorted([*_names, "__version__"])  # noqa: PLE0605
+__all__ = sorted(_names)  # noqa: PLE0605

@@ -21,6 +21,9 @@
     │   ├── NonFiniteLossError                          a loss that is NaN or infinite
     │   └── MetricNotLoggedError                        a metric that nobody logs
     └── MMLError                (RuntimeError)          a file that cannot be read or written
+        ├── MMLExistsError      (FileExistsError)       there is one already
+        ├── MMLNotFoundError    (FileNotFoundError)     there is none
+        └── MMLKindError        (TypeError)             it holds something else
 """
 
 from __future__ import annotations
@@ -37,6 +40,9 @@ __all__ = [
     "GraphError",
     "LossError",
     "MMLError",
+    "MMLExistsError",
+    "MMLKindError",
+    "MMLNotFoundError",
     "MetricNotLoggedError",
     "MissingDependencyError",
     "ModularMLError",
@@ -167,7 +173,42 @@ class MetricNotLoggedError(ExecutionError):
 
 
 class MMLError(ModularMLError, RuntimeError):
-    """A file cannot be read or written."""
+    """A file cannot be read or written: which, where in it, why, and what to do next.
+
+    Parameters
+    ----------
+    code : str
+        ``MML-101`` and the like; the same for the same kind of problem.
+    path : str or path
+        The file.
+    member : str
+        Where in the file; empty for the file as a whole.
+    problem, hint : str
+    """
+
+    def __init__(
+        self, code: str, path: object = "", member: str = "", problem: str = "", hint: str = ""
+    ) -> None:
+        self.code, self.path, self.member = code, str(path), member
+        self.problem, self.hint = problem, hint
+        name = self.path.replace("\\", "/").rstrip("/").rpartition("/")[2]
+        where = ": ".join(part for part in (name, member, problem) if part)
+        super().__init__(f"{code} {where}{'. ' + hint if hint else ''}")
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class MMLExistsError(MMLError, FileExistsError):
+    """There is a file already, and overwriting was not asked for."""
+
+
+class MMLNotFoundError(MMLError, FileNotFoundError):
+    """There is no such file."""
+
+
+class MMLKindError(MMLError, TypeError):
+    """A file holds something else than what was asked for."""
 
 
 def closest(name: object, known: Iterable[str], *, n: int = 3) -> str:

@@ -172,12 +172,15 @@ class TorchAdapter(BackendAdapter):
         }
 
     def make_optimizer(self, cls: Any, parameters: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Make an optimizer; the fused kernel is used where torch has one and nobody said no."""
+        """Make an optimizer; the fused kernel is used where torch has one and nobody said no.
+
+        Not so for SGD, whose fused form fails where a parameter gets its first gradient late or
+        a sparse one; `direct_step` uses the kernel where it is safe.
+        """
         chosen = dict(kwargs)
         takes = inspect.signature(cls).parameters
-        free = "fused" in takes and not {"fused", "foreach", "capturable", "differentiable"} & set(
-            chosen
-        )
+        decided = {"fused", "foreach", "capturable", "differentiable"} & set(chosen)
+        free = "fused" in takes and not decided and not issubclass(cls, torch.optim.SGD)
         if free and all(p.is_floating_point() and not p.is_sparse for p in parameters):
             try:
                 return cls(list(parameters), **chosen, fused=True)
@@ -187,9 +190,7 @@ class TorchAdapter(BackendAdapter):
 
     def train_step(self, compute: Compute, optimizers: Sequence[Any]) -> Step:
         """Return a function that computes the loss of a batch and moves the weights."""
-        params = [
-            p for o in optimizers for g in o.param_groups for p in g["params"] if p.requires_grad
-        ]
+        params = [p for o in optimizers for g in o.param_groups for p in g["params"]]
         on_host = all(p.device.type == "cpu" for p in params)
         move = _one_after_another([direct_step(optimizer) for optimizer in optimizers])
         isfinite = math.isfinite

@@ -17,7 +17,6 @@ torch = require("torch", purpose="to train torch models")
 __all__ = ["direct_step"]
 
 _ONE = torch.tensor(1.0)  # wrapped once; a bare 1 would be wrapped at every step
-_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
 def direct_step(optimizer: Any) -> Callable[[], Any]:
@@ -44,52 +43,59 @@ class _Direct:
 
     def __init__(self, optimizer: Any, kernel: Callable[..., None]) -> None:
         self.optimizer, self.kernel = optimizer, kernel
-        self.groups: list[_Group] | None = None
+        self.groups: list[_Group] = []
 
     def __call__(self) -> None:
         optimizer = self.optimizer
-        if self.groups is None:
-            optimizer.step()  # makes the state
-            self.groups = _groups_of(optimizer)
-            return
+        owns = optimizer.param_groups
+        if len(self.groups) != len(owns) or _is_hooked(optimizer):
+            return self._afresh()
         lists = []
-        for group in self.groups:
+        for group, own in zip(self.groups, owns, strict=True):
             grads = [p.grad for p in group.params]
-            if any(g is None for g in grads) or not group.is_current(optimizer):
-                self.groups = None
-                optimizer.step()
-                return
+            if any(g is None for g in grads) or not group.is_current(optimizer, own):
+                return self._afresh()
             lists.append(grads)
+        optimizer._opt_called = True  # as a step tells its learning-rate schedulers
         with torch.no_grad():
             for group, grads in zip(self.groups, lists, strict=True):
-                self.kernel(group, grads)
+                if grads:
+                    self.kernel(group, grads)
+        return None
 
-
-def _groups_of(optimizer: Any) -> list[_Group] | None:
-    """Return the lists, or None while some parameter has had no gradient yet."""
-    groups = [_Group(optimizer, group) for group in optimizer.param_groups]
-    return groups if all(p.grad is not None for g in groups for p in g.params) else None
+    def _afresh(self) -> None:
+        """Let the optimizer step by itself, which makes its state, and make the lists anew."""
+        self.optimizer.step()
+        groups = [_Group(self.optimizer, own) for own in self.optimizer.param_groups]
+        sparse = any(p.grad.is_sparse for group in groups for p in group.params)
+        self.groups = [] if sparse else groups
 
 
 class _Group:
-    """Parameters of one group that are being moved, and their state, as flat lists."""
+    """Parameters of one group that have gradients, and their state, as flat lists."""
 
-    __slots__ = ("hyper", "params", "state", "steps")
+    __slots__ = ("hyper", "others", "params", "state", "steps", "with_momentum")
 
     def __init__(self, optimizer: Any, group: dict[str, Any]) -> None:
         self.hyper = group
-        self.params = [p for p in group["params"] if p.requires_grad]
+        self.params = [p for p in group["params"] if p.grad is not None]
+        self.others = [p for p in group["params"] if p.grad is None]
         states = [optimizer.state[p] for p in self.params if p in optimizer.state]
         names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
         self.state = {n: [s[n] for s in states if s.get(n) is not None] for n in names}
         self.steps = [s["step"] for s in states if "step" in s]
+        self.with_momentum = bool(group.get("momentum"))
 
-    def is_current(self, optimizer: Any) -> bool:
+    def is_current(self, optimizer: Any, own: dict[str, Any]) -> bool:
         """Tell whether the lists still are the optimizer's own (a state may have been loaded)."""
+        if own is not self.hyper or bool(own.get("momentum")) is not self.with_momentum:
+            return False
+        if any(p.grad is not None for p in self.others):
+            return False
         if not self.params:
             return True
-        state = optimizer.state[self.params[0]]
-        return all(not own or state.get(name) is own[0] for name, own in self.state.items())
+        state = optimizer.state.get(self.params[0], {})
+        return all(not mine or state.get(name) is mine[0] for name, mine in self.state.items())
 
 
 def _adam(group: _Group, grads: list[Any]) -> None:
@@ -148,13 +154,23 @@ _KERNELS: dict[type, Callable[[_Group, list[Any]], None]] = {
 }
 
 
+def _is_hooked(optimizer: Any) -> bool:
+    return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+
+
 def _is_plain(optimizer: Any) -> bool:
-    """Tell whether a step is the fused kernel and nothing else: no hooks, one dtype on the host."""
+    """Tell whether a step is what the fused kernel does: one dtype, on the host, nothing odd."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    same = len({p.dtype for p in params}) == 1 and all(p.device.type == "cpu" for p in params)
-    fused = all(group.get("fused") for group in optimizer.param_groups)
-    plain_lr = all(isinstance(group["lr"], float | int) for group in optimizer.param_groups)
-    hooked = any(getattr(optimizer, name, None) for name in _HOOKS)
-    decoupled = any(group.get("decoupled_weight_decay") for group in optimizer.param_groups)
-    odd = decoupled and not isinstance(optimizer, torch.optim.AdamW)
-    return fused and same and plain_lr and not hooked and not odd
+    one_dtype = {p.dtype for p in params} in ({torch.float32}, {torch.float64})
+    on_host = all(p.device.type == "cpu" for p in params)
+    return one_dtype and on_host and all(_is_plain_group(group, optimizer) for group in optimizer.param_groups)
+
+
+def _is_plain_group(group: dict[str, Any], optimizer: Any) -> bool:
+    """Tell whether nobody asked for another way of stepping than the fused kernel."""
+    other = any(group.get(name) for name in ("foreach", "capturable", "differentiable"))
+    decoupled = group.get("decoupled_weight_decay") and not isinstance(
+        optimizer, torch.optim.AdamW
+    )
+    plain_lr = isinstance(group["lr"], float | int)
+    return group.get("fused") is not False and plain_lr and not other and not decoupled

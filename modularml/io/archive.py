@@ -1,0 +1,257 @@
+"""Members and a manifest in one file: written at once, and read with every check."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import re
+import stat
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modularml._optional import loaded
+from modularml.errors import MMLError
+from modularml.io import limits
+from modularml.io.atomic import write_file
+from modularml.io.jsontext import dump_json, load_json
+from modularml.io.names import check_members
+from modularml.io.zipfile import Entry, lay_out, read_entries
+
+__all__ = ["IDS", "MANIFEST", "Archive", "open_archive", "write_archive"]
+
+MANIFEST = "manifest.json"
+IDS = "ids.json"
+"""Identifiers of this process: no part of what an object is, so not of its content id."""
+
+_IN_MEMORY = 2**20
+_HASH = re.compile(r"[0-9a-f]{64}")
+_KEYS = {
+    "backends": dict,
+    "classes": list,
+    "content_id": str,
+    "format": str,
+    "kind": str,
+    "library": str,
+    "members": dict,
+    "requires": list,
+    "schema": int,
+}
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file that passed the first six steps of reading: whole, ours, and nothing built.
+
+    Parameters
+    ----------
+    path : Path
+    manifest : dict
+    payloads : dict of str to memoryview
+        By name; a view on the file, which stays open as long as the view.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    payloads: dict[str, memoryview]
+
+    @property
+    def kind(self) -> str:
+        """Kind of artifact, as in its suffix."""
+        return str(self.manifest["kind"])
+
+    def json(self, name: str) -> Any:
+        """Read a JSON member.
+
+        Raises
+        ------
+        MMLError
+            If it is not there, or no JSON that we write.
+        """
+        if name not in self.payloads:
+            raise MMLError(limits.MISFIT, self.path, name, "is missing")
+        return load_json(bytes(self.payloads[name]), self.path, name)
+
+
+def write_archive(
+    path: Path,
+    kind: str,
+    members: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write members and their manifest to a file, atomically.
+
+    Parameters
+    ----------
+    path : Path
+    kind : str
+    members : mapping of str to bytes-like
+    overwrite : bool
+    facts : mapping, optional
+        ``backends``, ``classes`` and ``requires`` of the manifest.
+
+    Raises
+    ------
+    MMLError
+        If the file is taken, too large or cannot be written.
+    """
+    check_members(members, path)
+    views = {name: memoryview(data).cast("B") for name, data in members.items()}
+    for name, data in views.items():
+        if name.endswith(".json") and len(data) > limits.MAX_JSON:
+            raise MMLError(limits.TOO_LARGE, path, name, "more than 16 MiB of JSON", _ARRAYS)
+    if len(views) >= limits.MAX_MEMBERS or sum(map(len, views.values())) > limits.MAX_FILE - 2**22:
+        raise MMLError(limits.TOO_LARGE, path, "", "more than 4 GiB or 4,096 members", _PARTS)
+    manifest = _manifest(kind, views, dict(facts or {}))
+    everything = {MANIFEST: memoryview(dump_json(manifest, sort=True)), **views}
+    layout = lay_out([Entry(n, len(v), zlib.crc32(v)) for n, v in everything.items()])
+    parts = [p for pair in zip(layout.headers, everything.values(), strict=True) for p in pair]
+    write_file(path, [*parts, layout.tail], overwrite=overwrite, verify=open_archive)
+
+
+_ARRAYS = "Keep large data in FeatureSets or arrays"
+_PARTS = "Save parts of it by themselves"
+
+
+def open_archive(path: Path, *, verify: bool = True) -> Archive:
+    """Read a file up to step 6: strict zip, names, limits, manifest, sizes and hashes.
+
+    Parameters
+    ----------
+    path : Path
+    verify : bool
+        Whether hashes of tensors and tables are computed; without, a large file opens at once
+        and damage within its numbers is not seen.
+
+    Raises
+    ------
+    MMLError
+        At the first thing that is not as we write it.
+    """
+    data = _contents(path)
+    entries, layout = read_entries(data, path)
+    check_members([entry.name for entry in entries], path)
+    places = zip(entries, layout.starts, strict=True)
+    payloads = {entry.name: data[start : start + entry.size] for entry, start in places}
+    if next(iter(payloads), None) != MANIFEST:
+        raise MMLError(limits.FOREIGN, path, "", "its first member is no manifest.json")
+    manifest = _read_manifest(bytes(payloads.pop(MANIFEST)), entries[0].crc, path)
+    _check_payloads(manifest, payloads, {e.name: e.crc for e in entries}, path, verify)
+    return Archive(path, manifest, payloads)
+
+
+def _contents(path: Path) -> memoryview:
+    try:
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (OSError, ValueError) as error:
+        raise MMLError(limits.NOT_FOUND, path, "", f"cannot be opened: {error}") from error
+    with os.fdopen(fd, "rb") as file:
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode):
+            raise MMLError(limits.FOREIGN, path, "", "is no regular file")
+        if facts.st_size > limits.MAX_FILE:
+            raise MMLError(limits.TOO_LARGE, path, "", "is larger than 4 GiB")
+        if facts.st_size <= _IN_MEMORY:
+            return memoryview(file.read())
+        return memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
+
+
+def _manifest(kind: str, views: Mapping[str, memoryview], facts: dict[str, Any]) -> dict[str, Any]:
+    members = {name: _facts(data) for name, data in views.items()}
+    front = loaded("modularml")
+    manifest = {
+        "backends": {},
+        "classes": [],
+        "requires": [],
+        **facts,
+        "format": limits.FORMAT,
+        "kind": kind,
+        "library": str(getattr(front, "__version__", "unknown")),
+        "members": members,
+        "schema": limits.SCHEMA,
+    }
+    return {**manifest, "content_id": _content_id(manifest)}
+
+
+def _facts(data: memoryview) -> dict[str, Any]:
+    sha = hashlib.sha256(data).hexdigest()
+    return {"crc32": zlib.crc32(data), "sha256": sha, "size": len(data)}
+
+
+def _content_id(manifest: Mapping[str, Any]) -> str:
+    members = manifest["members"]
+    hashes = {n: m["sha256"] for n, m in members.items() if n not in (MANIFEST, IDS)}
+    told = {key: manifest[key] for key in ("kind", "schema", "classes", "backends", "requires")}
+    return hashlib.sha256(dump_json({**told, "members": hashes}, sort=True)).hexdigest()
+
+
+def _read_manifest(data: bytes, crc: int, path: Path) -> dict[str, Any]:
+    if zlib.crc32(data) != crc:
+        raise MMLError(limits.DAMAGED, path, MANIFEST, "its checksum differs", _COPY)
+    manifest = load_json(data, path, MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format") != limits.FORMAT:
+        raise MMLError(limits.FOREIGN, path, MANIFEST, "is of another format")
+    _check_schema(manifest, path)
+    for key, value in manifest.items():
+        if not key.startswith("x-") and not isinstance(value, _KEYS.get(key, ())):
+            raise MMLError(limits.FOREIGN, path, MANIFEST, f"{key!r} is not known, or misfit")
+    if missing := _KEYS.keys() - manifest.keys():
+        raise MMLError(limits.DAMAGED, path, MANIFEST, f"lacks {', '.join(sorted(missing))}")
+    if manifest["kind"] not in limits.KINDS:
+        raise MMLError(limits.FOREIGN, path, MANIFEST, f"kind {manifest['kind']!r:.40} is not known")
+    if not all(map(_well_told, manifest["members"].values())):
+        raise MMLError(limits.DAMAGED, path, MANIFEST, "what it says of its members is unclear")
+    if manifest["content_id"] != _content_id(manifest) or dump_json(manifest, sort=True) != data:
+        raise MMLError(limits.DAMAGED, path, MANIFEST, "differs from its content_id", _COPY)
+    return manifest
+
+
+def _check_schema(manifest: Mapping[str, Any], path: Path) -> None:
+    schema = manifest.get("schema")
+    if type(schema) is not int or schema < 1:
+        raise MMLError(limits.DAMAGED, path, MANIFEST, f"schema {schema!r:.40} is no version")
+    if schema > limits.SCHEMA:
+        problem = (
+            f"it has schema {schema}, written by modularml {manifest.get('library')!s:.20}; this "
+            f"one reads up to {limits.SCHEMA}"
+        )
+        raise MMLError(limits.NEWER, path, "", problem, "Run: pip install --upgrade modularml")
+
+
+def _well_told(facts: Any) -> bool:
+    return (
+        isinstance(facts, dict)
+        and facts.keys() == {"crc32", "sha256", "size"}
+        and type(facts["size"]) is int
+        and type(facts["crc32"]) is int
+        and isinstance(facts["sha256"], str)
+        and bool(_HASH.fullmatch(facts["sha256"]))
+    )
+
+
+def _check_payloads(
+    manifest: Mapping[str, Any],
+    payloads: Mapping[str, memoryview],
+    crcs: Mapping[str, int],
+    path: Path,
+    verify: bool,
+) -> None:
+    told = manifest["members"]
+    if odd := told.keys() ^ payloads.keys():
+        name = min(odd)
+        problem = "is missing" if name in told else "is not in the manifest"
+        raise MMLError(limits.DAMAGED, path, name[:120], problem, _COPY)
+    for name, data in payloads.items():
+        facts = told[name]
+        if len(data) != facts["size"] or crcs[name] != facts["crc32"]:
+            raise MMLError(limits.DAMAGED, path, name, "its size or checksum differs", _COPY)
+        if (verify or name.endswith(".json")) and hashlib.sha256(data).hexdigest() != facts["sha256"]:
+            raise MMLError(limits.DAMAGED, path, name, "sha256 differs from the manifest", _COPY)
+
+
+_COPY = "Restore another copy"

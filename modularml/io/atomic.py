@@ -1,0 +1,169 @@
+"""Writing a file so that there is always a good one: the old, or the new."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from modularml.errors import MMLError, MMLExistsError
+from modularml.io import limits
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["check_free", "write_file"]
+
+_MARK = ".mml-part"
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Refuse a path that is taken, before any work is done.
+
+    Raises
+    ------
+    MMLExistsError
+        If there is a file and `overwrite` is false.
+    MMLError
+        If its folder is not there, or it is a folder itself.
+    """
+    if path.is_dir():
+        raise MMLError(limits.NOT_WRITTEN, path, "", "is a folder", "Add a file name")
+    if not path.parent.is_dir():
+        problem = f"its folder {str(path.parent)!r} does not exist"
+        raise MMLError(limits.NOT_WRITTEN, path, "", problem, "Make the folder first")
+    if not overwrite and os.path.lexists(path):
+        raise _taken(path)
+
+
+def write_file(
+    path: Path, parts: Iterable[Any], *, overwrite: bool, verify: Callable[[Path], Any]
+) -> None:
+    """Write a file whole, or leave everything as it was.
+
+    Parameters
+    ----------
+    path : Path
+    parts : iterable of bytes-like
+    overwrite : bool
+    verify : callable
+        Reads the finished file, before it gets its name, and raises if it is not good.
+
+    Raises
+    ------
+    MMLExistsError
+        If there is a file and `overwrite` is false.
+    MMLError
+        If it cannot be written. The file that was there is unchanged, and nothing is left behind.
+    """
+    check_free(path, overwrite)
+    temporary = path.with_name(f".{path.name[:150]}.{secrets.token_hex(8)}{_MARK}")
+    try:
+        with _turn(path.parent):
+            try:
+                _fill(temporary, parts)
+                verify(temporary)
+                _publish(temporary, path, overwrite)
+            finally:
+                temporary.unlink(missing_ok=True)
+    except FileExistsError as error:
+        raise _taken(path) from error
+    except (OSError, MMLError) as error:
+        if isinstance(error, MMLError) and error.path == str(path):
+            raise
+        problem = f"could not be written: {error}"
+        hint = "The file that was there, if any, is unchanged"
+        raise MMLError(limits.NOT_WRITTEN, path, "", problem, hint) from error
+
+
+def _fill(temporary: Path, parts: Iterable[Any]) -> None:
+    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    with os.fdopen(fd, "wb", buffering=2**20) as file:
+        for part in parts:
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
+    """Give the file its name; if that cannot be made to last, the old file gets it back."""
+    old = path.with_name(f".{path.name[:150]}.{secrets.token_hex(8)}.old{_MARK}")
+    kept = overwrite and _link(path, old)
+    try:
+        if overwrite:
+            os.replace(temporary, path)
+        elif not _link(temporary, path):
+            raise FileExistsError(path)
+        try:
+            _sync_folder(path.parent)
+        except BaseException:
+            if kept:
+                os.replace(old, path)
+            else:
+                path.unlink(missing_ok=True)
+            raise
+    finally:
+        old.unlink(missing_ok=True)
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Give a file a second name, by a hard link where there are such; False if it is taken."""
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        return False
+    except (NotImplementedError, PermissionError):  # a file system without hard links
+        if os.path.lexists(target) or target.name.endswith(_MARK):
+            return False
+        os.replace(source, target)
+    return True
+
+
+@contextlib.contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Let one writer into a folder at a time, and sweep what killed ones left there."""
+    fd = _lock(folder)
+    try:
+        if fd is not None:
+            for stray in folder.glob(f".*{_MARK}"):
+                stray.unlink(missing_ok=True)
+        yield
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def _lock(folder: Path) -> int | None:
+    if fcntl is None:  # pragma: no cover - not on Windows
+        return None
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks: nobody waits, nobody sweeps
+        os.close(fd)
+        return None
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _sync_folder(folder: Path) -> None:
+    if fcntl is None:  # pragma: no cover - not on Windows
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _taken(path: Path) -> MMLExistsError:
+    return MMLExistsError(
+        limits.EXISTS, path, "", "there is a file already", "Pass overwrite=True, or another name"
+    )

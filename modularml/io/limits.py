@@ -1,0 +1,65 @@
+"""How large an artifact and its parts may be, and what its errors are called."""
+
+from __future__ import annotations
+
+__all__ = ["CODES", "FORMAT", "KINDS", "SCHEMA"]
+
+FORMAT = "modularml"
+SCHEMA = 1
+"""The newest schema this library writes; it reads this one and every older one."""
+
+KINDS = {
+    "exp": "Experiment",
+    "fs": "FeatureSet",
+    "mg": "ModelGraph",
+    "md": "model",
+    "ls": "Loss",
+    "op": "Optimizer",
+    "sc": "Scaler",
+    "sm": "sampler",
+    "sp": "splitter",
+    "ckpt": "checkpoint",
+}
+"""Kinds of artifact by suffix."""
+
+MAX_MEMBERS = 4096
+MAX_FILE = 2**32 - 1
+MAX_JSON = 16 * 2**20
+MAX_JSON_DEPTH = 64
+MAX_JSON_PARTS = 1_000_000
+MAX_JSON_NESTS = 200_000
+MAX_RANK = 16
+MAX_NESTING = 8
+MAX_NAME = 80
+MAX_NAME_DEPTH = 8
+ALIGNMENT = 64
+
+DAMAGED = "MML-101"
+NEWER = "MML-102"
+FOREIGN = "MML-103"
+TOO_LARGE = "MML-104"
+BAD_NAME = "MML-105"
+OTHER_KIND = "MML-106"
+MISFIT = "MML-107"
+NO_CLASS = "MML-108"
+NO_CODE = "MML-109"
+EXISTS = "MML-110"
+NOT_WRITTEN = "MML-111"
+NO_PLAIN_DATA = "MML-112"
+NOT_FOUND = "MML-113"
+
+CODES = {
+    DAMAGED: "damaged",
+    NEWER: "written by a newer version",
+    FOREIGN: "no artifact",
+    TOO_LARGE: "over a limit",
+    BAD_NAME: "a name that is not allowed",
+    OTHER_KIND: "another kind of artifact",
+    MISFIT: "contents that do not fit each other",
+    NO_CLASS: "a class that is not here",
+    NO_CODE: "packaged code",
+    EXISTS: "a file that is there already",
+    NOT_WRITTEN: "a file that could not be written",
+    NO_PLAIN_DATA: "an object that cannot be stored as data",
+    NOT_FOUND: "no such file",
+}

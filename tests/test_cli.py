@@ -1,0 +1,92 @@
+"""The command line, as a newcomer uses it."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_diabetes, load_digits
+from sklearn.linear_model import LogisticRegression
+
+from modularml import demo
+from modularml.cli import main
+from modularml.context import ExperimentContext
+from modularml.demo.diabetes import load_diabetes as diabetes_set
+from modularml.demo.digits import load_digits as digits_set
+from modularml.demo.digits import run_digits
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    out = tmp_path_factory.mktemp("demo") / "pictures"
+    out.mkdir()
+    with ExperimentContext().activate():
+        return out, run_digits(out, show=False)
+
+
+def test_digits_reach_97_percent_and_beat_the_baseline(said: tuple[Path, float]) -> None:
+    assert said[1] >= 0.97
+    with ExperimentContext().activate():
+        fs = digits_set()
+        data = load_digits()
+        rows = {name: fs[name].get_tags("numpy", tags="source_row")[:, 0] for name in fs.splits}
+        pixels = data.images.reshape(len(data.images), -1) / 16
+        model = LogisticRegression(max_iter=2000)
+        model.fit(pixels[rows["train"]], data.target[rows["train"]])
+        assert said[1] > model.score(pixels[rows["test"]], data.target[rows["test"]])
+
+
+def test_digits_draw_three_pictures(said: tuple[Path, float]) -> None:
+    names = {path.name for path in said[0].iterdir()}
+    assert names == {"digits_loss.png", "digits_confusion.png", "digits_graph.svg"}
+    assert ET.parse(said[0] / "digits_graph.svg").getroot().tag.endswith("svg")
+    assert all((said[0] / name).stat().st_size > 5000 for name in names)
+
+
+def test_splits_of_the_demo_do_not_leak() -> None:
+    with ExperimentContext().activate():
+        fs = digits_set()
+        assert sum(len(view) for view in fs.splits.values()) == len(fs) == 1797
+        assert fs["train"].is_disjoint_with(fs["test"])
+        assert fs["val"].is_disjoint_with(fs["test"])
+        assert {record.fit_to_split for record in fs.scaler_records} == {"train"}
+        counts = [np.bincount(v.get_targets("numpy")[:, 0]) / len(v) for v in fs.splits.values()]
+        assert np.ptp(np.stack(counts), axis=0).max() < 0.01
+
+
+def test_diabetes_comes_in_its_own_units() -> None:
+    with ExperimentContext().activate():
+        fs = diabetes_set()
+        raw = fs.get_targets("numpy", rep="raw")[:, 0]
+    np.testing.assert_array_equal(raw, load_diabetes().target)
+
+
+def test_command_runs_the_demo(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(demo, "run_digits", lambda out, *, show: (out / "a.png").touch())
+    with ExperimentContext().activate():
+        assert main(["demo", "--quiet", "--out", str(tmp_path / "new")]) == 0
+    printed = capsys.readouterr().out
+    assert "test RMSE, network" in printed and "ridge" in printed
+    assert str(tmp_path / "new" / "diabetes_parity.png") in printed
+
+
+def test_errors_are_one_line_and_a_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def stop(out: Path, *, show: bool) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "run_digits", stop)
+    assert main(["demo", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "modularml: interrupted\n"
+
+
+def test_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["dance"])
+    assert stop.value.code == 2
+    assert "dance" in capsys.readouterr().err
