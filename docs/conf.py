@@ -1,5 +1,6 @@
 """Sphinx configuration. Everything is local: the pages need no network to build or to read."""
 
+import re
 import shutil
 import sys
 import tomllib
@@ -71,8 +72,16 @@ def skip_foreign(_app: Any, _kind: str, _name: str, obj: Any, skip: bool, _optio
     return skip or not found.startswith("modularml")
 
 
+def escape_stars(
+    _app: Any, _kind: str, _name: str, _obj: Any, _options: Any, lines: list[str]
+) -> None:
+    """Keep the star of a shape such as ``(n, *shape)``: reStructuredText would take it for italics."""
+    lines[:] = [re.sub(r"(?<![*`\\\w])\*(?=[a-z])", r"\\*", line) for line in lines]
+
+
 def setup(app: Any) -> None:
     app.connect("autodoc-skip-member", skip_foreign)
+    app.connect("autodoc-process-docstring", escape_stars, priority=100)
 
 
 copy_notebooks()

@@ -10,6 +10,9 @@ import base64
 import enum
 import inspect
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -19,7 +22,15 @@ import numpy as np
 from modularml._registry import Registry
 from modularml.errors import ConfigError, UnknownNameError
 
-__all__ = ["Configurable", "Stateful", "config_registry", "decode", "encode", "find_code"]
+__all__ = [
+    "Configurable",
+    "Stateful",
+    "config_registry",
+    "decode",
+    "encode",
+    "find_code",
+    "names_mean",
+]
 
 config_registry: Registry[type] = Registry("class")
 """Every class that a config may name; subclasses of `Configurable` enter when defined."""
@@ -152,9 +163,9 @@ def decode(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if "$type" in value:
-        return config_registry[value["$type"]].from_config(value["params"])  # type: ignore[attr-defined]
+        return find_class(value["$type"]).from_config(value["params"])
     if "$enum" in value:
-        return find_code(value["$enum"])(value["value"])
+        return _of_class(value["$enum"], enum.Enum)(value["value"])
     if "$tuple" in value:
         return tuple(decode(item) for item in value["$tuple"])
     if "$set" in value:
@@ -168,8 +179,31 @@ def decode(value: Any) -> Any:
     if "$code" in value:
         return find_code(value["$code"])
     if "$estimator" in value:
-        return find_code(value["$estimator"])(**decode(value["params"]))
+        return _estimator(value["$estimator"])(**decode(value["params"]))
     return {key: decode(item) for key, item in value.items()}
+
+
+_meanings: ContextVar[Mapping[str, Any] | None] = ContextVar("modularml_names", default=None)
+
+
+@contextmanager
+def names_mean(found: Mapping[str, Any]) -> Iterator[None]:
+    """Let names mean these objects, and all other names nothing, within a ``with`` block."""
+    token = _meanings.set(found)
+    try:
+        yield
+    finally:
+        _meanings.reset(token)
+
+
+def find_class(name: str) -> Any:
+    """Find a `Configurable` class by its name."""
+    found = _meanings.get()
+    if found is None:
+        return config_registry[name]
+    if name not in found:
+        raise ConfigError(f"class {name!r} was not resolved beforehand")
+    return found[name]
 
 
 def find_code(name: str) -> Any:
@@ -177,6 +211,11 @@ def find_code(name: str) -> Any:
 
     Nothing is imported: a config is data and must not choose what code gets loaded.
     """
+    known = _meanings.get()
+    if known is not None:
+        if name not in known:
+            raise ConfigError(f"{name!r} was not resolved beforehand")
+        return known[name]
     module, _, path = name.partition(":")
     found: Any = sys.modules.get(module)
     if found is None:
@@ -185,6 +224,20 @@ def find_code(name: str) -> Any:
         found = getattr(found, part, None)
         if found is None:
             raise ConfigError(f"{name!r} cannot be found: module {module!r} has no {path!r}")
+    return found
+
+
+def _of_class(name: str, base: type) -> Any:
+    found = find_code(name)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ConfigError(f"{name!r} is no {base.__name__}")
+    return found
+
+
+def _estimator(name: str) -> Any:
+    found = find_code(name)
+    if not (isinstance(found, type) and hasattr(found, "get_params") and hasattr(found, "fit")):
+        raise ConfigError(f"{name!r} is no estimator")
     return found
 
 

@@ -9,7 +9,7 @@
     ├── MissingDependencyError  (ImportError)           an optional package that is not installed
     ├── DataError               (ValueError)            rows or columns that cannot be used
     │   ├── SplitError                                  a split that cannot be made or read
-    │   └── ScalerError                                 a scaler that cannot be fitted, applied or undone
+    │   └── ScalerError                                 a scaler that cannot be fitted or undone
     ├── NotFittedError          (RuntimeError)          asked to transform or predict before fitting
     ├── ShapeError              (ValueError)            shapes that do not fit
     ├── GraphError              (ValueError)            nodes that cannot be wired

@@ -89,8 +89,8 @@ class BackendAdapter(ABC):
         """Return the mean over samples of values a sample, an element, or one in all."""
 
     @abstractmethod
-    def loss_dtype(self, kind: str, like: Any) -> Any:
-        """Return the dtype of targets: ``"index"`` for class numbers, ``"float"`` as `like`."""
+    def loss_dtype(self, kind: str, model: Any) -> Any:
+        """Return the dtype of targets: ``"index"`` for class numbers, ``"float"`` as `model`'s."""
 
     @abstractmethod
     def gather(self, column: Any, rows: IntArray) -> Any:

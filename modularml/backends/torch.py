@@ -14,7 +14,7 @@ from modularml._optional import require
 from modularml._typing import Array, IntArray, Shape
 from modularml.backends.base import Backend, BackendAdapter, Compute, NonFinite, Step
 from modularml.backends.torch_kernels import direct_step
-from modularml.errors import DeviceError, ShapeError
+from modularml.errors import DeviceError, LossError, ShapeError
 
 torch = require("torch", purpose="to train torch models")
 
@@ -48,11 +48,13 @@ class TorchAdapter(BackendAdapter):
 
     def sample_mean(self, values: Any) -> Any:
         """Return the mean over samples of values a sample, an element, or one in all."""
+        if not isinstance(values, torch.Tensor):
+            raise LossError(f"a loss must return a tensor, got a {type(values).__name__}")
         return values if values.ndim == 0 else values.mean()
 
-    def loss_dtype(self, kind: str, like: Any) -> Any:
-        """Return the dtype of targets: ``"index"`` for class numbers, ``"float"`` as `like`."""
-        return torch.int64 if kind == "index" else like
+    def loss_dtype(self, kind: str, model: Any) -> Any:
+        """Return the dtype of targets: ``"index"`` for class numbers, ``"float"`` as `model`'s."""
+        return torch.int64 if kind == "index" else _float_dtype(model)
 
     def gather(self, column: Any, rows: IntArray) -> Any:
         """Return rows of a tensor, in the order asked."""
@@ -131,9 +133,9 @@ class TorchAdapter(BackendAdapter):
 
         Parameters that the user had switched off stay off when the model is unfrozen.
         """
-        if frozen:
+        if frozen:  # once more, where layers were made anew since
             kept = [p for p in model.parameters() if p.requires_grad]
-            model.__dict__.setdefault("_modularml_trainable", kept)
+            model.__dict__.setdefault("_modularml_trainable", []).extend(kept)
         else:
             kept = model.__dict__.pop("_modularml_trainable", [])
         for p in kept:
@@ -146,10 +148,9 @@ class TorchAdapter(BackendAdapter):
         for module in [] if model is None else model.modules():
             if isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
                 return torch.int64
-            for p in module.parameters(recurse=False):
-                if p.is_floating_point():
-                    return p.dtype
-        return torch.get_default_dtype()
+            if any(p.is_floating_point() for p in module.parameters(recurse=False)):
+                break
+        return _float_dtype(model)
 
     def no_grad(self) -> AbstractContextManager[Any]:
         """Return a context in which no gradients are tracked."""
@@ -222,6 +223,14 @@ class TorchAdapter(BackendAdapter):
 
 
 _PAD_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+def _float_dtype(model: Any) -> Any:
+    """Return the dtype that a model computes in."""
+    for p in [] if model is None else model.parameters():
+        if p.is_floating_point():
+            return p.dtype
+    return torch.get_default_dtype()
 
 
 def _one_after_another(moves: Sequence[Callable[[], Any]]) -> Callable[[], Any]:

@@ -6,7 +6,9 @@ torch read it without a copy. Nulls and ragged columns are refused where they co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,17 +20,26 @@ from modularml.errors import DataError
 
 __all__ = ["leaf_type", "numpy_dtype", "sample_shape", "to_arrow", "to_numpy"]
 
+_TIME_UNITS = {"Y": "D", "M": "D", "W": "D", "D": "D", "h": "s", "m": "s"}
+"""numpy's units of time that Arrow lacks, and the nearest finer one that it has."""
 
-def to_arrow(values: Any, key: str) -> pa.Array:
+_NO_COLUMN = (str, bytes, Mapping, set, frozenset)
+"""Collections that are not one value a sample, in order."""
+
+
+def to_arrow(values: Any, key: str, *, copy: bool = True) -> pa.Array:
     """Turn column data into one Arrow array without nulls.
 
     Parameters
     ----------
     values : array-like, shape (n_samples, ...)
         A list of scalars or of arrays of one shape, a numpy array, a pandas or polars series,
-        a torch tensor or an Arrow array. It is copied where it could be written to later.
+        a torch tensor or an Arrow array.
     key : str
         Name of the column, for messages.
+    copy : bool
+        Whether numpy arrays are copied. Only for arrays that nobody writes to later it may be
+        left out.
 
     Raises
     ------
@@ -36,26 +47,7 @@ def to_arrow(values: Any, key: str) -> pa.Array:
         If samples differ in shape, a value is missing, or no Arrow type fits. The message names
         the column and the first row that is wrong. NaN in float columns is data and is kept.
     """
-    if isinstance(values, pa.ChunkedArray):
-        values = pa.concat_arrays(values.chunks) if values.num_chunks != 1 else values.chunk(0)
-    if isinstance(values, pa.Array):
-        return _check_nulls(_fixed(values, key), key)
-    if isinstance(values, np.ndarray):
-        return _check_nulls(_from_ndarray(values, key), key)
-    dtype = getattr(values, "dtype", None)
-    if isinstance(dtype, np.dtype) and dtype.kind in "biufmM":  # a pandas series, say
-        return _from_ndarray(np.asarray(values), key)
-    if hasattr(values, "to_arrow"):  # a polars series
-        return to_arrow(values.to_arrow(), key)
-    if hasattr(values, "detach"):  # a torch tensor
-        return _from_ndarray(np.asarray(values.detach().cpu()), key)
-    if dtype is not None and not isinstance(dtype, np.dtype):  # a pandas extension type
-        return to_arrow(_arrow(values, key), key)
-    if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
-        raise DataError(
-            f"column {key!r} must hold one value a sample, got a {type(values).__name__}"
-        )
-    return _check_nulls(_from_objects(list(values), key), key)
+    return _check_nulls(_fixed(_read(values, key, copy), key), key)
 
 
 def to_numpy(array: pa.Array) -> Array:
@@ -69,13 +61,9 @@ def to_numpy(array: pa.Array) -> Array:
     n, shape = len(array), sample_shape(array.type)
     for _ in shape:
         array = array.flatten()
-    if isinstance(array.type, pa.BaseExtensionType):
-        array = array.storage
-    plain = pa.types.is_primitive(array.type) and not pa.types.is_boolean(array.type)
-    out = array.to_numpy(zero_copy_only=plain and len(array) > 0)
-    out = out.reshape(n, *shape)
+    out: Array = array.to_numpy(zero_copy_only=_is_plain(array.type) and len(array) > 0)
     out.flags.writeable = False
-    return out
+    return out.reshape(n, *shape)
 
 
 def sample_shape(arrow_type: pa.DataType) -> Shape:
@@ -94,28 +82,48 @@ def leaf_type(arrow_type: pa.DataType) -> pa.DataType:
     return arrow_type
 
 
+@cache
 def numpy_dtype(arrow_type: pa.DataType) -> np.dtype[Any]:
     """Return the dtype that `to_numpy` gives; object for text."""
-    leaf = leaf_type(arrow_type)
-    if pa.types.is_date32(leaf):
-        return np.dtype("datetime64[D]")
-    if pa.types.is_timestamp(leaf):
-        return np.dtype(f"datetime64[{leaf.unit}]")
-    if pa.types.is_duration(leaf):
-        return np.dtype(f"timedelta64[{leaf.unit}]")
-    return np.dtype(leaf.to_pandas_dtype())
+    dtype: np.dtype[Any] = to_numpy(pa.array([], type=leaf_type(arrow_type))).dtype
+    return dtype
 
 
-def from_flat(flat: pa.Array, shape: Shape) -> pa.Array:
-    """Wrap a flat Arrow array in fixed-size lists: one sample for each ``prod(shape)`` values."""
-    for size in reversed(shape):
-        if size == 0:
-            raise DataError("arrays of length 0 cannot be samples; leave the column out")
-        flat = pa.FixedSizeListArray.from_arrays(flat, size)
-    return flat
+def _is_plain(kind: pa.DataType) -> bool:
+    """Tell whether numpy has the same values in the same bytes."""
+    types = pa.types
+    of_time = types.is_timestamp(kind) or types.is_duration(kind)
+    return bool(types.is_integer(kind) or types.is_floating(kind) or of_time)
 
 
-def _from_ndarray(values: Array, key: str) -> pa.Array:
+# -- reading what the user has --------------------------------------------------------------------
+
+
+def _read(values: Any, key: str, copy: bool) -> pa.Array:
+    if isinstance(values, pa.ChunkedArray):
+        return values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
+    if isinstance(values, pa.Array):
+        return values
+    if isinstance(values, list | tuple):
+        return _from_objects(values, key)
+    if hasattr(values, "detach"):  # a torch tensor
+        values = values.detach().cpu()
+    elif hasattr(values, "to_arrow") and hasattr(values, "dtype"):  # a polars series
+        return _read(values.to_arrow(), key, copy)
+    elif hasattr(getattr(values, "dtype", None), "na_value"):  # a pandas extension type
+        return _arrow(values, key)
+    if hasattr(values, "__array__"):
+        found = np.asanyarray(values)
+        return _from_ndarray(found, key, copy or found is not values)
+    if isinstance(values, _NO_COLUMN) or not hasattr(values, "__len__"):
+        raise DataError(
+            f"column {key!r} must hold one value a sample, in order (a list or an array), got a "
+            f"{type(values).__name__}"
+        )
+    return _from_objects(list(values), key)
+
+
+def _from_ndarray(values: Array, key: str, copy: bool) -> pa.Array:
     if values.ndim == 0:
         raise DataError(
             f"column {key!r} must hold one value a sample, got a single {values.item()!r}"
@@ -124,124 +132,192 @@ def _from_ndarray(values: Array, key: str) -> pa.Array:
         raise DataError(
             f"column {key!r} is complex; give its real and imaginary parts as two columns"
         )
-    if values.dtype.kind in "OUSTV":
-        if values.ndim > 1 and values.dtype.kind == "O":
-            return _from_objects(list(values), key)
+    if values.dtype.kind == "V":
+        raise DataError(f"column {key!r} has the fields {values.dtype}; give one column for each")
+    if isinstance(values, np.ma.MaskedArray):
+        values = _unmasked(values, key)
+    if values.dtype.kind == "O" and values.ndim == 1:
         return _from_objects(values.tolist(), key)
-    if values.dtype.byteorder == ">":
-        values = values.astype(values.dtype.newbyteorder("="))
-    flat = np.array(values, order="C", copy=True).reshape(-1)
-    if values.ndim > 1 and values.size == 0:
-        return pa.array([], type=_list_type(pa.from_numpy_dtype(values.dtype), values.shape[1:]))
-    return from_flat(_arrow(flat, key), values.shape[1:])
+    shape = values.shape[1:]
+    if 0 in shape:
+        raise DataError(
+            f"column {key!r} holds arrays of shape {shape}, which are empty; leave the column out"
+        )
+    if values.dtype.kind in "OUST":
+        return _wrap(_arrow(values.reshape(-1).tolist(), key, math.prod(shape)), shape)
+    dtype = _known_dtype(values.dtype)
+    if copy or not values.flags.c_contiguous:
+        values = np.array(values, dtype=dtype, order="C", subok=False)
+    return _wrap(_arrow(values.astype(dtype, copy=False).reshape(-1), key), shape)
 
 
-def _list_type(leaf: pa.DataType, shape: Shape) -> pa.DataType:
-    for size in reversed(shape):
-        leaf = pa.list_(leaf, size)
-    return leaf
+def _known_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype nearest to this one that Arrow has."""
+    if dtype.kind in "mM":
+        unit = _TIME_UNITS.get(np.datetime_data(dtype)[0])
+        unit = "s" if dtype.kind == "m" and unit == "D" else unit
+        dtype = dtype if unit is None else np.dtype(f"{dtype.kind}8[{unit}]")
+    return dtype.newbyteorder("=")
 
 
-def _from_objects(values: list[Any], key: str) -> pa.Array:
+def _unmasked(values: Any, key: str) -> Array:
+    mask = np.ma.getmaskarray(values).reshape(len(values), -1)
+    if mask.any():
+        raise _null_error(key, int(mask.any(axis=1).argmax()), int(mask.sum()))
+    found: Array = values.data
+    return found
+
+
+def _from_objects(values: Sequence[Any], key: str) -> pa.Array:
     first = next((v for v in values if v is not None), None)
-    if first is None or isinstance(first, str | bytes) or np.ndim(first) == 0:
-        return _fixed(_arrow(values, key), key)
+    if isinstance(first, list | tuple):
+        try:
+            return pa.array(values)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            pass  # rows that hold arrays of two and more axes, say
+    elif first is None or isinstance(first, _NO_COLUMN) or np.ndim(first) == 0:
+        return _arrow(values, key)
     try:
         stacked = np.stack(values)
     except (ValueError, TypeError):
         raise _ragged(values, key) from None
-    if stacked.dtype.kind == "O":
-        raise _ragged(values, key)
-    return from_flat(_arrow(stacked.reshape(-1), key), stacked.shape[1:])
+    if stacked.dtype.kind == "O" or (stacked.dtype.kind in "US" and _mixed(values)):
+        return _arrow([np.asarray(v, dtype=object).ravel().tolist() for v in values], key)
+    return _from_ndarray(stacked, key, copy=False)
 
 
-def _ragged(values: Sequence[Any], key: str) -> DataError:
-    shapes = [_shape_of(v) for v in values]
-    row = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), 0)
-    if values[row] is None:
-        return _null_error(key, row, 1)
-    return DataError(
-        f"column {key!r} is ragged: row 0 has shape {shapes[0]}, row {row} has shape {shapes[row]}. "
-        "Pad or cut the rows to one length, or build the set from a long table with group_by="
-    )
+def _mixed(values: Sequence[Any]) -> bool:
+    return any(getattr(v, "dtype", np.dtype(object)).kind not in "US" for v in values)
 
 
-def _shape_of(value: Any) -> Shape | None:
-    try:
-        return np.shape(value)
-    except ValueError:
-        return None
-
-
-def _arrow(values: Any, key: str) -> pa.Array:
+def _arrow(values: Any, key: str, per_row: int = 1) -> pa.Array:
+    """Let Arrow choose a type; `per_row` values belong to one sample."""
     try:
         array = pa.array(values)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        row = _first_odd(values)
+        if isinstance(values, list | tuple):
+            raise _odd_error(values, key, per_row) from error
         raise DataError(
-            f"column {key!r} mixes types or holds what Arrow cannot: row {row} is "
-            f"{_peek(values, row)} after {_peek(values, 0)}. Convert the column to one type"
+            f"column {key!r} holds {values.dtype}, for which there is no Arrow type; convert it, "
+            "with astype say"
         ) from error
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
-def _first_odd(values: Any) -> int:
-    kinds = [type(v) for v in values]
-    return next((i for i, kind in enumerate(kinds) if kind is not kinds[0]), 0)
+def _odd_error(values: Sequence[Any], key: str, per_row: int) -> DataError:
+    fits, fails = 0, len(values)  # so many first values are fine, so many are not
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        try:
+            pa.array(values[:middle])
+            fits = middle
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            fails = middle
+    odd, row = values[fits], fits // per_row
+    if isinstance(odd, float) and np.isnan(odd):
+        return _null_error(key, row, 1)
+    return DataError(
+        f"column {key!r} mixes types or holds what Arrow cannot: row {row} is {_peek(odd)}, row 0 "
+        f"is {_peek(values[0])}. Convert the column to one type"
+    )
 
 
-def _peek(values: Any, row: int) -> str:
-    value = list(values)[row]
+def _peek(value: Any) -> str:
     return f"{type(value).__name__} {str(value)[:40]!r}"
 
 
-def _fixed(array: pa.Array, key: str) -> pa.Array:
-    """Bring lists to fixed size, and every other type to one that has a numpy twin."""
+def _ragged(values: Sequence[Any], key: str) -> DataError:
+    shapes = [_shape_of(v) for v in values]
+    row = next((i for i, shape in enumerate(shapes) if shape is None or shape != shapes[0]), 0)
+    if values[row] is None:
+        return _null_error(key, row, sum(v is None for v in values))
+    return _ragged_error(key, shapes[0], row, shapes[row])
+
+
+def _shape_of(value: Any) -> Shape | None:
+    try:
+        return tuple(np.shape(value))
+    except ValueError:
+        return None
+
+
+# -- bringing Arrow arrays into the form they are kept in --------------------------------------
+
+
+def _fixed(array: pa.Array, key: str, per_row: int = 1) -> pa.Array:
+    """Bring lists to fixed size, and every other type to one that has a numpy twin.
+
+    In an array inside of another, `per_row` values belong to one sample.
+    """
     kind = array.type
     if isinstance(kind, pa.BaseExtensionType):
-        shape = tuple(getattr(kind, "shape", ()))
-        return from_flat(array.storage.flatten(), shape) if shape else _fixed(array.storage, key)
+        return _from_extension(array, key)
     if pa.types.is_dictionary(kind):
-        return _fixed(array.dictionary_decode(), key)
+        return _fixed(array.dictionary_decode(), key, per_row)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _fix_lists(array, key)
+        return _fix_lists(array, key, per_row)
     if pa.types.is_fixed_size_list(kind):
-        _check_nulls(array, key)
-        return from_flat(_fixed(array.flatten(), key), (kind.list_size,))
+        _check_nulls(array, key, per_row)
+        return _wrap(_fixed(array.flatten(), key, per_row * kind.list_size), (kind.list_size,))
     if pa.types.is_large_string(kind) or kind == pa.string_view():
         return array.cast(pa.string())
+    if pa.types.is_large_binary(kind) or kind == pa.binary_view():
+        return array.cast(pa.binary())
     if pa.types.is_decimal(kind):
         return array.cast(pa.float64())
-    if pa.types.is_null(kind) and len(array):
-        raise _null_error(key, 0, len(array))
+    if pa.types.is_null(kind):
+        return _check_nulls(array, key, per_row).cast(pa.float64())
     if pa.types.is_nested(kind):
         raise DataError(f"column {key!r} has the Arrow type {kind}; give one column for each field")
     return array
 
 
-def _fix_lists(array: pa.Array, key: str) -> pa.Array:
-    _check_nulls(array, key)
-    lengths = pc.list_value_length(array).to_numpy()
-    odd = np.flatnonzero(lengths != lengths[:1])
-    if len(odd):
+def _from_extension(array: pa.Array, key: str) -> pa.Array:
+    if isinstance(array.type, pa.FixedShapeTensorType):
+        _check_nulls(array.storage, key)
+        if array.type.permutation is not None:
+            return _from_ndarray(array.to_numpy_ndarray(), key, copy=True)
+        return _wrap(array.storage.flatten(), tuple(array.type.shape))
+    name = str(array.type.extension_name)
+    if name.startswith("pandas."):
         raise DataError(
-            f"column {key!r} is ragged: row 0 has length {lengths[0]}, row {odd[0]} has length "
-            f"{lengths[odd[0]]}. Pad or cut the rows to one length, or use group_by="
+            f"column {key!r} holds {name.removeprefix('pandas.')}s, which are no single values; "
+            "convert it to numbers, text or timestamps"
         )
-    flat = _fixed(array.flatten(), key)
-    return from_flat(_check_nulls(flat, key), (int(lengths[0]),)) if len(array) else array
+    return _fixed(array.storage, key)
 
 
-def _check_nulls(array: pa.Array, key: str) -> pa.Array:
+def _fix_lists(array: pa.Array, key: str, per_row: int) -> pa.Array:
+    _check_nulls(array, key, per_row)
+    lengths = pc.list_value_length(array).to_numpy()
+    if not len(lengths):
+        return _fixed(array.flatten(), key)  # how long samples would be is not known
+    odd = np.flatnonzero(lengths != lengths[0])
+    if len(odd):
+        first, other = (int(lengths[0]),), (int(lengths[odd[0]]),)
+        raise _ragged_error(key, first, int(odd[0]) // per_row, other)
+    size = int(lengths[0])
+    if not size:
+        raise DataError(f"column {key!r} holds empty lists; leave the column out")
+    return _wrap(_fixed(array.flatten(), key, per_row * size), (size,))
+
+
+def _wrap(flat: pa.Array, shape: Shape) -> pa.Array:
+    """Wrap a flat Arrow array in fixed-size lists: one sample for each ``prod(shape)`` values."""
+    for size in reversed(shape):
+        flat = pa.FixedSizeListArray.from_arrays(flat, size)
+    return flat
+
+
+def _check_nulls(array: pa.Array, key: str, per_row: int = 1) -> pa.Array:
     inner = array
-    width = 1
     while True:
         if inner.null_count:
-            row = int(np.flatnonzero(inner.is_null().to_numpy(zero_copy_only=False))[0])
-            raise _null_error(key, row // width, inner.null_count)
+            row = int(np.argmax(inner.is_null().to_numpy(zero_copy_only=False)))
+            raise _null_error(key, row // per_row, inner.null_count)
         if not pa.types.is_fixed_size_list(inner.type):
             return array
-        width *= inner.type.list_size
+        per_row *= inner.type.list_size
         inner = inner.flatten()
 
 
@@ -249,4 +325,12 @@ def _null_error(key: str, row: int, count: int) -> DataError:
     return DataError(
         f"column {key!r} has {count} missing value(s), the first in row {row}. Drop those rows "
         "(dropna), or fill them (fillna; NaN is accepted in float columns)"
+    )
+
+
+def _ragged_error(key: str, first: Shape | None, row: int, odd: Shape | None) -> DataError:
+    where = "within itself" if odd is None else f"of shape {odd}"
+    return DataError(
+        f"column {key!r} is ragged: row 0 has shape {first}, row {row} is {where}. "
+        "Pad or cut the rows to one length, or build the set from a long table with group_by="
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -79,23 +80,45 @@ class SampleSchema:
 
     def keys(self, domain: str) -> list[str]:
         """Return the keys of a domain, in order."""
-        return list(dict.fromkeys(s.key for s in self.columns.values() if s.domain == domain))
+        return list(self._reps.get(domain, ()))
 
     def domain_of(self, key: str) -> str:
-        """Return the domain that a key stands in."""
-        for spec in self.columns.values():
-            if spec.key == key:
-                return spec.domain
+        """Return the domain that a key stands in.
+
+        Raises
+        ------
+        UnknownNameError
+            If no domain has this key.
+        """
+        for domain, reps in self._reps.items():
+            if key in reps:
+                return domain
         raise UnknownNameError("column", key, {s.key for s in self.columns.values()})
 
     def reps(self, domain: str, key: str) -> list[str]:
         """Return the representations of a column, oldest first."""
-        return [s.rep for s in self.columns.values() if (s.domain, s.key) == (domain, key)]
+        return list(self._reps.get(domain, {}).get(key, ()))
 
     def newest(self, domain: str, key: str) -> str:
-        """Return the full name of the newest representation of a column."""
+        """Return the full name of the newest representation of a column.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is no such column.
+        """
         reps = self.reps(domain, key)
+        if not reps:
+            raise UnknownNameError(f"column of {domain}", key, self.keys(domain))
         return f"{domain}.{key}.{TRANSFORMED if TRANSFORMED in reps else reps[-1]}"
+
+    @cached_property
+    def _reps(self) -> dict[str, dict[str, list[str]]]:
+        """Representations by domain and key."""
+        found: dict[str, dict[str, list[str]]] = {}
+        for spec in self.columns.values():
+            found.setdefault(spec.domain, {}).setdefault(spec.key, []).append(spec.rep)
+        return found
 
     def __getitem__(self, name: str) -> ColumnSpec:
         try:
@@ -110,18 +133,20 @@ def parse_name(name: str) -> tuple[str, str, str]:
     if len(parts) != 3 or parts[0] not in DOMAINS or not all(parts):
         raise DataError(
             f"column name {name!r} must be <domain>.<key>.<rep> with a domain of "
-            f"{', '.join(DOMAINS)}; from_pandas and from_dict name columns for you"
+            f"{', '.join(DOMAINS)}; from_pandas and from_dict name columns for you, and "
+            "from_pyarrow_table does with feature_cols=, target_cols= and tag_cols="
         )
+    check_keys(parts[1:2])
     return parts[0], parts[1], parts[2]
 
 
 def check_keys(keys: Iterable[Any]) -> None:
-    """Refuse keys that could not be told apart in a selector.
+    r"""Refuse keys that could not be told apart in a selector.
 
     Raises
     ------
     DataError
-        If a key is no string, is empty, holds ``. : \\ /`` or a space, or comes twice.
+        If a key is no string, is empty, holds ``. : \ /`` or a space, or comes twice.
     """
     seen: set[str] = set()
     for key in keys:

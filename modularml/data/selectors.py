@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from modularml._typing import Columns
-from modularml.data.schema import DOMAINS, SampleSchema
+from modularml.data.schema import DOMAINS, RAW, SampleSchema
 from modularml.errors import UnknownNameError
 
 __all__ = ["as_list", "select", "select_one"]
@@ -54,61 +54,87 @@ def select(
     """
     given = {"features": features, "targets": targets, "tags": tags}
     if columns is None and all(v is None for v in given.values()):
-        return [name for name in names if rep is None or schema[name].rep == rep]
+        found = [name for name in names if rep is None or schema[name].rep == rep]
+        if names and not found:
+            raise UnknownNameError("representation", rep, {schema[name].rep for name in names})
+        return found
+    offer = _Offer(schema, names)
     chosen: dict[str, None] = {}
     for selector in as_list(columns):
-        chosen.update(dict.fromkeys(_match(schema, names, selector, None, rep)))
+        chosen.update(dict.fromkeys(offer.match(selector, None, rep)))
     for domain in DOMAINS:
         for selector in as_list(given[domain]):
-            chosen.update(dict.fromkeys(_match(schema, names, selector, domain, rep)))
+            chosen.update(dict.fromkeys(offer.match(selector, domain, rep)))
     return list(chosen)
 
 
-def select_one(schema: SampleSchema, names: Sequence[str], selector: str) -> str:
-    """Resolve a selector that must mean one column: the newest representation if none is named."""
-    found = _match(schema, names, selector, None, None)
-    keys = {(schema[name].domain, schema[name].key) for name in found}
-    if len(keys) > 1:
+def select_one(schema: SampleSchema, selector: str) -> str:
+    """Resolve a selector that must mean one column of all there are.
+
+    Where it names no representation ``raw`` is meant: rows are chosen, grouped and split in the
+    user's own units, so that scaling does not change which rows these are.
+
+    Raises
+    ------
+    UnknownNameError
+        If it fits no column, or columns of several keys.
+    """
+    found = _Offer(schema, schema.columns).match(selector, None, None)
+    if len({schema[name].key for name in found}) > 1:
         raise UnknownNameError("single column", selector, found, f"it fits {len(found)} columns")
-    newest = schema.newest(*keys.pop())
-    return newest if newest in found else found[-1]
+    raw = [name for name in found if schema[name].rep == RAW]
+    return raw[0] if raw else found[-1]
 
 
-def _match(
-    schema: SampleSchema, names: Sequence[str], selector: str, domain: str | None, rep: str | None
-) -> list[str]:
-    pattern = _Pattern.parse(selector, domain, rep)
-    found = [name for name in names if pattern.fits(schema, name)]
-    if not found:
-        offered = [name for name in names if domain is None or schema[name].domain == domain]
-        keys = [schema[name].key for name in offered]
-        near = offered if "." in selector else keys
-        raise UnknownNameError(
-            "column" if domain is None else f"column of {domain}", selector, near
-        )
-    return found
+class _Offer:
+    """Names that selectors may choose from."""
 
+    def __init__(self, schema: SampleSchema, names: Iterable[str]) -> None:
+        self.schema, self.names = schema, dict.fromkeys(names)
 
-class _Pattern:
-    def __init__(self, domain: str, key: str, rep: str) -> None:
-        self.domain, self.key, self.rep = domain, key, rep
+    def match(self, selector: str, domain: str | None, rep: str | None) -> list[str]:
+        """Return the names that a selector fits, in table order."""
+        if selector in self.names and domain in (None, self.schema[selector].domain):
+            return [selector]
+        own, key, chosen = _parse(str(selector), rep)
+        found: list[str] = []
+        if domain is None or own in (None, domain):
+            found = self._exact(domain or own, key, chosen) or [
+                name for name in self.names if self._fits(name, domain or own, key, chosen)
+            ]
+        if not found:
+            raise self._unknown(key if chosen == "*" else f"{key}.{chosen}", selector, domain or own)
+        return found
 
-    @classmethod
-    def parse(cls, selector: str, domain: str | None, rep: str | None) -> _Pattern:
-        parts = str(selector).split(".")
-        own = "*"
-        if len(parts) > 1 and parts[0] in DOMAINS:
-            own, *parts = parts
-        elif len(parts) == 3 and parts[0] == "*":
-            parts = parts[1:]
-        key = parts[0]
-        chosen = parts[1] if len(parts) > 1 else (rep or "*")
-        return cls(domain or own, key, chosen)
+    def _exact(self, domain: str | None, key: str, rep: str) -> list[str]:
+        """Look a key up as it is written, before its signs are read as wildcards."""
+        domains = DOMAINS if domain is None else (domain,)
+        names = [f"{d}.{key}.{r}" for d in domains for r in self.schema.reps(d, key)]
+        return [n for n in names if n in self.names and fnmatchcase(n.rpartition(".")[2], rep)]
 
-    def fits(self, schema: SampleSchema, name: str) -> bool:
-        spec = schema[name]
+    def _fits(self, name: str, domain: str | None, key: str, rep: str) -> bool:
+        spec = self.schema[name]
         return (
-            self.domain in ("*", spec.domain)
-            and fnmatchcase(spec.key, self.key)
-            and fnmatchcase(spec.rep, self.rep)
+            domain in (None, spec.domain)
+            and fnmatchcase(spec.key, key)
+            and fnmatchcase(spec.rep, rep)
         )
+
+    def _unknown(self, asked: str, selector: str, domain: str | None) -> UnknownNameError:
+        specs = [self.schema[name] for name in self.names]
+        offered = [spec for spec in specs if domain in (None, spec.domain)]
+        near = [f"{spec.key}.{spec.rep}" if "." in asked else spec.key for spec in offered]
+        shown = asked if len(asked) > len(selector) else selector
+        return UnknownNameError(f"column of {domain}" if domain else "column", shown, near)
+
+
+def _parse(selector: str, rep: str | None) -> tuple[str | None, str, str]:
+    """Return domain (None for any), key and representation that a selector asks for."""
+    parts = selector.split(".")
+    domain = None
+    if len(parts) > 1 and parts[0] in DOMAINS:
+        domain, *parts = parts
+    elif len(parts) == 3 and parts[0] == "*":
+        parts = parts[1:]
+    key, *named = parts
+    return domain, key, ".".join(named) or rep or "*"

@@ -15,6 +15,7 @@ from modularml._typing import Shape
 from modularml.backends import BackendAdapter, adapter_for
 from modularml.data.execution import Flow, Layout, Leaf, Merged, Source
 from modularml.data.references import FeatureSetReference
+from modularml.data.schema import SampleSchema
 from modularml.errors import (
     BackendNotSupportedError,
     GraphError,
@@ -25,7 +26,7 @@ from modularml.errors import (
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
 from modularml.training import AppliedLoss, LossInput
-from modularml.training.loss import CLASS_INDEX, ELEMENTWISE
+from modularml.training.loss import CLASS_INDEX, CLASS_SET, ELEMENTWISE, ONE_A_SAMPLE
 
 __all__ = ["InputSlot", "StepPlan", "compile_plan", "flows_of"]
 
@@ -205,11 +206,13 @@ class _Compiler:
         training: bool,
         roles: Sequence[str],
         detach_after: set[str],
+        whole: _Compiler | None = None,
     ) -> None:
         self.nodes, self.training, self.roles = list(nodes), training, tuple(roles)
         self.detach_after = detach_after
         self.by_id = {node.node_id: node for node in nodes}
-        self.adapter = _one_adapter(nodes)
+        self.adapter = _one_adapter(nodes) if whole is None else whole.adapter
+        self.dtypes = _input_dtypes(nodes, self.adapter) if whole is None else whole.dtypes
         self.flows = flows_of(nodes)
         self.slots: list[InputSlot] = []
         self.ops: list[_Op] = []
@@ -232,6 +235,8 @@ class _Compiler:
                 elif node.node_id not in static:
                     self._run(node, role)
         loss_ops = [self._loss(applied) for applied in losses]
+        if optimizers:
+            self._check_learning(losses)
         self._order_inputs()
         return self._plan(losses, loss_ops, optimizers, static, edge)
 
@@ -288,12 +293,8 @@ class _Compiler:
         columns = ref.columns("features")
         if not columns:
             raise GraphError(f"node {node.label!r} reads no feature of {ref.node_label!r}")
-        dtype = self._input_dtype(node)
+        dtype = self.dtypes[node.node_id]
         return self._slot(InputSlot(role, Source(node.node_id, ref), columns, dtype))
-
-    def _input_dtype(self, node: ComputeNode) -> Any:
-        model = node.model.module if isinstance(node, ModelNode) else None
-        return self.adapter.input_dtype(model)
 
     # -- losses -------------------------------------------------------------------------------
 
@@ -325,20 +326,22 @@ class _Compiler:
         """Return dtype and shape that a loss wants its target in."""
         shape, out = self._flow_shape(flow), on.output_shape or ()
         name = getattr(applied.loss.cls, "__name__", "")
-        like = self.adapter.input_dtype(on.model.module if isinstance(on, ModelNode) else None)
-        if name in CLASS_INDEX and _is_integer(flow):
+        like = on.model.module if isinstance(on, ModelNode) else None
+        integer = _is_integer(flow)
+        if name in CLASS_INDEX and integer:
             if math.prod(shape) != math.prod(out[1:]):
                 raise _misfit(applied, on, out, shape, "one class number a sample")
             return self.adapter.loss_dtype("index", like), tuple(out[1:])
         if _squeezed(shape) == _squeezed(out):
-            kind = "index" if _is_integer(flow) and not name else "float"
+            kind = "index" if integer and (not name or name in CLASS_SET) else "float"
             return self.adapter.loss_dtype(kind, like), tuple(out)
         if name in ELEMENTWISE:
             raise _misfit(applied, on, out, shape, "equal shapes")
         if name in CLASS_INDEX:
             raise _misfit(applied, on, out, shape, "integer class numbers or class probabilities")
-        kind = "index" if _is_integer(flow) else "float"
-        return self.adapter.loss_dtype(kind, like), None
+        one = math.prod(shape) == 1 and (integer or name in ONE_A_SAMPLE)
+        kind = "index" if integer and name not in ONE_A_SAMPLE else "float"
+        return self.adapter.loss_dtype(kind, like), () if one else None
 
     def _flow_shape(self, flow: Flow) -> Shape:
         if isinstance(flow, Leaf):
@@ -361,6 +364,25 @@ class _Compiler:
         if shape is None:
             return merged
         return self._op(lambda t: t.reshape(len(t), *shape), [merged], many=False)
+
+    def _check_learning(self, losses: Sequence[AppliedLoss]) -> None:
+        """Refuse losses that depend on nothing that learns."""
+        learns: dict[str, bool] = {}
+        for node in self.nodes:
+            above = {resolve_id(ref) for ref in node.node_refs} - self.detach_after
+            moves = node.has_weights and not node.is_frozen
+            learns[node.node_id] = moves or any(learns[i] for i in above)
+        read = {
+            self._node_named(item.node or applied.on, applied).node_id
+            for applied in losses
+            for item in applied.parsed
+            if item.domain == "outputs" and item.column is None
+        }
+        if not any(learns[i] for i in read):
+            raise LossError(
+                f"no loss of {[a.label for a in losses]} depends on a node that learns; apply one on "
+                f"{[n.label for n in self.nodes if n.has_weights and not n.is_frozen]}, or further down"
+            )
 
     def _node_named(self, name: str, applied: AppliedLoss) -> ComputeNode:
         for node in self.nodes:
@@ -440,7 +462,7 @@ class _Compiler:
         if not edge:
             return None
         nodes = [n for n in self.nodes if n.node_id in static]
-        return compile_plan(nodes, (), training=False)
+        return _Compiler(nodes, False, ("default",), set(), self).compile((), (), None)
 
 
 def _one_adapter(nodes: Sequence[ComputeNode]) -> BackendAdapter:
@@ -451,6 +473,20 @@ def _one_adapter(nodes: Sequence[ComputeNode]) -> BackendAdapter:
     if not backends:
         raise GraphError("a graph needs at least one ModelNode to run")
     return adapter_for(next(iter(backends)))
+
+
+def _input_dtypes(nodes: Sequence[ComputeNode], adapter: BackendAdapter) -> dict[str, Any]:
+    """Return the dtype that each node wants columns in; a merge node, what its readers want."""
+    found: dict[str, Any] = {}
+    for node in reversed(nodes):
+        if isinstance(node, ModelNode):
+            found[node.node_id] = adapter.input_dtype(node.model.module)
+            continue
+        readers = (
+            n.node_id for n in nodes if node.node_id in {resolve_id(ref) for ref in n.node_refs}
+        )
+        found[node.node_id] = found.get(next(readers, ""), adapter.input_dtype(None))
+    return found
 
 
 def _without_grad(fn: Callable[..., Any], adapter: BackendAdapter) -> Callable[..., Any]:
@@ -483,17 +519,25 @@ def _pick_column(
     """Find an upstream FeatureSet that has the column a loss asks for."""
     known: list[str] = []
     for leaf in _leaves(flows[node.node_id, "features"]):
+        if item.source not in (None, leaf.source.ref.node_label):
+            continue
         schema = leaf.source.ref.resolve().collection.schema
-        name = str(item.column)
-        if name.count(".") < 2 and any(
-            s.key == name.split(".")[-1] for s in schema.columns.values()
-        ):
-            key = name.split(".")[-1]
-            name = schema.newest(schema.domain_of(key), key)
-        if name in schema.columns:
+        name = _column_named(str(item.column), schema)
+        if name is not None:
             return Leaf(leaf.source, (name,))
         known += list(schema.columns)
     raise UnknownNameError(f"column of loss {applied.label!r}", item.column, known)
+
+
+def _column_named(text: str, schema: SampleSchema) -> str | None:
+    """Find a column by ``domain.key.rep``, ``domain.key``, ``key.rep`` or ``key``."""
+    for name, spec in schema.columns.items():
+        if text in (name, f"{spec.key}.{spec.rep}"):
+            return name
+    for spec in schema.columns.values():
+        if text in (spec.key, f"{spec.domain}.{spec.key}"):
+            return schema.newest(spec.domain, spec.key)
+    return None
 
 
 def _leaves(flow: Flow) -> list[Leaf]:

@@ -93,18 +93,19 @@ def _fill(temporary: Path, parts: Iterable[Any]) -> None:
 def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
     """Give the file its name; if that cannot be made to last, the old file gets it back."""
     old = path.with_name(f".{path.name[:150]}.{secrets.token_hex(8)}.old{_MARK}")
+    was_there = os.path.lexists(path)
     kept = overwrite and _link(path, old)
     try:
         if overwrite:
-            os.replace(temporary, path)
+            temporary.replace(path)
         elif not _link(temporary, path):
             raise FileExistsError(path)
         try:
             _sync_folder(path.parent)
         except BaseException:
             if kept:
-                os.replace(old, path)
-            else:
+                old.replace(path)
+            elif not (overwrite and was_there):
                 path.unlink(missing_ok=True)
             raise
     finally:
@@ -120,7 +121,7 @@ def _link(source: Path, target: Path) -> bool:
     except (NotImplementedError, PermissionError):  # a file system without hard links
         if os.path.lexists(target) or target.name.endswith(_MARK):
             return False
-        os.replace(source, target)
+        source.replace(target)
     return True
 
 

@@ -122,7 +122,8 @@ def _extra(name: str, at: int) -> bytes:
 
 def _end(data: Any, path: object) -> tuple[int, int, int]:
     if len(data) < _END.size or bytes(data[:4]) != b"PK\3\4":
-        raise MMLError(limits.FOREIGN, path, "", "this is no .mml file", "Give a file that save() wrote")
+        hint = "Give a file that save() wrote"
+        raise MMLError(limits.FOREIGN, path, "", "this is no .mml file", hint)
     mark, disk, disk2, here, count, size, start, comment = _END.unpack(data[-_END.size :])
     if mark != b"PK\5\6":
         problem = "it ends too early, has a comment, or bytes were appended"

@@ -36,12 +36,15 @@ class LossInput:
         None for the default role, or the only one.
     column : str or None
         Column of an upstream FeatureSet, instead of a whole domain.
+    source : str or None
+        Label of that FeatureSet; None for the first that has the column.
     """
 
     node: str | None
     domain: str
     role: str | None = None
     column: str | None = None
+    source: str | None = None
 
     @classmethod
     def parse(cls, item: Any) -> LossInput:
@@ -55,7 +58,7 @@ class LossInput:
         if isinstance(item, LossInput):
             return item
         if isinstance(item, FeatureSetColumnReference):
-            return cls(None, item.domain, None, item.column)
+            return cls(None, item.domain, None, item.column, item.node_label)
         if isinstance(item, FeatureSetReference):
             raise ConfigError("a loss input must be one column; use fs.column_reference(...)")
         if isinstance(item, ExperimentNodeReference):

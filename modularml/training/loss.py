@@ -31,6 +31,12 @@ ALIASES = {
 CLASS_INDEX = frozenset({"CrossEntropyLoss", "NLLLoss", "MultiMarginLoss"})
 """Losses whose targets are class numbers."""
 
+CLASS_SET = frozenset({"MultiLabelMarginLoss"})
+"""Losses whose targets are class numbers in the shape of the output."""
+
+ONE_A_SAMPLE = frozenset({"CosineEmbeddingLoss"})
+"""Losses whose target is one number a sample, whatever the shape of the output."""
+
 ELEMENTWISE = frozenset(
     {
         "MSELoss",

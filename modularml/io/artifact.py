@@ -1,0 +1,159 @@
+"""One object in one file: its config, its state, and what it takes to make it again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from modularml.config import names_mean
+from modularml.errors import ConfigError, MissingDependencyError, MMLError, MMLKindError
+from modularml.io import limits
+from modularml.io.archive import IDS, Archive, open_archive, write_archive
+from modularml.io.atomic import check_free
+from modularml.io.classes import Resolver, described, names_in
+from modularml.io.jsontext import dump_json
+from modularml.io.names import file_path, find_file
+from modularml.io.references import with_ids, with_labels
+from modularml.io.values import Packer, Unpacker
+
+__all__ = ["Contents", "read_artifact", "write_artifact"]
+
+T = TypeVar("T")
+
+CONFIG, STATE = "config.json", "state.json"
+
+
+def write_artifact(
+    filepath: str | Path,
+    kind: str,
+    name: str,
+    config: Callable[[], Any],
+    state: Callable[[], Any],
+    *,
+    overwrite: bool = False,
+    ids: Mapping[str, str] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write an object to a file.
+
+    Parameters
+    ----------
+    filepath : path-like
+        The suffix of the kind is appended.
+    kind : str
+        As in the suffix.
+    name : str
+        Name of the class.
+    config, state : callable
+        Return what the object is made from, as plain data, and what it has become.
+    overwrite : bool
+    ids : mapping of str to str, optional
+        Labels by id, of nodes that config and state may refer to.
+    facts : mapping, optional
+        ``backends``, for the manifest.
+
+    Returns
+    -------
+    Path
+        Of the file.
+
+    Raises
+    ------
+    MMLError
+        If it cannot be stored as data, or cannot be written; the old file is unchanged then.
+    """
+    path = file_path(filepath, kind)
+    check_free(path, overwrite)
+    packer, known = Packer(), dict(ids or {})
+    try:
+        tree = {"type": name, "version": 1, "params": with_labels(config(), known)}
+        packed = with_labels(packer.pack(state()), known)
+    except ConfigError as error:
+        raise MMLError(limits.NO_PLAIN_DATA, path, "", str(error)) from error
+    except MMLError as error:
+        raise MMLError(error.code, path, error.member, error.problem, error.hint) from error
+    members = {CONFIG: dump_json(tree), STATE: dump_json(packed)}
+    if known:
+        members[IDS] = dump_json({label: node_id for node_id, label in known.items()})
+    classes = described([*names_in(tree), *names_in(packed)])
+    backends = dict((facts or {}).get("backends", {}))
+    requires = sorted({b for b in backends.values() if b != "none"})
+    told = {**(facts or {}), "classes": classes, "requires": requires}
+    write_archive(path, kind, {**members, **packer.members()}, overwrite=overwrite, facts=told)
+    return path
+
+
+class Contents:
+    """A file that passed all checks that need no object: a plan, which is pure data.
+
+    Parameters
+    ----------
+    archive : Archive
+    names : mapping of str to object
+        What the names in it mean.
+    """
+
+    def __init__(self, archive: Archive, tree: Any, state: Any, names: Mapping[str, Any]) -> None:
+        self.archive, self.path, self.names = archive, archive.path, names
+        self.type, self.config, self._state = tree["type"], tree["params"], state
+        self.ids: dict[str, str] = archive.json(IDS) if IDS in archive.payloads else {}
+        self._unpacker = Unpacker(archive.payloads, archive.path)
+
+    def use_ids(self, ids: Mapping[str, str]) -> None:
+        """Let references to labels carry these ids, from now on."""
+        self.config, self._state = with_ids(self.config, ids), with_ids(self._state, ids)
+
+    def state(self) -> Any:
+        """Return the state; call it within `building`."""
+        return self._unpacker.unpack(self._state)
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """Let names mean what was resolved, and turn every error into one about this file."""
+        try:
+            with names_mean(self.names):
+                yield
+        except (MMLError, MissingDependencyError):
+            raise
+        except Exception as error:
+            reason = f"does not fit together: {type(error).__name__}: {error}"[:300]
+            raise MMLError(limits.MISFIT, self.path, "", reason) from error
+
+
+def read_artifact(
+    filepath: str | Path,
+    kind: str,
+    *,
+    allow_packaged_code: bool | str = False,
+    custom_objects: Mapping[str, Any] | None = None,
+    allow_import: Iterable[str] = (),
+    verify: bool = True,
+) -> Contents:
+    """Read a file up to step 8: everything is checked, decoded and resolved, nothing is built.
+
+    Raises
+    ------
+    MMLError
+        If anything is not as we write it, or a name in it means nothing here.
+    MMLKindError
+        If it holds another kind of object.
+    """
+    path = find_file(filepath, kind)
+    archive = open_archive(path, verify=verify)
+    if archive.kind != kind:
+        problem = f"holds a {limits.KINDS[archive.kind]}, not a {limits.KINDS[kind]}"
+        raise MMLKindError(limits.OTHER_KIND, path, "", problem, "Load it with that class")
+    if allow_packaged_code and not any(n.startswith("code/") for n in archive.payloads):
+        hint = "Leave allow_packaged_code out"
+        raise MMLError(limits.NO_CODE, path, "", "no code is packaged in it", hint)
+    tree, state = archive.json(CONFIG), archive.json(STATE)
+    if not isinstance(tree, dict) or tree.keys() != {"type", "version", "params"}:
+        raise MMLError(limits.MISFIT, path, CONFIG, "is not type, version and params")
+    if tree["version"] != 1:
+        raise MMLError(limits.NEWER, path, CONFIG, f"version {tree['version']!r:.20} is not known")
+    known = [e for e in archive.manifest["classes"] if isinstance(e, dict)]
+    resolver = Resolver(path, known, custom_objects, allow_import)
+    names = resolver.resolve([("type", tree["type"]), *names_in(tree), *names_in(state)])
+    return Contents(archive, tree, state, names)

@@ -1,0 +1,286 @@
+"""Which classes and functions a file may name, and finding them without running anything.
+
+A name is resolved, in this order: by what the caller gave (`custom_objects=`), among the classes
+registered in this process and our own, among code of the user's that is imported already, and by
+an import below a prefix that the caller allows (`allow_import=`). The standard library and
+installed packages are closed, but for a few kinds of objects of the frameworks.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import inspect
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from modularml._optional import has, loaded, require
+from modularml.config import Configurable, config_registry
+from modularml.errors import MMLError
+from modularml.io import limits
+
+__all__ = ["Resolver", "described", "names_in", "source_hash"]
+
+ROOMS = (
+    "modularml.scalers",
+    "modularml.splitters",
+    "modularml.samplers",
+    "modularml.data",
+    "modularml.training",
+    "modularml.graph",
+    "modularml.experiment",
+    "modularml.callbacks",
+    "modularml.models.base",
+)
+"""Where our own classes live; imported when a file names a class that is not there yet."""
+
+TORCH_ROOMS = ("modularml.models.torch",)
+
+LIBRARIES = {
+    "torch": ("torch",),
+    "sklearn": (
+        "sklearn.preprocessing",
+        "sklearn.decomposition",
+        "sklearn.compose",
+        "sklearn.pipeline",
+        "sklearn.impute",
+    ),
+    "numpy": ("numpy",),
+}
+
+_TAGS = {"$type": "type", "$enum": "enum", "$code": "code", "$estimator": "estimator"}
+_TAGS["$fitted"] = "estimator"
+
+
+def names_in(tree: Any) -> Iterator[tuple[str, str]]:
+    """Yield (role, name) for everything in a tree that names a class or function."""
+    stack = [tree]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, list):
+            stack.extend(item)
+        if not isinstance(item, dict):
+            continue
+        for tag in _TAGS.keys() & item.keys():
+            yield _TAGS[tag], item[tag]
+        for pair in item.get("$dict", ()) if isinstance(item.get("$dict"), list) else ():
+            if isinstance(pair, list) and len(pair) == 2 and pair[0] in _TAGS:
+                yield _TAGS[pair[0]], pair[1]
+        stack.extend(item.values())
+
+
+def described(names: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Describe the user's own classes and functions, for the manifest."""
+    found = {}
+    for role, name in names:
+        obj = config_registry.get(name) if role == "type" else _imported(name)
+        module = str(getattr(obj, "__module__", ""))
+        if obj is not None and module.split(".")[0] not in (*LIBRARIES, "modularml", "builtins"):
+            found[f"{module}:{obj.__qualname__}"] = {"role": role, "sha256": source_hash(obj)}
+    return [{"name": name, **facts} for name, facts in sorted(found.items())]
+
+
+def source_hash(obj: Any) -> str | None:
+    """Return the hash of a class's or function's source; None where there is none to read."""
+    try:
+        return hashlib.sha256(inspect.getsource(obj).encode()).hexdigest()
+    except (OSError, TypeError):
+        return None
+
+
+class Resolver:
+    """Finds what the names in a file mean.
+
+    Parameters
+    ----------
+    path : Path
+        For messages.
+    told : list of dict
+        What the manifest says of custom classes.
+    custom_objects : mapping of str to object, optional
+        By bare name or ``module:qualname``.
+    allow_import : iterable of str
+        Prefixes of modules that may be imported.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        told: list[dict[str, Any]],
+        custom_objects: Mapping[str, Any] | None = None,
+        allow_import: Iterable[str] = (),
+    ) -> None:
+        self.path = path
+        self.custom = dict(custom_objects or {})
+        self.prefixes = (allow_import,) if isinstance(allow_import, str) else tuple(allow_import)
+        self.told = {str(entry.get("name")): entry.get("sha256") for entry in told}
+
+    def resolve(self, names: Iterable[tuple[str, str]]) -> dict[str, Any]:
+        """Return what each name means.
+
+        Raises
+        ------
+        MMLError
+            If one means nothing here, or something that a file may not name.
+        """
+        found: dict[str, Any] = {}
+        for role, name in dict.fromkeys(self._checked(pair) for pair in names):
+            obj = self._class(name) if role == "type" else self._code(name)
+            if obj is None:
+                raise self._missing(role, name)
+            if not _fits(role, obj):
+                raise MMLError(limits.NO_CLASS, self.path, name[:120], f"is no {role}", _DISTRUST)
+            found[name] = obj
+        return found
+
+    def _checked(self, pair: tuple[str, Any]) -> tuple[str, str]:
+        role, name = pair
+        wants_module = role != "type"
+        if not isinstance(name, str) or len(name) > 500 or (":" in name) is not wants_module:
+            raise MMLError(limits.FOREIGN, self.path, "", f"{name!r:.80} names no class", _DISTRUST)
+        return role, name
+
+    def _class(self, name: str) -> Any:
+        if name in self.custom:
+            return self.custom[name]
+        for full in self.told:
+            if full.rpartition(":")[2].rpartition(".")[2] == name:
+                if full in self.custom:
+                    return self.custom[full]
+                if name not in set(config_registry):
+                    self._import(full.partition(":")[0])
+        if name not in set(config_registry):
+            _open_rooms(name)
+        obj = config_registry[name] if name in set(config_registry) else None
+        self._compare(obj)
+        return obj
+
+    def _code(self, name: str) -> Any:
+        module, _, path = name.partition(":")
+        for key in (name, path.rpartition(".")[2]):
+            if key in self.custom:
+                return self.custom[key]
+        allowed = self._import(module)
+        if module.split(".")[0] == "modularml":
+            _open_rooms("")
+        for library in LIBRARIES.get(module.split(".")[0], ()):
+            if module == library or module.startswith(f"{library}."):
+                require(library)
+        obj = _imported(name)
+        if obj is None or not (allowed or _may_be_named(obj, module)):
+            return None
+        self._compare(obj)
+        return obj
+
+    def _import(self, module: str) -> bool:
+        """Import a module if the caller allows it; tell whether they do."""
+        allowed = any(module == p or module.startswith(f"{p}.") for p in self.prefixes)
+        if allowed and module not in sys.modules:
+            require(module)
+        return allowed
+
+    def _compare(self, obj: Any) -> None:
+        name = f"{getattr(obj, '__module__', '')}:{getattr(obj, '__qualname__', '')}"
+        told = self.told.get(name)
+        if told and source_hash(obj) not in (None, told):
+            warnings.warn(
+                f"{name} is not the code that {self.path.name} was written with; results may differ",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _missing(self, role: str, name: str) -> MMLError:
+        full = next((t for t in self.told if t.rpartition(":")[2] == name), name)
+        short = name.rpartition(":")[2].rpartition(".")[2]
+        hint = (
+            f"Import it first, pass custom_objects={{{short!r}: ...}}, or allow_import="
+            f"[{full.partition(':')[0].split('.')[0]!r}] if you trust it"
+        )
+        sha = self.told.get(full)
+        problem = f"needs the {role} {full!r:.200}{f' (source sha256 {sha[:12]})' if sha else ''}"
+        return MMLError(limits.NO_CLASS, self.path, "", f"{problem}, which is not here", hint)
+
+
+_DISTRUST = "Do not trust this file; ask its sender"
+
+
+def _open_rooms(name: str) -> None:
+    """Import our own rooms, those that need torch last, until a class is there."""
+    rooms = (*ROOMS, *(TORCH_ROOMS if has("torch") else ()))
+    for room in rooms:
+        if name and name in set(config_registry):
+            return
+        if not loaded(room) and (name or room not in TORCH_ROOMS):
+            require(room)
+
+
+def _imported(name: str) -> Any:
+    """Return an object of an imported module, if it is that module's own and not borrowed."""
+    module, _, path = name.partition(":")
+    obj: Any = sys.modules.get(module)
+    for part in path.split("."):
+        obj = getattr(obj, part, None) if not part.startswith("__") else None
+    own = getattr(obj, "__module__", None) == module and getattr(obj, "__qualname__", None) == path
+    return obj if own else None
+
+
+def _may_be_named(obj: Any, module: str) -> bool:
+    root = module.split(".")[0]
+    if root in _OPEN:
+        return bool(_OPEN[root](obj, module))
+    found = sys.modules[module]
+    file = getattr(found, "__file__", None)
+    if root in sys.stdlib_module_names and module != "__main__":
+        return False
+    installed = file is not None and {"site-packages", "dist-packages"} & set(Path(file).parts)
+    return module == "__main__" or (file is not None and not installed)
+
+
+def _from_modularml(obj: Any, module: str) -> bool:
+    return isinstance(obj, type) and (
+        issubclass(obj, enum.Enum) or any(obj is known for known in config_registry.values())
+    )
+
+
+def _from_torch(obj: Any, module: str) -> bool:
+    torch = require("torch")
+    if isinstance(obj, type):
+        layer = issubclass(obj, torch.nn.Module) and module.startswith("torch.nn.modules.")
+        return layer or (
+            issubclass(obj, torch.optim.Optimizer) and module.startswith("torch.optim.")
+        )
+    return module == "torch.nn.functional"
+
+
+def _from_sklearn(obj: Any, module: str) -> bool:
+    base = require("sklearn.base").BaseEstimator
+    return isinstance(obj, type) and issubclass(obj, base)
+
+
+def _from_numpy(obj: Any, module: str) -> bool:
+    numpy = require("numpy")
+    return isinstance(obj, numpy.ufunc) or (
+        isinstance(obj, type) and issubclass(obj, numpy.number | numpy.bool_)
+    )
+
+
+_OPEN = {
+    "modularml": _from_modularml,
+    "torch": _from_torch,
+    "sklearn": _from_sklearn,
+    "numpy": _from_numpy,
+    "builtins": lambda obj, module: obj in (bool, int, float, complex, str),
+}
+
+
+def _fits(role: str, obj: Any) -> bool:
+    if role == "type":
+        return isinstance(obj, type) and issubclass(obj, Configurable)
+    if role == "enum":
+        return isinstance(obj, type) and issubclass(obj, enum.Enum)
+    if role == "estimator":
+        return isinstance(obj, type) and hasattr(obj, "fit") and hasattr(obj, "get_params")
+    return callable(obj)

@@ -1,0 +1,116 @@
+"""Arrays as safetensors, tables as Arrow files: written plainly, read with every check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import safetensors
+from safetensors.numpy import load, save
+
+from modularml._typing import Array
+from modularml.errors import MMLError
+from modularml.io import limits
+from modularml.io.flatbuffers import check_uncompressed
+
+__all__ = ["dump_table", "dump_tensors", "load_table", "load_tensors", "storable"]
+
+_DTYPES = frozenset(
+    np.dtype(kind + size)
+    for kind, sizes in {"b": "1", "i": "1248", "u": "1248", "f": "248"}.items()
+    for size in sizes
+)
+
+
+def storable(array: Array) -> Array | None:
+    """Return an array as one that safetensors can hold, or None.
+
+    Returns
+    -------
+    ndarray, shape of `array`, with one more axis where it is complex
+        Dates and durations become int64, complex numbers pairs of floats.
+    """
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if array.dtype.kind in "mM":
+        native = native.view("i8")
+    if array.dtype.kind == "c":
+        real = np.dtype(f"f{native.dtype.itemsize // 2}")
+        native = np.ascontiguousarray(native).view(real).reshape(*array.shape, 2)
+    if native.dtype not in _DTYPES or native.ndim > limits.MAX_RANK:
+        return None
+    return np.asarray(native, order="C")
+
+
+def dump_tensors(arrays: Mapping[str, Array]) -> bytes:
+    """Write arrays by name; equal arrays give equal bytes."""
+    return bytes(save(dict(arrays)))
+
+
+def load_tensors(data: memoryview, path: Path, member: str) -> dict[str, Array]:
+    """Read arrays by name, each with memory of its own.
+
+    Raises
+    ------
+    MMLError
+        If the bytes are not what `dump_tensors` writes.
+    """
+    try:
+        found = load(bytes(data))
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise MMLError(limits.DAMAGED, path, member, f"no tensors: {error}"[:200]) from None
+    if any(a.dtype not in _DTYPES or a.ndim > limits.MAX_RANK for a in found.values()):
+        raise MMLError(limits.FOREIGN, path, member, "holds a tensor of a type that we never write")
+    return {name: a if a.flags.writeable else a.copy() for name, a in found.items()}
+
+
+def dump_table(table: pa.Table) -> pa.Buffer:
+    """Write a table as an uncompressed Arrow file of one batch."""
+    sink = pa.BufferOutputStream()
+    whole = table.combine_chunks().replace_schema_metadata(None)
+    with pa.ipc.new_file(sink, whole.schema, options=pa.ipc.IpcWriteOptions(compression=None)) as w:
+        w.write_table(whole)
+    return sink.getvalue()
+
+
+def load_table(data: memoryview, path: Path, member: str) -> pa.Table:
+    """Read a table; its columns lie in the file and are read when they are used.
+
+    Raises
+    ------
+    MMLError
+        If the bytes are no Arrow file, compressed, of types we never write, or not valid.
+    """
+    try:
+        check_uncompressed(data)
+        reader = pa.ipc.open_file(pa.py_buffer(data), options=_OPTIONS)
+        if reader.num_record_batches > 1:
+            raise ValueError("more than one batch")
+        for field in reader.schema:
+            _check_field(field)
+        table = reader.read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, ValueError, TypeError, IndexError, OverflowError, OSError) as error:
+        raise MMLError(limits.DAMAGED, path, member, f"no table: {error}"[:200]) from None
+    return table
+
+
+_OPTIONS = pa.ipc.IpcReadOptions(ensure_native_endian=False, use_threads=False)
+
+
+def _check_field(field: pa.Field) -> None:
+    kind, depth = field.type, 0
+    while pa.types.is_fixed_size_list(kind):
+        kind, depth = kind.value_type, depth + 1
+    if depth > limits.MAX_NESTING or isinstance(kind, pa.BaseExtensionType) or field.metadata:
+        raise ValueError(f"column {field.name!r:.60} is of a type that we never write")
+    plain = (
+        pa.types.is_primitive(kind)
+        or pa.types.is_string(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
+    if not plain:
+        raise ValueError(f"column {field.name!r:.60} is {kind!s:.60}, which we never write")

@@ -1,0 +1,247 @@
+"""A state as a tree of plain data, with its arrays and tables beside it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from modularml._typing import Array
+from modularml.config import Configurable, decode, encode, find_class
+from modularml.errors import ConfigError, MMLError, ModularMLError
+from modularml.io import limits
+from modularml.io.names import member_stem
+from modularml.io.tensors import dump_table, dump_tensors, load_table, load_tensors, storable
+
+__all__ = ["Packer", "Unpacker", "object_state"]
+
+
+def object_state(value: Any) -> Any:
+    """Return the state of an object as it goes into a file; None where it keeps none."""
+    for name in ("_file_state", "get_state"):
+        if hasattr(value, name):
+            return getattr(value, name)()
+    return None
+
+
+def set_object_state(value: Any, state: Any) -> None:
+    """Give an object the state that `object_state` returned."""
+    name = "_set_file_state" if hasattr(value, "_set_file_state") else "set_state"
+    getattr(value, name)(state)
+
+
+class Packer:
+    """Turns values into trees and collects their arrays and tables, member by member."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, dict[str, Array]] = {}
+        self._tables: dict[str, pa.Table] = {}
+        self._members: dict[tuple[str, str], str] = {}
+        self._taken: dict[str, set[str]] = {}
+
+    def members(self) -> dict[str, Any]:
+        """Return the bytes of everything that was collected, by name of member."""
+        tables = {name: dump_table(table) for name, table in self._tables.items()}
+        return {**tables, **{name: dump_tensors(a) for name, a in self._tensors.items()}}
+
+    def pack(self, value: Any, where: tuple[str, ...] = ()) -> Any:
+        """Return a tree for a value.
+
+        Parameters
+        ----------
+        value : object
+            Plain data, arrays, tables, `Configurable` objects, and containers of them.
+        where : tuple of str
+            Names on the way to it, for names of members and for messages.
+
+        Raises
+        ------
+        MMLError
+            If a part cannot be stored as data.
+        """
+        if value is None or type(value) in (bool, int, float, str):
+            return value
+        for kinds, packed in _PACKERS:
+            if isinstance(value, kinds):
+                return packed(self, value, where)
+        try:
+            return encode(value)
+        except ConfigError as error:
+            raise _no_data(where, error) from error
+
+    def _dict(self, value: dict[Any, Any], where: tuple[str, ...]) -> Any:
+        inner = {key: self.pack(item, (*where, str(key))) for key, item in value.items()}
+        if all(isinstance(key, str) and not key.startswith("$") for key in value):
+            return inner
+        return {"$dict": [[self.pack(key, where), item] for key, item in inner.items()]}
+
+    def _list(self, value: Any, where: tuple[str, ...]) -> list[Any]:
+        return [self.pack(item, (*where, str(i))) for i, item in enumerate(value)]
+
+    def _scalar(self, value: np.generic, where: tuple[str, ...]) -> Any:
+        if value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
+            return {"$scalar": value.item(), "dtype": value.dtype.str}
+        return {"$element": self._array(np.asarray(value), where)}
+
+    def _array(self, value: Array, where: tuple[str, ...]) -> Any:
+        if value.dtype.kind == "U" or (value.dtype.kind == "O" and _all_text(value)):
+            items = value.ravel().tolist()
+            return {"$text": items, "dtype": value.dtype.str, "shape": list(value.shape)}
+        stored = storable(value)
+        if stored is None:
+            raise _no_data(where, f"an array of {value.dtype} with {value.ndim} axes")
+        member = self._member("optim" if "optimizer" in where else "tensors", where, "safetensors")
+        arrays = self._tensors.setdefault(member, {})
+        name = base = ".".join(where[-3:]) or "value"
+        while name in arrays:
+            name = f"{base}~{len(arrays)}"
+        arrays[name] = stored
+        told = {"dtype": stored.dtype.str, "shape": list(stored.shape)}
+        tree = {"$tensor": name, "in": member, **told}
+        return tree if stored.dtype == value.dtype else {**tree, "as": value.dtype.str}
+
+    def _table(self, value: pa.Table, where: tuple[str, ...]) -> Any:
+        member = self._member("tables", where, "arrow", alone=True)
+        self._tables[member] = value
+        return {"$table": member, "rows": value.num_rows, "columns": value.column_names}
+
+    def _object(self, value: Configurable, where: tuple[str, ...]) -> Any:
+        tree = {**encode(value)}
+        state = object_state(value)
+        return {**tree, "state": self.pack(state, where)} if state else tree
+
+    def _member(
+        self, folder: str, where: tuple[str, ...], suffix: str, *, alone: bool = False
+    ) -> str:
+        """Return a member named for the second step of the way, say ``nodes > mlp``."""
+        shown = where[1] if len(where) > 2 else where[0] if where else "value"
+        key = (folder, "/".join(where if alone or len(where) <= 2 else where[:2]))
+        key = key if alone or len(where) > 2 else (folder, shown)
+        if key not in self._members:
+            stem = member_stem(shown, self._taken.setdefault(folder, set()))
+            self._members[key] = f"{folder}/{stem}.{suffix}"
+        return self._members[key]
+
+
+_PACKERS: list[tuple[Any, Callable[[Packer, Any, tuple[str, ...]], Any]]] = [
+    (np.generic, Packer._scalar),
+    (np.ndarray, Packer._array),
+    (pa.Table, Packer._table),
+    (Configurable, Packer._object),
+    (dict, Packer._dict),
+    (list, Packer._list),
+    (tuple, lambda p, v, w: {"$tuple": p._list(v, w)}),
+    (bytes, lambda p, v, w: {"$bytes": base64.b64encode(v).decode("ascii")}),
+    (datetime, lambda p, v, w: {"$time": v.isoformat()}),
+]
+
+
+class Unpacker:
+    """Turns trees back into values, with arrays and tables from the members of a file.
+
+    Parameters
+    ----------
+    payloads : mapping of str to memoryview
+    path : Path
+        For messages.
+    """
+
+    def __init__(self, payloads: Mapping[str, memoryview], path: Path) -> None:
+        self.path = path
+        self.tensors: dict[tuple[str, str], Array] = {}
+        self.tables: dict[str, pa.Table] = {}
+        for member, data in payloads.items():
+            if member.endswith(".safetensors"):
+                found = load_tensors(data, path, member)
+                self.tensors.update({(member, name): array for name, array in found.items()})
+            elif member.endswith(".arrow"):
+                self.tables[member] = load_table(data, path, member)
+
+    def unpack(self, tree: Any) -> Any:
+        """Return the value that a tree stands for."""
+        if isinstance(tree, list):
+            return [self.unpack(item) for item in tree]
+        if not isinstance(tree, dict):
+            return tree
+        for tag, read in _READERS.items():
+            if tag in tree:
+                return read(self, tree)
+        if any(key.startswith("$") for key in tree):
+            return decode(tree)
+        return {key: self.unpack(item) for key, item in tree.items()}
+
+    def _tensor(self, tree: dict[str, Any]) -> Array:
+        key = (tree["in"], tree["$tensor"])
+        array = self.tensors.get(key)
+        if array is None:
+            raise MMLError(limits.MISFIT, self.path, f"{key[0]}", f"lacks tensor {key[1]!r:.80}")
+        if array.dtype.str != tree["dtype"] or list(array.shape) != tree["shape"]:
+            problem = f"tensor {key[1]!r:.80} is not {tree['dtype']} {tree['shape']}"
+            raise MMLError(limits.MISFIT, self.path, key[0], problem)
+        if "as" not in tree:
+            return array
+        dtype = np.dtype(tree["as"])
+        if dtype.kind not in "mMcbiuf":
+            raise ValueError(f"dtype {dtype} is not one that we write")
+        if dtype.kind == "c":
+            return np.asarray(array.view(dtype.newbyteorder("="))[..., 0].astype(dtype))
+        return array.view(dtype) if dtype.kind in "mM" else array.astype(dtype)
+
+    def _table(self, tree: dict[str, Any]) -> pa.Table:
+        table = self.tables.get(tree["$table"])
+        if table is None:
+            raise MMLError(limits.MISFIT, self.path, str(tree["$table"]), "is missing")
+        if table.num_rows != tree["rows"] or table.column_names != tree["columns"]:
+            problem = "has other rows or columns than announced"
+            raise MMLError(limits.MISFIT, self.path, tree["$table"], problem)
+        return table
+
+    def _object(self, tree: dict[str, Any]) -> Any:
+        made = find_class(tree["$type"]).from_config(tree["params"])
+        if "state" in tree:
+            set_object_state(made, self.unpack(tree["state"]))
+        return made
+
+    def _text(self, tree: dict[str, Any]) -> Array:
+        dtype = np.dtype(tree["dtype"])
+        if dtype.kind not in "UO" or not all(isinstance(t, str) for t in tree["$text"]):
+            raise ValueError("a text array holds no text")
+        if dtype.itemsize * len(tree["$text"]) > _MAX_TEXT:
+            raise ValueError("a text array is too large")
+        return np.array(tree["$text"], dtype=dtype).reshape(tree["shape"])
+
+    def _scalar(self, tree: dict[str, Any]) -> Any:
+        dtype = np.dtype(tree["dtype"])
+        if dtype.kind not in "biuf":
+            raise ValueError(f"dtype {dtype} is not one that we write")
+        return dtype.type(tree["$scalar"])
+
+
+_MAX_TEXT = 2**28
+
+_READERS: dict[str, Callable[[Unpacker, dict[str, Any]], Any]] = {
+    "$tensor": Unpacker._tensor,
+    "$table": Unpacker._table,
+    "$type": Unpacker._object,
+    "$text": Unpacker._text,
+    "$scalar": Unpacker._scalar,
+    "$element": lambda u, t: u.unpack(t["$element"])[()],
+    "$tuple": lambda u, t: tuple(u.unpack(t["$tuple"])),
+    "$dict": lambda u, t: {u.unpack(k): u.unpack(v) for k, v in t["$dict"]},
+    "$bytes": lambda u, t: base64.b64decode(t["$bytes"], validate=True),
+    "$time": lambda u, t: datetime.fromisoformat(t["$time"]),
+}
+
+
+def _all_text(array: Array) -> bool:
+    return all(isinstance(item, str) for item in array.ravel())
+
+
+def _no_data(where: tuple[str, ...], why: object) -> ModularMLError:
+    hint = "Keep numbers, text, arrays and Configurable objects in states"
+    return MMLError(limits.NO_PLAIN_DATA, "", " > ".join(where), f"cannot be stored: {why}", hint)
