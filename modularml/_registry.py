@@ -88,8 +88,13 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def _fill(self) -> None:
         load, self._load = self._load, None
-        if load is not None:
+        if load is None:
+            return
+        try:
             self._entries = {**load(), **self._entries}
+        except BaseException:
+            self._load = load  # it may be there the next time
+            raise
 
     def _find(self, name: object) -> str | None:
         self._fill()

@@ -7,10 +7,11 @@ equality and ``clone``. What it computes later ends with an underscore and is it
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import enum
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -45,7 +46,7 @@ class Configurable:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
-            config_registry.register(cls.__name__, cls, overwrite=True)
+            _enter(cls)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments as plain data."""
@@ -117,42 +118,19 @@ def encode(value: Any) -> Any:
     ConfigError
         If the value, or a part of it, cannot be found again from its name.
     """
-    if (
-        value is None
-        or (isinstance(value, bool | int | float | str)
-        and not isinstance(value, enum.Enum))
-    ):
+    if value is None or type(value) in {bool, int, float, str}:
         return value
-    if isinstance(value, Configurable):
-        return {"$type": type(value).__name__, "params": value.get_config()}
-    if isinstance(value, enum.Enum):
-        return {"$enum": _code_name(type(value)), "value": value.value}
-    if isinstance(value, np.generic):
-        return encode(value.item())
-    if isinstance(value, np.ndarray):
-        return _encode_array(value)
-    if isinstance(value, list):
-        return [encode(item) for item in value]
-    if isinstance(value, tuple):
-        return {"$tuple": [encode(item) for item in value]}
-    if isinstance(value, set | frozenset):
-        return {"$set": sorted((encode(item) for item in value), key=repr)}
-    if isinstance(value, dict):
-        if all(isinstance(key, str) and not key.startswith("$") for key in value):
-            return {key: encode(item) for key, item in value.items()}
-        return {"$dict": [[encode(key), encode(item)] for key, item in value.items()]}
-    if isinstance(value, Path):
-        return {"$path": value.as_posix()}
+    for kind, write in _WRITERS:
+        if isinstance(value, kind):
+            return write(value)
     if hasattr(value, "__qualname__") and hasattr(value, "__module__"):
         return {"$code": _code_name(value)}
     if hasattr(value, "get_params") and hasattr(value, "fit"):
-        return {
-            "$estimator": _code_name(type(value)),
-            "params": encode(value.get_params(deep=False)),
-        }
+        params = encode(value.get_params(deep=False))
+        return {"$estimator": _code_name(type(value)), "params": params}
     raise ConfigError(
-        f"a {type(value).__name__} cannot be part of a config: {value!r}. "
-        "Give numbers, strings, lists, dicts, importable functions and classes, or Configurable objects"
+        f"a {type(value).__name__} cannot be part of a config: {value!r}. Give numbers, strings, "
+        "lists, dicts, importable functions and classes, or Configurable objects"
     )
 
 
@@ -162,25 +140,63 @@ def decode(value: Any) -> Any:
         return [decode(item) for item in value]
     if not isinstance(value, dict):
         return value
-    if "$type" in value:
-        return find_class(value["$type"]).from_config(value["params"])
-    if "$enum" in value:
-        return _of_class(value["$enum"], enum.Enum)(value["value"])
-    if "$tuple" in value:
-        return tuple(decode(item) for item in value["$tuple"])
-    if "$set" in value:
-        return {decode(item) for item in value["$set"]}
-    if "$dict" in value:
-        return {decode(key): decode(item) for key, item in value["$dict"]}
-    if "$path" in value:
-        return Path(value["$path"])
-    if "$array" in value:
-        return _decode_array(value)
-    if "$code" in value:
-        return find_code(value["$code"])
-    if "$estimator" in value:
-        return _estimator(value["$estimator"])(**decode(value["params"]))
+    for tag, read in _READERS.items():
+        if tag in value:
+            return read(value)
     return {key: decode(item) for key, item in value.items()}
+
+
+def _write_dict(value: dict[Any, Any]) -> dict[str, Any]:
+    if all(isinstance(key, str) and not key.startswith("$") for key in value):
+        return {key: encode(item) for key, item in value.items()}
+    return {"$dict": [[encode(key), encode(item)] for key, item in value.items()]}
+
+
+def _write_array(value: np.ndarray[Any, Any]) -> dict[str, Any]:
+    if value.dtype.hasobject:
+        raise ConfigError(
+            "an array of Python objects cannot be part of a config; use numbers or strings"
+        )
+    data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode("ascii")
+    return {"$array": data, "dtype": value.dtype.str, "shape": list(value.shape)}
+
+
+def _read_array(value: dict[str, Any]) -> np.ndarray[Any, Any]:
+    raw = base64.b64decode(value["$array"], validate=True)
+    return np.frombuffer(raw, dtype=np.dtype(value["dtype"])).reshape(value["shape"]).copy()
+
+
+_WRITERS: list[tuple[Any, Callable[[Any], Any]]] = [
+    (Configurable, lambda v: {"$type": _class_name(type(v)), "params": v.get_config()}),
+    (enum.Enum, lambda v: {"$enum": _code_name(type(v)), "value": encode(v.value)}),
+    (bool | int | float | str, lambda v: v),
+    (np.datetime64 | np.timedelta64, lambda v: {"$instant": _write_array(np.asarray(v))}),
+    (np.generic, lambda v: encode(v.item())),
+    (np.ndarray, _write_array),
+    (list, lambda v: [encode(item) for item in v]),
+    (tuple, lambda v: {"$tuple": [encode(item) for item in v]}),
+    (set | frozenset, lambda v: {"$set": sorted((encode(item) for item in v), key=repr)}),
+    (dict, _write_dict),
+    (Path, lambda v: {"$path": v.as_posix()}),
+    (dt.datetime, lambda v: {"$time": v.isoformat()}),
+    (dt.date, lambda v: {"$date": v.isoformat()}),
+]
+"""How values of a kind become plain data; the first that fits is taken."""
+
+_READERS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "$type": lambda v: find_class(v["$type"]).from_config(v["params"]),
+    "$enum": lambda v: _of_class(v["$enum"], enum.Enum)(decode(v["value"])),
+    "$instant": lambda v: _read_array(v["$instant"])[()],
+    "$array": _read_array,
+    "$tuple": lambda v: tuple(decode(item) for item in v["$tuple"]),
+    "$set": lambda v: {decode(item) for item in v["$set"]},
+    "$dict": lambda v: {decode(key): decode(item) for key, item in v["$dict"]},
+    "$path": lambda v: Path(v["$path"]),
+    "$time": lambda v: dt.datetime.fromisoformat(v["$time"]),
+    "$date": lambda v: dt.date.fromisoformat(v["$date"]),
+    "$code": lambda v: find_code(v["$code"]),
+    "$estimator": lambda v: _estimator(v["$estimator"])(**decode(v["params"])),
+}
 
 
 _meanings: ContextVar[Mapping[str, Any] | None] = ContextVar("modularml_names", default=None)
@@ -217,13 +233,19 @@ def find_code(name: str) -> Any:
             raise ConfigError(f"{name!r} was not resolved beforehand")
         return known[name]
     module, _, path = name.partition(":")
-    found: Any = sys.modules.get(module)
-    if found is None:
+    if module not in sys.modules:
         raise ConfigError(f"{name!r} cannot be found: import {module!r} first, then try again")
+    found = _imported(name)
+    if found is None:
+        raise ConfigError(f"{name!r} cannot be found: module {module!r} has no {path!r}")
+    return found
+
+
+def _imported(name: str) -> Any:
+    module, _, path = name.partition(":")
+    found: Any = sys.modules.get(module)
     for part in path.split("."):
         found = getattr(found, part, None)
-        if found is None:
-            raise ConfigError(f"{name!r} cannot be found: module {module!r} has no {path!r}")
     return found
 
 
@@ -243,7 +265,8 @@ def _estimator(name: str) -> Any:
 
 def _code_name(code: Any) -> str:
     name = f"{code.__module__}:{code.__qualname__}"
-    if "<" in name:
+    found = _imported(name)
+    if found is not code and not (inspect.ismethod(code) and found == code):
         raise ConfigError(
             f"{name} cannot be found again by name; define it with `def` or `class` "
             "at the top level of a module"
@@ -251,31 +274,39 @@ def _code_name(code: Any) -> str:
     return name
 
 
-def _encode_array(value: np.ndarray[Any, Any]) -> dict[str, Any]:
-    if value.dtype.hasobject:
+def _class_name(cls: type) -> str:
+    if config_registry.get(cls.__name__) is not cls:
         raise ConfigError(
-            "an array of Python objects cannot be part of a config; use numbers or strings"
+            f"{cls.__module__}:{cls.__qualname__} cannot be found again by name, as another class "
+            f"is called {cls.__name__!r} too; rename it"
         )
-    data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode("ascii")
-    return {"$array": data, "dtype": value.dtype.str, "shape": list(value.shape)}
+    return cls.__name__
 
 
-def _decode_array(value: dict[str, Any]) -> np.ndarray[Any, Any]:
-    raw = base64.b64decode(value["$array"], validate=True)
-    return np.frombuffer(raw, dtype=np.dtype(value["dtype"])).reshape(value["shape"]).copy()
+def _enter(cls: type) -> None:
+    """Register a class, in place of an older one of the user's, but never of our own."""
+    taken = config_registry.get(cls.__name__)
+    if taken is None or taken.__module__ == cls.__module__ or not _is_ours(taken):
+        config_registry.register(cls.__name__, cls, overwrite=True)
 
 
-@cache
-def _parameters(cls: Any) -> dict[str, Any]:
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.split(".")[0] == "modularml"
+
+
+def _read_parameters(cls: Any) -> dict[str, Any]:
     skipped = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
-    found = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
+    found = list(inspect.signature(cls.__init__).parameters.values())[1:]
     return {p.name: p.default for p in found if p.kind not in skipped}
 
 
-@cache
-def _takes_any(cls: Any) -> bool:
-    found = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+def _reads_any(cls: Any) -> bool:
+    found = inspect.signature(cls.__init__).parameters.values()
     return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in found)
+
+
+_parameters: Callable[[Any], dict[str, Any]] = cache(_read_parameters)
+_takes_any: Callable[[Any], bool] = cache(_reads_any)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -287,4 +318,6 @@ def _same(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(map(_same, a, b))
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, float) and isinstance(b, float) and a != a and b != b:  # noqa: PLR0124
+        return True
     return bool(a == b)

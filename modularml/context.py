@@ -10,7 +10,7 @@ import enum
 import os
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -73,9 +73,7 @@ class ExperimentNode:
     not_config: ClassVar[frozenset[str]] = frozenset({"node_id", "register"})
 
     def __init__(self, label: str, *, node_id: str | None = None, register: bool = True) -> None:
-        if not isinstance(label, str) or not label.strip():
-            raise ConfigError(f"label must be a string that is not empty, got {label!r}")
-        self._label = label
+        self._label = _checked_label(label)
         self._node_id = node_id or str(uuid.uuid4())
         self._context = ExperimentContext.get_active()
         if register:
@@ -90,7 +88,7 @@ class ExperimentNode:
     def label(self, new: str) -> None:
         if self._context.has_node(node_id=self._node_id):
             self._context.update_node_label(self._node_id, new)
-        self._label = new
+        self._label = _checked_label(new)
 
     @property
     def node_id(self) -> str:
@@ -229,12 +227,12 @@ class ExperimentContext:
         """
         if sum(x is not None for x in (val, node_id, label)) != 1:
             raise ConfigError("give exactly one of val, node_id and label")
-        node = (
-            self._find(node_id=val, label=val) if val else self._find(node_id=node_id, label=label)
-        )
+        node = self._find(node_id=node_id, label=label)
+        if val is not None:
+            node = self._find(node_id=val) or self._find(label=val)
         if node is None:
-            labels = [known.label for known in self._nodes.values()]
-            raise UnknownNameError("node", val or node_id or label, labels)
+            asked = next(x for x in (val, node_id, label) if x is not None)
+            raise self._unknown(asked)
         if not _is_a(node, enforce_type):
             raise TypeError(f"node {node.label!r} is a {type(node).__name__}, not a {enforce_type}")
         return node
@@ -255,11 +253,11 @@ class ExperimentContext:
             raise TypeError(f"node must be an ExperimentNode, got a {type(node).__name__}")
         if self._policy is RegistrationPolicy.NO_REGISTER or not _registering.get():
             return
-        taken = self._nodes.get(node.node_id)
-        if taken is None and check_label_collision:
-            taken = self._find(label=node.label)
-        if taken is not None and taken is not node:
-            self._make_room(taken, node)
+        found = [self._nodes.get(node.node_id)]
+        if check_label_collision:
+            found.append(self._find(label=node.label))
+        taken = {t.node_id: t for t in found if t is not None and t is not node}
+        self._make_room(list(taken.values()), node)
         self._nodes[node.node_id] = node
         node._context = self
 
@@ -279,8 +277,7 @@ class ExperimentContext:
             raise ConfigError("give exactly one of node_id and label")
         node = self._find(node_id=node_id, label=label)
         if node is None and error_if_missing:
-            labels = [known.label for known in self._nodes.values()]
-            raise UnknownNameError("node", node_id or label, labels)
+            raise self._unknown(node_id if label is None else label)
         return None if node is None else self._nodes.pop(node.node_id)
 
     def update_node_label(
@@ -296,6 +293,7 @@ class ExperimentContext:
             If the label is taken and `check_label_collision` is true.
         """
         node = self.get_node(node_id=node_id)
+        _checked_label(new_label)
         taken = self._find(label=new_label)
         if check_label_collision and taken is not None and taken is not node:
             raise RegistrationError(_taken_message(taken, new_label))
@@ -341,6 +339,56 @@ class ExperimentContext:
         if reset_registries:
             self._nodes, self._graph = {}, None
         self._experiment = experiment
+
+    # -- loading ----------------------------------------------------------------------------
+
+    @contextmanager
+    def beside(
+        self, *, overwrite: bool = False, see_sets: bool = False
+    ) -> Iterator[ExperimentContext]:
+        """Build nodes in a context beside this one, and take them over at the end, all at once.
+
+        Parameters
+        ----------
+        overwrite : bool
+            Whether nodes and a graph with the same ids or labels make room. Where they do not,
+            the new ones stay together in the context beside.
+        see_sets : bool
+            Whether references to the FeatureSets of this context resolve.
+        """
+        other = ExperimentContext(registration_policy=RegistrationPolicy.ERROR)
+        if see_sets:
+            other._nodes = dict(self.available_featuresets)
+        seen = set(other._nodes)
+        token = _registering.set(True)
+        try:
+            with other.activate():
+                yield other
+        finally:
+            _registering.reset(token)
+        new = {node_id: node for node_id, node in other._nodes.items() if node_id not in seen}
+        labels = {node.label for node in new.values()}
+        taken = [i for i, n in self._nodes.items() if i in new or n.label in labels]
+        graphs = self._graph is not None and other._graph is not None
+        silent = self._policy is RegistrationPolicy.NO_REGISTER or not _registering.get()
+        if silent or ((taken or graphs) and not overwrite):
+            return
+        self._nodes = {i: n for i, n in self._nodes.items() if i not in taken} | new
+        for node in new.values():
+            node._context = self
+        for owner in (other._graph, other._experiment):
+            if owner is not None:
+                owner._ctx = self
+        self._graph = other._graph or self._graph
+        self._experiment = other._experiment or self._experiment
+
+    def free_ids(self, ids: Mapping[str, str], *, overwrite: bool = False) -> dict[str, str]:
+        """Return ids by label for nodes that come in: their own, or new ones if those are taken."""
+        taken = set() if overwrite else set(self._nodes)
+        return {
+            label: str(uuid.uuid4()) if node_id in taken else node_id
+            for label, node_id in ids.items()
+        }
 
     # -- policy and state -------------------------------------------------------------------
 
@@ -388,12 +436,16 @@ class ExperimentContext:
     def _of_type(self, name: str) -> dict[str, Any]:
         return {node_id: node for node_id, node in self._nodes.items() if _is_a(node, name)}
 
-    def _make_room(self, taken: ExperimentNode, node: ExperimentNode) -> None:
-        if self._policy is RegistrationPolicy.ERROR:
-            raise RegistrationError(_taken_message(taken, node.label))
-        if self._policy is RegistrationPolicy.OVERWRITE_WARN:
+    def _make_room(self, taken: list[ExperimentNode], node: ExperimentNode) -> None:
+        if taken and self._policy is RegistrationPolicy.ERROR:
+            raise RegistrationError(_taken_message(taken[0], node.label))
+        if taken and self._policy is RegistrationPolicy.OVERWRITE_WARN:
             _warn(f"node {node.label!r} replaces another with that label")
-        del self._nodes[taken.node_id]
+        for other in taken:
+            del self._nodes[other.node_id]
+
+    def _unknown(self, name: str | None) -> UnknownNameError:
+        return UnknownNameError("node", name, [known.label for known in self._nodes.values()])
 
 
 _active: ContextVar[ExperimentContext | None] = ContextVar("modularml_context", default=None)
@@ -404,10 +456,17 @@ def _is_a(obj: object, name: str) -> bool:
     return any(cls.__name__ == name for cls in type(obj).__mro__)
 
 
+def _checked_label(label: object) -> str:
+    if not isinstance(label, str) or not label.strip():
+        raise ConfigError(f"label must be a string that is not empty, got {label!r}")
+    return label
+
+
 def _taken_message(taken: ExperimentNode, label: str) -> str:
     return (
         f"label {label!r} is taken by a {type(taken).__name__} in this context; choose another "
-        f"label, call ctx.remove_node(label={label!r}), or set the registration policy to 'overwrite'"
+        f"label, call ctx.remove_node(label={label!r}), or set the registration policy to "
+        "'overwrite'"
     )
 
 

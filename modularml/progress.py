@@ -9,7 +9,7 @@ from typing import Any
 
 from modularml._optional import has, require
 
-__all__ = ["IN_NOTEBOOK", "Bar", "bar"]
+__all__ = ["IN_NOTEBOOK", "Bar", "bar", "tqdm_class"]
 
 
 def _in_notebook() -> bool:
@@ -55,9 +55,20 @@ class Bar:
             self._tqdm.reset(total=total)
 
 
+def tqdm_class() -> Any:
+    """Return the class of bars that draws best here; tqdm is imported now."""
+    return require("tqdm.auto" if not IN_NOTEBOOK or has("ipywidgets") else "tqdm.std").tqdm
+
+
 @contextmanager
 def bar(
-    total: int | None, label: str, *, show: bool, persist: bool = False, unit: str = "it"
+    total: int | None,
+    label: str,
+    *,
+    show: bool,
+    persist: bool = False,
+    unit: str = "it",
+    initial: int = 0,
 ) -> Iterator[Bar]:
     """Open a progress bar for a ``with`` block.
 
@@ -73,10 +84,12 @@ def bar(
         Whether the bar stays on the screen when it is done.
     unit : str
         What is counted.
+    initial : int
+        Steps that were done before.
     """
     if not show:
         yield Bar(None)
         return
-    tqdm = require("tqdm.auto" if not IN_NOTEBOOK or has("ipywidgets") else "tqdm.std").tqdm
-    with tqdm(total=total, desc=label, leave=persist, unit=unit, mininterval=0.1) as drawn:
+    options = {"total": total, "desc": label, "leave": persist, "unit": unit, "initial": initial}
+    with tqdm_class()(**options, mininterval=0.1) as drawn:
         yield Bar(drawn)

@@ -1,7 +1,6 @@
-"""What every test starts from: a context of its own, and one thread of torch."""
+"""What every test gets: a context of its own, and torch on one thread where it is there."""
 
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -9,9 +8,13 @@ from modularml.context import ExperimentContext
 
 
 @pytest.fixture(autouse=True)
-def context() -> Iterator[ExperimentContext]:
-    """Make a fresh context the active one for the length of a test."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+def fresh_context():
+    """Make nodes of one test unknown to the next."""
     with ExperimentContext(registration_policy="error").activate() as ctx:
         yield ctx
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)

@@ -163,14 +163,16 @@ def _is_plain(optimizer: Any) -> bool:
     params = [p for group in optimizer.param_groups for p in group["params"]]
     one_dtype = {p.dtype for p in params} in ({torch.float32}, {torch.float64})
     on_host = all(p.device.type == "cpu" for p in params)
-    return one_dtype and on_host and all(_is_plain_group(group, optimizer) for group in optimizer.param_groups)
+    return (
+        one_dtype
+        and on_host
+        and all(_is_plain_group(group, optimizer) for group in optimizer.param_groups)
+    )
 
 
 def _is_plain_group(group: dict[str, Any], optimizer: Any) -> bool:
     """Tell whether nobody asked for another way of stepping than the fused kernel."""
     other = any(group.get(name) for name in ("foreach", "capturable", "differentiable"))
-    decoupled = group.get("decoupled_weight_decay") and not isinstance(
-        optimizer, torch.optim.AdamW
-    )
+    decoupled = group.get("decoupled_weight_decay") and not isinstance(optimizer, torch.optim.AdamW)
     plain_lr = isinstance(group["lr"], float | int)
     return group.get("fused") is not False and plain_lr and not other and not decoupled

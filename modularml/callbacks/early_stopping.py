@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -10,8 +9,9 @@ from modularml.data.execution import ExecutionContext
 from modularml.errors import ConfigError, MetricNotLoggedError
 from modularml.experiment.callback import Callback, CallbackResult, callback_registry
 from modularml.experiment.recording import ResultRecording
+from modularml.loop.patience import Patience
 
-__all__ = ["EarlyStopping", "EarlyStoppingResult", "Patience"]
+__all__ = ["EarlyStopping", "EarlyStoppingResult"]
 
 
 @dataclass
@@ -25,42 +25,6 @@ class EarlyStoppingResult(CallbackResult):
     best_value: float | None = None
     stopped_epoch: int | None = None
     restored: bool = False
-
-
-class Patience:
-    """The arithmetic of early stopping, apart from everything else.
-
-    Parameters
-    ----------
-    mode : {'min', 'max'}
-    patience : int
-        Epochs without improvement that are borne.
-    min_delta : float
-        What counts as improvement.
-    """
-
-    def __init__(self, mode: str, patience: int, min_delta: float) -> None:
-        self.mode, self.patience, self.min_delta = mode, patience, min_delta
-        self.best: float | None = None
-        self.best_epoch: int | None = None
-        self.waited = 0
-
-    def update(self, value: float, epoch: int) -> bool:
-        """Take in a value and tell whether it is the best so far; NaN never is."""
-        if not math.isnan(value) and (self.best is None or self._gain(value) > self.min_delta):
-            self.best, self.best_epoch, self.waited = value, epoch, 0
-            return True
-        self.waited += 1
-        return False
-
-    @property
-    def is_spent(self) -> bool:
-        """Whether it is time to stop."""
-        return self.waited >= max(1, self.patience)
-
-    def _gain(self, value: float) -> float:
-        assert self.best is not None
-        return self.best - value if self.mode == "min" else value - self.best
 
 
 class EarlyStopping(Callback):
@@ -101,12 +65,6 @@ class EarlyStopping(Callback):
         label: str | None = None,
         execution_order: int = 1,
     ) -> None:
-        if mode not in ("min", "max"):
-            raise ConfigError(f"mode must be 'min' or 'max', got {mode!r}")
-        if not isinstance(patience, int) or patience < 0:
-            raise ConfigError(f"patience must be an int of at least 0 (epochs), got {patience!r}")
-        if not min_delta >= 0:
-            raise ConfigError(f"min_delta must be at least 0, got {min_delta!r}")
         if reducer not in ("mean", "sum", "last", "first"):
             raise ConfigError(f"reducer must be 'mean', 'sum', 'last' or 'first', got {reducer!r}")
         super().__init__(label, execution_order)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,7 +100,8 @@ class SampleCollectionMixin:
         """
         chosen = self._select(columns, features=features, targets=targets, tags=tags, rep=rep)
         shown = self._shown(chosen, include_domain_prefix, include_rep_suffix)
-        return convert(dict(zip(shown, map(self.column, chosen), strict=True)), fmt)
+        arrays = map(self.collection.numpy, chosen)
+        return convert(dict(zip(shown, arrays, strict=True)), fmt, self.row_indices)
 
     def get_features(
         self,
@@ -158,7 +160,7 @@ class SampleCollectionMixin:
         """Return all columns and the ids as an Arrow table."""
         rows = self.row_indices
         every = np.arange(self.n_samples) if rows is None else rows
-        return self.collection.take(every, self.column_names).table
+        return self.collection.take(every, self.column_names)
 
     # -- keys, shapes, dtypes -----------------------------------------------------------------
 
@@ -255,10 +257,10 @@ class SampleCollectionMixin:
     def _shown(self, names: list[str], prefix: bool, suffix: bool) -> list[str]:
         """Shorten names; the representation stays where it tells two columns apart."""
         specs = [self.collection.schema[name] for name in names]
-        keys = [spec.key for spec in specs]
+        times = Counter(spec.key for spec in specs)
         return [
             (f"{s.domain}." if prefix else "")
             + s.key
-            + (f".{s.rep}" if suffix or keys.count(s.key) > 1 else "")
+            + (f".{s.rep}" if suffix or times[s.key] > 1 else "")
             for s in specs
         ]

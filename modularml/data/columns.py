@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from modularml._optional import loaded
 from modularml._typing import Array, Shape
 from modularml.errors import DataError
 
@@ -113,6 +114,9 @@ def _read(values: Any, key: str, copy: bool) -> pa.Array:
     elif hasattr(getattr(values, "dtype", None), "na_value"):  # a pandas extension type
         return _arrow(values, key)
     if hasattr(values, "__array__"):
+        found = _borrowed(values)
+        if found is not None:
+            return _from_ndarray(found, key, copy=False)
         found = np.asanyarray(values)
         return _from_ndarray(found, key, copy or found is not values)
     if isinstance(values, _NO_COLUMN) or not hasattr(values, "__len__"):
@@ -121,6 +125,25 @@ def _read(values: Any, key: str, copy: bool) -> pa.Array:
             f"{type(values).__name__}"
         )
     return _from_objects(list(values), key)
+
+
+class _Loan:
+    """Memory of a pandas series, which pandas does not write to as long as this lives."""
+
+    def __init__(self, series: Any) -> None:
+        self._series = series.copy(deep=False)  # pandas counts it, and copies before it writes
+        self.__array_interface__ = np.asarray(self._series).__array_interface__
+
+
+def _borrowed(values: Any) -> Array | None:
+    """Return a pandas series without a copy, where pandas copies on write (from version 3 on)."""
+    pandas = loaded("pandas")
+    if pandas is None or not isinstance(values, pandas.Series) or values.dtype.kind not in "biuf":
+        return None
+    found = np.asarray(values)
+    if int(pandas.__version__.split(".")[0]) < 3 or found.flags.writeable:
+        return None
+    return np.asarray(_Loan(values)) if found.flags.c_contiguous and len(found) else None
 
 
 def _from_ndarray(values: Array, key: str, copy: bool) -> pa.Array:

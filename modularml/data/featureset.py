@@ -10,18 +10,20 @@ import numpy as np
 import pyarrow as pa
 
 from modularml._typing import Array, Columns, IntArray
-from modularml.context import ExperimentNode
-from modularml.data import scaling, sources
-from modularml.data.collection import SampleCollection, id_from_text
+from modularml.config import config_registry
+from modularml.context import ExperimentContext, ExperimentNode
+from modularml.data import packing, scaling, sources
+from modularml.data.collection import SampleCollection
 from modularml.data.display import describe, html, split_tree
 from modularml.data.references import FeatureSetColumnReference, FeatureSetReference
-from modularml.data.rows import SplitMixin, SplitRecord, check_split_name, warn_overlap
+from modularml.data.rows import SplitMixin, SplitRecord, check_split_name
 from modularml.data.scaling import ScalerRecord
 from modularml.data.schema import DOMAINS, RAW, TRANSFORMED, SampleSchema
-from modularml.data.selectors import as_list, select
+from modularml.data.selectors import as_list
 from modularml.data.view import FeatureSetView
 from modularml.diagram import Diagram
 from modularml.errors import ConfigError, DataError, ScalerError, ShapeError, UnknownNameError
+from modularml.io.artifact import read_artifact, write_artifact
 from modularml.scalers.scaler import Scaler
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ class FeatureSet(ExperimentNode, SplitMixin):
     >>> fs.get_features(fmt="numpy").shape
     (2, 1, 2)
     """
+
+    artifact_kind = "fs"
 
     def __init__(self, label: str, collection: SampleCollection, **kwargs: Any) -> None:
         if not isinstance(collection, SampleCollection):
@@ -302,20 +306,14 @@ class FeatureSet(ExperimentNode, SplitMixin):
             Where neither this nor a selector names a representation, the newest one at the time
             of use is meant.
         """
-        schema, names = self._collection.schema, self.column_names
-        mentioned = select(schema, names, columns, rep=rep) if columns is not None else []
-        chosen: dict[str, tuple[str, ...]] = {}
+        mentioned = [n for s in as_list(columns) for n in self._referred(s, None, rep)]
+        chosen = {}
         for domain, given in zip(DOMAINS, (features, targets, tags), strict=True):
             own = [name for name in mentioned if name.startswith(f"{domain}.")]
+            own += [n for s in as_list(given) for n in self._referred(s, domain, rep)]
             if given is None and not own:
-                own = [f"{domain}.{key}.*" for key in schema.keys(domain)]
-                own = [n for s in own for n in select(schema, names, s, rep=rep)]
-            elif given is not None:
-                own += select(schema, names, **{domain: given}, rep=rep) if given != [] else []
-            explicit = rep is not None or _names_rep([*(columns or []), *as_list(given)])
-            chosen[domain] = tuple(
-                dict.fromkeys(n if explicit else n.rpartition(".")[0] for n in own)
-            )
+                own = self._whole_domain(domain, rep)
+            chosen[domain] = tuple(dict.fromkeys(own))
         return FeatureSetReference(self.node_id, self.label, **chosen)
 
     def column_reference(
@@ -344,7 +342,7 @@ class FeatureSet(ExperimentNode, SplitMixin):
         specs = [self._collection.schema[name] for name in found]
         if len({spec.key for spec in specs}) > 1:
             raise UnknownNameError("single column", next(iter(asked.values())), found)
-        named = rep or (specs[0].rep if _names_rep(list(asked.values())) else None)
+        named = specs[0].rep if rep or _names_rep(next(iter(asked.values()))) else None
         return FeatureSetColumnReference(
             self.node_id, self.label, specs[0].domain, specs[0].key, named
         )
@@ -420,7 +418,7 @@ class FeatureSet(ExperimentNode, SplitMixin):
         """
         chosen = self._domain_keys(domain, keys)
         place = scaling.last_undoable(self._scaler_records, domain, chosen)
-        self._replay(domain, [r for i, r in enumerate(self._scaler_records) if i != place])
+        self._replay(self._scaler_records[:place] + self._scaler_records[place + 1 :])
 
     def undo_all_transforms(
         self, domain: str | None = None, keys: str | list[str] | None = None
@@ -432,19 +430,21 @@ class FeatureSet(ExperimentNode, SplitMixin):
         ScalerError
             If a scaler covers other keys too; nothing is changed then.
         """
-        for each in [domain] if domain else DOMAINS:
-            wanted = set(self._domain_keys(each, keys)) if keys else None
-            kept = []
-            for record in self._scaler_records:
-                hit = record.domain == each and (wanted is None or wanted & set(record.keys))
-                if hit and wanted is not None and not set(record.keys) <= wanted:
-                    raise ScalerError(
-                        f"{record.scaler.scaler_name} was fitted on {list(record.keys)} together; "
-                        f"undo all of them, not {sorted(wanted)} alone"
-                    )
-                if not hit:
-                    kept.append(record)
-            self._replay(each, kept)
+        wanted = None if keys is None else self._keys_of(domain, keys)
+        kept = []
+        for record in self._scaler_records:
+            if domain not in (None, record.domain):
+                kept.append(record)
+                continue
+            others = set() if wanted is None else set(record.keys) - wanted
+            if len(others) == len(record.keys):
+                kept.append(record)
+            elif others:
+                raise ScalerError(
+                    f"{record.scaler.scaler_name} was fitted on {list(record.keys)} together; "
+                    f"undo all of them, not {sorted(set(record.keys) - others)} alone"
+                )
+        self._replay(kept)
 
     def iter_scalers_on_cols(self, *, domain: str, columns: str | list[str]) -> Iterable[Scaler]:
         """Return the fitted scalers on these columns, newest first."""
@@ -485,7 +485,8 @@ class FeatureSet(ExperimentNode, SplitMixin):
         """
         keys = self._domain_keys(domain, columns)
         values = np.asarray(data)
-        shape = self._collection.schema[f"{domain}.{keys[0]}.{RAW}"].shape
+        schema = self._collection.schema
+        shape = schema[schema.newest(domain, keys[0])].shape
         full = (len(values), len(keys), *shape)
         if values.size != int(np.prod(full)):
             raise ShapeError(
@@ -493,9 +494,7 @@ class FeatureSet(ExperimentNode, SplitMixin):
                 f"{values.shape}"
             )
         stacked = values.reshape(full)
-        raw = self._raw_rows(domain, sample_uuids)
-        if raw is not None and len(next(iter(raw.values()))) != len(values):
-            raise ShapeError(f"sample_uuids must name {len(values)} rows, one for each row of data")
+        raw = self._raw_rows(domain, sample_uuids, len(values))
         found = scaling.invert(
             self._scaler_records,
             {key: stacked[:, i] for i, key in enumerate(keys)},
@@ -536,7 +535,9 @@ class FeatureSet(ExperimentNode, SplitMixin):
         restore_scalers: bool = False,
         register: bool = False,
     ) -> FeatureSet:
-        """Copy this set: raw columns and ids, and on request splits and scalers, made again.
+        """Copy this set: raw columns and ids, and on request splits, scalers and their columns.
+
+        Columns never change, so sharing their memory is safe.
 
         Raises
         ------
@@ -548,23 +549,21 @@ class FeatureSet(ExperimentNode, SplitMixin):
             raise ConfigError(
                 "restore_scalers needs restore_splits=True: a scaler was fitted on a split"
             )
-        raw = [n for n in self.column_names if n.endswith(f".{RAW}")]
-        others = [n for n in self.column_names if n not in raw]
-        collection = self._collection.without_columns(others)
+        schema = self._collection.schema
+        scaled = [
+            n
+            for n, s in schema.columns.items()
+            if s.rep != RAW and len(schema.reps(s.domain, s.key)) > 1
+        ]
+        collection = self._collection.without_columns([] if restore_scalers else scaled)
         if not share_raw_data_buffer:
-            collection = collection.take(np.arange(len(self)), raw)
+            every = np.arange(len(self))
+            collection = SampleCollection(collection.take(every, collection.names))
         new = type(self)(label or f"{self.label}_copy", collection, register=register)
         if restore_splits:
             new._splits, new._split_records = dict(self._splits), list(self._split_records)
         if restore_scalers:
-            for record in self._scaler_records:
-                new.fit_transform(
-                    record.scaler,
-                    domain=record.domain,
-                    keys=list(record.keys),
-                    fit_to_split=record.fit_to_split,
-                    merged_axes=record.merged_axes,  # type: ignore[arg-type]
-                )
+            new._scaler_records = list(self._scaler_records)
         return new
 
     def get_config(self) -> dict[str, Any]:
@@ -591,6 +590,76 @@ class FeatureSet(ExperimentNode, SplitMixin):
         self._splits = dict(state["splits"])
         self._split_records = list(state["split_records"])
         self._scaler_records = list(state["scaler_records"])
+
+    # -- files --------------------------------------------------------------------------------
+
+    def save(self, filepath: str | Path, *, overwrite: bool = False) -> Path:
+        """Write rows, splits, scalers and how they came to be to a file ``name.fs.mml``.
+
+        Raises
+        ------
+        MMLExistsError
+            If there is a file and `overwrite` is false.
+        MMLError
+            If a part cannot be stored as data, or the file not be written.
+        """
+        return write_artifact(
+            filepath,
+            "fs",
+            "FeatureSet",
+            self.get_config,
+            lambda: packing.packed(self.get_state()),
+            overwrite=overwrite,
+            ids={self.node_id: self.label},
+        )
+
+    @classmethod
+    def load(
+        cls,
+        filepath: str | Path,
+        *,
+        allow_packaged_code: bool = False,
+        overwrite: bool = False,
+        custom_objects: Mapping[str, Any] | None = None,
+        allow_import: Iterable[str] = (),
+        verify: bool = True,
+    ) -> Self:
+        """Read a set from a file; its columns stay in the file until they are used.
+
+        Parameters
+        ----------
+        filepath : path-like
+            With or without its suffix.
+        allow_packaged_code : bool
+            Whether code that the author packaged may run.
+        overwrite : bool
+            Whether a node with the same id or label makes room. Where it does not, the set gets
+            an id of its own and stays out of the active context.
+        custom_objects, allow_import
+            Where classes of yours are found; see `Scaler.load`.
+        verify : bool
+            Whether the hash of the rows is checked. Without, a large file opens at once.
+
+        Raises
+        ------
+        MMLError
+            If the file is damaged, newer, or holds something else. Nothing has changed then.
+        """
+        contents = read_artifact(
+            filepath,
+            "fs",
+            allow_packaged_code=allow_packaged_code,
+            custom_objects=custom_objects,
+            allow_import=allow_import,
+            verify=verify,
+        )
+        ctx, label = ExperimentContext.get_active(), contents.config["label"]
+        node_id = ctx.free_ids(contents.ids, overwrite=overwrite).get(label)
+        with contents.building(), ctx.beside(overwrite=overwrite):
+            state = packing.unpacked(contents.state())
+            new = cls(label, state["collection"], node_id=node_id)
+            new.set_state(state)
+        return new
 
     # -- how it shows itself ------------------------------------------------------------------
 
@@ -642,10 +711,24 @@ class FeatureSet(ExperimentNode, SplitMixin):
     ) -> None:
         for name in views:
             check_split_name(name, self._splits)
-        warn_overlap({name: view.indices for name, view in views.items()})
         self._splits.update({name: view.indices for name, view in views.items()})
         if record is not None:
             self._split_records.append(record)
+
+    def _referred(self, selector: str, domain: str | None, rep: str | None) -> list[str]:
+        """Return full names, or ``domain.key`` where the representation is left open."""
+        found = self._select(**{domain or "columns": selector}, rep=rep)
+        if rep or _names_rep(selector):
+            return found
+        return [name.rpartition(".")[0] for name in found]
+
+    def _whole_domain(self, domain: str, rep: str | None) -> list[str]:
+        """Name every column of a domain, of that representation where it has it."""
+        schema = self._collection.schema
+        return [
+            f"{domain}.{key}.{rep}" if rep in schema.reps(domain, key) else f"{domain}.{key}"
+            for key in schema.keys(domain)
+        ]
 
     def _domain_keys(self, domain: str, keys: Columns) -> list[str]:
         if domain not in DOMAINS:
@@ -659,34 +742,59 @@ class FeatureSet(ExperimentNode, SplitMixin):
             raise DataError(f"{self.label!r} has no {domain}")
         return chosen
 
+    def _keys_of(self, domain: str | None, keys: Columns) -> set[str]:
+        schema = self._collection.schema
+        chosen = as_list(keys)
+        return {
+            k for key in chosen for k in self._domain_keys(domain or schema.domain_of(key), key)
+        }
+
     def _newest(self, domain: str, key: str) -> Array:
         return self._collection.numpy(self._collection.schema.newest(domain, key))
 
-    def _raw_rows(self, domain: str, sample_uuids: Iterable[Any] | None) -> dict[str, Array] | None:
+    def _raw_rows(
+        self, domain: str, sample_uuids: Iterable[Any] | None, n: int
+    ) -> dict[str, Array] | None:
         if sample_uuids is None:
             return None
-        view = self.take_sample_uuids(map(id_from_text, sample_uuids))
+        view = self.take_sample_uuids(sample_uuids)
+        if len(view) != n:
+            raise ShapeError(f"sample_uuids must name the {n} rows of data, got {len(view)} ids")
         return {k: view.column(f"{domain}.{k}.{RAW}") for k in self._collection.schema.keys(domain)}
 
     def _set_transformed(self, domain: str, columns: Mapping[str, Array]) -> None:
         named = {f"{domain}.{key}.{TRANSFORMED}": values for key, values in columns.items()}
         self._collection = self._collection.with_columns(named)
 
-    def _replay(self, domain: str, records: list[ScalerRecord]) -> None:
-        """Compute the transformed columns of a domain again from the raw ones."""
-        schema = self._collection.schema
-        raw = {k: self._collection.numpy(f"{domain}.{k}.{RAW}") for k in schema.keys(domain)}
-        new = scaling.apply_records([r for r in records if r.domain == domain], raw)
-        old = [f"{domain}.{k}.{TRANSFORMED}" for k in raw if k not in new]
+    def _replay(self, records: list[ScalerRecord]) -> None:
+        """Keep only these scalers, their columns computed again from the raw ones."""
+        gone = [r for r in self._scaler_records if r not in records]
+        new: dict[str, Array] = {}
+        for domain in {record.domain for record in gone}:
+            new |= self._recomputed(domain, [r for r in records if r.domain == domain])
+        old = {f"{r.domain}.{key}.{TRANSFORMED}" for r in gone for key in r.keys}
         self._collection = self._collection.without_columns(
-            [name for name in old if name in schema.columns]
-        )
-        self._set_transformed(domain, new)
+            [name for name in self.column_names if name in old and name not in new]
+        ).with_columns(new)
         self._scaler_records = records
 
+    def _recomputed(self, domain: str, records: list[ScalerRecord]) -> dict[str, Array]:
+        names = {k: f"{domain}.{k}.{RAW}" for k in self._collection.schema.keys(domain)}
+        for key, name in names.items():
+            if name not in self._collection.schema.columns:
+                raise ScalerError(
+                    f"column {key!r} of {self.label!r} has no raw values, so its scalers cannot be "
+                    "taken back"
+                )
+        raw = {key: self._collection.numpy(name) for key, name in names.items()}
+        found = scaling.apply_records(records, raw)
+        return {f"{domain}.{key}.{TRANSFORMED}": values for key, values in found.items()}
 
-def _names_rep(selectors: Sequence[str]) -> bool:
-    """Tell whether the user named a representation in any of these selectors."""
-    return any(
-        s.count(".") == 2 or ("." in s and s.split(".")[0] not in DOMAINS) for s in selectors
-    )
+
+def _names_rep(selector: str) -> bool:
+    """Tell whether a selector names a representation."""
+    dots = selector.count(".")
+    return dots > 1 or (dots == 1 and selector.split(".")[0] not in DOMAINS)
+
+
+config_registry.register("FeatureSet", FeatureSet, overwrite=True)

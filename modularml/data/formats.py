@@ -10,11 +10,15 @@ import numpy as np
 import pyarrow as pa
 
 from modularml._optional import require
-from modularml._typing import Array
+from modularml._typing import Array, IntArray
 from modularml.data.columns import to_arrow
-from modularml.errors import ShapeError, UnknownNameError
+from modularml.errors import DataError, ShapeError, UnknownNameError
 
 __all__ = ["DataFormat", "convert", "convert_array", "stack"]
+
+
+BLOCK = 8192
+"""Rows of all columns that are stacked at a time."""
 
 
 class DataFormat(enum.Enum):
@@ -60,7 +64,9 @@ _SPELLINGS = {
 }
 
 
-def convert(columns: Mapping[str, Array], fmt: str | DataFormat) -> Any:
+def convert(
+    columns: Mapping[str, Array], fmt: str | DataFormat, rows: IntArray | None = None
+) -> Any:
     """Put columns into a format.
 
     Parameters
@@ -71,13 +77,20 @@ def convert(columns: Mapping[str, Array], fmt: str | DataFormat) -> Any:
         The ``dict_*`` formats keep one entry a column. The array formats stack the columns on
         axis 1: scalar columns give ``(n, n_columns)``, columns of shape ``(k,)`` give
         ``(n, n_columns, k)``.
+    rows : ndarray of int64, optional
+        The rows to return, in this order; None for all.
 
     Raises
     ------
     ShapeError
         If columns of unlike shape are to be stacked.
     """
-    return _FORMATTERS[DataFormat.from_value(fmt)](columns)
+    fmt = DataFormat.from_value(fmt)
+    if fmt in _OF_ARRAYS:
+        return convert_array(stack(columns, rows), fmt)
+    if rows is not None:
+        columns = {name: values[rows] for name, values in columns.items()}
+    return _FORMATTERS[fmt](columns)
 
 
 def convert_array(values: Any, fmt: str | DataFormat) -> Any:
@@ -95,13 +108,20 @@ def convert_array(values: Any, fmt: str | DataFormat) -> Any:
     return convert({f"column_{i}": values[:, i] for i in range(values.shape[1])}, fmt)
 
 
-def stack(columns: Mapping[str, Array]) -> Array:
+def stack(columns: Mapping[str, Array], rows: IntArray | None = None) -> Array:
     """Stack columns on axis 1.
+
+    Parameters
+    ----------
+    columns : mapping of str to ndarray, shape (n, *shape)
+        Are not changed.
+    rows : ndarray of int64, optional
+        The rows to stack, in this order; None for all.
 
     Returns
     -------
     ndarray, shape (n, n_columns, *shape)
-        A view, without a copy, where there is one column.
+        A view, without a copy, where there is one column and all its rows are wanted.
 
     Raises
     ------
@@ -111,15 +131,39 @@ def stack(columns: Mapping[str, Array]) -> Array:
     arrays = list(columns.values())
     if not arrays:
         raise ShapeError("there is no column to stack; select at least one")
-    if len(arrays) == 1:
-        return arrays[0][:, None]
     if len({a.shape[1:] for a in arrays}) > 1:
         shapes = ", ".join(f"{name}: {a.shape[1:]}" for name, a in columns.items())
         raise ShapeError(
             f"columns of unlike shape cannot be stacked into one array ({shapes}); select "
             "columns of one shape, or a dict format"
         )
-    return np.stack(arrays, axis=1)
+    if len(arrays) == 1:
+        return (arrays[0] if rows is None else arrays[0][rows])[:, None]
+    n = len(arrays[0]) if rows is None else len(rows)
+    out = np.empty((n, len(arrays), *arrays[0].shape[1:]), dtype=common_dtype(columns))
+    for at in range(0, n, BLOCK):  # short enough that a block of all columns stays in the cache
+        part = slice(at, at + BLOCK) if rows is None else rows[at : at + BLOCK]
+        for i, array in enumerate(arrays):
+            out[at : at + BLOCK, i] = array[part]
+    return out
+
+
+def common_dtype(columns: Mapping[str, Array]) -> np.dtype[Any]:
+    """Return the dtype that holds the values of all columns.
+
+    Raises
+    ------
+    DataError
+        If there is none, as for times and numbers.
+    """
+    try:
+        return np.result_type(*columns.values())
+    except TypeError:
+        dtypes = ", ".join(f"{name}: {a.dtype}" for name, a in columns.items())
+        raise DataError(
+            f"columns of unlike type cannot be stacked into one array ({dtypes}); select columns "
+            "of one type, or a dict format"
+        ) from None
 
 
 def _pandas(columns: Mapping[str, Array]) -> Any:
@@ -143,14 +187,12 @@ def _tensorflow(values: Array) -> Any:
     return require("tensorflow").convert_to_tensor(np.asarray(values))
 
 
+_OF_ARRAYS = (DataFormat.NUMPY, DataFormat.LIST, DataFormat.TORCH, DataFormat.TENSORFLOW)
+
 _FORMATTERS: dict[DataFormat, Callable[[Mapping[str, Array]], Any]] = {
     DataFormat.PANDAS: _pandas,
     DataFormat.POLARS: _polars,
     DataFormat.ARROW: _arrow,
-    DataFormat.NUMPY: stack,
-    DataFormat.LIST: lambda columns: stack(columns).tolist(),
-    DataFormat.TORCH: lambda columns: _torch(stack(columns)),
-    DataFormat.TENSORFLOW: lambda columns: _tensorflow(stack(columns)),
     DataFormat.DICT: dict,
     DataFormat.DICT_NUMPY: dict,
     DataFormat.DICT_LIST: lambda columns: {k: v.tolist() for k, v in columns.items()},

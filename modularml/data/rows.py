@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from modularml._typing import Columns, IntArray
+from modularml._typing import Array, Columns, IntArray
 from modularml.data.access import SampleCollectionMixin
-from modularml.data.collection import SampleCollection, id_from_text
+from modularml.data.collection import SampleCollection, id_array, id_texts, ids_from_texts
+from modularml.data.scaling import scaled_by
 from modularml.data.selectors import select_one
 from modularml.errors import ConfigError, DataError, SplitError
 from modularml.predicates import matches
@@ -50,7 +50,10 @@ class SplitRecord:
 class SplitMixin(SampleCollectionMixin):
     """Row and column operations of FeatureSets and views."""
 
-    label: str | None
+    @property
+    @abstractmethod
+    def label(self) -> str | None:
+        """Name of this set or view."""
 
     @abstractmethod
     def _view(
@@ -78,12 +81,7 @@ class SplitMixin(SampleCollectionMixin):
         DataError
             If a position is out of range or no integer.
         """
-        rows = np.asarray(indices)
-        if rows.size and rows.dtype.kind not in "iu":
-            raise DataError(
-                f"indices must be integers, got {rows.dtype}; use filter() for conditions"
-            )
-        rows = rows.astype(np.int64).reshape(-1)
+        rows = as_positions(indices)
         n = self.n_samples
         bad = (rows < -n) | (rows >= n)
         if bad.any():
@@ -97,7 +95,8 @@ class SplitMixin(SampleCollectionMixin):
         ----------
         conditions : mapping of str to condition
             A column, by key or full name, to a value, to a collection of values, to a predicate
-            of `modularml.predicates`, or to a callable that takes the column's array.
+            of `modularml.predicates`, or to a callable that takes the column's array. A key
+            means the raw column, in the user's own units.
         label : str, optional
 
         Raises
@@ -109,7 +108,7 @@ class SplitMixin(SampleCollectionMixin):
         """
         keep = np.ones(self.n_samples, dtype=bool)
         for selector, condition in conditions.items():
-            name = select_one(self.collection.schema, self.collection.names, selector)
+            name = select_one(self.collection.schema, selector)
             keep &= matches(condition, self.column(name), column=selector)
         return self._view(np.flatnonzero(keep), None, label)
 
@@ -123,12 +122,13 @@ class SplitMixin(SampleCollectionMixin):
         DataError
             If an id is not here; the first one is named.
         """
-        wanted = [id_from_text(u) for u in uuids]
-        found = _places(self._ids(), pa.array(wanted, pa.binary(16)))
-        if (found < 0).any():
-            first = pa.scalar(wanted[int(np.argmin(found))]).as_py().hex()
+        wanted = ids_from_texts(uuids)
+        found = _places(self._ids(), id_array(wanted))
+        lacking = np.flatnonzero(found < 0)
+        if len(lacking):
             raise DataError(
-                f"sample id {first} is not in {self.label!r}; {len(wanted)} were asked for"
+                f"sample id {id_texts(wanted[lacking[:1]])[0]} is not in {self.label!r} "
+                f"({len(lacking)} of {len(wanted)} are not)"
             )
         return self._view(found, None, label)
 
@@ -192,14 +192,14 @@ class SplitMixin(SampleCollectionMixin):
         SplitError
             If a name is taken, or the rows cannot be split as asked. Nothing is changed then.
         """
-        source = self._source()
-        parts = splitter.assign(self.n_samples, columns=self._columns_for(splitter))
-        views = {name: self._view(rows, self._all_columns(), name) for name, rows in parts.items()}
+        if not isinstance(splitter, BaseSplitter):
+            raise ConfigError(f"splitter must be a BaseSplitter, got a {type(splitter).__name__}")
+        source, every = self._source(), self.collection.names
+        parts = splitter.split(self.n_samples, columns=self._columns_for(splitter))
+        views = {name: self._view(rows, every, name) for name, rows in parts.items()}
         if register:
             rows = self.row_indices
-            origin = (
-                self.label if rows is not None and self.label in source.available_splits else None
-            )
+            origin = self.label if rows is not None and self.label in source._splits else None
             source._register_splits(views, SplitRecord(splitter, tuple(views), origin, rows))
         return views if return_views else None
 
@@ -258,11 +258,20 @@ class SplitMixin(SampleCollectionMixin):
     # -- sets ---------------------------------------------------------------------------------
 
     def to_featureset(self, label: str, *, register: bool = True) -> FeatureSet:
-        """Copy the rows and columns into a FeatureSet of their own; sample ids stay."""
-        rows = self.row_indices
-        every = np.arange(self.n_samples) if rows is None else rows
-        table = self.collection.take(every, self.column_names)
-        return type(self._source())(label, table, register=register)
+        """Copy the rows and columns into a FeatureSet of their own.
+
+        Sample ids stay, and so do the scalers of the scaled columns that are taken.
+
+        Raises
+        ------
+        DataError
+            If a row is here more than once.
+        """
+        source = self._source()
+        collection = SampleCollection(self.collection.take(self._positions(), self.column_names))
+        new = type(source)(label, collection, register=register)
+        new._scaler_records = scaled_by(source.scaler_records, collection.schema)
+        return new
 
     def get_overlap_with(self, other: SplitMixin) -> list[str]:
         """Return the sample ids, as UUID text, of the rows that both have."""
@@ -284,19 +293,12 @@ class SplitMixin(SampleCollectionMixin):
 
     def _ids(self) -> pa.Array:
         rows = self.row_indices
-        ids = self.collection.ids if rows is None else self.collection.ids[rows]
-        buffer = pa.py_buffer(np.ascontiguousarray(ids).tobytes())
-        return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(ids), [None, buffer])
+        ids = self.collection.ids
+        return id_array(ids if rows is None else ids[rows])
 
-    def _all_columns(self) -> list[str]:
-        return self.collection.names
-
-    def _columns_for(self, splitter: BaseSplitter) -> dict[str, Any]:
-        collection: SampleCollection = self.collection
-        return {
-            selector: self.column(select_one(collection.schema, collection.names, selector))
-            for selector in splitter.needs
-        }
+    def _columns_for(self, splitter: BaseSplitter) -> dict[str, Array]:
+        schema = self.collection.schema
+        return {name: self.column(select_one(schema, name)) for name in splitter.needs}
 
 
 def check_split_name(name: str, taken: Iterable[str]) -> None:
@@ -309,16 +311,20 @@ def check_split_name(name: str, taken: Iterable[str]) -> None:
         )
 
 
-def warn_overlap(parts: Mapping[str, IntArray]) -> None:
-    """Warn of rows that came into two parts."""
-    names = list(parts)
-    for i, a in enumerate(names):
-        for b in names[i + 1 :]:
-            shared = len(np.intersect1d(parts[a], parts[b]))
-            if shared:
-                warnings.warn(
-                    f"splits {a!r} and {b!r} share {shared} rows", UserWarning, stacklevel=4
-                )
+def as_positions(indices: Any) -> IntArray:
+    """Return positions of rows as one array of integers.
+
+    Raises
+    ------
+    DataError
+        If they are no integers, or not one-dimensional.
+    """
+    rows = np.asarray(indices)
+    if rows.size and rows.dtype.kind not in "iu":
+        raise DataError(f"indices must be integers, got {rows.dtype}; use filter() for conditions")
+    if rows.ndim > 1:
+        raise DataError(f"indices must be one-dimensional, got shape {rows.shape}")
+    return rows.astype(np.int64).reshape(-1)
 
 
 def _places(among: pa.Array, wanted: pa.Array) -> IntArray:

@@ -10,12 +10,21 @@ from typing import Any
 import numpy as np
 
 from modularml._typing import Array, IntArray
-from modularml.data.formats import stack
+from modularml.data.formats import common_dtype, stack
+from modularml.data.schema import TRANSFORMED, SampleSchema
 from modularml.errors import DataError, ScalerError, ShapeError
 from modularml.scalers.flattening import Flattening, flatten
 from modularml.scalers.scaler import Scaler
 
-__all__ = ["LeakWarning", "ScalerRecord", "apply_records", "fit_record", "invert", "last_undoable"]
+__all__ = [
+    "LeakWarning",
+    "ScalerRecord",
+    "apply_records",
+    "fit_record",
+    "invert",
+    "last_undoable",
+    "scaled_by",
+]
 
 COLUMNWISE = frozenset(
     {
@@ -36,7 +45,7 @@ class LeakWarning(UserWarning):
     """Rows outside the training part shape what the model sees."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ScalerRecord:
     """One fitted scaler: which columns it changed and what it was fitted on.
 
@@ -73,36 +82,49 @@ class ScalerRecord:
                 f"the scaler {self.scaler.scaler_name!r} was fitted on {list(self.keys)} together; "
                 f"{missing} is missing from the data"
             )
-        stacked = stack({key: columns[key] for key in self.keys})
+        stacked = stack_columns({key: columns[key] for key in self.keys})
         flat = self.scaler.transform(self.flattening.apply(stacked))
-        return self._unstack(flat, len(stacked))
+        return self._unstack(flat if self._is_known else flat.copy())
 
     def invert(self, columns: Mapping[str, Array], facts: Array | None) -> dict[str, Array]:
         """Take this scaler off columns; those that are missing are filled where that is safe."""
         some = next(iter(columns.values()))
         filled = {key: columns.get(key, np.zeros_like(some)) for key in self.keys}
-        stacked = stack(filled)
-        flat = self.flattening.apply(stacked)
-        inner = self.scaler.scaler
-        if facts is not None:
-            back = inner.inverse_with(flat, facts)
-        else:
+        flat = self.flattening.apply(stack_columns(filled))
+        if facts is None:
             back = self.scaler.inverse_transform(flat)
-        found = self._unstack(back, len(stacked))
+        else:
+            back = self.scaler.inverse_with(flat, facts)
+        found = self._unstack(back)
         return {key: found[key] for key in columns}
+
+    def row_facts(self, columns: Mapping[str, Array]) -> Array:
+        """Return what the inverse must know of each row, from the columns before scaling."""
+        stacked = stack_columns({key: columns[key] for key in self.keys})
+        return self.scaler.row_facts(self.flattening.apply(stacked))
 
     @property
     def needs_rows(self) -> bool:
         """Whether the inverse takes facts of each row."""
-        return bool(getattr(self.scaler.scaler, "needs_rows", False))
+        return self.scaler.needs_rows
 
-    def _unstack(self, flat: Array, n: int) -> dict[str, Array]:
+    @property
+    def by_column(self) -> bool:
+        """Whether a column can be inverted without the others."""
+        return self.scaler.scaler in COLUMNWISE
+
+    @property
+    def _is_known(self) -> bool:
+        """Whether nobody else holds on to what the scaler returns."""
+        return isinstance(self.scaler.scaler, str)
+
+    def _unstack(self, flat: Array) -> dict[str, Array]:
         try:
             stacked = self.flattening.undo(flat)
         except (ShapeError, ValueError) as error:
             raise ScalerError(
-                f"{self.scaler.scaler_name} gave shape {flat.shape}, which does not fit the columns "
-                f"{list(self.keys)}; scalers must keep the number of columns"
+                f"{self.scaler.scaler_name} gave shape {flat.shape}, which does not fit the "
+                f"columns {list(self.keys)}; scalers must keep the number of columns"
             ) from error
         return {key: stacked[:, i] for i, key in enumerate(self.keys)}
 
@@ -131,15 +153,34 @@ def fit_record(
                 f"column {key!r} holds {values.dtype}, not numbers; choose keys= without it"
             )
     wrapped = scaler.clone_unfitted() if isinstance(scaler, Scaler) else Scaler(scaler)
-    stacked = stack(columns)
-    rows = stacked if fit_rows is None else stacked[fit_rows]
+    rows = stack_columns(columns, fit_rows)
     if not len(rows):
-        raise ScalerError(f"there are no rows to fit on in split {fit_to_split!r}")
+        where = "" if fit_to_split is None else f" in split {fit_to_split!r}"
+        raise ScalerError(f"there are no rows to fit on{where}")
     flat, flattening = flatten(rows, merged_axes)
     wrapped.fit(flat)
     return ScalerRecord(
         domain, tuple(columns), wrapped, flattening, fit_to_split, merged_axes, fit_rows
     )
+
+
+def stack_columns(columns: Mapping[str, Array], rows: IntArray | None = None) -> Array:
+    """Stack columns as `stack` does, but one behind the other in memory.
+
+    What scalers do to a column, and what becomes of a column afterwards, is then contiguous.
+
+    Returns
+    -------
+    ndarray, shape (n, n_columns, *shape)
+    """
+    arrays = list(columns.values())
+    if len(arrays) == 1 or arrays[0].ndim > 1 or any(a.ndim > 1 for a in arrays):
+        return stack(columns, rows)
+    n = len(arrays[0]) if rows is None else len(rows)
+    out = np.empty((len(arrays), n), dtype=common_dtype(columns))
+    for row, array in zip(out, arrays, strict=True):
+        row[:] = array if rows is None else array[rows]
+    return out.T
 
 
 def apply_records(
@@ -226,20 +267,14 @@ def invert(
     of_domain = [r for r in records if r.domain == domain]
     for record in chain(of_domain, domain, list(columns)):
         mine = {key: found[key] for key in record.keys if key in found}
-        if len(mine) < len(record.keys):
-            _check_alone(record, mine)
+        if len(mine) < len(record.keys) and not record.by_column:
+            raise ScalerError(
+                f"{record.scaler.scaler_name} was fitted on {list(record.keys)} together and "
+                f"cannot be inverted for {list(mine)} alone; give all of its columns"
+            )
         facts = _facts(of_domain, record, raw) if record.needs_rows else None
         found.update(record.invert(mine, facts))
     return found
-
-
-def _check_alone(record: ScalerRecord, mine: Mapping[str, Array]) -> None:
-    known = record.scaler.scaler_name in COLUMNWISE
-    if not known or record.merged_axes is not None:
-        raise ScalerError(
-            f"{record.scaler.scaler_name} was fitted on {list(record.keys)} together and cannot be "
-            f"inverted for {list(mine)} alone; give all of its columns"
-        )
 
 
 def _facts(
@@ -250,11 +285,17 @@ def _facts(
             f"the inverse of {record.scaler.scaler_name} needs facts of each row, and it is not "
             "known which rows these are; pass sample_uuids="
         )
-    before = list(records[: records.index(record)])
-    columns = {**raw, **apply_records(before, raw)}
-    stacked = stack({key: columns[key] for key in record.keys})
-    facts: Array = record.scaler.scaler.row_facts(record.flattening.apply(stacked))
-    return facts
+    before = records[: records.index(record)]
+    return record.row_facts({**raw, **apply_records(before, raw)})
+
+
+def scaled_by(records: Iterable[ScalerRecord], schema: SampleSchema) -> list[ScalerRecord]:
+    """Return the records that scaled a column of a schema."""
+    return [
+        r
+        for r in records
+        if any(f"{r.domain}.{key}.{TRANSFORMED}" in schema.columns for key in r.keys)
+    ]
 
 
 def warn_unsplit(label: str) -> None:
@@ -263,5 +304,5 @@ def warn_unsplit(label: str) -> None:
         f"a scaler is fitted on every row of {label!r} although it has splits, so test rows shape "
         "the training data; pass fit_to_split='train'",
         LeakWarning,
-        stacklevel=4,
+        stacklevel=3,
     )

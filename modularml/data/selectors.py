@@ -103,7 +103,9 @@ class _Offer:
                 name for name in self.names if self._fits(name, domain or own, key, chosen)
             ]
         if not found:
-            raise self._unknown(key if chosen == "*" else f"{key}.{chosen}", selector, domain or own)
+            raise self._unknown(
+                key if chosen == "*" else f"{key}.{chosen}", selector, domain or own
+            )
         return found
 
     def _exact(self, domain: str | None, key: str, rep: str) -> list[str]:

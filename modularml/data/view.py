@@ -11,7 +11,7 @@ from modularml._typing import IntArray
 from modularml.context import ExperimentContext
 from modularml.data.collection import SampleCollection
 from modularml.data.display import describe, html
-from modularml.data.rows import SplitMixin
+from modularml.data.rows import SplitMixin, as_positions
 from modularml.errors import DataError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class FeatureSetView(SplitMixin):
     label: str | None = None
 
     def __post_init__(self) -> None:
-        rows = np.array(self.indices, dtype=np.int64).reshape(-1)
+        rows = as_positions(self.indices)
         if rows.size and (rows.min() < -1 or rows.max() >= self.source.n_samples):
             raise DataError(
                 f"row indices must lie between 0 and {self.source.n_samples - 1} "
@@ -134,9 +134,9 @@ class FeatureSetView(SplitMixin):
     def _view(
         self, rows: IntArray | None, columns: list[str] | None, label: str | None
     ) -> FeatureSetView:
-        mine = self.valid_indices
-        chosen = mine if rows is None else mine[rows]
-        return FeatureSetView(self.source, chosen, columns or self.columns, label or self.label)
+        chosen = self.indices if rows is None else self.valid_indices[rows]
+        names = self.columns if columns is None else columns
+        return FeatureSetView(self.source, chosen, names, label or self.label)
 
     def _source(self) -> FeatureSet:
         return self.source

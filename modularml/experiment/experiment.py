@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from modularml.config import decode, encode
+from modularml.config import config_registry, decode, encode
 from modularml.context import ExperimentContext, RegistrationPolicy
 from modularml.errors import ConfigError
 from modularml.experiment.callback import ExperimentCallback
 from modularml.experiment.checkpointing import EXPERIMENT_SAVE_ON, Checkpointing
+from modularml.experiment.files import ExperimentFiles
 from modularml.experiment.group import PhaseGroup
 from modularml.experiment.group_results import PhaseGroupResults
 from modularml.experiment.phase import ExperimentPhase, active_graph
@@ -21,7 +22,7 @@ from modularml.graph.model_graph import ModelGraph
 __all__ = ["Experiment"]
 
 
-class Experiment:
+class Experiment(ExperimentFiles):
     """Runs phases on a graph and remembers what came of it.
 
     Parameters
@@ -356,3 +357,6 @@ class Experiment:
     def _check(item: Any, cls: type) -> None:
         if not isinstance(item, cls):
             raise TypeError(f"expected a {cls.__name__}, got a {type(item).__name__}")
+
+
+config_registry.register("Experiment", Experiment, overwrite=True)

@@ -11,12 +11,12 @@ import numpy as np
 
 from modularml._typing import IntArray
 from modularml.data.execution import ExecutionContext, Source
-from modularml.errors import ConfigError
+from modularml.errors import ConfigError, DataError
 from modularml.experiment.binding import Bound
 from modularml.experiment.schedule import BatchSchedulingPolicy, schedule
 from modularml.graph.inputs import column_tensor, frozen_outputs, pieces
 from modularml.graph.model_graph import ModelGraph
-from modularml.graph.plan import InputSlot
+from modularml.graph.plan import InputSlot, StepPlan, leaves
 from modularml.samplers import EpochBatches
 from modularml.training import AppliedLoss
 
@@ -57,22 +57,37 @@ class Feed:
             next(b for b in bound if b.group == g) for g in range(1 + max(b.group for b in bound))
         ]
         together = {b.source: b.group for b in bound} if training else None
-        plan = partial(
+        self._plan = partial(
             graph.plan, losses, training=training, active_nodes=active_nodes, roles=_roles(bound)
         )
-        self.plan, self.step = plan(together=together)
-        columns = [self._column(slot) for slot in self.plan.slots]
+        self._plan_with_static = partial(self._plan, together=together)
+        self._asked: StepPlan | None = None
+        self._epochs: dict[int, list[EpochBatches]] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take up what was frozen, unfrozen or otherwise changed since the last epoch."""
+        plan, step = self._plan_with_static()
+        if plan is self._asked:
+            return
+        self._asked = self.plan = plan
+        self.step = step
+        columns = [self._column(slot) for slot in plan.slots]
         if any(column is None for column in columns):  # the frozen part is not repeatable
-            self.plan, self.step = plan()
+            self.plan, self.step = self._plan()
             columns = [self._column(slot) for slot in self.plan.slots]
         self._columns = columns
-        self.layout = replace(self.plan.layout, views={b.source: b.view for b in bound})
-        self._epochs: dict[int, list[EpochBatches]] = {}
+        self.layout = replace(self.plan.layout, views={s: b.view for s, b in self.bound.items()})
 
-    def epoch(self, epoch: int) -> tuple[list[int], Iterator[ExecutionContext]]:
-        """Return the size of each batch of an epoch, and its steps."""
+    def epoch(self, epoch: int) -> tuple[int, Iterator[ExecutionContext]]:
+        """Return the number of batches of an epoch, and its steps."""
         batches = self._batches(epoch)
-        return batches[0].sizes, self._steps(epoch, batches)
+        return batches[0].n_batches, self._steps(epoch, batches)
+
+    def sizes(self, epoch: int, node_id: str) -> list[int]:
+        """Return the rows of a node in each batch of an epoch."""
+        group = min(self._groups_of(node_id))
+        return self._batches(epoch)[group].sizes
 
     def _steps(self, epoch: int, batches: list[EpochBatches]) -> Iterator[ExecutionContext]:
         rows = _Rows(self, epoch)
@@ -106,13 +121,34 @@ class Feed:
             while len(self._epochs) >= 2:
                 del self._epochs[next(iter(self._epochs))]
             own = [g.sampler.epoch(g.view, epoch) for g in self.groups]
-            self._epochs[epoch] = schedule(own, self.policy)
+            batches = schedule(own, self.policy)
+            self._check_sizes(batches)
+            self._epochs[epoch] = batches
         return self._epochs[epoch]
+
+    def _groups_of(self, node_id: str) -> set[int]:
+        """Return the groups of bindings whose rows reach a node."""
+        flow = self.plan.layout.flows[node_id, "features"]
+        return {self.bound[leaf.source].group for leaf in leaves(flow)}
+
+    def _check_sizes(self, batches: list[EpochBatches]) -> None:
+        """Refuse batches of unlike size where they would be put side by side."""
+        if len({tuple(b.sizes) for b in batches}) == 1:
+            return
+        for node_id, label in self.plan.layout.labels.items():
+            groups = self._groups_of(node_id)
+            if len({tuple(batches[g].sizes) for g in groups}) > 1:
+                rows = {self.groups[g].view.source.label: sum(batches[g].sizes) for g in groups}
+                raise DataError(
+                    f"phase {self.phase!r}: node {label!r} puts rows of several inputs side by "
+                    f"side, and their batches differ in size (rows: {rows}). Give the inputs "
+                    "equally many rows, or use samplers of one batch_size with drop_last=True"
+                )
 
     def release(self) -> None:
         """Let go of the tensors; row numbers can still be asked for."""
-        self._columns = []
-        del self.plan, self.step
+        self._columns, self._asked = [], None
+        del self.plan, self.step, self._plan, self._plan_with_static
 
 
 class _Rows:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modularml.backends import BackendAdapter
 from modularml.context import ExperimentContext
 from modularml.data.execution import ExecutionContext
 from modularml.errors import NonFiniteLossError
@@ -95,7 +94,6 @@ def run_phase(
     try:
         feed = phase.feed()
         with ExitStack() as stack:
-            stack.enter_context(feed.plan.adapter.modes(feed.plan.modes))
             epochs = stack.enter_context(
                 bar(
                     phase.n_epochs,
@@ -127,16 +125,20 @@ def _run_epoch(
     display: Display,
     epochs: Bar,
 ) -> None:
-    plan, step, adapter = feed.plan, feed.step, feed.plan.adapter
     before, after = hooks.listens("on_batch_start"), hooks.listens("on_batch_end")
-    sizes, steps = feed.epoch(epoch)
     ctx = ExecutionContext(phase.label, epoch, 0)
     hooks("on_epoch_start", epoch, exec_ctx=ctx)
+    feed.refresh()
+    plan, step = feed.plan, feed.step
+    n_batches, steps = feed.epoch(epoch)
     values: list[Sequence[Any]] = []
     label = f"epoch {epoch}"
-    with bar(
-        len(sizes), label, show=display.batches, persist=display.keep_batches, unit="batch"
-    ) as drawn:
+    with (
+        plan.adapter.modes(plan.modes),
+        bar(
+            n_batches, label, show=display.batches, persist=display.keep_batches, unit="batch"
+        ) as drawn,
+    ):
         for ctx in steps:
             if before:
                 hooks("on_batch_start", epoch, exec_ctx=ctx)
@@ -147,7 +149,7 @@ def _run_epoch(
                 hooks("on_batch_end", epoch, exec_ctx=ctx)
             drawn.update()
     if phase.logs_losses:
-        _log_losses(phase, adapter, values, sizes, ctx, recorder.results, plan.layout)
+        _log_losses(phase, feed, values, ctx, recorder.results)
     hooks("on_epoch_end", epoch, exec_ctx=ctx)
     shown = recorder.results._metrics
     epochs.show(
@@ -159,17 +161,15 @@ def _run_epoch(
 
 def _log_losses(
     phase: ExperimentPhase,
-    adapter: BackendAdapter,
+    feed: Feed,
     values: list[Sequence[Any]],
-    sizes: list[int],
     ctx: ExecutionContext,
     results: PhaseResults,
-    layout: Any,
 ) -> None:
     """Log the total loss of each batch, and its mean over the samples of the epoch."""
-    width = len(layout.losses)
-    flat = adapter.floats([v for batch in values for v in batch])
-    table = np.asarray(flat, dtype=np.float64).reshape(-1, width)
+    layout = feed.plan.layout
+    flat = layout.adapter.floats([v for batch in values for v in batch])
+    table = np.asarray(flat, dtype=np.float64).reshape(-1, len(layout.losses))
     if not np.isfinite(table).all():
         batch, place = (int(i) for i in np.argwhere(~np.isfinite(table))[0])
         label, node_id = layout.losses[place]
@@ -183,15 +183,16 @@ def _log_losses(
         )
     totals = table.sum(axis=1)
     results._metrics.log_batches("train_loss", totals, epoch=ctx.epoch_idx)
-    mean = float(np.average(totals, weights=sizes[: len(totals)]))
-    results._metrics.log("train_loss", mean, epoch=ctx.epoch_idx)
+    sizes = np.array([feed.sizes(ctx.epoch_idx, node_id) for _, node_id in layout.losses]).T
+    means = np.average(table, axis=0, weights=sizes)
+    results._metrics.log("train_loss", float(means.sum()), epoch=ctx.epoch_idx)
 
 
 def iterate(phase: ExperimentPhase, n_epochs: int, display: Display) -> Iterator[ExecutionContext]:
     """Yield the steps of a phase, to be run by hand."""
     with ExperimentContext.get_active().activate():
         feed = phase.feed()
-    total = None if not display.batches else n_epochs * len(feed.epoch(0)[0])
+    total = None if not display.batches else n_epochs * feed.epoch(0)[0]
     with bar(total, phase.label, show=display.batches, persist=display.keep, unit="batch") as drawn:
         for epoch in range(n_epochs):
             for ctx in feed.epoch(epoch)[1]:

@@ -293,7 +293,8 @@ class _OnePass(PhaseResults):
         for ctx in self._execution:
             for record in ctx.losses:
                 if record.node_id == node_id:
-                    values.setdefault(record.label, []).append((record.value, ctx.n_samples))
+                    n = len(ctx.output(node_id, ctx.roles(node_id)[0]))
+                    values.setdefault(record.label, []).append((record.value, n))
         if reducer == "sum":
             return {label: sum(v for v, _ in rows) for label, rows in values.items()}
         return {label: mean_over_samples(rows) for label, rows in values.items()}

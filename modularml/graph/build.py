@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from modularml._typing import Shape
 from modularml.data.execution import Flow, Leaf, Merged
 from modularml.data.references import FeatureSetReference
 from modularml.errors import GraphError, ShapeError
 from modularml.graph.node import ComputeNode
-from modularml.graph.plan import flows_of, resolve_id
+from modularml.graph.plan import flows_of, leaves, resolve_id
 
 __all__ = ["build_nodes", "columns_shape"]
 
@@ -98,6 +100,17 @@ def _target_shape(flow: Flow) -> Shape | None:
         except ShapeError:
             return None
     if isinstance(flow, Merged):
-        shapes = [_target_shape(part) for part in flow.parts]
-        return shapes[0] if len(set(shapes)) == 1 else None
+        return _merged_shape(flow)
     return None
+
+
+def _merged_shape(flow: Merged) -> Shape | None:
+    """Return the shape of merged targets; the same targets twice are not meant as two."""
+    shapes = [shape for part in flow.parts if (shape := _target_shape(part)) is not None]
+    columns = {(leaf.source.ref.node_label, leaf.columns) for leaf in leaves(flow)}
+    if len(shapes) < len(flow.parts) or len(columns) == 1:
+        return shapes[0] if shapes else None
+    try:
+        return tuple(flow.merge([np.zeros((1, *shape)) for shape in shapes]).shape[1:])
+    except ShapeError:
+        return None

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from modularml.backends import Backend, adapter_for
 from modularml.backends.base import NonFinite
 from modularml.config import Configurable, Stateful, decode, encode
 from modularml.context import ExperimentContext
-from modularml.data.batch import Batch
+from modularml.data.batch import Batch, BatchView
 from modularml.data.execution import ExecutionContext, Source
 from modularml.data.references import FeatureSetReference
+from modularml.data.view import FeatureSetView
 from modularml.diagram import Diagram
 from modularml.errors import (
     GraphError,
@@ -23,6 +25,7 @@ from modularml.errors import (
 from modularml.graph import edit, topology
 from modularml.graph.build import build_nodes
 from modularml.graph.draw import draw
+from modularml.graph.files import GraphFiles
 from modularml.graph.inputs import fill
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
@@ -34,7 +37,7 @@ __all__ = ["ModelGraph"]
 _PLANS_KEPT = 8
 
 
-class ModelGraph(Configurable, Stateful):
+class ModelGraph(GraphFiles, Configurable, Stateful):
     """Nodes wired into one graph.
 
     Parameters
@@ -77,6 +80,7 @@ class ModelGraph(Configurable, Stateful):
         self._optimizer = optimizer
         self._plans: dict[Any, tuple[StepPlan, Callable[..., Any], Any]] = {}
         self._built = False
+        self._drives: Any = None
         self._nodes: dict[str, ComputeNode] = {}
         with self._ctx.activate():
             given = list(self._ctx.available_computenodes.values()) if nodes is None else nodes
@@ -497,11 +501,12 @@ class ModelGraph(Configurable, Stateful):
         optimizer = self._optimizer
         if optimizer is None or not (named := self._parameters()):
             return
-        state = optimizer.get_state() if optimizer.is_built and not force else None
-        optimizer.build(parameters=named, backend=self._only_backend(), force_rebuild=True)
-        if state is not None:
-            kept = {k: v for k, v in state["moments"].items() if k in named}
-            optimizer.set_state({**state, "moments": kept})
+        mine = optimizer.is_built and optimizer.instance is self._drives
+        emptied = mine and len(optimizer.missing(named)) == len(named)
+        if force or emptied:
+            optimizer.reset()
+        optimizer.build_for(named, self._only_backend(), f"graph {self.label!r}")
+        self._drives = optimizer.instance
 
     def _running(self, active: Iterable[str | GraphNode] | None) -> list[ComputeNode]:
         if active is None:
@@ -518,13 +523,17 @@ class ModelGraph(Configurable, Stateful):
         together: Mapping[Source, int] | None,
     ) -> Any:
         refs = [ref for n in nodes for ref in n.feature_refs]
+        models = [n for n in nodes if isinstance(n, ModelNode)]
+        optimizers = [self._optimizer, *(n.optimizer for n in models)] if training else []
         return (
-            tuple(id(a) for a in losses),
+            tuple((id(a), a.weight) for a in losses),
             training,
             tuple((n.node_id, n.is_frozen) for n in nodes),
             tuple(roles),
             None if together is None else tuple(together.items()),
-            tuple(tuple(ref.all_columns()) for ref in refs),
+            tuple((ref.resolve().node_id, *ref.all_columns()) for ref in refs),
+            tuple(id(n.model.module) for n in models),
+            tuple(id(None if o is None else o.instance) for o in optimizers),
         )
 
     def _compile(
@@ -561,11 +570,15 @@ class ModelGraph(Configurable, Stateful):
                 f"nothing can be trained: the nodes {labels} are frozen or have no weights; unfreeze() one"
             )
         if self._optimizer is not None:
+            if self._optimizer.missing(self._parameters()):
+                self._build_optimizer(force=False)
             return [self._optimizer]
         if missing := [n.label for n in moving if n.optimizer is None]:
             raise OptimizerNotSetError(
                 f"nodes {missing} learn but have no optimizer; give the graph one, or each of them"
             )
+        for node in moving:
+            node.build_optimizer()
         return [n.optimizer for n in moving if n.optimizer is not None]
 
     def _step(
@@ -576,7 +589,7 @@ class ModelGraph(Configurable, Stateful):
         *,
         training: bool,
     ) -> None:
-        if ctx.plan is not None and ctx.plan[0].layout.training is training:
+        if ctx.plan is not None and ctx.plan[0].serves(losses, training):
             plan, step = ctx.plan
             tensors = ctx.tensors
         else:
@@ -584,6 +597,7 @@ class ModelGraph(Configurable, Stateful):
                 losses, training=training, active_nodes=active_nodes, roles=_roles(ctx)
             )
             tensors = fill(plan, ctx)
+            ctx.layout = replace(plan.layout, views=_views(ctx))
         with plan.adapter.modes(plan.modes):
             run_step(ctx, plan, step, tensors)
 
@@ -623,6 +637,13 @@ def _id_among(nodes: Mapping[str, ComputeNode], node: ComputeNode, ref: Any) -> 
         f"node {node.label!r} reads from {ref.node_label!r}, which is not in the graph; add it to "
         f"nodes= (there are {labels})"
     )
+
+
+def _views(ctx: ExecutionContext) -> dict[Source, FeatureSetView]:
+    """Return the rows that a step was given by number."""
+    views = {} if ctx.layout is None else dict(ctx.layout.views)
+    given = {Source(*key): value for key, value in ctx.inputs.items()}
+    return views | {k: v.source for k, v in given.items() if isinstance(v, BatchView)}
 
 
 def _roles(ctx: ExecutionContext) -> tuple[str, ...]:

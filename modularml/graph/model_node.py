@@ -131,14 +131,15 @@ class ModelNode(ComputeNode):
             raise ShapeError(f"node {self.label!r}: {error}") from error
         if self._freeze:
             adapter_for(self.backend).set_frozen(self._model.module, True)
-        if (
-            self._optimizer is not None
-            and (force or not self._optimizer.is_built)
-            and self.has_weights
-        ):
-            self._optimizer.build(
-                parameters=self.parameters(), backend=self.backend, force_rebuild=force
-            )
+        if force and self._optimizer is not None:
+            self._optimizer.reset()
+        self.build_optimizer()
+
+    def build_optimizer(self) -> None:
+        """Make the node's own optimizer over its parameters, where that is not so yet."""
+        named = self.parameters()
+        if self._optimizer is not None and self._optimizer.missing(named):
+            self._optimizer.build_for(named, self.backend, f"node {self.label!r}")
 
     def build_from(
         self, shapes: Sequence[Shape], wanted: Shape | None, *, force: bool = False
@@ -150,8 +151,9 @@ class ModelNode(ComputeNode):
     def reset_weights(self, seed: int | None = None) -> None:
         """Draw new weights and forget the optimizer's moments."""
         self._model.reset_weights(seed)
-        if self._optimizer is not None and self._optimizer.is_built:
-            self._optimizer.build(parameters=self.parameters(), force_rebuild=True)
+        if self._optimizer is not None:
+            self._optimizer.reset()
+            self.build_optimizer()
 
     def freeze(self) -> None:
         """Keep the node as it is from now on; it runs in evaluation mode."""

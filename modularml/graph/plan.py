@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import is_
 from typing import Any
 
 from modularml._typing import Shape
@@ -28,7 +29,7 @@ from modularml.graph.node import ComputeNode
 from modularml.training import AppliedLoss, LossInput
 from modularml.training.loss import CLASS_INDEX, CLASS_SET, ELEMENTWISE, ONE_A_SAMPLE
 
-__all__ = ["InputSlot", "StepPlan", "compile_plan", "flows_of"]
+__all__ = ["InputSlot", "StepPlan", "compile_plan", "flows_of", "leaves"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class StepPlan:
         What moves the weights.
     static : StepPlan or None
         The frozen part that is computed once a phase; its outputs stand in `slots`.
+    losses : sequence of AppliedLoss
+        What it was made for.
     """
 
     adapter: BackendAdapter
@@ -96,6 +99,7 @@ class StepPlan:
     modes: list[tuple[Any, bool]]
     optimizers: list[Any] = field(default_factory=list)
     static: StepPlan | None = None
+    losses: Sequence[AppliedLoss] = ()
     _ops: list[_Op] = field(default_factory=list)
     _losses: list[_LossOp] = field(default_factory=list)
     _out_slots: list[int] = field(default_factory=list)
@@ -112,6 +116,11 @@ class StepPlan:
         if len(losses) == 1:
             return losses[0], losses, outputs
         return (sum(losses[1:], losses[0]) if losses else None), losses, outputs
+
+    def serves(self, losses: Sequence[AppliedLoss], training: bool) -> bool:
+        """Tell whether this is the plan for these losses."""
+        same = len(losses) == len(self.losses) and all(map(is_, losses, self.losses))
+        return same and self.layout.training is training
 
     def train_step(self) -> Callable[[Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]]:
         """Return the function that computes a batch's losses and moves the weights."""
@@ -211,8 +220,10 @@ class _Compiler:
         self.nodes, self.training, self.roles = list(nodes), training, tuple(roles)
         self.detach_after = detach_after
         self.by_id = {node.node_id: node for node in nodes}
-        self.adapter = _one_adapter(nodes) if whole is None else whole.adapter
-        self.dtypes = _input_dtypes(nodes, self.adapter) if whole is None else whole.dtypes
+        self.adapter: BackendAdapter = _one_adapter(nodes) if whole is None else whole.adapter
+        self.dtypes: dict[str, Any] = (
+            _input_dtypes(nodes, self.adapter) if whole is None else whole.dtypes
+        )
         self.flows = flows_of(nodes)
         self.slots: list[InputSlot] = []
         self.ops: list[_Op] = []
@@ -252,8 +263,7 @@ class _Compiler:
         return {n for n in static if len(self._groups_of(n, together)) == 1}
 
     def _groups_of(self, node_id: str, together: Mapping[Source, int]) -> set[int]:
-        leaves = _leaves(self.flows[node_id, "features"])
-        return {together[leaf.source] for leaf in leaves}
+        return {together[leaf.source] for leaf in leaves(self.flows[node_id, "features"])}
 
     def _edge(self, static: set[str], losses: Sequence[AppliedLoss]) -> set[str]:
         """Return static nodes that something outside reads."""
@@ -267,7 +277,7 @@ class _Compiler:
         return edge | {n for n in static if n in read or self.by_id[n].label in read}
 
     def _input_of_frozen(self, node: ComputeNode, role: str) -> None:
-        leaf = _leaves(self.flows[node.node_id, "features"])[0]
+        leaf = leaves(self.flows[node.node_id, "features"])[0]
         slot = self._slot(InputSlot(role, leaf.source, node_id=node.node_id))
         self.places[node.node_id, role] = self.read[node.node_id, role] = slot
 
@@ -380,8 +390,8 @@ class _Compiler:
         }
         if not any(learns[i] for i in read):
             raise LossError(
-                f"no loss of {[a.label for a in losses]} depends on a node that learns; apply one on "
-                f"{[n.label for n in self.nodes if n.has_weights and not n.is_frozen]}, or further down"
+                f"no loss of {[a.label for a in losses]} depends on a node that learns; apply one "
+                f"on {[n.label for n in self.nodes if n.has_weights and not n.is_frozen]}"
             )
 
     def _node_named(self, name: str, applied: AppliedLoss) -> ComputeNode:
@@ -452,6 +462,7 @@ class _Compiler:
             [(n.model.module, self.training and not n.is_frozen) for n in models],
             list(optimizers),
             self._static_plan(static, edge),
+            tuple(losses),
             self.ops,
             [_LossOp(op.fn, tuple(map(self.place, op.args))) for op in loss_ops],
             [self.place(self.places[key]) for key in outputs],
@@ -518,7 +529,7 @@ def _pick_column(
 ) -> Flow:
     """Find an upstream FeatureSet that has the column a loss asks for."""
     known: list[str] = []
-    for leaf in _leaves(flows[node.node_id, "features"]):
+    for leaf in leaves(flows[node.node_id, "features"]):
         if item.source not in (None, leaf.source.ref.node_label):
             continue
         schema = leaf.source.ref.resolve().collection.schema
@@ -540,17 +551,18 @@ def _column_named(text: str, schema: SampleSchema) -> str | None:
     return None
 
 
-def _leaves(flow: Flow) -> list[Leaf]:
+def leaves(flow: Flow) -> list[Leaf]:
+    """Return the columns that values come from."""
     if flow is None:
         return []
     if isinstance(flow, Leaf):
         return [flow]
-    return [leaf for part in flow.parts for leaf in _leaves(part)]
+    return [leaf for part in flow.parts for leaf in leaves(part)]
 
 
 def _is_integer(flow: Flow) -> bool:
     """Tell whether all columns behind hold whole numbers by dtype."""
-    for leaf in _leaves(flow):
+    for leaf in leaves(flow):
         schema = leaf.source.ref.resolve().collection.schema
         if any(schema[name].dtype.kind not in "iu" for name in leaf.columns):
             return False

@@ -13,8 +13,9 @@ from modularml.io import limits
 from modularml.io.archive import IDS, Archive, open_archive, write_archive
 from modularml.io.atomic import check_free
 from modularml.io.classes import Resolver, described, names_in
-from modularml.io.jsontext import dump_json
+from modularml.io.jsontext import dump_json, load_json
 from modularml.io.names import file_path, find_file
+from modularml.io.randomness import unchanged_randomness
 from modularml.io.references import with_ids, with_labels
 from modularml.io.values import Packer, Unpacker
 
@@ -34,6 +35,7 @@ def write_artifact(
     *,
     overwrite: bool = False,
     ids: Mapping[str, str] | None = None,
+    others: Mapping[str, str] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write an object to a file.
@@ -49,8 +51,9 @@ def write_artifact(
     config, state : callable
         Return what the object is made from, as plain data, and what it has become.
     overwrite : bool
-    ids : mapping of str to str, optional
-        Labels by id, of nodes that config and state may refer to.
+    ids, others : mapping of str to str, optional
+        Labels by id, of nodes that config and state may refer to: those that are in the file,
+        and those that are not.
     facts : mapping, optional
         ``backends``, for the manifest.
 
@@ -66,7 +69,7 @@ def write_artifact(
     """
     path = file_path(filepath, kind)
     check_free(path, overwrite)
-    packer, known = Packer(), dict(ids or {})
+    packer, known = Packer(), {**(others or {}), **(ids or {})}
     try:
         tree = {"type": name, "version": 1, "params": with_labels(config(), known)}
         packed = with_labels(packer.pack(state()), known)
@@ -75,8 +78,10 @@ def write_artifact(
     except MMLError as error:
         raise MMLError(error.code, path, error.member, error.problem, error.hint) from error
     members = {CONFIG: dump_json(tree), STATE: dump_json(packed)}
-    if known:
-        members[IDS] = dump_json({label: node_id for node_id, label in known.items()})
+    for member, data in members.items():
+        load_json(data, path, member)  # what is written can be read
+    if ids:
+        members[IDS] = dump_json({label: node_id for node_id, label in ids.items()})
     classes = described([*names_in(tree), *names_in(packed)])
     backends = dict((facts or {}).get("backends", {}))
     requires = sorted({b for b in backends.values() if b != "none"})
@@ -113,7 +118,7 @@ class Contents:
     def building(self) -> Iterator[None]:
         """Let names mean what was resolved, and turn every error into one about this file."""
         try:
-            with names_mean(self.names):
+            with names_mean(self.names), unchanged_randomness():
                 yield
         except (MMLError, MissingDependencyError):
             raise
@@ -155,5 +160,6 @@ def read_artifact(
         raise MMLError(limits.NEWER, path, CONFIG, f"version {tree['version']!r:.20} is not known")
     known = [e for e in archive.manifest["classes"] if isinstance(e, dict)]
     resolver = Resolver(path, known, custom_objects, allow_import)
-    names = resolver.resolve([("type", tree["type"]), *names_in(tree), *names_in(state)])
+    inner = resolver.resolve([*names_in(tree), *names_in(state)], nodes=kind in ("mg", "exp"))
+    names = {**inner, **resolver.resolve([("type", tree["type"])])}
     return Contents(archive, tree, state, names)

@@ -11,14 +11,15 @@ from __future__ import annotations
 import enum
 import hashlib
 import inspect
+import pkgutil
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from modularml._optional import has, loaded, require
-from modularml.config import Configurable, config_registry
+from modularml._optional import has, require
+from modularml.config import config_registry
 from modularml.errors import MMLError
 from modularml.io import limits
 
@@ -33,7 +34,6 @@ ROOMS = (
     "modularml.graph",
     "modularml.experiment",
     "modularml.callbacks",
-    "modularml.models.base",
 )
 """Where our own classes live; imported when a file names a class that is not there yet."""
 
@@ -118,8 +118,15 @@ class Resolver:
         self.prefixes = (allow_import,) if isinstance(allow_import, str) else tuple(allow_import)
         self.told = {str(entry.get("name")): entry.get("sha256") for entry in told}
 
-    def resolve(self, names: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    def resolve(self, names: Iterable[tuple[str, str]], *, nodes: bool = True) -> dict[str, Any]:
         """Return what each name means.
+
+        Parameters
+        ----------
+        names : iterable of (str, str)
+            Role and name.
+        nodes : bool
+            Whether classes may be named whose objects enter the context when they are made.
 
         Raises
         ------
@@ -131,7 +138,7 @@ class Resolver:
             obj = self._class(name) if role == "type" else self._code(name)
             if obj is None:
                 raise self._missing(role, name)
-            if not _fits(role, obj):
+            if not _fits(role, obj) or (_enters_context(obj) and not nodes):
                 raise MMLError(limits.NO_CLASS, self.path, name[:120], f"is no {role}", _DISTRUST)
             found[name] = obj
         return found
@@ -164,7 +171,7 @@ class Resolver:
             if key in self.custom:
                 return self.custom[key]
         allowed = self._import(module)
-        if module.split(".")[0] == "modularml":
+        if module.split(".")[0] == "modularml" and _imported(name) is None:
             _open_rooms("")
         for library in LIBRARIES.get(module.split(".")[0], ()):
             if module == library or module.startswith(f"{library}."):
@@ -187,7 +194,7 @@ class Resolver:
         told = self.told.get(name)
         if told and source_hash(obj) not in (None, told):
             warnings.warn(
-                f"{name} is not the code that {self.path.name} was written with; results may differ",
+                f"{name} has changed since {self.path.name} was written; results may differ",
                 UserWarning,
                 stacklevel=2,
             )
@@ -213,8 +220,9 @@ def _open_rooms(name: str) -> None:
     for room in rooms:
         if name and name in set(config_registry):
             return
-        if not loaded(room) and (name or room not in TORCH_ROOMS):
-            require(room)
+        if name or room not in TORCH_ROOMS:
+            for module in pkgutil.iter_modules(require(room).__path__, f"{room}."):
+                require(module.name)
 
 
 def _imported(name: str) -> Any:
@@ -267,7 +275,7 @@ def _from_numpy(obj: Any, module: str) -> bool:
     )
 
 
-_OPEN = {
+_OPEN: dict[str, Callable[[Any, str], bool]] = {
     "modularml": _from_modularml,
     "torch": _from_torch,
     "sklearn": _from_sklearn,
@@ -276,9 +284,13 @@ _OPEN = {
 }
 
 
+def _enters_context(obj: Any) -> bool:
+    return hasattr(obj, "node_id") or getattr(obj, "artifact_kind", "") in ("fs", "mg", "exp")
+
+
 def _fits(role: str, obj: Any) -> bool:
     if role == "type":
-        return isinstance(obj, type) and issubclass(obj, Configurable)
+        return isinstance(obj, type) and hasattr(obj, "from_config") and hasattr(obj, "get_config")
     if role == "enum":
         return isinstance(obj, type) and issubclass(obj, enum.Enum)
     if role == "estimator":

@@ -41,7 +41,7 @@ class Packer:
     def __init__(self) -> None:
         self._tensors: dict[str, dict[str, Array]] = {}
         self._tables: dict[str, pa.Table] = {}
-        self._members: dict[tuple[str, str], str] = {}
+        self._members: dict[tuple[str, tuple[str, ...]], str] = {}
         self._taken: dict[str, set[str]] = {}
 
     def members(self) -> dict[str, Any]:
@@ -95,9 +95,9 @@ class Packer:
         stored = storable(value)
         if stored is None:
             raise _no_data(where, f"an array of {value.dtype} with {value.ndim} axes")
-        member = self._member("optim" if "optimizer" in where else "tensors", where, "safetensors")
-        arrays = self._tensors.setdefault(member, {})
-        name = base = ".".join(where[-3:]) or "value"
+        folder = "optim" if "optimizer" in where else "tensors"
+        member, name = self._member(folder, where, "safetensors")
+        arrays, base = self._tensors.setdefault(member, {}), name
         while name in arrays:
             name = f"{base}~{len(arrays)}"
         arrays[name] = stored
@@ -106,7 +106,9 @@ class Packer:
         return tree if stored.dtype == value.dtype else {**tree, "as": value.dtype.str}
 
     def _table(self, value: pa.Table, where: tuple[str, ...]) -> Any:
-        member = self._member("tables", where, "arrow", alone=True)
+        member, _ = self._member("tables", where, "arrow")
+        if member in self._tables:
+            raise _no_data(where, "two tables of one owner")
         self._tables[member] = value
         return {"$table": member, "rows": value.num_rows, "columns": value.column_names}
 
@@ -115,18 +117,21 @@ class Packer:
         state = object_state(value)
         return {**tree, "state": self.pack(state, where)} if state else tree
 
-    def _member(
-        self, folder: str, where: tuple[str, ...], suffix: str, *, alone: bool = False
-    ) -> str:
-        """Return a member named for the second step of the way, say ``nodes > mlp``."""
-        shown = where[1] if len(where) > 2 else where[0] if where else "value"
-        key = (folder, "/".join(where if alone or len(where) <= 2 else where[:2]))
-        key = key if alone or len(where) > 2 else (folder, shown)
+    def _member(self, folder: str, where: tuple[str, ...], suffix: str) -> tuple[str, str]:
+        """Return a member named for what it belongs to, and the rest of the way as a name."""
+        start = next((i for i, part in enumerate(where) if part not in _HOLDERS), 0)
+        owner, rest = where[: start + 1], where[start + 1 :]
+        if rest and rest[0].isdigit():
+            owner, rest = where[: start + 2], rest[1:]
+        key = (folder, owner)
         if key not in self._members:
-            stem = member_stem(shown, self._taken.setdefault(folder, set()))
+            stem = member_stem("_".join(owner[start:]), self._taken.setdefault(folder, set()))
             self._members[key] = f"{folder}/{stem}.{suffix}"
-        return self._members[key]
+        return self._members[key], ".".join(rest) or "value"
 
+
+_HOLDERS = frozenset({"featuresets", "model_graph", "nodes"})
+"""Steps on the way to a value that say nothing about whose it is."""
 
 _PACKERS: list[tuple[Any, Callable[[Packer, Any, tuple[str, ...]], Any]]] = [
     (np.generic, Packer._scalar),

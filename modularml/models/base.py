@@ -13,13 +13,14 @@ from modularml._typing import Array, Shape
 from modularml.backends import Backend
 from modularml.config import Configurable, Stateful
 from modularml.errors import ConfigError, ShapeError
+from modularml.io.saveable import Saveable
 
 __all__ = ["BaseModel", "check_shape", "model_registry"]
 
 model_registry: Registry[type[BaseModel]]
 
 
-class BaseModel(Configurable, Stateful, ABC):
+class BaseModel(Configurable, Stateful, Saveable, ABC):
     """A model that is built once its shapes are known.
 
     Parameters
@@ -28,6 +29,8 @@ class BaseModel(Configurable, Stateful, ABC):
     **init_args
         The constructor's arguments; they are the config.
     """
+
+    artifact_kind = "md"
 
     def __init__(self, backend: str | Backend, **init_args: Any) -> None:
         self._backend = Backend.from_value(backend)
@@ -123,6 +126,9 @@ class BaseModel(Configurable, Stateful, ABC):
 
     def _params(self) -> dict[str, Any]:
         return self.get_init_args()
+
+    def _file_facts(self) -> dict[str, Any]:
+        return {"backends": {type(self).__name__: self.backend.value}}
 
 
 model_registry = Registry("model")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from modularml.config import Configurable, Stateful
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.selectors import as_list, select_one
 from modularml.errors import ConfigError, DataError
+from modularml.io.saveable import Saveable
 
 __all__ = ["DEFAULT", "BaseSampler", "EpochBatches", "sampler_registry"]
 
@@ -55,7 +56,7 @@ class EpochBatches:
         return self.rows[role][self.bounds[i] : self.bounds[i + 1]]
 
 
-class BaseSampler(Configurable, Stateful, ABC):
+class BaseSampler(Configurable, Stateful, Saveable, ABC):
     """Rows to batches of indices; nothing but indices is ever made.
 
     Parameters
@@ -83,6 +84,7 @@ class BaseSampler(Configurable, Stateful, ABC):
         FeatureSets or views to sample when the sampler is used outside a phase.
     """
 
+    artifact_kind = "sm"
     roles: tuple[str, ...] = (DEFAULT,)
     not_config = frozenset({"sources", "source"})
 
@@ -107,6 +109,8 @@ class BaseSampler(Configurable, Stateful, ABC):
             or batch_size < 1
         ):
             raise ConfigError(f"batch_size must be an int of at least 1, got {batch_size!r}")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer)):
+            raise ConfigError(f"seed must be an int or None, got {seed!r}")
         if group_by is not None and stratify_by is not None:
             raise ConfigError(
                 "give group_by or stratify_by, not both: a batch of one group has no strata"
@@ -151,23 +155,39 @@ class BaseSampler(Configurable, Stateful, ABC):
         return np.random.Generator(np.random.Philox(key=[self.seed_ % 2**64, epoch]))
 
     def codes(self, view: FeatureSetView, columns: Columns) -> IntArray:
-        """Number the combinations of values of some columns, from 0, for each row."""
-        schema, code = view.collection.schema, np.zeros(len(view), dtype=np.int64)
+        """Return the number of each row's combination of values, from 0 in sorted order.
+
+        Raises
+        ------
+        DataError
+            If a column holds arrays.
+        """
+        collection, rows = view.collection, view.valid_indices
+        codes = np.zeros(len(rows), dtype=np.int64)
         for selector in as_list(columns):
-            values = view.column(select_one(schema, view.collection.names, selector))
-            if values.ndim > 1:
-                raise DataError(f"column {selector!r} holds arrays; group by a scalar column")
-            _, inverse = np.unique(values, return_inverse=True)
-            code = np.unique(code * (inverse.max(initial=0) + 1) + inverse, return_inverse=True)[1]
-        return code.astype(np.int64)
+            own = collection.codes(select_one(collection.schema, selector))[rows]
+            codes = _packed(codes * (own.max(initial=0) + 1) + own)
+        return codes
 
 
-def cut(lengths: Iterable[int], size: int, *, drop_last: bool) -> tuple[IntArray, IntArray]:
+def _packed(codes: IntArray) -> IntArray:
+    """Close the gaps between numbers and keep their order."""
+    if codes.max(initial=0) > 10 * len(codes):
+        return np.unique(codes, return_inverse=True)[1].astype(np.int64)
+    there = np.zeros(codes.max(initial=-1) + 1, dtype=bool)
+    there[codes] = True
+    found: IntArray = (np.cumsum(there) - 1)[codes]
+    return found
+
+
+def cut(
+    lengths: Sequence[int] | IntArray, size: int, *, drop_last: bool
+) -> tuple[IntArray, IntArray]:
     """Cut runs of rows into batches.
 
     Parameters
     ----------
-    lengths : iterable of int
+    lengths : sequence of int
         Rows in each run; a batch never spans two runs.
     size : int
     drop_last : bool
@@ -177,15 +197,12 @@ def cut(lengths: Iterable[int], size: int, *, drop_last: bool) -> tuple[IntArray
     -------
     starts, stops : ndarray of int64, shape (n_batches,)
     """
-    starts, stops, at = [], [], 0
-    for n in lengths:
-        end = at + (n - n % size if drop_last else n)
-        first = np.arange(at, end, size, dtype=np.int64)
-        starts.append(first)
-        stops.append(np.minimum(first + size, end))
-        at += n
-    empty = np.zeros(0, dtype=np.int64)
-    return np.concatenate([empty, *starts]), np.concatenate([empty, *stops])
+    sizes = np.asarray(lengths, dtype=np.int64)
+    counts = sizes // size if drop_last else -(-sizes // size)
+    ends = np.cumsum(sizes)
+    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = np.repeat(ends - sizes, counts) + place * size
+    return starts, np.minimum(starts + size, np.repeat(ends, counts))
 
 
 sampler_registry: Registry[type[BaseSampler]] = Registry("sampler")

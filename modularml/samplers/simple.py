@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 
-from modularml._typing import Columns, IntArray
+from modularml._typing import Array, Columns, IntArray
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.samplers.base import DEFAULT, BaseSampler, EpochBatches, cut, sampler_registry
 
@@ -64,41 +64,46 @@ strict_stratification, drop_last, seed, show_progress
         n = len(view)
         rng = self.rng(epoch)
         order = rng.permutation(n) if self.shuffle else np.arange(n)
-        lengths = [n]
         if self.group_by is not None:
             codes = self.codes(view, self.group_by)
-            order = order[np.argsort(codes[order], kind="stable")]
-            lengths = np.bincount(codes).tolist()
-        elif self.stratify_by is not None:
+            order = order[np.argsort(_small(codes[order]), kind="stable")]
+            starts, stops = cut(np.bincount(codes), self.batch_size, drop_last=self.drop_last)
+            return _in_order(order, starts, stops, rng if self.shuffle else None)
+        if self.stratify_by is not None:
             order = self._interleave(order, self.codes(view, self.stratify_by))
-            lengths = [len(order)]
-        starts, stops = cut(lengths, self.batch_size, drop_last=self.drop_last)
-        if len(lengths) == 1:
-            bounds = np.append(starts, stops[-1:]) if len(starts) else np.zeros(1, dtype=np.int64)
-            return EpochBatches({DEFAULT: order[: bounds[-1]]}, bounds)
-        return _in_order(order, starts, stops, rng if self.shuffle else None)
+        starts, stops = cut([len(order)], self.batch_size, drop_last=self.drop_last)
+        bounds = np.append(starts, stops[-1:]) if len(starts) else np.zeros(1, dtype=np.int64)
+        return EpochBatches({DEFAULT: order[: bounds[-1]]}, bounds)
 
     def _interleave(self, order: IntArray, codes: IntArray) -> IntArray:
         """Order rows so that every stretch of them holds every stratum."""
         own = codes[order]
         counts = np.bincount(own)
-        by_stratum = np.argsort(own, kind="stable")
+        by_stratum = np.argsort(_small(own), kind="stable")
         starts = np.cumsum(counts) - counts
         rank = np.empty(len(own), dtype=np.int64)
         rank[by_stratum] = np.arange(len(own)) - np.repeat(starts, counts)
         if not self.strict_stratification:
             share = (rank + 0.5) / counts[own]
             return order[np.lexsort((own, share))]
-        kept = rank < counts.min()
-        if not kept.all():
+        fewest = int(counts.min())
+        dropped = len(own) - fewest * len(counts)
+        if dropped:
             warnings.warn(
-                f"strict stratification drops {int((~kept).sum())} of {len(kept)} rows: the smallest "
-                f"stratum has {counts.min()}; pass strict_stratification=False to keep them",
+                f"strict stratification drops {dropped} of {len(own)} rows: the smallest stratum "
+                f"has {fewest}; pass strict_stratification=False to keep them",
                 UserWarning,
                 stacklevel=5,
             )
-        found: IntArray = order[kept][np.lexsort((own[kept], rank[kept]))]
+        kept = rank < fewest
+        found = np.empty(fewest * len(counts), dtype=np.int64)
+        found[rank[kept] * len(counts) + own[kept]] = order[kept]
         return found
+
+
+def _small(codes: IntArray) -> Array:
+    """Return codes in the fewest bytes; short integers are sorted by radix."""
+    return codes.astype(np.min_scalar_type(int(codes.max(initial=0))), copy=False)
 
 
 def _in_order(
@@ -106,9 +111,10 @@ def _in_order(
 ) -> EpochBatches:
     """Put batches behind one another, in an order of their own where there is a generator."""
     places = np.arange(len(starts)) if rng is None else rng.permutation(len(starts))
-    rows = [order[starts[i] : stops[i]] for i in places]
-    bounds = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
-    return EpochBatches({DEFAULT: np.concatenate([order[:0], *rows])}, bounds)
+    sizes = (stops - starts)[places]
+    bounds = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    rows = np.arange(bounds[-1]) + np.repeat(starts[places] - bounds[:-1], sizes)
+    return EpochBatches({DEFAULT: order[rows]}, bounds)
 
 
 sampler_registry.register("SimpleSampler", SimpleSampler)

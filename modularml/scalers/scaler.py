@@ -20,6 +20,7 @@ from modularml.errors import (
     ShapeError,
     UnknownNameError,
 )
+from modularml.io.saveable import Saveable
 from modularml.scalers.base import NoInverseError, as_numbers
 from modularml.scalers.learned import learned, parameters, relearn
 from modularml.scalers.registry import OWN, SKLEARN, scaler_registry
@@ -27,7 +28,7 @@ from modularml.scalers.registry import OWN, SKLEARN, scaler_registry
 __all__ = ["NoInverseError", "Scaler"]
 
 
-class Scaler(Configurable, Stateful):
+class Scaler(Configurable, Stateful, Saveable):
     """A scaler of any kind on ``(n_samples, n_features)`` arrays.
 
     Parameters
@@ -62,6 +63,7 @@ class Scaler(Configurable, Stateful):
     [0.0, 5.0, 10.0]
     """
 
+    artifact_kind = "sc"
     supported_scalers: ClassVar[Mapping[str, Any]] = scaler_registry
 
     def __init__(self, scaler: str | Any, scaler_kwargs: dict[str, Any] | None = None) -> None:
@@ -249,7 +251,7 @@ class Scaler(Configurable, Stateful):
             fresh.set_state(state["wrapped_"])
         elif state["is_fit"]:
             flag = {"is_fit"} - vars(fresh).keys()  # some classes have such an attribute too
-            relearn(fresh, {key: state[key] for key in state.keys() - flag})
+            relearn(fresh, {key: value for key, value in state.items() if key not in flag})
         self._wrapped, self.is_fit = fresh, bool(state["is_fit"])
         self._n_features = int(state.get("n_features_in_", 0))
 

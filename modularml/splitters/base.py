@@ -12,6 +12,7 @@ import numpy as np
 from modularml._typing import Array, Columns, IntArray
 from modularml.config import Configurable
 from modularml.errors import SplitError, UnknownNameError
+from modularml.io.saveable import Saveable
 
 __all__ = [
     "BaseSplitter",
@@ -30,7 +31,7 @@ class SplitRatioWarning(UserWarning):
     """A part is far from its ratio, as a group that cannot be cut is larger than the part."""
 
 
-class BaseSplitter(Configurable, ABC):
+class BaseSplitter(Configurable, Saveable, ABC):
     """A rule that says which rows belong to which split.
 
     A splitter of your own defines `assign`, and `needs` where it looks at columns. It stores its
@@ -49,6 +50,8 @@ class BaseSplitter(Configurable, ABC):
     >>> HeadSplitter(2).split(5)["rest"].tolist()
     [2, 3, 4]
     """
+
+    artifact_kind = "sp"
 
     @property
     def needs(self) -> list[str]:

@@ -141,7 +141,11 @@ class AppliedLoss(Configurable):
         if not float("-inf") < float(weight) < float("inf"):
             raise ConfigError(f"weight must be a finite number, got {weight!r}")
         self.loss, self.weight = loss, float(weight)
-        self.on: str = on if isinstance(on, str) else str(getattr(on, "label", "") or getattr(on, "node_label", ""))
+        self.on: str = (
+            on
+            if isinstance(on, str)
+            else str(getattr(on, "label", "") or getattr(on, "node_label", ""))
+        )
         self.inputs = dict(inputs) if isinstance(inputs, dict) else list(inputs)
         self.label = label if label is not None else f"{loss.name}_{self.on}"
         items = self.inputs.values() if isinstance(self.inputs, dict) else self.inputs

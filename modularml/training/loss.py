@@ -9,6 +9,7 @@ from typing import Any
 from modularml.backends import Backend, adapter_for, backend_of
 from modularml.config import Configurable
 from modularml.errors import ConfigError, LossError, UnknownNameError
+from modularml.io.saveable import Saveable
 
 __all__ = ["Loss"]
 
@@ -53,7 +54,7 @@ ELEMENTWISE = frozenset(
 """Losses that compare output and target element by element."""
 
 
-class Loss(Configurable):
+class Loss(Configurable, Saveable):
     """A loss function, wrapped so that every framework's means the same.
 
     Whatever it returns, one value a sample, one an element or one in all, is averaged over the
@@ -85,6 +86,8 @@ class Loss(Configurable):
     >>> Loss("mse", backend="torch")
     Loss(loss='mse', backend=<Backend.TORCH: 'torch'>)
     """
+
+    artifact_kind = "ls"
 
     def __init__(
         self,

@@ -16,11 +16,12 @@ from modularml.errors import (
     OptimizerNotSetError,
     UnknownNameError,
 )
+from modularml.io.saveable import Saveable
 
 __all__ = ["Optimizer"]
 
 
-class Optimizer(Configurable, Stateful):
+class Optimizer(Configurable, Stateful, Saveable):
     """An optimizer by name, class or factory.
 
     Parameters
@@ -52,6 +53,8 @@ class Optimizer(Configurable, Stateful):
     'adam'
     """
 
+    artifact_kind = "op"
+
     def __init__(
         self,
         opt: str | type | None = None,
@@ -73,6 +76,7 @@ class Optimizer(Configurable, Stateful):
             self._set_backend(Backend.from_value(backend))
         self.instance: Any = None
         self._names: list[str] | None = None
+        self._held: list[Any] = []
         self._pending: dict[str, Any] | None = None
         if isinstance(opt, str) and self._backend is not None:
             self._class()
@@ -148,10 +152,44 @@ class Optimizer(Configurable, Stateful):
         if not params:
             raise ConfigError(f"{self!r} has no parameters to move; pass parameters=")
         self.instance = self._make(params)
-        self._names = list(named) if named is not None else [str(i) for i in range(len(params))]
+        self._held = params
+        self._names = self._packed_names(named or {str(i): p for i, p in enumerate(params)})
         pending, self._pending = self._pending, None
         if pending is not None:
             self.set_state(pending)
+
+    def missing(self, parameters: Mapping[str, Any]) -> list[str]:
+        """Return names of those of some parameters that it does not move."""
+        held = {id(p) for p in self._held}
+        return [name for name, p in parameters.items() if id(p) not in held]
+
+    def build_for(self, parameters: Mapping[str, Any], backend: Backend, owner: str) -> None:
+        """Make the framework's optimizer over some parameters; those it moves keep their moments.
+
+        Parameters
+        ----------
+        parameters : mapping of str to parameter
+        backend : Backend
+        owner : str
+            Whose they are, for messages.
+
+        Raises
+        ------
+        OptimizerNotSetError
+            If it moves the parameters of somebody else.
+        """
+        if self.instance is None:
+            self.build(parameters=parameters, backend=backend)
+            return
+        if len(self.missing(parameters)) == len(parameters):
+            raise OptimizerNotSetError(
+                f"{self!r} moves the parameters of another node or graph; give {owner} one of "
+                "its own"
+            )
+        state = self.get_state()
+        self.build(parameters=parameters, backend=backend, force_rebuild=True)
+        kept = {k: v for k, v in state["moments"].items() if k in parameters}
+        self.set_state({**state, "moments": kept})
 
     def step(self, grads: Any = None, variables: Any = None) -> None:
         """Move the parameters once, along the gradients they hold.
@@ -215,17 +253,23 @@ class Optimizer(Configurable, Stateful):
 
     def reset(self) -> None:
         """Forget the framework's optimizer and its moments."""
-        self.instance, self._names, self._pending = None, None, None
+        self.instance, self._names, self._pending, self._held = None, None, None, []
 
     def _make(self, params: list[Any]) -> Any:
         if self.factory is not None:
             return self.factory(params)
+        cls, adapter = self._class(), adapter_for(self._backend or "torch")
         try:
-            return adapter_for(self._backend or "torch").make_optimizer(
-                self._class(), params, self.kwargs
-            )
+            return adapter.make_optimizer(cls, params, self.kwargs)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{self.name} cannot be made with {self.kwargs}: {error}") from error
+
+    def _packed_names(self, named: Mapping[str, Any]) -> list[str]:
+        """Return names in the order in which the framework's optimizer numbers parameters."""
+        names = {id(p): name for name, p in named.items()}
+        groups = getattr(self.instance, "param_groups", [{"params": list(named.values())}])
+        packed = [p for group in groups for p in group["params"]]
+        return [names.get(id(p), f"unnamed{i}") for i, p in enumerate(packed)]
 
     def _set_backend(self, backend: Backend) -> None:
         if self._backend not in (None, backend):

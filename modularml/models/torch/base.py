@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from modularml._registry import Registry
 from modularml._typing import Array, Shape
 from modularml.backends.torch import adapter
-from modularml.errors import ShapeError
+from modularml.errors import ConfigError, ShapeError
 from modularml.models.base import BaseModel, check_shape, check_weights
 
 __all__ = ["TorchBaseModel", "activation_layer"]
@@ -80,16 +81,22 @@ class TorchBaseModel(BaseModel, torch.nn.Module, ABC):
         check_weights(mine, weights)
         with torch.no_grad():
             for name, tensor in mine.items():
-                tensor.copy_(torch.as_tensor(weights[name]))
+                tensor.copy_(adapter.from_numpy(weights[name]))
 
     def reset_weights(self, seed: int | None = None) -> None:
-        """Draw new weights in place, layer by layer, as torch first draws them."""
+        """Draw new weights in place, layer by layer, as torch first draws them.
+
+        Raises
+        ------
+        ConfigError
+            If a layer has weights and no ``reset_parameters``; nothing is changed then.
+        """
+        resets = [_reset_of(name, module) for name, module in self.named_modules()]
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            for module in self.modules():
-                if module is not self and hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
+            for reset in resets:
+                reset()
 
     def _check_fits(self, input_shape: Shape | None) -> None:
         if input_shape is not None and tuple(input_shape) != self._input_shape:
@@ -100,17 +107,15 @@ class TorchBaseModel(BaseModel, torch.nn.Module, ABC):
 
     def _probe(self, shape: Shape) -> Shape:
         """Send one sample of zeros through, to learn the output's shape."""
-        was = self.training
-        self.eval()
+        device = next((p.device for p in self.parameters()), None)
+        zeros = torch.zeros((2, *shape), dtype=adapter.input_dtype(self), device=device)
         try:
-            with torch.no_grad():
-                out: Any = torch.nn.Module.__call__(self, torch.zeros((2, *shape), dtype=adapter.input_dtype(self)))
+            with torch.no_grad(), adapter.modes([(self, False)]):
+                out: Any = torch.nn.Module.__call__(self, zeros)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise ShapeError(
                 f"{type(self).__name__} cannot take samples of shape {shape}: {error}"
             ) from error
-        finally:
-            self.train(was)
         if not isinstance(out, torch.Tensor) or out.ndim < 1 or out.shape[0] != 2:
             raise ShapeError(
                 f"{type(self).__name__} must return one tensor with one row a sample, got "
@@ -136,6 +141,19 @@ def activation_layer(name: str) -> torch.nn.Module:
     """
     made: torch.nn.Module = _activations()[name]()
     return made
+
+
+def _reset_of(name: str, module: torch.nn.Module) -> Callable[[], Any]:
+    """Return what draws new weights for a layer, not for those within it."""
+    for method in ("reset_parameters", "_reset_parameters"):
+        if callable(reset := getattr(module, method, None)):
+            return reset
+    if own := [name for name, _ in module.named_parameters(recurse=False)]:
+        raise ConfigError(
+            f"layer {name or type(module).__name__!r} has the weights {own} and no way to draw new "
+            "ones; give it a method reset_parameters()"
+        )
+    return lambda: None
 
 
 def _activations() -> Any:

@@ -88,6 +88,22 @@ class TorchModelWrapper(TorchBaseModel):
                 f"{cls.__name__}({', '.join(kwargs)}) cannot be made: {error}"
             ) from error
 
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments as plain data.
+
+        Raises
+        ------
+        ConfigError
+            If the module was given as an object: nothing says how to make it again.
+        """
+        if self._init_args["model"] is not None:
+            name = type(self._init_args["model"]).__name__
+            raise ConfigError(
+                f"a {name} that was given as an object cannot be made again from data; give its class: "
+                f"TorchModelWrapper(model_class={name}, model_kwargs={{...}})"
+            )
+        return super().get_config()
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the wrapped module."""
         return self.inner(*args, **kwargs)  # type: ignore[misc]

@@ -1,0 +1,99 @@
+"""A FeatureSet's state as plain data, tables and arrays, and back with every check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from modularml._typing import IntArray
+from modularml.data.collection import SampleCollection
+from modularml.data.rows import SplitRecord, check_split_name
+from modularml.data.scaling import ScalerRecord
+from modularml.data.schema import DOMAINS
+from modularml.errors import DataError
+from modularml.scalers.flattening import Flattening
+from modularml.scalers.scaler import Scaler
+from modularml.splitters import BaseSplitter
+
+__all__ = ["packed", "unpacked"]
+
+_SCALER_FIELDS = (
+    "domain",
+    "keys",
+    "scaler",
+    "flattening",
+    "fit_to_split",
+    "merged_axes",
+    "fit_rows",
+)
+_SPLIT_FIELDS = ("splitter", "names", "source", "rows")
+
+
+def packed(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn what `FeatureSet.get_state` returns into data that a file can hold."""
+    collection: SampleCollection = state["collection"]
+    return {
+        "table": collection.table,
+        "splits": dict(state["splits"]),
+        "split_records": [_fields(r, _SPLIT_FIELDS) for r in state["split_records"]],
+        "scaler_records": [_fields(r, _SCALER_FIELDS) for r in state["scaler_records"]],
+    }
+
+
+def unpacked(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn data from a file back into what `FeatureSet.set_state` takes.
+
+    Raises
+    ------
+    DataError
+        If rows, columns or names do not fit each other.
+    """
+    _check(isinstance(data["table"], pa.Table), "its rows are no table")
+    collection = SampleCollection(data["table"])
+    n = collection.n_samples
+    splits: dict[str, IntArray] = {}
+    for name, rows in data["splits"].items():
+        check_split_name(name, splits)
+        splits[name] = _rows(rows, n)
+    return {
+        "collection": collection,
+        "splits": splits,
+        "split_records": [_split_record(r, n) for r in data["split_records"]],
+        "scaler_records": [_scaler_record(r, collection) for r in data["scaler_records"]],
+    }
+
+
+def _fields(record: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in names}
+
+
+def _split_record(data: dict[str, Any], n: int) -> SplitRecord:
+    _check(isinstance(data["splitter"], BaseSplitter), "a split record has no splitter")
+    rows = None if data["rows"] is None else _rows(data["rows"], n)
+    return SplitRecord(**{**data, "names": tuple(data["names"]), "rows": rows})
+
+
+def _scaler_record(data: dict[str, Any], collection: SampleCollection) -> ScalerRecord:
+    _check(isinstance(data["scaler"], Scaler), "a scaler record has no scaler")
+    _check(isinstance(data["flattening"], Flattening), "a scaler record has no flattening")
+    _check(data["domain"] in DOMAINS, "a scaler record is of no domain")
+    known = collection.schema.keys(data["domain"])
+    _check(set(data["keys"]) <= set(known), "a scaler record is of columns that are not there")
+    rows = data["fit_rows"]
+    rows = None if rows is None else _rows(rows, collection.n_samples)
+    return ScalerRecord(**{**data, "keys": tuple(data["keys"]), "fit_rows": rows})
+
+
+def _rows(rows: Any, n: int) -> IntArray:
+    fits = isinstance(rows, np.ndarray) and rows.ndim == 1 and rows.dtype == np.int64
+    _check(fits and (not len(rows) or (rows.min() >= 0 and rows.max() < n)), "rows lie outside")
+    found: IntArray = rows
+    return found
+
+
+def _check(fits: bool, problem: str) -> None:
+    if not fits:
+        raise DataError(problem)

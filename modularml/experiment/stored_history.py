@@ -1,0 +1,145 @@
+"""An experiment's history as plain data, and back: runs, metrics, what callbacks said, steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from modularml.errors import ConfigError, MMLError
+from modularml.experiment.callback import CallbackResult
+from modularml.experiment.group_results import PhaseGroupResults
+from modularml.experiment.metrics import MetricStore
+from modularml.experiment.results import EvalResults, FitResults, PhaseResults, TrainResults
+from modularml.experiment.run import ExperimentRun
+from modularml.experiment.stored_steps import packed_steps, unpacked_steps
+from modularml.io.values import Packer
+
+__all__ = ["packed_history", "unpacked_history"]
+
+_RESULTS = {cls.__name__: cls for cls in (PhaseResults, TrainResults, EvalResults, FitResults)}
+
+
+def packed_history(history: Sequence[ExperimentRun]) -> list[dict[str, Any]]:
+    """Return runs as plain data; what cannot be data is replaced by its description."""
+    return [
+        {
+            "label": run.label,
+            "started_at": run.started_at,
+            "ended_at": run.ended_at,
+            "status": run.status,
+            "results": _packed_group(run.results),
+            "execution_meta": {k: _plain(v) for k, v in run.execution_meta.items()},
+            "metadata": {k: _plain(v) for k, v in run.metadata.items()},
+        }
+        for run in history
+    ]
+
+
+def unpacked_history(data: Sequence[Mapping[str, Any]]) -> list[ExperimentRun]:
+    """Return runs again; nodes and FeatureSets are those of the active context, by label."""
+    return [ExperimentRun(**{**run, "results": _group(run["results"])}) for run in data]
+
+
+def _packed_group(group: PhaseGroupResults) -> dict[str, Any]:
+    items = [
+        _packed_group(item) if isinstance(item, PhaseGroupResults) else _packed_phase(item)
+        for _, item in group.items()
+    ]
+    return {"label": group.label, "items": items}
+
+
+def _group(data: Mapping[str, Any]) -> PhaseGroupResults:
+    group = PhaseGroupResults(data["label"])
+    for item in data["items"]:
+        group.add_result(_group(item) if "items" in item else _phase(item))
+    return group
+
+
+def _packed_phase(results: PhaseResults) -> dict[str, Any]:
+    name = next(n for n, cls in reversed(_RESULTS.items()) if isinstance(results, cls))
+    return {
+        "class": name,
+        "label": results.label,
+        "metrics": _packed_metrics(results._metrics),
+        "callbacks": [_packed_said(said) for said in results._callbacks],
+        "steps": packed_steps(results._execution),
+    }
+
+
+def _phase(data: Mapping[str, Any]) -> PhaseResults:
+    said = [_said(item) for item in data["callbacks"]]
+    steps = unpacked_steps(data["steps"])
+    return _RESULTS[data["class"]](data["label"], steps, said, _metrics(data["metrics"]))
+
+
+def _packed_metrics(store: MetricStore) -> dict[str, Any]:
+    epochs = {
+        name: {"epoch": np.array([e for e, _ in rows]), "value": np.array([v for _, v in rows])}
+        for name, rows in store._epochs.items()
+    }
+    batches = {
+        name: {
+            "epoch": np.array([e for e, _ in blocks]),
+            "size": np.array([len(block) for _, block in blocks]),
+            "rows": np.concatenate([block for _, block in blocks]),
+        }
+        for name, blocks in store._batches.items()
+    }
+    return {"epochs": epochs, "batches": batches}
+
+
+def _metrics(data: Mapping[str, Any]) -> MetricStore:
+    store = MetricStore()
+    for name, column in data["epochs"].items():
+        pairs = zip(column["epoch"].tolist(), column["value"].tolist(), strict=True)
+        store._epochs[name] = list(pairs)
+    for name, column in data["batches"].items():
+        blocks = np.split(column["rows"], np.cumsum(column["size"])[:-1])
+        store._batches[name] = list(zip(column["epoch"].tolist(), blocks, strict=True))
+    return store
+
+
+def _packed_said(said: CallbackResult) -> dict[str, Any]:
+    found = {field.name: getattr(said, field.name) for field in fields(said)}
+    values = {
+        name: {"phase": _packed_phase(value)} if isinstance(value, PhaseResults) else _plain(value)
+        for name, value in found.items()
+    }
+    return {"class": type(said).__name__, "fields": values}
+
+
+def _said(data: Mapping[str, Any]) -> CallbackResult:
+    known = {cls.__name__: cls for cls in _subclasses(CallbackResult)}
+    if data["class"] not in known:
+        raise ConfigError(f"nobody here defines the callback result {data['class']!r}; import it")
+    values = {
+        name: _phase(value["phase"]) if _is_phase(value) else value
+        for name, value in data["fields"].items()
+    }
+    said: CallbackResult = known[data["class"]](**values)
+    return said
+
+
+def _is_phase(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"phase"}
+
+
+def _subclasses(cls: type[Any]) -> list[type[Any]]:
+    found = [cls]
+    for sub in cls.__subclasses__():
+        found += _subclasses(sub)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that a file can hold: itself, or what it looks like."""
+    if isinstance(value, BaseException):
+        return f"{type(value).__name__}: {value}"
+    try:
+        Packer().pack(value)
+    except MMLError:
+        return f"not stored: {value!r}"[:200]
+    return value

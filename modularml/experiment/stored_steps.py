@@ -1,0 +1,155 @@
+"""Recorded steps of a phase as arrays, and back: outputs, losses, and rows by number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from modularml._typing import Array, IntArray
+from modularml.backends import adapter_for
+from modularml.context import ExperimentContext
+from modularml.data.execution import ExecutionContext, Flow, Layout, Leaf, Merged, Source
+from modularml.data.view import FeatureSetView
+from modularml.errors import ConfigError
+
+__all__ = ["packed_steps", "unpacked_steps"]
+
+
+def packed_steps(steps: Sequence[ExecutionContext]) -> dict[str, Any] | None:
+    """Return steps of one phase as plain data; None where there are none.
+
+    Outputs of all steps are put behind one another; targets, tags and ids are not stored, since
+    the rows they belong to are.
+    """
+    layout = steps[0].layout if steps else None
+    if layout is None or any(step.layout is not layout for step in steps):
+        return None
+    sources = list(layout.views)
+    outs = [_joined([layout.adapter.to_numpy(s.outs[i]) for s in steps]) for i in _places(layout)]
+    rows = [_rows(steps, source) for source in sources]
+    losses = [[record.value for record in step.losses] for step in steps]
+    return {
+        "phase": steps[0].phase_label,
+        "epoch": np.array([s.epoch_idx for s in steps], dtype=np.int64),
+        "batch": np.array([s.batch_idx for s in steps], dtype=np.int64),
+        "layout": _packed_layout(layout, sources),
+        "outputs": outs,
+        "losses": np.array(losses, dtype=np.float64).reshape(len(steps), len(layout.losses)),
+        "rows": rows,
+    }
+
+
+def unpacked_steps(data: Mapping[str, Any] | None) -> list[ExecutionContext]:
+    """Return steps again; nodes and FeatureSets are those of the active context, by label."""
+    if data is None:
+        return []
+    layout, sources = _layout(data["layout"])
+    rows = _StoredRows(sources, data["rows"], data["epoch"], data["batch"])
+    steps = []
+    for i, (epoch, batch) in enumerate(zip(data["epoch"], data["batch"], strict=True)):
+        step = ExecutionContext(data["phase"], int(epoch), int(batch))
+        step.layout, step.values = layout, [float(v) for v in data["losses"][i]]
+        step.outs = [layout.adapter.from_numpy(_part(out, i).copy()) for out in data["outputs"]]
+        step.rows = partial(rows, int(epoch))
+        steps.append(step)
+    return steps
+
+
+class _StoredRows:
+    """Rows that each source read, by step and role."""
+
+    def __init__(
+        self, sources: Sequence[Source], rows: Sequence[Any], epochs: IntArray, batches: IntArray
+    ) -> None:
+        self.places = {key: i for i, key in enumerate(zip(map(int, epochs), map(int, batches)))}  # noqa: B905
+        self.rows = dict(zip(sources, rows, strict=True))
+
+    def __call__(self, epoch: int, source: Source, batch: int) -> Mapping[str, IntArray]:
+        place = self.places[(epoch, batch)]
+        return {role: _part(joined, place) for role, joined in self.rows[source].items()}
+
+
+def _places(layout: Layout) -> range:
+    return range(len(layout.outputs))
+
+
+def _rows(steps: Sequence[ExecutionContext], source: Source) -> dict[str, Any]:
+    found = [step.indices(source) for step in steps]
+    return {role: _joined([rows[role] for rows in found]) for role in found[0]}
+
+
+def _joined(parts: Sequence[Array]) -> dict[str, Array]:
+    bounds = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
+    return {"values": np.concatenate(parts), "bounds": bounds}
+
+
+def _part(joined: Mapping[str, Array], i: int) -> Array:
+    bounds = joined["bounds"]
+    return joined["values"][bounds[i] : bounds[i + 1]]
+
+
+def _packed_layout(layout: Layout, sources: list[Source]) -> dict[str, Any]:
+    named = layout.labels
+    flows = [[named[n], d, _packed_flow(f, sources)] for (n, d), f in layout.flows.items()]
+    return {
+        "outputs": [[named[node_id], role] for node_id, role in layout.outputs],
+        "losses": [[label, named[node_id]] for label, node_id in layout.losses],
+        "flows": flows,
+        "sources": [[named[s.node_id], s.ref, _packed_view(layout.views[s])] for s in sources],
+        "nodes": list(named.values()),
+        "backend": layout.adapter.backend.value,
+        "training": layout.training,
+    }
+
+
+def _layout(data: Mapping[str, Any]) -> tuple[Layout, list[Source]]:
+    ctx = ExperimentContext.get_active()
+    ids = {label: ctx.get_node(label=label).node_id for label in data["nodes"]}
+    sources = [Source(ids[label], ref) for label, ref, _ in data["sources"]]
+    views = [_view(view) for *_, view in data["sources"]]
+    layout = Layout(
+        outputs=tuple((ids[label], role) for label, role in data["outputs"]),
+        losses=tuple((label, ids[node]) for label, node in data["losses"]),
+        flows={(ids[n], d): _flow(f, sources) for n, d, f in data["flows"]},
+        adapter=adapter_for(data["backend"]),
+        labels={node_id: label for label, node_id in ids.items()},
+        views=dict(zip(sources, views, strict=True)),
+        training=data["training"],
+    )
+    return layout, sources
+
+
+def _packed_view(view: FeatureSetView) -> dict[str, Any]:
+    facts = {"columns": list(view.columns), "label": view.label}
+    return {"set": view.source.label, "rows": np.array(view.indices), **facts}
+
+
+def _view(data: Mapping[str, Any]) -> FeatureSetView:
+    fs: Any = ExperimentContext.get_active().get_node(label=data["set"])
+    return FeatureSetView(fs, data["rows"], data["columns"], data["label"])
+
+
+def _packed_flow(flow: Flow, sources: list[Source]) -> Any:
+    if flow is None:
+        return None
+    if isinstance(flow, Leaf):
+        return {"source": sources.index(flow.source), "columns": list(flow.columns)}
+    merge: Any = flow.merge
+    if not isinstance(merge, partial) or set(merge.keywords) != {"domain"}:
+        raise ConfigError("a merge of targets or tags that is no node's cannot be stored")
+    parts = [_packed_flow(part, sources) for part in flow.parts]
+    node = merge.func.__self__.label  # type: ignore[attr-defined]
+    return {"parts": parts, "node": node, "domain": merge.keywords["domain"]}
+
+
+def _flow(data: Any, sources: list[Source]) -> Flow:
+    if data is None:
+        return None
+    if "source" in data:
+        return Leaf(sources[data["source"]], tuple(data["columns"]))
+    node: Any = ExperimentContext.get_active().get_node(label=data["node"])
+    parts = tuple(_flow(part, sources) for part in data["parts"])
+    return Merged(parts, partial(node.apply_merge, domain=data["domain"]))

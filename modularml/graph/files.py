@@ -1,0 +1,179 @@
+"""A graph in a file, and its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from modularml.config import decode
+from modularml.context import ExperimentContext
+from modularml.errors import MMLKindError
+from modularml.io import limits
+from modularml.io.artifact import Contents, read_artifact, write_artifact
+from modularml.training import Optimizer
+
+__all__ = ["GraphFiles", "graph_from", "use_ids"]
+
+
+class GraphFiles:
+    """`save`, `load` and checkpoints of a `ModelGraph`."""
+
+    artifact_kind = "mg"
+    _ctx: ExperimentContext
+    _nodes: dict[str, Any]
+    _optimizer: Optimizer | None
+    label: str
+
+    def save(self, filepath: str | Path, *, overwrite: bool = False) -> Path:
+        """Write nodes, weights and optimizers to a file ``name.mg.mml``; rows are not in it.
+
+        Raises
+        ------
+        MMLExistsError
+            If there is a file and `overwrite` is false.
+        MMLError
+            If a part cannot be stored as data, or the file not be written.
+        """
+        return self._write(filepath, "mg", self.get_config, overwrite)  # type: ignore[attr-defined]
+
+    @classmethod
+    def load(
+        cls,
+        filepath: str | Path,
+        *,
+        allow_packaged_code: bool = False,
+        overwrite: bool = False,
+        custom_objects: Mapping[str, Any] | None = None,
+        allow_import: Iterable[str] = (),
+    ) -> Self:
+        """Read a graph and its nodes from a file.
+
+        Parameters
+        ----------
+        filepath : path-like
+            With or without its suffix.
+        allow_packaged_code : bool
+            Whether code that the author packaged may run.
+        overwrite : bool
+            Whether nodes with the same ids or labels, and the graph of the active context, make
+            room. Where they do not, the loaded graph has a context of its own.
+        custom_objects, allow_import
+            Where classes of yours are found; see `BaseModel.load`.
+
+        Notes
+        -----
+        It reads from the FeatureSets that the active context has under the same labels. Where
+        they are not there yet, it is built when it is first used.
+
+        Raises
+        ------
+        MMLError
+            If the file is damaged, newer, or holds something else. Nothing has changed then.
+        """
+        contents = read_artifact(
+            filepath,
+            "mg",
+            allow_packaged_code=allow_packaged_code,
+            custom_objects=custom_objects,
+            allow_import=allow_import,
+        )
+        ctx = ExperimentContext.get_active()
+        use_ids(contents, ctx, overwrite)
+        with contents.building(), ctx.beside(overwrite=overwrite, see_sets=True):
+            graph: Self = graph_from(cls, contents.config, contents.ids)
+            graph._set_file_state(contents.state())
+        return graph
+
+    def save_checkpoint(
+        self, filepath: str | Path, *, overwrite: bool = False, meta: dict[str, Any] | None = None
+    ) -> Path:
+        """Write weights and optimizers to a file ``name.ckpt.mml``.
+
+        Parameters
+        ----------
+        filepath : path-like
+        overwrite : bool
+        meta : dict, optional
+            Plain data of yours, kept with it.
+        """
+        config = {"label": self.label, "meta": dict(meta or {})}
+        return self._write(filepath, "ckpt", lambda: config, overwrite)
+
+    def restore_checkpoint(self, filepath: str | Path) -> Self:
+        """Go back to a checkpoint; nodes are found by label. Returns this graph.
+
+        Raises
+        ------
+        MMLError
+            If the file is damaged or belongs to another graph. Nothing has changed then.
+        """
+        contents = read_artifact(filepath, "ckpt")
+        if contents.type != "ModelGraph":
+            problem = f"is a checkpoint of an {contents.type}, not of a ModelGraph"
+            raise MMLKindError(limits.OTHER_KIND, contents.path, "", problem)
+        with contents.building():
+            self._restore(contents.state())
+        return self
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Go to a state, or stay as it is."""
+        graph: Any = self
+        graph.build()
+        before = graph.get_state()
+        try:
+            graph.set_state(dict(state))
+        except BaseException:
+            graph.set_state(before)
+            raise
+
+    def _write(self, filepath: str | Path, kind: str, config: Any, overwrite: bool) -> Path:
+        return write_artifact(
+            filepath,
+            kind,
+            "ModelGraph",
+            config,
+            self._file_state,
+            overwrite=overwrite,
+            ids={i: node.label for i, node in self._nodes.items()},
+            others={i: fs.label for i, fs in self._ctx.available_featuresets.items()},
+            facts={"backends": self._file_backends()},
+        )
+
+    def _file_backends(self) -> dict[str, str]:
+        return {n.label: n.backend.value for n in self._nodes.values() if hasattr(n, "backend")}
+
+    def _file_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = self.get_state()  # type: ignore[attr-defined]
+        models = [node["model"] for node in state["nodes"].values() if "model" in node]
+        return {**state, "is_built": bool(models) and all(models)}
+
+    def _set_file_state(self, state: Mapping[str, Any]) -> None:
+        """Take over weights; shapes come with them, so that no rows are needed."""
+        graph: Any = self
+        found = {label: graph.get_node(label) for label in state["nodes"]}
+        for label, node in found.items():
+            node.set_state(state["nodes"][label])
+        if self._optimizer is not None and state["optimizer"] is not None:
+            self._optimizer.set_state(state["optimizer"])
+        refs = [ref for node in self._nodes.values() for ref in node.feature_refs]
+        there = {fs.label for fs in self._ctx.available_featuresets.values()}
+        if state["is_built"] and all(ref.node_label in there for ref in refs):
+            graph.build()
+
+
+def use_ids(contents: Contents, ctx: ExperimentContext, overwrite: bool) -> None:
+    """Give nodes of a file ids that are free, and let references to FeatureSets here find them."""
+    here = {fs.label: node_id for node_id, fs in ctx.available_featuresets.items()}
+    contents.ids = {**ctx.free_ids(contents.ids, overwrite=overwrite), **here}
+    contents.use_ids(contents.ids)
+
+
+def graph_from(cls: Any, config: Mapping[str, Any], ids: Mapping[str, str]) -> Any:
+    """Make a graph and its nodes, under these ids by label, in the active context."""
+    nodes = []
+    for tree in config["nodes"]:
+        params = tree["params"]
+        node_id = ids.get(params["label"])
+        nodes.append(decode({**tree, "params": {**params, "node_id": node_id}}))
+    return cls(nodes, decode(config["optimizer"]), config["label"])

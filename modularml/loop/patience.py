@@ -1,0 +1,76 @@
+"""When to stop for want of improvement: the arithmetic, apart from everything else."""
+
+from __future__ import annotations
+
+import math
+
+from modularml.errors import ConfigError
+
+__all__ = ["Patience"]
+
+
+class Patience:
+    """Count how long a value has not got better.
+
+    Parameters
+    ----------
+    mode : {'min', 'max'}
+        Which values are better.
+    patience : int
+        Epochs in a row without improvement after which it is time to stop; 0 is taken as 1.
+    min_delta : float
+        A value must be better than the best by more than this; at least 0.
+
+    Attributes
+    ----------
+    best : float or None
+        The best value so far.
+    best_epoch : int or None
+        When it came.
+    waited : int
+        Epochs since then.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is not as described.
+
+    Examples
+    --------
+    >>> watch = Patience("min", patience=2)
+    >>> [watch.update(value, epoch) for epoch, value in enumerate([3.0, 2.0, 2.0, 2.5])]
+    [True, True, False, False]
+    >>> watch.is_spent, watch.best, watch.best_epoch
+    (True, 2.0, 1)
+    """
+
+    def __init__(self, mode: str, patience: int, min_delta: float = 0.0) -> None:
+        if mode not in ("min", "max"):
+            raise ConfigError(f"mode must be 'min' or 'max', got {mode!r}")
+        if not isinstance(patience, int) or patience < 0:
+            raise ConfigError(f"patience must be an int of at least 0 (epochs), got {patience!r}")
+        if not min_delta >= 0:
+            raise ConfigError(f"min_delta must be at least 0, got {min_delta!r}")
+        self.mode, self.patience, self.min_delta = mode, patience, min_delta
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+        self.waited = 0
+
+    def update(self, value: float, epoch: int) -> bool:
+        """Take in a value and tell whether it is the best so far; NaN never is."""
+        if self._is_better(value):
+            self.best, self.best_epoch, self.waited = value, epoch, 0
+            return True
+        self.waited += 1
+        return False
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether it is time to stop."""
+        return self.waited >= max(1, self.patience)
+
+    def _is_better(self, value: float) -> bool:
+        if math.isnan(value) or self.best is None:
+            return not math.isnan(value)
+        gain = self.best - value if self.mode == "min" else value - self.best
+        return gain > self.min_delta

@@ -1,0 +1,318 @@
+"""The position in a loop over data: epoch, iteration and the iterator behind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import repeat
+from typing import Any
+
+from modularml.errors import ConfigError
+from modularml.loop.position import Position, check_count
+from modularml.loop.source import Source
+from modularml.progress import Bar, bar
+
+__all__ = ["Stream"]
+
+
+class Stream:
+    """Wrap a loader so that a loop knows where it is, and can be left and resumed.
+
+    A stream is an endless iterator that moves forward only::
+
+        while True:
+            for item in loader:
+                ...
+
+    An epoch is so and so many items of it, whatever the length of the loader.
+
+    Parameters
+    ----------
+    loader : iterable
+        A ``DataLoader``, a list, a generator: anything that can be iterated over. One that has
+        ``state_dict`` and ``load_state_dict`` is saved and resumed with the stream.
+
+    Raises
+    ------
+    ConfigError
+        If `loader` is empty, or no iterable.
+
+    Examples
+    --------
+    >>> stream = Stream(["a", "b", "c"])
+    >>> for epoch in stream.epochs(2, show_progress=False):
+    ...     for batch in epoch:
+    ...         print(stream.epoch, stream.iteration, batch)
+    1 1 a
+    1 2 b
+    1 3 c
+    2 4 a
+    2 5 b
+    2 6 c
+
+    The same with more control:
+
+    >>> stream = Stream(["a", "b", "c"])
+    >>> while stream.epoch < 2:
+    ...     stream.increment_epoch()
+    ...     for batch in stream.data():
+    ...         pass
+    >>> stream.state_dict()
+    {'epoch': 2, 'iteration': 6}
+    """
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self._source = Source(loader)
+        self._at = Position()
+        self._bar = Bar(None)
+
+    @property
+    def epoch(self) -> int:
+        """Current epoch, 1-based; 0 before the first."""
+        return self._at.epoch
+
+    @property
+    def iteration(self) -> int:
+        """Items taken so far, in all epochs."""
+        return self._at.iteration
+
+    @property
+    def loader(self) -> Iterable[Any]:
+        """The loader behind; `set_loader` changes it."""
+        loader: Iterable[Any] = self._source.loader
+        return loader
+
+    def epochs(
+        self, max_epoch: float, epoch_size: float | None = None, *, show_progress: bool = True
+    ) -> Iterator[Iterator[Any]]:
+        """Iterate over epochs, with one progress bar over the whole loop.
+
+        ::
+
+            while stream.epoch < max_epoch:
+                stream.increment_epoch()
+                yield stream.data(epoch_size)
+
+        Parameters
+        ----------
+        max_epoch : int or inf
+            The loop runs while ``stream.epoch < max_epoch``.
+        epoch_size : int or inf, optional
+            Items an epoch, at least 1; by default the length of the loader.
+        show_progress : bool
+            Whether the bar is drawn.
+
+        Yields
+        ------
+        iterator
+            Over the items of one epoch. After `load_state_dict` the first is what was left of the
+            epoch in which the state was taken, where the state says so.
+
+        Raises
+        ------
+        ConfigError
+            If an argument is not as described, or `epoch_size` is needed and missing.
+
+        Notes
+        -----
+        The loop also ends after an epoch in which a loader that is an iterator ran dry.
+
+        Examples
+        --------
+        >>> stream = Stream(range(3))
+        >>> [list(epoch) for epoch in stream.epochs(3, 2, show_progress=False)]
+        [[0, 1], [2, 0], [1, 2]]
+        """
+        check_count("max_epoch", max_epoch, 0)
+        self._size("epoch_size", epoch_size, least=1)
+        return self._run(max_epoch, epoch_size, show_progress)
+
+    def data(self, n_items: float | None = None) -> Iterator[Any]:
+        """Iterate over the next items, starting where the stream is.
+
+        Parameters
+        ----------
+        n_items : int or inf, optional
+            How many; by default the length of the loader.
+
+        Raises
+        ------
+        ConfigError
+            If `n_items` is negative, or needed and missing.
+
+        Notes
+        -----
+        It ends early where the loader is an iterator that runs dry.
+
+        Examples
+        --------
+        >>> stream = Stream(range(5))
+        >>> list(stream.data()), list(stream.data(3)), list(stream.data(3)), list(stream.data(1))
+        ([0, 1, 2, 3, 4], [0, 1, 2], [3, 4, 0], [1])
+        """
+        return self._items(self._size("n_items", n_items))
+
+    def next(self) -> Any:
+        """Return the next item and count it.
+
+        Raises
+        ------
+        StopIteration
+            If the loader is an iterator and there is no more.
+        DataError
+            If the loader gives nothing at all.
+
+        Examples
+        --------
+        >>> stream = Stream(range(3))
+        >>> [stream.next() for _ in range(5)], stream.iteration
+        ([0, 1, 2, 0, 1], 5)
+        """
+        item = self._source.take()
+        self._at.iteration += 1
+        self._bar.update()
+        return item
+
+    def increment_epoch(self) -> None:
+        """Begin the next epoch."""
+        self._at.next_epoch()
+
+    def reload_iterator(self) -> None:
+        """Start the loader from its beginning; a loader that is an iterator goes on.
+
+        Examples
+        --------
+        >>> stream = Stream(range(5))
+        >>> stream.next(), stream.next()
+        (0, 1)
+        >>> stream.reload_iterator()
+        >>> stream.next()
+        0
+        """
+        self._source.rewind()
+
+    def set_loader(self, loader: Iterable[Any]) -> None:
+        """Take the next items from another loader; an epoch under way keeps its size.
+
+        Raises
+        ------
+        ConfigError
+            If `loader` is empty, or no iterable. The stream keeps the old one.
+
+        Examples
+        --------
+        >>> from itertools import repeat
+        >>> stream = Stream(repeat(0))
+        >>> for x in stream.data(5):
+        ...     print(stream.iteration, x)
+        ...     if stream.iteration == 2:
+        ...         stream.set_loader(repeat(1))
+        1 0
+        2 0
+        3 1
+        4 1
+        5 1
+        """
+        self._source = Source(loader)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the stream is, to be saved.
+
+        Returns
+        -------
+        dict
+            ``epoch`` and ``iteration``. Where the loader has a ``state_dict``, also ``loader``, a
+            copy of it, and within an epoch of `epochs` ``position``, the items of it that are
+            taken. An epoch counts as under way until its last item was asked for and denied, or
+            the next one has begun.
+
+        Examples
+        --------
+        >>> stream = Stream(range(10))
+        >>> stream.next(), stream.next(), stream.increment_epoch()
+        (0, 1, None)
+        >>> stream.state_dict()
+        {'epoch': 1, 'iteration': 2}
+        """
+        state: dict[str, Any] = self._at.to_dict()
+        if self._source.keeps_state:
+            return {**state, "loader": self._source.state()}
+        state.pop("position", None)  # the loader would start again, so it means nothing
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go to where another stream was.
+
+        Parameters
+        ----------
+        state_dict : mapping
+            What `state_dict` returned. A loader without a state of its own stays where it is.
+
+        Raises
+        ------
+        ConfigError
+            If the state is not one of a stream, or is one of a loader that this one is not.
+            Nothing has changed then.
+
+        Examples
+        --------
+        >>> stream = Stream(range(10))
+        >>> stream.next(), stream.increment_epoch()
+        (0, None)
+        >>> resumed = Stream(range(10))
+        >>> resumed.load_state_dict(stream.state_dict())
+        >>> resumed.state_dict(), resumed.next()
+        ({'epoch': 1, 'iteration': 1}, 0)
+        """
+        at = Position.from_dict(state_dict)
+        if "loader" in state_dict:
+            self._source.set_state(state_dict["loader"])
+        self._at = at
+
+    def _run(
+        self, max_epoch: float, epoch_size: float | None, show: bool
+    ) -> Iterator[Iterator[Any]]:
+        at = self._at
+        began = at.take_over()
+        size = self._size("epoch_size", epoch_size, least=1)
+        end = at.end(max_epoch, size, began)
+        total = None if math.isinf(end) else int(end)
+        try:
+            with bar(
+                total, "", show=show, persist=True, unit="batch", initial=at.iteration
+            ) as self._bar:
+                if began is not None and at.epoch <= max_epoch:
+                    yield self._epoch_items(at.left(size, began), began)
+                while self.epoch < max_epoch and not self._source.is_dry:
+                    self.increment_epoch()
+                    size = self._size("epoch_size", epoch_size, least=1)
+                    yield self._epoch_items(size, self.iteration)
+        finally:
+            self._bar = Bar(None)
+
+    def _epoch_items(self, n_items: float, began: int) -> Iterator[Any]:
+        """Mark an epoch as under way now, and as done when its items are."""
+        self._at.began = began
+
+        def items() -> Iterator[Any]:
+            yield from self._items(n_items)
+            self._at.began = None
+
+        return items()
+
+    def _items(self, n_items: float) -> Iterator[Any]:
+        for _ in repeat(None) if n_items == math.inf else range(int(n_items)):
+            try:
+                item = self.next()
+            except StopIteration:
+                return
+            yield item
+
+    def _size(self, name: str, n_items: float | None, *, least: int = 0) -> float:
+        if n_items is not None:
+            check_count(name, n_items, least)
+            return n_items
+        length = self._source.length()
+        if length is None:
+            raise ConfigError(f"{name} must be given, because the loader has no length")
+        return length
