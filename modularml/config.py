@@ -143,6 +143,8 @@ def decode(value: Any) -> Any:
     for tag, read in _READERS.items():
         if tag in value:
             return read(value)
+    if unknown := [key for key in value if str(key).startswith("$")]:
+        raise ConfigError(f"{unknown[0]!r} is no part of a config that this version knows")
     return {key: decode(item) for key, item in value.items()}
 
 

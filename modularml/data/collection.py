@@ -144,7 +144,11 @@ class SampleCollection:
 
     def without_columns(self, names: Sequence[str]) -> SampleCollection:
         """Return a collection that lacks these columns."""
-        return self._next(self.table.drop_columns(list(names))) if names else self
+        gone = set(names)
+        if not gone:
+            return self
+        kept = [i for i, name in enumerate(self.table.column_names) if name not in gone]
+        return self._next(self.table.select(kept))
 
     def take(self, rows: IntArray, names: Sequence[str]) -> pa.Table:
         """Return a table of these rows and columns, with the ids behind."""

@@ -171,7 +171,10 @@ def _from_ndarray(values: Array, key: str, copy: bool) -> pa.Array:
     dtype = _known_dtype(values.dtype)
     if copy or not values.flags.c_contiguous:
         values = np.array(values, dtype=dtype, order="C", subok=False)
-    return _wrap(_arrow(values.astype(dtype, copy=False).reshape(-1), key), shape)
+    values = values.astype(dtype, copy=False)
+    if dtype == "M8[D]":
+        _check_dates(values, key)
+    return _wrap(_arrow(values.reshape(-1), key), shape)
 
 
 def _known_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -181,6 +184,17 @@ def _known_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
         unit = "s" if dtype.kind == "m" and unit == "D" else unit
         dtype = dtype if unit is None else np.dtype(f"{dtype.kind}8[{unit}]")
     return dtype.newbyteorder("=")
+
+
+def _check_dates(values: Array, key: str) -> None:
+    """Refuse days that Arrow's 32 bits do not hold; it would wrap them around."""
+    far = np.abs(values.view(np.int64)) >= 2**31
+    if far.any():
+        row = int(np.argwhere(far)[0, 0])
+        raise DataError(
+            f"column {key!r} holds a date that is out of range in row {row}; use timestamps in "
+            "seconds, or numbers"
+        )
 
 
 def _unmasked(values: Any, key: str) -> Array:

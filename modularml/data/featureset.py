@@ -653,11 +653,11 @@ class FeatureSet(ExperimentNode, SplitMixin):
             allow_import=allow_import,
             verify=verify,
         )
-        ctx, label = ExperimentContext.get_active(), contents.config["label"]
-        node_id = ctx.free_ids(contents.ids, overwrite=overwrite).get(label)
+        ctx = ExperimentContext.get_active()
+        ids = ctx.free_ids(contents.ids, overwrite=overwrite)
         with contents.building(), ctx.beside(overwrite=overwrite):
-            state = packing.unpacked(contents.state())
-            new = cls(label, state["collection"], node_id=node_id)
+            label, state = contents.config["label"], packing.unpacked(contents.state())
+            new = cls(label, state["collection"], node_id=ids.get(label))
             new.set_state(state)
         return new
 
@@ -733,7 +733,7 @@ class FeatureSet(ExperimentNode, SplitMixin):
     def _domain_keys(self, domain: str, keys: Columns) -> list[str]:
         if domain not in DOMAINS:
             raise UnknownNameError("domain", domain, DOMAINS)
-        known = self._collection.schema.keys(domain)
+        known = dict.fromkeys(self._collection.schema.keys(domain))
         chosen = list(known) if keys is None else as_list(keys)
         for key in chosen:
             if key not in known:

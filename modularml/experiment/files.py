@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from modularml.config import decode
-from modularml.context import ExperimentContext
+from modularml.context import ExperimentContext, RegistrationPolicy
 from modularml.data import FeatureSet
 from modularml.data.packing import packed, unpacked
 from modularml.errors import ConfigError, MMLKindError, UnknownNameError
@@ -93,10 +93,11 @@ class ExperimentFiles:
         contents.ids = ctx.free_ids(contents.ids, overwrite=overwrite)
         contents.use_ids(contents.ids)
         with contents.building(), ctx.beside(overwrite=overwrite) as beside:
+            policy = RegistrationPolicy.from_value(contents.config["registration_policy"])
             new: Self = _built(cls, contents, beside)
-        new._ctx.set_registration_policy(contents.config["registration_policy"])
-        if checkpoint_dir is not None:
-            new.set_checkpoint_dir(Path(checkpoint_dir))
+            if checkpoint_dir is not None:
+                new.set_checkpoint_dir(checkpoint_dir)
+        new._ctx.set_registration_policy(policy)
         return new
 
     @staticmethod

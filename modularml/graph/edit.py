@@ -75,14 +75,14 @@ def inserted_between(
 
 def rewire(nodes: Mapping[str, GraphNode], wiring: Wiring, check: Callable[[], Any]) -> None:
     """Wire nodes anew; if the check fails, they are wired as before and its error is raised."""
-    before = wiring_of(nodes)
+    before = {node_id: dict(vars(node)) for node_id, node in nodes.items()}
     try:
         for node_id, refs in wiring.items():
             nodes[node_id].set_upstream_refs(refs)
         check()
     except Exception:
-        for node_id, refs in before.items():
-            nodes[node_id]._upstream_refs = list(refs)
+        for node_id, attributes in before.items():
+            vars(nodes[node_id]).update(attributes)
         raise
 
 

@@ -176,9 +176,26 @@ class ConcatNode(MergeNode):
         self.concat_axis_tags = _strategy("concat_axis_tags", concat_axis_tags, label)
         self.pad_mode = _enum("pad_mode", PadMode, pad_mode)
         super().__init__(label, upstream_refs, node_id=node_id, register=register)
+
+    def set_upstream_refs(self, refs: Sequence[UpstreamLike]) -> None:
+        """Read from something else from now on; targets of one input follow its place."""
+        found = [as_reference(ref, self.context, self.label) for ref in refs]
+        chosen = self.concat_axis_targets, self.concat_axis_tags
+        self.concat_axis_targets, self.concat_axis_tags = (
+            _followed(how, self._upstream_refs, found) for how in chosen
+        )
+        try:
+            super().set_upstream_refs(found)
+        except Exception:
+            self.concat_axis_targets, self.concat_axis_tags = chosen
+            raise
+
+    def _check_upstream(self, label: str, refs: Sequence[ExperimentNodeReference]) -> None:
+        super()._check_upstream(label, refs)
+        labels = [ref.node_label for ref in refs]
         for how in (self.concat_axis_targets, self.concat_axis_tags):
-            if isinstance(how, ExperimentNodeReference):
-                self._place_of(how)
+            if isinstance(how, ExperimentNodeReference) and how.node_label not in labels:
+                raise UnknownNameError(f"upstream of {label!r}", how.node_label, labels)
 
     @property
     def target_strategy(self) -> StrategyType:
@@ -323,6 +340,20 @@ def _strategy(name: str, value: Any, label: str) -> StrategyType:
     raise ConfigError(
         f"{name} must be an axis, 'first', 'last', 'mean' or a reference, got {value!r}"
     )
+
+
+def _followed(
+    how: StrategyType,
+    before: Sequence[ExperimentNodeReference],
+    after: Sequence[ExperimentNodeReference],
+) -> StrategyType:
+    """Return the input that stands where a chosen one stood, if that one is gone."""
+    if not isinstance(how, ExperimentNodeReference) or len(before) != len(after):
+        return how
+    if any(ref.node_label == how.node_label for ref in after):
+        return how
+    places = [i for i, ref in enumerate(before) if ref.node_label == how.node_label]
+    return after[places[0]] if places else how
 
 
 def _enum(name: str, cls: Any, value: Any) -> Any:

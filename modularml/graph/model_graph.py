@@ -292,17 +292,21 @@ class ModelGraph(GraphFiles, Configurable, Stateful):
         active_nodes: Iterable[str | GraphNode] | None = None,
         roles: Sequence[str] = ("default",),
         together: Mapping[Source, int] | None = None,
+        only: ModelNode | None = None,
     ) -> tuple[StepPlan, Callable[..., Any]]:
         """Return the plan for some losses, and its step; made once for equal arguments.
 
-        See `compile_plan` for arguments and errors.
+        Losses on nodes that do not run are left out; with `only`, no other node learns. See
+        `compile_plan` for other arguments and errors.
         """
         self.build()
         with self._ctx_of_run():
             nodes = self._running(active_nodes)
-            key = self._plan_key(losses, training, nodes, roles, together)
+            key = (self._plan_key(losses, training, nodes, roles, together), only)
             if key not in self._plans:
-                made = self._compile(losses, training, nodes, roles, together)
+                running = [a for a in losses if self.get_node(a.on) in nodes]
+                made = self._compile(running, training, nodes, roles, together, only)
+                made.losses = tuple(losses)
                 step = made.train_step() if training else made.eval_step()
                 while len(self._plans) >= _PLANS_KEPT:
                     del self._plans[next(iter(self._plans))]
@@ -389,12 +393,24 @@ class ModelGraph(GraphFiles, Configurable, Stateful):
         ------
         UnknownNameError
             If the state has a node that this graph has not; nothing is changed then.
+        ShapeError, ConfigError
+            If weights or moments do not fit; nothing is changed then.
         """
-        found = {label: self.get_node(label) for label in state["nodes"]}
+        for label in state["nodes"]:
+            self.get_node(label)
         if state["is_built"]:
             self.build()
-        for label, node in found.items():
-            node.set_state(state["nodes"][label])
+        before = self.get_state() if self._built else None
+        try:
+            self._take(state)
+        except Exception:
+            if before is not None:
+                self._take(before)
+            raise
+
+    def _take(self, state: dict[str, Any]) -> None:
+        for label, own in state["nodes"].items():
+            self.get_node(label).set_state(own)
         if self._optimizer is not None and state["optimizer"] is not None:
             self._optimizer.set_state(state["optimizer"])
 
@@ -543,9 +559,12 @@ class ModelGraph(GraphFiles, Configurable, Stateful):
         nodes: Sequence[ComputeNode],
         roles: Sequence[str],
         together: Mapping[Source, int] | None,
+        only: ModelNode | None,
     ) -> StepPlan:
-        optimizers = self._optimizers(nodes, losses) if training else []
+        optimizers = self._optimizers(nodes, losses, only) if training else []
         own = {self.get_node(a.on).node_id for a in losses} if self._optimizer is None else set()
+        if only is not None:
+            own = {n.node_id for n in nodes if n is not only}
         return compile_plan(
             nodes,
             losses,
@@ -557,7 +576,10 @@ class ModelGraph(GraphFiles, Configurable, Stateful):
         )
 
     def _optimizers(
-        self, nodes: Sequence[ComputeNode], losses: Sequence[AppliedLoss]
+        self,
+        nodes: Sequence[ComputeNode],
+        losses: Sequence[AppliedLoss],
+        only: ModelNode | None = None,
     ) -> list[Optimizer]:
         if not losses:
             raise LossError("training needs at least one loss; pass losses=[AppliedLoss(...)]")
@@ -569,7 +591,9 @@ class ModelGraph(GraphFiles, Configurable, Stateful):
             raise GraphError(
                 f"nothing can be trained: the nodes {labels} are frozen or have no weights; unfreeze() one"
             )
-        if self._optimizer is not None:
+        if only is not None:
+            moving = [only]
+        elif self._optimizer is not None:
             if self._optimizer.missing(self._parameters()):
                 self._build_optimizer(force=False)
             return [self._optimizer]
@@ -588,13 +612,18 @@ class ModelGraph(GraphFiles, Configurable, Stateful):
         active_nodes: Iterable[str | GraphNode] | None,
         *,
         training: bool,
+        only: ModelNode | None = None,
     ) -> None:
-        if ctx.plan is not None and ctx.plan[0].serves(losses, training):
+        if only is None and ctx.plan is not None and ctx.plan[0].serves(losses, training):
             plan, step = ctx.plan
             tensors = ctx.tensors
         else:
             plan, step = self.plan(
-                losses, training=training, active_nodes=active_nodes, roles=_roles(ctx)
+                losses,
+                training=training,
+                active_nodes=active_nodes,
+                roles=_roles(ctx),
+                only=only,
             )
             tensors = fill(plan, ctx)
             ctx.layout = replace(plan.layout, views=_views(ctx))

@@ -210,7 +210,9 @@ class ModelNode(ComputeNode):
     __call__ = forward_single
 
     def train_step(self, ctx: ExecutionContext, losses: list[AppliedLoss]) -> None:
-        """Move this node's weights once, on the step's data; see `ModelGraph.train_step`.
+        """Move this node's weights once, with its own optimizer; see `ModelGraph.train_step`.
+
+        Nodes that it reads from run too and keep their weights.
 
         Raises
         ------
@@ -225,7 +227,7 @@ class ModelNode(ComputeNode):
             raise OptimizerNotSetError(
                 f"node {self.label!r} has no optimizer; give it one, or train the graph"
             )
-        self._graph().train_step(ctx, losses, active_nodes=[self])
+        self._graph()._step(ctx, losses, [self], training=True, only=self)
 
     def eval_step(self, ctx: ExecutionContext, losses: list[AppliedLoss] | None = None) -> None:
         """Send the step's data through, without gradients.

@@ -104,6 +104,8 @@ class Contents:
         self.archive, self.path, self.names = archive, archive.path, names
         self.type, self.config, self._state = tree["type"], tree["params"], state
         self.ids: dict[str, str] = archive.json(IDS) if IDS in archive.payloads else {}
+        if not isinstance(self.ids, dict) or not all(map(_is_id, self.ids.values())):
+            raise MMLError(limits.MISFIT, self.path, IDS, "holds no ids by label")
         self._unpacker = Unpacker(archive.payloads, archive.path)
 
     def use_ids(self, ids: Mapping[str, str]) -> None:
@@ -125,6 +127,10 @@ class Contents:
         except Exception as error:
             reason = f"does not fit together: {type(error).__name__}: {error}"[:300]
             raise MMLError(limits.MISFIT, self.path, "", reason) from error
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 200
 
 
 def read_artifact(
@@ -162,4 +168,7 @@ def read_artifact(
     resolver = Resolver(path, known, custom_objects, allow_import)
     inner = resolver.resolve([*names_in(tree), *names_in(state)], nodes=kind in ("mg", "exp"))
     names = {**inner, **resolver.resolve([("type", tree["type"])])}
+    if kind != "ckpt" and getattr(names[tree["type"]], "artifact_kind", "") != kind:
+        problem = f"{tree['type']!r:.80} is no {limits.KINDS[kind]}"
+        raise MMLError(limits.MISFIT, path, CONFIG, problem)
     return Contents(archive, tree, state, names)

@@ -67,7 +67,7 @@ def names_in(tree: Any) -> Iterator[tuple[str, str]]:
         for tag in _TAGS.keys() & item.keys():
             yield _TAGS[tag], item[tag]
         for pair in item.get("$dict", ()) if isinstance(item.get("$dict"), list) else ():
-            if isinstance(pair, list) and len(pair) == 2 and pair[0] in _TAGS:
+            if isinstance(pair, list) and len(pair) == 2 and str(pair[0]) in _TAGS:
                 yield _TAGS[pair[0]], pair[1]
         stack.extend(item.values())
 

@@ -234,11 +234,9 @@ class Stream:
         >>> stream.state_dict()
         {'epoch': 1, 'iteration': 2}
         """
-        state: dict[str, Any] = self._at.to_dict()
         if self._source.keeps_state:
-            return {**state, "loader": self._source.state()}
-        state.pop("position", None)  # the loader would start again, so it means nothing
-        return state
+            return {**self._at.to_dict(), "loader": self._source.state()}
+        return {"epoch": self.epoch, "iteration": self.iteration}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go to where another stream was.
@@ -267,6 +265,8 @@ class Stream:
         at = Position.from_dict(state_dict)
         if "loader" in state_dict:
             self._source.set_state(state_dict["loader"])
+        else:
+            at.take_over()  # a position means nothing to a loader that starts again
         self._at = at
 
     def _run(

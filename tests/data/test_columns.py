@@ -28,8 +28,9 @@ def test_arrays_come_back(values):
     found = to_numpy(array)
     assert len(array) == len(values)
     assert sample_shape(array.type) == values.shape[1:]
-    assert found.dtype == values.dtype.newbyteorder("=")
-    assert numpy_dtype(array.type) == found.dtype or not len(values)
+    assert numpy_dtype(array.type) == found.dtype
+    if len(values) or values.dtype != object:  # of no objects the type is not known
+        assert found.dtype == values.dtype.newbyteorder("=")
     assert not found.flags.writeable
     same(found, values)
 
@@ -170,6 +171,7 @@ def test_torch_tensors():
         (np.zeros((3, 0)), "'x' holds arrays of shape .0,., which are empty"),
         ([[], []], "'x' holds empty lists"),
         (np.zeros(2, dtype=np.longdouble), "'x' holds .*convert it"),
+        (np.array([0, 2**40], dtype="M8[D]"), "'x' holds a date that is out of range in row 1"),
         (pd.Series(pd.period_range("2020", "2021", freq="Y")), "'x' holds periods"),
         (pd.Series([1.0, 0], dtype="Sparse[float64]"), "'x' holds Sparse"),
         (pa.array([{"a": 1}]), "one column for each field"),

@@ -2,6 +2,10 @@
 
 import lazy_loader
 
+from modularml._optional import require
+
+require("torch", purpose="to build torch models")
+
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={

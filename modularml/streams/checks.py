@@ -1,0 +1,64 @@
+"""What comes in, refused with a clear word where it cannot be used."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+from modularml.errors import ConfigError, ShapeError
+
+__all__ = ["check_callable", "check_int", "check_tensors"]
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Refuse what cannot be called.
+
+    Raises
+    ------
+    ConfigError
+        If `value` is not callable.
+    """
+    if not callable(value):
+        raise ConfigError(f"{name} must be callable, got {value!r:.200}")
+
+
+def check_int(name: str, value: Any, least: int) -> None:
+    """Refuse what is no whole number, or too small.
+
+    Raises
+    ------
+    ConfigError
+        If `value` is no int of at least `least`.
+    """
+    try:
+        enough = operator.index(value) >= least
+    except TypeError:
+        enough = False
+    if not enough:
+        raise ConfigError(f"{name} must be an int of at least {least}, got {value!r}")
+
+
+def check_tensors(name: str, tensors: Any, *, least: int = 1) -> None:
+    """Refuse what is no sequence of tensors with one length.
+
+    Raises
+    ------
+    ConfigError
+        If there are too few, or something else.
+    ShapeError
+        If they differ in length.
+    """
+    if hasattr(tensors, "index_select") or not isinstance(tensors, Sequence):
+        raise ConfigError(f"{name} must be a tuple of tensors, got a {type(tensors).__name__}")
+    for place, tensor in enumerate(tensors):
+        if not hasattr(tensor, "index_select"):
+            raise ConfigError(f"{name}[{place}] must be a tensor, got a {type(tensor).__name__}")
+        if tensor.ndim == 0:
+            raise ShapeError(f"{name}[{place}] must have a first axis of samples, got a scalar")
+    if len(tensors) < least:
+        hint = "; with last_label=True the last is the label" if least > 1 else ""
+        raise ConfigError(f"{name} must have at least {least} tensors{hint}, got {len(tensors)}")
+    lengths = [len(tensor) for tensor in tensors]
+    if len(set(lengths)) > 1:
+        raise ShapeError(f"{name} must have as many samples each, got {lengths}")

@@ -1,0 +1,243 @@
+"""Training and validating a torch model on tensors in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
+from typing import Any
+
+from modularml._optional import require
+from modularml.backends import BackendAdapter, adapter_for
+from modularml.errors import ConfigError, DataError, LossError, ShapeError, UnknownNameError
+from modularml.streams.batching import batches_by_chunk
+from modularml.streams.checks import check_callable, check_int, check_tensors
+from modularml.streams.events import Event, NotAnEventError
+
+__all__ = ["LossShapeError", "epoch_stream", "validation_loss"]
+
+
+class LossShapeError(LossError, ShapeError):
+    """A loss is no scalar tensor."""
+
+
+def epoch_stream(
+    train_data: Sequence[Any],
+    model: Any,
+    optimizer: Any,
+    loss_fn: Callable[..., Any],
+    *,
+    batch_size: int = 1,
+    shuffle: bool = True,
+    last_label: bool = True,
+    generator: Any = None,
+    extra: dict[str, Any] | None = None,
+    step_offset: int = 0,
+) -> Iterator[Event]:
+    """Train a torch model and yield an event an epoch, without end.
+
+    Parameters
+    ----------
+    train_data : sequence of Tensor, shape (n_samples, ...)
+        The arguments of `model` and, with `last_label`, the labels as the last.
+    model : torch.nn.Module
+        Trained in place.
+    optimizer : torch.optim.Optimizer
+        Made with the parameters of `model`.
+    loss_fn : callable
+        Called as ``loss_fn(model(*inputs), labels)``; without labels as
+        ``loss_fn(model(*inputs))``.
+        It must return the mean over the batch, a scalar tensor.
+    batch_size : int
+        Samples a batch; the last one may be smaller.
+    shuffle : bool
+        Whether samples are shuffled anew in each epoch.
+    last_label : bool
+        Whether the last tensor is the labels.
+    generator : torch.Generator, optional
+        For ``torch.randperm``.
+    extra : dict, optional
+        Merged into each event.
+    step_offset : int
+        Added to the 1-based number of the epoch.
+
+    Yields
+    ------
+    Event
+        ``step``, ``train_loss`` (mean over the samples of the epoch, float), ``model`` (no copy),
+        and `extra`. The epoch is trained when its event is asked for.
+
+    Raises
+    ------
+    ConfigError, ShapeError, DataError
+        If an argument is not as described; when called, before any step.
+    LossError
+        If the loss is no scalar tensor, or does not depend on what can be trained. No step has
+        been taken then.
+
+    Notes
+    -----
+    The model and all tensors must be on the same device. The model is put into training mode at
+    the start of each epoch. A loss that is NaN goes into the event like any other.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> x = torch.tensor([[1.0], [2.0]])
+    >>> y = torch.tensor([[1.0], [2.0]])
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> with torch.no_grad():
+    ...     _ = model.weight.zero_()
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    >>> stream = epoch_stream((x, y), model, optimizer, nn.MSELoss(), batch_size=2, shuffle=False)
+    >>> event = next(stream)
+    >>> event["step"], event["train_loss"]
+    (1, 2.5)
+    """
+    check_tensors("train_data", train_data, least=2 if last_label else 1)
+    check_int("batch_size", batch_size, 1)
+    if not len(train_data[0]):
+        raise DataError("train_data must have at least one sample, got tensors of length 0")
+    check_callable("model", model)
+    check_callable("loss_fn", loss_fn)
+    if not hasattr(optimizer, "param_groups"):
+        raise ConfigError(f"optimizer must be a torch optimizer, got {optimizer!r:.200}")
+    loss_of = _loss_of(model, loss_fn, last_label)
+    how = (tuple(train_data), batch_size, shuffle, generator)
+    return _epochs(how, model, optimizer, loss_of, dict(extra or {}), step_offset)
+
+
+def _epochs(
+    how: tuple[Any, ...],
+    model: Any,
+    optimizer: Any,
+    loss_of: Callable[..., Any],
+    extra: dict[str, Any],
+    step_offset: int,
+) -> Iterator[Event]:
+    torch = adapter_for("torch")
+    for step in count(1 + step_offset):
+        model.train()
+        train_loss = _train(torch, how, optimizer, loss_of)
+        yield Event({"step": step, "train_loss": train_loss, "model": model, **extra})
+
+
+def _train(
+    adapter: BackendAdapter, how: tuple[Any, ...], optimizer: Any, loss_of: Callable[..., Any]
+) -> float:
+    """Train for an epoch and return its mean loss.
+
+    ::
+
+        for each chunk of shuffled rows:
+            for each batch of the chunk:
+                loss, backward, step
+            add up the losses of the chunk
+    """
+    tensors, batch_size = how[:2]
+    torch = require("torch")
+    move = require("modularml.backends.torch_kernels").direct_step(optimizer)
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    total, checked = 0.0, False
+    with torch.enable_grad():
+        for n_rows, batches in batches_by_chunk(*how):
+            losses = []
+            for batch in batches:
+                loss = loss_of(*batch)
+                if not checked:
+                    checked = _check_loss(loss, trained=True)
+                for p in params:
+                    p.grad = None
+                loss.backward()
+                move()
+                losses.append(loss.detach())
+            values = adapter.floats([loss.reshape(()) for loss in losses])
+            last = n_rows - batch_size * (len(values) - 1)
+            total += batch_size * sum(values[:-1]) + last * values[-1]
+    return total / len(tensors[0])
+
+
+def validation_loss(
+    val_data: Sequence[Any],
+    loss_fn: Callable[..., Any],
+    *,
+    key: str = "val_loss",
+    last_label: bool = True,
+) -> Callable[[Event], dict[str, float]]:
+    """Create a function for `augment` that computes a validation loss.
+
+    Parameters
+    ----------
+    val_data : sequence of Tensor, shape (n_samples, ...)
+        The arguments of the model and, with `last_label`, the labels as the last. They go through
+        the model at once, not in batches.
+    loss_fn : callable
+        Called as ``loss_fn(model(*inputs), labels)``; without labels as
+        ``loss_fn(model(*inputs))``.
+    key : str
+        Where the loss goes, as a float.
+    last_label : bool
+        Whether the last tensor is the labels.
+
+    Raises
+    ------
+    ConfigError, ShapeError
+        If an argument is not as described.
+    LossError
+        In passing: if the loss is no scalar tensor.
+
+    Notes
+    -----
+    The model and all tensors must be on the same device. The model of the event is put into
+    evaluation mode, and afterwards each of its modules back into the mode it was in.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> x = torch.tensor([[1.0], [3.0]])
+    >>> validate = validation_loss((x, x), nn.MSELoss())
+    >>> validate({"step": 1, "model": nn.Identity()})
+    {'val_loss': 0.0}
+    """
+    check_tensors("val_data", val_data, least=2 if last_label else 1)
+    check_callable("loss_fn", loss_fn)
+    adapter = adapter_for("torch")
+
+    def validate(event: Event) -> dict[str, float]:
+        if not isinstance(event, Mapping):
+            raise NotAnEventError(f"{event!r:.80}; put validation_loss(...) into augment(...)")
+        if "model" not in event:
+            raise UnknownNameError("event key", "model", event)
+        model = event["model"]
+        with adapter.modes([(model, False)]), adapter.no_grad():
+            loss = _loss_of(model, loss_fn, last_label)(*val_data)
+        _check_loss(loss, trained=False)
+        return {key: float(loss)}
+
+    return validate
+
+
+def _loss_of(model: Any, loss_fn: Callable[..., Any], last_label: bool) -> Callable[..., Any]:
+    """Return the function from the tensors of a batch to its loss."""
+    if last_label:
+        return lambda *batch: loss_fn(model(*batch[:-1]), batch[-1])
+    return lambda *batch: loss_fn(model(*batch))
+
+
+def _check_loss(loss: Any, *, trained: bool) -> bool:
+    if not hasattr(loss, "backward"):
+        raise LossShapeError(
+            f"loss_fn must return a scalar tensor, got a {type(loss).__name__}: {loss!r:.80}"
+        )
+    if loss.numel() != 1:
+        raise LossShapeError(
+            f"loss_fn must return a scalar tensor, got shape {tuple(loss.shape)}; "
+            "take the mean over the batch"
+        )
+    if trained and not loss.requires_grad:
+        raise LossError(
+            "the loss depends on nothing that can be trained; do not detach the predictions, and "
+            "let some parameter of the model require a gradient"
+        )
+    return True

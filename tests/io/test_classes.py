@@ -1,0 +1,145 @@
+"""Classes of the user's own: found where the user put them, never fetched by a file."""
+
+from __future__ import annotations
+
+import enum
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import modularml as mm
+from modularml.config import config_registry
+from modularml.errors import MMLError
+from modularml.models.torch import TorchModelWrapper
+from modularml.splitters import BaseSplitter
+
+
+def distance(outputs: Any, targets: Any) -> Any:
+    """Return the absolute error: a loss of the user's own."""
+    return (outputs - targets).abs()
+
+
+class Doubler(torch.nn.Module):
+    """A module of the user's own."""
+
+    def __init__(self, width: int = 2) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(width, 1)
+
+    def forward(self, x: Any) -> Any:
+        return self.layer(x) * 2
+
+
+class EveryOther(BaseSplitter):
+    """A splitter of the user's own."""
+
+    def __init__(self, step: int = 2) -> None:
+        self.step = step
+
+    def assign(self, n: int, *, columns: Any) -> Any:
+        import numpy as np
+
+        return {"a": np.arange(0, n, self.step)}
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+def test_code_of_the_user_that_is_imported(tmp_path: Path) -> None:
+    loss = mm.Loss(distance)
+    path = loss.save(tmp_path / "a")
+    assert mm.Loss.load(path) == loss
+    model = TorchModelWrapper(model_class=Doubler, model_kwargs={"width": 2})
+    model.build((2,))
+    assert mm.BaseModel.load(model.save(tmp_path / "b")).same_weights(model)
+
+
+def test_custom_objects_stand_in(tmp_path: Path) -> None:
+    def other(a: Any, b: Any) -> Any:
+        return a
+
+    path = mm.Loss(distance).save(tmp_path / "a")
+    full = f"{__name__}:distance"
+    for key in ("distance", full):
+        assert mm.Loss.load(path, custom_objects={key: other}).loss is other
+    with pytest.raises(MMLError, match="is no code"):
+        mm.Loss.load(path, custom_objects={"distance": 3})
+
+
+def test_a_class_that_is_gone(tmp_path: Path) -> None:
+    path = EveryOther(3).save(tmp_path / "a")
+    kept = config_registry._entries.pop("EveryOther")
+    try:
+        with pytest.raises(MMLError) as caught:
+            BaseSplitter.load(path)
+        assert caught.value.code == "MML-108"
+        for word in ("EveryOther", "sha256", "custom_objects=", "allow_import="):
+            assert word in str(caught.value)
+        loaded = BaseSplitter.load(path, custom_objects={"EveryOther": EveryOther})
+    finally:
+        config_registry.register("EveryOther", kept)
+    assert loaded == EveryOther(3)
+
+
+MODULE = """
+import modularml.splitters as sp
+
+class Imported(sp.BaseSplitter):
+    def __init__(self, n=1):
+        self.n = n
+    def assign(self, n, *, columns):
+        return {}
+
+def lossy(a, b):
+    return a - b{tail}
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module that is there to be imported, and files that need it."""
+    (tmp_path / "mypkg_for_io.py").write_text(MODULE.replace("{tail}", ""))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import mypkg_for_io
+
+    files = mypkg_for_io.Imported(2).save(tmp_path / "a"), mm.Loss(mypkg_for_io.lossy).save(tmp_path / "b")
+    del sys.modules["mypkg_for_io"]
+    config_registry._entries.pop("Imported")
+    yield files
+    sys.modules.pop("mypkg_for_io", None)
+    config_registry._entries.pop("Imported", None)
+
+
+def test_nothing_is_imported_unasked(package: Any) -> None:
+    for cls, path in zip((BaseSplitter, mm.Loss), package, strict=True):
+        with pytest.raises(MMLError, match="mypkg_for_io"):
+            cls.load(path)
+        with pytest.raises(MMLError):
+            cls.load(path, allow_import=["mypkg"])
+        assert "mypkg_for_io" not in sys.modules
+
+
+def test_imports_below_an_allowed_prefix(package: Any) -> None:
+    assert mm.Loss.load(package[1], allow_import=["mypkg_for_io"]).name == "lossy"
+    assert BaseSplitter.load(package[0], allow_import="mypkg_for_io").n == 2
+
+
+def test_code_that_has_changed_is_told(package: Any, tmp_path: Path) -> None:
+    (tmp_path / "mypkg_for_io.py").write_text(MODULE.replace("{tail}", " + 1  # longer"))
+    with pytest.warns(UserWarning, match="lossy has changed since"):
+        mm.Loss.load(package[1], allow_import=["mypkg_for_io"])
+
+
+def test_numpy_functions_in_a_scaler(tmp_path: Path) -> None:
+    import numpy as np
+    from sklearn.preprocessing import FunctionTransformer
+
+    scaler = mm.Scaler(FunctionTransformer, {"func": np.log1p, "inverse_func": np.expm1})
+    rows = np.ones((3, 1))
+    scaler.fit(rows)
+    loaded = mm.Scaler.load(scaler.save(tmp_path / "a"))
+    np.testing.assert_array_equal(loaded.transform(rows), scaler.transform(rows))

@@ -1,0 +1,433 @@
+"""A damaged, hostile or newer file gives one error and changes nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import re
+import struct
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from tests.io import things
+
+import modularml as mm
+from modularml.errors import MMLError
+from modularml.io import inspect
+from modularml.io.archive import open_archive
+
+SEED = 20261121
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Good files: rows and a whole experiment."""
+    folder = tmp_path_factory.mktemp("good")
+    with mm.ExperimentContext().activate():
+        made = things.experiment()
+        fs: Any = made.ctx.get_node("cells")
+        return {"fs": fs.save(folder / "rows"), "exp": made.save(folder / "study")}
+
+
+def load(path: Path) -> Any:
+    """Load a file in a context of its own, which an error must leave empty."""
+    with mm.ExperimentContext().activate() as ctx:
+        before = things.snapshot(ctx)
+        try:
+            return {"fs": mm.FeatureSet, "exp": mm.Experiment}[path.name.split(".")[-2]].load(path)
+        except MMLError as error:
+            assert things.snapshot(ctx) == before
+            assert len(str(error).splitlines()) <= 3
+            raise
+
+
+def refused(path: Path, data: bytes, target: Path, match: str = "MML-") -> None:
+    target.write_bytes(data)
+    with pytest.raises(MMLError, match=match):
+        load(target)
+    with pytest.raises(MMLError, match=match):
+        inspect(target)
+
+
+# ------------------------------------------------------------------------------- damage
+
+
+def test_every_cut_and_every_tail(files: dict[str, Path], tmp_path: Path) -> None:
+    good = files["fs"].read_bytes()
+    for size in [0, 1, 21, 22, 100, len(good) // 2, len(good) - 1]:
+        refused(files["fs"], good[:size], tmp_path / "a.fs.mml")
+    for tail in (b"\0", b"PK\5\6", good):
+        refused(files["fs"], good + tail, tmp_path / "a.fs.mml")
+        refused(files["fs"], tail + good, tmp_path / "a.fs.mml")
+
+
+def test_one_flipped_bit_anywhere(files: dict[str, Path], tmp_path: Path) -> None:
+    good = files["fs"].read_bytes()
+    target = tmp_path / "a.fs.mml"
+    for at in range(0, len(good), max(1, len(good) // 500)):
+        bent = bytearray(good)
+        bent[at] ^= 1 << (at % 8)
+        target.write_bytes(bent)
+        with pytest.raises(MMLError):
+            open_archive(target)
+
+
+@pytest.mark.parametrize("kind", ["fs", "exp"])
+def test_random_mutants(kind: str, files: dict[str, Path], tmp_path: Path) -> None:
+    print(f"seed {SEED}")
+    rng, good = random.Random(SEED), files[kind].read_bytes()
+    target = tmp_path / f"a.{kind}.mml"
+    for _ in range(300):
+        bent = mutant(rng, bytearray(good))
+        if bent == good:
+            continue
+        target.write_bytes(bent)
+        with pytest.raises(MMLError):
+            load(target)
+
+
+def mutant(rng: random.Random, data: bytearray) -> bytearray:
+    """Flip, cut, overwrite, splice or delete."""
+    at, length = rng.randrange(len(data)), rng.randint(1, 64)
+    how = rng.randrange(5)
+    if how == 0:
+        data[at] ^= 1 << rng.randrange(8)
+    elif how == 1:
+        del data[at:]
+    elif how == 2:
+        data[at : at + length] = rng.randbytes(len(data[at : at + length]))
+    elif how == 3:
+        source = rng.randrange(len(data))
+        data[at:at] = data[source : source + length]
+    else:
+        del data[at : at + length]
+    return data
+
+
+# ---------------------------------------------------------- right hashes, wrong contents
+
+
+@pytest.mark.parametrize("kind", ["fs", "exp"])
+def test_resealed_mutants_touch_nothing_else(
+    kind: str, files: dict[str, Path], tmp_path: Path
+) -> None:
+    print(f"seed {SEED}")
+    rng, loaded = random.Random(SEED), 0
+    names = [n for n in things.members(files[kind])]
+    for i in range(150):
+        name = rng.choice(names)
+
+        def bend(found: dict[str, bytes], name: str = name) -> None:
+            data = bytearray(found[name])
+            for _ in range(rng.randint(1, 3)):
+                data[rng.randrange(len(data))] = rng.randrange(256)
+            found[name] = bytes(data)
+
+        try:
+            path = things.resealed(files[kind], tmp_path / f"{i}.{kind}.mml", bend)
+            made = load(path)
+        except MMLError:
+            continue
+        loaded += 1
+        touch(made)
+    assert loaded < 150
+
+
+def touch(made: Any) -> None:
+    """Use everything that was loaded; ordinary errors are fine, crashes are not."""
+    sets = [made] if isinstance(made, mm.FeatureSet) else made.ctx.available_featuresets.values()
+    for fs in sets:
+        try:
+            fs.summary(), fs.get_data(fmt="pandas")
+            for split in fs.splits.values():
+                split.get_features("numpy")
+            if isinstance(made, mm.Experiment):
+                made.predict(fs)
+        except Exception as error:
+            assert not isinstance(error, SystemError | RecursionError)
+
+
+Edit = Callable[[dict[str, bytes]], Any]
+
+
+def json_edit(name: str, change: Callable[[Any], Any]) -> Edit:
+    def edit(found: dict[str, bytes]) -> None:
+        tree = json.loads(found[name])
+        found[name] = json.dumps(change(tree) or tree).encode()
+
+    return edit
+
+
+def put(name: str, data: bytes) -> Edit:
+    return lambda found: found.__setitem__(name, data)
+
+
+def without(name: str) -> Edit:
+    return lambda found: found.pop(name)
+
+
+def arrow(table: pa.Table, **options: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def splits(**values: Any) -> Edit:
+    return json_edit("state.json", lambda tree: tree["splits"].update(values))
+
+
+BIG = np.zeros(10_000)
+MISFITS: dict[str, Edit] = {
+    "no table": without("tables/table.arrow"),
+    "no state": without("state.json"),
+    "no config": without("config.json"),
+    "not JSON": put("state.json", b"{"),
+    "NaN": put("state.json", b'{"a":NaN}'),
+    "infinite": put("state.json", b'{"a":1e999}'),
+    "duplicate keys": put("state.json", b'{"a":1,"a":2}'),
+    "deep": put("state.json", b"[" * 70 + b"]" * 70),
+    "very deep": put("state.json", b"[" * 100_000),
+    "many": put("state.json", b"[" + b"[]," * 600_000 + b"[]]"),
+    "huge integer": put("state.json", b"[" + b"9" * 5000 + b"]"),
+    "another type": json_edit("config.json", lambda t: t.update(type="ModelGraph")),
+    "no such type": json_edit("config.json", lambda t: t.update(type="Nothing")),
+    "type of another case": json_edit("config.json", lambda t: t.update(type="featureset")),
+    "no label": json_edit("config.json", lambda t: t["params"].clear()),
+    "newer config": json_edit("config.json", lambda t: t.update(version=2)),
+    "unknown key": json_edit("config.json", lambda t: t.update(more=1)),
+    "a list as state": put("state.json", b"[1]"),
+    "split is a list": splits(train=[1, 2]),
+    "split is text": splits(train="abc"),
+    "split of an unknown tensor": splits(
+        train={"$tensor": "no", "in": "tensors/splits.safetensors", "dtype": "<i8", "shape": [1]}
+    ),
+    "empty split name": splits(**{"": {"$scalar": 1, "dtype": "<i8"}}),
+    "no tensors": put("tensors/splits.safetensors", b"\xff" * 100),
+    "long header": put("tensors/splits.safetensors", struct.pack("<Q", 2**60) + b"{}"),
+    "no arrow": put("tables/table.arrow", b"ARROW1" + b"\0" * 100 + b"ARROW1"),
+    "compressed": put(
+        "tables/table.arrow", arrow(pa.table({"features.x.raw": BIG}), compression="zstd")
+    ),
+    "dictionary": put(
+        "tables/table.arrow",
+        arrow(pa.table({"features.x.raw": pa.array(["a", "b"]).dictionary_encode()})),
+    ),
+    "nested": put(
+        "tables/table.arrow", arrow(pa.table({"features.x.raw": pa.array([{"a": 1}])}))
+    ),
+    "other rows": put("tables/table.arrow", arrow(pa.table({"features.x.raw": BIG}))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_misfits(name: str, files: dict[str, Path], tmp_path: Path) -> None:
+    path = things.resealed(files["fs"], tmp_path / "a.fs.mml", MISFITS[name])
+    start = time.perf_counter()
+    with pytest.raises(MMLError):
+        load(path)
+    assert time.perf_counter() - start < 2
+
+
+def test_rows_outside_the_table(files: dict[str, Path], tmp_path: Path) -> None:
+    from modularml.io.tensors import dump_tensors, load_tensors
+
+    def edit(found: dict[str, bytes]) -> None:
+        name = "tensors/splits.safetensors"
+        arrays = load_tensors(memoryview(found[name]), tmp_path, name)
+        arrays["train"][0] = 10**9
+        found[name] = dump_tensors(arrays)
+
+    path = things.resealed(files["fs"], tmp_path / "a.fs.mml", edit)
+    with pytest.raises(MMLError, match="rows lie outside"):
+        load(path)
+
+
+# ----------------------------------------------------------------------------- manifest
+
+
+def rewritten(path: Path, target: Path, change: Callable[[Any], Any]) -> Path:
+    """Change the manifest as `zipfile` would write it."""
+    found = things.members(path)
+    with zipfile.ZipFile(path) as file:
+        manifest = json.loads(file.read("manifest.json"))
+    change(manifest)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("manifest.json", json.dumps(manifest))
+        for name, data in found.items():
+            file.writestr(name, data)
+    target.write_bytes(buffer.getvalue())
+    return target
+
+
+def test_a_newer_schema_says_what_to_install(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modularml.io import limits
+
+    with monkeypatch.context() as patch:
+        patch.setattr(limits, "SCHEMA", 2)
+        path = things.resealed(files["fs"], tmp_path / "a.fs.mml", lambda found: None)
+    with pytest.raises(MMLError, match=r"schema 2.*up to 1.*pip install") as caught:
+        load(path)
+    assert caught.value.code == "MML-102"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("more", 1), ("x-more", 1), ("schema", "1"), ("schema", True), ("kind", "zz")]
+)
+def test_manifest_keys(key: str, value: Any, files: dict[str, Path], tmp_path: Path) -> None:
+    target = tmp_path / "a.fs.mml"
+
+    def write() -> Path:
+        return things.resealed(files["fs"], target, lambda found: None, **{key: value})
+
+    if key == "x-more":
+        load(write())
+        return
+    if key in ("schema", "kind"):  # these are always written right
+        rewritten(files["fs"], target, lambda m: m.update({key: value}))
+    with pytest.raises(MMLError):
+        load(target if target.exists() else write())
+
+
+def test_zip_files_of_others(files: dict[str, Path], tmp_path: Path) -> None:
+    target = tmp_path / "a.fs.mml"
+    with pytest.raises(MMLError, match="MML-101"):
+        load(rewritten(files["fs"], target, lambda m: None))
+    for content in (b"hello", b"\x80\x05" * 30, b"PK\5\6" + bytes(18), b"PK\3\4" + bytes(200)):
+        refused(target, content, target)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_compressed_members(method: int, tmp_path: Path) -> None:
+    target = tmp_path / "a.fs.mml"
+    with zipfile.ZipFile(target, "w", method) as file:
+        file.writestr("manifest.json", "{}" * 1000)
+    with pytest.raises(MMLError, match="compressed"):
+        load(target)
+
+
+def test_too_many_members(tmp_path: Path) -> None:
+    target = tmp_path / "a.fs.mml"
+    with zipfile.ZipFile(target, "w") as file:
+        for i in range(5000):
+            file.writestr(f"m{i}", b"")
+    with pytest.raises(MMLError, match="MML-104"):
+        load(target)
+
+
+HOSTILE_NAMES = [
+    "../evil", "/etc/passwd", "a/../../b", "a\\b", "C:evil", "a//b", "a/", ".hidden", "con", "a/NUL.txt",
+    "x" * 81, "a/" * 9 + "b", "a b", "é", "a\0b", "a.", "$HOME", "{0.__class__}", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES, ids=range(len(HOSTILE_NAMES)))
+def test_hostile_names_of_members(name: str, tmp_path: Path) -> None:
+    from modularml.io.names import check_members
+
+    with pytest.raises(MMLError, match="MML-105"):
+        check_members(["manifest.json", name], tmp_path)
+
+
+def test_names_that_some_file_systems_cannot_tell_apart(tmp_path: Path) -> None:
+    from modularml.io.names import check_members
+
+    for pair in (["a", "a"], ["a.json", "A.json"], ["a", "a/b"]):
+        with pytest.raises(MMLError, match="MML-105"):
+            check_members(pair, tmp_path)
+
+
+# -------------------------------------------------------------------------- code in files
+
+ran: list[str] = []
+
+
+def marker(*args: Any, **kwargs: Any) -> str:
+    """Stand in for harm: no file may call it."""
+    ran.append("called")
+    return "x"
+
+
+HARM = [
+    {"$enum": "os:system", "value": "echo harm"},
+    {"$enum": "posix:system", "value": "echo harm"},
+    {"$enum": "builtins:eval", "value": "1"},
+    {"$code": "os:system"},
+    {"$code": "builtins:eval"},
+    {"$code": "subprocess:Popen"},
+    {"$code": "pickle:loads"},
+    {"$code": "torch:load"},
+    {"$code": "torch.serialization:load"},
+    {"$code": "joblib.numpy_pickle:load"},
+    {"$code": "numpy:load"},
+    {"$code": "modularml._optional:require"},
+    {"$code": "modularml.config:decode"},
+    {"$code": "tests.io.things:zipfile.ZipFile"},
+    {"$code": "antigravity:x"},
+    {"$estimator": "subprocess:Popen", "params": {"args": ["echo", "harm"]}},
+    {"$estimator": "builtins:exec", "params": {}},
+    {"$type": "Popen", "params": {}},
+    {"$type": "os:system", "params": {}},
+    {"$type": ["a"], "params": {}},
+    {"$type": "FeatureSet", "params": {"label": "sneaked in"}},
+    {"$dict": [["$fitted", "os:system"], ["params", {}], ["state", {}]]},
+    {"$dict": [[["a"], 1]]},
+    {"$array": "AAAA", "dtype": "O", "shape": [1]},
+    {"$array": "AAAA", "dtype": "|O", "shape": [10**12]},
+    {"$text": ["a"], "dtype": "<U1000000000", "shape": [1]},
+    {"$scalar": 1, "dtype": "O"},
+]
+
+
+@pytest.mark.parametrize("place", ["config", "state"])
+@pytest.mark.parametrize("harm", HARM, ids=range(len(HARM)))
+def test_no_file_chooses_code(harm: Any, place: str, tmp_path: Path) -> None:
+    path = mm.Optimizer("adam", opt_kwargs={"lr": 0.1}, backend="torch").save(tmp_path / "a")
+    events: list[str] = []
+
+    def watch(event: str, args: Any) -> None:
+        if watching and event in ("os.system", "subprocess.Popen", "exec", "import"):
+            events.append(f"{event} {args[0] if event != 'exec' else ''}")
+
+    def edit(found: dict[str, bytes]) -> None:
+        config, state = json.loads(found["config.json"]), json.loads(found["state.json"])
+        if place == "config":
+            config["params"]["opt_kwargs"]["lr"] = harm
+        else:
+            state.update(is_built=True, moments={}, groups=[harm])
+        found.update({"config.json": json.dumps(config).encode(), "state.json": json.dumps(state).encode()})  # noqa: E501 # fmt: skip
+
+    bent = things.resealed(path, tmp_path / "b.op.mml", edit)
+    modules, watching = set(sys.modules), True
+    sys.addaudithook(watch)
+    with mm.ExperimentContext().activate() as ctx:
+        with pytest.raises(MMLError):
+            mm.Optimizer.load(bent)
+        assert ctx.available_nodes == {}
+    watching = False
+    assert [e for e in events if not e.startswith("import modularml")] == []
+    assert {m for m in set(sys.modules) - modules if not m.startswith("modularml")} == set()
+    assert ran == []
+
+
+def test_messages_are_short_and_say_what_to_do(files: dict[str, Path], tmp_path: Path) -> None:
+    bent = bytearray(files["fs"].read_bytes())
+    bent[bent.index(b"ARROW1") + 200] ^= 1
+    target = tmp_path / "run.fs.mml"
+    target.write_bytes(bent)
+    with pytest.raises(MMLError) as caught:
+        load(target)
+    text = str(caught.value)
+    assert re.fullmatch(r"MML-101 run\.fs\.mml: tables/\S+: sha256 differs .*\. Restore .*", text)
+    assert (caught.value.member, caught.value.code) == ("tables/table.arrow", "MML-101")
