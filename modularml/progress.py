@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any
 
 from modularml._optional import has, require
@@ -21,6 +22,9 @@ def _in_notebook() -> bool:
 IN_NOTEBOOK: bool = _in_notebook()
 
 
+PACE = 0.1  # seconds between two drawings
+
+
 class Bar:
     """A bar that may be absent: every method is safe to call.
 
@@ -30,18 +34,28 @@ class Bar:
         The bar behind, or None for no bar.
     """
 
-    __slots__ = ("_tqdm",)
+    __slots__ = ("_behind", "_due", "_tqdm")
 
     def __init__(self, tqdm: Any | None) -> None:
         self._tqdm = tqdm
+        self._behind, self._due = 0, monotonic() + PACE
 
     def __bool__(self) -> bool:
         return self._tqdm is not None
 
     def update(self, n: int = 1) -> None:
         """Advance by `n`; redrawn at most ten times a second."""
+        if self._tqdm is None:
+            return
+        self._behind += n
+        if monotonic() >= self._due:
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Draw the bar as far as it has come."""
         if self._tqdm is not None:
-            self._tqdm.update(n)
+            self._tqdm.update(self._behind)
+            self._behind, self._due = 0, monotonic() + PACE
 
     def show(self, **values: float | None) -> None:
         """Show numbers beside the bar at its next drawing; None is left out."""
@@ -52,6 +66,7 @@ class Bar:
     def restart(self, total: int | None = None) -> None:
         """Start again from zero."""
         if self._tqdm is not None:
+            self._behind = 0
             self._tqdm.reset(total=total)
 
 
@@ -91,5 +106,9 @@ def bar(
         yield Bar(None)
         return
     options = {"total": total, "desc": label, "leave": persist, "unit": unit, "initial": initial}
-    with tqdm_class()(**options, mininterval=0.1) as drawn:
-        yield Bar(drawn)
+    with tqdm_class()(**options, mininterval=0, miniters=1) as tqdm:  # the pace is ours
+        drawn = Bar(tqdm)
+        try:
+            yield drawn
+        finally:
+            drawn.catch_up()

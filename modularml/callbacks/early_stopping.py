@@ -101,8 +101,21 @@ class EarlyStopping(Callback):
         return self._stopped
 
     def on_phase_start(self, *, experiment: Any, phase: Any, results: Any = None) -> None:
-        """Forget an earlier phase."""
+        """Forget an earlier phase.
+
+        Raises
+        ------
+        ConfigError
+            If all callbacks that log the metric run after this one.
+        """
         self._reset()
+        ordered = sorted(phase.callbacks, key=lambda c: c.execution_order)
+        loggers = [c for c in ordered if self._monitor in getattr(c, "logs", ())]
+        if loggers and ordered.index(loggers[0]) > ordered.index(self):
+            raise ConfigError(
+                f"EarlyStopping watches {self._monitor!r}, which {loggers[0].label!r} logs after "
+                f"it; give EarlyStopping an execution_order above {loggers[0].execution_order}"
+            )
 
     def on_epoch_end(
         self, *, experiment: Any, phase: Any, exec_ctx: ExecutionContext, results: Any = None

@@ -14,6 +14,7 @@ from modularml.config import config_registry
 from modularml.context import ExperimentContext, ExperimentNode
 from modularml.data import packing, scaling, sources
 from modularml.data.collection import SampleCollection
+from modularml.data.columns import to_arrow, to_numpy
 from modularml.data.display import describe, html, split_tree
 from modularml.data.references import FeatureSetColumnReference, FeatureSetReference
 from modularml.data.rows import SplitMixin, SplitRecord, check_split_name
@@ -487,7 +488,7 @@ class FeatureSet(ExperimentNode, SplitMixin):
         values = np.asarray(data)
         schema = self._collection.schema
         shape = schema[schema.newest(domain, keys[0])].shape
-        full = (len(values), len(keys), *shape)
+        full = (len(values) if values.ndim else -1, len(keys), *shape)
         if values.size != int(np.prod(full)):
             raise ShapeError(
                 f"data for the columns {keys} of {domain} must have shape {('n', *full[1:])}, got "
@@ -510,7 +511,7 @@ class FeatureSet(ExperimentNode, SplitMixin):
 
         Parameters
         ----------
-        columns : mapping of str to ndarray, shape (n, *shape)
+        columns : mapping of str to array-like, shape (n, *shape), or DataFrame
             Raw values by key, in the units of this set. Not changed.
         domain : {'features', 'targets', 'tags'}
 
@@ -519,10 +520,14 @@ class FeatureSet(ExperimentNode, SplitMixin):
         dict of str to ndarray
             Every given column in its newest representation.
         """
-        records = [
-            r for r in self._scaler_records if r.domain == domain and set(r.keys) & set(columns)
-        ]
-        return {**columns, **scaling.apply_records(records, columns)}
+        known = set(self._domain_keys(domain, None))
+        new = {
+            key: values if isinstance(values, np.ndarray) else to_numpy(to_arrow(values, key))
+            for key, values in columns.items()
+            if key in known
+        }
+        records = [r for r in self._scaler_records if r.domain == domain and set(r.keys) & set(new)]
+        return {**columns, **new, **scaling.apply_records(records, new)}
 
     # -- copies, config, state ----------------------------------------------------------------
 
@@ -685,7 +690,7 @@ class FeatureSet(ExperimentNode, SplitMixin):
         )
 
     def __repr__(self) -> str:
-        parts = ", ".join(f"{name}: {len(rows)}" for name, rows in self._splits.items())
+        parts = ", ".join(f"{name}: {n}" for name, n in self._split_sizes().items())
         keys = {domain: self._collection.schema.keys(domain) for domain in DOMAINS}
         shown = "; ".join(f"{d}: {', '.join(k[:8])}" for d, k in keys.items() if k)
         return (
@@ -694,7 +699,7 @@ class FeatureSet(ExperimentNode, SplitMixin):
         )
 
     def _repr_html_(self) -> str:
-        return html(self, f"FeatureSet {self.label}", {n: len(r) for n, r in self._splits.items()})
+        return html(self, f"FeatureSet {self.label}", self._split_sizes())
 
     # -- within -------------------------------------------------------------------------------
 
@@ -705,6 +710,9 @@ class FeatureSet(ExperimentNode, SplitMixin):
 
     def _source(self) -> FeatureSet:
         return self
+
+    def _split_sizes(self) -> dict[str, int]:
+        return {name: int((rows >= 0).sum()) for name, rows in self._splits.items()}
 
     def _register_splits(
         self, views: Mapping[str, FeatureSetView], record: SplitRecord | None

@@ -89,7 +89,8 @@ def _scaler_record(data: dict[str, Any], collection: SampleCollection) -> Scaler
 
 def _rows(rows: Any, n: int) -> IntArray:
     fits = isinstance(rows, np.ndarray) and rows.ndim == 1 and rows.dtype == np.int64
-    _check(fits and (not len(rows) or (rows.min() >= 0 and rows.max() < n)), "rows lie outside")
+    inside = fits and (not len(rows) or (rows.min() >= -1 and rows.max() < n))  # -1 is padding
+    _check(inside, "rows lie outside")
     found: IntArray = rows
     return found
 

@@ -126,7 +126,7 @@ class _Offer:
         specs = [self.schema[name] for name in self.names]
         offered = [spec for spec in specs if domain in (None, spec.domain)]
         near = [f"{spec.key}.{spec.rep}" if "." in asked else spec.key for spec in offered]
-        shown = asked if len(asked) > len(selector) else selector
+        shown = asked if len(asked) > len(str(selector)) else selector
         return UnknownNameError(f"column of {domain}" if domain else "column", shown, near)
 
 

@@ -138,10 +138,12 @@ class Checkpointing(Configurable):
         self._drop(self._states)
 
     def record_disk(self, key: int | str, path: Path) -> None:
-        """Note the file of a state."""
+        """Note the file of a state; the oldest is removed where there are too many."""
         self._paths.pop(key, None)
         self._paths[key] = Path(path)
-        self._drop(self._paths)
+        for gone in self._drop(self._paths):
+            if gone not in self._paths.values():
+                gone.unlink(missing_ok=True)
 
     def has_key(self, key: int | str) -> bool:
         """Tell whether something is kept under a key."""
@@ -195,9 +197,9 @@ class Checkpointing(Configurable):
         if re.search(r"[{}]", _FIELD.sub("", template)):
             raise ConfigError(f"name_template {template!r} has a brace that does not close")
 
-    def _drop(self, kept: dict[Any, Any]) -> None:
-        while self.max_to_keep is not None and len(kept) > self.max_to_keep:
-            del kept[next(iter(kept))]
+    def _drop(self, kept: dict[Any, Any]) -> list[Any]:
+        n = 0 if self.max_to_keep is None else max(0, len(kept) - self.max_to_keep)
+        return [kept.pop(key) for key in list(kept)[:n]]
 
 
 def _fields(template: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from modularml.experiment.files import ExperimentFiles
 from modularml.experiment.group import PhaseGroup
 from modularml.experiment.group_results import PhaseGroupResults
 from modularml.experiment.phase import ExperimentPhase, active_graph
+from modularml.experiment.phases import TrainPhase
 from modularml.experiment.predict import predict
 from modularml.experiment.run import ExperimentRun, Runner, untouched
 from modularml.graph.model_graph import ModelGraph
@@ -183,13 +184,13 @@ class Experiment(ExperimentFiles):
     def preview_phase(self, phase: ExperimentPhase, **kwargs: Any) -> Any:
         """Run a phase and undo everything it changed; nothing is kept in the history."""
         self._check(phase, ExperimentPhase)
-        with self._ctx.activate(), untouched(self):
+        with self._ctx.activate(), self._keeping_nothing([phase]), untouched(self):
             return Runner(self, kwargs).phase(phase)
 
     def preview_group(self, group: PhaseGroup, **kwargs: Any) -> PhaseGroupResults:
         """Run a group and undo everything it changed; nothing is kept in the history."""
         self._check(group, PhaseGroup)
-        with self._ctx.activate(), untouched(self):
+        with self._ctx.activate(), self._keeping_nothing(group.flatten()), untouched(self):
             return Runner(self, kwargs).group(group)
 
     def preview_run(self, **kwargs: Any) -> PhaseGroupResults:
@@ -263,17 +264,22 @@ class Experiment(ExperimentFiles):
     @contextmanager
     def disable_checkpointing(self) -> Iterator[None]:
         """Keep no states within a ``with`` block, neither mine nor those of phases."""
-        phases = [p for p in self._plan.flatten() if getattr(p, "checkpointing", None) is not None]
-        kept = self._checkpointing, [(p, p.checkpointing) for p in phases]  # type: ignore[attr-defined]
+        with self._keeping_nothing(self._plan.flatten()):
+            yield
+
+    @contextmanager
+    def _keeping_nothing(self, phases: Iterable[ExperimentPhase]) -> Iterator[None]:
+        own = self._checkpointing
+        kept = [(p, p.checkpointing) for p in phases if isinstance(p, TrainPhase)]
         self._checkpointing = None
-        for phase, _ in kept[1]:
-            phase.set_checkpointing(None)  # type: ignore[attr-defined]
+        for phase, _ in kept:
+            phase.set_checkpointing(None)
         try:
             yield
         finally:
-            self._checkpointing = kept[0]
-            for phase, checkpointing in kept[1]:
-                phase.set_checkpointing(checkpointing)  # type: ignore[attr-defined]
+            self._checkpointing = own
+            for phase, checkpointing in kept:
+                phase.set_checkpointing(checkpointing)
 
     # -- config and state ---------------------------------------------------------------------
 

@@ -158,8 +158,7 @@ class ExperimentFiles:
         if self._checkpoint_dir is None:
             raise ConfigError("there is no folder for checkpoints; call set_checkpoint_dir(path)")
         path = inside(self._checkpoint_dir, f"{check_label(name)}{_SUFFIX}")
-        config = {"label": self.label, "meta": dict(meta or {})}
-        return self._write(path, "ckpt", lambda: config, self._checkpoint_state, overwrite)
+        return self._checkpoint_to(path, overwrite, meta)
 
     def restore_checkpoint(self, name_or_path: str | Path, *, strict: bool = True) -> None:
         """Go back to a checkpoint of this experiment, or of its graph; nodes are found by label.
@@ -217,6 +216,10 @@ class ExperimentFiles:
             ids={i: node.label for i, node in self._ctx.available_nodes.items()},
             facts={"backends": {} if graph is None else graph._file_backends()},
         )
+
+    def _checkpoint_to(self, path: Path, overwrite: bool, meta: dict[str, Any] | None) -> Path:
+        config = {"label": self.label, "meta": dict(meta or {})}
+        return self._write(path, "ckpt", lambda: config, self._checkpoint_state, overwrite)
 
     def _file_state(self) -> dict[str, Any]:
         sets = self._ctx.available_featuresets.values()

@@ -1,13 +1,19 @@
-"""Keeping the graph's state at the hooks that a Checkpointing names."""
+"""Keeping states at the hooks that a Checkpointing names, in memory or in files."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from modularml.experiment.callback import Callback
+from modularml.errors import ConfigError
+from modularml.experiment.callback import Callback, ExperimentCallback
 from modularml.experiment.checkpointing import Checkpointing
+from modularml.io.names import check_label, inside
 
-__all__ = ["Keeper"]
+__all__ = ["ExperimentKeeper", "Keeper"]
+
+_LAST = 1_000_000
+_SUFFIX = ".ckpt.mml"
 
 
 class Keeper(Callback):
@@ -19,34 +25,121 @@ class Keeper(Callback):
     """
 
     def __init__(self, checkpointing: Checkpointing) -> None:
-        super().__init__("checkpointing", execution_order=1_000_000)
+        super().__init__("checkpointing", execution_order=_LAST)
         self.checkpointing = checkpointing
+        self._folder: Path | None = None
 
-    def on_phase_start(self, *, phase: Any, **facts: Any) -> None:
-        """Start with nothing kept."""
+    def on_phase_start(self, *, phase: Any, experiment: Any, **facts: Any) -> None:
+        """Start with nothing kept, in a folder that is there."""
         self.checkpointing.reset()
+        if self.checkpointing.mode == "disk":
+            parent = getattr(experiment, "_checkpoint_dir", None)
+            self._folder = folder_of(self.checkpointing, parent, phase.label)
         self._keep("phase_start", phase, "phase_start")
 
     def on_epoch_start(self, *, phase: Any, exec_ctx: Any, **facts: Any) -> None:
         """Keep the state before an epoch."""
-        self._keep("epoch_start", phase, exec_ctx.epoch_idx)
+        self._keep("epoch_start", phase, exec_ctx.epoch_idx, exec_ctx)
 
     def on_epoch_end(self, *, phase: Any, exec_ctx: Any, **facts: Any) -> None:
         """Keep the state after an epoch."""
-        self._keep("epoch_end", phase, exec_ctx.epoch_idx)
+        self._keep("epoch_end", phase, exec_ctx.epoch_idx, exec_ctx)
 
     def on_batch_start(self, *, phase: Any, exec_ctx: Any, **facts: Any) -> None:
         """Keep the state before a batch."""
-        self._keep("batch_start", phase, f"{exec_ctx.epoch_idx}.{exec_ctx.batch_idx}")
+        self._keep("batch_start", phase, f"{exec_ctx.epoch_idx}.{exec_ctx.batch_idx}", exec_ctx)
 
     def on_batch_end(self, *, phase: Any, exec_ctx: Any, **facts: Any) -> None:
         """Keep the state after a batch."""
-        self._keep("batch_end", phase, f"{exec_ctx.epoch_idx}.{exec_ctx.batch_idx}")
+        self._keep("batch_end", phase, f"{exec_ctx.epoch_idx}.{exec_ctx.batch_idx}", exec_ctx)
 
     def on_phase_end(self, *, phase: Any, **facts: Any) -> None:
         """Keep the state at the end."""
         self._keep("phase_end", phase, "phase_end")
 
-    def _keep(self, hook: str, phase: Any, key: int | str) -> None:
-        if self.checkpointing.should_save(hook):
-            self.checkpointing.record_memory(key, phase.graph().get_state())
+    def _keep(self, hook: str, phase: Any, key: int | str, ctx: Any = None) -> None:
+        kept = self.checkpointing
+        if not kept.should_save(hook):
+            return
+        if self._folder is None:
+            kept.record_memory(key, phase.graph().get_state())
+            return
+        path = inside(self._folder, f"{check_label(self._name(hook, phase, ctx))}{_SUFFIX}")
+        meta = {"phase": phase.label, "hook": hook, "key": key}
+        kept.record_disk(
+            key, phase.graph().save_checkpoint(path, overwrite=kept.overwrite, meta=meta)
+        )
+
+    def _name(self, hook: str, phase: Any, ctx: Any) -> str:
+        epoch = 0 if ctx is None else ctx.epoch_idx
+        batch = 0 if ctx is None else ctx.batch_idx
+        if self.checkpointing.name_template is not None:
+            return self.checkpointing.format_name(phase=phase.label, epoch=epoch, batch=batch)
+        if ctx is None:
+            return hook
+        start = "" if len(self.checkpointing.save_on) == 1 else f"{hook}-"
+        end = f"_batch_{batch:06d}" if hook.startswith("batch") else ""
+        return f"{start}epoch_{epoch:04d}{end}"
+
+
+class ExperimentKeeper(ExperimentCallback):
+    """Keeps the experiment's state at the ends of phases and groups.
+
+    Parameters
+    ----------
+    checkpointing : Checkpointing
+    """
+
+    def __init__(self, checkpointing: Checkpointing) -> None:
+        super().__init__("checkpointing", execution_order=_LAST)
+        self.checkpointing = checkpointing
+
+    def on_phase_start(self, *, experiment: Any, phase: Any) -> None:
+        """Keep the state before a phase."""
+        self._keep("phase_start", experiment, phase.label)
+
+    def on_phase_end(self, *, experiment: Any, phase: Any) -> None:
+        """Keep the state after a phase."""
+        self._keep("phase_end", experiment, phase.label)
+
+    def on_group_start(self, *, experiment: Any, phase_group: Any) -> None:
+        """Keep the state before a group."""
+        self._keep("group_start", experiment, phase_group.label)
+
+    def on_group_end(self, *, experiment: Any, phase_group: Any) -> None:
+        """Keep the state after a group."""
+        self._keep("group_end", experiment, phase_group.label)
+
+    def _keep(self, hook: str, experiment: Any, label: str) -> None:
+        kept = self.checkpointing
+        if not kept.should_save(hook):
+            return
+        key = f"{label}_{hook}"
+        if kept.mode == "memory":
+            kept.record_memory(key, experiment.get_state())
+            return
+        named = kept.name_template is not None
+        name = check_label(kept.format_name(label=label) if named else key)
+        folder = folder_of(kept, getattr(experiment, "_checkpoint_dir", None), "")
+        path = inside(folder, f"{name}{_SUFFIX}")
+        kept.record_disk(key, experiment._checkpoint_to(path, kept.overwrite, {"hook": hook}))
+
+
+def folder_of(checkpointing: Checkpointing, parent: Path | None, label: str) -> Path:
+    """Return the folder for files, made where it is not there.
+
+    Raises
+    ------
+    ConfigError
+        If neither the checkpointing nor the experiment has one.
+    """
+    folder = checkpointing.directory
+    if folder is None and parent is not None:
+        folder = parent / check_label(label, "folder's name") if label else parent
+    if folder is None:
+        raise ConfigError(
+            "checkpoints on disk need a folder; pass Checkpointing(directory=...), or call "
+            "experiment.set_checkpoint_dir(path)"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -159,8 +159,6 @@ class TrainPhase(ExperimentPhase):
                 raise ConfigError(
                     f"save_on of a TrainPhase may hold {sorted(PHASE_SAVE_ON)}, got {unknown}"
                 )
-            if checkpointing.mode == "disk":
-                raise ConfigError("checkpoints of a phase are kept in memory; pass mode='memory'")
             Checkpointing.validate_placeholders(
                 checkpointing.name_template or "",
                 frozenset({"phase", "epoch", "batch"}),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,16 +9,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from modularml._optional import loaded
 from modularml.errors import UnknownNameError
 from modularml.experiment.callback import EXPERIMENT_HOOKS, Dispatcher, ExperimentCallback
 from modularml.experiment.group import PhaseGroup
 from modularml.experiment.group_results import PhaseGroupResults
+from modularml.experiment.keeping import ExperimentKeeper
 from modularml.experiment.loop import Display, run_phase
 from modularml.experiment.phase import ExperimentPhase
 from modularml.experiment.results import PhaseResults
+from modularml.io.randomness import random_states, set_random_states
 from modularml.progress import IN_NOTEBOOK
 
 if TYPE_CHECKING:
@@ -85,7 +83,10 @@ class Runner:
     def __init__(self, experiment: Experiment, flags: dict[str, Any]) -> None:
         self.experiment = experiment
         self.flags = check_flags(flags)
-        self.hooks = Dispatcher(experiment.exp_callbacks, ExperimentCallback, EXPERIMENT_HOOKS)
+        listeners: list[ExperimentCallback] = experiment.exp_callbacks
+        if experiment.checkpointing is not None:
+            listeners = [*listeners, ExperimentKeeper(experiment.checkpointing)]
+        self.hooks = Dispatcher(listeners, ExperimentCallback, EXPERIMENT_HOOKS)
         self.durations: dict[str, float] = {}
 
     def phase(self, phase: ExperimentPhase, into: PhaseGroupResults | None = None) -> PhaseResults:
@@ -173,7 +174,7 @@ def untouched(experiment: Experiment) -> Iterator[None]:
         graph.build()
     state = None if graph is None else graph.get_state()
     sets = {fs: fs.get_state() for fs in experiment.ctx.available_featuresets.values()}
-    history, randomness = list(experiment._history), _random_states()
+    history, randomness = list(experiment._history), random_states()
     with experiment.ctx.temporary():
         try:
             yield
@@ -183,21 +184,4 @@ def untouched(experiment: Experiment) -> Iterator[None]:
             for fs, rows in sets.items():
                 fs.set_state(rows)
             experiment._history[:] = history
-            _set_random_states(randomness)
-
-
-def _random_states() -> dict[str, Any]:
-    torch = loaded("torch")
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": None if torch is None else torch.random.get_rng_state(),
-    }
-
-
-def _set_random_states(states: dict[str, Any]) -> None:
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    torch = loaded("torch")
-    if torch is not None and states["torch"] is not None:
-        torch.random.set_rng_state(states["torch"])
+            set_random_states(randomness)

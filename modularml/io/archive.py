@@ -109,7 +109,9 @@ def write_archive(
         raise MMLError(limits.TOO_LARGE, path, "", "more than 4 GiB or 4,096 members", _PARTS)
     manifest = _manifest(kind, views, dict(facts or {}))
     everything = {MANIFEST: memoryview(dump_json(manifest, sort=True)), **views}
-    layout = lay_out([Entry(n, len(v), zlib.crc32(v)) for n, v in everything.items()])
+    crcs = {name: facts["crc32"] for name, facts in manifest["members"].items()}
+    crcs[MANIFEST] = zlib.crc32(everything[MANIFEST])
+    layout = lay_out([Entry(name, len(data), crcs[name]) for name, data in everything.items()])
     parts = [p for pair in zip(layout.headers, everything.values(), strict=True) for p in pair]
     write_file(path, [*parts, layout.tail], overwrite=overwrite, verify=open_archive)
 

@@ -82,7 +82,7 @@ def write_artifact(
         load_json(data, path, member)  # what is written can be read
     if ids:
         members[IDS] = dump_json({label: node_id for node_id, label in ids.items()})
-    classes = described([*names_in(tree), *names_in(packed)])
+    classes = described([("type", name), *names_in(tree), *names_in(packed)])
     backends = dict((facts or {}).get("backends", {}))
     requires = sorted({b for b in backends.values() if b != "none"})
     told = {**(facts or {}), "classes": classes, "requires": requires}

@@ -13,7 +13,7 @@ from modularml.errors import ConfigError
 __all__ = ["Position", "check_count"]
 
 
-@dataclass
+@dataclass(slots=True)
 class Position:
     """Where a loop is.
 

@@ -4,6 +4,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
+    submodules=["torch"],
     submod_attrs={
         "base": ["BaseModel", "model_registry"],
         "torch.base": ["TorchBaseModel"],

@@ -6,9 +6,9 @@ import enum
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias, TypeVar, overload
 
-from modularml.errors import ConfigError
+from modularml.errors import ConfigError, UnknownNameError
 
-__all__ = ["Callback", "Event", "EventError", "Listeners"]
+__all__ = ["Callback", "Event", "EventError", "Listeners", "State", "look_up"]
 
 State: TypeAlias = dict[str, Any]
 Callback: TypeAlias = Callable[[State], Any]
@@ -49,17 +49,16 @@ class Listeners:
     """Callbacks by event, and the order in which they are called."""
 
     def __init__(self) -> None:
-        self._ranked: dict[Event, list[tuple[int, Callback]]] = {event: [] for event in Event}
-        self._plans: dict[Event, list[tuple[int, Callback]]] = {event: [] for event in Event}
+        self._ranked: dict[str, list[tuple[int, Callback]]] = {e.value: [] for e in Event}
+        self._plans: dict[str, list[tuple[int, Callback]]] = {e.value: [] for e in Event}
+        """Callbacks by value of their event, in order, each with how many come after it."""
 
     @overload
     def on(
         self, event: Event, callbacks: Callback | Iterable[Callback], *, rank: int = 0
     ) -> None: ...
     @overload
-    def on(
-        self, event: Event, callbacks: None = None, *, rank: int = 0
-    ) -> Callable[[C], C]: ...
+    def on(self, event: Event, callbacks: None = None, *, rank: int = 0) -> Callable[[C], C]: ...
     def on(
         self,
         event: Event,
@@ -112,14 +111,11 @@ class Listeners:
                 return callback
 
             return add
-        self._add(event, [callbacks] if callable(callbacks) else list(callbacks), rank)
+        several = isinstance(callbacks, Iterable) and not callable(callbacks)
+        self._add(event.value, list(callbacks) if several else [callbacks], rank)  # type: ignore[arg-type]
         return None
 
-    def plan(self, event: Event) -> list[tuple[int, Callback]]:
-        """Return the callbacks of an event, each with how many come after it."""
-        return self._plans[event]
-
-    def _add(self, event: Event, callbacks: list[Any], rank: int) -> None:
+    def _add(self, event: str, callbacks: list[Any], rank: int) -> None:
         for callback in callbacks:
             if not callable(callback):
                 raise EventError(f"a callback must be callable, got {callback!r:.200}")
@@ -128,3 +124,16 @@ class Listeners:
         ranked.sort(key=lambda entry: entry[0])
         last = len(ranked) - 1
         self._plans[event] = [(last - i, callback) for i, (_, callback) in enumerate(ranked)]
+
+
+def look_up(state: State, key: str) -> Any:
+    """Return an entry of a state.
+
+    Raises
+    ------
+    UnknownNameError
+        If it has none of that name; it is a `KeyError`.
+    """
+    if key not in state:
+        raise UnknownNameError("state key", key, map(str, state))
+    return state[key]

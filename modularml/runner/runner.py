@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 from modularml.errors import ConfigError, ExecutionError
-from modularml.runner.events import Event, Listeners
+from modularml.runner.events import Callback, Event, Listeners
 
 __all__ = ["Runner"]
 
+BATCH, FINISHED = Event.BATCH.value, Event.FINISHED.value
 KEYS = ("batches", "max_epoch", "n_iters", "running", "epoch", "batch")
 
 
@@ -120,8 +121,11 @@ class Runner(Listeners):
                 f"there is no run to resume, its state lacks {', '.join(missing)}; "
                 "call run(batches) first, or set `state` to one that a run has left"
             )
-        if not self._finish_event(repeat_last_batch):
+        if repeat_last_batch and state.get("_epoch_iters"):
             state["running"] = True
+            self._emit(Event.BATCH)
+        else:
+            self._finish_event()
         self._go_on()
 
     def _go_on(self) -> None:
@@ -132,7 +136,7 @@ class Runner(Listeners):
             if state["running"] and self._run_batches():
                 self._live = None
                 self._emit(Event.EPOCH_FINISHED, _epoch_iters=None)
-        if state.get("_event") != Event.FINISHED.value:
+        if state.get("_event") != FINISHED:
             self._emit(Event.FINISHED)
         state["running"] = False
 
@@ -142,52 +146,44 @@ class Runner(Listeners):
 
     def _run_batches(self) -> bool:
         """Go through the batches of an epoch; tell whether they are used up."""
-        state, plans, event = self.state, self._plans, Event.BATCH
-        for batch in self._iterator():
-            done = state["_epoch_iters"] + 1
-            self._mark = (state["epoch"], done)
-            state.update(
-                batch=batch, n_iters=state["n_iters"] + 1, _epoch_iters=done, _event="batch"
-            )
-            try:
-                for left, callback in plans[event]:
-                    state["_left"] = left
-                    callback(state)
-            except BaseException:
-                state["_left"] = 0
-                raise
-            if not state["running"]:
-                return False
+        state, plans, iterator = self.state, self._plans, self._iterator()
+        state["_event"], state["_left"] = BATCH, 0
+        try:
+            for batch in iterator:
+                state["batch"] = batch
+                state["n_iters"] += 1
+                state["_epoch_iters"] += 1
+                self._call(plans[BATCH], False)
+                if not state["running"]:
+                    return False
+        finally:
+            self._mark = (state["epoch"], state["_epoch_iters"])
         return True
 
     def _emit(self, event: Event, **facts: Any) -> None:
-        plan = self.plan(event)
+        plan = self._plans[event.value]
         self.state.update(facts, _event=event.value, _left=len(plan))
-        self._call(plan)
+        self._call(plan, event is not Event.BATCH)
 
-    def _call(self, plan: Any) -> None:
-        """Call callbacks; one that raises will be the first that `resume` calls."""
+    def _call(self, plan: Sequence[tuple[int, Callback]], retry: bool) -> None:
+        """Call callbacks; with `retry`, one that raises will be the first that `resume` calls."""
         state = self.state
         for left, callback in plan:
             state["_left"] = left  # before the call, so that a copy made in it goes on after it
             try:
                 callback(state)
             except BaseException:
-                state["_left"] = left + 1
+                state["_left"] = left + 1 if retry else 0
                 raise
 
-    def _finish_event(self, repeat_last_batch: bool) -> bool:
-        """Call the callbacks that were not reached; tell whether there were any."""
+    def _finish_event(self) -> None:
+        """Call the callbacks that were not reached; a run that has ended runs again."""
         state = self.state
         left, event = state.get("_left", 0), state.get("_event")
-        if repeat_last_batch and state.get("_epoch_iters"):
+        if left and event is not None:
+            self._call(self._plans[event][-left:], event != BATCH)
+        elif event in (None, FINISHED):
             state["running"] = True
-            self._emit(Event.BATCH)
-        elif left and event is not None:
-            self._call(self.plan(Event(event))[-left:])
-        else:
-            return False
-        return True
 
     def _iterator(self) -> Iterator[Any]:
         """Return the batches of this epoch that are still to come."""

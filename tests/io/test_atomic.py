@@ -39,8 +39,10 @@ def failing_at(n: int, real: Callable[..., Any]) -> Callable[..., Any]:
 
 
 POINTS = [
-    ("open", 1), ("open", 2), ("open", 3), ("fsync", 1), ("fsync", 2), ("link", 1), ("fdopen", 1), ("fdopen", 2),
-]  # fmt: skip
+    *(("open", n) for n in (1, 2, 3)),
+    *((name, n) for name in ("fsync", "fdopen") for n in (1, 2)),
+    ("link", 1),
+]
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
@@ -136,7 +138,8 @@ def test_a_killed_writer_leaves_a_good_file(tmp_path: Path) -> None:
     path = mm.Loss("mse").save(tmp_path / "a")
     code = (
         f"import modularml as mm, itertools\nprint('on', flush=True)\n"
-        f"for i in itertools.count(): mm.Loss(['mse', 'l1'][i % 2]).save({str(path)!r}, overwrite=True)"
+        f"for i in itertools.count():\n"
+        f"    mm.Loss(['mse', 'l1'][i % 2]).save({str(path)!r}, overwrite=True)"
     )
     for i in range(3):
         with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:

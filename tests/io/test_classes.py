@@ -106,7 +106,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(tmp_path))
     import mypkg_for_io
 
-    files = mypkg_for_io.Imported(2).save(tmp_path / "a"), mm.Loss(mypkg_for_io.lossy).save(tmp_path / "b")
+    files = (
+        mypkg_for_io.Imported(2).save(tmp_path / "a"),
+        mm.Loss(mypkg_for_io.lossy).save(tmp_path / "b"),
+    )
     del sys.modules["mypkg_for_io"]
     config_registry._entries.pop("Imported")
     yield files

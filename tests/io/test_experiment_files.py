@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.io import things
 
 import modularml as mm
 from modularml.errors import ConfigError, MMLError, MMLKindError, UnknownNameError
 from modularml.io import inspect, render
+from tests.io import things
 
 
 def rows_of(experiment: mm.Experiment) -> Any:
@@ -64,9 +64,10 @@ def test_loading_beside_and_in_place_of(tmp_path: Path) -> None:
     assert beside.ctx is not made.ctx
     assert not set(beside.ctx.available_nodes) & set(made.ctx.available_nodes)
     beside.run(**things.QUIET)
+    graph = made.model_graph
     instead = mm.Experiment.load(path, overwrite=True)
     assert instead.ctx is made.ctx
-    assert made.ctx.model_graph is instead.model_graph is not made.model_graph
+    assert made.ctx.model_graph is instead.model_graph is not graph
 
 
 def test_a_failed_run_is_kept(tmp_path: Path) -> None:
@@ -94,7 +95,13 @@ def test_inspect_needs_nothing(tmp_path: Path) -> None:
     assert facts["nodes"] == {"encoder": "SequentialMLP", "head": "SequentialMLP"}
     assert facts["featuresets"]["cells"]["rows"] == 30
     text = render(facts)
-    for word in ("study.exp.mml", "'study'", "encoder: SequentialMLP (torch)", "split train: ", "MinMaxScaler"):
+    for word in (
+        "study.exp.mml",
+        "'study'",
+        "encoder: SequentialMLP (torch)",
+        "split train: ",
+        "MinMaxScaler",
+    ):
         assert word in text
     for kind in (mm.Loss("mse").save(tmp_path / "a"), things.featureset("b").save(tmp_path / "b")):
         assert render(inspect(kind))
@@ -197,3 +204,42 @@ def test_a_new_process_with_the_same_script_goes_on(tmp_path: Path) -> None:
         twin.run(**things.QUIET)
     np.testing.assert_array_equal(twin.predict(rows_of(twin)), made.predict(rows_of(made)))
     assert len(twin.history) == 2
+
+
+def test_a_phase_writes_checkpoints_to_disk(tmp_path: Path) -> None:
+    made = things.experiment()
+    made.set_checkpoint_dir(tmp_path)
+    phase = made.execution_plan.get_train_phase("train")
+    phase.set_checkpointing(mm.Checkpointing(mode="disk", max_to_keep=2))
+    phase.n_epochs = 4
+    made.run(**things.QUIET)
+    kept = made.available_checkpoints
+    assert sorted(kept) == ["epoch_0002", "epoch_0003"]
+    assert sorted(p.name for p in (tmp_path / "train").iterdir()) == sorted(
+        f"{name}.ckpt.mml" for name in kept
+    )
+    want = made.predict(rows_of(made))
+    made.restore_checkpoint("epoch_0002")
+    assert not np.array_equal(made.predict(rows_of(made)), want)
+
+
+def test_an_experiment_writes_checkpoints_to_disk(tmp_path: Path) -> None:
+    made = things.experiment()
+    made.set_checkpointing(
+        mm.Checkpointing(mode="disk", save_on="phase_end", directory=tmp_path / "kept")
+    )
+    made.run(**things.QUIET)
+    want = made.predict(rows_of(made))
+    assert list(made.available_checkpoints) == ["train_phase_end"]
+    with made.disable_checkpointing():
+        made.run(**things.QUIET)
+    made.restore_checkpoint("train_phase_end")
+    np.testing.assert_array_equal(made.predict(rows_of(made)), want)
+
+
+def test_disk_without_a_folder(tmp_path: Path) -> None:
+    made = things.experiment()
+    phase = made.execution_plan.get_train_phase("train")
+    phase.set_checkpointing(mm.Checkpointing(mode="disk"))
+    with pytest.raises(ConfigError, match="need a folder"):
+        made.run(**things.QUIET)

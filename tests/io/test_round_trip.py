@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.io import things
 
 import modularml as mm
 from modularml.errors import ConfigError, MMLError, MMLExistsError, MMLKindError, MMLNotFoundError
 from modularml.models.torch import SequentialCNN, SequentialMLP, TorchModelWrapper
 from modularml.splitters import BaseSplitter, ConditionSplitter, RandomSplitter
+from tests.io import things
 
 
 def again(obj: Any, folder: Path, cls: type | None = None) -> Any:

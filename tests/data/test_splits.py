@@ -1,0 +1,232 @@
+"""Splits of sets and views: names, records, copies; parts are those of the splitters."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from modularml.data import FeatureSet
+from modularml.errors import ConfigError, DataError, SplitError, UnknownNameError
+from modularml.predicates import GTE, LT
+from modularml.splitters import BaseSplitter, ConditionSplitter, RandomSplitter
+
+THIRDS = {"train": 0.6, "val": 0.2, "test": 0.2}
+
+
+@pytest.fixture
+def fs():
+    n = 60
+    data = {"x": np.arange(n * 1.0), "y": np.arange(n), "g": [f"g{i % 10}" for i in range(n)]}
+    return FeatureSet.from_dict("fs", {**data, "k": np.arange(n) % 4}, "x", "y", ["g", "k"])
+
+
+def test_random_splits_are_those_of_the_splitter(fs):
+    assert fs.split_random(THIRDS) is None
+    parts = RandomSplitter(THIRDS).split(60)
+    assert fs.available_splits == ["train", "val", "test"]
+    assert (fs.n_splits, sorted(fs.splits)) == (3, ["test", "train", "val"])
+    for name, rows in parts.items():
+        assert fs[name].indices.tolist() == rows.tolist()
+        assert fs.get_split(name).label == name
+        assert fs[name].source is fs
+    assert fs["train"].is_disjoint_with(fs["val"])
+
+
+def test_groups_and_strata_on_a_set(fs):
+    fs.split_random({"a": 0.5, "b": 0.5}, group_by="g")
+    assert not set(fs["a"].get_tags()["g"]) & set(fs["b"].get_tags()["g"])
+    fs.split_random({"c": 0.5, "d": 0.5}, stratify_by=["k"], seed=1)
+    counts = [np.bincount(fs[part].get_tags()["k"]) for part in "cd"]
+    assert (sum(counts) == 15).all()
+    assert set(np.concatenate(counts)) == {7, 8}
+
+
+def test_return_views_and_register(fs):
+    views = fs.split_random(THIRDS, return_views=True, register=False)
+    assert list(views) == list(THIRDS)
+    assert fs.available_splits == []
+    assert fs.split_records == ()
+    assert views["train"].columns == fs.column_names
+    both = fs.split_random(THIRDS, return_views=True)
+    assert both["val"].indices.tolist() == fs["val"].indices.tolist()
+
+
+def test_conditions(fs):
+    fs.split_by_condition({"low": {"y": LT(20)}, "high": {"y": GTE(20), "k": [0, 1]}})
+    assert fs["low"].indices.tolist() == list(range(20))
+    assert fs["high"].indices.tolist() == [i for i in range(20, 60) if i % 4 < 2]
+    with pytest.warns(UserWarning, match="'a' and 'b' share 10"):
+        fs.split_by_condition({"a": {"y": LT(20)}, "b": {"y": GTE(10)}})
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        fs.split_by_condition({"c": {"y": LT(20)}, "d": {"y": GTE(10)}})
+    assert len(seen) == 1
+
+
+def test_a_split_of_a_view_belongs_to_its_set(fs):
+    fs.split_random({"train": 0.8, "test": 0.2})
+    views = fs["train"].split_random({"fit": 0.75, "val": 0.25}, return_views=True)
+    assert fs.available_splits == ["train", "test", "fit", "val"]
+    train = set(fs["train"].indices.tolist())
+    assert set(fs["fit"].indices.tolist()) | set(fs["val"].indices.tolist()) == train
+    assert views["fit"].source is fs
+    first, second = fs.split_records
+    assert (first.names, first.source, first.rows) == (("train", "test"), None, None)
+    assert (second.names, second.source) == (("fit", "val"), "train")
+    assert second.rows.tolist() == fs["train"].indices.tolist()
+    assert second.splitter == RandomSplitter({"fit": 0.75, "val": 0.25})
+    replayed = second.splitter.split(len(second.rows))
+    assert second.rows[replayed["val"]].tolist() == fs["val"].indices.tolist()
+
+
+def test_splits_have_the_columns_that_came_later(fs):
+    fs.split_random(THIRDS)
+    fs.fit_transform("StandardScaler", domain="features", fit_to_split="train")
+    assert "features.x.transformed" in fs["train"].columns
+    chosen = fs["train"].select("y").split_random({"a": 0.5, "b": 0.5}, return_views=True)
+    assert chosen["a"].columns == fs.column_names
+
+
+def test_names_that_are_taken_change_nothing(fs):
+    fs.split_random(THIRDS)
+    before = {name: view.indices.tolist() for name, view in fs.splits.items()}
+    with pytest.raises(SplitError, match=r"'val' is taken; choose another, or call clear_splits"):
+        fs.split_random({"new": 0.5, "val": 0.5})
+    assert {name: view.indices.tolist() for name, view in fs.splits.items()} == before
+    assert len(fs.split_records) == 1
+    fs.clear_splits()
+    assert (fs.available_splits, fs.split_records) == ([], ())
+    fs.split_random({"new": 0.5, "val": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda fs: fs.split_random({"a": 0.5, "b": 0.4}), SplitError, "sum to 1"),
+        (lambda fs: fs.split_random({"a": 1.0, "b": 0.0}), SplitError, "above 0"),
+        (lambda fs: fs.split_random({"a": 0.999, "b": 0.001}), SplitError, "'b' would be empty"),
+        (lambda fs: fs.split_random({"a": 0.5, "b": 0.5}, group_by="gg"), UnknownNameError, "'gg'"),
+        (lambda fs: fs.split_by_condition({"a": {"y": 99}}), SplitError, "'a' would be empty"),
+        (lambda fs: fs.split_by_condition({"a": {"yy": 1}}), UnknownNameError, "'yy'"),
+        (
+            lambda fs: fs.split({"a": 0.5}),
+            ConfigError,
+            "splitter must be a BaseSplitter, got a dict",
+        ),
+        (lambda fs: fs["trian"], UnknownNameError, "unknown split of 'fs' 'trian'"),
+        (lambda fs: fs.add_split(fs.take([1])), SplitError, "must be a string that is not empty"),
+    ],
+    ids=range(9),
+)
+def test_splits_that_cannot_be_change_nothing(fs, call, error, message):
+    with pytest.raises(error, match=message):
+        call(fs)
+    assert fs.available_splits == []
+    assert fs.split_records == ()
+
+
+def test_unknown_splits_list_the_closest(fs):
+    fs.split_random(THIRDS)
+    with pytest.raises(UnknownNameError, match="did you mean 'train'"):
+        fs.get_split("trian")
+
+
+def test_an_empty_set_cannot_be_split():
+    empty = FeatureSet.from_dict("empty", {"x": []}, "x", [])
+    with pytest.raises(SplitError, match="would be empty"):
+        empty.split_random(THIRDS)
+
+
+def test_add_split(fs):
+    fs.add_split(fs.take([5, 1], label="mine"))
+    assert fs["mine"].indices.tolist() == [5, 1]
+    assert fs.split_records == ()
+    with pytest.raises(SplitError, match="'mine' is taken"):
+        fs.add_split(fs.take([0], label="mine"))
+    other = FeatureSet.from_dict("other", {"x": [1]}, "x", [])
+    with pytest.raises(DataError, match="'theirs' is a view of 'other', not of 'fs'"):
+        fs.add_split(other.take([0], label="theirs"))
+
+
+class Odd(BaseSplitter):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def assign(self, n, *, columns):
+        return {"odd": np.array(self.rows)}
+
+
+@pytest.mark.parametrize("rows", [[0, 60], [-1, 0], [1, 0]])
+def test_a_splitter_of_one_s_own_is_checked(fs, rows):
+    with pytest.raises(SplitError, match="'odd'"):
+        fs.split(Odd(rows))
+    assert fs.available_splits == []
+
+
+# -- copies ---------------------------------------------------------------------------------------
+
+
+def scaled(fs):
+    fs.split_random(THIRDS)
+    fs.fit_transform("StandardScaler", domain="features", fit_to_split="train")
+    fs.fit_transform("MinMaxScaler", domain="features", fit_to_split="train")
+    return fs
+
+
+def memory(fs, name):
+    return fs.column(name).__array_interface__["data"][0]
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize(("splits", "scalers"), [(False, False), (True, False), (True, True)])
+def test_copies(fs, fresh_context, share, splits, scalers):
+    scaled(fs)
+    copy = fs.copy(share_raw_data_buffer=share, restore_splits=splits, restore_scalers=scalers)
+    assert (copy.label, copy.node_id != fs.node_id) == ("fs_copy", True)
+    assert copy not in fresh_context.available_nodes.values()
+    assert copy.get_sample_uuids("list") == fs.get_sample_uuids("list")
+    same_memory = memory(copy, "features.x.raw") == memory(fs, "features.x.raw")
+    assert same_memory == share
+    assert copy.available_splits == (fs.available_splits if splits else [])
+    if splits:
+        assert copy["train"].source is copy
+        assert copy["train"].indices.tolist() == fs["train"].indices.tolist()
+        assert copy.split_records == fs.split_records
+    assert copy.column_names == [n for n in fs.column_names if scalers or n.endswith("raw")]
+    if scalers:
+        name = "features.x.transformed"
+        np.testing.assert_array_equal(copy.column(name), fs.column(name))
+        copy.undo_all_transforms()
+        assert name in fs.column_names
+        copy.fit_transform("StandardScaler", domain="features", fit_to_split="train")
+    copy.clear_splits()
+    copy.split_random({"other": 1.0})
+    assert fs.available_splits == list(THIRDS)
+
+
+def test_a_copy_can_be_registered_and_labelled(fs, fresh_context):
+    copy = fs.copy(label="second", register=True)
+    assert fresh_context.get_node(label="second") is copy
+
+
+def test_scalers_of_a_split_need_the_splits(fs):
+    with pytest.raises(ConfigError, match="restore_scalers needs restore_splits=True"):
+        scaled(fs).copy(restore_scalers=True)
+
+
+def test_a_copy_of_a_set_without_raw_columns(fs):
+    own = scaled(fs).select(rep="transformed").to_featureset("own")
+    assert own.copy().column_names == ["features.x.transformed"]
+
+
+def test_config_and_state(fs):
+    scaled(fs)
+    state = fs.get_state()
+    again = FeatureSet.from_config(fs.get_config(), register=False)
+    assert len(again) == 0
+    again.set_state(state)
+    fs.clear_splits()
+    fs.undo_all_transforms()
+    assert again.available_splits == list(THIRDS)
+    assert again.column_names[-1] == "features.x.transformed"
+    assert again.get_sample_uuids("list") == fs.get_sample_uuids("list")

@@ -1,0 +1,232 @@
+"""Predictions in the target's own units, for whatever rows."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import modularml as mm
+from modularml.errors import DataError, GraphError, NotFittedError, ScalerError, UnknownNameError
+from tests.worlds import (
+    QUIET,
+    arrays,
+    eval_phase,
+    experiment,
+    featureset,
+    graph_of,
+    mlp,
+    train_phase,
+)
+
+
+def world(*, scaled=True, n=40):
+    x, y = arrays(n=n)
+    x, y = 3 * x + 1, 5 * y + 2
+    fs = featureset(x, y)
+    fs.split_random({"train": 0.5, "test": 0.5})
+    if scaled:
+        fs.fit_transform("StandardScaler", domain="features", fit_to_split="train")
+        fs.fit_transform("StandardScaler", domain="targets", fit_to_split="train")
+    graph = graph_of(fs, mlp(), "adam", lr=0.01)
+    exp = experiment()
+    exp.run_phase(train_phase(graph, split="train"), **QUIET)
+    return x, y, fs, graph, exp
+
+
+def by_hand(fs, graph, x, y):
+    rows = fs["train"].row_indices
+    mean, scale = x[rows].mean(axis=0), x[rows].std(axis=0)
+    z = torch.tensor(((x - mean) / scale).astype(np.float32))
+    with torch.no_grad():
+        out = graph.get_node("net").model.inner(z).numpy()
+    return out * y[rows].std() + y[rows].mean(), out
+
+
+class TestForms:
+    def test_all_forms_agree_with_a_computation_by_hand(self):
+        x, y, fs, graph, exp = world()
+        want, _ = by_hand(fs, graph, x, y)
+        columns = {f"x{i}": x[:, i] for i in range(6)}
+        frame = pd.DataFrame(columns)
+        for data in (fs, fs.to_view(), columns, frame, frame.assign(extra="no"), x):
+            found = exp.predict(data)
+            assert found.shape == (40, 1)
+            np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-4)
+
+    def test_views(self):
+        x, y, fs, graph, exp = world()
+        want, _ = by_hand(fs, graph, x, y)
+        for view in (fs["test"], fs.take([3, 1, 3])):
+            np.testing.assert_allclose(
+                exp.predict(view), want[view.row_indices], rtol=1e-3, atol=1e-4
+            )
+
+    def test_another_featureset(self):
+        x, y, fs, graph, exp = world()
+        want, _ = by_hand(fs, graph, x, y)
+        other = featureset(x[:7], y[:7], "other")
+        np.testing.assert_allclose(exp.predict(other), want[:7], rtol=1e-3, atol=1e-4)
+
+    def test_polars_and_arrow(self):
+        pl = pytest.importorskip("polars")
+        x, y, fs, graph, exp = world()
+        want, _ = by_hand(fs, graph, x, y)
+        frame = pl.DataFrame({f"x{i}": x[:, i] for i in range(6)})
+        np.testing.assert_allclose(exp.predict(frame), want, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(exp.predict(frame.to_arrow()), want, rtol=1e-3, atol=1e-4)
+
+    def test_scaled_units(self):
+        x, y, fs, graph, exp = world()
+        _, raw = by_hand(fs, graph, x, y)
+        np.testing.assert_allclose(exp.predict(fs, unscale=False), raw, rtol=1e-3, atol=1e-4)
+
+    def test_without_scalers(self):
+        x, _, fs, graph, exp = world(scaled=False)
+        with torch.no_grad():
+            want = graph.get_node("net").model.inner(torch.tensor(x)).numpy()
+        for data in (fs, x):
+            np.testing.assert_allclose(exp.predict(data), want, rtol=1e-5)
+
+    def test_unlabelled_rows(self):
+        x, y, fs, graph, exp = world()
+        want, _ = by_hand(fs, graph, x, y)
+        bare = mm.FeatureSet.from_dict(
+            "bare", {f"x{i}": x[:5, i] for i in range(6)}, [f"x{i}" for i in range(6)], []
+        )
+        np.testing.assert_allclose(exp.predict(bare), want[:5], rtol=1e-3, atol=1e-4)
+
+    def test_agrees_with_an_evaluation(self):
+        _, _, fs, graph, exp = world()
+        results = exp.run_phase(eval_phase(graph, split="test"))
+        outputs = results.stacked_tensors("net", "outputs", unscale=True, fmt="np")
+        np.testing.assert_allclose(exp.predict(fs["test"]), outputs, rtol=1e-5)
+
+    @pytest.mark.parametrize("batch_size", [1, 7, 40, 1000])
+    def test_batch_size_does_not_matter(self, batch_size):
+        _, _, fs, _, exp = world()
+        np.testing.assert_allclose(
+            exp.predict(fs, batch_size=batch_size), exp.predict(fs), rtol=1e-5, atol=1e-6
+        )
+
+    def test_no_rows(self):
+        _, _, fs, _, exp = world()
+        assert exp.predict(fs.take([])).shape == (0, 1)
+
+    def test_formats(self):
+        _, _, fs, _, exp = world()
+        assert isinstance(exp.predict(fs, fmt="torch"), torch.Tensor)
+        assert isinstance(exp.predict(fs, fmt="list"), list)
+
+    def test_the_graph_does_it_too(self):
+        _, _, fs, graph, exp = world()
+        if hasattr(graph, "predict"):
+            np.testing.assert_allclose(graph.predict(fs), exp.predict(fs))
+
+
+def test_changes_nothing():
+    _, _, fs, graph, exp = world()
+    net = graph.get_node("net").model.inner
+    net[1].eval()
+    before = [m.training for m in net.modules()]
+    state, runs = torch.get_rng_state(), len(exp.history)
+    exp.predict(fs)
+    assert [m.training for m in net.modules()] == before
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(exp.history) == runs
+
+
+def test_several_tails():
+    x, y = arrays(n=20)
+    fs = featureset(x, y)
+    nodes = [mm.ModelNode("a", mlp(seed=1), fs), mm.ModelNode("b", mlp(out=2, seed=2), fs)]
+    graph = mm.ModelGraph(nodes)
+    graph.build()
+    found = experiment().predict(x)
+    assert {k: v.shape for k, v in found.items()} == {"a": (20, 1), "b": (20, 2)}
+    one = mm.Experiment.from_active_context("again").predict(x, node="b")
+    np.testing.assert_array_equal(one, found["b"])
+
+
+def test_two_inputs():
+    x, y = arrays(n=20)
+    fs = featureset(x, y)
+    refs = [
+        fs.reference(features=["x0", "x1"], targets="y"),
+        fs.reference(features=["x4"], targets="y"),
+    ]
+    nodes = [mm.ModelNode("a", mlp(d=2), refs[0]), mm.ModelNode("b", mlp(d=1), refs[1])]
+    both = mm.ConcatNode("both", nodes, concat_axis_targets="first")
+    graph = mm.ModelGraph([*nodes, both, mm.ModelNode("net", mlp(d=2), both)])
+    graph.build()
+    exp = experiment()
+    columns = {k: x[:, i] for i, k in enumerate(["x0", "x1", "x2", "x3", "x4", "x5"])}
+    del columns["x3"]
+    np.testing.assert_allclose(exp.predict(columns), exp.predict(fs), rtol=1e-5)
+    with pytest.raises((DataError, GraphError), match="dict"):
+        exp.predict(x)
+
+
+def test_sequences():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(10, 12)).astype(np.float32)
+    fs = mm.FeatureSet.from_dict("data", {"wave": x, "y": x.mean(axis=1)}, ["wave"], ["y"])
+    from modularml.models.torch import SequentialCNN
+
+    graph = graph_of(fs, SequentialCNN(hidden_dim=2))
+    graph.build()
+    exp = experiment()
+    for data in (x, {"wave": x}, {"wave": list(x)}, x[:, None, :]):
+        np.testing.assert_allclose(exp.predict(data), exp.predict(fs), rtol=1e-5)
+
+
+class TestErrors:
+    def test_missing_column(self):
+        x, _, _, _, exp = world()
+        columns = {f"x{i}": x[:, i] for i in range(5)}
+        with pytest.raises(DataError, match="x5"):
+            exp.predict(columns)
+
+    def test_lengths(self):
+        x, _, _, _, exp = world()
+        columns = {f"x{i}": x[: 40 - i, i] for i in range(6)}
+        with pytest.raises(DataError, match="length"):
+            exp.predict(columns)
+
+    def test_shapes(self):
+        x, _, _, _, exp = world()
+        with pytest.raises(DataError, match="shape"):
+            exp.predict(x[:, :5])
+
+    def test_kinds(self):
+        _, _, _, _, exp = world()
+        with pytest.raises(DataError, match="frame, a dict or an array"):
+            exp.predict(object())
+
+    def test_before_building(self):
+        x, y = arrays(n=10)
+        graph_of(featureset(x, y), mlp())
+        with pytest.raises(NotFittedError, match="built"):
+            experiment().predict(x)
+        with mm.ExperimentContext().activate(), pytest.raises(GraphError, match="no ModelGraph"):
+            experiment().predict(x)
+
+    def test_unknown_node(self):
+        x, _, _, _, exp = world()
+        with pytest.raises(UnknownNameError, match="net"):
+            exp.predict(x, node="nett")
+
+    def test_a_scaler_that_needs_its_rows(self):
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(10, 4)).astype(np.float32)
+        y = rng.normal(size=(10, 5)).astype(np.float32) + 3
+        fs = mm.FeatureSet.from_dict("data", {"x": x, "y": y}, ["x"], ["y"])
+        fs.fit_transform("PerSampleZeroStart", domain="targets")
+        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 5))
+        graph = graph_of(fs, net)
+        graph.build()
+        exp = experiment()
+        with pytest.raises(ScalerError, match="unscale=False"):
+            exp.predict(x)
+        assert exp.predict(x, unscale=False).shape == (10, 5)
+        own = exp.predict(fs)
+        np.testing.assert_allclose(own, exp.predict(fs, unscale=False) + y[:, :1], rtol=1e-5)

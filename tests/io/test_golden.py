@@ -1,0 +1,66 @@
+"""A file of each schema stays readable, with the numbers that it was written with.
+
+``python -m tests.io.test_golden`` writes the file of the newest schema, where there is none yet.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import modularml as mm
+from modularml.io import inspect, limits
+from modularml.models.torch import SequentialMLP
+
+FOLDER = Path(__file__).parents[1] / "golden"
+ROWS = 12
+
+
+def study() -> mm.Experiment:
+    """Return an experiment whose numbers can be worked out by hand: 2 x + 1, scaled."""
+    x = np.arange(ROWS, dtype=np.float32)
+    fs = mm.FeatureSet.from_dict("line", {"x": x, "y": 2 * x + 1}, "x", "y")
+    fs.split_by_condition({"low": {"x": list(range(6))}, "high": {"x": list(range(6, 12))}})
+    fs.fit_transform("MinMaxScaler", domain="targets", fit_to_split="low")
+    node = mm.ModelNode("linear", SequentialMLP(n_layers=1), fs)
+    graph = mm.ModelGraph([node], optimizer=mm.Optimizer("sgd", opt_kwargs={"lr": 0.1}))
+    graph.build()
+    weights = {"layers.0.weight": np.array([[0.2]], "f4"), "layers.0.bias": np.zeros(1, "f4")}
+    node.model.set_weights(weights)
+    made = mm.Experiment.from_active_context("golden")
+    loss = mm.AppliedLoss(mm.Loss("mse"), on="linear", inputs=["outputs", "targets"])
+    made.run_phase(mm.EvalPhase.from_split("high", split="high", losses=[loss]))
+    return made
+
+
+@pytest.mark.parametrize("schema", range(1, limits.SCHEMA + 1))
+def test_files_of_every_schema(schema: int) -> None:
+    path = FOLDER / f"schema{schema}.exp.mml"
+    assert inspect(path)["schema"] == schema
+    loaded = mm.Experiment.load(path)
+    fs = loaded.ctx.get_node("line")
+    assert isinstance(fs, mm.FeatureSet)
+    x = np.arange(ROWS, dtype=np.float32)
+    np.testing.assert_array_equal(fs.get_features("numpy").reshape(-1), x)
+    np.testing.assert_allclose(
+        fs.get_targets("numpy", rep="transformed").reshape(-1), (2 * x) / 10, rtol=1e-6
+    )
+    np.testing.assert_allclose(loaded.predict(fs).reshape(-1), 2 * x + 1, rtol=1e-6)
+    result = loaded.history[0].results.get_eval_result()
+    assert result.aggregated_losses("linear")["mse_linear"] == pytest.approx(0, abs=1e-12)
+    assert fs.available_splits == ["low", "high"]
+
+
+def test_the_newest_schema_is_written_as_it_was(tmp_path: Path) -> None:
+    """The same study written today is laid out as the golden file is."""
+    path = study().save(tmp_path / "a")
+    old, new = inspect(FOLDER / f"schema{limits.SCHEMA}.exp.mml"), inspect(path)
+    assert list(old["members"]) == list(new["members"])
+    for key in ("kind", "schema", "type", "nodes", "featuresets", "backends"):
+        assert old[key] == new[key]
+
+
+if __name__ == "__main__":
+    study().save(FOLDER / f"schema{limits.SCHEMA}")
