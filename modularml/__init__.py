@@ -35,6 +35,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
             "EvalPhase",
             "EvalResults",
             "Experiment",
+            "FitPhase",
             "FitResults",
             "InputBinding",
             "PhaseGroup",

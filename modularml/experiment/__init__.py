@@ -4,6 +4,7 @@ from modularml.experiment.accelerator import Accelerator
 from modularml.experiment.binding import InputBinding
 from modularml.experiment.checkpointing import Checkpointing
 from modularml.experiment.experiment import Experiment
+from modularml.experiment.fit_phase import FitPhase
 from modularml.experiment.group import PhaseGroup
 from modularml.experiment.group_results import PhaseGroupResults
 from modularml.experiment.phases import EvalPhase, TrainPhase
@@ -20,6 +21,7 @@ __all__ = [
     "EvalResults",
     "Experiment",
     "ExperimentRun",
+    "FitPhase",
     "FitResults",
     "InputBinding",
     "PhaseGroup",

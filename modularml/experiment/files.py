@@ -13,7 +13,7 @@ from modularml.data.packing import packed, unpacked
 from modularml.errors import ConfigError, MMLKindError, UnknownNameError
 from modularml.experiment.checkpointing import Checkpointing
 from modularml.experiment.group import PhaseGroup
-from modularml.experiment.stored_history import packed_history, unpacked_history
+from modularml.experiment.stored_history import packed_history, plain_state, unpacked_history
 from modularml.graph.files import graph_from
 from modularml.graph.model_graph import ModelGraph
 from modularml.io import inspect, limits
@@ -196,6 +196,8 @@ class ExperimentFiles:
             graph = self._ctx.model_graph
             if graph is not None and (not whole or state["model_graph"] is not None):
                 graph._restore(state["model_graph"] if whole else state)
+            if whole:
+                set_plan_states(self._plan, state["plan"])
             self._history[:] = history
         if whole:
             set_random_states(state["random"])
@@ -228,6 +230,7 @@ class ExperimentFiles:
             return {
                 "featuresets": {fs.label: packed(fs.get_state()) for fs in sets},
                 "model_graph": None if graph is None else graph._file_state(),
+                "plan": plan_states(self._plan),
                 "history": packed_history(self._history),
             }
 
@@ -237,6 +240,7 @@ class ExperimentFiles:
             return {
                 "fingerprints": self._fingerprints(),
                 "model_graph": None if graph is None else graph._file_state(),
+                "plan": plan_states(self._plan),
                 "history": packed_history(self._history),
                 "random": random_states(),
             }
@@ -267,5 +271,27 @@ def _built(cls: Any, contents: Contents, ctx: ExperimentContext) -> Any:
     callbacks = [decode(c) for c in config["callbacks"]]
     new = cls(config["label"], None, ctx, decode(config["checkpointing"]), callbacks)
     new._plan = decode(config["execution_plan"])
+    set_plan_states(new._plan, state["plan"])
     new._history = unpacked_history(state["history"])
     return new
+
+
+def plan_states(plan: PhaseGroup) -> list[list[Any]]:
+    """Return what samplers have drawn and callbacks have learned, phase by phase."""
+    return [[plain_state(part) for part in _parts(phase)] for phase in plan.flatten()]
+
+
+def set_plan_states(plan: PhaseGroup, states: list[list[Any]]) -> None:
+    """Give samplers and callbacks their states; a plan of another shape keeps its own."""
+    phases = [_parts(phase) for phase in plan.flatten()]
+    if [len(parts) for parts in phases] != [len(part) for part in states]:
+        return
+    for parts, found in zip(phases, states, strict=True):
+        for part, state in zip(parts, found, strict=True):
+            if state:
+                part.set_state(state)
+
+
+def _parts(phase: Any) -> list[Any]:
+    samplers = [b.sampler for b in phase.input_sources if b.sampler is not None]
+    return [*samplers, *phase.callbacks]

@@ -16,7 +16,6 @@ from modularml.experiment.callback import PHASE_HOOKS, Callback, Dispatcher, as_
 from modularml.experiment.feed import Feed
 from modularml.experiment.recording import Recorder
 from modularml.experiment.results import PhaseResults
-from modularml.graph.model_graph import run_step
 from modularml.progress import Bar, bar
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ def _run_epoch(
     ctx = ExecutionContext(phase.label, epoch, 0)
     hooks("on_epoch_start", epoch, exec_ctx=ctx)
     feed.refresh()
-    plan, step = feed.plan, feed.step
+    plan, step = feed.plan, phase.step_of(feed)
     n_batches, steps = feed.epoch(epoch)
     values: list[Sequence[Any]] = []
     label = f"epoch {epoch}"
@@ -142,7 +141,7 @@ def _run_epoch(
         for ctx in steps:
             if before:
                 hooks("on_batch_start", epoch, exec_ctx=ctx)
-            run_step(ctx, plan, step, ctx.tensors)
+            step(ctx)
             values.append(ctx.values)
             recorder.record(ctx)
             if after:

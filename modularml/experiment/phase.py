@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from modularml.config import Configurable
 from modularml.context import ExperimentContext
+from modularml.data.execution import ExecutionContext
 from modularml.diagram import Diagram, DiagramEdge, DiagramNode
 from modularml.errors import ConfigError, GraphError, RegistrationError
 from modularml.experiment.accelerator import Accelerator
@@ -16,7 +17,7 @@ from modularml.experiment.feed import Feed
 from modularml.experiment.recording import ResultRecording
 from modularml.experiment.results import PhaseResults
 from modularml.experiment.schedule import BatchSchedulingPolicy
-from modularml.graph.model_graph import ModelGraph
+from modularml.graph.model_graph import ModelGraph, run_step
 from modularml.graph.node import GraphNode
 from modularml.samplers import BaseSampler
 from modularml.training import AppliedLoss
@@ -131,6 +132,11 @@ class ExperimentPhase(Configurable):
             policy=self.policy,
             device=device,
         )
+
+    def step_of(self, feed: Feed) -> Callable[[ExecutionContext], None]:
+        """Return what is done with each batch."""
+        plan, step = feed.plan, feed.step
+        return lambda ctx: run_step(ctx, plan, step, ctx.tensors)
 
     def visualize(self) -> Diagram:
         """Draw which rows feed which nodes."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from modularml._typing import Array
-from modularml.data.batch import as_numpy
-from modularml.data.execution import ExecutionContext
+from modularml.data.batch import BatchView, as_numpy
+from modularml.data.execution import ExecutionContext, Flow, Merged
 from modularml.data.formats import stack
-from modularml.data.references import FeatureSetReference
 from modularml.errors import DataError, GraphError
 from modularml.graph.model_node import ModelNode
 from modularml.graph.plan import resolve_id
@@ -33,6 +34,7 @@ def is_fittable(node: Any) -> bool:
 def fit_node(
     node: ModelNode,
     ctx: ExecutionContext,
+    flows: Mapping[tuple[str, str], Flow],
     evaluate: Callable[[ExecutionContext, Sequence[str]], None],
 ) -> None:
     """Fit one node on the rows of a step.
@@ -42,6 +44,8 @@ def fit_node(
     node : ModelNode
     ctx : ExecutionContext
         Holds all rows. Outputs of the nodes that `node` reads from are written to it.
+    flows : mapping of (str, str) to Flow
+        Where each node's targets come from, by (node id, domain).
     evaluate : callable
         Runs nodes, given by id, on the step.
 
@@ -58,16 +62,22 @@ def fit_node(
             "fit(features, targets); train it with a TrainPhase"
         )
     above = [resolve_id(ref) for ref in node.node_refs]
-    evaluate(ctx, above or [node.node_id])
-    node.model.fit(_features(node, ctx, above), ctx.domain(node.node_id, "targets"))
-
-
-def _features(node: ModelNode, ctx: ExecutionContext, above: Sequence[str]) -> Array:
     if above:
-        return as_numpy(ctx.output(above[0]))
-    ref = node.upstream_ref
-    if not isinstance(ref, FeatureSetReference):
-        raise DataError(f"node {node.label!r} reads nothing that could be fitted on")
-    batch = ctx.inputs[(node.node_id, ref)]
-    view = batch.view(ctx.roles(node.node_id)[0])
-    return stack({name: view.column(name) for name in ref.columns("features")})
+        evaluate(ctx, above)
+        features = as_numpy(ctx.output(above[0]))
+    else:
+        features = _values(ctx, flows[node.node_id, "features"])
+    node.model.fit(features, _values(ctx, flows[node.node_id, "targets"]))
+
+
+def _values(ctx: ExecutionContext, flow: Flow) -> Array | None:
+    """Return the rows of a step's columns as one array; None where there are none."""
+    if flow is None:
+        return None
+    if isinstance(flow, Merged):
+        return np.asarray(flow.merge([_values(ctx, part) for part in flow.parts]))
+    batch = ctx.inputs[(flow.source.node_id, flow.source.ref)]
+    if not isinstance(batch, BatchView):
+        raise DataError("nodes are fitted on rows of a FeatureSet; give a BatchView as input")
+    view = batch.view(batch.roles[0])
+    return stack({name: view.column(name) for name in flow.columns})

@@ -26,10 +26,11 @@ from modularml.graph import edit, topology
 from modularml.graph.build import build_nodes
 from modularml.graph.draw import draw
 from modularml.graph.files import GraphFiles
+from modularml.graph.fitting import fit_node, is_fittable
 from modularml.graph.inputs import fill
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
-from modularml.graph.plan import StepPlan, compile_plan
+from modularml.graph.plan import StepPlan, compile_plan, flows_of
 from modularml.training import AppliedLoss, Optimizer
 
 __all__ = ["ModelGraph"]
@@ -283,6 +284,40 @@ class ModelGraph(GraphFiles, Configurable, Stateful):
     ) -> None:
         """Compute outputs and losses of a step, in evaluation mode and without gradients."""
         self._step(ctx, losses, active_nodes, training=False)
+
+    def fit_step(
+        self,
+        ctx: ExecutionContext,
+        losses: list[AppliedLoss] | None = None,
+        *,
+        active_nodes: list[str | GraphNode] | None = None,
+        freeze_after_fit: bool = True,
+    ) -> None:
+        """Fit the nodes that learn from all rows at once, in order; others pass rows on.
+
+        Parameters
+        ----------
+        ctx : ExecutionContext
+            Holds all rows; outputs and losses are written to it.
+        losses : list of AppliedLoss, optional
+            Computed afterwards.
+        active_nodes : list, optional
+            Nodes to fit; those that they read from run too.
+        freeze_after_fit : bool
+            Whether fitted nodes are frozen.
+
+        Raises
+        ------
+        GraphError
+            If no node that runs can be fitted.
+        """
+        nodes = [n for n in self._running(active_nodes) if is_fittable(n) and not n.is_frozen]
+        if not nodes:
+            raise GraphError(
+                "no node can be fitted: each is frozen, or its model has no fit(features, targets); "
+                "train it with a TrainPhase"
+            )
+        self._fit(ctx, losses, nodes, active_nodes, freeze=freeze_after_fit)
 
     def plan(
         self,
@@ -604,6 +639,25 @@ class ModelGraph(GraphFiles, Configurable, Stateful):
         for node in moving:
             node.build_optimizer()
         return [n.optimizer for n in moving if n.optimizer is not None]
+
+    def _fit(
+        self,
+        ctx: ExecutionContext,
+        losses: Sequence[AppliedLoss] | None,
+        nodes: Sequence[Any],
+        active_nodes: Iterable[str | GraphNode] | None,
+        *,
+        freeze: bool,
+    ) -> None:
+        self.build()
+        ctx.plan = None  # its tensors are of other nodes than those run here
+        for node in nodes:
+            with self._ctx_of_run():
+                flows = flows_of(list(self._nodes.values()))
+                fit_node(node, ctx, flows, lambda c, ids: self._step(c, (), ids, training=False))
+            if freeze:
+                node.freeze()
+        self._step(ctx, losses or (), active_nodes, training=False)
 
     def _step(
         self,

@@ -243,6 +243,16 @@ class ModelNode(ComputeNode):
             )
         self._graph().eval_step(ctx, losses or [], active_nodes=[self])
 
+    def fit_step(self, ctx: ExecutionContext, losses: list[AppliedLoss] | None = None) -> None:
+        """Fit this node on all rows of a step, and send them through.
+
+        Raises
+        ------
+        GraphError
+            If the node is frozen, or its model has no ``fit(features, targets)``.
+        """
+        self._graph()._fit(ctx, losses, [self], [self], freeze=False)
+
     # -- config and state ---------------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def test_an_edit_gives_a_new_collection():
     assert second.version != first.version
     assert second.without_columns(["features.x.transformed"]).names == first.names
     assert second.without_columns([]) is second
-    with pytest.raises(UnknownNameError, match="did you mean 'features.x.raw'"):
+    with pytest.raises(UnknownNameError, match=r"did you mean 'features\.x\.raw'"):
         first.numpy("features.x.row")
 
 

@@ -205,7 +205,7 @@ def test_a_loan_from_pandas_is_not_written_to(how):
         elif how == "inplace":
             target.replace(0.0, 99.0, inplace=True)
         elif how == "augmented":
-            target += 1
+            target.__iadd__(1)
         else:
             target[:] = 99.0
     for array in arrays:

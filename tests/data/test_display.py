@@ -36,7 +36,7 @@ def test_text(fs):
     shown = repr(fs)
     for part in ("'<fs>'", "2 rows", "features: v, i", "splits a: 1, b: 1", "1 scalers"):
         assert part in shown
-    assert "FeatureSetView('a' of '<fs>', 1 rows, 6 columns)" == repr(fs["a"])
+    assert repr(fs["a"]) == "FeatureSetView('a' of '<fs>', 1 rows, 6 columns)"
 
 
 def test_html(fs):

@@ -76,7 +76,7 @@ def test_names_that_are_unknown():
     fs = make()
     with pytest.raises(UnknownNameError, match="unknown column of features 'c'"):
         fs.reference(features="c")
-    with pytest.raises(UnknownNameError, match="unknown column 'a.transformed'"):
+    with pytest.raises(UnknownNameError, match=r"unknown column 'a\.transformed'"):
         fs.reference(["a.transformed"])
     with pytest.raises(UnknownNameError, match=r"features 'a.transformed'"):
         fs.reference(features="a", rep="transformed")

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 from sklearn import preprocessing
+from sklearn.decomposition import PCA
 
 from modularml.data import FeatureSet
 from modularml.data.scaling import LeakWarning
@@ -88,7 +89,6 @@ def test_fitted_on_the_split_s_rows_alone(fs, name):
         ((0, 1), lambda x: x.reshape(-1, 6)),
         ((0, 1, 2), lambda x: x.reshape(-1, 1)),
     ],
-    ids=str,
 )
 def test_merged_axes(fs, merged_axes, lay_out):
     fit(fs, keys="vw", merged_axes=merged_axes)
@@ -333,7 +333,7 @@ def test_unscale_any_rows(fs, name, columns):
         np.testing.assert_array_equal(flat, found[:, 0])
 
 
-@pytest.mark.parametrize("merged_axes", [(1, 2), (0, 2), (0, 1), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("merged_axes", [(1, 2), (0, 2), (0, 1), (0, 1, 2)])
 @pytest.mark.parametrize("columns", ["v", "wv"])
 def test_unscale_arrays(fs, merged_axes, columns):
     fit(fs, "StandardScaler", "vw", merged_axes=merged_axes)
@@ -386,10 +386,8 @@ def test_facts_of_the_right_place_in_a_chain(fs):
     np.testing.assert_allclose(found, stacked(fs, "v"), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("scaler", ["Normalizer", "PCA", PerSampleMinMaxScaler()], ids=str)
+@pytest.mark.parametrize("scaler", ["Normalizer", PCA, PerSampleMinMaxScaler()])
 def test_a_column_that_cannot_be_inverted_alone(fs, scaler):
-    if scaler == "PCA":
-        from sklearn.decomposition import PCA as scaler  # noqa: N811
     fit(fs, scaler, "yz", domain="targets")
     with pytest.raises(
         ScalerError, match=r"fitted on \['y', 'z'\] together and cannot be inverted"

@@ -44,7 +44,7 @@ def test_any_table_is_kept_as_it_is(table):
     [
         lambda df: df,
         pl.from_pandas,
-        lambda df: pa.Table.from_pandas(df),
+        pa.Table.from_pandas,
         lambda df: df.convert_dtypes(dtype_backend="pyarrow"),
         lambda df: df.convert_dtypes(),
         lambda df: df.set_index(pd.Index([5] * len(df))),
@@ -352,7 +352,7 @@ def test_csv(tmp_path):
     with pytest.raises(UnknownNameError, match="unknown column 'cel'; did you mean 'cell'"):
         FeatureSet.from_csv("bad", str(tmp_path / "t.csv"), "v", "y", "cel")
     frame().assign(v=[1, None, 3, 4, 5, 6]).to_csv(tmp_path / "n.csv", index=False)
-    with pytest.raises(DataError, match="'v' has 1 missing.*row 1"):
+    with pytest.raises(DataError, match=r"'v' has 1 missing.*row 1"):
         FeatureSet.from_csv("null", tmp_path / "n.csv", "v", "y")
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n3\n")
     with pytest.raises(DataError, match=r"bad.csv' cannot be read as CSV"):

@@ -8,7 +8,7 @@ import pytest
 from modularml.data import FeatureSet
 from modularml.errors import ConfigError, DataError, SplitError, UnknownNameError
 from modularml.predicates import GTE, LT
-from modularml.splitters import BaseSplitter, ConditionSplitter, RandomSplitter
+from modularml.splitters import BaseSplitter, RandomSplitter
 
 THIRDS = {"train": 0.6, "val": 0.2, "test": 0.2}
 

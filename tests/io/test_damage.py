@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import random
@@ -10,7 +11,7 @@ import struct
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -395,15 +396,31 @@ HARM = [
 ]
 
 
+_watching: list[list[str]] = []
+
+
+def _watch(event: str, args: Any) -> None:
+    if _watching and event in ("os.system", "subprocess.Popen", "exec", "import"):
+        _watching[-1].append(f"{event} {args[0] if event != 'exec' else ''}")
+
+
+sys.addaudithook(_watch)  # it stays for the whole process, so there is only one
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[list[str]]:
+    """Collect the names of everything that starts programs, runs code or imports."""
+    _watching.append([])
+    try:
+        yield _watching[-1]
+    finally:
+        _watching.pop()
+
+
 @pytest.mark.parametrize("place", ["config", "state"])
 @pytest.mark.parametrize("harm", HARM, ids=range(len(HARM)))
 def test_no_file_chooses_code(harm: Any, place: str, tmp_path: Path) -> None:
     path = mm.Optimizer("adam", opt_kwargs={"lr": 0.1}, backend="torch").save(tmp_path / "a")
-    events: list[str] = []
-
-    def watch(event: str, args: Any) -> None:
-        if watching and event in ("os.system", "subprocess.Popen", "exec", "import"):
-            events.append(f"{event} {args[0] if event != 'exec' else ''}")
 
     def edit(found: dict[str, bytes]) -> None:
         config, state = json.loads(found["config.json"]), json.loads(found["state.json"])
@@ -416,13 +433,11 @@ def test_no_file_chooses_code(harm: Any, place: str, tmp_path: Path) -> None:
         )
 
     bent = things.resealed(path, tmp_path / "b.op.mml", edit)
-    modules, watching = set(sys.modules), True
-    sys.addaudithook(watch)
-    with mm.ExperimentContext().activate() as ctx:
+    modules = set(sys.modules)
+    with mm.ExperimentContext().activate() as ctx, watched() as events:
         with pytest.raises(MMLError):
             mm.Optimizer.load(bent)
         assert ctx.available_nodes == {}
-    watching = False
     assert [e for e in events if not e.startswith("import modularml")] == []
     assert {m for m in set(sys.modules) - modules if not m.startswith("modularml")} == set()
     assert ran == []

@@ -243,3 +243,21 @@ def test_disk_without_a_folder(tmp_path: Path) -> None:
     phase.set_checkpointing(mm.Checkpointing(mode="disk"))
     with pytest.raises(ConfigError, match="need a folder"):
         made.run(**things.QUIET)
+
+
+def test_samplers_without_a_seed_keep_what_they_drew(tmp_path: Path) -> None:
+    things.graph(things.featureset())
+    made = mm.Experiment.from_active_context("study")
+    phase = things.train_phase()
+    sampler = mm.SimpleSampler(batch_size=5, shuffle=True)
+    made.execution_plan.add_phase(
+        mm.TrainPhase.from_split("free", split="train", sampler=sampler, losses=phase.losses)
+    )
+    made.model_graph.build()  # type: ignore[union-attr]
+    path = made.save(tmp_path / "study")
+    with mm.ExperimentContext().activate():
+        loaded = mm.Experiment.load(path)
+    for each in (made, loaded):
+        torch.manual_seed(0)
+        each.run(**things.QUIET)
+    np.testing.assert_array_equal(loaded.predict(rows_of(loaded)), made.predict(rows_of(made)))

@@ -219,7 +219,7 @@ OWN = [
 ]
 
 
-@pytest.mark.parametrize("scaler", OWN, ids=repr)
+@pytest.mark.parametrize("scaler", OWN)
 def test_scikit_learn_can_use_it(scaler):
     data = np.random.default_rng(0).normal(size=(20, 3))
     copied = clone(scaler)
@@ -250,7 +250,7 @@ def test_bad_range(bad):
         PerSampleMinMaxScaler(bad)
 
 
-@pytest.mark.parametrize("scaler", OWN, ids=repr)
+@pytest.mark.parametrize("scaler", OWN)
 def test_wrapped_or_not_is_the_same(scaler):
     data = np.random.default_rng(0).normal(size=(20, 3))
     np.testing.assert_array_equal(

@@ -1,0 +1,117 @@
+"""Fitting phases: nodes that learn from all rows at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from modularml.data.execution import ExecutionContext
+from modularml.experiment.accelerator import Accelerator
+from modularml.experiment.binding import InputBinding
+from modularml.experiment.callback import Callback
+from modularml.experiment.feed import Feed
+from modularml.experiment.loop import Display, iterate
+from modularml.experiment.phase import ExperimentPhase, bindings_from_split
+from modularml.experiment.results import FitResults
+from modularml.training import AppliedLoss
+
+__all__ = ["FitPhase"]
+
+
+class FitPhase(ExperimentPhase):
+    """Fit nodes whose models have ``fit(features, targets)`` on all rows at once.
+
+    Parameters
+    ----------
+    label : str
+    input_sources : list of InputBinding
+        One for each input of each head node, without samplers.
+    losses : list of AppliedLoss, optional
+        Computed after fitting.
+    active_nodes : list of node or label, optional
+        Nodes to fit; those that they read from run too. None means all that can be fitted.
+    freeze_after_fit : bool
+        Whether fitted nodes are frozen, so that later phases leave them as they are.
+    callbacks : list of Callback, optional
+    accelerator : Accelerator or str, optional
+        Where the phase runs.
+    """
+
+    results_class = FitResults
+
+    def __init__(
+        self,
+        label: str,
+        *,
+        input_sources: list[InputBinding],
+        losses: list[AppliedLoss] | None = None,
+        active_nodes: list[Any] | None = None,
+        freeze_after_fit: bool = True,
+        callbacks: list[Callback] | None = None,
+        accelerator: Accelerator | str | None = None,
+    ) -> None:
+        super().__init__(
+            label,
+            input_sources=input_sources,
+            losses=losses,
+            active_nodes=active_nodes,
+            callbacks=callbacks,
+            accelerator=accelerator,
+        )
+        self.freeze_after_fit = freeze_after_fit
+
+    @classmethod
+    def from_split(
+        cls,
+        label: str,
+        *,
+        split: str,
+        losses: list[AppliedLoss] | None = None,
+        active_nodes: list[Any] | None = None,
+        freeze_after_fit: bool = True,
+        callbacks: list[Callback] | None = None,
+        accelerator: Accelerator | str | None = None,
+    ) -> FitPhase:
+        """Make a phase whose head nodes all read one split; see `TrainPhase.from_split`."""
+        return cls(
+            label,
+            input_sources=bindings_from_split(label, split, None, active_nodes),
+            losses=losses,
+            active_nodes=active_nodes,
+            freeze_after_fit=freeze_after_fit,
+            callbacks=callbacks,
+            accelerator=accelerator,
+        )
+
+    def step_of(self, feed: Feed) -> Callable[[ExecutionContext], None]:
+        """Return what is done with the one batch there is: fit, then send it through."""
+        graph = self.graph()
+        return lambda ctx: graph.fit_step(
+            ctx,
+            self.losses,
+            active_nodes=self.active_nodes,
+            freeze_after_fit=self.freeze_after_fit,
+        )
+
+    def iter_execution(self, *, results: FitResults | None = None) -> Iterator[ExecutionContext]:
+        """Yield the one step, to be run by hand with ``graph.fit_step``.
+
+        Parameters
+        ----------
+        results : FitResults, optional
+            Gets the step, once it has run.
+        """
+        for ctx in iterate(self, 1, Display()):
+            yield ctx
+            if results is not None and ctx.outs:
+                ctx.release()
+                results._execution.append(ctx)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> FitPhase:
+        """Make a phase from its config."""
+        return super().from_config(config)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments as plain data."""
+        return super().get_config()

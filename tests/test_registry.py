@@ -1,0 +1,85 @@
+"""The registry: names in any case, closest names, late loading."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modularml._registry import Registry
+from modularml.errors import RegistrationError, UnknownNameError, closest
+
+
+@given(st.dictionaries(st.text(alphabet="abcXYZ", min_size=1), st.integers(), min_size=1))
+def test_like_a_dict_that_ignores_case(entries):
+    plain = {name.casefold(): (name, value) for name, value in entries.items()}
+    registry = Registry("thing")
+    for name, value in entries.items():
+        registry.register(name, value, overwrite=True)
+    assert len(registry) == len(plain)
+    for name, value in plain.values():
+        assert registry[name] == registry[name.swapcase()] == value
+        assert name.upper() in registry
+    assert set(registry) == {name for name, _ in plain.values()}
+
+
+def test_names_that_are_taken():
+    registry = Registry("colour", {"Red": 1})
+    assert registry.register("red", 1) == 1
+    assert list(registry) == ["red"]
+    with pytest.raises(RegistrationError, match=r"colour name 'RED' is taken by 1.*overwrite=True"):
+        registry.register("RED", 2)
+    assert registry["red"] == 1
+    registry.register("RED", 2, overwrite=True)
+    assert dict(registry) == {"RED": 2}
+    assert (registry.name_of(2), registry.name_of(1)) == ("RED", None)
+    assert repr(registry) == "Registry('colour', ['RED'])"
+
+
+def test_unknown_names():
+    registry = Registry("colour", {"Red": 1, "Green": 2})
+    with pytest.raises(
+        UnknownNameError, match="unknown colour 'grean'; did you mean 'Green'"
+    ) as caught:
+        registry["grean"]
+    assert isinstance(caught.value, KeyError)
+    assert str(caught.value).startswith("unknown")
+    assert registry.get("grean") is None
+    assert 3 not in registry
+    with pytest.raises(UnknownNameError, match="there are none"):
+        Registry("colour")["x"]
+
+
+def test_entries_that_are_loaded_late():
+    calls = []
+
+    def load():
+        calls.append(1)
+        return {"Late": 1, "Own": 2}
+
+    registry = Registry("thing", {"Own": 3}, load=load)
+    assert not calls
+    assert "late" in registry
+    assert registry["own"] == 3
+    assert len(registry) == 2
+    assert calls == [1]
+
+
+def test_loading_that_fails_is_tried_again():
+    answers = [ImportError("not yet"), {"Late": 1}]
+
+    def load():
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    registry = Registry("thing", load=load)
+    with pytest.raises(ImportError, match="not yet"):
+        registry["late"]
+    assert registry["late"] == 1
+
+
+def test_closest():
+    assert closest("x", []) == "there are none"
+    assert closest("zzz", ["a", "b"]) == "known: 'a', 'b'"
+    assert closest("MSELOS", ["MSELoss", "Huber"]) == "did you mean 'MSELoss'?"
+    assert closest("q", [str(i) for i in range(50)]).endswith(", ...")
