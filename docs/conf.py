@@ -75,7 +75,7 @@ def skip_foreign(_app: Any, _kind: str, _name: str, obj: Any, skip: bool, _optio
 def escape_stars(
     _app: Any, _kind: str, _name: str, _obj: Any, _options: Any, lines: list[str]
 ) -> None:
-    """Keep the star of a shape such as ``(n, *shape)``: reStructuredText would take it for italics."""
+    """Keep the star of a shape such as ``(n, *shape)``, which would start italics."""
     lines[:] = [re.sub(r"(?<![*`\\\w])\*(?=[a-z])", r"\\*", line) for line in lines]
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``modularml demo`` and ``python -m modularml demo``."""
+"""The command line: ``modularml demo``, ``modularml inspect FILE``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from modularml.demo import run_demo
 from modularml.errors import ModularMLError
+from modularml.io import inspect, render
 
 __all__ = ["main"]
 
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     try:
-        run_demo(Path(args.out), quiet=args.quiet)
+        args.run(args)
     except ModularMLError as error:
         print(f"modularml: {error}", file=sys.stderr)
         return 1
@@ -46,4 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="train on two real data sets and draw the results")
     demo.add_argument("--out", default="modularml-demo", help="folder for the pictures")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
+    demo.set_defaults(run=lambda args: run_demo(Path(args.out), quiet=args.quiet))
+    look = commands.add_parser("inspect", help="show what a .mml file holds; builds nothing")
+    look.add_argument("file", help="a file that save() wrote")
+    look.set_defaults(run=lambda args: print(render(inspect(args.file))))
     return parser

@@ -70,7 +70,8 @@ def test_command_runs_the_demo(
     with ExperimentContext().activate():
         assert main(["demo", "--quiet", "--out", str(tmp_path / "new")]) == 0
     printed = capsys.readouterr().out
-    assert "test RMSE, network" in printed and "ridge" in printed
+    assert "test RMSE, network" in printed
+    assert "ridge" in printed
     assert str(tmp_path / "new" / "diabetes_parity.png") in printed
 
 
@@ -90,3 +91,24 @@ def test_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
         main(["dance"])
     assert stop.value.code == 2
     assert "dance" in capsys.readouterr().err
+
+
+def test_inspect_shows_a_file_and_builds_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with ExperimentContext().activate() as ctx:
+        path = digits_set().save(tmp_path / "digits")
+        known = len(ctx.available_nodes)
+        assert main(["inspect", str(path)]) == 0
+        assert len(ctx.available_nodes) == known
+    shown = capsys.readouterr().out
+    assert "digits" in shown
+    assert "1797" in shown.replace(",", "")
+
+
+def test_inspect_refuses_other_files_in_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "x.fs.mml").write_bytes(b"no archive")
+    assert main(["inspect", str(tmp_path / "x.fs.mml")]) == 1
+    assert "MML-" in capsys.readouterr().err

@@ -50,7 +50,7 @@ _SPELLINGS = {
 }
 
 
-class NonFinite(ArithmeticError):
+class NotFiniteError(ArithmeticError):
     """A loss came out NaN or infinite; weights have not been moved.
 
     Parameters

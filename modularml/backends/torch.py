@@ -12,7 +12,7 @@ import numpy as np
 
 from modularml._optional import require
 from modularml._typing import Array, IntArray, Shape
-from modularml.backends.base import Backend, BackendAdapter, Compute, NonFinite, Step
+from modularml.backends.base import Backend, BackendAdapter, Compute, NotFiniteError, Step
 from modularml.backends.torch_kernels import direct_step
 from modularml.errors import DeviceError, LossError, ShapeError
 
@@ -202,7 +202,7 @@ class TorchAdapter(BackendAdapter):
                 losses = [loss.item() for loss in losses]
                 for place, value in enumerate(losses):
                     if not isfinite(value):
-                        raise NonFinite(place, value)
+                        raise NotFiniteError(place, value)
             for p in params:
                 p.grad = None
             total.backward()

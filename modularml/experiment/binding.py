@@ -238,7 +238,8 @@ def _edge(node: GraphNode, upstream: Any) -> FeatureSetReference:
     if upstream is None:
         if len(refs) > 1:
             raise GraphError(
-                f"node {node.label!r} reads from {[r.node_label for r in refs]}; name one with upstream="
+                f"node {node.label!r} reads from {[r.node_label for r in refs]}; name one with "
+                "upstream="
             )
         return refs[0]
     name = upstream.label if isinstance(upstream, FeatureSet) else str(upstream)

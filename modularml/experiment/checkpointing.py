@@ -192,7 +192,8 @@ class Checkpointing(Configurable):
         for field in _FIELD.findall(template):
             if not _BARE.fullmatch(field) or field.partition(":")[0] not in allowed:
                 raise ConfigError(
-                    f"name_template of {context_name} may hold {sorted(allowed)} (with :0Nd), got {{{field}}}"
+                    f"name_template of {context_name} may hold {sorted(allowed)} (with :0Nd), "
+                    f"got {{{field}}}"
                 )
         if re.search(r"[{}]", _FIELD.sub("", template)):
             raise ConfigError(f"name_template {template!r} has a brace that does not close")

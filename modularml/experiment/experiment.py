@@ -344,7 +344,8 @@ class Experiment(ExperimentFiles):
     def __repr__(self) -> str:
         graph = None if self.model_graph is None else self.model_graph.label
         return (
-            f"Experiment({self.label!r}, graph={graph!r}, {len(self._plan.flatten())} phases planned, "
+            f"Experiment({self.label!r}, graph={graph!r}, {len(self._plan.flatten())} phases "
+            "planned, "
             f"{len(self._history)} runs)"
         )
 

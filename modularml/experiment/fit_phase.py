@@ -89,7 +89,7 @@ class FitPhase(ExperimentPhase):
         return lambda ctx: graph.fit_step(
             ctx,
             self.losses,
-            active_nodes=self.active_nodes,
+            active_nodes=None if self.active_nodes is None else [*self.active_nodes],
             freeze_after_fit=self.freeze_after_fit,
         )
 

@@ -158,7 +158,10 @@ class ExperimentPhase(Configurable):
 
     def __repr__(self) -> str:
         splits = ", ".join(dict.fromkeys(str(b.split) for b in self.input_sources))
-        return f"{type(self).__name__}({self.label!r} on {splits}, losses={[a.label for a in self.losses]})"
+        return (
+            f"{type(self).__name__}({self.label!r} on {splits}, "
+            f"losses={[a.label for a in self.losses]})"
+        )
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
@@ -169,7 +172,8 @@ def active_graph(label: str) -> ModelGraph:
     graph = ExperimentContext.get_active().model_graph
     if graph is None:
         raise GraphError(
-            f"phase {label!r} finds no ModelGraph in the active context; make one first, and make the "
+            f"phase {label!r} finds no ModelGraph in the active context; make one first, and "
+            "make the "
             "experiment with Experiment.from_active_context"
         )
     return graph

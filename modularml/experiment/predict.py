@@ -100,7 +100,8 @@ class _Reader:
         """Return sample ids, where the rows are known ones."""
         if self.view is None or self.view.source is not leaf.source.ref.resolve():
             raise ScalerError(
-                "the scaler of the targets needs facts of each row to be inverted, and these rows are "
+                "the scaler of the targets needs facts of each row to be inverted, and these "
+                "rows are "
                 "new; pass unscale=False"
             )
         return self.view.get_sample_uuids()
@@ -141,7 +142,8 @@ def _as_columns(data: Any) -> dict[str, Array]:
         frame = require("narwhals").from_native(data, eager_only=True, pass_through=True)
         if not hasattr(frame, "columns"):
             raise DataError(
-                f"data must be a FeatureSet, a view, a frame, a dict or an array, got {type(data).__name__}"
+                "data must be a FeatureSet, a view, a frame, a dict or an array, got "
+                f"{type(data).__name__}"
             )
         data = {name: frame[name].to_native() for name in frame.columns}
     columns = {}
@@ -175,7 +177,8 @@ def _unstacked(values: Array, key: str, keys: list[str], fs: FeatureSet) -> Arra
         return values
     if values.shape[1:] != (len(keys), *shape):
         raise DataError(
-            f"an array of the columns {keys} must have shape {('n', len(keys), *shape)}, got {values.shape}"
+            f"an array of the columns {keys} must have shape {('n', len(keys), *shape)}, got "
+            f"{values.shape}"
         )
     column: Array = values[:, keys.index(key)]
     return column

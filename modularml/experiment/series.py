@@ -92,7 +92,8 @@ class AxisSeries(Generic[T]):
         for axis in chosen:
             if len(self.axis_values(axis)) > 1:
                 raise DataError(
-                    f"axis {axis!r} has {len(self.axis_values(axis))} places; choose one with where()"
+                    f"axis {axis!r} has {len(self.axis_values(axis))} places; choose one with "
+                    "where()"
                 )
         kept = [i for i, a in enumerate(self._axes) if a not in chosen]
         data = {tuple(key[i] for i in kept): value for key, value in self._data.items()}

@@ -74,7 +74,8 @@ def columns_shape(ref: FeatureSetReference, domain: str, label: str) -> Shape:
     if len(set(shapes.values())) > 1:
         shown = ", ".join(f"{name}: {shape}" for name, shape in shapes.items())
         raise ShapeError(
-            f"node {label!r} reads columns of unlike shape from {ref.node_label!r} ({shown}); give each "
+            f"node {label!r} reads columns of unlike shape from {ref.node_label!r} ({shown}); "
+            "give each "
             "shape a node of its own and merge them"
         )
     for name in columns:

@@ -61,6 +61,7 @@ def fit_node(
             f"node {node.label!r} cannot be fitted: its {type(node.model).__name__} has no "
             "fit(features, targets); train it with a TrainPhase"
         )
+    features: Array | None
     above = [resolve_id(ref) for ref in node.node_refs]
     if above:
         evaluate(ctx, above)

@@ -6,7 +6,7 @@ import enum
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -281,7 +281,11 @@ class ConcatNode(MergeNode):
 class _Numpy:
     """The few operations of an adapter that merging needs, on arrays."""
 
-    modes = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+    modes: ClassVar[dict[str, Any]] = {
+        "reflect": "reflect",
+        "replicate": "edge",
+        "circular": "wrap",
+    }
 
     def concat(self, values: Sequence[Any], axis: int) -> Any:
         return np.concatenate(values, axis=axis)
@@ -292,7 +296,7 @@ class _Numpy:
     def pad(self, value: Any, widths: Sequence[tuple[int, int]], mode: str, fill: float) -> Any:
         if mode == "constant":
             return np.pad(value, widths, constant_values=fill)
-        return np.pad(value, widths, mode=self.modes[mode])  # type: ignore[call-overload]
+        return np.pad(value, widths, mode=self.modes[mode])
 
 
 _NUMPY = _Numpy()
@@ -317,7 +321,8 @@ def _check_fits(values: Sequence[Any], axis: int) -> None:
     rest = [tuple(n for i, n in enumerate(v.shape) if i not in (0, axis)) for v in values]
     if len(set(rest)) > 1:
         raise ShapeError(
-            f"samples of shapes {[tuple(v.shape[1:]) for v in values]} differ outside axis {axis - 1}; "
+            f"samples of shapes {[tuple(v.shape[1:]) for v in values]} differ outside axis "
+            f"{axis - 1}; "
             "pass pad_inputs=True, or another concat_axis"
         )
 

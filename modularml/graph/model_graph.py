@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from modularml.backends import Backend, adapter_for
-from modularml.backends.base import NonFinite
+from modularml.backends.base import NotFiniteError
 from modularml.config import Configurable, Stateful, decode, encode
 from modularml.context import ExperimentContext
 from modularml.data.batch import Batch, BatchView
@@ -314,7 +314,8 @@ class ModelGraph(GraphFiles, Configurable, Stateful):
         nodes = [n for n in self._running(active_nodes) if is_fittable(n) and not n.is_frozen]
         if not nodes:
             raise GraphError(
-                "no node can be fitted: each is frozen, or its model has no fit(features, targets); "
+                "no node can be fitted: each is frozen, or its model has no fit(features, "
+                "targets); "
                 "train it with a TrainPhase"
             )
         self._fit(ctx, losses, nodes, active_nodes, freeze=freeze_after_fit)
@@ -624,7 +625,8 @@ class ModelGraph(GraphFiles, Configurable, Stateful):
         if not moving:
             labels = [n.label for n in nodes]
             raise GraphError(
-                f"nothing can be trained: the nodes {labels} are frozen or have no weights; unfreeze() one"
+                f"nothing can be trained: the nodes {labels} are frozen or have no weights; "
+                "unfreeze() one"
             )
         if only is not None:
             moving = [only]
@@ -695,7 +697,7 @@ def run_step(ctx: ExecutionContext, plan: StepPlan, step: Callable[..., Any], te
     """
     try:
         ctx.values, ctx.outs = step(tensors)
-    except NonFinite as error:
+    except NotFiniteError as error:
         label, node_id = plan.layout.losses[error.place]
         raise NonFiniteLossError(
             phase=ctx.phase_label,

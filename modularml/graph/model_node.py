@@ -203,7 +203,8 @@ class ModelNode(ComputeNode):
             )
         if not isinstance(batch, SampleData):
             raise TypeError(
-                f"node {self.label!r} takes SampleData, RoleData or Batch, got {type(batch).__name__}"
+                f"node {self.label!r} takes SampleData, RoleData or Batch, got "
+                f"{type(batch).__name__}"
             )
         return batch.with_outputs(self._model.module(self._tensor(batch), **kwargs))
 

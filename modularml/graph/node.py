@@ -159,7 +159,8 @@ def as_reference(obj: Any, ctx: ExperimentContext, label: str) -> ExperimentNode
         return obj.reference()
     if isinstance(obj, FeatureSetView):
         raise GraphError(
-            f"node {label!r} cannot read from a view; wire it to the FeatureSet {obj.source.label!r} "
+            f"node {label!r} cannot read from a view; wire it to the FeatureSet "
+            f"{obj.source.label!r} "
             "and name the split in the phase"
         )
     if isinstance(obj, FeatureSetReference | GraphNodeReference):

@@ -327,7 +327,8 @@ class _Compiler:
             flow = _pick_column(applied, item, self.flows, node)
         if flow is None:
             raise LossError(
-                f"loss {applied.label!r} asks for {item.domain} of node {node.label!r}, which has none; "
+                f"loss {applied.label!r} asks for {item.domain} of node {node.label!r}, which "
+                "has none; "
                 "name them in the FeatureSet reference"
             )
         return self._flow(flow, role, self._fit(applied, on, flow))
@@ -411,7 +412,8 @@ class _Compiler:
             return self.roles[0]
         if role not in self.roles:
             raise LossError(
-                f"loss {applied.label!r} asks for the role {role!r}, which the sampler does not give; "
+                f"loss {applied.label!r} asks for the role {role!r}, which the sampler does "
+                "not give; "
                 f"it gives {list(self.roles)}"
             )
         return role
@@ -578,6 +580,7 @@ def _misfit(
 ) -> ShapeError:
     return ShapeError(
         f"loss {applied.label!r} wants {wants}: outputs of node {on.label!r} have shape {out}, its "
-        f"targets have shape {target}. Change the node's output_shape, the targets of the reference, "
+        f"targets have shape {target}. Change the node's output_shape, the targets of the "
+        "reference, "
         "or, after a merge, concat_axis_targets (such as 'first')"
     )

@@ -151,7 +151,8 @@ def check_weights(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     for name, value in theirs.items():
         if tuple(value.shape) != tuple(mine[name].shape):
             raise ShapeError(
-                f"weight {name!r} must have shape {tuple(mine[name].shape)}, got {tuple(value.shape)}"
+                f"weight {name!r} must have shape {tuple(mine[name].shape)}, got "
+                f"{tuple(value.shape)}"
             )
 
 

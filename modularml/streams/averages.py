@@ -56,7 +56,7 @@ def decay_of(decay: float | None, half_life: float | None) -> float:
         if not 0 <= decay < 1:
             raise ConfigError(f"decay must be at least 0 and less than 1, got {decay!r}")
         return float(decay)
-    assert half_life is not None  # noqa: S101 - for the type checker
+    assert half_life is not None
     if not 0 < half_life < math.inf:
         raise ConfigError(f"half_life must be positive (in events), got {half_life!r}")
     return float(0.5 ** (1.0 / half_life))

@@ -208,4 +208,7 @@ class AppliedLoss(Configurable):
         return tensor.to(out.dtype) if tensor.is_floating_point() else tensor
 
     def __repr__(self) -> str:
-        return f"AppliedLoss({self.loss.name!r} on {self.on!r}, inputs={self.inputs}, weight={self.weight})"
+        return (
+            f"AppliedLoss({self.loss.name!r} on {self.on!r}, inputs={self.inputs}, "
+            f"weight={self.weight})"
+        )

@@ -4,7 +4,7 @@ import copy
 import doctest
 import importlib
 import json
-from itertools import count, repeat
+from itertools import chain, count, repeat
 
 import pytest
 from hypothesis import given
@@ -61,8 +61,7 @@ def test_loop_a_and_loop_b_of_the_tutorial():
         seen_a += list(a.data())
     while b.epoch < 2:
         b.increment_epoch()
-        for _ in range(len(b.loader)):
-            seen_b.append(b.next())
+        seen_b += [b.next() for _ in range(len(b.loader))]
     assert seen_a == seen_b == [0, 1, 2, 0, 1, 2]
 
 
@@ -91,7 +90,7 @@ def test_epochs_cut_one_endless_iterator(items, n_epochs, size):
     endless = [item for _ in range(n_epochs * size) for item in items][: n_epochs * size]
     epochs = [list(epoch) for epoch in stream.epochs(n_epochs, size, **QUIET)]
     assert [len(epoch) for epoch in epochs] == [size] * n_epochs
-    assert sum(epochs, []) == endless
+    assert list(chain.from_iterable(epochs)) == endless
     assert stream.state_dict() == {"epoch": n_epochs, "iteration": n_epochs * size}
 
 
@@ -197,13 +196,17 @@ def test_resuming_in_the_middle_meets_the_next_batch():
 def test_a_loop_that_raises_can_be_resumed():
     whole = walk(Stream(Shuffled(4)))
     stream, log = Stream(Shuffled(4)), []
-    with pytest.raises(KeyboardInterrupt):
+
+    def work():
         for epoch in stream.epochs(3, **QUIET):
             for batch in epoch:
                 log.append((stream.epoch, stream.iteration, batch))
                 if stream.iteration == 6:
                     raise KeyboardInterrupt
             log.append(("end of", stream.epoch))
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     resumed = Stream(Shuffled(4))
     resumed.load_state_dict(stream.state_dict())
     assert log + walk(resumed) == whole

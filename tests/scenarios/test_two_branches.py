@@ -31,7 +31,7 @@ def build(seed=0):
     )
     fs.split_random({"train": 0.6, "val": 0.2, "test": 0.2}, group_by="device", seed=1)
     fs.fit_transform(
-        "StandardScaler", columns=["load", "heat"], domain="features", fit_to_split="train"
+        "StandardScaler", keys=["load", "heat"], domain="features", fit_to_split="train"
     )
     waves = fs.reference(features="wave", targets="kind")
     facts = fs.reference(features=["load", "heat"], targets="kind")
@@ -62,7 +62,7 @@ def build(seed=0):
 
 
 def test_learns_and_tells():
-    fs, graph, exp = build()
+    fs, _, exp = build()
     results = exp.run(**QUIET)
     trained, tested = results.get_train_result(), results.get_eval_result()
     out = tested.stacked_tensors("head", "outputs", fmt="np")

@@ -119,7 +119,8 @@ class TorchBaseModel(BaseModel, torch.nn.Module, ABC):
         if not isinstance(out, torch.Tensor) or out.ndim < 1 or out.shape[0] != 2:
             raise ShapeError(
                 f"{type(self).__name__} must return one tensor with one row a sample, got "
-                f"{tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__} for 2 samples"
+                f"{tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__} "
+                "for 2 samples"
             )
         return tuple(out.shape[1:])
 
@@ -146,7 +147,8 @@ def activation_layer(name: str) -> torch.nn.Module:
 def _reset_of(name: str, module: torch.nn.Module) -> Callable[[], Any]:
     """Return what draws new weights for a layer, not for those within it."""
     for method in ("reset_parameters", "_reset_parameters"):
-        if callable(reset := getattr(module, method, None)):
+        reset: Callable[[], Any] | None = getattr(module, method, None)
+        if callable(reset):
             return reset
     if own := [name for name, _ in module.named_parameters(recurse=False)]:
         raise ConfigError(

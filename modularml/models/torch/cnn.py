@@ -92,7 +92,8 @@ class SequentialCNN(TorchBaseModel):
         rank = len(input_shape)
         if rank not in _CONV:
             raise ShapeError(
-                "SequentialCNN takes samples of shape (channels, length), (channels, height, width) "
+                "SequentialCNN takes samples of shape (channels, length), (channels, height, "
+                "width) "
                 f"or (channels, d, h, w), got {input_shape}"
             )
         layers: list[torch.nn.Module] = []

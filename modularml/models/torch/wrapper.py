@@ -99,7 +99,8 @@ class TorchModelWrapper(TorchBaseModel):
         if self._init_args["model"] is not None:
             name = type(self._init_args["model"]).__name__
             raise ConfigError(
-                f"a {name} that was given as an object cannot be made again from data; give its class: "
+                f"a {name} that was given as an object cannot be made again from data; give "
+                "its class: "
                 f"TorchModelWrapper(model_class={name}, model_kwargs={{...}})"
             )
         return super().get_config()
