@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 from typing import Any
 
@@ -13,8 +14,8 @@ from benchmarks.loop_ratios import loop_ratios
 from benchmarks.report import save, show, verdict
 
 PHASE_MS = 20.0
-# Memory comes in pages and the allocator keeps some in reserve: a growth of 50 epochs that does
-# not reach the size of one epoch's outputs, losses and order (about 0.4 MiB) twice over is none.
+# What may stay: the losses logged for each batch (16 bytes each, 0.22 MiB in 45 epochs) and pages
+# that the allocator keeps in reserve. A second copy of an epoch's gathered rows (1.22 MiB) may not.
 GROWTH_MIB = 1.0
 
 
@@ -59,12 +60,29 @@ def weigh_costs(options: argparse.Namespace) -> list[dict[str, Any]]:
     for name, (cpu, _) in environments.run_isolated("phase_cost", *quick).items():
         limit = None if name.startswith("torch") else PHASE_MS
         rows.append({"work": f"before the first step, {name} (ms)", "value": cpu, "limit": limit})
-    grown = environments.run_isolated("memory", *quick)
-    name = f"memory gained from epoch 5 to {grown['epochs']}, recording none (MiB)"
-    rows.append({"work": name, "value": grown["grown_mib"], "limit": GROWTH_MIB})
+    rows += memory_rows(quick)
     rows = [{**row, "ok": row["limit"] is None or row["value"] <= row["limit"]} for row in rows]
     show_limits("Paid once (imports: times `import numpy, pyarrow`)", rows)
     return rows
+
+
+def memory_rows(quick: list[str]) -> list[dict[str, Any]]:
+    """Measure memory in several processes.
+
+    The worst one counts: where the allocator puts a block differs from process to process, and
+    growth that only some of them show would hide behind a median.
+    """
+    runs = [environments.run_isolated("memory", *quick) for _ in range(1 if quick else 5)]
+    grown = [run["grown_mib"] for run in runs]
+    name = f"memory gained from epoch 5 to {runs[0]['epochs']}, recording none (MiB)"
+    return [
+        {
+            "work": f"{name}, worst of {len(runs)} processes",
+            "value": max(grown),
+            "limit": GROWTH_MIB,
+        },
+        {"work": f"{name}, median", "value": statistics.median(grown), "limit": None},
+    ]
 
 
 def check_equality(options: argparse.Namespace) -> list[dict[str, Any]]:

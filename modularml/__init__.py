@@ -14,6 +14,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
         "data",
         "errors",
         "graph",
+        "io",
         "loop",
         "models",
         "plotting",

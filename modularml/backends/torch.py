@@ -14,7 +14,7 @@ from modularml._optional import require
 from modularml._typing import Array, IntArray, Shape
 from modularml.backends.base import Backend, BackendAdapter, Compute, NotFiniteError, Step
 from modularml.backends.torch_kernels import direct_step
-from modularml.errors import DeviceError, LossError, ShapeError
+from modularml.errors import BackendNotSupportedError, DeviceError, LossError, ShapeError
 
 torch = require("torch", purpose="to train torch models")
 
@@ -178,6 +178,12 @@ class TorchAdapter(BackendAdapter):
         Not so for SGD, whose fused form fails where a parameter gets its first gradient late or
         a sparse one; `direct_step` uses the kernel where it is safe.
         """
+        closure = inspect.signature(cls.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise BackendNotSupportedError(
+                f"{cls.__name__} computes the loss several times a step, which a graph does not "
+                "do; use another optimizer"
+            )
         chosen = dict(kwargs)
         takes = inspect.signature(cls).parameters
         decided = {"fused", "foreach", "capturable", "differentiable"} & set(chosen)

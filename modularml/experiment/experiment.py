@@ -18,7 +18,9 @@ from modularml.experiment.phase import ExperimentPhase, active_graph
 from modularml.experiment.phases import TrainPhase
 from modularml.experiment.predict import predict
 from modularml.experiment.run import ExperimentRun, Runner, untouched
+from modularml.experiment.streaming import stream_events
 from modularml.graph.model_graph import ModelGraph
+from modularml.streams import Event
 
 __all__ = ["Experiment"]
 
@@ -180,6 +182,32 @@ class Experiment(ExperimentFiles):
 
         found: PhaseGroupResults = self._recorded(work, group.label, kwargs)
         return found
+
+    def stream(self, phase: ExperimentPhase, **kwargs: Any) -> Iterator[Event]:
+        """Run one phase as a stream of events, one an epoch; see `run_phase`.
+
+        The stages of `modularml.streams` work on it. Nothing runs before the first event is asked
+        for. Whoever stops iterating, or closes the stream, ends the phase cleanly: its results
+        are in the history.
+
+        Parameters
+        ----------
+        phase : TrainPhase or another phase
+        **kwargs
+            Display flags, as of `run_phase`; progress bars are off unless they are asked for.
+
+        Yields
+        ------
+        Event
+            ``step`` (1-based), ``epoch`` (0-based), every metric of the epoch by name
+            (``train_loss``, ``val_loss``...), and ``model``, which is the graph itself.
+
+        Examples
+        --------
+        >>> # pipe(experiment.stream(train), early_stop("val_loss", patience=10))
+        """
+        self._check(phase, ExperimentPhase)
+        return stream_events(self, phase, {"show_training_progress": False, **kwargs})
 
     def preview_phase(self, phase: ExperimentPhase, **kwargs: Any) -> Any:
         """Run a phase and undo everything it changed; nothing is kept in the history."""
@@ -351,8 +379,8 @@ class Experiment(ExperimentFiles):
 
     def _recorded(self, work: Any, label: str, flags: dict[str, Any]) -> Any:
         runner = Runner(self, flags)
-        with self._ctx.activate():
-            return runner.recorded(label, lambda into: work(runner, into))
+        with self._ctx.activate(), runner.recording(label) as into:
+            return work(runner, into)
 
     def _whole(self, runner: Runner, into: PhaseGroupResults) -> PhaseGroupResults:
         runner.notify("on_experiment_start")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from modularml.progress import Bar, bar
 if TYPE_CHECKING:
     from modularml.experiment.phase import ExperimentPhase
 
-__all__ = ["Display", "run_phase"]
+__all__ = ["Display", "phase_epochs", "run_phase"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,16 @@ class Hooks:
 def run_phase(
     phase: ExperimentPhase, experiment: Any, results: PhaseResults, display: Display
 ) -> PhaseResults:
-    """Run a phase to its end, or until it is asked to stop.
+    """Run a phase to its end, or until it is asked to stop; see `phase_epochs`."""
+    for _ in phase_epochs(phase, experiment, results, display):
+        pass
+    return results
+
+
+def phase_epochs(
+    phase: ExperimentPhase, experiment: Any, results: PhaseResults, display: Display
+) -> Iterator[int]:
+    """Run a phase and yield each epoch's number when it is over.
 
     ::
 
@@ -73,6 +81,8 @@ def run_phase(
             stop if somebody asked for it
         notify phase end
         (on an error: notify exception, then raise it)
+
+    Whoever stops iterating has asked for it: the phase ends cleanly.
 
     Parameters
     ----------
@@ -92,27 +102,31 @@ def run_phase(
     phase.stop_requested = False
     try:
         feed = phase.feed()
-        with ExitStack() as stack:
-            epochs = stack.enter_context(
-                bar(
-                    phase.n_epochs,
-                    phase.label,
-                    show=display.epochs,
-                    persist=display.keep,
-                    unit="epoch",
-                )
-            )
+        with bar(
+            phase.n_epochs, phase.label, show=display.epochs, persist=display.keep, unit="epoch"
+        ) as epochs:
             hooks("on_phase_start")
             for epoch in range(phase.n_epochs):
                 _run_epoch(phase, feed, epoch, hooks, recorder, display, epochs)
+                try:
+                    yield epoch
+                except GeneratorExit:
+                    phase.stop_requested = True
                 if phase.stop_requested:
                     break
             hooks("on_phase_end", epoch)
         feed.release()
     except BaseException as error:
-        hooks("on_exception", exception=error)
+        _report(hooks, error)
         raise
-    return results
+
+
+def _report(hooks: Hooks, error: BaseException) -> None:
+    """Tell everybody of an error; one that is raised on the way does not hide it."""
+    try:
+        hooks("on_exception", exception=error)
+    except Exception as second:  # noqa: BLE001 - the first error is the one that counts
+        error.add_note(f"on_exception failed in turn: {second!r}")
 
 
 def _run_epoch(

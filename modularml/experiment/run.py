@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ from modularml.experiment.callback import EXPERIMENT_HOOKS, Dispatcher, Experime
 from modularml.experiment.group import PhaseGroup
 from modularml.experiment.group_results import PhaseGroupResults
 from modularml.experiment.keeping import ExperimentKeeper
-from modularml.experiment.loop import Display, run_phase
+from modularml.experiment.loop import Display, phase_epochs
 from modularml.experiment.phase import ExperimentPhase
 from modularml.experiment.results import PhaseResults
 from modularml.io.randomness import random_states, set_random_states
@@ -92,16 +92,24 @@ class Runner:
     def phase(self, phase: ExperimentPhase, into: PhaseGroupResults | None = None) -> PhaseResults:
         """Run a phase; its results are added before it starts, so a failed one leaves some."""
         results = phase.results_class(phase.label)
+        for _ in self.epochs(phase, results, into):
+            pass
+        return results
+
+    def epochs(
+        self, phase: ExperimentPhase, results: PhaseResults, into: PhaseGroupResults | None = None
+    ) -> Iterator[int]:
+        """Run a phase and yield each epoch's number when it is over."""
         if into is not None:
             into.add_result(results)
         start = time.perf_counter()
         self.notify("on_phase_start", phase=phase)
         try:
-            run_phase(phase, self.experiment, results, display_from(self.flags, phase.training))
+            display = display_from(self.flags, phase.training)
+            yield from phase_epochs(phase, self.experiment, results, display)
         finally:
             self.durations[phase.label] = time.perf_counter() - start
         self.notify("on_phase_end", phase=phase)
-        return results
 
     def group(self, group: PhaseGroup, into: PhaseGroupResults | None = None) -> PhaseGroupResults:
         """Run all phases and groups of a group, in order."""
@@ -127,12 +135,13 @@ class Runner:
             for _ in self.hooks.notify(hook, experiment=self.experiment, **facts):
                 pass
 
-    def recorded(self, label: str, work: Callable[[PhaseGroupResults], Any]) -> Any:
-        """Do some work as one entry of the history, whatever comes of it."""
+    @contextmanager
+    def recording(self, label: str) -> Iterator[PhaseGroupResults]:
+        """Make what a block does one entry of the history, whatever comes of it."""
         run = ExperimentRun(label, datetime.now(UTC), results=PhaseGroupResults(label))
         self.experiment._history.append(run)
         try:
-            found = work(run.results)
+            yield run.results
             run.status = "completed"
         except BaseException as error:
             run.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -142,7 +151,6 @@ class Runner:
         finally:
             run.ended_at = datetime.now(UTC)
             run.execution_meta["durations"] = self.durations
-        return found
 
 
 def check_flags(flags: dict[str, Any]) -> dict[str, Any]:

@@ -538,7 +538,13 @@ class ModelGraph(GraphFiles, Configurable, Stateful):
         return [n for n in found if isinstance(n, ModelNode)]
 
     def _parameters(self) -> dict[str, Any]:
-        return {f"{n.label}.{k}": p for n in self._learning() for k, p in n.parameters().items()}
+        """Return by name what the graph's optimizer moves; what nodes share, once."""
+        found: dict[str, Any] = {}
+        for node in self._learning():
+            seen = {id(p) for p in found.values()}
+            own = node.parameters().items()
+            found |= {f"{node.label}.{k}": p for k, p in own if id(p) not in seen}
+        return found
 
     def _only_backend(self) -> Backend:
         backends = {n.backend: n.label for n in self._learning()}
@@ -707,6 +713,9 @@ def run_step(ctx: ExecutionContext, plan: StepPlan, step: Callable[..., Any], te
             loss=label,
             value=error.value,
         ) from None
+    except Exception as error:
+        error.add_note(f"(phase {ctx.phase_label!r}, epoch {ctx.epoch_idx}, batch {ctx.batch_idx})")
+        raise
     ctx.layout = ctx.layout or plan.layout
 
 

@@ -6,6 +6,7 @@ outputs. A step is then slice, forward, loss, backward, optimizer, with no look-
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -310,7 +311,7 @@ class _Compiler:
 
     def _loss(self, applied: AppliedLoss) -> _LossOp:
         node = self._node_named(applied.on, applied)
-        applied.loss.resolve(self.adapter.backend)
+        _check_call(applied, applied.loss.resolve(self.adapter.backend))
         args = [self._loss_arg(applied, node, item) for item in applied.parsed]
         fn = _mean_over_samples(applied, self.adapter)
         if applied.weight != 1.0:
@@ -510,6 +511,22 @@ def _without_grad(fn: Callable[..., Any], adapter: BackendAdapter) -> Callable[.
     return run
 
 
+def _check_call(applied: AppliedLoss, fn: Callable[..., Any]) -> None:
+    """Refuse inputs that the loss cannot be called with."""
+    names = applied.keywords
+    try:
+        signature = inspect.signature(getattr(fn, "forward", fn))
+    except ValueError:  # a builtin does not tell its arguments
+        return
+    try:
+        signature.bind(*([] if names else applied.parsed), **dict.fromkeys(names or ()))
+    except TypeError as error:
+        raise LossError(
+            f"loss {applied.label!r} cannot be called with inputs={applied.inputs}: {error}; it "
+            f"takes {list(signature.parameters)}"
+        ) from error
+
+
 def _mean_over_samples(applied: AppliedLoss, adapter: BackendAdapter) -> Callable[..., Any]:
     loss, names = applied.loss, applied.keywords
     raw = loss.resolve(adapter.backend)
@@ -566,7 +583,7 @@ def _is_integer(flow: Flow) -> bool:
     """Tell whether all columns behind hold whole numbers by dtype."""
     for leaf in leaves(flow):
         schema = leaf.source.ref.resolve().collection.schema
-        if any(schema[name].dtype.kind not in "iu" for name in leaf.columns):
+        if any(schema[name].dtype.kind not in "biu" for name in leaf.columns):
             return False
     return True
 

@@ -30,8 +30,8 @@ def write_safely(obj: Any, path: str | Path) -> None:
     Parameters
     ----------
     obj : object
-        None, bool, int, float, str, tensors, arrays, and dicts, lists and tuples of them; or an
-        object whose ``state_dict()`` is made of these.
+        None, bool, int, float, str, tensors, arrays, objects whose ``state_dict()`` is made of
+        these, and dicts, lists and tuples of them.
     path : path-like
         Its folder is made where there is none. A file that is there is replaced, at once or not
         at all.
@@ -53,8 +53,7 @@ def write_safely(obj: Any, path: str | Path) -> None:
     {'loss': 0.25, 'epochs': (3, 4)}
     """
     path = Path(path)
-    state_dict = getattr(obj, "state_dict", None)
-    data = _to_bytes(state_dict() if callable(state_dict) else obj)
+    data = _to_bytes(obj)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, [data], overwrite=True, verify=read_saved)
 
@@ -130,7 +129,7 @@ def _emptied(value: Any, where: tuple[str, ...], found: dict[str, Any]) -> Any:
     return _moved(value, where, found)
 
 
-def _moved(value: Any, where: tuple[str, ...], found: dict[str, Any]) -> dict[str, str]:
+def _moved(value: Any, where: tuple[str, ...], found: dict[str, Any]) -> Any:
     torch = loaded("torch")
     name = base = ".".join(where) or "value"
     while name in found:
@@ -141,6 +140,8 @@ def _moved(value: Any, where: tuple[str, ...], found: dict[str, Any]) -> dict[st
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
         found[name] = np.ascontiguousarray(value).reshape(value.shape)
         return {"$array": name}
+    if callable(getattr(value, "state_dict", None)):
+        return _emptied(value.state_dict(), where, found)
     place = f" at {' > '.join(where)}" if where else ""
     raise ConfigError(
         f"a {type(value).__name__}{place} cannot be saved as data; give tensors, arrays, plain "

@@ -246,6 +246,21 @@ class TestBuild:
         assert train(graph).n_epochs == 1
 
 
+def test_one_module_in_two_nodes():
+    x, y = arrays(n=40)
+    one, two = featureset(x, y, "one"), featureset(x[::-1].copy(), y[::-1].copy(), "two")
+    net = mlp()
+    hand = twin(net)
+    nodes = [mm.ModelNode("a", net, one), mm.ModelNode("b", net, two)]
+    graph = mm.ModelGraph(nodes, adam())
+    train(graph, [mse("a"), mse("b")], batch_size=40)
+    optimizer = torch.optim.Adam(hand.parameters(), lr=0.01)
+    tx, ty = torch.tensor(x), torch.tensor(y)
+    (nn.functional.mse_loss(hand(tx), ty) * 2).backward()
+    optimizer.step()
+    assert_equal_weights(net, hand, atol=1e-5)
+
+
 class TestEdits:
     def trained(self):
         graph = chain()

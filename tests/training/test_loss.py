@@ -281,7 +281,7 @@ class TestClasses:
         x = rng.normal(size=(30, 6)).astype(np.float32)
         return x, rng.integers(0, 3, size=30).astype(dtype)
 
-    @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.int8])
+    @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.int8, np.bool_])
     @pytest.mark.parametrize("loss", ["crossentropy", "cross_entropy", "CrossEntropyLoss", "ce"])
     def test_three_logits(self, dtype, loss):
         x, y = self.data(dtype)
@@ -454,6 +454,31 @@ class TestBadInput:
             mm.AppliedLoss(mm.Loss("mse"), on="net", inputs=["a.b.c.d"])
         with pytest.raises(LossError, match="cannot be made"):
             mm.Loss("mse", loss_kwargs={"nonsense": 1}, backend="torch").build()
+
+    def test_inputs_that_the_loss_does_not_take(self):
+        x, y = arrays(n=10)
+        graph = graph_of(featureset(x, y), mlp())
+        for inputs, match in (
+            (["outputs"], r"missing.*'target'.*takes \['input', 'target'\]"),
+            (["outputs", "targets", "targets"], "too many"),
+            ({"input": "outputs", "goal": "targets"}, "goal"),
+        ):
+            with pytest.raises(LossError, match=match):
+                train(graph, [applied("mse", inputs=inputs)])
+
+    def test_a_loss_on_targets_alone(self):
+        x, y = arrays(n=10)
+        graph = graph_of(featureset(x, y), mlp())
+        with pytest.raises(LossError, match="learns"):
+            train(graph, [applied("mse", inputs=["targets", "targets"])])
+
+    def test_errors_of_the_framework_tell_their_place(self):
+        x, _ = arrays(n=20)
+        y = np.array([0, 1] * 9 + [0, 7])
+        graph = graph_of(featureset(x, y), mlp(out=3))
+        with pytest.raises(IndexError, match="7") as caught:
+            train(graph, [applied("crossentropy")])
+        assert caught.value.__notes__ == ["(phase 'train', epoch 0, batch 1)"]
 
     def test_build(self):
         loss = mm.Loss("mse", backend="torch")

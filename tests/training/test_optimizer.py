@@ -66,6 +66,11 @@ class TestConstruction:
         with pytest.raises(ConfigError, match="learning rate"):
             negative.build(parameters=[nn.Parameter(torch.ones(1))])
 
+    def test_one_that_needs_a_closure(self):
+        x, y = arrays(n=10)
+        with pytest.raises(BackendNotSupportedError, match="LBFGS"):
+            graph_of(featureset(x, y), mlp(), "lbfgs").build()
+
     def test_build(self):
         opt = mm.Optimizer("adam")
         with pytest.raises(ConfigError, match="backend"):

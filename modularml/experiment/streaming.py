@@ -1,0 +1,47 @@
+"""A phase as a stream of events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from modularml.experiment.phase import ExperimentPhase
+from modularml.experiment.results import PhaseResults
+from modularml.experiment.run import Runner
+from modularml.streams import Event
+
+if TYPE_CHECKING:
+    from modularml.experiment.experiment import Experiment
+
+__all__ = ["stream_events"]
+
+
+def stream_events(
+    experiment: Experiment, phase: ExperimentPhase, flags: dict[str, Any]
+) -> Iterator[Event]:
+    """Run a phase and yield an event an epoch; see `Experiment.stream`.
+
+    The experiment's context is active while the phase runs, and never while somebody else does.
+    """
+    runner = Runner(experiment, flags)
+    results = phase.results_class(phase.label)
+    with runner.recording(phase.label) as into:
+        epochs: Any = runner.epochs(phase, results, into)
+        try:
+            while True:
+                with experiment.ctx.activate():
+                    epoch = next(epochs, None)
+                if epoch is None:
+                    return
+                yield _event(experiment, results, epoch)
+        except GeneratorExit:  # an end like any other: the history says completed
+            with experiment.ctx.activate(), closing(epochs):
+                return
+
+
+def _event(experiment: Experiment, results: PhaseResults, epoch: int) -> Event:
+    store = results._metrics
+    found = {name: store.epoch_values(name).get(epoch) for name in store.names}
+    metrics = {name: value for name, value in found.items() if value is not None}
+    return Event(step=epoch + 1, epoch=epoch, **metrics, model=experiment.model_graph)
