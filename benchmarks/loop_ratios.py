@@ -15,7 +15,7 @@ def measure(case: Case, *, quick: bool = False) -> dict[str, Any]:
     """Time one case: by hand, by hand with fused Adam, and through modularml."""
     one_thread()
     data = DATA[case.kind](2_000 if quick else N_ROWS)
-    size, epochs = case.batch_size, case.epochs
+    size, epochs = case.batch_size, 1 if quick else case.epochs
     hand = HandJob(case.kind, data, batch_size=size)
     fused = HandJob(case.kind, data, batch_size=size, fused=True)
     ours = OurJob(case.kind, data, batch_size=size).build(hand.weights())

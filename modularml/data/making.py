@@ -1,0 +1,161 @@
+"""Making a FeatureSet of tables of any kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import pyarrow as pa
+
+from modularml._typing import Array
+from modularml.data import sources
+from modularml.data.collection import SampleCollection
+from modularml.data.schema import SampleSchema
+from modularml.data.selectors import as_list
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["MakingMixin"]
+
+
+class MakingMixin:
+    """Constructors of a FeatureSet; each ends in ``cls(label, collection)``."""
+
+    def __init__(self, label: str, collection: SampleCollection, **kwargs: Any) -> None:
+        raise NotImplementedError
+
+    @classmethod
+    def from_dict(
+        cls,
+        label: str,
+        data: dict[str, Sequence[Any]],
+        feature_keys: str | list[str],
+        target_keys: str | list[str],
+        tag_keys: str | list[str] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Make a set from columns by name: lists, arrays or series of equal length.
+
+        Raises
+        ------
+        UnknownNameError
+            If a key is not in `data`; the closest are listed.
+        DataError
+            If columns differ in length, are ragged or have missing values.
+        """
+        return cls(label, sources.from_columns(data, feature_keys, target_keys, tag_keys), **kwargs)
+
+    @classmethod
+    def from_numpy(
+        cls,
+        label: str,
+        features: Array | Mapping[str, Array],
+        targets: Array | Mapping[str, Array] | None = None,
+        tags: Mapping[str, Array] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Make a set from arrays.
+
+        Parameters
+        ----------
+        label : str
+        features, targets : ndarray, shape (n_samples, ...), or mapping of str to ndarray
+            A bare array becomes one column, named ``features`` or ``targets`` in the singular
+            (``x`` and ``y``); a mapping names its columns.
+        tags : mapping of str to ndarray, optional
+        """
+        parts = [
+            p if isinstance(p, Mapping) else {} if p is None else {name: p}
+            for name, p in (("x", features), ("y", targets), ("tags", tags))
+        ]
+        data = {key: values for part in parts for key, values in part.items()}
+        keys = [list(part) for part in parts]
+        return cls(label, sources.from_columns(data, *keys), **kwargs)
+
+    @classmethod
+    def from_pandas(
+        cls,
+        label: str,
+        df: pd.DataFrame,
+        feature_cols: str | list[str],
+        target_cols: str | list[str],
+        group_by: str | list[str] | None = None,
+        tag_cols: str | list[str] | None = None,
+        sort_by: str | list[str] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Make a set from a DataFrame: one row a sample, or one group of rows a sample.
+
+        Parameters
+        ----------
+        label : str
+        df : DataFrame
+            pandas, polars, or any other eager frame that narwhals understands.
+        feature_cols, target_cols : str or list of str
+        group_by : str or list of str, optional
+            Rows that agree in these columns become one sample, whose features and targets are
+            arrays of one length. The columns themselves become tags.
+        tag_cols : str or list of str, optional
+        sort_by : str or list of str, optional
+            Order of the rows within a group.
+
+        Raises
+        ------
+        UnknownNameError
+            If a column is not there; the closest are listed.
+        DataError
+            If a column has missing values, or groups differ in length.
+        """
+        return cls(
+            label,
+            sources.from_frame(
+                df, feature_cols, target_cols, tag_cols, group_by=group_by, sort_by=sort_by
+            ),
+            **kwargs,
+        )
+
+    from_df = from_pandas
+
+    @classmethod
+    def from_pyarrow_table(
+        cls, label: str, table: pa.Table, schema: SampleSchema | None = None, **kwargs: Any
+    ) -> Self:
+        """Make a set from an Arrow table whose columns are named ``domain.key.rep``.
+
+        Other tables are taken with ``feature_cols=``, ``target_cols=`` and ``tag_cols=``.
+        """
+        chosen = [kwargs.pop(f"{name}_cols", None) for name in ("feature", "target", "tag")]
+        if any(c is not None for c in chosen):
+            return cls(label, sources.from_table(table, *chosen), **kwargs)
+        return cls(label, SampleCollection(table, schema), **kwargs)
+
+    @classmethod
+    def from_csv(
+        cls,
+        label: str,
+        path: str | Path,
+        feature_cols: str | list[str],
+        target_cols: str | list[str],
+        tag_cols: str | list[str] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Make a set from columns of a CSV file."""
+        table = sources.read_csv(path)
+        return cls(label, sources.from_table(table, feature_cols, target_cols, tag_cols), **kwargs)
+
+    @classmethod
+    def from_parquet(
+        cls,
+        label: str,
+        path: str | Path,
+        feature_cols: str | list[str],
+        target_cols: str | list[str],
+        tag_cols: str | list[str] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Make a set from columns of a Parquet file, or of a folder of them."""
+        wanted = as_list(feature_cols) + as_list(target_cols) + as_list(tag_cols)
+        table = sources.read_parquet(path, wanted)
+        return cls(label, sources.from_table(table, feature_cols, target_cols, tag_cols), **kwargs)

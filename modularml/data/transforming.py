@@ -1,0 +1,276 @@
+"""Scaling columns of a FeatureSet, with a record of every step."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from modularml._typing import Array, Columns, IntArray
+from modularml.data import scaling
+from modularml.data.collection import SampleCollection
+from modularml.data.columns import to_arrow, to_numpy
+from modularml.data.rows import SplitMixin
+from modularml.data.scaling import ScalerRecord
+from modularml.data.schema import DOMAINS, RAW, TRANSFORMED
+from modularml.data.selectors import as_list
+from modularml.data.view import FeatureSetView
+from modularml.errors import DataError, ScalerError, ShapeError, UnknownNameError
+from modularml.scalers.scaler import Scaler
+
+__all__ = ["TransformingMixin"]
+
+
+class TransformingMixin(SplitMixin):
+    """Fit, apply, undo and invert scalers."""
+
+    _collection: SampleCollection
+    _scaler_records: list[ScalerRecord]
+    _splits: dict[str, IntArray]
+
+    @abstractmethod
+    def get_split(self, split_name: str) -> FeatureSetView:
+        """Return a split by name."""
+
+    @property
+    def scaler_records(self) -> tuple[ScalerRecord, ...]:
+        """Every fitted scaler, oldest first."""
+        return tuple(self._scaler_records)
+
+    def fit_transform(
+        self,
+        scaler: Scaler | Any,
+        *,
+        domain: str,
+        keys: str | list[str] | None = None,
+        fit_to_split: str | None = None,
+        merged_axes: int | tuple[int] | None = None,
+    ) -> None:
+        """Fit a scaler on the rows of one split and transform every row.
+
+        Writes the representation ``transformed`` of each key, on top of the one that is there.
+
+        Parameters
+        ----------
+        scaler : str, class, instance or Scaler
+            A registered name, or anything with ``fit`` and ``transform``. It is cloned.
+        domain : {'features', 'targets', 'tags'}
+        keys : str or list of str, optional
+            Columns that are scaled together; all of the domain where none are given.
+        fit_to_split : str, optional
+            Split whose rows are fitted on. None means every row, which leaks: it is warned of.
+        merged_axes : int or tuple of int, optional
+            Axes of the stacked columns ``(n, n_columns, *shape)`` that become one: ``(1, 2)``
+            scales each element, ``(0, 2)`` each column, ``(0, 1, 2)`` everything alike.
+
+        Raises
+        ------
+        UnknownNameError
+            If the domain, a key, the split or the scaler's name is not known.
+        ShapeError
+            If the columns do not become two-dimensional.
+        ScalerError
+            If a column is no number. Nothing is changed by a call that fails.
+        """
+        chosen = self._domain_keys(domain, keys)
+        rows = None if fit_to_split is None else self.get_split(fit_to_split).valid_indices
+        columns = {key: self._newest(domain, key) for key in chosen}
+        record = scaling.fit_record(
+            scaler,
+            columns,
+            domain=domain,
+            fit_to_split=fit_to_split,
+            fit_rows=rows,
+            merged_axes=merged_axes,
+        )
+        new = record.apply(columns)
+        if fit_to_split is None and self._splits:
+            scaling.warn_unsplit(str(self.label))
+        self._set_transformed(domain, new)
+        self._scaler_records.append(record)
+
+    def undo_last_transform(self, domain: str, keys: str | list[str] | None = None) -> None:
+        """Take back the newest scaler on exactly these keys, bit for bit.
+
+        What remains is computed again from the raw columns, never by an inverse.
+
+        Raises
+        ------
+        ScalerError
+            If no scaler was applied to these keys, or a newer one depends on it.
+        """
+        chosen = self._domain_keys(domain, keys)
+        place = scaling.last_undoable(self._scaler_records, domain, chosen)
+        self._replay(self._scaler_records[:place] + self._scaler_records[place + 1 :])
+
+    def undo_all_transforms(
+        self, domain: str | None = None, keys: str | list[str] | None = None
+    ) -> None:
+        """Take back every scaler on these keys, newest first.
+
+        Raises
+        ------
+        ScalerError
+            If a scaler covers other keys too; nothing is changed then.
+        """
+        wanted = None if keys is None else self._keys_of(domain, keys)
+        kept = []
+        for record in self._scaler_records:
+            if domain not in (None, record.domain):
+                kept.append(record)
+                continue
+            others = set() if wanted is None else set(record.keys) - wanted
+            if len(others) == len(record.keys):
+                kept.append(record)
+            elif others:
+                raise ScalerError(
+                    f"{record.scaler.scaler_name} was fitted on {list(record.keys)} together; "
+                    f"undo all of them, not {sorted(set(record.keys) - others)} alone"
+                )
+        self._replay(kept)
+
+    def iter_scalers_on_cols(self, *, domain: str, columns: str | list[str]) -> Iterable[Scaler]:
+        """Return the fitted scalers on these columns, newest first."""
+        keys = self._domain_keys(domain, columns)
+        return [record.scaler for record in scaling.chain(self._scaler_records, domain, keys)]
+
+    def unscale_data_for_cols(
+        self,
+        *,
+        data: Array,
+        domain: str,
+        columns: str | list[str],
+        sample_uuids: Iterable[Any] | None = None,
+    ) -> Array:
+        """Bring scaled values back to the units of the raw columns.
+
+        Parameters
+        ----------
+        data : ndarray, shape (n,), (n, n_columns) or (n, n_columns, *shape)
+            Predictions of scaled targets, say. Not changed.
+        domain : {'features', 'targets', 'tags'}
+        columns : str or list of str
+            Keys that `data` holds, in its order.
+        sample_uuids : iterable of str, shape (n,), optional
+            Which rows these are, for scalers whose inverse needs facts of each row.
+
+        Returns
+        -------
+        ndarray
+            Of the shape of `data`.
+
+        Raises
+        ------
+        ShapeError
+            If `data` does not hold these columns.
+        ScalerError
+            If a scaler cannot be inverted for these columns or rows.
+        """
+        keys = self._domain_keys(domain, columns)
+        values = np.asarray(data)
+        schema = self._collection.schema
+        shape = schema[schema.newest(domain, keys[0])].shape
+        full = (len(values) if values.ndim else -1, len(keys), *shape)
+        if values.size != int(np.prod(full)):
+            raise ShapeError(
+                f"data for the columns {keys} of {domain} must have shape {('n', *full[1:])}, got "
+                f"{values.shape}"
+            )
+        stacked = values.reshape(full)
+        raw = self._raw_rows(domain, sample_uuids, len(values))
+        found = scaling.invert(
+            self._scaler_records,
+            {key: stacked[:, i] for i, key in enumerate(keys)},
+            domain=domain,
+            raw=raw,
+        )
+        return np.stack([found[key] for key in keys], axis=1).reshape(values.shape)
+
+    def transform_new(
+        self, columns: Mapping[str, Array], *, domain: str = "features"
+    ) -> dict[str, Array]:
+        """Apply the recorded scalers of a domain to new raw columns.
+
+        Parameters
+        ----------
+        columns : mapping of str to array-like, shape (n, *shape), or DataFrame
+            Raw values by key, in the units of this set. Not changed.
+        domain : {'features', 'targets', 'tags'}
+
+        Returns
+        -------
+        dict of str to ndarray
+            Every given column in its newest representation.
+        """
+        known = set(self._domain_keys(domain, None))
+        new = {
+            key: values if isinstance(values, np.ndarray) else to_numpy(to_arrow(values, key))
+            for key, values in columns.items()
+            if key in known
+        }
+        records = [r for r in self._scaler_records if r.domain == domain and set(r.keys) & set(new)]
+        return {**columns, **new, **scaling.apply_records(records, new)}
+
+    # -- within -------------------------------------------------------------------------------
+
+    def _domain_keys(self, domain: str, keys: Columns) -> list[str]:
+        if domain not in DOMAINS:
+            raise UnknownNameError("domain", domain, DOMAINS)
+        known = dict.fromkeys(self._collection.schema.keys(domain))
+        chosen = list(known) if keys is None else as_list(keys)
+        for key in chosen:
+            if key not in known:
+                raise UnknownNameError(f"column of {domain}", key, known)
+        if not chosen:
+            raise DataError(f"{self.label!r} has no {domain}")
+        return chosen
+
+    def _keys_of(self, domain: str | None, keys: Columns) -> set[str]:
+        schema = self._collection.schema
+        chosen = as_list(keys)
+        return {
+            k for key in chosen for k in self._domain_keys(domain or schema.domain_of(key), key)
+        }
+
+    def _newest(self, domain: str, key: str) -> Array:
+        return self._collection.numpy(self._collection.schema.newest(domain, key))
+
+    def _raw_rows(
+        self, domain: str, sample_uuids: Iterable[Any] | None, n: int
+    ) -> dict[str, Array] | None:
+        if sample_uuids is None:
+            return None
+        view = self.take_sample_uuids(sample_uuids)
+        if len(view) != n:
+            raise ShapeError(f"sample_uuids must name the {n} rows of data, got {len(view)} ids")
+        return {k: view.column(f"{domain}.{k}.{RAW}") for k in self._collection.schema.keys(domain)}
+
+    def _set_transformed(self, domain: str, columns: Mapping[str, Array]) -> None:
+        named = {f"{domain}.{key}.{TRANSFORMED}": values for key, values in columns.items()}
+        self._collection = self._collection.with_columns(named)
+
+    def _replay(self, records: list[ScalerRecord]) -> None:
+        """Keep only these scalers, their columns computed again from the raw ones."""
+        gone = [r for r in self._scaler_records if r not in records]
+        new: dict[str, Array] = {}
+        for domain in {record.domain for record in gone}:
+            new |= self._recomputed(domain, [r for r in records if r.domain == domain])
+        old = {f"{r.domain}.{key}.{TRANSFORMED}" for r in gone for key in r.keys}
+        self._collection = self._collection.without_columns(
+            [name for name in self.column_names if name in old and name not in new]
+        ).with_columns(new)
+        self._scaler_records = records
+
+    def _recomputed(self, domain: str, records: list[ScalerRecord]) -> dict[str, Array]:
+        names = {k: f"{domain}.{k}.{RAW}" for k in self._collection.schema.keys(domain)}
+        for key, name in names.items():
+            if name not in self._collection.schema.columns:
+                raise ScalerError(
+                    f"column {key!r} of {self.label!r} has no raw values, so its scalers cannot be "
+                    "taken back"
+                )
+        raw = {key: self._collection.numpy(name) for key, name in names.items()}
+        found = scaling.apply_records(records, raw)
+        return {f"{domain}.{key}.{TRANSFORMED}": values for key, values in found.items()}
