@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from modularml._optional import require
 from modularml.demo.diabetes import run_diabetes
 from modularml.demo.digits import run_digits
 
@@ -22,6 +23,8 @@ def run_demo(out: Path, *, quiet: bool = False) -> None:
         Whether progress bars are left out.
     """
     out.mkdir(parents=True, exist_ok=True)
+    # models as small as these lose more to threads than they gain
+    require("torch", purpose="for the demo").set_num_threads(1)
     start = time.perf_counter()
     run_digits(out, show=not quiet)
     run_diabetes(out, show=not quiet)

@@ -68,20 +68,22 @@ def batches_by_chunk(
     gather a batch, and never a copy of everything.
     """
     n = len(tensors[0])
+    size = _chunk_size(tensors, batch_size)
     order = None
     if shuffle:
         randperm = require("torch", purpose="to shuffle batches").randperm
         order = randperm(n, generator=generator, device=tensors[0].device)
-    size = _chunk_size(tensors, batch_size)
     for start in range(0, n, size):
         stop = min(start + size, n)
-        if order is None:
-            parts = [tensor[start:stop] for tensor in tensors]
-        else:
-            rows = order[start:stop]
+        if order is not None:
+            rows = order if size >= n else order[start:stop]
             parts = [tensor.index_select(0, rows) for tensor in tensors]
-        pieces = [part.split(batch_size) for part in parts]
-        yield stop - start, zip(*pieces, strict=True)
+        else:
+            parts = [tensor[start:stop] for tensor in tensors]
+        if stop - start <= batch_size:
+            yield stop - start, iter((tuple(parts),))
+        else:
+            yield stop - start, zip(*(part.split(batch_size) for part in parts), strict=True)
 
 
 def _chunk_size(tensors: Sequence[Any], batch_size: int) -> int:

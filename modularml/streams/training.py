@@ -135,8 +135,10 @@ def _train(
             add up the losses of the chunk
     """
     tensors, batch_size = how[:2]
-    torch = require("torch")
-    move = require("modularml.backends.torch_kernels").direct_step(optimizer)
+    torch, n = require("torch"), len(tensors[0])
+    on_host = tensors[0].device.type == "cpu"
+    read = torch.Tensor.item if on_host else torch.Tensor.detach  # a device is not waited for
+    move = _mover(optimizer, n > FEW * batch_size)
     params = [p for group in optimizer.param_groups for p in group["params"]]
     total, checked = 0.0, False
     with torch.enable_grad():
@@ -150,11 +152,22 @@ def _train(
                     p.grad = None
                 loss.backward()
                 move()
-                losses.append(loss.detach())
-            values = adapter.floats([loss.reshape(()) for loss in losses])
+                losses.append(read(loss))
+            values = losses if on_host else adapter.floats([loss.reshape(()) for loss in losses])
             last = n_rows - batch_size * (len(values) - 1)
             total += batch_size * sum(values[:-1]) + last * values[-1]
-    return total / len(tensors[0])
+    return total / n
+
+
+FEW = 3  # batches, for which making the lists of a direct step does not pay
+
+
+def _mover(optimizer: Any, direct: bool) -> Callable[[], Any]:
+    """Return what moves the weights: made anew in each epoch, so that each stands for itself."""
+    if direct:
+        move: Callable[[], Any] = require("modularml.backends.torch_kernels").direct_step(optimizer)
+        return move
+    return optimizer.step  # type: ignore[no-any-return]
 
 
 def validation_loss(

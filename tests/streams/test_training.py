@@ -99,6 +99,33 @@ def test_equals_a_loop_written_by_hand(name, shuffle):
         torch.testing.assert_close(a, b, **tolerance)
 
 
+def test_an_epoch_of_several_chunks_has_one_mean(monkeypatch):
+    x, y = problem()
+    losses = []
+    for batches_a_chunk in (1, 2, 1024):
+        monkeypatch.setattr(batching, "CHUNK_BATCHES", batches_a_chunk)
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        generator = torch.Generator().manual_seed(1)
+        stream = epoch_stream(
+            (x, y), model, optimizer, nn.MSELoss(), batch_size=8, generator=generator
+        )
+        losses.append([event["train_loss"] for event in islice(stream, 2)])
+    assert losses[0] == pytest.approx(losses[2], rel=1e-12)
+    assert losses[1] == pytest.approx(losses[2], rel=1e-12)
+
+
+def test_a_loss_of_one_element_will_do():
+    x, y = problem()
+    found = []
+    for loss_fn in (nn.MSELoss(), lambda out, labels: nn.MSELoss()(out, labels).reshape(1)):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        stream = epoch_stream((x, y), model, optimizer, loss_fn, batch_size=50, shuffle=False)
+        found.append([event["train_loss"] for event in islice(stream, 2)])
+    assert found[0] == found[1]
+
+
 def test_going_on_from_a_saved_state_equals_never_stopping():
     x, y = problem()
 
