@@ -16,7 +16,6 @@ from modularml.experiment.group import PhaseGroup
 from modularml.experiment.group_results import PhaseGroupResults
 from modularml.experiment.phase import ExperimentPhase, active_graph
 from modularml.experiment.phases import TrainPhase
-from modularml.experiment.predict import predict
 from modularml.experiment.run import ExperimentRun, Runner, untouched
 from modularml.experiment.streaming import stream_events
 from modularml.graph.model_graph import ModelGraph
@@ -234,35 +233,11 @@ class Experiment(ExperimentFiles):
         unscale: bool = True,
         fmt: str = "numpy",
     ) -> Any:
-        """Return the graph's outputs for new or known rows.
-
-        Parameters
-        ----------
-        data : FeatureSet, FeatureSetView, DataFrame, dict or ndarray
-            Rows of a known set, or raw columns in its units: the recorded scalers are applied.
-            Targets are not needed.
-        node : GraphNode or str, optional
-            Whose outputs; the tail's where none is given.
-        batch_size : int, optional
-            Rows in one forward pass.
-        unscale : bool
-            Whether outputs come back in the units of the node's targets.
-        fmt : str
-            An array format.
-
-        Returns
-        -------
-        ndarray, shape (n, ...), or dict of str to ndarray
-            By label where the graph has several tails and no node is named.
-
-        Raises
-        ------
-        DataError
-            If a column that a head node reads is missing.
-        """
+        """Return the graph's outputs for new or known rows; see `ModelGraph.predict`."""
         with self._ctx.activate():
-            graph = active_graph("predict")
-            return predict(graph, data, node=node, batch_size=batch_size, unscale=unscale, fmt=fmt)
+            return active_graph("predict").predict(
+                data, node=node, batch_size=batch_size, unscale=unscale, fmt=fmt
+            )
 
     # -- checkpointing ------------------------------------------------------------------------
 

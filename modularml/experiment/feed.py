@@ -14,9 +14,10 @@ from modularml.data.execution import ExecutionContext, Source
 from modularml.errors import ConfigError, DataError
 from modularml.experiment.binding import Bound
 from modularml.experiment.schedule import BatchSchedulingPolicy, schedule
+from modularml.graph.flows import leaves
 from modularml.graph.inputs import column_tensor, frozen_outputs, pieces
 from modularml.graph.model_graph import ModelGraph
-from modularml.graph.plan import InputSlot, StepPlan, leaves
+from modularml.graph.plan import InputSlot, StepPlan
 from modularml.samplers import EpochBatches
 from modularml.training import AppliedLoss
 

@@ -17,8 +17,9 @@ from modularml.experiment.feed import Feed
 from modularml.experiment.recording import ResultRecording
 from modularml.experiment.results import PhaseResults
 from modularml.experiment.schedule import BatchSchedulingPolicy
-from modularml.graph.model_graph import ModelGraph, run_step
+from modularml.graph.model_graph import ModelGraph
 from modularml.graph.node import GraphNode
+from modularml.graph.running import run_step
 from modularml.samplers import BaseSampler
 from modularml.training import AppliedLoss
 

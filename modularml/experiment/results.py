@@ -17,8 +17,8 @@ from modularml.errors import ConfigError, DataError, UnknownNameError
 from modularml.experiment.callback import ArtifactResult, CallbackResult, MetricResult
 from modularml.experiment.metrics import MetricStore
 from modularml.experiment.series import AxisSeries
-from modularml.experiment.units import to_own_units
 from modularml.graph.node import GraphNode
+from modularml.graph.units import to_own_units
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,8 +11,8 @@ from modularml._typing import Shape
 from modularml.data.execution import Flow, Leaf, Merged
 from modularml.data.references import FeatureSetReference
 from modularml.errors import GraphError, ShapeError
+from modularml.graph.flows import flows_of, leaves, resolve_id
 from modularml.graph.node import ComputeNode
-from modularml.graph.plan import flows_of, leaves, resolve_id
 
 __all__ = ["build_nodes", "columns_shape"]
 

@@ -9,9 +9,9 @@ from modularml._typing import Shape
 from modularml.data.references import FeatureSetReference
 from modularml.diagram import Diagram, DiagramEdge, DiagramNode
 from modularml.graph.build import columns_shape
+from modularml.graph.flows import resolve_id
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
-from modularml.graph.plan import resolve_id
 
 __all__ = ["draw"]
 

@@ -12,8 +12,8 @@ from modularml.data.batch import BatchView, as_numpy
 from modularml.data.execution import ExecutionContext, Flow, Merged
 from modularml.data.formats import stack
 from modularml.errors import DataError, GraphError
+from modularml.graph.flows import resolve_id
 from modularml.graph.model_node import ModelNode
-from modularml.graph.plan import resolve_id
 
 __all__ = ["Fittable", "fit_node", "is_fittable"]
 

@@ -16,9 +16,9 @@ from modularml.data.execution import Leaf
 from modularml.data.formats import convert_array, stack
 from modularml.data.schema import RAW
 from modularml.errors import DataError, GraphError, NotFittedError, ScalerError
-from modularml.experiment.units import invert_leaf, needs_rows, scaled_target
-from modularml.graph.model_graph import ModelGraph
 from modularml.graph.plan import InputSlot
+from modularml.graph.running import GraphRunning
+from modularml.graph.units import invert_leaf, needs_rows, scaled_target
 
 __all__ = ["predict"]
 
@@ -26,11 +26,11 @@ ROWS = 8192
 
 
 def predict(
-    graph: ModelGraph, data: Any, *, node: Any, batch_size: int | None, unscale: bool, fmt: str
+    graph: GraphRunning, data: Any, *, node: Any, batch_size: int | None, unscale: bool, fmt: str
 ) -> Any:
     """Return outputs for rows of a FeatureSet, a view, a frame, a dict or an array.
 
-    See `Experiment.predict`.
+    See `ModelGraph.predict`.
     """
     if not graph.is_built:
         raise NotFittedError("the graph has not been built; train it, or call graph.build()")

@@ -1,0 +1,89 @@
+"""Where the features, targets and tags of each node come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from modularml.data.execution import Flow, Leaf, Source
+from modularml.data.references import FeatureSetReference
+from modularml.data.schema import SampleSchema
+from modularml.errors import UnknownNameError
+from modularml.graph.node import ComputeNode
+from modularml.training import AppliedLoss, LossInput
+
+__all__ = ["flows_of", "is_integer", "leaves", "pick_column", "resolve_id"]
+
+
+def flows_of(nodes: Sequence[ComputeNode]) -> dict[tuple[str, str], Flow]:
+    """Say where each node's features, targets and tags come from.
+
+    Parameters
+    ----------
+    nodes : sequence of ComputeNode
+        In topological order, with all upstream nodes.
+    """
+    flows: dict[tuple[str, str], Flow] = {}
+    for node in nodes:
+        for domain in ("features", "targets", "tags"):
+            parts = [_flow_in(node, ref, domain, flows) for ref in node.upstream_refs]
+            flows[node.node_id, domain] = node.flow(domain, parts)
+    return flows
+
+
+def _flow_in(node: ComputeNode, ref: Any, domain: str, flows: Mapping[Any, Flow]) -> Flow:
+    if not isinstance(ref, FeatureSetReference):
+        return flows.get((resolve_id(ref), domain))
+    columns = ref.columns(domain)
+    return Leaf(Source(node.node_id, ref), columns) if columns else None
+
+
+def resolve_id(ref: Any) -> str:
+    """Return the id of the node that a reference means in the active context."""
+    found: str = ref.resolve().node_id
+    return found
+
+
+def leaves(flow: Flow) -> list[Leaf]:
+    """Return the columns that values come from."""
+    if flow is None:
+        return []
+    if isinstance(flow, Leaf):
+        return [flow]
+    return [leaf for part in flow.parts for leaf in leaves(part)]
+
+
+def is_integer(flow: Flow) -> bool:
+    """Tell whether all columns behind hold whole numbers by dtype."""
+    for leaf in leaves(flow):
+        schema = leaf.source.ref.resolve().collection.schema
+        if any(schema[name].dtype.kind not in "biu" for name in leaf.columns):
+            return False
+    return True
+
+
+def pick_column(
+    applied: AppliedLoss, item: LossInput, flows: Mapping[Any, Flow], node: ComputeNode
+) -> Flow:
+    """Find an upstream FeatureSet that has the column a loss asks for."""
+    known: list[str] = []
+    for leaf in leaves(flows[node.node_id, "features"]):
+        if item.source not in (None, leaf.source.ref.node_label):
+            continue
+        schema = leaf.source.ref.resolve().collection.schema
+        name = _column_named(str(item.column), schema)
+        if name is not None:
+            return Leaf(leaf.source, (name,))
+        known += list(schema.columns)
+    raise UnknownNameError(f"column of loss {applied.label!r}", item.column, known)
+
+
+def _column_named(text: str, schema: SampleSchema) -> str | None:
+    """Find a column by ``domain.key.rep``, ``domain.key``, ``key.rep`` or ``key``."""
+    for name, spec in schema.columns.items():
+        if text in (name, f"{spec.key}.{spec.rep}"):
+            return name
+    for spec in schema.columns.values():
+        if text in (spec.key, f"{spec.domain}.{spec.key}"):
+            return schema.newest(spec.domain, spec.key)
+    return None

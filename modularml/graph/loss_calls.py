@@ -1,0 +1,66 @@
+"""Calling losses: averaged over samples, weighted, and checked beforehand."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from modularml._typing import Shape
+from modularml.backends import BackendAdapter
+from modularml.errors import LossError, ShapeError
+from modularml.graph.node import ComputeNode
+from modularml.training import AppliedLoss
+
+__all__ = ["check_call", "mean_over_samples", "misfit", "squeezed", "weighted"]
+
+
+def check_call(applied: AppliedLoss, fn: Callable[..., Any]) -> None:
+    """Refuse inputs that the loss cannot be called with."""
+    names = applied.keywords
+    try:
+        signature = inspect.signature(getattr(fn, "forward", fn))
+    except ValueError:  # a builtin does not tell its arguments
+        return
+    try:
+        signature.bind(*([] if names else applied.parsed), **dict.fromkeys(names or ()))
+    except TypeError as error:
+        raise LossError(
+            f"loss {applied.label!r} cannot be called with inputs={applied.inputs}: {error}; it "
+            f"takes {list(signature.parameters)}"
+        ) from error
+
+
+def mean_over_samples(applied: AppliedLoss, adapter: BackendAdapter) -> Callable[..., Any]:
+    """Return a loss as a function that averages over samples, whatever form it has."""
+    loss, names = applied.loss, applied.keywords
+    raw = loss.resolve(adapter.backend)
+    quick = loss.mean_form()
+    if quick is not None and names is None:
+        return quick
+    mean = adapter.sample_mean
+    if names is None:
+        return lambda *args: mean(raw(*args))
+    return lambda *args: mean(raw(**dict(zip(names, args, strict=True))))
+
+
+def weighted(fn: Callable[..., Any], weight: float) -> Callable[..., Any]:
+    """Return a function whose value is multiplied."""
+    return lambda *args: fn(*args) * weight
+
+
+def misfit(
+    applied: AppliedLoss, on: ComputeNode, out: Shape, target: Shape, wants: str
+) -> ShapeError:
+    """Return the error that says which shapes a loss cannot compare."""
+    return ShapeError(
+        f"loss {applied.label!r} wants {wants}: outputs of node {on.label!r} have shape {out}, its "
+        f"targets have shape {target}. Change the node's output_shape, the targets of the "
+        "reference, "
+        "or, after a merge, concat_axis_targets (such as 'first')"
+    )
+
+
+def squeezed(shape: Shape) -> Shape:
+    """Return a shape without axes of length 1."""
+    return tuple(n for n in shape if n != 1)

@@ -1,0 +1,160 @@
+"""What a graph consists of: nodes in order, and how to find them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from modularml.backends import Backend
+from modularml.context import ExperimentContext
+from modularml.errors import GraphError, UnknownNameError
+from modularml.graph import topology
+from modularml.graph.model_node import ModelNode
+from modularml.graph.node import ComputeNode, GraphNode
+from modularml.graph.plan import StepPlan
+from modularml.training import Optimizer
+
+__all__ = ["GraphMembers"]
+
+
+class GraphMembers:
+    """The nodes of a graph, its optimizer and its context."""
+
+    label: str
+    _ctx: ExperimentContext
+    _nodes: dict[str, ComputeNode]
+    _optimizer: Optimizer | None
+    _plans: dict[Any, tuple[StepPlan, Callable[..., Any], Any]]
+    _built: bool
+
+    @abstractmethod
+    def build(self, *, force: bool = False) -> None:
+        """Find all shapes, make all weights and optimizers."""
+
+    @abstractmethod
+    def _build_optimizer(self, force: bool) -> None:
+        """Make the optimizer, or let it take up parameters that are new."""
+
+    @property
+    def nodes(self) -> dict[str, GraphNode]:
+        """All nodes by id, in topological order."""
+        return dict(self._nodes)
+
+    @property
+    def node_labels(self) -> set[str]:
+        """Labels of all nodes."""
+        return {node.label for node in self._nodes.values()}
+
+    @property
+    def head_nodes(self) -> dict[str, GraphNode]:
+        """Nodes that read from FeatureSets, by id."""
+        return {i: n for i, n in self._nodes.items() if n.feature_refs}
+
+    @property
+    def tail_nodes(self) -> dict[str, GraphNode]:
+        """Nodes that no other node reads from, by id."""
+        return {i: self._nodes[i] for i in topology.tails(self._edges())}
+
+    @property
+    def frozen_nodes(self) -> dict[str, GraphNode]:
+        """Nodes that could learn but are frozen, by id."""
+        return {i: n for i, n in self._nodes.items() if isinstance(n, ModelNode) and n.is_frozen}
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """What moves all nodes together."""
+        return self._optimizer
+
+    @property
+    def context(self) -> ExperimentContext:
+        """The context that this graph was made in."""
+        return self._ctx
+
+    @property
+    def backend(self) -> Backend | None:
+        """The framework of the optimizer; None without one."""
+        return None if self._optimizer is None else self._optimizer.backend or self._only_backend()
+
+    @property
+    def is_built(self) -> bool:
+        """Whether shapes are known and weights exist."""
+        return self._built
+
+    def framework(self) -> Backend:
+        """Return the framework that the graph runs in: the optimizer's, or that of its models."""
+        return self.backend or self._only_backend()
+
+    def get_node(self, node: str | GraphNode) -> ComputeNode:
+        """Return a node of this graph by label, id or itself.
+
+        Raises
+        ------
+        UnknownNameError
+            If it is not in this graph; the closest labels are listed.
+        """
+        for mine in self._nodes.values():
+            if mine is node or node in (mine.label, mine.node_id):
+                return mine
+        shown = node.label if isinstance(node, GraphNode) else node
+        raise UnknownNameError("node of the graph", shown, self.node_labels)
+
+    # -- within -------------------------------------------------------------------------------
+
+    def _ctx_of_run(self) -> Any:
+        """Resolve references in the active context where it holds this graph, else in mine."""
+        active = ExperimentContext.get_active()
+        return active.activate() if active.model_graph is self else self._ctx.activate()
+
+    def _edges(self, nodes: Mapping[str, ComputeNode] | None = None) -> dict[str, list[str]]:
+        nodes = self._nodes if nodes is None else nodes
+        return {i: [_id_among(nodes, n, ref) for ref in n.node_refs] for i, n in nodes.items()}
+
+    def _checked(self, nodes: Sequence[Any]) -> dict[str, ComputeNode]:
+        """Return nodes by id in topological order, or say what is wrong with them."""
+        if not nodes:
+            raise GraphError("a graph needs at least one node")
+        by_id: dict[str, ComputeNode] = {}
+        for node in nodes:
+            if not isinstance(node, ComputeNode):
+                raise TypeError(f"nodes must be graph nodes, got a {type(node).__name__}")
+            if any(node.label == other.label for other in by_id.values()):
+                raise GraphError(f"node label {node.label!r} is given twice; labels are unique")
+            by_id[node.node_id] = node
+        labels = {i: n.label for i, n in by_id.items()}
+        return {i: by_id[i] for i in topology.topological(self._edges(by_id), labels)}
+
+    def _learning(self) -> list[ModelNode]:
+        return [n for n in self._nodes.values() if isinstance(n, ModelNode)]
+
+    def _parameters(self) -> dict[str, Any]:
+        """Return by name what the graph's optimizer moves; what nodes share, once."""
+        found: dict[str, Any] = {}
+        for node in self._learning():
+            seen = {id(p) for p in found.values()}
+            own = node.parameters().items()
+            found |= {f"{node.label}.{k}": p for k, p in own if id(p) not in seen}
+        return found
+
+    def _only_backend(self) -> Backend:
+        backends = {n.backend: n.label for n in self._learning()}
+        if len(backends) > 1:
+            shown = ", ".join(f"{label}: {b.value}" for b, label in backends.items())
+            raise GraphError(
+                f"nodes of several frameworks share one optimizer ({shown}); give each node its own"
+            )
+        return next(iter(backends), Backend.NONE)
+
+
+def _id_among(nodes: Mapping[str, ComputeNode], node: ComputeNode, ref: Any) -> str:
+    """Return the id of the node, among these, that a reference means."""
+    if ref.node_id in nodes:
+        return str(ref.node_id)
+    for other in nodes.values():
+        if other.label == ref.node_label:
+            return other.node_id
+    labels = [n.label for n in nodes.values()]
+    raise GraphError(
+        f"node {node.label!r} reads from {ref.node_label!r}, which is not in the graph; add it to "
+        f"nodes= (there are {labels})"
+    )

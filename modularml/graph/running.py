@@ -1,0 +1,331 @@
+"""Running a graph: plans, and the steps that follow them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from modularml.backends.base import NotFiniteError
+from modularml.data.batch import Batch, BatchView
+from modularml.data.execution import ExecutionContext, Source
+from modularml.data.references import FeatureSetReference
+from modularml.data.view import FeatureSetView
+from modularml.errors import GraphError, LossError, NonFiniteLossError, OptimizerNotSetError
+from modularml.graph import topology
+from modularml.graph.compiling import compile_plan
+from modularml.graph.fitting import fit_node, is_fittable
+from modularml.graph.flows import flows_of
+from modularml.graph.inputs import fill
+from modularml.graph.members import GraphMembers
+from modularml.graph.model_node import ModelNode
+from modularml.graph.node import ComputeNode, GraphNode
+from modularml.graph.plan import StepPlan
+from modularml.training import AppliedLoss, Optimizer
+
+__all__ = ["GraphRunning", "run_step"]
+
+_PLANS_KEPT = 8
+
+
+class GraphRunning(GraphMembers):
+    """Forward, training, evaluation and fitting steps."""
+
+    def forward(
+        self,
+        inputs: dict[tuple[str, FeatureSetReference], Any],
+        *,
+        active_nodes: list[str | GraphNode] | None = None,
+    ) -> dict[str, Batch]:
+        """Send batches through the graph, without gradients.
+
+        Parameters
+        ----------
+        inputs : dict of (str, FeatureSetReference) to Batch, BatchView or SampleData
+            By head node id and its reference.
+        active_nodes : list, optional
+            Nodes to run; those that they read from run too.
+
+        Returns
+        -------
+        dict of str to Batch
+            By node id.
+        """
+        ctx = ExecutionContext(inputs=inputs)
+        self.eval_step(ctx, [], active_nodes=active_nodes)
+        return ctx.outputs
+
+    def train_step(
+        self,
+        ctx: ExecutionContext,
+        losses: list[AppliedLoss],
+        *,
+        active_nodes: list[str | GraphNode] | None = None,
+    ) -> None:
+        """Move the weights once, on the data of a step.
+
+        With a graph optimizer there is one forward pass, one backward pass and one step. Without,
+        every node's own optimizer steps, and gradients stop behind nodes with a loss.
+
+        Parameters
+        ----------
+        ctx : ExecutionContext
+            Its inputs are read; outputs and losses are written to it.
+        losses : list of AppliedLoss
+        active_nodes : list, optional
+            Nodes to run; those that they read from run too.
+
+        Raises
+        ------
+        GraphError
+            If every node that runs is frozen.
+        OptimizerNotSetError
+            If a node that learns has no optimizer.
+        NonFiniteLossError
+            If a loss is NaN or infinite; weights are as before.
+        """
+        self._step(ctx, losses, active_nodes, training=True)
+
+    def eval_step(
+        self,
+        ctx: ExecutionContext,
+        losses: list[AppliedLoss],
+        *,
+        active_nodes: list[str | GraphNode] | None = None,
+    ) -> None:
+        """Compute outputs and losses of a step, in evaluation mode and without gradients."""
+        self._step(ctx, losses, active_nodes, training=False)
+
+    def fit_step(
+        self,
+        ctx: ExecutionContext,
+        losses: list[AppliedLoss] | None = None,
+        *,
+        active_nodes: list[str | GraphNode] | None = None,
+        freeze_after_fit: bool = True,
+    ) -> None:
+        """Fit the nodes that learn from all rows at once, in order; others pass rows on.
+
+        Parameters
+        ----------
+        ctx : ExecutionContext
+            Holds all rows; outputs and losses are written to it.
+        losses : list of AppliedLoss, optional
+            Computed afterwards.
+        active_nodes : list, optional
+            Nodes to fit; those that they read from run too.
+        freeze_after_fit : bool
+            Whether fitted nodes are frozen.
+
+        Raises
+        ------
+        GraphError
+            If no node that runs can be fitted.
+        """
+        nodes = [n for n in self._running(active_nodes) if is_fittable(n) and not n.is_frozen]
+        if not nodes:
+            raise GraphError(
+                "no node can be fitted: each is frozen, or its model has no fit(features, "
+                "targets); "
+                "train it with a TrainPhase"
+            )
+        self._fit(ctx, losses, nodes, active_nodes, freeze=freeze_after_fit)
+
+    def plan(
+        self,
+        losses: Sequence[AppliedLoss],
+        *,
+        training: bool,
+        active_nodes: Iterable[str | GraphNode] | None = None,
+        roles: Sequence[str] = ("default",),
+        together: Mapping[Source, int] | None = None,
+        only: ModelNode | None = None,
+    ) -> tuple[StepPlan, Callable[..., Any]]:
+        """Return the plan for some losses, and its step; made once for equal arguments.
+
+        Losses on nodes that do not run are left out; with `only`, no other node learns. See
+        `compile_plan` for other arguments and errors.
+        """
+        self.build()
+        with self._ctx_of_run():
+            nodes = self._running(active_nodes)
+            key = (self._plan_key(losses, training, nodes, roles, together), only)
+            if key not in self._plans:
+                running = [a for a in losses if self.get_node(a.on) in nodes]
+                made = self._compile(running, training, nodes, roles, together, only)
+                made.losses = tuple(losses)
+                step = made.train_step() if training else made.eval_step()
+                while len(self._plans) >= _PLANS_KEPT:
+                    del self._plans[next(iter(self._plans))]
+                self._plans[key] = (made, step, tuple(losses))
+            plan, step, _ = self._plans[key]
+        return plan, step
+
+    # -- within -------------------------------------------------------------------------------
+
+    def _running(self, active: Iterable[str | GraphNode] | None) -> list[ComputeNode]:
+        if active is None:
+            return list(self._nodes.values())
+        wanted = topology.ancestors(self._edges(), [self.get_node(n).node_id for n in active])
+        return [n for i, n in self._nodes.items() if i in wanted]
+
+    def _plan_key(
+        self,
+        losses: Sequence[AppliedLoss],
+        training: bool,
+        nodes: Sequence[ComputeNode],
+        roles: Sequence[str],
+        together: Mapping[Source, int] | None,
+    ) -> Any:
+        refs = [ref for n in nodes for ref in n.feature_refs]
+        models = [n for n in nodes if isinstance(n, ModelNode)]
+        optimizers = [self._optimizer, *(n.optimizer for n in models)] if training else []
+        return (
+            tuple((id(a), a.weight) for a in losses),
+            training,
+            tuple((n.node_id, n.is_frozen) for n in nodes),
+            tuple(roles),
+            None if together is None else tuple(together.items()),
+            tuple((ref.resolve().node_id, *ref.all_columns()) for ref in refs),
+            tuple(id(n.model.module) for n in models),
+            tuple(id(None if o is None else o.instance) for o in optimizers),
+        )
+
+    def _compile(
+        self,
+        losses: Sequence[AppliedLoss],
+        training: bool,
+        nodes: Sequence[ComputeNode],
+        roles: Sequence[str],
+        together: Mapping[Source, int] | None,
+        only: ModelNode | None,
+    ) -> StepPlan:
+        optimizers = self._optimizers(nodes, losses, only) if training else []
+        own = {self.get_node(a.on).node_id for a in losses} if self._optimizer is None else set()
+        if only is not None:
+            own = {n.node_id for n in nodes if n is not only}
+        return compile_plan(
+            nodes,
+            losses,
+            training=training,
+            optimizers=optimizers,
+            roles=roles,
+            detach_after=own if training else (),
+            together=together,
+        )
+
+    def _optimizers(
+        self,
+        nodes: Sequence[ComputeNode],
+        losses: Sequence[AppliedLoss],
+        only: ModelNode | None = None,
+    ) -> list[Optimizer]:
+        if not losses:
+            raise LossError("training needs at least one loss; pass losses=[AppliedLoss(...)]")
+        moving = [
+            n for n in nodes if isinstance(n, ModelNode) and not n.is_frozen and n.has_weights
+        ]
+        if not moving:
+            labels = [n.label for n in nodes]
+            raise GraphError(
+                f"nothing can be trained: the nodes {labels} are frozen or have no weights; "
+                "unfreeze() one"
+            )
+        if only is not None:
+            moving = [only]
+        elif self._optimizer is not None:
+            if self._optimizer.missing(self._parameters()):
+                self._build_optimizer(force=False)
+            return [self._optimizer]
+        if missing := [n.label for n in moving if n.optimizer is None]:
+            raise OptimizerNotSetError(
+                f"nodes {missing} learn but have no optimizer; give the graph one, or each of them"
+            )
+        for node in moving:
+            node.build_optimizer()
+        return [n.optimizer for n in moving if n.optimizer is not None]
+
+    def _fit(
+        self,
+        ctx: ExecutionContext,
+        losses: Sequence[AppliedLoss] | None,
+        nodes: Sequence[Any],
+        active_nodes: Iterable[str | GraphNode] | None,
+        *,
+        freeze: bool,
+    ) -> None:
+        self.build()
+        ctx.plan = None  # its tensors are of other nodes than those run here
+        for node in nodes:
+            with self._ctx_of_run():
+                flows = flows_of(list(self._nodes.values()))
+                fit_node(node, ctx, flows, lambda c, ids: self._step(c, (), ids, training=False))
+            if freeze:
+                node.freeze()
+        self._step(ctx, losses or (), active_nodes, training=False)
+
+    def _step(
+        self,
+        ctx: ExecutionContext,
+        losses: Sequence[AppliedLoss],
+        active_nodes: Iterable[str | GraphNode] | None,
+        *,
+        training: bool,
+        only: ModelNode | None = None,
+    ) -> None:
+        if only is None and ctx.plan is not None and ctx.plan[0].serves(losses, training):
+            plan, step = ctx.plan
+            tensors = ctx.tensors
+        else:
+            plan, step = self.plan(
+                losses,
+                training=training,
+                active_nodes=active_nodes,
+                roles=_roles(ctx),
+                only=only,
+            )
+            tensors = fill(plan, ctx)
+            ctx.layout = replace(plan.layout, views=_views(ctx))
+        with plan.adapter.modes(plan.modes):
+            run_step(ctx, plan, step, tensors)
+
+
+def run_step(ctx: ExecutionContext, plan: StepPlan, step: Callable[..., Any], tensors: Any) -> None:
+    """Run a step on tensors and write what came out to its context.
+
+    Raises
+    ------
+    NonFiniteLossError
+        If a loss is NaN or infinite, with the place in the phase.
+    """
+    try:
+        ctx.values, ctx.outs = step(tensors)
+    except NotFiniteError as error:
+        label, node_id = plan.layout.losses[error.place]
+        raise NonFiniteLossError(
+            phase=ctx.phase_label,
+            epoch=ctx.epoch_idx,
+            batch=ctx.batch_idx,
+            node=plan.layout.labels[node_id],
+            loss=label,
+            value=error.value,
+        ) from None
+    except Exception as error:
+        error.add_note(f"(phase {ctx.phase_label!r}, epoch {ctx.epoch_idx}, batch {ctx.batch_idx})")
+        raise
+    ctx.layout = ctx.layout or plan.layout
+
+
+def _views(ctx: ExecutionContext) -> dict[Source, FeatureSetView]:
+    """Return the rows that a step was given by number."""
+    views = {} if ctx.layout is None else dict(ctx.layout.views)
+    given = {Source(*key): value for key, value in ctx.inputs.items()}
+    return views | {k: v.source for k, v in given.items() if isinstance(v, BatchView)}
+
+
+def _roles(ctx: ExecutionContext) -> tuple[str, ...]:
+    for given in ctx.inputs.values():
+        roles = getattr(given, "roles", None)
+        if roles:
+            return tuple(roles)
+    return ("default",)
