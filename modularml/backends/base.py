@@ -93,8 +93,16 @@ class BackendAdapter(ABC):
         """Return the dtype of targets: ``"index"`` for class numbers, ``"float"`` as `model`'s."""
 
     @abstractmethod
-    def gather(self, column: Any, rows: IntArray) -> Any:
-        """Return rows of a tensor, in the order asked."""
+    def gather(self, column: Any, rows: IntArray, into: Any = None) -> Any:
+        """Return rows of a tensor, in the order asked; written to `into` where it is given."""
+
+    @abstractmethod
+    def shelf(self, like: Any, sizes: list[int]) -> Sequence[Any]:
+        """Return room on the host for one tensor like this for each batch of these sizes."""
+
+    @abstractmethod
+    def put(self, place: Any, tensor: Any) -> Any:
+        """Copy a tensor to its room, off the graph and the device, and return the copy."""
 
     @abstractmethod
     def chunks(self, tensor: Any, size: int | list[int]) -> Sequence[Any]:

@@ -64,6 +64,8 @@ class Feed:
         self._plan_with_static = partial(self._plan, together=together)
         self._asked: StepPlan | None = None
         self._epochs: dict[int, list[EpochBatches]] = {}
+        self.reuses_memory = False
+        self._room: dict[InputSlot, list[Any]] = {}
         self.refresh()
 
     def refresh(self) -> None:
@@ -77,7 +79,7 @@ class Feed:
         if any(column is None for column in columns):  # the frozen part is not repeatable
             self.plan, self.step = self._plan()
             columns = [self._column(slot) for slot in self.plan.slots]
-        self._columns = columns
+        self._columns, self._room = columns, {}
         self.layout = replace(self.plan.layout, views={s: b.view for s, b in self.bound.items()})
 
     def epoch(self, epoch: int) -> tuple[int, Iterator[ExecutionContext]]:
@@ -108,7 +110,8 @@ class Feed:
         rows = own.rows[slot.role]
         if slot.node_id is None:
             rows = bound.view.valid_indices[rows]
-        return pieces(self.plan.adapter, column, rows, own.sizes)
+        room = self._room.setdefault(slot, []) if self.reuses_memory else None
+        return pieces(self.plan.adapter, column, rows, own.sizes, room)
 
     def _column(self, slot: InputSlot) -> Any:
         view = self.bound[slot.source].view
@@ -148,7 +151,7 @@ class Feed:
 
     def release(self) -> None:
         """Let go of the tensors; row numbers can still be asked for."""
-        self._columns, self._asked = [], None
+        self._columns, self._room, self._asked = [], {}, None
         del self.plan, self.step, self._plan, self._plan_with_static
 
 

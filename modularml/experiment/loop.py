@@ -102,6 +102,7 @@ def phase_epochs(
     phase.stop_requested = False
     try:
         feed = phase.feed()
+        feed.reuses_memory = True  # nobody keeps the tensors of a batch
         with bar(
             phase.n_epochs, phase.label, show=display.epochs, persist=display.keep, unit="epoch"
         ) as epochs:
@@ -144,6 +145,7 @@ def _run_epoch(
     feed.refresh()
     plan, step = feed.plan, phase.step_of(feed)
     n_batches, steps = feed.epoch(epoch)
+    recorder.begin(lambda node_id: feed.sizes(epoch, node_id))
     values: list[Sequence[Any]] = []
     label = f"epoch {epoch}"
     with (

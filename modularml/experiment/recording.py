@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from modularml.data.execution import ExecutionContext
 from modularml.errors import UnknownNameError
@@ -49,15 +51,29 @@ class Recorder:
 
     def __init__(self, results: PhaseResults, recording: ResultRecording) -> None:
         self.results, self.recording = results, recording
-        self._epoch: int | None = None
+        self._sizes: Callable[[str], list[int]] = lambda node_id: []
+        self._shelves: list[Sequence[Any]] = []
+
+    def begin(self, sizes: Callable[[str], list[int]]) -> None:
+        """Make ready for an epoch.
+
+        Parameters
+        ----------
+        sizes : callable
+            From a node's id to its rows in each batch.
+        """
+        self._sizes, self._shelves = sizes, []
+        if self.recording is ResultRecording.LAST:
+            self.results._execution = []
 
     def record(self, ctx: ExecutionContext) -> None:
-        """Keep a step that has run."""
-        if self.recording is ResultRecording.NONE:
+        """Keep a step that has run; the outputs of an epoch lie side by side in memory."""
+        if self.recording is ResultRecording.NONE or ctx.layout is None:
             return
-        ctx.release()
-        kept = self.results._execution
-        if self.recording is ResultRecording.LAST and ctx.epoch_idx != self._epoch:
-            self._epoch = ctx.epoch_idx
-            self.results._execution = kept = []
-        kept.append(ctx)
+        adapter, place = ctx.layout.adapter, ctx.batch_idx
+        if not self._shelves:
+            named = zip(ctx.layout.outputs, ctx.outs, strict=True)
+            self._shelves = [adapter.shelf(out, self._sizes(node)) for (node, _), out in named]
+        shelved = zip(self._shelves, ctx.outs, strict=True)
+        ctx.release([adapter.put(shelf[place], out) for shelf, out in shelved])
+        self.results._execution.append(ctx)

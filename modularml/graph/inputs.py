@@ -40,7 +40,13 @@ def column_tensor(
     return collection.tensors[key]
 
 
-def pieces(adapter: BackendAdapter, column: Any, rows: IntArray, sizes: list[int]) -> Iterator[Any]:
+def pieces(
+    adapter: BackendAdapter,
+    column: Any,
+    rows: IntArray,
+    sizes: list[int],
+    room: list[Any] | None = None,
+) -> Iterator[Any]:
     """Yield batches of a column.
 
     Rows are gathered in chunks of tens of megabytes; each batch is a slice of a chunk.
@@ -53,6 +59,8 @@ def pieces(adapter: BackendAdapter, column: Any, rows: IntArray, sizes: list[int
         All batches of an epoch behind one another.
     sizes : list of int
         Rows in each batch.
+    room : list, optional
+        Holds the memory of an earlier call, which is used again: its batches are gone then.
     """
     row_bytes = max(1, int(column[:1].nbytes if len(column) else 1))
     batches = max(1, CHUNK_BYTES // (row_bytes * max(1, max(sizes, default=1))))
@@ -60,7 +68,10 @@ def pieces(adapter: BackendAdapter, column: Any, rows: IntArray, sizes: list[int
     for first in range(0, len(sizes), batches):
         own = sizes[first : first + batches]
         n = sum(own)
-        chunk = adapter.gather(column, rows[at : at + n])
+        into = room[0][:n] if room and len(room[0]) >= n else None
+        chunk = adapter.gather(column, rows[at : at + n], into)
+        if room is not None and into is None:
+            room[:] = [chunk]
         even = all(size == own[0] for size in own[:-1]) and own[-1] <= own[0]
         yield from adapter.chunks(chunk, own[0] if even else own)
         at += n
