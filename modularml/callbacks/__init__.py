@@ -1,5 +1,6 @@
 """Callbacks: what listens to a phase or an experiment."""
 
+from modularml.callbacks.attached import Attached
 from modularml.callbacks.early_stopping import EarlyStopping, EarlyStoppingResult
 from modularml.callbacks.evaluation import (
     EvalLossMetric,
@@ -20,6 +21,7 @@ from modularml.experiment.callback import (
 
 __all__ = [
     "ArtifactResult",
+    "Attached",
     "Callback",
     "CallbackResult",
     "EarlyStopping",

@@ -65,6 +65,7 @@ class Feed:
         self._asked: StepPlan | None = None
         self._epochs: dict[int, list[EpochBatches]] = {}
         self.reuses_memory = False
+        self._current = 0
         self._room: dict[InputSlot, list[Any]] = {}
         self.refresh()
 
@@ -85,7 +86,12 @@ class Feed:
     def epoch(self, epoch: int) -> tuple[int, Iterator[ExecutionContext]]:
         """Return the number of batches of an epoch, and its steps."""
         batches = self._batches(epoch)
+        self._current = epoch
         return batches[0].n_batches, self._steps(epoch, batches)
+
+    def __iter__(self) -> Iterator[ExecutionContext]:
+        """Return the steps of the epoch that was asked for last."""
+        return self._steps(self._current, self._batches(self._current))
 
     def sizes(self, epoch: int, node_id: str) -> list[int]:
         """Return the rows of a node in each batch of an epoch."""

@@ -15,6 +15,7 @@ from modularml.experiment.callback import PHASE_HOOKS, Callback, Dispatcher, as_
 from modularml.experiment.feed import Feed
 from modularml.experiment.recording import Recorder
 from modularml.experiment.results import PhaseResults
+from modularml.loop import Stream
 from modularml.progress import Bar, bar
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def phase_epochs(
     phase.stop_requested = False
     try:
         feed = phase.feed()
+        phase.position = Stream(feed)
         feed.reuses_memory = True  # nobody keeps the tensors of a batch
         with bar(
             phase.n_epochs, phase.label, show=display.epochs, persist=display.keep, unit="epoch"
@@ -144,7 +146,10 @@ def _run_epoch(
     hooks("on_epoch_start", epoch, exec_ctx=ctx)
     feed.refresh()
     plan, step = feed.plan, phase.step_of(feed)
-    n_batches, steps = feed.epoch(epoch)
+    n_batches, _ = feed.epoch(epoch)
+    position = phase.position
+    position.increment_epoch()
+    position.reload_iterator()
     recorder.begin(lambda node_id: feed.sizes(epoch, node_id))
     values: list[Sequence[Any]] = []
     label = f"epoch {epoch}"
@@ -154,7 +159,7 @@ def _run_epoch(
             n_batches, label, show=display.batches, persist=display.keep_batches, unit="batch"
         ) as drawn,
     ):
-        for ctx in steps:
+        for ctx in position.data(n_batches):
             if before:
                 hooks("on_batch_start", epoch, exec_ctx=ctx)
             step(ctx)

@@ -20,6 +20,7 @@ from modularml.experiment.schedule import BatchSchedulingPolicy
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.node import GraphNode
 from modularml.graph.running import run_step
+from modularml.loop import Stream
 from modularml.samplers import BaseSampler
 from modularml.training import AppliedLoss
 
@@ -46,6 +47,8 @@ class ExperimentPhase(Configurable):
     training: ClassVar[bool] = False
     logs_losses: ClassVar[bool] = False
     n_epochs: int = 1
+    position: Stream
+    """Where the phase is: epoch (1-based) and iteration; there once it has begun."""
     batch_size: int | None = None
     recording = ResultRecording.ALL
     policy = BatchSchedulingPolicy.ZIP_STRICT
