@@ -11,6 +11,7 @@ from benchmarks import environments
 from benchmarks.equality import equality
 from benchmarks.imports import imports
 from benchmarks.loop_ratios import loop_ratios
+from benchmarks.own_loops import own_loops
 from benchmarks.report import save, show, verdict
 
 PHASE_MS = 20.0
@@ -125,10 +126,12 @@ def main() -> int:
     if not options.only:
         found["costs"] = weigh_costs(options)
         found["equality"] = check_equality(options)
+        found["own"] = own_loops(quick=options.quick)
+        show_limits("Loops of one's own", found["own"])
         if not options.quick or options.opponents is not None:
             found["opponents"] = race_opponents(options)
     print(f"\n{save({'quick': options.quick, **found}).relative_to(environments.ROOT)}")
-    binding = ("equality",) if options.quick else ("loops", "costs", "equality")
+    binding = ("equality",) if options.quick else ("loops", "costs", "equality", "own")
     return 0 if all(row["ok"] for part in binding for row in found.get(part, [])) else 1
 
 
