@@ -94,18 +94,14 @@ class FitPhase(ExperimentPhase):
         )
 
     def iter_execution(self, *, results: FitResults | None = None) -> Iterator[ExecutionContext]:
-        """Yield the one step, to be run by hand with ``graph.fit_step``.
+        """Return the one step, to be run by hand with ``graph.fit_step``.
 
         Parameters
         ----------
         results : FitResults, optional
             Gets the step, once it has run.
         """
-        for ctx in iterate(self, 1, Display()):
-            yield ctx
-            if results is not None and ctx.outs:
-                ctx.release()
-                results._execution.append(ctx)
+        return iterate(self, 1, Display(), results)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> FitPhase:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modularml.context import ExperimentContext
 from modularml.data.execution import ExecutionContext
 from modularml.errors import NonFiniteLossError
 from modularml.experiment.callback import PHASE_HOOKS, Callback, Dispatcher, as_results
@@ -208,13 +207,17 @@ def _log_losses(
     results._metrics.log("train_loss", float(means.sum()), epoch=ctx.epoch_idx)
 
 
-def iterate(phase: ExperimentPhase, n_epochs: int, display: Display) -> Iterator[ExecutionContext]:
-    """Yield the steps of a phase, to be run by hand."""
-    with ExperimentContext.get_active().activate():
-        feed = phase.feed()
+def iterate(
+    phase: ExperimentPhase, n_epochs: int, display: Display, results: PhaseResults | None
+) -> Iterator[ExecutionContext]:
+    """Yield the steps of a phase, to be run by hand; results get each once it has run."""
+    feed = phase.feed()
     total = None if not display.batches else n_epochs * feed.epoch(0)[0]
     with bar(total, phase.label, show=display.batches, persist=display.keep, unit="batch") as drawn:
         for epoch in range(n_epochs):
             for ctx in feed.epoch(epoch)[1]:
                 yield ctx
                 drawn.update()
+                if results is not None and ctx.outs:
+                    ctx.release()
+                    results._execution.append(ctx)

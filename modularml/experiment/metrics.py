@@ -101,9 +101,8 @@ class MetricStore:
             ]
         if not values:
             raise MetricNotLoggedError(
-                f"nobody logs the metric {name!r} in epoch {epoch}; "
-                f"{closest(name, self.names)}. Add an "
-                "Evaluation with EvalLossMetric, or monitor another metric"
+                f"nobody logs the metric {name!r} in epoch {epoch} ({closest(name, self.names)}). "
+                "Add an Evaluation with EvalLossMetric, or monitor another metric"
             )
         picks = {"last": values[-1], "first": values[0], "sum": math.fsum(values)}
         return picks.get(reducer, math.fsum(values) / len(values))

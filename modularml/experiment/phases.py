@@ -189,7 +189,7 @@ class TrainPhase(ExperimentPhase):
         persist_epoch_progress: bool = False,
         val_loss_metric: str = "val_loss",
     ) -> Iterator[ExecutionContext]:
-        """Yield the steps of all epochs, to be run by hand with ``graph.train_step``.
+        """Return the steps of all epochs, to be run by hand with ``graph.train_step``.
 
         Parameters
         ----------
@@ -203,11 +203,7 @@ class TrainPhase(ExperimentPhase):
         display = Display(
             batches=show_training_progress, keep=persist_progress, watch=val_loss_metric
         )
-        for ctx in iterate(self, self.n_epochs, display):
-            yield ctx
-            if results is not None and ctx.outs:
-                ctx.release()
-                results._execution.append(ctx)
+        return iterate(self, self.n_epochs, display, results)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> TrainPhase:
@@ -294,7 +290,7 @@ class EvalPhase(ExperimentPhase):
         show_eval_progress: bool = False,
         persist_progress: bool = False,
     ) -> Iterator[ExecutionContext]:
-        """Yield the steps, to be run by hand with ``graph.eval_step``.
+        """Return the steps, to be run by hand with ``graph.eval_step``.
 
         Parameters
         ----------
@@ -304,11 +300,7 @@ class EvalPhase(ExperimentPhase):
             Whether a progress bar is drawn, and whether it stays.
         """
         display = Display(batches=show_eval_progress, keep=persist_progress)
-        for ctx in iterate(self, 1, display):
-            yield ctx
-            if results is not None and ctx.outs:
-                ctx.release()
-                results._execution.append(ctx)
+        return iterate(self, 1, display, results)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> EvalPhase:

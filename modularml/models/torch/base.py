@@ -105,6 +105,11 @@ class TorchBaseModel(BaseModel, torch.nn.Module, ABC):
                 f"{tuple(input_shape)}; build with force=True to make it anew"
             )
 
+    @property
+    def _shown(self) -> str:
+        """Name of the model in messages."""
+        return type(self).__name__
+
     def _probe(self, shape: Shape) -> Shape:
         """Send one sample of zeros through, to learn the output's shape."""
         device = next((p.device for p in self.parameters()), None)
@@ -114,11 +119,11 @@ class TorchBaseModel(BaseModel, torch.nn.Module, ABC):
                 out: Any = torch.nn.Module.__call__(self, zeros)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise ShapeError(
-                f"{type(self).__name__} cannot take samples of shape {shape}: {error}"
+                f"{self._shown} cannot take samples of shape {shape}: {error}"
             ) from error
         if not isinstance(out, torch.Tensor) or out.ndim < 1 or out.shape[0] != 2:
             raise ShapeError(
-                f"{type(self).__name__} must return one tensor with one row a sample, got "
+                f"{self._shown} must return one tensor with one row a sample, got "
                 f"{tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__} "
                 "for 2 samples"
             )

@@ -105,6 +105,11 @@ class TorchModelWrapper(TorchBaseModel):
             )
         return super().get_config()
 
+    @property
+    def _shown(self) -> str:
+        """Name of the wrapped module in messages."""
+        return type(self.inner or self).__name__
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the wrapped module."""
         return self.inner(*args, **kwargs)  # type: ignore[misc]
