@@ -203,7 +203,7 @@ class Experiment(ExperimentFiles):
 
         Examples
         --------
-        >>> # pipe(experiment.stream(train), early_stop("val_loss", patience=10))
+        ``pipe(experiment.stream(train), early_stop("val_loss", patience=10))``
         """
         self._check(phase, ExperimentPhase)
         return stream_events(self, phase, {"show_training_progress": False, **kwargs})

@@ -50,7 +50,15 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
 
     Examples
     --------
-    >>> # graph = ModelGraph([encoder, head], optimizer=Optimizer("adam"))
+    >>> import numpy as np
+    >>> from torch import nn
+    >>> from modularml import FeatureSet
+    >>> rows = {"x": np.zeros((4, 3), dtype=np.float32), "y": np.zeros(4, dtype=np.float32)}
+    >>> fs = FeatureSet.from_dict("rows", rows, "x", "y")
+    >>> graph = ModelGraph([ModelNode("net", nn.Linear(3, 1), fs)], Optimizer("adam"))
+    >>> graph.build()
+    >>> graph.get_node("net").output_shape
+    (1, 1)
     """
 
     not_config = frozenset({"ctx", "register"})
