@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from modularml.data.execution import ExecutionContext
-from modularml.errors import ConfigError, MetricNotLoggedError
+from modularml.errors import ConfigError, MetricNotLoggedError, closest
 from modularml.experiment.callback import Callback, CallbackResult, callback_registry
 from modularml.experiment.recording import ResultRecording
 from modularml.loop.patience import Patience
@@ -105,10 +107,13 @@ class EarlyStopping(Callback):
 
         Raises
         ------
+        MetricNotLoggedError
+            If no callback can log the metric.
         ConfigError
             If all callbacks that log the metric run after this one.
         """
         self._reset()
+        self._check_announced(phase)
         ordered = sorted(phase.callbacks, key=lambda c: c.execution_order)
         loggers = [c for c in ordered if self._monitor in getattr(c, "logs", ())]
         if loggers and ordered.index(loggers[0]) > ordered.index(self):
@@ -134,6 +139,13 @@ class EarlyStopping(Callback):
             if self._will_be_logged(phase, results):
                 return None
             raise
+        if math.isnan(value):
+            warnings.warn(
+                f"{self._monitor!r} is NaN in epoch {epoch}, which is never the best one; look for "
+                "NaN in the columns (fs.summary())",
+                UserWarning,
+                stacklevel=2,
+            )
         if self._watch.update(value, epoch):
             self._keep(phase, results)
         elif self._watch.is_spent:
@@ -177,6 +189,17 @@ class EarlyStopping(Callback):
             self._best_state = phase.graph().get_state()
             if phase.recording is ResultRecording.LAST:
                 self._best_steps = results._execution
+
+    def _check_announced(self, phase: Any) -> None:
+        """Refuse a metric that nobody can log; callbacks of the user's own may log any."""
+        others = [c for c in phase.callbacks if not isinstance(c, EarlyStopping)]
+        names = {"train_loss", *(n for c in others for n in getattr(c, "logs", ()))}
+        if self._monitor not in names and all(hasattr(c, "logs") for c in others):
+            raise MetricNotLoggedError(
+                f"nobody logs the metric {self._monitor!r} in phase {phase.label!r} "
+                f"({closest(self._monitor, names)}). Add an Evaluation with EvalLossMetric, or "
+                "monitor another metric"
+            )
 
     def _will_be_logged(self, phase: Any, results: Any) -> bool:
         """Tell whether the metric comes in other epochs than this one."""

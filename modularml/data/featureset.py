@@ -309,7 +309,9 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
     def __repr__(self) -> str:
         parts = ", ".join(f"{name}: {n}" for name, n in self._split_sizes().items())
         keys = {domain: self._collection.schema.keys(domain) for domain in DOMAINS}
-        shown = "; ".join(f"{d}: {', '.join(k[:8])}" for d, k in keys.items() if k)
+        shown = "; ".join(
+            f"{d}: {', '.join(k[:8])}{', ...' if len(k) > 8 else ''}" for d, k in keys.items() if k
+        )
         return (
             f"FeatureSet({self.label!r}, {self.n_samples} rows; {shown}"
             f"{'; splits ' + parts if parts else ''}; {len(self._scaler_records)} scalers)"

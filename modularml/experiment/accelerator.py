@@ -43,7 +43,9 @@ class Accelerator(Configurable):
     @classmethod
     def from_value(cls, value: Accelerator | str | None) -> Accelerator | None:
         """Read an accelerator from a device name; None stays None."""
-        return cls(value) if isinstance(value, str) else value
+        if value is None or isinstance(value, Accelerator):
+            return value
+        return cls(value)
 
     @classmethod
     def cpu(cls) -> Accelerator:

@@ -215,7 +215,8 @@ def _binding_for(
             return binding
     raise GraphError(
         f"phase {phase!r} has no input for head node {node.label!r} from {ref.node_label!r}; add "
-        "InputBinding.for_training(node=..., upstream=..., sampler=...) to input_sources"
+        "an InputBinding for it to input_sources. A phase belongs to the experiment that was "
+        "active when it was made: make it within `with experiment.ctx.activate():`"
     )
 
 

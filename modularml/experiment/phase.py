@@ -68,11 +68,11 @@ class ExperimentPhase(Configurable):
         self.label = label
         self.input_sources = _all_of(InputBinding, "input_sources", input_sources)
         self.losses = _all_of(AppliedLoss, "losses", losses or [])
-        self.active_nodes = None if active_nodes is None else [_name(n) for n in active_nodes]
+        self.active_nodes = _names(active_nodes)
         self.accelerator = Accelerator.from_value(accelerator)
         self.stop_requested = False
         self.callbacks: list[Callback] = []
-        for callback in callbacks or []:
+        for callback in _all_of(Callback, "callbacks", callbacks or []):
             self.add_callback(callback)
         _check_labels(self.losses)
 
@@ -203,7 +203,9 @@ def bindings_from_split(
 
 
 def _all_of(cls: type, name: str, items: Any) -> list[Any]:
-    found: list[Any] = [items] if isinstance(items, cls) else list(items)
+    if not isinstance(items, cls | list | tuple):
+        raise TypeError(f"{name} must be a list of {cls.__name__}, got {items!r}")
+    found: list[Any] = list(items) if isinstance(items, list | tuple) else [items]
     for item in found:
         if not isinstance(item, cls):
             raise TypeError(f"{name} must hold {cls.__name__} objects, got a {type(item).__name__}")
@@ -214,6 +216,14 @@ def _check_labels(losses: Sequence[AppliedLoss]) -> None:
     labels = [a.label for a in losses]
     if twice := [x for i, x in enumerate(labels) if x in labels[:i]]:
         raise ConfigError(f"losses are labelled alike: {twice}; pass label= to AppliedLoss")
+
+
+def _names(nodes: Any) -> list[str] | None:
+    if nodes is None:
+        return None
+    if not isinstance(nodes, list | tuple) or not nodes:
+        raise ConfigError(f"active_nodes must be a list of nodes or labels, or None, got {nodes!r}")
+    return [_name(node) for node in nodes]
 
 
 def _name(node: Any) -> str:

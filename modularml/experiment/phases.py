@@ -118,6 +118,8 @@ class TrainPhase(ExperimentPhase):
         GraphError
             If the active context has no graph.
         """
+        if not isinstance(sampler, BaseSampler):
+            raise ConfigError(f"sampler must be a sampler such as SimpleSampler, got {sampler!r}")
         return cls(
             label,
             input_sources=bindings_from_split(label, split, sampler, active_nodes),

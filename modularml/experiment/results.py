@@ -180,7 +180,8 @@ class PhaseResults:
     def to_pandas(self) -> pd.DataFrame:
         """Return the metrics of whole epochs: one row an epoch, one column a metric."""
         frame = self.metrics().where(batch=None).to_pandas()
-        return frame.pivot_table(index="epoch", columns="name", values="value", aggfunc="last")
+        last = frame.drop_duplicates(["epoch", "name"], keep="last")  # a NaN is a value too
+        return last.pivot(index="epoch", columns="name", values="value")
 
     def plot(self, *, path: Any = None, **kwargs: Any) -> Any:
         """Draw the metrics of whole epochs as curves and return the figure."""

@@ -18,7 +18,14 @@ from modularml.errors import (
     UnknownNameError,
 )
 from modularml.graph.flows import flows_of, is_integer, leaves, pick_column, resolve_id
-from modularml.graph.loss_calls import check_call, mean_over_samples, misfit, squeezed, weighted
+from modularml.graph.loss_calls import (
+    check_call,
+    check_labels,
+    mean_over_samples,
+    misfit,
+    squeezed,
+    weighted,
+)
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
 from modularml.graph.plan import InputSlot, LossOp, Op, StepPlan
@@ -203,6 +210,7 @@ class _Compiler:
         if name in CLASS_INDEX and integer:
             if math.prod(shape) != math.prod(out[1:]):
                 raise misfit(applied, on, out, shape, "one class number a sample")
+            check_labels(applied, on, flow, out[0])
             return self.adapter.loss_dtype("index", like), tuple(out[1:])
         if squeezed(shape) == squeezed(out):
             kind = "index" if integer and (not name or name in CLASS_SET) else "float"
@@ -210,7 +218,8 @@ class _Compiler:
         if name in ELEMENTWISE:
             raise misfit(applied, on, out, shape, "equal shapes")
         if name in CLASS_INDEX:
-            raise misfit(applied, on, out, shape, "integer class numbers or class probabilities")
+            wants = "class numbers of an integer dtype (cast them, or number the classes)"
+            raise misfit(applied, on, out, shape, f"{wants} or class probabilities")
         one = math.prod(shape) == 1 and (integer or name in ONE_A_SAMPLE)
         kind = "index" if integer and name not in ONE_A_SAMPLE else "float"
         return self.adapter.loss_dtype(kind, like), () if one else None

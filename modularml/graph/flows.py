@@ -66,7 +66,7 @@ def pick_column(
     applied: AppliedLoss, item: LossInput, flows: Mapping[Any, Flow], node: ComputeNode
 ) -> Flow:
     """Find an upstream FeatureSet that has the column a loss asks for."""
-    known: list[str] = []
+    known: list[str] = ["outputs", "targets", "features", "tags"]
     for leaf in leaves(flows[node.node_id, "features"]):
         if item.source not in (None, leaf.source.ref.node_label):
             continue
@@ -75,7 +75,7 @@ def pick_column(
         if name is not None:
             return Leaf(leaf.source, (name,))
         known += list(schema.columns)
-    raise UnknownNameError(f"column of loss {applied.label!r}", item.column, known)
+    raise UnknownNameError(f"input of loss {applied.label!r}", item.column, known)
 
 
 def _column_named(text: str, schema: SampleSchema) -> str | None:

@@ -6,13 +6,17 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from modularml._typing import Shape
 from modularml.backends import BackendAdapter
-from modularml.errors import LossError, ShapeError
+from modularml.data.execution import Flow
+from modularml.errors import DataError, LossError, ShapeError
+from modularml.graph.flows import leaves
 from modularml.graph.node import ComputeNode
 from modularml.training import AppliedLoss
 
-__all__ = ["check_call", "mean_over_samples", "misfit", "squeezed", "weighted"]
+__all__ = ["check_call", "check_labels", "mean_over_samples", "misfit", "squeezed", "weighted"]
 
 
 def check_call(applied: AppliedLoss, fn: Callable[..., Any]) -> None:
@@ -29,6 +33,30 @@ def check_call(applied: AppliedLoss, fn: Callable[..., Any]) -> None:
             f"loss {applied.label!r} cannot be called with inputs={applied.inputs}: {error}; it "
             f"takes {list(signature.parameters)}"
         ) from error
+
+
+def check_labels(applied: AppliedLoss, on: ComputeNode, flow: Flow, n_classes: int) -> None:
+    """Refuse class numbers that no output stands for.
+
+    Raises
+    ------
+    DataError
+        If a label is not among ``0 .. n_classes - 1`` and is not the one that is ignored; column
+        and row are named.
+    """
+    ignored = (applied.loss.loss_kwargs or {}).get("ignore_index", -100)
+    for leaf in leaves(flow):
+        fs = leaf.source.ref.resolve()
+        for name in leaf.columns:
+            values = fs.collection.numpy(name)
+            wrong = ((values < 0) | (values >= n_classes)) & (values != ignored)
+            if wrong.any():
+                row = int(np.argwhere(wrong)[0][0])
+                raise DataError(
+                    f"loss {applied.label!r} wants class numbers 0 to {n_classes - 1}, one for "
+                    f"each output of node {on.label!r}; column {name!r} of {fs.label!r} holds "
+                    f"{values[row]} in row {row}. Number the classes from 0, or widen output_shape"
+                )
 
 
 def mean_over_samples(applied: AppliedLoss, adapter: BackendAdapter) -> Callable[..., Any]:

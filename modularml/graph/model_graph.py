@@ -9,6 +9,7 @@ from modularml.backends import adapter_for
 from modularml.config import Configurable, Stateful, decode, encode
 from modularml.context import ExperimentContext
 from modularml.diagram import Diagram
+from modularml.errors import ConfigError
 from modularml.graph import topology
 from modularml.graph.build import build_nodes
 from modularml.graph.draw import draw
@@ -74,6 +75,10 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
     ) -> None:
         self._ctx = ctx or ExperimentContext.get_active()
         self.label = label
+        if optimizer is not None and not isinstance(optimizer, Optimizer):
+            raise ConfigError(
+                f"optimizer must be an Optimizer, got {optimizer!r}; write Optimizer('adam')"
+            )
         self._optimizer = optimizer
         self._plans: dict[Any, tuple[StepPlan, Callable[..., Any], Any]] = {}
         self._built = False

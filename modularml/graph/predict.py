@@ -15,7 +15,7 @@ from modularml.data.columns import to_arrow, to_numpy
 from modularml.data.execution import Leaf
 from modularml.data.formats import convert_array, stack
 from modularml.data.schema import RAW
-from modularml.errors import DataError, GraphError, NotFittedError, ScalerError
+from modularml.errors import ConfigError, DataError, GraphError, NotFittedError, ScalerError
 from modularml.graph.plan import InputSlot
 from modularml.graph.running import GraphRunning
 from modularml.graph.units import invert_leaf, needs_rows, scaled_target
@@ -38,7 +38,9 @@ def predict(
     plan, step = graph.plan((), training=False, active_nodes=wanted)
     reader = _Reader(data)
     n = reader.n_rows
-    size = batch_size or ROWS
+    size = ROWS if batch_size is None else batch_size
+    if not isinstance(size, int) or size < 1:
+        raise ConfigError(f"batch_size must be an int of at least 1 or None, got {batch_size!r}")
     places = {name: i for i, (name, _) in enumerate(plan.layout.outputs)}
     columns = [reader.column(slot) for slot in plan.slots]
     parts: list[list[Any]] = []

@@ -115,6 +115,10 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
             raise ConfigError(
                 "give group_by or stratify_by, not both: a batch of one group has no strata"
             )
+        flags = {"shuffle": shuffle, "drop_last": drop_last}
+        for name, flag in flags.items():
+            if not isinstance(flag, bool | np.bool_):
+                raise ConfigError(f"{name} must be True or False, got {flag!r}")
         self.batch_size, self.shuffle, self.drop_last = int(batch_size), shuffle, drop_last
         self.group_by, self.group_by_role = group_by, group_by_role
         self.stratify_by, self.stratify_by_role = stratify_by, stratify_by_role
@@ -152,7 +156,9 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         Philox with the key (seed, epoch) (Salmon et al. 2011, *Parallel random numbers: as easy
         as 1, 2, 3*).
         """
-        return np.random.Generator(np.random.Philox(key=[self.seed_ % 2**64, epoch]))
+        return np.random.Generator(
+            np.random.Philox(key=np.array([self.seed_ % 2**64, epoch], dtype=np.uint64))
+        )
 
     def codes(self, view: FeatureSetView, columns: Columns) -> IntArray:
         """Return the number of each row's combination of values, from 0 in sorted order.

@@ -58,7 +58,8 @@ class Loss(Configurable, Saveable):
     """A loss function, wrapped so that every framework's means the same.
 
     Whatever it returns, one value a sample, one an element or one in all, is averaged over the
-    samples.
+    samples. Class weights multiply the loss of a sample, and a label that is ignored counts as a
+    loss of zero, so that no mean depends on how rows fall into batches.
 
     Parameters
     ----------
@@ -199,11 +200,7 @@ class Loss(Configurable, Saveable):
         """Return a callable that averages by itself, where that is the same and faster."""
         cls = self.cls
         plain = self.reduction == "none" and cls is not None and not (self.loss_kwargs or {})
-        if (
-            not plain
-            or cls is None
-            or cls.__name__ not in (ELEMENTWISE | CLASS_INDEX) - {"KLDivLoss"}
-        ):
+        if not plain or cls is None or cls.__name__ not in ELEMENTWISE - {"KLDivLoss"}:
             return None
         made = self._make("mean", {})
         forward: Callable[..., Any] = getattr(made, "forward", made)

@@ -47,6 +47,7 @@ def run(values, *, extra=(), **kwargs):
         return experiment().run_phase(phase, **QUIET), stop
 
 
+@pytest.mark.filterwarnings("ignore:.* is NaN in epoch:UserWarning")
 class TestArithmetic:
     @pytest.mark.parametrize(
         ("values", "kwargs", "epochs", "best"),
@@ -127,6 +128,16 @@ class TestArithmetic:
 
 
 class TestWhoLogs:
+    def test_nan_is_told_of(self):
+        x, y = arrays(n=20)
+        log = MetricCallback("val_loss", lambda **facts: math.nan)
+        phase = train_phase(
+            graph_of(featureset(x, y), mlp()), n_epochs=1, callbacks=[log, mm.EarlyStopping()]
+        )
+        with pytest.warns(UserWarning, match="'val_loss' is NaN in epoch 0"):
+            results = experiment().run_phase(phase, **QUIET)
+        assert math.isnan(results.to_pandas()["val_loss"].iloc[0])
+
     def test_nobody(self):
         x, y = arrays(n=20)
         graph = graph_of(featureset(x, y), mlp())
@@ -134,7 +145,7 @@ class TestWhoLogs:
         exp = experiment()
         with pytest.raises(MetricNotLoggedError, match=r"val_los.*train_loss"):
             exp.run_phase(phase, **QUIET)
-        assert exp.last_run.results.get_train_result().n_epochs == 1
+        assert exp.last_run.results.get_train_result().n_epochs == 0
 
     def test_train_loss_is_always_there(self):
         x, y = arrays(n=20)
@@ -213,6 +224,7 @@ class TestRestoring:
         assert_equal_weights(states[-1][0], mine)
         assert not results.callbacks(kind="early_stopping").one().restored
 
+    @pytest.mark.filterwarnings("ignore:.* is NaN in epoch:UserWarning")
     def test_nothing_was_ever_best(self):
         _, mine, states, results, _ = self.run([math.nan] * 4)
         assert_equal_weights(states[-1][0], mine)

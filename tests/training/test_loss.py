@@ -1,5 +1,7 @@
 """Losses by name, class, callable and factory; whatever they return means the same."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import modularml as mm
-from modularml.errors import ConfigError, LossError, ShapeError, UnknownNameError
+from modularml.errors import ConfigError, DataError, LossError, ShapeError, UnknownNameError
 from tests.worlds import (
     QUIET,
     arrays,
@@ -472,12 +474,44 @@ class TestBadInput:
         with pytest.raises(LossError, match="learns"):
             train(graph, [applied("mse", inputs=["targets", "targets"])])
 
-    def test_errors_of_the_framework_tell_their_place(self):
+    @pytest.mark.parametrize("label", [7, -1])
+    def test_a_label_that_no_output_stands_for(self, label):
         x, _ = arrays(n=20)
-        y = np.array([0, 1] * 9 + [0, 7])
-        graph = graph_of(featureset(x, y), mlp(out=3))
-        with pytest.raises(IndexError, match="7") as caught:
-            train(graph, [applied("crossentropy")])
+        y = np.array([0, 1] * 9 + [0, label])
+        mine = mlp(out=3)
+        before = copy.deepcopy(mine.state_dict())
+        with pytest.raises(DataError, match=rf"0 to 2.*'net'.*holds {label} in row 19"):
+            train(graph_of(featureset(x, y), mine), [applied("crossentropy")])
+        assert all(torch.equal(before[k], v) for k, v in mine.state_dict().items())
+
+    @pytest.mark.parametrize("batch_size", [1, 7, None])
+    @pytest.mark.parametrize("kwargs", [None, {"weight": torch.tensor([1.0, 5.0, 10.0])}])
+    def test_ignored_labels_and_class_weights_do_not_depend_on_batches(self, batch_size, kwargs):
+        x, _ = arrays(n=20)
+        y = np.where(np.arange(20) % 4 == 0, -100, np.arange(20) % 3)
+        mine = mlp(out=3)
+        graph = graph_of(featureset(x, y), mine)
+        loss = mm.AppliedLoss(
+            mm.Loss("crossentropy", loss_kwargs=kwargs), on="net", inputs=["outputs", "targets"]
+        )
+        results = experiment().run_phase(eval_phase(graph, [loss], batch_size=batch_size))
+        with torch.no_grad():
+            each = nn.CrossEntropyLoss(reduction="none", **(kwargs or {}))(
+                mine(torch.from_numpy(x)), torch.from_numpy(y)
+            )
+        found = results.aggregated_losses("net")[loss.label]
+        assert found == pytest.approx(each.mean().item(), rel=1e-5)
+
+    def test_errors_of_the_framework_tell_their_place(self):
+        def picky(output, target):
+            if target.min() < 0:
+                raise IndexError("below zero")
+            return (output - target).square()
+
+        x, _ = arrays(n=20)
+        y = np.array([1.0] * 19 + [-1.0], dtype=np.float32)
+        with pytest.raises(IndexError, match="below zero") as caught:
+            train(graph_of(featureset(x, y), mlp()), [applied(picky)])
         assert caught.value.__notes__ == ["(phase 'train', epoch 0, batch 1)"]
 
     def test_build(self):
