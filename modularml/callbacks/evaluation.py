@@ -160,6 +160,9 @@ class Evaluation(Callback):
         )
         self.metrics = list(metrics or [])
         for metric in self.metrics:
+            if not isinstance(metric, EvaluationMetric):
+                raise TypeError(f"metrics must hold EvaluationMetric objects, got {metric!r}")
+        for metric in self.metrics:
             metric.attach(eval_phase)
 
     @classmethod

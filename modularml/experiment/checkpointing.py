@@ -205,3 +205,9 @@ class Checkpointing(Configurable):
 
 def _fields(template: str) -> list[str]:
     return [field.partition(":")[0] for field in _FIELD.findall(template)]
+
+
+def check_checkpointing(checkpointing: object) -> None:
+    """Refuse what is no `Checkpointing`."""
+    if not isinstance(checkpointing, Checkpointing):
+        raise TypeError(f"checkpointing must be a Checkpointing or None, got {checkpointing!r}")

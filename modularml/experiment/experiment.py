@@ -10,7 +10,11 @@ from modularml.config import config_registry, decode, encode
 from modularml.context import ExperimentContext, RegistrationPolicy
 from modularml.errors import ConfigError
 from modularml.experiment.callback import ExperimentCallback
-from modularml.experiment.checkpointing import EXPERIMENT_SAVE_ON, Checkpointing
+from modularml.experiment.checkpointing import (
+    EXPERIMENT_SAVE_ON,
+    Checkpointing,
+    check_checkpointing,
+)
 from modularml.experiment.files import ExperimentFiles
 from modularml.experiment.group import PhaseGroup
 from modularml.experiment.group_results import PhaseGroupResults
@@ -57,9 +61,11 @@ class Experiment(ExperimentFiles):
         if not isinstance(label, str) or not label:
             raise ConfigError(f"label must be a string that is not empty, got {label!r}")
         self.label = label
+        if ctx is not None and not isinstance(ctx, ExperimentContext):
+            raise TypeError(f"ctx must be an ExperimentContext or None, got {ctx!r}")
+        fresh = ctx is None
         if ctx is None:
             ctx = ExperimentContext(registration_policy=registration_policy)
-            ctx.make_active()
         elif registration_policy is not None:
             ctx.set_registration_policy(registration_policy)
         self._ctx = ctx
@@ -71,6 +77,8 @@ class Experiment(ExperimentFiles):
         self._checkpointing: Checkpointing | None = None
         self.set_checkpointing(checkpointing)
         ctx.set_experiment(self)
+        if fresh:  # last: an experiment that cannot be made leaves the active context alone
+            ctx.make_active()
 
     @classmethod
     def from_active_context(
@@ -255,6 +263,7 @@ class Experiment(ExperimentFiles):
             If it names hooks or template fields that an experiment has not.
         """
         if checkpointing is not None:
+            check_checkpointing(checkpointing)
             if unknown := set(checkpointing.save_on) - EXPERIMENT_SAVE_ON:
                 raise ConfigError(
                     f"save_on of an Experiment may hold {sorted(EXPERIMENT_SAVE_ON)}, got {unknown}"

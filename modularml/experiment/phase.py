@@ -191,7 +191,7 @@ def bindings_from_split(
 ) -> list[InputBinding]:
     """Bind every input of every head node that runs to one split."""
     graph = active_graph(label)
-    running = {n.node_id for n in graph._running(active_nodes)}
+    running = {n.node_id for n in graph._running(_names(active_nodes))}
     found = []
     for node_id, node in graph.head_nodes.items():
         if node_id not in running:

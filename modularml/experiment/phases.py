@@ -10,7 +10,7 @@ from modularml.errors import ConfigError, LossError
 from modularml.experiment.accelerator import Accelerator
 from modularml.experiment.binding import InputBinding
 from modularml.experiment.callback import Callback
-from modularml.experiment.checkpointing import PHASE_SAVE_ON, Checkpointing
+from modularml.experiment.checkpointing import PHASE_SAVE_ON, Checkpointing, check_checkpointing
 from modularml.experiment.keeping import Keeper
 from modularml.experiment.loop import Display, iterate
 from modularml.experiment.phase import ExperimentPhase, bindings_from_split
@@ -157,6 +157,7 @@ class TrainPhase(ExperimentPhase):
             If it names hooks or template fields that a training phase has not.
         """
         if checkpointing is not None:
+            check_checkpointing(checkpointing)
             if unknown := set(checkpointing.save_on) - PHASE_SAVE_ON:
                 raise ConfigError(
                     f"save_on of a TrainPhase may hold {sorted(PHASE_SAVE_ON)}, got {unknown}"

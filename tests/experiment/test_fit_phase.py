@@ -135,3 +135,27 @@ def test_what_cannot_be_fitted_says_so(rows: mml.FeatureSet) -> None:
         experiment.run_phase(mml.FitPhase.from_split("fit", split="train"))
     assert experiment.last_run is not None
     assert experiment.last_run.status == "failed"
+
+
+def test_arguments_of_the_wrong_kind_say_so(rows: mml.FeatureSet) -> None:
+    graph = ridge_graph(rows)
+    with pytest.raises(TypeError, match="ctx must be an ExperimentContext"):
+        mml.Experiment("x", ctx=5)
+    with pytest.raises(TypeError, match="checkpointing must be a Checkpointing"):
+        mml.Experiment("x", checkpointing=5)
+    loss = mml.AppliedLoss(mml.Loss("mse"), on="ridge", inputs=["outputs", "targets"])
+    asked = {"split": "train", "losses": [loss]}
+    sampler = mml.SimpleSampler()
+    with pytest.raises(TypeError, match="checkpointing must be a Checkpointing"):
+        mml.TrainPhase.from_split("t", sampler=sampler, checkpointing=5, **asked)
+    with pytest.raises(TypeError, match="EvaluationMetric"):
+        mml.Evaluation.from_split("v", split="test", metrics=["x"])
+    with pytest.raises(mml.errors.ConfigError, match="active_nodes must be a list"):
+        mml.TrainPhase.from_split("t", sampler=sampler, active_nodes="ridge", **asked)
+    with pytest.raises(mml.errors.ConfigError, match="sampler must be a sampler"):
+        mml.TrainPhase.from_split("t", sampler=None, **asked)
+    graph.build()
+    with pytest.raises(mml.errors.ConfigError, match="batch_size must be"):
+        graph.predict(rows, batch_size=0)
+    with pytest.raises(mml.errors.ConfigError, match="write Optimizer"):
+        mml.ModelGraph(list(graph.nodes.values()), optimizer="adam", register=False)
