@@ -24,7 +24,7 @@ class Accelerator(Configurable):
     device : str
         ``cpu``, ``cuda``, ``cuda:N``, ``gpu``, ``gpu:N`` or ``mps``.
     pin_memory : bool
-        Whether host memory is pinned for copies.
+        Must be False: columns lie on the device for a whole phase, so no batch is copied.
 
     Raises
     ------
@@ -37,6 +37,11 @@ class Accelerator(Configurable):
         if kind not in _KINDS or (index and (not index.isdigit() or kind in ("cpu", "mps"))):
             raise ConfigError(
                 f"device must be cpu, cuda, cuda:N, gpu, gpu:N or mps, got {device!r}"
+            )
+        if pin_memory:
+            raise ConfigError(
+                "pin_memory must be False: whole columns lie on the device, so there are no copies "
+                "of batches that pinned memory could speed up"
             )
         self.device, self.pin_memory = device, pin_memory
 
