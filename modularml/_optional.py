@@ -23,6 +23,8 @@ EXTRAS = {
     "ray": "cluster",
     "onnx": "export",
     "polars": "polars",
+    "skops": "skops",
+    "torchmetrics": "metrics",
 }
 
 
