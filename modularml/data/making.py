@@ -84,6 +84,8 @@ class MakingMixin:
         group_by: str | list[str] | None = None,
         tag_cols: str | list[str] | None = None,
         sort_by: str | list[str] | None = None,
+        *,
+        pad: Any = None,
         **kwargs: Any,
     ) -> Self:
         """Make a set from a DataFrame: one row a sample, or one group of rows a sample.
@@ -100,21 +102,22 @@ class MakingMixin:
         tag_cols : str or list of str, optional
         sort_by : str or list of str, optional
             Order of the rows within a group.
+        pad : scalar or mapping of str to scalar, optional
+            What shorter groups are filled up with at their end, by column where it is a mapping.
+            A boolean column ``mask`` of shape ``(length,)``, true where there is data, is added as
+            a tag; name ``mask`` in `feature_cols` to hand it to models. None refuses such groups.
 
         Raises
         ------
         UnknownNameError
             If a column is not there; the closest are listed.
         DataError
-            If a column has missing values, or groups differ in length.
+            If a column has missing values, or groups differ in length and there is no `pad`.
         """
-        return cls(
-            label,
-            sources.from_frame(
-                df, feature_cols, target_cols, tag_cols, group_by=group_by, sort_by=sort_by
-            ),
-            **kwargs,
+        made = sources.from_frame(
+            df, feature_cols, target_cols, tag_cols, group_by=group_by, sort_by=sort_by, pad=pad
         )
+        return cls(label, made, **kwargs)
 
     from_df = from_pandas
 
