@@ -11,7 +11,8 @@ import numpy as np
 from modularml._typing import Array, Columns, IntArray, Shape
 from modularml.data.collection import SampleCollection, id_texts
 from modularml.data.formats import DataFormat, convert, convert_array
-from modularml.data.schema import ColumnSpec
+from modularml.data.samples import SampleData
+from modularml.data.schema import DOMAINS, TRANSFORMED, ColumnSpec
 from modularml.data.selectors import select
 
 if TYPE_CHECKING:
@@ -161,6 +162,27 @@ class SampleCollectionMixin:
         rows = self.row_indices
         every = np.arange(self.n_samples) if rows is None else rows
         return self.collection.take(every, self.column_names)
+
+    def to_sample_data(self, fmt: str | DataFormat = "numpy") -> SampleData:
+        """Return each domain stacked into one array, every column in its newest representation.
+
+        Raises
+        ------
+        ShapeError
+            If columns of a domain differ in shape.
+        """
+        newest: dict[str, dict[str, str]] = {domain: {} for domain in DOMAINS}
+        for name in self.column_names:
+            spec = self.collection.schema[name]
+            if spec.rep == TRANSFORMED or spec.key not in newest[spec.domain]:
+                newest[spec.domain][spec.key] = name
+        stacked = {
+            domain: self.get_data(columns=list(names.values()), fmt="numpy")
+            for domain, names in newest.items()
+            if names
+        }
+        data = SampleData(**stacked, sample_uuids=self.get_sample_uuids())
+        return data if DataFormat.from_value(fmt) is DataFormat.NUMPY else data.to(fmt)
 
     # -- keys, shapes, dtypes -----------------------------------------------------------------
 

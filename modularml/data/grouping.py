@@ -70,8 +70,8 @@ class Grouping:
             other = int((counts != counts[0]).argmax())
             raise DataError(
                 f"groups differ in length: {found.group(0)} has {counts[0]} rows, "
-                f"{found.group(other)} has {counts[other]}. Cut them to one length, or pass pad=0.0 "
-                "say: that fills them up and adds a mask"
+                f"{found.group(other)} has {counts[other]}. Cut them to one length, or fill them "
+                "up and get a mask with pad=0.0, say"
             )
         return found
 

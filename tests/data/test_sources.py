@@ -232,6 +232,75 @@ def test_missing_values_in_a_group_s_tag_are_one_value():
     np.testing.assert_array_equal(fs.get_tags()["t"], [np.nan, 1.0])
 
 
+def uneven_table():
+    """Three groups of 2, 3 and 1 rows, mixed up; times order each."""
+    return pd.DataFrame(
+        {
+            "g": ["b", "a", "b", "c", "b", "a"],
+            "t": [3, 1, 1, 9, 2, 0],
+            "v": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            "i": [1, 2, 3, 4, 5, 6],
+            "m": list("uvwxyz"),
+            "k": [7, 8, 7, 9, 7, 8],
+        }
+    )
+
+
+def test_short_groups_are_filled_up_and_masked():
+    fs = FeatureSet.from_pandas(
+        "fs",
+        uneven_table(),
+        ["v", "m"],
+        "i",
+        group_by="g",
+        tag_cols="k",
+        sort_by="t",
+        pad={"v": np.nan, "m": "", "i": -1},
+    )
+    nan = np.nan
+    assert fs.get_tags("dict_list") == {
+        "g": ["a", "b", "c"],
+        "k": [8, 7, 9],
+        "mask": [[True, True, False], [True, True, True], [True, False, False]],
+    }
+    expected = [[6.0, 2.0, nan], [3.0, 5.0, 1.0], [4.0, nan, nan]]
+    np.testing.assert_array_equal(fs.get_features()["v"], expected)
+    assert fs.get_features()["m"].tolist() == [["z", "v", ""], ["w", "y", "u"], ["x", "", ""]]
+    assert fs.get_targets()["i"].tolist() == [[6, 2, -1], [3, 5, 1], [4, -1, -1]]
+    assert fs.get_target_dtypes(False, False) == {"i": np.int64}
+
+
+def test_a_mask_can_be_a_feature_and_equal_groups_have_one_too():
+    fs = FeatureSet.from_pandas("fs", uneven_table(), ["v", "mask"], [], group_by="g", pad=0)
+    assert fs.get_features("np").tolist()[2] == [[4.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
+    assert fs.get_tag_keys(False, False) == ["g"]
+    even = FeatureSet.from_pandas("even", long_table(), "v", [], group_by="cell", pad=0.0)
+    assert even.get_tags()["mask"].shape == (5, 4)
+    assert even.get_tags()["mask"].all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pad": np.nan, "feature_cols": "i"}, "pad=nan does not fit column 'i', .* int64"),
+        ({"pad": 0.5, "feature_cols": "i"}, "pad=0.5 does not fit column 'i'"),
+        ({"pad": 0.0, "feature_cols": "m"}, "pad=0.0 does not fit column 'm', which holds text"),
+        ({"pad": {"w": 0.0}}, "pad=None does not fit column 'v'"),
+        ({"pad": [0.0, 1.0]}, "pad=.* does not fit column 'v'"),
+        ({"pad": 0.0, "group_by": None}, "pad fills groups .* needs group_by="),
+        ({}, "groups differ in length: g='a' has 2 rows, g='b' has 3.*pad="),
+        ({"pad": 0.0, "tag_cols": "t"}, "tag 't' changes within the group g='a'"),
+    ],
+)
+def test_groups_that_cannot_be_filled_up(change, message):
+    kwargs = {"feature_cols": "v", "target_cols": [], "group_by": "g", **change}
+    with pytest.raises(DataError, match=message):
+        FeatureSet.from_pandas("fs", uneven_table(), **kwargs)
+    clash = uneven_table().rename(columns={"k": "mask"})
+    with pytest.raises(DataError, match="makes a column 'mask', and the table has one"):
+        FeatureSet.from_pandas("fs", clash, ["v", "mask"], [], group_by="g", pad=0.0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
