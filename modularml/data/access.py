@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modularml._typing import Array, Columns, IntArray, Shape
-from modularml.data.collection import SampleCollection, id_texts
+from modularml.data.collection import SampleCollection
 from modularml.data.formats import DataFormat, convert, convert_array
+from modularml.data.ids import id_texts
 from modularml.data.samples import SampleData
 from modularml.data.schema import DOMAINS, TRANSFORMED, ColumnSpec
 from modularml.data.selectors import select

@@ -12,7 +12,6 @@ from modularml._typing import Array
 from modularml.data import sources
 from modularml.data.collection import SampleCollection
 from modularml.data.schema import SampleSchema
-from modularml.data.selectors import as_list
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,9 +155,21 @@ class MakingMixin:
         feature_cols: str | list[str],
         target_cols: str | list[str],
         tag_cols: str | list[str] | None = None,
+        *,
+        in_memory: bool | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Make a set from columns of a Parquet file, or of a folder of them."""
-        wanted = as_list(feature_cols) + as_list(target_cols) + as_list(tag_cols)
-        table = sources.read_parquet(path, wanted)
-        return cls(label, sources.from_table(table, feature_cols, target_cols, tag_cols), **kwargs)
+        """Make a set from columns of a Parquet file, or of a folder of them.
+
+        Parameters
+        ----------
+        label : str
+        path : path-like
+        feature_cols, target_cols, tag_cols : str or list of str
+        in_memory : bool, optional
+            Whether the columns are read into memory. Else their numbers are unpacked into
+            temporary files (in ``TMPDIR``, and gone with the set), and read from there batch by
+            batch, so that data larger than memory can be trained on. None: up to 512 MB unpacked.
+        """
+        made = sources.from_parquet(path, feature_cols, target_cols, tag_cols, in_memory)
+        return cls(label, made, **kwargs)

@@ -137,8 +137,12 @@ def fit_record(
     fit_to_split: str | None,
     fit_rows: IntArray | None,
     merged_axes: int | tuple[int, ...] | None,
+    blocks: Iterable[Array] | None = None,
 ) -> ScalerRecord:
     """Fit a clone of a scaler on some rows of some columns.
+
+    Where these rows are given as `blocks` of stacked columns, a scaler that can learn bit by bit
+    does.
 
     Raises
     ------
@@ -153,12 +157,16 @@ def fit_record(
                 f"column {key!r} holds {values.dtype}, not numbers; choose keys= without it"
             )
     wrapped = scaler.clone_unfitted() if isinstance(scaler, Scaler) else Scaler(scaler)
-    rows = stack_columns(columns, fit_rows)
-    if not len(rows):
+    if not len(next(iter(columns.values())) if fit_rows is None else fit_rows):
         where = "" if fit_to_split is None else f" in split {fit_to_split!r}"
         raise ScalerError(f"there are no rows to fit on{where}")
-    flat, flattening = flatten(rows, merged_axes)
-    wrapped.fit(flat)
+    if blocks is None or not hasattr(wrapped.wrapped, "partial_fit"):
+        flat, flattening = flatten(stack_columns(columns, fit_rows), merged_axes)
+        wrapped.fit(flat)
+    else:
+        for block in blocks:
+            flat, flattening = flatten(block, merged_axes)
+            wrapped.partial_fit(flat)
     return ScalerRecord(
         domain, tuple(columns), wrapped, flattening, fit_to_split, merged_axes, fit_rows
     )

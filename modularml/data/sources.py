@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,16 @@ from modularml._typing import Columns
 from modularml.data.collection import SampleCollection
 from modularml.data.columns import to_arrow, to_numpy
 from modularml.data.grouping import MASK, Grouping
+from modularml.data.mapping import Maps, write_columns
+from modularml.data.parquet import parquet_bytes, parquet_pieces
 from modularml.data.schema import DOMAINS, RAW, check_keys
 from modularml.data.selectors import as_list
 from modularml.errors import DataError, UnknownNameError
 
-__all__ = ["as_frame", "from_columns", "from_frame", "from_table", "read_csv", "read_parquet"]
+__all__ = ["as_frame", "from_columns", "from_frame", "from_parquet", "from_table", "read_csv"]
+
+MAP_FROM = 2**29
+"""Bytes of a Parquet source from which its columns are kept in files instead of memory."""
 
 
 def from_columns(
@@ -28,8 +33,11 @@ def from_columns(
     tags: Columns,
     *,
     copy: bool = True,
+    maps: Maps | None = None,
 ) -> SampleCollection:
     """Build a collection from columns by key, whose arrays are copied unless nobody writes to them.
+
+    Columns that lie in files have their `maps` by key.
 
     Raises
     ------
@@ -41,13 +49,16 @@ def from_columns(
     domains = dict(zip(DOMAINS, map(as_list, (features, targets, tags)), strict=True))
     check_keys(key for keys in domains.values() for key in keys)
     arrays: dict[str, pa.Array] = {}
+    mapped: dict[str, Any] = {}
     for domain, keys in domains.items():
         for key in keys:
             if key not in data:
                 raise UnknownNameError("column", key, map(str, data))
-            arrays[f"{domain}.{key}.{RAW}"] = to_arrow(data[key], key, copy=copy)
+            name = f"{domain}.{key}.{RAW}"
+            arrays[name] = to_arrow(data[key], key, copy=copy)
+            mapped |= {name: maps[key]} if maps and key in maps else {}
     _check_lengths({name.split(".")[1]: len(array) for name, array in arrays.items()})
-    return SampleCollection(pa.table(arrays))
+    return SampleCollection(pa.table(arrays), maps=mapped)
 
 
 def from_frame(
@@ -111,21 +122,29 @@ def read_csv(path: str | Path) -> pa.Table:
         return csv.read_csv(path)
 
 
-def read_parquet(path: str | Path, columns: Sequence[str]) -> pa.Table:
-    """Read columns of a Parquet file, or of a folder of them, memory-mapped.
+def from_parquet(
+    path: str | Path, features: Columns, targets: Columns, tags: Columns, in_memory: bool | None
+) -> SampleCollection:
+    """Build a collection from columns of a Parquet file, or of a folder of them.
 
     Raises
     ------
     UnknownNameError
         If there is no such column; the closest are listed.
     """
-    parquet = require("pyarrow.parquet")
+    columns = [*as_list(features), *as_list(targets), *as_list(tags)]
     with _readable(path, "Parquet"):
-        data = parquet.ParquetDataset(path, memory_map=True)
+        data = require("pyarrow.parquet").ParquetDataset(path, memory_map=True)
         for name in columns:
             if name not in data.schema.names:
                 raise UnknownNameError("column", name, data.schema.names)
-        return data.read(columns=list(dict.fromkeys(columns)))
+        if in_memory is None:
+            in_memory = parquet_bytes(data) < MAP_FROM
+        if in_memory:
+            table = data.read(columns=list(dict.fromkeys(columns)))
+            return from_table(table, features, targets, tags)
+        arrays, maps = write_columns(parquet_pieces(data, columns))
+    return from_columns(arrays, features, targets, tags, copy=False, maps=maps)
 
 
 @contextmanager

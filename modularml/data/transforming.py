@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -76,19 +77,20 @@ class TransformingMixin(SplitMixin):
         """
         chosen = self._domain_keys(domain, keys)
         rows = None if fit_to_split is None else self.get_split(fit_to_split).valid_indices
-        columns = {key: self._newest(domain, key) for key in chosen}
+        names = {key: self._collection.schema.newest(domain, key) for key in chosen}
         record = scaling.fit_record(
             scaler,
-            columns,
+            {key: self._collection.numpy(name) for key, name in names.items()},
             domain=domain,
             fit_to_split=fit_to_split,
             fit_rows=rows,
             merged_axes=merged_axes,
+            blocks=self._collection.blocks(list(names.values()), rows),
         )
-        new = record.apply(columns)
+        new = _with_transformed(self._collection, domain, names, record.apply)
         if fit_to_split is None and self._splits:
             scaling.warn_unsplit(str(self.label))
-        self._set_transformed(domain, new)
+        self._collection = new
         self._scaler_records.append(record)
 
     def undo_last_transform(self, domain: str, keys: str | list[str] | None = None) -> None:
@@ -234,9 +236,6 @@ class TransformingMixin(SplitMixin):
             k for key in chosen for k in self._domain_keys(domain or schema.domain_of(key), key)
         }
 
-    def _newest(self, domain: str, key: str) -> Array:
-        return self._collection.numpy(self._collection.schema.newest(domain, key))
-
     def _raw_rows(
         self, domain: str, sample_uuids: Iterable[Any] | None, n: int
     ) -> dict[str, Array] | None:
@@ -247,30 +246,46 @@ class TransformingMixin(SplitMixin):
             raise ShapeError(f"sample_uuids must name the {n} rows of data, got {len(view)} ids")
         return {k: view.column(f"{domain}.{k}.{RAW}") for k in self._collection.schema.keys(domain)}
 
-    def _set_transformed(self, domain: str, columns: Mapping[str, Array]) -> None:
-        named = {f"{domain}.{key}.{TRANSFORMED}": values for key, values in columns.items()}
-        self._collection = self._collection.with_columns(named)
-
     def _replay(self, records: list[ScalerRecord]) -> None:
         """Keep only these scalers, their columns computed again from the raw ones."""
         gone = [r for r in self._scaler_records if r not in records]
-        new: dict[str, Array] = {}
+        self._check_raw([*gone, *records])
+        old, kept = _written(gone), _written(records)
+        collection = self._collection.without_columns(
+            [name for name in self._collection.names if name in old - kept]
+        )
         for domain in {record.domain for record in gone}:
-            new |= self._recomputed(domain, [r for r in records if r.domain == domain])
-        old = {f"{r.domain}.{key}.{TRANSFORMED}" for r in gone for key in r.keys}
-        self._collection = self._collection.without_columns(
-            [name for name in self.column_names if name in old and name not in new]
-        ).with_columns(new)
-        self._scaler_records = records
+            own = [r for r in records if r.domain == domain]
+            names = {key: f"{domain}.{key}.{RAW}" for r in own for key in r.keys}
+            if own:
+                apply = partial(scaling.apply_records, own)
+                collection = _with_transformed(collection, domain, names, apply)
+        self._collection, self._scaler_records = collection, records
 
-    def _recomputed(self, domain: str, records: list[ScalerRecord]) -> dict[str, Array]:
-        names = {k: f"{domain}.{k}.{RAW}" for k in self._collection.schema.keys(domain)}
-        for key, name in names.items():
-            if name not in self._collection.schema.columns:
-                raise ScalerError(
-                    f"column {key!r} of {self.label!r} has no raw values, so its scalers cannot be "
-                    "taken back"
-                )
-        raw = {key: self._collection.numpy(name) for key, name in names.items()}
-        found = scaling.apply_records(records, raw)
-        return {f"{domain}.{key}.{TRANSFORMED}": values for key, values in found.items()}
+    def _check_raw(self, records: Iterable[ScalerRecord]) -> None:
+        for record in records:
+            for key in record.keys:
+                if RAW not in self._collection.schema.reps(record.domain, key):
+                    raise ScalerError(
+                        f"column {key!r} of {self.label!r} has no raw values, so its scalers "
+                        "cannot be taken back"
+                    )
+
+
+def _written(records: Iterable[ScalerRecord]) -> set[str]:
+    return {f"{r.domain}.{key}.{TRANSFORMED}" for r in records for key in r.keys}
+
+
+def _with_transformed(
+    collection: SampleCollection,
+    domain: str,
+    names: Mapping[str, str],
+    apply: Callable[[dict[str, Array]], dict[str, Array]],
+) -> SampleCollection:
+    """Return a table with what `apply` makes of columns, given as key to full name."""
+
+    def compute(columns: dict[str, Array]) -> dict[str, Array]:
+        new = apply({key: columns[name] for key, name in names.items()})
+        return {f"{domain}.{key}.{TRANSFORMED}": values for key, values in new.items()}
+
+    return collection.with_computed(list(names.values()), compute)

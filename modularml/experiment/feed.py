@@ -101,8 +101,9 @@ class Feed:
     def _steps(self, epoch: int, batches: list[EpochBatches]) -> Iterator[ExecutionContext]:
         rows = _Rows(self, epoch)
         layout, bundle, phase = self.layout, (self.plan, self.step), self.phase
+        taken: dict[tuple[Source, str], IntArray] = {}
         streams = [
-            self._stream(slot, column, batches)
+            self._stream(slot, column, batches, taken)
             for slot, column in zip(self.plan.slots, self._columns, strict=True)
         ]
         for i, tensors in enumerate(zip(*streams, strict=True)):
@@ -110,12 +111,21 @@ class Feed:
             ctx.layout, ctx.plan, ctx.rows, ctx.tensors = layout, bundle, rows, tensors
             yield ctx
 
-    def _stream(self, slot: InputSlot, column: Any, batches: list[EpochBatches]) -> Iterator[Any]:
-        bound = self.bound[slot.source]
+    def _stream(
+        self,
+        slot: InputSlot,
+        column: Any,
+        batches: list[EpochBatches],
+        taken: dict[tuple[Source, str], IntArray],
+    ) -> Iterator[Any]:
+        """Return the batches of a slot; slots that read the same rows share their numbers."""
+        bound, key = self.bound[slot.source], (slot.source, slot.role)
         own = batches[bound.group]
         rows = own.rows[slot.role]
         if slot.node_id is None:
-            rows = bound.view.valid_indices[rows]
+            if key not in taken:
+                taken[key] = bound.view.valid_indices[rows]
+            rows = taken[key]
         room = self._room.setdefault(slot, []) if self.reuses_memory else None
         return pieces(self.plan.adapter, column, rows, own.sizes, room)
 

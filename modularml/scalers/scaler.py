@@ -126,6 +126,13 @@ class Scaler(Configurable, Stateful, Saveable):
         self._wrapped, self._n_features, self.is_fit = fresh, found.shape[1], True
         return self
 
+    def partial_fit(self, data: Array) -> Self:
+        """Learn from more rows, where the scaler can; see `fit`."""
+        found = self._checked(data) if self.is_fit else as_numbers(data)
+        self._call(self._wrapped, "partial_fit", found)
+        self._n_features, self.is_fit = found.shape[1], True
+        return self
+
     def transform(self, data: Array) -> Array:
         """Scale rows.
 
