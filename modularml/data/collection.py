@@ -179,7 +179,7 @@ class SampleCollection:
                 yield compute({name: values[at : at + size] for name, values in sources.items()})
                 release(self.maps.values())
 
-        return self._with(*write_columns(pieces()))
+        return self._with(*write_columns(pieces(), self.n_samples))
 
     def without_columns(self, names: Sequence[str]) -> SampleCollection:
         """Return a collection that lacks these columns."""

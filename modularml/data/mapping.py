@@ -1,11 +1,13 @@
-"""Columns larger than memory: written to files piece by piece, and mapped into memory."""
+"""Columns larger than memory: written to a file piece by piece, and mapped into memory."""
 
 from __future__ import annotations
 
+import math
 import mmap
 import tempfile
 from collections.abc import Iterable, Mapping
-from typing import IO, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,101 +22,113 @@ from modularml.data.columns import (
 )
 from modularml.errors import DataError
 
-__all__ = ["ColumnFile", "Maps", "release", "write_columns"]
+__all__ = ["Maps", "release", "write_columns"]
 
 Maps = Mapping[str, mmap.mmap]
 """The files of mapped columns, by name."""
 
+ALIGNMENT = 64
+"""Columns start at multiples of so many bytes, as Arrow recommends."""
 
-class ColumnFile:
-    """One column, written in pieces to a file that is gone once nobody reads it.
 
-    Only numbers and times are written; text and truth values stay in memory.
+@dataclass
+class _Column:
+    """A column that is being written; what is no number or time is kept in memory."""
 
-    Parameters
-    ----------
-    key : str
-        Name of the column, for messages.
-    """
+    key: str
+    type: pa.DataType
+    start: int
+    n_rows: int = 0
+    n_bytes: int = 0
+    parts: list[pa.Array] = field(default_factory=list)
 
-    def __init__(self, key: str) -> None:
-        self.key = key
-        self._type: pa.DataType | None = None
-        self._n = 0
-        self._file: IO[bytes] | None = None
-        self._parts: list[pa.Array] = []
+    @property
+    def in_file(self) -> bool:
+        return is_plain(leaf_type(self.type))
 
-    def add(self, values: Any) -> None:
-        """Write the next samples.
+    @property
+    def row_bytes(self) -> int:
+        return int(leaf_type(self.type).bit_width // 8 * math.prod(sample_shape(self.type)))
 
-        Raises
-        ------
-        DataError
-            If they cannot be a column, or do not fit those before.
-        """
-        try:
-            piece = to_arrow(values, self.key, copy=False)
-        except DataError as error:
-            where = f" (rows are counted from row {self._n:,} of the data)" if self._n else ""
-            raise DataError(f"{error}{where}") from error
-        self._type = self._type or piece.type
-        if piece.type != self._type:
-            raise self._misfit(piece.type)
-        self._n += len(piece)
-        if not is_plain(leaf_type(piece.type)):
-            self._parts.append(piece)
-            return
-        self._file = self._file or tempfile.TemporaryFile(prefix="modularml-")  # noqa: SIM115
-        self._file.write(value_bytes(piece).data)
-
-    def finish(self) -> tuple[pa.Array, mmap.mmap | None]:
-        """Return the column, and the map that it lies in."""
-        if self._file is None:
-            return pa.chunked_array(self._parts, type=self._type).combine_chunks(), None
-        assert self._type is not None
-        with self._file as file:
-            file.flush()
-            if not file.tell():
-                return pa.array([], type=self._type), None
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        leaf = leaf_type(self._type)
-        n = len(mapped) * 8 // leaf.bit_width
-        flat = pa.Array.from_buffers(leaf, n, [None, pa.py_buffer(mapped)])
-        return wrap(flat, sample_shape(self._type)), mapped
-
-    def _misfit(self, found: pa.DataType) -> DataError:
-        assert self._type is not None
-        first, other = sample_shape(self._type), sample_shape(found)
+    def check(self, found: pa.DataType) -> None:
+        """Refuse samples that do not fit those before."""
+        first, other = sample_shape(self.type), sample_shape(found)
         if first != other:
-            return ragged_error(self.key, first, self._n, other)
-        return DataError(
-            f"column {self.key!r} holds {self._type} at first and {found} from row {self._n} on; "
-            "convert it to one type"
-        )
+            raise ragged_error(self.key, first, self.n_rows, other)
+        if found != self.type:
+            raise DataError(
+                f"column {self.key!r} holds {self.type} at first and {found} from row "
+                f"{self.n_rows} on; convert it to one type"
+            )
+
+    def finish(self, mapped: mmap.mmap | None) -> pa.Array:
+        """Return all that was written as one array."""
+        if not self.in_file or mapped is None:
+            return pa.chunked_array(self.parts, type=self.type).combine_chunks()
+        leaf, buffer = leaf_type(self.type), pa.py_buffer(mapped).slice(self.start, self.n_bytes)
+        flat = pa.Array.from_buffers(leaf, self.n_bytes * 8 // leaf.bit_width, [None, buffer])
+        return wrap(flat, sample_shape(self.type))
 
 
 def write_columns(
-    pieces: Iterable[Mapping[str, Any]],
-) -> tuple[dict[str, pa.Array], dict[str, Any]]:
-    """Write columns that come in pieces, and map them.
+    pieces: Iterable[Mapping[str, Any]], n_rows: int
+) -> tuple[dict[str, pa.Array], dict[str, mmap.mmap]]:
+    """Write columns that come in pieces to one temporary file, and map it.
+
+    Parameters
+    ----------
+    pieces : iterable of mapping of str to array-like
+        The same columns each time; at least one piece.
+    n_rows : int
+        Rows of all pieces.
 
     Returns
     -------
     columns : dict of str to pyarrow.Array
     maps : dict of str to mmap
-        Of the columns that lie in a file.
+        Of the columns that lie in the file, which is gone once nobody holds it.
+
+    Raises
+    ------
+    DataError
+        If a piece cannot be part of its column; column and row are named.
     """
-    files: dict[str, ColumnFile] = {}
-    for piece in pieces:
-        for name, values in piece.items():
-            files.setdefault(name, ColumnFile(name)).add(values)
-    done = {name: file.finish() for name, file in files.items()}
-    maps = {name: mapped for name, (_, mapped) in done.items() if mapped is not None}
-    return {name: array for name, (array, _) in done.items()}, maps
+    columns: dict[str, _Column] = {}
+    end = 0
+    with tempfile.TemporaryFile(prefix="modularml-") as file:
+        for piece in pieces:
+            for name, values in piece.items():
+                array = _read(values, name, columns.get(name))
+                column = columns.setdefault(name, _Column(name, array.type, end))
+                column.check(array.type)
+                if not column.in_file or not n_rows:
+                    column.parts.append(array)
+                else:
+                    if column.start == end:
+                        end += -(-column.row_bytes * n_rows // ALIGNMENT) * ALIGNMENT
+                    file.seek(column.start + column.n_bytes)
+                    column.n_bytes += file.write(value_bytes(array).data)
+                column.n_rows += len(array)
+        file.truncate(end)
+        mapped = mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ) if end else None
+    found = {name: column.finish(mapped) for name, column in columns.items()}
+    maps = {name: mapped for name, column in columns.items() if mapped and column.in_file}
+    return found, maps
 
 
 def release(maps: Iterable[mmap.mmap]) -> None:
     """Let go of the memory that reading maps took; the system reads the files again if need be."""
-    for mapped in maps:
+    for mapped in set(maps):
         if hasattr(mapped, "madvise"):
             mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _read(values: Any, key: str, column: _Column | None) -> pa.Array:
+    try:
+        return to_arrow(values, key, copy=False)
+    except DataError as error:
+        if column is None:
+            raise
+        raise DataError(
+            f"{error} (rows are counted from row {column.n_rows} of the data)"
+        ) from error

@@ -26,6 +26,7 @@ def parquet_bytes(data: Any) -> int:
 def parquet_pieces(data: Any, columns: Sequence[str]) -> Iterator[Mapping[str, pa.Array]]:
     """Yield the columns of a ParquetDataset, some thousand rows at a time."""
     types = {name: data.schema.field(name).type for name in columns}
+    types = {n: t.value_type if pa.types.is_dictionary(t) else t for n, t in types.items()}
     if not sum(fragment.metadata.num_rows for fragment in data.fragments):
         yield {name: pa.array([], type=kind) for name, kind in types.items()}
     open_file, keys_of = (

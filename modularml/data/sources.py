@@ -143,7 +143,8 @@ def from_parquet(
         if in_memory:
             table = data.read(columns=list(dict.fromkeys(columns)))
             return from_table(table, features, targets, tags)
-        arrays, maps = write_columns(parquet_pieces(data, columns))
+        n_rows = sum(fragment.metadata.num_rows for fragment in data.fragments)
+        arrays, maps = write_columns(parquet_pieces(data, columns), n_rows)
     return from_columns(arrays, features, targets, tags, copy=False, maps=maps)
 
 
