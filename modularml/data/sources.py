@@ -20,7 +20,7 @@ from modularml.data.schema import DOMAINS, RAW, check_keys
 from modularml.data.selectors import as_list
 from modularml.errors import DataError, UnknownNameError
 
-__all__ = ["as_frame", "from_columns", "from_frame", "from_parquet", "from_table", "read_csv"]
+__all__ = ["as_columns", "from_columns", "from_frame", "from_parquet", "from_table", "read_csv"]
 
 MAP_FROM = 2**29
 """Bytes of a Parquet source from which its columns are kept in files instead of memory."""
@@ -83,15 +83,16 @@ def from_frame(
     DataError
         If groups differ in length or a tag changes within a group; the group is named.
     """
-    frame = as_frame(df)
+    frame = _frame(df, "df must be a table in memory; from_dict takes a dict of columns")
     if pad is not None and not as_list(group_by):
         raise DataError("pad fills groups up to one length; it needs group_by=")
     inner, outer = [*as_list(features), *as_list(targets)], as_list(tags)
     groups, order = as_list(group_by), as_list(sort_by)
     masked = [] if pad is None else [MASK]
     wanted = dict.fromkeys([*inner, *outer, *groups, *order])
+    known = {*frame.columns, *masked}
     for name in wanted:
-        if name not in [*frame.columns, *masked]:
+        if name not in known:
             raise UnknownNameError("column", name, map(str, frame.columns))
     if masked and MASK in frame.columns and MASK in wanted:
         raise DataError(f"pad makes a column {MASK!r}, and the table has one; rename it")
@@ -164,12 +165,18 @@ def _check_lengths(lengths: Mapping[str, int]) -> None:
         raise DataError(f"columns differ in length ({shown}); give one value a sample in each")
 
 
-def as_frame(df: Any) -> Any:
-    """Return a narwhals frame of a table in memory, of any kind."""
+def as_columns(data: Any, allowed: str = "data must be a frame or a dict") -> dict[str, Any]:
+    """Return the columns of a mapping, or of any frame, by name."""
+    if isinstance(data, Mapping):
+        return {str(key): values for key, values in data.items()}
+    frame = _frame(data, allowed)
+    return {name: frame[name].to_native() for name in frame.columns}
+
+
+def _frame(data: Any, allowed: str) -> Any:
     try:
-        return require("narwhals").from_native(df, eager_only=True)
+        return require("narwhals").from_native(data, eager_only=True)
     except TypeError as error:
         raise DataError(
-            f"df must be a table in memory (pandas, polars, pyarrow), got a {type(df).__name__}; "
-            "collect() a lazy one, and use from_dict for a dict of columns"
+            f"{allowed}, got a {type(data).__name__}; collect() a lazy frame first"
         ) from error

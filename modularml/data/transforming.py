@@ -17,6 +17,7 @@ from modularml.data.rows import SplitMixin
 from modularml.data.scaling import ScalerRecord
 from modularml.data.schema import DOMAINS, RAW, TRANSFORMED
 from modularml.data.selectors import as_list
+from modularml.data.sources import as_columns
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, ScalerError, ShapeError, UnknownNameError
 from modularml.scalers.scaler import Scaler
@@ -190,30 +191,34 @@ class TransformingMixin(SplitMixin):
         )
         return np.stack([found[key] for key in keys], axis=1).reshape(values.shape)
 
-    def transform_new(
-        self, columns: Mapping[str, Array], *, domain: str = "features"
-    ) -> dict[str, Array]:
-        """Apply the recorded scalers of a domain to new raw columns.
+    def transform_new(self, data: Any, *, domain: str | None = None) -> dict[str, Any]:
+        """Apply the recorded scalers to new raw rows.
 
         Parameters
         ----------
-        columns : mapping of str to array-like, shape (n, *shape), or DataFrame
+        data : mapping of str to array-like, shape (n, *shape), or frame
             Raw values by key, in the units of this set. Not changed.
-        domain : {'features', 'targets', 'tags'}
+        domain : {'features', 'targets', 'tags'}, optional
+            Scale columns of this domain alone.
 
         Returns
         -------
         dict of str to ndarray
-            Every given column in its newest representation.
+            Every given column in its newest representation; columns that this set has not are
+            returned as they came.
+
+        Raises
+        ------
+        DataError
+            If a column is missing that was scaled together with one that is given.
         """
-        known = set(self._domain_keys(domain, None))
-        new = {
-            key: values if isinstance(values, np.ndarray) else to_numpy(to_arrow(values, key))
-            for key, values in columns.items()
-            if key in known
-        }
-        records = [r for r in self._scaler_records if r.domain == domain and set(r.keys) & set(new)]
-        return {**columns, **new, **scaling.apply_records(records, new)}
+        found = as_columns(data)
+        for each in DOMAINS if domain is None else (domain,):
+            known = self._domain_keys(each, None) if domain else self._collection.schema.keys(each)
+            new = {k: to_numpy(to_arrow(found[k], k)) for k in known if k in found}
+            own = [r for r in self._scaler_records if r.domain == each and set(r.keys) & set(new)]
+            found |= {**new, **scaling.apply_records(own, new)}
+        return found
 
     # -- within -------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from modularml._optional import require
 from modularml._typing import Array
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.batch import as_numpy
@@ -15,6 +14,7 @@ from modularml.data.columns import to_arrow, to_numpy
 from modularml.data.execution import Leaf
 from modularml.data.formats import convert_array, stack
 from modularml.data.schema import RAW
+from modularml.data.sources import as_columns
 from modularml.errors import ConfigError, DataError, GraphError, NotFittedError, ScalerError
 from modularml.graph.plan import InputSlot
 from modularml.graph.running import GraphRunning
@@ -140,19 +140,8 @@ def _as_view(data: Any) -> FeatureSetView | None:
 def _as_columns(data: Any) -> dict[str, Array]:
     if isinstance(data, np.ndarray):
         return {"": data}
-    if not isinstance(data, Mapping):
-        frame = require("narwhals").from_native(data, eager_only=True, pass_through=True)
-        if not hasattr(frame, "columns"):
-            raise DataError(
-                "data must be a FeatureSet, a view, a frame, a dict or an array, got "
-                f"{type(data).__name__}"
-            )
-        data = {name: frame[name].to_native() for name in frame.columns}
-    columns = {}
-    for key, values in data.items():
-        array = to_arrow(values, str(key))
-        columns[str(key)] = to_numpy(array)
-    return columns
+    found = as_columns(data, "data must be a FeatureSet, a view, a frame, a dict or an array")
+    return {key: to_numpy(to_arrow(values, key)) for key, values in found.items()}
 
 
 def _length(columns: Mapping[str, Array]) -> int:
