@@ -234,12 +234,20 @@ def _from_objects(values: Sequence[Any], key: str) -> pa.Array:
     elif first is None or isinstance(first, _NO_COLUMN) or np.ndim(first) == 0:
         return _arrow(values, key)
     try:
-        stacked = np.stack(values)
+        stacked = _stacked(values)
     except (ValueError, TypeError):
         raise _ragged(values, key) from None
     if stacked.dtype.kind == "O" or (stacked.dtype.kind in "US" and _mixed(values)):
         return _arrow([np.asarray(v, dtype=object).ravel().tolist() for v in values], key)
     return _from_ndarray(stacked, key, copy=False)
+
+
+def _stacked(values: Sequence[Any]) -> Array:
+    """Stack as ``np.stack`` does, without making a view of each sample."""
+    arrays = [np.asarray(v) for v in values]
+    if len({a.shape for a in arrays}) > 1:
+        raise ValueError("samples differ in shape")
+    return np.concatenate(arrays).reshape(len(arrays), *arrays[0].shape)
 
 
 def _mixed(values: Sequence[Any]) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from modularml._optional import require
 from modularml._typing import Array, IntArray
 from modularml.errors import DataError
+from modularml.splitters.factors import factorise
 
 __all__ = ["MASK", "Grouping"]
 
@@ -53,9 +54,9 @@ class Grouping:
         DataError
             If groups differ in length and there is no `pad`.
         """
-        codes = _group_codes(arrays, names)
-        counts = np.bincount(codes)
-        small = codes.astype(np.min_scalar_type(len(counts)), copy=False)  # sorts faster
+        factor = factorise(names, arrays)
+        counts = factor.sizes
+        small = factor.codes.astype(np.min_scalar_type(factor.count), copy=False)  # sorts faster
         if order:
             rows = np.lexsort([*(_sortable(arrays[n], n) for n in reversed(order)), small])
         else:
@@ -113,22 +114,6 @@ class Grouping:
                 "for each column, such as pad={'v': 0.0, 'mode': ''}, or convert the column"
             )
         return value
-
-
-def _group_codes(arrays: Mapping[str, Array], names: list[str]) -> IntArray:
-    """Return the number of each row's group, from 0 in the sorted order of the keys."""
-    codes = np.zeros(len(arrays[names[0]]), dtype=np.int64)
-    for i, name in enumerate(names):
-        own = _rank(arrays[name], name)
-        if len(own) and own.min() < 0:
-            raise DataError(
-                f"column {name!r} is missing in row {own.argmin()}, so that row has no group; drop "
-                "such rows, or fill them"
-            )
-        codes = codes * (own.max(initial=0) + 1) + own if i else own
-        if i:
-            codes = require("pandas").factorize(codes, sort=True)[0]
-    return codes
 
 
 def _sortable(values: Array, name: str) -> Array:
