@@ -217,9 +217,9 @@ def _check_dates(values: Array, key: str) -> None:
 
 
 def _unmasked(values: Any, key: str) -> Array:
-    mask = np.ma.getmaskarray(values).reshape(len(values), -1)
-    if mask.any():
-        raise _null_error(key, int(mask.any(axis=1).argmax()), int(mask.sum()))
+    gone = np.argwhere(np.ma.getmaskarray(values))
+    if len(gone):
+        raise _null_error(key, int(gone[0, 0]), len(gone))
     found: Array = values.data
     return found
 
@@ -265,6 +265,10 @@ def _arrow(values: Any, key: str, per_row: int = 1) -> pa.Array:
             f"column {key!r} holds {values.dtype}, for which there is no Arrow type; convert it, "
             "with astype say"
         ) from error
+    if pa.types.is_temporal(array.type) and isinstance(values, list | tuple):
+        for place, value in enumerate(values):  # Arrow would take numbers for times
+            if isinstance(value, int | float | np.number) and not isinstance(value, np.timedelta64):
+                raise _mixture_error(values, key, place, per_row)
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
@@ -277,12 +281,15 @@ def _odd_error(values: Sequence[Any], key: str, per_row: int) -> DataError:
             fits = middle
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
             fails = middle
-    odd, row = values[fits], fits // per_row
-    if isinstance(odd, float) and np.isnan(odd):
-        return _null_error(key, row, 1)
+    if isinstance(values[fits], float) and np.isnan(values[fits]):
+        return _null_error(key, fits // per_row, 1)
+    return _mixture_error(values, key, fits, per_row)
+
+
+def _mixture_error(values: Sequence[Any], key: str, place: int, per_row: int) -> DataError:
     return DataError(
-        f"column {key!r} mixes types or holds what Arrow cannot: row {row} is {_peek(odd)}, row 0 "
-        f"is {_peek(values[0])}. Convert the column to one type"
+        f"column {key!r} mixes types or holds what Arrow cannot: row {place // per_row} is "
+        f"{_peek(values[place])}, row 0 is {_peek(values[0])}. Convert the column to one type"
     )
 
 

@@ -54,7 +54,9 @@ class FeatureSetView(SplitMixin):
                 f"row indices must lie between 0 and {self.source.n_samples - 1} "
                 f"(-1 for padding), got {rows.min()} to {rows.max()}"
             )
-        rows.flags.writeable = False
+        if rows.flags.writeable:
+            rows = rows.copy() if np.may_share_memory(rows, self.indices) else rows
+            rows.flags.writeable = False
         object.__setattr__(self, "indices", rows)
         object.__setattr__(self, "columns", list(self.columns))
         for name in self.columns:

@@ -101,9 +101,8 @@ class Feed:
     def _steps(self, epoch: int, batches: list[EpochBatches]) -> Iterator[ExecutionContext]:
         rows = _Rows(self, epoch)
         layout, bundle, phase = self.layout, (self.plan, self.step), self.phase
-        taken: dict[tuple[Source, str], IntArray] = {}
         streams = [
-            self._stream(slot, column, batches, taken)
+            self._stream(slot, column, batches)
             for slot, column in zip(self.plan.slots, self._columns, strict=True)
         ]
         for i, tensors in enumerate(zip(*streams, strict=True)):
@@ -111,23 +110,12 @@ class Feed:
             ctx.layout, ctx.plan, ctx.rows, ctx.tensors = layout, bundle, rows, tensors
             yield ctx
 
-    def _stream(
-        self,
-        slot: InputSlot,
-        column: Any,
-        batches: list[EpochBatches],
-        taken: dict[tuple[Source, str], IntArray],
-    ) -> Iterator[Any]:
-        """Return the batches of a slot; slots that read the same rows share their numbers."""
-        bound, key = self.bound[slot.source], (slot.source, slot.role)
+    def _stream(self, slot: InputSlot, column: Any, batches: list[EpochBatches]) -> Iterator[Any]:
+        bound = self.bound[slot.source]
         own = batches[bound.group]
-        rows = own.rows[slot.role]
-        if slot.node_id is None:
-            if key not in taken:
-                taken[key] = bound.view.valid_indices[rows]
-            rows = taken[key]
+        among = bound.view.valid_indices if slot.node_id is None else None
         room = self._room.setdefault(slot, []) if self.reuses_memory else None
-        return pieces(self.plan.adapter, column, rows, own.sizes, room)
+        return pieces(self.plan.adapter, column, own.rows[slot.role], own.sizes, room, among)
 
     def _column(self, slot: InputSlot) -> Any:
         view = self.bound[slot.source].view

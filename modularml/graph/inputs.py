@@ -51,6 +51,7 @@ def pieces(
     rows: IntArray,
     sizes: list[int],
     room: list[Any] | None = None,
+    among: IntArray | None = None,
 ) -> Iterator[Any]:
     """Yield batches of a column.
 
@@ -66,6 +67,8 @@ def pieces(
         Rows in each batch.
     room : list, optional
         Holds the memory of an earlier call, which is used again: its batches are gone then.
+    among : ndarray of int64, optional
+        Rows of the column that `rows` are places in.
     """
     row_bytes = max(LEAST_ROW, int(column[:1].nbytes if len(column) else 1))
     batches = max(1, CHUNK_BYTES // (row_bytes * max(1, max(sizes, default=1))))
@@ -74,7 +77,8 @@ def pieces(
         own = sizes[first : first + batches]
         n = sum(own)
         into = room[0][:n] if room and len(room[0]) >= n else None
-        chunk = _gather(adapter, column, rows[at : at + n], into)
+        part = rows[at : at + n]
+        chunk = _gather(adapter, column, part if among is None else among[part], into)
         if room is not None and into is None:
             room[:] = [chunk]
         even = all(size == own[0] for size in own[:-1]) and own[-1] <= own[0]
