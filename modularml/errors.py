@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = [
     "BackendNotSupportedError",
@@ -209,6 +210,13 @@ class MMLNotFoundError(MMLError, FileNotFoundError):
 
 class MMLKindError(MMLError, TypeError):
     """A file holds something else than what was asked for."""
+
+
+def expect(name: str, value: Any, kind: type | tuple[type, ...], allowed: str) -> Any:
+    """Return an argument of the kind that is allowed; refuse any other with a ConfigError."""
+    if not isinstance(value, kind):
+        raise ConfigError(f"{name} must be {allowed}, got a {type(value).__name__} ({value!r:.60})")
+    return value
 
 
 def closest(name: object, known: Iterable[str], *, n: int = 3) -> str:

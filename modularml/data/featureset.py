@@ -23,7 +23,7 @@ from modularml.data.schema import DOMAINS, RAW
 from modularml.data.transforming import TransformingMixin
 from modularml.data.view import FeatureSetView
 from modularml.diagram import Diagram
-from modularml.errors import ConfigError, DataError, UnknownNameError
+from modularml.errors import ConfigError, DataError, UnknownNameError, expect
 from modularml.io.artifact import read_artifact, write_artifact
 
 if TYPE_CHECKING:
@@ -57,12 +57,8 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
     artifact_kind = "fs"
 
     def __init__(self, label: str, collection: SampleCollection, **kwargs: Any) -> None:
-        if not isinstance(collection, SampleCollection):
-            raise ConfigError(
-                f"collection must be a SampleCollection, got a {type(collection).__name__}; "
-                "use FeatureSet.from_dict, from_pandas, from_numpy or from_pyarrow_table"
-            )
-        self._collection = collection
+        allowed = "a SampleCollection; FeatureSet.from_dict, from_pandas and the like make one"
+        self._collection = expect("collection", collection, SampleCollection, allowed)
         self._splits: dict[str, IntArray] = {}
         self._split_records: list[SplitRecord] = []
         self._scaler_records: list[ScalerRecord] = []
@@ -119,7 +115,7 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
         UnknownNameError
             If there is no such split; the closest names are listed.
         """
-        if split_name not in self._splits:
+        if expect("split_name", split_name, str, "a split's name") not in self._splits:
             raise UnknownNameError(f"split of {self.label!r}", split_name, self._splits)
         return FeatureSetView(self, self._splits[split_name], self.column_names, split_name)
 
@@ -136,6 +132,7 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
         DataError
             If it is a view of another set.
         """
+        expect("split", split, FeatureSetView, "a view of this set")
         if split.source is not self:
             raise DataError(
                 f"split {split.label!r} is a view of {split.source.label!r}, not of {self.label!r}"
@@ -298,6 +295,8 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
         show_overlaps: bool = True,
     ) -> Diagram:
         """Draw this set and its splits as a tree with counts."""
+        if show_tags not in (True, False, "root"):
+            raise ConfigError(f"show_tags must be True, False or 'root', got {show_tags!r}")
         return split_tree(
             self,
             show_features=show_features,

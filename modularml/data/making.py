@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import pyarrow as pa
 
 from modularml._typing import Array
 from modularml.data import sources
 from modularml.data.collection import SampleCollection
 from modularml.data.schema import SampleSchema
+from modularml.errors import expect
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +46,9 @@ class MakingMixin:
         DataError
             If columns differ in length, are ragged or have missing values.
         """
-        return cls(label, sources.from_columns(data, feature_keys, target_keys, tag_keys), **kwargs)
+        columns = sources.as_columns(data)
+        made = sources.from_columns(columns, feature_keys, target_keys, tag_keys)
+        return cls(label, made, **kwargs)
 
     @classmethod
     def from_numpy(
@@ -65,6 +69,7 @@ class MakingMixin:
             (``x`` and ``y``); a mapping names its columns.
         tags : mapping of str to ndarray, optional
         """
+        expect("features", features, (Mapping, np.ndarray), "an array or a mapping of arrays")
         parts = [
             p if isinstance(p, Mapping) else {} if p is None else {name: p}
             for name, p in (("x", features), ("y", targets), ("tags", tags))
@@ -128,6 +133,7 @@ class MakingMixin:
 
         Other tables are taken with ``feature_cols=``, ``target_cols=`` and ``tag_cols=``.
         """
+        expect("table", table, pa.Table, "a pyarrow.Table; from_df takes other frames")
         chosen = [kwargs.pop(f"{name}_cols", None) for name in ("feature", "target", "tag")]
         if any(c is not None for c in chosen):
             return cls(label, sources.from_table(table, *chosen), **kwargs)

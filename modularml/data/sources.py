@@ -18,7 +18,7 @@ from modularml.data.mapping import Maps, write_columns
 from modularml.data.parquet import parquet_bytes, parquet_pieces
 from modularml.data.schema import DOMAINS, RAW, check_keys
 from modularml.data.selectors import as_list
-from modularml.errors import DataError, UnknownNameError
+from modularml.errors import DataError, UnknownNameError, expect
 
 __all__ = ["as_columns", "from_columns", "from_frame", "from_parquet", "from_table", "read_csv"]
 
@@ -151,7 +151,7 @@ def from_parquet(
 
 @contextmanager
 def _readable(path: str | Path, kind: str) -> Iterator[None]:
-    if not Path(path).exists():
+    if not Path(expect("path", path, (str, Path), "the path of a file")).exists():
         raise DataError(f"there is no file {str(path)!r}")
     try:
         yield

@@ -118,6 +118,8 @@ class TransformingMixin(SplitMixin):
         ScalerError
             If a scaler covers other keys too; nothing is changed then.
         """
+        if domain is not None and domain not in DOMAINS:
+            raise UnknownNameError("domain", domain, DOMAINS)
         wanted = None if keys is None else self._keys_of(domain, keys)
         kept = []
         for record in self._scaler_records:
@@ -173,6 +175,8 @@ class TransformingMixin(SplitMixin):
         """
         keys = self._domain_keys(domain, columns)
         values = np.asarray(data)
+        if values.dtype.kind not in "biuf":
+            raise DataError(f"data must be numbers, got {values.dtype}")
         schema = self._collection.schema
         shape = schema[schema.newest(domain, keys[0])].shape
         full = (len(values) if values.ndim else -1, len(keys), *shape)

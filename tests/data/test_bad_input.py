@@ -12,9 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modularml.data import FeatureSet
-from modularml.data.scaling import LeakWarning
-from modularml.errors import DataError, ModularMLError, ScalerError, SplitError
-from modularml.splitters import SplitRatioWarning
+from modularml.errors import DataError, ModularMLError, SplitError
 from tests import strategies
 
 TEXTS = st.text(alphabet=string.ascii_letters + " äß漢🙂\n", max_size=4)

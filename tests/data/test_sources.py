@@ -327,7 +327,7 @@ def test_groups_that_cannot_be_are_named(change, message):
 
 def test_a_number_that_is_missing_is_no_group():
     df = pd.DataFrame({"g": [1.0, np.nan, 1.0], "v": range(3)})
-    with pytest.raises(DataError, match="'g' has 1 missing .*at row 1"):
+    with pytest.raises(DataError, match=r"'g' has 1 missing .*at row 1"):
         FeatureSet.from_pandas("fs", df, "v", [], group_by="g")
 
 

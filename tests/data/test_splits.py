@@ -111,7 +111,7 @@ def test_names_that_are_taken_change_nothing(fs):
         (
             lambda fs: fs.split({"a": 0.5}),
             ConfigError,
-            "splitter must be a BaseSplitter, got a dict",
+            "splitter must be a splitter such as .*, got a dict",
         ),
         (lambda fs: fs["trian"], UnknownNameError, "unknown split of 'fs' 'trian'"),
         (lambda fs: fs.add_split(fs.take([1])), SplitError, "must be a string that is not empty"),
