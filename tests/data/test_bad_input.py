@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from modularml.data import FeatureSet
 from modularml.errors import DataError, ModularMLError, SplitError
+from modularml.splitters import SplitRatioWarning
 from tests import strategies
 
 TEXTS = st.text(alphabet=string.ascii_letters + " äß漢🙂\n", max_size=4)
@@ -148,3 +149,84 @@ def test_tables_as_people_have_them(table):
 @given(bad_tables())
 def test_a_thousand_tables(table):
     check(table)
+
+
+# -- what each call says, and that it changes nothing ----------------------------------------------
+
+
+def cells():
+    """Forty rows: one large group, a stratum of one row, a constant column; split and scaled."""
+    n = 40
+    rng = np.random.default_rng(0)
+    data = {
+        "x": rng.normal(size=n),
+        "still": np.ones(n),
+        "y": rng.normal(size=n),
+        "cell": ["big"] * 30 + list("abcdefghij"),
+        "kind": ["k"] * 39 + ["rare"],
+    }
+    fs = FeatureSet.from_dict("fs", data, ["x", "still"], "y", ["cell", "kind"], register=False)
+    fs.split_random({"train": 0.5, "test": 0.5})
+    fs.fit_transform("Normalizer", domain="targets", fit_to_split="train")
+    return fs
+
+
+HALVES = {"a": 0.5, "b": 0.5}
+FAILING = [
+    (lambda fs: fs.split_random({"a": 1.0, "b": 0.0}), "ratio of 'b' must be above 0"),
+    (
+        lambda fs: fs.split_random(HALVES, stratify_by="kind", strict_stratification=True),
+        "kind='rare' .* too small .* Merge it",
+    ),
+    (lambda fs: fs.split_random({"train": 0.5, "b": 0.5}), "'train' is taken; choose another"),
+    (lambda fs: fs.add_split(cells()["train"]), "is a view of 'fs', not of 'fs'"),
+    (
+        lambda fs: fs.unscale_data_for_cols(data=np.ones(3), domain="targets", columns="y"),
+        "Normalizer has no inverse; keep the rows",
+    ),
+    (lambda fs: fs.fit_transform("MinMaxScaler", domain="tags"), "holds object, not numbers"),
+    (lambda fs: fs.undo_last_transform("features"), "nothing to undo"),
+    (
+        lambda fs: fs.fit_transform("MinMaxScaler", domain="features", merged_axes="a"),
+        "merged_axes must be an axis number, or a tuple of them, got a str",
+    ),
+    (lambda fs: fs.fit_transform("MinMaxScaler", domain="features", keys=5), "a list of names"),
+    (lambda fs: fs.filter(conditions="x"), "conditions must be a mapping of column"),
+    (lambda fs: fs.take_difference("x"), "other must be a FeatureSet or a view"),
+    (lambda fs: fs.transform_new(5), "data must be a frame or a dict"),
+    (lambda fs: fs.get_split(["train"]), "split_name must be a split's name"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), FAILING, ids=range(len(FAILING)))
+def test_a_call_that_fails_says_what_to_do_and_changes_nothing(call, message):
+    fs = cells()
+    before = fs.get_state()
+    with pytest.raises(ModularMLError, match=message):
+        call(fs)
+    after = fs.get_state()
+    assert after == before
+
+
+def test_a_group_larger_than_its_part_is_warned_of():
+    fs = cells()
+    with pytest.warns(SplitRatioWarning, match=r"'b' has \d+ of 40 rows .* largest group has 30"):
+        fs.split_random({"a": 0.5, "b": 0.5}, group_by="cell")
+    assert len(set(fs["a"].get_tags()["cell"]) & set(fs["b"].get_tags()["cell"])) == 0
+
+
+def test_a_column_without_variance_is_warned_of_and_comes_back_exactly():
+    fs = cells()
+    before = fs.column("features.still.raw").copy()
+    with pytest.warns(UserWarning, match=r"\['still'\] hold one value in all 20 rows in split 'tr"):
+        fs.fit_transform("StandardScaler", domain="features", fit_to_split="train")
+    scaled = fs.get_features("np", rep="transformed")
+    assert np.isfinite(scaled).all()
+    back = fs.unscale_data_for_cols(data=scaled, domain="features", columns=["x", "still"])
+    np.testing.assert_array_equal(back[:, 1], before)
+
+
+def test_ids_that_come_twice_are_named():
+    table = cells().to_arrow().take([0, 1, 2, 1])
+    with pytest.raises(DataError, match="row 3 has the id of row 1"):
+        FeatureSet.from_pyarrow_table("fs", table)
