@@ -288,10 +288,6 @@ class SplitMixin(SampleCollectionMixin):
 
     # -- within -------------------------------------------------------------------------------
 
-    def _positions(self) -> IntArray:
-        rows = self.row_indices
-        return np.arange(self.n_samples) if rows is None else rows
-
     def _ids(self) -> pa.Array:
         rows = self.row_indices
         ids = self.collection.ids

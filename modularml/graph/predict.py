@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -47,8 +47,8 @@ def predict(
     with plan.adapter.modes(plan.modes):
         for at in range(0, max(n, 1), size):
             tensors = [
-                plan.adapter.from_numpy(c[at : at + size], dtype=slot.dtype)
-                for c, slot in zip(columns, plan.slots, strict=True)
+                plan.adapter.from_numpy(read(at, at + size), dtype=slot.dtype)
+                for read, slot in zip(columns, plan.slots, strict=True)
             ]
             outs = step(tensors)[1]
             parts.append([as_numpy(outs[places[w.node_id]]) for w in wanted])
@@ -89,14 +89,16 @@ class _Reader:
         self.raw = None if self.view is not None else _as_columns(data)
         self.n_rows = len(self.view) if self.view is not None else _length(self.raw or {})
 
-    def column(self, slot: InputSlot) -> Array:
-        """Return the stacked columns of a slot."""
+    def column(self, slot: InputSlot) -> Callable[[int, int], Array]:
+        """Return the function from first and last place to those rows of the slot's columns."""
         fs: FeatureSet = slot.source.ref.resolve()
-        if self.view is not None and self.view.source.collection.schema.columns.keys() >= set(
+        if self.view is not None and self.view.collection.schema.columns.keys() >= set(
             slot.columns
         ):
-            return stack({name: self.view.column(name) for name in slot.columns})
-        return stack(self._transformed(fs, slot.columns))
+            gather, rows = self.view.collection.gather, self.view.valid_indices
+            return lambda start, stop: gather(slot.columns, rows[start:stop])
+        stacked = stack(self._transformed(fs, slot.columns))
+        return lambda start, stop: stacked[start:stop]
 
     def ids(self, leaf: Leaf) -> Any:
         """Return sample ids, where the rows are known ones."""
