@@ -169,8 +169,9 @@ def fit_record(
         for block in blocks:
             flat, flattening = flatten(block, merged_axes)
             wrapped.partial_fit(flat)
-    constant = [key for key, values in columns.items() if _is_constant(values, fit_rows)]
-    if constant and n_rows > 1 and wrapped.scaler in SKLEARN:
+    asked = columns.items() if n_rows > 1 and wrapped.scaler in SKLEARN else ()
+    constant = [key for key, values in asked if _is_constant(values, fit_rows)]
+    if constant:
         warnings.warn(
             f"{constant} hold one value in all {n_rows} rows{where}, which {wrapped.scaler_name} "
             "makes a constant that tells a model nothing; leave them out with keys=",

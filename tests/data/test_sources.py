@@ -6,10 +6,13 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 
+import modularml as mm
 from modularml.data import FeatureSet, SampleSchema
 from modularml.errors import DataError, RegistrationError, UnknownNameError
+from tests import worlds
 from tests.strategies import featureset, tables
 
 
@@ -457,3 +460,27 @@ def test_a_parquet_file_gives_the_ids_of_its_frame(tmp_path):
     fs = FeatureSet.from_parquet("fs", tmp_path / "f.parquet", *args)
     other = FeatureSet.from_pandas("other", frame(), ["v", "w"], "y", tag_cols="cell")
     assert fs.get_sample_uuids("list") == other.get_sample_uuids("list")
+
+
+def test_a_loss_can_leave_out_what_was_filled_up():
+    rng = np.random.default_rng(0)
+    long = pd.DataFrame({"g": np.repeat(np.arange(12), rng.integers(1, 5, 12))})
+    long["v"], long["y"] = rng.normal(size=(2, len(long))).astype("f4")
+    fs = FeatureSet.from_pandas("fs", long, "v", "y", group_by="g", pad={"v": 0.0, "y": 99.0})
+    v, y, mask = (fs.column(f"{n}.raw") for n in ("features.v", "targets.y", "tags.mask"))
+
+    def masked(outputs, targets, mask):
+        return ((outputs - targets) ** 2 * mask).sum() / mask.sum()
+
+    net = torch.nn.Conv1d(1, 1, 1)
+    twin = worlds.twin(net)
+    inputs = ["outputs", "targets", fs.column_reference("mask")]
+    loss = mm.AppliedLoss(mm.Loss(masked), on="net", inputs=inputs)
+    worlds.train(worlds.graph_of(fs, net), [loss], batch_size=4)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.05)
+    for part in worlds.slices(12, 4):
+        x, t, m = (torch.tensor(a[part])[:, None] for a in (v, y, mask))
+        optimizer.zero_grad()
+        masked(twin(x), t, m).backward()
+        optimizer.step()
+    worlds.assert_equal_weights(net, twin, atol=1e-6)
