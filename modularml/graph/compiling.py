@@ -244,7 +244,7 @@ class _Compiler:
         merged = self._op(flow.merge, parts, many=True)
         if shape is None:
             return merged
-        return self._op(lambda t: t.reshape(len(t), *shape), [merged], many=False)
+        return self._op(lambda t: self.adapter.reshape(t, shape), [merged], many=False)
 
     def _check_learning(self, losses: Sequence[AppliedLoss]) -> None:
         """Refuse losses that depend on nothing that learns."""

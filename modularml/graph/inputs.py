@@ -62,7 +62,7 @@ def pieces(
     room : list, optional
         Holds the memory of an earlier call, which is used again: its batches are gone then.
     """
-    row_bytes = max(1, int(column[:1].nbytes if len(column) else 1))
+    row_bytes = max(1, adapter.row_bytes(column))
     batches = max(1, CHUNK_BYTES // (row_bytes * max(1, max(sizes, default=1))))
     at = 0
     for first in range(0, len(sizes), batches):
@@ -93,7 +93,7 @@ def frozen_outputs(
     adapter, rows = plan.adapter, view.valid_indices
     place = [name for name, _ in static.layout.outputs].index(node_id)
     columns = [column_tensor(adapter, view.collection, slot, device) for slot in static.slots]
-    width = max(1, sum(int(c[:1].nbytes) for c in columns))
+    width = max(1, sum(map(adapter.row_bytes, columns)))
     size = int(np.clip(CHUNK_BYTES // width, 64, 4096))
     step = static.eval_step()
 
