@@ -243,7 +243,7 @@ class TensorflowAdapter(BackendAdapter):
         moved = [[v for v in o._trainable_variables if v.trainable] for o in optimizers]
         watched = [v.value for own in moved for v in own]
 
-        @tf.function(reduce_retracing=True)
+        @tf.function(reduce_retracing=True, autograph=False)  # as Keras traces its own steps
         def run(*inputs: Any) -> Any:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(watched)
@@ -261,7 +261,7 @@ class TensorflowAdapter(BackendAdapter):
     def eval_step(self, compute: Compute) -> Step:
         """Return a function that computes losses and outputs of a batch, as one graph."""
 
-        @tf.function(reduce_retracing=True)
+        @tf.function(reduce_retracing=True, autograph=False)  # as Keras traces its own steps
         def run(*inputs: Any) -> Any:
             return compute(inputs)[1:]
 

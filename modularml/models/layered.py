@@ -67,6 +67,11 @@ class LayeredModel(BaseModel):
         self._input_shape, self._output_shape = shape, self._probe(shape)
         self._built = True
 
+    def get_state(self) -> dict[str, Any]:
+        """Return the shapes it was built for, and weights; empty before `build`."""
+        state = super().get_state()
+        return {**state, "output_shape": self._made_for} if state else state
+
     @property
     def _shown(self) -> str:
         """Name of the model in messages."""
