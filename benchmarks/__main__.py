@@ -156,7 +156,9 @@ def main() -> int:
         if not options.quick or options.opponents is not None:
             found["opponents"] = race_opponents(options)
     print(f"\n{save({'quick': options.quick, **found}).relative_to(environments.ROOT)}")
-    binding = ("equality",) if options.quick else ("loops", "tensorflow", "costs", "equality", "own")
+    binding = (
+        ("equality",) if options.quick else ("loops", "tensorflow", "costs", "equality", "own")
+    )
     return 0 if all(row["ok"] for part in binding for row in found.get(part, [])) else 1
 
 

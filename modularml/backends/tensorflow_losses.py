@@ -21,9 +21,8 @@ class _Loss:
     reduction: str = "none"
 
     def __call__(self, input: Any, target: Any) -> Any:
-        if target.dtype.is_floating and target.dtype != input.dtype:
-            input = tf.cast(input, target.dtype)  # as under mixed precision
-        return self._reduced(self.values(input, target))
+        wide = target.dtype if target.dtype.is_floating else input.dtype  # if precision is mixed
+        return self._reduced(self.values(tf.cast(input, wide), target))
 
     def values(self, input: Any, target: Any) -> Any:
         raise NotImplementedError
@@ -183,7 +182,9 @@ class CosineEmbeddingLoss(_Loss):
     margin: float = 0.0
 
     def __call__(self, input1: Any, input2: Any, target: Any) -> Any:  # type: ignore[override]
-        cosine = tf.reduce_sum(tf.math.l2_normalize(input1, -1) * tf.math.l2_normalize(input2, -1), -1)
+        cosine = tf.reduce_sum(
+            tf.math.l2_normalize(input1, -1) * tf.math.l2_normalize(input2, -1), -1
+        )
         apart = tf.maximum(cosine - self.margin, 0.0)
         return self._reduced(tf.where(target > 0, 1.0 - cosine, apart))
 

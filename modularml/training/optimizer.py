@@ -261,4 +261,3 @@ class Optimizer(Configurable, Stateful, Saveable):
             "factory": self.factory,
             "backend": self._backend,
         }
-

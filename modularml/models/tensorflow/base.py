@@ -164,7 +164,8 @@ _ACTIVATIONS: Registry[Any] = Registry(
 
 def _all_variables(model: Any) -> list[Any]:
     """Return weights and the states of what draws random numbers."""
-    return [*model.weights, *(v for v in model.variables if v.path.endswith("seed_generator_state"))]
+    seeds = [v for v in model.variables if v.path.endswith("seed_generator_state")]
+    return [*model.weights, *seeds]
 
 
 def _seed_all(seed: int) -> None:

@@ -120,4 +120,3 @@ def _activations() -> Any:
     from_torch = vars(torch.nn.modules.activation)
     found = {n: from_torch[n] for n in torch.nn.modules.activation.__all__ if n in from_torch}
     return Registry("activation", {**found, "linear": torch.nn.Identity})
-
