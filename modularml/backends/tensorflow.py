@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
@@ -44,6 +44,7 @@ class TensorflowAdapter(BackendAdapter):
     """
 
     backend: ClassVar[Backend] = Backend.TENSORFLOW
+    moved: ClassVar[str] = "variables"
 
     # -- tensors ------------------------------------------------------------------------------
 
@@ -230,6 +231,7 @@ class TensorflowAdapter(BackendAdapter):
         slots, others = _slots(optimizer, named)
         check_moments(state, list(named))
         for name, own in state["moments"].items():
+            _move(slots[name].values(), named[name].value.device)
             for slot, value in own.items():
                 slots[name][slot].assign(value)
         for name, value in state["groups"][0].items():
@@ -328,10 +330,10 @@ def _slots(
     return {name: own for name, own in slots.items() if own}, others
 
 
-def _move(variables: Any, device: str) -> None:
+def _move(variables: Iterable[Any], device: str) -> None:
     """Make the memory of variables anew on a device, where it lies on another."""
     for v in variables:
-        if not v.value.device.endswith(device[1:]):
+        if v.value.device.split(":")[-2:] != device.strip("/").split(":")[-2:]:
             with tf.device(device):
                 v._value = tf.Variable(v.value, trainable=v.trainable, name=v.name)
 

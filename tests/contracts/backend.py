@@ -132,7 +132,7 @@ class BackendContract:
 
     def test_devices(self):
         assert str(self.adapter.check_device("cpu")).lower().strip("/").startswith("cpu")
-        with pytest.raises(DeviceError, match="(?i)cpu"):
+        with pytest.raises(DeviceError, match=r"(?i)cpu"):
             self.adapter.check_device("cuda:97")
 
     # -- models

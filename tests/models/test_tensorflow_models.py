@@ -36,6 +36,13 @@ def assert_same_outputs(mine, theirs, shape, output_shape=None):
     np.testing.assert_allclose(mine(tf.constant(x)).numpy(), wanted, rtol=1e-4, atol=1e-5)
 
 
+ACTIVATIONS = [
+    *("relu", "relu6", "elu", "selu", "celu", "gelu", "silu", "mish", "leakyrelu", "hardswish"),
+    *("sigmoid", "hardsigmoid", "logsigmoid", "tanh", "hardtanh", "tanhshrink", "linear"),
+    *("softplus", "softsign", "softshrink", "hardshrink"),
+]
+
+
 class TestSequential:
     @pytest.mark.parametrize(
         ("shape", "out", "kwargs"),
@@ -67,13 +74,7 @@ class TestSequential:
             SequentialCNN(**kwargs), torch_models.SequentialCNN(**kwargs), shape, out
         )
 
-    @pytest.mark.parametrize(
-        "name",
-        (
-            "relu relu6 elu selu celu gelu silu mish sigmoid hardsigmoid logsigmoid tanh hardtanh "
-            "tanhshrink softplus softsign softshrink hardshrink leakyrelu hardswish linear"
-        ).split(),
-    )
+    @pytest.mark.parametrize("name", ACTIVATIONS)
     def test_activations_mean_what_torch_s_mean(self, name):
         from modularml.models.tensorflow.base import activation_layer
         from modularml.models.torch.base import activation_layer as wanted
@@ -198,7 +199,7 @@ class TestWeights:
 
     @pytest.mark.parametrize(
         "make",
-        [net, lambda: Sub(), lambda: Sub, lambda: Own(width=3)],
+        [net, Sub, lambda: Sub, lambda: Own(width=3)],
         ids=["functional", "object", "class", "own"],
     )
     def test_new_weights_from_a_seed(self, make):
