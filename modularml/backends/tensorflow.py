@@ -230,6 +230,10 @@ class TensorflowAdapter(BackendAdapter):
         """Take over what `optimizer_state` returned."""
         slots, others = _slots(optimizer, named)
         check_moments(state, list(named))
+        held = optimizer._trainable_variables  # known by their memory, which a move makes anew
+        optimizer._trainable_variables_indices = {
+            optimizer._var_key(v): i for i, v in enumerate(held)
+        }
         for name, own in state["moments"].items():
             _move(slots[name].values(), named[name].value.device)
             for slot, value in own.items():

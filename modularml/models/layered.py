@@ -72,11 +72,6 @@ class LayeredModel(BaseModel):
         state = super().get_state()
         return {**state, "output_shape": self._made_for} if state else state
 
-    @property
-    def _shown(self) -> str:
-        """Name of the model in messages."""
-        return type(self).__name__
-
     def _check_fits(self, input_shape: Shape | None) -> None:
         if input_shape is not None and tuple(input_shape) != self._input_shape:
             raise ShapeError(
@@ -85,15 +80,15 @@ class LayeredModel(BaseModel):
             )
 
     def _misfit(self, shape: Shape, error: Exception) -> ShapeError:
-        return ShapeError(f"{self._shown} cannot take samples of shape {shape}: {error}")
+        return ShapeError(f"{self.shown_name} cannot take samples of shape {shape}: {error}")
 
     def _one_row_each(self, out: Any, *, is_tensor: bool) -> Shape:
         """Return the shape of one sample of what came out for two."""
         if not is_tensor or out.ndim < 1 or out.shape[0] != 2:
             found = tuple(out.shape) if is_tensor else type(out).__name__
             raise ShapeError(
-                f"{self._shown} must return one tensor with one row a sample, got {found} for 2 "
-                "samples"
+                f"{self.shown_name} must return one tensor with one row a sample, got {found} for "
+                "2 samples"
             )
         return tuple(out.shape[1:])
 
@@ -187,13 +182,14 @@ class ModelWrapper(LayeredModel):
             name = type(self._init_args["model"]).__name__
             raise ConfigError(
                 f"a {name} that was given as an object cannot be made again from data; give "
-                f"its class: {type(self).__name__}(model_class={name}, model_kwargs={{...}})"
+                f"its class, or one of yours that makes it: {type(self).__name__}(model_class="
+                f"{name}, model_kwargs={{...}})"
             )
         return super().get_config()
 
     @property
-    def _shown(self) -> str:
-        """Name of the wrapped model in messages."""
+    def shown_name(self) -> str:
+        """Name of the wrapped model in messages and pictures."""
         return type(self.inner if self.inner is not None else self).__name__
 
 
