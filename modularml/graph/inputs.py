@@ -70,7 +70,7 @@ def pieces(
     among : ndarray of int64, optional
         Rows of the column that `rows` are places in.
     """
-    row_bytes = max(LEAST_ROW, int(column[:1].nbytes if len(column) else 1))
+    row_bytes = max(LEAST_ROW, adapter.row_bytes(column[:1]))
     batches = max(1, CHUNK_BYTES // (row_bytes * max(1, max(sizes, default=1))))
     at = 0
     for first in range(0, len(sizes), batches):
@@ -102,7 +102,7 @@ def frozen_outputs(
     adapter, rows = plan.adapter, view.valid_indices
     place = [name for name, _ in static.layout.outputs].index(node_id)
     columns = [column_tensor(adapter, view.collection, slot, device) for slot in static.slots]
-    width = max(1, sum(int(c[:1].nbytes) for c in columns))
+    width = max(1, sum(adapter.row_bytes(column[:1]) for column in columns))
     size = int(np.clip(CHUNK_BYTES // width, 64, 4096))
     step = static.eval_step()
 
