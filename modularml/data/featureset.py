@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pyarrow as pa
 
-from modularml._typing import IntArray
+from modularml._typing import Columns, IntArray
 from modularml.config import config_registry
 from modularml.context import ExperimentContext
 from modularml.data import packing
+from modularml.data.audit import AuditReport, audit
 from modularml.data.collection import SampleCollection
 from modularml.data.display import describe, html, split_tree
 from modularml.data.making import MakingMixin
@@ -288,6 +289,49 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
     def summary(self) -> pd.DataFrame:
         """Return one row a column: dtype, shape, values that are not finite, and range."""
         return describe(self)
+
+    def audit(
+        self,
+        *,
+        groups: Columns = None,
+        time: Columns = None,
+        tolerance: float = 1e-3,
+        max_rows: int | None = None,
+    ) -> AuditReport:
+        """Look for leaks between the splits, and for columns that spoil a model.
+
+        Parameters
+        ----------
+        groups : str or list of str, optional
+            Columns whose equal rows belong together. Where none are given, columns that a split
+            was grouped by count, and tags that are named like a group (``cell``, ``patient_id``)
+            and repeat. An empty list checks none.
+        time : str or list of str, optional
+            Columns by which training comes before testing. Where none are given, tags with dates
+            count for splits that deal out single rows at random. An empty list checks none.
+        tolerance : float
+            How far apart near-duplicate sequences may be (root mean square), and how much of a
+            target a feature may leave unexplained, as a share of the column's standard deviation.
+            0 looks for exact copies only.
+        max_rows : int, optional
+            The most rows of a split in which duplicates and copies are looked for, evenly spread.
+
+        Returns
+        -------
+        AuditReport
+            The findings, worst first; ``ok`` where none is an error or a warning.
+
+        Examples
+        --------
+        >>> fs = FeatureSet.from_dict(
+        ...     "cells", {"x": [1.0, 2.0, 3.0, 4.0], "y": [0, 1, 1, 0], "cell": list("aabb")},
+        ...     "x", "y", "cell", register=False,
+        ... )
+        >>> fs.split_random({"train": 0.5, "test": 0.5}, group_by="cell")
+        >>> fs.audit().ok
+        True
+        """
+        return audit(self, groups=groups, time=time, tolerance=tolerance, max_rows=max_rows)
 
     def visualize(
         self,
