@@ -57,7 +57,7 @@ def audit(
         tolerance,
         max_rows,
     )
-    found = [finding for check in _CHECKS for finding in check(subject)]
+    found = [finding for check in _CHECKS if len(fs) for finding in check(subject)]
     found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return AuditReport(fs.label, tuple(found))
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from modularml._typing import Array, IntArray
 from modularml.data.audit.findings import Finding
-from modularml.data.audit.likeness import is_coarse, like_rows, row_codes
+from modularml.data.audit.likeness import SEQUENCE, is_coarse, like_rows, row_codes
 from modularml.data.audit.pairs import Pair, is_training, pairs_of
 from modularml.data.collection import id_texts
 from modularml.data.schema import RAW
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from modularml.data.featureset import FeatureSet
 
 __all__ = ["Subject", "duplicates", "scaler_fits", "shared_groups", "shared_rows", "time_order"]
-
-_SEQUENCE = 8
-"""Elements from which on an array is a sequence; shorter ones are alike by chance."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +162,7 @@ def _similar(
     fresh = pair.test[~pair.in_train[pair.test] & ~np.isin(pair.test, known)]
     for name, values in columns.items():
         flat = values.reshape(len(values), -1)
-        if flat.dtype.kind != "f" or flat.shape[1] < _SEQUENCE:
+        if flat.dtype.kind != "f" or flat.shape[1] < SEQUENCE:
             continue
         rows = like_rows(flat, pair.train, fresh, subject.tolerance)
         if len(rows):
@@ -191,7 +188,7 @@ def scaler_fits(subject: Subject) -> Iterator[Finding]:
         fitted = np.zeros(n, dtype=bool)
         fitted[slice(None) if record.fit_rows is None else record.fit_rows] = True
         for pair in subject.pairs:
-            rows = pair.test[fitted[pair.test]]
+            rows = pair.test[fitted[pair.test] & ~pair.in_train[pair.test]]
             if not len(rows) or not (is_training(pair.names[0]) or fitted[pair.train].any()):
                 continue
             within = record.fit_to_split is not None and pair.origin == record.fit_to_split

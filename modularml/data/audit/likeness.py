@@ -11,10 +11,14 @@ from modularml._optional import require
 from modularml._typing import Array, IntArray
 from modularml.data.collection import scramble
 
-__all__ = ["affine_residuals", "is_coarse", "like_rows", "row_codes"]
+__all__ = ["SEQUENCE", "affine_residuals", "is_coarse", "like_rows", "row_codes"]
 
-_PROJECTED = 6
-"""Dimensions in which near sequences are looked for."""
+SEQUENCE = 8
+"""Elements from which on an array is a sequence (shorter ones are alike by chance), and the
+dimensions in which near ones are looked for."""
+
+_COMPARED = 8
+"""So many rows, the nearest there, are compared with each row in full."""
 
 
 def row_codes(columns: Sequence[Array]) -> IntArray:
@@ -75,10 +79,10 @@ def like_rows(values: Array, train: IntArray, test: IntArray, tolerance: float) 
         return test[:0]
     spread = np.std(values[finite], dtype=np.float64)
     reach = tolerance * float(spread) * values.shape[1] ** 0.5
-    normals = np.random.default_rng(0).normal(size=(values.shape[1], _PROJECTED))
+    normals = np.random.default_rng(0).normal(size=(values.shape[1], SEQUENCE))
     directions = np.linalg.qr(normals)[0]
     tree = require("scipy.spatial").cKDTree(values[train] @ directions)
-    near = tree.query(values[test] @ directions, k=4, distance_upper_bound=reach)[1]
+    near = tree.query(values[test] @ directions, k=_COMPARED, distance_upper_bound=reach)[1]
     found = np.zeros(len(test), dtype=bool)
     for column in near.T:
         there = np.flatnonzero(column < len(train))

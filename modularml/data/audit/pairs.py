@@ -82,22 +82,23 @@ class _Scheme:
 def pairs_of(fs: FeatureSet) -> list[Pair]:
     """Return all pairs of splits that should have nothing in common.
 
-    Left out are splits of different folds, a split and what was cut from it, a split that is a
-    part of another, and splits of two calls that divide the same rows in two ways.
+    Left out are two splits for training, sides of different folds, a split and what was cut from
+    it or is a part of it (but for a part of the training rows that is named for testing), and
+    splits of two calls that divide the same rows in two ways.
     """
     rows = {name: fs[name].valid_indices for name in fs.available_splits}
     schemes = [_Scheme(r.names, r.source, r.splitter) for r in fs.split_records]
-    made = {name for scheme in schemes for name in scheme.names}
-    schemes += [_Scheme((name,)) for name in rows if name not in made]
+    schemes += _by_hand(rows, {name for scheme in schemes for name in scheme.names}, len(fs))
     found = []
     for scheme in schemes:
-        found += [_pair(fs, a, b, rows, scheme) for a, b in scheme.pairs()]
+        found += [_pair(rows, a, b, len(fs), scheme) for a, b in scheme.pairs()]
     for one, other in combinations(schemes, 2):
         # of splits that were cut from different ones, those that they were cut from are a pair
         if one.source == other.source and not _alternatives(one, other, rows, len(fs)):
             between = _Scheme((), one.source)
-            found += [_pair(fs, a, b, rows, between) for a, b in product(one.names, other.names)]
-    return [pair for pair in found if not _is_part(pair)]
+            names = product(one.names, other.names)
+            found += [_pair(rows, a, b, len(fs), between) for a, b in names]
+    return [pair for pair in found if not _may_share(pair)]
 
 
 def is_training(name: str) -> bool:
@@ -105,10 +106,23 @@ def is_training(name: str) -> bool:
     return bool(_TRAINING.search(name.lower()))
 
 
-def _pair(fs: FeatureSet, a: str, b: str, rows: Mapping[str, IntArray], scheme: _Scheme) -> Pair:
+def _by_hand(rows: Mapping[str, IntArray], made: set[str], n: int) -> list[_Scheme]:
+    """Return splits that no call made, by the split that they are a part of."""
+    found: dict[str | None, tuple[str, ...]] = {}
+    for name in (name for name in rows if name not in made):
+        source = None
+        if not is_training(name) and not _TESTING.search(name.lower()):
+            larger = (k for k, r in rows.items() if len(r) > len(rows[name]))
+            around = (k for k in larger if _mask(n, rows[k])[rows[name]].all())
+            source = min(around, key=lambda k: len(rows[k]), default=None)
+        found[source] = (*found.get(source, ()), name)
+    return [_Scheme(names, source) for source, names in found.items()]
+
+
+def _pair(rows: Mapping[str, IntArray], a: str, b: str, n: int, scheme: _Scheme) -> Pair:
     if is_training(b) and not is_training(a):
         a, b = b, a
-    return Pair((a, b), rows[a], rows[b], len(fs), scheme.splitter, scheme.source)
+    return Pair((a, b), rows[a], rows[b], n, scheme.splitter, scheme.source)
 
 
 def _alternatives(one: _Scheme, other: _Scheme, rows: Mapping[str, IntArray], n: int) -> bool:
@@ -119,11 +133,11 @@ def _alternatives(one: _Scheme, other: _Scheme, rows: Mapping[str, IntArray], n:
     return bool((a & b).sum() * 2 > min(a.sum(), b.sum()))
 
 
-def _is_part(pair: Pair) -> bool:
-    """Tell whether one is a part of the other, and was not meant for testing."""
-    whole = len(pair.shared) == min(len(pair.train), len(pair.test))
-    meant = is_training(pair.names[0]) and _TESTING.search(pair.names[1].lower())
-    return whole and not meant
+def _may_share(pair: Pair) -> bool:
+    """Tell whether both are for training, or one is a part of the other and none is."""
+    if is_training(pair.names[0]):
+        return is_training(pair.names[1])
+    return len(pair.shared) == min(len(pair.train), len(pair.test))
 
 
 def _mask(n: int, *rows: IntArray) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
