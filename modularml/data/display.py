@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from modularml.data.access import SampleCollectionMixin
     from modularml.data.featureset import FeatureSet
 
-__all__ = ["describe", "html", "html_table", "split_tree"]
+__all__ = ["describe", "html", "split_tree"]
 
 
 def describe(data: SampleCollectionMixin) -> pd.DataFrame:
@@ -52,25 +51,18 @@ def _dtype(spec: ColumnSpec) -> str:
 
 def html(data: SampleCollectionMixin, title: str, splits: dict[str, int] | None = None) -> str:
     """Return a table of the columns, by domain, for notebooks."""
-    specs = [data.collection.schema[name] for name in data.column_names]
-    parts = ", ".join(f"{name}: {n}" for name, n in (splits or {}).items())
-    return html_table(
-        f"{title}, {data.n_samples} rows{'; splits ' + parts if parts else ''}",
-        ("domain", "key", "rep", "shape", "dtype"),
-        [(s.domain, s.key, s.rep, str(s.shape or "scalar"), _dtype(s)) for s in specs],
+    schema = data.collection.schema
+    body = "".join(
+        f"<tr><td>{spec.domain}</td><td>{escape(spec.key)}</td><td>{escape(spec.rep)}</td>"
+        f"<td>{escape(str(spec.shape or 'scalar'))}</td><td>{_dtype(spec)}</td></tr>"
+        for spec in (schema[name] for name in data.column_names)
     )
-
-
-def html_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table for notebooks; every text is escaped."""
-    lines = [
-        "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in line) + "</tr>"
-        for tag, line in [("th", headings), *(("td", row) for row in rows)]
-    ]
-    head, body = lines[0], "".join(lines[1:])
+    parts = ", ".join(f"{escape(name)}: {n}" for name, n in (splits or {}).items())
     return (
-        f"<div><b>{escape(title)}</b>"
-        f"<table><thead>{head}</thead><tbody>{body}</tbody></table></div>"
+        f"<div><b>{escape(title)}</b> &middot; {data.n_samples} rows"
+        f"{' &middot; splits ' + parts if parts else ''}"
+        "<table><thead><tr><th>domain</th><th>key</th><th>rep</th><th>shape</th><th>dtype</th>"
+        f"</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 

@@ -302,36 +302,24 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
 
         Parameters
         ----------
-        groups : str or list of str, optional
-            Columns whose equal rows belong together. Where none are given, columns that a split
-            was grouped by count, and tags that are named like a group (``cell``, ``patient_id``)
-            and repeat. An empty list checks none.
-        time : str or list of str, optional
-            Columns by which training comes before testing. Where none are given, tags with dates
-            count for splits that deal out single rows at random. An empty list checks none.
+        groups, time : str or list of str, optional
+            Columns whose equal rows belong together, and by which training comes before testing.
+            Where none are given they are guessed: tags that are named like a group and repeat,
+            columns that a split was grouped by, and dates where single rows were dealt at random.
+            An empty list checks none.
         tolerance : float
             How far apart near-duplicate sequences may be (root mean square), and how much of a
-            target a feature may leave unexplained, as a share of the column's standard deviation.
-            0 looks for exact copies only.
+            target a feature may leave, in standard deviations. 0 looks for exact copies only.
         max_rows : int, optional
-            The most rows of a split in which duplicates and copies are looked for, evenly spread.
-
-        Returns
-        -------
-        AuditReport
-            The findings, worst first; ``ok`` where none is an error or a warning.
+            The most rows of a split in which copies are looked for, evenly spread; None for all.
 
         Examples
         --------
-        >>> fs = FeatureSet.from_dict(
-        ...     "cells", {"x": [1.0, 2.0, 3.0, 4.0], "y": [0, 1, 1, 0], "cell": list("aabb")},
-        ...     "x", "y", "cell", register=False,
-        ... )
-        >>> fs.split_random({"train": 0.5, "test": 0.5}, group_by="cell")
-        >>> fs.audit().ok
-        True
+        >>> fs = FeatureSet.from_dict("cells", {"x": [1, 2], "y": [0, 1]}, "x", "y", register=False)
+        >>> fs.audit()
+        audit of 'cells': nothing found
         """
-        return audit(self, groups=groups, time=time, tolerance=tolerance, max_rows=max_rows)
+        return audit(self, groups, time, tolerance, max_rows)
 
     def visualize(
         self,

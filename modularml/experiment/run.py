@@ -138,11 +138,10 @@ class Runner:
     @contextmanager
     def recording(self, item: ExperimentPhase | PhaseGroup) -> Iterator[PhaseGroupResults]:
         """Make what a block does one entry of the history, whatever comes of it."""
-        phases = item.flatten() if isinstance(item, PhaseGroup) else [item]
         run = ExperimentRun(item.label, datetime.now(UTC), results=PhaseGroupResults(item.label))
         self.experiment._history.append(run)
         try:
-            self.experiment._auditor.look(phases, self.experiment.ctx)
+            self.experiment._auditor.look(item, self.experiment.ctx)
             yield run.results
             run.status = "completed"
         except BaseException as error:

@@ -77,7 +77,7 @@ class TestPlantedLeaks:
         assert finding.columns == ("tags.cell.raw",)
         assert finding.count == 6
         assert finding.sample_ids == first_ids(fs, range(114, 120))
-        assert "1 of 9" in finding.message
+        assert "6 of 86 rows of 'test' share their 'cell' with 'train' (1 of 9" in finding.message
         assert fs.audit(groups=[]).ok
 
     def test_a_group_that_another_split_was_grouped_by(self):
@@ -312,10 +312,10 @@ def test_report_shows_itself():
     frame = report.to_pandas()
     assert frame["count"].tolist() == [10, 1, N]
     assert list(frame) == [
-        *("severity", "kind", "message", "columns", "splits", "count", "sample_ids"),
+        *("severity", "kind", "columns", "splits", "count", "message", "sample_ids"),
     ]
     shown = report._repr_html_()
-    assert shown.count("<tr>") == 4
+    assert shown.count("<tr") == 4
     assert "&lt;b&gt;" in shown
     assert "<b>'" not in shown
     assert "nothing found" in repr(make(table()).audit())
@@ -372,7 +372,7 @@ class TestLikeness:
             )
             for j in range(2)
         ]
-        np.testing.assert_allclose(affine_residuals([x], y), [wanted], rtol=1e-9)
+        np.testing.assert_allclose(affine_residuals(x, y), wanted, rtol=1e-9)
 
 
 def test_a_large_table_takes_seconds():

@@ -66,7 +66,7 @@ def test_error_raises_before_anything_runs():
         lambda: exp.run_phase(train_phase(graph, split="train"), **QUIET),
         lambda: list(exp.stream(train_phase(graph, split="train"))),
     ):
-        with pytest.raises(AuditError, match="leave it out of the features"):
+        with pytest.raises(AuditError, match="leave it out"):
             run()
         assert exp.last_run.status == "failed"
         assert not exp.last_run.results.labels
@@ -84,7 +84,7 @@ def test_off_and_clean_data_are_silent():
 
 
 def test_the_mode_is_config():
-    with pytest.raises(ConfigError, match="audit must be one of 'warn', 'error', 'off', got 'no'"):
+    with pytest.raises(ConfigError, match="audit must be 'warn', 'error' or 'off', got 'no'"):
         mm.Experiment("exp", audit="no")
     assert mm.Experiment("exp").audit == "warn"
     exp = experiment(audit="error")
@@ -112,7 +112,7 @@ def test_it_costs_milliseconds():
         exp._auditor._seen.clear()
         start = time.process_time()
         with warnings.catch_warnings():
-            exp._auditor.look([train_phase(graph, split="train")], exp.ctx)
+            exp._auditor.look(train_phase(graph, split="train"), exp.ctx)
         times.append(time.process_time() - start)
     assert min(times) < 0.03
     assert exp._auditor._seen

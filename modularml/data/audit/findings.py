@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from modularml._optional import require
-from modularml.data.display import html_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["AuditReport", "AuditWarning", "Finding"]
-
-SEVERITIES = ("error", "warning", "info")
 
 
 class AuditWarning(UserWarning):
@@ -24,46 +22,24 @@ class AuditWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that an audit found.
-
-    Parameters
-    ----------
-    severity : {'error', 'warning', 'info'}
-        A figure is wrong because of it; it may well be; it is good to know.
-    kind : str
-        ``shared_rows``, ``shared_groups``, ``duplicate_rows``, ``similar_sequences``,
-        ``scaler_fit``, ``target_copy``, ``time_order``, ``constant`` or ``not_finite``.
-    message : str
-        What it is and what to do.
-    columns : tuple of str
-        Full names.
-    splits : tuple of str
-        The training side first.
-    count : int
-        How many rows it concerns.
-    sample_ids : tuple of str
-        The first of them, as UUID text.
-    """
+    """One thing that an audit found, on which rows, and what to do."""
 
     severity: str
+    """``error`` (a figure is wrong because of it), ``warning`` (it may well be) or ``info``."""
     kind: str
+    columns: tuple[str, ...]
+    splits: tuple[str, ...]
+    """The training side first."""
+    count: int
+    """How many rows it is about."""
     message: str
-    columns: tuple[str, ...] = ()
-    splits: tuple[str, ...] = ()
-    count: int = 0
-    sample_ids: tuple[str, ...] = ()
+    sample_ids: tuple[str, ...]
+    """The first of the rows, as UUID text."""
 
 
 @dataclass(frozen=True, repr=False)
 class AuditReport(Sequence[Finding]):
-    """The findings of an audit, worst first; a sequence, empty where nothing was found.
-
-    Parameters
-    ----------
-    label : str
-        Of the FeatureSet.
-    findings : tuple of Finding
-    """
+    """The findings of an audit, worst first; a sequence, empty where nothing was found."""
 
     label: str
     findings: tuple[Finding, ...]
@@ -76,12 +52,11 @@ class AuditReport(Sequence[Finding]):
     def to_pandas(self) -> pd.DataFrame:
         """Return one row a finding, with the fields of `Finding` as columns."""
         names = [field.name for field in fields(Finding)]
-        rows = [[getattr(f, name) for name in names] for f in self.findings]
-        frame: pd.DataFrame = require("pandas").DataFrame(rows, columns=names)
+        frame: pd.DataFrame = require("pandas").DataFrame(map(astuple, self.findings), None, names)
         return frame
 
     def summary(self) -> str:
-        """Say in one line how many findings there are of which severity and kind."""
+        """Say in one line how many findings there are of which kind and severity."""
         kinds = Counter(f"{f.kind} ({f.severity})" for f in self.findings)
         shown = ", ".join(f"{n} x {kind}" if n > 1 else kind for kind, n in kinds.items())
         return f"audit of {self.label!r}: {shown or 'nothing found'}"
@@ -93,25 +68,14 @@ class AuditReport(Sequence[Finding]):
         return self.findings[index]
 
     def __repr__(self) -> str:
-        lines = [f"  {f.severity:<8}{f.kind:<18}{f.message}" for f in self.findings]
+        lines = (f"  {f.severity:<9}{f.kind:<19}{f.message}" for f in self.findings)
         return "\n".join([self.summary(), *lines])
 
     def _repr_html_(self) -> str:
-        headings = ("severity", "kind", "columns", "splits", "rows", "message", "first ids")
-        rows = [
-            (
-                f.severity,
-                f.kind,
-                _joined(f.columns),
-                ", ".join(f.splits),
-                str(f.count or ""),
-                f.message,
-                ", ".join(text[:8] for text in f.sample_ids),
-            )
-            for f in self.findings
-        ]
-        return html_table(self.summary(), headings, rows)
-
-
-def _joined(names: Sequence[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
+        table = self.to_pandas()
+        for name in ("columns", "splits"):
+            table[name] = table[name].map(lambda names: ", ".join(names[:6]))
+        table["sample_ids"] = table["sample_ids"].map(lambda ids: " ".join(i[:8] for i in ids))
+        with require("pandas").option_context("display.max_colwidth", None):
+            shown = table.to_html(index=False, border=0) if self.findings else ""
+        return f"<div><b>{escape(self.summary())}</b>{shown}</div>"

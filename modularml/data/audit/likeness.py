@@ -17,63 +17,38 @@ SEQUENCE = 8
 """Elements from which on an array is a sequence (shorter ones are alike by chance), and the
 dimensions in which near ones are looked for."""
 
-_COMPARED = 8
-"""So many rows, the nearest there, are compared with each row in full."""
-
 
 def row_codes(columns: Sequence[Array]) -> IntArray:
-    """Give equal rows equal numbers.
+    """Give equal rows equal numbers from 0, by a 64-bit hash; NaN equals NaN.
 
-    Parameters
-    ----------
-    columns : sequence of ndarray, shape (n, *shape)
-        Of any dtype but object. NaN is equal to NaN, and 0.0 to -0.0.
-
-    Returns
-    -------
-    ndarray of int64, shape (n,)
-        From 0, by a 64-bit hash: two of a million unlike rows share one with a probability of
-        3e-8.
+    Of a million unlike rows, two share a number with a probability of 3e-8.
     """
     state = np.zeros(len(columns[0]), dtype=np.uint64)
     for values in columns:
-        for element in _bits(values).T:
+        for element in _words(values).T:
             state = scramble(state ^ element)
     return np.unique(state, return_inverse=True)[1].astype(np.int64, copy=False)
 
 
-def is_coarse(columns: Sequence[Array], n: int, most: int = 10_000) -> bool:
-    """Tell whether columns have so few values that equal rows come by chance.
-
-    That is where fewer than ``n**2`` different rows are possible (the birthday problem).
-    """
-    bits = 0.0
+def is_coarse(columns: Sequence[Array]) -> bool:
+    """Tell whether equal rows come by chance: fewer than ``n**2`` are possible (birthdays)."""
+    left = float(len(columns[0])) ** 2
     for values in columns:
-        for element in _bits(values[:most]).T:
-            bits += np.log2(len(np.unique(element)))
-            if bits > 2 * np.log2(max(n, 1)):
+        for element in _words(values[:10_000]).T:
+            left /= len(np.unique(element))
+            if left <= 1:
                 return False
     return True
 
 
 def like_rows(values: Array, train: IntArray, test: IntArray, tolerance: float) -> IntArray:
-    """Return the test rows that are nearly equal to a training row.
+    """Return the test rows that are nearly equal to a training row; see `FeatureSet.audit`.
 
-    Parameters
-    ----------
-    values : ndarray, shape (n, d)
-    train, test : ndarray of int64
-        Rows that are compared; those with values that are not finite are like no other.
-    tolerance : float
-        The root mean square difference of two like rows, at most, as a share of the standard
-        deviation of all values.
-
-    Notes
-    -----
-    Rows are projected onto a few orthonormal directions, which brings no two of them further
-    apart; a k-d tree finds the neighbours there, and their full distance decides.
+    Rows of `values`, of shape ``(n, d)``, are projected onto a few orthonormal directions, which
+    brings no two of them further apart. A k-d tree finds the nearest ones there, and their full
+    distance decides. Rows that are not finite are like no other.
     """
-    finite = np.isfinite(values).all(axis=1)
+    finite = np.asarray(np.isfinite(values).all(axis=1))
     train, test = train[finite[train]], test[finite[test]]
     if not len(train) or not len(test):
         return test[:0]
@@ -82,7 +57,7 @@ def like_rows(values: Array, train: IntArray, test: IntArray, tolerance: float) 
     normals = np.random.default_rng(0).normal(size=(values.shape[1], SEQUENCE))
     directions = np.linalg.qr(normals)[0]
     tree = require("scipy.spatial").cKDTree(values[train] @ directions)
-    near = tree.query(values[test] @ directions, k=_COMPARED, distance_upper_bound=reach)[1]
+    near = tree.query(values[test] @ directions, k=8, distance_upper_bound=reach)[1]
     found = np.zeros(len(test), dtype=bool)
     for column in near.T:
         there = np.flatnonzero(column < len(train))
@@ -91,23 +66,17 @@ def like_rows(values: Array, train: IntArray, test: IntArray, tolerance: float) 
     return test[found]
 
 
-def affine_residuals(columns: Sequence[Array], targets: Array) -> Array:
-    """Return how far each target is from an affine copy of each column.
-
-    Parameters
-    ----------
-    columns : sequence of ndarray, shape (n, d)
-    targets : ndarray, shape (n, q)
+def affine_residuals(values: Array, targets: Array) -> Array:
+    """Return what the best of some columns leaves of each target, by an offset and a factor.
 
     Returns
     -------
-    ndarray, shape (n_columns, q)
-        The standard deviation of what the best element of the column leaves of the target, as a
-        share of the target's own: 0 for a copy, 1 for no relation, or where one is constant.
+    ndarray, shape (n_targets,)
+        In standard deviations of the target: 0 for a copy, 1 for no relation.
     """
-    wanted = _standardised(targets)
-    best = [np.abs(_standardised(values).T @ wanted).max(axis=0) for values in columns]
-    return np.sqrt(np.clip(1.0 - np.square(best), 0.0, 1.0))
+    best = np.abs(_standardised(values).T @ _standardised(targets)).max(axis=0)
+    left: Array = np.sqrt(np.clip(1.0 - np.square(best), 0.0, 1.0))
+    return left
 
 
 def _standardised(values: Array) -> Array:
@@ -119,11 +88,11 @@ def _standardised(values: Array) -> Array:
     return np.where(known, found, 0.0) / np.where(known, length, 1.0)
 
 
-def _bits(values: Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
+def _words(values: Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
     """Return the elements of each sample as 64-bit words, shape (n, d)."""
     flat = values.reshape(len(values), -1)
     if flat.dtype.kind == "f":
-        flat = flat.astype(np.float64) + 0.0
+        flat = flat.astype(np.float64) + 0.0  # no -0.0
         flat[np.isnan(flat)] = np.nan
     elif flat.dtype.kind not in "mM":
         flat = flat.astype(np.int64)
