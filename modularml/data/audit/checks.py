@@ -121,7 +121,7 @@ def _scaler_fits(s: Subject) -> Iterator[Finding]:
 def _time_order(s: Subject) -> Iterator[Finding]:
     for name, guessed in s.times.items():
         times = s.fs.collection.numpy(name)
-        for pair in (p for p in s.pairs if len(p.train) and (not guessed or _is_shuffled(p))):
+        for pair in (p for p in s.pairs if len(p.train) and (not guessed or _is_dealt(p))):
             rows = pair.test[times[pair.test] < times[pair.train].max()]
             said = (
                 f"are older than the newest of {pair.names[0]!r} by {name.split('.')[1]!r}"
@@ -176,10 +176,11 @@ def _is_number(values: Array) -> bool:
     return values.dtype.kind in "biuf"
 
 
-def _is_shuffled(pair: Pair) -> bool:
-    """Tell whether single rows were dealt at random."""
+def _is_dealt(pair: Pair) -> bool:
+    """Tell whether single rows were dealt at random, to train on and not."""
     facts = [getattr(pair.splitter, name, None) for name in ("seed", "shuffle", "group_by")]
-    return facts[0] is not None and facts[1] is not False and not facts[2]
+    dealt = facts[0] is not None and facts[1] is not False and not facts[2]
+    return dealt and is_training(pair.names[0])
 
 
 def _with_code(codes: IntArray, pair: Pair) -> IntArray:
