@@ -8,6 +8,7 @@
     ├── RegistrationError       (ValueError)            a label or id that is taken
     ├── MissingDependencyError  (ImportError)           an optional package that is not installed
     ├── DataError               (ValueError)            rows or columns that cannot be used
+    │   ├── AuditError                                  rows that an audit has found unfit
     │   ├── SplitError                                  a split that cannot be made or read
     │   └── ScalerError                                 a scaler that cannot be fitted or undone
     ├── NotFittedError          (RuntimeError)          asked to transform or predict before fitting
@@ -33,6 +34,7 @@ from collections.abc import Iterable
 from typing import Any
 
 __all__ = [
+    "AuditError",
     "BackendNotSupportedError",
     "ConfigError",
     "DataError",
@@ -102,6 +104,10 @@ class MissingDependencyError(ModularMLError, ImportError):
 
 class DataError(ModularMLError, ValueError):
     """Rows or columns cannot be used."""
+
+
+class AuditError(DataError):
+    """An audit found something in rows that were about to be trained on."""
 
 
 class SplitError(DataError):

@@ -54,7 +54,7 @@ def _facts(spec: ColumnSpec, blocks: Iterator[Array]) -> dict[str, Any]:
         "domain": spec.domain,
         "key": spec.key,
         "rep": spec.rep,
-        "dtype": "text" if spec.dtype.kind == "O" else str(spec.dtype),
+        "dtype": _dtype(spec),
         "shape": spec.shape,
         "not_finite": size - count,
         "min": least if count else None,
@@ -63,12 +63,16 @@ def _facts(spec: ColumnSpec, blocks: Iterator[Array]) -> dict[str, Any]:
     }
 
 
+def _dtype(spec: ColumnSpec) -> str:
+    return "text" if spec.dtype.kind == "O" else str(spec.dtype)
+
+
 def html(data: SampleCollectionMixin, title: str, splits: dict[str, int] | None = None) -> str:
     """Return a table of the columns, by domain, for notebooks."""
     schema = data.collection.schema
     body = "".join(
         f"<tr><td>{spec.domain}</td><td>{escape(spec.key)}</td><td>{escape(spec.rep)}</td>"
-        f"<td>{escape(str(spec.shape or 'scalar'))}</td><td>{escape(str(spec.dtype))}</td></tr>"
+        f"<td>{escape(str(spec.shape or 'scalar'))}</td><td>{_dtype(spec)}</td></tr>"
         for spec in (schema[name] for name in data.column_names)
     )
     parts = ", ".join(f"{escape(name)}: {n}" for name, n in (splits or {}).items())

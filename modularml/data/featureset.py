@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pyarrow as pa
 
-from modularml._typing import IntArray
+from modularml._typing import Columns, IntArray
 from modularml.config import config_registry
 from modularml.context import ExperimentContext
 from modularml.data import packing
+from modularml.data.audit import AuditReport, audit
 from modularml.data.collection import SampleCollection
 from modularml.data.display import describe, html, split_tree
 from modularml.data.making import MakingMixin
@@ -285,6 +286,37 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
     def summary(self) -> pd.DataFrame:
         """Return one row a column: dtype, shape, values that are not finite, and range."""
         return describe(self)
+
+    def audit(
+        self,
+        *,
+        groups: Columns = None,
+        time: Columns = None,
+        tolerance: float = 1e-3,
+        max_rows: int | None = None,
+    ) -> AuditReport:
+        """Look for leaks between the splits, and for columns that spoil a model.
+
+        Parameters
+        ----------
+        groups, time : str or list of str, optional
+            Columns whose equal rows belong together, and by which training comes before testing.
+            Where none are given they are guessed: tags that are named like a group and repeat,
+            columns that a split was grouped by, and dates where single rows were dealt at random.
+            An empty list checks none.
+        tolerance : float
+            How far apart near-duplicate sequences may be (root mean square), and how much of a
+            target a feature may leave, in standard deviations. 0 looks for exact copies only.
+        max_rows : int, optional
+            The most rows of a split in which copies are looked for, evenly spread; None for all.
+
+        Examples
+        --------
+        >>> fs = FeatureSet.from_dict("cells", {"x": [1, 2], "y": [0, 1]}, "x", "y", register=False)
+        >>> fs.audit()
+        audit of 'cells': nothing found
+        """
+        return audit(self, groups, time, tolerance, max_rows)
 
     def visualize(
         self,

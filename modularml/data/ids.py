@@ -12,7 +12,15 @@ import pyarrow as pa
 from modularml._typing import Array
 from modularml.errors import DataError
 
-__all__ = ["IdArray", "check_ids", "id_array", "id_texts", "ids_from_texts", "make_ids"]
+__all__ = [
+    "IdArray",
+    "check_ids",
+    "id_array",
+    "id_texts",
+    "ids_from_texts",
+    "make_ids",
+    "scramble",
+]
 
 IdArray = np.ndarray[Any, np.dtype[np.void]]
 
@@ -70,13 +78,13 @@ def make_ids(fingerprint: str, n: int) -> IdArray:
     """Return ids of `n` rows that follow from the data's fingerprint alone."""
     seeds = np.frombuffer(bytes.fromhex(fingerprint), dtype="<u8")
     rows = np.arange(n, dtype=np.uint64)
-    words = np.stack([_mix(rows + seeds[0]), _mix(rows + seeds[1])], axis=1).astype(">u8")
+    words = np.stack([scramble(rows + seeds[0]), scramble(rows + seeds[1])], axis=1).astype(">u8")
     words[:, 0] = (words[:, 0] & ~np.uint64(0xF000)) | np.uint64(0x8000)  # UUID version 8
     words[:, 1] = (words[:, 1] & np.uint64(2**62 - 1)) | np.uint64(2**63)  # RFC 9562 variant
     return words.view("V16")[:, 0]
 
 
-def _mix(x: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+def scramble(x: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
     """Scramble 64-bit words one to one (SplitMix64: Steele, Lea & Flood 2014)."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

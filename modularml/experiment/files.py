@@ -269,7 +269,9 @@ def _built(cls: Any, contents: Contents, ctx: ExperimentContext) -> Any:
         graph = graph_from(ModelGraph, config["model_graph"]["params"], contents.ids)
         graph._set_file_state(state["model_graph"])
     callbacks = [decode(c) for c in config["callbacks"]]
-    new = cls(config["label"], None, ctx, decode(config["checkpointing"]), callbacks)
+    kept = decode(config["checkpointing"])
+    audit = config.get("audit", "warn")  # files of the first format have none
+    new = cls(config["label"], None, ctx, kept, callbacks, audit=audit)
     new._plan = decode(config["execution_plan"])
     set_plan_states(new._plan, state["plan"])
     new._history = unpacked_history(state["history"])

@@ -96,6 +96,12 @@ class Scaler(Configurable, Stateful, Saveable):
         """Whether the inverse needs `row_facts`."""
         return bool(getattr(self._wrapped, "needs_rows", False))
 
+    @property
+    def learns(self) -> bool:
+        """Whether it has learned more from the rows it was fitted on than how many columns."""
+        known = {*parameters(self._class), "n_features_in_", "feature_names_in_"}
+        return bool(getattr(self._wrapped, "learns", not known.issuperset(vars(self._wrapped))))
+
     def clone_unfitted(self) -> Self:
         """Make a scaler with the same config that has learned nothing."""
         return type(self)(self._class, self.scaler_kwargs)

@@ -63,6 +63,11 @@ class SegmentedScaler(BaseScaler):
         self.needs_rows = self._segments[0].needs_rows
         self.lost = getattr(self._segments[0].wrapped, "lost", "")
 
+    @property
+    def learns(self) -> bool:
+        """Whether its segments learn from rows."""
+        return self._segments[0].learns
+
     def fit(self, X: Array, y: object = None) -> Self:  # noqa: N803 - scikit-learn's name
         """Fit one clone on each segment; ``y`` is ignored.
 
