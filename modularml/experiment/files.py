@@ -14,7 +14,7 @@ from modularml.errors import ConfigError, MMLKindError, UnknownNameError
 from modularml.experiment.checkpointing import Checkpointing
 from modularml.experiment.group import PhaseGroup
 from modularml.experiment.stored_history import packed_history, plain_state, unpacked_history
-from modularml.graph.files import graph_from
+from modularml.graph.files import ContextYaml, graph_from
 from modularml.graph.model_graph import ModelGraph
 from modularml.io import inspect, limits
 from modularml.io.artifact import Contents, read_artifact, write_artifact
@@ -26,10 +26,11 @@ __all__ = ["ExperimentFiles"]
 _SUFFIX = ".ckpt.mml"
 
 
-class ExperimentFiles:
+class ExperimentFiles(ContextYaml):
     """`save`, `load` and checkpoints of an `Experiment`."""
 
     artifact_kind = "exp"
+    makes_nodes = True
     label: str
     _ctx: ExperimentContext
     _plan: PhaseGroup

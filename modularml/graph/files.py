@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,15 +12,36 @@ from modularml.context import ExperimentContext
 from modularml.errors import MMLKindError
 from modularml.io import limits
 from modularml.io.artifact import Contents, read_artifact, write_artifact
+from modularml.io.yamltext import YamlMixin
 from modularml.training import Optimizer
 
-__all__ = ["GraphFiles", "graph_from", "use_ids"]
+__all__ = ["ContextYaml", "GraphFiles", "graph_from", "use_ids"]
 
 
-class GraphFiles:
+class ContextYaml(YamlMixin):
+    """YAML of what refers to nodes: they go by label, and are found in the active context."""
+
+    def _yaml_labels(self) -> Mapping[str, str]:
+        ctx: ExperimentContext = getattr(self, "_ctx", None) or ExperimentContext.get_active()
+        return {node_id: node.label for node_id, node in ctx.available_nodes.items()}
+
+    @classmethod
+    def _yaml_ids(cls) -> dict[str, str]:
+        ctx = ExperimentContext.get_active()
+        nodes = ctx.available_featuresets if cls.makes_nodes else ctx.available_nodes
+        return {node.label: node_id for node_id, node in nodes.items()}
+
+    @classmethod
+    def _yaml_room(cls) -> AbstractContextManager[Any]:
+        ctx = ExperimentContext.get_active()
+        return ctx.beside(see_sets=True) if cls.makes_nodes else nullcontext()
+
+
+class GraphFiles(ContextYaml):
     """`save`, `load` and checkpoints of a `ModelGraph`."""
 
     artifact_kind = "mg"
+    makes_nodes = True
     _ctx: ExperimentContext
     _nodes: dict[str, Any]
     _optimizer: Optimizer | None

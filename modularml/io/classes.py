@@ -285,7 +285,8 @@ _OPEN: dict[str, Callable[[Any, str], bool]] = {
 
 
 def _enters_context(obj: Any) -> bool:
-    return hasattr(obj, "node_id") or getattr(obj, "artifact_kind", "") in ("fs", "mg", "exp")
+    node = hasattr(obj, "node_id") and hasattr(obj, "context")
+    return node or getattr(obj, "artifact_kind", "") in ("fs", "mg", "exp")
 
 
 def _fits(role: str, obj: Any) -> bool:

@@ -10,11 +10,12 @@ from modularml.errors import MMLKindError
 from modularml.io import limits
 from modularml.io.artifact import read_artifact, write_artifact
 from modularml.io.values import object_state, set_object_state
+from modularml.io.yamltext import YamlMixin
 
 __all__ = ["Saveable"]
 
 
-class Saveable:
+class Saveable(YamlMixin):
     """A class that can be saved: it has a config, and a state where it keeps one.
 
     ``get_config`` and ``from_config`` make the object; ``get_state`` and ``set_state`` (or, where
