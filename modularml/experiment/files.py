@@ -38,7 +38,9 @@ class ExperimentFiles(ContextYaml):
     _checkpointing: Checkpointing | None
     _checkpoint_dir: Path | None = None
 
-    def save(self, filepath: str | Path, *, overwrite: bool = False) -> Path:
+    def save(
+        self, filepath: str | Path, *, overwrite: bool = False, package_code: bool = False
+    ) -> Path:
         """Write everything to a file ``name.exp.mml``: rows, graph, weights, plan and history.
 
         Raises
@@ -49,7 +51,7 @@ class ExperimentFiles(ContextYaml):
             If a part cannot be stored as data, or the file not be written.
         """
         config: Any = self.get_config  # type: ignore[attr-defined]
-        return self._write(filepath, "exp", config, self._file_state, overwrite)
+        return self._write(filepath, "exp", config, self._file_state, overwrite, package_code)
 
     @classmethod
     def load(
@@ -57,7 +59,7 @@ class ExperimentFiles(ContextYaml):
         filepath: str | Path,
         *,
         checkpoint_dir: str | Path | None = None,
-        allow_packaged_code: bool = False,
+        allow_packaged_code: bool | str = False,
         overwrite: bool = False,
         custom_objects: Mapping[str, Any] | None = None,
         allow_import: Iterable[str] = (),
@@ -70,8 +72,8 @@ class ExperimentFiles(ContextYaml):
             With or without its suffix.
         checkpoint_dir : path-like, optional
             Folder for its checkpoints from now on.
-        allow_packaged_code : bool
-            Whether code that the author packaged may run.
+        allow_packaged_code : bool or str
+            Whether code that the author packaged may run; see `BaseModel.load`.
         overwrite : bool
             Whether nodes with the same ids or labels, and the graph of the active context, make
             room. Where they do not, the experiment has a context of its own, its ``ctx``.
@@ -206,7 +208,13 @@ class ExperimentFiles(ContextYaml):
     # -- within -------------------------------------------------------------------------------
 
     def _write(
-        self, filepath: str | Path, kind: str, config: Any, state: Any, overwrite: bool
+        self,
+        filepath: str | Path,
+        kind: str,
+        config: Any,
+        state: Any,
+        overwrite: bool,
+        package_code: bool = False,
     ) -> Path:
         graph = self._ctx.model_graph
         return write_artifact(
@@ -218,6 +226,7 @@ class ExperimentFiles(ContextYaml):
             overwrite=overwrite,
             ids={i: node.label for i, node in self._ctx.available_nodes.items()},
             facts={"backends": {} if graph is None else graph._file_backends()},
+            package_code=package_code,
         )
 
     def _checkpoint_to(self, path: Path, overwrite: bool, meta: dict[str, Any] | None) -> Path:

@@ -47,7 +47,9 @@ class GraphFiles(ContextYaml):
     _optimizer: Optimizer | None
     label: str
 
-    def save(self, filepath: str | Path, *, overwrite: bool = False) -> Path:
+    def save(
+        self, filepath: str | Path, *, overwrite: bool = False, package_code: bool = False
+    ) -> Path:
         """Write nodes, weights and optimizers to a file ``name.mg.mml``; rows are not in it.
 
         Raises
@@ -57,14 +59,15 @@ class GraphFiles(ContextYaml):
         MMLError
             If a part cannot be stored as data, or the file not be written.
         """
-        return self._write(filepath, "mg", self.get_config, overwrite)  # type: ignore[attr-defined]
+        config: Any = self.get_config  # type: ignore[attr-defined]
+        return self._write(filepath, "mg", config, overwrite, package_code)
 
     @classmethod
     def load(
         cls,
         filepath: str | Path,
         *,
-        allow_packaged_code: bool = False,
+        allow_packaged_code: bool | str = False,
         overwrite: bool = False,
         custom_objects: Mapping[str, Any] | None = None,
         allow_import: Iterable[str] = (),
@@ -75,8 +78,8 @@ class GraphFiles(ContextYaml):
         ----------
         filepath : path-like
             With or without its suffix.
-        allow_packaged_code : bool
-            Whether code that the author packaged may run.
+        allow_packaged_code : bool or str
+            Whether code that the author packaged may run; see `BaseModel.load`.
         overwrite : bool
             Whether nodes with the same ids or labels, and the graph of the active context, make
             room. Where they do not, the loaded graph has a context of its own.
@@ -149,7 +152,14 @@ class GraphFiles(ContextYaml):
             graph.set_state(before)
             raise
 
-    def _write(self, filepath: str | Path, kind: str, config: Any, overwrite: bool) -> Path:
+    def _write(
+        self,
+        filepath: str | Path,
+        kind: str,
+        config: Any,
+        overwrite: bool,
+        package_code: bool = False,
+    ) -> Path:
         return write_artifact(
             filepath,
             kind,
@@ -160,6 +170,7 @@ class GraphFiles(ContextYaml):
             ids={i: node.label for i, node in self._nodes.items()},
             others={i: fs.label for i, fs in self._ctx.available_featuresets.items()},
             facts={"backends": self._file_backends()},
+            package_code=package_code,
         )
 
     def _file_backends(self) -> dict[str, str]:

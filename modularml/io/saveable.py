@@ -25,7 +25,9 @@ class Saveable(YamlMixin):
     artifact_kind: ClassVar[str]
     """Kind of artifact, as in its suffix."""
 
-    def save(self, filepath: str | Path, *, overwrite: bool = False) -> Path:
+    def save(
+        self, filepath: str | Path, *, overwrite: bool = False, package_code: bool = False
+    ) -> Path:
         """Write this object to a file: its config and everything it has learned, as data.
 
         Parameters
@@ -34,6 +36,9 @@ class Saveable(YamlMixin):
             The suffix of its kind is appended: ``name.<kind>.mml``.
         overwrite : bool
             Whether a file that is there may be replaced.
+        package_code : bool
+            Whether the source of your own classes and functions goes in, as text that runs only
+            where its reader says ``allow_packaged_code=True``.
 
         Returns
         -------
@@ -56,6 +61,7 @@ class Saveable(YamlMixin):
             lambda: object_state(self),
             overwrite=overwrite,
             facts=self._file_facts(),
+            package_code=package_code,
         )
 
     @classmethod
@@ -63,7 +69,7 @@ class Saveable(YamlMixin):
         cls,
         filepath: str | Path,
         *,
-        allow_packaged_code: bool = False,
+        allow_packaged_code: bool | str = False,
         custom_objects: Mapping[str, Any] | None = None,
         allow_import: Iterable[str] = (),
     ) -> Self:
@@ -73,8 +79,9 @@ class Saveable(YamlMixin):
         ----------
         filepath : path-like
             With or without its suffix.
-        allow_packaged_code : bool
-            Whether code that the author packaged may run.
+        allow_packaged_code : bool or str
+            Whether code that the author packaged may run, or the sha256 of the one source that
+            may; see `modularml.io.inspect_packaged_code`.
         custom_objects : mapping of str to object, optional
             Classes and functions of yours, by name.
         allow_import : iterable of str
