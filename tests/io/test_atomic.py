@@ -101,15 +101,16 @@ def test_bytes_that_change_on_the_way_are_seen(
 ) -> None:
     path = mm.Loss("mse").save(tmp_path / "a")
     before = path.read_bytes()
-    real = atomic._fill
+    real = atomic._sync_and_compare
 
-    def fill(temporary: Path, parts: Any) -> None:
-        data = bytearray(b"".join(map(bytes, parts)))
+    def bend(fd: int, temporary: Path, written: Any) -> None:
+        data = bytearray(temporary.read_bytes())
         data[len(data) // 2] ^= 1
-        real(temporary, [data])
+        temporary.write_bytes(data)
+        real(fd, temporary, written)
 
     with monkeypatch.context() as patch:
-        patch.setattr(atomic, "_fill", fill)
+        patch.setattr(atomic, "_sync_and_compare", bend)
         with pytest.raises(MMLError, match="MML-111"):
             mm.Loss("l1").save(path, overwrite=True)
     assert (path.read_bytes(), names(tmp_path)) == (before, ["a.ls.mml"])
