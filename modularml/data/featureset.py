@@ -213,7 +213,9 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
 
     # -- files --------------------------------------------------------------------------------
 
-    def save(self, filepath: str | Path, *, overwrite: bool = False) -> Path:
+    def save(
+        self, filepath: str | Path, *, overwrite: bool = False, package_code: bool = False
+    ) -> Path:
         """Write rows, splits, scalers and how they came to be to a file ``name.fs.mml``.
 
         Raises
@@ -231,6 +233,7 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
             lambda: packing.packed(self.get_state()),
             overwrite=overwrite,
             ids={self.node_id: self.label},
+            package_code=package_code,
         )
 
     @classmethod
@@ -238,7 +241,7 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
         cls,
         filepath: str | Path,
         *,
-        allow_packaged_code: bool = False,
+        allow_packaged_code: bool | str = False,
         overwrite: bool = False,
         custom_objects: Mapping[str, Any] | None = None,
         allow_import: Iterable[str] = (),
@@ -250,8 +253,8 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
         ----------
         filepath : path-like
             With or without its suffix.
-        allow_packaged_code : bool
-            Whether code that the author packaged may run.
+        allow_packaged_code : bool or str
+            Whether code that the author packaged may run; see `BaseModel.load`.
         overwrite : bool
             Whether a node with the same id or label makes room. Where it does not, the set gets
             an id of its own and stays out of the active context.
