@@ -51,7 +51,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
         "graph": ["ConcatNode", "ModelGraph", "ModelNode"],
         "models.base": ["BaseModel"],
         "models.torch.base": ["TorchBaseModel"],
-        "samplers": ["SimpleSampler"],
+        "samplers": ["NSampler", "PairedSampler", "SimilarityCondition", "SimpleSampler", "TripletSampler"],
         "scalers.scaler": ["Scaler"],
         "scalers": ["scaler_registry", "supported_scalers"],
         "training": ["AppliedLoss", "Loss", "Optimizer"],

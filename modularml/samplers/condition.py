@@ -1,0 +1,185 @@
+"""When two samples are alike, and how much a pair of them weighs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from modularml._typing import Array
+from modularml.config import Configurable
+from modularml.errors import ConfigError
+
+__all__ = ["SimilarityCondition", "takes_arrays"]
+
+FALLBACK = 0.1
+"""What a pair that fails weighs in mode ``binary``, where failing is allowed."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SimilarityCondition(Configurable):
+    """A rule for when two samples are similar, or dissimilar, by one column.
+
+    Their distance is the absolute difference of numbers, the Euclidean distance of arrays, and
+    for all else 0 where they are equal, infinite where not. A NaN matches nothing.
+
+    Parameters
+    ----------
+    mode : {'similar', 'dissimilar'}
+        Whether a pair matches within `tolerance`, or outside of it.
+    tolerance : float
+        In units of the column, at least 0.
+    metric : callable, optional
+        Distance of two values, instead. One that also takes arrays of values is much faster.
+    weight_mode : {'binary', 'linear', 'exp'}
+        ``binary``: a match weighs 1, a pair that fails 0.1. ``linear``: ``tolerance / distance``.
+        ``exp``: ``exp(1 - distance / tolerance)``. For dissimilar pairs the larger distance
+        weighs more: the ratio is turned over, the exponent changes its sign.
+    max_weight, min_weight : float
+        Bounds of linear and exponential weights. With the default bounds a match weighs 1.
+    allow_fallback : bool
+        Whether pairs that fail are taken where matches are too few, with a weight below 1.
+        Otherwise they weigh 0.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is out of range.
+
+    Examples
+    --------
+    >>> near = SimilarityCondition(tolerance=0.5, weight_mode="linear", max_weight=4.0)
+    >>> near.score(1.0, 1.25), near.score(1.0, 2.0)
+    (2.0, 0.0)
+    """
+
+    mode: Literal["similar", "dissimilar"] = "similar"
+    tolerance: float = 0.0
+    metric: Callable[[float, float], float] | None = None
+    weight_mode: Literal["binary", "linear", "exp"] = "binary"
+    max_weight: float = 1.0
+    min_weight: float = 0.0
+    allow_fallback: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("mode", ("similar", "dissimilar")),
+            ("weight_mode", ("binary", "linear", "exp")),
+            ("allow_fallback", (True, False)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        if self.metric is not None and not callable(self.metric):
+            raise ConfigError(f"metric must be callable or None, got {self.metric!r}")
+        for name, low, high in (
+            ("tolerance", 0, math.inf),
+            ("max_weight", 1, math.inf),
+            ("min_weight", 0, 1),
+        ):
+            value = getattr(self, name)
+            number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+            if not number or not low <= value < high:
+                raise ConfigError(f"{name} must be at least {low} and below {high}, got {value!r}")
+
+    @property
+    def gives_weights(self) -> bool:
+        """Whether pairs can weigh anything but 1."""
+        graded = self.weight_mode != "binary" and self.max_weight > 1
+        return graded or self.allow_fallback
+
+    def score(self, a: Any, b: Any) -> float:
+        """Return the weight of one pair: at least 1 for a match, less where it fails.
+
+        Parameters
+        ----------
+        a, b : number, array or other value
+            Of the anchor, and of the candidate.
+        """
+        if self.metric is not None:
+            return float(self.weights(np.array([self.metric(a, b)], dtype=np.float64))[0])
+        return float(self.weights(self.distances(np.asarray([a]), np.asarray([b])))[0])
+
+    def distances(self, a: Array, b: Array) -> Array:
+        """Return the distance of each pair.
+
+        Parameters
+        ----------
+        a, b : ndarray, shape (n, ...)
+            Values of the anchors and of the candidates.
+
+        Returns
+        -------
+        ndarray of float64, shape (n,)
+        """
+        if self.metric is not None:
+            return _called(self.metric, a, b)
+        if a.dtype.kind not in "iuf":
+            return np.where(a == b, 0.0, np.inf)
+        difference = a.astype(np.float64) - b.astype(np.float64)
+        return np.abs(difference) if a.ndim == 1 else np.linalg.norm(_flat(difference), axis=1)
+
+    def matches(self, distances: Array) -> Array:
+        """Tell which distances fulfil the condition."""
+        if self.mode == "similar":
+            return distances <= self.tolerance
+        return distances > self.tolerance
+
+    def weights(self, distances: Array) -> Array:
+        """Return what pairs at these distances weigh."""
+        matches = self.matches(distances)
+        if self.weight_mode == "binary":
+            found, failed = np.ones(len(distances)), np.full(len(distances), FALLBACK)
+        else:
+            graded = self._graded(distances)
+            found = np.fmin(np.fmax(graded, 1.0), self.max_weight)
+            failed = np.fmax(np.fmin(graded, np.nextafter(1.0, 0.0)), self.min_weight)
+            failed = np.where(np.isnan(graded), self.min_weight, failed)
+        return np.where(matches, found, failed if self.allow_fallback else 0.0)
+
+    def _graded(self, distances: Array) -> Array:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            if self.weight_mode == "linear":
+                graded = self.tolerance / distances
+                graded[(distances == 0) & (self.tolerance == 0)] = np.inf
+            else:
+                share = distances / self.tolerance
+                share[(distances == 0) & (self.tolerance == 0)] = 0.0
+                graded = np.exp(1 - share)
+            if self.mode == "similar":
+                return graded
+            return np.divide(1.0, graded)
+
+    @classmethod
+    def from_config(cls, cfg: dict[str, Any]) -> SimilarityCondition:
+        """Make a condition from `get_config` output."""
+        return super().from_config(cfg)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments as plain data; a metric goes by its name."""
+        return super().get_config()
+
+
+def _flat(values: Array) -> Array:
+    return values.reshape(len(values), -1)
+
+
+def takes_arrays(metric: Callable[..., Any], a: Array, b: Array) -> bool:
+    """Tell whether a metric gives for arrays of values what it gives for each pair."""
+    try:
+        at_once = np.asarray(metric(a, b), dtype=np.float64)
+    except (TypeError, ValueError, AttributeError):
+        return False
+    return np.array_equal(at_once, _one_by_one(metric, a, b), equal_nan=True)
+
+
+def _called(metric: Callable[..., Any], a: Array, b: Array) -> Array:
+    if takes_arrays(metric, a[:8], b[:8]):
+        return np.asarray(metric(a, b), dtype=np.float64)
+    return _one_by_one(metric, a, b)
+
+
+def _one_by_one(metric: Callable[..., Any], a: Array, b: Array) -> Array:
+    return np.array([metric(x, y) for x, y in zip(a, b, strict=True)], dtype=np.float64)
