@@ -258,7 +258,7 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         for i in range(first, len(next(iter(streams.values())))):
             self.batch_ = i + 1
             found = {name: batches[i] for name, batches in streams.items()}
-            yield found[DEFAULT] if DEFAULT in found else found
+            yield found.get(DEFAULT, found)
         self.epoch_, self.batch_ = self.epoch_ + 1, 0
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -271,6 +271,7 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
     ) -> IntArray:
         role = self.roles[0] if role == DEFAULT else role
         return self.codes(view, columns)[rows[role]]
+
 
 def _packed(codes: IntArray) -> IntArray:
     """Close the gaps between numbers and keep their order."""

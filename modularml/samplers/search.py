@@ -196,6 +196,8 @@ def find_partners(
     size = max(FEWEST, MAX_PAIRS // max(1, len(rows)))
     if not all(rule.is_quick for rule in left):
         size //= SLOWER
+    if best is not None and not left and sum(not r.joins for r in rules) <= 1:
+        size = 2 * best  # the best lie next to each other
     chunks = _chunks(runs, rows, size, rng, show=show)
     return _joined([_kept(left, rules, a, b, best) for a, b in chunks], n)
 
@@ -255,11 +257,9 @@ def _tree_pairs(
     near: Sequence[Rule], joins: Sequence[Rule], rows: IntArray
 ) -> tuple[IntArray, IntArray] | None:
     """Return all pairs within the tolerances, and a few more; None where they are too many."""
-    columns = [
-        r.values[rows].reshape(len(rows), -1) / r.condition.tolerance for r in near
-    ]
-    for rule in joins:  # groups lie so far apart that nothing reaches from one to another
-        columns.append(2.0 * np.unique(rule.values[rows], return_inverse=True)[1][:, None])
+    columns = [r.values[rows].reshape(len(rows), -1) / r.condition.tolerance for r in near]
+    # groups lie so far apart that nothing reaches from one to another
+    columns += [2.0 * np.unique(r.values[rows], return_inverse=True)[1][:, None] for r in joins]
     power = 2 if len(columns) == 1 else np.inf
     points = np.hstack(columns)
     tree = require("scipy.spatial").cKDTree(points)

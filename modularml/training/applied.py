@@ -17,7 +17,7 @@ from modularml.data.references import (
 from modularml.errors import ConfigError, LossError
 from modularml.training.loss import Loss
 
-__all__ = ["AppliedLoss", "LossInput"]
+__all__ = ["AppliedLoss", "LossInput", "weigh"]
 
 DOMAINS = ("outputs", "targets", "features", "tags")
 
@@ -109,6 +109,9 @@ class AppliedLoss(Configurable):
         Multiplies the loss.
     label : str, optional
         ``<loss>_<node>`` where it is not given.
+    sample_weight : str or FeatureSetColumnReference, optional
+        Column of numbers of at least 0: the loss is then the mean weighted by it,
+        ``sum(w * l) / sum(w)``. With several roles it is read for the role named first.
 
     Raises
     ------
@@ -129,6 +132,7 @@ class AppliedLoss(Configurable):
         *,
         weight: float = 1.0,
         label: str | None = None,
+        sample_weight: str | FeatureSetColumnReference | None = None,
     ) -> None:
         if not isinstance(loss, Loss):
             raise ConfigError(f"loss must be a Loss, got {loss!r}; write Loss({loss!r})")
@@ -150,6 +154,9 @@ class AppliedLoss(Configurable):
         self.label = label if label is not None else f"{loss.name}_{self.on}"
         items = self.inputs.values() if isinstance(self.inputs, dict) else self.inputs
         self.parsed = [LossInput.parse(item) for item in items]
+        self.sample_weight = sample_weight
+        if not isinstance(sample_weight, str | FeatureSetColumnReference | None):
+            raise ConfigError(f"sample_weight must be a column or None, got {sample_weight!r}")
 
     @property
     def node_id(self) -> str:
@@ -186,6 +193,10 @@ class AppliedLoss(Configurable):
         fn = self.loss.resolve(layout.adapter.backend)
         names = self.keywords
         value = fn(**dict(zip(names, args, strict=True))) if names else fn(*args)
+        place = [label for label, _ in layout.losses].index(self.label) if layout.weighings else -1
+        if place >= 0 and (weighing := layout.weighings[place]) is not None:
+            weights = ctx.sample_weights(weighing)
+            value = weigh(value, layout.adapter.from_numpy(weights / (weights.mean() or 1.0)))
         return value.mean() * self.weight
 
     def _argument(self, ctx: Any, item: LossInput) -> Any:
@@ -212,3 +223,25 @@ class AppliedLoss(Configurable):
             f"AppliedLoss({self.loss.name!r} on {self.on!r}, inputs={self.inputs}, "
             f"weight={self.weight})"
         )
+
+
+def weigh(values: Any, weights: Any) -> Any:
+    """Multiply the loss of each sample by its weight.
+
+    Parameters
+    ----------
+    values : tensor, shape (n, ...)
+    weights : tensor, shape (n,)
+
+    Raises
+    ------
+    LossError
+        If the loss is one value for all samples.
+    """
+    shape = tuple(values.shape)
+    if not shape or shape[0] != weights.shape[0]:
+        raise LossError(
+            f"a loss of samples that have weights must be one value a sample or an element, got "
+            f"shape {shape} for {weights.shape[0]} samples; do not reduce it (reduction='none')"
+        )
+    return values * weights[(..., *[None] * (len(shape) - 1))]
