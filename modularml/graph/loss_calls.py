@@ -73,7 +73,10 @@ def mean_over_samples(
     if quick is not None and names is None and not weighed:
         return quick
     mean = adapter.sample_mean
-    fn = raw if names is None else lambda *args: raw(**dict(zip(names, args, strict=True)))
+
+    def fn(*args: Any) -> Any:
+        return raw(*args) if names is None else raw(**dict(zip(names, args, strict=True)))
+
     if weighed:
         return lambda *args: mean(weigh(fn(*args[:-1]), args[-1]))
     return lambda *args: mean(fn(*args))

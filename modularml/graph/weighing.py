@@ -50,9 +50,9 @@ def weighing_of(
         return Weighing(found[0][0], found[0][1], found) if found else None
     item = applied.sample_weight
     named = LossInput(None, "tags", None, item) if isinstance(item, str) else LossInput.parse(item)
-    leaf: Any = pick_column(applied, named, flows, node)
-    _check(applied, leaf)
-    return Weighing(leaf.source, role, found, leaf.columns[0])
+    weight: Any = pick_column(applied, named, flows, node)
+    _check(applied, weight)
+    return Weighing(weight.source, role, found, weight.columns[0])
 
 
 def mean_one(values: Array, bounds: Sequence[int] | Array) -> Array:

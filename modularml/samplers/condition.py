@@ -119,7 +119,9 @@ class SimilarityCondition(Configurable):
         if a.dtype.kind not in "iuf":
             return np.where(a == b, 0.0, np.inf)
         difference = a.astype(np.float64) - b.astype(np.float64)
-        return np.abs(difference) if a.ndim == 1 else np.linalg.norm(_flat(difference), axis=1)
+        if a.ndim == 1:
+            return np.abs(difference)
+        return np.sqrt((difference**2).sum(axis=tuple(range(1, a.ndim))))
 
     def matches(self, distances: Array) -> Array:
         """Tell which distances fulfil the condition."""
@@ -160,10 +162,6 @@ class SimilarityCondition(Configurable):
     def get_config(self) -> dict[str, Any]:
         """Return the arguments as plain data; a metric goes by its name."""
         return super().get_config()
-
-
-def _flat(values: Array) -> Array:
-    return values.reshape(len(values), -1)
 
 
 def takes_arrays(metric: Callable[..., Any], a: Array, b: Array) -> bool:

@@ -109,7 +109,8 @@ class Partners:
         """Return partners by place, from 0; both shape (n, k), or rows (n, 1)."""
         first, second = self.sizes[0][rows], self.starts[1][rows]
         found = np.where(places < first, self.starts[0][rows] + places, second + places - first)
-        return self.members[found]
+        partners: IntArray = self.members.take(found, mode="clip")
+        return partners
 
     def draw(self, rows: IntArray, k: int, rng: np.random.Generator) -> IntArray:
         """Return up to `k` partners of each row, drawn without replacement.
@@ -196,7 +197,8 @@ def find_partners(
     size = max(FEWEST, MAX_PAIRS // max(1, len(rows)))
     if not all(rule.is_quick for rule in left):
         size //= SLOWER
-    if best is not None and not left and sum(not r.joins for r in rules) <= 1:
+    ranking = [r for r in rules if not (r.joins and any(r is s for s in strict))]
+    if best is not None and len(ranking) <= 1 and all(r.sorts for r in ranking):
         size = 2 * best  # the best lie next to each other
     chunks = _chunks(runs, rows, size, rng, show=show)
     return _joined([_kept(left, rules, a, b, best) for a, b in chunks], n)
@@ -213,7 +215,7 @@ def _runs(
         groups = np.unique(groups * (own.max(initial=0) + 1) + own, return_inverse=True)[1]
     others = [r for r in strict if not r.joins]
     sorting = [r for r in others if r.sorts] or [r for r in rules if r.sorts and ranked]
-    rule = min(sorting, key=lambda r: not r.near, default=None)
+    rule = next(iter(sorted(sorting, key=lambda r: not r.near)), None)
     values = np.zeros(len(rows)) if rule is None else rule.values[rows]
     order = np.lexsort((values, groups)) if joins else np.argsort(values, kind="stable")
     values, groups = values[order], groups[order]
@@ -257,7 +259,9 @@ def _tree_pairs(
     near: Sequence[Rule], joins: Sequence[Rule], rows: IntArray
 ) -> tuple[IntArray, IntArray] | None:
     """Return all pairs within the tolerances, and a few more; None where they are too many."""
-    columns = [r.values[rows].reshape(len(rows), -1) / r.condition.tolerance for r in near]
+    columns: list[Array] = [
+        r.values[rows].reshape(len(rows), -1) / r.condition.tolerance for r in near
+    ]
     # groups lie so far apart that nothing reaches from one to another
     columns += [2.0 * np.unique(r.values[rows], return_inverse=True)[1][:, None] for r in joins]
     power = 2 if len(columns) == 1 else np.inf

@@ -78,7 +78,8 @@ class SimpleSampler(BaseSampler):
             chances = np.divide(chances, sums[codes], out=chances, where=sums[codes] > 0)
         if not chances.any():
             raise DataError(f"weights: every row of {view.label!r} weighs 0")
-        return chances / chances.sum()
+        shares: Array = chances / chances.sum()
+        return shares
 
 
 sampler_registry.register("SimpleSampler", SimpleSampler)
