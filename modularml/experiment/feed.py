@@ -62,7 +62,12 @@ class Feed:
         ]
         self._in_turn = policy.alternates and len(self.groups) > 1
         together = {b.source: b.group for b in bound} if training and not self._in_turn else None
-        weighted = {b.source: b.group for b in bound if self._in_turn or b.sampler.gives_weights}
+        kinds = list(dict.fromkeys((b.group, b.stream) for b in bound))
+        weighted = {
+            b.source: kinds.index((b.group, b.stream))
+            for b in bound
+            if self._in_turn or b.sampler.gives_weights
+        }
         self._losses, self._graph_plan = (
             losses,
             partial(graph.plan, training=training, roles=_roles(bound), weighted=weighted),
