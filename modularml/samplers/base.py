@@ -74,11 +74,10 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        own = inspect.signature(cls.__init__)
+        own, every = (inspect.signature(c.__init__) for c in (cls, BaseSampler))
         named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
         if len(named) < len(own.parameters):
-            every = {p.name: p for p in inspect.signature(BaseSampler.__init__).parameters.values()}
-            rest = [p for name, p in every.items() if name not in own.parameters]
+            rest = [p for name, p in every.parameters.items() if name not in own.parameters]
             cls.__init__.__signature__ = own.replace(parameters=[*named, *rest])  # type: ignore[attr-defined]
 
     def __init__(

@@ -13,7 +13,7 @@ from modularml._typing import Array
 from modularml.config import Configurable
 from modularml.errors import ConfigError
 
-__all__ = ["SimilarityCondition", "takes_arrays"]
+__all__ = ["SimilarityCondition"]
 
 FALLBACK = 0.1
 """What a pair that fails weighs in mode ``binary``, where failing is allowed."""
@@ -34,6 +34,7 @@ class SimilarityCondition(Configurable):
         In units of the column, at least 0.
     metric : callable, optional
         Distance of two values, instead. One that also takes arrays of values is much faster.
+        Where rows are many, samplers try it on some candidates of each only.
     weight_mode : {'binary', 'linear', 'exp'}
         ``binary``: a match weighs 1, a pair that fails 0.1. ``linear``: ``tolerance / distance``.
         ``exp``: ``exp(1 - distance / tolerance)``. For dissimilar pairs the larger distance
@@ -65,20 +66,18 @@ class SimilarityCondition(Configurable):
     allow_fallback: bool = False
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("mode", ("similar", "dissimilar")),
-            ("weight_mode", ("binary", "linear", "exp")),
-            ("allow_fallback", (True, False)),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        choices = {
+            "mode": ("similar", "dissimilar"),
+            "weight_mode": ("binary", "linear", "exp"),
+            "allow_fallback": (True, False),
+        }
+        for name, allowed in choices.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise ConfigError(f"{name} must be one of {allowed}, got {value!r}")
         if self.metric is not None and not callable(self.metric):
             raise ConfigError(f"metric must be callable or None, got {self.metric!r}")
-        for name, low, high in (
-            ("tolerance", 0, math.inf),
-            ("max_weight", 1, math.inf),
-            ("min_weight", 0, 1),
-        ):
+        ranges = {"tolerance": (0, math.inf), "max_weight": (1, math.inf), "min_weight": (0, 1)}
+        for name, (low, high) in ranges.items():
             value = getattr(self, name)
             number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
             if not number or not low <= value < high:
@@ -87,35 +86,16 @@ class SimilarityCondition(Configurable):
     @property
     def gives_weights(self) -> bool:
         """Whether pairs can weigh anything but 1."""
-        graded = self.weight_mode != "binary" and self.max_weight > 1
-        return graded or self.allow_fallback
+        return self.allow_fallback or (self.weight_mode != "binary" and self.max_weight > 1)
 
     def score(self, a: Any, b: Any) -> float:
-        """Return the weight of one pair: at least 1 for a match, less where it fails.
-
-        Parameters
-        ----------
-        a, b : number, array or other value
-            Of the anchor, and of the candidate.
-        """
-        if self.metric is not None:
-            return float(self.weights(np.array([self.metric(a, b)], dtype=np.float64))[0])
+        """Return the weight of an anchor's value and another: at least 1 for a match."""
         return float(self.weights(self.distances(np.asarray([a]), np.asarray([b])))[0])
 
     def distances(self, a: Array, b: Array) -> Array:
-        """Return the distance of each pair.
-
-        Parameters
-        ----------
-        a, b : ndarray, shape (n, ...)
-            Values of the anchors and of the candidates.
-
-        Returns
-        -------
-        ndarray of float64, shape (n,)
-        """
+        """Return the distance of each pair of values, shape (n, ...) both."""
         if self.metric is not None:
-            return _called(self.metric, a, b)
+            return _distances_by(self.metric, a, b)
         if a.dtype.kind not in "iuf":
             return np.where(a == b, 0.0, np.inf)
         difference = a.astype(np.float64) - b.astype(np.float64)
@@ -137,22 +117,14 @@ class SimilarityCondition(Configurable):
         else:
             graded = self._graded(distances)
             found = np.fmin(np.fmax(graded, 1.0), self.max_weight)
-            failed = np.fmax(np.fmin(graded, np.nextafter(1.0, 0.0)), self.min_weight)
-            failed = np.where(np.isnan(graded), self.min_weight, failed)
+            failed = np.fmin(np.fmax(graded, self.min_weight), np.nextafter(1.0, 0.0))
         return np.where(matches, found, failed if self.allow_fallback else 0.0)
 
     def _graded(self, distances: Array) -> Array:
         with np.errstate(divide="ignore", invalid="ignore"):
-            if self.weight_mode == "linear":
-                graded = self.tolerance / distances
-                graded[(distances == 0) & (self.tolerance == 0)] = np.inf
-            else:
-                share = distances / self.tolerance
-                share[(distances == 0) & (self.tolerance == 0)] = 0.0
-                graded = np.exp(1 - share)
-            if self.mode == "similar":
-                return graded
-            return np.divide(1.0, graded)
+            share = np.where(distances == 0, 0.0, distances / self.tolerance)
+            graded = 1 / share if self.weight_mode == "linear" else np.exp(1 - share)
+            return graded if self.mode == "similar" else np.divide(1.0, graded)
 
     @classmethod
     def from_config(cls, cfg: dict[str, Any]) -> SimilarityCondition:
@@ -164,20 +136,16 @@ class SimilarityCondition(Configurable):
         return super().get_config()
 
 
-def takes_arrays(metric: Callable[..., Any], a: Array, b: Array) -> bool:
-    """Tell whether a metric gives for arrays of values what it gives for each pair."""
+def _distances_by(metric: Callable[..., Any], a: Array, b: Array) -> Array:
+    """Return a metric of each pair, by one call where it gives for arrays the same as for each."""
+
+    def one_by_one(n: int) -> Array:
+        return np.array([metric(x, y) for x, y in zip(a[:n], b[:n], strict=True)], dtype=np.float64)
+
     try:
-        at_once = np.asarray(metric(a, b), dtype=np.float64)
+        probe = np.asarray(metric(a[:8], b[:8]), dtype=np.float64)
     except (TypeError, ValueError, AttributeError):
-        return False
-    return np.array_equal(at_once, _one_by_one(metric, a, b), equal_nan=True)
-
-
-def _called(metric: Callable[..., Any], a: Array, b: Array) -> Array:
-    if takes_arrays(metric, a[:8], b[:8]):
+        return one_by_one(len(a))
+    if np.array_equal(probe, one_by_one(8), equal_nan=True):
         return np.asarray(metric(a, b), dtype=np.float64)
-    return _one_by_one(metric, a, b)
-
-
-def _one_by_one(metric: Callable[..., Any], a: Array, b: Array) -> Array:
-    return np.array([metric(x, y) for x, y in zip(a, b, strict=True)], dtype=np.float64)
+    return one_by_one(len(a))

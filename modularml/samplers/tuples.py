@@ -21,23 +21,20 @@ from modularml.samplers.search import Partners, Rule, find_partners, pair_weight
 __all__ = ["NSampler", "PairedSampler", "TripletSampler"]
 
 ANCHOR = "anchor"
+_SEARCHED = {"_found", "_anchors"}
 Conditions = Mapping[str, SimilarityCondition]
 
 
 @dataclass(frozen=True)
 class _Role:
-    """Who can have a role: matches, and who else where these are too few."""
+    """Who can have a role: matches, and others where these are too few."""
 
     rules: list[Rule]
     matches: Partners
     others: Partners | None
 
-    @property
-    def counts(self) -> IntArray:
-        return self.matches.counts if self.others is None else self.others.counts
-
     def draw(self, rows: IntArray, k: int, rng: np.random.Generator) -> IntArray:
-        """Return up to `k` partners of each row, matches first; -1 behind the last."""
+        """Return up to `k` partners of each row, shape (n, k), matches first; -1 at the end."""
         picks = self.matches.draw(rows, k, rng)
         if self.others is None:
             return picks
@@ -46,16 +43,6 @@ class _Role:
         both = np.concatenate([picks, more], axis=1)
         first = np.argsort(both < 0, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(both, first, axis=1)
-
-
-@dataclass(frozen=True)
-class _Index:
-    """What does not change from epoch to epoch."""
-
-    version: int
-    indices: IntArray
-    roles: dict[str, _Role]
-    anchors: IntArray
 
 
 class NSampler(BaseSampler):
@@ -106,13 +93,16 @@ class NSampler(BaseSampler):
             c.gives_weights for own in condition_mapping.values() for c in own.values()
         )
         self.n_dropped = 0
-        self._found: _Index | None = None
+        self._key: tuple[int, bytes] | None = None
 
     def sample(self, view: FeatureSetView, epoch: int) -> EpochBatches:
         """Return the batches of an epoch."""
-        index = self._index(view)
+        key = (view.collection.version, view.indices.tobytes())
+        if key != self._key:
+            self._search(view)
+            self._key = key
         rng = self.rng(epoch if self.shuffle else 0)
-        rows = self._tuples(index, rng)
+        rows = self._tuples(rng)
         if self.shuffle:
             order = rng.permutation(len(rows[ANCHOR]))
             rows = {role: own[order] for role, own in rows.items()}
@@ -121,31 +111,24 @@ class NSampler(BaseSampler):
             return batches
         weights = {
             role: pair_weights(own.rules, batches.rows[ANCHOR], batches.rows[role])
-            for role, own in index.roles.items()
+            for role, own in self._found.items()
         }
         return EpochBatches(batches.rows, batches.bounds, weights)
 
-    def _tuples(self, index: _Index, rng: np.random.Generator) -> dict[str, IntArray]:
+    def _tuples(self, rng: np.random.Generator) -> dict[str, IntArray]:
         """Draw partners for all anchors and put them side by side."""
-        k = self.max_samples_per_anchor
-        picks = {role: own.draw(index.anchors, k, rng) for role, own in index.roles.items()}
+        k, anchors = self.max_samples_per_anchor, self._anchors
+        picks = {role: own.draw(anchors, k, rng) for role, own in self._found.items()}
         counts = {role: (found >= 0).sum(axis=1)[:, None] for role, found in picks.items()}
         there = np.arange(k) < np.max(list(counts.values()), axis=0)
-        rows = {ANCHOR: np.broadcast_to(index.anchors[:, None], there.shape)[there]}
+        rows = {ANCHOR: np.broadcast_to(anchors[:, None], there.shape)[there]}
         for role, found in picks.items():
             again = np.arange(k) % counts[role]
             rows[role] = np.take_along_axis(found, again, axis=1)[there]
         return rows
 
-    def _index(self, view: FeatureSetView) -> _Index:
-        """Return what was found among these rows, searched once."""
-        found = self._found
-        version = view.collection.version
-        if found is None or found.version != version or not _equal(found.indices, view.indices):
-            self._found = found = self._search(view)
-        return found
-
-    def _search(self, view: FeatureSetView) -> _Index:
+    def _search(self, view: FeatureSetView) -> None:
+        """Find who can be whose partner, which does not change from epoch to epoch."""
         n, rng = len(view), self.rng(0)
         best = self.max_samples_per_anchor if self.choose_best_only else None
         roles = {}
@@ -156,7 +139,8 @@ class NSampler(BaseSampler):
             softens = best is None and len(firm) < len(rules)
             others = find_partners(firm, n, rng, show=self.show_progress) if softens else None
             roles[role] = _Role(rules, found, others)
-        anchors = np.flatnonzero(np.min([own.counts for own in roles.values()], axis=0))
+        counts = [(own.others or own.matches).counts for own in roles.values()]
+        anchors = np.flatnonzero(np.min(counts, axis=0))
         self.n_dropped = n - len(anchors)
         if not len(anchors):
             raise DataError(
@@ -170,7 +154,7 @@ class NSampler(BaseSampler):
                 UserWarning,
                 stacklevel=2,
             )
-        return _Index(view.collection.version, view.indices, roles, anchors)
+        self._found, self._anchors = roles, anchors
 
     def _rule(self, view: FeatureSetView, column: str, condition: SimilarityCondition) -> Rule:
         collection, rows = view.collection, view.valid_indices
@@ -187,7 +171,7 @@ class NSampler(BaseSampler):
         return Rule(condition, np.unique(flat, axis=0, return_inverse=True)[1], by_equality=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_found": None}
+        return {k: None if k == "_key" else v for k, v in vars(self).items() if k not in _SEARCHED}
 
 
 class PairedSampler(NSampler):
@@ -198,7 +182,6 @@ class PairedSampler(NSampler):
     conditions : dict of str to SimilarityCondition
         By column; all must hold.
     max_pairs_per_anchor : int
-    choose_best_only : bool
     **kwargs
         See `NSampler`; the roles are ``anchor`` and ``pair``.
 
@@ -216,11 +199,9 @@ class PairedSampler(NSampler):
         choose_best_only: bool = False,
         **kwargs: Any,
     ) -> None:
+        kwargs |= {"choose_best_only": choose_best_only}
         super().__init__(
-            {"pair": conditions},
-            max_samples_per_anchor=max_pairs_per_anchor,
-            choose_best_only=choose_best_only,
-            **kwargs,
+            {"pair": conditions}, max_samples_per_anchor=max_pairs_per_anchor, **kwargs
         )
         self.conditions, self.max_pairs_per_anchor = conditions, max_pairs_per_anchor
 
@@ -233,7 +214,6 @@ class TripletSampler(NSampler):
     pos_conditions, neg_conditions : dict of str to SimilarityCondition
         By column what relates positives, and negatives, to their anchor; all must hold.
     max_samples_per_anchor : int
-    choose_best_only : bool
     **kwargs
         See `NSampler`; the roles are ``anchor``, ``positive`` and ``negative``.
 
@@ -254,17 +234,10 @@ class TripletSampler(NSampler):
         choose_best_only: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            {"positive": pos_conditions, "negative": neg_conditions},
-            max_samples_per_anchor=max_samples_per_anchor,
-            choose_best_only=choose_best_only,
-            **kwargs,
-        )
+        mapping = {"positive": pos_conditions, "negative": neg_conditions}
+        kwargs |= {"choose_best_only": choose_best_only}
+        super().__init__(mapping, max_samples_per_anchor=max_samples_per_anchor, **kwargs)
         self.pos_conditions, self.neg_conditions = pos_conditions, neg_conditions
-
-
-def _equal(a: IntArray, b: IntArray) -> bool:
-    return a is b or np.array_equal(a, b)
 
 
 def _check(mapping: Any, k: Any) -> None:
