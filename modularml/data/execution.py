@@ -49,18 +49,7 @@ Flow: TypeAlias = Leaf | Merged | None
 
 @dataclass(frozen=True)
 class Weighing:
-    """What the samples of a loss are weighted by: a product of these.
-
-    Parameters
-    ----------
-    source : Source
-    role : str
-        Rows that a weight column belongs to.
-    rows : tuple of (Source, str)
-        Sources and roles whose rows have weights from a sampler.
-    column : str or None
-        Weight column of `source`.
-    """
+    """What weighs the samples of a loss: rows of sources in roles, times a column of `source`."""
 
     source: Source
     role: str
@@ -73,18 +62,10 @@ class Weighing:
         rows: Callable[[Source, str], IntArray],
         weights: Callable[[Source, str], Array | None],
     ) -> Array:
-        """Return the weight of each sample.
+        """Return the weight of each sample, shape (n,).
 
-        Parameters
-        ----------
-        view : FeatureSetView or None
-            Of `source`; only needed for a column.
-        rows, weights : callable
-            From a source and a role to the rows that were read, and what a sampler gave them.
-
-        Returns
-        -------
-        ndarray of float64, shape (n,)
+        `rows` and `weights` give, for a source and a role, the rows of the FeatureSet that were
+        read and what a sampler gave them; `view` is of `source`, for the column.
         """
         found = [w for s, r in self.rows if (w := weights(s, r)) is not None]
         if self.column is not None and view is not None:
@@ -140,8 +121,8 @@ class Layout:
     views : mapping of Source to FeatureSetView
         The rows that each source reads.
     training : bool
-    weighings : tuple of Weighing or None
-        What the samples of each loss are weighted by, if anything.
+    weighings : tuple of (Weighing or None)
+        What weighs the samples of each loss, if anything.
     """
 
     outputs: tuple[tuple[str, str], ...]
@@ -168,7 +149,6 @@ class ExecutionContext:
 
     __slots__ = (
         "_inputs",
-        "_totals",
         "batch_idx",
         "epoch_idx",
         "layout",
@@ -177,6 +157,7 @@ class ExecutionContext:
         "plan",
         "rows",
         "tensors",
+        "totals",
         "values",
     )
 
@@ -189,7 +170,7 @@ class ExecutionContext:
     ) -> None:
         self.phase_label, self.epoch_idx, self.batch_idx = phase_label, epoch_idx, batch_idx
         self._inputs = inputs
-        self._totals: list[float] | None = None
+        self.totals: list[float] | None = None
         self.layout: Layout | None = None
         self.plan: Any = None
         self.rows: Callable[[Source, int], Mapping[str, IntArray]] | None = None
@@ -236,23 +217,17 @@ class ExecutionContext:
             view, lambda s, r: self.indices(s)[r], lambda s, r: self.weights(s).get(r)
         )
 
-    @property
-    def totals(self) -> list[float]:
-        """What each loss is a mean over: the sum of the weights, the rows where there are none."""
-        if self._totals is None:
+    def loss_totals(self) -> list[float]:
+        """Return what each loss is a mean over: the sum of the weights, or the rows."""
+        if self.totals is None:
             layout = self._layout()
-            weighings = layout.weighings or (None,) * len(layout.losses)
-            self._totals = [
-                len(self.output(node_id, self.roles(node_id)[0]))
-                if weighing is None
-                else float(self.sample_weights(weighing).sum())
-                for (_, node_id), weighing in zip(layout.losses, weighings, strict=True)
+            self.totals = [
+                float(self.sample_weights(weighing).sum())
+                if weighing is not None
+                else len(self.output(node_id, self.roles(node_id)[0]))
+                for (_, node_id), weighing in zip(layout.losses, layout.weighings, strict=True)
             ]
-        return self._totals
-
-    @totals.setter
-    def totals(self, values: list[float] | None) -> None:
-        self._totals = values
+        return self.totals
 
     @property
     def n_samples(self) -> int:

@@ -128,15 +128,14 @@ class Feed:
         -------
         ndarray of float64, shape (n_batches, n_losses)
         """
-        batches = dict(enumerate(self._batches(epoch)))
+        batches, columns = self._batches(epoch), []
         layout = self.plan.layout
-        weighings = layout.weighings or (None,) * len(layout.losses)
-        columns = [
-            self.sizes(epoch, node_id)
-            if weighing is None
-            else np.add.reduceat(self._weights(weighing, batches), batches[0].bounds[:-1])
-            for (_, node_id), weighing in zip(layout.losses, weighings, strict=True)
-        ]
+        for (_, node_id), weighing in zip(layout.losses, layout.weighings, strict=True):
+            if weighing is None:
+                columns.append(self.sizes(epoch, node_id))
+            else:
+                starts = self._own(weighing.source, batches).bounds[:-1]
+                columns.append(np.add.reduceat(self._weights(weighing, batches), starts))
         return np.array(columns, dtype=np.float64).T
 
     def _steps(self, epoch: int, batches: list[EpochBatches]) -> Iterator[ExecutionContext]:
@@ -161,16 +160,15 @@ class Feed:
     def _tensors(self, part: int, batches: list[EpochBatches]) -> Iterator[Any]:
         plan, columns = self._parts[part]
         streams = [
-            self._stream(plan, slot, column, dict(enumerate(batches)))
+            self._stream(plan, slot, column, batches)
             for slot, column in zip(plan.slots, columns, strict=True)
         ]
         return zip(*streams, strict=True)
 
     def _stream(
-        self, plan: StepPlan, slot: InputSlot, column: Any, batches: Mapping[int, EpochBatches]
+        self, plan: StepPlan, slot: InputSlot, column: Any, batches: list[EpochBatches]
     ) -> Iterator[Any]:
-        bound = self.bound[slot.source]
-        own = batches[bound.group].stream(bound.stream)
+        own = self._own(slot.source, batches)
         if slot.weighing is not None:
             weights = mean_one(self._weights(slot.weighing, batches), own.bounds)
             made = plan.adapter.from_numpy(weights, dtype=slot.dtype, device=self.device)
@@ -179,21 +177,22 @@ class Feed:
         if own.weights is not None:
             rows = np.maximum(rows, 0)  # some row stands in for padding
         if slot.node_id is None:
-            rows = bound.view.valid_indices[rows]
+            rows = self.bound[slot.source].view.valid_indices[rows]
         room = self._room.setdefault(slot, []) if self.reuses_memory else None
         return pieces(plan.adapter, column, rows, own.sizes, room)
 
-    def _weights(self, weighing: Weighing, batches: Mapping[int, EpochBatches]) -> Array:
+    def _own(self, source: Source, batches: list[EpochBatches]) -> EpochBatches:
+        """Return the batches that a source reads."""
+        bound = self.bound[source]
+        return batches[bound.group].stream(bound.stream)
+
+    def _weights(self, weighing: Weighing, batches: list[EpochBatches]) -> Array:
         """Return what the samples of a loss weigh, batches behind one another."""
-
-        def own(source: Source) -> EpochBatches:
-            bound = self.bound[source]
-            return batches[bound.group].stream(bound.stream)
-
+        view = self.bound[weighing.source].view
         return weighing.values(
-            self.bound[weighing.source].view,
-            lambda source, role: self.bound[source].view.valid_indices[own(source).rows[role]],
-            lambda source, role: own(source).weight(role),
+            view,
+            lambda s, role: view.valid_indices[self._own(s, batches).rows[role]],
+            lambda s, role: self._own(s, batches).weight(role),
         )
 
     def _column(self, slot: InputSlot) -> Any:
@@ -271,8 +270,7 @@ class _Rows:
         return self._weights[key]
 
     def _own(self, source: Source) -> tuple[Bound, EpochBatches]:
-        bound = self.feed.bound[source]
-        return bound, self.feed._batches(self.epoch)[bound.group].stream(bound.stream)
+        return self.feed.bound[source], self.feed._own(source, self.feed._batches(self.epoch))
 
 
 def _roles(bound: Sequence[Bound]) -> tuple[str, ...]:

@@ -292,7 +292,7 @@ class _OnePass(PhaseResults):
         node_id = self._node_id(node)
         values: dict[str, list[tuple[float, float]]] = {}
         for ctx in self._execution:
-            for record, n in zip(ctx.losses, ctx.totals, strict=True):
+            for record, n in zip(ctx.losses, ctx.loss_totals(), strict=True):
                 if record.node_id == node_id:
                     values.setdefault(record.label, []).append((record.value, n))
         if reducer == "sum":

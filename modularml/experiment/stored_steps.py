@@ -39,7 +39,7 @@ def packed_steps(steps: Sequence[ExecutionContext]) -> dict[str, Any] | None:
         "outputs": outs,
         "losses": np.array(losses, dtype=np.float64).reshape(len(steps), len(layout.losses)),
         "rows": rows,
-        "totals": np.array([s.totals for s in steps], dtype=np.float64),
+        "totals": np.array([s.loss_totals() for s in steps], dtype=np.float64),
     }
 
 
@@ -120,6 +120,7 @@ def _layout(data: Mapping[str, Any]) -> tuple[Layout, list[Source]]:
         labels={node_id: label for label, node_id in ids.items()},
         views=dict(zip(sources, views, strict=True)),
         training=data["training"],
+        weighings=(None,) * len(data["losses"]),
     )
     return layout, sources
 

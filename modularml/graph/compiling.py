@@ -347,7 +347,6 @@ class _Compiler:
         outputs = tuple((n.node_id, role) for n in running for role in self.roles)
         on = tuple((a.label, self._node_named(a.on, a).node_id) for a in losses)
         labels = {n.node_id: n.label for n in self.nodes}
-        weighings = tuple(self.weighings) if any(self.weighings) else ()
         layout = Layout(
             outputs,
             on,
@@ -355,7 +354,7 @@ class _Compiler:
             self.adapter,
             labels,
             training=self.training,
-            weighings=weighings,
+            weighings=tuple(self.weighings),
         )
         models = [n for n in self.nodes if isinstance(n, ModelNode) and n.node_id not in static]
         return StepPlan(

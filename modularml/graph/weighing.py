@@ -25,14 +25,8 @@ def weighing_of(
 ) -> Weighing | None:
     """Return what weighs the samples of a loss; None where all weigh the same.
 
-    Parameters
-    ----------
-    applied : AppliedLoss
-    reads : sequence of (ComputeNode, str)
-        Nodes and roles that the loss reads, those it is applied on first.
-    flows : mapping of (str, str) to Flow
-    weighted : mapping of Source to int
-        Sources whose rows have weights; those of one number have the same.
+    It `reads` nodes in roles, the one it is applied on first; rows of `weighted` sources have
+    weights, equal ones where the numbers are equal.
 
     Raises
     ------

@@ -19,15 +19,10 @@ __all__ = ["align"]
 
 
 def align(views: Sequence[FeatureSetView], on: str) -> list[FeatureSetView]:
-    """Return views of equal length whose rows belong together, in the order of the first.
+    """Return views of equal length whose rows have equal values of a column, or equal ids.
 
-    Parameters
-    ----------
-    views : sequence of FeatureSetView
-    on : str
-        Column whose equal values mean the same, or ``"sample_uuids"``. In all views but the
-        first each value stands once. Rows of the first that lack a partner are left out, and it
-        is said how many.
+    They stand in the order of the first; its rows that lack a partner are left out, and it is said
+    how many.
 
     Raises
     ------
@@ -47,7 +42,7 @@ def align(views: Sequence[FeatureSetView], on: str) -> list[FeatureSetView]:
         found = pc.index_in(wanted.cast(among.type), value_set=among)
         places.append(pc.fill_null(found, -1).to_numpy().astype(np.int64))
     kept = np.flatnonzero(np.all([p >= 0 for p in places], axis=0)) if places else slice(None)
-    aligned = [views[0].take(np.arange(len(wanted))[kept])]
+    aligned = [views[0].take(np.arange(len(wanted))[kept], label=views[0].label)]
     if not len(aligned[0]):
         raise DataError(f"align_on={on!r}: the sources have no value in common")
     if dropped := len(wanted) - len(aligned[0]):
@@ -57,7 +52,8 @@ def align(views: Sequence[FeatureSetView], on: str) -> list[FeatureSetView]:
             UserWarning,
             stacklevel=2,
         )
-    return aligned + [v.take(p[kept]) for v, p in zip(views[1:], places, strict=True)]
+    others = zip(views[1:], places, strict=True)
+    return aligned + [view.take(found[kept], label=view.label) for view, found in others]
 
 
 def _keys(view: FeatureSetView, on: str) -> pa.Array:

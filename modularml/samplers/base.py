@@ -184,16 +184,9 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         rng: np.random.Generator,
         weights: Mapping[str, Array] | None = None,
     ) -> EpochBatches:
-        """Cut rows, in their order and with their partners, into batches as asked.
+        """Cut rows of a view, each role in the order given, into batches as asked for.
 
-        Parameters
-        ----------
-        view : FeatureSetView
-        rows : mapping of str to ndarray of int64, shape (n,)
-            Positions within the view, by role.
-        rng : numpy.random.Generator
-            Orders batches of groups where `shuffle` is set.
-        weights : mapping of str to ndarray, shape (n,), optional
+        Batches of groups are put into an order by `rng` where `shuffle` is set.
         """
         n, at = len(rows[self.roles[0]]), slice(None)
         if self.group_by is not None:
@@ -214,13 +207,7 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
     # -- outside a phase ----------------------------------------------------------------------
 
     def views(self) -> list[FeatureSetView]:
-        """Return the rows of `sources`, aligned where they are several.
-
-        Raises
-        ------
-        ConfigError
-            If there are none, or several that nothing aligns.
-        """
+        """Return the rows of `sources`, aligned where they are several."""
         if not self.sources:
             raise ConfigError(
                 f"{type(self).__name__} has nothing to sample; pass sources=[featureset], or bind "
@@ -232,13 +219,7 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         return views if self.align_on is None else align(views, self.align_on)
 
     def materialize_batches(self, epoch: int = 0) -> SampledView:
-        """Return the batches of an epoch of `sources` as row numbers.
-
-        Returns
-        -------
-        SampledView
-            Stream ``"default"``; with several sources one stream for each, by its label.
-        """
+        """Return the batches of `sources` as row numbers: one stream, or one a source by label."""
         views = self.views()
         batches = self.epoch(views[0], epoch)
         names = [DEFAULT] if len(views) == 1 else [str(view.source.label) for view in views]

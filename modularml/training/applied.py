@@ -193,8 +193,9 @@ class AppliedLoss(Configurable):
         fn = self.loss.resolve(layout.adapter.backend)
         names = self.keywords
         value = fn(**dict(zip(names, args, strict=True))) if names else fn(*args)
-        place = [label for label, _ in layout.losses].index(self.label) if layout.weighings else -1
-        if place >= 0 and (weighing := layout.weighings[place]) is not None:
+        labels = [label for label, _ in layout.losses]
+        weighings = dict(zip(labels, layout.weighings, strict=True))
+        if (weighing := weighings.get(self.label)) is not None:
             weights = ctx.sample_weights(weighing)
             value = weigh(value, layout.adapter.from_numpy(weights / (weights.mean() or 1.0)))
         return value.mean() * self.weight
@@ -226,18 +227,7 @@ class AppliedLoss(Configurable):
 
 
 def weigh(values: Any, weights: Any) -> Any:
-    """Multiply the loss of each sample by its weight.
-
-    Parameters
-    ----------
-    values : tensor, shape (n, ...)
-    weights : tensor, shape (n,)
-
-    Raises
-    ------
-    LossError
-        If the loss is one value for all samples.
-    """
+    """Multiply losses, shape (n, ...), by the weights of the samples, shape (n,)."""
     shape = tuple(values.shape)
     if not shape or shape[0] != weights.shape[0]:
         raise LossError(

@@ -57,7 +57,9 @@ class Padded(BaseSampler):
     def sample(self, view, epoch):
         padding = [] if self.group_by else [-1, -1, -1]
         rows = np.append(self.rng(epoch).permutation(len(view)), padding).astype(np.int64)
-        return self.batches(view, {"default": rows}, self.rng(epoch), {"default": 1.0 * (rows >= 0)})
+        return self.batches(
+            view, {"default": rows}, self.rng(epoch), {"default": 1.0 * (rows >= 0)}
+        )
 
 
 class TestOfAUser(SamplerContract):
