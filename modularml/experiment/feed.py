@@ -128,8 +128,8 @@ class Feed:
         -------
         ndarray of float64, shape (n_batches, n_losses)
         """
-        batches, columns = self._batches(epoch), []
-        layout = self.plan.layout
+        batches, layout = self._batches(epoch), self.plan.layout
+        columns: list[Any] = []
         for (_, node_id), weighing in zip(layout.losses, layout.weighings, strict=True):
             if weighing is None:
                 columns.append(self.sizes(epoch, node_id))
