@@ -69,6 +69,8 @@ class BackendAdapter(ABC):
     """The few things that a graph needs of a framework."""
 
     backend: ClassVar[Backend]
+    gradients: ClassVar[bool] = True
+    """Whether its models are moved along gradients."""
 
     # -- tensors ------------------------------------------------------------------------------
 
@@ -141,6 +143,10 @@ class BackendAdapter(ABC):
     @abstractmethod
     def move(self, model: Any, device: Any) -> None:
         """Move a model's weights to a device, in place."""
+
+    def device_of(self, model: Any) -> Any:
+        """Return where a model's weights lie; None for the host."""
+        return None
 
     @abstractmethod
     def modes(self, models: Sequence[tuple[Any, bool]]) -> AbstractContextManager[Any]:

@@ -128,6 +128,10 @@ class TorchAdapter(BackendAdapter):
         """Move a model's weights to a device, in place."""
         model.to(device)
 
+    def device_of(self, model: Any) -> Any:
+        """Return where a model's weights lie."""
+        return next((p.device for p in model.parameters()), None)
+
     @contextmanager
     def modes(self, models: Sequence[tuple[Any, bool]]) -> Iterator[None]:
         """Put models into training (True) or evaluation mode within a block, then back."""

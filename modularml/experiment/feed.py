@@ -50,7 +50,7 @@ class Feed:
         *,
         training: bool,
         policy: BatchSchedulingPolicy,
-        device: Any = None,
+        device: str | None = None,
     ) -> None:
         self.phase, self.policy, self.device = phase, policy, device
         self.bound = {b.source: b for b in bound}
@@ -117,13 +117,13 @@ class Feed:
         if slot.node_id is None:
             rows = bound.view.valid_indices[rows]
         room = self._room.setdefault(slot, []) if self.reuses_memory else None
-        return pieces(self.plan.adapter, column, rows, own.sizes, room)
+        return pieces(slot.adapter, column, rows, own.sizes, room)
 
     def _column(self, slot: InputSlot) -> Any:
         view = self.bound[slot.source].view
         if slot.node_id is not None:
-            return frozen_outputs(self.plan, slot.node_id, view, self.device)
-        return column_tensor(self.plan.adapter, view.collection, slot, self.device)
+            return frozen_outputs(self.plan, slot, view, self.device)
+        return column_tensor(view.collection, slot, self.device)
 
     def _batches(self, epoch: int) -> list[EpochBatches]:
         """Return the batches of an epoch; any epoch can be made again from its number."""

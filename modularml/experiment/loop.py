@@ -153,7 +153,7 @@ def _run_epoch(
     values: list[Sequence[Any]] = []
     label = f"epoch {epoch}"
     with (
-        plan.adapter.modes(plan.modes),
+        plan.modes(),
         bar(
             n_batches, label, show=display.batches, persist=display.keep_batches, unit="batch"
         ) as drawn,

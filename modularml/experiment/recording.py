@@ -70,10 +70,10 @@ class Recorder:
         """Keep a step that has run; the outputs of an epoch lie side by side in memory."""
         if self.recording is ResultRecording.NONE or ctx.layout is None:
             return
-        adapter, place = ctx.layout.adapter, ctx.batch_idx
+        adapters, place = ctx.layout.adapters, ctx.batch_idx
         if not self._shelves:
-            named = zip(ctx.layout.outputs, ctx.outs, strict=True)
-            self._shelves = [adapter.shelf(out, self._sizes(node)) for (node, _), out in named]
-        shelved = zip(self._shelves, ctx.outs, strict=True)
-        ctx.release([adapter.put(shelf[place], out) for shelf, out in shelved])
+            named = zip(adapters, ctx.layout.outputs, ctx.outs, strict=True)
+            self._shelves = [a.shelf(out, self._sizes(node)) for a, (node, _), out in named]
+        shelved = zip(adapters, self._shelves, ctx.outs, strict=True)
+        ctx.release([adapter.put(shelf[place], out) for adapter, shelf, out in shelved])
         self.results._execution.append(ctx)

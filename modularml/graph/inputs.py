@@ -16,15 +16,14 @@ from modularml.data.formats import stack
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, GraphError
 from modularml.graph.plan import InputSlot, StepPlan
+from modularml.graph.program import converted
 
 __all__ = ["column_tensor", "fill", "frozen_outputs", "pieces"]
 
 CHUNK_BYTES = 32 * 2**20
 
 
-def column_tensor(
-    adapter: BackendAdapter, collection: SampleCollection, slot: InputSlot, device: Any = None
-) -> Any:
+def column_tensor(collection: SampleCollection, slot: InputSlot, device: str | None = None) -> Any:
     """Return the stacked columns of a slot for all rows, as one tensor.
 
     It is made once for each state of the data and kept with it.
@@ -33,10 +32,11 @@ def column_tensor(
     -------
     tensor, shape (n_rows, *shape)
     """
-    key = (adapter.backend, slot.columns, slot.dtype, slot.shape, str(device))
+    adapter = slot.adapter
+    key = (adapter.backend, slot.columns, slot.dtype, slot.shape, device)
     if key not in collection.tensors:
-        values = _stacked(collection, slot)
-        collection.tensors[key] = adapter.from_numpy(values, dtype=slot.dtype, device=device)
+        values, place = _stacked(collection, slot), _place(adapter, device)
+        collection.tensors[key] = adapter.from_numpy(values, dtype=slot.dtype, device=place)
     return collection.tensors[key]
 
 
@@ -78,33 +78,38 @@ def pieces(
 
 
 def frozen_outputs(
-    plan: StepPlan, node_id: str, view: FeatureSetView, device: Any = None
+    plan: StepPlan, slot: InputSlot, view: FeatureSetView, device: str | None = None
 ) -> Any | None:
     """Compute the outputs of a frozen node once, for every row of a view.
 
     Returns
     -------
     tensor, shape (n_rows_of_view, ...), or None
-        None where the node does not give the same output for the same row each time.
+        In the framework of the slot. None where the node does not give the same output for the
+        same row each time.
     """
     static = plan.static
     if static is None:
         raise GraphError("this plan has no frozen part")
-    adapter, rows = plan.adapter, view.valid_indices
-    place = [name for name, _ in static.layout.outputs].index(node_id)
-    columns = [column_tensor(adapter, view.collection, slot, device) for slot in static.slots]
-    width = max(1, sum(int(c[:1].nbytes) for c in columns))
+    rows = view.valid_indices
+    at = [name for name, _ in static.layout.outputs].index(str(slot.node_id))
+    adapter = static.layout.adapters[at]
+    columns = [(s.adapter, column_tensor(view.collection, s, device)) for s in static.slots]
+    width = max(1, sum(int(c[:1].nbytes) for _, c in columns))
     size = int(np.clip(CHUNK_BYTES // width, 64, 4096))
     step = static.eval_step()
 
     def run(part: IntArray) -> Any:
-        return step([adapter.gather(c, part) for c in columns])[1][place]
+        return step([reader.gather(c, part) for reader, c in columns])[1][at]
 
-    with adapter.modes(static.modes):
+    with static.modes():
         if not _repeatable(adapter, run, rows[:64]):
             return None
         parts = [run(rows[at : at + size]) for at in range(0, len(rows), size)]
-    return adapter.concat(parts, 0) if len(parts) > 1 else parts[0]
+    whole = adapter.concat(parts, 0) if len(parts) > 1 else parts[0]
+    if adapter is slot.adapter:
+        return whole
+    return converted(adapter, slot.adapter, slot.dtype, _place(slot.adapter, device))(whole)
 
 
 def fill(plan: StepPlan, ctx: ExecutionContext) -> list[Any]:
@@ -129,27 +134,31 @@ def _from_given(plan: StepPlan, ctx: ExecutionContext, slot: InputSlot) -> Any:
         )
     if isinstance(given, BatchView):
         rows = given.role_indices[slot.role]
-        column = column_tensor(plan.adapter, given.source.collection, slot)
-        return plan.adapter.gather(column, np.ascontiguousarray(rows))
+        column = column_tensor(given.source.collection, slot)
+        return slot.adapter.gather(column, np.ascontiguousarray(rows))
     if isinstance(given, Batch):
         given = given.role_data
     if isinstance(given, RoleData):
         given = given[slot.role]
-    return _from_samples(plan, slot, given)
+    return _from_samples(slot, given)
 
 
-def _from_samples(plan: StepPlan, slot: InputSlot, given: Any) -> Any:
+def _from_samples(slot: InputSlot, given: Any) -> Any:
     if isinstance(given, SampleData):
         domain = slot.columns[0].split(".")[0]
         given = given.get(domain)
     if isinstance(given, np.ndarray):
         values = given if slot.shape is None else given.reshape(len(given), *slot.shape)
-        return plan.adapter.from_numpy(values, dtype=slot.dtype)
+        return slot.adapter.from_numpy(values, dtype=slot.dtype)
     if not hasattr(given, "shape"):
         raise GraphError(
             f"an input must be a batch, samples or a tensor, got a {type(given).__name__}"
         )
     return given
+
+
+def _place(adapter: BackendAdapter, device: str | None) -> Any:
+    return None if device is None else adapter.check_device(device)
 
 
 def _stacked(collection: SampleCollection, slot: InputSlot) -> Array:

@@ -17,6 +17,7 @@ from modularml.graph.compiling import compile_plan
 from modularml.graph.fitting import fit_node, is_fittable
 from modularml.graph.flows import flows_of
 from modularml.graph.inputs import fill
+from modularml.graph.learning import moving
 from modularml.graph.members import GraphMembers
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
@@ -200,7 +201,7 @@ class GraphRunning(GraphMembers):
         together: Mapping[Source, int] | None,
         only: ModelNode | None,
     ) -> StepPlan:
-        optimizers = self._optimizers(nodes, losses, only) if training else []
+        optimizers = self._optimizers(nodes, losses, only) if training else {}
         own = {self.get_node(a.on).node_id for a in losses} if self._optimizer is None else set()
         if only is not None:
             own = {n.node_id for n in nodes if n is not only}
@@ -219,31 +220,35 @@ class GraphRunning(GraphMembers):
         nodes: Sequence[ComputeNode],
         losses: Sequence[AppliedLoss],
         only: ModelNode | None = None,
-    ) -> list[Optimizer]:
+    ) -> dict[str, Optimizer]:
+        """Return what moves each node that learns, by its id."""
         if not losses:
             raise LossError("training needs at least one loss; pass losses=[AppliedLoss(...)]")
-        moving = [
-            n for n in nodes if isinstance(n, ModelNode) and not n.is_frozen and n.has_weights
-        ]
-        if not moving:
+        learning = [n for n in moving(nodes) if isinstance(n, ModelNode)]
+        if not learning:
             labels = [n.label for n in nodes]
             raise GraphError(
                 f"nothing can be trained: the nodes {labels} are frozen or have no weights; "
                 "unfreeze() one"
             )
+        shared = None if only is not None else self._optimizer
         if only is not None:
-            moving = [only]
-        elif self._optimizer is not None:
-            if self._optimizer.missing(self._parameters()):
-                self._build_optimizer(force=False)
-            return [self._optimizer]
-        if missing := [n.label for n in moving if n.optimizer is None]:
+            learning = [only]
+        elif shared is not None and shared.missing(self._parameters()):
+            self._build_optimizer(force=False)
+        found: dict[str, Optimizer] = {}
+        for node in learning:
+            served = shared is not None and node.backend is self.backend
+            optimizer = shared if served else node.optimizer
+            if optimizer is not None:
+                found[node.node_id] = optimizer
+            if optimizer is not None and not served:
+                node.build_optimizer()
+        if missing := [n.label for n in learning if n.node_id not in found]:
             raise OptimizerNotSetError(
                 f"nodes {missing} learn but have no optimizer; give the graph one, or each of them"
             )
-        for node in moving:
-            node.build_optimizer()
-        return [n.optimizer for n in moving if n.optimizer is not None]
+        return found
 
     def _fit(
         self,
@@ -286,7 +291,7 @@ class GraphRunning(GraphMembers):
             )
             tensors = fill(plan, ctx)
             ctx.layout = replace(plan.layout, views=_views(ctx))
-        with plan.adapter.modes(plan.modes):
+        with plan.modes():
             run_step(ctx, plan, step, tensors)
 
 

@@ -183,29 +183,32 @@ class AppliedLoss(Configurable):
         if layout is None:
             raise LossError("the step has not run yet; pass it to graph.train_step or eval_step")
         args = [self._argument(ctx, item) for item in self.parsed]
-        fn = self.loss.resolve(layout.adapter.backend)
+        fn = self.loss.resolve(layout.adapter_of(self._ran(layout, self.on)).backend)
         names = self.keywords
         value = fn(**dict(zip(names, args, strict=True))) if names else fn(*args)
         return value.mean() * self.weight
 
     def _argument(self, ctx: Any, item: LossInput) -> Any:
         layout = ctx.layout
-        ids = {node_id for node_id, _ in layout.outputs}
         wanted = item.node or self.on
-        node_id = next((i for i in ids if wanted in (i, layout.labels.get(i))), None)
-        if node_id is None:
-            raise LossError(f"loss {self.label!r}: node {wanted!r} did not run in this step")
+        node_id = self._ran(layout, wanted)
         role = item.role or ctx.roles(node_id)[0]
         if item.domain == "outputs":
             return ctx.output(node_id, role)
         values = ctx.domain(node_id, item.domain, role)
         if values is None:
             raise LossError(f"loss {self.label!r}: node {wanted!r} has no {item.domain}")
-        tensor = layout.adapter.from_numpy(values)
+        tensor = layout.adapter_of(node_id).from_numpy(values)
         out = ctx.output(node_id, role)
         if tuple(tensor.shape) != tuple(out.shape) and tensor.ndim == 2 and tensor.shape[1] == 1:
             tensor = tensor[:, 0] if not tensor.is_floating_point() else tensor.reshape(out.shape)
         return tensor.to(out.dtype) if tensor.is_floating_point() else tensor
+
+    def _ran(self, layout: Any, wanted: str) -> str:
+        for node_id, _ in layout.outputs:
+            if wanted in (node_id, layout.labels.get(node_id)):
+                return str(node_id)
+        raise LossError(f"loss {self.label!r}: node {wanted!r} did not run in this step")
 
     def __repr__(self) -> str:
         return (
