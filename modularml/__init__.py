@@ -50,6 +50,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
         ],
         "graph": ["ConcatNode", "ModelGraph", "ModelNode"],
         "models.base": ["BaseModel"],
+        "models.sklearn": ["ScikitModelWrapper"],
         "models.torch.base": ["TorchBaseModel"],
         "samplers": ["SimpleSampler"],
         "scalers.scaler": ["Scaler"],

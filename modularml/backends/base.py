@@ -211,7 +211,10 @@ def adapter_for(backend: str | Backend) -> BackendAdapter:
     return adapter
 
 
-_ADAPTERS = {Backend.TORCH: "modularml.backends.torch"}
+_ADAPTERS = {
+    Backend.TORCH: "modularml.backends.torch",
+    Backend.SCIKIT: "modularml.backends.sklearn",
+}
 
 
 def backend_of(obj: Any) -> Backend:

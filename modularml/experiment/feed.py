@@ -38,6 +38,8 @@ class Feed:
     training : bool
     policy : BatchSchedulingPolicy
     device : str or None
+    fits : sequence of ModelNode
+        Nodes that are fitted on the rows of each step.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Feed:
         training: bool,
         policy: BatchSchedulingPolicy,
         device: str | None = None,
+        fits: Sequence[Any] = (),
     ) -> None:
         self.phase, self.policy, self.device = phase, policy, device
         self.bound = {b.source: b for b in bound}
@@ -59,7 +62,12 @@ class Feed:
         ]
         together = {b.source: b.group for b in bound} if training else None
         self._plan = partial(
-            graph.plan, losses, training=training, active_nodes=active_nodes, roles=_roles(bound)
+            graph.plan,
+            losses,
+            training=training,
+            active_nodes=active_nodes,
+            roles=_roles(bound),
+            fits=fits,
         )
         self._plan_with_static = partial(self._plan, together=together)
         self._asked: StepPlan | None = None

@@ -13,7 +13,8 @@ from modularml._typing import Shape
 from modularml.backends import Backend, BackendAdapter, adapter_for
 from modularml.data.execution import Flow, Layout, Leaf, Merged, Source
 from modularml.data.references import FeatureSetReference
-from modularml.errors import GraphError, LossError, ShapeError, UnknownNameError
+from modularml.errors import GraphError, LossError, NotFittedError, ShapeError, UnknownNameError
+from modularml.graph.fitting import Learn, fitted_then
 from modularml.graph.flows import flows_of, is_integer, leaves, pick_column, resolve_id
 from modularml.graph.learning import Reach, moving, no_learner
 from modularml.graph.loss_calls import (
@@ -44,6 +45,7 @@ def compile_plan(
     roles: Sequence[str] = ("default",),
     detach_after: Iterable[str] = (),
     together: Mapping[Source, int] | None = None,
+    learners: Mapping[str, Learn] | None = None,
 ) -> StepPlan:
     """Resolve nodes and losses into a plan.
 
@@ -64,13 +66,18 @@ def compile_plan(
     together : mapping of Source to int, optional
         Which sources are read row by row together. Where it is given, the frozen part that reads
         only columns of one number is left to a plan of its own.
+    learners : mapping of str to callable
+        How nodes without gradients learn from features and targets, by id: they do so before they
+        are asked for outputs.
 
     Raises
     ------
     LossError, ShapeError
         If a loss asks for what its node has not, or shapes do not fit.
+    NotFittedError
+        If a node has not been fitted and does not learn in this step.
     """
-    compiler = _Compiler(nodes, training, roles, set(detach_after))
+    compiler = _Compiler(nodes, training, roles, set(detach_after), learners or {})
     return compiler.compile(losses, optimizers or {}, together)
 
 
@@ -81,10 +88,11 @@ class _Compiler:
         training: bool,
         roles: Sequence[str],
         detach_after: set[str],
+        learners: Mapping[str, Learn],
         whole: _Compiler | None = None,
     ) -> None:
         self.nodes, self.training, self.roles = list(nodes), training, tuple(roles)
-        self.detach_after = detach_after
+        self.detach_after, self.learners = detach_after, learners
         self.by_id = {node.node_id: node for node in nodes}
         self.edges = {n.node_id: [resolve_id(ref) for ref in n.node_refs] for n in nodes}
         self.readers = readers_of(nodes)
@@ -185,15 +193,29 @@ class _Compiler:
     def _run(self, node: ComputeNode, role: str) -> None:
         program = self._program(node.node_id)
         args = [self._upstream(program, node, ref, role) for ref in node.upstream_refs]
-        fn = self._function(node, args, program.adapter)
-        out = program.op(fn, args, many=not isinstance(node, ModelNode))
+        fn, many = self._function(node, args, program.adapter), not isinstance(node, ModelNode)
+        if (learn := self.learners.get(node.node_id)) is not None:
+            fn, many = fitted_then(learn, fn, program.adapter), True
+            args += self._targets_of(program, node, role)
+        out = program.op(fn, args, many=many)
         self.places[node.node_id, role] = self.read[node.node_id, role] = out
         if node.node_id in self.detach_after:
             self.read[node.node_id, role] = program.op(program.adapter.detach, [out], many=False)
 
+    def _targets_of(self, program: Program, node: ComputeNode, role: str) -> list[int]:
+        """Return the place of a node's targets, as an array in their own dtype."""
+        flow = self.flows[node.node_id, "targets"]
+        plain = adapter_for(Backend.SCIKIT)
+        return [] if flow is None else [self._flow(program, flow, role, (None, None), plain)]
+
     def _function(
         self, node: ComputeNode, args: Sequence[int], adapter: BackendAdapter
     ) -> Callable[..., Any]:
+        learns = node.node_id in self.learners
+        if isinstance(node, ModelNode) and not (learns or node.model.is_fitted):
+            raise NotFittedError(
+                f"node {node.label!r} has not been fitted; run a FitPhase on it first"
+            )
         fn = node.operation(adapter)
         from_columns = all(arg >= 0 for arg in args)
         if self.training and node.is_frozen and isinstance(node, ModelNode) and from_columns:
@@ -234,7 +256,9 @@ class _Compiler:
         node = on if item.node is None else self._node_named(item.node, applied)
         role, program = self._role(applied, item.role), self._program(on.node_id)
         if item.domain == "outputs":
-            return self._output(program, node.node_id, role, None, self.places)
+            like = on.model.module if isinstance(on, ModelNode) else None
+            dtype = program.adapter.loss_dtype("float", like)
+            return self._output(program, node.node_id, role, dtype, self.places)
         flow = self.flows[node.node_id, item.domain]
         if item.column is not None:
             flow = pick_column(applied, item, self.flows, node)
@@ -281,14 +305,22 @@ class _Compiler:
         blank = [np.zeros((1, *self._flow_shape(part))) for part in flow.parts]
         return tuple(flow.merge(blank).shape[1:])
 
-    def _flow(self, program: Program, flow: Flow, role: str, fit: tuple[Any, Shape | None]) -> int:
+    def _flow(
+        self,
+        program: Program,
+        flow: Flow,
+        role: str,
+        fit: tuple[Any, Shape | None],
+        adapter: BackendAdapter | None = None,
+    ) -> int:
         dtype, shape = fit
+        adapter = adapter or program.adapter
         if isinstance(flow, Leaf):
             return program.input(
-                InputSlot(role, flow.source, flow.columns, dtype, shape, adapter=program.adapter)
+                InputSlot(role, flow.source, flow.columns, dtype, shape, adapter=adapter)
             )
         assert isinstance(flow, Merged)
-        parts = [self._flow(program, part, role, (dtype, None)) for part in flow.parts]
+        parts = [self._flow(program, part, role, (dtype, None), adapter) for part in flow.parts]
         merged = program.op(flow.merge, parts, many=True)
         if shape is None:
             return merged
@@ -326,7 +358,7 @@ class _Compiler:
             if behind & learns:
                 own = (optimizers[i] for i in self.segments[home] if i in optimizers)
                 found[home] = list({id(optimizer): optimizer for optimizer in own}.values())
-        if not any(found):
+        if not any(found) and not self.learners:
             raise no_learner([a.label for a in losses], self.nodes)
         reach.warn(self.by_id, optimizers.keys() - reached)
         return found
@@ -425,7 +457,7 @@ class _Compiler:
         if not edge:
             return None
         nodes = [n for n in self.nodes if n.node_id in static]
-        return _Compiler(nodes, False, ("default",), set(), self).compile((), {}, None)
+        return _Compiler(nodes, False, ("default",), set(), {}, self).compile((), {}, None)
 
 
 def _without_grad(fn: Callable[..., Any], adapter: BackendAdapter) -> Callable[..., Any]:

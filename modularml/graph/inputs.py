@@ -163,7 +163,7 @@ def _place(adapter: BackendAdapter, device: str | None) -> Any:
 
 def _stacked(collection: SampleCollection, slot: InputSlot) -> Array:
     values = stack({name: collection.numpy(name) for name in slot.columns})
-    if values.dtype.kind not in "biuf":
+    if values.dtype.kind not in "biuf" and (slot.adapter.gradients or slot.dtype is not None):
         raise DataError(f"columns {list(slot.columns)} hold {values.dtype}; a model takes numbers")
     return values if slot.shape is None else values.reshape(len(values), *slot.shape)
 

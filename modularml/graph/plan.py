@@ -156,6 +156,8 @@ class StepPlan:
         The frozen part that is computed once a phase; its outputs stand in `slots`.
     losses : sequence of AppliedLoss
         What it was made for.
+    fits : tuple of str
+        Ids of nodes that are fitted on the rows of the step before they are asked for outputs.
     """
 
     segments: list[Segment]
@@ -163,6 +165,7 @@ class StepPlan:
     layout: Layout
     static: StepPlan | None = None
     losses: Sequence[AppliedLoss] = ()
+    fits: tuple[str, ...] = ()
 
     @property
     def optimizers(self) -> list[Any]:
@@ -177,10 +180,10 @@ class StepPlan:
                 stack.enter_context(segment.adapter.modes(segment.modes))
             yield
 
-    def serves(self, losses: Sequence[AppliedLoss], training: bool) -> bool:
+    def serves(self, losses: Sequence[AppliedLoss], training: bool, fits: Sequence[str]) -> bool:
         """Tell whether this is the plan for these losses and nodes to fit."""
         same = len(losses) == len(self.losses) and all(map(is_, losses, self.losses))
-        return same and self.layout.training is training
+        return same and self.layout.training is training and self.fits == tuple(fits)
 
     def train_step(self) -> StepFunction:
         """Return the function that computes a batch's losses and moves the weights."""

@@ -14,8 +14,7 @@ from modularml.data.view import FeatureSetView
 from modularml.errors import GraphError, LossError, NonFiniteLossError, OptimizerNotSetError
 from modularml.graph import topology
 from modularml.graph.compiling import compile_plan
-from modularml.graph.fitting import fit_node, is_fittable
-from modularml.graph.flows import flows_of
+from modularml.graph.fitting import learners, to_fit
 from modularml.graph.inputs import fill
 from modularml.graph.learning import moving
 from modularml.graph.members import GraphMembers
@@ -123,14 +122,11 @@ class GraphRunning(GraphMembers):
         GraphError
             If no node that runs can be fitted.
         """
-        nodes = [n for n in self._running(active_nodes) if is_fittable(n) and not n.is_frozen]
-        if not nodes:
-            raise GraphError(
-                "no node can be fitted: each is frozen, or its model has no fit(features, "
-                "targets); "
-                "train it with a TrainPhase"
-            )
-        self._fit(ctx, losses, nodes, active_nodes, freeze=freeze_after_fit)
+        nodes = to_fit(self._running(active_nodes))
+        self._step(ctx, losses or (), active_nodes, training=False, fits=nodes)
+        if freeze_after_fit:
+            for node in nodes:
+                node.freeze()
 
     def plan(
         self,
@@ -141,20 +137,21 @@ class GraphRunning(GraphMembers):
         roles: Sequence[str] = ("default",),
         together: Mapping[Source, int] | None = None,
         only: ModelNode | None = None,
+        fits: Sequence[ModelNode] = (),
     ) -> tuple[StepPlan, Callable[..., Any]]:
         """Return the plan for some losses, and its step; made once for equal arguments.
 
-        Losses on nodes that do not run are left out; with `only`, no other node learns. See
-        `compile_plan` for other arguments and errors.
+        Losses on nodes that do not run are left out; with `only`, no other node learns; those of
+        `fits` are fitted before they are asked. See `compile_plan` for other arguments and errors.
         """
         self.build()
         with self._ctx_of_run():
             nodes = self._running(active_nodes)
-            key = (self._plan_key(losses, training, nodes, roles, together), only)
+            key = (self._plan_key(losses, training, nodes, roles, together), only, *fits)
             if key not in self._plans:
                 running = [a for a in losses if self.get_node(a.on) in nodes]
-                made = self._compile(running, training, nodes, roles, together, only)
-                made.losses = tuple(losses)
+                made = self._compile(running, training, nodes, roles, together, only, fits)
+                made.losses, made.fits = tuple(losses), tuple(n.node_id for n in fits)
                 step = made.train_step() if training else made.eval_step()
                 while len(self._plans) >= _PLANS_KEPT:
                     del self._plans[next(iter(self._plans))]
@@ -188,7 +185,7 @@ class GraphRunning(GraphMembers):
             tuple(roles),
             None if together is None else tuple(together.items()),
             tuple((ref.resolve().node_id, *ref.all_columns()) for ref in refs),
-            tuple(id(n.model.module) for n in models),
+            tuple((id(n.model.module), n.model.is_fitted) for n in models),
             tuple(id(None if o is None else o.instance) for o in optimizers),
         )
 
@@ -200,6 +197,7 @@ class GraphRunning(GraphMembers):
         roles: Sequence[str],
         together: Mapping[Source, int] | None,
         only: ModelNode | None,
+        fits: Sequence[ModelNode],
     ) -> StepPlan:
         optimizers = self._optimizers(nodes, losses, only) if training else {}
         own = {self.get_node(a.on).node_id for a in losses} if self._optimizer is None else set()
@@ -213,6 +211,7 @@ class GraphRunning(GraphMembers):
             roles=roles,
             detach_after=own if training else (),
             together=together,
+            learners=learners(nodes if training and only is None else (), fits),
         )
 
     def _optimizers(
@@ -225,7 +224,7 @@ class GraphRunning(GraphMembers):
         if not losses:
             raise LossError("training needs at least one loss; pass losses=[AppliedLoss(...)]")
         learning = [n for n in moving(nodes) if isinstance(n, ModelNode)]
-        if not learning:
+        if not learning and not learners(nodes, ()):
             labels = [n.label for n in nodes]
             raise GraphError(
                 f"nothing can be trained: the nodes {labels} are frozen or have no weights; "
@@ -250,25 +249,6 @@ class GraphRunning(GraphMembers):
             )
         return found
 
-    def _fit(
-        self,
-        ctx: ExecutionContext,
-        losses: Sequence[AppliedLoss] | None,
-        nodes: Sequence[Any],
-        active_nodes: Iterable[str | GraphNode] | None,
-        *,
-        freeze: bool,
-    ) -> None:
-        self.build()
-        ctx.plan = None  # its tensors are of other nodes than those run here
-        for node in nodes:
-            with self._ctx_of_run():
-                flows = flows_of(list(self._nodes.values()))
-                fit_node(node, ctx, flows, lambda c, ids: self._step(c, (), ids, training=False))
-            if freeze:
-                node.freeze()
-        self._step(ctx, losses or (), active_nodes, training=False)
-
     def _step(
         self,
         ctx: ExecutionContext,
@@ -277,8 +257,10 @@ class GraphRunning(GraphMembers):
         *,
         training: bool,
         only: ModelNode | None = None,
+        fits: Sequence[ModelNode] = (),
     ) -> None:
-        if only is None and ctx.plan is not None and ctx.plan[0].serves(losses, training):
+        ids = [n.node_id for n in fits]
+        if only is None and ctx.plan is not None and ctx.plan[0].serves(losses, training, ids):
             plan, step = ctx.plan
             tensors = ctx.tensors
         else:
@@ -288,6 +270,7 @@ class GraphRunning(GraphMembers):
                 active_nodes=active_nodes,
                 roles=_roles(ctx),
                 only=only,
+                fits=fits,
             )
             tensors = fill(plan, ctx)
             ctx.layout = replace(plan.layout, views=_views(ctx))

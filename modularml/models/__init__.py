@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["torch"],
     submod_attrs={
         "base": ["BaseModel", "model_registry"],
+        "sklearn": ["ScikitModelWrapper"],
         "torch.base": ["TorchBaseModel"],
         "torch.wrapper": ["TorchModelWrapper"],
         "wrap": ["wrap_model"],

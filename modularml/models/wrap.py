@@ -12,7 +12,10 @@ from modularml.models.base import BaseModel
 
 __all__ = ["wrap_model"]
 
-_WRAPPERS = {Backend.TORCH: ("modularml.models.torch.wrapper", "TorchModelWrapper")}
+_WRAPPERS = {
+    Backend.TORCH: ("modularml.models.torch.wrapper", "TorchModelWrapper"),
+    Backend.SCIKIT: ("modularml.models.sklearn", "ScikitModelWrapper"),
+}
 
 
 def wrap_model(obj: Any) -> BaseModel:
@@ -20,7 +23,7 @@ def wrap_model(obj: Any) -> BaseModel:
 
     Parameters
     ----------
-    obj : BaseModel, torch.nn.Module, or a class of one of them
+    obj : BaseModel, torch.nn.Module, a class of one of them, or a scikit-learn estimator
         A model of a known framework.
 
     Raises
@@ -35,8 +38,11 @@ def wrap_model(obj: Any) -> BaseModel:
     where = _WRAPPERS.get(backend_of(obj))
     if where is None:
         raise ConfigError(
-            f"model must be a torch.nn.Module, a class of it or a BaseModel, got {obj!r}"
+            "model must be a torch.nn.Module, a class of it, a scikit-learn estimator or a "
+            f"BaseModel, got {obj!r}"
         )
+    if inspect.isclass(obj) and hasattr(obj, "get_params"):  # an estimator needs no shapes
+        obj = obj()
     module, name = where
     wrapper = getattr(require(module), name)
     wrapped: BaseModel = wrapper(model_class=obj) if inspect.isclass(obj) else wrapper(model=obj)
