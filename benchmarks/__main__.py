@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks import environments
 from benchmarks.equality import equality
+from benchmarks.graph_ratios import graph_ratios
 from benchmarks.imports import imports
 from benchmarks.loop_ratios import loop_ratios
 from benchmarks.own_loops import own_loops
@@ -128,10 +129,12 @@ def main() -> int:
         found["equality"] = check_equality(options)
         found["own"] = own_loops(quick=options.quick)
         show_limits("Loops of one's own", found["own"])
+        found["graphs"] = graph_ratios(quick=options.quick)
+        show_limits("scikit-learn nodes, prediction, building (ours / by hand)", found["graphs"])
         if not options.quick or options.opponents is not None:
             found["opponents"] = race_opponents(options)
     print(f"\n{save({'quick': options.quick, **found}).relative_to(environments.ROOT)}")
-    binding = ("equality",) if options.quick else ("loops", "costs", "equality", "own")
+    binding = ("equality",) if options.quick else ("loops", "costs", "equality", "own", "graphs")
     return 0 if all(row["ok"] for part in binding for row in found.get(part, [])) else 1
 
 

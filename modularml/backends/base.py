@@ -95,7 +95,7 @@ class BackendAdapter(ABC):
         """Return the dtype of targets: ``"index"`` for class numbers, ``"float"`` as `model`'s."""
 
     @abstractmethod
-    def gather(self, column: Any, rows: IntArray, into: Any = None) -> Any:
+    def gather(self, column: Any, rows: IntArray | slice, into: Any = None) -> Any:
         """Return rows of a tensor, in the order asked; written to `into` where it is given."""
 
     @abstractmethod

@@ -46,11 +46,10 @@ class SklearnAdapter(BackendAdapter):
         """Return the dtype of targets: ``"index"`` for class numbers, ``"float"``."""
         return np.dtype(np.int64 if kind == "index" else np.float64)
 
-    def gather(self, column: Any, rows: IntArray, into: Any = None) -> Any:
-        """Return rows of an array, in the order asked; rows in a row are not copied."""
-        n = len(rows)
-        if n and rows[-1] - rows[0] == n - 1 and (n < 2 or (np.diff(rows) == 1).all()):
-            return column[rows[0] : rows[0] + n]
+    def gather(self, column: Any, rows: IntArray | slice, into: Any = None) -> Any:
+        """Return rows of an array, in the order asked; a slice is not copied."""
+        if isinstance(rows, slice):
+            return column[rows]
         into = into if into is not None and into.flags.writeable else None
         return np.take(column, rows, axis=0, out=into)
 

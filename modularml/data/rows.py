@@ -324,7 +324,7 @@ def as_positions(indices: Any) -> IntArray:
         raise DataError(f"indices must be integers, got {rows.dtype}; use filter() for conditions")
     if rows.ndim > 1:
         raise DataError(f"indices must be one-dimensional, got shape {rows.shape}")
-    return rows.astype(np.int64).reshape(-1)
+    return rows.astype(np.int64, copy=rows.flags.writeable).reshape(-1)
 
 
 def _places(among: pa.Array, wanted: pa.Array) -> IntArray:

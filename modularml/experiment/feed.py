@@ -15,7 +15,7 @@ from modularml.errors import ConfigError, DataError
 from modularml.experiment.binding import Bound
 from modularml.experiment.schedule import BatchSchedulingPolicy, schedule
 from modularml.graph.flows import leaves
-from modularml.graph.inputs import column_tensor, frozen_outputs, pieces
+from modularml.graph.inputs import column_tensor, frozen_outputs, in_a_row, pieces
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.plan import InputSlot, StepPlan
 from modularml.samplers import EpochBatches
@@ -109,8 +109,9 @@ class Feed:
     def _steps(self, epoch: int, batches: list[EpochBatches]) -> Iterator[ExecutionContext]:
         rows = _Rows(self, epoch)
         layout, bundle, phase = self.layout, (self.plan, self.step), self.phase
+        taken: dict[Any, IntArray | slice] = {}
         streams = [
-            self._stream(slot, column, batches)
+            self._stream(slot, column, batches, taken)
             for slot, column in zip(self.plan.slots, self._columns, strict=True)
         ]
         for i, tensors in enumerate(zip(*streams, strict=True)):
@@ -118,12 +119,22 @@ class Feed:
             ctx.layout, ctx.plan, ctx.rows, ctx.tensors = layout, bundle, rows, tensors
             yield ctx
 
-    def _stream(self, slot: InputSlot, column: Any, batches: list[EpochBatches]) -> Iterator[Any]:
+    def _stream(
+        self,
+        slot: InputSlot,
+        column: Any,
+        batches: list[EpochBatches],
+        taken: dict[Any, IntArray | slice],
+    ) -> Iterator[Any]:
         bound = self.bound[slot.source]
         own = batches[bound.group]
-        rows = own.rows[slot.role]
-        if slot.node_id is None:
-            rows = bound.view.valid_indices[rows]
+        key = (bound.group, slot.role, slot.node_id is None)  # the same rows for many columns
+        if key not in taken:
+            rows = in_a_row(own.rows[slot.role])
+            if slot.node_id is None:
+                rows = in_a_row(bound.view.valid_indices[rows])
+            taken[key] = rows
+        rows = taken[key]
         room = self._room.setdefault(slot, []) if self.reuses_memory else None
         return pieces(slot.adapter, column, rows, own.sizes, room)
 

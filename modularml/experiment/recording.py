@@ -53,22 +53,29 @@ class Recorder:
         self.results, self.recording = results, recording
         self._sizes: Callable[[str], list[int]] = lambda node_id: []
         self._shelves: list[Sequence[Any]] = []
+        self._alone = False
 
-    def begin(self, sizes: Callable[[str], list[int]]) -> None:
+    def begin(self, sizes: Callable[[str], list[int]], *, alone: bool = False) -> None:
         """Make ready for an epoch.
 
         Parameters
         ----------
         sizes : callable
             From a node's id to its rows in each batch.
+        alone : bool
+            Whether it is the only batch of the phase; its outputs are kept as they are.
         """
-        self._sizes, self._shelves = sizes, []
+        self._sizes, self._shelves, self._alone = sizes, [], alone
         if self.recording is ResultRecording.LAST:
             self.results._execution = []
 
     def record(self, ctx: ExecutionContext) -> None:
         """Keep a step that has run; the outputs of an epoch lie side by side in memory."""
         if self.recording is ResultRecording.NONE or ctx.layout is None:
+            return
+        if self._alone:
+            ctx.release()
+            self.results._execution.append(ctx)
             return
         adapters, place = ctx.layout.adapters, ctx.batch_idx
         if not self._shelves:

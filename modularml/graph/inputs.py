@@ -18,7 +18,7 @@ from modularml.errors import DataError, GraphError
 from modularml.graph.plan import InputSlot, StepPlan
 from modularml.graph.program import converted
 
-__all__ = ["column_tensor", "fill", "frozen_outputs", "pieces"]
+__all__ = ["column_tensor", "fill", "frozen_outputs", "in_a_row", "pieces"]
 
 CHUNK_BYTES = 32 * 2**20
 
@@ -43,7 +43,7 @@ def column_tensor(collection: SampleCollection, slot: InputSlot, device: str | N
 def pieces(
     adapter: BackendAdapter,
     column: Any,
-    rows: IntArray,
+    rows: IntArray | slice,
     sizes: list[int],
     room: list[Any] | None = None,
 ) -> Iterator[Any]:
@@ -55,7 +55,7 @@ def pieces(
     ----------
     adapter : BackendAdapter
     column : tensor, shape (n_rows, ...)
-    rows : ndarray of int64, shape (n,)
+    rows : ndarray of int64, shape (n,), or slice
         All batches of an epoch behind one another.
     sizes : list of int
         Rows in each batch.
@@ -69,12 +69,30 @@ def pieces(
         own = sizes[first : first + batches]
         n = sum(own)
         into = room[0][:n] if room and len(room[0]) >= n else None
-        chunk = adapter.gather(column, rows[at : at + n], into)
+        chunk = adapter.gather(column, _part(rows, at, n), into)
         if room is not None and into is None:
             room[:] = [chunk]
         even = all(size == own[0] for size in own[:-1]) and own[-1] <= own[0]
         yield from adapter.chunks(chunk, own[0] if even else own)
         at += n
+
+
+def in_a_row(rows: IntArray) -> IntArray | slice:
+    """Return rows that follow one another as a slice, which costs less to gather."""
+    n, at_once = len(rows), 16384  # a piece at a time stays in the cache
+    if not n or rows[-1] - rows[0] != n - 1:
+        return rows
+    for at in range(0, n - 1, at_once):
+        part = rows[at : at + at_once + 1]
+        if not (part[1:] - part[:-1] == 1).all():
+            return rows
+    return slice(int(rows[0]), int(rows[0]) + n)
+
+
+def _part(rows: IntArray | slice, at: int, n: int) -> IntArray | slice:
+    if isinstance(rows, slice):
+        return slice(rows.start + at, rows.start + at + n)
+    return rows[at : at + n]
 
 
 def frozen_outputs(

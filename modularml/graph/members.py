@@ -110,12 +110,13 @@ class GraphMembers:
         """Return nodes by id in topological order, or say what is wrong with them."""
         if not nodes:
             raise GraphError("a graph needs at least one node")
-        by_id: dict[str, ComputeNode] = {}
+        by_id, seen = dict[str, ComputeNode](), set[str]()
         for node in nodes:
             if not isinstance(node, ComputeNode):
                 raise TypeError(f"nodes must be graph nodes, got a {type(node).__name__}")
-            if any(node.label == other.label for other in by_id.values()):
+            if node.label in seen:
                 raise GraphError(f"node label {node.label!r} is given twice; labels are unique")
+            seen.add(node.label)
             by_id[node.node_id] = node
         labels = {i: n.label for i, n in by_id.items()}
         return {i: by_id[i] for i in topology.topological(self._edges(by_id), labels)}
@@ -128,13 +129,12 @@ class GraphMembers:
 
     def _parameters(self) -> dict[str, Any]:
         """Return by name what the graph's optimizer moves; what nodes share, once."""
-        found: dict[str, Any] = {}
+        found: dict[int, tuple[str, Any]] = {}
         backend = self.backend or self._only_backend()
         for node in (n for n in self._learning() if n.backend is backend):
-            seen = {id(p) for p in found.values()}
-            own = node.parameters().items()
-            found |= {f"{node.label}.{k}": p for k, p in own if id(p) not in seen}
-        return found
+            for name, p in node.parameters().items():
+                found.setdefault(id(p), (f"{node.label}.{name}", p))
+        return dict(found.values())
 
     def _only_backend(self) -> Backend:
         """Return the one framework that needs the graph's optimizer.

@@ -30,6 +30,7 @@ def test_gather(rows):
     room = np.empty((len(rows), 2))
     np.testing.assert_array_equal(adapter.gather(column, rows, room), column[rows])
     np.testing.assert_array_equal(adapter.gather(column, rows, column[: len(rows)]), column[rows])
+    assert np.shares_memory(adapter.gather(column, slice(2, 4)), column)
 
 
 def test_shelves():
