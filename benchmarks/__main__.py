@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import sys
 from typing import Any
@@ -14,6 +15,8 @@ from benchmarks.imports import imports
 from benchmarks.loop_ratios import loop_ratios
 from benchmarks.own_loops import own_loops
 from benchmarks.report import save, show, verdict
+from benchmarks.rows import rows
+from benchmarks.samplers import samplers
 
 PHASE_MS = 20.0
 # What may stay: the losses logged for each batch (16 bytes each, 0.22 MiB in 45 epochs) and pages
@@ -32,7 +35,9 @@ def arguments() -> argparse.Namespace:
         choices=sorted(environments.OPPONENTS),
         help="install these (all where none is named) into .benchenvs and race them too",
     )
-    parser.add_argument("--only", default="", metavar="TEXT", help="training loops named so, alone")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="training loops named so, alone, or 'rows'"
+    )
     return parser.parse_args()
 
 
@@ -47,6 +52,29 @@ def race_loops(options: argparse.Namespace) -> list[dict[str, Any]]:
                 *(row[key] for key in ("work", "ours", "required", "aim")),
                 verdict(row),
                 row["fused"],
+                *(f"{row['us_a_step'][name]:.0f}" for name in ("hand", "ours")),
+            )
+            for row in rows
+        ],
+    )
+    return rows
+
+
+def race_tensorflow(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Race TensorFlow's loops, where it is installed."""
+    if importlib.util.find_spec("tensorflow") is None:
+        print("\nTensorFlow is not installed; its loops are not measured.")
+        return []
+    quick = ["--quick"] if options.quick else []
+    rows: list[dict[str, Any]] = environments.run_isolated("tensorflow_ratios", *quick)  # type: ignore[assignment]
+    show(
+        "TensorFlow: CPU time against a hand-written `tf.function` loop (every batch recorded)",
+        ("work", "ours/hand", "at most", "verdict", "Keras fit/hand", "hand, us/step", "ours"),
+        [
+            (
+                *(row[key] for key in ("work", "value", "limit")),
+                _said(row),
+                row["fit"],
                 *(f"{row['us_a_step'][name]:.0f}" for name in ("hand", "ours")),
             )
             for row in rows
@@ -123,18 +151,25 @@ def show_limits(heading: str, rows: list[dict[str, Any]]) -> None:
 def main() -> int:
     """Run all and return 1 where a limit is missed; a quick run only holds equality."""
     options = arguments()
-    found = {"loops": race_loops(options)}
+    found = {} if options.only == "rows" else {"loops": race_loops(options)}
+    if options.only in ("", "rows"):
+        found["rows"] = rows(quick=options.quick)
+        show_limits("Rows before a model sees them", found["rows"])
     if not options.only:
+        found["tensorflow"] = race_tensorflow(options)
         found["costs"] = weigh_costs(options)
         found["equality"] = check_equality(options)
         found["own"] = own_loops(quick=options.quick)
         show_limits("Loops of one's own", found["own"])
+        found["samplers"] = samplers(quick=options.quick)
+        show_limits("Samplers against numpy and scipy by hand", found["samplers"])
         found["graphs"] = graph_ratios(quick=options.quick)
         show_limits("scikit-learn nodes, prediction, building (ours / by hand)", found["graphs"])
         if not options.quick or options.opponents is not None:
             found["opponents"] = race_opponents(options)
     print(f"\n{save({'quick': options.quick, **found}).relative_to(environments.ROOT)}")
-    binding = ("equality",) if options.quick else ("loops", "costs", "equality", "own", "graphs")
+    parts = ("loops", "rows", "tensorflow", "costs", "equality", "own", "samplers", "graphs")
+    binding = ("equality",) if options.quick else parts
     return 0 if all(row["ok"] for part in binding for row in found.get(part, [])) else 1
 
 

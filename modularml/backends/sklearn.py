@@ -71,6 +71,14 @@ class SklearnAdapter(BackendAdapter):
         ends = np.cumsum(size)
         return [tensor[end - n : end] for n, end in zip(size, ends, strict=True)]
 
+    def row_bytes(self, column: Any) -> int:
+        """Return the bytes of one row of an array."""
+        return int(np.prod(column.shape[1:], dtype=int) * column.dtype.itemsize)
+
+    def reshape(self, tensor: Any, shape: Shape) -> Any:
+        """Give each sample another shape."""
+        return tensor.reshape(len(tensor), *shape)
+
     def concat(self, tensors: Sequence[Any], axis: int) -> Any:
         """Concatenate arrays."""
         return np.concatenate(tensors, axis=axis)
@@ -132,13 +140,16 @@ class SklearnAdapter(BackendAdapter):
         """Return nothing: an estimator learns by itself."""
         return {}
 
-    def make_optimizer(self, cls: Any, parameters: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def make_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse: an estimator learns by itself."""
         raise BackendNotSupportedError("scikit-learn estimators need no optimizer; leave it away")
 
-    def train_step(self, compute: Compute, optimizers: Sequence[Any]) -> Step:
-        """Refuse: an estimator learns by itself."""
-        raise BackendNotSupportedError("scikit-learn estimators need no optimizer; leave it away")
+    adopt_optimizer = optimizer_step = make_optimizer
+    optimizer_state = load_optimizer_state = train_step = make_optimizer
+
+    def eval_step(self, compute: Compute) -> Step:
+        """Return a function that computes losses and outputs of a batch."""
+        return lambda inputs: compute(inputs)[1:]
 
     def check_device(self, device: str) -> Any:
         """Return None: arrays lie on the host, whatever the others run on."""

@@ -12,7 +12,14 @@ import numpy as np
 
 from modularml._optional import require
 from modularml._typing import Array, IntArray, Shape
-from modularml.backends.base import Backend, BackendAdapter, Compute, NotFiniteError, Step
+from modularml.backends.base import (
+    Backend,
+    BackendAdapter,
+    Compute,
+    NotFiniteError,
+    Step,
+    check_moments,
+)
 from modularml.backends.torch_kernels import direct_step
 from modularml.errors import BackendNotSupportedError, DeviceError, LossError, ShapeError
 
@@ -35,7 +42,7 @@ class TorchAdapter(BackendAdapter):
             raise ShapeError(f"values of dtype {values.dtype} cannot become a torch tensor")
         if values.dtype.kind == "u" and values.dtype.itemsize > 1:
             values = values.astype(np.int64)
-        return torch.tensor(np.array(values, order="C"), dtype=dtype, device=device)
+        return torch.tensor(np.asarray(values, order="C"), dtype=dtype, device=device)
 
     def to_numpy(self, tensor: Any) -> Array:
         """Return a tensor as an array, off the graph and the device."""
@@ -79,6 +86,14 @@ class TorchAdapter(BackendAdapter):
         """Cut a tensor along axis 0: into pieces of one size, or of these sizes."""
         pieces: Sequence[Any] = tensor.split(size)
         return pieces
+
+    def row_bytes(self, column: Any) -> int:
+        """Return the bytes of one row of a tensor."""
+        return int(math.prod(column.shape[1:]) * column.itemsize)
+
+    def reshape(self, tensor: Any, shape: Shape) -> Any:
+        """Give each sample another shape."""
+        return tensor.reshape(len(tensor), *shape)
 
     def concat(self, tensors: Sequence[Any], axis: int) -> Any:
         """Concatenate tensors."""
@@ -213,6 +228,49 @@ class TorchAdapter(BackendAdapter):
                 pass
         return cls(list(parameters), **chosen)
 
+    def adopt_optimizer(self, optimizer: Any, parameters: Sequence[Any]) -> Any:
+        """Return an optimizer that a factory made; torch's hold their parameters already."""
+        return optimizer
+
+    def optimizer_step(self, optimizer: Any, grads: Any = None, variables: Any = None) -> None:
+        """Move parameters once, along the gradients they hold."""
+        if grads is not None or variables is not None:
+            raise BackendNotSupportedError("grads and variables are for TensorFlow optimizers")
+        optimizer.step()
+
+    def optimizer_state(self, optimizer: Any, named: Mapping[str, Any]) -> dict[str, Any]:
+        """Return ``moments`` by parameter name and ``groups`` of hyperparameters, on the host."""
+        raw, names = optimizer.state_dict(), _packed_names(optimizer, named)
+        moments = {
+            names[i]: {k: self._kept(v) for k, v in values.items()}
+            for i, values in raw["state"].items()
+        }
+        groups = [
+            {k: self._kept(v) for k, v in group.items() if k != "params"}
+            for group in raw["param_groups"]
+        ]
+        return {"moments": moments, "groups": groups}
+
+    def load_optimizer_state(
+        self, optimizer: Any, named: Mapping[str, Any], state: Mapping[str, Any]
+    ) -> None:
+        """Take over what `optimizer_state` returned."""
+        raw, names = optimizer.state_dict(), _packed_names(optimizer, named)
+        check_moments(state, names)
+        raw["state"] = {
+            names.index(name): {
+                k: self.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in m.items()
+            }
+            for name, m in state["moments"].items()
+        }
+        for group, stored in zip(raw["param_groups"], state["groups"], strict=True):
+            group.update(stored)
+        optimizer.load_state_dict(raw)
+
+    def _kept(self, value: Any) -> Any:
+        """Return tensors as arrays of their own and containers as they are."""
+        return self.to_numpy(value).copy() if isinstance(value, torch.Tensor) else value
+
     def train_step(self, compute: Compute, optimizers: Sequence[Any]) -> Step:
         """Return a function that computes the loss of a batch and moves the weights."""
         params = [p for o in optimizers for g in o.param_groups for p in g["params"]]
@@ -231,6 +289,16 @@ class TorchAdapter(BackendAdapter):
                 p.grad = None
             total.backward()
             move()
+            return losses, outputs
+
+        return step
+
+    def eval_step(self, compute: Compute) -> Step:
+        """Return a function that computes losses and outputs of a batch, without gradients."""
+
+        def step(inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+            with torch.no_grad():
+                _, losses, outputs = compute(inputs)
             return losses, outputs
 
         return step
@@ -255,6 +323,13 @@ def _float_dtype(model: Any) -> Any:
         if p.is_floating_point():
             return p.dtype
     return torch.get_default_dtype()
+
+
+def _packed_names(optimizer: Any, named: Mapping[str, Any]) -> list[str]:
+    """Return names in the order in which an optimizer numbers its parameters."""
+    names = {id(p): name for name, p in named.items()}
+    packed = [p for group in optimizer.param_groups for p in group["params"]]
+    return [names.get(id(p), f"unnamed{i}") for i, p in enumerate(packed)]
 
 
 def _one_after_another(moves: Sequence[Callable[[], Any]]) -> Callable[[], Any]:

@@ -9,16 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from modularml._typing import IntArray
-from modularml.data.execution import ExecutionContext, Source
+from modularml._typing import Array, IntArray
+from modularml.data.execution import ExecutionContext, Layout, Source, Weighing
 from modularml.errors import ConfigError, DataError
 from modularml.experiment.binding import Bound
 from modularml.experiment.schedule import BatchSchedulingPolicy, schedule
+from modularml.experiment.turns import Turns
 from modularml.graph.flows import leaves
 from modularml.graph.inputs import column_tensor, frozen_outputs, in_a_row, pieces
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.plan import InputSlot, StepPlan
+from modularml.graph.weighing import mean_one
 from modularml.samplers import EpochBatches
+from modularml.samplers.epoch import DEFAULT
 from modularml.training import AppliedLoss
 
 __all__ = ["Feed"]
@@ -60,15 +63,20 @@ class Feed:
         self.groups = [
             next(b for b in bound if b.group == g) for g in range(1 + max(b.group for b in bound))
         ]
-        together = {b.source: b.group for b in bound} if training else None
-        self._plan = partial(
-            graph.plan,
+        self._in_turn = policy.alternates and len(self.groups) > 1
+        together = {b.source: b.group for b in bound} if training and not self._in_turn else None
+        kinds = list(dict.fromkeys((b.group, b.stream) for b in bound))
+        weighted = {
+            b.source: kinds.index((b.group, b.stream))
+            for b in bound
+            if self._in_turn or b.sampler.gives_weights
+        }
+        self._losses, self._graph_plan = (
             losses,
-            training=training,
-            active_nodes=active_nodes,
-            roles=_roles(bound),
-            fits=fits,
+            partial(graph.plan, training=training, roles=_roles(bound), weighted=weighted),
         )
+        self._shape_of = lambda node_id: graph.get_node(node_id).output_shape or ()
+        self._plan = partial(self._graph_plan, losses, active_nodes=active_nodes, fits=fits)
         self._plan_with_static = partial(self._plan, together=together)
         self._asked: StepPlan | None = None
         self._epochs: dict[int, list[EpochBatches]] = {}
@@ -84,12 +92,22 @@ class Feed:
             return
         self._asked = self.plan = plan
         self.step = step
+        if self._in_turn:
+            of = {source: b.group for source, b in self.bound.items()}
+            turns = Turns(plan, self._graph_plan, self._losses, of, self._shape_of)
+            self.step = turns.step
+            self._parts = [(p, [self._column(s) for s in p.slots]) for p in turns.plans]
+            self.layout = self._layout(plan)
+            return
         columns = [self._column(slot) for slot in plan.slots]
         if any(column is None for column in columns):  # the frozen part is not repeatable
             self.plan, self.step = self._plan()
             columns = [self._column(slot) for slot in self.plan.slots]
-        self._columns, self._room = columns, {}
-        self.layout = replace(self.plan.layout, views={s: b.view for s, b in self.bound.items()})
+        self._parts, self._room = [(self.plan, columns)], {}
+        self.layout = self._layout(self.plan)
+
+    def _layout(self, plan: StepPlan) -> Layout:
+        return replace(plan.layout, views={s: b.view for s, b in self.bound.items()})
 
     def epoch(self, epoch: int) -> tuple[int, Iterator[ExecutionContext]]:
         """Return the number of batches of an epoch, and its steps."""
@@ -106,40 +124,82 @@ class Feed:
         group = min(self._groups_of(node_id))
         return self._batches(epoch)[group].sizes
 
+    def totals(self, epoch: int) -> Array:
+        """Return what each loss is a mean over: rows, or the sum of their weights.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_batches, n_losses)
+        """
+        batches, columns = self._batches(epoch), []
+        layout = self.plan.layout
+        for (_, node_id), weighing in zip(layout.losses, layout.weighings, strict=True):
+            if weighing is None:
+                columns.append(self.sizes(epoch, node_id))
+            else:
+                starts = self._own(weighing.source, batches).bounds[:-1]
+                columns.append(np.add.reduceat(self._weights(weighing, batches), starts))
+        return np.array(columns, dtype=np.float64).T
+
     def _steps(self, epoch: int, batches: list[EpochBatches]) -> Iterator[ExecutionContext]:
         rows = _Rows(self, epoch)
         layout, bundle, phase = self.layout, (self.plan, self.step), self.phase
-        taken: dict[Any, IntArray | slice] = {}
-        streams = [
-            self._stream(slot, column, batches, taken)
-            for slot, column in zip(self.plan.slots, self._columns, strict=True)
-        ]
-        for i, tensors in enumerate(zip(*streams, strict=True)):
+        given = self._turn_by_turn(batches) if self._in_turn else self._tensors(0, batches)
+        for i, tensors in enumerate(given):
             ctx = ExecutionContext(phase, epoch, i)
             ctx.layout, ctx.plan, ctx.rows, ctx.tensors = layout, bundle, rows, tensors
             yield ctx
 
-    def _stream(
-        self,
-        slot: InputSlot,
-        column: Any,
-        batches: list[EpochBatches],
-        taken: dict[Any, IntArray | slice],
-    ) -> Iterator[Any]:
-        bound = self.bound[slot.source]
-        own = batches[bound.group]
-        key = (bound.group, slot.role, slot.node_id is None)  # the same rows for many columns
-        if key not in taken:
-            rows = in_a_row(own.rows[slot.role])
-            if slot.node_id is None:
-                rows = in_a_row(bound.view.valid_indices[rows])
-            taken[key] = rows
-        rows = taken[key]
+    def _turn_by_turn(self, batches: list[EpochBatches]) -> Iterator[tuple[int, Any]]:
+        """Yield the number of the sampler whose turn it is, with its tensors."""
+        n, every = batches[0].n_batches, len(batches)
+        own = [
+            self._tensors(i, [b.taken(np.arange(i, n, every)) for b in batches])
+            for i in range(every)
+        ]
+        for i in range(n):
+            yield i % every, next(own[i % every])
+
+    def _tensors(self, part: int, batches: list[EpochBatches]) -> Iterator[Any]:
+        plan, columns = self._parts[part]
+        streams = [
+            self._stream(slot, column, batches)
+            for slot, column in zip(plan.slots, columns, strict=True)
+        ]
+        return zip(*streams, strict=True)
+
+    def _stream(self, slot: InputSlot, column: Any, batches: list[EpochBatches]) -> Iterator[Any]:
+        own = self._own(slot.source, batches)
+        if slot.weighing is not None:
+            weights = mean_one(self._weights(slot.weighing, batches), own.bounds)
+            place = None if self.device is None else slot.adapter.check_device(self.device)
+            made = slot.adapter.from_numpy(weights, dtype=slot.dtype, device=place)
+            return iter(slot.adapter.chunks(made, own.sizes))
+        rows = own.rows[slot.role]
+        if own.weights is not None:
+            rows = np.maximum(rows, 0)  # some row stands in for padding
+        among = self.bound[slot.source].view.valid_indices if slot.node_id is None else None
         room = self._room.setdefault(slot, []) if self.reuses_memory else None
-        return pieces(slot.adapter, column, rows, own.sizes, room)
+        return pieces(slot.adapter, column, in_a_row(rows), own.sizes, room, among)
+
+    def _own(self, source: Source, batches: list[EpochBatches]) -> EpochBatches:
+        """Return the batches that a source reads."""
+        bound = self.bound[source]
+        return batches[bound.group].stream(bound.stream)
+
+    def _weights(self, weighing: Weighing, batches: list[EpochBatches]) -> Array:
+        """Return what the samples of a loss weigh, batches behind one another."""
+        view = self.bound[weighing.source].view
+        return weighing.values(
+            view,
+            lambda s, role: view.valid_indices[self._own(s, batches).rows[role]],
+            lambda s, role: self._own(s, batches).weight(role),
+        )
 
     def _column(self, slot: InputSlot) -> Any:
         view = self.bound[slot.source].view
+        if slot.weighing is not None:
+            return ()
         if slot.node_id is not None:
             return frozen_outputs(self.plan, slot, view, self.device)
         return column_tensor(view.collection, slot, self.device)
@@ -176,27 +236,46 @@ class Feed:
 
     def release(self) -> None:
         """Let go of the tensors; row numbers can still be asked for."""
-        self._columns, self._room, self._asked = [], {}, None
-        del self.plan, self.step, self._plan, self._plan_with_static
+        self._parts, self._room, self._asked = [], {}, None
+        del self.plan, self.step, self._plan, self._plan_with_static, self._graph_plan
 
 
 class _Rows:
     """Row numbers of the batches of an epoch, made when they are asked for."""
 
-    __slots__ = ("epoch", "feed")
+    __slots__ = ("_batch", "_weights", "epoch", "feed")
 
     def __init__(self, feed: Feed, epoch: int) -> None:
         self.feed, self.epoch = feed, epoch
+        self._batch, self._weights = -1, dict[Any, Mapping[str, Array]]()
 
     def __call__(self, source: Source, batch: int) -> Mapping[str, IntArray]:
-        bound = self.feed.bound[source]
-        own = self.feed._batches(self.epoch)[bound.group]
+        bound, own = self._own(source)
         rows = bound.view.valid_indices
-        return {role: np.asarray(rows[own.batch(batch, role)]) for role in own.rows}
+        found = {role: own.batch(batch, role) for role in own.rows}
+        if own.weights is None:
+            return {role: np.asarray(rows[at]) for role, at in found.items()}
+        return {role: np.where(at < 0, -1, rows[at]) for role, at in found.items()}
+
+    def weights(self, source: Source, batch: int) -> Mapping[str, Array]:
+        """Return the weights of a batch by role; one object for inputs read together."""
+        bound, own = self._own(source)
+        if own.weights is None:
+            return {}
+        if batch != self._batch:
+            self._batch, self._weights = batch, {}
+        key = (bound.group, bound.stream)
+        if key not in self._weights:
+            part = slice(own.bounds[batch], own.bounds[batch + 1])
+            self._weights[key] = {role: w[part] for role, w in own.weights.items()}
+        return self._weights[key]
+
+    def _own(self, source: Source) -> tuple[Bound, EpochBatches]:
+        return self.feed.bound[source], self.feed._own(source, self.feed._batches(self.epoch))
 
 
 def _roles(bound: Sequence[Bound]) -> tuple[str, ...]:
-    roles = {b.sampler.roles for b in bound}
+    roles = {b.sampler.roles if b.stream == DEFAULT else (DEFAULT,) for b in bound}
     if len(roles) > 1:
         raise ConfigError(f"samplers of one phase must give the same roles, got {sorted(roles)}")
     return next(iter(roles))

@@ -203,8 +203,9 @@ def _log_losses(
         )
     totals = table.sum(axis=1)
     results._metrics.log_batches("train_loss", totals, epoch=ctx.epoch_idx)
-    sizes = np.array([feed.sizes(ctx.epoch_idx, node_id) for _, node_id in layout.losses]).T
-    means = np.average(table, axis=0, weights=sizes)
+    sizes = feed.totals(ctx.epoch_idx)
+    sums = sizes.sum(axis=0)
+    means = np.divide((table * sizes).sum(axis=0), sums, out=np.zeros(len(sums)), where=sums > 0)
     results._metrics.log("train_loss", float(means.sum()), epoch=ctx.epoch_idx)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from modularml._typing import Shape
 from modularml.backends import Backend, BackendAdapter, adapter_for
-from modularml.data.execution import Flow, Layout, Leaf, Merged, Source
+from modularml.data.execution import Flow, Layout, Leaf, Merged, Source, Weighing
 from modularml.data.references import FeatureSetReference
 from modularml.errors import GraphError, LossError, NotFittedError, ShapeError, UnknownNameError
 from modularml.graph.fitting import Learn, fitted_then
@@ -30,8 +30,9 @@ from modularml.graph.node import ComputeNode
 from modularml.graph.plan import Crossing, InputSlot, LossOp, StepPlan
 from modularml.graph.program import Program, converted
 from modularml.graph.segments import backends_of, in_segments, readers_of
+from modularml.graph.weighing import weighing_of
 from modularml.training import AppliedLoss, LossInput
-from modularml.training.loss import CLASS_INDEX, CLASS_SET, ELEMENTWISE, ONE_A_SAMPLE
+from modularml.training.loss import CLASS_INDEX, CLASS_LAST, CLASS_SET, ELEMENTWISE, ONE_A_SAMPLE
 
 __all__ = ["compile_plan"]
 
@@ -46,6 +47,7 @@ def compile_plan(
     detach_after: Iterable[str] = (),
     together: Mapping[Source, int] | None = None,
     learners: Mapping[str, Learn] | None = None,
+    weighted: Mapping[Source, int] | None = None,
 ) -> StepPlan:
     """Resolve nodes and losses into a plan.
 
@@ -69,6 +71,8 @@ def compile_plan(
     learners : mapping of str to callable
         How nodes without gradients learn from features and targets, by id: they do so before they
         are asked for outputs.
+    weighted : mapping of Source to int, optional
+        Sources whose rows have weights; those of one number have the same.
 
     Raises
     ------
@@ -78,6 +82,7 @@ def compile_plan(
         If a node has not been fitted and does not learn in this step.
     """
     compiler = _Compiler(nodes, training, roles, set(detach_after), learners or {})
+    compiler.weighted = weighted or {}
     return compiler.compile(losses, optimizers or {}, together)
 
 
@@ -110,6 +115,8 @@ class _Compiler:
         self.home: dict[str, int] = {}
         self.places: dict[tuple[str, str], int] = {}
         self.read: dict[tuple[str, str], int] = {}
+        self.weighted: Mapping[Source, int] = {}
+        self.weighings: list[Weighing | None] = []
 
     def compile(
         self,
@@ -185,7 +192,7 @@ class _Compiler:
     def _input_of_frozen(self, node_id: str, role: str) -> None:
         program, dtype = self._program(node_id), self.column_dtypes.get(node_id)
         source = leaves(self.flows[node_id, "features"])[0].source
-        slot = InputSlot(role, source, (), dtype, None, node_id, program.adapter)
+        slot = InputSlot(role, source, (), dtype, node_id=node_id, adapter=program.adapter)
         self.places[node_id, role] = self.read[node_id, role] = program.input(slot)
 
     # -- forward ------------------------------------------------------------------------------
@@ -247,10 +254,27 @@ class _Compiler:
         adapter = self._program(node.node_id).adapter
         check_call(applied, applied.loss.resolve(adapter.backend))
         args = [self._loss_arg(applied, node, item) for item in applied.parsed]
-        fn = mean_over_samples(applied, adapter)
+        weighing = self._weighing(applied, node)
+        fn = mean_over_samples(applied, adapter, weighed=weighing is not None)
+        if weighing is not None:
+            like = node.model.module if isinstance(node, ModelNode) else None
+            dtype = adapter.loss_dtype("float", like)
+            role, source = weighing.role, weighing.source
+            slot = InputSlot(role, source, dtype=dtype, weighing=weighing, adapter=adapter)
+            args.append(self._program(node.node_id).input(slot))
         if applied.weight != 1.0:
             fn = weighted(fn, applied.weight)
         return LossOp(fn, tuple(args))
+
+    def _weighing(self, applied: AppliedLoss, on: ComputeNode) -> Weighing | None:
+        """Say what weighs the samples of a loss, and note it for the layout."""
+        reads = [
+            (self._node_named(i.node or applied.on, applied), self._role(applied, i.role))
+            for i in applied.parsed
+        ]
+        found = weighing_of(applied, [(on, reads[0][1]), *reads], self.flows, self.weighted)
+        self.weighings.append(found)
+        return found
 
     def _loss_arg(self, applied: AppliedLoss, on: ComputeNode, item: LossInput) -> int:
         node = on if item.node is None else self._node_named(item.node, applied)
@@ -278,10 +302,12 @@ class _Compiler:
         like = on.model.module if isinstance(on, ModelNode) else None
         integer = is_integer(flow)
         if name in CLASS_INDEX and integer:
-            if math.prod(shape) != math.prod(out[1:]):
+            axis = -1 if name in CLASS_LAST else 0
+            rest = out[:-1] if name in CLASS_LAST else out[1:]
+            if math.prod(shape) != math.prod(rest):
                 raise misfit(applied, on, out, shape, "one class number a sample")
-            check_labels(applied, on, flow, out[0])
-            return adapter.loss_dtype("index", like), tuple(out[1:])
+            check_labels(applied, on, flow, out[axis])
+            return adapter.loss_dtype("index", like), tuple(rest)
         if squeezed(shape) == squeezed(out):
             kind = "index" if integer and (not name or name in CLASS_SET) else "float"
             return adapter.loss_dtype(kind, like), tuple(out)
@@ -324,7 +350,8 @@ class _Compiler:
         merged = program.op(flow.merge, parts, many=True)
         if shape is None:
             return merged
-        return program.op(lambda t: t.reshape(len(t), *shape), [merged], many=False)
+        reshape = program.adapter.reshape
+        return program.op(lambda t: reshape(t, shape), [merged], many=False)
 
     # -- what learns --------------------------------------------------------------------------
 
@@ -407,6 +434,7 @@ class _Compiler:
             tuple(self._program(i).adapter for i, _ in outputs),
             {n.node_id: n.label for n in self.nodes},
             training=self.training,
+            weighings=tuple(self.weighings),
         )
         segments = [
             program.segment(

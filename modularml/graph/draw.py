@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,13 +63,9 @@ def _box(node: ComputeNode, show_frozen: bool) -> DiagramNode:
     if not isinstance(node, ModelNode):
         return DiagramNode(node.node_id, node.label, (type(node).__name__,), kind="merge")
     frozen = show_frozen and node.is_frozen
-    model = node.model
-    inner = getattr(model, "inner", None)
-    lines = [type(inner if inner is not None else model).__name__]
+    lines = [node.model.shown_name]
     if node.is_built:
-        count = sum(
-            p.numel() if hasattr(p, "numel") else p.size for p in node.parameters().values()
-        )
+        count = sum(math.prod(p.shape) for p in node.parameters().values())
         lines.append(f"{count:,} parameters")
         lines.append(f"out {_shape_text(node.output_shape)}")
     lines += ["frozen"] if frozen else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,27 +13,32 @@ from modularml.backends import BackendAdapter
 from modularml.data.batch import Batch, BatchView, RoleData, SampleData
 from modularml.data.collection import SampleCollection
 from modularml.data.execution import ExecutionContext
-from modularml.data.formats import stack
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, GraphError
 from modularml.graph.plan import InputSlot, StepPlan
 from modularml.graph.program import converted
+from modularml.graph.weighing import mean_one
 
 __all__ = ["column_tensor", "fill", "frozen_outputs", "in_a_row", "pieces"]
 
 CHUNK_BYTES = 32 * 2**20
+LEAST_ROW = 64
+"""Bytes that a row is reckoned with at least: its number and its place in a chunk take some too."""
 
 
 def column_tensor(collection: SampleCollection, slot: InputSlot, device: str | None = None) -> Any:
     """Return the stacked columns of a slot for all rows, as one tensor.
 
-    It is made once for each state of the data and kept with it.
+    It is made once for each state of the data and kept with it; columns that lie in files stay
+    there, and rows of them are read when they are gathered.
 
     Returns
     -------
     tensor, shape (n_rows, *shape)
     """
     adapter = slot.adapter
+    if collection.is_mapped(slot.columns):
+        return _InFiles(collection, slot, _place(adapter, device))
     key = (adapter.backend, slot.columns, slot.dtype, slot.shape, device)
     if key not in collection.tensors:
         values, place = _stacked(collection, slot), _place(adapter, device)
@@ -46,6 +52,7 @@ def pieces(
     rows: IntArray | slice,
     sizes: list[int],
     room: list[Any] | None = None,
+    among: IntArray | None = None,
 ) -> Iterator[Any]:
     """Yield batches of a column.
 
@@ -61,15 +68,18 @@ def pieces(
         Rows in each batch.
     room : list, optional
         Holds the memory of an earlier call, which is used again: its batches are gone then.
+    among : ndarray of int64, optional
+        Rows of the column that `rows` are places in.
     """
-    row_bytes = max(1, int(column[:1].nbytes if len(column) else 1))
+    row_bytes = max(LEAST_ROW, adapter.row_bytes(column[:1]))
     batches = max(1, CHUNK_BYTES // (row_bytes * max(1, max(sizes, default=1))))
     at = 0
     for first in range(0, len(sizes), batches):
         own = sizes[first : first + batches]
         n = sum(own)
         into = room[0][:n] if room and len(room[0]) >= n else None
-        chunk = adapter.gather(column, _part(rows, at, n), into)
+        part = _part(rows, at, n)
+        chunk = _gather(adapter, column, part if among is None else among[part], into)
         if room is not None and into is None:
             room[:] = [chunk]
         even = all(size == own[0] for size in own[:-1]) and own[-1] <= own[0]
@@ -77,8 +87,10 @@ def pieces(
         at += n
 
 
-def in_a_row(rows: IntArray) -> IntArray | slice:
+def in_a_row(rows: IntArray | slice) -> IntArray | slice:
     """Return rows that follow one another as a slice, which costs less to gather."""
+    if isinstance(rows, slice):
+        return rows
     n, at_once = len(rows), 16384  # a piece at a time stays in the cache
     if not n or rows[-1] - rows[0] != n - 1:
         return rows
@@ -110,15 +122,15 @@ def frozen_outputs(
     if static is None:
         raise GraphError("this plan has no frozen part")
     rows = view.valid_indices
-    at = [name for name, _ in static.layout.outputs].index(str(slot.node_id))
-    adapter = static.layout.adapters[at]
+    place = [name for name, _ in static.layout.outputs].index(str(slot.node_id))
+    adapter = static.layout.adapters[place]
     columns = [(s.adapter, column_tensor(view.collection, s, device)) for s in static.slots]
-    width = max(1, sum(int(c[:1].nbytes) for _, c in columns))
+    width = max(1, sum(reader.row_bytes(column[:1]) for reader, column in columns))
     size = int(np.clip(CHUNK_BYTES // width, 64, 4096))
     step = static.eval_step()
 
     def run(part: IntArray) -> Any:
-        return step([reader.gather(c, part) for reader, c in columns])[1][at]
+        return step([_gather(reader, c, part) for reader, c in columns])[1][place]
 
     with static.modes():
         if not _repeatable(adapter, run, rows[:64]):
@@ -143,6 +155,9 @@ def fill(plan: StepPlan, ctx: ExecutionContext) -> list[Any]:
 
 def _from_given(plan: StepPlan, ctx: ExecutionContext, slot: InputSlot) -> Any:
     source = slot.source
+    if slot.weighing is not None:
+        weights = ctx.sample_weights(slot.weighing)
+        return slot.adapter.from_numpy(mean_one(weights, (0, len(weights))), dtype=slot.dtype)
     given = ctx.inputs.get((source.node_id, source.ref))
     if given is None:
         labels = plan.layout.labels
@@ -151,9 +166,9 @@ def _from_given(plan: StepPlan, ctx: ExecutionContext, slot: InputSlot) -> Any:
             f"{source.ref.node_label!r}; inputs are keyed by (node_id, reference)"
         )
     if isinstance(given, BatchView):
-        rows = given.role_indices[slot.role]
+        rows = np.maximum(given.role_indices[slot.role], 0)
         column = column_tensor(given.source.collection, slot)
-        return slot.adapter.gather(column, np.ascontiguousarray(rows))
+        return _gather(slot.adapter, column, np.ascontiguousarray(rows))
     if isinstance(given, Batch):
         given = given.role_data
     if isinstance(given, RoleData):
@@ -179,8 +194,33 @@ def _place(adapter: BackendAdapter, device: str | None) -> Any:
     return None if device is None else adapter.check_device(device)
 
 
-def _stacked(collection: SampleCollection, slot: InputSlot) -> Array:
-    values = stack({name: collection.numpy(name) for name in slot.columns})
+@dataclass(frozen=True)
+class _InFiles:
+    """The stacked columns of a slot, as `column_tensor` gives them, where they lie in files."""
+
+    collection: SampleCollection
+    slot: InputSlot
+    device: Any
+
+    def __len__(self) -> int:
+        return self.collection.n_samples
+
+    def __getitem__(self, rows: slice) -> Any:
+        return self.gather(np.arange(len(self))[rows])
+
+    def gather(self, rows: IntArray) -> Any:
+        values = _stacked(self.collection, self.slot, rows)
+        return self.slot.adapter.from_numpy(values, dtype=self.slot.dtype, device=self.device)
+
+
+def _gather(adapter: BackendAdapter, column: Any, rows: Any, into: Any = None) -> Any:
+    if isinstance(column, _InFiles):
+        return column[rows] if isinstance(rows, slice) else column.gather(rows)
+    return adapter.gather(column, in_a_row(rows), into)
+
+
+def _stacked(collection: SampleCollection, slot: InputSlot, rows: IntArray | None = None) -> Array:
+    values = collection.gather(slot.columns, rows)
     if values.dtype.kind not in "biuf" and (slot.adapter.gradients or slot.dtype is not None):
         raise DataError(f"columns {list(slot.columns)} hold {values.dtype}; a model takes numbers")
     return values if slot.shape is None else values.reshape(len(values), *slot.shape)

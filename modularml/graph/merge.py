@@ -268,7 +268,7 @@ class ConcatNode(MergeNode):
         return adapter.concat(values, axis)
 
     def _pad(self, adapter: Any, values: list[Any], axis: int) -> list[Any]:
-        size = [max(v.shape[i] for v in values) for i in range(values[0].ndim)]
+        size = [0] + [max(v.shape[i] for v in values) for i in range(1, values[0].ndim)]
         padded = []
         for v in values:
             widths = [

@@ -140,14 +140,15 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         Returns
         -------
         dict
-            ``backend``, ``contributing_nodes`` (set of node ids) and ``parameters`` (list).
+            ``backend``, ``contributing_nodes`` (set of node ids) and ``parameters`` (list), which
+            are ``variables`` in TensorFlow.
         """
         named, backend = self._parameters(), self.backend or self._only_backend()
         ids = {n.node_id for n in self._learning() if n.backend is backend and n.parameters()}
         return {
             "backend": self.backend,
             "contributing_nodes": ids,
-            "parameters": list(named.values()),
+            adapter_for(backend).moved if named else "parameters": list(named.values()),
         }
 
     def freeze(self, nodes: list[str | GraphNode] | None = None) -> None:

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from modularml._typing import Shape
 from modularml.backends import BackendAdapter
 from modularml.backends.base import NotFiniteError
-from modularml.data.execution import Layout, Source
+from modularml.data.execution import Layout, Source, Weighing
 from modularml.training import AppliedLoss
 
 __all__ = ["Crossing", "InputSlot", "LossOp", "Op", "Segment", "StepPlan"]
@@ -42,6 +42,8 @@ class InputSlot:
         Shape of one sample; None keeps that of the stack.
     node_id : str or None
         A frozen node whose outputs stand in for columns.
+    weighing : Weighing or None
+        Weights of the samples of a loss, of mean 1 in each batch, stand in for columns.
     adapter : BackendAdapter
         Of the framework that reads it.
     """
@@ -52,6 +54,7 @@ class InputSlot:
     dtype: Any = None
     shape: Shape | None = None
     node_id: str | None = None
+    weighing: Weighing | None = None
     adapter: Any = None
 
 
@@ -130,14 +133,7 @@ class Segment:
 
     def eval_step(self) -> StepFunction:
         """Return the function that computes a batch's losses and outputs without gradients."""
-        no_grad = self.adapter.no_grad
-
-        def step(inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-            with no_grad():
-                _, losses, outputs = self.compute(inputs)
-            return losses, outputs
-
-        return step
+        return self.adapter.eval_step(self.compute)
 
 
 @dataclass

@@ -38,10 +38,12 @@ ROOMS = (
 )
 """Where our own classes live; imported when a file names a class that is not there yet."""
 
-TORCH_ROOMS = ("modularml.models.torch",)
+MODEL_ROOMS = {"tensorflow": "modularml.models.tensorflow", "torch": "modularml.models.torch"}
+"""Those of our own models; opened last, as a framework is imported with them."""
 
 LIBRARIES = {
     "torch": ("torch",),
+    "keras": ("modularml.backends.tensorflow",),
     "sklearn": (
         "sklearn.preprocessing",
         "sklearn.decomposition",
@@ -115,6 +117,8 @@ class Resolver:
         By bare name or ``module:qualname``.
     allow_import : iterable of str
         Prefixes of modules that may be imported.
+    packaged : callable, optional
+        From ``module:qualname`` to what code packed with the file defines, or None.
     """
 
     def __init__(
@@ -123,11 +127,13 @@ class Resolver:
         told: list[dict[str, Any]],
         custom_objects: Mapping[str, Any] | None = None,
         allow_import: Iterable[str] = (),
+        packaged: Callable[[str], Any] = lambda name: None,
     ) -> None:
-        self.path = path
+        self.path, self.packaged = path, packaged
         self.custom = dict(custom_objects or {})
         self.prefixes = (allow_import,) if isinstance(allow_import, str) else tuple(allow_import)
         self.told = {str(entry.get("name")): entry.get("sha256") for entry in told}
+        self.has_code = any("code" in entry for entry in told)
 
     def resolve(self, names: Iterable[tuple[str, str]], *, nodes: bool = True) -> dict[str, Any]:
         """Return what each name means.
@@ -147,6 +153,8 @@ class Resolver:
         found: dict[str, Any] = {}
         for role, name in dict.fromkeys(self._checked(pair) for pair in names):
             obj = self._class(name) if role == "type" else self._code(name)
+            if obj is None:
+                obj = self.packaged(self._full(name))
             if obj is None:
                 raise self._missing(role, name)
             if not _fits(role, obj) or (_enters_context(obj) and not nodes):
@@ -210,13 +218,19 @@ class Resolver:
                 stacklevel=2,
             )
 
+    def _full(self, name: str) -> str:
+        return next((t for t in self.told if t.rpartition(":")[2] == name), name)
+
     def _missing(self, role: str, name: str) -> MMLError:
-        full = next((t for t in self.told if t.rpartition(":")[2] == name), name)
+        full = self._full(name)
         short = name.rpartition(":")[2].rpartition(".")[2]
         hint = (
             f"Import it first, pass custom_objects={{{short!r}: ...}}, or allow_import="
             f"[{full.partition(':')[0].split('.')[0]!r}] if you trust it"
         )
+        if self.has_code:
+            hint += "; its code is packed with it: read inspect_packaged_code(path), then pass "
+            hint += "allow_packaged_code=True"
         sha = self.told.get(full)
         problem = f"needs the {role} {full!r:.200}{f' (source sha256 {sha[:12]})' if sha else ''}"
         return MMLError(limits.NO_CLASS, self.path, "", f"{problem}, which is not here", hint)
@@ -226,14 +240,13 @@ _DISTRUST = "Do not trust this file; ask its sender"
 
 
 def _open_rooms(name: str) -> None:
-    """Import our own rooms, those that need torch last, until a class is there."""
-    rooms = (*ROOMS, *(TORCH_ROOMS if has("torch") else ()))
-    for room in rooms:
+    """Import our own rooms until a class is there; every room but the models' for no name."""
+    of = "tensorflow" if name.lower().startswith("tensorflow") else "torch"
+    for room in (*ROOMS, *([MODEL_ROOMS[of]] if name and has(of) else [])):
         if name and name in set(config_registry):
             return
-        if name or room not in TORCH_ROOMS:
-            for module in pkgutil.iter_modules(require(room).__path__, f"{room}."):
-                require(module.name)
+        for module in pkgutil.iter_modules(require(room).__path__, f"{room}."):
+            require(module.name)
 
 
 def _imported(name: str) -> Any:
@@ -274,6 +287,13 @@ def _from_torch(obj: Any, module: str) -> bool:
     return module == "torch.nn.functional"
 
 
+def _from_keras(obj: Any, module: str) -> bool:
+    keras = require("keras")
+    kinds = (keras.Layer, keras.optimizers.Optimizer, keras.losses.Loss)
+    open_to_code = (keras.layers.Lambda, keras.layers.TorchModuleWrapper)
+    return isinstance(obj, type) and issubclass(obj, kinds) and not issubclass(obj, open_to_code)
+
+
 def _from_sklearn(obj: Any, module: str) -> bool:
     base = require("sklearn.base").BaseEstimator
     return isinstance(obj, type) and issubclass(obj, base)
@@ -289,6 +309,7 @@ def _from_numpy(obj: Any, module: str) -> bool:
 _OPEN: dict[str, Callable[[Any, str], bool]] = {
     "modularml": _from_modularml,
     "torch": _from_torch,
+    "keras": _from_keras,
     "sklearn": _from_sklearn,
     "numpy": _from_numpy,
     "builtins": lambda obj, module: obj in (bool, int, float, complex, str),
@@ -296,7 +317,8 @@ _OPEN: dict[str, Callable[[Any, str], bool]] = {
 
 
 def _enters_context(obj: Any) -> bool:
-    return hasattr(obj, "node_id") or getattr(obj, "artifact_kind", "") in ("fs", "mg", "exp")
+    node = hasattr(obj, "node_id") and hasattr(obj, "context")
+    return node or getattr(obj, "artifact_kind", "") in ("fs", "mg", "exp")
 
 
 def _fits(role: str, obj: Any) -> bool:

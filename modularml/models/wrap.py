@@ -14,6 +14,7 @@ __all__ = ["wrap_model"]
 
 _WRAPPERS = {
     Backend.TORCH: ("modularml.models.torch.wrapper", "TorchModelWrapper"),
+    Backend.TENSORFLOW: ("modularml.models.tensorflow.wrapper", "TensorflowModelWrapper"),
     Backend.SCIKIT: ("modularml.models.sklearn", "ScikitModelWrapper"),
 }
 
@@ -23,7 +24,7 @@ def wrap_model(obj: Any) -> BaseModel:
 
     Parameters
     ----------
-    obj : BaseModel, torch.nn.Module, a class of one of them, or a scikit-learn estimator
+    obj : BaseModel, torch.nn.Module, keras.Model, a class of one of them, or an estimator
         A model of a known framework.
 
     Raises
@@ -38,7 +39,8 @@ def wrap_model(obj: Any) -> BaseModel:
     where = _WRAPPERS.get(backend_of(obj))
     if where is None:
         raise ConfigError(
-            "model must be a torch.nn.Module, a class of it, a scikit-learn estimator or a "
+            "model must be a torch.nn.Module, a keras.Model, a class of one of them, a "
+            "scikit-learn estimator or a "
             f"BaseModel, got {obj!r}"
         )
     if inspect.isclass(obj) and hasattr(obj, "get_params"):  # an estimator needs no shapes

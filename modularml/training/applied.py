@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from modularml.data.references import (
 from modularml.errors import ConfigError, LossError
 from modularml.training.loss import Loss
 
-__all__ = ["AppliedLoss", "LossInput"]
+__all__ = ["AppliedLoss", "LossInput", "weigh"]
 
 DOMAINS = ("outputs", "targets", "features", "tags")
 
@@ -109,6 +110,9 @@ class AppliedLoss(Configurable):
         Multiplies the loss.
     label : str, optional
         ``<loss>_<node>`` where it is not given.
+    sample_weight : str or FeatureSetColumnReference, optional
+        Column of numbers of at least 0: the loss is then the mean weighted by it,
+        ``sum(w * l) / sum(w)``. With several roles it is read for the role named first.
 
     Raises
     ------
@@ -129,6 +133,7 @@ class AppliedLoss(Configurable):
         *,
         weight: float = 1.0,
         label: str | None = None,
+        sample_weight: str | FeatureSetColumnReference | None = None,
     ) -> None:
         if not isinstance(loss, Loss):
             raise ConfigError(f"loss must be a Loss, got {loss!r}; write Loss({loss!r})")
@@ -150,6 +155,9 @@ class AppliedLoss(Configurable):
         self.label = label if label is not None else f"{loss.name}_{self.on}"
         items = self.inputs.values() if isinstance(self.inputs, dict) else self.inputs
         self.parsed = [LossInput.parse(item) for item in items]
+        self.sample_weight = sample_weight
+        if not isinstance(sample_weight, str | FeatureSetColumnReference | None):
+            raise ConfigError(f"sample_weight must be a column or None, got {sample_weight!r}")
 
     @property
     def node_id(self) -> str:
@@ -160,6 +168,23 @@ class AppliedLoss(Configurable):
     def keywords(self) -> list[str] | None:
         """Argument names where inputs were given by keyword."""
         return list(self.inputs) if isinstance(self.inputs, dict) else None
+
+    def call_names(self, fn: Callable[..., Any]) -> list[str] | None:
+        """Return the argument names to call a loss with; None where inputs go by position.
+
+        A list of outputs and what they are compared with, in any order, goes to ``y_pred`` and
+        ``y_true`` where the loss has these arguments, as those of Keras do.
+        """
+        domains = [item.domain for item in self.parsed]
+        if self.keywords or len(domains) != 2 or domains.count("outputs") != 1:
+            return self.keywords
+        try:
+            takes = list(inspect.signature(fn).parameters)
+        except ValueError:  # a builtin does not tell its arguments
+            return None
+        if takes[:2] != ["y_true", "y_pred"]:
+            return None
+        return ["y_pred" if domain == "outputs" else "y_true" for domain in domains]
 
     @property
     def backend(self) -> Backend:
@@ -183,10 +208,16 @@ class AppliedLoss(Configurable):
         if layout is None:
             raise LossError("the step has not run yet; pass it to graph.train_step or eval_step")
         args = [self._argument(ctx, item) for item in self.parsed]
-        fn = self.loss.resolve(layout.adapter_of(self._ran(layout, self.on)).backend)
-        names = self.keywords
+        adapter = layout.adapter_of(self._ran(layout, self.on))
+        fn = self.loss.resolve(adapter.backend)
+        names = self.call_names(fn)
         value = fn(**dict(zip(names, args, strict=True))) if names else fn(*args)
-        return value.mean() * self.weight
+        labels = [label for label, _ in layout.losses]
+        weighings = dict(zip(labels, layout.weighings, strict=True))
+        if (weighing := weighings.get(self.label)) is not None:
+            weights = ctx.sample_weights(weighing)
+            value = weigh(value, adapter.from_numpy(weights / (weights.mean() or 1.0)))
+        return adapter.sample_mean(value) * self.weight
 
     def _argument(self, ctx: Any, item: LossInput) -> Any:
         layout = ctx.layout
@@ -198,11 +229,11 @@ class AppliedLoss(Configurable):
         values = ctx.domain(node_id, item.domain, role)
         if values is None:
             raise LossError(f"loss {self.label!r}: node {wanted!r} has no {item.domain}")
-        tensor = layout.adapter_of(node_id).from_numpy(values)
         out = ctx.output(node_id, role)
-        if tuple(tensor.shape) != tuple(out.shape) and tensor.ndim == 2 and tensor.shape[1] == 1:
-            tensor = tensor[:, 0] if not tensor.is_floating_point() else tensor.reshape(out.shape)
-        return tensor.to(out.dtype) if tensor.is_floating_point() else tensor
+        floating = values.dtype.kind == "f"
+        if values.shape != tuple(out.shape) and values.ndim == 2 and values.shape[1] == 1:
+            values = values.reshape(tuple(out.shape)) if floating else values[:, 0]
+        return layout.adapter_of(node_id).from_numpy(values, dtype=out.dtype if floating else None)
 
     def _ran(self, layout: Any, wanted: str) -> str:
         for node_id, _ in layout.outputs:
@@ -215,3 +246,14 @@ class AppliedLoss(Configurable):
             f"AppliedLoss({self.loss.name!r} on {self.on!r}, inputs={self.inputs}, "
             f"weight={self.weight})"
         )
+
+
+def weigh(values: Any, weights: Any) -> Any:
+    """Multiply losses, shape (n, ...), by the weights of the samples, shape (n,)."""
+    shape = tuple(values.shape)
+    if not shape or shape[0] not in (weights.shape[0], None):
+        raise LossError(
+            f"a loss of samples that have weights must be one value a sample or an element, got "
+            f"shape {shape} for {weights.shape[0]} samples; do not reduce it (reduction='none')"
+        )
+    return values * weights[(..., *[None] * (len(shape) - 1))]

@@ -1,0 +1,48 @@
+"""Any Keras model as a model of a graph."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import keras
+
+from modularml._typing import Shape
+from modularml.errors import ConfigError
+from modularml.models.layered import ModelWrapper
+from modularml.models.tensorflow.base import TensorflowBaseModel
+
+__all__ = ["TensorflowModelWrapper"]
+
+
+class TensorflowModelWrapper(ModelWrapper, TensorflowBaseModel):  # noqa: D101 - that of what it is
+    __doc__ = ModelWrapper.__doc__
+
+    kind, kind_name = keras.Layer, "keras.Model"
+
+    def make_model(self, input_shape: Shape, output_shape: Shape | None) -> keras.Layer:
+        """Return a new model of the class; the one that was given, where there is no class."""
+        return self._made(input_shape, output_shape)
+
+    def _twin(self) -> Any:
+        if self._init_args["model_class"] is not None:
+            return super()._twin()
+        if isinstance(self.inner, keras.Sequential) or hasattr(self.inner, "operations"):
+            return keras.models.clone_model(self.inner)
+        return _made_again(self.inner)
+
+
+def _made_again(model: Any) -> Any:
+    """Return a model of a user's own class, from what Keras noted of its arguments."""
+    cls = type(model)
+    takes = inspect.signature(cls).parameters
+    try:
+        noted = model.get_config()
+        any_named = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+        return cls.from_config({k: v for k, v in noted.items() if any_named or k in takes})
+    except (TypeError, ValueError, NotImplementedError) as error:
+        name = cls.__name__
+        raise ConfigError(
+            f"a {name} that was given as an object cannot be made again ({error}); give its class: "
+            f"TensorflowModelWrapper(model_class={name}, model_kwargs={{...}})"
+        ) from error
