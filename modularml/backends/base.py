@@ -69,6 +69,8 @@ class BackendAdapter(ABC):
     """The few things that a graph needs of a framework."""
 
     backend: ClassVar[Backend]
+    gradients: ClassVar[bool] = True
+    """Whether its models are moved along gradients."""
     moved: ClassVar[str] = "parameters"
     """What the framework calls the tensors that an optimizer moves."""
 
@@ -95,7 +97,7 @@ class BackendAdapter(ABC):
         """Return the dtype of targets: ``"index"`` for class numbers, ``"float"`` as `model`'s."""
 
     @abstractmethod
-    def gather(self, column: Any, rows: IntArray, into: Any = None) -> Any:
+    def gather(self, column: Any, rows: IntArray | slice, into: Any = None) -> Any:
         """Return rows of a tensor, in the order asked; written to `into` where it is given."""
 
     @abstractmethod
@@ -151,6 +153,10 @@ class BackendAdapter(ABC):
     @abstractmethod
     def move(self, model: Any, device: Any) -> None:
         """Move a model's weights to a device, in place."""
+
+    def device_of(self, model: Any) -> Any:
+        """Return where a model's weights lie; None for the host."""
+        return None
 
     @abstractmethod
     def modes(self, models: Sequence[tuple[Any, bool]]) -> AbstractContextManager[Any]:
@@ -254,6 +260,7 @@ def adapter_for(backend: str | Backend) -> BackendAdapter:
 _ADAPTERS = {
     Backend.TORCH: "modularml.backends.torch",
     Backend.TENSORFLOW: "modularml.backends.tensorflow",
+    Backend.SCIKIT: "modularml.backends.sklearn",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modularml.backends import Backend, adapter_for
 from modularml.config import Configurable
@@ -89,15 +89,13 @@ class Accelerator(Configurable):
             return False
         return True
 
-    def place(self, graph: ModelGraph) -> Any:
-        """Move a graph's weights and optimizers to the device and return it.
+    def place(self, graph: ModelGraph) -> str:
+        """Move a graph's weights and optimizers to the device and return its name.
 
         Raises
         ------
         DeviceError
             If the device is not there; nothing is moved then.
         """
-        adapter = adapter_for(graph.framework())
-        device = adapter.check_device(str(self.device))
-        graph.move_to(device)
-        return device
+        graph.move_to(str(self.device))
+        return str(self.device)

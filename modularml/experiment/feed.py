@@ -16,7 +16,7 @@ from modularml.experiment.binding import Bound
 from modularml.experiment.schedule import BatchSchedulingPolicy, schedule
 from modularml.experiment.turns import Turns
 from modularml.graph.flows import leaves
-from modularml.graph.inputs import column_tensor, frozen_outputs, pieces
+from modularml.graph.inputs import column_tensor, frozen_outputs, in_a_row, pieces
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.plan import InputSlot, StepPlan
 from modularml.graph.weighing import mean_one
@@ -41,6 +41,8 @@ class Feed:
     training : bool
     policy : BatchSchedulingPolicy
     device : str or None
+    fits : sequence of ModelNode
+        Nodes that are fitted on the rows of each step.
     """
 
     def __init__(
@@ -53,7 +55,8 @@ class Feed:
         *,
         training: bool,
         policy: BatchSchedulingPolicy,
-        device: Any = None,
+        device: str | None = None,
+        fits: Sequence[Any] = (),
     ) -> None:
         self.phase, self.policy, self.device = phase, policy, device
         self.bound = {b.source: b for b in bound}
@@ -73,7 +76,7 @@ class Feed:
             partial(graph.plan, training=training, roles=_roles(bound), weighted=weighted),
         )
         self._shape_of = lambda node_id: graph.get_node(node_id).output_shape or ()
-        self._plan = partial(self._graph_plan, losses, active_nodes=active_nodes)
+        self._plan = partial(self._graph_plan, losses, active_nodes=active_nodes, fits=fits)
         self._plan_with_static = partial(self._plan, together=together)
         self._asked: StepPlan | None = None
         self._epochs: dict[int, list[EpochBatches]] = {}
@@ -160,25 +163,24 @@ class Feed:
     def _tensors(self, part: int, batches: list[EpochBatches]) -> Iterator[Any]:
         plan, columns = self._parts[part]
         streams = [
-            self._stream(plan, slot, column, batches)
+            self._stream(slot, column, batches)
             for slot, column in zip(plan.slots, columns, strict=True)
         ]
         return zip(*streams, strict=True)
 
-    def _stream(
-        self, plan: StepPlan, slot: InputSlot, column: Any, batches: list[EpochBatches]
-    ) -> Iterator[Any]:
+    def _stream(self, slot: InputSlot, column: Any, batches: list[EpochBatches]) -> Iterator[Any]:
         own = self._own(slot.source, batches)
         if slot.weighing is not None:
             weights = mean_one(self._weights(slot.weighing, batches), own.bounds)
-            made = plan.adapter.from_numpy(weights, dtype=slot.dtype, device=self.device)
-            return iter(plan.adapter.chunks(made, own.sizes))
+            place = None if self.device is None else slot.adapter.check_device(self.device)
+            made = slot.adapter.from_numpy(weights, dtype=slot.dtype, device=place)
+            return iter(slot.adapter.chunks(made, own.sizes))
         rows = own.rows[slot.role]
         if own.weights is not None:
             rows = np.maximum(rows, 0)  # some row stands in for padding
         among = self.bound[slot.source].view.valid_indices if slot.node_id is None else None
         room = self._room.setdefault(slot, []) if self.reuses_memory else None
-        return pieces(plan.adapter, column, rows, own.sizes, room, among)
+        return pieces(slot.adapter, column, in_a_row(rows), own.sizes, room, among)
 
     def _own(self, source: Source, batches: list[EpochBatches]) -> EpochBatches:
         """Return the batches that a source reads."""
@@ -199,8 +201,8 @@ class Feed:
         if slot.weighing is not None:
             return ()
         if slot.node_id is not None:
-            return frozen_outputs(self.plan, slot.node_id, view, self.device)
-        return column_tensor(self.plan.adapter, view.collection, slot, self.device)
+            return frozen_outputs(self.plan, slot, view, self.device)
+        return column_tensor(view.collection, slot, self.device)
 
     def _batches(self, epoch: int) -> list[EpochBatches]:
         """Return the batches of an epoch; any epoch can be made again from its number."""

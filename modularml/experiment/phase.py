@@ -136,7 +136,12 @@ class ExperimentPhase(Configurable, ContextYaml):
             training=self.training,
             policy=self.policy,
             device=device,
+            fits=self.to_fit(graph),
         )
+
+    def to_fit(self, graph: ModelGraph) -> list[Any]:
+        """Return the nodes that are fitted on all rows at once: none but in a `FitPhase`."""
+        return []
 
     def step_of(self, feed: Feed) -> Callable[[ExecutionContext], None]:
         """Return what is done with each batch."""
