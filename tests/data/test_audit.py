@@ -243,7 +243,7 @@ class TestCleanData:
         data = load()
         x = pd.DataFrame(data.data)
         keep = ~x.duplicated() & True  # iris holds one flower twice
-        columns = {f"x{i}": x[keep][i].to_numpy() for i in x if x[i].nunique() > 1}
+        columns = {f"x{i}": x[keep][i].to_numpy() for i in x if x[i].nunique() > 4}
         fs = FeatureSet.from_numpy("clean", columns, data.target[keep], register=False)
         for seed in range(3):
             fs.clear_splits()
