@@ -15,7 +15,7 @@ __all__ = ["derived_seed", "random_states", "seed_all", "set_random_states", "un
 
 
 def derived_seed(*key: int) -> int:
-    """Return a seed below 2**32 that follows from numbers, each at least 0, and from their order."""
+    """Return a seed below 2**32 that follows from some numbers, each at least 0."""
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 

@@ -60,8 +60,6 @@ class CVBinding:
             found = ExperimentContext.get_active().get_node(fs, enforce_type="FeatureSet")
         if not isinstance(found, FeatureSet):
             raise ConfigError(f"fs must be a FeatureSet, its label or id, got {fs!r}")
-        if not all(isinstance(n, str) and n for n in (train_split_name, val_split_name)):
-            raise ConfigError("train_split_name and val_split_name must be strings, not empty")
         if train_split_name == val_split_name:
             raise ConfigError(f"both sides of a fold cannot be called {val_split_name!r}")
         if val_size is not None and not 0 < val_size < 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
@@ -23,9 +22,12 @@ from modularml.splitters.random import check_seed
 from modularml.strategies.binding import CVBinding
 from modularml.strategies.cv_results import CVResults
 from modularml.strategies.folds import Fold, make_folds
-from modularml.strategies.jobs import Search, Work, in_turn, on_workers
+from modularml.strategies.jobs import Search, Work
 
 __all__ = ["CrossValidation", "FoldFailedWarning"]
+
+
+BARS = ("show_sampler_progress", "show_training_progress", "show_eval_progress")
 
 
 class FoldFailedWarning(UserWarning):
@@ -44,31 +46,30 @@ class CrossValidation:
     ----------
     label : str
     bindings : CVBinding or list of CVBinding
-        One a FeatureSet that is cut into folds. Sets that share samples, or are grouped by the
-        same columns, are cut as one.
+        One a FeatureSet. Sets that share samples, or are grouped by the same columns, are cut as
+        one.
     n_folds : int
-        At least 1; found from `splitter` where one is given. One fold needs ``val_size``.
+        At least 1, which needs ``val_size``; found from `splitter` where one is given.
     seed : int
         At least 0. It decides the folds, their weights and samplers without a seed.
-    phase : TrainPhase, PhaseGroup or another phase, optional
+    phase : phase or PhaseGroup, optional
         What is run; the experiment's plan where none is given.
     experiment : Experiment, optional
         That of the active context where none is given.
     splitter : FoldSplitter, or a splitter of scikit-learn, optional
-        Makes the folds; one of scikit-learn is given the ``group_by`` and ``stratify_by`` of the
-        first binding.
+        Makes the folds; one of scikit-learn is given the groups and strata of the bindings.
     n_repeats : int
-        How often all folds are run, each time cut with another seed: ``seed``, ``seed + 1``...
+        How often all folds are run, cut with ``seed``, ``seed + 1`` and so on.
     n_jobs : int
-        Processes that run folds; -1 is one for each core. Results are those of one process, bit
-        for bit, where that computes with as many threads. What callbacks return is kept where it
-        is plain data, and models must be given by class, since a worker makes them again.
+        Processes that run folds; -1 is one for each core. Results equal those of one process, bit
+        for bit, where that computes with as many threads. Models must be given by class, since a
+        worker makes them again, and callbacks' results are kept where they are plain data.
     timeout : float, optional
         Seconds after which a fold in a process of its own is given up.
     search : callable, optional
-        Called with the experiment of each fold before it runs, to choose what is best on the
-        fold's training rows alone: by an inner `CrossValidation` of that experiment, say. It may
-        edit the graph. A phase or group that it returns is run in place of the plan.
+        Called with each fold's experiment before it runs, to choose what is best on the fold's
+        training rows alone, by an inner `CrossValidation` say. It may edit the graph; a phase or
+        group that it returns is run in place of the plan.
 
     Raises
     ------
@@ -106,10 +107,6 @@ class CrossValidation:
         for name, value in (("n_folds", n_folds), ("n_repeats", n_repeats)):
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise ConfigError(f"{name} must be an int of at least 1, got {value!r}")
-        if timeout is not None and timeout <= 0:
-            raise ConfigError(f"timeout must be positive (in seconds) or None, got {timeout!r}")
-        if search is not None and not callable(search):
-            raise ConfigError(f"search must be a callable that takes an experiment, got {search!r}")
         self.label, self.experiment, self.phase = label, found, phase
         self.bindings = _checked(bindings, found)
         self.n_folds, self.seed, self.n_repeats = n_folds, seed, n_repeats
@@ -123,13 +120,7 @@ class CrossValidation:
 
     @cached_property
     def folds(self) -> list[Fold]:
-        """The folds: labels, seeds and rows; cut when first asked for.
-
-        Raises
-        ------
-        SplitError
-            If the rows cannot be cut like that.
-        """
+        """Labels, seeds and rows of the folds; a SplitError where rows cannot be cut like that."""
         found = make_folds(
             self.bindings,
             n_folds=self.n_folds,
@@ -137,12 +128,9 @@ class CrossValidation:
             seed=self.seed,
             splitter=self.splitter,
         )
-        default = inspect.signature(type(self)).parameters["n_folds"].default
-        if self.n_folds not in (default, len(found) // self.n_repeats):
-            raise ConfigError(
-                f"n_folds={self.n_folds}, but {self.splitter!r} makes "
-                f"{len(found) // self.n_repeats}; leave n_folds out"
-            )
+        made = len(found) // self.n_repeats
+        if self.n_folds not in (5, made):
+            raise ConfigError(f"{self.splitter!r} makes {made} folds, not n_folds={self.n_folds}")
         return found
 
     def run(
@@ -187,49 +175,48 @@ class CrossValidation:
         return CVResults(self.label, self.bindings, self.folds, self._done, failed)
 
     def _outcomes(self, plan: Any, folds: Sequence[Fold], flags: dict[str, Any]) -> Any:
-        n_jobs = min(self.n_jobs, len(folds))
         if self.n_jobs == 1 or not folds:
-            work = Work(self.label, flags, self.search)
-            return in_turn(work, self.experiment, plan, folds)
-        hidden = {name: False for name in flags if name.startswith("show_")}
-        work = Work(self.label, {**flags, **hidden}, self.search)
-        return on_workers(work, self.experiment, plan, folds, n_jobs=n_jobs, timeout=self.timeout)
+            return Work(self.label, flags, self.search).in_turn(self.experiment, plan, folds)
+        work = Work(self.label, {**flags, **dict.fromkeys(BARS, False)}, self.search)
+        n_jobs = min(self.n_jobs, len(folds))
+        return work.on_workers(self.experiment, plan, folds, n_jobs, self.timeout)
 
     def _tell(self, failed: dict[str, Exception]) -> None:
-        if not failed:
-            return
-        told = {label: str(error).partition("\n")[0] for label, error in failed.items()}
-        shown = "; ".join(f"{k}: {type(failed[k]).__name__}: {text}" for k, text in told.items())
-        if not self._done:
-            first = next(iter(failed.values()))
-            raise ExecutionError(f"all folds of {self.label!r} failed ({shown})") from first
-        warnings.warn(
-            f"{len(failed)} of {len(self.folds)} folds failed ({shown}); run() again does these "
-            "alone",
-            FoldFailedWarning,
-            stacklevel=3,
+        """Warn of folds that failed; raise where all did."""
+        told = "; ".join(
+            f"{label}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            for label, error in failed.items()
         )
+        if failed and not self._done:
+            raise ExecutionError(f"all folds of {self.label!r} failed ({told})") from next(
+                iter(failed.values())
+            )
+        if failed:
+            warnings.warn(
+                f"{len(failed)} of {len(self.folds)} folds failed; run() again does them ({told})",
+                FoldFailedWarning,
+                stacklevel=3,
+            )
 
     def _warn_of_leaks(self, plan: Any) -> None:
         """Warn of trainings that read rows which folds validate on."""
         bound = {b.featureset.label: b for b in self.bindings}
-        for phase in plan.flatten() if isinstance(plan, PhaseGroup) else [plan]:
-            for source in phase.input_sources if isinstance(phase, TrainPhase | FitPhase) else ():
-                binding = bound.get(source.upstream_ref.node_label)
-                if binding is None or source.split == binding.train_split_name:
-                    continue
-                fs, name = binding.featureset, source.split
-                rows = fs if name is None else fs.splits.get(name)
-                if name == binding.val_split_name or (
-                    rows is not None and not rows.is_disjoint_with(binding.pool())
-                ):
-                    warnings.warn(
-                        f"phase {phase.label!r} learns from {name or 'all rows'!r} of {fs.label!r}, "
-                        "which holds rows that folds validate on; let it read "
-                        f"{binding.train_split_name!r}",
-                        LeakWarning,
-                        stacklevel=3,
-                    )
+        phases = plan.flatten() if isinstance(plan, PhaseGroup) else [plan]
+        learning = [p for p in phases if isinstance(p, TrainPhase | FitPhase)]
+        for phase, source in ((p, s) for p in learning for s in p.input_sources):
+            binding, name = bound.get(source.upstream_ref.node_label), source.split
+            if binding is None or name == binding.train_split_name:
+                continue
+            fs = binding.featureset
+            rows = fs if name is None else fs.splits.get(name)
+            if rows is None or not rows.is_disjoint_with(binding.pool()):
+                warnings.warn(
+                    f"phase {phase.label!r} learns from {name or 'all rows'!r} of {fs.label!r}, "
+                    "and folds validate on some of these rows; let it read "
+                    f"{binding.train_split_name!r}",
+                    LeakWarning,
+                    stacklevel=3,
+                )
 
     def __repr__(self) -> str:
         what = self.experiment.label if self.phase is None else self.phase.label

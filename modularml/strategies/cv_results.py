@@ -76,9 +76,7 @@ class CVResults:
 
     def get_fold(self, fold: int | str) -> PhaseGroupResults:
         """Return the results of a fold, by number or label; see `get_experiment`."""
-        run = self.get_experiment(fold).last_run
-        assert run is not None
-        return run.results
+        return self.get_experiment(fold).history[-1].results
 
     def get_experiment(self, fold: int | str) -> Experiment:
         """Return the experiment of a fold: its graph, FeatureSets and history.
@@ -109,11 +107,7 @@ class CVResults:
     def losses(self, node: str | GraphNode, *, phase: str | None = None) -> AxisSeries[LossRecord]:
         """Return the losses applied on a node over (fold, epoch, batch, label).
 
-        Parameters
-        ----------
-        node : str or GraphNode
-        phase : str, optional
-            Label; the only phase, or the only training, where none is given.
+        Those of the only phase, or of the only training, where no label of a phase is given.
         """
         return self._joined(
             ("epoch", "batch", "label"), "losses", lambda r: _phase(r, phase).losses(node)
@@ -126,11 +120,7 @@ class CVResults:
         )
 
     def out_of_fold(self, node: str | GraphNode) -> pd.DataFrame:
-        """Predict, in each fold, the rows that it did not learn from.
-
-        Parameters
-        ----------
-        node : str or GraphNode
+        """Predict, in each fold, the rows that it did not learn from, with what it has learned.
 
         Returns
         -------
@@ -156,12 +146,7 @@ class CVResults:
         return frame.rename_axis("fold")
 
     def summary(self, level: float = 0.95) -> pd.DataFrame:
-        """Return mean, deviation and confidence interval of each score over folds.
-
-        Parameters
-        ----------
-        level : float
-            Of confidence, between 0 and 1.
+        """Return mean, deviation and confidence interval of each score (`to_pandas`) over folds.
 
         Returns
         -------
@@ -185,20 +170,9 @@ class CVResults:
         return frame
 
     def plot(self, metric: str | None = None, *, phase: str | None = None, path: Any = None) -> Any:
-        """Draw a metric over epochs, one line a fold; without trainings, the scores by fold.
+        """Draw a metric over epochs, one line a fold, and return the figure.
 
-        Parameters
-        ----------
-        metric : str, optional
-            ``val_loss`` where it is logged, else ``train_loss``.
-        phase : str, optional
-            As in `losses`.
-        path : path-like, optional
-            Where to save the figure.
-
-        Returns
-        -------
-        matplotlib.figure.Figure
+        ``val_loss`` where it is logged, else ``train_loss``. Without trainings, scores by fold.
         """
         if metric is None and phase is None and not self._trains():
             found = {(k, s): v for k, row in self.to_pandas().T.items() for s, v in row.items()}

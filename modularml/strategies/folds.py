@@ -23,15 +23,7 @@ __all__ = ["Fold", "Sides", "make_folds"]
 
 @dataclass(frozen=True)
 class Sides:
-    """The two sides of a fold in one FeatureSet.
-
-    Parameters
-    ----------
-    train, val : ndarray of int64, shape (n,)
-        Rows of the FeatureSet, ascending.
-    train_name, val_name : str
-        What the splits are called.
-    """
+    """The two sides of a fold in one FeatureSet: ascending rows, and what the splits are called."""
 
     train: IntArray = field(repr=False)
     val: IntArray = field(repr=False)
@@ -41,18 +33,7 @@ class Sides:
 
 @dataclass(frozen=True)
 class Fold:
-    """One fold: its rows by FeatureSet label, and its seed.
-
-    Parameters
-    ----------
-    label : str
-        ``fold_0``, ``fold_1`` and so on, through all repeats.
-    repeat : int
-        0-based.
-    seed : int
-        Of its weights and of samplers without a seed of their own.
-    sides : mapping of str to Sides
-    """
+    """One fold: label, repeat (0-based), seed of its weights, and sides by FeatureSet label."""
 
     label: str
     repeat: int
@@ -73,13 +54,6 @@ def make_folds(
     FeatureSets that share samples, or are grouped by the same columns, are cut as one, so that
     what belongs together is held out together. Others are cut by the same rule and seed: equally
     many rows without groups and strata are cut at the same positions.
-
-    Raises
-    ------
-    ConfigError
-        If bindings contradict each other or the splitter.
-    SplitError
-        If the rows cannot be cut into such folds.
     """
     folds: list[Fold] = []
     for repeat in range(n_repeats):
@@ -200,7 +174,7 @@ def _cut(bindings: Sequence[CVBinding], rule: FoldSplitter) -> list[dict[str, Si
 
 
 def _samples(pools: Sequence[FeatureSetView]) -> list[IntArray]:
-    """Number the samples of all pools in the order of their first appearance."""
+    """Return the number of each row's sample, in the order of first appearance."""
     if len(pools) == 1:
         return [np.arange(len(pools[0]))]
     ids = [pool.collection.ids[pool.indices] for pool in pools]

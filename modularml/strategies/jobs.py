@@ -14,22 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from joblib import cpu_count
-from joblib.externals.loky import ProcessPoolExecutor
+from joblib.externals.loky import ProcessPoolExecutor, process_executor
 from joblib.externals.loky.backend import get_context
-from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from modularml.context import ExperimentContext
-from modularml.errors import ExecutionError
+from modularml.errors import ConfigError, ExecutionError
 from modularml.experiment import Experiment, PhaseGroup
 from modularml.io import inspect
 from modularml.io.randomness import unchanged_randomness
 from modularml.strategies.copying import Plan, fold_experiment, template_of
 from modularml.strategies.folds import Fold
 
-__all__ = ["Outcome", "Work", "in_turn", "on_workers"]
-
-IDLE_S = 300
-"""Seconds after which a worker without work goes away."""
+__all__ = ["Outcome", "Search", "Work"]
 
 Outcome = tuple[Fold, Experiment | Exception]
 Search = Callable[[Experiment], Plan | None]
@@ -37,24 +33,14 @@ Search = Callable[[Experiment], Plan | None]
 
 @dataclass(frozen=True)
 class Work:
-    """What is done in every fold.
-
-    Parameters
-    ----------
-    label : str
-        Of the cross-validation.
-    flags : dict
-        Display flags.
-    search : callable or None
-        Given the fold's experiment before it runs.
-    """
+    """What is done in every fold of a cross-validation."""
 
     label: str
     flags: dict[str, Any]
     search: Search | None = None
 
     def prepared(self, experiment: Experiment, plan: Plan, fold: Fold) -> Experiment:
-        """Return a fold's own experiment."""
+        """Return a fold's own experiment; random states of the process are set."""
         return fold_experiment(experiment, plan, fold, f"{self.label}_{fold.label}")
 
     def done(self, experiment: Experiment, plan: Plan, fold: Fold) -> Experiment:
@@ -72,89 +58,84 @@ class Work:
                 fs.collection.tensors.clear()
         return own
 
+    def in_turn(
+        self, experiment: Experiment, plan: Plan, folds: Sequence[Fold]
+    ) -> Iterator[Outcome]:
+        """Yield each fold with its experiment, or with the error that ended it."""
+        for fold in folds:
+            yield _outcome(fold, lambda fold=fold: self.done(experiment, plan, fold))  # type: ignore[misc]
 
-def in_turn(
-    work: Work, experiment: Experiment, plan: Plan, folds: Sequence[Fold]
-) -> Iterator[Outcome]:
-    """Yield each fold with its experiment, or with the error that ended it."""
-    for fold in folds:
-        try:
-            yield fold, work.done(experiment, plan, fold)
-        except Exception as error:  # noqa: BLE001 - one fold's failure is that fold's alone
-            yield fold, error
+    def on_workers(
+        self,
+        experiment: Experiment,
+        plan: Plan,
+        folds: Sequence[Fold],
+        n_jobs: int,
+        timeout: float | None,
+    ) -> Iterator[Outcome]:
+        """Run folds in processes of their own, and yield each as it ends; see `in_turn`.
 
+        The experiment is written to a file once. A worker reads it, its rows mapped into memory,
+        and writes what a fold has learned and recorded, which goes into an experiment made here.
+        """
+        with tempfile.TemporaryDirectory(prefix="modularml-") as folder:
+            with unchanged_randomness():
+                path = template_of(experiment, plan).save(Path(folder) / "job")
+            workers = _Workers((str(path), *_own_classes(path)), n_jobs, timeout)
+            with ThreadPoolExecutor(n_jobs) as threads:
+                waiting = {threads.submit(workers.run, self, fold): fold for fold in folds}
+                try:
+                    for future in as_completed(waiting):
+                        fold = waiting[future]
+                        read = lambda: self._read(future.result(), experiment, plan, fold)  # noqa: B023, E731
+                        yield _outcome(fold, read)
+                finally:
+                    threads.shutdown(wait=False, cancel_futures=True)
+                    workers.stop()
 
-def on_workers(
-    work: Work,
-    experiment: Experiment,
-    plan: Plan,
-    folds: Sequence[Fold],
-    *,
-    n_jobs: int,
-    timeout: float | None,
-) -> Iterator[Outcome]:
-    """Run folds in processes of their own, and yield each as it ends; see `in_turn`.
-
-    The experiment is written to a file once; a worker reads it, maps its rows into memory, and
-    writes back what a fold has learned and recorded, which goes into an experiment made here.
-    """
-    with tempfile.TemporaryDirectory(prefix="modularml-") as folder:
-        with unchanged_randomness():
-            path = template_of(experiment, plan).save(Path(folder) / "job")
-        job = (str(path), work, *_own_classes(path))
-        workers = _Workers(n_jobs, timeout)
-        with ThreadPoolExecutor(n_jobs) as threads:
-            waiting = {threads.submit(workers.run, (*job, fold)): fold for fold in folds}
-            try:
-                for future in as_completed(waiting):
-                    yield _outcome(work, experiment, plan, waiting[future], future)
-            finally:
-                threads.shutdown(wait=False, cancel_futures=True)
-                workers.stop()
-
-
-def _outcome(work: Work, experiment: Experiment, plan: Plan, fold: Fold, future: Any) -> Outcome:
-    try:
-        path = future.result()
-        with unchanged_randomness():
-            if work.search is not None:  # the graph may be another one by now
-                with ExperimentContext().activate():
-                    return fold, Experiment.load(path)
-            own = work.prepared(experiment, plan, fold)
+    def _read(self, path: str, experiment: Experiment, plan: Plan, fold: Fold) -> Experiment:
+        with unchanged_randomness(), ExperimentContext().activate():
+            if self.search is not None:  # the graph may be another one by now
+                return Experiment.load(path)
+            own = self.prepared(experiment, plan, fold)
             own.restore_checkpoint(path, strict=False)
-            return fold, own
-    except Exception as error:  # noqa: BLE001
+        return own
+
+
+def _outcome(fold: Fold, work: Callable[[], Experiment]) -> Outcome:
+    try:
+        return fold, work()
+    except Exception as error:  # noqa: BLE001 - one fold's failure is that fold's alone
         return fold, error
 
 
-# -- workers ------------------------------------------------------------------------------------
+# -- here ---------------------------------------------------------------------------------------
 
 _idle: defaultdict[int, deque[Any]] = defaultdict(deque)
 """Workers that wait for more work, by the threads that they may use."""
 
 
 class _Workers:
-    """Processes that run one job at a time, so that a dead or hanging one takes no other along."""
+    """Processes with one job at a time each, so that one which dies takes no other along."""
 
-    def __init__(self, n_jobs: int, timeout: float | None) -> None:
-        cores = int(os.environ.get("OMP_NUM_THREADS", cpu_count()))
-        self.threads, self.timeout = max(1, min(cores, cpu_count() // n_jobs)), timeout
+    def __init__(self, job: tuple[Any, ...], n_jobs: int, timeout: float | None) -> None:
+        self.job = job
+        threads = int(os.environ.get("OMP_NUM_THREADS", cpu_count()))
+        self.threads, self.timeout = max(1, min(threads, cpu_count() // n_jobs)), timeout
         self._busy: list[Any] = []
 
-    def run(self, job: tuple[Any, ...]) -> str:
-        """Run a job and return the path of what it wrote."""
+    def run(self, work: Work, fold: Fold) -> str:
+        """Run a fold and return the path of what it wrote."""
         worker = self._take()
         self._busy.append(worker)
         try:
-            path, problem = worker.submit(_work, *job).result(self.timeout)
+            path, problem = worker.submit(_work, work, fold).result(self.timeout)
         except TimeoutError:
             worker.shutdown(kill_workers=True)
             raise ExecutionError(f"not done after timeout={self.timeout:g} seconds") from None
-        except BrokenProcessPool as error:
+        except process_executor.BrokenProcessPool as error:
             worker.shutdown(kill_workers=True)
-            raise ExecutionError(
-                f"its worker died (was there too little memory?): {error}"
-            ) from error
+            raise ExecutionError(f"its worker died, for want of memory perhaps: {error}") from error
         finally:
             self._busy.remove(worker)
         _idle[self.threads].append(worker)
@@ -168,50 +149,26 @@ class _Workers:
             worker.shutdown(wait=False, kill_workers=True)
 
     def _take(self) -> Any:
-        """Return a worker that is up, with everything imported: its timeout starts after that."""
+        """Return a worker that has read the experiment: timeouts start then."""
         while True:
             fresh = not _idle[self.threads]
             worker = self._new() if fresh else _idle[self.threads].pop()
             try:
-                worker.submit(_ready, sys.path).result()
-                return worker
-            except BrokenProcessPool:  # it died while it had nothing to do
+                problem = worker.submit(_ready, sys.path, *self.job).result()
+            except process_executor.BrokenProcessPool:  # it died while it had nothing to do
                 if fresh:
                     raise
+                continue
+            if problem:
+                _idle[self.threads].append(worker)
+                raise ConfigError(problem)
+            return worker
 
     def _new(self) -> Any:
-        names = ("OMP", "OPENBLAS", "MKL", "NUMEXPR")
-        caps = {f"{name}_NUM_THREADS": str(self.threads) for name in names}
-        caps |= {f"TF_NUM_{name}_THREADS": str(self.threads) for name in ("INTRAOP", "INTEROP")}
-        return ProcessPoolExecutor(1, timeout=IDLE_S, context=get_context("loky"), env=caps)
-
-
-def _ready(path: list[str]) -> None:
-    """Find modules where the parent finds them; this module is imported by now."""
-    sys.path[:] = path
-
-
-_loaded: dict[str, Experiment] = {}
-"""The experiment that this worker read last, by path."""
-
-
-def _work(
-    path: str, work: Work, modules: list[str], classes: dict[str, Any], fold: Fold
-) -> tuple[str, str]:
-    """Run a fold in a worker; return the file it wrote, or what went wrong."""
-    try:
-        if path not in _loaded:
-            _loaded.clear()
-            with ExperimentContext().activate():
-                _loaded[path] = Experiment.load(path, allow_import=modules, custom_objects=classes)
-        found = _loaded[path]
-        own = work.done(found, found.execution_plan, fold)
-        target = Path(path).with_name(fold.label)
-        if work.search is not None:
-            return str(own.save(target)), ""
-        return str(own._checkpoint_to(target.with_suffix(".ckpt.mml"), True, None)), ""
-    except Exception as error:  # noqa: BLE001 - it may be of a class that cannot be sent
-        return "", f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}"
+        names = [f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")]
+        names += ["TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"]
+        caps = dict.fromkeys(names, str(self.threads))
+        return ProcessPoolExecutor(1, timeout=300, context=get_context("loky"), env=caps)
 
 
 def _own_classes(path: Path) -> tuple[list[str], dict[str, Any]]:
@@ -219,8 +176,43 @@ def _own_classes(path: Path) -> tuple[list[str], dict[str, Any]]:
     modules, classes = [], {}
     for name in (entry["name"] for entry in inspect(path)["classes"]):
         module, _, qualname = name.partition(":")
-        if module == "__main__" and "<locals>" not in qualname:
-            classes[name] = getattr(sys.modules["__main__"], qualname)
+        if module == "__main__" and hasattr(sys.modules[module], qualname):
+            classes[name] = getattr(sys.modules[module], qualname)
         else:
             modules.append(module)
     return modules, classes
+
+
+# -- in a worker --------------------------------------------------------------------------------
+
+_loaded: dict[str, Experiment] = {}
+"""The experiment that this worker read last, by path."""
+
+
+def _ready(found: list[str], path: str, modules: list[str], classes: dict[str, Any]) -> str:
+    """Read the experiment, where modules are found as in the parent; return what went wrong."""
+    sys.path[:] = found
+    process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize  # rows of a job are no leak
+    if path in _loaded:
+        return ""
+    _loaded.clear()
+    try:
+        with ExperimentContext().activate():
+            _loaded[path] = Experiment.load(path, allow_import=modules, custom_objects=classes)
+    except Exception as error:  # noqa: BLE001 - it may be of a class that cannot be sent
+        own = f"; classes of yours must be importable there, from {modules}" if modules else ""
+        return f"a worker cannot make the experiment again{own}: {error}"
+    return ""
+
+
+def _work(work: Work, fold: Fold) -> tuple[str, str]:
+    """Run a fold; return the file that was written, or what went wrong."""
+    ((path, found),) = _loaded.items()
+    try:
+        own = work.done(found, found.execution_plan, fold)
+        target = Path(path).with_name(fold.label)
+        if work.search is not None:
+            return str(own.save(target)), ""
+        return str(own._checkpoint_to(target.with_suffix(".ckpt.mml"), True, None)), ""
+    except Exception as error:  # noqa: BLE001
+        return "", f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}"
