@@ -36,7 +36,6 @@ splitter_registry: Registry[type[BaseSplitter]] = Registry(
             KFoldSplitter,
             TimeSeriesSplitter,
             LeaveOneGroupOutSplitter,
-            ScikitSplitter,
         )
     },
 )

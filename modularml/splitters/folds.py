@@ -63,7 +63,7 @@ class FoldSplitter(BaseSplitter):
 
 
 class ScikitSplitter(FoldSplitter):
-    """Cut rows into folds as a splitter of scikit-learn does.
+    """Cut rows into folds as a splitter of scikit-learn does; files cannot hold it.
 
     Parameters
     ----------

@@ -110,7 +110,7 @@ def _rows_of(fs: FeatureSet, sides: Sides | None) -> FeatureSet:
             domain=record.domain,
             keys=list(record.keys),
             fit_to_split=_split_to_fit(new, record.fit_to_split, sides),
-            merged_axes=record.merged_axes,  # type: ignore[arg-type]
+            merged_axes=record.merged_axes,
         )
     return new
 

@@ -110,11 +110,11 @@ class CrossValidation:
         self.label, self.experiment, self.phase = label, found, phase
         self.bindings = _checked(bindings, found)
         self.n_folds, self.seed, self.n_repeats = n_folds, seed, n_repeats
-        self.splitter = _fold_splitter(splitter, self.bindings, n_repeats)
-        self.n_jobs, self.timeout, self.search = effective_n_jobs(n_jobs), timeout, search
+        self.splitter, self._splitter = splitter, _fold_splitter(splitter, self.bindings, n_repeats)
+        self.n_jobs, self.timeout, self.search = n_jobs, timeout, search
         if splitter is None and n_folds == 1 and any(b.val_size is None for b in self.bindings):
             raise ConfigError("n_folds=1 needs val_size: one fold would validate on every row")
-        if timeout is not None and self.n_jobs == 1:
+        if timeout is not None and effective_n_jobs(n_jobs) == 1:
             raise ConfigError("timeout needs n_jobs of at least 2: nobody else could stop a fold")
         self._done: dict[str, Experiment] = {}
 
@@ -126,7 +126,7 @@ class CrossValidation:
             n_folds=self.n_folds,
             n_repeats=self.n_repeats,
             seed=self.seed,
-            splitter=self.splitter,
+            splitter=self._splitter,
         )
         made = len(found) // self.n_repeats
         if self.n_folds not in (5, made):
@@ -169,16 +169,16 @@ class CrossValidation:
             len(missing), self.label, show=show_fold_progress, persist=persist_progress, unit="fold"
         ) as drawn:
             for fold, found in self._outcomes(plan, missing, flags):
-                (failed if isinstance(found, Exception) else self._done)[fold.label] = found  # type: ignore[index]
+                (failed if isinstance(found, Exception) else self._done)[fold.label] = found
                 drawn.update()
         self._tell(failed)
         return CVResults(self.label, self.bindings, self.folds, self._done, failed)
 
     def _outcomes(self, plan: Any, folds: Sequence[Fold], flags: dict[str, Any]) -> Any:
-        if self.n_jobs == 1 or not folds:
+        n_jobs = min(effective_n_jobs(self.n_jobs), len(folds))
+        if effective_n_jobs(self.n_jobs) == 1 or not folds:
             return Work(self.label, flags, self.search).in_turn(self.experiment, plan, folds)
         work = Work(self.label, {**flags, **dict.fromkeys(BARS, False)}, self.search)
-        n_jobs = min(self.n_jobs, len(folds))
         return work.on_workers(self.experiment, plan, folds, n_jobs, self.timeout)
 
     def _tell(self, failed: dict[str, Exception]) -> None:

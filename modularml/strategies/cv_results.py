@@ -26,6 +26,7 @@ from modularml.experiment.results import PhaseResults
 from modularml.experiment.series import AxisSeries
 from modularml.graph.node import GraphNode
 from modularml.graph.units import to_own_units
+from modularml.plotting import series as draw_series
 from modularml.splitters.base import key_list
 from modularml.strategies.binding import CVBinding
 from modularml.strategies.folds import Fold
@@ -37,7 +38,7 @@ __all__ = ["CVResults"]
 
 
 class CVResults:
-    """Results of all folds.
+    """Results of all folds: those that succeeded, and why the others did not (`failed_folds`).
 
     Parameters
     ----------
@@ -45,10 +46,8 @@ class CVResults:
         Of the cross-validation.
     bindings : sequence of CVBinding
     folds : sequence of Fold
-    experiments : mapping of str to Experiment
-        That of each fold which succeeded, by its label.
-    failed_folds : mapping of str to Exception
-        Why the others did not.
+    experiments, failed_folds : mapping of str to Experiment, and to Exception
+        By label of the fold.
     """
 
     def __init__(
@@ -174,9 +173,9 @@ class CVResults:
 
         ``val_loss`` where it is logged, else ``train_loss``. Without trainings, scores by fold.
         """
-        if metric is None and phase is None and not self._trains():
-            found = {(k, s): v for k, row in self.to_pandas().T.items() for s, v in row.items()}
-            return AxisSeries(("fold", "score"), found, "score").plot(title=self.label, path=path)
+        first = self.get_fold(next(iter(self._experiments))).flatten()
+        if metric is phase is None and not any(isinstance(r, TrainResults) for r in first.values()):
+            return draw_series(self.to_pandas(), x="fold", title=self.label, path=path)
         series = self.metrics(phase=phase).where(batch=None)
         names = series.axis_values("name")
         metric = metric or ("val_loss" if "val_loss" in names else "train_loss")
@@ -194,10 +193,6 @@ class CVResults:
         return f"<b>{self!r}</b>{self.summary().to_html(float_format='{:.5g}'.format)}"
 
     # -- within -------------------------------------------------------------------------------
-
-    def _trains(self) -> bool:
-        first = self.get_fold(next(iter(self._experiments)))
-        return any(isinstance(r, TrainResults) for r in first.flatten().values())
 
     def _joined(
         self, axes: Sequence[str], kind: str, read: Callable[[PhaseGroupResults], AxisSeries[Any]]

@@ -97,21 +97,18 @@ def _rule(
     repeat: int,
 ) -> FoldSplitter:
     """Return what cuts some bindings; they must agree, or leave it to the first."""
-    lead, *others = (
-        {"group_by": b.group_by, "stratify_by": b.stratify_by, "val_size": b.val_size}
-        for b in bindings
-    )
+    lead, *others = ((b.group_by, b.stratify_by, b.val_size) for b in bindings)
     for other, binding in zip(others, bindings[1:], strict=True):
-        if other != lead and any(value is not None for value in other.values()):
+        if other not in (lead, (None, None, None)):
             raise ConfigError(
                 f"{binding!r} shares samples or groups with {bindings[0]!r}, so both are cut as "
                 "one; give it the same group_by, stratify_by and val_size, or none of them"
             )
     if splitter is None:
-        share = lead.pop("val_size")
+        groups, strata, share = lead
         if share is None:
-            return KFoldSplitter(n_folds, **lead, seed=seed)
-        return _Parts(n_folds, share, lead, seed)
+            return KFoldSplitter(n_folds, group_by=groups, stratify_by=strata, seed=seed)
+        return _Parts(n_folds, share, {"group_by": groups, "stratify_by": strata}, seed)
     if repeat == 0:
         return splitter
     return type(splitter).from_config({**splitter.get_config(), "seed": splitter.seed + repeat})  # type: ignore[attr-defined]
@@ -194,4 +191,5 @@ def _column(pools: Sequence[FeatureSetView], name: str, first: IntArray) -> Arra
 
 
 def _values(pool: FeatureSetView, name: str) -> Array:
-    return pool.column(select_one(pool.collection.schema, name))
+    values: Array = pool.column(select_one(pool.collection.schema, name))
+    return values
