@@ -140,4 +140,4 @@ def test_any_splitter_of_scikit_learn_makes_folds():
     expected = theirs.split(ROWS, groups=COLUMNS["cell"])
     assert_folds(ScikitSplitter(theirs, group_by="cell"), expected)
     with pytest.raises(SplitError, match="split"):
-        ScikitSplitter("KFold")
+        ScikitSplitter(5)
