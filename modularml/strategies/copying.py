@@ -58,7 +58,7 @@ def _made_again(
             _graph_again(graph, refit=any(isinstance(p, FitPhase) for p in _phases(plan)))
         callbacks = [_again(callback) for callback in experiment.exp_callbacks]
         kept = _in_folder(_again(experiment.checkpointing), label)
-        new = Experiment(label, ctx=ctx, checkpointing=kept, callbacks=callbacks)
+        new = Experiment(label, ctx=ctx, checkpointing=kept, callbacks=callbacks, audit="off")
         if (folder := experiment._checkpoint_dir) is not None:
             new.set_checkpoint_dir(folder / label)
         items = plan.all if isinstance(plan, PhaseGroup) else [plan]

@@ -14,12 +14,15 @@ from modularml.context import ExperimentContext
 from modularml.data.scaling import LeakWarning
 from modularml.errors import ConfigError, ExecutionError
 from modularml.experiment import Experiment, FitPhase, PhaseGroup, TrainPhase
+from modularml.experiment.auditing import Auditor
 from modularml.experiment.phase import ExperimentPhase
 from modularml.experiment.run import check_flags
+from modularml.io.randomness import unchanged_randomness
 from modularml.progress import bar
 from modularml.splitters import FoldSplitter, ScikitSplitter
 from modularml.splitters.random import check_seed
 from modularml.strategies.binding import CVBinding
+from modularml.strategies.copying import fold_experiment
 from modularml.strategies.cv_results import CVResults
 from modularml.strategies.folds import Fold, make_folds
 from modularml.strategies.jobs import Search, Work
@@ -164,6 +167,8 @@ class CrossValidation:
             raise ConfigError("there is nothing to run: the plan is empty; pass phase=")
         self._warn_of_leaks(plan)
         missing = [fold for fold in self.folds if fold.label not in self._done]
+        if missing:
+            self._audit(plan, missing[0])
         failed: dict[str, Exception] = {}
         with bar(
             len(missing), self.label, show=show_fold_progress, persist=persist_progress, unit="fold"
@@ -197,6 +202,14 @@ class CrossValidation:
                 FoldFailedWarning,
                 stacklevel=3,
             )
+
+    def _audit(self, plan: Any, fold: Fold) -> None:
+        """Look at the rows of one fold, for all of them are alike."""
+        auditor = Auditor(self.experiment.audit)
+        if auditor.mode != "off":
+            with unchanged_randomness():
+                own = fold_experiment(self.experiment, plan, fold, fold.label)
+            auditor.look(own.execution_plan, own.ctx)
 
     def _warn_of_leaks(self, plan: Any) -> None:
         """Warn of trainings that read rows which folds validate on."""

@@ -15,8 +15,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 import modularml as mml
+from modularml.data.audit import AuditWarning
 from modularml.data.scaling import LeakWarning
-from modularml.errors import ConfigError, ExecutionError, SplitError, UnknownNameError
+from modularml.errors import AuditError, ConfigError, ExecutionError, SplitError, UnknownNameError
 from modularml.io.randomness import random_states
 from modularml.models.torch import SequentialMLP
 from modularml.splitters import LeaveOneGroupOutSplitter, TimeSeriesSplitter
@@ -52,7 +53,7 @@ def world(fs: mml.FeatureSet, *, scaled: bool = True, n_epochs: int = 2, callbac
         fs.fit_transform("StandardScaler", domain="targets", fit_to_split="train")
     model = SequentialMLP(n_layers=2, hidden_dim=4, dropout=0.1)
     graph = mml.ModelGraph([mml.ModelNode("net", model, fs)], mml.Optimizer("adam"))
-    own = experiment()
+    own = experiment(audit="off")
     watch = mml.Evaluation.from_split(
         "watch", split="val", metrics=[mml.EvalLossMetric(loss=mse())]
     )
@@ -74,7 +75,7 @@ def world(fs: mml.FeatureSet, *, scaled: bool = True, n_epochs: int = 2, callbac
 def ridge_world(fs: mml.FeatureSet) -> mml.FitPhase:
     flat = mml.ModelNode("flat", nn.Flatten(), fs.reference(targets="y"))
     mml.ModelGraph([flat, mml.ModelNode("ridge", ClosedFormRidge(alpha=2.0), flat)])
-    experiment()
+    experiment(audit="off")
     fs.split_random({"train": 0.5, "val": 0.5}) if "train" not in fs.available_splits else None
     return mml.FitPhase.from_split("fit", split="train")
 
@@ -237,6 +238,19 @@ def test_scalers_know_nothing_but_the_rows_that_a_fold_trains_on():
     assert own.history == []
 
 
+def test_the_rows_of_folds_are_audited_once():
+    fs = rows()
+    own = world(fs)
+    own._auditor.mode = "warn"
+    binding = mml.CVBinding(fs, ["train", "val"])
+    with pytest.warns(AuditWarning, match="shared_groups") as said:
+        mml.CrossValidation(bindings=binding, n_folds=3).run(**SILENT)
+    assert len(said) == 1
+    own._auditor.mode = "error"
+    with pytest.raises(AuditError, match="shared_groups"):
+        mml.CrossValidation(bindings=binding).run(**SILENT)
+
+
 # ------------------------------------------------------------------------------------ isolation
 
 
@@ -269,7 +283,7 @@ def test_models_given_as_objects_start_anew_and_frozen_ones_stay():
     encoder = mml.ModelNode("encoder", nn.Sequential(nn.Flatten(), nn.Linear(6, 3)), fs)
     head = mml.ModelNode("net", nn.Linear(3, 1), encoder)
     graph = mml.ModelGraph([encoder, head], mml.Optimizer("sgd", opt_kwargs={"lr": 0.0}))
-    experiment()
+    experiment(audit="off")
     graph.freeze(["encoder"])
     sampler = mml.SimpleSampler(batch_size=16)
     phase = mml.TrainPhase.from_split("train", split="train", sampler=sampler, losses=[mse()])
