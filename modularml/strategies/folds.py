@@ -10,7 +10,7 @@ import numpy as np
 
 from modularml._typing import Array, IntArray
 from modularml.data import FeatureSetView
-from modularml.data.collection import id_array
+from modularml.data.ids import id_array
 from modularml.data.selectors import select_one
 from modularml.errors import ConfigError, SplitError
 from modularml.io.randomness import derived_seed
