@@ -24,6 +24,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
         "samplers",
         "scalers",
         "splitters",
+        "strategies",
         "streams",
     ],
     submod_attrs={
@@ -62,6 +63,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
         ],
         "scalers.scaler": ["Scaler"],
         "scalers": ["scaler_registry", "supported_scalers"],
+        "strategies": ["CVBinding", "CrossValidation"],
         "training": ["AppliedLoss", "Loss", "Optimizer"],
     },
 )
