@@ -48,7 +48,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
             "TrainPhase",
             "TrainResults",
         ],
-        "graph": ["ConcatNode", "ModelGraph", "ModelNode"],
+        "graph": ["ConcatNode", "FunctionNode", "MeanNode", "ModelGraph", "ModelNode", "SumNode"],
         "models.base": ["BaseModel"],
         "models.torch.base": ["TorchBaseModel"],
         "samplers": ["SimpleSampler"],
