@@ -54,7 +54,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
         "samplers": ["SimpleSampler"],
         "scalers.scaler": ["Scaler"],
         "scalers": ["scaler_registry", "supported_scalers"],
-        "training": ["AppliedLoss", "Loss", "Optimizer"],
+        "training": ["AppliedLoss", "LRSchedule", "Loss", "Optimizer"],
     },
 )
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from modularml._optional import loaded, require
 from modularml._typing import Array, IntArray, Shape
+from modularml.backends.options import StepOptions
 from modularml.errors import BackendNotSupportedError, UnknownNameError
 
 __all__ = ["Backend", "BackendAdapter", "Compute", "Step", "adapter_for", "backend_of"]
@@ -51,18 +52,19 @@ _SPELLINGS = {
 
 
 class NotFiniteError(ArithmeticError):
-    """A loss came out NaN or infinite; weights have not been moved.
+    """A loss or gradient came out NaN or infinite; weights have not been moved.
 
     Parameters
     ----------
     place : int
         Which of the losses.
     value : float
+    of : {'loss', 'gradient'}
     """
 
-    def __init__(self, place: int, value: float) -> None:
+    def __init__(self, place: int, value: float, of: str = "loss") -> None:
         super().__init__(place, value)
-        self.place, self.value = place, value
+        self.place, self.value, self.of = place, value, of
 
 
 class BackendAdapter(ABC):
@@ -172,9 +174,42 @@ class BackendAdapter(ABC):
     def make_optimizer(self, cls: Any, parameters: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Make an optimizer over these parameters."""
 
+    def group(self, parameters: Sequence[Any], name: str, kwargs: Mapping[str, Any]) -> Any:
+        """Return parameters with a rate of their own, as `make_optimizer` takes them."""
+        raise self._unable("groups")
+
+    def schedules(self) -> Mapping[str, type]:
+        """Return learning-rate schedules by name."""
+        raise self._unable("schedule")
+
+    def make_schedule(self, schedule: Any, optimizer: Any, kwargs: Mapping[str, Any]) -> Any:
+        """Make what sets an optimizer's rate: ``step([metric])``, ``state_dict``, and back."""
+        raise self._unable("schedule")
+
+    def learning_rates(self, optimizer: Any) -> dict[str, float]:
+        """Return the rate of each group of parameters, by name."""
+        raise self._unable("learning_rates")
+
+    def clip_gradients(self, optimizer: Any, norm: float | None, value: float | None) -> None:
+        """Limit the gradients that an optimizer's parameters hold."""
+        raise self._unable("clip_norm and clip_value")
+
+    def compile(self, model: Any) -> Any:
+        """Return a model compiled, to be called in its place."""
+        raise self._unable("compile")
+
+    def _unable(self, what: str) -> BackendNotSupportedError:
+        return BackendNotSupportedError(f"{what} cannot be had with {self.backend.value} models")
+
     @abstractmethod
-    def train_step(self, compute: Compute, optimizers: Sequence[Any]) -> Step:
-        """Return a function that computes the loss of a batch and moves the weights."""
+    def train_step(
+        self, compute: Compute, optimizers: Sequence[Any], options: StepOptions | None = None
+    ) -> Step:
+        """Return a function that computes the loss of a batch and moves the weights.
+
+        Where `options` ask for more than that, it may have ``begin()``, ``closing`` and ``share``:
+        see `modularml.backends.torch_step.ExtendedStep`.
+        """
 
     @abstractmethod
     def check_device(self, device: str) -> Any:

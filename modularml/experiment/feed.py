@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from modularml._typing import IntArray
+from modularml.backends import PLAIN, StepOptions
 from modularml.data.execution import ExecutionContext, Source
 from modularml.errors import ConfigError, DataError
 from modularml.experiment.binding import Bound
@@ -38,6 +39,8 @@ class Feed:
     training : bool
     policy : BatchSchedulingPolicy
     device : str or None
+    options : StepOptions
+        What a training step does beside.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Feed:
         training: bool,
         policy: BatchSchedulingPolicy,
         device: Any = None,
+        options: StepOptions = PLAIN,
     ) -> None:
         self.phase, self.policy, self.device = phase, policy, device
         self.bound = {b.source: b for b in bound}
@@ -59,7 +63,12 @@ class Feed:
         ]
         together = {b.source: b.group for b in bound} if training else None
         self._plan = partial(
-            graph.plan, losses, training=training, active_nodes=active_nodes, roles=_roles(bound)
+            graph.plan,
+            losses,
+            training=training,
+            active_nodes=active_nodes,
+            roles=_roles(bound),
+            options=options,
         )
         self._plan_with_static = partial(self._plan, together=together)
         self._asked: StepPlan | None = None
@@ -99,6 +108,11 @@ class Feed:
         return self._batches(epoch)[group].sizes
 
     def _steps(self, epoch: int, batches: list[EpochBatches]) -> Iterator[ExecutionContext]:
+        steps = self._contexts(epoch, batches)
+        closes = hasattr(self.step, "closing")  # it puts batches together, and must know the last
+        return _closing(self.step, batches[0].n_batches, steps) if closes else steps
+
+    def _contexts(self, epoch: int, batches: list[EpochBatches]) -> Iterator[ExecutionContext]:
         rows = _Rows(self, epoch)
         layout, bundle, phase = self.layout, (self.plan, self.step), self.phase
         streams = [
@@ -159,6 +173,14 @@ class Feed:
         """Let go of the tensors; row numbers can still be asked for."""
         self._columns, self._room, self._asked = [], {}, None
         del self.plan, self.step, self._plan, self._plan_with_static
+
+
+def _closing(step: Any, n: int, steps: Iterator[ExecutionContext]) -> Iterator[ExecutionContext]:
+    """Tell a step when an epoch begins and which batch is its last."""
+    step.begin()
+    for i, ctx in enumerate(steps, 1):
+        step.closing = i == n
+        yield ctx
 
 
 class _Rows:

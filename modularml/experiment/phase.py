@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+from modularml.backends import PLAIN, StepOptions
 from modularml.config import Configurable
 from modularml.context import ExperimentContext
 from modularml.data.execution import ExecutionContext
@@ -46,6 +47,7 @@ class ExperimentPhase(Configurable):
     results_class: ClassVar[type[PhaseResults]] = PhaseResults
     training: ClassVar[bool] = False
     logs_losses: ClassVar[bool] = False
+    on_nonfinite: str = "raise"
     n_epochs: int = 1
     position: Stream
     """Where the phase is: epoch (1-based) and iteration; there once it has begun."""
@@ -135,7 +137,12 @@ class ExperimentPhase(Configurable):
             training=self.training,
             policy=self.policy,
             device=device,
+            options=self.step_options(),
         )
+
+    def step_options(self) -> StepOptions:
+        """Return what a training step does beside forward, backward and move."""
+        return PLAIN
 
     def step_of(self, feed: Feed) -> Callable[[ExecutionContext], None]:
         """Return what is done with each batch."""

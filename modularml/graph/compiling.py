@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from modularml._typing import Shape
-from modularml.backends import BackendAdapter, adapter_for
+from modularml.backends import PLAIN, BackendAdapter, StepOptions, adapter_for
 from modularml.data.execution import Flow, Layout, Leaf, Merged, Source
 from modularml.data.references import FeatureSetReference
 from modularml.errors import (
@@ -44,6 +44,7 @@ def compile_plan(
     roles: Sequence[str] = ("default",),
     detach_after: Iterable[str] = (),
     together: Mapping[Source, int] | None = None,
+    options: StepOptions = PLAIN,
 ) -> StepPlan:
     """Resolve nodes and losses into a plan.
 
@@ -63,6 +64,7 @@ def compile_plan(
     together : mapping of Source to int, optional
         Which sources are read row by row together. Where it is given, the frozen part that reads
         only columns of one number is left to a plan of its own.
+    options : StepOptions
 
     Raises
     ------
@@ -71,9 +73,11 @@ def compile_plan(
     LossError, ShapeError
         If a loss asks for what its node has not, or shapes do not fit.
     """
-    return _Compiler(nodes, training, roles, set(detach_after)).compile(
+    plan = _Compiler(nodes, training, roles, set(detach_after), compiles=options.compile).compile(
         losses, optimizers, together
     )
+    plan.options = options
+    return plan
 
 
 class _Compiler:
@@ -84,7 +88,9 @@ class _Compiler:
         roles: Sequence[str],
         detach_after: set[str],
         whole: _Compiler | None = None,
+        compiles: bool = False,
     ) -> None:
+        self.compiles = compiles
         self.nodes, self.training, self.roles = list(nodes), training, tuple(roles)
         self.detach_after = detach_after
         self.by_id = {node.node_id: node for node in nodes}
@@ -160,6 +166,8 @@ class _Compiler:
 
     def _function(self, node: ComputeNode, args: Sequence[int]) -> Callable[..., Any]:
         fn = node.operation(self.adapter)
+        if self.compiles and isinstance(node, ModelNode):
+            fn = self.adapter.compile(fn)
         from_columns = all(arg >= 0 for arg in args)
         if self.training and node.is_frozen and isinstance(node, ModelNode) and from_columns:
             return _without_grad(fn, self.adapter)

@@ -7,12 +7,12 @@ outputs. A step is then slice, forward, loss, backward, optimizer, with no look-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import is_
 from typing import Any
 
 from modularml._typing import Shape
-from modularml.backends import BackendAdapter
+from modularml.backends import PLAIN, BackendAdapter, StepOptions
 from modularml.data.execution import Layout, Source
 from modularml.training import AppliedLoss
 
@@ -82,6 +82,8 @@ class StepPlan:
         The frozen part that is computed once a phase; its outputs stand in `slots`.
     losses : sequence of AppliedLoss
         What it was made for.
+    options : StepOptions
+        What a training step does beside.
     """
 
     adapter: BackendAdapter
@@ -95,6 +97,7 @@ class StepPlan:
     _losses: list[LossOp] = field(default_factory=list)
     _out_slots: list[int] = field(default_factory=list)
     _n_slots: int = 0
+    options: StepOptions = PLAIN
 
     def compute(self, inputs: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any]]:
         """Return (total loss, each loss, each output) for the tensors of `slots`."""
@@ -115,7 +118,15 @@ class StepPlan:
 
     def train_step(self) -> Callable[[Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]]:
         """Return the function that computes a batch's losses and moves the weights."""
-        return self.adapter.train_step(self.compute, [o.instance for o in self.optimizers])
+        instances = [o.instance for o in self.optimizers]
+        options = replace(
+            self.options,
+            clips=tuple((o.clip_norm, o.clip_value) for o in self.optimizers),
+            schedules=tuple(o.scheduler for o in self.optimizers if o.goes_on_every("batch")),
+        )
+        if options.is_plain:
+            return self.adapter.train_step(self.compute, instances)
+        return self.adapter.train_step(self.compute, instances, options)
 
     def eval_step(self) -> Callable[[Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]]:
         """Return the function that computes a batch's losses and outputs without gradients."""

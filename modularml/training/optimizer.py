@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from modularml.backends import Backend, adapter_for, backend_of
+from modularml.backends import Backend, BackendAdapter, adapter_for, backend_of
 from modularml.config import Configurable, Stateful
 from modularml.errors import (
     BackendNotSupportedError,
@@ -17,6 +17,7 @@ from modularml.errors import (
     UnknownNameError,
 )
 from modularml.io.saveable import Saveable
+from modularml.training.schedule import LRSchedule
 
 __all__ = ["Optimizer"]
 
@@ -34,11 +35,18 @@ class Optimizer(Configurable, Stateful, Saveable):
         Takes the parameters and returns an optimizer.
     backend : Backend or str, optional
         Found from the class, or from the nodes.
+    schedule : LRSchedule, str, type or callable, optional
+        What sets the learning rate while it trains.
+    clip_norm, clip_value : float, optional
+        Largest norm of all gradients together, and of each of their elements.
+    groups : dict of str to dict, optional
+        Arguments for some parameters alone, such as ``{"encoder": {"lr": 1e-4}}``. The key is the
+        label of a node or, after a dot, a part of its model: ``"encoder.layers.0"``.
 
     Raises
     ------
     ConfigError
-        If not exactly one of `opt` and `factory` is given.
+        If not exactly one of `opt` and `factory` is given, or a limit is not positive.
     UnknownNameError
         If the name is no optimizer of the backend; raised at once where the backend is known.
 
@@ -62,9 +70,18 @@ class Optimizer(Configurable, Stateful, Saveable):
         opt_kwargs: dict[str, Any] | None = None,
         factory: Callable[..., Any] | None = None,
         backend: Backend | str | None = None,
+        schedule: LRSchedule | str | type | Callable[..., Any] | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        groups: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         if (opt is None) == (factory is None):
             raise ConfigError("give exactly one of opt and factory")
+        for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
+            if limit is not None and not 0 < limit < float("inf"):
+                raise ConfigError(f"{name} must be a positive number or None, got {limit!r}")
+        if groups is not None and factory is not None:
+            raise ConfigError("groups are for opt=; a factory makes its own")
         if opt is not None and not isinstance(opt, str) and not inspect.isclass(opt):
             raise TypeError(
                 f"opt must be a name or a class, got {opt!r}; give an instance by factory="
@@ -74,7 +91,10 @@ class Optimizer(Configurable, Stateful, Saveable):
         self._backend: Backend | None = None if found is Backend.NONE else found
         if backend is not None:
             self._set_backend(Backend.from_value(backend))
+        self.clip_norm, self.clip_value, self.groups = clip_norm, clip_value, groups
+        self.schedule, self.lr_schedule = schedule, LRSchedule.from_value(schedule)
         self.instance: Any = None
+        self.scheduler: Any = None
         self._names: list[str] | None = None
         self._held: list[Any] = []
         self._pending: dict[str, Any] | None = None
@@ -116,6 +136,26 @@ class Optimizer(Configurable, Stateful, Saveable):
         """Whether the framework's optimizer exists."""
         return self.instance is not None
 
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """The rate of each group of parameters, by name; ``default`` for those in no group.
+
+        Raises
+        ------
+        OptimizerNotSetError
+            If it has not been built.
+        """
+        return self._adapter.learning_rates(self._built())
+
+    def goes_on_every(self, moment: str) -> bool:
+        """Tell whether its schedule goes on after every ``epoch``, or every ``batch``."""
+        return self.lr_schedule is not None and self.lr_schedule.every == moment
+
+    def advance(self, metric: float | None = None) -> None:
+        """Let the schedule go on by one epoch or batch; phases do so by themselves."""
+        if self.scheduler is not None:
+            self.scheduler.step(*([] if metric is None else [metric]))
+
     def build(
         self,
         *,
@@ -151,8 +191,10 @@ class Optimizer(Configurable, Stateful, Saveable):
         params = list(named.values()) if named is not None else list(parameters or ())
         if not params:
             raise ConfigError(f"{self!r} has no parameters to move; pass parameters=")
-        self.instance = self._make(params)
-        self._held = params
+        instance = self._make(params if self.groups is None else self._grouped(named or {}))
+        if self.lr_schedule is not None:
+            self.scheduler = self.lr_schedule.make(instance, self._backend)
+        self.instance, self._held = instance, params
         self._names = self._packed_names(named or {str(i): p for i, p in enumerate(params)})
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -199,11 +241,12 @@ class Optimizer(Configurable, Stateful, Saveable):
         OptimizerNotSetError
             If it has not been built.
         """
-        if self.instance is None:
-            raise OptimizerNotSetError(f"{self!r} has not been built; call build(parameters=...)")
+        instance = self._built()
         if grads is not None or variables is not None:
             raise BackendNotSupportedError("grads and variables are for TensorFlow optimizers")
-        self.instance.step()
+        if self.clip_norm is not None or self.clip_value is not None:
+            self._adapter.clip_gradients(instance, self.clip_norm, self.clip_value)
+        instance.step()
 
     def get_state(self) -> dict[str, Any]:
         """Return hyperparameters and moments, as numbers and arrays, by parameter name."""
@@ -219,7 +262,10 @@ class Optimizer(Configurable, Stateful, Saveable):
             {k: _plain(v) for k, v in group.items() if k != "params"}
             for group in raw["param_groups"]
         ]
-        return {"is_built": True, "moments": moments, "groups": groups}
+        state = {"is_built": True, "moments": moments, "groups": groups}
+        if self.scheduler is None:
+            return state
+        return {**state, "schedule": _plain_dict(self.scheduler.state_dict())}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Take over a state; kept until `build` where that has not happened yet.
@@ -240,27 +286,53 @@ class Optimizer(Configurable, Stateful, Saveable):
                 f"the state belongs to other parameters: {unknown} are not among {names}"
             )
         raw = self.instance.state_dict()
-        tensor = adapter_for(self._backend or "torch").from_numpy
+        tensor = self._adapter.from_numpy
         raw["state"] = {
             names.index(name): {
                 k: tensor(v) if isinstance(v, np.ndarray) else v for k, v in m.items()
             }
             for name, m in state["moments"].items()
         }
-        for group, stored in zip(raw["param_groups"], state["groups"], strict=True):
-            group.update(stored)
+        stored = {g.get("name", i): g for i, g in enumerate(state["groups"])}
+        for i, group in enumerate(raw["param_groups"]):
+            group.update(stored.get(group.get("name", i), {}))
         self.instance.load_state_dict(raw)
+        if self.scheduler is not None and "schedule" in state:
+            self.scheduler.load_state_dict(state["schedule"])
 
     def reset(self) -> None:
         """Forget the framework's optimizer and its moments."""
         self.instance, self._names, self._pending, self._held = None, None, None, []
+        self.scheduler = None
+
+    @property
+    def _adapter(self) -> BackendAdapter:
+        return adapter_for(self._backend or "torch")
+
+    def _built(self) -> Any:
+        if self.instance is None:
+            raise OptimizerNotSetError(f"{self!r} has not been built; call build(parameters=...)")
+        return self.instance
+
+    def _grouped(self, named: Mapping[str, Any]) -> list[Any]:
+        """Return parameters in groups: those that no group names first."""
+        found: dict[str, list[Any]] = {"": [], **{name: [] for name in self.groups or {}}}
+        for name, p in named.items():
+            fits = [key for key in found if key and f"{name}.".startswith(f"{key}.")]
+            found[max(fits, key=len, default="")].append(p)
+        if empty := [key for key in found if key and not found[key]]:
+            parts = {name.rsplit(".", i)[0] for name in named for i in range(name.count(".") + 1)}
+            raise UnknownNameError("group of parameters", empty[0], parts)
+        rest = found.pop("")
+        groups = [self._adapter.group(p, k, (self.groups or {})[k]) for k, p in found.items()]
+        return [{"params": rest}, *groups] if rest else groups
 
     def _make(self, params: list[Any]) -> Any:
         if self.factory is not None:
             return self.factory(params)
-        cls, adapter = self._class(), adapter_for(self._backend or "torch")
+        cls = self._class()
         try:
-            return adapter.make_optimizer(cls, params, self.kwargs)
+            return self._adapter.make_optimizer(cls, params, self.kwargs)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{self.name} cannot be made with {self.kwargs}: {error}") from error
 
@@ -295,7 +367,16 @@ class Optimizer(Configurable, Stateful, Saveable):
             "opt_kwargs": self.opt_kwargs,
             "factory": self.factory,
             "backend": self._backend,
+            "schedule": self.schedule,
+            "clip_norm": self.clip_norm,
+            "clip_value": self.clip_value,
+            "groups": self.groups,
         }
+
+
+def _plain_dict(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of a schedule's state that are data; its functions come with its config."""
+    return {k: _plain(v) for k, v in state.items() if not callable(v)}
 
 
 def _plain(value: Any) -> Any:
