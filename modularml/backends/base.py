@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -139,6 +140,11 @@ class BackendAdapter(ABC):
     @abstractmethod
     def parameters(self, model: Any) -> dict[str, Any]:
         """Return by name what an optimizer may move once the model is not frozen."""
+
+    def count_parameters(self, model: Any) -> tuple[int, int]:
+        """Return how many numbers a model holds, and how many an optimizer may move."""
+        n = sum(math.prod(p.shape) for p in self.parameters(model).values())
+        return n, n
 
     @abstractmethod
     def move(self, model: Any, device: Any) -> None:

@@ -131,6 +131,10 @@ class TorchAdapter(BackendAdapter):
         named = model.named_parameters()
         return {name: p for name, p in named if p.requires_grad or id(p) in frozen}
 
+    def count_parameters(self, model: Any) -> tuple[int, int]:
+        """Return how many numbers a model holds, and how many an optimizer may move."""
+        return sum(p.numel() for p in model.parameters()), super().count_parameters(model)[1]
+
     def move(self, model: Any, device: Any) -> None:
         """Move a model's weights to a device, in place."""
         model.to(device)

@@ -8,6 +8,7 @@ from modularml.graph.merge import MergeNode, MergeStrategy
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
+from modularml.graph.summary import GraphSummary, NodeSummary
 
 __all__ = [
     "ComputeNode",
@@ -15,11 +16,13 @@ __all__ = [
     "FunctionNode",
     "GraphNode",
     "GraphNodeReference",
+    "GraphSummary",
     "MeanNode",
     "MergeNode",
     "MergeStrategy",
     "ModelGraph",
     "ModelNode",
+    "NodeSummary",
     "PadMode",
     "SumNode",
     "function_registry",

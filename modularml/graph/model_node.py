@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from modularml._typing import Shape
@@ -154,6 +154,30 @@ class ModelNode(ComputeNode):
         if self._optimizer is not None:
             self._optimizer.reset()
             self.build_optimizer()
+
+    def load_weights(self, source: Any) -> None:
+        """Take over the weights of another node or model, and build for its shapes if need be.
+
+        Parameters
+        ----------
+        source : ModelNode, BaseModel, or dict of str to array
+            Such as ``ModelGraph.load("old.mg.mml").get_node("encoder")``.
+
+        Raises
+        ------
+        ConfigError, ShapeError
+            If names or shapes of weights are not those of this model; nothing is changed then.
+        """
+        model = source.model if isinstance(source, ModelNode) else source
+        if isinstance(model, BaseModel):
+            if not self.is_built:
+                self.build_model(model.input_shape, model.output_shape)
+            model = model.get_weights()
+        if not isinstance(model, Mapping):
+            raise TypeError(f"source must be a node, model or dict of weights, got {source!r}")
+        if not self.is_built:
+            raise GraphError(f"node {self.label!r} has not been built; call graph.build() first")
+        self._model.set_weights(dict(model))
 
     def freeze(self) -> None:
         """Keep the node as it is from now on; it runs in evaluation mode."""
