@@ -14,7 +14,15 @@ from modularml._typing import Array, IntArray, Shape
 from modularml.backends.options import StepOptions
 from modularml.errors import BackendNotSupportedError, UnknownNameError
 
-__all__ = ["Backend", "BackendAdapter", "Compute", "Step", "adapter_for", "backend_of"]
+__all__ = [
+    "Backend",
+    "BackendAdapter",
+    "Compute",
+    "Processes",
+    "Step",
+    "adapter_for",
+    "backend_of",
+]
 
 Compute = Callable[[Sequence[Any]], tuple[Any, Sequence[Any], Sequence[Any]]]
 """From the input tensors of a batch to (total loss, each loss, each output)."""
@@ -66,6 +74,23 @@ class NotFiniteError(ArithmeticError):
     def __init__(self, place: int, value: float, of: str = "loss") -> None:
         super().__init__(place, value)
         self.place, self.value, self.of = place, value, of
+
+
+class Processes(ABC):
+    """The processes that train one graph together.
+
+    Attributes
+    ----------
+    rank, size : int
+        Number of this process, from 0, and how many there are.
+    """
+
+    rank: int
+    size: int
+
+    @abstractmethod
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values that all processes gave, in the order of their ranks."""
 
 
 class BackendAdapter(ABC):
@@ -149,6 +174,22 @@ class BackendAdapter(ABC):
     @abstractmethod
     def move(self, model: Any, device: Any) -> None:
         """Move a model's weights to a device, in place."""
+
+    def device_of(self, model: Any) -> Any:
+        """Return where a model's weights lie; None where that need not be known."""
+        return None
+
+    def to_device(self, tensor: Any, device: Any) -> Any:
+        """Return a tensor on a device, with its gradient."""
+        return tensor
+
+    def upload(self, tensor: Any, device: Any) -> Any:
+        """Copy a tensor to a device through pinned memory, while the device works."""
+        raise self._unable("pin_memory")
+
+    def processes(self, device: Any) -> Processes:
+        """Join the other processes that were started to train together."""
+        raise self._unable("data_parallel")
 
     @abstractmethod
     def modes(self, models: Sequence[tuple[Any, bool]]) -> AbstractContextManager[Any]:

@@ -30,6 +30,8 @@ class StepOptions:
         the batch out, or end the phase as if it were over.
     parallel : bool
         Whether gradients are averaged over the processes that train together.
+    models : tuple
+        The models that train together.
     clips : tuple of (float or None, float or None)
         For each optimizer: the largest norm of its gradients, and of each of their elements.
     schedules : tuple
@@ -48,6 +50,7 @@ class StepOptions:
     parallel: bool = False
     clips: tuple[tuple[float | None, float | None], ...] = ()
     schedules: tuple[Any, ...] = ()
+    models: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         n = self.accumulate
@@ -58,6 +61,11 @@ class StepOptions:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         if not isinstance(self.compile, bool):
             raise ConfigError(f"compile must be True or False, got {self.compile!r}")
+        if self.parallel and self.on_nonfinite != "raise":
+            raise ConfigError(
+                f"on_nonfinite={self.on_nonfinite!r} cannot be had with data_parallel=True: each "
+                "process sees losses of its own, and the others would wait for it; use 'raise'"
+            )
 
     @property
     def is_plain(self) -> bool:

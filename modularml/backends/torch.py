@@ -14,9 +14,17 @@ import numpy as np
 
 from modularml._optional import require
 from modularml._typing import Array, IntArray, Shape
-from modularml.backends.base import Backend, BackendAdapter, Compute, NotFiniteError, Step
+from modularml.backends.base import (
+    Backend,
+    BackendAdapter,
+    Compute,
+    NotFiniteError,
+    Processes,
+    Step,
+)
 from modularml.backends.options import StepOptions
 from modularml.backends.torch_kernels import direct_step
+from modularml.backends.torch_parallel import TorchProcesses
 from modularml.backends.torch_step import ExtendedStep, clip
 from modularml.errors import BackendNotSupportedError, DeviceError, LossError, ShapeError
 
@@ -138,6 +146,22 @@ class TorchAdapter(BackendAdapter):
     def move(self, model: Any, device: Any) -> None:
         """Move a model's weights to a device, in place."""
         model.to(device)
+
+    def device_of(self, model: Any) -> Any:
+        """Return where a model's weights lie; None where it has none."""
+        return next((p.device for p in model.parameters()), None)
+
+    def to_device(self, tensor: Any, device: Any) -> Any:
+        """Return a tensor on a device, with its gradient."""
+        return tensor.to(device, non_blocking=torch.device(device).type == "cuda")
+
+    def upload(self, tensor: Any, device: Any) -> Any:
+        """Copy a tensor to a device through pinned memory, while the device works."""
+        return tensor.pin_memory().to(device, non_blocking=True)
+
+    def processes(self, device: Any) -> Processes:
+        """Join the other processes that ``torchrun`` started."""
+        return TorchProcesses(device)
 
     @contextmanager
     def modes(self, models: Sequence[tuple[Any, bool]]) -> Iterator[None]:

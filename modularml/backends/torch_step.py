@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from modularml._optional import require
 from modularml.backends.base import Compute, NotFiniteError
 from modularml.backends.options import StepOptions
 from modularml.backends.torch_kernels import direct_step
+from modularml.backends.torch_parallel import Averaged
 
 torch = require("torch", purpose="to train torch models")
 
@@ -38,29 +39,23 @@ class ExtendedStep:
     compute : Compute
     optimizers : sequence of torch.optim.Optimizer
     options : StepOptions
-    synced : callable
-        Whether a backward pass averages gradients over processes: a context for those that do not.
 
     Attributes
     ----------
     closing : bool
         Set by who feeds the step, before the last batch of an epoch: weights move then, however
         few batches have been put together.
-    share : float
-        Weight of this batch among those of all processes.
+    sizes : (float, float) or None
+        Set likewise where processes train together: rows of this batch that count, and of the
+        batches of all processes on average.
     """
 
     closing = False
-    share = 1.0
+    sizes: tuple[float, float] | None = None
 
-    def __init__(
-        self,
-        compute: Compute,
-        optimizers: Sequence[Any],
-        options: StepOptions,
-        unsynced: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    ) -> None:
-        self.compute, self.options, self.unsynced = compute, options, unsynced
+    def __init__(self, compute: Compute, optimizers: Sequence[Any], options: StepOptions) -> None:
+        self.compute, self.options = compute, options
+        self.together: Any = None
         self.optimizers = list(optimizers)
         self.owned = [[p for g in o.param_groups for p in g["params"]] for o in optimizers]
         self.params = [p for owned in self.owned for p in owned]
@@ -75,16 +70,25 @@ class ExtendedStep:
         clips = options.clips or [(None, None)] * len(self.optimizers)
         watched = options.on_nonfinite != "raise" and self.scaler is None
         self.clips = [c if any(c) or watched else None for c in clips]
-        self.begin()
+        self._forget()
 
     def begin(self) -> None:
-        """Forget gradients that have not moved weights yet."""
-        self.n_batches, self.first, self.rows = 0, 1, 0
+        """Begin an epoch: forget gradients that have not moved weights, average from now on."""
+        self._forget()
+        if self.options.parallel:
+            self.together = Averaged.wrapped(self.compute, self.options.models)
+
+    def end(self) -> None:
+        """End an epoch; no other step's gradients are averaged by this one from now on."""
+        self.together = None
+
+    def _forget(self) -> None:
+        self.n_batches, self.first, self.rows = 0, 1.0, 0.0
 
     def __call__(self, inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
         """Compute the losses of a batch, and move weights where it is time to."""
         with self.forward:
-            total, losses, outputs = self.compute(inputs)
+            total, losses, outputs = self._compute(inputs)
         if self.on_host or self.options.on_nonfinite != "raise":
             losses = [loss.item() for loss in losses]
         wrong = next((i for i, v in enumerate(losses) if not _is_finite(v)), None)
@@ -96,21 +100,27 @@ class ExtendedStep:
             self._move()
         return losses, outputs
 
-    def _backward(self, total: Any, rows: int) -> None:
+    def _compute(self, inputs: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any]]:
+        if self.together is None:
+            return self.compute(inputs)
+        last = self.closing or self.n_batches + 1 == self.options.accumulate
+        self.together.require_backward_grad_sync = last  # as no_sync() does, for two blocks
+        return self.together(inputs), *self.together.module.rest
+
+    def _backward(self, total: Any, n: int) -> None:
+        rows, each = self.sizes or (n, n)
         if not self.n_batches:
-            self.first = rows
+            self.first = each
             for p in self.params:
                 p.grad = None
-        weight = self.share * rows / self.first  # 1 where all batches are of one size
+        weight = rows / self.first  # 1 where all batches are of one size
         total = total if weight == 1.0 else total * weight
-        self.n_batches, self.rows = self.n_batches + 1, self.rows + rows
-        last = self.closing or self.n_batches == self.options.accumulate
-        with nullcontext() if last else self.unsynced():
-            (total if self.scaler is None else self.scaler.scale(total)).backward()
+        self.n_batches, self.rows = self.n_batches + 1, self.rows + each
+        (total if self.scaler is None else self.scaler.scale(total)).backward()
 
     def _move(self) -> None:
         weight = self.rows / self.first
-        self.begin()
+        self._forget()
         if weight != 1.0:
             torch._foreach_div_([p.grad for p in self.params if p.grad is not None], weight)
         if self._clipped():

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from modularml._typing import IntArray
+from modularml._typing import Array, IntArray
 from modularml.backends import PLAIN, StepOptions
+from modularml.backends.base import Processes
 from modularml.data.execution import ExecutionContext, Source
 from modularml.errors import ConfigError, DataError
 from modularml.experiment.binding import Bound
-from modularml.experiment.schedule import BatchSchedulingPolicy, schedule
+from modularml.experiment.schedule import BatchSchedulingPolicy, schedule, share
 from modularml.graph.flows import leaves
 from modularml.graph.inputs import column_tensor, frozen_outputs, pieces
 from modularml.graph.model_graph import ModelGraph
@@ -38,9 +39,12 @@ class Feed:
     active_nodes : list or None
     training : bool
     policy : BatchSchedulingPolicy
-    device : str or None
     options : StepOptions
         What a training step does beside.
+    pin_memory : bool
+        Whether columns stay on the host and chunks of rows are uploaded.
+    processes : Processes, optional
+        Those that share the batches of an epoch.
     """
 
     def __init__(
@@ -53,10 +57,12 @@ class Feed:
         *,
         training: bool,
         policy: BatchSchedulingPolicy,
-        device: Any = None,
         options: StepOptions = PLAIN,
+        pin_memory: bool = False,
+        processes: Processes | None = None,
     ) -> None:
-        self.phase, self.policy, self.device = phase, policy, device
+        self.phase, self.policy = phase, policy
+        self.pin_memory, self.processes = pin_memory, processes
         self.bound = {b.source: b for b in bound}
         self.groups = [
             next(b for b in bound if b.group == g) for g in range(1 + max(b.group for b in bound))
@@ -73,6 +79,7 @@ class Feed:
         self._plan_with_static = partial(self._plan, together=together)
         self._asked: StepPlan | None = None
         self._epochs: dict[int, list[EpochBatches]] = {}
+        self._counts: dict[int, Any] = {}
         self.reuses_memory = False
         self._current = 0
         self._room: dict[InputSlot, list[Any]] = {}
@@ -107,10 +114,24 @@ class Feed:
         group = min(self._groups_of(node_id))
         return self._batches(epoch)[group].sizes
 
+    def gathered(self, epoch: int, table: Array, sizes: Array) -> tuple[Array, Array]:
+        """Return losses of each batch, and its rows, over all processes.
+
+        Parameters
+        ----------
+        table, sizes : ndarray, shape (n_batches, n_losses)
+        """
+        if self.processes is None:
+            return table, sizes
+        counts = np.array([rows for rows, _ in self._counts[epoch]])[: len(table), None]
+        tables, rows = map(np.stack, zip(*self.processes.gather((table, counts)), strict=True))
+        return (tables * rows).sum(0) / rows.sum(0), rows.sum(0) * np.ones_like(table)
+
     def _steps(self, epoch: int, batches: list[EpochBatches]) -> Iterator[ExecutionContext]:
         steps = self._contexts(epoch, batches)
         closes = hasattr(self.step, "closing")  # it puts batches together, and must know the last
-        return _closing(self.step, batches[0].n_batches, steps) if closes else steps
+        counts = self._counts.get(epoch) or [None] * batches[0].n_batches
+        return _closing(self.step, counts, steps) if closes else steps
 
     def _contexts(self, epoch: int, batches: list[EpochBatches]) -> Iterator[ExecutionContext]:
         rows = _Rows(self, epoch)
@@ -131,22 +152,30 @@ class Feed:
         if slot.node_id is None:
             rows = bound.view.valid_indices[rows]
         room = self._room.setdefault(slot, []) if self.reuses_memory else None
-        return pieces(self.plan.adapter, column, rows, own.sizes, room)
+        upload = None
+        if self.pin_memory and slot.node_id is None:
+            upload = partial(self.plan.adapter.upload, device=self.plan.device)
+        return pieces(self.plan.adapter, column, rows, own.sizes, room, upload)
 
     def _column(self, slot: InputSlot) -> Any:
         view = self.bound[slot.source].view
         if slot.node_id is not None:
-            return frozen_outputs(self.plan, slot.node_id, view, self.device)
-        return column_tensor(self.plan.adapter, view.collection, slot, self.device)
+            return frozen_outputs(self.plan, slot.node_id, view)
+        device = None if self.pin_memory else self.plan.device
+        return column_tensor(self.plan.adapter, view.collection, slot, device)
 
     def _batches(self, epoch: int) -> list[EpochBatches]:
         """Return the batches of an epoch; any epoch can be made again from its number."""
         if epoch not in self._epochs:
             while len(self._epochs) >= 2:
-                del self._epochs[next(iter(self._epochs))]
+                oldest = next(iter(self._epochs))
+                self._counts.pop(oldest, None)
+                del self._epochs[oldest]
             own = [g.sampler.epoch(g.view, epoch) for g in self.groups]
             batches = schedule(own, self.policy)
             self._check_sizes(batches)
+            if self.processes is not None:
+                batches, self._counts[epoch] = share(batches, self.processes)
             self._epochs[epoch] = batches
         return self._epochs[epoch]
 
@@ -175,12 +204,17 @@ class Feed:
         del self.plan, self.step, self._plan, self._plan_with_static
 
 
-def _closing(step: Any, n: int, steps: Iterator[ExecutionContext]) -> Iterator[ExecutionContext]:
-    """Tell a step when an epoch begins and which batch is its last."""
+def _closing(
+    step: Any, counts: Sequence[Any], steps: Iterator[ExecutionContext]
+) -> Iterator[ExecutionContext]:
+    """Tell a step when an epoch begins and ends, and how many rows of each batch count."""
     step.begin()
-    for i, ctx in enumerate(steps, 1):
-        step.closing = i == n
-        yield ctx
+    try:
+        for i, (ctx, sizes) in enumerate(zip(steps, counts, strict=True), 1):
+            step.closing, step.sizes = i == len(counts), sizes
+            yield ctx
+    finally:
+        step.end()
 
 
 class _Rows:

@@ -106,6 +106,7 @@ def phase_epochs(
     hooks = Hooks(phase, experiment, results)
     recorder = Recorder(results, phase.recording)
     phase.stop_requested = False
+    display = display if phase.is_main else Display()
     try:
         feed = phase.feed()
         phase.position = Stream(feed)
@@ -196,6 +197,8 @@ def _log_losses(
     layout = feed.plan.layout
     flat = layout.adapter.floats([v for batch in values for v in batch])
     table = np.asarray(flat, dtype=np.float64).reshape(-1, len(layout.losses))
+    sizes = np.array([feed.sizes(ctx.epoch_idx, node_id) for _, node_id in layout.losses]).T
+    table, sizes = feed.gathered(ctx.epoch_idx, table, sizes[: len(table)])
     finite = np.isfinite(table).all(axis=1)
     if not finite.all() and (phase.on_nonfinite != "skip" or not finite.any()):
         batch, place = (int(i) for i in np.argwhere(~np.isfinite(table))[0])
@@ -217,8 +220,7 @@ def _log_losses(
         )
     totals = table.sum(axis=1)
     results._metrics.log_batches("train_loss", totals, epoch=ctx.epoch_idx)
-    sizes = np.array([feed.sizes(ctx.epoch_idx, node_id) for _, node_id in layout.losses]).T
-    means = np.average(table[finite], axis=0, weights=sizes[: len(table)][finite])
+    means = np.average(table[finite], axis=0, weights=sizes[finite])
     results._metrics.log("train_loss", float(means.sum()), epoch=ctx.epoch_idx)
 
 

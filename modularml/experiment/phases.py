@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from modularml.backends import StepOptions
+from modularml.backends.accelerator import Accelerator
 from modularml.data.execution import ExecutionContext
 from modularml.errors import ConfigError, LossError, NonFiniteLossError
-from modularml.experiment.accelerator import Accelerator
 from modularml.experiment.binding import InputBinding
 from modularml.experiment.callback import Callback
 from modularml.experiment.checkpointing import PHASE_SAVE_ON, Checkpointing, check_checkpointing
@@ -205,7 +205,12 @@ class TrainPhase(ExperimentPhase):
 
     def step_options(self) -> StepOptions:
         """Return what a step does beside forward, backward and move."""
-        return StepOptions(self.accumulate, self.precision, self.compile, self.on_nonfinite)
+        return StepOptions(
+            self.accumulate,
+            self.precision,
+            self.compile,
+            self.on_nonfinite,
+        )
 
     def step_of(self, feed: Feed) -> Callable[[ExecutionContext], None]:
         """Return what is done with each batch."""

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from modularml.backends.base import Processes
 from modularml.errors import ConfigError, UnknownNameError
 from modularml.samplers import EpochBatches
 
-__all__ = ["BatchSchedulingPolicy", "schedule"]
+__all__ = ["BatchSchedulingPolicy", "schedule", "share"]
 
 
 class BatchSchedulingPolicy(enum.Enum):
@@ -66,6 +67,35 @@ def schedule(epochs: Sequence[EpochBatches], policy: BatchSchedulingPolicy) -> l
     counts = [e.n_batches for e in epochs]
     n = min(counts) if policy is BatchSchedulingPolicy.ZIP_STRICT else max(counts)
     return [e if e.n_batches == n else _taken(e, np.arange(n) % e.n_batches) for e in epochs]
+
+
+def share(
+    epochs: Sequence[EpochBatches], processes: Processes
+) -> tuple[list[EpochBatches], list[tuple[float, float]]]:
+    """Deal the batches of an epoch to processes that train together, in turn.
+
+    Parameters
+    ----------
+    epochs : sequence of EpochBatches
+        One a sampler, of one number; the same in all processes.
+    processes : Processes
+
+    Returns
+    -------
+    epochs : list of EpochBatches
+        The batches of this process. Where there are none left for it in the last step it gets the
+        first batch once more.
+    counts : list of (float, float)
+        For each of them: rows that count, none where it came once more, and the rows of a process
+        on average.
+    """
+    n, size = epochs[0].n_batches, processes.size
+    steps = -(-n // size)
+    mine = np.arange(steps) * size + processes.rank
+    rows = np.zeros(steps * size)
+    rows[:n] = epochs[0].sizes
+    counts = list(zip(rows[mine].tolist(), rows.reshape(steps, size).mean(1).tolist(), strict=True))
+    return [_taken(e, np.where(mine < n, mine, 0)) for e in epochs], counts
 
 
 def _taken(

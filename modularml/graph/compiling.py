@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from modularml._typing import Shape
@@ -99,6 +100,9 @@ class _Compiler:
             _input_dtypes(nodes, self.adapter) if whole is None else whole.dtypes
         )
         self.flows = flows_of(nodes)
+        self.device = _main_device(nodes, self.adapter) if whole is None else whole.device
+        self.where: dict[int, Any] = {}
+        self.copies: dict[tuple[int, Any], int] = {}
         self.slots: list[InputSlot] = []
         self.ops: list[Op] = []
         self.places: dict[tuple[str, str], int] = {}
@@ -153,22 +157,43 @@ class _Compiler:
     def _input_of_frozen(self, node: ComputeNode, role: str) -> None:
         leaf = leaves(self.flows[node.node_id, "features"])[0]
         slot = self._slot(InputSlot(role, leaf.source, node_id=node.node_id))
+        self.where[slot] = self._place_of(node)
         self.places[node.node_id, role] = self.read[node.node_id, role] = slot
 
     # -- forward ------------------------------------------------------------------------------
 
     def _run(self, node: ComputeNode, role: str) -> None:
-        args = [self._upstream(node, ref, role) for ref in node.upstream_refs]
-        out = self._op(self._function(node, args), args, many=not isinstance(node, ModelNode))
+        device = self._place_of(node)
+        from_columns = all(isinstance(ref, FeatureSetReference) for ref in node.upstream_refs)
+        read = [self._upstream(node, ref, role) for ref in node.upstream_refs]
+        args = [self._moved(arg, device) for arg in read]
+        fn = self._function(node, from_columns=from_columns)
+        out = self._op(fn, args, many=not isinstance(node, ModelNode))
+        self.where[out] = device
         self.places[node.node_id, role] = self.read[node.node_id, role] = out
         if node.node_id in self.detach_after:
-            self.read[node.node_id, role] = self._op(self.adapter.detach, [out], many=False)
+            detached = self._op(self.adapter.detach, [out], many=False)
+            self.read[node.node_id, role], self.where[detached] = detached, device
 
-    def _function(self, node: ComputeNode, args: Sequence[int]) -> Callable[..., Any]:
+    def _place_of(self, node: ComputeNode) -> Any:
+        """Return where a node runs: where its weights lie."""
+        own = self.adapter.device_of(node.model.module) if isinstance(node, ModelNode) else None
+        return self.device if own is None else own
+
+    def _moved(self, arg: int, device: Any) -> int:
+        """Return a value on a device; it is moved once, where it lies elsewhere."""
+        if self.where.get(arg, self.device) == device:
+            return arg
+        if (arg, device) not in self.copies:
+            move = partial(self.adapter.to_device, device=device)
+            self.copies[arg, device] = self._op(move, [arg], many=False)
+            self.where[self.copies[arg, device]] = device
+        return self.copies[arg, device]
+
+    def _function(self, node: ComputeNode, *, from_columns: bool) -> Callable[..., Any]:
         fn = node.operation(self.adapter)
         if self.compiles and isinstance(node, ModelNode):
             fn = self.adapter.compile(fn)
-        from_columns = all(arg >= 0 for arg in args)
         if self.training and node.is_frozen and isinstance(node, ModelNode) and from_columns:
             return _without_grad(fn, self.adapter)
         return fn
@@ -191,7 +216,7 @@ class _Compiler:
         fn = mean_over_samples(applied, self.adapter)
         if applied.weight != 1.0:
             fn = weighted(fn, applied.weight)
-        return LossOp(fn, tuple(args))
+        return LossOp(fn, tuple(self._moved(arg, self.device) for arg in args))
 
     def _loss_arg(self, applied: AppliedLoss, on: ComputeNode, item: LossInput) -> int:
         node = on if item.node is None else self._node_named(item.node, applied)
@@ -347,6 +372,7 @@ class _Compiler:
             [LossOp(op.fn, tuple(map(self.place, op.args))) for op in loss_ops],
             [self.place(self.places[key]) for key in outputs],
             self.n_inner,
+            device=self.device,
         )
 
     def _static_plan(self, static: set[str], edge: set[str]) -> StepPlan | None:
@@ -364,6 +390,14 @@ def _one_adapter(nodes: Sequence[ComputeNode]) -> BackendAdapter:
     if not backends:
         raise GraphError("a graph needs at least one ModelNode to run")
     return adapter_for(next(iter(backends)))
+
+
+def _main_device(nodes: Sequence[ComputeNode], adapter: BackendAdapter) -> Any:
+    """Return where columns and losses lie: where the first model does that was not sent away."""
+    models = [n for n in nodes if isinstance(n, ModelNode)]
+    ordered = sorted(models, key=lambda n: n.accelerator is not None)
+    found = (adapter.device_of(n.model.module) for n in ordered)
+    return next((device for device in found if device is not None), None)
 
 
 def _input_dtypes(nodes: Sequence[ComputeNode], adapter: BackendAdapter) -> dict[str, Any]:

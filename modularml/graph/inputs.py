@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ def pieces(
     rows: IntArray,
     sizes: list[int],
     room: list[Any] | None = None,
+    upload: Callable[[Any], Any] | None = None,
 ) -> Iterator[Any]:
     """Yield batches of a column.
 
@@ -61,6 +62,8 @@ def pieces(
         Rows in each batch.
     room : list, optional
         Holds the memory of an earlier call, which is used again: its batches are gone then.
+    upload : callable, optional
+        Copies each chunk to where the batches are wanted.
     """
     row_bytes = max(1, int(column[:1].nbytes if len(column) else 1))
     batches = max(1, CHUNK_BYTES // (row_bytes * max(1, max(sizes, default=1))))
@@ -72,14 +75,14 @@ def pieces(
         chunk = adapter.gather(column, rows[at : at + n], into)
         if room is not None and into is None:
             room[:] = [chunk]
+        if upload is not None:
+            chunk = upload(chunk)
         even = all(size == own[0] for size in own[:-1]) and own[-1] <= own[0]
         yield from adapter.chunks(chunk, own[0] if even else own)
         at += n
 
 
-def frozen_outputs(
-    plan: StepPlan, node_id: str, view: FeatureSetView, device: Any = None
-) -> Any | None:
+def frozen_outputs(plan: StepPlan, node_id: str, view: FeatureSetView) -> Any | None:
     """Compute the outputs of a frozen node once, for every row of a view.
 
     Returns
@@ -92,7 +95,9 @@ def frozen_outputs(
         raise GraphError("this plan has no frozen part")
     adapter, rows = plan.adapter, view.valid_indices
     place = [name for name, _ in static.layout.outputs].index(node_id)
-    columns = [column_tensor(adapter, view.collection, slot, device) for slot in static.slots]
+    columns = [
+        column_tensor(adapter, view.collection, slot, static.device) for slot in static.slots
+    ]
     width = max(1, sum(int(c[:1].nbytes) for c in columns))
     size = int(np.clip(CHUNK_BYTES // width, 64, 4096))
     step = static.eval_step()
@@ -129,7 +134,7 @@ def _from_given(plan: StepPlan, ctx: ExecutionContext, slot: InputSlot) -> Any:
         )
     if isinstance(given, BatchView):
         rows = given.role_indices[slot.role]
-        column = column_tensor(plan.adapter, given.source.collection, slot)
+        column = column_tensor(plan.adapter, given.source.collection, slot, plan.device)
         return plan.adapter.gather(column, np.ascontiguousarray(rows))
     if isinstance(given, Batch):
         given = given.role_data
@@ -144,7 +149,7 @@ def _from_samples(plan: StepPlan, slot: InputSlot, given: Any) -> Any:
         given = given.get(domain)
     if isinstance(given, np.ndarray):
         values = given if slot.shape is None else given.reshape(len(given), *slot.shape)
-        return plan.adapter.from_numpy(values, dtype=slot.dtype)
+        return plan.adapter.from_numpy(values, dtype=slot.dtype, device=plan.device)
     if not hasattr(given, "shape"):
         raise GraphError(
             f"an input must be a batch, samples or a tensor, got a {type(given).__name__}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from modularml.backends import adapter_for
 from modularml.config import Configurable, Stateful, decode, encode
 from modularml.context import ExperimentContext
 from modularml.diagram import Diagram
@@ -93,11 +92,11 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
             self._ctx.register_model_graph(self)
 
     def move_to(self, device: Any) -> None:
-        """Move weights and optimizer moments to a device."""
+        """Move weights and moments to a device; nodes with an accelerator of their own stay."""
         self.build()
-        adapter = adapter_for(self.framework())
         for node in self._learning():
-            adapter.move(node.model.module, device)
+            if node.accelerator is None:
+                node.move_to(device)
         for optimizer in [self._optimizer, *(n.optimizer for n in self._learning())]:
             if optimizer is not None and optimizer.is_built:
                 optimizer.set_state(optimizer.get_state())

@@ -7,6 +7,7 @@ from typing import Any
 
 from modularml._typing import Shape
 from modularml.backends import Backend, BackendAdapter, adapter_for
+from modularml.backends.accelerator import Accelerator
 from modularml.data.batch import Batch, RoleData, SampleData
 from modularml.data.execution import ExecutionContext, Flow
 from modularml.errors import ConfigError, GraphError, OptimizerNotSetError, ShapeError
@@ -28,6 +29,8 @@ class ModelNode(ComputeNode):
     upstream_ref : FeatureSet, FeatureSetReference, node or label
     optimizer : Optimizer, optional
         Moves this node alone; not needed where the graph has one.
+    accelerator : Accelerator or str, optional
+        Where this node alone runs, whatever the device of the phase.
     node_id, register
         Used when a node is rebuilt.
 
@@ -48,9 +51,11 @@ class ModelNode(ComputeNode):
         upstream_ref: UpstreamLike,
         optimizer: Optimizer | None = None,
         *,
+        accelerator: Accelerator | str | None = None,
         node_id: str | None = None,
         register: bool = True,
     ) -> None:
+        self.accelerator = Accelerator.from_value(accelerator)
         self._model = wrap_model(model)
         if optimizer is not None and not isinstance(optimizer, Optimizer):
             raise ConfigError(f"optimizer must be an Optimizer, got {optimizer!r}")
@@ -131,9 +136,15 @@ class ModelNode(ComputeNode):
             raise ShapeError(f"node {self.label!r}: {error}") from error
         if self._freeze:
             adapter_for(self.backend).set_frozen(self._model.module, True)
+        if self.accelerator is not None:
+            self.move_to(self.accelerator.resolve(self.backend))
         if force and self._optimizer is not None:
             self._optimizer.reset()
         self.build_optimizer()
+
+    def move_to(self, device: Any) -> None:
+        """Move weights to a device."""
+        adapter_for(self.backend).move(self._model.module, device)
 
     def build_optimizer(self) -> None:
         """Make the node's own optimizer over its parameters, where that is not so yet."""
@@ -316,6 +327,7 @@ class ModelNode(ComputeNode):
             "model": self._model,
             "upstream_ref": self.upstream_ref,
             "optimizer": self._optimizer,
+            "accelerator": self.accelerator,
         }
 
     def _tensor(self, data: SampleData) -> Any:
@@ -324,7 +336,9 @@ class ModelNode(ComputeNode):
             raise GraphError(f"node {self.label!r} was given samples without features")
         adapter = adapter_for(self.backend)
         if hasattr(value, "dtype") and type(value).__module__.split(".")[0] == "numpy":
-            return adapter.from_numpy(value, dtype=adapter.input_dtype(self._model.module))
+            module = self._model.module
+            dtype, device = adapter.input_dtype(module), adapter.device_of(module)
+            return adapter.from_numpy(value, dtype=dtype, device=device)
         return value
 
     def _graph(self) -> Any:

@@ -84,6 +84,8 @@ class StepPlan:
         What it was made for.
     options : StepOptions
         What a training step does beside.
+    device : object
+        Where the tensors of `slots` lie; None where that need not be known.
     """
 
     adapter: BackendAdapter
@@ -98,6 +100,7 @@ class StepPlan:
     _out_slots: list[int] = field(default_factory=list)
     _n_slots: int = 0
     options: StepOptions = PLAIN
+    device: Any = None
 
     def compute(self, inputs: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any]]:
         """Return (total loss, each loss, each output) for the tensors of `slots`."""
@@ -124,6 +127,8 @@ class StepPlan:
             clips=tuple((o.clip_norm, o.clip_value) for o in self.optimizers),
             schedules=tuple(o.scheduler for o in self.optimizers if o.goes_on_every("batch")),
         )
+        if options.parallel:
+            options = replace(options, models=tuple(model for model, _ in self.modes))
         if options.is_plain:
             return self.adapter.train_step(self.compute, instances)
         return self.adapter.train_step(self.compute, instances, options)

@@ -47,7 +47,7 @@ def predict(
     with plan.adapter.modes(plan.modes):
         for at in range(0, max(n, 1), size):
             tensors = [
-                plan.adapter.from_numpy(c[at : at + size], dtype=slot.dtype)
+                plan.adapter.from_numpy(c[at : at + size], dtype=slot.dtype, device=plan.device)
                 for c, slot in zip(columns, plan.slots, strict=True)
             ]
             outs = step(tensors)[1]

@@ -1,15 +1,13 @@
-"""Where a phase runs."""
+"""Where a phase or a node runs."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+from typing import Any
 
-from modularml.backends import Backend, adapter_for
+from modularml.backends.base import Backend, Processes, adapter_for
 from modularml.config import Configurable
 from modularml.errors import ConfigError, DeviceError
-
-if TYPE_CHECKING:
-    from modularml.graph.model_graph import ModelGraph
 
 __all__ = ["Accelerator"]
 
@@ -24,26 +22,33 @@ class Accelerator(Configurable):
     device : str
         ``cpu``, ``cuda``, ``cuda:N``, ``gpu``, ``gpu:N`` or ``mps``.
     pin_memory : bool
-        Must be False: columns lie on the device for a whole phase, so no batch is copied.
+        For ``cuda``: columns stay on the host, and rows go to the device in pinned chunks while it
+        works. Otherwise whole columns lie on the device for a phase, which is faster where they
+        fit.
+    data_parallel : bool
+        Whether training phases share their batches with the other processes that ``torchrun``
+        started: each draws its own, and gradients are averaged. A lone process trains as ever.
+        With ``cuda`` each process takes the device of its ``LOCAL_RANK``.
 
     Raises
     ------
     ConfigError
-        If the name is none of these.
+        If the name is none of these, or memory shall be pinned for another device than ``cuda``.
     """
 
-    def __init__(self, device: str = "cpu", *, pin_memory: bool = False) -> None:
+    def __init__(
+        self, device: str = "cpu", *, pin_memory: bool = False, data_parallel: bool = False
+    ) -> None:
         kind, _, index = str(device).partition(":")
         if kind not in _KINDS or (index and (not index.isdigit() or kind in ("cpu", "mps"))):
             raise ConfigError(
                 f"device must be cpu, cuda, cuda:N, gpu, gpu:N or mps, got {device!r}"
             )
-        if pin_memory:
+        if pin_memory and kind not in ("cuda", "gpu"):
             raise ConfigError(
-                "pin_memory must be False: whole columns lie on the device, so there are no copies "
-                "of batches that pinned memory could speed up"
+                f"pin_memory=True needs a cuda device, to which it speeds up copies; got {device!r}"
             )
-        self.device, self.pin_memory = device, pin_memory
+        self.device, self.pin_memory, self.data_parallel = device, pin_memory, data_parallel
 
     @classmethod
     def from_value(cls, value: Accelerator | str | None) -> Accelerator | None:
@@ -89,7 +94,25 @@ class Accelerator(Configurable):
             return False
         return True
 
-    def place(self, graph: ModelGraph) -> Any:
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files: the first of those that train together, or alone."""
+        return not self.data_parallel or os.environ.get("RANK", "0") == "0"
+
+    def resolve(self, backend: Backend) -> Any:
+        """Return the framework's device.
+
+        Raises
+        ------
+        DeviceError
+            If the device is not there.
+        """
+        name, own = str(self.device), os.environ.get("LOCAL_RANK")
+        if self.data_parallel and own is not None and name in ("cuda", "gpu"):
+            name = f"{name}:{own}"
+        return adapter_for(backend).check_device(name)
+
+    def place(self, graph: Any) -> Any:
         """Move a graph's weights and optimizers to the device and return it.
 
         Raises
@@ -97,7 +120,12 @@ class Accelerator(Configurable):
         DeviceError
             If the device is not there; nothing is moved then.
         """
-        adapter = adapter_for(graph.framework())
-        device = adapter.check_device(str(self.device))
+        device = self.resolve(graph.framework())
         graph.move_to(device)
         return device
+
+    def processes(self, backend: Backend) -> Processes | None:
+        """Return the processes that train together; None where there is one."""
+        if not self.data_parallel or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+            return None
+        return adapter_for(backend).processes(self.resolve(backend))
