@@ -19,23 +19,14 @@ class StepOptions:
 
     Parameters
     ----------
-    accumulate : int
-        Batches whose gradients are put together before weights move; at least 1.
-    precision : {'float32', 'bf16', 'fp16'}
-        What the forward pass is computed in where that is safe; weights stay as they are.
-    compile : bool
-        Whether the models are compiled.
-    on_nonfinite : {'raise', 'skip', 'stop'}
-        What a loss or gradient that is NaN or infinite does: end the phase with an error, leave
-        the batch out, or end the phase as if it were over.
+    accumulate, precision, compile, on_nonfinite
+        As of `TrainPhase`.
     parallel : bool
-        Whether gradients are averaged over the processes that train together.
-    models : tuple
-        The models that train together.
+        Whether gradients of `models` are averaged over the processes that train together.
     clips : tuple of (float or None, float or None)
         For each optimizer: the largest norm of its gradients, and of each of their elements.
-    schedules : tuple
-        What sets learning rates after each step.
+    schedules, models : tuple
+        What sets learning rates after each step; all models that run.
 
     Raises
     ------

@@ -228,14 +228,6 @@ class TrainPhase(ExperimentPhase):
 
         return run
 
-    def request_stop(self) -> None:
-        """Ask the phase to end after the current epoch."""
-        super().request_stop()
-
-    def add_callback(self, callback: Callback) -> None:
-        """Add a callback; one of the same type and label is refused."""
-        super().add_callback(callback)
-
     def iter_execution(
         self,
         *,
@@ -261,15 +253,6 @@ class TrainPhase(ExperimentPhase):
             batches=show_training_progress, keep=persist_progress, watch=val_loss_metric
         )
         return iterate(self, self.n_epochs, display, results)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> TrainPhase:
-        """Make a phase from its config."""
-        return super().from_config(config)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments as plain data."""
-        return super().get_config()
 
 
 class EvalPhase(ExperimentPhase):
@@ -358,12 +341,3 @@ class EvalPhase(ExperimentPhase):
         """
         display = Display(batches=show_eval_progress, keep=persist_progress)
         return iterate(self, 1, display, results)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> EvalPhase:
-        """Make a phase from its config."""
-        return super().from_config(config)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments as plain data."""
-        return super().get_config()

@@ -87,8 +87,9 @@ def _first_above(node: ComputeNode, nodes: Mapping[str, ComputeNode]) -> Any:
 
 def _box(node: ComputeNode, show_frozen: bool) -> DiagramNode:
     if not isinstance(node, ModelNode):
+        named = node.function_name if isinstance(node, FunctionNode) else type(node).__name__
         kind = "function" if isinstance(node, FunctionNode) else "merge"
-        return DiagramNode(node.node_id, node.label, (_described(node),), kind=kind)
+        return DiagramNode(node.node_id, node.label, (named,), kind=kind)
     frozen = show_frozen and node.is_frozen
     lines = [model_name(node)]
     if node.is_built:
@@ -97,12 +98,6 @@ def _box(node: ComputeNode, show_frozen: bool) -> DiagramNode:
     lines += ["frozen"] if frozen else []
     kind = _KINDS.get(node.backend.value, "node")
     return DiagramNode(node.node_id, node.label, tuple(lines), kind=kind, dimmed=frozen)
-
-
-def _described(node: ComputeNode) -> str:
-    if not isinstance(node, FunctionNode):
-        return type(node).__name__
-    return node.function if isinstance(node.function, str) else node.function.__name__
 
 
 def _featureset(fs: Any, domains: tuple[str, ...], show_splits: bool) -> DiagramNode:

@@ -87,6 +87,12 @@ class FunctionNode(MergeNode):
             register=register,
         )
 
+    @property
+    def function_name(self) -> str:
+        """Name of the function, for people."""
+        fn = self.function
+        return fn if isinstance(fn, str) else getattr(fn, "__name__", type(fn).__name__)
+
     def merge_features(self, adapter: Any, values: list[Any]) -> Any:
         """Call the function; arrays come as tensors of the framework around."""
         if not isinstance(adapter, BackendAdapter):
@@ -102,7 +108,7 @@ class FunctionNode(MergeNode):
     def _shape_of(self, shapes: Sequence[Shape]) -> Shape:
         adapter = adapter_for(_framework(self))
         blank = [adapter.zeros((_ROWS, *shape), adapter.input_dtype(None)) for shape in shapes]
-        name = self.function if isinstance(self.function, str) else self.function.__name__
+        name = self.function_name
         try:
             with adapter.no_grad():
                 out = self._fn(*blank)

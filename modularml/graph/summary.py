@@ -30,6 +30,9 @@ __all__ = [
 ]
 
 
+_COUNTS = ("parameters", "trainable")
+
+
 @dataclass(frozen=True)
 class NodeSummary:
     """One node of a graph; shapes are of one sample, and empty before ``build()``."""
@@ -58,16 +61,6 @@ class GraphSummary:
     label: str
     nodes: tuple[NodeSummary, ...]
 
-    @property
-    def parameters(self) -> int:
-        """Numbers that models hold."""
-        return sum(node.parameters for node in self.nodes)
-
-    @property
-    def trainable(self) -> int:
-        """Those of them that training would change now."""
-        return sum(node.trainable for node in self.nodes)
-
     def to_pandas(self) -> pd.DataFrame:
         """Return one row a node."""
         frame: pd.DataFrame = require("pandas").DataFrame([asdict(node) for node in self.nodes])
@@ -82,12 +75,12 @@ class GraphSummary:
 
     @property
     def _title(self) -> str:
-        counts = f"{self.parameters:,} parameters, {self.trainable:,} trainable"
-        return f"{self.label}: {len(self.nodes)} nodes, {counts}"
+        total, moving = (sum(getattr(n, k) for n in self.nodes) for k in _COUNTS)
+        return f"{self.label}: {len(self.nodes)} nodes, {total:,} parameters, {moving:,} trainable"
 
     def _shown(self) -> pd.DataFrame:
         frame = self.to_pandas()
-        for name in ("parameters", "trainable"):
+        for name in _COUNTS:
             frame[name] = [f"{n:,}" for n in frame[name]]
         frame["frozen"] = ["yes" if frozen else "" for frozen in frame["frozen"]]
         return frame
