@@ -6,10 +6,9 @@ import atexit
 from collections.abc import Sequence
 from typing import Any
 
-from modularml._optional import require
-from modularml.backends.base import Compute, Processes
+import torch
 
-torch = require("torch", purpose="to train torch models")
+from modularml.backends.base import Compute, Processes
 
 __all__ = ["Averaged", "TorchProcesses"]
 

@@ -100,7 +100,7 @@ class _Compiler:
             _input_dtypes(nodes, self.adapter) if whole is None else whole.dtypes
         )
         self.flows = flows_of(nodes)
-        self.device = _main_device(nodes, self.adapter) if whole is None else whole.device
+        self.device: Any = _main_device(nodes, self.adapter) if whole is None else whole.device
         self.where: dict[int, Any] = {}
         self.copies: dict[tuple[int, Any], int] = {}
         self.slots: list[InputSlot] = []
