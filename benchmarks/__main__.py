@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import sys
 from typing import Any
@@ -46,6 +47,29 @@ def race_loops(options: argparse.Namespace) -> list[dict[str, Any]]:
                 *(row[key] for key in ("work", "ours", "required", "aim")),
                 verdict(row),
                 row["fused"],
+                *(f"{row['us_a_step'][name]:.0f}" for name in ("hand", "ours")),
+            )
+            for row in rows
+        ],
+    )
+    return rows
+
+
+def race_tensorflow(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Race TensorFlow's loops, where it is installed."""
+    if importlib.util.find_spec("tensorflow") is None:
+        print("\nTensorFlow is not installed; its loops are not measured.")
+        return []
+    quick = ["--quick"] if options.quick else []
+    rows: list[dict[str, Any]] = environments.run_isolated("tensorflow_ratios", *quick)  # type: ignore[assignment]
+    show(
+        "TensorFlow: CPU time against a hand-written `tf.function` loop (every batch recorded)",
+        ("work", "ours/hand", "at most", "verdict", "Keras fit/hand", "hand, us/step", "ours"),
+        [
+            (
+                *(row[key] for key in ("work", "value", "limit")),
+                _said(row),
+                row["fit"],
                 *(f"{row['us_a_step'][name]:.0f}" for name in ("hand", "ours")),
             )
             for row in rows
@@ -124,6 +148,7 @@ def main() -> int:
     options = arguments()
     found = {"loops": race_loops(options)}
     if not options.only:
+        found["tensorflow"] = race_tensorflow(options)
         found["costs"] = weigh_costs(options)
         found["equality"] = check_equality(options)
         found["own"] = own_loops(quick=options.quick)
@@ -131,7 +156,9 @@ def main() -> int:
         if not options.quick or options.opponents is not None:
             found["opponents"] = race_opponents(options)
     print(f"\n{save({'quick': options.quick, **found}).relative_to(environments.ROOT)}")
-    binding = ("equality",) if options.quick else ("loops", "costs", "equality", "own")
+    binding = (
+        ("equality",) if options.quick else ("loops", "tensorflow", "costs", "equality", "own")
+    )
     return 0 if all(row["ok"] for part in binding for row in found.get(part, [])) else 1
 
 

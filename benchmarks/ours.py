@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from benchmarks.cases import LEARNING_RATE, Data
@@ -19,7 +20,6 @@ from modularml import (
     TrainPhase,
 )
 from modularml.callbacks import Callback
-from modularml.models.torch import SequentialCNN, SequentialMLP
 from modularml.samplers import SimpleSampler
 
 
@@ -39,22 +39,23 @@ def keys(found: dict[str, Any], name: str) -> list[str]:
     return [key for key in found if key == name or key.removeprefix(name).isdigit()]
 
 
-def encoder(label: str, fs: FeatureSet, inputs: list[str]) -> ModelNode:
+def encoder(label: str, fs: FeatureSet, inputs: list[str], models: Any) -> ModelNode:
     """Return a node of shape (n, 16) -> (n, 32)."""
-    model = SequentialMLP(output_shape=(32,), n_layers=2, hidden_dim=64)
+    model = models.SequentialMLP(output_shape=(32,), n_layers=2, hidden_dim=64)
     return ModelNode(label, model, fs.reference(features=inputs, targets="y"))
 
 
-def nodes(kind: str, fs: FeatureSet, found: dict[str, Any]) -> list[Any]:
+def nodes(kind: str, fs: FeatureSet, found: dict[str, Any], backend: str) -> list[Any]:
     """Return the nodes of a case, the one with the loss labelled ``head``."""
+    models = import_module(f"modularml.models.{backend}")
     if kind in ("mlp", "cnn"):
-        model: Any = SequentialMLP(n_layers=3, hidden_dim=64)
+        model: Any = models.SequentialMLP(n_layers=3, hidden_dim=64)
         if kind == "cnn":
-            model = SequentialCNN(n_layers=2, hidden_dim=16, kernel_size=3, padding=1, pooling=2)
+            model = models.SequentialCNN(hidden_dim=16, kernel_size=3, padding=1, pooling=2)
         return [ModelNode("head", model, fs.reference(features=keys(found, "x"), targets="y"))]
-    a, b = (encoder(name, fs, keys(found, name)) for name in ("a", "b"))
+    a, b = (encoder(name, fs, keys(found, name), models) for name in ("a", "b"))
     both = ConcatNode("both", [a, b], concat_axis=0, concat_axis_targets="first")
-    return [a, b, both, ModelNode("head", SequentialMLP(n_layers=2, hidden_dim=64), both)]
+    return [a, b, both, ModelNode("head", models.SequentialMLP(n_layers=2, hidden_dim=64), both)]
 
 
 class OurJob:
@@ -69,22 +70,31 @@ class OurJob:
     sgd : bool
         Plain SGD in place of Adam.
     shuffle : bool
+    backend : str
+        ``torch`` or ``tensorflow``.
     """
 
     def __init__(
-        self, kind: str, data: Data, *, batch_size: int, sgd: bool = False, shuffle: bool = True
+        self,
+        kind: str,
+        data: Data,
+        *,
+        batch_size: int,
+        sgd: bool = False,
+        shuffle: bool = True,
+        backend: str = "torch",
     ) -> None:
         self.experiment = Experiment("bench", registration_policy="overwrite")
         found = columns(data)
         inputs = [key for key in found if key != "y"]
         fs = FeatureSet.from_dict("rows", found, feature_keys=inputs, target_keys="y")
-        made = nodes(kind, fs, found)
+        made = nodes(kind, fs, found, backend)
         name, rate = ("sgd", 0.05) if sgd else ("adam", LEARNING_RATE)
-        optimizer = Optimizer(name, opt_kwargs={"lr": rate}, backend="torch")
+        optimizer = Optimizer(name, opt_kwargs={"lr": rate}, backend=backend)
         self.graph = ModelGraph(made, optimizer=optimizer)
         if kind == "frozen":
             self.graph.freeze(["a", "b"])
-        mse = Loss("mse", backend="torch")
+        mse = Loss("mse", backend=backend)
         self.losses = [AppliedLoss(mse, on="head", inputs=["outputs", "targets"])]
         sampler = SimpleSampler(batch_size=batch_size, shuffle=shuffle, seed=0)
         self.sources = [

@@ -43,6 +43,9 @@ class Configurable:
     not_config: ClassVar[frozenset[str]] = frozenset()
     """Constructor arguments that are no part of the config (an id, say)."""
 
+    config_name: ClassVar[str]
+    """What a config calls the class, where that is not its own name."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
@@ -277,19 +280,25 @@ def _code_name(code: Any) -> str:
 
 
 def _class_name(cls: type) -> str:
-    if config_registry.get(cls.__name__) is not cls:
+    name = _name_of(cls)
+    if config_registry.get(name) is not cls:
         raise ConfigError(
             f"{cls.__module__}:{cls.__qualname__} cannot be found again by name, as another class "
-            f"is called {cls.__name__!r} too; rename it"
+            f"is called {name!r} too; rename it"
         )
-    return cls.__name__
+    return name
+
+
+def _name_of(cls: type) -> str:
+    return str(vars(cls).get("config_name", cls.__name__))
 
 
 def _enter(cls: type) -> None:
     """Register a class, in place of an older one of the user's, but never of our own."""
-    taken = config_registry.get(cls.__name__)
+    name = _name_of(cls)
+    taken = config_registry.get(name)
     if taken is None or taken.__module__ == cls.__module__ or not _is_ours(taken):
-        config_registry.register(cls.__name__, cls, overwrite=True)
+        config_registry.register(name, cls, overwrite=True)
 
 
 def _is_ours(cls: type) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from modularml._optional import loaded, require
 from modularml._typing import Array, IntArray, Shape
 from modularml.backends.options import StepOptions
-from modularml.errors import BackendNotSupportedError, UnknownNameError
+from modularml.errors import BackendNotSupportedError, ConfigError, UnknownNameError
 
 __all__ = [
     "Backend",
@@ -28,7 +28,7 @@ Compute = Callable[[Sequence[Any]], tuple[Any, Sequence[Any], Sequence[Any]]]
 """From the input tensors of a batch to (total loss, each loss, each output)."""
 
 Step = Callable[[Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]]
-"""From the input tensors of a batch to (each loss, each output), having moved the weights."""
+"""From the input tensors of a batch to (each loss, each output)."""
 
 
 class Backend(enum.Enum):
@@ -135,6 +135,14 @@ class BackendAdapter(ABC):
     @abstractmethod
     def chunks(self, tensor: Any, size: int | list[int]) -> Sequence[Any]:
         """Cut a tensor along axis 0: into pieces of one size, or of these sizes."""
+
+    @abstractmethod
+    def row_bytes(self, column: Any) -> int:
+        """Return the bytes of one row of a tensor."""
+
+    @abstractmethod
+    def reshape(self, tensor: Any, shape: Shape) -> Any:
+        """Give each sample another shape."""
 
     @abstractmethod
     def concat(self, tensors: Sequence[Any], axis: int) -> Any:
@@ -249,6 +257,30 @@ class BackendAdapter(ABC):
         return BackendNotSupportedError(f"{what} cannot be had with {self.backend.value} models")
 
     @abstractmethod
+    def adopt_optimizer(self, optimizer: Any, parameters: Sequence[Any]) -> Any:
+        """Return an optimizer that a factory made, ready to move these parameters."""
+
+    @abstractmethod
+    def optimizer_step(self, optimizer: Any, grads: Any = None, variables: Any = None) -> None:
+        """Move parameters once, along the gradients they hold or along these."""
+
+    @abstractmethod
+    def optimizer_state(self, optimizer: Any, named: Mapping[str, Any]) -> dict[str, Any]:
+        """Return ``moments`` by parameter name and ``groups`` of hyperparameters, on the host."""
+
+    @abstractmethod
+    def load_optimizer_state(
+        self, optimizer: Any, named: Mapping[str, Any], state: Mapping[str, Any]
+    ) -> None:
+        """Take over what `optimizer_state` returned.
+
+        Raises
+        ------
+        ConfigError
+            If it has moments of parameters that the optimizer does not move.
+        """
+
+    @abstractmethod
     def train_step(
         self, compute: Compute, optimizers: Sequence[Any], options: StepOptions | None = None
     ) -> Step:
@@ -259,6 +291,10 @@ class BackendAdapter(ABC):
         """
 
     @abstractmethod
+    def eval_step(self, compute: Compute) -> Step:
+        """Return a function that computes losses and outputs of a batch, without gradients."""
+
+    @abstractmethod
     def check_device(self, device: str) -> Any:
         """Return the device, or say that it is not there.
 
@@ -267,6 +303,14 @@ class BackendAdapter(ABC):
         DeviceError
             If there is no such device.
         """
+
+
+def check_moments(state: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Refuse an optimizer's state that belongs to parameters other than these."""
+    if unknown := [name for name in state["moments"] if name not in names]:
+        raise ConfigError(
+            f"the state belongs to other parameters: {unknown} are not among {list(names)}"
+        )
 
 
 def adapter_for(backend: str | Backend) -> BackendAdapter:
@@ -287,19 +331,32 @@ def adapter_for(backend: str | Backend) -> BackendAdapter:
     return adapter
 
 
-_ADAPTERS = {Backend.TORCH: "modularml.backends.torch"}
+_ADAPTERS = {
+    Backend.TORCH: "modularml.backends.torch",
+    Backend.TENSORFLOW: "modularml.backends.tensorflow",
+}
 
 
 def backend_of(obj: Any) -> Backend:
     """Tell which framework a model, tensor, loss or optimizer class belongs to."""
-    torch = loaded("torch")
+    torch, keras = loaded("torch"), loaded("keras")
     cls = obj if isinstance(obj, type) else type(obj)
-    if torch is not None:
-        bases = (torch.nn.Module, torch.Tensor, torch.optim.Optimizer)
-        if issubclass(cls, bases) or str(getattr(obj, "__module__", "")).startswith("torch"):
-            return Backend.TORCH
-    if any(base.__module__.split(".")[0] in ("keras", "tensorflow") for base in cls.__mro__):
+    roots = {str(name).split(".")[0] for name in (getattr(obj, "__module__", ""), *_rooms(cls))}
+    if torch is not None and (
+        issubclass(cls, torch.nn.Module | torch.Tensor | torch.optim.Optimizer) or "torch" in roots
+    ):
+        return Backend.TORCH
+    if "tensorflow" in roots:
         return Backend.TENSORFLOW
+    if "keras" in roots and keras is not None:  # which runs on one of several frameworks
+        return _OF_KERAS.get(keras.config.backend(), Backend.NONE)
     if hasattr(cls, "get_params") and hasattr(cls, "fit"):
         return Backend.SCIKIT
     return Backend.NONE
+
+
+_OF_KERAS = {"tensorflow": Backend.TENSORFLOW, "torch": Backend.TORCH}
+
+
+def _rooms(cls: type) -> list[str]:
+    return [base.__module__ for base in cls.__mro__]

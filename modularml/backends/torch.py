@@ -21,6 +21,7 @@ from modularml.backends.base import (
     NotFiniteError,
     Processes,
     Step,
+    check_moments,
 )
 from modularml.backends.options import StepOptions
 from modularml.backends.torch_kernels import direct_step
@@ -92,6 +93,14 @@ class TorchAdapter(BackendAdapter):
         """Cut a tensor along axis 0: into pieces of one size, or of these sizes."""
         pieces: Sequence[Any] = tensor.split(size)
         return pieces
+
+    def row_bytes(self, column: Any) -> int:
+        """Return the bytes of one row of a tensor."""
+        return math.prod(column.shape[1:]) * int(column.itemsize)
+
+    def reshape(self, tensor: Any, shape: Shape) -> Any:
+        """Give each sample another shape."""
+        return tensor.reshape(len(tensor), *shape)
 
     def concat(self, tensors: Sequence[Any], axis: int) -> Any:
         """Concatenate tensors."""
@@ -278,6 +287,50 @@ class TorchAdapter(BackendAdapter):
             )
         return torch.compile(model)
 
+    def adopt_optimizer(self, optimizer: Any, parameters: Sequence[Any]) -> Any:
+        """Return an optimizer that a factory made; torch's hold their parameters already."""
+        return optimizer
+
+    def optimizer_step(self, optimizer: Any, grads: Any = None, variables: Any = None) -> None:
+        """Move parameters once, along the gradients they hold."""
+        if grads is not None or variables is not None:
+            raise BackendNotSupportedError("grads and variables are for TensorFlow optimizers")
+        optimizer.step()
+
+    def optimizer_state(self, optimizer: Any, named: Mapping[str, Any]) -> dict[str, Any]:
+        """Return ``moments`` by parameter name and ``groups`` of hyperparameters, on the host."""
+        raw, names = optimizer.state_dict(), _packed_names(optimizer, named)
+        moments = {
+            names[i]: {k: self._kept(v) for k, v in values.items()}
+            for i, values in raw["state"].items()
+        }
+        groups = [
+            {k: self._kept(v) for k, v in group.items() if k != "params"}
+            for group in raw["param_groups"]
+        ]
+        return {"moments": moments, "groups": groups}
+
+    def load_optimizer_state(
+        self, optimizer: Any, named: Mapping[str, Any], state: Mapping[str, Any]
+    ) -> None:
+        """Take over what `optimizer_state` returned."""
+        raw, names = optimizer.state_dict(), _packed_names(optimizer, named)
+        check_moments(state, names)
+        raw["state"] = {
+            names.index(name): {
+                k: self.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in m.items()
+            }
+            for name, m in state["moments"].items()
+        }
+        stored = {g.get("name", i): g for i, g in enumerate(state["groups"])}
+        for i, group in enumerate(raw["param_groups"]):
+            group.update(stored.get(group.get("name", i), {}))
+        optimizer.load_state_dict(raw)
+
+    def _kept(self, value: Any) -> Any:
+        """Return tensors as arrays of their own and containers as they are."""
+        return self.to_numpy(value).copy() if isinstance(value, torch.Tensor) else value
+
     def train_step(
         self, compute: Compute, optimizers: Sequence[Any], options: StepOptions | None = None
     ) -> Step:
@@ -300,6 +353,16 @@ class TorchAdapter(BackendAdapter):
                 p.grad = None
             total.backward()
             move()
+            return losses, outputs
+
+        return step
+
+    def eval_step(self, compute: Compute) -> Step:
+        """Return a function that computes losses and outputs of a batch, without gradients."""
+
+        def step(inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+            with torch.no_grad():
+                _, losses, outputs = compute(inputs)
             return losses, outputs
 
         return step
@@ -330,6 +393,13 @@ def _subclasses(module: Any, base: type) -> dict[str, type]:
     """Return the public classes of a module that derive from one, which is left out."""
     found = ((n, c) for n, c in vars(module).items() if inspect.isclass(c) and n[0] != "_")
     return {n: c for n, c in found if issubclass(c, base) and c is not base}
+
+
+def _packed_names(optimizer: Any, named: Mapping[str, Any]) -> list[str]:
+    """Return names in the order in which an optimizer numbers its parameters."""
+    names = {id(p): name for name, p in named.items()}
+    packed = [p for group in optimizer.param_groups for p in group["params"]]
+    return [names.get(id(p), f"unnamed{i}") for i, p in enumerate(packed)]
 
 
 def _one_after_another(moves: Sequence[Callable[[], Any]]) -> Callable[[], Any]:

@@ -31,7 +31,7 @@ from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
 from modularml.graph.plan import InputSlot, LossOp, Op, StepPlan
 from modularml.training import AppliedLoss, LossInput
-from modularml.training.loss import CLASS_INDEX, CLASS_SET, ELEMENTWISE, ONE_A_SAMPLE
+from modularml.training.loss import CLASS_INDEX, CLASS_LAST, CLASS_SET, ELEMENTWISE, ONE_A_SAMPLE
 
 __all__ = ["compile_plan"]
 
@@ -241,10 +241,12 @@ class _Compiler:
         like = on.model.module if isinstance(on, ModelNode) else None
         integer = is_integer(flow)
         if name in CLASS_INDEX and integer:
-            if math.prod(shape) != math.prod(out[1:]):
+            axis = -1 if name in CLASS_LAST else 0
+            rest = out[:-1] if name in CLASS_LAST else out[1:]
+            if math.prod(shape) != math.prod(rest):
                 raise misfit(applied, on, out, shape, "one class number a sample")
-            check_labels(applied, on, flow, out[0])
-            return self.adapter.loss_dtype("index", like), tuple(out[1:])
+            check_labels(applied, on, flow, out[axis])
+            return self.adapter.loss_dtype("index", like), tuple(rest)
         if squeezed(shape) == squeezed(out):
             kind = "index" if integer and (not name or name in CLASS_SET) else "float"
             return self.adapter.loss_dtype(kind, like), tuple(out)
@@ -277,7 +279,7 @@ class _Compiler:
         merged = self._op(flow.merge, parts, many=True)
         if shape is None:
             return merged
-        return self._op(lambda t: t.reshape(len(t), *shape), [merged], many=False)
+        return self._op(lambda t: self.adapter.reshape(t, shape), [merged], many=False)
 
     def _check_learning(self, losses: Sequence[AppliedLoss]) -> None:
         """Refuse losses that depend on nothing that learns."""

@@ -98,7 +98,7 @@ class ConcatNode(MergeNode):
         return super()._concatenated(adapter, values, how)
 
     def _padded(self, adapter: Any, values: list[Any], axis: int) -> list[Any]:
-        size = [max(v.shape[i] for v in values) for i in range(values[0].ndim)]
+        size = [0] + [max(v.shape[i] for v in values) for i in range(1, values[0].ndim)]
         padded = []
         for v in values:
             widths = [

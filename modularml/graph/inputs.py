@@ -65,7 +65,7 @@ def pieces(
     upload : callable, optional
         Copies each chunk to where the batches are wanted.
     """
-    row_bytes = max(1, int(column[:1].nbytes if len(column) else 1))
+    row_bytes = max(1, adapter.row_bytes(column))
     batches = max(1, CHUNK_BYTES // (row_bytes * max(1, max(sizes, default=1))))
     at = 0
     for first in range(0, len(sizes), batches):
@@ -98,7 +98,7 @@ def frozen_outputs(plan: StepPlan, node_id: str, view: FeatureSetView) -> Any | 
     columns = [
         column_tensor(adapter, view.collection, slot, static.device) for slot in static.slots
     ]
-    width = max(1, sum(int(c[:1].nbytes) for c in columns))
+    width = max(1, sum(map(adapter.row_bytes, columns)))
     size = int(np.clip(CHUNK_BYTES // width, 64, 4096))
     step = static.eval_step()
 

@@ -21,7 +21,7 @@ __all__ = ["check_call", "check_labels", "mean_over_samples", "misfit", "squeeze
 
 def check_call(applied: AppliedLoss, fn: Callable[..., Any]) -> None:
     """Refuse inputs that the loss cannot be called with."""
-    names = applied.keywords
+    names = applied.call_names(fn)
     try:
         signature = inspect.signature(getattr(fn, "forward", fn))
     except ValueError:  # a builtin does not tell its arguments
@@ -61,8 +61,9 @@ def check_labels(applied: AppliedLoss, on: ComputeNode, flow: Flow, n_classes: i
 
 def mean_over_samples(applied: AppliedLoss, adapter: BackendAdapter) -> Callable[..., Any]:
     """Return a loss as a function that averages over samples, whatever form it has."""
-    loss, names = applied.loss, applied.keywords
+    loss = applied.loss
     raw = loss.resolve(adapter.backend)
+    names = applied.call_names(raw)
     quick = loss.mean_form()
     if quick is not None and names is None:
         return quick

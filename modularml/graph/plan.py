@@ -135,11 +135,4 @@ class StepPlan:
 
     def eval_step(self) -> Callable[[Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]]:
         """Return the function that computes a batch's losses and outputs without gradients."""
-        no_grad = self.adapter.no_grad
-
-        def step(inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-            with no_grad():
-                _, losses, outputs = self.compute(inputs)
-            return losses, outputs
-
-        return step
+        return self.adapter.eval_step(self.compute)

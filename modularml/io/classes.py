@@ -37,10 +37,12 @@ ROOMS = (
 )
 """Where our own classes live; imported when a file names a class that is not there yet."""
 
-TORCH_ROOMS = ("modularml.models.torch",)
+MODEL_ROOMS = {"tensorflow": "modularml.models.tensorflow", "torch": "modularml.models.torch"}
+"""Those of our own models; opened last, as a framework is imported with them."""
 
 LIBRARIES = {
     "torch": ("torch",),
+    "keras": ("modularml.backends.tensorflow",),
     "sklearn": (
         "sklearn.preprocessing",
         "sklearn.decomposition",
@@ -215,14 +217,13 @@ _DISTRUST = "Do not trust this file; ask its sender"
 
 
 def _open_rooms(name: str) -> None:
-    """Import our own rooms, those that need torch last, until a class is there."""
-    rooms = (*ROOMS, *(TORCH_ROOMS if has("torch") else ()))
-    for room in rooms:
+    """Import our own rooms until a class is there; every room but the models' for no name."""
+    of = "tensorflow" if name.lower().startswith("tensorflow") else "torch"
+    for room in (*ROOMS, *([MODEL_ROOMS[of]] if name and has(of) else [])):
         if name and name in set(config_registry):
             return
-        if name or room not in TORCH_ROOMS:
-            for module in pkgutil.iter_modules(require(room).__path__, f"{room}."):
-                require(module.name)
+        for module in pkgutil.iter_modules(require(room).__path__, f"{room}."):
+            require(module.name)
 
 
 def _imported(name: str) -> Any:
@@ -263,6 +264,13 @@ def _from_torch(obj: Any, module: str) -> bool:
     return module == "torch.nn.functional"
 
 
+def _from_keras(obj: Any, module: str) -> bool:
+    keras = require("keras")
+    kinds = (keras.Layer, keras.optimizers.Optimizer, keras.losses.Loss)
+    open_to_code = (keras.layers.Lambda, keras.layers.TorchModuleWrapper)
+    return isinstance(obj, type) and issubclass(obj, kinds) and not issubclass(obj, open_to_code)
+
+
 def _from_sklearn(obj: Any, module: str) -> bool:
     base = require("sklearn.base").BaseEstimator
     return isinstance(obj, type) and issubclass(obj, base)
@@ -278,6 +286,7 @@ def _from_numpy(obj: Any, module: str) -> bool:
 _OPEN: dict[str, Callable[[Any, str], bool]] = {
     "modularml": _from_modularml,
     "torch": _from_torch,
+    "keras": _from_keras,
     "sklearn": _from_sklearn,
     "numpy": _from_numpy,
     "builtins": lambda obj, module: obj in (bool, int, float, complex, str),

@@ -4,9 +4,11 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["torch"],
+    submodules=["tensorflow", "torch"],
     submod_attrs={
         "base": ["BaseModel", "model_registry"],
+        "tensorflow.base": ["TensorflowBaseModel"],
+        "tensorflow.wrapper": ["TensorflowModelWrapper"],
         "torch.base": ["TorchBaseModel"],
         "torch.wrapper": ["TorchModelWrapper"],
         "wrap": ["wrap_model"],

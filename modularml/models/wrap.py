@@ -12,7 +12,10 @@ from modularml.models.base import BaseModel
 
 __all__ = ["wrap_model"]
 
-_WRAPPERS = {Backend.TORCH: ("modularml.models.torch.wrapper", "TorchModelWrapper")}
+_WRAPPERS = {
+    Backend.TORCH: ("modularml.models.torch.wrapper", "TorchModelWrapper"),
+    Backend.TENSORFLOW: ("modularml.models.tensorflow.wrapper", "TensorflowModelWrapper"),
+}
 
 
 def wrap_model(obj: Any) -> BaseModel:
@@ -20,7 +23,7 @@ def wrap_model(obj: Any) -> BaseModel:
 
     Parameters
     ----------
-    obj : BaseModel, torch.nn.Module, or a class of one of them
+    obj : BaseModel, torch.nn.Module, keras.Model, or a class of one of them
         A model of a known framework.
 
     Raises
@@ -35,7 +38,8 @@ def wrap_model(obj: Any) -> BaseModel:
     where = _WRAPPERS.get(backend_of(obj))
     if where is None:
         raise ConfigError(
-            f"model must be a torch.nn.Module, a class of it or a BaseModel, got {obj!r}"
+            "model must be a torch.nn.Module, a keras.Model, a class of one of them or a "
+            f"BaseModel, got {obj!r}"
         )
     module, name = where
     wrapper = getattr(require(module), name)

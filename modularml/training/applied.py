@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,6 +162,23 @@ class AppliedLoss(Configurable):
         """Argument names where inputs were given by keyword."""
         return list(self.inputs) if isinstance(self.inputs, dict) else None
 
+    def call_names(self, fn: Callable[..., Any]) -> list[str] | None:
+        """Return the argument names to call a loss with; None where inputs go by position.
+
+        A list of outputs and what they are compared with, in any order, goes to ``y_pred`` and
+        ``y_true`` where the loss has these arguments, as those of Keras do.
+        """
+        domains = [item.domain for item in self.parsed]
+        if self.keywords or len(domains) != 2 or domains.count("outputs") != 1:
+            return self.keywords
+        try:
+            takes = list(inspect.signature(fn).parameters)
+        except ValueError:  # a builtin does not tell its arguments
+            return None
+        if takes[:2] != ["y_true", "y_pred"]:
+            return None
+        return ["y_pred" if domain == "outputs" else "y_true" for domain in domains]
+
     @property
     def backend(self) -> Backend:
         """The framework of the loss."""
@@ -184,9 +202,9 @@ class AppliedLoss(Configurable):
             raise LossError("the step has not run yet; pass it to graph.train_step or eval_step")
         args = [self._argument(ctx, item) for item in self.parsed]
         fn = self.loss.resolve(layout.adapter.backend)
-        names = self.keywords
+        names = self.call_names(fn)
         value = fn(**dict(zip(names, args, strict=True))) if names else fn(*args)
-        return value.mean() * self.weight
+        return layout.adapter.sample_mean(value) * self.weight
 
     def _argument(self, ctx: Any, item: LossInput) -> Any:
         layout = ctx.layout
@@ -201,11 +219,11 @@ class AppliedLoss(Configurable):
         values = ctx.domain(node_id, item.domain, role)
         if values is None:
             raise LossError(f"loss {self.label!r}: node {wanted!r} has no {item.domain}")
-        tensor = layout.adapter.from_numpy(values)
         out = ctx.output(node_id, role)
-        if tuple(tensor.shape) != tuple(out.shape) and tensor.ndim == 2 and tensor.shape[1] == 1:
-            tensor = tensor[:, 0] if not tensor.is_floating_point() else tensor.reshape(out.shape)
-        return tensor.to(out.dtype) if tensor.is_floating_point() else tensor
+        floating = values.dtype.kind == "f"
+        if values.shape != tuple(out.shape) and values.ndim == 2 and values.shape[1] == 1:
+            values = values.reshape(tuple(out.shape)) if floating else values[:, 0]
+        return layout.adapter.from_numpy(values, dtype=out.dtype if floating else None)
 
     def __repr__(self) -> str:
         return (

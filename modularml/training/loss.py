@@ -29,8 +29,13 @@ ALIASES = {
 }
 """Common spellings, without case, underscores and ``loss``."""
 
-CLASS_INDEX = frozenset({"CrossEntropyLoss", "NLLLoss", "MultiMarginLoss"})
+CLASS_INDEX = frozenset(
+    {"CrossEntropyLoss", "NLLLoss", "MultiMarginLoss", "SparseCategoricalCrossentropy"}
+)
 """Losses whose targets are class numbers."""
+
+CLASS_LAST = frozenset({"SparseCategoricalCrossentropy"})
+"""Those whose classes are the last axis of the output; others have them first."""
 
 CLASS_SET = frozenset({"MultiLabelMarginLoss"})
 """Losses whose targets are class numbers in the shape of the output."""
@@ -49,6 +54,18 @@ ELEMENTWISE = frozenset(
         "SoftMarginLoss",
         "PoissonNLLLoss",
         "KLDivLoss",
+        "MeanSquaredError",
+        "MeanAbsoluteError",
+        "MeanAbsolutePercentageError",
+        "MeanSquaredLogarithmicError",
+        "Huber",
+        "LogCosh",
+        "Poisson",
+        "BinaryCrossentropy",
+        "BinaryFocalCrossentropy",
+        "CategoricalCrossentropy",
+        "CategoricalFocalCrossentropy",
+        "KLDivergence",
     }
 )
 """Losses that compare output and target element by element."""
@@ -65,7 +82,9 @@ class Loss(Configurable, Saveable):
     ----------
     loss : str, type or callable, optional
         A name such as ``"mse"`` (in any case, with or without ``loss``), a loss class, or a
-        callable on tensors. Exclusive with `factory`.
+        callable on tensors. Exclusive with `factory`. Torch's names mean the same in every
+        framework: ``"cross_entropy"`` takes logits, ``"bce"`` probabilities. Other names of Keras
+        (``"categorical_crossentropy"``, ``"log_cosh"``), and its classes, mean what Keras means.
     loss_kwargs : dict, optional
         Arguments for the class, or passed on to the callable at each call.
     backend : Backend or str, optional
@@ -222,7 +241,7 @@ class Loss(Configurable, Saveable):
     def _class_by_name(self) -> type:
         known = {_plain(name): cls for name, cls in adapter_for(self.backend).losses().items()}
         asked = _plain(str(self.loss))
-        cls = known.get(ALIASES.get(asked, asked))
+        cls = known.get(asked) or known.get(ALIASES.get(asked, asked))
         if cls is None:
             names = [*known, *(a for a, target in ALIASES.items() if target in known)]
             raise UnknownNameError(f"{self.backend.value} loss", self.loss, names)

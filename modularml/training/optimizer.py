@@ -6,12 +6,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from modularml.backends import Backend, BackendAdapter, adapter_for, backend_of
 from modularml.config import Configurable, Stateful
 from modularml.errors import (
-    BackendNotSupportedError,
     ConfigError,
     OptimizerNotSetError,
     UnknownNameError,
@@ -95,8 +92,7 @@ class Optimizer(Configurable, Stateful, Saveable):
         self.schedule, self.lr_schedule = schedule, LRSchedule.from_value(schedule)
         self.instance: Any = None
         self.scheduler: Any = None
-        self._names: list[str] | None = None
-        self._held: list[Any] = []
+        self._named: dict[str, Any] = {}
         self._pending: dict[str, Any] | None = None
         if isinstance(opt, str) and self._backend is not None:
             self._class()
@@ -194,15 +190,15 @@ class Optimizer(Configurable, Stateful, Saveable):
         instance = self._make(params if self.groups is None else self._grouped(named or {}))
         if self.lr_schedule is not None:
             self.scheduler = self.lr_schedule.make(instance, self._backend)
-        self.instance, self._held = instance, params
-        self._names = self._packed_names(named or {str(i): p for i, p in enumerate(params)})
+        self.instance = instance
+        self._named = dict(named or {str(i): p for i, p in enumerate(params)})
         pending, self._pending = self._pending, None
         if pending is not None:
             self.set_state(pending)
 
     def missing(self, parameters: Mapping[str, Any]) -> list[str]:
         """Return names of those of some parameters that it does not move."""
-        held = {id(p) for p in self._held}
+        held = {id(p) for p in self._named.values()}
         return [name for name, p in parameters.items() if id(p) not in held]
 
     def build_for(self, parameters: Mapping[str, Any], backend: Backend, owner: str) -> None:
@@ -242,30 +238,19 @@ class Optimizer(Configurable, Stateful, Saveable):
             If it has not been built.
         """
         instance = self._built()
-        if grads is not None or variables is not None:
-            raise BackendNotSupportedError("grads and variables are for TensorFlow optimizers")
         if self.clip_norm is not None or self.clip_value is not None:
             self._adapter.clip_gradients(instance, self.clip_norm, self.clip_value)
-        instance.step()
+        self._adapter.optimizer_step(instance, grads, variables)
 
     def get_state(self) -> dict[str, Any]:
         """Return hyperparameters and moments, as numbers and arrays, by parameter name."""
         if self.instance is None:
             return {"is_built": False} if self._pending is None else self._pending
-        raw = self.instance.state_dict()
-        names = self._names or []
-        moments = {
-            names[i]: {k: _plain(v) for k, v in values.items()}
-            for i, values in raw["state"].items()
-        }
-        groups = [
-            {k: _plain(v) for k, v in group.items() if k != "params"}
-            for group in raw["param_groups"]
-        ]
-        state = {"is_built": True, "moments": moments, "groups": groups}
-        if self.scheduler is None:
-            return state
-        return {**state, "schedule": _plain_dict(self.scheduler.state_dict())}
+        state = {"is_built": True, **self._adapter.optimizer_state(self._built(), self._named)}
+        if self.scheduler is not None:
+            known = self.scheduler.state_dict().items()  # functions come with the config
+            state["schedule"] = {name: value for name, value in known if not callable(value)}
+        return state
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Take over a state; kept until `build` where that has not happened yet.
@@ -280,34 +265,19 @@ class Optimizer(Configurable, Stateful, Saveable):
         if self.instance is None:
             self._pending = state
             return
-        names = self._names or []
-        if unknown := [n for n in state["moments"] if n not in names]:
-            raise ConfigError(
-                f"the state belongs to other parameters: {unknown} are not among {names}"
-            )
-        raw = self.instance.state_dict()
-        tensor = self._adapter.from_numpy
-        raw["state"] = {
-            names.index(name): {
-                k: tensor(v) if isinstance(v, np.ndarray) else v for k, v in m.items()
-            }
-            for name, m in state["moments"].items()
-        }
-        stored = {g.get("name", i): g for i, g in enumerate(state["groups"])}
-        for i, group in enumerate(raw["param_groups"]):
-            group.update(stored.get(group.get("name", i), {}))
-        self.instance.load_state_dict(raw)
+        self._adapter.load_optimizer_state(self.instance, self._named, state)
         if self.scheduler is not None and "schedule" in state:
             self.scheduler.load_state_dict(state["schedule"])
 
     def reset(self) -> None:
         """Forget the framework's optimizer and its moments."""
-        self.instance, self._names, self._pending, self._held = None, None, None, []
-        self.scheduler = None
+        self.instance, self.scheduler, self._named, self._pending = None, None, {}, None
 
     @property
     def _adapter(self) -> BackendAdapter:
-        return adapter_for(self._backend or "torch")
+        if self._backend is None:
+            raise ConfigError(f"the backend of {self.name!r} is not known; pass backend=")
+        return adapter_for(self._backend)
 
     def _built(self) -> Any:
         if self.instance is None:
@@ -329,19 +299,12 @@ class Optimizer(Configurable, Stateful, Saveable):
 
     def _make(self, params: list[Any]) -> Any:
         if self.factory is not None:
-            return self.factory(params)
+            return self._adapter.adopt_optimizer(self.factory(params), params)
         cls = self._class()
         try:
             return self._adapter.make_optimizer(cls, params, self.kwargs)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{self.name} cannot be made with {self.kwargs}: {error}") from error
-
-    def _packed_names(self, named: Mapping[str, Any]) -> list[str]:
-        """Return names in the order in which the framework's optimizer numbers parameters."""
-        names = {id(p): name for name, p in named.items()}
-        groups = getattr(self.instance, "param_groups", [{"params": list(named.values())}])
-        packed = [p for group in groups for p in group["params"]]
-        return [names.get(id(p), f"unnamed{i}") for i, p in enumerate(packed)]
 
     def _set_backend(self, backend: Backend) -> None:
         if self._backend not in (None, backend):
@@ -353,12 +316,11 @@ class Optimizer(Configurable, Stateful, Saveable):
     def _class(self) -> type:
         if inspect.isclass(self.opt):
             return self.opt
-        if self._backend is None:
-            raise ConfigError(f"the backend of {self.name!r} is not known; pass backend=")
-        known = {n.lower(): c for n, c in adapter_for(self._backend).optimizers().items()}
+        adapter = self._adapter
+        known = {n.lower(): c for n, c in adapter.optimizers().items()}
         found = known.get(str(self.opt).lower().replace("_", ""))
         if found is None:
-            raise UnknownNameError(f"{self._backend.value} optimizer", self.opt, known)
+            raise UnknownNameError(f"{adapter.backend.value} optimizer", self.opt, known)
         return found
 
     def _params(self) -> dict[str, Any]:
@@ -372,15 +334,3 @@ class Optimizer(Configurable, Stateful, Saveable):
             "clip_value": self.clip_value,
             "groups": self.groups,
         }
-
-
-def _plain_dict(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parts of a schedule's state that are data; its functions come with its config."""
-    return {k: _plain(v) for k, v in state.items() if not callable(v)}
-
-
-def _plain(value: Any) -> Any:
-    """Return tensors as arrays of their own and containers as they are."""
-    if backend_of(value) is Backend.TORCH:
-        return adapter_for(Backend.TORCH).to_numpy(value).copy()
-    return value

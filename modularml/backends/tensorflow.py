@@ -1,0 +1,355 @@
+"""The adapter for TensorFlow, by way of Keras."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, ClassVar
+
+import numpy as np
+
+from modularml._optional import require
+from modularml._typing import Array, IntArray, Shape
+from modularml.backends import tensorflow_losses
+from modularml.backends.base import (
+    Backend,
+    BackendAdapter,
+    Compute,
+    NotFiniteError,
+    Step,
+    check_moments,
+)
+from modularml.errors import BackendNotSupportedError, DeviceError, LossError, ShapeError
+
+tf = require("tensorflow", purpose="to train Keras models")
+keras = require("keras", purpose="to train Keras models")
+
+if keras.config.backend() != "tensorflow":
+    raise BackendNotSupportedError(
+        f"Keras runs on {keras.config.backend()} here, and this needs it on TensorFlow; set the "
+        "environment variable KERAS_BACKEND=tensorflow before Keras is imported"
+    )
+
+__all__ = ["TensorflowAdapter", "adapter"]
+
+
+class TensorflowAdapter(BackendAdapter):
+    """The few things that a graph needs of TensorFlow.
+
+    A model, here, is a `TensorflowBaseModel`: Keras has no training mode that could be set, so
+    the model holds it and passes it on.
+    """
+
+    backend: ClassVar[Backend] = Backend.TENSORFLOW
+
+    # -- tensors ------------------------------------------------------------------------------
+
+    def from_numpy(self, values: Array, *, dtype: Any = None, device: Any = None) -> Any:
+        """Copy an array to a tensor; never an alias of what is immutable."""
+        values = np.asarray(values)
+        if values.dtype.kind not in "biufc":
+            raise ShapeError(f"values of dtype {values.dtype} cannot become a tensor")
+        own = np.array(values, dtype=None if dtype is None else dtype.as_numpy_dtype, order="C")
+        with nullcontext() if device is None else tf.device(device):
+            return tf.convert_to_tensor(own)
+
+    def to_numpy(self, tensor: Any) -> Array:
+        """Return a tensor as an array, off the device."""
+        out: Array = tensor.numpy()
+        return out
+
+    def zeros(self, shape: Shape, dtype: Any) -> Any:
+        """Return a tensor of zeros."""
+        return tf.zeros(shape, dtype or tf.float32)
+
+    def sample_mean(self, values: Any) -> Any:
+        """Return the mean over samples of values a sample, an element, or one in all."""
+        if not tf.is_tensor(values):
+            raise LossError(f"a loss must return a tensor, got a {type(values).__name__}")
+        return tf.reduce_mean(values)
+
+    def loss_dtype(self, kind: str, model: Any) -> Any:
+        """Return the dtype of targets: ``"index"`` for class numbers, ``"float"`` as `model`'s."""
+        return tf.int64 if kind == "index" else _float_dtype(model)
+
+    def gather(self, column: Any, rows: IntArray, into: Any = None) -> Any:
+        """Return rows of a tensor, in the order asked; tensors do not change, so `into` stays."""
+        return tf.gather(column, rows)
+
+    def shelf(self, like: Any, sizes: list[int]) -> Sequence[Any]:
+        """Return no room: nothing writes to a tensor, so each can be kept as it is."""
+        return [None] * len(sizes)
+
+    def put(self, place: Any, tensor: Any) -> Any:
+        """Return the tensor, off the device."""
+        return self.to_host(tensor)
+
+    def chunks(self, tensor: Any, size: int | list[int]) -> Sequence[Any]:
+        """Cut a tensor along axis 0: into pieces of one size, or of these sizes."""
+        if isinstance(size, int):
+            whole, rest = divmod(len(tensor), size)
+            size = [size] * whole + [rest] * bool(rest)
+        pieces: Sequence[Any] = tf.split(tensor, size) if size else []
+        return pieces
+
+    def row_bytes(self, column: Any) -> int:
+        """Return the bytes of one row of a tensor."""
+        return math.prod(column.shape[1:]) * int(column.dtype.size)
+
+    def reshape(self, tensor: Any, shape: Shape) -> Any:
+        """Give each sample another shape."""
+        return tf.reshape(tensor, (-1, *shape))
+
+    def concat(self, tensors: Sequence[Any], axis: int) -> Any:
+        """Concatenate tensors."""
+        return tf.concat(list(tensors), axis)
+
+    def mean(self, tensors: Sequence[Any]) -> Any:
+        """Return the element-wise mean of tensors."""
+        return tf.add_n(list(tensors)) / len(tensors)
+
+    def pad(self, tensor: Any, widths: Sequence[tuple[int, int]], mode: str, value: float) -> Any:
+        """Pad each axis at its end; other modes than ``constant`` are an index into the axis."""
+        if mode == "constant":
+            return tf.pad(tensor, widths, constant_values=tf.cast(value, tensor.dtype))
+        for axis, width in enumerate(widths):
+            if any(width):
+                places = np.pad(np.arange(tensor.shape[axis]), width, mode=_PAD_MODES[mode])  # type: ignore[call-overload]
+                tensor = tf.gather(tensor, places, axis=axis)
+        return tensor
+
+    def detach(self, tensor: Any) -> Any:
+        """Return the tensor as something that no gradient passes."""
+        return tf.stop_gradient(tensor)
+
+    def to_host(self, tensor: Any) -> Any:
+        """Return the tensor off the device."""
+        if tensor.device.endswith("CPU:0"):
+            return tensor
+        with tf.device("/CPU:0"):
+            return tf.identity(tensor)
+
+    def floats(self, scalars: Sequence[Any]) -> list[float]:
+        """Return many scalar tensors as numbers."""
+        return [float(s) for s in scalars]
+
+    # -- models -------------------------------------------------------------------------------
+
+    def parameters(self, model: Any) -> dict[str, Any]:
+        """Return by name what an optimizer may move once the model is not frozen."""
+        frozen = {id(v) for v in model.frozen_variables}
+        return {n: v for n, v in model.variables().items() if v.trainable or id(v) in frozen}
+
+    def move(self, model: Any, device: Any) -> None:
+        """Move a model's weights to a device, in place."""
+        _move(model.variables().values(), device)
+
+    @contextmanager
+    def modes(self, models: Sequence[tuple[Any, bool]]) -> Iterator[None]:
+        """Put models into training (True) or evaluation mode within a block, then back."""
+        before = [(model, model.training) for model, _ in models]
+        for model, training in models:
+            model.training = training
+        try:
+            yield
+        finally:
+            for model, was in before:
+                model.training = was
+
+    def set_frozen(self, model: Any, frozen: bool) -> None:
+        """Stop, or allow, gradients into a model's own variables.
+
+        Variables that the user had switched off stay off when the model is unfrozen.
+        """
+        if frozen:  # once more, where layers were made anew since
+            kept = [v for v in model.variables().values() if v.trainable]
+            model.frozen_variables.extend(kept)
+        else:
+            kept, model.frozen_variables = model.frozen_variables, []
+        for v in kept:
+            v.trainable = not frozen
+
+    def input_dtype(self, model: Any) -> Any:
+        """Return the dtype that a model wants its features in."""
+        inner = None if model is None else model.inner
+        for layer in [] if inner is None else inner._flatten_layers():
+            if isinstance(layer, keras.layers.Embedding):
+                return tf.int64
+            if layer._trainable_variables:  # of its own, not of layers within it
+                break
+        return _float_dtype(model)
+
+    def no_grad(self) -> AbstractContextManager[Any]:
+        """Return a context that does nothing: only what is watched has gradients."""
+        return nullcontext()
+
+    # -- training -----------------------------------------------------------------------------
+
+    def losses(self) -> Mapping[str, type]:
+        """Return loss classes by name: those that mean what torch's mean, then those of Keras."""
+        return {**_classes(keras.losses, keras.losses.Loss), **tensorflow_losses.CLASSES}
+
+    def optimizers(self) -> Mapping[str, type]:
+        """Return optimizer classes by name."""
+        return _classes(keras.optimizers, keras.optimizers.Optimizer)
+
+    def make_optimizer(self, cls: Any, parameters: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Make an optimizer; arguments may bear torch's names, what is not given is Keras' own."""
+        chosen = {_SPELLINGS.get(name, name): value for name, value in kwargs.items()}
+        if "betas" in chosen:
+            chosen["beta_1"], chosen["beta_2"] = chosen.pop("betas")
+        return self.adopt_optimizer(cls(**chosen), parameters)
+
+    def adopt_optimizer(self, optimizer: Any, parameters: Sequence[Any]) -> Any:
+        """Return an optimizer that a factory made, ready to move these parameters."""
+        if not optimizer.built:
+            optimizer.build(list(parameters))
+        return optimizer
+
+    def optimizer_step(self, optimizer: Any, grads: Any = None, variables: Any = None) -> None:
+        """Move variables once along these gradients; the optimizer's own where none are named."""
+        if grads is None:
+            raise ValueError("a TensorFlow optimizer steps along gradients; pass grads=")
+        optimizer.apply(list(grads), None if variables is None else list(variables))
+
+    def optimizer_state(self, optimizer: Any, named: Mapping[str, Any]) -> dict[str, Any]:
+        """Return ``moments`` by parameter name and ``groups`` of hyperparameters, on the host."""
+        slots, others = _slots(optimizer, named)
+        moments = {
+            name: {slot: v.numpy().copy() for slot, v in own.items()} for name, own in slots.items()
+        }
+        return {"moments": moments, "groups": [{k: v.numpy()[()] for k, v in others.items()}]}
+
+    def load_optimizer_state(
+        self, optimizer: Any, named: Mapping[str, Any], state: Mapping[str, Any]
+    ) -> None:
+        """Take over what `optimizer_state` returned."""
+        slots, others = _slots(optimizer, named)
+        check_moments(state, list(named))
+        for name, own in state["moments"].items():
+            for slot, value in own.items():
+                slots[name][slot].assign(value)
+        for name, value in state["groups"][0].items():
+            others[name].assign(value)
+
+    def train_step(self, compute: Compute, optimizers: Sequence[Any]) -> Step:
+        """Return a function that computes the loss of a batch and moves the weights.
+
+        It is one graph, traced once for the first shape of a batch and once for all others.
+        """
+        moved = [[v for v in o._trainable_variables if v.trainable] for o in optimizers]
+        watched = [v.value for own in moved for v in own]
+
+        @tf.function(reduce_retracing=True, autograph=False)  # as Keras traces its own steps
+        def run(*inputs: Any) -> Any:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(watched)
+                total, losses, outputs = compute(inputs)
+            grads = iter(tape.gradient(total, watched))
+            with tf.control_dependencies(_checked(losses)):
+                for optimizer, own in zip(optimizers, moved, strict=True):
+                    pairs = [(g, v) for v in own if (g := next(grads)) is not None]
+                    if pairs:
+                        optimizer.apply(*map(list, zip(*pairs, strict=True)))
+            return losses, outputs
+
+        return _called(run)
+
+    def eval_step(self, compute: Compute) -> Step:
+        """Return a function that computes losses and outputs of a batch, as one graph."""
+
+        @tf.function(reduce_retracing=True, autograph=False)  # as Keras traces its own steps
+        def run(*inputs: Any) -> Any:
+            return compute(inputs)[1:]
+
+        return _called(run)
+
+    def check_device(self, device: str) -> Any:
+        """Return the device, or say that it is not there."""
+        kind, _, index = device.partition(":")
+        name = f"/{'CPU' if kind == 'cpu' else 'GPU'}:{index or 0}"
+        have = [d.name.removeprefix("/device:") for d in tf.config.list_logical_devices()]
+        if name[1:] not in have:
+            raise DeviceError(f"device {device!r} is not there; this machine has {', '.join(have)}")
+        return name
+
+
+_PAD_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+_SPELLINGS = {"lr": "learning_rate", "eps": "epsilon", "alpha": "rho"}
+"""Torch's names of an optimizer's arguments, by those of Keras."""
+
+_MARK = "modularml loss "
+
+
+def _checked(losses: Sequence[Any]) -> list[Any]:
+    """Return operations that fail where a loss is not finite."""
+    check = tf.raw_ops.CheckNumericsV2
+    return [check(tensor=loss, message=f"{_MARK}{i}") for i, loss in enumerate(losses)]
+
+
+def _called(run: Callable[..., Any]) -> Step:
+    """Return a graph as a step; a failed check is told as the loss that was not finite."""
+
+    def step(inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+        try:
+            losses, outputs = run(*inputs)
+        except tf.errors.InvalidArgumentError as error:
+            found = re.search(rf"{_MARK}(\d+) : Tensor had (.*) values", error.message)
+            if found is None:
+                raise
+            value = {"-Inf": -math.inf, "+Inf": math.inf}.get(found[2], math.nan)
+            raise NotFiniteError(int(found[1]), value) from None
+        return losses, outputs
+
+    return step
+
+
+def _slots(
+    optimizer: Any, named: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Return an optimizer's variables: by parameter name and slot, and those of no parameter.
+
+    Keras calls a slot by its parameter's path; among parameters of one path, slots come in their
+    order.
+    """
+    names = {id(p): name for name, p in named.items()}
+    held: dict[str, list[str]] = {}
+    for i, v in enumerate(optimizer._trainable_variables):
+        held.setdefault(v.path.replace("/", "_"), []).append(names.get(id(v), f"unnamed{i}"))
+    slots: dict[str, dict[str, Any]] = {name: {} for own in held.values() for name in own}
+    others: dict[str, Any] = {}
+    for i, v in enumerate(optimizer.variables):
+        path = max((p for p in held if v.name.startswith(f"{p}_")), key=len, default=None)
+        if path is None:
+            others[f"{v.name}_{i}" if v.name in others else v.name] = v
+            continue
+        slot = v.name.removeprefix(f"{path}_")
+        name = next(n for n in held[path] if slot not in slots[n])
+        slots[name][slot] = v
+    return {name: own for name, own in slots.items() if own}, others
+
+
+def _move(variables: Any, device: str) -> None:
+    """Make the memory of variables anew on a device, where it lies on another."""
+    for v in variables:
+        if not v.value.device.endswith(device[1:]):
+            with tf.device(device):
+                v._value = tf.Variable(v.value, trainable=v.trainable, name=v.name)
+
+
+def _classes(room: Any, base: type) -> dict[str, type]:
+    found = vars(room).items()
+    return {n: c for n, c in found if inspect.isclass(c) and issubclass(c, base) and c is not base}
+
+
+def _float_dtype(model: Any) -> Any:
+    """Return the dtype of a model's weights."""
+    inner = None if model is None else model.inner
+    return tf.as_dtype(keras.config.floatx() if inner is None else inner.variable_dtype)
+
+
+adapter = TensorflowAdapter()

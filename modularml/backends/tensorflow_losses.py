@@ -1,0 +1,210 @@
+"""Losses for TensorFlow that mean what torch's of the same names mean.
+
+They are called with outputs and targets, in this order, and return one value an element, or one a
+sample, until ``reduction`` says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from modularml._optional import require
+
+tf = require("tensorflow", purpose="to train Keras models")
+
+__all__ = ["CLASSES"]
+
+
+@dataclass
+class _Loss:
+    reduction: str = "none"
+
+    def __call__(self, input: Any, target: Any) -> Any:
+        if target.dtype.is_floating and target.dtype != input.dtype:
+            input = tf.cast(input, target.dtype)  # as under mixed precision
+        return self._reduced(self.values(input, target))
+
+    def values(self, input: Any, target: Any) -> Any:
+        raise NotImplementedError
+
+    def _reduced(self, values: Any) -> Any:
+        reduce = {"none": tf.identity, "mean": tf.reduce_mean, "sum": tf.reduce_sum}
+        return reduce[self.reduction](values)
+
+
+@dataclass
+class MSELoss(_Loss):
+    """Squared difference."""
+
+    def values(self, input: Any, target: Any) -> Any:
+        return tf.math.squared_difference(input, target)
+
+
+@dataclass
+class L1Loss(_Loss):
+    """Absolute difference."""
+
+    def values(self, input: Any, target: Any) -> Any:
+        return tf.abs(input - target)
+
+
+@dataclass
+class HuberLoss(_Loss):
+    """Half the squared difference, linear beyond `delta`."""
+
+    delta: float = 1.0
+
+    def values(self, input: Any, target: Any) -> Any:
+        far = tf.abs(input - target)
+        return tf.where(far < self.delta, 0.5 * far**2, self.delta * (far - 0.5 * self.delta))
+
+
+@dataclass
+class SmoothL1Loss(_Loss):
+    """`HuberLoss`, divided by its `beta`."""
+
+    beta: float = 1.0
+
+    def values(self, input: Any, target: Any) -> Any:
+        return HuberLoss(delta=self.beta).values(input, target) / self.beta
+
+
+@dataclass
+class BCELoss(_Loss):
+    """Binary cross-entropy of probabilities; logarithms are at least -100."""
+
+    def values(self, input: Any, target: Any) -> Any:
+        return -(target * _log(input) + (1.0 - target) * _log(1.0 - input))
+
+
+def _log(p: Any) -> Any:
+    """Return a logarithm of at least -100; the inner `where` keeps NaN out of the gradient."""
+    there = p > 0.0
+    return tf.where(there, tf.maximum(tf.math.log(tf.where(there, p, 1.0)), -100.0), -100.0)
+
+
+@dataclass
+class BCEWithLogitsLoss(_Loss):
+    """Binary cross-entropy of logits."""
+
+    pos_weight: Any = None
+
+    def values(self, input: Any, target: Any) -> Any:
+        weight = 1.0 if self.pos_weight is None else self.pos_weight
+        return tf.nn.weighted_cross_entropy_with_logits(target, input, weight)
+
+
+@dataclass
+class CrossEntropyLoss(_Loss):
+    """Cross-entropy of logits, classes on axis 1, with class numbers or probabilities."""
+
+    weight: Any = None
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+
+    def values(self, input: Any, target: Any) -> Any:
+        return self._of(tf.nn.log_softmax(input, axis=1), target)
+
+    def _of(self, logp: Any, target: Any) -> Any:
+        n_classes, kept = logp.shape[1], 1.0
+        if target.dtype.is_integer:
+            kept = tf.cast(target != self.ignore_index, logp.dtype)
+            target = tf.one_hot(target, n_classes, axis=1, dtype=logp.dtype)
+        if self.label_smoothing:
+            target = target * (1.0 - self.label_smoothing) + self.label_smoothing / n_classes
+        if self.weight is not None:
+            weight = tf.cast(self.weight, logp.dtype)
+            target = target * tf.reshape(weight, (-1, *[1] * (logp.ndim - 2)))
+        return -tf.reduce_sum(target * logp, axis=1) * kept
+
+
+@dataclass
+class NLLLoss(CrossEntropyLoss):
+    """`CrossEntropyLoss` of log-probabilities."""
+
+    def values(self, input: Any, target: Any) -> Any:
+        return self._of(input, target)
+
+
+@dataclass
+class KLDivLoss(_Loss):
+    """Kullback-Leibler divergence of log-probabilities from probabilities, element by element."""
+
+    log_target: bool = False
+
+    def values(self, input: Any, target: Any) -> Any:
+        if self.log_target:
+            return tf.exp(target) * (target - input)
+        return tf.math.xlogy(target, target) - target * input
+
+
+@dataclass
+class PoissonNLLLoss(_Loss):
+    """Negative log-likelihood of counts, of the logarithm of their rate."""
+
+    log_input: bool = True
+    eps: float = 1e-8
+
+    def values(self, input: Any, target: Any) -> Any:
+        if self.log_input:
+            return tf.exp(input) - target * input
+        return input - target * tf.math.log(input + self.eps)
+
+
+@dataclass
+class SoftMarginLoss(_Loss):
+    """Logistic loss of targets -1 and 1."""
+
+    def values(self, input: Any, target: Any) -> Any:
+        return tf.math.softplus(-target * input)
+
+
+@dataclass
+class TripletMarginLoss(_Loss):
+    """How much farther the negative should be from the anchor than the positive is."""
+
+    margin: float = 1.0
+    p: float = 2.0
+    eps: float = 1e-6
+
+    def __call__(self, anchor: Any, positive: Any, negative: Any) -> Any:  # type: ignore[override]
+        near, far = (self._distance(anchor, other) for other in (positive, negative))
+        return self._reduced(tf.maximum(near - far + self.margin, 0.0))
+
+    def _distance(self, a: Any, b: Any) -> Any:
+        return tf.norm(a - b + self.eps, ord=self.p, axis=-1)
+
+
+@dataclass
+class CosineEmbeddingLoss(_Loss):
+    """One minus the cosine where the target is 1, what the cosine exceeds `margin` where -1."""
+
+    margin: float = 0.0
+
+    def __call__(self, input1: Any, input2: Any, target: Any) -> Any:  # type: ignore[override]
+        cosine = tf.reduce_sum(
+            tf.math.l2_normalize(input1, -1) * tf.math.l2_normalize(input2, -1), -1
+        )
+        apart = tf.maximum(cosine - self.margin, 0.0)
+        return self._reduced(tf.where(target > 0, 1.0 - cosine, apart))
+
+
+CLASSES = {
+    cls.__name__: cls
+    for cls in (
+        MSELoss,
+        L1Loss,
+        HuberLoss,
+        SmoothL1Loss,
+        BCELoss,
+        BCEWithLogitsLoss,
+        CrossEntropyLoss,
+        NLLLoss,
+        KLDivLoss,
+        PoissonNLLLoss,
+        SoftMarginLoss,
+        TripletMarginLoss,
+        CosineEmbeddingLoss,
+    )
+}

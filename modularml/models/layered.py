@@ -1,0 +1,174 @@
+"""Models whose layers are made once their shapes are known, and wrappers of what exists."""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from modularml._typing import Shape
+from modularml.errors import ConfigError, ShapeError
+from modularml.models.base import BaseModel, check_shape
+
+__all__ = ["LayeredModel", "ModelWrapper"]
+
+
+class LayeredModel(BaseModel):
+    """Shapes first, layers when they are known; a subclass makes them and sends zeros through."""
+
+    def __init__(self, backend: str, **init_args: Any) -> None:
+        BaseModel.__init__(self, backend, **init_args)
+        self._input_shape = _optional_shape("input_shape", init_args.get("input_shape"))
+        self._output_shape = _optional_shape("output_shape", init_args.get("output_shape"))
+        self._explicit_output = self._output_shape is not None
+        self._made_for: Shape | None = None
+
+    @abstractmethod
+    def make_layers(self, input_shape: Shape, output_shape: Shape | None) -> None:
+        """Make the layers as attributes of this model."""
+
+    @abstractmethod
+    def _probe(self, shape: Shape) -> Shape:
+        """Send two samples of zeros through, to learn the output's shape."""
+
+    @property
+    def input_shape(self) -> Shape | None:
+        """Shape of one sample going in; None while it is not known."""
+        return self._input_shape
+
+    @property
+    def output_shape(self) -> Shape | None:
+        """Shape of one sample coming out; None while it is not known."""
+        return self._output_shape
+
+    def build(
+        self,
+        input_shape: Shape | None = None,
+        output_shape: Shape | None = None,
+        *,
+        force: bool = False,
+    ) -> None:
+        """Make the layers; see `BaseModel.build`."""
+        if self._built and not force:
+            self._check_fits(input_shape)
+            return
+        given = self._init_args.get("input_shape")
+        shape = input_shape if input_shape is not None else given or self._input_shape
+        if shape is None:
+            raise ShapeError(f"{type(self).__name__} needs input_shape to be built")
+        shape = check_shape("input_shape", shape)
+        if given is not None and check_shape("input_shape", given) != shape:
+            raise ShapeError(
+                f"{type(self).__name__} was made for input_shape {tuple(given)}, got {shape}"
+            )
+        wanted = self._output_shape if self._explicit_output else output_shape
+        self._made_for = _optional_shape("output_shape", wanted)
+        self.make_layers(shape, self._made_for)
+        self._input_shape, self._output_shape = shape, self._probe(shape)
+        self._built = True
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the shapes it was built for, and weights; empty before `build`."""
+        state = super().get_state()
+        return {**state, "output_shape": self._made_for} if state else state
+
+    @property
+    def _shown(self) -> str:
+        """Name of the model in messages."""
+        return type(self).__name__
+
+    def _check_fits(self, input_shape: Shape | None) -> None:
+        if input_shape is not None and tuple(input_shape) != self._input_shape:
+            raise ShapeError(
+                f"{type(self).__name__} was built for input shape {self._input_shape}, got "
+                f"{tuple(input_shape)}; build with force=True to make it anew"
+            )
+
+    def _misfit(self, shape: Shape, error: Exception) -> ShapeError:
+        return ShapeError(f"{self._shown} cannot take samples of shape {shape}: {error}")
+
+    def _one_row_each(self, out: Any, *, is_tensor: bool) -> Shape:
+        """Return the shape of one sample of what came out for two."""
+        if not is_tensor or out.ndim < 1 or out.shape[0] != 2:
+            found = tuple(out.shape) if is_tensor else type(out).__name__
+            raise ShapeError(
+                f"{self._shown} must return one tensor with one row a sample, got {found} for 2 "
+                "samples"
+            )
+        return tuple(out.shape[1:])
+
+
+class ModelWrapper(LayeredModel):
+    """A framework's own model, or a class of it that is made once shapes are known."""
+
+    kind: ClassVar[type]
+    """What a model must be an instance of."""
+
+    inner: Any
+
+    def _take(self, **init_args: Any) -> None:
+        """Take over the constructor's arguments.
+
+        Raises
+        ------
+        ConfigError
+            If not exactly one of `model` and `model_class` is given, or it is of another kind.
+        """
+        model, cls = init_args["model"], init_args["model_class"]
+        kind = f"{self.kind.__module__.split('.')[0]}.{'nn.' * (self.backend.value == 'torch')}"
+        kind += self.kind.__name__
+        if (model is None) == (cls is None):
+            raise ConfigError("give exactly one of model and model_class")
+        if model is not None and not isinstance(model, self.kind):
+            raise ConfigError(f"model must be a {kind}, got a {type(model).__name__}")
+        if cls is not None and not (inspect.isclass(cls) and issubclass(cls, self.kind)):
+            raise ConfigError(f"model_class must be a class of {kind}, got {cls!r}")
+        self._init_args = init_args
+        self.inner = model
+
+    def make_layers(self, input_shape: Shape, output_shape: Shape | None) -> None:
+        """Make the model from its class; one that exists stays."""
+        if self._init_args["model_class"] is not None:
+            self.inner = self._made(input_shape, output_shape)
+
+    def _made(self, input_shape: Shape, output_shape: Shape | None) -> Any:
+        cls = self._init_args["model_class"]
+        kwargs = dict(self._init_args["model_kwargs"] or {})
+        takes = inspect.signature(cls).parameters
+        for name, shape in (
+            (self._init_args["inject_input_shape_as"], input_shape),
+            (self._init_args["inject_output_shape_as"], output_shape),
+        ):
+            if name and name in takes and shape is not None:
+                kwargs.setdefault(name, shape)
+        try:
+            return cls(**kwargs)
+        except TypeError as error:
+            raise ShapeError(
+                f"{cls.__name__}({', '.join(kwargs)}) cannot be made: {error}"
+            ) from error
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments as plain data.
+
+        Raises
+        ------
+        ConfigError
+            If the model was given as an object: nothing says how to make it again.
+        """
+        if self._init_args["model"] is not None:
+            name = type(self._init_args["model"]).__name__
+            raise ConfigError(
+                f"a {name} that was given as an object cannot be made again from data; give "
+                f"its class: {type(self).__name__}(model_class={name}, model_kwargs={{...}})"
+            )
+        return super().get_config()
+
+    @property
+    def _shown(self) -> str:
+        """Name of the wrapped model in messages."""
+        return type(self.inner if self.inner is not None else self).__name__
+
+
+def _optional_shape(name: str, shape: Any) -> Shape | None:
+    return None if shape is None else check_shape(name, shape)

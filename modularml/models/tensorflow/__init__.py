@@ -1,0 +1,17 @@
+"""Models of Keras that know their shapes, and the wrapper for those that do not."""
+
+import lazy_loader
+
+from modularml._optional import require
+
+require("modularml.backends.tensorflow")
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "base": ["TensorflowBaseModel"],
+        "cnn": ["SequentialCNN"],
+        "mlp": ["SequentialMLP"],
+        "wrapper": ["TensorflowModelWrapper"],
+    },
+)

@@ -1,0 +1,176 @@
+"""Base of Keras models: shapes first, layers when they are known."""
+
+from __future__ import annotations
+
+import random
+import re
+from abc import ABC, abstractmethod
+from contextlib import nullcontext
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from modularml._registry import Registry
+from modularml._typing import Array, Shape
+from modularml.backends.tensorflow import adapter
+from modularml.io.randomness import unchanged_randomness
+from modularml.models.base import check_weights
+from modularml.models.layered import LayeredModel
+
+__all__ = ["SequentialModel", "TensorflowBaseModel", "activation_layer"]
+
+
+class TensorflowBaseModel(LayeredModel, ABC):
+    """A Keras model that is made once its shapes are known.
+
+    A subclass gives its constructor's arguments to ``super().__init__`` and returns the Keras
+    model from `make_model`.
+
+    Attributes
+    ----------
+    inner : keras.Model or None
+        The Keras model; None before `build`.
+    training : bool
+        Whether a call runs in training mode where it does not say ``training=`` itself.
+    """
+
+    def __init__(self, **init_args: Any) -> None:
+        super().__init__("tensorflow", **init_args)
+        self.inner: Any = None
+        self.training = False
+        self.frozen_variables: list[Any] = []
+
+    @abstractmethod
+    def make_model(self, input_shape: Shape, output_shape: Shape | None) -> keras.Model:
+        """Return a new Keras model, or layer, for samples of these shapes."""
+
+    def make_layers(self, input_shape: Shape, output_shape: Shape | None) -> None:
+        """Make the Keras model."""
+        self.inner = self.make_model(input_shape, output_shape)
+        self.frozen_variables = []
+
+    def __call__(self, x: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        """Return what the Keras model makes of a tensor of shape ``(n, *input_shape)``."""
+        return self.inner(x, training=self.training if training is None else training, **kwargs)
+
+    def variables(self) -> dict[str, Any]:
+        """Return weights, those included that are not trained, by names that stay the same.
+
+        A name is Keras' path, whose numbers count within this model, not within the process.
+        """
+        named: dict[str, Any] = {}
+        known: dict[tuple[str, str], dict[str, int]] = {}
+        for v in [] if self.inner is None else self.inner.weights:
+            name = ""
+            for part in v.path.split("/"):
+                stem = re.sub(r"_\d+$", "", part)
+                alike = known.setdefault((name, stem), {})
+                place = alike.setdefault(part, len(alike))
+                name += f"{'.' if name else ''}{stem}{f'_{place}' if place else ''}"
+            twins = sum(other.split("#")[0] == name for other in named)
+            named[f"{name}#{twins}" if twins else name] = v
+        return named
+
+    def get_weights(self) -> dict[str, Array]:
+        """Return weights by name, as arrays of their own."""
+        return {name: v.numpy().copy() for name, v in self.variables().items()}
+
+    def set_weights(self, weights: dict[str, Any]) -> None:
+        """Restore weights produced by `get_weights`."""
+        mine = self.variables()
+        check_weights(mine, weights)
+        for name, variable in mine.items():
+            variable.assign(weights[name])
+
+    def reset_weights(self, seed: int | None = None) -> None:
+        """Draw new weights, and new seeds of dropout, in place, as Keras first draws them."""
+        assert self._input_shape is not None
+        with nullcontext() if seed is None else unchanged_randomness():
+            if seed is not None:
+                _seed_all(seed)
+            twin = self._twin()
+            twin(self._zeros(self._input_shape))
+        for mine, fresh in zip(_all_variables(self.inner), _all_variables(twin), strict=True):
+            mine.assign(fresh)
+
+    def _twin(self) -> Any:
+        """Return a model like `inner`, made anew."""
+        assert self._input_shape is not None
+        return self.make_model(self._input_shape, self._made_for)
+
+    def _probe(self, shape: Shape) -> Shape:
+        """Send two samples of zeros through, to learn the output's shape."""
+        try:
+            out = self.inner(self._zeros(shape), training=False)
+        except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+            raise self._misfit(shape, error) from error
+        return self._one_row_each(out, is_tensor=tf.is_tensor(out))
+
+    def _zeros(self, shape: Shape) -> Any:
+        return tf.zeros((2, *shape), adapter.input_dtype(self))
+
+
+class SequentialModel(TensorflowBaseModel, ABC):
+    """A Keras model that is one sequence of layers."""
+
+    def __init__(self, *, activation: str, **kwargs: Any) -> None:
+        activation_layer(activation)
+        super().__init__(activation=activation, **kwargs)
+
+    def make_model(self, input_shape: Shape, output_shape: Shape | None) -> keras.Model:
+        """Return the layers as one Keras model."""
+        return keras.Sequential(self.make_sequence(input_shape, output_shape))
+
+    @abstractmethod
+    def make_sequence(self, input_shape: Shape, output_shape: Shape | None) -> list[Any]:
+        """Return the layers."""
+
+
+def activation_layer(name: str) -> keras.layers.Layer:
+    """Return the activation that torch has under a name, in any case.
+
+    Raises
+    ------
+    UnknownNameError
+        If Keras has no activation that does the same.
+    """
+    return keras.layers.Activation(_ACTIVATIONS[name])
+
+
+def _leaky_relu(x: Any) -> Any:
+    return keras.activations.leaky_relu(x, negative_slope=0.01)
+
+
+_ACTIVATIONS: Registry[Any] = Registry(
+    "activation",
+    {
+        **{
+            name.replace("_", ""): getattr(keras.activations, name)
+            for name in (
+                *("relu", "relu6", "elu", "selu", "celu", "gelu", "silu", "mish", "glu"),
+                *("sigmoid", "hard_sigmoid", "log_sigmoid", "tanh", "hard_tanh", "tanh_shrink"),
+                *("softplus", "softsign", "soft_shrink", "hard_shrink", "linear"),
+            )
+        },
+        "hardswish": keras.activations.hard_silu,
+        "identity": keras.activations.linear,
+        "leakyrelu": _leaky_relu,
+    },
+)
+"""Activations by torch's names, those alone that mean the same in both."""
+
+
+def _all_variables(model: Any) -> list[Any]:
+    """Return weights and the states of what draws random numbers."""
+    return [
+        *model.weights,
+        *(v for v in model.variables if v.path.endswith("seed_generator_state")),
+    ]
+
+
+def _seed_all(seed: int) -> None:
+    """Seed what initializers draw from: Keras asks Python for the seeds of its layers."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - an initializer of the user's may draw from it

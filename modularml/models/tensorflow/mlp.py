@@ -1,0 +1,30 @@
+"""A multi-layer perceptron."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from keras import layers
+
+from modularml._typing import Shape
+from modularml.models.sequential import MLPArguments
+from modularml.models.tensorflow.base import SequentialModel, activation_layer
+
+__all__ = ["SequentialMLP"]
+
+
+class SequentialMLP(MLPArguments, SequentialModel):
+    __doc__ = MLPArguments.__doc__
+
+    config_name = "tensorflow.SequentialMLP"
+
+    def make_sequence(self, input_shape: Shape, output_shape: Shape | None) -> list[Any]:
+        """Make linear layers, activations and dropout."""
+        output_shape = self.check_output(output_shape)
+        made: list[Any] = [layers.Flatten()] if len(input_shape) > 1 else []
+        for _ in range(self.n_layers - 1):
+            made += [layers.Dense(self.hidden_dim), activation_layer(self.activation)]
+            made += [layers.Dropout(self.dropout)] if self.dropout else []
+        made.append(layers.Dense(math.prod(output_shape)))
+        return made + ([layers.Reshape(output_shape or (1,))] if len(output_shape) != 1 else [])
