@@ -245,8 +245,10 @@ class BackendAdapter(ABC):
         """Return the rate of each group of parameters, by name."""
         raise self._unable("learning_rates")
 
-    def clip_gradients(self, optimizer: Any, norm: float | None, value: float | None) -> None:
-        """Limit the gradients that an optimizer's parameters hold."""
+    def clip_gradients(
+        self, optimizer: Any, grads: Any, norm: float | None, value: float | None
+    ) -> Any:
+        """Limit the gradients that an optimizer's parameters hold, or return these limited."""
         raise self._unable("clip_norm and clip_value")
 
     def compile(self, model: Any) -> Any:

@@ -266,9 +266,12 @@ class TorchAdapter(BackendAdapter):
         names = {i: g.get("name", f"group{i}" if i else "default") for i, g in groups}
         return {names[i]: float(g["lr"]) for i, g in enumerate(optimizer.param_groups)}
 
-    def clip_gradients(self, optimizer: Any, norm: float | None, value: float | None) -> None:
-        """Limit the gradients that an optimizer's parameters hold."""
+    def clip_gradients(
+        self, optimizer: Any, grads: Any, norm: float | None, value: float | None
+    ) -> Any:
+        """Limit the gradients that parameters hold, and return those that were given."""
         clip([p for g in optimizer.param_groups for p in g["params"]], norm, value)
+        return grads
 
     def compile(self, model: Any) -> Any:
         """Return a model compiled.

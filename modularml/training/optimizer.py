@@ -239,7 +239,8 @@ class Optimizer(Configurable, Stateful, Saveable):
         """
         instance = self._built()
         if self.clip_norm is not None or self.clip_value is not None:
-            self._adapter.clip_gradients(instance, self.clip_norm, self.clip_value)
+            limits = (self.clip_norm, self.clip_value)
+            grads = self._adapter.clip_gradients(instance, grads, *limits)
         self._adapter.optimizer_step(instance, grads, variables)
 
     def get_state(self) -> dict[str, Any]:

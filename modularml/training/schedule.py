@@ -12,7 +12,12 @@ from modularml.errors import ConfigError, UnknownNameError
 
 __all__ = ["LRSchedule"]
 
-ALIASES = {"cosine": "cosineannealing", "plateau": "reduceonplateau"}
+ALIASES = {
+    "cosine": ("cosineannealing", "cosinedecay"),
+    "exponential": ("exponentialdecay",),
+    "plateau": ("reduceonplateau",),
+}
+"""Common spellings, as `_plain` writes them, and what frameworks call them."""
 
 
 class LRSchedule(Configurable):
@@ -91,7 +96,7 @@ class LRSchedule(Configurable):
     def _named(self, backend: Backend) -> Any:
         known = {_plain(name): cls for name, cls in adapter_for(backend).schedules().items()}
         asked = _plain(str(self.schedule))
-        found = known.get(ALIASES.get(asked, asked))
+        found = next((known[n] for n in (asked, *ALIASES.get(asked, ())) if n in known), None)
         if found is None:
             raise UnknownNameError(f"{backend.value} schedule", self.schedule, [*known, *ALIASES])
         return found
