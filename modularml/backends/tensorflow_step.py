@@ -83,7 +83,6 @@ class ExtendedStep:
         self.clips = options.clips or [(None, None)] * len(self.optimizers)
         watched = [v.value for own in self.owned for v in own]
 
-        @tf.function(reduce_retracing=True, autograph=False)
         def gradients(weight: Any, *inputs: Any) -> Any:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(watched)
@@ -92,7 +91,7 @@ class ExtendedStep:
             scaled = [None if g is None else g * tf.cast(weight, g.dtype) for g in grads]
             return losses, outputs, scaled
 
-        self.gradients = gradients
+        self.gradients = tf.function(gradients, reduce_retracing=True, autograph=False)
         self.begin()
 
     def begin(self) -> None:
