@@ -1,4 +1,4 @@
-"""TensorFlow: a hand-written `tf.function` loop, Keras' own `fit`, and ours; one process of its own.
+"""TensorFlow: a hand-written `tf.function` loop, Keras' own `fit`, and ours; in one process.
 
 ``python -m benchmarks.tensorflow_ratios`` prints one line of JSON.
 """

@@ -18,3 +18,12 @@ def fresh_context():
 def _one_thread():
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(params=["torch", "tensorflow"])
+def backend(request):
+    """Run a test on each framework with gradients that is installed."""
+    pytest.importorskip(request.param)
+    if request.param == "tensorflow":
+        import tests.keras_worlds  # noqa: F401 - which keeps TensorFlow to one thread
+    return request.param

@@ -97,6 +97,8 @@ class BackendAdapter(ABC):
     """The few things that a graph needs of a framework."""
 
     backend: ClassVar[Backend]
+    moved: ClassVar[str] = "parameters"
+    """What the framework calls the tensors that an optimizer moves."""
 
     # -- tensors ------------------------------------------------------------------------------
 

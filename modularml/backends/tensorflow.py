@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
@@ -46,6 +46,7 @@ class TensorflowAdapter(BackendAdapter):
     """
 
     backend: ClassVar[Backend] = Backend.TENSORFLOW
+    moved: ClassVar[str] = "variables"
 
     # -- tensors ------------------------------------------------------------------------------
 
@@ -99,7 +100,7 @@ class TensorflowAdapter(BackendAdapter):
 
     def row_bytes(self, column: Any) -> int:
         """Return the bytes of one row of a tensor."""
-        return math.prod(column.shape[1:]) * int(column.dtype.size)
+        return int(math.prod(column.shape[1:]) * column.dtype.size)
 
     def reshape(self, tensor: Any, shape: Shape) -> Any:
         """Give each sample another shape."""
@@ -223,7 +224,7 @@ class TensorflowAdapter(BackendAdapter):
         moments = {
             name: {slot: v.numpy().copy() for slot, v in own.items()} for name, own in slots.items()
         }
-        return {"moments": moments, "groups": [{k: v.numpy()[()] for k, v in others.items()}]}
+        return {"moments": moments, "groups": [{k: v.numpy().tolist() for k, v in others.items()}]}
 
     def load_optimizer_state(
         self, optimizer: Any, named: Mapping[str, Any], state: Mapping[str, Any]
@@ -231,7 +232,12 @@ class TensorflowAdapter(BackendAdapter):
         """Take over what `optimizer_state` returned."""
         slots, others = _slots(optimizer, named)
         check_moments(state, list(named))
+        held = optimizer._trainable_variables  # known by their memory, which a move makes anew
+        optimizer._trainable_variables_indices = {
+            optimizer._var_key(v): i for i, v in enumerate(held)
+        }
         for name, own in state["moments"].items():
+            _move(slots[name].values(), named[name].value.device)
             for slot, value in own.items():
                 slots[name][slot].assign(value)
         for name, value in state["groups"][0].items():
@@ -277,7 +283,6 @@ class TensorflowAdapter(BackendAdapter):
         moved = [[v for v in o._trainable_variables if v.trainable] for o in optimizers]
         watched = [v.value for own in moved for v in own]
 
-        @tf.function(reduce_retracing=True, autograph=False)  # as Keras traces its own steps
         def run(*inputs: Any) -> Any:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(watched)
@@ -294,12 +299,7 @@ class TensorflowAdapter(BackendAdapter):
 
     def eval_step(self, compute: Compute) -> Step:
         """Return a function that computes losses and outputs of a batch, as one graph."""
-
-        @tf.function(reduce_retracing=True, autograph=False)  # as Keras traces its own steps
-        def run(*inputs: Any) -> Any:
-            return compute(inputs)[1:]
-
-        return _called(run)
+        return _called(lambda *inputs: compute(inputs)[1:])
 
     def check_device(self, device: str) -> Any:
         """Return the device, or say that it is not there."""
@@ -326,11 +326,12 @@ def _checked(losses: Sequence[Any]) -> list[Any]:
 
 
 def _called(run: Callable[..., Any]) -> Step:
-    """Return a graph as a step; a failed check is told as the loss that was not finite."""
+    """Return a function as one graph; a failed check tells which loss was not finite."""
+    graph = tf.function(run, reduce_retracing=True, autograph=False)  # as Keras traces its steps
 
     def step(inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
         try:
-            losses, outputs = run(*inputs)
+            losses, outputs = graph(*inputs)
         except tf.errors.InvalidArgumentError as error:
             found = re.search(rf"{_MARK}(\d+) : Tensor had (.*) values", error.message)
             if found is None:
@@ -359,7 +360,7 @@ def _slots(
     for i, v in enumerate(optimizer.variables):
         path = max((p for p in held if v.name.startswith(f"{p}_")), key=len, default=None)
         if path is None:
-            others[f"{v.name}_{i}" if v.name in others else v.name] = v
+            others[v.name if i < 2 else f"other_{i}"] = v  # the iteration and the rate come first
             continue
         slot = v.name.removeprefix(f"{path}_")
         name = next(n for n in held[path] if slot not in slots[n])
@@ -367,10 +368,10 @@ def _slots(
     return {name: own for name, own in slots.items() if own}, others
 
 
-def _move(variables: Any, device: str) -> None:
+def _move(variables: Iterable[Any], device: str) -> None:
     """Make the memory of variables anew on a device, where it lies on another."""
     for v in variables:
-        if not v.value.device.endswith(device[1:]):
+        if v.value.device.split(":")[-2:] != device.strip("/").split(":")[-2:]:
             with tf.device(device):
                 v._value = tf.Variable(v.value, trainable=v.trainable, name=v.name)
 

@@ -21,9 +21,8 @@ class _Loss:
     reduction: str = "none"
 
     def __call__(self, input: Any, target: Any) -> Any:
-        if target.dtype.is_floating and target.dtype != input.dtype:
-            input = tf.cast(input, target.dtype)  # as under mixed precision
-        return self._reduced(self.values(input, target))
+        wide = target.dtype if target.dtype.is_floating else input.dtype  # if precision is mixed
+        return self._reduced(self.values(tf.cast(input, wide), target))
 
     def values(self, input: Any, target: Any) -> Any:
         raise NotImplementedError

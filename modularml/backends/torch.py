@@ -96,7 +96,7 @@ class TorchAdapter(BackendAdapter):
 
     def row_bytes(self, column: Any) -> int:
         """Return the bytes of one row of a tensor."""
-        return math.prod(column.shape[1:]) * int(column.itemsize)
+        return int(math.prod(column.shape[1:]) * column.itemsize)
 
     def reshape(self, tensor: Any, shape: Shape) -> Any:
         """Give each sample another shape."""

@@ -13,7 +13,7 @@ from modularml.graph.flows import resolve_id
 from modularml.graph.function import FunctionNode
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
-from modularml.graph.summary import model_name, output_shape, shape_text
+from modularml.graph.summary import output_shape, shape_text
 
 __all__ = ["draw"]
 
@@ -91,7 +91,7 @@ def _box(node: ComputeNode, show_frozen: bool) -> DiagramNode:
         kind = "function" if isinstance(node, FunctionNode) else "merge"
         return DiagramNode(node.node_id, node.label, (named,), kind=kind)
     frozen = show_frozen and node.is_frozen
-    lines = [model_name(node)]
+    lines = [node.model.shown_name]
     if node.is_built:
         total, _ = adapter_for(node.backend).count_parameters(node.model.module)
         lines += [f"{total:,} parameters", f"out {shape_text(node.output_shape)}"]

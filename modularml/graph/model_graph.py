@@ -134,14 +134,15 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         Returns
         -------
         dict
-            ``backend``, ``contributing_nodes`` (set of node ids) and ``parameters`` (list).
+            ``backend``, ``contributing_nodes`` (set of node ids) and ``parameters`` (list), which
+            are ``variables`` in TensorFlow.
         """
         named = self._parameters()
         ids = {n.node_id for n in self._learning() if n.parameters()}
         return {
             "backend": self.backend,
             "contributing_nodes": ids,
-            "parameters": list(named.values()),
+            adapter_for(self.framework()).moved: list(named.values()),
         }
 
     def freeze(self, nodes: list[str | GraphNode] | None = None) -> None:

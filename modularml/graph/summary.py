@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = [
     "GraphSummary",
     "NodeSummary",
-    "model_name",
     "output_shape",
     "shape_text",
     "summarize",
@@ -104,7 +103,7 @@ def _row(
     total, trainable = adapter.count_parameters(node.model.module) if node.is_built else (0, 0)
     return NodeSummary(
         node.label,
-        model_name(node),
+        node.model.shown_name,
         node.backend.value,
         shapes,
         out,
@@ -127,12 +126,6 @@ def _inputs(node: ComputeNode, nodes: Mapping[str, ComputeNode]) -> Sequence[Sha
 def output_shape(node: ComputeNode) -> Shape | None:
     """Return the shape of a node's output; None before it is built."""
     return node.output_shape if not isinstance(node, ModelNode) or node.is_built else None
-
-
-def model_name(node: ModelNode) -> str:
-    """Return the name of the class that a node's model is of, its wrapper taken off."""
-    inner: Any = getattr(node.model, "inner", None)
-    return type(node.model if inner is None else inner).__name__
 
 
 def shape_text(shape: Shape | None) -> str:

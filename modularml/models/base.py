@@ -97,6 +97,11 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
         """The framework's own object, called on tensors."""
         return self
 
+    @property
+    def shown_name(self) -> str:
+        """Name of the model in messages and pictures."""
+        return type(self).__name__
+
     def get_init_args(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
         return dict(self._init_args)

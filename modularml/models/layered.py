@@ -72,11 +72,6 @@ class LayeredModel(BaseModel):
         state = super().get_state()
         return {**state, "output_shape": self._made_for} if state else state
 
-    @property
-    def _shown(self) -> str:
-        """Name of the model in messages."""
-        return type(self).__name__
-
     def _check_fits(self, input_shape: Shape | None) -> None:
         if input_shape is not None and tuple(input_shape) != self._input_shape:
             raise ShapeError(
@@ -85,45 +80,72 @@ class LayeredModel(BaseModel):
             )
 
     def _misfit(self, shape: Shape, error: Exception) -> ShapeError:
-        return ShapeError(f"{self._shown} cannot take samples of shape {shape}: {error}")
+        return ShapeError(f"{self.shown_name} cannot take samples of shape {shape}: {error}")
 
     def _one_row_each(self, out: Any, *, is_tensor: bool) -> Shape:
         """Return the shape of one sample of what came out for two."""
         if not is_tensor or out.ndim < 1 or out.shape[0] != 2:
             found = tuple(out.shape) if is_tensor else type(out).__name__
             raise ShapeError(
-                f"{self._shown} must return one tensor with one row a sample, got {found} for 2 "
-                "samples"
+                f"{self.shown_name} must return one tensor with one row a sample, got {found} for "
+                "2 samples"
             )
         return tuple(out.shape[1:])
 
 
 class ModelWrapper(LayeredModel):
-    """A framework's own model, or a class of it that is made once shapes are known."""
+    """Wrap a framework's own model, or a class of it that is made once shapes are known.
+
+    Parameters
+    ----------
+    model : torch.nn.Module or keras.Model, optional
+        A model that exists.
+    model_class : type, optional
+        A class of it, made in `build`; exactly one of the two is given.
+    model_kwargs : dict, optional
+        Arguments for `model_class`.
+    inject_input_shape_as, inject_output_shape_as : str or None
+        Argument of `model_class` that gets the shape, where its constructor has it.
+
+    Raises
+    ------
+    ConfigError
+        If not exactly one of `model` and `model_class` is given, or it is of another kind.
+    """
 
     kind: ClassVar[type]
+    kind_name: ClassVar[str]
     """What a model must be an instance of."""
 
     inner: Any
 
-    def _take(self, **init_args: Any) -> None:
-        """Take over the constructor's arguments.
-
-        Raises
-        ------
-        ConfigError
-            If not exactly one of `model` and `model_class` is given, or it is of another kind.
-        """
-        model, cls = init_args["model"], init_args["model_class"]
-        kind = f"{self.kind.__module__.split('.')[0]}.{'nn.' * (self.backend.value == 'torch')}"
-        kind += self.kind.__name__
-        if (model is None) == (cls is None):
+    def __init__(
+        self,
+        *,
+        model: Any = None,
+        model_class: type | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+        inject_input_shape_as: str | None = "input_shape",
+        inject_output_shape_as: str | None = "output_shape",
+    ) -> None:
+        if (model is None) == (model_class is None):
             raise ConfigError("give exactly one of model and model_class")
         if model is not None and not isinstance(model, self.kind):
-            raise ConfigError(f"model must be a {kind}, got a {type(model).__name__}")
-        if cls is not None and not (inspect.isclass(cls) and issubclass(cls, self.kind)):
-            raise ConfigError(f"model_class must be a class of {kind}, got {cls!r}")
-        self._init_args = init_args
+            raise ConfigError(f"model must be a {self.kind_name}, got a {type(model).__name__}")
+        if model is None and not (
+            inspect.isclass(model_class) and issubclass(model_class, self.kind)
+        ):
+            raise ConfigError(
+                f"model_class must be a class of {self.kind_name}, got {model_class!r}"
+            )
+        super().__init__()  # type: ignore[call-arg]
+        self._init_args = {
+            "model": model,
+            "model_class": model_class,
+            "model_kwargs": model_kwargs,
+            "inject_input_shape_as": inject_input_shape_as,
+            "inject_output_shape_as": inject_output_shape_as,
+        }
         self.inner = model
 
     def make_layers(self, input_shape: Shape, output_shape: Shape | None) -> None:
@@ -160,13 +182,14 @@ class ModelWrapper(LayeredModel):
             name = type(self._init_args["model"]).__name__
             raise ConfigError(
                 f"a {name} that was given as an object cannot be made again from data; give "
-                f"its class: {type(self).__name__}(model_class={name}, model_kwargs={{...}})"
+                f"its class, or one of yours that makes it: {type(self).__name__}(model_class="
+                f"{name}, model_kwargs={{...}})"
             )
         return super().get_config()
 
     @property
-    def _shown(self) -> str:
-        """Name of the wrapped model in messages."""
+    def shown_name(self) -> str:
+        """Name of the wrapped model in messages and pictures."""
         return type(self.inner if self.inner is not None else self).__name__
 
 

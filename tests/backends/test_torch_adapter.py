@@ -7,7 +7,8 @@ from torch import nn
 
 from modularml.backends import Backend, adapter_for, backend_of
 from modularml.backends.torch import adapter
-from modularml.errors import BackendNotSupportedError, DeviceError, ShapeError, UnknownNameError
+from modularml.errors import BackendNotSupportedError, UnknownNameError
+from tests.contracts.backend import BackendContract
 
 
 class TestBackend:
@@ -26,50 +27,22 @@ class TestBackend:
             assert backend_of(obj) is Backend.NONE
 
     def test_adapters(self):
-        assert adapter_for("torch") is adapter
         with pytest.raises(BackendNotSupportedError, match="none"):
             adapter_for("none")
 
 
-class TestTensors:
-    def test_copies_and_never_aliases(self):
-        values = np.arange(6.0).reshape(2, 3)
-        values.flags.writeable = False
-        for given in (values, values.T, values[:, ::-1], np.asfortranarray(values)):
-            tensor = adapter.from_numpy(given)
-            tensor.add_(1)
-            np.testing.assert_array_equal(tensor.numpy() - 1, given)
-        np.testing.assert_array_equal(values, np.arange(6.0).reshape(2, 3))
+class TestContract(BackendContract):
+    adapter = adapter
 
-    @pytest.mark.parametrize("dtype", ["f4", "f8", "i8", "i4", "u1", "u2", "u4", "?", "f2"])
-    def test_dtypes(self, dtype):
-        values = np.ones(3, dtype)
-        np.testing.assert_array_equal(adapter.to_numpy(adapter.from_numpy(values)), values)
+    def model(self):
+        return nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 2))
 
-    def test_text_is_refused(self):
-        with pytest.raises(ShapeError, match="dtype"):
-            adapter.from_numpy(np.array(["a"]))
+    def array(self, parameter):
+        return parameter.detach().numpy().copy()
 
-    def test_gather_and_chunks(self):
-        column = torch.arange(10.0)[:, None]
-        rows = np.array([3, 1, 3, 9])
-        rows.flags.writeable = False
-        assert adapter.gather(column, rows)[:, 0].tolist() == [3, 1, 3, 9]
-        assert [len(p) for p in adapter.chunks(column, 4)] == [4, 4, 2]
-        assert [len(p) for p in adapter.chunks(column, [1, 9])] == [1, 9]
-
-    def test_means(self):
-        for values in (torch.ones(3, 2) * 2, torch.tensor([1.0, 3.0]), torch.tensor(2.0)):
-            assert adapter.sample_mean(values).item() == 2.0
-        assert adapter.mean([torch.zeros(2), torch.ones(2)]).tolist() == [0.5, 0.5]
-        assert adapter.floats([torch.tensor(1.5), torch.tensor(2.5)]) == [1.5, 2.5]
-        assert adapter.floats([]) == []
-        assert adapter.floats([1.0, 2]) == [1.0, 2.0]
-
-    def test_devices(self):
-        assert adapter.check_device("cpu") == torch.device("cpu")
-        with pytest.raises(DeviceError, match="cpu"):
-            adapter.check_device(f"cuda:{torch.cuda.device_count()}")
+    def assign(self, parameter, values):
+        with torch.no_grad():
+            parameter.copy_(torch.from_numpy(values))
 
 
 class TestModels:
@@ -112,8 +85,3 @@ class TestModels:
         assert not net.bias.requires_grad
         adapter.set_frozen(net, False)
         assert list(adapter.parameters(net)) == ["weight"]
-
-    def test_names_of_losses_and_optimizers(self):
-        assert {"MSELoss", "CrossEntropyLoss"} <= set(adapter.losses())
-        assert {"Adam", "SGD"} <= set(adapter.optimizers())
-        assert "Optimizer" not in adapter.optimizers()

@@ -85,7 +85,13 @@ class TensorflowBaseModel(LayeredModel, ABC):
             variable.assign(weights[name])
 
     def reset_weights(self, seed: int | None = None) -> None:
-        """Draw new weights, and new seeds of dropout, in place, as Keras first draws them."""
+        """Draw new weights, and new seeds of dropout, in place, as Keras first draws them.
+
+        Raises
+        ------
+        ConfigError
+            If the model was given as an object of a class that its config does not make again.
+        """
         assert self._input_shape is not None
         with nullcontext() if seed is None else unchanged_randomness():
             if seed is not None:
@@ -155,7 +161,6 @@ _ACTIVATIONS: Registry[Any] = Registry(
             )
         },
         "hardswish": keras.activations.hard_silu,
-        "identity": keras.activations.linear,
         "leakyrelu": _leaky_relu,
     },
 )
@@ -164,10 +169,8 @@ _ACTIVATIONS: Registry[Any] = Registry(
 
 def _all_variables(model: Any) -> list[Any]:
     """Return weights and the states of what draws random numbers."""
-    return [
-        *model.weights,
-        *(v for v in model.variables if v.path.endswith("seed_generator_state")),
-    ]
+    seeds = [v for v in model.variables if v.path.endswith("seed_generator_state")]
+    return [*model.weights, *seeds]
 
 
 def _seed_all(seed: int) -> None:

@@ -18,7 +18,7 @@ _POOL = {2: layers.MaxPooling1D, 3: layers.MaxPooling2D, 4: layers.MaxPooling3D}
 _ZEROS = {2: layers.ZeroPadding1D, 3: layers.ZeroPadding2D, 4: layers.ZeroPadding3D}
 
 
-class SequentialCNN(CNNArguments, SequentialModel):
+class SequentialCNN(CNNArguments, SequentialModel):  # noqa: D101 - that of its arguments
     __doc__ = CNNArguments.__doc__
 
     config_name = "tensorflow.SequentialCNN"

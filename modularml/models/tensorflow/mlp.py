@@ -14,7 +14,7 @@ from modularml.models.tensorflow.base import SequentialModel, activation_layer
 __all__ = ["SequentialMLP"]
 
 
-class SequentialMLP(MLPArguments, SequentialModel):
+class SequentialMLP(MLPArguments, SequentialModel):  # noqa: D101 - that of its arguments
     __doc__ = MLPArguments.__doc__
 
     config_name = "tensorflow.SequentialMLP"

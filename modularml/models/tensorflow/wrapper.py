@@ -2,51 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import keras
 
 from modularml._typing import Shape
+from modularml.errors import ConfigError
 from modularml.models.layered import ModelWrapper
 from modularml.models.tensorflow.base import TensorflowBaseModel
 
 __all__ = ["TensorflowModelWrapper"]
 
 
-class TensorflowModelWrapper(ModelWrapper, TensorflowBaseModel):
-    """Wrap a Keras model, or a class of it that is made once shapes are known.
+class TensorflowModelWrapper(ModelWrapper, TensorflowBaseModel):  # noqa: D101 - that of what it is
+    __doc__ = ModelWrapper.__doc__
 
-    Parameters
-    ----------
-    model : keras.Model or keras.Layer, optional
-        A model that exists: functional, sequential or of a class of yours.
-    model_class : type, optional
-        A class of it, made in `build`; exactly one of the two is given.
-    model_kwargs : dict, optional
-        Arguments for `model_class`.
-    inject_input_shape_as, inject_output_shape_as : str or None
-        Argument of `model_class` that gets the shape, where its constructor has it.
-    """
-
-    kind = keras.Layer
-
-    def __init__(
-        self,
-        *,
-        model: keras.Layer | None = None,
-        model_class: type[keras.Layer] | None = None,
-        model_kwargs: dict[str, Any] | None = None,
-        inject_input_shape_as: str | None = "input_shape",
-        inject_output_shape_as: str | None = "output_shape",
-    ) -> None:
-        super().__init__()
-        self._take(
-            model=model,
-            model_class=model_class,
-            model_kwargs=model_kwargs,
-            inject_input_shape_as=inject_input_shape_as,
-            inject_output_shape_as=inject_output_shape_as,
-        )
+    kind, kind_name = keras.Layer, "keras.Model"
 
     def make_model(self, input_shape: Shape, output_shape: Shape | None) -> keras.Layer:
         """Return a new model of the class; the one that was given, where there is no class."""
@@ -57,4 +29,20 @@ class TensorflowModelWrapper(ModelWrapper, TensorflowBaseModel):
             return super()._twin()
         if isinstance(self.inner, keras.Sequential) or hasattr(self.inner, "operations"):
             return keras.models.clone_model(self.inner)
-        return type(self.inner).from_config(self.inner.get_config())
+        return _made_again(self.inner)
+
+
+def _made_again(model: Any) -> Any:
+    """Return a model of a user's own class, from what Keras noted of its arguments."""
+    cls = type(model)
+    takes = inspect.signature(cls).parameters
+    try:
+        noted = model.get_config()
+        any_named = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+        return cls.from_config({k: v for k, v in noted.items() if any_named or k in takes})
+    except (TypeError, ValueError, NotImplementedError) as error:
+        name = cls.__name__
+        raise ConfigError(
+            f"a {name} that was given as an object cannot be made again ({error}); give its class: "
+            f"TensorflowModelWrapper(model_class={name}, model_kwargs={{...}})"
+        ) from error

@@ -16,7 +16,7 @@ _CONV = {2: torch.nn.Conv1d, 3: torch.nn.Conv2d, 4: torch.nn.Conv3d}
 _POOL = {2: torch.nn.MaxPool1d, 3: torch.nn.MaxPool2d, 4: torch.nn.MaxPool3d}
 
 
-class SequentialCNN(CNNArguments, SequentialModel):
+class SequentialCNN(CNNArguments, SequentialModel):  # noqa: D101 - that of its arguments
     __doc__ = CNNArguments.__doc__
 
     def make_layers(self, input_shape: Shape, output_shape: Shape | None) -> None:

@@ -13,7 +13,7 @@ from modularml.models.torch.base import SequentialModel, activation_layer
 __all__ = ["SequentialMLP"]
 
 
-class SequentialMLP(MLPArguments, SequentialModel):
+class SequentialMLP(MLPArguments, SequentialModel):  # noqa: D101 - that of its arguments
     __doc__ = f"""{MLPArguments.__doc__}
     Examples
     --------
