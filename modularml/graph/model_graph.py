@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from modularml.backends import adapter_for
 from modularml.config import Configurable, Stateful, decode, encode
 from modularml.context import ExperimentContext
 from modularml.diagram import Diagram
