@@ -70,6 +70,15 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Run in full what the tests run a tenth of; ``MML_SEED`` takes another seed."""
+    install(session)
+    args = session.posargs or ["-n", "2"]
+    env = {**ONE_THREAD, "MML_FUZZ": "1"}
+    session.run("python", "-m", "pytest", "tests/fuzz", *args, env=env)
+
+
+@nox.session
 def wheel(session: nox.Session) -> None:
     """Build the wheel, then load every public name from it, far from the checkout."""
     out = session.create_tmp()

@@ -14,6 +14,7 @@ from benchmarks.imports import imports
 from benchmarks.loop_ratios import loop_ratios
 from benchmarks.own_loops import own_loops
 from benchmarks.report import save, show, verdict
+from benchmarks.rows import rows
 
 PHASE_MS = 20.0
 # What may stay: the losses logged for each batch (16 bytes each, 0.22 MiB in 45 epochs) and pages
@@ -32,7 +33,9 @@ def arguments() -> argparse.Namespace:
         choices=sorted(environments.OPPONENTS),
         help="install these (all where none is named) into .benchenvs and race them too",
     )
-    parser.add_argument("--only", default="", metavar="TEXT", help="training loops named so, alone")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="training loops named so, alone, or 'rows'"
+    )
     return parser.parse_args()
 
 
@@ -146,7 +149,10 @@ def show_limits(heading: str, rows: list[dict[str, Any]]) -> None:
 def main() -> int:
     """Run all and return 1 where a limit is missed; a quick run only holds equality."""
     options = arguments()
-    found = {"loops": race_loops(options)}
+    found = {} if options.only == "rows" else {"loops": race_loops(options)}
+    if options.only in ("", "rows"):
+        found["rows"] = rows(quick=options.quick)
+        show_limits("Rows before a model sees them", found["rows"])
     if not options.only:
         found["tensorflow"] = race_tensorflow(options)
         found["costs"] = weigh_costs(options)
@@ -156,9 +162,8 @@ def main() -> int:
         if not options.quick or options.opponents is not None:
             found["opponents"] = race_opponents(options)
     print(f"\n{save({'quick': options.quick, **found}).relative_to(environments.ROOT)}")
-    binding = (
-        ("equality",) if options.quick else ("loops", "tensorflow", "costs", "equality", "own")
-    )
+    parts = ("loops", "rows", "tensorflow", "costs", "equality", "own")
+    binding = ("equality",) if options.quick else parts
     return 0 if all(row["ok"] for part in binding for row in found.get(part, [])) else 1
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``modularml demo``, ``modularml inspect FILE``."""
+"""The command line: ``modularml demo``, and files looked at, taken apart and compared."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from modularml.demo import run_demo
 from modularml.errors import ModularMLError
-from modularml.io import inspect, render
+from modularml.io import diff, extract, inspect, render
 
 __all__ = ["main"]
 
@@ -51,4 +51,26 @@ def _parser() -> argparse.ArgumentParser:
     look = commands.add_parser("inspect", help="show what a .mml file holds; builds nothing")
     look.add_argument("file", help="a file that save() wrote")
     look.set_defaults(run=lambda args: print(render(inspect(args.file))))
+    take = commands.add_parser("extract", help="write a file's arrays and tables into a folder")
+    take.add_argument("file", help="a file that save() wrote")
+    take.add_argument("--out", help="folder, made anew; named for the file where not given")
+    take.set_defaults(run=_extract)
+    compare = commands.add_parser("diff", help="show what differs between two files")
+    compare.add_argument("first", help="a file that save() wrote")
+    compare.add_argument("second", help="another one of its kind")
+    compare.set_defaults(run=_diff)
     return parser
+
+
+def _extract(args: argparse.Namespace) -> None:
+    folder = Path(args.out or Path(args.file).name.partition(".")[0])
+    written = extract(args.file, folder)
+    print("\n".join(map(str, written)))
+
+
+def _diff(args: argparse.Namespace) -> None:
+    found = {group: lines for group, lines in diff(args.first, args.second).items() if lines}
+    for group, lines in found.items():
+        print("\n  ".join([group, *lines]))
+    if not found:
+        print("no difference")

@@ -8,6 +8,7 @@
     ├── RegistrationError       (ValueError)            a label or id that is taken
     ├── MissingDependencyError  (ImportError)           an optional package that is not installed
     ├── DataError               (ValueError)            rows or columns that cannot be used
+    │   ├── AuditError                                  rows that an audit has found unfit
     │   ├── SplitError                                  a split that cannot be made or read
     │   └── ScalerError                                 a scaler that cannot be fitted or undone
     ├── NotFittedError          (RuntimeError)          asked to transform or predict before fitting
@@ -30,8 +31,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = [
+    "AuditError",
     "BackendNotSupportedError",
     "ConfigError",
     "DataError",
@@ -101,6 +104,10 @@ class MissingDependencyError(ModularMLError, ImportError):
 
 class DataError(ModularMLError, ValueError):
     """Rows or columns cannot be used."""
+
+
+class AuditError(DataError):
+    """An audit found something in rows that were about to be trained on."""
 
 
 class SplitError(DataError):
@@ -209,6 +216,13 @@ class MMLNotFoundError(MMLError, FileNotFoundError):
 
 class MMLKindError(MMLError, TypeError):
     """A file holds something else than what was asked for."""
+
+
+def expect(name: str, value: Any, kind: type | tuple[type, ...], allowed: str) -> Any:
+    """Return an argument of the kind that is allowed; refuse any other with a ConfigError."""
+    if not isinstance(value, kind):
+        raise ConfigError(f"{name} must be {allowed}, got a {type(value).__name__} ({value!r:.60})")
+    return value
 
 
 def closest(name: object, known: Iterable[str], *, n: int = 3) -> str:

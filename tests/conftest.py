@@ -5,6 +5,12 @@ import sys
 import pytest
 
 from modularml.context import ExperimentContext
+from tests.fuzz.share import SEED, SHARE
+
+
+def pytest_report_header() -> str:
+    """Say what random damage is drawn from."""
+    return f"fuzz: {SHARE:g} of the full figures, seed {SEED}"
 
 
 @pytest.fixture(autouse=True)

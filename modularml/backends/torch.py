@@ -48,7 +48,7 @@ class TorchAdapter(BackendAdapter):
             raise ShapeError(f"values of dtype {values.dtype} cannot become a torch tensor")
         if values.dtype.kind == "u" and values.dtype.itemsize > 1:
             values = values.astype(np.int64)
-        return torch.tensor(np.array(values, order="C"), dtype=dtype, device=device)
+        return torch.tensor(np.asarray(values, order="C"), dtype=dtype, device=device)
 
     def to_numpy(self, tensor: Any) -> Array:
         """Return a tensor as an array, off the graph and the device."""

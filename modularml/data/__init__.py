@@ -5,7 +5,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "batch": ["Batch", "BatchView", "RoleData", "SampleData", "SampleShapes", "SampledView"],
+        "audit": ["AuditReport", "AuditWarning", "Finding"],
+        "batch": ["Batch", "BatchView", "RoleData", "SampledView"],
         "collection": ["SampleCollection"],
         "execution": ["ExecutionContext"],
         "featureset": ["FeatureSet"],
@@ -16,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "FeatureSetReference",
             "GraphNodeReference",
         ],
+        "samples": ["SampleData", "SampleShapes"],
         "schema": ["ColumnSpec", "SampleSchema"],
         "view": ["FeatureSetView"],
     },

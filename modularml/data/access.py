@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modularml._typing import Array, Columns, IntArray, Shape
-from modularml.data.collection import SampleCollection, id_texts
+from modularml.data.collection import SampleCollection
 from modularml.data.formats import DataFormat, convert, convert_array
-from modularml.data.schema import ColumnSpec
+from modularml.data.ids import id_texts
+from modularml.data.samples import SampleData
+from modularml.data.schema import DOMAINS, TRANSFORMED, ColumnSpec
 from modularml.data.selectors import select
 
 if TYPE_CHECKING:
@@ -158,9 +160,28 @@ class SampleCollectionMixin:
 
     def to_arrow(self) -> pa.Table:
         """Return all columns and the ids as an Arrow table."""
-        rows = self.row_indices
-        every = np.arange(self.n_samples) if rows is None else rows
-        return self.collection.take(every, self.column_names)
+        return self.collection.take(self._positions(), self.column_names)
+
+    def to_sample_data(self, fmt: str | DataFormat = "numpy") -> SampleData:
+        """Return each domain stacked into one array, every column in its newest representation.
+
+        Raises
+        ------
+        ShapeError
+            If columns of a domain differ in shape.
+        """
+        newest: dict[str, dict[str, str]] = {domain: {} for domain in DOMAINS}
+        for name in self.column_names:
+            spec = self.collection.schema[name]
+            if spec.rep == TRANSFORMED or spec.key not in newest[spec.domain]:
+                newest[spec.domain][spec.key] = name
+        stacked = {
+            domain: self.get_data(columns=list(names.values()), fmt="numpy")
+            for domain, names in newest.items()
+            if names
+        }
+        data = SampleData(**stacked, sample_uuids=self.get_sample_uuids())
+        return data if DataFormat.from_value(fmt) is DataFormat.NUMPY else data.to(fmt)
 
     # -- keys, shapes, dtypes -----------------------------------------------------------------
 
@@ -168,69 +189,67 @@ class SampleCollectionMixin:
         self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
     ) -> list[str]:
         """Return names of feature columns."""
-        return self._keys("features", include_domain_prefix, include_rep_suffix)
+        return list(self._specs("features", include_domain_prefix, include_rep_suffix))
 
     def get_target_keys(
         self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
     ) -> list[str]:
         """Return names of target columns."""
-        return self._keys("targets", include_domain_prefix, include_rep_suffix)
+        return list(self._specs("targets", include_domain_prefix, include_rep_suffix))
 
     def get_tag_keys(
         self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
     ) -> list[str]:
         """Return names of tag columns."""
-        return self._keys("tags", include_domain_prefix, include_rep_suffix)
+        return list(self._specs("tags", include_domain_prefix, include_rep_suffix))
 
     def get_all_keys(
         self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
     ) -> list[str]:
         """Return names of all columns."""
-        return self._keys(None, include_domain_prefix, include_rep_suffix)
+        return list(self._specs(None, include_domain_prefix, include_rep_suffix))
 
     def get_feature_shapes(
         self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
     ) -> dict[str, Shape]:
         """Return the shape of one sample of each feature column."""
-        specs = self._specs("features", include_domain_prefix, include_rep_suffix)
-        return {name: spec.shape for name, spec in specs.items()}
+        return self._of_specs("shape", "features", include_domain_prefix, include_rep_suffix)
 
     def get_target_shapes(
         self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
     ) -> dict[str, Shape]:
         """Return the shape of one sample of each target column."""
-        specs = self._specs("targets", include_domain_prefix, include_rep_suffix)
-        return {name: spec.shape for name, spec in specs.items()}
+        return self._of_specs("shape", "targets", include_domain_prefix, include_rep_suffix)
 
     def get_tag_shapes(
         self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
     ) -> dict[str, Shape]:
         """Return the shape of one sample of each tag column."""
-        specs = self._specs("tags", include_domain_prefix, include_rep_suffix)
-        return {name: spec.shape for name, spec in specs.items()}
+        return self._of_specs("shape", "tags", include_domain_prefix, include_rep_suffix)
 
     def get_feature_dtypes(
         self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
     ) -> dict[str, np.dtype[Any]]:
         """Return the dtype of each feature column."""
-        specs = self._specs("features", include_domain_prefix, include_rep_suffix)
-        return {name: spec.dtype for name, spec in specs.items()}
+        return self._of_specs("dtype", "features", include_domain_prefix, include_rep_suffix)
 
     def get_target_dtypes(
         self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
     ) -> dict[str, np.dtype[Any]]:
         """Return the dtype of each target column."""
-        specs = self._specs("targets", include_domain_prefix, include_rep_suffix)
-        return {name: spec.dtype for name, spec in specs.items()}
+        return self._of_specs("dtype", "targets", include_domain_prefix, include_rep_suffix)
 
     def get_tag_dtypes(
         self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
     ) -> dict[str, np.dtype[Any]]:
         """Return the dtype of each tag column."""
-        specs = self._specs("tags", include_domain_prefix, include_rep_suffix)
-        return {name: spec.dtype for name, spec in specs.items()}
+        return self._of_specs("dtype", "tags", include_domain_prefix, include_rep_suffix)
 
     # -- within -------------------------------------------------------------------------------
+
+    def _positions(self) -> IntArray:
+        rows = self.row_indices
+        return np.arange(self.n_samples) if rows is None else rows
 
     def _select(self, columns: Columns = None, **selectors: Any) -> list[str]:
         return select(self.collection.schema, self.column_names, columns, **selectors)
@@ -251,8 +270,8 @@ class SampleCollectionMixin:
         shown = self._shown(chosen, prefix, suffix)
         return {name: schema[full] for name, full in zip(shown, chosen, strict=True)}
 
-    def _keys(self, domain: str | None, prefix: bool, suffix: bool) -> list[str]:
-        return list(self._specs(domain, prefix, suffix))
+    def _of_specs(self, what: str, *which: Any) -> dict[str, Any]:
+        return {name: getattr(spec, what) for name, spec in self._specs(*which).items()}
 
     def _shown(self, names: list[str], prefix: bool, suffix: bool) -> list[str]:
         """Shorten names; the representation stays where it tells two columns apart."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,13 +13,20 @@ import pyarrow as pa
 
 from modularml._optional import require
 from modularml._typing import Array, IntArray
-from modularml.data.columns import to_arrow, to_numpy
+from modularml.data.columns import to_arrow, to_numpy, value_bytes
+from modularml.data.formats import stack
+from modularml.data.ids import IdArray, check_ids, id_array, make_ids
+from modularml.data.mapping import Maps, release, write_columns
 from modularml.data.schema import RAW, SAMPLE_UUIDS, SampleSchema
 from modularml.errors import DataError
 
-__all__ = ["IdArray", "SampleCollection", "id_array", "id_texts", "ids_from_texts"]
+__all__ = ["SampleCollection"]
 
-IdArray = np.ndarray[Any, np.dtype[np.void]]
+BLOCK_BYTES = 16 * 2**20
+"""How much of mapped columns is worked on at a time."""
+
+MAPPED_ROWS = 512
+"""Rows gathered from a map at a time; each may bring 64 kB of the file into memory."""
 
 _versions = itertools.count()
 
@@ -34,6 +40,8 @@ class SampleCollection:
         Columns named ``domain.key.rep``, and optionally ``sample_uuids`` (16 bytes a row).
     schema : SampleSchema, optional
         What the columns should be; read from the table where it is not given.
+    maps : mapping of str to mmap, optional
+        Columns that lie in files and may be larger than memory.
 
     Raises
     ------
@@ -42,17 +50,20 @@ class SampleCollection:
         says, or if an id comes twice.
     """
 
-    def __init__(self, table: pa.Table, schema: SampleSchema | None = None) -> None:
+    def __init__(
+        self, table: pa.Table, schema: SampleSchema | None = None, *, maps: Maps | None = None
+    ) -> None:
         names = table.column_names
         arrays = [_one_array(table.column(i), name) for i, name in enumerate(names)]
-        self._set(pa.Table.from_arrays(arrays, names=names))
+        self._set(pa.Table.from_arrays(arrays, names=names), maps or {})
         if schema is not None and dict(schema.columns) != dict(self.schema.columns):
             raise DataError(_differences(schema, self.schema))
         if SAMPLE_UUIDS in names:
-            _check_ids(self.table.column(SAMPLE_UUIDS))
+            check_ids(self.table.column(SAMPLE_UUIDS))
 
-    def _set(self, table: pa.Table) -> None:
+    def _set(self, table: pa.Table, maps: Maps) -> None:
         self.table: pa.Table = table
+        self.maps = {name: maps[name] for name in table.column_names if name in maps}
         self.schema = SampleSchema.from_arrow(table.schema)
         self.version = next(_versions)
         self._numpy: dict[str, Array] = {}
@@ -114,7 +125,10 @@ class SampleCollection:
                 array = self.array(name)
                 digest.update(f"{name}:{array.type}:{len(array)};".encode())
                 for block in _blocks(array):
-                    digest.update(np.ascontiguousarray(block).view(np.uint8).data)
+                    content = np.ascontiguousarray(block).view(np.uint8)
+                    for at in range(0, len(content), BLOCK_BYTES):
+                        digest.update(content[at : at + BLOCK_BYTES].data)
+                        release(self.maps.values())
         return digest.hexdigest()
 
     @cached_property
@@ -127,7 +141,7 @@ class SampleCollection:
             The same data gives the same ids in every process.
         """
         if SAMPLE_UUIDS not in self.table.column_names:
-            return _make_ids(self.fingerprint, self.n_samples)
+            return make_ids(self.fingerprint, self.n_samples)
         stored = self.table.column(SAMPLE_UUIDS).chunk(0)
         if not len(stored):
             return np.empty(0, dtype="V16")
@@ -138,9 +152,34 @@ class SampleCollection:
 
         The arrays are not copied where they are contiguous; nobody may write to them later.
         """
-        arrays = dict(zip(self.table.column_names, self.table.columns, strict=True))
-        arrays |= {name: to_arrow(values, name, copy=False) for name, values in columns.items()}
-        return self._next(pa.table(arrays))
+        arrays = {name: to_arrow(values, name, copy=False) for name, values in columns.items()}
+        return self._with(arrays, {})
+
+    def with_computed(
+        self, names: Sequence[str], compute: Callable[[dict[str, Array]], dict[str, Array]]
+    ) -> SampleCollection:
+        """Return a collection with columns that follow from others, each row from its own alone.
+
+        Where those are mapped it is done piece by piece, and what is computed is mapped too.
+
+        Parameters
+        ----------
+        names : sequence of str
+            Full names of the columns that `compute` is given.
+        compute : callable
+            From arrays by full name to arrays by full name.
+        """
+        sources = {name: self.numpy(name) for name in names}
+        if not self.is_mapped(names):
+            return self.with_columns(compute(sources))
+        size = block_rows(sources)
+
+        def pieces() -> Iterator[dict[str, Array]]:
+            for at in range(0, self.n_samples, size):
+                yield compute({name: values[at : at + size] for name, values in sources.items()})
+                release(self.maps.values())
+
+        return self._with(*write_columns(pieces(), self.n_samples))
 
     def without_columns(self, names: Sequence[str]) -> SampleCollection:
         """Return a collection that lacks these columns."""
@@ -155,80 +194,57 @@ class SampleCollection:
         table = self.table.select(list(names)).take(pa.array(rows))
         return table.append_column(SAMPLE_UUIDS, id_array(self.ids[rows]))
 
-    def _next(self, table: pa.Table) -> SampleCollection:
+    def is_mapped(self, names: Iterable[str]) -> bool:
+        """Tell whether one of these columns lies in a file and may be larger than memory."""
+        return not self.maps.keys().isdisjoint(names)
+
+    def gather(self, names: Sequence[str], rows: IntArray | None) -> Array:
+        """Stack columns, of all rows or some; little of mapped ones stays in memory meanwhile.
+
+        Returns
+        -------
+        ndarray, shape (n, n_columns, *shape)
+        """
+        columns = {name: self.numpy(name) for name in names}
+        if rows is None or not self.is_mapped(names):
+            return stack(columns, rows)
+        order = np.argsort(rows)  # each page of a file is read once
+        out = stack({name: values[:0] for name, values in columns.items()})
+        out = np.empty((len(rows), *out.shape[1:]), dtype=out.dtype)
+        for i, (name, values) in enumerate(columns.items()):
+            for at in range(0, len(rows), MAPPED_ROWS):
+                part = order[at : at + MAPPED_ROWS]
+                out[part, i] = values[rows[part]]
+                release([self.maps[name]] if name in self.maps else [])
+        return out
+
+    def blocks(self, names: Sequence[str], rows: IntArray | None) -> Iterator[Array] | None:
+        """Return stacked rows of columns block by block where they lie in files, else None."""
+        if not self.is_mapped(names):
+            return None
+        every = np.arange(self.n_samples) if rows is None else rows
+        size = block_rows({name: self.numpy(name) for name in names})
+        return (self.gather(names, every[at : at + size]) for at in range(0, len(every), size))
+
+    def _with(self, arrays: Mapping[str, pa.Array], maps: Maps) -> SampleCollection:
+        held = dict(zip(self.table.column_names, self.table.columns, strict=True))
+        kept = {name: m for name, m in self.maps.items() if name not in arrays}
+        return self._next(pa.table({**held, **arrays}), {**kept, **maps})
+
+    def _next(self, table: pa.Table, maps: Maps | None = None) -> SampleCollection:
         """Return a collection of a table with the same rows, whose columns are sound."""
         new = SampleCollection.__new__(SampleCollection)
-        new._set(table)
+        new._set(table, self.maps if maps is None else maps)
         for kept in ("ids", "fingerprint"):  # raw columns never change
             if kept in self.__dict__:
                 new.__dict__[kept] = self.__dict__[kept]
         return new
 
 
-def id_array(ids: IdArray) -> pa.Array:
-    """Return ids as an Arrow array of 16 bytes each."""
-    buffer = pa.py_buffer(np.ascontiguousarray(ids).view(np.uint8))
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(ids), [None, buffer])
-
-
-def id_texts(ids: IdArray) -> Array:
-    """Write ids as UUID text.
-
-    Returns
-    -------
-    ndarray of str, shape (n,)
-    """
-    digits = np.frombuffer(ids.tobytes().hex().encode("ascii"), dtype=np.uint8).reshape(-1, 32)
-    text = np.full((len(ids), 36), ord("-"), dtype=np.uint8)
-    for start, stop in ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32)):
-        dashes = (start >= 8) + (start >= 12) + (start >= 16) + (start >= 20)
-        text[:, start + dashes : stop + dashes] = digits[:, start:stop]
-    return text.view("S36")[:, 0].astype("<U36")
-
-
-def ids_from_texts(texts: Iterable[Any]) -> IdArray:
-    """Read ids from UUID texts, UUIDs, or their 16 bytes.
-
-    Raises
-    ------
-    DataError
-        If one is neither; the first is named.
-    """
-    given = texts.tolist() if isinstance(texts, np.ndarray) else list(texts)
-    if all(isinstance(text, str) and len(text) == 36 for text in given):
-        digits = "".join(given).replace("-", "")
-        if len(digits) == 32 * len(given):
-            try:
-                return np.frombuffer(bytes.fromhex(digits), dtype="V16")
-            except ValueError:
-                pass  # the slow way finds out which one it is
-    return np.frombuffer(b"".join(map(_id_bytes, given)), dtype="V16")
-
-
-def _id_bytes(value: Any) -> bytes:
-    if isinstance(value, bytes) and len(value) == 16:
-        return value
-    try:
-        return uuid.UUID(str(value)).bytes
-    except ValueError:
-        raise DataError(f"a sample id must be UUID text, got {value!r}") from None
-
-
-def _make_ids(fingerprint: str, n: int) -> IdArray:
-    seeds = np.frombuffer(bytes.fromhex(fingerprint), dtype="<u8")
-    rows = np.arange(n, dtype=np.uint64)
-    words = np.stack([_mix(rows + seeds[0]), _mix(rows + seeds[1])], axis=1).astype(">u8")
-    words[:, 0] = (words[:, 0] & ~np.uint64(0xF000)) | np.uint64(0x8000)  # UUID version 8
-    words[:, 1] = (words[:, 1] & np.uint64(2**62 - 1)) | np.uint64(2**63)  # RFC 9562 variant
-    return words.view("V16")[:, 0]
-
-
-def _mix(x: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """Scramble 64-bit words one to one (SplitMix64: Steele, Lea & Flood 2014)."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+def block_rows(columns: Mapping[str, Array]) -> int:
+    """Return how many rows of columns make a block of some megabytes."""
+    width = sum(values[:1].nbytes for values in columns.values())
+    return max(1, BLOCK_BYTES // max(1, width))
 
 
 def _one_array(column: pa.ChunkedArray, name: str) -> pa.Array:
@@ -252,24 +268,7 @@ def _blocks(array: pa.Array) -> Iterator[Array]:
         if buffers[2] is not None:
             yield np.frombuffer(buffers[2], dtype=np.uint8)[offsets[0] : offsets[-1]]
     else:
-        width = array.type.bit_width // 8
-        yield np.frombuffer(buffers[1], dtype=np.uint8)[start * width : stop * width]
-
-
-def _check_ids(column: pa.ChunkedArray) -> None:
-    if column.type != pa.binary(16):
-        raise DataError(
-            f"sample_uuids must be 16 bytes a row (binary(16) in Arrow), got {column.type}"
-        )
-    if column.null_count:
-        raise DataError(f"sample_uuids has {column.null_count} missing value(s); drop the column")
-    if len(column.unique()) < len(column):
-        first: dict[bytes, int] = {}
-        for row, value in enumerate(column.to_pylist()):
-            if first.setdefault(value, row) < row:
-                raise DataError(
-                    f"sample_uuids: row {row} has the id of row {first[value]}; take each row once"
-                )
+        yield value_bytes(array)
 
 
 def _differences(wanted: SampleSchema, found: SampleSchema) -> str:

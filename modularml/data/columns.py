@@ -19,7 +19,17 @@ from modularml._optional import loaded
 from modularml._typing import Array, Shape
 from modularml.errors import DataError
 
-__all__ = ["leaf_type", "numpy_dtype", "sample_shape", "to_arrow", "to_numpy"]
+__all__ = [
+    "is_plain",
+    "leaf_type",
+    "numpy_dtype",
+    "ragged_error",
+    "sample_shape",
+    "to_arrow",
+    "to_numpy",
+    "value_bytes",
+    "wrap",
+]
 
 _TIME_UNITS = {"Y": "D", "M": "D", "W": "D", "D": "D", "h": "s", "m": "s"}
 """numpy's units of time that Arrow lacks, and the nearest finer one that it has."""
@@ -62,7 +72,7 @@ def to_numpy(array: pa.Array) -> Array:
     n, shape = len(array), sample_shape(array.type)
     for _ in shape:
         array = array.flatten()
-    out: Array = array.to_numpy(zero_copy_only=_is_plain(array.type) and len(array) > 0)
+    out: Array = array.to_numpy(zero_copy_only=is_plain(array.type) and len(array) > 0)
     out.flags.writeable = False
     return out.reshape(n, *shape)
 
@@ -74,6 +84,15 @@ def sample_shape(arrow_type: pa.DataType) -> Shape:
         shape.append(arrow_type.list_size)
         arrow_type = arrow_type.value_type
     return tuple(shape)
+
+
+def value_bytes(array: pa.Array) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return the bytes of a column of numbers or times, as they lie in memory."""
+    for _ in sample_shape(array.type):
+        array = array.flatten()
+    width = array.type.bit_width // 8
+    held = np.frombuffer(array.buffers()[1] or b"", dtype=np.uint8)
+    return held[array.offset * width : (array.offset + len(array)) * width]
 
 
 def leaf_type(arrow_type: pa.DataType) -> pa.DataType:
@@ -90,7 +109,7 @@ def numpy_dtype(arrow_type: pa.DataType) -> np.dtype[Any]:
     return dtype
 
 
-def _is_plain(kind: pa.DataType) -> bool:
+def is_plain(kind: pa.DataType) -> bool:
     """Tell whether numpy has the same values in the same bytes."""
     types = pa.types
     of_time = types.is_timestamp(kind) or types.is_duration(kind)
@@ -167,14 +186,14 @@ def _from_ndarray(values: Array, key: str, copy: bool) -> pa.Array:
             f"column {key!r} holds arrays of shape {shape}, which are empty; leave the column out"
         )
     if values.dtype.kind in "OUST":
-        return _wrap(_arrow(values.reshape(-1).tolist(), key, math.prod(shape)), shape)
+        return wrap(_arrow(values.reshape(-1).tolist(), key, math.prod(shape)), shape)
     dtype = _known_dtype(values.dtype)
     if copy or not values.flags.c_contiguous:
         values = np.array(values, dtype=dtype, order="C", subok=False)
     values = values.astype(dtype, copy=False)
     if dtype == "M8[D]":
         _check_dates(values, key)
-    return _wrap(_arrow(values.reshape(-1), key), shape)
+    return wrap(_arrow(values.reshape(-1), key), shape)
 
 
 def _known_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -198,9 +217,9 @@ def _check_dates(values: Array, key: str) -> None:
 
 
 def _unmasked(values: Any, key: str) -> Array:
-    mask = np.ma.getmaskarray(values).reshape(len(values), -1)
-    if mask.any():
-        raise _null_error(key, int(mask.any(axis=1).argmax()), int(mask.sum()))
+    gone = np.argwhere(np.ma.getmaskarray(values))
+    if len(gone):
+        raise _null_error(key, int(gone[0, 0]), len(gone))
     found: Array = values.data
     return found
 
@@ -215,12 +234,20 @@ def _from_objects(values: Sequence[Any], key: str) -> pa.Array:
     elif first is None or isinstance(first, _NO_COLUMN) or np.ndim(first) == 0:
         return _arrow(values, key)
     try:
-        stacked = np.stack(values)
+        stacked = _stacked(values)
     except (ValueError, TypeError):
         raise _ragged(values, key) from None
     if stacked.dtype.kind == "O" or (stacked.dtype.kind in "US" and _mixed(values)):
         return _arrow([np.asarray(v, dtype=object).ravel().tolist() for v in values], key)
     return _from_ndarray(stacked, key, copy=False)
+
+
+def _stacked(values: Sequence[Any]) -> Array:
+    """Stack as ``np.stack`` does, without making a view of each sample."""
+    arrays = [np.asarray(v) for v in values]
+    if len({a.shape for a in arrays}) > 1:
+        raise ValueError("samples differ in shape")
+    return np.concatenate(arrays).reshape(len(arrays), *arrays[0].shape)
 
 
 def _mixed(values: Sequence[Any]) -> bool:
@@ -238,6 +265,10 @@ def _arrow(values: Any, key: str, per_row: int = 1) -> pa.Array:
             f"column {key!r} holds {values.dtype}, for which there is no Arrow type; convert it, "
             "with astype say"
         ) from error
+    if pa.types.is_temporal(array.type) and isinstance(values, list | tuple):
+        for place, value in enumerate(values):  # Arrow would take numbers for times
+            if isinstance(value, int | float | np.number) and not isinstance(value, np.timedelta64):
+                raise _mixture_error(values, key, place, per_row)
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
@@ -250,12 +281,15 @@ def _odd_error(values: Sequence[Any], key: str, per_row: int) -> DataError:
             fits = middle
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
             fails = middle
-    odd, row = values[fits], fits // per_row
-    if isinstance(odd, float) and np.isnan(odd):
-        return _null_error(key, row, 1)
+    if isinstance(values[fits], float) and np.isnan(values[fits]):
+        return _null_error(key, fits // per_row, 1)
+    return _mixture_error(values, key, fits, per_row)
+
+
+def _mixture_error(values: Sequence[Any], key: str, place: int, per_row: int) -> DataError:
     return DataError(
-        f"column {key!r} mixes types or holds what Arrow cannot: row {row} is {_peek(odd)}, row 0 "
-        f"is {_peek(values[0])}. Convert the column to one type"
+        f"column {key!r} mixes types or holds what Arrow cannot: row {place // per_row} is "
+        f"{_peek(values[place])}, row 0 is {_peek(values[0])}. Convert the column to one type"
     )
 
 
@@ -268,7 +302,7 @@ def _ragged(values: Sequence[Any], key: str) -> DataError:
     row = next((i for i, shape in enumerate(shapes) if shape is None or shape != shapes[0]), 0)
     if values[row] is None:
         return _null_error(key, row, sum(v is None for v in values))
-    return _ragged_error(key, shapes[0], row, shapes[row])
+    return ragged_error(key, shapes[0], row, shapes[row])
 
 
 def _shape_of(value: Any) -> Shape | None:
@@ -295,7 +329,7 @@ def _fixed(array: pa.Array, key: str, per_row: int = 1) -> pa.Array:
         return _fix_lists(array, key, per_row)
     if pa.types.is_fixed_size_list(kind):
         _check_nulls(array, key, per_row)
-        return _wrap(_fixed(array.flatten(), key, per_row * kind.list_size), (kind.list_size,))
+        return wrap(_fixed(array.flatten(), key, per_row * kind.list_size), (kind.list_size,))
     if pa.types.is_large_string(kind) or kind == pa.string_view():
         return array.cast(pa.string())
     if pa.types.is_large_binary(kind) or kind == pa.binary_view():
@@ -314,7 +348,7 @@ def _from_extension(array: pa.Array, key: str) -> pa.Array:
         _check_nulls(array.storage, key)
         if array.type.permutation is not None:
             return _from_ndarray(array.to_numpy_ndarray(), key, copy=True)
-        return _wrap(array.storage.flatten(), tuple(array.type.shape))
+        return wrap(array.storage.flatten(), tuple(array.type.shape))
     name = str(array.type.extension_name)
     if name.startswith("pandas."):
         raise DataError(
@@ -332,14 +366,14 @@ def _fix_lists(array: pa.Array, key: str, per_row: int) -> pa.Array:
     odd = np.flatnonzero(lengths != lengths[0])
     if len(odd):
         first, other = (int(lengths[0]),), (int(lengths[odd[0]]),)
-        raise _ragged_error(key, first, int(odd[0]) // per_row, other)
+        raise ragged_error(key, first, int(odd[0]) // per_row, other)
     size = int(lengths[0])
     if not size:
         raise DataError(f"column {key!r} holds empty lists; leave the column out")
-    return _wrap(_fixed(array.flatten(), key, per_row * size), (size,))
+    return wrap(_fixed(array.flatten(), key, per_row * size), (size,))
 
 
-def _wrap(flat: pa.Array, shape: Shape) -> pa.Array:
+def wrap(flat: pa.Array, shape: Shape) -> pa.Array:
     """Wrap a flat Arrow array in fixed-size lists: one sample for each ``prod(shape)`` values."""
     for size in reversed(shape):
         flat = pa.FixedSizeListArray.from_arrays(flat, size)
@@ -365,7 +399,8 @@ def _null_error(key: str, row: int, count: int) -> DataError:
     )
 
 
-def _ragged_error(key: str, first: Shape | None, row: int, odd: Shape | None) -> DataError:
+def ragged_error(key: str, first: Shape | None, row: int, odd: Shape | None) -> DataError:
+    """Return the error for a column whose rows differ in shape."""
     where = "within itself" if odd is None else f"of shape {odd}"
     return DataError(
         f"column {key!r} is ragged: row 0 has shape {first}, row {row} is {where}. "

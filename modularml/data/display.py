@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from modularml._optional import require
+from modularml._typing import Array
+from modularml.data.formats import BLOCK
+from modularml.data.mapping import release
 from modularml.data.schema import DOMAINS, ColumnSpec
 from modularml.diagram import Diagram, DiagramEdge, DiagramNode
 
@@ -23,26 +27,44 @@ __all__ = ["describe", "html", "split_tree"]
 def describe(data: SampleCollectionMixin) -> pd.DataFrame:
     """Return one row a column: domain, key, rep, dtype, shape, NaN count, min, mean, max."""
     schema = data.collection.schema
-    rows = [_facts(schema[name], data.column(name)) for name in data.column_names]
+    rows = [_facts(schema[name], _blocks(data, name)) for name in data.column_names]
     frame: pd.DataFrame = require("pandas").DataFrame(rows)
     return frame
 
 
-def _facts(spec: ColumnSpec, values: Any) -> dict[str, Any]:
-    numeric = values.dtype.kind in "iuf" and values.size > 0
-    finite = values[np.isfinite(values)] if numeric else values[:0]
-    known = numeric and finite.size > 0
+def _blocks(data: SampleCollectionMixin, name: str) -> Iterator[Array]:
+    """Yield the rows of a column some thousand at a time."""
+    values, rows = data.collection.numpy(name), data.row_indices
+    for at in range(0, data.n_samples, BLOCK):
+        yield values[at : at + BLOCK] if rows is None else values[rows[at : at + BLOCK]]
+        release(data.collection.maps.values())
+
+
+def _facts(spec: ColumnSpec, blocks: Iterator[Array]) -> dict[str, Any]:
+    numeric = spec.dtype.kind in "iuf"
+    least, most, total, size, count = np.inf, -np.inf, 0.0, 0, 0
+    for block in blocks if numeric else ():
+        finite = block[np.isfinite(block)]
+        size, count = size + block.size, count + finite.size
+        if finite.size:
+            with np.errstate(over="ignore"):
+                total += float(finite.sum(dtype=np.float64))
+            least, most = min(least, float(finite.min())), max(most, float(finite.max()))
     return {
         "domain": spec.domain,
         "key": spec.key,
         "rep": spec.rep,
-        "dtype": "text" if spec.dtype.kind == "O" else str(spec.dtype),
+        "dtype": _dtype(spec),
         "shape": spec.shape,
-        "not_finite": int(values.size - finite.size) if numeric else 0,
-        "min": float(finite.min()) if known else None,
-        "mean": float(finite.mean(dtype=np.float64)) if known else None,
-        "max": float(finite.max()) if known else None,
+        "not_finite": size - count,
+        "min": least if count else None,
+        "mean": total / count if count else None,
+        "max": most if count else None,
     }
+
+
+def _dtype(spec: ColumnSpec) -> str:
+    return "text" if spec.dtype.kind == "O" else str(spec.dtype)
 
 
 def html(data: SampleCollectionMixin, title: str, splits: dict[str, int] | None = None) -> str:
@@ -50,7 +72,7 @@ def html(data: SampleCollectionMixin, title: str, splits: dict[str, int] | None 
     schema = data.collection.schema
     body = "".join(
         f"<tr><td>{spec.domain}</td><td>{escape(spec.key)}</td><td>{escape(spec.rep)}</td>"
-        f"<td>{escape(str(spec.shape or 'scalar'))}</td><td>{escape(str(spec.dtype))}</td></tr>"
+        f"<td>{escape(str(spec.shape or 'scalar'))}</td><td>{_dtype(spec)}</td></tr>"
         for spec in (schema[name] for name in data.column_names)
     )
     parts = ", ".join(f"{escape(name)}: {n}" for name, n in (splits or {}).items())

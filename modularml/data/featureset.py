@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pyarrow as pa
 
-from modularml._typing import IntArray
+from modularml._typing import Columns, IntArray
 from modularml.config import config_registry
 from modularml.context import ExperimentContext
 from modularml.data import packing
+from modularml.data.audit import AuditReport, audit
 from modularml.data.collection import SampleCollection
 from modularml.data.display import describe, html, split_tree
 from modularml.data.making import MakingMixin
@@ -23,7 +24,7 @@ from modularml.data.schema import DOMAINS, RAW
 from modularml.data.transforming import TransformingMixin
 from modularml.data.view import FeatureSetView
 from modularml.diagram import Diagram
-from modularml.errors import ConfigError, DataError, UnknownNameError
+from modularml.errors import ConfigError, DataError, UnknownNameError, expect
 from modularml.io.artifact import read_artifact, write_artifact
 
 if TYPE_CHECKING:
@@ -57,12 +58,8 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
     artifact_kind = "fs"
 
     def __init__(self, label: str, collection: SampleCollection, **kwargs: Any) -> None:
-        if not isinstance(collection, SampleCollection):
-            raise ConfigError(
-                f"collection must be a SampleCollection, got a {type(collection).__name__}; "
-                "use FeatureSet.from_dict, from_pandas, from_numpy or from_pyarrow_table"
-            )
-        self._collection = collection
+        allowed = "a SampleCollection; FeatureSet.from_dict, from_pandas and the like make one"
+        self._collection = expect("collection", collection, SampleCollection, allowed)
         self._splits: dict[str, IntArray] = {}
         self._split_records: list[SplitRecord] = []
         self._scaler_records: list[ScalerRecord] = []
@@ -119,7 +116,7 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
         UnknownNameError
             If there is no such split; the closest names are listed.
         """
-        if split_name not in self._splits:
+        if expect("split_name", split_name, str, "a split's name") not in self._splits:
             raise UnknownNameError(f"split of {self.label!r}", split_name, self._splits)
         return FeatureSetView(self, self._splits[split_name], self.column_names, split_name)
 
@@ -136,6 +133,7 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
         DataError
             If it is a view of another set.
         """
+        expect("split", split, FeatureSetView, "a view of this set")
         if split.source is not self:
             raise DataError(
                 f"split {split.label!r} is a view of {split.source.label!r}, not of {self.label!r}"
@@ -215,7 +213,9 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
 
     # -- files --------------------------------------------------------------------------------
 
-    def save(self, filepath: str | Path, *, overwrite: bool = False) -> Path:
+    def save(
+        self, filepath: str | Path, *, overwrite: bool = False, package_code: bool = False
+    ) -> Path:
         """Write rows, splits, scalers and how they came to be to a file ``name.fs.mml``.
 
         Raises
@@ -233,6 +233,7 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
             lambda: packing.packed(self.get_state()),
             overwrite=overwrite,
             ids={self.node_id: self.label},
+            package_code=package_code,
         )
 
     @classmethod
@@ -240,7 +241,7 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
         cls,
         filepath: str | Path,
         *,
-        allow_packaged_code: bool = False,
+        allow_packaged_code: bool | str = False,
         overwrite: bool = False,
         custom_objects: Mapping[str, Any] | None = None,
         allow_import: Iterable[str] = (),
@@ -252,8 +253,8 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
         ----------
         filepath : path-like
             With or without its suffix.
-        allow_packaged_code : bool
-            Whether code that the author packaged may run.
+        allow_packaged_code : bool or str
+            Whether code that the author packaged may run; see `BaseModel.load`.
         overwrite : bool
             Whether a node with the same id or label makes room. Where it does not, the set gets
             an id of its own and stays out of the active context.
@@ -289,6 +290,37 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
         """Return one row a column: dtype, shape, values that are not finite, and range."""
         return describe(self)
 
+    def audit(
+        self,
+        *,
+        groups: Columns = None,
+        time: Columns = None,
+        tolerance: float = 1e-3,
+        max_rows: int | None = None,
+    ) -> AuditReport:
+        """Look for leaks between the splits, and for columns that spoil a model.
+
+        Parameters
+        ----------
+        groups, time : str or list of str, optional
+            Columns whose equal rows belong together, and by which training comes before testing.
+            Where none are given they are guessed: tags that are named like a group and repeat,
+            columns that a split was grouped by, and dates where single rows were dealt at random.
+            An empty list checks none.
+        tolerance : float
+            How far apart near-duplicate sequences may be (root mean square), and how much of a
+            target a feature may leave, in standard deviations. 0 looks for exact copies only.
+        max_rows : int, optional
+            The most rows of a split in which copies are looked for, evenly spread; None for all.
+
+        Examples
+        --------
+        >>> fs = FeatureSet.from_dict("cells", {"x": [1, 2], "y": [0, 1]}, "x", "y", register=False)
+        >>> fs.audit()
+        audit of 'cells': nothing found
+        """
+        return audit(self, groups, time, tolerance, max_rows)
+
     def visualize(
         self,
         *,
@@ -298,6 +330,8 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
         show_overlaps: bool = True,
     ) -> Diagram:
         """Draw this set and its splits as a tree with counts."""
+        if show_tags not in (True, False, "root"):
+            raise ConfigError(f"show_tags must be True, False or 'root', got {show_tags!r}")
         return split_tree(
             self,
             show_features=show_features,

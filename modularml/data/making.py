@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import pyarrow as pa
 
 from modularml._typing import Array
 from modularml.data import sources
 from modularml.data.collection import SampleCollection
 from modularml.data.schema import SampleSchema
-from modularml.data.selectors import as_list
+from modularml.errors import expect
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +46,9 @@ class MakingMixin:
         DataError
             If columns differ in length, are ragged or have missing values.
         """
-        return cls(label, sources.from_columns(data, feature_keys, target_keys, tag_keys), **kwargs)
+        columns = sources.as_columns(data)
+        made = sources.from_columns(columns, feature_keys, target_keys, tag_keys)
+        return cls(label, made, **kwargs)
 
     @classmethod
     def from_numpy(
@@ -66,6 +69,7 @@ class MakingMixin:
             (``x`` and ``y``); a mapping names its columns.
         tags : mapping of str to ndarray, optional
         """
+        expect("features", features, (Mapping, np.ndarray), "an array or a mapping of arrays")
         parts = [
             p if isinstance(p, Mapping) else {} if p is None else {name: p}
             for name, p in (("x", features), ("y", targets), ("tags", tags))
@@ -84,6 +88,8 @@ class MakingMixin:
         group_by: str | list[str] | None = None,
         tag_cols: str | list[str] | None = None,
         sort_by: str | list[str] | None = None,
+        *,
+        pad: Any = None,
         **kwargs: Any,
     ) -> Self:
         """Make a set from a DataFrame: one row a sample, or one group of rows a sample.
@@ -100,21 +106,22 @@ class MakingMixin:
         tag_cols : str or list of str, optional
         sort_by : str or list of str, optional
             Order of the rows within a group.
+        pad : scalar or mapping of str to scalar, optional
+            What shorter groups are filled up with at their end, by column where it is a mapping.
+            A boolean column ``mask`` of shape ``(length,)``, true where there is data, is added as
+            a tag; name ``mask`` in `feature_cols` to hand it to models. None refuses such groups.
 
         Raises
         ------
         UnknownNameError
             If a column is not there; the closest are listed.
         DataError
-            If a column has missing values, or groups differ in length.
+            If a column has missing values, or groups differ in length and there is no `pad`.
         """
-        return cls(
-            label,
-            sources.from_frame(
-                df, feature_cols, target_cols, tag_cols, group_by=group_by, sort_by=sort_by
-            ),
-            **kwargs,
+        made = sources.from_frame(
+            df, feature_cols, target_cols, tag_cols, group_by=group_by, sort_by=sort_by, pad=pad
         )
+        return cls(label, made, **kwargs)
 
     from_df = from_pandas
 
@@ -126,6 +133,7 @@ class MakingMixin:
 
         Other tables are taken with ``feature_cols=``, ``target_cols=`` and ``tag_cols=``.
         """
+        expect("table", table, pa.Table, "a pyarrow.Table; from_df takes other frames")
         chosen = [kwargs.pop(f"{name}_cols", None) for name in ("feature", "target", "tag")]
         if any(c is not None for c in chosen):
             return cls(label, sources.from_table(table, *chosen), **kwargs)
@@ -153,9 +161,21 @@ class MakingMixin:
         feature_cols: str | list[str],
         target_cols: str | list[str],
         tag_cols: str | list[str] | None = None,
+        *,
+        in_memory: bool | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Make a set from columns of a Parquet file, or of a folder of them."""
-        wanted = as_list(feature_cols) + as_list(target_cols) + as_list(tag_cols)
-        table = sources.read_parquet(path, wanted)
-        return cls(label, sources.from_table(table, feature_cols, target_cols, tag_cols), **kwargs)
+        """Make a set from columns of a Parquet file, or of a folder of them.
+
+        Parameters
+        ----------
+        label : str
+        path : path-like
+        feature_cols, target_cols, tag_cols : str or list of str
+        in_memory : bool, optional
+            Whether the columns are read into memory. Else their numbers are unpacked into
+            temporary files (in ``TMPDIR``, and gone with the set), and read from there batch by
+            batch, so that data larger than memory can be trained on. None: up to 512 MB unpacked.
+        """
+        made = sources.from_parquet(path, feature_cols, target_cols, tag_cols, in_memory)
+        return cls(label, made, **kwargs)

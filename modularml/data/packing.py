@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -20,17 +21,6 @@ from modularml.splitters import BaseSplitter
 
 __all__ = ["packed", "unpacked"]
 
-_SCALER_FIELDS = (
-    "domain",
-    "keys",
-    "scaler",
-    "flattening",
-    "fit_to_split",
-    "merged_axes",
-    "fit_rows",
-)
-_SPLIT_FIELDS = ("splitter", "names", "source", "rows")
-
 
 def packed(state: Mapping[str, Any]) -> dict[str, Any]:
     """Turn what `FeatureSet.get_state` returns into data that a file can hold."""
@@ -38,8 +28,8 @@ def packed(state: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "table": collection.table,
         "splits": dict(state["splits"]),
-        "split_records": [_fields(r, _SPLIT_FIELDS) for r in state["split_records"]],
-        "scaler_records": [_fields(r, _SCALER_FIELDS) for r in state["scaler_records"]],
+        "split_records": [_as_dict(r) for r in state["split_records"]],
+        "scaler_records": [_as_dict(r) for r in state["scaler_records"]],
     }
 
 
@@ -66,8 +56,8 @@ def unpacked(data: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _fields(record: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in names}
+def _as_dict(record: Any) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in fields(record)}
 
 
 def _split_record(data: dict[str, Any], n: int) -> SplitRecord:

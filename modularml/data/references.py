@@ -6,12 +6,14 @@ experiment that runs: by id, else by label, so a script finds its nodes again in
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from modularml.config import Configurable
 from modularml.context import ExperimentContext
-from modularml.data.schema import DOMAINS
+from modularml.data.schema import DOMAINS, TRANSFORMED
 
 if TYPE_CHECKING:
     from modularml.data.featureset import FeatureSet
@@ -70,11 +72,12 @@ class FeatureSetReference(ExperimentNodeReference):
     def columns(self, domain: str, fs: FeatureSet | None = None) -> tuple[str, ...]:
         """Return full column names of a domain, open representations resolved."""
         fs = fs or self.resolve()
-        schema = fs.collection.schema
-        return tuple(
-            name if name.count(".") == 2 else schema.newest(*name.split("."))
-            for name in getattr(self, domain)
-        )
+        schema, given = fs.collection.schema, getattr(self, domain)
+        found = tuple(n if n.count(".") == 2 else schema.newest(*n.split(".")) for n in given)
+        scaled = [n for n, full in zip(given, found, strict=True) if full == f"{n}.{TRANSFORMED}"]
+        if scaled:
+            _say_scaled(fs.label, ", ".join(scaled[:5]) + ", ..." * (len(scaled) > 5))
+        return found
 
     def all_columns(self, fs: FeatureSet | None = None) -> list[str]:
         """Return full names of all columns: features, targets, tags."""
@@ -96,3 +99,14 @@ class FeatureSetColumnReference(ExperimentNodeReference):
     def column(self) -> str:
         """``domain.key.rep``, or ``domain.key`` where the representation was left open."""
         return ".".join(part for part in (self.domain, self.key, self.rep) if part)
+
+
+@cache
+def _say_scaled(label: str, columns: str) -> None:
+    """Say once in a process that a reference means scaled columns."""
+    logging.getLogger(__name__).warning(
+        "note: references to %r that name no rep read the scaled columns of %s; "
+        "fs.reference(rep='raw') reads them as they came",
+        label,
+        columns,
+    )

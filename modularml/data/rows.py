@@ -13,10 +13,11 @@ import pyarrow.compute as pc
 
 from modularml._typing import Array, Columns, IntArray
 from modularml.data.access import SampleCollectionMixin
-from modularml.data.collection import SampleCollection, id_array, id_texts, ids_from_texts
+from modularml.data.collection import SampleCollection
+from modularml.data.ids import id_array, id_texts, ids_from_texts
 from modularml.data.scaling import scaled_by
 from modularml.data.selectors import select_one
-from modularml.errors import ConfigError, DataError, SplitError
+from modularml.errors import ConfigError, DataError, SplitError, expect
 from modularml.predicates import matches
 from modularml.splitters import BaseSplitter, ConditionSplitter, RandomSplitter
 
@@ -107,6 +108,7 @@ class SplitMixin(SampleCollectionMixin):
             If a condition does not give one truth value a row.
         """
         keep = np.ones(self.n_samples, dtype=bool)
+        expect("conditions", conditions, Mapping, "a mapping of column to condition")
         for selector, condition in conditions.items():
             name = select_one(self.collection.schema, selector)
             keep &= matches(condition, self.column(name), column=selector)
@@ -122,7 +124,7 @@ class SplitMixin(SampleCollectionMixin):
         DataError
             If an id is not here; the first one is named.
         """
-        wanted = ids_from_texts(uuids)
+        wanted = ids_from_texts(expect("uuids", uuids, Iterable, "a list of sample ids"))
         found = _places(self._ids(), id_array(wanted))
         lacking = np.flatnonzero(found < 0)
         if len(lacking):
@@ -147,13 +149,13 @@ class SplitMixin(SampleCollectionMixin):
         if order not in ("self", "other"):
             raise ConfigError(f"order must be 'self' or 'other', got {order!r}")
         if order == "other":
-            places = _places(self._ids(), other._ids())
+            places = _places(self._ids(), _ids_of(other))
             return self._view(places[places >= 0], None, label)
-        return self._view(np.flatnonzero(_places(other._ids(), self._ids()) >= 0), None, label)
+        return self._view(np.flatnonzero(_places(_ids_of(other), self._ids()) >= 0), None, label)
 
     def take_difference(self, other: SplitMixin, *, label: str | None = None) -> FeatureSetView:
         """Return the rows that `other` has not, by sample id."""
-        return self._view(np.flatnonzero(_places(other._ids(), self._ids()) < 0), None, label)
+        return self._view(np.flatnonzero(_places(_ids_of(other), self._ids()) < 0), None, label)
 
     # -- columns ------------------------------------------------------------------------------
 
@@ -192,8 +194,7 @@ class SplitMixin(SampleCollectionMixin):
         SplitError
             If a name is taken, or the rows cannot be split as asked. Nothing is changed then.
         """
-        if not isinstance(splitter, BaseSplitter):
-            raise ConfigError(f"splitter must be a BaseSplitter, got a {type(splitter).__name__}")
+        expect("splitter", splitter, BaseSplitter, "a splitter such as RandomSplitter")
         source, every = self._source(), self.collection.names
         parts = splitter.split(self.n_samples, columns=self._columns_for(splitter))
         views = {name: self._view(rows, every, name) for name, rows in parts.items()}
@@ -280,16 +281,12 @@ class SplitMixin(SampleCollectionMixin):
 
     def is_disjoint_with(self, other: SplitMixin) -> bool:
         """Tell whether no row is in both; by index within one source, else by sample id."""
+        expect("other", other, SplitMixin, "a FeatureSet or a view of one")
         if self._source() is other._source():
-            mine, theirs = self._positions(), other._positions()
-            return not np.isin(mine, theirs).any()
-        return bool((_places(other._ids(), self._ids()) < 0).all())
+            return not np.isin(self._positions(), other._positions()).any()
+        return bool((_places(_ids_of(other), self._ids()) < 0).all())
 
     # -- within -------------------------------------------------------------------------------
-
-    def _positions(self) -> IntArray:
-        rows = self.row_indices
-        return np.arange(self.n_samples) if rows is None else rows
 
     def _ids(self) -> pa.Array:
         rows = self.row_indices
@@ -324,7 +321,11 @@ def as_positions(indices: Any) -> IntArray:
         raise DataError(f"indices must be integers, got {rows.dtype}; use filter() for conditions")
     if rows.ndim > 1:
         raise DataError(f"indices must be one-dimensional, got shape {rows.shape}")
-    return rows.astype(np.int64).reshape(-1)
+    return rows.astype(np.int64, copy=False).reshape(-1)
+
+
+def _ids_of(other: Any) -> pa.Array:
+    return expect("other", other, SplitMixin, "a FeatureSet or a view of one")._ids()
 
 
 def _places(among: pa.Array, wanted: pa.Array) -> IntArray:

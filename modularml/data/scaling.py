@@ -14,6 +14,7 @@ from modularml.data.formats import common_dtype, stack
 from modularml.data.schema import TRANSFORMED, SampleSchema
 from modularml.errors import DataError, ScalerError, ShapeError
 from modularml.scalers.flattening import Flattening, flatten
+from modularml.scalers.registry import SKLEARN
 from modularml.scalers.scaler import Scaler
 
 __all__ = [
@@ -137,8 +138,12 @@ def fit_record(
     fit_to_split: str | None,
     fit_rows: IntArray | None,
     merged_axes: int | tuple[int, ...] | None,
+    blocks: Iterable[Array] | None = None,
 ) -> ScalerRecord:
     """Fit a clone of a scaler on some rows of some columns.
+
+    Where these rows are given as `blocks` of stacked columns, a scaler that can learn bit by bit
+    does.
 
     Raises
     ------
@@ -153,15 +158,36 @@ def fit_record(
                 f"column {key!r} holds {values.dtype}, not numbers; choose keys= without it"
             )
     wrapped = scaler.clone_unfitted() if isinstance(scaler, Scaler) else Scaler(scaler)
-    rows = stack_columns(columns, fit_rows)
-    if not len(rows):
-        where = "" if fit_to_split is None else f" in split {fit_to_split!r}"
+    where = "" if fit_to_split is None else f" in split {fit_to_split!r}"
+    n_rows = len(next(iter(columns.values())) if fit_rows is None else fit_rows)
+    if not n_rows:
         raise ScalerError(f"there are no rows to fit on{where}")
-    flat, flattening = flatten(rows, merged_axes)
-    wrapped.fit(flat)
+    if blocks is None or not hasattr(wrapped.wrapped, "partial_fit"):
+        flat, flattening = flatten(stack_columns(columns, fit_rows), merged_axes)
+        wrapped.fit(flat)
+    else:
+        for block in blocks:
+            flat, flattening = flatten(block, merged_axes)
+            wrapped.partial_fit(flat)
+    asked = columns.items() if n_rows > 1 and wrapped.scaler in SKLEARN else ()
+    constant = [key for key, values in asked if _is_constant(values, fit_rows)]
+    if constant:
+        warnings.warn(
+            f"{constant} hold one value in all {n_rows} rows{where}, which {wrapped.scaler_name} "
+            "makes a constant that tells a model nothing; leave them out with keys=",
+            stacklevel=3,
+        )
     return ScalerRecord(
         domain, tuple(columns), wrapped, flattening, fit_to_split, merged_axes, fit_rows
     )
+
+
+def _is_constant(values: Array, rows: IntArray | None) -> bool:
+    few = np.array([0, len(values) // 2, -1]) if rows is None else rows[[0, len(rows) // 2, -1]]
+    first = values[few[0]]
+    if not (values[few] == first).all():  # so it is nearly always known at once
+        return False
+    return bool(((values if rows is None else values[rows]) == first).all())
 
 
 def stack_columns(columns: Mapping[str, Array], rows: IntArray | None = None) -> Array:

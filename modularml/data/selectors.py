@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from types import NoneType
 
 from modularml._typing import Columns
 from modularml.data.schema import DOMAINS, RAW, SampleSchema
-from modularml.errors import UnknownNameError
+from modularml.errors import UnknownNameError, expect
 
 __all__ = ["as_list", "select", "select_one"]
 
@@ -16,7 +17,9 @@ def as_list(value: str | Sequence[str] | None) -> list[str]:
     """Return a list: none, one or several names."""
     if value is None:
         return []
-    return [value] if isinstance(value, str) else list(value)
+    if isinstance(value, str):
+        return [value]
+    return list(expect("columns", value, Iterable, "a name or a list of names"))
 
 
 def select(
@@ -52,6 +55,7 @@ def select(
     UnknownNameError
         If a selector fits no column; the closest names are listed.
     """
+    expect("rep", rep, (str, NoneType), "a representation such as 'raw', or None")
     given = {"features": features, "targets": targets, "tags": tags}
     if columns is None and all(v is None for v in given.values()):
         found = [name for name in names if rep is None or schema[name].rep == rep]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from modularml.data.rows import SplitMixin
 from modularml.data.scaling import ScalerRecord
 from modularml.data.schema import DOMAINS, RAW, TRANSFORMED
 from modularml.data.selectors import as_list
+from modularml.data.sources import as_columns
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, ScalerError, ShapeError, UnknownNameError
 from modularml.scalers.scaler import Scaler
@@ -76,19 +78,20 @@ class TransformingMixin(SplitMixin):
         """
         chosen = self._domain_keys(domain, keys)
         rows = None if fit_to_split is None else self.get_split(fit_to_split).valid_indices
-        columns = {key: self._newest(domain, key) for key in chosen}
+        names = {key: self._collection.schema.newest(domain, key) for key in chosen}
         record = scaling.fit_record(
             scaler,
-            columns,
+            {key: self._collection.numpy(name) for key, name in names.items()},
             domain=domain,
             fit_to_split=fit_to_split,
             fit_rows=rows,
             merged_axes=merged_axes,
+            blocks=self._collection.blocks(list(names.values()), rows),
         )
-        new = record.apply(columns)
+        new = _with_transformed(self._collection, domain, names, record.apply)
         if fit_to_split is None and self._splits:
             scaling.warn_unsplit(str(self.label))
-        self._set_transformed(domain, new)
+        self._collection = new
         self._scaler_records.append(record)
 
     def undo_last_transform(self, domain: str, keys: str | list[str] | None = None) -> None:
@@ -115,6 +118,8 @@ class TransformingMixin(SplitMixin):
         ScalerError
             If a scaler covers other keys too; nothing is changed then.
         """
+        if domain is not None and domain not in DOMAINS:
+            raise UnknownNameError("domain", domain, DOMAINS)
         wanted = None if keys is None else self._keys_of(domain, keys)
         kept = []
         for record in self._scaler_records:
@@ -170,6 +175,8 @@ class TransformingMixin(SplitMixin):
         """
         keys = self._domain_keys(domain, columns)
         values = np.asarray(data)
+        if values.dtype.kind not in "biuf":
+            raise DataError(f"data must be numbers, got {values.dtype}")
         schema = self._collection.schema
         shape = schema[schema.newest(domain, keys[0])].shape
         full = (len(values) if values.ndim else -1, len(keys), *shape)
@@ -188,30 +195,34 @@ class TransformingMixin(SplitMixin):
         )
         return np.stack([found[key] for key in keys], axis=1).reshape(values.shape)
 
-    def transform_new(
-        self, columns: Mapping[str, Array], *, domain: str = "features"
-    ) -> dict[str, Array]:
-        """Apply the recorded scalers of a domain to new raw columns.
+    def transform_new(self, data: Any, *, domain: str | None = None) -> dict[str, Any]:
+        """Apply the recorded scalers to new raw rows.
 
         Parameters
         ----------
-        columns : mapping of str to array-like, shape (n, *shape), or DataFrame
+        data : mapping of str to array-like, shape (n, *shape), or frame
             Raw values by key, in the units of this set. Not changed.
-        domain : {'features', 'targets', 'tags'}
+        domain : {'features', 'targets', 'tags'}, optional
+            Scale columns of this domain alone.
 
         Returns
         -------
         dict of str to ndarray
-            Every given column in its newest representation.
+            Every given column in its newest representation; columns that this set has not are
+            returned as they came.
+
+        Raises
+        ------
+        DataError
+            If a column is missing that was scaled together with one that is given.
         """
-        known = set(self._domain_keys(domain, None))
-        new = {
-            key: values if isinstance(values, np.ndarray) else to_numpy(to_arrow(values, key))
-            for key, values in columns.items()
-            if key in known
-        }
-        records = [r for r in self._scaler_records if r.domain == domain and set(r.keys) & set(new)]
-        return {**columns, **new, **scaling.apply_records(records, new)}
+        found = as_columns(data)
+        for each in DOMAINS if domain is None else (domain,):
+            known = self._domain_keys(each, None) if domain else self._collection.schema.keys(each)
+            new = {k: to_numpy(to_arrow(found[k], k)) for k in known if k in found}
+            own = [r for r in self._scaler_records if r.domain == each and set(r.keys) & set(new)]
+            found |= {**new, **scaling.apply_records(own, new)}
+        return found
 
     # -- within -------------------------------------------------------------------------------
 
@@ -234,9 +245,6 @@ class TransformingMixin(SplitMixin):
             k for key in chosen for k in self._domain_keys(domain or schema.domain_of(key), key)
         }
 
-    def _newest(self, domain: str, key: str) -> Array:
-        return self._collection.numpy(self._collection.schema.newest(domain, key))
-
     def _raw_rows(
         self, domain: str, sample_uuids: Iterable[Any] | None, n: int
     ) -> dict[str, Array] | None:
@@ -247,30 +255,46 @@ class TransformingMixin(SplitMixin):
             raise ShapeError(f"sample_uuids must name the {n} rows of data, got {len(view)} ids")
         return {k: view.column(f"{domain}.{k}.{RAW}") for k in self._collection.schema.keys(domain)}
 
-    def _set_transformed(self, domain: str, columns: Mapping[str, Array]) -> None:
-        named = {f"{domain}.{key}.{TRANSFORMED}": values for key, values in columns.items()}
-        self._collection = self._collection.with_columns(named)
-
     def _replay(self, records: list[ScalerRecord]) -> None:
         """Keep only these scalers, their columns computed again from the raw ones."""
         gone = [r for r in self._scaler_records if r not in records]
-        new: dict[str, Array] = {}
+        self._check_raw([*gone, *records])
+        old, kept = _written(gone), _written(records)
+        collection = self._collection.without_columns(
+            [name for name in self._collection.names if name in old - kept]
+        )
         for domain in {record.domain for record in gone}:
-            new |= self._recomputed(domain, [r for r in records if r.domain == domain])
-        old = {f"{r.domain}.{key}.{TRANSFORMED}" for r in gone for key in r.keys}
-        self._collection = self._collection.without_columns(
-            [name for name in self.column_names if name in old and name not in new]
-        ).with_columns(new)
-        self._scaler_records = records
+            own = [r for r in records if r.domain == domain]
+            names = {key: f"{domain}.{key}.{RAW}" for r in own for key in r.keys}
+            if own:
+                apply = partial(scaling.apply_records, own)
+                collection = _with_transformed(collection, domain, names, apply)
+        self._collection, self._scaler_records = collection, records
 
-    def _recomputed(self, domain: str, records: list[ScalerRecord]) -> dict[str, Array]:
-        names = {k: f"{domain}.{k}.{RAW}" for k in self._collection.schema.keys(domain)}
-        for key, name in names.items():
-            if name not in self._collection.schema.columns:
-                raise ScalerError(
-                    f"column {key!r} of {self.label!r} has no raw values, so its scalers cannot be "
-                    "taken back"
-                )
-        raw = {key: self._collection.numpy(name) for key, name in names.items()}
-        found = scaling.apply_records(records, raw)
-        return {f"{domain}.{key}.{TRANSFORMED}": values for key, values in found.items()}
+    def _check_raw(self, records: Iterable[ScalerRecord]) -> None:
+        for record in records:
+            for key in record.keys:
+                if RAW not in self._collection.schema.reps(record.domain, key):
+                    raise ScalerError(
+                        f"column {key!r} of {self.label!r} has no raw values, so its scalers "
+                        "cannot be taken back"
+                    )
+
+
+def _written(records: Iterable[ScalerRecord]) -> set[str]:
+    return {f"{r.domain}.{key}.{TRANSFORMED}" for r in records for key in r.keys}
+
+
+def _with_transformed(
+    collection: SampleCollection,
+    domain: str,
+    names: Mapping[str, str],
+    apply: Callable[[dict[str, Array]], dict[str, Array]],
+) -> SampleCollection:
+    """Return a table with what `apply` makes of columns, given as key to full name."""
+
+    def compute(columns: dict[str, Array]) -> dict[str, Array]:
+        new = apply({key: columns[name] for key, name in names.items()})
+        return {f"{domain}.{key}.{TRANSFORMED}": values for key, values in new.items()}
+
+    return collection.with_computed(list(names.values()), compute)

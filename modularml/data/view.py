@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modularml._typing import IntArray
-from modularml.context import ExperimentContext
+from modularml.context import ExperimentContext, ExperimentNode
 from modularml.data.collection import SampleCollection
 from modularml.data.display import describe, html
 from modularml.data.rows import SplitMixin, as_positions
-from modularml.errors import DataError
+from modularml.data.selectors import as_list
+from modularml.errors import DataError, expect
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,15 +49,18 @@ class FeatureSetView(SplitMixin):
     label: str | None = None
 
     def __post_init__(self) -> None:
+        expect("source", self.source, ExperimentNode, "a FeatureSet")
         rows = as_positions(self.indices)
         if rows.size and (rows.min() < -1 or rows.max() >= self.source.n_samples):
             raise DataError(
                 f"row indices must lie between 0 and {self.source.n_samples - 1} "
                 f"(-1 for padding), got {rows.min()} to {rows.max()}"
             )
-        rows.flags.writeable = False
+        if rows.flags.writeable:
+            rows = rows.copy() if np.may_share_memory(rows, self.indices) else rows
+            rows.flags.writeable = False
         object.__setattr__(self, "indices", rows)
-        object.__setattr__(self, "columns", list(self.columns))
+        object.__setattr__(self, "columns", as_list(self.columns))
         for name in self.columns:
             self.source.collection.schema[name]
 

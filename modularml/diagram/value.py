@@ -21,7 +21,7 @@ __all__ = ["Diagram"]
 SUFFIXES = (".svg", ".html", ".mmd", ".txt", ".png", ".pdf")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagram:
     """Boxes joined by arrows, shown as a picture in notebooks and as text elsewhere.
 
@@ -119,7 +119,7 @@ class Diagram:
     def _repr_html_(self) -> str:
         return f'<div style="overflow-x:auto">{self.to_svg()}</div>'
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.to_text()
 
 

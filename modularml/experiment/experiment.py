@@ -9,6 +9,7 @@ from typing import Any
 from modularml.config import config_registry, decode, encode
 from modularml.context import ExperimentContext, RegistrationPolicy
 from modularml.errors import ConfigError
+from modularml.experiment.auditing import Auditor
 from modularml.experiment.callback import ExperimentCallback
 from modularml.experiment.checkpointing import (
     EXPERIMENT_SAVE_ON,
@@ -42,6 +43,9 @@ class Experiment(ExperimentFiles):
     checkpointing : Checkpointing, optional
         Keeps the whole experiment's state at the ends of phases and groups.
     callbacks : list of ExperimentCallback, optional
+    audit : {'warn', 'error', 'off'}
+        What a quick `FeatureSet.audit` of the rows does that a training phase is about to read:
+        warn of what it finds, once for each version of the data, or refuse to run.
 
     Examples
     --------
@@ -57,10 +61,13 @@ class Experiment(ExperimentFiles):
         ctx: ExperimentContext | None = None,
         checkpointing: Checkpointing | None = None,
         callbacks: list[ExperimentCallback] | None = None,
+        *,
+        audit: str = "warn",
     ) -> None:
         if not isinstance(label, str) or not label:
             raise ConfigError(f"label must be a string that is not empty, got {label!r}")
         self.label = label
+        self._auditor = Auditor(audit)
         if ctx is not None and not isinstance(ctx, ExperimentContext):
             raise TypeError(f"ctx must be an ExperimentContext or None, got {ctx!r}")
         fresh = ctx is None
@@ -87,11 +94,12 @@ class Experiment(ExperimentFiles):
         registration_policy: RegistrationPolicy | str | None = None,
         checkpointing: Checkpointing | None = None,
         callbacks: list[ExperimentCallback] | None = None,
+        *,
+        audit: str = "warn",
     ) -> Experiment:
         """Make an experiment of the nodes and the graph that were made so far."""
-        return cls(
-            label, registration_policy, ExperimentContext.get_active(), checkpointing, callbacks
-        )
+        ctx = ExperimentContext.get_active()
+        return cls(label, registration_policy, ctx, checkpointing, callbacks, audit=audit)
 
     # -- what there is ------------------------------------------------------------------------
 
@@ -104,6 +112,11 @@ class Experiment(ExperimentFiles):
     def model_graph(self) -> ModelGraph | None:
         """The graph of the context, or None."""
         return self._ctx.model_graph
+
+    @property
+    def audit(self) -> str:
+        """What an audit of the rows does before they are trained on: warn, error or off."""
+        return self._auditor.mode
 
     @property
     def execution_plan(self) -> PhaseGroup:
@@ -157,7 +170,7 @@ class Experiment(ExperimentFiles):
             raise ConfigError(
                 "the execution plan is empty; add phases to experiment.execution_plan"
             )
-        found: PhaseGroupResults = self._recorded(self._whole, self._plan.label, kwargs)
+        found: PhaseGroupResults = self._recorded(self._whole, self._plan, kwargs)
         return found
 
     def run_phase(self, phase: ExperimentPhase, **kwargs: Any) -> Any:
@@ -175,7 +188,7 @@ class Experiment(ExperimentFiles):
         TrainResults, EvalResults or other PhaseResults
         """
         self._check(phase, ExperimentPhase)
-        return self._recorded(lambda runner, into: runner.phase(phase, into), phase.label, kwargs)
+        return self._recorded(lambda runner, into: runner.phase(phase, into), phase, kwargs)
 
     def run_group(self, group: PhaseGroup, **kwargs: Any) -> PhaseGroupResults:
         """Run a group of phases, whether or not it is in the plan; see `run_phase`."""
@@ -187,7 +200,7 @@ class Experiment(ExperimentFiles):
             runner.notify("on_group_end", phase_group=group)
             return into
 
-        found: PhaseGroupResults = self._recorded(work, group.label, kwargs)
+        found: PhaseGroupResults = self._recorded(work, group, kwargs)
         return found
 
     def stream(self, phase: ExperimentPhase, **kwargs: Any) -> Iterator[Event]:
@@ -305,6 +318,7 @@ class Experiment(ExperimentFiles):
                 "execution_plan": encode(self._plan),
                 "checkpointing": encode(self._checkpointing),
                 "callbacks": [encode(c) for c in self._callbacks],
+                "audit": self.audit,
             }
 
     @classmethod
@@ -322,6 +336,7 @@ class Experiment(ExperimentFiles):
             ctx,
             decode(config["checkpointing"]),
             [decode(c) for c in config["callbacks"]],
+            audit=config.get("audit", "warn"),
         )
         new._plan = decode(config["execution_plan"])
         return new
@@ -361,9 +376,11 @@ class Experiment(ExperimentFiles):
             f"{len(self._history)} runs)"
         )
 
-    def _recorded(self, work: Any, label: str, flags: dict[str, Any]) -> Any:
+    def _recorded(
+        self, work: Any, item: ExperimentPhase | PhaseGroup, flags: dict[str, Any]
+    ) -> Any:
         runner = Runner(self, flags)
-        with self._ctx.activate(), runner.recording(label) as into:
+        with self._ctx.activate(), runner.recording(item) as into:
             return work(runner, into)
 
     def _whole(self, runner: Runner, into: PhaseGroupResults) -> PhaseGroupResults:

@@ -148,14 +148,13 @@ class Feed:
     def _stream(self, slot: InputSlot, column: Any, batches: list[EpochBatches]) -> Iterator[Any]:
         bound = self.bound[slot.source]
         own = batches[bound.group]
-        rows = own.rows[slot.role]
-        if slot.node_id is None:
-            rows = bound.view.valid_indices[rows]
+        among = bound.view.valid_indices if slot.node_id is None else None
         room = self._room.setdefault(slot, []) if self.reuses_memory else None
         upload = None
         if self.pin_memory and slot.node_id is None:
             upload = partial(self.plan.adapter.upload, device=self.plan.device)
-        return pieces(self.plan.adapter, column, rows, own.sizes, room, upload)
+        rows = own.rows[slot.role]
+        return pieces(self.plan.adapter, column, rows, own.sizes, room, among, upload)
 
     def _column(self, slot: InputSlot) -> Any:
         view = self.bound[slot.source].view

@@ -14,7 +14,7 @@ from modularml.errors import ConfigError, MMLKindError, UnknownNameError
 from modularml.experiment.checkpointing import Checkpointing
 from modularml.experiment.group import PhaseGroup
 from modularml.experiment.stored_history import packed_history, plain_state, unpacked_history
-from modularml.graph.files import graph_from
+from modularml.graph.files import ContextYaml, graph_from
 from modularml.graph.model_graph import ModelGraph
 from modularml.io import inspect, limits
 from modularml.io.artifact import Contents, read_artifact, write_artifact
@@ -26,10 +26,11 @@ __all__ = ["ExperimentFiles"]
 _SUFFIX = ".ckpt.mml"
 
 
-class ExperimentFiles:
+class ExperimentFiles(ContextYaml):
     """`save`, `load` and checkpoints of an `Experiment`."""
 
     artifact_kind = "exp"
+    makes_nodes = True
     label: str
     _ctx: ExperimentContext
     _plan: PhaseGroup
@@ -37,7 +38,9 @@ class ExperimentFiles:
     _checkpointing: Checkpointing | None
     _checkpoint_dir: Path | None = None
 
-    def save(self, filepath: str | Path, *, overwrite: bool = False) -> Path:
+    def save(
+        self, filepath: str | Path, *, overwrite: bool = False, package_code: bool = False
+    ) -> Path:
         """Write everything to a file ``name.exp.mml``: rows, graph, weights, plan and history.
 
         Raises
@@ -48,7 +51,7 @@ class ExperimentFiles:
             If a part cannot be stored as data, or the file not be written.
         """
         config: Any = self.get_config  # type: ignore[attr-defined]
-        return self._write(filepath, "exp", config, self._file_state, overwrite)
+        return self._write(filepath, "exp", config, self._file_state, overwrite, package_code)
 
     @classmethod
     def load(
@@ -56,7 +59,7 @@ class ExperimentFiles:
         filepath: str | Path,
         *,
         checkpoint_dir: str | Path | None = None,
-        allow_packaged_code: bool = False,
+        allow_packaged_code: bool | str = False,
         overwrite: bool = False,
         custom_objects: Mapping[str, Any] | None = None,
         allow_import: Iterable[str] = (),
@@ -69,8 +72,8 @@ class ExperimentFiles:
             With or without its suffix.
         checkpoint_dir : path-like, optional
             Folder for its checkpoints from now on.
-        allow_packaged_code : bool
-            Whether code that the author packaged may run.
+        allow_packaged_code : bool or str
+            Whether code that the author packaged may run; see `BaseModel.load`.
         overwrite : bool
             Whether nodes with the same ids or labels, and the graph of the active context, make
             room. Where they do not, the experiment has a context of its own, its ``ctx``.
@@ -205,7 +208,13 @@ class ExperimentFiles:
     # -- within -------------------------------------------------------------------------------
 
     def _write(
-        self, filepath: str | Path, kind: str, config: Any, state: Any, overwrite: bool
+        self,
+        filepath: str | Path,
+        kind: str,
+        config: Any,
+        state: Any,
+        overwrite: bool,
+        package_code: bool = False,
     ) -> Path:
         graph = self._ctx.model_graph
         return write_artifact(
@@ -217,6 +226,7 @@ class ExperimentFiles:
             overwrite=overwrite,
             ids={i: node.label for i, node in self._ctx.available_nodes.items()},
             facts={"backends": {} if graph is None else graph._file_backends()},
+            package_code=package_code,
         )
 
     def _checkpoint_to(self, path: Path, overwrite: bool, meta: dict[str, Any] | None) -> Path:
@@ -269,7 +279,9 @@ def _built(cls: Any, contents: Contents, ctx: ExperimentContext) -> Any:
         graph = graph_from(ModelGraph, config["model_graph"]["params"], contents.ids)
         graph._set_file_state(state["model_graph"])
     callbacks = [decode(c) for c in config["callbacks"]]
-    new = cls(config["label"], None, ctx, decode(config["checkpointing"]), callbacks)
+    kept = decode(config["checkpointing"])
+    audit = config.get("audit", "warn")  # files of the first format have none
+    new = cls(config["label"], None, ctx, kept, callbacks, audit=audit)
     new._plan = decode(config["execution_plan"])
     set_plan_states(new._plan, state["plan"])
     new._history = unpacked_history(state["history"])

@@ -12,6 +12,7 @@ from modularml.experiment.callback import Callback
 from modularml.experiment.phase import ExperimentPhase
 from modularml.experiment.phases import EvalPhase, TrainPhase
 from modularml.experiment.schedule import BatchSchedulingPolicy
+from modularml.graph.files import ContextYaml
 from modularml.training import AppliedLoss
 
 __all__ = ["PhaseGroup"]
@@ -19,7 +20,7 @@ __all__ = ["PhaseGroup"]
 T = TypeVar("T")
 
 
-class PhaseGroup(Configurable):
+class PhaseGroup(Configurable, ContextYaml):
     """Phases and groups of phases under one label.
 
     Parameters

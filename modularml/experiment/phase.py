@@ -19,6 +19,7 @@ from modularml.experiment.feed import Feed
 from modularml.experiment.recording import ResultRecording
 from modularml.experiment.results import PhaseResults
 from modularml.experiment.schedule import BatchSchedulingPolicy
+from modularml.graph.files import ContextYaml
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.node import GraphNode
 from modularml.graph.running import run_step
@@ -29,7 +30,7 @@ from modularml.training import AppliedLoss
 __all__ = ["ExperimentPhase"]
 
 
-class ExperimentPhase(Configurable):
+class ExperimentPhase(Configurable, ContextYaml):
     """One stretch of work on the graph of an experiment.
 
     Parameters

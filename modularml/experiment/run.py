@@ -136,11 +136,12 @@ class Runner:
                 pass
 
     @contextmanager
-    def recording(self, label: str) -> Iterator[PhaseGroupResults]:
+    def recording(self, item: ExperimentPhase | PhaseGroup) -> Iterator[PhaseGroupResults]:
         """Make what a block does one entry of the history, whatever comes of it."""
-        run = ExperimentRun(label, datetime.now(UTC), results=PhaseGroupResults(label))
+        run = ExperimentRun(item.label, datetime.now(UTC), results=PhaseGroupResults(item.label))
         self.experiment._history.append(run)
         try:
+            self.experiment._auditor.look(item, self.experiment.ctx)
             yield run.results
             run.status = "completed"
         except BaseException as error:

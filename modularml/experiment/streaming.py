@@ -26,7 +26,7 @@ def stream_events(
     """
     runner = Runner(experiment, flags)
     results = phase.results_class(phase.label)
-    with runner.recording(phase.label) as into:
+    with runner.recording(phase) as into:
         epochs: Any = runner.epochs(phase, results, into)
         try:
             while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,21 +12,44 @@ from modularml.context import ExperimentContext
 from modularml.errors import MMLKindError
 from modularml.io import limits
 from modularml.io.artifact import Contents, read_artifact, write_artifact
+from modularml.io.yamltext import YamlMixin
 from modularml.training import Optimizer
 
-__all__ = ["GraphFiles", "graph_from", "use_ids"]
+__all__ = ["ContextYaml", "GraphFiles", "graph_from", "use_ids"]
 
 
-class GraphFiles:
+class ContextYaml(YamlMixin):
+    """YAML of what refers to nodes: they go by label, and are found in the active context."""
+
+    def _yaml_labels(self) -> Mapping[str, str]:
+        ctx: ExperimentContext = getattr(self, "_ctx", None) or ExperimentContext.get_active()
+        return {node_id: node.label for node_id, node in ctx.available_nodes.items()}
+
+    @classmethod
+    def _yaml_ids(cls) -> dict[str, str]:
+        ctx = ExperimentContext.get_active()
+        nodes = ctx.available_featuresets if cls.makes_nodes else ctx.available_nodes
+        return {node.label: node_id for node_id, node in nodes.items()}
+
+    @classmethod
+    def _yaml_room(cls) -> AbstractContextManager[Any]:
+        ctx = ExperimentContext.get_active()
+        return ctx.beside(see_sets=True) if cls.makes_nodes else nullcontext()
+
+
+class GraphFiles(ContextYaml):
     """`save`, `load` and checkpoints of a `ModelGraph`."""
 
     artifact_kind = "mg"
+    makes_nodes = True
     _ctx: ExperimentContext
     _nodes: dict[str, Any]
     _optimizer: Optimizer | None
     label: str
 
-    def save(self, filepath: str | Path, *, overwrite: bool = False) -> Path:
+    def save(
+        self, filepath: str | Path, *, overwrite: bool = False, package_code: bool = False
+    ) -> Path:
         """Write nodes, weights and optimizers to a file ``name.mg.mml``; rows are not in it.
 
         Raises
@@ -35,14 +59,15 @@ class GraphFiles:
         MMLError
             If a part cannot be stored as data, or the file not be written.
         """
-        return self._write(filepath, "mg", self.get_config, overwrite)  # type: ignore[attr-defined]
+        config: Any = self.get_config  # type: ignore[attr-defined]
+        return self._write(filepath, "mg", config, overwrite, package_code)
 
     @classmethod
     def load(
         cls,
         filepath: str | Path,
         *,
-        allow_packaged_code: bool = False,
+        allow_packaged_code: bool | str = False,
         overwrite: bool = False,
         custom_objects: Mapping[str, Any] | None = None,
         allow_import: Iterable[str] = (),
@@ -53,8 +78,8 @@ class GraphFiles:
         ----------
         filepath : path-like
             With or without its suffix.
-        allow_packaged_code : bool
-            Whether code that the author packaged may run.
+        allow_packaged_code : bool or str
+            Whether code that the author packaged may run; see `BaseModel.load`.
         overwrite : bool
             Whether nodes with the same ids or labels, and the graph of the active context, make
             room. Where they do not, the loaded graph has a context of its own.
@@ -127,7 +152,14 @@ class GraphFiles:
             graph.set_state(before)
             raise
 
-    def _write(self, filepath: str | Path, kind: str, config: Any, overwrite: bool) -> Path:
+    def _write(
+        self,
+        filepath: str | Path,
+        kind: str,
+        config: Any,
+        overwrite: bool,
+        package_code: bool = False,
+    ) -> Path:
         return write_artifact(
             filepath,
             kind,
@@ -138,6 +170,7 @@ class GraphFiles:
             ids={i: node.label for i, node in self._nodes.items()},
             others={i: fs.label for i, fs in self._ctx.available_featuresets.items()},
             facts={"backends": self._file_backends()},
+            package_code=package_code,
         )
 
     def _file_backends(self) -> dict[str, str]:

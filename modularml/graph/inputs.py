@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ from modularml.backends import BackendAdapter
 from modularml.data.batch import Batch, BatchView, RoleData, SampleData
 from modularml.data.collection import SampleCollection
 from modularml.data.execution import ExecutionContext
-from modularml.data.formats import stack
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, GraphError
 from modularml.graph.plan import InputSlot, StepPlan
@@ -20,6 +20,8 @@ from modularml.graph.plan import InputSlot, StepPlan
 __all__ = ["column_tensor", "fill", "frozen_outputs", "pieces"]
 
 CHUNK_BYTES = 32 * 2**20
+LEAST_ROW = 64
+"""Bytes that a row is reckoned with at least: its number and its place in a chunk take some too."""
 
 
 def column_tensor(
@@ -27,12 +29,15 @@ def column_tensor(
 ) -> Any:
     """Return the stacked columns of a slot for all rows, as one tensor.
 
-    It is made once for each state of the data and kept with it.
+    It is made once for each state of the data and kept with it; columns that lie in files stay
+    there, and rows of them are read when they are gathered.
 
     Returns
     -------
     tensor, shape (n_rows, *shape)
     """
+    if collection.is_mapped(slot.columns):
+        return _InFiles(adapter, collection, slot, device)
     key = (adapter.backend, slot.columns, slot.dtype, slot.shape, str(device))
     if key not in collection.tensors:
         values = _stacked(collection, slot)
@@ -46,6 +51,7 @@ def pieces(
     rows: IntArray,
     sizes: list[int],
     room: list[Any] | None = None,
+    among: IntArray | None = None,
     upload: Callable[[Any], Any] | None = None,
 ) -> Iterator[Any]:
     """Yield batches of a column.
@@ -62,17 +68,20 @@ def pieces(
         Rows in each batch.
     room : list, optional
         Holds the memory of an earlier call, which is used again: its batches are gone then.
+    among : ndarray of int64, optional
+        Rows of the column that `rows` are places in.
     upload : callable, optional
         Copies each chunk to where the batches are wanted.
     """
-    row_bytes = max(1, adapter.row_bytes(column))
+    row_bytes = max(LEAST_ROW, adapter.row_bytes(column[:1]))
     batches = max(1, CHUNK_BYTES // (row_bytes * max(1, max(sizes, default=1))))
     at = 0
     for first in range(0, len(sizes), batches):
         own = sizes[first : first + batches]
         n = sum(own)
         into = room[0][:n] if room and len(room[0]) >= n else None
-        chunk = adapter.gather(column, rows[at : at + n], into)
+        part = rows[at : at + n]
+        chunk = _gather(adapter, column, part if among is None else among[part], into)
         if room is not None and into is None:
             room[:] = [chunk]
         if upload is not None:
@@ -98,12 +107,12 @@ def frozen_outputs(plan: StepPlan, node_id: str, view: FeatureSetView) -> Any | 
     columns = [
         column_tensor(adapter, view.collection, slot, static.device) for slot in static.slots
     ]
-    width = max(1, sum(map(adapter.row_bytes, columns)))
+    width = max(1, sum(adapter.row_bytes(column[:1]) for column in columns))
     size = int(np.clip(CHUNK_BYTES // width, 64, 4096))
     step = static.eval_step()
 
     def run(part: IntArray) -> Any:
-        return step([adapter.gather(c, part) for c in columns])[1][place]
+        return step([_gather(adapter, c, part) for c in columns])[1][place]
 
     with adapter.modes(static.modes):
         if not _repeatable(adapter, run, rows[:64]):
@@ -135,7 +144,7 @@ def _from_given(plan: StepPlan, ctx: ExecutionContext, slot: InputSlot) -> Any:
     if isinstance(given, BatchView):
         rows = given.role_indices[slot.role]
         column = column_tensor(plan.adapter, given.source.collection, slot, plan.device)
-        return plan.adapter.gather(column, np.ascontiguousarray(rows))
+        return _gather(plan.adapter, column, np.ascontiguousarray(rows))
     if isinstance(given, Batch):
         given = given.role_data
     if isinstance(given, RoleData):
@@ -157,8 +166,34 @@ def _from_samples(plan: StepPlan, slot: InputSlot, given: Any) -> Any:
     return given
 
 
-def _stacked(collection: SampleCollection, slot: InputSlot) -> Array:
-    values = stack({name: collection.numpy(name) for name in slot.columns})
+@dataclass(frozen=True)
+class _InFiles:
+    """The stacked columns of a slot, as `column_tensor` gives them, where they lie in files."""
+
+    adapter: BackendAdapter
+    collection: SampleCollection
+    slot: InputSlot
+    device: Any
+
+    def __len__(self) -> int:
+        return self.collection.n_samples
+
+    def __getitem__(self, rows: slice) -> Any:
+        return self.gather(np.arange(len(self))[rows])
+
+    def gather(self, rows: IntArray) -> Any:
+        values = _stacked(self.collection, self.slot, rows)
+        return self.adapter.from_numpy(values, dtype=self.slot.dtype, device=self.device)
+
+
+def _gather(adapter: BackendAdapter, column: Any, rows: IntArray, into: Any = None) -> Any:
+    if isinstance(column, _InFiles):
+        return column.gather(rows)
+    return adapter.gather(column, rows, into)
+
+
+def _stacked(collection: SampleCollection, slot: InputSlot, rows: IntArray | None = None) -> Array:
+    values = collection.gather(slot.columns, rows)
     if values.dtype.kind not in "biuf":
         raise DataError(f"columns {list(slot.columns)} hold {values.dtype}; a model takes numbers")
     return values if slot.shape is None else values.reshape(len(values), *slot.shape)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from modularml._optional import require
 from modularml._typing import Array
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.batch import as_numpy
@@ -15,6 +14,7 @@ from modularml.data.columns import to_arrow, to_numpy
 from modularml.data.execution import Leaf
 from modularml.data.formats import convert_array, stack
 from modularml.data.schema import RAW
+from modularml.data.sources import as_columns
 from modularml.errors import ConfigError, DataError, GraphError, NotFittedError, ScalerError
 from modularml.graph.plan import InputSlot
 from modularml.graph.running import GraphRunning
@@ -47,8 +47,8 @@ def predict(
     with plan.adapter.modes(plan.modes):
         for at in range(0, max(n, 1), size):
             tensors = [
-                plan.adapter.from_numpy(c[at : at + size], dtype=slot.dtype, device=plan.device)
-                for c, slot in zip(columns, plan.slots, strict=True)
+                plan.adapter.from_numpy(read(at, at + size), dtype=slot.dtype, device=plan.device)
+                for read, slot in zip(columns, plan.slots, strict=True)
             ]
             outs = step(tensors)[1]
             parts.append([as_numpy(outs[places[w.node_id]]) for w in wanted])
@@ -89,14 +89,16 @@ class _Reader:
         self.raw = None if self.view is not None else _as_columns(data)
         self.n_rows = len(self.view) if self.view is not None else _length(self.raw or {})
 
-    def column(self, slot: InputSlot) -> Array:
-        """Return the stacked columns of a slot."""
+    def column(self, slot: InputSlot) -> Callable[[int, int], Array]:
+        """Return the function from first and last place to those rows of the slot's columns."""
         fs: FeatureSet = slot.source.ref.resolve()
-        if self.view is not None and self.view.source.collection.schema.columns.keys() >= set(
+        if self.view is not None and self.view.collection.schema.columns.keys() >= set(
             slot.columns
         ):
-            return stack({name: self.view.column(name) for name in slot.columns})
-        return stack(self._transformed(fs, slot.columns))
+            gather, rows = self.view.collection.gather, self.view.valid_indices
+            return lambda start, stop: gather(slot.columns, rows[start:stop])
+        stacked = stack(self._transformed(fs, slot.columns))
+        return lambda start, stop: stacked[start:stop]
 
     def ids(self, leaf: Leaf) -> Any:
         """Return sample ids, where the rows are known ones."""
@@ -140,19 +142,8 @@ def _as_view(data: Any) -> FeatureSetView | None:
 def _as_columns(data: Any) -> dict[str, Array]:
     if isinstance(data, np.ndarray):
         return {"": data}
-    if not isinstance(data, Mapping):
-        frame = require("narwhals").from_native(data, eager_only=True, pass_through=True)
-        if not hasattr(frame, "columns"):
-            raise DataError(
-                "data must be a FeatureSet, a view, a frame, a dict or an array, got "
-                f"{type(data).__name__}"
-            )
-        data = {name: frame[name].to_native() for name in frame.columns}
-    columns = {}
-    for key, values in data.items():
-        array = to_arrow(values, str(key))
-        columns[str(key)] = to_numpy(array)
-    return columns
+    found = as_columns(data, "data must be a FeatureSet, a view, a frame, a dict or an array")
+    return {key: to_numpy(to_arrow(values, key)) for key, values in found.items()}
 
 
 def _length(columns: Mapping[str, Array]) -> int:

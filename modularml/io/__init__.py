@@ -1,5 +1,8 @@
 """Artifacts: one file that can be sent, trusted and read without running anything."""
 
+from modularml.io.comparison import diff
+from modularml.io.extraction import extract
 from modularml.io.inspection import inspect, render
+from modularml.io.packaged import inspect_packaged_code
 
-__all__ = ["inspect", "render"]
+__all__ = ["diff", "extract", "inspect", "inspect_packaged_code", "render"]

@@ -9,17 +9,19 @@ import re
 import stat
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from modularml._optional import loaded
 from modularml.errors import MMLError
 from modularml.io import limits
-from modularml.io.atomic import write_file
+from modularml.io.atomic import Late, write_file
 from modularml.io.jsontext import dump_json, load_json
 from modularml.io.names import check_members
-from modularml.io.zipfile import Entry, lay_out, read_entries
+from modularml.io.zipfile import Entry, Layout, lay_out, read_entries
 
 __all__ = ["IDS", "MANIFEST", "Archive", "open_archive", "write_archive"]
 
@@ -107,13 +109,42 @@ def write_archive(
             raise MMLError(limits.TOO_LARGE, path, name, "more than 16 MiB of JSON", _ARRAYS)
     if len(views) >= limits.MAX_MEMBERS or sum(map(len, views.values())) > limits.MAX_FILE - 2**22:
         raise MMLError(limits.TOO_LARGE, path, "", "more than 4 GiB or 4,096 members", _PARTS)
-    manifest = _manifest(kind, views, dict(facts or {}))
-    everything = {MANIFEST: memoryview(dump_json(manifest, sort=True)), **views}
-    crcs = {name: facts["crc32"] for name, facts in manifest["members"].items()}
-    crcs[MANIFEST] = zlib.crc32(everything[MANIFEST])
-    layout = lay_out([Entry(name, len(data), crcs[name]) for name, data in everything.items()])
-    parts = [p for pair in zip(layout.headers, everything.values(), strict=True) for p in pair]
-    write_file(path, [*parts, layout.tail], overwrite=overwrite, verify=open_archive)
+    with ThreadPoolExecutor(1) as beside:  # hashing is most of the work
+        large = sum(map(len, views.values())) > _IN_MEMORY
+        hashes = beside.submit(_hashes, views) if large else _hashes(views)
+        parts = _parts(kind, views, hashes, dict(facts or {}))
+        write_file(path, parts, overwrite=overwrite, verify=partial(open_archive, verify=False))
+
+
+def _parts(
+    kind: str, views: Mapping[str, memoryview], hashes: Any, facts: dict[str, Any]
+) -> list[Any]:
+    """Return a file in parts; the manifest, and what holds its checksum, come when hashes do."""
+    crcs = {name: zlib.crc32(data) for name, data in views.items()}
+
+    def manifest(found: Mapping[str, str]) -> bytes:
+        return dump_json(_manifest(kind, views, crcs, found, facts), sort=True)
+
+    size = len(manifest(dict.fromkeys(views, "0" * 64)))
+
+    def layout(crc: int) -> Layout:
+        members = [Entry(name, len(data), crcs[name]) for name, data in views.items()]
+        return lay_out([Entry(MANIFEST, size, crc), *members])
+
+    @cache
+    def known() -> tuple[bytes, Layout]:
+        data = manifest(hashes if isinstance(hashes, dict) else hashes.result())
+        return data, layout(zlib.crc32(data))
+
+    plan = layout(0)
+    bodies = zip(plan.headers[1:], views.values(), strict=True)
+    head = Late(len(plan.headers[0]) + size, lambda: known()[1].headers[0] + known()[0])
+    tail = Late(len(plan.tail), lambda: known()[1].tail)
+    return [head, *(part for pair in bodies for part in pair), tail]
+
+
+def _hashes(views: Mapping[str, memoryview]) -> dict[str, str]:
+    return {name: hashlib.sha256(data).hexdigest() for name, data in views.items()}
 
 
 _ARRAYS = "Keep large data in FeatureSets or arrays"
@@ -163,8 +194,17 @@ def _contents(path: Path) -> memoryview:
         return memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
 
 
-def _manifest(kind: str, views: Mapping[str, memoryview], facts: dict[str, Any]) -> dict[str, Any]:
-    members = {name: _facts(data) for name, data in views.items()}
+def _manifest(
+    kind: str,
+    views: Mapping[str, memoryview],
+    crcs: Mapping[str, int],
+    hashes: Mapping[str, str],
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    members = {
+        name: {"crc32": crcs[name], "sha256": hashes[name], "size": len(data)}
+        for name, data in views.items()
+    }
     front = loaded("modularml")
     manifest = {
         "backends": {},
@@ -178,11 +218,6 @@ def _manifest(kind: str, views: Mapping[str, memoryview], facts: dict[str, Any])
         "schema": limits.SCHEMA,
     }
     return {**manifest, "content_id": _content_id(manifest)}
-
-
-def _facts(data: memoryview) -> dict[str, Any]:
-    sha = hashlib.sha256(data).hexdigest()
-    return {"crc32": zlib.crc32(data), "sha256": sha, "size": len(data)}
 
 
 def _content_id(manifest: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from modularml.io.atomic import check_free
 from modularml.io.classes import Resolver, described, names_in
 from modularml.io.jsontext import dump_json, load_json
 from modularml.io.names import file_path, find_file
+from modularml.io.packaged import PackagedCode, sources_of
 from modularml.io.randomness import unchanged_randomness
 from modularml.io.references import with_ids, with_labels
 from modularml.io.values import Packer, Unpacker
@@ -37,6 +38,7 @@ def write_artifact(
     ids: Mapping[str, str] | None = None,
     others: Mapping[str, str] | None = None,
     facts: Mapping[str, Any] | None = None,
+    package_code: bool = False,
 ) -> Path:
     """Write an object to a file.
 
@@ -56,6 +58,8 @@ def write_artifact(
         and those that are not.
     facts : mapping, optional
         ``backends``, for the manifest.
+    package_code : bool
+        Whether the source of the user's own classes and functions goes in, as text.
 
     Returns
     -------
@@ -83,6 +87,9 @@ def write_artifact(
     if ids:
         members[IDS] = dump_json({label: node_id for node_id, label in ids.items()})
     classes = described([("type", name), *names_in(tree), *names_in(packed)])
+    if package_code:
+        classes, code = sources_of(classes)
+        members |= code
     backends = dict((facts or {}).get("backends", {}))
     requires = sorted({b for b in backends.values() if b != "none"})
     told = {**(facts or {}), "classes": classes, "requires": requires}
@@ -156,16 +163,14 @@ def read_artifact(
     if archive.kind != kind:
         problem = f"holds a {limits.KINDS[archive.kind]}, not a {limits.KINDS[kind]}"
         raise MMLKindError(limits.OTHER_KIND, path, "", problem, "Load it with that class")
-    if allow_packaged_code and not any(n.startswith("code/") for n in archive.payloads):
-        hint = "Leave allow_packaged_code out"
-        raise MMLError(limits.NO_CODE, path, "", "no code is packaged in it", hint)
+    packaged = PackagedCode(archive, allow_packaged_code)
     tree, state = archive.json(CONFIG), archive.json(STATE)
     if not isinstance(tree, dict) or tree.keys() != {"type", "version", "params"}:
         raise MMLError(limits.MISFIT, path, CONFIG, "is not type, version and params")
     if tree["version"] != 1:
         raise MMLError(limits.NEWER, path, CONFIG, f"version {tree['version']!r:.20} is not known")
     known = [e for e in archive.manifest["classes"] if isinstance(e, dict)]
-    resolver = Resolver(path, known, custom_objects, allow_import)
+    resolver = Resolver(path, known, custom_objects, allow_import, packaged.find)
     inner = resolver.resolve([*names_in(tree), *names_in(state)], nodes=kind in ("mg", "exp"))
     names = {**inner, **resolver.resolve([("type", tree["type"])])}
     if kind != "ckpt" and getattr(names[tree["type"]], "artifact_kind", "") != kind:

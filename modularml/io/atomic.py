@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from modularml.errors import MMLError, MMLExistsError
 from modularml.io import limits
@@ -17,9 +21,17 @@ try:
 except ImportError:  # pragma: no cover - not on Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["check_free", "write_file"]
+__all__ = ["Late", "check_free", "write_file"]
 
 _MARK = ".mml-part"
+
+
+@dataclass(frozen=True)
+class Late:
+    """A part of a file whose size is known before its bytes are; it is written last."""
+
+    size: int
+    make: Callable[[], bytes]
 
 
 def check_free(path: Path, overwrite: bool) -> None:
@@ -42,17 +54,18 @@ def check_free(path: Path, overwrite: bool) -> None:
 
 
 def write_file(
-    path: Path, parts: Iterable[Any], *, overwrite: bool, verify: Callable[[Path], Any]
+    path: Path, parts: Sequence[Any], *, overwrite: bool, verify: Callable[[Path], Any]
 ) -> None:
     """Write a file whole, or leave everything as it was.
 
     Parameters
     ----------
     path : Path
-    parts : iterable of bytes-like
+    parts : sequence of bytes-like or Late
     overwrite : bool
     verify : callable
-        Reads the finished file, before it gets its name, and raises if it is not good.
+        Reads the finished file, before it gets its name, and raises if it is not good. That it
+        holds the bytes of `parts` has been seen by then.
 
     Raises
     ------
@@ -81,13 +94,53 @@ def write_file(
         raise MMLError(limits.NOT_WRITTEN, path, "", problem, hint) from error
 
 
-def _fill(temporary: Path, parts: Iterable[Any]) -> None:
+def _fill(temporary: Path, parts: Sequence[Any]) -> None:
+    """Write all parts, and read them back while the disk takes them."""
+    late: list[tuple[int, bytes]] = []
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     with os.fdopen(fd, "wb", buffering=2**20) as file:
+        places = []
         for part in parts:
-            file.write(part)
+            places.append(file.tell())
+            if isinstance(part, Late):
+                file.seek(part.size, os.SEEK_CUR)
+            else:
+                file.write(part)
+        for at, part in zip(places, parts, strict=True):
+            if isinstance(part, Late):
+                late.append((at, part.make()))
+                file.seek(at)
+                file.write(late[-1][1])
         file.flush()
-        os.fsync(file.fileno())
+        done = ((at, part) for at, part in zip(places, parts, strict=True) if not _is_late(part))
+        _sync_and_compare(file.fileno(), temporary, [*done, *late])
+
+
+def _is_late(part: Any) -> bool:
+    return isinstance(part, Late)
+
+
+def _sync_and_compare(fd: int, temporary: Path, written: list[tuple[int, Any]]) -> None:
+    size = max((at + memoryview(data).nbytes for at, data in written), default=0)
+    if size < _SMALL:
+        os.fsync(fd)
+        return _compare(temporary, written)
+    with ThreadPoolExecutor(1) as beside:
+        syncing = beside.submit(os.fsync, fd)
+        _compare(temporary, written)
+        return syncing.result()
+
+
+_SMALL = 2**22
+
+
+def _compare(temporary: Path, written: list[tuple[int, Any]]) -> None:
+    with pa.memory_map(str(temporary)) as file:
+        found = file.read_buffer()
+    for at, part in written:
+        wanted = pa.py_buffer(part)
+        if not found.slice(at, wanted.size).equals(wanted):
+            raise OSError("what was written reads back otherwise")
 
 
 def _publish(temporary: Path, path: Path, overwrite: bool) -> None:

@@ -106,6 +106,8 @@ class Resolver:
         By bare name or ``module:qualname``.
     allow_import : iterable of str
         Prefixes of modules that may be imported.
+    packaged : callable, optional
+        From ``module:qualname`` to what code packed with the file defines, or None.
     """
 
     def __init__(
@@ -114,11 +116,13 @@ class Resolver:
         told: list[dict[str, Any]],
         custom_objects: Mapping[str, Any] | None = None,
         allow_import: Iterable[str] = (),
+        packaged: Callable[[str], Any] = lambda name: None,
     ) -> None:
-        self.path = path
+        self.path, self.packaged = path, packaged
         self.custom = dict(custom_objects or {})
         self.prefixes = (allow_import,) if isinstance(allow_import, str) else tuple(allow_import)
         self.told = {str(entry.get("name")): entry.get("sha256") for entry in told}
+        self.has_code = any("code" in entry for entry in told)
 
     def resolve(self, names: Iterable[tuple[str, str]], *, nodes: bool = True) -> dict[str, Any]:
         """Return what each name means.
@@ -138,6 +142,8 @@ class Resolver:
         found: dict[str, Any] = {}
         for role, name in dict.fromkeys(self._checked(pair) for pair in names):
             obj = self._class(name) if role == "type" else self._code(name)
+            if obj is None:
+                obj = self.packaged(self._full(name))
             if obj is None:
                 raise self._missing(role, name)
             if not _fits(role, obj) or (_enters_context(obj) and not nodes):
@@ -201,13 +207,19 @@ class Resolver:
                 stacklevel=2,
             )
 
+    def _full(self, name: str) -> str:
+        return next((t for t in self.told if t.rpartition(":")[2] == name), name)
+
     def _missing(self, role: str, name: str) -> MMLError:
-        full = next((t for t in self.told if t.rpartition(":")[2] == name), name)
+        full = self._full(name)
         short = name.rpartition(":")[2].rpartition(".")[2]
         hint = (
             f"Import it first, pass custom_objects={{{short!r}: ...}}, or allow_import="
             f"[{full.partition(':')[0].split('.')[0]!r}] if you trust it"
         )
+        if self.has_code:
+            hint += "; its code is packed with it: read inspect_packaged_code(path), then pass "
+            hint += "allow_packaged_code=True"
         sha = self.told.get(full)
         problem = f"needs the {role} {full!r:.200}{f' (source sha256 {sha[:12]})' if sha else ''}"
         return MMLError(limits.NO_CLASS, self.path, "", f"{problem}, which is not here", hint)
@@ -294,7 +306,8 @@ _OPEN: dict[str, Callable[[Any, str], bool]] = {
 
 
 def _enters_context(obj: Any) -> bool:
-    return hasattr(obj, "node_id") or getattr(obj, "artifact_kind", "") in ("fs", "mg", "exp")
+    node = hasattr(obj, "node_id") and hasattr(obj, "context")
+    return node or getattr(obj, "artifact_kind", "") in ("fs", "mg", "exp")
 
 
 def _fits(role: str, obj: Any) -> bool:

@@ -10,11 +10,12 @@ from modularml.errors import MMLKindError
 from modularml.io import limits
 from modularml.io.artifact import read_artifact, write_artifact
 from modularml.io.values import object_state, set_object_state
+from modularml.io.yamltext import YamlMixin
 
 __all__ = ["Saveable"]
 
 
-class Saveable:
+class Saveable(YamlMixin):
     """A class that can be saved: it has a config, and a state where it keeps one.
 
     ``get_config`` and ``from_config`` make the object; ``get_state`` and ``set_state`` (or, where
@@ -24,7 +25,9 @@ class Saveable:
     artifact_kind: ClassVar[str]
     """Kind of artifact, as in its suffix."""
 
-    def save(self, filepath: str | Path, *, overwrite: bool = False) -> Path:
+    def save(
+        self, filepath: str | Path, *, overwrite: bool = False, package_code: bool = False
+    ) -> Path:
         """Write this object to a file: its config and everything it has learned, as data.
 
         Parameters
@@ -33,6 +36,9 @@ class Saveable:
             The suffix of its kind is appended: ``name.<kind>.mml``.
         overwrite : bool
             Whether a file that is there may be replaced.
+        package_code : bool
+            Whether the source of your own classes and functions goes in, as text that runs only
+            where its reader says ``allow_packaged_code=True``.
 
         Returns
         -------
@@ -55,6 +61,7 @@ class Saveable:
             lambda: object_state(self),
             overwrite=overwrite,
             facts=self._file_facts(),
+            package_code=package_code,
         )
 
     @classmethod
@@ -62,7 +69,7 @@ class Saveable:
         cls,
         filepath: str | Path,
         *,
-        allow_packaged_code: bool = False,
+        allow_packaged_code: bool | str = False,
         custom_objects: Mapping[str, Any] | None = None,
         allow_import: Iterable[str] = (),
     ) -> Self:
@@ -72,8 +79,9 @@ class Saveable:
         ----------
         filepath : path-like
             With or without its suffix.
-        allow_packaged_code : bool
-            Whether code that the author packaged may run.
+        allow_packaged_code : bool or str
+            Whether code that the author packaged may run, or the sha256 of the one source that
+            may; see `modularml.io.inspect_packaged_code`.
         custom_objects : mapping of str to object, optional
             Classes and functions of yours, by name.
         allow_import : iterable of str

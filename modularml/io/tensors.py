@@ -56,6 +56,8 @@ def load_tensors(data: memoryview, path: Path, member: str) -> dict[str, Array]:
     MMLError
         If the bytes are not what `dump_tensors` writes.
     """
+    if int.from_bytes(data[:8], "little") > limits.MAX_TENSOR_HEADER:
+        raise MMLError(limits.TOO_LARGE, path, member, "more than 2 MiB of names and shapes")
     try:
         found = load(bytes(data))
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:

@@ -207,7 +207,10 @@ def as_numbers(data: Any) -> Array:
     ScalerError
         If these are no real numbers.
     """
-    found = np.asarray(data)
+    try:
+        found = np.asarray(data)
+    except ValueError as error:
+        raise ShapeError(f"scalers take rows of one length: {error}") from error
     if found.ndim != 2 or found.shape[1] == 0:
         raise ShapeError(
             f"scalers take two dimensions, (rows, columns), got shape {found.shape}; "

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import NoneType
 
 import numpy as np
 
 from modularml._typing import Array, Shape
 from modularml.config import Configurable
-from modularml.errors import ShapeError
+from modularml.errors import ShapeError, expect
 
 __all__ = ["Flattening", "flatten"]
+
+_AXES = "an axis number, or a tuple of them"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -174,6 +177,8 @@ def flatten(
     if data.ndim < 2:
         raise ShapeError(f"data must have samples and columns, got shape {data.shape}")
     axes = (merged_axes,) if isinstance(merged_axes, int | np.integer) else merged_axes
+    for axis in expect("merged_axes", axes, (Sequence, NoneType), _AXES) or ():
+        expect("merged_axes", axis, (int, np.integer), _AXES)
     merged = None if axes is None else tuple(int(axis) for axis in axes)
     layout = Flattening(tuple(data.shape[1:]), merged)
     return layout.apply(data), layout

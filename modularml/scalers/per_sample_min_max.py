@@ -40,8 +40,8 @@ class PerSampleMinMaxScaler(BaseScaler):
     lost = "the minimum and maximum of each row"
 
     def __init__(self, feature_range: tuple[float, float] = (0, 1)) -> None:
-        lower, upper = feature_range
-        if not lower < upper:
+        ends = np.asarray(feature_range)
+        if ends.shape != (2,) or ends.dtype.kind not in "iuf" or not ends[0] < ends[1]:
             raise ConfigError(f"feature_range must be (lower, upper), got {feature_range!r}")
         self.feature_range = feature_range
 

@@ -19,6 +19,7 @@ from modularml.errors import (
     ScalerError,
     ShapeError,
     UnknownNameError,
+    expect,
 )
 from modularml.io.saveable import Saveable
 from modularml.scalers.base import NoInverseError, as_numbers
@@ -69,6 +70,7 @@ class Scaler(Configurable, Stateful, Saveable):
     def __init__(self, scaler: str | Any, scaler_kwargs: dict[str, Any] | None = None) -> None:
         self._class, params = _resolve(scaler)
         self.scaler = scaler_registry.name_of(self._class) or self._class
+        expect("scaler_kwargs", scaler_kwargs or {}, Mapping, "a dict of arguments")
         self.scaler_kwargs = {**params, **(scaler_kwargs or {})}
         self._wrapped = self._build()
         self._n_features = 0
@@ -93,6 +95,12 @@ class Scaler(Configurable, Stateful, Saveable):
     def needs_rows(self) -> bool:
         """Whether the inverse needs `row_facts`."""
         return bool(getattr(self._wrapped, "needs_rows", False))
+
+    @property
+    def learns(self) -> bool:
+        """Whether it has learned more from the rows it was fitted on than how many columns."""
+        known = {*parameters(self._class), "n_features_in_", "feature_names_in_"}
+        return bool(getattr(self._wrapped, "learns", not known.issuperset(vars(self._wrapped))))
 
     def clone_unfitted(self) -> Self:
         """Make a scaler with the same config that has learned nothing."""
@@ -124,6 +132,13 @@ class Scaler(Configurable, Stateful, Saveable):
         fresh = self._build()
         self._call(fresh, "fit", found)
         self._wrapped, self._n_features, self.is_fit = fresh, found.shape[1], True
+        return self
+
+    def partial_fit(self, data: Array) -> Self:
+        """Learn from more rows, where the scaler can; see `fit`."""
+        found = self._checked(data) if self.is_fit else as_numbers(data)
+        self._call(self._wrapped, "partial_fit", found)
+        self._n_features, self.is_fit = found.shape[1], True
         return self
 
     def transform(self, data: Array) -> Array:

@@ -49,8 +49,9 @@ class SegmentedScaler(BaseScaler):
         scaler: str | Any,
         scaler_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        edges = [int(edge) for edge in boundaries]
-        if len(edges) < 2 or edges[0] != 0 or min(np.diff(edges)) <= 0:
+        edges = np.asarray(boundaries)
+        whole = edges.ndim == 1 and edges.dtype.kind in "iu" and len(edges) > 1
+        if not whole or edges[0] != 0 or min(np.diff(edges)) <= 0:
             raise ConfigError(
                 "boundaries must start at 0 and rise strictly to the number of columns, such as "
                 f"[0, 20, 101], got {boundaries!r}"
@@ -61,6 +62,11 @@ class SegmentedScaler(BaseScaler):
         self._segments = [Scaler(scaler, scaler_kwargs) for _ in edges[1:]]
         self.needs_rows = self._segments[0].needs_rows
         self.lost = getattr(self._segments[0].wrapped, "lost", "")
+
+    @property
+    def learns(self) -> bool:
+        """Whether its segments learn from rows."""
+        return self._segments[0].learns
 
     def fit(self, X: Array, y: object = None) -> Self:  # noqa: N803 - scikit-learn's name
         """Fit one clone on each segment; ``y`` is ignored.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from modularml._typing import Array, IntArray
-from modularml.errors import SplitError
+from modularml.errors import SplitError, expect
 from modularml.predicates import matches
 from modularml.splitters.base import BaseSplitter, warn_of_overlap
 
@@ -47,6 +47,7 @@ class ConditionSplitter(BaseSplitter):
         conditions: Mapping[str, Mapping[str, Any]] | None = None,
         **splits: Mapping[str, Any],
     ) -> None:
+        expect("conditions", conditions or {}, Mapping, "{split: {column: condition}}")
         self.conditions = {**(conditions or {}), **splits}
         if not self.conditions:
             raise SplitError("conditions must name at least one split, got none")

@@ -93,6 +93,6 @@ def _codes(key: str, values: Array) -> tuple[IntArray, int]:
         missing = codes < 0
         raise SplitError(
             f"column {key!r} has {missing.sum()} missing values (the first at row "
-            f"{missing.argmax()}); fill them, or filter those rows out, before splitting by it"
+            f"{missing.argmax()}), so those rows have no group; fill them, or filter them out"
         )
     return codes.astype(np.int64, copy=False), len(uniques)

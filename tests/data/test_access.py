@@ -251,7 +251,26 @@ def test_torch(fs):
 
 def test_tensorflow(fs):
     tf = pytest.importorskip("tensorflow")
-    assert isinstance(fs.get_targets("tf"), tf.Tensor)
+    found = fs.get_targets("tf")
+    assert isinstance(found, tf.Tensor)
+    np.testing.assert_array_equal(found.numpy(), fs.get_targets("np"))
+    by_name = fs.take([2, 0]).get_features("dict_tf", features=["w", "v"])
+    assert list(by_name) == ["w", "v"]
+    assert by_name["w"].dtype == tf.float32
+    np.testing.assert_array_equal(by_name["v"].numpy(), fs.column("features.v.raw")[[2, 0]])
+
+
+def test_sample_data_has_the_newest_of_each_column(fs):
+    view = fs.take([4, 1]).select(features=["a", "b"], targets=["z", "y"])
+    data = view.to_sample_data()
+    expected = view.get_data(columns=["a.transformed", "b.raw"], fmt="np")
+    np.testing.assert_array_equal(data.features, expected)
+    np.testing.assert_array_equal(data.targets, view.get_data(columns=["z", "y"], fmt="np"))
+    assert data.tags is None
+    assert data.sample_uuids.tolist() == view.get_sample_uuids("list")
+    assert view.to_sample_data("torch").features.tolist() == expected.tolist()
+    with pytest.raises(ShapeError, match="unlike shape"):
+        fs.to_sample_data()
 
 
 def test_unknown_formats(fs):

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 
 from modularml.data import FeatureSet
-from modularml.data.collection import SampleCollection, id_texts, ids_from_texts
+from modularml.data.collection import SampleCollection
+from modularml.data.ids import id_texts, ids_from_texts
 from modularml.errors import DataError, UnknownNameError
 from tests.strategies import featureset, tables
 

@@ -62,6 +62,20 @@ def test_a_representation_that_is_left_open_is_the_newest_when_it_is_used():
     assert ref.columns("features") == ("features.a.raw", "features.b.raw")
 
 
+def test_reading_scaled_columns_unasked_is_said_once(caplog):
+    fs = make("said")
+    fs.reference().all_columns()
+    fs.fit_transform("MinMaxScaler", domain="features")
+    fs.reference(rep="transformed").columns("features")
+    assert not caplog.messages
+    for _ in range(2):
+        fs.reference().all_columns()
+    (note,) = caplog.messages
+    assert "'said'" in note
+    assert "features.a, features.b" in note
+    assert "rep='raw'" in note
+
+
 def test_a_representation_for_all():
     fs = make()
     fs.fit_transform("MinMaxScaler", domain="features")

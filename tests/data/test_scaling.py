@@ -3,6 +3,8 @@
 import warnings
 
 import numpy as np
+import polars as pl
+import pyarrow as pa
 import pytest
 from sklearn import preprocessing
 from sklearn.decomposition import PCA
@@ -436,16 +438,21 @@ def test_new_data_goes_the_same_way(fs):
     np.testing.assert_allclose(few["b"], found["b"][:3], rtol=1e-12)
 
 
-def test_new_data_in_a_frame(fs):
+@pytest.mark.parametrize(
+    "of", [lambda df: df, pl.from_pandas, pa.Table.from_pandas], ids=["pandas", "polars", "arrow"]
+)
+def test_new_data_in_a_frame(fs, of):
     fit(fs, "StandardScaler", "ab")
     fit(fs, "MinMaxScaler", "w")
+    fit(fs, "MaxAbsScaler", "z", domain="targets")
     frame = fs.get_features("pandas", features=["a", "b", "w", "v"], rep="raw").assign(other="text")
-    found = fs.transform_new(frame)
+    found = fs.transform_new(of(frame.assign(z=fs.column("targets.z.raw"))))
+    np.testing.assert_array_equal(found.pop("z"), fs.column("targets.z.transformed"))
     assert list(found) == ["a", "b", "w", "v", "other"]
     np.testing.assert_array_equal(found["a"], fs.column("features.a.transformed"))
     np.testing.assert_array_equal(found["w"], fs.column("features.w.transformed"))
     np.testing.assert_array_equal(found["v"], fs.column("features.v.raw"))
-    assert found["other"].tolist() == ["text"] * N
+    assert pa.array(found["other"]).to_pylist() == ["text"] * N
     targets = fs.transform_new({"y": [1.0, 2.0]}, domain="targets")
     np.testing.assert_array_equal(targets["y"], [1.0, 2.0])
 

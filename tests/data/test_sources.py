@@ -6,10 +6,13 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 
+import modularml as mm
 from modularml.data import FeatureSet, SampleSchema
 from modularml.errors import DataError, RegistrationError, UnknownNameError
+from tests import worlds
 from tests.strategies import featureset, tables
 
 
@@ -232,6 +235,75 @@ def test_missing_values_in_a_group_s_tag_are_one_value():
     np.testing.assert_array_equal(fs.get_tags()["t"], [np.nan, 1.0])
 
 
+def uneven_table():
+    """Three groups of 2, 3 and 1 rows, mixed up; times order each."""
+    return pd.DataFrame(
+        {
+            "g": ["b", "a", "b", "c", "b", "a"],
+            "t": [3, 1, 1, 9, 2, 0],
+            "v": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            "i": [1, 2, 3, 4, 5, 6],
+            "m": list("uvwxyz"),
+            "k": [7, 8, 7, 9, 7, 8],
+        }
+    )
+
+
+def test_short_groups_are_filled_up_and_masked():
+    fs = FeatureSet.from_pandas(
+        "fs",
+        uneven_table(),
+        ["v", "m"],
+        "i",
+        group_by="g",
+        tag_cols="k",
+        sort_by="t",
+        pad={"v": np.nan, "m": "", "i": -1},
+    )
+    nan = np.nan
+    assert fs.get_tags("dict_list") == {
+        "g": ["a", "b", "c"],
+        "k": [8, 7, 9],
+        "mask": [[True, True, False], [True, True, True], [True, False, False]],
+    }
+    expected = [[6.0, 2.0, nan], [3.0, 5.0, 1.0], [4.0, nan, nan]]
+    np.testing.assert_array_equal(fs.get_features()["v"], expected)
+    assert fs.get_features()["m"].tolist() == [["z", "v", ""], ["w", "y", "u"], ["x", "", ""]]
+    assert fs.get_targets()["i"].tolist() == [[6, 2, -1], [3, 5, 1], [4, -1, -1]]
+    assert fs.get_target_dtypes(False, False) == {"i": np.int64}
+
+
+def test_a_mask_can_be_a_feature_and_equal_groups_have_one_too():
+    fs = FeatureSet.from_pandas("fs", uneven_table(), ["v", "mask"], [], group_by="g", pad=0)
+    assert fs.get_features("np").tolist()[2] == [[4.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
+    assert fs.get_tag_keys(False, False) == ["g"]
+    even = FeatureSet.from_pandas("even", long_table(), "v", [], group_by="cell", pad=0.0)
+    assert even.get_tags()["mask"].shape == (5, 4)
+    assert even.get_tags()["mask"].all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pad": np.nan, "feature_cols": "i"}, "pad=nan does not fit column 'i', .* int64"),
+        ({"pad": 0.5, "feature_cols": "i"}, "pad=0.5 does not fit column 'i'"),
+        ({"pad": 0.0, "feature_cols": "m"}, "pad=0.0 does not fit column 'm', which holds text"),
+        ({"pad": {"w": 0.0}}, "pad=None does not fit column 'v'"),
+        ({"pad": [0.0, 1.0]}, "pad=.* does not fit column 'v'"),
+        ({"pad": 0.0, "group_by": None}, "pad fills groups .* needs group_by="),
+        ({}, "groups differ in length: g='a' has 2 rows, g='b' has 3.*pad="),
+        ({"pad": 0.0, "tag_cols": "t"}, "tag 't' changes within the group g='a'"),
+    ],
+)
+def test_groups_that_cannot_be_filled_up(change, message):
+    kwargs = {"feature_cols": "v", "target_cols": [], "group_by": "g", **change}
+    with pytest.raises(DataError, match=message):
+        FeatureSet.from_pandas("fs", uneven_table(), **kwargs)
+    clash = uneven_table().rename(columns={"k": "mask"})
+    with pytest.raises(DataError, match="makes a column 'mask', and the table has one"):
+        FeatureSet.from_pandas("fs", clash, ["v", "mask"], [], group_by="g", pad=0.0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -258,7 +330,7 @@ def test_groups_that_cannot_be_are_named(change, message):
 
 def test_a_number_that_is_missing_is_no_group():
     df = pd.DataFrame({"g": [1.0, np.nan, 1.0], "v": range(3)})
-    with pytest.raises(DataError, match="'g' is missing in row 1"):
+    with pytest.raises(DataError, match=r"'g' has 1 missing .*at row 1"):
         FeatureSet.from_pandas("fs", df, "v", [], group_by="g")
 
 
@@ -388,3 +460,27 @@ def test_a_parquet_file_gives_the_ids_of_its_frame(tmp_path):
     fs = FeatureSet.from_parquet("fs", tmp_path / "f.parquet", *args)
     other = FeatureSet.from_pandas("other", frame(), ["v", "w"], "y", tag_cols="cell")
     assert fs.get_sample_uuids("list") == other.get_sample_uuids("list")
+
+
+def test_a_loss_can_leave_out_what_was_filled_up():
+    rng = np.random.default_rng(0)
+    long = pd.DataFrame({"g": np.repeat(np.arange(12), rng.integers(1, 5, 12))})
+    long["v"], long["y"] = rng.normal(size=(2, len(long))).astype("f4")
+    fs = FeatureSet.from_pandas("fs", long, "v", "y", group_by="g", pad={"v": 0.0, "y": 99.0})
+    v, y, mask = (fs.column(f"{n}.raw") for n in ("features.v", "targets.y", "tags.mask"))
+
+    def masked(outputs, targets, mask):
+        return ((outputs - targets) ** 2 * mask).sum() / mask.sum()
+
+    net = torch.nn.Conv1d(1, 1, 1)
+    twin = worlds.twin(net)
+    inputs = ["outputs", "targets", fs.column_reference("mask")]
+    loss = mm.AppliedLoss(mm.Loss(masked), on="net", inputs=inputs)
+    worlds.train(worlds.graph_of(fs, net), [loss], batch_size=4)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.05)
+    for part in worlds.slices(12, 4):
+        x, t, m = (torch.tensor(a[part])[:, None] for a in (v, y, mask))
+        optimizer.zero_grad()
+        masked(twin(x), t, m).backward()
+        optimizer.step()
+    worlds.assert_equal_weights(net, twin, atol=1e-6)

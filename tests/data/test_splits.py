@@ -5,10 +5,18 @@ import warnings
 import numpy as np
 import pytest
 
+from modularml.config import decode, encode
 from modularml.data import FeatureSet
 from modularml.errors import ConfigError, DataError, SplitError, UnknownNameError
 from modularml.predicates import GTE, LT
-from modularml.splitters import BaseSplitter, RandomSplitter
+from modularml.splitters import (
+    BaseSplitter,
+    ConditionSplitter,
+    KFoldSplitter,
+    LeaveOneGroupOutSplitter,
+    RandomSplitter,
+    TimeSeriesSplitter,
+)
 
 THIRDS = {"train": 0.6, "val": 0.2, "test": 0.2}
 
@@ -39,6 +47,29 @@ def test_groups_and_strata_on_a_set(fs):
     counts = [np.bincount(fs[part].get_tags()["k"]) for part in "cd"]
     assert (sum(counts) == 15).all()
     assert set(np.concatenate(counts)) == {7, 8}
+
+
+@pytest.mark.parametrize(
+    "splitter",
+    [
+        RandomSplitter(THIRDS, group_by="g", stratify_by="k", seed=5),
+        ConditionSplitter(low={"y": LT(20)}, high={"y": GTE(20), "k": [0, 1]}),
+        KFoldSplitter(3, stratify_by="k", shuffle=True, seed=2),
+        TimeSeriesSplitter(3, order_by="y"),
+        LeaveOneGroupOutSplitter("g"),
+    ],
+    ids=lambda splitter: type(splitter).__name__,
+)
+def test_every_split_can_be_made_again_from_its_record(fs, splitter):
+    fs.split_random({"most": 0.8, "few": 0.2}, stratify_by="g")
+    fs["most"].split(splitter)
+    record = fs.split_records[-1]
+    assert record.source == "most"
+    twin = FeatureSet.from_pyarrow_table("twin", fs.to_arrow()).take(record.rows)
+    again = twin.split(decode(encode(record.splitter)), return_views=True, register=False)
+    assert tuple(again) == record.names
+    for name, view in again.items():
+        assert view.get_sample_uuids("list") == fs[name].get_sample_uuids("list")
 
 
 def test_return_views_and_register(fs):
@@ -111,7 +142,7 @@ def test_names_that_are_taken_change_nothing(fs):
         (
             lambda fs: fs.split({"a": 0.5}),
             ConfigError,
-            "splitter must be a BaseSplitter, got a dict",
+            "splitter must be a splitter such as .*, got a dict",
         ),
         (lambda fs: fs["trian"], UnknownNameError, "unknown split of 'fs' 'trian'"),
         (lambda fs: fs.add_split(fs.take([1])), SplitError, "must be a string that is not empty"),

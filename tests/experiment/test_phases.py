@@ -340,7 +340,7 @@ class TestNonFinite:
                 seen.append(weights(mine))
 
         phase = train_phase(graph, callbacks=[Watch()])
-        exp = experiment()
+        exp = experiment(audit="off")
         with pytest.raises(NonFiniteLossError) as caught:
             exp.run_phase(phase, **QUIET)
         error = caught.value

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 import modularml as mm
 from modularml.callbacks import Callback
+from modularml.data import AuditWarning
 from modularml.errors import GraphError, LossError, OptimizerNotSetError
 from tests.worlds import (
     QUIET,
@@ -426,6 +427,6 @@ class TestEvaluation:
         x[20] = np.nan
         enc = encoder().eval()
         graph = chain(x, y, enc)
-        with pytest.raises(mm.errors.NonFiniteLossError):
+        with pytest.warns(AuditWarning), pytest.raises(mm.errors.NonFiniteLossError):
             train(graph)
         assert not any(flags(enc)[0])

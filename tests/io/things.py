@@ -20,7 +20,7 @@ def featureset(label: str = "cells", n: int = 30) -> mm.FeatureSet:
     """Return a set with splits, scalers, an array column and text."""
     rng = np.random.default_rng(7)
     x, v = rng.normal(size=n).astype(np.float32), rng.normal(size=(n, 3)).astype(np.float32)
-    data = {"x": x, "v": v, "y": x * 2 + 1, "cell": [f"c{i % 5}" for i in range(n)]}
+    data = {"x": x, "v": v, "y": x * 2 + v[:, 0] + 9, "cell": [f"c{i % 5}" for i in range(n)]}
     fs = mm.FeatureSet.from_dict(label, data, ["x", "v"], "y", "cell")
     fs.split_random({"train": 0.6, "val": 0.2, "test": 0.2}, group_by="cell")
     fs.fit_transform("StandardScaler", domain="features", keys="x", fit_to_split="train")

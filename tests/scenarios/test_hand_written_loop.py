@@ -153,7 +153,7 @@ def test_double_precision():
 def test_embedding_and_float_targets():
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 5, size=(40, 1))
-    y = (codes * 0.3 + 0.1).astype(np.float32)
+    y = (codes**2 * 0.3 + 0.1).astype(np.float32)
     fs = mm.FeatureSet.from_dict("data", {"code": codes[:, 0], "y": y[:, 0]}, ["code"], ["y"])
     torch.manual_seed(0)
     mine = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(3, 1))

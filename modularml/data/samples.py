@@ -1,0 +1,116 @@
+"""Samples of one role: features, outputs, targets and tags as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from modularml._typing import Array, Shape
+from modularml.backends import Backend, adapter_for, backend_of
+from modularml.data.formats import DataFormat, convert_array
+from modularml.errors import UnknownNameError
+
+__all__ = ["SampleData", "SampleShapes", "as_numpy", "concat_samples", "concat_tensors"]
+
+
+@dataclass(frozen=True)
+class SampleShapes:
+    """Shape of one sample in each domain; None where the domain is absent."""
+
+    features: Shape | None = None
+    outputs: Shape | None = None
+    targets: Shape | None = None
+    tags: Shape | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SampleData:
+    """Samples of one role, row by row in every domain.
+
+    Parameters
+    ----------
+    features, outputs, targets, tags : tensor or ndarray, shape (n, ...), optional
+    sample_uuids : ndarray of str, shape (n,), optional
+    """
+
+    features: Any = None
+    outputs: Any = None
+    targets: Any = None
+    tags: Any = None
+    sample_uuids: Any = None
+
+    @property
+    def n_samples(self) -> int:
+        """Number of rows."""
+        return next((len(value) for value in self.domains().values()), 0)
+
+    def __len__(self) -> int:
+        return self.n_samples
+
+    def domains(self) -> dict[str, Any]:
+        """Return the domains that are there."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def shapes(self) -> SampleShapes:
+        """Shape of one sample in each domain."""
+        shapes = {n: tuple(v.shape[1:]) for n, v in self.domains().items() if n != "sample_uuids"}
+        return SampleShapes(**shapes)
+
+    def get(self, domain: str) -> Any:
+        """Return one domain.
+
+        Raises
+        ------
+        UnknownNameError
+            If the domain is not known, or absent from these samples.
+        """
+        found = self.domains()
+        if domain not in found:
+            raise UnknownNameError("domain of these samples", domain, found)
+        return found[domain]
+
+    def with_outputs(self, outputs: Any) -> SampleData:
+        """Return the same samples with outputs in place of features."""
+        return replace(self, outputs=outputs, features=None)
+
+    def to(self, fmt: str | DataFormat) -> SampleData:
+        """Return the same samples with tensors in another array format."""
+
+        def cast(value: Any) -> Any:
+            return value if _is_text(value) else convert_array(as_numpy(value), fmt)
+
+        return SampleData(**{name: cast(value) for name, value in self.domains().items()})
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{n}={tuple(np.shape(v))}" for n, v in self.domains().items())
+        return f"SampleData({shown})"
+
+
+def concat_samples(parts: Sequence[SampleData]) -> SampleData:
+    """Put samples of one role behind one another."""
+    return SampleData(
+        **{name: concat_tensors([p.get(name) for p in parts]) for name in parts[0].domains()}
+    )
+
+
+def concat_tensors(parts: Sequence[Any]) -> Any:
+    """Put arrays or tensors behind one another, in the framework they are of."""
+    backend = backend_of(parts[0])
+    if backend is Backend.NONE:
+        return np.concatenate(parts)
+    return adapter_for(backend).concat(parts, 0)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "OUSM"
+
+
+def as_numpy(value: Any) -> Array:
+    """Return an array or a tensor of any framework as an array."""
+    backend = backend_of(value)
+    return np.asarray(value) if backend is Backend.NONE else adapter_for(backend).to_numpy(value)

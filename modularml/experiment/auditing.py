@@ -1,0 +1,59 @@
+"""A look at the rows before they are trained on, once for each version of the data."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from modularml.context import ExperimentContext
+from modularml.data import FeatureSet
+from modularml.data.audit import AuditWarning
+from modularml.errors import AuditError, ConfigError
+from modularml.experiment.fit_phase import FitPhase
+from modularml.experiment.group import PhaseGroup
+from modularml.experiment.phase import ExperimentPhase
+from modularml.experiment.phases import TrainPhase
+
+__all__ = ["Auditor"]
+
+_MAX_ROWS = 20_000
+
+
+class Auditor:
+    """Audits what training phases read; exact copies only, in some rows, so it takes no time."""
+
+    def __init__(self, mode: str) -> None:
+        if mode not in ("warn", "error", "off"):
+            raise ConfigError(f"audit must be 'warn', 'error' or 'off', got {mode!r}")
+        self.mode = mode
+        self._seen: dict[str, tuple[Any, ...]] = {}
+
+    def look(self, item: ExperimentPhase | PhaseGroup, ctx: ExperimentContext) -> None:
+        """Audit the FeatureSets that training phases read, where they are not as last time.
+
+        Raises
+        ------
+        AuditError
+            If an audit is not ok and the mode is ``'error'``.
+        """
+        if self.mode == "off":
+            return
+        phases = item.flatten() if isinstance(item, PhaseGroup) else [item]
+        training = (phase for phase in phases if isinstance(phase, TrainPhase | FitPhase))
+        sets = dict.fromkeys(
+            b.upstream_ref.resolve(ctx) for phase in training for b in phase.input_sources
+        )
+        for fs in sets:
+            version = (fs.collection.version, fs.split_records, repr(fs))  # of rows and of splits
+            if self._seen.get(fs.node_id) != version:
+                self._audit(fs)
+                self._seen[fs.node_id] = version
+
+    def _audit(self, fs: FeatureSet) -> None:
+        report = fs.audit(tolerance=0.0, max_rows=_MAX_ROWS)
+        if report.ok:
+            return
+        said = f"{report.summary()}. First: {report[0].message}. fs.audit() shows them all"
+        if self.mode == "error":
+            raise AuditError(f"{said}; Experiment(audit='warn') trains all the same")
+        warnings.warn(f"{said}; Experiment(audit='off') does not look", AuditWarning, stacklevel=7)

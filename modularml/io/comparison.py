@@ -1,0 +1,141 @@
+"""What differs between two files: config, data, weights, results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modularml._typing import Array
+from modularml.errors import MMLKindError
+from modularml.io import limits
+from modularml.io.archive import Archive, open_archive
+from modularml.io.names import find_file
+from modularml.io.tensors import load_table, load_tensors
+
+__all__ = ["diff"]
+
+
+def diff(a: str | Path, b: str | Path) -> dict[str, list[str]]:
+    """Tell what differs between two files of one kind; nothing is made of them.
+
+    Returns
+    -------
+    dict of str to list of str
+        ``config``, ``data`` (rows, splits, scalers), ``weights`` (with optimizers), ``results``
+        and ``other``: a line for each difference. All are empty for files of equal content.
+
+    Raises
+    ------
+    MMLKindError
+        If they hold objects of unlike kinds.
+    MMLError
+        If one is damaged, newer or no artifact.
+    """
+    one, two = (open_archive(find_file(path, None)) for path in (a, b))
+    if one.kind != two.kind:
+        problem = f"holds a {limits.KINDS[two.kind]}, {one.path.name} a {limits.KINDS[one.kind]}"
+        raise MMLKindError(limits.OTHER_KIND, two.path, "", problem)
+    found: dict[str, list[str]] = {"config": [], "data": [], "weights": [], "results": []}
+    found["other"] = []
+    found["config"] = list(_trees(one.json("config.json"), two.json("config.json"), ()))
+    whole = {"fs": "data", "md": "weights", "op": "weights"}.get(one.kind, "other")
+    for line in _trees(_state(one), _state(two), ()):
+        found[_GROUPS.get(line.partition(":")[0].partition(".")[0], whole)].append(line)
+    return found
+
+
+_GROUPS = {
+    "featuresets": "data",
+    "fingerprints": "data",
+    "model_graph": "weights",
+    "nodes": "weights",
+    "optimizer": "weights",
+    "history": "results",
+}
+"""What the first step on the way to a part of the state says of it."""
+
+
+def _state(archive: Archive) -> Any:
+    """Return the state with its arrays and the columns of its tables in their places."""
+    arrays: dict[tuple[str, str], Array] = {}
+    tables: dict[str, dict[str, Array]] = {}
+    for member, data in archive.payloads.items():
+        if member.endswith(".safetensors"):
+            loaded = load_tensors(data, archive.path, member)
+            arrays |= {(member, name): array for name, array in loaded.items()}
+        elif member.endswith(".arrow"):
+            table = load_table(data, archive.path, member)
+            tables[member] = {
+                c: table[c].to_numpy(zero_copy_only=False) for c in table.column_names
+            }
+
+    def placed(tree: Any) -> Any:
+        if isinstance(tree, list):
+            return [placed(item) for item in tree]
+        if not isinstance(tree, dict):
+            return tree
+        if "$tensor" in tree:
+            return arrays.get((tree.get("in"), tree["$tensor"]), tree)  # type: ignore[arg-type]
+        if "$table" in tree:
+            return tables.get(tree["$table"], tree)
+        return {key: placed(item) for key, item in tree.items()}
+
+    return placed(archive.json("state.json"))
+
+
+def _trees(a: Any, b: Any, where: tuple[str, ...]) -> Iterator[str]:
+    """Yield a line for each place in which two trees differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in dict.fromkeys([*a, *b]):
+            inner = (*where, key) if key not in ("params", "$tuple", "$type") else where
+            yield from _trees(a.get(key, _ABSENT), b.get(key, _ABSENT), inner)
+    elif isinstance(a, list) and isinstance(b, list):
+        for i, (mine, theirs) in enumerate(zip_longest(a, b, fillvalue=_ABSENT)):
+            yield from _trees(mine, theirs, (*where, _name_of(mine, i)))
+    elif isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        if said := _compared(a, b):
+            yield f"{'.'.join(where)}: {said}"
+    elif type(a) is not type(b) or isinstance(a, np.ndarray) or a != b:
+        yield f"{'.'.join(where)}: {_shown(a)} -> {_shown(b)}"
+
+
+_ABSENT = object()
+
+
+def _name_of(item: Any, place: int) -> str:
+    """Return the label of an item of a list, or its place."""
+    params = item.get("params", item) if isinstance(item, dict) else {}
+    label = params.get("label") if isinstance(params, dict) else None
+    return str(label if isinstance(label, str) else place)
+
+
+def _shown(value: Any) -> str:
+    if value is _ABSENT:
+        return "absent"
+    if isinstance(value, list):
+        return f"{len(value)} items"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)}"
+    if isinstance(value, dict):
+        label = value.get("label")
+        return repr(label) if label else str(value.get("$type", f"{len(value)} entries"))
+    return f"{value!r:.60}"
+
+
+def _compared(a: Array, b: Array) -> str:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return f"{a.dtype} {list(a.shape)} -> {b.dtype} {list(b.shape)}"
+    if a.dtype.hasobject:
+        other = sum(not np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+        return f"{other} of {len(a)} rows differ" if other else ""
+    same = (a == b) | ((a != a) & (b != b))  # noqa: PLR0124 - NaN equals NaN here
+    if same.all():
+        return ""
+    if a.dtype.kind not in "fiu":
+        return f"{int((~same).sum())} of {a.size} values differ"
+    gap = np.abs(a.astype(np.float64) - b.astype(np.float64))[~same]
+    return f"{len(gap)} of {a.size} values differ, by {np.nanmax(gap):.3g} at most"

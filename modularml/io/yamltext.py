@@ -1,0 +1,195 @@
+"""A config as YAML: readable, diffable, and as safe as the JSON of an artifact.
+
+A class is a tag, ``!SimpleSampler``, on its arguments. Reading gives plain data alone; names are
+resolved by the rules of artifacts, so nothing is imported or run that the reader does not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import yaml
+
+from modularml.config import names_mean
+from modularml.errors import MMLError, MMLKindError, ModularMLError
+from modularml.io import limits
+from modularml.io.atomic import write_file
+from modularml.io.classes import Resolver, names_in
+from modularml.io.names import find_file
+from modularml.io.references import with_ids, with_labels
+
+__all__ = ["YamlMixin", "dump_yaml", "load_yaml"]
+
+MAX_YAML = 2**20
+
+
+class YamlMixin:
+    """`to_yaml` and `from_yaml` of a class with a config."""
+
+    makes_nodes: ClassVar[bool] = False
+    """Whether nodes enter the active context when an object is made."""
+
+    def to_yaml(self, filepath: str | Path | None = None, *, overwrite: bool = False) -> str:
+        """Return the config as YAML, and write it to a file where one is named.
+
+        Weights, rows and results are no part of it.
+
+        Raises
+        ------
+        ConfigError
+            If an argument cannot be found again by name.
+        MMLExistsError
+            If there is a file and `overwrite` is false.
+        """
+        config: Any = self.get_config()  # type: ignore[attr-defined]
+        tree = {"$type": type(self).__name__, "params": config}
+        text = dump_yaml(with_labels(tree, self._yaml_labels()))
+        if filepath is not None:
+            write_file(Path(filepath), [text.encode()], overwrite=overwrite, verify=_checked)
+        return text
+
+    @classmethod
+    def from_yaml(
+        cls,
+        source: str | Path,
+        *,
+        custom_objects: Mapping[str, Any] | None = None,
+        allow_import: Iterable[str] = (),
+    ) -> Self:
+        """Make an object from `to_yaml` output, with new weights.
+
+        Parameters
+        ----------
+        source : str or path-like
+            A file, or the text itself where it has more than one line.
+        custom_objects, allow_import
+            Where classes of yours are found; see `BaseModel.load`.
+
+        Raises
+        ------
+        MMLError
+            If it is no YAML that we write, or names something that is not here. Nothing has
+            changed then.
+        """
+        path, text = _read(source)
+        tree = with_ids(load_yaml(text, path), cls._yaml_ids())
+        if not isinstance(tree, dict) or tree.keys() != {"$type", "params"}:
+            raise MMLError(limits.MISFIT, path, "", f"describes no {cls.__name__}", _HINT)
+        resolver = Resolver(path, [], custom_objects, allow_import)
+        names = resolver.resolve(names_in(tree), nodes=cls.makes_nodes)
+        made_of = names[tree["$type"]]
+        if not issubclass(made_of, cls):
+            problem = f"describes a {made_of.__name__}, not a {cls.__name__}"
+            raise MMLKindError(limits.OTHER_KIND, path, "", problem)
+        try:
+            with names_mean(names), cls._yaml_room():
+                made: Self = made_of.from_config(tree["params"])
+        except ModularMLError:
+            raise
+        except Exception as error:
+            reason = f"does not fit together: {type(error).__name__}: {error}"[:300]
+            raise MMLError(limits.MISFIT, path, "", reason) from error
+        return made
+
+    def _yaml_labels(self) -> Mapping[str, str]:
+        """Return labels by id of the nodes that references may mean."""
+        return {}
+
+    @classmethod
+    def _yaml_ids(cls) -> dict[str, str]:
+        """Return ids by label of the nodes that references may mean."""
+        return {}
+
+    @classmethod
+    def _yaml_room(cls) -> AbstractContextManager[Any]:
+        """Return where objects are made."""
+        return nullcontext()
+
+
+def dump_yaml(tree: Any) -> str:
+    """Write an encoded value as YAML; equal values give equal text."""
+    text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return text
+
+
+def load_yaml(text: str, path: object = "") -> Any:
+    """Read what `dump_yaml` wrote, as plain data.
+
+    Raises
+    ------
+    MMLError
+        If it is no YAML, over 1 MiB, has anchors, duplicate keys or tags that could run code.
+    """
+    if len(text) > MAX_YAML:
+        raise MMLError(limits.TOO_LARGE, path, "", "more than 1 MiB of YAML", _HINT)
+    try:
+        loader = _Loader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = "too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise MMLError(limits.FOREIGN, path, "", f"not YAML that we write: {reason:.200}") from None
+
+
+_HINT = "Give text that to_yaml() wrote"
+
+
+def _checked(path: Path) -> None:
+    load_yaml(path.read_text("utf-8"), path)
+
+
+def _read(source: str | Path) -> tuple[Path, str]:
+    if isinstance(source, str) and "\n" in source:
+        return Path("<text>"), source
+    path = find_file(source, None)
+    if path.stat().st_size > 4 * MAX_YAML:
+        raise MMLError(limits.TOO_LARGE, path, "", "more than 1 MiB of YAML", _HINT)
+    try:
+        return path, path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MMLError(limits.FOREIGN, path, "", f"cannot be read as text: {error}") from None
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent(dumper: _Dumper, tree: dict[str, Any]) -> yaml.Node:
+    if tree.keys() == {"$type", "params"}:
+        return dumper.represent_mapping(f"!{tree['$type']}", tree["params"])
+    if tree.keys() == {"$tuple"}:
+        return dumper.represent_sequence("!tuple", tree["$tuple"], flow_style=True)
+    return dumper.represent_mapping("tag:yaml.org,2002:map", tree)
+
+
+_Dumper.add_representer(dict, _represent)
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("anchors and aliases are not allowed")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        found: dict[Any, Any] = super().construct_mapping(node, deep=True)
+        if len(found) != len(node.value):
+            raise yaml.YAMLError(f"a key comes twice in line {node.start_mark.line + 1}")
+        return found
+
+
+def _construct(loader: _Loader, name: str, node: yaml.Node) -> Any:
+    if name == "tuple" and isinstance(node, yaml.SequenceNode):
+        return {"$tuple": loader.construct_sequence(node, deep=True)}
+    if not isinstance(node, yaml.MappingNode):
+        raise yaml.YAMLError(f"!{name} needs arguments, in line {node.start_mark.line + 1}")
+    return {"$type": name, "params": loader.construct_mapping(node, deep=True)}
+
+
+_Loader.add_multi_constructor("!", _construct)
