@@ -174,3 +174,30 @@ def test_phase_continues_after_a_node_is_inserted():
     graph.insert_node_between(node, upstream="a", downstream="join")
     exp.run_phase(train_phase(graph, label="two"), **QUIET)
     assert graph.get_node("abs").output_shape == (3,)
+
+
+@pytest.mark.parametrize("kind", ["Add", "Average", "Multiply"])
+def test_training_equals_one_functional_keras_model(kind):
+    keras = pytest.importorskip("keras")
+    x, y = arrays(n=45)
+    keras.utils.set_random_seed(0)
+    given = keras.Input((6,))
+    a, b, head = keras.layers.Dense(3, "tanh"), keras.layers.Dense(3), keras.layers.Dense(1)
+    whole = keras.Model(given, head(getattr(keras.layers, kind)()([a(given), b(given)])))
+    before = whole.get_weights()
+    optimizer = keras.optimizers.SGD(0.05)
+    whole.compile(optimizer, "mse")
+    whole.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
+    want = whole.get_weights()
+    whole.set_weights(before)
+    make = {
+        "Add": mm.SumNode,
+        "Average": mm.MeanNode,
+        "Multiply": lambda *args: mm.FunctionNode(*args, "multiply"),
+    }[kind]
+    flat = [keras.Sequential([keras.layers.Flatten(), layer]) for layer in (a, b)]
+    graph = two(make, featureset(x, y), [*flat, keras.Sequential([head])])
+    train(graph, n_epochs=2)
+    for mine, theirs in zip(whole.get_weights(), want, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
+    assert graph.get_node("join").output_shape == (3,)
