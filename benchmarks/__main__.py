@@ -15,6 +15,7 @@ from benchmarks.loop_ratios import loop_ratios
 from benchmarks.own_loops import own_loops
 from benchmarks.report import save, show, verdict
 from benchmarks.rows import rows
+from benchmarks.samplers import samplers
 
 PHASE_MS = 20.0
 # What may stay: the losses logged for each batch (16 bytes each, 0.22 MiB in 45 epochs) and pages
@@ -159,10 +160,12 @@ def main() -> int:
         found["equality"] = check_equality(options)
         found["own"] = own_loops(quick=options.quick)
         show_limits("Loops of one's own", found["own"])
+        found["samplers"] = samplers(quick=options.quick)
+        show_limits("Samplers against numpy and scipy by hand", found["samplers"])
         if not options.quick or options.opponents is not None:
             found["opponents"] = race_opponents(options)
     print(f"\n{save({'quick': options.quick, **found}).relative_to(environments.ROOT)}")
-    parts = ("loops", "rows", "tensorflow", "costs", "equality", "own")
+    parts = ("loops", "rows", "tensorflow", "costs", "equality", "own", "samplers")
     binding = ("equality",) if options.quick else parts
     return 0 if all(row["ok"] for part in binding for row in found.get(part, [])) else 1
 

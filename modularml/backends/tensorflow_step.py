@@ -104,8 +104,10 @@ class ExtendedStep:
 
     def __call__(self, inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
         """Compute the losses of a batch, and move weights where it is time to."""
-        n = len(inputs[0])
-        weight = n / self.first if self.n_batches else 1.0
+        n = self.sizes[0] if self.sizes is not None else len(inputs[0])
+        if not self.n_batches:
+            self.first = n or 1.0
+        weight = n / self.first
         losses, outputs, grads = self.gradients(tf.constant(weight), *inputs)
         values = [float(loss) for loss in losses]
         wrong = next((i for i, v in enumerate(values) if not math.isfinite(v)), None)
@@ -117,15 +119,13 @@ class ExtendedStep:
             self._move()
         return losses, outputs
 
-    def _hold(self, grads: Sequence[Any], n: int) -> None:
-        if not self.n_batches:
-            self.first = n
+    def _hold(self, grads: Sequence[Any], n: float) -> None:
         before = self.held or [None] * len(grads)
         self.held = [_sum(a, b) for a, b in zip(before, grads, strict=True)]
         self.n_batches, self.rows = self.n_batches + 1, self.rows + n
 
     def _move(self) -> None:
-        weight, grads = self.rows / self.first, iter(self.held or ())
+        weight, grads = self.rows / self.first or 1.0, iter(self.held or ())
         self.begin()
         moves = []
         for optimizer, own, limits in zip(self.optimizers, self.owned, self.clips, strict=True):

@@ -110,7 +110,7 @@ class ExtendedStep:
     def _backward(self, total: Any, n: int) -> None:
         rows, each = self.sizes or (n, n)
         if not self.n_batches:
-            self.first = each
+            self.first = each or 1.0
             for p in self.params:
                 p.grad = None
         weight = rows / self.first  # 1 where all batches are of one size
@@ -121,7 +121,7 @@ class ExtendedStep:
     def _move(self) -> None:
         weight = self.rows / self.first
         self._forget()
-        if weight != 1.0:
+        if weight not in (0.0, 1.0):
             torch._foreach_div_([p.grad for p in self.params if p.grad is not None], weight)
         if self._clipped():
             for move in self.moves:

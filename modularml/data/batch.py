@@ -207,10 +207,18 @@ class BatchView:
         source = self.source
         return FeatureSetView(source.source, self.role_indices[role], source.columns, source.label)
 
+    @property
+    def role_masks(self) -> dict[str, Array]:
+        """1 for each row that holds data, 0 for padding, of the roles that have padding."""
+        masks = {role: (rows >= 0).astype(np.float32) for role, rows in self.role_indices.items()}
+        return {role: mask for role, mask in masks.items() if not mask.all()}
+
     def materialize(self, fmt: str | DataFormat = "numpy") -> Batch:
-        """Gather the rows into a batch, each domain stacked into one array."""
-        data = {role: self.view(role).to_sample_data(fmt) for role in self.roles}
-        return Batch(RoleData(data), self.role_weights)
+        """Gather the rows into a batch; another row stands in where one is padding."""
+        rows = {role: np.maximum(own, 0) for role, own in self.role_indices.items()}
+        filled = replace(self, role_indices=rows)
+        data = {role: filled.view(role).to_sample_data(fmt) for role in self.roles}
+        return Batch(RoleData(data), self.role_weights, self.role_masks)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from modularml.data.references import FeatureSetReference
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, UnknownNameError
 
-__all__ = ["ExecutionContext", "Layout", "Leaf", "LossRecord", "Merged", "Source"]
+__all__ = ["ExecutionContext", "Layout", "Leaf", "LossRecord", "Merged", "Source", "Weighing"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,35 @@ class Merged:
 
 Flow: TypeAlias = Leaf | Merged | None
 """Where a node's targets or tags come from; None where it has none."""
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """What weighs the samples of a loss: rows of sources in roles, times a column of `source`."""
+
+    source: Source
+    role: str
+    rows: tuple[tuple[Source, str], ...] = ()
+    column: str | None = None
+
+    def values(
+        self,
+        view: FeatureSetView | None,
+        rows: Callable[[Source, str], IntArray],
+        weights: Callable[[Source, str], Array | None],
+    ) -> Array:
+        """Return the weight of each sample, shape (n,).
+
+        `rows` and `weights` give, for a source and a role, the rows of the FeatureSet that were
+        read and what a sampler gave them; `view` is of `source`, for the column.
+        """
+        found = [w for s, r in self.rows if (w := weights(s, r)) is not None]
+        if self.column is not None and view is not None:
+            found.append(view.collection.numpy(self.column)[rows(self.source, self.role)])
+        if not found:
+            return np.ones(len(rows(self.source, self.role)))
+        product: Array = np.prod(np.stack(found).astype(np.float64), axis=0)
+        return product
 
 
 @dataclass(frozen=True)
@@ -92,6 +121,8 @@ class Layout:
     views : mapping of Source to FeatureSetView
         The rows that each source reads.
     training : bool
+    weighings : tuple of (Weighing or None)
+        What weighs the samples of each loss, if anything.
     """
 
     outputs: tuple[tuple[str, str], ...]
@@ -101,6 +132,7 @@ class Layout:
     labels: Mapping[str, str] = field(default_factory=dict)
     views: Mapping[Source, FeatureSetView] = field(default_factory=dict)
     training: bool = True
+    weighings: tuple[Weighing | None, ...] = ()
 
 
 class ExecutionContext:
@@ -125,6 +157,7 @@ class ExecutionContext:
         "plan",
         "rows",
         "tensors",
+        "totals",
         "values",
     )
 
@@ -137,6 +170,7 @@ class ExecutionContext:
     ) -> None:
         self.phase_label, self.epoch_idx, self.batch_idx = phase_label, epoch_idx, batch_idx
         self._inputs = inputs
+        self.totals: list[float] | None = None
         self.layout: Layout | None = None
         self.plan: Any = None
         self.rows: Callable[[Source, int], Mapping[str, IntArray]] | None = None
@@ -156,7 +190,7 @@ class ExecutionContext:
 
     def batch_view(self, source: Source) -> BatchView:
         """Return the rows that a source read in this step."""
-        return BatchView(self._layout().views[source], self.indices(source))
+        return BatchView(self._layout().views[source], self.indices(source), self.weights(source))
 
     def indices(self, source: Source) -> Mapping[str, IntArray]:
         """Return the rows of the FeatureSet that a source read, by role."""
@@ -166,6 +200,34 @@ class ExecutionContext:
                 raise ConfigError("this step was driven with data that has no row numbers")
             return given.role_indices
         return self.rows(source, self.batch_idx)
+
+    def weights(self, source: Source) -> Mapping[str, Array]:
+        """Return the weights that a sampler gave the rows of a source, by role."""
+        if self.rows is not None:
+            of_rows = getattr(self.rows, "weights", None)
+            return {} if of_rows is None else of_rows(source, self.batch_idx)
+        given = (self._inputs or {}).get((source.node_id, source.ref))
+        weights, masks = (getattr(given, f"role_{name}", {}) for name in ("weights", "masks"))
+        return {r: weights.get(r, 1.0) * masks.get(r, 1.0) for r in {**weights, **masks}}
+
+    def sample_weights(self, weighing: Weighing) -> Array:
+        """Return what each sample of a loss weighs in this step."""
+        view = self._layout().views.get(weighing.source)
+        return weighing.values(
+            view, lambda s, r: self.indices(s)[r], lambda s, r: self.weights(s).get(r)
+        )
+
+    def loss_totals(self) -> list[float]:
+        """Return what each loss is a mean over: the sum of the weights, or the rows."""
+        if self.totals is None:
+            layout = self._layout()
+            self.totals = [
+                float(self.sample_weights(weighing).sum())
+                if weighing is not None
+                else len(self.output(node_id, self.roles(node_id)[0]))
+                for (_, node_id), weighing in zip(layout.losses, layout.weighings, strict=True)
+            ]
+        return self.totals
 
     @property
     def n_samples(self) -> int:
@@ -232,7 +294,12 @@ class ExecutionContext:
             targets, tags = (self.domain(node_id, d, role) for d in ("targets", "tags"))
             ids = self.sample_uuids(node_id, role)
             data[role] = SampleData(outputs=outputs, targets=targets, tags=tags, sample_uuids=ids)
-        return Batch(RoleData(data))
+        source = next(iter(self.sources(node_id)), None)
+        weights = {} if source is None else self.weights(source)
+        if source is None or not weights:
+            return Batch(RoleData(data))
+        given = self.inputs[(source.node_id, source.ref)]
+        return Batch(RoleData(data), weights, given.role_masks)
 
     def sample_uuids(self, node_id: str, role: str = DEFAULT_ROLE) -> Array | None:
         """Return the sample ids of a node's rows, as UUID text; of its first source."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from modularml.data.references import FeatureSetReference
 from modularml.errors import ConfigError, GraphError, SplitError, UnknownNameError
 from modularml.graph.node import GraphNode
 from modularml.samplers import BaseSampler, SimpleSampler
+from modularml.samplers.aligning import align
+from modularml.samplers.base import batch_views
+from modularml.samplers.epoch import DEFAULT
 
 __all__ = ["Bound", "InputBinding", "bind"]
 
@@ -36,14 +40,15 @@ class InputBinding(Configurable):
     sampler : BaseSampler, optional
         Makes the batches.
     stream : str
-        Which of the sampler's streams.
+        Which of the sampler's streams: ``"default"`` gives every role; the name of a role gives
+        its rows alone, as the default role, so that one head node reads anchors and another pairs.
     """
 
     node_id: str
     upstream_ref: FeatureSetReference
     split: str | None = None
     sampler: BaseSampler | None = None
-    stream: str = "default"
+    stream: str = DEFAULT
 
     @classmethod
     def for_training(
@@ -53,7 +58,7 @@ class InputBinding(Configurable):
         sampler: BaseSampler,
         upstream: FeatureSet | FeatureSetView | str | None,
         split: str | None = None,
-        stream: str = "default",
+        stream: str = DEFAULT,
     ) -> InputBinding:
         """Bind an input through a sampler.
 
@@ -76,6 +81,9 @@ class InputBinding(Configurable):
         """
         if not isinstance(sampler, BaseSampler):
             raise ConfigError(f"sampler must be a sampler such as SimpleSampler, got {sampler!r}")
+        if stream not in (DEFAULT, *sampler.roles):
+            known = dict.fromkeys((DEFAULT, *sampler.roles))
+            raise UnknownNameError(f"stream of {type(sampler).__name__}", stream, known)
         return cls._made(node, upstream, split, sampler, stream)
 
     @classmethod
@@ -87,7 +95,7 @@ class InputBinding(Configurable):
         split: str | None = None,
     ) -> InputBinding:
         """Bind an input without a sampler: every row once, in order; see `for_training`."""
-        return cls._made(node, upstream, split, None, "default")
+        return cls._made(node, upstream, split, None, DEFAULT)
 
     @classmethod
     def _made(
@@ -142,12 +150,10 @@ class InputBinding(Configurable):
         """
         view = self.resolve_input_view()
         sampler = self.sampler or SimpleSampler(batch_size=len(view))
-        batches = sampler.epoch(view, 0)
-        rows = view.valid_indices
-        return [
-            BatchView(view, {role: rows[batches.batch(i, role)] for role in batches.rows})
-            for i in range(batches.n_batches)
-        ]
+        if not show_progress and sampler.show_progress:
+            sampler = copy(sampler)
+            sampler.show_progress = False
+        return batch_views(sampler.epoch(view, 0), view, self.stream)
 
 
 @dataclass(frozen=True)
@@ -161,12 +167,14 @@ class Bound:
     sampler : BaseSampler
     group : int
         Bindings with equal numbers are read row by row together.
+    stream : str
     """
 
     source: Source
     view: FeatureSetView
     sampler: BaseSampler
     group: int
+    stream: str = DEFAULT
 
 
 def bind(
@@ -200,11 +208,32 @@ def bind(
             binding = _binding_for(bindings, node, ref, phase)
             view = binding.resolve_input_view()
             sampler = binding.sampler or SimpleSampler(batch_size=batch_size or len(view))
-            key = (id(binding.sampler), view.source.node_id, binding.split)
+            key: Any = (id(binding.sampler), view.source.node_id, binding.split)
+            if sampler.align_on is not None:
+                key = id(sampler)
             group = groups.setdefault(key, len(groups))
             same = next((b.sampler for b in found if b.group == group), sampler)
-            found.append(Bound(Source(node.node_id, ref), view, same, group))
+            found.append(Bound(Source(node.node_id, ref), view, same, group, binding.stream))
+    return _aligned(found)
+
+
+def _aligned(found: list[Bound]) -> list[Bound]:
+    """Bring the rows of inputs that a sampler aligns side by side."""
+    views: dict[int, dict[Any, FeatureSetView]] = {}
+    for b in found:
+        if b.sampler.align_on is not None:
+            views.setdefault(b.group, {}).setdefault(_rows_key(b), b.view)
+    for group, own in views.items():
+        on = next(str(b.sampler.align_on) for b in found if b.group == group)
+        side_by_side = dict(zip(own, align(list(own.values()), on), strict=True))
+        found = [
+            replace(b, view=side_by_side[_rows_key(b)]) if b.group == group else b for b in found
+        ]
     return found
+
+
+def _rows_key(bound: Bound) -> tuple[str, bytes]:
+    return bound.view.source.node_id, bound.view.indices.tobytes()
 
 
 def _binding_for(

@@ -12,15 +12,18 @@ import numpy as np
 from modularml._typing import Array, IntArray
 from modularml.backends import PLAIN, StepOptions
 from modularml.backends.base import Processes
-from modularml.data.execution import ExecutionContext, Source
+from modularml.data.execution import ExecutionContext, Layout, Source, Weighing
 from modularml.errors import ConfigError, DataError
 from modularml.experiment.binding import Bound
 from modularml.experiment.schedule import BatchSchedulingPolicy, schedule, share
+from modularml.experiment.turns import Turns
 from modularml.graph.flows import leaves
 from modularml.graph.inputs import column_tensor, frozen_outputs, pieces
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.plan import InputSlot, StepPlan
+from modularml.graph.weighing import mean_one
 from modularml.samplers import EpochBatches
+from modularml.samplers.epoch import DEFAULT
 from modularml.training import AppliedLoss
 
 __all__ = ["Feed"]
@@ -67,15 +70,32 @@ class Feed:
         self.groups = [
             next(b for b in bound if b.group == g) for g in range(1 + max(b.group for b in bound))
         ]
-        together = {b.source: b.group for b in bound} if training else None
-        self._plan = partial(
-            graph.plan,
+        self._counts_rows = processes is not None or options.accumulate > 1
+        self._in_turn = policy.alternates and len(self.groups) > 1
+        if self._in_turn and self._counts_rows:
+            raise ConfigError(
+                f"phase {phase!r}: samplers that alternate need accumulate=1 and no data_parallel; "
+                "use batch_schedule='zip_strict' or 'zip_cycle'"
+            )
+        together = {b.source: b.group for b in bound} if training and not self._in_turn else None
+        kinds = list(dict.fromkeys((b.group, b.stream) for b in bound))
+        weighted = {
+            b.source: kinds.index((b.group, b.stream))
+            for b in bound
+            if self._in_turn or b.sampler.gives_weights
+        }
+        self._losses, self._graph_plan = (
             losses,
-            training=training,
-            active_nodes=active_nodes,
-            roles=_roles(bound),
-            options=options,
+            partial(
+                graph.plan,
+                training=training,
+                roles=_roles(bound),
+                weighted=weighted,
+                options=options,
+            ),
         )
+        self._shape_of = lambda node_id: graph.get_node(node_id).output_shape or ()
+        self._plan = partial(self._graph_plan, losses, active_nodes=active_nodes)
         self._plan_with_static = partial(self._plan, together=together)
         self._asked: StepPlan | None = None
         self._epochs: dict[int, list[EpochBatches]] = {}
@@ -92,12 +112,22 @@ class Feed:
             return
         self._asked = self.plan = plan
         self.step = step
+        if self._in_turn:
+            of = {source: b.group for source, b in self.bound.items()}
+            turns = Turns(plan, self._graph_plan, self._losses, of, self._shape_of)
+            self.step = turns.step
+            self._parts = [(p, [self._column(s) for s in p.slots]) for p in turns.plans]
+            self.layout = self._layout(plan)
+            return
         columns = [self._column(slot) for slot in plan.slots]
         if any(column is None for column in columns):  # the frozen part is not repeatable
             self.plan, self.step = self._plan()
             columns = [self._column(slot) for slot in self.plan.slots]
-        self._columns, self._room = columns, {}
-        self.layout = replace(self.plan.layout, views={s: b.view for s, b in self.bound.items()})
+        self._parts, self._room = [(self.plan, columns)], {}
+        self.layout = self._layout(self.plan)
+
+    def _layout(self, plan: StepPlan) -> Layout:
+        return replace(plan.layout, views={s: b.view for s, b in self.bound.items()})
 
     def epoch(self, epoch: int) -> tuple[int, Iterator[ExecutionContext]]:
         """Return the number of batches of an epoch, and its steps."""
@@ -114,18 +144,50 @@ class Feed:
         group = min(self._groups_of(node_id))
         return self._batches(epoch)[group].sizes
 
-    def gathered(self, epoch: int, table: Array, sizes: Array) -> tuple[Array, Array]:
-        """Return losses of each batch, and its rows, over all processes.
+    def gathered(self, epoch: int, table: Array) -> tuple[Array, Array]:
+        """Return losses over all processes, and what each is a mean over.
 
         Parameters
         ----------
-        table, sizes : ndarray, shape (n_batches, n_losses)
+        table : ndarray, shape (n_batches, n_losses)
         """
+        sizes = self._totals(self._batches(epoch))[: len(table)]
         if self.processes is None:
             return table, sizes
-        counts = np.array([rows for rows, _ in self._counts[epoch]])[: len(table), None]
-        tables, rows = map(np.stack, zip(*self.processes.gather((table, counts)), strict=True))
-        return (tables * rows).sum(0) / rows.sum(0), rows.sum(0) * np.ones_like(table)
+        counts = np.array([own for own, _ in self._counts[epoch]])[: len(table), None]
+        tables, sizes = map(np.stack, zip(*self.processes.gather((table, counts)), strict=True))
+        return (tables * sizes).sum(0) / sizes.sum(0), sizes.sum(0) * np.ones_like(table)
+
+    def _totals(self, batches: list[EpochBatches]) -> Array:
+        """Return what each loss is a mean over: rows, or the sum of their weights.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_batches, n_losses)
+        """
+        layout, columns = self.plan.layout, []
+        for (_, node_id), weighing in zip(layout.losses, layout.weighings, strict=True):
+            if weighing is None:
+                columns.append(batches[min(self._groups_of(node_id))].sizes)
+            else:
+                starts = self._own(weighing.source, batches).bounds[:-1]
+                columns.append(np.add.reduceat(self._weights(weighing, batches), starts))
+        return np.array(columns, dtype=np.float64).T
+
+    def _counted(
+        self, batches: list[EpochBatches]
+    ) -> tuple[list[EpochBatches], list[tuple[float, float]]]:
+        """Return the batches of this process, and how much each of them counts."""
+        totals = self._totals(batches)
+        if (totals != totals[:, :1]).any():
+            raise ConfigError(
+                f"phase {self.phase!r}: its losses weigh samples in unlike ways, so batches cannot "
+                "be put together exactly; leave accumulate=1 and data_parallel=False"
+            )
+        own: Array = totals[:, 0]
+        if self.processes is None:
+            return batches, [(total, total) for total in own.tolist()]
+        return share(batches, own, self.processes)
 
     def _steps(self, epoch: int, batches: list[EpochBatches]) -> Iterator[ExecutionContext]:
         steps = self._contexts(epoch, batches)
@@ -136,28 +198,66 @@ class Feed:
     def _contexts(self, epoch: int, batches: list[EpochBatches]) -> Iterator[ExecutionContext]:
         rows = _Rows(self, epoch)
         layout, bundle, phase = self.layout, (self.plan, self.step), self.phase
-        streams = [
-            self._stream(slot, column, batches)
-            for slot, column in zip(self.plan.slots, self._columns, strict=True)
-        ]
-        for i, tensors in enumerate(zip(*streams, strict=True)):
+        given = self._turn_by_turn(batches) if self._in_turn else self._tensors(0, batches)
+        for i, tensors in enumerate(given):
             ctx = ExecutionContext(phase, epoch, i)
             ctx.layout, ctx.plan, ctx.rows, ctx.tensors = layout, bundle, rows, tensors
             yield ctx
 
-    def _stream(self, slot: InputSlot, column: Any, batches: list[EpochBatches]) -> Iterator[Any]:
-        bound = self.bound[slot.source]
-        own = batches[bound.group]
-        among = bound.view.valid_indices if slot.node_id is None else None
+    def _turn_by_turn(self, batches: list[EpochBatches]) -> Iterator[tuple[int, Any]]:
+        """Yield the number of the sampler whose turn it is, with its tensors."""
+        n, every = batches[0].n_batches, len(batches)
+        own = [
+            self._tensors(i, [b.taken(np.arange(i, n, every)) for b in batches])
+            for i in range(every)
+        ]
+        for i in range(n):
+            yield i % every, next(own[i % every])
+
+    def _tensors(self, part: int, batches: list[EpochBatches]) -> Iterator[Any]:
+        plan, columns = self._parts[part]
+        streams = [
+            self._stream(plan, slot, column, batches)
+            for slot, column in zip(plan.slots, columns, strict=True)
+        ]
+        return zip(*streams, strict=True)
+
+    def _stream(
+        self, plan: StepPlan, slot: InputSlot, column: Any, batches: list[EpochBatches]
+    ) -> Iterator[Any]:
+        own = self._own(slot.source, batches)
+        if slot.weighing is not None:
+            weights = mean_one(self._weights(slot.weighing, batches), own.bounds)
+            made = plan.adapter.from_numpy(weights, dtype=slot.dtype, device=plan.device)
+            return iter(plan.adapter.chunks(made, own.sizes))
+        rows = own.rows[slot.role]
+        if own.weights is not None:
+            rows = np.maximum(rows, 0)  # some row stands in for padding
+        among = self.bound[slot.source].view.valid_indices if slot.node_id is None else None
         room = self._room.setdefault(slot, []) if self.reuses_memory else None
         upload = None
         if self.pin_memory and slot.node_id is None:
-            upload = partial(self.plan.adapter.upload, device=self.plan.device)
-        rows = own.rows[slot.role]
-        return pieces(self.plan.adapter, column, rows, own.sizes, room, among, upload)
+            upload = partial(plan.adapter.upload, device=plan.device)
+        return pieces(plan.adapter, column, rows, own.sizes, room, among, upload)
+
+    def _own(self, source: Source, batches: list[EpochBatches]) -> EpochBatches:
+        """Return the batches that a source reads."""
+        bound = self.bound[source]
+        return batches[bound.group].stream(bound.stream)
+
+    def _weights(self, weighing: Weighing, batches: list[EpochBatches]) -> Array:
+        """Return what the samples of a loss weigh, batches behind one another."""
+        view = self.bound[weighing.source].view
+        return weighing.values(
+            view,
+            lambda s, role: view.valid_indices[self._own(s, batches).rows[role]],
+            lambda s, role: self._own(s, batches).weight(role),
+        )
 
     def _column(self, slot: InputSlot) -> Any:
         view = self.bound[slot.source].view
+        if slot.weighing is not None:
+            return ()
         if slot.node_id is not None:
             return frozen_outputs(self.plan, slot.node_id, view)
         device = None if self.pin_memory else self.plan.device
@@ -173,8 +273,8 @@ class Feed:
             own = [g.sampler.epoch(g.view, epoch) for g in self.groups]
             batches = schedule(own, self.policy)
             self._check_sizes(batches)
-            if self.processes is not None:
-                batches, self._counts[epoch] = share(batches, self.processes)
+            if self._counts_rows:
+                batches, self._counts[epoch] = self._counted(batches)
             self._epochs[epoch] = batches
         return self._epochs[epoch]
 
@@ -199,8 +299,8 @@ class Feed:
 
     def release(self) -> None:
         """Let go of the tensors; row numbers can still be asked for."""
-        self._columns, self._room, self._asked = [], {}, None
-        del self.plan, self.step, self._plan, self._plan_with_static
+        self._parts, self._room, self._asked = [], {}, None
+        del self.plan, self.step, self._plan, self._plan_with_static, self._graph_plan
 
 
 def _closing(
@@ -219,20 +319,39 @@ def _closing(
 class _Rows:
     """Row numbers of the batches of an epoch, made when they are asked for."""
 
-    __slots__ = ("epoch", "feed")
+    __slots__ = ("_batch", "_weights", "epoch", "feed")
 
     def __init__(self, feed: Feed, epoch: int) -> None:
         self.feed, self.epoch = feed, epoch
+        self._batch, self._weights = -1, dict[Any, Mapping[str, Array]]()
 
     def __call__(self, source: Source, batch: int) -> Mapping[str, IntArray]:
-        bound = self.feed.bound[source]
-        own = self.feed._batches(self.epoch)[bound.group]
+        bound, own = self._own(source)
         rows = bound.view.valid_indices
-        return {role: np.asarray(rows[own.batch(batch, role)]) for role in own.rows}
+        found = {role: own.batch(batch, role) for role in own.rows}
+        if own.weights is None:
+            return {role: np.asarray(rows[at]) for role, at in found.items()}
+        return {role: np.where(at < 0, -1, rows[at]) for role, at in found.items()}
+
+    def weights(self, source: Source, batch: int) -> Mapping[str, Array]:
+        """Return the weights of a batch by role; one object for inputs read together."""
+        bound, own = self._own(source)
+        if own.weights is None:
+            return {}
+        if batch != self._batch:
+            self._batch, self._weights = batch, {}
+        key = (bound.group, bound.stream)
+        if key not in self._weights:
+            part = slice(own.bounds[batch], own.bounds[batch + 1])
+            self._weights[key] = {role: w[part] for role, w in own.weights.items()}
+        return self._weights[key]
+
+    def _own(self, source: Source) -> tuple[Bound, EpochBatches]:
+        return self.feed.bound[source], self.feed._own(source, self.feed._batches(self.epoch))
 
 
 def _roles(bound: Sequence[Bound]) -> tuple[str, ...]:
-    roles = {b.sampler.roles for b in bound}
+    roles = {b.sampler.roles if b.stream == DEFAULT else (DEFAULT,) for b in bound}
     if len(roles) > 1:
         raise ConfigError(f"samplers of one phase must give the same roles, got {sorted(roles)}")
     return next(iter(roles))

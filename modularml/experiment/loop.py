@@ -197,8 +197,7 @@ def _log_losses(
     layout = feed.plan.layout
     flat = layout.adapter.floats([v for batch in values for v in batch])
     table = np.asarray(flat, dtype=np.float64).reshape(-1, len(layout.losses))
-    sizes = np.array([feed.sizes(ctx.epoch_idx, node_id) for _, node_id in layout.losses]).T
-    table, sizes = feed.gathered(ctx.epoch_idx, table, sizes[: len(table)])
+    table, sizes = feed.gathered(ctx.epoch_idx, table)
     finite = np.isfinite(table).all(axis=1)
     if not finite.all() and (phase.on_nonfinite != "skip" or not finite.any()):
         batch, place = (int(i) for i in np.argwhere(~np.isfinite(table))[0])
@@ -220,7 +219,10 @@ def _log_losses(
         )
     totals = table.sum(axis=1)
     results._metrics.log_batches("train_loss", totals, epoch=ctx.epoch_idx)
-    means = np.average(table[finite], axis=0, weights=sizes[finite])
+    sizes = sizes * finite[:, None]
+    sums = sizes.sum(axis=0)
+    table = np.where(finite[:, None], table, 0.0)
+    means = np.divide((table * sizes).sum(axis=0), sums, out=np.zeros(len(sums)), where=sums > 0)
     results._metrics.log("train_loss", float(means.sum()), epoch=ctx.epoch_idx)
 
 

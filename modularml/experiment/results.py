@@ -290,11 +290,10 @@ class _OnePass(PhaseResults):
         if reducer not in ("mean", "sum"):
             raise ConfigError(f"reducer must be 'mean' or 'sum', got {reducer!r}")
         node_id = self._node_id(node)
-        values: dict[str, list[tuple[float, int]]] = {}
+        values: dict[str, list[tuple[float, float]]] = {}
         for ctx in self._execution:
-            for record in ctx.losses:
+            for record, n in zip(ctx.losses, ctx.loss_totals(), strict=True):
                 if record.node_id == node_id:
-                    n = len(ctx.output(node_id, ctx.roles(node_id)[0]))
                     values.setdefault(record.label, []).append((record.value, n))
         if reducer == "sum":
             return {label: sum(v for v, _ in rows) for label, rows in values.items()}
@@ -338,13 +337,13 @@ class TrainResults(PhaseResults):
         return AxisSeries(("label", "epoch"), {(r.label, r.epoch): r for r in found}, "evaluations")
 
 
-def mean_over_samples(rows: Sequence[tuple[float, int]]) -> float:
+def mean_over_samples(rows: Sequence[tuple[float, float]]) -> float:
     """Average batch means so that each sample counts once.
 
     Parameters
     ----------
-    rows : sequence of (float, int)
-        Mean of each batch and its number of samples.
+    rows : sequence of (float, float)
+        Mean of each batch and its number of samples, or the sum of their weights.
     """
     n = sum(count for _, count in rows)
     return sum(value * count for value, count in rows) / n if n else float("nan")

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from modularml._typing import Array, IntArray
 from modularml.backends.base import Processes
-from modularml.errors import ConfigError, UnknownNameError
+from modularml.errors import UnknownNameError
 from modularml.samplers import EpochBatches
 
 __all__ = ["BatchSchedulingPolicy", "schedule", "share"]
@@ -35,19 +36,22 @@ class BatchSchedulingPolicy(enum.Enum):
         ------
         UnknownNameError
             If there is no such policy.
-        ConfigError
-            If the policy alternates: steps that leave an input empty are not run yet.
         """
         names = [policy.value for policy in cls]
         name = value.value if isinstance(value, cls) else str(value).lower()
         if name not in names:
             raise UnknownNameError("batch schedule", value, names)
-        if name.startswith("alternate"):
-            raise ConfigError(
-                f"batch_schedule {name!r} cannot be run yet: it leaves inputs of a step empty; use "
-                "'zip_strict' or 'zip_cycle', or one phase for each sampler"
-            )
         return cls(name)
+
+    @property
+    def alternates(self) -> bool:
+        """Whether a step takes the rows of one sampler, and the others' are padding."""
+        return self in (self.ALTERNATE_STRICT, self.ALTERNATE_CYCLE)
+
+    @property
+    def cycles(self) -> bool:
+        """Whether shorter samplers begin again, rather than end the epoch."""
+        return self in (self.ZIP_CYCLE, self.ALTERNATE_CYCLE)
 
 
 def schedule(epochs: Sequence[EpochBatches], policy: BatchSchedulingPolicy) -> list[EpochBatches]:
@@ -65,12 +69,16 @@ def schedule(epochs: Sequence[EpochBatches], policy: BatchSchedulingPolicy) -> l
         Step ``i`` takes batch ``i`` of each.
     """
     counts = [e.n_batches for e in epochs]
-    n = min(counts) if policy is BatchSchedulingPolicy.ZIP_STRICT else max(counts)
-    return [e if e.n_batches == n else _taken(e, np.arange(n) % e.n_batches) for e in epochs]
+    n = max(counts) if policy.cycles else min(counts)
+    found = [e if e.n_batches == n else e.taken(np.arange(n) % e.n_batches) for e in epochs]
+    if not policy.alternates or len(epochs) == 1:
+        return found
+    sizes = np.stack([np.diff(e.bounds) for e in found], axis=1).reshape(-1)
+    return [_in_turn(e, i, sizes) for i, e in enumerate(found)]
 
 
 def share(
-    epochs: Sequence[EpochBatches], processes: Processes
+    epochs: Sequence[EpochBatches], totals: Array, processes: Processes
 ) -> tuple[list[EpochBatches], list[tuple[float, float]]]:
     """Deal the batches of an epoch to processes that train together, in turn.
 
@@ -78,6 +86,8 @@ def share(
     ----------
     epochs : sequence of EpochBatches
         One a sampler, of one number; the same in all processes.
+    totals : ndarray of float64, shape (n_batches,)
+        Rows of each batch, or the sum of their weights.
     processes : Processes
 
     Returns
@@ -86,23 +96,39 @@ def share(
         The batches of this process. Where there are none left for it in the last step it gets the
         first batch once more.
     counts : list of (float, float)
-        For each of them: rows that count, none where it came once more, and the rows of a process
+        Totals of these batches, zero where one came once more, and what those of all processes are
         on average.
     """
-    n, size = epochs[0].n_batches, processes.size
+    n, size = len(totals), processes.size
     steps = -(-n // size)
     mine = np.arange(steps) * size + processes.rank
-    rows = np.zeros(steps * size)
-    rows[:n] = epochs[0].sizes
+    rows = np.concatenate([totals, np.zeros(steps * size - n)])
     counts = list(zip(rows[mine].tolist(), rows.reshape(steps, size).mean(1).tolist(), strict=True))
-    return [_taken(e, np.where(mine < n, mine, 0)) for e in epochs], counts
+    return [e.taken(np.where(mine < n, mine, 0)) for e in epochs], counts
 
 
-def _taken(
-    epoch: EpochBatches, batches: np.ndarray[tuple[int], np.dtype[np.int64]]
-) -> EpochBatches:
-    sizes = np.asarray(epoch.sizes)[batches]
-    rows = {
-        role: np.concatenate([epoch.batch(int(i), role) for i in batches]) for role in epoch.rows
-    }
-    return EpochBatches(rows, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
+def _in_turn(epoch: EpochBatches, first: int, sizes: IntArray) -> EpochBatches:
+    """Put batches where it is their turn, and padding (-1, of weight 0) between them.
+
+    Parameters
+    ----------
+    epoch : EpochBatches
+    first : int
+        First step that takes a batch of it.
+    sizes : ndarray of int64, shape (n_steps,)
+        Rows in each step.
+    """
+    every = len(sizes) // epoch.n_batches
+    mine = np.repeat(np.arange(len(sizes)) % every == first, sizes)
+
+    def spread(values: Array, empty: float) -> Array:
+        found = np.full(len(mine), empty, dtype=values.dtype)
+        found[mine] = values
+        return found
+
+    ones = {role: np.ones(len(rows)) for role, rows in epoch.rows.items()}
+    return EpochBatches(
+        {role: spread(rows, -1) for role, rows in epoch.rows.items()},
+        np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        {role: spread(w, 0.0) for role, w in {**ones, **(epoch.weights or {})}.items()},
+    )

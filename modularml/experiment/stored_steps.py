@@ -39,6 +39,7 @@ def packed_steps(steps: Sequence[ExecutionContext]) -> dict[str, Any] | None:
         "outputs": outs,
         "losses": np.array(losses, dtype=np.float64).reshape(len(steps), len(layout.losses)),
         "rows": rows,
+        "totals": np.array([s.loss_totals() for s in steps], dtype=np.float64),
     }
 
 
@@ -52,6 +53,7 @@ def unpacked_steps(data: Mapping[str, Any] | None) -> list[ExecutionContext]:
     for i, (epoch, batch) in enumerate(zip(data["epoch"], data["batch"], strict=True)):
         step = ExecutionContext(data["phase"], int(epoch), int(batch))
         step.layout, step.values = layout, [float(v) for v in data["losses"][i]]
+        step.totals = [float(t) for t in data["totals"][i]] if "totals" in data else None
         step.outs = [layout.adapter.from_numpy(_part(out, i).copy()) for out in data["outputs"]]
         step.rows = partial(rows, int(epoch))
         steps.append(step)
@@ -118,6 +120,7 @@ def _layout(data: Mapping[str, Any]) -> tuple[Layout, list[Source]]:
         labels={node_id: label for label, node_id in ids.items()},
         views=dict(zip(sources, views, strict=True)),
         training=data["training"],
+        weighings=(None,) * len(data["losses"]),
     )
     return layout, sources
 

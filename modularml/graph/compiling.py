@@ -9,7 +9,7 @@ from typing import Any
 
 from modularml._typing import Shape
 from modularml.backends import PLAIN, BackendAdapter, StepOptions, adapter_for
-from modularml.data.execution import Flow, Layout, Leaf, Merged, Source
+from modularml.data.execution import Flow, Layout, Leaf, Merged, Source, Weighing
 from modularml.data.references import FeatureSetReference
 from modularml.errors import (
     BackendNotSupportedError,
@@ -30,6 +30,7 @@ from modularml.graph.loss_calls import (
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
 from modularml.graph.plan import InputSlot, LossOp, Op, StepPlan
+from modularml.graph.weighing import weighing_of
 from modularml.training import AppliedLoss, LossInput
 from modularml.training.loss import CLASS_INDEX, CLASS_LAST, CLASS_SET, ELEMENTWISE, ONE_A_SAMPLE
 
@@ -45,6 +46,7 @@ def compile_plan(
     roles: Sequence[str] = ("default",),
     detach_after: Iterable[str] = (),
     together: Mapping[Source, int] | None = None,
+    weighted: Mapping[Source, int] | None = None,
     options: StepOptions = PLAIN,
 ) -> StepPlan:
     """Resolve nodes and losses into a plan.
@@ -65,6 +67,8 @@ def compile_plan(
     together : mapping of Source to int, optional
         Which sources are read row by row together. Where it is given, the frozen part that reads
         only columns of one number is left to a plan of its own.
+    weighted : mapping of Source to int, optional
+        Sources whose rows have weights; those of one number have the same.
     options : StepOptions
 
     Raises
@@ -74,9 +78,9 @@ def compile_plan(
     LossError, ShapeError
         If a loss asks for what its node has not, or shapes do not fit.
     """
-    plan = _Compiler(nodes, training, roles, set(detach_after), compiles=options.compile).compile(
-        losses, optimizers, together
-    )
+    compiler = _Compiler(nodes, training, roles, set(detach_after), compiles=options.compile)
+    compiler.weighted = weighted or {}
+    plan = compiler.compile(losses, optimizers, together)
     plan.options = options
     return plan
 
@@ -108,6 +112,8 @@ class _Compiler:
         self.places: dict[tuple[str, str], int] = {}
         self.read: dict[tuple[str, str], int] = {}
         self.n_inner = 0
+        self.weighted: Mapping[Source, int] = {}
+        self.weighings: list[Weighing | None] = []
 
     def compile(
         self,
@@ -213,10 +219,26 @@ class _Compiler:
         node = self._node_named(applied.on, applied)
         check_call(applied, applied.loss.resolve(self.adapter.backend))
         args = [self._loss_arg(applied, node, item) for item in applied.parsed]
-        fn = mean_over_samples(applied, self.adapter)
+        weighing = self._weighing(applied, node)
+        fn = mean_over_samples(applied, self.adapter, weighed=weighing is not None)
+        if weighing is not None:
+            like = node.model.module if isinstance(node, ModelNode) else None
+            dtype = self.adapter.loss_dtype("float", like)
+            slot = InputSlot(weighing.role, weighing.source, dtype=dtype, weighing=weighing)
+            args.append(self._slot(slot))
         if applied.weight != 1.0:
             fn = weighted(fn, applied.weight)
         return LossOp(fn, tuple(self._moved(arg, self.device) for arg in args))
+
+    def _weighing(self, applied: AppliedLoss, on: ComputeNode) -> Weighing | None:
+        """Say what weighs the samples of a loss, and note it for the layout."""
+        reads = [
+            (self._node_named(i.node or applied.on, applied), self._role(applied, i.role))
+            for i in applied.parsed
+        ]
+        found = weighing_of(applied, [(on, reads[0][1]), *reads], self.flows, self.weighted)
+        self.weighings.append(found)
+        return found
 
     def _loss_arg(self, applied: AppliedLoss, on: ComputeNode, item: LossInput) -> int:
         node = on if item.node is None else self._node_named(item.node, applied)
@@ -360,7 +382,15 @@ class _Compiler:
         outputs = tuple((n.node_id, role) for n in running for role in self.roles)
         on = tuple((a.label, self._node_named(a.on, a).node_id) for a in losses)
         labels = {n.node_id: n.label for n in self.nodes}
-        layout = Layout(outputs, on, self.flows, self.adapter, labels, training=self.training)
+        layout = Layout(
+            outputs,
+            on,
+            self.flows,
+            self.adapter,
+            labels,
+            training=self.training,
+            weighings=tuple(self.weighings),
+        )
         models = [n for n in self.nodes if isinstance(n, ModelNode) and n.node_id not in static]
         return StepPlan(
             self.adapter,

@@ -16,6 +16,7 @@ from modularml.data.execution import ExecutionContext
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, GraphError
 from modularml.graph.plan import InputSlot, StepPlan
+from modularml.graph.weighing import mean_one
 
 __all__ = ["column_tensor", "fill", "frozen_outputs", "pieces"]
 
@@ -134,6 +135,9 @@ def fill(plan: StepPlan, ctx: ExecutionContext) -> list[Any]:
 
 def _from_given(plan: StepPlan, ctx: ExecutionContext, slot: InputSlot) -> Any:
     source = slot.source
+    if slot.weighing is not None:
+        weights = ctx.sample_weights(slot.weighing)
+        return plan.adapter.from_numpy(mean_one(weights, (0, len(weights))), dtype=slot.dtype)
     given = ctx.inputs.get((source.node_id, source.ref))
     if given is None:
         labels = plan.layout.labels
@@ -142,7 +146,7 @@ def _from_given(plan: StepPlan, ctx: ExecutionContext, slot: InputSlot) -> Any:
             f"{source.ref.node_label!r}; inputs are keyed by (node_id, reference)"
         )
     if isinstance(given, BatchView):
-        rows = given.role_indices[slot.role]
+        rows = np.maximum(given.role_indices[slot.role], 0)
         column = column_tensor(plan.adapter, given.source.collection, slot, plan.device)
         return _gather(plan.adapter, column, np.ascontiguousarray(rows))
     if isinstance(given, Batch):

@@ -15,6 +15,7 @@ from modularml.errors import DataError, LossError, ShapeError
 from modularml.graph.flows import leaves
 from modularml.graph.node import ComputeNode
 from modularml.training import AppliedLoss
+from modularml.training.applied import weigh
 
 __all__ = ["check_call", "check_labels", "mean_over_samples", "misfit", "squeezed", "weighted"]
 
@@ -59,18 +60,27 @@ def check_labels(applied: AppliedLoss, on: ComputeNode, flow: Flow, n_classes: i
                 )
 
 
-def mean_over_samples(applied: AppliedLoss, adapter: BackendAdapter) -> Callable[..., Any]:
-    """Return a loss as a function that averages over samples, whatever form it has."""
+def mean_over_samples(
+    applied: AppliedLoss, adapter: BackendAdapter, *, weighed: bool = False
+) -> Callable[..., Any]:
+    """Return a loss as a function that averages over samples, whatever form it has.
+
+    Where it is `weighed`, the last argument of the function are the weights.
+    """
     loss = applied.loss
     raw = loss.resolve(adapter.backend)
     names = applied.call_names(raw)
     quick = loss.mean_form()
-    if quick is not None and names is None:
+    if quick is not None and names is None and not weighed:
         return quick
     mean = adapter.sample_mean
-    if names is None:
-        return lambda *args: mean(raw(*args))
-    return lambda *args: mean(raw(**dict(zip(names, args, strict=True))))
+
+    def fn(*args: Any) -> Any:
+        return raw(*args) if names is None else raw(**dict(zip(names, args, strict=True)))
+
+    if weighed:
+        return lambda *args: mean(weigh(fn(*args[:-1]), args[-1]))
+    return lambda *args: mean(fn(*args))
 
 
 def weighted(fn: Callable[..., Any], weight: float) -> Callable[..., Any]:

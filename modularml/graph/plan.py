@@ -13,7 +13,7 @@ from typing import Any
 
 from modularml._typing import Shape
 from modularml.backends import PLAIN, BackendAdapter, StepOptions
-from modularml.data.execution import Layout, Source
+from modularml.data.execution import Layout, Source, Weighing
 from modularml.training import AppliedLoss
 
 __all__ = ["InputSlot", "LossOp", "Op", "StepPlan"]
@@ -36,6 +36,8 @@ class InputSlot:
         Shape of one sample; None keeps that of the stack.
     node_id : str or None
         A frozen node whose outputs stand in for columns.
+    weighing : Weighing or None
+        Weights of the samples of a loss, of mean 1 in each batch, stand in for columns.
     """
 
     role: str
@@ -44,6 +46,7 @@ class InputSlot:
     dtype: Any = None
     shape: Shape | None = None
     node_id: str | None = None
+    weighing: Weighing | None = None
 
 
 @dataclass(frozen=True)

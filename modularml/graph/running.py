@@ -140,6 +140,7 @@ class GraphRunning(GraphMembers):
         active_nodes: Iterable[str | GraphNode] | None = None,
         roles: Sequence[str] = ("default",),
         together: Mapping[Source, int] | None = None,
+        weighted: Mapping[Source, int] | None = None,
         only: ModelNode | None = None,
         options: StepOptions = PLAIN,
     ) -> tuple[StepPlan, Callable[..., Any]]:
@@ -151,10 +152,12 @@ class GraphRunning(GraphMembers):
         self.build()
         with self._ctx_of_run():
             nodes = self._running(active_nodes)
-            key = (self._plan_key(losses, training, nodes, roles, together), only, options)
+            of_rows = tuple((weighted or {}).items())
+            key = (self._plan_key(losses, training, nodes, roles, together), of_rows, only, options)
             if key not in self._plans:
                 running = [a for a in losses if self.get_node(a.on) in nodes]
-                made = self._compile(running, training, nodes, roles, together, only, options)
+                how = (roles, together, weighted, only, options)
+                made = self._compile(running, training, nodes, *how)
                 made.losses = tuple(losses)
                 step = made.train_step() if training else made.eval_step()
                 while len(self._plans) >= _PLANS_KEPT:
@@ -200,6 +203,7 @@ class GraphRunning(GraphMembers):
         nodes: Sequence[ComputeNode],
         roles: Sequence[str],
         together: Mapping[Source, int] | None,
+        weighted: Mapping[Source, int] | None,
         only: ModelNode | None,
         options: StepOptions,
     ) -> StepPlan:
@@ -215,6 +219,7 @@ class GraphRunning(GraphMembers):
             roles=roles,
             detach_after=own if training else (),
             together=together,
+            weighted=weighted,
             options=options,
         )
 
@@ -293,10 +298,11 @@ class GraphRunning(GraphMembers):
                 training=training,
                 active_nodes=active_nodes,
                 roles=_roles(ctx),
+                weighted=_weighted(ctx),
                 only=only,
             )
-            tensors = fill(plan, ctx)
             ctx.layout = replace(plan.layout, views=_views(ctx))
+            tensors = fill(plan, ctx)
         with plan.adapter.modes(plan.modes):
             run_step(ctx, plan, step, tensors)
 
@@ -340,3 +346,14 @@ def _roles(ctx: ExecutionContext) -> tuple[str, ...]:
         if roles:
             return tuple(roles)
     return ("default",)
+
+
+def _weighted(ctx: ExecutionContext) -> dict[Source, int]:
+    """Return the inputs whose rows have weights or padding; equal numbers share them."""
+    found: dict[Source, int] = {}
+    for key, given in ctx.inputs.items():
+        weights = getattr(given, "role_weights", None)
+        if weights or getattr(given, "role_masks", None):
+            found[Source(*key)] = id(weights)
+    numbers = {own: i for i, own in enumerate(dict.fromkeys(found.values()))}
+    return {source: numbers[own] for source, own in found.items()}

@@ -1,6 +1,18 @@
 """Samplers: rows to batches of indices."""
 
-from modularml.samplers.base import BaseSampler, EpochBatches, sampler_registry
+from modularml.samplers.base import BaseSampler, sampler_registry
+from modularml.samplers.condition import SimilarityCondition
+from modularml.samplers.epoch import EpochBatches
 from modularml.samplers.simple import SimpleSampler
+from modularml.samplers.tuples import NSampler, PairedSampler, TripletSampler
 
-__all__ = ["BaseSampler", "EpochBatches", "SimpleSampler", "sampler_registry"]
+__all__ = [
+    "BaseSampler",
+    "EpochBatches",
+    "NSampler",
+    "PairedSampler",
+    "SimilarityCondition",
+    "SimpleSampler",
+    "TripletSampler",
+    "sampler_registry",
+]

@@ -2,62 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from modularml._registry import Registry
 from modularml._typing import Array, Columns, IntArray
 from modularml.config import Configurable, Stateful
-from modularml.data import FeatureSet, FeatureSetView
+from modularml.data import BatchView, FeatureSet, FeatureSetView, SampledView
 from modularml.data.selectors import as_list, select_one
-from modularml.errors import ConfigError, DataError
+from modularml.errors import ConfigError, DataError, UnknownNameError
 from modularml.io.saveable import Saveable
+from modularml.samplers.aligning import align
+from modularml.samplers.arranging import by_groups, interleaved
+from modularml.samplers.epoch import DEFAULT, EpochBatches, cut
 
-__all__ = ["DEFAULT", "BaseSampler", "EpochBatches", "sampler_registry"]
-
-DEFAULT = "default"
-
-
-@dataclass(frozen=True)
-class EpochBatches:
-    """All batches of one epoch, behind one another.
-
-    Parameters
-    ----------
-    rows : mapping of str to ndarray of int64, shape (n,)
-        Positions within the sampled view, by role.
-    bounds : ndarray of int64, shape (n_batches + 1,)
-        Batch ``i`` is ``rows[bounds[i]:bounds[i + 1]]``.
-    weights : mapping of str to ndarray, shape (n,), optional
-        Weight of each row, by role.
-    """
-
-    rows: Mapping[str, IntArray]
-    bounds: IntArray
-    weights: Mapping[str, Array] | None = None
-
-    @property
-    def n_batches(self) -> int:
-        """Number of batches."""
-        return len(self.bounds) - 1
-
-    @property
-    def sizes(self) -> list[int]:
-        """Rows in each batch."""
-        sizes: list[int] = np.diff(self.bounds).tolist()
-        return sizes
-
-    def batch(self, i: int, role: str = DEFAULT) -> IntArray:
-        """Return the positions of one batch."""
-        return self.rows[role][self.bounds[i] : self.bounds[i + 1]]
+__all__ = ["BaseSampler", "sampler_registry"]
 
 
 class BaseSampler(Configurable, Stateful, Saveable, ABC):
     """Rows to batches of indices; nothing but indices is ever made.
+
+    A subclass whose constructor takes ``**kwargs`` passes them on and has all arguments of this
+    one. Iterating gives the batches of `sources` as `BatchView`, each time a new epoch.
 
     Parameters
     ----------
@@ -82,11 +53,32 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         Whether a search for pairs shows a progress bar.
     sources : list, optional
         FeatureSets or views to sample when the sampler is used outside a phase.
+    align_on : str, optional
+        Sample several FeatureSets in step, a row of each: the column, or ``"sample_uuids"``,
+        whose equal values belong together. Rows of the first without partners are left out.
+
+    Attributes
+    ----------
+    roles : tuple of str
+        Who a row can be within a batch.
+    gives_weights : bool
+        Whether rows may carry weights, or be padding.
+    epoch_, batch_ : int
+        Position of the iteration, 0-based: epoch, and batches given of it.
     """
 
     artifact_kind = "sm"
     roles: tuple[str, ...] = (DEFAULT,)
+    gives_weights: bool = False
     not_config = frozenset({"sources", "source"})
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own, every = (inspect.signature(c.__init__) for c in (cls, BaseSampler))
+        named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        if len(named) < len(own.parameters):
+            rest = [p for name, p in every.parameters.items() if name not in own.parameters]
+            cls.__init__.__signature__ = own.replace(parameters=[*named, *rest])  # type: ignore[attr-defined]
 
     def __init__(
         self,
@@ -102,6 +94,7 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         seed: int | None = None,
         show_progress: bool = True,
         sources: list[FeatureSet | FeatureSetView] | None = None,
+        align_on: str | None = None,
     ) -> None:
         if (
             isinstance(batch_size, bool)
@@ -123,8 +116,13 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         self.group_by, self.group_by_role = group_by, group_by_role
         self.stratify_by, self.stratify_by_role = stratify_by, stratify_by_role
         self.strict_stratification = strict_stratification
-        self.seed, self.show_progress, self.sources = seed, show_progress, sources
+        for role in (group_by_role, stratify_by_role):
+            if role not in (DEFAULT, *self.roles):
+                raise UnknownNameError(f"role of {type(self).__name__}", role, self.roles)
+        self.seed, self.show_progress = seed, show_progress
+        self.sources, self.align_on = sources, align_on
         self.seed_ = secrets.randbits(63) if seed is None else int(seed)
+        self.epoch_ = self.batch_ = self._first = 0
 
     @abstractmethod
     def sample(self, view: FeatureSetView, epoch: int) -> EpochBatches:
@@ -143,6 +141,10 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
                 f"split {view.label!r} of {view.source.label!r} is empty; nothing to sample"
             )
         batches = self.sample(view, epoch)
+        if batches.weights is not None and not self.gives_weights:
+            raise ConfigError(
+                f"{type(self).__name__} gives weights; set gives_weights = True on the class"
+            )
         if not batches.n_batches:
             raise DataError(
                 f"no batch is left of the {len(view)} rows of {view.label!r} with batch_size="
@@ -175,6 +177,81 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
             codes = _packed(codes * (own.max(initial=0) + 1) + own)
         return codes
 
+    def batches(
+        self,
+        view: FeatureSetView,
+        rows: Mapping[str, IntArray],
+        rng: np.random.Generator,
+        weights: Mapping[str, Array] | None = None,
+    ) -> EpochBatches:
+        """Cut rows of a view, each role in the order given, into batches as asked for.
+
+        Batches of groups are put into an order by `rng` where `shuffle` is set.
+        """
+        n, at = len(rows[self.roles[0]]), slice(None)
+        if self.group_by is not None:
+            codes = self._codes_of(view, rows, self.group_by, self.group_by_role)
+            shuffled = rng if self.shuffle else None
+            at, bounds = by_groups(codes, self.batch_size, shuffled, drop_last=self.drop_last)
+        else:
+            if self.stratify_by is not None:
+                codes = self._codes_of(view, rows, self.stratify_by, self.stratify_by_role)
+                at = interleaved(codes, strict=self.strict_stratification)
+                n = len(at)
+            starts, stops = cut([n], self.batch_size, drop_last=self.drop_last)
+            bounds = np.append(starts, stops[-1:]) if len(starts) else np.zeros(1, dtype=np.int64)
+            at = slice(bounds[-1]) if isinstance(at, slice) else at[: bounds[-1]]
+        found = None if weights is None else {role: w[at] for role, w in weights.items()}
+        return EpochBatches({role: own[at] for role, own in rows.items()}, bounds, found)
+
+    # -- outside a phase ----------------------------------------------------------------------
+
+    def views(self) -> list[FeatureSetView]:
+        """Return the rows of `sources`, aligned where they are several."""
+        if not self.sources:
+            raise ConfigError(
+                f"{type(self).__name__} has nothing to sample; pass sources=[featureset], or bind "
+                "it with InputBinding.for_training(sampler=...)"
+            )
+        views = [source.to_view() for source in self.sources]
+        if len(views) > 1 and self.align_on is None:
+            raise ConfigError("several sources need align_on=, the column that relates their rows")
+        return views if self.align_on is None else align(views, self.align_on)
+
+    def materialize_batches(self, epoch: int = 0) -> SampledView:
+        """Return the batches of `sources` as row numbers: one stream, or one a source by label."""
+        views = self.views()
+        batches = self.epoch(views[0], epoch)
+        names = [DEFAULT] if len(views) == 1 else [str(view.source.label) for view in views]
+        return SampledView(
+            {name: batch_views(batches, v) for name, v in zip(names, views, strict=True)}
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        """Give the batches of an epoch: a `BatchView`, or one for each source by label.
+
+        An epoch that was left early begins again the next time; one whose state was restored
+        goes on where it was.
+        """
+        streams = self.materialize_batches(self.epoch_).streams
+        first, self._first = self._first, 0
+        for i in range(first, len(next(iter(streams.values())))):
+            self.batch_ = i + 1
+            found = {name: batches[i] for name, batches in streams.items()}
+            yield found.get(DEFAULT, found)
+        self.epoch_, self.batch_ = self.epoch_ + 1, 0
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take over seed and position; the next iteration goes on from there."""
+        super().set_state(state)
+        self._first = self.batch_
+
+    def _codes_of(
+        self, view: FeatureSetView, rows: Mapping[str, IntArray], columns: Columns, role: str
+    ) -> IntArray:
+        role = self.roles[0] if role == DEFAULT else role
+        return self.codes(view, columns)[rows[role]]
+
 
 def _packed(codes: IntArray) -> IntArray:
     """Close the gaps between numbers and keep their order."""
@@ -186,29 +263,24 @@ def _packed(codes: IntArray) -> IntArray:
     return found
 
 
-def cut(
-    lengths: Sequence[int] | IntArray, size: int, *, drop_last: bool
-) -> tuple[IntArray, IntArray]:
-    """Cut runs of rows into batches.
-
-    Parameters
-    ----------
-    lengths : sequence of int
-        Rows in each run; a batch never spans two runs.
-    size : int
-    drop_last : bool
-        Whether a batch that is not full is left out.
-
-    Returns
-    -------
-    starts, stops : ndarray of int64, shape (n_batches,)
-    """
-    sizes = np.asarray(lengths, dtype=np.int64)
-    counts = sizes // size if drop_last else -(-sizes // size)
-    ends = np.cumsum(sizes)
-    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    starts = np.repeat(ends - sizes, counts) + place * size
-    return starts, np.minimum(starts + size, np.repeat(ends, counts))
+def batch_views(
+    batches: EpochBatches, view: FeatureSetView, stream: str = DEFAULT
+) -> list[BatchView]:
+    """Return batches as row numbers of a view, with the weights of the rows."""
+    own = batches.stream(stream)
+    every = view.valid_indices
+    rows = {role: np.where(at < 0, -1, every[at]) for role, at in own.rows.items()}
+    ends = own.bounds[1:-1]
+    parts = {role: np.split(found, ends) for role, found in rows.items()}
+    weights = {role: np.split(w, ends) for role, w in (own.weights or {}).items()}
+    return [
+        BatchView(
+            view,
+            {role: found[i] for role, found in parts.items()},
+            {role: found[i] for role, found in weights.items()},
+        )
+        for i in range(own.n_batches)
+    ]
 
 
 sampler_registry: Registry[type[BaseSampler]] = Registry("sampler")

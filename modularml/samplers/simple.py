@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import warnings
+from typing import Any
 
 import numpy as np
 
-from modularml._typing import Array, Columns, IntArray
+from modularml._typing import Array, Columns
 from modularml.data import FeatureSet, FeatureSetView
-from modularml.samplers.base import DEFAULT, BaseSampler, EpochBatches, cut, sampler_registry
+from modularml.data.selectors import select_one
+from modularml.errors import ConfigError, DataError
+from modularml.samplers.base import BaseSampler, sampler_registry
+from modularml.samplers.epoch import DEFAULT, EpochBatches
 
 __all__ = ["SimpleSampler"]
 
 
 class SimpleSampler(BaseSampler):
-    """Every row once an epoch, in batches.
+    """Every row once an epoch, or rows drawn by weight, in batches.
 
     Parameters
     ----------
-    batch_size, shuffle, group_by, group_by_role, stratify_by, stratify_by_role, \
-strict_stratification, drop_last, seed, show_progress
-        See `BaseSampler`.
+    weights : str, optional
+        Column of numbers that are not negative: an epoch then is as many draws as there are rows,
+        with replacement, each row as likely as its weight says.
+    balance_by : str or list of str, optional
+        Columns: rows are drawn with replacement so that every combination of values is equally
+        likely; `weights`, where given too, decide within each.
     source : FeatureSet or FeatureSetView, optional
         What to sample when the sampler is used outside a phase.
+    **kwargs
+        See `BaseSampler`. Draws differ from epoch to epoch, whatever `shuffle` says.
 
     Examples
     --------
@@ -33,88 +41,45 @@ strict_stratification, drop_last, seed, show_progress
     def __init__(
         self,
         *,
-        batch_size: int = 1,
-        shuffle: bool = False,
-        group_by: Columns = None,
-        group_by_role: str = DEFAULT,
-        stratify_by: Columns = None,
-        stratify_by_role: str = DEFAULT,
-        strict_stratification: bool = True,
-        drop_last: bool = False,
-        seed: int | None = None,
-        show_progress: bool = True,
+        weights: str | None = None,
+        balance_by: Columns = None,
         source: FeatureSet | FeatureSetView | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            shuffle=shuffle,
-            group_by=group_by,
-            group_by_role=group_by_role,
-            stratify_by=stratify_by,
-            stratify_by_role=stratify_by_role,
-            strict_stratification=strict_stratification,
-            drop_last=drop_last,
-            seed=seed,
-            show_progress=show_progress,
-            sources=None if source is None else [source],
-        )
+        if source is not None:
+            if kwargs.get("sources"):
+                raise ConfigError("give source or sources, not both")
+            kwargs["sources"] = [source]
+        super().__init__(**kwargs)
+        self.weights, self.balance_by, self.source = weights, balance_by, source
 
     def sample(self, view: FeatureSetView, epoch: int) -> EpochBatches:
         """Return the batches of an epoch."""
-        n = len(view)
-        rng = self.rng(epoch)
-        order = rng.permutation(n) if self.shuffle else np.arange(n)
-        if self.group_by is not None:
-            codes = self.codes(view, self.group_by)
-            order = order[np.argsort(_small(codes[order]), kind="stable")]
-            starts, stops = cut(np.bincount(codes), self.batch_size, drop_last=self.drop_last)
-            return _in_order(order, starts, stops, rng if self.shuffle else None)
-        if self.stratify_by is not None:
-            order = self._interleave(order, self.codes(view, self.stratify_by))
-        starts, stops = cut([len(order)], self.batch_size, drop_last=self.drop_last)
-        bounds = np.append(starts, stops[-1:]) if len(starts) else np.zeros(1, dtype=np.int64)
-        return EpochBatches({DEFAULT: order[: bounds[-1]]}, bounds)
+        n, rng = len(view), self.rng(epoch)
+        if self.weights is not None or self.balance_by is not None:
+            rows = rng.choice(n, n, p=self._chances(view))
+        else:
+            rows = rng.permutation(n) if self.shuffle else np.arange(n)
+        return self.batches(view, {DEFAULT: rows}, rng)
 
-    def _interleave(self, order: IntArray, codes: IntArray) -> IntArray:
-        """Order rows so that every stretch of them holds every stratum."""
-        own = codes[order]
-        counts = np.bincount(own)
-        by_stratum = np.argsort(_small(own), kind="stable")
-        starts = np.cumsum(counts) - counts
-        rank = np.empty(len(own), dtype=np.int64)
-        rank[by_stratum] = np.arange(len(own)) - np.repeat(starts, counts)
-        if not self.strict_stratification:
-            share = (rank + 0.5) / counts[own]
-            return order[np.lexsort((own, share))]
-        fewest = int(counts.min())
-        dropped = len(own) - fewest * len(counts)
-        if dropped:
-            warnings.warn(
-                f"strict stratification drops {dropped} of {len(own)} rows: the smallest stratum "
-                f"has {fewest}; pass strict_stratification=False to keep them",
-                UserWarning,
-                stacklevel=5,
-            )
-        kept = rank < fewest
-        found = np.empty(fewest * len(counts), dtype=np.int64)
-        found[rank[kept] * len(counts) + own[kept]] = order[kept]
-        return found
-
-
-def _small(codes: IntArray) -> Array:
-    """Return codes in the fewest bytes; short integers are sorted by radix."""
-    return codes.astype(np.min_scalar_type(int(codes.max(initial=0))), copy=False)
-
-
-def _in_order(
-    order: IntArray, starts: IntArray, stops: IntArray, rng: np.random.Generator | None
-) -> EpochBatches:
-    """Put batches behind one another, in an order of their own where there is a generator."""
-    places = np.arange(len(starts)) if rng is None else rng.permutation(len(starts))
-    sizes = (stops - starts)[places]
-    bounds = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    rows = np.arange(bounds[-1]) + np.repeat(starts[places] - bounds[:-1], sizes)
-    return EpochBatches({DEFAULT: order[rows]}, bounds)
+    def _chances(self, view: FeatureSetView) -> Array:
+        """Return how likely each row is to be drawn."""
+        chances = np.ones(len(view))
+        if self.weights is not None:
+            name = select_one(view.collection.schema, self.weights)
+            column = view.collection.numpy(name)
+            numbers = column.ndim == 1 and column.dtype.kind in "biuf"
+            if not numbers or not (np.isfinite(column) & (column >= 0)).all():
+                raise DataError(f"weights: column {name!r} must hold numbers of at least 0")
+            chances = column[view.valid_indices].astype(np.float64)
+        if self.balance_by is not None:
+            codes = self.codes(view, self.balance_by)
+            sums = np.bincount(codes, chances)
+            chances = np.divide(chances, sums[codes], out=chances, where=sums[codes] > 0)
+        if not chances.any():
+            raise DataError(f"weights: every row of {view.label!r} weighs 0")
+        shares: Array = chances / chances.sum()
+        return shares
 
 
 sampler_registry.register("SimpleSampler", SimpleSampler)

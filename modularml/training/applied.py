@@ -18,7 +18,7 @@ from modularml.data.references import (
 from modularml.errors import ConfigError, LossError
 from modularml.training.loss import Loss
 
-__all__ = ["AppliedLoss", "LossInput"]
+__all__ = ["AppliedLoss", "LossInput", "weigh"]
 
 DOMAINS = ("outputs", "targets", "features", "tags")
 
@@ -110,6 +110,9 @@ class AppliedLoss(Configurable):
         Multiplies the loss.
     label : str, optional
         ``<loss>_<node>`` where it is not given.
+    sample_weight : str or FeatureSetColumnReference, optional
+        Column of numbers of at least 0: the loss is then the mean weighted by it,
+        ``sum(w * l) / sum(w)``. With several roles it is read for the role named first.
 
     Raises
     ------
@@ -130,6 +133,7 @@ class AppliedLoss(Configurable):
         *,
         weight: float = 1.0,
         label: str | None = None,
+        sample_weight: str | FeatureSetColumnReference | None = None,
     ) -> None:
         if not isinstance(loss, Loss):
             raise ConfigError(f"loss must be a Loss, got {loss!r}; write Loss({loss!r})")
@@ -151,6 +155,9 @@ class AppliedLoss(Configurable):
         self.label = label if label is not None else f"{loss.name}_{self.on}"
         items = self.inputs.values() if isinstance(self.inputs, dict) else self.inputs
         self.parsed = [LossInput.parse(item) for item in items]
+        self.sample_weight = sample_weight
+        if not isinstance(sample_weight, str | FeatureSetColumnReference | None):
+            raise ConfigError(f"sample_weight must be a column or None, got {sample_weight!r}")
 
     @property
     def node_id(self) -> str:
@@ -204,6 +211,11 @@ class AppliedLoss(Configurable):
         fn = self.loss.resolve(layout.adapter.backend)
         names = self.call_names(fn)
         value = fn(**dict(zip(names, args, strict=True))) if names else fn(*args)
+        labels = [label for label, _ in layout.losses]
+        weighings = dict(zip(labels, layout.weighings, strict=True))
+        if (weighing := weighings.get(self.label)) is not None:
+            weights = ctx.sample_weights(weighing)
+            value = weigh(value, layout.adapter.from_numpy(weights / (weights.mean() or 1.0)))
         return layout.adapter.sample_mean(value) * self.weight
 
     def _argument(self, ctx: Any, item: LossInput) -> Any:
@@ -230,3 +242,14 @@ class AppliedLoss(Configurable):
             f"AppliedLoss({self.loss.name!r} on {self.on!r}, inputs={self.inputs}, "
             f"weight={self.weight})"
         )
+
+
+def weigh(values: Any, weights: Any) -> Any:
+    """Multiply losses, shape (n, ...), by the weights of the samples, shape (n,)."""
+    shape = tuple(values.shape)
+    if not shape or shape[0] not in (weights.shape[0], None):
+        raise LossError(
+            f"a loss of samples that have weights must be one value a sample or an element, got "
+            f"shape {shape} for {weights.shape[0]} samples; do not reduce it (reduction='none')"
+        )
+    return values * weights[(..., *[None] * (len(shape) - 1))]

@@ -99,10 +99,10 @@ class Two:
 def test_batches_are_dealt_in_turn():
     rows = {"default": np.arange(10)}
     epoch = EpochBatches(rows, np.array([0, 4, 8, 10]))
-    (first,), counts = share([epoch], Two(0))
+    (first,), counts = share([epoch], np.array([4.0, 4.0, 2.0]), Two(0))
     assert first.rows["default"].tolist() == [0, 1, 2, 3, 8, 9]
     assert counts == [(4.0, 4.0), (2.0, 1.0)]
-    (second,), counts = share([epoch], Two(1))
+    (second,), counts = share([epoch], np.array([4.0, 4.0, 2.0]), Two(1))
     assert second.rows["default"].tolist() == [4, 5, 6, 7, 0, 1, 2, 3]
     assert counts == [(4.0, 4.0), (0.0, 1.0)]
 

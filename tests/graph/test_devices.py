@@ -85,7 +85,7 @@ def test_columns_lie_where_the_weights_do():
     graph.get_node("net").move_to(META)
     graph._plans.clear()
     feed = train_phase(graph).feed()
-    assert {column.device.type for column in feed._columns} == {"meta"}
+    assert {column.device.type for column in feed._parts[0][1]} == {"meta"}
 
 
 def test_a_node_with_its_own_accelerator_stays(monkeypatch):

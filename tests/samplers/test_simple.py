@@ -12,7 +12,7 @@ from modularml.config import decode, encode
 from modularml.data import FeatureSet
 from modularml.errors import ConfigError, DataError, UnknownNameError
 from modularml.samplers import SimpleSampler, sampler_registry
-from modularml.samplers.base import cut
+from modularml.samplers.epoch import cut
 
 N = 23
 
@@ -107,7 +107,7 @@ def test_a_seed_is_drawn_once_and_is_state():
     two.set_state(json.loads(json.dumps(one.get_state())))
     assert batches(one, view, 5) == batches(two, view, 5)
     assert one.seed is None
-    assert SimpleSampler(seed=3).get_state() == {"seed_": 3}
+    assert SimpleSampler(seed=3).get_state() == {"seed_": 3, "epoch_": 0, "batch_": 0}
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -241,3 +241,40 @@ def test_the_first_batch_of_a_million_rows_comes_quickly(kwargs):
     start = time.process_time()
     sampler.epoch(view, 1).batch(0)
     assert time.process_time() - start < 0.5  # a tenth of that on a machine that is not busy
+
+
+def test_balanced_and_weighted_draws():
+    n = 3000
+    rng = np.random.default_rng(0)
+    data = {"x": np.arange(n), "c": (np.arange(n) >= 2900) * 1, "w": rng.random(n)}
+    data["w"][:50] = 0
+    view = FeatureSet.from_dict("fs", data, ["x"], ["c"], ["w"], register=False).to_view()
+
+    def drawn(**kwargs):
+        sampler = SimpleSampler(batch_size=100, seed=0, **kwargs)
+        return np.array([flat(batches(sampler, view, e)) for e in range(10)])
+
+    rows = drawn(balance_by="c")
+    assert rows.shape == (10, n)
+    assert abs((data["c"][rows] == 1).mean() - 0.5) < 0.02
+    assert not np.array_equal(rows[0], rows[1])
+    counts = np.bincount(drawn(weights="w").reshape(-1), minlength=n)
+    assert not counts[:50].any()
+    expected = 10 * n * (data["w"] / data["w"].sum())[50:]
+    assert ((counts[50:] - expected) ** 2 / expected).mean() == pytest.approx(1, abs=0.15)
+    both = drawn(balance_by="c", weights="w")
+    assert abs((data["c"][both] == 1).mean() - 0.5) < 0.02
+    assert not np.isin(both, np.arange(50)).any()
+    one_class = SimpleSampler(batch_size=9, balance_by="c", group_by="c", seed=0)
+    assert all(len(set(data["c"][batch])) == 1 for batch in batches(one_class, view))
+
+
+def test_draws_that_cannot_be_made():
+    view = make().to_view()
+    for column in ("g", "v", "nan"):
+        with pytest.raises(DataError, match="at least 0"):
+            SimpleSampler(weights=column).epoch(view, 0)
+    with pytest.raises(DataError, match="weighs 0"):
+        SimpleSampler(weights="x").epoch(view.take([0]), 0)
+    with pytest.raises(ConfigError, match="not both"):
+        SimpleSampler(source=view, sources=[view])

@@ -1,0 +1,69 @@
+"""What weighs the samples of a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from modularml._typing import Array
+from modularml.data.execution import Flow, Leaf, Source, Weighing
+from modularml.errors import DataError
+from modularml.graph.flows import leaves, pick_column
+from modularml.graph.node import ComputeNode
+from modularml.training import AppliedLoss, LossInput
+
+__all__ = ["mean_one", "weighing_of"]
+
+
+def weighing_of(
+    applied: AppliedLoss,
+    reads: Sequence[tuple[ComputeNode, str]],
+    flows: Mapping[tuple[str, str], Flow],
+    weighted: Mapping[Source, int],
+) -> Weighing | None:
+    """Return what weighs the samples of a loss; None where all weigh the same.
+
+    It `reads` nodes in roles, the one it is applied on first; rows of `weighted` sources have
+    weights, equal ones where the numbers are equal.
+
+    Raises
+    ------
+    DataError
+        If the weight column does not hold numbers of at least 0.
+    """
+    rows: dict[tuple[int, str], Source] = {}
+    for node, role in reads:
+        for leaf in leaves(flows[node.node_id, "features"]):
+            if leaf.source in weighted:
+                rows.setdefault((weighted[leaf.source], role), leaf.source)
+    found = tuple((source, role) for (_, role), source in rows.items())
+    node, role = reads[0]
+    if applied.sample_weight is None:
+        return Weighing(found[0][0], found[0][1], found) if found else None
+    item = applied.sample_weight
+    named = LossInput(None, "tags", None, item) if isinstance(item, str) else LossInput.parse(item)
+    weight: Any = pick_column(applied, named, flows, node)
+    _check(applied, weight)
+    return Weighing(weight.source, role, found, weight.columns[0])
+
+
+def mean_one(values: Array, bounds: Sequence[int] | Array) -> Array:
+    """Return weights whose mean is 1 in each batch, or 0 where they all are."""
+    starts = np.asarray(bounds[:-1])
+    sizes, sums = np.diff(bounds), np.add.reduceat(values, starts)
+    factors = np.divide(sizes, sums, out=np.zeros(len(sums)), where=sums > 0)
+    scaled: Array = values * np.repeat(factors, sizes)
+    return scaled
+
+
+def _check(applied: AppliedLoss, leaf: Leaf) -> None:
+    fs = leaf.source.ref.resolve()
+    values = fs.collection.numpy(leaf.columns[0])
+    numbers = values.ndim == 1 and values.dtype.kind in "biuf"
+    if not numbers or not (np.isfinite(values) & (values >= 0)).all():
+        raise DataError(
+            f"sample_weight of loss {applied.label!r}: column {leaf.columns[0]!r} of {fs.label!r} "
+            "must hold one number of at least 0 a sample"
+        )

@@ -1,0 +1,151 @@
+"""When two samples are alike, and how much a pair of them weighs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from modularml._typing import Array
+from modularml.config import Configurable
+from modularml.errors import ConfigError
+
+__all__ = ["SimilarityCondition"]
+
+FALLBACK = 0.1
+"""What a pair that fails weighs in mode ``binary``, where failing is allowed."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SimilarityCondition(Configurable):
+    """A rule for when two samples are similar, or dissimilar, by one column.
+
+    Their distance is the absolute difference of numbers, the Euclidean distance of arrays, and
+    for all else 0 where they are equal, infinite where not. A NaN matches nothing.
+
+    Parameters
+    ----------
+    mode : {'similar', 'dissimilar'}
+        Whether a pair matches within `tolerance`, or outside of it.
+    tolerance : float
+        In units of the column, at least 0.
+    metric : callable, optional
+        Distance of two values, instead. One that also takes arrays of values is much faster.
+        Where rows are many, samplers try it on some candidates of each only.
+    weight_mode : {'binary', 'linear', 'exp'}
+        ``binary``: a match weighs 1, a pair that fails 0.1. ``linear``: ``tolerance / distance``.
+        ``exp``: ``exp(1 - distance / tolerance)``. For dissimilar pairs the larger distance
+        weighs more: the ratio is turned over, the exponent changes its sign.
+    max_weight, min_weight : float
+        Bounds of linear and exponential weights. With the default bounds a match weighs 1.
+    allow_fallback : bool
+        Whether pairs that fail are taken where matches are too few, with a weight below 1.
+        Otherwise they weigh 0.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is out of range.
+
+    Examples
+    --------
+    >>> near = SimilarityCondition(tolerance=0.5, weight_mode="linear", max_weight=4.0)
+    >>> near.score(1.0, 1.25), near.score(1.0, 2.0)
+    (2.0, 0.0)
+    """
+
+    mode: Literal["similar", "dissimilar"] = "similar"
+    tolerance: float = 0.0
+    metric: Callable[[float, float], float] | None = None
+    weight_mode: Literal["binary", "linear", "exp"] = "binary"
+    max_weight: float = 1.0
+    min_weight: float = 0.0
+    allow_fallback: bool = False
+
+    def __post_init__(self) -> None:
+        choices = {
+            "mode": ("similar", "dissimilar"),
+            "weight_mode": ("binary", "linear", "exp"),
+            "allow_fallback": (True, False),
+        }
+        for name, allowed in choices.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise ConfigError(f"{name} must be one of {allowed}, got {value!r}")
+        if self.metric is not None and not callable(self.metric):
+            raise ConfigError(f"metric must be callable or None, got {self.metric!r}")
+        ranges = {"tolerance": (0, math.inf), "max_weight": (1, math.inf), "min_weight": (0, 1)}
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+            if not number or not low <= value < high:
+                raise ConfigError(f"{name} must be at least {low} and below {high}, got {value!r}")
+
+    @property
+    def gives_weights(self) -> bool:
+        """Whether pairs can weigh anything but 1."""
+        return self.allow_fallback or (self.weight_mode != "binary" and self.max_weight > 1)
+
+    def score(self, a: Any, b: Any) -> float:
+        """Return the weight of an anchor's value and another: at least 1 for a match."""
+        return float(self.weights(self.distances(np.asarray([a]), np.asarray([b])))[0])
+
+    def distances(self, a: Array, b: Array) -> Array:
+        """Return the distance of each pair of values, shape (n, ...) both."""
+        if self.metric is not None:
+            return _distances_by(self.metric, a, b)
+        if a.dtype.kind not in "iuf":
+            return np.where(a == b, 0.0, np.inf)
+        difference = a.astype(np.float64) - b.astype(np.float64)
+        if a.ndim == 1:
+            return np.abs(difference)
+        return np.sqrt((difference**2).sum(axis=tuple(range(1, a.ndim))))
+
+    def matches(self, distances: Array) -> Array:
+        """Tell which distances fulfil the condition."""
+        if self.mode == "similar":
+            return distances <= self.tolerance
+        return distances > self.tolerance
+
+    def weights(self, distances: Array) -> Array:
+        """Return what pairs at these distances weigh."""
+        matches = self.matches(distances)
+        if self.weight_mode == "binary":
+            found, failed = np.ones(len(distances)), np.full(len(distances), FALLBACK)
+        else:
+            graded = self._graded(distances)
+            found = np.fmin(np.fmax(graded, 1.0), self.max_weight)
+            failed = np.fmin(np.fmax(graded, self.min_weight), np.nextafter(1.0, 0.0))
+        return np.where(matches, found, failed if self.allow_fallback else 0.0)
+
+    def _graded(self, distances: Array) -> Array:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.where(distances == 0, 0.0, distances / self.tolerance)
+            graded = 1 / share if self.weight_mode == "linear" else np.exp(1 - share)
+            return graded if self.mode == "similar" else np.divide(1.0, graded)
+
+    @classmethod
+    def from_config(cls, cfg: dict[str, Any]) -> SimilarityCondition:
+        """Make a condition from `get_config` output."""
+        return super().from_config(cfg)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments as plain data; a metric goes by its name."""
+        return super().get_config()
+
+
+def _distances_by(metric: Callable[..., Any], a: Array, b: Array) -> Array:
+    """Return a metric of each pair, by one call where it gives for arrays the same as for each."""
+
+    def one_by_one(n: int) -> Array:
+        return np.array([metric(x, y) for x, y in zip(a[:n], b[:n], strict=True)], dtype=np.float64)
+
+    try:
+        probe = np.asarray(metric(a[:8], b[:8]), dtype=np.float64)
+    except (TypeError, ValueError, AttributeError):
+        return one_by_one(len(a))
+    if np.array_equal(probe, one_by_one(8), equal_nan=True):
+        return np.asarray(metric(a, b), dtype=np.float64)
+    return one_by_one(len(a))

@@ -1,0 +1,93 @@
+"""The batches of one epoch as indices, and how rows are cut into them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from modularml._typing import Array, IntArray
+from modularml.data.batch import DEFAULT_ROLE as DEFAULT
+
+__all__ = ["DEFAULT", "EpochBatches", "cut"]
+
+
+@dataclass(frozen=True)
+class EpochBatches:
+    """All batches of one epoch, behind one another.
+
+    Parameters
+    ----------
+    rows : mapping of str to ndarray of int64, shape (n,)
+        Positions within the sampled view, by role; -1 is a padded row, of weight 0.
+    bounds : ndarray of int64, shape (n_batches + 1,)
+        Batch ``i`` is ``rows[bounds[i]:bounds[i + 1]]``.
+    weights : mapping of str to ndarray, shape (n,), optional
+        Weight of each row, by role; 1 for a role that is left out.
+    """
+
+    rows: Mapping[str, IntArray]
+    bounds: IntArray
+    weights: Mapping[str, Array] | None = None
+
+    @property
+    def n_batches(self) -> int:
+        """Number of batches."""
+        return len(self.bounds) - 1
+
+    @property
+    def sizes(self) -> list[int]:
+        """Rows in each batch."""
+        sizes: list[int] = np.diff(self.bounds).tolist()
+        return sizes
+
+    def batch(self, i: int, role: str = DEFAULT) -> IntArray:
+        """Return the positions of one batch."""
+        return self.rows[role][self.bounds[i] : self.bounds[i + 1]]
+
+    def weight(self, role: str = DEFAULT) -> Array | None:
+        """Return the weight of each row of a role; None where each is 1."""
+        return None if self.weights is None else self.weights.get(role)
+
+    def stream(self, name: str) -> EpochBatches:
+        """Return what a stream puts out: all roles, or one of them as the default role."""
+        if name == DEFAULT:
+            return self
+        weight = self.weight(name)
+        weights = None if weight is None else {DEFAULT: weight}
+        return EpochBatches({DEFAULT: self.rows[name]}, self.bounds, weights)
+
+    def taken(self, batches: Sequence[int] | IntArray) -> EpochBatches:
+        """Return some batches, in the order asked."""
+        own = np.asarray(batches, dtype=np.int64)
+        sizes = np.diff(self.bounds)[own]
+        bounds = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        at = np.arange(bounds[-1]) + np.repeat(self.bounds[own] - bounds[:-1], sizes)
+        weights = None if self.weights is None else {r: w[at] for r, w in self.weights.items()}
+        return EpochBatches({role: rows[at] for role, rows in self.rows.items()}, bounds, weights)
+
+
+def cut(
+    lengths: Sequence[int] | IntArray, size: int, *, drop_last: bool
+) -> tuple[IntArray, IntArray]:
+    """Cut runs of rows into batches.
+
+    Parameters
+    ----------
+    lengths : sequence of int
+        Rows in each run; a batch never spans two runs.
+    size : int
+    drop_last : bool
+        Whether a batch that is not full is left out.
+
+    Returns
+    -------
+    starts, stops : ndarray of int64, shape (n_batches,)
+    """
+    sizes = np.asarray(lengths, dtype=np.int64)
+    counts = sizes // size if drop_last else -(-sizes // size)
+    ends = np.cumsum(sizes)
+    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = np.repeat(ends - sizes, counts) + place * size
+    return starts, np.minimum(starts + size, np.repeat(ends, counts))

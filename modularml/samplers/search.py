@@ -1,0 +1,272 @@
+"""Finding partners by sorted values, equal values or a k-d tree; never by comparing all pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from modularml._optional import require
+from modularml._typing import Array, IntArray
+from modularml.progress import bar
+from modularml.samplers.condition import SimilarityCondition
+
+__all__ = ["Partners", "Rule", "find_partners", "pair_weights"]
+
+MAX_PAIRS = 2**25
+"""Pairs that a search looks at one by one (a quarter of that with a metric), or a tree gives."""
+
+FEWEST = 256
+"""Candidates of a row (a quarter of that with a metric) even where `MAX_PAIRS` is passed."""
+
+CHUNK = 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """A condition with its values, shape (n, ...); numbers of groups where `by_equality`."""
+
+    condition: SimilarityCondition
+    values: Array
+    by_equality: bool
+
+    @property
+    def sorts(self) -> bool:
+        """Whether matches are one or two runs of the sorted values."""
+        return self.condition.metric is None and self.values.ndim == 1
+
+    @property
+    def near(self) -> bool:
+        """Whether matches lie within a distance."""
+        return self.condition.metric is None and self.condition.mode == "similar"
+
+    @property
+    def joins(self) -> bool:
+        """Whether rows of one group match, and no others."""
+        return self.near and self.sorts and (self.by_equality or self.condition.tolerance == 0)
+
+    def distances(self, a: IntArray, b: IntArray) -> Array:
+        """Return the distance of pairs of rows."""
+        if self.by_equality:
+            return np.where(self.values[a] == self.values[b], 0.0, np.inf)
+        return self.condition.distances(self.values[a], self.values[b])
+
+
+def pair_weights(rules: Sequence[Rule], a: IntArray, b: IntArray) -> Array:
+    """Return the product of what all conditions give pairs of rows."""
+    weights = np.ones(len(a))
+    for rule in rules:
+        weights *= rule.condition.weights(rule.distances(a, b))
+    return weights
+
+
+@dataclass(frozen=True)
+class Partners:
+    """The partners of each row: two runs of `members`, either of which may be empty.
+
+    Parameters
+    ----------
+    members : ndarray of int64
+        Row numbers.
+    starts, sizes : ndarray of int64, shape (2, n)
+        Of the runs.
+    nearest : bool or None
+        Whether what is nearest lies where the runs meet (True) or at their far ends (False).
+    """
+
+    members: IntArray
+    starts: IntArray
+    sizes: IntArray
+    nearest: bool | None = None
+
+    @property
+    def counts(self) -> IntArray:
+        """Number of partners of each row."""
+        counts: IntArray = self.sizes.sum(axis=0)
+        return counts
+
+    def draw(self, rows: IntArray, k: int, rng: np.random.Generator) -> IntArray:
+        """Return up to `k` partners of each row, shape (n, k); -1 behind the last.
+
+        Drawn without replacement by Floyd's algorithm (Bentley & Floyd 1987, *A sample of
+        brilliance*).
+        """
+        counts = self.counts[rows]
+        taken = np.minimum(counts, k)
+        places = np.full((len(rows), k), -1)
+        for i in range(k):
+            last = counts - taken + i
+            drawn = (rng.random(len(rows)) * (last + 1)).astype(np.int64)
+            twice = (places[:, :i] == drawn[:, None]).any(axis=1)
+            places[:, i] = np.where(i < taken, np.where(twice, last, drawn), -1)
+        return np.where(places < 0, -1, self._at(rows[:, None], places)) if counts.any() else places
+
+    def pool(self, rows: IntArray, size: int, rng: np.random.Generator) -> tuple[IntArray, ...]:
+        """Return pairs of rows and partners: all of them, or `size` for each row.
+
+        Those are the nearest (or farthest) where values are sorted, else spread evenly.
+        """
+        counts = self.counts[rows][:, None]
+        place = np.arange(min(size, int(counts.max(initial=0))))[None]
+        if self.nearest is None:
+            shift = (rng.random((len(rows), 1)) * counts).astype(np.int64)
+            some = (place * counts // size + shift) % np.maximum(counts, 1)
+        elif self.nearest:
+            some = place + np.clip(self.sizes[0][rows][:, None] - size // 2, 0, counts - size)
+        else:
+            some = (place - size // 2) % np.maximum(counts, 1)
+        places = np.where(counts <= size, place, some)
+        there = place < counts
+        a = np.broadcast_to(rows[:, None], there.shape)[there]
+        return a, self._at(a, places[there])
+
+    def _at(self, rows: IntArray, places: IntArray) -> IntArray:
+        first, second = self.sizes[0][rows], self.starts[1][rows]
+        found = np.where(places < first, self.starts[0][rows] + places, second + places - first)
+        partners: IntArray = self.members.take(found, mode="clip")
+        return partners
+
+
+def find_partners(
+    rules: Sequence[Rule],
+    n: int,
+    rng: np.random.Generator,
+    *,
+    best: int | None = None,
+    show: bool = False,
+) -> Partners:
+    """Find for each of `n` rows the other rows that match it by all rules.
+
+    Exact where equal or sorted values or a k-d tree answer, or all candidates can be looked at;
+    else some candidates of each row are, drawn by `rng`, with a progress bar if `show` says so.
+    With `best`, so many partners of each row are kept, those that weigh most, and rules that allow
+    a fallback do not restrict.
+    """
+    strict = [r for r in rules if best is None or not r.condition.allow_fallback]
+    usable = np.ones(n, dtype=bool)
+    for rule in strict:
+        if rule.condition.metric is None and rule.values.dtype.kind == "f":
+            usable &= np.isfinite(rule.values.reshape(n, -1)).all(axis=1)
+    rows, joins = np.flatnonzero(usable), [r for r in strict if r.joins]
+    near = [r for r in strict if r.near and not r.joins]
+    if len(near) > 1 or any(not r.sorts for r in near):
+        pairs = _tree_pairs(near, joins, rows)
+        if pairs is not None:
+            return _joined([_kept(strict, rules, *pairs, best)], n)
+    others = [r for r in rules if r not in joins]
+    ranked = [r for r in others if r in strict or best is not None]
+    sorting = sorted((r for r in ranked if r.sorts), key=lambda r: (r not in strict, not r.near))
+    by = sorting[0] if sorting else None
+    runs = _runs(joins, by, rows, n, filters=by in strict)
+    left = [r for r in strict if r in others and r is not by]
+    if best is None and not left:
+        return runs
+    size = max(FEWEST, MAX_PAIRS // max(1, len(rows)))
+    if best is not None and others == [by]:
+        size = 2 * best  # the best lie next to each other
+    elif any(r.condition.metric is not None for r in others):
+        size = max(1, size // 4)
+    chunks = _chunks(runs, rows, size, rng, show=show)
+    return _joined([_kept(left, rules, a, b, best) for a, b in chunks], n)
+
+
+def _runs(
+    joins: Sequence[Rule], by: Rule | None, rows: IntArray, n: int, *, filters: bool
+) -> Partners:
+    """Sort rows so that partners, by equality and by one rule that `filters` or not, are runs."""
+    groups = np.zeros(len(rows), dtype=np.int64)
+    for rule in joins:
+        own = np.unique(rule.values[rows], return_inverse=True)[1]
+        groups = np.unique(groups * (own.max(initial=0) + 1) + own, return_inverse=True)[1]
+    values = np.zeros(len(rows)) if by is None else by.values[rows]
+    order = np.lexsort((values, groups)) if joins else np.argsort(values, kind="stable")
+    values, groups = values[order], groups[order]
+    ends = np.cumsum(np.bincount(groups))
+    start, end = np.append(0, ends)[groups], ends[groups]
+    place = np.arange(len(rows))
+    runs = [start, place, place + 1, end]
+    if by is not None and filters:
+        low, high = _within(by, values.astype(np.float64), start, end)
+        runs = [low, place, place + 1, high] if by.near else [start, low, high, end]
+    table = np.zeros((4, n), dtype=np.int64)
+    table[:, rows[order]] = runs
+    nearest = None if by is None else by.condition.mode == "similar"
+    return Partners(rows[order], table[::2], table[1::2] - table[::2], nearest)
+
+
+def _within(rule: Rule, values: Array, start: IntArray, end: IntArray) -> list[IntArray]:
+    """Return the run of sorted values within the tolerance of each, by bisection.
+
+    The distance itself decides, so that no rounding of ``value + tolerance`` does.
+    """
+    tolerance, place = (0.0 if rule.by_equality else rule.condition.tolerance), np.arange(len(end))
+    found = []
+    for first, last, sign in ((start, place, -1), (place, end, 1)):
+        low, high = first, last
+        while (low < high).any():
+            middle = (low + high) >> 1
+            distance = (values.take(middle, mode="clip") - values) * sign
+            right = (distance <= tolerance) if sign > 0 else (distance > tolerance)
+            right &= low < high
+            low, high = np.where(right, middle + 1, low), np.where(right, high, middle)
+            high = np.maximum(low, high)
+        found.append(low)
+    return found
+
+
+def _tree_pairs(
+    near: Sequence[Rule], joins: Sequence[Rule], rows: IntArray
+) -> tuple[IntArray, IntArray] | None:
+    """Return all pairs within the tolerances, and a few more; None where they are too many."""
+    if not len(rows):
+        return rows, rows
+    columns: list[Array] = [
+        r.values[rows].reshape(len(rows), -1) / r.condition.tolerance for r in near
+    ]
+    # groups lie so far apart that nothing reaches from one to another
+    columns += [2.0 * np.unique(r.values[rows], return_inverse=True)[1][:, None] for r in joins]
+    power, points = 2 if len(columns) == 1 else np.inf, np.hstack(columns)
+    tree = require("scipy.spatial").cKDTree(points)
+    reach = 1 + 1e-9 + 1e-15 * np.abs(points).max()
+    if tree.count_neighbors(tree, reach, p=power) - len(rows) > MAX_PAIRS:
+        return None
+    a, b = rows[tree.query_pairs(reach, p=power, output_type="ndarray")].T
+    return np.concatenate([a, b]), np.concatenate([b, a])
+
+
+def _chunks(
+    runs: Partners, rows: IntArray, size: int, rng: np.random.Generator, *, show: bool
+) -> Iterator[tuple[IntArray, ...]]:
+    """Yield candidate pairs, so many at a time."""
+    step = max(1, CHUNK // min(size, max(1, int(runs.counts.max(initial=0)))))
+    with bar(len(rows), "partners", show=show and len(rows) > step, unit="row") as drawn:
+        for at in range(0, len(rows), step):
+            part = rows[at : at + step]
+            yield runs.pool(part, size, rng)
+            drawn.update(len(part))
+
+
+def _kept(
+    tests: Sequence[Rule], rules: Sequence[Rule], a: IntArray, b: IntArray, best: int | None
+) -> tuple[IntArray, IntArray]:
+    """Return the pairs that match by these tests, by anchor; or the best of them by all rules."""
+    for rule in tests:
+        keep = rule.condition.matches(rule.distances(a, b))
+        a, b = a[keep], b[keep]
+    if best is None:
+        order = np.argsort(a, kind="stable")
+        return a[order], b[order]
+    order = np.lexsort((-pair_weights(rules, a, b), a))
+    a, b = a[order], b[order]
+    rank = np.arange(len(a)) - np.searchsorted(a, a)
+    return a[rank < best], b[rank < best]
+
+
+def _joined(parts: Sequence[tuple[IntArray, IntArray]], n: int) -> Partners:
+    """Return pairs, in chunks of other anchors each, as runs."""
+    none = np.empty(0, dtype=np.int64)
+    a, b = (np.concatenate([none, *(part[i] for part in parts)]) for i in (0, 1))
+    order, counts = np.argsort(a, kind="stable"), np.bincount(a, minlength=n)
+    starts = np.stack([np.cumsum(counts) - counts, np.zeros(n, dtype=np.int64)])
+    return Partners(b[order], starts, np.stack([counts, np.zeros(n, dtype=np.int64)]))
