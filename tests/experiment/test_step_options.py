@@ -402,3 +402,34 @@ def test_arguments_are_checked_and_kept():
     phase = train_phase(made, accumulate=3, precision="bf16", on_nonfinite="skip")
     again = mm.TrainPhase.from_config(phase.get_config())
     assert again.step_options() == phase.step_options()
+
+
+class TestWeightedRows:
+    def world(self):
+        x, y = arrays(n=55)
+        w = np.linspace(0.1, 2.0, 55).astype(np.float32)
+        mine = mlp()
+        fs = featureset(x, y, w=w)
+        optimizer = mm.Optimizer("sgd", opt_kwargs=SGD)
+        made = mm.ModelGraph([mm.ModelNode("net", mine, fs)], optimizer)
+        return x, y, w, mine, made
+
+    def test_accumulation_is_the_gradient_of_the_weighted_mean(self):
+        x, y, w, mine, made = self.world()
+        hand = twin(mine)
+        train(made, [mse(sample_weight="w")], accumulate=2, n_epochs=2)
+        optimizer = torch.optim.SGD(hand.parameters(), **SGD)
+        for _ in range(2):
+            for rows in (slice(0, 32), slice(32, 55)):
+                optimizer.zero_grad()
+                each = (hand(torch.as_tensor(x[rows])) - torch.as_tensor(y[rows])) ** 2
+                weight = torch.as_tensor(w[rows])[:, None]
+                ((each * weight).sum() / weight.sum()).backward()
+                optimizer.step()
+        assert_equal_weights(mine, hand, atol=1e-6)
+
+    def test_losses_weighed_in_unlike_ways_cannot_be_put_together(self):
+        *_, made = self.world()
+        losses = [mse(sample_weight="w"), mse(label="plain")]
+        with pytest.raises(ConfigError, match="unlike"):
+            train(made, losses, accumulate=2)
