@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks import environments
 from benchmarks.equality import equality
+from benchmarks.graph_ratios import graph_ratios
 from benchmarks.imports import imports
 from benchmarks.loop_ratios import loop_ratios
 from benchmarks.own_loops import own_loops
@@ -162,10 +163,12 @@ def main() -> int:
         show_limits("Loops of one's own", found["own"])
         found["samplers"] = samplers(quick=options.quick)
         show_limits("Samplers against numpy and scipy by hand", found["samplers"])
+        found["graphs"] = graph_ratios(quick=options.quick)
+        show_limits("scikit-learn nodes, prediction, building (ours / by hand)", found["graphs"])
         if not options.quick or options.opponents is not None:
             found["opponents"] = race_opponents(options)
     print(f"\n{save({'quick': options.quick, **found}).relative_to(environments.ROOT)}")
-    parts = ("loops", "rows", "tensorflow", "costs", "equality", "own", "samplers")
+    parts = ("loops", "rows", "tensorflow", "costs", "equality", "own", "samplers", "graphs")
     binding = ("equality",) if options.quick else parts
     return 0 if all(row["ok"] for part in binding for row in found.get(part, [])) else 1
 

@@ -50,6 +50,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
         ],
         "graph": ["ConcatNode", "FunctionNode", "MeanNode", "ModelGraph", "ModelNode", "SumNode"],
         "models.base": ["BaseModel"],
+        "models.sklearn": ["ScikitModelWrapper"],
         "models.tensorflow.base": ["TensorflowBaseModel"],
         "models.torch.base": ["TorchBaseModel"],
         "samplers": [

@@ -329,6 +329,8 @@ def _same(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(map(_same, a, b))
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if hasattr(a, "get_params") and type(a) is type(b):
+        return _same(a.get_params(deep=False), b.get_params(deep=False))
     if isinstance(a, float) and isinstance(b, float) and a != a and b != b:  # noqa: PLR0124
         return True
     return bool(a == b)

@@ -99,33 +99,31 @@ class Accelerator(Configurable):
         """Whether this process writes files: the first of those that train together, or alone."""
         return not self.data_parallel or os.environ.get("RANK", "0") == "0"
 
-    def resolve(self, backend: Backend) -> Any:
-        """Return the framework's device.
-
-        Raises
-        ------
-        DeviceError
-            If the device is not there.
-        """
+    @property
+    def name(self) -> str:
+        """Name of the device of this process."""
         name, own = str(self.device), os.environ.get("LOCAL_RANK")
-        if self.data_parallel and own is not None and name in ("cuda", "gpu"):
-            name = f"{name}:{own}"
-        return adapter_for(backend).check_device(name)
+        mine = self.data_parallel and own is not None and name in ("cuda", "gpu")
+        return f"{name}:{own}" if mine else name
 
-    def place(self, graph: Any) -> Any:
-        """Move a graph's weights and optimizers to the device and return it.
+    def resolve(self, backend: Backend) -> Any:
+        """Return the framework's device; a DeviceError where it is not there."""
+        return adapter_for(backend).check_device(self.name)
+
+    def place(self, graph: Any) -> str:
+        """Move a graph's weights and optimizers to the device and return its name.
 
         Raises
         ------
         DeviceError
             If the device is not there; nothing is moved then.
         """
-        device = self.resolve(graph.framework())
-        graph.move_to(device)
-        return device
+        graph.move_to(self.name)
+        return self.name
 
-    def processes(self, backend: Backend) -> Processes | None:
-        """Return the processes that train together; None where there is one."""
+    def processes(self, graph: Any) -> Processes | None:
+        """Return the processes that train a graph together; None where there is one."""
         if not self.data_parallel or int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return None
+        backend = graph.framework()
         return adapter_for(backend).processes(self.resolve(backend))

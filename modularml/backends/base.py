@@ -97,6 +97,8 @@ class BackendAdapter(ABC):
     """The few things that a graph needs of a framework."""
 
     backend: ClassVar[Backend]
+    gradients: ClassVar[bool] = True
+    """Whether its models are moved along gradients."""
     moved: ClassVar[str] = "parameters"
     """What the framework calls the tensors that an optimizer moves."""
 
@@ -123,7 +125,7 @@ class BackendAdapter(ABC):
         """Return the dtype of targets: ``"index"`` for class numbers, ``"float"`` as `model`'s."""
 
     @abstractmethod
-    def gather(self, column: Any, rows: IntArray, into: Any = None) -> Any:
+    def gather(self, column: Any, rows: IntArray | slice, into: Any = None) -> Any:
         """Return rows of a tensor, in the order asked; written to `into` where it is given."""
 
     @abstractmethod
@@ -338,6 +340,7 @@ def adapter_for(backend: str | Backend) -> BackendAdapter:
 _ADAPTERS = {
     Backend.TORCH: "modularml.backends.torch",
     Backend.TENSORFLOW: "modularml.backends.tensorflow",
+    Backend.SCIKIT: "modularml.backends.sklearn",
 }
 
 

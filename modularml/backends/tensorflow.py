@@ -78,8 +78,10 @@ class TensorflowAdapter(BackendAdapter):
         """Return the dtype of targets: ``"index"`` for class numbers, ``"float"`` as `model`'s."""
         return tf.int64 if kind == "index" else _float_dtype(model)
 
-    def gather(self, column: Any, rows: IntArray, into: Any = None) -> Any:
+    def gather(self, column: Any, rows: IntArray | slice, into: Any = None) -> Any:
         """Return rows of a tensor, in the order asked; tensors do not change, so `into` stays."""
+        if isinstance(rows, slice):
+            return column[rows]
         return tf.gather(column, rows)
 
     def shelf(self, like: Any, sizes: list[int]) -> Sequence[Any]:

@@ -72,8 +72,10 @@ class TorchAdapter(BackendAdapter):
         """Return the dtype of targets: ``"index"`` for class numbers, ``"float"`` as `model`'s."""
         return torch.int64 if kind == "index" else _float_dtype(model)
 
-    def gather(self, column: Any, rows: IntArray, into: Any = None) -> Any:
+    def gather(self, column: Any, rows: IntArray | slice, into: Any = None) -> Any:
         """Return rows of a tensor, in the order asked; written to `into` where it is given."""
+        if isinstance(rows, slice):  # copied all the same, as a model may write to its input
+            return column[rows].clone() if into is None else into.copy_(column[rows])
         index = torch.from_numpy(rows if rows.flags.writeable else rows.copy())
         return torch.index_select(column, 0, index.to(column.device), out=into)
 

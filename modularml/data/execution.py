@@ -115,7 +115,8 @@ class Layout:
         Label and node id of each loss.
     flows : mapping of (str, str) to Flow
         Where the domains of each node come from, by (node id, domain).
-    adapter : BackendAdapter
+    adapters : tuple of BackendAdapter
+        One for each output: of the framework of its node.
     labels : mapping of str to str
         Node labels by id.
     views : mapping of Source to FeatureSetView
@@ -128,11 +129,20 @@ class Layout:
     outputs: tuple[tuple[str, str], ...]
     losses: tuple[tuple[str, str], ...]
     flows: Mapping[tuple[str, str], Flow]
-    adapter: BackendAdapter
+    adapters: tuple[BackendAdapter, ...]
     labels: Mapping[str, str] = field(default_factory=dict)
     views: Mapping[Source, FeatureSetView] = field(default_factory=dict)
     training: bool = True
     weighings: tuple[Weighing | None, ...] = ()
+
+    @property
+    def adapter(self) -> BackendAdapter:
+        """The first of them; losses of several frameworks are numbers, which any can read."""
+        return self.adapters[0]
+
+    def adapter_of(self, node_id: str) -> BackendAdapter:
+        """Return the adapter for a node's outputs."""
+        return self.adapters[[name for name, _ in self.outputs].index(node_id)]
 
 
 class ExecutionContext:
@@ -325,7 +335,8 @@ class ExecutionContext:
         """
         self.tensors = self.plan = None
         if outs is None and self.layout is not None:
-            outs = [self.layout.adapter.to_host(out) for out in self.outs]
+            shown = zip(self.layout.adapters, self.outs, strict=True)
+            outs = [adapter.to_host(out) for adapter, out in shown]
         self.outs = outs if outs is not None else self.outs
 
     def _read(self, flow: Flow, role: str) -> Array | None:

@@ -18,7 +18,7 @@ from modularml.experiment.binding import Bound
 from modularml.experiment.schedule import BatchSchedulingPolicy, schedule, share
 from modularml.experiment.turns import Turns
 from modularml.graph.flows import leaves
-from modularml.graph.inputs import column_tensor, frozen_outputs, pieces
+from modularml.graph.inputs import column_tensor, frozen_outputs, in_a_row, pieces
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.plan import InputSlot, StepPlan
 from modularml.graph.weighing import mean_one
@@ -48,6 +48,8 @@ class Feed:
         Whether columns stay on the host and chunks of rows are uploaded.
     processes : Processes, optional
         Those that share the batches of an epoch.
+    fits : sequence of ModelNode
+        Nodes that are fitted on the rows of each step.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Feed:
         options: StepOptions = PLAIN,
         pin_memory: bool = False,
         processes: Processes | None = None,
+        fits: Sequence[Any] = (),
     ) -> None:
         self.phase, self.policy = phase, policy
         self.pin_memory, self.processes = pin_memory, processes
@@ -95,7 +98,7 @@ class Feed:
             ),
         )
         self._shape_of = lambda node_id: graph.get_node(node_id).output_shape or ()
-        self._plan = partial(self._graph_plan, losses, active_nodes=active_nodes)
+        self._plan = partial(self._graph_plan, losses, active_nodes=active_nodes, fits=fits)
         self._plan_with_static = partial(self._plan, together=together)
         self._asked: StepPlan | None = None
         self._epochs: dict[int, list[EpochBatches]] = {}
@@ -165,7 +168,8 @@ class Feed:
         -------
         ndarray of float64, shape (n_batches, n_losses)
         """
-        layout, columns = self.plan.layout, []
+        layout = self.plan.layout
+        columns: list[Any] = []
         for (_, node_id), weighing in zip(layout.losses, layout.weighings, strict=True):
             if weighing is None:
                 columns.append(batches[min(self._groups_of(node_id))].sizes)
@@ -217,19 +221,17 @@ class Feed:
     def _tensors(self, part: int, batches: list[EpochBatches]) -> Iterator[Any]:
         plan, columns = self._parts[part]
         streams = [
-            self._stream(plan, slot, column, batches)
+            self._stream(slot, column, batches)
             for slot, column in zip(plan.slots, columns, strict=True)
         ]
         return zip(*streams, strict=True)
 
-    def _stream(
-        self, plan: StepPlan, slot: InputSlot, column: Any, batches: list[EpochBatches]
-    ) -> Iterator[Any]:
+    def _stream(self, slot: InputSlot, column: Any, batches: list[EpochBatches]) -> Iterator[Any]:
         own = self._own(slot.source, batches)
         if slot.weighing is not None:
             weights = mean_one(self._weights(slot.weighing, batches), own.bounds)
-            made = plan.adapter.from_numpy(weights, dtype=slot.dtype, device=plan.device)
-            return iter(plan.adapter.chunks(made, own.sizes))
+            made = slot.adapter.from_numpy(weights, dtype=slot.dtype, device=slot.device)
+            return iter(slot.adapter.chunks(made, own.sizes))
         rows = own.rows[slot.role]
         if own.weights is not None:
             rows = np.maximum(rows, 0)  # some row stands in for padding
@@ -237,8 +239,8 @@ class Feed:
         room = self._room.setdefault(slot, []) if self.reuses_memory else None
         upload = None
         if self.pin_memory and slot.node_id is None:
-            upload = partial(plan.adapter.upload, device=plan.device)
-        return pieces(plan.adapter, column, rows, own.sizes, room, among, upload)
+            upload = partial(slot.adapter.upload, device=slot.device)
+        return pieces(slot.adapter, column, in_a_row(rows), own.sizes, room, among, upload)
 
     def _own(self, source: Source, batches: list[EpochBatches]) -> EpochBatches:
         """Return the batches that a source reads."""
@@ -259,9 +261,10 @@ class Feed:
         if slot.weighing is not None:
             return ()
         if slot.node_id is not None:
-            return frozen_outputs(self.plan, slot.node_id, view)
-        device = None if self.pin_memory else self.plan.device
-        return column_tensor(self.plan.adapter, view.collection, slot, device)
+            return frozen_outputs(self.plan, slot, view)
+        return column_tensor(
+            view.collection, replace(slot, device=None) if self.pin_memory else slot
+        )
 
     def _batches(self, epoch: int) -> list[EpochBatches]:
         """Return the batches of an epoch; any epoch can be made again from its number."""

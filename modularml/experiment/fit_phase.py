@@ -13,6 +13,8 @@ from modularml.experiment.feed import Feed
 from modularml.experiment.loop import Display, iterate
 from modularml.experiment.phase import ExperimentPhase, bindings_from_split
 from modularml.experiment.results import FitResults
+from modularml.graph.fitting import to_fit
+from modularml.graph.model_graph import ModelGraph
 from modularml.training import AppliedLoss
 
 __all__ = ["FitPhase"]
@@ -83,15 +85,20 @@ class FitPhase(ExperimentPhase):
             accelerator=accelerator,
         )
 
+    def to_fit(self, graph: ModelGraph) -> list[Any]:
+        """Return the nodes that are fitted."""
+        return to_fit(graph._running(self.active_nodes))
+
     def step_of(self, feed: Feed) -> Callable[[ExecutionContext], None]:
-        """Return what is done with the one batch there is: fit, then send it through."""
-        graph = self.graph()
-        return lambda ctx: graph.fit_step(
-            ctx,
-            self.losses,
-            active_nodes=None if self.active_nodes is None else [*self.active_nodes],
-            freeze_after_fit=self.freeze_after_fit,
-        )
+        """Return what is done with the one batch there is: fit, and send it through."""
+        run, nodes = super().step_of(feed), self.to_fit(self.graph())
+
+        def step(ctx: ExecutionContext) -> None:
+            run(ctx)
+            for node in nodes if self.freeze_after_fit else ():
+                node.freeze()
+
+        return step
 
     def iter_execution(self, *, results: FitResults | None = None) -> Iterator[ExecutionContext]:
         """Return the one step, to be run by hand with ``graph.fit_step``.

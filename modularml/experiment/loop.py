@@ -156,11 +156,12 @@ def _run_epoch(
     position = phase.position
     position.increment_epoch()
     position.reload_iterator()
-    recorder.begin(lambda node_id: feed.sizes(epoch, node_id))
+    alone = n_batches == phase.n_epochs == 1
+    recorder.begin(lambda node_id: feed.sizes(epoch, node_id), alone=alone)
     values: list[Sequence[Any]] = []
     label = f"epoch {epoch}"
     with (
-        plan.adapter.modes(plan.modes),
+        plan.modes(),
         bar(
             n_batches, label, show=display.batches, persist=display.keep_batches, unit="batch"
         ) as drawn,

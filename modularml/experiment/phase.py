@@ -132,7 +132,7 @@ class ExperimentPhase(Configurable, ContextYaml):
         where = self.accelerator or Accelerator()
         if self.accelerator is not None:
             where.place(graph)
-        processes = where.processes(graph.framework()) if self.training else None
+        processes = where.processes(graph) if self.training else None
         options = self.step_options()
         if processes is not None:
             options = replace(options, parallel=True)
@@ -149,6 +149,7 @@ class ExperimentPhase(Configurable, ContextYaml):
             options=options,
             pin_memory=where.pin_memory,
             processes=processes,
+            fits=self.to_fit(graph),
         )
 
     @property
@@ -159,6 +160,10 @@ class ExperimentPhase(Configurable, ContextYaml):
     def step_options(self) -> StepOptions:
         """Return what a training step does beside forward, backward and move."""
         return PLAIN
+
+    def to_fit(self, graph: ModelGraph) -> list[Any]:
+        """Return the nodes that are fitted on all rows at once: none but in a `FitPhase`."""
+        return []
 
     def step_of(self, feed: Feed) -> Callable[[ExecutionContext], None]:
         """Return what is done with each batch."""

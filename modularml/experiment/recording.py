@@ -53,16 +53,19 @@ class Recorder:
         self.results, self.recording = results, recording
         self._sizes: Callable[[str], list[int]] = lambda node_id: []
         self._shelves: list[Sequence[Any]] = []
+        self._alone = False
 
-    def begin(self, sizes: Callable[[str], list[int]]) -> None:
+    def begin(self, sizes: Callable[[str], list[int]], *, alone: bool = False) -> None:
         """Make ready for an epoch.
 
         Parameters
         ----------
         sizes : callable
             From a node's id to its rows in each batch.
+        alone : bool
+            Whether it is the only batch of the phase; its outputs are kept as they are.
         """
-        self._sizes, self._shelves = sizes, []
+        self._sizes, self._shelves, self._alone = sizes, [], alone
         if self.recording is ResultRecording.LAST:
             self.results._execution = []
 
@@ -70,10 +73,14 @@ class Recorder:
         """Keep a step that has run; the outputs of an epoch lie side by side in memory."""
         if self.recording is ResultRecording.NONE or ctx.layout is None:
             return
-        adapter, place = ctx.layout.adapter, ctx.batch_idx
+        if self._alone:
+            ctx.release()
+            self.results._execution.append(ctx)
+            return
+        adapters, place = ctx.layout.adapters, ctx.batch_idx
         if not self._shelves:
-            named = zip(ctx.layout.outputs, ctx.outs, strict=True)
-            self._shelves = [adapter.shelf(out, self._sizes(node)) for (node, _), out in named]
-        shelved = zip(self._shelves, ctx.outs, strict=True)
-        ctx.release([adapter.put(shelf[place], out) for shelf, out in shelved])
+            named = zip(adapters, ctx.layout.outputs, ctx.outs, strict=True)
+            self._shelves = [a.shelf(out, self._sizes(node)) for a, (node, _), out in named]
+        shelved = zip(adapters, self._shelves, ctx.outs, strict=True)
+        ctx.release([adapter.put(shelf[place], out) for adapter, shelf, out in shelved])
         self.results._execution.append(ctx)

@@ -28,7 +28,10 @@ def packed_steps(steps: Sequence[ExecutionContext]) -> dict[str, Any] | None:
     if layout is None or any(step.layout is not layout for step in steps):
         return None
     sources = list(layout.views)
-    outs = [_joined([layout.adapter.to_numpy(s.outs[i]) for s in steps]) for i in _places(layout)]
+    outs = [
+        _joined([adapter.to_numpy(s.outs[i]) for s in steps])
+        for i, adapter in enumerate(layout.adapters)
+    ]
     rows = [_rows(steps, source) for source in sources]
     losses = [[record.value for record in step.losses] for step in steps]
     return {
@@ -54,7 +57,8 @@ def unpacked_steps(data: Mapping[str, Any] | None) -> list[ExecutionContext]:
         step = ExecutionContext(data["phase"], int(epoch), int(batch))
         step.layout, step.values = layout, [float(v) for v in data["losses"][i]]
         step.totals = [float(t) for t in data["totals"][i]] if "totals" in data else None
-        step.outs = [layout.adapter.from_numpy(_part(out, i).copy()) for out in data["outputs"]]
+        outs = zip(layout.adapters, data["outputs"], strict=True)
+        step.outs = [adapter.from_numpy(_part(out, i).copy()) for adapter, out in outs]
         step.rows = partial(rows, int(epoch))
         steps.append(step)
     return steps
@@ -72,10 +76,6 @@ class _StoredRows:
     def __call__(self, epoch: int, source: Source, batch: int) -> Mapping[str, IntArray]:
         place = self.places[(epoch, batch)]
         return {role: _part(joined, place) for role, joined in self.rows[source].items()}
-
-
-def _places(layout: Layout) -> range:
-    return range(len(layout.outputs))
 
 
 def _rows(steps: Sequence[ExecutionContext], source: Source) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _packed_layout(layout: Layout, sources: list[Source]) -> dict[str, Any]:
         "flows": flows,
         "sources": [[named[s.node_id], s.ref, _packed_view(layout.views[s])] for s in sources],
         "nodes": list(named.values()),
-        "backend": layout.adapter.backend.value,
+        "backends": [adapter.backend.value for adapter in layout.adapters],
         "training": layout.training,
     }
 
@@ -112,11 +112,12 @@ def _layout(data: Mapping[str, Any]) -> tuple[Layout, list[Source]]:
     ids = {label: ctx.get_node(label=label).node_id for label in data["nodes"]}
     sources = [Source(ids[label], ref) for label, ref, _ in data["sources"]]
     views = [_view(view) for *_, view in data["sources"]]
+    backends = data.get("backends") or [data["backend"]] * len(data["outputs"])
     layout = Layout(
         outputs=tuple((ids[label], role) for label, role in data["outputs"]),
         losses=tuple((label, ids[node]) for label, node in data["losses"]),
         flows={(ids[n], d): _flow(f, sources) for n, d, f in data["flows"]},
-        adapter=adapter_for(data["backend"]),
+        adapters=tuple(map(adapter_for, backends)),
         labels={node_id: label for label, node_id in ids.items()},
         views=dict(zip(sources, views, strict=True)),
         training=data["training"],

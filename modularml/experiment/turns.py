@@ -89,13 +89,14 @@ class Turns:
             values[place] = value
         n = len(tensors[0])
         outs = [
-            own[places[i]] if i in places else self._rest(node_id, n)
-            for i, (node_id, _) in enumerate(self.layout.outputs)
+            own[places[i]] if i in places else self._rest(i, n)
+            for i in range(len(self.layout.outputs))
         ]
         return values, outs
 
-    def _rest(self, node_id: str, n: int) -> Any:
-        return self.layout.adapter.zeros((n, *self._shape_of(node_id)), None)
+    def _rest(self, place: int, n: int) -> Any:
+        node_id, _ = self.layout.outputs[place]
+        return self.layout.adapters[place].zeros((n, *self._shape_of(node_id)), None)
 
 
 def _read(applied: AppliedLoss) -> set[str]:

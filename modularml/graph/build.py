@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from modularml.data.execution import Flow, Leaf, Merged
 from modularml.data.references import FeatureSetReference
 from modularml.errors import GraphError, ShapeError
 from modularml.graph.flows import flows_of, leaves, resolve_id
+from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
+from modularml.graph.segments import backends_of
 
 __all__ = ["build_nodes", "columns_shape"]
 
@@ -36,13 +39,16 @@ def build_nodes(nodes: Sequence[ComputeNode], tails: set[str], *, force: bool = 
         If a node cannot take what it reads; both nodes and both shapes are named.
     """
     shapes: dict[str, Shape] = {}
-    flows = flows_of(nodes)
+    flows, frameworks = flows_of(nodes), backends_of(nodes)
     for node in nodes:
+        node.framework = frameworks.get(node.node_id)
         incoming = [_shape_of(node, ref, shapes) for ref in node.upstream_refs]
-        wanted = (
-            _target_shape(flows.get((node.node_id, "targets"))) if node.node_id in tails else None
-        )
+        flow = flows.get((node.node_id, "targets"))
+        wanted = _target_shape(flow) if node.node_id in tails else None
         try:
+            if isinstance(node, ModelNode):
+                targets = _target_shape(flow, numbers=False)
+                node.model.expect_targets(targets, partial(_labels, flow))
             shapes[node.node_id] = node.build_from(incoming, wanted, force=force)
         except ShapeError as error:
             given = ", ".join(
@@ -54,8 +60,12 @@ def build_nodes(nodes: Sequence[ComputeNode], tails: set[str], *, force: bool = 
             ) from error
 
 
-def columns_shape(ref: FeatureSetReference, domain: str, label: str) -> Shape:
+def columns_shape(
+    ref: FeatureSetReference, domain: str, label: str, *, numbers: bool = True
+) -> Shape:
     """Return the shape of one sample of the stacked columns of a reference.
+
+    With `numbers`, columns that hold none are refused.
 
     Raises
     ------
@@ -79,7 +89,7 @@ def columns_shape(ref: FeatureSetReference, domain: str, label: str) -> Shape:
             "shape a node of its own and merge them"
         )
     for name in columns:
-        if schema[name].dtype.kind not in "biuf":
+        if numbers and schema[name].dtype.kind not in "biuf":
             raise ShapeError(
                 f"node {label!r} reads column {name!r} of {ref.node_label!r}, which holds "
                 f"{schema[name].dtype}, not numbers"
@@ -93,16 +103,24 @@ def _shape_of(node: ComputeNode, ref: Any, shapes: Mapping[str, Shape]) -> Shape
     return shapes[resolve_id(ref)]
 
 
-def _target_shape(flow: Flow) -> Shape | None:
+def _target_shape(flow: Flow, *, numbers: bool = True) -> Shape | None:
     """Return the shape that targets have; None where there are none, or they are no numbers."""
     if isinstance(flow, Leaf):
+        source = flow.source
         try:
-            return columns_shape(flow.source.ref, "targets", flow.source.node_id)
+            return columns_shape(source.ref, "targets", source.node_id, numbers=numbers)
         except ShapeError:
             return None
     if isinstance(flow, Merged):
         return _merged_shape(flow)
     return None
+
+
+def _labels(flow: Flow) -> Any:
+    """Return every value of the target columns, sorted."""
+    found = leaves(flow)
+    columns = [(leaf.source.ref.resolve().collection, n) for leaf in found for n in leaf.columns]
+    return np.unique(np.concatenate([np.unique(table.numpy(name)) for table, name in columns]))
 
 
 def _merged_shape(flow: Merged) -> Shape | None:

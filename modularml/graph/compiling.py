@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import graphlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from modularml._typing import Shape
-from modularml.backends import PLAIN, BackendAdapter, StepOptions, adapter_for
+from modularml.backends import Backend, BackendAdapter, adapter_for
 from modularml.data.execution import Flow, Layout, Leaf, Merged, Source, Weighing
 from modularml.data.references import FeatureSetReference
-from modularml.errors import (
-    BackendNotSupportedError,
-    GraphError,
-    LossError,
-    ShapeError,
-    UnknownNameError,
-)
+from modularml.errors import GraphError, LossError, NotFittedError, ShapeError, UnknownNameError
+from modularml.graph.fitting import Learn, fitted_then
 from modularml.graph.flows import flows_of, is_integer, leaves, pick_column, resolve_id
+from modularml.graph.learning import Reach, moving, no_learner
 from modularml.graph.loss_calls import (
     check_call,
     check_labels,
@@ -29,7 +28,9 @@ from modularml.graph.loss_calls import (
 )
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
-from modularml.graph.plan import InputSlot, LossOp, Op, StepPlan
+from modularml.graph.plan import Crossing, InputSlot, LossOp, StepPlan
+from modularml.graph.program import Program, converted
+from modularml.graph.segments import backends_of, in_segments, readers_of
 from modularml.graph.weighing import weighing_of
 from modularml.training import AppliedLoss, LossInput
 from modularml.training.loss import CLASS_INDEX, CLASS_LAST, CLASS_SET, ELEMENTWISE, ONE_A_SAMPLE
@@ -42,12 +43,13 @@ def compile_plan(
     losses: Sequence[AppliedLoss],
     *,
     training: bool,
-    optimizers: Sequence[Any] = (),
+    optimizers: Mapping[str, Any] | None = None,
     roles: Sequence[str] = ("default",),
     detach_after: Iterable[str] = (),
     together: Mapping[Source, int] | None = None,
+    learners: Mapping[str, Learn] | None = None,
     weighted: Mapping[Source, int] | None = None,
-    options: StepOptions = PLAIN,
+    compiles: bool = False,
 ) -> StepPlan:
     """Resolve nodes and losses into a plan.
 
@@ -59,7 +61,8 @@ def compile_plan(
         On nodes among these.
     training : bool
         Whether nodes that are not frozen run in training mode, with gradients.
-    optimizers : sequence of Optimizer
+    optimizers : mapping of str to Optimizer
+        What moves each node that learns, by id.
     roles : sequence of str
         Every node runs once for each.
     detach_after : iterable of str
@@ -67,22 +70,24 @@ def compile_plan(
     together : mapping of Source to int, optional
         Which sources are read row by row together. Where it is given, the frozen part that reads
         only columns of one number is left to a plan of its own.
+    learners : mapping of str to callable
+        How nodes without gradients learn from features and targets, by id: they do so before they
+        are asked for outputs.
     weighted : mapping of Source to int, optional
         Sources whose rows have weights; those of one number have the same.
-    options : StepOptions
+    compiles : bool
+        Whether models are compiled by their framework.
 
     Raises
     ------
-    BackendNotSupportedError
-        If nodes belong to more than one framework.
     LossError, ShapeError
         If a loss asks for what its node has not, or shapes do not fit.
+    NotFittedError
+        If a node has not been fitted and does not learn in this step.
     """
-    compiler = _Compiler(nodes, training, roles, set(detach_after), compiles=options.compile)
-    compiler.weighted = weighted or {}
-    plan = compiler.compile(losses, optimizers, together)
-    plan.options = options
-    return plan
+    compiler = _Compiler(nodes, training, roles, set(detach_after), learners or {})
+    compiler.weighted, compiler.compiles = weighted or {}, compiles
+    return compiler.compile(losses, optimizers or {}, together)
 
 
 class _Compiler:
@@ -92,48 +97,80 @@ class _Compiler:
         training: bool,
         roles: Sequence[str],
         detach_after: set[str],
+        learners: Mapping[str, Learn],
         whole: _Compiler | None = None,
-        compiles: bool = False,
     ) -> None:
-        self.compiles = compiles
         self.nodes, self.training, self.roles = list(nodes), training, tuple(roles)
-        self.detach_after = detach_after
+        self.detach_after, self.learners = detach_after, learners
         self.by_id = {node.node_id: node for node in nodes}
-        self.adapter: BackendAdapter = _one_adapter(nodes) if whole is None else whole.adapter
-        self.dtypes: dict[str, Any] = (
-            _input_dtypes(nodes, self.adapter) if whole is None else whole.dtypes
+        self.edges = {n.node_id: [resolve_id(ref) for ref in n.node_refs] for n in nodes}
+        self.readers = readers_of(nodes)
+        self.own_backends: dict[str, Backend] = (
+            backends_of(nodes) if whole is None else whole.own_backends
         )
+        if not self.own_backends:
+            raise GraphError("a graph needs at least one ModelNode to run")
+        self.backends = dict(self.own_backends)
+        self.dtypes: dict[str, Any] = self._input_dtypes() if whole is None else whole.dtypes
+        self.column_dtypes: dict[str, Any] = {}
         self.flows = flows_of(nodes)
-        self.device: Any = _main_device(nodes, self.adapter) if whole is None else whole.device
-        self.where: dict[int, Any] = {}
-        self.copies: dict[tuple[int, Any], int] = {}
-        self.slots: list[InputSlot] = []
-        self.ops: list[Op] = []
+        self.programs: list[Program] = []
+        self.segments: list[list[str]] = []
+        self.home: dict[str, int] = {}
         self.places: dict[tuple[str, str], int] = {}
         self.read: dict[tuple[str, str], int] = {}
-        self.n_inner = 0
         self.weighted: Mapping[Source, int] = {}
+        self.compiles = False
         self.weighings: list[Weighing | None] = []
 
     def compile(
         self,
         losses: Sequence[AppliedLoss],
-        optimizers: Sequence[Any],
+        optimizers: Mapping[str, Any],
         together: Mapping[Source, int] | None,
     ) -> StepPlan:
         static = set[str]() if together is None else self._static(together)
         edge = self._edge(static, losses)
-        for node in self.nodes:
+        for node_id in edge:
+            self._read_as_column(node_id, static)
+        running = [n for n in self.by_id if n not in static or n in edge]
+        self._make_segments(running, losses)
+        for node_id in running:
             for role in self.roles:
-                if node.node_id in edge:
-                    self._input_of_frozen(node, role)
-                elif node.node_id not in static:
-                    self._run(node, role)
+                if node_id in edge:
+                    self._input_of_frozen(node_id, role)
+                else:
+                    self._run(self.by_id[node_id], role)
         loss_ops = [self._loss(applied) for applied in losses]
-        if optimizers:
-            self._check_learning(losses)
-        self._order_inputs()
-        return self._plan(losses, loss_ops, optimizers, static, edge)
+        learning = self._learning(losses, optimizers)
+        return self._plan(losses, loss_ops, learning, static, edge)
+
+    def _make_segments(self, running: Sequence[str], losses: Sequence[AppliedLoss]) -> None:
+        ties = [[self._node_named(a.on, a).node_id, *self._read_by(a)] for a in losses]
+        try:
+            self.segments = in_segments(running, self.edges, self.backends, ties)
+        except graphlib.CycleError:
+            raise LossError(
+                f"a loss of {[a.label for a in losses]} reads outputs of nodes of another "
+                "framework that can only run after its own; apply it on the later node"
+            ) from None
+        self.programs = [self._new_program(ids) for ids in self.segments]
+        self.home = {i: place for place, ids in enumerate(self.segments) for i in ids}
+
+    def _new_program(self, ids: Sequence[str]) -> Program:
+        """Return an empty program; its columns and losses lie where its first model does.
+
+        A model that was sent to a device of its own counts last.
+        """
+        adapter = adapter_for(self.backends[ids[0]])
+        models = [n for n in map(self.by_id.__getitem__, ids) if isinstance(n, ModelNode)]
+        own = [n for n in models if n.backend is adapter.backend]
+        ordered = sorted(own, key=lambda n: n.accelerator is not None)
+        places = (adapter.device_of(n.model.module) for n in ordered)
+        return Program(adapter, next((p for p in places if p is not None), None))
+
+    def _program(self, node_id: str) -> Program:
+        return self.programs[self.home[node_id]]
 
     # -- which part is computed once ----------------------------------------------------------
 
@@ -160,75 +197,97 @@ class _Compiler:
         read = {a.on for a in losses} | {i.node for a in losses for i in a.parsed if i.node}
         return edge | {n for n in static if n in read or self.by_id[n].label in read}
 
-    def _input_of_frozen(self, node: ComputeNode, role: str) -> None:
-        leaf = leaves(self.flows[node.node_id, "features"])[0]
-        slot = self._slot(InputSlot(role, leaf.source, node_id=node.node_id))
-        self.where[slot] = self._place_of(node)
-        self.places[node.node_id, role] = self.read[node.node_id, role] = slot
+    def _read_as_column(self, node_id: str, static: set[str]) -> None:
+        """Let the output of a frozen node be a column in the framework of its readers."""
+        readers = [r for r in self.readers[node_id] if r not in static]
+        backends = {self.backends[r] for r in readers}
+        own = self.backends[node_id]
+        if len(backends) == 1 and own not in backends:
+            self.backends[node_id] = backends.pop()
+            self.column_dtypes[node_id] = self.dtypes[readers[0]]
+
+    def _input_of_frozen(self, node_id: str, role: str) -> None:
+        program, dtype = self._program(node_id), self.column_dtypes.get(node_id)
+        source = leaves(self.flows[node_id, "features"])[0].source
+        slot = program.slot(role, source, (), dtype, node_id=node_id)
+        self.places[node_id, role] = self.read[node_id, role] = program.input(slot)
 
     # -- forward ------------------------------------------------------------------------------
 
     def _run(self, node: ComputeNode, role: str) -> None:
-        device = self._place_of(node)
-        from_columns = all(isinstance(ref, FeatureSetReference) for ref in node.upstream_refs)
-        read = [self._upstream(node, ref, role) for ref in node.upstream_refs]
-        args = [self._moved(arg, device) for arg in read]
-        fn = self._function(node, from_columns=from_columns)
-        out = self._op(fn, args, many=not isinstance(node, ModelNode))
-        self.where[out] = device
+        program = self._program(node.node_id)
+        own = program.adapter.device_of(node.model.module) if isinstance(node, ModelNode) else None
+        device = program.device if own is None else own
+        read = [self._upstream(program, node, ref, role) for ref in node.upstream_refs]
+        args = [program.moved(arg, device) for arg in read]
+        fn, many = self._function(node, read, program.adapter), not isinstance(node, ModelNode)
+        if (learn := self.learners.get(node.node_id)) is not None:
+            fn, many = fitted_then(learn, fn, program.adapter), True
+            args += self._targets_of(program, node, role)
+        out = program.op(fn, args, many=many, device=device)
         self.places[node.node_id, role] = self.read[node.node_id, role] = out
         if node.node_id in self.detach_after:
-            detached = self._op(self.adapter.detach, [out], many=False)
-            self.read[node.node_id, role], self.where[detached] = detached, device
+            detached = program.op(program.adapter.detach, [out], many=False, device=device)
+            self.read[node.node_id, role] = detached
 
-    def _place_of(self, node: ComputeNode) -> Any:
-        """Return where a node runs: where its weights lie."""
-        own = self.adapter.device_of(node.model.module) if isinstance(node, ModelNode) else None
-        return self.device if own is None else own
+    def _targets_of(self, program: Program, node: ComputeNode, role: str) -> list[int]:
+        """Return the place of a node's targets, as an array in their own dtype."""
+        flow = self.flows[node.node_id, "targets"]
+        plain = adapter_for(Backend.SCIKIT)
+        return [] if flow is None else [self._flow(program, flow, role, (None, None), plain)]
 
-    def _moved(self, arg: int, device: Any) -> int:
-        """Return a value on a device; it is moved once, where it lies elsewhere."""
-        if self.where.get(arg, self.device) == device:
-            return arg
-        if (arg, device) not in self.copies:
-            move = partial(self.adapter.to_device, device=device)
-            self.copies[arg, device] = self._op(move, [arg], many=False)
-            self.where[self.copies[arg, device]] = device
-        return self.copies[arg, device]
-
-    def _function(self, node: ComputeNode, *, from_columns: bool) -> Callable[..., Any]:
-        fn = node.operation(self.adapter)
-        if self.compiles and isinstance(node, ModelNode):
-            fn = self.adapter.compile(fn)
+    def _function(
+        self, node: ComputeNode, args: Sequence[int], adapter: BackendAdapter
+    ) -> Callable[..., Any]:
+        learns = node.node_id in self.learners
+        if isinstance(node, ModelNode) and not (learns or node.model.is_fitted):
+            raise NotFittedError(
+                f"node {node.label!r} has not been fitted; run a FitPhase on it first"
+            )
+        fn = node.operation(adapter)
+        if self.compiles and adapter.gradients and isinstance(node, ModelNode):
+            fn = adapter.compile(fn)
+        from_columns = all(arg >= 0 for arg in args)
         if self.training and node.is_frozen and isinstance(node, ModelNode) and from_columns:
-            return _without_grad(fn, self.adapter)
+            return _without_grad(fn, adapter)
         return fn
 
-    def _upstream(self, node: ComputeNode, ref: Any, role: str) -> int:
+    def _upstream(self, program: Program, node: ComputeNode, ref: Any, role: str) -> int:
+        dtype = self.dtypes[node.node_id]
         if not isinstance(ref, FeatureSetReference):
-            return self.read[resolve_id(ref), role]
+            return self._output(program, resolve_id(ref), role, dtype, self.read)
         columns = ref.columns("features")
         if not columns:
             raise GraphError(f"node {node.label!r} reads no feature of {ref.node_label!r}")
-        dtype = self.dtypes[node.node_id]
-        return self._slot(InputSlot(role, Source(node.node_id, ref), columns, dtype))
+        source = Source(node.node_id, ref)
+        return program.input(program.slot(role, source, columns, dtype))
+
+    def _output(
+        self, program: Program, node_id: str, role: str, dtype: Any, places: Mapping[Any, int]
+    ) -> int:
+        """Return the place of a node's output in a segment, brought there if it is of another."""
+        if self._program(node_id) is program:
+            return places[node_id, role]
+        return program.input(Crossing(node_id, role, dtype))
 
     # -- losses -------------------------------------------------------------------------------
 
     def _loss(self, applied: AppliedLoss) -> LossOp:
         node = self._node_named(applied.on, applied)
-        check_call(applied, applied.loss.resolve(self.adapter.backend))
+        program = self._program(node.node_id)
+        adapter = program.adapter
+        check_call(applied, applied.loss.resolve(adapter.backend))
         args = [self._loss_arg(applied, node, item) for item in applied.parsed]
         weighing = self._weighing(applied, node)
-        fn = mean_over_samples(applied, self.adapter, weighed=weighing is not None)
+        fn = mean_over_samples(applied, adapter, weighed=weighing is not None)
         if weighing is not None:
             like = node.model.module if isinstance(node, ModelNode) else None
-            dtype = self.adapter.loss_dtype("float", like)
-            slot = InputSlot(weighing.role, weighing.source, dtype=dtype, weighing=weighing)
-            args.append(self._slot(slot))
+            dtype = adapter.loss_dtype("float", like)
+            slot = program.slot(weighing.role, weighing.source, dtype=dtype, weighing=weighing)
+            args.append(program.input(slot))
         if applied.weight != 1.0:
             fn = weighted(fn, applied.weight)
-        return LossOp(fn, tuple(self._moved(arg, self.device) for arg in args))
+        return LossOp(fn, tuple(program.moved(arg, program.device) for arg in args))
 
     def _weighing(self, applied: AppliedLoss, on: ComputeNode) -> Weighing | None:
         """Say what weighs the samples of a loss, and note it for the layout."""
@@ -242,9 +301,11 @@ class _Compiler:
 
     def _loss_arg(self, applied: AppliedLoss, on: ComputeNode, item: LossInput) -> int:
         node = on if item.node is None else self._node_named(item.node, applied)
-        role = self._role(applied, item.role)
+        role, program = self._role(applied, item.role), self._program(on.node_id)
         if item.domain == "outputs":
-            return self.places[node.node_id, role]
+            like = on.model.module if isinstance(on, ModelNode) else None
+            dtype = program.adapter.loss_dtype("float", like)
+            return self._output(program, node.node_id, role, dtype, self.places)
         flow = self.flows[node.node_id, item.domain]
         if item.column is not None:
             flow = pick_column(applied, item, self.flows, node)
@@ -254,11 +315,12 @@ class _Compiler:
                 "has none; "
                 "name them in the FeatureSet reference"
             )
-        return self._flow(flow, role, self._fit(applied, on, flow))
+        return self._flow(program, flow, role, self._fit(applied, on, flow))
 
     def _fit(self, applied: AppliedLoss, on: ComputeNode, flow: Flow) -> tuple[Any, Shape | None]:
         """Return dtype and shape that a loss wants its target in."""
         shape, out = self._flow_shape(flow), on.output_shape or ()
+        adapter = self._program(on.node_id).adapter
         name = getattr(applied.loss.cls, "__name__", "")
         like = on.model.module if isinstance(on, ModelNode) else None
         integer = is_integer(flow)
@@ -268,10 +330,10 @@ class _Compiler:
             if math.prod(shape) != math.prod(rest):
                 raise misfit(applied, on, out, shape, "one class number a sample")
             check_labels(applied, on, flow, out[axis])
-            return self.adapter.loss_dtype("index", like), tuple(rest)
+            return adapter.loss_dtype("index", like), tuple(rest)
         if squeezed(shape) == squeezed(out):
             kind = "index" if integer and (not name or name in CLASS_SET) else "float"
-            return self.adapter.loss_dtype(kind, like), tuple(out)
+            return adapter.loss_dtype(kind, like), tuple(out)
         if name in ELEMENTWISE:
             raise misfit(applied, on, out, shape, "equal shapes")
         if name in CLASS_INDEX:
@@ -279,7 +341,7 @@ class _Compiler:
             raise misfit(applied, on, out, shape, f"{wants} or class probabilities")
         one = math.prod(shape) == 1 and (integer or name in ONE_A_SAMPLE)
         kind = "index" if integer and name not in ONE_A_SAMPLE else "float"
-        return self.adapter.loss_dtype(kind, like), () if one else None
+        return adapter.loss_dtype(kind, like), () if one else None
 
     def _flow_shape(self, flow: Flow) -> Shape:
         if isinstance(flow, Leaf):
@@ -289,38 +351,66 @@ class _Compiler:
                 raise ShapeError(f"columns {list(flow.columns)} have unlike shapes {shapes}")
             return (len(shapes), *shapes[0])
         assert isinstance(flow, Merged)
-        blank = [self.adapter.zeros((1, *self._flow_shape(p)), None) for p in flow.parts]
+        blank = [np.zeros((1, *self._flow_shape(part))) for part in flow.parts]
         return tuple(flow.merge(blank).shape[1:])
 
-    def _flow(self, flow: Flow, role: str, fit: tuple[Any, Shape | None]) -> int:
+    def _flow(
+        self,
+        program: Program,
+        flow: Flow,
+        role: str,
+        fit: tuple[Any, Shape | None],
+        adapter: BackendAdapter | None = None,
+    ) -> int:
         dtype, shape = fit
         if isinstance(flow, Leaf):
-            return self._slot(InputSlot(role, flow.source, flow.columns, dtype, shape))
+            slot = program.slot(role, flow.source, flow.columns, dtype, shape)
+            foreign = None if adapter is None else replace(slot, adapter=adapter, device=None)
+            return program.input(foreign or slot)
         assert isinstance(flow, Merged)
-        parts = [self._flow(part, role, (dtype, None)) for part in flow.parts]
-        merged = self._op(flow.merge, parts, many=True)
+        parts = [self._flow(program, part, role, (dtype, None), adapter) for part in flow.parts]
+        merged = program.op(flow.merge, parts, many=True)
         if shape is None:
             return merged
-        return self._op(lambda t: self.adapter.reshape(t, shape), [merged], many=False)
+        reshape = program.adapter.reshape
+        return program.op(lambda t: reshape(t, shape), [merged], many=False)
 
-    def _check_learning(self, losses: Sequence[AppliedLoss]) -> None:
-        """Refuse losses that depend on nothing that learns."""
-        learns: dict[str, bool] = {}
-        for node in self.nodes:
-            above = {resolve_id(ref) for ref in node.node_refs} - self.detach_after
-            moves = node.has_weights and not node.is_frozen
-            learns[node.node_id] = moves or any(learns[i] for i in above)
-        read = {
+    # -- what learns --------------------------------------------------------------------------
+
+    def _read_by(self, applied: AppliedLoss) -> list[str]:
+        """Return the nodes whose outputs a loss reads."""
+        return [
             self._node_named(item.node or applied.on, applied).node_id
-            for applied in losses
             for item in applied.parsed
             if item.domain == "outputs" and item.column is None
-        }
-        if not any(learns[i] for i in read):
-            raise LossError(
-                f"no loss of {[a.label for a in losses]} depends on a node that learns; apply one "
-                f"on {[n.label for n in self.nodes if n.has_weights and not n.is_frozen]}"
-            )
+        ]
+
+    def _learning(
+        self, losses: Sequence[AppliedLoss], optimizers: Mapping[str, Any]
+    ) -> list[list[Any]]:
+        """Return what moves weights in each segment; empty where no loss there could.
+
+        Raises
+        ------
+        LossError
+            If no loss depends on a node that learns.
+        """
+        found: list[list[Any]] = [[] for _ in self.segments]
+        if not optimizers:
+            return found
+        reach = Reach(self.edges, self.segments, self.detach_after)
+        learns, reached = {n.node_id for n in moving(self.nodes)}, set[str]()
+        for applied in losses:
+            home = self.home[self._node_named(applied.on, applied).node_id]
+            behind = reach.behind(i for i in self._read_by(applied) if self.home[i] == home)
+            reached |= behind
+            if behind & learns:
+                own = (optimizers[i] for i in self.segments[home] if i in optimizers)
+                found[home] = list({id(optimizer): optimizer for optimizer in own}.values())
+        if not any(found) and not self.learners:
+            raise no_learner([a.label for a in losses], self.nodes)
+        reach.warn(self.by_id, optimizers.keys() - reached)
+        return found
 
     def _node_named(self, name: str, applied: AppliedLoss) -> ComputeNode:
         for node in self.nodes:
@@ -345,105 +435,77 @@ class _Compiler:
             )
         return role
 
-    # -- slots --------------------------------------------------------------------------------
-    # While compiling, slot i of the inputs is i and the result of an operation is -1 - i; once
-    # all inputs are known the results move behind them.
-
-    def _slot(self, slot: InputSlot) -> int:
-        if slot not in self.slots:
-            self.slots.append(slot)
-        return self.slots.index(slot)
-
-    def _op(self, fn: Callable[..., Any], args: Sequence[int], *, many: bool) -> int:
-        self.n_inner += 1
-        self.ops.append(Op(fn, tuple(args), -self.n_inner, many))
-        return -self.n_inner
-
-    def _order_inputs(self) -> None:
-        n = len(self.slots)
-
-        def place(slot: int) -> int:
-            return slot if slot >= 0 else n - 1 - slot
-
-        self.place = place
-        self.ops = [
-            Op(op.fn, tuple(map(place, op.args)), place(op.out), op.many) for op in self.ops
-        ]
+    # -- the whole ----------------------------------------------------------------------------
 
     def _plan(
         self,
         losses: Sequence[AppliedLoss],
         loss_ops: Sequence[LossOp],
-        optimizers: Sequence[Any],
+        learning: Sequence[Sequence[Any]],
         static: set[str],
         edge: set[str],
     ) -> StepPlan:
-        running = [n for n in self.nodes if n.node_id not in static or n.node_id in edge]
-        outputs = tuple((n.node_id, role) for n in running for role in self.roles)
         on = tuple((a.label, self._node_named(a.on, a).node_id) for a in losses)
-        labels = {n.node_id: n.label for n in self.nodes}
+        outputs = tuple((i, role) for ids in self.segments for i in ids for role in self.roles)
+        inputs = dict.fromkeys(slot for program in self.programs for slot in program.inputs)
+        slots = [slot for slot in inputs if isinstance(slot, InputSlot)]
         layout = Layout(
             outputs,
             on,
             self.flows,
-            self.adapter,
-            labels,
+            tuple(self._program(i).adapter for i, _ in outputs),
+            {n.node_id: n.label for n in self.nodes},
             training=self.training,
             weighings=tuple(self.weighings),
         )
-        models = [n for n in self.nodes if isinstance(n, ModelNode) and n.node_id not in static]
-        return StepPlan(
-            self.adapter,
-            self.slots,
-            layout,
-            [(n.model.module, self.training and not n.is_frozen) for n in models],
-            list(optimizers),
-            self._static_plan(static, edge),
-            tuple(losses),
-            self.ops,
-            [LossOp(op.fn, tuple(map(self.place, op.args))) for op in loss_ops],
-            [self.place(self.places[key]) for key in outputs],
-            self.n_inner,
-            device=self.device,
-        )
+        segments = [
+            program.segment(
+                self._modes(i for i in ids if i not in static),
+                learning[home],
+                [self._taken(home, slot, slots, outputs) for slot in program.inputs],
+                [(i, op) for i, op in enumerate(loss_ops) if self.home[on[i][1]] == home],
+                [self.places[i, role] for i in ids for role in self.roles],
+            )
+            for home, (program, ids) in enumerate(zip(self.programs, self.segments, strict=True))
+        ]
+        return StepPlan(segments, slots, layout, self._static_plan(static, edge), tuple(losses))
+
+    def _modes(self, node_ids: Iterable[str]) -> list[tuple[Any, bool]]:
+        nodes = [self.by_id[i] for i in node_ids]
+        models = [n for n in nodes if isinstance(n, ModelNode)]
+        return [(n.model.module, self.training and not n.is_frozen) for n in models]
+
+    def _taken(
+        self,
+        home: int,
+        slot: InputSlot | Crossing,
+        slots: Sequence[InputSlot],
+        outputs: Sequence[tuple[str, str]],
+    ) -> tuple[int, Callable[[Any], Any] | None]:
+        """Return where an input of a segment comes from, and what converts it."""
+        if isinstance(slot, InputSlot):
+            return slots.index(slot), None
+        source, target = self._program(slot.node_id).adapter, self.programs[home].adapter
+        place = outputs.index((slot.node_id, slot.role))
+        return place, converted(source, target, slot.dtype, self.programs[home].device)
+
+    def _input_dtypes(self) -> dict[str, Any]:
+        """Return the dtype that each node wants columns in; one without a model, its readers'."""
+        found: dict[str, Any] = {}
+        for node in reversed(self.nodes):
+            adapter = adapter_for(self.backends[node.node_id])
+            if isinstance(node, ModelNode):
+                found[node.node_id] = adapter.input_dtype(node.model.module)
+                continue
+            same = [r for r in self.readers[node.node_id] if self.backends[r] is adapter.backend]
+            found[node.node_id] = found[same[0]] if same else adapter.input_dtype(None)
+        return found
 
     def _static_plan(self, static: set[str], edge: set[str]) -> StepPlan | None:
         if not edge:
             return None
         nodes = [n for n in self.nodes if n.node_id in static]
-        return _Compiler(nodes, False, ("default",), set(), self).compile((), (), None)
-
-
-def _one_adapter(nodes: Sequence[ComputeNode]) -> BackendAdapter:
-    backends = {n.backend: n.label for n in nodes if isinstance(n, ModelNode)}
-    if len(backends) > 1:
-        shown = ", ".join(f"{label}: {backend.value}" for backend, label in backends.items())
-        raise BackendNotSupportedError(f"nodes of several frameworks in one step ({shown})")
-    if not backends:
-        raise GraphError("a graph needs at least one ModelNode to run")
-    return adapter_for(next(iter(backends)))
-
-
-def _main_device(nodes: Sequence[ComputeNode], adapter: BackendAdapter) -> Any:
-    """Return where columns and losses lie: where the first model does that was not sent away."""
-    models = [n for n in nodes if isinstance(n, ModelNode)]
-    ordered = sorted(models, key=lambda n: n.accelerator is not None)
-    found = (adapter.device_of(n.model.module) for n in ordered)
-    return next((device for device in found if device is not None), None)
-
-
-def _input_dtypes(nodes: Sequence[ComputeNode], adapter: BackendAdapter) -> dict[str, Any]:
-    """Return the dtype that each node wants columns in; a merge node, what its readers want."""
-    found: dict[str, Any] = {}
-    for node in reversed(nodes):
-        if isinstance(node, ModelNode):
-            found[node.node_id] = adapter.input_dtype(node.model.module)
-            continue
-        readers = (
-            n.node_id for n in nodes if node.node_id in {resolve_id(ref) for ref in n.node_refs}
-        )
-        found[node.node_id] = found.get(next(readers, ""), adapter.input_dtype(None))
-    return found
+        return _Compiler(nodes, False, ("default",), set(), {}, self).compile((), {}, None)
 
 
 def _without_grad(fn: Callable[..., Any], adapter: BackendAdapter) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from modularml.graph.flows import resolve_id
 from modularml.graph.function import FunctionNode
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
+from modularml.graph.segments import backends_of
 from modularml.graph.summary import output_shape, shape_text
 
 __all__ = ["draw"]
@@ -46,7 +47,7 @@ def draw(
     """
     boxes: dict[str, DiagramNode] = {}
     edges: list[DiagramEdge] = []
-    frameworks = _frameworks(nodes)
+    frameworks = backends_of(list(nodes.values()))
     for node in nodes.values():
         boxes[node.node_id] = _box(node, show_frozen)
         for ref in node.upstream_refs:
@@ -57,7 +58,7 @@ def draw(
                 edges.append(DiagramEdge(fs.node_id, node.node_id, shape_text(shape)))
             else:
                 above = nodes[resolve_id(ref)]
-                crosses = frameworks[above.node_id] is not frameworks[node.node_id]
+                crosses = frameworks.get(above.node_id) is not frameworks.get(node.node_id)
                 stops = crosses or above.node_id in detached
                 edges.append(_edge(above, node, stops=stops))
     return Diagram(title, tuple(boxes.values()), tuple(edges), direction="LR")
@@ -66,23 +67,6 @@ def draw(
 def _edge(above: ComputeNode, node: ComputeNode, *, stops: bool) -> DiagramEdge:
     shape = shape_text(output_shape(above))
     return DiagramEdge(above.node_id, node.node_id, shape, marker="stop" if stops else "")
-
-
-def _frameworks(nodes: Mapping[str, ComputeNode]) -> dict[str, Any]:
-    """Return the framework of each node; one without a model runs in that of what reads it."""
-    found: dict[str, Any] = {}
-    for node in reversed(list(nodes.values())):
-        own = getattr(node, "backend", None) or found.get(node.node_id)
-        found[node.node_id] = own or _first_above(node, nodes)
-        for ref in node.node_refs:
-            found.setdefault(resolve_id(ref), found[node.node_id])
-    return found
-
-
-def _first_above(node: ComputeNode, nodes: Mapping[str, ComputeNode]) -> Any:
-    """Return the framework of the first model that a tail without one reads from."""
-    above = [nodes[resolve_id(ref)] for ref in node.node_refs]
-    return next((getattr(n, "backend", None) or _first_above(n, nodes) for n in above), None)
 
 
 def _box(node: ComputeNode, show_frozen: bool) -> DiagramNode:

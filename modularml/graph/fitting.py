@@ -1,21 +1,17 @@
-"""Fitting nodes that learn from all rows at once."""
+"""Which nodes learn without gradients: from all rows at once, or batch by batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-
-from modularml._typing import Array
-from modularml.data.batch import BatchView, as_numpy
-from modularml.data.execution import ExecutionContext, Flow, Merged
-from modularml.data.formats import stack
-from modularml.errors import DataError, GraphError
-from modularml.graph.flows import resolve_id
+from modularml.backends import BackendAdapter
+from modularml.errors import GraphError
 from modularml.graph.model_node import ModelNode
 
-__all__ = ["Fittable", "fit_node", "is_fittable"]
+__all__ = ["BatchFittable", "Fittable", "fitted_then", "learners", "to_fit"]
+
+Learn = Callable[[Any, Any], Any]
 
 
 @runtime_checkable
@@ -26,59 +22,64 @@ class Fittable(Protocol):
         """Learn from ``(n, *input_shape)`` and ``(n, *target_shape)``; targets may be None."""
 
 
-def is_fittable(node: Any) -> bool:
-    """Tell whether a node's model learns from all rows at once."""
-    return isinstance(node, ModelNode) and isinstance(node.model, Fittable)
+@runtime_checkable
+class BatchFittable(Protocol):
+    """A model that can learn a little from each batch."""
+
+    learns_in_batches: bool
+
+    def partial_fit(self, features: Any, targets: Any) -> Any:
+        """Learn from ``(n, *input_shape)`` and ``(n, *target_shape)``; targets may be None."""
 
 
-def fit_node(
-    node: ModelNode,
-    ctx: ExecutionContext,
-    flows: Mapping[tuple[str, str], Flow],
-    evaluate: Callable[[ExecutionContext, Sequence[str]], None],
-) -> None:
-    """Fit one node on the rows of a step.
+def learners(nodes: Iterable[Any], fits: Iterable[ModelNode]) -> dict[str, Learn]:
+    """Return by id how nodes learn: those to be fitted at once, others from each batch.
 
     Parameters
     ----------
-    node : ModelNode
-    ctx : ExecutionContext
-        Holds all rows. Outputs of the nodes that `node` reads from are written to it.
-    flows : mapping of (str, str) to Flow
-        Where each node's targets come from, by (node id, domain).
-    evaluate : callable
-        Runs nodes, given by id, on the step.
+    nodes : iterable of ComputeNode
+        Of a training phase; those that are frozen learn nothing.
+    fits : iterable of ModelNode
+        Nodes that are fitted on all rows.
+    """
+    found: dict[str, Learn] = {}
+    for node in nodes:
+        if not isinstance(node, ModelNode) or node.is_frozen:
+            continue
+        if isinstance(node.model, BatchFittable) and node.model.learns_in_batches:
+            found[node.node_id] = node.model.partial_fit
+    for node in fits:
+        if isinstance(node.model, Fittable):
+            found[node.node_id] = node.model.fit
+    return found
+
+
+def to_fit(nodes: Iterable[Any]) -> list[ModelNode]:
+    """Return the nodes that can be fitted on all rows.
 
     Raises
     ------
     GraphError
-        If the node is frozen, or its model has no ``fit``.
+        If there is none.
     """
-    if node.is_frozen:
-        raise GraphError(f"node {node.label!r} is frozen; unfreeze() it to fit it")
-    if not isinstance(node.model, Fittable):
+    models = [n for n in nodes if isinstance(n, ModelNode)]
+    found = [n for n in models if isinstance(n.model, Fittable) and not n.is_frozen]
+    if not found:
         raise GraphError(
-            f"node {node.label!r} cannot be fitted: its {type(node.model).__name__} has no "
-            "fit(features, targets); train it with a TrainPhase"
+            f"none of the nodes {[n.label for n in models]} can be fitted: each is frozen, or its "
+            "model has no fit(features, targets); train it with a TrainPhase"
         )
-    features: Array | None
-    above = [resolve_id(ref) for ref in node.node_refs]
-    if above:
-        evaluate(ctx, above)
-        features = as_numpy(ctx.output(above[0]))
-    else:
-        features = _values(ctx, flows[node.node_id, "features"])
-    node.model.fit(features, _values(ctx, flows[node.node_id, "targets"]))
+    return found
 
 
-def _values(ctx: ExecutionContext, flow: Flow) -> Array | None:
-    """Return the rows of a step's columns as one array; None where there are none."""
-    if flow is None:
-        return None
-    if isinstance(flow, Merged):
-        return np.asarray(flow.merge([_values(ctx, part) for part in flow.parts]))
-    batch = ctx.inputs[(flow.source.node_id, flow.source.ref)]
-    if not isinstance(batch, BatchView):
-        raise DataError("nodes are fitted on rows of a FeatureSet; give a BatchView as input")
-    view = batch.view(batch.roles[0])
-    return stack({name: view.column(name) for name in flow.columns})
+def fitted_then(
+    learn: Learn, fn: Callable[[Any], Any], adapter: BackendAdapter
+) -> Callable[[Sequence[Any]], Any]:
+    """Return what lets a model learn from features and targets, then sends the features through."""
+
+    def run(values: Sequence[Any]) -> Any:
+        features, *targets = values
+        learn(adapter.to_numpy(features), targets[0] if targets else None)
+        return fn(features)
+
+    return run

@@ -12,9 +12,7 @@ from modularml._typing import Shape
 from modularml.backends import Backend, BackendAdapter, adapter_for
 from modularml.errors import ConfigError, GraphError, ShapeError
 from modularml.graph.merge import MergeNode, StrategyType
-from modularml.graph.model_node import ModelNode
-from modularml.graph.node import ComputeNode, UpstreamLike
-from modularml.graph.topology import ancestors, descendants
+from modularml.graph.node import UpstreamLike
 
 __all__ = ["FunctionNode", "function_registry"]
 
@@ -96,7 +94,7 @@ class FunctionNode(MergeNode):
     def merge_features(self, adapter: Any, values: list[Any]) -> Any:
         """Call the function; arrays come as tensors of the framework around."""
         if not isinstance(adapter, BackendAdapter):
-            own = adapter_for(_framework(self))
+            own = adapter_for(self._framework())
             return own.to_numpy(self._fn(*map(own.from_numpy, values)))
         return self._fn(*values)
 
@@ -105,8 +103,16 @@ class FunctionNode(MergeNode):
         fn = self._fn
         return lambda values: fn(*values)
 
+    def _framework(self) -> Backend:
+        if self.framework is None:
+            raise GraphError(
+                f"node {self.label!r} has no model before or after it, so its framework is not "
+                "known; build a graph of it first"
+            )
+        return self.framework
+
     def _shape_of(self, shapes: Sequence[Shape]) -> Shape:
-        adapter = adapter_for(_framework(self))
+        adapter = adapter_for(self._framework())
         blank = [adapter.zeros((_ROWS, *shape), adapter.input_dtype(None)) for shape in shapes]
         name = self.function_name
         try:
@@ -121,17 +127,3 @@ class FunctionNode(MergeNode):
                 f"{shape or type(out).__name__} for {_ROWS} samples; keep axis 0"
             )
         return shape[1:]
-
-
-def _framework(node: ComputeNode) -> Backend:
-    """Return the framework of a model that a node reads from, else of one that reads from it."""
-    nodes = {n.label: n for n in [*node.context.available_computenodes.values(), node]}
-    edges = {label: [ref.node_label for ref in n.node_refs] for label, n in nodes.items()}
-    for around in (ancestors, descendants):
-        near = around(edges, [node.label])
-        for label, found in nodes.items():
-            if label in near and isinstance(found, ModelNode):
-                return found.backend
-    raise GraphError(
-        f"node {node.label!r} has no model before or after it, so its framework is not known"
-    )

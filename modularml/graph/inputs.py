@@ -16,18 +16,17 @@ from modularml.data.execution import ExecutionContext
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, GraphError
 from modularml.graph.plan import InputSlot, StepPlan
+from modularml.graph.program import converted
 from modularml.graph.weighing import mean_one
 
-__all__ = ["column_tensor", "fill", "frozen_outputs", "pieces"]
+__all__ = ["column_tensor", "fill", "frozen_outputs", "in_a_row", "pieces"]
 
 CHUNK_BYTES = 32 * 2**20
 LEAST_ROW = 64
 """Bytes that a row is reckoned with at least: its number and its place in a chunk take some too."""
 
 
-def column_tensor(
-    adapter: BackendAdapter, collection: SampleCollection, slot: InputSlot, device: Any = None
-) -> Any:
+def column_tensor(collection: SampleCollection, slot: InputSlot) -> Any:
     """Return the stacked columns of a slot for all rows, as one tensor.
 
     It is made once for each state of the data and kept with it; columns that lie in files stay
@@ -37,19 +36,20 @@ def column_tensor(
     -------
     tensor, shape (n_rows, *shape)
     """
+    adapter = slot.adapter
     if collection.is_mapped(slot.columns):
-        return _InFiles(adapter, collection, slot, device)
-    key = (adapter.backend, slot.columns, slot.dtype, slot.shape, str(device))
+        return _InFiles(collection, slot)
+    key = (adapter.backend, slot.columns, slot.dtype, slot.shape, str(slot.device))
     if key not in collection.tensors:
         values = _stacked(collection, slot)
-        collection.tensors[key] = adapter.from_numpy(values, dtype=slot.dtype, device=device)
+        collection.tensors[key] = adapter.from_numpy(values, dtype=slot.dtype, device=slot.device)
     return collection.tensors[key]
 
 
 def pieces(
     adapter: BackendAdapter,
     column: Any,
-    rows: IntArray,
+    rows: IntArray | slice,
     sizes: list[int],
     room: list[Any] | None = None,
     among: IntArray | None = None,
@@ -63,7 +63,7 @@ def pieces(
     ----------
     adapter : BackendAdapter
     column : tensor, shape (n_rows, ...)
-    rows : ndarray of int64, shape (n,)
+    rows : ndarray of int64, shape (n,), or slice
         All batches of an epoch behind one another.
     sizes : list of int
         Rows in each batch.
@@ -81,7 +81,7 @@ def pieces(
         own = sizes[first : first + batches]
         n = sum(own)
         into = room[0][:n] if room and len(room[0]) >= n else None
-        part = rows[at : at + n]
+        part = _part(rows, at, n)
         chunk = _gather(adapter, column, part if among is None else among[part], into)
         if room is not None and into is None:
             room[:] = [chunk]
@@ -92,34 +92,57 @@ def pieces(
         at += n
 
 
-def frozen_outputs(plan: StepPlan, node_id: str, view: FeatureSetView) -> Any | None:
+def in_a_row(rows: IntArray | slice) -> IntArray | slice:
+    """Return rows that follow one another as a slice, which costs less to gather."""
+    if isinstance(rows, slice):
+        return rows
+    n, at_once = len(rows), 16384  # a piece at a time stays in the cache
+    if not n or rows[-1] - rows[0] != n - 1:
+        return rows
+    for at in range(0, n - 1, at_once):
+        part = rows[at : at + at_once + 1]
+        if not (part[1:] - part[:-1] == 1).all():
+            return rows
+    return slice(int(rows[0]), int(rows[0]) + n)
+
+
+def _part(rows: IntArray | slice, at: int, n: int) -> IntArray | slice:
+    if isinstance(rows, slice):
+        return slice(rows.start + at, rows.start + at + n)
+    return rows[at : at + n]
+
+
+def frozen_outputs(plan: StepPlan, slot: InputSlot, view: FeatureSetView) -> Any | None:
     """Compute the outputs of a frozen node once, for every row of a view.
 
     Returns
     -------
     tensor, shape (n_rows_of_view, ...), or None
-        None where the node does not give the same output for the same row each time.
+        In the framework of the slot. None where the node does not give the same output for the
+        same row each time.
     """
     static = plan.static
     if static is None:
         raise GraphError("this plan has no frozen part")
-    adapter, rows = plan.adapter, view.valid_indices
-    place = [name for name, _ in static.layout.outputs].index(node_id)
-    columns = [
-        column_tensor(adapter, view.collection, slot, static.device) for slot in static.slots
-    ]
-    width = max(1, sum(adapter.row_bytes(column[:1]) for column in columns))
+    rows = view.valid_indices
+    place = [name for name, _ in static.layout.outputs].index(str(slot.node_id))
+    adapter = static.layout.adapters[place]
+    columns = [(s.adapter, column_tensor(view.collection, s)) for s in static.slots]
+    width = max(1, sum(reader.row_bytes(column[:1]) for reader, column in columns))
     size = int(np.clip(CHUNK_BYTES // width, 64, 4096))
     step = static.eval_step()
 
     def run(part: IntArray) -> Any:
-        return step([_gather(adapter, c, part) for c in columns])[1][place]
+        return step([_gather(reader, c, part) for reader, c in columns])[1][place]
 
-    with adapter.modes(static.modes):
+    with static.modes():
         if not _repeatable(adapter, run, rows[:64]):
             return None
         parts = [run(rows[at : at + size]) for at in range(0, len(rows), size)]
-    return adapter.concat(parts, 0) if len(parts) > 1 else parts[0]
+    whole = adapter.concat(parts, 0) if len(parts) > 1 else parts[0]
+    if adapter is slot.adapter:
+        return adapter.to_device(whole, slot.device)
+    return converted(adapter, slot.adapter, slot.dtype, slot.device)(whole)
 
 
 def fill(plan: StepPlan, ctx: ExecutionContext) -> list[Any]:
@@ -137,7 +160,7 @@ def _from_given(plan: StepPlan, ctx: ExecutionContext, slot: InputSlot) -> Any:
     source = slot.source
     if slot.weighing is not None:
         weights = ctx.sample_weights(slot.weighing)
-        return plan.adapter.from_numpy(mean_one(weights, (0, len(weights))), dtype=slot.dtype)
+        return slot.adapter.from_numpy(mean_one(weights, (0, len(weights))), dtype=slot.dtype)
     given = ctx.inputs.get((source.node_id, source.ref))
     if given is None:
         labels = plan.layout.labels
@@ -147,22 +170,22 @@ def _from_given(plan: StepPlan, ctx: ExecutionContext, slot: InputSlot) -> Any:
         )
     if isinstance(given, BatchView):
         rows = np.maximum(given.role_indices[slot.role], 0)
-        column = column_tensor(plan.adapter, given.source.collection, slot, plan.device)
-        return _gather(plan.adapter, column, np.ascontiguousarray(rows))
+        column = column_tensor(given.source.collection, slot)
+        return _gather(slot.adapter, column, np.ascontiguousarray(rows))
     if isinstance(given, Batch):
         given = given.role_data
     if isinstance(given, RoleData):
         given = given[slot.role]
-    return _from_samples(plan, slot, given)
+    return _from_samples(slot, given)
 
 
-def _from_samples(plan: StepPlan, slot: InputSlot, given: Any) -> Any:
+def _from_samples(slot: InputSlot, given: Any) -> Any:
     if isinstance(given, SampleData):
         domain = slot.columns[0].split(".")[0]
         given = given.get(domain)
     if isinstance(given, np.ndarray):
         values = given if slot.shape is None else given.reshape(len(given), *slot.shape)
-        return plan.adapter.from_numpy(values, dtype=slot.dtype, device=plan.device)
+        return slot.adapter.from_numpy(values, dtype=slot.dtype, device=slot.device)
     if not hasattr(given, "shape"):
         raise GraphError(
             f"an input must be a batch, samples or a tensor, got a {type(given).__name__}"
@@ -174,10 +197,8 @@ def _from_samples(plan: StepPlan, slot: InputSlot, given: Any) -> Any:
 class _InFiles:
     """The stacked columns of a slot, as `column_tensor` gives them, where they lie in files."""
 
-    adapter: BackendAdapter
     collection: SampleCollection
     slot: InputSlot
-    device: Any
 
     def __len__(self) -> int:
         return self.collection.n_samples
@@ -187,18 +208,19 @@ class _InFiles:
 
     def gather(self, rows: IntArray) -> Any:
         values = _stacked(self.collection, self.slot, rows)
-        return self.adapter.from_numpy(values, dtype=self.slot.dtype, device=self.device)
+        slot = self.slot
+        return slot.adapter.from_numpy(values, dtype=slot.dtype, device=slot.device)
 
 
-def _gather(adapter: BackendAdapter, column: Any, rows: IntArray, into: Any = None) -> Any:
+def _gather(adapter: BackendAdapter, column: Any, rows: Any, into: Any = None) -> Any:
     if isinstance(column, _InFiles):
-        return column.gather(rows)
-    return adapter.gather(column, rows, into)
+        return column[rows] if isinstance(rows, slice) else column.gather(rows)
+    return adapter.gather(column, in_a_row(rows), into)
 
 
 def _stacked(collection: SampleCollection, slot: InputSlot, rows: IntArray | None = None) -> Array:
     values = collection.gather(slot.columns, rows)
-    if values.dtype.kind not in "biuf":
+    if values.dtype.kind not in "biuf" and (slot.adapter.gradients or slot.dtype is not None):
         raise DataError(f"columns {list(slot.columns)} hold {values.dtype}; a model takes numbers")
     return values if slot.shape is None else values.reshape(len(values), *slot.shape)
 

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from modularml.backends import Backend
+from modularml.backends import Backend, adapter_for
 from modularml.context import ExperimentContext
 from modularml.errors import GraphError, UnknownNameError
 from modularml.graph import topology
@@ -81,10 +81,6 @@ class GraphMembers:
         """Whether shapes are known and weights exist."""
         return self._built
 
-    def framework(self) -> Backend:
-        """Return the framework that the graph runs in: the optimizer's, or that of its models."""
-        return self.backend or self._only_backend()
-
     def get_node(self, node: str | GraphNode) -> ComputeNode:
         """Return a node of this graph by label, id or itself.
 
@@ -114,12 +110,13 @@ class GraphMembers:
         """Return nodes by id in topological order, or say what is wrong with them."""
         if not nodes:
             raise GraphError("a graph needs at least one node")
-        by_id: dict[str, ComputeNode] = {}
+        by_id, seen = dict[str, ComputeNode](), set[str]()
         for node in nodes:
             if not isinstance(node, ComputeNode):
                 raise TypeError(f"nodes must be graph nodes, got a {type(node).__name__}")
-            if any(node.label == other.label for other in by_id.values()):
+            if node.label in seen:
                 raise GraphError(f"node label {node.label!r} is given twice; labels are unique")
+            seen.add(node.label)
             by_id[node.node_id] = node
         labels = {i: n.label for i, n in by_id.items()}
         return {i: by_id[i] for i in topology.topological(self._edges(by_id), labels)}
@@ -127,21 +124,35 @@ class GraphMembers:
     def _learning(self) -> list[ModelNode]:
         return [n for n in self._nodes.values() if isinstance(n, ModelNode)]
 
+    def _backends(self) -> set[Backend]:
+        return {node.backend for node in self._learning()}
+
     def _parameters(self) -> dict[str, Any]:
         """Return by name what the graph's optimizer moves; what nodes share, once."""
-        found: dict[str, Any] = {}
-        for node in self._learning():
-            seen = {id(p) for p in found.values()}
-            own = node.parameters().items()
-            found |= {f"{node.label}.{k}": p for k, p in own if id(p) not in seen}
-        return found
+        found: dict[int, tuple[str, Any]] = {}
+        backend = self.backend or self._only_backend()
+        for node in (n for n in self._learning() if n.backend is backend):
+            for name, p in node.parameters().items():
+                found.setdefault(id(p), (f"{node.label}.{name}", p))
+        return dict(found.values())
 
     def _only_backend(self) -> Backend:
-        backends = {n.backend: n.label for n in self._learning()}
+        """Return the one framework that needs the graph's optimizer.
+
+        Raises
+        ------
+        GraphError
+            If nodes of several frameworks do, and have none of their own.
+        """
+        nodes = [n for n in self._learning() if adapter_for(n.backend).gradients]
+        if len({n.backend for n in nodes}) > 1:
+            nodes = [n for n in nodes if n.optimizer is None]
+        backends = {n.backend: n.label for n in nodes}
         if len(backends) > 1:
             shown = ", ".join(f"{label}: {b.value}" for b, label in backends.items())
             raise GraphError(
-                f"nodes of several frameworks share one optimizer ({shown}); give each node its own"
+                f"nodes of several frameworks share one optimizer ({shown}); it moves those of "
+                "one, so give the nodes of the others optimizers of their own"
             )
         return next(iter(backends), Backend.NONE)
 

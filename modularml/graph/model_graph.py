@@ -92,12 +92,19 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         if register:
             self._ctx.register_model_graph(self)
 
-    def move_to(self, device: Any) -> None:
-        """Move weights and moments to a device; nodes with an accelerator of their own stay."""
+    def move_to(self, device: str) -> None:
+        """Move weights and moments to a device; nodes with an accelerator of their own stay.
+
+        Raises
+        ------
+        DeviceError
+            If a framework does not find it; nothing is moved then.
+        """
         self.build()
+        places = {b: adapter_for(b).check_device(device) for b in self._backends()}
         for node in self._learning():
             if node.accelerator is None:
-                node.move_to(device)
+                node.move_to(places[node.backend])
         for optimizer in [self._optimizer, *(n.optimizer for n in self._learning())]:
             if optimizer is not None and optimizer.is_built:
                 optimizer.set_state(optimizer.get_state())
@@ -138,12 +145,12 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
             ``backend``, ``contributing_nodes`` (set of node ids) and ``parameters`` (list), which
             are ``variables`` in TensorFlow.
         """
-        named = self._parameters()
-        ids = {n.node_id for n in self._learning() if n.parameters()}
+        named, backend = self._parameters(), self.backend or self._only_backend()
+        ids = {n.node_id for n in self._learning() if n.backend is backend and n.parameters()}
         return {
             "backend": self.backend,
             "contributing_nodes": ids,
-            adapter_for(self.framework()).moved: list(named.values()),
+            adapter_for(backend).moved if named else "parameters": list(named.values()),
         }
 
     def freeze(self, nodes: list[str | GraphNode] | None = None) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from modularml._typing import Shape
-from modularml.backends import Backend, BackendAdapter, adapter_for
+from modularml.backends import Backend, BackendAdapter, adapter_for, backend_of
 from modularml.backends.accelerator import Accelerator
-from modularml.data.batch import Batch, RoleData, SampleData
+from modularml.data.batch import Batch, RoleData, SampleData, as_numpy
 from modularml.data.execution import ExecutionContext, Flow
 from modularml.errors import ConfigError, GraphError, OptimizerNotSetError, ShapeError
 from modularml.graph.node import ComputeNode, UpstreamLike
@@ -25,7 +25,7 @@ class ModelNode(ComputeNode):
     Parameters
     ----------
     label : str
-    model : BaseModel, torch.nn.Module, or a class of one of them
+    model : BaseModel, torch.nn.Module, a class of one of them, or a scikit-learn estimator
     upstream_ref : FeatureSet, FeatureSetReference, node or label
     optimizer : Optimizer, optional
         Moves this node alone; not needed where the graph has one.
@@ -59,6 +59,11 @@ class ModelNode(ComputeNode):
         self._model = wrap_model(model)
         if optimizer is not None and not isinstance(optimizer, Optimizer):
             raise ConfigError(f"optimizer must be an Optimizer, got {optimizer!r}")
+        if optimizer is not None and not adapter_for(self._model.backend).gradients:
+            raise ConfigError(
+                f"node {label!r} holds a {self._model.backend.value} model, which learns without "
+                "an optimizer; leave it away"
+            )
         self._optimizer = optimizer
         self._freeze = False
         super().__init__(label, [upstream_ref], node_id=node_id, register=register)
@@ -287,7 +292,9 @@ class ModelNode(ComputeNode):
         GraphError
             If the node is frozen, or its model has no ``fit(features, targets)``.
         """
-        self._graph()._fit(ctx, losses, [self], [self], freeze=False)
+        if self._freeze:
+            raise GraphError(f"node {self.label!r} is frozen; unfreeze() it to fit it")
+        self._graph()._step(ctx, losses or (), [self], training=False, fits=[self])
 
     # -- config and state ---------------------------------------------------------------------
 
@@ -334,12 +341,12 @@ class ModelNode(ComputeNode):
         value = data.features if data.features is not None else data.outputs
         if value is None:
             raise GraphError(f"node {self.label!r} was given samples without features")
+        if backend_of(value) is self.backend:
+            return value
         adapter = adapter_for(self.backend)
-        if hasattr(value, "dtype") and type(value).__module__.split(".")[0] == "numpy":
-            module = self._model.module
-            dtype, device = adapter.input_dtype(module), adapter.device_of(module)
-            return adapter.from_numpy(value, dtype=dtype, device=device)
-        return value
+        module = self._model.module
+        dtype, device = adapter.input_dtype(module), adapter.device_of(module)
+        return adapter.from_numpy(as_numpy(value), dtype=dtype, device=device)
 
     def _graph(self) -> Any:
         graph = self.context.model_graph

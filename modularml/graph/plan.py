@@ -2,21 +2,28 @@
 
 A plan turns nodes, losses and who is frozen into a function from input tensors to losses and
 outputs. A step is then slice, forward, loss, backward, optimizer, with no look-up in between.
+Where nodes belong to several frameworks the plan has several segments, each of one framework:
+they run one after another, and what passes between them is converted and carries no gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from operator import is_
-from typing import Any
+from typing import Any, TypeAlias
 
 from modularml._typing import Shape
 from modularml.backends import PLAIN, BackendAdapter, StepOptions
+from modularml.backends.base import NotFiniteError
 from modularml.data.execution import Layout, Source, Weighing
+from modularml.errors import BackendNotSupportedError
 from modularml.training import AppliedLoss
 
-__all__ = ["InputSlot", "LossOp", "Op", "StepPlan"]
+__all__ = ["Crossing", "InputSlot", "LossOp", "Op", "Segment", "StepPlan"]
+
+StepFunction: TypeAlias = Callable[[Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]]
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,10 @@ class InputSlot:
         A frozen node whose outputs stand in for columns.
     weighing : Weighing or None
         Weights of the samples of a loss, of mean 1 in each batch, stand in for columns.
+    adapter : BackendAdapter
+        Of the framework that reads it.
+    device : object
+        Where it lies; None where that need not be known.
     """
 
     role: str
@@ -47,6 +58,17 @@ class InputSlot:
     shape: Shape | None = None
     node_id: str | None = None
     weighing: Weighing | None = None
+    adapter: Any = None
+    device: Any = None
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """The output of a node of another segment, as an input of this one."""
+
+    node_id: str
+    role: str
+    dtype: Any = None
 
 
 @dataclass(frozen=True)
@@ -68,45 +90,35 @@ class LossOp:
 
 
 @dataclass
-class StepPlan:
-    """What a step does, resolved.
+class Segment:
+    """The part of a step that one framework does.
 
     Attributes
     ----------
-    slots : list of InputSlot
-        The tensors a step is given, in order.
-    layout : Layout
-        What its outputs and losses mean.
+    adapter : BackendAdapter
     modes : list of (module, bool)
         Which models run in training mode.
     optimizers : list of Optimizer
-        What moves the weights.
-    static : StepPlan or None
-        The frozen part that is computed once a phase; its outputs stand in `slots`.
-    losses : sequence of AppliedLoss
-        What it was made for.
-    options : StepOptions
-        What a training step does beside.
-    device : object
-        Where the tensors of `slots` lie; None where that need not be known.
+        What moves the weights; empty where no loss of this segment could.
+    takes : list of (int, callable or None)
+        Its inputs: a tensor of the plan's slots, or an output of an earlier segment and what
+        converts it.
+    places : list of int
+        Which of the plan's losses are its own.
     """
 
     adapter: BackendAdapter
-    slots: list[InputSlot]
-    layout: Layout
     modes: list[tuple[Any, bool]]
-    optimizers: list[Any] = field(default_factory=list)
-    static: StepPlan | None = None
-    losses: Sequence[AppliedLoss] = ()
+    optimizers: list[Any]
+    takes: list[tuple[int, Callable[[Any], Any] | None]]
+    places: list[int]
     _ops: list[Op] = field(default_factory=list)
     _losses: list[LossOp] = field(default_factory=list)
     _out_slots: list[int] = field(default_factory=list)
     _n_slots: int = 0
-    options: StepOptions = PLAIN
-    device: Any = None
 
     def compute(self, inputs: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any]]:
-        """Return (total loss, each loss, each output) for the tensors of `slots`."""
+        """Return (total loss, each loss, each output) for the tensors that it takes."""
         values = [*inputs, *[None] * self._n_slots]
         for op in self._ops:
             args = op.args
@@ -117,25 +129,112 @@ class StepPlan:
             return losses[0], losses, outputs
         return (sum(losses[1:], losses[0]) if losses else None), losses, outputs
 
-    def serves(self, losses: Sequence[AppliedLoss], training: bool) -> bool:
-        """Tell whether this is the plan for these losses."""
-        same = len(losses) == len(self.losses) and all(map(is_, losses, self.losses))
-        return same and self.layout.training is training
-
-    def train_step(self) -> Callable[[Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]]:
+    def train_step(self, options: StepOptions = PLAIN) -> StepFunction:
         """Return the function that computes a batch's losses and moves the weights."""
+        if not self.optimizers:
+            return self.eval_step()
         instances = [o.instance for o in self.optimizers]
         options = replace(
-            self.options,
+            options,
             clips=tuple((o.clip_norm, o.clip_value) for o in self.optimizers),
             schedules=tuple(o.scheduler for o in self.optimizers if o.goes_on_every("batch")),
+            models=tuple(model for model, _ in self.modes) if options.parallel else (),
         )
-        if options.parallel:
-            options = replace(options, models=tuple(model for model, _ in self.modes))
         if options.is_plain:
             return self.adapter.train_step(self.compute, instances)
         return self.adapter.train_step(self.compute, instances, options)
 
-    def eval_step(self) -> Callable[[Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]]:
+    def eval_step(self) -> StepFunction:
         """Return the function that computes a batch's losses and outputs without gradients."""
         return self.adapter.eval_step(self.compute)
+
+
+@dataclass
+class StepPlan:
+    """What a step does, resolved.
+
+    Attributes
+    ----------
+    segments : list of Segment
+        In the order in which they run; nearly always one.
+    slots : list of InputSlot
+        The tensors a step is given, in order.
+    layout : Layout
+        What its outputs and losses mean.
+    static : StepPlan or None
+        The frozen part that is computed once a phase; its outputs stand in `slots`.
+    losses : sequence of AppliedLoss
+        What it was made for.
+    fits : tuple of str
+        Ids of nodes that are fitted on the rows of the step before they are asked for outputs.
+    """
+
+    segments: list[Segment]
+    slots: list[InputSlot]
+    layout: Layout
+    static: StepPlan | None = None
+    losses: Sequence[AppliedLoss] = ()
+    fits: tuple[str, ...] = ()
+
+    @property
+    def optimizers(self) -> list[Any]:
+        """What moves the weights, each once."""
+        return list({id(o): o for segment in self.segments for o in segment.optimizers}.values())
+
+    @contextmanager
+    def modes(self) -> Iterator[None]:
+        """Put all models into training or evaluation mode within a block, then back."""
+        with ExitStack() as stack:
+            for segment in self.segments:
+                stack.enter_context(segment.adapter.modes(segment.modes))
+            yield
+
+    def serves(self, losses: Sequence[AppliedLoss], training: bool, fits: Sequence[str]) -> bool:
+        """Tell whether this is the plan for these losses and nodes to fit."""
+        same = len(losses) == len(self.losses) and all(map(is_, losses, self.losses))
+        return same and self.layout.training is training and self.fits == tuple(fits)
+
+    def train_step(self, options: StepOptions = PLAIN) -> StepFunction:
+        """Return the function that computes a batch's losses and moves the weights.
+
+        Raises
+        ------
+        BackendNotSupportedError
+            If batches shall be put together and there are several segments.
+        """
+        if len(self.segments) > 1 and (options.accumulate > 1 or options.parallel):
+            raise BackendNotSupportedError(
+                "accumulate and data_parallel need nodes of one framework; use active_nodes= to "
+                "train those of one"
+            )
+        return self._through([segment.train_step(options) for segment in self.segments])
+
+    def eval_step(self) -> StepFunction:
+        """Return the function that computes a batch's losses and outputs without gradients."""
+        return self._through([segment.eval_step() for segment in self.segments])
+
+    def _through(self, steps: Sequence[StepFunction]) -> StepFunction:
+        """Return one step from those of the segments; losses come out as numbers."""
+        if len(steps) == 1:
+            return steps[0]
+        parts, n_losses = list(zip(self.segments, steps, strict=True)), len(self.layout.losses)
+
+        def step(tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+            losses, outs = [0.0] * n_losses, list[Any]()
+            for segment, run in parts:
+                given = [
+                    tensors[i] if convert is None else convert(outs[i])
+                    for i, convert in segment.takes
+                ]
+                try:
+                    values, outputs = run(given)
+                except NotFiniteError as error:
+                    place = segment.places[error.place]
+                    raise NotFiniteError(place, error.value, error.of) from None
+                numbers = segment.adapter.floats(values)
+                for place, value in zip(segment.places, numbers, strict=True):
+                    losses[place] = value
+                outs += outputs
+            return losses, outs
+
+        return step

@@ -44,10 +44,10 @@ def predict(
     places = {name: i for i, (name, _) in enumerate(plan.layout.outputs)}
     columns = [reader.column(slot) for slot in plan.slots]
     parts: list[list[Any]] = []
-    with plan.adapter.modes(plan.modes):
+    with plan.modes():
         for at in range(0, max(n, 1), size):
             tensors = [
-                plan.adapter.from_numpy(read(at, at + size), dtype=slot.dtype, device=plan.device)
+                slot.adapter.from_numpy(read(at, at + size), dtype=slot.dtype, device=slot.device)
                 for read, slot in zip(columns, plan.slots, strict=True)
             ]
             outs = step(tensors)[1]

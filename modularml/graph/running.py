@@ -15,9 +15,9 @@ from modularml.data.view import FeatureSetView
 from modularml.errors import GraphError, LossError, NonFiniteLossError, OptimizerNotSetError
 from modularml.graph import topology
 from modularml.graph.compiling import compile_plan
-from modularml.graph.fitting import fit_node, is_fittable
-from modularml.graph.flows import flows_of
+from modularml.graph.fitting import learners, to_fit
 from modularml.graph.inputs import fill
+from modularml.graph.learning import moving
 from modularml.graph.members import GraphMembers
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
@@ -123,14 +123,11 @@ class GraphRunning(GraphMembers):
         GraphError
             If no node that runs can be fitted.
         """
-        nodes = [n for n in self._running(active_nodes) if is_fittable(n) and not n.is_frozen]
-        if not nodes:
-            raise GraphError(
-                "no node can be fitted: each is frozen, or its model has no fit(features, "
-                "targets); "
-                "train it with a TrainPhase"
-            )
-        self._fit(ctx, losses, nodes, active_nodes, freeze=freeze_after_fit)
+        nodes = to_fit(self._running(active_nodes))
+        self._step(ctx, losses or (), active_nodes, training=False, fits=nodes)
+        if freeze_after_fit:
+            for node in nodes:
+                node.freeze()
 
     def plan(
         self,
@@ -143,23 +140,25 @@ class GraphRunning(GraphMembers):
         weighted: Mapping[Source, int] | None = None,
         only: ModelNode | None = None,
         options: StepOptions = PLAIN,
+        fits: Sequence[ModelNode] = (),
     ) -> tuple[StepPlan, Callable[..., Any]]:
         """Return the plan for some losses, and its step; made once for equal arguments.
 
-        Losses on nodes that do not run are left out; with `only`, no other node learns. See
-        `compile_plan` for other arguments and errors.
+        Losses on nodes that do not run are left out; with `only`, no other node learns; those of
+        `fits` are fitted before they are asked. See `compile_plan` for other arguments and errors.
         """
         self.build()
         with self._ctx_of_run():
             nodes = self._running(active_nodes)
             of_rows = tuple((weighted or {}).items())
-            key = (self._plan_key(losses, training, nodes, roles, together), of_rows, only, options)
+            how = self._plan_key(losses, training, nodes, roles, together)
+            key = (how, of_rows, only, options, *fits)
             if key not in self._plans:
                 running = [a for a in losses if self.get_node(a.on) in nodes]
-                how = (roles, together, weighted, only, options)
-                made = self._compile(running, training, nodes, *how)
-                made.losses = tuple(losses)
-                step = made.train_step() if training else made.eval_step()
+                asked = (roles, together, weighted, only, fits, options.compile)
+                made = self._compile(running, training, nodes, *asked)
+                made.losses, made.fits = tuple(losses), tuple(n.node_id for n in fits)
+                step = made.train_step(options) if training else made.eval_step()
                 while len(self._plans) >= _PLANS_KEPT:
                     del self._plans[next(iter(self._plans))]
                 self._plans[key] = (made, step, tuple(losses))
@@ -192,7 +191,7 @@ class GraphRunning(GraphMembers):
             tuple(roles),
             None if together is None else tuple(together.items()),
             tuple((ref.resolve().node_id, *ref.all_columns()) for ref in refs),
-            tuple(id(n.model.module) for n in models),
+            tuple((id(n.model.module), n.model.is_fitted) for n in models),
             tuple((id(o.instance), o.clip_norm, o.clip_value) for o in optimizers if o is not None),
         )
 
@@ -205,9 +204,10 @@ class GraphRunning(GraphMembers):
         together: Mapping[Source, int] | None,
         weighted: Mapping[Source, int] | None,
         only: ModelNode | None,
-        options: StepOptions,
+        fits: Sequence[ModelNode],
+        compiles: bool,
     ) -> StepPlan:
-        optimizers = self._optimizers(nodes, losses, only) if training else []
+        optimizers = self._optimizers(nodes, losses, only) if training else {}
         own = {self.get_node(a.on).node_id for a in losses} if self._optimizer is None else set()
         if only is not None:
             own = {n.node_id for n in nodes if n is not only}
@@ -219,8 +219,9 @@ class GraphRunning(GraphMembers):
             roles=roles,
             detach_after=own if training else (),
             together=together,
+            learners=learners(nodes if training and only is None else (), fits),
             weighted=weighted,
-            options=options,
+            compiles=compiles,
         )
 
     def moving_optimizers(self, active_nodes: Iterable[Any] | None = None) -> list[Optimizer]:
@@ -235,50 +236,35 @@ class GraphRunning(GraphMembers):
         nodes: Sequence[ComputeNode],
         losses: Sequence[AppliedLoss],
         only: ModelNode | None = None,
-    ) -> list[Optimizer]:
+    ) -> dict[str, Optimizer]:
+        """Return what moves each node that learns, by its id."""
         if not losses:
             raise LossError("training needs at least one loss; pass losses=[AppliedLoss(...)]")
-        moving = [
-            n for n in nodes if isinstance(n, ModelNode) and not n.is_frozen and n.has_weights
-        ]
-        if not moving:
+        learning = [n for n in moving(nodes) if isinstance(n, ModelNode)]
+        if not learning and not learners(nodes, ()):
             labels = [n.label for n in nodes]
             raise GraphError(
                 f"nothing can be trained: the nodes {labels} are frozen or have no weights; "
                 "unfreeze() one"
             )
+        shared = None if only is not None else self._optimizer
         if only is not None:
-            moving = [only]
-        elif self._optimizer is not None:
-            if self._optimizer.missing(self._parameters()):
-                self._build_optimizer(force=False)
-            return [self._optimizer]
-        if missing := [n.label for n in moving if n.optimizer is None]:
+            learning = [only]
+        elif shared is not None and shared.missing(self._parameters()):
+            self._build_optimizer(force=False)
+        found: dict[str, Optimizer] = {}
+        for node in learning:
+            served = shared is not None and node.backend is self.backend
+            optimizer = shared if served else node.optimizer
+            if optimizer is not None:
+                found[node.node_id] = optimizer
+            if optimizer is not None and not served:
+                node.build_optimizer()
+        if missing := [n.label for n in learning if n.node_id not in found]:
             raise OptimizerNotSetError(
                 f"nodes {missing} learn but have no optimizer; give the graph one, or each of them"
             )
-        for node in moving:
-            node.build_optimizer()
-        return [n.optimizer for n in moving if n.optimizer is not None]
-
-    def _fit(
-        self,
-        ctx: ExecutionContext,
-        losses: Sequence[AppliedLoss] | None,
-        nodes: Sequence[Any],
-        active_nodes: Iterable[str | GraphNode] | None,
-        *,
-        freeze: bool,
-    ) -> None:
-        self.build()
-        ctx.plan = None  # its tensors are of other nodes than those run here
-        for node in nodes:
-            with self._ctx_of_run():
-                flows = flows_of(list(self._nodes.values()))
-                fit_node(node, ctx, flows, lambda c, ids: self._step(c, (), ids, training=False))
-            if freeze:
-                node.freeze()
-        self._step(ctx, losses or (), active_nodes, training=False)
+        return found
 
     def _step(
         self,
@@ -288,8 +274,10 @@ class GraphRunning(GraphMembers):
         *,
         training: bool,
         only: ModelNode | None = None,
+        fits: Sequence[ModelNode] = (),
     ) -> None:
-        if only is None and ctx.plan is not None and ctx.plan[0].serves(losses, training):
+        ids = [n.node_id for n in fits]
+        if only is None and ctx.plan is not None and ctx.plan[0].serves(losses, training, ids):
             plan, step = ctx.plan
             tensors = ctx.tensors
         else:
@@ -300,10 +288,11 @@ class GraphRunning(GraphMembers):
                 roles=_roles(ctx),
                 weighted=_weighted(ctx),
                 only=only,
+                fits=fits,
             )
             ctx.layout = replace(plan.layout, views=_views(ctx))
             tensors = fill(plan, ctx)
-        with plan.adapter.modes(plan.modes):
+        with plan.modes():
             run_step(ctx, plan, step, tensors)
 
 

@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["tensorflow", "torch"],
     submod_attrs={
         "base": ["BaseModel", "model_registry"],
+        "sklearn": ["ScikitModelWrapper"],
         "tensorflow.base": ["TensorflowBaseModel"],
         "tensorflow.wrapper": ["TensorflowModelWrapper"],
         "torch.base": ["TorchBaseModel"],

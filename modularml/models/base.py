@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,11 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
         return self._built
 
     @property
+    def is_fitted(self) -> bool:
+        """Whether it can be asked for outputs; a model with weights always can."""
+        return True
+
+    @property
     @abstractmethod
     def input_shape(self) -> Shape | None:
         """Shape of one sample going in; None while it is not known."""
@@ -56,6 +61,17 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
     @abstractmethod
     def output_shape(self) -> Shape | None:
         """Shape of one sample coming out; None while it is not known."""
+
+    def expect_targets(self, shape: Shape | None, labels: Callable[[], Array]) -> None:
+        """Take note of what the targets look like, before `build`; most models need not know.
+
+        Parameters
+        ----------
+        shape : tuple of int or None
+            Of one sample; None where there are none.
+        labels : callable
+            Returns every value of the target column, sorted.
+        """
 
     @abstractmethod
     def build(

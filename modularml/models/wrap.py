@@ -15,6 +15,7 @@ __all__ = ["wrap_model"]
 _WRAPPERS = {
     Backend.TORCH: ("modularml.models.torch.wrapper", "TorchModelWrapper"),
     Backend.TENSORFLOW: ("modularml.models.tensorflow.wrapper", "TensorflowModelWrapper"),
+    Backend.SCIKIT: ("modularml.models.sklearn", "ScikitModelWrapper"),
 }
 
 
@@ -23,7 +24,7 @@ def wrap_model(obj: Any) -> BaseModel:
 
     Parameters
     ----------
-    obj : BaseModel, torch.nn.Module, keras.Model, or a class of one of them
+    obj : BaseModel, torch.nn.Module, keras.Model, a class of one of them, or an estimator
         A model of a known framework.
 
     Raises
@@ -38,9 +39,12 @@ def wrap_model(obj: Any) -> BaseModel:
     where = _WRAPPERS.get(backend_of(obj))
     if where is None:
         raise ConfigError(
-            "model must be a torch.nn.Module, a keras.Model, a class of one of them or a "
+            "model must be a torch.nn.Module, a keras.Model, a class of one of them, a "
+            "scikit-learn estimator or a "
             f"BaseModel, got {obj!r}"
         )
+    if inspect.isclass(obj) and hasattr(obj, "get_params"):  # an estimator needs no shapes
+        obj = obj()
     module, name = where
     wrapper = getattr(require(module), name)
     wrapped: BaseModel = wrapper(model_class=obj) if inspect.isclass(obj) else wrapper(model=obj)

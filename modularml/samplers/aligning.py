@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from modularml.data import FeatureSetView
-from modularml.data.collection import id_array
+from modularml.data.ids import id_array
 from modularml.data.schema import SAMPLE_UUIDS
 from modularml.data.selectors import select_one
 from modularml.errors import DataError

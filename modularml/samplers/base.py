@@ -188,7 +188,8 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
 
         Batches of groups are put into an order by `rng` where `shuffle` is set.
         """
-        n, at = len(rows[self.roles[0]]), slice(None)
+        at: Any = slice(None)
+        n = len(rows[self.roles[0]])
         if self.group_by is not None:
             codes = self._codes_of(view, rows, self.group_by, self.group_by_role)
             shuffled = rng if self.shuffle else None

@@ -101,7 +101,8 @@ class SimilarityCondition(Configurable):
         difference = a.astype(np.float64) - b.astype(np.float64)
         if a.ndim == 1:
             return np.abs(difference)
-        return np.sqrt((difference**2).sum(axis=tuple(range(1, a.ndim))))
+        squares: Array = (difference**2).sum(axis=tuple(range(1, a.ndim)))
+        return np.sqrt(squares)
 
     def matches(self, distances: Array) -> Array:
         """Tell which distances fulfil the condition."""

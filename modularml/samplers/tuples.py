@@ -93,11 +93,11 @@ class NSampler(BaseSampler):
             c.gives_weights for own in condition_mapping.values() for c in own.values()
         )
         self.n_dropped = 0
-        self._key: tuple[int, bytes] | None = None
+        self._key: tuple[int, int, bytes] | None = None
 
     def sample(self, view: FeatureSetView, epoch: int) -> EpochBatches:
         """Return the batches of an epoch."""
-        key = (view.collection.version, view.indices.tobytes())
+        key = (self.seed_, view.collection.version, view.indices.tobytes())
         if key != self._key:
             self._search(view)
             self._key = key

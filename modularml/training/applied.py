@@ -208,23 +208,21 @@ class AppliedLoss(Configurable):
         if layout is None:
             raise LossError("the step has not run yet; pass it to graph.train_step or eval_step")
         args = [self._argument(ctx, item) for item in self.parsed]
-        fn = self.loss.resolve(layout.adapter.backend)
+        adapter = layout.adapter_of(self._ran(layout, self.on))
+        fn = self.loss.resolve(adapter.backend)
         names = self.call_names(fn)
         value = fn(**dict(zip(names, args, strict=True))) if names else fn(*args)
         labels = [label for label, _ in layout.losses]
         weighings = dict(zip(labels, layout.weighings, strict=True))
         if (weighing := weighings.get(self.label)) is not None:
             weights = ctx.sample_weights(weighing)
-            value = weigh(value, layout.adapter.from_numpy(weights / (weights.mean() or 1.0)))
-        return layout.adapter.sample_mean(value) * self.weight
+            value = weigh(value, adapter.from_numpy(weights / (weights.mean() or 1.0)))
+        return adapter.sample_mean(value) * self.weight
 
     def _argument(self, ctx: Any, item: LossInput) -> Any:
         layout = ctx.layout
-        ids = {node_id for node_id, _ in layout.outputs}
         wanted = item.node or self.on
-        node_id = next((i for i in ids if wanted in (i, layout.labels.get(i))), None)
-        if node_id is None:
-            raise LossError(f"loss {self.label!r}: node {wanted!r} did not run in this step")
+        node_id = self._ran(layout, wanted)
         role = item.role or ctx.roles(node_id)[0]
         if item.domain == "outputs":
             return ctx.output(node_id, role)
@@ -235,7 +233,13 @@ class AppliedLoss(Configurable):
         floating = values.dtype.kind == "f"
         if values.shape != tuple(out.shape) and values.ndim == 2 and values.shape[1] == 1:
             values = values.reshape(tuple(out.shape)) if floating else values[:, 0]
-        return layout.adapter.from_numpy(values, dtype=out.dtype if floating else None)
+        return layout.adapter_of(node_id).from_numpy(values, dtype=out.dtype if floating else None)
+
+    def _ran(self, layout: Any, wanted: str) -> str:
+        for node_id, _ in layout.outputs:
+            if wanted in (node_id, layout.labels.get(node_id)):
+                return str(node_id)
+        raise LossError(f"loss {self.label!r}: node {wanted!r} did not run in this step")
 
     def __repr__(self) -> str:
         return (

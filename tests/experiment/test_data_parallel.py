@@ -109,7 +109,7 @@ def test_batches_are_dealt_in_turn():
 
 def test_a_lone_process_trains_as_ever(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert mm.Accelerator("cpu", data_parallel=True).processes(mm.Backend.TORCH) is None
+    assert mm.Accelerator("cpu", data_parallel=True).processes(None) is None
     assert mm.Accelerator("cpu", data_parallel=True).is_main
 
 

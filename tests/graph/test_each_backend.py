@@ -8,7 +8,7 @@ import pytest
 import modularml as mm
 from modularml.backends import adapter_for
 from modularml.errors import ConfigError
-from tests.worlds import QUIET, arrays, eval_phase, experiment, featureset, mse, train
+from tests.worlds import QUIET, arrays, bindings, eval_phase, experiment, featureset, mse, train
 
 
 def models(backend):
@@ -83,3 +83,53 @@ def test_optimizer_gets_back_its_moments(backend):
     graph.set_state(state)
     train(graph, [mse()], n_epochs=2, label="second")
     np.testing.assert_allclose(graph.predict(featureset(x, y, "more")), ends, rtol=1e-5)
+
+
+def test_weights_of_samples_and_roles(backend):
+    x, y = arrays(30)
+    w = np.random.default_rng(0).random(30)
+    fs = featureset(x, y, w=w)
+    node = mm.ModelNode("net", models(backend).SequentialMLP(output_shape=(1,)), fs)
+    graph = mm.ModelGraph([node], optimizer=mm.Optimizer("sgd", opt_kwargs={"lr": 1e-9}))
+    graph.build()
+    out = graph.predict(fs)
+    near = mm.SimilarityCondition(tolerance=1.0, weight_mode="exp", max_weight=2.0)
+    pairs = mm.PairedSampler({"y": near}, batch_size=7, seed=0)
+    inputs = ["outputs.anchor", "targets.pair"]
+    loss = mm.AppliedLoss(mm.Loss("mse"), on="net", inputs=inputs, sample_weight="w")
+    phase = mm.TrainPhase("train", input_sources=bindings(graph, pairs), losses=[loss])
+    results = experiment().run_phase(phase, **QUIET)
+    found = pairs.epoch(fs.to_view(), 0)
+    a, p = found.rows["anchor"], found.rows["pair"]
+    wanted = np.average((out[a] - y[p])[:, 0] ** 2, weights=w[a] * found.weight("pair"))
+    logged = results.metrics().where(name="train_loss", batch=None).one()
+    assert logged == pytest.approx(wanted, rel=1e-4)
+
+
+def test_samplers_take_turns(backend):
+    """Where one rests, its node gives zeros, has no loss and does not move."""
+    sets = [featureset(*arrays(n, seed=n), f"set{n}") for n in (16, 8)]
+    mlp = models(backend).SequentialMLP
+    nodes = [mm.ModelNode(f"net{i}", mlp(output_shape=(1,)), fs) for i, fs in enumerate(sets)]
+    graph = mm.ModelGraph(nodes, optimizer=mm.Optimizer("adam", opt_kwargs={"lr": 0.01}))
+    sources = [
+        mm.InputBinding.for_training(node=n, sampler=mm.SimpleSampler(batch_size=8), upstream=None)
+        for n in nodes
+    ]
+    losses, kept = [mse("net0"), mse("net1")], []
+    phase = mm.TrainPhase(
+        "turns", input_sources=sources, losses=losses, batch_schedule="alternate_cycle"
+    )
+    graph.build()
+    for ctx in phase.iter_execution(show_training_progress=False):
+        kept.append([dict(node.model.get_weights()) for node in nodes])
+        graph.train_step(ctx, losses)
+        turn = ctx.batch_idx % 2
+        now = [node.model.get_weights() for node in nodes]
+        moved = [any((now[i][k] != v).any() for k, v in kept[-1][i].items()) for i in (0, 1)]
+        assert moved == [turn == 0, turn == 1]
+        assert [record.value > 0 for record in ctx.losses] == moved
+        resting = ctx.outputs[nodes[1 - turn].node_id]
+        assert not np.asarray(resting.outputs).any()
+        assert resting.mask().tolist() == [0.0] * 8
+    assert len(kept) == 4

@@ -7,7 +7,7 @@ import torch
 import modularml as mm
 from modularml.backends.torch import adapter
 from modularml.graph import inputs
-from modularml.graph.inputs import pieces
+from modularml.graph.inputs import in_a_row, pieces
 from modularml.graph.plan import InputSlot
 from tests.worlds import (
     QUIET,
@@ -34,6 +34,21 @@ def test_pieces_do_not_depend_on_chunks(chunk, sizes, monkeypatch):
     found = list(pieces(adapter, column, rows, sizes))
     assert [len(p) for p in found] == sizes
     assert torch.equal(torch.cat(found), column[torch.as_tensor(rows)])
+
+
+def test_rows_that_follow_one_another_are_a_slice(monkeypatch):
+    assert in_a_row(np.arange(3, 40_000)) == slice(3, 40_000)
+    assert in_a_row(np.array([7])) == slice(7, 8)
+    late = [*range(20_000), 20_001, 20_000, 20_002]
+    for given in ([], [1, 1, 3], [2, 1], [0, 2, 1, 3], late):
+        rows = np.array(given, dtype=np.int64)
+        assert in_a_row(rows) is rows
+    monkeypatch.setattr(inputs, "CHUNK_BYTES", 100)
+    column = torch.arange(60.0).reshape(20, 3)
+    for room in (None, []):
+        found = [p.clone() for p in pieces(adapter, column, slice(2, 19), [5, 5, 5, 2], room)]
+        assert [len(p) for p in found] == [5, 5, 5, 2]
+        assert torch.equal(torch.cat(found), column[2:19])
 
 
 def test_training_does_not_depend_on_chunks(monkeypatch):

@@ -12,6 +12,7 @@ import torch
 
 import modularml as mm
 from modularml.cli import main
+from modularml.data import AuditWarning
 from modularml.errors import MMLError, MMLKindError
 from modularml.io import diff, extract
 from tests.io import things
@@ -62,7 +63,8 @@ def test_each_difference_has_its_place(study: Any) -> None:
     assert any("splits" in line and "p" in line for line in found["data"])
     assert any("head.model.weights.layers.0.weight: 1" in line for line in found["weights"])
     assert found["results"] == []
-    other.run(**things.QUIET)
+    with pytest.warns(AuditWarning, match="shared_groups"):
+        other.run(**things.QUIET)
     assert diff(path, other.save(folder / "c"))["results"]
 
 

@@ -1,0 +1,94 @@
+"""A segment in the making: its inputs, operations and losses, before places are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from modularml.backends import BackendAdapter
+from modularml.data.execution import Source
+from modularml.graph.plan import Crossing, InputSlot, LossOp, Op, Segment
+
+__all__ = ["Program", "converted"]
+
+
+class Program:
+    """Collects what nodes of one framework do.
+
+    While compiling, input i is i and the result of an operation is -1 - i; once all inputs are
+    known the results move behind them.
+
+    Parameters
+    ----------
+    adapter : BackendAdapter
+    device : object
+        Where columns and losses lie; None where that need not be known.
+    """
+
+    def __init__(self, adapter: BackendAdapter, device: Any = None) -> None:
+        self.adapter, self.device = adapter, device
+        self._where: dict[int, Any] = {}
+        self._copies: dict[tuple[int, Any], int] = {}
+        self.inputs: dict[InputSlot | Crossing, int] = {}
+        self.ops: list[Op] = []
+
+    def slot(self, role: str, source: Source, *how: Any, **more: Any) -> InputSlot:
+        """Return a tensor of columns that lies where the program reads it."""
+        return InputSlot(role, source, *how, **more, adapter=self.adapter, device=self.device)
+
+    def moved(self, arg: int, device: Any) -> int:
+        """Return the place of a value on a device; it is moved once, where it lies elsewhere."""
+        if self._where.get(arg, self.device) == device:
+            return arg
+        if (arg, device) not in self._copies:
+            move = partial(self.adapter.to_device, device=device)
+            self._copies[arg, device] = self.op(move, [arg], many=False, device=device)
+        return self._copies[arg, device]
+
+    def input(self, slot: InputSlot | Crossing) -> int:
+        """Return the place of an input, the same for equal ones."""
+        return self.inputs.setdefault(slot, len(self.inputs))
+
+    def op(
+        self, fn: Callable[..., Any], args: Sequence[int], *, many: bool, device: Any = None
+    ) -> int:
+        """Return the place of the result of a function, on the program's device or another."""
+        out = -1 - len(self.ops)
+        self._where[out] = self.device if device is None else device
+        self.ops.append(Op(fn, tuple(args), out, many))
+        return out
+
+    def segment(
+        self,
+        models: Iterable[tuple[Any, bool]],
+        optimizers: Iterable[Any],
+        takes: Iterable[tuple[int, Callable[[Any], Any] | None]],
+        losses: Sequence[tuple[int, LossOp]],
+        outputs: Iterable[int],
+    ) -> Segment:
+        """Return the segment, every value in its final place; see `Segment`."""
+        place = self._place
+        return Segment(
+            self.adapter,
+            list(models),
+            list(optimizers),
+            list(takes),
+            [i for i, _ in losses],
+            [Op(op.fn, tuple(map(place, op.args)), place(op.out), op.many) for op in self.ops],
+            [LossOp(op.fn, tuple(map(place, op.args))) for _, op in losses],
+            [place(slot) for slot in outputs],
+            len(self.ops),
+        )
+
+    def _place(self, slot: int) -> int:
+        return slot if slot >= 0 else len(self.inputs) - 1 - slot
+
+
+def converted(
+    source: BackendAdapter, target: BackendAdapter, dtype: Any, device: Any = None
+) -> Callable[[Any], Any]:
+    """Return what takes a tensor of one framework to another, off the graph."""
+    if source is target:
+        return target.detach
+    return lambda tensor: target.from_numpy(source.to_numpy(tensor), dtype=dtype, device=device)
