@@ -7,7 +7,7 @@ from typing import Any
 
 from modularml.backends.base import Backend, Processes, adapter_for
 from modularml.config import Configurable
-from modularml.errors import ConfigError, DeviceError
+from modularml.errors import BackendNotSupportedError, ConfigError, DeviceError
 
 __all__ = ["Accelerator"]
 
@@ -125,5 +125,7 @@ class Accelerator(Configurable):
         """Return the processes that train a graph together; None where there is one."""
         if not self.data_parallel or int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return None
-        backend = graph.framework()
-        return adapter_for(backend).processes(self.resolve(backend))
+        first, *others = {n.backend for n in graph.nodes.values() if hasattr(n, "backend")}
+        if others:
+            raise BackendNotSupportedError("data_parallel needs nodes of one framework")
+        return adapter_for(first).processes(self.resolve(first))

@@ -1,5 +1,6 @@
 """What a graph says of itself: a table and a picture."""
 
+from sklearn.linear_model import Ridge
 from torch import nn
 
 import modularml as mm
@@ -63,3 +64,13 @@ class TestPicture:
         with mm.ExperimentContext().activate():
             together = graph(optimizer=mm.Optimizer("adam"))
             assert not any(e.marker for e in together.visualize(losses=[mse("a")]).edges)
+
+    def test_gradients_stop_where_frameworks_meet(self):
+        fs = featureset(*arrays(n=20))
+        nodes = [mm.ModelNode(k, mlp(out=4), fs) for k in "ab"]
+        both = mm.ConcatNode("both", nodes, concat_axis_targets="first")
+        made = mm.ModelGraph([*nodes, both, mm.ModelNode("ridge", Ridge(), both)])
+        made.build()
+        marked = [e.source for e in made.visualize().edges if e.marker]
+        assert marked == [both.node_id]
+        assert {row.node: row.backend for row in made.summary().nodes}["ridge"] == "scikit"
