@@ -49,7 +49,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
             "TrainPhase",
             "TrainResults",
         ],
-        "graph": ["ConcatNode", "ModelGraph", "ModelNode"],
+        "graph": ["ConcatNode", "FunctionNode", "MeanNode", "ModelGraph", "ModelNode", "SumNode"],
         "models.base": ["BaseModel"],
         "models.sklearn": ["ScikitModelWrapper"],
         "models.tensorflow.base": ["TensorflowBaseModel"],
@@ -64,7 +64,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
         "scalers.scaler": ["Scaler"],
         "scalers": ["scaler_registry", "supported_scalers"],
         "strategies": ["CVBinding", "CrossValidation"],
-        "training": ["AppliedLoss", "Loss", "Optimizer"],
+        "training": ["AppliedLoss", "LRSchedule", "Loss", "Optimizer"],
     },
 )
 
