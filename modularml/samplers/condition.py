@@ -122,7 +122,7 @@ class SimilarityCondition(Configurable):
         return np.where(matches, found, failed if self.allow_fallback else 0.0)
 
     def _graded(self, distances: Array) -> Array:
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             share = np.where(distances == 0, 0.0, distances / self.tolerance)
             graded = 1 / share if self.weight_mode == "linear" else np.exp(1 - share)
             return graded if self.mode == "similar" else np.divide(1.0, graded)
