@@ -106,12 +106,13 @@ def _scaler_fits(s: Subject) -> Iterator[Finding]:
             if not is_training(pair.names[0]) and not fitted[pair.train].any():
                 continue  # which of the two is trained on is not known
             rows = pair.test[fitted[pair.test] & ~pair.in_train[pair.test]]
-            within = pair.origin is not None and pair.origin == record.fit_to_split
             said = (
                 f"were seen by {record.scaler.scaler_name} on {', '.join(record.keys[:4])}; undo it"
                 f" and call fit_transform with fit_to_split={pair.names[0]!r}"
             )
-            severity = "info" if within else pair.severity
+            by = record.fit_to_split
+            sure = by != pair.origin and (is_training(pair.names[0]) or by in pair.names)
+            severity = pair.severity if sure or by is None else "info"  # else of another division
             yield s.finding("scaler_fit", severity, rows, said, columns, pair)
 
 
