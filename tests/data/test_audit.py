@@ -161,6 +161,13 @@ class TestPlantedLeaks:
         fs.split_random(THIRDS)
         assert not fs.audit()
 
+    def test_a_scaler_for_another_division_is_only_noted(self):
+        fs = make(table())
+        fs.fit_transform("StandardScaler", domain="features", keys="a", fit_to_split="train")
+        fs.split_random({"p": 0.5, "q": 0.5}, group_by="cell")
+        finding = only(fs.audit(), "scaler_fit")
+        assert (finding.severity, finding.splits) == ("info", ("p", "q"))
+
     def test_a_scaler_for_a_split_within_the_split_it_saw_is_only_noted(self):
         fs = make(table())
         fs["train"].split_random({"fit": 0.8, "inner": 0.2}, group_by="cell")

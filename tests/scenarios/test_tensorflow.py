@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import modularml as mm
+from modularml.data import AuditWarning
 from modularml.data.batch import SampleData
 from modularml.errors import DeviceError, LossError, NonFiniteLossError
 from modularml.models.tensorflow import SequentialMLP
@@ -240,9 +241,11 @@ class TestExperiment:
         graph = graph_of(featureset(x, y), model)
         hand = twin(model)
         by_hand(hand, keras.optimizers.SGD(0.05), x[:32], y[:32], epochs=1)
-        with pytest.raises(
-            NonFiniteLossError, match=r"mse_net.*'net' is inf in.*batch 2"
-        ) as caught:
+        said = r"mse_net.*'net' is inf in.*batch 2"
+        with (
+            pytest.warns(AuditWarning),
+            pytest.raises(NonFiniteLossError, match=said) as caught,
+        ):
             train(graph)
         assert (caught.value.batch, caught.value.value) == (2, np.inf)
         assert_equal_weights(model, hand)

@@ -66,20 +66,21 @@ def _shared_groups(s: Subject) -> Iterator[Finding]:
 
 def _duplicates(s: Subject) -> Iterator[Finding]:
     """Find rows with equal features, and sequences that are nearly equal."""
-    columns, pairs = s.values("features"), s.thinned()
-    if not columns or not pairs:
-        return
+    pairs = s.thinned()
     seen = np.zeros(len(s.fs), dtype=bool)
     for pair in pairs:
         seen[pair.train] = seen[pair.test] = True
-    part = [values[seen] for values in columns.values()]
-    codes = np.zeros(len(s.fs), dtype=np.int64)
-    codes[seen] = likeness.row_codes(part)
+    every = np.flatnonzero(seen)
+    columns = s.values("features", rows=None if seen.all() else every)
+    if not columns or not len(every):
+        return
+    at = np.cumsum(seen) - 1  # where a row stands in the columns
+    codes = likeness.row_codes(list(columns.values()))[at]
     for pair in pairs:
         rows = _with_code(codes, pair)
         rows = rows[~pair.in_train[rows]]
         severity, why = "warning", "drop the copies, or give them a tag in common to group_by"
-        if len(rows) and likeness.is_coarse(part):
+        if len(rows) and likeness.is_coarse(list(columns.values())):
             severity, why = "info", "with so few different values that comes by chance"
         said = f"have the features of a row of {pair.names[0]!r}; {why}"
         yield s.finding("duplicate_rows", severity, rows, said, tuple(columns), pair)
@@ -88,7 +89,7 @@ def _duplicates(s: Subject) -> Iterator[Finding]:
             flat = values.reshape(len(values), -1)
             if not s.tolerance or flat.dtype.kind != "f" or flat.shape[1] < likeness.SEQUENCE:
                 continue
-            rows = likeness.like_rows(flat, pair.train, fresh, s.tolerance)
+            rows = every[likeness.like_rows(flat, at[pair.train], at[fresh], s.tolerance)]
             said = (
                 f"have a {name.split('.')[1]!r} within {s.tolerance:g} standard deviations of one "
                 f"in {pair.names[0]!r}; keep what was recorded together in one split (group_by=)"
@@ -105,12 +106,13 @@ def _scaler_fits(s: Subject) -> Iterator[Finding]:
             if not is_training(pair.names[0]) and not fitted[pair.train].any():
                 continue  # which of the two is trained on is not known
             rows = pair.test[fitted[pair.test] & ~pair.in_train[pair.test]]
-            within = pair.origin is not None and pair.origin == record.fit_to_split
             said = (
                 f"were seen by {record.scaler.scaler_name} on {', '.join(record.keys[:4])}; undo it"
                 f" and call fit_transform with fit_to_split={pair.names[0]!r}"
             )
-            severity = "info" if within else pair.severity
+            by = record.fit_to_split
+            sure = by != pair.origin and (is_training(pair.names[0]) or by in pair.names)
+            severity = pair.severity if sure or by is None else "info"  # else of another division
             yield s.finding("scaler_fit", severity, rows, said, columns, pair)
 
 
@@ -128,11 +130,11 @@ def _time_order(s: Subject) -> Iterator[Finding]:
 
 
 def _target_copies(s: Subject) -> Iterator[Finding]:
-    every, some = np.arange(len(s.fs)), s.some(len(s.fs))
     features, targets = (
-        {n: v[some].reshape(len(v[some]), -1) for n, v in s.values(d).items() if _is_number(v)}
+        {n: v.reshape(len(v), -1) for n, v in s.values(d, rows=s.rows).items() if _is_number(v)}
         for d in ("features", "targets")
     )
+    every = np.arange(len(s.fs))
     wanted = {name: likeness.standardised(values) for name, values in targets.items()}
     pairs = product(features, targets) if len(every) >= _FEWEST else ()
     for name, target in pairs:
@@ -147,9 +149,9 @@ def _target_copies(s: Subject) -> Iterator[Finding]:
 
 
 def _constant(s: Subject) -> Iterator[Finding]:
-    every, some = np.arange(len(s.fs)), s.some(len(s.fs))
-    for name, values in s.values("features", "targets").items() if len(every) > 1 else ():
-        if (values[1] == values[0]).all() and (values[some] == values[0]).all():
+    every = np.arange(len(s.fs))
+    for name, values in s.values("features", "targets", rows=s.rows).items():
+        if len(values) > 1 and (values[1] == values[0]).all() and (values == values[0]).all():
             domain, key, _ = name.split(".")
             said = f"{key!r} is the same in every row; leave it out"
             severity = "warning" if domain == "targets" else "info"
@@ -157,14 +159,15 @@ def _constant(s: Subject) -> Iterator[Finding]:
 
 
 def _not_finite(s: Subject) -> Iterator[Finding]:
-    data, some, seen = s.fs.collection, np.arange(len(s.fs))[s.some(len(s.fs))], set[str]()
+    data, seen = s.fs.collection, set[str]()
+    every = np.arange(len(s.fs)) if s.rows is None else s.rows
     for spec in data.schema.columns.values():
         if spec.domain == "tags" or spec.dtype.kind != "f" or spec.key in seen:
             continue  # what is not finite when raw is not finite when scaled
-        finite = np.isfinite(data.numpy(spec.name)[s.some(len(s.fs))])
+        finite = np.isfinite(data.gather([spec.name], s.rows))
         if not finite.all():
             seen.add(spec.key)
-            rows = some[~finite.reshape(len(finite), -1).all(axis=1)]
+            rows = every[~finite.reshape(len(finite), -1).all(axis=1)]
             said = f"{spec.key!r} ({spec.rep}) holds NaN or infinity in {len(rows)} rows; fill them"
             yield s.finding("not_finite", "warning", rows, f"{said} or drop them", (spec.name,))
 

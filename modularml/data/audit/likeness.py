@@ -17,6 +17,9 @@ SEQUENCE = 8
 """Elements from which on an array is a sequence (shorter ones are alike by chance), and the
 dimensions in which near ones are looked for."""
 
+BLOCK = 8192
+"""Rows that are worked on at a time."""
+
 
 def row_codes(columns: Sequence[Array]) -> IntArray:
     """Give equal rows equal numbers from 0, by a 64-bit hash; NaN equals NaN.
@@ -25,8 +28,9 @@ def row_codes(columns: Sequence[Array]) -> IntArray:
     """
     state = np.zeros(len(columns[0]), dtype=np.uint64)
     for values in columns:
-        for element in _words(values).T:
-            state = scramble(state ^ element)
+        for at in range(0, len(state), BLOCK):
+            for element in _words(values[at : at + BLOCK]).T:
+                state[at : at + BLOCK] = scramble(state[at : at + BLOCK] ^ element)
     return np.unique(state, return_inverse=True)[1].astype(np.int64, copy=False)
 
 

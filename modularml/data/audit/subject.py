@@ -26,6 +26,12 @@ _GROUPS = re.compile(
     r"|machine|device|engine|recording|session|scan|id)(_?(id|no|nr|num|number|name))?$"
 )
 
+MAPPED = 100_000
+"""The most rows of a split that are looked at in columns that lie in a file."""
+
+RUN = 64
+"""Rows in a row, where some are looked at; single ones would bring in a page of a file each."""
+
 
 @dataclass(frozen=True, eq=False)
 class Subject:
@@ -45,26 +51,40 @@ class Subject:
         """Find the pairs, and the groups and times where the user named none."""
         found = _guessed_groups(fs) if groups is None else _named(fs, groups)
         times = _guessed_times(fs) if time is None else _named(fs, time)
+        if max_rows is None and fs.collection.is_mapped(fs.collection.names):
+            max_rows = MAPPED
         return cls(fs, pairs_of(fs), found, times, tolerance, max_rows)
 
-    def values(self, *domains: str) -> dict[str, Array]:
+    def values(self, *domains: str, rows: IntArray | None = None) -> dict[str, Array]:
         """Return the raw columns of domains by full name, text as numbers."""
         data = self.fs.collection
         columns = [s for s in data.schema.columns.values() if s.domain in domains and s.rep == RAW]
-        found = {s.name: data.numpy(s.name) for s in columns if s.dtype.kind != "O"}
+        found = {s.name: data.gather([s.name], rows)[:, 0] for s in columns if s.dtype.kind != "O"}
         texts = (s.name for s in columns if s.dtype.kind == "O" and not s.shape)
-        return found | {name: data.codes(name) for name in texts}
+        return found | {
+            name: data.codes(name)[slice(None) if rows is None else rows] for name in texts
+        }
 
-    def some(self, n: int) -> slice:
-        """Return which of n rows are looked at: at most `max_rows`, evenly spread."""
-        return slice(None, None, max(1, -(-n // (self.max_rows or n or 1))))
+    def some(self, n: int) -> IntArray | None:
+        """Return which of n rows are looked at, in runs that lie evenly spread; None for all."""
+        if self.max_rows is None or n <= self.max_rows:
+            return None
+        every = -(-n // self.max_rows)
+        return np.flatnonzero(np.arange(n) // RUN % every == 0)[: self.max_rows]
+
+    @property
+    def rows(self) -> IntArray | None:
+        """Rows of the whole set that are looked at; None for all."""
+        return self.some(len(self.fs))
 
     def thinned(self) -> list[Pair]:
         """Return the pairs with the rows that are looked at."""
-        return [
-            replace(p, train=p.train[self.some(len(p.train))], test=p.test[self.some(len(p.test))])
-            for p in self.pairs
-        ]
+
+        def thin(rows: IntArray) -> IntArray:
+            some = self.some(len(rows))
+            return rows if some is None else rows[some]
+
+        return [replace(p, train=thin(p.train), test=thin(p.test)) for p in self.pairs]
 
     def finding(
         self,
@@ -76,7 +96,9 @@ class Subject:
         pair: Pair | None = None,
     ) -> Finding:
         """Return a finding on some rows; where it is on a pair, `said` follows their number."""
-        rows = np.unique(rows)
+        hit = np.zeros(len(self.fs), dtype=bool)
+        hit[rows] = True
+        rows = np.flatnonzero(hit)
         ids = id_texts(self.fs.collection.ids[rows[:5]]).tolist() if len(rows) else ()
         if pair is not None:
             said = f"{len(rows)} of {len(pair.test)} rows of {pair.names[1]!r} {said}"
