@@ -221,17 +221,30 @@ class TestExperiment:
             for slot, value in own.items():
                 np.testing.assert_array_equal(moments[name][slot], value)
 
+    def test_a_preview_leaves_no_trace_in_dropout(self):
+        x, y = arrays(n=40)
+        model = keras.Sequential([encoder(), layers.Dense(1)])
+        model(x[:2])
+        hand = twin(model)
+        graph = graph_of(featureset(x, y), model)
+        experiment().preview_phase(train_phase(graph, n_epochs=2), **QUIET)
+        by_hand(hand, keras.optimizers.SGD(0.05), x, y, epochs=1)
+        train(graph, n_epochs=1, label="real")
+        assert_equal_weights(model, hand)
+
     def test_saved_and_loaded(self, tmp_path):
         x, y = arrays(n=20)
         fs = featureset(x, y)
-        graph = graph_of(fs, SequentialMLP(), "adam", lr=0.01)
+        graph = graph_of(fs, SequentialMLP(dropout=0.1), "adam", lr=0.01)
         train(graph, n_epochs=1)
+        noise = graph.get_node("net").get_state()["model"]["seeds"]
         shown = graph.predict(fs)
         graph.save(tmp_path / "g")
         with mm.ExperimentContext().activate():
             again = featureset(x, y)
             loaded = mm.ModelGraph.load(tmp_path / "g.mg.mml")
             np.testing.assert_array_equal(loaded.predict(again), shown)
+            assert np.array_equal(loaded.get_state()["nodes"]["net"]["model"]["seeds"], noise)
             assert loaded.optimizer.get_state()["groups"][0]["iteration"] == 2
 
     def test_a_loss_that_is_not_finite_names_its_place(self):
@@ -241,11 +254,8 @@ class TestExperiment:
         graph = graph_of(featureset(x, y), model)
         hand = twin(model)
         by_hand(hand, keras.optimizers.SGD(0.05), x[:32], y[:32], epochs=1)
-        said = r"mse_net.*'net' is inf in.*batch 2"
-        with (
-            pytest.warns(AuditWarning),
-            pytest.raises(NonFiniteLossError, match=said) as caught,
-        ):
+        place = r"mse_net.*'net' is inf in.*batch 2"
+        with pytest.warns(AuditWarning), pytest.raises(NonFiniteLossError, match=place) as caught:
             train(graph)
         assert (caught.value.batch, caught.value.value) == (2, np.inf)
         assert_equal_weights(model, hand)

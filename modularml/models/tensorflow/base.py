@@ -84,6 +84,17 @@ class TensorflowBaseModel(LayeredModel, ABC):
         for name, variable in mine.items():
             variable.assign(weights[name])
 
+    def get_state(self) -> dict[str, Any]:
+        """Return shapes, weights and where dropout is in its random numbers."""
+        state = super().get_state()
+        return {**state, "seeds": [v.numpy() for v in _seeds(self.inner)]} if state else state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go back to what `get_state` returned."""
+        super().set_state(state)
+        for variable, value in zip(_seeds(self.inner), state.get("seeds", ()), strict=False):
+            variable.assign(value)
+
     def reset_weights(self, seed: int | None = None) -> None:
         """Draw new weights, and new seeds of dropout, in place, as Keras first draws them.
 
@@ -98,7 +109,8 @@ class TensorflowBaseModel(LayeredModel, ABC):
                 _seed_all(seed)
             twin = self._twin()
             twin(self._zeros(self._input_shape))
-        for mine, fresh in zip(_all_variables(self.inner), _all_variables(twin), strict=True):
+        pairs = ((m.weights + _seeds(m)) for m in (self.inner, twin))
+        for mine, fresh in zip(*pairs, strict=True):
             mine.assign(fresh)
 
     def _twin(self) -> Any:
@@ -167,10 +179,10 @@ _ACTIVATIONS: Registry[Any] = Registry(
 """Activations by torch's names, those alone that mean the same in both."""
 
 
-def _all_variables(model: Any) -> list[Any]:
-    """Return weights and the states of what draws random numbers."""
-    seeds = [v for v in model.variables if v.path.endswith("seed_generator_state")]
-    return [*model.weights, *seeds]
+def _seeds(model: Any) -> list[Any]:
+    """Return the states of what draws random numbers in a model."""
+    found = [] if model is None else model.variables
+    return [v for v in found if v.path.endswith("seed_generator_state")]
 
 
 def _seed_all(seed: int) -> None:
