@@ -56,7 +56,9 @@ def job(data: Data) -> Callable[..., list[float]]:
     inputs = [key for key in found if key != "y"]
     fs = FeatureSet.from_dict("rows", found, feature_keys=inputs, target_keys="y")
     fs.split_random({"train": 0.8, "val": 0.2})
-    ModelGraph(nodes("mlp", fs, found), Optimizer("adam", opt_kwargs={"lr": LEARNING_RATE}))
+    ModelGraph(
+        nodes("mlp", fs, found, "torch"), Optimizer("adam", opt_kwargs={"lr": LEARNING_RATE})
+    )
     mse = [AppliedLoss(Loss("mse"), on="head", inputs=["outputs", "targets"])]
     sampler = SimpleSampler(batch_size=BATCH, shuffle=True, seed=0)
     phases = [

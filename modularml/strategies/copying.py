@@ -30,7 +30,7 @@ Plan = ExperimentPhase | PhaseGroup
 
 def template_of(experiment: Experiment, plan: Plan) -> Experiment:
     """Return an experiment with this plan, the same rows and scalers, and no history."""
-    return _made_again(experiment, plan, experiment.label, _same_rows)
+    return _made_again(experiment, plan, experiment.label, _rows_of)
 
 
 def fold_experiment(experiment: Experiment, plan: Plan, fold: Fold, label: str) -> Experiment:
@@ -87,20 +87,12 @@ def _again(value: Any) -> Any:
 # -- rows ---------------------------------------------------------------------------------------
 
 
-def _same_rows(fs: FeatureSet) -> FeatureSet:
-    return fs.copy(label=fs.label, restore_splits=True, restore_scalers=True, register=True)
-
-
-def _rows_of(fs: FeatureSet, sides: Sides | None) -> FeatureSet:
-    """Copy a set; its splits and scalers become those of a fold."""
-    records = fs.scaler_records
+def _rows_of(fs: FeatureSet, sides: Sides | None = None) -> FeatureSet:
+    """Copy a set; its splits and scalers become those of a fold, where one is given."""
+    records = fs.scaler_records if sides is not None else ()
+    new = fs.copy(label=fs.label, restore_splits=True, restore_scalers=not records, register=True)
     if sides is None:
-        return _same_rows(fs)
-    new = (
-        _same_rows(fs)
-        if not records
-        else fs.copy(label=fs.label, restore_splits=True, register=True)
-    )
+        return new
     state = new.get_state()
     state["splits"] |= {sides.train_name: sides.train, sides.val_name: sides.val}
     new.set_state(state)
@@ -133,13 +125,11 @@ def _graph_again(graph: ModelGraph, *, refit: bool) -> None:
     for node in graph.nodes.values():
         params: dict[str, Any] = _again(node._params())
         nodes.append(type(node)(**params, node_id=node.node_id))
-        if (
-            isinstance(node, ModelNode)
-            and node.is_frozen
-            and not (refit and isinstance(node.model, Fittable))
-        ):
+        if not isinstance(node, ModelNode):
+            continue
+        if node.is_frozen and not (refit and isinstance(node.model, Fittable)):
             nodes[-1].set_state(node.get_state())
-        elif isinstance(node, ModelNode) and any(map(_is_object, node.model._params().values())):
+        elif any(map(_is_object, node.model._params().values())):
             objects.append(nodes[-1])
     ModelGraph(nodes, _again(graph.optimizer), graph.label).build()
     for node in objects:  # a model that was given as an object came with its weights
