@@ -199,7 +199,7 @@ def _log_losses(
     flat = layout.adapter.floats([v for batch in values for v in batch])
     table = np.asarray(flat, dtype=np.float64).reshape(-1, len(layout.losses))
     table, sizes = feed.gathered(ctx.epoch_idx, table)
-    finite = np.isfinite(table).all(axis=1)
+    finite = np.asarray(np.isfinite(table).all(axis=1))
     if not finite.all() and (phase.on_nonfinite != "skip" or not finite.any()):
         batch, place = (int(i) for i in np.argwhere(~np.isfinite(table))[0])
         label, node_id = layout.losses[place]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from modularml._typing import Shape
 from modularml.backends import BackendAdapter
 from modularml.data.execution import Source
 from modularml.graph.plan import Crossing, InputSlot, LossOp, Op, Segment
@@ -33,9 +35,18 @@ class Program:
         self.inputs: dict[InputSlot | Crossing, int] = {}
         self.ops: list[Op] = []
 
-    def slot(self, role: str, source: Source, *how: Any, **more: Any) -> InputSlot:
+    def slot(
+        self,
+        role: str,
+        source: Source,
+        columns: tuple[str, ...] = (),
+        dtype: Any = None,
+        shape: Shape | None = None,
+        **more: Any,
+    ) -> InputSlot:
         """Return a tensor of columns that lies where the program reads it."""
-        return InputSlot(role, source, *how, **more, adapter=self.adapter, device=self.device)
+        made = InputSlot(role, source, columns, dtype, shape, **more)
+        return replace(made, adapter=self.adapter, device=self.device)
 
     def moved(self, arg: int, device: Any) -> int:
         """Return the place of a value on a device; it is moved once, where it lies elsewhere."""
