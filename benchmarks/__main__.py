@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks import environments
 from benchmarks.equality import equality
+from benchmarks.folds import folds
 from benchmarks.graph_ratios import graph_ratios
 from benchmarks.imports import imports
 from benchmarks.loop_ratios import loop_ratios
@@ -165,10 +166,22 @@ def main() -> int:
         show_limits("Samplers against numpy and scipy by hand", found["samplers"])
         found["graphs"] = graph_ratios(quick=options.quick)
         show_limits("scikit-learn nodes, prediction, building (ours / by hand)", found["graphs"])
+        found["folds"] = folds(quick=options.quick)
+        show_limits("Cross-validation (ratios to hand-written loops)", found["folds"])
         if not options.quick or options.opponents is not None:
             found["opponents"] = race_opponents(options)
     print(f"\n{save({'quick': options.quick, **found}).relative_to(environments.ROOT)}")
-    parts = ("loops", "rows", "tensorflow", "costs", "equality", "own", "samplers", "graphs")
+    parts = (
+        "loops",
+        "rows",
+        "tensorflow",
+        "costs",
+        "equality",
+        "own",
+        "samplers",
+        "graphs",
+        "folds",
+    )
     binding = ("equality",) if options.quick else parts
     return 0 if all(row["ok"] for part in binding for row in found.get(part, [])) else 1
 

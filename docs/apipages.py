@@ -24,6 +24,7 @@ MODULES = [
     "modularml.models.tensorflow",
     "modularml.graph",
     "modularml.callbacks",
+    "modularml.strategies",
     "modularml.results",
     "modularml.io",
     "modularml.streams",

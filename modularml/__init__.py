@@ -24,6 +24,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
         "samplers",
         "scalers",
         "splitters",
+        "strategies",
         "streams",
     ],
     submod_attrs={
@@ -48,7 +49,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
             "TrainPhase",
             "TrainResults",
         ],
-        "graph": ["ConcatNode", "ModelGraph", "ModelNode"],
+        "graph": ["ConcatNode", "FunctionNode", "MeanNode", "ModelGraph", "ModelNode", "SumNode"],
         "models.base": ["BaseModel"],
         "models.sklearn": ["ScikitModelWrapper"],
         "models.tensorflow.base": ["TensorflowBaseModel"],
@@ -62,7 +63,8 @@ __getattr__, __dir__, _names = lazy_loader.attach(
         ],
         "scalers.scaler": ["Scaler"],
         "scalers": ["scaler_registry", "supported_scalers"],
-        "training": ["AppliedLoss", "Loss", "Optimizer"],
+        "strategies": ["CVBinding", "CrossValidation"],
+        "training": ["AppliedLoss", "LRSchedule", "Loss", "Optimizer"],
     },
 )
 

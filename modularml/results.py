@@ -7,10 +7,12 @@ from modularml.experiment.metrics import MetricEntry, MetricStore
 from modularml.experiment.results import EvalResults, FitResults, PhaseResults, TrainResults
 from modularml.experiment.run import ExperimentRun
 from modularml.experiment.series import AxisSeries
+from modularml.strategies.cv_results import CVResults
 
 __all__ = [
     "ArtifactEntry",
     "AxisSeries",
+    "CVResults",
     "EvalResults",
     "ExperimentRun",
     "FitResults",

@@ -1,5 +1,6 @@
 """One adapter for each framework, imported when a model or tensor of it first appears."""
 
 from modularml.backends.base import Backend, BackendAdapter, adapter_for, backend_of
+from modularml.backends.options import PLAIN, StepOptions
 
-__all__ = ["Backend", "BackendAdapter", "adapter_for", "backend_of"]
+__all__ = ["PLAIN", "Backend", "BackendAdapter", "StepOptions", "adapter_for", "backend_of"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -10,9 +11,18 @@ from typing import Any, ClassVar
 
 from modularml._optional import loaded, require
 from modularml._typing import Array, IntArray, Shape
+from modularml.backends.options import StepOptions
 from modularml.errors import BackendNotSupportedError, ConfigError, UnknownNameError
 
-__all__ = ["Backend", "BackendAdapter", "Compute", "Step", "adapter_for", "backend_of"]
+__all__ = [
+    "Backend",
+    "BackendAdapter",
+    "Compute",
+    "Processes",
+    "Step",
+    "adapter_for",
+    "backend_of",
+]
 
 Compute = Callable[[Sequence[Any]], tuple[Any, Sequence[Any], Sequence[Any]]]
 """From the input tensors of a batch to (total loss, each loss, each output)."""
@@ -51,18 +61,36 @@ _SPELLINGS = {
 
 
 class NotFiniteError(ArithmeticError):
-    """A loss came out NaN or infinite; weights have not been moved.
+    """A loss or gradient came out NaN or infinite; weights have not been moved.
 
     Parameters
     ----------
     place : int
         Which of the losses.
     value : float
+    of : {'loss', 'gradient'}
     """
 
-    def __init__(self, place: int, value: float) -> None:
+    def __init__(self, place: int, value: float, of: str = "loss") -> None:
         super().__init__(place, value)
-        self.place, self.value = place, value
+        self.place, self.value, self.of = place, value, of
+
+
+class Processes(ABC):
+    """The processes that train one graph together.
+
+    Attributes
+    ----------
+    rank, size : int
+        Number of this process, from 0, and how many there are.
+    """
+
+    rank: int
+    size: int
+
+    @abstractmethod
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values that all processes gave, in the order of their ranks."""
 
 
 class BackendAdapter(ABC):
@@ -150,13 +178,30 @@ class BackendAdapter(ABC):
     def parameters(self, model: Any) -> dict[str, Any]:
         """Return by name what an optimizer may move once the model is not frozen."""
 
+    def count_parameters(self, model: Any) -> tuple[int, int]:
+        """Return how many numbers a model holds, and how many an optimizer may move."""
+        n = sum(math.prod(p.shape) for p in self.parameters(model).values())
+        return n, n
+
     @abstractmethod
     def move(self, model: Any, device: Any) -> None:
         """Move a model's weights to a device, in place."""
 
     def device_of(self, model: Any) -> Any:
-        """Return where a model's weights lie; None for the host."""
+        """Return where a model's weights lie; None where that need not be known."""
         return None
+
+    def to_device(self, tensor: Any, device: Any) -> Any:
+        """Return a tensor on a device, with its gradient."""
+        return tensor
+
+    def upload(self, tensor: Any, device: Any) -> Any:
+        """Copy a tensor to a device through pinned memory, while the device works."""
+        raise self._unable("pin_memory")
+
+    def processes(self, device: Any) -> Processes:
+        """Join the other processes that were started to train together."""
+        raise self._unable("data_parallel")
 
     @abstractmethod
     def modes(self, models: Sequence[tuple[Any, bool]]) -> AbstractContextManager[Any]:
@@ -188,6 +233,35 @@ class BackendAdapter(ABC):
     def make_optimizer(self, cls: Any, parameters: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Make an optimizer over these parameters."""
 
+    def group(self, parameters: Sequence[Any], name: str, kwargs: Mapping[str, Any]) -> Any:
+        """Return parameters with a rate of their own, as `make_optimizer` takes them."""
+        raise self._unable("groups")
+
+    def schedules(self) -> Mapping[str, type]:
+        """Return learning-rate schedules by name."""
+        raise self._unable("schedule")
+
+    def make_schedule(self, schedule: Any, optimizer: Any, kwargs: Mapping[str, Any]) -> Any:
+        """Make what sets an optimizer's rate: ``step([metric])``, ``state_dict``, and back."""
+        raise self._unable("schedule")
+
+    def learning_rates(self, optimizer: Any) -> dict[str, float]:
+        """Return the rate of each group of parameters, by name."""
+        raise self._unable("learning_rates")
+
+    def clip_gradients(
+        self, optimizer: Any, grads: Any, norm: float | None, value: float | None
+    ) -> Any:
+        """Limit the gradients that an optimizer's parameters hold, or return these limited."""
+        raise self._unable("clip_norm and clip_value")
+
+    def compile(self, model: Any) -> Any:
+        """Return a model compiled, to be called in its place."""
+        raise self._unable("compile")
+
+    def _unable(self, what: str) -> BackendNotSupportedError:
+        return BackendNotSupportedError(f"{what} cannot be had with {self.backend.value} models")
+
     @abstractmethod
     def adopt_optimizer(self, optimizer: Any, parameters: Sequence[Any]) -> Any:
         """Return an optimizer that a factory made, ready to move these parameters."""
@@ -213,8 +287,14 @@ class BackendAdapter(ABC):
         """
 
     @abstractmethod
-    def train_step(self, compute: Compute, optimizers: Sequence[Any]) -> Step:
-        """Return a function that computes the loss of a batch and moves the weights."""
+    def train_step(
+        self, compute: Compute, optimizers: Sequence[Any], options: StepOptions | None = None
+    ) -> Step:
+        """Return a function that computes the loss of a batch and moves the weights.
+
+        Where `options` ask for more than that, it may have ``begin()``, ``closing`` and ``share``:
+        see `modularml.backends.torch_step.ExtendedStep`.
+        """
 
     @abstractmethod
     def eval_step(self, compute: Compute) -> Step:

@@ -22,6 +22,8 @@ from modularml.backends.base import (
     Step,
     check_moments,
 )
+from modularml.backends.options import StepOptions
+from modularml.backends.tensorflow_step import ExtendedStep, KerasSchedule, clipped
 from modularml.errors import BackendNotSupportedError, DeviceError, LossError, ShapeError
 
 tf = require("tensorflow", purpose="to train Keras models")
@@ -243,11 +245,43 @@ class TensorflowAdapter(BackendAdapter):
         for name, value in state["groups"][0].items():
             others[name].assign(value)
 
-    def train_step(self, compute: Compute, optimizers: Sequence[Any]) -> Step:
+    def schedules(self) -> Mapping[str, type]:
+        """Return learning-rate schedules by name."""
+        room = keras.optimizers.schedules
+        return _classes(room, room.LearningRateSchedule)
+
+    def make_schedule(self, schedule: Any, optimizer: Any, kwargs: Mapping[str, Any]) -> Any:
+        """Make a schedule that goes on when it is told to."""
+        return KerasSchedule(optimizer, schedule, kwargs)
+
+    def learning_rates(self, optimizer: Any) -> dict[str, float]:
+        """Return the rate of all variables, as ``default``."""
+        return {"default": float(optimizer.learning_rate)}
+
+    def clip_gradients(
+        self, optimizer: Any, grads: Any, norm: float | None, value: float | None
+    ) -> Any:
+        """Return gradients, limited."""
+        return clipped(grads or (), norm, value)[0]
+
+    def compile(self, model: Any) -> Any:
+        """Return a model compiled by XLA."""
+        return tf.function(model.__call__, jit_compile=True, autograph=False)
+
+    def train_step(
+        self, compute: Compute, optimizers: Sequence[Any], options: StepOptions | None = None
+    ) -> Step:
         """Return a function that computes the loss of a batch and moves the weights.
 
         It is one graph, traced once for the first shape of a batch and once for all others.
         """
+        if options is not None and options.precision != "float32":
+            raise BackendNotSupportedError(
+                f"precision={options.precision!r} cannot be set for a phase with tensorflow "
+                "models; call keras.config.set_dtype_policy('mixed_bfloat16') before they are made"
+            )
+        if options is not None and not options.is_plain:
+            return ExtendedStep(compute, optimizers, options)
         moved = [[v for v in o._trainable_variables if v.trainable] for o in optimizers]
         watched = [v.value for own in moved for v in own]
 

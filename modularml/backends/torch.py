@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
@@ -17,10 +19,14 @@ from modularml.backends.base import (
     BackendAdapter,
     Compute,
     NotFiniteError,
+    Processes,
     Step,
     check_moments,
 )
+from modularml.backends.options import StepOptions
 from modularml.backends.torch_kernels import direct_step
+from modularml.backends.torch_parallel import TorchProcesses
+from modularml.backends.torch_step import ExtendedStep, clip
 from modularml.errors import BackendNotSupportedError, DeviceError, LossError, ShapeError
 
 torch = require("torch", purpose="to train torch models")
@@ -46,7 +52,10 @@ class TorchAdapter(BackendAdapter):
 
     def to_numpy(self, tensor: Any) -> Array:
         """Return a tensor as an array, off the graph and the device."""
-        out: Array = tensor.detach().cpu().numpy()
+        tensor = tensor.detach()
+        if tensor.dtype is torch.bfloat16:  # numpy has none
+            tensor = tensor.float()
+        out: Array = tensor.cpu().numpy()
         return out
 
     def zeros(self, shape: Shape, dtype: Any) -> Any:
@@ -141,13 +150,29 @@ class TorchAdapter(BackendAdapter):
         named = model.named_parameters()
         return {name: p for name, p in named if p.requires_grad or id(p) in frozen}
 
+    def count_parameters(self, model: Any) -> tuple[int, int]:
+        """Return how many numbers a model holds, and how many an optimizer may move."""
+        return sum(p.numel() for p in model.parameters()), super().count_parameters(model)[1]
+
     def move(self, model: Any, device: Any) -> None:
         """Move a model's weights to a device, in place."""
         model.to(device)
 
     def device_of(self, model: Any) -> Any:
-        """Return where a model's weights lie."""
+        """Return where a model's weights lie; None where it has none."""
         return next((p.device for p in model.parameters()), None)
+
+    def to_device(self, tensor: Any, device: Any) -> Any:
+        """Return a tensor on a device, with its gradient."""
+        return tensor.to(device, non_blocking=torch.device(device).type == "cuda")
+
+    def upload(self, tensor: Any, device: Any) -> Any:
+        """Copy a tensor to a device through pinned memory, while the device works."""
+        return tensor.pin_memory().to(device, non_blocking=True)
+
+    def processes(self, device: Any) -> Processes:
+        """Join the other processes that ``torchrun`` started."""
+        return TorchProcesses(device)
 
     @contextmanager
     def modes(self, models: Sequence[tuple[Any, bool]]) -> Iterator[None]:
@@ -199,11 +224,7 @@ class TorchAdapter(BackendAdapter):
 
     def optimizers(self) -> Mapping[str, type]:
         """Return optimizer classes by name."""
-        base = torch.optim.Optimizer
-        found = vars(torch.optim).items()
-        return {
-            n: c for n, c in found if inspect.isclass(c) and issubclass(c, base) and c is not base
-        }
+        return _subclasses(torch.optim, torch.optim.Optimizer)
 
     def make_optimizer(self, cls: Any, parameters: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Make an optimizer; the fused kernel is used where torch has one and nobody said no.
@@ -221,12 +242,55 @@ class TorchAdapter(BackendAdapter):
         takes = inspect.signature(cls).parameters
         decided = {"fused", "foreach", "capturable", "differentiable"} & set(chosen)
         free = "fused" in takes and not decided and not issubclass(cls, torch.optim.SGD)
-        if free and all(p.is_floating_point() and not p.is_sparse for p in parameters):
+        flat = [p for g in parameters for p in (g["params"] if isinstance(g, dict) else [g])]
+        if free and all(p.is_floating_point() and not p.is_sparse for p in flat):
             try:
                 return cls(list(parameters), **chosen, fused=True)
             except RuntimeError:  # this device or dtype has no fused kernel
                 pass
         return cls(list(parameters), **chosen)
+
+    def group(self, parameters: Sequence[Any], name: str, kwargs: Mapping[str, Any]) -> Any:
+        """Return a group of parameters that bears its name."""
+        return {"params": list(parameters), "name": name, **kwargs}
+
+    def schedules(self) -> Mapping[str, type]:
+        """Return learning-rate schedules by name."""
+        return _subclasses(torch.optim.lr_scheduler, torch.optim.lr_scheduler.LRScheduler)
+
+    def make_schedule(self, schedule: Any, optimizer: Any, kwargs: Mapping[str, Any]) -> Any:
+        """Make a schedule of an optimizer."""
+        return schedule(optimizer, **kwargs)
+
+    def learning_rates(self, optimizer: Any) -> dict[str, float]:
+        """Return the rate of each group of parameters; ``default`` is the first without a name."""
+        groups = enumerate(optimizer.param_groups)
+        names = {i: g.get("name", f"group{i}" if i else "default") for i, g in groups}
+        return {names[i]: float(g["lr"]) for i, g in enumerate(optimizer.param_groups)}
+
+    def clip_gradients(
+        self, optimizer: Any, grads: Any, norm: float | None, value: float | None
+    ) -> Any:
+        """Limit the gradients that parameters hold, and return those that were given."""
+        clip([p for g in optimizer.param_groups for p in g["params"]], norm, value)
+        return grads
+
+    def compile(self, model: Any) -> Any:
+        """Return a model compiled.
+
+        Raises
+        ------
+        BackendNotSupportedError
+            If there is no C++ compiler, which models on the host need.
+        """
+        device = next((p.device.type for p in model.parameters()), "cpu")
+        compilers = [os.environ.get("CXX", "g++"), "clang++", "cl"]
+        if device == "cpu" and not any(map(shutil.which, compilers)):
+            raise BackendNotSupportedError(
+                f"compile=True needs a C++ compiler, and none of {', '.join(compilers)} is "
+                "there; install one, or leave compile=False"
+            )
+        return torch.compile(model)
 
     def adopt_optimizer(self, optimizer: Any, parameters: Sequence[Any]) -> Any:
         """Return an optimizer that a factory made; torch's hold their parameters already."""
@@ -263,16 +327,21 @@ class TorchAdapter(BackendAdapter):
             }
             for name, m in state["moments"].items()
         }
-        for group, stored in zip(raw["param_groups"], state["groups"], strict=True):
-            group.update(stored)
+        stored = {g.get("name", i): g for i, g in enumerate(state["groups"])}
+        for i, group in enumerate(raw["param_groups"]):
+            group.update(stored.get(group.get("name", i), {}))
         optimizer.load_state_dict(raw)
 
     def _kept(self, value: Any) -> Any:
         """Return tensors as arrays of their own and containers as they are."""
         return self.to_numpy(value).copy() if isinstance(value, torch.Tensor) else value
 
-    def train_step(self, compute: Compute, optimizers: Sequence[Any]) -> Step:
+    def train_step(
+        self, compute: Compute, optimizers: Sequence[Any], options: StepOptions | None = None
+    ) -> Step:
         """Return a function that computes the loss of a batch and moves the weights."""
+        if options is not None and not options.is_plain:
+            return ExtendedStep(compute, optimizers, options)
         params = [p for o in optimizers for g in o.param_groups for p in g["params"]]
         on_host = all(p.device.type == "cpu" for p in params)
         move = _one_after_another([direct_step(optimizer) for optimizer in optimizers])
@@ -323,6 +392,12 @@ def _float_dtype(model: Any) -> Any:
         if p.is_floating_point():
             return p.dtype
     return torch.get_default_dtype()
+
+
+def _subclasses(module: Any, base: type) -> dict[str, type]:
+    """Return the public classes of a module that derive from one, which is left out."""
+    found = ((n, c) for n, c in vars(module).items() if inspect.isclass(c) and n[0] != "_")
+    return {n: c for n, c in found if issubclass(c, base) and c is not base}
 
 
 def _packed_names(optimizer: Any, named: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,8 @@ from modularml.callbacks.evaluation import (
     EvaluationMetric,
     MetricCallback,
 )
+from modularml.callbacks.rates import LearningRateMonitor
+from modularml.callbacks.unfreezing import ProgressiveUnfreezing
 from modularml.experiment.callback import (
     ArtifactResult,
     Callback,
@@ -31,8 +33,10 @@ __all__ = [
     "EvaluationCallbackResult",
     "EvaluationMetric",
     "ExperimentCallback",
+    "LearningRateMonitor",
     "MetricCallback",
     "MetricResult",
     "PayloadResult",
+    "ProgressiveUnfreezing",
     "callback_registry",
 ]

@@ -311,7 +311,7 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
             How far apart near-duplicate sequences may be (root mean square), and how much of a
             target a feature may leave, in standard deviations. 0 looks for exact copies only.
         max_rows : int, optional
-            The most rows of a split in which copies are looked for, evenly spread; None for all.
+            The most rows of a split whose values are looked at, evenly spread; None for all.
 
         Examples
         --------

@@ -1,6 +1,6 @@
 """Experiments: phases on a graph, what listens to them and what they leave behind."""
 
-from modularml.experiment.accelerator import Accelerator
+from modularml.backends.accelerator import Accelerator
 from modularml.experiment.binding import InputBinding
 from modularml.experiment.checkpointing import Checkpointing
 from modularml.experiment.experiment import Experiment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -16,11 +17,12 @@ from modularml.experiment.phases import TrainPhase
 
 __all__ = ["Auditor"]
 
-_MAX_ROWS = 20_000
+_MOST_ROWS = 20_000
+_MOST_VALUES = 400_000  # of a split
 
 
 class Auditor:
-    """Audits what training phases read; exact copies only, in some rows, so it takes no time.
+    """Audits what training phases read; exact copies only, in some rows, so it is quick.
 
     Sets whose columns stay in files are not looked at: they may take minutes to read through.
     ``fs.audit()`` does it on request.
@@ -56,7 +58,9 @@ class Auditor:
                 self._seen[fs.node_id] = version
 
     def _audit(self, fs: FeatureSet) -> None:
-        report = fs.audit(tolerance=0.0, max_rows=_MAX_ROWS)
+        width = sum(math.prod(spec.shape) for spec in fs.collection.schema.columns.values())
+        most = max(100, min(_MOST_ROWS, _MOST_VALUES // width))
+        report = fs.audit(tolerance=0.0, max_rows=most)
         if report.ok:
             return
         said = f"{report.summary()}. First: {report[0].message}. fs.audit() shows them all"

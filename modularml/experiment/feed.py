@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from modularml._typing import Array, IntArray
+from modularml.backends import PLAIN, StepOptions
+from modularml.backends.base import Processes
 from modularml.data.execution import ExecutionContext, Layout, Source, Weighing
 from modularml.errors import ConfigError, DataError
 from modularml.experiment.binding import Bound
-from modularml.experiment.schedule import BatchSchedulingPolicy, schedule
+from modularml.experiment.schedule import BatchSchedulingPolicy, schedule, share
 from modularml.experiment.turns import Turns
 from modularml.graph.flows import leaves
 from modularml.graph.inputs import column_tensor, frozen_outputs, in_a_row, pieces
@@ -40,7 +42,12 @@ class Feed:
     active_nodes : list or None
     training : bool
     policy : BatchSchedulingPolicy
-    device : str or None
+    options : StepOptions
+        What a training step does beside.
+    pin_memory : bool
+        Whether columns stay on the host and chunks of rows are uploaded.
+    processes : Processes, optional
+        Those that share the batches of an epoch.
     fits : sequence of ModelNode
         Nodes that are fitted on the rows of each step.
     """
@@ -55,15 +62,24 @@ class Feed:
         *,
         training: bool,
         policy: BatchSchedulingPolicy,
-        device: str | None = None,
+        options: StepOptions = PLAIN,
+        pin_memory: bool = False,
+        processes: Processes | None = None,
         fits: Sequence[Any] = (),
     ) -> None:
-        self.phase, self.policy, self.device = phase, policy, device
+        self.phase, self.policy = phase, policy
+        self.pin_memory, self.processes = pin_memory, processes
         self.bound = {b.source: b for b in bound}
         self.groups = [
             next(b for b in bound if b.group == g) for g in range(1 + max(b.group for b in bound))
         ]
+        self._counts_rows = processes is not None or options.accumulate > 1
         self._in_turn = policy.alternates and len(self.groups) > 1
+        if self._in_turn and self._counts_rows:
+            raise ConfigError(
+                f"phase {phase!r}: samplers that alternate need accumulate=1 and no data_parallel; "
+                "use batch_schedule='zip_strict' or 'zip_cycle'"
+            )
         together = {b.source: b.group for b in bound} if training and not self._in_turn else None
         kinds = list(dict.fromkeys((b.group, b.stream) for b in bound))
         weighted = {
@@ -73,13 +89,20 @@ class Feed:
         }
         self._losses, self._graph_plan = (
             losses,
-            partial(graph.plan, training=training, roles=_roles(bound), weighted=weighted),
+            partial(
+                graph.plan,
+                training=training,
+                roles=_roles(bound),
+                weighted=weighted,
+                options=options,
+            ),
         )
         self._shape_of = lambda node_id: graph.get_node(node_id).output_shape or ()
         self._plan = partial(self._graph_plan, losses, active_nodes=active_nodes, fits=fits)
         self._plan_with_static = partial(self._plan, together=together)
         self._asked: StepPlan | None = None
         self._epochs: dict[int, list[EpochBatches]] = {}
+        self._counts: dict[int, Any] = {}
         self.reuses_memory = False
         self._current = 0
         self._room: dict[InputSlot, list[Any]] = {}
@@ -124,24 +147,59 @@ class Feed:
         group = min(self._groups_of(node_id))
         return self._batches(epoch)[group].sizes
 
-    def totals(self, epoch: int) -> Array:
+    def gathered(self, epoch: int, table: Array) -> tuple[Array, Array]:
+        """Return losses over all processes, and what each is a mean over.
+
+        Parameters
+        ----------
+        table : ndarray, shape (n_batches, n_losses)
+        """
+        sizes = self._totals(self._batches(epoch))[: len(table)]
+        if self.processes is None:
+            return table, sizes
+        counts = np.array([own for own, _ in self._counts[epoch]])[: len(table), None]
+        tables, sizes = map(np.stack, zip(*self.processes.gather((table, counts)), strict=True))
+        return (tables * sizes).sum(0) / sizes.sum(0), sizes.sum(0) * np.ones_like(table)
+
+    def _totals(self, batches: list[EpochBatches]) -> Array:
         """Return what each loss is a mean over: rows, or the sum of their weights.
 
         Returns
         -------
         ndarray of float64, shape (n_batches, n_losses)
         """
-        batches, layout = self._batches(epoch), self.plan.layout
+        layout = self.plan.layout
         columns: list[Any] = []
         for (_, node_id), weighing in zip(layout.losses, layout.weighings, strict=True):
             if weighing is None:
-                columns.append(self.sizes(epoch, node_id))
+                columns.append(batches[min(self._groups_of(node_id))].sizes)
             else:
                 starts = self._own(weighing.source, batches).bounds[:-1]
                 columns.append(np.add.reduceat(self._weights(weighing, batches), starts))
         return np.array(columns, dtype=np.float64).T
 
+    def _counted(
+        self, batches: list[EpochBatches]
+    ) -> tuple[list[EpochBatches], list[tuple[float, float]]]:
+        """Return the batches of this process, and how much each of them counts."""
+        totals = self._totals(batches)
+        if (totals != totals[:, :1]).any():
+            raise ConfigError(
+                f"phase {self.phase!r}: its losses weigh samples in unlike ways, so batches cannot "
+                "be put together exactly; leave accumulate=1 and data_parallel=False"
+            )
+        own: Array = totals[:, 0]
+        if self.processes is None:
+            return batches, [(total, total) for total in own.tolist()]
+        return share(batches, own, self.processes)
+
     def _steps(self, epoch: int, batches: list[EpochBatches]) -> Iterator[ExecutionContext]:
+        steps = self._contexts(epoch, batches)
+        closes = hasattr(self.step, "closing")  # it puts batches together, and must know the last
+        counts = self._counts.get(epoch) or [None] * batches[0].n_batches
+        return _closing(self.step, counts, steps) if closes else steps
+
+    def _contexts(self, epoch: int, batches: list[EpochBatches]) -> Iterator[ExecutionContext]:
         rows = _Rows(self, epoch)
         layout, bundle, phase = self.layout, (self.plan, self.step), self.phase
         given = self._turn_by_turn(batches) if self._in_turn else self._tensors(0, batches)
@@ -172,15 +230,17 @@ class Feed:
         own = self._own(slot.source, batches)
         if slot.weighing is not None:
             weights = mean_one(self._weights(slot.weighing, batches), own.bounds)
-            place = None if self.device is None else slot.adapter.check_device(self.device)
-            made = slot.adapter.from_numpy(weights, dtype=slot.dtype, device=place)
+            made = slot.adapter.from_numpy(weights, dtype=slot.dtype, device=slot.device)
             return iter(slot.adapter.chunks(made, own.sizes))
         rows = own.rows[slot.role]
         if own.weights is not None:
             rows = np.maximum(rows, 0)  # some row stands in for padding
         among = self.bound[slot.source].view.valid_indices if slot.node_id is None else None
         room = self._room.setdefault(slot, []) if self.reuses_memory else None
-        return pieces(slot.adapter, column, in_a_row(rows), own.sizes, room, among)
+        upload = None
+        if self.pin_memory and slot.node_id is None:
+            upload = partial(slot.adapter.upload, device=slot.device)
+        return pieces(slot.adapter, column, in_a_row(rows), own.sizes, room, among, upload)
 
     def _own(self, source: Source, batches: list[EpochBatches]) -> EpochBatches:
         """Return the batches that a source reads."""
@@ -201,17 +261,23 @@ class Feed:
         if slot.weighing is not None:
             return ()
         if slot.node_id is not None:
-            return frozen_outputs(self.plan, slot, view, self.device)
-        return column_tensor(view.collection, slot, self.device)
+            return frozen_outputs(self.plan, slot, view)
+        return column_tensor(
+            view.collection, replace(slot, device=None) if self.pin_memory else slot
+        )
 
     def _batches(self, epoch: int) -> list[EpochBatches]:
         """Return the batches of an epoch; any epoch can be made again from its number."""
         if epoch not in self._epochs:
             while len(self._epochs) >= 2:
-                del self._epochs[next(iter(self._epochs))]
+                oldest = next(iter(self._epochs))
+                self._counts.pop(oldest, None)
+                del self._epochs[oldest]
             own = [g.sampler.epoch(g.view, epoch) for g in self.groups]
             batches = schedule(own, self.policy)
             self._check_sizes(batches)
+            if self._counts_rows:
+                batches, self._counts[epoch] = self._counted(batches)
             self._epochs[epoch] = batches
         return self._epochs[epoch]
 
@@ -238,6 +304,19 @@ class Feed:
         """Let go of the tensors; row numbers can still be asked for."""
         self._parts, self._room, self._asked = [], {}, None
         del self.plan, self.step, self._plan, self._plan_with_static, self._graph_plan
+
+
+def _closing(
+    step: Any, counts: Sequence[Any], steps: Iterator[ExecutionContext]
+) -> Iterator[ExecutionContext]:
+    """Tell a step when an epoch begins and ends, and how many rows of each batch count."""
+    step.begin()
+    try:
+        for i, (ctx, sizes) in enumerate(zip(steps, counts, strict=True), 1):
+            step.closing, step.sizes = i == len(counts), sizes
+            yield ctx
+    finally:
+        step.end()
 
 
 class _Rows:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from modularml.backends.accelerator import Accelerator
 from modularml.data.execution import ExecutionContext
-from modularml.experiment.accelerator import Accelerator
 from modularml.experiment.binding import InputBinding
 from modularml.experiment.callback import Callback
 from modularml.experiment.feed import Feed

@@ -59,7 +59,7 @@ class Keeper(Callback):
 
     def _keep(self, hook: str, phase: Any, key: int | str, ctx: Any = None) -> None:
         kept = self.checkpointing
-        if not kept.should_save(hook):
+        if not kept.should_save(hook) or not (self._folder is None or phase.is_main):
             return
         if self._folder is None:
             kept.record_memory(key, phase.graph().get_state())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,11 @@ from modularml.progress import Bar, bar
 if TYPE_CHECKING:
     from modularml.experiment.phase import ExperimentPhase
 
-__all__ = ["Display", "phase_epochs", "run_phase"]
+__all__ = ["Display", "EpochOverError", "phase_epochs", "run_phase"]
+
+
+class EpochOverError(Exception):
+    """Raised by a step to leave out the rest of its epoch."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ def phase_epochs(
     hooks = Hooks(phase, experiment, results)
     recorder = Recorder(results, phase.recording)
     phase.stop_requested = False
+    display = display if phase.is_main else Display()
     try:
         feed = phase.feed()
         phase.position = Stream(feed)
@@ -158,6 +165,7 @@ def _run_epoch(
         bar(
             n_batches, label, show=display.batches, persist=display.keep_batches, unit="batch"
         ) as drawn,
+        suppress(EpochOverError),
     ):
         for ctx in position.data(n_batches):
             if before:
@@ -168,7 +176,7 @@ def _run_epoch(
             if after:
                 hooks("on_batch_end", epoch, exec_ctx=ctx)
             drawn.update()
-    if phase.logs_losses:
+    if phase.logs_losses and values:
         _log_losses(phase, feed, values, ctx, recorder.results)
     hooks("on_epoch_end", epoch, exec_ctx=ctx)
     shown = recorder.results._metrics
@@ -190,7 +198,9 @@ def _log_losses(
     layout = feed.plan.layout
     flat = layout.adapter.floats([v for batch in values for v in batch])
     table = np.asarray(flat, dtype=np.float64).reshape(-1, len(layout.losses))
-    if not np.isfinite(table).all():
+    table, sizes = feed.gathered(ctx.epoch_idx, table)
+    finite = np.isfinite(table).all(axis=1)
+    if not finite.all() and (phase.on_nonfinite != "skip" or not finite.any()):
         batch, place = (int(i) for i in np.argwhere(~np.isfinite(table))[0])
         label, node_id = layout.losses[place]
         raise NonFiniteLossError(
@@ -201,10 +211,18 @@ def _log_losses(
             loss=label,
             value=float(table[batch, place]),
         )
+    if n := int((~finite).sum()):
+        warnings.warn(
+            f"phase {phase.label!r}, epoch {ctx.epoch_idx}: {n} of {len(table)} batches had a loss "
+            "that is not finite and were left out",
+            UserWarning,
+            stacklevel=2,
+        )
     totals = table.sum(axis=1)
     results._metrics.log_batches("train_loss", totals, epoch=ctx.epoch_idx)
-    sizes = feed.totals(ctx.epoch_idx)
+    sizes = sizes * finite[:, None]
     sums = sizes.sum(axis=0)
+    table = np.where(finite[:, None], table, 0.0)
     means = np.divide((table * sizes).sum(axis=0), sums, out=np.zeros(len(sums)), where=sums > 0)
     results._metrics.log("train_loss", float(means.sum()), epoch=ctx.epoch_idx)
 

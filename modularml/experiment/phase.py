@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
+from modularml.backends import PLAIN, StepOptions
+from modularml.backends.accelerator import Accelerator
 from modularml.config import Configurable
 from modularml.context import ExperimentContext
 from modularml.data.execution import ExecutionContext
 from modularml.diagram import Diagram, DiagramEdge, DiagramNode
 from modularml.errors import ConfigError, GraphError, RegistrationError
-from modularml.experiment.accelerator import Accelerator
 from modularml.experiment.binding import InputBinding, bind
 from modularml.experiment.callback import Callback
 from modularml.experiment.feed import Feed
@@ -47,6 +49,7 @@ class ExperimentPhase(Configurable, ContextYaml):
     results_class: ClassVar[type[PhaseResults]] = PhaseResults
     training: ClassVar[bool] = False
     logs_losses: ClassVar[bool] = False
+    on_nonfinite: str = "raise"
     n_epochs: int = 1
     position: Stream
     """Where the phase is: epoch (1-based) and iteration; there once it has begun."""
@@ -126,7 +129,15 @@ class ExperimentPhase(Configurable, ContextYaml):
         bound = bind(
             self.input_sources, self.heads(graph), batch_size=self.batch_size, phase=self.label
         )
-        device = self.accelerator.place(graph) if self.accelerator is not None else None
+        where = self.accelerator or Accelerator()
+        if self.accelerator is not None:
+            where.place(graph)
+        processes = where.processes(graph) if self.training else None
+        options = self.step_options()
+        if processes is not None:
+            options = replace(options, parallel=True)
+            for sampler in {id(b.sampler): b.sampler for b in bound}.values():
+                sampler.seed_ = processes.gather(sampler.seed_)[0]
         return Feed(
             self.label,
             graph,
@@ -135,9 +146,20 @@ class ExperimentPhase(Configurable, ContextYaml):
             self.active_nodes,
             training=self.training,
             policy=self.policy,
-            device=device,
+            options=options,
+            pin_memory=where.pin_memory,
+            processes=processes,
             fits=self.to_fit(graph),
         )
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and draws progress bars."""
+        return self.accelerator is None or self.accelerator.is_main
+
+    def step_options(self) -> StepOptions:
+        """Return what a training step does beside forward, backward and move."""
+        return PLAIN
 
     def to_fit(self, graph: ModelGraph) -> list[Any]:
         """Return the nodes that are fitted on all rows at once: none but in a `FitPhase`."""

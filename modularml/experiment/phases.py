@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
+from modularml.backends import StepOptions
+from modularml.backends.accelerator import Accelerator
 from modularml.data.execution import ExecutionContext
-from modularml.errors import ConfigError, LossError
-from modularml.experiment.accelerator import Accelerator
+from modularml.errors import ConfigError, LossError, NonFiniteLossError
 from modularml.experiment.binding import InputBinding
 from modularml.experiment.callback import Callback
 from modularml.experiment.checkpointing import PHASE_SAVE_ON, Checkpointing, check_checkpointing
+from modularml.experiment.feed import Feed
 from modularml.experiment.keeping import Keeper
-from modularml.experiment.loop import Display, iterate
+from modularml.experiment.loop import Display, EpochOverError, iterate
+from modularml.experiment.pacing import pacers
 from modularml.experiment.phase import ExperimentPhase, bindings_from_split
 from modularml.experiment.recording import ResultRecording
 from modularml.experiment.results import EvalResults, TrainResults
@@ -46,6 +50,17 @@ class TrainPhase(ExperimentPhase):
         Which steps are kept in the results.
     accelerator : Accelerator or str, optional
         Where the phase runs.
+    accumulate : int
+        Batches whose gradients are put together before weights move: the gradient is that of the
+        mean over their samples. An epoch's last batches move weights however few they are.
+    precision : {'float32', 'bf16', 'fp16'}
+        What the forward pass is computed in where that is safe; weights stay as they are.
+    compile : bool
+        Whether the models are compiled, which takes a while at the first batch.
+    on_nonfinite : {'raise', 'skip', 'stop'}
+        What a loss or gradient that is NaN or infinite does: end the phase with an error, leave
+        the batch out, or end the phase as if it were over. Gradients are looked at only where
+        they are clipped or this is not ``raise``.
 
     Raises
     ------
@@ -72,6 +87,10 @@ class TrainPhase(ExperimentPhase):
         checkpointing: Checkpointing | None = None,
         result_recording: ResultRecording | str = ResultRecording.ALL,
         accelerator: Accelerator | str | None = None,
+        accumulate: int = 1,
+        precision: Literal["float32", "bf16", "fp16"] = "float32",
+        compile: bool = False,
+        on_nonfinite: Literal["raise", "skip", "stop"] = "raise",
     ) -> None:
         if not isinstance(n_epochs, int) or isinstance(n_epochs, bool) or n_epochs < 1:
             raise ConfigError(f"n_epochs must be an int of at least 1, got {n_epochs!r}")
@@ -87,7 +106,9 @@ class TrainPhase(ExperimentPhase):
             callbacks=callbacks,
             accelerator=accelerator,
         )
-        self.n_epochs = n_epochs
+        self.accumulate, self.precision, self.compile = accumulate, precision, compile
+        self.n_epochs, self.on_nonfinite = n_epochs, on_nonfinite
+        self.step_options()
         self.policy = BatchSchedulingPolicy.from_value(batch_schedule)
         self.recording = ResultRecording.from_value(result_recording)
         self._checkpointing: Checkpointing | None = None
@@ -108,6 +129,10 @@ class TrainPhase(ExperimentPhase):
         checkpointing: Checkpointing | None = None,
         result_recording: ResultRecording | str = ResultRecording.ALL,
         accelerator: Accelerator | str | None = None,
+        accumulate: int = 1,
+        precision: Literal["float32", "bf16", "fp16"] = "float32",
+        compile: bool = False,
+        on_nonfinite: Literal["raise", "skip", "stop"] = "raise",
     ) -> TrainPhase:
         """Make a phase whose head nodes all read one split through one sampler.
 
@@ -131,6 +156,10 @@ class TrainPhase(ExperimentPhase):
             checkpointing=checkpointing,
             result_recording=result_recording,
             accelerator=accelerator,
+            accumulate=accumulate,
+            precision=precision,
+            compile=compile,
+            on_nonfinite=on_nonfinite,
         )
 
     @property
@@ -170,17 +199,34 @@ class TrainPhase(ExperimentPhase):
         self._checkpointing = checkpointing
 
     def listeners(self) -> list[Callback]:
-        """Return the callbacks, and what keeps states."""
+        """Return the callbacks, and what sets learning rates and keeps states."""
         kept = [] if self._checkpointing is None else [Keeper(self._checkpointing)]
-        return [*kept, *self.callbacks]
+        return [*self.callbacks, *pacers(self.graph()), *kept]
 
-    def request_stop(self) -> None:
-        """Ask the phase to end after the current epoch."""
-        super().request_stop()
+    def step_options(self) -> StepOptions:
+        """Return what a step does beside forward, backward and move."""
+        return StepOptions(
+            self.accumulate,
+            self.precision,
+            self.compile,
+            self.on_nonfinite,
+        )
 
-    def add_callback(self, callback: Callback) -> None:
-        """Add a callback; one of the same type and label is refused."""
-        super().add_callback(callback)
+    def step_of(self, feed: Feed) -> Callable[[ExecutionContext], None]:
+        """Return what is done with each batch."""
+        step = super().step_of(feed)
+        return step if self.on_nonfinite != "stop" else self._or_stop(step)
+
+    def _or_stop(self, step: Callable[..., None]) -> Callable[[ExecutionContext], None]:
+        def run(ctx: ExecutionContext) -> None:
+            try:
+                step(ctx)
+            except NonFiniteLossError as error:
+                warnings.warn(f"training stopped: {error}", UserWarning, stacklevel=2)
+                self.request_stop()
+                raise EpochOverError from error
+
+        return run
 
     def iter_execution(
         self,
@@ -207,15 +253,6 @@ class TrainPhase(ExperimentPhase):
             batches=show_training_progress, keep=persist_progress, watch=val_loss_metric
         )
         return iterate(self, self.n_epochs, display, results)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> TrainPhase:
-        """Make a phase from its config."""
-        return super().from_config(config)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments as plain data."""
-        return super().get_config()
 
 
 class EvalPhase(ExperimentPhase):
@@ -304,12 +341,3 @@ class EvalPhase(ExperimentPhase):
         """
         display = Display(batches=show_eval_progress, keep=persist_progress)
         return iterate(self, 1, display, results)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> EvalPhase:
-        """Make a phase from its config."""
-        return super().from_config(config)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments as plain data."""
-        return super().get_config()

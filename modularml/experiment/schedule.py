@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from modularml._typing import Array, IntArray
+from modularml.backends.base import Processes
 from modularml.errors import UnknownNameError
 from modularml.samplers import EpochBatches
 
-__all__ = ["BatchSchedulingPolicy", "schedule"]
+__all__ = ["BatchSchedulingPolicy", "schedule", "share"]
 
 
 class BatchSchedulingPolicy(enum.Enum):
@@ -74,6 +75,36 @@ def schedule(epochs: Sequence[EpochBatches], policy: BatchSchedulingPolicy) -> l
         return found
     sizes = np.stack([np.diff(e.bounds) for e in found], axis=1).reshape(-1)
     return [_in_turn(e, i, sizes) for i, e in enumerate(found)]
+
+
+def share(
+    epochs: Sequence[EpochBatches], totals: Array, processes: Processes
+) -> tuple[list[EpochBatches], list[tuple[float, float]]]:
+    """Deal the batches of an epoch to processes that train together, in turn.
+
+    Parameters
+    ----------
+    epochs : sequence of EpochBatches
+        One a sampler, of one number; the same in all processes.
+    totals : ndarray of float64, shape (n_batches,)
+        Rows of each batch, or the sum of their weights.
+    processes : Processes
+
+    Returns
+    -------
+    epochs : list of EpochBatches
+        The batches of this process. Where there are none left for it in the last step it gets the
+        first batch once more.
+    counts : list of (float, float)
+        Totals of these batches, zero where one came once more, and what those of all processes are
+        on average.
+    """
+    n, size = len(totals), processes.size
+    steps = -(-n // size)
+    mine = np.arange(steps) * size + processes.rank
+    rows = np.concatenate([totals, np.zeros(steps * size - n)])
+    counts = list(zip(rows[mine].tolist(), rows.reshape(steps, size).mean(1).tolist(), strict=True))
+    return [e.taken(np.where(mine < n, mine, 0)) for e in epochs], counts
 
 
 def _in_turn(epoch: EpochBatches, first: int, sizes: IntArray) -> EpochBatches:

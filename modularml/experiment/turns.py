@@ -83,7 +83,7 @@ class Turns:
         try:
             found, own = run(tensors)
         except NotFiniteError as error:
-            raise NotFiniteError(losses[error.place], error.value) from None
+            raise NotFiniteError(losses[error.place], error.value, error.of) from None
         values = [found[0] * 0.0] * len(self.layout.losses)
         for place, value in zip(losses, found, strict=True):
             values[place] = value

@@ -1,19 +1,29 @@
 """The model graph: nodes, how they are wired, and the plan of a step."""
 
 from modularml.data.references import GraphNodeReference
-from modularml.graph.merge import ConcatNode, MergeNode, MergeStrategy, PadMode
+from modularml.graph.concat import ConcatNode, PadMode
+from modularml.graph.elementwise import MeanNode, SumNode
+from modularml.graph.function import FunctionNode, function_registry
+from modularml.graph.merge import MergeNode, MergeStrategy
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
+from modularml.graph.summary import GraphSummary, NodeSummary
 
 __all__ = [
     "ComputeNode",
     "ConcatNode",
+    "FunctionNode",
     "GraphNode",
     "GraphNodeReference",
+    "GraphSummary",
+    "MeanNode",
     "MergeNode",
     "MergeStrategy",
     "ModelGraph",
     "ModelNode",
+    "NodeSummary",
     "PadMode",
+    "SumNode",
+    "function_registry",
 ]

@@ -15,6 +15,7 @@ from modularml.errors import GraphError, ShapeError
 from modularml.graph.flows import flows_of, leaves, resolve_id
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
+from modularml.graph.segments import backends_of
 
 __all__ = ["build_nodes", "columns_shape"]
 
@@ -38,8 +39,9 @@ def build_nodes(nodes: Sequence[ComputeNode], tails: set[str], *, force: bool = 
         If a node cannot take what it reads; both nodes and both shapes are named.
     """
     shapes: dict[str, Shape] = {}
-    flows = flows_of(nodes)
+    flows, frameworks = flows_of(nodes), backends_of(nodes)
     for node in nodes:
+        node.framework = frameworks.get(node.node_id)
         incoming = [_shape_of(node, ref, shapes) for ref in node.upstream_refs]
         flow = flows.get((node.node_id, "targets"))
         wanted = _target_shape(flow) if node.node_id in tails else None

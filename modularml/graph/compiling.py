@@ -5,6 +5,7 @@ from __future__ import annotations
 import graphlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ def compile_plan(
     together: Mapping[Source, int] | None = None,
     learners: Mapping[str, Learn] | None = None,
     weighted: Mapping[Source, int] | None = None,
+    compiles: bool = False,
 ) -> StepPlan:
     """Resolve nodes and losses into a plan.
 
@@ -73,6 +75,8 @@ def compile_plan(
         are asked for outputs.
     weighted : mapping of Source to int, optional
         Sources whose rows have weights; those of one number have the same.
+    compiles : bool
+        Whether models are compiled by their framework.
 
     Raises
     ------
@@ -82,7 +86,7 @@ def compile_plan(
         If a node has not been fitted and does not learn in this step.
     """
     compiler = _Compiler(nodes, training, roles, set(detach_after), learners or {})
-    compiler.weighted = weighted or {}
+    compiler.weighted, compiler.compiles = weighted or {}, compiles
     return compiler.compile(losses, optimizers or {}, together)
 
 
@@ -116,6 +120,7 @@ class _Compiler:
         self.places: dict[tuple[str, str], int] = {}
         self.read: dict[tuple[str, str], int] = {}
         self.weighted: Mapping[Source, int] = {}
+        self.compiles = False
         self.weighings: list[Weighing | None] = []
 
     def compile(
@@ -149,8 +154,20 @@ class _Compiler:
                 f"a loss of {[a.label for a in losses]} reads outputs of nodes of another "
                 "framework that can only run after its own; apply it on the later node"
             ) from None
-        self.programs = [Program(adapter_for(self.backends[ids[0]])) for ids in self.segments]
+        self.programs = [self._new_program(ids) for ids in self.segments]
         self.home = {i: place for place, ids in enumerate(self.segments) for i in ids}
+
+    def _new_program(self, ids: Sequence[str]) -> Program:
+        """Return an empty program; its columns and losses lie where its first model does.
+
+        A model that was sent to a device of its own counts last.
+        """
+        adapter = adapter_for(self.backends[ids[0]])
+        models = [n for n in map(self.by_id.__getitem__, ids) if isinstance(n, ModelNode)]
+        own = [n for n in models if n.backend is adapter.backend]
+        ordered = sorted(own, key=lambda n: n.accelerator is not None)
+        places = (adapter.device_of(n.model.module) for n in ordered)
+        return Program(adapter, next((p for p in places if p is not None), None))
 
     def _program(self, node_id: str) -> Program:
         return self.programs[self.home[node_id]]
@@ -192,22 +209,26 @@ class _Compiler:
     def _input_of_frozen(self, node_id: str, role: str) -> None:
         program, dtype = self._program(node_id), self.column_dtypes.get(node_id)
         source = leaves(self.flows[node_id, "features"])[0].source
-        slot = InputSlot(role, source, (), dtype, node_id=node_id, adapter=program.adapter)
+        slot = program.slot(role, source, (), dtype, node_id=node_id)
         self.places[node_id, role] = self.read[node_id, role] = program.input(slot)
 
     # -- forward ------------------------------------------------------------------------------
 
     def _run(self, node: ComputeNode, role: str) -> None:
         program = self._program(node.node_id)
-        args = [self._upstream(program, node, ref, role) for ref in node.upstream_refs]
-        fn, many = self._function(node, args, program.adapter), not isinstance(node, ModelNode)
+        own = program.adapter.device_of(node.model.module) if isinstance(node, ModelNode) else None
+        device = program.device if own is None else own
+        read = [self._upstream(program, node, ref, role) for ref in node.upstream_refs]
+        args = [program.moved(arg, device) for arg in read]
+        fn, many = self._function(node, read, program.adapter), not isinstance(node, ModelNode)
         if (learn := self.learners.get(node.node_id)) is not None:
             fn, many = fitted_then(learn, fn, program.adapter), True
             args += self._targets_of(program, node, role)
-        out = program.op(fn, args, many=many)
+        out = program.op(fn, args, many=many, device=device)
         self.places[node.node_id, role] = self.read[node.node_id, role] = out
         if node.node_id in self.detach_after:
-            self.read[node.node_id, role] = program.op(program.adapter.detach, [out], many=False)
+            detached = program.op(program.adapter.detach, [out], many=False, device=device)
+            self.read[node.node_id, role] = detached
 
     def _targets_of(self, program: Program, node: ComputeNode, role: str) -> list[int]:
         """Return the place of a node's targets, as an array in their own dtype."""
@@ -224,6 +245,8 @@ class _Compiler:
                 f"node {node.label!r} has not been fitted; run a FitPhase on it first"
             )
         fn = node.operation(adapter)
+        if self.compiles and adapter.gradients and isinstance(node, ModelNode):
+            fn = adapter.compile(fn)
         from_columns = all(arg >= 0 for arg in args)
         if self.training and node.is_frozen and isinstance(node, ModelNode) and from_columns:
             return _without_grad(fn, adapter)
@@ -237,7 +260,7 @@ class _Compiler:
         if not columns:
             raise GraphError(f"node {node.label!r} reads no feature of {ref.node_label!r}")
         source = Source(node.node_id, ref)
-        return program.input(InputSlot(role, source, columns, dtype, adapter=program.adapter))
+        return program.input(program.slot(role, source, columns, dtype))
 
     def _output(
         self, program: Program, node_id: str, role: str, dtype: Any, places: Mapping[Any, int]
@@ -251,7 +274,8 @@ class _Compiler:
 
     def _loss(self, applied: AppliedLoss) -> LossOp:
         node = self._node_named(applied.on, applied)
-        adapter = self._program(node.node_id).adapter
+        program = self._program(node.node_id)
+        adapter = program.adapter
         check_call(applied, applied.loss.resolve(adapter.backend))
         args = [self._loss_arg(applied, node, item) for item in applied.parsed]
         weighing = self._weighing(applied, node)
@@ -259,12 +283,11 @@ class _Compiler:
         if weighing is not None:
             like = node.model.module if isinstance(node, ModelNode) else None
             dtype = adapter.loss_dtype("float", like)
-            role, source = weighing.role, weighing.source
-            slot = InputSlot(role, source, dtype=dtype, weighing=weighing, adapter=adapter)
-            args.append(self._program(node.node_id).input(slot))
+            slot = program.slot(weighing.role, weighing.source, dtype=dtype, weighing=weighing)
+            args.append(program.input(slot))
         if applied.weight != 1.0:
             fn = weighted(fn, applied.weight)
-        return LossOp(fn, tuple(args))
+        return LossOp(fn, tuple(program.moved(arg, program.device) for arg in args))
 
     def _weighing(self, applied: AppliedLoss, on: ComputeNode) -> Weighing | None:
         """Say what weighs the samples of a loss, and note it for the layout."""
@@ -340,11 +363,10 @@ class _Compiler:
         adapter: BackendAdapter | None = None,
     ) -> int:
         dtype, shape = fit
-        adapter = adapter or program.adapter
         if isinstance(flow, Leaf):
-            return program.input(
-                InputSlot(role, flow.source, flow.columns, dtype, shape, adapter=adapter)
-            )
+            slot = program.slot(role, flow.source, flow.columns, dtype, shape)
+            foreign = None if adapter is None else replace(slot, adapter=adapter, device=None)
+            return program.input(foreign or slot)
         assert isinstance(flow, Merged)
         parts = [self._flow(program, part, role, (dtype, None), adapter) for part in flow.parts]
         merged = program.op(flow.merge, parts, many=True)
@@ -464,10 +486,8 @@ class _Compiler:
         if isinstance(slot, InputSlot):
             return slots.index(slot), None
         source, target = self._program(slot.node_id).adapter, self.programs[home].adapter
-        models = [module for module, _ in self._modes(self.segments[home])]
-        device = next((d for m in models if (d := target.device_of(m)) is not None), None)
         place = outputs.index((slot.node_id, slot.role))
-        return place, converted(source, target, slot.dtype, device)
+        return place, converted(source, target, slot.dtype, self.programs[home].device)
 
     def _input_dtypes(self) -> dict[str, Any]:
         """Return the dtype that each node wants columns in; one without a model, its readers'."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from modularml._typing import Shape
+from modularml.backends import adapter_for
 from modularml.data.references import FeatureSetReference
 from modularml.diagram import Diagram, DiagramEdge, DiagramNode
 from modularml.graph.build import columns_shape
 from modularml.graph.flows import resolve_id
+from modularml.graph.function import FunctionNode
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
+from modularml.graph.segments import backends_of
+from modularml.graph.summary import output_shape, shape_text
 
 __all__ = ["draw"]
 
@@ -26,6 +28,7 @@ def draw(
     domains: tuple[str, ...],
     show_frozen: bool,
     show_splits: bool,
+    detached: Collection[str] = (),
 ) -> Diagram:
     """Draw nodes, what they read and the shapes on the way.
 
@@ -39,35 +42,43 @@ def draw(
         Whether frozen models are dimmed.
     show_splits : bool
         Whether FeatureSets list their splits.
+    detached : collection of str
+        Ids of nodes behind which gradients stop; they also do where two frameworks meet.
     """
     boxes: dict[str, DiagramNode] = {}
     edges: list[DiagramEdge] = []
+    frameworks = backends_of(list(nodes.values()))
     for node in nodes.values():
         boxes[node.node_id] = _box(node, show_frozen)
         for ref in node.upstream_refs:
             if isinstance(ref, FeatureSetReference):
                 fs = ref.resolve()
                 boxes.setdefault(fs.node_id, _featureset(fs, domains, show_splits))
-                edges.append(
-                    DiagramEdge(fs.node_id, node.node_id, _shape_text(_input_shape(ref, node)))
-                )
+                shape = columns_shape(ref, "features", node.label)
+                edges.append(DiagramEdge(fs.node_id, node.node_id, shape_text(shape)))
             else:
                 above = nodes[resolve_id(ref)]
-                edges.append(
-                    DiagramEdge(above.node_id, node.node_id, _shape_text(_output_shape(above)))
-                )
+                crosses = frameworks.get(above.node_id) is not frameworks.get(node.node_id)
+                stops = crosses or above.node_id in detached
+                edges.append(_edge(above, node, stops=stops))
     return Diagram(title, tuple(boxes.values()), tuple(edges), direction="LR")
+
+
+def _edge(above: ComputeNode, node: ComputeNode, *, stops: bool) -> DiagramEdge:
+    shape = shape_text(output_shape(above))
+    return DiagramEdge(above.node_id, node.node_id, shape, marker="stop" if stops else "")
 
 
 def _box(node: ComputeNode, show_frozen: bool) -> DiagramNode:
     if not isinstance(node, ModelNode):
-        return DiagramNode(node.node_id, node.label, (type(node).__name__,), kind="merge")
+        named = node.function_name if isinstance(node, FunctionNode) else type(node).__name__
+        kind = "function" if isinstance(node, FunctionNode) else "merge"
+        return DiagramNode(node.node_id, node.label, (named,), kind=kind)
     frozen = show_frozen and node.is_frozen
     lines = [node.model.shown_name]
     if node.is_built:
-        count = sum(math.prod(p.shape) for p in node.parameters().values())
-        lines.append(f"{count:,} parameters")
-        lines.append(f"out {_shape_text(node.output_shape)}")
+        total, _ = adapter_for(node.backend).count_parameters(node.model.module)
+        lines += [f"{total:,} parameters", f"out {shape_text(node.output_shape)}"]
     lines += ["frozen"] if frozen else []
     kind = _KINDS.get(node.backend.value, "node")
     return DiagramNode(node.node_id, node.label, tuple(lines), kind=kind, dimmed=frozen)
@@ -83,15 +94,3 @@ def _featureset(fs: Any, domains: tuple[str, ...], show_splits: bool) -> Diagram
     if show_splits:
         lines += [f"{name}: {view.n_samples:,}" for name, view in fs.splits.items()]
     return DiagramNode(fs.node_id, fs.label, tuple(lines), kind="featureset")
-
-
-def _input_shape(ref: FeatureSetReference, node: ComputeNode) -> Shape:
-    return columns_shape(ref, "features", node.label)
-
-
-def _output_shape(node: ComputeNode) -> Shape | None:
-    return node.output_shape if not isinstance(node, ModelNode) or node.is_built else None
-
-
-def _shape_text(shape: Shape | None) -> str:
-    return "" if shape is None else " x ".join(map(str, shape)) or "scalar"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ LEAST_ROW = 64
 """Bytes that a row is reckoned with at least: its number and its place in a chunk take some too."""
 
 
-def column_tensor(collection: SampleCollection, slot: InputSlot, device: str | None = None) -> Any:
+def column_tensor(collection: SampleCollection, slot: InputSlot) -> Any:
     """Return the stacked columns of a slot for all rows, as one tensor.
 
     It is made once for each state of the data and kept with it; columns that lie in files stay
@@ -38,11 +38,11 @@ def column_tensor(collection: SampleCollection, slot: InputSlot, device: str | N
     """
     adapter = slot.adapter
     if collection.is_mapped(slot.columns):
-        return _InFiles(collection, slot, _place(adapter, device))
-    key = (adapter.backend, slot.columns, slot.dtype, slot.shape, device)
+        return _InFiles(collection, slot)
+    key = (adapter.backend, slot.columns, slot.dtype, slot.shape, str(slot.device))
     if key not in collection.tensors:
-        values, place = _stacked(collection, slot), _place(adapter, device)
-        collection.tensors[key] = adapter.from_numpy(values, dtype=slot.dtype, device=place)
+        values = _stacked(collection, slot)
+        collection.tensors[key] = adapter.from_numpy(values, dtype=slot.dtype, device=slot.device)
     return collection.tensors[key]
 
 
@@ -53,6 +53,7 @@ def pieces(
     sizes: list[int],
     room: list[Any] | None = None,
     among: IntArray | None = None,
+    upload: Callable[[Any], Any] | None = None,
 ) -> Iterator[Any]:
     """Yield batches of a column.
 
@@ -70,6 +71,8 @@ def pieces(
         Holds the memory of an earlier call, which is used again: its batches are gone then.
     among : ndarray of int64, optional
         Rows of the column that `rows` are places in.
+    upload : callable, optional
+        Copies each chunk to where the batches are wanted.
     """
     row_bytes = max(LEAST_ROW, adapter.row_bytes(column[:1]))
     batches = max(1, CHUNK_BYTES // (row_bytes * max(1, max(sizes, default=1))))
@@ -82,6 +85,8 @@ def pieces(
         chunk = _gather(adapter, column, part if among is None else among[part], into)
         if room is not None and into is None:
             room[:] = [chunk]
+        if upload is not None:
+            chunk = upload(chunk)
         even = all(size == own[0] for size in own[:-1]) and own[-1] <= own[0]
         yield from adapter.chunks(chunk, own[0] if even else own)
         at += n
@@ -107,9 +112,7 @@ def _part(rows: IntArray | slice, at: int, n: int) -> IntArray | slice:
     return rows[at : at + n]
 
 
-def frozen_outputs(
-    plan: StepPlan, slot: InputSlot, view: FeatureSetView, device: str | None = None
-) -> Any | None:
+def frozen_outputs(plan: StepPlan, slot: InputSlot, view: FeatureSetView) -> Any | None:
     """Compute the outputs of a frozen node once, for every row of a view.
 
     Returns
@@ -124,7 +127,7 @@ def frozen_outputs(
     rows = view.valid_indices
     place = [name for name, _ in static.layout.outputs].index(str(slot.node_id))
     adapter = static.layout.adapters[place]
-    columns = [(s.adapter, column_tensor(view.collection, s, device)) for s in static.slots]
+    columns = [(s.adapter, column_tensor(view.collection, s)) for s in static.slots]
     width = max(1, sum(reader.row_bytes(column[:1]) for reader, column in columns))
     size = int(np.clip(CHUNK_BYTES // width, 64, 4096))
     step = static.eval_step()
@@ -138,8 +141,8 @@ def frozen_outputs(
         parts = [run(rows[at : at + size]) for at in range(0, len(rows), size)]
     whole = adapter.concat(parts, 0) if len(parts) > 1 else parts[0]
     if adapter is slot.adapter:
-        return whole
-    return converted(adapter, slot.adapter, slot.dtype, _place(slot.adapter, device))(whole)
+        return adapter.to_device(whole, slot.device)
+    return converted(adapter, slot.adapter, slot.dtype, slot.device)(whole)
 
 
 def fill(plan: StepPlan, ctx: ExecutionContext) -> list[Any]:
@@ -182,16 +185,12 @@ def _from_samples(slot: InputSlot, given: Any) -> Any:
         given = given.get(domain)
     if isinstance(given, np.ndarray):
         values = given if slot.shape is None else given.reshape(len(given), *slot.shape)
-        return slot.adapter.from_numpy(values, dtype=slot.dtype)
+        return slot.adapter.from_numpy(values, dtype=slot.dtype, device=slot.device)
     if not hasattr(given, "shape"):
         raise GraphError(
             f"an input must be a batch, samples or a tensor, got a {type(given).__name__}"
         )
     return given
-
-
-def _place(adapter: BackendAdapter, device: str | None) -> Any:
-    return None if device is None else adapter.check_device(device)
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,6 @@ class _InFiles:
 
     collection: SampleCollection
     slot: InputSlot
-    device: Any
 
     def __len__(self) -> int:
         return self.collection.n_samples
@@ -210,7 +208,8 @@ class _InFiles:
 
     def gather(self, rows: IntArray) -> Any:
         values = _stacked(self.collection, self.slot, rows)
-        return self.slot.adapter.from_numpy(values, dtype=self.slot.dtype, device=self.device)
+        slot = self.slot
+        return slot.adapter.from_numpy(values, dtype=slot.dtype, device=slot.device)
 
 
 def _gather(adapter: BackendAdapter, column: Any, rows: Any, into: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""Nodes that make one input of several."""
+"""What nodes without weights share: one output of several inputs, and whose targets go with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from modularml.data.references import ExperimentNodeReference
 from modularml.errors import ConfigError, GraphError, ShapeError, UnknownNameError
 from modularml.graph.node import ComputeNode, UpstreamLike, as_reference
 
-__all__ = ["ConcatNode", "MergeNode", "MergeStrategy", "PadMode"]
+__all__ = ["MergeNode", "MergeStrategy", "StrategyType", "one_of"]
 
 
 class MergeStrategy(enum.Enum):
@@ -29,198 +29,85 @@ class MergeStrategy(enum.Enum):
     MEAN = "mean"
 
 
-class PadMode(enum.Enum):
-    """How shorter inputs are filled up."""
-
-    CONSTANT = "constant"
-    REFLECT = "reflect"
-    REPLICATE = "replicate"
-    CIRCULAR = "circular"
-
-
 StrategyType: TypeAlias = int | str | MergeStrategy | ExperimentNodeReference
 
 
 class MergeNode(ComputeNode):
-    """A node without weights that merges the outputs of at least two others."""
-
-    def _check_upstream(self, label: str, refs: Sequence[ExperimentNodeReference]) -> None:
-        super()._check_upstream(label, refs)
-        if len(refs) < 2:
-            raise GraphError(f"merge node {label!r} needs at least 2 inputs, got {len(refs)}")
-
-    @property
-    def output_shape(self) -> Shape | None:
-        """Shape of one sample coming out; None before the node is built."""
-        return self._output_shape
-
-    @abstractmethod
-    def apply_merge(
-        self,
-        values: list[Any],
-        *,
-        includes_batch_dim: bool = True,
-        fmt: DataFormat | None = None,
-        domain: str = "features",
-    ) -> Any:
-        """Merge values of one domain."""
-
-    @abstractmethod
-    def strategy(self, domain: str) -> StrategyType:
-        """Return how a domain is merged: an axis, a strategy, or one upstream."""
-
-    def build_from(
-        self, shapes: Sequence[Shape], wanted: Shape | None, *, force: bool = False
-    ) -> Shape:
-        """Check that the inputs can be merged and return the merged shape."""
-        blank = [np.zeros((1, *shape)) for shape in shapes]
-        try:
-            merged = self.apply_merge(blank)
-        except ShapeError as error:
-            names = ", ".join(
-                f"{ref.node_label}: {shape}"
-                for ref, shape in zip(self.upstream_refs, shapes, strict=True)
-            )
-            raise ShapeError(f"node {self.label!r} cannot merge {names}: {error}") from error
-        self._output_shape = tuple(merged.shape[1:])
-        return self._output_shape
-
-    def operation(self, adapter: BackendAdapter) -> Callable[..., Any]:
-        """Return the merge as a function of a list of tensors."""
-        return partial(self._merge_with, adapter, "features")
-
-    def flow(self, domain: str, parts: Sequence[Flow]) -> Flow:
-        """Merge what the upstreams have, or pick one of them."""
-        if domain == "features":
-            return Merged(tuple(parts), partial(self.apply_merge, domain=domain))
-        how = self.strategy(domain)
-        if isinstance(how, ExperimentNodeReference):
-            return parts[self._place_of(how)]
-        there = [part for part in parts if part is not None]
-        if not there or how is MergeStrategy.FIRST:
-            return there[0] if there else None
-        if len(there) == 1 or how is MergeStrategy.LAST:
-            return there[-1]
-        return Merged(tuple(there), partial(self.apply_merge, domain=domain))
-
-    def get_state(self) -> dict[str, Any]:
-        """Return nothing: a merge node learns nothing."""
-        return {}
-
-    def _place_of(self, ref: ExperimentNodeReference) -> int:
-        for place, mine in enumerate(self.upstream_refs):
-            if ref.node_label == mine.node_label:
-                return place
-        raise UnknownNameError(
-            f"upstream of {self.label!r}",
-            ref.node_label,
-            [r.node_label for r in self.upstream_refs],
-        )
-
-    @abstractmethod
-    def _merge_with(self, adapter: BackendAdapter, domain: str, values: list[Any]) -> Any:
-        """Merge tensors of one framework."""
-
-    _output_shape: Shape | None = None
-
-
-class ConcatNode(MergeNode):
-    """Concatenate inputs along an axis, padding the others on request.
+    """A node without weights that makes one output of several inputs.
 
     Parameters
     ----------
     label : str
     upstream_refs : list of FeatureSet, reference, node or label
-        At least two, in the order of concatenation.
-    concat_axis : int
-        Axis of a sample, the batch axis not counted: 0 is the first, -1 the last.
-    concat_axis_targets, concat_axis_tags : int, {'first', 'last', 'mean'} or reference
+    target_strategy, tags_strategy : int, {'first', 'last', 'mean'} or reference
         How targets and tags are merged: along an axis, by a strategy, or those of one upstream.
-    pad_inputs : bool
-        Whether axes other than `concat_axis` may differ in size; shorter ones are padded at
-        their end.
-    pad_mode : {'constant', 'reflect', 'replicate', 'circular'}
-    pad_value : float
-        For ``constant``.
     node_id, register
         Used when a node is rebuilt.
 
     Raises
     ------
     GraphError
-        If there are fewer than two inputs.
+        If there are fewer inputs than `min_upstream_refs`.
     """
+
+    min_upstream_refs: ClassVar[int] = 2
+    strategy_names: ClassVar[tuple[str, str]] = ("target_strategy", "tags_strategy")
+    _output_shape: Shape | None = None
 
     def __init__(
         self,
         label: str,
         upstream_refs: list[UpstreamLike],
-        concat_axis: int = 0,
         *,
-        concat_axis_targets: StrategyType = -1,
-        concat_axis_tags: StrategyType = -1,
-        pad_inputs: bool = False,
-        pad_mode: str | PadMode = "constant",
-        pad_value: float = 0.0,
+        target_strategy: StrategyType = "first",
+        tags_strategy: StrategyType = "first",
         node_id: str | None = None,
         register: bool = True,
     ) -> None:
-        if not isinstance(concat_axis, int) or isinstance(concat_axis, bool):
-            raise ConfigError(f"concat_axis must be an int, got {concat_axis!r}")
-        self.concat_axis, self.pad_inputs, self.pad_value = (
-            concat_axis,
-            pad_inputs,
-            float(pad_value),
-        )
-        self.concat_axis_targets = _strategy("concat_axis_targets", concat_axis_targets, label)
-        self.concat_axis_tags = _strategy("concat_axis_tags", concat_axis_tags, label)
-        self.pad_mode = _enum("pad_mode", PadMode, pad_mode)
+        targets, tags = self.strategy_names
+        self._strategies = {
+            "targets": _strategy(targets, target_strategy, label),
+            "tags": _strategy(tags, tags_strategy, label),
+        }
         super().__init__(label, upstream_refs, node_id=node_id, register=register)
-
-    def set_upstream_refs(self, refs: Sequence[UpstreamLike]) -> None:
-        """Read from something else from now on; targets of one input follow its place."""
-        found = [as_reference(ref, self.context, self.label) for ref in refs]
-        chosen = self.concat_axis_targets, self.concat_axis_tags
-        self.concat_axis_targets, self.concat_axis_tags = (
-            _followed(how, self._upstream_refs, found) for how in chosen
-        )
-        try:
-            super().set_upstream_refs(found)
-        except Exception:
-            self.concat_axis_targets, self.concat_axis_tags = chosen
-            raise
-
-    def _check_upstream(self, label: str, refs: Sequence[ExperimentNodeReference]) -> None:
-        super()._check_upstream(label, refs)
-        labels = [ref.node_label for ref in refs]
-        for how in (self.concat_axis_targets, self.concat_axis_tags):
-            if isinstance(how, ExperimentNodeReference) and how.node_label not in labels:
-                raise UnknownNameError(f"upstream of {label!r}", how.node_label, labels)
 
     @property
     def target_strategy(self) -> StrategyType:
         """How targets are merged."""
-        return self.concat_axis_targets
+        return self._strategies["targets"]
 
     @property
     def tags_strategy(self) -> StrategyType:
         """How tags are merged."""
-        return self.concat_axis_tags
+        return self._strategies["tags"]
 
     @property
     def target_axis(self) -> int:
         """Axis that targets are concatenated along; TypeError where they are not."""
-        return _axis("target_strategy", self.concat_axis_targets)
+        return _axis("target_strategy", self.target_strategy)
 
     @property
     def tags_axis(self) -> int:
         """Axis that tags are concatenated along; TypeError where they are not."""
-        return _axis("tags_strategy", self.concat_axis_tags)
+        return _axis("tags_strategy", self.tags_strategy)
 
-    def strategy(self, domain: str) -> StrategyType:
-        """Return how a domain is merged."""
-        merged = {"targets": self.concat_axis_targets, "tags": self.concat_axis_tags}
-        return merged.get(domain, self.concat_axis)
+    @property
+    def output_shape(self) -> Shape | None:
+        """Shape of one sample coming out; None before the node is built."""
+        return self._output_shape
+
+    def set_upstream_refs(self, refs: Sequence[UpstreamLike]) -> None:
+        """Read from something else from now on; targets of one input follow its place."""
+        found = [as_reference(ref, self.context, self.label) for ref in refs]
+        chosen = self._strategies
+        self._strategies = {
+            domain: _followed(how, self._upstream_refs, found) for domain, how in chosen.items()
+        }
+        try:
+            super().set_upstream_refs(found)
+        except Exception:
+            self._strategies = chosen
+            raise
 
     def apply_merge(
         self,
@@ -245,7 +132,7 @@ class ConcatNode(MergeNode):
         Raises
         ------
         ShapeError
-            If the shapes do not fit and `pad_inputs` is false.
+            If the shapes do not fit.
         """
         backend = backend_of(values[0])
         adapter = _NUMPY if backend is Backend.NONE else adapter_for(backend)
@@ -255,27 +142,79 @@ class ConcatNode(MergeNode):
             merged = self._merge_with(adapter, domain, values)
         return merged if fmt is None else convert_array(merged, fmt)
 
+    @abstractmethod
+    def merge_features(self, adapter: Any, values: list[Any]) -> Any:
+        """Make one tensor of the inputs' outputs."""
+
+    def build_from(
+        self, shapes: Sequence[Shape], wanted: Shape | None, *, force: bool = False
+    ) -> Shape:
+        """Check that the inputs can be merged and return the merged shape."""
+        try:
+            self._output_shape = self._shape_of(shapes)
+        except ShapeError as error:
+            names = ", ".join(
+                f"{ref.node_label}: {shape}"
+                for ref, shape in zip(self.upstream_refs, shapes, strict=True)
+            )
+            raise ShapeError(f"node {self.label!r} cannot merge {names}: {error}") from error
+        return self._output_shape
+
+    def operation(self, adapter: BackendAdapter) -> Callable[..., Any]:
+        """Return the merge as a function of a list of tensors."""
+        return partial(self.merge_features, adapter)
+
+    def flow(self, domain: str, parts: Sequence[Flow]) -> Flow:
+        """Merge what the upstreams have, or pick one of them."""
+        if domain == "features":
+            return Merged(tuple(parts), partial(self.apply_merge, domain=domain))
+        how = self._strategies[domain]
+        if isinstance(how, ExperimentNodeReference):
+            return parts[self._place_of(how)]
+        there = [part for part in parts if part is not None]
+        if not there or how is MergeStrategy.FIRST:
+            return there[0] if there else None
+        if len(there) == 1 or how is MergeStrategy.LAST:
+            return there[-1]
+        return Merged(tuple(there), partial(self.apply_merge, domain=domain))
+
+    def get_state(self) -> dict[str, Any]:
+        """Return nothing: a merge node learns nothing."""
+        return {}
+
+    # -- within -------------------------------------------------------------------------------
+
+    def _shape_of(self, shapes: Sequence[Shape]) -> Shape:
+        return tuple(self.apply_merge([np.zeros((1, *shape)) for shape in shapes]).shape[1:])
+
     def _merge_with(self, adapter: Any, domain: str, values: list[Any]) -> Any:
-        how = self.strategy(domain)
+        if domain == "features":
+            return self.merge_features(adapter, values)
+        how = self._strategies[domain]
         if how is MergeStrategy.MEAN:
-            _check_equal(values)
+            check_equal(values)
             return adapter.mean(values)
-        axis = _batch_axis(how, values)
-        if self.pad_inputs:
-            values = self._pad(adapter, values, axis)
-        else:
-            _check_fits(values, axis)
+        return self._concatenated(adapter, values, how)
+
+    def _concatenated(self, adapter: Any, values: list[Any], how: Any) -> Any:
+        axis = batch_axis(how, values)
+        check_fits(values, axis)
         return adapter.concat(values, axis)
 
-    def _pad(self, adapter: Any, values: list[Any], axis: int) -> list[Any]:
-        size = [0] + [max(v.shape[i] for v in values) for i in range(1, values[0].ndim)]
-        padded = []
-        for v in values:
-            widths = [
-                (0, 0) if i in (0, axis) else (0, size[i] - v.shape[i]) for i in range(v.ndim)
-            ]
-            padded.append(adapter.pad(v, widths, self.pad_mode.value, self.pad_value))
-        return padded
+    def _check_upstream(self, label: str, refs: Sequence[ExperimentNodeReference]) -> None:
+        super()._check_upstream(label, refs)
+        if len(refs) < self.min_upstream_refs:
+            raise GraphError(
+                f"merge node {label!r} needs at least {self.min_upstream_refs} inputs, got "
+                f"{len(refs)}"
+            )
+        labels = [ref.node_label for ref in refs]
+        for how in self._strategies.values():
+            if isinstance(how, ExperimentNodeReference) and how.node_label not in labels:
+                raise UnknownNameError(f"upstream of {label!r}", how.node_label, labels)
+
+    def _place_of(self, ref: ExperimentNodeReference) -> int:
+        return [mine.node_label for mine in self.upstream_refs].index(ref.node_label)
 
 
 class _Numpy:
@@ -302,7 +241,7 @@ class _Numpy:
 _NUMPY = _Numpy()
 
 
-def _batch_axis(how: Any, values: Sequence[Any]) -> int:
+def batch_axis(how: Any, values: Sequence[Any]) -> int:
     """Return the axis with the batch counted, after checking that every value has it."""
     rank = values[0].ndim
     if len({v.ndim for v in values}) > 1:
@@ -317,7 +256,8 @@ def _batch_axis(how: Any, values: Sequence[Any]) -> int:
     return int(axis)
 
 
-def _check_fits(values: Sequence[Any], axis: int) -> None:
+def check_fits(values: Sequence[Any], axis: int) -> None:
+    """Refuse values whose shapes differ elsewhere than along an axis."""
     rest = [tuple(n for i, n in enumerate(v.shape) if i not in (0, axis)) for v in values]
     if len(set(rest)) > 1:
         raise ShapeError(
@@ -327,9 +267,23 @@ def _check_fits(values: Sequence[Any], axis: int) -> None:
         )
 
 
-def _check_equal(values: Sequence[Any]) -> None:
-    if len({tuple(v.shape[1:]) for v in values}) > 1:
-        raise ShapeError(f"a mean needs equal shapes, got {[tuple(v.shape[1:]) for v in values]}")
+def check_equal(values: Sequence[Any]) -> None:
+    """Refuse values of unlike shapes."""
+    first = values[0].shape[1:]
+    if any(v.shape[1:] != first for v in values):
+        raise ShapeError(
+            f"samples must have equal shapes, got {[tuple(v.shape[1:]) for v in values]}"
+        )
+
+
+def one_of(name: str, cls: Any, value: Any) -> Any:
+    """Read a member of an enum from its name."""
+    if isinstance(value, cls):
+        return value
+    names = [member.value for member in cls]
+    if str(value).lower() not in names:
+        raise UnknownNameError(name, value, names)
+    return cls(str(value).lower())
 
 
 def _strategy(name: str, value: Any, label: str) -> StrategyType:
@@ -338,7 +292,7 @@ def _strategy(name: str, value: Any, label: str) -> StrategyType:
     if isinstance(value, MergeStrategy | ExperimentNodeReference):
         return value
     if isinstance(value, str):
-        strategy: MergeStrategy = _enum(name, MergeStrategy, value)
+        strategy: MergeStrategy = one_of(name, MergeStrategy, value)
         return strategy
     if hasattr(value, "node_id"):
         return as_reference(value, value.context, label)
@@ -359,15 +313,6 @@ def _followed(
         return how
     places = [i for i, ref in enumerate(before) if ref.node_label == how.node_label]
     return after[places[0]] if places else how
-
-
-def _enum(name: str, cls: Any, value: Any) -> Any:
-    if isinstance(value, cls):
-        return value
-    names = [member.value for member in cls]
-    if str(value).lower() not in names:
-        raise UnknownNameError(name, value, names)
-    return cls(str(value).lower())
 
 
 def _axis(name: str, value: StrategyType) -> int:

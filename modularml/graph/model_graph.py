@@ -20,7 +20,8 @@ from modularml.graph.node import ComputeNode, GraphNode
 from modularml.graph.plan import StepPlan
 from modularml.graph.predict import predict
 from modularml.graph.running import GraphRunning
-from modularml.training import Optimizer
+from modularml.graph.summary import GraphSummary, summarize
+from modularml.training import AppliedLoss, Optimizer
 
 __all__ = ["ModelGraph"]
 
@@ -92,7 +93,7 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
             self._ctx.register_model_graph(self)
 
     def move_to(self, device: str) -> None:
-        """Move weights and optimizer moments to a device.
+        """Move weights and moments to a device; nodes with an accelerator of their own stay.
 
         Raises
         ------
@@ -102,7 +103,8 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         self.build()
         places = {b: adapter_for(b).check_device(device) for b in self._backends()}
         for node in self._learning():
-            adapter_for(node.backend).move(node.model.module, places[node.backend])
+            if node.accelerator is None:
+                node.move_to(places[node.backend])
         for optimizer in [self._optimizer, *(n.optimizer for n in self._learning())]:
             if optimizer is not None and optimizer.is_built:
                 optimizer.set_state(optimizer.get_state())
@@ -261,10 +263,16 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         show_tags: bool = False,
         show_frozen: bool = True,
         show_splits: bool = False,
+        losses: Iterable[AppliedLoss] = (),
     ) -> Diagram:
-        """Draw nodes, what they read and the shapes on the way."""
+        """Draw nodes, what they read and the shapes on the way.
+
+        Where gradients stop an edge is barred: where frameworks meet and, in a graph without an
+        optimizer of its own, behind the nodes that `losses` are applied on.
+        """
         asked = {"features": show_features, "targets": show_targets, "tags": show_tags}
         domains = tuple(name for name, wanted in asked.items() if wanted)
+        alone = self._optimizer is None
         with self._ctx_of_run():
             return draw(
                 self._nodes,
@@ -272,7 +280,13 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
                 domains=domains,
                 show_frozen=show_frozen,
                 show_splits=show_splits,
+                detached={self.get_node(a.on).node_id for a in losses if alone},
             )
+
+    def summary(self) -> GraphSummary:
+        """Return a table of nodes, shapes, parameters and who learns."""
+        with self._ctx_of_run():
+            return summarize(self.label, self._nodes, self._optimizer)
 
     def __repr__(self) -> str:
         nodes = ", ".join(node.label for node in self._nodes.values())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from modularml._typing import Shape
 from modularml.backends import Backend, BackendAdapter, adapter_for, backend_of
+from modularml.backends.accelerator import Accelerator
 from modularml.data.batch import Batch, RoleData, SampleData, as_numpy
 from modularml.data.execution import ExecutionContext, Flow
 from modularml.errors import ConfigError, GraphError, OptimizerNotSetError, ShapeError
@@ -28,6 +29,8 @@ class ModelNode(ComputeNode):
     upstream_ref : FeatureSet, FeatureSetReference, node or label
     optimizer : Optimizer, optional
         Moves this node alone; not needed where the graph has one.
+    accelerator : Accelerator or str, optional
+        Where this node alone runs, whatever the device of the phase.
     node_id, register
         Used when a node is rebuilt.
 
@@ -48,9 +51,11 @@ class ModelNode(ComputeNode):
         upstream_ref: UpstreamLike,
         optimizer: Optimizer | None = None,
         *,
+        accelerator: Accelerator | str | None = None,
         node_id: str | None = None,
         register: bool = True,
     ) -> None:
+        self.accelerator = Accelerator.from_value(accelerator)
         self._model = wrap_model(model)
         if optimizer is not None and not isinstance(optimizer, Optimizer):
             raise ConfigError(f"optimizer must be an Optimizer, got {optimizer!r}")
@@ -136,9 +141,15 @@ class ModelNode(ComputeNode):
             raise ShapeError(f"node {self.label!r}: {error}") from error
         if self._freeze:
             adapter_for(self.backend).set_frozen(self._model.module, True)
+        if self.accelerator is not None:
+            self.move_to(self.accelerator.resolve(self.backend))
         if force and self._optimizer is not None:
             self._optimizer.reset()
         self.build_optimizer()
+
+    def move_to(self, device: Any) -> None:
+        """Move weights to a device."""
+        adapter_for(self.backend).move(self._model.module, device)
 
     def build_optimizer(self) -> None:
         """Make the node's own optimizer over its parameters, where that is not so yet."""
@@ -159,6 +170,30 @@ class ModelNode(ComputeNode):
         if self._optimizer is not None:
             self._optimizer.reset()
             self.build_optimizer()
+
+    def load_weights(self, source: Any) -> None:
+        """Take over the weights of another node or model, and build for its shapes if need be.
+
+        Parameters
+        ----------
+        source : ModelNode, BaseModel, or dict of str to array
+            Such as ``ModelGraph.load("old.mg.mml").get_node("encoder")``.
+
+        Raises
+        ------
+        ConfigError, ShapeError
+            If names or shapes of weights are not those of this model; nothing is changed then.
+        """
+        model = source.model if isinstance(source, ModelNode) else source
+        if isinstance(model, BaseModel):
+            if not self.is_built:
+                self.build_model(model.input_shape, model.output_shape)
+            model = model.get_weights()
+        if not isinstance(model, Mapping):
+            raise TypeError(f"source must be a node, model or dict of weights, got {source!r}")
+        if not self.is_built:
+            raise GraphError(f"node {self.label!r} has not been built; call graph.build() first")
+        self._model.set_weights(dict(model))
 
     def freeze(self) -> None:
         """Keep the node as it is from now on; it runs in evaluation mode."""
@@ -299,6 +334,7 @@ class ModelNode(ComputeNode):
             "model": self._model,
             "upstream_ref": self.upstream_ref,
             "optimizer": self._optimizer,
+            "accelerator": self.accelerator,
         }
 
     def _tensor(self, data: SampleData) -> Any:
@@ -308,7 +344,9 @@ class ModelNode(ComputeNode):
         if backend_of(value) is self.backend:
             return value
         adapter = adapter_for(self.backend)
-        return adapter.from_numpy(as_numpy(value), dtype=adapter.input_dtype(self._model.module))
+        module = self._model.module
+        dtype, device = adapter.input_dtype(module), adapter.device_of(module)
+        return adapter.from_numpy(as_numpy(value), dtype=dtype, device=device)
 
     def _graph(self) -> Any:
         graph = self.context.model_graph

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from modularml._typing import Shape
-from modularml.backends import BackendAdapter
+from modularml.backends import Backend, BackendAdapter
 from modularml.config import Configurable, Stateful, decode
 from modularml.context import ExperimentContext, ExperimentNode
 from modularml.data import FeatureSet, FeatureSetView
@@ -104,6 +104,9 @@ class GraphNode(ExperimentNode, Configurable, Stateful):
 
 class ComputeNode(GraphNode):
     """A node that computes something from what it reads."""
+
+    framework: Backend | None = None
+    """What it runs in, once a graph with it has been built."""
 
     @property
     @abstractmethod

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import is_
 from typing import Any, TypeAlias
 
 from modularml._typing import Shape
-from modularml.backends import BackendAdapter
+from modularml.backends import PLAIN, BackendAdapter, StepOptions
 from modularml.backends.base import NotFiniteError
 from modularml.data.execution import Layout, Source, Weighing
+from modularml.errors import BackendNotSupportedError
 from modularml.training import AppliedLoss
 
 __all__ = ["Crossing", "InputSlot", "LossOp", "Op", "Segment", "StepPlan"]
@@ -46,6 +47,8 @@ class InputSlot:
         Weights of the samples of a loss, of mean 1 in each batch, stand in for columns.
     adapter : BackendAdapter
         Of the framework that reads it.
+    device : object
+        Where it lies; None where that need not be known.
     """
 
     role: str
@@ -56,6 +59,7 @@ class InputSlot:
     node_id: str | None = None
     weighing: Weighing | None = None
     adapter: Any = None
+    device: Any = None
 
 
 @dataclass(frozen=True)
@@ -125,11 +129,20 @@ class Segment:
             return losses[0], losses, outputs
         return (sum(losses[1:], losses[0]) if losses else None), losses, outputs
 
-    def train_step(self) -> StepFunction:
+    def train_step(self, options: StepOptions = PLAIN) -> StepFunction:
         """Return the function that computes a batch's losses and moves the weights."""
         if not self.optimizers:
             return self.eval_step()
-        return self.adapter.train_step(self.compute, [o.instance for o in self.optimizers])
+        instances = [o.instance for o in self.optimizers]
+        options = replace(
+            options,
+            clips=tuple((o.clip_norm, o.clip_value) for o in self.optimizers),
+            schedules=tuple(o.scheduler for o in self.optimizers if o.goes_on_every("batch")),
+            models=tuple(model for model, _ in self.modes) if options.parallel else (),
+        )
+        if options.is_plain:
+            return self.adapter.train_step(self.compute, instances)
+        return self.adapter.train_step(self.compute, instances, options)
 
     def eval_step(self) -> StepFunction:
         """Return the function that computes a batch's losses and outputs without gradients."""
@@ -181,9 +194,20 @@ class StepPlan:
         same = len(losses) == len(self.losses) and all(map(is_, losses, self.losses))
         return same and self.layout.training is training and self.fits == tuple(fits)
 
-    def train_step(self) -> StepFunction:
-        """Return the function that computes a batch's losses and moves the weights."""
-        return self._through([segment.train_step() for segment in self.segments])
+    def train_step(self, options: StepOptions = PLAIN) -> StepFunction:
+        """Return the function that computes a batch's losses and moves the weights.
+
+        Raises
+        ------
+        BackendNotSupportedError
+            If batches shall be put together and there are several segments.
+        """
+        if len(self.segments) > 1 and (options.accumulate > 1 or options.parallel):
+            raise BackendNotSupportedError(
+                "accumulate and data_parallel need nodes of one framework; use active_nodes= to "
+                "train those of one"
+            )
+        return self._through([segment.train_step(options) for segment in self.segments])
 
     def eval_step(self) -> StepFunction:
         """Return the function that computes a batch's losses and outputs without gradients."""
@@ -205,7 +229,8 @@ class StepPlan:
                 try:
                     values, outputs = run(given)
                 except NotFiniteError as error:
-                    raise NotFiniteError(segment.places[error.place], error.value) from None
+                    place = segment.places[error.place]
+                    raise NotFiniteError(place, error.value, error.of) from None
                 numbers = segment.adapter.floats(values)
                 for place, value in zip(segment.places, numbers, strict=True):
                     losses[place] = value

@@ -47,7 +47,7 @@ def predict(
     with plan.modes():
         for at in range(0, max(n, 1), size):
             tensors = [
-                slot.adapter.from_numpy(read(at, at + size), dtype=slot.dtype)
+                slot.adapter.from_numpy(read(at, at + size), dtype=slot.dtype, device=slot.device)
                 for read, slot in zip(columns, plan.slots, strict=True)
             ]
             outs = step(tensors)[1]

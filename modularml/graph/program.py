@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from modularml.backends import BackendAdapter
+from modularml.data.execution import Source
 from modularml.graph.plan import Crossing, InputSlot, LossOp, Op, Segment
 
 __all__ = ["Program", "converted"]
@@ -20,20 +22,40 @@ class Program:
     Parameters
     ----------
     adapter : BackendAdapter
+    device : object
+        Where columns and losses lie; None where that need not be known.
     """
 
-    def __init__(self, adapter: BackendAdapter) -> None:
-        self.adapter = adapter
+    def __init__(self, adapter: BackendAdapter, device: Any = None) -> None:
+        self.adapter, self.device = adapter, device
+        self._where: dict[int, Any] = {}
+        self._copies: dict[tuple[int, Any], int] = {}
         self.inputs: dict[InputSlot | Crossing, int] = {}
         self.ops: list[Op] = []
+
+    def slot(self, role: str, source: Source, *how: Any, **more: Any) -> InputSlot:
+        """Return a tensor of columns that lies where the program reads it."""
+        return InputSlot(role, source, *how, **more, adapter=self.adapter, device=self.device)
+
+    def moved(self, arg: int, device: Any) -> int:
+        """Return the place of a value on a device; it is moved once, where it lies elsewhere."""
+        if self._where.get(arg, self.device) == device:
+            return arg
+        if (arg, device) not in self._copies:
+            move = partial(self.adapter.to_device, device=device)
+            self._copies[arg, device] = self.op(move, [arg], many=False, device=device)
+        return self._copies[arg, device]
 
     def input(self, slot: InputSlot | Crossing) -> int:
         """Return the place of an input, the same for equal ones."""
         return self.inputs.setdefault(slot, len(self.inputs))
 
-    def op(self, fn: Callable[..., Any], args: Sequence[int], *, many: bool) -> int:
-        """Return the place of the result of a function."""
+    def op(
+        self, fn: Callable[..., Any], args: Sequence[int], *, many: bool, device: Any = None
+    ) -> int:
+        """Return the place of the result of a function, on the program's device or another."""
         out = -1 - len(self.ops)
+        self._where[out] = self.device if device is None else device
         self.ops.append(Op(fn, tuple(args), out, many))
         return out
 

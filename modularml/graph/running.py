@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from modularml.backends import PLAIN, StepOptions
 from modularml.backends.base import NotFiniteError
 from modularml.data.batch import Batch, BatchView
 from modularml.data.execution import ExecutionContext, Source
@@ -138,6 +139,7 @@ class GraphRunning(GraphMembers):
         together: Mapping[Source, int] | None = None,
         weighted: Mapping[Source, int] | None = None,
         only: ModelNode | None = None,
+        options: StepOptions = PLAIN,
         fits: Sequence[ModelNode] = (),
     ) -> tuple[StepPlan, Callable[..., Any]]:
         """Return the plan for some losses, and its step; made once for equal arguments.
@@ -149,13 +151,14 @@ class GraphRunning(GraphMembers):
         with self._ctx_of_run():
             nodes = self._running(active_nodes)
             of_rows = tuple((weighted or {}).items())
-            key = (self._plan_key(losses, training, nodes, roles, together), of_rows, only, *fits)
+            how = self._plan_key(losses, training, nodes, roles, together)
+            key = (how, of_rows, only, options, *fits)
             if key not in self._plans:
                 running = [a for a in losses if self.get_node(a.on) in nodes]
-                asked = (roles, together, weighted, only, fits)
+                asked = (roles, together, weighted, only, fits, options.compile)
                 made = self._compile(running, training, nodes, *asked)
                 made.losses, made.fits = tuple(losses), tuple(n.node_id for n in fits)
-                step = made.train_step() if training else made.eval_step()
+                step = made.train_step(options) if training else made.eval_step()
                 while len(self._plans) >= _PLANS_KEPT:
                     del self._plans[next(iter(self._plans))]
                 self._plans[key] = (made, step, tuple(losses))
@@ -189,7 +192,7 @@ class GraphRunning(GraphMembers):
             None if together is None else tuple(together.items()),
             tuple((ref.resolve().node_id, *ref.all_columns()) for ref in refs),
             tuple((id(n.model.module), n.model.is_fitted) for n in models),
-            tuple(id(None if o is None else o.instance) for o in optimizers),
+            tuple((id(o.instance), o.clip_norm, o.clip_value) for o in optimizers if o is not None),
         )
 
     def _compile(
@@ -202,6 +205,7 @@ class GraphRunning(GraphMembers):
         weighted: Mapping[Source, int] | None,
         only: ModelNode | None,
         fits: Sequence[ModelNode],
+        compiles: bool,
     ) -> StepPlan:
         optimizers = self._optimizers(nodes, losses, only) if training else {}
         own = {self.get_node(a.on).node_id for a in losses} if self._optimizer is None else set()
@@ -217,7 +221,15 @@ class GraphRunning(GraphMembers):
             together=together,
             learners=learners(nodes if training and only is None else (), fits),
             weighted=weighted,
+            compiles=compiles,
         )
+
+    def moving_optimizers(self, active_nodes: Iterable[Any] | None = None) -> list[Optimizer]:
+        """Return what moves the nodes that run: the graph's optimizer, or those of the nodes."""
+        if self._optimizer is not None:
+            return [self._optimizer]
+        nodes = [n for n in self._running(active_nodes) if isinstance(n, ModelNode)]
+        return [n.optimizer for n in nodes if n.optimizer is not None and not n.is_frozen]
 
     def _optimizers(
         self,
@@ -301,7 +313,7 @@ def run_step(ctx: ExecutionContext, plan: StepPlan, step: Callable[..., Any], te
             epoch=ctx.epoch_idx,
             batch=ctx.batch_idx,
             node=plan.layout.labels[node_id],
-            loss=label,
+            loss=label if error.of == "loss" else f"{label} ({error.of})",
             value=error.value,
         ) from None
     except Exception as error:

@@ -37,21 +37,22 @@ def to_own_units(
     leaf = scaled_target(flow)
     if leaf is None or layout is None:
         return values
-    ids = ctx.sample_uuids(node_id, role) if needs_rows(leaf) else None
-    return invert_leaf(leaf, values, ids)
+    fs = layout.views[leaf.source].source  # whatever context is active by now
+    ids = ctx.sample_uuids(node_id, role) if needs_rows(leaf, fs) else None
+    return invert_leaf(leaf, values, ids, fs)
 
 
-def invert_leaf(leaf: Leaf, values: Array, sample_uuids: Any = None) -> Array:
-    """Undo the scaling of some target columns."""
-    fs: Any = leaf.source.ref.resolve()
+def invert_leaf(leaf: Leaf, values: Array, sample_uuids: Any = None, fs: Any = None) -> Array:
+    """Undo the scaling of some target columns, of the set that the leaf names by default."""
+    fs = fs or leaf.source.ref.resolve()
     keys = [name.split(".")[1] for name in leaf.columns]
     return fs.unscale_data_for_cols(  # type: ignore[no-any-return]
         data=values, domain="targets", columns=keys, sample_uuids=sample_uuids
     )
 
 
-def needs_rows(leaf: Leaf) -> bool:
+def needs_rows(leaf: Leaf, fs: Any = None) -> bool:
     """Tell whether a scaler on these columns needs facts of each row to be inverted."""
-    fs: Any = leaf.source.ref.resolve()
+    fs = fs or leaf.source.ref.resolve()
     keys = {name.split(".")[1] for name in leaf.columns}
     return any(r.needs_rows for r in fs.scaler_records if set(r.keys) & keys)

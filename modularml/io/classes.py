@@ -245,7 +245,8 @@ def _open_rooms(name: str) -> None:
     for room in (*ROOMS, *([MODEL_ROOMS[of]] if name and has(of) else [])):
         if name and name in set(config_registry):
             return
-        for module in pkgutil.iter_modules(getattr(require(room), "__path__", []), f"{room}."):
+        inside = getattr(require(room), "__path__", ())  # a room may be one file
+        for module in pkgutil.iter_modules(inside, f"{room}."):
             require(module.name)
 
 

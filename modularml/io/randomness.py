@@ -11,7 +11,22 @@ import numpy as np
 
 from modularml._optional import loaded
 
-__all__ = ["random_states", "set_random_states", "unchanged_randomness"]
+__all__ = ["derived_seed", "random_states", "seed_all", "set_random_states", "unchanged_randomness"]
+
+
+def derived_seed(*key: int) -> int:
+    """Return a seed below 2**32 that follows from some numbers, each at least 0."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+def seed_all(seed: int) -> None:
+    """Seed the generators of Python, numpy and of every framework that is loaded."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    if (torch := loaded("torch")) is not None:
+        torch.manual_seed(seed)
+    if (keras := loaded("keras")) is not None:
+        keras.utils.set_random_seed(seed)
 
 
 def random_states() -> dict[str, Any]:

@@ -7,6 +7,7 @@ from modularml.splitters.folds import (
     FoldSplitter,
     KFoldSplitter,
     LeaveOneGroupOutSplitter,
+    ScikitSplitter,
     TimeSeriesSplitter,
 )
 from modularml.splitters.random import RandomSplitter
@@ -18,6 +19,7 @@ __all__ = [
     "KFoldSplitter",
     "LeaveOneGroupOutSplitter",
     "RandomSplitter",
+    "ScikitSplitter",
     "SplitOverlapWarning",
     "SplitRatioWarning",
     "TimeSeriesSplitter",

@@ -16,7 +16,13 @@ from modularml.splitters.base import BaseSplitter, key_list
 from modularml.splitters.factors import factorise
 from modularml.splitters.random import check_seed
 
-__all__ = ["FoldSplitter", "KFoldSplitter", "LeaveOneGroupOutSplitter", "TimeSeriesSplitter"]
+__all__ = [
+    "FoldSplitter",
+    "KFoldSplitter",
+    "LeaveOneGroupOutSplitter",
+    "ScikitSplitter",
+    "TimeSeriesSplitter",
+]
 
 
 class FoldSplitter(BaseSplitter):
@@ -54,6 +60,49 @@ class FoldSplitter(BaseSplitter):
             for fold, pair in enumerate(self.folds(n, columns=columns))
             for side, rows in zip(("train", "val"), pair, strict=True)
         }
+
+
+class ScikitSplitter(FoldSplitter):
+    """Cut rows into folds as a splitter of scikit-learn does; files cannot hold it.
+
+    Parameters
+    ----------
+    splitter : object
+        Of `sklearn.model_selection`, or anything with ``split(X, y, groups)``.
+    group_by : str or list of str, optional
+        Columns that it is given as ``groups``.
+    stratify_by : str or list of str, optional
+        Columns that it is given as ``y``.
+    """
+
+    def __init__(
+        self, splitter: Any, group_by: Columns = None, stratify_by: Columns = None
+    ) -> None:
+        if not callable(getattr(splitter, "split", None)):
+            raise SplitError(f"splitter must have a method split(X, y, groups), got {splitter!r}")
+        key_list(group_by, stratify_by)
+        self.splitter = splitter
+        self.group_by = group_by
+        self.stratify_by = stratify_by
+
+    @property
+    def needs(self) -> list[str]:
+        """The columns to group and to stratify by."""
+        return key_list(self.group_by, self.stratify_by)
+
+    def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
+        """Return each fold's rows to train on and rows to validate on.
+
+        Raises
+        ------
+        SplitError
+            If the splitter refuses these rows.
+        """
+        strata, groups = (
+            None if keys is None else factorise(key_list(keys), columns).codes
+            for keys in (self.stratify_by, self.group_by)
+        )
+        return _run(self.splitter, n, strata=strata, groups=groups)
 
 
 class KFoldSplitter(FoldSplitter):
@@ -111,7 +160,6 @@ class KFoldSplitter(FoldSplitter):
         """
         name = f"{'Stratified' * bool(self.stratify_by)}{'Group' * bool(self.group_by)}KFold"
         groups = factorise(key_list(self.group_by), columns) if self.group_by else None
-        strata = factorise(key_list(self.stratify_by), columns) if self.stratify_by else None
         have, what = (
             (n, "rows") if groups is None else (groups.count, f"groups by {self.group_by!r}")
         )
@@ -120,12 +168,7 @@ class KFoldSplitter(FoldSplitter):
         splitter = getattr(require("sklearn.model_selection"), name)(
             self.n_folds, shuffle=self.shuffle, random_state=self.seed if self.shuffle else None
         )
-        return _run(
-            splitter,
-            n,
-            strata=None if strata is None else strata.codes,
-            groups=None if groups is None else groups.codes,
-        )
+        return ScikitSplitter(splitter, self.group_by, self.stratify_by).folds(n, columns=columns)
 
 
 class TimeSeriesSplitter(FoldSplitter):

@@ -3,5 +3,6 @@
 from modularml.training.applied import AppliedLoss, LossInput
 from modularml.training.loss import Loss
 from modularml.training.optimizer import Optimizer
+from modularml.training.schedule import LRSchedule
 
-__all__ = ["AppliedLoss", "Loss", "LossInput", "Optimizer"]
+__all__ = ["AppliedLoss", "LRSchedule", "Loss", "LossInput", "Optimizer"]

@@ -129,6 +129,7 @@ class Loss(Configurable, Saveable):
             factory,
         )
         found = backend_of(loss) if loss is not None and not isinstance(loss, str) else Backend.NONE
+        self._given_backend = backend if backend is None else Backend.from_value(backend)
         self._backend: Backend | None = None if found is Backend.NONE else found
         if backend is not None:
             self._set_backend(Backend.from_value(backend))
@@ -268,7 +269,7 @@ class Loss(Configurable, Saveable):
         return {
             "loss": self.loss,
             "loss_kwargs": self.loss_kwargs,
-            "backend": self._backend,
+            "backend": self._given_backend,
             "reduction": self.reduction,
             "factory": self.factory,
         }

@@ -14,6 +14,7 @@ from modularml.errors import (
     UnknownNameError,
 )
 from modularml.io.saveable import Saveable
+from modularml.training.schedule import LRSchedule
 
 __all__ = ["Optimizer"]
 
@@ -31,11 +32,18 @@ class Optimizer(Configurable, Stateful, Saveable):
         Takes the parameters and returns an optimizer.
     backend : Backend or str, optional
         Found from the class, or from the nodes.
+    schedule : LRSchedule, str, type or callable, optional
+        What sets the learning rate while it trains.
+    clip_norm, clip_value : float, optional
+        Largest norm of all gradients together, and of each of their elements.
+    groups : dict of str to dict, optional
+        Arguments for some parameters alone, such as ``{"encoder": {"lr": 1e-4}}``. The key is the
+        label of a node or, after a dot, a part of its model: ``"encoder.layers.0"``.
 
     Raises
     ------
     ConfigError
-        If not exactly one of `opt` and `factory` is given.
+        If not exactly one of `opt` and `factory` is given, or a limit is not positive.
     UnknownNameError
         If the name is no optimizer of the backend; raised at once where the backend is known.
 
@@ -43,7 +51,7 @@ class Optimizer(Configurable, Stateful, Saveable):
     -----
     Where torch has a fused kernel it is used: the same arithmetic, two to three times as fast on
     small models. ``opt_kwargs={"fused": False}`` turns it off. Optimizers of Keras take their
-    arguments by torch's names too (``lr``, ``betas``, ``eps``); what is not given is Keras' default.
+    arguments by torch's names too (``lr``, ``betas``, ``eps``); what is not given is Keras' own.
 
     Examples
     --------
@@ -60,9 +68,18 @@ class Optimizer(Configurable, Stateful, Saveable):
         opt_kwargs: dict[str, Any] | None = None,
         factory: Callable[..., Any] | None = None,
         backend: Backend | str | None = None,
+        schedule: LRSchedule | str | type | Callable[..., Any] | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        groups: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         if (opt is None) == (factory is None):
             raise ConfigError("give exactly one of opt and factory")
+        for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
+            if limit is not None and not 0 < limit < float("inf"):
+                raise ConfigError(f"{name} must be a positive number or None, got {limit!r}")
+        if groups is not None and factory is not None:
+            raise ConfigError("groups are for opt=; a factory makes its own")
         if opt is not None and not isinstance(opt, str) and not inspect.isclass(opt):
             raise TypeError(
                 f"opt must be a name or a class, got {opt!r}; give an instance by factory="
@@ -72,7 +89,10 @@ class Optimizer(Configurable, Stateful, Saveable):
         self._backend: Backend | None = None if found is Backend.NONE else found
         if backend is not None:
             self._set_backend(Backend.from_value(backend))
+        self.clip_norm, self.clip_value, self.groups = clip_norm, clip_value, groups
+        self.schedule, self.lr_schedule = schedule, LRSchedule.from_value(schedule)
         self.instance: Any = None
+        self.scheduler: Any = None
         self._named: dict[str, Any] = {}
         self._pending: dict[str, Any] | None = None
         if isinstance(opt, str) and self._backend is not None:
@@ -113,6 +133,26 @@ class Optimizer(Configurable, Stateful, Saveable):
         """Whether the framework's optimizer exists."""
         return self.instance is not None
 
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """The rate of each group of parameters, by name; ``default`` for those in no group.
+
+        Raises
+        ------
+        OptimizerNotSetError
+            If it has not been built.
+        """
+        return self._adapter.learning_rates(self._built())
+
+    def goes_on_every(self, moment: str) -> bool:
+        """Tell whether its schedule goes on after every ``epoch``, or every ``batch``."""
+        return self.lr_schedule is not None and self.lr_schedule.every == moment
+
+    def advance(self, metric: float | None = None) -> None:
+        """Let the schedule go on by one epoch or batch; phases do so by themselves."""
+        if self.scheduler is not None:
+            self.scheduler.step(*([] if metric is None else [metric]))
+
     def build(
         self,
         *,
@@ -148,7 +188,10 @@ class Optimizer(Configurable, Stateful, Saveable):
         params = list(named.values()) if named is not None else list(parameters or ())
         if not params:
             raise ConfigError(f"{self!r} has no parameters to move; pass parameters=")
-        self.instance = self._make(params)
+        instance = self._make(params if self.groups is None else self._grouped(named or {}))
+        if self.lr_schedule is not None:
+            self.scheduler = self.lr_schedule.make(instance, self._backend)
+        self.instance = instance
         self._named = dict(named or {str(i): p for i, p in enumerate(params)})
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -195,15 +238,21 @@ class Optimizer(Configurable, Stateful, Saveable):
         OptimizerNotSetError
             If it has not been built.
         """
-        if self.instance is None:
-            raise OptimizerNotSetError(f"{self!r} has not been built; call build(parameters=...)")
-        self._adapter().optimizer_step(self.instance, grads, variables)
+        instance = self._built()
+        if self.clip_norm is not None or self.clip_value is not None:
+            limits = (self.clip_norm, self.clip_value)
+            grads = self._adapter.clip_gradients(instance, grads, *limits)
+        self._adapter.optimizer_step(instance, grads, variables)
 
     def get_state(self) -> dict[str, Any]:
         """Return hyperparameters and moments, as numbers and arrays, by parameter name."""
         if self.instance is None:
             return {"is_built": False} if self._pending is None else self._pending
-        return {"is_built": True, **self._adapter().optimizer_state(self.instance, self._named)}
+        state = {"is_built": True, **self._adapter.optimizer_state(self._built(), self._named)}
+        if self.scheduler is not None:
+            known = self.scheduler.state_dict().items()  # functions come with the config
+            state["schedule"] = {name: value for name, value in known if not callable(value)}
+        return state
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Take over a state; kept until `build` where that has not happened yet.
@@ -218,25 +267,46 @@ class Optimizer(Configurable, Stateful, Saveable):
         if self.instance is None:
             self._pending = state
             return
-        self._adapter().load_optimizer_state(self.instance, self._named, state)
+        self._adapter.load_optimizer_state(self.instance, self._named, state)
+        if self.scheduler is not None and "schedule" in state:
+            self.scheduler.load_state_dict(state["schedule"])
 
     def reset(self) -> None:
         """Forget the framework's optimizer and its moments."""
-        self.instance, self._named, self._pending = None, {}, None
+        self.instance, self.scheduler, self._named, self._pending = None, None, {}, None
 
-    def _make(self, params: list[Any]) -> Any:
-        if self.factory is not None:
-            return self._adapter().adopt_optimizer(self.factory(params), params)
-        cls = self._class()
-        try:
-            return self._adapter().make_optimizer(cls, params, self.kwargs)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{self.name} cannot be made with {self.kwargs}: {error}") from error
-
+    @property
     def _adapter(self) -> BackendAdapter:
         if self._backend is None:
             raise ConfigError(f"the backend of {self.name!r} is not known; pass backend=")
         return adapter_for(self._backend)
+
+    def _built(self) -> Any:
+        if self.instance is None:
+            raise OptimizerNotSetError(f"{self!r} has not been built; call build(parameters=...)")
+        return self.instance
+
+    def _grouped(self, named: Mapping[str, Any]) -> list[Any]:
+        """Return parameters in groups: those that no group names first."""
+        found: dict[str, list[Any]] = {"": [], **{name: [] for name in self.groups or {}}}
+        for name, p in named.items():
+            fits = [key for key in found if key and f"{name}.".startswith(f"{key}.")]
+            found[max(fits, key=len, default="")].append(p)
+        if empty := [key for key in found if key and not found[key]]:
+            parts = {name.rsplit(".", i)[0] for name in named for i in range(name.count(".") + 1)}
+            raise UnknownNameError("group of parameters", empty[0], parts)
+        rest = found.pop("")
+        groups = [self._adapter.group(p, k, (self.groups or {})[k]) for k, p in found.items()]
+        return [{"params": rest}, *groups] if rest else groups
+
+    def _make(self, params: list[Any]) -> Any:
+        if self.factory is not None:
+            return self._adapter.adopt_optimizer(self.factory(params), params)
+        cls = self._class()
+        try:
+            return self._adapter.make_optimizer(cls, params, self.kwargs)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{self.name} cannot be made with {self.kwargs}: {error}") from error
 
     def _set_backend(self, backend: Backend) -> None:
         if self._backend not in (None, backend):
@@ -248,7 +318,7 @@ class Optimizer(Configurable, Stateful, Saveable):
     def _class(self) -> type:
         if inspect.isclass(self.opt):
             return self.opt
-        adapter = self._adapter()
+        adapter = self._adapter
         known = {n.lower(): c for n, c in adapter.optimizers().items()}
         found = known.get(str(self.opt).lower().replace("_", ""))
         if found is None:
@@ -261,4 +331,8 @@ class Optimizer(Configurable, Stateful, Saveable):
             "opt_kwargs": self.opt_kwargs,
             "factory": self.factory,
             "backend": self._backend,
+            "schedule": self.schedule,
+            "clip_norm": self.clip_norm,
+            "clip_value": self.clip_value,
+            "groups": self.groups,
         }

@@ -159,9 +159,3 @@ def test_arguments_of_the_wrong_kind_say_so(rows: mml.FeatureSet) -> None:
         graph.predict(rows, batch_size=0)
     with pytest.raises(mml.errors.ConfigError, match="write Optimizer"):
         mml.ModelGraph(list(graph.nodes.values()), optimizer="adam", register=False)
-
-
-def test_pinned_memory_is_not_silently_ignored() -> None:
-    assert mml.Accelerator("cuda:1").torch_device_str() == "cuda:1"
-    with pytest.raises(mml.errors.ConfigError, match="pin_memory must be False"):
-        mml.Accelerator("cuda", pin_memory=True)

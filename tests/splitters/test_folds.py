@@ -5,7 +5,12 @@ import pytest
 from sklearn import model_selection
 
 from modularml.errors import SplitError
-from modularml.splitters import KFoldSplitter, LeaveOneGroupOutSplitter, TimeSeriesSplitter
+from modularml.splitters import (
+    KFoldSplitter,
+    LeaveOneGroupOutSplitter,
+    ScikitSplitter,
+    TimeSeriesSplitter,
+)
 from tests.contracts.splitter import SplitterContract
 
 N = 60
@@ -128,3 +133,11 @@ def test_too_little_data(splitter, n, message):
 def test_bad_arguments(cls, arguments):
     with pytest.raises(SplitError, match=next(iter(arguments))):
         cls(**arguments)
+
+
+def test_any_splitter_of_scikit_learn_makes_folds():
+    theirs = model_selection.GroupShuffleSplit(3, test_size=0.3, random_state=2)
+    expected = theirs.split(ROWS, groups=COLUMNS["cell"])
+    assert_folds(ScikitSplitter(theirs, group_by="cell"), expected)
+    with pytest.raises(SplitError, match="split"):
+        ScikitSplitter(5)

@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from modularml._typing import Array, Columns, IntArray
+from modularml.data.audit import likeness
 from modularml.data.audit.findings import AuditReport, Finding
-from modularml.data.audit.likeness import (
-    SEQUENCE,
-    affine_residuals,
-    is_coarse,
-    like_rows,
-    row_codes,
-)
 from modularml.data.audit.pairs import Pair, is_training
 from modularml.data.audit.subject import Subject
 from modularml.data.schema import RAW
@@ -43,7 +37,9 @@ def audit(
     if max_rows is not None and not max_rows >= 1:
         raise ConfigError(f"max_rows must be at least 1, or None for all rows, got {max_rows!r}")
     subject = Subject.of(fs, groups, time, tolerance, max_rows)
-    found = [f for check in _CHECKS if len(fs) for f in check(subject) if f.count]
+    found = [
+        f for check in (*_ON_SPLITS, *_ON_COLUMNS) if len(fs) for f in check(subject) if f.count
+    ]
     found.sort(key=lambda f: ("error", "warning", "info").index(f.severity))
     return AuditReport(fs.label, tuple(found))
 
@@ -78,21 +74,21 @@ def _duplicates(s: Subject) -> Iterator[Finding]:
         seen[pair.train] = seen[pair.test] = True
     part = [values[seen] for values in columns.values()]
     codes = np.zeros(len(s.fs), dtype=np.int64)
-    codes[seen] = row_codes(part)
+    codes[seen] = likeness.row_codes(part)
     for pair in pairs:
         rows = _with_code(codes, pair)
         rows = rows[~pair.in_train[rows]]
         severity, why = "warning", "drop the copies, or give them a tag in common to group_by"
-        if len(rows) and is_coarse(part):
+        if len(rows) and likeness.is_coarse(part):
             severity, why = "info", "with so few different values that comes by chance"
         said = f"have the features of a row of {pair.names[0]!r}; {why}"
         yield s.finding("duplicate_rows", severity, rows, said, tuple(columns), pair)
         fresh = pair.test[~pair.in_train[pair.test] & ~np.isin(pair.test, rows)]
         for name, values in columns.items():
             flat = values.reshape(len(values), -1)
-            if not s.tolerance or flat.dtype.kind != "f" or flat.shape[1] < SEQUENCE:
+            if not s.tolerance or flat.dtype.kind != "f" or flat.shape[1] < likeness.SEQUENCE:
                 continue
-            rows = like_rows(flat, pair.train, fresh, s.tolerance)
+            rows = likeness.like_rows(flat, pair.train, fresh, s.tolerance)
             said = (
                 f"have a {name.split('.')[1]!r} within {s.tolerance:g} standard deviations of one "
                 f"in {pair.names[0]!r}; keep what was recorded together in one split (group_by=)"
@@ -137,9 +133,10 @@ def _target_copies(s: Subject) -> Iterator[Finding]:
         {n: v[some].reshape(len(v[some]), -1) for n, v in s.values(d).items() if _is_number(v)}
         for d in ("features", "targets")
     )
+    wanted = {name: likeness.standardised(values) for name, values in targets.items()}
     pairs = product(features, targets) if len(every) >= _FEWEST else ()
     for name, target in pairs:
-        left = affine_residuals(features[name], targets[target]).min()
+        left = likeness.affine_residuals(features[name], wanted[target]).min()
         if left <= max(s.tolerance, _EXACT):
             said = (
                 f"feature {name.split('.')[1]!r} repeats target {target.split('.')[1]!r}, up to an "
@@ -150,9 +147,9 @@ def _target_copies(s: Subject) -> Iterator[Finding]:
 
 
 def _constant(s: Subject) -> Iterator[Finding]:
-    every = np.arange(len(s.fs))
+    every, some = np.arange(len(s.fs)), s.some(len(s.fs))
     for name, values in s.values("features", "targets").items() if len(every) > 1 else ():
-        if (values[1] == values[0]).all() and (values == values[0]).all():
+        if (values[1] == values[0]).all() and (values[some] == values[0]).all():
             domain, key, _ = name.split(".")
             said = f"{key!r} is the same in every row; leave it out"
             severity = "warning" if domain == "targets" else "info"
@@ -160,14 +157,14 @@ def _constant(s: Subject) -> Iterator[Finding]:
 
 
 def _not_finite(s: Subject) -> Iterator[Finding]:
-    data, seen = s.fs.collection, set[str]()
+    data, some, seen = s.fs.collection, np.arange(len(s.fs))[s.some(len(s.fs))], set[str]()
     for spec in data.schema.columns.values():
         if spec.domain == "tags" or spec.dtype.kind != "f" or spec.key in seen:
             continue  # what is not finite when raw is not finite when scaled
-        finite = np.isfinite(data.numpy(spec.name))
+        finite = np.isfinite(data.numpy(spec.name)[s.some(len(s.fs))])
         if not finite.all():
             seen.add(spec.key)
-            rows = np.flatnonzero(~finite.reshape(len(finite), -1).all(axis=1))
+            rows = some[~finite.reshape(len(finite), -1).all(axis=1)]
             said = f"{spec.key!r} ({spec.rep}) holds NaN or infinity in {len(rows)} rows; fill them"
             yield s.finding("not_finite", "warning", rows, f"{said} or drop them", (spec.name,))
 
@@ -190,13 +187,5 @@ def _with_code(codes: IntArray, pair: Pair) -> IntArray:
     return pair.test[seen[codes[pair.test]]]
 
 
-_CHECKS = (
-    _shared_rows,
-    _shared_groups,
-    _duplicates,
-    _scaler_fits,
-    _time_order,
-    _target_copies,
-    _not_finite,
-    _constant,
-)
+_ON_SPLITS = (_shared_rows, _shared_groups, _duplicates, _scaler_fits, _time_order)
+_ON_COLUMNS = (_target_copies, _not_finite, _constant)

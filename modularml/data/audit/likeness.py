@@ -11,7 +11,7 @@ from modularml._optional import require
 from modularml._typing import Array, IntArray
 from modularml.data.ids import scramble
 
-__all__ = ["SEQUENCE", "affine_residuals", "is_coarse", "like_rows", "row_codes"]
+__all__ = ["SEQUENCE", "affine_residuals", "is_coarse", "like_rows", "row_codes", "standardised"]
 
 SEQUENCE = 8
 """Elements from which on an array is a sequence (shorter ones are alike by chance), and the
@@ -67,19 +67,19 @@ def like_rows(values: Array, train: IntArray, test: IntArray, tolerance: float) 
 
 
 def affine_residuals(values: Array, targets: Array) -> Array:
-    """Return what the best of some columns leaves of each target, by an offset and a factor.
+    """Return what the best column leaves of each standardised target, by offset and factor.
 
     Returns
     -------
     ndarray, shape (n_targets,)
         In standard deviations of the target: 0 for a copy, 1 for no relation.
     """
-    best = np.abs(_standardised(values).T @ _standardised(targets)).max(axis=0)
+    best = np.abs(standardised(values).T @ targets).max(axis=0)
     left: Array = np.sqrt(np.clip(1.0 - np.square(best), 0.0, 1.0))
     return left
 
 
-def _standardised(values: Array) -> Array:
+def standardised(values: Array) -> Array:
     """Return columns of mean 0 and length 1; 0 where they are constant or not finite."""
     with np.errstate(invalid="ignore"):
         found = np.subtract(values, values.mean(axis=0, dtype=np.float64), dtype=np.float64)

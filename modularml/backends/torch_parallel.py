@@ -1,0 +1,56 @@
+"""Processes of torch that train one graph together, started by ``torchrun``."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from modularml.backends.base import Compute, Processes
+
+__all__ = ["Averaged", "TorchProcesses"]
+
+
+class TorchProcesses(Processes):
+    """The group of processes, joined where that has not happened yet."""
+
+    def __init__(self, device: Any) -> None:
+        dist = torch.distributed
+        if not dist.is_initialized():
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            atexit.register(dist.destroy_process_group)
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values that all processes gave, in the order of their ranks."""
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, value)
+        return found
+
+
+class Averaged(torch.nn.Module):
+    """Models and the loss over them, so that ``DistributedDataParallel`` can wrap all at once.
+
+    Only the loss is handed to the wrapper, which waits for a gradient of all that it depends on.
+    """
+
+    def __init__(self, compute: Compute, models: Sequence[Any]) -> None:
+        super().__init__()
+        self.models, self.compute = torch.nn.ModuleList(models), compute
+        self.rest: tuple[Any, Any] = ((), ())
+
+    def forward(self, inputs: Sequence[Any]) -> Any:
+        """Return the loss, and keep each loss and output."""
+        total, *rest = self.compute(inputs)
+        self.rest = (rest[0], rest[1])
+        return total
+
+    @classmethod
+    def wrapped(cls, compute: Compute, models: Sequence[Any]) -> Any:
+        """Wrap; all processes do so together and start from the weights of the first."""
+        ddp = torch.nn.parallel.DistributedDataParallel
+        return ddp(cls(compute, models), find_unused_parameters=True)

@@ -1,0 +1,74 @@
+"""Letting more of a graph learn as training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from modularml.errors import ConfigError
+from modularml.experiment.callback import Callback, callback_registry
+
+__all__ = ["ProgressiveUnfreezing"]
+
+
+class ProgressiveUnfreezing(Callback):
+    """Freeze nodes at first and unfreeze them at given epochs.
+
+    Parameters
+    ----------
+    at : dict of int to str, node, or list of them
+        Nodes by the epoch (0-based) in which they begin to learn: ``{3: "encoder"}``. They are
+        frozen when the phase starts; those of epoch 0 are not. Nodes that are not named stay as
+        they are.
+    label, execution_order
+        As of `Callback`.
+
+    Raises
+    ------
+    ConfigError
+        If an epoch is no int of at least 0, or a node is named twice.
+    """
+
+    def __init__(
+        self,
+        at: Mapping[int, Any],
+        *,
+        label: str | None = None,
+        execution_order: int = 0,
+    ) -> None:
+        super().__init__(label, execution_order)
+        if not isinstance(at, Mapping) or not at:
+            raise ConfigError(f"at must map epochs to nodes, got {at!r}")
+        self.at = {epoch: _labels(nodes) for epoch, nodes in at.items()}
+        if bad := [e for e in at if not isinstance(e, int) or isinstance(e, bool) or e < 0]:
+            raise ConfigError(f"epochs must be ints of at least 0, got {bad[0]!r}")
+        named = [name for names in self.at.values() for name in names]
+        if twice := {name for name in named if named.count(name) > 1}:
+            raise ConfigError(f"nodes are unfrozen once, got several epochs for {sorted(twice)}")
+
+    def on_phase_start(self, *, phase: Any, **facts: Any) -> None:
+        """Freeze the nodes whose epoch is still to come.
+
+        Raises
+        ------
+        UnknownNameError
+            If a node is not in the graph; nothing is frozen then.
+        """
+        graph = phase.graph()
+        nodes = [graph.get_node(name) for names in self.at.values() for name in names]
+        graph.freeze(nodes)
+        if 0 in self.at:
+            graph.unfreeze(self.at[0])
+
+    def on_epoch_start(self, *, phase: Any, exec_ctx: Any, **facts: Any) -> None:
+        """Unfreeze the nodes of this epoch."""
+        if names := self.at.get(exec_ctx.epoch_idx):
+            phase.graph().unfreeze(names)
+
+
+def _labels(nodes: Any) -> list[str]:
+    many = nodes if isinstance(nodes, list | tuple) else [nodes]
+    return [node if isinstance(node, str) else node.label for node in many]
+
+
+callback_registry.register("ProgressiveUnfreezing", ProgressiveUnfreezing)

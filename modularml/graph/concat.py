@@ -1,0 +1,108 @@
+"""Concatenating several inputs, padded where they differ in size."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, ClassVar
+
+from modularml.errors import ConfigError
+from modularml.graph.merge import MergeNode, StrategyType, batch_axis, one_of
+from modularml.graph.node import UpstreamLike
+
+__all__ = ["ConcatNode", "PadMode"]
+
+
+class PadMode(enum.Enum):
+    """How shorter inputs are filled up."""
+
+    CONSTANT = "constant"
+    REFLECT = "reflect"
+    REPLICATE = "replicate"
+    CIRCULAR = "circular"
+
+
+class ConcatNode(MergeNode):
+    """Concatenate inputs along an axis, padding the others on request.
+
+    Parameters
+    ----------
+    label : str
+    upstream_refs : list of FeatureSet, reference, node or label
+        At least two, in the order of concatenation.
+    concat_axis : int
+        Axis of a sample, the batch axis not counted: 0 is the first, -1 the last.
+    concat_axis_targets, concat_axis_tags : int, {'first', 'last', 'mean'} or reference
+        How targets and tags are merged: along an axis, by a strategy, or those of one upstream.
+    pad_inputs : bool
+        Whether axes other than `concat_axis` may differ in size; shorter ones are padded at
+        their end.
+    pad_mode : {'constant', 'reflect', 'replicate', 'circular'}
+    pad_value : float
+        For ``constant``.
+    node_id, register
+        Used when a node is rebuilt.
+
+    Raises
+    ------
+    GraphError
+        If there are fewer than two inputs.
+    """
+
+    strategy_names: ClassVar[tuple[str, str]] = ("concat_axis_targets", "concat_axis_tags")
+
+    def __init__(
+        self,
+        label: str,
+        upstream_refs: list[UpstreamLike],
+        concat_axis: int = 0,
+        *,
+        concat_axis_targets: StrategyType = -1,
+        concat_axis_tags: StrategyType = -1,
+        pad_inputs: bool = False,
+        pad_mode: str | PadMode = "constant",
+        pad_value: float = 0.0,
+        node_id: str | None = None,
+        register: bool = True,
+    ) -> None:
+        if not isinstance(concat_axis, int) or isinstance(concat_axis, bool):
+            raise ConfigError(f"concat_axis must be an int, got {concat_axis!r}")
+        self.concat_axis, self.pad_inputs = concat_axis, pad_inputs
+        self.pad_value = float(pad_value)
+        self.pad_mode = one_of("pad_mode", PadMode, pad_mode)
+        super().__init__(
+            label,
+            upstream_refs,
+            target_strategy=concat_axis_targets,
+            tags_strategy=concat_axis_tags,
+            node_id=node_id,
+            register=register,
+        )
+
+    @property
+    def concat_axis_targets(self) -> StrategyType:
+        """How targets are merged."""
+        return self.target_strategy
+
+    @property
+    def concat_axis_tags(self) -> StrategyType:
+        """How tags are merged."""
+        return self.tags_strategy
+
+    def merge_features(self, adapter: Any, values: list[Any]) -> Any:
+        """Concatenate tensors along `concat_axis`."""
+        return self._concatenated(adapter, values, self.concat_axis)
+
+    def _concatenated(self, adapter: Any, values: list[Any], how: Any) -> Any:
+        if self.pad_inputs:
+            values = self._padded(adapter, values, batch_axis(how, values))
+        return super()._concatenated(adapter, values, how)
+
+    def _padded(self, adapter: Any, values: list[Any], axis: int) -> list[Any]:
+        size = [0] + [max(v.shape[i] for v in values) for i in range(1, values[0].ndim)]
+        padded = []
+        for v in values:
+            widths = [
+                (0, 0) if i in (0, axis) else (0, size[i] - v.shape[i]) for i in range(v.ndim)
+            ]
+            padded.append(adapter.pad(v, widths, self.pad_mode.value, self.pad_value))
+        return padded

@@ -1,0 +1,129 @@
+"""A function on tensors as a node."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from modularml._registry import Registry
+from modularml._typing import Shape
+from modularml.backends import Backend, BackendAdapter, adapter_for
+from modularml.errors import ConfigError, GraphError, ShapeError
+from modularml.graph.merge import MergeNode, StrategyType
+from modularml.graph.node import UpstreamLike
+
+__all__ = ["FunctionNode", "function_registry"]
+
+function_registry: Registry[Callable[..., Any]] = Registry(
+    "function",
+    {
+        "multiply": operator.mul,
+        "subtract": operator.sub,
+        "divide": operator.truediv,
+        "negative": operator.neg,
+        "absolute": operator.abs,
+    },
+)
+"""Functions that a `FunctionNode` finds by name; add yours with ``register(name, fn)``."""
+
+
+_ROWS = 7  # of a trial: a number that is unlikely to fit by chance
+
+
+class FunctionNode(MergeNode):
+    """Apply a function to the outputs of one or more nodes.
+
+    Parameters
+    ----------
+    label : str
+    upstream_refs : FeatureSet, reference, node or label, or a list of them
+        What the function gets, by position.
+    function : str or callable
+        A name in `function_registry`, or a function at the top level of a module. It is called
+        on tensors of the framework of the nodes around, the batch axis first, and returns one
+        tensor with as many rows. Gradients pass through it.
+    function_kwargs : dict, optional
+        Passed on at each call.
+    target_strategy, tags_strategy, node_id, register
+        As of `MergeNode`.
+
+    Raises
+    ------
+    UnknownNameError
+        If no such function is registered.
+    ShapeError
+        In ``build()``, if the function cannot take the shapes it is given.
+    """
+
+    min_upstream_refs = 1
+
+    def __init__(
+        self,
+        label: str,
+        upstream_refs: UpstreamLike | list[UpstreamLike],
+        function: str | Callable[..., Any],
+        *,
+        function_kwargs: dict[str, Any] | None = None,
+        target_strategy: StrategyType = "first",
+        tags_strategy: StrategyType = "first",
+        node_id: str | None = None,
+        register: bool = True,
+    ) -> None:
+        if not isinstance(function, str) and not callable(function):
+            raise ConfigError(f"function must be a name or a callable, got {function!r}")
+        self.function, self.function_kwargs = function, function_kwargs
+        fn = function_registry[function] if isinstance(function, str) else function
+        self._fn: Callable[..., Any] = partial(fn, **(function_kwargs or {}))
+        super().__init__(
+            label,
+            list(upstream_refs) if isinstance(upstream_refs, list | tuple) else [upstream_refs],
+            target_strategy=target_strategy,
+            tags_strategy=tags_strategy,
+            node_id=node_id,
+            register=register,
+        )
+
+    @property
+    def function_name(self) -> str:
+        """Name of the function, for people."""
+        fn = self.function
+        return fn if isinstance(fn, str) else getattr(fn, "__name__", type(fn).__name__)
+
+    def merge_features(self, adapter: Any, values: list[Any]) -> Any:
+        """Call the function; arrays come as tensors of the framework around."""
+        if not isinstance(adapter, BackendAdapter):
+            own = adapter_for(self._framework())
+            return own.to_numpy(self._fn(*map(own.from_numpy, values)))
+        return self._fn(*values)
+
+    def operation(self, adapter: BackendAdapter) -> Callable[..., Any]:
+        """Return the function, taking a list of tensors."""
+        fn = self._fn
+        return lambda values: fn(*values)
+
+    def _framework(self) -> Backend:
+        if self.framework is None:
+            raise GraphError(
+                f"node {self.label!r} has no model before or after it, so its framework is not "
+                "known; build a graph of it first"
+            )
+        return self.framework
+
+    def _shape_of(self, shapes: Sequence[Shape]) -> Shape:
+        adapter = adapter_for(self._framework())
+        blank = [adapter.zeros((_ROWS, *shape), adapter.input_dtype(None)) for shape in shapes]
+        name = self.function_name
+        try:
+            with adapter.no_grad():
+                out = self._fn(*blank)
+        except Exception as error:
+            raise ShapeError(f"function {name!r} cannot take these shapes: {error}") from error
+        shape = tuple(getattr(out, "shape", ()))
+        if len(shape) < 1 or shape[0] != _ROWS:
+            raise ShapeError(
+                f"function {name!r} must return one tensor with a row a sample, got "
+                f"{shape or type(out).__name__} for {_ROWS} samples; keep axis 0"
+            )
+        return shape[1:]

@@ -1,0 +1,133 @@
+"""A graph as a table: shapes, parameters and who learns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+from modularml._optional import require
+from modularml._typing import Shape
+from modularml.backends import adapter_for
+from modularml.data.references import FeatureSetReference
+from modularml.graph.build import columns_shape
+from modularml.graph.flows import resolve_id
+from modularml.graph.model_node import ModelNode
+from modularml.graph.node import ComputeNode
+from modularml.training import Optimizer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "GraphSummary",
+    "NodeSummary",
+    "output_shape",
+    "shape_text",
+    "summarize",
+]
+
+
+_COUNTS = ("parameters", "trainable")
+
+
+@dataclass(frozen=True)
+class NodeSummary:
+    """One node of a graph; shapes are of one sample, and empty before ``build()``."""
+
+    node: str
+    type: str
+    backend: str
+    input_shape: str
+    output_shape: str
+    parameters: int
+    trainable: int
+    frozen: bool
+    optimizer: str
+
+
+@dataclass(frozen=True, repr=False)
+class GraphSummary:
+    """Nodes of a graph in order, shown as a table.
+
+    Parameters
+    ----------
+    label : str
+    nodes : tuple of NodeSummary
+    """
+
+    label: str
+    nodes: tuple[NodeSummary, ...]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return one row a node."""
+        frame: pd.DataFrame = require("pandas").DataFrame([asdict(node) for node in self.nodes])
+        return frame
+
+    def __repr__(self) -> str:
+        return f"{self._title}\n{self._shown().to_string(index=False)}"
+
+    def _repr_html_(self) -> str:
+        table = self._shown().to_html(index=False, border=0)
+        return f"<div><b>{escape(self._title)}</b>{table}</div>"
+
+    @property
+    def _title(self) -> str:
+        total, moving = (sum(getattr(n, k) for n in self.nodes) for k in _COUNTS)
+        return f"{self.label}: {len(self.nodes)} nodes, {total:,} parameters, {moving:,} trainable"
+
+    def _shown(self) -> pd.DataFrame:
+        frame = self.to_pandas()
+        for name in _COUNTS:
+            frame[name] = [f"{n:,}" for n in frame[name]]
+        frame["frozen"] = ["yes" if frozen else "" for frozen in frame["frozen"]]
+        return frame
+
+
+def summarize(
+    label: str, nodes: Mapping[str, ComputeNode], optimizer: Optimizer | None
+) -> GraphSummary:
+    """Return the summary of nodes in order; `optimizer` is the graph's."""
+    return GraphSummary(label, tuple(_row(n, nodes, optimizer) for n in nodes.values()))
+
+
+def _row(
+    node: ComputeNode, nodes: Mapping[str, ComputeNode], optimizer: Optimizer | None
+) -> NodeSummary:
+    shapes = " + ".join(filter(None, map(shape_text, _inputs(node, nodes))))
+    out = shape_text(output_shape(node))
+    if not isinstance(node, ModelNode):
+        return NodeSummary(node.label, type(node).__name__, "", shapes, out, 0, 0, False, "")
+    adapter = adapter_for(node.backend)
+    total, trainable = adapter.count_parameters(node.model.module) if node.is_built else (0, 0)
+    return NodeSummary(
+        node.label,
+        node.model.shown_name,
+        node.backend.value,
+        shapes,
+        out,
+        total,
+        0 if node.is_frozen else trainable,
+        node.is_frozen,
+        next((o.name for o in (optimizer, node.optimizer) if o is not None), ""),
+    )
+
+
+def _inputs(node: ComputeNode, nodes: Mapping[str, ComputeNode]) -> Sequence[Shape | None]:
+    return [
+        columns_shape(ref, "features", node.label)
+        if isinstance(ref, FeatureSetReference)
+        else output_shape(nodes[resolve_id(ref)])
+        for ref in node.upstream_refs
+    ]
+
+
+def output_shape(node: ComputeNode) -> Shape | None:
+    """Return the shape of a node's output; None before it is built."""
+    return node.output_shape if not isinstance(node, ModelNode) or node.is_built else None
+
+
+def shape_text(shape: Shape | None) -> str:
+    """Write a shape for people."""
+    return "" if shape is None else " x ".join(map(str, shape)) or "scalar"

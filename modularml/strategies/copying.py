@@ -1,0 +1,182 @@
+"""An experiment made again in a context of its own: rows are shared, all else is new."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from modularml.backends import Backend, backend_of
+from modularml.config import Configurable
+from modularml.context import ExperimentContext, ExperimentNode
+from modularml.data import FeatureSet
+from modularml.experiment import Checkpointing, Experiment, FitPhase, PhaseGroup
+from modularml.experiment.phase import ExperimentPhase
+from modularml.graph.fitting import Fittable
+from modularml.graph.model_graph import ModelGraph
+from modularml.graph.model_node import ModelNode
+from modularml.io.randomness import derived_seed, seed_all
+from modularml.samplers import BaseSampler
+from modularml.strategies.folds import Fold, Sides
+
+__all__ = ["fold_experiment", "template_of"]
+
+Plan = ExperimentPhase | PhaseGroup
+
+
+def template_of(experiment: Experiment, plan: Plan) -> Experiment:
+    """Return an experiment with this plan, the same rows and scalers, and no history."""
+    return _made_again(experiment, plan, experiment.label, _same_rows)
+
+
+def fold_experiment(experiment: Experiment, plan: Plan, fold: Fold, label: str) -> Experiment:
+    """Return an experiment of its own for a fold, ready to run.
+
+    Its FeatureSets share their raw columns with those of the experiment. Scalers are fitted again
+    on the rows that the fold trains on, weights are drawn from its seed. Frozen nodes keep what
+    they have learned, unless the plan fits them. The random states of the process are set.
+    """
+    seed_all(fold.seed)
+    new = _made_again(experiment, plan, label, lambda fs: _rows_of(fs, fold.sides.get(fs.label)))
+    _own_samplers(_phases(plan), new.execution_plan.flatten(), fold.seed)
+    return new
+
+
+def _made_again(
+    experiment: Experiment, plan: Plan, label: str, rows: Callable[[FeatureSet], FeatureSet]
+) -> Experiment:
+    ctx = ExperimentContext(registration_policy="error")
+    with ctx.activate():
+        for fs in experiment.ctx.available_featuresets.values():
+            rows(fs)
+        graph = experiment.model_graph
+        if graph is not None:
+            _graph_again(graph, refit=any(isinstance(p, FitPhase) for p in _phases(plan)))
+        callbacks = [_again(callback) for callback in experiment.exp_callbacks]
+        kept = _in_folder(_again(experiment.checkpointing), label)
+        new = Experiment(label, ctx=ctx, checkpointing=kept, callbacks=callbacks, audit="off")
+        if (folder := experiment._checkpoint_dir) is not None:
+            new.set_checkpoint_dir(folder / label)
+        items = plan.all if isinstance(plan, PhaseGroup) else [plan]
+        new.execution_plan.add_items(_again(item) for item in items)
+        for phase in new.execution_plan.flatten():
+            if (kept := getattr(phase, "checkpointing", None)) is not None:
+                phase.set_checkpointing(_in_folder(kept, label))  # type: ignore[attr-defined]
+    return new
+
+
+def _again(value: Any) -> Any:
+    """Make a value again from its constructor's arguments, without what it has learned."""
+    if isinstance(value, ExperimentNode):
+        return ExperimentContext.get_active().get_node(label=value.label)
+    if isinstance(value, PhaseGroup):
+        return PhaseGroup(value.label, [_again(item) for item in value.all])
+    if isinstance(value, Configurable):
+        return type(value)(**{name: _again(given) for name, given in value._params().items()})
+    if type(value) in (list, tuple):
+        return type(value)(map(_again, value))
+    if type(value) is dict:
+        return {key: _again(item) for key, item in value.items()}
+    return copy.deepcopy(value)
+
+
+# -- rows ---------------------------------------------------------------------------------------
+
+
+def _same_rows(fs: FeatureSet) -> FeatureSet:
+    return fs.copy(label=fs.label, restore_splits=True, restore_scalers=True, register=True)
+
+
+def _rows_of(fs: FeatureSet, sides: Sides | None) -> FeatureSet:
+    """Copy a set; its splits and scalers become those of a fold."""
+    records = fs.scaler_records
+    if sides is None:
+        return _same_rows(fs)
+    new = (
+        _same_rows(fs)
+        if not records
+        else fs.copy(label=fs.label, restore_splits=True, register=True)
+    )
+    state = new.get_state()
+    state["splits"] |= {sides.train_name: sides.train, sides.val_name: sides.val}
+    new.set_state(state)
+    for record in records:
+        new.fit_transform(
+            record.scaler,
+            domain=record.domain,
+            keys=list(record.keys),
+            fit_to_split=_split_to_fit(new, record.fit_to_split, sides),
+            merged_axes=record.merged_axes,
+        )
+    return new
+
+
+def _split_to_fit(fs: FeatureSet, name: str | None, sides: Sides) -> str:
+    """Return the fold's own rows, unless a scaler was fitted on rows that no fold cuts."""
+    if name is not None and name in fs.available_splits:
+        pool = np.concatenate([sides.train, sides.val])
+        if not np.isin(fs.get_split(name).valid_indices, pool).any():
+            return name
+    return sides.train_name
+
+
+# -- graph --------------------------------------------------------------------------------------
+
+
+def _graph_again(graph: ModelGraph, *, refit: bool) -> None:
+    nodes: list[Any] = []
+    objects: list[ModelNode] = []
+    for node in graph.nodes.values():
+        params: dict[str, Any] = _again(node._params())
+        nodes.append(type(node)(**params, node_id=node.node_id))
+        if (
+            isinstance(node, ModelNode)
+            and node.is_frozen
+            and not (refit and isinstance(node.model, Fittable))
+        ):
+            nodes[-1].set_state(node.get_state())
+        elif isinstance(node, ModelNode) and any(map(_is_object, node.model._params().values())):
+            objects.append(nodes[-1])
+    ModelGraph(nodes, _again(graph.optimizer), graph.label).build()
+    for node in objects:  # a model that was given as an object came with its weights
+        node.reset_weights()
+
+
+def _is_object(value: Any) -> bool:
+    return not inspect.isclass(value) and backend_of(value) is not Backend.NONE
+
+
+# -- plan ---------------------------------------------------------------------------------------
+
+
+def _phases(plan: Plan) -> list[ExperimentPhase]:
+    return plan.flatten() if isinstance(plan, PhaseGroup) else [plan]
+
+
+def _own_samplers(
+    old: Iterable[ExperimentPhase], new: Iterable[ExperimentPhase], seed: int
+) -> None:
+    """Let what was one sampler be one again, with a seed of the fold where it had none."""
+    known: list[tuple[BaseSampler, BaseSampler]] = []
+    for theirs, mine in zip(old, new, strict=True):
+        for i, (a, b) in enumerate(zip(theirs.input_sources, mine.input_sources, strict=True)):
+            if a.sampler is None or b.sampler is None:
+                continue
+            same = (t for s, t in known if s == a.sampler and s.seed_ == a.sampler.seed_)
+            sampler = next(same, b.sampler)
+            if sampler is b.sampler:
+                known.append((a.sampler, sampler))
+                if sampler.seed is None:
+                    sampler.seed_ = derived_seed(seed, len(known))
+            mine.input_sources[i] = replace(b, sampler=sampler)
+
+
+def _in_folder(kept: Checkpointing | None, label: str) -> Checkpointing | None:
+    """Give each fold files of its own."""
+    if kept is None or kept.directory is None:
+        return kept
+    return Checkpointing(**{**kept._params(), "directory": kept.directory / label})

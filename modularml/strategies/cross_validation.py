@@ -1,0 +1,267 @@
+"""Cross-validation: an experiment, or a part of its plan, run once for each fold."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from joblib import effective_n_jobs
+
+from modularml.context import ExperimentContext
+from modularml.data.scaling import LeakWarning
+from modularml.errors import ConfigError, ExecutionError
+from modularml.experiment import Experiment, FitPhase, PhaseGroup, TrainPhase
+from modularml.experiment.auditing import Auditor
+from modularml.experiment.phase import ExperimentPhase
+from modularml.experiment.run import check_flags
+from modularml.io.randomness import unchanged_randomness
+from modularml.progress import bar
+from modularml.splitters import FoldSplitter, ScikitSplitter
+from modularml.splitters.random import check_seed
+from modularml.strategies.binding import CVBinding
+from modularml.strategies.copying import fold_experiment
+from modularml.strategies.cv_results import CVResults
+from modularml.strategies.folds import Fold, make_folds
+from modularml.strategies.jobs import Search, Work
+
+__all__ = ["CrossValidation", "FoldFailedWarning"]
+
+
+BARS = ("show_sampler_progress", "show_training_progress", "show_eval_progress")
+
+
+class FoldFailedWarning(UserWarning):
+    """A fold ended with an error; the others are kept."""
+
+
+class CrossValidation:
+    """Run a plan once for each fold, each time in an experiment of its own.
+
+    A fold has its own splits, scalers fitted on its own training rows, weights drawn from (seed,
+    fold), and its own optimizers, samplers and callbacks. The experiment it was made from is not
+    changed, nor are its FeatureSets or the random states of the process. Frozen nodes keep what
+    they have learned, unless a `FitPhase` fits them.
+
+    Parameters
+    ----------
+    label : str
+    bindings : CVBinding or list of CVBinding
+        One a FeatureSet. Sets that share samples, or are grouped by the same columns, are cut as
+        one.
+    n_folds : int
+        At least 1, which needs ``val_size``; found from `splitter` where one is given.
+    seed : int
+        At least 0. It decides the folds, their weights and samplers without a seed.
+    phase : phase or PhaseGroup, optional
+        What is run; the experiment's plan where none is given.
+    experiment : Experiment, optional
+        That of the active context where none is given.
+    splitter : FoldSplitter, or a splitter of scikit-learn, optional
+        Makes the folds; one of scikit-learn is given the groups and strata of the bindings.
+    n_repeats : int
+        How often all folds are run, cut with ``seed``, ``seed + 1`` and so on.
+    n_jobs : int
+        Processes that run folds; -1 is one for each core. Results equal those of one process, bit
+        for bit, where that computes with as many threads. Models must be given by class, since a
+        worker makes them again, and callbacks' results are kept where they are plain data.
+    timeout : float, optional
+        Seconds after which a fold in a process of its own is given up.
+    search : callable, optional
+        Called with each fold's experiment before it runs, to choose what is best on the fold's
+        training rows alone, by an inner `CrossValidation` say. It may edit the graph; a phase or
+        group that it returns is run in place of the plan.
+
+    Raises
+    ------
+    TypeError
+        If there is no experiment, or `phase` is none.
+    ConfigError
+        If another argument cannot be used.
+
+    Examples
+    --------
+    ``CrossValidation(bindings=CVBinding("cells", ["train", "val"], group_by="cell")).run()``
+    """
+
+    def __init__(
+        self,
+        *,
+        label: str = "CV",
+        bindings: CVBinding | list[CVBinding],
+        n_folds: int = 5,
+        seed: int = 13,
+        phase: ExperimentPhase | PhaseGroup | None = None,
+        experiment: Experiment | None = None,
+        splitter: Any = None,
+        n_repeats: int = 1,
+        n_jobs: int = 1,
+        timeout: float | None = None,
+        search: Search | None = None,
+    ) -> None:
+        found = experiment or ExperimentContext.get_active().get_experiment()
+        if not isinstance(found, Experiment):
+            raise TypeError(f"experiment must be an Experiment; make one first, got {found!r}")
+        if phase is not None and not isinstance(phase, ExperimentPhase | PhaseGroup):
+            raise TypeError(f"phase must be a phase or a PhaseGroup, got {phase!r}")
+        check_seed(seed)
+        for name, value in (("n_folds", n_folds), ("n_repeats", n_repeats)):
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise ConfigError(f"{name} must be an int of at least 1, got {value!r}")
+        self.label, self.experiment, self.phase = label, found, phase
+        self.bindings = _checked(bindings, found)
+        self.n_folds, self.seed, self.n_repeats = n_folds, seed, n_repeats
+        self.splitter, self._splitter = splitter, _fold_splitter(splitter, self.bindings, n_repeats)
+        self.n_jobs, self.timeout, self.search = n_jobs, timeout, search
+        if splitter is None and n_folds == 1 and any(b.val_size is None for b in self.bindings):
+            raise ConfigError("n_folds=1 needs val_size: one fold would validate on every row")
+        if timeout is not None and effective_n_jobs(n_jobs) == 1:
+            raise ConfigError("timeout needs n_jobs of at least 2: nobody else could stop a fold")
+        self._done: dict[str, Experiment] = {}
+
+    @cached_property
+    def folds(self) -> list[Fold]:
+        """Labels, seeds and rows of the folds; a SplitError where rows cannot be cut like that."""
+        found = make_folds(
+            self.bindings,
+            n_folds=self.n_folds,
+            n_repeats=self.n_repeats,
+            seed=self.seed,
+            splitter=self._splitter,
+        )
+        made = len(found) // self.n_repeats
+        if self.n_folds not in (5, made):
+            raise ConfigError(f"{self.splitter!r} makes {made} folds, not n_folds={self.n_folds}")
+        return found
+
+    def run(
+        self, *, show_fold_progress: bool = True, persist_progress: bool = False, **kwargs: Any
+    ) -> CVResults:
+        """Run all folds that have not succeeded yet.
+
+        Parameters
+        ----------
+        show_fold_progress : bool
+            Whether a progress bar counts folds.
+        persist_progress : bool
+            Whether progress bars stay.
+        **kwargs
+            Display flags, as of `Experiment.run_phase`; processes of their own draw no bars.
+
+        Returns
+        -------
+        CVResults
+            Folds that failed are in its ``failed_folds`` and are warned of; calling `run` again
+            runs only these.
+
+        Raises
+        ------
+        ExecutionError
+            If all folds failed; the first error is its cause.
+        """
+        flags = check_flags({**kwargs, "persist_progress": persist_progress})
+        plan = self.experiment.execution_plan if self.phase is None else self.phase
+        if isinstance(plan, PhaseGroup) and not len(plan):
+            raise ConfigError("there is nothing to run: the plan is empty; pass phase=")
+        self._warn_of_leaks(plan)
+        missing = [fold for fold in self.folds if fold.label not in self._done]
+        if missing:
+            self._audit(plan, missing[0])
+        failed: dict[str, Exception] = {}
+        with bar(
+            len(missing), self.label, show=show_fold_progress, persist=persist_progress, unit="fold"
+        ) as drawn:
+            for fold, found in self._outcomes(plan, missing, flags):
+                (failed if isinstance(found, Exception) else self._done)[fold.label] = found
+                drawn.update()
+        self._tell(failed)
+        return CVResults(self.label, self.bindings, self.folds, self._done, failed)
+
+    def _outcomes(self, plan: Any, folds: Sequence[Fold], flags: dict[str, Any]) -> Any:
+        n_jobs = min(effective_n_jobs(self.n_jobs), len(folds))
+        if effective_n_jobs(self.n_jobs) == 1 or not folds:
+            return Work(self.label, flags, self.search).in_turn(self.experiment, plan, folds)
+        work = Work(self.label, {**flags, **dict.fromkeys(BARS, False)}, self.search)
+        return work.on_workers(self.experiment, plan, folds, n_jobs, self.timeout)
+
+    def _tell(self, failed: dict[str, Exception]) -> None:
+        """Warn of folds that failed; raise where all did."""
+        told = "; ".join(
+            f"{label}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            for label, error in failed.items()
+        )
+        if failed and not self._done:
+            raise ExecutionError(f"all folds of {self.label!r} failed ({told})") from next(
+                iter(failed.values())
+            )
+        if failed:
+            warnings.warn(
+                f"{len(failed)} of {len(self.folds)} folds failed; run() again does them ({told})",
+                FoldFailedWarning,
+                stacklevel=3,
+            )
+
+    def _audit(self, plan: Any, fold: Fold) -> None:
+        """Look at the rows of one fold, for all of them are alike."""
+        auditor = Auditor(self.experiment.audit)
+        if auditor.mode != "off":
+            with unchanged_randomness():
+                own = fold_experiment(self.experiment, plan, fold, fold.label)
+            auditor.look(own.execution_plan, own.ctx)
+
+    def _warn_of_leaks(self, plan: Any) -> None:
+        """Warn of trainings that read rows which folds validate on."""
+        bound = {b.featureset.label: b for b in self.bindings}
+        phases = plan.flatten() if isinstance(plan, PhaseGroup) else [plan]
+        learning = [p for p in phases if isinstance(p, TrainPhase | FitPhase)]
+        for phase, source in ((p, s) for p in learning for s in p.input_sources):
+            binding, name = bound.get(source.upstream_ref.node_label), source.split
+            if binding is None or name == binding.train_split_name:
+                continue
+            fs = binding.featureset
+            rows = fs if name is None else fs.splits.get(name)
+            if rows is None or not rows.is_disjoint_with(binding.pool()):
+                warnings.warn(
+                    f"phase {phase.label!r} learns from {name or 'all rows'!r} of {fs.label!r}, "
+                    "and folds validate on some of these rows; let it read "
+                    f"{binding.train_split_name!r}",
+                    LeakWarning,
+                    stacklevel=3,
+                )
+
+    def __repr__(self) -> str:
+        what = self.experiment.label if self.phase is None else self.phase.label
+        return f"CrossValidation({self.label!r} of {what!r}, {self.bindings})"
+
+
+def _checked(bindings: Any, experiment: Experiment) -> list[CVBinding]:
+    found = [bindings] if isinstance(bindings, CVBinding) else list(bindings)
+    if not found or not all(isinstance(binding, CVBinding) for binding in found):
+        raise TypeError(f"bindings must be a CVBinding or a list of them, got {bindings!r}")
+    known = experiment.ctx.available_featuresets.values()
+    for i, binding in enumerate(found):
+        fs = binding.featureset
+        if fs not in known:
+            raise ConfigError(f"{fs.label!r} is no FeatureSet of experiment {experiment.label!r}")
+        if fs in [other.featureset for other in found[:i]]:
+            raise ConfigError(f"{fs.label!r} is bound twice; give one binding all source_splits")
+    return found
+
+
+def _fold_splitter(splitter: Any, bindings: Sequence[CVBinding], n_repeats: int) -> Any:
+    if splitter is None:
+        return None
+    lead = bindings[0]
+    keys = any(b.group_by is not None or b.stratify_by is not None for b in bindings)
+    own = isinstance(splitter, FoldSplitter)
+    if any(b.val_size is not None for b in bindings) or (own and keys):
+        told = "group_by, stratify_by and val_size" if own else "val_size"
+        raise ConfigError(f"give {told} to the splitter, not to bindings; got both")
+    found = splitter if own else ScikitSplitter(splitter, lead.group_by, lead.stratify_by)
+    if n_repeats > 1 and not hasattr(found, "seed"):
+        raise ConfigError(
+            f"{splitter!r} has no seed, so its repeats would be alike; drop n_repeats"
+        )
+    return found

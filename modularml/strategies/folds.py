@@ -1,0 +1,195 @@
+"""From bindings to folds: which rows of which FeatureSet are on which side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from modularml._typing import Array, IntArray
+from modularml.data import FeatureSetView
+from modularml.data.ids import id_array
+from modularml.data.selectors import select_one
+from modularml.errors import ConfigError, SplitError
+from modularml.io.randomness import derived_seed
+from modularml.splitters import FoldSplitter, KFoldSplitter, RandomSplitter
+from modularml.splitters.base import key_list
+from modularml.strategies.binding import CVBinding
+
+__all__ = ["Fold", "Sides", "make_folds"]
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The two sides of a fold in one FeatureSet: ascending rows, and what the splits are called."""
+
+    train: IntArray = field(repr=False)
+    val: IntArray = field(repr=False)
+    train_name: str = "train"
+    val_name: str = "val"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold: label, repeat (0-based), seed of its weights, and sides by FeatureSet label."""
+
+    label: str
+    repeat: int
+    seed: int
+    sides: Mapping[str, Sides]
+
+
+def make_folds(
+    bindings: Sequence[CVBinding],
+    *,
+    n_folds: int,
+    n_repeats: int,
+    seed: int,
+    splitter: FoldSplitter | None,
+) -> list[Fold]:
+    """Cut the pools of all bindings, in step.
+
+    FeatureSets that share samples, or are grouped by the same columns, are cut as one, so that
+    what belongs together is held out together. Others are cut by the same rule and seed: equally
+    many rows without groups and strata are cut at the same positions.
+    """
+    folds: list[Fold] = []
+    for repeat in range(n_repeats):
+        cuts = []
+        for together in _linked(bindings):
+            rule = _rule(together, n_folds, seed + repeat, splitter, repeat)
+            cuts.append(_cut(together, rule))
+        if len({len(cut) for cut in cuts}) != 1:
+            raise ConfigError(
+                f"{splitter!r} cuts FeatureSets that share neither samples nor groups into "
+                f"{[len(cut) for cut in cuts]} folds; they must be as many"
+            )
+        for parts in zip(*cuts, strict=True):
+            sides = {label: own for part in parts for label, own in part.items()}
+            own_seed = derived_seed(seed, len(folds))
+            folds.append(Fold(f"fold_{len(folds)}", repeat, own_seed, sides))
+    return folds
+
+
+def _linked(bindings: Sequence[CVBinding]) -> list[list[CVBinding]]:
+    """Return bindings in lists of those that must be cut as one."""
+    found: list[list[CVBinding]] = []
+    for binding in bindings:
+        mine = [cut for cut in found if any(_are_linked(binding, other) for other in cut)]
+        found = [cut for cut in found if cut not in mine]
+        found.append([*(other for cut in mine for other in cut), binding])
+    return found
+
+
+def _are_linked(a: CVBinding, b: CVBinding) -> bool:
+    if a.group_by is not None and key_list(a.group_by) == key_list(b.group_by):
+        return True
+    return len(a.pool().take_intersection(b.pool())) > 0
+
+
+def _rule(
+    bindings: Sequence[CVBinding],
+    n_folds: int,
+    seed: int,
+    splitter: FoldSplitter | None,
+    repeat: int,
+) -> FoldSplitter:
+    """Return what cuts some bindings; they must agree, or leave it to the first."""
+    lead, *others = ((b.group_by, b.stratify_by, b.val_size) for b in bindings)
+    for other, binding in zip(others, bindings[1:], strict=True):
+        if other not in (lead, (None, None, None)):
+            raise ConfigError(
+                f"{binding!r} shares samples or groups with {bindings[0]!r}, so both are cut as "
+                "one; give it the same group_by, stratify_by and val_size, or none of them"
+            )
+    if splitter is None:
+        groups, strata, share = lead
+        if share is None:
+            return KFoldSplitter(n_folds, group_by=groups, stratify_by=strata, seed=seed)
+        return _Parts(n_folds, share, {"group_by": groups, "stratify_by": strata}, seed)
+    if repeat == 0:
+        return splitter
+    return type(splitter).from_config({**splitter.get_config(), "seed": splitter.seed + repeat})  # type: ignore[attr-defined]
+
+
+class _Parts(FoldSplitter):
+    """Validate on random parts of one size that share no row."""
+
+    def __init__(self, n_folds: int, share: float, keys: Mapping[str, Any], seed: int) -> None:
+        if n_folds * share > 1 + 1e-9:
+            raise ConfigError(
+                f"{n_folds} folds cannot each validate on {share:g} of the rows, each row at most "
+                f"once; val_size may be at most {1 / n_folds:g}"
+            )
+        ratios = {str(i): share for i in range(n_folds)}
+        left = 1 - n_folds * share
+        if left > 1e-9:
+            ratios["rest"] = left
+        self.n_folds, self.parts = n_folds, RandomSplitter(ratios, **keys, seed=seed)
+
+    @property
+    def needs(self) -> list[str]:
+        return self.parts.needs
+
+    def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
+        parts = self.parts.assign(n, columns=columns)
+        held = [parts[str(i)] for i in range(self.n_folds)]
+        return [(np.setdiff1d(np.arange(n), val), val) for val in held]
+
+
+def _cut(bindings: Sequence[CVBinding], rule: FoldSplitter) -> list[dict[str, Sides]]:
+    """Cut pools as one: what is cut are samples, each once, whichever sets hold it."""
+    pools = [binding.pool() for binding in bindings]
+    samples = _samples(pools)
+    first = np.unique(np.concatenate(samples), return_index=True)[1]
+    columns = {name: _column(pools, name, first) for name in rule.needs}
+    for binding, pool, own in zip(bindings, pools, samples, strict=True):
+        for name in key_list(binding.group_by):
+            if (_values(pool, name) != columns[name][own]).any():
+                raise SplitError(
+                    f"a sample of {binding.featureset.label!r} has another {name!r} there than in "
+                    f"{bindings[0].featureset.label!r}"
+                )
+    found = []
+    for train, val in rule.folds(len(first), columns=columns):
+        if not len(train) or not len(val) or len(np.intersect1d(train, val)):
+            raise SplitError(f"{rule!r} gave a fold with an empty side, or with rows on both sides")
+        found.append(
+            {
+                binding.featureset.label: Sides(
+                    pool.indices[np.isin(own, train)],
+                    pool.indices[np.isin(own, val)],
+                    binding.train_split_name,
+                    binding.val_split_name,
+                )
+                for binding, pool, own in zip(bindings, pools, samples, strict=True)
+            }
+        )
+    return found
+
+
+def _samples(pools: Sequence[FeatureSetView]) -> list[IntArray]:
+    """Return the number of each row's sample, in the order of first appearance."""
+    if len(pools) == 1:
+        return [np.arange(len(pools[0]))]
+    ids = [pool.collection.ids[pool.indices] for pool in pools]
+    codes = id_array(np.concatenate(ids)).dictionary_encode().indices.to_numpy()
+    return np.split(codes.astype(np.int64), np.cumsum([len(own) for own in ids])[:-1])
+
+
+def _column(pools: Sequence[FeatureSetView], name: str, first: IntArray) -> Array:
+    """Return a column for samples that first appear at these places of all pools' rows."""
+    parts, start = [], 0
+    for pool in pools:
+        own = first[(first >= start) & (first < start + len(pool))] - start
+        if len(own):
+            parts.append(_values(pool, name)[own])
+        start += len(pool)
+    return np.concatenate(parts)
+
+
+def _values(pool: FeatureSetView, name: str) -> Array:
+    values: Array = pool.column(select_one(pool.collection.schema, name))
+    return values

@@ -1,0 +1,218 @@
+"""Folds as jobs: in this process, or each on a worker of its own, sent as files."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from joblib import cpu_count
+from joblib.externals.loky import ProcessPoolExecutor, process_executor
+from joblib.externals.loky.backend import get_context
+
+from modularml.context import ExperimentContext
+from modularml.errors import ConfigError, ExecutionError
+from modularml.experiment import Experiment, PhaseGroup
+from modularml.io import inspect
+from modularml.io.randomness import unchanged_randomness
+from modularml.strategies.copying import Plan, fold_experiment, template_of
+from modularml.strategies.folds import Fold
+
+__all__ = ["Outcome", "Search", "Work"]
+
+Outcome = tuple[Fold, Experiment | Exception]
+Search = Callable[[Experiment], Plan | None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done in every fold of a cross-validation."""
+
+    label: str
+    flags: dict[str, Any]
+    search: Search | None = None
+
+    def prepared(self, experiment: Experiment, plan: Plan, fold: Fold) -> Experiment:
+        """Return a fold's own experiment; random states of the process are set."""
+        return fold_experiment(experiment, plan, fold, f"{self.label}_{fold.label}")
+
+    def done(self, experiment: Experiment, plan: Plan, fold: Fold) -> Experiment:
+        """Return a fold's own experiment after it has run; random states stay as they were."""
+        with unchanged_randomness():
+            own = self.prepared(experiment, plan, fold)
+            with own.ctx.activate():
+                chosen = None if self.search is None else self.search(own)
+            if chosen is not None:
+                items = chosen.all if isinstance(chosen, PhaseGroup) else [chosen]
+                own.execution_plan.clear().add_items(items)
+            own.run(**self.flags)
+        for fs in own.ctx.available_featuresets.values():
+            if fs.scaler_records:  # its columns are the fold's alone
+                fs.collection.tensors.clear()
+        return own
+
+    def in_turn(
+        self, experiment: Experiment, plan: Plan, folds: Sequence[Fold]
+    ) -> Iterator[Outcome]:
+        """Yield each fold with its experiment, or with the error that ended it."""
+        for fold in folds:
+            yield _outcome(fold, lambda fold=fold: self.done(experiment, plan, fold))  # type: ignore[misc]
+
+    def on_workers(
+        self,
+        experiment: Experiment,
+        plan: Plan,
+        folds: Sequence[Fold],
+        n_jobs: int,
+        timeout: float | None,
+    ) -> Iterator[Outcome]:
+        """Run folds in processes of their own, and yield each as it ends; see `in_turn`.
+
+        The experiment is written to a file once. A worker reads it, its rows mapped into memory,
+        and writes what a fold has learned and recorded, which goes into an experiment made here.
+        """
+        with tempfile.TemporaryDirectory(prefix="modularml-") as folder:
+            with unchanged_randomness():
+                path = template_of(experiment, plan).save(Path(folder) / "job")
+            workers = _Workers((str(path), *_own_classes(path)), n_jobs, timeout)
+            with ThreadPoolExecutor(n_jobs) as threads:
+                waiting = {threads.submit(workers.run, self, fold): fold for fold in folds}
+                try:
+                    for future in as_completed(waiting):
+                        fold = waiting[future]
+                        read = lambda: self._read(future.result(), experiment, plan, fold)  # noqa: B023, E731
+                        yield _outcome(fold, read)
+                finally:
+                    threads.shutdown(wait=False, cancel_futures=True)
+                    workers.stop()
+
+    def _read(self, path: str, experiment: Experiment, plan: Plan, fold: Fold) -> Experiment:
+        with unchanged_randomness(), ExperimentContext().activate():
+            if self.search is not None:  # the graph may be another one by now
+                return Experiment.load(path)
+            own = self.prepared(experiment, plan, fold)
+            own.restore_checkpoint(path, strict=False)
+        return own
+
+
+def _outcome(fold: Fold, work: Callable[[], Experiment]) -> Outcome:
+    try:
+        return fold, work()
+    except Exception as error:  # noqa: BLE001 - one fold's failure is that fold's alone
+        return fold, error
+
+
+# -- here ---------------------------------------------------------------------------------------
+
+_idle: defaultdict[int, deque[Any]] = defaultdict(deque)
+"""Workers that wait for more work, by the threads that they may use."""
+
+
+class _Workers:
+    """Processes with one job at a time each, so that one which dies takes no other along."""
+
+    def __init__(self, job: tuple[Any, ...], n_jobs: int, timeout: float | None) -> None:
+        self.job = job
+        threads = int(os.environ.get("OMP_NUM_THREADS", cpu_count()))
+        self.threads, self.timeout = max(1, min(threads, cpu_count() // n_jobs)), timeout
+        self._busy: list[Any] = []
+
+    def run(self, work: Work, fold: Fold) -> str:
+        """Run a fold and return the path of what it wrote."""
+        worker = self._take()
+        self._busy.append(worker)
+        try:
+            path, problem = worker.submit(_work, work, fold).result(self.timeout)
+        except TimeoutError:
+            worker.shutdown(kill_workers=True)
+            raise ExecutionError(f"not done after timeout={self.timeout:g} seconds") from None
+        except process_executor.BrokenProcessPool as error:
+            worker.shutdown(kill_workers=True)
+            raise ExecutionError(f"its worker died, for want of memory perhaps: {error}") from error
+        finally:
+            self._busy.remove(worker)
+        _idle[self.threads].append(worker)
+        if problem:
+            raise ExecutionError(problem)
+        return str(path)
+
+    def stop(self) -> None:
+        """Kill what is still running."""
+        for worker in list(self._busy):
+            worker.shutdown(wait=False, kill_workers=True)
+
+    def _take(self) -> Any:
+        """Return a worker that has read the experiment: timeouts start then."""
+        while True:
+            fresh = not _idle[self.threads]
+            worker = self._new() if fresh else _idle[self.threads].pop()
+            try:
+                problem = worker.submit(_ready, sys.path, *self.job).result()
+            except process_executor.BrokenProcessPool:  # it died while it had nothing to do
+                if fresh:
+                    raise
+                continue
+            if problem:
+                _idle[self.threads].append(worker)
+                raise ConfigError(problem)
+            return worker
+
+    def _new(self) -> Any:
+        names = [f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")]
+        names += ["TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"]
+        caps = dict.fromkeys(names, str(self.threads))
+        return ProcessPoolExecutor(1, timeout=300, context=get_context("loky"), env=caps)
+
+
+def _own_classes(path: Path) -> tuple[list[str], dict[str, Any]]:
+    """Return modules that a worker may import for a file, and classes that it is sent by value."""
+    modules, classes = [], {}
+    for name in (entry["name"] for entry in inspect(path)["classes"]):
+        module, _, qualname = name.partition(":")
+        if module == "__main__" and hasattr(sys.modules[module], qualname):
+            classes[name] = getattr(sys.modules[module], qualname)
+        else:
+            modules.append(module)
+    return modules, classes
+
+
+# -- in a worker --------------------------------------------------------------------------------
+
+_loaded: dict[str, Experiment] = {}
+"""The experiment that this worker read last, by path."""
+
+
+def _ready(found: list[str], path: str, modules: list[str], classes: dict[str, Any]) -> str:
+    """Read the experiment, where modules are found as in the parent; return what went wrong."""
+    sys.path[:] = found
+    process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize  # rows of a job are no leak
+    if path in _loaded:
+        return ""
+    _loaded.clear()
+    try:
+        with ExperimentContext().activate():
+            _loaded[path] = Experiment.load(path, allow_import=modules, custom_objects=classes)
+    except Exception as error:  # noqa: BLE001 - it may be of a class that cannot be sent
+        own = f"; classes of yours must be importable there, from {modules}" if modules else ""
+        return f"a worker cannot make the experiment again{own}: {error}"
+    return ""
+
+
+def _work(work: Work, fold: Fold) -> tuple[str, str]:
+    """Run a fold; return the file that was written, or what went wrong."""
+    ((path, found),) = _loaded.items()
+    try:
+        own = work.done(found, found.execution_plan, fold)
+        target = Path(path).with_name(fold.label)
+        if work.search is not None:
+            return str(own.save(target)), ""
+        return str(own._checkpoint_to(target.with_suffix(".ckpt.mml"), True, None)), ""
+    except Exception as error:  # noqa: BLE001
+        return "", f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}"

@@ -1,0 +1,34 @@
+"""A callback that ends a fold before its time, in whatever process it runs."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from modularml.callbacks import Callback
+
+
+class Saboteur(Callback):
+    """Raise, die or hang in one fold, as long as a file is there."""
+
+    def __init__(self, how: str, fold: str, flag: str) -> None:
+        super().__init__(f"{how}_in_{fold}")
+        self.how, self.fold, self.flag = how, fold, flag
+
+    def on_epoch_end(self, *, experiment: Any, **facts: Any) -> None:
+        if not experiment.label.endswith(self.fold) or not Path(self.flag).exists():
+            return
+        if self.how == "raise":
+            raise RuntimeError("sabotage")
+        if self.how == "die":
+            os._exit(3)
+        time.sleep(60)
+
+
+def shorter(experiment: Any) -> Any:
+    """Return a phase with half the epochs: a search that a worker can be sent."""
+    found = experiment.execution_plan.get_train_phase("train")
+    found.n_epochs = 1
+    return found
