@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from modularml.data.execution import ExecutionContext
-from modularml.errors import UnknownNameError
+from modularml.errors import ShapeError, UnknownNameError
 from modularml.experiment.results import PhaseResults
 
 __all__ = ["Recorder", "ResultRecording"]
@@ -82,5 +82,19 @@ class Recorder:
             named = zip(adapters, ctx.layout.outputs, ctx.outs, strict=True)
             self._shelves = [a.shelf(out, self._sizes(node)) for a, (node, _), out in named]
         shelved = zip(adapters, self._shelves, ctx.outs, strict=True)
-        ctx.release([adapter.put(shelf[place], out) for adapter, shelf, out in shelved])
+        kept = [adapter.put(shelf[place], out) for adapter, shelf, out in shelved]
+        for i, (shelf, out) in enumerate(zip(self._shelves, kept, strict=True)):
+            if out is not shelf[place]:
+                self._check_shape(ctx, i, shelf[place])
+        ctx.release(kept)
         self.results._execution.append(ctx)
+
+    def _check_shape(self, ctx: ExecutionContext, place: int, room: Any) -> None:
+        """Refuse an output of another shape than those of the batches before it."""
+        out, layout = ctx.outs[place], ctx.layout
+        if room is not None and layout is not None and room.shape[1:] != out.shape[1:]:
+            raise ShapeError(
+                f"node {layout.labels[layout.outputs[place][0]]!r} gives samples of shape "
+                f"{tuple(out.shape[1:])} in batch {ctx.batch_idx}, and gave "
+                f"{tuple(room.shape[1:])} before; a model must give every batch the same shape"
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from modularml.backends import Backend, adapter_for
@@ -118,6 +118,8 @@ class GraphMembers:
                 raise GraphError(f"node label {node.label!r} is given twice; labels are unique")
             seen.add(node.label)
             by_id[node.node_id] = node
+        if self._optimizer is not None and self._optimizer.backend is None:
+            self._only_backend(by_id.values())
         labels = {i: n.label for i, n in by_id.items()}
         return {i: by_id[i] for i in topology.topological(self._edges(by_id), labels)}
 
@@ -136,7 +138,7 @@ class GraphMembers:
                 found.setdefault(id(p), (f"{node.label}.{name}", p))
         return dict(found.values())
 
-    def _only_backend(self) -> Backend:
+    def _only_backend(self, among: Iterable[ComputeNode] | None = None) -> Backend:
         """Return the one framework that needs the graph's optimizer.
 
         Raises
@@ -144,7 +146,9 @@ class GraphMembers:
         GraphError
             If nodes of several frameworks do, and have none of their own.
         """
-        nodes = [n for n in self._learning() if adapter_for(n.backend).gradients]
+        among = self._nodes.values() if among is None else among
+        models = [n for n in among if isinstance(n, ModelNode)]
+        nodes = [n for n in models if adapter_for(n.backend).gradients]
         if len({n.backend for n in nodes}) > 1:
             nodes = [n for n in nodes if n.optimizer is None]
         backends = {n.backend: n.label for n in nodes}

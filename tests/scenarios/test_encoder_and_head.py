@@ -13,6 +13,8 @@ BACKENDS = ["torch", "tensorflow", "scikit"]
 
 def mlp(backend, **kwargs):
     """Return a linear model of a framework with gradients."""
+    if backend == "tensorflow":
+        pytest.importorskip("tests.keras_worlds")  # which keeps TensorFlow to one thread
     module = pytest.importorskip(f"modularml.models.{backend}")
     return module.SequentialMLP(n_layers=1, **kwargs)
 
