@@ -135,7 +135,7 @@ class MergeNode(ComputeNode):
             If the shapes do not fit.
         """
         backend = backend_of(values[0])
-        adapter = _NUMPY if backend is Backend.NONE else adapter_for(backend)
+        adapter = adapter_for(Backend.SCIKIT if backend is Backend.NONE else backend)
         if not includes_batch_dim:
             merged = self._merge_with(adapter, domain, [v[None] for v in values])[0]
         else:
@@ -215,30 +215,6 @@ class MergeNode(ComputeNode):
 
     def _place_of(self, ref: ExperimentNodeReference) -> int:
         return [mine.node_label for mine in self.upstream_refs].index(ref.node_label)
-
-
-class _Numpy:
-    """The few operations of an adapter that merging needs, on arrays."""
-
-    modes: ClassVar[dict[str, Any]] = {
-        "reflect": "reflect",
-        "replicate": "edge",
-        "circular": "wrap",
-    }
-
-    def concat(self, values: Sequence[Any], axis: int) -> Any:
-        return np.concatenate(values, axis=axis)
-
-    def mean(self, values: Sequence[Any]) -> Any:
-        return np.mean(values, axis=0)
-
-    def pad(self, value: Any, widths: Sequence[tuple[int, int]], mode: str, fill: float) -> Any:
-        if mode == "constant":
-            return np.pad(value, widths, constant_values=fill)
-        return np.pad(value, widths, mode=self.modes[mode])
-
-
-_NUMPY = _Numpy()
 
 
 def batch_axis(how: Any, values: Sequence[Any]) -> int:

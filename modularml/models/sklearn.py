@@ -103,7 +103,7 @@ class ScikitModelWrapper(BaseModel):
                 f"training_mode must be one of {list(TRAINING_MODES)}, got {training_mode!r}"
             )
         if training_mode == "partial_fit" and not hasattr(model, "partial_fit"):
-            raise ConfigError(f"{self._shown} has no partial_fit; use training_mode='fit'")
+            raise ConfigError(f"{self.shown_name} has no partial_fit; use training_mode='fit'")
         self._input_shape: Shape | None = None
         self._output_shape: Shape | None = None
         self._target_shape: Shape | None = None
@@ -134,7 +134,9 @@ class ScikitModelWrapper(BaseModel):
         """Learn the shape of targets, and for a classifier all the labels there are."""
         supervised = is_classifier(self.inner) or is_regressor(self.inner)
         if shape is None and supervised and not self.is_fitted:
-            raise ShapeError(f"{self._shown} needs targets; name some in the FeatureSet reference")
+            raise ShapeError(
+                f"{self.shown_name} needs targets; name some in the FeatureSet reference"
+            )
         self._target_shape = shape
         if shape is not None and is_classifier(self.inner) and math.prod(shape) == 1:
             self._labels = labels()
@@ -148,12 +150,12 @@ class ScikitModelWrapper(BaseModel):
     ) -> None:
         """Find the shape of outputs; with `force`, forget what was learned."""
         if input_shape is None and self._input_shape is None:
-            raise ShapeError(f"{self._shown} needs input_shape to be built")
+            raise ShapeError(f"{self.shown_name} needs input_shape to be built")
         shape = check_shape("input_shape", input_shape or self._input_shape)
         if self._built and not force:
             if shape != self._input_shape:
                 raise ShapeError(
-                    f"{self._shown} was built for input shape {self._input_shape}, got {shape}; "
+                    f"{self.shown_name} was built for input shape {self._input_shape}, got {shape}; "
                     "build with force=True to make it anew"
                 )
             return
@@ -187,7 +189,7 @@ class ScikitModelWrapper(BaseModel):
                 return clone(self.inner).fit(np.abs(rng.normal(size=(n, width))), y)
         except ValueError as error:
             raise ShapeError(
-                f"the output shape of {self._shown} cannot be known before it is fitted ({error}); "
+                f"the output shape of {self.shown_name} cannot be known before it is fitted ({error}); "
                 "fit it beforehand"
             ) from error
 
@@ -196,7 +198,9 @@ class ScikitModelWrapper(BaseModel):
         try:
             out = _dense(getattr(estimator, self.method)(zeros))
         except ValueError as error:
-            raise ShapeError(f"{self._shown} cannot take {width} values a row: {error}") from error
+            raise ShapeError(
+                f"{self.shown_name} cannot take {width} values a row: {error}"
+            ) from error
         if self.method == "predict":
             return self._target_shape or (out.shape[1:] or (1,))
         return tuple(out.shape[1:]) or (1,)
@@ -245,14 +249,14 @@ class ScikitModelWrapper(BaseModel):
         try:
             out = _dense(getattr(self.inner, self.method)(_rows(features)))
         except SklearnNotFittedError as error:
-            raise NotFittedError(f"{self._shown} has not been fitted: {error}") from error
+            raise NotFittedError(f"{self.shown_name} has not been fitted: {error}") from error
         if self.method == "predict_proba" and self._labels is not None:
             out = self._for_all_labels(out)
         if self._output_shape is None or out.shape == shape:
             return out
         if out.size != math.prod(shape):
             raise ShapeError(
-                f"{self._shown} gives outputs of shape {out.shape[1:]}, and the graph was built "
+                f"{self.shown_name} gives outputs of shape {out.shape[1:]}, and the graph was built "
                 f"for {self._output_shape}; fix their number in the estimator, or fit it "
                 "beforehand and make the graph with it"
             )
@@ -322,7 +326,8 @@ class ScikitModelWrapper(BaseModel):
         self._built = True
 
     @property
-    def _shown(self) -> str:
+    def shown_name(self) -> str:
+        """Name of the estimator in messages and pictures."""
         return type(self.inner).__name__
 
 
