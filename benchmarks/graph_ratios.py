@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,7 @@ from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import LinearRegression
 from torch import nn
 
+from benchmarks import environments
 from benchmarks.cases import table
 from benchmarks.timing import cpu_seconds, interleave, one_thread, ratio
 from modularml import (
@@ -30,25 +33,41 @@ from modularml.models.torch import SequentialMLP
 
 
 def graph_ratios(*, quick: bool = False) -> list[dict[str, Any]]:
-    """Return one row a measurement: what, value, limit, whether it holds."""
-    one_thread()
-    n, repeats = (5_000, 2) if quick else (200_000, 7)
-    forest = RandomForestRegressor(2 if quick else 4, max_depth=10, random_state=0)
-    rows = [
-        _row(f"FitPhase, linear model, {n:,} x 16", 1.03, fit(LinearRegression(), n), repeats),
-        _row(f"FitPhase, forest, {n:,} x 16", 1.03, fit(forest, n), 2 if quick else 3),
-        _row(
-            f"torch encoder -> LinearRegression -> evaluation, {n:,} rows",
-            1.05,
-            encoder_then_linear(n),
-            repeats,
-        ),
-        _row(f"predict, {5 * n:,} rows, MLP(64, 64)", 1.1, prediction(5 * n), repeats),
-    ]
-    times = {size: statistics.median(build_seconds(size) for _ in range(5)) for size in (100, 800)}
-    rows.append(_limited("build() of 100 nodes (ms)", 1e3 * times[100], 100.0))
-    rows.append(_limited("build() of 800 nodes / of 100, a node", times[800] / times[100] / 8, 1.5))
+    """Return one row a measurement, each taken in a process of its own."""
+    flags = ["--quick"] if quick else []
+    rows = []
+    for name, (work, limit) in WORKS.items():
+        value = environments.run_isolated("graph_ratios", name, *flags)["value"]
+        rows.append({"work": work, "value": value, "limit": limit, "ok": value <= limit})
     return rows
+
+
+WORKS = {
+    "linear": ("FitPhase, LinearRegression, 200,000 x 16", 1.03),
+    "forest": ("FitPhase, forest, 200,000 x 16", 1.03),
+    "encoder": ("torch encoder -> LinearRegression -> evaluation, 200,000 rows", 1.05),
+    "predict": ("predict, 1,000,000 rows, MLP(64, 64)", 1.1),
+    "build": ("build() of 100 nodes (ms)", 100.0),
+    "growth": ("build() of 800 nodes, a node, to one of 100", 1.5),
+}
+
+
+def measure(name: str, n: int, repeats: int) -> float:
+    """Return the ratio to the work by hand, or the time that building takes."""
+    one_thread()
+    if name in ("build", "growth"):
+        times = {
+            size: statistics.median(build_seconds(size) for _ in range(5)) for size in (100, 800)
+        }
+        return 1e3 * times[100] if name == "build" else times[800] / times[100] / 8
+    forest = RandomForestRegressor(4, max_depth=10, random_state=0)
+    works = {
+        "linear": lambda: fit(LinearRegression(), n),
+        "forest": lambda: fit(forest, n),
+        "encoder": lambda: encoder_then_linear(n),
+        "predict": lambda: prediction(5 * n),
+    }
+    return ratio(interleave(works[name](), repeats=3 if name == "forest" else repeats), "ours")
 
 
 def fit(estimator: Any, n: int) -> dict[str, Callable[[], object]]:
@@ -133,11 +152,6 @@ def build_seconds(n_nodes: int) -> float:
         return cpu_seconds(graph.build)
 
 
-def _row(
-    work: str, limit: float, works: dict[str, Callable[[], object]], repeats: int
-) -> dict[str, Any]:
-    return _limited(work, ratio(interleave(works, repeats=repeats), "ours"), limit)
-
-
-def _limited(work: str, value: float, limit: float) -> dict[str, Any]:
-    return {"work": work, "value": value, "limit": limit, "ok": value <= limit}
+if __name__ == "__main__":
+    sizes = (5_000, 2) if "--quick" in sys.argv else (200_000, 11)
+    print(json.dumps({"value": measure(sys.argv[1], *sizes)}))
