@@ -84,6 +84,7 @@ def bar(
     persist: bool = False,
     unit: str = "it",
     initial: int = 0,
+    delay: float = 0.0,
 ) -> Iterator[Bar]:
     """Open a progress bar for a ``with`` block.
 
@@ -101,12 +102,15 @@ def bar(
         What is counted.
     initial : int
         Steps that were done before.
+    delay : float
+        Seconds before the bar appears; what is done by then draws none.
     """
     if not show:
         yield Bar(None)
         return
     options = {"total": total, "desc": label, "leave": persist, "unit": unit, "initial": initial}
-    with tqdm_class()(**options, mininterval=0, miniters=1) as tqdm:  # the pace is ours
+    pace = {"mininterval": 0, "miniters": 1, "delay": delay}  # ours
+    with tqdm_class()(**options, **pace) as tqdm:
         drawn = Bar(tqdm)
         try:
             yield drawn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -47,8 +47,7 @@ Flow: TypeAlias = Leaf | Merged | None
 """Where a node's targets or tags come from; None where it has none."""
 
 
-@dataclass(frozen=True)
-class LossRecord:
+class LossRecord(NamedTuple):
     """One loss of one batch.
 
     Parameters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -65,6 +65,7 @@ class Feed:
         self._asked: StepPlan | None = None
         self._epochs: dict[int, list[EpochBatches]] = {}
         self.reuses_memory = False
+        self.watch: Callable[[Sequence[Bound]], Iterable[Bound]] = iter
         self._current = 0
         self._room: dict[InputSlot, list[Any]] = {}
         self.refresh()
@@ -130,7 +131,7 @@ class Feed:
         if epoch not in self._epochs:
             while len(self._epochs) >= 2:
                 del self._epochs[next(iter(self._epochs))]
-            own = [g.sampler.epoch(g.view, epoch) for g in self.groups]
+            own = [g.sampler.epoch(g.view, epoch) for g in self.watch(self.groups)]
             batches = schedule(own, self.policy)
             self._check_sizes(batches)
             self._epochs[epoch] = batches

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from modularml._typing import Array
 from modularml.data.execution import ExecutionContext
 from modularml.errors import NonFiniteLossError
 from modularml.experiment.callback import PHASE_HOOKS, Callback, Dispatcher, as_results
@@ -25,13 +27,45 @@ __all__ = ["Display", "phase_epochs", "run_phase"]
 
 @dataclass(frozen=True)
 class Display:
-    """Which progress bars are drawn, and which of them stay."""
+    """Which progress bars are drawn, and which of them stay.
+
+    Bars of samplers and of batches appear when they take longer than half a second, or when they
+    are to stay.
+    """
 
     epochs: bool = False
     batches: bool = False
+    samplers: bool = False
     keep: bool = False
     keep_batches: bool = False
     watch: str = "val_loss"
+
+    def epoch_bar(self, epoch: int, n_batches: int) -> AbstractContextManager[Bar]:
+        """Return the bar over the batches of one epoch."""
+        delay = 0.0 if self.keep_batches else _SOON
+        return bar(
+            n_batches, f"epoch {epoch}", show=self.batches, persist=self.keep_batches,
+            unit="batch", delay=delay,
+        )  # fmt: skip
+
+    def show(self, epochs: Bar, results: PhaseResults | None, epoch: int) -> None:
+        """Count an epoch, its losses beside the bar."""
+        if epochs and results is not None:
+            found = results._metrics.at_epoch(epoch)
+            epochs.show(**{name: found.get(name) for name in ("train_loss", self.watch)})
+        epochs.update()
+
+    def sampling(self, groups: Sequence[Any]) -> Iterator[Any]:
+        """Iterate over what is sampled."""
+        with bar(
+            len(groups), "sampling", show=self.samplers, unit="sampler", delay=_SOON
+        ) as drawn:
+            for group in groups:
+                yield group
+                drawn.update()
+
+
+_SOON = 0.5  # seconds until a nested bar appears
 
 
 class Hooks:
@@ -50,6 +84,11 @@ class Hooks:
         edge = hook.removeprefix("on_")
         for listener, said in self.dispatcher.notify(hook, **self.facts, **facts):
             self.results._keep(as_results(said, listener, edge, facts), epoch)
+
+    def report(self, error: BaseException) -> None:
+        """Tell everybody of an error, which nothing that they raise or say hides."""
+        for listener, said in self.dispatcher.report(error, **self.facts):
+            self.results._keep(as_results(said, listener, "exception", {}), 0)
 
 
 def run_phase(
@@ -98,12 +137,14 @@ def phase_epochs(
         If a loss is NaN or infinite.
     """
     hooks = Hooks(phase, experiment, results)
-    recorder = Recorder(results, phase.recording)
+    recorder = Recorder(results, phase.recording, getattr(experiment, "results_room", None))
     phase.stop_requested = False
+    feed = None
     try:
         feed = phase.feed()
         phase.position = Stream(feed)
         feed.reuses_memory = True  # nobody keeps the tensors of a batch
+        feed.watch = display.sampling
         with bar(
             phase.n_epochs, phase.label, show=display.epochs, persist=display.keep, unit="epoch"
         ) as epochs:
@@ -117,18 +158,12 @@ def phase_epochs(
                 if phase.stop_requested:
                     break
             hooks("on_phase_end", epoch)
-        feed.release()
     except BaseException as error:
-        _report(hooks, error)
+        hooks.report(error)
         raise
-
-
-def _report(hooks: Hooks, error: BaseException) -> None:
-    """Tell everybody of an error; one that is raised on the way does not hide it."""
-    try:
-        hooks("on_exception", exception=error)
-    except Exception as second:  # noqa: BLE001 - the first error is the one that counts
-        error.add_note(f"on_exception failed in turn: {second!r}")
+    finally:
+        if feed is not None:
+            feed.release()
 
 
 def _run_epoch(
@@ -151,13 +186,7 @@ def _run_epoch(
     position.reload_iterator()
     recorder.begin(lambda node_id: feed.sizes(epoch, node_id))
     values: list[Sequence[Any]] = []
-    label = f"epoch {epoch}"
-    with (
-        plan.adapter.modes(plan.modes),
-        bar(
-            n_batches, label, show=display.batches, persist=display.keep_batches, unit="batch"
-        ) as drawn,
-    ):
+    with plan.adapter.modes(plan.modes), display.epoch_bar(epoch, n_batches) as drawn:
         for ctx in position.data(n_batches):
             if before:
                 hooks("on_batch_start", epoch, exec_ctx=ctx)
@@ -167,15 +196,9 @@ def _run_epoch(
             if after:
                 hooks("on_batch_end", epoch, exec_ctx=ctx)
             drawn.update()
-    if phase.logs_losses:
-        _log_losses(phase, feed, values, ctx, recorder.results)
+    recorder.end(_log_losses(phase, feed, values, ctx, recorder.results))
     hooks("on_epoch_end", epoch, exec_ctx=ctx)
-    shown = recorder.results._metrics
-    epochs.show(
-        train_loss=shown.epoch_values("train_loss").get(epoch),
-        **{display.watch: shown.epoch_values(display.watch).get(epoch)},
-    )
-    epochs.update()
+    display.show(epochs, recorder.results, epoch)
 
 
 def _log_losses(
@@ -184,8 +207,10 @@ def _log_losses(
     values: list[Sequence[Any]],
     ctx: ExecutionContext,
     results: PhaseResults,
-) -> None:
-    """Log the total loss of each batch, and its mean over the samples of the epoch."""
+) -> Array | None:
+    """Log the total loss of each batch and its mean over samples; return the losses themselves."""
+    if not phase.logs_losses:
+        return None
     layout = feed.plan.layout
     flat = layout.adapter.floats([v for batch in values for v in batch])
     table = np.asarray(flat, dtype=np.float64).reshape(-1, len(layout.losses))
@@ -205,6 +230,7 @@ def _log_losses(
     sizes = np.array([feed.sizes(ctx.epoch_idx, node_id) for _, node_id in layout.losses]).T
     means = np.average(table, axis=0, weights=sizes)
     results._metrics.log("train_loss", float(means.sum()), epoch=ctx.epoch_idx)
+    return table
 
 
 def iterate(
@@ -212,12 +238,17 @@ def iterate(
 ) -> Iterator[ExecutionContext]:
     """Yield the steps of a phase, to be run by hand; results get each once it has run."""
     feed = phase.feed()
-    total = None if not display.batches else n_epochs * feed.epoch(0)[0]
-    with bar(total, phase.label, show=display.batches, persist=display.keep, unit="batch") as drawn:
+    feed.watch = display.sampling
+    with bar(
+        n_epochs, phase.label, show=display.epochs, persist=display.keep, unit="epoch"
+    ) as epochs:
         for epoch in range(n_epochs):
-            for ctx in feed.epoch(epoch)[1]:
-                yield ctx
-                drawn.update()
-                if results is not None and ctx.outs:
-                    ctx.release()
-                    results._execution.append(ctx)
+            n_batches, steps = feed.epoch(epoch)
+            with display.epoch_bar(epoch, n_batches) as drawn:
+                for ctx in steps:
+                    yield ctx
+                    drawn.update()
+                    if results is not None and ctx.outs:
+                        ctx.release()
+                        results._execution.append(ctx)
+            display.show(epochs, results, epoch)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from modularml._typing import Array
 from modularml.errors import ConfigError, MetricNotLoggedError, closest
-from modularml.experiment.series import AxisSeries
+from modularml.experiment.series import AxisSeries, Values
 
 __all__ = ["MetricEntry", "MetricStore"]
 
@@ -36,11 +36,11 @@ class MetricEntry:
 
 
 class MetricStore:
-    """Metrics as they were logged, compact: a block of batches is one array."""
+    """Metrics as they were logged, compact: eight bytes a batch."""
 
     def __init__(self) -> None:
         self._epochs: dict[str, list[tuple[int, float]]] = {}
-        self._batches: dict[str, list[tuple[int, np.ndarray[Any, Any]]]] = {}
+        self._batches: dict[str, list[tuple[int, Array]]] = {}
 
     def log(self, name: str, value: float, *, epoch: int, batch: int | None = None) -> None:
         """Add one value.
@@ -59,9 +59,9 @@ class MetricStore:
         else:
             self._batches.setdefault(name, []).append((epoch, np.array([[batch, number]])))
 
-    def log_batches(self, name: str, values: Sequence[float], *, epoch: int) -> None:
+    def log_batches(self, name: str, values: Sequence[float] | Array, *, epoch: int) -> None:
         """Add a value for each batch of an epoch, in order."""
-        block = np.column_stack([np.arange(len(values)), np.asarray(values, dtype=np.float64)])
+        block = np.array(values, dtype=np.float64)
         self._batches.setdefault(name, []).append((epoch, block))
 
     @property
@@ -69,22 +69,64 @@ class MetricStore:
         """Names of all metrics."""
         return list(dict.fromkeys([*self._epochs, *self._batches]))
 
+    def blocks(self, name: str) -> Iterator[tuple[int, Array]]:
+        """Iterate over the epoch and (batch, value) rows of each block of a metric."""
+        for epoch, block in self._batches.get(name, []):
+            rows = block if block.ndim == 2 else np.column_stack([np.arange(len(block)), block])
+            yield epoch, rows
+
     def entries(self) -> list[MetricEntry]:
         """Return every value, those of epochs first."""
         found = [MetricEntry(n, v, e) for n, rows in self._epochs.items() for e, v in rows]
-        for name, blocks in self._batches.items():
-            for epoch, block in blocks:
-                found += [MetricEntry(name, float(v), epoch, int(b)) for b, v in block]
+        for name in self._batches:
+            for epoch, rows in self.blocks(name):
+                found += [MetricEntry(name, float(v), epoch, int(b)) for b, v in rows]
         return found
 
     def series(self) -> AxisSeries[float]:
-        """Return every value over (name, epoch, batch); batch is None for whole epochs."""
-        data = {(e.name, e.epoch, e.batch): e.value for e in self.entries()}
-        return AxisSeries(("name", "epoch", "batch"), data, "metrics")
+        """Return every value over (name, epoch, batch); batch is None for whole epochs.
+
+        Of values logged twice for one place, the last one counts.
+        """
+        names: list[str] = []
+        epochs: list[int] = []
+        batches: list[int | None] = []
+        values: list[float] = []
+        for name, logged in self._epochs.items():
+            last = dict(logged)
+            names += [name] * len(last)
+            epochs += last
+            batches += [None] * len(last)
+            values += last.values()
+        for name in self._batches:
+            found: dict[tuple[int, int], float] = {}
+            for epoch, rows in self.blocks(name):
+                places = [(epoch, b) for b in rows[:, 0].astype(np.int64).tolist()]
+                found.update(zip(places, rows[:, 1].tolist(), strict=True))
+            names += [name] * len(found)
+            epochs += [e for e, _ in found]
+            batches += [b for _, b in found]
+            values += found.values()
+        columns = {
+            "name": np.array(names, dtype=object),
+            "epoch": np.array(epochs, dtype=np.int64),
+            "batch": np.array(batches, dtype=object),
+        }
+        numbers = np.array(values, dtype=np.float64)
+        made = Values(lambda at: numbers[at].tolist(), np.arange(len(numbers)), numbers)
+        return AxisSeries.from_columns(columns, made, "metrics")
 
     def epoch_values(self, name: str) -> dict[int, float]:
         """Return the last value logged for each whole epoch."""
         return dict(self._epochs.get(name, []))
+
+    def at_epoch(self, epoch: int) -> dict[str, float]:
+        """Return the metrics of one whole epoch, the last value of each."""
+        found = {
+            name: next((v for e, v in reversed(rows) if e == epoch), None)
+            for name, rows in self._epochs.items()
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
     def epoch_value(self, name: str, epoch: int, reducer: str = "last") -> float:
         """Return a metric of one epoch, from the epoch's values or else its batches'.
@@ -97,7 +139,7 @@ class MetricStore:
         values = [v for e, v in self._epochs.get(name, []) if e == epoch]
         if not values:
             values = [
-                float(x) for e, b in self._batches.get(name, []) if e == epoch for x in b[:, 1]
+                x for e, b in self._batches.get(name, []) if e == epoch for x in _flat(b).tolist()
             ]
         if not values:
             raise MetricNotLoggedError(
@@ -109,3 +151,7 @@ class MetricStore:
 
     def __repr__(self) -> str:
         return f"MetricStore({self.names})"
+
+
+def _flat(block: Array) -> Array:
+    return block if block.ndim == 1 else np.asarray(block[:, 1])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
+from modularml._typing import Array
 from modularml.data.execution import ExecutionContext
 from modularml.errors import UnknownNameError
 from modularml.experiment.results import PhaseResults
+from modularml.experiment.results_room import ResultsRoom
+from modularml.experiment.steps import EpochSteps, StepLog
 
 __all__ = ["Recorder", "ResultRecording"]
 
@@ -47,12 +49,16 @@ class Recorder:
     ----------
     results : PhaseResults
     recording : ResultRecording
+    room : ResultsRoom, optional
+        Where steps go that memory has no room for.
     """
 
-    def __init__(self, results: PhaseResults, recording: ResultRecording) -> None:
-        self.results, self.recording = results, recording
+    def __init__(
+        self, results: PhaseResults, recording: ResultRecording, room: ResultsRoom | None = None
+    ) -> None:
+        self.results, self.recording, self.room = results, recording, room
         self._sizes: Callable[[str], list[int]] = lambda node_id: []
-        self._shelves: list[Sequence[Any]] = []
+        self._open: EpochSteps | None = None
 
     def begin(self, sizes: Callable[[str], list[int]]) -> None:
         """Make ready for an epoch.
@@ -62,18 +68,22 @@ class Recorder:
         sizes : callable
             From a node's id to its rows in each batch.
         """
-        self._sizes, self._shelves = sizes, []
+        self._sizes, self._open = sizes, None
         if self.recording is ResultRecording.LAST:
-            self.results._execution = []
+            self.results._execution = StepLog()
 
     def record(self, ctx: ExecutionContext) -> None:
         """Keep a step that has run; the outputs of an epoch lie side by side in memory."""
         if self.recording is ResultRecording.NONE or ctx.layout is None:
             return
-        adapter, place = ctx.layout.adapter, ctx.batch_idx
-        if not self._shelves:
-            named = zip(ctx.layout.outputs, ctx.outs, strict=True)
-            self._shelves = [adapter.shelf(out, self._sizes(node)) for (node, _), out in named]
-        shelved = zip(self._shelves, ctx.outs, strict=True)
-        ctx.release([adapter.put(shelf[place], out) for shelf, out in shelved])
-        self.results._execution.append(ctx)
+        if self._open is None:
+            self._open = EpochSteps(ctx, self._sizes)
+            self.results._execution.parts.append(self._open)
+        self._open.add(ctx)
+
+    def end(self, losses: Array | None) -> None:
+        """Finish an epoch; `losses` holds those of each batch, where they are known."""
+        if self._open is not None:
+            self._open.close(losses)
+            if self.room is not None:
+                self.room.admit(self._open)

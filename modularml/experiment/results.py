@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -16,7 +17,8 @@ from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, DataError, UnknownNameError
 from modularml.experiment.callback import ArtifactResult, CallbackResult, MetricResult
 from modularml.experiment.metrics import MetricStore
-from modularml.experiment.series import AxisSeries
+from modularml.experiment.series import AxisSeries, Values
+from modularml.experiment.steps import StepLog
 from modularml.graph.node import GraphNode
 from modularml.graph.units import to_own_units
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EvalResults", "FitResults", "PhaseResults", "TrainResults"]
 
+T = TypeVar("T")
 Reducer = Literal["mean", "sum"]
 Domain = Literal["outputs", "targets", "tags", "sample_uuids"]
 
@@ -42,22 +45,24 @@ class PhaseResults:
     """
 
     label: str
-    _execution: list[ExecutionContext] = field(default_factory=list)
+    _execution: StepLog = field(default_factory=StepLog)
     _callbacks: list[CallbackResult] = field(default_factory=list)
     _metrics: MetricStore = field(default_factory=MetricStore)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self._execution, StepLog):
+            self._execution = StepLog(self._execution)
 
     # -- outputs ------------------------------------------------------------------------------
 
     def execution_contexts(self) -> AxisSeries[ExecutionContext]:
         """Return every recorded step over (epoch, batch)."""
-        data = {(c.epoch_idx, c.batch_idx): c for c in self._execution}
-        return AxisSeries(("epoch", "batch"), data, "steps")
+        return self._per_step(lambda step: step, "steps")
 
     def batches(self, node: str | GraphNode) -> AxisSeries[Batch]:
         """Return a node's outputs, targets, tags and ids as batches over (epoch, batch)."""
         node_id = self._node_id(node)
-        data = {(c.epoch_idx, c.batch_idx): c.batch(node_id) for c in self._execution}
-        return AxisSeries(("epoch", "batch"), data, "batches")
+        return self._per_step(lambda step: step.batch(node_id), "batches")
 
     def tensors(
         self,
@@ -82,24 +87,17 @@ class PhaseResults:
             Whether to bring outputs and targets back to the target's own units.
         """
         node_id = self._node_id(node)
-        data = {
-            (c.epoch_idx, c.batch_idx): _read(c, node_id, domain, role, fmt, unscale)
-            for c in self._execution
-        }
-        return AxisSeries(("epoch", "batch"), data, domain)
+        read = partial(_read, node_id=node_id, domain=domain, role=role, fmt=fmt, unscale=unscale)
+        for first in self._execution[:1]:
+            read(first)  # what cannot be read is an error here and not later
+        return self._per_step(read, domain)
 
     # -- numbers ------------------------------------------------------------------------------
 
     def losses(self, node: str | GraphNode) -> AxisSeries[LossRecord]:
         """Return the losses applied on a node over (epoch, batch, label)."""
         node_id = self._node_id(node)
-        data = {
-            (c.epoch_idx, c.batch_idx, record.label): record
-            for c in self._execution
-            for record in c.losses
-            if record.node_id == node_id
-        }
-        return AxisSeries(("epoch", "batch", "label"), data, "losses")
+        return self._execution.losses(node_id)
 
     def metrics(self) -> AxisSeries[float]:
         """Return every metric over (name, epoch, batch); batch is None for whole epochs."""
@@ -179,6 +177,9 @@ class PhaseResults:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the metrics of whole epochs: one row an epoch, one column a metric."""
+        return self._metric_frame()
+
+    def _metric_frame(self) -> pd.DataFrame:
         frame = self.metrics().where(batch=None).to_pandas()
         last = frame.drop_duplicates(["epoch", "name"], keep="last")  # a NaN is a value too
         return last.pivot(index="epoch", columns="name", values="value")
@@ -201,9 +202,14 @@ class PhaseResults:
     def _repr_html_(self) -> str:
         if not self.metric_names():
             return f"<pre>{self!r}</pre>"
-        return f"<b>{self.label}</b>{self.to_pandas().to_html(float_format='{:.5g}'.format)}"
+        return f"<b>{self.label}</b>{self._metric_frame().to_html(float_format='{:.5g}'.format)}"
 
     # -- within -------------------------------------------------------------------------------
+
+    def _per_step(self, read: Callable[[ExecutionContext], T], kind: str) -> AxisSeries[T]:
+        steps = list(self._execution)
+        made = Values(lambda at: [read(steps[i]) for i in at.tolist()], np.arange(len(steps)))
+        return AxisSeries.from_columns(self._execution.places(), made, kind)
 
     def _keep(self, results: Iterable[CallbackResult], epoch: int) -> None:
         """Keep what callbacks said; metrics are logged as well."""
@@ -222,7 +228,7 @@ class PhaseResults:
 
     def _node_id(self, node: str | GraphNode) -> str:
         labels: dict[str, str] = {}
-        for ctx in self._execution[:1]:
+        if (ctx := next(iter(self._execution), None)) is not None:
             assert ctx.layout is not None
             labels = dict(ctx.layout.labels)
         wanted = node.label if isinstance(node, GraphNode) else node

@@ -167,7 +167,8 @@ def display_from(flags: dict[str, Any], training: bool) -> Display:
         return Display(batches=flags["show_eval_progress"], keep_batches=flags["persist_progress"])
     return Display(
         epochs=flags["show_training_progress"],
-        batches=False,
+        batches=flags["show_training_progress"],
+        samplers=flags["show_sampler_progress"],
         keep=flags["persist_progress"],
         keep_batches=flags["persist_epoch_progress"],
         watch=flags["val_loss_metric"],

@@ -80,14 +80,14 @@ def _packed_metrics(store: MetricStore) -> dict[str, Any]:
         name: {"epoch": np.array([e for e, _ in rows]), "value": np.array([v for _, v in rows])}
         for name, rows in store._epochs.items()
     }
-    batches = {
-        name: {
+    batches = {}
+    for name in store._batches:
+        blocks = list(store.blocks(name))
+        batches[name] = {
             "epoch": np.array([e for e, _ in blocks]),
             "size": np.array([len(block) for _, block in blocks]),
             "rows": np.concatenate([block for _, block in blocks]),
         }
-        for name, blocks in store._batches.items()
-    }
     return {"epochs": epochs, "batches": batches}
 
 
