@@ -247,18 +247,12 @@ class ExecutionContext:
         leaves = _leaves(self._layout().flows.get((node_id, "features")))
         return list(dict.fromkeys(leaf.source for leaf in leaves))
 
-    def release(self, outs: Sequence[Any] | None = None) -> None:
-        """Let go of the input tensors and of the graph behind the outputs.
-
-        Parameters
-        ----------
-        outs : sequence of tensor, optional
-            Copies of the outputs, to be kept in their place.
-        """
+    def release(self) -> None:
+        """Let go of the input tensors, and take the outputs off the graph and the device."""
         self.tensors = self.plan = None
-        if outs is None and self.layout is not None:
-            outs = [self.layout.adapter.to_host(out) for out in self.outs]
-        self.outs = outs if outs is not None else self.outs
+        if self.layout is not None:
+            to_host = self.layout.adapter.to_host
+            self.outs = [to_host(out) for out in self.outs]
 
     def _read(self, flow: Flow, role: str) -> Array | None:
         if flow is None:

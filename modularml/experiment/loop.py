@@ -14,7 +14,7 @@ from modularml.data.execution import ExecutionContext
 from modularml.errors import NonFiniteLossError
 from modularml.experiment.callback import PHASE_HOOKS, Callback, Dispatcher, as_results
 from modularml.experiment.feed import Feed
-from modularml.experiment.recording import Recorder
+from modularml.experiment.recording import Recorder, ResultRecording
 from modularml.experiment.results import PhaseResults
 from modularml.loop import Stream
 from modularml.progress import Bar, bar
@@ -143,7 +143,7 @@ def phase_epochs(
     try:
         feed = phase.feed()
         phase.position = Stream(feed)
-        feed.reuses_memory = True  # nobody keeps the tensors of a batch
+        feed.reuses_memory = phase.recording is ResultRecording.NONE  # outputs may be views of them
         feed.watch = display.sampling
         with bar(
             phase.n_epochs, phase.label, show=display.epochs, persist=display.keep, unit="epoch"
@@ -184,7 +184,7 @@ def _run_epoch(
     position = phase.position
     position.increment_epoch()
     position.reload_iterator()
-    recorder.begin(lambda node_id: feed.sizes(epoch, node_id))
+    recorder.begin()
     values: list[Sequence[Any]] = []
     with plan.adapter.modes(plan.modes), display.epoch_bar(epoch, n_batches) as drawn:
         for ctx in position.data(n_batches):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -88,32 +89,20 @@ class MetricStore:
 
         Of values logged twice for one place, the last one counts.
         """
-        names: list[str] = []
-        epochs: list[int] = []
-        batches: list[int | None] = []
-        values: list[float] = []
+        parts = [_rows("", [], [], [])]
         for name, logged in self._epochs.items():
             last = dict(logged)
-            names += [name] * len(last)
-            epochs += last
-            batches += [None] * len(last)
-            values += last.values()
-        for name in self._batches:
-            found: dict[tuple[int, int], float] = {}
-            for epoch, rows in self.blocks(name):
-                places = [(epoch, b) for b in rows[:, 0].astype(np.int64).tolist()]
-                found.update(zip(places, rows[:, 1].tolist(), strict=True))
-            names += [name] * len(found)
-            epochs += [e for e, _ in found]
-            batches += [b for _, b in found]
-            values += found.values()
-        columns = {
-            "name": np.array(names, dtype=object),
-            "epoch": np.array(epochs, dtype=np.int64),
-            "batch": np.array(batches, dtype=object),
-        }
-        numbers = np.array(values, dtype=np.float64)
+            parts.append(_rows(name, list(last), [None] * len(last), list(last.values())))
+        for name, blocks in self._batches.items():
+            if all(block.ndim == 1 for _, block in blocks):
+                parts += [_rows(name, [e] * len(b), range(len(b)), b) for e, b in blocks]
+                continue
+            found = {(e, int(b)): v for e, rows in self.blocks(name) for b, v in rows.tolist()}
+            epochs, batches = zip(*found, strict=True)
+            parts.append(_rows(name, epochs, batches, list(found.values())))
+        names, epochs, batches, numbers = map(np.concatenate, zip(*parts, strict=True))
         made = Values(lambda at: numbers[at].tolist(), np.arange(len(numbers)), numbers)
+        columns = {"name": names, "epoch": epochs, "batch": batches}
         return AxisSeries.from_columns(columns, made, "metrics")
 
     def epoch_values(self, name: str) -> dict[int, float]:
@@ -151,6 +140,16 @@ class MetricStore:
 
     def __repr__(self) -> str:
         return f"MetricStore({self.names})"
+
+
+def _rows(name: str, epochs: Any, batches: Any, values: Any) -> tuple[Array, ...]:
+    names = np.full(len(epochs), name, dtype=object)
+    return (
+        names,
+        np.array(epochs, dtype=np.int64),
+        np.array(batches, dtype=object),
+        np.array(values, dtype=np.float64),
+    )
 
 
 def _flat(block: Array) -> Array:

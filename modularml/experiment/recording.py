@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
-
 from modularml._typing import Array
 from modularml.data.execution import ExecutionContext
 from modularml.errors import UnknownNameError
@@ -57,27 +55,20 @@ class Recorder:
         self, results: PhaseResults, recording: ResultRecording, room: ResultsRoom | None = None
     ) -> None:
         self.results, self.recording, self.room = results, recording, room
-        self._sizes: Callable[[str], list[int]] = lambda node_id: []
         self._open: EpochSteps | None = None
 
-    def begin(self, sizes: Callable[[str], list[int]]) -> None:
-        """Make ready for an epoch.
-
-        Parameters
-        ----------
-        sizes : callable
-            From a node's id to its rows in each batch.
-        """
-        self._sizes, self._open = sizes, None
+    def begin(self) -> None:
+        """Make ready for an epoch."""
+        self._open = None
         if self.recording is ResultRecording.LAST:
             self.results._execution = StepLog()
 
     def record(self, ctx: ExecutionContext) -> None:
-        """Keep a step that has run; the outputs of an epoch lie side by side in memory."""
+        """Keep a step that has run."""
         if self.recording is ResultRecording.NONE or ctx.layout is None:
             return
         if self._open is None:
-            self._open = EpochSteps(ctx, self._sizes)
+            self._open = EpochSteps(ctx)
             self.results._execution.parts.append(self._open)
         self._open.add(ctx)
 

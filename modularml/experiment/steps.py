@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import uuid
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any, overload
@@ -28,18 +29,14 @@ class EpochSteps(Sequence[ExecutionContext]):
     ----------
     first : ExecutionContext
         Its first step, which has run.
-    sizes : callable
-        From a node's id to its rows in each batch.
     """
 
-    def __init__(self, first: ExecutionContext, sizes: Callable[[str], list[int]]) -> None:
+    def __init__(self, first: ExecutionContext) -> None:
         assert first.layout is not None
         self.layout: Layout = first.layout
         self.phase, self.epoch, self.rows = first.phase_label, first.epoch_idx, first.rows
-        named = zip(self.layout.outputs, first.outs, strict=True)
-        sized = [(out, sizes(node_id)) for (node_id, _), out in named]
-        self._shelves = [self.layout.adapter.shelf(out, size) for out, size in sized]
-        self._parts: list[list[Any]] = [[] for _ in sized]
+        self._to_host = self.layout.adapter.to_host
+        self._outs: list[Sequence[Any]] = []
         self._values: list[Sequence[Any]] = []
         self._n = 0
         self._table: Array | None = None
@@ -48,24 +45,23 @@ class EpochSteps(Sequence[ExecutionContext]):
         self.nbytes = 0
 
     def add(self, ctx: ExecutionContext) -> None:
-        """Keep a step, which then holds copies of its outputs and nothing else."""
-        put, place = self.layout.adapter.put, ctx.batch_idx
-        copies = [put(s[place], out) for s, out in zip(self._shelves, ctx.outs, strict=True)]
-        for part, copy in zip(self._parts, copies, strict=True):
-            part.append(copy)
+        """Keep a step, which then holds its outputs off the graph and the device, no inputs."""
+        ctx.tensors = ctx.plan = None
+        ctx.outs = [self._to_host(out) for out in ctx.outs]
+        self._outs.append(ctx.outs)
         self._values.append(ctx.values)
         self._n += 1
-        ctx.release(copies)
 
     def close(self, table: Array | None = None) -> None:
         """Put the outputs behind one another; `table` holds the losses where they are known."""
         self._table = _small(self.losses if table is None else table)
-        self._shelves, self._values = [], []
-        if all(len({(p.dtype, *p.shape[1:]) for p in part}) == 1 for part in self._parts):
+        self._values = []
+        parts = list(zip(*self._outs, strict=True))
+        if all(len({(p.dtype, *p.shape[1:]) for p in part}) == 1 for part in parts):
             adapter = self.layout.adapter
-            bounds = [np.cumsum([0, *map(len, part)], dtype=np.int32) for part in self._parts]
-            joined = [adapter.concat(part, 0) for part in self._parts]
-            self._whole, self._parts = list(zip(joined, bounds, strict=True)), []
+            bounds = [np.cumsum([0, *map(len, part)], dtype=np.int32) for part in parts]
+            joined = [adapter.concat(part, 0) for part in parts]
+            self._whole, self._outs = list(zip(joined, bounds, strict=True)), []
             self.nbytes = sum(adapter.to_numpy(t).nbytes for t in joined)
 
     @property
@@ -100,7 +96,7 @@ class EpochSteps(Sequence[ExecutionContext]):
     def output(self, which: int, place: int) -> Any:
         """Return one output of one batch."""
         if not self._whole:
-            return self._parts[which][place]
+            return self._outs[place][which]
         whole, bounds = self._whole[which]
         start, stop = bounds[place : place + 2].tolist()
         if self._files is None:
@@ -187,7 +183,8 @@ class StepLog(Sequence[ExecutionContext]):
 
         def records(at: IntArray) -> list[LossRecord]:
             name, trainable, auxiliary = (column[at].tolist() for column in (label, *parts))
-            return list(map(LossRecord, name, repeat(node_id), trainable, auxiliary))
+            made = zip(name, repeat(node_id), trainable, auxiliary, strict=False)
+            return list(map(partial(tuple.__new__, LossRecord), made))
 
         made = Values(records, np.arange(len(numbers)), numbers)
         columns = {"epoch": epoch, "batch": batch, "label": label}
