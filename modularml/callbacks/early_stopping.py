@@ -15,6 +15,8 @@ from modularml.loop.patience import Patience
 
 __all__ = ["EarlyStopping", "EarlyStoppingResult"]
 
+_WATCHED = ("best", "best_epoch", "waited")
+
 
 @dataclass
 class EarlyStoppingResult(CallbackResult):
@@ -170,6 +172,17 @@ class EarlyStopping(Callback):
             stopped_epoch=self._stopped,
             restored=restored,
         )
+
+    def get_state(self) -> dict[str, Any]:
+        """Return how long it has waited, and the best epoch so far with its state."""
+        watch = {name: getattr(self._watch, name) for name in _WATCHED}
+        return {"watch": watch, "stopped": self._stopped, "best_state": self._best_state}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take over what `get_state` returned."""
+        for name in _WATCHED:
+            setattr(self._watch, name, state["watch"][name])
+        self._stopped, self._best_state = state["stopped"], state["best_state"]
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> EarlyStopping:

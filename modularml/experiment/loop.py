@@ -57,9 +57,7 @@ class Display:
 
     def sampling(self, groups: Sequence[Any]) -> Iterator[Any]:
         """Iterate over what is sampled."""
-        with bar(
-            len(groups), "sampling", show=self.samplers, unit="sampler", delay=_SOON
-        ) as drawn:
+        with bar(len(groups), "sampling", show=self.samplers, unit="sampler", delay=_SOON) as drawn:
             for group in groups:
                 yield group
                 drawn.update()
@@ -138,7 +136,7 @@ def phase_epochs(
     """
     hooks = Hooks(phase, experiment, results)
     recorder = Recorder(results, phase.recording, getattr(experiment, "results_room", None))
-    phase.stop_requested = False
+    phase.stop_requested, phase.under_way = False, None
     feed = None
     try:
         feed = phase.feed()
@@ -177,6 +175,7 @@ def _run_epoch(
 ) -> None:
     before, after = hooks.listens("on_batch_start"), hooks.listens("on_batch_end")
     ctx = ExecutionContext(phase.label, epoch, 0)
+    phase.under_way = epoch, []
     hooks("on_epoch_start", epoch, exec_ctx=ctx)
     feed.refresh()
     plan, step = feed.plan, phase.step_of(feed)
@@ -186,6 +185,7 @@ def _run_epoch(
     position.reload_iterator()
     recorder.begin()
     values: list[Sequence[Any]] = []
+    phase.under_way = epoch, values
     with plan.adapter.modes(plan.modes), display.epoch_bar(epoch, n_batches) as drawn:
         for ctx in position.data(n_batches):
             if before:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+
 from modularml._typing import Array
 from modularml.data.execution import ExecutionContext
 from modularml.errors import UnknownNameError

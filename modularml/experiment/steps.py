@@ -79,7 +79,8 @@ class EpochSteps(Sequence[ExecutionContext]):
     def spill(self, folder: Path, owner: object) -> None:
         """Move outputs and losses to files, from which they are read when asked for.
 
-        The folder is there as long as its owner. Outputs of a type that safetensors lacks in numpy stay where they are.
+        The folder is there as long as its owner. Outputs of a type that safetensors lacks in
+        numpy stay where they are.
         """
         arrays = [storable(self.layout.adapter.to_numpy(t)) for t, _ in self._whole]
         if not arrays or any(array is None for array in arrays):
