@@ -10,16 +10,17 @@ from typing import Any
 
 from modularml._optional import has, require
 
-__all__ = ["IN_NOTEBOOK", "Bar", "bar", "tqdm_class"]
+__all__ = ["IN_NOTEBOOK", "Bar", "bar", "in_notebook", "tqdm_class"]
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
+    """Tell whether this runs in a notebook."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return shell is not None and shell.__class__.__name__ == "ZMQInteractiveShell"
 
 
-IN_NOTEBOOK: bool = _in_notebook()
+IN_NOTEBOOK: bool = in_notebook()
 
 
 PACE = 0.1  # seconds between two drawings

@@ -1,14 +1,16 @@
 """Callbacks: what listens to a phase or an experiment."""
 
 from modularml.callbacks.attached import Attached
+from modularml.callbacks.csv_logger import CSVLogger
 from modularml.callbacks.early_stopping import EarlyStopping, EarlyStoppingResult
-from modularml.callbacks.evaluation import (
+from modularml.callbacks.evaluation import Evaluation, MetricCallback
+from modularml.callbacks.evaluation_metric import (
     EvalLossMetric,
-    Evaluation,
     EvaluationCallbackResult,
     EvaluationMetric,
-    MetricCallback,
 )
+from modularml.callbacks.live_plot import LivePlot
+from modularml.callbacks.score_metric import ScoreMetric
 from modularml.experiment.callback import (
     ArtifactResult,
     Callback,
@@ -22,6 +24,7 @@ from modularml.experiment.callback import (
 __all__ = [
     "ArtifactResult",
     "Attached",
+    "CSVLogger",
     "Callback",
     "CallbackResult",
     "EarlyStopping",
@@ -31,8 +34,10 @@ __all__ = [
     "EvaluationCallbackResult",
     "EvaluationMetric",
     "ExperimentCallback",
+    "LivePlot",
     "MetricCallback",
     "MetricResult",
     "PayloadResult",
+    "ScoreMetric",
     "callback_registry",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -207,7 +208,8 @@ class EarlyStopping(Callback):
         """Refuse a metric that nobody can log; callbacks of the user's own may log any."""
         others = [c for c in phase.callbacks if not isinstance(c, EarlyStopping)]
         names = {"train_loss", *(n for c in others for n in getattr(c, "logs", ()))}
-        if self._monitor not in names and all(hasattr(c, "logs") for c in others):
+        base = re.split(r"[\[/]", self._monitor)[0]  # of a group or role
+        if not {self._monitor, base} & names and all(hasattr(c, "logs") for c in others):
             raise MetricNotLoggedError(
                 f"nobody logs the metric {self._monitor!r} in phase {phase.label!r} "
                 f"({closest(self._monitor, names)}). Add an Evaluation with EvalLossMetric, or "
