@@ -55,7 +55,7 @@ class CSVLogger(Callback):
                 self._columns = next(csv.reader(file), [])
 
     def on_epoch_end(
-        self, *, phase: Any, exec_ctx: ExecutionContext, results: Any, **facts: Any
+        self, *, experiment: Any, phase: Any, exec_ctx: ExecutionContext, results: Any = None
     ) -> None:
         """Write a line."""
         epoch = exec_ctx.epoch_idx

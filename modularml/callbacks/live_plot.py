@@ -56,13 +56,15 @@ class LivePlot(Callback):
         """Begin a new picture."""
         self._handle, self._due = None, 0.0
 
-    def on_epoch_end(self, *, exec_ctx: Any, phase: Any, results: Any, **facts: Any) -> None:
+    def on_epoch_end(
+        self, *, experiment: Any, phase: Any, exec_ctx: Any, results: Any = None
+    ) -> None:
         """Draw after every n-th epoch, not too often."""
         if (exec_ctx.epoch_idx + 1) % self.every_n_epochs == 0 and monotonic() >= self._due:
             self._show(phase.label, results, exec_ctx.epoch_idx)
             self._due = monotonic() + self.min_seconds
 
-    def on_phase_end(self, *, phase: Any, results: Any, **facts: Any) -> None:
+    def on_phase_end(self, *, experiment: Any, phase: Any, results: Any = None) -> None:
         """Draw the whole of it."""
         if in_notebook():
             self._show(phase.label, results, -1)

@@ -64,7 +64,7 @@ class Feed:
         self._plan_with_static = partial(self._plan, together=together)
         self._asked: StepPlan | None = None
         self._epochs: dict[int, list[EpochBatches]] = {}
-        self.reuses_memory = False
+        self.reuses_memory = self.keeps_epochs = False
         self.watch: Callable[[Sequence[Bound]], Iterable[Bound]] = iter
         self._current = 0
         self._room: dict[InputSlot, list[Any]] = {}
@@ -118,7 +118,8 @@ class Feed:
         if slot.node_id is None:
             rows = bound.view.valid_indices[rows]
         room = self._room.setdefault(slot, []) if self.reuses_memory else None
-        return pieces(self.plan.adapter, column, rows, own.sizes, room)
+        keep = self.keeps_epochs
+        return pieces(self.plan.adapter, column, rows, own.sizes, room, whole_epoch=keep)
 
     def _column(self, slot: InputSlot) -> Any:
         view = self.bound[slot.source].view
@@ -159,6 +160,7 @@ class Feed:
     def release(self) -> None:
         """Let go of the tensors; row numbers can still be asked for."""
         self._columns, self._room, self._asked = [], {}, None
+        self._epochs.clear()
         del self.plan, self.step, self._plan, self._plan_with_static
 
 

@@ -141,7 +141,8 @@ def phase_epochs(
     try:
         feed = phase.feed()
         phase.position = Stream(feed)
-        feed.reuses_memory = phase.recording is ResultRecording.NONE  # outputs may be views of them
+        feed.reuses_memory = True  # from one epoch to the next, nobody keeps the tensors of a batch
+        feed.keeps_epochs = phase.recording is not ResultRecording.NONE  # outputs may be views
         feed.watch = display.sampling
         with bar(
             phase.n_epochs, phase.label, show=display.epochs, persist=display.keep, unit="epoch"

@@ -57,6 +57,7 @@ class Recorder:
     ) -> None:
         self.results, self.recording, self.room = results, recording, room
         self._open: EpochSteps | None = None
+        self._before: EpochSteps | None = None
 
     def begin(self) -> None:
         """Make ready for an epoch."""
@@ -76,6 +77,7 @@ class Recorder:
     def end(self, losses: Array | None) -> None:
         """Finish an epoch; `losses` holds those of each batch, where they are known."""
         if self._open is not None:
-            self._open.close(losses)
+            self._open.close(losses, self._before)
+            self._before = self._open
             if self.room is not None:
                 self.room.admit(self._open)

@@ -164,16 +164,12 @@ class _OnePass(PhaseResults):
         role : str
         unscale : bool
         """
-        chosen = self._tail() if node is None else node
-        read = partial(self.stacked_tensors, chosen, role=role, unscale=unscale)
-        node_id = self._node_id(chosen)
-        has_targets = self._recorded()[0]._layout().flows.get((node_id, "targets")) is not None
-        columns = {}
-        for name, domain in (("prediction", "outputs"), ("target", "targets")):
-            if domain == "outputs" or has_targets:
-                columns |= _by_column(name, as_numpy(read(domain)))
-        ids = self.stacked_tensors(chosen, "sample_uuids", role=role)
-        index = require("pandas").Index(ids, name="sample_uuid")
+        node_id = self._node_id(self._tail() if node is None else node)
+        read = partial(self.stacked_tensors, node_id, role=role)
+        columns = _by_column("prediction", as_numpy(read("outputs", unscale=unscale)))
+        if self._recorded()[0]._layout().flows.get((node_id, "targets")) is not None:
+            columns |= _by_column("target", as_numpy(read("targets", unscale=unscale)))
+        index = require("pandas").Index(read("sample_uuids"), name="sample_uuid")
         frame: pd.DataFrame = require("pandas").DataFrame(columns, index=index)
         return frame
 
@@ -224,15 +220,17 @@ class _OnePass(PhaseResults):
         if reducer not in ("mean", "sum"):
             raise ConfigError(f"reducer must be 'mean' or 'sum', got {reducer!r}")
         node_id = self._node_id(node)
-        values: dict[str, list[tuple[float, int]]] = {}
-        for ctx in self._execution:
-            for record in ctx.losses:
-                if record.node_id == node_id:
-                    n = len(ctx.output(node_id, ctx.roles(node_id)[0]))
-                    values.setdefault(record.label, []).append((record.value, n))
+        total: dict[str, float] = {}
+        count: dict[str, int] = {}
+        for layout, _, table, sizes in self._execution.tables(node_id):
+            weights = sizes if reducer == "mean" else np.ones_like(sizes)
+            for place, (label, on) in enumerate(layout.losses):
+                if on == node_id:
+                    total[label] = total.get(label, 0.0) + float(weights @ table[:, place])
+                    count[label] = count.get(label, 0) + int(weights.sum())
         if reducer == "sum":
-            return {label: sum(v for v, _ in rows) for label, rows in values.items()}
-        return {label: mean_over_samples(rows) for label, rows in values.items()}
+            return total
+        return {label: value / count[label] for label, value in total.items()}
 
 
 class EvalResults(_OnePass):
@@ -251,18 +249,6 @@ class EvalResults(_OnePass):
 
 class FitResults(_OnePass):
     """What a fit left behind."""
-
-
-def mean_over_samples(rows: Sequence[tuple[float, int]]) -> float:
-    """Average batch means so that each sample counts once.
-
-    Parameters
-    ----------
-    rows : sequence of (float, int)
-        Mean of each batch and its number of samples.
-    """
-    n = sum(count for _, count in rows)
-    return sum(value * count for value, count in rows) / n if n else float("nan")
 
 
 def _by_column(name: str, values: Array) -> dict[str, Array]:

@@ -106,13 +106,13 @@ def untouched(experiment: Experiment, phases: Iterable[ExperimentPhase]) -> Iter
 def undone_on_error(graph: ModelGraph | None) -> Iterator[None]:
     """Put random states and what is frozen back where a block fails."""
     randomness = random_states()
-    nodes = [] if graph is None else list(graph.nodes.values())
-    frozen = {node: node.is_frozen for node in nodes}
+    frozen = set() if graph is None else set(graph.frozen_nodes)
     try:
         yield
     except BaseException:
         set_random_states(randomness)
-        for node, was in frozen.items():
-            if node.is_frozen != was:
-                (node.freeze if was else node.unfreeze)()
+        if graph is not None:
+            now = set(graph.frozen_nodes)
+            graph.freeze(list(frozen - now))
+            graph.unfreeze(list(now - frozen))
         raise

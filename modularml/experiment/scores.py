@@ -61,12 +61,13 @@ def find_score(
         asks = _asks_for(function)
         return _asked(metrics.make_scorer(function, response_method=asks, **chosen), meaning)
     torchmetrics = require("torchmetrics") if has("torchmetrics") else None
-    cls = getattr(torchmetrics, score, None)
-    if not inspect.isclass(cls):
+    cls: Any = getattr(torchmetrics, score, None)
+    if not isinstance(cls, type):
         known = [*metrics.get_scorer_names(), *metrics.__all__]
         raise UnknownNameError("metric", score, [*known, *getattr(torchmetrics, "__all__", [])])
+    made: Any = cls
     as_tensor = adapter_for("torch").from_numpy
-    return lambda true, out: float(cls(**chosen)(as_tensor(_flat(out)), as_tensor(_flat(true))))
+    return lambda true, out: float(made(**chosen)(as_tensor(_flat(out)), as_tensor(_flat(true))))
 
 
 def _asked(scorer: Callable[..., float], meaning: Meaning) -> Score:

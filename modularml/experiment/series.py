@@ -308,7 +308,8 @@ def _is_in(column: Array, wanted: Any) -> Any:
     among = wanted if isinstance(wanted, list | tuple | set | range) else (wanted,)
     if column.dtype == object:
         return np.fromiter((place in among for place in column), dtype=bool, count=len(column))
-    return np.isin(column, [w for w in among if isinstance(w, int | float | np.number)])
+    numbers: list[Any] = [w for w in among if isinstance(w, int | float | np.number)]
+    return np.isin(column, numbers)
 
 
 def _runs(columns: list[Array], n: int) -> tuple[IntArray, IntArray]:

@@ -16,6 +16,7 @@ import safetensors
 
 from modularml._typing import Array, IntArray
 from modularml.data.execution import ExecutionContext, Layout, LossRecord
+from modularml.experiment.metrics import compact
 from modularml.experiment.series import AxisSeries, Values
 from modularml.io.tensors import dump_table, dump_tensors, storable
 
@@ -40,7 +41,7 @@ class EpochSteps(Sequence[ExecutionContext]):
         self._values: list[Sequence[Any]] = []
         self._n = 0
         self._table: Array | None = None
-        self._whole: list[tuple[Any, IntArray]] = []
+        self._whole: list[tuple[Any, Array]] = []
         self._files: tuple[Path, Path] | None = None
         self.nbytes = 0
 
@@ -52,14 +53,25 @@ class EpochSteps(Sequence[ExecutionContext]):
         self._values.append(ctx.values)
         self._n += 1
 
-    def close(self, table: Array | None = None) -> None:
-        """Put the outputs behind one another; `table` holds the losses where they are known."""
-        self._table = _small(self.losses if table is None else table)
+    def close(self, table: Array | None, before: EpochSteps | None) -> None:
+        """Put the outputs behind one another.
+
+        Parameters
+        ----------
+        table : ndarray, optional
+            The losses, where they are known.
+        before : EpochSteps, optional
+            An earlier epoch, whose bounds are used again where they are the same.
+        """
+        self._table = compact(self.losses if table is None else table)
         self._values = []
         parts = list(zip(*self._outs, strict=True))
         if all(len({(p.dtype, *p.shape[1:]) for p in part}) == 1 for part in parts):
             adapter = self.layout.adapter
             bounds = [np.cumsum([0, *map(len, part)], dtype=np.int32) for part in parts]
+            known = [] if before is None else [b for _, b in before._whole]
+            if len(known) == len(bounds) and all(map(np.array_equal, bounds, known)):
+                bounds = known
             joined = [adapter.concat(part, 0) for part in parts]
             self._whole, self._outs = list(zip(joined, bounds, strict=True)), []
             self.nbytes = sum(adapter.to_numpy(t).nbytes for t in joined)
@@ -75,6 +87,15 @@ class EpochSteps(Sequence[ExecutionContext]):
                 return np.array([np.asarray(c) for c in columns]).reshape(-1, self._n).T
         flat = self.layout.adapter.floats([v for values in self._values for v in values])
         return np.array(flat, dtype=np.float64).reshape(self._n, len(self.layout.losses))
+
+    def sizes(self, node_id: str) -> IntArray:
+        """Return the rows of a node in each batch; none of one whose outputs are not kept."""
+        if all(node != node_id for node, _ in self.layout.outputs):
+            return np.zeros(self._n, dtype=np.int64)
+        which = [node for node, _ in self.layout.outputs].index(node_id)
+        if self._whole:
+            return np.diff(self._whole[which][1]).astype(np.int64)
+        return np.array([len(outs[which]) for outs in self._outs])
 
     def spill(self, folder: Path, owner: object) -> None:
         """Move outputs and losses to files, from which they are read when asked for.
@@ -172,7 +193,7 @@ class StepLog(Sequence[ExecutionContext]):
         places, values = [np.zeros((0, 2), dtype=np.int64)], [np.zeros(0)]
         labels: list[str] = []
         trained: list[bool] = []
-        for layout, rows, table in self._tables():
+        for layout, rows, table, _ in self.tables(node_id):
             mine = [i for i, (_, on) in enumerate(layout.losses) if on == node_id]
             places.append(np.repeat(rows, len(mine), axis=0))
             values.append(table[:, mine].ravel())
@@ -191,15 +212,23 @@ class StepLog(Sequence[ExecutionContext]):
         columns = {"epoch": epoch, "batch": batch, "label": label}
         return AxisSeries.from_columns(columns, made, "losses")
 
-    def _tables(self) -> Iterator[tuple[Layout, IntArray, Array]]:
-        """Iterate over runs of steps: their layout, (epoch, batch) rows, and table of losses."""
+    def tables(self, node_id: str) -> Iterator[tuple[Layout, IntArray, Array, IntArray]]:
+        """Iterate over runs of steps.
+
+        Yields
+        ------
+        Layout, ndarray (n_steps, 2), ndarray (n_steps, n_losses), ndarray (n_steps,)
+            What the losses are, (epoch, batch) of each step, its losses, and its rows of a node.
+        """
         for part in self.parts:
             if isinstance(part, EpochSteps):
-                yield part.layout, _places(part), part.losses
+                yield part.layout, _places(part), part.losses, part.sizes(node_id)
                 continue
             for step in part:
                 layout = step._layout()
-                yield layout, _places([step]), np.array([layout.adapter.floats(step.values)])
+                size = len(step.output(node_id, step.roles(node_id)[0]))
+                table = np.array([layout.adapter.floats(step.values)])
+                yield layout, _places([step]), table, np.array([size])
 
     @overload
     def __getitem__(self, place: int) -> ExecutionContext: ...
@@ -210,7 +239,9 @@ class StepLog(Sequence[ExecutionContext]):
             return list(self)[place]
         starts = np.cumsum([0, *map(len, self.parts)]).tolist()
         which = bisect_right(starts, range(len(self))[place]) - 1
-        return self.parts[which][range(len(self))[place] - starts[which]]
+        part: Sequence[ExecutionContext] = self.parts[which]
+        step: ExecutionContext = part[range(len(self))[place] - starts[which]]
+        return step
 
     def __iter__(self) -> Iterator[ExecutionContext]:
         for part in self.parts:
@@ -224,9 +255,3 @@ def _places(part: Sequence[ExecutionContext]) -> IntArray:
     if isinstance(part, EpochSteps):
         return np.column_stack([np.full(len(part), part.epoch), np.arange(len(part))])
     return np.array([(s.epoch_idx, s.batch_idx) for s in part], dtype=np.int64)
-
-
-def _small(table: Array) -> Array:
-    """Return a table of losses in half the memory where no digit is lost."""
-    small = table.astype(np.float32)
-    return small if np.array_equal(small, table, equal_nan=True) else table

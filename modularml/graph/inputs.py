@@ -46,6 +46,8 @@ def pieces(
     rows: IntArray,
     sizes: list[int],
     room: list[Any] | None = None,
+    *,
+    whole_epoch: bool = False,
 ) -> Iterator[Any]:
     """Yield batches of a column.
 
@@ -61,6 +63,8 @@ def pieces(
         Rows in each batch.
     room : list, optional
         Holds the memory of an earlier call, which is used again: its batches are gone then.
+    whole_epoch : bool
+        Whether all batches of one call stay as they are until the next call.
     """
     row_bytes = max(1, int(column[:1].nbytes if len(column) else 1))
     batches = max(1, CHUNK_BYTES // (row_bytes * max(1, max(sizes, default=1))))
@@ -68,10 +72,11 @@ def pieces(
     for first in range(0, len(sizes), batches):
         own = sizes[first : first + batches]
         n = sum(own)
-        into = room[0][:n] if room and len(room[0]) >= n else None
+        shared = None if first and whole_epoch else room
+        into = shared[0][:n] if shared and len(shared[0]) >= n else None
         chunk = adapter.gather(column, rows[at : at + n], into)
-        if room is not None and into is None:
-            room[:] = [chunk]
+        if shared is not None and into is None:
+            shared[:] = [chunk]
         even = all(size == own[0] for size in own[:-1]) and own[-1] <= own[0]
         yield from adapter.chunks(chunk, own[0] if even else own)
         at += n
