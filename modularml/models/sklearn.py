@@ -155,8 +155,8 @@ class ScikitModelWrapper(BaseModel):
         if self._built and not force:
             if shape != self._input_shape:
                 raise ShapeError(
-                    f"{self.shown_name} was built for input shape {self._input_shape}, got {shape}; "
-                    "build with force=True to make it anew"
+                    f"{self.shown_name} was built for input shape {self._input_shape}, got "
+                    f"{shape}; build with force=True to make it anew"
                 )
             return
         if force:
@@ -189,8 +189,8 @@ class ScikitModelWrapper(BaseModel):
                 return clone(self.inner).fit(np.abs(rng.normal(size=(n, width))), y)
         except ValueError as error:
             raise ShapeError(
-                f"the output shape of {self.shown_name} cannot be known before it is fitted ({error}); "
-                "fit it beforehand"
+                f"the output shape of {self.shown_name} cannot be known before it is fitted "
+                f"({error}); fit it beforehand"
             ) from error
 
     def _probed(self, estimator: Any, width: int) -> Shape:
@@ -256,8 +256,8 @@ class ScikitModelWrapper(BaseModel):
             return out
         if out.size != math.prod(shape):
             raise ShapeError(
-                f"{self.shown_name} gives outputs of shape {out.shape[1:]}, and the graph was built "
-                f"for {self._output_shape}; fix their number in the estimator, or fit it "
+                f"{self.shown_name} gives outputs of shape {out.shape[1:]}, and the graph was "
+                f"built for {self._output_shape}; fix their number in the estimator, or fit it "
                 "beforehand and make the graph with it"
             )
         return out.reshape(shape)

@@ -68,7 +68,7 @@ def make_folds(
             )
         for parts in zip(*cuts, strict=True):
             sides = {label: own for part in parts for label, own in part.items()}
-            own_seed = derived_seed(seed, len(folds))
+            own_seed = derived_seed(seed, len(folds)) % 2**32
             folds.append(Fold(f"fold_{len(folds)}", repeat, own_seed, sides))
     return folds
 
