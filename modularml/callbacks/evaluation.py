@@ -15,6 +15,7 @@ from modularml.experiment.callback import (
     MetricResult,
     callback_registry,
 )
+from modularml.experiment.feed import Feed
 from modularml.experiment.loop import Display, run_phase
 from modularml.experiment.phases import EvalPhase
 from modularml.experiment.results import EvalResults
@@ -74,6 +75,7 @@ class Evaluation(Callback):
         self._metrics = [_metric(metric, group_by) for metric in self.metrics]
         for metric in self._metrics:
             metric.attach(eval_phase)
+        self._feed: Feed | None = None
 
     @classmethod
     def from_split(
@@ -105,6 +107,7 @@ class Evaluation(Callback):
 
     def on_phase_start(self, *, experiment: Any, phase: Any, results: Any = None) -> Any:
         """Evaluate before the first epoch, where asked."""
+        self._feed = None
         return self._evaluate(experiment, None) if self.run_on_start else None
 
     def on_epoch_end(
@@ -115,9 +118,27 @@ class Evaluation(Callback):
             return None
         return self._evaluate(experiment, exec_ctx)
 
+    def on_phase_end(self, *, experiment: Any, phase: Any, results: Any = None) -> None:
+        """Let go of the rows."""
+        if self._feed is not None:
+            self._feed.release()
+            self._feed = None
+
+    def on_exception(
+        self, *, experiment: Any, phase: Any, exception: Any, results: Any = None
+    ) -> None:
+        """Let go of the rows."""
+        self.on_phase_end(experiment=experiment, phase=phase)
+
+    def _rows(self) -> Feed:
+        """Return what feeds the evaluation, made anew where the data have changed."""
+        if self._feed is None or not self._feed.is_current:
+            self._feed = self.eval_phase.feed()
+        return self._feed
+
     def _evaluate(self, experiment: Any, exec_ctx: ExecutionContext | None) -> list[CallbackResult]:
         found = EvalResults(self.eval_phase.label)
-        run_phase(self.eval_phase, experiment, found, Display())
+        run_phase(self.eval_phase, experiment, found, Display(), self._rows())
         result = EvaluationCallbackResult(label=self.label, results=found)
         numbers = [m.extract(eval_result=result, exec_ctx=exec_ctx) for m in self._metrics]
         if exec_ctx is None:  # before the first epoch there is no epoch to log under

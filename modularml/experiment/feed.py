@@ -100,6 +100,7 @@ class Feed:
         self._shape_of = lambda node_id: graph.get_node(node_id).output_shape or ()
         self._plan = partial(self._graph_plan, losses, active_nodes=active_nodes, fits=fits)
         self._plan_with_static = partial(self._plan, together=together)
+        self._tables = [(b, b.view.collection) for b in bound]
         self._asked: StepPlan | None = None
         self._epochs: dict[int, list[EpochBatches]] = {}
         self._counts: dict[int, Any] = {}
@@ -108,6 +109,11 @@ class Feed:
         self._current = 0
         self._room: dict[InputSlot, list[Any]] = {}
         self.refresh()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether every FeatureSet still holds the table that this was made of."""
+        return all(b.view.collection is table for b, table in self._tables)
 
     def refresh(self) -> None:
         """Take up what was frozen, unfrozen or otherwise changed since the last epoch."""

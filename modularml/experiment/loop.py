@@ -95,16 +95,24 @@ class Hooks:
 
 
 def run_phase(
-    phase: ExperimentPhase, experiment: Any, results: PhaseResults, display: Display
+    phase: ExperimentPhase,
+    experiment: Any,
+    results: PhaseResults,
+    display: Display,
+    feed: Feed | None = None,
 ) -> PhaseResults:
     """Run a phase to its end, or until it is asked to stop; see `phase_epochs`."""
-    for _ in phase_epochs(phase, experiment, results, display):
+    for _ in phase_epochs(phase, experiment, results, display, feed):
         pass
     return results
 
 
 def phase_epochs(
-    phase: ExperimentPhase, experiment: Any, results: PhaseResults, display: Display
+    phase: ExperimentPhase,
+    experiment: Any,
+    results: PhaseResults,
+    display: Display,
+    given: Feed | None = None,
 ) -> Iterator[int]:
     """Run a phase and yield each epoch's number when it is over.
 
@@ -133,6 +141,8 @@ def phase_epochs(
     results : PhaseResults
         Filled in as the phase goes on.
     display : Display
+    given : Feed, optional
+        Of the same phase, for one that runs again and again; it is not released at the end.
 
     Raises
     ------
@@ -143,9 +153,9 @@ def phase_epochs(
     recorder = Recorder(results, phase.recording, getattr(experiment, "results_room", None))
     phase.stop_requested, phase.under_way = False, None
     display = display if phase.is_main else Display()
-    feed = None
+    feed = given
     try:
-        feed = phase.feed()
+        feed = feed or phase.feed()
         phase.position = Stream(feed)
         feed.reuses_memory = True  # from one epoch to the next, nobody keeps the tensors of a batch
         feed.keeps_epochs = phase.recording is not ResultRecording.NONE  # outputs may be views
@@ -167,7 +177,7 @@ def phase_epochs(
         hooks.report(error)
         raise
     finally:
-        if feed is not None:
+        if feed is not None and feed is not given:
             feed.release()
 
 
