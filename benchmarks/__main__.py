@@ -17,6 +17,7 @@ from benchmarks.loop_ratios import loop_ratios
 from benchmarks.own_loops import own_loops
 from benchmarks.report import save, show, verdict
 from benchmarks.rows import rows
+from benchmarks.runtime import runtime
 from benchmarks.samplers import samplers
 
 PHASE_MS = 20.0
@@ -168,6 +169,8 @@ def main() -> int:
         show_limits("scikit-learn nodes, prediction, building (ours / by hand)", found["graphs"])
         found["folds"] = folds(quick=options.quick)
         show_limits("Cross-validation (ratios to hand-written loops)", found["folds"])
+        found["runtime"] = runtime(quick=options.quick)
+        show_limits("The experiment runtime", found["runtime"])
         if not options.quick or options.opponents is not None:
             found["opponents"] = race_opponents(options)
     print(f"\n{save({'quick': options.quick, **found}).relative_to(environments.ROOT)}")
@@ -178,6 +181,7 @@ def main() -> int:
         "costs",
         "equality",
         "own",
+        "runtime",
         "samplers",
         "graphs",
         "folds",

@@ -19,7 +19,6 @@ MODULES = [
     "modularml.scalers",
     "modularml.samplers",
     "modularml.models",
-    "modularml.models.tensorflow",
     "modularml.models.torch",
     "modularml.models.tensorflow",
     "modularml.graph",

@@ -46,6 +46,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
             "PhaseGroup",
             "PhaseGroupResults",
             "ResultRecording",
+            "ResultsConfig",
             "TrainPhase",
             "TrainResults",
         ],

@@ -10,16 +10,17 @@ from typing import Any
 
 from modularml._optional import has, require
 
-__all__ = ["IN_NOTEBOOK", "Bar", "bar", "tqdm_class"]
+__all__ = ["IN_NOTEBOOK", "Bar", "bar", "in_notebook", "tqdm_class"]
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
+    """Tell whether this runs in a notebook."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return shell is not None and shell.__class__.__name__ == "ZMQInteractiveShell"
 
 
-IN_NOTEBOOK: bool = _in_notebook()
+IN_NOTEBOOK: bool = in_notebook()
 
 
 PACE = 0.1  # seconds between two drawings
@@ -84,6 +85,7 @@ def bar(
     persist: bool = False,
     unit: str = "it",
     initial: int = 0,
+    delay: float = 0.0,
 ) -> Iterator[Bar]:
     """Open a progress bar for a ``with`` block.
 
@@ -101,12 +103,15 @@ def bar(
         What is counted.
     initial : int
         Steps that were done before.
+    delay : float
+        Seconds before the bar appears; what is done by then draws none.
     """
     if not show:
         yield Bar(None)
         return
     options = {"total": total, "desc": label, "leave": persist, "unit": unit, "initial": initial}
-    with tqdm_class()(**options, mininterval=0, miniters=1) as tqdm:  # the pace is ours
+    pace = {"mininterval": 0, "miniters": 1, "delay": delay}  # ours
+    with tqdm_class()(**options, **pace) as tqdm:
         drawn = Bar(tqdm)
         try:
             yield drawn

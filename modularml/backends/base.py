@@ -129,14 +129,6 @@ class BackendAdapter(ABC):
         """Return rows of a tensor, in the order asked; written to `into` where it is given."""
 
     @abstractmethod
-    def shelf(self, like: Any, sizes: list[int]) -> Sequence[Any]:
-        """Return room on the host for one tensor like this for each batch of these sizes."""
-
-    @abstractmethod
-    def put(self, place: Any, tensor: Any) -> Any:
-        """Copy a tensor to its room, off the graph and the device, and return the copy."""
-
-    @abstractmethod
     def chunks(self, tensor: Any, size: int | list[int]) -> Sequence[Any]:
         """Cut a tensor along axis 0: into pieces of one size, or of these sizes."""
 

@@ -79,18 +79,6 @@ class TorchAdapter(BackendAdapter):
         index = torch.from_numpy(rows if rows.flags.writeable else rows.copy())
         return torch.index_select(column, 0, index.to(column.device), out=into)
 
-    def shelf(self, like: Any, sizes: list[int]) -> Sequence[Any]:
-        """Return room on the host for one tensor like this for each batch of these sizes."""
-        room = torch.empty((sum(sizes), *like.shape[1:]), dtype=like.dtype)
-        places: Sequence[Any] = room.split(sizes)
-        return places
-
-    def put(self, place: Any, tensor: Any) -> Any:
-        """Copy a tensor to its room, off the graph and the device, and return the copy."""
-        if place.shape != tensor.shape or place.dtype != tensor.dtype:
-            return tensor.detach().to("cpu", copy=True)
-        return place.copy_(tensor.detach())
-
     def chunks(self, tensor: Any, size: int | list[int]) -> Sequence[Any]:
         """Cut a tensor along axis 0: into pieces of one size, or of these sizes."""
         pieces: Sequence[Any] = tensor.split(size)

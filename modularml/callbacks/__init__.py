@@ -1,15 +1,17 @@
 """Callbacks: what listens to a phase or an experiment."""
 
 from modularml.callbacks.attached import Attached
+from modularml.callbacks.csv_logger import CSVLogger
 from modularml.callbacks.early_stopping import EarlyStopping, EarlyStoppingResult
-from modularml.callbacks.evaluation import (
+from modularml.callbacks.evaluation import Evaluation, MetricCallback
+from modularml.callbacks.evaluation_metric import (
     EvalLossMetric,
-    Evaluation,
     EvaluationCallbackResult,
     EvaluationMetric,
-    MetricCallback,
 )
+from modularml.callbacks.live_plot import LivePlot
 from modularml.callbacks.rates import LearningRateMonitor
+from modularml.callbacks.score_metric import ScoreMetric
 from modularml.callbacks.unfreezing import ProgressiveUnfreezing
 from modularml.experiment.callback import (
     ArtifactResult,
@@ -24,6 +26,7 @@ from modularml.experiment.callback import (
 __all__ = [
     "ArtifactResult",
     "Attached",
+    "CSVLogger",
     "Callback",
     "CallbackResult",
     "EarlyStopping",
@@ -34,9 +37,11 @@ __all__ = [
     "EvaluationMetric",
     "ExperimentCallback",
     "LearningRateMonitor",
+    "LivePlot",
     "MetricCallback",
     "MetricResult",
     "PayloadResult",
     "ProgressiveUnfreezing",
+    "ScoreMetric",
     "callback_registry",
 ]

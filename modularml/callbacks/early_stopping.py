@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -14,6 +15,8 @@ from modularml.experiment.recording import ResultRecording
 from modularml.loop.patience import Patience
 
 __all__ = ["EarlyStopping", "EarlyStoppingResult"]
+
+_WATCHED = ("best", "best_epoch", "waited")
 
 
 @dataclass
@@ -171,6 +174,17 @@ class EarlyStopping(Callback):
             restored=restored,
         )
 
+    def get_state(self) -> dict[str, Any]:
+        """Return how long it has waited, and the best epoch so far with its state."""
+        watch = {name: getattr(self._watch, name) for name in _WATCHED}
+        return {"watch": watch, "stopped": self._stopped, "best_state": self._best_state}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take over what `get_state` returned."""
+        for name in _WATCHED:
+            setattr(self._watch, name, state["watch"][name])
+        self._stopped, self._best_state = state["stopped"], state["best_state"]
+
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> EarlyStopping:
         """Make one from its config."""
@@ -194,7 +208,8 @@ class EarlyStopping(Callback):
         """Refuse a metric that nobody can log; callbacks of the user's own may log any."""
         others = [c for c in phase.callbacks if not isinstance(c, EarlyStopping)]
         names = {"train_loss", *(n for c in others for n in getattr(c, "logs", ()))}
-        if self._monitor not in names and all(hasattr(c, "logs") for c in others):
+        base = re.split(r"[\[/]", self._monitor)[0]  # of a group or role
+        if not {self._monitor, base} & names and all(hasattr(c, "logs") for c in others):
             raise MetricNotLoggedError(
                 f"nobody logs the metric {self._monitor!r} in phase {phase.label!r} "
                 f"({closest(self._monitor, names)}). Add an Evaluation with EvalLossMetric, or "

@@ -1,13 +1,12 @@
-"""Evaluation in the course of a training, and metrics of it."""
+"""Evaluation in the course of a training, and numbers of one's own."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
-from modularml.config import Configurable
+from modularml.callbacks.evaluation_metric import EvaluationCallbackResult, EvaluationMetric
+from modularml.callbacks.score_metric import ScoreMetric
 from modularml.data.execution import ExecutionContext
 from modularml.errors import ConfigError
 from modularml.experiment.callback import (
@@ -16,106 +15,15 @@ from modularml.experiment.callback import (
     MetricResult,
     callback_registry,
 )
+from modularml.experiment.feed import Feed
 from modularml.experiment.loop import Display, run_phase
 from modularml.experiment.phases import EvalPhase
 from modularml.experiment.results import EvalResults
 from modularml.training import AppliedLoss
 
-__all__ = [
-    "EvalLossMetric",
-    "Evaluation",
-    "EvaluationCallbackResult",
-    "EvaluationMetric",
-    "MetricCallback",
-]
+__all__ = ["Evaluation", "MetricCallback"]
 
-
-@dataclass
-class EvaluationCallbackResult(CallbackResult):
-    """Results of one evaluation; has every accessor of `EvalResults`."""
-
-    kind: ClassVar[str] = "evaluation"
-
-    results: EvalResults = field(default_factory=lambda: EvalResults("evaluation"))
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "results":
-            raise AttributeError(name)
-        return getattr(self.results, name)
-
-
-class EvaluationMetric(Configurable, ABC):
-    """A number drawn from the results of an evaluation.
-
-    Parameters
-    ----------
-    name : str
-        The metric is logged under this name.
-    """
-
-    def __init__(self, name: str) -> None:
-        if not isinstance(name, str) or not name:
-            raise ConfigError(f"name must be a string that is not empty, got {name!r}")
-        self.name = name
-
-    def attach(self, phase: EvalPhase) -> None:
-        """Prepare the evaluation that this metric reads; nothing by default."""
-
-    @abstractmethod
-    def extract(
-        self, *, eval_result: EvaluationCallbackResult, exec_ctx: ExecutionContext | None = None
-    ) -> MetricResult | None:
-        """Return the metric of one evaluation, or None."""
-
-
-class EvalLossMetric(EvaluationMetric):
-    """A loss over all rows of an evaluation.
-
-    Parameters
-    ----------
-    loss : AppliedLoss
-        Added to the evaluation's phase where it is not there.
-    reducer : {'mean', 'sum'}
-        ``mean`` is over samples; ``sum`` over batches.
-    name : str
-        The metric is logged under this name.
-    """
-
-    def __init__(
-        self,
-        *,
-        loss: AppliedLoss,
-        reducer: Literal["sum", "mean"] = "mean",
-        name: str = "val_loss",
-    ) -> None:
-        super().__init__(name)
-        if not isinstance(loss, AppliedLoss):
-            raise TypeError(f"loss must be an AppliedLoss, got a {type(loss).__name__}")
-        if reducer not in ("sum", "mean"):
-            raise ConfigError(f"reducer must be 'mean' or 'sum', got {reducer!r}")
-        self.loss, self.reducer = loss, reducer
-
-    def attach(self, phase: EvalPhase) -> None:
-        """Have the evaluation compute the loss."""
-        if all(own is not self.loss for own in phase.losses):
-            if any(own.label == self.loss.label and own != self.loss for own in phase.losses):
-                raise ConfigError(
-                    f"phase {phase.label!r} has another loss {self.loss.label!r}; pass label="
-                )
-            if all(own != self.loss for own in phase.losses):
-                phase.losses.append(self.loss)
-
-    def extract(
-        self, *, eval_result: EvaluationCallbackResult, exec_ctx: ExecutionContext | None = None
-    ) -> MetricResult | None:
-        """Return the loss over all rows."""
-        found = eval_result.results.aggregated_losses(self.loss.on, reducer=self.reducer)
-        return MetricResult(self.name, found[self.loss.label])
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> EvalLossMetric:
-        """Make one from its config."""
-        return super().from_config(config)
+Metric: TypeAlias = "EvaluationMetric | str | Callable[..., float]"
 
 
 class Evaluation(Callback):
@@ -130,10 +38,14 @@ class Evaluation(Callback):
         Whether to evaluate before the first epoch too.
     label : str, optional
         The phase's label where it is not given.
-    metrics : list of EvaluationMetric, optional
-        Logged after each evaluation.
+    metrics : list of EvaluationMetric, str or callable, optional
+        Logged after each evaluation; names (``"r2"``) and functions of targets and outputs as
+        `ScoreMetric`, under ``label_name``.
     execution_order : int
         Callbacks with higher numbers run later.
+    group_by : str, optional
+        Column of the FeatureSet: metrics given by name are logged of each of its values too, as
+        ``label_name[value]``.
     """
 
     def __init__(
@@ -143,8 +55,9 @@ class Evaluation(Callback):
         every_n_epochs: int = 1,
         run_on_start: bool = False,
         label: str | None = None,
-        metrics: list[EvaluationMetric] | None = None,
+        metrics: Sequence[Metric] | None = None,
         execution_order: int = 0,
+        group_by: str | None = None,
     ) -> None:
         if not isinstance(eval_phase, EvalPhase):
             raise TypeError(f"eval_phase must be an EvalPhase, got a {type(eval_phase).__name__}")
@@ -158,12 +71,11 @@ class Evaluation(Callback):
             every_n_epochs,
             run_on_start,
         )
-        self.metrics = list(metrics or [])
-        for metric in self.metrics:
-            if not isinstance(metric, EvaluationMetric):
-                raise TypeError(f"metrics must hold EvaluationMetric objects, got {metric!r}")
-        for metric in self.metrics:
+        self.metrics, self.group_by = list(metrics or []), group_by
+        self._metrics = [_metric(metric, group_by) for metric in self.metrics]
+        for metric in self._metrics:
             metric.attach(eval_phase)
+        self._feed: Feed | None = None
 
     @classmethod
     def from_split(
@@ -175,7 +87,8 @@ class Evaluation(Callback):
         batch_size: int | None = None,
         every_n_epochs: int = 1,
         run_on_start: bool = False,
-        metrics: list[EvaluationMetric] | None = None,
+        metrics: Sequence[Metric] | None = None,
+        group_by: str | None = None,
     ) -> Evaluation:
         """Evaluate one split; see `EvalPhase.from_split`."""
         phase = EvalPhase.from_split(label, split=split, losses=losses, batch_size=batch_size)
@@ -184,15 +97,17 @@ class Evaluation(Callback):
             every_n_epochs=every_n_epochs,
             run_on_start=run_on_start,
             metrics=metrics,
+            group_by=group_by,
         )
 
     @property
     def logs(self) -> list[str]:
         """Names of the metrics that this callback logs."""
-        return [metric.name for metric in self.metrics]
+        return [metric.logged_as(self.label) for metric in self._metrics]
 
     def on_phase_start(self, *, experiment: Any, phase: Any, results: Any = None) -> Any:
         """Evaluate before the first epoch, where asked."""
+        self._feed = None
         return self._evaluate(experiment, None) if self.run_on_start else None
 
     def on_epoch_end(
@@ -203,14 +118,33 @@ class Evaluation(Callback):
             return None
         return self._evaluate(experiment, exec_ctx)
 
+    def on_phase_end(self, *, experiment: Any, phase: Any, results: Any = None) -> None:
+        """Let go of the rows."""
+        if self._feed is not None:
+            self._feed.release()
+            self._feed = None
+
+    def on_exception(
+        self, *, experiment: Any, phase: Any, exception: Any, results: Any = None
+    ) -> None:
+        """Let go of the rows."""
+        self.on_phase_end(experiment=experiment, phase=phase)
+
+    def _rows(self) -> Feed:
+        """Return what feeds the evaluation, made anew where the data have changed."""
+        if self._feed is None or not self._feed.is_current:
+            self._feed = self.eval_phase.feed()
+        return self._feed
+
     def _evaluate(self, experiment: Any, exec_ctx: ExecutionContext | None) -> list[CallbackResult]:
         found = EvalResults(self.eval_phase.label)
-        run_phase(self.eval_phase, experiment, found, Display())
-        result = EvaluationCallbackResult(results=found)
-        numbers = [m.extract(eval_result=result, exec_ctx=exec_ctx) for m in self.metrics]
+        run_phase(self.eval_phase, experiment, found, Display(), self._rows())
+        result = EvaluationCallbackResult(label=self.label, results=found)
+        numbers = [m.extract(eval_result=result, exec_ctx=exec_ctx) for m in self._metrics]
         if exec_ctx is None:  # before the first epoch there is no epoch to log under
             return [result]
-        return [result, *(n for n in numbers if n is not None)]
+        flat = [n for some in numbers for n in (some if isinstance(some, list) else [some])]
+        return [result, *(n for n in flat if n is not None)]
 
 
 class MetricCallback(Callback):
@@ -246,6 +180,14 @@ class MetricCallback(Callback):
         """Compute and log the number."""
         value = self.fn(**facts)
         return None if value is None else MetricResult(self.name, float(value))
+
+
+def _metric(metric: Any, group_by: str | None) -> EvaluationMetric:
+    if isinstance(metric, EvaluationMetric):
+        return metric
+    if isinstance(metric, str) or callable(metric):
+        return ScoreMetric(metric, group_by=group_by)
+    raise TypeError(f"metrics must hold names, functions or EvaluationMetrics, got {metric!r}")
 
 
 for _cls in (Evaluation, MetricCallback):

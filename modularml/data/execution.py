@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -76,8 +76,7 @@ class Weighing:
         return product
 
 
-@dataclass(frozen=True)
-class LossRecord:
+class LossRecord(NamedTuple):
     """One loss of one batch.
 
     Parameters
@@ -325,19 +324,12 @@ class ExecutionContext:
         leaves = _leaves(self._layout().flows.get((node_id, "features")))
         return list(dict.fromkeys(leaf.source for leaf in leaves))
 
-    def release(self, outs: Sequence[Any] | None = None) -> None:
-        """Let go of the input tensors and of the graph behind the outputs.
-
-        Parameters
-        ----------
-        outs : sequence of tensor, optional
-            Copies of the outputs, to be kept in their place.
-        """
+    def release(self) -> None:
+        """Let go of the input tensors, and take the outputs off the graph and the device."""
         self.tensors = self.plan = None
-        if outs is None and self.layout is not None:
+        if self.layout is not None:
             shown = zip(self.layout.adapters, self.outs, strict=True)
-            outs = [adapter.to_host(out) for adapter, out in shown]
-        self.outs = outs if outs is not None else self.outs
+            self.outs = [adapter.to_host(out) for adapter, out in shown]
 
     def _read(self, flow: Flow, role: str) -> Array | None:
         if flow is None:

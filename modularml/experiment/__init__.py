@@ -10,6 +10,7 @@ from modularml.experiment.group_results import PhaseGroupResults
 from modularml.experiment.phases import EvalPhase, TrainPhase
 from modularml.experiment.recording import ResultRecording
 from modularml.experiment.results import EvalResults, FitResults, PhaseResults, TrainResults
+from modularml.experiment.results_room import ResultsConfig
 from modularml.experiment.run import ExperimentRun
 from modularml.experiment.schedule import BatchSchedulingPolicy
 
@@ -28,6 +29,7 @@ __all__ = [
     "PhaseGroupResults",
     "PhaseResults",
     "ResultRecording",
+    "ResultsConfig",
     "TrainPhase",
     "TrainResults",
 ]

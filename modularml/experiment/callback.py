@@ -235,6 +235,17 @@ class Dispatcher:
             if said is not None:
                 yield listener, said
 
+    def report(self, error: BaseException, **facts: Any) -> Iterator[tuple[_Listener, Any]]:
+        """Tell everybody of an error; what one raises in turn is noted on it, not raised."""
+        for listener, call in self._hooks["on_exception"]:
+            try:
+                said = call(**facts, exception=error)
+            except BaseException as second:  # noqa: BLE001 - the first error is the one that counts
+                error.add_note(f"on_exception failed in turn: {second!r}")
+                continue
+            if said is not None:
+                yield listener, said
+
 
 def as_results(
     said: Any, listener: _Listener, edge: str, facts: Mapping[str, Any]

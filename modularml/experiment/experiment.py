@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from modularml._optional import require
 from modularml.config import config_registry, decode, encode
 from modularml.context import ExperimentContext, RegistrationPolicy
 from modularml.errors import ConfigError
@@ -21,9 +23,12 @@ from modularml.experiment.group import PhaseGroup
 from modularml.experiment.group_results import PhaseGroupResults
 from modularml.experiment.phase import ExperimentPhase, active_graph
 from modularml.experiment.phases import TrainPhase
-from modularml.experiment.run import ExperimentRun, Runner, untouched
+from modularml.experiment.results_room import ResultsConfig, ResultsRoom
+from modularml.experiment.run import ExperimentRun, Runner
+from modularml.experiment.run_state import untouched
 from modularml.experiment.streaming import stream_events
 from modularml.graph.model_graph import ModelGraph
+from modularml.io.randomness import seed_all
 from modularml.streams import Event
 
 __all__ = ["Experiment"]
@@ -46,6 +51,19 @@ class Experiment(ExperimentFiles):
     audit : {'warn', 'error', 'off'}
         What a quick `FeatureSet.audit` of the rows does that a training phase is about to read:
         warn of what it finds, once for each version of the data, or refuse to run.
+    seed : int, optional
+        Seeds Python, numpy and the frameworks that are loaded, now and at the start of each run,
+        in streams of their own; samplers without a seed get one too. Make the experiment before
+        the models, whose first weights are drawn when they are made.
+    deterministic : bool
+        Whether runs turn on the frameworks' own switches for equal bits.
+    results_config : ResultsConfig, optional
+        How much memory recorded outputs may take, and where they go beyond it.
+
+    Notes
+    -----
+    Threads share the frameworks' generators, so layers that draw numbers (dropout) give equal
+    bits only where one experiment runs at a time in a process.
 
     Examples
     --------
@@ -63,11 +81,20 @@ class Experiment(ExperimentFiles):
         callbacks: list[ExperimentCallback] | None = None,
         *,
         audit: str = "warn",
+        seed: int | None = None,
+        deterministic: bool = False,
+        results_config: ResultsConfig | None = None,
     ) -> None:
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise ConfigError(f"seed must be an int or None, got {seed!r}")
+        if results_config is not None and not isinstance(results_config, ResultsConfig):
+            raise TypeError(f"results_config must be a ResultsConfig, got {results_config!r}")
         if not isinstance(label, str) or not label:
             raise ConfigError(f"label must be a string that is not empty, got {label!r}")
-        self.label = label
         self._auditor = Auditor(audit)
+        self.label, self.seed, self.deterministic = label, seed, deterministic
+        self.results_config = results_config
+        self.results_room = ResultsRoom(results_config or ResultsConfig())
         if ctx is not None and not isinstance(ctx, ExperimentContext):
             raise TypeError(f"ctx must be an ExperimentContext or None, got {ctx!r}")
         fresh = ctx is None
@@ -86,6 +113,8 @@ class Experiment(ExperimentFiles):
         ctx.set_experiment(self)
         if fresh:  # last: an experiment that cannot be made leaves the active context alone
             ctx.make_active()
+        if seed is not None:
+            seed_all(seed, "models")
 
     @classmethod
     def from_active_context(
@@ -94,12 +123,14 @@ class Experiment(ExperimentFiles):
         registration_policy: RegistrationPolicy | str | None = None,
         checkpointing: Checkpointing | None = None,
         callbacks: list[ExperimentCallback] | None = None,
-        *,
-        audit: str = "warn",
+        **options: Any,
     ) -> Experiment:
-        """Make an experiment of the nodes and the graph that were made so far."""
+        """Make an experiment of the nodes and the graph that were made so far.
+
+        Other options are those of the constructor.
+        """
         ctx = ExperimentContext.get_active()
-        return cls(label, registration_policy, ctx, checkpointing, callbacks, audit=audit)
+        return cls(label, registration_policy, ctx, checkpointing, callbacks, **options)
 
     # -- what there is ------------------------------------------------------------------------
 
@@ -232,14 +263,15 @@ class Experiment(ExperimentFiles):
     def preview_phase(self, phase: ExperimentPhase, **kwargs: Any) -> Any:
         """Run a phase and undo everything it changed; nothing is kept in the history."""
         self._check(phase, ExperimentPhase)
-        with self._ctx.activate(), self._keeping_nothing([phase]), untouched(self):
-            return Runner(self, kwargs).phase(phase)
+        return self._previewed([phase], kwargs, lambda runner: runner.phase(phase))
 
     def preview_group(self, group: PhaseGroup, **kwargs: Any) -> PhaseGroupResults:
         """Run a group and undo everything it changed; nothing is kept in the history."""
         self._check(group, PhaseGroup)
-        with self._ctx.activate(), self._keeping_nothing(group.flatten()), untouched(self):
-            return Runner(self, kwargs).group(group)
+        found: PhaseGroupResults = self._previewed(
+            group.flatten(), kwargs, lambda runner: runner.group(group)
+        )
+        return found
 
     def preview_run(self, **kwargs: Any) -> PhaseGroupResults:
         """Run the execution plan and undo everything it changed."""
@@ -319,6 +351,9 @@ class Experiment(ExperimentFiles):
                 "checkpointing": encode(self._checkpointing),
                 "callbacks": [encode(c) for c in self._callbacks],
                 "audit": self.audit,
+                "seed": self.seed,
+                "deterministic": self.deterministic,
+                "results_config": encode(self.results_config),
             }
 
     @classmethod
@@ -337,6 +372,9 @@ class Experiment(ExperimentFiles):
             decode(config["checkpointing"]),
             [decode(c) for c in config["callbacks"]],
             audit=config.get("audit", "warn"),
+            seed=config.get("seed"),
+            deterministic=config.get("deterministic", False),
+            results_config=decode(config.get("results_config")),
         )
         new._plan = decode(config["execution_plan"])
         return new
@@ -376,6 +414,13 @@ class Experiment(ExperimentFiles):
             f"{len(self._history)} runs)"
         )
 
+    def _repr_html_(self) -> str:
+        facts = [(r.label, r.status, r.seconds, ", ".join(r.results.labels)) for r in self._history]
+        columns = ["run", "status", "seconds", "phases"]
+        runs = require("pandas").DataFrame(facts, columns=columns)
+        text = html.escape(f"{self!r}\n{self._plan!r}")
+        return f"<pre>{text}</pre>" + (runs.to_html(float_format="{:.1f}".format) if facts else "")
+
     def _recorded(
         self, work: Any, item: ExperimentPhase | PhaseGroup, flags: dict[str, Any]
     ) -> Any:
@@ -383,7 +428,15 @@ class Experiment(ExperimentFiles):
         with self._ctx.activate(), runner.recording(item) as into:
             return work(runner, into)
 
+    def _previewed(self, phases: list[ExperimentPhase], flags: dict[str, Any], work: Any) -> Any:
+        runner = Runner(self, flags)
+        quiet = self._keeping_nothing(phases)
+        with self._ctx.activate(), quiet, untouched(self, phases), runner.reproducibly():
+            return work(runner)
+
     def _whole(self, runner: Runner, into: PhaseGroupResults) -> PhaseGroupResults:
+        if self._checkpointing is not None:
+            self._checkpointing.reset()
         runner.notify("on_experiment_start")
         runner.items(self._plan, into)
         runner.notify("on_experiment_end")

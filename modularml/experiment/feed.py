@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -100,13 +100,20 @@ class Feed:
         self._shape_of = lambda node_id: graph.get_node(node_id).output_shape or ()
         self._plan = partial(self._graph_plan, losses, active_nodes=active_nodes, fits=fits)
         self._plan_with_static = partial(self._plan, together=together)
+        self._tables = [(b, b.view.collection) for b in bound]
         self._asked: StepPlan | None = None
         self._epochs: dict[int, list[EpochBatches]] = {}
         self._counts: dict[int, Any] = {}
-        self.reuses_memory = False
+        self.reuses_memory = self.keeps_epochs = False
+        self.watch: Callable[[Sequence[Bound]], Iterable[Bound]] = iter
         self._current = 0
         self._room: dict[InputSlot, list[Any]] = {}
         self.refresh()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether every FeatureSet still holds the table that this was made of."""
+        return all(b.view.collection is table for b, table in self._tables)
 
     def refresh(self) -> None:
         """Take up what was frozen, unfrozen or otherwise changed since the last epoch."""
@@ -240,7 +247,16 @@ class Feed:
         upload = None
         if self.pin_memory and slot.node_id is None:
             upload = partial(slot.adapter.upload, device=slot.device)
-        return pieces(slot.adapter, column, in_a_row(rows), own.sizes, room, among, upload)
+        return pieces(
+            slot.adapter,
+            column,
+            in_a_row(rows),
+            own.sizes,
+            room,
+            among,
+            upload,
+            whole_epoch=self.keeps_epochs,
+        )
 
     def _own(self, source: Source, batches: list[EpochBatches]) -> EpochBatches:
         """Return the batches that a source reads."""
@@ -273,7 +289,7 @@ class Feed:
                 oldest = next(iter(self._epochs))
                 self._counts.pop(oldest, None)
                 del self._epochs[oldest]
-            own = [g.sampler.epoch(g.view, epoch) for g in self.groups]
+            own = [g.sampler.epoch(g.view, epoch) for g in self.watch(self.groups)]
             batches = schedule(own, self.policy)
             self._check_sizes(batches)
             if self._counts_rows:
@@ -303,6 +319,7 @@ class Feed:
     def release(self) -> None:
         """Let go of the tensors; row numbers can still be asked for."""
         self._parts, self._room, self._asked = [], {}, None
+        self._epochs.clear()
         del self.plan, self.step, self._plan, self._plan_with_static, self._graph_plan
 
 

@@ -24,6 +24,7 @@ from modularml.io.randomness import random_states, set_random_states
 __all__ = ["ExperimentFiles"]
 
 _SUFFIX = ".ckpt.mml"
+_OPTIONS = ("audit", "seed", "deterministic", "results_config")
 
 
 class ExperimentFiles(ContextYaml):
@@ -279,9 +280,8 @@ def _built(cls: Any, contents: Contents, ctx: ExperimentContext) -> Any:
         graph = graph_from(ModelGraph, config["model_graph"]["params"], contents.ids)
         graph._set_file_state(state["model_graph"])
     callbacks = [decode(c) for c in config["callbacks"]]
-    kept = decode(config["checkpointing"])
-    audit = config.get("audit", "warn")  # files of the first format have none
-    new = cls(config["label"], None, ctx, kept, callbacks, audit=audit)
+    options = {name: decode(config[name]) for name in _OPTIONS if name in config}
+    new = cls(config["label"], None, ctx, decode(config["checkpointing"]), callbacks, **options)
     new._plan = decode(config["execution_plan"])
     set_plan_states(new._plan, state["plan"])
     new._history = unpacked_history(state["history"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -9,6 +10,7 @@ from modularml.config import Configurable, decode, encode
 from modularml.errors import RegistrationError, UnknownNameError
 from modularml.experiment.binding import InputBinding
 from modularml.experiment.callback import Callback
+from modularml.experiment.fit_phase import FitPhase
 from modularml.experiment.phase import ExperimentPhase
 from modularml.experiment.phases import EvalPhase, TrainPhase
 from modularml.experiment.schedule import BatchSchedulingPolicy
@@ -95,8 +97,9 @@ class PhaseGroup(Configurable, ContextYaml):
         active_nodes: list[Any] | None = None,
         batch_schedule: BatchSchedulingPolicy | str = BatchSchedulingPolicy.ZIP_STRICT,
         callbacks: list[Callback] | None = None,
+        **options: Any,
     ) -> PhaseGroup:
-        """Make a `TrainPhase`, append it and return this group."""
+        """Make a `TrainPhase`, append it and return this group; it takes all other options too."""
         return self.add_phase(
             TrainPhase(
                 label,
@@ -106,6 +109,7 @@ class PhaseGroup(Configurable, ContextYaml):
                 active_nodes=active_nodes,
                 batch_schedule=batch_schedule,
                 callbacks=callbacks,
+                **options,
             )
         )
 
@@ -117,6 +121,7 @@ class PhaseGroup(Configurable, ContextYaml):
         losses: list[AppliedLoss] | None = None,
         active_nodes: list[Any] | None = None,
         callbacks: list[Callback] | None = None,
+        **options: Any,
     ) -> PhaseGroup:
         """Make an `EvalPhase`, append it and return this group."""
         return self.add_phase(
@@ -126,9 +131,35 @@ class PhaseGroup(Configurable, ContextYaml):
                 losses=losses,
                 active_nodes=active_nodes,
                 callbacks=callbacks,
+                **options,
             )
         )
 
+    def add_fit_phase(
+        self,
+        label: str,
+        *,
+        input_sources: list[InputBinding],
+        losses: list[AppliedLoss] | None = None,
+        active_nodes: list[Any] | None = None,
+        freeze_after_fit: bool = True,
+        callbacks: list[Callback] | None = None,
+        **options: Any,
+    ) -> PhaseGroup:
+        """Make a `FitPhase`, append it and return this group."""
+        return self.add_phase(
+            FitPhase(
+                label,
+                input_sources=input_sources,
+                losses=losses,
+                active_nodes=active_nodes,
+                freeze_after_fit=freeze_after_fit,
+                callbacks=callbacks,
+                **options,
+            )
+        )
+
+    add_fit = add_fitting = add_fit_phase
     add_train = add_training = add_train_phase
     add_eval = add_evaluation = add_eval_phase
 
@@ -180,6 +211,10 @@ class PhaseGroup(Configurable, ContextYaml):
         """Return an evaluation phase by label or position."""
         return self._get(key, EvalPhase)
 
+    def get_fit_phase(self, key: int | str) -> FitPhase:
+        """Return a fit phase by label or position."""
+        return self._get(key, FitPhase)
+
     def get_group(self, key: int | str) -> PhaseGroup:
         """Return a group by label or position."""
         return self._get(key, PhaseGroup)
@@ -227,6 +262,9 @@ class PhaseGroup(Configurable, ContextYaml):
     def __repr__(self) -> str:
         inner = "\n".join(f"  {line}" for item in self._items for line in repr(item).split("\n"))
         return f"PhaseGroup({self.label!r})" + (f"\n{inner}" if inner else "")
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__

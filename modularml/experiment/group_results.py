@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from modularml._optional import require
 from modularml.errors import RegistrationError, UnknownNameError
 from modularml.experiment.results import EvalResults, FitResults, PhaseResults, TrainResults
+from modularml.plotting import series as draw_series
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["PhaseGroupResults"]
 
@@ -109,6 +115,29 @@ class PhaseGroupResults:
         """Return the results of a nested group; the only one where no label is given."""
         return self._get(label, PhaseGroupResults)
 
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the metrics of whole epochs: one row an epoch of a phase, one column a metric.
+
+        The first level of the index is the phase's label, ``group/label`` within groups.
+        """
+        frames = dict(self._frames(""))
+        found: pd.DataFrame = require("pandas").concat(frames, names=["phase", "epoch"])
+        return found
+
+    def plot(self, *, path: Any = None) -> Any:
+        """Draw the metrics of whole epochs, phases behind one another, and return the figure."""
+        frame = self.to_pandas()
+        steps = range(len(frame))
+        lines = {name: (list(steps), frame[name].to_numpy()) for name in frame.columns}
+        return draw_series(lines, title=self.label, x="epoch, all phases", path=path)
+
+    def _frames(self, prefix: str) -> Iterator[tuple[str, pd.DataFrame]]:
+        for label, result in self._results.items():
+            if isinstance(result, PhaseResults):
+                yield prefix + label, result._metric_frame()
+            else:
+                yield from result._frames(f"{prefix}{label}/")
+
     def _get(self, label: str | None, cls: type[T]) -> T:
         if label is None:
             fitting = [k for k, r in self._results.items() if isinstance(r, cls)]
@@ -134,8 +163,8 @@ class PhaseGroupResults:
         inner = "\n".join(
             f"  {line}" for r in self._results.values() for line in repr(r).split("\n")
         )
-        return (
-            f"PhaseGroupResults({self.label!r})\n{inner}"
-            if inner
-            else f"PhaseGroupResults({self.label!r})"
-        )
+        return f"PhaseGroupResults({self.label!r})" + (f"\n{inner}" if inner else "")
+
+    def _repr_html_(self) -> str:
+        inner = "".join(f"<li>{r._repr_html_()}</li>" for r in self._results.values())
+        return f"<b>{html.escape(self.label)}</b><ul>{inner}</ul>"

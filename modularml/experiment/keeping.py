@@ -8,6 +8,7 @@ from typing import Any
 from modularml.errors import ConfigError
 from modularml.experiment.callback import Callback, ExperimentCallback
 from modularml.experiment.checkpointing import Checkpointing
+from modularml.experiment.run_state import phase_state
 from modularml.io.names import check_label, inside
 
 __all__ = ["ExperimentKeeper", "Keeper"]
@@ -62,7 +63,7 @@ class Keeper(Callback):
         if not kept.should_save(hook) or not (self._folder is None or phase.is_main):
             return
         if self._folder is None:
-            kept.record_memory(key, phase.graph().get_state())
+            kept.record_memory(key, phase_state(phase))
             return
         path = inside(self._folder, f"{check_label(self._name(hook, phase, ctx))}{_SUFFIX}")
         meta = {"phase": phase.label, "hook": hook, "key": key}

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from modularml._typing import Array
 from modularml.data.execution import ExecutionContext
 from modularml.errors import NonFiniteLossError
 from modularml.experiment.callback import PHASE_HOOKS, Callback, Dispatcher, as_results
 from modularml.experiment.feed import Feed
-from modularml.experiment.recording import Recorder
+from modularml.experiment.recording import Recorder, ResultRecording
 from modularml.experiment.results import PhaseResults
 from modularml.loop import Stream
 from modularml.progress import Bar, bar
@@ -31,13 +32,43 @@ class EpochOverError(Exception):
 
 @dataclass(frozen=True)
 class Display:
-    """Which progress bars are drawn, and which of them stay."""
+    """Which progress bars are drawn, and which of them stay.
+
+    Bars of samplers and of batches appear when they take longer than half a second, or when they
+    are to stay.
+    """
 
     epochs: bool = False
     batches: bool = False
+    samplers: bool = False
     keep: bool = False
     keep_batches: bool = False
     watch: str = "val_loss"
+
+    def epoch_bar(self, epoch: int, n_batches: int) -> AbstractContextManager[Bar]:
+        """Return the bar over the batches of one epoch."""
+        delay = 0.0 if self.keep_batches else _SOON
+        return bar(
+            n_batches, f"epoch {epoch}", show=self.batches, persist=self.keep_batches,
+            unit="batch", delay=delay,
+        )  # fmt: skip
+
+    def show(self, epochs: Bar, results: PhaseResults | None, epoch: int) -> None:
+        """Count an epoch, its losses beside the bar."""
+        if epochs and results is not None:
+            found = results._metrics.at_epoch(epoch)
+            epochs.show(**{name: found.get(name) for name in ("train_loss", self.watch)})
+        epochs.update()
+
+    def sampling(self, groups: Sequence[Any]) -> Iterator[Any]:
+        """Iterate over what is sampled."""
+        with bar(len(groups), "sampling", show=self.samplers, unit="sampler", delay=_SOON) as drawn:
+            for group in groups:
+                yield group
+                drawn.update()
+
+
+_SOON = 0.5  # seconds until a nested bar appears
 
 
 class Hooks:
@@ -57,18 +88,31 @@ class Hooks:
         for listener, said in self.dispatcher.notify(hook, **self.facts, **facts):
             self.results._keep(as_results(said, listener, edge, facts), epoch)
 
+    def report(self, error: BaseException) -> None:
+        """Tell everybody of an error, which nothing that they raise or say hides."""
+        for listener, said in self.dispatcher.report(error, **self.facts):
+            self.results._keep(as_results(said, listener, "exception", {}), 0)
+
 
 def run_phase(
-    phase: ExperimentPhase, experiment: Any, results: PhaseResults, display: Display
+    phase: ExperimentPhase,
+    experiment: Any,
+    results: PhaseResults,
+    display: Display,
+    feed: Feed | None = None,
 ) -> PhaseResults:
     """Run a phase to its end, or until it is asked to stop; see `phase_epochs`."""
-    for _ in phase_epochs(phase, experiment, results, display):
+    for _ in phase_epochs(phase, experiment, results, display, feed):
         pass
     return results
 
 
 def phase_epochs(
-    phase: ExperimentPhase, experiment: Any, results: PhaseResults, display: Display
+    phase: ExperimentPhase,
+    experiment: Any,
+    results: PhaseResults,
+    display: Display,
+    given: Feed | None = None,
 ) -> Iterator[int]:
     """Run a phase and yield each epoch's number when it is over.
 
@@ -97,6 +141,8 @@ def phase_epochs(
     results : PhaseResults
         Filled in as the phase goes on.
     display : Display
+    given : Feed, optional
+        Of the same phase, for one that runs again and again; it is not released at the end.
 
     Raises
     ------
@@ -104,13 +150,16 @@ def phase_epochs(
         If a loss is NaN or infinite.
     """
     hooks = Hooks(phase, experiment, results)
-    recorder = Recorder(results, phase.recording)
-    phase.stop_requested = False
+    recorder = Recorder(results, phase.recording, getattr(experiment, "results_room", None))
+    phase.stop_requested, phase.under_way = False, None
     display = display if phase.is_main else Display()
+    feed = given
     try:
-        feed = phase.feed()
+        feed = feed or phase.feed()
         phase.position = Stream(feed)
-        feed.reuses_memory = True  # nobody keeps the tensors of a batch
+        feed.reuses_memory = True  # from one epoch to the next, nobody keeps the tensors of a batch
+        feed.keeps_epochs = phase.recording is not ResultRecording.NONE  # outputs may be views
+        feed.watch = display.sampling
         with bar(
             phase.n_epochs, phase.label, show=display.epochs, persist=display.keep, unit="epoch"
         ) as epochs:
@@ -124,18 +173,12 @@ def phase_epochs(
                 if phase.stop_requested:
                     break
             hooks("on_phase_end", epoch)
-        feed.release()
     except BaseException as error:
-        _report(hooks, error)
+        hooks.report(error)
         raise
-
-
-def _report(hooks: Hooks, error: BaseException) -> None:
-    """Tell everybody of an error; one that is raised on the way does not hide it."""
-    try:
-        hooks("on_exception", exception=error)
-    except Exception as second:  # noqa: BLE001 - the first error is the one that counts
-        error.add_note(f"on_exception failed in turn: {second!r}")
+    finally:
+        if feed is not None and feed is not given:
+            feed.release()
 
 
 def _run_epoch(
@@ -149,6 +192,7 @@ def _run_epoch(
 ) -> None:
     before, after = hooks.listens("on_batch_start"), hooks.listens("on_batch_end")
     ctx = ExecutionContext(phase.label, epoch, 0)
+    phase.under_way = epoch, []
     hooks("on_epoch_start", epoch, exec_ctx=ctx)
     feed.refresh()
     plan, step = feed.plan, phase.step_of(feed)
@@ -156,17 +200,10 @@ def _run_epoch(
     position = phase.position
     position.increment_epoch()
     position.reload_iterator()
-    alone = n_batches == phase.n_epochs == 1
-    recorder.begin(lambda node_id: feed.sizes(epoch, node_id), alone=alone)
+    recorder.begin()
     values: list[Sequence[Any]] = []
-    label = f"epoch {epoch}"
-    with (
-        plan.modes(),
-        bar(
-            n_batches, label, show=display.batches, persist=display.keep_batches, unit="batch"
-        ) as drawn,
-        suppress(EpochOverError),
-    ):
+    phase.under_way = epoch, values
+    with plan.modes(), display.epoch_bar(epoch, n_batches) as drawn, suppress(EpochOverError):
         for ctx in position.data(n_batches):
             if before:
                 hooks("on_batch_start", epoch, exec_ctx=ctx)
@@ -176,15 +213,9 @@ def _run_epoch(
             if after:
                 hooks("on_batch_end", epoch, exec_ctx=ctx)
             drawn.update()
-    if phase.logs_losses and values:
-        _log_losses(phase, feed, values, ctx, recorder.results)
+    recorder.end(_log_losses(phase, feed, values, ctx, recorder.results))
     hooks("on_epoch_end", epoch, exec_ctx=ctx)
-    shown = recorder.results._metrics
-    epochs.show(
-        train_loss=shown.epoch_values("train_loss").get(epoch),
-        **{display.watch: shown.epoch_values(display.watch).get(epoch)},
-    )
-    epochs.update()
+    display.show(epochs, recorder.results, epoch)
 
 
 def _log_losses(
@@ -193,11 +224,14 @@ def _log_losses(
     values: list[Sequence[Any]],
     ctx: ExecutionContext,
     results: PhaseResults,
-) -> None:
-    """Log the total loss of each batch, and its mean over the samples of the epoch."""
+) -> Array | None:
+    """Log the total loss of each batch and its mean over samples; return this process's losses."""
+    if not phase.logs_losses or not values:
+        return None
     layout = feed.plan.layout
     flat = layout.adapter.floats([v for batch in values for v in batch])
     table = np.asarray(flat, dtype=np.float64).reshape(-1, len(layout.losses))
+    own = table
     table, sizes = feed.gathered(ctx.epoch_idx, table)
     finite = np.asarray(np.isfinite(table).all(axis=1))
     if not finite.all() and (phase.on_nonfinite != "skip" or not finite.any()):
@@ -225,6 +259,7 @@ def _log_losses(
     table = np.where(finite[:, None], table, 0.0)
     means = np.divide((table * sizes).sum(axis=0), sums, out=np.zeros(len(sums)), where=sums > 0)
     results._metrics.log("train_loss", float(means.sum()), epoch=ctx.epoch_idx)
+    return own
 
 
 def iterate(
@@ -232,12 +267,17 @@ def iterate(
 ) -> Iterator[ExecutionContext]:
     """Yield the steps of a phase, to be run by hand; results get each once it has run."""
     feed = phase.feed()
-    total = None if not display.batches else n_epochs * feed.epoch(0)[0]
-    with bar(total, phase.label, show=display.batches, persist=display.keep, unit="batch") as drawn:
+    feed.watch = display.sampling
+    with bar(
+        n_epochs, phase.label, show=display.epochs, persist=display.keep, unit="epoch"
+    ) as epochs:
         for epoch in range(n_epochs):
-            for ctx in feed.epoch(epoch)[1]:
-                yield ctx
-                drawn.update()
-                if results is not None and ctx.outs:
-                    ctx.release()
-                    results._execution.append(ctx)
+            n_batches, steps = feed.epoch(epoch)
+            with display.epoch_bar(epoch, n_batches) as drawn:
+                for ctx in steps:
+                    yield ctx
+                    drawn.update()
+                    if results is not None and ctx.outs:
+                        ctx.release()
+                        results._execution.append(ctx)
+            display.show(epochs, results, epoch)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from modularml._typing import Array
 from modularml.errors import ConfigError, MetricNotLoggedError, closest
-from modularml.experiment.series import AxisSeries
+from modularml.experiment.series import AxisSeries, Values
 
-__all__ = ["MetricEntry", "MetricStore"]
+__all__ = ["MetricEntry", "MetricStore", "compact"]
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,11 @@ class MetricEntry:
 
 
 class MetricStore:
-    """Metrics as they were logged, compact: a block of batches is one array."""
+    """Metrics as they were logged, compact: four bytes a batch where no digit is lost."""
 
     def __init__(self) -> None:
         self._epochs: dict[str, list[tuple[int, float]]] = {}
-        self._batches: dict[str, list[tuple[int, np.ndarray[Any, Any]]]] = {}
+        self._batches: dict[str, list[tuple[int, Array]]] = {}
 
     def log(self, name: str, value: float, *, epoch: int, batch: int | None = None) -> None:
         """Add one value.
@@ -59,32 +60,61 @@ class MetricStore:
         else:
             self._batches.setdefault(name, []).append((epoch, np.array([[batch, number]])))
 
-    def log_batches(self, name: str, values: Sequence[float], *, epoch: int) -> None:
+    def log_batches(self, name: str, values: Sequence[float] | Array, *, epoch: int) -> None:
         """Add a value for each batch of an epoch, in order."""
-        block = np.column_stack([np.arange(len(values)), np.asarray(values, dtype=np.float64)])
-        self._batches.setdefault(name, []).append((epoch, block))
+        self._batches.setdefault(name, []).append((epoch, compact(np.asarray(values))))
 
     @property
     def names(self) -> list[str]:
         """Names of all metrics."""
         return list(dict.fromkeys([*self._epochs, *self._batches]))
 
+    def blocks(self, name: str) -> Iterator[tuple[int, Array]]:
+        """Iterate over the epoch and (batch, value) rows of each block of a metric."""
+        for epoch, block in self._batches.get(name, []):
+            rows = block if block.ndim == 2 else np.column_stack([np.arange(len(block)), block])
+            yield epoch, rows
+
     def entries(self) -> list[MetricEntry]:
         """Return every value, those of epochs first."""
         found = [MetricEntry(n, v, e) for n, rows in self._epochs.items() for e, v in rows]
-        for name, blocks in self._batches.items():
-            for epoch, block in blocks:
-                found += [MetricEntry(name, float(v), epoch, int(b)) for b, v in block]
+        for name in self._batches:
+            for epoch, rows in self.blocks(name):
+                found += [MetricEntry(name, float(v), epoch, int(b)) for b, v in rows]
         return found
 
     def series(self) -> AxisSeries[float]:
-        """Return every value over (name, epoch, batch); batch is None for whole epochs."""
-        data = {(e.name, e.epoch, e.batch): e.value for e in self.entries()}
-        return AxisSeries(("name", "epoch", "batch"), data, "metrics")
+        """Return every value over (name, epoch, batch); batch is None for whole epochs.
+
+        Of values logged twice for one place, the last one counts.
+        """
+        parts = [_rows("", [], [], [])]
+        for name, logged in self._epochs.items():
+            last = dict(logged)
+            parts.append(_rows(name, list(last), [None] * len(last), list(last.values())))
+        for name, blocks in self._batches.items():
+            if all(block.ndim == 1 for _, block in blocks):
+                parts += [_rows(name, [e] * len(b), range(len(b)), b) for e, b in blocks]
+                continue
+            found = {(e, int(b)): v for e, rows in self.blocks(name) for b, v in rows.tolist()}
+            epochs, batches = zip(*found, strict=True)
+            parts.append(_rows(name, epochs, batches, list(found.values())))
+        names, epochs, batches, numbers = map(np.concatenate, zip(*parts, strict=True))
+        made = Values(lambda at: numbers[at].tolist(), np.arange(len(numbers)), numbers)
+        columns = {"name": names, "epoch": epochs, "batch": batches}
+        return AxisSeries.from_columns(columns, made, "metrics")
 
     def epoch_values(self, name: str) -> dict[int, float]:
         """Return the last value logged for each whole epoch."""
         return dict(self._epochs.get(name, []))
+
+    def at_epoch(self, epoch: int) -> dict[str, float]:
+        """Return the metrics of one whole epoch, the last value of each."""
+        found = {
+            name: next((v for e, v in reversed(rows) if e == epoch), None)
+            for name, rows in self._epochs.items()
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
     def epoch_value(self, name: str, epoch: int, reducer: str = "last") -> float:
         """Return a metric of one epoch, from the epoch's values or else its batches'.
@@ -97,7 +127,7 @@ class MetricStore:
         values = [v for e, v in self._epochs.get(name, []) if e == epoch]
         if not values:
             values = [
-                float(x) for e, b in self._batches.get(name, []) if e == epoch for x in b[:, 1]
+                x for e, b in self._batches.get(name, []) if e == epoch for x in _flat(b).tolist()
             ]
         if not values:
             raise MetricNotLoggedError(
@@ -109,3 +139,23 @@ class MetricStore:
 
     def __repr__(self) -> str:
         return f"MetricStore({self.names})"
+
+
+def _rows(name: str, epochs: Any, batches: Any, values: Any) -> tuple[Array, ...]:
+    names = np.full(len(epochs), name, dtype=object)
+    return (
+        names,
+        np.array(epochs, dtype=np.int64),
+        np.array(batches, dtype=object),
+        np.array(values, dtype=np.float64),
+    )
+
+
+def compact(numbers: Array) -> Array:
+    """Return numbers in half the memory where no digit is lost; a copy in any case."""
+    small = numbers.astype(np.float32)
+    return small if np.array_equal(small, numbers, equal_nan=True) else numbers.astype(np.float64)
+
+
+def _flat(block: Array) -> Array:
+    return block if block.ndim == 1 else np.asarray(block[:, 1])

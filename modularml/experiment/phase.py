@@ -53,6 +53,8 @@ class ExperimentPhase(Configurable, ContextYaml):
     n_epochs: int = 1
     position: Stream
     """Where the phase is: epoch (1-based) and iteration; there once it has begun."""
+    under_way: tuple[int, list[Sequence[Any]]] | None = None
+    """The 0-based epoch that the loop is in, and the losses of its batches so far."""
     batch_size: int | None = None
     recording = ResultRecording.ALL
     policy = BatchSchedulingPolicy.ZIP_STRICT
@@ -102,6 +104,17 @@ class ExperimentPhase(Configurable, ContextYaml):
     def request_stop(self) -> None:
         """Ask the phase to end after the current epoch."""
         self.stop_requested = True
+
+    def progress(self) -> dict[str, Any] | None:
+        """Return the 0-based epoch and batch that come next, and the losses of the epoch so far.
+
+        None before the first epoch. After an epoch's last batch, ``batch`` is their number.
+        """
+        if self.under_way is None:
+            return None
+        epoch, values = self.under_way
+        losses = [[float(value) for value in batch] for batch in values]
+        return {"epoch": epoch, "batch": len(values), "losses": losses}
 
     def listeners(self) -> list[Callback]:
         """Return everybody who listens to this phase."""

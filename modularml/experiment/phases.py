@@ -250,7 +250,12 @@ class TrainPhase(ExperimentPhase):
             Metric shown beside the bar.
         """
         display = Display(
-            batches=show_training_progress, keep=persist_progress, watch=val_loss_metric
+            epochs=show_training_progress,
+            batches=show_training_progress,
+            samplers=show_sampler_progress,
+            keep=persist_progress,
+            keep_batches=persist_epoch_progress,
+            watch=val_loss_metric,
         )
         return iterate(self, self.n_epochs, display, results)
 
@@ -339,5 +344,5 @@ class EvalPhase(ExperimentPhase):
         show_eval_progress, persist_progress : bool
             Whether a progress bar is drawn, and whether it stays.
         """
-        display = Display(batches=show_eval_progress, keep=persist_progress)
+        display = Display(batches=show_eval_progress, keep_batches=persist_progress)
         return iterate(self, 1, display, results)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
-from typing import Any
 
+from modularml._typing import Array
 from modularml.data.execution import ExecutionContext
-from modularml.errors import ShapeError, UnknownNameError
+from modularml.errors import UnknownNameError
 from modularml.experiment.results import PhaseResults
+from modularml.experiment.results_room import ResultsRoom
+from modularml.experiment.steps import EpochSteps, StepLog
 
 __all__ = ["Recorder", "ResultRecording"]
 
@@ -47,54 +48,36 @@ class Recorder:
     ----------
     results : PhaseResults
     recording : ResultRecording
+    room : ResultsRoom, optional
+        Where steps go that memory has no room for.
     """
 
-    def __init__(self, results: PhaseResults, recording: ResultRecording) -> None:
-        self.results, self.recording = results, recording
-        self._sizes: Callable[[str], list[int]] = lambda node_id: []
-        self._shelves: list[Sequence[Any]] = []
-        self._alone = False
+    def __init__(
+        self, results: PhaseResults, recording: ResultRecording, room: ResultsRoom | None = None
+    ) -> None:
+        self.results, self.recording, self.room = results, recording, room
+        self._open: EpochSteps | None = None
+        self._before: EpochSteps | None = None
 
-    def begin(self, sizes: Callable[[str], list[int]], *, alone: bool = False) -> None:
-        """Make ready for an epoch.
-
-        Parameters
-        ----------
-        sizes : callable
-            From a node's id to its rows in each batch.
-        alone : bool
-            Whether it is the only batch of the phase; its outputs are kept as they are.
-        """
-        self._sizes, self._shelves, self._alone = sizes, [], alone
+    def begin(self) -> None:
+        """Make ready for an epoch."""
+        self._open = None
         if self.recording is ResultRecording.LAST:
-            self.results._execution = []
+            self.results._execution = StepLog()
 
     def record(self, ctx: ExecutionContext) -> None:
-        """Keep a step that has run; the outputs of an epoch lie side by side in memory."""
+        """Keep a step that has run."""
         if self.recording is ResultRecording.NONE or ctx.layout is None:
             return
-        if self._alone:
-            ctx.release()
-            self.results._execution.append(ctx)
-            return
-        adapters, place = ctx.layout.adapters, ctx.batch_idx
-        if not self._shelves:
-            named = zip(adapters, ctx.layout.outputs, ctx.outs, strict=True)
-            self._shelves = [a.shelf(out, self._sizes(node)) for a, (node, _), out in named]
-        shelved = zip(adapters, self._shelves, ctx.outs, strict=True)
-        kept = [adapter.put(shelf[place], out) for adapter, shelf, out in shelved]
-        for i, (shelf, out) in enumerate(zip(self._shelves, kept, strict=True)):
-            if out is not shelf[place]:
-                self._check_shape(ctx, i, shelf[place])
-        ctx.release(kept)
-        self.results._execution.append(ctx)
+        if self._open is None:
+            self._open = EpochSteps(ctx)
+            self.results._execution.parts.append(self._open)
+        self._open.add(ctx)
 
-    def _check_shape(self, ctx: ExecutionContext, place: int, room: Any) -> None:
-        """Refuse an output of another shape than those of the batches before it."""
-        out, layout = ctx.outs[place], ctx.layout
-        if room is not None and layout is not None and room.shape[1:] != out.shape[1:]:
-            raise ShapeError(
-                f"node {layout.labels[layout.outputs[place][0]]!r} gives samples of shape "
-                f"{tuple(out.shape[1:])} in batch {ctx.batch_idx}, and gave "
-                f"{tuple(room.shape[1:])} before; a model must give every batch the same shape"
-            )
+    def end(self, losses: Array | None) -> None:
+        """Finish an epoch; `losses` holds those of each batch, where they are known."""
+        if self._open is not None:
+            self._open.close(losses, self._before)
+            self._before = self._open
+            if self.room is not None:
+                self.room.admit(self._open)

@@ -1,24 +1,23 @@
-"""What a phase leaves behind: outputs, losses, metrics and what callbacks said."""
+"""What phases leave behind that pass over their rows once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from modularml._optional import require
 from modularml._typing import Array
 from modularml.data.batch import Batch, as_numpy, concat_tensors
-from modularml.data.execution import ExecutionContext, LossRecord
 from modularml.data.formats import DataFormat, convert_array
-from modularml.data.view import FeatureSetView
-from modularml.errors import ConfigError, DataError, UnknownNameError
-from modularml.experiment.callback import ArtifactResult, CallbackResult, MetricResult
-from modularml.experiment.metrics import MetricStore
-from modularml.experiment.series import AxisSeries
+from modularml.data.selectors import select_one
+from modularml.errors import ConfigError
+from modularml.experiment.phase_results import Domain, PhaseResults, TrainResults
+from modularml.experiment.scores import Meaning, Score, find_score
 from modularml.graph.node import GraphNode
-from modularml.graph.units import to_own_units
+from modularml.plotting import confusion_matrix, parity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,211 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["EvalResults", "FitResults", "PhaseResults", "TrainResults"]
 
 Reducer = Literal["mean", "sum"]
-Domain = Literal["outputs", "targets", "tags", "sample_uuids"]
-
-
-@dataclass(eq=False, repr=False)
-class PhaseResults:
-    """Everything that one phase left behind.
-
-    Outputs are kept off the graph and the device; inputs and targets as row numbers.
-
-    Parameters
-    ----------
-    label : str
-        Of the phase.
-    """
-
-    label: str
-    _execution: list[ExecutionContext] = field(default_factory=list)
-    _callbacks: list[CallbackResult] = field(default_factory=list)
-    _metrics: MetricStore = field(default_factory=MetricStore)
-
-    # -- outputs ------------------------------------------------------------------------------
-
-    def execution_contexts(self) -> AxisSeries[ExecutionContext]:
-        """Return every recorded step over (epoch, batch)."""
-        data = {(c.epoch_idx, c.batch_idx): c for c in self._execution}
-        return AxisSeries(("epoch", "batch"), data, "steps")
-
-    def batches(self, node: str | GraphNode) -> AxisSeries[Batch]:
-        """Return a node's outputs, targets, tags and ids as batches over (epoch, batch)."""
-        node_id = self._node_id(node)
-        data = {(c.epoch_idx, c.batch_idx): c.batch(node_id) for c in self._execution}
-        return AxisSeries(("epoch", "batch"), data, "batches")
-
-    def tensors(
-        self,
-        node: str | GraphNode,
-        domain: Domain,
-        *,
-        role: str = "default",
-        fmt: str | DataFormat | None = None,
-        unscale: bool = False,
-    ) -> AxisSeries[Any]:
-        """Return one domain of a node over (epoch, batch).
-
-        Parameters
-        ----------
-        node : str or GraphNode
-            Label, id or the node itself.
-        domain : {'outputs', 'targets', 'tags', 'sample_uuids'}
-        role : str
-        fmt : DataFormat, optional
-            As the framework made it where none is given.
-        unscale : bool
-            Whether to bring outputs and targets back to the target's own units.
-        """
-        node_id = self._node_id(node)
-        data = {
-            (c.epoch_idx, c.batch_idx): _read(c, node_id, domain, role, fmt, unscale)
-            for c in self._execution
-        }
-        return AxisSeries(("epoch", "batch"), data, domain)
-
-    # -- numbers ------------------------------------------------------------------------------
-
-    def losses(self, node: str | GraphNode) -> AxisSeries[LossRecord]:
-        """Return the losses applied on a node over (epoch, batch, label)."""
-        node_id = self._node_id(node)
-        data = {
-            (c.epoch_idx, c.batch_idx, record.label): record
-            for c in self._execution
-            for record in c.losses
-            if record.node_id == node_id
-        }
-        return AxisSeries(("epoch", "batch", "label"), data, "losses")
-
-    def metrics(self) -> AxisSeries[float]:
-        """Return every metric over (name, epoch, batch); batch is None for whole epochs."""
-        return self._metrics.series()
-
-    def metric_names(self) -> list[str]:
-        """Return the names of all metrics."""
-        return self._metrics.names
-
-    # -- callbacks ----------------------------------------------------------------------------
-
-    def callbacks(self, kind: str | None = None) -> AxisSeries[CallbackResult]:
-        """Return what callbacks said over (kind, label, epoch, batch, edge)."""
-        found = [r for r in self._callbacks if kind in (None, r.kind)]
-        data: dict[tuple[Any, ...], CallbackResult] = {}
-        for result in found:
-            key = (result.kind, result.label, result.epoch, result.batch, result.edge)
-            while key in data:
-                key = (*key[:-1], f"{key[-1]}'")
-            data[key] = result
-        return AxisSeries(("kind", "label", "epoch", "batch", "edge"), data, "callback results")
-
-    def artifacts(self) -> AxisSeries[Any]:
-        """Return the artifacts that callbacks made over (name, epoch, batch)."""
-        found = [r for r in self._callbacks if isinstance(r, ArtifactResult)]
-        data = {(r.name, r.epoch, r.batch): r.value for r in found}
-        return AxisSeries(("name", "epoch", "batch"), data, "artifacts")
-
-    def artifact_names(self) -> list[str]:
-        """Return the names of all artifacts."""
-        return list(dict.fromkeys(r.name for r in self._callbacks if isinstance(r, ArtifactResult)))
-
-    # -- sources ------------------------------------------------------------------------------
-
-    def source_views(
-        self, node: str | GraphNode, *, role: str = "default", batch: int | None = None
-    ) -> dict[str, FeatureSetView]:
-        """Return the rows that fed a node, each once, by FeatureSet label.
-
-        Raises
-        ------
-        DataError
-            If no step was recorded.
-        """
-        node_id = self._node_id(node)
-        rows: dict[FeatureSetView, list[Array]] = {}
-        for ctx in self._recorded(batch):
-            for source in ctx.sources(node_id):
-                layout = ctx.layout
-                assert layout is not None
-                view = layout.views[source]
-                known = next((v for v in rows if v.source is view.source), view)
-                rows.setdefault(known, []).append(ctx.indices(source)[role])
-        return {
-            view.source.label: FeatureSetView(
-                view.source, _unique(parts), view.source.column_names, view.label
-            )
-            for view, parts in rows.items()
-        }
-
-    def source_view(
-        self, node: str | GraphNode, *, role: str = "default", batch: int | None = None
-    ) -> FeatureSetView:
-        """Return the rows that fed a node, where they come from one FeatureSet.
-
-        Raises
-        ------
-        DataError
-            If they come from several.
-        """
-        views = self.source_views(node, role=role, batch=batch)
-        if len(views) != 1:
-            raise DataError(f"node {node!r} is fed by {list(views)}; use source_views()")
-        return next(iter(views.values()))
-
-    # -- how it shows itself ------------------------------------------------------------------
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Return the metrics of whole epochs: one row an epoch, one column a metric."""
-        frame = self.metrics().where(batch=None).to_pandas()
-        last = frame.drop_duplicates(["epoch", "name"], keep="last")  # a NaN is a value too
-        return last.pivot(index="epoch", columns="name", values="value")
-
-    def plot(self, *, path: Any = None, **kwargs: Any) -> Any:
-        """Draw the metrics of whole epochs as curves and return the figure."""
-        return (
-            self.metrics()
-            .where(batch=None)
-            .select(batch=None)
-            .plot(x="epoch", title=kwargs.pop("title", self.label), path=path)
-        )
-
-    def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({self.label!r}, {len(self._execution)} steps recorded, "
-            f"metrics: {', '.join(self.metric_names()) or 'none'})"
-        )
-
-    def _repr_html_(self) -> str:
-        if not self.metric_names():
-            return f"<pre>{self!r}</pre>"
-        return f"<b>{self.label}</b>{self.to_pandas().to_html(float_format='{:.5g}'.format)}"
-
-    # -- within -------------------------------------------------------------------------------
-
-    def _keep(self, results: Iterable[CallbackResult], epoch: int) -> None:
-        """Keep what callbacks said; metrics are logged as well."""
-        for result in results:
-            if isinstance(result, MetricResult):
-                at = result.epoch if result.epoch is not None else epoch
-                self._metrics.log(result.name, result.value, epoch=at, batch=result.batch)
-            self._callbacks.append(result)
-
-    def _recorded(self, batch: int | None = None) -> list[ExecutionContext]:
-        if not self._execution:
-            raise DataError(
-                f"phase {self.label!r} recorded no outputs; run it with result_recording='all'"
-            )
-        return [c for c in self._execution if batch in (None, c.batch_idx)]
-
-    def _node_id(self, node: str | GraphNode) -> str:
-        labels: dict[str, str] = {}
-        for ctx in self._execution[:1]:
-            assert ctx.layout is not None
-            labels = dict(ctx.layout.labels)
-        wanted = node.label if isinstance(node, GraphNode) else node
-        for node_id, label in labels.items():
-            if wanted in (node_id, label):
-                return node_id
-        self._recorded()
-        raise UnknownNameError("node", wanted, labels.values())
 
 
 class _OnePass(PhaseResults):
@@ -275,6 +69,142 @@ class _OnePass(PhaseResults):
         batch = Batch.concat(self.batches(node).values())
         return batch if fmt is None else batch.to(fmt)
 
+    def scores(
+        self,
+        names: Sequence[str] | Mapping[str, Score],
+        node: str | GraphNode | None = None,
+        *,
+        role: str | None = None,
+        group_by: str | None = None,
+        unscale: bool = True,
+        outputs: Meaning = "auto",
+    ) -> pd.DataFrame:
+        """Return metrics by name over all rows, for each role and each group.
+
+        Parameters
+        ----------
+        names : sequence of str, or mapping of str to function
+            Names of scikit-learn or torchmetrics, see `find_score`, or functions of targets and
+            outputs by name.
+        node : str or GraphNode, optional
+            The graph's only tail node where none is given.
+        role : str, optional
+            Every role where none is given.
+        group_by : str, optional
+            A column of the FeatureSet: each of its values gets a row of its own, besides the row
+            for all.
+        unscale : bool
+            Whether outputs and targets are brought back to the target's own units.
+        outputs : {'auto', 'values', 'logits', 'probabilities'}
+            What the outputs are; see `find_score`.
+
+        Returns
+        -------
+        DataFrame
+            Columns ``score``, ``role``, ``group`` (missing for all rows), ``value``, ``n_rows``.
+        """
+        found = (
+            names
+            if isinstance(names, Mapping)
+            else {name: find_score(name, meaning=outputs) for name in names}
+        )
+        rows = self.scored(found, node, role=role, group_by=group_by, unscale=unscale)
+        columns = ["score", "role", "group", "value", "n_rows"]
+        frame: pd.DataFrame = require("pandas").DataFrame(rows, columns=columns)
+        return frame
+
+    def scored(
+        self,
+        scores: Mapping[str, Score],
+        node: str | GraphNode | None = None,
+        *,
+        role: str | None = None,
+        group_by: str | None = None,
+        unscale: bool = True,
+    ) -> list[tuple[str, str, Any, float, int]]:
+        """Return the rows of `scores`: score, role, group (None for all rows), value, n_rows."""
+        node_id = self._node_id(self._tail() if node is None else node)
+        rows = []
+        for own in self._recorded()[0].roles(node_id) if role is None else [role]:
+            true, out = (
+                as_numpy(self.stacked_tensors(node_id, domain, role=own, unscale=unscale))
+                for domain in ("targets", "outputs")
+            )
+            for group, mask in self._groups(node_id, own, group_by):
+                some = true[mask]
+                rows += [(n, own, group, f(some, out[mask]), len(some)) for n, f in scores.items()]
+        return rows
+
+    def _groups(
+        self, node_id: str, role: str, group_by: str | None
+    ) -> Iterator[tuple[Any, Array | slice]]:
+        """Iterate over the groups of all rows: None for all, then each value of a column."""
+        yield None, slice(None)
+        if group_by is None:
+            return
+        parts = []
+        for ctx in self._execution:
+            source = ctx.sources(node_id)[0]
+            collection = ctx._layout().views[source].collection
+            column = collection.numpy(select_one(collection.schema, group_by))
+            parts.append(column[ctx.indices(source)[role]])
+        values = np.concatenate(parts)
+        for value in np.unique(values):
+            yield value.item() if hasattr(value, "item") else value, values == value
+
+    def to_pandas(
+        self, node: str | GraphNode | None = None, *, role: str = "default", unscale: bool = True
+    ) -> pd.DataFrame:
+        """Return one row a sample: id, outputs and targets of a node, in the target's own units.
+
+        Parameters
+        ----------
+        node : str or GraphNode, optional
+            The graph's only tail node where none is given.
+        role : str
+        unscale : bool
+        """
+        node_id = self._node_id(self._tail() if node is None else node)
+        read = partial(self.stacked_tensors, node_id, role=role)
+        columns = _by_column("prediction", as_numpy(read("outputs", unscale=unscale)))
+        if self._recorded()[0]._layout().flows.get((node_id, "targets")) is not None:
+            columns |= _by_column("target", as_numpy(read("targets", unscale=unscale)))
+        index = require("pandas").Index(read("sample_uuids"), name="sample_uuid")
+        frame: pd.DataFrame = require("pandas").DataFrame(columns, index=index)
+        return frame
+
+    def plot(self, node: str | GraphNode | None = None, *, path: Any = None, **kwargs: Any) -> Any:
+        """Draw predictions over targets, or which class was taken for which, and return the figure.
+
+        Parameters
+        ----------
+        node : str or GraphNode, optional
+            The graph's only tail node where none is given.
+        path : path-like, optional
+            Where to save the figure.
+        **kwargs
+            Passed to `modularml.plotting.parity` or `confusion_matrix`.
+        """
+        chosen = self._tail() if node is None else node
+        read = partial(self.stacked_tensors, chosen, unscale=True)
+        true, out = as_numpy(read("targets")), as_numpy(read("outputs"))
+        title = kwargs.pop("title", self.label)
+        if true[0].size == 1 and out[0].size > 1:
+            classes = out.reshape(len(out), -1).argmax(axis=1)
+            return confusion_matrix(true.ravel(), classes, title=title, path=path, **kwargs)
+        return parity(true.ravel(), out.ravel(), title=title, path=path, **kwargs)
+
+    def _tail(self) -> str:
+        """Return the id of the graph's only tail node that ran."""
+        layout = self._recorded()[0]._layout()
+        graph = next(iter(layout.views.values())).source.context.model_graph
+        tails = [] if graph is None else [i for i in graph.tail_nodes if i in layout.labels]
+        if len(tails) != 1:
+            raise ConfigError(
+                f"there is not one tail node but {[layout.labels[i] for i in tails]}; name a node"
+            )
+        return tails[0]
+
     def aggregated_losses(
         self, node: str | GraphNode, *, reducer: Reducer = "mean"
     ) -> dict[str, float]:
@@ -290,14 +220,18 @@ class _OnePass(PhaseResults):
         if reducer not in ("mean", "sum"):
             raise ConfigError(f"reducer must be 'mean' or 'sum', got {reducer!r}")
         node_id = self._node_id(node)
-        values: dict[str, list[tuple[float, float]]] = {}
-        for ctx in self._execution:
-            for record, n in zip(ctx.losses, ctx.loss_totals(), strict=True):
-                if record.node_id == node_id:
-                    values.setdefault(record.label, []).append((record.value, n))
+        total: dict[str, float] = {}
+        count: dict[str, float] = {}
+        for layout, _, table, totals in self._execution.tables():
+            weights = totals if reducer == "mean" else np.ones_like(totals)
+            for place, (label, on) in enumerate(layout.losses):
+                if on == node_id:
+                    own = weights[:, place]
+                    total[label] = total.get(label, 0.0) + float(own @ table[:, place])
+                    count[label] = count.get(label, 0.0) + float(own.sum())
         if reducer == "sum":
-            return {label: sum(v for v, _ in rows) for label, rows in values.items()}
-        return {label: mean_over_samples(rows) for label, rows in values.items()}
+            return total
+        return {label: value / count[label] for label, value in total.items()}
 
 
 class EvalResults(_OnePass):
@@ -318,58 +252,9 @@ class FitResults(_OnePass):
     """What a fit left behind."""
 
 
-class TrainResults(PhaseResults):
-    """What a training left behind."""
-
-    @property
-    def epoch_indices(self) -> list[int]:
-        """Numbers of the epochs that ran, ascending."""
-        return sorted(self._metrics.epoch_values("train_loss"))
-
-    @property
-    def n_epochs(self) -> int:
-        """Number of epochs that ran."""
-        return len(self.epoch_indices)
-
-    def evaluations(self) -> AxisSeries[Any]:
-        """Return the results of evaluations during training over (label, epoch)."""
-        found = [r for r in self._callbacks if r.kind == "evaluation"]
-        return AxisSeries(("label", "epoch"), {(r.label, r.epoch): r for r in found}, "evaluations")
-
-
-def mean_over_samples(rows: Sequence[tuple[float, float]]) -> float:
-    """Average batch means so that each sample counts once.
-
-    Parameters
-    ----------
-    rows : sequence of (float, float)
-        Mean of each batch and its number of samples, or the sum of their weights.
-    """
-    n = sum(count for _, count in rows)
-    return sum(value * count for value, count in rows) / n if n else float("nan")
-
-
-def _read(
-    ctx: ExecutionContext, node_id: str, domain: str, role: str, fmt: Any, unscale: bool
-) -> Any:
-    readers: dict[str, Callable[[], Any]] = {
-        "outputs": lambda: ctx.output(node_id, role),
-        "targets": lambda: ctx.domain(node_id, "targets", role),
-        "tags": lambda: ctx.domain(node_id, "tags", role),
-        "sample_uuids": lambda: ctx.sample_uuids(node_id, role),
-    }
-    if domain not in readers:
-        raise UnknownNameError("domain", domain, readers)
-    value = readers[domain]()
-    if value is None:
-        raise DataError(f"the node has no {domain}; name them in its FeatureSet reference")
-    if unscale:
-        if domain not in ("outputs", "targets"):
-            raise ConfigError(f"unscale is for outputs and targets, not for {domain}")
-        value = to_own_units(ctx, node_id, as_numpy(value), role)
-    return value if fmt is None else convert_array(as_numpy(value), fmt)
-
-
-def _unique(parts: Sequence[Array]) -> Array:
-    rows = np.concatenate(parts)
-    return rows[np.sort(np.unique(rows, return_index=True)[1])]
+def _by_column(name: str, values: Array) -> dict[str, Array]:
+    """Return the numbers of each sample, one column each."""
+    flat = values.reshape(len(values), -1)
+    if flat.shape[1] == 1:
+        return {name: flat[:, 0]}
+    return {f"{name}_{i}": flat[:, i] for i in range(flat.shape[1])}

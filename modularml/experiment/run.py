@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,16 @@ from modularml.experiment.keeping import ExperimentKeeper
 from modularml.experiment.loop import Display, phase_epochs
 from modularml.experiment.phase import ExperimentPhase
 from modularml.experiment.results import PhaseResults
-from modularml.io.randomness import random_states, set_random_states
+from modularml.experiment.run_state import parts_of, undone_on_error
+from modularml.io.randomness import derived_seed, deterministic, seed_all
 from modularml.progress import IN_NOTEBOOK
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from modularml.experiment.experiment import Experiment
 
-__all__ = ["ExperimentRun", "Runner", "display_from", "untouched"]
+__all__ = ["ExperimentRun", "Runner", "display_from"]
 
 _FLAGS = {
     "show_sampler_progress": True,
@@ -49,7 +52,8 @@ class ExperimentRun:
     results : PhaseGroupResults
         Of every phase that was begun.
     execution_meta : dict
-        ``durations`` in seconds by phase label, and the ``error`` of a run that failed.
+        ``durations`` in seconds by phase label (``group/label`` where an earlier phase has the
+        same label), and the ``error`` of a run that failed.
     metadata : dict
         Yours.
     """
@@ -62,12 +66,18 @@ class ExperimentRun:
     execution_meta: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
 
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the metrics of whole epochs of every phase; see `PhaseGroupResults.to_pandas`."""
+        return self.results.to_pandas()
+
+    @property
+    def seconds(self) -> float:
+        """How long it took, or has taken so far."""
+        return ((self.ended_at or datetime.now(UTC)) - self.started_at).total_seconds()
+
     def __repr__(self) -> str:
-        end = self.ended_at or datetime.now(UTC)
-        seconds = (end - self.started_at).total_seconds()
-        return (
-            f"ExperimentRun({self.label!r}, {self.status}, {seconds:.1f} s, {self.results.labels})"
-        )
+        facts = f"{self.status}, {self.seconds:.1f} s, {self.results.labels}"
+        return f"ExperimentRun({self.label!r}, {facts})"
 
 
 class Runner:
@@ -87,7 +97,9 @@ class Runner:
         if experiment.checkpointing is not None:
             listeners = [*listeners, ExperimentKeeper(experiment.checkpointing)]
         self.hooks = Dispatcher(listeners, ExperimentCallback, EXPERIMENT_HOOKS)
+        self._number = len(experiment.history)
         self.durations: dict[str, float] = {}
+        self._path: list[str] = []
 
     def phase(self, phase: ExperimentPhase, into: PhaseGroupResults | None = None) -> PhaseResults:
         """Run a phase; its results are added before it starts, so a failed one leaves some."""
@@ -103,12 +115,15 @@ class Runner:
         if into is not None:
             into.add_result(results)
         start = time.perf_counter()
+        self._seed_samplers(phase)
         self.notify("on_phase_start", phase=phase)
         try:
             display = display_from(self.flags, phase.training)
             yield from phase_epochs(phase, self.experiment, results, display)
         finally:
-            self.durations[phase.label] = time.perf_counter() - start
+            taken = phase.label in self.durations
+            name = "/".join([*self._path, phase.label]) if taken else phase.label
+            self.durations[name] = time.perf_counter() - start
         self.notify("on_phase_end", phase=phase)
 
     def group(self, group: PhaseGroup, into: PhaseGroupResults | None = None) -> PhaseGroupResults:
@@ -116,9 +131,11 @@ class Runner:
         results = PhaseGroupResults(group.label)
         if into is not None:
             into.add_result(results)
+        self._path.append(group.label)
         self.notify("on_group_start", phase_group=group)
         self.items(group, results)
         self.notify("on_group_end", phase_group=group)
+        self._path.pop()
         return results
 
     def items(self, group: PhaseGroup, results: PhaseGroupResults) -> None:
@@ -142,16 +159,36 @@ class Runner:
         self.experiment._history.append(run)
         try:
             self.experiment._auditor.look(item, self.experiment.ctx)
-            yield run.results
+            with undone_on_error(self.experiment.model_graph), self.reproducibly():
+                yield run.results
             run.status = "completed"
         except BaseException as error:
             run.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             run.execution_meta["error"] = error
-            self.notify("on_exception", exception=error)
+            for _ in self.hooks.report(error, experiment=self.experiment):
+                pass
             raise
         finally:
             run.ended_at = datetime.now(UTC)
             run.execution_meta["durations"] = self.durations
+
+    @contextmanager
+    def reproducibly(self) -> Iterator[None]:
+        """Seed what draws numbers, and turn on the frameworks' switches, where asked for."""
+        seed = self.experiment.seed
+        if seed is not None:
+            seed_all(seed, "run", self._number)
+        with deterministic() if self.experiment.deterministic else nullcontext():
+            yield
+
+    def _seed_samplers(self, phase: ExperimentPhase) -> None:
+        """Give samplers without a seed of their own one of the experiment's."""
+        if self.experiment.seed is None:
+            return
+        for place, sampler in enumerate(parts_of(phase)[0]):
+            if sampler.seed is None:
+                names = self._number, *self._path, phase.label, place
+                sampler.seed_ = derived_seed(self.experiment.seed, "sampler", *names)
 
 
 def check_flags(flags: dict[str, Any]) -> dict[str, Any]:
@@ -168,29 +205,9 @@ def display_from(flags: dict[str, Any], training: bool) -> Display:
         return Display(batches=flags["show_eval_progress"], keep_batches=flags["persist_progress"])
     return Display(
         epochs=flags["show_training_progress"],
-        batches=False,
+        batches=flags["show_training_progress"],
+        samplers=flags["show_sampler_progress"],
         keep=flags["persist_progress"],
         keep_batches=flags["persist_epoch_progress"],
         watch=flags["val_loss_metric"],
     )
-
-
-@contextmanager
-def untouched(experiment: Experiment) -> Iterator[None]:
-    """Undo, on exit, what a block changes: weights, optimizers, random states, nodes, history."""
-    graph = experiment.model_graph
-    if graph is not None:
-        graph.build()
-    state = None if graph is None else graph.get_state()
-    sets = {fs: fs.get_state() for fs in experiment.ctx.available_featuresets.values()}
-    history, randomness = list(experiment._history), random_states()
-    with experiment.ctx.temporary():
-        try:
-            yield
-        finally:
-            if graph is not None and state is not None:
-                graph.set_state(state)
-            for fs, rows in sets.items():
-                fs.set_state(rows)
-            experiment._history[:] = history
-            set_random_states(randomness)

@@ -14,6 +14,7 @@ from modularml.experiment.group_results import PhaseGroupResults
 from modularml.experiment.metrics import MetricStore
 from modularml.experiment.results import EvalResults, FitResults, PhaseResults, TrainResults
 from modularml.experiment.run import ExperimentRun
+from modularml.experiment.steps import StepLog
 from modularml.experiment.stored_steps import packed_steps, unpacked_steps
 from modularml.io.values import Packer
 
@@ -71,7 +72,7 @@ def _packed_phase(results: PhaseResults) -> dict[str, Any]:
 
 def _phase(data: Mapping[str, Any]) -> PhaseResults:
     said = [_said(item) for item in data["callbacks"]]
-    steps = unpacked_steps(data["steps"])
+    steps = StepLog(unpacked_steps(data["steps"]))
     return _RESULTS[data["class"]](data["label"], steps, said, _metrics(data["metrics"]))
 
 
@@ -80,14 +81,14 @@ def _packed_metrics(store: MetricStore) -> dict[str, Any]:
         name: {"epoch": np.array([e for e, _ in rows]), "value": np.array([v for _, v in rows])}
         for name, rows in store._epochs.items()
     }
-    batches = {
-        name: {
+    batches = {}
+    for name in store._batches:
+        blocks = list(store.blocks(name))
+        batches[name] = {
             "epoch": np.array([e for e, _ in blocks]),
             "size": np.array([len(block) for _, block in blocks]),
             "rows": np.concatenate([block for _, block in blocks]),
         }
-        for name, blocks in store._batches.items()
-    }
     return {"epochs": epochs, "batches": batches}
 
 

@@ -41,7 +41,5 @@ def stream_events(
 
 
 def _event(experiment: Experiment, results: PhaseResults, epoch: int) -> Event:
-    store = results._metrics
-    found = {name: store.epoch_values(name).get(epoch) for name in store.names}
-    metrics = {name: value for name, value in found.items() if value is not None}
+    metrics = results._metrics.at_epoch(epoch)
     return Event(step=epoch + 1, epoch=epoch, **metrics, model=experiment.model_graph)

@@ -54,6 +54,8 @@ def pieces(
     room: list[Any] | None = None,
     among: IntArray | None = None,
     upload: Callable[[Any], Any] | None = None,
+    *,
+    whole_epoch: bool = False,
 ) -> Iterator[Any]:
     """Yield batches of a column.
 
@@ -73,6 +75,8 @@ def pieces(
         Rows of the column that `rows` are places in.
     upload : callable, optional
         Copies each chunk to where the batches are wanted.
+    whole_epoch : bool
+        Whether all batches of one call stay as they are until the next call.
     """
     row_bytes = max(LEAST_ROW, adapter.row_bytes(column[:1]))
     batches = max(1, CHUNK_BYTES // (row_bytes * max(1, max(sizes, default=1))))
@@ -80,11 +84,12 @@ def pieces(
     for first in range(0, len(sizes), batches):
         own = sizes[first : first + batches]
         n = sum(own)
-        into = room[0][:n] if room and len(room[0]) >= n else None
+        shared = None if first and whole_epoch else room
+        into = shared[0][:n] if shared and len(shared[0]) >= n else None
         part = _part(rows, at, n)
         chunk = _gather(adapter, column, part if among is None else among[part], into)
-        if room is not None and into is None:
-            room[:] = [chunk]
+        if shared is not None and into is None:
+            shared[:] = [chunk]
         if upload is not None:
             chunk = upload(chunk)
         even = all(size == own[0] for size in own[:-1]) and own[-1] <= own[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,22 +13,14 @@ import numpy as np
 
 from modularml._optional import loaded
 
-__all__ = ["derived_seed", "random_states", "seed_all", "set_random_states", "unchanged_randomness"]
-
-
-def derived_seed(*key: int) -> int:
-    """Return a seed below 2**32 that follows from some numbers, each at least 0."""
-    return int(np.random.SeedSequence(key).generate_state(1)[0])
-
-
-def seed_all(seed: int) -> None:
-    """Seed the generators of Python, numpy and of every framework that is loaded."""
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    if (torch := loaded("torch")) is not None:
-        torch.manual_seed(seed)
-    if (keras := loaded("keras")) is not None:
-        keras.utils.set_random_seed(seed)
+__all__ = [
+    "derived_seed",
+    "deterministic",
+    "random_states",
+    "seed_all",
+    "set_random_states",
+    "unchanged_randomness",
+]
 
 
 def random_states() -> dict[str, Any]:
@@ -51,6 +45,55 @@ def set_random_states(states: dict[str, Any]) -> None:
         torch.random.set_rng_state(torch.from_numpy(states["torch"]["cpu"]))
         for place, state in enumerate(states["torch"]["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(torch.from_numpy(state), place)
+
+
+def derived_seed(seed: int, *names: object) -> int:
+    """Return the 63-bit seed of a named stream of a seed; the same in every process."""
+    digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def seed_all(seed: int, *names: object) -> None:
+    """Seed Python, numpy and the frameworks that are loaded, each in a stream of its own."""
+    if (keras := loaded("keras")) is not None:
+        keras.utils.set_random_seed(derived_seed(seed, *names, "tensorflow") % 2**31)
+    random.seed(derived_seed(seed, *names, "python"))
+    np.random.seed(derived_seed(seed, *names, "numpy") % 2**32)  # noqa: NPY002
+    if (torch := loaded("torch")) is not None:
+        torch.manual_seed(derived_seed(seed, *names, "torch"))
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Turn on the frameworks' own switches for equal bits within a block, then put them back.
+
+    TensorFlow's cannot be turned off again by its public interface, so there it stays on.
+    """
+    torch, tensorflow = loaded("torch"), loaded("tensorflow")
+    if tensorflow is not None:
+        tensorflow.config.experimental.enable_op_determinism()
+    if torch is None:
+        yield
+        return
+    cudnn, set_ = torch.backends.cudnn, torch.use_deterministic_algorithms
+    on, warn = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    before = cudnn.deterministic, cudnn.benchmark, os.environ.get(_CUBLAS)
+    os.environ.setdefault(_CUBLAS, ":4096:8")  # without it, cuBLAS refuses to be deterministic
+    set_(True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        set_(on, warn_only=warn)
+        cudnn.deterministic, cudnn.benchmark, cublas = before
+        if cublas is None:
+            os.environ.pop(_CUBLAS, None)
+
+
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 @contextmanager

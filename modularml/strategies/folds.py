@@ -68,7 +68,7 @@ def make_folds(
             )
         for parts in zip(*cuts, strict=True):
             sides = {label: own for part in parts for label, own in part.items()}
-            own_seed = derived_seed(seed, len(folds))
+            own_seed = derived_seed(seed, len(folds)) % 2**32
             folds.append(Fold(f"fold_{len(folds)}", repeat, own_seed, sides))
     return folds
 
@@ -154,7 +154,7 @@ def _cut(bindings: Sequence[CVBinding], rule: FoldSplitter) -> list[dict[str, Si
                 )
     found = []
     for train, val in rule.folds(len(first), columns=columns):
-        if not len(train) or not len(val) or len(np.intersect1d(train, val)):
+        if not len(train) or not len(val) or np.bincount(np.append(train, val)).max() > 1:
             raise SplitError(f"{rule!r} gave a fold with an empty side, or with rows on both sides")
         found.append(
             {

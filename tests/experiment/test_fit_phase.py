@@ -149,7 +149,7 @@ def test_arguments_of_the_wrong_kind_say_so(rows: mml.FeatureSet) -> None:
     with pytest.raises(TypeError, match="checkpointing must be a Checkpointing"):
         mml.TrainPhase.from_split("t", sampler=sampler, checkpointing=5, **asked)
     with pytest.raises(TypeError, match="EvaluationMetric"):
-        mml.Evaluation.from_split("v", split="test", metrics=["x"])
+        mml.Evaluation.from_split("v", split="test", metrics=[5])
     with pytest.raises(mml.errors.ConfigError, match="active_nodes must be a list"):
         mml.TrainPhase.from_split("t", sampler=sampler, active_nodes="ridge", **asked)
     with pytest.raises(mml.errors.ConfigError, match="sampler must be a sampler"):

@@ -54,7 +54,7 @@ def test_each_difference_has_its_place(study: Any) -> None:
     with made.ctx.activate():
         other = mm.Experiment.load(path)
     fs = other.ctx.get_node(label="cells")
-    fs.split_random({"p": 0.5, "q": 0.5}, group_by="cell")
+    fs.split_random({"p": 0.5, "q": 0.5})
     other.model_graph.get_node("head").reset_weights(1)
     other.execution_plan.get_phase("train").n_epochs = 7
     other.execution_plan.label = "renamed"

@@ -8,6 +8,7 @@ from torch import nn
 import modularml as mm
 from modularml.data.batch import BatchView
 from modularml.errors import ConfigError, DataError, LossError
+from modularml.experiment.steps import StepLog
 from modularml.experiment.stored_steps import packed_steps, unpacked_steps
 from modularml.samplers import BaseSampler
 from tests.worlds import (
@@ -166,7 +167,7 @@ def test_sample_weight_is_a_weighted_mean(batch_size):
     assert results.metrics().where(name="train_loss", batch=None).one() == pytest.approx(wanted)
     results = experiment("two").run_phase(eval_phase(graph, [loss], batch_size=batch_size), **QUIET)
     assert results.aggregated_losses("net")[loss.label] == pytest.approx(wanted, rel=1e-5)
-    results._execution = unpacked_steps(packed_steps(results._execution))
+    results._execution = StepLog(unpacked_steps(packed_steps(results._execution)))
     assert results.aggregated_losses("net")[loss.label] == pytest.approx(wanted, rel=1e-5)
 
 

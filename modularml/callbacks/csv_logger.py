@@ -1,0 +1,81 @@
+"""Metrics of each epoch, a line in a CSV file."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from modularml.data.execution import ExecutionContext
+from modularml.experiment.callback import Callback, callback_registry
+
+__all__ = ["CSVLogger"]
+
+
+class CSVLogger(Callback):
+    """Write the metrics of each epoch to a CSV file, which is whole after every epoch.
+
+    The columns are ``phase``, ``epoch`` (0-based) and one for each metric. One that appears later
+    gets a column then, and earlier lines are empty there.
+
+    Parameters
+    ----------
+    path : path-like
+        Its folder is made where it is not there.
+    append : bool
+        Whether lines are added to a file that is there; it is replaced otherwise.
+    label : str, optional
+    execution_order : int
+        Must be higher than that of callbacks whose metrics are to be in the line of their epoch.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        append: bool = False,
+        label: str | None = None,
+        execution_order: int = 100,
+    ) -> None:
+        super().__init__(label, execution_order)
+        self.path, self.append = path, append
+        self._columns: list[str] = []
+
+    logs: tuple[str, ...] = ()
+
+    def on_phase_start(self, **facts: Any) -> None:
+        """Begin with an empty file, or take up one that is there."""
+        path = Path(self.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._columns = []
+        if not self.append:
+            path.unlink(missing_ok=True)
+        elif path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                self._columns = next(csv.reader(file), [])
+
+    def on_epoch_end(
+        self, *, experiment: Any, phase: Any, exec_ctx: ExecutionContext, results: Any = None
+    ) -> None:
+        """Write a line."""
+        epoch = exec_ctx.epoch_idx
+        row = {"phase": phase.label, "epoch": epoch, **results._metrics.at_epoch(epoch)}
+        if new := [name for name in row if name not in self._columns]:
+            self._columns += new
+            self._rewrite()
+        with Path(self.path).open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    def _rewrite(self) -> None:
+        """Write the lines that are there again, below all columns."""
+        path, lines = Path(self.path), []
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                lines = list(csv.DictReader(file))
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(lines)
+
+
+callback_registry.register("CSVLogger", CSVLogger)

@@ -1,0 +1,109 @@
+"""What an evaluation in the course of a training leaves, and numbers drawn from it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from modularml.config import Configurable
+from modularml.data.execution import ExecutionContext
+from modularml.errors import ConfigError
+from modularml.experiment.callback import CallbackResult, MetricResult
+from modularml.experiment.phases import EvalPhase
+from modularml.experiment.results import EvalResults
+from modularml.training import AppliedLoss
+
+__all__ = ["EvalLossMetric", "EvaluationCallbackResult", "EvaluationMetric"]
+
+
+@dataclass
+class EvaluationCallbackResult(CallbackResult):
+    """Results of one evaluation; has every accessor of `EvalResults`."""
+
+    kind: ClassVar[str] = "evaluation"
+
+    results: EvalResults = field(default_factory=lambda: EvalResults("evaluation"))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "results":
+            raise AttributeError(name)
+        return getattr(self.results, name)
+
+
+class EvaluationMetric(Configurable, ABC):
+    """A number drawn from the results of an evaluation.
+
+    Parameters
+    ----------
+    name : str
+        The metric is logged under this name.
+    """
+
+    def __init__(self, name: str) -> None:
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"name must be a string that is not empty, got {name!r}")
+        self.name = name
+
+    def logged_as(self, label: str) -> str:
+        """Return the name of the metric in an evaluation with this label."""
+        return self.name
+
+    def attach(self, phase: EvalPhase) -> None:
+        """Prepare the evaluation that this metric reads; nothing by default."""
+
+    @abstractmethod
+    def extract(
+        self, *, eval_result: EvaluationCallbackResult, exec_ctx: ExecutionContext | None = None
+    ) -> MetricResult | list[MetricResult] | None:
+        """Return the metric of one evaluation, several, or None."""
+
+
+class EvalLossMetric(EvaluationMetric):
+    """A loss over all rows of an evaluation.
+
+    Parameters
+    ----------
+    loss : AppliedLoss
+        Added to the evaluation's phase where it is not there.
+    reducer : {'mean', 'sum'}
+        ``mean`` is over samples; ``sum`` over batches.
+    name : str
+        The metric is logged under this name.
+    """
+
+    def __init__(
+        self,
+        *,
+        loss: AppliedLoss,
+        reducer: Literal["sum", "mean"] = "mean",
+        name: str = "val_loss",
+    ) -> None:
+        super().__init__(name)
+        if not isinstance(loss, AppliedLoss):
+            raise TypeError(f"loss must be an AppliedLoss, got a {type(loss).__name__}")
+        if reducer not in ("sum", "mean"):
+            raise ConfigError(f"reducer must be 'mean' or 'sum', got {reducer!r}")
+        self.loss, self.reducer = loss, reducer
+
+    def attach(self, phase: EvalPhase) -> None:
+        """Have the evaluation compute the loss."""
+        if all(own is not self.loss for own in phase.losses):
+            if any(own.label == self.loss.label and own != self.loss for own in phase.losses):
+                raise ConfigError(
+                    f"phase {phase.label!r} has another loss {self.loss.label!r}; pass label="
+                )
+            if all(own != self.loss for own in phase.losses):
+                phase.losses.append(self.loss)
+
+    def extract(
+        self, *, eval_result: EvaluationCallbackResult, exec_ctx: ExecutionContext | None = None
+    ) -> MetricResult | None:
+        """Return the loss over all rows."""
+        found = eval_result.results.aggregated_losses(self.loss.on, reducer=self.reducer)
+        return MetricResult(self.name, found[self.loss.label])
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> EvalLossMetric:
+        """Make one from its config."""
+        return super().from_config(config)

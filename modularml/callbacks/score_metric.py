@@ -1,0 +1,87 @@
+"""Metrics by name, of evaluations in the course of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from modularml.callbacks.evaluation_metric import EvaluationCallbackResult, EvaluationMetric
+from modularml.experiment.callback import MetricResult
+from modularml.experiment.scores import Meaning, find_score
+
+__all__ = ["ScoreMetric"]
+
+
+class ScoreMetric(EvaluationMetric):
+    """A metric by its name in scikit-learn or torchmetrics, or a function.
+
+    It is logged as ``name``, as ``name/role`` where the node has several roles, and, of each
+    group, as ``name[group]``.
+
+    Parameters
+    ----------
+    score : str or callable
+        Such as ``"r2"``, ``"mean_absolute_error"``, ``"MeanAbsoluteError"``, or a function of
+        targets and outputs; see `modularml.experiment.scores.find_score`.
+    on : str, optional
+        Label of a node; the only tail node where none is given.
+    name : str, optional
+        ``label_score``, with the label of the `Evaluation`, where none is given.
+    options : dict, optional
+        Passed to the function or class.
+    role : str, optional
+        Every role where none is given.
+    group_by : str, optional
+        Column of the FeatureSet whose values get a metric of their own, such as a patient.
+    unscale : bool
+        Whether outputs and targets are brought back to the target's own units.
+    outputs : {'auto', 'values', 'logits', 'probabilities'}
+        What the outputs are.
+
+    Examples
+    --------
+    >>> ScoreMetric("balanced_accuracy", group_by="patient", outputs="logits")
+    ScoreMetric(score='balanced_accuracy', group_by='patient', outputs='logits')
+    """
+
+    name: str | None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        score: str | Callable[..., float],
+        *,
+        on: str | None = None,
+        name: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        role: str | None = None,
+        group_by: str | None = None,
+        unscale: bool = True,
+        outputs: Meaning = "auto",
+    ) -> None:
+        self.score, self.on, self.name, self.options = score, on, name, options
+        self.role, self.group_by, self.unscale, self.outputs = role, group_by, unscale, outputs
+        self._call = find_score(score, options, outputs)
+
+    def logged_as(self, label: str) -> str:
+        """Return its own name, or one made of the evaluation's label and the score."""
+        own = self.score if isinstance(self.score, str) else self.score.__name__
+        return self.name or f"{label}_{own}"
+
+    def extract(
+        self, *, eval_result: EvaluationCallbackResult, exec_ctx: Any = None
+    ) -> list[MetricResult]:
+        """Return the metric of all rows and of each group, role by role."""
+        name = self.logged_as(eval_result.label)
+        rows = eval_result.results.scored(
+            {name: self._call},
+            self.on,
+            role=self.role,
+            group_by=self.group_by,
+            unscale=self.unscale,
+        )
+        several = len({role for _, role, *_ in rows}) > 1
+        found = []
+        for _, role, group, value, _ in rows:
+            of_role, of_group = f"/{role}" if several else "", "" if group is None else f"[{group}]"
+            found.append(MetricResult(f"{name}{of_role}{of_group}", value))
+        return found

@@ -1,0 +1,283 @@
+"""What a phase leaves behind: outputs, losses, metrics and what callbacks said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+
+from modularml._typing import Array
+from modularml.data.batch import Batch, as_numpy
+from modularml.data.execution import ExecutionContext, LossRecord
+from modularml.data.formats import DataFormat, convert_array
+from modularml.data.view import FeatureSetView
+from modularml.errors import ConfigError, DataError, UnknownNameError
+from modularml.experiment.callback import ArtifactResult, CallbackResult, MetricResult
+from modularml.experiment.metrics import MetricStore
+from modularml.experiment.series import AxisSeries, Values
+from modularml.experiment.steps import StepLog
+from modularml.graph.node import GraphNode
+from modularml.graph.units import to_own_units
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["PhaseResults", "TrainResults"]
+
+T = TypeVar("T")
+Domain = Literal["outputs", "targets", "tags", "sample_uuids"]
+
+
+@dataclass(eq=False, repr=False)
+class PhaseResults:
+    """Everything that one phase left behind.
+
+    Outputs are kept off the graph and the device; inputs and targets as row numbers.
+
+    Parameters
+    ----------
+    label : str
+        Of the phase.
+    """
+
+    label: str
+    _execution: StepLog = field(default_factory=StepLog)
+    _callbacks: list[CallbackResult] = field(default_factory=list)
+    _metrics: MetricStore = field(default_factory=MetricStore)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self._execution, StepLog):
+            self._execution = StepLog(self._execution)
+
+    # -- outputs ------------------------------------------------------------------------------
+
+    def execution_contexts(self) -> AxisSeries[ExecutionContext]:
+        """Return every recorded step over (epoch, batch)."""
+        return self._per_step(lambda step: step, "steps")
+
+    def batches(self, node: str | GraphNode) -> AxisSeries[Batch]:
+        """Return a node's outputs, targets, tags and ids as batches over (epoch, batch)."""
+        node_id = self._node_id(node)
+        return self._per_step(lambda step: step.batch(node_id), "batches")
+
+    def tensors(
+        self,
+        node: str | GraphNode,
+        domain: Domain,
+        *,
+        role: str = "default",
+        fmt: str | DataFormat | None = None,
+        unscale: bool = False,
+    ) -> AxisSeries[Any]:
+        """Return one domain of a node over (epoch, batch).
+
+        Parameters
+        ----------
+        node : str or GraphNode
+            Label, id or the node itself.
+        domain : {'outputs', 'targets', 'tags', 'sample_uuids'}
+        role : str
+        fmt : DataFormat, optional
+            As the framework made it where none is given.
+        unscale : bool
+            Whether to bring outputs and targets back to the target's own units.
+        """
+        node_id = self._node_id(node)
+        read = partial(_read, node_id=node_id, domain=domain, role=role, fmt=fmt, unscale=unscale)
+        for first in self._execution[:1]:
+            read(first)  # what cannot be read is an error here and not later
+        return self._per_step(read, domain)
+
+    # -- numbers ------------------------------------------------------------------------------
+
+    def losses(self, node: str | GraphNode) -> AxisSeries[LossRecord]:
+        """Return the losses applied on a node over (epoch, batch, label)."""
+        node_id = self._node_id(node)
+        return self._execution.losses(node_id)
+
+    def metrics(self) -> AxisSeries[float]:
+        """Return every metric over (name, epoch, batch); batch is None for whole epochs."""
+        return self._metrics.series()
+
+    def metric_names(self) -> list[str]:
+        """Return the names of all metrics."""
+        return self._metrics.names
+
+    # -- callbacks ----------------------------------------------------------------------------
+
+    def callbacks(self, kind: str | None = None) -> AxisSeries[CallbackResult]:
+        """Return what callbacks said over (kind, label, epoch, batch, edge)."""
+        found = [r for r in self._callbacks if kind in (None, r.kind)]
+        data: dict[tuple[Any, ...], CallbackResult] = {}
+        for result in found:
+            key = (result.kind, result.label, result.epoch, result.batch, result.edge)
+            while key in data:
+                key = (*key[:-1], f"{key[-1]}'")
+            data[key] = result
+        return AxisSeries(("kind", "label", "epoch", "batch", "edge"), data, "callback results")
+
+    def artifacts(self) -> AxisSeries[Any]:
+        """Return the artifacts that callbacks made over (name, epoch, batch)."""
+        found = [r for r in self._callbacks if isinstance(r, ArtifactResult)]
+        data = {(r.name, r.epoch, r.batch): r.value for r in found}
+        return AxisSeries(("name", "epoch", "batch"), data, "artifacts")
+
+    def artifact_names(self) -> list[str]:
+        """Return the names of all artifacts."""
+        return list(dict.fromkeys(r.name for r in self._callbacks if isinstance(r, ArtifactResult)))
+
+    # -- sources ------------------------------------------------------------------------------
+
+    def source_views(
+        self, node: str | GraphNode, *, role: str = "default", batch: int | None = None
+    ) -> dict[str, FeatureSetView]:
+        """Return the rows that fed a node, each once, by FeatureSet label.
+
+        Raises
+        ------
+        DataError
+            If no step was recorded.
+        """
+        node_id = self._node_id(node)
+        rows: dict[FeatureSetView, list[Array]] = {}
+        for ctx in self._recorded(batch):
+            for source in ctx.sources(node_id):
+                layout = ctx.layout
+                assert layout is not None
+                view = layout.views[source]
+                known = next((v for v in rows if v.source is view.source), view)
+                rows.setdefault(known, []).append(ctx.indices(source)[role])
+        return {
+            view.source.label: FeatureSetView(
+                view.source, _unique(parts), view.source.column_names, view.label
+            )
+            for view, parts in rows.items()
+        }
+
+    def source_view(
+        self, node: str | GraphNode, *, role: str = "default", batch: int | None = None
+    ) -> FeatureSetView:
+        """Return the rows that fed a node, where they come from one FeatureSet.
+
+        Raises
+        ------
+        DataError
+            If they come from several.
+        """
+        views = self.source_views(node, role=role, batch=batch)
+        if len(views) != 1:
+            raise DataError(f"node {node!r} is fed by {list(views)}; use source_views()")
+        return next(iter(views.values()))
+
+    # -- how it shows itself ------------------------------------------------------------------
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the metrics of whole epochs: one row an epoch, one column a metric."""
+        return self._metric_frame()
+
+    def _metric_frame(self) -> pd.DataFrame:
+        frame = self.metrics().where(batch=None).to_pandas()
+        last = frame.drop_duplicates(["epoch", "name"], keep="last")  # a NaN is a value too
+        return last.pivot(index="epoch", columns="name", values="value")
+
+    def plot(self, *, path: Any = None, **kwargs: Any) -> Any:
+        """Draw the metrics of whole epochs as curves and return the figure."""
+        return (
+            self.metrics()
+            .where(batch=None)
+            .select(batch=None)
+            .plot(x="epoch", title=kwargs.pop("title", self.label), path=path)
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.label!r}, {len(self._execution)} steps recorded, "
+            f"metrics: {', '.join(self.metric_names()) or 'none'})"
+        )
+
+    def _repr_html_(self) -> str:
+        if not self.metric_names():
+            return f"<pre>{self!r}</pre>"
+        return f"<b>{self.label}</b>{self._metric_frame().to_html(float_format='{:.5g}'.format)}"
+
+    # -- within -------------------------------------------------------------------------------
+
+    def _per_step(self, read: Callable[[ExecutionContext], T], kind: str) -> AxisSeries[T]:
+        steps = list(self._execution)
+        made = Values(lambda at: [read(steps[i]) for i in at.tolist()], np.arange(len(steps)))
+        return AxisSeries.from_columns(self._execution.places(), made, kind)
+
+    def _keep(self, results: Iterable[CallbackResult], epoch: int) -> None:
+        """Keep what callbacks said; metrics are logged as well."""
+        for result in results:
+            if isinstance(result, MetricResult):
+                at = result.epoch if result.epoch is not None else epoch
+                self._metrics.log(result.name, result.value, epoch=at, batch=result.batch)
+            self._callbacks.append(result)
+
+    def _recorded(self, batch: int | None = None) -> list[ExecutionContext]:
+        if not self._execution:
+            raise DataError(
+                f"phase {self.label!r} recorded no outputs; run it with result_recording='all'"
+            )
+        return [c for c in self._execution if batch in (None, c.batch_idx)]
+
+    def _node_id(self, node: str | GraphNode) -> str:
+        labels: dict[str, str] = {}
+        if (ctx := next(iter(self._execution), None)) is not None:
+            assert ctx.layout is not None
+            labels = dict(ctx.layout.labels)
+        wanted = node.label if isinstance(node, GraphNode) else node
+        for node_id, label in labels.items():
+            if wanted in (node_id, label):
+                return node_id
+        self._recorded()
+        raise UnknownNameError("node", wanted, labels.values())
+
+
+class TrainResults(PhaseResults):
+    """What a training left behind."""
+
+    @property
+    def epoch_indices(self) -> list[int]:
+        """Numbers of the epochs that ran, ascending."""
+        return sorted(self._metrics.epoch_values("train_loss"))
+
+    @property
+    def n_epochs(self) -> int:
+        """Number of epochs that ran."""
+        return len(self.epoch_indices)
+
+    def evaluations(self) -> AxisSeries[Any]:
+        """Return the results of evaluations during training over (label, epoch)."""
+        found = [r for r in self._callbacks if r.kind == "evaluation"]
+        return AxisSeries(("label", "epoch"), {(r.label, r.epoch): r for r in found}, "evaluations")
+
+
+def _read(
+    ctx: ExecutionContext, node_id: str, domain: str, role: str, fmt: Any, unscale: bool
+) -> Any:
+    readers: dict[str, Callable[[], Any]] = {
+        "outputs": lambda: ctx.output(node_id, role),
+        "targets": lambda: ctx.domain(node_id, "targets", role),
+        "tags": lambda: ctx.domain(node_id, "tags", role),
+        "sample_uuids": lambda: ctx.sample_uuids(node_id, role),
+    }
+    if domain not in readers:
+        raise UnknownNameError("domain", domain, readers)
+    value = readers[domain]()
+    if value is None:
+        raise DataError(f"the node has no {domain}; name them in its FeatureSet reference")
+    if unscale:
+        if domain not in ("outputs", "targets"):
+            raise ConfigError(f"unscale is for outputs and targets, not for {domain}")
+        value = to_own_units(ctx, node_id, as_numpy(value), role)
+    return value if fmt is None else convert_array(as_numpy(value), fmt)
+
+
+def _unique(parts: Sequence[Array]) -> Array:
+    rows = np.concatenate(parts)
+    return rows[np.sort(np.unique(rows, return_index=True)[1])]

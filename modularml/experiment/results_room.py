@@ -1,0 +1,86 @@
+"""How much memory results may take, and where they go beyond it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+
+from modularml.config import Configurable
+from modularml.errors import ConfigError
+from modularml.experiment.steps import EpochSteps
+
+__all__ = ["ResultsConfig", "ResultsRoom"]
+
+
+class ResultsConfig(Configurable):
+    """Where the recorded outputs of an experiment are kept.
+
+    Parameters
+    ----------
+    results_dir : path-like, optional
+        Folder for what does not fit into memory; it is kept. A temporary one, which goes
+        with the experiment and its results, where none is given.
+    memory_budget : int, optional
+        Bytes of recorded outputs that may lie in memory, of all runs together. Beyond it, whole
+        epochs, the oldest first, move to memory-mapped files (outputs as safetensors, losses as
+        Arrow) and are read from there when asked for. None keeps all in memory.
+
+    Raises
+    ------
+    ConfigError
+        If `memory_budget` is no int of at least 0.
+    """
+
+    def __init__(
+        self, *, results_dir: str | Path | None = None, memory_budget: int | None = None
+    ) -> None:
+        if memory_budget is not None and (
+            not isinstance(memory_budget, int)
+            or isinstance(memory_budget, bool)
+            or memory_budget < 0
+        ):
+            raise ConfigError(
+                f"memory_budget must be an int of at least 0 (bytes) or None, got {memory_budget!r}"
+            )
+        self.results_dir, self.memory_budget = results_dir, memory_budget
+
+
+class ResultsRoom:
+    """The recorded epochs of an experiment that lie in memory, oldest first.
+
+    Parameters
+    ----------
+    config : ResultsConfig
+    """
+
+    def __init__(self, config: ResultsConfig) -> None:
+        self.config = config
+        self._held: list[weakref.ref[EpochSteps]] = []
+        self._temporary: Path | None = None
+
+    def admit(self, steps: EpochSteps) -> None:
+        """Take in an epoch; the oldest ones move to files where there are too many bytes."""
+        if self.config.memory_budget is None:
+            return
+        self._held.append(weakref.ref(steps))
+        there = [held for ref in self._held if (held := ref()) is not None]
+        free = self.config.memory_budget - sum(held.nbytes for held in there)
+        for held in there:
+            if free >= 0:
+                break
+            free += held.nbytes
+            held.spill(self.folder(), self)
+        self._held = [ref for ref in self._held if (held := ref()) is not None and held.nbytes]
+
+    def folder(self) -> Path:
+        """Return the folder for files, made where it is not there."""
+        if self.config.results_dir is not None:
+            folder = Path(self.config.results_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder
+        if self._temporary is None:
+            self._temporary = Path(tempfile.mkdtemp(prefix="modularml-"))
+            weakref.finalize(self, shutil.rmtree, self._temporary, ignore_errors=True)
+        return self._temporary

@@ -1,0 +1,154 @@
+"""Metrics by name: scikit-learn's scorers and functions, and torchmetrics' classes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from modularml._optional import has, require
+from modularml._typing import Array
+from modularml.backends import adapter_for
+from modularml.errors import ConfigError, UnknownNameError
+
+__all__ = ["Meaning", "Score", "find_score"]
+
+Meaning: TypeAlias = Literal["auto", "values", "logits", "probabilities"]
+Score: TypeAlias = Callable[[Array, Array], float]
+"""From targets and outputs, both of shape (n, ...), to a number."""
+
+
+def find_score(
+    score: str | Callable[..., float],
+    options: Mapping[str, Any] | None = None,
+    meaning: Meaning = "auto",
+) -> Score:
+    """Return the function that a name stands for.
+
+    Parameters
+    ----------
+    score : str or callable
+        A scorer of scikit-learn (``"r2"``, ``"accuracy"``, ``"neg_mean_squared_error"``), a
+        function of `sklearn.metrics` (``"mean_absolute_error"``), a class of `torchmetrics`
+        (``"MeanAbsoluteError"``), in this order, or a function of targets and outputs.
+    options : dict, optional
+        Passed to a function or class.
+    meaning : {'auto', 'values', 'logits', 'probabilities'}
+        What outputs are, for scikit-learn: numbers or labels to be compared as they are, or
+        scores of classes. ``auto``: several columns against one of whole numbers are scores of
+        classes (probabilities where each row is positive and sums to 1), all else are values.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such score; the closest are listed.
+    ConfigError
+        If `meaning` is none of these.
+    """
+    if meaning not in ("auto", "values", "logits", "probabilities"):
+        raise ConfigError(
+            f"outputs must be 'auto', 'values', 'logits' or 'probabilities', got {meaning!r}"
+        )
+    chosen = dict(options or {})
+    if callable(score):
+        return lambda true, out: float(score(true, out, **chosen))
+    metrics = require("sklearn.metrics")
+    if score in metrics.get_scorer_names() and not chosen:
+        return _asked(metrics.get_scorer(score), meaning)
+    if (function := _function(score)) is not None:
+        asks = _asks_for(function)
+        return _asked(metrics.make_scorer(function, response_method=asks, **chosen), meaning)
+    torchmetrics = require("torchmetrics") if has("torchmetrics") else None
+    cls: Any = getattr(torchmetrics, score, None)
+    if not isinstance(cls, type):
+        known = [*metrics.get_scorer_names(), *metrics.__all__]
+        raise UnknownNameError("metric", score, [*known, *getattr(torchmetrics, "__all__", [])])
+    made: Any = cls
+    as_tensor = adapter_for("torch").from_numpy
+    return lambda true, out: float(made(**chosen)(as_tensor(_flat(out)), as_tensor(_flat(true))))
+
+
+def _asked(scorer: Callable[..., float], meaning: Meaning) -> Score:
+    return lambda true, out: float(scorer(_Answers(true, out, meaning), out, _flat(true)))
+
+
+def _function(name: str) -> Any:
+    """Return a function of `sklearn.metrics` that compares targets and answers, or None."""
+    found = getattr(require("sklearn.metrics"), name, None)
+    if not inspect.isfunction(found):
+        return None
+    names = list(inspect.signature(found).parameters)[:2]
+    return found if len(names) == 2 and all(n.startswith("y_") for n in names) else None
+
+
+def _asks_for(function: Any) -> str:
+    """Return what a function wants of an estimator, by its second parameter's name."""
+    wanted = list(inspect.signature(function).parameters)[1]
+    return "predict" if wanted == "y_pred" else "predict_proba"
+
+
+class _Answers:
+    """Outputs that are there already, as scikit-learn's scorers ask an estimator for them."""
+
+    def __init__(self, true: Array, out: Array, meaning: Meaning) -> None:
+        self.meaning = _meaning(_flat(true), _flat(out)) if meaning == "auto" else meaning
+        if self.meaning != "values":
+            self.classes_ = np.arange(max(2, _flat(out)[0].size))
+
+    def predict(self, out: Array) -> Array:
+        """Return values, or the most likely class."""
+        flat = _flat(out)
+        if self.meaning == "values":
+            return flat
+        if flat.ndim == 1:
+            return (flat > (0.5 if self.meaning == "probabilities" else 0.0)).astype(np.int64)
+        return np.asarray(flat.argmax(axis=1))
+
+    def predict_proba(self, out: Array) -> Array:
+        """Return the probability of each class."""
+        flat = _flat(out).astype(np.float64)
+        if flat.ndim == 1 and self.meaning == "probabilities":
+            return np.column_stack([1 - flat, flat])
+        if self.meaning == "probabilities":
+            sums = flat.sum(axis=1, keepdims=True)
+            return np.asarray(flat / sums if np.allclose(sums, 1, atol=1e-4) else flat)
+        if flat.ndim == 1:
+            flat = np.column_stack([np.zeros(len(flat)), flat])
+        shares = np.exp(flat - flat.max(axis=1, keepdims=True))
+        return np.asarray(shares / shares.sum(axis=1, keepdims=True))
+
+    def decision_function(self, out: Array) -> Array:
+        """Return scores, higher for the second class, or a column a class."""
+        flat = _flat(out)
+        return np.asarray(flat[:, 1] - flat[:, 0]) if flat.shape[1:] == (2,) else flat
+
+    def fit(self, *_: Any) -> None:
+        """Nothing is learned here; scikit-learn asks whether this could be."""
+
+    def __sklearn_tags__(self) -> Any:
+        tools = require("sklearn.utils")
+        kind = "regressor" if self.meaning == "values" else "classifier"
+        tags = {f"{kind}_tags": getattr(tools, f"{kind.capitalize()}Tags")()}
+        return tools.Tags(estimator_type=kind, target_tags=tools.TargetTags(required=True), **tags)
+
+
+def _flat(values: Array) -> Array:
+    """Drop axes of length 1 behind the first."""
+    kept = [n for n in values.shape[1:] if n != 1]
+    return np.asarray(values.reshape(len(values), *kept))
+
+
+def _meaning(true: Array, out: Array) -> Meaning:
+    if true.ndim != 1 or true.dtype.kind not in "biu" or out.dtype.kind != "f":
+        return "values"
+    if out.ndim == 1 and set(np.unique(true)) <= {0, 1}:
+        raise ConfigError(
+            "one column of outputs against labels 0 and 1 may be logits, probabilities or values; "
+            "say which with outputs='logits', 'probabilities' or 'values'"
+        )
+    if out.ndim != 2:
+        return "values"
+    sums_to_one = bool((out >= 0).all()) and np.allclose(out.sum(axis=1), 1, atol=1e-4)
+    return "probabilities" if sums_to_one else "logits"

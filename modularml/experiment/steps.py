@@ -1,0 +1,279 @@
+"""Recorded steps: an epoch's outputs side by side, its losses in a table, steps on request."""
+
+from __future__ import annotations
+
+import uuid
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import repeat
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+import safetensors
+
+from modularml._typing import Array, IntArray
+from modularml.data.execution import ExecutionContext, Layout, LossRecord
+from modularml.errors import ShapeError
+from modularml.experiment.metrics import compact
+from modularml.experiment.series import AxisSeries, Values
+from modularml.io.tensors import dump_table, dump_tensors, storable
+
+__all__ = ["EpochSteps", "StepLog"]
+
+
+class EpochSteps(Sequence[ExecutionContext]):
+    """The recorded steps of one epoch.
+
+    Parameters
+    ----------
+    first : ExecutionContext
+        Its first step, which has run.
+    """
+
+    def __init__(self, first: ExecutionContext) -> None:
+        assert first.layout is not None
+        self.layout: Layout = first.layout
+        self.phase, self.epoch, self.rows = first.phase_label, first.epoch_idx, first.rows
+        self._adapters = self.layout.adapters
+        self._shapes = [tuple(out.shape[1:]) for out in first.outs]
+        self._outs: list[Sequence[Any]] = []
+        self._values: list[Sequence[Any]] = []
+        self._n = 0
+        self._table: Array | None = None
+        self._whole: list[tuple[Any, Array]] = []
+        self._files: tuple[Path, Path] | None = None
+        self.nbytes = 0
+
+    def add(self, ctx: ExecutionContext) -> None:
+        """Keep a step, which then holds its outputs off the graph and the device, no inputs."""
+        if any(tuple(o.shape[1:]) != s for o, s in zip(ctx.outs, self._shapes, strict=True)):
+            raise self._other_shape(ctx)
+        ctx.release()
+        self._outs.append(ctx.outs)
+        self._values.append(ctx.values)
+        self._n += 1
+
+    def close(self, table: Array | None, before: EpochSteps | None) -> None:
+        """Put the outputs behind one another.
+
+        Parameters
+        ----------
+        table : ndarray, optional
+            The losses, where they are known.
+        before : EpochSteps, optional
+            An earlier epoch, whose bounds are used again where they are the same.
+        """
+        self._table = compact(self.losses if table is None else table)
+        self._values = []
+        parts = list(zip(*self._outs, strict=True))
+        if all(len({p.dtype for p in part}) == 1 for part in parts):
+            bounds = [np.cumsum([0, *map(len, part)], dtype=np.int32) for part in parts]
+            known = [] if before is None else [b for _, b in before._whole]
+            if len(known) == len(bounds) and all(map(np.array_equal, bounds, known)):
+                bounds = known
+            joined = [
+                part[0] if len(part) == 1 else adapter.concat(part, 0)
+                for adapter, part in zip(self._adapters, parts, strict=True)
+            ]
+            self._whole, self._outs = list(zip(joined, bounds, strict=True)), []
+            self.nbytes = sum(array.nbytes for array in self._arrays())
+
+    def _arrays(self) -> list[Array]:
+        held = zip(self._adapters, self._whole, strict=False)
+        return [adapter.to_numpy(whole) for adapter, (whole, _) in held]
+
+    def _other_shape(self, ctx: ExecutionContext) -> ShapeError:
+        found = [tuple(out.shape[1:]) for out in ctx.outs]
+        place = next(i for i, shape in enumerate(found) if shape != self._shapes[i])
+        return ShapeError(
+            f"node {self.layout.labels[self.layout.outputs[place][0]]!r} gives samples of shape "
+            f"{found[place]} in batch {ctx.batch_idx}, and gave {self._shapes[place]} before; a "
+            "model must give every batch the same shape"
+        )
+
+    @property
+    def losses(self) -> Array:
+        """Each loss of each batch, shape (n_batches, n_losses)."""
+        if self._table is not None:
+            return self._table
+        if self._files is not None:
+            with pa.memory_map(str(self._files[1])) as file:
+                columns = pa.ipc.open_file(file).read_all().columns
+                return np.array([np.asarray(c) for c in columns]).reshape(-1, self._n).T
+        flat = self.layout.adapter.floats([v for values in self._values for v in values])
+        return np.array(flat, dtype=np.float64).reshape(self._n, len(self.layout.losses))
+
+    def totals(self) -> Array:
+        """Return what each loss of each batch is a mean over, shape (n_batches, n_losses)."""
+        if any(weighing is not None for weighing in self.layout.weighings):
+            return np.array([step.loss_totals() for step in self], dtype=np.float64)
+        nodes = [node for node, _ in self.layout.outputs]
+        sizes = [self._sizes(nodes.index(node)) for _, node in self.layout.losses]
+        return np.array(sizes, dtype=np.float64).reshape(-1, self._n).T
+
+    def _sizes(self, which: int) -> IntArray:
+        if self._whole:
+            return np.diff(self._whole[which][1]).astype(np.int64)
+        return np.array([len(outs[which]) for outs in self._outs])
+
+    def spill(self, folder: Path, owner: object) -> None:
+        """Move outputs and losses to files, from which they are read when asked for.
+
+        The folder is there as long as its owner. Outputs of a type that safetensors lacks in
+        numpy stay where they are.
+        """
+        arrays = [storable(array) for array in self._arrays()]
+        if not arrays or any(array is None for array in arrays):
+            return
+        stem = folder / f"epoch_{self.epoch:05d}_{uuid.uuid4().hex[:8]}"
+        self._files = stem.with_suffix(".safetensors"), stem.with_suffix(".arrow")
+        held = {str(i): array for i, array in enumerate(arrays) if array is not None}
+        self._files[0].write_bytes(dump_tensors(held))
+        names = [f"{i}.{label}" for i, (label, _) in enumerate(self.layout.losses)]
+        self._files[1].write_bytes(dump_table(pa.table(list(self.losses.T), names=names)))
+        self._whole = [(None, bounds) for _, bounds in self._whole]
+        self._table, self.nbytes, self._owner = None, 0, owner
+
+    def output(self, which: int, place: int) -> Any:
+        """Return one output of one batch."""
+        if not self._whole:
+            return self._outs[place][which]
+        whole, bounds = self._whole[which]
+        start, stop = bounds[place : place + 2].tolist()
+        if self._files is None:
+            return whole[start:stop]
+        with safetensors.safe_open(self._files[0], framework="numpy") as file:
+            return self._adapters[which].from_numpy(file.get_slice(str(which))[start:stop])
+
+    @overload
+    def __getitem__(self, place: int) -> ExecutionContext: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[ExecutionContext]: ...
+    def __getitem__(self, place: int | slice) -> ExecutionContext | list[ExecutionContext]:
+        if isinstance(place, slice):
+            return list(self)[place]
+        return self._step(range(self._n)[place], self._values or self.losses)
+
+    def __iter__(self) -> Iterator[ExecutionContext]:
+        values = self._values or self.losses
+        return (self._step(place, values) for place in range(self._n))
+
+    def __len__(self) -> int:
+        return self._n
+
+    def _step(self, place: int, values: Any) -> ExecutionContext:
+        step = ExecutionContext(self.phase, self.epoch, place)
+        step.layout, step.rows, step.outs = self.layout, self.rows, _Outputs(self, place)
+        step.values = values[place] if self._values else values[place].tolist()
+        return step
+
+
+class _Outputs(Sequence[Any]):
+    """Outputs of one batch, read when they are asked for."""
+
+    def __init__(self, steps: EpochSteps, place: int) -> None:
+        self.steps, self.place = steps, place
+
+    def __getitem__(self, which: Any) -> Any:
+        return self.steps.output(range(len(self))[which], self.place)
+
+    def __len__(self) -> int:
+        return len(self.steps.layout.outputs)
+
+
+class StepLog(Sequence[ExecutionContext]):
+    """Every recorded step of a phase, in order.
+
+    Parameters
+    ----------
+    steps : iterable of ExecutionContext
+        Steps that were run by hand.
+    """
+
+    def __init__(self, steps: Iterable[ExecutionContext] = ()) -> None:
+        self.parts: list[EpochSteps | list[ExecutionContext]] = []
+        for step in steps:
+            self.append(step)
+
+    def append(self, step: ExecutionContext) -> None:
+        """Keep a step as it is."""
+        if not self.parts or not isinstance(self.parts[-1], list):
+            self.parts.append([])
+        self.parts[-1].append(step)  # type: ignore[union-attr]
+
+    def places(self) -> Mapping[str, IntArray]:
+        """Return the epoch and the batch of every step."""
+        parts = [_places(part) for part in self.parts]
+        both = np.concatenate(parts) if parts else np.zeros((0, 2), dtype=np.int64)
+        return {"epoch": both[:, 0], "batch": both[:, 1]}
+
+    def losses(self, node_id: str) -> AxisSeries[LossRecord]:
+        """Return the losses applied on a node over (epoch, batch, label)."""
+        places, values = [np.zeros((0, 2), dtype=np.int64)], [np.zeros(0)]
+        labels: list[str] = []
+        trained: list[bool] = []
+        for layout, rows, table, _ in self.tables():
+            mine = [i for i, (_, on) in enumerate(layout.losses) if on == node_id]
+            places.append(np.repeat(rows, len(mine), axis=0))
+            values.append(table[:, mine].ravel())
+            labels += [layout.losses[i][0] for i in mine] * len(rows)
+            trained += [layout.training] * (len(mine) * len(rows))
+        epoch, batch = np.concatenate(places).T
+        label, numbers = np.array(labels, dtype=object), np.concatenate(values).astype(np.float64)
+        parts = np.where(trained, numbers, 0.0), np.where(trained, 0.0, numbers)
+
+        def records(at: IntArray) -> list[LossRecord]:
+            name, trainable, auxiliary = (column[at].tolist() for column in (label, *parts))
+            made = zip(name, repeat(node_id), trainable, auxiliary, strict=False)
+            return list(map(partial(tuple.__new__, LossRecord), made))
+
+        made = Values(records, np.arange(len(numbers)), numbers)
+        columns = {"epoch": epoch, "batch": batch, "label": label}
+        return AxisSeries.from_columns(columns, made, "losses")
+
+    def tables(self) -> Iterator[tuple[Layout, IntArray, Array, Array]]:
+        """Iterate over runs of steps.
+
+        Yields
+        ------
+        Layout, ndarray (n_steps, 2), and two ndarray (n_steps, n_losses)
+            What the losses are, (epoch, batch) of each step, its losses, and what each is a mean
+            over.
+        """
+        for part in self.parts:
+            if isinstance(part, EpochSteps):
+                yield part.layout, _places(part), part.losses, part.totals()
+                continue
+            for step in part:
+                layout = step._layout()
+                table = np.array([layout.adapter.floats(step.values)])
+                yield layout, _places([step]), table, np.array([step.loss_totals()])
+
+    @overload
+    def __getitem__(self, place: int) -> ExecutionContext: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[ExecutionContext]: ...
+    def __getitem__(self, place: int | slice) -> ExecutionContext | list[ExecutionContext]:
+        if isinstance(place, slice):
+            return list(self)[place]
+        starts = np.cumsum([0, *map(len, self.parts)]).tolist()
+        which = bisect_right(starts, range(len(self))[place]) - 1
+        part: Sequence[ExecutionContext] = self.parts[which]
+        step: ExecutionContext = part[range(len(self))[place] - starts[which]]
+        return step
+
+    def __iter__(self) -> Iterator[ExecutionContext]:
+        for part in self.parts:
+            yield from part
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+
+def _places(part: Sequence[ExecutionContext]) -> IntArray:
+    if isinstance(part, EpochSteps):
+        return np.column_stack([np.full(len(part), part.epoch), np.arange(len(part))])
+    return np.array([(s.epoch_idx, s.batch_idx) for s in part], dtype=np.int64)

@@ -1,0 +1,233 @@
+"""Recorded epochs: in memory, in files, best ones, and queries over many."""
+
+import gc
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import modularml as mm
+from modularml.errors import ConfigError
+from modularml.experiment.metrics import MetricStore
+from modularml.experiment.series import AxisSeries
+from tests.worlds import (
+    QUIET,
+    arrays,
+    bindings,
+    eval_phase,
+    experiment,
+    featureset,
+    graph_of,
+    mlp,
+    mse,
+    train_phase,
+)
+
+
+def run(config=None, net=None, **kwargs):
+    with mm.ExperimentContext().activate():
+        graph = graph_of(featureset(*arrays(n=40)), net or mlp())
+        exp = experiment(results_config=config)
+        phase = train_phase(graph, [mse(), mse(label="again", weight=0.5)], n_epochs=4, **kwargs)
+        return exp, exp.run_phase(phase, **QUIET)
+
+
+def answers(results):
+    return {
+        "outputs": [t.numpy().tolist() for t in results.tensors("net", "outputs")],
+        "targets": [np.asarray(t).tolist() for t in results.tensors("net", "targets")],
+        "keys": results.execution_contexts().keys(),
+        "losses": results.losses("net").to_pandas().to_dict(),
+        "metrics": results.metrics().items(),
+        "rows": results.source_view("net", batch=1).row_indices.tolist(),
+        "frame": results.to_pandas().to_dict(),
+    }
+
+
+class TestSpilling:
+    def test_files_answer_every_query(self, tmp_path):
+        _, held = run()
+        config = mm.ResultsConfig(results_dir=tmp_path, memory_budget=0)
+        _, moved = run(config)
+        assert len(list(tmp_path.glob("*.safetensors"))) == len(list(tmp_path.glob("*.arrow"))) == 4
+        assert answers(moved) == answers(held)
+        part = moved._execution.parts[0]
+        assert part.nbytes == 0
+        assert part._whole[0][0] is None
+
+    def test_the_oldest_go_first_over_all_runs(self, tmp_path):
+        n_bytes = 40 * 4
+        exp, first = run(mm.ResultsConfig(results_dir=tmp_path, memory_budget=5 * n_bytes))
+        assert not list(tmp_path.iterdir())
+        with exp.ctx.activate():
+            second = exp.run_phase(train_phase(exp.model_graph, n_epochs=3, label="b"), **QUIET)
+        parts = first._execution.parts + second._execution.parts
+        assert [part.nbytes for part in parts] == [0, 0, *[n_bytes] * 5]
+
+    def test_evaluations_count_too(self, tmp_path):
+        fs = featureset(*arrays(n=40))
+        fs.split_random({"train": 0.5, "val": 0.5})
+        graph = graph_of(fs, mlp())
+        exp = experiment(results_config=mm.ResultsConfig(results_dir=tmp_path, memory_budget=0))
+        evaluation = mm.Evaluation.from_split("val", split="val", metrics=["r2"])
+        phase = train_phase(graph, split="train", n_epochs=2, callbacks=[evaluation])
+        results = exp.run_phase(phase, **QUIET)
+        found = results.evaluations().at(epoch=0)
+        assert found.stacked_tensors("net", "outputs").shape == (20, 1)
+        assert len(list(tmp_path.glob("*.safetensors"))) == 4
+
+    def test_a_temporary_folder_lives_as_long_as_the_results(self):
+        exp, results = run(mm.ResultsConfig(memory_budget=0))
+        folder = exp.results_room.folder()
+        exp.results_room = None
+        gc.collect()
+        assert results.tensors("net", "outputs").first().shape == (16, 1)
+        assert folder.is_dir()
+        exp._history.clear()
+        del results
+        gc.collect()
+        assert not folder.exists()
+
+    def test_arguments(self):
+        for budget in (-1, 1.5, True, "1GB"):
+            with pytest.raises(ConfigError, match="memory_budget"):
+                mm.ResultsConfig(memory_budget=budget)
+        config = mm.ResultsConfig(results_dir=Path("x"), memory_budget=5)
+        assert mm.ResultsConfig.from_config(config.get_config()) == config
+
+
+def test_outputs_that_alias_inputs_are_kept_as_they_were():
+    x, y = arrays(n=40, d=1)
+    fs = featureset(x, y)
+    nodes = [mm.ModelNode("same", nn.Flatten(), fs)]
+    graph = mm.ModelGraph(
+        [*nodes, mm.ModelNode("net", nn.Linear(1, 1), nodes[0])],
+        optimizer=mm.Optimizer("sgd", opt_kwargs={"lr": 0.1}),
+    )
+    phase = train_phase(graph, shuffle=True, n_epochs=3)
+    results = experiment().run_phase(phase, **QUIET)
+    for ctx in results.execution_contexts():
+        node = graph.get_node("same").node_id
+        rows = ctx.indices(ctx.sources(node)[0])["default"]
+        np.testing.assert_array_equal(ctx.output(node).numpy(), x[rows])
+
+
+def test_a_callback_sees_the_epoch_that_is_under_way():
+    seen = []
+
+    class Looks(mm.callbacks.Callback):
+        def on_batch_end(self, *, exec_ctx, results, **facts):
+            last = results.losses("net").where(label="mse_net").last()
+            seen.append(last.value == exec_ctx.losses[0].value)
+            output = results.tensors("net", "outputs").last()
+            seen.append(torch.equal(output, exec_ctx.outs[0]))
+
+    run(callbacks=[Looks()])
+    assert seen == [True] * (2 * 4 * 3)
+
+
+def test_last_means_the_best_epoch_where_it_is_restored():
+    scores = [3.0, 1.0, 2.0, 2.5]
+    script = mm.callbacks.MetricCallback("score", lambda exec_ctx, **_: scores[exec_ctx.epoch_idx])
+    stop = mm.EarlyStopping(monitor="score", restore_best=True)
+    _, every = run()
+    _, last = run(callbacks=[script, stop], result_recording="last")
+    assert last.execution_contexts().axis_values("epoch") == [1]
+    want = every.tensors("net", "outputs").where(epoch=1)
+    assert all(map(torch.equal, last.tensors("net", "outputs"), want))
+
+
+class TestSeries:
+    def test_collapse_against_pandas(self):
+        rng = np.random.default_rng(0)
+        keys = {(int(e), "ab"[n], int(b)) for e, n, b in rng.integers(0, [9, 2, 9], (200, 3))}
+        data = {key: float(rng.normal()) for key in keys}
+        series = AxisSeries(("epoch", "name", "batch"), data)
+        frame = series.to_pandas()
+        for reducer in ("mean", "sum", "min", "max", "first", "last"):
+            found = series.collapse("batch", reducer)
+            want = frame.groupby(["epoch", "name"], sort=False)["value"].agg(reducer)
+            assert found.keys() == want.index.tolist()
+            np.testing.assert_allclose(found.values(), want)
+        assert series.collapse("epoch", len).collapse("name", sum).axes == ("batch",)
+
+    def test_nan_is_not_skipped(self):
+        series = AxisSeries(("epoch",), {(0,): 1.0, (1,): float("nan")})
+        assert np.isnan(series.collapse("epoch").one())
+
+    def test_losses_reduce_as_numbers(self):
+        _, results = run()
+        losses = results.losses("net").where(epoch=2)
+        mean = losses.collapse("label", "sum").collapse("batch", "mean").select(epoch=2).one()
+        logged = results.metrics().where(name="train_loss", epoch=2, batch=[0, 1, 2])
+        assert mean == pytest.approx(logged.collapse("batch").one())
+
+    def test_a_hundred_thousand_records(self):
+        net = nn.Linear(1, 1)
+        fs = featureset(*arrays(n=500, d=1))
+        graph = graph_of(fs, net)
+        results = experiment().run_phase(train_phase(graph, batch_size=1, n_epochs=1), **QUIET)
+        part = results._execution.parts[0]
+        results._execution.parts = [part] * 200
+        queries = [
+            lambda losses: losses.where(epoch=0, batch=7).values(),
+            lambda losses: losses.collapse("batch"),
+            lambda losses: losses.last(),
+        ]
+        for query in queries:
+            taken = []
+            for _ in range(5):
+                start = time.process_time()
+                query(results.losses("net"))
+                taken.append(time.process_time() - start)
+            assert len(results.losses("net")) == 100_000
+            assert min(taken) < 0.05
+
+
+def test_metrics_logged_twice_count_once():
+    store = MetricStore()
+    store.log("a", 1.0, epoch=0)
+    store.log("a", 2.0, epoch=0)
+    store.log("a", 3.0, epoch=0, batch=1)
+    store.log("a", 4.0, epoch=0, batch=1)
+    store.log_batches("b", [5.0, 6.0], epoch=2)
+    assert store.series().items() == [
+        (("a", 0, None), 2.0),
+        (("a", 0, 1), 4.0),
+        (("b", 2, 0), 5.0),
+        (("b", 2, 1), 6.0),
+    ]
+    assert store.at_epoch(0) == {"a": 2.0}
+    assert [(e.name, e.batch, e.value) for e in store.entries()][-1] == ("b", 1, 6.0)
+
+
+def test_views_for_people():
+    fs = featureset(*arrays(n=40))
+    graph = graph_of(fs, mlp())
+    exp = experiment()
+    group = mm.PhaseGroup("g").add_fit("f", input_sources=bindings(graph))
+    assert isinstance(group.get_fit_phase("f"), mm.FitPhase)
+    inputs = train_phase(graph).input_sources
+    group.clear().add_train("t", input_sources=inputs, losses=[mse()], result_recording="last")
+    group.add_phase(eval_phase(graph))
+    exp.execution_plan.add_group(group)
+    results = exp.run(**QUIET)
+    assert results.to_pandas().loc["g/t", "train_loss"].tolist() == (
+        results["g"].get_train_result().to_pandas()["train_loss"].tolist()
+    )
+    assert exp.last_run.to_pandas().equals(results.to_pandas())
+    for shown in (exp, group, results, results["g"]["t"], results["g"]["eval"]):
+        assert "t" in shown._repr_html_()
+    assert "completed" in exp._repr_html_()
+    for drawn in (
+        results,
+        results["g"]["t"],
+        results["g"]["eval"],
+        results["g"]["t"].losses("net"),
+    ):
+        assert drawn.plot(**({"x": "batch"} if isinstance(drawn, AxisSeries) else {})).axes
+    frame = results["g"]["eval"].to_pandas()
+    np.testing.assert_allclose(frame["target"], arrays(n=40)[1].ravel())
