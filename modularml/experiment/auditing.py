@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import warnings
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from modularml.context import ExperimentContext
 from modularml.data import FeatureSet
-from modularml.data.audit import AuditWarning
+from modularml.data.audit import AuditReport, AuditWarning
 from modularml.errors import AuditError, ConfigError
 from modularml.experiment.fit_phase import FitPhase
 from modularml.experiment.group import PhaseGroup
@@ -54,16 +55,26 @@ class Auditor:
                 continue
             version = (fs.collection.version, fs.split_records, repr(fs))  # of rows and of splits
             if self._seen.get(fs.node_id) != version:
-                self._audit(fs)
+                self._judge(fs, _report(fs, version))
                 self._seen[fs.node_id] = version
 
-    def _audit(self, fs: FeatureSet) -> None:
-        width = sum(math.prod(spec.shape) for spec in fs.collection.schema.columns.values())
-        most = max(100, min(_MOST_ROWS, _MOST_VALUES // width))
-        report = fs.audit(tolerance=0.0, max_rows=most)
+    def _judge(self, fs: FeatureSet, report: AuditReport) -> None:
         if report.ok:
             return
         said = f"{report.summary()}. First: {report[0].message}. fs.audit() shows them all"
         if self.mode == "error":
             raise AuditError(f"{said}; Experiment(audit='warn') trains all the same")
         warnings.warn(f"{said}; Experiment(audit='off') does not look", AuditWarning, stacklevel=7)
+
+
+_reports: WeakKeyDictionary[FeatureSet, tuple[Any, AuditReport]] = WeakKeyDictionary()
+
+
+def _report(fs: FeatureSet, version: Any) -> AuditReport:
+    """Audit a set, or return what an experiment before this one found in the same version."""
+    known = _reports.get(fs)
+    if known is None or known[0] != version:
+        width = sum(math.prod(spec.shape) for spec in fs.collection.schema.columns.values())
+        most = max(100, min(_MOST_ROWS, _MOST_VALUES // width))
+        known = _reports[fs] = version, fs.audit(tolerance=0.0, max_rows=most)
+    return known[1]

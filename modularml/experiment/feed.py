@@ -107,6 +107,8 @@ class Feed:
         self.reuses_memory = self.keeps_epochs = False
         self.watch: Callable[[Sequence[Bound]], Iterable[Bound]] = iter
         self._current = 0
+        self._last_rows: tuple[IntArray | None, Any] = None, None
+        self._among: dict[Source, IntArray | slice] = {}
         self._room: dict[InputSlot, list[Any]] = {}
         self.refresh()
 
@@ -242,7 +244,7 @@ class Feed:
         rows = own.rows[slot.role]
         if own.weights is not None:
             rows = np.maximum(rows, 0)  # some row stands in for padding
-        among = self.bound[slot.source].view.valid_indices if slot.node_id is None else None
+        among = self._rows_of(slot.source) if slot.node_id is None else None
         room = self._room.setdefault(slot, []) if self.reuses_memory else None
         upload = None
         if self.pin_memory and slot.node_id is None:
@@ -250,13 +252,26 @@ class Feed:
         return pieces(
             slot.adapter,
             column,
-            in_a_row(rows),
+            self._in_a_row(rows),
             own.sizes,
             room,
             among,
             upload,
             whole_epoch=self.keeps_epochs,
         )
+
+    def _rows_of(self, source: Source) -> IntArray | slice:
+        """Return the rows of the table that a source reads."""
+        if source not in self._among:
+            self._among[source] = in_a_row(self.bound[source].view.valid_indices)
+        return self._among[source]
+
+    def _in_a_row(self, rows: IntArray) -> IntArray | slice:
+        """Say once of rows that several slots read whether they follow one another."""
+        if self._last_rows[0] is not rows:
+            self._last_rows = rows, in_a_row(rows)
+        found: IntArray | slice = self._last_rows[1]
+        return found
 
     def _own(self, source: Source, batches: list[EpochBatches]) -> EpochBatches:
         """Return the batches that a source reads."""
@@ -320,6 +335,7 @@ class Feed:
         """Let go of the tensors; row numbers can still be asked for."""
         self._parts, self._room, self._asked = [], {}, None
         self._epochs.clear()
+        self._last_rows = None, None
         del self.plan, self.step, self._plan, self._plan_with_static, self._graph_plan
 
 

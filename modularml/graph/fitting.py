@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from modularml.backends import BackendAdapter
 from modularml.errors import GraphError
 from modularml.graph.model_node import ModelNode
 
-__all__ = ["BatchFittable", "Fittable", "fitted_then", "learners", "to_fit"]
+__all__ = ["fitted_then", "is_fittable", "learners", "to_fit"]
 
 Learn = Callable[[Any, Any], Any]
 
 
-@runtime_checkable
-class Fittable(Protocol):
-    """A model that learns from all rows at once."""
+def is_fittable(model: Any) -> bool:
+    """Tell whether a model learns from all rows at once.
 
-    def fit(self, features: Any, targets: Any) -> Any:
-        """Learn from ``(n, *input_shape)`` and ``(n, *target_shape)``; targets may be None."""
-
-
-@runtime_checkable
-class BatchFittable(Protocol):
-    """A model that can learn a little from each batch."""
-
-    learns_in_batches: bool
-
-    def partial_fit(self, features: Any, targets: Any) -> Any:
-        """Learn from ``(n, *input_shape)`` and ``(n, *target_shape)``; targets may be None."""
+    It has ``fit(features, targets)``, which takes ``(n, *input_shape)`` and ``(n, *target_shape)``;
+    targets may be None. One that has ``partial_fit`` too, and says so by ``learns_in_batches``,
+    can learn a little from each batch.
+    """
+    return hasattr(model, "fit")
 
 
 def learners(nodes: Iterable[Any], fits: Iterable[ModelNode]) -> dict[str, Learn]:
@@ -46,11 +38,13 @@ def learners(nodes: Iterable[Any], fits: Iterable[ModelNode]) -> dict[str, Learn
     for node in nodes:
         if not isinstance(node, ModelNode) or node.is_frozen:
             continue
-        if isinstance(node.model, BatchFittable) and node.model.learns_in_batches:
-            found[node.node_id] = node.model.partial_fit
+        model: Any = node.model
+        if getattr(model, "learns_in_batches", False):
+            found[node.node_id] = model.partial_fit
     for node in fits:
-        if isinstance(node.model, Fittable):
-            found[node.node_id] = node.model.fit
+        model = node.model
+        if is_fittable(model):
+            found[node.node_id] = model.fit
     return found
 
 
@@ -63,7 +57,7 @@ def to_fit(nodes: Iterable[Any]) -> list[ModelNode]:
         If there is none.
     """
     models = [n for n in nodes if isinstance(n, ModelNode)]
-    found = [n for n in models if isinstance(n.model, Fittable) and not n.is_frozen]
+    found = [n for n in models if is_fittable(n.model) and not n.is_frozen]
     if not found:
         raise GraphError(
             f"none of the nodes {[n.label for n in models]} can be fitted: each is frozen, or its "

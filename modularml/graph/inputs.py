@@ -52,7 +52,7 @@ def pieces(
     rows: IntArray | slice,
     sizes: list[int],
     room: list[Any] | None = None,
-    among: IntArray | None = None,
+    among: IntArray | slice | None = None,
     upload: Callable[[Any], Any] | None = None,
     *,
     whole_epoch: bool = False,
@@ -71,7 +71,7 @@ def pieces(
         Rows in each batch.
     room : list, optional
         Holds the memory of an earlier call, which is used again: its batches are gone then.
-    among : ndarray of int64, optional
+    among : ndarray of int64 or slice, optional
         Rows of the column that `rows` are places in.
     upload : callable, optional
         Copies each chunk to where the batches are wanted.
@@ -87,7 +87,7 @@ def pieces(
         shared = None if first and whole_epoch else room
         into = shared[0][:n] if shared and len(shared[0]) >= n else None
         part = _part(rows, at, n)
-        chunk = _gather(adapter, column, part if among is None else among[part], into)
+        chunk = _gather(adapter, column, _among(among, part), into)
         if shared is not None and into is None:
             shared[:] = [chunk]
         if upload is not None:
@@ -109,6 +109,19 @@ def in_a_row(rows: IntArray | slice) -> IntArray | slice:
         if not (part[1:] - part[:-1] == 1).all():
             return rows
     return slice(int(rows[0]), int(rows[0]) + n)
+
+
+def _among(among: IntArray | slice | None, places: IntArray | slice) -> IntArray | slice:
+    """Return the rows at some places among others."""
+    if among is None or (isinstance(among, slice) and among.start == 0):
+        return places
+    if not isinstance(among, slice):
+        found: IntArray = among[places]
+        return found
+    if isinstance(places, slice):
+        return slice(places.start + among.start, places.stop + among.start)
+    shifted: IntArray = places + among.start
+    return shifted
 
 
 def _part(rows: IntArray | slice, at: int, n: int) -> IntArray | slice:

@@ -6,7 +6,8 @@ import copy
 import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import joblib
@@ -222,7 +223,9 @@ class ScikitModelWrapper(BaseModel):
         """
         if self.training_mode == "partial_fit":
             return self.partial_fit(features, targets)
-        self.inner.fit(_rows(features), *self._targets(targets))
+        rows = _rows(features)
+        with _copied_once(self.inner, rows):
+            self.inner.fit(rows, *self._targets(targets))
         return None
 
     def partial_fit(self, features: Array, targets: Array | None) -> None:
@@ -382,6 +385,22 @@ def _method(model: Any, asked: str) -> str:
             "about new rows"
         )
     return found[0]
+
+
+@contextmanager
+def _copied_once(estimator: Any, rows: Array) -> Iterator[None]:
+    """Let an estimator that copies its input by `copy_X` do so once.
+
+    It copies rows that cannot be written to anyway, before it looks at `copy_X`.
+    """
+    if rows.flags.writeable or getattr(estimator, "copy_X", None) is not True:
+        yield
+        return
+    estimator.copy_X = False
+    try:
+        yield
+    finally:
+        estimator.copy_X = True
 
 
 def _rows(features: Array) -> Array:

@@ -16,7 +16,7 @@ from modularml.context import ExperimentContext, ExperimentNode
 from modularml.data import FeatureSet
 from modularml.experiment import Checkpointing, Experiment, FitPhase, PhaseGroup
 from modularml.experiment.phase import ExperimentPhase
-from modularml.graph.fitting import Fittable
+from modularml.graph.fitting import is_fittable
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.model_node import ModelNode
 from modularml.io.randomness import derived_seed, seed_all
@@ -127,7 +127,7 @@ def _graph_again(graph: ModelGraph, *, refit: bool) -> None:
         nodes.append(type(node)(**params, node_id=node.node_id))
         if not isinstance(node, ModelNode):
             continue
-        if node.is_frozen and not (refit and isinstance(node.model, Fittable)):
+        if node.is_frozen and not (refit and is_fittable(node.model)):
             nodes[-1].set_state(node.get_state())
         elif any(map(_is_object, node.model._params().values())):
             objects.append(nodes[-1])
