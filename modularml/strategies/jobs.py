@@ -112,7 +112,7 @@ def _outcome(fold: Fold, work: Callable[[], Experiment]) -> Outcome:
 # -- here ---------------------------------------------------------------------------------------
 
 _idle: defaultdict[int, deque[Any]] = defaultdict(deque)
-"""Workers that wait for more work, by the threads that they may use."""
+"""Workers that wait for more, each with the file it read, by the threads that they may use."""
 
 
 class _Workers:
@@ -138,7 +138,7 @@ class _Workers:
             raise ExecutionError(f"its worker died, for want of memory perhaps: {error}") from error
         finally:
             self._busy.remove(worker)
-        _idle[self.threads].append(worker)
+        _idle[self.threads].append((worker, self.job[0]))
         if problem:
             raise ExecutionError(problem)
         return str(path)
@@ -152,7 +152,9 @@ class _Workers:
         """Return a worker that has read the experiment: timeouts start then."""
         while True:
             fresh = not _idle[self.threads]
-            worker = self._new() if fresh else _idle[self.threads].pop()
+            worker, path = (self._new(), "") if fresh else _idle[self.threads].pop()
+            if path == self.job[0]:
+                return worker
             try:
                 problem = worker.submit(_ready, sys.path, *self.job).result()
             except process_executor.BrokenProcessPool:  # it died while it had nothing to do
@@ -160,7 +162,7 @@ class _Workers:
                     raise
                 continue
             if problem:
-                _idle[self.threads].append(worker)
+                _idle[self.threads].append((worker, ""))
                 raise ConfigError(problem)
             return worker
 
