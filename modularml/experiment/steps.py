@@ -69,8 +69,9 @@ class EpochSteps(Sequence[ExecutionContext]):
         self._table = compact(self.losses if table is None else table)
         self._values = []
         parts = list(zip(*self._outs, strict=True))
-        if all(len({p.dtype for p in part}) == 1 for part in parts):
-            bounds = [np.cumsum([0, *map(len, part)], dtype=np.int32) for part in parts]
+        if all(len({out.dtype for out in part}) == 1 for part in parts):
+            sizes = [[out.shape[0] for out in part] for part in parts]
+            bounds = [np.cumsum([0, *own], dtype=np.int32) for own in sizes]
             known = [] if before is None else [b for _, b in before._whole]
             if len(known) == len(bounds) and all(map(np.array_equal, bounds, known)):
                 bounds = known
