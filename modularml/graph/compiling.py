@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import graphlib
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from modularml._typing import Shape
 from modularml.backends import Backend, BackendAdapter, adapter_for
-from modularml.data.execution import Flow, Layout, Leaf, Merged, Source, Weighing
+from modularml.data.execution import Layout, Source, Weighing
 from modularml.data.references import FeatureSetReference
-from modularml.errors import GraphError, LossError, NotFittedError, ShapeError, UnknownNameError
+from modularml.errors import GraphError, LossError, NotFittedError
 from modularml.graph.fitting import Learn, fitted_then
-from modularml.graph.flows import flows_of, is_integer, leaves, pick_column, resolve_id
+from modularml.graph.flows import flows_of, leaves, resolve_id
 from modularml.graph.learning import Reach, moving, no_learner
-from modularml.graph.loss_calls import (
-    check_call,
-    check_labels,
-    mean_over_samples,
-    misfit,
-    squeezed,
-    weighted,
-)
+from modularml.graph.loss_reading import LossReading
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
 from modularml.graph.plan import Crossing, InputSlot, LossOp, StepPlan
 from modularml.graph.program import Program, converted
 from modularml.graph.segments import backends_of, in_segments, readers_of
-from modularml.graph.weighing import weighing_of
-from modularml.training import AppliedLoss, LossInput
-from modularml.training.loss import CLASS_INDEX, CLASS_LAST, CLASS_SET, ELEMENTWISE, ONE_A_SAMPLE
+from modularml.training import AppliedLoss
 
 __all__ = ["compile_plan"]
 
@@ -90,7 +76,7 @@ def compile_plan(
     return compiler.compile(losses, optimizers or {}, together)
 
 
-class _Compiler:
+class _Compiler(LossReading):
     def __init__(
         self,
         nodes: Sequence[ComputeNode],
@@ -270,120 +256,7 @@ class _Compiler:
             return places[node_id, role]
         return program.input(Crossing(node_id, role, dtype))
 
-    # -- losses -------------------------------------------------------------------------------
-
-    def _loss(self, applied: AppliedLoss) -> LossOp:
-        node = self._node_named(applied.on, applied)
-        program = self._program(node.node_id)
-        adapter = program.adapter
-        check_call(applied, applied.loss.resolve(adapter.backend))
-        args = [self._loss_arg(applied, node, item) for item in applied.parsed]
-        weighing = self._weighing(applied, node)
-        fn = mean_over_samples(applied, adapter, weighed=weighing is not None)
-        if weighing is not None:
-            like = node.model.module if isinstance(node, ModelNode) else None
-            dtype = adapter.loss_dtype("float", like)
-            slot = program.slot(weighing.role, weighing.source, dtype=dtype, weighing=weighing)
-            args.append(program.input(slot))
-        if applied.weight != 1.0:
-            fn = weighted(fn, applied.weight)
-        return LossOp(fn, tuple(program.moved(arg, program.device) for arg in args))
-
-    def _weighing(self, applied: AppliedLoss, on: ComputeNode) -> Weighing | None:
-        """Say what weighs the samples of a loss, and note it for the layout."""
-        reads = [
-            (self._node_named(i.node or applied.on, applied), self._role(applied, i.role))
-            for i in applied.parsed
-        ]
-        found = weighing_of(applied, [(on, reads[0][1]), *reads], self.flows, self.weighted)
-        self.weighings.append(found)
-        return found
-
-    def _loss_arg(self, applied: AppliedLoss, on: ComputeNode, item: LossInput) -> int:
-        node = on if item.node is None else self._node_named(item.node, applied)
-        role, program = self._role(applied, item.role), self._program(on.node_id)
-        if item.domain == "outputs":
-            like = on.model.module if isinstance(on, ModelNode) else None
-            dtype = program.adapter.loss_dtype("float", like)
-            return self._output(program, node.node_id, role, dtype, self.places)
-        flow = self.flows[node.node_id, item.domain]
-        if item.column is not None:
-            flow = pick_column(applied, item, self.flows, node)
-        if flow is None:
-            raise LossError(
-                f"loss {applied.label!r} asks for {item.domain} of node {node.label!r}, which "
-                "has none; "
-                "name them in the FeatureSet reference"
-            )
-        return self._flow(program, flow, role, self._fit(applied, on, flow))
-
-    def _fit(self, applied: AppliedLoss, on: ComputeNode, flow: Flow) -> tuple[Any, Shape | None]:
-        """Return dtype and shape that a loss wants its target in."""
-        shape, out = self._flow_shape(flow), on.output_shape or ()
-        adapter = self._program(on.node_id).adapter
-        name = getattr(applied.loss.cls, "__name__", "")
-        like = on.model.module if isinstance(on, ModelNode) else None
-        integer = is_integer(flow)
-        if name in CLASS_INDEX and integer:
-            axis = -1 if name in CLASS_LAST else 0
-            rest = out[:-1] if name in CLASS_LAST else out[1:]
-            if math.prod(shape) != math.prod(rest):
-                raise misfit(applied, on, out, shape, "one class number a sample")
-            check_labels(applied, on, flow, out[axis])
-            return adapter.loss_dtype("index", like), tuple(rest)
-        if squeezed(shape) == squeezed(out):
-            kind = "index" if integer and (not name or name in CLASS_SET) else "float"
-            return adapter.loss_dtype(kind, like), tuple(out)
-        if name in ELEMENTWISE:
-            raise misfit(applied, on, out, shape, "equal shapes")
-        if name in CLASS_INDEX:
-            wants = "class numbers of an integer dtype (cast them, or number the classes)"
-            raise misfit(applied, on, out, shape, f"{wants} or class probabilities")
-        one = math.prod(shape) == 1 and (integer or name in ONE_A_SAMPLE)
-        kind = "index" if integer and name not in ONE_A_SAMPLE else "float"
-        return adapter.loss_dtype(kind, like), () if one else None
-
-    def _flow_shape(self, flow: Flow) -> Shape:
-        if isinstance(flow, Leaf):
-            fs = flow.source.ref.resolve()
-            shapes = [fs.collection.schema[name].shape for name in flow.columns]
-            if len(set(shapes)) > 1:
-                raise ShapeError(f"columns {list(flow.columns)} have unlike shapes {shapes}")
-            return (len(shapes), *shapes[0])
-        assert isinstance(flow, Merged)
-        blank = [np.zeros((1, *self._flow_shape(part))) for part in flow.parts]
-        return tuple(flow.merge(blank).shape[1:])
-
-    def _flow(
-        self,
-        program: Program,
-        flow: Flow,
-        role: str,
-        fit: tuple[Any, Shape | None],
-        adapter: BackendAdapter | None = None,
-    ) -> int:
-        dtype, shape = fit
-        if isinstance(flow, Leaf):
-            slot = program.slot(role, flow.source, flow.columns, dtype, shape)
-            foreign = None if adapter is None else replace(slot, adapter=adapter, device=None)
-            return program.input(foreign or slot)
-        assert isinstance(flow, Merged)
-        parts = [self._flow(program, part, role, (dtype, None), adapter) for part in flow.parts]
-        merged = program.op(flow.merge, parts, many=True)
-        if shape is None:
-            return merged
-        reshape = program.adapter.reshape
-        return program.op(lambda t: reshape(t, shape), [merged], many=False)
-
     # -- what learns --------------------------------------------------------------------------
-
-    def _read_by(self, applied: AppliedLoss) -> list[str]:
-        """Return the nodes whose outputs a loss reads."""
-        return [
-            self._node_named(item.node or applied.on, applied).node_id
-            for item in applied.parsed
-            if item.domain == "outputs" and item.column is None
-        ]
 
     def _learning(
         self, losses: Sequence[AppliedLoss], optimizers: Mapping[str, Any]
@@ -411,29 +284,6 @@ class _Compiler:
             raise no_learner([a.label for a in losses], self.nodes)
         reach.warn(self.by_id, optimizers.keys() - reached)
         return found
-
-    def _node_named(self, name: str, applied: AppliedLoss) -> ComputeNode:
-        for node in self.nodes:
-            if name in (node.label, node.node_id):
-                return node
-        raise UnknownNameError(
-            f"node of loss {applied.label!r}", name, [n.label for n in self.nodes]
-        )
-
-    def _role(self, applied: AppliedLoss, role: str | None) -> str:
-        if role is None:
-            if len(self.roles) > 1 and "default" not in self.roles:
-                raise LossError(
-                    f"loss {applied.label!r} must name a role: one of {list(self.roles)}"
-                )
-            return self.roles[0]
-        if role not in self.roles:
-            raise LossError(
-                f"loss {applied.label!r} asks for the role {role!r}, which the sampler does "
-                "not give; "
-                f"it gives {list(self.roles)}"
-            )
-        return role
 
     # -- the whole ----------------------------------------------------------------------------
 

@@ -1,0 +1,189 @@
+"""What losses read: outputs, targets and weights, in the dtype and shape that they want."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from modularml._typing import Shape
+from modularml.backends import BackendAdapter
+from modularml.data.execution import Flow, Leaf, Merged, Source, Weighing
+from modularml.errors import LossError, ShapeError, UnknownNameError
+from modularml.graph.flows import is_integer, pick_column
+from modularml.graph.loss_calls import (
+    check_call,
+    check_labels,
+    mean_over_samples,
+    misfit,
+    squeezed,
+    weighted,
+)
+from modularml.graph.model_node import ModelNode
+from modularml.graph.node import ComputeNode
+from modularml.graph.plan import LossOp
+from modularml.graph.program import Program
+from modularml.graph.weighing import weighing_of
+from modularml.training import AppliedLoss, LossInput
+from modularml.training.loss import CLASS_INDEX, CLASS_LAST, CLASS_SET, ELEMENTWISE, ONE_A_SAMPLE
+
+__all__ = ["LossReading"]
+
+
+class LossReading(ABC):
+    """The part of compiling that turns losses into operations of the programs they belong to."""
+
+    nodes: list[ComputeNode]
+    roles: tuple[str, ...]
+    flows: Mapping[tuple[str, str], Flow]
+    places: dict[tuple[str, str], int]
+    weighted: Mapping[Source, int]
+    weighings: list[Weighing | None]
+
+    @abstractmethod
+    def _program(self, node_id: str) -> Program:
+        """Return the program that runs a node."""
+
+    @abstractmethod
+    def _output(
+        self, program: Program, node_id: str, role: str, dtype: Any, places: Mapping[Any, int]
+    ) -> int:
+        """Return the place of a node's output in a program."""
+
+    def _loss(self, applied: AppliedLoss) -> LossOp:
+        node = self._node_named(applied.on, applied)
+        program = self._program(node.node_id)
+        adapter = program.adapter
+        check_call(applied, applied.loss.resolve(adapter.backend))
+        args = [self._loss_arg(applied, node, item) for item in applied.parsed]
+        weighing = self._weighing(applied, node)
+        fn = mean_over_samples(applied, adapter, weighed=weighing is not None)
+        if weighing is not None:
+            like = node.model.module if isinstance(node, ModelNode) else None
+            dtype = adapter.loss_dtype("float", like)
+            slot = program.slot(weighing.role, weighing.source, dtype=dtype, weighing=weighing)
+            args.append(program.input(slot))
+        if applied.weight != 1.0:
+            fn = weighted(fn, applied.weight)
+        return LossOp(fn, tuple(program.moved(arg, program.device) for arg in args))
+
+    def _weighing(self, applied: AppliedLoss, on: ComputeNode) -> Weighing | None:
+        """Say what weighs the samples of a loss, and note it for the layout."""
+        reads = [
+            (self._node_named(i.node or applied.on, applied), self._role(applied, i.role))
+            for i in applied.parsed
+        ]
+        found = weighing_of(applied, [(on, reads[0][1]), *reads], self.flows, self.weighted)
+        self.weighings.append(found)
+        return found
+
+    def _loss_arg(self, applied: AppliedLoss, on: ComputeNode, item: LossInput) -> int:
+        node = on if item.node is None else self._node_named(item.node, applied)
+        role, program = self._role(applied, item.role), self._program(on.node_id)
+        if item.domain == "outputs":
+            like = on.model.module if isinstance(on, ModelNode) else None
+            dtype = program.adapter.loss_dtype("float", like)
+            return self._output(program, node.node_id, role, dtype, self.places)
+        flow = self.flows[node.node_id, item.domain]
+        if item.column is not None:
+            flow = pick_column(applied, item, self.flows, node)
+        if flow is None:
+            raise LossError(
+                f"loss {applied.label!r} asks for {item.domain} of node {node.label!r}, which "
+                "has none; "
+                "name them in the FeatureSet reference"
+            )
+        return self._flow(program, flow, role, self._fit(applied, on, flow))
+
+    def _fit(self, applied: AppliedLoss, on: ComputeNode, flow: Flow) -> tuple[Any, Shape | None]:
+        """Return dtype and shape that a loss wants its target in."""
+        shape, out = self._flow_shape(flow), on.output_shape or ()
+        adapter = self._program(on.node_id).adapter
+        name = getattr(applied.loss.cls, "__name__", "")
+        like = on.model.module if isinstance(on, ModelNode) else None
+        integer = is_integer(flow)
+        if name in CLASS_INDEX and integer:
+            axis = -1 if name in CLASS_LAST else 0
+            rest = out[:-1] if name in CLASS_LAST else out[1:]
+            if math.prod(shape) != math.prod(rest):
+                raise misfit(applied, on, out, shape, "one class number a sample")
+            check_labels(applied, on, flow, out[axis])
+            return adapter.loss_dtype("index", like), tuple(rest)
+        if squeezed(shape) == squeezed(out):
+            kind = "index" if integer and (not name or name in CLASS_SET) else "float"
+            return adapter.loss_dtype(kind, like), tuple(out)
+        if name in ELEMENTWISE:
+            raise misfit(applied, on, out, shape, "equal shapes")
+        if name in CLASS_INDEX:
+            wants = "class numbers of an integer dtype (cast them, or number the classes)"
+            raise misfit(applied, on, out, shape, f"{wants} or class probabilities")
+        one = math.prod(shape) == 1 and (integer or name in ONE_A_SAMPLE)
+        kind = "index" if integer and name not in ONE_A_SAMPLE else "float"
+        return adapter.loss_dtype(kind, like), () if one else None
+
+    def _flow_shape(self, flow: Flow) -> Shape:
+        if isinstance(flow, Leaf):
+            fs = flow.source.ref.resolve()
+            shapes = [fs.collection.schema[name].shape for name in flow.columns]
+            if len(set(shapes)) > 1:
+                raise ShapeError(f"columns {list(flow.columns)} have unlike shapes {shapes}")
+            return (len(shapes), *shapes[0])
+        assert isinstance(flow, Merged)
+        blank = [np.zeros((1, *self._flow_shape(part))) for part in flow.parts]
+        return tuple(flow.merge(blank).shape[1:])
+
+    def _flow(
+        self,
+        program: Program,
+        flow: Flow,
+        role: str,
+        fit: tuple[Any, Shape | None],
+        adapter: BackendAdapter | None = None,
+    ) -> int:
+        dtype, shape = fit
+        if isinstance(flow, Leaf):
+            slot = program.slot(role, flow.source, flow.columns, dtype, shape)
+            foreign = None if adapter is None else replace(slot, adapter=adapter, device=None)
+            return program.input(foreign or slot)
+        assert isinstance(flow, Merged)
+        parts = [self._flow(program, part, role, (dtype, None), adapter) for part in flow.parts]
+        merged = program.op(flow.merge, parts, many=True)
+        if shape is None:
+            return merged
+        reshape = program.adapter.reshape
+        return program.op(lambda t: reshape(t, shape), [merged], many=False)
+
+    def _read_by(self, applied: AppliedLoss) -> list[str]:
+        """Return the nodes whose outputs a loss reads."""
+        return [
+            self._node_named(item.node or applied.on, applied).node_id
+            for item in applied.parsed
+            if item.domain == "outputs" and item.column is None
+        ]
+
+    def _node_named(self, name: str, applied: AppliedLoss) -> ComputeNode:
+        for node in self.nodes:
+            if name in (node.label, node.node_id):
+                return node
+        raise UnknownNameError(
+            f"node of loss {applied.label!r}", name, [n.label for n in self.nodes]
+        )
+
+    def _role(self, applied: AppliedLoss, role: str | None) -> str:
+        if role is None:
+            if len(self.roles) > 1 and "default" not in self.roles:
+                raise LossError(
+                    f"loss {applied.label!r} must name a role: one of {list(self.roles)}"
+                )
+            return self.roles[0]
+        if role not in self.roles:
+            raise LossError(
+                f"loss {applied.label!r} asks for the role {role!r}, which the sampler does "
+                "not give; "
+                f"it gives {list(self.roles)}"
+            )
+        return role
