@@ -47,6 +47,7 @@ clean:                         ## everything that can be made again
 	@$(PYTHON) -m venv .venv
 
 .venv/.ready: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing the versions of constraints.txt, torch and tensorflow among them"
 	@$(PIP) -e '.[torch,plot,dev]'
 	@touch $@
 

@@ -54,7 +54,9 @@ __getattr__, __dir__, _names = lazy_loader.attach(
         "models.base": ["BaseModel"],
         "models.sklearn": ["ScikitModelWrapper"],
         "models.tensorflow.base": ["TensorflowBaseModel"],
+        "models.tensorflow.wrapper": ["TensorflowModelWrapper"],
         "models.torch.base": ["TorchBaseModel"],
+        "models.torch.wrapper": ["TorchModelWrapper"],
         "samplers": [
             "NSampler",
             "PairedSampler",

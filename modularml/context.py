@@ -465,8 +465,8 @@ def _checked_label(label: object) -> str:
 def _taken_message(taken: ExperimentNode, label: str) -> str:
     return (
         f"label {label!r} is taken by a {type(taken).__name__} in this context; choose another "
-        f"label, call ctx.remove_node(label={label!r}), or set the registration policy to "
-        "'overwrite'"
+        f"label, or make room by ExperimentContext.get_active().remove_node(label={label!r}) or "
+        "set_registration_policy('overwrite')"
     )
 
 

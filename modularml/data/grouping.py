@@ -91,8 +91,8 @@ class Grouping:
             odd = (codes != codes[:, :1]).any(axis=1)
             if odd.any():
                 raise DataError(
-                    f"tag {name!r} changes within the group {self.group(odd.argmax())}; make it a "
-                    "feature, or group by it too"
+                    f"column {name!r} changes within the group {self.group(odd.argmax())}; make it "
+                    "a feature that is an array, or group by it too"
                 )
         return values[starts]
 

@@ -90,6 +90,7 @@ class MakingMixin:
         sort_by: str | list[str] | None = None,
         *,
         pad: Any = None,
+        scalar_cols: str | list[str] | None = None,
         **kwargs: Any,
     ) -> Self:
         """Make a set from a DataFrame: one row a sample, or one group of rows a sample.
@@ -110,16 +111,28 @@ class MakingMixin:
             What shorter groups are filled up with at their end, by column where it is a mapping.
             A boolean column ``mask`` of shape ``(length,)``, true where there is data, is added as
             a tag; name ``mask`` in `feature_cols` to hand it to models. None refuses such groups.
+        scalar_cols : str or list of str, optional
+            Features and targets that have one value in each group, such as a label of a whole
+            sequence: they stay scalars.
 
         Raises
         ------
         UnknownNameError
             If a column is not there; the closest are listed.
         DataError
-            If a column has missing values, or groups differ in length and there is no `pad`.
+            If a column of integers, text or dates has missing values (NaN is data, and counted
+            in `summary`), groups differ in length and there is no `pad`, or a tag or a column of
+            `scalar_cols` changes within a group.
         """
         made = sources.from_frame(
-            df, feature_cols, target_cols, tag_cols, group_by=group_by, sort_by=sort_by, pad=pad
+            df,
+            feature_cols,
+            target_cols,
+            tag_cols,
+            group_by=group_by,
+            sort_by=sort_by,
+            pad=pad,
+            scalars=scalar_cols,
         )
         return cls(label, made, **kwargs)
 

@@ -70,13 +70,14 @@ def from_frame(
     group_by: Columns = None,
     sort_by: Columns = None,
     pad: Any = None,
+    scalars: Columns = None,
 ) -> SampleCollection:
     """Build a collection from any frame that narwhals understands.
 
     With `group_by`, all rows of one group become one sample: features and targets become array
-    columns, and tags, the group's own columns among them, stay scalars. With `pad`, shorter groups
-    are filled up, and a column ``mask`` tells what was there: a tag, unless it is asked for as a
-    feature or target.
+    columns, and tags, the group's own columns and `scalars` among them, stay scalars. With `pad`,
+    shorter groups are filled up, and a column ``mask`` tells what was there: a tag, unless it is
+    asked for as a feature or target.
 
     Raises
     ------
@@ -84,9 +85,11 @@ def from_frame(
         If groups differ in length or a tag changes within a group; the group is named.
     """
     frame = _frame(df, "df must be a table in memory; from_dict takes a dict of columns")
+    if unknown := [n for n in as_list(scalars) if n not in [*as_list(features), *as_list(targets)]]:
+        raise DataError(f"scalar_cols must be among the features and targets, got {unknown}")
     if pad is not None and not as_list(group_by):
         raise DataError("pad fills groups up to one length; it needs group_by=")
-    inner, outer = [*as_list(features), *as_list(targets)], as_list(tags)
+    inner, outer = [*as_list(features), *as_list(targets)], [*as_list(tags), *as_list(scalars)]
     groups, order = as_list(group_by), as_list(sort_by)
     masked = [] if pad is None else [MASK]
     wanted = dict.fromkeys([*inner, *outer, *groups, *order])
@@ -101,11 +104,15 @@ def from_frame(
         return from_columns(data, features, targets, tags)
     arrays = {name: to_numpy(to_arrow(values, name)) for name, values in data.items()}
     grouping = Grouping.of(arrays, groups, order, pad)
-    outer = [n for n in dict.fromkeys([*groups, *outer, *masked]) if n not in inner]
-    found = {name: grouping.rows_of(name) for name in dict.fromkeys(inner) if name not in masked}
-    found |= {name: grouping.constant(name) for name in outer if name not in masked}
+    single = {*as_list(scalars), *groups, *as_list(tags)} - ({*inner} - {*as_list(scalars)})
+    found = {
+        name: grouping.constant(name) if name in single else grouping.rows_of(name)
+        for name in dict.fromkeys([*inner, *outer, *groups])
+        if name not in masked
+    }
     found |= dict.fromkeys(masked, grouping.mask)
-    return from_columns(found, features, targets, outer, copy=False)
+    tagged = [n for n in dict.fromkeys([*groups, *as_list(tags), *masked]) if n not in inner]
+    return from_columns(found, features, targets, tagged, copy=False)
 
 
 def from_table(

@@ -182,8 +182,8 @@ class ModelWrapper(LayeredModel):
             name = type(self._init_args["model"]).__name__
             raise ConfigError(
                 f"a {name} that was given as an object cannot be made again from data; give "
-                f"its class, or one of yours that makes it: {type(self).__name__}(model_class="
-                f"{name}, model_kwargs={{...}})"
+                f"its class, or one of yours that makes it: "
+                f"modularml.{type(self).__name__}(model_class={name}, model_kwargs={{...}})"
             )
         return super().get_config()
 

@@ -292,7 +292,7 @@ def test_a_mask_can_be_a_feature_and_equal_groups_have_one_too():
         ({"pad": [0.0, 1.0]}, "pad=.* does not fit column 'v'"),
         ({"pad": 0.0, "group_by": None}, "pad fills groups .* needs group_by="),
         ({}, "groups differ in length: g='a' has 2 rows, g='b' has 3.*pad="),
-        ({"pad": 0.0, "tag_cols": "t"}, "tag 't' changes within the group g='a'"),
+        ({"pad": 0.0, "tag_cols": "t"}, "column 't' changes within the group g='a'"),
     ],
 )
 def test_groups_that_cannot_be_filled_up(change, message):
@@ -311,7 +311,10 @@ def test_groups_that_cannot_be_filled_up(change, message):
             lambda df: df.iloc[1:],
             r"groups differ in length: cell='c\d\d' has \d rows, cell='c\d\d' has",
         ),
-        (lambda df: df.assign(lab=range(len(df))), "tag 'lab' changes within the group cell='c00'"),
+        (
+            lambda df: df.assign(lab=range(len(df))),
+            "column 'lab' changes within the group cell='c00'",
+        ),
         (lambda df: df.assign(cell=df["cell"].where(df["cell"] != "c01")), "'cell' has 4 missing"),
         (
             lambda df: df.assign(v=df["v"].astype("Float64").where(df["v"] > 0)),
@@ -484,3 +487,17 @@ def test_a_loss_can_leave_out_what_was_filled_up():
         masked(twin(x), t, m).backward()
         optimizer.step()
     worlds.assert_equal_weights(net, twin, atol=1e-6)
+
+
+def test_a_label_of_a_whole_sequence_stays_a_scalar():
+    df = pd.DataFrame(
+        {"cell": ["a", "a", "b", "b"], "v": [1.0, 2, 3, 4], "y": [5.0, 5, 6, 6], "w": [1, 2, 3, 4]}
+    )
+    fs = FeatureSet.from_pandas("s", df, "v", "y", "cell", scalar_cols="y", register=False)
+    assert fs.get_target_shapes(include_rep_suffix=False) == {"targets.y": ()}
+    assert fs.get_feature_shapes(include_rep_suffix=False) == {"features.v": (2,)}
+    np.testing.assert_array_equal(fs.get_targets("numpy")[:, 0], [5, 6])
+    with pytest.raises(DataError, match="column 'w' changes within the group cell='a'"):
+        FeatureSet.from_pandas("s", df, "v", "w", "cell", scalar_cols="w", register=False)
+    with pytest.raises(DataError, match="scalar_cols must be among"):
+        FeatureSet.from_pandas("s", df, "v", "y", "cell", scalar_cols="w", register=False)
