@@ -38,7 +38,7 @@ class EpochSteps(Sequence[ExecutionContext]):
         self.layout: Layout = first.layout
         self.phase, self.epoch, self.rows = first.phase_label, first.epoch_idx, first.rows
         self._adapters = self.layout.adapters
-        self._shapes = [tuple(out.shape[1:]) for out in first.outs]
+        self._shapes = [out.shape[1:] for out in first.outs]
         self._outs: list[Sequence[Any]] = []
         self._values: list[Sequence[Any]] = []
         self._n = 0
@@ -49,8 +49,9 @@ class EpochSteps(Sequence[ExecutionContext]):
 
     def add(self, ctx: ExecutionContext) -> None:
         """Keep a step, which then holds its outputs off the graph and the device, no inputs."""
-        if any(tuple(o.shape[1:]) != s for o, s in zip(ctx.outs, self._shapes, strict=True)):
-            raise self._other_shape(ctx)
+        for out, shape in zip(ctx.outs, self._shapes, strict=True):
+            if out.shape[1:] != shape:
+                raise self._other_shape(ctx)
         ctx.release()
         self._outs.append(ctx.outs)
         self._values.append(ctx.values)
@@ -88,10 +89,11 @@ class EpochSteps(Sequence[ExecutionContext]):
 
     def _other_shape(self, ctx: ExecutionContext) -> ShapeError:
         found = [tuple(out.shape[1:]) for out in ctx.outs]
-        place = next(i for i, shape in enumerate(found) if shape != self._shapes[i])
+        known = list(map(tuple, self._shapes))
+        place = next(i for i, shape in enumerate(found) if shape != known[i])
         return ShapeError(
             f"node {self.layout.labels[self.layout.outputs[place][0]]!r} gives samples of shape "
-            f"{found[place]} in batch {ctx.batch_idx}, and gave {self._shapes[place]} before; a "
+            f"{found[place]} in batch {ctx.batch_idx}, and gave {known[place]} before; a "
             "model must give every batch the same shape"
         )
 
