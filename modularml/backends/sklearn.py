@@ -53,17 +53,6 @@ class SklearnAdapter(BackendAdapter):
         into = into if into is not None and into.flags.writeable else None
         return np.take(column, rows, axis=0, out=into)
 
-    def shelf(self, like: Any, sizes: list[int]) -> Sequence[Any]:
-        """Return room for one array like this for each batch of these sizes."""
-        return self.chunks(np.empty((sum(sizes), *like.shape[1:]), like.dtype), sizes)
-
-    def put(self, place: Any, tensor: Any) -> Any:
-        """Copy an array to its room and return the copy."""
-        if place.shape != tensor.shape or place.dtype != tensor.dtype:
-            return tensor.copy()
-        place[...] = tensor
-        return place
-
     def chunks(self, tensor: Any, size: int | list[int]) -> Sequence[Any]:
         """Cut an array along axis 0: into pieces of one size, or of these sizes."""
         if isinstance(size, int):

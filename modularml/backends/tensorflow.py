@@ -84,14 +84,6 @@ class TensorflowAdapter(BackendAdapter):
             return column[rows]
         return tf.gather(column, rows)
 
-    def shelf(self, like: Any, sizes: list[int]) -> Sequence[Any]:
-        """Return no room: nothing writes to a tensor, so each can be kept as it is."""
-        return [None] * len(sizes)
-
-    def put(self, place: Any, tensor: Any) -> Any:
-        """Return the tensor, off the device."""
-        return self.to_host(tensor)
-
     def chunks(self, tensor: Any, size: int | list[int]) -> Sequence[Any]:
         """Cut a tensor along axis 0: into pieces of one size, or of these sizes."""
         if isinstance(size, int):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,7 +93,7 @@ class FeatureSetView(SplitMixin):
         """Full names of the columns."""
         return self.columns
 
-    @property
+    @cached_property
     def valid_indices(self) -> IntArray:
         """Indices that are not padding."""
         return self.indices[self.indices >= 0] if (self.indices < 0).any() else self.indices

@@ -53,7 +53,8 @@ class Auditor:
         for fs in sets:
             if fs.collection.maps:
                 continue
-            version = (fs.collection.version, fs.split_records, repr(fs))  # of rows and of splits
+            splits = tuple((name, id(rows)) for name, rows in fs._splits.items())
+            version = (fs.collection.version, fs.split_records, len(fs.scaler_records), splits)
             if self._seen.get(fs.node_id) != version:
                 self._judge(fs, _report(fs, version))
                 self._seen[fs.node_id] = version

@@ -107,7 +107,7 @@ class Feed:
         self.reuses_memory = self.keeps_epochs = False
         self.watch: Callable[[Sequence[Bound]], Iterable[Bound]] = iter
         self._current = 0
-        self._last_rows: tuple[IntArray | None, Any] = None, None
+        self._runs: dict[int, tuple[IntArray, IntArray | slice]] = {}
         self._among: dict[Source, IntArray | slice] = {}
         self._room: dict[InputSlot, list[Any]] = {}
         self.refresh()
@@ -263,15 +263,17 @@ class Feed:
     def _rows_of(self, source: Source) -> IntArray | slice:
         """Return the rows of the table that a source reads."""
         if source not in self._among:
-            self._among[source] = in_a_row(self.bound[source].view.valid_indices)
+            self._among[source] = self._in_a_row(self.bound[source].view.valid_indices)
         return self._among[source]
 
     def _in_a_row(self, rows: IntArray) -> IntArray | slice:
         """Say once of rows that several slots read whether they follow one another."""
-        if self._last_rows[0] is not rows:
-            self._last_rows = rows, in_a_row(rows)
-        found: IntArray | slice = self._last_rows[1]
-        return found
+        if id(rows) not in self._runs:
+            self._runs[id(rows)] = (
+                rows,
+                in_a_row(rows),
+            )  # the rows stay, so that no other has their id
+        return self._runs[id(rows)][1]
 
     def _own(self, source: Source, batches: list[EpochBatches]) -> EpochBatches:
         """Return the batches that a source reads."""
@@ -302,6 +304,7 @@ class Feed:
         if epoch not in self._epochs:
             while len(self._epochs) >= 2:
                 oldest = next(iter(self._epochs))
+                self._runs.clear()
                 self._counts.pop(oldest, None)
                 del self._epochs[oldest]
             own = [g.sampler.epoch(g.view, epoch) for g in self.watch(self.groups)]
@@ -335,7 +338,7 @@ class Feed:
         """Let go of the tensors; row numbers can still be asked for."""
         self._parts, self._room, self._asked = [], {}, None
         self._epochs.clear()
-        self._last_rows = None, None
+        self._runs.clear()
         del self.plan, self.step, self._plan, self._plan_with_static, self._graph_plan
 
 

@@ -93,9 +93,6 @@ class BackendContract:
         assert [len(p) for p in self.adapter.chunks(column, [1, 9])] == [1, 9]
         assert self.adapter.row_bytes(column) == 4
         assert tuple(self.adapter.reshape(found, (1, 1)).shape) == (4, 1, 1)
-        places = self.adapter.shelf(found, [4, 2])
-        kept = self.adapter.put(places[0], found)
-        np.testing.assert_array_equal(self.adapter.to_numpy(kept), self.adapter.to_numpy(found))
 
     def test_means(self):
         made = self.adapter.from_numpy
