@@ -33,14 +33,6 @@ def test_gather(rows):
     assert np.shares_memory(adapter.gather(column, slice(2, 4)), column)
 
 
-def test_shelves():
-    shelf = adapter.shelf(np.zeros((2, 3), np.float32), [2, 1])
-    kept = adapter.put(shelf[0], np.ones((2, 3), np.float32))
-    assert kept is shelf[0]
-    assert shelf[1].shape == (1, 3)
-    assert adapter.put(shelf[1], np.ones((2, 3))).dtype == np.float64
-
-
 @pytest.mark.parametrize("mode", ["constant", "reflect", "replicate", "circular"])
 def test_padding_equals_torch(mode):
     x = np.arange(6.0, dtype=np.float32).reshape(2, 3)
