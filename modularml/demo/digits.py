@@ -120,7 +120,7 @@ def run_digits(out: Path, *, show: bool) -> float:
     truth = tested.stacked_tensors("head", "targets", fmt="numpy")[:, 0]
     found = tested.stacked_tensors("head", "outputs", fmt="numpy").argmax(axis=1)
     accuracy = float((truth == found).mean())
-    print(f"best epoch {stopping.best_epoch} of {trained.n_epochs}")
+    print(f"best epoch {stopping.best_epoch} (counted from 0), {trained.n_epochs} were run")
     print(f"test accuracy, two branches and a head:  {accuracy:.4f}")
     print(f"test accuracy, logistic regression:      {_logistic_regression(fs):.4f}")
     print(f"\n{_per_class(truth, found)}")
