@@ -30,6 +30,7 @@ __all__ = [
     "decode",
     "encode",
     "find_code",
+    "is_like_estimator",
     "names_mean",
 ]
 
@@ -128,9 +129,8 @@ def encode(value: Any) -> Any:
             return write(value)
     if hasattr(value, "__qualname__") and hasattr(value, "__module__"):
         return {"$code": _code_name(value)}
-    if hasattr(value, "get_params") and hasattr(value, "fit"):
-        params = encode(value.get_params(deep=False))
-        return {"$estimator": _code_name(type(value)), "params": params}
+    if (params := _arguments_of(value)) is not None:
+        return {"$estimator": _code_name(type(value)), "params": encode(params)}
     raise ConfigError(
         f"a {type(value).__name__} cannot be part of a config: {value!r}. Give numbers, strings, "
         "lists, dicts, importable functions and classes, or Configurable objects"
@@ -263,9 +263,24 @@ def _of_class(name: str, base: type) -> Any:
 
 def _estimator(name: str) -> Any:
     found = find_code(name)
-    if not (isinstance(found, type) and hasattr(found, "get_params") and hasattr(found, "fit")):
+    if not (isinstance(found, type) and is_like_estimator(found)):
         raise ConfigError(f"{name!r} is no estimator")
     return found
+
+
+def is_like_estimator(value: Any) -> bool:
+    """Tell whether this is an estimator, a kernel or a cross-validator, or a class of one."""
+    return hasattr(value, "get_params") or hasattr(value, "get_n_splits")
+
+
+def _arguments_of(value: Any) -> dict[str, Any] | None:
+    """Return what such an object was made with; None where it does not tell."""
+    if hasattr(value, "get_params"):
+        found: dict[str, Any] = value.get_params(deep=False)
+        return found
+    names = _parameters(type(value)) if hasattr(value, "get_n_splits") else {}
+    told = names and all(hasattr(value, name) for name in names)
+    return {name: getattr(value, name) for name in names} if told else None
 
 
 def _code_name(code: Any) -> str:
