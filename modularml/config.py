@@ -31,6 +31,7 @@ __all__ = [
     "encode",
     "find_code",
     "is_like_estimator",
+    "name_of",
     "names_mean",
 ]
 
@@ -295,7 +296,7 @@ def _code_name(code: Any) -> str:
 
 
 def _class_name(cls: type) -> str:
-    name = _name_of(cls)
+    name = name_of(cls)
     if config_registry.get(name) is not cls:
         raise ConfigError(
             f"{cls.__module__}:{cls.__qualname__} cannot be found again by name, as another class "
@@ -304,13 +305,14 @@ def _class_name(cls: type) -> str:
     return name
 
 
-def _name_of(cls: type) -> str:
+def name_of(cls: type) -> str:
+    """Return what a config calls a class."""
     return str(vars(cls).get("config_name", cls.__name__))
 
 
 def _enter(cls: type) -> None:
     """Register a class, in place of an older one of the user's, but never of our own."""
-    name = _name_of(cls)
+    name = name_of(cls)
     taken = config_registry.get(name)
     if taken is None or taken.__module__ == cls.__module__ or not _is_ours(taken):
         config_registry.register(name, cls, overwrite=True)
