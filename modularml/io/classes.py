@@ -294,8 +294,8 @@ def _from_keras(obj: Any, module: str) -> bool:
 def _from_sklearn(obj: Any, module: str) -> bool:
     kernel = require("sklearn.gaussian_process.kernels").Kernel
     split = require("sklearn.model_selection")
-    kinds = (require("sklearn.base").BaseEstimator, kernel)
-    kinds += (split.BaseCrossValidator, split.BaseShuffleSplit)
+    splitters = (split.BaseCrossValidator, split.BaseShuffleSplit)
+    kinds = (require("sklearn.base").BaseEstimator, kernel, *splitters)
     if isinstance(obj, type):
         return issubclass(obj, kinds)
     return module.startswith(_ON_ARRAYS)

@@ -67,7 +67,8 @@ def check_estimator(estimator: Any) -> None:
     found = vars(estimator)
     width = found.get("n_features_in_")
     for name in ("_fit_X", "cluster_centers_", "support_vectors_", "components_"):
-        if name in found and width is not None and getattr(found[name], "ndim", 0) == 2:
+        ours = width is not None or type(estimator).__module__.startswith("sklearn.")
+        if name in found and ours and getattr(found[name], "ndim", 0) == 2:
             _expect(found[name].shape[1] == width, name)
     if "_counts" in found and "cluster_centers_" in found:
         _expect(found["_counts"].shape == found["cluster_centers_"].shape[:1], "_counts")
@@ -120,6 +121,8 @@ def _check_trees(ensemble: Any) -> None:
         _expect(members.ndim == 2, "estimators_")
         _expect(members.shape[1] == ensemble.n_trees_per_iteration_, "estimators_")
         _expect(all(tree.tree_.value.shape[1:] == (1, 1) for tree in trees), "estimators_")
+        start = ensemble._raw_predict_init(np.zeros((1, ensemble.n_features_in_)))
+        _expect(start.shape == (1, members.shape[1]) and start.dtype == np.float64, "init_")
 
 
 def _check_boosting(model: Any) -> None:

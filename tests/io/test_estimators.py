@@ -291,6 +291,11 @@ WILD: dict[str, tuple[Any, tuple[Any, ...], Any]] = {
     "forest of other trees": (FOREST, (), lambda s: s.update(n_features_in_=2)),
     "forest of no trees": (FOREST, (), lambda s: s.update(estimators_=[])),
     "boosting columns": (BOOSTING, (), lambda s: s.update(n_trees_per_iteration_=1)),
+    "boosting start": (
+        BOOSTING,
+        ("init_", "state"),
+        lambda s: s.update(class_prior_=s["class_prior_"][:1]),
+    ),
     "vectors": (SVC, (), lambda s: s.update(support_vectors_=s["support_vectors_"][:3])),
     "counts": (SVC, ("_n_support",), lambda c: c.__setitem__(0, 10**6)),
     "intercepts": (SVC, (), lambda s: s.update(_intercept_=s["_intercept_"][:1])),

@@ -40,8 +40,8 @@ _LISTED = {
     "Stack Subtract Sum Tanh Transpose TrueDivide",
     "keras.src.ops.nn": "Elu Gelu LeakyRelu LogSoftmax Relu Sigmoid Silu Softmax Softplus",
 }
-_ALLOWED = {(module, name) for module, names in _LISTED.items() for name in names.split()}
-_ALLOWED |= {_TENSOR, _TUPLE, _FUNCTIONAL}
+_ALLOWED: set[tuple[Any, Any]] = {_TENSOR, _TUPLE, _FUNCTIONAL}
+_ALLOWED |= {(module, name) for module, names in _LISTED.items() for name in names.split()}
 _KEYS = frozenset(
     {"module", "class_name", "config", "registered_name", "build_config", "name"}
     | {"inbound_nodes", "items", "shared_object_id"}
