@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks import environments
 from benchmarks.equality import equality
+from benchmarks.files import files
 from benchmarks.folds import folds
 from benchmarks.graph_ratios import graph_ratios
 from benchmarks.imports import imports
@@ -171,6 +172,8 @@ def main() -> int:
         show_limits("Cross-validation (ratios to hand-written loops)", found["folds"])
         found["runtime"] = runtime(quick=options.quick)
         show_limits("The experiment runtime", found["runtime"])
+        found["files"] = files(quick=options.quick)
+        show_limits("Files against Arrow and safetensors by hand (wall time)", found["files"])
         if not options.quick or options.opponents is not None:
             found["opponents"] = race_opponents(options)
     print(f"\n{save({'quick': options.quick, **found}).relative_to(environments.ROOT)}")
@@ -185,6 +188,7 @@ def main() -> int:
         "samplers",
         "graphs",
         "folds",
+        "files",
     )
     binding = ("equality",) if options.quick else parts
     return 0 if all(row["ok"] for part in binding for row in found.get(part, [])) else 1

@@ -20,15 +20,22 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def cpu_seconds(work: Callable[[], object]) -> float:
+def cpu_seconds(
+    work: Callable[[], object], clock: Callable[[], float] = time.process_time
+) -> float:
     """Return the CPU time of a call, all threads of this process together, in seconds."""
     gc.collect()
-    before = time.process_time()
+    before = clock()
     work()
-    return time.process_time() - before
+    return clock() - before
 
 
-def interleave(works: Mapping[str, Callable[[], object]], *, repeats: int = 5) -> Times:
+def interleave(
+    works: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int = 5,
+    clock: Callable[[], float] = time.process_time,
+) -> Times:
     """Time contestants in turn, A B A B, after each has run once.
 
     What else runs on the machine then hits all of them alike, and a drift of the clock rate
@@ -39,7 +46,7 @@ def interleave(works: Mapping[str, Callable[[], object]], *, repeats: int = 5) -
     times: Times = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
-            times[name].append(cpu_seconds(work))
+            times[name].append(cpu_seconds(work, clock))
     return times
 
 

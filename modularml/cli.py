@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from modularml.demo import run_demo
+from modularml._optional import require
 from modularml.errors import ModularMLError
 from modularml.io import diff, extract, inspect, render
 
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="train on two real data sets and draw the results")
     demo.add_argument("--out", default="modularml-demo", help="folder for the pictures")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
-    demo.set_defaults(run=lambda args: run_demo(Path(args.out), quiet=args.quiet))
+    demo.set_defaults(run=_demo)
     look = commands.add_parser("inspect", help="show what a .mml file holds; builds nothing")
     look.add_argument("file", help="a file that save() wrote")
     look.set_defaults(run=lambda args: print(render(inspect(args.file))))
@@ -60,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("second", help="another one of its kind")
     compare.set_defaults(run=_diff)
     return parser
+
+
+def _demo(args: argparse.Namespace) -> None:
+    """Run the demo; it alone needs frameworks, and files can be looked at without any."""
+    require("modularml.demo").run_demo(Path(args.out), quiet=args.quiet)
 
 
 def _extract(args: argparse.Namespace) -> None:

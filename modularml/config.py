@@ -30,6 +30,8 @@ __all__ = [
     "decode",
     "encode",
     "find_code",
+    "is_like_estimator",
+    "name_of",
     "names_mean",
 ]
 
@@ -128,9 +130,8 @@ def encode(value: Any) -> Any:
             return write(value)
     if hasattr(value, "__qualname__") and hasattr(value, "__module__"):
         return {"$code": _code_name(value)}
-    if hasattr(value, "get_params") and hasattr(value, "fit"):
-        params = encode(value.get_params(deep=False))
-        return {"$estimator": _code_name(type(value)), "params": params}
+    if (params := _arguments_of(value)) is not None:
+        return {"$estimator": _code_name(type(value)), "params": encode(params)}
     raise ConfigError(
         f"a {type(value).__name__} cannot be part of a config: {value!r}. Give numbers, strings, "
         "lists, dicts, importable functions and classes, or Configurable objects"
@@ -263,9 +264,24 @@ def _of_class(name: str, base: type) -> Any:
 
 def _estimator(name: str) -> Any:
     found = find_code(name)
-    if not (isinstance(found, type) and hasattr(found, "get_params") and hasattr(found, "fit")):
+    if not (isinstance(found, type) and is_like_estimator(found)):
         raise ConfigError(f"{name!r} is no estimator")
     return found
+
+
+def is_like_estimator(value: Any) -> bool:
+    """Tell whether this is an estimator, a kernel or a cross-validator, or a class of one."""
+    return hasattr(value, "get_params") or hasattr(value, "get_n_splits")
+
+
+def _arguments_of(value: Any) -> dict[str, Any] | None:
+    """Return what such an object was made with; None where it does not tell."""
+    if hasattr(value, "get_params"):
+        found: dict[str, Any] = value.get_params(deep=False)
+        return found
+    names = _parameters(type(value)) if hasattr(value, "get_n_splits") else {}
+    told = names and all(hasattr(value, name) for name in names)
+    return {name: getattr(value, name) for name in names} if told else None
 
 
 def _code_name(code: Any) -> str:
@@ -280,7 +296,7 @@ def _code_name(code: Any) -> str:
 
 
 def _class_name(cls: type) -> str:
-    name = _name_of(cls)
+    name = name_of(cls)
     if config_registry.get(name) is not cls:
         raise ConfigError(
             f"{cls.__module__}:{cls.__qualname__} cannot be found again by name, as another class "
@@ -289,13 +305,14 @@ def _class_name(cls: type) -> str:
     return name
 
 
-def _name_of(cls: type) -> str:
+def name_of(cls: type) -> str:
+    """Return what a config calls a class."""
     return str(vars(cls).get("config_name", cls.__name__))
 
 
 def _enter(cls: type) -> None:
     """Register a class, in place of an older one of the user's, but never of our own."""
-    name = _name_of(cls)
+    name = name_of(cls)
     taken = config_registry.get(name)
     if taken is None or taken.__module__ == cls.__module__ or not _is_ours(taken):
         config_registry.register(name, cls, overwrite=True)

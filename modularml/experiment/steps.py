@@ -136,7 +136,8 @@ class EpochSteps(Sequence[ExecutionContext]):
         held = {str(i): array for i, array in enumerate(arrays) if array is not None}
         self._files[0].write_bytes(dump_tensors(held))
         names = [f"{i}.{label}" for i, (label, _) in enumerate(self.layout.losses)]
-        self._files[1].write_bytes(dump_table(pa.table(list(self.losses.T), names=names)))
+        table = pa.table(list(self.losses.T), names=names)
+        self._files[1].write_bytes(b"".join(dump_table(table)))
         self._whole = [(None, bounds) for _, bounds in self._whole]
         self._table, self.nbytes, self._owner = None, 0, owner
 

@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -92,7 +92,7 @@ def write_archive(
     ----------
     path : Path
     kind : str
-    members : mapping of str to bytes-like
+    members : mapping of str to bytes-like, or a list of such
     overwrite : bool
     facts : mapping, optional
         ``backends``, ``classes`` and ``requires`` of the manifest.
@@ -103,33 +103,37 @@ def write_archive(
         If the file is taken, too large or cannot be written.
     """
     check_members(members, path)
-    views = {name: memoryview(data).cast("B") for name, data in members.items()}
-    for name, data in views.items():
-        if name.endswith(".json") and len(data) > limits.MAX_JSON:
+    views = {name: _views(data) for name, data in members.items()}
+    sizes = {name: sum(map(len, parts)) for name, parts in views.items()}
+    for name, size in sizes.items():
+        if name.endswith(".json") and size > limits.MAX_JSON:
             raise MMLError(limits.TOO_LARGE, path, name, "more than 16 MiB of JSON", _ARRAYS)
-    if len(views) >= limits.MAX_MEMBERS or sum(map(len, views.values())) > limits.MAX_FILE - 2**22:
+    if len(views) >= limits.MAX_MEMBERS or sum(sizes.values()) > limits.MAX_FILE - 2**22:
         raise MMLError(limits.TOO_LARGE, path, "", "more than 4 GiB or 4,096 members", _PARTS)
     with ThreadPoolExecutor(1) as beside:  # hashing is most of the work
-        large = sum(map(len, views.values())) > _IN_MEMORY
+        large = sum(sizes.values()) > _IN_MEMORY
         hashes = beside.submit(_hashes, views) if large else _hashes(views)
         parts = _parts(kind, views, hashes, dict(facts or {}))
         write_file(path, parts, overwrite=overwrite, verify=partial(open_archive, verify=False))
 
 
+def _views(data: Any) -> list[memoryview]:
+    return [memoryview(part).cast("B") for part in (data if isinstance(data, list) else [data])]
+
+
 def _parts(
-    kind: str, views: Mapping[str, memoryview], hashes: Any, facts: dict[str, Any]
+    kind: str, views: Mapping[str, list[memoryview]], hashes: Any, facts: dict[str, Any]
 ) -> list[Any]:
     """Return a file in parts; the manifest, and what holds its checksum, come when hashes do."""
-    crcs = {name: zlib.crc32(data) for name, data in views.items()}
+    entries = [Entry(name, sum(map(len, p)), _crc(p)) for name, p in views.items()]
 
     def manifest(found: Mapping[str, str]) -> bytes:
-        return dump_json(_manifest(kind, views, crcs, found, facts), sort=True)
+        return dump_json(_manifest(kind, entries, found, facts), sort=True)
 
     size = len(manifest(dict.fromkeys(views, "0" * 64)))
 
     def layout(crc: int) -> Layout:
-        members = [Entry(name, len(data), crcs[name]) for name, data in views.items()]
-        return lay_out([Entry(MANIFEST, size, crc), *members])
+        return lay_out([Entry(MANIFEST, size, crc), *entries])
 
     @cache
     def known() -> tuple[bytes, Layout]:
@@ -140,11 +144,24 @@ def _parts(
     bodies = zip(plan.headers[1:], views.values(), strict=True)
     head = Late(len(plan.headers[0]) + size, lambda: known()[1].headers[0] + known()[0])
     tail = Late(len(plan.tail), lambda: known()[1].tail)
-    return [head, *(part for pair in bodies for part in pair), tail]
+    return [head, *(part for header, parts in bodies for part in (header, *parts)), tail]
 
 
-def _hashes(views: Mapping[str, memoryview]) -> dict[str, str]:
-    return {name: hashlib.sha256(data).hexdigest() for name, data in views.items()}
+def _crc(parts: list[memoryview]) -> int:
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return crc
+
+
+def _hashes(views: Mapping[str, list[memoryview]]) -> dict[str, str]:
+    found = {}
+    for name, parts in views.items():
+        sha = hashlib.sha256()
+        for part in parts:
+            sha.update(part)
+        found[name] = sha.hexdigest()
+    return found
 
 
 _ARRAYS = "Keep large data in FeatureSets or arrays"
@@ -195,16 +212,9 @@ def _contents(path: Path) -> memoryview:
 
 
 def _manifest(
-    kind: str,
-    views: Mapping[str, memoryview],
-    crcs: Mapping[str, int],
-    hashes: Mapping[str, str],
-    facts: dict[str, Any],
+    kind: str, entries: Sequence[Entry], hashes: Mapping[str, str], facts: dict[str, Any]
 ) -> dict[str, Any]:
-    members = {
-        name: {"crc32": crcs[name], "sha256": hashes[name], "size": len(data)}
-        for name, data in views.items()
-    }
+    members = {e.name: {"crc32": e.crc, "sha256": hashes[e.name], "size": e.size} for e in entries}
     front = loaded("modularml")
     manifest = {
         "backends": {},

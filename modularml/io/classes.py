@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from modularml._optional import has, require
-from modularml.config import config_registry
+from modularml.config import config_registry, is_like_estimator
 from modularml.errors import MMLError
 from modularml.io import limits
 
@@ -45,21 +45,17 @@ LIBRARIES = {
     "torch": ("torch",),
     "keras": ("modularml.backends.tensorflow",),
     "sklearn": (
-        "sklearn.preprocessing",
-        "sklearn.decomposition",
-        "sklearn.compose",
-        "sklearn.pipeline",
-        "sklearn.impute",
-        "sklearn.linear_model",
-        "sklearn.svm",
-        "sklearn.neighbors",
-        "sklearn.neural_network",
-        "sklearn.naive_bayes",
-        "sklearn.discriminant_analysis",
-        "sklearn.cluster",
-        "sklearn.cross_decomposition",
-        "sklearn.feature_selection",
-        "sklearn.model_selection",
+        *("sklearn.preprocessing", "sklearn.decomposition", "sklearn.compose", "sklearn.pipeline"),
+        *("sklearn.impute", "sklearn.linear_model", "sklearn.svm", "sklearn.neighbors"),
+        *("sklearn.neural_network", "sklearn.naive_bayes", "sklearn.discriminant_analysis"),
+        *("sklearn.cluster", "sklearn.cross_decomposition", "sklearn.feature_selection"),
+        *("sklearn.model_selection", "sklearn.ensemble", "sklearn.tree", "sklearn.mixture"),
+        *("sklearn.gaussian_process", "sklearn.calibration", "sklearn.covariance"),
+        *("sklearn.kernel_approximation", "sklearn.kernel_ridge", "sklearn.isotonic"),
+        *("sklearn.multiclass", "sklearn.multioutput", "sklearn.manifold", "sklearn.metrics"),
+        *("sklearn.random_projection", "sklearn.feature_extraction", "sklearn.dummy"),
+        *("sklearn.semi_supervised", "sklearn.frozen", "sklearn.impute._iterative"),
+        "sklearn.model_selection._search_successive_halving",
     ),
     "numpy": ("numpy",),
 }
@@ -296,15 +292,32 @@ def _from_keras(obj: Any, module: str) -> bool:
 
 
 def _from_sklearn(obj: Any, module: str) -> bool:
-    base = require("sklearn.base").BaseEstimator
-    return isinstance(obj, type) and issubclass(obj, base)
+    kernel = require("sklearn.gaussian_process.kernels").Kernel
+    split = require("sklearn.model_selection")
+    splitters = (split.BaseCrossValidator, split.BaseShuffleSplit)
+    kinds = (require("sklearn.base").BaseEstimator, kernel, *splitters)
+    if isinstance(obj, type):
+        return issubclass(obj, kinds)
+    return module.startswith(_ON_ARRAYS)
+
+
+_ON_ARRAYS = (
+    "sklearn.feature_selection._",
+    "sklearn.metrics._classification",
+    "sklearn.metrics._ranking",
+    "sklearn.metrics._regression",
+    "sklearn.metrics.pairwise",
+    "sklearn.cluster._kmeans",
+)
+"""Modules of functions that only compute with arrays: scores, kernels, distances."""
 
 
 def _from_numpy(obj: Any, module: str) -> bool:
     numpy = require("numpy")
-    return isinstance(obj, numpy.ufunc) or (
-        isinstance(obj, type) and issubclass(obj, numpy.number | numpy.bool_)
-    )
+    if isinstance(obj, type):
+        return issubclass(obj, numpy.number | numpy.bool_)
+    statistics = (numpy.mean, numpy.median, numpy.min, numpy.max, numpy.sum)
+    return isinstance(obj, numpy.ufunc) or any(obj is known for known in statistics)
 
 
 _OPEN: dict[str, Callable[[Any, str], bool]] = {
@@ -328,5 +341,5 @@ def _fits(role: str, obj: Any) -> bool:
     if role == "enum":
         return isinstance(obj, type) and issubclass(obj, enum.Enum)
     if role == "estimator":
-        return isinstance(obj, type) and hasattr(obj, "fit") and hasattr(obj, "get_params")
+        return isinstance(obj, type) and is_like_estimator(obj)
     return callable(obj)

@@ -8,8 +8,9 @@ from typing import Any
 
 from modularml.errors import MMLError
 from modularml.io import limits
-from modularml.io.archive import open_archive
+from modularml.io.archive import Archive, open_archive
 from modularml.io.names import find_file
+from modularml.io.tensors import load_table, load_tensors
 
 __all__ = ["inspect", "render"]
 
@@ -25,8 +26,9 @@ def inspect(path: str | Path) -> dict[str, Any]:
     -------
     dict
         ``kind``, ``library``, ``schema``, ``content_id``, ``backends``, ``classes`` (of the
-        author's own), ``type``, ``label``, ``nodes``, ``featuresets`` (rows, columns, splits and
-        scalers of each), ``runs`` and ``members`` (size in bytes of each).
+        author's own), ``type``, ``label``, ``nodes``, ``featuresets`` (rows, columns and their
+        types, fingerprint of the rows as they lie in the file, splits and scalers of each),
+        ``runs`` (with the last value of each metric) and ``members`` (size in bytes of each).
 
     Raises
     ------
@@ -46,7 +48,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
         "members": {name: m["size"] for name, m in manifest["members"].items()},
     }
     try:
-        return {**facts, **_of_config(config, state)}
+        return {**facts, **_of_config(config, state, archive)}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         problem = f"is not laid out as we write it: {type(error).__name__} {error}"[:200]
         raise MMLError(limits.MISFIT, archive.path, "state.json", problem) from None
@@ -78,17 +80,22 @@ def _branches(facts: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     for label, data in facts["featuresets"].items():
         splits = [f"split {name}: {n} rows" for name, n in data["splits"].items()]
         scalers = [f"scaler {text}" for text in data["scalers"]]
-        columns = f"columns {', '.join(data['columns'])}"
-        yield f"rows {label!r}: {data['rows']}", [columns, *splits, *scalers]
+        columns = ", ".join(f"{name} {data['types'][name]}" for name in data["columns"])
+        title = f"rows {label!r}: {data['rows']}, fingerprint {data['fingerprint'][:16]}"
+        yield title, [f"columns {columns}", *splits, *scalers]
     if facts["runs"]:
-        runs = facts["runs"]
-        yield "runs", [f"{r['label']}: {r['status']}, {', '.join(r['phases'])}" for r in runs]
+        yield "runs", [line for run in facts["runs"] for line in _lines_of_run(run)]
     if facts["classes"]:
         yield "needs code of the author's", [str(c.get("name")) for c in facts["classes"]]
     yield "members", [f"{name}: {size:,} bytes" for name, size in facts["members"].items()]
 
 
-def _of_config(config: Any, state: Any) -> dict[str, Any]:
+def _lines_of_run(run: dict[str, Any]) -> list[str]:
+    metrics = [f"last {name}: {value:.6g}" for name, value in run["metrics"].items()]
+    return [f"{run['label']}: {run['status']}, {', '.join(run['phases'])}", *metrics]
+
+
+def _of_config(config: Any, state: Any, archive: Archive) -> dict[str, Any]:
     params = config["params"]
     graph = params if config["type"] == "ModelGraph" else (params.get("model_graph") or {})
     nodes = graph.get("params", graph).get("nodes", [])
@@ -101,8 +108,8 @@ def _of_config(config: Any, state: Any) -> dict[str, Any]:
         "label": params.get("label"),
         "meta": params.get("meta"),
         "nodes": {n["params"]["label"]: _node_type(n) for n in nodes},
-        "featuresets": {label: _of_set(data) for label, data in sets.items()},
-        "runs": [_of_run(run) for run in runs],
+        "featuresets": {label: _of_set(data, archive) for label, data in sets.items()},
+        "runs": [_of_run(run, archive) for run in runs],
     }
 
 
@@ -111,15 +118,19 @@ def _node_type(node: dict[str, Any]) -> str:
     return str(model.get("$type", node["$type"]))
 
 
-def _of_set(data: dict[str, Any]) -> dict[str, Any]:
+def _of_set(data: dict[str, Any], archive: Archive) -> dict[str, Any]:
     scalers = [
         f"{_scaler_name(r['scaler'])} on {r['domain']} {', '.join(r['keys']['$tuple'])}, fitted on "
         f"{r['fit_to_split'] or 'all rows'}"
         for r in data["scaler_records"]
     ]
+    member = data["table"]["$table"]
+    table = load_table(archive.payloads[member], archive.path, member)
     return {
         "rows": data["table"]["rows"],
         "columns": data["table"]["columns"],
+        "types": {field.name: _shown_type(field.type) for field in table.schema},
+        "fingerprint": archive.manifest["members"][member]["sha256"],
         "splits": {name: rows["shape"][0] for name, rows in data["splits"].items()},
         "scalers": scalers,
     }
@@ -130,6 +141,26 @@ def _scaler_name(scaler: dict[str, Any]) -> str:
     return str(name["$code"] if isinstance(name, dict) else name)
 
 
-def _of_run(run: dict[str, Any]) -> dict[str, Any]:
+def _shown_type(kind: Any) -> str:
+    sizes = []
+    while hasattr(kind, "list_size"):
+        sizes.append(kind.list_size)
+        kind = kind.value_type
+    return f"{kind}{sizes or ''}"
+
+
+def _of_run(run: dict[str, Any], archive: Archive) -> dict[str, Any]:
     phases = [item["label"] for item in run["results"]["items"]]
-    return {"label": run["label"], "status": run["status"], "phases": phases}
+    metrics = dict(_last_values(run["results"], archive))
+    return {"label": run["label"], "status": run["status"], "phases": phases, "metrics": metrics}
+
+
+def _last_values(item: dict[str, Any], archive: Archive) -> Iterator[tuple[str, float]]:
+    """Yield the value that each metric of a phase, or of the phases of a group, had last."""
+    for inner in item.get("items", []):
+        yield from _last_values(inner, archive)
+    for name, series in item.get("metrics", {}).get("epochs", {}).items():
+        told = series["value"]
+        values = load_tensors(archive.payloads[told["in"]], archive.path, told["in"])
+        if len(found := values[told["$tensor"]].ravel()):
+            yield f"{item['label']}.{name}", float(found[-1])

@@ -16,6 +16,8 @@ from modularml._optional import loaded
 __all__ = [
     "derived_seed",
     "deterministic",
+    "generator_from",
+    "generator_state",
     "random_states",
     "seed_all",
     "set_random_states",
@@ -39,7 +41,7 @@ def set_random_states(states: dict[str, Any]) -> None:
     python, numpy = states["python"], states["numpy"]
     words = tuple(int(word) for word in python["words"])
     random.setstate((python["version"], words, python["gauss"]))
-    np.random.set_state((numpy["name"], numpy["keys"], *numpy["rest"]))  # noqa: NPY002
+    np.random.set_state(_checked((numpy["name"], numpy["keys"], *numpy["rest"])))  # noqa: NPY002
     torch = loaded("torch")
     if torch is not None and states["torch"] is not None:
         torch.random.set_rng_state(torch.from_numpy(states["torch"]["cpu"]))
@@ -104,6 +106,40 @@ def unchanged_randomness() -> Iterator[None]:
         yield
     finally:
         set_random_states(before)
+
+
+def generator_state(generator: np.random.RandomState | np.random.Generator) -> Any:
+    """Return the state of one of numpy's generators: numbers, arrays, dicts and tuples."""
+    if isinstance(generator, np.random.RandomState):
+        return generator.get_state()
+    return dict(generator.bit_generator.state)
+
+
+def generator_from(state: Any) -> np.random.RandomState | np.random.Generator:
+    """Return a generator that goes on from a state.
+
+    Raises
+    ------
+    ValueError
+        If it is no state of a Mersenne twister or a PCG64.
+    """
+    if isinstance(state, tuple):
+        old = np.random.RandomState()
+        old.set_state(_checked(state))
+        return old
+    if state["bit_generator"] != "PCG64":
+        raise ValueError(f"a generator of kind {state['bit_generator']!r:.40} is not one we keep")
+    bits = np.random.PCG64()
+    bits.state = state
+    return np.random.Generator(bits)
+
+
+def _checked(state: tuple[Any, ...]) -> Any:
+    """Return a state of the Mersenne twister; numpy itself would read beyond it without a word."""
+    name, keys, pos = state[:3]
+    if name != "MT19937" or len(keys) != 624 or not 0 <= int(pos) <= 624:
+        raise ValueError("this is no state of numpy's generator")
+    return state
 
 
 def _torch_states() -> dict[str, Any] | None:

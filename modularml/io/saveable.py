@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from modularml.config import name_of
 from modularml.errors import MMLKindError
 from modularml.io import limits
 from modularml.io.artifact import read_artifact, write_artifact
@@ -56,7 +57,7 @@ class Saveable(YamlMixin):
         return write_artifact(
             filepath,
             self.artifact_kind,
-            type(self).__name__,
+            name_of(type(self)),
             config,
             lambda: object_state(self),
             overwrite=overwrite,

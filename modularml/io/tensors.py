@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -67,13 +68,42 @@ def load_tensors(data: memoryview, path: Path, member: str) -> dict[str, Array]:
     return {name: a if a.flags.writeable else a.copy() for name, a in found.items()}
 
 
-def dump_table(table: pa.Table) -> pa.Buffer:
-    """Write a table as an uncompressed Arrow file of one batch."""
-    sink = pa.BufferOutputStream()
-    whole = table.combine_chunks().replace_schema_metadata(None)
-    with pa.ipc.new_file(sink, whole.schema, options=pa.ipc.IpcWriteOptions(compression=None)) as w:
+def dump_table(table: pa.Table) -> list[Any]:
+    """Write a table as an uncompressed Arrow file of one batch, in parts.
+
+    Returns
+    -------
+    list of bytes-like
+        Large ones are views of the table's own columns: nothing is copied, and of columns that lie
+        in files only what is being written is in memory.
+    """
+    whole, sink = table.combine_chunks().replace_schema_metadata(None), _Parts()
+    options = pa.ipc.IpcWriteOptions(compression=None)
+    with (
+        pa.PythonFile(sink, mode="w") as out,
+        pa.ipc.new_file(out, whole.schema, options=options) as w,
+    ):
         w.write_table(whole)
-    return sink.getvalue()
+    return sink.parts
+
+
+class _Parts:
+    """A file for Arrow to write to that keeps what it is given as it is."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.parts: list[Any] = []
+
+    def write(self, data: Any) -> int:
+        self.parts.append(data)
+        return len(memoryview(data))
+
+    def flush(self) -> None:
+        """Do nothing: all is there."""
+
+    def close(self) -> None:
+        """Do nothing: parts stay."""
 
 
 def load_table(data: memoryview, path: Path, member: str) -> pa.Table:

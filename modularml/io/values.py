@@ -124,6 +124,8 @@ class Packer:
         if rest and rest[0].isdigit():
             owner, rest = where[: start + 2], rest[1:]
         key = (folder, owner)
+        if len(self._tensors.get(self._members.get(key, ""), ())) >= _MAX_TENSORS:
+            del self._members[key]  # a header has an end: go on in another member
         if key not in self._members:
             stem = member_stem("_".join(owner[start:]), self._taken.setdefault(folder, set()))
             self._members[key] = f"{folder}/{stem}.{suffix}"
@@ -132,6 +134,8 @@ class Packer:
 
 _HOLDERS = frozenset({"featuresets", "model_graph", "nodes"})
 """Steps on the way to a value that say nothing about whose it is."""
+
+_MAX_TENSORS = 2048
 
 _PACKERS: list[tuple[Any, Callable[[Packer, Any, tuple[str, ...]], Any]]] = [
     (np.generic, Packer._scalar),

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 
 import yaml
 
-from modularml.config import names_mean
+from modularml.config import name_of, names_mean
 from modularml.errors import MMLError, MMLKindError, ModularMLError
 from modularml.io import limits
 from modularml.io.atomic import write_file
@@ -45,7 +45,7 @@ class YamlMixin:
             If there is a file and `overwrite` is false.
         """
         config: Any = self.get_config()  # type: ignore[attr-defined]
-        tree = {"$type": type(self).__name__, "params": config}
+        tree = {"$type": name_of(type(self)), "params": config}
         text = dump_yaml(with_labels(tree, self._yaml_labels()))
         if filepath is not None:
             write_file(Path(filepath), [text.encode()], overwrite=overwrite, verify=_checked)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import math
 from abc import abstractmethod
 from typing import Any, ClassVar
 
 from modularml._typing import Shape
 from modularml.errors import ConfigError, ShapeError
-from modularml.models.base import BaseModel, check_shape
+from modularml.models.base import BaseModel, check_shape, check_weights
 
 __all__ = ["LayeredModel", "ModelWrapper"]
+
+
+MAX_PROBE = 2**20
+"""Numbers in the one sample that a model from a file may be tried with."""
 
 
 class LayeredModel(BaseModel):
@@ -52,15 +57,7 @@ class LayeredModel(BaseModel):
         if self._built and not force:
             self._check_fits(input_shape)
             return
-        given = self._init_args.get("input_shape")
-        shape = input_shape if input_shape is not None else given or self._input_shape
-        if shape is None:
-            raise ShapeError(f"{type(self).__name__} needs input_shape to be built")
-        shape = check_shape("input_shape", shape)
-        if given is not None and check_shape("input_shape", given) != shape:
-            raise ShapeError(
-                f"{type(self).__name__} was made for input_shape {tuple(given)}, got {shape}"
-            )
+        shape = self._shape_for(input_shape)
         wanted = self._output_shape if self._explicit_output else output_shape
         self._made_for = _optional_shape("output_shape", wanted)
         self.make_layers(shape, self._made_for)
@@ -70,7 +67,51 @@ class LayeredModel(BaseModel):
     def get_state(self) -> dict[str, Any]:
         """Return the shapes it was built for, and weights; empty before `build`."""
         state = super().get_state()
-        return {**state, "output_shape": self._made_for} if state else state
+        told = {"output_shape": self._made_for, "probed_shape": self._output_shape}
+        return {**state, **told} if state else state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Make the layers for the stored shapes and take over the stored weights.
+
+        Weights are first held against a twin that has shapes and no memory, and nothing is sent
+        through: a state cannot make this process allocate more than it holds itself.
+        """
+        if state and not self._built:
+            shape = self._shape_for(state["input_shape"])
+            wanted = self._output_shape if self._explicit_output else state["output_shape"]
+            wanted = _optional_shape("output_shape", wanted)
+            if (sketch := self._sketch(shape, wanted)) is not None:
+                check_weights(sketch, state["weights"])
+            if "probed_shape" not in state and math.prod(shape) > MAX_PROBE:
+                raise ShapeError(f"samples of shape {shape} are too large to be tried out")
+            self._make_untried(shape, wanted)
+            found = state["probed_shape"] if "probed_shape" in state else self._probe(shape)
+            self._output_shape = check_shape("output_shape", found)
+            self._input_shape, self._made_for, self._built = shape, wanted, True
+        super().set_state(state)
+
+    @abstractmethod
+    def _sketch(self, shape: Shape, wanted: Shape | None) -> dict[str, Any] | None:
+        """Return what has the shapes of all weights, by name, and no memory.
+
+        None where layers cannot be made so.
+        """
+
+    def _make_untried(self, shape: Shape, wanted: Shape | None) -> None:
+        """Make the layers and all of their weights, without sending numbers through."""
+        self.make_layers(shape, wanted)
+
+    def _shape_for(self, input_shape: Shape | None) -> Shape:
+        given = self._init_args.get("input_shape")
+        shape = input_shape if input_shape is not None else given or self._input_shape
+        if shape is None:
+            raise ShapeError(f"{type(self).__name__} needs input_shape to be built")
+        shape = check_shape("input_shape", shape)
+        if given is not None and check_shape("input_shape", given) != shape:
+            raise ShapeError(
+                f"{type(self).__name__} was made for input_shape {tuple(given)}, got {shape}"
+            )
+        return shape
 
     def _check_fits(self, input_shape: Shape | None) -> None:
         if input_shape is not None and tuple(input_shape) != self._input_shape:

@@ -9,6 +9,8 @@ from modularml.errors import ConfigError, ShapeError
 
 __all__ = ["CNNArguments", "MLPArguments"]
 
+MAX_LAYERS = 1000
+
 
 class MLPArguments:
     """Flatten the input, then ``n_layers - 1`` hidden layers and one output layer.
@@ -18,7 +20,7 @@ class MLPArguments:
     input_shape, output_shape : tuple of int, optional
         Of one sample; found by the graph where they are not given.
     n_layers : int
-        Linear layers, the output layer among them; at least 1.
+        Linear layers, the output layer among them; 1 to 1,000.
     hidden_dim : int
         Width of the hidden layers.
     activation : str
@@ -38,6 +40,7 @@ class MLPArguments:
         dropout: float = 0.0,
     ) -> None:
         check_sizes(n_layers=n_layers, hidden_dim=hidden_dim)
+        check_depth(n_layers)
         check_dropout(dropout)
         super().__init__(
             input_shape=input_shape,
@@ -71,7 +74,7 @@ class CNNArguments:
         Where it is given, or the graph knows it, a linear layer brings the flattened features to
         this shape. Otherwise the features themselves are the output.
     n_layers : int
-        Convolutions; at least 1.
+        Convolutions; 1 to 1,000.
     hidden_dim : int
         Channels of each convolution.
     kernel_size, padding, stride : int
@@ -108,6 +111,7 @@ class CNNArguments:
             stride=stride,
             pooling=pooling,
         )
+        check_depth(n_layers)
         check_dropout(dropout)
         if padding < 0:
             raise ConfigError(f"padding must be at least 0, got {padding}")
@@ -161,6 +165,12 @@ def check_sizes(**sizes: Any) -> None:
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ConfigError(f"{name} must be an int of at least 1, got {size!r}")
+
+
+def check_depth(n_layers: int) -> None:
+    """Refuse more layers than anybody stacks."""
+    if n_layers > MAX_LAYERS:
+        raise ConfigError(f"n_layers must be at most {MAX_LAYERS:,}, got {n_layers:,}")
 
 
 def check_dropout(dropout: float) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import joblib
 import numpy as np
+import sklearn
 from sklearn.base import (
     OneToOneFeatureMixin,
     clone,
@@ -25,10 +26,10 @@ from sklearn.utils.validation import check_is_fitted
 
 from modularml._typing import Array, Shape
 from modularml.config import Configurable
-from modularml.errors import ConfigError, MMLError, NotFittedError, ScalerError, ShapeError
+from modularml.errors import ConfigError, MMLError, NotFittedError, ShapeError
 from modularml.io import limits
+from modularml.io.estimators import learned, relearn
 from modularml.models.base import BaseModel, check_shape, check_weights
-from modularml.scalers.learned import learned, relearn
 
 __all__ = ["ScikitModelWrapper"]
 
@@ -326,6 +327,7 @@ class ScikitModelWrapper(BaseModel):
         self._input_shape, self._output_shape = state["input_shape"], state["output_shape"]
         self._target_shape, self._labels = state["target_shape"], state["labels"]
         _become(self.inner, copy.deepcopy(state["estimator"].estimator))
+        self.method = _method(self.inner, self.output_method)
         self._built = True
 
     @property
@@ -347,14 +349,22 @@ class FittedEstimator(Configurable):
 
     def _file_state(self) -> dict[str, Any]:
         try:
-            return learned(self.estimator)
-        except ScalerError as error:
+            return {"sklearn": sklearn.__version__, "learned": learned(self.estimator)}
+        except ConfigError as error:
             problem = f"a fitted {type(self.estimator).__name__} cannot be stored as data: {error}"
-            hint = "Keep its parameters and fit it again, or keep the state in memory"
+            hint = "Save it before it is fitted, and fit it again after loading"
             raise MMLError(limits.NO_PLAIN_DATA, problem=problem, hint=hint) from error
 
     def _set_file_state(self, state: dict[str, Any]) -> None:
-        relearn(self.estimator, state)
+        written, here = state["sklearn"], sklearn.__version__
+        if written.split(".")[:2] != here.split(".")[:2]:
+            warnings.warn(
+                f"this {type(self.estimator).__name__} was saved with scikit-learn {written}; "
+                f"{here} is installed, and its results may differ",
+                UserWarning,
+                stacklevel=2,
+            )
+        relearn(self.estimator, state["learned"])
 
 
 def _method(model: Any, asked: str) -> str:
@@ -379,6 +389,7 @@ def _method(model: Any, asked: str) -> str:
     elif is_regressor(model) or is_clusterer(model) or is_outlier_detector(model):
         order = ["predict", "transform"]
     found = [name for name in order if name in there]
+    found = found or [name for name in order if hasattr(type(model), name)]  # once it is fitted
     if not found:
         raise ConfigError(
             f"{type(model).__name__} has neither predict nor transform, so it cannot be asked "

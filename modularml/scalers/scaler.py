@@ -21,9 +21,9 @@ from modularml.errors import (
     UnknownNameError,
     expect,
 )
+from modularml.io.estimators import learned, parameters, relearn
 from modularml.io.saveable import Saveable
 from modularml.scalers.base import NoInverseError, as_numbers
-from modularml.scalers.learned import learned, parameters, relearn
 from modularml.scalers.registry import OWN, SKLEARN, scaler_registry
 
 __all__ = ["NoInverseError", "Scaler"]
@@ -242,7 +242,7 @@ class Scaler(Configurable, Stateful, Saveable):
 
         Raises
         ------
-        ScalerError
+        ConfigError
             If a fitted attribute is no plain data.
         """
         if not self.is_fit:

@@ -9,12 +9,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.decomposition import PCA
+from sklearn.ensemble import (
+    GradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestRegressor,
+)
+from sklearn.neighbors import KNeighborsRegressor
+from sklearn.neural_network import MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import SplineTransformer
+from sklearn.svm import SVC
+from sklearn.tree import DecisionTreeClassifier
 
 import modularml as mm
 from modularml.errors import MMLError
 from modularml.io import inspect
+from modularml.models import TensorflowModelWrapper
 from modularml.models.torch import SequentialMLP
 from modularml.samplers import BaseSampler
 from modularml.splitters import BaseSplitter, RandomSplitter
@@ -58,8 +73,40 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             "ls": mm.Loss("mse"),
             "sm": mm.SimpleSampler(batch_size=4, shuffle=True),
             "sp": RandomSplitter({"a": 0.5, "b": 0.5}, group_by="cell"),
+            **{f"{name}.md": model for name, model in estimators().items()},
+            "keras.md": dense(),
         }
         return {kind: obj.save(folder / kind) for kind, obj in objects.items()}
+
+
+def estimators() -> dict[str, Any]:
+    """Return fitted estimators of each kind that is held against its structure."""
+    rows = np.random.default_rng(0).normal(size=(30, 4))
+    kinds = {
+        "tree": DecisionTreeClassifier(max_depth=3),
+        "forest": RandomForestRegressor(2, max_depth=2),
+        "boosting": GradientBoostingClassifier(n_estimators=2, max_depth=2),
+        "histogram": HistGradientBoostingRegressor(max_iter=2, min_samples_leaf=3),
+        "vectors": SVC(),
+        "neighbours": KNeighborsRegressor(3, algorithm="kd_tree"),
+        "centres": MiniBatchKMeans(3, n_init=1),
+        "pipeline": make_pipeline(SplineTransformer(), PCA(2), MLPRegressor(max_iter=2)),
+    }
+    found = {}
+    for name, made in kinds.items():
+        with warnings.catch_warnings(action="ignore"):
+            made.fit(rows, np.arange(30) % 3)
+        found[name] = mm.ScikitModelWrapper(made)
+        found[name].build((4,))
+    return found
+
+
+def dense() -> Any:
+    """Return a Keras model that was given as an object."""
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, "relu")])
+    wrapped = TensorflowModelWrapper(model=model)
+    wrapped.build((4,))
+    return wrapped
 
 
 def flip(rng: random.Random, data: bytearray) -> None:
@@ -101,7 +148,7 @@ def test_no_damage_goes_unseen(
         path.write_bytes(bent)
         with mm.ExperimentContext().activate() as ctx, watched() as events:
             with pytest.raises(MMLError):
-                LOADS[kind].load(path)
+                LOADS[kind.split(".")[-1]].load(path)
             assert ctx.available_nodes == {}
         assert harm(events) == []
 
@@ -163,7 +210,7 @@ def test_resealed_damage_never_harms(files: dict[str, Path], tmp_path: Path) -> 
             before = things.snapshot(ctx)
             try:
                 inspect(path)
-                made = LOADS[kind].load(path)
+                made = LOADS[kind.split(".")[-1]].load(path)
             except MMLError:
                 assert things.snapshot(ctx) == before
             else:
@@ -184,6 +231,11 @@ def touch(made: Any) -> None:
         for fs in made.ctx.available_featuresets.values():
             steps += [*sights(fs), lambda fs=fs: made.predict(fs)]
         steps += [lambda: made.history[0].results, lambda: one_step(made)]
+    if isinstance(made, mm.BaseModel):
+        steps.append(lambda: made(np.ones((3, 4), dtype=np.float32)))
+    if isinstance(made, mm.ScikitModelWrapper):
+        steps += [lambda: every_output(made.inner), lambda: made.fit(np.eye(4), np.arange(4.0))]
+        steps.insert(-1, lambda: made.partial_fit(np.eye(4), np.arange(4)))
     if isinstance(made, mm.ModelGraph):
         steps.append(lambda: made.predict({"x": np.ones((2, 1), dtype=np.float32)}))
     for step in steps:
@@ -193,6 +245,12 @@ def touch(made: Any) -> None:
             raise
         except Exception:
             continue
+
+
+def every_output(made: Any) -> None:
+    for method in ("predict_proba", "decision_function", "predict", "transform", "decision_path"):
+        if hasattr(made, method):
+            getattr(made, method)(np.ones((3, 4)))
 
 
 def sights(fs: mm.FeatureSet) -> list[Callable[[], Any]]:
@@ -219,12 +277,12 @@ def test_a_failed_load_is_as_if_it_never_was(files: dict[str, Path], tmp_path: P
             try:
                 things.resealed(files[kind], path, lambda found: bend(rng, found))
                 with mm.ExperimentContext().activate():
-                    LOADS[kind].load(path)
+                    LOADS[kind.split(".")[-1]].load(path)
                 continue
             except MMLError:
                 pass
             try:
-                LOADS[kind].load(path)
+                LOADS[kind.split(".")[-1]].load(path)
             except MMLError:
                 failed += 1
             assert things.snapshot(ctx) == before

@@ -1,18 +1,22 @@
 """A file of each schema stays readable, with the numbers that it was written with.
 
-``python -m tests.io.test_golden`` writes the file of the newest schema, where there is none yet.
+``python -m tests.io.test_golden`` writes files of the newest schema where there are none yet.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.tree import DecisionTreeRegressor
 
 import modularml as mm
 from modularml.io import inspect, limits
 from modularml.models.torch import SequentialMLP
+from modularml.samplers import BaseSampler
+from modularml.splitters import BaseSplitter, RandomSplitter
 
 FOLDER = Path(__file__).parents[1] / "golden"
 ROWS = 12
@@ -62,5 +66,47 @@ def test_the_newest_schema_is_written_as_it_was(tmp_path: Path) -> None:
         assert old[key] == new[key]
 
 
+def of_each_kind() -> dict[str, Any]:
+    """Return an object of every other kind, whose numbers can be worked out by hand."""
+    made = study()
+    x = np.arange(4.0)[:, None]
+    tree = mm.ScikitModelWrapper(DecisionTreeRegressor().fit(x, x[:, 0]))
+    tree.build((1,))
+    return {
+        "fs": made.ctx.get_node("line"),
+        "mg": made.model_graph,
+        "md": tree,
+        "sc": mm.Scaler("MinMaxScaler").fit(np.array([[0.0], [10.0]])),
+        "op": mm.Optimizer("sgd", opt_kwargs={"lr": 0.1}),
+        "ls": mm.Loss("mse"),
+        "sm": mm.SimpleSampler(batch_size=4, seed=5),
+        "sp": RandomSplitter({"a": 0.5, "b": 0.5}, seed=3),
+    }
+
+
+LOADS: dict[str, Any] = {
+    "fs": (mm.FeatureSet, lambda o: o.get_features("numpy").sum() == 66),
+    "mg": (mm.ModelGraph, lambda o: o.get_node("linear").model.is_built),
+    "md": (mm.BaseModel, lambda o: o(np.array([[2.2]])).tolist() == [[2.0]]),
+    "sc": (mm.Scaler, lambda o: o.transform(np.array([[5.0]])).tolist() == [[0.5]]),
+    "op": (mm.Optimizer, lambda o: o == mm.Optimizer("sgd", opt_kwargs={"lr": 0.1})),
+    "ls": (mm.Loss, lambda o: o == mm.Loss("mse")),
+    "sm": (BaseSampler, lambda o: o == mm.SimpleSampler(batch_size=4, seed=5)),
+    "sp": (BaseSplitter, lambda o: o == RandomSplitter({"a": 0.5, "b": 0.5}, seed=3)),
+}
+
+
+@pytest.mark.parametrize("kind", LOADS)
+@pytest.mark.parametrize("schema", range(1, limits.SCHEMA + 1))
+@pytest.mark.filterwarnings("ignore:this DecisionTreeRegressor was saved with scikit-learn")
+def test_every_kind_of_every_schema(schema: int, kind: str) -> None:
+    path = FOLDER / f"schema{schema}.{kind}.mml"
+    assert inspect(path)["schema"] == schema
+    cls, holds = LOADS[kind]
+    assert holds(cls.load(path))
+
+
 if __name__ == "__main__":
-    study().save(FOLDER / f"schema{limits.SCHEMA}")
+    for kind, thing in of_each_kind().items():
+        if not (FOLDER / f"schema{limits.SCHEMA}.{kind}.mml").exists():
+            thing.save(FOLDER / f"schema{limits.SCHEMA}")

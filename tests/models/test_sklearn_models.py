@@ -14,7 +14,7 @@ from sklearn.preprocessing import OneHotEncoder, PolynomialFeatures, StandardSca
 from sklearn.svm import SVC
 
 from modularml import ScikitModelWrapper
-from modularml.errors import ConfigError, MMLError, NotFittedError, ShapeError
+from modularml.errors import ConfigError, NotFittedError, ShapeError
 from modularml.models import wrap_model
 
 rng = np.random.default_rng(0)
@@ -201,11 +201,6 @@ class TestState:
         again = ScikitModelWrapper.load(wrapped.save(tmp_path / "model"))
         np.testing.assert_array_equal(again(X), wrapped(X))
         assert again.output_shape == (3,)
-        forest = built(RandomForestRegressor(2))
-        forest.fit(X, Y[:, None])
-        with pytest.raises(MMLError, match="RandomForestRegressor cannot be stored as data"):
-            forest.save(tmp_path / "forest")
-        assert not list(tmp_path.glob("forest*"))
 
 
 def test_sparse_and_text():

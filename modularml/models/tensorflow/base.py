@@ -15,11 +15,12 @@ import tensorflow as tf
 from modularml._registry import Registry
 from modularml._typing import Array, Shape
 from modularml.backends.tensorflow import adapter
+from modularml.errors import ConfigError
 from modularml.io.randomness import unchanged_randomness
 from modularml.models.base import check_weights
 from modularml.models.layered import LayeredModel
 
-__all__ = ["SequentialModel", "TensorflowBaseModel", "activation_layer"]
+__all__ = ["SequentialModel", "TensorflowBaseModel", "activation_layer", "by_name"]
 
 
 class TensorflowBaseModel(LayeredModel, ABC):
@@ -56,22 +57,8 @@ class TensorflowBaseModel(LayeredModel, ABC):
         return self.inner(x, training=self.training if training is None else training, **kwargs)
 
     def variables(self) -> dict[str, Any]:
-        """Return weights, those included that are not trained, by names that stay the same.
-
-        A name is Keras' path, whose numbers count within this model, not within the process.
-        """
-        named: dict[str, Any] = {}
-        known: dict[tuple[str, str], dict[str, int]] = {}
-        for v in [] if self.inner is None else self.inner.weights:
-            name = ""
-            for part in v.path.split("/"):
-                stem = re.sub(r"_\d+$", "", part)
-                alike = known.setdefault((name, stem), {})
-                place = alike.setdefault(part, len(alike))
-                name += f"{'.' if name else ''}{stem}{f'_{place}' if place else ''}"
-            twins = sum(other.split("#")[0] == name for other in named)
-            named[f"{name}#{twins}" if twins else name] = v
-        return named
+        """Return weights, those included that are not trained, by names that stay the same."""
+        return {} if self.inner is None else by_name(self.inner)
 
     def get_weights(self) -> dict[str, Array]:
         """Return weights by name, as arrays of their own."""
@@ -117,6 +104,20 @@ class TensorflowBaseModel(LayeredModel, ABC):
         """Return a model like `inner`, made anew."""
         assert self._input_shape is not None
         return self.make_model(self._input_shape, self._made_for)
+
+    def _sketch(self, shape: Shape, wanted: Shape | None) -> dict[str, Any] | None:
+        """Return variables that have shapes and no values."""
+        try:
+            with keras.StatelessScope(initialize_variables=False):
+                twin = self.clone()
+                twin._make_untried(shape, wanted)
+                return twin.variables()
+        except (ConfigError, NotImplementedError, AttributeError):
+            return None  # it was given as an object, or needs numbers to be made
+
+    def _make_untried(self, shape: Shape, wanted: Shape | None) -> None:
+        super()._make_untried(shape, wanted)
+        self.inner(keras.KerasTensor((None, *shape), adapter.input_dtype(self)))
 
     def _probe(self, shape: Shape) -> Shape:
         """Send two samples of zeros through, to learn the output's shape."""
@@ -183,6 +184,27 @@ def _seeds(model: Any) -> list[Any]:
     """Return the states of what draws random numbers in a model."""
     found = [] if model is None else model.variables
     return [v for v in found if v.path.endswith("seed_generator_state")]
+
+
+def by_name(model: Any) -> dict[str, Any]:
+    """Return the weights of a Keras model by layer; numbers count within it, not in the process."""
+    layers = list(model._flatten_layers())
+    owner = {id(v): layer.name for layer in layers for v in _own(layer)}
+    named: dict[str, Any] = {}
+    known: dict[str, dict[str, int]] = {}
+    for v in model.weights:
+        layer = owner[id(v)]
+        stem = re.sub(r"_\d+$", "", layer)
+        alike = known.setdefault(stem, {})
+        place = alike.setdefault(layer, len(alike))
+        name = f"{stem}{f'_{place}' if place else ''}.{v.name}"
+        twins = sum(other.split("#")[0] == name for other in named)
+        named[f"{name}#{twins}" if twins else name] = v
+    return named
+
+
+def _own(layer: Any) -> list[Any]:
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
 def _seed_all(seed: int) -> None:

@@ -67,6 +67,15 @@ class TorchBaseModel(LayeredModel, torch.nn.Module, ABC):
             raise self._misfit(shape, error) from error
         return self._one_row_each(out, is_tensor=isinstance(out, torch.Tensor))
 
+    def _sketch(self, shape: Shape, wanted: Shape | None) -> dict[str, Any] | None:
+        try:
+            with torch.device("meta"):
+                twin = self.clone()
+                twin._make_untried(shape, wanted)
+        except (ConfigError, NotImplementedError, RuntimeError, TypeError):
+            return None  # it was given as an object, or needs numbers to be made
+        return dict(twin.state_dict())
+
     def _params(self) -> dict[str, Any]:
         return self.get_init_args()
 

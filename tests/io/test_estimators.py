@@ -1,0 +1,346 @@
+"""Fitted estimators in files: the same predictions in another process, and no wild index."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+from sklearn import (
+    calibration,
+    cluster,
+    compose,
+    decomposition,
+    discriminant_analysis,
+    ensemble,
+    feature_selection,
+    gaussian_process,
+    impute,
+    linear_model,
+    mixture,
+    model_selection,
+    naive_bayes,
+    neighbors,
+    neural_network,
+    pipeline,
+    preprocessing,
+    svm,
+    tree,
+)
+from sklearn.experimental import enable_iterative_imputer  # noqa: F401
+from sklearn.gaussian_process import kernels
+
+import modularml as mm
+from modularml.errors import ConfigError, MMLError
+from modularml.io.estimators import learned, relearn
+from modularml.models import ScikitModelWrapper
+
+RNG = np.random.default_rng(4)
+X = np.abs(RNG.normal(size=(80, 4)))
+Y = X @ np.array([1.0, -2.0, 0.5, 0.0]) + RNG.normal(size=80) / 10
+KIND = np.array(["low", "mid", "top"])[np.digitize(Y, np.quantile(Y, [0.3, 0.7]))]
+CATEGORIES = np.c_[RNG.integers(0, 5, 80), X[:, 1:]].astype(float)
+
+REGRESSORS: list[Any] = [
+    linear_model.LinearRegression(),
+    linear_model.Ridge(),
+    linear_model.RidgeCV(),
+    linear_model.LassoCV(cv=3),
+    linear_model.ElasticNet(0.01),
+    linear_model.BayesianRidge(),
+    linear_model.HuberRegressor(),
+    linear_model.SGDRegressor("huber", random_state=0),
+    compose.TransformedTargetRegressor(
+        linear_model.PoissonRegressor(), func=np.square, inverse_func=np.sqrt
+    ),
+    svm.SVR(),
+    svm.LinearSVR(random_state=0),
+    neighbors.KNeighborsRegressor(3, weights="distance", algorithm="kd_tree", leaf_size=7),
+    tree.DecisionTreeRegressor(max_leaf_nodes=9, random_state=0),
+    ensemble.RandomForestRegressor(7, random_state=0),
+    ensemble.ExtraTreesRegressor(7, bootstrap=True, oob_score=True, random_state=0),
+    ensemble.GradientBoostingRegressor(loss="quantile", subsample=0.5, random_state=0),
+    ensemble.HistGradientBoostingRegressor(max_iter=9, loss="absolute_error"),
+    ensemble.AdaBoostRegressor(n_estimators=5, random_state=0),
+    ensemble.BaggingRegressor(max_features=2, random_state=0),
+    ensemble.IsolationForest(n_estimators=9, max_features=2, random_state=0),
+    ensemble.VotingRegressor([("a", linear_model.Ridge()), ("b", svm.SVR())]),
+    ensemble.StackingRegressor([("a", linear_model.Ridge()), ("b", svm.SVR())], cv=3),
+    neural_network.MLPRegressor(
+        hidden_layer_sizes=(5,), random_state=0, early_stopping=True, max_iter=30
+    ),
+    gaussian_process.GaussianProcessRegressor(
+        1.0 * kernels.RBF([1.0] * 4) + kernels.WhiteKernel(), n_restarts_optimizer=1, random_state=0
+    ),
+    model_selection.GridSearchCV(
+        pipeline.make_pipeline(preprocessing.StandardScaler(), linear_model.Ridge()),
+        {"ridge__alpha": [0.1, 1.0]},
+        cv=model_selection.KFold(3, shuffle=True, random_state=1),
+        scoring=None,
+    ),
+    compose.TransformedTargetRegressor(
+        tree.DecisionTreeRegressor(), transformer=preprocessing.PowerTransformer()
+    ),
+]
+CLASSIFIERS: list[Any] = [
+    linear_model.LogisticRegression(),
+    linear_model.SGDClassifier("modified_huber", random_state=0, average=True),
+    linear_model.Perceptron(random_state=0),
+    svm.SVC(),
+    svm.NuSVC(nu=0.1),
+    svm.LinearSVC(random_state=0),
+    neighbors.KNeighborsClassifier(metric="manhattan", algorithm="ball_tree"),
+    neighbors.NearestCentroid(),
+    tree.DecisionTreeClassifier(max_depth=4, random_state=0),
+    tree.ExtraTreeClassifier(random_state=0),
+    ensemble.RandomForestClassifier(7, random_state=0, class_weight="balanced"),
+    ensemble.GradientBoostingClassifier(n_estimators=4, random_state=0),
+    ensemble.HistGradientBoostingClassifier(max_iter=5, categorical_features=[0], max_bins=31),
+    ensemble.AdaBoostClassifier(n_estimators=5, random_state=0),
+    naive_bayes.GaussianNB(),
+    naive_bayes.MultinomialNB(),
+    discriminant_analysis.LinearDiscriminantAnalysis(),
+    discriminant_analysis.QuadraticDiscriminantAnalysis(),
+    neural_network.MLPClassifier(hidden_layer_sizes=(5, 4), random_state=0, max_iter=20),
+    gaussian_process.GaussianProcessClassifier(kernels.Matern(nu=1.5), random_state=0),
+    calibration.CalibratedClassifierCV(naive_bayes.GaussianNB(), method="isotonic", cv=3),
+    model_selection.RandomizedSearchCV(
+        svm.SVC(),
+        {"C": [0.1, 1.0, 3.0]},
+        n_iter=2,
+        cv=3,
+        random_state=0,
+        scoring="balanced_accuracy",
+    ),
+]
+OTHERS: list[Any] = [
+    cluster.KMeans(3, n_init=2, random_state=0),
+    cluster.MiniBatchKMeans(3, n_init=2, random_state=0),
+    mixture.GaussianMixture(2, random_state=0),
+    mixture.BayesianGaussianMixture(n_components=2, random_state=0),
+    decomposition.PCA(2),
+    decomposition.KernelPCA(2, kernel="rbf"),
+    decomposition.FastICA(2, random_state=0),
+    decomposition.NMF(2, random_state=0, max_iter=500),
+    decomposition.TruncatedSVD(2, random_state=0),
+    impute.KNNImputer(),
+    impute.IterativeImputer(random_state=0),
+    impute.SimpleImputer(strategy="median", add_indicator=True),
+    feature_selection.SelectKBest(feature_selection.f_classif, k=2),
+    preprocessing.SplineTransformer(),
+    preprocessing.KBinsDiscretizer(4, quantile_method="averaged_inverted_cdf"),
+    preprocessing.FunctionTransformer(np.log1p),
+    compose.ColumnTransformer(
+        [
+            ("s", preprocessing.StandardScaler(), [0, 1]),
+            ("o", preprocessing.OneHotEncoder(handle_unknown="ignore"), [2]),
+        ],
+        remainder="passthrough",
+    ),
+    pipeline.FeatureUnion([("p", decomposition.PCA(1)), ("s", preprocessing.RobustScaler())]),
+]
+METHODS = ("predict_proba", "decision_function", "predict", "transform")
+
+
+READ = """
+import sys, warnings
+import numpy as np
+import modularml as mm
+folder, *paths = sys.argv[1:]
+rows, found = np.load(folder + "/rows.npy"), {}
+for path in paths:
+    made = mm.BaseModel.load(path).inner
+    for method in ("predict_proba", "decision_function", "predict", "transform"):
+        if hasattr(made, method):
+            out = getattr(made, method)(rows)
+            out = out.toarray() if hasattr(out, "toarray") else out
+            found[f"{path}:{method}"] = np.asarray(out)
+np.savez(folder + "/found.npz", **found)
+"""
+
+
+def wrapped(estimator: Any, y: Any) -> ScikitModelWrapper:
+    """Return a node's model, fitted on the rows above."""
+    with warnings.catch_warnings(action="ignore"):
+        estimator.fit(CATEGORIES if "categorical" in repr(estimator) else X, y)
+    made = ScikitModelWrapper(estimator)
+    made.build((4,))
+    return made
+
+
+def test_every_estimator_predicts_the_same_in_another_process(tmp_path: Path) -> None:
+    groups = ((REGRESSORS, Y), (CLASSIFIERS, KIND), (OTHERS, KIND))
+    models = [wrapped(e, y) for group, y in groups for e in group]
+    np.save(tmp_path / "rows.npy", X[::-1])
+    paths = [m.save(tmp_path / f"{i}-{m.shown_name}") for i, m in enumerate(models)]
+    args = [sys.executable, "-c", READ, str(tmp_path), *map(str, paths)]
+    subprocess.run(args, check=True)
+    with np.load(tmp_path / "found.npz") as found:
+        compared = 0
+        for path, model in zip(paths, models, strict=True):
+            for method in (m for m in METHODS if hasattr(model.inner, m)):
+                out = getattr(model.inner, method)(X[::-1].copy())
+                out = out.toarray() if hasattr(out, "toarray") else out
+                np.testing.assert_array_equal(found[f"{path}:{method}"], out, str(path))
+                compared += 1
+    assert compared > len(models) >= 60
+    for path, model in zip(paths, models, strict=True):
+        again = mm.BaseModel.load(path).save(tmp_path / "again", overwrite=True)
+        assert again.read_bytes() == path.read_bytes(), model.inner
+
+
+def test_as_scalers(tmp_path: Path) -> None:
+    for i, made in enumerate([*OTHERS[4:9], neighbors.KNeighborsTransformer(n_neighbors=2)]):
+        scaler = mm.Scaler(made).fit(X)
+        again = mm.Scaler.load(scaler.save(tmp_path / str(i)))
+        np.testing.assert_array_equal(again.transform(X), scaler.transform(X))
+
+
+def test_learning_goes_on_as_before(tmp_path: Path) -> None:
+    for i, estimator in enumerate(
+        [
+            neural_network.MLPRegressor(hidden_layer_sizes=(3,), random_state=0, max_iter=5),
+            linear_model.SGDRegressor(random_state=np.random.RandomState(3)),
+        ]
+    ):
+        if i:
+            estimator.random_state = 3
+        model = wrapped(estimator, Y)
+        again: Any = mm.BaseModel.load(model.save(tmp_path / str(i)))
+        for each in (model, again):
+            each.partial_fit(X, Y[:, None])
+        np.testing.assert_array_equal(again(X), model(X))
+
+
+def test_sparse_rows_and_large_forests(tmp_path: Path) -> None:
+    machine = svm.SVC().fit(csr_matrix(X), KIND)
+    other = svm.SVC()
+    relearn(other, learned(machine))
+    np.testing.assert_array_equal(other.predict(csr_matrix(X)), machine.predict(csr_matrix(X)))
+    many = wrapped(ensemble.RandomForestClassifier(600, max_depth=2, random_state=0), KIND)
+    path = many.save(tmp_path / "many")
+    assert sum("tensors" in m for m in mm.io.inspect(path)["members"]) > 1  # one header has an end
+    np.testing.assert_array_equal(mm.BaseModel.load(path)(X), many(X))
+
+
+def test_what_cannot_be_stored_says_so(tmp_path: Path) -> None:
+    model = wrapped(cluster.Birch(n_clusters=2), None)
+    with pytest.raises(MMLError, match=r"MML-112 .*Birch.* fit it again after loading"):
+        model.save(tmp_path / "birch")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------ wild states
+
+
+def bent(estimator: Any, *way: Any) -> Any:
+    """Return a function that changes an array of a state and reads it."""
+    state: Any = learned(estimator)
+    holder = state
+    for step in way:
+        holder = holder[step]
+
+    def read(change: Any) -> Any:
+        change(holder)
+        fresh = type(estimator)(**estimator.get_params())
+        relearn(fresh, state)
+        return fresh
+
+    return read
+
+
+def columns(kind: str, at: tuple[int, int], value: int) -> Any:
+    def change(record: Any) -> None:
+        record["columns"][kind][at] = value
+
+    return change
+
+
+TREE = tree.DecisionTreeRegressor(random_state=0).fit(X, Y)
+FOREST = ensemble.RandomForestRegressor(2, random_state=0).fit(X, Y)
+SVC = svm.SVC().fit(X, KIND)
+HIST = ensemble.HistGradientBoostingClassifier(max_iter=2, categorical_features=[0])
+HIST.fit(CATEGORIES, Y > 0)
+KNN = neighbors.KNeighborsRegressor().fit(X, Y)
+KMEANS = cluster.KMeans(3, n_init=1, random_state=0).fit(X)
+BOOSTING = ensemble.GradientBoostingClassifier(n_estimators=2).fit(X, KIND)
+MLP = neural_network.MLPRegressor(hidden_layer_sizes=(3,), random_state=0, max_iter=2)
+with warnings.catch_warnings(action="ignore"):
+    MLP.fit(X, Y)
+NODES = ("tree_", "$tree", "nodes")
+LEFT, RIGHT, FEATURE = 0, 1, 2  # places among the int64 columns
+WILD: dict[str, tuple[Any, tuple[Any, ...], Any]] = {
+    "child beyond": (TREE, NODES, columns("<i8", (0, LEFT), 10**6)),
+    "child negative": (TREE, NODES, columns("<i8", (0, LEFT), -7)),
+    "child is its parent": (TREE, NODES, columns("<i8", (3, RIGHT), 3)),
+    "child of two": (TREE, NODES, columns("<i8", (0, RIGHT), 1)),
+    "feature beyond": (TREE, NODES, columns("<i8", (0, FEATURE), 4)),
+    "feature negative": (TREE, NODES, columns("<i8", (0, FEATURE), -3)),
+    "depth": (TREE, ("tree_", "$tree"), lambda t: t.update(max_depth=1)),
+    "width": (TREE, ("tree_", "$tree"), lambda t: t.update(n_features=9)),
+    "classes": (TREE, ("tree_", "$tree"), lambda t: t.update(n_classes=np.array([10**9]))),
+    "values": (TREE, ("tree_", "$tree"), lambda t: t.update(values=t["values"][:-1])),
+    "no nodes": (TREE, ("tree_", "$tree"), lambda t: t["nodes"].update(columns={})),
+    "row size": (TREE, NODES, lambda n: n.update(size=10**9)),
+    "outputs": (TREE, (), lambda s: s.update(n_outputs_=2)),
+    "forest of other trees": (FOREST, (), lambda s: s.update(n_features_in_=2)),
+    "forest of no trees": (FOREST, (), lambda s: s.update(estimators_=[])),
+    "boosting columns": (BOOSTING, (), lambda s: s.update(n_trees_per_iteration_=1)),
+    "boosting start": (
+        BOOSTING,
+        ("init_", "state"),
+        lambda s: s.update(class_prior_=s["class_prior_"][:1]),
+    ),
+    "vectors": (SVC, (), lambda s: s.update(support_vectors_=s["support_vectors_"][:3])),
+    "counts": (SVC, ("_n_support",), lambda c: c.__setitem__(0, 10**6)),
+    "intercepts": (SVC, (), lambda s: s.update(_intercept_=s["_intercept_"][:1])),
+    "coefficients": (SVC, (), lambda s: s.update(_dual_coef_=np.zeros((9, 1)))),
+    "neighbours": (KNN, (), lambda s: s.update(_fit_X=s["_fit_X"][:, :2])),
+    "centres": (KMEANS, (), lambda s: s.update(cluster_centers_=np.zeros((3, 99)))),
+    "histogram children": (
+        HIST,
+        ("_predictors", 0, 0, "state", "nodes"),
+        lambda n: n["columns"]["<u4"].fill(2**31),
+    ),
+    "histogram features": (
+        HIST,
+        ("_predictors", 0, 0, "state", "nodes"),
+        lambda n: n["columns"]["<i8"].fill(99),
+    ),
+    "histogram categories": (
+        HIST,
+        ("_predictors", 0, 0, "state", "nodes"),
+        lambda n: n["columns"]["|u1"].__setitem__((0, slice(3, 4)), 1),
+    ),
+    "generator": (MLP, ("_random_state", "$random", "$tuple"), lambda t: t.__setitem__(2, 10**9)),
+    "a method": (KNN, (), lambda s: s.update(predict=1)),
+    "a class": (KNN, (), lambda s: s.update(__class__=1)),
+}
+
+
+@pytest.mark.parametrize("name", WILD)
+def test_wild_states_are_refused(name: str) -> None:
+    estimator, way, change = WILD[name]
+    read = bent(estimator, *way)
+    read(lambda holder: None)
+    with pytest.raises((ConfigError, ValueError, KeyError, StopIteration)):
+        read(change)
+
+
+def test_only_listed_classes_are_made() -> None:
+    fresh = neighbors.KNeighborsRegressor()
+    for value in (
+        {"$part": "os:environ", "state": {}},
+        {"$part": "sklearn.tree._tree:Tree", "state": {}},
+        {"$made": "sklearn.utils:Bunch", "args": []},
+        {"$neighbours": "NearestNeighbors", "data": np.zeros((2, 2)), "metric": "l2", "kwargs": {}},
+        {"$random": {"bit_generator": "os"}},
+        {"$fitted": "os:system", "params": {}, "state": {}},
+    ):
+        with pytest.raises((ConfigError, ValueError)):
+            relearn(fresh, {"_tree": value})
