@@ -96,6 +96,7 @@ class _Answers:
         self.meaning = _meaning(_flat(true), _flat(out)) if meaning == "auto" else meaning
         if self.meaning != "values":
             self.classes_ = np.arange(max(2, _flat(out)[0].size))
+            _check_labels(_flat(true), len(self.classes_))
 
     def predict(self, out: Array) -> Array:
         """Return values, or the most likely class."""
@@ -138,6 +139,17 @@ def _flat(values: Array) -> Array:
     """Drop axes of length 1 behind the first."""
     kept = [n for n in values.shape[1:] if n != 1]
     return np.asarray(values.reshape(len(values), *kept))
+
+
+def _check_labels(true: Array, n_classes: int) -> None:
+    """Refuse labels that are no numbers of columns."""
+    if true.ndim == 1 and not np.isin(true, np.arange(n_classes)).all():
+        strange = next(v for v in true.tolist() if v not in range(n_classes))
+        raise ConfigError(
+            f"outputs are scores of the classes 0 to {n_classes - 1}, and the targets hold "
+            f"{strange!r}; number the classes from 0, or let the node put out labels "
+            "(output_method='predict')"
+        )
 
 
 def _meaning(true: Array, out: Array) -> Meaning:
