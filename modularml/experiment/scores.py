@@ -143,17 +143,17 @@ def _flat(values: Array) -> Array:
 
 def _check_labels(true: Array, n_classes: int) -> None:
     """Refuse labels that are no numbers of columns."""
-    if true.ndim == 1 and not np.isin(true, np.arange(n_classes)).all():
-        strange = next(v for v in true.tolist() if v not in range(n_classes))
+    labels = np.unique(true).tolist() if true.ndim == 1 else []
+    if strange := [label for label in labels if label not in range(n_classes)]:
         raise ConfigError(
             f"outputs are scores of the classes 0 to {n_classes - 1}, and the targets hold "
-            f"{strange!r}; number the classes from 0, or let the node put out labels "
+            f"{strange[0]!r}; number the classes from 0, or let the node put out labels "
             "(output_method='predict')"
         )
 
 
 def _meaning(true: Array, out: Array) -> Meaning:
-    if true.ndim != 1 or true.dtype.kind not in "biu" or out.dtype.kind != "f":
+    if true.ndim != 1 or true.dtype.kind not in "biuUO" or out.dtype.kind != "f":
         return "values"
     if out.ndim == 1 and set(np.unique(true)) <= {0, 1}:
         raise ConfigError(

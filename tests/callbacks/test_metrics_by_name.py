@@ -167,3 +167,11 @@ def test_what_is_refused():
     assert ScoreMetric.from_config(config) == ScoreMetric(
         "f1_score", options={"average": "macro"}, role="default"
     )
+
+
+@pytest.mark.parametrize("labels", [[1, 2, 3], [-1, 0, 1], ["u", "v", "w"]])
+def test_labels_that_number_no_column_are_refused(labels):
+    true = np.array(labels * 4)
+    out = np.random.default_rng(0).normal(size=(12, 3))
+    with pytest.raises(ConfigError, match="number the classes from 0"):
+        find_score("accuracy")(true, out)
