@@ -450,8 +450,9 @@ class TestBadInput:
             mm.AppliedLoss(mm.Loss("mse"), on="net", inputs="outputs")
         with pytest.raises(ConfigError, match="empty"):
             mm.AppliedLoss(mm.Loss("mse"), on="net", inputs=[])
-        with pytest.raises(ConfigError, match="finite"):
-            mm.AppliedLoss(mm.Loss("mse"), on="net", inputs=["outputs"], weight=float("nan"))
+        for weight in (float("nan"), "2", None):
+            with pytest.raises(ConfigError, match="finite"):
+                mm.AppliedLoss(mm.Loss("mse"), on="net", inputs=["outputs"], weight=weight)
         with pytest.raises(ConfigError, match="outputs"):
             mm.AppliedLoss(mm.Loss("mse"), on="net", inputs=["a.b.c.d"])
         with pytest.raises(LossError, match="cannot be made"):
