@@ -215,7 +215,7 @@ class _OnePass(PhaseResults):
         node : str or GraphNode
         reducer : {'mean', 'sum'}
             ``mean`` is over samples, so it does not depend on the batch size; ``sum`` is over
-            batches.
+            batches. A mean over samples that all weigh 0 is NaN.
         """
         if reducer not in ("mean", "sum"):
             raise ConfigError(f"reducer must be 'mean' or 'sum', got {reducer!r}")
@@ -231,7 +231,7 @@ class _OnePass(PhaseResults):
                     count[label] = count.get(label, 0.0) + float(own.sum())
         if reducer == "sum":
             return total
-        return {label: value / count[label] for label, value in total.items()}
+        return {label: value / (count[label] or np.nan) for label, value in total.items()}
 
 
 class EvalResults(_OnePass):

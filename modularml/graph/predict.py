@@ -14,7 +14,7 @@ from modularml.data.columns import to_arrow, to_numpy
 from modularml.data.execution import Flow, Leaf
 from modularml.data.formats import convert_array, stack
 from modularml.data.schema import RAW
-from modularml.data.sources import as_columns
+from modularml.data.sources import as_columns, check_lengths
 from modularml.errors import ConfigError, DataError, GraphError, NotFittedError, ScalerError
 from modularml.graph.flows import leaves
 from modularml.graph.plan import InputSlot
@@ -167,8 +167,7 @@ def _as_columns(data: Any) -> dict[str, Array]:
 
 def _length(columns: Mapping[str, Array]) -> int:
     lengths = {key: len(values) for key, values in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise DataError(f"columns differ in length: {lengths}")
+    check_lengths(lengths)
     return next(iter(lengths.values()), 0)
 
 

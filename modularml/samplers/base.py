@@ -224,6 +224,11 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         views = [source.to_view() for source in self.sources]
         if len(views) > 1 and self.align_on is None:
             raise ConfigError("several sources need align_on=, the column that relates their rows")
+        if len(labels := {view.source.label for view in views}) < len(views):
+            raise ConfigError(
+                f"sources must be of different FeatureSets, got several of {sorted(labels)}; "
+                "copy(label=...) one of them"
+            )
         return views if self.align_on is None else align(views, self.align_on)
 
     def materialize_batches(self, epoch: int = 0) -> SampledView:
