@@ -6,7 +6,8 @@ import copy
 import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import joblib
@@ -24,7 +25,14 @@ from sklearn.utils.validation import check_is_fitted
 
 from modularml._typing import Array, Shape
 from modularml.config import Configurable
-from modularml.errors import ConfigError, MMLError, NotFittedError, ScalerError, ShapeError
+from modularml.errors import (
+    ConfigError,
+    DataError,
+    MMLError,
+    NotFittedError,
+    ScalerError,
+    ShapeError,
+)
 from modularml.io import limits
 from modularml.models.base import BaseModel, check_shape, check_weights
 from modularml.scalers.learned import learned, relearn
@@ -222,7 +230,8 @@ class ScikitModelWrapper(BaseModel):
         """
         if self.training_mode == "partial_fit":
             return self.partial_fit(features, targets)
-        self.inner.fit(_rows(features), *self._targets(targets))
+        with self._named_errors():
+            self.inner.fit(_rows(features), *self._targets(targets))
         return None
 
     def partial_fit(self, features: Array, targets: Array | None) -> None:
@@ -230,7 +239,18 @@ class ScikitModelWrapper(BaseModel):
         kwargs = dict(self.partial_fit_kwargs or {})
         if "classes" in inspect.signature(self.inner.partial_fit).parameters:
             kwargs.setdefault("classes", self._labels)
-        self.inner.partial_fit(_rows(features), *self._targets(targets), **kwargs)
+        with self._named_errors():
+            self.inner.partial_fit(_rows(features), *self._targets(targets), **kwargs)
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Say whose rows were refused where scikit-learn does not."""
+        try:
+            yield
+        except SklearnNotFittedError as error:
+            raise NotFittedError(f"{self.shown_name} has not been fitted: {error}") from error
+        except ValueError as error:
+            raise DataError(f"{self.shown_name} cannot take these rows: {error}") from error
 
     def __call__(self, features: Array) -> Array:
         """Return ``(n, *output_shape)`` for ``(n, *input_shape)``.
@@ -239,6 +259,8 @@ class ScikitModelWrapper(BaseModel):
         ------
         NotFittedError
             If the estimator has not been fitted.
+        DataError
+            If it refuses these rows.
         ShapeError
             If the outputs have another shape than the graph was built for.
         """
@@ -246,10 +268,8 @@ class ScikitModelWrapper(BaseModel):
         shape = (n, *(self._output_shape or ()))
         if n == 0:
             return np.zeros(shape, np.float64)
-        try:
+        with self._named_errors():
             out = _dense(getattr(self.inner, self.method)(_rows(features)))
-        except SklearnNotFittedError as error:
-            raise NotFittedError(f"{self.shown_name} has not been fitted: {error}") from error
         if self.method == "predict_proba" and self._labels is not None:
             out = self._for_all_labels(out)
         if self._output_shape is None or out.shape == shape:
