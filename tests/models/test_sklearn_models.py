@@ -147,7 +147,6 @@ class TestLearning:
         wrapped.partial_fit(X, KIND[:, None])
         assert wrapped.inner.classes_.tolist() == [0, 1, 2, 3]
 
-
     def test_rows_that_are_refused_are_those_of_an_estimator(self):
         model, strange = built(Ridge()), np.full_like(X, np.nan)
         for learn in (model, built(SGDClassifier(), KIND[:, None])):
