@@ -65,6 +65,8 @@ class Evaluation(Callback):
             raise ConfigError(
                 f"every_n_epochs must be an int of at least 1, got {every_n_epochs!r}"
             )
+        if isinstance(metrics, str):
+            raise ConfigError(f"metrics must be a list, got {metrics!r}; write [{metrics!r}]")
         super().__init__(label or eval_phase.label, execution_order)
         self.eval_phase, self.every_n_epochs, self.run_on_start = (
             eval_phase,

@@ -82,7 +82,10 @@ def select_one(schema: SampleSchema, selector: str) -> str:
     ------
     UnknownNameError
         If it fits no column, or columns of several keys.
+    ConfigError
+        If it is no string.
     """
+    selector = expect("column", selector, str, "one name")
     found = _Offer(schema, schema.columns).match(selector, None, None)
     if len({schema[name].key for name in found}) > 1:
         raise UnknownNameError("single column", selector, found, f"it fits {len(found)} columns")

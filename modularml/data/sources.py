@@ -20,7 +20,15 @@ from modularml.data.schema import DOMAINS, RAW, check_keys
 from modularml.data.selectors import as_list
 from modularml.errors import DataError, UnknownNameError, expect
 
-__all__ = ["as_columns", "from_columns", "from_frame", "from_parquet", "from_table", "read_csv"]
+__all__ = [
+    "as_columns",
+    "check_lengths",
+    "from_columns",
+    "from_frame",
+    "from_parquet",
+    "from_table",
+    "read_csv",
+]
 
 MAP_FROM = 2**29
 """Bytes of a Parquet source from which its columns are kept in files instead of memory."""
@@ -57,7 +65,7 @@ def from_columns(
             name = f"{domain}.{key}.{RAW}"
             arrays[name] = to_arrow(data[key], key, copy=copy)
             mapped |= {name: maps[key]} if maps and key in maps else {}
-    _check_lengths({name.split(".")[1]: len(array) for name, array in arrays.items()})
+    check_lengths({name.split(".")[1]: len(array) for name, array in arrays.items()})
     return SampleCollection(pa.table(arrays), maps=mapped)
 
 
@@ -166,7 +174,8 @@ def _readable(path: str | Path, kind: str) -> Iterator[None]:
         raise DataError(f"{str(path)!r} cannot be read as {kind}: {error}") from error
 
 
-def _check_lengths(lengths: Mapping[str, int]) -> None:
+def check_lengths(lengths: Mapping[str, int]) -> None:
+    """Refuse columns whose lengths, by key, differ."""
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{key}: {n}" for key, n in lengths.items())
         raise DataError(f"columns differ in length ({shown}); give one value a sample in each")

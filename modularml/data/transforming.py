@@ -17,7 +17,7 @@ from modularml.data.rows import SplitMixin
 from modularml.data.scaling import ScalerRecord
 from modularml.data.schema import DOMAINS, RAW, TRANSFORMED
 from modularml.data.selectors import as_list
-from modularml.data.sources import as_columns
+from modularml.data.sources import as_columns, check_lengths
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, ScalerError, ShapeError, UnknownNameError
 from modularml.scalers.scaler import Scaler
@@ -214,12 +214,14 @@ class TransformingMixin(SplitMixin):
         Raises
         ------
         DataError
-            If a column is missing that was scaled together with one that is given.
+            If a column is missing that was scaled together with one that is given, or columns
+            differ in length.
         """
         found = as_columns(data)
         for each in DOMAINS if domain is None else (domain,):
             known = self._domain_keys(each, None) if domain else self._collection.schema.keys(each)
             new = {k: to_numpy(to_arrow(found[k], k)) for k in known if k in found}
+            check_lengths({k: len(v) for k, v in new.items()})
             own = [r for r in self._scaler_records if r.domain == each and set(r.keys) & set(new)]
             found |= {**new, **scaling.apply_records(own, new)}
         return found

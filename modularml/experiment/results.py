@@ -12,8 +12,8 @@ from modularml._optional import require
 from modularml._typing import Array
 from modularml.data.batch import Batch, as_numpy, concat_tensors
 from modularml.data.formats import DataFormat, convert_array
-from modularml.data.selectors import select_one
-from modularml.errors import ConfigError
+from modularml.data.selectors import as_list, select_one
+from modularml.errors import ConfigError, UnknownNameError
 from modularml.experiment.phase_results import Domain, PhaseResults, TrainResults
 from modularml.experiment.scores import Meaning, Score, find_score
 from modularml.graph.node import GraphNode
@@ -106,7 +106,7 @@ class _OnePass(PhaseResults):
         found = (
             names
             if isinstance(names, Mapping)
-            else {name: find_score(name, meaning=outputs) for name in names}
+            else {name: find_score(name, meaning=outputs) for name in as_list(names)}
         )
         rows = self.scored(found, node, role=role, group_by=group_by, unscale=unscale)
         columns = ["score", "role", "group", "value", "n_rows"]
@@ -124,8 +124,10 @@ class _OnePass(PhaseResults):
     ) -> list[tuple[str, str, Any, float, int]]:
         """Return the rows of `scores`: score, role, group (None for all rows), value, n_rows."""
         node_id = self._node_id(self._tail() if node is None else node)
-        rows = []
-        for own in self._recorded()[0].roles(node_id) if role is None else [role]:
+        rows, roles = [], self._recorded()[0].roles(node_id)
+        if role not in (None, *roles):
+            raise UnknownNameError("role", role, roles)
+        for own in roles if role is None else [role]:
             true, out = (
                 as_numpy(self.stacked_tensors(node_id, domain, role=own, unscale=unscale))
                 for domain in ("targets", "outputs")
@@ -215,7 +217,7 @@ class _OnePass(PhaseResults):
         node : str or GraphNode
         reducer : {'mean', 'sum'}
             ``mean`` is over samples, so it does not depend on the batch size; ``sum`` is over
-            batches.
+            batches. A mean over samples that all weigh 0 is NaN.
         """
         if reducer not in ("mean", "sum"):
             raise ConfigError(f"reducer must be 'mean' or 'sum', got {reducer!r}")
@@ -231,7 +233,7 @@ class _OnePass(PhaseResults):
                     count[label] = count.get(label, 0.0) + float(own.sum())
         if reducer == "sum":
             return total
-        return {label: value / count[label] for label, value in total.items()}
+        return {label: value / (count[label] or np.nan) for label, value in total.items()}
 
 
 class EvalResults(_OnePass):

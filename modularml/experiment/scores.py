@@ -96,6 +96,7 @@ class _Answers:
         self.meaning = _meaning(_flat(true), _flat(out)) if meaning == "auto" else meaning
         if self.meaning != "values":
             self.classes_ = np.arange(max(2, _flat(out)[0].size))
+            _check_labels(_flat(true), len(self.classes_))
 
     def predict(self, out: Array) -> Array:
         """Return values, or the most likely class."""
@@ -140,8 +141,19 @@ def _flat(values: Array) -> Array:
     return np.asarray(values.reshape(len(values), *kept))
 
 
+def _check_labels(true: Array, n_classes: int) -> None:
+    """Refuse labels that are no numbers of columns."""
+    labels = np.unique(true).tolist() if true.ndim == 1 else []
+    if strange := [label for label in labels if label not in range(n_classes)]:
+        raise ConfigError(
+            f"outputs are scores of the classes 0 to {n_classes - 1}, and the targets hold "
+            f"{strange[0]!r}; number the classes from 0, or let the node put out labels "
+            "(output_method='predict')"
+        )
+
+
 def _meaning(true: Array, out: Array) -> Meaning:
-    if true.ndim != 1 or true.dtype.kind not in "biu" or out.dtype.kind != "f":
+    if true.ndim != 1 or true.dtype.kind not in "biuUO" or out.dtype.kind != "f":
         return "values"
     if out.ndim == 1 and set(np.unique(true)) <= {0, 1}:
         raise ConfigError(

@@ -113,6 +113,8 @@ class LossReading(ABC):
                 raise misfit(applied, on, out, shape, "one class number a sample")
             check_labels(applied, on, flow, out[axis])
             return adapter.loss_dtype("index", like), tuple(rest)
+        if name in CLASS_INDEX and math.prod(out) == 1:  # one class is always certain: no loss
+            raise misfit(applied, on, out, shape, "one output for each class, and 'bce' one alone")
         if squeezed(shape) == squeezed(out):
             kind = "index" if integer and (not name or name in CLASS_SET) else "float"
             return adapter.loss_dtype(kind, like), tuple(out)

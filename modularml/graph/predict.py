@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,12 @@ from modularml._typing import Array
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.batch import as_numpy
 from modularml.data.columns import to_arrow, to_numpy
-from modularml.data.execution import Leaf
+from modularml.data.execution import Flow, Leaf
 from modularml.data.formats import convert_array, stack
 from modularml.data.schema import RAW
-from modularml.data.sources import as_columns
+from modularml.data.sources import as_columns, check_lengths
 from modularml.errors import ConfigError, DataError, GraphError, NotFittedError, ScalerError
+from modularml.graph.flows import leaves
 from modularml.graph.plan import InputSlot
 from modularml.graph.running import GraphRunning
 from modularml.graph.units import invert_leaf, needs_rows, scaled_target
@@ -42,6 +43,7 @@ def predict(
     if not isinstance(size, int) or size < 1:
         raise ConfigError(f"batch_size must be an int of at least 1 or None, got {batch_size!r}")
     places = {name: i for i, (name, _) in enumerate(plan.layout.outputs)}
+    reader.check([slot.source.ref.resolve() for slot in plan.slots])
     columns = [reader.column(slot) for slot in plan.slots]
     parts: list[list[Any]] = []
     with plan.modes():
@@ -68,17 +70,20 @@ def _finished(
     fmt: str,
 ) -> Any:
     values = np.concatenate(parts)
-    leaf = scaled_target(flows.get((node.node_id, "targets")))
-    if unscale and leaf is not None and _stands_for(leaf, values):
+    flow = flows.get((node.node_id, "targets"))
+    leaf = scaled_target(flow) if unscale and _stands_for(flow, values) else None
+    if leaf is not None:
         values = invert_leaf(leaf, values, reader.ids(leaf) if needs_rows(leaf) else None)
     return convert_array(values, fmt)
 
 
-def _stands_for(leaf: Leaf, values: Array) -> bool:
-    """Tell whether outputs have the shape of the targets, so that they are in their units."""
-    schema = leaf.source.ref.resolve().collection.schema
-    shape = schema[leaf.columns[0]].shape
-    return int(np.prod(values.shape[1:])) == len(leaf.columns) * int(np.prod(shape))
+def _stands_for(flow: Flow, values: Array) -> bool:
+    """Tell whether outputs have the size of the targets, so that they are in their units."""
+    sizes = []
+    for leaf in leaves(flow):
+        schema = leaf.source.ref.resolve().collection.schema
+        sizes.append(len(leaf.columns) * int(np.prod(schema[leaf.columns[0]].shape)))
+    return int(np.prod(values.shape[1:])) in {*sizes, sum(sizes)}
 
 
 class _Reader:
@@ -86,14 +91,28 @@ class _Reader:
 
     def __init__(self, data: Any) -> None:
         self.view = _as_view(data)
+        self.source = None if self.view is None else self.view.source
         self.raw = None if self.view is not None else _as_columns(data)
         self.n_rows = len(self.view) if self.view is not None else _length(self.raw or {})
+
+    def check(self, read: Sequence[FeatureSet]) -> None:
+        """Refuse rows of one set of the graph where others are read too."""
+        others = [fs.label for fs in read if fs is not self.source]
+        if others and len(others) < len(read):
+            raise DataError(
+                f"rows of {self.source.label!r} alone cannot be predicted: the graph reads "  # type: ignore[union-attr]
+                f"{others} too; pass a frame with all columns, or run an EvalPhase"
+            )
 
     def column(self, slot: InputSlot) -> Callable[[int, int], Array]:
         """Return the function from first and last place to those rows of the slot's columns."""
         fs: FeatureSet = slot.source.ref.resolve()
-        if self.view is not None and self.view.collection.schema.columns.keys() >= set(
-            slot.columns
+        # what another set calls transformed was scaled by its own scalers, not by those of `fs`
+        fits = fs is self.source or all(name.endswith(f".{RAW}") for name in slot.columns)
+        if (
+            self.view is not None
+            and fits
+            and self.view.collection.schema.columns.keys() >= set(slot.columns)
         ):
             gather, rows = self.view.collection.gather, self.view.valid_indices
             return lambda start, stop: gather(slot.columns, rows[start:stop])
@@ -102,7 +121,7 @@ class _Reader:
 
     def ids(self, leaf: Leaf) -> Any:
         """Return sample ids, where the rows are known ones."""
-        if self.view is None or self.view.source is not leaf.source.ref.resolve():
+        if self.view is None or self.source is not leaf.source.ref.resolve():
             raise ScalerError(
                 "the scaler of the targets needs facts of each row to be inverted, and these "
                 "rows are "
@@ -148,8 +167,7 @@ def _as_columns(data: Any) -> dict[str, Array]:
 
 def _length(columns: Mapping[str, Array]) -> int:
     lengths = {key: len(values) for key, values in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise DataError(f"columns differ in length: {lengths}")
+    check_lengths(lengths)
     return next(iter(lengths.values()), 0)
 
 

@@ -7,15 +7,28 @@ from typing import Any
 from modularml._typing import Array
 from modularml.data.execution import ExecutionContext, Flow, Leaf
 from modularml.errors import ScalerError
+from modularml.graph.flows import leaves
 
 __all__ = ["scaled_target", "to_own_units"]
 
 
 def scaled_target(flow: Flow) -> Leaf | None:
-    """Return the target columns that a node's output stands for, where a scaler changed them."""
-    if not isinstance(flow, Leaf):
+    """Return the target columns that a node's output stands for, where a scaler changed them.
+
+    Raises
+    ------
+    ScalerError
+        If scaled targets are merged with others.
+    """
+    names = [name for leaf in leaves(flow) for name in leaf.columns]
+    if not any(name.endswith(".transformed") for name in names):
         return None
-    return flow if any(name.endswith(".transformed") for name in flow.columns) else None
+    if not isinstance(flow, Leaf):
+        raise ScalerError(
+            f"scaled targets {names} are merged, and cannot be unscaled together; merge them by "
+            "'first', or pass unscale=False"
+        )
+    return flow
 
 
 def to_own_units(
@@ -26,15 +39,10 @@ def to_own_units(
     Raises
     ------
     ScalerError
-        If the node's targets come from several FeatureSets, or a scaler cannot be inverted.
+        If scaled targets are merged with others, or a scaler cannot be inverted.
     """
     layout = ctx.layout
-    flow = layout.flows.get((node_id, "targets")) if layout is not None else None
-    if flow is not None and not isinstance(flow, Leaf):
-        raise ScalerError(
-            "targets merged from several inputs cannot be unscaled together; use 'first'"
-        )
-    leaf = scaled_target(flow)
+    leaf = None if layout is None else scaled_target(layout.flows.get((node_id, "targets")))
     if leaf is None or layout is None:
         return values
     fs = layout.views[leaf.source].source  # whatever context is active by now

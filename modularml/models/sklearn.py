@@ -26,7 +26,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from modularml._typing import Array, Shape
 from modularml.config import Configurable
-from modularml.errors import ConfigError, MMLError, NotFittedError, ShapeError
+from modularml.errors import (
+    ConfigError,
+    DataError,
+    MMLError,
+    NotFittedError,
+    ShapeError,
+)
 from modularml.io import limits
 from modularml.io.estimators import learned, relearn
 from modularml.models.base import BaseModel, check_shape, check_weights
@@ -225,7 +231,7 @@ class ScikitModelWrapper(BaseModel):
         if self.training_mode == "partial_fit":
             return self.partial_fit(features, targets)
         rows = _rows(features)
-        with _copied_once(self.inner, rows):
+        with self._named_errors(), _copied_once(self.inner, rows):
             self.inner.fit(rows, *self._targets(targets))
         return None
 
@@ -234,7 +240,18 @@ class ScikitModelWrapper(BaseModel):
         kwargs = dict(self.partial_fit_kwargs or {})
         if "classes" in inspect.signature(self.inner.partial_fit).parameters:
             kwargs.setdefault("classes", self._labels)
-        self.inner.partial_fit(_rows(features), *self._targets(targets), **kwargs)
+        with self._named_errors():
+            self.inner.partial_fit(_rows(features), *self._targets(targets), **kwargs)
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Say whose rows were refused where scikit-learn does not."""
+        try:
+            yield
+        except SklearnNotFittedError as error:
+            raise NotFittedError(f"{self.shown_name} has not been fitted: {error}") from error
+        except ValueError as error:
+            raise DataError(f"{self.shown_name} cannot take these rows: {error}") from error
 
     def __call__(self, features: Array) -> Array:
         """Return ``(n, *output_shape)`` for ``(n, *input_shape)``.
@@ -243,6 +260,8 @@ class ScikitModelWrapper(BaseModel):
         ------
         NotFittedError
             If the estimator has not been fitted.
+        DataError
+            If it refuses these rows.
         ShapeError
             If the outputs have another shape than the graph was built for.
         """
@@ -250,10 +269,8 @@ class ScikitModelWrapper(BaseModel):
         shape = (n, *(self._output_shape or ()))
         if n == 0:
             return np.zeros(shape, np.float64)
-        try:
+        with self._named_errors():
             out = _dense(getattr(self.inner, self.method)(_rows(features)))
-        except SklearnNotFittedError as error:
-            raise NotFittedError(f"{self.shown_name} has not been fitted: {error}") from error
         if self.method == "predict_proba" and self._labels is not None:
             out = self._for_all_labels(out)
         if self._output_shape is None or out.shape == shape:

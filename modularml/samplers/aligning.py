@@ -27,7 +27,8 @@ def align(views: Sequence[FeatureSetView], on: str) -> list[FeatureSetView]:
     Raises
     ------
     DataError
-        If a value stands twice in another view than the first, or nothing is common.
+        If a value stands twice in another view than the first, or nothing is common, or values
+        cannot be compared.
     """
     wanted = _keys(views[0], on)
     places = []
@@ -39,7 +40,13 @@ def align(views: Sequence[FeatureSetView], on: str) -> list[FeatureSetView]:
                 f"{views[0].source.label!r} have several partners; name first the source with the "
                 "repeated values, or align on a column whose values differ"
             )
-        found = pc.index_in(wanted.cast(among.type), value_set=among)
+        try:
+            found = pc.index_in(wanted.cast(among.type), value_set=among)
+        except pa.ArrowInvalid:
+            raise DataError(
+                f"align_on={on!r}: {views[0].source.label!r} holds {wanted.type} and "
+                f"{view.source.label!r} {among.type}, which cannot be compared; cast one of them"
+            ) from None
         places.append(pc.fill_null(found, -1).to_numpy().astype(np.int64))
     kept = np.flatnonzero(np.all([p >= 0 for p in places], axis=0)) if places else slice(None)
     aligned = [views[0].take(np.arange(len(wanted))[kept], label=views[0].label)]
@@ -61,4 +68,6 @@ def _keys(view: FeatureSetView, on: str) -> pa.Array:
     if on == SAMPLE_UUIDS:
         return id_array(collection.ids[rows])
     name = select_one(collection.schema, on)
+    if collection.schema[name].shape:
+        raise DataError(f"align_on={on!r}: column {name!r} holds arrays, not single values")
     return collection.array(name).take(pa.array(rows))

@@ -108,7 +108,11 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
             raise ConfigError(
                 "give group_by or stratify_by, not both: a batch of one group has no strata"
             )
-        flags = {"shuffle": shuffle, "drop_last": drop_last}
+        flags = {
+            "shuffle": shuffle,
+            "drop_last": drop_last,
+            "strict_stratification": strict_stratification,
+        }
         for name, flag in flags.items():
             if not isinstance(flag, bool | np.bool_):
                 raise ConfigError(f"{name} must be True or False, got {flag!r}")
@@ -119,6 +123,9 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         for role in (group_by_role, stratify_by_role):
             if role not in (DEFAULT, *self.roles):
                 raise UnknownNameError(f"role of {type(self).__name__}", role, self.roles)
+        rows: Any = sources if isinstance(sources, list | tuple | None) else [None]
+        if not all(isinstance(source, FeatureSet | FeatureSetView) for source in rows or ()):
+            raise ConfigError(f"sources must be a list of FeatureSets or views, got {sources!r}")
         self.seed, self.show_progress = seed, show_progress
         self.sources, self.align_on = sources, align_on
         self.seed_ = secrets.randbits(63) if seed is None else int(seed)
@@ -217,6 +224,11 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         views = [source.to_view() for source in self.sources]
         if len(views) > 1 and self.align_on is None:
             raise ConfigError("several sources need align_on=, the column that relates their rows")
+        if len(labels := {view.source.label for view in views}) < len(views):
+            raise ConfigError(
+                f"sources must be of different FeatureSets, got several of {sorted(labels)}; "
+                "copy(label=...) one of them"
+            )
         return views if self.align_on is None else align(views, self.align_on)
 
     def materialize_batches(self, epoch: int = 0) -> SampledView:

@@ -50,6 +50,10 @@ class SimpleSampler(BaseSampler):
             if kwargs.get("sources"):
                 raise ConfigError("give source or sources, not both")
             kwargs["sources"] = [source]
+        if not isinstance(weights, str | None):
+            raise ConfigError(
+                f"weights must be the name of a column, got a {type(weights).__name__}"
+            )
         super().__init__(**kwargs)
         self.weights, self.balance_by, self.source = weights, balance_by, source
 
@@ -72,6 +76,7 @@ class SimpleSampler(BaseSampler):
             if not numbers or not (np.isfinite(column) & (column >= 0)).all():
                 raise DataError(f"weights: column {name!r} must hold numbers of at least 0")
             chances = column[view.valid_indices].astype(np.float64)
+            chances /= chances.max() or 1.0  # so that no sum of them is infinite
         if self.balance_by is not None:
             codes = self.codes(view, self.balance_by)
             sums = np.bincount(codes, chances)

@@ -15,7 +15,7 @@ from modularml.data.selectors import select_one
 from modularml.errors import ConfigError, DataError
 from modularml.samplers.base import BaseSampler, sampler_registry
 from modularml.samplers.condition import SimilarityCondition
-from modularml.samplers.epoch import EpochBatches
+from modularml.samplers.epoch import DEFAULT, EpochBatches
 from modularml.samplers.search import Partners, Rule, find_partners, pair_weights
 
 __all__ = ["NSampler", "PairedSampler", "TripletSampler"]
@@ -117,7 +117,10 @@ class NSampler(BaseSampler):
 
     def _tuples(self, rng: np.random.Generator) -> dict[str, IntArray]:
         """Draw partners for all anchors and put them side by side."""
-        k, anchors = self.max_samples_per_anchor, self._anchors
+        there_are = max(
+            int((own.others or own.matches).counts.max()) for own in self._found.values()
+        )
+        k, anchors = min(self.max_samples_per_anchor, there_are), self._anchors
         picks = {role: own.draw(anchors, k, rng) for role, own in self._found.items()}
         counts = {role: (found >= 0).sum(axis=1)[:, None] for role, found in picks.items()}
         there = np.arange(k) < np.max(list(counts.values()), axis=0)
@@ -163,6 +166,11 @@ class NSampler(BaseSampler):
         numeric = values.dtype.kind in "iuf"
         if condition.metric is not None or (numeric and values.ndim == 1):
             return Rule(condition, values, by_equality=False)
+        if condition.tolerance > 0 and values.dtype.kind in "mM":
+            raise ConfigError(
+                f"tolerance={condition.tolerance:g} needs numbers, and column {name!r} holds "
+                f"{values.dtype}; pass metric=, or a column of numbers"
+            )
         if values.ndim == 1:
             return Rule(condition, self.codes(view, name), by_equality=True)
         if numeric and (condition.tolerance > 0 or condition.mode == "dissimilar"):
@@ -250,8 +258,10 @@ def _check(mapping: Any, k: Any) -> None:
             raise ConfigError(
                 f"conditions of role {role!r} must map columns to SimilarityCondition, got {own!r}"
             )
-        if role == ANCHOR or not isinstance(role, str) or not role.isidentifier():
-            raise ConfigError(f"a role must be a name other than 'anchor', got {role!r}")
+        if role in (ANCHOR, DEFAULT) or not isinstance(role, str) or not role.isidentifier():
+            raise ConfigError(
+                f"a role must be a name other than 'anchor' and 'default', got {role!r}"
+            )
     if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
         raise ConfigError(f"partners per anchor must be an int of at least 1, got {k!r}")
 

@@ -78,8 +78,11 @@ class ScikitSplitter(FoldSplitter):
     def __init__(
         self, splitter: Any, group_by: Columns = None, stratify_by: Columns = None
     ) -> None:
-        if not callable(getattr(splitter, "split", None)):
-            raise SplitError(f"splitter must have a method split(X, y, groups), got {splitter!r}")
+        known = not isinstance(splitter, str | type)
+        if not (known and callable(getattr(splitter, "split", None))):
+            raise SplitError(
+                f"splitter must be an object with a method split(X, y, groups), got {splitter!r}"
+            )
         key_list(group_by, stratify_by)
         self.splitter = splitter
         self.group_by = group_by

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ class CVBinding:
             raise ConfigError(f"fs must be a FeatureSet, its label or id, got {fs!r}")
         if train_split_name == val_split_name:
             raise ConfigError(f"both sides of a fold cannot be called {val_split_name!r}")
-        if val_size is not None and not 0 < val_size < 1:
+        if val_size is not None and not (isinstance(val_size, Real) and 0 < val_size < 1):
             raise ConfigError(f"val_size must lie between 0 and 1, got {val_size!r}")
         self.featureset, self.source_splits = found, as_list(source_splits)
         self.group_by, self.stratify_by, self.val_size = group_by, stratify_by, val_size

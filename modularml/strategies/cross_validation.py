@@ -110,6 +110,14 @@ class CrossValidation:
         for name, value in (("n_folds", n_folds), ("n_repeats", n_repeats)):
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise ConfigError(f"{name} must be an int of at least 1, got {value!r}")
+        if (
+            isinstance(n_jobs, bool)
+            or not isinstance(n_jobs, int | np.integer | None)
+            or n_jobs == 0
+        ):
+            raise ConfigError(f"n_jobs must be an int other than 0, got {n_jobs!r}")
+        if search is not None and not callable(search):
+            raise ConfigError(f"search must be a function of an experiment, got {search!r}")
         self.label, self.experiment, self.phase = label, found, phase
         self.bindings = _checked(bindings, found)
         self.n_folds, self.seed, self.n_repeats = n_folds, seed, n_repeats

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from modularml.backends import Backend
@@ -143,7 +145,7 @@ class AppliedLoss(Configurable):
             raise TypeError(f"inputs must be a list or a dict, got a {type(inputs).__name__}")
         if not inputs:
             raise ConfigError(f"inputs of a loss cannot be empty; {_EXPECTED}")
-        if not float("-inf") < float(weight) < float("inf"):
+        if not isinstance(weight, Real) or not math.isfinite(weight):
             raise ConfigError(f"weight must be a finite number, got {weight!r}")
         self.loss, self.weight = loss, float(weight)
         self.on: str = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 from modularml.backends import Backend, BackendAdapter, adapter_for, backend_of
@@ -76,7 +77,8 @@ class Optimizer(Configurable, Stateful, Saveable):
         if (opt is None) == (factory is None):
             raise ConfigError("give exactly one of opt and factory")
         for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
-            if limit is not None and not 0 < limit < float("inf"):
+            number = isinstance(limit, Real) and not isinstance(limit, bool)
+            if limit is not None and not (number and 0 < limit < float("inf")):
                 raise ConfigError(f"{name} must be a positive number or None, got {limit!r}")
         if groups is not None and factory is not None:
             raise ConfigError("groups are for opt=; a factory makes its own")

@@ -98,7 +98,8 @@ class LRSchedule(Configurable):
         asked = _plain(str(self.schedule))
         found = next((known[n] for n in (asked, *ALIASES.get(asked, ())) if n in known), None)
         if found is None:
-            raise UnknownNameError(f"{backend.value} schedule", self.schedule, [*known, *ALIASES])
+            there = [alias for alias, names in ALIASES.items() if known.keys() & names]
+            raise UnknownNameError(f"{backend.value} schedule", self.schedule, [*known, *there])
         return found
 
 

@@ -167,3 +167,23 @@ def test_what_is_refused():
     assert ScoreMetric.from_config(config) == ScoreMetric(
         "f1_score", options={"average": "macro"}, role="default"
     )
+
+
+@pytest.mark.parametrize("labels", [[1, 2, 3], [-1, 0, 1], ["u", "v", "w"]])
+def test_labels_that_number_no_column_are_refused(labels):
+    true = np.array(labels * 4)
+    out = np.random.default_rng(0).normal(size=(12, 3))
+    with pytest.raises(ConfigError, match="number the classes from 0"):
+        find_score("accuracy")(true, out)
+
+
+def test_what_scores_cannot_be_of():
+    fs, graph = world()
+    results, *_ = evaluated(graph, fs)
+    assert results.scores("r2")["value"].equals(results.scores(["r2"])["value"])
+    with pytest.raises(UnknownNameError, match="role 'anchor'; known: 'default'"):
+        results.scores(["r2"], role="anchor")
+    with pytest.raises(ConfigError, match="column must be one name"):
+        results.scores(["r2"], group_by=["who"])
+    with pytest.raises(ConfigError, match=r"write \['r2'\]"):
+        mm.Evaluation.from_split("val", split="val", metrics="r2")

@@ -194,6 +194,10 @@ FAILING = [
     (lambda fs: fs.filter(conditions="x"), "conditions must be a mapping of column"),
     (lambda fs: fs.take_difference("x"), "other must be a FeatureSet or a view"),
     (lambda fs: fs.transform_new(5), "data must be a frame or a dict"),
+    (
+        lambda fs: fs.transform_new({"x": [1.0, 2.0], "still": [1.0]}),
+        "differ in length .x: 2, still: 1",
+    ),
     (lambda fs: fs.get_split(["train"]), "split_name must be a split's name"),
 ]
 

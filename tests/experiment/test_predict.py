@@ -225,3 +225,42 @@ class TestErrors:
         assert exp.predict(x, unscale=False).shape == (10, 5)
         own = exp.predict(fs)
         np.testing.assert_allclose(own, exp.predict(fs, unscale=False) + y[:, :1], rtol=1e-5)
+
+
+class TestOtherSets:
+    def test_a_set_with_scalers_of_its_own_is_scaled_by_those_of_the_graph(self):
+        x, y, fs, graph, exp = world()
+        want, _ = by_hand(fs, graph, x, y)
+        other = featureset(x[5:9], y[5:9], "other")
+        other.fit_transform("StandardScaler", domain="features")
+        np.testing.assert_allclose(exp.predict(other), want[5:9], rtol=1e-3, atol=1e-4)
+
+    def test_rows_of_one_of_two_sets_are_refused(self):
+        x, y = arrays()
+        sets = [featureset(x, y, label) for label in ("left", "right")]
+        nodes = [mm.ModelNode(f"of_{fs.label}", mlp(), fs) for fs in sets]
+        graph = mm.ModelGraph([*nodes, mm.SumNode("sum", nodes, target_strategy="first")])
+        graph.build()
+        with pytest.raises(DataError, match=r"'left' alone .* reads \['right'\] too"):
+            graph.predict(sets[0])
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_merged_targets_have_their_units_or_are_refused(scaled):
+    x, y = arrays()
+    fs = featureset(x, y)
+    fs.split_random({"train": 0.5, "test": 0.5})
+    if scaled:
+        fs.fit_transform("StandardScaler", domain="targets", fit_to_split="train")
+    nodes = [mm.ModelNode(label, mlp(), fs) for label in ("one", "two")]
+    graph = mm.ModelGraph([*nodes, mm.ConcatNode("both", nodes)])
+    graph.build()
+    results = experiment().run_phase(eval_phase(graph, []), **QUIET)
+    if scaled:
+        for ask in (lambda: graph.predict(fs), lambda: results.to_pandas("both")):
+            with pytest.raises(ScalerError, match="are merged"):
+                ask()
+        assert graph.predict(fs, unscale=False).shape == (50, 2)
+    else:
+        assert graph.predict(fs).shape == (50, 2)
+        np.testing.assert_array_equal(results.to_pandas("both")["target_1"], y[:, 0])

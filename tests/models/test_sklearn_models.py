@@ -14,7 +14,7 @@ from sklearn.preprocessing import OneHotEncoder, PolynomialFeatures, StandardSca
 from sklearn.svm import SVC
 
 from modularml import ScikitModelWrapper
-from modularml.errors import ConfigError, NotFittedError, ShapeError
+from modularml.errors import ConfigError, DataError, NotFittedError, ShapeError
 from modularml.models import wrap_model
 
 rng = np.random.default_rng(0)
@@ -146,6 +146,15 @@ class TestLearning:
         )
         wrapped.partial_fit(X, KIND[:, None])
         assert wrapped.inner.classes_.tolist() == [0, 1, 2, 3]
+
+    def test_rows_that_are_refused_are_those_of_an_estimator(self):
+        model, strange = built(Ridge()), np.full_like(X, np.nan)
+        for learn in (model, built(SGDClassifier(), KIND[:, None])):
+            with pytest.raises(DataError, match=r"cannot take these rows: Input X contains NaN"):
+                (learn.partial_fit if learn.learns_in_batches else learn.fit)(strange, KIND)
+        model.fit(X, Y)
+        with pytest.raises(DataError, match="Ridge cannot take these rows"):
+            model(strange)
 
 
 class TestState:

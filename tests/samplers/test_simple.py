@@ -278,3 +278,19 @@ def test_draws_that_cannot_be_made():
         SimpleSampler(weights="x").epoch(view.take([0]), 0)
     with pytest.raises(ConfigError, match="not both"):
         SimpleSampler(source=view, sources=[view])
+    for weights in (["x"], np.ones(3)):
+        with pytest.raises(ConfigError, match="name of a column"):
+            SimpleSampler(weights=weights)
+    for sources in (make(), "fs", [{"x": 1}]):
+        with pytest.raises(ConfigError, match="list of FeatureSets"):
+            SimpleSampler(sources=sources)
+
+
+def test_weights_whose_sum_is_infinite():
+    columns = {"x": np.array([1.0, 2.0, 4.0]), "w": np.array([0.25e308, 0.5e308, 1e308])}
+    view = FeatureSet.from_dict("fs", columns, "x", [], "w").to_view()
+    for balance in ({}, {"balance_by": "x"}):
+        np.testing.assert_array_equal(
+            SimpleSampler(weights="w", seed=0, **balance).sample(view, 0).rows["default"],
+            SimpleSampler(weights="x", seed=0, **balance).sample(view, 0).rows["default"],
+        )

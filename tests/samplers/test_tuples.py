@@ -227,7 +227,15 @@ def test_a_hundred_thousand_anchors_take_seconds():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{}, {"anchor": {"x": SAME}}, {"pair": {}}, {"pair": {"x": 3}}, {"a b": {"x": SAME}}, None],
+    [
+        {},
+        {"anchor": {"x": SAME}},
+        {"pair": {}},
+        {"pair": {"x": 3}},
+        {"a b": {"x": SAME}},
+        {"default": {"x": SAME}},
+        None,
+    ],
     ids=str,
 )
 def test_wrong_conditions(wrong):
@@ -235,3 +243,17 @@ def test_wrong_conditions(wrong):
         NSampler(wrong)
     with pytest.raises(ConfigError, match="at least 1"):
         PairedSampler({"x": SAME}, max_pairs_per_anchor=0)
+
+
+def test_a_tolerance_of_days_is_refused():
+    days = np.datetime64("2024-01-01") + np.arange(9)
+    fs = FeatureSet.from_dict("fs", {"x": np.arange(9.0), "day": days}, "x", [], "day")
+    near = PairedSampler({"day": SimilarityCondition(tolerance=3)}, sources=[fs])
+    with pytest.raises(ConfigError, match="needs numbers"):
+        near.materialize_batches()
+
+
+def test_more_partners_than_there_are_cost_nothing():
+    fs = FeatureSet.from_dict("fs", {"x": np.arange(9.0) // 3}, "x", [], [])
+    batches = PairedSampler({"x": SAME}, max_pairs_per_anchor=10**12).epoch(fs.to_view(), 0)
+    assert len(batches.rows["pair"]) == 9 * 2

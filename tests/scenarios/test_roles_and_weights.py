@@ -352,3 +352,20 @@ def test_aligned_sources_outside_a_phase():
         list(mm.SimpleSampler())
     with pytest.raises(DataError, match="repeat in 'two'"):
         list(mm.SimpleSampler(sources=[one, two.take([0, 0, 1])], align_on="cell"))
+    with pytest.raises(ConfigError, match="different FeatureSets"):
+        list(mm.SimpleSampler(sources=[one, one.take([0, 1])], align_on="cell"))
+    numbers = np.arange(4)
+    sets = [
+        mm.FeatureSet.from_dict(f"n{i}", {"x": numbers, "n": n}, "x", [], "n", register=False)
+        for i, n in enumerate((numbers, numbers + 0.5, np.stack([numbers] * 2, axis=1)))
+    ]
+    for other, match in ((sets[1], "cast one of them"), (sets[2], "arrays")):
+        with pytest.raises(DataError, match=match):
+            list(mm.SimpleSampler(sources=[other, sets[0]], align_on="n"))
+
+
+def test_a_mean_over_nothing_is_nan():
+    fs, _, _ = labelled(w=np.zeros(60))
+    graph = graph_of(fs, mlp())
+    results = experiment().run_phase(eval_phase(graph, [mse(sample_weight="w")]), **QUIET)
+    assert np.isnan(results.aggregated_losses("net")["mse_net"])

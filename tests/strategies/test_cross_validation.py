@@ -440,6 +440,9 @@ def test_what_cannot_be_meant_is_refused_at_once():
         ({"n_folds": 0}, "at least 1"),
         ({"n_folds": 1}, "val_size"),
         ({"n_jobs": 1, "timeout": 3}, "n_jobs"),
+        ({"n_jobs": 0}, "n_jobs must be"),
+        ({"n_jobs": "2"}, "n_jobs must be"),
+        ({"search": 3}, "search must be"),
         ({"bindings": [binding, binding]}, "twice"),
         ({"splitter": TimeSeriesSplitter(3), "n_repeats": 2}, "seed"),
         (
@@ -452,6 +455,11 @@ def test_what_cannot_be_meant_is_refused_at_once():
     ):
         with pytest.raises(ConfigError, match=match):
             mml.CrossValidation(**{"bindings": binding, **kwargs})
+    for splitter in ("kfold", model_selection.KFold):
+        with pytest.raises(SplitError, match="an object with a method split"):
+            mml.CrossValidation(bindings=binding, splitter=splitter)
+    with pytest.raises(ConfigError, match="val_size must"):
+        mml.CVBinding(fs, ["train"], val_size="0.2")
     with pytest.raises(TypeError, match="phase"):
         mml.CrossValidation(bindings=binding, phase="train")
     with pytest.raises(ConfigError, match=r"at most 0\.2"):

@@ -349,6 +349,11 @@ class TestClasses:
         want = F.binary_cross_entropy_with_logits(out, target).item()
         assert found.aggregated_losses("net")["it"] == pytest.approx(want, rel=1e-5)
 
+    def test_one_output_for_two_classes_is_refused(self):
+        x, y = self.data()
+        with pytest.raises(ShapeError, match="one output for each class, and 'bce'"):
+            train(graph_of(featureset(x, (y > 0).astype(np.float32)), mlp()), [applied("ce")])
+
     def test_float_classes_are_refused_with_both_shapes(self):
         x, y = self.data()
         graph = graph_of(featureset(x, y.astype(np.float32)), mlp(out=3))
@@ -450,8 +455,9 @@ class TestBadInput:
             mm.AppliedLoss(mm.Loss("mse"), on="net", inputs="outputs")
         with pytest.raises(ConfigError, match="empty"):
             mm.AppliedLoss(mm.Loss("mse"), on="net", inputs=[])
-        with pytest.raises(ConfigError, match="finite"):
-            mm.AppliedLoss(mm.Loss("mse"), on="net", inputs=["outputs"], weight=float("nan"))
+        for weight in (float("nan"), "2", None):
+            with pytest.raises(ConfigError, match="finite"):
+                mm.AppliedLoss(mm.Loss("mse"), on="net", inputs=["outputs"], weight=weight)
         with pytest.raises(ConfigError, match="outputs"):
             mm.AppliedLoss(mm.Loss("mse"), on="net", inputs=["a.b.c.d"])
         with pytest.raises(LossError, match="cannot be made"):

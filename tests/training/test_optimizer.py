@@ -51,6 +51,9 @@ class TestConstruction:
             graph_of(featureset(x, y), mlp(), "adamm").build()
 
     def test_bad_arguments(self):
+        for limit in ("1", True, [1.0]):
+            with pytest.raises(ConfigError, match="clip_norm must be a positive number"):
+                mm.Optimizer("sgd", clip_norm=limit)
         with pytest.raises(ConfigError, match="exactly one"):
             mm.Optimizer()
         with pytest.raises(ConfigError, match="exactly one"):
