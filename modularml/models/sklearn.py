@@ -230,9 +230,14 @@ class ScikitModelWrapper(BaseModel):
         """
         if self.training_mode == "partial_fit":
             return self.partial_fit(features, targets)
-        rows = _rows(features)
-        with self._named_errors(), _copied_once(self.inner, rows):
-            self.inner.fit(rows, *self._targets(targets))
+        rows, before = _rows(features), dict(vars(self.inner))
+        try:
+            with self._named_errors(), _copied_once(self.inner, rows):
+                self.inner.fit(rows, *self._targets(targets))
+        except BaseException:  # scikit-learn leaves an estimator half fitted
+            vars(self.inner).clear()
+            vars(self.inner).update(before)
+            raise
         return None
 
     def partial_fit(self, features: Array, targets: Array | None) -> None:

@@ -63,7 +63,8 @@ class CVBinding:
             raise ConfigError(f"fs must be a FeatureSet, its label or id, got {fs!r}")
         if train_split_name == val_split_name:
             raise ConfigError(f"both sides of a fold cannot be called {val_split_name!r}")
-        if val_size is not None and not (isinstance(val_size, Real) and 0 < val_size < 1):
+        share: Any = val_size
+        if share is not None and not (isinstance(share, Real) and 0 < float(share) < 1):
             raise ConfigError(f"val_size must lie between 0 and 1, got {val_size!r}")
         self.featureset, self.source_splits = found, as_list(source_splits)
         self.group_by, self.stratify_by, self.val_size = group_by, stratify_by, val_size

@@ -145,7 +145,8 @@ class AppliedLoss(Configurable):
             raise TypeError(f"inputs must be a list or a dict, got a {type(inputs).__name__}")
         if not inputs:
             raise ConfigError(f"inputs of a loss cannot be empty; {_EXPECTED}")
-        if not isinstance(weight, Real) or not math.isfinite(weight):
+        given: Any = weight
+        if not isinstance(given, Real) or not math.isfinite(given):
             raise ConfigError(f"weight must be a finite number, got {weight!r}")
         self.loss, self.weight = loss, float(weight)
         self.on: str = (

@@ -76,7 +76,8 @@ class Optimizer(Configurable, Stateful, Saveable):
     ) -> None:
         if (opt is None) == (factory is None):
             raise ConfigError("give exactly one of opt and factory")
-        for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
+        limits: dict[str, Any] = {"clip_norm": clip_norm, "clip_value": clip_value}
+        for name, limit in limits.items():
             number = isinstance(limit, Real) and not isinstance(limit, bool)
             if limit is not None and not (number and 0 < limit < float("inf")):
                 raise ConfigError(f"{name} must be a positive number or None, got {limit!r}")

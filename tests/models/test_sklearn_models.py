@@ -155,6 +155,11 @@ class TestLearning:
         model.fit(X, Y)
         with pytest.raises(DataError, match="Ridge cannot take these rows"):
             model(strange)
+        half = built(LogisticRegression(), KIND[:, None])
+        with pytest.raises(DataError, match="continuous"):
+            half.fit(X, Y)
+        with pytest.raises(NotFittedError):
+            half(X)
 
 
 class TestState:
