@@ -163,8 +163,10 @@ def find_partners(
     if best is None and not left:
         return runs
     size = max(FEWEST, MAX_PAIRS // max(1, len(rows)))
-    if best is not None and others == [by]:
-        size = 2 * best  # the best lie next to each other
+    if best is not None and by is not None and others == [by]:
+        odd = 0 if by.values.dtype.kind != "f" else int((~np.isfinite(by.values)).sum())
+        # the best lie next to each other, or at the ends, where NaN is sorted to as well
+        size = max(2 * best, min(2 * (best + odd), size))
     elif any(r.condition.metric is not None for r in others):
         size = max(1, size // 4)
     chunks = _chunks(runs, rows, size, rng, show=show)

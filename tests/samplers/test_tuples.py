@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from modularml.data import FeatureSet
@@ -94,6 +94,7 @@ conditions = st.fixed_dictionaries(
 
 @settings(max_examples=150, deadline=None)
 @given(conditions, st.integers(2, 25), st.integers(1, 4), st.booleans(), st.integers(0, 99))
+@example({"x": SimilarityCondition("dissimilar", 0.3, allow_fallback=True)}, 6, 1, True, 1)
 def test_partners_are_those_of_all_pairs(rules, n, k, best, seed):
     view = make(n, seed, nan=seed % 2 == 1)
     wanted = all_pairs(view, rules)
