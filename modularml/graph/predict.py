@@ -71,7 +71,9 @@ def _finished(
 ) -> Any:
     values = np.concatenate(parts)
     flow = flows.get((node.node_id, "targets"))
-    leaf = scaled_target(flow) if unscale and _stands_for(flow, values) else None
+    model = getattr(node, "model", None)
+    is_target = getattr(model, "predicts_targets", True) and _stands_for(flow, values)
+    leaf = scaled_target(flow) if unscale and is_target else None
     if leaf is not None:
         values = invert_leaf(leaf, values, reader.ids(leaf) if needs_rows(leaf) else None)
     return convert_array(values, fmt)

@@ -220,6 +220,11 @@ class ScikitModelWrapper(BaseModel):
         """Whether a training phase changes the estimator, batch by batch."""
         return self.training_mode != "fit" and hasattr(self.inner, "partial_fit")
 
+    @property
+    def predicts_targets(self) -> bool:
+        """Whether outputs are in the units of targets: not those of transformers and clusterers."""
+        return self.method == "predict" and is_regressor(self.inner)
+
     def fit(self, features: Array, targets: Array | None) -> None:
         """Learn from all rows at once.
 

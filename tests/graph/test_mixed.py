@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from sklearn import metrics
+from sklearn.base import clone
+from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, SGDRegressor
@@ -366,3 +368,19 @@ class TestState:
             (step,) = again.history[0].results.get_fit_result("fit").execution_contexts().values()
             assert isinstance(step.output(again.model_graph.get_node("enc").node_id), torch.Tensor)
             assert isinstance(step.output(again.model_graph.get_node("ridge").node_id), np.ndarray)
+
+
+@pytest.mark.parametrize(
+    "estimator", [PCA(1), KMeans(2, n_init=1, random_state=0)], ids=["component", "cluster"]
+)
+def test_what_is_no_target_is_not_unscaled(estimator):
+    """A component or a cluster number has the size of the target, and nothing of its units."""
+    x, y = arrays(n=40)
+    fs = featureset(x, 100 + 10 * y)
+    fs.fit_transform("StandardScaler", domain="targets")
+    node = mm.ModelNode("node", estimator, fs)
+    graph = mm.ModelGraph([node])
+    experiment().run_phase(fit_phase(graph), **QUIET)
+    method = "transform" if isinstance(estimator, PCA) else "predict"
+    by_itself = getattr(clone(estimator).fit(x), method)(x).reshape(-1)
+    np.testing.assert_allclose(graph.predict(fs).reshape(-1), by_itself, atol=1e-4)
