@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,7 @@ class Feed:
         self._counts: dict[int, Any] = {}
         self.reuses_memory = self.keeps_epochs = False
         self.watch: Callable[[Sequence[Bound]], Iterable[Bound]] = iter
-        self._current = 0
+        self._current = self.first = 0
         self._runs: dict[int, tuple[IntArray, IntArray | slice]] = {}
         self._among: dict[Source, IntArray | slice] = {}
         self._room: dict[InputSlot, list[Any]] = {}
@@ -148,8 +149,9 @@ class Feed:
         return batches[0].n_batches, self._steps(epoch, batches)
 
     def __iter__(self) -> Iterator[ExecutionContext]:
-        """Return the steps of the epoch that was asked for last."""
-        return self._steps(self._current, self._batches(self._current))
+        """Return the steps of the epoch that was asked for last, from number `first` on."""
+        steps = self._steps(self._current, self._batches(self._current))
+        return islice(steps, self.first, None) if self.first else steps
 
     def sizes(self, epoch: int, node_id: str) -> list[int]:
         """Return the rows of a node in each batch of an epoch."""
