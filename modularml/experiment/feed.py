@@ -179,7 +179,7 @@ class Feed:
         -------
         ndarray of float64, shape (n_batches, n_losses)
         """
-        layout = self.plan.layout
+        layout = self.layout
         columns: list[Any] = []
         for (_, node_id), weighing in zip(layout.losses, layout.weighings, strict=True):
             if weighing is None:
@@ -319,14 +319,14 @@ class Feed:
 
     def _groups_of(self, node_id: str) -> set[int]:
         """Return the groups of bindings whose rows reach a node."""
-        flow = self.plan.layout.flows[node_id, "features"]
+        flow = self.layout.flows[node_id, "features"]
         return {self.bound[leaf.source].group for leaf in leaves(flow)}
 
     def _check_sizes(self, batches: list[EpochBatches]) -> None:
         """Refuse batches of unlike size where they would be put side by side."""
         if len({tuple(b.sizes) for b in batches}) == 1:
             return
-        for node_id, label in self.plan.layout.labels.items():
+        for node_id, label in self.layout.labels.items():
             groups = self._groups_of(node_id)
             if len({tuple(batches[g].sizes) for g in groups}) > 1:
                 rows = {self.groups[g].view.source.label: sum(batches[g].sizes) for g in groups}

@@ -66,10 +66,7 @@ def described_run(
         "item": item.label,
         "number": runner.number,
         "config": runner.config,
-        "phases": [
-            [path, len(parts)]
-            for (path, _), parts in zip(_paths(item), plan_states(phases), strict=True)
-        ],
+        "phases": _shape(item),
         "told": runner.told,
         "done": runner.done,
     }
@@ -145,13 +142,10 @@ def _checked(
     if about is None or about["item"] != item.label:
         what = "was not taken by Checkpointing" if about is None else f"is of {about['item']!r}"
         raise ConfigError(f"{name} {what}, so {item.label!r} cannot go on with it")
-    mine = [
-        [path, len(parts)]
-        for (path, _), parts in zip(_paths(item), plan_states(phases_of(item)), strict=True)
-    ]
+    mine = _shape(item)
     if about["phases"] != mine:
         raise ConfigError(
-            f"{name} is of a run whose phases, and how many samplers and callbacks they have, were "
+            f"{name} is of a run whose phases, and how many inputs and callbacks they have, were "
             f"{about['phases']}; now they are {mine}. Make them as they were, or start anew"
         )
     if strict and about["config"] != runner.config:
@@ -169,6 +163,11 @@ def _keepers(experiment: Experiment, item: Any, done: int) -> list[Any]:
     return [experiment.checkpointing, getattr(phase, "checkpointing", None)]
 
 
+def _shape(item: Any) -> list[list[Any]]:
+    """Return the path of each phase, and how many inputs and callbacks it has."""
+    return [[path, len(p.input_sources) + len(p.callbacks)] for path, p in _paths(item)]
+
+
 def _paths(item: Any, above: str = "") -> list[tuple[str, Any]]:
     if not isinstance(item, PhaseGroup):
         return [(above + item.label, item)]
@@ -177,12 +176,9 @@ def _paths(item: Any, above: str = "") -> list[tuple[str, Any]]:
 
 def _told(value: Any) -> Any:
     """Return a value as plain data, whatever it is."""
-    if isinstance(value, Configurable) and type(value).__name__ != "Checkpointing":
-        params = {name: _told(own) for name, own in value._params().items()}
-        return {
-            "class": _class_of(value),
-            **{n: p for n, p in params.items() if n != "checkpointing"},
-        }
+    if isinstance(value, Configurable):
+        params = {n: _told(own) for n, own in value._params().items() if n not in _NOT_TOLD}
+        return {"class": _class_of(value), **params}
     if isinstance(value, list | tuple):
         return [_told(item) for item in value]
     if isinstance(value, dict):
@@ -191,6 +187,9 @@ def _told(value: Any) -> Any:
         return encode(value)
     except ConfigError:
         return _class_of(value)
+
+
+_NOT_TOLD = {"checkpointing", "backend"}  # the backend of an optimizer is filled in by its graph
 
 
 def _class_of(value: Any) -> str:
