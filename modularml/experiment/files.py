@@ -135,21 +135,21 @@ class ExperimentFiles(ContextYaml):
 
         Where two folders have files of one name, these are called ``folder/name``.
         """
-        found = self._checkpoint_files(self._plan.flatten())
+        folders = self._checkpoint_folders(self._plan.flatten())
+        found = sorted({path for folder in folders for path in folder.glob(f"*{_SUFFIX}")})
         names = [path.name.removesuffix(_SUFFIX) for path in found]
         return {
             name if names.count(name) == 1 else f"{path.parent.name}/{name}": path
             for name, path in zip(names, found, strict=True)
         }
 
-    def _checkpoint_files(self, phases: Iterable[Any]) -> list[Path]:
-        """Return all checkpoints that these phases, or I, have written or could have."""
+    def _checkpoint_folders(self, phases: Iterable[Any]) -> list[Path]:
+        """Return the folders that these phases, or I, write to."""
         kept = [self._checkpointing, *(getattr(phase, "checkpointing", None) for phase in phases)]
         folders = [k.directory for k in kept if k is not None and k.directory is not None]
-        found = [path for folder in folders for path in folder.glob(f"*{_SUFFIX}")]
         if (own := self._checkpoint_dir) is not None:
-            found += [*own.glob(f"*{_SUFFIX}"), *own.glob(f"*/*{_SUFFIX}")]
-        return sorted(set(found))
+            folders += [own, *filter(Path.is_dir, own.glob("*"))]
+        return folders
 
     def save_checkpoint(
         self, name: str, *, overwrite: bool = False, meta: dict[str, Any] | None = None

@@ -121,7 +121,12 @@ def take_up(
 
 def _usable(runner: Runner, item: ExperimentPhase | PhaseGroup) -> Iterator[Contents]:
     """Yield checkpoints of this run, the newest first; damaged files are warned of."""
-    found = runner.experiment._checkpoint_files(phases_of(item))
+    folders = runner.experiment._checkpoint_folders(phases_of(item))
+    if not folders:
+        raise ConfigError(
+            "resume='auto' needs a folder with checkpoints; call set_checkpoint_dir(path)"
+        )
+    found = {path for folder in folders for path in folder.glob("*.ckpt.mml")}
     for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         try:
             contents = read_artifact(path, "ckpt")

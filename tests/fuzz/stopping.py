@@ -119,8 +119,8 @@ def graph_of(fs: Any, made: dict[str, Any]) -> mm.ModelGraph:
         ),
     }
     if made["kind"] == "sklearn":
-        from sklearn.linear_model import Ridge, SGDRegressor  # noqa: PLC0415
-        from sklearn.preprocessing import StandardScaler  # noqa: PLC0415
+        from sklearn.linear_model import Ridge, SGDRegressor
+        from sklearn.preprocessing import StandardScaler
 
         models = {
             "sgd": lambda: SGDRegressor(learning_rate="adaptive", average=True),
@@ -130,8 +130,8 @@ def graph_of(fs: Any, made: dict[str, Any]) -> mm.ModelGraph:
         net = mm.ModelNode("net", models[made["model"]](), scaler)
         return mm.ModelGraph([scaler, net, mm.ModelNode("ridge", Ridge(), net)])
     if made["kind"] == "torch":
-        import torch  # noqa: PLC0415
-        from torch import nn  # noqa: PLC0415
+        import torch
+        from torch import nn
 
         torch.set_num_threads(1)
         torch.manual_seed(3)
@@ -139,7 +139,7 @@ def graph_of(fs: Any, made: dict[str, Any]) -> mm.ModelGraph:
         layers = [nn.Linear(6, 8), norm, nn.Dropout(made["dropout"])]
         model: Any = nn.Sequential(*layers, nn.Tanh(), nn.Linear(8, 1))
     else:
-        from tests.keras_worlds import keras  # noqa: PLC0415
+        from tests.keras_worlds import keras
 
         keras.utils.set_random_seed(3)
         wide = [keras.layers.Dense(8), keras.layers.BatchNormalization()]
@@ -162,7 +162,7 @@ def world(made: dict[str, Any], folder: Path) -> tuple[mm.Experiment, list[Doom]
     """Return an experiment and what can end it; the same script each time."""
     fs = featureset(*arrays(n=44), cell=[f"c{i % 4}" for i in range(44)])
     fs.split_random({"train": 0.7, "val": 0.3}, seed=1)
-    graph = graph_of(fs, made)
+    graph_of(fs, made)
     options = {"save_on": made["save_on"], "every_n": made["every_n"]}
     options |= {"mode": "disk", "max_to_keep": made["max_to_keep"]}
     exp = experiment(seed=made["own"], callbacks=[Hears()], audit="off")
@@ -273,7 +273,7 @@ def differences(a: Any, b: Any, at: str = "") -> list[str]:
             for d in differences(x, y, f"{at}[{i}]")
         ]
     if hasattr(a, "__dict__") and hasattr(a, "get_params"):
-        return differences({k: v for k, v in vars(a).items()}, vars(b), at)
+        return differences(vars(a), vars(b), at)
     if type(a).__name__ in ("FittedEstimator", "RandomState", "AdamOptimizer", "SGDOptimizer"):
         own = (lambda v: v.get_state()) if type(a).__name__ == "RandomState" else vars
         return differences(own(a), own(b), at)
@@ -366,11 +366,11 @@ def main(kind: str, n: int, seed: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 found = case(kind, random.Random(f"{seed} {i}"), Path(folder))
-            except Exception:  # noqa: BLE001 - which case it was must be told
+            except Exception:
                 found = [traceback.format_exc()[-1500:]]
             if found:
                 bad.append([i, *found])
-    print(json.dumps({"n": n, "bad": bad}))  # noqa: T201
+    print(json.dumps({"n": n, "bad": bad}))
 
 
 if __name__ == "__main__":
