@@ -161,7 +161,9 @@ class Runner:
         start = None if at is None else Start(**at)
         listeners = [] if self._interruption is None else [self._interruption]
         try:
-            yield from phase_epochs(phase, self.experiment, results, display, start, listeners)
+            yield from phase_epochs(
+                phase, self.experiment, results, display, start=start, listeners=listeners
+            )
         finally:
             taken = phase.label in self.durations
             name = "/".join([*self._path, phase.label]) if taken else phase.label
