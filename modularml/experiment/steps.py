@@ -77,7 +77,9 @@ class EpochSteps(Sequence[ExecutionContext]):
             known = [] if before is None else [b for _, b in before._whole]
             if len(known) == len(bounds) and all(map(np.array_equal, bounds, known)):
                 bounds = known
-            alone = len(self._outs) == 1 and not self.layout.training  # no later epoch takes its room
+            alone = (
+                len(self._outs) == 1 and not self.layout.training
+            )  # no later epoch takes its room
             joined = [
                 part[0] if alone else adapter.concat(part, 0)
                 for adapter, part in zip(self._adapters, parts, strict=True)
