@@ -73,9 +73,12 @@ def described_run(
     if at is not None:
         about["in_phase"] = vars(at)
     keepers = _keepers(experiment, item, runner.done)
+    parts = plan_states(phases)
+    own = [plain_state(callback) for callback in experiment.exp_callbacks]
+    about["is_whole"] = all(state is not None for states in [*parts, own] for state in states)
     return about, {
-        "parts": None if item is experiment.execution_plan else plan_states(phases),
-        "callbacks": [plain_state(callback) for callback in experiment.exp_callbacks],
+        "parts": None if item is experiment.execution_plan else parts,
+        "callbacks": own,
         "keeping": [None if kept is None else kept.disk_state() for kept in keepers],
     }
 
@@ -157,6 +160,11 @@ def _checked(
         raise ConfigError(
             f"{name} is of a run of {item.label!r} with another config (phases, graph, splits or "
             "seed). Make them as they were, pass strict=False, or resume=None to start anew"
+        )
+    if strict and not about["is_whole"]:
+        raise ConfigError(
+            f"{name} lacks the state of a sampler or callback that was no plain data; let its "
+            "get_state() return numbers, strings and arrays, or pass strict=False to go on without"
         )
     return about
 

@@ -201,6 +201,19 @@ def test_another_config_or_other_rows_are_refused(tmp_path):
         assert exp.history == []
 
 
+def test_a_state_that_is_no_data_is_missed(tmp_path):
+    with mm.ExperimentContext().activate():
+        exp, ends = world(tmp_path)
+        ends.handle_ = object()
+        exp.run(**QUIET)
+    with pytest.raises(ConfigError, match="no plain data"):
+        resumed(tmp_path)
+    with mm.ExperimentContext().activate():
+        exp, _ = world(tmp_path)
+        exp.run(resume="auto", strict=False, **QUIET)
+        assert exp.last_run.status == "completed"
+
+
 def test_a_checkpoint_of_the_user_is_no_run(tmp_path):
     with mm.ExperimentContext().activate():
         exp, _ = world(tmp_path)
