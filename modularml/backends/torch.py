@@ -319,6 +319,9 @@ class TorchAdapter(BackendAdapter):
         for i, group in enumerate(raw["param_groups"]):
             group.update(stored.get(group.get("name", i), {}))
         optimizer.load_state_dict(raw)
+        optimizer._opt_called = (
+            True  # it moved weights before: schedules need not warn that it did not
+        )
 
     def _kept(self, value: Any) -> Any:
         """Return tensors as arrays of their own and containers as they are."""

@@ -40,6 +40,7 @@ class CSVLogger(Callback):
         super().__init__(label, execution_order)
         self.path, self.append = path, append
         self._columns: list[str] = []
+        self.lines_ = 0
 
     logs: tuple[str, ...] = ()
 
@@ -47,12 +48,13 @@ class CSVLogger(Callback):
         """Begin with an empty file, or take up one that is there."""
         path = Path(self.path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._columns = []
+        self._columns, self.lines_ = [], 0
         if not self.append:
             path.unlink(missing_ok=True)
         elif path.exists():
             with path.open(newline="", encoding="utf-8") as file:
-                self._columns = next(csv.reader(file), [])
+                self._columns, *lines = [*csv.reader(file)] or [[]]
+            self.lines_ = len(lines)
 
     def on_epoch_end(
         self, *, experiment: Any, phase: Any, exec_ctx: ExecutionContext, results: Any = None
@@ -65,13 +67,14 @@ class CSVLogger(Callback):
             self._rewrite()
         with Path(self.path).open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns).writerow(row)
+        self.lines_ += 1
 
     def _rewrite(self) -> None:
         """Write the lines that are there again, below all columns."""
         path, lines = Path(self.path), []
         if path.exists():
             with path.open(newline="", encoding="utf-8") as file:
-                lines = list(csv.DictReader(file))
+                lines = list(csv.DictReader(file))[: self.lines_]  # later ones are done again
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()

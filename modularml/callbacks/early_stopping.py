@@ -12,6 +12,8 @@ from modularml.data.execution import ExecutionContext
 from modularml.errors import ConfigError, MetricNotLoggedError, closest
 from modularml.experiment.callback import Callback, CallbackResult, callback_registry
 from modularml.experiment.recording import ResultRecording
+from modularml.experiment.steps import StepLog
+from modularml.experiment.stored_steps import packed_steps, unpacked_steps
 from modularml.loop.patience import Patience
 
 __all__ = ["EarlyStopping", "EarlyStoppingResult"]
@@ -76,7 +78,7 @@ class EarlyStopping(Callback):
         self._monitor, self.mode, self.patience = monitor, mode, patience
         self.min_delta, self.reducer, self._restore_best = float(min_delta), reducer, restore_best
         self._best_state: Any = None
-        self._best_steps: list[ExecutionContext] = []
+        self._best_steps = StepLog()
         self._stopped: int | None = None
         self._reset()
 
@@ -165,7 +167,7 @@ class EarlyStopping(Callback):
             phase.graph().set_state(self._best_state)
             if phase.recording is ResultRecording.LAST:
                 results._execution = self._best_steps
-        self._best_state, self._best_steps = None, []
+        self._best_state, self._best_steps = None, StepLog()
         return EarlyStoppingResult(
             monitor=self._monitor,
             best_epoch=self.best_epoch,
@@ -177,13 +179,15 @@ class EarlyStopping(Callback):
     def get_state(self) -> dict[str, Any]:
         """Return how long it has waited, and the best epoch so far with its state."""
         watch = {name: getattr(self._watch, name) for name in _WATCHED}
-        return {"watch": watch, "stopped": self._stopped, "best_state": self._best_state}
+        steps = {"best_steps": packed_steps(self._best_steps)} if self._best_steps else {}
+        return {"watch": watch, "stopped": self._stopped, "best_state": self._best_state, **steps}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Take over what `get_state` returned."""
         for name in _WATCHED:
             setattr(self._watch, name, state["watch"][name])
         self._stopped, self._best_state = state["stopped"], state["best_state"]
+        self._best_steps = StepLog(unpacked_steps(state.get("best_steps")))
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> EarlyStopping:
@@ -196,7 +200,7 @@ class EarlyStopping(Callback):
 
     def _reset(self) -> None:
         self._watch = Patience(self.mode, self.patience, self.min_delta)
-        self._stopped, self._best_state, self._best_steps = None, None, []
+        self._stopped, self._best_state, self._best_steps = None, None, StepLog()
 
     def _keep(self, phase: Any, results: Any) -> None:
         if self._restore_best:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +36,8 @@ class Checkpointing(Configurable):
         With bare ``{phase}``, ``{epoch}``, ``{batch}`` or ``{label}``, each with an optional
         ``:0Nd``.
     max_to_keep : int, optional
-        The oldest is dropped beyond; None keeps all.
+        The oldest is dropped beyond, but never the newest, nor that of the epoch which an
+        `EarlyStopping` of the phase holds for the best; None keeps all.
     overwrite : bool
         Whether a file may replace another.
 
@@ -137,11 +139,14 @@ class Checkpointing(Configurable):
         self._states[key] = state
         self._drop(self._states)
 
-    def record_disk(self, key: int | str, path: Path) -> None:
-        """Note the file of a state; the oldest is removed where there are too many."""
+    def record_disk(self, key: int | str, path: Path, *, spare: Collection[Any] = ()) -> None:
+        """Note the file of a state; the oldest is removed where there are too many.
+
+        Those under keys in `spare` stay.
+        """
         self._paths.pop(key, None)
         self._paths[key] = Path(path)
-        for gone in self._drop(self._paths):
+        for gone in self._drop(self._paths, spare):
             if gone not in self._paths.values():
                 gone.unlink(missing_ok=True)
 
@@ -163,6 +168,20 @@ class Checkpointing(Configurable):
         self._states.clear()
         self._paths.clear()
         self._counts.clear()
+
+    def disk_state(self) -> dict[str, Any]:
+        """Return how often hooks came, and which files there are."""
+        return {
+            "counts": dict(self._counts),
+            "files": [[k, p.name] for k, p in self._paths.items()],
+        }
+
+    def set_disk_state(self, state: dict[str, Any], newest: Path, key: int | str | None) -> None:
+        """Go on where `disk_state` was taken; the file that was written then is the newest."""
+        self._counts = dict(state["counts"])
+        self._paths = {k: newest.with_name(name) for k, name in state["files"]}
+        if key is not None:
+            self._paths[key] = newest
 
     def format_name(self, **kwargs: Any) -> str:
         """Fill in the template.
@@ -198,9 +217,10 @@ class Checkpointing(Configurable):
         if re.search(r"[{}]", _FIELD.sub("", template)):
             raise ConfigError(f"name_template {template!r} has a brace that does not close")
 
-    def _drop(self, kept: dict[Any, Any]) -> list[Any]:
+    def _drop(self, kept: dict[Any, Any], spare: Collection[Any] = ()) -> list[Any]:
         n = 0 if self.max_to_keep is None else max(0, len(kept) - self.max_to_keep)
-        return [kept.pop(key) for key in list(kept)[:n]]
+        older = [key for key in list(kept)[:-1] if key not in spare]
+        return [kept.pop(key) for key in older[:n]]
 
 
 def _fields(template: str) -> list[str]:

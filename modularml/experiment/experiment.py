@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from modularml._optional import require
@@ -105,6 +106,7 @@ class Experiment(ExperimentFiles):
         self._ctx = ctx
         self._plan = PhaseGroup(label)
         self._history: list[ExperimentRun] = []
+        self._runner: Runner | None = None
         self._callbacks: list[ExperimentCallback] = []
         for callback in callbacks or []:
             self.add_callback(callback)
@@ -179,11 +181,20 @@ class Experiment(ExperimentFiles):
 
     # -- running ------------------------------------------------------------------------------
 
-    def run(self, **kwargs: Any) -> PhaseGroupResults:
+    def run(
+        self, *, resume: str | Path | None = None, strict: bool = True, **kwargs: Any
+    ) -> PhaseGroupResults:
         """Run the execution plan.
 
         Parameters
         ----------
+        resume : 'auto', name or path of a checkpoint, optional
+            Go on with a run that was stopped. With ``"auto"`` the newest checkpoint of this run
+            is taken that can be read, and where there is none, the run starts from the beginning.
+            Phases that were done are not run again; their results come from the checkpoint. On
+            the CPU, with the same versions, all ends bit for bit as if it had never been stopped.
+        strict : bool
+            Whether it is an error that the checkpoint is of another config, or other rows.
         **kwargs
             Display flags, as of `run_phase`.
 
@@ -195,21 +206,37 @@ class Experiment(ExperimentFiles):
         Raises
         ------
         ConfigError
-            If the plan is empty.
+            If the plan is empty, or the checkpoint is of another run.
+        MMLError
+            If the checkpoint at a path is damaged or does not fit.
+
+        Notes
+        -----
+        Where a `Checkpointing` writes to disk, Ctrl-C and SIGTERM let the batch finish and a
+        checkpoint be written before the run ends; a second one ends it at once.
         """
         if not len(self._plan):
             raise ConfigError(
                 "the execution plan is empty; add phases to experiment.execution_plan"
             )
-        found: PhaseGroupResults = self._recorded(self._whole, self._plan, kwargs)
+        found: PhaseGroupResults = self._recorded(self._whole, self._plan, kwargs, resume, strict)
         return found
 
-    def run_phase(self, phase: ExperimentPhase, **kwargs: Any) -> Any:
+    def run_phase(
+        self,
+        phase: ExperimentPhase,
+        *,
+        resume: str | Path | None = None,
+        strict: bool = True,
+        **kwargs: Any,
+    ) -> Any:
         """Run one phase, whether or not it is in the plan, and keep it in the history.
 
         Parameters
         ----------
         phase : TrainPhase, EvalPhase or another phase
+        resume, strict
+            As of `run`.
         **kwargs
             ``show_training_progress``, ``show_eval_progress``, ``show_sampler_progress``,
             ``persist_progress``, ``persist_epoch_progress`` and ``val_loss_metric``.
@@ -219,9 +246,17 @@ class Experiment(ExperimentFiles):
         TrainResults, EvalResults or other PhaseResults
         """
         self._check(phase, ExperimentPhase)
-        return self._recorded(lambda runner, into: runner.phase(phase, into), phase, kwargs)
+        work = lambda runner, into: runner.phase(phase, into)  # noqa: E731
+        return self._recorded(work, phase, kwargs, resume, strict)
 
-    def run_group(self, group: PhaseGroup, **kwargs: Any) -> PhaseGroupResults:
+    def run_group(
+        self,
+        group: PhaseGroup,
+        *,
+        resume: str | Path | None = None,
+        strict: bool = True,
+        **kwargs: Any,
+    ) -> PhaseGroupResults:
         """Run a group of phases, whether or not it is in the plan; see `run_phase`."""
         self._check(group, PhaseGroup)
 
@@ -231,7 +266,7 @@ class Experiment(ExperimentFiles):
             runner.notify("on_group_end", phase_group=group)
             return into
 
-        found: PhaseGroupResults = self._recorded(work, group, kwargs)
+        found: PhaseGroupResults = self._recorded(work, group, kwargs, resume, strict)
         return found
 
     def stream(self, phase: ExperimentPhase, **kwargs: Any) -> Iterator[Event]:
@@ -422,10 +457,19 @@ class Experiment(ExperimentFiles):
         return f"<pre>{text}</pre>" + (runs.to_html(float_format="{:.1f}".format) if facts else "")
 
     def _recorded(
-        self, work: Any, item: ExperimentPhase | PhaseGroup, flags: dict[str, Any]
+        self,
+        work: Any,
+        item: ExperimentPhase | PhaseGroup,
+        flags: dict[str, Any],
+        resume: str | Path | None,
+        strict: bool,
     ) -> Any:
-        runner = Runner(self, flags)
-        with self._ctx.activate(), runner.recording(item) as into:
+        runner = Runner(self, flags, item)
+        with (
+            self._ctx.activate(),
+            runner.interruptible(),
+            runner.recording(item, resume, strict) as into,
+        ):
             return work(runner, into)
 
     def _previewed(self, phases: list[ExperimentPhase], flags: dict[str, Any], work: Any) -> Any:
@@ -435,7 +479,7 @@ class Experiment(ExperimentFiles):
             return work(runner)
 
     def _whole(self, runner: Runner, into: PhaseGroupResults) -> PhaseGroupResults:
-        if self._checkpointing is not None:
+        if self._checkpointing is not None and not runner.is_resumed:
             self._checkpointing.reset()
         runner.notify("on_experiment_start")
         runner.items(self._plan, into)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,7 @@ class Feed:
         self._counts: dict[int, Any] = {}
         self.reuses_memory = self.keeps_epochs = False
         self.watch: Callable[[Sequence[Bound]], Iterable[Bound]] = iter
-        self._current = 0
+        self._current = self.first = 0
         self._runs: dict[int, tuple[IntArray, IntArray | slice]] = {}
         self._among: dict[Source, IntArray | slice] = {}
         self._room: dict[InputSlot, list[Any]] = {}
@@ -148,8 +149,9 @@ class Feed:
         return batches[0].n_batches, self._steps(epoch, batches)
 
     def __iter__(self) -> Iterator[ExecutionContext]:
-        """Return the steps of the epoch that was asked for last."""
-        return self._steps(self._current, self._batches(self._current))
+        """Return the steps of the epoch that was asked for last, from number `first` on."""
+        steps = self._steps(self._current, self._batches(self._current))
+        return islice(steps, self.first, None) if self.first else steps
 
     def sizes(self, epoch: int, node_id: str) -> list[int]:
         """Return the rows of a node in each batch of an epoch."""
@@ -177,7 +179,7 @@ class Feed:
         -------
         ndarray of float64, shape (n_batches, n_losses)
         """
-        layout = self.plan.layout
+        layout = self.layout
         columns: list[Any] = []
         for (_, node_id), weighing in zip(layout.losses, layout.weighings, strict=True):
             if weighing is None:
@@ -317,14 +319,14 @@ class Feed:
 
     def _groups_of(self, node_id: str) -> set[int]:
         """Return the groups of bindings whose rows reach a node."""
-        flow = self.plan.layout.flows[node_id, "features"]
+        flow = self.layout.flows[node_id, "features"]
         return {self.bound[leaf.source].group for leaf in leaves(flow)}
 
     def _check_sizes(self, batches: list[EpochBatches]) -> None:
         """Refuse batches of unlike size where they would be put side by side."""
         if len({tuple(b.sizes) for b in batches}) == 1:
             return
-        for node_id, label in self.plan.layout.labels.items():
+        for node_id, label in self.layout.labels.items():
             groups = self._groups_of(node_id)
             if len({tuple(batches[g].sizes) for g in groups}) > 1:
                 rows = {self.groups[g].view.source.label: sum(batches[g].sizes) for g in groups}

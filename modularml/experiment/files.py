@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +14,8 @@ from modularml.data.packing import packed, unpacked
 from modularml.errors import ConfigError, MMLKindError, UnknownNameError
 from modularml.experiment.checkpointing import Checkpointing
 from modularml.experiment.group import PhaseGroup
-from modularml.experiment.stored_history import packed_history, plain_state, unpacked_history
+from modularml.experiment.run_state import Start, plan_states, set_plan_states
+from modularml.experiment.stored_history import packed_history, unpacked_history
 from modularml.graph.files import ContextYaml, graph_from
 from modularml.graph.model_graph import ModelGraph
 from modularml.io import inspect, limits
@@ -38,6 +40,7 @@ class ExperimentFiles(ContextYaml):
     _history: list[Any]
     _checkpointing: Checkpointing | None
     _checkpoint_dir: Path | None = None
+    _runner: Any
 
     def save(
         self, filepath: str | Path, *, overwrite: bool = False, package_code: bool = False
@@ -128,14 +131,25 @@ class ExperimentFiles(ContextYaml):
 
     @property
     def available_checkpoints(self) -> dict[str, Path]:
-        """Files of checkpoints by name: those in the folder, and those that phases wrote."""
-        folder = self._checkpoint_dir
-        found = sorted(folder.glob(f"*{_SUFFIX}")) if folder is not None else []
-        phases = [getattr(phase, "checkpointing", None) for phase in self._plan.flatten()]
-        for kept in [self._checkpointing, *phases]:
-            paths = [] if kept is None else [kept.get_path(key) for key in kept.saved_keys]
-            found += [path for path in paths if path is not None]
-        return {path.name.removesuffix(_SUFFIX): path for path in found}
+        """Files of checkpoints by name, in the folder and those of phases.
+
+        Where two folders have files of one name, these are called ``folder/name``.
+        """
+        folders = self._checkpoint_folders(self._plan.flatten())
+        found = sorted({path for folder in folders for path in folder.glob(f"*{_SUFFIX}")})
+        names = [path.name.removesuffix(_SUFFIX) for path in found]
+        return {
+            name if names.count(name) == 1 else f"{path.parent.name}/{name}": path
+            for name, path in zip(names, found, strict=True)
+        }
+
+    def _checkpoint_folders(self, phases: Iterable[Any]) -> list[Path]:
+        """Return the folders that these phases, or I, write to."""
+        kept = [self._checkpointing, *(getattr(phase, "checkpointing", None) for phase in phases)]
+        folders = [k.directory for k in kept if k is not None and k.directory is not None]
+        if (own := self._checkpoint_dir) is not None:
+            folders += [own, *filter(Path.is_dir, own.glob("*"))]
+        return folders
 
     def save_checkpoint(
         self, name: str, *, overwrite: bool = False, meta: dict[str, Any] | None = None
@@ -167,6 +181,8 @@ class ExperimentFiles(ContextYaml):
     def restore_checkpoint(self, name_or_path: str | Path, *, strict: bool = True) -> None:
         """Go back to a checkpoint of this experiment, or of its graph; nodes are found by label.
 
+        Of a checkpoint that a phase took, the graph's part; ``run(resume=path)`` goes on there.
+
         Parameters
         ----------
         name_or_path : str or path-like
@@ -183,28 +199,38 @@ class ExperimentFiles(ContextYaml):
         MMLError
             If it is damaged or does not fit. Nothing has changed then.
         """
+        contents = read_artifact(self._checkpoint_path(name_or_path), "ckpt")
+        if contents.type not in ("ModelGraph", "Experiment"):
+            problem = f"is a checkpoint of a {contents.type}"
+            raise MMLKindError(limits.OTHER_KIND, contents.path, "", problem)
+        of_phase = "in_phase" in contents.config.get("run", ())
+        self._go_back(contents, strict, contents.type == "Experiment" and not of_phase)
+
+    def _checkpoint_path(self, name_or_path: str | Path) -> Path:
         known = self.available_checkpoints
         path = known.get(str(name_or_path), Path(name_or_path))
         if not path.exists() and not path.with_name(f"{path.name}{_SUFFIX}").exists():
             raise UnknownNameError("checkpoint", str(name_or_path), known)
-        contents = read_artifact(path, "ckpt")
-        if contents.type not in ("ModelGraph", "Experiment"):
-            problem = f"is a checkpoint of a {contents.type}"
-            raise MMLKindError(limits.OTHER_KIND, contents.path, "", problem)
+        return path
+
+    def _go_back(self, contents: Contents, strict: bool, whole: bool) -> dict[str, Any]:
+        """Take over what is in a checkpoint, or its graph alone, and return it all."""
         with self._ctx.activate(), contents.building():
-            state = contents.state()
-            whole = contents.type == "Experiment"
+            state: dict[str, Any] = contents.state()
             if whole and strict:
                 self._check_rows(state["fingerprints"])
             history = unpacked_history(state["history"]) if whole else self._history
-            graph = self._ctx.model_graph
-            if graph is not None and (not whole or state["model_graph"] is not None):
-                graph._restore(state["model_graph"] if whole else state)
+            graph, own = self._ctx.model_graph, state
+            if contents.type == "Experiment":
+                own = state["model_graph"]
+            if graph is not None and own is not None:
+                graph._restore(own)
             if whole:
-                set_plan_states(self._plan, state["plan"])
+                set_plan_states(self._plan.flatten(), state["plan"])
             self._history[:] = history
         if whole:
             set_random_states(state["random"])
+        return state
 
     # -- within -------------------------------------------------------------------------------
 
@@ -230,9 +256,24 @@ class ExperimentFiles(ContextYaml):
             package_code=package_code,
         )
 
-    def _checkpoint_to(self, path: Path, overwrite: bool, meta: dict[str, Any] | None) -> Path:
+    def _checkpoint_to(
+        self,
+        path: Path,
+        overwrite: bool,
+        meta: dict[str, Any] | None,
+        about: Mapping[str, Any] | None = None,
+        run: Mapping[str, Any] | None = None,
+    ) -> Path:
         config = {"label": self.label, "meta": dict(meta or {})}
-        return self._write(path, "ckpt", lambda: config, self._checkpoint_state, overwrite)
+        config |= {} if about is None else {"run": about}
+        state = partial(self._checkpoint_state, run)
+        return self._write(path, "ckpt", lambda: config, state, overwrite)
+
+    def _keep_run(
+        self, path: Path, overwrite: bool, meta: dict[str, Any], at: Start | None
+    ) -> Path:
+        """Write a checkpoint with which the run under way can go on."""
+        return self._checkpoint_to(path, overwrite, meta, *self._runner.described(at))
 
     def _file_state(self) -> dict[str, Any]:
         sets = self._ctx.available_featuresets.values()
@@ -241,19 +282,20 @@ class ExperimentFiles(ContextYaml):
             return {
                 "featuresets": {fs.label: packed(fs.get_state()) for fs in sets},
                 "model_graph": None if graph is None else graph._file_state(),
-                "plan": plan_states(self._plan),
+                "plan": plan_states(self._plan.flatten()),
                 "history": packed_history(self._history),
             }
 
-    def _checkpoint_state(self) -> dict[str, Any]:
+    def _checkpoint_state(self, run: Mapping[str, Any] | None = None) -> dict[str, Any]:
         graph = self._ctx.model_graph
         with self._ctx.activate():
             return {
                 "fingerprints": self._fingerprints(),
                 "model_graph": None if graph is None else graph._file_state(),
-                "plan": plan_states(self._plan),
+                "plan": plan_states(self._plan.flatten()),
                 "history": packed_history(self._history),
                 "random": random_states(),
+                **({} if run is None else {"run": run}),
             }
 
     def _fingerprints(self) -> dict[str, str]:
@@ -283,27 +325,6 @@ def _built(cls: Any, contents: Contents, ctx: ExperimentContext) -> Any:
     options = {name: decode(config[name]) for name in _OPTIONS if name in config}
     new = cls(config["label"], None, ctx, decode(config["checkpointing"]), callbacks, **options)
     new._plan = decode(config["execution_plan"])
-    set_plan_states(new._plan, state["plan"])
+    set_plan_states(new._plan.flatten(), state["plan"])
     new._history = unpacked_history(state["history"])
     return new
-
-
-def plan_states(plan: PhaseGroup) -> list[list[Any]]:
-    """Return what samplers have drawn and callbacks have learned, phase by phase."""
-    return [[plain_state(part) for part in _parts(phase)] for phase in plan.flatten()]
-
-
-def set_plan_states(plan: PhaseGroup, states: list[list[Any]]) -> None:
-    """Give samplers and callbacks their states; a plan of another shape keeps its own."""
-    phases = [_parts(phase) for phase in plan.flatten()]
-    if [len(parts) for parts in phases] != [len(part) for part in states]:
-        return
-    for parts, found in zip(phases, states, strict=True):
-        for part, state in zip(parts, found, strict=True):
-            if state:
-                part.set_state(state)
-
-
-def _parts(phase: Any) -> list[Any]:
-    samplers = [b.sampler for b in phase.input_sources if b.sampler is not None]
-    return [*samplers, *phase.callbacks]

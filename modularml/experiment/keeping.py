@@ -8,7 +8,7 @@ from typing import Any
 from modularml.errors import ConfigError
 from modularml.experiment.callback import Callback, ExperimentCallback
 from modularml.experiment.checkpointing import Checkpointing
-from modularml.experiment.run_state import phase_state
+from modularml.experiment.run_state import Start, phase_state
 from modularml.io.names import check_label, inside
 
 __all__ = ["ExperimentKeeper", "Keeper"]
@@ -28,48 +28,56 @@ class Keeper(Callback):
     def __init__(self, checkpointing: Checkpointing) -> None:
         super().__init__("checkpointing", execution_order=_LAST)
         self.checkpointing = checkpointing
-        self._folder: Path | None = None
+        self._is_due = False
 
     def on_phase_start(self, *, phase: Any, experiment: Any, **facts: Any) -> None:
         """Start with nothing kept, in a folder that is there."""
         self.checkpointing.reset()
         if self.checkpointing.mode == "disk":
-            parent = getattr(experiment, "_checkpoint_dir", None)
-            self._folder = folder_of(self.checkpointing, parent, phase.label)
-        self._keep("phase_start", phase, "phase_start")
+            folder_of(self.checkpointing, experiment._checkpoint_dir, phase.label)
+        self._keep("phase_start", phase, experiment, "phase_start")
 
-    def on_epoch_start(self, *, phase: Any, exec_ctx: Any, **facts: Any) -> None:
+    def on_epoch_start(self, *, phase: Any, experiment: Any, exec_ctx: Any, **facts: Any) -> None:
         """Keep the state before an epoch."""
-        self._keep("epoch_start", phase, exec_ctx.epoch_idx, exec_ctx)
+        self._keep("epoch_start", phase, experiment, exec_ctx.epoch_idx, exec_ctx)
 
-    def on_epoch_end(self, *, phase: Any, exec_ctx: Any, **facts: Any) -> None:
+    def on_epoch_end(self, *, phase: Any, experiment: Any, exec_ctx: Any, **facts: Any) -> None:
         """Keep the state after an epoch."""
-        self._keep("epoch_end", phase, exec_ctx.epoch_idx, exec_ctx)
+        self._keep("epoch_end", phase, experiment, exec_ctx.epoch_idx, exec_ctx)
 
-    def on_batch_start(self, *, phase: Any, exec_ctx: Any, **facts: Any) -> None:
+    def on_batch_start(self, *, phase: Any, experiment: Any, exec_ctx: Any, **facts: Any) -> None:
         """Keep the state before a batch."""
-        self._keep("batch_start", phase, f"{exec_ctx.epoch_idx}.{exec_ctx.batch_idx}", exec_ctx)
+        key = f"{exec_ctx.epoch_idx}.{exec_ctx.batch_idx}"
+        self._keep("batch_start", phase, experiment, key, exec_ctx)
 
-    def on_batch_end(self, *, phase: Any, exec_ctx: Any, **facts: Any) -> None:
+    def on_batch_end(self, *, phase: Any, experiment: Any, exec_ctx: Any, **facts: Any) -> None:
         """Keep the state after a batch."""
-        self._keep("batch_end", phase, f"{exec_ctx.epoch_idx}.{exec_ctx.batch_idx}", exec_ctx)
+        key = f"{exec_ctx.epoch_idx}.{exec_ctx.batch_idx}"
+        self._keep("batch_end", phase, experiment, key, exec_ctx)
 
-    def on_phase_end(self, *, phase: Any, **facts: Any) -> None:
+    def on_phase_end(self, *, phase: Any, experiment: Any, **facts: Any) -> None:
         """Keep the state at the end."""
-        self._keep("phase_end", phase, "phase_end")
+        self._keep("phase_end", phase, experiment, "phase_end")
 
-    def _keep(self, hook: str, phase: Any, key: int | str, ctx: Any = None) -> None:
+    def _keep(
+        self, hook: str, phase: Any, experiment: Any, key: int | str, ctx: Any = None
+    ) -> None:
         kept = self.checkpointing
-        if not kept.should_save(hook) or not (self._folder is None or phase.is_main):
+        due = kept.should_save(hook)
+        if kept.mode == "memory":
+            if due:
+                kept.record_memory(key, phase_state(phase))
             return
-        if self._folder is None:
-            kept.record_memory(key, phase_state(phase))
+        self._is_due |= due and phase.is_main
+        if not self._is_due or not phase.is_between_moves:  # gradients are in no file: wait
             return
-        path = inside(self._folder, f"{check_label(self._name(hook, phase, ctx))}{_SUFFIX}")
+        self._is_due = False
+        folder = folder_of(kept, experiment._checkpoint_dir, phase.label)
+        path = inside(folder, f"{check_label(self._name(hook, phase, ctx))}{_SUFFIX}")
         meta = {"phase": phase.label, "hook": hook, "key": key}
-        kept.record_disk(
-            key, phase.graph().save_checkpoint(path, overwrite=kept.overwrite, meta=meta)
-        )
+        at = Start.behind(hook, phase)
+        best = [c.best_epoch for c in phase.callbacks if hasattr(c, "best_epoch")]
+        kept.record_disk(key, experiment._keep_run(path, kept.overwrite, meta, at), spare=best)
 
     def _name(self, hook: str, phase: Any, ctx: Any) -> str:
         epoch = 0 if ctx is None else ctx.epoch_idx
@@ -123,7 +131,8 @@ class ExperimentKeeper(ExperimentCallback):
         name = check_label(kept.format_name(label=label) if named else key)
         folder = folder_of(kept, getattr(experiment, "_checkpoint_dir", None), "")
         path = inside(folder, f"{name}{_SUFFIX}")
-        kept.record_disk(key, experiment._checkpoint_to(path, kept.overwrite, {"hook": hook}))
+        meta = {"hook": hook, "key": key}
+        kept.record_disk(key, experiment._keep_run(path, kept.overwrite, meta, None))
 
 
 def folder_of(checkpointing: Checkpointing, parent: Path | None, label: str) -> Path:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from modularml.experiment.callback import PHASE_HOOKS, Callback, Dispatcher, as_
 from modularml.experiment.feed import Feed
 from modularml.experiment.recording import Recorder, ResultRecording
 from modularml.experiment.results import PhaseResults
+from modularml.experiment.run_state import Start
 from modularml.loop import Stream
 from modularml.progress import Bar, bar
 
@@ -74,10 +76,16 @@ _SOON = 0.5  # seconds until a nested bar appears
 class Hooks:
     """Notifies the callbacks of a phase and keeps what they say."""
 
-    def __init__(self, phase: ExperimentPhase, experiment: Any, results: PhaseResults) -> None:
+    def __init__(
+        self,
+        phase: ExperimentPhase,
+        experiment: Any,
+        results: PhaseResults,
+        listeners: Sequence[Callback] = (),
+    ) -> None:
         self.facts = {"experiment": experiment, "phase": phase, "results": results}
         self.results = results
-        self.dispatcher = Dispatcher(phase.listeners(), Callback, PHASE_HOOKS)
+        self.dispatcher = Dispatcher([*phase.listeners(), *listeners], Callback, PHASE_HOOKS)
         self.listens = self.dispatcher.listens
 
     def __call__(self, hook: str, epoch: int = 0, **facts: Any) -> None:
@@ -92,6 +100,21 @@ class Hooks:
         """Tell everybody of an error, which nothing that they raise or say hides."""
         for listener, said in self.dispatcher.report(error, **self.facts):
             self.results._keep(as_results(said, listener, "exception", {}), 0)
+
+
+class ResumedHooks(Hooks):
+    """Leaves out, once, each hook that was told before the phase was stopped."""
+
+    def __init__(self, told: set[str], *args: Any) -> None:
+        super().__init__(*args)
+        self.told = told
+
+    def __call__(self, hook: str, epoch: int = 0, **facts: Any) -> None:
+        """Notify everybody who overrides a hook, unless they know."""
+        if hook in self.told:
+            self.told.remove(hook)
+        else:
+            super().__call__(hook, epoch, **facts)
 
 
 def run_phase(
@@ -113,6 +136,8 @@ def phase_epochs(
     results: PhaseResults,
     display: Display,
     given: Feed | None = None,
+    start: Start | None = None,
+    listeners: Sequence[Callback] = (),
 ) -> Iterator[int]:
     """Run a phase and yield each epoch's number when it is over.
 
@@ -132,7 +157,8 @@ def phase_epochs(
         notify phase end
         (on an error: notify exception, then raise it)
 
-    Whoever stops iterating has asked for it: the phase ends cleanly.
+    Whoever stops iterating has asked for it: the phase ends cleanly. A phase that is resumed does
+    the same from `start` on: what was told is not told again, what was done is passed over.
 
     Parameters
     ----------
@@ -143,20 +169,26 @@ def phase_epochs(
     display : Display
     given : Feed, optional
         Of the same phase, for one that runs again and again; it is not released at the end.
+    start : Start, optional
+        Where a phase that was stopped goes on; its state has been put back.
+    listeners : sequence of Callback
+        Who listens besides the phase's own.
 
     Raises
     ------
     NonFiniteLossError
         If a loss is NaN or infinite.
     """
-    hooks = Hooks(phase, experiment, results)
+    make = Hooks if start is None else partial(ResumedHooks, start.told)
+    hooks = make(phase, experiment, results, listeners)
+    start = start or Start()
     recorder = Recorder(results, phase.recording, getattr(experiment, "results_room", None))
-    phase.stop_requested, phase.under_way = False, None
+    phase.stop_requested, phase.under_way = start.stop, None
     display = display if phase.is_main else Display()
     feed = given
     try:
         feed = feed or phase.feed()
-        phase.position = Stream(feed)
+        phase.position = _stream(feed, start)
         feed.reuses_memory = True  # from one epoch to the next, nobody keeps the tensors of a batch
         feed.keeps_epochs = phase.recording is not ResultRecording.NONE  # outputs may be views
         feed.watch = display.sampling
@@ -164,8 +196,10 @@ def phase_epochs(
             phase.n_epochs, phase.label, show=display.epochs, persist=display.keep, unit="epoch"
         ) as epochs:
             hooks("on_phase_start")
-            for epoch in range(phase.n_epochs):
-                _run_epoch(phase, feed, epoch, hooks, recorder, display, epochs)
+            epoch = start.epoch
+            for epoch in start.epochs(phase.n_epochs):
+                done = start.done(epoch)
+                _run_epoch(phase, feed, epoch, hooks, recorder, display, epochs, done)
                 try:
                     yield epoch
                 except GeneratorExit:
@@ -181,6 +215,13 @@ def phase_epochs(
             feed.release()
 
 
+def _stream(feed: Feed, start: Start) -> Stream:
+    stream = Stream(feed)
+    epoch = start.epochs(start.epoch + 1).start  # those before it are counted
+    stream.load_state_dict({"epoch": epoch, "iteration": start.iteration})
+    return stream
+
+
 def _run_epoch(
     phase: ExperimentPhase,
     feed: Feed,
@@ -189,22 +230,25 @@ def _run_epoch(
     recorder: Recorder,
     display: Display,
     epochs: Bar,
+    done: list[list[float]],
 ) -> None:
     before, after = hooks.listens("on_batch_start"), hooks.listens("on_batch_end")
-    ctx = ExecutionContext(phase.label, epoch, 0)
+    ctx = ExecutionContext(phase.label, epoch, max(0, len(done) - 1))
     phase.under_way = epoch, []
     hooks("on_epoch_start", epoch, exec_ctx=ctx)
     feed.refresh()
     plan, step = feed.plan, phase.step_of(feed)
     n_batches, _ = feed.epoch(epoch)
+    feed.first = len(done)
     position = phase.position
     position.increment_epoch()
     position.reload_iterator()
-    recorder.begin()
-    values: list[Sequence[Any]] = []
+    if not done:
+        recorder.begin()
+    values: list[Sequence[Any]] = [*done]
     phase.under_way = epoch, values
     with plan.modes(), display.epoch_bar(epoch, n_batches) as drawn, suppress(EpochOverError):
-        for ctx in position.data(n_batches):
+        for ctx in position.data(n_batches - len(done)):
             if before:
                 hooks("on_batch_start", epoch, exec_ctx=ctx)
             step(ctx)

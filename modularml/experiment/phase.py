@@ -116,6 +116,12 @@ class ExperimentPhase(Configurable, ContextYaml):
         losses = [[float(value) for value in batch] for batch in values]
         return {"epoch": epoch, "batch": len(values), "losses": losses}
 
+    @property
+    def is_between_moves(self) -> bool:
+        """Whether a step would begin with no gradients of batches that have not moved weights."""
+        step = getattr(self.position.loader, "step", None)
+        return not getattr(step, "n_batches", 0)
+
     def listeners(self) -> list[Callback]:
         """Return everybody who listens to this phase."""
         return list(self.callbacks)

@@ -77,7 +77,8 @@ class Recorder:
     def end(self, losses: Array | None) -> None:
         """Finish an epoch; `losses` holds those of each batch, where they are known."""
         if self._open is not None:
-            self._open.close(losses, self._before)
+            own = None if losses is None else losses[-len(self._open) :]  # others are kept already
+            self._open.close(own, self._before)
             self._before = self._open
             if self.room is not None:
                 self.room.admit(self._open)

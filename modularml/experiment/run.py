@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modularml.errors import UnknownNameError
 from modularml.experiment.callback import EXPERIMENT_HOOKS, Dispatcher, ExperimentCallback
 from modularml.experiment.group import PhaseGroup
 from modularml.experiment.group_results import PhaseGroupResults
-from modularml.experiment.keeping import ExperimentKeeper
+from modularml.experiment.interruption import Interruption, is_interruption
+from modularml.experiment.keeping import ExperimentKeeper, folder_of
 from modularml.experiment.loop import Display, phase_epochs
 from modularml.experiment.phase import ExperimentPhase
 from modularml.experiment.results import PhaseResults
-from modularml.experiment.run_state import parts_of, undone_on_error
-from modularml.io.randomness import derived_seed, deterministic, seed_all
+from modularml.experiment.resuming import config_hash, described_run, phases_of, take_up
+from modularml.experiment.run_state import Start, parts_of, undone_on_error
+from modularml.io.randomness import derived_seed, deterministic, seed_all, set_random_states
 from modularml.progress import IN_NOTEBOOK
 
 if TYPE_CHECKING:
@@ -88,10 +92,24 @@ class Runner:
     experiment : Experiment
     flags : dict
         Display flags, as given to ``run``.
+    item : phase or PhaseGroup, optional
+        What will run, where states of the run may be kept.
+
+    Attributes
+    ----------
+    number : int
+        Runs of this experiment that were completed before.
+    told, done : int
+        Hooks of the experiment that have been told so far, and phases that are done.
     """
 
-    def __init__(self, experiment: Experiment, flags: dict[str, Any]) -> None:
-        self.experiment = experiment
+    def __init__(
+        self,
+        experiment: Experiment,
+        flags: dict[str, Any],
+        item: ExperimentPhase | PhaseGroup | None = None,
+    ) -> None:
+        self.experiment, self.item = experiment, item
         self.flags = check_flags(flags)
         listeners: list[ExperimentCallback] = experiment.exp_callbacks
         if experiment.checkpointing is not None:
@@ -100,37 +118,60 @@ class Runner:
         self._number = len(experiment.history)
         self.durations: dict[str, float] = {}
         self._path: list[str] = []
+        self.number = sum(run.status == "completed" for run in experiment._history)
+        self.told = self.done = self._begun = 0
+        self._resumed: dict[str, Any] = {"told": 0, "done": 0}
+        self._interruption: Interruption | None = None
 
     def phase(self, phase: ExperimentPhase, into: PhaseGroupResults | None = None) -> PhaseResults:
         """Run a phase; its results are added before it starts, so a failed one leaves some."""
-        results = phase.results_class(phase.label)
-        for _ in self.epochs(phase, results, into):
+        results: PhaseResults = self._results(phase.results_class, phase.label, into)
+        for _ in self.epochs(phase, results):
             pass
         return results
 
-    def epochs(
-        self, phase: ExperimentPhase, results: PhaseResults, into: PhaseGroupResults | None = None
-    ) -> Iterator[int]:
-        """Run a phase and yield each epoch's number when it is over."""
+    @property
+    def is_resumed(self) -> bool:
+        """Whether it goes on with a run that was stopped."""
+        return "item" in self._resumed
+
+    def _results(self, cls: Any, label: str, into: PhaseGroupResults | None) -> Any:
+        """Return the results to fill: new ones, or those that a run left which goes on."""
+        if into is not None and self.is_resumed and label in into.labels:
+            return into[label]
+        results = cls(label)
         if into is not None:
             into.add_result(results)
-        start = time.perf_counter()
-        self._seed_samplers(phase)
+        return results
+
+    def epochs(self, phase: ExperimentPhase, results: PhaseResults) -> Iterator[int]:
+        """Run a phase and yield each epoch's number when it is over; nothing where it is done."""
+        self._begun += 1
+        if self._begun > self._resumed["done"] and "in_phase" not in self._resumed:
+            self._seed_samplers(phase)
         self.notify("on_phase_start", phase=phase)
+        if self._begun > self._resumed["done"]:
+            yield from self._epochs(phase, results)
+            self.done += 1
+        self.notify("on_phase_end", phase=phase)
+
+    def _epochs(self, phase: ExperimentPhase, results: PhaseResults) -> Iterator[int]:
+        begun, at = time.perf_counter(), self._resumed.pop("in_phase", None)
+        display = display_from(self.flags, phase.training)
+        start = None if at is None else Start(**at)
+        listeners = [] if self._interruption is None else [self._interruption]
         try:
-            display = display_from(self.flags, phase.training)
-            yield from phase_epochs(phase, self.experiment, results, display)
+            yield from phase_epochs(
+                phase, self.experiment, results, display, start=start, listeners=listeners
+            )
         finally:
             taken = phase.label in self.durations
             name = "/".join([*self._path, phase.label]) if taken else phase.label
-            self.durations[name] = time.perf_counter() - start
-        self.notify("on_phase_end", phase=phase)
+            self.durations[name] = time.perf_counter() - begun
 
     def group(self, group: PhaseGroup, into: PhaseGroupResults | None = None) -> PhaseGroupResults:
         """Run all phases and groups of a group, in order."""
-        results = PhaseGroupResults(group.label)
-        if into is not None:
-            into.add_result(results)
+        results: PhaseGroupResults = self._results(PhaseGroupResults, group.label, into)
         self._path.append(group.label)
         self.notify("on_group_start", phase_group=group)
         self.items(group, results)
@@ -147,30 +188,74 @@ class Runner:
                 self.phase(item, results)
 
     def notify(self, hook: str, **facts: Any) -> None:
-        """Tell the experiment's callbacks."""
-        if self.hooks.listens(hook):
+        """Tell the experiment's callbacks what they were not told before."""
+        self.told += 1
+        if self.told > self._resumed["told"] and self.hooks.listens(hook):
             for _ in self.hooks.notify(hook, experiment=self.experiment, **facts):
                 pass
 
     @contextmanager
-    def recording(self, item: ExperimentPhase | PhaseGroup) -> Iterator[PhaseGroupResults]:
+    def recording(
+        self,
+        item: ExperimentPhase | PhaseGroup,
+        resume: str | Path | None = None,
+        strict: bool = True,
+    ) -> Iterator[PhaseGroupResults]:
         """Make what a block does one entry of the history, whatever comes of it."""
-        run = ExperimentRun(item.label, datetime.now(UTC), results=PhaseGroupResults(item.label))
-        self.experiment._history.append(run)
+        before, self.experiment._runner = self.experiment._runner, self
+        state = None if resume is None else take_up(self, item, resume, strict)
+        if state is None:
+            results = PhaseGroupResults(item.label)
+            run = ExperimentRun(item.label, datetime.now(UTC), results=results)
+            self.experiment._history.append(run)
+        run = self.experiment._history[-1]
         try:
             self.experiment._auditor.look(item, self.experiment.ctx)
             with undone_on_error(self.experiment.model_graph), self.reproducibly():
+                if state is not None:
+                    set_random_states(state["random"])
                 yield run.results
             run.status = "completed"
         except BaseException as error:
-            run.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            run.status = "interrupted" if is_interruption(error) else "failed"
             run.execution_meta["error"] = error
             for _ in self.hooks.report(error, experiment=self.experiment):
                 pass
             raise
         finally:
+            self.experiment._runner = before
             run.ended_at = datetime.now(UTC)
             run.execution_meta["durations"] = self.durations
+
+    # -- keeping states, and going on ---------------------------------------------------------
+
+    @cached_property
+    def config(self) -> str:
+        """Hash of what the run is made from."""
+        assert self.item is not None
+        return config_hash(self.experiment, self.item)
+
+    def described(self, at: Start | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return which run this is and where, and the state that only it knows."""
+        assert self.item is not None
+        return described_run(self, self.item, at)
+
+    def go_on(self, about: dict[str, Any]) -> None:
+        """Pass over what was done and told before, from now on."""
+        self._resumed, self.done = dict(about), about["done"]
+        self._number = len(self.experiment.history) - 1
+
+    def interruptible(self) -> AbstractContextManager[Any]:
+        """Let signals end the run with a checkpoint, within a block; where any are on disk."""
+        assert self.item is not None
+        kept = [self.experiment.checkpointing]
+        kept += [getattr(phase, "checkpointing", None) for phase in phases_of(self.item)]
+        on_disk = [found for found in kept if found is not None and found.mode == "disk"]
+        if not on_disk:
+            return nullcontext()
+        folder = folder_of(on_disk[0], self.experiment._checkpoint_dir, "")
+        self._interruption = Interruption(folder / "interrupted.ckpt.mml")
+        return self._interruption
 
     @contextmanager
     def reproducibly(self) -> Iterator[None]:

@@ -3,19 +3,80 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from modularml.errors import ConfigError
+from modularml.errors import ConfigError, MMLError
 from modularml.experiment.phase import ExperimentPhase
 from modularml.graph.model_graph import ModelGraph
 from modularml.io.randomness import random_states, set_random_states
+from modularml.io.values import Packer
 
 if TYPE_CHECKING:
     from modularml.experiment.experiment import Experiment
 
-__all__ = ["parts_of", "phase_state", "set_phase_state", "undone_on_error", "untouched"]
+__all__ = [
+    "Start",
+    "parts_of",
+    "phase_state",
+    "plan_states",
+    "set_phase_state",
+    "set_plan_states",
+    "undone_on_error",
+    "untouched",
+]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a loop begins: at its beginning, or behind the hook at which a state was saved.
+
+    Parameters
+    ----------
+    hook : str
+        As in `Checkpointing`; empty for the beginning.
+    epoch : int
+        0-based; -1 before the first.
+    losses : list of list of float
+        Of the batches of this epoch that are done.
+    iteration : int
+        Batches of all epochs that are done.
+    stop : bool
+        Whether somebody has asked the phase to end.
+    """
+
+    hook: str = ""
+    epoch: int = -1
+    losses: list[list[float]] = field(default_factory=list)
+    iteration: int = 0
+    stop: bool = False
+
+    @classmethod
+    def behind(cls, hook: str, phase: ExperimentPhase) -> Start:
+        """Return where a phase is, of whose callbacks the last is being told."""
+        at = phase.progress() or {"epoch": -1, "losses": []}
+        iteration = phase.position.iteration - (hook == "batch_start")
+        return cls(hook, at["epoch"], at["losses"], iteration, phase.stop_requested)
+
+    def epochs(self, n_epochs: int) -> range:
+        """Return the epochs that are to run, the one under way first."""
+        over = self.hook == "phase_end" or (self.hook == "epoch_end" and self.stop)
+        first = max(self.epoch, 0) + (self.hook in ("epoch_end", "phase_end"))
+        return range(first, first if over else n_epochs)
+
+    def done(self, epoch: int) -> list[list[float]]:
+        """Return the losses of the batches of an epoch that are done and not to run again."""
+        return self.losses if epoch == self.epoch else []
+
+    @property
+    def told(self) -> set[str]:
+        """Hooks that have been told, and would come once more."""
+        stages = ["phase_start", "epoch_start", "batch_start"]
+        ends = {"": 0, "phase_start": 1, "epoch_start": 2, "batch_start": 3, "batch_end": 2}
+        found = stages[: ends.get(self.hook, 1)]
+        return {f"on_{hook}" for hook in [*found, *(["phase_end"] * (self.hook == "phase_end"))]}
 
 
 def phase_state(phase: ExperimentPhase) -> dict[str, Any]:
@@ -71,6 +132,37 @@ def parts_of(phase: ExperimentPhase) -> tuple[list[Any], list[Any]]:
     """Return the samplers and the callbacks of a phase, each once."""
     samplers = [b.sampler for b in phase.input_sources if b.sampler is not None]
     return list({id(s): s for s in samplers}.values()), list(phase.callbacks)
+
+
+def plan_states(phases: Sequence[ExperimentPhase]) -> list[list[Any]]:
+    """Return what samplers have drawn and callbacks have learned, phase by phase."""
+    return [[plain_state(part) for part in _parts(phase)] for phase in phases]
+
+
+def set_plan_states(plan: Sequence[ExperimentPhase], states: list[list[Any]]) -> None:
+    """Give samplers and callbacks their states; a plan of another shape keeps its own."""
+    phases = [_parts(phase) for phase in plan]
+    if [len(parts) for parts in phases] != [len(part) for part in states]:
+        return
+    for parts, found in zip(phases, states, strict=True):
+        for part, state in zip(parts, found, strict=True):
+            if state:
+                part.set_state(state)
+
+
+def _parts(phase: Any) -> list[Any]:
+    samplers = [b.sampler for b in phase.input_sources if b.sampler is not None]
+    return [*samplers, *phase.callbacks]
+
+
+def plain_state(obj: Any) -> Any:
+    """Return the state of a sampler or callback; None where it is no plain data."""
+    state = obj.get_state()
+    try:
+        Packer().pack(state)
+    except MMLError:
+        return None
+    return state
 
 
 @contextmanager

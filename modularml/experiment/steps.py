@@ -37,6 +37,7 @@ class EpochSteps(Sequence[ExecutionContext]):
         assert first.layout is not None
         self.layout: Layout = first.layout
         self.phase, self.epoch, self.rows = first.phase_label, first.epoch_idx, first.rows
+        self.first = first.batch_idx
         self._adapters = self.layout.adapters
         self._shapes = [out.shape[1:] for out in first.outs]
         self._outs: list[Sequence[Any]] = []
@@ -76,8 +77,11 @@ class EpochSteps(Sequence[ExecutionContext]):
             known = [] if before is None else [b for _, b in before._whole]
             if len(known) == len(bounds) and all(map(np.array_equal, bounds, known)):
                 bounds = known
+            alone = (
+                len(self._outs) == 1 and not self.layout.training
+            )  # no later epoch takes its room
             joined = [
-                part[0] if len(part) == 1 else adapter.concat(part, 0)
+                part[0] if alone else adapter.concat(part, 0)
                 for adapter, part in zip(self._adapters, parts, strict=True)
             ]
             self._whole, self._outs = list(zip(joined, bounds, strict=True)), []
@@ -169,7 +173,7 @@ class EpochSteps(Sequence[ExecutionContext]):
         return self._n
 
     def _step(self, place: int, values: Any) -> ExecutionContext:
-        step = ExecutionContext(self.phase, self.epoch, place)
+        step = ExecutionContext(self.phase, self.epoch, self.first + place)
         step.layout, step.rows, step.outs = self.layout, self.rows, _Outputs(self, place)
         step.values = values[place] if self._values else values[place].tolist()
         return step
@@ -279,5 +283,5 @@ class StepLog(Sequence[ExecutionContext]):
 
 def _places(part: Sequence[ExecutionContext]) -> IntArray:
     if isinstance(part, EpochSteps):
-        return np.column_stack([np.full(len(part), part.epoch), np.arange(len(part))])
+        return np.column_stack([np.full(len(part), part.epoch), part.first + np.arange(len(part))])
     return np.array([(s.epoch_idx, s.batch_idx) for s in part], dtype=np.int64)

@@ -18,7 +18,7 @@ from modularml.experiment.steps import StepLog
 from modularml.experiment.stored_steps import packed_steps, unpacked_steps
 from modularml.io.values import Packer
 
-__all__ = ["packed_history", "plain_state", "unpacked_history"]
+__all__ = ["packed_history", "unpacked_history"]
 
 _RESULTS = {cls.__name__: cls for cls in (PhaseResults, TrainResults, EvalResults, FitResults)}
 
@@ -133,16 +133,6 @@ def _subclasses(cls: type[Any]) -> list[type[Any]]:
     for sub in cls.__subclasses__():
         found += _subclasses(sub)
     return found
-
-
-def plain_state(obj: Any) -> Any:
-    """Return the state of a sampler or callback; None where it is no plain data."""
-    state = obj.get_state()
-    try:
-        Packer().pack(state)
-    except MMLError:
-        return None
-    return state
 
 
 def _plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,20 @@ from modularml.errors import ConfigError
 __all__ = ["packed_steps", "unpacked_steps"]
 
 
-def packed_steps(steps: Sequence[ExecutionContext]) -> dict[str, Any] | None:
+def packed_steps(steps: Sequence[ExecutionContext]) -> Any:
     """Return steps of one phase as plain data; None where there are none.
 
     Outputs of all steps are put behind one another; targets, tags and ids are not stored, since
-    the rows they belong to are.
+    the rows they belong to are. Steps before and after a node was frozen make a list.
     """
-    layout = steps[0].layout if steps else None
-    if layout is None or any(step.layout is not layout for step in steps):
+    if not steps or any(step.layout is None for step in steps):
         return None
+    runs = [_packed_run(list(run)) for _, run in groupby(steps, key=lambda step: id(step.layout))]
+    return runs[0] if len(runs) == 1 else runs
+
+
+def _packed_run(steps: Sequence[ExecutionContext]) -> dict[str, Any]:
+    layout = steps[0]._layout()
     sources = list(layout.views)
     outs = [
         _joined([adapter.to_numpy(s.outs[i]) for s in steps])
@@ -46,10 +52,10 @@ def packed_steps(steps: Sequence[ExecutionContext]) -> dict[str, Any] | None:
     }
 
 
-def unpacked_steps(data: Mapping[str, Any] | None) -> list[ExecutionContext]:
+def unpacked_steps(data: Any) -> list[ExecutionContext]:
     """Return steps again; nodes and FeatureSets are those of the active context, by label."""
-    if data is None:
-        return []
+    if data is None or isinstance(data, list):
+        return [step for run in data or () for step in unpacked_steps(run)]
     layout, sources = _layout(data["layout"])
     rows = _StoredRows(sources, data["rows"], data["epoch"], data["batch"])
     steps = []

@@ -24,10 +24,11 @@ def stream_events(
 
     The experiment's context is active while the phase runs, and never while somebody else does.
     """
-    runner = Runner(experiment, flags)
+    runner = Runner(experiment, flags, phase)
     results = phase.results_class(phase.label)
     with runner.recording(phase) as into:
-        epochs: Any = runner.epochs(phase, results, into)
+        into.add_result(results)
+        epochs: Any = runner.epochs(phase, results)
         try:
             while True:
                 with experiment.ctx.activate():

@@ -126,7 +126,9 @@ class GraphFiles(ContextYaml):
         return self._write(filepath, "ckpt", lambda: config, overwrite)
 
     def restore_checkpoint(self, filepath: str | Path) -> Self:
-        """Go back to a checkpoint; nodes are found by label. Returns this graph.
+        """Go back to a checkpoint of a graph, or of its experiment; nodes are found by label.
+
+        Returns this graph.
 
         Raises
         ------
@@ -134,11 +136,14 @@ class GraphFiles(ContextYaml):
             If the file is damaged or belongs to another graph. Nothing has changed then.
         """
         contents = read_artifact(filepath, "ckpt")
-        if contents.type != "ModelGraph":
-            problem = f"is a checkpoint of an {contents.type}, not of a ModelGraph"
+        with contents.building():
+            state = contents.state()
+            state = state["model_graph"] if contents.type == "Experiment" else state
+        if contents.type not in ("ModelGraph", "Experiment") or state is None:
+            problem = f"is a checkpoint of an {contents.type} without a ModelGraph"
             raise MMLKindError(limits.OTHER_KIND, contents.path, "", problem)
         with contents.building():
-            self._restore(contents.state())
+            self._restore(state)
         return self
 
     def _restore(self, state: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from joblib import effective_n_jobs
@@ -145,7 +145,12 @@ class CrossValidation:
         return found
 
     def run(
-        self, *, show_fold_progress: bool = True, persist_progress: bool = False, **kwargs: Any
+        self,
+        *,
+        show_fold_progress: bool = True,
+        persist_progress: bool = False,
+        resume: Literal["auto"] | None = None,
+        **kwargs: Any,
     ) -> CVResults:
         """Run all folds that have not succeeded yet.
 
@@ -155,6 +160,10 @@ class CrossValidation:
             Whether a progress bar counts folds.
         persist_progress : bool
             Whether progress bars stay.
+        resume : 'auto', optional
+            Folds write checkpoints to folders of their own within that of the experiment's
+            checkpoints, and go on from those that an earlier process left there: folds that are
+            done are not run again, nor are phases; within a phase, its own `Checkpointing` counts.
         **kwargs
             Display flags, as of `Experiment.run_phase`; processes of their own draw no bars.
 
@@ -170,6 +179,7 @@ class CrossValidation:
             If all folds failed; the first error is its cause.
         """
         flags = check_flags({**kwargs, "persist_progress": persist_progress})
+        self._check_resume(resume)
         plan = self.experiment.execution_plan if self.phase is None else self.phase
         if isinstance(plan, PhaseGroup) and not len(plan):
             raise ConfigError("there is nothing to run: the plan is empty; pass phase=")
@@ -181,17 +191,31 @@ class CrossValidation:
         with bar(
             len(missing), self.label, show=show_fold_progress, persist=persist_progress, unit="fold"
         ) as drawn:
-            for fold, found in self._outcomes(plan, missing, flags):
+            for fold, found in self._outcomes(plan, missing, flags, resume):
                 (failed if isinstance(found, Exception) else self._done)[fold.label] = found
                 drawn.update()
         self._tell(failed)
         return CVResults(self.label, self.bindings, self.folds, self._done, failed)
 
-    def _outcomes(self, plan: Any, folds: Sequence[Fold], flags: dict[str, Any]) -> Any:
+    def _check_resume(self, resume: str | None) -> None:
+        fits = resume == "auto" and self.experiment._checkpoint_dir is not None
+        if resume is not None and (not fits or self.search is not None):
+            raise ConfigError(
+                "resume must be 'auto' or None, and needs a folder from set_checkpoint_dir() and "
+                f"no search, whose choice is in no checkpoint; got {resume!r}"
+            )
+
+    def _outcomes(
+        self, plan: Any, folds: Sequence[Fold], flags: dict[str, Any], resume: str | None
+    ) -> Any:
+        folder = self.experiment._checkpoint_dir
+        folder = None if folder is None else folder.absolute()
         n_jobs = min(effective_n_jobs(self.n_jobs), len(folds))
         if effective_n_jobs(self.n_jobs) == 1 or not folds:
-            return Work(self.label, flags, self.search).in_turn(self.experiment, plan, folds)
-        work = Work(self.label, {**flags, **dict.fromkeys(BARS, False)}, self.search)
+            work = Work(self.label, flags, self.search, folder, resume)
+            return work.in_turn(self.experiment, plan, folds)
+        quiet = {**flags, **dict.fromkeys(BARS, False)}
+        work = Work(self.label, quiet, self.search, folder, resume)
         return work.on_workers(self.experiment, plan, folds, n_jobs, self.timeout)
 
     def _tell(self, failed: dict[str, Exception]) -> None:

@@ -19,7 +19,7 @@ from joblib.externals.loky.backend import get_context
 
 from modularml.context import ExperimentContext
 from modularml.errors import ConfigError, ExecutionError
-from modularml.experiment import Experiment, PhaseGroup
+from modularml.experiment import Checkpointing, Experiment, PhaseGroup
 from modularml.io import inspect
 from modularml.io.randomness import unchanged_randomness
 from modularml.strategies.copying import Plan, fold_experiment, template_of
@@ -38,6 +38,9 @@ class Work:
     label: str
     flags: dict[str, Any]
     search: Search | None = None
+    folder: Path | None = None
+    """Where folds keep checkpoints."""
+    resume: str | None = None
 
     def prepared(self, experiment: Experiment, plan: Plan, fold: Fold) -> Experiment:
         """Return a fold's own experiment; random states of the process are set."""
@@ -52,11 +55,19 @@ class Work:
             if chosen is not None:
                 items = chosen.all if isinstance(chosen, PhaseGroup) else [chosen]
                 own.execution_plan.clear().add_items(items)
-            own.run(**self.flags)
+            self._set_folder(own, fold)
+            own.run(resume=self.resume, **self.flags)
         for fs in own.ctx.available_featuresets.values():
             if fs.scaler_records:  # its columns are the fold's alone
                 fs.collection.tensors.clear()
         return own
+
+    def _set_folder(self, own: Experiment, fold: Fold) -> None:
+        """Give a fold a folder of its own; one that may go on keeps its state after each phase."""
+        if self.folder is not None:
+            own.set_checkpoint_dir(self.folder / f"{self.label}_{fold.label}")
+        if self.resume is not None and own.checkpointing is None:
+            own.set_checkpointing(Checkpointing(mode="disk", save_on="phase_end", max_to_keep=1))
 
     def in_turn(
         self, experiment: Experiment, plan: Plan, folds: Sequence[Fold]

@@ -471,3 +471,35 @@ def test_what_cannot_be_meant_is_refused_at_once():
     leaking = mml.CVBinding(fs, ["train", "val"], train_split_name="learn")
     with pytest.warns(LeakWarning, match="learns from 'train'"):
         mml.CrossValidation(bindings=leaking, n_folds=2).run(**SILENT)
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_folds_go_on_in_a_new_process(tmp_path, n_jobs) -> None:
+    def made(folder):
+        own = world(rows(), n_epochs=3)
+        own.execution_plan.get_phase("train").set_checkpointing(
+            mml.Checkpointing(mode="disk", save_on="batch_end", every_n=2)
+        )
+        own.set_checkpoint_dir(tmp_path / folder)
+        binding = mml.CVBinding(own.ctx.get_node("data"), ["train", "val"], group_by="cell")
+        return mml.CrossValidation(bindings=binding, n_folds=3, experiment=own, n_jobs=n_jobs)
+
+    with mml.ExperimentContext().activate():
+        wanted = made("never").run(**SILENT)
+    with mml.ExperimentContext().activate():
+        cv = made("often")
+        first = cv.run(resume="auto", **SILENT)
+    assert_equal_results(first, wanted)
+    done, under_way, lost = sorted((tmp_path / "often").glob("CV_fold_*"))
+    times = [path.stat().st_mtime_ns for path in sorted(done.rglob("*.mml"))]
+    for path in [*under_way.glob("*.mml"), *sorted((under_way / "train").glob("*"))[3:]]:
+        path.unlink()
+    for path in lost.rglob("*.mml"):
+        path.unlink()
+    with mml.ExperimentContext().activate():
+        again = made("often").run(resume="auto", **SILENT)
+    assert_equal_results(again, wanted)
+    assert times == [path.stat().st_mtime_ns for path in sorted(done.rglob("*.mml"))]
+    cv.experiment._checkpoint_dir = None
+    with pytest.raises(ConfigError, match="set_checkpoint_dir"):
+        cv.run(resume="auto")

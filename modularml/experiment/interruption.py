@@ -1,0 +1,85 @@
+"""Ctrl-C and SIGTERM: the batch is finished, a checkpoint written, and then the run ends."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from modularml.experiment.callback import Callback
+from modularml.experiment.run_state import Start
+
+__all__ = ["Interruption", "is_interruption"]
+
+_AFTER_ALL = 1_000_001
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption(Callback):
+    """Ends a run cleanly when the process is asked to end; a second signal ends it at once.
+
+    It is a context manager in which signals are caught, in the main thread only.
+
+    Parameters
+    ----------
+    path : Path
+        Of the checkpoint that is written then.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("interruption", execution_order=_AFTER_ALL)
+        self.path = path
+        self._asked = 0
+        self._before: dict[int, Any] = {}
+
+    def on_batch_end(self, *, experiment: Any, phase: Any, **facts: Any) -> None:
+        """End where that was asked for."""
+        if self._asked and phase.is_between_moves:
+            self._end("batch_end", experiment, phase)
+
+    def on_epoch_end(self, *, experiment: Any, phase: Any, **facts: Any) -> None:
+        """End where that was asked for after the last batch."""
+        if self._asked:
+            self._end("epoch_end", experiment, phase)
+
+    def _end(self, hook: str, experiment: Any, phase: Any) -> None:
+        asked = self._asked
+        if phase.is_main:
+            meta = {"phase": phase.label, "hook": hook}
+            experiment._keep_run(self.path, True, meta, Start.behind(hook, phase))
+        self._asked = 0
+        raise _error(asked)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self._asked:
+            raise _error(number)
+        self._asked = number
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            ignored = [s for s in _SIGNALS if signal.getsignal(s) == signal.SIG_IGN]
+            self._before = {s: signal.signal(s, self._ask) for s in _SIGNALS if s not in ignored}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        if self._asked and error is None:  # it came after the last batch
+            signal.raise_signal(self._asked)
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Tell whether an error is one that a signal makes."""
+    told = isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM
+    return told or isinstance(error, KeyboardInterrupt)
+
+
+def _error(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)

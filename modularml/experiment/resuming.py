@@ -1,0 +1,213 @@
+"""Going on with a run that was stopped: which checkpoint, whether it fits, and taking it up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from modularml.config import Configurable, encode
+from modularml.errors import ConfigError, MMLError
+from modularml.experiment.group import PhaseGroup
+from modularml.experiment.phase import ExperimentPhase
+from modularml.experiment.run_state import Start, plain_state, plan_states, set_plan_states
+from modularml.io.artifact import Contents, read_artifact
+from modularml.io.references import with_labels
+
+if TYPE_CHECKING:
+    from modularml.experiment.experiment import Experiment
+    from modularml.experiment.run import Runner
+
+__all__ = ["config_hash", "described_run", "phases_of", "take_up"]
+
+
+def phases_of(item: ExperimentPhase | PhaseGroup) -> list[ExperimentPhase]:
+    """Return the phases of a run, in order."""
+    return item.flatten() if isinstance(item, PhaseGroup) else [item]
+
+
+def config_hash(experiment: Experiment, item: ExperimentPhase | PhaseGroup) -> str:
+    """Return a hash of all that a run is made from: phases, graph, seeds, rows of splits.
+
+    When checkpoints are kept is no part of it. Of a model that was given as an object, its class
+    is; that its weights fit is seen when they are put back.
+    """
+    graph, ctx = experiment.model_graph, experiment.ctx
+    labels = {node_id: node.label for node_id, node in ctx.available_nodes.items()}
+    nodes = [] if graph is None else list(graph.nodes.values())
+    tree = {
+        "paths": [path for path, _ in _paths(item)],
+        "phases": [_told(phase) for phase in phases_of(item)],
+        "nodes": [_told(node) for node in nodes],
+        "optimizer": None if graph is None else _told(graph.optimizer),
+        "seed": experiment.seed,
+        "splits": {
+            fs.label: {name: _digest(view.indices) for name, view in fs.splits.items()}
+            for fs in ctx.available_featuresets.values()
+        },
+    }
+    text = json.dumps(with_labels(tree, labels), sort_keys=True, default=str)
+    for node_id, label in labels.items():
+        text = text.replace(node_id, label)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def described_run(
+    runner: Runner, item: ExperimentPhase | PhaseGroup, at: Start | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return which run it is and where it is, to be read before all else, and its state."""
+    experiment, phases = runner.experiment, phases_of(item)
+    about: dict[str, Any] = {
+        "item": item.label,
+        "number": runner.number,
+        "config": runner.config,
+        "phases": _shape(item),
+        "told": runner.told,
+        "done": runner.done,
+    }
+    if at is not None:
+        about["in_phase"] = vars(at)
+    keepers = _keepers(experiment, item, runner.done)
+    parts = plan_states(phases)
+    own = [plain_state(callback) for callback in experiment.exp_callbacks]
+    about["is_whole"] = all(state is not None for states in [*parts, own] for state in states)
+    return about, {
+        "parts": None if item is experiment.execution_plan else parts,
+        "callbacks": own,
+        "keeping": [None if kept is None else kept.disk_state() for kept in keepers],
+    }
+
+
+def take_up(
+    runner: Runner, item: ExperimentPhase | PhaseGroup, resume: str | Path, strict: bool
+) -> dict[str, Any] | None:
+    """Put the state of a checkpoint back and return it; None where there is none to be found.
+
+    Raises
+    ------
+    ConfigError
+        If it is of another run, or (where `strict`) of another config.
+    MMLError
+        If it is damaged, or does not fit. Nothing has changed then.
+    """
+    experiment = runner.experiment
+    if resume == "auto":
+        contents = next(_usable(runner, item), None)
+    else:
+        contents = read_artifact(experiment._checkpoint_path(resume), "ckpt")
+    if contents is None:
+        return None
+    about = _checked(contents, runner, item, strict)
+    state = experiment._go_back(contents, strict, whole=True)
+    run = state["run"]
+    if run["parts"] is not None:
+        set_plan_states(phases_of(item), run["parts"])
+    for callback, own in zip(experiment.exp_callbacks, run["callbacks"], strict=False):
+        if own:
+            callback.set_state(own)
+    keys = [None, contents.config["meta"].get("key")]
+    keepers = _keepers(experiment, item, about["done"])
+    for kept, own, key in zip(
+        keepers, run["keeping"], keys if "in_phase" in about else keys[::-1], strict=True
+    ):
+        if kept is not None and own is not None:
+            kept.set_disk_state(own, Path(contents.path), key)
+    experiment._history[-1].status = "running"
+    runner.go_on(about)
+    return state
+
+
+def _usable(runner: Runner, item: ExperimentPhase | PhaseGroup) -> Iterator[Contents]:
+    """Yield checkpoints of this run, the newest first; damaged files are warned of."""
+    folders = runner.experiment._checkpoint_folders(phases_of(item))
+    if not folders:
+        raise ConfigError(
+            "resume='auto' needs a folder with checkpoints; call set_checkpoint_dir(path)"
+        )
+    found = {path for folder in folders for path in folder.glob("*.ckpt.mml")}
+    for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        try:
+            contents = read_artifact(path, "ckpt")
+        except MMLError as error:
+            told = f"{error}; the run goes on from an older checkpoint, or begins anew"
+            warnings.warn(told, UserWarning, stacklevel=2)
+            continue
+        about = contents.config.get("run")
+        if about and (about["item"], about["number"]) == (item.label, runner.number):
+            yield contents
+
+
+def _checked(
+    contents: Contents, runner: Runner, item: ExperimentPhase | PhaseGroup, strict: bool
+) -> dict[str, Any]:
+    about: dict[str, Any] | None = contents.config.get("run")
+    name = Path(contents.path).name
+    if about is None or about["item"] != item.label:
+        what = "was not taken by Checkpointing" if about is None else f"is of {about['item']!r}"
+        raise ConfigError(f"{name} {what}, so {item.label!r} cannot go on with it")
+    mine = _shape(item)
+    if about["phases"] != mine:
+        raise ConfigError(
+            f"{name} is of a run whose phases, and how many inputs and callbacks they have, were "
+            f"{about['phases']}; now they are {mine}. Make them as they were, or start anew"
+        )
+    if strict and about["config"] != runner.config:
+        raise ConfigError(
+            f"{name} is of a run of {item.label!r} with another config (phases, graph, splits or "
+            "seed). Make them as they were, pass strict=False, or resume=None to start anew"
+        )
+    if strict and not about["is_whole"]:
+        raise ConfigError(
+            f"{name} lacks the state of a sampler or callback that was no plain data; let its "
+            "get_state() return numbers, strings and arrays, or pass strict=False to go on without"
+        )
+    return about
+
+
+def _keepers(experiment: Experiment, item: Any, done: int) -> list[Any]:
+    """Return what keeps states of the experiment, and of the phase under way."""
+    phases = phases_of(item)
+    phase = phases[done] if done < len(phases) else None
+    return [experiment.checkpointing, getattr(phase, "checkpointing", None)]
+
+
+def _shape(item: Any) -> list[list[Any]]:
+    """Return the path of each phase, and how many inputs and callbacks it has."""
+    return [[path, len(p.input_sources) + len(p.callbacks)] for path, p in _paths(item)]
+
+
+def _paths(item: Any, above: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(item, PhaseGroup):
+        return [(above + item.label, item)]
+    return [found for inner in item.all for found in _paths(inner, f"{above}{item.label}/")]
+
+
+def _told(value: Any) -> Any:
+    """Return a value as plain data, whatever it is."""
+    if isinstance(value, Configurable):
+        params = {n: _told(own) for n, own in value._params().items() if n not in _NOT_TOLD}
+        return {"class": _class_of(value), **params}
+    if isinstance(value, list | tuple):
+        return [_told(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _told(item) for key, item in value.items()}
+    try:
+        return encode(value)
+    except ConfigError:
+        return _class_of(value)
+
+
+_NOT_TOLD = {"checkpointing", "backend"}  # the backend of an optimizer is filled in by its graph
+
+
+def _class_of(value: Any) -> str:
+    return f"{type(value).__module__}:{type(value).__qualname__}"
+
+
+def _digest(rows: Any) -> str:
+    return hashlib.sha256(np.ascontiguousarray(rows, dtype=np.int64).tobytes()).hexdigest()
