@@ -321,7 +321,7 @@ def _checked(losses: Sequence[Any]) -> list[Any]:
 
 def _called(run: Callable[..., Any]) -> Step:
     """Return a function as one graph; a failed check tells which loss was not finite."""
-    graph = tf.function(run, reduce_retracing=True, autograph=False)  # as Keras traces its steps
+    graph = tf.function(run, autograph=False)  # one trace a shape, whatever came before it
 
     def step(inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
         try:

@@ -91,7 +91,7 @@ class ExtendedStep:
             scaled = [None if g is None else g * tf.cast(weight, g.dtype) for g in grads]
             return losses, outputs, scaled
 
-        self.gradients = tf.function(gradients, reduce_retracing=True, autograph=False)
+        self.gradients = tf.function(gradients, autograph=False)
         self.begin()
 
     def begin(self) -> None:
