@@ -100,6 +100,7 @@ def test_inspect_shows_a_file_and_builds_nothing(
         path = digits_set().save(tmp_path / "digits")
         known = len(ctx.available_nodes)
         assert main(["inspect", str(path)]) == 0
+        assert main(["inspect", str(tmp_path / "digits")]) == 0
         assert len(ctx.available_nodes) == known
     shown = capsys.readouterr().out
     assert "digits" in shown

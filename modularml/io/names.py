@@ -90,7 +90,8 @@ def find_file(filepath: str | Path, kind: str | None) -> Path:
     """
     path = Path(filepath)
     if "\0" not in str(path):
-        for candidate in (path, *([file_path(path, kind)] if kind and path.name else [])):
+        kinds = ([kind] if kind else limits.KINDS) if path.name else ()
+        for candidate in (path, *(file_path(path, suffix) for suffix in kinds)):
             if candidate.exists():
                 return candidate
     there = sorted(p.name for p in path.parent.glob("*.mml"))[:5] if path.parent.is_dir() else []
