@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -52,6 +52,10 @@ class SampleSchema:
     """
 
     columns: Mapping[str, ColumnSpec]
+    resolved: dict[Any, tuple[str, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Columns that references to these have been found to mean."""
 
     @classmethod
     def from_arrow(cls, schema: pa.Schema) -> SampleSchema:

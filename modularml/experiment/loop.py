@@ -255,6 +255,7 @@ def _run_epoch(
             values.append(ctx.values)
             recorder.record(ctx)
             if after:
+                ctx.release()  # somebody may keep it
                 hooks("on_batch_end", epoch, exec_ctx=ctx)
             drawn.update()
     recorder.end(_log_losses(phase, feed, values, ctx, recorder.results))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class EpochBatches:
         """Number of batches."""
         return len(self.bounds) - 1
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         """Rows in each batch."""
         sizes: list[int] = np.diff(self.bounds).tolist()
