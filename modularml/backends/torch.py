@@ -39,6 +39,7 @@ class TorchAdapter(BackendAdapter):
     """The few things that a graph needs of torch."""
 
     backend: ClassVar[Backend] = Backend.TORCH
+    may_reuse_outputs = True
 
     # -- tensors ------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """Forward passes of torch with less around them.
 
-Calling a module that nobody listens to costs as much as the arithmetic of a small layer, and a chain
-of layers is called at every depth. Here the chain is taken apart once, and its layers are called in
-turn: the same functions on the same tensors.
+Calling a module costs as much as the arithmetic of a small layer, and in a chain of layers there
+are calls at every depth. Here the chain is taken apart once, and its layers are called in turn: the
+same functions on the same tensors.
 """
 
 from __future__ import annotations

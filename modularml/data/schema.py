@@ -67,12 +67,12 @@ class SampleSchema:
             If a name is not ``domain.key.rep``, or a key stands in two domains.
         """
         columns = {}
-        for field in schema:
-            if field.name == SAMPLE_UUIDS:
+        for column in schema:
+            if column.name == SAMPLE_UUIDS:
                 continue
-            domain, key, rep = parse_name(field.name)
-            shape, dtype = sample_shape(field.type), numpy_dtype(field.type)
-            columns[field.name] = ColumnSpec(domain, key, rep, shape, dtype)
+            domain, key, rep = parse_name(column.name)
+            shape, dtype = sample_shape(column.type), numpy_dtype(column.type)
+            columns[column.name] = ColumnSpec(domain, key, rep, shape, dtype)
         owner: dict[str, str] = {}
         for spec in columns.values():
             if owner.setdefault(spec.key, spec.domain) != spec.domain:

@@ -154,7 +154,7 @@ def _rows(name: str, epochs: Any, batches: Any, values: Any) -> tuple[Array, ...
 def compact(numbers: Array) -> Array:
     """Return numbers in half the memory where no digit is lost; a copy in any case."""
     small = numbers.astype(np.float32)
-    same = (small == numbers) | (numbers != numbers)
+    same = (small == numbers) | np.isnan(numbers)
     return small if same.all() else numbers.astype(np.float64)
 
 

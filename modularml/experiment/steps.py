@@ -21,6 +21,7 @@ from modularml.data.execution import ExecutionContext, Layout, LossRecord
 from modularml.errors import ShapeError
 from modularml.experiment.metrics import compact
 from modularml.experiment.series import AxisSeries, Values
+from modularml.graph.plan import OutputMemory, StepPlan
 from modularml.io.tensors import dump_table, dump_tensors, storable
 
 __all__ = ["EpochSteps", "StepLog"]
@@ -41,9 +42,11 @@ class EpochSteps(Sequence[ExecutionContext]):
         self.phase, self.epoch, self.rows = first.phase_label, first.epoch_idx, first.rows
         self.first = first.batch_idx
         self._adapters = self.layout.adapters
+        self._plan: StepPlan | None = None if first.plan is None else first.plan[0]
+        self._memory = OutputMemory() if self._plan is None else self._plan.memory
+        self._tensors = first.tensors
         self._outs: list[Sequence[Any]] = []
         self._values: list[Sequence[Any]] = []
-        self._first: list[Array] | None = None
         self._on_host: bool | None = None
         self._n = 0
         self._table: Array | None = None
@@ -57,8 +60,8 @@ class EpochSteps(Sequence[ExecutionContext]):
         outs = ctx.outs
         if self._on_host is not True:
             outs = self._off(outs)
-        if self._n < 2 or self._first is not None:
-            outs = self._own(outs)
+        if self._memory.is_shared is not False:
+            outs = self._memory.own(self._adapters, outs)
         self._outs.append(outs)
         self._values.append(ctx.values)
         self._n += 1
@@ -69,15 +72,6 @@ class EpochSteps(Sequence[ExecutionContext]):
         if self._on_host is None:
             self._on_host = all(map(is_, found, outs))
         return found
-
-    def _own(self, outs: Sequence[Any]) -> Sequence[Any]:
-        """Copy outputs that the next step could write over: the first, to see, or else all."""
-        found = [adapter.to_numpy(out) for adapter, out in zip(self._adapters, outs, strict=True)]
-        if self._n == 1 and not any(map(np.may_share_memory, found, self._first or ())):
-            self._first = None
-            return outs
-        self._first = found
-        return [a.concat([out], 0) for a, out in zip(self._adapters, outs, strict=True)]
 
     def close(self, table: Array | None, before: EpochSteps | None) -> None:
         """Put the outputs behind one another.
@@ -95,7 +89,7 @@ class EpochSteps(Sequence[ExecutionContext]):
             If the samples of a node have another shape in some batch.
         """
         self._table = compact(self.losses if table is None else table)
-        self._values, self._first = [], None
+        self._values = []
         parts = list(zip(*self._outs, strict=True))
         if any(len({out.dtype for out in part}) > 1 for part in parts):
             return
@@ -108,17 +102,27 @@ class EpochSteps(Sequence[ExecutionContext]):
                 bounds = known[sizes] if sizes in known else np.cumsum([0, *sizes], dtype=np.int32)
                 self._bounds[sizes] = bounds
             self._whole.append((self._joined(adapter, part), self._bounds[sizes]))
-        self._outs = []
+        self._outs, self._plan, self._tensors = [], None, None
         self.nbytes = sum(array.nbytes for array in self._arrays())
 
     def _joined(self, adapter: BackendAdapter, part: Sequence[Any]) -> Any:
-        if len(part) == 1:
+        if len(part) == 1 and not self._is_of_inputs(adapter, part[0]):
             return part[0]
         try:
             return adapter.to_host(adapter.concat(part, 0))
         except Exception:
             self._check_shapes()
             raise
+
+    def _is_of_inputs(self, adapter: BackendAdapter, out: Any) -> bool:
+        """Tell whether an output may lie in the memory of inputs, which later steps get too."""
+        tensors = self._tensors or ()
+        slots = () if self._plan is None else self._plan.slots
+        if not tensors or len(tensors) != len(slots) or isinstance(tensors[0], int):
+            return True
+        given = zip((slot.adapter for slot in slots), tensors, strict=True)
+        on_host = [own.to_numpy(t) for own, t in given if own.to_host(t) is t]
+        return any(np.may_share_memory(adapter.to_numpy(out), t) for t in on_host)
 
     def _arrays(self) -> list[Array]:
         held = zip(self._adapters, self._whole, strict=False)

@@ -26,11 +26,14 @@ class EpochBatches:
         Batch ``i`` is ``rows[bounds[i]:bounds[i + 1]]``.
     weights : mapping of str to ndarray, shape (n,), optional
         Weight of each row, by role; 1 for a role that is left out.
+    in_order : bool
+        Whether `rows` are known to be 0, 1, 2... in every role.
     """
 
     rows: Mapping[str, IntArray]
     bounds: IntArray
     weights: Mapping[str, Array] | None = None
+    in_order: bool = False
 
     @property
     def n_batches(self) -> int:
@@ -57,7 +60,7 @@ class EpochBatches:
             return self
         weight = self.weight(name)
         weights = None if weight is None else {DEFAULT: weight}
-        return EpochBatches({DEFAULT: self.rows[name]}, self.bounds, weights)
+        return EpochBatches({DEFAULT: self.rows[name]}, self.bounds, weights, self.in_order)
 
     def taken(self, batches: Sequence[int] | IntArray) -> EpochBatches:
         """Return some batches, in the order asked."""
