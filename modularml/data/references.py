@@ -79,13 +79,13 @@ class FeatureSetReference(ExperimentNodeReference):
             _say_scaled(fs.label, ", ".join(scaled[:5]) + ", ..." * (len(scaled) > 5))
         return found
 
-    def all_columns(self, fs: FeatureSet | None = None) -> tuple[str, ...]:
+    def all_columns(self, fs: FeatureSet | None = None) -> list[str]:
         """Return full names of all columns: features, targets, tags."""
         fs = fs or self.resolve()
         known = fs.collection.schema.resolved  # as this is asked for at the start of every epoch
         if self not in known:
             known[self] = tuple(name for d in DOMAINS for name in self.columns(d, fs))
-        return known[self]
+        return list(known[self])
 
     def __str__(self) -> str:
         return f"{self.node_label}[{', '.join(self.features)}]"
