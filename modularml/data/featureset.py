@@ -61,6 +61,7 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
         allowed = "a SampleCollection; FeatureSet.from_dict, from_pandas and the like make one"
         self._collection = expect("collection", collection, SampleCollection, allowed)
         self._splits: dict[str, IntArray] = {}
+        self._whole: FeatureSetView | None = None
         self._views: dict[str, tuple[IntArray, FeatureSetView]] = {}
         self._split_records: list[SplitRecord] = []
         self._scaler_records: list[ScalerRecord] = []
@@ -85,7 +86,10 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
 
     def to_view(self) -> FeatureSetView:
         """Return a view of all rows and columns."""
-        return FeatureSetView.from_featureset(self, label=self.label)
+        known = self._whole
+        if known is None or len(known) != self.n_samples or known.columns != self.column_names:
+            known = self._whole = FeatureSetView.from_featureset(self, label=self.label)
+        return known
 
     # -- splits -------------------------------------------------------------------------------
 

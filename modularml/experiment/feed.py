@@ -299,11 +299,8 @@ class Feed:
     def _batches(self, epoch: int) -> list[EpochBatches]:
         """Return the batches of an epoch; any epoch can be made again from its number."""
         if epoch not in self._epochs:
-            while len(self._epochs) >= 2:
-                oldest = next(iter(self._epochs))
-                self._runs.clear()
-                self._counts.pop(oldest, None)
-                del self._epochs[oldest]
+            for kept in (self._epochs, self._counts, self._runs):
+                kept.clear()
             own = [g.sampler.epoch(g.view, epoch) for g in self.watch(self.groups)]
             batches = schedule(own, self.policy)
             self._check_sizes(batches)
