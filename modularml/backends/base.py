@@ -6,7 +6,7 @@ import enum
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 from modularml._optional import loaded, require
@@ -99,6 +99,8 @@ class BackendAdapter(ABC):
     backend: ClassVar[Backend]
     gradients: ClassVar[bool] = True
     """Whether its models are moved along gradients."""
+    may_reuse_outputs: ClassVar[bool] = False
+    """Whether a model of it could write one output over the last."""
     moved: ClassVar[str] = "parameters"
     """What the framework calls the tensors that an optimizer moves."""
 
@@ -246,6 +248,14 @@ class BackendAdapter(ABC):
     ) -> Any:
         """Limit the gradients that an optimizer's parameters hold, or return these limited."""
         raise self._unable("clip_norm and clip_value")
+
+    def direct(self, model: Any) -> Callable[[Any], Any]:
+        """Return what does the same as calling a model on one tensor, and may cost less."""
+        return model  # type: ignore[no-any-return]
+
+    def checked_rows(self) -> AbstractContextManager[Any]:
+        """Return a context in which models take rows that they have just learned from."""
+        return nullcontext()
 
     def compile(self, model: Any) -> Any:
         """Return a model compiled, to be called in its place."""

@@ -61,6 +61,8 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
         allowed = "a SampleCollection; FeatureSet.from_dict, from_pandas and the like make one"
         self._collection = expect("collection", collection, SampleCollection, allowed)
         self._splits: dict[str, IntArray] = {}
+        self._whole: FeatureSetView | None = None
+        self._views: dict[str, tuple[IntArray, FeatureSetView]] = {}
         self._split_records: list[SplitRecord] = []
         self._scaler_records: list[ScalerRecord] = []
         super().__init__(label, **kwargs)
@@ -84,7 +86,10 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
 
     def to_view(self) -> FeatureSetView:
         """Return a view of all rows and columns."""
-        return FeatureSetView.from_featureset(self, label=self.label)
+        known = self._whole
+        if known is None or len(known) != self.n_samples or known.columns != self.column_names:
+            known = self._whole = FeatureSetView.from_featureset(self, label=self.label)
+        return known
 
     # -- splits -------------------------------------------------------------------------------
 
@@ -118,7 +123,12 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
         """
         if expect("split_name", split_name, str, "a split's name") not in self._splits:
             raise UnknownNameError(f"split of {self.label!r}", split_name, self._splits)
-        return FeatureSetView(self, self._splits[split_name], self.column_names, split_name)
+        rows, names = self._splits[split_name], self.column_names
+        known = self._views.get(split_name)
+        if known is None or known[0] is not rows or known[1].columns != names:
+            view = FeatureSetView(self, rows, names, split_name)
+            known = self._views[split_name] = rows, view
+        return known[1]
 
     def __getitem__(self, split_name: str) -> FeatureSetView:
         return self.get_split(split_name)

@@ -81,7 +81,11 @@ class FeatureSetReference(ExperimentNodeReference):
 
     def all_columns(self, fs: FeatureSet | None = None) -> list[str]:
         """Return full names of all columns: features, targets, tags."""
-        return [name for domain in DOMAINS for name in self.columns(domain, fs)]
+        fs = fs or self.resolve()
+        known = fs.collection.schema.resolved  # as this is asked for at the start of every epoch
+        if self not in known:
+            known[self] = tuple(name for d in DOMAINS for name in self.columns(d, fs))
+        return list(known[self])
 
     def __str__(self) -> str:
         return f"{self.node_label}[{', '.join(self.features)}]"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from modularml.data.featureset import FeatureSet
     from modularml.data.view import FeatureSetView
 
-__all__ = ["SplitMixin", "SplitRecord"]
+__all__ = ["SplitMixin", "SplitRecord", "in_a_row"]
 
 
 @dataclass(frozen=True)
@@ -322,6 +322,20 @@ def as_positions(indices: Any) -> IntArray:
     if rows.ndim > 1:
         raise DataError(f"indices must be one-dimensional, got shape {rows.shape}")
     return rows.astype(np.int64, copy=False).reshape(-1)
+
+
+def in_a_row(rows: IntArray | slice) -> IntArray | slice:
+    """Return rows that follow one another as a slice, which costs less to gather."""
+    if isinstance(rows, slice):
+        return rows
+    n, at_once = len(rows), 16384  # a piece at a time stays in the cache
+    if not n or rows[-1] - rows[0] != n - 1:
+        return rows
+    for at in range(0, n - 1, at_once):
+        part = rows[at : at + at_once + 1]
+        if not (part[1:] - part[:-1] == 1).all():
+            return rows
+    return slice(int(rows[0]), int(rows[0]) + n)
 
 
 def _ids_of(other: Any) -> pa.Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -52,6 +52,10 @@ class SampleSchema:
     """
 
     columns: Mapping[str, ColumnSpec]
+    resolved: dict[Any, tuple[str, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Columns that references to these have been found to mean."""
 
     @classmethod
     def from_arrow(cls, schema: pa.Schema) -> SampleSchema:
@@ -63,12 +67,12 @@ class SampleSchema:
             If a name is not ``domain.key.rep``, or a key stands in two domains.
         """
         columns = {}
-        for field in schema:
-            if field.name == SAMPLE_UUIDS:
+        for column in schema:
+            if column.name == SAMPLE_UUIDS:
                 continue
-            domain, key, rep = parse_name(field.name)
-            shape, dtype = sample_shape(field.type), numpy_dtype(field.type)
-            columns[field.name] = ColumnSpec(domain, key, rep, shape, dtype)
+            domain, key, rep = parse_name(column.name)
+            shape, dtype = sample_shape(column.type), numpy_dtype(column.type)
+            columns[column.name] = ColumnSpec(domain, key, rep, shape, dtype)
         owner: dict[str, str] = {}
         for spec in columns.values():
             if owner.setdefault(spec.key, spec.domain) != spec.domain:

@@ -12,7 +12,7 @@ from modularml._typing import IntArray
 from modularml.context import ExperimentContext, ExperimentNode
 from modularml.data.collection import SampleCollection
 from modularml.data.display import describe, html
-from modularml.data.rows import SplitMixin, as_positions
+from modularml.data.rows import SplitMixin, as_positions, in_a_row
 from modularml.data.selectors import as_list
 from modularml.errors import DataError, expect
 
@@ -97,6 +97,11 @@ class FeatureSetView(SplitMixin):
     def valid_indices(self) -> IntArray:
         """Indices that are not padding."""
         return self.indices[self.indices >= 0] if (self.indices < 0).any() else self.indices
+
+    @cached_property
+    def span(self) -> IntArray | slice:
+        """The same, as a slice where they follow one another."""
+        return in_a_row(self.valid_indices)
 
     def expand_columns(self, label: str | None = None) -> FeatureSetView:
         """Return the same rows with every column of the source."""

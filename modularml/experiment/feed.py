@@ -14,12 +14,13 @@ from modularml._typing import Array, IntArray
 from modularml.backends import PLAIN, StepOptions
 from modularml.backends.base import Processes
 from modularml.data.execution import ExecutionContext, Layout, Source, Weighing
+from modularml.data.rows import in_a_row
 from modularml.errors import ConfigError, DataError
 from modularml.experiment.binding import Bound
 from modularml.experiment.schedule import BatchSchedulingPolicy, schedule, share
 from modularml.experiment.turns import Turns
 from modularml.graph.flows import leaves
-from modularml.graph.inputs import column_tensor, frozen_outputs, in_a_row, pieces
+from modularml.graph.inputs import column_tensor, frozen_outputs, pieces
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.plan import InputSlot, StepPlan
 from modularml.graph.weighing import mean_one
@@ -109,7 +110,6 @@ class Feed:
         self.watch: Callable[[Sequence[Bound]], Iterable[Bound]] = iter
         self._current = self.first = 0
         self._runs: dict[int, tuple[IntArray, IntArray | slice]] = {}
-        self._among: dict[Source, IntArray | slice] = {}
         self._room: dict[InputSlot, list[Any]] = {}
         self.refresh()
 
@@ -243,10 +243,11 @@ class Feed:
             weights = mean_one(self._weights(slot.weighing, batches), own.bounds)
             made = slot.adapter.from_numpy(weights, dtype=slot.dtype, device=slot.device)
             return iter(slot.adapter.chunks(made, own.sizes))
-        rows = own.rows[slot.role]
+        places = own.rows[slot.role]
         if own.weights is not None:
-            rows = np.maximum(rows, 0)  # some row stands in for padding
-        among = self._rows_of(slot.source) if slot.node_id is None else None
+            places = np.maximum(places, 0)  # some row stands in for padding
+        rows = slice(0, len(places)) if own.in_order else self._in_a_row(places)
+        among = self.bound[slot.source].view.span if slot.node_id is None else None
         room = self._room.setdefault(slot, []) if self.reuses_memory else None
         upload = None
         if self.pin_memory and slot.node_id is None:
@@ -254,19 +255,13 @@ class Feed:
         return pieces(
             slot.adapter,
             column,
-            self._in_a_row(rows),
+            rows,
             own.sizes,
             room,
             among,
             upload,
             whole_epoch=self.keeps_epochs,
         )
-
-    def _rows_of(self, source: Source) -> IntArray | slice:
-        """Return the rows of the table that a source reads."""
-        if source not in self._among:
-            self._among[source] = self._in_a_row(self.bound[source].view.valid_indices)
-        return self._among[source]
 
     def _in_a_row(self, rows: IntArray) -> IntArray | slice:
         """Say once of rows that several slots read whether they follow one another."""
@@ -304,11 +299,8 @@ class Feed:
     def _batches(self, epoch: int) -> list[EpochBatches]:
         """Return the batches of an epoch; any epoch can be made again from its number."""
         if epoch not in self._epochs:
-            while len(self._epochs) >= 2:
-                oldest = next(iter(self._epochs))
-                self._runs.clear()
-                self._counts.pop(oldest, None)
-                del self._epochs[oldest]
+            for kept in (self._epochs, self._counts, self._runs):
+                kept.clear()
             own = [g.sampler.epoch(g.view, epoch) for g in self.watch(self.groups)]
             batches = schedule(own, self.policy)
             self._check_sizes(batches)

@@ -16,6 +16,7 @@ from modularml.data.execution import ExecutionContext
 from modularml.errors import NonFiniteLossError
 from modularml.experiment.callback import PHASE_HOOKS, Callback, Dispatcher, as_results
 from modularml.experiment.feed import Feed
+from modularml.experiment.metrics import compact
 from modularml.experiment.recording import Recorder, ResultRecording
 from modularml.experiment.results import PhaseResults
 from modularml.experiment.run_state import Start
@@ -255,6 +256,7 @@ def _run_epoch(
             values.append(ctx.values)
             recorder.record(ctx)
             if after:
+                ctx.release()  # somebody may keep it
                 hooks("on_batch_end", epoch, exec_ctx=ctx)
             drawn.update()
     recorder.end(_log_losses(phase, feed, values, ctx, recorder.results))
@@ -275,7 +277,7 @@ def _log_losses(
     layout = feed.plan.layout
     flat = layout.adapter.floats([v for batch in values for v in batch])
     table = np.asarray(flat, dtype=np.float64).reshape(-1, len(layout.losses))
-    own = table
+    own = compact(table)
     table, sizes = feed.gathered(ctx.epoch_idx, table)
     finite = np.asarray(np.isfinite(table).all(axis=1))
     if not finite.all() and (phase.on_nonfinite != "skip" or not finite.any()):
@@ -296,12 +298,13 @@ def _log_losses(
             UserWarning,
             stacklevel=2,
         )
-    totals = table.sum(axis=1)
+    totals = own[:, 0] if table.shape[1] == 1 and table.size == own.size else table.sum(axis=1)
     results._metrics.log_batches("train_loss", totals, epoch=ctx.epoch_idx)
     sizes = sizes * finite[:, None]
     sums = sizes.sum(axis=0)
     table = np.where(finite[:, None], table, 0.0)
-    means = np.divide((table * sizes).sum(axis=0), sums, out=np.zeros(len(sums)), where=sums > 0)
+    nothing = np.full(len(sums), np.nan)
+    means = np.divide((table * sizes).sum(axis=0), sums, out=nothing, where=sums > 0)
     results._metrics.log("train_loss", float(means.sum()), epoch=ctx.epoch_idx)
     return own
 

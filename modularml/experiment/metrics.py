@@ -152,9 +152,10 @@ def _rows(name: str, epochs: Any, batches: Any, values: Any) -> tuple[Array, ...
 
 
 def compact(numbers: Array) -> Array:
-    """Return numbers in half the memory where no digit is lost; a copy in any case."""
-    small = numbers.astype(np.float32)
-    return small if np.array_equal(small, numbers, equal_nan=True) else numbers.astype(np.float64)
+    """Return numbers in half the memory where no digit is lost."""
+    small = numbers.astype(np.float32, copy=False)
+    same = (small == numbers) | np.isnan(numbers)
+    return small if same.all() else numbers.astype(np.float64, copy=False)
 
 
 def _flat(block: Array) -> Array:

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import repeat
+from operator import is_
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,10 +16,12 @@ import pyarrow as pa
 import safetensors
 
 from modularml._typing import Array, IntArray
+from modularml.backends import BackendAdapter
 from modularml.data.execution import ExecutionContext, Layout, LossRecord
 from modularml.errors import ShapeError
 from modularml.experiment.metrics import compact
 from modularml.experiment.series import AxisSeries, Values
+from modularml.graph.plan import OutputMemory, StepPlan
 from modularml.io.tensors import dump_table, dump_tensors, storable
 
 __all__ = ["EpochSteps", "StepLog"]
@@ -39,24 +42,36 @@ class EpochSteps(Sequence[ExecutionContext]):
         self.phase, self.epoch, self.rows = first.phase_label, first.epoch_idx, first.rows
         self.first = first.batch_idx
         self._adapters = self.layout.adapters
-        self._shapes = [out.shape[1:] for out in first.outs]
+        self._plan: StepPlan | None = None if first.plan is None else first.plan[0]
+        self._memory = OutputMemory() if self._plan is None else self._plan.memory
+        self._tensors = first.tensors
         self._outs: list[Sequence[Any]] = []
         self._values: list[Sequence[Any]] = []
+        self._on_host: bool | None = None
         self._n = 0
         self._table: Array | None = None
         self._whole: list[tuple[Any, Array]] = []
+        self._bounds: dict[tuple[int, ...], Array] = {}
         self._files: tuple[Path, Path] | None = None
         self.nbytes = 0
 
     def add(self, ctx: ExecutionContext) -> None:
-        """Keep a step, which then holds its outputs off the graph and the device, no inputs."""
-        for out, shape in zip(ctx.outs, self._shapes, strict=True):
-            if out.shape[1:] != shape:
-                raise self._other_shape(ctx)
-        ctx.release()
-        self._outs.append(ctx.outs)
+        """Keep the outputs of a step, off the graph and the device."""
+        outs = ctx.outs
+        if self._on_host is not True:
+            outs = self._off(outs)
+        if self._memory.is_shared is not False:
+            outs = self._memory.own(self._adapters, outs)
+        self._outs.append(outs)
         self._values.append(ctx.values)
         self._n += 1
+
+    def _off(self, outs: Sequence[Any]) -> Sequence[Any]:
+        """Take outputs off the graph and the device, and see from the first whether that is due."""
+        found = [adapter.to_host(out) for adapter, out in zip(self._adapters, outs, strict=True)]
+        if self._on_host is None:
+            self._on_host = all(map(is_, found, outs))
+        return found
 
     def close(self, table: Array | None, before: EpochSteps | None) -> None:
         """Put the outputs behind one another.
@@ -67,39 +82,62 @@ class EpochSteps(Sequence[ExecutionContext]):
             The losses, where they are known.
         before : EpochSteps, optional
             An earlier epoch, whose bounds are used again where they are the same.
+
+        Raises
+        ------
+        ShapeError
+            If the samples of a node have another shape in some batch.
         """
         self._table = compact(self.losses if table is None else table)
         self._values = []
         parts = list(zip(*self._outs, strict=True))
-        if all(len({out.dtype for out in part}) == 1 for part in parts):
-            sizes = [[out.shape[0] for out in part] for part in parts]
-            bounds = [np.cumsum([0, *own], dtype=np.int32) for own in sizes]
-            known = [] if before is None else [b for _, b in before._whole]
-            if len(known) == len(bounds) and all(map(np.array_equal, bounds, known)):
-                bounds = known
-            alone = (
-                len(self._outs) == 1 and not self.layout.training
-            )  # no later epoch takes its room
-            joined = [
-                part[0] if alone else adapter.concat(part, 0)
-                for adapter, part in zip(self._adapters, parts, strict=True)
-            ]
-            self._whole, self._outs = list(zip(joined, bounds, strict=True)), []
-            self.nbytes = sum(array.nbytes for array in self._arrays())
+        if any(len({out.dtype for out in part}) > 1 for part in parts):
+            return
+        known = {} if before is None else before._bounds
+        if before is not None:
+            before._bounds = {}
+        for adapter, part in zip(self._adapters, parts, strict=True):
+            sizes = tuple([out.shape[0] for out in part])
+            if sizes not in self._bounds:
+                bounds = known[sizes] if sizes in known else np.cumsum([0, *sizes], dtype=np.int32)
+                self._bounds[sizes] = bounds
+            self._whole.append((self._joined(adapter, part), self._bounds[sizes]))
+        self._outs, self._plan, self._tensors = [], None, None
+        self.nbytes = sum(array.nbytes for array in self._arrays())
+
+    def _joined(self, adapter: BackendAdapter, part: Sequence[Any]) -> Any:
+        if len(part) == 1 and not self._is_of_inputs(adapter, part[0]):
+            return part[0]
+        try:
+            return adapter.to_host(adapter.concat(part, 0))
+        except Exception:
+            self._check_shapes()
+            raise
+
+    def _is_of_inputs(self, adapter: BackendAdapter, out: Any) -> bool:
+        """Tell whether an output may lie in the memory of inputs, which later steps get too."""
+        tensors = self._tensors or ()
+        slots = () if self._plan is None else self._plan.slots
+        if not tensors or len(tensors) != len(slots) or isinstance(tensors[0], int):
+            return True
+        given = zip((slot.adapter for slot in slots), tensors, strict=True)
+        on_host = [own.to_numpy(t) for own, t in given if own.to_host(t) is t]
+        return any(np.may_share_memory(adapter.to_numpy(out), t) for t in on_host)
 
     def _arrays(self) -> list[Array]:
         held = zip(self._adapters, self._whole, strict=False)
         return [adapter.to_numpy(whole) for adapter, (whole, _) in held]
 
-    def _other_shape(self, ctx: ExecutionContext) -> ShapeError:
-        found = [tuple(out.shape[1:]) for out in ctx.outs]
-        known = list(map(tuple, self._shapes))
-        place = next(i for i, shape in enumerate(found) if shape != known[i])
-        return ShapeError(
-            f"node {self.layout.labels[self.layout.outputs[place][0]]!r} gives samples of shape "
-            f"{found[place]} in batch {ctx.batch_idx}, and gave {known[place]} before; a "
-            "model must give every batch the same shape"
-        )
+    def _check_shapes(self) -> None:
+        for place, outs in enumerate(self._outs):
+            for i, (first, out) in enumerate(zip(self._outs[0], outs, strict=True)):
+                if out.shape[1:] != first.shape[1:]:
+                    raise ShapeError(
+                        f"node {self.layout.labels[self.layout.outputs[i][0]]!r} gives samples of "
+                        f"shape {tuple(out.shape[1:])} in batch {self.first + place}, and gave "
+                        f"{tuple(first.shape[1:])} before; a model must give every batch the same "
+                        "shape"
+                    )
 
     @property
     def losses(self) -> Array:

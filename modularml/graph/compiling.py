@@ -231,8 +231,9 @@ class _Compiler(LossReading):
                 f"node {node.label!r} has not been fitted; run a FitPhase on it first"
             )
         fn = node.operation(adapter)
-        if self.compiles and adapter.gradients and isinstance(node, ModelNode):
-            fn = adapter.compile(fn)
+        if isinstance(node, ModelNode):
+            compiles = self.compiles and adapter.gradients
+            fn = adapter.compile(fn) if compiles else adapter.direct(fn)
         from_columns = all(arg >= 0 for arg in args)
         if self.training and node.is_frozen and isinstance(node, ModelNode) and from_columns:
             return _without_grad(fn, adapter)

@@ -74,6 +74,7 @@ def fitted_then(
     def run(values: Sequence[Any]) -> Any:
         features, *targets = values
         learn(adapter.to_numpy(features), targets[0] if targets else None)
-        return fn(features)
+        with adapter.checked_rows():
+            return fn(features)
 
     return run

@@ -13,13 +13,14 @@ from modularml.backends import BackendAdapter
 from modularml.data.batch import Batch, BatchView, RoleData, SampleData
 from modularml.data.collection import SampleCollection
 from modularml.data.execution import ExecutionContext
+from modularml.data.rows import in_a_row
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, GraphError
 from modularml.graph.plan import InputSlot, StepPlan
 from modularml.graph.program import converted
 from modularml.graph.weighing import mean_one
 
-__all__ = ["column_tensor", "fill", "frozen_outputs", "in_a_row", "pieces"]
+__all__ = ["column_tensor", "fill", "frozen_outputs", "pieces"]
 
 CHUNK_BYTES = 32 * 2**20
 LEAST_ROW = 64
@@ -95,20 +96,6 @@ def pieces(
         even = all(size == own[0] for size in own[:-1]) and own[-1] <= own[0]
         yield from adapter.chunks(chunk, own[0] if even else own)
         at += n
-
-
-def in_a_row(rows: IntArray | slice) -> IntArray | slice:
-    """Return rows that follow one another as a slice, which costs less to gather."""
-    if isinstance(rows, slice):
-        return rows
-    n, at_once = len(rows), 16384  # a piece at a time stays in the cache
-    if not n or rows[-1] - rows[0] != n - 1:
-        return rows
-    for at in range(0, n - 1, at_once):
-        part = rows[at : at + at_once + 1]
-        if not (part[1:] - part[:-1] == 1).all():
-            return rows
-    return slice(int(rows[0]), int(rows[0]) + n)
 
 
 def _among(among: IntArray | slice | None, places: IntArray | slice) -> IntArray | slice:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from operator import is_
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from modularml._typing import Shape
 from modularml.backends import PLAIN, BackendAdapter, StepOptions
 from modularml.backends.base import NotFiniteError
@@ -21,7 +23,7 @@ from modularml.data.execution import Layout, Source, Weighing
 from modularml.errors import BackendNotSupportedError
 from modularml.training import AppliedLoss
 
-__all__ = ["Crossing", "InputSlot", "LossOp", "Op", "Segment", "StepPlan"]
+__all__ = ["Crossing", "InputSlot", "LossOp", "Op", "OutputMemory", "Segment", "StepPlan"]
 
 StepFunction: TypeAlias = Callable[[Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]]
 
@@ -149,6 +151,37 @@ class Segment:
         return self.adapter.eval_step(self.compute)
 
 
+class OutputMemory:
+    """Whether the steps of a plan write their outputs over those of the step before.
+
+    Some models fill a buffer of their own each time. The first two steps that are kept tell; until
+    then, and where it is so, outputs are copied.
+
+    Attributes
+    ----------
+    is_shared : bool or None
+        None while it is not known.
+    """
+
+    def __init__(self) -> None:
+        self.is_shared: bool | None = None
+        self._last: list[Any] = []
+
+    def own(self, adapters: Sequence[BackendAdapter], outs: Sequence[Any]) -> Sequence[Any]:
+        """Return outputs that no later step changes."""
+        both = [(a, out) for a, out in zip(adapters, outs, strict=True) if a.may_reuse_outputs]
+        if self.is_shared is None:
+            found = [adapter.to_numpy(out) for adapter, out in both]
+            if not both or [o.shape for o in found] == [o.shape for o in self._last]:
+                self.is_shared = any(map(np.may_share_memory, found, self._last))
+                found = []
+            self._last = found
+        if self.is_shared is False:
+            return outs
+        copied = {id(out): adapter.concat([out], 0) for adapter, out in both}
+        return [copied.get(id(out), out) for out in outs]
+
+
 @dataclass
 class StepPlan:
     """What a step does, resolved.
@@ -175,6 +208,7 @@ class StepPlan:
     static: StepPlan | None = None
     losses: Sequence[AppliedLoss] = ()
     fits: tuple[str, ...] = ()
+    memory: OutputMemory = field(default_factory=OutputMemory)
 
     @property
     def optimizers(self) -> list[Any]:

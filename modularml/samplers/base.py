@@ -188,7 +188,7 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         self,
         view: FeatureSetView,
         rows: Mapping[str, IntArray],
-        rng: np.random.Generator,
+        rng: np.random.Generator | None = None,
         weights: Mapping[str, Array] | None = None,
     ) -> EpochBatches:
         """Cut rows of a view, each role in the order given, into batches as asked for.

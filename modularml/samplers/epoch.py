@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -25,18 +26,21 @@ class EpochBatches:
         Batch ``i`` is ``rows[bounds[i]:bounds[i + 1]]``.
     weights : mapping of str to ndarray, shape (n,), optional
         Weight of each row, by role; 1 for a role that is left out.
+    in_order : bool
+        Whether `rows` are known to be 0, 1, 2... in every role.
     """
 
     rows: Mapping[str, IntArray]
     bounds: IntArray
     weights: Mapping[str, Array] | None = None
+    in_order: bool = False
 
     @property
     def n_batches(self) -> int:
         """Number of batches."""
         return len(self.bounds) - 1
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         """Rows in each batch."""
         sizes: list[int] = np.diff(self.bounds).tolist()
@@ -56,7 +60,7 @@ class EpochBatches:
             return self
         weight = self.weight(name)
         weights = None if weight is None else {DEFAULT: weight}
-        return EpochBatches({DEFAULT: self.rows[name]}, self.bounds, weights)
+        return EpochBatches({DEFAULT: self.rows[name]}, self.bounds, weights, self.in_order)
 
     def taken(self, batches: Sequence[int] | IntArray) -> EpochBatches:
         """Return some batches, in the order asked."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from modularml._typing import Array, Columns
+from modularml._typing import Array, Columns, IntArray
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.selectors import select_one
 from modularml.errors import ConfigError, DataError
@@ -59,11 +60,17 @@ class SimpleSampler(BaseSampler):
 
     def sample(self, view: FeatureSetView, epoch: int) -> EpochBatches:
         """Return the batches of an epoch."""
-        n, rng = len(view), self.rng(epoch)
-        if self.weights is not None or self.balance_by is not None:
+        n = len(view)
+        drawn = self.weights is not None or self.balance_by is not None
+        if not (drawn or self.shuffle or self.stratify_by or self.group_by):
+            cut = self.batches(view, {DEFAULT: _order(n)})
+            return EpochBatches(cut.rows, cut.bounds, in_order=True)
+        rng = self.rng(epoch)
+        rows = np.arange(n)
+        if drawn:
             rows = rng.choice(n, n, p=self._chances(view))
-        else:
-            rows = rng.permutation(n) if self.shuffle else np.arange(n)
+        elif self.shuffle:
+            rows = rng.permutation(n)
         return self.batches(view, {DEFAULT: rows}, rng)
 
     def _chances(self, view: FeatureSetView) -> Array:
@@ -86,5 +93,19 @@ class SimpleSampler(BaseSampler):
         shares: Array = chances / chances.sum()
         return shares
 
+
+def _order(n: int) -> IntArray:
+    """Return 0 to n - 1; kept, where they are not too many, as each evaluation asks for them."""
+    return _kept_order(n) if n <= _MOST_KEPT else np.arange(n)
+
+
+@lru_cache(maxsize=4)
+def _kept_order(n: int) -> IntArray:
+    rows = np.arange(n)
+    rows.flags.writeable = False
+    return rows
+
+
+_MOST_KEPT = 2**20
 
 sampler_registry.register("SimpleSampler", SimpleSampler)

@@ -115,6 +115,60 @@ def test_outputs_that_alias_inputs_are_kept_as_they_were():
         np.testing.assert_array_equal(ctx.output(node).numpy(), x[rows])
 
 
+class Filled(nn.Module):
+    """Writes every output into one buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 1)
+        self.register_buffer("room", torch.zeros(40, 1), persistent=False)
+
+    def forward(self, x):
+        return torch.add(self.linear(x), 1.0, out=self.room[: len(x)])
+
+
+@pytest.mark.parametrize("batch_size", [8, 16, None])
+def test_outputs_written_over_each_other_are_kept_as_they_were(batch_size):
+    x, y = arrays(n=40)
+    net = Filled()
+    graph = graph_of(featureset(x, y), net, opt=None)
+    exp, phase = experiment(), eval_phase(graph, [], batch_size=batch_size)
+    kept = []
+    for shift in (0.0, 1.0, 2.0, 3.0):
+        net.linear.bias.data.fill_(shift)
+        with torch.no_grad():
+            want = net(torch.tensor(x)).clone()
+        kept.append((exp.run_phase(phase), want))
+    for results, want in kept:
+        torch.testing.assert_close(results.stacked_tensors("net", "outputs"), want)
+
+
+@pytest.mark.parametrize("n_batches", [1, 3])
+def test_inputs_passed_on_are_kept_though_the_next_evaluation_takes_their_room(n_batches):
+    x, y = arrays(n=30, d=1)
+    fs = featureset(x, y)
+    same = mm.ModelNode("same", nn.Flatten(), fs)
+    graph = mm.ModelGraph([same, mm.ModelNode("net", nn.Linear(1, 1), same)])
+    for label, rows in (("a", np.arange(15)), ("b", np.arange(15, 30))):
+        fs.add_split(fs.take(rows, label=label))
+    exp = experiment()
+    phases = [
+        eval_phase(graph, [], label=s, split=s, batch_size=15 // n_batches) for s in ("a", "b")
+    ]
+    found = [exp.run_phase(phase).stacked_tensors("same", "outputs") for phase in phases * 2]
+    np.testing.assert_array_equal(np.concatenate(found), np.concatenate([x, x]))
+
+
+def test_a_sample_shape_that_changes_is_named():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return x[:, :2] if len(x) == 16 else x
+
+    graph = graph_of(featureset(*arrays(n=40)), Odd(), opt=None)
+    with pytest.raises(mm.errors.ShapeError, match=r"'net' gives .* \(6,\) in batch 2, and gave"):
+        experiment().run_phase(eval_phase(graph, [], batch_size=16))
+
+
 def test_a_callback_sees_the_epoch_that_is_under_way():
     seen = []
 

@@ -6,8 +6,9 @@ import torch
 
 import modularml as mm
 from modularml.backends.torch import adapter
+from modularml.data.rows import in_a_row
 from modularml.graph import inputs
-from modularml.graph.inputs import in_a_row, pieces
+from modularml.graph.inputs import pieces
 from modularml.graph.plan import InputSlot
 from tests.worlds import (
     QUIET,

@@ -98,6 +98,8 @@ class SequentialModel(TorchBaseModel, ABC):
         out: torch.Tensor = self.layers(x)
         return out
 
+    forward.calls_its_layers = True  # type: ignore[attr-defined]
+
 
 def activation_layer(name: str) -> torch.nn.Module:
     """Return an activation by the name of its torch class, in any case.
