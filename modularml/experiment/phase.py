@@ -13,7 +13,7 @@ from modularml.context import ExperimentContext
 from modularml.data.execution import ExecutionContext
 from modularml.diagram import Diagram, DiagramEdge, DiagramNode
 from modularml.errors import ConfigError, GraphError, RegistrationError
-from modularml.experiment.binding import InputBinding, bind
+from modularml.experiment.binding import InputBinding, bind, binding_for, roles_of
 from modularml.experiment.callback import Callback
 from modularml.experiment.feed import Feed
 from modularml.experiment.recording import ResultRecording
@@ -81,6 +81,28 @@ class ExperimentPhase(Configurable, ContextYaml):
         for callback in _all_of(Callback, "callbacks", callbacks or []):
             self.add_callback(callback)
         _check_labels(self.losses)
+        graph = ExperimentContext.get_active().model_graph
+        if graph is not None and graph.has_nodes(b.node_id for b in self.input_sources):
+            self.check(graph)
+
+    def check(self, graph: ModelGraph) -> None:
+        """Refuse what the graph could not do whatever is fitted, frozen or unfrozen before the run.
+
+        Raises
+        ------
+        GraphError
+            If an input of a head node that runs is not bound.
+        LossError, UnknownNameError, OptimizerNotSetError
+            See `ModelGraph.check`.
+        """
+        edges = [(node, ref) for node in self.heads(graph) for ref in node.feature_refs]
+        bound = [binding_for(self.input_sources, *edge, self.label) for edge in edges]
+        graph.check(
+            self.losses,
+            training=self.training,
+            active_nodes=self.active_nodes,
+            roles=roles_of(bound),
+        )
 
     def add_callback(self, callback: Callback) -> None:
         """Add a callback.

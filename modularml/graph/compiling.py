@@ -21,7 +21,14 @@ from modularml.graph.program import Program, converted
 from modularml.graph.segments import backends_of, in_segments, readers_of
 from modularml.training import AppliedLoss
 
-__all__ = ["compile_plan"]
+__all__ = ["check_losses", "compile_plan"]
+
+
+def check_losses(
+    nodes: Sequence[ComputeNode], losses: Sequence[AppliedLoss], roles: Sequence[str]
+) -> None:
+    """Refuse losses that ask for nodes, roles or values that are not there, before any build."""
+    _Compiler(nodes, False, roles, set(), {}).check(losses)
 
 
 def compile_plan(
@@ -314,7 +321,11 @@ class _Compiler(LossReading):
                 learning[home],
                 [self._taken(home, slot, slots, outputs) for slot in program.inputs],
                 [(i, op) for i, op in enumerate(loss_ops) if self.home[on[i][1]] == home],
-                [self.places[i, role] for i in ids for role in self.roles],
+                [
+                    (self.places[i, role], self.by_id[i].label, self.by_id[i].output_shape or ())
+                    for i in ids
+                    for role in self.roles
+                ],
             )
             for home, (program, ids) in enumerate(zip(self.programs, self.segments, strict=True))
         ]

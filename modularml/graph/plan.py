@@ -18,7 +18,7 @@ from modularml._typing import Shape
 from modularml.backends import PLAIN, BackendAdapter, StepOptions
 from modularml.backends.base import NotFiniteError
 from modularml.data.execution import Layout, Source, Weighing
-from modularml.errors import BackendNotSupportedError
+from modularml.errors import BackendNotSupportedError, ShapeError
 from modularml.training import AppliedLoss
 
 __all__ = ["Crossing", "InputSlot", "LossOp", "Op", "Segment", "StepPlan"]
@@ -115,19 +115,40 @@ class Segment:
     _ops: list[Op] = field(default_factory=list)
     _losses: list[LossOp] = field(default_factory=list)
     _out_slots: list[int] = field(default_factory=list)
+    _promised: list[tuple[str, Shape]] = field(default_factory=list)
     _n_slots: int = 0
+    _shapes: list[Any] = field(default_factory=list)
 
     def compute(self, inputs: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any]]:
-        """Return (total loss, each loss, each output) for the tensors that it takes."""
+        """Return (total loss, each loss, each output) for the tensors that it takes.
+
+        Raises
+        ------
+        ShapeError
+            If samples come out in another shape than the graph was built for.
+        """
         values = [*inputs, *[None] * self._n_slots]
         for op in self._ops:
             args = op.args
             values[op.out] = op.fn([values[i] for i in args] if op.many else values[args[0]])
-        losses = [op.fn(*[values[i] for i in op.args]) for op in self._losses]
         outputs = [values[i] for i in self._out_slots]
+        shapes = [out.shape for out in outputs]
+        if shapes != self._shapes:
+            self._check(shapes)
+        losses = [op.fn(*[values[i] for i in op.args]) for op in self._losses]
         if len(losses) == 1:
             return losses[0], losses, outputs
         return (sum(losses[1:], losses[0]) if losses else None), losses, outputs
+
+    def _check(self, shapes: list[Any]) -> None:
+        for (label, wanted), shape in zip(self._promised, shapes, strict=True):
+            found = tuple(shape)[1:]
+            if len(found) != len(wanted) or any(n not in (m, None) for n, m in zip(found, wanted)):
+                raise ShapeError(
+                    f"node {label!r} gives samples of shape {found}, and the graph was built for "
+                    f"{wanted}; a model must give every batch the same shape"
+                )
+        self._shapes = shapes
 
     def train_step(self, options: StepOptions = PLAIN) -> StepFunction:
         """Return the function that computes a batch's losses and moves the weights."""

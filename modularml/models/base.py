@@ -113,6 +113,10 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
         """The framework's own object, called on tensors."""
         return self
 
+    def parts(self) -> list[Any]:
+        """Return the objects whose attributes `build` may change."""
+        return [self]
+
     @property
     def shown_name(self) -> str:
         """Name of the model in messages and pictures."""

@@ -357,6 +357,10 @@ class ScikitModelWrapper(BaseModel):
         self.method = _method(self.inner, self.output_method)
         self._built = True
 
+    def parts(self) -> list[Any]:
+        """Return the wrapper and the estimator."""
+        return [self, self.inner]
+
     @property
     def shown_name(self) -> str:
         """Name of the estimator in messages and pictures."""
