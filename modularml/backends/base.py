@@ -223,11 +223,10 @@ class BackendAdapter(ABC):
 
     @abstractmethod
     def make_optimizer(self, cls: Any, parameters: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Make an optimizer over these parameters."""
+        """Make an optimizer over these parameters.
 
-    def group(self, parameters: Sequence[Any], name: str, kwargs: Mapping[str, Any]) -> Any:
-        """Return parameters with a rate of their own, as `make_optimizer` takes them."""
-        raise self._unable("groups")
+        They may come in groups: dicts with ``params``, a ``name`` and arguments of their own.
+        """
 
     def schedules(self) -> Mapping[str, type]:
         """Return learning-rate schedules by name."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,8 +23,16 @@ from modularml.backends.base import (
     Step,
     check_moments,
 )
-from modularml.backends.options import StepOptions
-from modularml.backends.tensorflow_step import ExtendedStep, KerasSchedule, clipped
+from modularml.backends.options import PLAIN, StepOptions
+from modularml.backends.tensorflow_optimizers import (
+    KerasGroups,
+    KerasSchedule,
+    load_state,
+    move,
+    parts,
+    state_of,
+)
+from modularml.backends.tensorflow_step import ExtendedStep, clipped, in_precision
 from modularml.errors import BackendNotSupportedError, DeviceError, LossError, ShapeError
 
 tf = require("tensorflow", purpose="to train Keras models")
@@ -61,7 +70,7 @@ class TensorflowAdapter(BackendAdapter):
 
     def to_numpy(self, tensor: Any) -> Array:
         """Return a tensor as an array, off the device."""
-        out: Array = tensor.numpy()
+        out: Array = (tf.cast(tensor, tf.float32) if tensor.dtype is tf.bfloat16 else tensor).numpy()
         return out
 
     def zeros(self, shape: Shape, dtype: Any) -> Any:
@@ -142,7 +151,7 @@ class TensorflowAdapter(BackendAdapter):
 
     def move(self, model: Any, device: Any) -> None:
         """Move a model's weights to a device, in place."""
-        _move(model.variables().values(), device)
+        move(model.variables().values(), device)
 
     @contextmanager
     def modes(self, models: Sequence[tuple[Any, bool]]) -> Iterator[None]:
@@ -195,6 +204,13 @@ class TensorflowAdapter(BackendAdapter):
 
     def make_optimizer(self, cls: Any, parameters: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Make an optimizer; arguments may bear torch's names, what is not given is Keras' own."""
+        if parameters and isinstance(parameters[0], dict):
+            made = {}
+            for group in parameters:
+                own = {**kwargs, **group}
+                name, params = own.pop("name", "default"), own.pop("params")
+                made[name] = self.make_optimizer(cls, params, own)
+            return KerasGroups(made)
         chosen = {_SPELLINGS.get(name, name): value for name, value in kwargs.items()}
         if "betas" in chosen:
             chosen["beta_1"], chosen["beta_2"] = chosen.pop("betas")
@@ -214,28 +230,14 @@ class TensorflowAdapter(BackendAdapter):
 
     def optimizer_state(self, optimizer: Any, named: Mapping[str, Any]) -> dict[str, Any]:
         """Return ``moments`` by parameter name and ``groups`` of hyperparameters, on the host."""
-        slots, others = _slots(optimizer, named)
-        moments = {
-            name: {slot: v.numpy().copy() for slot, v in own.items()} for name, own in slots.items()
-        }
-        return {"moments": moments, "groups": [{k: v.numpy().tolist() for k, v in others.items()}]}
+        return state_of(optimizer, named)
 
     def load_optimizer_state(
         self, optimizer: Any, named: Mapping[str, Any], state: Mapping[str, Any]
     ) -> None:
         """Take over what `optimizer_state` returned."""
-        slots, others = _slots(optimizer, named)
         check_moments(state, list(named))
-        held = optimizer._trainable_variables  # known by their memory, which a move makes anew
-        optimizer._trainable_variables_indices = {
-            optimizer._var_key(v): i for i, v in enumerate(held)
-        }
-        for name, own in state["moments"].items():
-            _move(slots[name].values(), named[name].value.device)
-            for slot, value in own.items():
-                slots[name][slot].assign(value)
-        for name, value in state["groups"][0].items():
-            others[name].assign(value)
+        load_state(optimizer, named, state)
 
     def schedules(self) -> Mapping[str, type]:
         """Return learning-rate schedules by name."""
@@ -247,8 +249,8 @@ class TensorflowAdapter(BackendAdapter):
         return KerasSchedule(optimizer, schedule, kwargs)
 
     def learning_rates(self, optimizer: Any) -> dict[str, float]:
-        """Return the rate of all variables, as ``default``."""
-        return {"default": float(optimizer.learning_rate)}
+        """Return the rate of each group of variables; ``default`` for those in none."""
+        return {name: float(own.learning_rate) for name, own in parts(optimizer).items()}
 
     def clip_gradients(
         self, optimizer: Any, grads: Any, norm: float | None, value: float | None
@@ -267,12 +269,11 @@ class TensorflowAdapter(BackendAdapter):
 
         It is one graph, traced once for the first shape of a batch and once for all others.
         """
-        if options is not None and options.precision != "float32":
-            raise BackendNotSupportedError(
-                f"precision={options.precision!r} cannot be set for a phase with tensorflow "
-                "models; call keras.config.set_dtype_policy('mixed_bfloat16') before they are made"
-            )
-        if options is not None and not options.is_plain:
+        options = options or PLAIN
+        if options.precision != "float32":
+            compute = in_precision(compute, options)
+            options = replace(options, precision="float32")
+        if not options.is_plain:
             return ExtendedStep(compute, optimizers, options)
         moved = [[v for v in o._trainable_variables if v.trainable] for o in optimizers]
         watched = [v.value for own in moved for v in own]
@@ -335,39 +336,6 @@ def _called(run: Callable[..., Any]) -> Step:
         return losses, outputs
 
     return step
-
-
-def _slots(
-    optimizer: Any, named: Mapping[str, Any]
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Return an optimizer's variables: by parameter name and slot, and those of no parameter.
-
-    Keras calls a slot by its parameter's path; among parameters of one path, slots come in their
-    order.
-    """
-    names = {id(p): name for name, p in named.items()}
-    held: dict[str, list[str]] = {}
-    for i, v in enumerate(optimizer._trainable_variables):
-        held.setdefault(v.path.replace("/", "_"), []).append(names.get(id(v), f"unnamed{i}"))
-    slots: dict[str, dict[str, Any]] = {name: {} for own in held.values() for name in own}
-    others: dict[str, Any] = {}
-    for i, v in enumerate(optimizer.variables):
-        path = max((p for p in held if v.name.startswith(f"{p}_")), key=len, default=None)
-        if path is None:
-            others[v.name if i < 2 else f"other_{i}"] = v  # the iteration and the rate come first
-            continue
-        slot = v.name.removeprefix(f"{path}_")
-        name = next(n for n in held[path] if slot not in slots[n])
-        slots[name][slot] = v
-    return {name: own for name, own in slots.items() if own}, others
-
-
-def _move(variables: Iterable[Any], device: str) -> None:
-    """Make the memory of variables anew on a device, where it lies on another."""
-    for v in variables:
-        if v.value.device.split(":")[-2:] != device.strip("/").split(":")[-2:]:
-            with tf.device(device):
-                v._value = tf.Variable(v.value, trainable=v.trainable, name=v.name)
 
 
 def _classes(room: Any, base: type) -> dict[str, type]:

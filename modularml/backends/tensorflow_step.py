@@ -1,21 +1,21 @@
-"""Training steps of TensorFlow that clip, accumulate or skip, and schedules of learning rates.
+"""Training steps of TensorFlow that clip, accumulate, skip or compute in another precision.
 
 The plain step stands in `modularml.backends.tensorflow` and knows nothing of all this.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from modularml.backends.base import Compute, NotFiniteError
 from modularml.backends.options import StepOptions
+from modularml.errors import BackendNotSupportedError
 
-__all__ = ["ExtendedStep", "KerasSchedule", "clipped"]
+__all__ = ["ExtendedStep", "clipped", "in_precision"]
 
 
 def clipped(grads: Sequence[Any], norm: float | None, value: float | None) -> tuple[list[Any], Any]:
@@ -28,44 +28,39 @@ def clipped(grads: Sequence[Any], norm: float | None, value: float | None) -> tu
     return list(grads), total
 
 
-class KerasSchedule:
-    """A schedule of Keras that goes on when it is told to, and not with every step.
+def in_precision(compute: Compute, options: StepOptions) -> Compute:
+    """Return a computation whose float32 layers compute in bfloat16.
 
-    Parameters
-    ----------
-    optimizer : keras.optimizers.Optimizer
-    schedule : type or callable
-        A class of ``LearningRateSchedule``, which starts from the optimizer's rate where it is
-        given none, or a callable that takes the optimizer and returns one.
-    kwargs : mapping
+    Policies of layers count where a step is traced; they are as before when that is done. Weights,
+    and outputs of models, stay float32.
+
+    Raises
+    ------
+    BackendNotSupportedError
+        If the precision is ``fp16``.
     """
+    if options.precision != "bf16":
+        raise BackendNotSupportedError(
+            f"precision={options.precision!r} needs losses scaled, which is not done for tensorflow "
+            "models; use 'bf16', which needs none"
+        )
 
-    def __init__(self, optimizer: Any, schedule: Any, kwargs: Mapping[str, Any]) -> None:
-        takes = inspect.signature(schedule).parameters
-        if "initial_learning_rate" in takes:
-            rate = float(optimizer.learning_rate)
-            kwargs = {"initial_learning_rate": rate, **kwargs}
-        of_keras = inspect.isclass(schedule)
-        self.optimizer, self.count = optimizer, 0
-        self.rate = schedule(**kwargs) if of_keras else schedule(optimizer, **kwargs)
-        self._set()
+    def run(inputs: Sequence[Any]) -> Any:
+        layers = [la for m in options.models for la in m.inner._flatten_layers()]
+        plain = [(la, la.dtype_policy) for la in layers if la.compute_dtype == "float32"]
+        try:
+            for model in options.models:
+                model.output_dtype = tf.float32
+            for layer, _ in plain:
+                layer.dtype_policy = "mixed_bfloat16"
+            return compute(inputs)
+        finally:
+            for layer, policy in plain:
+                layer.dtype_policy = policy
+            for model in options.models:
+                model.output_dtype = None
 
-    def step(self) -> None:
-        """Go on by one epoch or batch."""
-        self.count += 1
-        self._set()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return how far it has gone."""
-        return {"count": self.count}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to where another was."""
-        self.count = state["count"]
-        self._set()
-
-    def _set(self) -> None:
-        self.optimizer.learning_rate.assign(self.rate(self.count))
+    return run
 
 
 class ExtendedStep:

@@ -238,10 +238,6 @@ class TorchAdapter(BackendAdapter):
                 pass
         return cls(list(parameters), **chosen)
 
-    def group(self, parameters: Sequence[Any], name: str, kwargs: Mapping[str, Any]) -> Any:
-        """Return a group of parameters that bears its name."""
-        return {"params": list(parameters), "name": name, **kwargs}
-
     def schedules(self) -> Mapping[str, type]:
         """Return learning-rate schedules by name."""
         return _subclasses(torch.optim.lr_scheduler, torch.optim.lr_scheduler.LRScheduler)

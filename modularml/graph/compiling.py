@@ -326,6 +326,7 @@ class _Compiler(LossReading):
                     for i in ids
                     for role in self.roles
                 ],
+                eager=not self.learners.keys().isdisjoint(ids),
             )
             for home, (program, ids) in enumerate(zip(self.programs, self.segments, strict=True))
         ]

@@ -105,6 +105,8 @@ class Segment:
         converts it.
     places : list of int
         Which of the plan's losses are its own.
+    eager : bool
+        Whether some node is fitted in the step, so that it is no graph that could be traced.
     """
 
     adapter: BackendAdapter
@@ -117,6 +119,7 @@ class Segment:
     _out_slots: list[int] = field(default_factory=list)
     _promised: list[tuple[str, Shape]] = field(default_factory=list)
     _n_slots: int = 0
+    eager: bool = False
     _shapes: list[Any] = field(default_factory=list)
 
     def compute(self, inputs: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any]]:
@@ -159,7 +162,7 @@ class Segment:
             options,
             clips=tuple((o.clip_norm, o.clip_value) for o in self.optimizers),
             schedules=tuple(o.scheduler for o in self.optimizers if o.goes_on_every("batch")),
-            models=tuple(model for model, _ in self.modes) if options.parallel else (),
+            models=tuple(model for model, _ in self.modes),
         )
         if options.is_plain:
             return self.adapter.train_step(self.compute, instances)
@@ -167,7 +170,11 @@ class Segment:
 
     def eval_step(self) -> StepFunction:
         """Return the function that computes a batch's losses and outputs without gradients."""
-        return self.adapter.eval_step(self.compute)
+        return self._run if self.eager else self.adapter.eval_step(self.compute)
+
+    def _run(self, inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+        with self.adapter.no_grad():
+            return self.compute(inputs)[1:]
 
 
 @dataclass

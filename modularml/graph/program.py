@@ -77,6 +77,8 @@ class Program:
         takes: Iterable[tuple[int, Callable[[Any], Any] | None]],
         losses: Sequence[tuple[int, LossOp]],
         outputs: Sequence[tuple[int, str, Shape]],
+        *,
+        eager: bool,
     ) -> Segment:
         """Return the segment, every value in its final place; see `Segment`."""
         place = self._place
@@ -91,6 +93,7 @@ class Program:
             [place(slot) for slot, *_ in outputs],
             [(label, shape) for _, label, shape in outputs],
             len(self.ops),
+            eager,
         )
 
     def _place(self, slot: int) -> int:

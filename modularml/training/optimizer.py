@@ -299,7 +299,8 @@ class Optimizer(Configurable, Stateful, Saveable):
             parts = {name.rsplit(".", i)[0] for name in named for i in range(name.count(".") + 1)}
             raise UnknownNameError("group of parameters", empty[0], parts)
         rest = found.pop("")
-        groups = [self._adapter.group(p, k, (self.groups or {})[k]) for k, p in found.items()]
+        given = self.groups or {}
+        groups = [{"params": p, "name": name, **given[name]} for name, p in found.items()]
         return [{"params": rest}, *groups] if rest else groups
 
     def _make(self, params: list[Any]) -> Any:

@@ -208,8 +208,7 @@ def test_views_for_people():
     fs = featureset(*arrays(n=40))
     graph = graph_of(fs, mlp())
     exp = experiment()
-    group = mm.PhaseGroup("g").add_fit("f", input_sources=bindings(graph))
-    assert isinstance(group.get_fit_phase("f"), mm.FitPhase)
+    group = mm.PhaseGroup("g")
     inputs = train_phase(graph).input_sources
     group.clear().add_train("t", input_sources=inputs, losses=[mse()], result_recording="last")
     group.add_phase(eval_phase(graph))
