@@ -70,7 +70,9 @@ class TensorflowAdapter(BackendAdapter):
 
     def to_numpy(self, tensor: Any) -> Array:
         """Return a tensor as an array, off the device."""
-        out: Array = (tf.cast(tensor, tf.float32) if tensor.dtype is tf.bfloat16 else tensor).numpy()
+        out: Array = (
+            tf.cast(tensor, tf.float32) if tensor.dtype is tf.bfloat16 else tensor
+        ).numpy()
         return out
 
     def zeros(self, shape: Shape, dtype: Any) -> Any:

@@ -19,6 +19,7 @@ from modularml.graph.node import ComputeNode
 from modularml.graph.plan import Crossing, InputSlot, LossOp, StepPlan
 from modularml.graph.program import Program, converted
 from modularml.graph.segments import backends_of, in_segments, readers_of
+from modularml.graph.units import output_flow
 from modularml.training import AppliedLoss
 
 __all__ = ["check_losses", "compile_plan"]
@@ -309,7 +310,10 @@ class _Compiler(LossReading):
         layout = Layout(
             outputs,
             on,
-            self.flows,
+            {
+                **self.flows,
+                **{(n.node_id, "outputs"): output_flow(n, self.flows) for n in self.nodes},
+            },
             tuple(self._program(i).adapter for i, _ in outputs),
             {n.node_id: n.label for n in self.nodes},
             training=self.training,

@@ -44,7 +44,9 @@ def keras_ridge():
 
         def fit(self, features, targets) -> None:
             line = Ridge(alpha=2.0).fit(np.asarray(features), np.asarray(targets))
-            self.set_weights({"dense.kernel": line.coef_.reshape(-1, 1), "dense.bias": line.intercept_})
+            self.set_weights(
+                {"dense.kernel": line.coef_.reshape(-1, 1), "dense.bias": line.intercept_}
+            )
 
     return KerasRidge()
 

@@ -16,7 +16,6 @@ from modularml.experiment.series import AxisSeries
 from tests.worlds import (
     QUIET,
     arrays,
-    bindings,
     eval_phase,
     experiment,
     featureset,
