@@ -6,7 +6,7 @@ import enum
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 from modularml._optional import loaded, require
@@ -152,31 +152,30 @@ class BackendAdapter(ABC):
     def pad(self, tensor: Any, widths: Sequence[tuple[int, int]], mode: str, value: float) -> Any:
         """Pad each axis at its end, by ``numpy.pad``'s rules for `mode`."""
 
-    @abstractmethod
     def detach(self, tensor: Any) -> Any:
         """Return the tensor off the graph, on its device."""
+        return tensor
 
-    @abstractmethod
     def to_host(self, tensor: Any) -> Any:
         """Return the tensor off the graph and off the device."""
+        return tensor
 
-    @abstractmethod
     def floats(self, scalars: Sequence[Any]) -> list[float]:
         """Return many scalar tensors as numbers, in one transfer."""
+        return [float(scalar) for scalar in scalars]
 
     # -- models -------------------------------------------------------------------------------
 
-    @abstractmethod
     def parameters(self, model: Any) -> dict[str, Any]:
         """Return by name what an optimizer may move once the model is not frozen."""
+        return {}
 
     def count_parameters(self, model: Any) -> tuple[int, int]:
         """Return how many numbers a model holds, and how many an optimizer may move."""
         n = sum(math.prod(p.shape) for p in self.parameters(model).values())
         return n, n
 
-    @abstractmethod
-    def move(self, model: Any, device: Any) -> None:
+    def move(self, model: Any, device: Any) -> None:  # noqa: B027 - nothing to move
         """Move a model's weights to a device, in place."""
 
     def device_of(self, model: Any) -> Any:
@@ -195,21 +194,20 @@ class BackendAdapter(ABC):
         """Join the other processes that were started to train together."""
         raise self._unable("data_parallel")
 
-    @abstractmethod
     def modes(self, models: Sequence[tuple[Any, bool]]) -> AbstractContextManager[Any]:
         """Put models into training (True) or evaluation mode within a block, then back."""
+        return nullcontext()
 
-    @abstractmethod
-    def set_frozen(self, model: Any, frozen: bool) -> None:
+    def set_frozen(self, model: Any, frozen: bool) -> None:  # noqa: B027 - no gradients
         """Stop, or allow, gradients into a model's own parameters."""
 
-    @abstractmethod
     def input_dtype(self, model: Any) -> Any:
-        """Return the dtype that a model wants its features in."""
+        """Return the dtype that a model wants its features in; None keeps that of columns."""
+        return None
 
-    @abstractmethod
     def no_grad(self) -> AbstractContextManager[Any]:
         """Return a context in which no gradients are tracked."""
+        return nullcontext()
 
     # -- training -----------------------------------------------------------------------------
 
@@ -217,9 +215,9 @@ class BackendAdapter(ABC):
     def losses(self) -> Mapping[str, type]:
         """Return loss classes by name."""
 
-    @abstractmethod
     def optimizers(self) -> Mapping[str, type]:
         """Return optimizer classes by name."""
+        return {}
 
     @abstractmethod
     def make_optimizer(self, cls: Any, parameters: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

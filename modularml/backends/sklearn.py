@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -83,51 +82,11 @@ class SklearnAdapter(BackendAdapter):
         known: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
         return np.pad(tensor, widths, mode=known[mode])
 
-    def detach(self, tensor: Any) -> Any:
-        """Return the array."""
-        return tensor
-
-    def to_host(self, tensor: Any) -> Any:
-        """Return the array."""
-        return tensor
-
-    def floats(self, scalars: Sequence[Any]) -> list[float]:
-        """Return many scalars as numbers."""
-        return [float(scalar) for scalar in scalars]
-
-    # -- models -------------------------------------------------------------------------------
-
-    def parameters(self, model: Any) -> dict[str, Any]:
-        """Return nothing: an estimator learns by itself."""
-        return {}
-
-    def move(self, model: Any, device: Any) -> None:
-        """Leave the model on the host."""
-
-    def modes(self, models: Sequence[tuple[Any, bool]]) -> AbstractContextManager[Any]:
-        """Return a context that changes nothing."""
-        return nullcontext()
-
-    def set_frozen(self, model: Any, frozen: bool) -> None:
-        """Do nothing: what is frozen is not fitted."""
-
-    def input_dtype(self, model: Any) -> Any:
-        """Return None: columns keep their dtype."""
-        return None
-
-    def no_grad(self) -> AbstractContextManager[Any]:
-        """Return a context that changes nothing."""
-        return nullcontext()
-
     # -- training -----------------------------------------------------------------------------
 
     def losses(self) -> Mapping[str, type]:
         """Return loss classes by name."""
         return {name: getattr(sklearn_losses, name) for name in sklearn_losses.__all__}
-
-    def optimizers(self) -> Mapping[str, type]:
-        """Return nothing: an estimator learns by itself."""
-        return {}
 
     def make_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse: an estimator learns by itself."""

@@ -6,7 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -70,9 +70,9 @@ class TensorflowAdapter(BackendAdapter):
 
     def to_numpy(self, tensor: Any) -> Array:
         """Return a tensor as an array, off the device."""
-        out: Array = (
-            tf.cast(tensor, tf.float32) if tensor.dtype is tf.bfloat16 else tensor
-        ).numpy()
+        if tensor.dtype is tf.bfloat16:  # numpy has none
+            tensor = tf.cast(tensor, tf.float32)
+        out: Array = tensor.numpy()
         return out
 
     def zeros(self, shape: Shape, dtype: Any) -> Any:
@@ -140,10 +140,6 @@ class TensorflowAdapter(BackendAdapter):
         with tf.device("/CPU:0"):
             return tf.identity(tensor)
 
-    def floats(self, scalars: Sequence[Any]) -> list[float]:
-        """Return many scalar tensors as numbers."""
-        return [float(s) for s in scalars]
-
     # -- models -------------------------------------------------------------------------------
 
     def parameters(self, model: Any) -> dict[str, Any]:
@@ -189,10 +185,6 @@ class TensorflowAdapter(BackendAdapter):
             if layer._trainable_variables:  # of its own, not of layers within it
                 break
         return _float_dtype(model)
-
-    def no_grad(self) -> AbstractContextManager[Any]:
-        """Return a context that does nothing: only what is watched has gradients."""
-        return nullcontext()
 
     # -- training -----------------------------------------------------------------------------
 

@@ -83,9 +83,8 @@ def _rate(optimizer: Any, schedule: Any, kwargs: Mapping[str, Any]) -> Any:
 
 
 def parts(optimizer: Any) -> dict[str, Any]:
-    """Return the optimizers of Keras by the name of their group; ``default`` is that of no group."""
-    own = optimizer.optimizers if isinstance(optimizer, KerasGroups) else {"default": optimizer}
-    return dict(own)
+    """Return the optimizers of Keras by the name of their group, or one as ``default``."""
+    return optimizer.optimizers if isinstance(optimizer, KerasGroups) else {"default": optimizer}
 
 
 def state_of(optimizer: Any, named: Mapping[str, Any]) -> dict[str, Any]:

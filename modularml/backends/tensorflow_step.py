@@ -41,8 +41,8 @@ def in_precision(compute: Compute, options: StepOptions) -> Compute:
     """
     if options.precision != "bf16":
         raise BackendNotSupportedError(
-            f"precision={options.precision!r} needs losses scaled, which is not done for tensorflow "
-            "models; use 'bf16', which needs none"
+            f"precision={options.precision!r} needs losses scaled, which is not done for "
+            "tensorflow models; use 'bf16', which needs none"
         )
 
     def run(inputs: Sequence[Any]) -> Any:

@@ -310,10 +310,7 @@ class _Compiler(LossReading):
         layout = Layout(
             outputs,
             on,
-            {
-                **self.flows,
-                **{(n.node_id, "outputs"): output_flow(n, self.flows) for n in self.nodes},
-            },
+            self.flows | {(n.node_id, "outputs"): output_flow(n, self.flows) for n in self.nodes},
             tuple(self._program(i).adapter for i, _ in outputs),
             {n.node_id: n.label for n in self.nodes},
             training=self.training,

@@ -124,7 +124,7 @@ class FunctionNode(MergeNode):
         if not isinstance(out, type(blank[0])) or shape[:1] != (_ROWS,):
             raise ShapeError(
                 f"function {name!r} must return one {type(blank[0]).__name__} with a row a sample, "
-                f"got a {type(out).__name__} of shape {shape} for {_ROWS} samples; keep axis 0, and "
-                "use functions of the framework of the nodes around"
+                f"got a {type(out).__name__} of shape {shape} for {_ROWS} samples; keep axis 0 and "
+                "the framework of the nodes around"
             )
         return shape[1:]

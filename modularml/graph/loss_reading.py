@@ -39,7 +39,7 @@ class LossReading(ABC):
 
     nodes: list[ComputeNode]
     roles: tuple[str, ...]
-    flows: Mapping[tuple[str, str], Flow]
+    flows: dict[tuple[str, str], Flow]
     backends: dict[str, Backend]
     places: dict[tuple[str, str], int]
     weighted: Mapping[Source, int]

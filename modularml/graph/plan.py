@@ -146,7 +146,8 @@ class Segment:
     def _check(self, shapes: list[Any]) -> None:
         for (label, wanted), shape in zip(self._promised, shapes, strict=True):
             found = tuple(shape)[1:]
-            if len(found) != len(wanted) or any(n not in (m, None) for n, m in zip(found, wanted)):
+            alike = (n in (m, None) for n, m in zip(found, wanted, strict=False))  # None: unknown
+            if len(found) != len(wanted) or not all(alike):
                 raise ShapeError(
                     f"node {label!r} gives samples of shape {found}, and the graph was built for "
                     f"{wanted}; a model must give every batch the same shape"

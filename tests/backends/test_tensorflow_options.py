@@ -248,7 +248,7 @@ class TestBfloat16:
 
 def test_what_cannot_be_had_is_refused():
     x, y = arrays(n=20)
-    with pytest.raises(BackendNotSupportedError, match="'fp16' needs losses scaled.*'bf16'"):
+    with pytest.raises(BackendNotSupportedError, match=r"'fp16' needs losses scaled.*'bf16'"):
         train(graph(x, y), [mse()], precision="fp16")
     with mm.ExperimentContext().activate(), pytest.raises(ConfigError, match="decay_steps"):
         graph(x, y, schedule="cosine").build()

@@ -386,10 +386,8 @@ def test_what_is_no_target_is_not_unscaled(estimator):
     by_itself = getattr(clone(estimator).fit(x), method)(x).reshape(-1)
     np.testing.assert_allclose(graph.predict(fs).reshape(-1), by_itself, atol=1e-4)
     results = experiment("again").run_phase(eval_phase(graph, []), **QUIET)
-    for table in (
-        results,
-        type(results)("stored", unpacked_steps(packed_steps(results._execution))),
-    ):
+    stored = type(results)("stored", unpacked_steps(packed_steps(results._execution)))
+    for table in (results, stored):
         found = table.stacked_tensors("node", "outputs", unscale=True, fmt="numpy")
         np.testing.assert_allclose(found.reshape(-1), by_itself, atol=1e-4)
         np.testing.assert_allclose(table.to_pandas()["prediction"], by_itself, atol=1e-4)
