@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -298,6 +299,16 @@ class BackendAdapter(ABC):
         DeviceError
             If there is no such device.
         """
+
+
+PAD_MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+"""What numpy calls the modes of padding."""
+
+
+def classes_of(room: Any, base: type) -> dict[str, type]:
+    """Return the public classes of a module that derive from one, which is left out."""
+    found = {n: c for n, c in vars(room).items() if inspect.isclass(c) and n[0] != "_"}
+    return {n: c for n, c in found.items() if issubclass(c, base) and c is not base}
 
 
 def check_moments(state: Mapping[str, Any], names: Sequence[str]) -> None:

@@ -26,8 +26,6 @@ from modularml.training import AppliedLoss, Optimizer
 
 __all__ = ["ModelGraph"]
 
-_PLANS_KEPT = 8
-
 
 class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful):
     """Nodes wired into one graph.
@@ -245,7 +243,7 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         before = self.get_state() if self._built else None
         try:
             self._take(state)
-        except Exception:
+        except BaseException:
             if before is not None:
                 self._take(before)
             raise

@@ -155,8 +155,17 @@ class GraphRunning(GraphMembers):
             key = (how, of_rows, only, options, *fits)
             if key not in self._plans:
                 running = [a for a in losses if self.get_node(a.on) in nodes]
-                asked = (roles, together, weighted, only, fits, options.compile)
-                made = self._compile(running, training, nodes, *asked)
+                made = self._compile(
+                    running,
+                    nodes,
+                    only,
+                    fits,
+                    training=training,
+                    roles=roles,
+                    together=together,
+                    weighted=weighted,
+                    compiles=options.compile,
+                )
                 made.losses, made.fits = tuple(losses), tuple(n.node_id for n in fits)
                 step = made.train_step(options) if training else made.eval_step()
                 while len(self._plans) >= _PLANS_KEPT:
@@ -227,14 +236,12 @@ class GraphRunning(GraphMembers):
     def _compile(
         self,
         losses: Sequence[AppliedLoss],
-        training: bool,
         nodes: Sequence[ComputeNode],
-        roles: Sequence[str],
-        together: Mapping[Source, int] | None,
-        weighted: Mapping[Source, int] | None,
         only: ModelNode | None,
         fits: Sequence[ModelNode],
-        compiles: bool,
+        *,
+        training: bool,
+        **asked: Any,
     ) -> StepPlan:
         optimizers = self._optimizers(nodes, losses, only) if training else {}
         own = {self.get_node(a.on).node_id for a in losses} if self._optimizer is None else set()
@@ -245,12 +252,9 @@ class GraphRunning(GraphMembers):
             losses,
             training=training,
             optimizers=optimizers,
-            roles=roles,
             detach_after=own if training else (),
-            together=together,
             learners=learners(nodes if training and only is None else (), fits),
-            weighted=weighted,
-            compiles=compiles,
+            **asked,
         )
 
     def moving_optimizers(self, active_nodes: Iterable[Any] | None = None) -> list[Optimizer]:

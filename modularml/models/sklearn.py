@@ -149,7 +149,8 @@ class ScikitModelWrapper(BaseModel):
             raise ShapeError(f"{self.shown_name} needs input_shape to be built")
         shape = check_shape("input_shape", input_shape or self._input_shape)
         if self._built and not force:
-            return self._check_fits(shape)
+            self._check_fits(shape)
+            return
         if force:
             self.reset_weights()
         self._output_shape = self._find_shape(shape, output_shape)
