@@ -12,15 +12,7 @@ __all__ = ["KerasGroups", "KerasSchedule", "load_state", "move", "parts", "state
 
 
 class KerasGroups:
-    """Optimizers of Keras, each with parameters and a rate of its own, that step as one.
-
-    Parameters
-    ----------
-    optimizers : dict of str to keras.optimizers.Optimizer
-        By the name of the group; built.
-    """
-
-    built = True
+    """Built optimizers of Keras, each for a group of parameters by name, that step as one."""
 
     def __init__(self, optimizers: dict[str, Any]) -> None:
         self.optimizers = optimizers
@@ -42,14 +34,8 @@ class KerasGroups:
 class KerasSchedule:
     """A schedule of Keras that goes on when it is told to, and not with every step.
 
-    Parameters
-    ----------
-    optimizer : keras.optimizers.Optimizer or KerasGroups
-        Each group has a schedule of its own.
-    schedule : type or callable
-        A class of ``LearningRateSchedule``, which starts from the optimizer's rate where it is
-        given none, or a callable that takes the optimizer and returns one.
-    kwargs : mapping
+    It is a class of ``LearningRateSchedule``, which starts from the rate of each group where it is
+    given none, or a callable that takes an optimizer and returns one.
     """
 
     def __init__(self, optimizer: Any, schedule: Any, kwargs: Mapping[str, Any]) -> None:

@@ -33,11 +33,6 @@ def in_precision(compute: Compute, options: StepOptions) -> Compute:
 
     Policies of layers count where a step is traced; they are as before when that is done. Weights,
     and outputs of models, stay float32.
-
-    Raises
-    ------
-    BackendNotSupportedError
-        If the precision is ``fp16``.
     """
     if options.precision != "bf16":
         raise BackendNotSupportedError(

@@ -44,6 +44,11 @@ class ExperimentPhase(Configurable, ContextYaml):
     callbacks : list of Callback, optional
     accelerator : Accelerator or str, optional
         Where the phase runs.
+
+    Notes
+    -----
+    Inputs, losses and optimizers are held against the graph of the active context at once; what is
+    frozen or not fitted may change until the run, and is looked at when it starts.
     """
 
     results_class: ClassVar[type[PhaseResults]] = PhaseResults
@@ -86,15 +91,7 @@ class ExperimentPhase(Configurable, ContextYaml):
             self.check(graph)
 
     def check(self, graph: ModelGraph) -> None:
-        """Refuse what the graph could not do whatever is fitted, frozen or unfrozen before the run.
-
-        Raises
-        ------
-        GraphError
-            If an input of a head node that runs is not bound.
-        LossError, UnknownNameError, OptimizerNotSetError
-            See `ModelGraph.check`.
-        """
+        """Refuse inputs that are not bound, and what `ModelGraph.check` refuses."""
         edges = [(node, ref) for node in self.heads(graph) for ref in node.feature_refs]
         bound = [binding_for(self.input_sources, *edge, self.label) for edge in edges]
         graph.check(

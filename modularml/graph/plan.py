@@ -123,13 +123,7 @@ class Segment:
     _shapes: list[Any] = field(default_factory=list)
 
     def compute(self, inputs: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any]]:
-        """Return (total loss, each loss, each output) for the tensors that it takes.
-
-        Raises
-        ------
-        ShapeError
-            If samples come out in another shape than the graph was built for.
-        """
+        """Return (total loss, each loss, each output); ShapeError where samples change shape."""
         values = [*inputs, *[None] * self._n_slots]
         for op in self._ops:
             args = op.args

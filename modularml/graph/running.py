@@ -184,16 +184,18 @@ class GraphRunning(GraphMembers):
     ) -> None:
         """Refuse what could not run whatever is built, fitted, frozen or unfrozen beforehand.
 
-        Raises
-        ------
-        LossError, UnknownNameError
-            If a loss asks for a node, role or domain that is not there.
-        OptimizerNotSetError, GraphError
-            In training, if no node that runs has an optimizer, or none could learn.
+        That is a loss that asks for what is not there and, in training, nodes none of which has an
+        optimizer or could learn.
         """
         nodes = self._running(active_nodes)
+        asked = [a for a in losses if self.get_node(a.on) in nodes]
+        if training and not asked:
+            raise LossError(
+                f"no loss of {[a.label for a in losses]} is on a node that runs; those are "
+                f"{[n.label for n in nodes]}"
+            )
         with self._ctx_of_run():
-            check_losses(nodes, [a for a in losses if self.get_node(a.on) in nodes], roles)
+            check_losses(nodes, asked, roles)
         models = [n for n in nodes if isinstance(n, ModelNode)]
         if not training or any(getattr(n.model, "learns_in_batches", False) for n in models):
             return

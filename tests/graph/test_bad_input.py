@@ -124,6 +124,11 @@ CASES = {
         LossError,
         ["tags of node 'net'"],
     ),
+    "loss on a node that does not run": (
+        lambda g: made(g, mse("ridge")),
+        LossError,
+        ["'mse_ridge'", r"\['left', 'right', 'both', 'net'\]"],
+    ),
     "loss by an unknown name": (
         lambda g: made(g, mm.AppliedLoss(mm.Loss("msee"), "net", ["outputs", "targets"])),
         UnknownNameError,
