@@ -246,8 +246,7 @@ class TensorflowAdapter(BackendAdapter):
         options = options or PLAIN
         if options.precision != "float32":
             compute = in_precision(compute, options)
-            options = replace(options, precision="float32")
-        if not options.is_plain:
+        if options.precision == "fp16" or not replace(options, precision="float32").is_plain:
             return ExtendedStep(compute, optimizers, options)
         moved = [[v for v in o._trainable_variables if v.trainable] for o in optimizers]
         watched = [v.value for own in moved for v in own]

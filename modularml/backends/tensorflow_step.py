@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from modularml.backends.base import Compute, NotFiniteError
 from modularml.backends.options import StepOptions
-from modularml.errors import BackendNotSupportedError
 
 __all__ = ["ExtendedStep", "clipped", "in_precision"]
 
@@ -29,16 +28,12 @@ def clipped(grads: Sequence[Any], norm: float | None, value: float | None) -> tu
 
 
 def in_precision(compute: Compute, options: StepOptions) -> Compute:
-    """Return a computation whose float32 layers compute in bfloat16.
+    """Return a computation whose float32 layers compute in half the bits.
 
     Policies of layers count where a step is traced; they are as before when that is done. Weights,
     and outputs of models, stay float32.
     """
-    if options.precision != "bf16":
-        raise BackendNotSupportedError(
-            f"precision={options.precision!r} needs losses scaled, which is not done for "
-            "tensorflow models; use 'bf16', which needs none"
-        )
+    policy = {"bf16": "mixed_bfloat16", "fp16": "mixed_float16"}[options.precision]
 
     def run(inputs: Sequence[Any]) -> Any:
         layers = [la for m in options.models for la in m.inner._flatten_layers()]
@@ -47,11 +42,11 @@ def in_precision(compute: Compute, options: StepOptions) -> Compute:
             for model in options.models:
                 model.output_dtype = tf.float32
             for layer, _ in plain:
-                layer.dtype_policy = "mixed_bfloat16"
+                layer.dtype_policy = policy
             return compute(inputs)
         finally:
-            for layer, policy in plain:
-                layer.dtype_policy = policy
+            for layer, before in plain:
+                layer.dtype_policy = before
             for model in options.models:
                 model.output_dtype = None
 
@@ -77,11 +72,12 @@ class ExtendedStep:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(watched)
                 total, losses, outputs = compute(inputs)
-            grads = tape.gradient(total, watched)
-            scaled = [None if g is None else g * tf.cast(weight, g.dtype) for g in grads]
-            return losses, outputs, scaled
+                total = total * tf.cast(weight, total.dtype)
+            return losses, outputs, tape.gradient(total, watched)
 
         self.gradients = tf.function(gradients, autograph=False)
+        self.scaled = options.precision == "fp16"
+        self.scale, self.n_sound = 2.0**16 if self.scaled else 1.0, 0  # as torch's GradScaler
         self.begin()
 
     def begin(self) -> None:
@@ -98,7 +94,7 @@ class ExtendedStep:
         if not self.n_batches:
             self.first = n or 1.0
         weight = n / self.first
-        losses, outputs, grads = self.gradients(tf.constant(weight), *inputs)
+        losses, outputs, grads = self.gradients(tf.constant(weight * self.scale), *inputs)
         values = [float(loss) for loss in losses]
         wrong = next((i for i, v in enumerate(values) if not math.isfinite(v)), None)
         if wrong is None:
@@ -115,21 +111,27 @@ class ExtendedStep:
         self.n_batches, self.rows = self.n_batches + 1, self.rows + n
 
     def _move(self) -> None:
-        weight, grads = self.rows / self.first or 1.0, iter(self.held or ())
+        weight = (self.rows / self.first or 1.0) * self.scale
+        grads = iter(self.held or ())
         self.begin()
         moves = []
         for optimizer, own, limits in zip(self.optimizers, self.owned, self.clips, strict=True):
             pairs = [(g / weight, v) for v in own if (g := next(grads)) is not None]
             found, norm = clipped([g for g, _ in pairs], *limits)
-            watched = any(limits) or self.options.on_nonfinite != "raise"
+            watched = any(limits) or self.options.on_nonfinite != "raise" or self.scaled
             if watched and not math.isfinite(float(norm)):
-                if self.options.on_nonfinite != "skip":
+                if self.scaled:
+                    self.scale, self.n_sound = self.scale / 2, 0
+                elif self.options.on_nonfinite != "skip":
                     raise NotFiniteError(0, float(norm), "gradient")
                 return
             moves.append((optimizer, found, [v for _, v in pairs]))
         for optimizer, found, variables in moves:
             if variables:
                 optimizer.apply(found, variables)
+        self.n_sound += 1
+        if self.scaled and self.n_sound % 2000 == 0:
+            self.scale *= 2
         for schedule in self.options.schedules:
             schedule.step()
 

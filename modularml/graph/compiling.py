@@ -9,7 +9,7 @@ from typing import Any
 from modularml.backends import Backend, BackendAdapter, adapter_for
 from modularml.data.execution import Layout, Source, Weighing
 from modularml.data.references import FeatureSetReference
-from modularml.errors import GraphError, LossError, NotFittedError
+from modularml.errors import GraphError, LossError
 from modularml.graph.fitting import Learn, fitted_then
 from modularml.graph.flows import flows_of, leaves, resolve_id
 from modularml.graph.learning import Reach, moving, no_learner
@@ -233,11 +233,8 @@ class _Compiler(LossReading):
     def _function(
         self, node: ComputeNode, args: Sequence[int], adapter: BackendAdapter
     ) -> Callable[..., Any]:
-        learns = node.node_id in self.learners
-        if isinstance(node, ModelNode) and not (learns or node.model.is_fitted):
-            raise NotFittedError(
-                f"node {node.label!r} has not been fitted; run a FitPhase on it first"
-            )
+        if isinstance(node, ModelNode) and node.node_id not in self.learners:
+            node.check_fitted()
         fn = node.operation(adapter)
         if self.compiles and adapter.gradients and isinstance(node, ModelNode):
             fn = adapter.compile(fn)

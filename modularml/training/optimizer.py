@@ -52,8 +52,8 @@ class Optimizer(Configurable, Stateful, Saveable):
     -----
     Where torch has a fused kernel it is used: the same arithmetic, two to three times as fast on
     small models. ``opt_kwargs={"fused": False}`` turns it off. Optimizers of Keras take their
-    arguments by torch's names too (``lr``, ``betas``, ``eps``); what is not given is Keras' own, and
-    each of `groups` has an optimizer of Keras, and a schedule, of its own.
+    arguments by torch's names too (``lr``, ``betas``, ``eps``); what is not given is Keras' own.
+    Each of `groups` has an optimizer of Keras, and a schedule, of its own.
 
     Examples
     --------

@@ -164,6 +164,11 @@ CASES = {
         NotFittedError,
         ["'ridge' has not been fitted"],
     ),
+    "unfitted by hand": (
+        lambda g: g.get_node("ridge")(g.context.get_node("data").to_view().to_sample_data()),
+        NotFittedError,
+        ["'ridge' has not been fitted"],
+    ),
     "unfitted in an evaluation": (
         lambda g: experiment().run_phase(eval_phase(g, [mse("net")]), **QUIET),
         NotFittedError,
