@@ -73,7 +73,7 @@ def nothing_learns(nodes: Iterable[ComputeNode]) -> GraphError:
     """Return the error that training could change none of some nodes."""
     return GraphError(
         f"nothing can be trained: the nodes {[n.label for n in nodes]} are frozen or have no "
-        "weights; unfreeze() one"
+        "weights; unfreeze() one, or run a FitPhase on what learns from all rows at once"
     )
 
 

@@ -155,17 +155,9 @@ class GraphRunning(GraphMembers):
             key = (how, of_rows, only, options, *fits)
             if key not in self._plans:
                 running = [a for a in losses if self.get_node(a.on) in nodes]
-                made = self._compile(
-                    running,
-                    nodes,
-                    only,
-                    fits,
-                    training=training,
-                    roles=roles,
-                    together=together,
-                    weighted=weighted,
-                    compiles=options.compile,
-                )
+                facts: dict[str, Any] = {"roles": roles, "together": together, "weighted": weighted}
+                facts |= {"training": training, "compiles": options.compile}
+                made = self._compile(running, nodes, only, fits, **facts)
                 made.losses, made.fits = tuple(losses), tuple(n.node_id for n in fits)
                 step = made.train_step(options) if training else made.eval_step()
                 while len(self._plans) >= _PLANS_KEPT:
