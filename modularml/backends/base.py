@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -154,31 +155,30 @@ class BackendAdapter(ABC):
     def pad(self, tensor: Any, widths: Sequence[tuple[int, int]], mode: str, value: float) -> Any:
         """Pad each axis at its end, by ``numpy.pad``'s rules for `mode`."""
 
-    @abstractmethod
     def detach(self, tensor: Any) -> Any:
         """Return the tensor off the graph, on its device."""
+        return tensor
 
-    @abstractmethod
     def to_host(self, tensor: Any) -> Any:
         """Return the tensor off the graph and off the device."""
+        return tensor
 
-    @abstractmethod
     def floats(self, scalars: Sequence[Any]) -> list[float]:
         """Return many scalar tensors as numbers, in one transfer."""
+        return [float(scalar) for scalar in scalars]
 
     # -- models -------------------------------------------------------------------------------
 
-    @abstractmethod
     def parameters(self, model: Any) -> dict[str, Any]:
         """Return by name what an optimizer may move once the model is not frozen."""
+        return {}
 
     def count_parameters(self, model: Any) -> tuple[int, int]:
         """Return how many numbers a model holds, and how many an optimizer may move."""
         n = sum(math.prod(p.shape) for p in self.parameters(model).values())
         return n, n
 
-    @abstractmethod
-    def move(self, model: Any, device: Any) -> None:
+    def move(self, model: Any, device: Any) -> None:  # noqa: B027 - nothing to move
         """Move a model's weights to a device, in place."""
 
     def device_of(self, model: Any) -> Any:
@@ -197,21 +197,20 @@ class BackendAdapter(ABC):
         """Join the other processes that were started to train together."""
         raise self._unable("data_parallel")
 
-    @abstractmethod
     def modes(self, models: Sequence[tuple[Any, bool]]) -> AbstractContextManager[Any]:
         """Put models into training (True) or evaluation mode within a block, then back."""
+        return nullcontext()
 
-    @abstractmethod
-    def set_frozen(self, model: Any, frozen: bool) -> None:
+    def set_frozen(self, model: Any, frozen: bool) -> None:  # noqa: B027 - no gradients
         """Stop, or allow, gradients into a model's own parameters."""
 
-    @abstractmethod
     def input_dtype(self, model: Any) -> Any:
-        """Return the dtype that a model wants its features in."""
+        """Return the dtype that a model wants its features in; None keeps that of columns."""
+        return None
 
-    @abstractmethod
     def no_grad(self) -> AbstractContextManager[Any]:
         """Return a context in which no gradients are tracked."""
+        return nullcontext()
 
     # -- training -----------------------------------------------------------------------------
 
@@ -219,17 +218,16 @@ class BackendAdapter(ABC):
     def losses(self) -> Mapping[str, type]:
         """Return loss classes by name."""
 
-    @abstractmethod
     def optimizers(self) -> Mapping[str, type]:
         """Return optimizer classes by name."""
+        return {}
 
     @abstractmethod
     def make_optimizer(self, cls: Any, parameters: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Make an optimizer over these parameters."""
+        """Make an optimizer over these parameters.
 
-    def group(self, parameters: Sequence[Any], name: str, kwargs: Mapping[str, Any]) -> Any:
-        """Return parameters with a rate of their own, as `make_optimizer` takes them."""
-        raise self._unable("groups")
+        They may come in groups: dicts with ``params``, a ``name`` and arguments of their own.
+        """
 
     def schedules(self) -> Mapping[str, type]:
         """Return learning-rate schedules by name."""
@@ -311,6 +309,16 @@ class BackendAdapter(ABC):
         DeviceError
             If there is no such device.
         """
+
+
+PAD_MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+"""What numpy calls the modes of padding."""
+
+
+def classes_of(room: Any, base: type) -> dict[str, type]:
+    """Return the public classes of a module that derive from one, which is left out."""
+    found = {n: c for n, c in vars(room).items() if inspect.isclass(c) and n[0] != "_"}
+    return {n: c for n, c in found.items() if issubclass(c, base) and c is not base}
 
 
 def check_moments(state: Mapping[str, Any], names: Sequence[str]) -> None:

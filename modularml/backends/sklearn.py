@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +11,7 @@ import sklearn
 
 from modularml._typing import Array, IntArray, Shape
 from modularml.backends import sklearn_losses
-from modularml.backends.base import Backend, BackendAdapter, Compute, Step
+from modularml.backends.base import PAD_MODES, Backend, BackendAdapter, Compute, Step
 from modularml.errors import BackendNotSupportedError
 
 __all__ = ["SklearnAdapter", "adapter"]
@@ -32,19 +32,15 @@ class SklearnAdapter(BackendAdapter):
         return found
 
     def to_numpy(self, tensor: Any) -> Array:
-        """Return the array."""
         return np.asarray(tensor)
 
     def zeros(self, shape: Shape, dtype: Any) -> Any:
-        """Return an array of zeros."""
         return np.zeros(shape, dtype)
 
     def sample_mean(self, values: Any) -> Any:
-        """Return the mean over samples of values a sample, an element, or one in all."""
         return np.mean(values)
 
     def loss_dtype(self, kind: str, model: Any) -> Any:
-        """Return the dtype of targets: ``"index"`` for class numbers, ``"float"``."""
         return np.dtype(np.int64 if kind == "index" else np.float64)
 
     def gather(self, column: Any, rows: IntArray | slice, into: Any = None) -> Any:
@@ -55,85 +51,36 @@ class SklearnAdapter(BackendAdapter):
         return np.take(column, rows, axis=0, out=into)
 
     def chunks(self, tensor: Any, size: int | list[int]) -> Sequence[Any]:
-        """Cut an array along axis 0: into pieces of one size, or of these sizes."""
         if isinstance(size, int):
             return [tensor[at : at + size] for at in range(0, len(tensor), size)]
         ends = np.cumsum(size)
         return [tensor[end - n : end] for n, end in zip(size, ends, strict=True)]
 
     def row_bytes(self, column: Any) -> int:
-        """Return the bytes of one row of an array."""
         return int(np.prod(column.shape[1:], dtype=int) * column.dtype.itemsize)
 
     def reshape(self, tensor: Any, shape: Shape) -> Any:
-        """Give each sample another shape."""
         return tensor.reshape(len(tensor), *shape)
 
     def concat(self, tensors: Sequence[Any], axis: int) -> Any:
-        """Concatenate arrays."""
         return np.concatenate(tensors, axis=axis)
 
     def mean(self, tensors: Sequence[Any]) -> Any:
-        """Return the element-wise mean of arrays."""
         return np.mean(tensors, axis=0)
 
     def pad(self, tensor: Any, widths: Sequence[tuple[int, int]], mode: str, value: float) -> Any:
-        """Pad each axis at its end."""
         if mode == "constant":
             return np.pad(tensor, widths, constant_values=value)
-        known: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
-        return np.pad(tensor, widths, mode=known[mode])
-
-    def detach(self, tensor: Any) -> Any:
-        """Return the array."""
-        return tensor
-
-    def to_host(self, tensor: Any) -> Any:
-        """Return the array."""
-        return tensor
-
-    def floats(self, scalars: Sequence[Any]) -> list[float]:
-        """Return many scalars as numbers."""
-        return [float(scalar) for scalar in scalars]
-
-    # -- models -------------------------------------------------------------------------------
-
-    def parameters(self, model: Any) -> dict[str, Any]:
-        """Return nothing: an estimator learns by itself."""
-        return {}
-
-    def move(self, model: Any, device: Any) -> None:
-        """Leave the model on the host."""
-
-    def modes(self, models: Sequence[tuple[Any, bool]]) -> AbstractContextManager[Any]:
-        """Return a context that changes nothing."""
-        return nullcontext()
-
-    def set_frozen(self, model: Any, frozen: bool) -> None:
-        """Do nothing: what is frozen is not fitted."""
-
-    def input_dtype(self, model: Any) -> Any:
-        """Return None: columns keep their dtype."""
-        return None
-
-    def no_grad(self) -> AbstractContextManager[Any]:
-        """Return a context that changes nothing."""
-        return nullcontext()
+        return np.pad(tensor, widths, mode=PAD_MODES[mode])
 
     def checked_rows(self) -> AbstractContextManager[Any]:
-        """Return a context in which rows are not searched for NaN once more."""
         context: AbstractContextManager[Any] = sklearn.config_context(assume_finite=True)
         return context
 
     # -- training -----------------------------------------------------------------------------
 
     def losses(self) -> Mapping[str, type]:
-        """Return loss classes by name."""
         return {name: getattr(sklearn_losses, name) for name in sklearn_losses.__all__}
-
-    def optimizers(self) -> Mapping[str, type]:
-        """Return nothing: an estimator learns by itself."""
-        return {}
 
     def make_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse: an estimator learns by itself."""
@@ -143,7 +90,6 @@ class SklearnAdapter(BackendAdapter):
     optimizer_state = load_optimizer_state = train_step = make_optimizer
 
     def eval_step(self, compute: Compute) -> Step:
-        """Return a function that computes losses and outputs of a batch."""
         return lambda inputs: compute(inputs)[1:]
 
     def check_device(self, device: str) -> Any:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,15 +15,25 @@ from modularml._optional import require
 from modularml._typing import Array, IntArray, Shape
 from modularml.backends import tensorflow_losses
 from modularml.backends.base import (
+    PAD_MODES,
     Backend,
     BackendAdapter,
     Compute,
     NotFiniteError,
     Step,
     check_moments,
+    classes_of,
 )
-from modularml.backends.options import StepOptions
-from modularml.backends.tensorflow_step import ExtendedStep, KerasSchedule, clipped
+from modularml.backends.options import PLAIN, StepOptions
+from modularml.backends.tensorflow_optimizers import (
+    KerasGroups,
+    KerasSchedule,
+    load_state,
+    move,
+    parts,
+    state_of,
+)
+from modularml.backends.tensorflow_step import ExtendedStep, clipped, in_precision
 from modularml.errors import BackendNotSupportedError, DeviceError, LossError, ShapeError
 
 tf = require("tensorflow", purpose="to train Keras models")
@@ -51,7 +61,6 @@ class TensorflowAdapter(BackendAdapter):
     # -- tensors ------------------------------------------------------------------------------
 
     def from_numpy(self, values: Array, *, dtype: Any = None, device: Any = None) -> Any:
-        """Copy an array to a tensor; never an alias of what is immutable."""
         values = np.asarray(values)
         if values.dtype.kind not in "biufc":
             raise ShapeError(f"values of dtype {values.dtype} cannot become a tensor")
@@ -60,22 +69,20 @@ class TensorflowAdapter(BackendAdapter):
             return tf.convert_to_tensor(own)
 
     def to_numpy(self, tensor: Any) -> Array:
-        """Return a tensor as an array, off the device."""
+        if tensor.dtype is tf.bfloat16:  # numpy has none
+            tensor = tf.cast(tensor, tf.float32)
         out: Array = tensor.numpy()
         return out
 
     def zeros(self, shape: Shape, dtype: Any) -> Any:
-        """Return a tensor of zeros."""
         return tf.zeros(shape, dtype or tf.float32)
 
     def sample_mean(self, values: Any) -> Any:
-        """Return the mean over samples of values a sample, an element, or one in all."""
         if not tf.is_tensor(values):
             raise LossError(f"a loss must return a tensor, got a {type(values).__name__}")
         return tf.reduce_mean(values)
 
     def loss_dtype(self, kind: str, model: Any) -> Any:
-        """Return the dtype of targets: ``"index"`` for class numbers, ``"float"`` as `model`'s."""
         return tf.int64 if kind == "index" else _float_dtype(model)
 
     def gather(self, column: Any, rows: IntArray | slice, into: Any = None) -> Any:
@@ -85,7 +92,6 @@ class TensorflowAdapter(BackendAdapter):
         return tf.gather(column, rows)
 
     def chunks(self, tensor: Any, size: int | list[int]) -> Sequence[Any]:
-        """Cut a tensor along axis 0: into pieces of one size, or of these sizes."""
         if isinstance(size, int):
             whole, rest = divmod(len(tensor), size)
             size = [size] * whole + [rest] * bool(rest)
@@ -93,19 +99,15 @@ class TensorflowAdapter(BackendAdapter):
         return pieces
 
     def row_bytes(self, column: Any) -> int:
-        """Return the bytes of one row of a tensor."""
         return int(math.prod(column.shape[1:]) * column.dtype.size)
 
     def reshape(self, tensor: Any, shape: Shape) -> Any:
-        """Give each sample another shape."""
         return tf.reshape(tensor, (-1, *shape))
 
     def concat(self, tensors: Sequence[Any], axis: int) -> Any:
-        """Concatenate tensors."""
         return tf.concat(list(tensors), axis)
 
     def mean(self, tensors: Sequence[Any]) -> Any:
-        """Return the element-wise mean of tensors."""
         return tf.add_n(list(tensors)) / len(tensors)
 
     def pad(self, tensor: Any, widths: Sequence[tuple[int, int]], mode: str, value: float) -> Any:
@@ -114,39 +116,30 @@ class TensorflowAdapter(BackendAdapter):
             return tf.pad(tensor, widths, constant_values=tf.cast(value, tensor.dtype))
         for axis, width in enumerate(widths):
             if any(width):
-                places = np.pad(np.arange(tensor.shape[axis]), width, mode=_PAD_MODES[mode])  # type: ignore[call-overload]
+                places = np.pad(np.arange(tensor.shape[axis]), width, mode=PAD_MODES[mode])
                 tensor = tf.gather(tensor, places, axis=axis)
         return tensor
 
     def detach(self, tensor: Any) -> Any:
-        """Return the tensor as something that no gradient passes."""
         return tf.stop_gradient(tensor)
 
     def to_host(self, tensor: Any) -> Any:
-        """Return the tensor off the device."""
         if tensor.device.endswith("CPU:0"):
             return tensor
         with tf.device("/CPU:0"):
             return tf.identity(tensor)
 
-    def floats(self, scalars: Sequence[Any]) -> list[float]:
-        """Return many scalar tensors as numbers."""
-        return [float(s) for s in scalars]
-
     # -- models -------------------------------------------------------------------------------
 
     def parameters(self, model: Any) -> dict[str, Any]:
-        """Return by name what an optimizer may move once the model is not frozen."""
         frozen = {id(v) for v in model.frozen_variables}
         return {n: v for n, v in model.variables().items() if v.trainable or id(v) in frozen}
 
     def move(self, model: Any, device: Any) -> None:
-        """Move a model's weights to a device, in place."""
-        _move(model.variables().values(), device)
+        move(model.variables().values(), device)
 
     @contextmanager
     def modes(self, models: Sequence[tuple[Any, bool]]) -> Iterator[None]:
-        """Put models into training (True) or evaluation mode within a block, then back."""
         before = [(model, model.training) for model, _ in models]
         for model, training in models:
             model.training = training
@@ -170,7 +163,6 @@ class TensorflowAdapter(BackendAdapter):
             v.trainable = not frozen
 
     def input_dtype(self, model: Any) -> Any:
-        """Return the dtype that a model wants its features in."""
         inner = None if model is None else model.inner
         for layer in [] if inner is None else inner._flatten_layers():
             if isinstance(layer, keras.layers.Embedding):
@@ -179,29 +171,30 @@ class TensorflowAdapter(BackendAdapter):
                 break
         return _float_dtype(model)
 
-    def no_grad(self) -> AbstractContextManager[Any]:
-        """Return a context that does nothing: only what is watched has gradients."""
-        return nullcontext()
-
     # -- training -----------------------------------------------------------------------------
 
     def losses(self) -> Mapping[str, type]:
         """Return loss classes by name: those that mean what torch's mean, then those of Keras."""
-        return {**_classes(keras.losses, keras.losses.Loss), **tensorflow_losses.CLASSES}
+        return {**classes_of(keras.losses, keras.losses.Loss), **tensorflow_losses.CLASSES}
 
     def optimizers(self) -> Mapping[str, type]:
-        """Return optimizer classes by name."""
-        return _classes(keras.optimizers, keras.optimizers.Optimizer)
+        return classes_of(keras.optimizers, keras.optimizers.Optimizer)
 
     def make_optimizer(self, cls: Any, parameters: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Make an optimizer; arguments may bear torch's names, what is not given is Keras' own."""
+        if parameters and isinstance(parameters[0], dict):
+            made = {}
+            for group in parameters:
+                own = {**kwargs, **group}
+                name, params = own.pop("name", "default"), own.pop("params")
+                made[name] = self.make_optimizer(cls, params, own)
+            return KerasGroups(made)
         chosen = {_SPELLINGS.get(name, name): value for name, value in kwargs.items()}
         if "betas" in chosen:
             chosen["beta_1"], chosen["beta_2"] = chosen.pop("betas")
         return self.adopt_optimizer(cls(**chosen), parameters)
 
     def adopt_optimizer(self, optimizer: Any, parameters: Sequence[Any]) -> Any:
-        """Return an optimizer that a factory made, ready to move these parameters."""
         if not optimizer.built:
             optimizer.build(list(parameters))
         return optimizer
@@ -213,42 +206,25 @@ class TensorflowAdapter(BackendAdapter):
         optimizer.apply(list(grads), None if variables is None else list(variables))
 
     def optimizer_state(self, optimizer: Any, named: Mapping[str, Any]) -> dict[str, Any]:
-        """Return ``moments`` by parameter name and ``groups`` of hyperparameters, on the host."""
-        slots, others = _slots(optimizer, named)
-        moments = {
-            name: {slot: v.numpy().copy() for slot, v in own.items()} for name, own in slots.items()
-        }
-        return {"moments": moments, "groups": [{k: v.numpy().tolist() for k, v in others.items()}]}
+        return state_of(optimizer, named)
 
     def load_optimizer_state(
         self, optimizer: Any, named: Mapping[str, Any], state: Mapping[str, Any]
     ) -> None:
-        """Take over what `optimizer_state` returned."""
-        slots, others = _slots(optimizer, named)
         check_moments(state, list(named))
-        held = optimizer._trainable_variables  # known by their memory, which a move makes anew
-        optimizer._trainable_variables_indices = {
-            optimizer._var_key(v): i for i, v in enumerate(held)
-        }
-        for name, own in state["moments"].items():
-            _move(slots[name].values(), named[name].value.device)
-            for slot, value in own.items():
-                slots[name][slot].assign(value)
-        for name, value in state["groups"][0].items():
-            others[name].assign(value)
+        load_state(optimizer, named, state)
 
     def schedules(self) -> Mapping[str, type]:
-        """Return learning-rate schedules by name."""
         room = keras.optimizers.schedules
-        return _classes(room, room.LearningRateSchedule)
+        return classes_of(room, room.LearningRateSchedule)
 
     def make_schedule(self, schedule: Any, optimizer: Any, kwargs: Mapping[str, Any]) -> Any:
         """Make a schedule that goes on when it is told to."""
         return KerasSchedule(optimizer, schedule, kwargs)
 
     def learning_rates(self, optimizer: Any) -> dict[str, float]:
-        """Return the rate of all variables, as ``default``."""
-        return {"default": float(optimizer.learning_rate)}
+        """Return the rate of each group of variables; ``default`` for those in none."""
+        return {name: float(own.learning_rate) for name, own in parts(optimizer).items()}
 
     def clip_gradients(
         self, optimizer: Any, grads: Any, norm: float | None, value: float | None
@@ -267,12 +243,10 @@ class TensorflowAdapter(BackendAdapter):
 
         It is one graph, traced once for the first shape of a batch and once for all others.
         """
-        if options is not None and options.precision != "float32":
-            raise BackendNotSupportedError(
-                f"precision={options.precision!r} cannot be set for a phase with tensorflow "
-                "models; call keras.config.set_dtype_policy('mixed_bfloat16') before they are made"
-            )
-        if options is not None and not options.is_plain:
+        options = options or PLAIN
+        if options.precision != "float32":
+            compute = in_precision(compute, options)
+        if options.precision == "fp16" or not replace(options, precision="float32").is_plain:
             return ExtendedStep(compute, optimizers, options)
         moved = [[v for v in o._trainable_variables if v.trainable] for o in optimizers]
         watched = [v.value for own in moved for v in own]
@@ -296,7 +270,6 @@ class TensorflowAdapter(BackendAdapter):
         return _called(lambda *inputs: compute(inputs)[1:])
 
     def check_device(self, device: str) -> Any:
-        """Return the device, or say that it is not there."""
         kind, _, index = device.partition(":")
         name = f"/{'CPU' if kind == 'cpu' else 'GPU'}:{index or 0}"
         have = [d.name.removeprefix("/device:") for d in tf.config.list_logical_devices()]
@@ -304,8 +277,6 @@ class TensorflowAdapter(BackendAdapter):
             raise DeviceError(f"device {device!r} is not there; this machine has {', '.join(have)}")
         return name
 
-
-_PAD_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 _SPELLINGS = {"lr": "learning_rate", "eps": "epsilon", "alpha": "rho"}
 """Torch's names of an optimizer's arguments, by those of Keras."""
@@ -335,44 +306,6 @@ def _called(run: Callable[..., Any]) -> Step:
         return losses, outputs
 
     return step
-
-
-def _slots(
-    optimizer: Any, named: Mapping[str, Any]
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Return an optimizer's variables: by parameter name and slot, and those of no parameter.
-
-    Keras calls a slot by its parameter's path; among parameters of one path, slots come in their
-    order.
-    """
-    names = {id(p): name for name, p in named.items()}
-    held: dict[str, list[str]] = {}
-    for i, v in enumerate(optimizer._trainable_variables):
-        held.setdefault(v.path.replace("/", "_"), []).append(names.get(id(v), f"unnamed{i}"))
-    slots: dict[str, dict[str, Any]] = {name: {} for own in held.values() for name in own}
-    others: dict[str, Any] = {}
-    for i, v in enumerate(optimizer.variables):
-        path = max((p for p in held if v.name.startswith(f"{p}_")), key=len, default=None)
-        if path is None:
-            others[v.name if i < 2 else f"other_{i}"] = v  # the iteration and the rate come first
-            continue
-        slot = v.name.removeprefix(f"{path}_")
-        name = next(n for n in held[path] if slot not in slots[n])
-        slots[name][slot] = v
-    return {name: own for name, own in slots.items() if own}, others
-
-
-def _move(variables: Iterable[Any], device: str) -> None:
-    """Make the memory of variables anew on a device, where it lies on another."""
-    for v in variables:
-        if v.value.device.split(":")[-2:] != device.strip("/").split(":")[-2:]:
-            with tf.device(device):
-                v._value = tf.Variable(v.value, trainable=v.trainable, name=v.name)
-
-
-def _classes(room: Any, base: type) -> dict[str, type]:
-    found = vars(room).items()
-    return {n: c for n, c in found if inspect.isclass(c) and issubclass(c, base) and c is not base}
 
 
 def _float_dtype(model: Any) -> Any:

@@ -189,21 +189,4 @@ class CosineEmbeddingLoss(_Loss):
         return self._reduced(tf.where(target > 0, 1.0 - cosine, apart))
 
 
-CLASSES = {
-    cls.__name__: cls
-    for cls in (
-        MSELoss,
-        L1Loss,
-        HuberLoss,
-        SmoothL1Loss,
-        BCELoss,
-        BCEWithLogitsLoss,
-        CrossEntropyLoss,
-        NLLLoss,
-        KLDivLoss,
-        PoissonNLLLoss,
-        SoftMarginLoss,
-        TripletMarginLoss,
-        CosineEmbeddingLoss,
-    )
-}
+CLASSES = {n: c for n, c in globals().items() if n.endswith("Loss") and n[0] != "_"}

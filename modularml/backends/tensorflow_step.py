@@ -1,13 +1,12 @@
-"""Training steps of TensorFlow that clip, accumulate or skip, and schedules of learning rates.
+"""Training steps of TensorFlow that clip, accumulate, skip or compute in another precision.
 
 The plain step stands in `modularml.backends.tensorflow` and knows nothing of all this.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -15,7 +14,7 @@ import tensorflow as tf
 from modularml.backends.base import Compute, NotFiniteError
 from modularml.backends.options import StepOptions
 
-__all__ = ["ExtendedStep", "KerasSchedule", "clipped"]
+__all__ = ["ExtendedStep", "clipped", "in_precision"]
 
 
 def clipped(grads: Sequence[Any], norm: float | None, value: float | None) -> tuple[list[Any], Any]:
@@ -28,44 +27,30 @@ def clipped(grads: Sequence[Any], norm: float | None, value: float | None) -> tu
     return list(grads), total
 
 
-class KerasSchedule:
-    """A schedule of Keras that goes on when it is told to, and not with every step.
+def in_precision(compute: Compute, options: StepOptions) -> Compute:
+    """Return a computation whose float32 layers compute in half the bits.
 
-    Parameters
-    ----------
-    optimizer : keras.optimizers.Optimizer
-    schedule : type or callable
-        A class of ``LearningRateSchedule``, which starts from the optimizer's rate where it is
-        given none, or a callable that takes the optimizer and returns one.
-    kwargs : mapping
+    Policies of layers count where a step is traced; they are as before when that is done. Weights,
+    and outputs of models, stay float32.
     """
+    policy = {"bf16": "mixed_bfloat16", "fp16": "mixed_float16"}[options.precision]
 
-    def __init__(self, optimizer: Any, schedule: Any, kwargs: Mapping[str, Any]) -> None:
-        takes = inspect.signature(schedule).parameters
-        if "initial_learning_rate" in takes:
-            rate = float(optimizer.learning_rate)
-            kwargs = {"initial_learning_rate": rate, **kwargs}
-        of_keras = inspect.isclass(schedule)
-        self.optimizer, self.count = optimizer, 0
-        self.rate = schedule(**kwargs) if of_keras else schedule(optimizer, **kwargs)
-        self._set()
+    def run(inputs: Sequence[Any]) -> Any:
+        layers = [la for m in options.models for la in m.inner._flatten_layers()]
+        plain = [(la, la.dtype_policy) for la in layers if la.compute_dtype == "float32"]
+        try:
+            for model in options.models:
+                model.output_dtype = tf.float32
+            for layer, _ in plain:
+                layer.dtype_policy = policy
+            return compute(inputs)
+        finally:
+            for layer, before in plain:
+                layer.dtype_policy = before
+            for model in options.models:
+                model.output_dtype = None
 
-    def step(self) -> None:
-        """Go on by one epoch or batch."""
-        self.count += 1
-        self._set()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return how far it has gone."""
-        return {"count": self.count}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to where another was."""
-        self.count = state["count"]
-        self._set()
-
-    def _set(self) -> None:
-        self.optimizer.learning_rate.assign(self.rate(self.count))
+    return run
 
 
 class ExtendedStep:
@@ -87,11 +72,12 @@ class ExtendedStep:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(watched)
                 total, losses, outputs = compute(inputs)
-            grads = tape.gradient(total, watched)
-            scaled = [None if g is None else g * tf.cast(weight, g.dtype) for g in grads]
-            return losses, outputs, scaled
+                total = total * tf.cast(weight, total.dtype)
+            return losses, outputs, tape.gradient(total, watched)
 
         self.gradients = tf.function(gradients, autograph=False)
+        self.scaled = options.precision == "fp16"
+        self.scale, self.n_sound = 2.0**16 if self.scaled else 1.0, 0  # as torch's GradScaler
         self.begin()
 
     def begin(self) -> None:
@@ -108,7 +94,7 @@ class ExtendedStep:
         if not self.n_batches:
             self.first = n or 1.0
         weight = n / self.first
-        losses, outputs, grads = self.gradients(tf.constant(weight), *inputs)
+        losses, outputs, grads = self.gradients(tf.constant(weight * self.scale), *inputs)
         values = [float(loss) for loss in losses]
         wrong = next((i for i, v in enumerate(values) if not math.isfinite(v)), None)
         if wrong is None:
@@ -125,21 +111,27 @@ class ExtendedStep:
         self.n_batches, self.rows = self.n_batches + 1, self.rows + n
 
     def _move(self) -> None:
-        weight, grads = self.rows / self.first or 1.0, iter(self.held or ())
+        weight = (self.rows / self.first or 1.0) * self.scale
+        grads = iter(self.held or ())
         self.begin()
         moves = []
         for optimizer, own, limits in zip(self.optimizers, self.owned, self.clips, strict=True):
             pairs = [(g / weight, v) for v in own if (g := next(grads)) is not None]
             found, norm = clipped([g for g, _ in pairs], *limits)
-            watched = any(limits) or self.options.on_nonfinite != "raise"
+            watched = any(limits) or self.options.on_nonfinite != "raise" or self.scaled
             if watched and not math.isfinite(float(norm)):
-                if self.options.on_nonfinite != "skip":
+                if self.scaled:
+                    self.scale, self.n_sound = self.scale / 2, 0
+                elif self.options.on_nonfinite != "skip":
                     raise NotFiniteError(0, float(norm), "gradient")
                 return
             moves.append((optimizer, found, [v for _, v in pairs]))
         for optimizer, found, variables in moves:
             if variables:
                 optimizer.apply(found, variables)
+        self.n_sound += 1
+        if self.scaled and self.n_sound % 2000 == 0:
+            self.scale *= 2
         for schedule in self.options.schedules:
             schedule.step()
 

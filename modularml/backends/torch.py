@@ -15,6 +15,7 @@ import numpy as np
 from modularml._optional import require
 from modularml._typing import Array, IntArray, Shape
 from modularml.backends.base import (
+    PAD_MODES,
     Backend,
     BackendAdapter,
     Compute,
@@ -22,6 +23,7 @@ from modularml.backends.base import (
     Processes,
     Step,
     check_moments,
+    classes_of,
 )
 from modularml.backends.options import StepOptions
 from modularml.backends.torch_forward import direct_forward
@@ -44,7 +46,6 @@ class TorchAdapter(BackendAdapter):
     # -- tensors ------------------------------------------------------------------------------
 
     def from_numpy(self, values: Array, *, dtype: Any = None, device: Any = None) -> Any:
-        """Copy an array to a tensor; never an alias of what is immutable."""
         values = np.asarray(values)
         if values.dtype.kind not in "biufc":
             raise ShapeError(f"values of dtype {values.dtype} cannot become a torch tensor")
@@ -53,7 +54,6 @@ class TorchAdapter(BackendAdapter):
         return torch.tensor(np.asarray(values, order="C"), dtype=dtype, device=device)
 
     def to_numpy(self, tensor: Any) -> Array:
-        """Return a tensor as an array, off the graph and the device."""
         tensor = tensor.detach()
         if tensor.dtype is torch.bfloat16:  # numpy has none
             tensor = tensor.float()
@@ -61,45 +61,36 @@ class TorchAdapter(BackendAdapter):
         return out
 
     def zeros(self, shape: Shape, dtype: Any) -> Any:
-        """Return a tensor of zeros."""
         return torch.zeros(shape, dtype=dtype)
 
     def sample_mean(self, values: Any) -> Any:
-        """Return the mean over samples of values a sample, an element, or one in all."""
         if not isinstance(values, torch.Tensor):
             raise LossError(f"a loss must return a tensor, got a {type(values).__name__}")
         return values if values.ndim == 0 else values.mean()
 
     def loss_dtype(self, kind: str, model: Any) -> Any:
-        """Return the dtype of targets: ``"index"`` for class numbers, ``"float"`` as `model`'s."""
         return torch.int64 if kind == "index" else _float_dtype(model)
 
     def gather(self, column: Any, rows: IntArray | slice, into: Any = None) -> Any:
-        """Return rows of a tensor, in the order asked; written to `into` where it is given."""
         if isinstance(rows, slice):  # copied all the same, as a model may write to its input
             return column[rows].clone() if into is None else into.copy_(column[rows])
         index = torch.from_numpy(rows if rows.flags.writeable else rows.copy())
         return torch.index_select(column, 0, index.to(column.device), out=into)
 
     def chunks(self, tensor: Any, size: int | list[int]) -> Sequence[Any]:
-        """Cut a tensor along axis 0: into pieces of one size, or of these sizes."""
         pieces: Sequence[Any] = tensor.split(size)
         return pieces
 
     def row_bytes(self, column: Any) -> int:
-        """Return the bytes of one row of a tensor."""
         return int(math.prod(column.shape[1:]) * column.itemsize)
 
     def reshape(self, tensor: Any, shape: Shape) -> Any:
-        """Give each sample another shape."""
         return tensor.reshape(len(tensor), *shape)
 
     def concat(self, tensors: Sequence[Any], axis: int) -> Any:
-        """Concatenate tensors."""
         return torch.cat(tuple(tensors), dim=axis)
 
     def mean(self, tensors: Sequence[Any]) -> Any:
-        """Return the element-wise mean of tensors."""
         return torch.stack(tuple(tensors)).mean(dim=0)
 
     def pad(self, tensor: Any, widths: Sequence[tuple[int, int]], mode: str, value: float) -> Any:
@@ -113,21 +104,18 @@ class TorchAdapter(BackendAdapter):
                 shape[axis] = after
                 tensor = torch.cat((tensor, tensor.new_full(shape, value)), dim=axis)
                 continue
-            places = np.pad(np.arange(n), (before, after), mode=_PAD_MODES[mode])  # type: ignore[call-overload]
+            places = np.pad(np.arange(n), (before, after), mode=PAD_MODES[mode])
             tensor = tensor.index_select(axis, torch.from_numpy(places).to(tensor.device))
         return tensor
 
     def detach(self, tensor: Any) -> Any:
-        """Return the tensor off the graph, on its device."""
         return tensor.detach()
 
     def to_host(self, tensor: Any) -> Any:
-        """Return the tensor off the graph and off the device."""
         off = tensor.detach() if tensor.requires_grad else tensor
         return off if off.is_cpu else off.cpu()
 
     def floats(self, scalars: Sequence[Any]) -> list[float]:
-        """Return many scalar tensors as numbers, in one transfer."""
         if not scalars or not isinstance(scalars[0], torch.Tensor):
             return [float(s) for s in scalars]
         with torch.no_grad():
@@ -137,17 +125,14 @@ class TorchAdapter(BackendAdapter):
     # -- models -------------------------------------------------------------------------------
 
     def parameters(self, model: Any) -> dict[str, Any]:
-        """Return by name what an optimizer may move once the model is not frozen."""
         frozen = {id(p) for p in model.__dict__.get("_modularml_trainable", [])}
         named = model.named_parameters()
         return {name: p for name, p in named if p.requires_grad or id(p) in frozen}
 
     def count_parameters(self, model: Any) -> tuple[int, int]:
-        """Return how many numbers a model holds, and how many an optimizer may move."""
         return sum(p.numel() for p in model.parameters()), super().count_parameters(model)[1]
 
     def move(self, model: Any, device: Any) -> None:
-        """Move a model's weights to a device, in place."""
         model.to(device)
 
     def device_of(self, model: Any) -> Any:
@@ -155,20 +140,16 @@ class TorchAdapter(BackendAdapter):
         return next((p.device for p in model.parameters()), None)
 
     def to_device(self, tensor: Any, device: Any) -> Any:
-        """Return a tensor on a device, with its gradient."""
         return tensor.to(device, non_blocking=torch.device(device).type == "cuda")
 
     def upload(self, tensor: Any, device: Any) -> Any:
-        """Copy a tensor to a device through pinned memory, while the device works."""
         return tensor.pin_memory().to(device, non_blocking=True)
 
     def processes(self, device: Any) -> Processes:
-        """Join the other processes that ``torchrun`` started."""
         return TorchProcesses(device)
 
     @contextmanager
     def modes(self, models: Sequence[tuple[Any, bool]]) -> Iterator[None]:
-        """Put models into training (True) or evaluation mode within a block, then back."""
         before: list[tuple[Any, bool]] = []
         for model, training in models:
             parts = list(model.modules())
@@ -198,7 +179,6 @@ class TorchAdapter(BackendAdapter):
                 p.grad = None
 
     def input_dtype(self, model: Any) -> Any:
-        """Return the dtype that a model wants its features in."""
         for module in [] if model is None else model.modules():
             if isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
                 return torch.int64
@@ -207,20 +187,17 @@ class TorchAdapter(BackendAdapter):
         return _float_dtype(model)
 
     def no_grad(self) -> AbstractContextManager[Any]:
-        """Return a context in which no gradients are tracked."""
         context: AbstractContextManager[Any] = torch.no_grad()
         return context
 
     # -- training -----------------------------------------------------------------------------
 
     def losses(self) -> Mapping[str, type]:
-        """Return loss classes by name."""
         found = vars(torch.nn.modules.loss)
         return {n: c for n, c in found.items() if n.endswith("Loss") and not n.startswith("_")}
 
     def optimizers(self) -> Mapping[str, type]:
-        """Return optimizer classes by name."""
-        return _subclasses(torch.optim, torch.optim.Optimizer)
+        return classes_of(torch.optim, torch.optim.Optimizer)
 
     def make_optimizer(self, cls: Any, parameters: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Make an optimizer; the fused kernel is used where torch has one and nobody said no.
@@ -246,16 +223,10 @@ class TorchAdapter(BackendAdapter):
                 pass
         return cls(list(parameters), **chosen)
 
-    def group(self, parameters: Sequence[Any], name: str, kwargs: Mapping[str, Any]) -> Any:
-        """Return a group of parameters that bears its name."""
-        return {"params": list(parameters), "name": name, **kwargs}
-
     def schedules(self) -> Mapping[str, type]:
-        """Return learning-rate schedules by name."""
-        return _subclasses(torch.optim.lr_scheduler, torch.optim.lr_scheduler.LRScheduler)
+        return classes_of(torch.optim.lr_scheduler, torch.optim.lr_scheduler.LRScheduler)
 
     def make_schedule(self, schedule: Any, optimizer: Any, kwargs: Mapping[str, Any]) -> Any:
-        """Make a schedule of an optimizer."""
         return schedule(optimizer, **kwargs)
 
     def learning_rates(self, optimizer: Any) -> dict[str, float]:
@@ -272,7 +243,6 @@ class TorchAdapter(BackendAdapter):
         return grads
 
     def direct(self, model: Any) -> Callable[[Any], Any]:
-        """Return what does the same as calling a model on one tensor, and may cost less."""
         return direct_forward(model)
 
     def compile(self, model: Any) -> Any:
@@ -303,7 +273,6 @@ class TorchAdapter(BackendAdapter):
         optimizer.step()
 
     def optimizer_state(self, optimizer: Any, named: Mapping[str, Any]) -> dict[str, Any]:
-        """Return ``moments`` by parameter name and ``groups`` of hyperparameters, on the host."""
         raw, names = optimizer.state_dict(), _packed_names(optimizer, named)
         moments = {
             names[i]: {k: self._kept(v) for k, v in values.items()}
@@ -318,7 +287,6 @@ class TorchAdapter(BackendAdapter):
     def load_optimizer_state(
         self, optimizer: Any, named: Mapping[str, Any], state: Mapping[str, Any]
     ) -> None:
-        """Take over what `optimizer_state` returned."""
         raw, names = optimizer.state_dict(), _packed_names(optimizer, named)
         check_moments(state, names)
         raw["state"] = {
@@ -342,7 +310,6 @@ class TorchAdapter(BackendAdapter):
     def train_step(
         self, compute: Compute, optimizers: Sequence[Any], options: StepOptions | None = None
     ) -> Step:
-        """Return a function that computes the loss of a batch and moves the weights."""
         if options is not None and not options.is_plain:
             return ExtendedStep(compute, optimizers, options)
         params = [p for o in optimizers for g in o.param_groups for p in g["params"]]
@@ -366,7 +333,6 @@ class TorchAdapter(BackendAdapter):
         return step
 
     def eval_step(self, compute: Compute) -> Step:
-        """Return a function that computes losses and outputs of a batch, without gradients."""
 
         def step(inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
             before = torch.is_grad_enabled()
@@ -380,7 +346,6 @@ class TorchAdapter(BackendAdapter):
         return step
 
     def check_device(self, device: str) -> Any:
-        """Return the device, or say that it is not there."""
         name = {"gpu": "cuda"}.get(device.split(":")[0], device.split(":")[0])
         index = device.partition(":")[2]
         have = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
@@ -415,12 +380,6 @@ def _float_dtype(model: Any) -> Any:
         if p.is_floating_point():
             return p.dtype
     return torch.get_default_dtype()
-
-
-def _subclasses(module: Any, base: type) -> dict[str, type]:
-    """Return the public classes of a module that derive from one, which is left out."""
-    found = ((n, c) for n, c in vars(module).items() if inspect.isclass(c) and n[0] != "_")
-    return {n: c for n, c in found if issubclass(c, base) and c is not base}
 
 
 def _packed_names(optimizer: Any, named: Mapping[str, Any]) -> list[str]:

@@ -113,7 +113,8 @@ class Layout:
     losses : tuple of (str, str)
         Label and node id of each loss.
     flows : mapping of (str, str) to Flow
-        Where the domains of each node come from, by (node id, domain).
+        Where the domains of each node come from, by (node id, domain); for ``outputs`` the targets
+        whose units they have.
     adapters : tuple of BackendAdapter
         One for each output: of the framework of its node.
     labels : mapping of str to str

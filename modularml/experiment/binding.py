@@ -22,7 +22,7 @@ from modularml.samplers.aligning import align
 from modularml.samplers.base import batch_views
 from modularml.samplers.epoch import DEFAULT
 
-__all__ = ["Bound", "InputBinding", "bind"]
+__all__ = ["Bound", "InputBinding", "bind", "binding_for", "roles_of"]
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def bind(
     found: list[Bound] = []
     for node in heads:
         for ref in node.feature_refs:
-            binding = _binding_for(bindings, node, ref, phase)
+            binding = binding_for(bindings, node, ref, phase)
             view = binding.resolve_input_view()
             sampler = binding.sampler or SimpleSampler(batch_size=batch_size or len(view))
             key: Any = (id(binding.sampler), view.source.node_id, binding.split)
@@ -236,9 +236,10 @@ def _rows_key(bound: Bound) -> tuple[str, bytes]:
     return bound.view.source.node_id, bound.view.indices.tobytes()
 
 
-def _binding_for(
+def binding_for(
     bindings: Sequence[InputBinding], node: GraphNode, ref: FeatureSetReference, phase: str
 ) -> InputBinding:
+    """Return what feeds an input of a head node; GraphError where nothing does."""
     for binding in bindings:
         if binding.node_id in (node.node_id, node.label) and _same_set(binding.upstream_ref, ref):
             return binding
@@ -247,6 +248,15 @@ def _binding_for(
         "an InputBinding for it to input_sources. A phase belongs to the experiment that was "
         "active when it was made: make it within `with experiment.ctx.activate():`"
     )
+
+
+def roles_of(bindings: Sequence[InputBinding | Bound]) -> tuple[str, ...]:
+    """Return the roles that samplers give; ConfigError where they differ."""
+    streams = ((b.sampler, b.stream) for b in bindings)
+    roles = {s.roles if s and stream == DEFAULT else (DEFAULT,) for s, stream in streams}
+    if len(roles) > 1:
+        raise ConfigError(f"samplers of one phase must give the same roles, got {sorted(roles)}")
+    return next(iter(roles), (DEFAULT,))
 
 
 def _same_set(a: FeatureSetReference, b: FeatureSetReference) -> bool:

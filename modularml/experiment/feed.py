@@ -16,7 +16,7 @@ from modularml.backends.base import Processes
 from modularml.data.execution import ExecutionContext, Layout, Source, Weighing
 from modularml.data.rows import in_a_row
 from modularml.errors import ConfigError, DataError
-from modularml.experiment.binding import Bound
+from modularml.experiment.binding import Bound, roles_of
 from modularml.experiment.schedule import BatchSchedulingPolicy, schedule, share
 from modularml.experiment.turns import Turns
 from modularml.graph.flows import leaves
@@ -25,7 +25,6 @@ from modularml.graph.model_graph import ModelGraph
 from modularml.graph.plan import InputSlot, StepPlan
 from modularml.graph.weighing import mean_one
 from modularml.samplers import EpochBatches
-from modularml.samplers.epoch import DEFAULT
 from modularml.training import AppliedLoss
 
 __all__ = ["Feed"]
@@ -94,7 +93,7 @@ class Feed:
             partial(
                 graph.plan,
                 training=training,
-                roles=_roles(bound),
+                roles=roles_of(bound),
                 weighted=weighted,
                 options=options,
             ),
@@ -381,10 +380,3 @@ class _Rows:
 
     def _own(self, source: Source) -> tuple[Bound, EpochBatches]:
         return self.feed.bound[source], self.feed._own(source, self.feed._batches(self.epoch))
-
-
-def _roles(bound: Sequence[Bound]) -> tuple[str, ...]:
-    roles = {b.sampler.roles if b.stream == DEFAULT else (DEFAULT,) for b in bound}
-    if len(roles) > 1:
-        raise ConfigError(f"samplers of one phase must give the same roles, got {sorted(roles)}")
-    return next(iter(roles))

@@ -89,6 +89,11 @@ class FitPhase(ExperimentPhase):
         """Return the nodes that are fitted."""
         return to_fit(graph._running(self.active_nodes))
 
+    def check(self, graph: ModelGraph) -> None:
+        """Refuse what the graph could not do, and to fit where no model has ``fit``."""
+        super().check(graph)
+        to_fit(graph._running(self.active_nodes), even_frozen=True)
+
     def step_of(self, feed: Feed) -> Callable[[ExecutionContext], None]:
         """Return what is done with the one batch there is: fit, and send it through."""
         run, nodes = super().step_of(feed), self.to_fit(self.graph())

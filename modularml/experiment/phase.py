@@ -13,7 +13,7 @@ from modularml.context import ExperimentContext
 from modularml.data.execution import ExecutionContext
 from modularml.diagram import Diagram, DiagramEdge, DiagramNode
 from modularml.errors import ConfigError, GraphError, RegistrationError
-from modularml.experiment.binding import InputBinding, bind
+from modularml.experiment.binding import InputBinding, bind, binding_for, roles_of
 from modularml.experiment.callback import Callback
 from modularml.experiment.feed import Feed
 from modularml.experiment.recording import ResultRecording
@@ -44,6 +44,11 @@ class ExperimentPhase(Configurable, ContextYaml):
     callbacks : list of Callback, optional
     accelerator : Accelerator or str, optional
         Where the phase runs.
+
+    Notes
+    -----
+    Inputs, losses and optimizers are held against the graph of the active context at once; what is
+    frozen or not fitted may change until the run, and is looked at when it starts.
     """
 
     results_class: ClassVar[type[PhaseResults]] = PhaseResults
@@ -81,6 +86,20 @@ class ExperimentPhase(Configurable, ContextYaml):
         for callback in _all_of(Callback, "callbacks", callbacks or []):
             self.add_callback(callback)
         _check_labels(self.losses)
+        graph = ExperimentContext.get_active().model_graph
+        if graph is not None and graph.has_nodes(b.node_id for b in self.input_sources):
+            self.check(graph)
+
+    def check(self, graph: ModelGraph) -> None:
+        """Refuse inputs that are not bound, and what `ModelGraph.check` refuses."""
+        edges = [(node, ref) for node in self.heads(graph) for ref in node.feature_refs]
+        bound = [binding_for(self.input_sources, *edge, self.label) for edge in edges]
+        graph.check(
+            self.losses,
+            training=self.training,
+            active_nodes=self.active_nodes,
+            roles=roles_of(bound),
+        )
 
     def add_callback(self, callback: Callback) -> None:
         """Add a callback.

@@ -83,7 +83,7 @@ class PhaseResults:
         fmt : DataFormat, optional
             As the framework made it where none is given.
         unscale : bool
-            Whether to bring outputs and targets back to the target's own units.
+            Whether to bring targets, and outputs that stand for them, back to their own units.
         """
         node_id = self._node_id(node)
         read = partial(_read, node_id=node_id, domain=domain, role=role, fmt=fmt, unscale=unscale)
@@ -274,7 +274,7 @@ def _read(
     if unscale:
         if domain not in ("outputs", "targets"):
             raise ConfigError(f"unscale is for outputs and targets, not for {domain}")
-        value = to_own_units(ctx, node_id, as_numpy(value), role)
+        value = to_own_units(ctx, node_id, domain, as_numpy(value), role)
     return value if fmt is None else convert_array(as_numpy(value), fmt)
 
 

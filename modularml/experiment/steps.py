@@ -18,7 +18,6 @@ import safetensors
 from modularml._typing import Array, IntArray
 from modularml.backends import BackendAdapter
 from modularml.data.execution import ExecutionContext, Layout, LossRecord
-from modularml.errors import ShapeError
 from modularml.experiment.metrics import compact
 from modularml.experiment.series import AxisSeries, Values
 from modularml.graph.plan import OutputMemory, StepPlan
@@ -82,11 +81,6 @@ class EpochSteps(Sequence[ExecutionContext]):
             The losses, where they are known.
         before : EpochSteps, optional
             An earlier epoch, whose bounds are used again where they are the same.
-
-        Raises
-        ------
-        ShapeError
-            If the samples of a node have another shape in some batch.
         """
         self._table = compact(self.losses if table is None else table)
         self._values = []
@@ -108,11 +102,7 @@ class EpochSteps(Sequence[ExecutionContext]):
     def _joined(self, adapter: BackendAdapter, part: Sequence[Any]) -> Any:
         if len(part) == 1 and not self._is_of_inputs(adapter, part[0]):
             return part[0]
-        try:
-            return adapter.to_host(adapter.concat(part, 0))
-        except Exception:
-            self._check_shapes()
-            raise
+        return adapter.to_host(adapter.concat(part, 0))
 
     def _is_of_inputs(self, adapter: BackendAdapter, out: Any) -> bool:
         """Tell whether an output may lie in the memory of inputs, which later steps get too."""
@@ -127,17 +117,6 @@ class EpochSteps(Sequence[ExecutionContext]):
     def _arrays(self) -> list[Array]:
         held = zip(self._adapters, self._whole, strict=False)
         return [adapter.to_numpy(whole) for adapter, (whole, _) in held]
-
-    def _check_shapes(self) -> None:
-        for place, outs in enumerate(self._outs):
-            for i, (first, out) in enumerate(zip(self._outs[0], outs, strict=True)):
-                if out.shape[1:] != first.shape[1:]:
-                    raise ShapeError(
-                        f"node {self.layout.labels[self.layout.outputs[i][0]]!r} gives samples of "
-                        f"shape {tuple(out.shape[1:])} in batch {self.first + place}, and gave "
-                        f"{tuple(first.shape[1:])} before; a model must give every batch the same "
-                        "shape"
-                    )
 
     @property
     def losses(self) -> Array:

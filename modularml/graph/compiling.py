@@ -9,7 +9,7 @@ from typing import Any
 from modularml.backends import Backend, BackendAdapter, adapter_for
 from modularml.data.execution import Layout, Source, Weighing
 from modularml.data.references import FeatureSetReference
-from modularml.errors import GraphError, LossError, NotFittedError
+from modularml.errors import GraphError, LossError
 from modularml.graph.fitting import Learn, fitted_then
 from modularml.graph.flows import flows_of, leaves, resolve_id
 from modularml.graph.learning import Reach, moving, no_learner
@@ -19,9 +19,17 @@ from modularml.graph.node import ComputeNode
 from modularml.graph.plan import Crossing, InputSlot, LossOp, StepPlan
 from modularml.graph.program import Program, converted
 from modularml.graph.segments import backends_of, in_segments, readers_of
+from modularml.graph.units import output_flow
 from modularml.training import AppliedLoss
 
-__all__ = ["compile_plan"]
+__all__ = ["check_losses", "compile_plan"]
+
+
+def check_losses(
+    nodes: Sequence[ComputeNode], losses: Sequence[AppliedLoss], roles: Sequence[str]
+) -> None:
+    """Refuse losses that ask for nodes, roles or values that are not there, before any build."""
+    _Compiler(nodes, False, roles, set(), {}).check(losses)
 
 
 def compile_plan(
@@ -225,11 +233,8 @@ class _Compiler(LossReading):
     def _function(
         self, node: ComputeNode, args: Sequence[int], adapter: BackendAdapter
     ) -> Callable[..., Any]:
-        learns = node.node_id in self.learners
-        if isinstance(node, ModelNode) and not (learns or node.model.is_fitted):
-            raise NotFittedError(
-                f"node {node.label!r} has not been fitted; run a FitPhase on it first"
-            )
+        if isinstance(node, ModelNode) and node.node_id not in self.learners:
+            node.check_fitted()
         fn = node.operation(adapter)
         if isinstance(node, ModelNode):
             compiles = self.compiles and adapter.gradients
@@ -303,7 +308,7 @@ class _Compiler(LossReading):
         layout = Layout(
             outputs,
             on,
-            self.flows,
+            self.flows | {(n.node_id, "outputs"): output_flow(n, self.flows) for n in self.nodes},
             tuple(self._program(i).adapter for i, _ in outputs),
             {n.node_id: n.label for n in self.nodes},
             training=self.training,
@@ -315,7 +320,12 @@ class _Compiler(LossReading):
                 learning[home],
                 [self._taken(home, slot, slots, outputs) for slot in program.inputs],
                 [(i, op) for i, op in enumerate(loss_ops) if self.home[on[i][1]] == home],
-                [self.places[i, role] for i in ids for role in self.roles],
+                [
+                    (self.places[i, role], self.by_id[i].label, self.by_id[i].output_shape or ())
+                    for i in ids
+                    for role in self.roles
+                ],
+                eager=not self.learners.keys().isdisjoint(ids),
             )
             for home, (program, ids) in enumerate(zip(self.programs, self.segments, strict=True))
         ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 from modularml.data.references import ExperimentNodeReference
@@ -75,14 +77,25 @@ def inserted_between(
 
 def rewire(nodes: Mapping[str, GraphNode], wiring: Wiring, check: Callable[[], Any]) -> None:
     """Wire nodes anew; if the check fails, they are wired as before and its error is raised."""
-    before = {node_id: dict(vars(node)) for node_id, node in nodes.items()}
-    try:
+    with unchanged_on_error(nodes.values()):
         for node_id, refs in wiring.items():
             nodes[node_id].set_upstream_refs(refs)
         check()
+
+
+@contextmanager
+def unchanged_on_error(objects: Iterable[Any]) -> Iterator[None]:
+    """Give objects the attributes, and dicts among these the items, from before a failed block."""
+    before = [
+        (vars(o), {k: copy(v) if isinstance(v, dict) else v for k, v in vars(o).items()})
+        for o in objects
+    ]
+    try:
+        yield
     except Exception:
-        for node_id, attributes in before.items():
-            vars(nodes[node_id]).update(attributes)
+        for own, attributes in before:
+            own.clear()
+            own.update(attributes)
         raise
 
 

@@ -148,14 +148,7 @@ class GraphFiles(ContextYaml):
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Go to a state, or stay as it is."""
-        graph: Any = self
-        graph.build()
-        before = graph.get_state()
-        try:
-            graph.set_state(dict(state))
-        except BaseException:
-            graph.set_state(before)
-            raise
+        self.set_state({**state, "is_built": True})  # type: ignore[attr-defined]
 
     def _write(
         self,
@@ -189,11 +182,7 @@ class GraphFiles(ContextYaml):
     def _set_file_state(self, state: Mapping[str, Any]) -> None:
         """Take over weights; shapes come with them, so that no rows are needed."""
         graph: Any = self
-        found = {label: graph.get_node(label) for label in state["nodes"]}
-        for label, node in found.items():
-            node.set_state(state["nodes"][label])
-        if self._optimizer is not None and state["optimizer"] is not None:
-            self._optimizer.set_state(state["optimizer"])
+        graph._take(state)
         refs = [ref for node in self._nodes.values() for ref in node.feature_refs]
         there = {fs.label for fs in self._ctx.available_featuresets.values()}
         if state["is_built"] and all(ref.node_label in there for ref in refs):

@@ -48,7 +48,7 @@ def learners(nodes: Iterable[Any], fits: Iterable[ModelNode]) -> dict[str, Learn
     return found
 
 
-def to_fit(nodes: Iterable[Any]) -> list[ModelNode]:
+def to_fit(nodes: Iterable[Any], *, even_frozen: bool = False) -> list[ModelNode]:
     """Return the nodes that can be fitted on all rows.
 
     Raises
@@ -57,7 +57,7 @@ def to_fit(nodes: Iterable[Any]) -> list[ModelNode]:
         If there is none.
     """
     models = [n for n in nodes if isinstance(n, ModelNode)]
-    found = [n for n in models if is_fittable(n.model) and not n.is_frozen]
+    found = [n for n in models if is_fittable(n.model) and (even_frozen or not n.is_frozen)]
     if not found:
         raise GraphError(
             f"none of the nodes {[n.label for n in models]} can be fitted: each is frozen, or its "

@@ -121,9 +121,10 @@ class FunctionNode(MergeNode):
         except Exception as error:
             raise ShapeError(f"function {name!r} cannot take these shapes: {error}") from error
         shape = tuple(getattr(out, "shape", ()))
-        if len(shape) < 1 or shape[0] != _ROWS:
+        if not isinstance(out, type(blank[0])) or shape[:1] != (_ROWS,):
             raise ShapeError(
-                f"function {name!r} must return one tensor with a row a sample, got "
-                f"{shape or type(out).__name__} for {_ROWS} samples; keep axis 0"
+                f"function {name!r} must return one {type(blank[0]).__name__} with a row a sample, "
+                f"got a {type(out).__name__} of shape {shape} for {_ROWS} samples; keep axis 0 and "
+                "the framework of the nodes around"
             )
         return shape[1:]

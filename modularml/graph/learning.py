@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from modularml.errors import LossError
+from modularml.errors import GraphError, LossError, OptimizerNotSetError
 from modularml.graph.node import ComputeNode
 
 __all__ = ["Reach", "moving", "no_learner"]
@@ -67,6 +67,22 @@ class Reach:
     def _above(self, node_id: str) -> list[str]:
         above = self.edges[node_id]
         return [a for a in above if a in self.home and not self._crosses(a, node_id)]
+
+
+def nothing_learns(nodes: Iterable[ComputeNode]) -> GraphError:
+    """Return the error that training could change none of some nodes."""
+    return GraphError(
+        f"nothing can be trained: the nodes {[n.label for n in nodes]} are frozen or have no "
+        "weights; unfreeze() one, or run a FitPhase on what learns from all rows at once"
+    )
+
+
+def no_optimizer(nodes: Iterable[ComputeNode]) -> OptimizerNotSetError:
+    """Return the error that nodes would learn and nothing moves them."""
+    return OptimizerNotSetError(
+        f"nodes {[n.label for n in nodes]} learn but have no optimizer; give the graph one, or "
+        "each of them"
+    )
 
 
 def no_learner(labels: Sequence[str], nodes: Iterable[ComputeNode]) -> LossError:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from modularml._typing import Shape
-from modularml.backends import BackendAdapter
+from modularml.backends import Backend, BackendAdapter
 from modularml.data.execution import Flow, Leaf, Merged, Source, Weighing
-from modularml.errors import LossError, ShapeError, UnknownNameError
+from modularml.errors import LossError, ShapeError, UnknownNameError, closest
 from modularml.graph.flows import is_integer, pick_column
 from modularml.graph.loss_calls import (
     check_call,
@@ -39,7 +39,8 @@ class LossReading(ABC):
 
     nodes: list[ComputeNode]
     roles: tuple[str, ...]
-    flows: Mapping[tuple[str, str], Flow]
+    flows: dict[tuple[str, str], Flow]
+    backends: dict[str, Backend]
     places: dict[tuple[str, str], int]
     weighted: Mapping[Source, int]
     weighings: list[Weighing | None]
@@ -88,16 +89,34 @@ class LossReading(ABC):
             like = on.model.module if isinstance(on, ModelNode) else None
             dtype = program.adapter.loss_dtype("float", like)
             return self._output(program, node.node_id, role, dtype, self.places)
-        flow = self.flows[node.node_id, item.domain]
+        flow = self._asked(applied, node, item)
         if item.column is not None:
             flow = pick_column(applied, item, self.flows, node)
-        if flow is None:
-            raise LossError(
-                f"loss {applied.label!r} asks for {item.domain} of node {node.label!r}, which "
-                "has none; "
-                "name them in the FeatureSet reference"
-            )
         return self._flow(program, flow, role, self._fit(applied, on, flow))
+
+    def check(self, losses: Sequence[AppliedLoss]) -> None:
+        """Refuse losses that ask for nodes, roles or values that are not there.
+
+        Nothing need be built for that. Columns are not looked for: scalers may make them yet.
+        """
+        for applied in losses:
+            on = self._node_named(applied.on, applied)
+            check_call(applied, applied.loss.resolve(self.backends[on.node_id]))
+            for item in applied.parsed:
+                self._role(applied, item.role)
+                node = on if item.node is None else self._node_named(item.node, applied)
+                if item.domain != "outputs" and item.column is None:
+                    self._asked(applied, node, item)
+
+    def _asked(self, applied: AppliedLoss, node: ComputeNode, item: LossInput) -> Flow:
+        """Return where the values come from that a loss asks for."""
+        flow = self.flows[node.node_id, item.domain]
+        if flow is None and item.column is None:
+            raise LossError(
+                f"loss {applied.label!r} asks for {item.domain} of node {node.label!r}, which has "
+                "none; name them in the FeatureSet reference"
+            )
+        return flow
 
     def _fit(self, applied: AppliedLoss, on: ComputeNode, flow: Flow) -> tuple[Any, Shape | None]:
         """Return dtype and shape that a loss wants its target in."""
@@ -184,8 +203,7 @@ class LossReading(ABC):
             return self.roles[0]
         if role not in self.roles:
             raise LossError(
-                f"loss {applied.label!r} asks for the role {role!r}, which the sampler does "
-                "not give; "
-                f"it gives {list(self.roles)}"
+                f"loss {applied.label!r} on node {applied.on!r} asks for the role {role!r}, which "
+                f"the sampler does not give; {closest(role, self.roles)}"
             )
         return role

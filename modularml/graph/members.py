@@ -8,7 +8,7 @@ from typing import Any
 
 from modularml.backends import Backend, adapter_for
 from modularml.context import ExperimentContext
-from modularml.errors import GraphError, UnknownNameError
+from modularml.errors import GraphError, UnknownNameError, closest
 from modularml.graph import topology
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
@@ -95,6 +95,10 @@ class GraphMembers:
         shown = node.label if isinstance(node, GraphNode) else node
         raise UnknownNameError("node of the graph", shown, self.node_labels)
 
+    def has_nodes(self, names: Iterable[str]) -> bool:
+        """Tell whether all of these are labels or ids of nodes of this graph."""
+        return self._nodes.keys() | self.node_labels >= set(names)
+
     # -- within -------------------------------------------------------------------------------
 
     def _ctx_of_run(self) -> Any:
@@ -168,8 +172,8 @@ def _id_among(nodes: Mapping[str, ComputeNode], node: ComputeNode, ref: Any) -> 
     for other in nodes.values():
         if other.label == ref.node_label:
             return other.node_id
-    labels = [n.label for n in nodes.values()]
+    near = closest(ref.node_label, [n.label for n in nodes.values() if n is not node])
     raise GraphError(
         f"node {node.label!r} reads from {ref.node_label!r}, which is not in the graph; add it to "
-        f"nodes= (there are {labels})"
+        f"nodes= ({near})"
     )

@@ -13,6 +13,7 @@ from modularml.errors import ConfigError
 from modularml.graph import topology
 from modularml.graph.build import build_nodes
 from modularml.graph.draw import draw
+from modularml.graph.edit import unchanged_on_error
 from modularml.graph.editing import GraphEditing
 from modularml.graph.files import GraphFiles
 from modularml.graph.model_node import ModelNode
@@ -24,8 +25,6 @@ from modularml.graph.summary import GraphSummary, summarize
 from modularml.training import AppliedLoss, Optimizer
 
 __all__ = ["ModelGraph"]
-
-_PLANS_KEPT = 8
 
 
 class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful):
@@ -126,10 +125,12 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
             If a node cannot take what it reads; both are named.
         GraphError
             If nodes of several frameworks share one optimizer.
+
+        The graph is as it was after an error.
         """
         if self._built and not force:
             return
-        with self._ctx.activate():
+        with self._ctx.activate(), unchanged_on_error(self._made_by_building()):
             tails = set(topology.tails(self._edges()))
             build_nodes(list(self._nodes.values()), tails, force=force)
             self._build_optimizer(force)
@@ -242,7 +243,7 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         before = self.get_state() if self._built else None
         try:
             self._take(state)
-        except Exception:
+        except BaseException:
             if before is not None:
                 self._take(before)
             raise
@@ -299,6 +300,12 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
     __hash__ = object.__hash__
 
     # -- within -------------------------------------------------------------------------------
+
+    def _made_by_building(self) -> list[Any]:
+        """Return everything whose attributes `build` may change."""
+        models = self._learning()
+        optimizers = [o for o in (self._optimizer, *(n.optimizer for n in models)) if o is not None]
+        return [*self._nodes.values(), *(p for n in models for p in n.model.parts()), *optimizers]
 
     def _model_nodes(self, nodes: Iterable[str | GraphNode] | None) -> list[ModelNode]:
         found = self._learning() if nodes is None else [self.get_node(n) for n in nodes]

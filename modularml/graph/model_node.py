@@ -10,7 +10,13 @@ from modularml.backends import Backend, BackendAdapter, adapter_for, backend_of
 from modularml.backends.accelerator import Accelerator
 from modularml.data.batch import Batch, RoleData, SampleData, as_numpy
 from modularml.data.execution import ExecutionContext, Flow
-from modularml.errors import ConfigError, GraphError, OptimizerNotSetError, ShapeError
+from modularml.errors import (
+    ConfigError,
+    GraphError,
+    NotFittedError,
+    OptimizerNotSetError,
+    ShapeError,
+)
 from modularml.graph.node import ComputeNode, UpstreamLike
 from modularml.models.base import BaseModel
 from modularml.models.wrap import wrap_model
@@ -214,6 +220,13 @@ class ModelNode(ComputeNode):
         module: Callable[..., Any] = self._model.module
         return module
 
+    def check_fitted(self) -> None:
+        """Refuse to be asked for outputs before there is something learned to give them."""
+        if not self._model.is_fitted:
+            raise NotFittedError(
+                f"node {self.label!r} has not been fitted; run a FitPhase on it first"
+            )
+
     def flow(self, domain: str, parts: Sequence[Flow]) -> Flow:
         """Pass on what the upstream has."""
         return parts[0]
@@ -246,6 +259,7 @@ class ModelNode(ComputeNode):
                 f"node {self.label!r} takes SampleData, RoleData or Batch, got "
                 f"{type(batch).__name__}"
             )
+        self.check_fitted()
         return batch.with_outputs(self._model.module(self._tensor(batch), **kwargs))
 
     __call__ = forward_single

@@ -83,9 +83,7 @@ class GraphNode(ExperimentNode, Configurable, Stateful):
         return cls(**{name: decode(value) for name, value in config.items()}, register=register)
 
     def _check_upstream(self, label: str, refs: Sequence[ExperimentNodeReference]) -> None:
-        most = (
-            type(self).max_upstream_refs if isinstance(type(self).max_upstream_refs, int) else None
-        )
+        most = self.max_upstream_refs
         if not refs:
             raise GraphError(
                 f"node {label!r} reads from nothing; give it an upstream node or FeatureSet"

@@ -20,7 +20,7 @@ from modularml._typing import Shape
 from modularml.backends import PLAIN, BackendAdapter, StepOptions
 from modularml.backends.base import NotFiniteError
 from modularml.data.execution import Layout, Source, Weighing
-from modularml.errors import BackendNotSupportedError
+from modularml.errors import BackendNotSupportedError, ShapeError
 from modularml.training import AppliedLoss
 
 __all__ = ["Crossing", "InputSlot", "LossOp", "Op", "OutputMemory", "Segment", "StepPlan"]
@@ -107,6 +107,8 @@ class Segment:
         converts it.
     places : list of int
         Which of the plan's losses are its own.
+    eager : bool
+        Whether some node is fitted in the step, so that it is no graph that could be traced.
     """
 
     adapter: BackendAdapter
@@ -117,19 +119,36 @@ class Segment:
     _ops: list[Op] = field(default_factory=list)
     _losses: list[LossOp] = field(default_factory=list)
     _out_slots: list[int] = field(default_factory=list)
+    _promised: list[tuple[str, Shape]] = field(default_factory=list)
     _n_slots: int = 0
+    eager: bool = False
+    _shapes: list[Any] = field(default_factory=list)
 
     def compute(self, inputs: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any]]:
-        """Return (total loss, each loss, each output) for the tensors that it takes."""
+        """Return (total loss, each loss, each output); ShapeError where samples change shape."""
         values = [*inputs, *[None] * self._n_slots]
         for op in self._ops:
             args = op.args
             values[op.out] = op.fn([values[i] for i in args] if op.many else values[args[0]])
-        losses = [op.fn(*[values[i] for i in op.args]) for op in self._losses]
         outputs = [values[i] for i in self._out_slots]
+        shapes = [out.shape for out in outputs]
+        if shapes != self._shapes:
+            self._check(shapes)
+        losses = [op.fn(*[values[i] for i in op.args]) for op in self._losses]
         if len(losses) == 1:
             return losses[0], losses, outputs
         return (sum(losses[1:], losses[0]) if losses else None), losses, outputs
+
+    def _check(self, shapes: list[Any]) -> None:
+        for (label, wanted), shape in zip(self._promised, shapes, strict=True):
+            found = tuple(shape)[1:]
+            alike = (n in (m, None) for n, m in zip(found, wanted, strict=False))  # None: unknown
+            if len(found) != len(wanted) or not all(alike):
+                raise ShapeError(
+                    f"node {label!r} gives samples of shape {found}, and the graph was built for "
+                    f"{wanted}; a model must give every batch the same shape"
+                )
+        self._shapes = shapes
 
     def train_step(self, options: StepOptions = PLAIN) -> StepFunction:
         """Return the function that computes a batch's losses and moves the weights."""
@@ -140,7 +159,7 @@ class Segment:
             options,
             clips=tuple((o.clip_norm, o.clip_value) for o in self.optimizers),
             schedules=tuple(o.scheduler for o in self.optimizers if o.goes_on_every("batch")),
-            models=tuple(model for model, _ in self.modes) if options.parallel else (),
+            models=tuple(model for model, _ in self.modes),
         )
         if options.is_plain:
             return self.adapter.train_step(self.compute, instances)
@@ -148,7 +167,11 @@ class Segment:
 
     def eval_step(self) -> StepFunction:
         """Return the function that computes a batch's losses and outputs without gradients."""
-        return self.adapter.eval_step(self.compute)
+        return self._run if self.eager else self.adapter.eval_step(self.compute)
+
+    def _run(self, inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+        with self.adapter.no_grad():
+            return self.compute(inputs)[1:]
 
 
 class OutputMemory:

@@ -11,12 +11,11 @@ from modularml._typing import Array
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.batch import as_numpy
 from modularml.data.columns import to_arrow, to_numpy
-from modularml.data.execution import Flow, Leaf
+from modularml.data.execution import Leaf
 from modularml.data.formats import convert_array, stack
 from modularml.data.schema import RAW
 from modularml.data.sources import as_columns, check_lengths
 from modularml.errors import ConfigError, DataError, GraphError, NotFittedError, ScalerError
-from modularml.graph.flows import leaves
 from modularml.graph.plan import InputSlot
 from modularml.graph.running import GraphRunning
 from modularml.graph.units import invert_leaf, needs_rows, scaled_target
@@ -70,22 +69,10 @@ def _finished(
     fmt: str,
 ) -> Any:
     values = np.concatenate(parts)
-    flow = flows.get((node.node_id, "targets"))
-    model = getattr(node, "model", None)
-    is_target = getattr(model, "predicts_targets", True) and _stands_for(flow, values)
-    leaf = scaled_target(flow) if unscale and is_target else None
+    leaf = scaled_target(flows[node.node_id, "outputs"]) if unscale else None
     if leaf is not None:
         values = invert_leaf(leaf, values, reader.ids(leaf) if needs_rows(leaf) else None)
     return convert_array(values, fmt)
-
-
-def _stands_for(flow: Flow, values: Array) -> bool:
-    """Tell whether outputs have the size of the targets, so that they are in their units."""
-    sizes = []
-    for leaf in leaves(flow):
-        schema = leaf.source.ref.resolve().collection.schema
-        sizes.append(len(leaf.columns) * int(np.prod(schema[leaf.columns[0]].shape)))
-    return int(np.prod(values.shape[1:])) in {*sizes, sum(sizes)}
 
 
 class _Reader:

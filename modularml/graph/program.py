@@ -76,7 +76,9 @@ class Program:
         optimizers: Iterable[Any],
         takes: Iterable[tuple[int, Callable[[Any], Any] | None]],
         losses: Sequence[tuple[int, LossOp]],
-        outputs: Iterable[int],
+        outputs: Sequence[tuple[int, str, Shape]],
+        *,
+        eager: bool,
     ) -> Segment:
         """Return the segment, every value in its final place; see `Segment`."""
         place = self._place
@@ -88,8 +90,10 @@ class Program:
             [i for i, _ in losses],
             [Op(op.fn, tuple(map(place, op.args)), place(op.out), op.many) for op in self.ops],
             [LossOp(op.fn, tuple(map(place, op.args))) for _, op in losses],
-            [place(slot) for slot in outputs],
+            [place(slot) for slot, *_ in outputs],
+            [(label, shape) for _, label, shape in outputs],
             len(self.ops),
+            eager,
         )
 
     def _place(self, slot: int) -> int:

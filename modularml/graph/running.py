@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from modularml.backends import PLAIN, StepOptions
+from modularml.backends import PLAIN, StepOptions, adapter_for
 from modularml.backends.base import NotFiniteError
 from modularml.data.batch import Batch, BatchView
 from modularml.data.execution import ExecutionContext, Source
 from modularml.data.references import FeatureSetReference
 from modularml.data.view import FeatureSetView
-from modularml.errors import GraphError, LossError, NonFiniteLossError, OptimizerNotSetError
+from modularml.errors import LossError, NonFiniteLossError
 from modularml.graph import topology
-from modularml.graph.compiling import compile_plan
+from modularml.graph.compiling import check_losses, compile_plan
 from modularml.graph.fitting import learners, to_fit
 from modularml.graph.inputs import fill
-from modularml.graph.learning import moving
+from modularml.graph.learning import moving, no_optimizer, nothing_learns
 from modularml.graph.members import GraphMembers
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
@@ -155,8 +155,9 @@ class GraphRunning(GraphMembers):
             key = (how, of_rows, only, options, *fits)
             if key not in self._plans:
                 running = [a for a in losses if self.get_node(a.on) in nodes]
-                asked = (roles, together, weighted, only, fits, options.compile)
-                made = self._compile(running, training, nodes, *asked)
+                facts: dict[str, Any] = {"roles": roles, "together": together, "weighted": weighted}
+                facts |= {"training": training, "compiles": options.compile}
+                made = self._compile(running, nodes, only, fits, **facts)
                 made.losses, made.fits = tuple(losses), tuple(n.node_id for n in fits)
                 step = made.train_step(options) if training else made.eval_step()
                 while len(self._plans) >= _PLANS_KEPT:
@@ -164,6 +165,37 @@ class GraphRunning(GraphMembers):
                 self._plans[key] = (made, step, tuple(losses))
             plan, step, _ = self._plans[key]
         return plan, step
+
+    def check(
+        self,
+        losses: Sequence[AppliedLoss],
+        *,
+        training: bool,
+        active_nodes: Iterable[str | GraphNode] | None = None,
+        roles: Sequence[str] = ("default",),
+    ) -> None:
+        """Refuse what could not run whatever is built, fitted, frozen or unfrozen beforehand.
+
+        That is a loss that asks for what is not there and, in training, nodes none of which has an
+        optimizer or could learn.
+        """
+        nodes = self._running(active_nodes)
+        asked = [a for a in losses if self.get_node(a.on) in nodes]
+        if training and not asked:
+            raise LossError(
+                f"no loss of {[a.label for a in losses]} is on a node that runs; those are "
+                f"{[n.label for n in nodes]}"
+            )
+        with self._ctx_of_run():
+            check_losses(nodes, asked, roles)
+        models = [n for n in nodes if isinstance(n, ModelNode)]
+        if not training or any(getattr(n.model, "learns_in_batches", False) for n in models):
+            return
+        moved = [n for n in models if adapter_for(n.backend).gradients]
+        if not moved:
+            raise nothing_learns(nodes)
+        if self._optimizer is None and all(n.optimizer is None for n in moved):
+            raise no_optimizer(moved)
 
     # -- within -------------------------------------------------------------------------------
 
@@ -198,14 +230,12 @@ class GraphRunning(GraphMembers):
     def _compile(
         self,
         losses: Sequence[AppliedLoss],
-        training: bool,
         nodes: Sequence[ComputeNode],
-        roles: Sequence[str],
-        together: Mapping[Source, int] | None,
-        weighted: Mapping[Source, int] | None,
         only: ModelNode | None,
         fits: Sequence[ModelNode],
-        compiles: bool,
+        *,
+        training: bool,
+        **asked: Any,
     ) -> StepPlan:
         optimizers = self._optimizers(nodes, losses, only) if training else {}
         own = {self.get_node(a.on).node_id for a in losses} if self._optimizer is None else set()
@@ -216,12 +246,9 @@ class GraphRunning(GraphMembers):
             losses,
             training=training,
             optimizers=optimizers,
-            roles=roles,
             detach_after=own if training else (),
-            together=together,
             learners=learners(nodes if training and only is None else (), fits),
-            weighted=weighted,
-            compiles=compiles,
+            **asked,
         )
 
     def moving_optimizers(self, active_nodes: Iterable[Any] | None = None) -> list[Optimizer]:
@@ -242,11 +269,7 @@ class GraphRunning(GraphMembers):
             raise LossError("training needs at least one loss; pass losses=[AppliedLoss(...)]")
         learning = [n for n in moving(nodes) if isinstance(n, ModelNode)]
         if not learning and not learners(nodes, ()):
-            labels = [n.label for n in nodes]
-            raise GraphError(
-                f"nothing can be trained: the nodes {labels} are frozen or have no weights; "
-                "unfreeze() one"
-            )
+            raise nothing_learns(nodes)
         shared = None if only is not None else self._optimizer
         if only is not None:
             learning = [only]
@@ -260,10 +283,8 @@ class GraphRunning(GraphMembers):
                 found[node.node_id] = optimizer
             if optimizer is not None and not served:
                 node.build_optimizer()
-        if missing := [n.label for n in learning if n.node_id not in found]:
-            raise OptimizerNotSetError(
-                f"nodes {missing} learn but have no optimizer; give the graph one, or each of them"
-            )
+        if missing := [n for n in learning if n.node_id not in found]:
+            raise no_optimizer(missing)
         return found
 
     def _step(

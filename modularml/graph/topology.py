@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from modularml.errors import GraphError
 
-__all__ = ["ancestors", "descendants", "heads", "tails", "topological"]
+__all__ = ["ancestors", "tails", "topological"]
 
 Edges = Mapping[str, Sequence[str]]
 """Upstream nodes of each node, by id."""
@@ -30,11 +30,6 @@ def topological(upstream: Edges, labels: Mapping[str, str]) -> list[str]:
         ) from None
 
 
-def heads(upstream: Edges) -> list[str]:
-    """Return nodes that read from no other node."""
-    return [node for node, above in upstream.items() if not above]
-
-
 def tails(upstream: Edges) -> list[str]:
     """Return nodes that no other node reads from."""
     read = {above for many in upstream.values() for above in many}
@@ -51,12 +46,3 @@ def ancestors(upstream: Edges, nodes: Iterable[str]) -> set[str]:
             found.add(node)
             left.extend(upstream.get(node, ()))
     return found
-
-
-def descendants(upstream: Edges, nodes: Iterable[str]) -> set[str]:
-    """Return these nodes and all that read from them, directly or not."""
-    downstream: dict[str, list[str]] = {}
-    for node, above in upstream.items():
-        for other in above:
-            downstream.setdefault(other, []).append(node)
-    return ancestors(downstream, nodes)

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from modularml._typing import Array
 from modularml.data.execution import ExecutionContext, Flow, Leaf
 from modularml.errors import ScalerError
 from modularml.graph.flows import leaves
+from modularml.graph.node import ComputeNode
 
-__all__ = ["scaled_target", "to_own_units"]
+__all__ = ["output_flow", "scaled_target", "to_own_units"]
+
+
+def output_flow(node: ComputeNode, flows: Mapping[tuple[str, str], Flow]) -> Flow:
+    """Return the targets whose units a node's outputs have.
+
+    None where outputs have another size, or are those of a transformer, clusterer or classifier.
+    """
+    flow, sizes = flows.get((node.node_id, "targets")), []
+    for leaf in leaves(flow):
+        schema = leaf.source.ref.resolve().collection.schema
+        sizes.append(len(leaf.columns) * math.prod(schema[leaf.columns[0]].shape))
+    fits = math.prod(node.output_shape or ()) in {*sizes, sum(sizes)}
+    is_target = getattr(getattr(node, "model", None), "predicts_targets", True)
+    return flow if fits and is_target else None
 
 
 def scaled_target(flow: Flow) -> Leaf | None:
@@ -32,9 +49,9 @@ def scaled_target(flow: Flow) -> Leaf | None:
 
 
 def to_own_units(
-    ctx: ExecutionContext, node_id: str, values: Array, role: str = "default"
+    ctx: ExecutionContext, node_id: str, domain: str, values: Array, role: str = "default"
 ) -> Array:
-    """Undo the scaling of the targets on values of the same shape.
+    """Undo the scaling of a node's targets, or of outputs where they stand for targets.
 
     Raises
     ------
@@ -42,8 +59,11 @@ def to_own_units(
         If scaled targets are merged with others, or a scaler cannot be inverted.
     """
     layout = ctx.layout
-    leaf = None if layout is None else scaled_target(layout.flows.get((node_id, "targets")))
-    if leaf is None or layout is None:
+    if layout is None:
+        return values
+    targets = layout.flows.get((node_id, "targets"))
+    leaf = scaled_target(layout.flows.get((node_id, domain), targets))
+    if leaf is None:
         return values
     fs = layout.views[leaf.source].source  # whatever context is active by now
     ids = ctx.sample_uuids(node_id, role) if needs_rows(leaf, fs) else None

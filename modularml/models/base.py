@@ -31,6 +31,8 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
     """
 
     artifact_kind = "md"
+    _input_shape: Shape | None = None
+    _output_shape: Shape | None = None
 
     def __init__(self, backend: str | Backend, **init_args: Any) -> None:
         self._backend = Backend.from_value(backend)
@@ -53,14 +55,14 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
         return True
 
     @property
-    @abstractmethod
     def input_shape(self) -> Shape | None:
         """Shape of one sample going in; None while it is not known."""
+        return self._input_shape
 
     @property
-    @abstractmethod
     def output_shape(self) -> Shape | None:
         """Shape of one sample coming out; None while it is not known."""
+        return self._output_shape
 
     def expect_targets(self, shape: Shape | None, labels: Callable[[], Array]) -> None:
         """Take note of what the targets look like, before `build`; most models need not know.
@@ -96,6 +98,14 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
             If a shape is needed and not known, or does not fit what was given before.
         """
 
+    def _check_fits(self, shape: Shape | None) -> None:
+        """Refuse another input shape than it was built for."""
+        if shape is not None and tuple(shape) != self.input_shape:
+            raise ShapeError(
+                f"{self.shown_name} was built for input shape {self.input_shape}, got "
+                f"{tuple(shape)}; build with force=True to make it anew"
+            )
+
     @abstractmethod
     def get_weights(self) -> dict[str, Array]:
         """Return weights and buffers by name, as arrays of their own."""
@@ -112,6 +122,10 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
     def module(self) -> Any:
         """The framework's own object, called on tensors."""
         return self
+
+    def parts(self) -> list[Any]:
+        """Return the objects whose attributes `build` may change."""
+        return [self]
 
     @property
     def shown_name(self) -> str:

@@ -36,16 +36,6 @@ class LayeredModel(BaseModel):
     def _probe(self, shape: Shape) -> Shape:
         """Send two samples of zeros through, to learn the output's shape."""
 
-    @property
-    def input_shape(self) -> Shape | None:
-        """Shape of one sample going in; None while it is not known."""
-        return self._input_shape
-
-    @property
-    def output_shape(self) -> Shape | None:
-        """Shape of one sample coming out; None while it is not known."""
-        return self._output_shape
-
     def build(
         self,
         input_shape: Shape | None = None,
@@ -112,13 +102,6 @@ class LayeredModel(BaseModel):
                 f"{type(self).__name__} was made for input_shape {tuple(given)}, got {shape}"
             )
         return shape
-
-    def _check_fits(self, input_shape: Shape | None) -> None:
-        if input_shape is not None and tuple(input_shape) != self._input_shape:
-            raise ShapeError(
-                f"{type(self).__name__} was built for input shape {self._input_shape}, got "
-                f"{tuple(input_shape)}; build with force=True to make it anew"
-            )
 
     def _misfit(self, shape: Shape, error: Exception) -> ShapeError:
         return ShapeError(f"{self.shown_name} cannot take samples of shape {shape}: {error}")

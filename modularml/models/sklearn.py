@@ -112,22 +112,10 @@ class ScikitModelWrapper(BaseModel):
             )
         if training_mode == "partial_fit" and not hasattr(model, "partial_fit"):
             raise ConfigError(f"{self.shown_name} has no partial_fit; use training_mode='fit'")
-        self._input_shape: Shape | None = None
-        self._output_shape: Shape | None = None
         self._target_shape: Shape | None = None
         self._labels: Array | None = getattr(model, "classes_", None)
 
     # -- build --------------------------------------------------------------------------------
-
-    @property
-    def input_shape(self) -> Shape | None:
-        """Shape of one sample going in; None while it is not known."""
-        return self._input_shape
-
-    @property
-    def output_shape(self) -> Shape | None:
-        """Shape of one sample coming out; None while it is not known."""
-        return self._output_shape
 
     @property
     def is_fitted(self) -> bool:
@@ -161,11 +149,7 @@ class ScikitModelWrapper(BaseModel):
             raise ShapeError(f"{self.shown_name} needs input_shape to be built")
         shape = check_shape("input_shape", input_shape or self._input_shape)
         if self._built and not force:
-            if shape != self._input_shape:
-                raise ShapeError(
-                    f"{self.shown_name} was built for input shape {self._input_shape}, got "
-                    f"{shape}; build with force=True to make it anew"
-                )
+            self._check_fits(shape)
             return
         if force:
             self.reset_weights()
@@ -356,6 +340,10 @@ class ScikitModelWrapper(BaseModel):
         _become(self.inner, copy.deepcopy(state["estimator"].estimator))
         self.method = _method(self.inner, self.output_method)
         self._built = True
+
+    def parts(self) -> list[Any]:
+        """Return the wrapper and the estimator."""
+        return [self, self.inner]
 
     @property
     def shown_name(self) -> str:

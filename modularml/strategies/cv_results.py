@@ -215,11 +215,9 @@ class CVResults:
         if len({f.repeat for f in self._folds.values()}) > 1:
             columns["repeat"] = fold.repeat
         columns |= self._group(ctx, node_id)
-        if target is not None and output.size == target.size:
-            output = to_own_units(ctx, node_id, output)
-        columns |= _named("prediction", output)
+        columns |= _named("prediction", to_own_units(ctx, node_id, "outputs", output))
         if target is not None:
-            columns |= _named("target", to_own_units(ctx, node_id, target))
+            columns |= _named("target", to_own_units(ctx, node_id, "targets", target))
         pandas = require("pandas")
         index = pandas.Index(ctx.sample_uuids(node_id), name="sample_uuid")
         return pandas.DataFrame(columns, index=index)  # type: ignore[no-any-return]

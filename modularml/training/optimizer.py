@@ -53,6 +53,7 @@ class Optimizer(Configurable, Stateful, Saveable):
     Where torch has a fused kernel it is used: the same arithmetic, two to three times as fast on
     small models. ``opt_kwargs={"fused": False}`` turns it off. Optimizers of Keras take their
     arguments by torch's names too (``lr``, ``betas``, ``eps``); what is not given is Keras' own.
+    Each of `groups` has an optimizer of Keras, and a schedule, of its own.
 
     Examples
     --------
@@ -299,7 +300,8 @@ class Optimizer(Configurable, Stateful, Saveable):
             parts = {name.rsplit(".", i)[0] for name in named for i in range(name.count(".") + 1)}
             raise UnknownNameError("group of parameters", empty[0], parts)
         rest = found.pop("")
-        groups = [self._adapter.group(p, k, (self.groups or {})[k]) for k, p in found.items()]
+        given = self.groups or {}
+        groups = [{"params": p, "name": name, **given[name]} for name, p in found.items()]
         return [{"params": rest}, *groups] if rest else groups
 
     def _make(self, params: list[Any]) -> Any:

@@ -276,7 +276,7 @@ class TestNothingToTrain:
 
     def test_no_weights(self):
         x, y = arrays(n=20)
-        graph = graph_of(featureset(x, y), nn.Sequential(nn.ReLU()), None)
+        graph = graph_of(featureset(x, y), nn.Sequential(nn.ReLU()))
         with pytest.raises(GraphError, match="no weights"):
             train(graph)
 

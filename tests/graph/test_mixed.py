@@ -18,6 +18,7 @@ import modularml as mm
 from modularml.backends import Backend
 from modularml.callbacks import Callback
 from modularml.errors import ConfigError, GraphError, LossError, NotFittedError, ShapeError
+from modularml.experiment.stored_steps import packed_steps, unpacked_steps
 from modularml.models.torch import SequentialMLP
 from tests.worlds import (
     QUIET,
@@ -384,3 +385,13 @@ def test_what_is_no_target_is_not_unscaled(estimator):
     method = "transform" if isinstance(estimator, PCA) else "predict"
     by_itself = getattr(clone(estimator).fit(x), method)(x).reshape(-1)
     np.testing.assert_allclose(graph.predict(fs).reshape(-1), by_itself, atol=1e-4)
+    results = experiment("again").run_phase(eval_phase(graph, []), **QUIET)
+    stored = type(results)("stored", unpacked_steps(packed_steps(results._execution)))
+    for table in (results, stored):
+        found = table.stacked_tensors("node", "outputs", unscale=True, fmt="numpy")
+        np.testing.assert_allclose(found.reshape(-1), by_itself, atol=1e-4)
+        np.testing.assert_allclose(table.to_pandas()["prediction"], by_itself, atol=1e-4)
+        np.testing.assert_allclose(table.to_pandas()["target"], 100 + 10 * y[:, 0], rtol=1e-5)
+    want = metrics.r2_score(100 + 10 * y, by_itself)
+    (score,) = results.scores(["r2"], outputs="values")["value"]
+    assert score == pytest.approx(want, rel=1e-4)

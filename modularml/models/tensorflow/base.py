@@ -35,7 +35,11 @@ class TensorflowBaseModel(LayeredModel, ABC):
         The Keras model; None before `build`.
     training : bool
         Whether a call runs in training mode where it does not say ``training=`` itself.
+    output_dtype : tf.DType or None
+        What outputs are cast to, where layers compute in less.
     """
+
+    output_dtype: Any = None
 
     def __init__(self, **init_args: Any) -> None:
         super().__init__("tensorflow", **init_args)
@@ -54,7 +58,8 @@ class TensorflowBaseModel(LayeredModel, ABC):
 
     def __call__(self, x: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """Return what the Keras model makes of a tensor of shape ``(n, *input_shape)``."""
-        return self.inner(x, training=self.training if training is None else training, **kwargs)
+        out = self.inner(x, training=self.training if training is None else training, **kwargs)
+        return out if self.output_dtype is None else tf.cast(out, self.output_dtype)
 
     def variables(self) -> dict[str, Any]:
         """Return weights, those included that are not trained, by names that stay the same."""
