@@ -102,6 +102,9 @@ class _Listener(Configurable, Stateful):
         """Callbacks with higher numbers run later."""
         return self._execution_order
 
+    def keep_apart(self, label: str) -> None:
+        """Write to files of its own from now on: it belongs to the fold with this label."""
+
 
 class Callback(_Listener):
     """Listens to a phase; override the hooks you need.

@@ -169,6 +169,10 @@ class Checkpointing(Configurable):
         self._paths.clear()
         self._counts.clear()
 
+    def keep_apart(self, label: str) -> None:
+        """Write to a folder of its own, within that which was given, from now on."""
+        self._directory = self._directory and self._directory / label
+
     def disk_state(self) -> dict[str, Any]:
         """Return how often hooks came, and which files there are."""
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -43,8 +44,16 @@ class Work:
     resume: str | None = None
 
     def prepared(self, experiment: Experiment, plan: Plan, fold: Fold) -> Experiment:
-        """Return a fold's own experiment; random states of the process are set."""
-        return fold_experiment(experiment, plan, fold, f"{self.label}_{fold.label}")
+        """Return a fold's own experiment; random states of the process are set.
+
+        It keeps checkpoints in a folder of its own; one that may go on does so after each phase.
+        """
+        own = fold_experiment(experiment, plan, fold, f"{self.label}_{fold.label}")
+        if self.folder is not None:
+            own.set_checkpoint_dir(self.folder / own.label)
+        if self.resume is not None and own.checkpointing is None:
+            own.set_checkpointing(Checkpointing(mode="disk", save_on="phase_end", max_to_keep=1))
+        return own
 
     def done(self, experiment: Experiment, plan: Plan, fold: Fold) -> Experiment:
         """Return a fold's own experiment after it has run; random states stay as they were."""
@@ -55,19 +64,11 @@ class Work:
             if chosen is not None:
                 items = chosen.all if isinstance(chosen, PhaseGroup) else [chosen]
                 own.execution_plan.clear().add_items(items)
-            self._set_folder(own, fold)
             own.run(resume=self.resume, **self.flags)
         for fs in own.ctx.available_featuresets.values():
             if fs.scaler_records:  # its columns are the fold's alone
                 fs.collection.tensors.clear()
         return own
-
-    def _set_folder(self, own: Experiment, fold: Fold) -> None:
-        """Give a fold a folder of its own; one that may go on keeps its state after each phase."""
-        if self.folder is not None:
-            own.set_checkpoint_dir(self.folder / f"{self.label}_{fold.label}")
-        if self.resume is not None and own.checkpointing is None:
-            own.set_checkpointing(Checkpointing(mode="disk", save_on="phase_end", max_to_keep=1))
 
     def in_turn(
         self, experiment: Experiment, plan: Plan, folds: Sequence[Fold]
@@ -167,7 +168,7 @@ class _Workers:
             if path == self.job[0]:
                 return worker
             try:
-                problem = worker.submit(_ready, sys.path, *self.job).result()
+                problem = worker.submit(_ready, sys.path, os.getcwd(), *self.job).result()
             except process_executor.BrokenProcessPool:  # it died while it had nothing to do
                 if fresh:
                     raise
@@ -202,9 +203,13 @@ _loaded: dict[str, Experiment] = {}
 """The experiment that this worker read last, by path."""
 
 
-def _ready(found: list[str], path: str, modules: list[str], classes: dict[str, Any]) -> str:
-    """Read the experiment, where modules are found as in the parent; return what went wrong."""
+def _ready(
+    found: list[str], here: str, path: str, modules: list[str], classes: dict[str, Any]
+) -> str:
+    """Read the experiment, where files are found as in the parent; return what went wrong."""
     sys.path[:] = found
+    os.chdir(here)
+    logging.getLogger("modularml.data").setLevel(logging.ERROR)  # the parent has said it
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize  # rows of a job are no leak
     if path in _loaded:
         return ""
