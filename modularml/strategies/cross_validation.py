@@ -63,10 +63,12 @@ class CrossValidation:
         Makes the folds; one of scikit-learn is given the groups and strata of the bindings.
     n_repeats : int
         How often all folds are run, cut with ``seed``, ``seed + 1`` and so on.
-    n_jobs : int
-        Processes that run folds; -1 is one for each core. Results equal those of one process, bit
-        for bit, where that computes with as many threads. Models must be given by class, since a
-        worker makes them again, and callbacks' results are kept where they are plain data.
+    n_jobs : int, optional
+        Processes that run folds; -1 is one for each core, and None what `joblib.parallel_config`
+        says, or else 1. Its backends for clusters (Dask, Ray) work too. Results equal those of one
+        process, bit for bit, where that computes with as many threads. Models of torch must be
+        given by class, since a worker makes them again, and callbacks' results are kept where they
+        are plain data.
     timeout : float, optional
         Seconds after which a fold in a process of its own is given up.
     search : callable, optional
@@ -97,7 +99,7 @@ class CrossValidation:
         experiment: Experiment | None = None,
         splitter: Any = None,
         n_repeats: int = 1,
-        n_jobs: int = 1,
+        n_jobs: int | None = None,
         timeout: float | None = None,
         search: Search | None = None,
     ) -> None:

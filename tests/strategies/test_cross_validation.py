@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -444,6 +445,33 @@ def test_keras_folds_in_processes_equal_serial_and_the_parent_is_untouched(given
     np.testing.assert_array_equal(np.stack(found), np.stack(wanted))
     assert_equal_results(serial, again)
     assert_equal_results(serial, shared)
+
+
+class Cluster(joblib.parallel.BACKENDS["loky"]):
+    """A backend of joblib's that is not the default."""
+
+
+@pytest.mark.slow
+def test_folds_run_where_joblib_was_told_to(tmp_path):
+    flag = tmp_path / "flag"
+    flag.touch()
+    fs = rows()
+    world(fs, callbacks=[Saboteur("raise", "fold_1", str(flag))])
+    cv, local = (
+        mml.CrossValidation(bindings=mml.CVBinding(fs, ["train", "val"]), n_folds=3)
+        for _ in range(2)
+    )
+    joblib.register_parallel_backend("cluster", Cluster)
+    with joblib.parallel_config("cluster", n_jobs=2):
+        with pytest.warns(FoldFailedWarning, match="fold_1: ExecutionError: RuntimeError: sabotage"):
+            first = cv.run(**SILENT)
+        flag.unlink()
+        results = cv.run(**SILENT)
+    assert results.get_fold(0) is first.get_fold(0)
+    assert_equal_results(results, local.run(**SILENT))
+    for backend in ("threading", "multiprocessing"):
+        with joblib.parallel_config(backend, n_jobs=2), pytest.raises(ConfigError, match="'loky'"):
+            mml.CrossValidation(bindings=mml.CVBinding(fs, ["train"])).run(**SILENT)
 
 
 @pytest.mark.slow
