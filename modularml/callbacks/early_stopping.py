@@ -72,8 +72,6 @@ class EarlyStopping(Callback):
         label: str | None = None,
         execution_order: int = 1,
     ) -> None:
-        if reducer not in ("mean", "sum", "last", "first"):
-            raise ConfigError(f"reducer must be 'mean', 'sum', 'last' or 'first', got {reducer!r}")
         super().__init__(label, execution_order)
         self._monitor, self.mode, self.patience = monitor, mode, patience
         self.min_delta, self.reducer, self._restore_best = float(min_delta), reducer, restore_best

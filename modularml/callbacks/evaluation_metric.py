@@ -41,8 +41,6 @@ class EvaluationMetric(Configurable, ABC):
     """
 
     def __init__(self, name: str) -> None:
-        if not isinstance(name, str) or not name:
-            raise ConfigError(f"name must be a string that is not empty, got {name!r}")
         self.name = name
 
     def logged_as(self, label: str) -> str:
@@ -82,8 +80,6 @@ class EvalLossMetric(EvaluationMetric):
         super().__init__(name)
         if not isinstance(loss, AppliedLoss):
             raise TypeError(f"loss must be an AppliedLoss, got a {type(loss).__name__}")
-        if reducer not in ("sum", "mean"):
-            raise ConfigError(f"reducer must be 'mean' or 'sum', got {reducer!r}")
         self.loss, self.reducer = loss, reducer
 
     def attach(self, phase: EvalPhase) -> None:

@@ -30,6 +30,8 @@ __all__ = [
 class ExperimentNodeReference(Configurable):
     """A node, by label; the id is a hint for this process."""
 
+    may_be_empty = frozenset({"node_id"})  # which files leave out
+
     node_id: str
     node_label: str
 

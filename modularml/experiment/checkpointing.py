@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
+from modularml._arguments import at_least
 from modularml.config import Configurable
 from modularml.errors import ConfigError
 from modularml.experiment.callback import PHASE_HOOKS
@@ -60,9 +61,7 @@ class Checkpointing(Configurable):
     ) -> None:
         if mode not in ("memory", "disk"):
             raise ConfigError(f"mode must be 'memory' or 'disk', got {mode!r}")
-        for name, value in (("every_n", every_n), ("max_to_keep", max_to_keep)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ConfigError(f"{name} must be an int of at least 1, got {value!r}")
+        at_least(1, every_n=every_n, max_to_keep=max_to_keep)
         hooks = [save_on] if isinstance(save_on, str) else list(save_on)
         if unknown := set(hooks) - PHASE_SAVE_ON - EXPERIMENT_SAVE_ON or not hooks:
             raise ConfigError(

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from modularml.config import Configurable, decode, encode
-from modularml.errors import RegistrationError, UnknownNameError
+from modularml.errors import RegistrationError, UnknownNameError, expect
 from modularml.experiment.binding import InputBinding
 from modularml.experiment.callback import Callback
 from modularml.experiment.fit_phase import FitPhase
@@ -43,7 +43,8 @@ class PhaseGroup(Configurable, ContextYaml):
     ) -> None:
         self.label = label
         self._items: list[ExperimentPhase | PhaseGroup] = []
-        self.add_items(phases or [])
+        given = [] if phases is None else phases
+        self.add_items(expect("phases", given, (list, tuple), "a list of phases and groups"))
 
     # -- adding -------------------------------------------------------------------------------
 

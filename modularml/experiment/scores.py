@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from modularml._optional import has, require
 from modularml._typing import Array
 from modularml.backends import adapter_for
-from modularml.errors import ConfigError, UnknownNameError
+from modularml.errors import ConfigError, UnknownNameError, expect
 
 __all__ = ["Meaning", "Score", "find_score"]
 
@@ -47,11 +47,9 @@ def find_score(
     ConfigError
         If `meaning` is none of these.
     """
-    if meaning not in ("auto", "values", "logits", "probabilities"):
-        raise ConfigError(
-            f"outputs must be 'auto', 'values', 'logits' or 'probabilities', got {meaning!r}"
-        )
-    chosen = dict(options or {})
+    if meaning not in get_args(Meaning):
+        raise ConfigError(f"outputs must be one of {get_args(Meaning)}, got {meaning!r}")
+    chosen = dict(expect("options", options or {}, Mapping, "a dict of arguments"))
     if callable(score):
         return lambda true, out: float(score(true, out, **chosen))
     metrics = require("sklearn.metrics")

@@ -66,21 +66,10 @@ class SimilarityCondition(Configurable):
     allow_fallback: bool = False
 
     def __post_init__(self) -> None:
-        choices = {
-            "mode": ("similar", "dissimilar"),
-            "weight_mode": ("binary", "linear", "exp"),
-            "allow_fallback": (True, False),
-        }
-        for name, allowed in choices.items():
-            if (value := getattr(self, name)) not in allowed:
-                raise ConfigError(f"{name} must be one of {allowed}, got {value!r}")
-        if self.metric is not None and not callable(self.metric):
-            raise ConfigError(f"metric must be callable or None, got {self.metric!r}")
         ranges = {"tolerance": (0, math.inf), "max_weight": (1, math.inf), "min_weight": (0, 1)}
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
-            number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-            if not number or not low <= value < high:
+            if not low <= value < high:
                 raise ConfigError(f"{name} must be at least {low} and below {high}, got {value!r}")
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from modularml._arguments import at_least
 from modularml._typing import Array, IntArray
 from modularml.data import FeatureSetView
 from modularml.data.selectors import select_one
@@ -83,7 +84,8 @@ class NSampler(BaseSampler):
         choose_best_only: bool = False,
         **kwargs: Any,
     ) -> None:
-        _check(condition_mapping, max_samples_per_anchor)
+        _check(condition_mapping)
+        at_least(1, max_samples_per_anchor=max_samples_per_anchor)
         self.roles = (ANCHOR, *condition_mapping)
         super().__init__(**kwargs)
         self.condition_mapping = condition_mapping
@@ -207,6 +209,7 @@ class PairedSampler(NSampler):
         choose_best_only: bool = False,
         **kwargs: Any,
     ) -> None:
+        at_least(1, max_pairs_per_anchor=max_pairs_per_anchor)
         kwargs |= {"choose_best_only": choose_best_only}
         super().__init__(
             {"pair": conditions}, max_samples_per_anchor=max_pairs_per_anchor, **kwargs
@@ -248,7 +251,7 @@ class TripletSampler(NSampler):
         self.pos_conditions, self.neg_conditions = pos_conditions, neg_conditions
 
 
-def _check(mapping: Any, k: Any) -> None:
+def _check(mapping: Any) -> None:
     """Refuse what is no mapping of roles and columns to conditions."""
     if not isinstance(mapping, Mapping) or not mapping:
         raise ConfigError(f"condition_mapping must be {{role: {{column: ...}}}}, got {mapping!r}")
@@ -262,8 +265,6 @@ def _check(mapping: Any, k: Any) -> None:
             raise ConfigError(
                 f"a role must be a name other than 'anchor' and 'default', got {role!r}"
             )
-    if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
-        raise ConfigError(f"partners per anchor must be an int of at least 1, got {k!r}")
 
 
 for _cls in (NSampler, PairedSampler, TripletSampler):

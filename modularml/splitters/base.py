@@ -52,6 +52,7 @@ class BaseSplitter(Configurable, Saveable, ABC):
     """
 
     artifact_kind = "sp"
+    refusal = SplitError
 
     @property
     def needs(self) -> list[str]:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from modularml._arguments import at_least
 from modularml._optional import require
 from modularml._typing import Array, Columns, IntArray
 from modularml.errors import SplitError
 from modularml.splitters.base import BaseSplitter, key_list
 from modularml.splitters.factors import factorise
-from modularml.splitters.random import check_seed
 
 __all__ = [
     "FoldSplitter",
@@ -139,8 +139,8 @@ class KFoldSplitter(FoldSplitter):
         shuffle: bool = True,
         seed: int = 13,
     ) -> None:
-        _check_count("n_folds", n_folds, 2)
-        check_seed(seed)
+        at_least(2, SplitError, n_folds=n_folds)
+        at_least(0, SplitError, seed=seed)
         key_list(group_by, stratify_by)
         self.n_folds = n_folds
         self.group_by = group_by
@@ -205,11 +205,9 @@ class TimeSeriesSplitter(FoldSplitter):
         test_size: int | None = None,
         gap: int = 0,
     ) -> None:
-        _check_count("n_folds", n_folds, 2)
-        _check_count("gap", gap, 0)
-        for name, size in (("max_train_size", max_train_size), ("test_size", test_size)):
-            if size is not None:
-                _check_count(name, size, 1)
+        at_least(2, SplitError, n_folds=n_folds)
+        at_least(0, SplitError, gap=gap)
+        at_least(1, SplitError, max_train_size=max_train_size, test_size=test_size)
         self.n_folds = n_folds
         self.order_by = order_by
         self.max_train_size = max_train_size
@@ -286,8 +284,3 @@ def _run(
     except ValueError as error:
         raise SplitError(f"{n} rows cannot be cut by {splitter!r}: {error}") from error
     return [(np.sort(train), np.sort(val)) for train, val in found]
-
-
-def _check_count(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise SplitError(f"{name} must be a whole number of at least {least}, got {value!r}")

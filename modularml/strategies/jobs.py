@@ -211,7 +211,7 @@ class _Workers:
             if path == self.job[0]:
                 return worker
             try:
-                problem = worker.submit(_ready, sys.path, os.getcwd(), *self.job).result()
+                problem = worker.submit(_ready, sys.path, Path.cwd(), *self.job).result()
             except process_executor.BrokenProcessPool:  # it died while it had nothing to do
                 if fresh:
                     raise
@@ -247,7 +247,7 @@ _loaded: dict[str, Experiment] = {}
 
 
 def _ready(
-    found: list[str], here: str, path: str, modules: list[str], classes: dict[str, Any]
+    found: list[str], here: Path, path: str, modules: list[str], classes: dict[str, Any]
 ) -> str:
     """Read the experiment, where files are found as in the parent; return what went wrong."""
     sys.path[:] = found
@@ -273,7 +273,7 @@ def _work_on(
     with tempfile.TemporaryDirectory(prefix="modularml-") as folder:
         path = Path(folder) / "job.mml"
         path.write_bytes(data)
-        problem = _ready(sys.path, os.getcwd(), str(path), *classes)
+        problem = _ready(sys.path, Path.cwd(), str(path), *classes)
         made, problem = ("", problem) if problem else _work(work, fold)
         return fold, Path(made).read_bytes() if made else b"", problem
 

@@ -463,7 +463,7 @@ def test_folds_run_where_joblib_was_told_to(tmp_path):
     )
     joblib.register_parallel_backend("cluster", Cluster)
     with joblib.parallel_config("cluster", n_jobs=2):
-        with pytest.warns(FoldFailedWarning, match="fold_1: ExecutionError: RuntimeError: sabotage"):
+        with pytest.warns(FoldFailedWarning, match="fold_1: .*RuntimeError: sabotage"):
             first = cv.run(**SILENT)
         flag.unlink()
         results = cv.run(**SILENT)
