@@ -47,17 +47,16 @@ class Checked:
         return made
 
 
-def _check(cls: type[Checked], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def _check(cls: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     signature, hints = _constructor(cls)
     try:
         given = signature.bind_partial(None, *args, **kwargs).arguments
     except TypeError as error:
         raise TypeError(f"{cls.__name__}() {error}") from None
     for name, value in given.items():
-        usual = value is signature.parameters[name].default
-        if usual or name not in hints or (value == "" and name in cls.may_be_empty):
+        if name not in hints or value is signature.parameters[name].default:
             continue
-        if not _fits(value, hints[name]):
+        if not (_fits(value, hints[name]) or (name in cls.may_be_empty and value == "")):
             raise cls.refusal(f"{name} must be {_allowed(hints[name])}, got {value!r:.80}")
 
 
@@ -73,14 +72,16 @@ def _constructor(cls: Any) -> tuple[inspect.Signature, dict[str, Any]]:
     """Return what a constructor takes, and the annotations that say enough."""
     if cls.__init__ is object.__init__:
         return inspect.signature(lambda self: None), {}
-    signature, hints = inspect.signature(cls.__init__), {}
+    signature = inspect.signature(cls.__init__)
+    hints: dict[str, Any] = {}
     for base in reversed(cls.__mro__[:-1]):  # what is passed on as **kwargs is annotated there
         if "__init__" in vars(base):
             with suppress(NameError):  # of something that is there for type checkers alone
                 hints |= get_type_hints(base.__init__)
-    rest = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    named = [name for name, p in signature.parameters.items() if p.kind not in rest]
-    return signature, {n: hints[n] for n in named if n in hints and all(_kinds(hints[n]))}
+    skipped = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    named = [p for p in signature.parameters.values() if p.kind not in skipped]
+    known = {p.name: hints.get(p.name, Any) for p in named if p.annotation is not p.empty}
+    return signature, {name: hint for name, hint in known.items() if all(_kinds(hint))}
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -101,6 +102,10 @@ _KINDS: dict[Any, Kind] = {
     str: ("a string that is not empty", lambda v: isinstance(v, str) and bool(v)),
     Path: ("a path", lambda v: isinstance(v, os.PathLike)),
     list[str]: ("a list of strings", lambda v: isinstance(v, list | tuple) and _are_names(v)),
+    **dict.fromkeys(
+        [dict[str, Any], Mapping[str, Any]],
+        ("a dict", lambda v: isinstance(v, Mapping) and all(isinstance(k, str) for k in v)),
+    ),
     Callable: ("a callable", callable),
     NoneType: ("None", lambda v: v is None),
 }

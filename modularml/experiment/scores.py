@@ -11,7 +11,7 @@ import numpy as np
 from modularml._optional import has, require
 from modularml._typing import Array
 from modularml.backends import adapter_for
-from modularml.errors import ConfigError, UnknownNameError, expect
+from modularml.errors import ConfigError, UnknownNameError
 
 __all__ = ["Meaning", "Score", "find_score"]
 
@@ -49,7 +49,7 @@ def find_score(
     """
     if meaning not in get_args(Meaning):
         raise ConfigError(f"outputs must be one of {get_args(Meaning)}, got {meaning!r}")
-    chosen = dict(expect("options", options or {}, Mapping, "a dict of arguments"))
+    chosen = dict(options or {})
     if callable(score):
         return lambda true, out: float(score(true, out, **chosen))
     metrics = require("sklearn.metrics")

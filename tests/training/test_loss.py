@@ -456,7 +456,7 @@ class TestBadInput:
         with pytest.raises(ConfigError, match="empty"):
             mm.AppliedLoss(mm.Loss("mse"), on="net", inputs=[])
         for weight in (float("nan"), "2", None):
-            with pytest.raises(ConfigError, match="finite"):
+            with pytest.raises(ConfigError, match="weight must be a"):
                 mm.AppliedLoss(mm.Loss("mse"), on="net", inputs=["outputs"], weight=weight)
         with pytest.raises(ConfigError, match="outputs"):
             mm.AppliedLoss(mm.Loss("mse"), on="net", inputs=["a.b.c.d"])
