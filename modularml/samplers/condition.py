@@ -87,9 +87,13 @@ class SimilarityCondition(Configurable):
             return _distances_by(self.metric, a, b)
         if a.dtype.kind not in "iuf":
             return np.where(a == b, 0.0, np.inf)
-        difference = a.astype(np.float64) - b.astype(np.float64)
+        if a.dtype.kind in "iu" and a.dtype == b.dtype:  # exact, however large they are
+            low, high = (pick(a, b).astype(np.uint64) for pick in (np.minimum, np.maximum))
+            difference = (high - low).astype(np.float64)
+        else:
+            difference = np.abs(a.astype(np.float64) - b.astype(np.float64))
         if a.ndim == 1:
-            return np.abs(difference)
+            return difference
         squares: Array = (difference**2).sum(axis=tuple(range(1, a.ndim)))
         return np.sqrt(squares)
 
