@@ -10,12 +10,7 @@ from modularml.callbacks.evaluation_metric import EvaluationCallbackResult, Eval
 from modularml.callbacks.score_metric import ScoreMetric
 from modularml.data.execution import ExecutionContext
 from modularml.errors import ConfigError
-from modularml.experiment.callback import (
-    Callback,
-    CallbackResult,
-    MetricResult,
-    callback_registry,
-)
+from modularml.experiment.callback import Callback, CallbackResult, MetricResult, callback_registry
 from modularml.experiment.feed import Feed
 from modularml.experiment.loop import Display, run_phase
 from modularml.experiment.phases import EvalPhase

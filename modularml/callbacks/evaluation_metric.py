@@ -71,11 +71,7 @@ class EvalLossMetric(EvaluationMetric):
     """
 
     def __init__(
-        self,
-        *,
-        loss: AppliedLoss,
-        reducer: Literal["sum", "mean"] = "mean",
-        name: str = "val_loss",
+        self, *, loss: AppliedLoss, reducer: Literal["sum", "mean"] = "mean", name: str = "val_loss"
     ) -> None:
         super().__init__(name)
         if not isinstance(loss, AppliedLoss):
@@ -98,8 +94,3 @@ class EvalLossMetric(EvaluationMetric):
         """Return the loss over all rows."""
         found = eval_result.results.aggregated_losses(self.loss.on, reducer=self.reducer)
         return MetricResult(self.name, found[self.loss.label])
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> EvalLossMetric:
-        """Make one from its config."""
-        return super().from_config(config)

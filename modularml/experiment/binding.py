@@ -117,11 +117,6 @@ class InputBinding(Configurable):
             ref.resolve(found.context).get_split(split)
         return binding
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> InputBinding:
-        """Make a binding from its config."""
-        return super().from_config(config)
-
     def get_config(self) -> dict[str, Any]:
         """Return the fields as plain data; the node goes by its label."""
         config = super().get_config()

@@ -13,7 +13,7 @@ from modularml._optional import require
 from modularml.config import config_registry, decode, encode
 from modularml.context import ExperimentContext, RegistrationPolicy
 from modularml.errors import ConfigError
-from modularml.experiment.auditing import Auditor
+from modularml.experiment.auditing import Auditor, Mode
 from modularml.experiment.callback import ExperimentCallback
 from modularml.experiment.checkpointing import (
     EXPERIMENT_SAVE_ON,
@@ -82,7 +82,7 @@ class Experiment(Checked, ExperimentFiles):
         checkpointing: Checkpointing | None = None,
         callbacks: list[ExperimentCallback] | None = None,
         *,
-        audit: str = "warn",
+        audit: Mode = "warn",
         seed: int | None = None,
         deterministic: bool = False,
         results_config: ResultsConfig | None = None,
@@ -146,7 +146,7 @@ class Experiment(Checked, ExperimentFiles):
         return self._ctx.model_graph
 
     @property
-    def audit(self) -> str:
+    def audit(self) -> Mode:
         """What an audit of the rows does before they are trained on: warn, error or off."""
         return self._auditor.mode
 

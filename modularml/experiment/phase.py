@@ -120,6 +120,10 @@ class ExperimentPhase(Configurable, ContextYaml):
         step = getattr(self.position.loader, "step", None)
         return not getattr(step, "n_batches", 0)
 
+    def flatten(self) -> list[ExperimentPhase]:
+        """Return the phases there are, as `PhaseGroup.flatten` does: this one."""
+        return [self]
+
     def listeners(self) -> list[Callback]:
         """Return everybody who listens to this phase."""
         return list(self.callbacks)
@@ -201,10 +205,6 @@ class ExperimentPhase(Configurable, ContextYaml):
             edges.append(DiagramEdge(f"in{i}", "phase", sampler))
         return Diagram(self.label, tuple(nodes.values()), tuple(edges), direction="LR")
 
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments as plain data."""
-        return super().get_config()
-
     def __repr__(self) -> str:
         splits = ", ".join(dict.fromkeys(str(b.split) for b in self.input_sources))
         return (
@@ -229,10 +229,7 @@ def active_graph(label: str) -> ModelGraph:
 
 
 def bindings_from_split(
-    label: str,
-    split: str,
-    sampler: BaseSampler | None,
-    active_nodes: Sequence[Any] | None,
+    label: str, split: str, sampler: BaseSampler | None, active_nodes: Sequence[Any] | None
 ) -> list[InputBinding]:
     """Bind every input of every head node that runs to one split."""
     graph = active_graph(label)

@@ -125,10 +125,6 @@ class SimilarityCondition(Configurable):
         """Make a condition from `get_config` output."""
         return super().from_config(cfg)
 
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments as plain data; a metric goes by its name."""
-        return super().get_config()
-
 
 def _distances_by(metric: Callable[..., Any], a: Array, b: Array) -> Array:
     """Return a metric of each pair, by one call where it gives for arrays the same as for each."""

@@ -94,13 +94,7 @@ class ScikitSplitter(FoldSplitter):
         return key_list(self.group_by, self.stratify_by)
 
     def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
-        """Return each fold's rows to train on and rows to validate on.
-
-        Raises
-        ------
-        SplitError
-            If the splitter refuses these rows.
-        """
+        """Return the sides of each fold; SplitError if the splitter refuses these rows."""
         strata, groups = (
             None if keys is None else factorise(key_list(keys), columns).codes
             for keys in (self.stratify_by, self.group_by)
@@ -154,13 +148,7 @@ class KFoldSplitter(FoldSplitter):
         return key_list(self.group_by, self.stratify_by)
 
     def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
-        """Return each fold's rows to train on and rows to validate on.
-
-        Raises
-        ------
-        SplitError
-            If there are fewer rows, or groups, than folds.
-        """
+        """Return the sides of each fold; SplitError if rows, or groups, are too few."""
         name = f"{'Stratified' * bool(self.stratify_by)}{'Group' * bool(self.group_by)}KFold"
         groups = factorise(key_list(self.group_by), columns) if self.group_by else None
         have, what = (
@@ -220,13 +208,7 @@ class TimeSeriesSplitter(FoldSplitter):
         return key_list(self.order_by)
 
     def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
-        """Return each fold's rows to train on and rows to validate on.
-
-        Raises
-        ------
-        SplitError
-            If there are too few rows for these folds, or a time is missing.
-        """
+        """Return the sides of each fold; SplitError if rows are too few, or a time is missing."""
         splitter = require("sklearn.model_selection").TimeSeriesSplit(
             self.n_folds, max_train_size=self.max_train_size, test_size=self.test_size, gap=self.gap
         )
@@ -257,13 +239,7 @@ class LeaveOneGroupOutSplitter(FoldSplitter):
         return key_list(self.group_by)
 
     def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
-        """Return, for each group, the rows of all others and its own.
-
-        Raises
-        ------
-        SplitError
-            If there is only one group.
-        """
+        """Return, for each group, the rows of all others and its own; SplitError if it is one."""
         groups = factorise(key_list(self.group_by), columns)
         if groups.count < 2:
             raise SplitError(

@@ -43,7 +43,7 @@ def fold_experiment(experiment: Experiment, plan: Plan, fold: Fold, label: str) 
     """
     seed_all(fold.seed)
     new = _made_again(experiment, plan, label, lambda fs: _rows_of(fs, fold.sides.get(fs.label)))
-    _own_samplers(_phases(plan), new.execution_plan.flatten(), fold.seed)
+    _own_samplers(plan.flatten(), new.execution_plan.flatten(), fold.seed)
     _own_files(new, label)
     return new
 
@@ -57,7 +57,7 @@ def _made_again(
             rows(fs)
         graph = experiment.model_graph
         if graph is not None:
-            _graph_again(graph, refit=any(isinstance(p, FitPhase) for p in _phases(plan)))
+            _graph_again(graph, refit=any(isinstance(p, FitPhase) for p in plan.flatten()))
         callbacks = [_again(callback) for callback in experiment.exp_callbacks]
         kept = _again(experiment.checkpointing)
         new = Experiment(label, ctx=ctx, checkpointing=kept, callbacks=callbacks, audit="off")
@@ -140,10 +140,6 @@ def _is_object(value: Any) -> bool:
 
 
 # -- plan ---------------------------------------------------------------------------------------
-
-
-def _phases(plan: Plan) -> list[ExperimentPhase]:
-    return plan.flatten() if isinstance(plan, PhaseGroup) else [plan]
 
 
 def _own_samplers(

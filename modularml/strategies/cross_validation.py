@@ -241,8 +241,7 @@ class CrossValidation(Checked):
     def _warn_of_leaks(self, plan: Any) -> None:
         """Warn of trainings that read rows which folds validate on."""
         bound = {b.featureset.label: b for b in self.bindings}
-        phases = plan.flatten() if isinstance(plan, PhaseGroup) else [plan]
-        learning = [p for p in phases if isinstance(p, TrainPhase | FitPhase)]
+        learning = [p for p in plan.flatten() if isinstance(p, TrainPhase | FitPhase)]
         for phase, source in ((p, s) for p in learning for s in p.input_sources):
             binding, name = bound.get(source.upstream_ref.node_label), source.split
             if binding is None or name == binding.train_split_name:

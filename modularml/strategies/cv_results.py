@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modularml._optional import require
-from modularml._typing import Array
 from modularml.data.batch import as_numpy
 from modularml.data.execution import ExecutionContext, LossRecord
 from modularml.data.selectors import select_one
@@ -22,7 +21,7 @@ from modularml.experiment import (
     TrainResults,
 )
 from modularml.experiment.loop import Display, run_phase
-from modularml.experiment.results import PhaseResults
+from modularml.experiment.results import PhaseResults, by_column
 from modularml.experiment.series import AxisSeries
 from modularml.graph.node import GraphNode
 from modularml.graph.units import to_own_units
@@ -217,9 +216,9 @@ class CVResults:
         columns |= self._group(ctx, node_id)
         if target is not None and output.size == target.size:
             output = to_own_units(ctx, node_id, output)
-        columns |= _named("prediction", output)
+        columns |= by_column("prediction", output)
         if target is not None:
-            columns |= _named("target", to_own_units(ctx, node_id, target))
+            columns |= by_column("target", to_own_units(ctx, node_id, target))
         pandas = require("pandas")
         index = pandas.Index(ctx.sample_uuids(node_id), name="sample_uuid")
         return pandas.DataFrame(columns, index=index)  # type: ignore[no-any-return]
@@ -256,14 +255,6 @@ def _validated(experiment: Experiment, fold: Fold, node: str) -> ExecutionContex
     phase = EvalPhase("out_of_fold", input_sources=sources, active_nodes=[node])
     results = run_phase(phase, experiment, EvalResults("out_of_fold"), Display())
     return results.execution_contexts().one()
-
-
-def _named(name: str, values: Array) -> dict[str, Array]:
-    """Return one column a value of a sample."""
-    flat = values.reshape(len(values), -1)
-    if flat.shape[1] == 1:
-        return {name: flat[:, 0]}
-    return {f"{name}_{i}": flat[:, i] for i in range(flat.shape[1])}
 
 
 def _phase(results: PhaseGroupResults, label: str | None) -> PhaseResults:
