@@ -493,11 +493,12 @@ class TestBadInput:
     def test_what_is_no_probability(self):
         x, y = arrays(n=20)
         shares = np.abs(y) / np.abs(y).max()
+        three = np.repeat(shares, 3, 1) * [1, 2, 3]
         for loss, module, target, error, said in (
             ("bce", mlp(), shares, LossError, "sigmoid, or use Loss.'bce_with_logits'"),
             ("bce_with_logits", mlp(), y, DataError, "from 0 to 1; column 'targets.y.raw'"),
             ("bce_with_logits", mlp(), np.sign(y), DataError, "holds -1.0 in row"),
-            ("nll", mlp(out=3), np.repeat(shares, 3, 1) * [1, 2, 3], ShapeError, "of an integer dtype"),
+            ("nll", mlp(out=3), three, ShapeError, "of an integer dtype"),
         ):
             with mm.ExperimentContext().activate(), pytest.raises(error, match=said):
                 train(graph_of(featureset(x, target.astype("f4")), module), [applied(loss)])
