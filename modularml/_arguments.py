@@ -76,7 +76,7 @@ def _constructor(cls: Any) -> tuple[inspect.Signature, dict[str, Any]]:
     hints: dict[str, Any] = {}
     for base in reversed(cls.__mro__[:-1]):  # what is passed on as **kwargs is annotated there
         if "__init__" in vars(base):
-            with suppress(NameError):  # of something that is there for type checkers alone
+            with suppress(Exception):  # what is no type, or is one for type checkers alone
                 hints |= get_type_hints(base.__init__)
     skipped = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
     named = [p for p in signature.parameters.values() if p.kind not in skipped]
@@ -122,5 +122,5 @@ def _kinds(hint: Any) -> list[Kind | None]:
     if get_origin(hint) is Literal:
         names = get_args(hint)
         told = f"one of {', '.join(map(repr, names))}"
-        return [(told, lambda v: isinstance(v, str) and v in names)]
+        return [(told, lambda v: isinstance(v, str | int) and v in names)]
     return [_KINDS.get(get_origin(hint) if get_origin(hint) is Callable else hint)]

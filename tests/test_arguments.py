@@ -6,6 +6,7 @@ import inspect
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from sklearn.model_selection import KFold
 
@@ -103,3 +104,31 @@ def test_what_cannot_be_meant_is_refused_by_name(cls):
                 continue
             with pytest.raises((ModularMLError, TypeError), match=rf"got|{name}|unknown"):
                 print(f"{cls.__name__}({name}={value!r}) is taken:", cls(**{**made, name: value}))
+
+
+class Own(callbacks.Callback):
+    def __init__(self, n: int, how: "in words", odd: Unheard = None, what=3, **rest: int):  # noqa: F722, F821
+        super().__init__(**rest)
+        self.n = n
+
+
+def test_annotations_that_say_nothing_refuse_nothing():
+    assert (
+        Own(np.int64(3), "loudly", odd=object(), what="x", execution_order=2).execution_order == 2
+    )
+    assert Own.from_config({"n": 1, "how": 1, "odd": 1, "what": 1, "label": "own"}).label == "own"
+    with pytest.raises(TypeError, match=r"Negate\(\) too many positional arguments"):
+        scalers.Negate(3)
+    assert not inspect.signature(scalers.Negate).parameters
+    with pytest.raises(
+        TypeError, match=r"EarlyStopping\(\) got an unexpected keyword argument 'wait'"
+    ):
+        callbacks.EarlyStopping(wait=3)
+
+
+def test_a_seed_of_numpy_is_the_same_seed():
+    drawn = []
+    for seed in (7, np.int64(7)):
+        mm.Experiment("x", registration_policy="error", seed=seed)
+        drawn.append(np.random.random())  # noqa: NPY002
+    assert drawn[0] == drawn[1]

@@ -52,7 +52,7 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 def derived_seed(seed: int, *names: object) -> int:
     """Return the 63-bit seed of a named stream of a seed; the same in every process."""
-    digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
+    digest = hashlib.sha256(repr((int(seed), *names)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
