@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
@@ -29,8 +28,9 @@ class _NoArguments:
 class Checked:
     """A class whose constructor refuses flags, numbers, names and choices that are none.
 
-    What an annotation says of bool, int, float, str, paths, lists of names, callables, None and
-    literals is held to before the constructor runs; all else, and every range, is its own matter.
+    What an annotation of ours says of bool, int, float, str, paths, lists of names, callables, None
+    and literals is held to before the constructor runs; all else, every range, and constructors of
+    a user's own are their own matter.
     """
 
     refusal: ClassVar[type[Exception]] = ConfigError
@@ -76,8 +76,8 @@ def _constructor(cls: Any) -> tuple[inspect.Signature, dict[str, Any]]:
     hints: dict[str, Any] = {}
     for base in reversed(cls.__mro__[:-1]):  # what is passed on as **kwargs is annotated there
         if "__init__" in vars(base):
-            with suppress(Exception):  # what is no type, or is one for type checkers alone
-                hints |= get_type_hints(base.__init__)
+            ours = base.__module__.startswith("modularml.")
+            hints = {**hints, **get_type_hints(base.__init__)} if ours else {}
     skipped = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
     named = [p for p in signature.parameters.values() if p.kind not in skipped]
     known = {p.name: hints.get(p.name, Any) for p in named if p.annotation is not p.empty}

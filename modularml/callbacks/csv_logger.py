@@ -48,7 +48,7 @@ class CSVLogger(Callback):
     def keep_apart(self, label: str) -> None:
         """Let the file's name end with a label: ``log.csv`` becomes ``log_CV_fold_0.csv``."""
         path = Path(self.path)
-        self.path = path.with_stem(f"{path.stem}_{label}")
+        self.path = path.with_stem(f"{path.stem}_{label.replace('/', '_')}")
 
     def on_phase_start(self, **facts: Any) -> None:
         """Begin with an empty file, or take up one that is there."""
