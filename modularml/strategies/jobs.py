@@ -48,15 +48,10 @@ class Work:
     resume: str | None = None
 
     def prepared(self, experiment: Experiment, plan: Plan, fold: Fold) -> Experiment:
-        """Return a fold's own experiment; random states of the process are set.
-
-        It keeps checkpoints in a folder of its own; one that may go on does so after each phase.
-        """
+        """Return a fold's own experiment; random states of the process are set."""
         own = fold_experiment(experiment, plan, fold, f"{self.label}_{fold.label}")
         if self.folder is not None:
-            own.set_checkpoint_dir(self.folder / own.label)
-        if self.resume is not None and own.checkpointing is None:
-            own.set_checkpointing(Checkpointing(mode="disk", save_on="phase_end", max_to_keep=1))
+            own.set_checkpoint_dir(self.folder / own.label)  # a search may want it
         return own
 
     def done(self, experiment: Experiment, plan: Plan, fold: Fold) -> Experiment:
@@ -68,11 +63,19 @@ class Work:
             if chosen is not None:
                 items = chosen.all if isinstance(chosen, PhaseGroup) else [chosen]
                 own.execution_plan.clear().add_items(items)
+            self._set_folder(own, fold)
             own.run(resume=self.resume, **self.flags)
         for fs in own.ctx.available_featuresets.values():
             if fs.scaler_records:  # its columns are the fold's alone
                 fs.collection.tensors.clear()
         return own
+
+    def _set_folder(self, own: Experiment, fold: Fold) -> None:
+        """Give a fold a folder of its own; one that may go on keeps its state after each phase."""
+        if self.folder is not None:
+            own.set_checkpoint_dir(self.folder / f"{self.label}_{fold.label}")
+        if self.resume is not None and own.checkpointing is None:
+            own.set_checkpointing(Checkpointing(mode="disk", save_on="phase_end", max_to_keep=1))
 
     def in_turn(
         self, experiment: Experiment, plan: Plan, folds: Sequence[Fold]
