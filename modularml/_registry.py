@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 from modularml.errors import RegistrationError, UnknownNameError
 
-__all__ = ["Registry"]
+__all__ = ["Registry", "member"]
 
 T = TypeVar("T")
+E = TypeVar("E", bound=enum.Enum)
+
+
+def member(cls: type[E], value: object, kind: str) -> E:
+    """Return a member of an enum, given or by its value in any case.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is none.
+    """
+    if isinstance(value, cls):
+        return value
+    known = {m.value: m for m in cls}
+    if not isinstance(value, str) or value.lower() not in known:
+        raise UnknownNameError(kind, value, known)
+    return known[value.lower()]
 
 
 class Registry(Mapping[str, T], Generic[T]):

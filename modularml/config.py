@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from modularml._arguments import Checked
 from modularml._registry import Registry
 from modularml.errors import ConfigError, UnknownNameError
 
@@ -39,7 +40,7 @@ config_registry: Registry[type] = Registry("class")
 """Every class that a config may name; subclasses of `Configurable` enter when defined."""
 
 
-class Configurable:
+class Configurable(Checked):
     """The constructor's arguments, stored under their own names, are the config."""
 
     not_config: ClassVar[frozenset[str]] = frozenset()

@@ -96,7 +96,8 @@ def bar(
     label : str
         Text in front of the bar.
     show : bool
-        Whether to draw at all; tqdm is not imported otherwise.
+        Whether to draw at all; tqdm is not imported otherwise. Nothing is drawn where errors go to
+        neither a terminal nor a notebook.
     persist : bool
         Whether the bar stays on the screen when it is done.
     unit : str
@@ -106,7 +107,7 @@ def bar(
     delay : float
         Seconds before the bar appears; what is done by then draws none.
     """
-    if not show:
+    if not show or not (IN_NOTEBOOK or getattr(sys.stderr, "isatty", bool)()):
         yield Bar(None)
         return
     options = {"total": total, "desc": label, "leave": persist, "unit": unit, "initial": initial}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from modularml.data.execution import ExecutionContext
-from modularml.errors import ConfigError
+from modularml.errors import ConfigError, expect
 from modularml.experiment.callback import Callback, callback_registry
 from modularml.runner import Event
 from modularml.runner.attachment import Attachment
@@ -26,7 +26,7 @@ class Attached(Callback, Listeners):
 
     Parameters
     ----------
-    attachments : iterable of Attachment
+    attachments : list of Attachment
         Such as ``MeanReducer`` or ``EpochTimer``.
     label : str, optional
     execution_order : int
@@ -42,14 +42,14 @@ class Attached(Callback, Listeners):
 
     def __init__(
         self,
-        attachments: Iterable[Attachment] = (),
+        attachments: Sequence[Attachment] = (),
         *,
         label: str | None = None,
         execution_order: int = 0,
     ) -> None:
         Callback.__init__(self, label, execution_order)
         Listeners.__init__(self)
-        self.attachments = list(attachments)
+        self.attachments = list(expect("attachments", attachments, (list, tuple), "a list"))
         self.state: dict[str, Any] = {}
         for attachment in self.attachments:
             if not isinstance(attachment, Attachment):

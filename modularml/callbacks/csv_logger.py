@@ -21,7 +21,8 @@ class CSVLogger(Callback):
     Parameters
     ----------
     path : path-like
-        Its folder is made where it is not there.
+        Its folder is made where it is not there. Each fold of a cross-validation writes to a file
+        of its own: ``log_CV_fold_0.csv``.
     append : bool
         Whether lines are added to a file that is there; it is replaced otherwise.
     label : str, optional
@@ -43,6 +44,11 @@ class CSVLogger(Callback):
         self.lines_ = 0
 
     logs: tuple[str, ...] = ()
+
+    def keep_apart(self, label: str) -> None:
+        """Let the file's name end with a label: ``log.csv`` becomes ``log_CV_fold_0.csv``."""
+        path = Path(self.path)
+        self.path = path.with_stem(f"{path.stem}_{label.replace('/', '_')}")
 
     def on_phase_start(self, **facts: Any) -> None:
         """Begin with an empty file, or take up one that is there."""

@@ -72,8 +72,6 @@ class EarlyStopping(Callback):
         label: str | None = None,
         execution_order: int = 1,
     ) -> None:
-        if reducer not in ("mean", "sum", "last", "first"):
-            raise ConfigError(f"reducer must be 'mean', 'sum', 'last' or 'first', got {reducer!r}")
         super().__init__(label, execution_order)
         self._monitor, self.mode, self.patience = monitor, mode, patience
         self.min_delta, self.reducer, self._restore_best = float(min_delta), reducer, restore_best
@@ -108,15 +106,7 @@ class EarlyStopping(Callback):
         return self._stopped
 
     def on_phase_start(self, *, experiment: Any, phase: Any, results: Any = None) -> None:
-        """Forget an earlier phase.
-
-        Raises
-        ------
-        MetricNotLoggedError
-            If no callback can log the metric.
-        ConfigError
-            If all callbacks that log the metric run after this one.
-        """
+        """Forget an earlier phase; refuse a metric that nobody logs before this callback."""
         self._reset()
         self._check_announced(phase)
         ordered = sorted(phase.callbacks, key=lambda c: c.execution_order)
@@ -130,13 +120,7 @@ class EarlyStopping(Callback):
     def on_epoch_end(
         self, *, experiment: Any, phase: Any, exec_ctx: ExecutionContext, results: Any = None
     ) -> CallbackResult | None:
-        """Look at the metric; keep the state of the best epoch; stop where patience is spent.
-
-        Raises
-        ------
-        MetricNotLoggedError
-            If nobody logs the metric.
-        """
+        """Look at the metric; keep the state of the best epoch; stop where patience is spent."""
         epoch = exec_ctx.epoch_idx
         try:
             value = results._metrics.epoch_value(self._monitor, epoch, self.reducer)
@@ -188,15 +172,6 @@ class EarlyStopping(Callback):
             setattr(self._watch, name, state["watch"][name])
         self._stopped, self._best_state = state["stopped"], state["best_state"]
         self._best_steps = StepLog(unpacked_steps(state.get("best_steps")))
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> EarlyStopping:
-        """Make one from its config."""
-        return super().from_config(config)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments as plain data."""
-        return super().get_config()
 
     def _reset(self) -> None:
         self._watch = Patience(self.mode, self.patience, self.min_delta)

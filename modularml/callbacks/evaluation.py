@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+from modularml._arguments import at_least
 from modularml.callbacks.evaluation_metric import EvaluationCallbackResult, EvaluationMetric
 from modularml.callbacks.score_metric import ScoreMetric
 from modularml.data.execution import ExecutionContext
 from modularml.errors import ConfigError
-from modularml.experiment.callback import (
-    Callback,
-    CallbackResult,
-    MetricResult,
-    callback_registry,
-)
+from modularml.experiment.callback import Callback, CallbackResult, MetricResult, callback_registry
 from modularml.experiment.feed import Feed
 from modularml.experiment.loop import Display, run_phase
 from modularml.experiment.phases import EvalPhase
@@ -61,11 +57,8 @@ class Evaluation(Callback):
     ) -> None:
         if not isinstance(eval_phase, EvalPhase):
             raise TypeError(f"eval_phase must be an EvalPhase, got a {type(eval_phase).__name__}")
-        if not isinstance(every_n_epochs, int) or every_n_epochs < 1:
-            raise ConfigError(
-                f"every_n_epochs must be an int of at least 1, got {every_n_epochs!r}"
-            )
-        if isinstance(metrics, str):
+        at_least(1, every_n_epochs=every_n_epochs)
+        if not isinstance(metrics, list | tuple | None):
             raise ConfigError(f"metrics must be a list, got {metrics!r}; write [{metrics!r}]")
         super().__init__(label or eval_phase.label, execution_order)
         self.eval_phase, self.every_n_epochs, self.run_on_start = (

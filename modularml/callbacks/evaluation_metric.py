@@ -41,8 +41,6 @@ class EvaluationMetric(Configurable, ABC):
     """
 
     def __init__(self, name: str) -> None:
-        if not isinstance(name, str) or not name:
-            raise ConfigError(f"name must be a string that is not empty, got {name!r}")
         self.name = name
 
     def logged_as(self, label: str) -> str:
@@ -73,17 +71,11 @@ class EvalLossMetric(EvaluationMetric):
     """
 
     def __init__(
-        self,
-        *,
-        loss: AppliedLoss,
-        reducer: Literal["sum", "mean"] = "mean",
-        name: str = "val_loss",
+        self, *, loss: AppliedLoss, reducer: Literal["sum", "mean"] = "mean", name: str = "val_loss"
     ) -> None:
         super().__init__(name)
         if not isinstance(loss, AppliedLoss):
             raise TypeError(f"loss must be an AppliedLoss, got a {type(loss).__name__}")
-        if reducer not in ("sum", "mean"):
-            raise ConfigError(f"reducer must be 'mean' or 'sum', got {reducer!r}")
         self.loss, self.reducer = loss, reducer
 
     def attach(self, phase: EvalPhase) -> None:
@@ -102,8 +94,3 @@ class EvalLossMetric(EvaluationMetric):
         """Return the loss over all rows."""
         found = eval_result.results.aggregated_losses(self.loss.on, reducer=self.reducer)
         return MetricResult(self.name, found[self.loss.label])
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> EvalLossMetric:
-        """Make one from its config."""
-        return super().from_config(config)

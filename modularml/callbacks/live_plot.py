@@ -5,8 +5,8 @@ from __future__ import annotations
 from time import monotonic
 from typing import Any
 
+from modularml._arguments import at_least
 from modularml._optional import require
-from modularml.errors import ConfigError
 from modularml.experiment.callback import Callback, callback_registry
 from modularml.plotting import series
 from modularml.progress import in_notebook
@@ -43,10 +43,8 @@ class LivePlot(Callback):
         label: str | None = None,
         execution_order: int = 100,
     ) -> None:
-        if not isinstance(every_n_epochs, int) or every_n_epochs < 1:
-            raise ConfigError(
-                f"every_n_epochs must be an int of at least 1, got {every_n_epochs!r}"
-            )
+        at_least(1, every_n_epochs=every_n_epochs)
+        at_least(0, min_seconds=min_seconds)
         super().__init__(label, execution_order)
         self.metrics, self.every_n_epochs, self.min_seconds = metrics, every_n_epochs, min_seconds
         self._handle: Any = None

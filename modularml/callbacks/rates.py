@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from modularml.errors import ConfigError
 from modularml.experiment.callback import Callback, MetricResult, callback_registry
 
 __all__ = ["LearningRateMonitor"]
@@ -30,8 +29,6 @@ class LearningRateMonitor(Callback):
         label: str | None = None,
         execution_order: int = 0,
     ) -> None:
-        if every not in ("epoch", "batch"):
-            raise ConfigError(f"every must be 'epoch' or 'batch', got {every!r}")
         super().__init__(label, execution_order)
         self.every = every
 

@@ -30,11 +30,7 @@ class ProgressiveUnfreezing(Callback):
     """
 
     def __init__(
-        self,
-        at: Mapping[int, Any],
-        *,
-        label: str | None = None,
-        execution_order: int = 0,
+        self, at: Mapping[int, Any], *, label: str | None = None, execution_order: int = 0
     ) -> None:
         super().__init__(label, execution_order)
         if not isinstance(at, Mapping) or not at:

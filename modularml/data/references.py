@@ -30,6 +30,8 @@ __all__ = [
 class ExperimentNodeReference(Configurable):
     """A node, by label; the id is a hint for this process."""
 
+    may_be_empty = frozenset({"node_id"})  # which files leave out
+
     node_id: str
     node_label: str
 
@@ -74,9 +76,8 @@ class FeatureSetReference(ExperimentNodeReference):
         fs = fs or self.resolve()
         schema, given = fs.collection.schema, getattr(self, domain)
         found = tuple(n if n.count(".") == 2 else schema.newest(*n.split(".")) for n in given)
-        scaled = [n for n, full in zip(given, found, strict=True) if full == f"{n}.{TRANSFORMED}"]
-        if scaled:
-            _say_scaled(fs.label, ", ".join(scaled[:5]) + ", ..." * (len(scaled) > 5))
+        if any(full == f"{n}.{TRANSFORMED}" for n, full in zip(given, found, strict=True)):
+            _say_scaled()
         return found
 
     def all_columns(self, fs: FeatureSet | None = None) -> list[str]:
@@ -106,11 +107,9 @@ class FeatureSetColumnReference(ExperimentNodeReference):
 
 
 @cache
-def _say_scaled(label: str, columns: str) -> None:
+def _say_scaled() -> None:
     """Say once in a process that a reference means scaled columns."""
     logging.getLogger(__name__).warning(
-        "note: references to %r that name no rep read the scaled columns of %s; "
-        "fs.reference(rep='raw') reads them as they came",
-        label,
-        columns,
+        "note: references that name no rep read the scaled columns, where there are any; "
+        "fs.reference(rep='raw') reads them as they came"
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
 from modularml.context import ExperimentContext
 from modularml.data import FeatureSet
 from modularml.data.audit import AuditReport, AuditWarning
-from modularml.errors import AuditError, ConfigError
+from modularml.errors import AuditError
 from modularml.experiment.fit_phase import FitPhase
 from modularml.experiment.group import PhaseGroup
 from modularml.experiment.phase import ExperimentPhase
@@ -18,6 +18,7 @@ from modularml.experiment.phases import TrainPhase
 
 __all__ = ["Auditor"]
 
+Mode: TypeAlias = Literal["warn", "error", "off"]
 _MOST_ROWS = 20_000
 _MOST_VALUES = 400_000  # of a split
 
@@ -29,10 +30,8 @@ class Auditor:
     ``fs.audit()`` does it on request.
     """
 
-    def __init__(self, mode: str) -> None:
-        if mode not in ("warn", "error", "off"):
-            raise ConfigError(f"audit must be 'warn', 'error' or 'off', got {mode!r}")
-        self.mode = mode
+    def __init__(self, mode: Mode) -> None:
+        self.mode: Mode = mode
         self._seen: dict[str, tuple[Any, ...]] = {}
 
     def look(self, item: ExperimentPhase | PhaseGroup, ctx: ExperimentContext) -> None:
@@ -45,8 +44,7 @@ class Auditor:
         """
         if self.mode == "off":
             return
-        phases = item.flatten() if isinstance(item, PhaseGroup) else [item]
-        training = (phase for phase in phases if isinstance(phase, TrainPhase | FitPhase))
+        training = (phase for phase in item.flatten() if isinstance(phase, TrainPhase | FitPhase))
         sets = dict.fromkeys(
             b.upstream_ref.resolve(ctx) for phase in training for b in phase.input_sources
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.batch import BatchView
 from modularml.data.execution import Source
 from modularml.data.references import FeatureSetReference
-from modularml.errors import ConfigError, GraphError, SplitError, UnknownNameError
+from modularml.errors import ConfigError, GraphError, SplitError, UnknownNameError, expect
 from modularml.graph.node import GraphNode
 from modularml.samplers import BaseSampler, SimpleSampler
 from modularml.samplers.aligning import align
@@ -49,6 +50,11 @@ class InputBinding(Configurable):
     split: str | None = None
     sampler: BaseSampler | None = None
     stream: str = DEFAULT
+
+    def __post_init__(self) -> None:
+        allowed = "a reference to a FeatureSet, such as fs.reference()"
+        expect("upstream_ref", self.upstream_ref, FeatureSetReference, allowed)
+        expect("sampler", self.sampler, (BaseSampler, NoneType), "a sampler or None")
 
     @classmethod
     def for_training(
@@ -110,11 +116,6 @@ class InputBinding(Configurable):
         if split is not None:
             ref.resolve(found.context).get_split(split)
         return binding
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> InputBinding:
-        """Make a binding from its config."""
-        return super().from_config(config)
 
     def get_config(self) -> dict[str, Any]:
         """Return the fields as plain data; the node goes by its label."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from modularml._registry import Registry
 from modularml.config import Configurable, Stateful
@@ -42,6 +42,9 @@ EXPERIMENT_HOOKS = (
     "on_experiment_end",
     "on_exception",
 )
+
+
+Results: TypeAlias = "PhaseResults | None"
 
 
 @dataclass
@@ -102,6 +105,9 @@ class _Listener(Configurable, Stateful):
         """Callbacks with higher numbers run later."""
         return self._execution_order
 
+    def keep_apart(self, label: str) -> None:
+        """Write to files of its own from now on: it belongs to the fold with this label."""
+
 
 class Callback(_Listener):
     """Listens to a phase; override the hooks you need.
@@ -116,63 +122,34 @@ class Callback(_Listener):
         Callbacks with higher numbers run later.
     """
 
-    def on_phase_start(
-        self, *, experiment: Any, phase: Any, results: PhaseResults | None = None
-    ) -> Any:
+    def on_phase_start(self, *, experiment: Any, phase: Any, results: Results = None) -> Any:
         """Run before the first batch."""
 
     def on_epoch_start(
-        self,
-        *,
-        experiment: Any,
-        phase: Any,
-        exec_ctx: ExecutionContext,
-        results: PhaseResults | None = None,
+        self, *, experiment: Any, phase: Any, exec_ctx: ExecutionContext, results: Results = None
     ) -> Any:
         """Run before an epoch."""
 
     def on_batch_start(
-        self,
-        *,
-        experiment: Any,
-        phase: Any,
-        exec_ctx: ExecutionContext,
-        results: PhaseResults | None = None,
+        self, *, experiment: Any, phase: Any, exec_ctx: ExecutionContext, results: Results = None
     ) -> Any:
         """Run before a batch."""
 
     def on_batch_end(
-        self,
-        *,
-        experiment: Any,
-        phase: Any,
-        exec_ctx: ExecutionContext,
-        results: PhaseResults | None = None,
+        self, *, experiment: Any, phase: Any, exec_ctx: ExecutionContext, results: Results = None
     ) -> Any:
         """Run after a batch, outputs and losses being known."""
 
     def on_epoch_end(
-        self,
-        *,
-        experiment: Any,
-        phase: Any,
-        exec_ctx: ExecutionContext,
-        results: PhaseResults | None = None,
+        self, *, experiment: Any, phase: Any, exec_ctx: ExecutionContext, results: Results = None
     ) -> Any:
         """Run after an epoch, its metrics being logged."""
 
-    def on_phase_end(
-        self, *, experiment: Any, phase: Any, results: PhaseResults | None = None
-    ) -> Any:
+    def on_phase_end(self, *, experiment: Any, phase: Any, results: Results = None) -> Any:
         """Run after the last batch."""
 
     def on_exception(
-        self,
-        *,
-        experiment: Any,
-        phase: Any,
-        exception: BaseException,
-        results: PhaseResults | None = None,
+        self, *, experiment: Any, phase: Any, exception: BaseException, results: Results = None
     ) -> Any:
         """Run when the phase stops with an error, which is raised afterwards."""
 

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
+from modularml._arguments import at_least
 from modularml.config import Configurable
 from modularml.errors import ConfigError
 from modularml.experiment.callback import PHASE_HOOKS
@@ -60,9 +61,7 @@ class Checkpointing(Configurable):
     ) -> None:
         if mode not in ("memory", "disk"):
             raise ConfigError(f"mode must be 'memory' or 'disk', got {mode!r}")
-        for name, value in (("every_n", every_n), ("max_to_keep", max_to_keep)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ConfigError(f"{name} must be an int of at least 1, got {value!r}")
+        at_least(1, every_n=every_n, max_to_keep=max_to_keep)
         hooks = [save_on] if isinstance(save_on, str) else list(save_on)
         if unknown := set(hooks) - PHASE_SAVE_ON - EXPERIMENT_SAVE_ON or not hooks:
             raise ConfigError(
@@ -117,15 +116,6 @@ class Checkpointing(Configurable):
         """Keys of what is kept, sorted."""
         return sorted([*self._states, *self._paths], key=lambda key: (isinstance(key, str), key))
 
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments as plain data."""
-        return super().get_config()
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Checkpointing:
-        """Make one from a config, with nothing kept."""
-        return super().from_config(config)
-
     def should_save(self, hook: str) -> bool:
         """Count an occurrence of a hook and tell whether a state is to be kept now."""
         if hook not in self._save_on:
@@ -168,6 +158,10 @@ class Checkpointing(Configurable):
         self._states.clear()
         self._paths.clear()
         self._counts.clear()
+
+    def keep_apart(self, label: str) -> None:
+        """Write to a folder of its own, within that which was given, from now on."""
+        self._directory = self._directory and self._directory / label
 
     def disk_state(self) -> dict[str, Any]:
         """Return how often hooks came, and which files there are."""

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from modularml._arguments import Checked, at_least
 from modularml._optional import require
 from modularml.config import config_registry, decode, encode
 from modularml.context import ExperimentContext, RegistrationPolicy
 from modularml.errors import ConfigError
-from modularml.experiment.auditing import Auditor
+from modularml.experiment.auditing import Auditor, Mode
 from modularml.experiment.callback import ExperimentCallback
 from modularml.experiment.checkpointing import (
     EXPERIMENT_SAVE_ON,
@@ -22,7 +23,7 @@ from modularml.experiment.checkpointing import (
 from modularml.experiment.files import ExperimentFiles
 from modularml.experiment.group import PhaseGroup
 from modularml.experiment.group_results import PhaseGroupResults
-from modularml.experiment.phase import ExperimentPhase, active_graph
+from modularml.experiment.phase import ExperimentPhase, active_graph, all_of
 from modularml.experiment.phases import TrainPhase
 from modularml.experiment.results_room import ResultsConfig, ResultsRoom
 from modularml.experiment.run import ExperimentRun, Runner
@@ -35,7 +36,7 @@ from modularml.streams import Event
 __all__ = ["Experiment"]
 
 
-class Experiment(ExperimentFiles):
+class Experiment(Checked, ExperimentFiles):
     """Runs phases on a graph and remembers what came of it.
 
     Parameters
@@ -53,9 +54,9 @@ class Experiment(ExperimentFiles):
         What a quick `FeatureSet.audit` of the rows does that a training phase is about to read:
         warn of what it finds, once for each version of the data, or refuse to run.
     seed : int, optional
-        Seeds Python, numpy and the frameworks that are loaded, now and at the start of each run,
-        in streams of their own; samplers without a seed get one too. Make the experiment before
-        the models, whose first weights are drawn when they are made.
+        At least 0. Seeds Python, numpy and the frameworks that are loaded, now and at the start of
+        each run, in streams of their own; samplers without a seed get one too. Make the experiment
+        before the models, whose first weights are drawn when they are made.
     deterministic : bool
         Whether runs turn on the frameworks' own switches for equal bits.
     results_config : ResultsConfig, optional
@@ -81,17 +82,14 @@ class Experiment(ExperimentFiles):
         checkpointing: Checkpointing | None = None,
         callbacks: list[ExperimentCallback] | None = None,
         *,
-        audit: str = "warn",
+        audit: Mode = "warn",
         seed: int | None = None,
         deterministic: bool = False,
         results_config: ResultsConfig | None = None,
     ) -> None:
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise ConfigError(f"seed must be an int or None, got {seed!r}")
+        at_least(0, seed=seed)
         if results_config is not None and not isinstance(results_config, ResultsConfig):
             raise TypeError(f"results_config must be a ResultsConfig, got {results_config!r}")
-        if not isinstance(label, str) or not label:
-            raise ConfigError(f"label must be a string that is not empty, got {label!r}")
         self._auditor = Auditor(audit)
         self.label, self.seed, self.deterministic = label, seed, deterministic
         self.results_config = results_config
@@ -108,7 +106,8 @@ class Experiment(ExperimentFiles):
         self._history: list[ExperimentRun] = []
         self._runner: Runner | None = None
         self._callbacks: list[ExperimentCallback] = []
-        for callback in callbacks or []:
+        given = [] if callbacks is None else callbacks
+        for callback in all_of(ExperimentCallback, "callbacks", given):
             self.add_callback(callback)
         self._checkpointing: Checkpointing | None = None
         self.set_checkpointing(checkpointing)
@@ -147,7 +146,7 @@ class Experiment(ExperimentFiles):
         return self._ctx.model_graph
 
     @property
-    def audit(self) -> str:
+    def audit(self) -> Mode:
         """What an audit of the rows does before they are trained on: warn, error or off."""
         return self._auditor.mode
 

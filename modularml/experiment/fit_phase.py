@@ -114,12 +114,3 @@ class FitPhase(ExperimentPhase):
             Gets the step, once it has run.
         """
         return iterate(self, 1, Display(), results)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> FitPhase:
-        """Make a phase from its config."""
-        return super().from_config(config)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments as plain data."""
-        return super().get_config()

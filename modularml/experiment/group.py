@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from modularml.config import Configurable, decode, encode
-from modularml.errors import RegistrationError, UnknownNameError
+from modularml.errors import RegistrationError, UnknownNameError, expect
 from modularml.experiment.binding import InputBinding
 from modularml.experiment.callback import Callback
 from modularml.experiment.fit_phase import FitPhase
@@ -43,7 +43,8 @@ class PhaseGroup(Configurable, ContextYaml):
     ) -> None:
         self.label = label
         self._items: list[ExperimentPhase | PhaseGroup] = []
-        self.add_items(phases or [])
+        given = [] if phases is None else phases
+        self.add_items(expect("phases", given, (list, tuple), "a list of phases and groups"))
 
     # -- adding -------------------------------------------------------------------------------
 
@@ -100,18 +101,9 @@ class PhaseGroup(Configurable, ContextYaml):
         **options: Any,
     ) -> PhaseGroup:
         """Make a `TrainPhase`, append it and return this group; it takes all other options too."""
-        return self.add_phase(
-            TrainPhase(
-                label,
-                input_sources=input_sources,
-                losses=losses,
-                n_epochs=n_epochs,
-                active_nodes=active_nodes,
-                batch_schedule=batch_schedule,
-                callbacks=callbacks,
-                **options,
-            )
-        )
+        options |= {"active_nodes": active_nodes, "callbacks": callbacks, "n_epochs": n_epochs}
+        options |= {"losses": losses, "batch_schedule": batch_schedule}
+        return self.add_phase(TrainPhase(label, input_sources=input_sources, **options))
 
     def add_eval_phase(
         self,
@@ -124,16 +116,8 @@ class PhaseGroup(Configurable, ContextYaml):
         **options: Any,
     ) -> PhaseGroup:
         """Make an `EvalPhase`, append it and return this group."""
-        return self.add_phase(
-            EvalPhase(
-                label,
-                input_sources=input_sources,
-                losses=losses,
-                active_nodes=active_nodes,
-                callbacks=callbacks,
-                **options,
-            )
-        )
+        options |= {"losses": losses, "active_nodes": active_nodes, "callbacks": callbacks}
+        return self.add_phase(EvalPhase(label, input_sources=input_sources, **options))
 
     def add_fit_phase(
         self,
@@ -147,17 +131,9 @@ class PhaseGroup(Configurable, ContextYaml):
         **options: Any,
     ) -> PhaseGroup:
         """Make a `FitPhase`, append it and return this group."""
-        return self.add_phase(
-            FitPhase(
-                label,
-                input_sources=input_sources,
-                losses=losses,
-                active_nodes=active_nodes,
-                freeze_after_fit=freeze_after_fit,
-                callbacks=callbacks,
-                **options,
-            )
-        )
+        options |= {"losses": losses, "active_nodes": active_nodes, "callbacks": callbacks}
+        options["freeze_after_fit"] = freeze_after_fit
+        return self.add_phase(FitPhase(label, input_sources=input_sources, **options))
 
     add_fit = add_fitting = add_fit_phase
     add_train = add_training = add_train_phase

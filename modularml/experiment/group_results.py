@@ -134,7 +134,7 @@ class PhaseGroupResults:
     def _frames(self, prefix: str) -> Iterator[tuple[str, pd.DataFrame]]:
         for label, result in self._results.items():
             if isinstance(result, PhaseResults):
-                yield prefix + label, result._metric_frame()
+                yield prefix + label, result._metrics.to_pandas()
             else:
                 yield from result._frames(f"{prefix}{label}/")
 

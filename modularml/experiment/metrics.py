@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from modularml._typing import Array
 from modularml.errors import ConfigError, MetricNotLoggedError, closest
 from modularml.experiment.series import AxisSeries, Values
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["MetricEntry", "MetricStore", "compact"]
 
@@ -136,6 +139,16 @@ class MetricStore:
             )
         picks = {"last": values[-1], "first": values[0], "sum": math.fsum(values)}
         return picks.get(reducer, math.fsum(values) / len(values))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the metrics of whole epochs: one row an epoch, one column a metric."""
+        frame = self.series().where(batch=None).to_pandas()
+        last = frame.drop_duplicates(["epoch", "name"], keep="last")  # a NaN is a value too
+        return last.pivot(index="epoch", columns="name", values="value")
+
+    def plot(self, *, title: str = "", path: Any = None) -> Any:
+        """Draw the metrics of whole epochs as curves and return the figure."""
+        return self.series().where(batch=None).plot(x="epoch", title=title, path=path)
 
     def __repr__(self) -> str:
         return f"MetricStore({self.names})"

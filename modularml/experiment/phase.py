@@ -27,7 +27,7 @@ from modularml.loop import Stream
 from modularml.samplers import BaseSampler
 from modularml.training import AppliedLoss
 
-__all__ = ["ExperimentPhase"]
+__all__ = ["ExperimentPhase", "all_of"]
 
 
 class ExperimentPhase(Configurable, ContextYaml):
@@ -74,16 +74,14 @@ class ExperimentPhase(Configurable, ContextYaml):
         callbacks: list[Callback] | None = None,
         accelerator: Accelerator | str | None = None,
     ) -> None:
-        if not isinstance(label, str) or not label:
-            raise ConfigError(f"label must be a string that is not empty, got {label!r}")
         self.label = label
-        self.input_sources = _all_of(InputBinding, "input_sources", input_sources)
-        self.losses = _all_of(AppliedLoss, "losses", losses or [])
+        self.input_sources = all_of(InputBinding, "input_sources", input_sources)
+        self.losses = all_of(AppliedLoss, "losses", [] if losses is None else losses)
         self.active_nodes = _names(active_nodes)
         self.accelerator = Accelerator.from_value(accelerator)
         self.stop_requested = False
         self.callbacks: list[Callback] = []
-        for callback in _all_of(Callback, "callbacks", callbacks or []):
+        for callback in all_of(Callback, "callbacks", [] if callbacks is None else callbacks):
             self.add_callback(callback)
         _check_labels(self.losses)
         graph = ExperimentContext.get_active().model_graph
@@ -140,6 +138,10 @@ class ExperimentPhase(Configurable, ContextYaml):
         """Whether a step would begin with no gradients of batches that have not moved weights."""
         step = getattr(self.position.loader, "step", None)
         return not getattr(step, "n_batches", 0)
+
+    def flatten(self) -> list[ExperimentPhase]:
+        """Return the phases there are, as `PhaseGroup.flatten` does: this one."""
+        return [self]
 
     def listeners(self) -> list[Callback]:
         """Return everybody who listens to this phase."""
@@ -222,10 +224,6 @@ class ExperimentPhase(Configurable, ContextYaml):
             edges.append(DiagramEdge(f"in{i}", "phase", sampler))
         return Diagram(self.label, tuple(nodes.values()), tuple(edges), direction="LR")
 
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments as plain data."""
-        return super().get_config()
-
     def __repr__(self) -> str:
         splits = ", ".join(dict.fromkeys(str(b.split) for b in self.input_sources))
         return (
@@ -250,10 +248,7 @@ def active_graph(label: str) -> ModelGraph:
 
 
 def bindings_from_split(
-    label: str,
-    split: str,
-    sampler: BaseSampler | None,
-    active_nodes: Sequence[Any] | None,
+    label: str, split: str, sampler: BaseSampler | None, active_nodes: Sequence[Any] | None
 ) -> list[InputBinding]:
     """Bind every input of every head node that runs to one split."""
     graph = active_graph(label)
@@ -268,7 +263,8 @@ def bindings_from_split(
     return found
 
 
-def _all_of(cls: type, name: str, items: Any) -> list[Any]:
+def all_of(cls: type, name: str, items: Any) -> list[Any]:
+    """Return one thing or several as a list; refuse what is of another class."""
     if not isinstance(items, cls | list | tuple):
         raise TypeError(f"{name} must be a list of {cls.__name__}, got {items!r}")
     found: list[Any] = list(items) if isinstance(items, list | tuple) else [items]

@@ -176,21 +176,11 @@ class PhaseResults:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the metrics of whole epochs: one row an epoch, one column a metric."""
-        return self._metric_frame()
-
-    def _metric_frame(self) -> pd.DataFrame:
-        frame = self.metrics().where(batch=None).to_pandas()
-        last = frame.drop_duplicates(["epoch", "name"], keep="last")  # a NaN is a value too
-        return last.pivot(index="epoch", columns="name", values="value")
+        return self._metrics.to_pandas()
 
     def plot(self, *, path: Any = None, **kwargs: Any) -> Any:
         """Draw the metrics of whole epochs as curves and return the figure."""
-        return (
-            self.metrics()
-            .where(batch=None)
-            .select(batch=None)
-            .plot(x="epoch", title=kwargs.pop("title", self.label), path=path)
-        )
+        return self._metrics.plot(title=kwargs.pop("title", self.label), path=path)
 
     def __repr__(self) -> str:
         return (
@@ -201,7 +191,9 @@ class PhaseResults:
     def _repr_html_(self) -> str:
         if not self.metric_names():
             return f"<pre>{self!r}</pre>"
-        return f"<b>{self.label}</b>{self._metric_frame().to_html(float_format='{:.5g}'.format)}"
+        return (
+            f"<b>{self.label}</b>{self._metrics.to_pandas().to_html(float_format='{:.5g}'.format)}"
+        )
 
     # -- within -------------------------------------------------------------------------------
 

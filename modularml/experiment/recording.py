@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import enum
 
+from modularml._registry import member
 from modularml._typing import Array
 from modularml.data.execution import ExecutionContext
-from modularml.errors import UnknownNameError
 from modularml.experiment.results import PhaseResults
 from modularml.experiment.results_room import ResultsRoom
 from modularml.experiment.steps import EpochSteps, StepLog
@@ -26,19 +26,8 @@ class ResultRecording(enum.Enum):
 
     @classmethod
     def from_value(cls, value: str | ResultRecording) -> ResultRecording:
-        """Read it from its name.
-
-        Raises
-        ------
-        UnknownNameError
-            If there is no such recording.
-        """
-        if isinstance(value, cls):
-            return value
-        names = [member.value for member in cls]
-        if str(value).lower() not in names:
-            raise UnknownNameError("result recording", value, names)
-        return cls(str(value).lower())
+        """Read it from its name; UnknownNameError where there is none."""
+        return member(cls, value, "result recording")
 
 
 class Recorder:

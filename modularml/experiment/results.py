@@ -22,7 +22,7 @@ from modularml.plotting import confusion_matrix, parity
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["EvalResults", "FitResults", "PhaseResults", "TrainResults"]
+__all__ = ["EvalResults", "FitResults", "PhaseResults", "TrainResults", "by_column"]
 
 Reducer = Literal["mean", "sum"]
 
@@ -39,23 +39,7 @@ class _OnePass(PhaseResults):
         fmt: str | DataFormat | None = None,
         unscale: bool = False,
     ) -> Any:
-        """Return one domain of a node for all rows.
-
-        Parameters
-        ----------
-        node : str or GraphNode
-            Label, id or the node itself.
-        domain : {'outputs', 'targets', 'tags', 'sample_uuids'}
-        role : str
-        fmt : DataFormat, optional
-            As the framework made it where none is given.
-        unscale : bool
-            Whether to bring outputs and targets back to the target's own units.
-
-        Returns
-        -------
-        tensor or ndarray, shape (n_rows, ...)
-        """
+        """Return one domain of a node for all rows, shape (n_rows, ...); see `tensors`."""
         self._recorded()
         parts = self.tensors(node, domain, role=role, unscale=unscale).values()
         stacked = concat_tensors(parts)
@@ -168,9 +152,9 @@ class _OnePass(PhaseResults):
         """
         node_id = self._node_id(self._tail() if node is None else node)
         read = partial(self.stacked_tensors, node_id, role=role)
-        columns = _by_column("prediction", as_numpy(read("outputs", unscale=unscale)))
+        columns = by_column("prediction", as_numpy(read("outputs", unscale=unscale)))
         if self._recorded()[0]._layout().flows.get((node_id, "targets")) is not None:
-            columns |= _by_column("target", as_numpy(read("targets", unscale=unscale)))
+            columns |= by_column("target", as_numpy(read("targets", unscale=unscale)))
         index = require("pandas").Index(read("sample_uuids"), name="sample_uuid")
         frame: pd.DataFrame = require("pandas").DataFrame(columns, index=index)
         return frame
@@ -254,7 +238,7 @@ class FitResults(_OnePass):
     """What a fit left behind."""
 
 
-def _by_column(name: str, values: Array) -> dict[str, Array]:
+def by_column(name: str, values: Array) -> dict[str, Array]:
     """Return the numbers of each sample, one column each."""
     flat = values.reshape(len(values), -1)
     if flat.shape[1] == 1:

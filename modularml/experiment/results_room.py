@@ -7,8 +7,8 @@ import tempfile
 import weakref
 from pathlib import Path
 
+from modularml._arguments import at_least
 from modularml.config import Configurable
-from modularml.errors import ConfigError
 from modularml.experiment.steps import EpochSteps
 
 __all__ = ["ResultsConfig", "ResultsRoom"]
@@ -30,20 +30,13 @@ class ResultsConfig(Configurable):
     Raises
     ------
     ConfigError
-        If `memory_budget` is no int of at least 0.
+        If an argument is not as described.
     """
 
     def __init__(
         self, *, results_dir: str | Path | None = None, memory_budget: int | None = None
     ) -> None:
-        if memory_budget is not None and (
-            not isinstance(memory_budget, int)
-            or isinstance(memory_budget, bool)
-            or memory_budget < 0
-        ):
-            raise ConfigError(
-                f"memory_budget must be an int of at least 0 (bytes) or None, got {memory_budget!r}"
-            )
+        at_least(0, memory_budget=memory_budget)
         self.results_dir, self.memory_budget = results_dir, memory_budget
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from modularml._registry import member
 from modularml._typing import Array, IntArray
 from modularml.backends.base import Processes
-from modularml.errors import UnknownNameError
 from modularml.samplers import EpochBatches
 
 __all__ = ["BatchSchedulingPolicy", "schedule", "share"]
@@ -30,18 +30,8 @@ class BatchSchedulingPolicy(enum.Enum):
 
     @classmethod
     def from_value(cls, value: str | BatchSchedulingPolicy) -> BatchSchedulingPolicy:
-        """Read a policy from its name.
-
-        Raises
-        ------
-        UnknownNameError
-            If there is no such policy.
-        """
-        names = [policy.value for policy in cls]
-        name = value.value if isinstance(value, cls) else str(value).lower()
-        if name not in names:
-            raise UnknownNameError("batch schedule", value, names)
-        return cls(name)
+        """Read a policy from its name; UnknownNameError where there is none."""
+        return member(cls, value, "batch schedule")
 
     @property
     def alternates(self) -> bool:

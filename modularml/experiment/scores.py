@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from modularml._optional import has, require
 from modularml._typing import Array
 from modularml.backends import adapter_for
-from modularml.errors import ConfigError, UnknownNameError
+from modularml.errors import ConfigError, ModularMLError, UnknownNameError
 
 __all__ = ["Meaning", "Score", "find_score"]
 
@@ -47,19 +47,17 @@ def find_score(
     ConfigError
         If `meaning` is none of these.
     """
-    if meaning not in ("auto", "values", "logits", "probabilities"):
-        raise ConfigError(
-            f"outputs must be 'auto', 'values', 'logits' or 'probabilities', got {meaning!r}"
-        )
+    if meaning not in get_args(Meaning):
+        raise ConfigError(f"outputs must be one of {get_args(Meaning)}, got {meaning!r}")
     chosen = dict(options or {})
     if callable(score):
         return lambda true, out: float(score(true, out, **chosen))
     metrics = require("sklearn.metrics")
     if score in metrics.get_scorer_names() and not chosen:
-        return _asked(metrics.get_scorer(score), meaning)
+        return _told(score, _asked(metrics.get_scorer(score), meaning))
     if (function := _function(score)) is not None:
-        asks = _asks_for(function)
-        return _asked(metrics.make_scorer(function, response_method=asks, **chosen), meaning)
+        scorer = metrics.make_scorer(function, response_method=_asks_for(function), **chosen)
+        return _told(score, _asked(scorer, meaning))
     torchmetrics = require("torchmetrics") if has("torchmetrics") else None
     cls: Any = getattr(torchmetrics, score, None)
     if not isinstance(cls, type):
@@ -67,11 +65,31 @@ def find_score(
         raise UnknownNameError("metric", score, [*known, *getattr(torchmetrics, "__all__", [])])
     made: Any = cls
     as_tensor = adapter_for("torch").from_numpy
-    return lambda true, out: float(made(**chosen)(as_tensor(_flat(out)), as_tensor(_flat(true))))
+    return _told(
+        score, lambda true, out: made(**chosen)(as_tensor(_flat(out)), as_tensor(_flat(true)))
+    )
+
+
+def _told(name: str, call: Score) -> Score:
+    """Say which metric it was that could not be computed, and of what."""
+
+    def score(true: Array, out: Array) -> float:
+        try:
+            return float(call(true, out))
+        except (ValueError, TypeError, RuntimeError) as error:
+            if isinstance(error, ModularMLError):
+                raise
+            raise ConfigError(
+                f"metric {name!r} does not go with targets of {true.dtype} {true.shape} and "
+                f"outputs of {out.dtype} {out.shape}: {error}. Choose another metric, or say what "
+                "the outputs are with outputs='values', 'logits' or 'probabilities'"
+            ) from error
+
+    return score
 
 
 def _asked(scorer: Callable[..., float], meaning: Meaning) -> Score:
-    return lambda true, out: float(scorer(_Answers(true, out, meaning), out, _flat(true)))
+    return lambda true, out: scorer(_Answers(true, out, meaning), out, _flat(true))
 
 
 def _function(name: str) -> Any:

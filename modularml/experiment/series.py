@@ -238,7 +238,8 @@ class AxisSeries(Generic[T]):
         Parameters
         ----------
         x : str, optional
-            Axis to draw along; the first one where none is given.
+            Axis to draw along; ``epoch`` or ``batch``, where they have several places, or else
+            the first one, where none is given.
         title : str
         path : path-like, optional
             Where to save the figure.
@@ -247,12 +248,14 @@ class AxisSeries(Generic[T]):
         -------
         matplotlib.figure.Figure
         """
-        axis = x or self._axes[0]
+        long = [a for a in ("epoch", "batch") if a in self._axes and len(self.axis_values(a)) > 1]
+        axis = x or [*long, *self._axes][0]
         at = self._place(axis)
         lines: dict[str, tuple[list[Any], list[Any]]] = {}
         for key, value in self.items():
-            name = ", ".join(str(part) for i, part in enumerate(key) if i != at) or self._kind
-            xs, ys = lines.setdefault(name, ([], []))
+            named = [(a, part) for a, part in zip(self._axes, key, strict=True) if a != axis]
+            parts = [p if isinstance(p, str) else f"{a} {p}" for a, p in named if p is not None]
+            xs, ys = lines.setdefault(", ".join(parts) or self._kind, ([], []))
             xs.append(key[at])
             ys.append(getattr(value, "value", value))
         return draw_series(lines, title=title, x=axis, path=path)

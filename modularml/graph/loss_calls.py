@@ -17,7 +17,7 @@ from modularml.graph.node import ComputeNode
 from modularml.training import AppliedLoss
 from modularml.training.applied import weigh
 
-__all__ = ["check_call", "check_labels", "mean_over_samples", "misfit", "squeezed", "weighted"]
+__all__ = ["check_call", "check_values", "mean_over_samples", "misfit", "squeezed", "weighted"]
 
 
 def check_call(applied: AppliedLoss, fn: Callable[..., Any]) -> None:
@@ -36,27 +36,27 @@ def check_call(applied: AppliedLoss, fn: Callable[..., Any]) -> None:
         ) from error
 
 
-def check_labels(applied: AppliedLoss, on: ComputeNode, flow: Flow, n_classes: int) -> None:
-    """Refuse class numbers that no output stands for.
+def check_values(
+    applied: AppliedLoss, flow: Flow, ends: tuple[int, int], wants: str, hint: str
+) -> None:
+    """Refuse targets that lie outside of what a loss means, and are not those it ignores.
 
     Raises
     ------
     DataError
-        If a label is not among ``0 .. n_classes - 1`` and is not the one that is ignored; column
-        and row are named.
+        Column and row are named.
     """
     ignored = (applied.loss.loss_kwargs or {}).get("ignore_index", -100)
     for leaf in leaves(flow):
         fs = leaf.source.ref.resolve()
         for name in leaf.columns:
             values = fs.collection.numpy(name)
-            wrong = ((values < 0) | (values >= n_classes)) & (values != ignored)
+            wrong = ((values < ends[0]) | (values > ends[1])) & (values != ignored)
             if wrong.any():
-                row = int(np.argwhere(wrong)[0][0])
+                at = tuple(np.argwhere(wrong)[0].tolist())
                 raise DataError(
-                    f"loss {applied.label!r} wants class numbers 0 to {n_classes - 1}, one for "
-                    f"each output of node {on.label!r}; column {name!r} of {fs.label!r} holds "
-                    f"{values[row]} in row {row}. Number the classes from 0, or widen output_shape"
+                    f"loss {applied.label!r} wants {wants}; column {name!r} of {fs.label!r} holds "
+                    f"{values[at]} in row {at[0]}. {hint}"
                 )
 
 

@@ -17,7 +17,7 @@ from modularml.errors import LossError, ShapeError, UnknownNameError, closest
 from modularml.graph.flows import is_integer, pick_column
 from modularml.graph.loss_calls import (
     check_call,
-    check_labels,
+    check_values,
     mean_over_samples,
     misfit,
     squeezed,
@@ -29,7 +29,15 @@ from modularml.graph.plan import LossOp
 from modularml.graph.program import Program
 from modularml.graph.weighing import weighing_of
 from modularml.training import AppliedLoss, LossInput
-from modularml.training.loss import CLASS_INDEX, CLASS_LAST, CLASS_SET, ELEMENTWISE, ONE_A_SAMPLE
+from modularml.training.loss import (
+    CLASS_INDEX,
+    CLASS_LAST,
+    CLASS_SET,
+    ELEMENTWISE,
+    ONE_A_SAMPLE,
+    SHARES,
+    TAKES_SHARES,
+)
 
 __all__ = ["LossReading"]
 
@@ -130,10 +138,17 @@ class LossReading(ABC):
             rest = out[:-1] if name in CLASS_LAST else out[1:]
             if math.prod(shape) != math.prod(rest):
                 raise misfit(applied, on, out, shape, "one class number a sample")
-            check_labels(applied, on, flow, out[axis])
+            wants = f"class numbers 0 to {out[axis] - 1}, one for each output of {on.label!r}"
+            hint = "Number the classes from 0, or widen output_shape"
+            check_values(applied, flow, (0, out[axis] - 1), wants, hint)
             return adapter.loss_dtype("index", like), tuple(rest)
+        if name in SHARES:
+            hint = "Choose another loss, such as 'mse', or leave these targets unscaled"
+            check_values(applied, flow, (0, 1), "targets from 0 to 1", hint)
         if name in CLASS_INDEX and math.prod(out) == 1:  # one class is always certain: no loss
             raise misfit(applied, on, out, shape, "one output for each class, and 'bce' one alone")
+        if name in CLASS_INDEX - TAKES_SHARES:
+            raise misfit(applied, on, out, shape, "class numbers of an integer dtype, one a sample")
         if squeezed(shape) == squeezed(out):
             kind = "index" if integer and (not name or name in CLASS_SET) else "float"
             return adapter.loss_dtype(kind, like), tuple(out)

@@ -26,32 +26,33 @@ __all__ = [
 
 
 def random_states() -> dict[str, Any]:
-    """Return the states of Python's, numpy's and torch's generators; torch's where it is loaded."""
-    version, words, gauss = random.getstate()
+    """Return the states of Python's and numpy's generators, and of frameworks that are loaded."""
     name, keys, pos, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - a user's code may draw from it
     return {
-        "python": {"version": version, "words": np.array(words, dtype=np.uint64), "gauss": gauss},
+        "python": _twister(random.getstate()),
         "numpy": {"name": name, "keys": keys, "rest": [pos, has_gauss, cached]},
         "torch": _torch_states(),
+        "tensorflow": _tensorflow_state(),
     }
 
 
 def set_random_states(states: dict[str, Any]) -> None:
     """Go back to what `random_states` returned."""
-    python, numpy = states["python"], states["numpy"]
-    words = tuple(int(word) for word in python["words"])
-    random.setstate((python["version"], words, python["gauss"]))
+    numpy = states["numpy"]
+    random.setstate(_from_twister(states["python"]))
     np.random.set_state(_checked((numpy["name"], numpy["keys"], *numpy["rest"])))  # noqa: NPY002
     torch = loaded("torch")
     if torch is not None and states["torch"] is not None:
         torch.random.set_rng_state(torch.from_numpy(states["torch"]["cpu"]))
         for place, state in enumerate(states["torch"]["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(torch.from_numpy(state), place)
+    if (state := states.get("tensorflow")) is not None:  # older files have none
+        _set_tensorflow_state(state)
 
 
 def derived_seed(seed: int, *names: object) -> int:
     """Return the 63-bit seed of a named stream of a seed; the same in every process."""
-    digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
+    digest = hashlib.sha256(repr((int(seed), *names)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
@@ -151,3 +152,48 @@ def _torch_states() -> dict[str, Any] | None:
         "cpu": torch.random.get_rng_state().numpy().copy(),
         "cuda": [s.numpy().copy() for s in cuda],
     }
+
+
+def _twister(state: tuple[Any, ...]) -> dict[str, Any]:
+    version, words, gauss = state
+    return {"version": version, "words": np.array(words, dtype=np.uint64), "gauss": gauss}
+
+
+def _from_twister(state: dict[str, Any]) -> tuple[Any, ...]:
+    return state["version"], tuple(int(word) for word in state["words"]), state["gauss"]
+
+
+_KERAS = ("global_random_seed", "global_seed_generator")
+
+
+def _tensorflow_state() -> dict[str, Any] | None:
+    """Return where TensorFlow and Keras are, which have no public interface to tell."""
+    eager: Any = loaded("tensorflow.python.eager.context")
+    held: Any = loaded("keras.src.backend.common.global_state")
+    if eager is None or held is None:
+        return None
+    context, (seed, drawn) = eager.context(), map(held.get_global_attribute, _KERAS)
+    return {
+        "seed": context._seed,
+        "rng": None if context._seed is None else _twister(context._rng.getstate()),
+        "keras_seed": seed,
+        "keras": None if drawn is None else drawn.state.numpy(),
+    }
+
+
+def _set_tensorflow_state(state: dict[str, Any]) -> None:
+    if _tensorflow_state() is None:
+        return
+    context: Any = loaded("tensorflow.python.eager.context").context()  # type: ignore[union-attr]
+    rng = None if state["rng"] is None else _from_twister(state["rng"])
+    if context._seed != state["seed"] or (rng is not None and context._rng.getstate() != rng):
+        context._set_global_seed(state["seed"])
+        if rng is not None:
+            context._rng.setstate(rng)
+    drawn = None
+    if state["keras"] is not None:
+        drawn = loaded("keras").random.SeedGenerator(0)  # type: ignore[union-attr]
+        drawn.state.assign(state["keras"])
+    held: Any = loaded("keras.src.backend.common.global_state")
+    for name, value in zip(_KERAS, (state["keras_seed"], drawn), strict=True):
+        held.set_global_attribute(name, value)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
-from modularml.errors import ConfigError
+from modularml._arguments import Checked, at_least
 
 __all__ = ["Patience"]
 
 
-class Patience:
+class Patience(Checked):
     """Count how long a value has not got better.
 
     Parameters
@@ -44,13 +45,8 @@ class Patience:
     (True, 2.0, 1)
     """
 
-    def __init__(self, mode: str, patience: int, min_delta: float = 0.0) -> None:
-        if mode not in ("min", "max"):
-            raise ConfigError(f"mode must be 'min' or 'max', got {mode!r}")
-        if not isinstance(patience, int) or patience < 0:
-            raise ConfigError(f"patience must be an int of at least 0 (epochs), got {patience!r}")
-        if not min_delta >= 0:
-            raise ConfigError(f"min_delta must be at least 0, got {min_delta!r}")
+    def __init__(self, mode: Literal["min", "max"], patience: int, min_delta: float = 0.0) -> None:
+        at_least(0, patience=patience, min_delta=min_delta)
         self.mode, self.patience, self.min_delta = mode, patience, min_delta
         self.best: float | None = None
         self.best_epoch: int | None = None

@@ -12,19 +12,7 @@ from modularml.errors import ConfigError, DataError
 from modularml.predicates.base import Predicate
 from modularml.predicates.compare import Mask, column, compare, is_missing, is_null, member
 
-__all__ = [
-    "EQ",
-    "GT",
-    "GTE",
-    "LT",
-    "LTE",
-    "NE",
-    "Between",
-    "In",
-    "IsNull",
-    "NotIn",
-    "matches",
-]
+__all__ = ["EQ", "GT", "GTE", "LT", "LTE", "NE", "Between", "In", "IsNull", "NotIn", "matches"]
 
 
 class _Comparison(Predicate):
@@ -130,15 +118,8 @@ class Between(Predicate):
     """
 
     def __init__(
-        self,
-        low: Any,
-        high: Any,
-        inclusive: Literal["both", "left", "right", "neither"] = "both",
+        self, low: Any, high: Any, inclusive: Literal["both", "left", "right", "neither"] = "both"
     ) -> None:
-        if inclusive not in ("both", "left", "right", "neither"):
-            raise ConfigError(
-                f"inclusive must be 'both', 'left', 'right' or 'neither', got {inclusive!r}"
-            )
         _require_single("Between", low)
         _require_single("Between", high)
         if type(low) is type(high) and low > high:

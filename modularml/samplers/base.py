@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from modularml._arguments import at_least
 from modularml._registry import Registry
 from modularml._typing import Array, Columns, IntArray
 from modularml.config import Configurable, Stateful
@@ -48,7 +49,7 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
     drop_last : bool
         Whether a last batch that is not full is left out.
     seed : int, optional
-        Drawn once where it is not given.
+        At least 0. Drawn once where it is not given.
     show_progress : bool
         Whether a search for pairs shows a progress bar.
     sources : list, optional
@@ -96,26 +97,12 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         sources: list[FeatureSet | FeatureSetView] | None = None,
         align_on: str | None = None,
     ) -> None:
-        if (
-            isinstance(batch_size, bool)
-            or not isinstance(batch_size, int | np.integer)
-            or batch_size < 1
-        ):
-            raise ConfigError(f"batch_size must be an int of at least 1, got {batch_size!r}")
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer)):
-            raise ConfigError(f"seed must be an int or None, got {seed!r}")
+        at_least(1, batch_size=batch_size)
+        at_least(0, seed=seed)
         if group_by is not None and stratify_by is not None:
             raise ConfigError(
                 "give group_by or stratify_by, not both: a batch of one group has no strata"
             )
-        flags = {
-            "shuffle": shuffle,
-            "drop_last": drop_last,
-            "strict_stratification": strict_stratification,
-        }
-        for name, flag in flags.items():
-            if not isinstance(flag, bool | np.bool_):
-                raise ConfigError(f"{name} must be True or False, got {flag!r}")
         self.batch_size, self.shuffle, self.drop_last = int(batch_size), shuffle, drop_last
         self.group_by, self.group_by_role = group_by, group_by_role
         self.stratify_by, self.stratify_by_role = stratify_by, stratify_by_role

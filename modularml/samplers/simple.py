@@ -51,10 +51,6 @@ class SimpleSampler(BaseSampler):
             if kwargs.get("sources"):
                 raise ConfigError("give source or sources, not both")
             kwargs["sources"] = [source]
-        if not isinstance(weights, str | None):
-            raise ConfigError(
-                f"weights must be the name of a column, got a {type(weights).__name__}"
-            )
         super().__init__(**kwargs)
         self.weights, self.balance_by, self.source = weights, balance_by, source
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from modularml._arguments import at_least
+from modularml._optional import require
 from modularml._typing import Array, IntArray
 from modularml.data import FeatureSetView
 from modularml.data.selectors import select_one
@@ -83,7 +85,8 @@ class NSampler(BaseSampler):
         choose_best_only: bool = False,
         **kwargs: Any,
     ) -> None:
-        _check(condition_mapping, max_samples_per_anchor)
+        _check(condition_mapping)
+        at_least(1, max_samples_per_anchor=max_samples_per_anchor)
         self.roles = (ANCHOR, *condition_mapping)
         super().__init__(**kwargs)
         self.condition_mapping = condition_mapping
@@ -96,31 +99,36 @@ class NSampler(BaseSampler):
         self._key: tuple[int, int, bytes] | None = None
 
     def sample(self, view: FeatureSetView, epoch: int) -> EpochBatches:
-        """Return the batches of an epoch."""
+        """Return the batches of an epoch; a row that stands twice is no partner of itself."""
+        of, first = _distinct(view)
+        repeats = len(first) < len(view)
+        if repeats:
+            view = view.take(first)
         key = (self.seed_, view.collection.version, view.indices.tobytes())
         if key != self._key:
             self._search(view)
             self._key = key
         rng = self.rng(epoch if self.shuffle else 0)
-        rows = self._tuples(rng)
+        anchors = of[np.isin(of, self._anchors)] if repeats else self._anchors
+        rows = self._tuples(anchors, rng)
         if self.shuffle:
             order = rng.permutation(len(rows[ANCHOR]))
             rows = {role: own[order] for role, own in rows.items()}
         batches = self.batches(view, rows, rng)
-        if not self.gives_weights:
-            return batches
         weights = {
             role: pair_weights(own.rules, batches.rows[ANCHOR], batches.rows[role])
             for role, own in self._found.items()
+            if self.gives_weights
         }
-        return EpochBatches(batches.rows, batches.bounds, weights)
+        there = {role: first[own] if repeats else own for role, own in batches.rows.items()}
+        return EpochBatches(there, batches.bounds, weights or None)
 
-    def _tuples(self, rng: np.random.Generator) -> dict[str, IntArray]:
+    def _tuples(self, anchors: IntArray, rng: np.random.Generator) -> dict[str, IntArray]:
         """Draw partners for all anchors and put them side by side."""
         there_are = max(
             int((own.others or own.matches).counts.max()) for own in self._found.values()
         )
-        k, anchors = min(self.max_samples_per_anchor, there_are), self._anchors
+        k = min(self.max_samples_per_anchor, there_are)
         picks = {role: own.draw(anchors, k, rng) for role, own in self._found.items()}
         counts = {role: (found >= 0).sum(axis=1)[:, None] for role, found in picks.items()}
         there = np.arange(k) < np.max(list(counts.values()), axis=0)
@@ -164,6 +172,8 @@ class NSampler(BaseSampler):
         name = select_one(collection.schema, column)
         values: Array = collection.numpy(name)[rows]
         numeric = values.dtype.kind in "iuf"
+        if values.dtype.kind in "iu" and condition.metric is None:  # no digit is lost
+            values = values.astype(np.uint64) - values.min().astype(np.uint64)
         if condition.metric is not None or (numeric and values.ndim == 1):
             return Rule(condition, values, by_equality=False)
         if condition.tolerance > 0 and values.dtype.kind in "mM":
@@ -207,6 +217,7 @@ class PairedSampler(NSampler):
         choose_best_only: bool = False,
         **kwargs: Any,
     ) -> None:
+        at_least(1, max_pairs_per_anchor=max_pairs_per_anchor)
         kwargs |= {"choose_best_only": choose_best_only}
         super().__init__(
             {"pair": conditions}, max_samples_per_anchor=max_pairs_per_anchor, **kwargs
@@ -248,7 +259,13 @@ class TripletSampler(NSampler):
         self.pos_conditions, self.neg_conditions = pos_conditions, neg_conditions
 
 
-def _check(mapping: Any, k: Any) -> None:
+def _distinct(view: FeatureSetView) -> tuple[IntArray, IntArray]:
+    """Return the number of each row's sample, and where each sample first stands."""
+    of = require("pandas").factorize(view.valid_indices)[0]
+    return of, np.unique(of, return_index=True)[1]
+
+
+def _check(mapping: Any) -> None:
     """Refuse what is no mapping of roles and columns to conditions."""
     if not isinstance(mapping, Mapping) or not mapping:
         raise ConfigError(f"condition_mapping must be {{role: {{column: ...}}}}, got {mapping!r}")
@@ -262,8 +279,6 @@ def _check(mapping: Any, k: Any) -> None:
             raise ConfigError(
                 f"a role must be a name other than 'anchor' and 'default', got {role!r}"
             )
-    if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
-        raise ConfigError(f"partners per anchor must be an int of at least 1, got {k!r}")
 
 
 for _cls in (NSampler, PairedSampler, TripletSampler):

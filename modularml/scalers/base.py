@@ -53,35 +53,12 @@ class BaseScaler(Configurable, Stateful, ABC):
         return np.empty((len(data), 0), dtype=data.dtype)
 
     def fit(self, X: Array, y: object = None) -> Self:  # noqa: N803 - scikit-learn's names
-        """Take note of the number of columns; ``y`` is ignored.
-
-        Parameters
-        ----------
-        X : ndarray, shape (n, k)
-            Is not changed.
-        """
+        """Take note of the number of columns; ``y`` is ignored."""
         self.n_features_in_ = as_numbers(X).shape[1]
         return self
 
     def transform(self, X: Array) -> Array:  # noqa: N803 - scikit-learn's name
-        """Scale rows.
-
-        Parameters
-        ----------
-        X : ndarray, shape (n, k)
-            As many columns as at `fit`. Is not changed; NaN stays NaN.
-
-        Returns
-        -------
-        ndarray, shape (n, k)
-
-        Raises
-        ------
-        NotFittedError
-            If `fit` was not called.
-        ShapeError
-            If the number of columns differs.
-        """
+        """Scale rows, of as many columns as at `fit`, into a new array; NaN stays NaN."""
         return self._scale(self._checked(X))
 
     def fit_transform(self, X: Array, y: object = None) -> Array:  # noqa: N803
@@ -105,39 +82,11 @@ class BaseScaler(Configurable, Stateful, ABC):
         return self._unscale(data, np.empty((len(data), 0), dtype=data.dtype))
 
     def row_facts(self, data: Array) -> Array:
-        """Return what the inverse must know about each row.
-
-        Parameters
-        ----------
-        data : ndarray, shape (n, k)
-            Rows as they are before scaling.
-
-        Returns
-        -------
-        ndarray, shape (n, m)
-            ``m`` is 0 where the inverse needs nothing.
-        """
+        """Return what the inverse must know about each row before scaling; see `Scaler`."""
         return self._facts(self._checked(data))
 
     def inverse_with(self, data: Array, facts: Array) -> Array:
-        """Undo `transform` with the help of facts about each row.
-
-        Parameters
-        ----------
-        data : ndarray, shape (n, k)
-            Scaled rows, or predictions in scaled units.
-        facts : ndarray, shape (n, m)
-            What `row_facts` gave for the same rows.
-
-        Returns
-        -------
-        ndarray, shape (n, k)
-
-        Raises
-        ------
-        ShapeError
-            If the facts do not fit the rows or this scaler.
-        """
+        """Undo `transform` with what `row_facts` gave for the same rows; see `Scaler`."""
         data, found = self._checked(data), as_numbers(facts)
         expected = self._facts(np.zeros((1, data.shape[1]))).shape[1]
         if found.shape != (len(data), expected):

@@ -82,23 +82,7 @@ class Flattening(Configurable):
         return (1,)
 
     def apply(self, data: Array) -> Array:
-        """Lay samples out in two dimensions.
-
-        Parameters
-        ----------
-        data : ndarray, shape (n_samples, *shape)
-            May have no samples.
-
-        Returns
-        -------
-        ndarray, shape (n_rows, n_columns)
-            A view where the memory allows it.
-
-        Raises
-        ------
-        ShapeError
-            If the samples have another shape.
-        """
+        """Lay samples, shape (n, *shape), out as rows and columns: a view where memory allows."""
         if data.shape[1:] != self.shape:
             raise ShapeError(
                 f"samples must have the shape {self.shape} that was laid out before, "
@@ -110,22 +94,7 @@ class Flattening(Configurable):
         return data.transpose(self.row_axes + self.column_axes).reshape(rows, columns)
 
     def undo(self, data: Array) -> Array:
-        """Put rows and columns back as samples.
-
-        Parameters
-        ----------
-        data : ndarray, shape (n_rows, n_columns)
-            Any whole number of samples.
-
-        Returns
-        -------
-        ndarray, shape (n_samples, *shape)
-
-        Raises
-        ------
-        ShapeError
-            If the rows and columns do not make whole samples.
-        """
+        """Put rows and columns, of any whole number of samples, back as (n, *shape)."""
         sizes = (0, *self.shape)
         per_sample = math.prod(sizes[axis] for axis in self.row_axes[1:])
         columns = math.prod(sizes[axis] for axis in self.column_axes)

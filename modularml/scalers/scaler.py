@@ -19,7 +19,6 @@ from modularml.errors import (
     ScalerError,
     ShapeError,
     UnknownNameError,
-    expect,
 )
 from modularml.io.estimators import learned, parameters, relearn
 from modularml.io.saveable import Saveable
@@ -70,7 +69,6 @@ class Scaler(Configurable, Stateful, Saveable):
     def __init__(self, scaler: str | Any, scaler_kwargs: dict[str, Any] | None = None) -> None:
         self._class, params = _resolve(scaler)
         self.scaler = scaler_registry.name_of(self._class) or self._class
-        expect("scaler_kwargs", scaler_kwargs or {}, Mapping, "a dict of arguments")
         self.scaler_kwargs = {**params, **(scaler_kwargs or {})}
         self._wrapped = self._build()
         self._n_features = 0

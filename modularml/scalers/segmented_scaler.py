@@ -69,18 +69,7 @@ class SegmentedScaler(BaseScaler):
         return self._segments[0].learns
 
     def fit(self, X: Array, y: object = None) -> Self:  # noqa: N803 - scikit-learn's name
-        """Fit one clone on each segment; ``y`` is ignored.
-
-        Parameters
-        ----------
-        X : ndarray, shape (n, k)
-            Is not changed.
-
-        Raises
-        ------
-        ShapeError
-            If the last boundary is not ``k``.
-        """
+        """Fit one clone on each segment; ``y`` is ignored."""
         data = as_numbers(X)
         if data.shape[1] != self.boundaries[-1]:
             raise ShapeError(
@@ -96,13 +85,7 @@ class SegmentedScaler(BaseScaler):
         return {**super().get_state(), "segments_": [s.get_state() for s in self._segments]}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take over what `get_state` returned.
-
-        Raises
-        ------
-        ShapeError
-            If it is of another number of segments.
-        """
+        """Take over what `get_state` returned, of as many segments."""
         own = dict(state)
         parts = own.pop("segments_", [])
         if len(parts) != len(self._segments):

@@ -52,6 +52,7 @@ class BaseSplitter(Configurable, Saveable, ABC):
     """
 
     artifact_kind = "sp"
+    refusal = SplitError
 
     @property
     def needs(self) -> list[str]:
@@ -82,18 +83,6 @@ class BaseSplitter(Configurable, Saveable, ABC):
 
     def split(self, n: int, *, columns: Mapping[str, Array] | None = None) -> dict[str, IntArray]:
         """Call `assign` and make sure that what goes in and comes out is sound.
-
-        Parameters
-        ----------
-        n : int
-            Number of rows.
-        columns : mapping of str to ndarray, shape (n, *shape), optional
-            At least the columns named in `needs`.
-
-        Returns
-        -------
-        dict of str to ndarray of int64
-            Positions of each part's rows, ascending, 0-based.
 
         Raises
         ------

@@ -43,9 +43,7 @@ class ConditionSplitter(BaseSplitter):
     """
 
     def __init__(
-        self,
-        conditions: Mapping[str, Mapping[str, Any]] | None = None,
-        **splits: Mapping[str, Any],
+        self, conditions: Mapping[str, Mapping[str, Any]] | None = None, **splits: Mapping[str, Any]
     ) -> None:
         expect("conditions", conditions or {}, Mapping, "{split: {column: condition}}")
         self.conditions = {**(conditions or {}), **splits}

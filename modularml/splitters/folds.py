@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from modularml._arguments import at_least
 from modularml._optional import require
 from modularml._typing import Array, Columns, IntArray
 from modularml.errors import SplitError
 from modularml.splitters.base import BaseSplitter, key_list
 from modularml.splitters.factors import factorise
-from modularml.splitters.random import check_seed
 
 __all__ = [
     "FoldSplitter",
@@ -94,13 +94,7 @@ class ScikitSplitter(FoldSplitter):
         return key_list(self.group_by, self.stratify_by)
 
     def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
-        """Return each fold's rows to train on and rows to validate on.
-
-        Raises
-        ------
-        SplitError
-            If the splitter refuses these rows.
-        """
+        """Return the sides of each fold; SplitError if the splitter refuses these rows."""
         strata, groups = (
             None if keys is None else factorise(key_list(keys), columns).codes
             for keys in (self.stratify_by, self.group_by)
@@ -139,8 +133,8 @@ class KFoldSplitter(FoldSplitter):
         shuffle: bool = True,
         seed: int = 13,
     ) -> None:
-        _check_count("n_folds", n_folds, 2)
-        check_seed(seed)
+        at_least(2, SplitError, n_folds=n_folds)
+        at_least(0, SplitError, seed=seed)
         key_list(group_by, stratify_by)
         self.n_folds = n_folds
         self.group_by = group_by
@@ -154,13 +148,7 @@ class KFoldSplitter(FoldSplitter):
         return key_list(self.group_by, self.stratify_by)
 
     def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
-        """Return each fold's rows to train on and rows to validate on.
-
-        Raises
-        ------
-        SplitError
-            If there are fewer rows, or groups, than folds.
-        """
+        """Return the sides of each fold; SplitError if rows, or groups, are too few."""
         name = f"{'Stratified' * bool(self.stratify_by)}{'Group' * bool(self.group_by)}KFold"
         groups = factorise(key_list(self.group_by), columns) if self.group_by else None
         have, what = (
@@ -205,11 +193,9 @@ class TimeSeriesSplitter(FoldSplitter):
         test_size: int | None = None,
         gap: int = 0,
     ) -> None:
-        _check_count("n_folds", n_folds, 2)
-        _check_count("gap", gap, 0)
-        for name, size in (("max_train_size", max_train_size), ("test_size", test_size)):
-            if size is not None:
-                _check_count(name, size, 1)
+        at_least(2, SplitError, n_folds=n_folds)
+        at_least(0, SplitError, gap=gap)
+        at_least(1, SplitError, max_train_size=max_train_size, test_size=test_size)
         self.n_folds = n_folds
         self.order_by = order_by
         self.max_train_size = max_train_size
@@ -222,13 +208,7 @@ class TimeSeriesSplitter(FoldSplitter):
         return key_list(self.order_by)
 
     def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
-        """Return each fold's rows to train on and rows to validate on.
-
-        Raises
-        ------
-        SplitError
-            If there are too few rows for these folds, or a time is missing.
-        """
+        """Return the sides of each fold; SplitError if rows are too few, or a time is missing."""
         splitter = require("sklearn.model_selection").TimeSeriesSplit(
             self.n_folds, max_train_size=self.max_train_size, test_size=self.test_size, gap=self.gap
         )
@@ -259,13 +239,7 @@ class LeaveOneGroupOutSplitter(FoldSplitter):
         return key_list(self.group_by)
 
     def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
-        """Return, for each group, the rows of all others and its own.
-
-        Raises
-        ------
-        SplitError
-            If there is only one group.
-        """
+        """Return, for each group, the rows of all others and its own; SplitError if it is one."""
         groups = factorise(key_list(self.group_by), columns)
         if groups.count < 2:
             raise SplitError(
@@ -286,8 +260,3 @@ def _run(
     except ValueError as error:
         raise SplitError(f"{n} rows cannot be cut by {splitter!r}: {error}") from error
     return [(np.sort(train), np.sort(val)) for train, val in found]
-
-
-def _check_count(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise SplitError(f"{name} must be a whole number of at least {least}, got {value!r}")

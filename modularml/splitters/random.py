@@ -11,6 +11,7 @@ import numpy as np
 from numpy.random import Generator, Philox
 from numpy.typing import NDArray
 
+from modularml._arguments import at_least
 from modularml._typing import Array, Columns, IntArray
 from modularml.errors import SplitError
 from modularml.splitters.apportion import apportion, largest_remainder
@@ -74,7 +75,7 @@ class RandomSplitter(BaseSplitter):
         seed: int = 13,
     ) -> None:
         _check_ratios(ratios)
-        check_seed(seed)
+        at_least(0, SplitError, seed=seed)
         key_list(group_by, stratify_by)
         self.ratios = dict(ratios)
         self.group_by = group_by
@@ -181,21 +182,6 @@ class RandomSplitter(BaseSplitter):
                 SplitRatioWarning,
                 stacklevel=2,
             )
-
-
-def check_seed(seed: object) -> None:
-    """Refuse a seed that could not be recorded and replayed.
-
-    Raises
-    ------
-    SplitError
-        If it is not a whole number of at least 0.
-    """
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise SplitError(
-            f"seed must be a whole number of at least 0, got {seed!r}; a split is recorded with "
-            "its seed so that it can be made again"
-        )
 
 
 def _check_ratios(ratios: Any) -> None:

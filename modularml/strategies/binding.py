@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
+from modularml._arguments import Checked
 from modularml._typing import Columns
 from modularml.context import ExperimentContext
 from modularml.data import FeatureSet, FeatureSetView
@@ -17,7 +17,7 @@ from modularml.splitters.base import key_list
 __all__ = ["CVBinding"]
 
 
-class CVBinding:
+class CVBinding(Checked):
     """Which rows of a FeatureSet are cut into folds, by what, and how the parts are named.
 
     Parameters
@@ -48,7 +48,7 @@ class CVBinding:
     def __init__(
         self,
         fs: str | FeatureSet,
-        source_splits: list[str],
+        source_splits: str | list[str],
         *,
         group_by: Columns = None,
         stratify_by: Columns = None,
@@ -63,8 +63,7 @@ class CVBinding:
             raise ConfigError(f"fs must be a FeatureSet, its label or id, got {fs!r}")
         if train_split_name == val_split_name:
             raise ConfigError(f"both sides of a fold cannot be called {val_split_name!r}")
-        share: Any = val_size
-        if share is not None and not (isinstance(share, Real) and 0 < float(share) < 1):
+        if val_size is not None and not 0 < val_size < 1:
             raise ConfigError(f"val_size must lie between 0 and 1, got {val_size!r}")
         self.featureset, self.source_splits = found, as_list(source_splits)
         self.group_by, self.stratify_by, self.val_size = group_by, stratify_by, val_size

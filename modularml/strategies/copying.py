@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from modularml.backends import Backend, backend_of
 from modularml.config import Configurable
 from modularml.context import ExperimentContext, ExperimentNode
 from modularml.data import FeatureSet
-from modularml.experiment import Checkpointing, Experiment, FitPhase, PhaseGroup
+from modularml.experiment import Experiment, FitPhase, PhaseGroup
 from modularml.experiment.phase import ExperimentPhase
 from modularml.graph.fitting import is_fittable
 from modularml.graph.model_graph import ModelGraph
@@ -42,7 +43,8 @@ def fold_experiment(experiment: Experiment, plan: Plan, fold: Fold, label: str) 
     """
     seed_all(fold.seed)
     new = _made_again(experiment, plan, label, lambda fs: _rows_of(fs, fold.sides.get(fs.label)))
-    _own_samplers(_phases(plan), new.execution_plan.flatten(), fold.seed)
+    _own_samplers(plan.flatten(), new.execution_plan.flatten(), fold.seed)
+    _own_files(new, label)
     return new
 
 
@@ -55,17 +57,12 @@ def _made_again(
             rows(fs)
         graph = experiment.model_graph
         if graph is not None:
-            _graph_again(graph, refit=any(isinstance(p, FitPhase) for p in _phases(plan)))
+            _graph_again(graph, refit=any(isinstance(p, FitPhase) for p in plan.flatten()))
         callbacks = [_again(callback) for callback in experiment.exp_callbacks]
-        kept = _in_folder(_again(experiment.checkpointing), label)
+        kept = _again(experiment.checkpointing)
         new = Experiment(label, ctx=ctx, checkpointing=kept, callbacks=callbacks, audit="off")
-        if (folder := experiment._checkpoint_dir) is not None:
-            new.set_checkpoint_dir(folder / label)
         items = plan.all if isinstance(plan, PhaseGroup) else [plan]
         new.execution_plan.add_items(_again(item) for item in items)
-        for phase in new.execution_plan.flatten():
-            if (kept := getattr(phase, "checkpointing", None)) is not None:
-                phase.set_checkpointing(_in_folder(kept, label))  # type: ignore[attr-defined]
     return new
 
 
@@ -81,7 +78,9 @@ def _again(value: Any) -> Any:
         return type(value)(map(_again, value))
     if type(value) is dict:
         return {key: _again(item) for key, item in value.items()}
-    return copy.deepcopy(value)
+    with warnings.catch_warnings():  # Keras copies its models by way of a file
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        return copy.deepcopy(value)
 
 
 # -- rows ---------------------------------------------------------------------------------------
@@ -143,10 +142,6 @@ def _is_object(value: Any) -> bool:
 # -- plan ---------------------------------------------------------------------------------------
 
 
-def _phases(plan: Plan) -> list[ExperimentPhase]:
-    return plan.flatten() if isinstance(plan, PhaseGroup) else [plan]
-
-
 def _own_samplers(
     old: Iterable[ExperimentPhase], new: Iterable[ExperimentPhase], seed: int
 ) -> None:
@@ -165,8 +160,10 @@ def _own_samplers(
             mine.input_sources[i] = replace(b, sampler=sampler)
 
 
-def _in_folder(kept: Checkpointing | None, label: str) -> Checkpointing | None:
-    """Give each fold files of its own."""
-    if kept is None or kept.directory is None:
-        return kept
-    return Checkpointing(**{**kept._params(), "directory": kept.directory / label})
+def _own_files(new: Experiment, label: str) -> None:
+    """Let each fold write where no other does."""
+    phases = new.execution_plan.flatten()
+    writers: list[Any] = [*new.exp_callbacks, *(c for p in phases for c in p.callbacks)]
+    writers += [getattr(owner, "checkpointing", None) for owner in (new, *phases)]
+    for writer in filter(None, writers):
+        writer.keep_apart(label)

@@ -7,20 +7,19 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
 from joblib import effective_n_jobs
 
+from modularml._arguments import Checked, at_least
 from modularml.context import ExperimentContext
 from modularml.data.scaling import LeakWarning
 from modularml.errors import ConfigError, ExecutionError
 from modularml.experiment import Experiment, FitPhase, PhaseGroup, TrainPhase
 from modularml.experiment.auditing import Auditor
-from modularml.experiment.phase import ExperimentPhase
+from modularml.experiment.phase import ExperimentPhase, all_of
 from modularml.experiment.run import check_flags
 from modularml.io.randomness import unchanged_randomness
 from modularml.progress import bar
 from modularml.splitters import FoldSplitter, ScikitSplitter
-from modularml.splitters.random import check_seed
 from modularml.strategies.binding import CVBinding
 from modularml.strategies.copying import fold_experiment
 from modularml.strategies.cv_results import CVResults
@@ -37,7 +36,7 @@ class FoldFailedWarning(UserWarning):
     """A fold ended with an error; the others are kept."""
 
 
-class CrossValidation:
+class CrossValidation(Checked):
     """Run a plan once for each fold, each time in an experiment of its own.
 
     A fold has its own splits, scalers fitted on its own training rows, weights drawn from (seed,
@@ -63,10 +62,12 @@ class CrossValidation:
         Makes the folds; one of scikit-learn is given the groups and strata of the bindings.
     n_repeats : int
         How often all folds are run, cut with ``seed``, ``seed + 1`` and so on.
-    n_jobs : int
-        Processes that run folds; -1 is one for each core. Results equal those of one process, bit
-        for bit, where that computes with as many threads. Models must be given by class, since a
-        worker makes them again, and callbacks' results are kept where they are plain data.
+    n_jobs : int, optional
+        Processes that run folds; -1 is one for each core, and None what `joblib.parallel_config`
+        says, or else 1. Its backends for clusters (Dask, Ray) work too. Results equal those of one
+        process, bit for bit, where that computes with as many threads. Models of torch must be
+        given by class, since a worker makes them again, and callbacks' results are kept where they
+        are plain data.
     timeout : float, optional
         Seconds after which a fold in a process of its own is given up.
     search : callable, optional
@@ -97,27 +98,21 @@ class CrossValidation:
         experiment: Experiment | None = None,
         splitter: Any = None,
         n_repeats: int = 1,
-        n_jobs: int = 1,
+        n_jobs: int | None = None,
         timeout: float | None = None,
         search: Search | None = None,
     ) -> None:
-        found = experiment or ExperimentContext.get_active().get_experiment()
+        found: Any = experiment
+        if found is None:
+            found = ExperimentContext.get_active().get_experiment()
         if not isinstance(found, Experiment):
             raise TypeError(f"experiment must be an Experiment; make one first, got {found!r}")
         if phase is not None and not isinstance(phase, ExperimentPhase | PhaseGroup):
             raise TypeError(f"phase must be a phase or a PhaseGroup, got {phase!r}")
-        check_seed(seed)
-        for name, value in (("n_folds", n_folds), ("n_repeats", n_repeats)):
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                raise ConfigError(f"{name} must be an int of at least 1, got {value!r}")
-        if (
-            isinstance(n_jobs, bool)
-            or not isinstance(n_jobs, int | np.integer | None)
-            or n_jobs == 0
-        ):
-            raise ConfigError(f"n_jobs must be an int other than 0, got {n_jobs!r}")
-        if search is not None and not callable(search):
-            raise ConfigError(f"search must be a function of an experiment, got {search!r}")
+        at_least(0, seed=seed, timeout=timeout)
+        at_least(1, n_folds=n_folds, n_repeats=n_repeats)
+        if n_jobs == 0:
+            raise ConfigError("n_jobs must be an int other than 0, such as 2, or -1 for each core")
         self.label, self.experiment, self.phase = label, found, phase
         self.bindings = _checked(bindings, found)
         self.n_folds, self.seed, self.n_repeats = n_folds, seed, n_repeats
@@ -246,8 +241,7 @@ class CrossValidation:
     def _warn_of_leaks(self, plan: Any) -> None:
         """Warn of trainings that read rows which folds validate on."""
         bound = {b.featureset.label: b for b in self.bindings}
-        phases = plan.flatten() if isinstance(plan, PhaseGroup) else [plan]
-        learning = [p for p in phases if isinstance(p, TrainPhase | FitPhase)]
+        learning = [p for p in plan.flatten() if isinstance(p, TrainPhase | FitPhase)]
         for phase, source in ((p, s) for p in learning for s in p.input_sources):
             binding, name = bound.get(source.upstream_ref.node_label), source.split
             if binding is None or name == binding.train_split_name:
@@ -269,9 +263,9 @@ class CrossValidation:
 
 
 def _checked(bindings: Any, experiment: Experiment) -> list[CVBinding]:
-    found = [bindings] if isinstance(bindings, CVBinding) else list(bindings)
-    if not found or not all(isinstance(binding, CVBinding) for binding in found):
-        raise TypeError(f"bindings must be a CVBinding or a list of them, got {bindings!r}")
+    found: list[CVBinding] = all_of(CVBinding, "bindings", bindings)
+    if not found:
+        raise ConfigError("bindings must hold at least one CVBinding, got none")
     known = experiment.ctx.available_featuresets.values()
     for i, binding in enumerate(found):
         fs = binding.featureset

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modularml._optional import require
-from modularml._typing import Array
 from modularml.data.batch import as_numpy
 from modularml.data.execution import ExecutionContext, LossRecord
 from modularml.data.selectors import select_one
@@ -22,7 +21,7 @@ from modularml.experiment import (
     TrainResults,
 )
 from modularml.experiment.loop import Display, run_phase
-from modularml.experiment.results import PhaseResults
+from modularml.experiment.results import PhaseResults, by_column
 from modularml.experiment.series import AxisSeries
 from modularml.graph.node import GraphNode
 from modularml.graph.units import to_own_units
@@ -215,9 +214,9 @@ class CVResults:
         if len({f.repeat for f in self._folds.values()}) > 1:
             columns["repeat"] = fold.repeat
         columns |= self._group(ctx, node_id)
-        columns |= _named("prediction", to_own_units(ctx, node_id, "outputs", output))
+        columns |= by_column("prediction", to_own_units(ctx, node_id, "outputs", output))
         if target is not None:
-            columns |= _named("target", to_own_units(ctx, node_id, "targets", target))
+            columns |= by_column("target", to_own_units(ctx, node_id, "targets", target))
         pandas = require("pandas")
         index = pandas.Index(ctx.sample_uuids(node_id), name="sample_uuid")
         return pandas.DataFrame(columns, index=index)  # type: ignore[no-any-return]
@@ -254,14 +253,6 @@ def _validated(experiment: Experiment, fold: Fold, node: str) -> ExecutionContex
     phase = EvalPhase("out_of_fold", input_sources=sources, active_nodes=[node])
     results = run_phase(phase, experiment, EvalResults("out_of_fold"), Display())
     return results.execution_contexts().one()
-
-
-def _named(name: str, values: Array) -> dict[str, Array]:
-    """Return one column a value of a sample."""
-    flat = values.reshape(len(values), -1)
-    if flat.shape[1] == 1:
-        return {name: flat[:, 0]}
-    return {f"{name}_{i}": flat[:, i] for i in range(flat.shape[1])}
 
 
 def _phase(results: PhaseGroupResults, label: str | None) -> PhaseResults:

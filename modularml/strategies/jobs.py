@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -10,12 +11,14 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from joblib import cpu_count
+from joblib import Parallel, cpu_count, delayed
 from joblib.externals.loky import ProcessPoolExecutor, process_executor
 from joblib.externals.loky.backend import get_context
+from joblib.parallel import BACKENDS, get_active_backend
 
 from modularml.context import ExperimentContext
 from modularml.errors import ConfigError, ExecutionError
@@ -28,6 +31,8 @@ from modularml.strategies.folds import Fold
 __all__ = ["Outcome", "Search", "Work"]
 
 Outcome = tuple[Fold, Experiment | Exception]
+End = tuple[Fold, Callable[[], str]]
+"""A fold that has ended, and what gives the path of its file, or raises what ended it."""
 Search = Callable[[Experiment], Plan | None]
 
 
@@ -44,7 +49,10 @@ class Work:
 
     def prepared(self, experiment: Experiment, plan: Plan, fold: Fold) -> Experiment:
         """Return a fold's own experiment; random states of the process are set."""
-        return fold_experiment(experiment, plan, fold, f"{self.label}_{fold.label}")
+        own = fold_experiment(experiment, plan, fold, f"{self.label}_{fold.label}")
+        if self.folder is not None:
+            own.set_checkpoint_dir(self.folder / own.label)  # a search may want it
+        return own
 
     def done(self, experiment: Experiment, plan: Plan, fold: Fold) -> Experiment:
         """Return a fold's own experiment after it has run; random states stay as they were."""
@@ -89,20 +97,17 @@ class Work:
         The experiment is written to a file once. A worker reads it, its rows mapped into memory,
         and writes what a fold has learned and recorded, which goes into an experiment made here.
         """
+        elsewhere = _is_elsewhere(timeout)
         with tempfile.TemporaryDirectory(prefix="modularml-") as folder:
             with unchanged_randomness():
                 path = template_of(experiment, plan).save(Path(folder) / "job")
-            workers = _Workers((str(path), *_own_classes(path)), n_jobs, timeout)
-            with ThreadPoolExecutor(n_jobs) as threads:
-                waiting = {threads.submit(workers.run, self, fold): fold for fold in folds}
-                try:
-                    for future in as_completed(waiting):
-                        fold = waiting[future]
-                        read = lambda: self._read(future.result(), experiment, plan, fold)  # noqa: B023, E731
-                        yield _outcome(fold, read)
-                finally:
-                    threads.shutdown(wait=False, cancel_futures=True)
-                    workers.stop()
+            job = (str(path), *_own_classes(path))
+            if elsewhere:
+                ends = _ends_elsewhere(self, folds, n_jobs, *job)
+            else:
+                ends = _Workers(job, n_jobs, timeout).ends(self, folds)
+            for fold, end in ends:
+                yield _outcome(fold, lambda: self._read(end(), experiment, plan, fold))  # noqa: B023
 
     def _read(self, path: str, experiment: Experiment, plan: Plan, fold: Fold) -> Experiment:
         with unchanged_randomness(), ExperimentContext().activate():
@@ -120,6 +125,43 @@ def _outcome(fold: Fold, work: Callable[[], Experiment]) -> Outcome:
         return fold, error
 
 
+# -- elsewhere ----------------------------------------------------------------------------------
+
+
+def _is_elsewhere(timeout: float | None) -> bool:
+    """Tell whether `joblib.parallel_config` names a backend that is not the default."""
+    backend, _ = get_active_backend()
+    if type(backend) is BACKENDS["loky"]:
+        return False
+    name = type(backend).__name__
+    if isinstance(backend, (BACKENDS["threading"], BACKENDS["multiprocessing"])):
+        raise ConfigError(
+            f"folds cannot run on joblib's {name}: threads would share the generators of random "
+            "numbers, and forks hang after TensorFlow; use 'loky', 'dask' or 'ray'"
+        )
+    if timeout is not None:
+        raise ConfigError(f"timeout is for processes on this machine, not for joblib's {name}")
+    return True
+
+
+def _ends_elsewhere(
+    work: Work, folds: Sequence[Fold], n_jobs: int, path: str, *classes: Any
+) -> Iterator[End]:
+    """Run folds as joblib was told to, files sent as bytes; yield each as it ends."""
+    data = Path(path).read_bytes()
+    jobs = (delayed(_work_on)(data, classes, work, fold) for fold in folds)
+    for fold, made, problem in Parallel(n_jobs, return_as="generator_unordered")(jobs):
+        target = Path(path).with_name(fold.label)
+        target.write_bytes(made)
+        yield fold, partial(_path_of, target, problem)
+
+
+def _path_of(path: Any, problem: str) -> str:
+    if problem:
+        raise ExecutionError(problem)
+    return str(path)
+
+
 # -- here ---------------------------------------------------------------------------------------
 
 _idle: defaultdict[int, deque[Any]] = defaultdict(deque)
@@ -130,10 +172,22 @@ class _Workers:
     """Processes with one job at a time each, so that one which dies takes no other along."""
 
     def __init__(self, job: tuple[Any, ...], n_jobs: int, timeout: float | None) -> None:
-        self.job = job
+        self.job, self.n_jobs = job, n_jobs
         threads = int(os.environ.get("OMP_NUM_THREADS", cpu_count()))
         self.threads, self.timeout = max(1, min(threads, cpu_count() // n_jobs)), timeout
         self._busy: list[Any] = []
+
+    def ends(self, work: Work, folds: Sequence[Fold]) -> Iterator[End]:
+        """Run folds and yield each as it ends; kill what is still running when nobody listens."""
+        with ThreadPoolExecutor(self.n_jobs) as threads:
+            waiting = {threads.submit(self.run, work, fold): fold for fold in folds}
+            try:
+                for future in as_completed(waiting):
+                    yield waiting[future], future.result
+            finally:
+                threads.shutdown(wait=False, cancel_futures=True)
+                for worker in list(self._busy):
+                    worker.shutdown(wait=False, kill_workers=True)
 
     def run(self, work: Work, fold: Fold) -> str:
         """Run a fold and return the path of what it wrote."""
@@ -150,14 +204,7 @@ class _Workers:
         finally:
             self._busy.remove(worker)
         _idle[self.threads].append((worker, self.job[0]))
-        if problem:
-            raise ExecutionError(problem)
-        return str(path)
-
-    def stop(self) -> None:
-        """Kill what is still running."""
-        for worker in list(self._busy):
-            worker.shutdown(wait=False, kill_workers=True)
+        return _path_of(path, problem)
 
     def _take(self) -> Any:
         """Return a worker that has read the experiment: timeouts start then."""
@@ -167,7 +214,7 @@ class _Workers:
             if path == self.job[0]:
                 return worker
             try:
-                problem = worker.submit(_ready, sys.path, *self.job).result()
+                problem = worker.submit(_ready, sys.path, Path.cwd(), *self.job).result()
             except process_executor.BrokenProcessPool:  # it died while it had nothing to do
                 if fresh:
                     raise
@@ -202,9 +249,13 @@ _loaded: dict[str, Experiment] = {}
 """The experiment that this worker read last, by path."""
 
 
-def _ready(found: list[str], path: str, modules: list[str], classes: dict[str, Any]) -> str:
-    """Read the experiment, where modules are found as in the parent; return what went wrong."""
+def _ready(
+    found: list[str], here: Path, path: str, modules: list[str], classes: dict[str, Any]
+) -> str:
+    """Read the experiment, where files are found as in the parent; return what went wrong."""
     sys.path[:] = found
+    os.chdir(here)
+    logging.getLogger("modularml.data").setLevel(logging.ERROR)  # the parent has said it
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize  # rows of a job are no leak
     if path in _loaded:
         return ""
@@ -216,6 +267,18 @@ def _ready(found: list[str], path: str, modules: list[str], classes: dict[str, A
         own = f"; classes of yours must be importable there, from {modules}" if modules else ""
         return f"a worker cannot make the experiment again{own}: {error}"
     return ""
+
+
+def _work_on(
+    data: bytes, classes: tuple[Any, ...], work: Work, fold: Fold
+) -> tuple[Fold, bytes, str]:
+    """Run a fold on a file that was sent; return what came of it as bytes, or what went wrong."""
+    with tempfile.TemporaryDirectory(prefix="modularml-") as folder:
+        path = Path(folder) / "job.mml"
+        path.write_bytes(data)
+        problem = _ready(sys.path, Path.cwd(), str(path), *classes)
+        made, problem = ("", problem) if problem else _work(work, fold)
+        return fold, Path(made).read_bytes() if made else b"", problem
 
 
 def _work(work: Work, fold: Fold) -> tuple[str, str]:

@@ -86,7 +86,7 @@ def _stopping(
 
 
 def _until_spent(
-    key: str, rule: tuple[str, int, float], events: Events
+    key: str, rule: tuple[Literal["min", "max"], int, float], events: Events
 ) -> Iterator[dict[str, Any]]:
     watch = Patience(*rule)
     with Supply(events) as source:

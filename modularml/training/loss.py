@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -33,6 +34,14 @@ CLASS_INDEX = frozenset(
     {"CrossEntropyLoss", "NLLLoss", "MultiMarginLoss", "SparseCategoricalCrossentropy"}
 )
 """Losses whose targets are class numbers."""
+
+TAKES_SHARES = frozenset({"CrossEntropyLoss"})
+"""Those of them that also take the probability of each class."""
+
+SHARES = frozenset(
+    {"BCELoss", "BCEWithLogitsLoss", "BinaryCrossentropy", "BinaryFocalCrossentropy"}
+)
+"""Losses whose targets are probabilities."""
 
 CLASS_LAST = frozenset({"SparseCategoricalCrossentropy"})
 """Those whose classes are the last axis of the output; others have them first."""
@@ -263,7 +272,8 @@ class Loss(Configurable, Saveable):
             built: Callable[..., Any] = cls(**kwargs)
         except TypeError as error:
             raise LossError(f"{cls.__name__} cannot be made from {kwargs}: {error}") from error
-        return built
+        forward = getattr(built, "forward", built)
+        return _of_probabilities(forward) if cls.__name__ == "BCELoss" else built
 
     def _params(self) -> dict[str, Any]:
         return {
@@ -273,6 +283,24 @@ class Loss(Configurable, Saveable):
             "reduction": self.reduction,
             "factory": self.factory,
         }
+
+
+def _of_probabilities(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Say what to do where outputs turn out to be no probabilities."""
+
+    @functools.wraps(fn)
+    def loss(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return fn(*args, **kwargs)
+        except RuntimeError as error:
+            if "between 0 and 1" not in str(error):
+                raise
+            raise LossError(
+                "loss 'bce' wants outputs between 0 and 1, and got others or NaN; end the model "
+                "with a sigmoid, or use Loss('bce_with_logits')"
+            ) from error
+
+    return loss
 
 
 def _plain(name: str) -> str:

@@ -94,9 +94,10 @@ class TestLivePlot:
 
 
 class TestBars:
-    def run(self, monkeypatch, work=run, **flags):
+    def run(self, monkeypatch, work=run, terminal=True, **flags):
         drawn = io.StringIO()
         monkeypatch.setattr(sys, "stderr", drawn)
+        monkeypatch.setattr(drawn, "isatty", lambda: terminal)
         tqdm = progress.tqdm_class()
         monkeypatch.setattr(
             progress,
@@ -125,6 +126,7 @@ class TestBars:
         assert "epoch 3" in text
         assert "sampling" not in self.run(monkeypatch, show_sampler_progress=False)
         assert not self.run(monkeypatch, **QUIET)
+        assert not self.run(monkeypatch, terminal=False, persist_progress=True)
 
     def test_driven_by_hand(self, monkeypatch):
         def by_hand():

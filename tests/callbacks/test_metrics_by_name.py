@@ -156,6 +156,14 @@ def test_roles():
     assert all(isinstance(s, MetricResult) for s in said)
 
 
+def test_a_metric_of_classes_does_not_go_with_numbers():
+    fs, graph = world()
+    found = evaluated(graph, fs)[0]
+    for name in ("accuracy", "f1_score", "Accuracy"):
+        with pytest.raises(ConfigError, match=f"metric '{name}' does not go with targets of float"):
+            found.scores([name])
+
+
 def test_what_is_refused():
     with pytest.raises(UnknownNameError, match="r2"):
         ScoreMetric("r22")

@@ -84,7 +84,7 @@ def test_off_and_clean_data_are_silent():
 
 
 def test_the_mode_is_config():
-    with pytest.raises(ConfigError, match="audit must be 'warn', 'error' or 'off', got 'no'"):
+    with pytest.raises(ConfigError, match="audit must be one of 'warn', 'error', 'off', got 'no'"):
         mm.Experiment("exp", audit="no")
     assert mm.Experiment("exp").audit == "warn"
     exp = experiment(audit="error")

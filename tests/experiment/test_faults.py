@@ -80,6 +80,7 @@ def surroundings(graph):
 @pytest.mark.parametrize(("base", "hook"), HOOKS)
 def test_every_hook_may_fail(kind, base, hook, monkeypatch):
     monkeypatch.setattr(progress, "tqdm_class", lambda: Silent)
+    monkeypatch.setattr(progress, "IN_NOTEBOOK", True)  # bars are drawn
     exp, graph, listener = world(kind, base, hook)
     start = graph.get_state()
     clean = exp.run(show_eval_progress=True)

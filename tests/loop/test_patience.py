@@ -54,9 +54,9 @@ def test_nan_is_never_the_best():
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("least", 1, 0.0), "mode must be 'min' or 'max'"),
-        (("min", -1, 0.0), "patience must be an int of at least 0"),
-        (("min", 1.5, 0.0), "patience must be an int of at least 0"),
+        (("least", 1, 0.0), "mode must be one of 'min', 'max'"),
+        (("min", -1, 0.0), "patience must be at least 0"),
+        (("min", 1.5, 0.0), "patience must be an int, got 1.5"),
         (("min", 1, -0.1), "min_delta must be at least 0"),
         (("min", 1, math.nan), "min_delta must be at least 0"),
     ],

@@ -237,6 +237,12 @@ def test_a_state_of_a_finished_loop_has_nothing_left():
 # -------------------------------------------------------------------------------- the bar
 
 
+@pytest.fixture
+def _as_in_a_notebook(monkeypatch):
+    monkeypatch.setattr("modularml.progress.IN_NOTEBOOK", True)
+
+
+@pytest.mark.usefixtures("_as_in_a_notebook")
 def test_one_bar_over_the_whole_loop(capsys):
     stream = Stream(range(4))
     for epoch in stream.epochs(3):
@@ -247,6 +253,7 @@ def test_one_bar_over_the_whole_loop(capsys):
     assert "0%" in shown
 
 
+@pytest.mark.usefixtures("_as_in_a_notebook")
 def test_the_bar_goes_on_after_resuming(capsys):
     state = {"epoch": 1, "iteration": 4}
     stream = Stream(range(4))

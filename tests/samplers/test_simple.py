@@ -174,7 +174,7 @@ def test_grouping_means_raw_columns_before_and_after_scaling():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be an int of at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"batch_size": 2.0}, "batch_size must be an int"),
         ({"batch_size": True}, "batch_size must be an int"),
         ({"batch_size": "4"}, "batch_size must be an int"),
@@ -279,7 +279,7 @@ def test_draws_that_cannot_be_made():
     with pytest.raises(ConfigError, match="not both"):
         SimpleSampler(source=view, sources=[view])
     for weights in (["x"], np.ones(3)):
-        with pytest.raises(ConfigError, match="name of a column"):
+        with pytest.raises(ConfigError, match="weights must be a string"):
             SimpleSampler(weights=weights)
     for sources in (make(), "fs", [{"x": 1}]):
         with pytest.raises(ConfigError, match="list of FeatureSets"):

@@ -258,3 +258,27 @@ def test_more_partners_than_there_are_cost_nothing():
     fs = FeatureSet.from_dict("fs", {"x": np.arange(9.0) // 3}, "x", [], [])
     batches = PairedSampler({"x": SAME}, max_pairs_per_anchor=10**12).epoch(fs.to_view(), 0)
     assert len(batches.rows["pair"]) == 9 * 2
+
+
+def test_a_row_that_stands_twice_is_no_partner_of_itself():
+    view = make(6).take([0, 0, 3, 5, 5, 1])
+    near = {"x": SimilarityCondition(tolerance=9.0, weight_mode="linear", max_weight=9.0)}
+    found = quietly(PairedSampler(near, batch_size=50, max_pairs_per_anchor=9, seed=0), view)
+    anchors, pairs = (view.valid_indices[found.rows[role]] for role in ("anchor", "pair"))
+    expected = sorted((a, b) for a in view.valid_indices for b in (0, 1, 3, 5) if a != b)
+    assert sorted(zip(anchors.tolist(), pairs.tolist(), strict=True)) == expected
+    x = view.collection.numpy("features.x.raw")
+    np.testing.assert_allclose(
+        found.weights["pair"], near["x"].weights(np.abs(x[anchors] - x[pairs]))
+    )
+
+
+@pytest.mark.parametrize("start", [2**60, -(2**63), 2**63])
+def test_large_integers_lose_no_digit(start):
+    ids = np.array([start + i for i in range(6)], dtype="u8" if start == 2**63 else "i8")
+    fs = FeatureSet.from_dict("big", {"x": np.zeros(6), "id": ids}, ["x"], [], ["id"])
+    near = SimilarityCondition(tolerance=1)
+    found = PairedSampler({"id": near}, batch_size=50, seed=0).epoch(fs.to_view(), 0)
+    gaps = found.rows["anchor"] - found.rows["pair"]
+    assert sorted(gaps.tolist()) == [-1] * 5 + [1] * 5
+    assert [near.score(ids[0], other) for other in ids] == [1, 1, 0, 0, 0, 0]

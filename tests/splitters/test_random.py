@@ -309,13 +309,13 @@ def test_bad_ratios(ratios, message):
 
 @pytest.mark.parametrize("seed", [-1, None, 1.5, True, "x"])
 def test_bad_seed(seed):
-    with pytest.raises(SplitError, match="seed must be a whole number"):
+    with pytest.raises(SplitError, match="seed must be"):
         RandomSplitter(HALVES, seed=seed)
 
 
 @pytest.mark.parametrize("keys", [[], 3, ["a", 1]])
 def test_bad_keys(keys):
-    with pytest.raises(SplitError, match="a name or a list of names"):
+    with pytest.raises(SplitError, match="group_by must be"):
         RandomSplitter(HALVES, group_by=keys)
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+from typing import Any
+
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 import modularml as mml
+from modularml.callbacks import CSVLogger
 from modularml.data.audit import AuditWarning
 from modularml.data.scaling import LeakWarning
 from modularml.errors import AuditError, ConfigError, ExecutionError, SplitError, UnknownNameError
@@ -43,14 +49,14 @@ def folds(bindings, **kwargs):
     return mml.CrossValidation(bindings=bindings, experiment=experiment(), **kwargs).folds
 
 
-def world(fs: mml.FeatureSet, *, scaled: bool = True, n_epochs: int = 2, callbacks=()):
+def world(fs: mml.FeatureSet, *, scaled: bool = True, n_epochs: int = 2, callbacks=(), model=None):
     """An experiment that trains a small network on ``train`` and evaluates it on ``val``."""
     fs.clear_splits()
     fs.split_random({"train": 0.6, "val": 0.2, "test": 0.2}, group_by="cell")
     if scaled:
         fs.fit_transform("StandardScaler", domain="features", fit_to_split="train")
         fs.fit_transform("StandardScaler", domain="targets", fit_to_split="train")
-    model = SequentialMLP(n_layers=2, hidden_dim=4, dropout=0.1)
+    model = model or SequentialMLP(n_layers=2, hidden_dim=4, dropout=0.1)
     graph = mml.ModelGraph([mml.ModelNode("net", model, fs)], mml.Optimizer("adam"))
     own = experiment(audit="off")
     watch = mml.Evaluation.from_split(
@@ -416,6 +422,59 @@ def test_folds_in_processes_equal_serial_and_dead_or_hanging_ones_lose_their_fol
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("given_as", ["class", "object"])
+def test_keras_folds_in_processes_equal_serial_and_the_parent_is_untouched(given_as):
+    keras_worlds = pytest.importorskip("tests.keras_worlds")
+    keras, tf = keras_worlds.keras, keras_worlds.tf
+    fs = rows()
+    model: Any = keras_worlds.net()
+    if given_as == "class":
+        model = importlib.import_module("modularml.models.tensorflow").SequentialMLP(
+            n_layers=2, hidden_dim=4, dropout=0.1
+        )
+    world(fs, model=model)
+    binding = mml.CVBinding(fs, ["train", "val"], group_by="cell")
+    keras.utils.set_random_seed(3)
+    wanted = [keras.random.uniform((2,)), tf.random.uniform((2,)), tf.random.uniform((2,))]
+    keras.utils.set_random_seed(3)
+    found = [keras.random.uniform((2,)), tf.random.uniform((2,))]
+    serial, again, shared = (
+        mml.CrossValidation(bindings=binding, n_folds=3, n_jobs=n).run(**SILENT) for n in (1, 1, 2)
+    )
+    found.append(tf.random.uniform((2,)))
+    np.testing.assert_array_equal(np.stack(found), np.stack(wanted))
+    assert_equal_results(serial, again)
+    assert_equal_results(serial, shared)
+
+
+class Cluster(joblib.parallel.BACKENDS["loky"]):
+    """A backend of joblib's that is not the default."""
+
+
+@pytest.mark.slow
+def test_folds_run_where_joblib_was_told_to(tmp_path):
+    flag = tmp_path / "flag"
+    flag.touch()
+    fs = rows()
+    world(fs, callbacks=[Saboteur("raise", "fold_1", str(flag))])
+    cv, local = (
+        mml.CrossValidation(bindings=mml.CVBinding(fs, ["train", "val"]), n_folds=3)
+        for _ in range(2)
+    )
+    joblib.register_parallel_backend("cluster", Cluster)
+    with joblib.parallel_config("cluster", n_jobs=2):
+        with pytest.warns(FoldFailedWarning, match="fold_1: .*RuntimeError: sabotage"):
+            first = cv.run(**SILENT)
+        flag.unlink()
+        results = cv.run(**SILENT)
+    assert results.get_fold(0) is first.get_fold(0)
+    assert_equal_results(results, local.run(**SILENT))
+    for backend in ("threading", "multiprocessing"):
+        with joblib.parallel_config(backend, n_jobs=2), pytest.raises(ConfigError, match="'loky'"):
+            mml.CrossValidation(bindings=mml.CVBinding(fs, ["train"])).run(**SILENT)
+
+
+@pytest.mark.slow
 def test_a_class_that_a_worker_cannot_find_is_named():
     fs = rows()
     hidden = type("Hidden", (Saboteur,), {"__module__": "nowhere"})
@@ -474,9 +533,12 @@ def test_what_cannot_be_meant_is_refused_at_once():
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
-def test_folds_go_on_in_a_new_process(tmp_path, n_jobs) -> None:
+def test_folds_go_on_in_a_new_process_and_log_to_files_of_their_own(tmp_path, monkeypatch, n_jobs):
+    monkeypatch.chdir(tmp_path)
+
     def made(folder):
-        own = world(rows(), n_epochs=3)
+        logger = CSVLogger(f"{folder}/log.csv")
+        own = world(rows(), n_epochs=3, callbacks=[logger])
         own.execution_plan.get_phase("train").set_checkpointing(
             mml.Checkpointing(mode="disk", save_on="batch_end", every_n=2)
         )
@@ -499,6 +561,11 @@ def test_folds_go_on_in_a_new_process(tmp_path, n_jobs) -> None:
     with mml.ExperimentContext().activate():
         again = made("often").run(resume="auto", **SILENT)
     assert_equal_results(again, wanted)
+    for i in range(3):
+        logs = [Path(folder, f"log_CV_fold_{i}.csv") for folder in ("never", "often")]
+        values = again.get_fold(i)["train"].to_pandas()["train_loss"]
+        np.testing.assert_array_equal(pd.read_csv(logs[1])["train_loss"], values)
+        assert logs[0].read_bytes() == logs[1].read_bytes()
     assert times == [path.stat().st_mtime_ns for path in sorted(done.rglob("*.mml"))]
     cv.experiment._checkpoint_dir = None
     with pytest.raises(ConfigError, match="set_checkpoint_dir"):

@@ -456,7 +456,7 @@ class TestBadInput:
         with pytest.raises(ConfigError, match="empty"):
             mm.AppliedLoss(mm.Loss("mse"), on="net", inputs=[])
         for weight in (float("nan"), "2", None):
-            with pytest.raises(ConfigError, match="finite"):
+            with pytest.raises(ConfigError, match="weight must be a"):
                 mm.AppliedLoss(mm.Loss("mse"), on="net", inputs=["outputs"], weight=weight)
         with pytest.raises(ConfigError, match="outputs"):
             mm.AppliedLoss(mm.Loss("mse"), on="net", inputs=["a.b.c.d"])
@@ -489,6 +489,20 @@ class TestBadInput:
         with pytest.raises(DataError, match=rf"0 to 2.*'net'.*holds {label} in row 19"):
             train(graph_of(featureset(x, y), mine), [applied("crossentropy")])
         assert all(torch.equal(before[k], v) for k, v in mine.state_dict().items())
+
+    def test_what_is_no_probability(self):
+        x, y = arrays(n=20)
+        shares = np.abs(y) / np.abs(y).max()
+        three = np.repeat(shares, 3, 1) * [1, 2, 3]
+        for loss, module, target, error, said in (
+            ("bce", mlp(), shares, LossError, "sigmoid, or use Loss.'bce_with_logits'"),
+            ("bce_with_logits", mlp(), y, DataError, "from 0 to 1; column 'targets.y.raw'"),
+            ("bce_with_logits", mlp(), np.sign(y), DataError, "holds -1.0 in row"),
+            ("nll", mlp(out=3), three, ShapeError, "of an integer dtype"),
+        ):
+            with mm.ExperimentContext().activate(), pytest.raises(error, match=said):
+                train(graph_of(featureset(x, target.astype("f4")), module), [applied(loss)])
+        assert train(graph_of(featureset(x, shares), mlp()), [applied("bce_with_logits")])
 
     @pytest.mark.parametrize("batch_size", [1, 7, None])
     @pytest.mark.parametrize("kwargs", [None, {"weight": torch.tensor([1.0, 5.0, 10.0])}])

@@ -52,7 +52,7 @@ class TestConstruction:
 
     def test_bad_arguments(self):
         for limit in ("1", True, [1.0]):
-            with pytest.raises(ConfigError, match="clip_norm must be a positive number"):
+            with pytest.raises(ConfigError, match="clip_norm must be a"):
                 mm.Optimizer("sgd", clip_norm=limit)
         with pytest.raises(ConfigError, match="exactly one"):
             mm.Optimizer()
