@@ -105,7 +105,7 @@ def chosen(kind: str, rng: random.Random) -> dict[str, Any]:
     if kind == "tensorflow":
         found |= {"schedule": rng.choice([None, "batch"]), "accumulate": rng.choice([1, 3])}
     if kind == "sklearn":
-        found |= {"model": rng.choice(["sgd", "net"]), "accumulate": 1}
+        found |= {"model": rng.choice(["sgd", "elastic", "net", "unseeded"]), "accumulate": 1}
     return found
 
 
@@ -120,11 +120,15 @@ def graph_of(fs: Any, made: dict[str, Any]) -> mm.ModelGraph:
     }
     if made["kind"] == "sklearn":
         from sklearn.linear_model import Ridge, SGDRegressor
+        from sklearn.neural_network import MLPRegressor
         from sklearn.preprocessing import StandardScaler
 
+        small = {"hidden_layer_sizes": (4,), "tol": 10.0, "n_iter_no_change": 1}
         models = {
             "sgd": lambda: SGDRegressor(learning_rate="adaptive", average=True),
-            "net": lambda: SGDRegressor(random_state=4, penalty="elasticnet"),
+            "elastic": lambda: SGDRegressor(random_state=4, penalty="elasticnet"),
+            "net": lambda: MLPRegressor(random_state=4, **small),
+            "unseeded": lambda: MLPRegressor(solver="sgd", **small),
         }
         scaler = mm.ModelNode("scaler", StandardScaler(), fs)
         net = mm.ModelNode("net", models[made["model"]](), scaler)
