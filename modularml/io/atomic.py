@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,10 @@ def _fill(temporary: Path, parts: Iterable[Any]) -> None:
     """Write all parts, and read them back; meanwhile the disk takes what is there."""
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     with os.fdopen(fd, "wb") as file, ThreadPoolExecutor(1) as beside:
-        written, late, syncing, synced = [], [], [], 0
+        written: list[tuple[int, Any]] = []
+        late: list[tuple[int, Late]] = []
+        syncing: list[Future[None]] = []
+        synced = 0
         for part in parts:
             at = file.tell()
             if isinstance(part, Late):

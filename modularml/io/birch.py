@@ -1,4 +1,4 @@
-"""The tree that Birch grows, as flat arrays: its links point both ways, so it is no tree of data."""
+"""The tree that Birch grows, as flat arrays; its links point both ways, so it is no plain data."""
 
 from __future__ import annotations
 
