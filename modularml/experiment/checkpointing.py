@@ -117,15 +117,6 @@ class Checkpointing(Configurable):
         """Keys of what is kept, sorted."""
         return sorted([*self._states, *self._paths], key=lambda key: (isinstance(key, str), key))
 
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments as plain data."""
-        return super().get_config()
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Checkpointing:
-        """Make one from a config, with nothing kept."""
-        return super().from_config(config)
-
     def should_save(self, hook: str) -> bool:
         """Count an occurrence of a hook and tell whether a state is to be kept now."""
         if hook not in self._save_on:

@@ -17,7 +17,14 @@ from modularml.errors import MMLError
 from modularml.io import limits
 from modularml.io.flatbuffers import check_uncompressed
 
-__all__ = ["dump_table", "dump_tensors", "load_table", "load_tensors", "storable"]
+__all__ = [
+    "dump_table",
+    "dump_tensors",
+    "load_members",
+    "load_table",
+    "load_tensors",
+    "storable",
+]
 
 _NAMES = dict(
     zip(
@@ -145,6 +152,21 @@ def load_table(data: memoryview, path: Path, member: str) -> pa.Table:
     except (pa.ArrowException, ValueError, TypeError, IndexError, OverflowError, OSError) as error:
         raise MMLError(limits.DAMAGED, path, member, f"no table: {error}"[:200]) from None
     return table
+
+
+def load_members(
+    payloads: Mapping[str, memoryview], path: Path
+) -> tuple[dict[tuple[str, str], Array], dict[str, pa.Table]]:
+    """Read all arrays of a file, by member and name, and all its tables, by member."""
+    arrays: dict[tuple[str, str], Array] = {}
+    tables = {}
+    for member, data in payloads.items():
+        if member.endswith(".safetensors"):
+            found = load_tensors(data, path, member)
+            arrays |= {(member, name): array for name, array in found.items()}
+        elif member.endswith(".arrow"):
+            tables[member] = load_table(data, path, member)
+    return arrays, tables
 
 
 _OPTIONS = pa.ipc.IpcReadOptions(ensure_native_endian=False, use_threads=False)
