@@ -129,7 +129,7 @@ def folder_of(checkpointing: Checkpointing, parent: Path | None, label: str) -> 
     ConfigError
         If neither the checkpointing nor the experiment has one.
     """
-    folder = checkpointing.directory
+    folder: Path | None = checkpointing.directory
     if folder is None and parent is not None:
         folder = parent / check_label(label, "folder's name") if label else parent
     if folder is None:

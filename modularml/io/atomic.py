@@ -128,7 +128,7 @@ def _fill(temporary: Path, parts: Iterable[Any]) -> None:
         _compare(temporary, made)
 
 
-_SYNC_EVERY = 2**24
+_SYNC_EVERY = 2**22
 
 
 def _compare(temporary: Path, written: list[tuple[int, Any]]) -> None:

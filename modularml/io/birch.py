@@ -54,49 +54,43 @@ def grown(flat: Mapping[str, Any]) -> Any:
     ConfigError
         If the arrays do not fit each other, or nodes are no tree.
     """
-    _check(flat)
+    owners, width = _checked(flat), flat["centroid_"].shape[1]
     birch = require("sklearn.cluster._birch")
-    width, dtype = flat["centroid_"].shape[1], np.dtype(flat["dtype"])
-
-    def node(*told: Any) -> Any:
-        known = dict(zip(_OF_NODES, told, strict=True))
-        return birch._CFNode(**known, n_features=width, dtype=dtype)
-
-    facts = list(zip(*(flat[name].tolist() for name in _OF_NODES), strict=True))
-    nodes = [node(*told) for told in facts]
-    owners = np.repeat(np.arange(len(nodes)), flat["sizes"])
+    kind = {"n_features": width, "dtype": np.dtype(flat["dtype"])}
+    facts = zip(*(flat[name].tolist() for name in _OF_NODES), strict=True)
+    told = [dict(zip(_OF_NODES, found, strict=True)) for found in facts]
+    nodes = [birch._CFNode(**own, **kind) for own in told]
     for at, (owner, child) in enumerate(zip(owners, flat["children"], strict=True)):
         part = birch._CFSubcluster()
         vars(part).update({name: flat[name][at] for name in _OF_PARTS})
-        part.n_samples_ = int(part.n_samples_)
-        part.child_ = nodes[child] if child >= 0 else None
+        part.n_samples_, part.child_ = int(part.n_samples_), nodes[child] if child >= 0 else None
         nodes[owner].append_subcluster(part)
-    before = node(*facts[0][:2], True)
+    before = birch._CFNode(**{**told[0], "is_leaf": True}, **kind)
     for leaf in (nodes[at] for at in flat["chain"]):
         before.next_leaf_, leaf.prev_leaf_ = leaf, before
         before = leaf
     return nodes[0]
 
 
-def _check(flat: Mapping[str, Any]) -> None:
+def _checked(flat: Mapping[str, Any]) -> Any:
+    """Return the node of each subcluster, if everything fits."""
     sizes, children, leaf = flat["sizes"], flat["children"], flat["is_leaf"]
-    n, m = len(sizes), len(children)
+    n, width = len(sizes), flat["centroid_"].shape[-1]
     owners = np.repeat(np.arange(n), sizes)
-    below = children >= 0
-    rows = [flat[name].shape for name in ("linear_sum_", "centroid_")]
+    m, below = len(owners), children >= 0
+    shapes: dict[str, Any] = {**dict.fromkeys(_OF_NODES, (n,)), **dict.fromkeys(_OF_PARTS, (m,))}
+    shapes |= {"children": (m,), "linear_sum_": (m, width), "centroid_": (m, width)}
     fits = (
-        all(flat[name].shape == (n,) for name in (*_OF_NODES, "sizes"))
-        and all(flat[name].shape == (m,) for name in ("n_samples_", "squared_sum_", "sq_norm_"))
-        and rows[0] == rows[1] == (m, rows[0][-1])
+        all(flat[name].shape == shape for name, shape in shapes.items())
         and all(flat[name].dtype.kind in "iuf" for name in _OF_PARTS)
-        and (leaf.dtype, sizes.dtype.kind, children.dtype.kind) == (np.bool_, "i", "i")
-        and n > 0
+        and leaf.dtype == bool
+        and np.dtype(flat["dtype"]).kind == "f"
         and bool((sizes > 0).all() and (sizes <= flat["branching_factor"] + 1).all())
-        and (int(flat["branching_factor"].max()) + 1) * rows[0][1] <= _MOST_ROOM
+        and (int(flat["branching_factor"].max()) + 1) * width <= _MOST_ROOM
         and np.array_equal(np.sort(children[below]), np.arange(1, n))
         and bool((children[below] > owners[below]).all() and (below != leaf[owners]).all())
         and np.array_equal(np.sort(flat["chain"]), np.flatnonzero(leaf))
-        and np.dtype(flat["dtype"]).kind == "f"
     )
     if not fits:
         raise ConfigError("the tree of a Birch does not fit together")
+    return owners
