@@ -86,16 +86,7 @@ def write_archive(
     overwrite: bool = False,
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write members and their manifest to a file, atomically.
-
-    Parameters
-    ----------
-    path : Path
-    kind : str
-    members : mapping of str to bytes-like, or a list of such
-    overwrite : bool
-    facts : mapping, optional
-        ``backends``, ``classes`` and ``requires`` of the manifest.
+    """Write members (bytes, or lists of such) and their manifest to a file, atomically.
 
     Raises
     ------

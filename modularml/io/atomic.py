@@ -57,16 +57,10 @@ def check_free(path: Path, overwrite: bool) -> None:
 def write_file(
     path: Path, parts: Iterable[Any], *, overwrite: bool, verify: Callable[[Path], Any]
 ) -> None:
-    """Write a file whole, or leave everything as it was.
+    """Write a file whole, of bytes and `Late` parts, or leave everything as it was.
 
-    Parameters
-    ----------
-    path : Path
-    parts : iterable of bytes-like or Late
-    overwrite : bool
-    verify : callable
-        Reads the finished file, before it gets its name, and raises if it is not good. That it
-        holds the bytes of `parts` has been seen by then.
+    `verify` reads the finished file, before it gets its name, and raises if it is not good. That
+    it holds the bytes of `parts` has been seen by then.
 
     Raises
     ------
@@ -111,7 +105,7 @@ def _fill(temporary: Path, parts: Iterable[Any]) -> None:
                 continue
             written.append((at, part))
             file.write(part)
-            if at - synced > _SYNC_EVERY and all(sync.done() for sync in syncing):
+            if at - synced >= _SYNC_EVERY and all(sync.done() for sync in syncing):
                 syncing, synced = [*syncing, beside.submit(os.fsync, fd)], at
         file.flush()
         if syncing:

@@ -17,20 +17,8 @@ def check_tree(
 ) -> None:
     """Refuse the nodes of a decision tree that are no tree, or point out of it.
 
-    Parameters
-    ----------
-    n_features : int
-    n_classes : ndarray, shape (n_outputs,)
-    max_depth : int
-        Scikit-learn makes room for so many steps of a path.
-    nodes : ndarray of records, shape (n_nodes,)
-    values : ndarray, shape (n_nodes, n_outputs, max(n_classes))
-
-    Raises
-    ------
-    ConfigError
-        If a child does not come after its parent or has another parent too, a feature is not
-        there, the depth is not that of the longest path, or a shape differs.
+    A child comes after its only parent, features are there, `max_depth` is at least that of the
+    longest path (scikit-learn makes room for so many steps), and shapes fit.
     """
     _expect(type(n_features) is int and 0 < n_features < 2**31, "n_features")
     _expect(n_classes.ndim == 1 and 0 < len(n_classes) < 2**20, "n_classes")

@@ -50,14 +50,9 @@ class Packer:
         return {**tables, **{name: dump_tensors(a) for name, a in self._tensors.items()}}
 
     def pack(self, value: Any, where: tuple[str, ...] = ()) -> Any:
-        """Return a tree for a value.
+        """Return a tree for plain data, arrays, tables, `Configurable` objects or containers.
 
-        Parameters
-        ----------
-        value : object
-            Plain data, arrays, tables, `Configurable` objects, and containers of them.
-        where : tuple of str
-            Names on the way to it, for names of members and for messages.
+        `where` are the names on the way to it, for names of members and for messages.
 
         Raises
         ------
