@@ -158,13 +158,17 @@ def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
 
 def _drop(path: Path) -> None:
     """Remove a file; giving its room back takes long where it is large, and is done beside."""
-    try:
-        fd = os.open(path, os.O_RDONLY) if fcntl is not None else None
-    except OSError:
-        fd = None
+    fd = None
+    with contextlib.suppress(OSError):
+        if fcntl is not None and path.stat().st_size >= _SYNC_EVERY:
+            fd = os.open(path, os.O_RDONLY)
     path.unlink(missing_ok=True)
-    if fd is not None:
+    if fd is None:
+        return
+    try:
         threading.Thread(target=os.close, args=(fd,)).start()
+    except RuntimeError:  # Python is about to end
+        os.close(fd)
 
 
 def _link(source: Path, target: Path) -> bool:
