@@ -7,7 +7,6 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,11 +91,9 @@ def write_file(
 def _fill(temporary: Path, parts: Iterable[Any]) -> None:
     """Write all parts, and read them back; meanwhile the disk takes what is there."""
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    with os.fdopen(fd, "wb") as file, ThreadPoolExecutor(1) as beside:
+    with os.fdopen(fd, "wb") as file:
         written: list[tuple[int, Any]] = []
         late: list[tuple[int, Late]] = []
-        syncing: list[Future[None]] = []
-        synced = 0
         for part in parts:
             at = file.tell()
             if isinstance(part, Late):
@@ -105,24 +102,21 @@ def _fill(temporary: Path, parts: Iterable[Any]) -> None:
                 continue
             written.append((at, part))
             file.write(part)
-            if at - synced >= _SYNC_EVERY and all(sync.done() for sync in syncing):
-                syncing, synced = [*syncing, beside.submit(os.fsync, fd)], at
+            size = file.tell() - at
+            if size >= _LARGE and hasattr(os, "posix_fadvise"):  # the kernel begins to write it
+                os.posix_fadvise(fd, at, size, os.POSIX_FADV_DONTNEED)
         file.flush()
-        if syncing:
-            syncing.append(beside.submit(os.fsync, fd))
         _compare(temporary, written)
         made = [(at, part.make()) for at, part in late]
         for at, data in made:
             file.seek(at)
             file.write(data)
         file.flush()
-        for sync in syncing:  # an error is told once, to whoever asks first
-            sync.result()
         os.fsync(fd)
         _compare(temporary, made)
 
 
-_SYNC_EVERY = 2**22
+_LARGE = 2**20
 
 
 def _compare(temporary: Path, written: list[tuple[int, Any]]) -> None:
@@ -160,7 +154,7 @@ def _drop(path: Path) -> None:
     """Remove a file; giving its room back takes long where it is large, and is done beside."""
     fd = None
     with contextlib.suppress(OSError):
-        if fcntl is not None and path.stat().st_size >= _SYNC_EVERY:
+        if fcntl is not None and path.stat().st_size >= _LARGE:
             fd = os.open(path, os.O_RDONLY)
     path.unlink(missing_ok=True)
     if fd is None:
