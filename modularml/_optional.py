@@ -23,7 +23,6 @@ EXTRAS = {
     "ray": "cluster",
     "onnx": "export",
     "polars": "polars",
-    "skops": "skops",
     "torchmetrics": "metrics",
 }
 

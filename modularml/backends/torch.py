@@ -29,7 +29,7 @@ from modularml.backends.options import StepOptions
 from modularml.backends.torch_forward import direct_forward
 from modularml.backends.torch_kernels import direct_step
 from modularml.backends.torch_parallel import TorchProcesses
-from modularml.backends.torch_step import ExtendedStep, clip
+from modularml.backends.torch_step import ExtendedStep, clip, scaler_of
 from modularml.errors import BackendNotSupportedError, DeviceError, LossError, ShapeError
 
 torch = require("torch", purpose="to train torch models")
@@ -282,7 +282,9 @@ class TorchAdapter(BackendAdapter):
             {k: self._kept(v) for k, v in group.items() if k != "params"}
             for group in raw["param_groups"]
         ]
-        return {"moments": moments, "groups": groups}
+        scaler = getattr(optimizer, "scaler", None)  # of gradients in fp16
+        scale = {} if scaler is None else {"scale": scaler.state_dict()}
+        return {"moments": moments, "groups": groups, **scale}
 
     def load_optimizer_state(
         self, optimizer: Any, named: Mapping[str, Any], state: Mapping[str, Any]
@@ -299,6 +301,8 @@ class TorchAdapter(BackendAdapter):
         for i, group in enumerate(raw["param_groups"]):
             group.update(stored.get(group.get("name", i), {}))
         optimizer.load_state_dict(raw)
+        if "scale" in state:
+            scaler_of(optimizer).load_state_dict(state["scale"])
         optimizer._opt_called = (
             True  # it moved weights before: schedules need not warn that it did not
         )

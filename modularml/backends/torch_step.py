@@ -19,7 +19,7 @@ from modularml.backends.torch_parallel import Averaged
 
 torch = require("torch", purpose="to train torch models")
 
-__all__ = ["ExtendedStep", "clip"]
+__all__ = ["ExtendedStep", "clip", "scaler_of"]
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -29,6 +29,14 @@ def clip(params: Sequence[Any], norm: float | None, value: float | None) -> Any:
     if value is not None:
         torch.nn.utils.clip_grad_value_(params, value)
     return torch.nn.utils.clip_grad_norm_(params, math.inf if norm is None else norm)
+
+
+def scaler_of(optimizer: Any) -> Any:
+    """Return what scales gradients in fp16; it is kept with an optimizer, and so is its state."""
+    device = optimizer.param_groups[0]["params"][0].device.type
+    if getattr(optimizer, "scales_on", None) != device:
+        optimizer.scaler, optimizer.scales_on = torch.amp.GradScaler(device), device
+    return optimizer.scaler
 
 
 class ExtendedStep:
@@ -63,7 +71,7 @@ class ExtendedStep:
         self.on_host = device == "cpu"
         dtype = _DTYPES.get(options.precision)
         self.forward = nullcontext() if dtype is None else torch.autocast(device, dtype)
-        self.scaler = torch.amp.GradScaler(device) if options.precision == "fp16" else None
+        self.scaler = scaler_of(self.optimizers[0]) if options.precision == "fp16" else None
         self.moves: list[Callable[[], Any]] = [direct_step(o) for o in optimizers]
         if self.scaler is not None:
             self.moves = [partial(self.scaler.step, o) for o in optimizers]

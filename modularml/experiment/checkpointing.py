@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,35 +82,12 @@ class Checkpointing(Configurable):
                 "Checkpointing",
             )
 
-    @property
-    def mode(self) -> str:
-        """Where states are kept: ``memory`` or ``disk``."""
-        return self._mode
-
-    @property
-    def save_on(self) -> list[str]:
-        """Hooks at which states are kept."""
-        return list(self._save_on)
-
-    @property
-    def every_n(self) -> int:
-        """At every how many occurrences of a hook."""
-        return self._every_n
-
-    @property
-    def directory(self) -> Path | None:
-        """Folder for files."""
-        return self._directory
-
-    @property
-    def name_template(self) -> str | None:
-        """Template of names."""
-        return self._name_template
-
-    @property
-    def overwrite(self) -> bool:
-        """Whether a file may replace another."""
-        return self._overwrite
+    mode = property(attrgetter("_mode"), doc="Where states are kept: ``memory`` or ``disk``.")
+    save_on = property(lambda self: list(self._save_on), doc="Hooks at which states are kept.")
+    every_n = property(attrgetter("_every_n"), doc="At every how many occurrences of a hook.")
+    directory = property(attrgetter("_directory"), doc="Folder for files.")
+    name_template = property(attrgetter("_name_template"), doc="Template of names.")
+    overwrite = property(attrgetter("_overwrite"), doc="Whether a file may replace another.")
 
     @property
     def saved_keys(self) -> list[int | str]:

@@ -277,25 +277,26 @@ class ExperimentFiles(ContextYaml):
 
     def _file_state(self) -> dict[str, Any]:
         sets = self._ctx.available_featuresets.values()
-        graph = self._ctx.model_graph
-        with self._ctx.activate():
-            return {
-                "featuresets": {fs.label: packed(fs.get_state()) for fs in sets},
-                "model_graph": None if graph is None else graph._file_state(),
-                "plan": plan_states(self._plan.flatten()),
-                "history": packed_history(self._history),
-            }
+        return {
+            "featuresets": {fs.label: packed(fs.get_state()) for fs in sets},
+            **self._learned_state(),
+        }
 
     def _checkpoint_state(self, run: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        state = {
+            "fingerprints": self._fingerprints(),
+            **self._learned_state(),
+            "random": random_states(),
+        }
+        return state if run is None else {**state, "run": run}
+
+    def _learned_state(self) -> dict[str, Any]:
         graph = self._ctx.model_graph
         with self._ctx.activate():
             return {
-                "fingerprints": self._fingerprints(),
                 "model_graph": None if graph is None else graph._file_state(),
                 "plan": plan_states(self._plan.flatten()),
                 "history": packed_history(self._history),
-                "random": random_states(),
-                **({} if run is None else {"run": run}),
             }
 
     def _fingerprints(self) -> dict[str, str]:

@@ -17,6 +17,14 @@ _LAST = 1_000_000
 _SUFFIX = ".ckpt.mml"
 
 
+def _at(hook: str) -> Any:
+    def on(self: Any, *, phase: Any, experiment: Any, exec_ctx: Any = None, **facts: Any) -> None:
+        """Keep the state, where this hook is asked for."""
+        self._keep(hook, phase, experiment, exec_ctx)
+
+    return on
+
+
 class Keeper(Callback):
     """Records the graph's state in a `Checkpointing`, after all other callbacks.
 
@@ -35,33 +43,16 @@ class Keeper(Callback):
         self.checkpointing.reset()
         if self.checkpointing.mode == "disk":
             folder_of(self.checkpointing, experiment._checkpoint_dir, phase.label)
-        self._keep("phase_start", phase, experiment, "phase_start")
+        self._keep("phase_start", phase, experiment)
 
-    def on_epoch_start(self, *, phase: Any, experiment: Any, exec_ctx: Any, **facts: Any) -> None:
-        """Keep the state before an epoch."""
-        self._keep("epoch_start", phase, experiment, exec_ctx.epoch_idx, exec_ctx)
+    on_epoch_start, on_epoch_end = _at("epoch_start"), _at("epoch_end")
+    on_batch_start, on_batch_end = _at("batch_start"), _at("batch_end")
+    on_phase_end = _at("phase_end")
 
-    def on_epoch_end(self, *, phase: Any, experiment: Any, exec_ctx: Any, **facts: Any) -> None:
-        """Keep the state after an epoch."""
-        self._keep("epoch_end", phase, experiment, exec_ctx.epoch_idx, exec_ctx)
-
-    def on_batch_start(self, *, phase: Any, experiment: Any, exec_ctx: Any, **facts: Any) -> None:
-        """Keep the state before a batch."""
-        key = f"{exec_ctx.epoch_idx}.{exec_ctx.batch_idx}"
-        self._keep("batch_start", phase, experiment, key, exec_ctx)
-
-    def on_batch_end(self, *, phase: Any, experiment: Any, exec_ctx: Any, **facts: Any) -> None:
-        """Keep the state after a batch."""
-        key = f"{exec_ctx.epoch_idx}.{exec_ctx.batch_idx}"
-        self._keep("batch_end", phase, experiment, key, exec_ctx)
-
-    def on_phase_end(self, *, phase: Any, experiment: Any, **facts: Any) -> None:
-        """Keep the state at the end."""
-        self._keep("phase_end", phase, experiment, "phase_end")
-
-    def _keep(
-        self, hook: str, phase: Any, experiment: Any, key: int | str, ctx: Any = None
-    ) -> None:
+    def _keep(self, hook: str, phase: Any, experiment: Any, ctx: Any = None) -> None:
+        key: int | str = hook if ctx is None else ctx.epoch_idx
+        if hook.startswith("batch"):
+            key = f"{ctx.epoch_idx}.{ctx.batch_idx}"
         kept = self.checkpointing
         due = kept.should_save(hook)
         if kept.mode == "memory":
@@ -91,6 +82,14 @@ class Keeper(Callback):
         return f"{start}epoch_{epoch:04d}{end}"
 
 
+def _of(hook: str) -> Any:
+    def on(self: Any, *, experiment: Any, phase: Any = None, phase_group: Any = None) -> None:
+        """Keep the state, where this hook is asked for."""
+        self._keep(hook, experiment, (phase or phase_group).label)
+
+    return on
+
+
 class ExperimentKeeper(ExperimentCallback):
     """Keeps the experiment's state at the ends of phases and groups.
 
@@ -103,21 +102,8 @@ class ExperimentKeeper(ExperimentCallback):
         super().__init__("checkpointing", execution_order=_LAST)
         self.checkpointing = checkpointing
 
-    def on_phase_start(self, *, experiment: Any, phase: Any) -> None:
-        """Keep the state before a phase."""
-        self._keep("phase_start", experiment, phase.label)
-
-    def on_phase_end(self, *, experiment: Any, phase: Any) -> None:
-        """Keep the state after a phase."""
-        self._keep("phase_end", experiment, phase.label)
-
-    def on_group_start(self, *, experiment: Any, phase_group: Any) -> None:
-        """Keep the state before a group."""
-        self._keep("group_start", experiment, phase_group.label)
-
-    def on_group_end(self, *, experiment: Any, phase_group: Any) -> None:
-        """Keep the state after a group."""
-        self._keep("group_end", experiment, phase_group.label)
+    on_phase_start, on_phase_end = _of("phase_start"), _of("phase_end")
+    on_group_start, on_group_end = _of("group_start"), _of("group_end")
 
     def _keep(self, hook: str, experiment: Any, label: str) -> None:
         kept = self.checkpointing
@@ -143,7 +129,7 @@ def folder_of(checkpointing: Checkpointing, parent: Path | None, label: str) -> 
     ConfigError
         If neither the checkpointing nor the experiment has one.
     """
-    folder = checkpointing.directory
+    folder: Path | None = checkpointing.directory
     if folder is None and parent is not None:
         folder = parent / check_label(label, "folder's name") if label else parent
     if folder is None:

@@ -155,7 +155,7 @@ class EpochSteps(Sequence[ExecutionContext]):
         stem = folder / f"epoch_{self.epoch:05d}_{uuid.uuid4().hex[:8]}"
         self._files = stem.with_suffix(".safetensors"), stem.with_suffix(".arrow")
         held = {str(i): array for i, array in enumerate(arrays) if array is not None}
-        self._files[0].write_bytes(dump_tensors(held))
+        self._files[0].write_bytes(b"".join(dump_tensors(held)))
         names = [f"{i}.{label}" for i, (label, _) in enumerate(self.layout.losses)]
         table = pa.table(list(self.losses.T), names=names)
         self._files[1].write_bytes(b"".join(dump_table(table)))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from modularml.context import ExperimentContext
 from modularml.data.execution import ExecutionContext, Flow, Layout, Leaf, Merged, Source
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError
+from modularml.experiment.steps import EpochSteps, StepLog
 
 __all__ = ["packed_steps", "unpacked_steps"]
 
@@ -25,30 +27,75 @@ def packed_steps(steps: Sequence[ExecutionContext]) -> Any:
     Outputs of all steps are put behind one another; targets, tags and ids are not stored, since
     the rows they belong to are. Steps before and after a node was frozen make a list.
     """
-    if not steps or any(step.layout is None for step in steps):
+    parts = steps.parts if isinstance(steps, StepLog) else [steps]
+    pieces = [piece for part in parts if len(part) for piece in _pieces(part)]
+    if not pieces or any(layout is None for layout, _ in pieces):
         return None
-    runs = [_packed_run(list(run)) for _, run in groupby(steps, key=lambda step: id(step.layout))]
+    found = groupby(pieces, key=lambda piece: id(piece[0]))
+    runs = [_packed_run(run[0][0], [p for _, p in run]) for run in (list(own) for _, own in found)]
     return runs[0] if len(runs) == 1 else runs
 
 
-def _packed_run(steps: Sequence[ExecutionContext]) -> dict[str, Any]:
+def _pieces(part: Sequence[ExecutionContext]) -> list[tuple[Any, dict[str, Any]]]:
+    """Return the steps of a part with one layout each, packed."""
+    if isinstance(part, EpochSteps):
+        return [(part.layout, _packed_epoch(part))]
+    if any(step.layout is None for step in part):
+        return [(None, {})]
+    runs = (list(run) for _, run in groupby(part, key=lambda step: id(step.layout)))
+    return [(run[0].layout, {**_facts(run), "outputs": _outputs(run)}) for run in runs]
+
+
+_known: WeakKeyDictionary[EpochSteps, dict[str, Any]] = WeakKeyDictionary()
+"""What was found of epochs that are over: each checkpoint asks again for all of them."""
+
+
+def _packed_epoch(part: EpochSteps) -> dict[str, Any]:
+    if part._files or not part._whole:  # it lies in files, or is under way
+        steps = list(part)
+        return {**_facts(steps), "outputs": _outputs(steps)}
+    if part not in _known:
+        _known[part] = _facts(list(part))
+    bounds = [own.astype(np.int64) for _, own in part._whole]
+    pairs = zip(part._arrays(), bounds, strict=True)
+    return {**_known[part], "outputs": [{"values": v, "bounds": b} for v, b in pairs]}
+
+
+def _facts(steps: Sequence[ExecutionContext]) -> dict[str, Any]:
     layout = steps[0]._layout()
-    sources = list(layout.views)
-    outs = [
-        _joined([adapter.to_numpy(s.outs[i]) for s in steps])
-        for i, adapter in enumerate(layout.adapters)
-    ]
-    rows = [_rows(steps, source) for source in sources]
     losses = [[record.value for record in step.losses] for step in steps]
     return {
         "phase": steps[0].phase_label,
         "epoch": np.array([s.epoch_idx for s in steps], dtype=np.int64),
         "batch": np.array([s.batch_idx for s in steps], dtype=np.int64),
-        "layout": _packed_layout(layout, sources),
-        "outputs": outs,
         "losses": np.array(losses, dtype=np.float64).reshape(len(steps), len(layout.losses)),
-        "rows": rows,
+        "rows": [_rows(steps, source) for source in layout.views],
         "totals": np.array([s.loss_totals() for s in steps], dtype=np.float64),
+    }
+
+
+def _outputs(steps: Sequence[ExecutionContext]) -> list[dict[str, Array]]:
+    adapters = steps[0]._layout().adapters
+    return [_joined([a.to_numpy(s.outs[i]) for s in steps]) for i, a in enumerate(adapters)]
+
+
+def _packed_run(layout: Layout, pieces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def whole(name: str) -> Array:
+        return np.concatenate([piece[name] for piece in pieces])
+
+    def each(name: str) -> Iterator[tuple[Any, ...]]:
+        return zip(*(piece[name] for piece in pieces), strict=True)
+
+    rows = [{role: _chained([r[role] for r in own]) for role in own[0]} for own in each("rows")]
+    return {
+        "phase": pieces[0]["phase"],
+        "epoch": whole("epoch"),
+        "batch": whole("batch"),
+        "layout": _packed_layout(layout, list(layout.views)),
+        "outputs": [_chained(own) for own in each("outputs")],
+        "losses": whole("losses"),
+        "rows": rows,
+        "totals": whole("totals"),
     }
 
 
@@ -92,6 +139,12 @@ def _rows(steps: Sequence[ExecutionContext], source: Source) -> dict[str, Any]:
 def _joined(parts: Sequence[Array]) -> dict[str, Array]:
     bounds = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
     return {"values": np.concatenate(parts), "bounds": bounds}
+
+
+def _chained(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    sizes = np.concatenate([np.diff(part["bounds"]) for part in parts])
+    values = np.concatenate([part["values"] for part in parts])
+    return {"values": values, "bounds": np.cumsum([0, *sizes], dtype=np.int64)}
 
 
 def _part(joined: Mapping[str, Array], i: int) -> Array:

@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -86,16 +86,7 @@ def write_archive(
     overwrite: bool = False,
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write members and their manifest to a file, atomically.
-
-    Parameters
-    ----------
-    path : Path
-    kind : str
-    members : mapping of str to bytes-like, or a list of such
-    overwrite : bool
-    facts : mapping, optional
-        ``backends``, ``classes`` and ``requires`` of the manifest.
+    """Write members (bytes, or lists of such) and their manifest to a file, atomically.
 
     Raises
     ------
@@ -110,9 +101,9 @@ def write_archive(
             raise MMLError(limits.TOO_LARGE, path, name, "more than 16 MiB of JSON", _ARRAYS)
     if len(views) >= limits.MAX_MEMBERS or sum(sizes.values()) > limits.MAX_FILE - 2**22:
         raise MMLError(limits.TOO_LARGE, path, "", "more than 4 GiB or 4,096 members", _PARTS)
-    with ThreadPoolExecutor(1) as beside:  # hashing is most of the work
-        large = sum(sizes.values()) > _IN_MEMORY
-        hashes = beside.submit(_hashes, views) if large else _hashes(views)
+    with ThreadPoolExecutor(2) as beside:  # hashing is most of the work
+        each = beside.map if sum(sizes.values()) > _IN_MEMORY else map
+        hashes = zip(views, each(_sha256, views.values()), strict=True)
         parts = _parts(kind, views, hashes, dict(facts or {}))
         write_file(path, parts, overwrite=overwrite, verify=partial(open_archive, verify=False))
 
@@ -122,7 +113,10 @@ def _views(data: Any) -> list[memoryview]:
 
 
 def _parts(
-    kind: str, views: Mapping[str, list[memoryview]], hashes: Any, facts: dict[str, Any]
+    kind: str,
+    views: Mapping[str, list[memoryview]],
+    hashes: Iterable[tuple[str, str]],
+    facts: dict[str, Any],
 ) -> list[Any]:
     """Return a file in parts; the manifest, and what holds its checksum, come when hashes do."""
     entries = [Entry(name, sum(map(len, p)), _crc(p)) for name, p in views.items()]
@@ -137,7 +131,7 @@ def _parts(
 
     @cache
     def known() -> tuple[bytes, Layout]:
-        data = manifest(hashes if isinstance(hashes, dict) else hashes.result())
+        data = manifest(dict(hashes))
         return data, layout(zlib.crc32(data))
 
     plan = layout(0)
@@ -154,14 +148,11 @@ def _crc(parts: list[memoryview]) -> int:
     return crc
 
 
-def _hashes(views: Mapping[str, list[memoryview]]) -> dict[str, str]:
-    found = {}
-    for name, parts in views.items():
-        sha = hashlib.sha256()
-        for part in parts:
-            sha.update(part)
-        found[name] = sha.hexdigest()
-    return found
+def _sha256(parts: Iterable[memoryview]) -> str:
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(part)
+    return sha.hexdigest()
 
 
 _ARRAYS = "Keep large data in FeatureSets or arrays"
@@ -298,10 +289,13 @@ def _check_payloads(
         facts = told[name]
         if len(data) != facts["size"] or crcs[name] != facts["crc32"]:
             raise MMLError(limits.DAMAGED, path, name, "its size or checksum differs", _COPY)
-        if not verify and not name.endswith(".json"):
-            continue
-        if hashlib.sha256(data).hexdigest() != facts["sha256"]:
-            raise MMLError(limits.DAMAGED, path, name, "sha256 differs from the manifest", _COPY)
+    hashed = [n for n in payloads if verify or n.endswith(".json")]
+    with ThreadPoolExecutor(2) as beside:
+        each = beside.map if sum(len(payloads[n]) for n in hashed) > _IN_MEMORY else map
+        for name, sha in zip(hashed, each(_sha256, [[payloads[n]] for n in hashed]), strict=True):
+            if sha != told[name]["sha256"]:
+                problem = "sha256 differs from the manifest"
+                raise MMLError(limits.DAMAGED, path, name, problem, _COPY)
 
 
 _COPY = "Restore another copy"

@@ -40,31 +40,11 @@ def write_artifact(
     facts: Mapping[str, Any] | None = None,
     package_code: bool = False,
 ) -> Path:
-    """Write an object to a file.
+    """Write an object to a file and return its path; see `Saveable.save`.
 
-    Parameters
-    ----------
-    filepath : path-like
-        The suffix of the kind is appended.
-    kind : str
-        As in the suffix.
-    name : str
-        Name of the class.
-    config, state : callable
-        Return what the object is made from, as plain data, and what it has become.
-    overwrite : bool
-    ids, others : mapping of str to str, optional
-        Labels by id, of nodes that config and state may refer to: those that are in the file,
-        and those that are not.
-    facts : mapping, optional
-        ``backends``, for the manifest.
-    package_code : bool
-        Whether the source of the user's own classes and functions goes in, as text.
-
-    Returns
-    -------
-    Path
-        Of the file.
+    `config` and `state` return what the object, of the class `name`, is made from, as plain data,
+    and what it has become. `ids` and `others` are the labels by id of nodes that these may refer
+    to: those in the file, and those that are not. `facts` are ``backends``, for the manifest.
 
     Raises
     ------

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,18 +54,12 @@ def check_free(path: Path, overwrite: bool) -> None:
 
 
 def write_file(
-    path: Path, parts: Sequence[Any], *, overwrite: bool, verify: Callable[[Path], Any]
+    path: Path, parts: Iterable[Any], *, overwrite: bool, verify: Callable[[Path], Any]
 ) -> None:
-    """Write a file whole, or leave everything as it was.
+    """Write a file whole, of bytes and `Late` parts, or leave everything as it was.
 
-    Parameters
-    ----------
-    path : Path
-    parts : sequence of bytes-like or Late
-    overwrite : bool
-    verify : callable
-        Reads the finished file, before it gets its name, and raises if it is not good. That it
-        holds the bytes of `parts` has been seen by then.
+    `verify` reads the finished file, before it gets its name, and raises if it is not good. That
+    it holds the bytes of `parts` has been seen by then.
 
     Raises
     ------
@@ -94,44 +88,35 @@ def write_file(
         raise MMLError(limits.NOT_WRITTEN, path, "", problem, hint) from error
 
 
-def _fill(temporary: Path, parts: Sequence[Any]) -> None:
-    """Write all parts, and read them back while the disk takes them."""
-    late: list[tuple[int, bytes]] = []
+def _fill(temporary: Path, parts: Iterable[Any]) -> None:
+    """Write all parts, and read them back; meanwhile the disk takes what is there."""
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    with os.fdopen(fd, "wb", buffering=2**20) as file:
-        places = []
+    with os.fdopen(fd, "wb") as file:
+        written: list[tuple[int, Any]] = []
+        late: list[tuple[int, Late]] = []
         for part in parts:
-            places.append(file.tell())
+            at = file.tell()
             if isinstance(part, Late):
+                late.append((at, part))
                 file.seek(part.size, os.SEEK_CUR)
-            else:
-                file.write(part)
-        for at, part in zip(places, parts, strict=True):
-            if isinstance(part, Late):
-                late.append((at, part.make()))
-                file.seek(at)
-                file.write(late[-1][1])
+                continue
+            written.append((at, part))
+            file.write(part)
+            size = file.tell() - at
+            if size >= _LARGE and hasattr(os, "posix_fadvise"):  # the kernel begins to write it
+                os.posix_fadvise(fd, at, size, os.POSIX_FADV_DONTNEED)
         file.flush()
-        done = ((at, part) for at, part in zip(places, parts, strict=True) if not _is_late(part))
-        _sync_and_compare(file.fileno(), temporary, [*done, *late])
-
-
-def _is_late(part: Any) -> bool:
-    return isinstance(part, Late)
-
-
-def _sync_and_compare(fd: int, temporary: Path, written: list[tuple[int, Any]]) -> None:
-    size = max((at + memoryview(data).nbytes for at, data in written), default=0)
-    if size < _SMALL:
-        os.fsync(fd)
-        return _compare(temporary, written)
-    with ThreadPoolExecutor(1) as beside:
-        syncing = beside.submit(os.fsync, fd)
         _compare(temporary, written)
-        return syncing.result()
+        made = [(at, part.make()) for at, part in late]
+        for at, data in made:
+            file.seek(at)
+            file.write(data)
+        file.flush()
+        os.fsync(fd)
+        _compare(temporary, made)
 
 
-_SMALL = 2**22
+_LARGE = 2**20
 
 
 def _compare(temporary: Path, written: list[tuple[int, Any]]) -> None:
@@ -162,7 +147,22 @@ def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
                 path.unlink(missing_ok=True)
             raise
     finally:
-        old.unlink(missing_ok=True)
+        _drop(old)
+
+
+def _drop(path: Path) -> None:
+    """Remove a file; giving its room back takes long where it is large, and is done beside."""
+    fd = None
+    with contextlib.suppress(OSError):
+        if fcntl is not None and path.stat().st_size >= _LARGE:
+            fd = os.open(path, os.O_RDONLY)
+    path.unlink(missing_ok=True)
+    if fd is None:
+        return
+    try:
+        threading.Thread(target=os.close, args=(fd,)).start()
+    except RuntimeError:  # Python is about to end
+        os.close(fd)
 
 
 def _link(source: Path, target: Path) -> bool:

@@ -13,8 +13,9 @@ from modularml._typing import Array
 from modularml.errors import MMLKindError
 from modularml.io import limits
 from modularml.io.archive import Archive, open_archive
+from modularml.io.jsontext import mapped
 from modularml.io.names import find_file
-from modularml.io.tensors import load_table, load_tensors
+from modularml.io.tensors import load_members
 
 __all__ = ["diff"]
 
@@ -61,30 +62,16 @@ _GROUPS = {
 
 def _state(archive: Archive) -> Any:
     """Return the state with its arrays and the columns of its tables in their places."""
-    arrays: dict[tuple[str, str], Array] = {}
-    tables: dict[str, dict[str, Array]] = {}
-    for member, data in archive.payloads.items():
-        if member.endswith(".safetensors"):
-            loaded = load_tensors(data, archive.path, member)
-            arrays |= {(member, name): array for name, array in loaded.items()}
-        elif member.endswith(".arrow"):
-            table = load_table(data, archive.path, member)
-            tables[member] = {
-                c: table[c].to_numpy(zero_copy_only=False) for c in table.column_names
-            }
+    arrays, tables = load_members(archive.payloads, archive.path)
 
-    def placed(tree: Any) -> Any:
-        if isinstance(tree, list):
-            return [placed(item) for item in tree]
-        if not isinstance(tree, dict):
-            return tree
+    def placed(tree: dict[str, Any]) -> Any:
         if "$tensor" in tree:
-            return arrays.get((tree.get("in"), tree["$tensor"]), tree)  # type: ignore[arg-type]
-        if "$table" in tree:
-            return tables.get(tree["$table"], tree)
-        return {key: placed(item) for key, item in tree.items()}
+            return arrays.get((str(tree.get("in")), tree["$tensor"]), tree)
+        if (table := tables.get(tree.get("$table", ""))) is None:
+            return tree
+        return {c: table[c].to_numpy(zero_copy_only=False) for c in table.column_names}
 
-    return placed(archive.json("state.json"))
+    return mapped(archive.json("state.json"), placed)
 
 
 def _trees(a: Any, b: Any, where: tuple[str, ...]) -> Iterator[str]:

@@ -17,6 +17,7 @@ import numpy as np
 from modularml._optional import require
 from modularml.config import decode, encode, find_code
 from modularml.errors import ConfigError
+from modularml.io.birch import first_leaf, flattened, grown
 from modularml.io.randomness import generator_from, generator_state
 from modularml.io.structure import check_estimator, check_predictor, check_tree
 
@@ -30,7 +31,8 @@ PARTS = {
     "sklearn.calibration": "_CalibratedClassifier",
     "sklearn.cluster._bisect_k_means": "_BisectingTree",
     "sklearn.ensemble._hist_gradient_boosting.predictor": "TreePredictor",
-    "sklearn.metrics._scorer": "_PassthroughScorer _Scorer _MultimetricScorer",
+    "sklearn.metrics._scorer": "_CurveScorer _PassthroughScorer _Scorer _MultimetricScorer",
+    "sklearn.utils._metadata_requests": "MetadataRequest MethodMetadataRequest",
     "sklearn.neural_network._stochastic_optimizers": "AdamOptimizer SGDOptimizer",
 }
 """Classes of scikit-learn whose objects are their attributes and nothing else."""
@@ -48,6 +50,7 @@ NAMED = {"sklearn.impute._iterative": "_ImputerTriplet"}
 CHECK_ARRAY = "sklearn.utils.validation:check_array"
 SPLINE = "scipy.interpolate._bsplines:BSpline"
 TREE = "sklearn.tree._tree:Tree"
+BIRCH = "sklearn.cluster._birch:_CFNode"
 NEIGHBOURS = {f"sklearn.neighbors._{k.lower()[:-4]}_tree:{k}": k for k in ("KDTree", "BallTree")}
 
 
@@ -170,6 +173,8 @@ class _Writer:
             return {"$spline": parts, "k": value.k, "extrapolate": value.extrapolate}
         if name == TREE:
             return {"$tree": self._tree(value, where)}
+        if name == BIRCH:
+            return {"$birch": {k: self.plain(v, where) for k, v in flattened(value).items()}}
         if name in NEIGHBOURS:
             return {"$neighbours": NEIGHBOURS[name], **self._neighbours(value, where, owner)}
         if _is_in(NAMED, name):
@@ -242,6 +247,8 @@ class _Reader:
         check_estimator(estimator)
         if "X_thresholds_" in state and hasattr(estimator, "_build_f"):
             estimator._build_f(estimator.X_thresholds_, estimator.y_thresholds_)
+        if isinstance(state.get("root_"), dict) and "$birch" in state["root_"]:
+            estimator.dummy_leaf_ = first_leaf(estimator.root_)
 
     def _set(self, target: Any, state: dict[str, Any]) -> None:
         for name, value in state.items():
@@ -365,8 +372,8 @@ class _Reader:
         return made
 
 
-_MADE_AGAIN = ("f_",)
-"""What follows from other attributes: the function of an isotonic regression."""
+_MADE_AGAIN = ("f_", "dummy_leaf_")
+"""What follows from others: the function of an isotonic regression, the first leaf of a Birch."""
 
 _SPARSE = ("data", "indices", "indptr")
 
@@ -388,6 +395,7 @@ _OBJECTS: dict[str, Callable[[_Reader, dict[str, Any]], Any]] = {
     "$check_array": _Reader._check_array,
     "$spline": _Reader._spline,
     "$tree": _Reader._tree,
+    "$birch": lambda r, v: grown({k: r.revived(i) for k, i in v["$birch"].items()}),
     "$neighbours": _Reader._neighbours,
     "$part": _Reader._part,
     "$made": _Reader._made,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 from modularml.errors import MMLError
 from modularml.io import limits
 
-__all__ = ["dump_json", "load_json"]
+__all__ = ["dump_json", "load_json", "mapped"]
 
 
 def dump_json(tree: Any, *, sort: bool = False) -> bytes:
@@ -51,7 +52,17 @@ def load_json(data: bytes, path: object, member: str) -> Any:
         raise MMLError(limits.DAMAGED, path, member, f"not the JSON we write: {reason}") from None
     if _depth(tree) > limits.MAX_JSON_DEPTH:
         raise MMLError(limits.TOO_LARGE, path, member, "JSON of more than 64 levels", _LIMIT)
-    return _unwrapped(tree)
+    return mapped(tree, _unwrapped)
+
+
+def mapped(tree: Any, change: Callable[[dict[str, Any]], Any]) -> Any:
+    """Return plain data in which each dict has been changed, outer ones first."""
+    if isinstance(tree, list):
+        return [mapped(item, change) for item in tree]
+    made = change(tree) if isinstance(tree, dict) else tree
+    if not isinstance(made, dict):
+        return made
+    return {key: mapped(item, change) for key, item in made.items()}
 
 
 _LIMIT = "Files of this library stay below"
@@ -99,14 +110,9 @@ def _wrapped(tree: Any) -> Any:
     return tree
 
 
-def _unwrapped(tree: Any) -> Any:
-    if isinstance(tree, list):
-        return [_unwrapped(item) for item in tree]
-    if not isinstance(tree, dict):
-        return tree
-    if tree.keys() == {"$float"} and tree["$float"] in _FLOATS:
-        return float(tree["$float"])
-    return {key: _unwrapped(item) for key, item in tree.items()}
+def _unwrapped(tree: dict[str, Any]) -> Any:
+    wraps = tree.keys() == {"$float"} and tree["$float"] in _FLOATS
+    return float(tree["$float"]) if wraps else tree
 
 
 _FLOATS = ("nan", "inf", "-inf")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from modularml.io.jsontext import mapped
+
 __all__ = ["with_ids", "with_labels"]
 
 
@@ -19,27 +21,27 @@ def with_labels(tree: Any, labels: Mapping[str, str]) -> Any:
         By id.
     """
 
-    def change(ref: dict[str, Any]) -> dict[str, Any]:
-        label = labels.get(ref["node_id"], ref["node_label"])
-        return {**ref, "node_id": "", "node_label": label}
+    def change(tree: dict[str, Any]) -> dict[str, Any]:
+        if not _refers(tree):
+            return tree
+        return {
+            **tree,
+            "node_id": "",
+            "node_label": labels.get(tree["node_id"], tree["node_label"]),
+        }
 
-    return _changed(tree, change)
+    return mapped(tree, change)
 
 
 def with_ids(tree: Any, ids: Mapping[str, str]) -> Any:
     """Return a tree whose references carry the id of their label, where it is known."""
 
-    def change(ref: dict[str, Any]) -> dict[str, Any]:
-        return {**ref, "node_id": ids.get(ref["node_label"], ref["node_id"])}
+    def change(tree: dict[str, Any]) -> dict[str, Any]:
+        found = ids.get(tree["node_label"], tree["node_id"]) if _refers(tree) else ""
+        return {**tree, "node_id": found} if found else tree
 
-    return _changed(tree, change)
+    return mapped(tree, change)
 
 
-def _changed(tree: Any, change: Any) -> Any:
-    if isinstance(tree, list):
-        return [_changed(item, change) for item in tree]
-    if not isinstance(tree, dict):
-        return tree
-    if isinstance(tree.get("node_id"), str) and isinstance(tree.get("node_label"), str):
-        tree = change(tree)
-    return {key: _changed(item, change) for key, item in tree.items()}
+def _refers(tree: dict[str, Any]) -> bool:
+    return isinstance(tree.get("node_id"), str) and isinstance(tree.get("node_label"), str)

@@ -17,20 +17,8 @@ def check_tree(
 ) -> None:
     """Refuse the nodes of a decision tree that are no tree, or point out of it.
 
-    Parameters
-    ----------
-    n_features : int
-    n_classes : ndarray, shape (n_outputs,)
-    max_depth : int
-        Scikit-learn makes room for so many steps of a path.
-    nodes : ndarray of records, shape (n_nodes,)
-    values : ndarray, shape (n_nodes, n_outputs, max(n_classes))
-
-    Raises
-    ------
-    ConfigError
-        If a child does not come after its parent or has another parent too, a feature is not
-        there, the depth is not that of the longest path, or a shape differs.
+    A child comes after its only parent, features are there, `max_depth` is at least that of the
+    longest path (scikit-learn makes room for so many steps), and shapes fit.
     """
     _expect(type(n_features) is int and 0 < n_features < 2**31, "n_features")
     _expect(n_classes.ndim == 1 and 0 < len(n_classes) < 2**20, "n_classes")
@@ -66,7 +54,7 @@ def check_estimator(estimator: Any) -> None:
     """
     found = vars(estimator)
     width = found.get("n_features_in_")
-    for name in ("_fit_X", "cluster_centers_", "support_vectors_", "components_"):
+    for name in ("_fit_X", "cluster_centers_", "components_"):
         ours = width is not None or type(estimator).__module__.startswith("sklearn.")
         if name in found and ours and getattr(found[name], "ndim", 0) == 2:
             _expect(found[name].shape[1] == width, name)
@@ -154,8 +142,14 @@ def _check_vectors(machine: Any) -> None:
     n, pairs = len(found["support_"]), classes * (classes - 1) // 2
     _expect(counts.ndim == 1 and bool((counts >= 0).all()) and classes > 1, "_n_support")
     _expect(kind not in ("SVC", "NuSVC") or int(counts.sum()) == n, "_n_support")
-    _expect(found["support_vectors_"].shape == (n, found["shape_fit_"][1]), "support_vectors_")
-    _expect(found["shape_fit_"][1] == found["n_features_in_"], "shape_fit_")
+    rows, width = found["shape_fit_"]
+    _expect(callable(machine.kernel) or width == found["n_features_in_"], "shape_fit_")
+    if machine.kernel == "precomputed" or callable(machine.kernel):
+        known = found.get("_BaseLibSVM__Xfit")
+        _expect(known is None or known.shape[0] == rows, "rows of a kernel")
+        _check_features(np.asarray(found["support_"]), rows)
+    else:
+        _expect(found["support_vectors_"].shape == (n, width), "support_vectors_")
     for name in ("dual_coef_", "_dual_coef_"):
         _expect(found[name].shape == (classes - 1, n), name)
     for name in ("intercept_", "_intercept_"):

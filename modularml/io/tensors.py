@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,20 +10,32 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import safetensors
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from modularml._typing import Array
 from modularml.errors import MMLError
 from modularml.io import limits
 from modularml.io.flatbuffers import check_uncompressed
 
-__all__ = ["dump_table", "dump_tensors", "load_table", "load_tensors", "storable"]
+__all__ = [
+    "dump_table",
+    "dump_tensors",
+    "load_members",
+    "load_table",
+    "load_tensors",
+    "storable",
+]
 
-_DTYPES = frozenset(
-    np.dtype(kind + size)
-    for kind, sizes in {"b": "1", "i": "1248", "u": "1248", "f": "248"}.items()
-    for size in sizes
+_NAMES = dict(
+    zip(
+        ("u8", "i8", "f8", "f4", "u4", "i4", "f2", "u2", "i2", "i1", "u1", "b1"),
+        ("U64", "I64", "F64", "F32", "U32", "I32", "F16", "U16", "I16", "I8", "U8", "BOOL"),
+        strict=True,
+    )
 )
+"""What safetensors calls numpy's types, in the order in which it stores them."""
+
+_DTYPES = frozenset(map(np.dtype, _NAMES))
 
 
 def storable(array: Array) -> Array | None:
@@ -44,9 +57,22 @@ def storable(array: Array) -> Array | None:
     return np.asarray(native, order="C")
 
 
-def dump_tensors(arrays: Mapping[str, Array]) -> bytes:
-    """Write arrays by name; equal arrays give equal bytes."""
-    return bytes(save(dict(arrays)))
+def dump_tensors(arrays: Mapping[str, Array]) -> list[Any]:
+    """Write arrays by name as safetensors does, in parts; nothing is copied.
+
+    Equal arrays, which are those that `storable` returns, give equal bytes.
+    """
+    kinds = list(_NAMES)
+    order = sorted(arrays, key=lambda name: (kinds.index(arrays[name].dtype.str[1:]), name))
+    header, at = {}, 0
+    for name in order:
+        array, start, at = arrays[name], at, at + arrays[name].nbytes
+        kind = _NAMES[array.dtype.str[1:]]
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [start, at]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    parts = [arrays[name].reshape(-1).view("u1") for name in order if arrays[name].size]
+    return [len(text).to_bytes(8, "little") + text, *parts]
 
 
 def load_tensors(data: memoryview, path: Path, member: str) -> dict[str, Array]:
@@ -126,6 +152,21 @@ def load_table(data: memoryview, path: Path, member: str) -> pa.Table:
     except (pa.ArrowException, ValueError, TypeError, IndexError, OverflowError, OSError) as error:
         raise MMLError(limits.DAMAGED, path, member, f"no table: {error}"[:200]) from None
     return table
+
+
+def load_members(
+    payloads: Mapping[str, memoryview], path: Path
+) -> tuple[dict[tuple[str, str], Array], dict[str, pa.Table]]:
+    """Read all arrays of a file, by member and name, and all its tables, by member."""
+    arrays: dict[tuple[str, str], Array] = {}
+    tables = {}
+    for member, data in payloads.items():
+        if member.endswith(".safetensors"):
+            found = load_tensors(data, path, member)
+            arrays |= {(member, name): array for name, array in found.items()}
+        elif member.endswith(".arrow"):
+            tables[member] = load_table(data, path, member)
+    return arrays, tables
 
 
 _OPTIONS = pa.ipc.IpcReadOptions(ensure_native_endian=False, use_threads=False)

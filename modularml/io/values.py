@@ -16,7 +16,7 @@ from modularml.config import Configurable, decode, encode, find_class
 from modularml.errors import ConfigError, MMLError, ModularMLError
 from modularml.io import limits
 from modularml.io.names import member_stem
-from modularml.io.tensors import dump_table, dump_tensors, load_table, load_tensors, storable
+from modularml.io.tensors import dump_table, dump_tensors, load_members, storable
 
 __all__ = ["Packer", "Unpacker", "object_state"]
 
@@ -50,14 +50,9 @@ class Packer:
         return {**tables, **{name: dump_tensors(a) for name, a in self._tensors.items()}}
 
     def pack(self, value: Any, where: tuple[str, ...] = ()) -> Any:
-        """Return a tree for a value.
+        """Return a tree for plain data, arrays, tables, `Configurable` objects or containers.
 
-        Parameters
-        ----------
-        value : object
-            Plain data, arrays, tables, `Configurable` objects, and containers of them.
-        where : tuple of str
-            Names on the way to it, for names of members and for messages.
+        `where` are the names on the way to it, for names of members and for messages.
 
         Raises
         ------
@@ -162,14 +157,7 @@ class Unpacker:
 
     def __init__(self, payloads: Mapping[str, memoryview], path: Path) -> None:
         self.path = path
-        self.tensors: dict[tuple[str, str], Array] = {}
-        self.tables: dict[str, pa.Table] = {}
-        for member, data in payloads.items():
-            if member.endswith(".safetensors"):
-                found = load_tensors(data, path, member)
-                self.tensors.update({(member, name): array for name, array in found.items()})
-            elif member.endswith(".arrow"):
-                self.tables[member] = load_table(data, path, member)
+        self.tensors, self.tables = load_members(payloads, path)
 
     def unpack(self, tree: Any) -> Any:
         """Return the value that a tree stands for."""

@@ -38,19 +38,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything stands in a file.
-
-    Parameters
-    ----------
-    headers : list of bytes
-        What comes before each payload.
-    starts : list of int
-        Offset of each payload in the file.
-    tail : bytes
-        Central directory and end record.
-    size : int
-        Of the whole file.
-    """
+    """Where everything stands: what comes before each payload, its offset, the end, the size."""
 
     headers: list[bytes]
     starts: list[int]

@@ -207,7 +207,8 @@ class ModelWrapper(LayeredModel):
             raise ConfigError(
                 f"a {name} that was given as an object cannot be made again from data; give "
                 f"its class, or one of yours that makes it: "
-                f"modularml.{type(self).__name__}(model_class={name}, model_kwargs={{...}})"
+                f"modularml.{type(self).__name__}(model_class={name}, model_kwargs={{...}}). "
+                "save_checkpoint() keeps its weights all the same, for a script that makes it"
             )
         return super().get_config()
 

@@ -159,6 +159,7 @@ class CrossValidation(Checked):
             Folds write checkpoints to folders of their own within that of the experiment's
             checkpoints, and go on from those that an earlier process left there: folds that are
             done are not run again, nor are phases; within a phase, its own `Checkpointing` counts.
+            What a search chose is kept in a file too, so models must be given by class then.
         **kwargs
             Display flags, as of `Experiment.run_phase`; processes of their own draw no bars.
 
@@ -194,10 +195,10 @@ class CrossValidation(Checked):
 
     def _check_resume(self, resume: str | None) -> None:
         fits = resume == "auto" and self.experiment._checkpoint_dir is not None
-        if resume is not None and (not fits or self.search is not None):
+        if resume is not None and not fits:
             raise ConfigError(
-                "resume must be 'auto' or None, and needs a folder from set_checkpoint_dir() and "
-                f"no search, whose choice is in no checkpoint; got {resume!r}"
+                "resume must be 'auto' or None, and needs a folder from set_checkpoint_dir(); "
+                f"got {resume!r}"
             )
 
     def _outcomes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sys
@@ -23,6 +24,7 @@ from joblib.parallel import BACKENDS, get_active_backend
 from modularml.context import ExperimentContext
 from modularml.errors import ConfigError, ExecutionError
 from modularml.experiment import Checkpointing, Experiment, PhaseGroup
+from modularml.experiment.resuming import config_hash
 from modularml.io import inspect
 from modularml.io.randomness import unchanged_randomness
 from modularml.strategies.copying import Plan, fold_experiment, template_of
@@ -58,22 +60,40 @@ class Work:
         """Return a fold's own experiment after it has run; random states stay as they were."""
         with unchanged_randomness():
             own = self.prepared(experiment, plan, fold)
-            with own.ctx.activate():
-                chosen = None if self.search is None else self.search(own)
-            if chosen is not None:
-                items = chosen.all if isinstance(chosen, PhaseGroup) else [chosen]
-                own.execution_plan.clear().add_items(items)
-            self._set_folder(own, fold)
+            folder = None if self.folder is None else self.folder / own.label
+            if self.search is not None:
+                own = self._searched(self.search, own, folder)
+            self._set_folder(own, folder)
             own.run(resume=self.resume, **self.flags)
         for fs in own.ctx.available_featuresets.values():
             if fs.scaler_records:  # its columns are the fold's alone
                 fs.collection.tensors.clear()
         return own
 
-    def _set_folder(self, own: Experiment, fold: Fold) -> None:
+    def _searched(self, search: Search, own: Experiment, folder: Path | None) -> Experiment:
+        """Return a fold's experiment as a search made it; one that may go on is kept in a file."""
+        kept = None
+        if self.resume is not None and folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            told = f"{config_hash(own, own.execution_plan)} {own._fingerprints()}"
+            name = f"searched-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+            kept = folder / f"{name}.exp.mml"
+            if kept.exists():
+                with ExperimentContext().activate():
+                    return Experiment.load(kept)
+        with own.ctx.activate(), unchanged_randomness():
+            chosen = search(own)
+        if chosen is not None:
+            items = chosen.all if isinstance(chosen, PhaseGroup) else [chosen]
+            own.execution_plan.clear().add_items(items)
+        if kept is not None:
+            own.save(kept)
+        return own
+
+    def _set_folder(self, own: Experiment, folder: Path | None) -> None:
         """Give a fold a folder of its own; one that may go on keeps its state after each phase."""
-        if self.folder is not None:
-            own.set_checkpoint_dir(self.folder / f"{self.label}_{fold.label}")
+        if folder is not None:
+            own.set_checkpoint_dir(folder)
         if self.resume is not None and own.checkpointing is None:
             own.set_checkpointing(Checkpointing(mode="disk", save_on="phase_end", max_to_keep=1))
 

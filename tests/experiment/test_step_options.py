@@ -166,6 +166,20 @@ class TestPrecision:
                 scaler.update()
         assert_equal_weights(mine, hand, atol=1e-6)
 
+    def test_the_scale_of_fp16_goes_on(self):
+        x, y = arrays(n=48)
+        made = graph(mlp(), x, 1e4 * y)
+        train(made, n_epochs=2, precision="fp16")  # gradients are too large: the scale goes down
+        state = made.optimizer.get_state()
+        assert state["scale"]["scale"] < torch.amp.GradScaler("cpu").get_scale()
+        with mm.ExperimentContext().activate():
+            other = graph(mlp(), x, y)
+            other.build()
+            other.optimizer.set_state(state)
+            assert other.optimizer.get_state()["scale"] == state["scale"]
+            train(other, n_epochs=1, precision="fp16")
+            assert other.optimizer.get_state()["scale"]["_growth_tracker"] > 0
+
 
 class TestSchedules:
     @pytest.mark.parametrize(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
-from sklearn.cluster import MiniBatchKMeans
+from sklearn.cluster import Birch, MiniBatchKMeans
 from sklearn.decomposition import PCA
 from sklearn.ensemble import (
     GradientBoostingClassifier,
@@ -90,6 +90,7 @@ def estimators() -> dict[str, Any]:
         "vectors": SVC(),
         "neighbours": KNeighborsRegressor(3, algorithm="kd_tree"),
         "centres": MiniBatchKMeans(3, n_init=1),
+        "birch": Birch(n_clusters=3, threshold=0.3, branching_factor=4),
         "pipeline": make_pipeline(SplineTransformer(), PCA(2), MLPRegressor(max_iter=2)),
     }
     found = {}
@@ -196,6 +197,17 @@ def bend(rng: random.Random, found: dict[str, bytes]) -> None:
     found[name] = bytes(data)
 
 
+@pytest.fixture
+def eight_gigabytes() -> Iterator[None]:
+    """Bound the address space, of which torch and TensorFlow take two gigabytes."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.usefixtures("eight_gigabytes")
 def test_resealed_damage_never_harms(files: dict[str, Path], tmp_path: Path) -> None:
     rng, loaded = dice("resealed"), 0
     kinds = ["exp", "fs", "mg", *files]

@@ -25,10 +25,12 @@ import json, os, random, signal, sys, time
 from pathlib import Path
 import torch
 import modularml as mm
+from modularml.io import archive, atomic
 from tests.fuzz.test_mutants import LOADS
 from tests.io import things
 
 torch.set_num_threads(1)
+atomic._LARGE = archive._IN_MEMORY = 0  # as large files are written
 folder, n, seed = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 rng = random.Random(seed)
 with mm.ExperimentContext(registration_policy="overwrite").activate():

@@ -13,7 +13,7 @@ import pytest
 
 import modularml as mm
 from modularml.errors import MMLError
-from modularml.io import atomic
+from modularml.io import archive, atomic
 
 
 def names(folder: Path) -> list[str]:
@@ -57,6 +57,23 @@ def test_errors_at_every_call(
     assert mm.Loss.load(path) == mm.Loss("l1")
 
 
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_error_as_the_disk_takes_a_large_file(
+    call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = mm.Loss("mse").save(tmp_path / "a")
+    before = path.read_bytes()
+    monkeypatch.setattr(atomic, "_LARGE", 0)  # as for large files
+    monkeypatch.setattr(archive, "_IN_MEMORY", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing_at(call, os.fsync))
+        with pytest.raises(MMLError, match="unchanged"):
+            mm.Loss("l1").save(path, overwrite=True)
+    assert (path.read_bytes(), names(tmp_path)) == (before, ["a.ls.mml"])
+    mm.Loss("l1").save(path, overwrite=True)
+    assert mm.Loss.load(path) == mm.Loss("l1")
+
+
 def test_an_error_at_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = mm.Loss("mse").save(tmp_path / "a")
     before = path.read_bytes()
@@ -72,16 +89,16 @@ def test_bytes_that_change_on_the_way_are_seen(
 ) -> None:
     path = mm.Loss("mse").save(tmp_path / "a")
     before = path.read_bytes()
-    real = atomic._sync_and_compare
+    real = atomic._compare
 
-    def bend(fd: int, temporary: Path, written: Any) -> None:
+    def bend(temporary: Path, written: Any) -> None:
         data = bytearray(temporary.read_bytes())
         data[len(data) // 2] ^= 1
         temporary.write_bytes(data)
-        real(fd, temporary, written)
+        real(temporary, written)
 
     with monkeypatch.context() as patch:
-        patch.setattr(atomic, "_sync_and_compare", bend)
+        patch.setattr(atomic, "_compare", bend)
         with pytest.raises(MMLError, match="MML-111"):
             mm.Loss("l1").save(path, overwrite=True)
     assert (path.read_bytes(), names(tmp_path)) == (before, ["a.ls.mml"])

@@ -532,9 +532,16 @@ def test_what_cannot_be_meant_is_refused_at_once():
         mml.CrossValidation(bindings=leaking, n_folds=2).run(**SILENT)
 
 
-@pytest.mark.parametrize("n_jobs", [1, 2])
-def test_folds_go_on_in_a_new_process_and_log_to_files_of_their_own(tmp_path, monkeypatch, n_jobs):
+@pytest.mark.parametrize(("n_jobs", "searches"), [(1, False), (2, False), (1, True)])
+def test_folds_go_on_in_a_new_process_and_log_to_files_of_their_own(
+    tmp_path, monkeypatch, n_jobs, searches
+):
     monkeypatch.chdir(tmp_path)
+    calls = []
+
+    def search(own):
+        calls.append(np.random.rand())  # noqa: NPY002
+        own.execution_plan.get_train_phase("train").n_epochs = 2
 
     def made(folder):
         logger = CSVLogger(f"{folder}/log.csv")
@@ -544,7 +551,8 @@ def test_folds_go_on_in_a_new_process_and_log_to_files_of_their_own(tmp_path, mo
         )
         own.set_checkpoint_dir(tmp_path / folder)
         binding = mml.CVBinding(own.ctx.get_node("data"), ["train", "val"], group_by="cell")
-        return mml.CrossValidation(bindings=binding, n_folds=3, experiment=own, n_jobs=n_jobs)
+        options = {"n_jobs": n_jobs, "search": search if searches else None}
+        return mml.CrossValidation(bindings=binding, n_folds=3, experiment=own, **options)
 
     with mml.ExperimentContext().activate():
         wanted = made("never").run(**SILENT)
@@ -554,7 +562,7 @@ def test_folds_go_on_in_a_new_process_and_log_to_files_of_their_own(tmp_path, mo
     assert_equal_results(first, wanted)
     done, under_way, lost = sorted((tmp_path / "often").glob("CV_fold_*"))
     times = [path.stat().st_mtime_ns for path in sorted(done.rglob("*.mml"))]
-    for path in [*under_way.glob("*.mml"), *sorted((under_way / "train").glob("*"))[3:]]:
+    for path in [*under_way.glob("*.ckpt.mml"), *sorted((under_way / "train").glob("*"))[3:]]:
         path.unlink()
     for path in lost.rglob("*.mml"):
         path.unlink()
@@ -567,6 +575,7 @@ def test_folds_go_on_in_a_new_process_and_log_to_files_of_their_own(tmp_path, mo
         np.testing.assert_array_equal(pd.read_csv(logs[1])["train_loss"], values)
         assert logs[0].read_bytes() == logs[1].read_bytes()
     assert times == [path.stat().st_mtime_ns for path in sorted(done.rglob("*.mml"))]
+    assert len(calls) == (3 + 3 + 1 if searches else 0)
     cv.experiment._checkpoint_dir = None
     with pytest.raises(ConfigError, match="set_checkpoint_dir"):
         cv.run(resume="auto")

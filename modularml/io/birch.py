@@ -1,0 +1,96 @@
+"""The tree that Birch grows, as flat arrays; its links point both ways, so it is no plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from modularml._optional import require
+from modularml.errors import ConfigError
+
+__all__ = ["first_leaf", "flattened", "grown"]
+
+_OF_NODES = ("threshold", "branching_factor", "is_leaf")
+_OF_PARTS = ("n_samples_", "linear_sum_", "squared_sum_", "centroid_", "sq_norm_")
+_MOST_ROOM = 2**28  # numbers in a node
+
+
+def first_leaf(root: Any) -> Any:
+    """Return the empty leaf that stands before the others."""
+    while not root.is_leaf:
+        root = root.subclusters_[0].child_
+    while root.prev_leaf_ is not None:
+        root = root.prev_leaf_
+    return root
+
+
+def flattened(root: Any) -> dict[str, Any]:
+    """Return arrays of the nodes, parents first, and of their subclusters in order."""
+    nodes = [root]
+    for node in nodes:
+        nodes += [part.child_ for part in node.subclusters_ if part.child_ is not None]
+    places = {id(node): at for at, node in enumerate(nodes)}
+    parts = [part for node in nodes for part in node.subclusters_]
+    chain, leaf = [], first_leaf(root)
+    while (leaf := leaf.next_leaf_) is not None:
+        chain.append(places[id(leaf)])
+    return {
+        **{name: np.array([getattr(node, name) for node in nodes]) for name in _OF_NODES},
+        **{name: np.array([getattr(part, name) for part in parts]) for name in _OF_PARTS},
+        "sizes": np.array([len(node.subclusters_) for node in nodes]),
+        "children": np.array([places.get(id(part.child_), -1) for part in parts]),
+        "chain": np.array(chain),
+        "dtype": root.init_centroids_.dtype.str,
+    }
+
+
+def grown(flat: Mapping[str, Any]) -> Any:
+    """Return the root of a tree that `flattened` wrote.
+
+    Raises
+    ------
+    ConfigError
+        If the arrays do not fit each other, or nodes are no tree.
+    """
+    owners, width = _checked(flat), flat["centroid_"].shape[1]
+    birch = require("sklearn.cluster._birch")
+    kind = {"n_features": width, "dtype": np.dtype(flat["dtype"])}
+    facts = zip(*(flat[name].tolist() for name in _OF_NODES), strict=True)
+    told = [dict(zip(_OF_NODES, found, strict=True)) for found in facts]
+    nodes = [birch._CFNode(**own, **kind) for own in told]
+    for at, (owner, child) in enumerate(zip(owners, flat["children"], strict=True)):
+        part = birch._CFSubcluster()
+        vars(part).update({name: flat[name][at] for name in _OF_PARTS})
+        part.n_samples_, part.child_ = int(part.n_samples_), nodes[child] if child >= 0 else None
+        nodes[owner].append_subcluster(part)
+    before = birch._CFNode(**{**told[0], "is_leaf": True}, **kind)
+    for leaf in (nodes[at] for at in flat["chain"]):
+        before.next_leaf_, leaf.prev_leaf_ = leaf, before
+        before = leaf
+    return nodes[0]
+
+
+def _checked(flat: Mapping[str, Any]) -> Any:
+    """Return the node of each subcluster, if everything fits."""
+    sizes, children, leaf = flat["sizes"], flat["children"], flat["is_leaf"]
+    n, width = len(sizes), flat["centroid_"].shape[-1]
+    owners = np.repeat(np.arange(n), sizes)
+    m, below = len(owners), children >= 0
+    shapes: dict[str, Any] = {**dict.fromkeys(_OF_NODES, (n,)), **dict.fromkeys(_OF_PARTS, (m,))}
+    shapes |= {"children": (m,), "linear_sum_": (m, width), "centroid_": (m, width)}
+    fits = (
+        all(flat[name].shape == shape for name, shape in shapes.items())
+        and all(flat[name].dtype.kind in "iuf" for name in _OF_PARTS)
+        and leaf.dtype == bool
+        and np.dtype(flat["dtype"]).kind == "f"
+        and bool((sizes > 0).all() and (sizes <= flat["branching_factor"] + 1).all())
+        and (int(flat["branching_factor"].max()) + 1) * width <= _MOST_ROOM
+        and np.array_equal(np.sort(children[below]), np.arange(1, n))
+        and bool((children[below] > owners[below]).all() and (below != leaf[owners]).all())
+        and np.array_equal(np.sort(flat["chain"]), np.flatnonzero(leaf))
+    )
+    if not fits:
+        raise ConfigError("the tree of a Birch does not fit together")
+    return owners
