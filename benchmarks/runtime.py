@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -103,18 +104,21 @@ def _row(work: str, value: float, limit: float) -> dict[str, Any]:
 def main(n_rows: int = N_ROWS, epochs: int = 50) -> None:
     """Print the memory that recorded epochs take, in multiples of their outputs.
 
-    ``python -m benchmarks.runtime`` prints one line of JSON. A run that records nothing comes
-    first, so that what the loop itself takes is there already.
+    ``python -m benchmarks.runtime`` prints one line of JSON: the median over runs, as now and then
+    the allocator takes a piece from the system that several runs then live on, and the mean. A run
+    that records nothing comes first, so that what the loop itself takes is there already.
     """
     one_thread()
     job = OurJob("mlp", table(n_rows), batch_size=64).build()
     for recording in ("none", "all", "all"):
         job.run(epochs, recording=recording)
-    before = rss_bytes()
+    outputs = epochs * n_rows * 4
+    grown = []
     for _ in range(8):
+        before = rss_bytes()
         job.run(epochs, recording="all")
-    grown = rss_bytes() - before
-    print(json.dumps({"times_outputs": grown / (8 * epochs * n_rows * 4), "bytes": grown}))
+        grown.append((rss_bytes() - before) / outputs)
+    print(json.dumps({"times_outputs": statistics.median(grown), "mean": statistics.mean(grown)}))
 
 
 if __name__ == "__main__":

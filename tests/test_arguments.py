@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import KFold
 
 import modularml as mm
@@ -22,6 +23,13 @@ def phase() -> dict[str, Any]:
     (node,) = graph.nodes.values()
     ref = node.feature_refs[0]
     return {"label": "p", "input_sources": [mm.InputBinding("net", ref, "val", None, "default")]}
+
+
+def fitting() -> dict[str, Any]:
+    graph = mm.ExperimentContext.get_active().model_graph
+    graph.replace_node("net", mm.ModelNode("fit", LinearRegression(), graph.get_node("net")))
+    ref = graph.get_node("fit").feature_refs[0]
+    return {"label": "p", "input_sources": [mm.InputBinding("fit", ref, "val", None, "default")]}
 
 
 HOSTILE = [None, 3, -1, "", [], {}, math.nan, object()]
@@ -44,7 +52,7 @@ SOUND: dict[type, Any] = {
     mm.CVBinding: {"fs": "data", "source_splits": ["train"]},
     mm.EvalPhase: phase,
     mm.Experiment: {"label": "x"},
-    mm.FitPhase: phase,
+    mm.FitPhase: fitting,
     mm.InputBinding: lambda: vars(phase()["input_sources"][0]),
     mm.PhaseGroup: {"label": "g"},
     mm.ResultsConfig: {},
