@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import statistics
@@ -60,3 +61,21 @@ def rss_bytes() -> int:
     import psutil
 
     return int(psutil.Process(os.getpid()).memory_info().rss)
+
+
+def heap_bytes() -> int:
+    """Return what glibc's allocator has handed out and not got back; 0 where there is none."""
+
+    class Info(ctypes.Structure):
+        _fields_ = tuple(
+            (name, ctypes.c_size_t)
+            for name in ("arena", "free", "fast", "maps", "mapped", "_1", "_2", "used", "_3", "_4")
+        )
+
+    try:
+        ask = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, OSError, TypeError):
+        return 0
+    ask.restype = Info
+    found = ask()
+    return int(found.used + found.mapped)
