@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import math
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from modularml._typing import Shape
+from modularml.config import decode, encode
 from modularml.errors import ConfigError, ShapeError
 from modularml.models.base import BaseModel, check_shape, check_weights
 
@@ -142,6 +143,8 @@ class ModelWrapper(LayeredModel):
     """What a model must be an instance of."""
 
     inner: Any
+    _recipe: dict[str, Any] | None = None
+    """What the model is made from, until it is made."""
 
     def __init__(
         self,
@@ -172,8 +175,21 @@ class ModelWrapper(LayeredModel):
         }
         self.inner = model
 
+    @classmethod
+    def _to_recipe(cls, model: Any) -> dict[str, Any]:
+        """Return a model as plain data; ConfigError where it cannot be described."""
+        raise NotImplementedError
+
+    @classmethod
+    def _from_recipe(cls, recipe: dict[str, Any], *, sketched: bool = False) -> Any:
+        """Return a new model that was described; a sketch has shapes and no memory."""
+        raise NotImplementedError
+
     def make_layers(self, input_shape: Shape, output_shape: Shape | None) -> None:
-        """Make the model from its class; one that exists stays."""
+        """Make the model from its class or its description; one that exists stays."""
+        if self._recipe is not None:
+            self.inner = self._init_args["model"] = self._from_recipe(self._recipe)
+            self._recipe = None
         if self._init_args["model_class"] is not None:
             self.inner = self._made(input_shape, output_shape)
 
@@ -200,17 +216,38 @@ class ModelWrapper(LayeredModel):
         Raises
         ------
         ConfigError
-            If the model was given as an object: nothing says how to make it again.
+            If the model was given as an object, and has a part that a file may not describe.
         """
-        if self._init_args["model"] is not None:
-            name = type(self._init_args["model"]).__name__
+        given = self._init_args["model"]
+        if given is None:
+            return super().get_config()
+        try:
+            recipe = self._recipe or self._to_recipe(given)
+        except ConfigError as error:
+            name = type(given).__name__
             raise ConfigError(
-                f"a {name} that was given as an object cannot be made again from data; give "
-                f"its class, or one of yours that makes it: "
+                f"a {name} that was given as an object cannot be made again from data: {error}. "
+                f"Give its class, or one of yours that makes it: "
                 f"modularml.{type(self).__name__}(model_class={name}, model_kwargs={{...}}). "
                 "save_checkpoint() keeps its weights all the same, for a script that makes it"
-            )
-        return super().get_config()
+            ) from error
+        rest = {k: encode(v) for k, v in self._init_args.items() if k != "model"}
+        return {"model": recipe, **rest}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Make a wrapper; a model is described at first, and has no memory before `build`."""
+        if not config.get("model"):
+            return super().from_config(config)
+        model = cls._from_recipe(config["model"], sketched=True)
+        made = cls(**{k: decode(v) for k, v in config.items() if k != "model"}, model=model)
+        made._recipe = config["model"]
+        return made
+
+    def _file_state(self) -> dict[str, Any]:
+        if self._init_args["model"] is not None and self._recipe is None and not self._built:
+            raise ConfigError("the model has weights, and a file cannot hold them yet: build it")
+        return self.get_state()
 
     @property
     def shown_name(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import torch
 from sklearn.cluster import Birch, MiniBatchKMeans
 from sklearn.decomposition import PCA
 from sklearn.ensemble import (
@@ -30,7 +31,7 @@ import modularml as mm
 from modularml.errors import MMLError
 from modularml.io import inspect
 from modularml.models import TensorflowModelWrapper
-from modularml.models.torch import SequentialMLP
+from modularml.models.torch import SequentialMLP, TorchModelWrapper
 from modularml.samplers import BaseSampler
 from modularml.splitters import BaseSplitter, RandomSplitter
 from tests.fuzz.harm import harm, watched
@@ -75,6 +76,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             "sp": RandomSplitter({"a": 0.5, "b": 0.5}, group_by="cell"),
             **{f"{name}.md": model for name, model in estimators().items()},
             "keras.md": dense(),
+            "layers.md": layers(),
         }
         return {kind: obj.save(folder / kind) for kind, obj in objects.items()}
 
@@ -106,6 +108,15 @@ def dense() -> Any:
     """Return a Keras model that was given as an object."""
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, "relu")])
     wrapped = TensorflowModelWrapper(model=model)
+    wrapped.build((4,))
+    return wrapped
+
+
+def layers() -> Any:
+    """Return layers of torch that were given as objects."""
+    inner = torch.nn.Sequential(torch.nn.Conv1d(1, 2, 3, padding=1), torch.nn.Flatten())
+    module = torch.nn.Sequential(torch.nn.Unflatten(1, (1, 4)), inner, torch.nn.Linear(8, 1))
+    wrapped = TorchModelWrapper(model=module)
     wrapped.build((4,))
     return wrapped
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Self
+from contextlib import nullcontext
+from typing import Any
 
 import keras
 
 from modularml._typing import Shape
-from modularml.config import decode, encode
 from modularml.errors import ConfigError
 from modularml.models.layered import ModelWrapper
 from modularml.models.tensorflow.base import TensorflowBaseModel, by_name
@@ -21,48 +21,18 @@ class TensorflowModelWrapper(ModelWrapper, TensorflowBaseModel):  # noqa: D101 -
     __doc__ = ModelWrapper.__doc__
 
     kind, kind_name = keras.Layer, "keras.Model"
-    _recipe: dict[str, Any] | None = None
-    """What the model is made from, until it is made."""
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments as plain data.
-
-        Raises
-        ------
-        ConfigError
-            If the model was given as an object, and is neither sequential nor functional or has
-            a part that a file may not describe.
-        """
-        given = self._init_args["model"]
-        if not _is_describable(given):
-            return super().get_config()
-        recipe = self._recipe or to_recipe(given)
-        rest = {k: encode(v) for k, v in self._init_args.items() if k != "model"}
-        return {"model": recipe, **rest}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        """Make a wrapper; a model is described at first, and has no memory before `build`."""
-        if not config.get("model"):
-            return super().from_config(config)
-        check_recipe(config["model"])
-        with keras.StatelessScope(initialize_variables=False):
-            model = from_recipe(config["model"])
-        made = cls(**{k: decode(v) for k, v in config.items() if k != "model"}, model=model)
-        made._recipe = config["model"]
-        return made
+    def _to_recipe(cls, model: Any) -> dict[str, Any]:
+        if not _is_describable(model):
+            raise ConfigError("it is neither sequential nor functional")
+        return to_recipe(model)
 
-    def make_layers(self, input_shape: Shape, output_shape: Shape | None) -> None:
-        """Make the model from its class or its description; one that exists stays."""
-        if self._recipe is not None:
-            self.inner = self._init_args["model"] = from_recipe(self._recipe)
-            self._recipe = None
-        super().make_layers(input_shape, output_shape)
-
-    def _file_state(self) -> dict[str, Any]:
-        if self._init_args["model"] is not None and self._recipe is None and not self._built:
-            raise ConfigError("the model has weights, and a file cannot hold them yet: build it")
-        return self.get_state()
+    @classmethod
+    def _from_recipe(cls, recipe: dict[str, Any], *, sketched: bool = False) -> Any:
+        check_recipe(recipe)
+        with keras.StatelessScope(initialize_variables=False) if sketched else nullcontext():
+            return from_recipe(recipe)
 
     def _sketch(self, shape: Shape, wanted: Shape | None) -> dict[str, Any] | None:
         if self._recipe is not None:

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 
 from modularml._optional import loaded
+from modularml._typing import Shape
+from modularml.backends.torch import adapter
 from modularml.models.layered import ModelWrapper
+from modularml.models.torch import recipe as recipes
 from modularml.models.torch.base import TorchBaseModel
 
 __all__ = ["TorchModelWrapper"]
@@ -24,6 +27,19 @@ class TorchModelWrapper(ModelWrapper, TorchBaseModel):  # noqa: D101 - that of w
     """
 
     kind, kind_name = torch.nn.Module, "torch.nn.Module"
+
+    @classmethod
+    def _to_recipe(cls, model: Any) -> dict[str, Any]:
+        return recipes.to_recipe(model)
+
+    @classmethod
+    def _from_recipe(cls, recipe: dict[str, Any], *, sketched: bool = False) -> Any:
+        return recipes.sketched(recipe) if sketched else recipes.from_recipe(recipe)
+
+    def _sketch(self, shape: Shape, wanted: Shape | None) -> dict[str, Any] | None:
+        if self._recipe is not None:
+            recipes.check_size(self._recipe, shape, adapter.input_dtype(self))
+        return super()._sketch(shape, wanted)
 
     @property
     def module(self) -> Any:
