@@ -150,15 +150,14 @@ class TorchAdapter(BackendAdapter):
 
     @contextmanager
     def modes(self, models: Sequence[tuple[Any, bool]]) -> Iterator[None]:
-        before: list[tuple[Any, bool]] = []
-        for model, training in models:
-            parts = list(model.modules())
-            before += [(part, part.training) for part in parts]
-            if all(map(_is_plain, parts)):
-                _set_modes((part, training) for part in parts)
-            else:
-                model.train(training)
+        parts = [list(model.modules()) for model, _ in models]
+        before = [(part, part.training) for own in parts for part in own]  # of shared ones too
         try:
+            for (model, training), own in zip(models, parts, strict=True):
+                if all(map(_is_plain, own)):
+                    _set_modes((part, training) for part in own)
+                else:
+                    model.train(training)
             yield
         finally:
             _set_modes(before)
