@@ -117,26 +117,27 @@ def test_outputs_that_alias_inputs_are_kept_as_they_were():
 class Filled(nn.Module):
     """Writes every output into one buffer."""
 
-    def __init__(self):
+    def __init__(self, dtype=torch.float32):
         super().__init__()
-        self.linear = nn.Linear(6, 1)
-        self.register_buffer("room", torch.zeros(40, 1), persistent=False)
+        self.linear = nn.Linear(6, 1, dtype=dtype)
+        self.register_buffer("room", torch.zeros(40, 1, dtype=dtype), persistent=False)
 
     def forward(self, x):
         return torch.add(self.linear(x), 1.0, out=self.room[: len(x)])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("batch_size", [8, 16, None])
-def test_outputs_written_over_each_other_are_kept_as_they_were(batch_size):
+def test_outputs_written_over_each_other_are_kept_as_they_were(batch_size, dtype):
     x, y = arrays(n=40)
-    net = Filled()
+    net = Filled(dtype)
     graph = graph_of(featureset(x, y), net, opt=None)
     exp, phase = experiment(), eval_phase(graph, [], batch_size=batch_size)
     kept = []
     for shift in (0.0, 1.0, 2.0, 3.0):
         net.linear.bias.data.fill_(shift)
         with torch.no_grad():
-            want = net(torch.tensor(x)).clone()
+            want = net(torch.tensor(x, dtype=dtype)).clone()
         kept.append((exp.run_phase(phase), want))
     for results, want in kept:
         torch.testing.assert_close(results.stacked_tensors("net", "outputs"), want)
