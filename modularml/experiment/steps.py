@@ -86,6 +86,7 @@ class EpochSteps(Sequence[ExecutionContext]):
         self._values = []
         parts = list(zip(*self._outs, strict=True))
         if any(len({out.dtype for out in part}) > 1 for part in parts):
+            self._outs = list(zip(*map(self._apart, self._adapters, parts), strict=True))
             return
         known = {} if before is None else before._bounds
         if before is not None:
@@ -103,6 +104,9 @@ class EpochSteps(Sequence[ExecutionContext]):
         if len(part) == 1 and not self._is_of_inputs(adapter, part[0]):
             return part[0]
         return adapter.to_host(adapter.concat(part, 0))
+
+    def _apart(self, adapter: BackendAdapter, part: Sequence[Any]) -> list[Any]:
+        return [adapter.concat([out], 0) for out in part]
 
     def _is_of_inputs(self, adapter: BackendAdapter, out: Any) -> bool:
         """Tell whether an output may lie in the memory of inputs, which later steps get too."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.base import BaseEstimator, TransformerMixin
 from torch import nn
 
 import modularml as mm
@@ -16,6 +17,7 @@ from modularml.experiment.series import AxisSeries
 from tests.worlds import (
     QUIET,
     arrays,
+    bindings,
     eval_phase,
     experiment,
     featureset,
@@ -157,6 +159,50 @@ def test_inputs_passed_on_are_kept_though_the_next_evaluation_takes_their_room(n
     ]
     found = [exp.run_phase(phase).stacked_tensors("same", "outputs") for phase in phases * 2]
     np.testing.assert_array_equal(np.concatenate(found), np.concatenate([x, x]))
+
+
+class Doubles(TransformerMixin, BaseEstimator):
+    """Fills one array at each call."""
+
+    def fit(self, x, y=None):
+        self.room_ = np.zeros((100, x.shape[1]))
+        return self
+
+    def transform(self, x):
+        return np.multiply(x, 2, out=self.room_[: len(x)])
+
+
+def test_outputs_of_an_estimator_that_fills_one_array_are_kept():
+    x, y = arrays(n=40)
+    node = mm.ModelNode("net", Doubles(), featureset(x, y))
+    graph, exp = mm.ModelGraph([node]), experiment()
+    exp.run_phase(mm.FitPhase("fit", input_sources=bindings(graph)), **QUIET)
+    results = exp.run_phase(eval_phase(graph, [], batch_size=8))
+    np.testing.assert_allclose(results.stacked_tensors("net", "outputs"), 2 * x, rtol=1e-6)
+
+
+class Wavers(nn.Module):
+    """Returns its input, in double precision every other time."""
+
+    def __init__(self):
+        super().__init__()
+        self.n_calls, self.seen = 0, []
+
+    def forward(self, x):
+        self.n_calls += 1
+        out = x.double() if self.n_calls % 2 else x
+        self.seen.append(out.clone())
+        return out
+
+
+def test_inputs_passed_on_in_several_dtypes_are_kept_over_epochs():
+    fs, wavers = featureset(*arrays(n=40)), Wavers()
+    nodes = [mm.ModelNode("same", wavers, fs), mm.ModelNode("net", mlp(), fs)]
+    graph = mm.ModelGraph(nodes, optimizer=mm.Optimizer("sgd", opt_kwargs={"lr": 0.1}))
+    results = experiment().run_phase(train_phase(graph, n_epochs=3, shuffle=True), **QUIET)
+    kept = list(results.tensors("same", "outputs").values())
+    assert len(kept) == 9
+    assert all(map(torch.equal, kept, wavers.seen[-9:]))
 
 
 def test_a_callback_sees_the_epoch_that_is_under_way():
