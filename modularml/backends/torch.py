@@ -361,7 +361,8 @@ class TorchAdapter(BackendAdapter):
 def _is_plain(module: Any) -> bool:
     """Tell whether `train` does no more than to set an attribute."""
     cls = type(module)
-    return cls.train is _Module.train and cls.__setattr__ is _Module.__setattr__
+    own = cls.train is not _Module.train or "train" in vars(module)
+    return not own and cls.__setattr__ is _Module.__setattr__
 
 
 def _set_modes(modes: Iterable[tuple[Any, bool]]) -> None:

@@ -163,6 +163,7 @@ class EpochSteps(Sequence[ExecutionContext]):
         names = [f"{i}.{label}" for i, (label, _) in enumerate(self.layout.losses)]
         table = pa.table(list(self.losses.T), names=names)
         self._files[1].write_bytes(b"".join(dump_table(table)))
+        self._dtypes = [whole.dtype for whole, _ in self._whole]
         self._whole = [(None, bounds) for _, bounds in self._whole]
         self._table, self.nbytes, self._owner = None, 0, owner
 
@@ -175,7 +176,8 @@ class EpochSteps(Sequence[ExecutionContext]):
         if self._files is None:
             return whole[start:stop]
         with safetensors.safe_open(self._files[0], framework="numpy") as file:
-            return self._adapters[which].from_numpy(file.get_slice(str(which))[start:stop])
+            values = file.get_slice(str(which))[start:stop]
+        return self._adapters[which].from_numpy(values, dtype=self._dtypes[which])
 
     @overload
     def __getitem__(self, place: int) -> ExecutionContext: ...

@@ -59,6 +59,13 @@ class TestModels:
             pass
         assert not shared.training
 
+    def test_a_train_of_a_module_s_own_is_called(self):
+        net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)).eval()
+        net[1].train = lambda mode=True: net[1]
+        with adapter.modes([(net, True)]):
+            assert net[0].training
+            assert not net[1].training
+
     def test_modes_are_restored(self):
         a, b = nn.Sequential(nn.Dropout(), nn.Linear(1, 1)), nn.Linear(1, 1).eval()
         a[0].eval()

@@ -161,6 +161,14 @@ def test_inputs_passed_on_are_kept_though_the_next_evaluation_takes_their_room(n
     np.testing.assert_array_equal(np.concatenate(found), np.concatenate([x, x]))
 
 
+@pytest.mark.parametrize("budget", [None, 0])
+def test_outputs_in_files_have_the_dtype_that_they_had(budget):
+    graph = graph_of(featureset(*arrays(n=40)), mlp().to(torch.bfloat16), opt=None)
+    exp = experiment(results_config=mm.ResultsConfig(memory_budget=budget))
+    results = exp.run_phase(eval_phase(graph, []))
+    assert results.tensors("net", "outputs").last().dtype is torch.bfloat16
+
+
 class Doubles(TransformerMixin, BaseEstimator):
     """Fills one array at each call."""
 
