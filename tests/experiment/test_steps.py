@@ -169,6 +169,24 @@ def test_outputs_in_files_have_the_dtype_that_they_had(budget):
     assert results.tensors("net", "outputs").last().dtype is torch.bfloat16
 
 
+@pytest.mark.parametrize("recording", ["all", "none"])
+def test_steps_that_a_callback_keeps_stay_as_they_were(recording):
+    kept = []
+
+    class Keeps(mm.callbacks.Callback):
+        def on_batch_end(self, *, exec_ctx, **facts):
+            kept.append((exec_ctx, [out.clone() for out in exec_ctx.outs]))
+
+    fs = featureset(*arrays(n=40))
+    same = mm.ModelNode("same", nn.Flatten(), fs)
+    nodes, sgd = [same, mm.ModelNode("net", mlp(), same)], mm.Optimizer("sgd")
+    graph = mm.ModelGraph(nodes, optimizer=sgd)
+    how = {"n_epochs": 3, "shuffle": True, "result_recording": recording, "callbacks": [Keeps()]}
+    experiment().run_phase(train_phase(graph, **how), **QUIET)
+    assert len(kept) == 9
+    assert all(all(map(torch.equal, ctx.outs, outs)) for ctx, outs in kept)
+
+
 class Doubles(TransformerMixin, BaseEstimator):
     """Fills one array at each call."""
 
