@@ -14,8 +14,9 @@ from sklearn.model_selection import KFold
 import modularml as mm
 from modularml import callbacks, predicates, samplers, scalers, splitters
 from modularml.errors import ModularMLError
+from modularml.models.torch import SequentialMLP
 from modularml.samplers.condition import SimilarityCondition
-from tests.worlds import arrays, experiment, featureset, graph_of, mlp, mse
+from tests.worlds import arrays, eval_phase, experiment, featureset, graph_of, mlp, mse, train_phase
 
 
 def phase() -> dict[str, Any]:
@@ -140,3 +141,18 @@ def test_a_seed_of_numpy_is_the_same_seed():
         mm.Experiment("x", registration_policy="error", seed=seed)
         drawn.append(np.random.random())  # noqa: NPY002
     assert drawn[0] == drawn[1]
+
+
+def test_numbers_of_numpy_are_numbers_everywhere():
+    x, y = arrays()
+    graph = graph_of(featureset(x, y), mlp())
+    two, no = np.int64(2), np.bool_(False)
+    phase = train_phase(graph, n_epochs=two, accumulate=two, compile=no)
+    evaluation = eval_phase(graph, batch_size=two)
+    exp = experiment()
+    assert len(exp.run_phase(phase).execution_contexts()) == 2 * 4
+    exp.run_phase(evaluation)
+    assert len(graph.predict(x[:5], batch_size=two)) == 5
+    callbacks.ProgressiveUnfreezing({two: "net"})
+    SequentialMLP(n_layers=two, hidden_dim=two)
+    assert type(phase).from_config(phase.get_config()).n_epochs == 2

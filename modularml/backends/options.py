@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
+
+import numpy as np
 
 from modularml.errors import ConfigError
 
@@ -45,12 +48,12 @@ class StepOptions:
 
     def __post_init__(self) -> None:
         n = self.accumulate
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
             raise ConfigError(f"accumulate must be an int of at least 1, got {n!r}")
         for name, allowed in (("precision", PRECISIONS), ("on_nonfinite", ON_NONFINITE)):
             if (value := getattr(self, name)) not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        if not isinstance(self.compile, bool):
+        if not isinstance(self.compile, bool | np.bool_):
             raise ConfigError(f"compile must be True or False, got {self.compile!r}")
         if self.parallel and self.on_nonfinite != "raise":
             raise ConfigError(

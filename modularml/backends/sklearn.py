@@ -21,6 +21,7 @@ class SklearnAdapter(BackendAdapter):
     """The few things that a graph needs of scikit-learn; nothing has gradients or a device."""
 
     backend: ClassVar[Backend] = Backend.SCIKIT
+    may_reuse_outputs = True
     gradients: ClassVar[bool] = False
 
     # -- tensors ------------------------------------------------------------------------------

@@ -8,7 +8,27 @@ from typing import Any
 
 import tensorflow as tf
 
-__all__ = ["KerasGroups", "KerasSchedule", "load_state", "move", "parts", "state_of"]
+__all__ = ["KerasGroups", "KerasSchedule", "LossScale", "load_state", "move", "parts", "state_of"]
+
+
+class LossScale:
+    """What losses in fp16 are multiplied by; kept with an optimizer, as torch's ``GradScaler``."""
+
+    def __init__(self) -> None:
+        self.scale, self.n_sound = 2.0**16, 0
+
+    @classmethod
+    def of(cls, optimizer: Any) -> LossScale:
+        """Return that of an optimizer, made at the first time."""
+        return vars(optimizer).setdefault("_modularml_scale", cls())  # type: ignore[no-any-return]
+
+    def update(self, *, sound: bool) -> None:
+        """Halve it where gradients were not finite; double it where 2000 in a row were."""
+        self.n_sound = self.n_sound + 1 if sound else 0
+        if not sound:
+            self.scale /= 2
+        elif self.n_sound % 2000 == 0:
+            self.scale *= 2
 
 
 class KerasGroups:
@@ -82,12 +102,16 @@ def state_of(optimizer: Any, named: Mapping[str, Any]) -> dict[str, Any]:
         moments |= {n: {k: v.numpy().copy() for k, v in kept.items()} for n, kept in slots.items()}
         name = {} if group == "default" else {"name": group}
         groups.append({**name, **{k: v.numpy().tolist() for k, v in others.items()}})
-    return {"moments": moments, "groups": groups}
+    scale = vars(optimizer).get("_modularml_scale")
+    held = {} if scale is None else {"scale": dict(vars(scale))}
+    return {"moments": moments, "groups": groups, **held}
 
 
 def load_state(optimizer: Any, named: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Take over what `state_of` returned."""
     stored = {g.get("name", "default"): g for g in state["groups"]}
+    if "scale" in state:
+        vars(LossScale.of(optimizer)).update(state["scale"])
     for group, own in parts(optimizer).items():
         slots, others = _slots(own, named)
         held = own._trainable_variables  # known by their memory, which a move makes anew

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from modularml.backends.base import Compute, NotFiniteError
 from modularml.backends.options import StepOptions
+from modularml.backends.tensorflow_optimizers import LossScale
 
 __all__ = ["ExtendedStep", "clipped", "in_precision"]
 
@@ -76,9 +77,12 @@ class ExtendedStep:
             return losses, outputs, tape.gradient(total, watched)
 
         self.gradients = tf.function(gradients, autograph=False)
-        self.scaled = options.precision == "fp16"
-        self.scale, self.n_sound = 2.0**16 if self.scaled else 1.0, 0  # as torch's GradScaler
+        self.scale = LossScale.of(self.optimizers[0]) if options.precision == "fp16" else None
         self.begin()
+
+    @property
+    def _factor(self) -> float:
+        return 1.0 if self.scale is None else self.scale.scale
 
     def begin(self) -> None:
         """Begin an epoch: forget gradients that have not moved weights."""
@@ -94,7 +98,7 @@ class ExtendedStep:
         if not self.n_batches:
             self.first = n or 1.0
         weight = n / self.first
-        losses, outputs, grads = self.gradients(tf.constant(weight * self.scale), *inputs)
+        losses, outputs, grads = self.gradients(tf.constant(weight * self._factor), *inputs)
         values = [float(loss) for loss in losses]
         wrong = next((i for i, v in enumerate(values) if not math.isfinite(v)), None)
         if wrong is None:
@@ -111,17 +115,17 @@ class ExtendedStep:
         self.n_batches, self.rows = self.n_batches + 1, self.rows + n
 
     def _move(self) -> None:
-        weight = (self.rows / self.first or 1.0) * self.scale
+        weight = (self.rows / self.first or 1.0) * self._factor
         grads = iter(self.held or ())
         self.begin()
         moves = []
         for optimizer, own, limits in zip(self.optimizers, self.owned, self.clips, strict=True):
             pairs = [(g / weight, v) for v in own if (g := next(grads)) is not None]
             found, norm = clipped([g for g, _ in pairs], *limits)
-            watched = any(limits) or self.options.on_nonfinite != "raise" or self.scaled
+            watched = any(limits) or self.options.on_nonfinite != "raise" or self.scale
             if watched and not math.isfinite(float(norm)):
-                if self.scaled:
-                    self.scale, self.n_sound = self.scale / 2, 0
+                if self.scale is not None:
+                    self.scale.update(sound=False)
                 elif self.options.on_nonfinite != "skip":
                     raise NotFiniteError(0, float(norm), "gradient")
                 return
@@ -129,9 +133,8 @@ class ExtendedStep:
         for optimizer, found, variables in moves:
             if variables:
                 optimizer.apply(found, variables)
-        self.n_sound += 1
-        if self.scaled and self.n_sound % 2000 == 0:
-            self.scale *= 2
+        if self.scale is not None:
+            self.scale.update(sound=True)
         for schedule in self.options.schedules:
             schedule.step()
 

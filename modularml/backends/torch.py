@@ -150,15 +150,14 @@ class TorchAdapter(BackendAdapter):
 
     @contextmanager
     def modes(self, models: Sequence[tuple[Any, bool]]) -> Iterator[None]:
-        before: list[tuple[Any, bool]] = []
-        for model, training in models:
-            parts = list(model.modules())
-            before += [(part, part.training) for part in parts]
-            if all(map(_is_plain, parts)):
-                _set_modes((part, training) for part in parts)
-            else:
-                model.train(training)
+        parts = [list(model.modules()) for model, _ in models]
+        before = [(part, part.training) for own in parts for part in own]  # of shared ones too
         try:
+            for (model, training), own in zip(models, parts, strict=True):
+                if all(map(_is_plain, own)):
+                    _set_modes((part, training) for part in own)
+                else:
+                    model.train(training)
             yield
         finally:
             _set_modes(before)
@@ -362,7 +361,8 @@ class TorchAdapter(BackendAdapter):
 def _is_plain(module: Any) -> bool:
     """Tell whether `train` does no more than to set an attribute."""
     cls = type(module)
-    return cls.train is _Module.train and cls.__setattr__ is _Module.__setattr__
+    own = cls.train is not _Module.train or "train" in vars(module)
+    return not own and cls.__setattr__ is _Module.__setattr__
 
 
 def _set_modes(modes: Iterable[tuple[Any, bool]]) -> None:

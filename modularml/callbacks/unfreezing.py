@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 from modularml.errors import ConfigError
@@ -36,7 +37,7 @@ class ProgressiveUnfreezing(Callback):
         if not isinstance(at, Mapping) or not at:
             raise ConfigError(f"at must map epochs to nodes, got {at!r}")
         self.at = {epoch: _labels(nodes) for epoch, nodes in at.items()}
-        if bad := [e for e in at if not isinstance(e, int) or isinstance(e, bool) or e < 0]:
+        if bad := [e for e in at if not isinstance(e, Integral) or isinstance(e, bool) or e < 0]:
             raise ConfigError(f"epochs must be ints of at least 0, got {bad[0]!r}")
         named = [name for names in self.at.values() for name in names]
         if twice := {name for name in named if named.count(name) > 1}:

@@ -86,8 +86,9 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
 
     def to_view(self) -> FeatureSetView:
         """Return a view of all rows and columns."""
+        now = self, self.n_samples, self.column_names, self.label
         known = self._whole
-        if known is None or len(known) != self.n_samples or known.columns != self.column_names:
+        if known is None or (known.source, len(known), known.columns, known.label) != now:
             known = self._whole = FeatureSetView.from_featureset(self, label=self.label)
         return known
 
@@ -125,7 +126,8 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
             raise UnknownNameError(f"split of {self.label!r}", split_name, self._splits)
         rows, names = self._splits[split_name], self.column_names
         known = self._views.get(split_name)
-        if known is None or known[0] is not rows or known[1].columns != names:
+        is_own = known is not None and known[0] is rows and known[1].source is self
+        if known is None or not is_own or known[1].columns != names:
             view = FeatureSetView(self, rows, names, split_name)
             known = self._views[split_name] = rows, view
         return known[1]

@@ -190,7 +190,8 @@ def phase_epochs(
     try:
         feed = feed or phase.feed()
         phase.position = _stream(feed, start)
-        feed.reuses_memory = True  # from one epoch to the next, nobody keeps the tensors of a batch
+        # from one epoch to the next, nobody else keeps the tensors of a batch
+        feed.reuses_memory = not hooks.listens("on_batch_end")
         feed.keeps_epochs = phase.recording is not ResultRecording.NONE  # outputs may be views
         feed.watch = display.sampling
         with bar(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from numbers import Integral
 from typing import Any, Literal
 
 from modularml.backends import StepOptions
@@ -92,7 +93,8 @@ class TrainPhase(ExperimentPhase):
         compile: bool = False,
         on_nonfinite: Literal["raise", "skip", "stop"] = "raise",
     ) -> None:
-        if not isinstance(n_epochs, int) or isinstance(n_epochs, bool) or n_epochs < 1:
+        given: Any = n_epochs
+        if not isinstance(given, Integral) or isinstance(given, bool) or n_epochs < 1:
             raise ConfigError(f"n_epochs must be an int of at least 1, got {n_epochs!r}")
         if not losses:
             raise LossError(
@@ -291,7 +293,8 @@ class EvalPhase(ExperimentPhase):
         callbacks: list[Callback] | None = None,
         accelerator: Accelerator | str | None = None,
     ) -> None:
-        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        given: Any = batch_size
+        if given is not None and (not isinstance(given, Integral) or given < 1):
             raise ConfigError(
                 f"batch_size must be an int of at least 1 or None, got {batch_size!r}"
             )

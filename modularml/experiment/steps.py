@@ -86,6 +86,7 @@ class EpochSteps(Sequence[ExecutionContext]):
         self._values = []
         parts = list(zip(*self._outs, strict=True))
         if any(len({out.dtype for out in part}) > 1 for part in parts):
+            self._outs = list(zip(*map(self._apart, self._adapters, parts), strict=True))
             return
         known = {} if before is None else before._bounds
         if before is not None:
@@ -103,6 +104,9 @@ class EpochSteps(Sequence[ExecutionContext]):
         if len(part) == 1 and not self._is_of_inputs(adapter, part[0]):
             return part[0]
         return adapter.to_host(adapter.concat(part, 0))
+
+    def _apart(self, adapter: BackendAdapter, part: Sequence[Any]) -> list[Any]:
+        return [adapter.concat([out], 0) for out in part]
 
     def _is_of_inputs(self, adapter: BackendAdapter, out: Any) -> bool:
         """Tell whether an output may lie in the memory of inputs, which later steps get too."""
@@ -159,6 +163,7 @@ class EpochSteps(Sequence[ExecutionContext]):
         names = [f"{i}.{label}" for i, (label, _) in enumerate(self.layout.losses)]
         table = pa.table(list(self.losses.T), names=names)
         self._files[1].write_bytes(b"".join(dump_table(table)))
+        self._dtypes = [whole.dtype for whole, _ in self._whole]
         self._whole = [(None, bounds) for _, bounds in self._whole]
         self._table, self.nbytes, self._owner = None, 0, owner
 
@@ -171,7 +176,8 @@ class EpochSteps(Sequence[ExecutionContext]):
         if self._files is None:
             return whole[start:stop]
         with safetensors.safe_open(self._files[0], framework="numpy") as file:
-            return self._adapters[which].from_numpy(file.get_slice(str(which))[start:stop])
+            values = file.get_slice(str(which))[start:stop]
+        return self._adapters[which].from_numpy(values, dtype=self._dtypes[which])
 
     @overload
     def __getitem__(self, place: int) -> ExecutionContext: ...

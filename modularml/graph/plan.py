@@ -196,7 +196,9 @@ class OutputMemory:
         if self.is_shared is None:
             found = [adapter.to_numpy(out) for adapter, out in both]
             if not both or [o.shape for o in found] == [o.shape for o in self._last]:
-                self.is_shared = any(map(np.may_share_memory, found, self._last))
+                seen = [adapter.to_numpy(out) for adapter, out in both]
+                hidden = not all(map(np.may_share_memory, found, seen))  # numpy has no such type
+                self.is_shared = hidden or any(map(np.may_share_memory, found, self._last))
                 found = []
             self._last = found
         if self.is_shared is False:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def predict(
     reader = _Reader(data)
     n = reader.n_rows
     size = ROWS if batch_size is None else batch_size
-    if not isinstance(size, int) or size < 1:
+    if not isinstance(size, Integral) or size < 1:
         raise ConfigError(f"batch_size must be an int of at least 1 or None, got {batch_size!r}")
     places = {name: i for i, (name, _) in enumerate(plan.layout.outputs)}
     reader.check([slot.source.ref.resolve() for slot in plan.slots])

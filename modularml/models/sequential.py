@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 from modularml._typing import Shape
@@ -163,7 +164,7 @@ class CNNArguments:
 def check_sizes(**sizes: Any) -> None:
     """Refuse sizes that are no positive int."""
     for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
             raise ConfigError(f"{name} must be an int of at least 1, got {size!r}")
 
 

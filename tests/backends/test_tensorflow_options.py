@@ -249,6 +249,25 @@ class TestPrecision:
         for mine, theirs in zip(made.get_node("net").model.inner.get_weights(), want, strict=True):
             np.testing.assert_allclose(mine, theirs, atol=5e-3)  # sums of bfloat16 differ
 
+    @pytest.mark.parametrize("named", [False, True])
+    def test_the_scale_of_fp16_goes_on(self, named):
+        x, y = arrays(n=48)
+        groups = {"net.dense_1": {"lr": 0.02}} if named else None
+        made, exp = graph(x, 50 * y, groups=groups), experiment()
+        exp.run_phase(train_phase(made, n_epochs=1, label="a", precision="fp16"), **QUIET)
+        state = made.optimizer.get_state()
+        assert state["scale"]["scale"] < 2.0**16  # gradients were too large
+        weights = made.get_node("net").model.get_weights()
+        exp.run_phase(train_phase(made, n_epochs=2, label="b", precision="fp16"), **QUIET)
+        with mm.ExperimentContext().activate():
+            other = graph(x, 50 * y, groups=groups)
+            other.build()
+            other.optimizer.set_state(state)
+            other.get_node("net").model.set_weights(weights)
+            train(other, n_epochs=2, precision="fp16")
+            assert other.optimizer.get_state()["scale"] == made.optimizer.get_state()["scale"]
+            assert_same(other, made.get_node("net").model.inner.get_weights())
+
 
 def test_what_cannot_be_had_is_refused():
     x, y = arrays(n=20)

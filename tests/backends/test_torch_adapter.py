@@ -46,6 +46,26 @@ class TestContract(BackendContract):
 
 
 class TestModels:
+    def test_modes_of_shared_modules_and_after_a_failing_train_are_restored(self):
+        class NoTraining(torch.nn.Module):
+            def train(self, mode=True):
+                raise RuntimeError("not to be trained")
+
+        shared = torch.nn.Linear(2, 2).eval()
+        with adapter.modes([(shared, True), (shared, True)]):
+            assert shared.training
+        assert not shared.training
+        with pytest.raises(RuntimeError), adapter.modes([(shared, True), (NoTraining(), True)]):
+            pass
+        assert not shared.training
+
+    def test_a_train_of_a_module_s_own_is_called(self):
+        net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)).eval()
+        net[1].train = lambda mode=True: net[1]
+        with adapter.modes([(net, True)]):
+            assert net[0].training
+            assert not net[1].training
+
     def test_modes_are_restored(self):
         a, b = nn.Sequential(nn.Dropout(), nn.Linear(1, 1)), nn.Linear(1, 1).eval()
         a[0].eval()

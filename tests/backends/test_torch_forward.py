@@ -105,3 +105,69 @@ def test_a_module_compiled_later_is_called_as_such():
     direct = direct_forward(module)
     module._compiled_call_impl = lambda *args: "compiled"
     assert direct(X) == "compiled"
+
+
+class Tripled(torch.nn.Linear):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+def double(module):
+    before = module.forward
+    module.forward = lambda x: 2 * before(x)
+
+
+def weigh_by_a_tensor(module):
+    weight = module.weight.detach() * 2
+    del module.weight
+    module.weight = weight
+
+
+CHANGES = {
+    "forward of the chain": double,
+    "forward of a chain within": lambda m: double(m[2]),
+    "forward of a Linear": lambda m: double(m[0]),
+    "forward of a Tanh": lambda m: double(m[2][1]),
+    "parametrized weight": lambda m: torch.nn.utils.parametrizations.spectral_norm(m[0]),
+    "weight that is no parameter": lambda m: weigh_by_a_tensor(m[0]),
+    "class of a layer": lambda m: setattr(m[0], "__class__", Tripled),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("early", [True, False], ids=["before", "after"])
+def test_what_was_changed_on_a_module_is_done(change, early):
+    module = chain().eval()
+    plain = module(X)
+    if early:
+        change(module)
+    direct = direct_forward(module)
+    if not early:
+        direct(X)
+        change(module)
+    assert torch.equal(direct(X), module(X))
+    assert not torch.equal(direct(X), plain)
+
+
+def test_a_model_calls_none_of_its_modules_but_its_layers():
+    class WithHead(SequentialMLP):
+        def make_layers(self, input_shape, output_shape):
+            super().make_layers(input_shape, output_shape)
+            self.head = torch.nn.Linear(1, 3)
+
+    class Doubled(SequentialMLP):
+        def __call__(self, x):
+            return 2 * super().__call__(x)
+
+    for cls in (WithHead, Doubled):
+        model = cls()
+        model.build((4,), (1,))
+        assert torch.equal(direct_forward(model.eval())(X), model(X))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_scripted_modules_are_called():
+    scripted = torch.jit.script(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU()))
+    module = torch.nn.Sequential(scripted, torch.nn.Linear(4, 1))
+    assert direct_forward(scripted) is scripted
+    assert torch.equal(direct_forward(module)(X), module(X))

@@ -1,5 +1,6 @@
 """Splits of sets and views: names, records, copies; parts are those of the splitters."""
 
+import copy
 import warnings
 
 import numpy as np
@@ -261,3 +262,13 @@ def test_config_and_state(fs):
     assert again.available_splits == list(THIRDS)
     assert again.column_names[-1] == "features.x.transformed"
     assert again.get_sample_uuids("list") == fs.get_sample_uuids("list")
+
+
+def test_views_are_those_of_the_set_that_is_asked(fs):
+    fs.split_random({"train": 0.5, "test": 0.5}, seed=0)
+    twin = fs["train"] and fs.to_view() and copy.copy(fs)
+    for own in (twin, fs):
+        assert own["train"].source is own
+        assert own.to_view().source is own
+    fs.label = "renamed"
+    assert fs.to_view().label == "renamed"

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.base import BaseEstimator, TransformerMixin
 from torch import nn
 
 import modularml as mm
@@ -16,6 +17,7 @@ from modularml.experiment.series import AxisSeries
 from tests.worlds import (
     QUIET,
     arrays,
+    bindings,
     eval_phase,
     experiment,
     featureset,
@@ -117,26 +119,27 @@ def test_outputs_that_alias_inputs_are_kept_as_they_were():
 class Filled(nn.Module):
     """Writes every output into one buffer."""
 
-    def __init__(self):
+    def __init__(self, dtype=torch.float32):
         super().__init__()
-        self.linear = nn.Linear(6, 1)
-        self.register_buffer("room", torch.zeros(40, 1), persistent=False)
+        self.linear = nn.Linear(6, 1, dtype=dtype)
+        self.register_buffer("room", torch.zeros(40, 1, dtype=dtype), persistent=False)
 
     def forward(self, x):
         return torch.add(self.linear(x), 1.0, out=self.room[: len(x)])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("batch_size", [8, 16, None])
-def test_outputs_written_over_each_other_are_kept_as_they_were(batch_size):
+def test_outputs_written_over_each_other_are_kept_as_they_were(batch_size, dtype):
     x, y = arrays(n=40)
-    net = Filled()
+    net = Filled(dtype)
     graph = graph_of(featureset(x, y), net, opt=None)
     exp, phase = experiment(), eval_phase(graph, [], batch_size=batch_size)
     kept = []
     for shift in (0.0, 1.0, 2.0, 3.0):
         net.linear.bias.data.fill_(shift)
         with torch.no_grad():
-            want = net(torch.tensor(x)).clone()
+            want = net(torch.tensor(x, dtype=dtype)).clone()
         kept.append((exp.run_phase(phase), want))
     for results, want in kept:
         torch.testing.assert_close(results.stacked_tensors("net", "outputs"), want)
@@ -156,6 +159,76 @@ def test_inputs_passed_on_are_kept_though_the_next_evaluation_takes_their_room(n
     ]
     found = [exp.run_phase(phase).stacked_tensors("same", "outputs") for phase in phases * 2]
     np.testing.assert_array_equal(np.concatenate(found), np.concatenate([x, x]))
+
+
+@pytest.mark.parametrize("budget", [None, 0])
+def test_outputs_in_files_have_the_dtype_that_they_had(budget):
+    graph = graph_of(featureset(*arrays(n=40)), mlp().to(torch.bfloat16), opt=None)
+    exp = experiment(results_config=mm.ResultsConfig(memory_budget=budget))
+    results = exp.run_phase(eval_phase(graph, []))
+    assert results.tensors("net", "outputs").last().dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("recording", ["all", "none"])
+def test_steps_that_a_callback_keeps_stay_as_they_were(recording):
+    kept = []
+
+    class Keeps(mm.callbacks.Callback):
+        def on_batch_end(self, *, exec_ctx, **facts):
+            kept.append((exec_ctx, [out.clone() for out in exec_ctx.outs]))
+
+    fs = featureset(*arrays(n=40))
+    same = mm.ModelNode("same", nn.Flatten(), fs)
+    nodes, sgd = [same, mm.ModelNode("net", mlp(), same)], mm.Optimizer("sgd")
+    graph = mm.ModelGraph(nodes, optimizer=sgd)
+    how = {"n_epochs": 3, "shuffle": True, "result_recording": recording, "callbacks": [Keeps()]}
+    experiment().run_phase(train_phase(graph, **how), **QUIET)
+    assert len(kept) == 9
+    assert all(all(map(torch.equal, ctx.outs, outs)) for ctx, outs in kept)
+
+
+class Doubles(TransformerMixin, BaseEstimator):
+    """Fills one array at each call."""
+
+    def fit(self, x, y=None):
+        self.room_ = np.zeros((100, x.shape[1]))
+        return self
+
+    def transform(self, x):
+        return np.multiply(x, 2, out=self.room_[: len(x)])
+
+
+def test_outputs_of_an_estimator_that_fills_one_array_are_kept():
+    x, y = arrays(n=40)
+    node = mm.ModelNode("net", Doubles(), featureset(x, y))
+    graph, exp = mm.ModelGraph([node]), experiment()
+    exp.run_phase(mm.FitPhase("fit", input_sources=bindings(graph)), **QUIET)
+    results = exp.run_phase(eval_phase(graph, [], batch_size=8))
+    np.testing.assert_allclose(results.stacked_tensors("net", "outputs"), 2 * x, rtol=1e-6)
+
+
+class Wavers(nn.Module):
+    """Returns its input, in double precision every other time."""
+
+    def __init__(self):
+        super().__init__()
+        self.n_calls, self.seen = 0, []
+
+    def forward(self, x):
+        self.n_calls += 1
+        out = x.double() if self.n_calls % 2 else x
+        self.seen.append(out.clone())
+        return out
+
+
+def test_inputs_passed_on_in_several_dtypes_are_kept_over_epochs():
+    fs, wavers = featureset(*arrays(n=40)), Wavers()
+    nodes = [mm.ModelNode("same", wavers, fs), mm.ModelNode("net", mlp(), fs)]
+    graph = mm.ModelGraph(nodes, optimizer=mm.Optimizer("sgd", opt_kwargs={"lr": 0.1}))
+    results = experiment().run_phase(train_phase(graph, n_epochs=3, shuffle=True), **QUIET)
+    kept = list(results.tensors("same", "outputs").values())
+    assert len(kept) == 9
+    assert all(map(torch.equal, kept, wavers.seen[-9:]))
 
 
 def test_a_callback_sees_the_epoch_that_is_under_way():
