@@ -94,8 +94,18 @@ class SequentialModel(TorchBaseModel, ABC):
         super().__init__(activation=activation, **kwargs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return ``(n, *output_shape)`` for ``(n, *input_shape)``."""
-        out: torch.Tensor = self.layers(x)
+        """Return ``(n, *output_shape)`` for ``(n, *input_shape)``.
+
+        Raises
+        ------
+        NotFittedError
+            If the model has no layers yet.
+        """
+        try:
+            layers = self.layers
+        except AttributeError as error:
+            raise self._no_layers() from error
+        out: torch.Tensor = layers(x)
         return out
 
     forward.calls_its_layers = True  # type: ignore[attr-defined]
