@@ -69,7 +69,7 @@ def find_score(
     torchmetrics = require("torchmetrics") if has("torchmetrics") else None
     cls: Any = getattr(torchmetrics, name, None)
     if not isinstance(cls, type):
-        known = [*_SHORT, *metrics.get_scorer_names(), *metrics.__all__]
+        known = [*_SHORT, *metrics.get_scorer_names(), *filter(_function, metrics.__all__)]
         raise UnknownNameError("metric", name, [*known, *getattr(torchmetrics, "__all__", [])])
     made: Any = cls
     as_tensor = adapter_for("torch").from_numpy

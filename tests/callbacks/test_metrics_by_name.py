@@ -59,6 +59,12 @@ def test_short_names(short, name):
     assert find_score(short)(true, out) == getattr(metrics, name)(true, out[:, 0])
 
 
+def test_what_is_proposed_is_known():
+    with pytest.raises(UnknownNameError) as caught:  # sklearn.metrics.auc takes no targets
+        find_score("auc")
+    assert "auc" not in caught.value.known
+
+
 def test_in_own_units_for_all_rows_and_each_group():
     fs, graph = world()
     results, true, pred = evaluated(graph, fs)

@@ -94,18 +94,10 @@ class SequentialModel(TorchBaseModel, ABC):
         super().__init__(activation=activation, **kwargs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return ``(n, *output_shape)`` for ``(n, *input_shape)``.
-
-        Raises
-        ------
-        NotFittedError
-            If the model has no layers yet.
-        """
-        try:
-            layers = self.layers
-        except AttributeError as error:
-            raise self._no_layers() from error
-        out: torch.Tensor = layers(x)
+        """Return ``(n, *output_shape)`` for ``(n, *input_shape)``."""
+        if "layers" not in self._modules:
+            raise self._no_layers()
+        out: torch.Tensor = self.layers(x)
         return out
 
     forward.calls_its_layers = True  # type: ignore[attr-defined]
