@@ -86,9 +86,9 @@ class UnknownNameError(ModularMLError, KeyError, ValueError):
 
     def __init__(self, kind: str, name: object, known: Iterable[str], hint: str = "") -> None:
         self.kind, self.name, self.known = kind, name, [str(k) for k in known]
-        super().__init__(
-            f"unknown {kind} {name!r}; {closest(name, self.known)}{hint and '. ' + hint}"
-        )
+        what, of, whose = kind.partition(" of ")
+        near = closest(name, self.known)
+        super().__init__(f"unknown {what} {name!r}{of}{whose}; {near}{hint and '. ' + hint}")
 
     def __str__(self) -> str:  # KeyError would show the message in quotes
         return str(self.args[0])

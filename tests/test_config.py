@@ -170,7 +170,7 @@ def test_what_could_not_be_found_again_is_refused(value):
         (
             {"$type": "Plain", "params": {"aa": 1}},
             UnknownNameError,
-            "unknown parameter of Plain 'aa'",
+            "unknown parameter 'aa' of Plain",
         ),
         ({"$code": "nowhere_at_all:x"}, ConfigError, "import 'nowhere_at_all' first"),
         ({"$code": "json:nope.dumps"}, ConfigError, "module 'json' has no 'nope.dumps'"),
@@ -222,7 +222,7 @@ def test_config_is_the_arguments():
 
 def test_unknown_arguments_list_the_closest():
     with pytest.raises(
-        UnknownNameError, match=r"unknown parameter of Plain 'aaa'; did you mean 'a'"
+        UnknownNameError, match=r"unknown parameter 'aaa' of Plain; did you mean 'a'"
     ):
         Plain.from_config({"a": 1, "aaa": 2})
 

@@ -183,10 +183,9 @@ class PhaseResults:
         return self._metrics.plot(title=kwargs.pop("title", self.label), path=path)
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({self.label!r}, {len(self._execution)} steps recorded, "
-            f"metrics: {', '.join(self.metric_names()) or 'none'})"
-        )
+        n, names = len(self._execution), ", ".join(self.metric_names())
+        told = f"{n} step{'s'[: n != 1]} recorded{names and ', metrics: ' + names}"
+        return f"{type(self).__name__}({self.label!r}, {told})"
 
     def _repr_html_(self) -> str:
         if not self.metric_names():

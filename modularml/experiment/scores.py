@@ -19,6 +19,12 @@ Meaning: TypeAlias = Literal["auto", "values", "logits", "probabilities"]
 Score: TypeAlias = Callable[[Array, Array], float]
 """From targets and outputs, both of shape (n, ...), to a number."""
 
+_SHORT = {
+    "mae": "mean_absolute_error",
+    "mse": "mean_squared_error",
+    "rmse": "root_mean_squared_error",
+}
+
 
 def find_score(
     score: str | Callable[..., float],
@@ -31,7 +37,8 @@ def find_score(
     ----------
     score : str or callable
         A scorer of scikit-learn (``"r2"``, ``"accuracy"``, ``"neg_mean_squared_error"``), a
-        function of `sklearn.metrics` (``"mean_absolute_error"``), a class of `torchmetrics`
+        function of `sklearn.metrics` (``"mean_absolute_error"``, or ``"mae"``, ``"mse"`` and
+        ``"rmse"`` for short), a class of `torchmetrics`
         (``"MeanAbsoluteError"``), in this order, or a function of targets and outputs.
     options : dict, optional
         Passed to a function or class.
@@ -53,20 +60,21 @@ def find_score(
     if callable(score):
         return lambda true, out: float(score(true, out, **chosen))
     metrics = require("sklearn.metrics")
-    if score in metrics.get_scorer_names() and not chosen:
-        return _told(score, _asked(metrics.get_scorer(score), meaning))
-    if (function := _function(score)) is not None:
+    name = _SHORT.get(score, score)
+    if name in metrics.get_scorer_names() and not chosen:
+        return _told(name, _asked(metrics.get_scorer(name), meaning))
+    if (function := _function(name)) is not None:
         scorer = metrics.make_scorer(function, response_method=_asks_for(function), **chosen)
-        return _told(score, _asked(scorer, meaning))
+        return _told(name, _asked(scorer, meaning))
     torchmetrics = require("torchmetrics") if has("torchmetrics") else None
-    cls: Any = getattr(torchmetrics, score, None)
+    cls: Any = getattr(torchmetrics, name, None)
     if not isinstance(cls, type):
-        known = [*metrics.get_scorer_names(), *metrics.__all__]
-        raise UnknownNameError("metric", score, [*known, *getattr(torchmetrics, "__all__", [])])
+        known = [*_SHORT, *metrics.get_scorer_names(), *filter(_function, metrics.__all__)]
+        raise UnknownNameError("metric", name, [*known, *getattr(torchmetrics, "__all__", [])])
     made: Any = cls
     as_tensor = adapter_for("torch").from_numpy
     return _told(
-        score, lambda true, out: made(**chosen)(as_tensor(_flat(out)), as_tensor(_flat(true)))
+        name, lambda true, out: made(**chosen)(as_tensor(_flat(out)), as_tensor(_flat(true)))
     )
 
 

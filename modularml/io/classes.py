@@ -220,10 +220,10 @@ class Resolver:
     def _missing(self, role: str, name: str) -> MMLError:
         full = self._full(name)
         short = name.rpartition(":")[2].rpartition(".")[2]
-        hint = (
-            f"Import it first, pass custom_objects={{{short!r}: ...}}, or allow_import="
-            f"[{full.partition(':')[0].split('.')[0]!r}] if you trust it"
-        )
+        module, given = full.partition(":")[0].split(".")[0], f"custom_objects={{{short!r}: ...}}"
+        hint = f"Import it first, pass {given}, or allow_import=[{module!r}] if you trust it"
+        if module == "__main__":
+            hint = f"It stood in the script that saved it; pass {given}, or move it to a module"
         if self.has_code:
             hint += "; its code is packed with it: read inspect_packaged_code(path), then pass "
             hint += "allow_packaged_code=True"

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 from modularml._typing import Shape
 from modularml.config import decode, encode
-from modularml.errors import ConfigError, ShapeError
+from modularml.errors import ConfigError, NotFittedError, ShapeError
 from modularml.models.base import BaseModel, check_shape, check_weights
 
 __all__ = ["LayeredModel", "ModelWrapper"]
@@ -103,6 +103,11 @@ class LayeredModel(BaseModel):
                 f"{type(self).__name__} was made for input_shape {tuple(given)}, got {shape}"
             )
         return shape
+
+    def _no_layers(self) -> NotFittedError:
+        return NotFittedError(
+            f"{self.shown_name} has no layers yet; call its build(input_shape), or graph.build()"
+        )
 
     def _misfit(self, shape: Shape, error: Exception) -> ShapeError:
         return ShapeError(f"{self.shown_name} cannot take samples of shape {shape}: {error}")

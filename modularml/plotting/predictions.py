@@ -185,7 +185,8 @@ def _errors(true: Array, pred: Array, unit: str, n_rows: int) -> str:
     """Write root mean squared error, R² and how many rows are left out."""
     squares = ((true - pred) ** 2).sum()
     spread = ((true - true.mean()) ** 2).sum()
-    facts = [f"RMSE {np.sqrt(squares / len(true)):.3g}{unit and ' ' + unit}"]
+    rmse = f"{np.sqrt(squares / len(true)):#.3g}".rstrip(".")
+    facts = [f"RMSE {rmse}{unit and ' ' + unit}"]
     if spread > 0:
         facts.append(f"R² {1 - squares / spread:.3f}")
     if len(true) < n_rows:

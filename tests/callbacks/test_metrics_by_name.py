@@ -46,6 +46,25 @@ def evaluated(graph, fs, split="val"):
     return results, frame["target"].to_numpy(), frame["prediction"].to_numpy()
 
 
+@pytest.mark.parametrize(
+    ("short", "name"),
+    [
+        ("mae", "mean_absolute_error"),
+        ("mse", "mean_squared_error"),
+        ("rmse", "root_mean_squared_error"),
+    ],
+)
+def test_short_names(short, name):
+    true, out = np.array([1.0, 2.0, 4.0]), np.array([[1.5], [2.0], [1.0]])
+    assert find_score(short)(true, out) == getattr(metrics, name)(true, out[:, 0])
+
+
+def test_what_is_proposed_is_known():
+    with pytest.raises(UnknownNameError) as caught:  # sklearn.metrics.auc takes no targets
+        find_score("auc")
+    assert "auc" not in caught.value.known
+
+
 def test_in_own_units_for_all_rows_and_each_group():
     fs, graph = world()
     results, true, pred = evaluated(graph, fs)

@@ -88,14 +88,14 @@ def test_a_representation_for_all():
 
 def test_names_that_are_unknown():
     fs = make()
-    with pytest.raises(UnknownNameError, match="unknown column of features 'c'"):
+    with pytest.raises(UnknownNameError, match="unknown column 'c' of features"):
         fs.reference(features="c")
     with pytest.raises(UnknownNameError, match=r"unknown column 'a\.transformed'"):
         fs.reference(["a.transformed"])
-    with pytest.raises(UnknownNameError, match=r"features 'a.transformed'"):
+    with pytest.raises(UnknownNameError, match=r"'a.transformed' of features"):
         fs.reference(features="a", rep="transformed")
     gone = FeatureSetReference(fs.node_id, "fs", features=("features.gone",))
-    with pytest.raises(UnknownNameError, match="unknown column of features 'gone'"):
+    with pytest.raises(UnknownNameError, match="unknown column 'gone' of features"):
         gone.columns("features")
 
 
@@ -184,7 +184,7 @@ def test_one_column(kwargs, domain, key, rep):
         ({"feature": "a", "tag": "s"}, ConfigError, "exactly one"),
         ({"column": "*"}, UnknownNameError, "single column '\\*'"),
         ({"feature": "features.*"}, UnknownNameError, "single column"),
-        ({"feature": "y"}, UnknownNameError, "unknown column of features 'y'"),
+        ({"feature": "y"}, UnknownNameError, "unknown column 'y' of features"),
         ({"column": "y", "rep": "transformed"}, UnknownNameError, "'y.transformed'"),
     ],
 )

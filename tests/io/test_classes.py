@@ -85,6 +85,20 @@ def test_a_class_that_is_gone(tmp_path: Path) -> None:
     assert loaded == EveryOther(3)
 
 
+def test_what_a_script_defined_is_not_to_be_imported(tmp_path, monkeypatch) -> None:
+    def lossy(a: Any, b: Any) -> Any:
+        return a - b
+
+    lossy.__module__, lossy.__qualname__ = "__main__", "lossy"
+    monkeypatch.setattr(sys.modules["__main__"], "lossy", lossy, raising=False)
+    path = mm.Loss(lossy).save(tmp_path / "a")
+    monkeypatch.delattr(sys.modules["__main__"], "lossy")
+    with pytest.raises(MMLError, match=r"script that saved it.*custom_objects=") as caught:
+        mm.Loss.load(path)
+    assert "allow_import" not in str(caught.value)
+    assert mm.Loss.load(path, custom_objects={"lossy": lossy}).loss is lossy
+
+
 MODULE = """
 import modularml.splitters as sp
 

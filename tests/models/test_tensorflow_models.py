@@ -8,7 +8,7 @@ import torch
 from keras import layers
 
 import modularml as mm
-from modularml.errors import ConfigError, ShapeError, UnknownNameError
+from modularml.errors import ConfigError, NotFittedError, ShapeError, UnknownNameError
 from modularml.models import TensorflowModelWrapper, wrap_model
 from modularml.models import torch as torch_models
 from modularml.models.tensorflow import SequentialCNN, SequentialMLP
@@ -84,6 +84,10 @@ class TestSequential:
         np.testing.assert_allclose(
             found, wanted(name)(torch.from_numpy(x)).numpy(), rtol=1e-4, atol=1e-5
         )
+
+    def test_used_too_early(self):
+        with pytest.raises(NotFittedError, match="SequentialMLP has no layers yet"):
+            SequentialMLP()(tf.zeros((2, 4)))
 
     def test_bad_arguments(self):
         with pytest.raises(ConfigError, match="n_layers"):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import modularml as mm
-from modularml.errors import ConfigError, ShapeError, UnknownNameError
+from modularml.errors import ConfigError, NotFittedError, ShapeError, UnknownNameError
 from modularml.models import TorchModelWrapper, wrap_model
 from modularml.models.torch import SequentialCNN, SequentialMLP
 from tests.worlds import assert_equal_weights, mlp, weights
@@ -113,6 +113,10 @@ class TestBuild:
         assert model.output_shape == (2,)
         with pytest.raises(ShapeError, match=r"\(4,\).*\(5,\)"):
             SequentialMLP(input_shape=(4,)).build((5,), (1,))
+
+    def test_used_too_early(self):
+        with pytest.raises(NotFittedError, match="SequentialMLP has no layers yet"):
+            SequentialMLP()(torch.zeros(2, 4))
 
     def test_once_and_by_force(self):
         model = SequentialMLP()

@@ -307,7 +307,7 @@ def test_parity_gives_errors_as_scikit_learn_does():
         legend_of(figure), (close, far), ("graph", "baseline"), strict=False
     ):
         rmse, r2 = metrics.root_mean_squared_error(true, pred), metrics.r2_score(true, pred)
-        assert text == f"{name}: RMSE {rmse:.3g} Ah, R² {r2:.3f}"
+        assert text == f"{name}: RMSE {rmse:#.3g} Ah, R² {r2:.3f}"
     assert legend_of(figure)[-1] == "equal"
     assert figure.axes[0].get_xlabel() == "true (Ah)"
 
@@ -326,12 +326,12 @@ def test_parity_draws_points_and_the_line_of_equality():
 
 def test_parity_leaves_out_rows_that_are_not_finite():
     figure = parity([1.0, 2.0, np.nan, 4.0], [1.0, np.inf, 3.0, 4.0])
-    assert legend_of(figure)[0] == "prediction: RMSE 0, R² 1.000, 2 rows not finite"
+    assert legend_of(figure)[0] == "prediction: RMSE 0.00, R² 1.000, 2 rows not finite"
 
 
 def test_parity_of_one_value_has_no_r2():
     figure = parity([2.0, 2.0], [2.0, 2.0])
-    assert legend_of(figure)[0] == "prediction: RMSE 0"
+    assert legend_of(figure)[0] == "prediction: RMSE 0.00"
     assert figure.axes[0].get_xlim() == (1.5, 2.5)
 
 

@@ -196,7 +196,7 @@ def test_groups_and_strata_by_the_role_asked():
     ).epoch(view, 0)
     for i in range(found.n_batches):
         assert len(set(groups[found.batch(i, "pair")])) == 1
-    with pytest.raises(UnknownNameError, match="role of PairedSampler"):
+    with pytest.raises(UnknownNameError, match="role 'positive' of PairedSampler"):
         PairedSampler({"g": OTHER}, group_by="g", group_by_role="positive")
 
 

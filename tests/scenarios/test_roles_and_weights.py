@@ -329,7 +329,7 @@ def test_streams_of_roles_feed_two_heads_from_two_sets():
         outs = [ctx.output(node.node_id).numpy() for node in nodes]
         wanted = np.average((outs[0] - outs[1])[:, 0] ** 2, weights=w)
         assert ctx.losses[0].value == pytest.approx(wanted, rel=1e-4)
-    with pytest.raises(mm.errors.UnknownNameError, match="stream of PairedSampler"):
+    with pytest.raises(mm.errors.UnknownNameError, match="stream 'positive' of PairedSampler"):
         mm.InputBinding.for_training(node="a", sampler=sampler, upstream=None, stream="positive")
 
 

@@ -58,6 +58,8 @@ class TensorflowBaseModel(LayeredModel, ABC):
 
     def __call__(self, x: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """Return what the Keras model makes of a tensor of shape ``(n, *input_shape)``."""
+        if self.inner is None:
+            raise self._no_layers()
         out = self.inner(x, training=self.training if training is None else training, **kwargs)
         return out if self.output_dtype is None else tf.cast(out, self.output_dtype)
 

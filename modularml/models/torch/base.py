@@ -95,6 +95,8 @@ class SequentialModel(TorchBaseModel, ABC):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``(n, *output_shape)`` for ``(n, *input_shape)``."""
+        if "layers" not in self._modules:
+            raise self._no_layers()
         out: torch.Tensor = self.layers(x)
         return out
 
