@@ -52,7 +52,8 @@ def _check(cls: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     try:
         given = signature.bind_partial(None, *args, **kwargs).arguments
     except TypeError as error:
-        raise TypeError(f"{cls.__name__}() {error}") from None
+        takes = ", ".join(list(signature.parameters)[1:]) or "nothing"
+        raise TypeError(f"{cls.__name__}() {error}; it takes {takes}") from None
     for name, value in given.items():
         if name not in hints or value is signature.parameters[name].default:
             continue

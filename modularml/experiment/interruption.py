@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from pathlib import Path
@@ -49,6 +50,12 @@ class Interruption(Callback):
         if phase.is_main:
             meta = {"phase": phase.label, "hook": hook}
             experiment._keep_run(self.path, True, meta, Start.behind(hook, phase))
+            logging.getLogger(__name__).warning(
+                "note: phase %r was stopped by %s; run(resume='auto') goes on from %s",
+                phase.label,
+                signal.Signals(asked).name,
+                self.path,
+            )
         self._asked = 0
         raise _error(asked)
 

@@ -289,6 +289,13 @@ def test_lines_of_a_log_come_once(tmp_path):
 
 
 class TestSignals:
+    @pytest.fixture(autouse=True)
+    def _as_in_a_terminal(self):
+        """What a shell starts in the background ignores Ctrl-C."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+        signal.signal(signal.SIGINT, before)
+
     @pytest.mark.parametrize(
         ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
     )
