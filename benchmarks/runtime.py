@@ -113,9 +113,9 @@ def _row(work: str, value: float, limit: float) -> dict[str, Any]:
 def main(n_rows: int = N_ROWS, epochs: int = 50) -> None:
     """Print the memory that recorded epochs take, in multiples of their outputs.
 
-    ``python -m benchmarks.runtime`` prints one line of JSON: the median over runs, as now and then
-    the allocator takes a piece from the system that several runs then live on, and the mean. A run
-    that records nothing comes first, so that what the loop itself takes is there already.
+    ``python -m benchmarks.runtime`` prints one line of JSON: the mean over runs, and their median,
+    as now and then the allocator takes a piece from the system that several runs then live on. A
+    run that records nothing comes first, so that what the loop itself takes is there already.
     """
     one_thread()
     job = OurJob("mlp", table(n_rows), batch_size=64).build()
@@ -128,7 +128,7 @@ def main(n_rows: int = N_ROWS, epochs: int = 50) -> None:
         job.run(epochs, recording="all")
         grown.append((rss_bytes() - before) / outputs)
     held = (heap_bytes() - held) / (8 * outputs)
-    answer = {"times_outputs": statistics.median(grown), "mean": statistics.mean(grown)}
+    answer = {"times_outputs": statistics.mean(grown), "median": statistics.median(grown)}
     print(json.dumps({**answer, "in_use": held}))
 
 

@@ -299,7 +299,8 @@ def _log_losses(
             UserWarning,
             stacklevel=2,
         )
-    totals = own[:, 0] if table.shape[1] == 1 and table.size == own.size else table.sum(axis=1)
+    alone = feed.processes is None and own.shape[1] == 1  # then the numbers are held once
+    totals = own[:, 0] if alone else table.sum(axis=1)
     results._metrics.log_batches("train_loss", totals, epoch=ctx.epoch_idx)
     sizes = sizes * finite[:, None]
     sums = sizes.sum(axis=0)

@@ -87,6 +87,7 @@ class EpochSteps(Sequence[ExecutionContext]):
         parts = list(zip(*self._outs, strict=True))
         if any(len({out.dtype for out in part}) > 1 for part in parts):
             self._outs = list(zip(*map(self._apart, self._adapters, parts), strict=True))
+            self._plan = self._tensors = None
             return
         known = {} if before is None else before._bounds
         if before is not None:

@@ -50,6 +50,8 @@ def run(folder, device, *, batch_size, data_parallel):
         )
         results = exp.run_phase(phase, **QUIET)
         found[f"{label} losses"] = [results._metrics.epoch_value("train_loss", e) for e in (0, 1)]
+        blocks = [rows for _, rows in results._metrics.blocks("train_loss")]
+        found[f"{label} losses of batches"] = np.concatenate(blocks)
         for node in (enc, net):
             for name, values in node.model.get_weights().items():
                 found[f"{label} {node.label} {name}"] = values
