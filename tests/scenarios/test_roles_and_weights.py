@@ -369,3 +369,11 @@ def test_a_mean_over_nothing_is_nan():
     graph = graph_of(fs, mlp())
     results = experiment().run_phase(eval_phase(graph, [mse(sample_weight="w")]), **QUIET)
     assert np.isnan(results.aggregated_losses("net")["mse_net"])
+
+
+def test_an_epoch_in_which_every_sample_weighs_nothing_logs_nan_and_moves_nothing():
+    module = mlp()
+    graph, before = graph_of(featureset(*arrays(n=40), w=np.zeros(40)), module), twin(module)
+    results = train(graph, [mse(sample_weight="tags.w")], n_epochs=2)
+    assert results.to_pandas()["train_loss"].isna().tolist() == [True, True]
+    assert_equal_weights(module, before)
