@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from modularml.config import config_registry
 from modularml.errors import ConfigError, RegistrationError, UnknownNameError
 from modularml.progress import IN_NOTEBOOK
 
@@ -453,7 +454,8 @@ _registering: ContextVar[bool] = ContextVar("modularml_registering", default=Tru
 
 
 def _is_a(obj: object, name: str) -> bool:
-    return any(cls.__name__ == name for cls in type(obj).__mro__)
+    cls = ExperimentNode if name == "ExperimentNode" else config_registry.get(name)
+    return cls is not None and isinstance(obj, cls)
 
 
 def _checked_label(label: object) -> str:

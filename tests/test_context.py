@@ -341,3 +341,20 @@ def test_a_task_starts_with_the_context_around_it(fresh_context):
 
     assert asyncio.run(main()) is fresh_context
     assert ExperimentContext.get_active() is fresh_context
+
+
+def test_classes_are_known_by_what_they_are_not_by_their_names():
+    class ModelGraph:
+        label = "not one of ours"
+
+    class FeatureSet(ExperimentNode):
+        pass
+
+    ctx = ExperimentContext()
+    with pytest.raises(TypeError, match="graph must be a ModelGraph"):
+        ctx.register_model_graph(ModelGraph())
+    with ctx.activate():
+        FeatureSet("rows")
+    assert ctx.available_featuresets == {}
+    with pytest.raises(TypeError, match="not a FeatureSet"):
+        ctx.get_node("rows", enforce_type="FeatureSet")

@@ -59,7 +59,7 @@ class Attached(Callback, Listeners):
     def on_phase_start(self, *, experiment: Any, phase: Any, results: Any = None) -> None:
         """Begin with a fresh state."""
         self.state = {
-            "batches": range(_n_batches(phase)),
+            "batches": range(phase.position.loader.epoch(0)[0]),
             "max_epoch": phase.n_epochs,
             "n_iters": 0,
             "running": True,
@@ -96,14 +96,6 @@ class Attached(Callback, Listeners):
     def _tell(self, event: Event) -> None:
         for _, listener in self._ranked[event.value]:
             listener(self.state)
-
-
-def _n_batches(phase: Any) -> int:
-    """Return how many batches an epoch of a phase has."""
-    feed = phase.feed()
-    n, _ = feed.epoch(0)
-    feed.release()
-    return int(n)
 
 
 callback_registry.register("Attached", Attached)

@@ -83,18 +83,23 @@ class Grouping:
             values[~self.mask] = self._filling(name, values.dtype)
         return values
 
+    def is_constant(self, name: str) -> bool:
+        """Tell whether a column holds one value within each group."""
+        return self.arrays[name].ndim == 1 and not self._varies(name).any()
+
     def constant(self, name: str) -> Array:
         """Return the one value of each group: ndarray, shape (n_groups,)."""
-        values, starts = self.arrays[name], self.rows[:, 0]
-        if name not in self.names:
-            codes = _rank(values, name)[self.rows]
-            odd = (codes != codes[:, :1]).any(axis=1)
-            if odd.any():
-                raise DataError(
-                    f"column {name!r} changes within the group {self.group(odd.argmax())}; make it "
-                    "a feature that is an array, or group by it too"
-                )
-        return values[starts]
+        varies = self._varies(name)
+        if varies.any():
+            raise DataError(
+                f"column {name!r} changes within the group {self.group(varies.argmax())}; make it "
+                "a feature that is an array, or group by it too"
+            )
+        return self.arrays[name][self.rows[:, 0]]
+
+    def _varies(self, name: str) -> Array:
+        codes = _rank(self.arrays[name], name)[self.rows]
+        return np.asarray((codes != codes[:, :1]).any(axis=1))
 
     def group(self, number: Any) -> str:
         """Write a group's keys for people."""

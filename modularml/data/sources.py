@@ -112,7 +112,8 @@ def from_frame(
         return from_columns(data, features, targets, tags)
     arrays = {name: to_numpy(to_arrow(values, name)) for name, values in data.items()}
     grouping = Grouping.of(arrays, groups, order, pad)
-    single = {*as_list(scalars), *groups, *as_list(tags)} - ({*inner} - {*as_list(scalars)})
+    steady = [n for n in as_list(tags) if n not in inner and grouping.is_constant(n)]
+    single = {*as_list(scalars), *groups, *steady} - ({*inner} - {*as_list(scalars)})
     found = {
         name: grouping.constant(name) if name in single else grouping.rows_of(name)
         for name in dict.fromkeys([*inner, *outer, *groups])

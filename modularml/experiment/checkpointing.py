@@ -12,12 +12,14 @@ from modularml._arguments import at_least
 from modularml.config import Configurable
 from modularml.errors import ConfigError
 from modularml.experiment.callback import PHASE_HOOKS
+from modularml.io.names import is_label
 
 __all__ = ["Checkpointing"]
 
 PHASE_SAVE_ON = frozenset(hook.removeprefix("on_") for hook in PHASE_HOOKS[:-1])
 EXPERIMENT_SAVE_ON = frozenset({"phase_start", "phase_end", "group_start", "group_end"})
 _FIELD = re.compile(r"\{([^{}]*)\}")
+_EXAMPLE: dict[str, Any] = {"phase": "a", "epoch": 0, "batch": 0, "label": "a", "key": "a"}
 _BARE = re.compile(r"[a-z_]+(:0[0-9]{1,2}d)?")
 
 
@@ -81,6 +83,12 @@ class Checkpointing(Configurable):
                 frozenset({"phase", "epoch", "batch", "label", "key"}),
                 "Checkpointing",
             )
+            name = self.format_name(**_EXAMPLE)
+            if not is_label(name):
+                raise ConfigError(
+                    f"name_template {name_template!r} gives names like {name!r}, which can be no "
+                    "file's; use up to 120 letters, digits and . _ = -, a letter or digit first"
+                )
 
     mode = property(attrgetter("_mode"), doc="Where states are kept: ``memory`` or ``disk``.")
     save_on = property(lambda self: list(self._save_on), doc="Hooks at which states are kept.")

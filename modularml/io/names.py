@@ -10,7 +10,15 @@ from pathlib import Path
 from modularml.errors import MMLError, MMLNotFoundError
 from modularml.io import limits
 
-__all__ = ["check_label", "check_members", "file_path", "find_file", "inside", "member_stem"]
+__all__ = [
+    "check_label",
+    "check_members",
+    "file_path",
+    "find_file",
+    "inside",
+    "is_label",
+    "member_stem",
+]
 
 _PART = re.compile(r"[A-Za-z0-9._-]{1,80}")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,120}")
@@ -55,7 +63,7 @@ def check_label(name: str, what: str = "checkpoint name") -> str:
         If it has other characters than letters, digits and ``. _ = -``, or starts with one of
         those.
     """
-    if not isinstance(name, str) or not _LABEL.fullmatch(name) or not _is_plain_label(name):
+    if not is_label(name):
         raise MMLError(
             limits.BAD_NAME,
             "",
@@ -64,6 +72,11 @@ def check_label(name: str, what: str = "checkpoint name") -> str:
             "Use up to 120 letters, digits and . _ = -, a letter or digit first",
         )
     return name
+
+
+def is_label(name: object) -> bool:
+    """Tell whether a name that users gave can be a file's."""
+    return isinstance(name, str) and bool(_LABEL.fullmatch(name)) and _is_plain_label(name)
 
 
 def file_path(filepath: str | Path, kind: str) -> Path:

@@ -90,6 +90,7 @@ class ProgressBar(Attachment):
             raise ConfigError(f"tqdm_cls must be a class like tqdm.tqdm, got {tqdm_cls!r}")
         self.n_items, self.stats, self.tqdm_cls, self.kwargs = n_items, stats, tqdm_cls, kwargs
         self._bar: Any = None
+        self._counted = 0
 
     def attach_on(self, runner: Listeners) -> None:
         """Attach to a runner."""
@@ -107,13 +108,17 @@ class ProgressBar(Attachment):
         self._bar = (self.tqdm_cls or tqdm_class())(**options)
 
     def _advance(self, state: State) -> None:
+        repeats = state.get("_repeats") and self._counted == state["n_iters"]
         if self._bar is None:  # an epoch that is resumed
+            repeats = False
             self._open(state, done=0 if self.n_items in state else state["_epoch_iters"] - 1)
         if self.n_items in state and "total" not in self.kwargs:
             self._bar.total = None  # it counts batches, and the bar counts items
         if self.stats is not None:
             self._bar.set_postfix(look_up(state, self.stats), refresh=False)
-        self._bar.update(state.get(self.n_items, 1))
+        if not repeats:
+            self._bar.update(state.get(self.n_items, 1))
+        self._counted = state["n_iters"]
 
     def _close(self, state: State) -> None:
         bar, self._bar = self._bar, None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from modularml.errors import ConfigError, UnknownNameError
+from modularml.runner.attachment import accumulate
 from modularml.runner.events import State, look_up
 from modularml.runner.saving import write_safely
 
@@ -74,7 +75,8 @@ def maybe_stop_early(
         raise ConfigError(f"patience must be an int of at least 0, got {patience!r}")
 
     def stop_early(state: State) -> None:
-        state[counter] = 0 if look_up(state, check) else state.get(counter, 0) + 1
+        better = look_up(state, check)
+        accumulate(state, counter, lambda n: 0 if better else n + 1, 0)
         if state[counter] > patience:
             state["running"] = False
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from modularml.errors import ConfigError
-from modularml.runner.attachment import FIRST, LAST, Attachment
+from modularml.runner.attachment import FIRST, LAST, Attachment, accumulate
 from modularml.runner.events import Event, Listeners, State, look_up
 
 __all__ = ["LambdaReducer", "MeanReducer", "SumReducer"]
@@ -66,12 +66,14 @@ class LambdaReducer(Attachment):
 
     def _add(self, state: State) -> None:
         value = look_up(state, self.value)
-        if self._so_far in state:
-            value = self.reduce_fn(state[self._so_far], value)
-        state[self._so_far] = value
+        accumulate(
+            state,
+            self._so_far,
+            lambda found: (value if found is None else self.reduce_fn(found[0], value),),
+        )
 
     def _finish(self, state: State) -> None:
-        state[self.name] = state.get(self._so_far)
+        state[self.name] = state.get(self._so_far, (None,))[0]
 
 
 class SumReducer(LambdaReducer):
@@ -98,7 +100,7 @@ class SumReducer(LambdaReducer):
         super().__init__(name, operator.add, value=value)
 
     def _finish(self, state: State) -> None:
-        state[self.name] = state.get(self._so_far, 0)
+        state[self.name] = state.get(self._so_far, (0,))[0]
 
 
 class MeanReducer(SumReducer):
@@ -139,8 +141,9 @@ class MeanReducer(SumReducer):
 
     def _add(self, state: State) -> None:
         super()._add(state)
-        state[self._size_so_far] = state.get(self._size_so_far, 0) + state.get(self.size, 1)
+        accumulate(state, self._size_so_far, lambda found: found + state.get(self.size, 1), 0)
 
     def _finish(self, state: State) -> None:
         size = state.get(self._size_so_far, 0)
-        state[self.name] = state.get(self._so_far, 0) / size if size else math.nan
+        total = state.get(self._so_far, (0,))[0]
+        state[self.name] = total / size if size else math.nan

@@ -122,7 +122,7 @@ class Runner(Listeners):
                 "call run(batches) first, or set `state` to one that a run has left"
             )
         if repeat_last_batch and state.get("_epoch_iters"):
-            state["running"] = True
+            state["running"] = state["_repeats"] = True
             self._emit(Event.BATCH)
         else:
             self._finish_event()
@@ -130,6 +130,7 @@ class Runner(Listeners):
 
     def _go_on(self) -> None:
         state = self.state
+        state["_repeats"] = False
         while state["running"] and self._has_epochs(state):
             if state.get("_epoch_iters") is None:
                 self._emit(Event.EPOCH_STARTED, epoch=state["epoch"] + 1, _epoch_iters=0)

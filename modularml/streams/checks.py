@@ -8,7 +8,7 @@ from typing import Any
 
 from modularml.errors import ConfigError, ShapeError
 
-__all__ = ["check_callable", "check_int", "check_tensors"]
+__all__ = ["check_callable", "check_int", "check_module", "check_tensors"]
 
 
 def check_callable(name: str, value: Any) -> None:
@@ -37,6 +37,18 @@ def check_int(name: str, value: Any, least: int) -> None:
         enough = False
     if not enough:
         raise ConfigError(f"{name} must be an int of at least {least}, got {value!r}")
+
+
+def check_module(name: str, value: Any) -> None:
+    """Refuse what is no torch module.
+
+    Raises
+    ------
+    ConfigError
+        If `value` cannot be called, or has no modules.
+    """
+    if not (callable(value) and hasattr(value, "modules")):
+        raise ConfigError(f"{name} must be a torch.nn.Module, got a {type(value).__name__}")
 
 
 def check_tensors(name: str, tensors: Any, *, least: int = 1) -> None:

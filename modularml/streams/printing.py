@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from modularml._optional import loaded
+from modularml.errors import ConfigError
 from modularml.streams.checks import check_int
 from modularml.streams.events import Event
 
@@ -30,7 +31,7 @@ def print_keys(
     Raises
     ------
     ConfigError
-        If `precision` is negative.
+        If `precision` is negative, or there is nothing to print: no `keys` and no step.
 
     Notes
     -----
@@ -53,6 +54,8 @@ def print_keys(
     [{'step': 1, 'train_loss': 0.9, 'lr': 0.01}, {'step': 2, 'train_loss': 0.8, 'lr': 0.01}]
     """
     check_int("precision", precision, 0)
+    if not keys and not include_step:
+        raise ConfigError("keys must name at least one key to print where include_step=False")
 
     def show(event: Mapping[str, Any]) -> None:
         words = [f"{key}={_value(event, key, precision)}" for key in keys]

@@ -32,7 +32,7 @@ def collect(
     include : sequence of str, optional
         Keys to keep; those that an event lacks are passed over.
     exclude : sequence of str, optional
-        Keys to drop, ``model`` by default.
+        Keys to drop beside ``model``, which no row holds unless `include` names it.
 
     Returns
     -------
@@ -145,7 +145,7 @@ def _selection(
     if include is not None:
         kept = tuple(include)
         return lambda event: {key: event[key] for key in kept if key in event}
-    dropped = frozenset(("model",) if exclude is None else exclude)
+    dropped = frozenset(("model", *(exclude or ())))
     return lambda event: {key: value for key, value in event.items() if key not in dropped}
 
 

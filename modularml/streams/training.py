@@ -10,7 +10,7 @@ from modularml._optional import require
 from modularml.backends import BackendAdapter, adapter_for
 from modularml.errors import ConfigError, DataError, LossError, ShapeError, UnknownNameError
 from modularml.streams.batching import batches_by_chunk
-from modularml.streams.checks import check_callable, check_int, check_tensors
+from modularml.streams.checks import check_callable, check_int, check_module, check_tensors
 from modularml.streams.events import Event, NotAnEventError
 
 __all__ = ["LossShapeError", "epoch_stream", "validation_loss"]
@@ -98,7 +98,7 @@ def epoch_stream(
     check_int("batch_size", batch_size, 1)
     if not len(train_data[0]):
         raise DataError("train_data must have at least one sample, got tensors of length 0")
-    check_callable("model", model)
+    check_module("model", model)
     check_callable("loss_fn", loss_fn)
     if not hasattr(optimizer, "param_groups"):
         raise ConfigError(f"optimizer must be a torch optimizer, got {optimizer!r:.200}")
@@ -196,6 +196,8 @@ def validation_loss(
     ------
     ConfigError, ShapeError
         If an argument is not as described.
+    ConfigError
+        In passing: if the model of the event is no module.
     LossError
         In passing: if the loss is no scalar tensor.
 
@@ -223,6 +225,7 @@ def validation_loss(
         if "model" not in event:
             raise UnknownNameError("event key", "model", event)
         model = event["model"]
+        check_module("event['model']", model)
         with adapter.modes([(model, False)]), adapter.no_grad():
             loss = _loss_of(model, loss_fn, last_label)(*val_data)
         _check_loss(loss, trained=False)

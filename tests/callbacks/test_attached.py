@@ -13,7 +13,9 @@ from modularml.runner import Event, Runner
 from modularml.runner.attachments import EpochTimer, LambdaReducer, ProgressBar
 
 
-def run(attached: Attached, n_epochs: int = 3) -> tuple[mml.TrainPhase, mml.TrainResults]:
+def run(
+    attached: Attached, n_epochs: int = 3, sampler: mml.SimpleSampler | None = None
+) -> tuple[mml.TrainPhase, mml.TrainResults]:
     x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
     fs = mml.FeatureSet.from_dict("rows", {"x": x, "y": x.sum(axis=1)}, "x", "y")
     fs.split_random({"train": 0.8, "rest": 0.2})
@@ -22,7 +24,7 @@ def run(attached: Attached, n_epochs: int = 3) -> tuple[mml.TrainPhase, mml.Trai
     phase = mml.TrainPhase.from_split(
         "train",
         split="train",
-        sampler=mml.SimpleSampler(batch_size=16),
+        sampler=sampler or mml.SimpleSampler(batch_size=16),
         losses=[mml.AppliedLoss(mml.Loss("mse"), on="net", inputs=["outputs", "targets"])],
         n_epochs=n_epochs,
         callbacks=[attached],
@@ -88,3 +90,18 @@ def test_phases_count_with_a_stream() -> None:
 def test_what_is_no_attachment_is_refused() -> None:
     with pytest.raises(ConfigError, match="Attachment"):
         Attached([print])
+
+
+def test_listening_adds_no_sampling() -> None:
+    class Counted(mml.SimpleSampler):
+        times = 0
+
+        def sample(self, view, epoch):
+            Counted.times += 1
+            return super().sample(view, epoch)
+
+    attached, lengths = Attached([ProgressBar(disable=True)]), []
+    attached.on(Event.STARTED, lambda state: lengths.append(len(state["batches"])))
+    run(attached, n_epochs=3, sampler=Counted(batch_size=16))
+    assert Counted.times == 3
+    assert lengths == [3]

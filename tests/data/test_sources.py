@@ -292,7 +292,7 @@ def test_a_mask_can_be_a_feature_and_equal_groups_have_one_too():
         ({"pad": [0.0, 1.0]}, "pad=.* does not fit column 'v'"),
         ({"pad": 0.0, "group_by": None}, "pad fills groups .* needs group_by="),
         ({}, "groups differ in length: g='a' has 2 rows, g='b' has 3.*pad="),
-        ({"pad": 0.0, "tag_cols": "t"}, "column 't' changes within the group g='a'"),
+        ({"pad": 0.0, "target_cols": "t", "scalar_cols": "t"}, "column 't' changes within the gr"),
     ],
 )
 def test_groups_that_cannot_be_filled_up(change, message):
@@ -311,10 +311,6 @@ def test_groups_that_cannot_be_filled_up(change, message):
             lambda df: df.iloc[1:],
             r"groups differ in length: cell='c\d\d' has \d rows, cell='c\d\d' has",
         ),
-        (
-            lambda df: df.assign(lab=range(len(df))),
-            "column 'lab' changes within the group cell='c00'",
-        ),
         (lambda df: df.assign(cell=df["cell"].where(df["cell"] != "c01")), "'cell' has 4 missing"),
         (
             lambda df: df.assign(v=df["v"].astype("Float64").where(df["v"] > 0)),
@@ -322,7 +318,7 @@ def test_groups_that_cannot_be_filled_up(change, message):
         ),
         (lambda df: df.assign(cell=[[1]] * len(df)), "'cell' holds arrays"),
     ],
-    ids=["lengths", "tag", "no group", "no value", "arrays"],
+    ids=["lengths", "no group", "no value", "arrays"],
 )
 def test_groups_that_cannot_be_are_named(change, message):
     with pytest.raises(DataError, match=message):
@@ -501,3 +497,14 @@ def test_a_label_of_a_whole_sequence_stays_a_scalar():
         FeatureSet.from_pandas("s", df, "v", "w", "cell", scalar_cols="w", register=False)
     with pytest.raises(DataError, match="scalar_cols must be among"):
         FeatureSet.from_pandas("s", df, "v", "y", "cell", scalar_cols="w", register=False)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int64, np.float64])
+def test_a_tag_that_changes_within_a_group_is_an_array(kind):
+    df = pd.DataFrame({"cell": list("aabb"), "v": np.arange(4.0), "lab": list("uuvv")})
+    df["t"] = np.array([3, 1, 2, 2], dtype=kind)
+    fs = FeatureSet.from_pandas("s", df, "v", [], "cell", ["t", "lab"], register=False)
+    tags = fs.get_tags()
+    np.testing.assert_array_equal(tags["t"], df["t"].to_numpy().reshape(2, 2))
+    assert tags["t"].dtype == kind
+    assert tags["lab"].tolist() == ["u", "v"]  # steady within each group: a scalar

@@ -350,6 +350,14 @@ class TestCheckpointing:
             ({"save_on": []}, "save_on"),
             ({"name_template": "{phase.label}"}, "name_template"),
             ({"name_template": "{nobody}"}, "name_template"),
+            ({"name_template": "../x"}, "can be no file's"),
+            ({"name_template": "/abs"}, "can be no file's"),
+            ({"name_template": ".."}, "can be no file's"),
+            ({"name_template": ""}, "not empty"),
+            ({"name_template": "a b"}, "can be no file's"),
+            ({"name_template": "x/{epoch}"}, "can be no file's"),
+            ({"name_template": "nul"}, "can be no file's"),
+            ({"name_template": "{epoch:099d}{batch:099d}"}, "can be no file's"),
             ({"name_template": "{epoch"}, "brace"),
         ):
             with pytest.raises(ConfigError, match=match):

@@ -37,8 +37,16 @@ def test_what_is_kept(sink):
     assert sink(stream(), exclude=("model", "loss")) == [{"step": 1}, {"step": 2}]
 
 
-def test_excluding_nothing_keeps_the_model():
-    assert collect(stream(), exclude=[])[0]["model"] is MODEL
+@pytest.mark.parametrize("exclude", [None, [], ["step"]])
+def test_exclude_only_omits(exclude):
+    kept = {"step", "loss"} - set(exclude or ())
+    assert {*collect(stream(), exclude=exclude)[0]} == kept
+    collect_jsonl(stream(), io.StringIO(), exclude=exclude)
+    assert {*collect_pd(stream(), exclude=exclude).columns} == kept
+
+
+def test_the_model_is_there_where_it_is_included():
+    assert collect(stream(), include=["model"])[0] == {"model": MODEL}
 
 
 def test_events_are_copied():
@@ -82,7 +90,7 @@ def test_lines_are_written_as_events_come(tmp_path):
 def test_what_is_no_json_says_what_to_do(tmp_path):
     events = stream()
     with pytest.raises(TypeError) as caught:
-        collect_jsonl(events, tmp_path / "log.jsonl", exclude=[])
+        collect_jsonl(events, tmp_path / "log.jsonl", include=["model"])
     assert "exclude=" in caught.value.__notes__[0]
     assert list(events) == []  # closed
 

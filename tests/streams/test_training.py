@@ -24,6 +24,7 @@ from modularml.streams import (  # noqa: E402
     epoch_stream,
     iter_batches,
     pipe,
+    print_keys,
     take,
     validation_loss,
 )
@@ -344,7 +345,8 @@ def stream_of(**changes):
         ({"train_data": (torch.ones(0, 4), torch.ones(0, 1))}, DataError, "at least one sample"),
         ({"batch_size": 0}, ConfigError, "batch_size must be an int of at least 1"),
         ({"batch_size": 2.0}, ConfigError, "batch_size must be an int of at least 1"),
-        ({"model": 3}, ConfigError, "model must be callable"),
+        ({"model": 3}, ConfigError, "model must be a torch.nn.Module"),
+        ({"model": torch.sigmoid}, ConfigError, "model must be a torch.nn.Module"),
         ({"loss_fn": "mse"}, ConfigError, "loss_fn must be callable"),
         ({"optimizer": None}, ConfigError, "optimizer must be a torch optimizer"),
     ],
@@ -396,3 +398,14 @@ def test_bad_batches():
         iter_batches()
     with pytest.raises(ConfigError, match="batch_size"):
         iter_batches(torch.ones(2), batch_size=-1)
+
+
+def test_a_model_that_is_no_module_is_named():
+    validate = validation_loss((torch.ones(2, 1), torch.ones(2, 1)), torch.nn.MSELoss())
+    with pytest.raises(ConfigError, match=r"event\['model'\] must be a torch.nn.Module, got a obj"):
+        validate({"step": 1, "model": object()})
+
+
+def test_nothing_to_print_is_refused():
+    with pytest.raises(ConfigError, match="keys must name at least one key"):
+        print_keys(include_step=False)
