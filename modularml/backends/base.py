@@ -204,8 +204,33 @@ class BackendAdapter(ABC):
     def set_frozen(self, model: Any, frozen: bool) -> None:  # noqa: B027 - no gradients
         """Stop, or allow, gradients into a model's own parameters."""
 
-    def input_dtype(self, model: Any) -> Any:
-        """Return the dtype that a model wants its features in; None keeps that of columns."""
+    def input_dtype(
+        self, model: Any, shape: Shape | None = None, *, whole: bool = False, category: bool = False
+    ) -> Any:
+        """Return the dtype in which a model reads some columns.
+
+        Integers are given to models that look them up (an embedding) and to those that read
+        categories, floats of the model's precision otherwise. A model that cannot compute with the
+        one gets the other; `check_cast` refuses values that the dtype does not hold.
+
+        Parameters
+        ----------
+        model : module or None
+            None for what computes without a model.
+        shape : tuple of int, optional
+            Of one sample. Where it is None, the model is not asked what it can compute with.
+        whole, category : bool
+            Whether all columns are integers, and whether all are categories.
+
+        Returns
+        -------
+        dtype of the framework, or None
+            None keeps that of the columns.
+        """
+        return None
+
+    def exact_integers(self, dtype: Any) -> int | None:
+        """Return the number up to which a dtype holds every integer; None for integer dtypes."""
         return None
 
     def no_grad(self) -> AbstractContextManager[Any]:

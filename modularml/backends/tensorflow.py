@@ -162,14 +162,23 @@ class TensorflowAdapter(BackendAdapter):
         for v in kept:
             v.trainable = not frozen
 
-    def input_dtype(self, model: Any) -> Any:
-        inner = None if model is None else model.inner
-        for layer in [] if inner is None else inner._flatten_layers():
-            if isinstance(layer, keras.layers.Embedding):
-                return tf.int64
-            if layer._trainable_variables:  # of its own, not of layers within it
-                break
-        return _float_dtype(model)
+    def input_dtype(
+        self, model: Any, shape: Shape | None = None, *, whole: bool = False, category: bool = False
+    ) -> Any:
+        inner, floating = None if model is None else model.inner, _float_dtype(model)
+        if inner is None or shape is None:
+            return floating
+        if isinstance(inner, keras.Sequential) and _looks_up(inner):
+            return tf.int64  # Keras itself would cut off fractions
+        if declared := getattr(inner, "inputs", None):
+            return tf.as_dtype(declared[0].dtype)
+        embeds = any(isinstance(it, keras.layers.Embedding) for it in inner._flatten_layers())
+        return tf.int64 if whole and (category or embeds) else floating
+
+    def exact_integers(self, dtype: Any) -> int | None:
+        return {tf.bfloat16: 2**8, tf.float16: 2**11, tf.float32: 2**24, tf.float64: 2**53}.get(
+            dtype
+        )
 
     # -- training -----------------------------------------------------------------------------
 
@@ -306,6 +315,13 @@ def _called(run: Callable[..., Any]) -> Step:
         return losses, outputs
 
     return step
+
+
+def _looks_up(model: Any) -> bool:
+    """Tell whether the first layer that computes something looks up what it is given."""
+    passing = keras.layers.InputLayer, keras.layers.Flatten, keras.layers.Reshape
+    first = next((layer for layer in model.layers if not isinstance(layer, passing)), None)
+    return isinstance(first, keras.layers.Embedding)
 
 
 def _float_dtype(model: Any) -> Any:

@@ -177,13 +177,30 @@ class TorchAdapter(BackendAdapter):
             if frozen:
                 p.grad = None
 
-    def input_dtype(self, model: Any) -> Any:
-        for module in [] if model is None else model.modules():
-            if isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
-                return torch.int64
-            if any(p.is_floating_point() for p in module.parameters(recurse=False)):
-                break
-        return _float_dtype(model)
+    def input_dtype(
+        self, model: Any, shape: Shape | None = None, *, whole: bool = False, category: bool = False
+    ) -> Any:
+        floating = _float_dtype(model)
+        modules = [] if model is None or shape is None else model.modules()
+        lookups = torch.nn.Embedding, torch.nn.EmbeddingBag
+        if shape is None or not (category or any(isinstance(m, lookups) for m in modules)):
+            return floating
+        first, second = (torch.int64, floating) if whole else (floating, torch.int64)
+        other = not self._accepts(model, shape, first) and self._accepts(model, shape, second)
+        return second if other else first
+
+    def exact_integers(self, dtype: Any) -> int | None:
+        return round(2 / torch.finfo(dtype).eps) if dtype.is_floating_point else None
+
+    def _accepts(self, model: Any, shape: Shape, dtype: Any) -> bool:
+        """Tell whether a model computes with samples of a dtype."""
+        try:
+            with torch.no_grad(), self.modes([(model, False)]):
+                zeros = torch.zeros((2, *shape), dtype=dtype, device=self.device_of(model))
+                torch.nn.Module.__call__(model, zeros)
+        except (RuntimeError, ValueError, IndexError, TypeError):
+            return False
+        return True
 
     def no_grad(self) -> AbstractContextManager[Any]:
         context: AbstractContextManager[Any] = torch.no_grad()

@@ -42,6 +42,8 @@ class SampleCollection:
         What the columns should be; read from the table where it is not given.
     maps : mapping of str to mmap, optional
         Columns that lie in files and may be larger than memory.
+    masks : mapping of str to str, optional
+        Key of the mask of each padded column, by its own key.
 
     Raises
     ------
@@ -51,20 +53,25 @@ class SampleCollection:
     """
 
     def __init__(
-        self, table: pa.Table, schema: SampleSchema | None = None, *, maps: Maps | None = None
+        self,
+        table: pa.Table,
+        schema: SampleSchema | None = None,
+        *,
+        maps: Maps | None = None,
+        masks: Mapping[str, str] | None = None,
     ) -> None:
         names = table.column_names
         arrays = [_one_array(table.column(i), name) for i, name in enumerate(names)]
-        self._set(pa.Table.from_arrays(arrays, names=names), maps or {})
+        self._set(pa.Table.from_arrays(arrays, names=names), maps or {}, masks)
         if schema is not None and dict(schema.columns) != dict(self.schema.columns):
             raise DataError(_differences(schema, self.schema))
         if SAMPLE_UUIDS in names:
             check_ids(self.table.column(SAMPLE_UUIDS))
 
-    def _set(self, table: pa.Table, maps: Maps) -> None:
+    def _set(self, table: pa.Table, maps: Maps, masks: Mapping[str, str] | None) -> None:
         self.table: pa.Table = table
         self.maps = {name: maps[name] for name in table.column_names if name in maps}
-        self.schema = SampleSchema.from_arrow(table.schema)
+        self.schema = SampleSchema.from_arrow(table.schema, masks)
         self.version = next(_versions)
         self._numpy: dict[str, Array] = {}
         self._codes: dict[str, IntArray] = {}
@@ -90,6 +97,11 @@ class SampleCollection:
         if name not in self._numpy:
             self._numpy[name] = to_numpy(self.array(name))
         return self._numpy[name]
+
+    def mask(self, name: str) -> Array | None:
+        """Return where a column holds data: ndarray of bool, one a step; None for everywhere."""
+        mask = self.schema.mask_of(name)
+        return None if mask is None else self.numpy(mask)
 
     def codes(self, name: str) -> IntArray:
         """Return the values of a scalar column as numbers from 0, in sorted order.
@@ -189,10 +201,11 @@ class SampleCollection:
         kept = [i for i, name in enumerate(self.table.column_names) if name not in gone]
         return self._next(self.table.select(kept))
 
-    def take(self, rows: IntArray, names: Sequence[str]) -> pa.Table:
-        """Return a table of these rows and columns, with the ids behind."""
-        table = self.table.select(list(names)).take(pa.array(rows))
-        return table.append_column(SAMPLE_UUIDS, id_array(self.ids[rows]))
+    def take(self, rows: IntArray, names: Sequence[str]) -> SampleCollection:
+        """Return copies of these rows, with their ids, and columns, with their masks."""
+        table = self.table.select(self.schema.with_masks(names)).take(pa.array(rows))
+        table = table.append_column(SAMPLE_UUIDS, id_array(self.ids[rows]))
+        return SampleCollection(table, masks=self.schema.masks)
 
     def is_mapped(self, names: Iterable[str]) -> bool:
         """Tell whether one of these columns lies in a file and may be larger than memory."""
@@ -234,7 +247,7 @@ class SampleCollection:
     def _next(self, table: pa.Table, maps: Maps | None = None) -> SampleCollection:
         """Return a collection of a table with the same rows, whose columns are sound."""
         new = SampleCollection.__new__(SampleCollection)
-        new._set(table, self.maps if maps is None else maps)
+        new._set(table, self.maps if maps is None else maps, self.schema.masks)
         for kept in ("ids", "fingerprint"):  # raw columns never change
             if kept in self.__dict__:
                 new.__dict__[kept] = self.__dict__[kept]

@@ -20,6 +20,9 @@ __all__ = ["DataFormat", "convert", "convert_array", "stack"]
 BLOCK = 8192
 """Rows of all columns that are stacked at a time."""
 
+EXACT = 2**53
+"""Up to here float64 holds every integer."""
+
 
 class DataFormat(enum.Enum):
     """In what form columns are returned; common spellings are understood."""
@@ -157,13 +160,22 @@ def common_dtype(columns: Mapping[str, Array]) -> np.dtype[Any]:
         If there is none, as for times and numbers.
     """
     try:
-        return np.result_type(*columns.values())
+        common = np.result_type(*columns.values())
     except TypeError:
         dtypes = ", ".join(f"{name}: {a.dtype}" for name, a in columns.items())
         raise DataError(
             f"columns of unlike type cannot be stacked into one array ({dtypes}); select columns "
             "of one type, or a dict format"
         ) from None
+    for name, values in columns.items() if common.kind == "f" else ():
+        large = values.dtype.kind in "iu" and values.dtype.itemsize == 8 and values.size
+        if large and (int(values.max()) > EXACT or int(values.min()) < -EXACT):
+            raise DataError(
+                f"column {name!r} holds integers that {common} does not tell apart, so it cannot be "
+                f"stacked with {[n for n in columns if n != name]}; select it by itself, or a dict "
+                "format"
+            )
+    return common
 
 
 def _pandas(columns: Mapping[str, Array]) -> Any:

@@ -27,6 +27,7 @@ def packed(state: Mapping[str, Any]) -> dict[str, Any]:
     collection: SampleCollection = state["collection"]
     return {
         "table": collection.table,
+        **({"masks": masks} if (masks := collection.schema.masks) else {}),
         "splits": dict(state["splits"]),
         "split_records": [_as_dict(r) for r in state["split_records"]],
         "scaler_records": [_as_dict(r) for r in state["scaler_records"]],
@@ -42,7 +43,11 @@ def unpacked(data: Mapping[str, Any]) -> dict[str, Any]:
         If rows, columns or names do not fit each other.
     """
     _check(isinstance(data["table"], pa.Table), "its rows are no table")
-    collection = SampleCollection(data["table"])
+    masks = data.get("masks", {})
+    is_text = isinstance(masks, dict) and all(isinstance(v, str) for v in masks.values())
+    _check(is_text, "its masks are no names of columns")
+    collection = SampleCollection(data["table"], masks=masks)
+    _check(collection.schema.masks == masks, "a mask is of columns that are not there")
     n = collection.n_samples
     splits: dict[str, IntArray] = {}
     for name, rows in data["splits"].items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,13 +27,19 @@ _FORBIDDEN = re.compile(r"[.:\\/\s]")
 
 @dataclass(frozen=True)
 class ColumnSpec:
-    """One column: where it stands and what one sample of it looks like."""
+    """One column: where it stands and what one sample of it looks like.
+
+    `mask` is the key of the boolean column that is true where its samples hold data; the rest is
+    padding. Its shape is that of the first axes of a sample.
+    """
 
     domain: str
     key: str
     rep: str
     shape: Shape
     dtype: np.dtype[Any]
+    mask: str | None = None
+    kind: str = "number"
 
     @property
     def name(self) -> str:
@@ -58,15 +64,19 @@ class SampleSchema:
     """Columns that references to these have been found to mean."""
 
     @classmethod
-    def from_arrow(cls, schema: pa.Schema) -> SampleSchema:
+    def from_arrow(cls, schema: pa.Schema, masks: Mapping[str, str] | None = None) -> SampleSchema:
         """Read names, shapes and dtypes from the types alone, never from the data.
+
+        Columns are padded as `masks` says: the key of a mask by the key of a column. Masks of
+        which there is no column are left out.
 
         Raises
         ------
         DataError
-            If a name is not ``domain.key.rep``, or a key stands in two domains.
+            If a name is not ``domain.key.rep``, a key stands in two domains, or a mask does not
+            fit its column.
         """
-        columns = {}
+        columns: dict[str, ColumnSpec] = {}
         for column in schema:
             if column.name == SAMPLE_UUIDS:
                 continue
@@ -80,7 +90,28 @@ class SampleSchema:
                     f"key {spec.key!r} stands in {owner[spec.key]!r} and in {spec.domain!r}; "
                     "keys are unique across domains, rename one of the columns"
                 )
+        for name, spec in columns.items():
+            mask = (masks or {}).get(spec.key)
+            if mask in owner:
+                of_mask = next(s for s in columns.values() if s.key == mask)
+                _check_mask(spec, of_mask)
+                columns[name] = replace(spec, mask=mask)
         return cls(columns)
+
+    @property
+    def masks(self) -> dict[str, str]:
+        """Key of the mask of each padded column, by its own key."""
+        return {s.key: s.mask for s in self.columns.values() if s.mask is not None}
+
+    def mask_of(self, name: str) -> str | None:
+        """Return the full name of the mask of a column; None where it has none."""
+        key = self[name].mask
+        return None if key is None else f"{self.domain_of(key)}.{key}.{RAW}"
+
+    def with_masks(self, names: Iterable[str]) -> list[str]:
+        """Return these columns, and the masks of those that are padded."""
+        listed = list(names)
+        return list(dict.fromkeys([*listed, *filter(None, map(self.mask_of, listed))]))
 
     def keys(self, domain: str) -> list[str]:
         """Return the keys of a domain, in order."""
@@ -129,6 +160,15 @@ class SampleSchema:
             return self.columns[name]
         except KeyError:
             raise UnknownNameError("column", name, self.columns) from None
+
+
+def _check_mask(spec: ColumnSpec, mask: ColumnSpec) -> None:
+    fits = mask.shape and spec.shape[: len(mask.shape)] == mask.shape and mask.rep == RAW
+    if mask.dtype.kind != "b" or not fits:
+        raise DataError(
+            f"the mask {mask.key!r} of column {spec.key!r} must be a boolean column with one value "
+            f"for each step of {spec.shape}, got {mask.dtype} of shape {mask.shape}"
+        )
 
 
 def parse_name(name: str) -> tuple[str, str, str]:

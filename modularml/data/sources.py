@@ -42,19 +42,23 @@ def from_columns(
     *,
     copy: bool = True,
     maps: Maps | None = None,
+    mask: str | Mapping[str, str] | None = None,
 ) -> SampleCollection:
     """Build a collection from columns by key, whose arrays are copied unless nobody writes to them.
 
-    Columns that lie in files have their `maps` by key.
+    Columns that lie in files have their `maps` by key. A `mask` is a tag where it is in no domain.
 
     Raises
     ------
     UnknownNameError
         If a key is not in the data; the closest are listed.
     DataError
-        If columns differ in length, or one cannot be a column.
+        If columns differ in length, or one cannot be a column; if a mask does not fit.
     """
     domains = dict(zip(DOMAINS, map(as_list, (features, targets, tags)), strict=True))
+    named = dict.fromkeys([mask] if isinstance(mask, str) else (mask or {}).values())
+    known = [key for keys in domains.values() for key in keys]
+    domains["tags"] = [*domains["tags"], *(key for key in named if key not in known)]
     check_keys(key for keys in domains.values() for key in keys)
     arrays: dict[str, pa.Array] = {}
     mapped: dict[str, Any] = {}
@@ -66,7 +70,50 @@ def from_columns(
             arrays[name] = to_arrow(data[key], key, copy=copy)
             mapped |= {name: maps[key]} if maps and key in maps else {}
     check_lengths({name.split(".")[1]: len(array) for name, array in arrays.items()})
-    return SampleCollection(pa.table(arrays), maps=mapped)
+    made = SampleCollection(pa.table(arrays), maps=mapped)
+    if mask is None:
+        return made
+    return SampleCollection(made.table, maps=mapped, masks=_masks(made, mask))
+
+
+def _masks(made: SampleCollection, mask: str | Mapping[str, str]) -> dict[str, str]:
+    """Return which mask is of which column; one that is given alone is of all that it fits.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such column.
+    DataError
+        If a mask fits no column, is not of booleans, or a sample has no step that holds data.
+    """
+    specs = {spec.key: spec for spec in made.schema.columns.values()}
+    pairs = {mask: None} if isinstance(mask, str) else mask
+    for key in [*pairs, *filter(None, pairs.values())]:
+        if key not in specs:
+            raise UnknownNameError("column", key, specs)
+    if isinstance(mask, str):
+        shape, arrays = specs[mask].shape, (s for s in specs.values() if s.domain != "tags")
+        fits = [s.key for s in arrays if s.shape[: len(shape)] == shape and s.key != mask]
+        pairs = dict.fromkeys(fits if shape else [], mask)
+        if not pairs:
+            raise DataError(
+                f"mask {mask!r} has shape {shape}, and no feature or target has such steps"
+            )
+    for key in dict.fromkeys(pairs.values()):
+        values = made.numpy(made.schema.newest(made.schema.domain_of(key), key))
+        if values.dtype.kind == "b" and values.ndim > 1:
+            check_mask(key, values)
+    return dict(pairs)
+
+
+def check_mask(key: str, values: Any) -> None:
+    """Refuse a mask with a sample that has no step that holds data."""
+    empty = ~values.reshape(len(values), -1).any(axis=1)
+    if empty.any():
+        raise DataError(
+            f"mask {key!r} is false in all steps of row {int(empty.argmax())} ({empty.sum()} of "
+            f"{len(values)} rows); leave out samples without data"
+        )
 
 
 def from_frame(
@@ -79,6 +126,7 @@ def from_frame(
     sort_by: Columns = None,
     pad: Any = None,
     scalars: Columns = None,
+    mask: str | Mapping[str, str] | None = None,
 ) -> SampleCollection:
     """Build a collection from any frame that narwhals understands.
 

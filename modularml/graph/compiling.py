@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import graphlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from modularml.backends import Backend, BackendAdapter, adapter_for
 from modularml.data.execution import Layout, Source, Weighing
 from modularml.data.references import FeatureSetReference
+from modularml.data.schema import ColumnSpec
 from modularml.errors import GraphError, LossError
+from modularml.graph.casting import column_dtype
 from modularml.graph.fitting import Learn, fitted_then
 from modularml.graph.flows import flows_of, leaves, resolve_id
 from modularml.graph.learning import Reach, moving, no_learner
@@ -105,7 +108,7 @@ class _Compiler(LossReading):
         if not self.own_backends:
             raise GraphError("a graph needs at least one ModelNode to run")
         self.backends = dict(self.own_backends)
-        self.dtypes: dict[str, Any] = self._input_dtypes() if whole is None else whole.dtypes
+        self.whole = whole
         self.column_dtypes: dict[str, Any] = {}
         self.flows = flows_of(nodes)
         self.programs: list[Program] = []
@@ -350,17 +353,38 @@ class _Compiler(LossReading):
         place = outputs.index((slot.node_id, slot.role))
         return place, converted(source, target, slot.dtype, self.programs[home].device)
 
-    def _input_dtypes(self) -> dict[str, Any]:
-        """Return the dtype that each node wants columns in; one without a model, its readers'."""
+    @cached_property
+    def dtypes(self) -> dict[str, Any]:
+        """The dtype that each node reads columns in; without a model, that of its readers."""
+        if self.whole is not None:
+            return self.whole.dtypes
         found: dict[str, Any] = {}
         for node in reversed(self.nodes):
-            adapter = adapter_for(self.backends[node.node_id])
+            adapter = adapter_for(self.own_backends[node.node_id])
             if isinstance(node, ModelNode):
-                found[node.node_id] = adapter.input_dtype(node.model.module)
+                found[node.node_id] = column_dtype(
+                    adapter, node.model.module, node.input_shape, self._columns_of(node)
+                )
                 continue
-            same = [r for r in self.readers[node.node_id] if self.backends[r] is adapter.backend]
+            backends = self.own_backends
+            same = [r for r in self.readers[node.node_id] if backends[r] is adapter.backend]
             found[node.node_id] = found[same[0]] if same else adapter.input_dtype(None)
         return found
+
+    def _columns_of(self, node: ComputeNode) -> list[ColumnSpec] | None:
+        """Return the columns that reach a node; None where outputs of a model do too."""
+        specs: list[ColumnSpec] = []
+        for ref in node.upstream_refs:
+            if isinstance(ref, FeatureSetReference):
+                schema = ref.resolve().collection.schema
+                specs += [schema[name] for name in ref.columns("features")]
+                continue
+            above = self.by_id[resolve_id(ref)]
+            behind = None if isinstance(above, ModelNode) else self._columns_of(above)
+            if behind is None:
+                return None
+            specs += behind
+        return specs
 
     def _static_plan(self, static: set[str], edge: set[str]) -> StepPlan | None:
         if not edge:

@@ -16,11 +16,12 @@ from modularml.data.execution import ExecutionContext
 from modularml.data.rows import in_a_row
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, GraphError
+from modularml.graph.casting import check_cast
 from modularml.graph.plan import InputSlot, StepPlan
 from modularml.graph.program import converted
 from modularml.graph.weighing import mean_one
 
-__all__ = ["column_tensor", "fill", "frozen_outputs", "pieces"]
+__all__ = ["column_tensor", "fill", "frozen_outputs", "pieces", "stacked"]
 
 CHUNK_BYTES = 32 * 2**20
 LEAST_ROW = 64
@@ -42,7 +43,7 @@ def column_tensor(collection: SampleCollection, slot: InputSlot) -> Any:
         return _InFiles(collection, slot)
     key = (adapter.backend, slot.columns, slot.dtype, slot.shape, str(slot.device))
     if key not in collection.tensors:
-        values = _stacked(collection, slot)
+        values = stacked(collection, slot)
         collection.tensors[key] = adapter.from_numpy(values, dtype=slot.dtype, device=slot.device)
     return collection.tensors[key]
 
@@ -190,6 +191,7 @@ def _from_samples(slot: InputSlot, given: Any) -> Any:
         given = given.get(domain)
     if isinstance(given, np.ndarray):
         values = given if slot.shape is None else given.reshape(len(given), *slot.shape)
+        check_cast(slot.adapter, slot.dtype, values, " and ".join(slot.columns))
         return slot.adapter.from_numpy(values, dtype=slot.dtype, device=slot.device)
     if not hasattr(given, "shape"):
         raise GraphError(
@@ -212,7 +214,7 @@ class _InFiles:
         return self.gather(np.arange(len(self))[rows])
 
     def gather(self, rows: IntArray) -> Any:
-        values = _stacked(self.collection, self.slot, rows)
+        values = stacked(self.collection, self.slot, rows)
         slot = self.slot
         return slot.adapter.from_numpy(values, dtype=slot.dtype, device=slot.device)
 
@@ -223,7 +225,17 @@ def _gather(adapter: BackendAdapter, column: Any, rows: Any, into: Any = None) -
     return adapter.gather(column, in_a_row(rows), into)
 
 
-def _stacked(collection: SampleCollection, slot: InputSlot, rows: IntArray | None = None) -> Array:
+def stacked(collection: SampleCollection, slot: InputSlot, rows: IntArray | None = None) -> Array:
+    """Return the columns of a slot, of all rows or some, shape (n, *shape).
+
+    Raises
+    ------
+    DataError
+        If the dtype of the slot does not hold their values.
+    """
+    for name in slot.columns if slot.columns[0].startswith("features.") else ():
+        column = collection.numpy(name)
+        check_cast(slot.adapter, slot.dtype, column if rows is None else column[rows], name)
     values = collection.gather(slot.columns, rows)
     if values.dtype.kind not in "biuf" and (slot.adapter.gradients or slot.dtype is not None):
         raise DataError(f"columns {list(slot.columns)} hold {values.dtype}; a model takes numbers")

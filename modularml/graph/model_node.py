@@ -17,6 +17,7 @@ from modularml.errors import (
     OptimizerNotSetError,
     ShapeError,
 )
+from modularml.graph.casting import value_dtype
 from modularml.graph.node import ComputeNode, UpstreamLike
 from modularml.models.base import BaseModel
 from modularml.models.wrap import wrap_model
@@ -357,10 +358,10 @@ class ModelNode(ComputeNode):
             raise GraphError(f"node {self.label!r} was given samples without features")
         if backend_of(value) is self.backend:
             return value
-        adapter = adapter_for(self.backend)
+        adapter, values = adapter_for(self.backend), as_numpy(value)
         module = self._model.module
-        dtype, device = adapter.input_dtype(module), adapter.device_of(module)
-        return adapter.from_numpy(as_numpy(value), dtype=dtype, device=device)
+        dtype = value_dtype(adapter, module, values, f"input of {self.label}")
+        return adapter.from_numpy(values, dtype=dtype, device=adapter.device_of(module))
 
     def _graph(self) -> Any:
         graph = self.context.model_graph

@@ -17,6 +17,8 @@ from modularml.data.formats import convert_array, stack
 from modularml.data.schema import RAW
 from modularml.data.sources import as_columns, check_lengths
 from modularml.errors import ConfigError, DataError, GraphError, NotFittedError, ScalerError
+from modularml.graph.casting import check_cast
+from modularml.graph.inputs import stacked
 from modularml.graph.plan import InputSlot
 from modularml.graph.running import GraphRunning
 from modularml.graph.units import invert_leaf, needs_rows, scaled_target
@@ -104,10 +106,13 @@ class _Reader:
             and fits
             and self.view.collection.schema.columns.keys() >= set(slot.columns)
         ):
-            gather, rows = self.view.collection.gather, self.view.valid_indices
-            return lambda start, stop: gather(slot.columns, rows[start:stop])
-        stacked = stack(self._transformed(fs, slot.columns))
-        return lambda start, stop: stacked[start:stop]
+            table, rows = self.view.collection, self.view.valid_indices
+            return lambda start, stop: stacked(table, slot, rows[start:stop])
+        columns = self._transformed(fs, slot.columns)
+        for name, values in columns.items():
+            check_cast(slot.adapter, slot.dtype, values, name)
+        whole = stack(columns)
+        return lambda start, stop: whole[start:stop]
 
     def ids(self, leaf: Leaf) -> Any:
         """Return sample ids, where the rows are known ones."""

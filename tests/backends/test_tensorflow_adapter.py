@@ -48,7 +48,7 @@ class TestBackend:
         assert adapter.input_dtype(wrapped(net(4))) is tf.float32
         assert adapter.input_dtype(wrapped(layers.Dense(2, dtype="float64"))) is tf.float64
         embeds = keras.Sequential([layers.Embedding(3, 2), layers.Flatten(), layers.Dense(1)])
-        assert adapter.input_dtype(wrapped(embeds)) is tf.int64
+        assert adapter.input_dtype(wrapped(embeds), (3,)) is tf.int64
         assert adapter.loss_dtype("index", None) is tf.int64
 
     def test_variables_switched_off_by_the_user_stay_off(self):

@@ -86,7 +86,7 @@ class TestModels:
         assert adapter.input_dtype(nn.ReLU()) is torch.float32
         assert adapter.input_dtype(nn.Linear(1, 1).double()) is torch.float64
         embeds = nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 1))
-        assert adapter.input_dtype(embeds) is torch.int64
+        assert adapter.input_dtype(embeds, (4,)) is torch.int64
         assert adapter.loss_dtype("float", embeds.double()) is torch.float64
         assert adapter.loss_dtype("index", embeds) is torch.int64
 

@@ -124,7 +124,7 @@ class TensorflowBaseModel(LayeredModel, ABC):
 
     def _make_untried(self, shape: Shape, wanted: Shape | None) -> None:
         super()._make_untried(shape, wanted)
-        self.inner(keras.KerasTensor((None, *shape), adapter.input_dtype(self)))
+        self.inner(keras.KerasTensor((None, *shape), adapter.input_dtype(self, shape)))
 
     def _probe(self, shape: Shape) -> Shape:
         """Send two samples of zeros through, to learn the output's shape."""
@@ -135,7 +135,7 @@ class TensorflowBaseModel(LayeredModel, ABC):
         return self._one_row_each(out, is_tensor=tf.is_tensor(out))
 
     def _zeros(self, shape: Shape) -> Any:
-        return tf.zeros((2, *shape), adapter.input_dtype(self))
+        return tf.zeros((2, *shape), adapter.input_dtype(self, shape))
 
 
 class SequentialModel(TensorflowBaseModel, ABC):

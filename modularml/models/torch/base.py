@@ -59,7 +59,7 @@ class TorchBaseModel(LayeredModel, torch.nn.Module, ABC):
     def _probe(self, shape: Shape) -> Shape:
         """Send two samples of zeros through, to learn the output's shape."""
         device = next((p.device for p in self.parameters()), None)
-        zeros = torch.zeros((2, *shape), dtype=adapter.input_dtype(self), device=device)
+        zeros = torch.zeros((2, *shape), dtype=adapter.input_dtype(self, shape), device=device)
         try:
             with torch.no_grad(), adapter.modes([(self, False)]):
                 out: Any = torch.nn.Module.__call__(self, zeros)

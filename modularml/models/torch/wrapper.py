@@ -38,7 +38,7 @@ class TorchModelWrapper(ModelWrapper, TorchBaseModel):  # noqa: D101 - that of w
 
     def _sketch(self, shape: Shape, wanted: Shape | None) -> dict[str, Any] | None:
         if self._recipe is not None:
-            recipes.check_size(self._recipe, shape, adapter.input_dtype(self))
+            recipes.check_size(self._recipe, shape, adapter.input_dtype(self, shape))
         return super()._sketch(shape, wanted)
 
     @property
