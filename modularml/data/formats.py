@@ -171,8 +171,8 @@ def common_dtype(columns: Mapping[str, Array]) -> np.dtype[Any]:
         large = values.dtype.kind in "iu" and values.dtype.itemsize == 8 and values.size
         if large and (int(values.max()) > EXACT or int(values.min()) < -EXACT):
             raise DataError(
-                f"column {name!r} holds integers that {common} does not tell apart, so it cannot be "
-                f"stacked with {[n for n in columns if n != name]}; select it by itself, or a dict "
+                f"column {name!r} holds integers that {common} does not tell apart, so it cannot "
+                f"be stacked with {[n for n in columns if n != name]}; select it by itself, or a dict "
                 "format"
             )
     return common

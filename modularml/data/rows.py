@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 
 from modularml._typing import Array, Columns, IntArray
 from modularml.data.access import SampleCollectionMixin
-from modularml.data.collection import SampleCollection
 from modularml.data.ids import id_array, id_texts, ids_from_texts
 from modularml.data.scaling import scaled_by
 from modularml.data.selectors import select_one

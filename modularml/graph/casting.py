@@ -66,10 +66,11 @@ def check_cast(adapter: BackendAdapter, dtype: Any, values: Array, name: str) ->
     if values.dtype.kind in "iu" and limit is not None:
         if int(values.max()) > limit or int(values.min()) < -limit:
             raise DataError(
-                f"column {name!r} holds integers beyond {limit:,}, and the model reads it as "
-                f"{getattr(dtype, 'name', dtype)}, which does not tell them apart. If it is an id or a category, let a node of its own read it "
-                "(features=[...] of a reference) and look it up in an Embedding; if it is a "
-                "quantity, scale it (fit_transform), or give it as floats"
+                f"column {name!r} holds integers beyond {limit:,}, which "
+                f"{getattr(dtype, 'name', dtype)}, as the model reads it, does not tell apart. If "
+                "it is an id or a category, let a node of its own read it (features=[...] of a "
+                "reference) and look it up in an Embedding; if it is a quantity, scale it "
+                "(fit_transform), or give it as floats"
             )
     elif values.dtype.kind == "f" and limit is None:
         odd = values != np.trunc(values)  # NaN too
