@@ -172,7 +172,7 @@ def common_dtype(columns: Mapping[str, Array]) -> np.dtype[Any]:
         if large and (int(values.max()) > EXACT or int(values.min()) < -EXACT):
             raise DataError(
                 f"column {name!r} holds integers that {common} does not tell apart, so it cannot "
-                f"be stacked with {[n for n in columns if n != name]}; select it by itself, or a dict "
+                f"be stacked with {[n for n in columns if n != name]}; select it alone, or a dict "
                 "format"
             )
     return common
