@@ -207,6 +207,11 @@ class SampleCollection:
         table = table.append_column(SAMPLE_UUIDS, id_array(self.ids[rows]))
         return SampleCollection(table, masks=self.schema.masks)
 
+    def part(self, rows: IntArray, names: Sequence[str]) -> SampleCollection:
+        """Return a collection of these rows and columns, and of the masks of the columns."""
+        table = self.take(rows, self.schema.with_masks(names))
+        return SampleCollection(table, masks=self.schema.masks)
+
     def is_mapped(self, names: Iterable[str]) -> bool:
         """Tell whether one of these columns lies in a file and may be larger than memory."""
         return not self.maps.keys().isdisjoint(names)

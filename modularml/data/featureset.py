@@ -190,7 +190,7 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
         collection = self._collection.without_columns([] if restore_scalers else scaled)
         if not share_raw_data_buffer:
             every = np.arange(len(self))
-            collection = collection.take(every, collection.names)
+            collection = collection.part(every, collection.names)
         new = type(self)(label or f"{self.label}_copy", collection, register=register)
         if restore_splits:
             new._splits, new._split_records = dict(self._splits), list(self._split_records)

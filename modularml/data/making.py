@@ -35,19 +35,32 @@ class MakingMixin:
         feature_keys: str | list[str],
         target_keys: str | list[str],
         tag_keys: str | list[str] | None = None,
+        *,
+        mask: str | dict[str, str] | None = None,
         **kwargs: Any,
     ) -> Self:
         """Make a set from columns by name: lists, arrays or series of equal length.
+
+        Parameters
+        ----------
+        label : str
+        data : dict
+        feature_keys, target_keys, tag_keys : str or list of str
+        mask : str or dict of str to str, optional
+            A boolean column of shape ``(n, length)`` that is true where there is data and false
+            where sequences are filled up: for all features and targets that have such steps, or
+            by the key of each. Scalers, losses and scores pass over padding. It becomes a tag
+            where it is in no domain.
 
         Raises
         ------
         UnknownNameError
             If a key is not in `data`; the closest are listed.
         DataError
-            If columns differ in length, are ragged or have missing values.
+            If columns differ in length, are ragged or have missing values, or a mask does not fit.
         """
         columns = sources.as_columns(data)
-        made = sources.from_columns(columns, feature_keys, target_keys, tag_keys)
+        made = sources.from_columns(columns, feature_keys, target_keys, tag_keys, mask=mask)
         return cls(label, made, **kwargs)
 
     @classmethod
@@ -57,6 +70,8 @@ class MakingMixin:
         features: Array | Mapping[str, Array],
         targets: Array | Mapping[str, Array] | None = None,
         tags: Mapping[str, Array] | None = None,
+        *,
+        mask: str | dict[str, str] | None = None,
         **kwargs: Any,
     ) -> Self:
         """Make a set from arrays.
@@ -68,6 +83,8 @@ class MakingMixin:
             A bare array becomes one column, named ``features`` or ``targets`` in the singular
             (``x`` and ``y``); a mapping names its columns.
         tags : mapping of str to ndarray, optional
+        mask : str or dict of str to str, optional
+            As of `from_dict`.
         """
         expect("features", features, (Mapping, np.ndarray), "an array or a mapping of arrays")
         parts = [
@@ -76,7 +93,7 @@ class MakingMixin:
         ]
         data = {key: values for part in parts for key, values in part.items()}
         keys = [list(part) for part in parts]
-        return cls(label, sources.from_columns(data, *keys), **kwargs)
+        return cls(label, sources.from_columns(data, *keys, mask=mask), **kwargs)
 
     @classmethod
     def from_pandas(
@@ -91,6 +108,7 @@ class MakingMixin:
         *,
         pad: Any = None,
         scalar_cols: str | list[str] | None = None,
+        mask: str | dict[str, str] | None = None,
         **kwargs: Any,
     ) -> Self:
         """Make a set from a DataFrame: one row a sample, or one group of rows a sample.
@@ -110,10 +128,13 @@ class MakingMixin:
         pad : scalar or mapping of str to scalar, optional
             What shorter groups are filled up with at their end, by column where it is a mapping.
             A boolean column ``mask`` of shape ``(length,)``, true where there is data, is added as
-            a tag; name ``mask`` in `feature_cols` to hand it to models. None refuses such groups.
+            a tag, and is the mask of all array columns; name ``mask`` in `feature_cols` to hand it
+            to models. None refuses such groups.
         scalar_cols : str or list of str, optional
             Features and targets that have one value in each group, such as a label of a whole
             sequence: they stay scalars.
+        mask : str or dict of str to str, optional
+            As of `from_dict`, where the table itself has a column that tells what is padding.
 
         Raises
         ------
@@ -133,6 +154,7 @@ class MakingMixin:
             sort_by=sort_by,
             pad=pad,
             scalars=scalar_cols,
+            mask=mask,
         )
         return cls(label, made, **kwargs)
 

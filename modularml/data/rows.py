@@ -268,7 +268,7 @@ class SplitMixin(SampleCollectionMixin):
             If a row is here more than once.
         """
         source = self._source()
-        collection = self.collection.take(self._positions(), self.column_names)
+        collection = self.collection.part(self._positions(), self.column_names)
         new = type(source)(label, collection, register=register)
         new._scaler_records = scaled_by(source.scaler_records, collection.schema)
         return new

@@ -167,7 +167,8 @@ def _check_mask(spec: ColumnSpec, mask: ColumnSpec) -> None:
     if mask.dtype.kind != "b" or not fits:
         raise DataError(
             f"the mask {mask.key!r} of column {spec.key!r} must be a boolean column with one value "
-            f"for each step of {spec.shape}, got {mask.dtype} of shape {mask.shape}"
+            f"for each step of {spec.shape}, got {mask.dtype} of shape {mask.shape}; true is where "
+            "there is data (astype(bool))"
         )
 
 

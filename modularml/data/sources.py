@@ -133,7 +133,7 @@ def from_frame(
     With `group_by`, all rows of one group become one sample: features and targets become array
     columns, and tags, the group's own columns and `scalars` among them, stay scalars. With `pad`,
     shorter groups are filled up, and a column ``mask`` tells what was there: a tag, unless it is
-    asked for as a feature or target.
+    asked for as a feature or target. It is the mask of all array columns, unless `mask` names it.
 
     Raises
     ------
@@ -155,9 +155,12 @@ def from_frame(
             raise UnknownNameError("column", name, map(str, frame.columns))
     if masked and MASK in frame.columns and MASK in wanted:
         raise DataError(f"pad makes a column {MASK!r}, and the table has one; rename it")
+    named = [mask] if isinstance(mask, str) else list((mask or {}).values())
+    inner += [name for name in named if name in frame.columns and name not in inner]
+    wanted |= dict.fromkeys(inner)
     data = {name: frame[name].to_native() for name in wanted if name not in masked}
     if not groups:
-        return from_columns(data, features, targets, tags)
+        return from_columns(data, features, targets, tags, mask=mask)
     arrays = {name: to_numpy(to_arrow(values, name)) for name, values in data.items()}
     grouping = Grouping.of(arrays, groups, order, pad)
     steady = [n for n in as_list(tags) if n not in inner and grouping.is_constant(n)]
@@ -169,7 +172,9 @@ def from_frame(
     }
     found |= dict.fromkeys(masked, grouping.mask)
     tagged = [n for n in dict.fromkeys([*groups, *as_list(tags), *masked]) if n not in inner]
-    return from_columns(found, features, targets, tagged, copy=False)
+    if masked and mask is None:
+        mask = dict.fromkeys((n for n in inner if n not in [*single, MASK]), MASK)
+    return from_columns(found, features, targets, tagged, copy=False, mask=mask)
 
 
 def from_table(
