@@ -201,11 +201,10 @@ class SampleCollection:
         kept = [i for i, name in enumerate(self.table.column_names) if name not in gone]
         return self._next(self.table.select(kept))
 
-    def take(self, rows: IntArray, names: Sequence[str]) -> SampleCollection:
-        """Return copies of these rows, with their ids, and columns, with their masks."""
-        table = self.table.select(self.schema.with_masks(names)).take(pa.array(rows))
-        table = table.append_column(SAMPLE_UUIDS, id_array(self.ids[rows]))
-        return SampleCollection(table, masks=self.schema.masks)
+    def take(self, rows: IntArray, names: Sequence[str]) -> pa.Table:
+        """Return a table of these rows and columns, with the ids behind."""
+        table = self.table.select(list(names)).take(pa.array(rows))
+        return table.append_column(SAMPLE_UUIDS, id_array(self.ids[rows]))
 
     def part(self, rows: IntArray, names: Sequence[str]) -> SampleCollection:
         """Return a collection of these rows and columns, and of the masks of the columns."""
