@@ -6,7 +6,7 @@ import enum
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -171,6 +171,26 @@ class BackendAdapter(ABC):
 
     def parameters(self, model: Any) -> dict[str, Any]:
         """Return by name what an optimizer may move once the model is not frozen."""
+        return {}
+
+    def all_parameters(self, model: Any) -> dict[str, Any]:
+        """Return every parameter by name, those too that the model's owner switched off."""
+        return self.parameters(model)
+
+    def signature(self, model: Any) -> Hashable:
+        """Return what a step over a model is compiled from; equal as long as it is the same.
+
+        Its layers and parameters by identity, with the shape, dtype and device of each parameter
+        and whether it is trainable. Values of weights are no part of it.
+        """
+        return ()
+
+    def weights_version(self, model: Any) -> Hashable:
+        """Return a fingerprint of the values of weights and buffers, whoever changed them."""
+        return ()
+
+    def loss_parameters(self, loss: Any) -> dict[str, Any]:
+        """Return by name the trainable parameters that a loss itself has."""
         return {}
 
     def count_parameters(self, model: Any) -> tuple[int, int]:

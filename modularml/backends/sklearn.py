@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ import sklearn
 from modularml._typing import Array, IntArray, Shape
 from modularml.backends import sklearn_losses
 from modularml.backends.base import PAD_MODES, Backend, BackendAdapter, Compute, Step
+from modularml.backends.fingerprint import fingerprint
 from modularml.errors import BackendNotSupportedError
 
 __all__ = ["SklearnAdapter", "adapter"]
@@ -73,6 +74,13 @@ class SklearnAdapter(BackendAdapter):
         if mode == "constant":
             return np.pad(tensor, widths, constant_values=value)
         return np.pad(tensor, widths, mode=PAD_MODES[mode])
+
+    def weights_version(self, model: Any) -> Hashable:
+        """Return a fingerprint of the attributes of an estimator and of those within it."""
+        estimator = getattr(model, "inner", model)
+        held = estimator.get_params(deep=True).values() if hasattr(estimator, "get_params") else ()
+        parts = [estimator, *(part for part in held if hasattr(part, "fit"))]
+        return tuple(fingerprint(dict(vars(part))) for part in parts)
 
     def checked_rows(self) -> AbstractContextManager[Any]:
         context: AbstractContextManager[Any] = sklearn.config_context(assume_finite=True)

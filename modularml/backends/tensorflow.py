@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -24,6 +24,7 @@ from modularml.backends.base import (
     check_moments,
     classes_of,
 )
+from modularml.backends.fingerprint import Identity, checksum
 from modularml.backends.options import PLAIN, StepOptions
 from modularml.backends.tensorflow_optimizers import (
     KerasGroups,
@@ -134,6 +135,19 @@ class TensorflowAdapter(BackendAdapter):
     def parameters(self, model: Any) -> dict[str, Any]:
         frozen = {id(v) for v in model.frozen_variables}
         return {n: v for n, v in model.variables().items() if v.trainable or id(v) in frozen}
+
+    def all_parameters(self, model: Any) -> dict[str, Any]:
+        return dict(model.variables())
+
+    def signature(self, model: Any) -> Hashable:
+        if model.inner is None:
+            return ()
+        layers = tuple(map(Identity, model.inner._flatten_layers()))
+        weights = model.variables().items()
+        return layers, tuple((n, Identity(v), v.shape, v.dtype, v.trainable) for n, v in weights)
+
+    def weights_version(self, model: Any) -> Hashable:
+        return tuple(checksum(v.numpy()) for v in model.variables().values())
 
     def move(self, model: Any, device: Any) -> None:
         move(model.variables().values(), device)

@@ -6,7 +6,7 @@ import inspect
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
 
@@ -25,6 +25,7 @@ from modularml.backends.base import (
     check_moments,
     classes_of,
 )
+from modularml.backends.fingerprint import Identity, checksum
 from modularml.backends.options import StepOptions
 from modularml.backends.torch_forward import direct_forward
 from modularml.backends.torch_kernels import direct_step
@@ -128,6 +129,29 @@ class TorchAdapter(BackendAdapter):
         frozen = {id(p) for p in model.__dict__.get("_modularml_trainable", [])}
         named = model.named_parameters()
         return {name: p for name, p in named if p.requires_grad or id(p) in frozen}
+
+    def all_parameters(self, model: Any) -> dict[str, Any]:
+        return dict(model.named_parameters())
+
+    def signature(self, model: Any) -> Hashable:
+        found: list[Hashable] = []
+        for module in model.modules():
+            found.append(Identity(module))
+            for name, t in (*module._parameters.items(), *module._buffers.items()):
+                if t is not None:
+                    found.append((name, Identity(t), t.shape, t.dtype, t.device, t.requires_grad))
+        return tuple(found)
+
+    def weights_version(self, model: Any) -> Hashable:
+        """Return checksums of the values: a change through ``.data`` leaves no other trace."""
+        held = (t.detach() for t in (*model.parameters(), *model.buffers()))
+        flat = (t.cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for t in held)
+        return tuple(map(checksum, flat))
+
+    def loss_parameters(self, loss: Any) -> dict[str, Any]:
+        if not isinstance(loss, torch.nn.Module):
+            return {}
+        return {name: p for name, p in loss.named_parameters() if p.requires_grad}
 
     def count_parameters(self, model: Any) -> tuple[int, int]:
         return sum(p.numel() for p in model.parameters()), super().count_parameters(model)[1]

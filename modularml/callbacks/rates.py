@@ -22,6 +22,8 @@ class LearningRateMonitor(Callback):
         As of `Callback`.
     """
 
+    changes_weights = False
+
     def __init__(
         self,
         *,

@@ -91,6 +91,9 @@ class PayloadResult(CallbackResult):
 class _Listener(Configurable, Stateful):
     """What callbacks of phases and of experiments share."""
 
+    changes_weights: ClassVar[bool] = True
+    """Whether hooks of batches may change weights; outputs of frozen nodes are then not reused."""
+
     def __init__(self, label: str | None = None, execution_order: int = 0) -> None:
         self._label = label
         self._execution_order = execution_order
@@ -200,6 +203,10 @@ class Dispatcher:
     def listens(self, hook: str) -> bool:
         """Tell whether anybody overrides a hook."""
         return bool(self._hooks[hook])
+
+    def listeners(self, hook: str) -> list[_Listener]:
+        """Return everybody who overrides a hook."""
+        return [listener for listener, _ in self._hooks[hook]]
 
     def notify(self, hook: str, **facts: Any) -> Iterator[tuple[_Listener, Any]]:
         """Call a hook of everybody who overrides it, and yield what each said at once.

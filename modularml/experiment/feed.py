@@ -13,6 +13,7 @@ import numpy as np
 from modularml._typing import Array, IntArray
 from modularml.backends import PLAIN, StepOptions
 from modularml.backends.base import Processes
+from modularml.backends.fingerprint import Identity
 from modularml.data.execution import ExecutionContext, Layout, Source, Weighing
 from modularml.data.rows import in_a_row
 from modularml.errors import ConfigError, DataError
@@ -51,6 +52,9 @@ class Feed:
         Those that share the batches of an epoch.
     fits : sequence of ModelNode
         Nodes that are fitted on the rows of each step.
+    live : bool
+        Whether weights of frozen nodes may change from batch to batch, so that their outputs are
+        computed in each step and not once.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Feed:
         pin_memory: bool = False,
         processes: Processes | None = None,
         fits: Sequence[Any] = (),
+        live: bool = False,
     ) -> None:
         self.phase, self.policy = phase, policy
         self.pin_memory, self.processes = pin_memory, processes
@@ -81,7 +86,8 @@ class Feed:
                 f"phase {phase!r}: samplers that alternate need accumulate=1 and no data_parallel; "
                 "use batch_schedule='zip_strict' or 'zip_cycle'"
             )
-        together = {b.source: b.group for b in bound} if training and not self._in_turn else None
+        once = training and not self._in_turn and not live
+        together = {b.source: b.group for b in bound} if once else None
         kinds = list(dict.fromkeys((b.group, b.stream) for b in bound))
         weighted = {
             b.source: kinds.index((b.group, b.stream))
@@ -101,8 +107,8 @@ class Feed:
         self._shape_of = lambda node_id: graph.get_node(node_id).output_shape or ()
         self._plan = partial(self._graph_plan, losses, active_nodes=active_nodes, fits=fits)
         self._plan_with_static = partial(self._plan, together=together)
-        self._tables = [(b, b.view.collection) for b in bound]
-        self._asked: StepPlan | None = None
+        self._tables = list[Any]()
+        self._made_from: Any = None
         self._epochs: dict[int, list[EpochBatches]] = {}
         self._counts: dict[int, Any] = {}
         self.reuses_memory = self.keeps_epochs = False
@@ -118,12 +124,16 @@ class Feed:
         return all(b.view.collection is table for b, table in self._tables)
 
     def refresh(self) -> None:
-        """Take up what was frozen, unfrozen or otherwise changed since the last epoch."""
+        """Follow what was frozen, unfrozen or otherwise changed since the last epoch.
+
+        Outputs of a frozen part are computed again where its weights have changed.
+        """
         plan, step = self._plan_with_static()
-        if plan is self._asked:
+        made_from = Identity(plan), plan.static_version()
+        if made_from == self._made_from and self.is_current:
             return
-        self._asked = self.plan = plan
-        self.step = step
+        self._made_from, self.plan, self.step = made_from, plan, step
+        self._tables = [(b, b.view.collection) for b in self.bound.values()]
         if self._in_turn:
             of = {source: b.group for source, b in self.bound.items()}
             turns = Turns(plan, self._graph_plan, self._losses, of, self._shape_of)
@@ -329,7 +339,7 @@ class Feed:
 
     def release(self) -> None:
         """Let go of the tensors; row numbers can still be asked for."""
-        self._parts, self._room, self._asked = [], {}, None
+        self._parts, self._room, self._made_from = [], {}, None
         self._epochs.clear()
         self._runs.clear()
         del self.plan, self.step, self._plan, self._plan_with_static, self._graph_plan

@@ -29,6 +29,8 @@ class Interruption(Callback):
         Of the checkpoint that is written then.
     """
 
+    changes_weights = False
+
     def __init__(self, path: Path) -> None:
         super().__init__("interruption", execution_order=_AFTER_ALL)
         self.path = path

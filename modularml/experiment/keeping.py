@@ -33,6 +33,8 @@ class Keeper(Callback):
     checkpointing : Checkpointing
     """
 
+    changes_weights = False
+
     def __init__(self, checkpointing: Checkpointing) -> None:
         super().__init__("checkpointing", execution_order=_LAST)
         self.checkpointing = checkpointing

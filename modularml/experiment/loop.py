@@ -88,6 +88,11 @@ class Hooks:
         self.results = results
         self.dispatcher = Dispatcher([*phase.listeners(), *listeners], Callback, PHASE_HOOKS)
         self.listens = self.dispatcher.listens
+        self.change_weights = any(
+            listener.changes_weights
+            for hook in ("on_batch_start", "on_batch_end")
+            for listener in self.dispatcher.listeners(hook)
+        )
 
     def __call__(self, hook: str, epoch: int = 0, **facts: Any) -> None:
         """Notify everybody who overrides a hook."""
@@ -188,7 +193,7 @@ def phase_epochs(
     display = display if phase.is_main else Display()
     feed = given
     try:
-        feed = feed or phase.feed()
+        feed = feed or phase.feed(live=hooks.change_weights)
         phase.position = _stream(feed, start)
         # from one epoch to the next, nobody else keeps the tensors of a batch
         feed.reuses_memory = not hooks.listens("on_batch_end")
@@ -315,12 +320,13 @@ def iterate(
     phase: ExperimentPhase, n_epochs: int, display: Display, results: PhaseResults | None
 ) -> Iterator[ExecutionContext]:
     """Yield the steps of a phase, to be run by hand; results get each once it has run."""
-    feed = phase.feed()
+    feed = phase.feed(live=True)
     feed.watch = display.sampling
     with bar(
         n_epochs, phase.label, show=display.epochs, persist=display.keep, unit="epoch"
     ) as epochs:
         for epoch in range(n_epochs):
+            feed.refresh()
             n_batches, steps = feed.epoch(epoch)
             with display.epoch_bar(epoch, n_batches) as drawn:
                 for ctx in steps:

@@ -162,8 +162,8 @@ class ExperimentPhase(Configurable, ContextYaml):
         running = {n.node_id for n in graph._running(self.active_nodes)}
         return [node for node_id, node in graph.head_nodes.items() if node_id in running]
 
-    def feed(self) -> Feed:
-        """Resolve everything that can be known before the first batch."""
+    def feed(self, *, live: bool = False) -> Feed:
+        """Resolve everything that can be known before the first batch; `live` as of `Feed`."""
         graph = self.graph()
         graph.build()
         bound = bind(
@@ -190,6 +190,7 @@ class ExperimentPhase(Configurable, ContextYaml):
             pin_memory=where.pin_memory,
             processes=processes,
             fits=self.to_fit(graph),
+            live=live,
         )
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from modularml.backends import Backend, adapter_for
@@ -13,6 +13,7 @@ from modularml.graph import topology
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
 from modularml.graph.plan import StepPlan
+from modularml.graph.plan_key import PlanKey
 from modularml.training import Optimizer
 
 __all__ = ["GraphMembers"]
@@ -25,7 +26,7 @@ class GraphMembers:
     _ctx: ExperimentContext
     _nodes: dict[str, ComputeNode]
     _optimizer: Optimizer | None
-    _plans: dict[Any, tuple[StepPlan, Callable[..., Any], Any]]
+    _plans: dict[Any, tuple[PlanKey, StepPlan, Callable[..., Any]]]
     _built: bool
 
     @abstractmethod
@@ -134,13 +135,24 @@ class GraphMembers:
         return {node.backend for node in self._learning()}
 
     def _parameters(self) -> dict[str, Any]:
-        """Return by name what the graph's optimizer moves; what nodes share, once."""
-        found: dict[int, tuple[str, Any]] = {}
+        """Return by name what the graph's optimizer moves; what nodes share, once.
+
+        Parameters that it moved before and that their owner has switched off stay with it, and so
+        do their moments, as long as a model has them.
+        """
+        held = set() if self._optimizer is None else self._optimizer.held
+        return {name: p for name, p, moves in self._all_parameters() if moves or id(p) in held}
+
+    def _all_parameters(self) -> Iterator[tuple[str, Any, bool]]:
+        """Iterate over name, parameter and whether it may move, of the optimizer's framework."""
+        seen = set[int]()
         backend = self.backend or self._only_backend()
         for node in (n for n in self._learning() if n.backend is backend):
-            for name, p in node.parameters().items():
-                found.setdefault(id(p), (f"{node.label}.{name}", p))
-        return dict(found.values())
+            moving = {id(p) for p in node.parameters().values()}
+            for name, p in adapter_for(backend).all_parameters(node.model.module).items():
+                if id(p) not in seen:
+                    seen.add(id(p))
+                    yield f"{node.label}.{name}", p, id(p) in moving
 
     def _only_backend(self, among: Iterable[ComputeNode] | None = None) -> Backend:
         """Return the one framework that needs the graph's optimizer.

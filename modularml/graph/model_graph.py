@@ -19,6 +19,7 @@ from modularml.graph.files import GraphFiles
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
 from modularml.graph.plan import StepPlan
+from modularml.graph.plan_key import PlanKey
 from modularml.graph.predict import predict
 from modularml.graph.running import GraphRunning
 from modularml.graph.summary import GraphSummary, summarize
@@ -80,7 +81,7 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
                 f"optimizer must be an Optimizer, got {optimizer!r}; write Optimizer('adam')"
             )
         self._optimizer = optimizer
-        self._plans: dict[Any, tuple[StepPlan, Callable[..., Any], Any]] = {}
+        self._plans: dict[Any, tuple[PlanKey, StepPlan, Callable[..., Any]]] = {}
         self._built = False
         self._drives: Any = None
         self._nodes: dict[str, ComputeNode] = {}
@@ -309,16 +310,15 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
 
     def _model_nodes(self, nodes: Iterable[str | GraphNode] | None) -> list[ModelNode]:
         found = self._learning() if nodes is None else [self.get_node(n) for n in nodes]
-        self._plans.clear()
         return [n for n in found if isinstance(n, ModelNode)]
 
     def _build_optimizer(self, force: bool) -> None:
         optimizer = self._optimizer
         if optimizer is None or not (named := self._parameters()):
             return
-        mine = optimizer.is_built and optimizer.instance is self._drives
-        emptied = mine and len(optimizer.missing(named)) == len(named)
-        if force or emptied:
+        if force:
             optimizer.reset()
-        optimizer.build_for(named, self._only_backend(), f"graph {self.label!r}")
+        names = [name for name, *_ in self._all_parameters()]
+        owner = f"graph {self.label!r}"
+        optimizer.build_for(named, self._only_backend(), owner, self._drives, names)
         self._drives = optimizer.instance

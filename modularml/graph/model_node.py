@@ -73,6 +73,7 @@ class ModelNode(ComputeNode):
             )
         self._optimizer = optimizer
         self._freeze = False
+        self._drives: Any = None
         super().__init__(label, [upstream_ref], node_id=node_id, register=register)
 
     # -- what it is ---------------------------------------------------------------------------
@@ -159,10 +160,16 @@ class ModelNode(ComputeNode):
         adapter_for(self.backend).move(self._model.module, device)
 
     def build_optimizer(self) -> None:
-        """Make the node's own optimizer over its parameters, where that is not so yet."""
-        named = self.parameters()
-        if self._optimizer is not None and self._optimizer.missing(named):
-            self._optimizer.build_for(named, self.backend, f"node {self.label!r}")
+        """Make the node's own optimizer over its parameters, where it is not over them yet."""
+        optimizer = self._optimizer
+        if optimizer is None:
+            return
+        known = adapter_for(self.backend).all_parameters(self._model.module)
+        moving = {id(p) for p in self.parameters().values()} | optimizer.held
+        if named := {name: p for name, p in known.items() if id(p) in moving}:
+            owner = f"node {self.label!r}"
+            optimizer.build_for(named, self.backend, owner, self._drives, list(known))
+            self._drives = optimizer.instance
 
     def build_from(
         self, shapes: Sequence[Shape], wanted: Shape | None, *, force: bool = False

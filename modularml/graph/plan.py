@@ -8,7 +8,7 @@ they run one after another, and what passes between them is converted and carrie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from operator import is_
@@ -247,6 +247,11 @@ class StepPlan:
             for segment in self.segments:
                 stack.enter_context(segment.adapter.modes(segment.modes))
             yield
+
+    def static_version(self) -> Hashable:
+        """Return the version of the weights that the outputs of the frozen part are made with."""
+        segments = () if self.static is None else self.static.segments
+        return tuple(s.adapter.weights_version(model) for s in segments for model, _ in s.modes)
 
     def serves(self, losses: Sequence[AppliedLoss], training: bool, fits: Sequence[str]) -> bool:
         """Tell whether this is the plan for these losses and nodes to fit."""

@@ -22,6 +22,7 @@ from modularml.graph.members import GraphMembers
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
 from modularml.graph.plan import StepPlan
+from modularml.graph.plan_key import PlanKey
 from modularml.training import AppliedLoss, Optimizer
 
 __all__ = ["GraphRunning", "run_step"]
@@ -150,21 +151,24 @@ class GraphRunning(GraphMembers):
         self.build()
         with self._ctx_of_run():
             nodes = self._running(active_nodes)
-            of_rows = tuple((weighted or {}).items())
-            how = self._plan_key(losses, training, nodes, roles, together)
-            key = (how, of_rows, only, options, *fits)
-            if key not in self._plans:
+            frozen = tuple((n.node_id, n.is_frozen) for n in nodes)
+            rows = tuple((together or {}).items()), tuple((weighted or {}).items())
+            asked = (*map(id, losses), training, frozen, tuple(roles), together is None, *rows)
+            asked = (*asked, only, options, *fits)
+            entry = self._plans.get(asked)
+            if entry is None or entry[0] != self._plan_key(losses, nodes, training):
                 running = [a for a in losses if self.get_node(a.on) in nodes]
                 facts: dict[str, Any] = {"roles": roles, "together": together, "weighted": weighted}
                 facts |= {"training": training, "compiles": options.compile}
-                made = self._compile(running, nodes, only, fits, **facts)
-                made.losses, made.fits = tuple(losses), tuple(n.node_id for n in fits)
-                step = made.train_step(options) if training else made.eval_step()
+                plan = self._compile(running, nodes, only, fits, **facts)
+                plan.losses, plan.fits = tuple(losses), tuple(n.node_id for n in fits)
+                step = plan.train_step(options) if training else plan.eval_step()
+                self._plans.pop(asked, None)
                 while len(self._plans) >= _PLANS_KEPT:
                     del self._plans[next(iter(self._plans))]
-                self._plans[key] = (made, step, tuple(losses))
-            plan, step, _ = self._plans[key]
-        return plan, step
+                entry = self._plan_key(losses, nodes, training), plan, step
+                self._plans[asked] = entry
+        return entry[1:]
 
     def check(
         self,
@@ -206,26 +210,11 @@ class GraphRunning(GraphMembers):
         return [n for i, n in self._nodes.items() if i in wanted]
 
     def _plan_key(
-        self,
-        losses: Sequence[AppliedLoss],
-        training: bool,
-        nodes: Sequence[ComputeNode],
-        roles: Sequence[str],
-        together: Mapping[Source, int] | None,
-    ) -> Any:
-        refs = [ref for n in nodes for ref in n.feature_refs]
+        self, losses: Sequence[AppliedLoss], nodes: Sequence[ComputeNode], training: bool
+    ) -> PlanKey:
         models = [n for n in nodes if isinstance(n, ModelNode)]
         optimizers = [self._optimizer, *(n.optimizer for n in models)] if training else []
-        return (
-            tuple((id(a), a.weight) for a in losses),
-            training,
-            tuple((n.node_id, n.is_frozen) for n in nodes),
-            tuple(roles),
-            None if together is None else tuple(together.items()),
-            tuple((ref.resolve().node_id, *ref.all_columns()) for ref in refs),
-            tuple((id(n.model.module), n.model.is_fitted) for n in models),
-            tuple((id(o.instance), o.clip_norm, o.clip_value) for o in optimizers if o is not None),
-        )
+        return PlanKey.of(nodes, losses, [o for o in optimizers if o is not None])
 
     def _compile(
         self,
@@ -273,7 +262,7 @@ class GraphRunning(GraphMembers):
         shared = None if only is not None else self._optimizer
         if only is not None:
             learning = [only]
-        elif shared is not None and shared.missing(self._parameters()):
+        elif shared is not None:
             self._build_optimizer(force=False)
         found: dict[str, Optimizer] = {}
         for node in learning:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from modularml.backends import Backend, adapter_for, backend_of
+from modularml.backends.fingerprint import Identity, fingerprint
 from modularml.config import Configurable
 from modularml.errors import ConfigError, LossError, UnknownNameError
 from modularml.io.saveable import Saveable
@@ -143,6 +144,8 @@ class Loss(Configurable, Saveable):
         if backend is not None:
             self._set_backend(Backend.from_value(backend))
         self._callable: Callable[..., Any] | None = None
+        self._made_of: Hashable = None
+        self._added: dict[str, Any] = {}
         if isinstance(loss, str) and self._backend is not None:
             self._class_by_name()
 
@@ -187,6 +190,24 @@ class Loss(Configurable, Saveable):
         forward = getattr(self._callable, "forward", self._callable)
         return list(inspect.signature(forward).parameters)
 
+    def signature(self) -> Hashable:
+        """Return the fingerprint of function and arguments; it changes with what is within them.
+
+        Of a function that is an object its attributes count too, and layers where it has some.
+        """
+        own = {k: v for k, v in _attributes(self.loss).items() if k != "training"}
+        moved = {n: (Identity(p), str(p.dtype)) for n, p in self.parameters().items()}
+        return fingerprint((self._arguments(), own)), tuple(moved.items())
+
+    def parameters(self) -> dict[str, Any]:
+        """Return by name the trainable parameters that the loss itself has, once it is built."""
+        if self._callable is None or self._backend is None:
+            return {}
+        return adapter_for(self._backend).loss_parameters(self._callable)
+
+    def _arguments(self) -> tuple[Any, ...]:
+        return self.loss, self.factory, self.reduction, self.loss_kwargs
+
     def build(
         self, *, backend: Backend | str | None = None, force_rebuild: bool = False, **kwargs: Any
     ) -> None:
@@ -211,11 +232,13 @@ class Loss(Configurable, Saveable):
         if backend is not None:
             self._set_backend(Backend.from_value(backend))
         self._callable = self._make(self.reduction, kwargs)
+        self._made_of, self._added = fingerprint(self._arguments()), kwargs
 
     def resolve(self, backend: Backend) -> Callable[..., Any]:
-        """Return the callable for a backend, built where it is not yet."""
-        if self._callable is None:
-            self.build(backend=backend if self._backend is None else None)
+        """Return the callable for a backend, built where it is not yet or arguments changed."""
+        if self._callable is None or self._made_of != fingerprint(self._arguments()):
+            own = backend if self._backend is None else None
+            self.build(backend=own, force_rebuild=True, **self._added)
         elif self._backend is None:
             self._set_backend(backend)
         if self.backend is not backend:
@@ -283,6 +306,13 @@ class Loss(Configurable, Saveable):
             "reduction": self.reduction,
             "factory": self.factory,
         }
+
+
+def _attributes(loss: Any) -> dict[str, Any]:
+    """Return the public attributes of a loss that is an object, not a class or function."""
+    if isinstance(loss, str | type) or inspect.isroutine(loss):
+        return {}
+    return {k: v for k, v in getattr(loss, "__dict__", {}).items() if not k.startswith("_")}
 
 
 def _of_probabilities(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 from modularml.backends import Backend, BackendAdapter, adapter_for, backend_of
+from modularml.backends.fingerprint import fingerprint
 from modularml.config import Configurable, Stateful
 from modularml.errors import (
     ConfigError,
@@ -94,10 +95,13 @@ class Optimizer(Configurable, Stateful, Saveable):
         if backend is not None:
             self._set_backend(Backend.from_value(backend))
         self.clip_norm, self.clip_value, self.groups = clip_norm, clip_value, groups
-        self.schedule, self.lr_schedule = schedule, LRSchedule.from_value(schedule)
+        self.schedule = schedule
+        LRSchedule.from_value(schedule)  # refused here, not where it is built
         self.instance: Any = None
         self.scheduler: Any = None
         self._named: dict[str, Any] = {}
+        self._kinds: dict[str, tuple[Any, ...]] = {}
+        self._settings: dict[str, Hashable] = {}
         self._pending: dict[str, Any] | None = None
         if isinstance(opt, str) and self._backend is not None:
             self._class()
@@ -148,6 +152,20 @@ class Optimizer(Configurable, Stateful, Saveable):
         """
         return self._adapter.learning_rates(self._built())
 
+    @property
+    def lr_schedule(self) -> LRSchedule | None:
+        """What sets the learning rate."""
+        return LRSchedule.from_value(self.schedule)
+
+    @property
+    def held(self) -> set[int]:
+        """Identities of the parameters that it moves."""
+        return {id(p) for p in self._named.values()}
+
+    def signature(self) -> Hashable:
+        """Return the fingerprint of the arguments, which changes with what is within them."""
+        return (*self._settings_now().items(), self.clip_norm, self.clip_value)
+
     def goes_on_every(self, moment: str) -> bool:
         """Tell whether its schedule goes on after every ``epoch``, or every ``batch``."""
         return self.lr_schedule is not None and self.lr_schedule.every == moment
@@ -192,22 +210,37 @@ class Optimizer(Configurable, Stateful, Saveable):
         params = list(named.values()) if named is not None else list(parameters or ())
         if not params:
             raise ConfigError(f"{self!r} has no parameters to move; pass parameters=")
-        instance = self._make(params if self.groups is None else self._grouped(named or {}))
-        if self.lr_schedule is not None:
-            self.scheduler = self.lr_schedule.make(instance, self._backend)
-        self.instance = instance
-        self._named = dict(named or {str(i): p for i, p in enumerate(params)})
+        self._build(dict(named or {str(i): p for i, p in enumerate(params)}))
+
+    def _build(self, named: dict[str, Any], known: Sequence[str] = ()) -> None:
+        params = list(named.values())
+        instance = self._make(params if not self.groups else self._grouped(named, known))
+        schedule = self.lr_schedule
+        assert self._backend is not None
+        self.scheduler = None if schedule is None else schedule.make(instance, self._backend)
+        self.instance, self._named = instance, named
+        self._kinds, self._settings = _kinds(named), self._settings_now()
         pending, self._pending = self._pending, None
         if pending is not None:
             self.set_state(pending)
 
     def missing(self, parameters: Mapping[str, Any]) -> list[str]:
         """Return names of those of some parameters that it does not move."""
-        held = {id(p) for p in self._named.values()}
+        held = self.held
         return [name for name, p in parameters.items() if id(p) not in held]
 
-    def build_for(self, parameters: Mapping[str, Any], backend: Backend, owner: str) -> None:
-        """Make the framework's optimizer over some parameters; those it moves keep their moments.
+    def build_for(
+        self,
+        parameters: Mapping[str, Any],
+        backend: Backend,
+        owner: str,
+        mine: Any = None,
+        known: Sequence[str] = (),
+    ) -> None:
+        """Make the framework's optimizer over some parameters, where it is not over these yet.
+
+        New parameters are taken up, others let go of. Those that stay keep their moments; learning
+        rates and the schedule go on, but for arguments that were changed.
 
         Parameters
         ----------
@@ -215,24 +248,59 @@ class Optimizer(Configurable, Stateful, Saveable):
         backend : Backend
         owner : str
             Whose they are, for messages.
+        mine : object, optional
+            The framework's optimizer that was made for this owner last.
+        known : sequence of str
+            Names of parameters that `groups` may name, those included that are not moved now.
 
         Raises
         ------
         OptimizerNotSetError
             If it moves the parameters of somebody else.
+        ConfigError
+            If a rate, or groups, were changed while a schedule sets the rates.
         """
+        now, named = self._settings_now(), dict(parameters)
         if self.instance is None:
-            self.build(parameters=parameters, backend=backend)
+            self._set_backend(backend)
+            self._build(named, known)
             return
-        if len(self.missing(parameters)) == len(parameters):
+        same = self._named.keys() == named.keys() and all(
+            self._named[name] is p for name, p in named.items()
+        )
+        if same and self._kinds == _kinds(named) and self._settings == now:
+            return
+        if self.instance is not mine and len(self.missing(named)) == len(named):
             raise OptimizerNotSetError(
                 f"{self!r} moves the parameters of another node or graph; give {owner} one of "
                 "its own"
             )
-        state = self.get_state()
-        self.build(parameters=parameters, backend=backend, force_rebuild=True)
-        kept = {k: v for k, v in state["moments"].items() if k in parameters}
-        self.set_state({**state, "moments": kept})
+        state = self._state_for(named, now)
+        self._build(named, known)
+        self.set_state(state)
+
+    def _state_for(self, named: Mapping[str, Any], now: Mapping[str, Hashable]) -> dict[str, Any]:
+        """Return the state that goes on with other parameters or arguments."""
+        state, before = self.get_state(), self._settings
+        if any(now[name] != before[name] for name in ("opt", "factory")):
+            return {"is_built": False}
+        changed = {k for k in now.keys() | before.keys() if now.get(k) != before.get(k)}
+        rates = changed & {"lr", "learning_rate", "groups"}
+        if rates and self.scheduler is not None and "schedule" not in changed:
+            raise ConfigError(
+                f"{', '.join(sorted(rates))} of {self!r} cannot change while its schedule sets the "
+                "rates; give it another schedule too, or call reset() and begin anew"
+            )
+        if changed & {"schedule", "groups", "lr", "learning_rate"}:
+            changed |= {"lr", "initial_lr", "learning_rate"}
+        old = {(id(p), self._kinds[name][0]): name for name, p in self._named.items()}
+        names = {name: old.get((id(p), tuple(p.shape))) for name, p in named.items()}
+        moments = {n: state["moments"][o] for n, o in names.items() if o in state["moments"]}
+        groups = [{k: v for k, v in g.items() if k not in changed} for g in state["groups"]]
+        kept = {**state, "moments": moments, "groups": groups}
+        if "schedule" in changed:
+            kept.pop("schedule", None)
+        return kept
 
     def step(self, grads: Any = None, variables: Any = None) -> None:
         """Move the parameters once, along the gradients they hold.
@@ -290,19 +358,35 @@ class Optimizer(Configurable, Stateful, Saveable):
             raise OptimizerNotSetError(f"{self!r} has not been built; call build(parameters=...)")
         return self.instance
 
-    def _grouped(self, named: Mapping[str, Any]) -> list[Any]:
-        """Return parameters in groups: those that no group names first."""
-        found: dict[str, list[Any]] = {"": [], **{name: [] for name in self.groups or {}}}
-        for name, p in named.items():
-            fits = [key for key in found if key and f"{name}.".startswith(f"{key}.")]
-            found[max(fits, key=len, default="")].append(p)
-        if empty := [key for key in found if key and not found[key]]:
-            parts = {name.rsplit(".", i)[0] for name in named for i in range(name.count(".") + 1)}
-            raise UnknownNameError("group of parameters", empty[0], parts)
-        rest = found.pop("")
+    def _settings_now(self) -> dict[str, Hashable]:
+        """Return the fingerprint of each argument, those for the class one by one."""
+        schedule = self.lr_schedule
+        found = {"opt": self.opt, "factory": self.factory, "groups": self.groups}
+        found |= {"schedule": None if schedule is None else schedule._params(), **self.kwargs}
+        return {name: fingerprint(value) for name, value in found.items()}
+
+    def _grouped(self, named: Mapping[str, Any], known: Sequence[str]) -> list[Any]:
+        """Return parameters in groups, those that no group names first.
+
+        A group whose parameters are all switched off by now is empty, and there for when they are
+        switched on.
+        """
         given = self.groups or {}
+        found: dict[str, list[Any]] = {"": [], **{name: [] for name in given}}
+        names = list(dict.fromkeys([*named, *known]))
+        members = set[str]()
+        for name in names:
+            fits = [key for key in given if f"{name}.".startswith(f"{key}.")]
+            key = max(fits, key=len, default="")
+            members.add(key)
+            if name in named:
+                found[key].append(named[name])
+        if unknown := [key for key in given if key not in members]:
+            parts = {name.rsplit(".", i)[0] for name in names for i in range(name.count(".") + 1)}
+            raise UnknownNameError("group of parameters", unknown[0], parts)
+        rest = found.pop("")
         groups = [{"params": p, "name": name, **given[name]} for name, p in found.items()]
-        return [{"params": rest}, *groups] if rest else groups
+        return [{"params": rest}, *groups] if "" in members else groups
 
     def _make(self, params: list[Any]) -> Any:
         if self.factory is not None:
@@ -341,3 +425,11 @@ class Optimizer(Configurable, Stateful, Saveable):
             "clip_value": self.clip_value,
             "groups": self.groups,
         }
+
+
+def _kinds(named: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """Return shape, dtype and device of parameters by name."""
+    return {
+        name: (tuple(p.shape), str(p.dtype), str(getattr(p, "device", "")))
+        for name, p in named.items()
+    }

@@ -1,0 +1,60 @@
+"""What a step plan was compiled from."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+from modularml.backends import adapter_for
+from modularml.backends.fingerprint import Identity
+from modularml.graph.model_node import ModelNode
+from modularml.graph.node import ComputeNode
+from modularml.training import AppliedLoss, Optimizer
+
+__all__ = ["PlanKey"]
+
+
+@dataclass(frozen=True)
+class PlanKey:
+    """What a step plan was compiled from; a plan whose key differs from today's is outdated.
+
+    Values of weights are no part of it: `StepPlan.static_version` tells whether the outputs of a
+    frozen part that were computed once are still those of its weights.
+
+    Attributes
+    ----------
+    columns : tuple
+        Columns that each reference means by now.
+    models : tuple
+        For each model: its object, whether it is fitted, and `BackendAdapter.signature`: layers
+        and parameters with their shapes, dtypes and who is trainable.
+    losses : tuple
+        Weight, function and arguments of each loss.
+    optimizers : tuple
+        The framework's object and the arguments of each optimizer.
+    """
+
+    columns: tuple[Hashable, ...]
+    models: tuple[Hashable, ...]
+    losses: tuple[Hashable, ...]
+    optimizers: tuple[Hashable, ...]
+
+    @classmethod
+    def of(
+        cls,
+        nodes: Sequence[ComputeNode],
+        losses: Iterable[AppliedLoss],
+        optimizers: Iterable[Optimizer],
+    ) -> PlanKey:
+        """Return the key of a plan that would be compiled now."""
+        refs = [ref for node in nodes for ref in node.feature_refs]
+        models = [node.model for node in nodes if isinstance(node, ModelNode)]
+        return cls(
+            tuple((ref.resolve().node_id, *ref.all_columns()) for ref in refs),
+            tuple(
+                (Identity(m.module), m.is_fitted, adapter_for(m.backend).signature(m.module))
+                for m in models
+            ),
+            tuple((a.weight, a.sample_weight, a.loss.signature()) for a in losses),
+            tuple((Identity(o.instance), o.signature()) for o in optimizers),
+        )
