@@ -13,8 +13,8 @@ from modularml.data.collection import SampleCollection
 from modularml.data.formats import DataFormat, convert, convert_array
 from modularml.data.ids import id_texts
 from modularml.data.samples import SampleData
-from modularml.data.schema import DOMAINS, TRANSFORMED, ColumnSpec
-from modularml.data.selectors import select
+from modularml.data.schema import DOMAINS, ColumnSpec
+from modularml.data.selectors import newest, select
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +87,8 @@ class SampleCollectionMixin:
         features, targets, tags : str or list of str, optional
             Selectors within a domain.
         rep : str, optional
-            Representation for selectors that name none; None means every one there is.
+            Representation for selectors that name none: None means the newest of each column, as
+            in references, ``"raw"`` the column as it came, ``"*"`` every one there is.
         fmt : str or DataFormat
             See `DataFormat`. Array formats stack columns on axis 1.
         include_domain_prefix, include_rep_suffix : bool
@@ -114,7 +115,7 @@ class SampleCollectionMixin:
         include_domain_prefix: bool = False,
         include_rep_suffix: bool = False,
     ) -> Any:
-        """Return feature columns; see `get_data`."""
+        """Return feature columns, the newest representation of each; see `get_data`."""
         return self._domain(
             "features", fmt, features, rep, include_domain_prefix, include_rep_suffix
         )
@@ -128,7 +129,7 @@ class SampleCollectionMixin:
         include_domain_prefix: bool = False,
         include_rep_suffix: bool = False,
     ) -> Any:
-        """Return target columns; see `get_data`."""
+        """Return target columns, the newest representation of each; see `get_data`."""
         return self._domain("targets", fmt, targets, rep, include_domain_prefix, include_rep_suffix)
 
     def get_tags(
@@ -140,7 +141,7 @@ class SampleCollectionMixin:
         include_domain_prefix: bool = False,
         include_rep_suffix: bool = False,
     ) -> Any:
-        """Return tag columns; see `get_data`."""
+        """Return tag columns, the newest representation of each; see `get_data`."""
         return self._domain("tags", fmt, tags, rep, include_domain_prefix, include_rep_suffix)
 
     def get_sample_uuids(self, fmt: str | DataFormat = "numpy") -> Any:
@@ -154,8 +155,8 @@ class SampleCollectionMixin:
         return convert({"sample_uuids": texts}, fmt)
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return all columns as a DataFrame indexed by sample id."""
-        frame: pd.DataFrame = self.get_data(fmt="pandas")
+        """Return every representation of all columns as a DataFrame indexed by sample id."""
+        frame: pd.DataFrame = self.get_data(rep="*", fmt="pandas")
         return frame.set_axis(self.get_sample_uuids(), axis=0).rename_axis("sample_uuids")
 
     def to_arrow(self) -> pa.Table:
@@ -170,15 +171,10 @@ class SampleCollectionMixin:
         ShapeError
             If columns of a domain differ in shape.
         """
-        newest: dict[str, dict[str, str]] = {domain: {} for domain in DOMAINS}
-        for name in self.column_names:
-            spec = self.collection.schema[name]
-            if spec.rep == TRANSFORMED or spec.key not in newest[spec.domain]:
-                newest[spec.domain][spec.key] = name
         stacked = {
-            domain: self.get_data(columns=list(names.values()), fmt="numpy")
-            for domain, names in newest.items()
-            if names
+            domain: self._domain(domain, "numpy", None, None, False, False)
+            for domain in DOMAINS
+            if self._specs(domain, True, True)
         }
         data = SampleData(**stacked, sample_uuids=self.get_sample_uuids())
         return data if DataFormat.from_value(fmt) is DataFormat.NUMPY else data.to(fmt)
@@ -188,19 +184,19 @@ class SampleCollectionMixin:
     def get_feature_keys(
         self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
     ) -> list[str]:
-        """Return names of feature columns."""
+        """Return names of feature columns; without their suffix, each column once."""
         return list(self._specs("features", include_domain_prefix, include_rep_suffix))
 
     def get_target_keys(
         self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
     ) -> list[str]:
-        """Return names of target columns."""
+        """Return names of target columns; without their suffix, each column once."""
         return list(self._specs("targets", include_domain_prefix, include_rep_suffix))
 
     def get_tag_keys(
         self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
     ) -> list[str]:
-        """Return names of tag columns."""
+        """Return names of tag columns; without their suffix, each column once."""
         return list(self._specs("tags", include_domain_prefix, include_rep_suffix))
 
     def get_all_keys(
@@ -267,6 +263,7 @@ class SampleCollectionMixin:
     def _specs(self, domain: str | None, prefix: bool, suffix: bool) -> dict[str, ColumnSpec]:
         schema = self.collection.schema
         chosen = [n for n in self.column_names if domain is None or schema[n].domain == domain]
+        chosen = chosen if suffix else newest(schema, chosen)
         shown = self._shown(chosen, prefix, suffix)
         return {name: schema[full] for name, full in zip(shown, chosen, strict=True)}
 

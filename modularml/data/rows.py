@@ -168,8 +168,12 @@ class SplitMixin(SampleCollectionMixin):
         rep: str | None = None,
         label: str | None = None,
     ) -> FeatureSetView:
-        """Return a view of some columns; see `get_data` for selectors."""
-        chosen = self._select(columns, features=features, targets=targets, tags=tags, rep=rep)
+        """Return a view of some columns; see `get_data` for selectors.
+
+        Where neither `rep` nor a selector names a representation, the view has them all.
+        """
+        domains = {"features": features, "targets": targets, "tags": tags}
+        chosen = self._select(columns, **domains, rep=rep or "*")
         return self._view(None, chosen, label)
 
     # -- splits -------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ from fnmatch import fnmatchcase
 from types import NoneType
 
 from modularml._typing import Columns
-from modularml.data.schema import DOMAINS, RAW, SampleSchema
+from modularml.data.schema import DOMAINS, RAW, TRANSFORMED, SampleSchema
 from modularml.errors import UnknownNameError, expect
 
-__all__ = ["as_list", "select", "select_one"]
+__all__ = ["as_list", "newest", "select", "select_one"]
 
 
 def as_list(value: str | Sequence[str] | None) -> list[str]:
@@ -43,22 +43,25 @@ def select(
     columns, features, targets, tags : str or list of str, optional
         Selectors; the last three may leave the domain out.
     rep : str, optional
-        Representation for selectors that name none. None means every one there is.
+        Representation for selectors that name none: None means the newest of each column, ``"*"``
+        every one there is.
 
     Returns
     -------
     list of str
-        Without repetition. All of `names` (of that `rep`) where no selector is given.
+        Without repetition. Every column (in that `rep`) where no selector is given.
 
     Raises
     ------
     UnknownNameError
         If a selector fits no column; the closest names are listed.
     """
-    expect("rep", rep, (str, NoneType), "a representation such as 'raw', or None")
+    expect("rep", rep, (str, NoneType), "a representation such as 'raw', '*' or None")
     given = {"features": features, "targets": targets, "tags": tags}
     if columns is None and all(v is None for v in given.values()):
-        found = [name for name in names if rep is None or schema[name].rep == rep]
+        if rep is None:
+            return newest(schema, names)
+        found = [name for name in names if fnmatchcase(schema[name].rep, rep)]
         if names and not found:
             raise UnknownNameError("representation", rep, {schema[name].rep for name in names})
         return found
@@ -86,11 +89,21 @@ def select_one(schema: SampleSchema, selector: str) -> str:
         If it is no string.
     """
     selector = expect("column", selector, str, "one name")
-    found = _Offer(schema, schema.columns).match(selector, None, None)
+    found = _Offer(schema, schema.columns).match(selector, None, "*")
     if len({schema[name].key for name in found}) > 1:
         raise UnknownNameError("single column", selector, found, f"it fits {len(found)} columns")
     raw = [name for name in found if schema[name].rep == RAW]
     return raw[0] if raw else found[-1]
+
+
+def newest(schema: SampleSchema, names: Iterable[str]) -> list[str]:
+    """Return the newest representation, among full names, of each column, in their order."""
+    found: dict[str, str] = {}
+    for name in names:
+        spec = schema[name]
+        if spec.rep == TRANSFORMED or schema[found.setdefault(spec.key, name)].rep != TRANSFORMED:
+            found[spec.key] = name
+    return list(found.values())
 
 
 class _Offer:
@@ -103,7 +116,8 @@ class _Offer:
         """Return the names that a selector fits, in table order."""
         if selector in self.names and domain in (None, self.schema[selector].domain):
             return [selector]
-        own, key, chosen = _parse(str(selector), rep)
+        own, key, named = _parse(str(selector))
+        chosen = named or rep or "*"
         found: list[str] = []
         if domain is None or own in (None, domain):
             found = self._exact(domain or own, key, chosen) or [
@@ -113,7 +127,7 @@ class _Offer:
             raise self._unknown(
                 key if chosen == "*" else f"{key}.{chosen}", selector, domain or own
             )
-        return found
+        return found if named or rep else newest(self.schema, found)
 
     def _exact(self, domain: str | None, key: str, rep: str) -> list[str]:
         """Look a key up as it is written, before its signs are read as wildcards."""
@@ -137,8 +151,8 @@ class _Offer:
         return UnknownNameError(f"column of {domain}" if domain else "column", shown, near)
 
 
-def _parse(selector: str, rep: str | None) -> tuple[str | None, str, str]:
-    """Return domain (None for any), key and representation that a selector asks for."""
+def _parse(selector: str) -> tuple[str | None, str, str]:
+    """Return domain (None for any), key and representation ("" for none) that a selector names."""
     parts = selector.split(".")
     domain = None
     if len(parts) > 1 and parts[0] in DOMAINS:
@@ -146,4 +160,4 @@ def _parse(selector: str, rep: str | None) -> tuple[str | None, str, str]:
     elif len(parts) == 3 and parts[0] == "*":
         parts = parts[1:]
     key, *named = parts
-    return domain, key, ".".join(named) or rep or "*"
+    return domain, key, ".".join(named)

@@ -48,8 +48,8 @@ def test_keys_shapes_and_dtypes(fs):
     ]
     assert fs.get_tag_keys(include_rep_suffix=False) == ["tags.cell", "tags.day"]
     assert len(fs.get_all_keys()) == 9
-    # what would be the same name twice keeps what tells it apart
-    assert fs.get_feature_keys(False, False) == ["v", "w", "a.raw", "b", "a.transformed"]
+    assert fs.get_feature_keys(False, False) == ["v", "w", "a", "b"]
+    assert fs.get_feature_dtypes(False, False)["a"] == np.float64
     assert fs.get_feature_shapes(False, False)["v"] == (3,)
     assert fs.get_target_shapes() == {"targets.y.raw": (), "targets.z.raw": ()}
     assert fs.get_tag_shapes(False, False) == {"cell": (), "day": ()}
@@ -63,7 +63,9 @@ def test_names_of_the_result(fs):
     assert list(fs.get_targets(include_domain_prefix=True)) == ["targets.y", "targets.z"]
     assert list(fs.get_tags(include_rep_suffix=True)) == ["cell.raw", "day.raw"]
     assert list(fs.get_data(targets="y")) == ["targets.y.raw"]
-    assert list(fs.get_features(features="a")) == ["a.raw", "a.transformed"]
+    assert list(fs.get_features(features="a")) == ["a"]
+    # what would be the same name twice keeps what tells it apart
+    assert list(fs.get_features(features="a", rep="*")) == ["a.raw", "a.transformed"]
     assert list(fs.get_features(features="a", rep="transformed")) == ["a"]
     assert list(fs.get_features(rep="raw")) == ["v", "w", "a", "b"]
 
@@ -72,10 +74,14 @@ def test_names_of_the_result(fs):
     ("columns", "expected"),
     [
         ("y", ["targets.y.raw"]),
-        ("a", ["features.a.raw", "features.a.transformed"]),
+        ("a", ["features.a.transformed"]),
         ("a.raw", ["features.a.raw"]),
         ("features.a.transformed", ["features.a.transformed"]),
-        ("features.a", ["features.a.raw", "features.a.transformed"]),
+        ("features.a", ["features.a.transformed"]),
+        (
+            "[vwab]",
+            ["features.v.raw", "features.w.raw", "features.a.transformed", "features.b.raw"],
+        ),
         ("a.*", ["features.a.raw", "features.a.transformed"]),
         ("*.transformed", ["features.a.transformed"]),
         ("*.a.raw", ["features.a.raw"]),
@@ -91,7 +97,25 @@ def test_names_of_the_result(fs):
 )
 def test_selectors(fs, columns, expected):
     assert list(fs.get_data(columns=columns)) == expected
-    assert fs.select(columns).columns == expected
+    assert list(fs.select(columns).get_data(columns=columns)) == expected
+
+
+def test_without_a_representation_the_newest_is_meant_everywhere(fs):
+    """As references mean it; a view keeps the others for those that ask for them."""
+    every = fs.get_feature_keys()
+    newest = [*every[:2], "features.a.transformed", "features.b.raw"]
+    assert list(fs.get_data(features="*")) == newest == list(fs.reference().columns("features"))
+    assert list(fs.get_data(features="*", rep="*")) == every
+    assert list(fs.get_data()) == [*newest, *fs.get_target_keys(), *fs.get_tag_keys()]
+    assert sorted(fs.get_data(rep="*")) == sorted(fs.get_all_keys()) == sorted(fs.to_pandas())
+    raw, scaled = (fs.get_features("np", features="a", rep=rep) for rep in ("raw", "transformed"))
+    for part in (fs, fs.take([3, 1]), fs.select(features="a")):
+        rows = slice(None) if len(part) == N else [3, 1]
+        np.testing.assert_array_equal(part.get_features("np", features="a"), scaled[rows])
+        np.testing.assert_array_equal(part.get_features("np", features="a", rep="raw"), raw[rows])
+    assert fs.select(features="a", rep="raw").get_features()["a"].tolist() == raw[:, 0].tolist()
+    fs.undo_last_transform("features", "a")
+    np.testing.assert_array_equal(fs.get_features("np", features="a"), raw)
 
 
 def test_selectors_by_domain(fs):
@@ -103,9 +127,7 @@ def test_selectors_by_domain(fs):
         "targets.z.raw",
         "tags.day.raw",
     ]
-    assert list(fs.get_data(features="*")) == fs.get_feature_keys()
     assert list(fs.get_data(features="features.v.raw")) == ["features.v.raw"]
-    assert list(fs.get_data()) == fs.get_all_keys()
     assert list(fs.get_data(rep="transformed")) == ["features.a.transformed"]
     assert fs.get_features(features=[]) == {}
 
