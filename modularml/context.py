@@ -9,12 +9,12 @@ from __future__ import annotations
 import enum
 import os
 import uuid
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from modularml._warning import warn
 from modularml.config import config_registry
 from modularml.errors import ConfigError, RegistrationError, UnknownNameError
 from modularml.progress import IN_NOTEBOOK
@@ -72,6 +72,7 @@ class ExperimentNode:
     """
 
     not_config: ClassVar[frozenset[str]] = frozenset({"node_id", "register"})
+    has_rows = True
 
     def __init__(self, label: str, *, node_id: str | None = None, register: bool = True) -> None:
         self._label = _checked_label(label)
@@ -258,6 +259,8 @@ class ExperimentContext:
         if check_label_collision:
             found.append(self._find(label=node.label))
         taken = {t.node_id: t for t in found if t is not None and t is not node}
+        if any(not t.has_rows for t in taken.values()):
+            return  # a loaded set waits for these rows: see `FeatureSet.attach`
         self._make_room(list(taken.values()), node)
         self._nodes[node.node_id] = node
         node._context = self
@@ -473,4 +476,4 @@ def _taken_message(taken: ExperimentNode, label: str) -> str:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, RegistrationWarning, stacklevel=5)
+    warn(message, RegistrationWarning)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from modularml._warning import warn
 from modularml.data.execution import ExecutionContext
 from modularml.errors import ConfigError, MetricNotLoggedError, closest
 from modularml.experiment.callback import Callback, CallbackResult, callback_registry
@@ -129,11 +129,9 @@ class EarlyStopping(Callback):
                 return None
             raise
         if math.isnan(value):
-            warnings.warn(
+            warn(
                 f"{self._monitor!r} is NaN in epoch {epoch}, which is never the best one; look for "
                 "NaN in the columns (fs.summary())",
-                UserWarning,
-                stacklevel=2,
             )
         if self._watch.update(value, epoch):
             self._keep(phase, results)

@@ -68,6 +68,9 @@ class SampleCollection:
         if SAMPLE_UUIDS in names:
             check_ids(self.table.column(SAMPLE_UUIDS))
 
+    n_absent = 0
+    """Rows that were omitted from the file that this comes from; see `without_rows`."""
+
     def _set(self, table: pa.Table, maps: Maps, masks: Mapping[str, str] | None) -> None:
         self.table: pa.Table = table
         self.maps = {name: maps[name] for name in table.column_names if name in maps}
@@ -90,6 +93,7 @@ class SampleCollection:
     def array(self, name: str) -> pa.Array:
         """Return a whole column as one Arrow array."""
         self.schema[name]
+        self.check_rows()
         return self.table.column(name).chunk(0)
 
     def numpy(self, name: str) -> Array:
@@ -201,8 +205,37 @@ class SampleCollection:
         kept = [i for i, name in enumerate(self.table.column_names) if name not in gone]
         return self._next(self.table.select(kept))
 
+    def without_rows(self, n_rows: int | None = None, fingerprint: str = "") -> SampleCollection:
+        """Return the columns alone: names and types, with no value of any row.
+
+        Parameters
+        ----------
+        n_rows, fingerprint : int and str, optional
+            Of the rows that are omitted; those of this collection by default.
+        """
+        fields = [pa.field(f.name, f.type, metadata=f.metadata) for f in self.table.schema]
+        new = SampleCollection(pa.schema(fields).empty_table(), masks=self.schema.masks)
+        new.n_absent = (self.n_absent or self.n_samples) if n_rows is None else n_rows
+        new.__dict__["fingerprint"] = fingerprint or self.fingerprint
+        return new
+
+    def check_rows(self) -> None:
+        """Refuse to read rows that were omitted.
+
+        Raises
+        ------
+        DataError
+            If there are such.
+        """
+        if self.n_absent:
+            raise DataError(
+                f"the {self.n_absent} rows that this needs are not here: the file was saved "
+                "without them. Put them back with attach(fs), where fs holds the same rows"
+            )
+
     def take(self, rows: IntArray, names: Sequence[str]) -> pa.Table:
         """Return a table of these rows and columns, with the ids behind."""
+        self.check_rows()
         table = self.table.select(list(names)).take(pa.array(rows))
         return table.append_column(SAMPLE_UUIDS, id_array(self.ids[rows]))
 

@@ -75,6 +75,43 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
         return self._collection
 
     @property
+    def has_rows(self) -> bool:
+        """Whether the rows are here; a file that was saved without them has only the columns."""
+        return not self._collection.n_absent
+
+    def attach(self, rows: FeatureSet) -> None:
+        """Put back the rows that a file was saved without; splits and scalers are the file's.
+
+        Parameters
+        ----------
+        rows : FeatureSet
+            The same raw columns and rows; its splits and scalers do not matter.
+
+        Raises
+        ------
+        ConfigError
+            If this set has its rows.
+        DataError
+            If the rows are others. Nothing has changed then.
+        """
+        expect("rows", rows, FeatureSet, "a FeatureSet with the rows")
+        mine, theirs = self._collection, rows.collection
+        if self.has_rows:
+            raise ConfigError(f"{self.label!r} has its rows already; there is nothing to attach")
+        theirs.check_rows()
+        if mine.fingerprint != theirs.fingerprint:
+            schema = {n: (s.shape, s.dtype) for n, s in mine.schema.columns.items() if s.rep == RAW}
+            found = {n: (s.shape, s.dtype) for n, s in theirs.schema.columns.items()}
+            odd = [name for name, spec in schema.items() if found.get(name) != spec]
+            raise DataError(
+                f"the rows of {rows.label!r} are not those that {self.label!r} was saved with: "
+                f"{len(rows)} rows for {mine.n_absent}, columns that differ: "
+                f"{odd or 'none, so values differ, or their order'}. Give the same table"
+            )
+        scaled = [n for n, s in theirs.schema.columns.items() if s.rep != RAW]
+        self._collection = self._scaled(theirs.without_columns(scaled), self._scaler_records)
+
+    @property
     def row_indices(self) -> None:
         """All rows."""
         return

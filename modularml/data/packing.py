@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,23 +16,47 @@ from modularml.data.rows import SplitRecord, check_split_name
 from modularml.data.scaling import ScalerRecord
 from modularml.data.schema import DOMAINS
 from modularml.errors import DataError
+from modularml.io.jsontext import dump_json
+from modularml.io.values import Packer
 from modularml.scalers.flattening import Flattening
 from modularml.scalers.scaler import Scaler
 from modularml.splitters import BaseSplitter
 
-__all__ = ["packed", "unpacked"]
+__all__ = ["packed", "packed_without_rows", "scalers_print", "unpacked"]
 
 
 def packed(state: Mapping[str, Any]) -> dict[str, Any]:
     """Turn what `FeatureSet.get_state` returns into data that a file can hold."""
     collection: SampleCollection = state["collection"]
-    return {
+    data = {
         "table": collection.table,
         **({"masks": masks} if (masks := collection.schema.masks) else {}),
         "splits": dict(state["splits"]),
         "split_records": [_as_dict(r) for r in state["split_records"]],
         "scaler_records": [_as_dict(r) for r in state["scaler_records"]],
     }
+    if collection.n_absent:
+        data["absent"] = {"rows": collection.n_absent, "fingerprint": collection.fingerprint}
+    return data
+
+
+def packed_without_rows(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Do the same without a value of any row: columns, scalers, rows of splits by number.
+
+    How splits were made is omitted, since conditions hold values.
+    """
+    return packed({**state, "collection": state["collection"].without_rows(), "split_records": []})
+
+
+def scalers_print(records: Iterable[ScalerRecord]) -> str:
+    """Return a hash of fitted scalers and the columns they change."""
+    packer = Packer()
+    told = [_as_dict(replace(record, fit_rows=None)) for record in records]
+    digest = hashlib.sha256(dump_json(packer.pack(told)))
+    for member in packer.members().values():
+        for part in member:
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def unpacked(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,7 +73,9 @@ def unpacked(data: Mapping[str, Any]) -> dict[str, Any]:
     _check(is_text, "its masks are no names of columns")
     collection = SampleCollection(data["table"], masks=masks)
     _check(collection.schema.masks == masks, "a mask is of columns that are not there")
-    n = collection.n_samples
+    if "absent" in data:
+        collection = collection.without_rows(*_absent(data["absent"]))
+    n = collection.n_absent or collection.n_samples
     splits: dict[str, IntArray] = {}
     for name, rows in data["splits"].items():
         check_split_name(name, splits)
@@ -59,6 +86,13 @@ def unpacked(data: Mapping[str, Any]) -> dict[str, Any]:
         "split_records": [_split_record(r, n) for r in data["split_records"]],
         "scaler_records": [_scaler_record(r, collection) for r in data["scaler_records"]],
     }
+
+
+def _absent(data: Mapping[str, Any]) -> tuple[int, str]:
+    n, print_ = data["rows"], data["fingerprint"]
+    fits = type(n) is int and n > 0 and isinstance(print_, str) and len(print_) == 32
+    _check(fits, "what it says of the rows that were omitted is unclear")
+    return n, print_
 
 
 def _as_dict(record: Any) -> dict[str, Any]:
@@ -78,7 +112,7 @@ def _scaler_record(data: dict[str, Any], collection: SampleCollection) -> Scaler
     known = collection.schema.keys(data["domain"])
     _check(set(data["keys"]) <= set(known), "a scaler record is of columns that are not there")
     rows = data["fit_rows"]
-    rows = None if rows is None else _rows(rows, collection.n_samples)
+    rows = None if rows is None else _rows(rows, collection.n_absent or collection.n_samples)
     return ScalerRecord(**{**data, "keys": tuple(data["keys"]), "fit_rows": rows})
 
 

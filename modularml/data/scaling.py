@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from modularml._typing import Array, IntArray
+from modularml._warning import warn
 from modularml.data.formats import common_dtype, stack
 from modularml.data.schema import TRANSFORMED, SampleSchema
 from modularml.errors import DataError, ScalerError, ShapeError
@@ -172,10 +172,9 @@ def fit_record(
     asked = columns.items() if n_rows > 1 and wrapped.scaler in SKLEARN else ()
     constant = [key for key, values in asked if _is_constant(values, fit_rows)]
     if constant:
-        warnings.warn(
+        warn(
             f"{constant} hold one value in all {n_rows} rows{where}, which {wrapped.scaler_name} "
             "makes a constant that tells a model nothing; leave them out with keys=",
-            stacklevel=3,
         )
     return ScalerRecord(
         domain, tuple(columns), wrapped, flattening, fit_to_split, merged_axes, fit_rows
@@ -326,9 +325,8 @@ def scaled_by(records: Iterable[ScalerRecord], schema: SampleSchema) -> list[Sca
 
 def warn_unsplit(label: str) -> None:
     """Warn that a scaler sees every row although splits exist."""
-    warnings.warn(
+    warn(
         f"a scaler is fitted on every row of {label!r} although it has splits, so test rows shape "
         "the training data; pass fit_to_split='train'",
         LeakWarning,
-        stacklevel=3,
     )

@@ -265,13 +265,19 @@ class TransformingMixin(SplitMixin):
         collection = self._collection.without_columns(
             [name for name in self._collection.names if name in old - kept]
         )
-        for domain in {record.domain for record in gone}:
+        domains = {record.domain for record in gone}
+        due = [record for record in records if record.domain in domains]
+        self._collection, self._scaler_records = self._scaled(collection, due), records
+
+    @staticmethod
+    def _scaled(collection: SampleCollection, records: list[ScalerRecord]) -> SampleCollection:
+        """Return a collection with what these scalers make of its raw columns."""
+        for domain in dict.fromkeys(record.domain for record in records):
             own = [r for r in records if r.domain == domain]
             names = {key: f"{domain}.{key}.{RAW}" for r in own for key in r.keys}
-            if own:
-                apply = partial(scaling.apply_records, own)
-                collection = _with_transformed(collection, domain, names, apply)
-        self._collection, self._scaler_records = collection, records
+            apply = partial(scaling.apply_records, own)
+            collection = _with_transformed(collection, domain, names, apply)
+        return collection
 
     def _check_raw(self, records: Iterable[ScalerRecord]) -> None:
         for record in records:

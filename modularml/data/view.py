@@ -51,6 +51,7 @@ class FeatureSetView(SplitMixin):
 
     def __post_init__(self) -> None:
         expect("source", self.source, ExperimentNode, "a FeatureSet")
+        self.source.collection.check_rows()
         rows = as_positions(self.indices)
         if rows.size and (rows.min() < -1 or rows.max() >= self.source.n_samples):
             raise DataError(

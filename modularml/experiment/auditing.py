@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
+from modularml._warning import warn
 from modularml.context import ExperimentContext
 from modularml.data import FeatureSet
 from modularml.data.audit import AuditReport, AuditWarning
@@ -63,7 +63,7 @@ class Auditor:
         said = f"{report.summary()}. First: {report[0].message}. fs.audit() shows them all"
         if self.mode == "error":
             raise AuditError(f"{said}; Experiment(audit='warn') trains all the same")
-        warnings.warn(f"{said}; Experiment(audit='off') does not look", AuditWarning, stacklevel=7)
+        warn(f"{said}; Experiment(audit='off') does not look", AuditWarning)
 
 
 _reports: WeakKeyDictionary[FeatureSet, tuple[Any, AuditReport]] = WeakKeyDictionary()

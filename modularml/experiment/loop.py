@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modularml._typing import Array
+from modularml._warning import warn
 from modularml.data.execution import ExecutionContext
 from modularml.errors import NonFiniteLossError
 from modularml.experiment.callback import PHASE_HOOKS, Callback, Dispatcher, as_results
@@ -298,11 +298,9 @@ def _log_losses(
             value=float(table[batch, place]),
         )
     if n := int((~finite).sum()):
-        warnings.warn(
+        warn(
             f"phase {phase.label!r}, epoch {ctx.epoch_idx}: {n} of {len(table)} batches had a loss "
             "that is not finite and were left out",
-            UserWarning,
-            stacklevel=2,
         )
     alone = feed.processes is None and own.shape[1] == 1  # then the numbers are held once
     totals = own[:, 0] if alone else table.sum(axis=1)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from numbers import Integral
 from typing import Any, Literal
 
+from modularml._warning import warn
 from modularml.backends import StepOptions
 from modularml.backends.accelerator import Accelerator
 from modularml.data.execution import ExecutionContext
@@ -224,7 +224,7 @@ class TrainPhase(ExperimentPhase):
             try:
                 step(ctx)
             except NonFiniteLossError as error:
-                warnings.warn(f"training stopped: {error}", UserWarning, stacklevel=2)
+                warn(f"training stopped: {error}")
                 self.request_stop()
                 raise EpochOverError from error
 

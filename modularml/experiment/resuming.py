@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from modularml._warning import warn
 from modularml.config import Configurable, encode
 from modularml.errors import ConfigError, MMLError
 from modularml.experiment.group import PhaseGroup
@@ -135,7 +135,7 @@ def _usable(runner: Runner, item: ExperimentPhase | PhaseGroup) -> Iterator[Cont
             contents = read_artifact(path, "ckpt")
         except MMLError as error:
             told = f"{error}; the run goes on from an older checkpoint, or begins anew"
-            warnings.warn(told, UserWarning, stacklevel=2)
+            warn(told)
             continue
         about = contents.config.get("run")
         if about and (about["item"], about["number"]) == (item.label, runner.number):

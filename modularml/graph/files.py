@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
+from modularml._warning import warn
 from modularml.config import decode
 from modularml.context import ExperimentContext
-from modularml.errors import MMLKindError
+from modularml.data import FeatureSet
+from modularml.data.packing import packed_without_rows, scalers_print, unpacked
+from modularml.errors import MMLKindError, UnknownNameError, expect
 from modularml.io import limits
 from modularml.io.artifact import Contents, read_artifact, write_artifact
 from modularml.io.yamltext import YamlMixin
 from modularml.training import Optimizer
 
-__all__ = ["ContextYaml", "GraphFiles", "graph_from", "use_ids"]
+__all__ = ["ContextYaml", "GraphFiles", "attach_rows", "graph_from", "use_ids"]
 
 
 class ContextYaml(YamlMixin):
@@ -50,7 +54,10 @@ class GraphFiles(ContextYaml):
     def save(
         self, filepath: str | Path, *, overwrite: bool = False, package_code: bool = False
     ) -> Path:
-        """Write nodes, weights and optimizers to a file ``name.mg.mml``; rows are not in it.
+        """Write all that `predict` needs to a file ``name.mg.mml``.
+
+        Nodes, weights and optimizers, and of each FeatureSet that is read the columns, the fitted
+        scalers and which rows its splits have, but no row.
 
         Raises
         ------
@@ -60,7 +67,19 @@ class GraphFiles(ContextYaml):
             If a part cannot be stored as data, or the file not be written.
         """
         config: Any = self.get_config  # type: ignore[attr-defined]
-        return self._write(filepath, "mg", config, overwrite, package_code)
+        refs = [ref for node in self._nodes.values() for ref in node.feature_refs]
+        known = [
+            self._ctx.has_node(label=ref.node_label) and ref.resolve(self._ctx) for ref in refs
+        ]
+        sets = {fs.label: packed_without_rows(fs.get_state()) for fs in known if fs}
+        return self._write(
+            filepath,
+            "mg",
+            config,
+            overwrite,
+            package_code,
+            lambda: {**self._file_state(), "featuresets": sets},
+        )
 
     @classmethod
     def load(
@@ -88,8 +107,9 @@ class GraphFiles(ContextYaml):
 
         Notes
         -----
-        It reads from the FeatureSets that the active context has under the same labels. Where
-        they are not there yet, it is built when it is first used.
+        It reads from the FeatureSets that the active context has under the same labels; one whose
+        scalers differ from those in the file is warned of. Others are made of what the file says:
+        they have columns and scalers, so that `predict` works, and no rows until `attach`.
 
         Raises
         ------
@@ -105,10 +125,17 @@ class GraphFiles(ContextYaml):
         )
         ctx = ExperimentContext.get_active()
         use_ids(contents, ctx, overwrite)
-        with contents.building(), ctx.beside(overwrite=overwrite, see_sets=True):
+        with contents.building(), ctx.beside(overwrite=overwrite, see_sets=True) as beside:
+            state = contents.state()
+            for label, data in state.get("featuresets", {}).items():
+                _use_set(label, unpacked(data), contents.ids[label], beside)
             graph: Self = graph_from(cls, contents.config, contents.ids)
-            graph._set_file_state(contents.state())
+            graph._set_file_state(state)
         return graph
+
+    def attach(self, *sets: FeatureSet) -> None:
+        """Put rows back that the file of this graph lacks; see `FeatureSet.attach`."""
+        attach_rows(self._ctx, sets)
 
     def save_checkpoint(
         self, filepath: str | Path, *, overwrite: bool = False, meta: dict[str, Any] | None = None
@@ -157,13 +184,14 @@ class GraphFiles(ContextYaml):
         config: Any,
         overwrite: bool,
         package_code: bool = False,
+        state: Callable[[], Any] | None = None,
     ) -> Path:
         return write_artifact(
             filepath,
             kind,
             "ModelGraph",
             config,
-            self._file_state,
+            state or self._file_state,
             overwrite=overwrite,
             ids={i: node.label for i, node in self._nodes.items()},
             others={i: fs.label for i, fs in self._ctx.available_featuresets.items()},
@@ -192,8 +220,41 @@ class GraphFiles(ContextYaml):
 def use_ids(contents: Contents, ctx: ExperimentContext, overwrite: bool) -> None:
     """Give nodes of a file ids that are free, and let references to FeatureSets here find them."""
     here = {fs.label: node_id for node_id, fs in ctx.available_featuresets.items()}
-    contents.ids = {**ctx.free_ids(contents.ids, overwrite=overwrite), **here}
+    new = {label: str(uuid.uuid4()) for label in contents.part("featuresets")}
+    contents.ids = {**ctx.free_ids(contents.ids, overwrite=overwrite), **new, **here}
     contents.use_ids(contents.ids)
+
+
+def _use_set(label: str, state: dict[str, Any], node_id: str, ctx: ExperimentContext) -> None:
+    """Read from the set of this label that is here, or from one of the file's columns."""
+    if not ctx.has_node(node_id=node_id):
+        FeatureSet(label, state["collection"], node_id=node_id).set_state(state)
+        return
+    there: Any = ctx.get_node(node_id=node_id)
+    if scalers_print(there.scaler_records) != scalers_print(state["scaler_records"]):
+        warn(
+            f"FeatureSet {label!r} here has other fitted scalers than the one that the graph was "
+            "saved with, and predictions use those that are here. Load the graph where there is "
+            "no such set to use those of the file"
+        )
+
+
+def attach_rows(ctx: ExperimentContext, sets: Iterable[FeatureSet]) -> None:
+    """Give rows to the sets of a context that lack them, by label.
+
+    Raises
+    ------
+    UnknownNameError
+        If no set of that label waits for rows. Nothing has changed then.
+    DataError
+        If rows are others than those that were omitted.
+    """
+    waiting = {s.label: s for s in ctx.available_featuresets.values() if not s.has_rows}
+    for fs in sets:
+        if expect("sets", fs, FeatureSet, "FeatureSets").label not in waiting:
+            raise UnknownNameError("FeatureSet without rows", fs.label, waiting)
+    for fs in sets:
+        waiting[fs.label].attach(fs)
 
 
 def graph_from(cls: Any, config: Mapping[str, Any], ids: Mapping[str, str]) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from modularml._warning import warn
 from modularml.errors import GraphError, LossError, OptimizerNotSetError
 from modularml.graph.node import ComputeNode
 
@@ -53,12 +53,10 @@ class Reach:
             for above in set(self.edges[node_id]) & self.home.keys():
                 cut = self.behind([above]) & unreached if self._crosses(above, node_id) else ()
                 if cut:
-                    warnings.warn(
+                    warn(
                         f"nodes {sorted(by_id[i].label for i in cut)} do not learn: gradients stop "
                         f"between {by_id[above].label!r} and {by_id[node_id].label!r}, where "
                         "frameworks meet; give them a loss of their own, or freeze() them",
-                        UserWarning,
-                        stacklevel=2,
                     )
 
     def _crosses(self, above: str, node_id: str) -> bool:

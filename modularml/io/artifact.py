@@ -99,6 +99,11 @@ class Contents:
         """Let references to labels carry these ids, from now on."""
         self.config, self._state = with_ids(self.config, ids), with_ids(self._state, ids)
 
+    def part(self, name: str) -> Mapping[str, Any]:
+        """Return a part of the state as the tree that it was packed to; empty if there is none."""
+        found = self._state.get(name) if isinstance(self._state, dict) else None
+        return found if isinstance(found, dict) else {}
+
     def state(self) -> Any:
         """Return the state; call it within `building`."""
         return self._unpacker.unpack(self._state)

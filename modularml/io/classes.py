@@ -13,12 +13,12 @@ import hashlib
 import inspect
 import pkgutil
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from modularml._optional import has, require
+from modularml._warning import warn
 from modularml.config import config_registry, is_like_estimator
 from modularml.errors import MMLError
 from modularml.io import limits
@@ -208,10 +208,8 @@ class Resolver:
         name = f"{getattr(obj, '__module__', '')}:{getattr(obj, '__qualname__', '')}"
         told = self.told.get(name)
         if told and source_hash(obj) not in (None, told):
-            warnings.warn(
+            warn(
                 f"{name} has changed since {self.path.name} was written; results may differ",
-                UserWarning,
-                stacklevel=2,
             )
 
     def _full(self, name: str) -> str:

@@ -127,10 +127,12 @@ def _of_set(data: dict[str, Any], archive: Archive) -> dict[str, Any]:
     member = data["table"]["$table"]
     table = load_table(archive.payloads[member], archive.path, member)
     return {
-        "rows": data["table"]["rows"],
+        "rows": data.get("absent", data["table"])["rows"],
         "columns": data["table"]["columns"],
         "types": {field.name: _shown_type(field.type) for field in table.schema},
-        "fingerprint": archive.manifest["members"][member]["sha256"],
+        "fingerprint": data.get("absent", {}).get("fingerprint")
+        or archive.manifest["members"][member]["sha256"],
+        "has_rows": "absent" not in data,
         "splits": {name: rows["shape"][0] for name, rows in data["splits"].items()},
         "scalers": scalers,
     }

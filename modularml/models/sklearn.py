@@ -25,6 +25,7 @@ from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 from modularml._typing import Array, Shape
+from modularml._warning import warn
 from modularml.config import Configurable
 from modularml.errors import (
     ConfigError,
@@ -373,11 +374,9 @@ class FittedEstimator(Configurable):
     def _set_file_state(self, state: dict[str, Any]) -> None:
         written, here = state["sklearn"], sklearn.__version__
         if written.split(".")[:2] != here.split(".")[:2]:
-            warnings.warn(
+            warn(
                 f"this {type(self.estimator).__name__} was saved with scikit-learn {written}; "
                 f"{here} is installed, and its results may differ",
-                UserWarning,
-                stacklevel=2,
             )
         relearn(self.estimator, state["learned"])
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from modularml._warning import warn
 from modularml.data import FeatureSetView
 from modularml.data.ids import id_array
 from modularml.data.schema import SAMPLE_UUIDS
@@ -53,11 +53,9 @@ def align(views: Sequence[FeatureSetView], on: str) -> list[FeatureSetView]:
     if not len(aligned[0]):
         raise DataError(f"align_on={on!r}: the sources have no value in common")
     if dropped := len(wanted) - len(aligned[0]):
-        warnings.warn(
+        warn(
             f"{dropped} of {len(wanted)} rows of {views[0].source.label!r} have no partner by "
             f"{on!r} and are left out",
-            UserWarning,
-            stacklevel=2,
         )
     others = zip(views[1:], places, strict=True)
     return aligned + [view.take(found[kept], label=view.label) for view, found in others]

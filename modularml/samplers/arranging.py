@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 
 from modularml._typing import Array, IntArray
+from modularml._warning import warn
 from modularml.samplers.epoch import cut
 
 __all__ = ["by_groups", "interleaved"]
@@ -47,11 +46,9 @@ def interleaved(codes: IntArray, *, strict: bool) -> IntArray:
     there = counts > 0
     fewest, n_strata = int(counts[there].min()), int(there.sum())
     if dropped := len(codes) - fewest * n_strata:
-        warnings.warn(
+        warn(
             f"strict stratification drops {dropped} of {len(codes)} rows: the smallest stratum "
             f"has {fewest}; pass strict_stratification=False to keep them",
-            UserWarning,
-            stacklevel=6,
         )
     kept = np.flatnonzero(rank < fewest)
     stratum = (np.cumsum(there) - 1)[codes[kept]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from modularml._arguments import at_least
 from modularml._optional import require
 from modularml._typing import Array, IntArray
+from modularml._warning import warn
 from modularml.data import FeatureSetView
 from modularml.data.selectors import select_one
 from modularml.errors import ConfigError, DataError
@@ -159,11 +159,9 @@ class NSampler(BaseSampler):
                 f"{list(roles)}; widen a tolerance or pass allow_fallback=True to a condition"
             )
         if self.n_dropped:
-            warnings.warn(
+            warn(
                 f"{type(self).__name__} drops {self.n_dropped} of {n} anchors of {view.label!r}: "
                 "they have no partner for some role",
-                UserWarning,
-                stacklevel=2,
             )
         self._found, self._anchors = roles, anchors
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import numpy as np
 
 from modularml._typing import Array, Columns, IntArray
+from modularml._warning import warn
 from modularml.config import Configurable
 from modularml.errors import SplitError, UnknownNameError
 from modularml.io.saveable import Saveable
@@ -141,11 +141,10 @@ def warn_of_overlap(parts: Mapping[str, IntArray]) -> None:
         for a, b in itertools.combinations(parts, 2)
         if (both := len(np.intersect1d(parts[a], parts[b], assume_unique=True)))
     ]
-    warnings.warn(
+    warn(
         f"splits overlap in rows: {'; '.join(shared)}. What is trained on one is no fair test on "
         "the other; make the conditions exclude each other if that was not meant",
         SplitOverlapWarning,
-        stacklevel=2,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from modularml._arguments import at_least
 from modularml._typing import Array, Columns, IntArray
+from modularml._warning import warn
 from modularml.errors import SplitError
 from modularml.splitters.apportion import apportion, largest_remainder
 from modularml.splitters.base import BaseSplitter, SplitRatioWarning, key_list
@@ -177,10 +177,9 @@ class RandomSplitter(BaseSplitter):
             if abs(size / n - ratio) > FAR
         ]
         if far:
-            warnings.warn(
+            warn(
                 f"splits are far from their ratios: {', '.join(far)}, because {why}",
                 SplitRatioWarning,
-                stacklevel=2,
             )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from typing import Any, Literal
 from joblib import effective_n_jobs
 
 from modularml._arguments import Checked, at_least
+from modularml._warning import warn
 from modularml.context import ExperimentContext
 from modularml.data.scaling import LeakWarning
 from modularml.errors import ConfigError, ExecutionError
@@ -225,10 +225,9 @@ class CrossValidation(Checked):
                 iter(failed.values())
             )
         if failed:
-            warnings.warn(
+            warn(
                 f"{len(failed)} of {len(self.folds)} folds failed; run() again does them ({told})",
                 FoldFailedWarning,
-                stacklevel=3,
             )
 
     def _audit(self, plan: Any, fold: Fold) -> None:
@@ -250,12 +249,11 @@ class CrossValidation(Checked):
             fs = binding.featureset
             rows = fs if name is None else fs.splits.get(name)
             if rows is None or not rows.is_disjoint_with(binding.pool()):
-                warnings.warn(
+                warn(
                     f"phase {phase.label!r} learns from {name or 'all rows'!r} of {fs.label!r}, "
                     "and folds validate on some of these rows; let it read "
                     f"{binding.train_split_name!r}",
                     LeakWarning,
-                    stacklevel=3,
                 )
 
     def __repr__(self) -> str:
