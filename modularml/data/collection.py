@@ -156,6 +156,7 @@ class SampleCollection:
         ndarray, shape (n_samples,), dtype V16
             The same data gives the same ids in every process.
         """
+        self.check_rows()
         if SAMPLE_UUIDS not in self.table.column_names:
             return make_ids(self.fingerprint, self.n_samples)
         stored = self.table.column(SAMPLE_UUIDS).chunk(0)
@@ -285,6 +286,7 @@ class SampleCollection:
         """Return a collection of a table with the same rows, whose columns are sound."""
         new = SampleCollection.__new__(SampleCollection)
         new._set(table, self.maps if maps is None else maps, self.schema.masks)
+        new.n_absent = self.n_absent
         for kept in ("ids", "fingerprint"):  # raw columns never change
             if kept in self.__dict__:
                 new.__dict__[kept] = self.__dict__[kept]

@@ -80,12 +80,13 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
         return not self._collection.n_absent
 
     def attach(self, rows: FeatureSet) -> None:
-        """Put back the rows that a file was saved without; splits and scalers are the file's.
+        """Put back the rows that a file was saved without.
 
         Parameters
         ----------
         rows : FeatureSet
-            The same raw columns and rows; its splits and scalers do not matter.
+            The same raw columns and rows. Its scalers do not matter, since those of the file are
+            kept, nor do its splits, unless the file has none.
 
         Raises
         ------
@@ -110,6 +111,8 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
             )
         scaled = [n for n, s in theirs.schema.columns.items() if s.rep != RAW]
         self._collection = self._scaled(theirs.without_columns(scaled), self._scaler_records)
+        if not self._splits:
+            self._splits, self._split_records = dict(rows._splits), list(rows._split_records)
 
     @property
     def row_indices(self) -> None:

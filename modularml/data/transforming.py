@@ -76,6 +76,7 @@ class TransformingMixin(SplitMixin):
         ScalerError
             If a column is no number. Nothing is changed by a call that fails.
         """
+        self._collection.check_rows()
         chosen = self._domain_keys(domain, keys)
         rows = None if fit_to_split is None else self.get_split(fit_to_split).valid_indices
         names = {key: self._collection.schema.newest(domain, key) for key in chosen}
@@ -259,6 +260,7 @@ class TransformingMixin(SplitMixin):
 
     def _replay(self, records: list[ScalerRecord]) -> None:
         """Keep only these scalers, their columns computed again from the raw ones."""
+        self._collection.check_rows()
         gone = [r for r in self._scaler_records if r not in records]
         self._check_raw([*gone, *records])
         old, kept = _written(gone), _written(records)

@@ -7,16 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+from modularml._warning import warn
 from modularml.config import decode
 from modularml.context import ExperimentContext, RegistrationPolicy
 from modularml.data import FeatureSet
-from modularml.data.packing import packed, unpacked
+from modularml.data.packing import packed, packed_without_rows, unpacked
 from modularml.errors import ConfigError, MMLKindError, UnknownNameError
 from modularml.experiment.checkpointing import Checkpointing
 from modularml.experiment.group import PhaseGroup
 from modularml.experiment.run_state import Start, plan_states, set_plan_states
 from modularml.experiment.stored_history import packed_history, unpacked_history
-from modularml.graph.files import ContextYaml, graph_from
+from modularml.graph.files import ContextYaml, attach_rows, graph_from
 from modularml.graph.model_graph import ModelGraph
 from modularml.io import inspect, limits
 from modularml.io.artifact import Contents, read_artifact, write_artifact
@@ -43,9 +44,38 @@ class ExperimentFiles(ContextYaml):
     _runner: Any
 
     def save(
-        self, filepath: str | Path, *, overwrite: bool = False, package_code: bool = False
+        self,
+        filepath: str | Path,
+        *,
+        overwrite: bool = False,
+        package_code: bool = False,
+        rows: bool = True,
+        results: bool | None = None,
     ) -> Path:
         """Write everything to a file ``name.exp.mml``: rows, graph, weights, plan and history.
+
+        Parameters
+        ----------
+        filepath : path-like
+            The suffix is appended.
+        overwrite : bool
+            Whether a file that is there may be replaced.
+        package_code : bool
+            Whether the source of your own classes goes in; see `BaseModel.save`.
+        rows : bool
+            Whether rows go in. Without them, the file has columns, fitted scalers, which rows
+            each split has (by number) and the fingerprint of the data: enough for `predict`, and
+            for `attach` to put the rows back. How splits were made is omitted, since conditions
+            hold values.
+        results : bool, optional
+            Whether recorded outputs, what callbacks returned and have learned, and texts of
+            errors go in; by default where rows do, since they may show values of rows. Metrics
+            always go in.
+
+        Warns
+        -----
+        UserWarning
+            Where rows are omitted, but an estimator has kept rows to predict with.
 
         Raises
         ------
@@ -55,7 +85,18 @@ class ExperimentFiles(ContextYaml):
             If a part cannot be stored as data, or the file not be written.
         """
         config: Any = self.get_config  # type: ignore[attr-defined]
-        return self._write(filepath, "exp", config, self._file_state, overwrite, package_code)
+        graph = self._ctx.model_graph
+        if not rows and graph is not None and (nodes := _with_rows(graph)):
+            warn(
+                f"the estimators of {nodes} predict with rows that they were fitted on, which are "
+                "in the file therefore; use another kind of estimator to share no row"
+            )
+        state = partial(self._file_state, rows, rows if results is None else results)
+        return self._write(filepath, "exp", config, state, overwrite, package_code)
+
+    def attach(self, *sets: FeatureSet) -> None:
+        """Put rows back that were omitted by ``save(rows=False)``; see `FeatureSet.attach`."""
+        attach_rows(self._ctx, sets)
 
     @classmethod
     def load(
@@ -275,11 +316,12 @@ class ExperimentFiles(ContextYaml):
         """Write a checkpoint with which the run under way can go on."""
         return self._checkpoint_to(path, overwrite, meta, *self._runner.described(at))
 
-    def _file_state(self) -> dict[str, Any]:
+    def _file_state(self, rows: bool = True, results: bool = True) -> dict[str, Any]:
+        pack = packed if rows else packed_without_rows
         sets = self._ctx.available_featuresets.values()
         return {
-            "featuresets": {fs.label: packed(fs.get_state()) for fs in sets},
-            **self._learned_state(),
+            "featuresets": {fs.label: pack(fs.get_state()) for fs in sets},
+            **self._learned_state(results),
         }
 
     def _checkpoint_state(self, run: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -290,13 +332,13 @@ class ExperimentFiles(ContextYaml):
         }
         return state if run is None else {**state, "run": run}
 
-    def _learned_state(self) -> dict[str, Any]:
+    def _learned_state(self, results: bool = True) -> dict[str, Any]:
         graph = self._ctx.model_graph
         with self._ctx.activate():
             return {
                 "model_graph": None if graph is None else graph._file_state(),
-                "plan": plan_states(self._plan.flatten()),
-                "history": packed_history(self._history),
+                "plan": plan_states(self._plan.flatten()) if results else None,
+                "history": packed_history(self._history, results),
             }
 
     def _fingerprints(self) -> dict[str, str]:
@@ -310,6 +352,17 @@ class ExperimentFiles(ContextYaml):
                 f"the rows of {other} are not those it was taken with; give the same data, or pass "
                 "strict=False"
             )
+
+
+def _with_rows(graph: ModelGraph) -> list[str]:
+    """Return the labels of nodes whose estimators hold the rows they were fitted on."""
+    models = {n.label: getattr(n, "model", None) for n in graph.nodes.values()}
+    inner = {label: getattr(model, "inner", None) for label, model in models.items()}
+    return [label for label, found in inner.items() if any(hasattr(found, a) for a in _OF_ROWS)]
+
+
+_OF_ROWS = ("_fit_X", "X_train_", "X_fit_", "support_vectors_", "X_thresholds_")
+"""Fitted attributes of scikit-learn that hold rows."""
 
 
 def _built(cls: Any, contents: Contents, ctx: ExperimentContext) -> Any:
@@ -326,6 +379,7 @@ def _built(cls: Any, contents: Contents, ctx: ExperimentContext) -> Any:
     options = {name: decode(config[name]) for name in _OPTIONS if name in config}
     new = cls(config["label"], None, ctx, decode(config["checkpointing"]), callbacks, **options)
     new._plan = decode(config["execution_plan"])
-    set_plan_states(new._plan.flatten(), state["plan"])
+    if state["plan"] is not None:
+        set_plan_states(new._plan.flatten(), state["plan"])
     new._history = unpacked_history(state["history"])
     return new

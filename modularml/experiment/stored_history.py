@@ -23,17 +23,22 @@ __all__ = ["packed_history", "unpacked_history"]
 _RESULTS = {cls.__name__: cls for cls in (PhaseResults, TrainResults, EvalResults, FitResults)}
 
 
-def packed_history(history: Sequence[ExperimentRun]) -> list[dict[str, Any]]:
-    """Return runs as plain data; what cannot be data is replaced by its description."""
+def packed_history(history: Sequence[ExperimentRun], whole: bool = True) -> list[dict[str, Any]]:
+    """Return runs as plain data; what cannot be data is replaced by its description.
+
+    Unless they are `whole`, recorded steps, what callbacks returned, metadata and texts of errors
+    are omitted.
+    """
+    pack = _plain if whole else _shown
     return [
         {
             "label": run.label,
             "started_at": run.started_at,
             "ended_at": run.ended_at,
             "status": run.status,
-            "results": _packed_group(run.results),
-            "execution_meta": {k: _plain(v) for k, v in run.execution_meta.items()},
-            "metadata": {k: _plain(v) for k, v in run.metadata.items()},
+            "results": _packed_group(run.results, whole),
+            "execution_meta": {k: pack(v) for k, v in run.execution_meta.items()},
+            "metadata": {k: _plain(v) for k, v in run.metadata.items()} if whole else {},
         }
         for run in history
     ]
@@ -44,9 +49,11 @@ def unpacked_history(data: Sequence[Mapping[str, Any]]) -> list[ExperimentRun]:
     return [ExperimentRun(**{**run, "results": _group(run["results"])}) for run in data]
 
 
-def _packed_group(group: PhaseGroupResults) -> dict[str, Any]:
+def _packed_group(group: PhaseGroupResults, whole: bool) -> dict[str, Any]:
     items = [
-        _packed_group(item) if isinstance(item, PhaseGroupResults) else _packed_phase(item)
+        _packed_group(item, whole)
+        if isinstance(item, PhaseGroupResults)
+        else _packed_phase(item, whole)
         for _, item in group.items()
     ]
     return {"label": group.label, "items": items}
@@ -59,14 +66,14 @@ def _group(data: Mapping[str, Any]) -> PhaseGroupResults:
     return group
 
 
-def _packed_phase(results: PhaseResults) -> dict[str, Any]:
+def _packed_phase(results: PhaseResults, whole: bool = True) -> dict[str, Any]:
     name = next(n for n, cls in reversed(_RESULTS.items()) if isinstance(results, cls))
     return {
         "class": name,
         "label": results.label,
         "metrics": _packed_metrics(results._metrics),
-        "callbacks": [_packed_said(said) for said in results._callbacks],
-        "steps": packed_steps(results._execution),
+        "callbacks": [_packed_said(said) for said in results._callbacks] if whole else [],
+        "steps": packed_steps(results._execution) if whole else None,
     }
 
 
@@ -133,6 +140,15 @@ def _subclasses(cls: type[Any]) -> list[type[Any]]:
     for sub in cls.__subclasses__():
         found += _subclasses(sub)
     return found
+
+
+def _shown(value: Any) -> Any:
+    """Return numbers, and of an error its type."""
+    if isinstance(value, BaseException):
+        return type(value).__name__
+    if isinstance(value, dict):
+        return {k: _shown(v) for k, v in value.items()}
+    return value if isinstance(value, int | float) else None
 
 
 def _plain(value: Any) -> Any:

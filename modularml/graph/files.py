@@ -56,8 +56,8 @@ class GraphFiles(ContextYaml):
     ) -> Path:
         """Write all that `predict` needs to a file ``name.mg.mml``.
 
-        Nodes, weights and optimizers, and of each FeatureSet that is read the columns, the fitted
-        scalers and which rows its splits have, but no row.
+        Nodes, weights and optimizers, and the columns and fitted scalers of each FeatureSet that
+        is read, but no row.
 
         Raises
         ------
@@ -68,18 +68,14 @@ class GraphFiles(ContextYaml):
         """
         config: Any = self.get_config  # type: ignore[attr-defined]
         refs = [ref for node in self._nodes.values() for ref in node.feature_refs]
-        known = [
-            self._ctx.has_node(label=ref.node_label) and ref.resolve(self._ctx) for ref in refs
-        ]
-        sets = {fs.label: packed_without_rows(fs.get_state()) for fs in known if fs}
-        return self._write(
-            filepath,
-            "mg",
-            config,
-            overwrite,
-            package_code,
-            lambda: {**self._file_state(), "featuresets": sets},
-        )
+        known = {ref.node_label for ref in refs if self._ctx.has_node(label=ref.node_label)}
+
+        def state() -> dict[str, Any]:
+            sets: list[Any] = [self._ctx.get_node(label=label) for label in sorted(known)]
+            bare = {fs.label: packed_without_rows({**fs.get_state(), "splits": {}}) for fs in sets}
+            return {**self._file_state(), "featuresets": bare}
+
+        return self._write(filepath, "mg", config, overwrite, package_code, state)
 
     @classmethod
     def load(

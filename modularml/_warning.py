@@ -1,0 +1,30 @@
+"""Warnings that point at the line of the user's that led to them."""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+import warnings
+from pathlib import Path
+
+__all__ = ["warn"]
+
+_PACKAGE = str(Path(__file__).parent)
+_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the innermost line that is neither of this package nor of a library.
+
+    Where there is none, as in a thread of our own, the line that calls this is named.
+    """
+    depth, frame = 1, sys._getframe(1)
+    while frame is not None and _is_inside(frame.f_code.co_filename):
+        depth, frame = depth + 1, frame.f_back  # type: ignore[assignment]
+    warnings.warn(message, category, stacklevel=2 if frame is None else depth + 1)
+
+
+def _is_inside(file: str) -> bool:
+    return file.startswith((_PACKAGE, "<frozen")) or (
+        file.startswith(_LIBRARIES) and "ipykernel" not in file
+    )
