@@ -249,7 +249,8 @@ class Feed:
     def _stream(self, slot: InputSlot, column: Any, batches: list[EpochBatches]) -> Iterator[Any]:
         own = self._own(slot.source, batches)
         if slot.weighing is not None:
-            weights = mean_one(self._weights(slot.weighing, batches), own.bounds)
+            weights = self._weights(slot.weighing, batches)
+            weights = mean_one(weights, own.bounds) if slot.normalized else weights
             made = slot.adapter.from_numpy(weights, dtype=slot.dtype, device=slot.device)
             return iter(slot.adapter.chunks(made, own.sizes))
         places = own.rows[slot.role]

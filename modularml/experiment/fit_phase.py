@@ -13,7 +13,7 @@ from modularml.experiment.feed import Feed
 from modularml.experiment.loop import Display, iterate
 from modularml.experiment.phase import ExperimentPhase, bindings_from_split
 from modularml.experiment.results import FitResults
-from modularml.graph.fitting import to_fit
+from modularml.graph.fitting import learners, to_fit
 from modularml.graph.model_graph import ModelGraph
 from modularml.training import AppliedLoss
 
@@ -92,14 +92,17 @@ class FitPhase(ExperimentPhase):
     def check(self, graph: ModelGraph) -> None:
         """Refuse what the graph could not do, and to fit where no model has ``fit``."""
         super().check(graph)
-        to_fit(graph._running(self.active_nodes), even_frozen=True)
+        nodes = to_fit(graph._running(self.active_nodes), even_frozen=True)
+        graph.check_weights(self.losses, learners((), nodes))
 
     def step_of(self, feed: Feed) -> Callable[[ExecutionContext], None]:
         """Return what is done with the one batch there is: fit, and send it through."""
-        run, nodes = super().step_of(feed), self.to_fit(self.graph())
+        graph = self.graph()
+        run, nodes = super().step_of(feed), self.to_fit(graph)
 
         def step(ctx: ExecutionContext) -> None:
-            run(ctx)
+            with graph.shapes_of_fits(nodes):
+                run(ctx)
             for node in nodes if self.freeze_after_fit else ():
                 node.freeze()
 

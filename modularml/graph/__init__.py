@@ -3,6 +3,7 @@
 from modularml.data.references import GraphNodeReference
 from modularml.graph.concat import ConcatNode, PadMode
 from modularml.graph.elementwise import MeanNode, SumNode
+from modularml.graph.flatten import FlattenNode
 from modularml.graph.function import FunctionNode, function_registry
 from modularml.graph.merge import MergeNode, MergeStrategy
 from modularml.graph.model_graph import ModelGraph
@@ -13,6 +14,7 @@ from modularml.graph.summary import GraphSummary, NodeSummary
 __all__ = [
     "ComputeNode",
     "ConcatNode",
+    "FlattenNode",
     "FunctionNode",
     "GraphNode",
     "GraphNodeReference",

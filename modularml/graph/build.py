@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from modularml._typing import Shape
+from modularml.backends import Backend, adapter_for
 from modularml.data.execution import Flow, Leaf, Merged
 from modularml.data.references import FeatureSetReference
+from modularml.data.schema import SampleSchema
 from modularml.errors import GraphError, ShapeError
 from modularml.graph.flows import flows_of, leaves, resolve_id
+from modularml.graph.merge import side_by_side
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
 from modularml.graph.segments import backends_of
+from modularml.models.base import Place
 
 __all__ = ["build_nodes", "columns_shape"]
 
 
-def build_nodes(nodes: Sequence[ComputeNode], tails: set[str], *, force: bool = False) -> None:
+def build_nodes(nodes: Sequence[ComputeNode], tails: set[str], *, force: bool = False) -> bool:
     """Build nodes in order, each for the shape of what it reads.
+
+    A model that reads from an estimator whose outputs have no shape before it is fitted is left
+    unbuilt.
 
     Parameters
     ----------
@@ -33,12 +41,17 @@ def build_nodes(nodes: Sequence[ComputeNode], tails: set[str], *, force: bool = 
     force : bool
         Whether to build again what is built.
 
+    Returns
+    -------
+    bool
+        Whether all shapes are known, so that nothing is left to build.
+
     Raises
     ------
     ShapeError
         If a node cannot take what it reads; both nodes and both shapes are named.
     """
-    shapes: dict[str, Shape] = {}
+    shapes: dict[str, Shape | None] = {}
     flows, frameworks = flows_of(nodes), backends_of(nodes)
     for node in nodes:
         node.framework = frameworks.get(node.node_id)
@@ -49,6 +62,7 @@ def build_nodes(nodes: Sequence[ComputeNode], tails: set[str], *, force: bool = 
             if isinstance(node, ModelNode):
                 targets = _target_shape(flow, numbers=False)
                 node.model.expect_targets(targets, partial(_labels, flow))
+                node.model.expect_place(_place(node, incoming[0], flow, tails))
             shapes[node.node_id] = node.build_from(incoming, wanted, force=force)
         except ShapeError as error:
             given = ", ".join(
@@ -58,14 +72,16 @@ def build_nodes(nodes: Sequence[ComputeNode], tails: set[str], *, force: bool = 
             raise ShapeError(
                 f"node {node.label!r} does not fit what it reads ({given}): {error}"
             ) from error
+    return None not in shapes.values()
 
 
 def columns_shape(
-    ref: FeatureSetReference, domain: str, label: str, *, numbers: bool = True
+    ref: FeatureSetReference, domain: str, label: str, *, numbers: bool = True, flat: bool = False
 ) -> Shape:
     """Return the shape of one sample of the stacked columns of a reference.
 
-    With `numbers`, columns that hold none are refused.
+    With `numbers`, columns that hold none are refused. With `flat`, columns of unlike shape stand
+    side by side in one row.
 
     Raises
     ------
@@ -81,12 +97,14 @@ def columns_shape(
             f"node {label!r} reads no {domain} of {ref.node_label!r}; name some in the reference"
         )
     shapes = {name: schema[name].shape for name in columns}
+    if flat and len(set(shapes.values())) > 1:
+        return (sum(map(math.prod, shapes.values())),)
     if len(set(shapes.values())) > 1:
         shown = ", ".join(f"{name}: {shape}" for name, shape in shapes.items())
         raise ShapeError(
             f"node {label!r} reads columns of unlike shape from {ref.node_label!r} ({shown}); "
-            "give each "
-            "shape a node of its own and merge them"
+            "put a FlattenNode before it, which puts them side by side, or give each shape a "
+            "reference and node of its own"
         )
     for name in columns:
         if numbers and schema[name].dtype.kind not in "biuf":
@@ -97,10 +115,36 @@ def columns_shape(
     return (len(columns), *next(iter(shapes.values())))
 
 
-def _shape_of(node: ComputeNode, ref: Any, shapes: Mapping[str, Shape]) -> Shape:
+def _shape_of(node: ComputeNode, ref: Any, shapes: Mapping[str, Shape | None]) -> Shape | None:
     if isinstance(ref, FeatureSetReference):
-        return columns_shape(ref, "features", node.label)
+        return columns_shape(ref, "features", node.label, flat=node.reads_flat)
     return shapes[resolve_id(ref)]
+
+
+def _place(node: ModelNode, shape: Shape | None, targets: Flow, tails: set[str]) -> Place:
+    ref, feeds = node.upstream_refs[0], node.node_id not in tails
+    keys = tuple(name.split(".")[1] for leaf in leaves(targets) for name in leaf.columns)
+    if not isinstance(ref, FeatureSetReference):
+        return Place(feeds, follows=True, shape=shape, targets=keys)
+    table, columns = ref.resolve().collection, ref.columns("features")
+    rows = np.arange(min(2, table.n_samples))
+    return Place(
+        feeds,
+        columns=tuple(_value_names(table.schema, columns)),
+        targets=keys,
+        rows=lambda: side_by_side(
+            adapter_for(Backend.SCIKIT), [table.gather((name,), rows) for name in columns]
+        ),
+    )
+
+
+def _value_names(schema: SampleSchema, columns: Sequence[str]) -> Iterator[str]:
+    """Yield a name for each number of a row: the key of a column, numbered within an array."""
+    keys = [name.split(".", 1)[1] for name in columns]
+    short = [key.split(".")[0] for key in keys]
+    for name, own in zip(columns, short if len(set(short)) == len(short) else keys, strict=True):
+        size = math.prod(schema[name].shape)
+        yield from [own] if schema[name].shape == () else (f"{own}_{i}" for i in range(size))
 
 
 def _target_shape(flow: Flow, *, numbers: bool = True) -> Shape | None:

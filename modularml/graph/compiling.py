@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import graphlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
+
+from modularml._typing import Shape
 from modularml.backends import Backend, BackendAdapter, adapter_for
 from modularml.data.execution import Layout, Source, Weighing
 from modularml.data.references import FeatureSetReference
 from modularml.data.schema import ColumnSpec
 from modularml.errors import GraphError, LossError
+from modularml.graph import topology
 from modularml.graph.casting import column_dtype
-from modularml.graph.fitting import Learn, fitted_then
-from modularml.graph.flows import flows_of, leaves, resolve_id
+from modularml.graph.fitting import Learn, check_weights, fitted_then
+from modularml.graph.flows import column_above, flows_of, leaves, resolve_id
 from modularml.graph.learning import Reach, moving, no_learner
 from modularml.graph.loss_reading import LossReading
+from modularml.graph.merge import side_by_side
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
 from modularml.graph.plan import Crossing, InputSlot, LossOp, StepPlan
 from modularml.graph.program import Program, converted
 from modularml.graph.segments import backends_of, in_segments, readers_of
 from modularml.graph.units import output_flow
+from modularml.graph.weighing import weighing_of
 from modularml.training import AppliedLoss
 
 __all__ = ["check_losses", "compile_plan"]
@@ -119,6 +126,7 @@ class _Compiler(LossReading):
         self.weighted: Mapping[Source, int] = {}
         self.compiles = False
         self.weighings: list[Weighing | None] = []
+        self.asked: Sequence[AppliedLoss] = ()
 
     def compile(
         self,
@@ -126,6 +134,7 @@ class _Compiler(LossReading):
         optimizers: Mapping[str, Any],
         together: Mapping[Source, int] | None,
     ) -> StepPlan:
+        self.asked = losses
         static = set[str]() if together is None else self._static(together)
         edge = self._edge(static, losses)
         for node_id in edge:
@@ -219,19 +228,36 @@ class _Compiler(LossReading):
         args = [program.moved(arg, device) for arg in read]
         fn, many = self._function(node, read, program.adapter), not isinstance(node, ModelNode)
         if (learn := self.learners.get(node.node_id)) is not None:
-            fn, many = fitted_then(learn, fn, program.adapter), True
-            args += self._targets_of(program, node, role)
+            more = self._learned_from(program, node, role, learn)
+            fn, many = fitted_then(learn, fn, program.adapter, tuple(more)), True
+            args += more.values()
         out = program.op(fn, args, many=many, device=device)
         self.places[node.node_id, role] = self.read[node.node_id, role] = out
         if node.node_id in self.detach_after:
             detached = program.op(program.adapter.detach, [out], many=False, device=device)
             self.read[node.node_id, role] = detached
 
-    def _targets_of(self, program: Program, node: ComputeNode, role: str) -> list[int]:
-        """Return the place of a node's targets, as an array in their own dtype."""
-        flow = self.flows[node.node_id, "targets"]
-        plain = adapter_for(Backend.SCIKIT)
-        return [] if flow is None else [self._flow(program, flow, role, (None, None), plain)]
+    def _learned_from(
+        self, program: Program, node: ComputeNode, role: str, learn: Learn
+    ) -> dict[str, int]:
+        """Return the places of targets, weights and groups, as arrays in their own dtype."""
+        plain, places = adapter_for(Backend.SCIKIT), dict[str, int]()
+        if (flow := self.flows[node.node_id, "targets"]) is not None:
+            places["targets"] = self._flow(program, flow, role, (None, None), plain)
+        own = [a for a in self.asked if self._node_named(a.on, a) is node]
+        reads = [(node, role)]
+        weighing = weighing_of(own[0] if own else None, reads, self.flows, self.weighted)
+        if weighing is not None:
+            check_weights(node, learn, own)
+            slot = program.slot(
+                role, weighing.source, dtype=np.float64, weighing=weighing, normalized=False
+            )
+            places["sample_weight"] = program.input(replace(slot, adapter=plain, device=None))
+        column = getattr(getattr(node, "model", None), "group_by", None)
+        if column is not None and learn.__name__ == "fit":
+            leaf = column_above(self.flows, node, column, f"group_by of node {node.label!r}")
+            places["groups"] = self._flow(program, leaf, role, (None, None), plain)
+        return places
 
     def _function(
         self, node: ComputeNode, args: Sequence[int], adapter: BackendAdapter
@@ -254,7 +280,10 @@ class _Compiler(LossReading):
         columns = ref.columns("features")
         if not columns:
             raise GraphError(f"node {node.label!r} reads no feature of {ref.node_label!r}")
-        source = Source(node.node_id, ref)
+        source, schema = Source(node.node_id, ref), ref.resolve().collection.schema
+        if node.reads_flat and len({schema[name].shape for name in columns}) > 1:
+            parts = [program.input(program.slot(role, source, (c,), dtype)) for c in columns]
+            return program.op(partial(side_by_side, program.adapter), parts, many=True)
         return program.input(program.slot(role, source, columns, dtype))
 
     def _output(
@@ -324,7 +353,7 @@ class _Compiler(LossReading):
                 [self._taken(home, slot, slots, outputs) for slot in program.inputs],
                 [(i, op) for i, op in enumerate(loss_ops) if self.home[on[i][1]] == home],
                 [
-                    (self.places[i, role], self.by_id[i].label, self.by_id[i].output_shape or ())
+                    (self.places[i, role], self.by_id[i].label, self._promised(i))
                     for i in ids
                     for role in self.roles
                 ],
@@ -333,6 +362,11 @@ class _Compiler(LossReading):
             for home, (program, ids) in enumerate(zip(self.programs, self.segments, strict=True))
         ]
         return StepPlan(segments, slots, layout, self._static_plan(static, edge), tuple(losses))
+
+    def _promised(self, node_id: str) -> Shape | None:
+        """Return the shape that outputs must have; None where a fit in this step decides it."""
+        fitted = topology.ancestors(self.edges, [node_id]) & self.learners.keys()
+        return None if fitted else self.by_id[node_id].output_shape
 
     def _modes(self, node_ids: Iterable[str]) -> list[tuple[Any, bool]]:
         nodes = [self.by_id[i] for i in node_ids]

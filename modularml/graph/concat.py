@@ -6,7 +6,7 @@ import enum
 from typing import Any, ClassVar
 
 from modularml.errors import ConfigError
-from modularml.graph.merge import MergeNode, StrategyType, batch_axis, one_of
+from modularml.graph.merge import MergeNode, StrategyType, batch_axis, one_of, side_by_side
 from modularml.graph.node import UpstreamLike
 
 __all__ = ["ConcatNode", "PadMode"]
@@ -39,6 +39,9 @@ class ConcatNode(MergeNode):
     pad_mode : {'constant', 'reflect', 'replicate', 'circular'}
     pad_value : float
         For ``constant``.
+    flatten : bool
+        Whether samples of each input become rows of numbers first, so that inputs of any shape
+        fit; `concat_axis` is 0 then.
     node_id, register
         Used when a node is rebuilt.
 
@@ -46,6 +49,8 @@ class ConcatNode(MergeNode):
     ------
     GraphError
         If there are fewer than two inputs.
+    ConfigError
+        If `flatten` is combined with padding or another axis than 0.
     """
 
     strategy_names: ClassVar[tuple[str, str]] = ("concat_axis_targets", "concat_axis_tags")
@@ -61,12 +66,18 @@ class ConcatNode(MergeNode):
         pad_inputs: bool = False,
         pad_mode: str | PadMode = "constant",
         pad_value: float = 0.0,
+        flatten: bool = False,
         node_id: str | None = None,
         register: bool = True,
     ) -> None:
         if not isinstance(concat_axis, int) or isinstance(concat_axis, bool):
             raise ConfigError(f"concat_axis must be an int, got {concat_axis!r}")
-        self.concat_axis, self.pad_inputs = concat_axis, pad_inputs
+        if flatten and (pad_inputs or concat_axis not in (0, -1)):
+            raise ConfigError(
+                "flatten=True makes rows of numbers, which need neither padding nor another axis; "
+                f"leave out pad_inputs and concat_axis, got {pad_inputs!r} and {concat_axis!r}"
+            )
+        self.concat_axis, self.pad_inputs, self.flatten = concat_axis, pad_inputs, flatten
         self.pad_value = float(pad_value)
         self.pad_mode = one_of("pad_mode", PadMode, pad_mode)
         super().__init__(
@@ -79,6 +90,11 @@ class ConcatNode(MergeNode):
         )
 
     @property
+    def reads_flat(self) -> bool:
+        """Whether columns of unlike shape are put side by side in one row."""
+        return self.flatten
+
+    @property
     def concat_axis_targets(self) -> StrategyType:
         """How targets are merged."""
         return self.target_strategy
@@ -89,7 +105,9 @@ class ConcatNode(MergeNode):
         return self.tags_strategy
 
     def merge_features(self, adapter: Any, values: list[Any]) -> Any:
-        """Concatenate tensors along `concat_axis`."""
+        """Concatenate tensors along `concat_axis`, or as rows of numbers."""
+        if self.flatten:
+            return side_by_side(adapter, values)
         return self._concatenated(adapter, values, self.concat_axis)
 
     def _concatenated(self, adapter: Any, values: list[Any], how: Any) -> Any:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from modularml.backends import BackendAdapter
-from modularml.errors import GraphError
+from modularml.errors import ConfigError, GraphError, LossError
 from modularml.graph.model_node import ModelNode
+from modularml.training import AppliedLoss
 
-__all__ = ["fitted_then", "is_fittable", "learners", "to_fit"]
+__all__ = ["check_weights", "fitted_then", "is_fittable", "learners", "to_fit"]
 
 Learn = Callable[[Any, Any], Any]
 
@@ -19,7 +21,8 @@ def is_fittable(model: Any) -> bool:
 
     It has ``fit(features, targets)``, which takes ``(n, *input_shape)`` and ``(n, *target_shape)``;
     targets may be None. One that has ``partial_fit`` too, and says so by ``learns_in_batches``,
-    can learn a little from each batch.
+    can learn a little from each batch. Weights of samples are given to those that take
+    ``sample_weight``.
     """
     return hasattr(model, "fit")
 
@@ -66,14 +69,55 @@ def to_fit(nodes: Iterable[Any], *, even_frozen: bool = False) -> list[ModelNode
     return found
 
 
+def check_weights(node: Any, learn: Learn, losses: Sequence[AppliedLoss]) -> None:
+    """Refuse weights of samples for a model that learns without them.
+
+    Parameters
+    ----------
+    node : ModelNode
+    learn : callable
+        Its ``fit`` or ``partial_fit``.
+    losses : sequence of AppliedLoss
+        Those on this node.
+
+    Raises
+    ------
+    ConfigError
+        If the method takes no ``sample_weight``.
+    LossError
+        If losses weigh the samples in unlike ways.
+    """
+    columns = list(dict.fromkeys(a.sample_weight for a in losses))
+    if len(columns) > 1:
+        raise LossError(
+            f"node {node.label!r} learns with one weight a sample, and its losses weigh samples by "
+            f"{columns}; give them the same sample_weight"
+        )
+    name, model = learn.__name__, node.model
+    asks = getattr(model, "takes", None)
+    taken = asks(name) if asks else "sample_weight" in inspect.signature(learn).parameters
+    if not taken:
+        by = f"column {columns[0]!r}" if columns and columns[0] is not None else "its sampler"
+        raise ConfigError(
+            f"node {node.label!r}: {name} of {model.shown_name} takes no sample_weight, and its "
+            f"samples are weighed by {by}; leave the weights out, or choose an estimator that "
+            "takes them"
+        )
+
+
 def fitted_then(
-    learn: Learn, fn: Callable[[Any], Any], adapter: BackendAdapter
+    learn: Learn, fn: Callable[[Any], Any], adapter: BackendAdapter, names: Sequence[str]
 ) -> Callable[[Sequence[Any]], Any]:
-    """Return what lets a model learn from features and targets, then sends the features through."""
+    """Return what lets a model learn, then sends the features through.
+
+    It takes features and what else is learned from: `names` of 'targets', 'sample_weight' and
+    'groups'.
+    """
 
     def run(values: Sequence[Any]) -> Any:
-        features, *targets = values
-        learn(adapter.to_numpy(features), targets[0] if targets else None)
+        features, *rest = values
+        given = dict(zip(names, rest, strict=True))
+        learn(adapter.to_numpy(features), given.pop("targets", None), **given)
         with adapter.checked_rows():
             return fn(features)
 

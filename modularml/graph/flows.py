@@ -12,7 +12,7 @@ from modularml.errors import UnknownNameError
 from modularml.graph.node import ComputeNode
 from modularml.training import AppliedLoss, LossInput
 
-__all__ = ["flows_of", "is_integer", "leaves", "pick_column", "resolve_id"]
+__all__ = ["column_above", "flows_of", "is_integer", "leaves", "pick_column", "resolve_id"]
 
 
 def flows_of(nodes: Sequence[ComputeNode]) -> dict[tuple[str, str], Flow]:
@@ -66,16 +66,31 @@ def pick_column(
     applied: AppliedLoss, item: LossInput, flows: Mapping[Any, Flow], node: ComputeNode
 ) -> Flow:
     """Find an upstream FeatureSet that has the column a loss asks for."""
+    return column_above(
+        flows, node, str(item.column), f"input of loss {applied.label!r}", item.source
+    )
+
+
+def column_above(
+    flows: Mapping[Any, Flow], node: ComputeNode, column: str, kind: str, source: Any = None
+) -> Leaf:
+    """Return a column of a FeatureSet that a node reads from, of one `source` where it is named.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is none; `kind` says what it was to be.
+    """
     known: list[str] = ["outputs", "targets", "features", "tags"]
     for leaf in leaves(flows[node.node_id, "features"]):
-        if item.source not in (None, leaf.source.ref.node_label):
+        if source not in (None, leaf.source.ref.node_label):
             continue
         schema = leaf.source.ref.resolve().collection.schema
-        name = _column_named(str(item.column), schema)
+        name = _column_named(column, schema)
         if name is not None:
             return Leaf(leaf.source, (name,))
         known += list(schema.columns)
-    raise UnknownNameError(f"input of loss {applied.label!r}", item.column, known)
+    raise UnknownNameError(kind, column, known)
 
 
 def _column_named(text: str, schema: SampleSchema) -> str | None:

@@ -166,7 +166,8 @@ def _from_given(plan: StepPlan, ctx: ExecutionContext, slot: InputSlot) -> Any:
     source = slot.source
     if slot.weighing is not None:
         weights = ctx.sample_weights(slot.weighing)
-        return slot.adapter.from_numpy(mean_one(weights, (0, len(weights))), dtype=slot.dtype)
+        weights = mean_one(weights, (0, len(weights))) if slot.normalized else weights
+        return slot.adapter.from_numpy(weights, dtype=slot.dtype)
     given = ctx.inputs.get((source.node_id, source.ref))
     if given is None:
         labels = plan.layout.labels

@@ -13,7 +13,7 @@ import numpy as np
 from modularml._typing import Shape
 from modularml.backends import Backend, BackendAdapter
 from modularml.data.execution import Flow, Leaf, Merged, Source, Weighing
-from modularml.errors import LossError, ShapeError, UnknownNameError, closest
+from modularml.errors import LossError, NotFittedError, ShapeError, UnknownNameError, closest
 from modularml.graph.flows import is_integer, pick_column
 from modularml.graph.loss_calls import (
     check_call,
@@ -128,7 +128,12 @@ class LossReading(ABC):
 
     def _fit(self, applied: AppliedLoss, on: ComputeNode, flow: Flow) -> tuple[Any, Shape | None]:
         """Return dtype and shape that a loss wants its target in."""
-        shape, out = self._flow_shape(flow), on.output_shape or ()
+        if on.output_shape is None:
+            raise NotFittedError(
+                f"loss {applied.label!r} is on node {on.label!r}, whose outputs have no known "
+                "shape before it is fitted; fit it in a phase without losses first"
+            )
+        shape, out = self._flow_shape(flow), on.output_shape
         adapter = self._program(on.node_id).adapter
         name = getattr(applied.loss.cls, "__name__", "")
         like = on.model.module if isinstance(on, ModelNode) else None

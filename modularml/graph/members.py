@@ -16,7 +16,7 @@ from modularml.graph.plan import StepPlan
 from modularml.graph.plan_key import PlanKey
 from modularml.training import Optimizer
 
-__all__ = ["GraphMembers"]
+__all__ = ["GraphMembers", "id_among"]
 
 
 class GraphMembers:
@@ -109,7 +109,7 @@ class GraphMembers:
 
     def _edges(self, nodes: Mapping[str, ComputeNode] | None = None) -> dict[str, list[str]]:
         nodes = self._nodes if nodes is None else nodes
-        return {i: [_id_among(nodes, n, ref) for ref in n.node_refs] for i, n in nodes.items()}
+        return {i: [id_among(nodes, n, ref) for ref in n.node_refs] for i, n in nodes.items()}
 
     def _checked(self, nodes: Sequence[Any]) -> dict[str, ComputeNode]:
         """Return nodes by id in topological order, or say what is wrong with them."""
@@ -147,7 +147,7 @@ class GraphMembers:
         """Iterate over name, parameter and whether it may move, of the optimizer's framework."""
         seen = set[int]()
         backend = self.backend or self._only_backend()
-        for node in (n for n in self._learning() if n.backend is backend):
+        for node in (n for n in self._learning() if n.backend is backend and n.is_built):
             moving = {id(p) for p in node.parameters().values()}
             for name, p in adapter_for(backend).all_parameters(node.model.module).items():
                 if id(p) not in seen:
@@ -177,7 +177,7 @@ class GraphMembers:
         return next(iter(backends), Backend.NONE)
 
 
-def _id_among(nodes: Mapping[str, ComputeNode], node: ComputeNode, ref: Any) -> str:
+def id_among(nodes: Mapping[str, ComputeNode], node: ComputeNode, ref: Any) -> str:
     """Return the id of the node, among these, that a reference means."""
     if ref.node_id in nodes:
         return str(ref.node_id)

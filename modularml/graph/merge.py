@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,7 +19,7 @@ from modularml.data.references import ExperimentNodeReference
 from modularml.errors import ConfigError, GraphError, ShapeError, UnknownNameError
 from modularml.graph.node import ComputeNode, UpstreamLike, as_reference
 
-__all__ = ["MergeNode", "MergeStrategy", "StrategyType", "one_of"]
+__all__ = ["MergeNode", "MergeStrategy", "StrategyType", "one_of", "side_by_side"]
 
 
 class MergeStrategy(enum.Enum):
@@ -147,11 +148,12 @@ class MergeNode(ComputeNode):
         """Make one tensor of the inputs' outputs."""
 
     def build_from(
-        self, shapes: Sequence[Shape], wanted: Shape | None, *, force: bool = False
-    ) -> Shape:
+        self, shapes: Sequence[Shape | None], wanted: Shape | None, *, force: bool = False
+    ) -> Shape | None:
         """Check that the inputs can be merged and return the merged shape."""
+        known = [shape for shape in shapes if shape is not None]
         try:
-            self._output_shape = self._shape_of(shapes)
+            self._output_shape = self._shape_of(known) if len(known) == len(shapes) else None
         except ShapeError as error:
             names = ", ".join(
                 f"{ref.node_label}: {shape}"
@@ -222,7 +224,8 @@ def batch_axis(how: Any, values: Sequence[Any]) -> int:
     rank = values[0].ndim
     if len({v.ndim for v in values}) > 1:
         raise ShapeError(
-            f"inputs have unlike numbers of axes: {[tuple(v.shape[1:]) for v in values]}"
+            f"inputs have unlike numbers of axes: {[tuple(v.shape[1:]) for v in values]}; "
+            "ConcatNode(..., flatten=True) makes a row of numbers of each"
         )
     axis = how + 1 if how >= 0 else rank + how
     if not 1 <= axis < rank:
@@ -250,6 +253,12 @@ def check_equal(values: Sequence[Any]) -> None:
         raise ShapeError(
             f"samples must have equal shapes, got {[tuple(v.shape[1:]) for v in values]}"
         )
+
+
+def side_by_side(adapter: Any, values: Sequence[Any]) -> Any:
+    """Return samples as rows of numbers, those of several inputs behind one another."""
+    rows = [adapter.reshape(v, (math.prod(tuple(v.shape)[1:]),)) for v in values]
+    return adapter.concat(rows, 1) if len(rows) > 1 else rows[0]
 
 
 def one_of(name: str, cls: Any, value: Any) -> Any:

@@ -103,7 +103,7 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         self.build()
         places = {b: adapter_for(b).check_device(device) for b in self._backends()}
         for node in self._learning():
-            if node.accelerator is None:
+            if node.accelerator is None and node.is_built:
                 node.move_to(places[node.backend])
         for optimizer in [self._optimizer, *(n.optimizer for n in self._learning())]:
             if optimizer is not None and optimizer.is_built:
@@ -127,16 +127,17 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         GraphError
             If nodes of several frameworks share one optimizer.
 
-        The graph is as it was after an error.
+        The graph is as it was after an error. What reads from an estimator whose outputs have no
+        shape before it is fitted is built once that is so.
         """
         if self._built and not force:
             return
         with self._ctx.activate(), unchanged_on_error(self._made_by_building()):
             tails = set(topology.tails(self._edges()))
-            build_nodes(list(self._nodes.values()), tails, force=force)
+            complete = build_nodes(list(self._nodes.values()), tails, force=force)
             self._build_optimizer(force)
         self._plans.clear()
-        self._built = True
+        self._built = complete
 
     def get_optimizer_parameters(self) -> dict[str, Any]:
         """Return what the graph's optimizer moves.
@@ -148,7 +149,8 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
             are ``variables`` in TensorFlow.
         """
         named, backend = self._parameters(), self.backend or self._only_backend()
-        ids = {n.node_id for n in self._learning() if n.backend is backend and n.parameters()}
+        nodes = [n for n in self._learning() if n.backend is backend and n.is_built]
+        ids = {n.node_id for n in nodes if n.parameters()}
         return {
             "backend": self.backend,
             "contributing_nodes": ids,
@@ -241,17 +243,19 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
             self.get_node(label)
         if state["is_built"]:
             self.build()
-        before = self.get_state() if self._built else None
+        before = self.get_state() if any(n.is_built for n in self._learning()) else None
         try:
-            self._take(state)
+            self._take(state, build=state["is_built"] and not self._built)
         except BaseException:
             if before is not None:
                 self._take(before)
             raise
 
-    def _take(self, state: dict[str, Any]) -> None:
+    def _take(self, state: dict[str, Any], *, build: bool = False) -> None:
         for label, own in state["nodes"].items():
             self.get_node(label).set_state(own)
+        if build:  # what waited for an estimator that has been fitted by now
+            self.build()
         if self._optimizer is not None and state["optimizer"] is not None:
             self._optimizer.set_state(state["optimizer"])
 

@@ -99,13 +99,18 @@ class ModelNode(ComputeNode):
         return self._model.backend
 
     @property
-    def input_shape(self) -> Shape:
-        """Shape of one sample going in."""
+    def reads_flat(self) -> bool:
+        """Whether columns of unlike shape are put side by side in one row: for an estimator."""
+        return self._model.reads_flat
+
+    @property
+    def input_shape(self) -> Shape | None:
+        """Shape of one sample going in; None while an estimator above is not fitted."""
         return self._known(self._model.input_shape)
 
     @property
-    def output_shape(self) -> Shape:
-        """Shape of one sample coming out."""
+    def output_shape(self) -> Shape | None:
+        """Shape of one sample coming out; None where only a fit can tell."""
         return self._known(self._model.output_shape)
 
     @property
@@ -172,9 +177,11 @@ class ModelNode(ComputeNode):
             self._drives = optimizer.instance
 
     def build_from(
-        self, shapes: Sequence[Shape], wanted: Shape | None, *, force: bool = False
-    ) -> Shape:
+        self, shapes: Sequence[Shape | None], wanted: Shape | None, *, force: bool = False
+    ) -> Shape | None:
         """Build for this input and return the output's shape."""
+        if shapes[0] is None:
+            return self._model.build_unread(wanted, force=force)
         self.build_model(shapes[0], wanted, force=force)
         return self.output_shape
 
@@ -376,7 +383,7 @@ class ModelNode(ComputeNode):
             raise GraphError(f"node {self.label!r} is in no ModelGraph; make one first")
         return graph
 
-    def _known(self, shape: Shape | None) -> Shape:
-        if shape is None:
+    def _known(self, shape: Shape | None) -> Shape | None:
+        if shape is None and not self.is_built:
             raise GraphError(f"node {self.label!r} has not been built; call graph.build()")
         return shape

@@ -109,7 +109,12 @@ class ComputeNode(GraphNode):
     @property
     @abstractmethod
     def output_shape(self) -> Shape | None:
-        """Shape of one sample coming out; None before the node is built."""
+        """Shape of one sample coming out; None before the node is built or an estimator fitted."""
+
+    @property
+    def reads_flat(self) -> bool:
+        """Whether columns of unlike shape are put side by side in one row."""
+        return False
 
     @property
     def is_frozen(self) -> bool:
@@ -123,14 +128,14 @@ class ComputeNode(GraphNode):
 
     @abstractmethod
     def build_from(
-        self, shapes: Sequence[Shape], wanted: Shape | None, *, force: bool = False
-    ) -> Shape:
+        self, shapes: Sequence[Shape | None], wanted: Shape | None, *, force: bool = False
+    ) -> Shape | None:
         """Build for inputs of these shapes and return the output's shape.
 
         Parameters
         ----------
-        shapes : sequence of tuple of int
-            Of one sample, for each upstream.
+        shapes : sequence of tuple of int or None
+            Of one sample, for each upstream; None where an estimator above has to be fitted first.
         wanted : tuple of int or None
             Shape that a tail would like its output to have.
         """

@@ -46,7 +46,9 @@ class InputSlot:
     node_id : str or None
         A frozen node whose outputs stand in for columns.
     weighing : Weighing or None
-        Weights of the samples of a loss, of mean 1 in each batch, stand in for columns.
+        Weights of the samples of a loss stand in for columns.
+    normalized : bool
+        Whether weights have mean 1 in each batch, or are as they were given.
     adapter : BackendAdapter
         Of the framework that reads it.
     device : object
@@ -60,6 +62,7 @@ class InputSlot:
     shape: Shape | None = None
     node_id: str | None = None
     weighing: Weighing | None = None
+    normalized: bool = True
     adapter: Any = None
     device: Any = None
 
@@ -119,7 +122,7 @@ class Segment:
     _ops: list[Op] = field(default_factory=list)
     _losses: list[LossOp] = field(default_factory=list)
     _out_slots: list[int] = field(default_factory=list)
-    _promised: list[tuple[str, Shape]] = field(default_factory=list)
+    _promised: list[tuple[str, Shape | None]] = field(default_factory=list)
     _n_slots: int = 0
     eager: bool = False
     _shapes: list[Any] = field(default_factory=list)
@@ -142,6 +145,8 @@ class Segment:
     def _check(self, shapes: list[Any]) -> None:
         for (label, wanted), shape in zip(self._promised, shapes, strict=True):
             found = tuple(shape)[1:]
+            if wanted is None:
+                continue
             alike = (n in (m, None) for n, m in zip(found, wanted, strict=False))  # None: unknown
             if len(found) != len(wanted) or not all(alike):
                 raise ShapeError(

@@ -26,7 +26,7 @@ class PlanKey:
     columns : tuple
         Columns that each reference means by now.
     models : tuple
-        For each model: its object, whether it is fitted, and `BackendAdapter.signature`: layers
+        For each model: its object, whether it is fitted, its output shape, and `BackendAdapter.signature`: layers
         and parameters with their shapes, dtypes and who is trainable.
     losses : tuple
         Weight, function and arguments of each loss.
@@ -52,7 +52,12 @@ class PlanKey:
         return cls(
             tuple((ref.resolve().node_id, *ref.all_columns()) for ref in refs),
             tuple(
-                (Identity(m.module), m.is_fitted, adapter_for(m.backend).signature(m.module))
+                (
+                    Identity(m.module),
+                    m.is_fitted,
+                    m.output_shape,
+                    adapter_for(m.backend).signature(m.module),
+                )
                 for m in models
             ),
             tuple((a.weight, a.sample_weight, a.loss.signature()) for a in losses),

@@ -76,7 +76,7 @@ class Program:
         optimizers: Iterable[Any],
         takes: Iterable[tuple[int, Callable[[Any], Any] | None]],
         losses: Sequence[tuple[int, LossOp]],
-        outputs: Sequence[tuple[int, str, Shape]],
+        outputs: Sequence[tuple[int, str, Shape | None]],
         *,
         eager: bool,
     ) -> Segment:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +13,13 @@ from modularml.data.batch import Batch, BatchView
 from modularml.data.execution import ExecutionContext, Source
 from modularml.data.references import FeatureSetReference
 from modularml.data.view import FeatureSetView
-from modularml.errors import LossError, NonFiniteLossError
+from modularml.errors import LossError, NonFiniteLossError, NotFittedError
 from modularml.graph import topology
 from modularml.graph.compiling import check_losses, compile_plan
-from modularml.graph.fitting import learners, to_fit
+from modularml.graph.fitting import check_weights, learners, to_fit
 from modularml.graph.inputs import fill
 from modularml.graph.learning import moving, no_optimizer, nothing_learns
-from modularml.graph.members import GraphMembers
+from modularml.graph.members import GraphMembers, id_among
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
 from modularml.graph.plan import StepPlan
@@ -125,7 +126,8 @@ class GraphRunning(GraphMembers):
             If no node that runs can be fitted.
         """
         nodes = to_fit(self._running(active_nodes))
-        self._step(ctx, losses or (), active_nodes, training=False, fits=nodes)
+        with self.shapes_of_fits(nodes):
+            self._step(ctx, losses or (), active_nodes, training=False, fits=nodes)
         if freeze_after_fit:
             for node in nodes:
                 node.freeze()
@@ -150,7 +152,7 @@ class GraphRunning(GraphMembers):
         """
         self.build()
         with self._ctx_of_run():
-            nodes = self._running(active_nodes)
+            nodes = self._ready(self._running(active_nodes), losses, fits)
             frozen = tuple((n.node_id, n.is_frozen) for n in nodes)
             rows = tuple((together or {}).items()), tuple((weighted or {}).items())
             asked = (*map(id, losses), training, frozen, tuple(roles), together is None, *rows)
@@ -193,6 +195,8 @@ class GraphRunning(GraphMembers):
         with self._ctx_of_run():
             check_losses(nodes, asked, roles)
         models = [n for n in nodes if isinstance(n, ModelNode)]
+        if training:
+            self.check_weights(asked, learners(models, ()))
         if not training or any(getattr(n.model, "learns_in_batches", False) for n in models):
             return
         moved = [n for n in models if adapter_for(n.backend).gradients]
@@ -201,6 +205,13 @@ class GraphRunning(GraphMembers):
         if self._optimizer is None and all(n.optimizer is None for n in moved):
             raise no_optimizer(moved)
 
+    def check_weights(self, losses: Sequence[AppliedLoss], learn: Mapping[str, Any]) -> None:
+        """Refuse losses that weigh samples of nodes that learn, by id, and take no weights."""
+        for node_id, method in learn.items():
+            own = [a for a in losses if self.get_node(a.on).node_id == node_id]
+            if any(a.sample_weight is not None for a in own):
+                check_weights(self._nodes[node_id], method, own)
+
     # -- within -------------------------------------------------------------------------------
 
     def _running(self, active: Iterable[str | GraphNode] | None) -> list[ComputeNode]:
@@ -208,6 +219,45 @@ class GraphRunning(GraphMembers):
             return list(self._nodes.values())
         wanted = topology.ancestors(self._edges(), [self.get_node(n).node_id for n in active])
         return [n for i, n in self._nodes.items() if i in wanted]
+
+    def _ready(
+        self,
+        nodes: Sequence[ComputeNode],
+        losses: Sequence[AppliedLoss],
+        fits: Sequence[ModelNode],
+    ) -> list[ComputeNode]:
+        """Return nodes without those that wait for an estimator that is fitted in this step.
+
+        Raises
+        ------
+        NotFittedError
+            If one has to run that cannot be built before an estimator above has been fitted.
+        """
+        waiting: dict[str, ComputeNode] = {}
+        for node in nodes:
+            above = {id_among(self._nodes, node, ref) for ref in node.node_refs}
+            unbuilt = isinstance(node, ModelNode) and not node.is_built
+            if unbuilt or not above.isdisjoint(waiting):
+                waiting[node.node_id] = node
+        needed: list[ComputeNode] = [n for n in fits if n.node_id in waiting]
+        needed += [n for a in losses if (n := self.get_node(a.on)).node_id in waiting]
+        if waiting and (needed or not fits):
+            node = next(iter(waiting.values()))
+            raise NotFittedError(
+                f"node {node.label!r} cannot be built before {node.upstream_refs[0].node_label!r}, "
+                "which it reads from, is fitted: only the fit tells the shape of its outputs; run "
+                "a FitPhase on that first"
+            )
+        return [n for n in nodes if n.node_id not in waiting]
+
+    @contextmanager
+    def shapes_of_fits(self, nodes: Sequence[ModelNode]) -> Iterator[None]:
+        """Build what follows from the shapes that a fit within the block gives to outputs."""
+        before = [n.model.output_shape for n in nodes]
+        yield
+        if not self._built or before != [n.model.output_shape for n in nodes]:
+            self._built = False
+            self.build()
 
     def _plan_key(
         self, losses: Sequence[AppliedLoss], nodes: Sequence[ComputeNode], training: bool

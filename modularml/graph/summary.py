@@ -34,7 +34,7 @@ _COUNTS = ("parameters", "trainable")
 
 @dataclass(frozen=True)
 class NodeSummary:
-    """One node of a graph; shapes are of one sample, and empty before ``build()``."""
+    """One node of a graph; shapes are of one sample, and empty before they are known."""
 
     node: str
     type: str
@@ -116,7 +116,7 @@ def _row(
 
 def _inputs(node: ComputeNode, nodes: Mapping[str, ComputeNode]) -> Sequence[Shape | None]:
     return [
-        columns_shape(ref, "features", node.label)
+        columns_shape(ref, "features", node.label, flat=node.reads_flat)
         if isinstance(ref, FeatureSetReference)
         else output_shape(nodes[resolve_id(ref)])
         for ref in node.upstream_refs

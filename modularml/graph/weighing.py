@@ -18,7 +18,7 @@ __all__ = ["mean_one", "weighing_of"]
 
 
 def weighing_of(
-    applied: AppliedLoss,
+    applied: AppliedLoss | None,
     reads: Sequence[tuple[ComputeNode, str]],
     flows: Mapping[tuple[str, str], Flow],
     weighted: Mapping[Source, int],
@@ -26,7 +26,7 @@ def weighing_of(
     """Return what weighs the samples of a loss; None where all weigh the same.
 
     It `reads` nodes in roles, the one it is applied on first; rows of `weighted` sources have
-    weights, equal ones where the numbers are equal.
+    weights, equal ones where the numbers are equal. Without a loss those alone weigh.
 
     Raises
     ------
@@ -40,7 +40,7 @@ def weighing_of(
                 rows.setdefault((weighted[leaf.source], role), leaf.source)
     found = tuple((source, role) for (_, role), source in rows.items())
     node, role = reads[0]
-    if applied.sample_weight is None:
+    if applied is None or applied.sample_weight is None:
         return Weighing(found[0][0], found[0][1], found) if found else None
     item = applied.sample_weight
     named = LossInput(None, "tags", None, item) if isinstance(item, str) else LossInput.parse(item)

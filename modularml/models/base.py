@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,9 +16,37 @@ from modularml.config import Configurable, Stateful
 from modularml.errors import ConfigError, ShapeError
 from modularml.io.saveable import Saveable
 
-__all__ = ["BaseModel", "check_shape", "model_registry"]
+__all__ = ["BaseModel", "Place", "check_shape", "model_registry"]
 
 model_registry: Registry[type[BaseModel]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model stands in a graph.
+
+    Attributes
+    ----------
+    feeds : bool
+        Whether another node reads its outputs.
+    follows : bool
+        Whether it reads from a node, not from a FeatureSet.
+    shape : tuple of int or None
+        Shape of one sample of what it reads; None while an estimator above is not fitted.
+    columns : tuple of str
+        Names of the values of a row, where it reads from a FeatureSet.
+    targets : tuple of str
+        Keys of its targets.
+    rows : callable or None
+        Returns the first rows that it reads, where it reads from a FeatureSet.
+    """
+
+    feeds: bool = False
+    follows: bool = False
+    shape: Shape | None = None
+    columns: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    rows: Callable[[], Array] | None = None
 
 
 class BaseModel(Configurable, Stateful, Saveable, ABC):
@@ -31,6 +60,8 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
     """
 
     artifact_kind = "md"
+    reads_flat: ClassVar[bool] = False
+    """Whether columns of unlike shape are put side by side in one row."""
     _input_shape: Shape | None = None
     _output_shape: Shape | None = None
 
@@ -74,6 +105,20 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
         labels : callable
             Returns every value of the target column, sorted.
         """
+
+    def expect_place(self, place: Place) -> None:
+        """Take note of the place in the graph, before `build`; most models need not know."""
+
+    def build_unread(self, output_shape: Shape | None, *, force: bool = False) -> Shape | None:
+        """Wait with `build`: an estimator above has to be fitted for its input to have a shape.
+
+        Returns
+        -------
+        tuple of int or None
+            Shape of outputs, where it is known all the same.
+        """
+        self._built = self._built and not force
+        return self._output_shape
 
     @abstractmethod
     def build(

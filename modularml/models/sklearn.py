@@ -5,49 +5,47 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import joblib
 import numpy as np
-import sklearn
-from sklearn.base import (
-    OneToOneFeatureMixin,
-    clone,
-    is_classifier,
-    is_clusterer,
-    is_outlier_detector,
-    is_regressor,
-)
+import pandas as pd
+from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 from modularml._typing import Array, Shape
-from modularml._warning import warn
-from modularml.config import Configurable
-from modularml.errors import (
-    ConfigError,
-    DataError,
-    MMLError,
-    NotFittedError,
-    ShapeError,
+from modularml.errors import ConfigError, DataError, NotFittedError, ShapeError
+from modularml.models.base import BaseModel, Place, check_shape, check_weights
+from modularml.models.fitted import FittedEstimator, become
+from modularml.models.sklearn_inputs import (
+    copied_once,
+    fit_argument,
+    selects_by_name,
+    splits_by_group,
 )
-from modularml.io import limits
-from modularml.io.estimators import learned, relearn
-from modularml.models.base import BaseModel, check_shape, check_weights
+from modularml.models.sklearn_outputs import (
+    all_labels,
+    check_targets,
+    dense,
+    is_supervised,
+    known_shape,
+    output_method,
+)
 
 __all__ = ["ScikitModelWrapper"]
 
 TRAINING_MODES = ("auto", "fit", "partial_fit")
-OUTPUT_METHODS = ("predict", "predict_proba", "decision_function", "transform")
 
 
 class ScikitModelWrapper(BaseModel):
     """Wrap a regressor, classifier, transformer, clusterer, pipeline or search.
 
-    Samples are flattened to ``(n, k)`` and a single target to ``(n,)``; dtypes are kept.
+    Samples are flattened to ``(n, k)``, columns of unlike shape side by side, and a single target
+    to ``(n,)``; dtypes are kept. An estimator that selects columns by name gets a frame.
 
     Parameters
     ----------
@@ -58,11 +56,16 @@ class ScikitModelWrapper(BaseModel):
         estimator has it. ``'fit'`` leaves it unchanged in a `TrainPhase`; ``'partial_fit'`` lets a
         `FitPhase` call that, once for all rows.
     output_method : {'auto', 'predict', 'predict_proba', 'decision_function', 'transform'}
-        What gives the outputs. ``'auto'`` is ``predict`` for regressors and clusterers;
-        ``predict_proba`` for classifiers, or else ``decision_function``, or else ``predict``;
-        ``transform`` for others that have it.
+        What gives the outputs. ``'auto'`` looks at the place in the graph: an estimator that
+        another node reads and that can transform or select does so, as in a scikit-learn
+        pipeline. Otherwise it is ``predict`` for regressors and clusterers; ``predict_proba`` for
+        classifiers, or else ``decision_function``, or else ``predict``; ``transform`` for others
+        that have it. Stacking and voting always predict.
     partial_fit_kwargs : dict, optional
         Arguments for ``partial_fit``. A classifier gets its ``classes`` from the target column.
+    group_by : str, optional
+        Column, such as a tag, whose values are the ``groups`` of a search that cross-validates by
+        groups within its fit.
 
     Raises
     ------
@@ -71,11 +74,13 @@ class ScikitModelWrapper(BaseModel):
 
     Notes
     -----
-    A graph knows the shape of outputs before anything is fitted: that of the targets for
-    ``predict``, one number a class of the whole target column for ``predict_proba`` (a class
-    that training rows lack has probability 0), ``n_components`` or that of the input for
-    transformers. Where no rule tells, a clone is fitted on a few random rows. Outputs that turn
-    out to have another shape are refused.
+    The shape of outputs is that of the targets for ``predict`` and one number a class of the
+    whole target column for ``predict_proba`` (a class that training rows lack has probability 0).
+    That of a transformer is known from its first fit at the latest, and each fit may change it.
+
+    Weights of samples (`AppliedLoss` with ``sample_weight=``, or those of a sampler) are given to
+    ``fit`` and ``partial_fit``: to the last step of a pipeline, to the estimator of a search, to
+    every member of stacking and voting. An estimator that takes none is refused.
 
     Examples
     --------
@@ -86,6 +91,8 @@ class ScikitModelWrapper(BaseModel):
     (2,)
     """
 
+    reads_flat = True
+
     def __init__(
         self,
         model: Any,
@@ -93,6 +100,7 @@ class ScikitModelWrapper(BaseModel):
         training_mode: str = "auto",
         output_method: str = "auto",
         partial_fit_kwargs: dict[str, Any] | None = None,
+        group_by: str | None = None,
     ) -> None:
         if inspect.isclass(model) or not (hasattr(model, "fit") and hasattr(model, "get_params")):
             raise ConfigError(f"model must be a scikit-learn estimator, got {model!r}")
@@ -102,17 +110,25 @@ class ScikitModelWrapper(BaseModel):
             training_mode=training_mode,
             output_method=output_method,
             partial_fit_kwargs=partial_fit_kwargs,
+            group_by=group_by,
         )
         self.inner = model
         self.training_mode, self.partial_fit_kwargs = training_mode, partial_fit_kwargs
-        self.output_method = output_method
-        self.method = _method(model, output_method)
+        self.output_method, self.group_by = output_method, group_by
+        self._place, self._answered = Place(), False
+        self._by_name = selects_by_name(model)
+        self._choose_method()
         if training_mode not in TRAINING_MODES:
             raise ConfigError(
                 f"training_mode must be one of {list(TRAINING_MODES)}, got {training_mode!r}"
             )
         if training_mode == "partial_fit" and not hasattr(model, "partial_fit"):
             raise ConfigError(f"{self.shown_name} has no partial_fit; use training_mode='fit'")
+        self._groups_as = None if group_by is None else fit_argument(model, "groups")
+        if group_by is not None and self._groups_as is None:
+            raise ConfigError(
+                f"group_by={group_by!r}: the fit of {self.shown_name} takes no groups; leave it out"
+            )
         self._target_shape: Shape | None = None
         self._labels: Array | None = getattr(model, "classes_", None)
 
@@ -129,14 +145,43 @@ class ScikitModelWrapper(BaseModel):
 
     def expect_targets(self, shape: Shape | None, labels: Callable[[], Array]) -> None:
         """Learn the shape of targets, and for a classifier all the labels there are."""
-        supervised = is_classifier(self.inner) or is_regressor(self.inner)
-        if shape is None and supervised and not self.is_fitted:
+        if shape is None and is_supervised(self.inner) and not self.is_fitted:
             raise ShapeError(
                 f"{self.shown_name} needs targets; name some in the FeatureSet reference"
             )
         self._target_shape = shape
         if shape is not None and is_classifier(self.inner) and math.prod(shape) == 1:
-            self._labels = labels()
+            self._labels = all_labels(labels(), getattr(self.inner, "classes_", None))
+
+    def expect_place(self, place: Place) -> None:
+        """Choose the method by the place in the graph, and check what this place offers.
+
+        Raises
+        ------
+        ConfigError
+            If the estimator needs names of columns or groups that are not there.
+        ShapeError
+            If it learns one target and there are several.
+        """
+        self._place, before = place, self.method
+        self._by_name = selects_by_name(self.inner)
+        self._choose_method()
+        check_targets(self.inner, self.method, self._target_shape, place.targets)
+        if self._by_name and not place.columns:
+            raise ConfigError(
+                f"{self.shown_name} selects columns by name, and reads from a node, whose outputs "
+                "have no names; select them by number"
+            )
+        if self.group_by is None and not self.is_fitted and splits_by_group(self.inner):
+            raise ConfigError(
+                f"{self.shown_name} cross-validates by groups, and a node hands over features, "
+                "targets and weights alone; name the column of the groups: "
+                "ScikitModelWrapper(model, group_by='...')"
+            )
+        if before != self.method:
+            self._built, self._answered = False, False
+        if place.follows and place.shape != self._input_shape:
+            self._input_shape, self._built = place.shape, False
 
     def build(
         self,
@@ -145,58 +190,43 @@ class ScikitModelWrapper(BaseModel):
         *,
         force: bool = False,
     ) -> None:
-        """Find the shape of outputs; with `force`, forget what was learned."""
+        """Find the shape of outputs, where it is known; with `force`, forget what was learned."""
         if input_shape is None and self._input_shape is None:
             raise ShapeError(f"{self.shown_name} needs input_shape to be built")
         shape = check_shape("input_shape", input_shape or self._input_shape)
-        if self._built and not force:
+        if self._built and not force and self._input_shape is not None:
             self._check_fits(shape)
             return
         if force:
             self.reset_weights()
-        self._output_shape = self._find_shape(shape, output_shape)
-        self._input_shape, self._built = shape, True
-
-    def _find_shape(self, shape: Shape, wanted: Shape | None) -> Shape:
-        width, components = math.prod(shape), getattr(self.inner, "n_components", None)
-        if self.is_fitted:
-            return self._probed(self.inner, width)
-        if self.method == "predict":
-            supervised = is_classifier(self.inner) or is_regressor(self.inner)
-            return (self._target_shape or wanted or (1,)) if supervised else (1,)
-        if self.method == "predict_proba" and self._labels is not None:
-            return (len(self._labels),)
-        if self.method == "transform" and isinstance(self.inner, OneToOneFeatureMixin):
-            return (width,)
-        if self.method == "transform" and isinstance(components, int):
-            return (components,)
-        return self._probed(self._dry_fitted(width), width)
-
-    def _dry_fitted(self, width: int) -> Any:
-        """Return a clone that has seen random rows, only to learn the shape of its outputs."""
-        rng, n = np.random.default_rng(0), 2 * width + 50
-        labels = np.arange(2) if self._labels is None else self._labels
-        y = labels[np.arange(n) % len(labels)]
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                return clone(self.inner).fit(np.abs(rng.normal(size=(n, width))), y)
-        except ValueError as error:
+        width = getattr(self.inner, "n_features_in_", None)
+        if not self._place.follows and width not in (None, math.prod(shape)):
             raise ShapeError(
-                f"the output shape of {self.shown_name} cannot be known before it is fitted "
-                f"({error}); fit it beforehand"
-            ) from error
+                f"{self.shown_name} cannot take {math.prod(shape)} values a row: it was fitted on "
+                f"{width}"
+            )
+        self._input_shape = shape
+        self._find_shape(output_shape)
 
-    def _probed(self, estimator: Any, width: int) -> Shape:
-        zeros = np.zeros((2, width))
-        try:
-            out = _dense(getattr(estimator, self.method)(zeros))
-        except ValueError as error:
-            raise ShapeError(
-                f"{self.shown_name} cannot take {width} values a row: {error}"
-            ) from error
-        if self.method == "predict":
-            return self._target_shape or (out.shape[1:] or (1,))
-        return tuple(out.shape[1:]) or (1,)
+    def build_unread(self, output_shape: Shape | None, *, force: bool = False) -> Shape | None:
+        """Return the shape of outputs where it is known without that of the input."""
+        if force:
+            self.reset_weights()
+        if force or not self._built:
+            self._find_shape(output_shape)
+        return self._output_shape
+
+    def _find_shape(self, wanted: Shape | None) -> None:
+        width = None if self._input_shape is None else math.prod(self._input_shape)
+        target = self._target_shape or wanted
+        if not self._answered:
+            self._output_shape = known_shape(self.inner, self.method, width, target, self._labels)
+        self._built = True
+        if self._output_shape is None and self.is_fitted and self._place.rows is not None:
+            self(self._place.rows())
+
+    def _choose_method(self) -> None:
+        self.method = output_method(self.inner, self.output_method, feeds=self._place.feeds)
 
     # -- learn and run ------------------------------------------------------------------------
 
@@ -210,33 +240,75 @@ class ScikitModelWrapper(BaseModel):
         """Whether outputs are in the units of targets: not those of transformers and clusterers."""
         return self.method == "predict" and is_regressor(self.inner)
 
-    def fit(self, features: Array, targets: Array | None) -> None:
+    def takes(self, method: str) -> str | None:
+        """Return the argument of ``fit`` or ``partial_fit`` that weights are given as, or None."""
+        if method == "fit" and self.training_mode == "partial_fit":
+            method = "partial_fit"
+        return fit_argument(self.inner, "sample_weight", method)
+
+    def fit(
+        self,
+        features: Array,
+        targets: Array | None,
+        *,
+        sample_weight: Array | None = None,
+        groups: Array | None = None,
+    ) -> None:
         """Learn from all rows at once.
 
         Parameters
         ----------
         features : ndarray, shape (n, *input_shape)
         targets : ndarray, shape (n, *target_shape), or None
+        sample_weight, groups : ndarray, shape (n,), optional
+
+        Raises
+        ------
+        ConfigError
+            If the estimator does not take weights.
+        DataError
+            If it refuses these rows; it is as it was then.
         """
         if self.training_mode == "partial_fit":
-            return self.partial_fit(features, targets)
-        rows, before = _rows(features), dict(vars(self.inner))
+            return self.partial_fit(features, targets, sample_weight=sample_weight)
+        given = self._weights_for("fit", sample_weight)
+        if groups is not None and self._groups_as is not None:
+            given[self._groups_as] = groups.reshape(len(features))
+        rows, before = self._rows(features), dict(vars(self.inner))
         try:
-            with self._named_errors(), _copied_once(self.inner, rows):
-                self.inner.fit(rows, *self._targets(targets))
+            with self._named_errors(), copied_once(self.inner, rows):
+                self.inner.fit(rows, *self._targets(targets), **given)
         except BaseException:  # scikit-learn leaves an estimator half fitted
             vars(self.inner).clear()
             vars(self.inner).update(before)
             raise
+        self._answered = False
         return None
 
-    def partial_fit(self, features: Array, targets: Array | None) -> None:
+    def partial_fit(
+        self, features: Array, targets: Array | None, *, sample_weight: Array | None = None
+    ) -> None:
         """Learn a little from some rows; see `fit`."""
         kwargs = dict(self.partial_fit_kwargs or {})
         if "classes" in inspect.signature(self.inner.partial_fit).parameters:
             kwargs.setdefault("classes", self._labels)
+        kwargs |= self._weights_for("partial_fit", sample_weight)
         with self._named_errors():
-            self.inner.partial_fit(_rows(features), *self._targets(targets), **kwargs)
+            self.inner.partial_fit(self._rows(features), *self._targets(targets), **kwargs)
+
+    def _weights_for(self, method: str, weights: Array | None) -> dict[str, Any]:
+        if weights is None:
+            return {}
+        name = self.takes(method)
+        if name is None:
+            raise ConfigError(f"{method} of {self.shown_name} takes no sample_weight")
+        return {name: weights.reshape(len(weights))}
+
+    def _rows(self, features: Array) -> Any:
+        rows = features if features.ndim == 2 else features.reshape(len(features), -1)
+        if self._by_name and self._place.columns:
+            return pd.DataFrame(rows, columns=list(self._place.columns))
+        return rows
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -245,8 +317,17 @@ class ScikitModelWrapper(BaseModel):
             yield
         except SklearnNotFittedError as error:
             raise NotFittedError(f"{self.shown_name} has not been fitted: {error}") from error
-        except ValueError as error:
-            raise DataError(f"{self.shown_name} cannot take these rows: {error}") from error
+        except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+            columns = ", ".join(self._place.columns)
+            hint = (
+                ""
+                if isinstance(error, ValueError)
+                else (
+                    " (it is handed an array with a row a sample"
+                    + (f" and the columns {columns})" if columns else ")")
+                )
+            )
+            raise DataError(f"{self.shown_name} cannot take these rows: {error}{hint}") from error
 
     def __call__(self, features: Array) -> Array:
         """Return ``(n, *output_shape)`` for ``(n, *input_shape)``.
@@ -261,22 +342,30 @@ class ScikitModelWrapper(BaseModel):
             If the outputs have another shape than the graph was built for.
         """
         n = len(features)
-        shape = (n, *(self._output_shape or ()))
         if n == 0:
-            return np.zeros(shape, np.float64)
+            return np.zeros((n, *(self._output_shape or ())), np.float64)
+        if not self._answered:
+            self._choose_method()  # some have a method only once they are fitted
         with self._named_errors():
-            out = _dense(getattr(self.inner, self.method)(_rows(features)))
+            out = dense(getattr(self.inner, self.method)(self._rows(features)))
         if self.method == "predict_proba" and self._labels is not None:
             out = self._for_all_labels(out)
-        if self._output_shape is None or out.shape == shape:
-            return out
+        if self._output_shape is None or not self._answered:
+            self._take_shape(out)
+        shape = (n, *(self._output_shape or ()))
         if out.size != math.prod(shape):
             raise ShapeError(
-                f"{self.shown_name} gives outputs of shape {out.shape[1:]}, and the graph was "
-                f"built for {self._output_shape}; fix their number in the estimator, or fit it "
-                "beforehand and make the graph with it"
+                f"{self.shown_name} gives outputs of shape {out.shape[1:]}, and gave "
+                f"{self._output_shape} before; an estimator must give all rows the same shape"
             )
-        return out.reshape(shape)
+        return out if out.shape == shape else out.reshape(shape)
+
+    def _take_shape(self, out: Array) -> None:
+        """Take the shape of the first outputs after a fit, unless it is known in another form."""
+        known = self._output_shape
+        if known is None or out.size != len(out) * math.prod(known):
+            self._output_shape = tuple(out.shape[1:]) or (1,)
+        self._answered = self.is_fitted
 
     def _for_all_labels(self, out: Array) -> Array:
         """Return one column a label of the target column, also for those that training lacked."""
@@ -312,7 +401,12 @@ class ScikitModelWrapper(BaseModel):
         if seed is not None:
             names = [k for k in fresh.get_params() if k.split("__")[-1] == "random_state"]
             fresh.set_params(**dict.fromkeys(names, seed))
-        _become(self.inner, fresh)
+        become(self.inner, fresh)
+        self._answered, self._output_shape = False, None
+        if self._built:
+            self._labels = self._labels if self._target_shape else None
+            self._choose_method()
+            self._find_shape(None)
 
     def same_weights(self, other: BaseModel) -> bool:
         """Tell whether another estimator has learned the same."""
@@ -329,6 +423,8 @@ class ScikitModelWrapper(BaseModel):
             "output_shape": self._output_shape,
             "target_shape": self._target_shape,
             "labels": self._labels,
+            "feeds": self._place.feeds,
+            "columns": list(self._place.columns),
             "estimator": FittedEstimator(copy.deepcopy(self.inner)),
         }
 
@@ -338,9 +434,12 @@ class ScikitModelWrapper(BaseModel):
             return
         self._input_shape, self._output_shape = state["input_shape"], state["output_shape"]
         self._target_shape, self._labels = state["target_shape"], state["labels"]
-        _become(self.inner, copy.deepcopy(state["estimator"].estimator))
-        self.method = _method(self.inner, self.output_method)
-        self._built = True
+        become(self.inner, copy.deepcopy(state["estimator"].estimator))
+        if "feeds" in state:
+            columns = tuple(state["columns"])
+            self._place = replace(self._place, feeds=state["feeds"], columns=columns)
+        self._choose_method()
+        self._built, self._answered = True, self._output_shape is not None and self.is_fitted
 
     def parts(self) -> list[Any]:
         """Return the wrapper and the estimator."""
@@ -350,93 +449,3 @@ class ScikitModelWrapper(BaseModel):
     def shown_name(self) -> str:
         """Name of the estimator in messages and pictures."""
         return type(self.inner).__name__
-
-
-class FittedEstimator(Configurable):
-    """An estimator and what it has learned: itself in memory, plain data in a file.
-
-    Parameters
-    ----------
-    estimator : estimator
-    """
-
-    def __init__(self, estimator: Any) -> None:
-        self.estimator = estimator
-
-    def _file_state(self) -> dict[str, Any]:
-        try:
-            return {"sklearn": sklearn.__version__, "learned": learned(self.estimator)}
-        except ConfigError as error:
-            problem = f"a fitted {type(self.estimator).__name__} cannot be stored as data: {error}"
-            hint = "Save it before it is fitted, and fit it again after loading"
-            raise MMLError(limits.NO_PLAIN_DATA, problem=problem, hint=hint) from error
-
-    def _set_file_state(self, state: dict[str, Any]) -> None:
-        written, here = state["sklearn"], sklearn.__version__
-        if written.split(".")[:2] != here.split(".")[:2]:
-            warn(
-                f"this {type(self.estimator).__name__} was saved with scikit-learn {written}; "
-                f"{here} is installed, and its results may differ",
-            )
-        relearn(self.estimator, state["learned"])
-
-
-def _method(model: Any, asked: str) -> str:
-    """Return the method that gives outputs.
-
-    Raises
-    ------
-    ConfigError
-        If there is none, or the one asked for is not there.
-    """
-    there = [name for name in OUTPUT_METHODS if hasattr(model, name)]
-    if asked != "auto":
-        if asked not in there:
-            raise ConfigError(
-                f"output_method must be 'auto' or one that {type(model).__name__} has, {there}, "
-                f"got {asked!r}"
-            )
-        return asked
-    order = ["transform", "predict"]
-    if is_classifier(model):
-        order = ["predict_proba", "decision_function", "predict"]
-    elif is_regressor(model) or is_clusterer(model) or is_outlier_detector(model):
-        order = ["predict", "transform"]
-    found = [name for name in order if name in there]
-    found = found or [name for name in order if hasattr(type(model), name)]  # once it is fitted
-    if not found:
-        raise ConfigError(
-            f"{type(model).__name__} has neither predict nor transform, so it cannot be asked "
-            "about new rows"
-        )
-    return found[0]
-
-
-@contextmanager
-def _copied_once(estimator: Any, rows: Array) -> Iterator[None]:
-    """Let an estimator that copies its input by `copy_X` do so once.
-
-    It copies rows that cannot be written to anyway, before it looks at `copy_X`.
-    """
-    if rows.flags.writeable or getattr(estimator, "copy_X", None) is not True:
-        yield
-        return
-    estimator.copy_X = False
-    try:
-        yield
-    finally:
-        estimator.copy_X = True
-
-
-def _rows(features: Array) -> Array:
-    return features if features.ndim == 2 else features.reshape(len(features), -1)
-
-
-def _dense(out: Any) -> Array:
-    return np.asarray(out.toarray() if hasattr(out, "toarray") else out)
-
-
-def _become(estimator: Any, other: Any) -> None:
-    """Give an estimator the attributes of another, so that it stays the same object."""
-    vars(estimator).clear()
-    vars(estimator).update(vars(other))

@@ -126,8 +126,11 @@ def _graph_again(graph: ModelGraph, *, refit: bool) -> None:
         nodes.append(type(node)(**params, node_id=node.node_id))
         if not isinstance(node, ModelNode):
             continue
-        if node.is_frozen and not (refit and is_fittable(node.model)):
+        fittable = is_fittable(node.model)
+        if node.is_frozen and not (refit and fittable):
             nodes[-1].set_state(node.get_state())
+        elif fittable:  # shapes come from the fit of this fold
+            nodes[-1].reset_weights()
         elif any(map(_is_object, node.model._params().values())):
             objects.append(nodes[-1])
     ModelGraph(nodes, _again(graph.optimizer), graph.label).build()

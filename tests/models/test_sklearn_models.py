@@ -4,18 +4,33 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.cluster import DBSCAN, KMeans
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.decomposition import PCA
-from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
-from sklearn.feature_selection import SelectKBest
-from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, SGDClassifier
-from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, PolynomialFeatures, StandardScaler
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble import (
+    RandomForestClassifier,
+    RandomForestRegressor,
+    StackingClassifier,
+    StackingRegressor,
+    VotingRegressor,
+)
+from sklearn.feature_selection import RFE, RFECV, SelectFromModel, SelectKBest
+from sklearn.linear_model import Lasso, LinearRegression, LogisticRegression, Ridge, SGDClassifier
+from sklearn.model_selection import GridSearchCV, GroupKFold
+from sklearn.neighbors import KNeighborsRegressor
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import (
+    OneHotEncoder,
+    PolynomialFeatures,
+    PowerTransformer,
+    StandardScaler,
+)
 from sklearn.svm import SVC
 
 from modularml import ScikitModelWrapper
 from modularml.errors import ConfigError, DataError, NotFittedError, ShapeError
 from modularml.models import wrap_model
+from modularml.models.base import Place
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(60, 4)).astype(np.float32)
@@ -28,6 +43,7 @@ def built(estimator, targets=Y[:, None], **kwargs):
     wrapped = ScikitModelWrapper(estimator, **kwargs)
     shape = None if targets is None else targets.shape[1:]
     wrapped.expect_targets(shape, lambda: np.unique(targets))
+    wrapped.expect_place(Place())
     wrapped.build((4,))
     return wrapped
 
@@ -56,21 +72,24 @@ class TestOutputs:
         ],
         ids=lambda value: type(value).__name__ if hasattr(value, "fit") else None,
     )
-    def test_equal_scikit_learn_in_a_shape_known_beforehand(self, estimator, targets, method):
+    def test_equal_scikit_learn(self, estimator, targets, method):
         theirs = clone(estimator)
         theirs = theirs.fit(X) if targets is None else theirs.fit(X, targets)
         expected = np.asarray(getattr(theirs, method)(X))
         columns = None if targets is None else targets.reshape(60, -1)
         wrapped = built(estimator, columns)
         assert wrapped.method == method
-        known = wrapped.output_shape
-        assert known == (expected.shape[1:] or (1,))
+        known = expected.shape[1:] or (1,)
+        by_a_fit_alone = (PolynomialFeatures, SelectKBest, Pipeline)
+        waits = method == "transform" and isinstance(estimator, by_a_fit_alone)
+        assert wrapped.output_shape == (None if waits else known)
         with pytest.raises(NotFittedError, match=type(estimator).__name__):
             wrapped(X)
         wrapped.fit(X, columns)
         out = wrapped(X.reshape(60, 2, 2))
         np.testing.assert_array_equal(out, expected.reshape(60, *known))
         assert out.dtype == expected.dtype
+        assert wrapped.output_shape == known
         assert wrapped(X[:0]).shape == (0, *known)
 
     def test_one_that_is_chosen(self):
@@ -79,7 +98,8 @@ class TestOutputs:
         labels.fit(X, KIND[:, None])
         np.testing.assert_array_equal(labels(X)[:, 0], LogisticRegression().fit(X, KIND).predict(X))
         distances = built(KMeans(3, n_init=1), None, output_method="transform")
-        assert distances.output_shape == (3,)
+        distances.fit(X, None)
+        assert distances(X).shape == (60, 3)
 
     def test_one_that_is_fitted_already(self):
         some = PCA(0.9).fit(X)  # how many components there are depends on the data
@@ -87,11 +107,84 @@ class TestOutputs:
         with pytest.raises(ShapeError, match=r"PCA cannot take 3 values"):
             ScikitModelWrapper(some).build((3,))
 
-    def test_a_width_that_turns_out_otherwise(self):
+    def test_each_fit_has_a_shape_of_its_own(self):
         wrapped = built(PCA(0.5), None)
-        wrapped.fit(np.outer(Y, np.ones(4)), None)
-        with pytest.raises(ShapeError, match=r"PCA gives outputs of shape \(1,\)"):
-            wrapped(X)
+        assert wrapped.output_shape is None
+        for rows, width in ((np.outer(Y, np.ones(4)), 1), (X, 2)):
+            wrapped.fit(rows, None)
+            assert wrapped(X).shape == (60, width)
+            assert wrapped.output_shape == (width,)
+        wrapped.reset_weights()
+        assert wrapped.output_shape is None
+
+    def test_nothing_is_called_on_rows_that_are_not_there(self):
+        seen = []
+
+        class Spy(SelectKBest):
+            def fit(self, X, y=None):
+                seen.append(len(X))
+                return super().fit(X, y)
+
+            def transform(self, X):
+                seen.append(len(X))
+                return super().transform(X)
+
+        wrapped = built(Spy(k=2), KIND[:, None])
+        assert seen == []
+        wrapped.fit(X, KIND[:, None])
+        wrapped(X)
+        assert seen == [60, 60]
+
+    @pytest.mark.parametrize(
+        ("estimator", "alone", "before_others"),
+        [
+            (RFE(LogisticRegression()), "predict_proba", "transform"),
+            (RFECV(Ridge(), cv=3), "predict", "transform"),
+            (SelectFromModel(Ridge()), "transform", "transform"),
+            (make_pipeline(StandardScaler(), RFE(Ridge())), "predict", "transform"),
+            (GridSearchCV(RFE(Ridge()), {"step": [1]}, cv=3), "predict", "transform"),
+            (LinearDiscriminantAnalysis(), "predict_proba", "transform"),
+            (KMeans(3, n_init=1), "predict", "transform"),
+            (StackingRegressor([("a", Ridge())]), "predict", "predict"),
+            (VotingRegressor([("a", Ridge())]), "predict", "predict"),
+            (make_pipeline(StackingRegressor([("a", Ridge())])), "predict", "predict"),
+            (GridSearchCV(StackingRegressor([("a", Ridge())]), {}), "predict", "predict"),
+            (StackingClassifier([("a", LogisticRegression())]), "predict_proba", "predict_proba"),
+            (LogisticRegression(), "predict_proba", "predict_proba"),
+            (Ridge(), "predict", "predict"),
+        ],
+    )
+    def test_what_auto_means_depends_on_the_place(self, estimator, alone, before_others):
+        assert ScikitModelWrapper(estimator).method == alone
+        wrapped = ScikitModelWrapper(clone(estimator))
+        for feeds, method in ((True, before_others), (False, alone)):
+            wrapped.expect_place(Place(feeds=feeds))
+            assert wrapped.method == method
+
+    def test_methods_that_only_a_fit_gives(self):
+        votes = StackingClassifier([("a", LogisticRegression())], final_estimator=SVC(), cv=3)
+        wrapped = built(votes, KIND[:, None])
+        wrapped.fit(X, KIND[:, None])  # an SVC has no probabilities
+        np.testing.assert_array_equal(wrapped(X), votes.decision_function(X))
+        assert wrapped.method == "decision_function"
+        with pytest.raises(ConfigError, match="neither predict"):
+            ScikitModelWrapper(GridSearchCV(Ridge(), {}, refit=False))
+
+    def test_a_fitted_classifier_keeps_its_classes(self):
+        theirs = LogisticRegression().fit(X, KIND)
+        rows = KIND != 1
+        wrapped = built(theirs, KIND[rows, None])
+        assert wrapped.output_shape == (3,)
+        np.testing.assert_array_equal(wrapped(X[rows]), theirs.predict_proba(X[rows]))
+
+    def test_outputs_of_what_zeros_would_upset(self):
+        for transformer in (PowerTransformer("box-cox"), OneHotEncoder(sparse_output=False)):
+            rows = np.abs(X) + 1 if isinstance(transformer, PowerTransformer) else KIND[:, None]
+            wrapped = ScikitModelWrapper(transformer.fit(rows))
+            wrapped.build(rows.shape[1:])
+            expected = transformer.transform(rows)
+            assert wrapped.output_shape == expected.shape[1:]
+            np.testing.assert_array_equal(wrapped(rows), expected)
 
     def test_a_class_that_training_lacks_has_probability_zero(self):
         wrapped = built(LogisticRegression(), KIND[:, None])
@@ -114,7 +207,13 @@ class TestOutputs:
             (lambda: built(Ridge(), None), "Ridge needs targets"),
             (lambda: ScikitModelWrapper(Ridge()).build(), "needs input_shape"),
             (lambda: built(Ridge()).build((3,)), r"\(4,\), got \(3,\)"),
-            (lambda: built(make_pipeline(PCA(9))), "fit it beforehand"),
+            (lambda: built(LogisticRegression(), np.stack([KIND, KIND], 1)), "MultiOutputClass"),
+            (lambda: built(RandomForestClassifier(), np.stack([KIND, KIND], 1)), "2 targets"),
+            (lambda: ScikitModelWrapper(Ridge(), group_by="cell"), "takes no groups"),
+            (
+                lambda: built(GridSearchCV(Ridge(), {}, cv=GroupKFold(3))),
+                r"hands over features.*group_by='\.\.\.'",
+            ),
         ],
     )
     def test_what_cannot_be(self, make, message):
@@ -146,6 +245,51 @@ class TestLearning:
         )
         wrapped.partial_fit(X, KIND[:, None])
         assert wrapped.inner.classes_.tolist() == [0, 1, 2, 3]
+
+    @pytest.mark.parametrize(
+        ("estimator", "name"),
+        [
+            (Ridge(), "sample_weight"),
+            (make_pipeline(StandardScaler(), Ridge()), "ridge__sample_weight"),
+            (GridSearchCV(Ridge(), {"alpha": [1.0, 50.0]}, cv=3), "sample_weight"),
+            (
+                GridSearchCV(make_pipeline(Ridge()), {"ridge__alpha": [1.0, 9.0]}, cv=3),
+                "ridge__sample_weight",
+            ),
+            (StackingRegressor([("a", Ridge()), ("b", Lasso(0.01))], cv=3), "sample_weight"),
+            (VotingRegressor([("a", Ridge())]), "sample_weight"),
+            (
+                TransformedTargetRegressor(
+                    Ridge(), func=np.sinh, inverse_func=np.arcsinh, check_inverse=False
+                ),
+                "sample_weight",
+            ),
+            (SelectFromModel(Ridge()), "sample_weight"),
+        ],
+        ids=lambda value: type(value).__name__ if hasattr(value, "fit") else value,
+    )
+    def test_weights_reach_the_fit(self, estimator, name):
+        theirs, weights = clone(estimator), np.linspace(0, 9, 60)
+        wrapped = built(estimator)
+        wrapped.fit(X, Y[:, None], sample_weight=weights)
+        theirs.fit(X, Y, **{name: weights})
+        method = wrapped.method
+        out = getattr(theirs, method)(X)
+        np.testing.assert_array_equal(wrapped(X).ravel(), out.ravel())
+        if method == "predict":
+            assert not np.array_equal(out, clone(estimator).fit(X, Y).predict(X))
+
+    def test_weights_that_would_be_lost_are_refused(self):
+        for estimator in (
+            KNeighborsRegressor(),
+            make_pipeline(StandardScaler(), KNeighborsRegressor()),
+            StackingRegressor([("a", Ridge()), ("b", KNeighborsRegressor())]),
+            RFECV(Ridge()),
+        ):
+            wrapped = built(clone(estimator))
+            with pytest.raises(ConfigError, match="takes no sample_weight"):
+                wrapped.fit(X, Y[:, None], sample_weight=np.ones(60))
+            assert not wrapped.is_fitted
 
     def test_rows_that_are_refused_are_those_of_an_estimator(self):
         model, strange = built(Ridge()), np.full_like(X, np.nan)

@@ -1,0 +1,50 @@
+"""A fitted estimator as part of a state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sklearn
+
+from modularml._warning import warn
+from modularml.config import Configurable
+from modularml.errors import ConfigError, MMLError
+from modularml.io import limits
+from modularml.io.estimators import learned, relearn
+
+__all__ = ["FittedEstimator", "become"]
+
+
+class FittedEstimator(Configurable):
+    """An estimator and what it has learned: itself in memory, plain data in a file.
+
+    Parameters
+    ----------
+    estimator : estimator
+    """
+
+    def __init__(self, estimator: Any) -> None:
+        self.estimator = estimator
+
+    def _file_state(self) -> dict[str, Any]:
+        try:
+            return {"sklearn": sklearn.__version__, "learned": learned(self.estimator)}
+        except ConfigError as error:
+            problem = f"a fitted {type(self.estimator).__name__} cannot be stored as data: {error}"
+            hint = "Save it before it is fitted, and fit it again after loading"
+            raise MMLError(limits.NO_PLAIN_DATA, problem=problem, hint=hint) from error
+
+    def _set_file_state(self, state: dict[str, Any]) -> None:
+        written, here = state["sklearn"], sklearn.__version__
+        if written.split(".")[:2] != here.split(".")[:2]:
+            warn(
+                f"this {type(self.estimator).__name__} was saved with scikit-learn {written}; "
+                f"{here} is installed, and its results may differ"
+            )
+        relearn(self.estimator, state["learned"])
+
+
+def become(estimator: Any, other: Any) -> None:
+    """Give an estimator the attributes of another, so that it stays the same object."""
+    vars(estimator).clear()
+    vars(estimator).update(vars(other))

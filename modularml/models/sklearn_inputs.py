@@ -1,0 +1,136 @@
+"""What an estimator is fitted on beside features and targets: weights, groups, column names."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import sklearn
+from sklearn.base import BaseEstimator
+from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
+from sklearn.ensemble import (
+    StackingClassifier,
+    StackingRegressor,
+    VotingClassifier,
+    VotingRegressor,
+)
+from sklearn.feature_selection import RFE, RFECV, SelectFromModel
+from sklearn.model_selection import (
+    GroupKFold,
+    GroupShuffleSplit,
+    LeaveOneGroupOut,
+    LeavePGroupsOut,
+    StratifiedGroupKFold,
+)
+from sklearn.model_selection._search import BaseSearchCV
+from sklearn.pipeline import Pipeline
+
+__all__ = ["copied_once", "fit_argument", "selects_by_name", "splits_by_group"]
+
+GROUPED = (
+    GroupKFold,
+    GroupShuffleSplit,
+    LeaveOneGroupOut,
+    LeavePGroupsOut,
+    StratifiedGroupKFold,
+)
+WEIGHTS, GROUPS = "sample_weight", "groups"
+
+
+def fit_argument(estimator: Any, name: str, method: str = "fit") -> str | None:
+    """Return the argument of ``fit`` by which weights or groups reach an estimator.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Pipelines hand weights to their last step, searches and selectors to the estimator that
+        they fit, stacking and voting to all members, as when scikit-learn is called by hand.
+    name : {'sample_weight', 'groups'}
+    method : {'fit', 'partial_fit'}
+
+    Returns
+    -------
+    str or None
+        None where they would not arrive.
+    """
+    taken = inspect.signature(getattr(estimator, method)).parameters
+    if name in taken:
+        return name
+    if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        return None
+    if isinstance(estimator, Pipeline):
+        label, last = estimator.steps[-1]
+        inner = fit_argument(last, name) if hasattr(last, "fit") else None
+        return None if inner is None else f"{label}__{inner}"
+    if sklearn.get_config()["enable_metadata_routing"]:
+        return name
+    if name == GROUPS:
+        return name if isinstance(estimator, BaseSearchCV | RFECV) else None
+    if isinstance(
+        estimator, StackingClassifier | StackingRegressor | VotingClassifier | VotingRegressor
+    ):
+        members = [m for _, m in estimator.estimators if m != "drop"]
+        final = getattr(estimator, "final_estimator", None)
+        members += [] if final is None else [final]
+        return name if all(fit_argument(m, name) == name for m in members) else None
+    if isinstance(estimator, TransformedTargetRegressor):
+        regressor = estimator.regressor
+        return name if regressor is None else fit_argument(regressor, name)
+    if isinstance(estimator, BaseSearchCV | SelectFromModel) or type(estimator) is RFE:
+        return fit_argument(estimator.estimator, name)
+    return None
+
+
+def splits_by_group(estimator: Any) -> bool:
+    """Tell whether an estimator cross-validates by groups within its fit."""
+    return any(isinstance(getattr(part, "cv", None), GROUPED) for part in _parts(estimator))
+
+
+def selects_by_name(estimator: Any) -> bool:
+    """Tell whether an estimator names columns of its input, so that it must be given a frame."""
+    for part in _parts(estimator):
+        if isinstance(part, ColumnTransformer):
+            picked = [columns for _, _, columns in part.transformers]
+            if any(callable(c) or _is_text(c) for c in picked):
+                return True
+        named = [getattr(part, k, None) for k in ("categorical_features", "monotonic_cst")]
+        if any(isinstance(value, dict) or _is_text(value) for value in named):
+            return True
+    return False
+
+
+def _is_text(columns: Any) -> bool:
+    if isinstance(columns, str):
+        return columns != "from_dtype"
+    if isinstance(columns, slice):
+        return isinstance(columns.start, str) or isinstance(columns.stop, str)
+    try:
+        return any(isinstance(name, str) for name in columns)
+    except TypeError:
+        return False
+
+
+def _parts(estimator: Any) -> Iterator[BaseEstimator]:
+    yield estimator
+    params = estimator.get_params(deep=True).values() if hasattr(estimator, "get_params") else ()
+    yield from (value for value in params if hasattr(value, "get_params"))
+
+
+@contextmanager
+def copied_once(estimator: Any, rows: Any) -> Iterator[None]:
+    """Let an estimator that copies its input by `copy_X` do so once.
+
+    It copies rows that cannot be written to anyway, before it looks at `copy_X`.
+    """
+    read_only = isinstance(rows, np.ndarray) and not rows.flags.writeable
+    if not read_only or getattr(estimator, "copy_X", None) is not True:
+        yield
+        return
+    estimator.copy_X = False
+    try:
+        yield
+    finally:
+        estimator.copy_X = True
