@@ -26,7 +26,8 @@ class PlanKey:
     columns : tuple
         Columns that each reference means by now.
     models : tuple
-        For each model: its object, whether it is fitted, its output shape, and `BackendAdapter.signature`: layers
+        For each model: its object, whether it is fitted, the shape of its outputs, and
+        `BackendAdapter.signature`: layers
         and parameters with their shapes, dtypes and who is trainable.
     losses : tuple
         Weight, function and arguments of each loss.
