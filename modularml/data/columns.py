@@ -20,6 +20,7 @@ from modularml._typing import Array, Shape
 from modularml.errors import DataError
 
 __all__ = [
+    "in_shape",
     "is_plain",
     "leaf_type",
     "numpy_dtype",
@@ -75,6 +76,12 @@ def to_numpy(array: pa.Array) -> Array:
     out: Array = array.to_numpy(zero_copy_only=is_plain(array.type) and len(array) > 0)
     out.flags.writeable = False
     return out.reshape(n, *shape)
+
+
+def in_shape(values: Array, shape: Shape) -> Array:
+    """Return new rows of a column in its shape: ``(n,)`` and ``(n, 1)`` are the same rows."""
+    alike = values.shape[1:] in ((), (1,)) and shape in ((), (1,))
+    return values.reshape(len(values), *shape) if alike else values
 
 
 def sample_shape(arrow_type: pa.DataType) -> Shape:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from modularml._optional import require
 from modularml._typing import Columns
 from modularml.data.collection import SampleCollection
-from modularml.data.columns import to_arrow, to_numpy
+from modularml.data.columns import sample_shape, to_arrow, to_numpy
 from modularml.data.grouping import MASK, Grouping
 from modularml.data.mapping import Maps, write_columns
 from modularml.data.parquet import parquet_bytes, parquet_pieces
@@ -43,8 +43,11 @@ def from_columns(
     copy: bool = True,
     maps: Maps | None = None,
     mask: str | Mapping[str, str] | None = None,
+    sequences: bool = False,
 ) -> SampleCollection:
     """Build a collection from columns by key, whose arrays are copied unless nobody writes to them.
+
+    A column of shape ``(n, 1)`` is one of scalars, unless it is padded or all are `sequences`.
 
     Columns that lie in files have their `maps` by key. A `mask` is a tag where it is in no domain.
 
@@ -60,6 +63,7 @@ def from_columns(
     known = [key for keys in domains.values() for key in keys]
     domains["tags"] = [*domains["tags"], *(key for key in named if key not in known)]
     check_keys(key for keys in domains.values() for key in keys)
+    padded = {*named, *({} if isinstance(mask, str) else mask or {})}
     arrays: dict[str, pa.Array] = {}
     mapped: dict[str, Any] = {}
     for domain, keys in domains.items():
@@ -68,6 +72,9 @@ def from_columns(
                 raise UnknownNameError("column", key, map(str, data))
             name = f"{domain}.{key}.{RAW}"
             arrays[name] = to_arrow(data[key], key, copy=copy)
+            one = not sequences and key not in padded and sample_shape(arrays[name].type) == (1,)
+            if one:
+                arrays[name] = arrays[name].flatten()
             mapped |= {name: maps[key]} if maps and key in maps else {}
     check_lengths({name.split(".")[1]: len(array) for name, array in arrays.items()})
     made = SampleCollection(pa.table(arrays), maps=mapped)
@@ -174,7 +181,7 @@ def from_frame(
     tagged = [n for n in dict.fromkeys([*groups, *as_list(tags), *masked]) if n not in inner]
     if masked and mask is None:
         mask = dict.fromkeys((n for n in inner if n not in [*single, MASK]), MASK)
-    return from_columns(found, features, targets, tagged, copy=False, mask=mask)
+    return from_columns(found, features, targets, tagged, copy=False, mask=mask, sequences=True)
 
 
 def from_table(

@@ -12,7 +12,7 @@ import numpy as np
 from modularml._typing import Array, Columns, IntArray
 from modularml.data import scaling
 from modularml.data.collection import SampleCollection
-from modularml.data.columns import to_arrow, to_numpy
+from modularml.data.columns import in_shape, to_arrow, to_numpy
 from modularml.data.rows import SplitMixin
 from modularml.data.scaling import ScalerRecord
 from modularml.data.schema import DOMAINS, RAW, TRANSFORMED
@@ -221,7 +221,12 @@ class TransformingMixin(SplitMixin):
         found = as_columns(data)
         for each in DOMAINS if domain is None else (domain,):
             known = self._domain_keys(each, None) if domain else self._collection.schema.keys(each)
-            new = {k: to_numpy(to_arrow(found[k], k)) for k in known if k in found}
+            schema = self._collection.schema
+            new = {
+                k: in_shape(to_numpy(to_arrow(found[k], k)), schema[f"{each}.{k}.{RAW}"].shape)
+                for k in known
+                if k in found
+            }
             check_lengths({k: len(v) for k, v in new.items()})
             own = [r for r in self._scaler_records if r.domain == each and set(r.keys) & set(new)]
             found |= {**new, **scaling.apply_records(own, new)}

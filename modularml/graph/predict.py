@@ -11,7 +11,7 @@ import numpy as np
 from modularml._typing import Array
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.batch import as_numpy
-from modularml.data.columns import to_arrow, to_numpy
+from modularml.data.columns import in_shape, to_arrow, to_numpy
 from modularml.data.execution import Leaf
 from modularml.data.formats import convert_array, stack
 from modularml.data.schema import RAW
@@ -144,7 +144,7 @@ class _Reader:
             raise DataError(
                 f"data lacks the column {key!r}, which the graph reads; it has {sorted(raw)}"
             )
-        return raw[key]
+        return in_shape(raw[key], fs.collection.schema[f"features.{key}.{RAW}"].shape)
 
 
 def _as_view(data: Any) -> FeatureSetView | None:

@@ -34,7 +34,8 @@ def test_any_table_is_kept_as_it_is(table):
     fs = featureset(data, domains)
     assert len(fs) == len(next(iter(data.values())))
     assert set(fs.get_all_keys(False, False)) == set(data)
-    for key, values in data.items():
+    for key, original in data.items():
+        values = original[:, 0] if original.shape[1:] == (1,) else original
         np.testing.assert_array_equal(fs.column(f"{domains[key]}.{key}.raw"), values)
         np.testing.assert_array_equal(
             fs.get_data(columns=f"{key}.raw")[f"{domains[key]}.{key}.raw"], values
@@ -508,3 +509,42 @@ def test_a_tag_that_changes_within_a_group_is_an_array(kind):
     np.testing.assert_array_equal(tags["t"], df["t"].to_numpy().reshape(2, 2))
     assert tags["t"].dtype == kind
     assert tags["lab"].tolist() == ["u", "v"]  # steady within each group: a scalar
+
+
+# -- columns of one value a sample ----------------------------------------------------------------
+
+
+def test_a_column_of_shape_n_1_is_a_scalar_column(tmp_path):
+    """A difference to predictions of shape (n, 1) must not broadcast to (n, n)."""
+    ones = np.arange(4.0)[:, None]
+    data = {"x": ones, "y": -ones}
+    table = pa.table({k: pa.array(v.tolist(), pa.list_(pa.float64(), 1)) for k, v in data.items()})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    frame = pd.DataFrame({k: list(v) for k, v in data.items()})
+    made = [
+        FeatureSet.from_dict("dict", data, "x", "y"),
+        FeatureSet.from_dict("lists", {k: v.tolist() for k, v in data.items()}, "x", "y"),
+        FeatureSet.from_pandas("frame", frame, "x", "y"),
+        FeatureSet.from_pyarrow_table(
+            "table", table, feature_cols=["x"], target_cols=["y"], tag_cols=[]
+        ),
+        FeatureSet.from_parquet("parquet", tmp_path / "rows.parquet", "x", "y"),
+        FeatureSet.from_parquet("files", tmp_path / "rows.parquet", "x", "y", in_memory=False),
+    ]
+    for fs in made:
+        assert fs.get_feature_shapes(False, False) == {"x": ()}, fs.label
+        assert fs.get_targets("numpy").shape == (4, 1)
+        np.testing.assert_array_equal(fs.get_features("numpy"), ones)
+        fs.fit_transform("StandardScaler", domain="features")
+        for rows in (ones, ones[:, 0]):
+            scaled = fs.transform_new({"x": rows})["x"]
+            np.testing.assert_array_equal(scaled, fs.get_features()["x"])
+    fs.save(tmp_path / "rows")
+    with mm.ExperimentContext().activate():
+        assert FeatureSet.load(tmp_path / "rows").get_targets("numpy").shape == (4, 1)
+
+
+def test_groups_of_one_row_stay_sequences():
+    df = pd.DataFrame({"cell": ["a", "b"], "v": [1.0, 2.0], "y": [0.0, 1.0]})
+    fs = FeatureSet.from_pandas("fs", df, "v", "y", group_by="cell", scalar_cols="y")
+    assert fs.get_features("numpy").shape == (2, 1, 1)
