@@ -120,7 +120,8 @@ class Layout:
     labels : mapping of str to str
         Node labels by id.
     views : mapping of Source to FeatureSetView
-        The rows that each source reads.
+        The rows that each source reads; of those that are read together, the one first whose rows
+        are the samples.
     training : bool
     weighings : tuple of (Weighing or None)
         What weighs the samples of each loss, if anything.
@@ -312,7 +313,7 @@ class ExecutionContext:
         return Batch(RoleData(data), weights, given.role_masks)
 
     def sample_uuids(self, node_id: str, role: str = DEFAULT_ROLE) -> Array | None:
-        """Return the sample ids of a node's rows, as UUID text; of its first source."""
+        """Return the sample ids of a node's rows, as UUID text; see `sources`."""
         source = next(iter(self.sources(node_id)), None)
         if source is None or self._layout().views.get(source) is None:
             return None
@@ -321,9 +322,15 @@ class ExecutionContext:
         return ids
 
     def sources(self, node_id: str) -> list[Source]:
-        """Return the sources that feed a node, directly or through others."""
-        leaves = _leaves(self._layout().flows.get((node_id, "features")))
-        return list(dict.fromkeys(leaf.source for leaf in leaves))
+        """Return the sources that feed a node, directly or through others.
+
+        Where rows of one are looked up by those of another, the latter comes first.
+        """
+        layout = self._layout()
+        own = dict.fromkeys(
+            leaf.source for leaf in _leaves(layout.flows.get((node_id, "features")))
+        )
+        return [s for s in layout.views if s in own] or list(own)
 
     def release(self) -> None:
         """Let go of the input tensors, and take the outputs off the graph and the device."""

@@ -7,7 +7,7 @@ experiment that runs: by id, else by label, so a script finds its nodes again in
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -65,11 +65,18 @@ class FeatureSetReference(ExperimentNodeReference):
     features, targets, tags : tuple of str
         ``domain.key.rep``, or ``domain.key`` where the representation was left open: then the
         newest one at the time of use is meant.
+    on : str or tuple of str, optional
+        Columns by whose values its rows belong to those of other sets; see `FeatureSet.reference`.
+        Two references to the same columns are equal whatever this is.
+    strict : bool
+        Whether a row without a partner is refused.
     """
 
     features: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    on: str | tuple[str, ...] | None = field(default=None, compare=False)
+    strict: bool = field(default=False, compare=False)
 
     def columns(self, domain: str, fs: FeatureSet | None = None) -> tuple[str, ...]:
         """Return full column names of a domain, open representations resolved."""
@@ -94,11 +101,13 @@ class FeatureSetReference(ExperimentNodeReference):
 
 @dataclass(frozen=True)
 class FeatureSetColumnReference(ExperimentNodeReference):
-    """One column of a FeatureSet."""
+    """One column of a FeatureSet; `on` and `strict` as in `FeatureSetReference`."""
 
     domain: str = "features"
     key: str = ""
     rep: str | None = None
+    on: str | tuple[str, ...] | None = field(default=None, compare=False)
+    strict: bool = field(default=False, compare=False)
 
     @property
     def column(self) -> str:

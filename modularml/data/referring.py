@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from modularml._typing import Columns
 from modularml.context import ExperimentNode
 from modularml.data.access import SampleCollectionMixin
 from modularml.data.references import FeatureSetColumnReference, FeatureSetReference
-from modularml.data.schema import DOMAINS
-from modularml.data.selectors import as_list
+from modularml.data.schema import DOMAINS, POSITION, SAMPLE_UUIDS
+from modularml.data.selectors import as_list, select_one
 from modularml.errors import ConfigError, UnknownNameError
 
 __all__ = ["ReferringMixin"]
@@ -23,6 +24,8 @@ class ReferringMixin(ExperimentNode, SampleCollectionMixin):
         targets: str | list[str] | None = None,
         tags: str | list[str] | None = None,
         rep: str | None = None,
+        on: Columns = None,
+        strict: bool = False,
     ) -> FeatureSetReference:
         """Refer to columns of this set, for wiring a graph.
 
@@ -36,6 +39,18 @@ class ReferringMixin(ExperimentNode, SampleCollectionMixin):
         rep : str, optional
             Where neither this nor a selector names a representation, the newest one at the time
             of use is meant.
+        on : str or list of str, optional
+            Columns by whose values rows of this set belong to those of another, where both meet:
+            one to one, or many to one in either order. ``"sample_uuids"`` are the ids of the rows,
+            ``"position"`` their places. Without it two sets must hold the same samples.
+        strict : bool
+            Whether a row without a partner is refused; otherwise such rows are left out with a
+            warning that counts them.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is no such column.
         """
         mentioned = [n for s in as_list(columns) for n in self._referred(s, None, rep)]
         chosen = {}
@@ -45,7 +60,8 @@ class ReferringMixin(ExperimentNode, SampleCollectionMixin):
             if given is None and not own:
                 own = self._whole_domain(domain, rep)
             chosen[domain] = tuple(dict.fromkeys(own))
-        return FeatureSetReference(self.node_id, self.label, **chosen)
+        key = self._key(on)
+        return FeatureSetReference(self.node_id, self.label, **chosen, on=key, strict=strict)
 
     def column_reference(
         self,
@@ -55,8 +71,10 @@ class ReferringMixin(ExperimentNode, SampleCollectionMixin):
         target: str | None = None,
         tag: str | None = None,
         rep: str | None = None,
+        on: Columns = None,
+        strict: bool = False,
     ) -> FeatureSetColumnReference:
-        """Refer to one column of this set.
+        """Refer to one column of this set; see `reference` for `on` and `strict`.
 
         Raises
         ------
@@ -75,8 +93,15 @@ class ReferringMixin(ExperimentNode, SampleCollectionMixin):
             raise UnknownNameError("single column", next(iter(asked.values())), found)
         named = specs[0].rep if rep or _names_rep(next(iter(asked.values()))) else None
         return FeatureSetColumnReference(
-            self.node_id, self.label, specs[0].domain, specs[0].key, named
+            self.node_id, self.label, specs[0].domain, specs[0].key, named, self._key(on), strict
         )
+
+    def _key(self, on: Columns) -> str | tuple[str, ...] | None:
+        """Return the columns of a key as a reference holds them."""
+        for name in as_list(on):
+            if name not in (SAMPLE_UUIDS, POSITION):
+                select_one(self.collection.schema, name)
+        return on if on is None or isinstance(on, str) else tuple(on)
 
     def _referred(self, selector: str, domain: str | None, rep: str | None) -> list[str]:
         """Return full names, or ``domain.key`` where the representation is left open."""

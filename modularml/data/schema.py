@@ -15,12 +15,22 @@ from modularml._typing import Shape
 from modularml.data.columns import numpy_dtype, sample_shape
 from modularml.errors import DataError, UnknownNameError
 
-__all__ = ["DOMAINS", "RAW", "SAMPLE_UUIDS", "TRANSFORMED", "ColumnSpec", "SampleSchema"]
+__all__ = [
+    "DOMAINS",
+    "POSITION",
+    "RAW",
+    "SAMPLE_UUIDS",
+    "TRANSFORMED",
+    "ColumnSpec",
+    "SampleSchema",
+]
 
 DOMAINS = ("features", "targets", "tags")
 RAW = "raw"
 TRANSFORMED = "transformed"
 SAMPLE_UUIDS = "sample_uuids"
+POSITION = "position"
+"""What rows are joined on that belong together by their places alone."""
 
 _FORBIDDEN = re.compile(r"[.:\\/\s]")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import NoneType
 from typing import Any
 
@@ -15,13 +15,16 @@ from modularml.context import ExperimentContext
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.batch import BatchView
 from modularml.data.execution import Source
+from modularml.data.joining import join, table_of
 from modularml.data.references import FeatureSetReference
 from modularml.errors import ConfigError, GraphError, SplitError, UnknownNameError, expect
-from modularml.graph.node import GraphNode
+from modularml.graph.model_graph import ModelGraph
+from modularml.graph.node import ComputeNode, GraphNode
+from modularml.graph.relations import Meeting, links_of, meetings_of
 from modularml.samplers import BaseSampler, SimpleSampler
-from modularml.samplers.aligning import align
 from modularml.samplers.base import batch_views
 from modularml.samplers.epoch import DEFAULT
+from modularml.training import AppliedLoss
 
 __all__ = ["Bound", "InputBinding", "bind", "binding_for", "roles_of"]
 
@@ -167,8 +170,10 @@ class Bound:
     view : FeatureSetView
     sampler : BaseSampler
     group : int
-        Bindings with equal numbers are read row by row together.
+        Bindings with equal numbers are read row by row together; the one that leads comes first.
     stream : str
+    drawn : bool
+        Whether the sampler may draw from this view.
     """
 
     source: Source
@@ -176,22 +181,30 @@ class Bound:
     sampler: BaseSampler
     group: int
     stream: str = DEFAULT
+    drawn: bool = True
 
 
 def bind(
     bindings: Sequence[InputBinding],
-    heads: Sequence[GraphNode],
+    graph: ModelGraph,
+    nodes: Sequence[ComputeNode],
+    losses: Sequence[AppliedLoss],
     *,
     batch_size: int | None,
     phase: str,
 ) -> list[Bound]:
-    """Resolve bindings in the active context: one for each edge into a head node.
+    """Resolve bindings in the active context: one for each edge into a head node that runs.
+
+    Rows of several FeatureSets that meet in a node or a loss are brought side by side, by the key
+    of their sampler, merge node or references; edges keep the key of a sampler from then on.
 
     Parameters
     ----------
     bindings : sequence of InputBinding
-    heads : sequence of GraphNode
-        Head nodes that run.
+    graph : ModelGraph
+    nodes : sequence of ComputeNode
+        Those that run.
+    losses : sequence of AppliedLoss
     batch_size : int or None
         Where a binding has no sampler; None takes all rows at once.
     phase : str
@@ -201,40 +214,117 @@ def bind(
     ------
     GraphError
         If an edge into a head node has no binding.
+    DataError
+        If nothing tells which rows belong together, or they cannot be joined.
+    ConfigError
+        If inputs that meet are read through samplers that make different batches.
     """
+    edges = [Source(node.node_id, ref) for node in nodes for ref in node.feature_refs]
+    by_id = {node.node_id: node for node in nodes}
+    own = {s: binding_for(bindings, by_id[s.node_id], s.ref, phase) for s in edges}
+    views = {source: binding.resolve_input_view() for source, binding in own.items()}
+    asked = [a for a in losses if graph.get_node(a.on) in nodes]
+    found = [*keep_keys(graph, own), *meetings_of(nodes, asked)]
+    rows, leads = _side_by_side(found, views, f"phase {phase!r}: ")
     groups: dict[Any, int] = {}
-    found: list[Bound] = []
-    for node in heads:
-        for ref in node.feature_refs:
-            binding = binding_for(bindings, node, ref, phase)
-            view = binding.resolve_input_view()
-            sampler = binding.sampler or SimpleSampler(batch_size=batch_size or len(view))
-            key: Any = (id(binding.sampler), view.source.node_id, binding.split)
-            if sampler.align_on is not None:
-                key = id(sampler)
-            group = groups.setdefault(key, len(groups))
-            same = next((b.sampler for b in found if b.group == group), sampler)
-            found.append(Bound(Source(node.node_id, ref), view, same, group, binding.stream))
-    return _aligned(found)
+    bound = []
+    for source in sorted(edges, key=lambda s: leads.get(s, s) != s):
+        view, binding = rows[source], own[source]
+        key: Any = leads.get(source) or (id(binding.sampler), view.source.node_id, binding.split)
+        group = groups.setdefault(key, len(groups))
+        first = next((b.sampler for b in bound if b.group == group), None)
+        given = binding.sampler if source not in leads else _one_sampler(found, own, source, phase)
+        sampler = first or given or SimpleSampler(batch_size=batch_size or len(view))
+        drawn = source not in leads or all(table_of(view).has(n) for n in sampler.reads())
+        bound.append(Bound(source, view, sampler, group, binding.stream, drawn))
+    return bound
 
 
-def _aligned(found: list[Bound]) -> list[Bound]:
-    """Bring the rows of inputs that a sampler aligns side by side."""
-    views: dict[int, dict[Any, FeatureSetView]] = {}
-    for b in found:
-        if b.sampler.align_on is not None:
-            views.setdefault(b.group, {}).setdefault(_rows_key(b), b.view)
-    for group, own in views.items():
-        on = next(str(b.sampler.align_on) for b in found if b.group == group)
-        side_by_side = dict(zip(own, align(list(own.values()), on), strict=True))
-        found = [
-            replace(b, view=side_by_side[_rows_key(b)]) if b.group == group else b for b in found
-        ]
+def keep_keys(graph: ModelGraph, own: Mapping[Source, InputBinding]) -> list[Meeting]:
+    """Return what samplers align, and let the edges keep the key where they have none.
+
+    So evaluations, folds, files and predictions relate rows as the training does.
+
+    Raises
+    ------
+    UnknownNameError
+        If a FeatureSet lacks the column.
+    """
+    fed: dict[int, list[Source]] = {}
+    for source, binding in own.items():
+        if binding.sampler is not None and binding.sampler.align_on is not None:
+            fed.setdefault(id(binding.sampler), []).append(source)
+    found = [
+        Meeting(type(sampler).__name__, tuple((s,) for s in sources), sampler.align_on)
+        for sources in fed.values()
+        if (sampler := own[sources[0]].sampler) is not None
+        and len({s.ref.resolve() for s in sources}) > 1
+    ]
+    for meeting in found:
+        keys = {s: s.ref.resolve()._key(meeting.align_on) for s in meeting.sources}
+        for source, key in keys.items():
+            graph.get_node(source.node_id).relate(source.ref, key)
     return found
 
 
-def _rows_key(bound: Bound) -> tuple[str, bytes]:
-    return bound.view.source.node_id, bound.view.indices.tobytes()
+def _side_by_side(
+    meetings: Sequence[Meeting],
+    views: Mapping[Source, FeatureSetView],
+    who: str,
+) -> tuple[dict[Source, FeatureSetView], dict[Source, Source]]:
+    """Return the rows of each input, joined where they meet, and of these which one leads."""
+    keys: dict[Any, int] = {}
+    of = {
+        s: keys.setdefault((v.source.node_id, v.indices.tobytes()), len(keys))
+        for s, v in views.items()
+    }
+    first = {table: source for source, table in reversed(of.items())}
+    targets = {of[s] for s in views if s.ref.targets}
+    tables = [table_of(views[first[i]], is_sample=i in targets) for i in range(len(keys))]
+    links = links_of(meetings, tables, of)
+    rows, leads = dict(views), dict[Source, Source]()
+    for sources in _together(meetings):
+        numbers = list(dict.fromkeys(of[s] for s in sources))
+        place = {number: i for i, number in enumerate(numbers)}
+        mine = [
+            x._replace(tables=tuple(place[i] for i in x.tables))
+            for x in links
+            if x.tables[0] in place
+        ]
+        joined = join([tables[i] for i in numbers], mine, who=who)
+        for s in sources:
+            found, view = joined.rows[place[of[s]]], views[s]
+            if not np.array_equal(found, np.arange(len(view))):
+                rows[s] = view.take(found, label=view.label)
+        leads |= dict.fromkeys(sources, first[numbers[joined.lead]])
+    return rows, leads
+
+
+def _together(meetings: Sequence[Meeting]) -> list[list[Source]]:
+    """Return inputs in lists of those that meet, directly or through others."""
+    found: list[list[Source]] = []
+    for meeting in meetings:
+        mine = [own for own in found if not set(own).isdisjoint(meeting.sources)]
+        found = [own for own in found if own not in mine]
+        joined = [s for own in mine for s in own]
+        found.append(list(dict.fromkeys([*joined, *meeting.sources])))
+    return found
+
+
+def _one_sampler(
+    meetings: Sequence[Meeting], own: Mapping[Source, InputBinding], source: Source, phase: str
+) -> BaseSampler | None:
+    """Return the sampler of inputs that meet, after checking that there is only one."""
+    meet = next(sources for sources in _together(meetings) if source in sources)
+    given = [sampler for s in meet if (sampler := own[s].sampler) is not None]
+    if other := next((s for s in given[1:] if s is not given[0] and s != given[0]), None):
+        labels = list(dict.fromkeys(s.ref.node_label for s in meet))
+        raise ConfigError(
+            f"phase {phase!r} puts rows of {labels} side by side, and reads them through two "
+            f"samplers, which make different batches: {given[0]!r} and {other!r}. Give all of "
+            "these inputs one sampler"
+        )
+    return given[0] if given else None
 
 
 def binding_for(

@@ -76,8 +76,9 @@ class Feed:
         self.phase, self.policy = phase, policy
         self.pin_memory, self.processes = pin_memory, processes
         self.bound = {b.source: b for b in bound}
+        ready = sorted(bound, key=lambda b: not b.drawn)
         self.groups = [
-            next(b for b in bound if b.group == g) for g in range(1 + max(b.group for b in bound))
+            next(b for b in ready if b.group == g) for g in range(1 + max(b.group for b in bound))
         ]
         self._counts_rows = processes is not None or options.accumulate > 1
         self._in_turn = policy.alternates and len(self.groups) > 1
@@ -87,12 +88,11 @@ class Feed:
                 "use batch_schedule='zip_strict' or 'zip_cycle'"
             )
         once = training and not self._in_turn and not live
-        together = {b.source: b.group for b in bound} if once else None
         kinds = list(dict.fromkeys((b.group, b.stream) for b in bound))
+        read_as = {b.source: kinds.index((b.group, b.stream)) for b in bound}
+        together = read_as if once else None
         weighted = {
-            b.source: kinds.index((b.group, b.stream))
-            for b in bound
-            if self._in_turn or b.sampler.gives_weights
+            b.source: read_as[b.source] for b in bound if self._in_turn or b.sampler.gives_weights
         }
         self._losses, self._graph_plan = (
             losses,
@@ -301,7 +301,7 @@ class Feed:
         if slot.weighing is not None:
             return ()
         if slot.node_id is not None:
-            return frozen_outputs(self.plan, slot, view)
+            return frozen_outputs(self.plan, slot, {s: b.view for s, b in self.bound.items()})
         return column_tensor(
             view.collection, replace(slot, device=None) if self.pin_memory else slot
         )

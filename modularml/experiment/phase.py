@@ -10,10 +10,10 @@ from modularml.backends import PLAIN, StepOptions
 from modularml.backends.accelerator import Accelerator
 from modularml.config import Configurable
 from modularml.context import ExperimentContext
-from modularml.data.execution import ExecutionContext
+from modularml.data.execution import ExecutionContext, Source
 from modularml.diagram import Diagram, DiagramEdge, DiagramNode
 from modularml.errors import ConfigError, GraphError, RegistrationError
-from modularml.experiment.binding import InputBinding, bind, binding_for, roles_of
+from modularml.experiment.binding import InputBinding, bind, binding_for, keep_keys, roles_of
 from modularml.experiment.callback import Callback
 from modularml.experiment.feed import Feed
 from modularml.experiment.recording import ResultRecording
@@ -89,7 +89,10 @@ class ExperimentPhase(Configurable, ContextYaml):
             self.check(graph)
 
     def check(self, graph: ModelGraph) -> None:
-        """Refuse inputs that are not bound, and what `ModelGraph.check` refuses."""
+        """Refuse inputs that are not bound, and what `ModelGraph.check` refuses.
+
+        Edges of the graph keep the keys of samplers that align several FeatureSets.
+        """
         edges = [(node, ref) for node in self.heads(graph) for ref in node.feature_refs]
         bound = [binding_for(self.input_sources, *edge, self.label) for edge in edges]
         graph.check(
@@ -98,6 +101,8 @@ class ExperimentPhase(Configurable, ContextYaml):
             active_nodes=self.active_nodes,
             roles=roles_of(bound),
         )
+        sources = [Source(node.node_id, ref) for node, ref in edges]
+        keep_keys(graph, dict(zip(sources, bound, strict=True)))
 
     def add_callback(self, callback: Callback) -> None:
         """Add a callback.
@@ -167,7 +172,12 @@ class ExperimentPhase(Configurable, ContextYaml):
         graph = self.graph()
         graph.build()
         bound = bind(
-            self.input_sources, self.heads(graph), batch_size=self.batch_size, phase=self.label
+            self.input_sources,
+            graph,
+            graph._running(self.active_nodes),
+            self.losses,
+            batch_size=self.batch_size,
+            phase=self.label,
         )
         where = self.accelerator or Accelerator()
         if self.accelerator is not None:

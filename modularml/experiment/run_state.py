@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from modularml.errors import ConfigError, MMLError
@@ -148,6 +148,16 @@ def set_plan_states(plan: Sequence[ExperimentPhase], states: list[list[Any]]) ->
         for part, state in zip(parts, found, strict=True):
             if state:
                 part.set_state(state)
+    for phase in plan:
+        known: list[Any] = []
+        for i, binding in enumerate(phase.input_sources):  # what was one sampler is one again
+            own = binding.sampler
+            if own is None:
+                continue
+            sampler = next((s for s in known if s == own and s.seed_ == own.seed_), own)
+            known.append(sampler)
+            if sampler is not own:
+                phase.input_sources[i] = replace(binding, sampler=sampler)
 
 
 def _parts(phase: Any) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from typing import Any, ClassVar
 
+from modularml._typing import Columns
 from modularml.errors import ConfigError
 from modularml.graph.merge import MergeNode, StrategyType, batch_axis, one_of, side_by_side
 from modularml.graph.node import UpstreamLike
@@ -42,6 +43,8 @@ class ConcatNode(MergeNode):
     flatten : bool
         Whether samples of each input become rows of numbers first, so that inputs of any shape
         fit; `concat_axis` is 0 then.
+    align_on, strict
+        By what rows of several FeatureSets belong together; see `MergeNode`.
     node_id, register
         Used when a node is rebuilt.
 
@@ -67,6 +70,8 @@ class ConcatNode(MergeNode):
         pad_mode: str | PadMode = "constant",
         pad_value: float = 0.0,
         flatten: bool = False,
+        align_on: Columns = None,
+        strict: bool = False,
         node_id: str | None = None,
         register: bool = True,
     ) -> None:
@@ -85,6 +90,8 @@ class ConcatNode(MergeNode):
             upstream_refs,
             target_strategy=concat_axis_targets,
             tags_strategy=concat_axis_tags,
+            align_on=align_on,
+            strict=strict,
             node_id=node_id,
             register=register,
         )

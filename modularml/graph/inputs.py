@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from modularml._typing import Array, IntArray
 from modularml.backends import BackendAdapter
 from modularml.data.batch import Batch, BatchView, RoleData, SampleData
 from modularml.data.collection import SampleCollection
-from modularml.data.execution import ExecutionContext
+from modularml.data.execution import ExecutionContext, Source
 from modularml.data.rows import in_a_row
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, GraphError
@@ -118,33 +118,38 @@ def _part(rows: IntArray | slice, at: int, n: int) -> IntArray | slice:
     return rows[at : at + n]
 
 
-def frozen_outputs(plan: StepPlan, slot: InputSlot, view: FeatureSetView) -> Any | None:
-    """Compute the outputs of a frozen node once, for every row of a view.
+def frozen_outputs(
+    plan: StepPlan, slot: InputSlot, views: Mapping[Source, FeatureSetView]
+) -> Any | None:
+    """Compute the outputs of a frozen node once, for every row of the views that it reads.
+
+    Rows of several views that it reads are side by side.
 
     Returns
     -------
-    tensor, shape (n_rows_of_view, ...), or None
+    tensor, shape (n_rows_of_a_view, ...), or None
         In the framework of the slot. None where the node does not give the same output for the
         same row each time.
     """
     static = plan.static
     if static is None:
         raise GraphError("this plan has no frozen part")
-    rows = view.valid_indices
+    places = np.arange(len(views[slot.source].valid_indices))
     place = [name for name, _ in static.layout.outputs].index(str(slot.node_id))
     adapter = static.layout.adapters[place]
-    columns = [(s.adapter, column_tensor(view.collection, s)) for s in static.slots]
-    width = max(1, sum(reader.row_bytes(column[:1]) for reader, column in columns))
+    read = [(views[s.source], s) for s in static.slots]
+    columns = [(s.adapter, column_tensor(v.collection, s), v.valid_indices) for v, s in read]
+    width = max(1, sum(reader.row_bytes(column[:1]) for reader, column, _ in columns))
     size = int(np.clip(CHUNK_BYTES // width, 64, 4096))
     step = static.eval_step()
 
     def run(part: IntArray) -> Any:
-        return step([_gather(reader, c, part) for reader, c in columns])[1][place]
+        return step([_gather(reader, c, rows[part]) for reader, c, rows in columns])[1][place]
 
     with static.modes():
-        if not _repeatable(adapter, run, rows[:64]):
+        if not _repeatable(adapter, run, places[:64]):
             return None
-        parts = [run(rows[at : at + size]) for at in range(0, len(rows), size)]
+        parts = [run(places[at : at + size]) for at in range(0, len(places), size)]
     whole = adapter.concat(parts, 0) if len(parts) > 1 else parts[0]
     if adapter is slot.adapter:
         return adapter.to_device(whole, slot.device)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from modularml._typing import Shape
+from modularml._typing import Columns, Shape
 from modularml.backends import Backend, BackendAdapter, adapter_for, backend_of
 from modularml.data.execution import Flow, Merged
 from modularml.data.formats import DataFormat, convert_array
@@ -42,6 +42,13 @@ class MergeNode(ComputeNode):
     upstream_refs : list of FeatureSet, reference, node or label
     target_strategy, tags_strategy : int, {'first', 'last', 'mean'} or reference
         How targets and tags are merged: along an axis, by a strategy, or those of one upstream.
+    align_on : str or list of str, optional
+        Columns by whose values rows of several FeatureSets belong together, one to one or many to
+        one; ``"sample_uuids"`` are the ids of the rows, ``"position"`` their places. Without it
+        the references say so (``fs.reference(on=...)``), or the sets hold the same samples.
+    strict : bool
+        Whether a row without a partner is refused; otherwise such rows are left out with a warning
+        that counts them.
     node_id, register
         Used when a node is rebuilt.
 
@@ -62,9 +69,12 @@ class MergeNode(ComputeNode):
         *,
         target_strategy: StrategyType = "first",
         tags_strategy: StrategyType = "first",
+        align_on: Columns = None,
+        strict: bool = False,
         node_id: str | None = None,
         register: bool = True,
     ) -> None:
+        self.align_on, self.strict = align_on, strict
         targets, tags = self.strategy_names
         self._strategies = {
             "targets": _strategy(targets, target_strategy, label),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from modularml._typing import Shape
@@ -76,6 +77,13 @@ class GraphNode(ExperimentNode, Configurable, Stateful):
         found = [as_reference(ref, self.context, self.label) for ref in refs]
         self._check_upstream(self.label, found)
         self._upstream_refs = found
+
+    def relate(self, ref: FeatureSetReference, on: Any) -> None:
+        """Let the rows of an input belong to those of other sets by a key, if none is named."""
+        self._upstream_refs = [
+            replace(mine, on=on) if mine == ref and getattr(mine, "on", on) is None else mine
+            for mine in self._upstream_refs
+        ]
 
     @classmethod
     def from_config(cls, config: dict[str, Any], *, register: bool = True) -> Any:

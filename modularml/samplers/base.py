@@ -15,10 +15,10 @@ from modularml._registry import Registry
 from modularml._typing import Array, Columns, IntArray
 from modularml.config import Configurable, Stateful
 from modularml.data import BatchView, FeatureSet, FeatureSetView, SampledView
+from modularml.data.joining import join, link_by, table_of
 from modularml.data.selectors import as_list, select_one
 from modularml.errors import ConfigError, DataError, UnknownNameError
 from modularml.io.saveable import Saveable
-from modularml.samplers.aligning import align
 from modularml.samplers.arranging import by_groups, interleaved
 from modularml.samplers.epoch import DEFAULT, EpochBatches, cut
 
@@ -54,9 +54,11 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         Whether a search for pairs shows a progress bar.
     sources : list, optional
         FeatureSets or views to sample when the sampler is used outside a phase.
-    align_on : str, optional
-        Sample several FeatureSets in step, a row of each: the column, or ``"sample_uuids"``,
-        whose equal values belong together. Rows of the first without partners are left out.
+    align_on : str or list of str, optional
+        Sample several FeatureSets in step, a row of each: the columns, or ``"sample_uuids"``,
+        whose equal values belong together, one to one or many to one; ``"position"`` pairs rows by
+        their places. Rows without a partner are left out. In a phase the edges of the graph keep
+        this key: see `FeatureSet.reference`, which can name it itself.
 
     Attributes
     ----------
@@ -95,7 +97,7 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         seed: int | None = None,
         show_progress: bool = True,
         sources: list[FeatureSet | FeatureSetView] | None = None,
-        align_on: str | None = None,
+        align_on: Columns = None,
     ) -> None:
         at_least(1, batch_size=batch_size)
         at_least(0, seed=seed)
@@ -121,6 +123,10 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
     @abstractmethod
     def sample(self, view: FeatureSetView, epoch: int) -> EpochBatches:
         """Return the batches of an epoch over the rows of a view."""
+
+    def reads(self) -> list[str]:
+        """Return the columns that decide about batches."""
+        return [*as_list(self.group_by), *as_list(self.stratify_by)]
 
     def epoch(self, view: FeatureSetView, epoch: int) -> EpochBatches:
         """Return the batches of an epoch, after checking that there are any.
@@ -202,7 +208,7 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
     # -- outside a phase ----------------------------------------------------------------------
 
     def views(self) -> list[FeatureSetView]:
-        """Return the rows of `sources`, aligned where they are several."""
+        """Return the rows of `sources`, side by side where they are several."""
         if not self.sources:
             raise ConfigError(
                 f"{type(self).__name__} has nothing to sample; pass sources=[featureset], or bind "
@@ -216,12 +222,18 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
                 f"sources must be of different FeatureSets, got several of {sorted(labels)}; "
                 "copy(label=...) one of them"
             )
-        return views if self.align_on is None else align(views, self.align_on)
+        if self.align_on is None or len(views) == 1:
+            return views
+        tables = [table_of(view) for view in views]
+        on = self.align_on, self.align_on
+        joined = join(tables, [link_by(tables, (0, i), on) for i in range(1, len(views))])
+        return [v.take(rows, label=v.label) for v, rows in zip(views, joined.rows, strict=True)]
 
     def materialize_batches(self, epoch: int = 0) -> SampledView:
         """Return the batches of `sources` as row numbers: one stream, or one a source by label."""
         views = self.views()
-        batches = self.epoch(views[0], epoch)
+        able = (v for v in views if all(table_of(v).has(name) for name in self.reads()))
+        batches = self.epoch(next(able, views[0]), epoch)
         names = [DEFAULT] if len(views) == 1 else [str(view.source.label) for view in views]
         return SampledView(
             {name: batch_views(batches, v) for name, v in zip(names, views, strict=True)}

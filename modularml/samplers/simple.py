@@ -9,7 +9,7 @@ import numpy as np
 
 from modularml._typing import Array, Columns, IntArray
 from modularml.data import FeatureSet, FeatureSetView
-from modularml.data.selectors import select_one
+from modularml.data.selectors import as_list, select_one
 from modularml.errors import ConfigError, DataError
 from modularml.samplers.base import BaseSampler, sampler_registry
 from modularml.samplers.epoch import DEFAULT, EpochBatches
@@ -53,6 +53,10 @@ class SimpleSampler(BaseSampler):
             kwargs["sources"] = [source]
         super().__init__(**kwargs)
         self.weights, self.balance_by, self.source = weights, balance_by, source
+
+    def reads(self) -> list[str]:
+        """Return the columns that decide about batches."""
+        return [*super().reads(), *as_list(self.weights), *as_list(self.balance_by)]
 
     def sample(self, view: FeatureSetView, epoch: int) -> EpochBatches:
         """Return the batches of an epoch."""

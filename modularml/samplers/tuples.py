@@ -98,6 +98,10 @@ class NSampler(BaseSampler):
         self.n_dropped = 0
         self._key: tuple[int, int, bytes] | None = None
 
+    def reads(self) -> list[str]:
+        """Return the columns that decide about batches."""
+        return [*super().reads(), *(c for own in self.condition_mapping.values() for c in own)]
+
     def sample(self, view: FeatureSetView, epoch: int) -> EpochBatches:
         """Return the batches of an epoch; a row that stands twice is no partner of itself."""
         of, first = _distinct(view)

@@ -133,6 +133,7 @@ class CrossValidation(Checked):
             n_repeats=self.n_repeats,
             seed=self.seed,
             splitter=self._splitter,
+            graph=self.experiment.model_graph,
         )
         made = len(found) // self.n_repeats
         if self.n_folds not in (5, made):

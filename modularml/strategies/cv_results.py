@@ -222,8 +222,10 @@ class CVResults:
         return pandas.DataFrame(columns, index=index)  # type: ignore[no-any-return]
 
     def _group(self, ctx: ExecutionContext, node_id: str) -> dict[str, Any]:
-        source = ctx.sources(node_id)[0]
-        binding = self._bindings[source.ref.node_label]
+        bound = [s for s in ctx.sources(node_id) if s.ref.node_label in self._bindings]
+        if not bound:
+            return {}
+        source, binding = bound[0], self._bindings[bound[0].ref.node_label]
         keys = key_list(binding.group_by)
         schema = binding.featureset.collection.schema
         rows = ctx.indices(source)["default"]

@@ -7,12 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from modularml._typing import Array, IntArray
 from modularml.data import FeatureSetView
+from modularml.data.execution import Source
 from modularml.data.ids import id_array
+from modularml.data.joining import Link, table_of
 from modularml.data.selectors import select_one
-from modularml.errors import ConfigError, SplitError
+from modularml.errors import ConfigError, DataError, SplitError
+from modularml.graph.model_graph import ModelGraph
+from modularml.graph.relations import links_of, meetings_of
 from modularml.io.randomness import derived_seed
 from modularml.splitters import FoldSplitter, KFoldSplitter, RandomSplitter
 from modularml.splitters.base import key_list
@@ -48,14 +54,18 @@ def make_folds(
     n_repeats: int,
     seed: int,
     splitter: FoldSplitter | None,
+    graph: ModelGraph | None = None,
 ) -> list[Fold]:
     """Cut the pools of all bindings, in step.
 
     FeatureSets that share samples, or are grouped by the same columns, are cut as one, so that
-    what belongs together is held out together. Others are cut by the same rule and seed: equally
-    many rows without groups and strata are cut at the same positions.
+    what belongs together is held out together. Those whose rows the graph relates to them by a
+    key, and that have no binding or one without a rule, follow. Others are cut by the same rule
+    and seed: equally many rows without groups and strata are cut at the same positions.
     """
     folds: list[Fold] = []
+    links = _relations(graph)
+    bindings, followers = _leading(bindings, links)
     for repeat in range(n_repeats):
         cuts = []
         for together in _linked(bindings):
@@ -68,9 +78,68 @@ def make_folds(
             )
         for parts in zip(*cuts, strict=True):
             sides = {label: own for part in parts for label, own in part.items()}
+            sides |= _followed(sides, links, followers)
             own_seed = derived_seed(seed, len(folds)) % 2**32
             folds.append(Fold(f"fold_{len(folds)}", repeat, own_seed, sides))
     return folds
+
+
+def _relations(graph: ModelGraph | None) -> list[tuple[tuple[str, str], Link]]:
+    """Return what relates the rows of two FeatureSets that a graph reads, with their labels."""
+    nodes = [] if graph is None else list(graph.nodes.values())
+    sets = {r.node_label: r.resolve() for node in nodes for r in node.feature_refs}
+    labels = list(sets)
+    of = {
+        Source(node.node_id, ref): labels.index(ref.node_label)
+        for node in nodes
+        for ref in node.feature_refs
+    }
+    tables = [table_of(fs.to_view()) for fs in sets.values()]
+    try:
+        links = links_of(meetings_of(nodes, ()), tables, of)  # type: ignore[arg-type]
+    except DataError:  # refused where they are read, as parts of them may be related
+        return []
+    return [((labels[x.tables[0]], labels[x.tables[1]]), x) for x in links]
+
+
+def _leading(
+    bindings: Sequence[CVBinding], links: Sequence[tuple[tuple[str, str], Link]]
+) -> tuple[list[CVBinding], list[CVBinding]]:
+    """Return the bindings that are cut, and those without a rule whose rows follow them."""
+    leading: list[CVBinding] = []
+    for b in bindings:
+        bare = b.group_by is b.stratify_by is b.val_size is None
+        met = {x for pair, _ in links if b.featureset.label in pair for x in pair}
+        known = [other for other in leading if other.featureset.label in met]
+        if not (bare and known) or any(_are_linked(b, other) for other in leading):
+            leading.append(b)
+    return leading, [b for b in bindings if b not in leading]
+
+
+def _followed(
+    sides: Mapping[str, Sides],
+    links: Sequence[tuple[tuple[str, str], Link]],
+    followers: Sequence[CVBinding],
+) -> dict[str, Sides]:
+    """Return the rows of other sets that belong to those of a fold, on each side."""
+    found, known = dict[str, Sides](), dict(sides)
+    own = {b.featureset.label: b for b in followers}
+    for pair, link in [*links] * len(links):  # each round reaches further
+        for side, (old, new) in enumerate((pair, pair[::-1])):
+            if old not in known or new in known:
+                continue
+            cut, pool = known[old], own[new].pool().indices if new in own else None
+            parts = []
+            for rows in (cut.train, cut.val):
+                wanted = link.keys[side].take(pa.array(rows)).drop_null()
+                among = pc.is_in(link.keys[1 - side], value_set=wanted)
+                mine = np.flatnonzero(among.to_numpy(zero_copy_only=False))
+                parts.append(mine if pool is None else np.intersect1d(mine, pool))
+            names = cut.train_name, cut.val_name
+            if new in own:
+                names = own[new].train_split_name, own[new].val_split_name
+            known[new] = found[new] = Sides(*parts, *names)
+    return found
 
 
 def _linked(bindings: Sequence[CVBinding]) -> list[list[CVBinding]]:
