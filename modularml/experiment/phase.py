@@ -175,7 +175,7 @@ class ExperimentPhase(Configurable, ContextYaml):
             self.input_sources,
             graph,
             graph._running(self.active_nodes),
-            self.losses,
+            [] if self.policy.alternates else self.losses,  # such inputs take turns, and never meet
             batch_size=self.batch_size,
             phase=self.label,
         )

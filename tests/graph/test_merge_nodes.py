@@ -115,7 +115,8 @@ def test_strategies_ids_and_targets_travel():
     x, y = arrays(n=12)
     one, other = featureset(x, y, "one", t=y[:, 0] + 1), featureset(x, 3 * y, "two", t=y[:, 0])
     nodes = [mm.ModelNode("a", mlp(seed=1), one), mm.ModelNode("b", mlp(seed=2), other)]
-    total = mm.SumNode("net", nodes, target_strategy="mean", tags_strategy=nodes[1])
+    how = {"target_strategy": "mean", "tags_strategy": nodes[1], "align_on": "position"}
+    total = mm.SumNode("net", nodes, **how)
     graph = mm.ModelGraph([*nodes, total], mm.Optimizer("sgd"))
     result = experiment().run_phase(eval_phase(graph, batch_size=5))
     np.testing.assert_allclose(result.stacked_tensors("net", "targets", fmt="np"), 2 * y, rtol=1e-6)

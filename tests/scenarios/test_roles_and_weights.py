@@ -350,8 +350,12 @@ def test_aligned_sources_outside_a_phase():
         list(mm.SimpleSampler(sources=[one, two]))
     with pytest.raises(ConfigError, match="nothing to sample"):
         list(mm.SimpleSampler())
-    with pytest.raises(DataError, match="repeat in 'two'"):
-        list(mm.SimpleSampler(sources=[one, two.take([0, 0, 1])], align_on="cell"))
+    many = mm.SimpleSampler(batch_size=3, sources=[one, two.take([0, 0, 1])], align_on="cell")
+    with pytest.warns(UserWarning, match="28 of 30 rows of 'one'"):
+        (batch,) = many
+    np.testing.assert_array_equal(*(batch[n].materialize().tags for n in ("one", "two")))
+    with pytest.raises(DataError, match="repeat in 'one' and in 'two'"):
+        list(mm.SimpleSampler(sources=[one.take([0, 0]), two.take([0, 0, 1])], align_on="cell"))
     with pytest.raises(ConfigError, match="different FeatureSets"):
         list(mm.SimpleSampler(sources=[one, one.take([0, 1])], align_on="cell"))
     numbers = np.arange(4)
