@@ -5,20 +5,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from modularml._typing import Columns, IntArray
+from modularml._typing import IntArray
 from modularml.data.ids import id_array
 from modularml.data.schema import POSITION, SAMPLE_UUIDS
 from modularml.data.selectors import as_list, select_one
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, UnknownNameError
 
-__all__ = ["Joined", "Link", "Table", "join", "link_by", "link_same", "table_of"]
+__all__ = ["Joined", "Key", "Link", "Table", "join", "link_by", "link_same", "table_of"]
+
+Key: TypeAlias = str | Sequence[str] | None
+"""Columns whose values relate rows."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Table:
     is_sample: bool
     key: Callable[[str], pa.Array | None] = field(repr=False)
 
-    def has(self, on: Columns) -> bool:
+    def has(self, on: Key) -> bool:
         """Tell whether all columns of a key are there."""
         return all(self.key(name) is not None for name in as_list(on))
 
@@ -100,7 +103,7 @@ def table_of(view: FeatureSetView, *, is_sample: bool = True, label: str | None 
 def link_by(
     tables: Sequence[Table],
     pair: tuple[int, int],
-    on: tuple[Columns, Columns],
+    on: tuple[Key, Key],
     *,
     strict: bool = False,
 ) -> Link:
@@ -126,7 +129,7 @@ def link_by(
     columns = [[_column(t, name) for name in as_list(own)] for t, own in ((a, on[0]), (b, on[1]))]
     if len(columns[0]) != len(columns[1]):
         raise DataError(f"keys of {a.label!r} and {b.label!r} differ in length: {shown}")
-    alike = [_one_type(*both, shown, (a, b)) for both in zip(*columns, strict=True)]
+    alike = [_one_type(x, y, shown, (a, b)) for x, y in zip(*columns, strict=True)]
     return Link(pair, _combined(alike), shown, strict)
 
 

@@ -227,7 +227,7 @@ def bind(
     found = [*keep_keys(graph, own), *meetings_of(nodes, asked)]
     rows, leads = _side_by_side(found, views, f"phase {phase!r}: ")
     groups: dict[Any, int] = {}
-    bound = []
+    bound: list[Bound] = []
     for source in sorted(edges, key=lambda s: leads.get(s, s) != s):
         view, binding = rows[source], own[source]
         key: Any = leads.get(source) or (id(binding.sampler), view.source.node_id, binding.split)
@@ -287,7 +287,7 @@ def _side_by_side(
         numbers = list(dict.fromkeys(of[s] for s in sources))
         place = {number: i for i, number in enumerate(numbers)}
         mine = [
-            x._replace(tables=tuple(place[i] for i in x.tables))
+            x._replace(tables=(place[x.tables[0]], place[x.tables[1]]))
             for x in links
             if x.tables[0] in place
         ]

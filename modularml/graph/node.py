@@ -81,7 +81,9 @@ class GraphNode(ExperimentNode, Configurable, Stateful):
     def relate(self, ref: FeatureSetReference, on: Any) -> None:
         """Let the rows of an input belong to those of other sets by a key, if none is named."""
         self._upstream_refs = [
-            replace(mine, on=on) if mine == ref and getattr(mine, "on", on) is None else mine
+            replace(mine, on=on)
+            if isinstance(mine, FeatureSetReference) and mine == ref and mine.on is None
+            else mine
             for mine in self._upstream_refs
         ]
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from modularml._typing import Columns
 from modularml.data.execution import Source
-from modularml.data.joining import Link, Table, link_by, link_same
+from modularml.data.joining import Key, Link, Table, link_by, link_same
 from modularml.data.references import FeatureSetReference
 from modularml.data.schema import POSITION
 from modularml.errors import DataError
@@ -36,7 +35,7 @@ class Meeting:
 
     who: str
     branches: tuple[tuple[Source, ...], ...]
-    align_on: Columns = None
+    align_on: Key = None
     strict: bool = False
 
     @property
@@ -145,13 +144,13 @@ class _Named:
     def __init__(self, meeting: Meeting, tables: Sequence[Table], of: Mapping[Source, int]) -> None:
         self.meeting, self._all = meeting, tables
         self.tables = list(dict.fromkeys(of[s] for s in meeting.sources))
-        self.on: dict[int, list[Columns]] = {i: [] for i in self.tables}
+        self.on: dict[int, list[Key]] = {i: [] for i in self.tables}
         for source in meeting.sources:
             if source.ref.on is not None and source.ref.on not in self.on[of[source]]:
                 self.on[of[source]].append(source.ref.on)
         self.strict = any(s.ref.strict for s in meeting.sources)
 
-    def pairs(self) -> Iterable[tuple[tuple[int, int], tuple[Columns, Columns]]]:
+    def pairs(self) -> Iterable[tuple[tuple[int, int], tuple[Key, Key]]]:
         """Iterate over pairs that share a key of one of them, those by position last."""
         both = [(a, b) for at, a in enumerate(self.tables) for b in self.tables[at + 1 :]]
         asked = [(pair, on) for pair in both for i in pair for on in self.on[i]]
@@ -159,7 +158,7 @@ class _Named:
             if on == POSITION or all(self._all[i].has(on) for i in pair):
                 yield pair, (on, on)
 
-    def keys_of(self, pair: tuple[int, int]) -> tuple[Columns, Columns] | None:
+    def keys_of(self, pair: tuple[int, int]) -> tuple[Key, Key] | None:
         """Return the keys of two tables alone, of unlike names, where each has one."""
         own = [[on for on in self.on[i] if self._all[i].has(on)] for i in pair]
         if len(self.tables) == 2 and all(len(keys) == 1 for keys in own):

@@ -108,7 +108,7 @@ def _leading(
     """Return the bindings that are cut, and those without a rule whose rows follow them."""
     leading: list[CVBinding] = []
     for b in bindings:
-        bare = b.group_by is b.stratify_by is b.val_size is None
+        bare = all(rule is None for rule in (b.group_by, b.stratify_by, b.val_size))
         met = {x for pair, _ in links if b.featureset.label in pair for x in pair}
         known = [other for other in leading if other.featureset.label in met]
         if not (bare and known) or any(_are_linked(b, other) for other in leading):
@@ -129,7 +129,7 @@ def _followed(
             if old not in known or new in known:
                 continue
             cut, pool = known[old], own[new].pool().indices if new in own else None
-            parts = []
+            parts: list[IntArray] = []
             for rows in (cut.train, cut.val):
                 wanted = link.keys[side].take(pa.array(rows)).drop_null()
                 among = pc.is_in(link.keys[1 - side], value_set=wanted)
@@ -138,7 +138,7 @@ def _followed(
             names = cut.train_name, cut.val_name
             if new in own:
                 names = own[new].train_split_name, own[new].val_split_name
-            known[new] = found[new] = Sides(*parts, *names)
+            known[new] = found[new] = Sides(parts[0], parts[1], *names)
     return found
 
 
