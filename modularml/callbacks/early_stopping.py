@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +10,7 @@ from modularml._warning import warn
 from modularml.data.execution import ExecutionContext
 from modularml.errors import ConfigError, MetricNotLoggedError, closest
 from modularml.experiment.callback import Callback, CallbackResult, callback_registry
+from modularml.experiment.monitoring import base_name, direction
 from modularml.experiment.recording import ResultRecording
 from modularml.experiment.steps import StepLog
 from modularml.experiment.stored_steps import packed_steps, unpacked_steps
@@ -18,7 +18,7 @@ from modularml.loop.patience import Patience
 
 __all__ = ["EarlyStopping", "EarlyStoppingResult"]
 
-_WATCHED = ("best", "best_epoch", "waited")
+_WATCHED = ("mode", "best", "best_epoch", "waited")
 
 
 @dataclass
@@ -42,6 +42,9 @@ class EarlyStopping(Callback):
     monitor : str
         Name of a metric that is logged: ``train_loss``, or one of an `Evaluation`.
     mode : {'min', 'max'}
+        Which values are better. ``min``, the default, gives way to ``max``, with a warning, where
+        the metric is known to be better when it is greater, such as ``val_r2``; ``max`` for a
+        metric that is better when it is lower is warned of and honoured.
     patience : int
         Epochs without improvement that are borne; at least 0.
     min_delta : float
@@ -109,6 +112,7 @@ class EarlyStopping(Callback):
         """Forget an earlier phase; refuse a metric that nobody logs before this callback."""
         self._reset()
         self._check_announced(phase)
+        self._check_mode(phase)
         ordered = sorted(phase.callbacks, key=lambda c: c.execution_order)
         loggers = [c for c in ordered if self._monitor in getattr(c, "logs", ())]
         if loggers and ordered.index(loggers[0]) > ordered.index(self):
@@ -166,7 +170,7 @@ class EarlyStopping(Callback):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Take over what `get_state` returned."""
-        for name in _WATCHED:
+        for name in state["watch"].keys() & _WATCHED:
             setattr(self._watch, name, state["watch"][name])
         self._stopped, self._best_state = state["stopped"], state["best_state"]
         self._best_steps = StepLog(unpacked_steps(state.get("best_steps")))
@@ -185,13 +189,29 @@ class EarlyStopping(Callback):
         """Refuse a metric that nobody can log; callbacks of the user's own may log any."""
         others = [c for c in phase.callbacks if not isinstance(c, EarlyStopping)]
         names = {"train_loss", *(n for c in others for n in getattr(c, "logs", ()))}
-        base = re.split(r"[\[/]", self._monitor)[0]  # of a group or role
-        if not {self._monitor, base} & names and all(hasattr(c, "logs") for c in others):
+        if not {self._monitor, base_name(self._monitor)} & names and all(
+            hasattr(c, "logs") for c in others
+        ):
             raise MetricNotLoggedError(
                 f"nobody logs the metric {self._monitor!r} in phase {phase.label!r} "
                 f"({closest(self._monitor, names)}). Add an Evaluation with EvalLossMetric, or "
                 "monitor another metric"
             )
+
+    def _check_mode(self, phase: Any) -> None:
+        """Warn of a mode that contradicts the metric; the default gives way."""
+        greater = direction(self._monitor, phase.callbacks)
+        if greater is None or greater is (self.mode == "max"):
+            return
+        better, other = ("greater", "max") if greater else ("lower", "min")
+        followed = "so mode='max' is used" if greater else "and mode='max' is honoured"
+        warn(
+            f"EarlyStopping has mode={self.mode!r}, but {self._monitor!r} is better when it is "
+            f"{better}, {followed}; pass mode={other!r}",
+            UserWarning,
+        )
+        if greater:
+            self._watch.mode = "max"
 
     def _will_be_logged(self, phase: Any, results: Any) -> bool:
         """Tell whether the metric comes in other epochs than this one."""

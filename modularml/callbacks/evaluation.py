@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from modularml._arguments import at_least
@@ -95,10 +96,40 @@ class Evaluation(Callback):
             group_by=group_by,
         )
 
+    def of_splits(self, splits: Mapping[str, str], prefix: str) -> Evaluation:
+        """Return the same evaluation of other splits; what it logs has a prefix.
+
+        Parameters
+        ----------
+        splits : mapping of str to str
+            Name of the split by label of the FeatureSet.
+        prefix : str
+            Put before its label and the names of its metrics; metrics of the user's own whose
+            constructor takes no ``name`` are left out.
+        """
+        params = self.eval_phase._params()
+        params["input_sources"] = [
+            replace(source, split=splits[source.upstream_ref.node_label])
+            for source in self.eval_phase.input_sources
+        ]
+        params["label"] = prefix + self.eval_phase.label
+        metrics = [
+            type(m)(**{**m._params(), "name": prefix + m.logged_as(self.label)})
+            for m in self._metrics
+            if "name" in m._params()
+        ]
+        own = {"eval_phase": type(self.eval_phase)(**params), "metrics": metrics}
+        return type(self)(**{**self._params(), **own, "label": prefix + self.label})
+
     @property
     def logs(self) -> list[str]:
         """Names of the metrics that this callback logs."""
         return [metric.logged_as(self.label) for metric in self._metrics]
+
+    def direction_of(self, name: str) -> bool | None:
+        """Return whether greater values of a metric that it logs are better, if that is known."""
+        metrics = {metric.logged_as(self.label): metric for metric in self._metrics}
+        return metrics[name].greater_is_better if name in metrics else None
 
     def on_phase_start(self, *, experiment: Any, phase: Any, results: Any = None) -> Any:
         """Evaluate before the first epoch, where asked."""
@@ -150,7 +181,7 @@ class MetricCallback(Callback):
     name : str
     fn : callable
         Takes ``experiment``, ``phase``, ``exec_ctx`` and ``results`` by keyword and returns a
-        number, or None for no value this time.
+        number, or None for no value this time. It may carry ``greater_is_better``.
     label : str, optional
     execution_order : int
     """
@@ -170,6 +201,11 @@ class MetricCallback(Callback):
     def logs(self) -> list[str]:
         """Names of the metrics that this callback logs."""
         return [self.name]
+
+    def direction_of(self, name: str) -> bool | None:
+        """Return whether greater values are better, if the function says so."""
+        known: bool | None = getattr(self.fn, "greater_is_better", None)
+        return known
 
     def on_epoch_end(self, **facts: Any) -> MetricResult | None:
         """Compute and log the number."""

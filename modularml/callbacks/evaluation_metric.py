@@ -47,6 +47,11 @@ class EvaluationMetric(Configurable, ABC):
         """Return the name of the metric in an evaluation with this label."""
         return self.name
 
+    @property
+    def greater_is_better(self) -> bool | None:
+        """Whether greater values are better; None where that is not known."""
+        return None
+
     def attach(self, phase: EvalPhase) -> None:
         """Prepare the evaluation that this metric reads; nothing by default."""
 
@@ -77,6 +82,11 @@ class EvalLossMetric(EvaluationMetric):
         if not isinstance(loss, AppliedLoss):
             raise TypeError(f"loss must be an AppliedLoss, got a {type(loss).__name__}")
         self.loss, self.reducer = loss, reducer
+
+    @property
+    def greater_is_better(self) -> bool:
+        """A loss is better where it is lower."""
+        return False
 
     def attach(self, phase: EvalPhase) -> None:
         """Have the evaluation compute the loss."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from modularml.callbacks.evaluation_metric import EvaluationCallbackResult, EvaluationMetric
 from modularml.experiment.callback import MetricResult
-from modularml.experiment.scores import Meaning, find_score
+from modularml.experiment.scores import Meaning, find_score, greater_is_better
 
 __all__ = ["ScoreMetric"]
 
@@ -22,7 +22,8 @@ class ScoreMetric(EvaluationMetric):
     ----------
     score : str or callable
         Such as ``"r2"``, ``"mean_absolute_error"``, ``"MeanAbsoluteError"``, or a function of
-        targets and outputs; see `modularml.experiment.scores.find_score`.
+        targets and outputs, which may carry an attribute ``greater_is_better``; see
+        `modularml.experiment.scores.find_score`.
     on : str, optional
         Label of a node; the only tail node where none is given.
     name : str, optional
@@ -66,6 +67,11 @@ class ScoreMetric(EvaluationMetric):
         """Return its own name, or one made of the evaluation's label and the score."""
         own = self.score if isinstance(self.score, str) else self.score.__name__
         return self.name or f"{label}_{own}"
+
+    @property
+    def greater_is_better(self) -> bool | None:
+        """Whether greater values are better, as far as the score says so."""
+        return greater_is_better(self.score)
 
     def extract(
         self, *, eval_result: EvaluationCallbackResult, exec_ctx: Any = None

@@ -12,6 +12,7 @@ from modularml._optional import require
 from modularml._typing import Array, IntArray
 from modularml.errors import DataError
 from modularml.splitters.factors import factorise
+from modularml.splitters.ordering import by_meaning
 
 __all__ = ["MASK", "Grouping"]
 
@@ -52,13 +53,15 @@ class Grouping:
         Raises
         ------
         DataError
-            If groups differ in length and there is no `pad`.
+            If groups differ in length and there is no `pad`, or the order of text is in doubt.
         """
         factor = factorise(names, arrays)
         counts = factor.sizes
         small = factor.codes.astype(np.min_scalar_type(factor.count), copy=False)  # sorts faster
         if order:
-            rows = np.lexsort([*(_sortable(arrays[n], n) for n in reversed(order)), small])
+            keys = [by_meaning(name, arrays[name], DataError) for name in reversed(order)]
+            named = zip(keys, reversed(order), strict=True)
+            rows = np.lexsort([*(_sortable(values, name) for values, name in named), small])
         else:
             rows = np.argsort(small, kind="stable")
         places = np.arange(counts.max(initial=1))

@@ -215,6 +215,7 @@ class SplitMixin(SampleCollectionMixin):
         stratify_by: Columns = None,
         strict_stratification: bool = False,
         seed: int = 13,
+        bins: int | None = None,
         return_views: bool = False,
         register: bool = True,
     ) -> dict[str, FeatureSetView] | None:
@@ -231,6 +232,9 @@ class SplitMixin(SampleCollectionMixin):
         strict_stratification : bool
             Whether a stratum too small to be in every part is an error.
         seed : int
+        bins : int, optional
+            Bins for columns of numbers in `stratify_by`; columns of fractions are cut into 10
+            where none are asked for.
         return_views, register : bool
             See `split`.
 
@@ -245,6 +249,7 @@ class SplitMixin(SampleCollectionMixin):
             stratify_by=stratify_by,
             strict_stratification=strict_stratification,
             seed=seed,
+            bins=bins,
         )
         return self.split(splitter, return_views=return_views, register=register)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from modularml._warning import warn
 from modularml.errors import MetricNotLoggedError
 from modularml.experiment.callback import Callback
+from modularml.experiment.monitoring import direction
 from modularml.graph.model_graph import ModelGraph
 from modularml.training import Optimizer
 
@@ -24,6 +27,27 @@ class Pacer(Callback):
 
     def __init__(self) -> None:
         super().__init__("learning rates", execution_order=999_999)
+
+    def on_phase_start(self, *, experiment: Any, phase: Any, results: Any = None) -> None:
+        """Have schedules that watch a metric know which of its values are better."""
+        for optimizer in phase.graph().moving_optimizers(phase.active_nodes):
+            schedule = optimizer.lr_schedule
+            if schedule is None or schedule.monitor is None:
+                continue
+            greater = direction(schedule.monitor, phase.callbacks)
+            mode = getattr(optimizer.scheduler, "mode", None)
+            if greater is None or mode not in ("min", "max") or greater is (mode == "max"):
+                continue
+            better, other = ("greater", "max") if greater else ("lower", "min")
+            told = f"the schedule of {optimizer.name!r} has mode={mode!r}, but {schedule.monitor!r}"
+            if "mode" not in (schedule.schedule_kwargs or {}):
+                worst = -math.inf if greater else math.inf
+                changes = {"mode": other, "mode_worse": worst, "best": worst}
+                optimizer.scheduler.load_state_dict(optimizer.scheduler.state_dict() | changes)
+                told += f" is better when it is {better}, so mode={other!r} is used; pass it in"
+            else:
+                told += f" is better when it is {better}, and it is honoured; correct it in"
+            warn(f"{told} schedule_kwargs", UserWarning)
 
     def on_epoch_end(
         self, *, experiment: Any, phase: Any, exec_ctx: Any, results: Any = None

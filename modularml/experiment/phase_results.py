@@ -242,6 +242,41 @@ class TrainResults(PhaseResults):
         """Number of epochs that ran."""
         return len(self.epoch_indices)
 
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch that an `EarlyStopping` found best; None where there was none."""
+        stops = [r for r in self._callbacks if r.kind == "early_stopping"]
+        best: int | None = stops[-1].best_epoch if stops else None  # type: ignore[attr-defined]
+        return best
+
+    @property
+    def kept_epoch(self) -> int | None:
+        """The epoch whose weights the graph had at the end; None where no epoch ran.
+
+        The last one, unless an `EarlyStopping` went back to the best.
+        """
+        restored = [r for r in self._callbacks if getattr(r, "restored", False)]
+        kept: int | None = restored[-1].best_epoch if restored else None  # type: ignore[attr-defined]
+        return max(self.epoch_indices, default=None) if kept is None else kept
+
+    def figures(self, at: Literal["kept", "last", "best"] = "kept") -> dict[str, float]:
+        """Return the metrics that were logged in one epoch, by name.
+
+        Parameters
+        ----------
+        at : {'kept', 'last', 'best'}
+            The epoch whose weights were kept, the last one, or the best in the eyes of an
+            `EarlyStopping` (the one kept, where there is none).
+        """
+        if at not in ("kept", "last", "best"):
+            raise ConfigError(f"at must be 'kept', 'last' or 'best', got {at!r}")
+        epoch = self.kept_epoch
+        if at == "last":
+            epoch = max(self.epoch_indices, default=None)
+        elif at == "best" and self.best_epoch is not None:
+            epoch = self.best_epoch
+        return {} if epoch is None else self._metrics.at_epoch(epoch)
+
     def evaluations(self) -> AxisSeries[Any]:
         """Return the results of evaluations during training over (label, epoch)."""
         found = [r for r in self._callbacks if r.kind == "evaluation"]

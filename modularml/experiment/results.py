@@ -12,10 +12,10 @@ from modularml._optional import require
 from modularml._typing import Array
 from modularml.data.batch import Batch, as_numpy, concat_tensors
 from modularml.data.formats import DataFormat, convert_array
-from modularml.data.selectors import as_list, select_one
+from modularml.data.selectors import select_one
 from modularml.errors import ConfigError, UnknownNameError
 from modularml.experiment.phase_results import Domain, PhaseResults, TrainResults
-from modularml.experiment.scores import Meaning, Score, find_score
+from modularml.experiment.scores import Meaning, Score, find_scores
 from modularml.graph.node import GraphNode
 from modularml.plotting import confusion_matrix, parity
 
@@ -87,11 +87,7 @@ class _OnePass(PhaseResults):
         DataFrame
             Columns ``score``, ``role``, ``group`` (missing for all rows), ``value``, ``n_rows``.
         """
-        found = (
-            names
-            if isinstance(names, Mapping)
-            else {name: find_score(name, meaning=outputs) for name in as_list(names)}
-        )
+        found = find_scores(names, outputs)
         rows = self.scored(found, node, role=role, group_by=group_by, unscale=unscale)
         columns = ["score", "role", "group", "value", "n_rows"]
         frame: pd.DataFrame = require("pandas").DataFrame(rows, columns=columns)

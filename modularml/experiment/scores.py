@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -11,9 +11,10 @@ import numpy as np
 from modularml._optional import has, require
 from modularml._typing import Array
 from modularml.backends import adapter_for
+from modularml.data.selectors import as_list
 from modularml.errors import ConfigError, ModularMLError, UnknownNameError
 
-__all__ = ["Meaning", "Score", "find_score"]
+__all__ = ["Meaning", "Score", "default_score", "find_score", "find_scores", "greater_is_better"]
 
 Meaning: TypeAlias = Literal["auto", "values", "logits", "probabilities"]
 Score: TypeAlias = Callable[[Array, Array], float]
@@ -24,6 +25,8 @@ _SHORT = {
     "mse": "mean_squared_error",
     "rmse": "root_mean_squared_error",
 }
+_DIRECTIONS = {"loss": False, "acc": True, "auc": True}
+"""Whether greater is better, of names that people give to metrics of their own."""
 
 
 def find_score(
@@ -76,6 +79,51 @@ def find_score(
     return _told(
         name, lambda true, out: made(**chosen)(as_tensor(_flat(out)), as_tensor(_flat(true)))
     )
+
+
+def greater_is_better(score: str | Callable[..., Any]) -> bool | None:
+    """Return whether greater values of a score are better; None where that is not known.
+
+    A scorer of scikit-learn is greater where it is better, whatever it measures; a function of
+    `sklearn.metrics` says it by its name, a class of torchmetrics by ``higher_is_better``. A
+    function of the user's own may carry ``greater_is_better``.
+    """
+    if callable(score):
+        known: bool | None = getattr(score, "greater_is_better", None)
+        return known
+    name = _SHORT.get(score, score)
+    if name in _DIRECTIONS:
+        return _DIRECTIONS[name]
+    if name in require("sklearn.metrics").get_scorer_names():
+        return True
+    if _function(name) is not None:
+        lower = name.endswith(("_error", "_loss", "_deviance"))
+        return not lower if lower or name.endswith(("_score", "_corrcoef")) else None
+    torchmetrics = require("torchmetrics") if name[:1].isupper() and has("torchmetrics") else None
+    return getattr(getattr(torchmetrics, name, None), "higher_is_better", None)
+
+
+def find_scores(
+    names: str | Sequence[str] | Mapping[str, Score], meaning: Meaning = "auto"
+) -> Mapping[str, Score]:
+    """Return functions by name; functions that come by name are returned as they are."""
+    if isinstance(names, Mapping):
+        return names
+    return {name: find_score(name, meaning=meaning) for name in as_list(names)}
+
+
+def default_score(model: Any) -> str | None:
+    """Return the score that an estimator of scikit-learn scores itself by; None for other models.
+
+    Parameters
+    ----------
+    model : BaseModel
+    """
+    base, estimator = require("sklearn.base"), getattr(model, "inner", None)
+    if not hasattr(estimator, "get_params"):
+        return None
+    kinds = {"r2": base.is_regressor, "accuracy": base.is_classifier}
+    return next((score for score, fits in kinds.items() if fits(estimator)), None)
 
 
 def _told(name: str, call: Score) -> Score:

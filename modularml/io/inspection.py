@@ -28,7 +28,8 @@ def inspect(path: str | Path) -> dict[str, Any]:
         ``kind``, ``library``, ``schema``, ``content_id``, ``backends``, ``classes`` (of the
         author's own), ``type``, ``label``, ``nodes``, ``featuresets`` (rows, columns and their
         types, fingerprint of the rows as they lie in the file, splits and scalers of each),
-        ``runs`` (with the last value of each metric) and ``members`` (size in bytes of each).
+        ``runs`` (with each metric of the epoch whose weights were kept) and ``members`` (size in
+        bytes of each).
 
     Raises
     ------
@@ -91,7 +92,7 @@ def _branches(facts: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _lines_of_run(run: dict[str, Any]) -> list[str]:
-    metrics = [f"last {name}: {value:.6g}" for name, value in run["metrics"].items()]
+    metrics = [f"{name}: {value:.6g}" for name, value in run["metrics"].items()]
     return [f"{run['label']}: {run['status']}, {', '.join(run['phases'])}", *metrics]
 
 
@@ -153,16 +154,28 @@ def _shown_type(kind: Any) -> str:
 
 def _of_run(run: dict[str, Any], archive: Archive) -> dict[str, Any]:
     phases = [item["label"] for item in run["results"]["items"]]
-    metrics = dict(_last_values(run["results"], archive))
+    metrics = dict(_kept_values(run["results"], archive))
     return {"label": run["label"], "status": run["status"], "phases": phases, "metrics": metrics}
 
 
-def _last_values(item: dict[str, Any], archive: Archive) -> Iterator[tuple[str, float]]:
-    """Yield the value that each metric of a phase, or of the phases of a group, had last."""
+def _kept_values(item: dict[str, Any], archive: Archive) -> Iterator[tuple[str, float]]:
+    """Yield the metrics of a phase, or of the phases of a group, in the epoch that was kept."""
     for inner in item.get("items", []):
-        yield from _last_values(inner, archive)
-    for name, series in item.get("metrics", {}).get("epochs", {}).items():
-        told = series["value"]
-        values = load_tensors(archive.payloads[told["in"]], archive.path, told["in"])
-        if len(found := values[told["$tensor"]].ravel()):
+        yield from _kept_values(inner, archive)
+    columns = {
+        name: {axis: _numbers(series[axis], archive) for axis in ("epoch", "value")}
+        for name, series in item.get("metrics", {}).get("epochs", {}).items()
+    }
+    ends = [said["fields"] for said in item.get("callbacks", [])]
+    kept = next((end["best_epoch"] for end in reversed(ends) if end.get("restored")), None)
+    if kept is None:
+        kept = max((int(e) for column in columns.values() for e in column["epoch"]), default=None)
+    for name, column in columns.items():
+        found = column["value"][column["epoch"] == kept]
+        if len(found):
             yield f"{item['label']}.{name}", float(found[-1])
+
+
+def _numbers(stored: dict[str, Any], archive: Archive) -> Any:
+    tensors = load_tensors(archive.payloads[stored["in"]], archive.path, stored["in"])
+    return tensors[stored["$tensor"]].ravel()

@@ -1,16 +1,21 @@
 """Rules that say which rows belong to which split: rows in, index arrays out."""
 
 from modularml._registry import Registry
-from modularml.splitters.base import BaseSplitter, SplitOverlapWarning, SplitRatioWarning
+from modularml.splitters.base import (
+    BaseSplitter,
+    SplitOverlapWarning,
+    SplitRatioWarning,
+    StrataWarning,
+)
 from modularml.splitters.condition import ConditionSplitter
 from modularml.splitters.folds import (
     FoldSplitter,
     KFoldSplitter,
     LeaveOneGroupOutSplitter,
     ScikitSplitter,
-    TimeSeriesSplitter,
 )
 from modularml.splitters.random import RandomSplitter
+from modularml.splitters.time_series import TimeSeriesSplitter
 
 __all__ = [
     "BaseSplitter",
@@ -22,6 +27,7 @@ __all__ = [
     "ScikitSplitter",
     "SplitOverlapWarning",
     "SplitRatioWarning",
+    "StrataWarning",
     "TimeSeriesSplitter",
     "splitter_registry",
 ]

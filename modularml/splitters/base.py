@@ -18,6 +18,7 @@ __all__ = [
     "BaseSplitter",
     "SplitOverlapWarning",
     "SplitRatioWarning",
+    "StrataWarning",
     "key_list",
     "warn_of_overlap",
 ]
@@ -29,6 +30,10 @@ class SplitOverlapWarning(UserWarning):
 
 class SplitRatioWarning(UserWarning):
     """A part is far from its ratio, as a group that cannot be cut is larger than the part."""
+
+
+class StrataWarning(UserWarning):
+    """A stratum is too rare, or groups too large, for it to be in every part."""
 
 
 class BaseSplitter(Configurable, Saveable, ABC):

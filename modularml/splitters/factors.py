@@ -12,7 +12,10 @@ from modularml._optional import require
 from modularml._typing import Array, IntArray
 from modularml.errors import SplitError
 
-__all__ = ["Factor", "factorise"]
+__all__ = ["Factor", "cross", "factorise"]
+
+MOST_CELLS = 50_000_000
+"""Most counts of strata in groups that are held in memory (8 bytes each, a few times)."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,29 @@ def factorise(keys: Sequence[str], columns: Mapping[str, Array]) -> Factor:
     return Factor(codes, count, {key: columns[key] for key in keys})
 
 
+def cross(groups: Factor, strata: Factor) -> IntArray:
+    """Count the rows of each stratum in each group.
+
+    Returns
+    -------
+    ndarray of int64, shape (n_groups, n_strata)
+
+    Raises
+    ------
+    SplitError
+        If these are too many to be held in memory.
+    """
+    if groups.count * strata.count > MOST_CELLS:
+        raise SplitError(
+            f"{groups.count} groups times {strata.count} strata are too many to be balanced; "
+            "stratify by something coarser, such as a label or a few bins"
+        )
+    cells = np.bincount(
+        groups.codes * strata.count + strata.codes, minlength=groups.count * strata.count
+    )
+    return cells.reshape(groups.count, strata.count)
+
+
 def _codes(key: str, values: Array) -> tuple[IntArray, int]:
     if values.ndim != 1:
         raise SplitError(
@@ -93,6 +119,7 @@ def _codes(key: str, values: Array) -> tuple[IntArray, int]:
         missing = codes < 0
         raise SplitError(
             f"column {key!r} has {missing.sum()} missing values (the first at row "
-            f"{missing.argmax()}), so those rows have no group; fill them, or filter them out"
+            f"{missing.argmax()}), so those rows have no group or stratum; fill them, or filter "
+            "them out"
         )
     return codes.astype(np.int64, copy=False), len(uniques)

@@ -8,20 +8,23 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator, Philox
 
 from modularml._arguments import at_least
 from modularml._optional import require
 from modularml._typing import Array, Columns, IntArray
 from modularml.errors import SplitError
-from modularml.splitters.base import BaseSplitter, key_list
-from modularml.splitters.factors import factorise
+from modularml.splitters.base import BaseSplitter, StrataWarning, key_list
+from modularml.splitters.dealing import deal
+from modularml.splitters.factors import Factor, cross, factorise
+from modularml.splitters.random import RandomSplitter
+from modularml.splitters.strata import stratify, warn_of_missing
 
 __all__ = [
     "FoldSplitter",
     "KFoldSplitter",
     "LeaveOneGroupOutSplitter",
     "ScikitSplitter",
-    "TimeSeriesSplitter",
 ]
 
 
@@ -52,6 +55,31 @@ class FoldSplitter(BaseSplitter):
         SplitError
             If these rows cannot be cut into such folds.
         """
+
+    def hold_back(
+        self, rows: IntArray, share: float, *, columns: Mapping[str, Array], seed: int
+    ) -> IntArray:
+        """Return the rows that a fold keeps out of its training rows to stop by.
+
+        By the splitter's own groups and strata, where it has any.
+
+        Parameters
+        ----------
+        rows : ndarray of int64
+            What the fold trains on, ascending.
+        share : float
+            Of these rows; above 0 and below 1.
+        columns : mapping of str to ndarray, shape (n,)
+            As for `folds`.
+        seed : int
+        """
+        names = ("group_by", "stratify_by", "bins")
+        keys = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        cut = RandomSplitter({"train": 1 - share, "stop": share}, seed=seed, **keys)
+        own = {name: columns[name][rows] for name in cut.needs}
+        with warnings.catch_warnings():  # no scores are taken on rows to stop by
+            warnings.simplefilter("ignore", StrataWarning)
+            return rows[cut.split(len(rows), columns=own)["stop"]]
 
     def assign(self, n: int, *, columns: Mapping[str, Array]) -> dict[str, IntArray]:
         """Return both sides of every fold by name."""
@@ -95,11 +123,13 @@ class ScikitSplitter(FoldSplitter):
 
     def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
         """Return the sides of each fold; SplitError if the splitter refuses these rows."""
-        strata, groups = (
-            None if keys is None else factorise(key_list(keys), columns).codes
-            for keys in (self.stratify_by, self.group_by)
-        )
-        return _run(self.splitter, n, strata=strata, groups=groups)
+        groups = factorise(key_list(self.group_by), columns).codes if self.group_by else None
+        if not self.stratify_by:
+            return run_sklearn(self.splitter, n, groups=groups)
+        strata = stratify(key_list(self.stratify_by), columns)
+        found = run_sklearn(self.splitter, n, strata.codes, groups)
+        _warn_of_rare(strata, found, self.stratify_by)
+        return found
 
 
 class KFoldSplitter(FoldSplitter):
@@ -132,8 +162,9 @@ class KFoldSplitter(FoldSplitter):
         stratify_by: Columns = None,
         shuffle: bool = True,
         seed: int = 13,
+        bins: int | None = None,
     ) -> None:
-        at_least(2, SplitError, n_folds=n_folds)
+        at_least(2, SplitError, n_folds=n_folds, bins=bins)
         at_least(0, SplitError, seed=seed)
         key_list(group_by, stratify_by)
         self.n_folds = n_folds
@@ -141,6 +172,7 @@ class KFoldSplitter(FoldSplitter):
         self.stratify_by = stratify_by
         self.shuffle = shuffle
         self.seed = seed
+        self.bins = bins
 
     @property
     def needs(self) -> list[str]:
@@ -149,74 +181,56 @@ class KFoldSplitter(FoldSplitter):
 
     def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
         """Return the sides of each fold; SplitError if rows, or groups, are too few."""
-        name = f"{'Stratified' * bool(self.stratify_by)}{'Group' * bool(self.group_by)}KFold"
         groups = factorise(key_list(self.group_by), columns) if self.group_by else None
         have, what = (
             (n, "rows") if groups is None else (groups.count, f"groups by {self.group_by!r}")
         )
         if have < self.n_folds:
-            raise SplitError(f"{self.n_folds} folds need as many {what}, got {have}")
-        splitter = getattr(require("sklearn.model_selection"), name)(
-            self.n_folds, shuffle=self.shuffle, random_state=self.seed if self.shuffle else None
-        )
-        return ScikitSplitter(splitter, self.group_by, self.stratify_by).folds(n, columns=columns)
+            raise SplitError(
+                f"{self.n_folds} folds need as many {what}, got {have}: at most {have} folds"
+            )
+        strata = None
+        if self.stratify_by:
+            strata = stratify(key_list(self.stratify_by), columns, self.bins)
+        if strata is not None and groups is None and strata.sizes.max() < self.n_folds:
+            found = self._dealt(strata.codes)  # which scikit-learn refuses
+        else:
+            found = self._by_sklearn(n, strata, groups)
+        if strata is not None:
+            _warn_of_rare(strata, found, self.stratify_by)
+        return found
 
+    def _by_sklearn(
+        self, n: int, strata: Factor | None, groups: Factor | None
+    ) -> list[tuple[IntArray, IntArray]]:
+        """Cut as scikit-learn does; deal groups anew where it leaves a fold empty."""
+        if strata is None or groups is None or strata.sizes.max() >= self.n_folds:
+            name = f"{'Stratified' * (strata is not None)}{'Group' * (groups is not None)}KFold"
+            splitter = getattr(require("sklearn.model_selection"), name)(
+                self.n_folds, shuffle=self.shuffle, random_state=self.seed if self.shuffle else None
+            )
+            codes = (None if factor is None else factor.codes for factor in (strata, groups))
+            found = run_sklearn(splitter, n, *codes)
+            if all(len(val) for _, val in found):
+                return found
+        assert strata is not None
+        assert groups is not None
+        shares = np.full(self.n_folds, 1 / self.n_folds)
+        parts = deal(cross(groups, strata), shares, Generator(Philox(self.seed)))
+        return self._sides(parts[groups.codes])
 
-class TimeSeriesSplitter(FoldSplitter):
-    """Validate on each stretch of time after training on what came before it.
+    def _dealt(self, codes: IntArray) -> list[tuple[IntArray, IntArray]]:
+        """Deal rows in turn, stratum by stratum."""
+        rows = np.arange(len(codes))
+        if self.shuffle:
+            rows = Generator(Philox(self.seed)).permutation(rows)
+        parts = np.empty(len(codes), dtype=np.int64)
+        parts[rows[np.argsort(codes[rows], kind="stable")]] = np.arange(len(codes)) % self.n_folds
+        return self._sides(parts)
 
-    Parameters
-    ----------
-    n_folds : int
-        At least 2.
-    order_by : str, optional
-        Column that gives the order, such as a time. The order of rows, if None.
-    max_train_size : int, optional
-        Rows that a fold trains on at most, the latest; all earlier ones, if None.
-    test_size : int, optional
-        Rows in each stretch; ``n // (n_folds + 1)``, if None.
-    gap : int
-        Rows left out between the two sides.
-
-    Notes
-    -----
-    The folds are those of scikit-learn's ``TimeSeriesSplit`` on the sorted rows. Rows of equal
-    time keep their order; they may fall on both sides of an edge.
-    """
-
-    def __init__(
-        self,
-        n_folds: int = 5,
-        *,
-        order_by: str | None = None,
-        max_train_size: int | None = None,
-        test_size: int | None = None,
-        gap: int = 0,
-    ) -> None:
-        at_least(2, SplitError, n_folds=n_folds)
-        at_least(0, SplitError, gap=gap)
-        at_least(1, SplitError, max_train_size=max_train_size, test_size=test_size)
-        self.n_folds = n_folds
-        self.order_by = order_by
-        self.max_train_size = max_train_size
-        self.test_size = test_size
-        self.gap = gap
-
-    @property
-    def needs(self) -> list[str]:
-        """The column that gives the order."""
-        return key_list(self.order_by)
-
-    def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
-        """Return the sides of each fold; SplitError if rows are too few, or a time is missing."""
-        splitter = require("sklearn.model_selection").TimeSeriesSplit(
-            self.n_folds, max_train_size=self.max_train_size, test_size=self.test_size, gap=self.gap
-        )
-        folds = _run(splitter, n)
-        if self.order_by is None:
-            return folds
-        order = np.argsort(factorise([self.order_by], columns).codes, kind="stable")
-        return [(np.sort(order[train]), np.sort(order[val])) for train, val in folds]
+    def _sides(self, parts: IntArray) -> list[tuple[IntArray, IntArray]]:
+        places = range(self.n_folds)
+        return [(np.flatnonzero(parts != i), np.flatnonzero(parts == i)) for i in places]
 
 
 class LeaveOneGroupOutSplitter(FoldSplitter):
@@ -246,17 +260,39 @@ class LeaveOneGroupOutSplitter(FoldSplitter):
                 f"leaving one group out needs at least 2 groups by {self.group_by!r}, "
                 f"got {groups.count}"
             )
-        return _run(require("sklearn.model_selection").LeaveOneGroupOut(), n, groups=groups.codes)
+        return run_sklearn(
+            require("sklearn.model_selection").LeaveOneGroupOut(), n, groups=groups.codes
+        )
 
 
-def _run(
-    splitter: Any, n: int, strata: IntArray | None = None, groups: IntArray | None = None
+def run_sklearn(
+    splitter: Any,
+    n: int,
+    strata: IntArray | None = None,
+    groups: IntArray | None = None,
 ) -> list[tuple[IntArray, IntArray]]:
     """Run a splitter of scikit-learn on row numbers and return ascending positions."""
     try:
-        with warnings.catch_warnings():  # of strata too small to be in every fold
+        with warnings.catch_warnings():  # of strata too small to be in every fold: ours is better
             warnings.filterwarnings("ignore", "The least populated class", UserWarning)
             found: Iterable[tuple[Any, Any]] = list(splitter.split(np.arange(n), strata, groups))
-    except ValueError as error:
-        raise SplitError(f"{n} rows cannot be cut by {splitter!r}: {error}") from error
+    except (ValueError, TypeError) as error:
+        lacks = [
+            f"pass {name}=, which it needs; "
+            for name, given, word in (
+                ("stratify_by", strata, "Strat"),
+                ("group_by", groups, "Group"),
+            )
+            if given is None and word in type(splitter).__name__
+        ]
+        raise SplitError(
+            f"{n} rows cannot be cut by {splitter!r}: {''.join(lacks)}{error}"
+        ) from error
     return [(np.sort(train), np.sort(val)) for train, val in found]
+
+
+def _warn_of_rare(strata: Factor, folds: list[tuple[IntArray, IntArray]], by: Columns) -> None:
+    """Warn of strata that some fold does not validate on."""
+    counts = [np.bincount(strata.codes[val], minlength=strata.count) for _, val in folds]
+    names = [f"fold_{fold}_val" for fold in range(len(folds))]
+    warn_of_missing(strata, np.stack(counts, axis=1), names, by)

@@ -17,16 +17,13 @@ from modularml.errors import SplitError
 from modularml.splitters.apportion import apportion, largest_remainder
 from modularml.splitters.base import BaseSplitter, SplitRatioWarning, key_list
 from modularml.splitters.dealing import deal
-from modularml.splitters.factors import Factor, factorise
+from modularml.splitters.factors import Factor, cross, factorise
+from modularml.splitters.strata import stratify, warn_of_missing
 
 __all__ = ["RandomSplitter"]
 
 FAR = 0.05
 """A group that exceeds its part's share by this much of all rows is worth a warning."""
-
-
-MOST_CELLS = 50_000_000
-"""Most counts of strata in groups that are held in memory (8 bytes each, a few times)."""
 
 
 class RandomSplitter(BaseSplitter):
@@ -41,11 +38,16 @@ class RandomSplitter(BaseSplitter):
         as the groups allow (to within 0.5 % of all rows), and none is empty.
     stratify_by : str or list of str, optional
         Each combination of these columns is cut by the ratios. Together with ``group_by``, whole
-        groups are dealt so that strata are as balanced as they allow.
+        groups are dealt so that strata are as balanced as they allow. A `StrataWarning` names
+        strata that are not in every part.
     strict_stratification : bool
         Whether every stratum must be in every part; an error names the one that cannot be.
     seed : int
         At least 0. It alone decides which row, or group, goes where.
+    bins : int, optional
+        Columns of numbers in ``stratify_by`` with more distinct values are cut into so many bins
+        of about equally many rows. Where none are asked for, columns of fractions are cut into 10,
+        and whole numbers are taken for classes.
 
     Raises
     ------
@@ -73,15 +75,18 @@ class RandomSplitter(BaseSplitter):
         stratify_by: Columns = None,
         strict_stratification: bool = False,
         seed: int = 13,
+        bins: int | None = None,
     ) -> None:
         _check_ratios(ratios)
         at_least(0, SplitError, seed=seed)
+        at_least(2, SplitError, bins=bins)
         key_list(group_by, stratify_by)
         self.ratios = dict(ratios)
         self.group_by = group_by
         self.stratify_by = stratify_by
         self.strict_stratification = strict_stratification
         self.seed = seed
+        self.bins = bins
 
     @property
     def needs(self) -> list[str]:
@@ -97,7 +102,9 @@ class RandomSplitter(BaseSplitter):
             If a part would be empty, a key is missing in some row, or a stratum cannot be in
             every part though ``strict_stratification`` is set.
         """
-        strata = factorise(key_list(self.stratify_by), columns) if self.stratify_by else None
+        strata = None
+        if self.stratify_by:
+            strata = stratify(key_list(self.stratify_by), columns, self.bins)
         if self.group_by:
             labels = self._by_group(factorise(key_list(self.group_by), columns), strata)
         elif strata is not None:
@@ -123,6 +130,7 @@ class RandomSplitter(BaseSplitter):
         if self.strict_stratification:
             self._require_strata(strata, cells, "rows")
             self._warn_of_ratios(cells.sum(axis=0), "small strata are in every part")
+        warn_of_missing(strata, cells, list(self.ratios), self.stratify_by)
         order = rng.permutation(len(strata.codes))
         codes = strata.codes.astype(np.min_scalar_type(strata.count), copy=False)  # sorts faster
         return _scatter(order[np.argsort(codes[order], kind="stable")], cells.ravel(), len(shares))
@@ -134,13 +142,15 @@ class RandomSplitter(BaseSplitter):
                 f"split {min(self.ratios, key=self.ratios.__getitem__)!r} would be empty: there "
                 f"are {groups.count} groups by {self.group_by!r} for {len(shares)} splits"
             )
-        counts = groups.sizes[:, None] if strata is None else _cross(groups, strata)
+        counts = groups.sizes[:, None] if strata is None else cross(groups, strata)
         labels = deal(counts, shares, rng)
         cells = np.stack(
             [counts[labels == part].sum(axis=0) for part in range(len(shares))], axis=1
         )
         if strata is not None and self.strict_stratification:
             self._require_strata(strata, cells, "whole groups")
+        if strata is not None:
+            warn_of_missing(strata, cells, list(self.ratios), self.stratify_by)
         biggest = np.array([groups.sizes[labels == part].max() for part in range(len(shares))])
         if (biggest > (shares + FAR) * groups.sizes.sum()).any():
             self._warn_of_ratios(cells.sum(axis=0), f"the largest group has {biggest.max()}")
@@ -206,16 +216,3 @@ def _scatter(order: IntArray, sizes: IntArray, n_parts: int | None = None) -> Ar
     labels = np.empty(len(order), dtype=parts.dtype)
     labels[order] = np.repeat(parts, sizes)
     return labels
-
-
-def _cross(groups: Factor, strata: Factor) -> IntArray:
-    """Count the rows of each stratum in each group."""
-    if groups.count * strata.count > MOST_CELLS:
-        raise SplitError(
-            f"{groups.count} groups times {strata.count} strata are too many to be balanced; "
-            "stratify by something coarser, such as a label or a few bins"
-        )
-    cells = np.bincount(
-        groups.codes * strata.count + strata.codes, minlength=groups.count * strata.count
-    )
-    return cells.reshape(groups.count, strata.count)

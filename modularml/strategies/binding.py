@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from modularml._arguments import Checked
+from modularml._arguments import Checked, at_least
 from modularml._typing import Columns
 from modularml.context import ExperimentContext
 from modularml.data import FeatureSet, FeatureSetView
@@ -36,6 +36,16 @@ class CVBinding(Checked):
     val_size : float, optional
         Share of the pool that each fold validates on; ``1 / n_folds`` where none is given.
         What no fold validates on is trained on in all of them.
+    stop_size : float, optional
+        Share of each fold's training rows that is held back, by the same groups and strata (the
+        latest rows, where a `TimeSeriesSplitter` makes the folds), for what chooses while it
+        trains: early stopping and learning-rate schedules. Where these watch a metric of an
+        `Evaluation` on the validation split, they watch the same metric of the rows held back,
+        which is logged as ``stop_val_loss`` and so on. Scalers are not fitted on these rows.
+    stop_split_name : str
+        What the rows held back are called in each fold.
+    bins : int, optional
+        Bins for `stratify_by`; see `KFoldSplitter`.
 
     Raises
     ------
@@ -55,19 +65,26 @@ class CVBinding(Checked):
         train_split_name: str = "train",
         val_split_name: str = "val",
         val_size: float | None = None,
+        stop_size: float | None = None,
+        stop_split_name: str = "stop",
+        bins: int | None = None,
     ) -> None:
         found: Any = fs
         if isinstance(fs, str):
             found = ExperimentContext.get_active().get_node(fs, enforce_type="FeatureSet")
         if not isinstance(found, FeatureSet):
             raise ConfigError(f"fs must be a FeatureSet, its label or id, got {fs!r}")
-        if train_split_name == val_split_name:
-            raise ConfigError(f"both sides of a fold cannot be called {val_split_name!r}")
-        if val_size is not None and not 0 < val_size < 1:
-            raise ConfigError(f"val_size must lie between 0 and 1, got {val_size!r}")
+        names = [train_split_name, val_split_name, *[stop_split_name] * (stop_size is not None)]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"the parts of a fold need names of their own, got {names}")
+        for name, size in (("val_size", val_size), ("stop_size", stop_size)):
+            if size is not None and not 0 < size < 1:
+                raise ConfigError(f"{name} must lie between 0 and 1, got {size!r}")
+        at_least(2, bins=bins)
         self.featureset, self.source_splits = found, as_list(source_splits)
         self.group_by, self.stratify_by, self.val_size = group_by, stratify_by, val_size
         self.train_split_name, self.val_split_name = train_split_name, val_split_name
+        self.stop_size, self.stop_split_name, self.bins = stop_size, stop_split_name, bins
         if not len(self.pool()):
             raise ConfigError(f"source_splits {self.source_splits} of {found.label!r} hold no rows")
         for key in key_list(group_by, stratify_by):
@@ -80,6 +97,7 @@ class CVBinding(Checked):
         return fs.take(np.unique(np.concatenate([np.empty(0, dtype=np.int64), *rows])), "pool")
 
     def __repr__(self) -> str:
-        shown = {"group_by": self.group_by, "stratify_by": self.stratify_by}
+        names = ("group_by", "stratify_by", "stop_size")
+        shown = {name: getattr(self, name) for name in names}
         told = "".join(f", {name}={keys!r}" for name, keys in shown.items() if keys is not None)
         return f"CVBinding({self.featureset.label!r}, {self.source_splits}{told})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from modularml.config import Configurable
 from modularml.context import ExperimentContext, ExperimentNode
 from modularml.data import FeatureSet
 from modularml.experiment import Experiment, FitPhase, PhaseGroup
+from modularml.experiment.monitoring import loggers_of, monitors_of, schedules_of
 from modularml.experiment.phase import ExperimentPhase
 from modularml.graph.fitting import is_fittable
 from modularml.graph.model_graph import ModelGraph
@@ -43,6 +44,7 @@ def fold_experiment(experiment: Experiment, plan: Plan, fold: Fold, label: str) 
     """
     seed_all(fold.seed)
     new = _made_again(experiment, plan, label, lambda fs: _rows_of(fs, fold.sides.get(fs.label)))
+    _stop_by_rows_held_back(new, fold)
     _own_samplers(plan.flatten(), new.execution_plan.flatten(), fold.seed)
     _own_files(new, label)
     return new
@@ -93,7 +95,7 @@ def _rows_of(fs: FeatureSet, sides: Sides | None = None) -> FeatureSet:
     if sides is None:
         return new
     state = new.get_state()
-    state["splits"] |= {sides.train_name: sides.train, sides.val_name: sides.val}
+    state["splits"] |= sides.splits
     new.set_state(state)
     for record in records:
         new.fit_transform(
@@ -108,10 +110,9 @@ def _rows_of(fs: FeatureSet, sides: Sides | None = None) -> FeatureSet:
 
 def _split_to_fit(fs: FeatureSet, name: str | None, sides: Sides) -> str:
     """Return the fold's own rows, unless a scaler was fitted on rows that no fold cuts."""
-    if name is not None and name in fs.available_splits:
-        pool = np.concatenate([sides.train, sides.val])
-        if not np.isin(fs.get_split(name).valid_indices, pool).any():
-            return name
+    elsewhere = name is not None and name in fs.available_splits and name not in sides.splits
+    if elsewhere and not np.isin(fs.get_split(name).valid_indices, sides.pool).any():
+        return str(name)
     return sides.train_name
 
 
@@ -143,6 +144,41 @@ def _is_object(value: Any) -> bool:
 
 
 # -- plan ---------------------------------------------------------------------------------------
+
+
+def _stop_by_rows_held_back(new: Experiment, fold: Fold) -> None:
+    """Let what chooses by the validation rows choose by those held back for it."""
+    stops = {k: s.stop_name for k, s in fold.sides.items() if s.stop is not None}
+    vals = {k: s.val_name for k, s in fold.sides.items() if s.stop is not None}
+    prefix = f"{next(iter(stops.values()), '')}_"
+    for phase in new.execution_plan.flatten():
+        for found in monitors_of(phase, new.model_graph):
+            monitor = found.removeprefix(prefix)  # a schedule may watch it since an earlier phase
+            for watch in loggers_of(monitor, phase.callbacks):
+                if not reads_only(watch, vals):
+                    continue
+                with new.ctx.activate():
+                    other = watch.of_splits(stops, prefix)
+                if not loggers_of(prefix + monitor, phase.callbacks):
+                    phase.callbacks.insert(phase.callbacks.index(watch) + 1, other)
+                if loggers_of(prefix + monitor, [other]):
+                    _watch(phase, new.model_graph, monitor, prefix + monitor)
+
+
+def reads_only(callback: Any, splits: Mapping[str, str]) -> bool:
+    """Tell whether a callback evaluates these splits, by label of the FeatureSet, and no others."""
+    sources = callback.eval_phase.input_sources if hasattr(callback, "of_splits") else []
+    return bool(sources) and all(splits.get(s.upstream_ref.node_label) == s.split for s in sources)
+
+
+def _watch(phase: ExperimentPhase, graph: Any, old: str, new: str) -> None:
+    """Let callbacks and schedules watch another metric."""
+    for schedule in schedules_of(graph):
+        if schedule.monitor == old:
+            schedule.monitor = new
+    for i, callback in enumerate(phase.callbacks):
+        if getattr(callback, "monitor", None) == old:
+            phase.callbacks[i] = type(callback)(**{**callback._params(), "monitor": new})
 
 
 def _own_samplers(

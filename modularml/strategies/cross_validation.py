@@ -15,25 +15,29 @@ from modularml.data.scaling import LeakWarning
 from modularml.errors import ConfigError, ExecutionError
 from modularml.experiment import Experiment, FitPhase, PhaseGroup, TrainPhase
 from modularml.experiment.auditing import Auditor
+from modularml.experiment.monitoring import loggers_of, monitors_of
 from modularml.experiment.phase import ExperimentPhase, all_of
 from modularml.experiment.run import check_flags
 from modularml.io.randomness import unchanged_randomness
 from modularml.progress import bar
 from modularml.splitters import FoldSplitter, ScikitSplitter
 from modularml.strategies.binding import CVBinding
-from modularml.strategies.copying import fold_experiment
+from modularml.strategies.copying import fold_experiment, reads_only
 from modularml.strategies.cv_results import CVResults
 from modularml.strategies.folds import Fold, make_folds
 from modularml.strategies.jobs import Search, Work
 
-__all__ = ["CrossValidation", "FoldFailedWarning"]
-
+__all__ = ["CrossValidation", "FoldFailedWarning", "SelectionWarning"]
 
 BARS = ("show_sampler_progress", "show_training_progress", "show_eval_progress")
 
 
 class FoldFailedWarning(UserWarning):
     """A fold ended with an error; the others are kept."""
+
+
+class SelectionWarning(UserWarning):
+    """An epoch or a learning rate is chosen by the rows that scores are taken on."""
 
 
 class CrossValidation(Checked):
@@ -181,6 +185,14 @@ class CrossValidation(Checked):
         if isinstance(plan, PhaseGroup) and not len(plan):
             raise ConfigError("there is nothing to run: the plan is empty; pass phase=")
         self._warn_of_leaks(plan)
+        chosen = self._selection(plan)
+        if chosen:
+            warn(
+                f"{'; '.join(chosen)}. Folds are scored on rows of it, so their scores are "
+                "better than honest ones; pass stop_size=0.15, say, to CVBinding, which holds back "
+                "training rows of each fold for it",
+                SelectionWarning,
+            )
         missing = [fold for fold in self.folds if fold.label not in self._done]
         if missing:
             self._audit(plan, missing[0])
@@ -192,7 +204,14 @@ class CrossValidation(Checked):
                 (failed if isinstance(found, Exception) else self._done)[fold.label] = found
                 drawn.update()
         self._tell(failed)
-        return CVResults(self.label, self.bindings, self.folds, self._done, failed)
+        return CVResults(
+            self.label,
+            self.bindings,
+            self.folds,
+            self._done,
+            failed,
+            selected_on_scored_rows=bool(chosen),
+        )
 
     def _check_resume(self, resume: str | None) -> None:
         fits = resume == "auto" and self.experiment._checkpoint_dir is not None
@@ -239,6 +258,23 @@ class CrossValidation(Checked):
                 own = fold_experiment(self.experiment, plan, fold, fold.label)
             auditor.look(own.execution_plan, own.ctx)
 
+    def _selection(self, plan: Any) -> list[str]:
+        """Say what chooses by rows that folds validate on, phase by phase."""
+        bound = {b.featureset.label: b for b in self.bindings}
+        stopped = {k: b.val_split_name for k, b in bound.items() if b.stop_size is not None}
+        found = []
+        for phase in plan.flatten():
+            for monitor, who in monitors_of(phase, self.experiment.model_graph).items():
+                for watch in loggers_of(monitor, phase.callbacks):
+                    sources = getattr(getattr(watch, "eval_phase", None), "input_sources", ())
+                    if reads_only(watch, stopped) or not any(_is_scored(bound, s) for s in sources):
+                        continue
+                    found.append(
+                        f"{' and '.join(who)} of phase {phase.label!r} choose by {monitor!r}, "
+                        f"which {watch.label!r} computes on {sources[0].split or 'all rows'!r}"
+                    )
+        return found
+
     def _warn_of_leaks(self, plan: Any) -> None:
         """Warn of trainings that read rows which folds validate on."""
         bound = {b.featureset.label: b for b in self.bindings}
@@ -262,6 +298,18 @@ class CrossValidation(Checked):
         return f"CrossValidation({self.label!r} of {what!r}, {self.bindings})"
 
 
+def _is_scored(bound: dict[str, CVBinding], source: Any) -> bool:
+    """Tell whether an input reads rows that some fold validates on."""
+    binding = bound.get(source.upstream_ref.node_label)
+    if binding is None or source.split == binding.train_split_name:
+        return False
+    if source.split in (None, binding.val_split_name):
+        return True
+    if binding.stop_size is not None and source.split == binding.stop_split_name:
+        return False
+    return not binding.featureset.get_split(source.split).is_disjoint_with(binding.pool())
+
+
 def _checked(bindings: Any, experiment: Experiment) -> list[CVBinding]:
     found: list[CVBinding] = all_of(CVBinding, "bindings", bindings)
     if not found:
@@ -280,7 +328,7 @@ def _fold_splitter(splitter: Any, bindings: Sequence[CVBinding], n_repeats: int)
     if splitter is None:
         return None
     lead = bindings[0]
-    keys = any(b.group_by is not None or b.stratify_by is not None for b in bindings)
+    keys = any(k is not None for b in bindings for k in (b.group_by, b.stratify_by, b.bins))
     own = isinstance(splitter, FoldSplitter)
     if any(b.val_size is not None for b in bindings) or (own and keys):
         told = "group_by, stratify_by and val_size" if own else "val_size"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from modularml._optional import require
+from modularml._warning import warn
 from modularml.data.batch import as_numpy
 from modularml.data.execution import ExecutionContext, LossRecord
 from modularml.data.selectors import select_one
@@ -22,6 +23,7 @@ from modularml.experiment import (
 )
 from modularml.experiment.loop import Display, run_phase
 from modularml.experiment.results import PhaseResults, by_column
+from modularml.experiment.scores import Score, default_score, find_scores
 from modularml.experiment.series import AxisSeries
 from modularml.graph.node import GraphNode
 from modularml.graph.units import to_own_units
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CVResults"]
 
+At: TypeAlias = Literal["kept", "last", "best"]
+
 
 class CVResults:
     """Results of all folds: those that succeeded, and why the others did not (`failed_folds`).
@@ -47,6 +51,9 @@ class CVResults:
     folds : sequence of Fold
     experiments, failed_folds : mapping of str to Experiment, and to Exception
         By label of the fold.
+    selected_on_scored_rows : bool
+        Whether an epoch or a learning rate was chosen by the rows that scores are taken on, so that
+        they are better than honest ones.
     """
 
     def __init__(
@@ -56,7 +63,10 @@ class CVResults:
         folds: Sequence[Fold],
         experiments: Mapping[str, Experiment],
         failed_folds: Mapping[str, Exception],
+        *,
+        selected_on_scored_rows: bool = False,
     ) -> None:
+        self.selected_on_scored_rows = selected_on_scored_rows
         self.label, self.failed_folds = label, dict(failed_folds)
         self._bindings = {binding.featureset.label: binding for binding in bindings}
         self._folds = {fold.label: fold for fold in folds}
@@ -133,18 +143,74 @@ class CVResults:
         frames = [self._predicted(label, wanted) for label in self._experiments]
         return pandas.concat(frames)  # type: ignore[no-any-return]
 
-    def to_pandas(self) -> pd.DataFrame:
+    def to_pandas(
+        self, at: At = "kept", *, metrics: Sequence[str] | Mapping[str, Score] | None = None
+    ) -> pd.DataFrame:
         """Return one row a fold, one column a score.
 
-        A score is the value of a metric in the last epoch, or a loss over all rows of a phase that
-        passes over them once: ``train.train_loss``, ``test.mse``.
-        """
-        rows = {label: _scores(self.get_fold(label)) for label in self._experiments}
-        frame: pd.DataFrame = require("pandas").DataFrame.from_dict(rows, orient="index")
-        return frame.rename_axis("fold")
+        A score is the value of a metric in one epoch, or a loss over all rows of a phase that
+        passes over them once: ``train.train_loss``, ``test.mse``. Metrics of single groups are in
+        `by_group`.
 
-    def summary(self, level: float = 0.95) -> pd.DataFrame:
-        """Return mean, deviation and confidence interval of each score (`to_pandas`) over folds.
+        Parameters
+        ----------
+        at : {'kept', 'last', 'best'}
+            The epoch whose weights the fold kept, its last one, or the best one; see
+            `TrainResults.figures`. A metric that was not measured in it is NaN, with a warning.
+        metrics : sequence of str, or mapping of str to function, optional
+            Computed besides, of the rows that each fold held out, with the weights that it kept:
+            ``val.r2``; see `EvalResults.scores`. Where nothing was measured and none are given,
+            estimators of scikit-learn are scored as they score themselves: ``r2``, ``accuracy``.
+        """
+        return self._tables(at, metrics)[0]
+
+    def by_group(
+        self,
+        at: At = "kept",
+        *,
+        metrics: Sequence[str] | Mapping[str, Score] | None = None,
+        group_by: str | None = None,
+    ) -> pd.DataFrame:
+        """Return mean and deviation over folds of the scores of single groups.
+
+        Parameters
+        ----------
+        at, metrics
+            As of `to_pandas`.
+        group_by : str, optional
+            Column by whose values `metrics` are computed; that of the binding where there is one.
+
+        Returns
+        -------
+        DataFrame
+            One row a score and group: ``mean``, ``std`` (NaN for one fold), ``n`` folds.
+        """
+        if metrics is not None and group_by is None:
+            keys = [k for b in self._bindings.values() for k in key_list(b.group_by)]
+            if len(set(keys)) != 1:
+                raise ConfigError(f"name one column of groups with group_by=, there are {keys}")
+            group_by = keys[0]
+        frame = self._tables(at, metrics, group_by)[1]
+        found: pd.DataFrame = frame.groupby(["score", "group"], sort=False)["value"].agg(
+            ["mean", "std", "count"]
+        )
+        return found.rename(columns={"count": "n"})
+
+    def summary(
+        self,
+        level: float = 0.95,
+        *,
+        at: At = "kept",
+        metrics: Sequence[str] | Mapping[str, Score] | None = None,
+    ) -> pd.DataFrame:
+        """Return mean, deviation and confidence interval of each score over folds.
+
+        Parameters
+        ----------
+        level : float
+            Of the interval, above 0 and below 1.
+        at, metrics
+            Which scores; see `to_pandas`.
 
         Returns
         -------
@@ -160,11 +226,12 @@ class CVResults:
         """
         if not 0 < level < 1:
             raise ConfigError(f"level must lie between 0 and 1, got {level!r}")
-        scores = self.to_pandas()
+        scores = self.to_pandas(at, metrics=metrics)
         n, mean, std = scores.count(), scores.mean(), scores.std()
         reach = require("scipy.special").stdtrit(n - 1, (1 + level) / 2) * std / np.sqrt(n)
         columns = {"mean": mean, "std": std, "low": mean - reach, "high": mean + reach, "n": n}
         frame: pd.DataFrame = require("pandas").DataFrame(columns)
+        frame.attrs |= scores.attrs
         return frame
 
     def plot(self, metric: str | None = None, *, phase: str | None = None, path: Any = None) -> Any:
@@ -186,12 +253,56 @@ class CVResults:
 
     def __repr__(self) -> str:
         failed = f", {len(self.failed_folds)} failed" if self.failed_folds else ""
-        return f"CVResults({self.label!r}, {self.n_folds} folds{failed})"
+        chosen = ", selected on scored rows" if self.selected_on_scored_rows else ""
+        return f"CVResults({self.label!r}, {self.n_folds} folds{failed}{chosen})"
 
     def _repr_html_(self) -> str:
         return f"<b>{self!r}</b>{self.summary().to_html(float_format='{:.5g}'.format)}"
 
     # -- within -------------------------------------------------------------------------------
+
+    def _tables(
+        self, at: At, metrics: Any = None, group_by: str | None = None
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return scores by fold, and those of single groups: fold, score, group, value."""
+        pandas = require("pandas")
+        frame, groups, unmeasured = _logged({k: self.get_fold(k) for k in self._experiments}, at)
+        if metrics is None and not frame and not groups:
+            metrics = self._own_metrics()
+        if metrics is not None:
+            for label, experiment in self._experiments.items():
+                found = _held_out_scores(experiment, self._folds[label], metrics, group_by)
+                for name, group, value in found:
+                    if group is None:
+                        frame.setdefault(label, {})[name] = value
+                    else:
+                        groups.append((label, name, group, value))
+        if unmeasured:
+            warn(
+                f"{', '.join(sorted(unmeasured))} were not measured in the {at} epoch of every "
+                "fold and are NaN there; evaluate with every_n_epochs=1, or pass metrics=, "
+                "which are computed with the weights that were kept",
+                UserWarning,
+            )
+        scores = pandas.DataFrame.from_dict(frame, orient="index").reindex(list(self._experiments))
+        scores.attrs["selected_on_scored_rows"] = self.selected_on_scored_rows
+        columns = ["fold", "score", "group", "value"]
+        return scores.rename_axis("fold"), pandas.DataFrame(groups, columns=columns)
+
+    def _own_metrics(self) -> list[str] | None:
+        """Return the score that estimators of scikit-learn have, or say how to get any."""
+        first = next(iter(self._experiments.values()))
+        graph = first.model_graph
+        tails = [] if graph is None else [graph.get_node(node) for node in graph.tail_nodes]
+        found = {default_score(getattr(node, "model", None)) for node in tails}
+        if len(found) == 1 and None not in found:
+            return [str(found.pop())]
+        warn(
+            f"nothing was measured in the folds of {self.label!r}: give the EvalPhase losses, "
+            "watch the training with an Evaluation, or pass metrics=['rmse'], say, to summary()",
+            UserWarning,
+        )
+        return None
 
     def _joined(
         self, axes: Sequence[str], kind: str, read: Callable[[PhaseGroupResults], AxisSeries[Any]]
@@ -206,7 +317,7 @@ class CVResults:
     def _predicted(self, label: str, node: str) -> pd.DataFrame:
         experiment, fold = self._experiments[label], self._folds[label]
         with experiment.ctx.activate():
-            ctx = _validated(experiment, fold, node)
+            ctx = _validated(experiment, fold, node).execution_contexts().one()
         assert ctx.layout is not None
         node_id = next(i for i, name in ctx.layout.labels.items() if node in (i, name))
         output, target = as_numpy(ctx.output(node_id)), ctx.domain(node_id, "targets")
@@ -239,7 +350,7 @@ class CVResults:
         )
 
 
-def _validated(experiment: Experiment, fold: Fold, node: str) -> ExecutionContext:
+def _validated(experiment: Experiment, fold: Fold, node: str) -> EvalResults:
     """Send the rows that a fold held out through its graph, in one step."""
     graph = experiment.model_graph
     if graph is None:
@@ -253,8 +364,9 @@ def _validated(experiment: Experiment, fold: Fold, node: str) -> ExecutionContex
             split = fold.sides[ref.node_label].val_name
             sources.append(InputBinding(head.node_id, ref, split))
     phase = EvalPhase("out_of_fold", input_sources=sources, active_nodes=[node])
-    results = run_phase(phase, experiment, EvalResults("out_of_fold"), Display())
-    return results.execution_contexts().one()
+    results = EvalResults("out_of_fold")
+    run_phase(phase, experiment, results, Display())
+    return results
 
 
 def _phase(results: PhaseGroupResults, label: str | None) -> PhaseResults:
@@ -269,17 +381,61 @@ def _phase(results: PhaseGroupResults, label: str | None) -> PhaseResults:
     return found[label]
 
 
-def _scores(results: PhaseGroupResults) -> dict[str, float]:
-    """Return the last value of every metric, and losses over all rows."""
+def _logged(
+    folds: Mapping[str, PhaseGroupResults], at: At
+) -> tuple[dict[str, dict[str, float]], list[tuple[str, str, str, float]], set[str]]:
+    """Return metrics of one epoch, and losses over all rows: by fold, by group, and what lacks."""
+    frame: dict[str, dict[str, float]] = {}
+    groups, unmeasured = [], set()
+    for fold, results in folds.items():
+        for label, phase in results.flatten().items():
+            training = isinstance(phase, TrainResults)
+            figures = phase.figures(at) if training else _losses(phase)
+            for name in phase.metric_names():
+                logged = phase._metrics.epoch_values(name)
+                if not logged:
+                    continue
+                if not training:
+                    figures.setdefault(name, logged[max(logged)])
+                base, bracket, group = name.partition("[")
+                score = f"{label}.{base if bracket else name}"
+                if bracket and name in figures:
+                    groups.append((fold, score, group.removesuffix("]"), figures.pop(name)))
+                elif name not in figures and not bracket:
+                    figures[name] = float("nan")
+                    unmeasured.add(score)
+            if figures:
+                row = {f"{label}.{name}": value for name, value in figures.items()}
+                frame[fold] = frame.get(fold, {}) | row
+    return frame, groups, unmeasured
+
+
+def _losses(phase: Any) -> dict[str, float]:
+    """Return the losses over all rows of a phase that passes over them once."""
+    if not phase._execution:
+        return {}
+    layout = phase._execution[0].layout
     found: dict[str, float] = {}
-    for label, phase in results.flatten().items():
-        for name in phase.metric_names():
-            if values := phase._metrics.epoch_values(name):
-                found[f"{label}.{name}"] = values[max(values)]
-        if isinstance(phase, TrainResults) or not phase._execution:
-            continue
-        layout = phase._execution[0].layout
-        for _, node_id in layout.losses if layout is not None else ():
-            losses = phase.aggregated_losses(node_id)  # type: ignore[attr-defined]
-            found |= {f"{label}.{name}": value for name, value in losses.items()}
+    for _, node_id in layout.losses if layout is not None else ():
+        found |= phase.aggregated_losses(node_id)
+    return found
+
+
+def _held_out_scores(
+    experiment: Experiment, fold: Fold, metrics: Any, group_by: str | None
+) -> list[tuple[str, Any, float]]:
+    """Return name, group and value of metrics of the rows that a fold held out."""
+    graph = experiment.model_graph
+    if graph is None:
+        raise ConfigError(f"experiment {experiment.label!r} has no graph that could be scored")
+    split = next(iter(fold.sides.values())).val_name
+    found = []
+    with experiment.ctx.activate():
+        tails = [graph.get_node(node) for node in graph.tail_nodes]
+        for node in tails:
+            results = _validated(experiment, fold, node.label)
+            own = f"{split}." if len(tails) == 1 else f"{split}.{node.label}."
+            scores = find_scores(metrics)
+            rows = results.scored(scores, node, group_by=group_by)
+            found += [(own + score, group, value) for score, _, group, value, _ in rows]
     return found

@@ -29,12 +29,24 @@ __all__ = ["Fold", "Sides", "make_folds"]
 
 @dataclass(frozen=True)
 class Sides:
-    """The two sides of a fold in one FeatureSet: ascending rows, and what the splits are called."""
+    """The parts of a fold in one FeatureSet: ascending rows, and what the splits are called.
+
+    `pool` holds the rows that are cut into folds, `stop` those held back to stop by.
+    """
 
     train: IntArray = field(repr=False)
     val: IntArray = field(repr=False)
+    pool: IntArray = field(repr=False)
     train_name: str = "train"
     val_name: str = "val"
+    stop: IntArray | None = field(default=None, repr=False)
+    stop_name: str = "stop"
+
+    @property
+    def splits(self) -> dict[str, IntArray]:
+        """Rows by the name of the split."""
+        found = {self.train_name: self.train, self.val_name: self.val}
+        return found if self.stop is None else {**found, self.stop_name: self.stop}
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,7 @@ def make_folds(
         cuts = []
         for together in _linked(bindings):
             rule = _rule(together, n_folds, seed + repeat, splitter, repeat)
-            cuts.append(_cut(together, rule))
+            cuts.append(_cut(together, rule, derived_seed(seed + repeat, "stop") % 2**32))
         if len({len(cut) for cut in cuts}) != 1:
             raise ConfigError(
                 f"{splitter!r} cuts FeatureSets that share neither samples nor groups into "
@@ -166,18 +178,19 @@ def _rule(
     repeat: int,
 ) -> FoldSplitter:
     """Return what cuts some bindings; they must agree, or leave it to the first."""
-    lead, *others = ((b.group_by, b.stratify_by, b.val_size) for b in bindings)
+    names = ("group_by", "stratify_by", "bins", "val_size", "stop_size")
+    lead, *others = ({name: getattr(b, name) for name in names} for b in bindings)
     for other, binding in zip(others, bindings[1:], strict=True):
-        if other not in (lead, (None, None, None)):
+        if other not in (lead, dict.fromkeys(names)):
             raise ConfigError(
                 f"{binding!r} shares samples or groups with {bindings[0]!r}, so both are cut as "
-                "one; give it the same group_by, stratify_by and val_size, or none of them"
+                f"one; give it the same {', '.join(names)}, or none of them"
             )
     if splitter is None:
-        groups, strata, share = lead
-        if share is None:
-            return KFoldSplitter(n_folds, group_by=groups, stratify_by=strata, seed=seed)
-        return _Parts(n_folds, share, {"group_by": groups, "stratify_by": strata}, seed)
+        keys = {name: lead[name] for name in names[:3]}
+        if (share := lead["val_size"]) is None:
+            return KFoldSplitter(n_folds, **keys, seed=seed)
+        return _Parts(n_folds, share, keys, seed)
     if repeat == 0:
         return splitter
     return type(splitter).from_config({**splitter.get_config(), "seed": splitter.seed + repeat})  # type: ignore[attr-defined]
@@ -192,11 +205,12 @@ class _Parts(FoldSplitter):
                 f"{n_folds} folds cannot each validate on {share:g} of the rows, each row at most "
                 f"once; val_size may be at most {1 / n_folds:g}"
             )
-        ratios = {str(i): share for i in range(n_folds)}
+        ratios = {f"fold_{i}_val": share for i in range(n_folds)}
         left = 1 - n_folds * share
         if left > 1e-9:
             ratios["rest"] = left
         self.n_folds, self.parts = n_folds, RandomSplitter(ratios, **keys, seed=seed)
+        self.group_by, self.stratify_by, self.bins = keys.values()
 
     @property
     def needs(self) -> list[str]:
@@ -204,11 +218,11 @@ class _Parts(FoldSplitter):
 
     def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
         parts = self.parts.assign(n, columns=columns)
-        held = [parts[str(i)] for i in range(self.n_folds)]
+        held = [parts[f"fold_{i}_val"] for i in range(self.n_folds)]
         return [(np.setdiff1d(np.arange(n), val), val) for val in held]
 
 
-def _cut(bindings: Sequence[CVBinding], rule: FoldSplitter) -> list[dict[str, Sides]]:
+def _cut(bindings: Sequence[CVBinding], rule: FoldSplitter, seed: int) -> list[dict[str, Sides]]:
     """Cut pools as one: what is cut are samples, each once, whichever sets hold it."""
     pools = [binding.pool() for binding in bindings]
     samples = _samples(pools)
@@ -216,7 +230,8 @@ def _cut(bindings: Sequence[CVBinding], rule: FoldSplitter) -> list[dict[str, Si
     columns = {name: _column(pools, name, first) for name in rule.needs}
     for binding, pool, own in zip(bindings, pools, samples, strict=True):
         for name in key_list(binding.group_by):
-            if (_values(pool, name) != columns[name][own]).any():
+            mine, theirs = _values(pool, name), columns[name][own]
+            if ((mine != theirs) & ((mine == mine) | (theirs == theirs))).any():  # noqa: PLR0124
                 raise SplitError(
                     f"a sample of {binding.featureset.label!r} has another {name!r} there than in "
                     f"{bindings[0].featureset.label!r}"
@@ -225,13 +240,20 @@ def _cut(bindings: Sequence[CVBinding], rule: FoldSplitter) -> list[dict[str, Si
     for train, val in rule.folds(len(first), columns=columns):
         if not len(train) or not len(val) or np.bincount(np.append(train, val)).max() > 1:
             raise SplitError(f"{rule!r} gave a fold with an empty side, or with rows on both sides")
+        stop = np.empty(0, dtype=np.int64)
+        if (share := bindings[0].stop_size) is not None:
+            stop = rule.hold_back(train, share, columns=columns, seed=seed + len(found))
+        learned = np.setdiff1d(train, stop)
         found.append(
             {
                 binding.featureset.label: Sides(
-                    pool.indices[np.isin(own, train)],
+                    pool.indices[np.isin(own, learned)],
                     pool.indices[np.isin(own, val)],
+                    pool.indices,
                     binding.train_split_name,
                     binding.val_split_name,
+                    None if share is None else pool.indices[np.isin(own, stop)],
+                    binding.stop_split_name,
                 )
                 for binding, pool, own in zip(bindings, pools, samples, strict=True)
             }

@@ -1,19 +1,22 @@
 """Early stopping: its arithmetic, and what it does to a training."""
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 
 import modularml as mm
-from modularml.callbacks import Callback, MetricCallback, MetricResult
+from modularml.callbacks import Callback, MetricCallback, MetricResult, ScoreMetric
 from modularml.errors import ConfigError, MetricNotLoggedError
+from modularml.io import inspect
 from tests.training.test_optimizer import assert_same_state
 from tests.worlds import (
     QUIET,
     arrays,
     assert_equal_weights,
+    eval_phase,
     experiment,
     featureset,
     graph_of,
@@ -125,6 +128,94 @@ class TestArithmetic:
         assert again.get_config() == made.get_config()
         assert again.restore_best
         assert again.execution_order == 1
+
+
+class TestDirection:
+    """Whose greater values are better, by the metric and not by the mode."""
+
+    @staticmethod
+    def scripted(name, values, **kwargs):
+        x, y = arrays(n=20)
+        with mm.ExperimentContext().activate():
+            graph = graph_of(featureset(x, y), mlp())
+
+            def value(*, exec_ctx, **facts):
+                return values[exec_ctx.epoch_idx]
+
+            log = MetricCallback(name, value)
+            stop = mm.EarlyStopping(monitor=name, patience=9, restore_best=True, **kwargs)
+            phase = train_phase(graph, n_epochs=len(values), callbacks=[log, stop])
+            results = experiment().run_phase(phase, **QUIET)
+        return results, stop
+
+    @pytest.mark.parametrize(
+        "name", ["val_r2", "accuracy", "val_roc_auc", "t_neg_log_loss", "val_acc"]
+    )
+    def test_the_default_mode_gives_way_to_the_metric(self, name):
+        with pytest.warns(
+            UserWarning, match=f"mode='min', but '{name}' is better when it is greater"
+        ):
+            results, stop = self.scripted(name, [0.1, 0.9, 0.5])
+        assert (stop.best_epoch, results.kept_epoch) == (1, 1)
+
+    @pytest.mark.parametrize("name", ["val_loss", "val_rmse", "my_mean_absolute_error", "score"])
+    def test_errors_and_unknown_names_are_minimised_without_a_word(self, name):
+        assert self.scripted(name, [0.1, 0.9, 0.5])[1].best_epoch == 0
+
+    def test_an_explicit_max_is_honoured_and_warned_of(self):
+        with pytest.warns(UserWarning, match="'val_rmse' is better when it is lower.*honoured"):
+            assert self.scripted("val_rmse", [0.1, 0.9, 0.5], mode="max")[1].best_epoch == 1
+        assert self.scripted("val_r2", [0.1, 0.9, 0.5], mode="max")[1].best_epoch == 1
+
+    @pytest.mark.parametrize("score", ["r2", "named", "MeanAbsoluteError", "torch_r2"])
+    def test_evaluations_know_their_metrics(self, score):
+        def named(true, out):
+            return -float(((true - out) ** 2).mean())
+
+        named.greater_is_better = True
+        score = {"named": named, "torch_r2": "R2Score"}.get(score, score)
+        x, y = arrays(n=60)
+        graph = graph_of(featureset(x, y), mlp(), lr=0.5)
+        metric = ScoreMetric(score, name="watched")
+        watch = mm.Evaluation(eval_phase=eval_phase(graph), metrics=[metric])
+        stop = mm.EarlyStopping(monitor="watched", patience=9, restore_best=True)
+        phase = train_phase(graph, n_epochs=6, callbacks=[watch, stop])
+        greater = score != "MeanAbsoluteError"
+        with pytest.warns(UserWarning, match="mode='max' is used") if greater else nullcontext():
+            results = experiment().run_phase(phase, **QUIET)
+        values = results.to_pandas()["watched"]
+        best = values.max() if greater else values.min()
+        assert stop.best_value == best
+        assert results.figures()["watched"] == best
+
+    def test_the_mode_outlives_an_interruption(self):
+        one, other = (mm.EarlyStopping(monitor="val_r2") for _ in range(2))
+        one._watch.mode = "max"
+        one._watch.update(0.5, 0)
+        other.set_state(one.get_state())
+        assert other._watch.update(0.7, 1)
+
+
+class TestFigures:
+    def test_kept_last_and_best_are_those_of_their_epochs(self):
+        results, _ = run([3, 1, 2], patience=9, restore_best=True)
+        assert (results.kept_epoch, results.best_epoch) == (1, 1)
+        assert [results.figures(at)["score"] for at in ("kept", "last", "best")] == [1, 2, 1]
+        results, _ = run([3, 1, 2], patience=9)
+        assert [results.figures(at)["score"] for at in ("kept", "last", "best")] == [2, 2, 1]
+        with pytest.raises(ConfigError, match="at must be"):
+            results.figures("first")
+
+    def test_files_show_the_figures_of_the_weights_that_they_hold(self, tmp_path):
+        x, y = arrays(n=20)
+        graph = graph_of(featureset(x, y), mlp())
+        stop = mm.EarlyStopping(monitor="score", restore_best=True)
+        phase = train_phase(graph, n_epochs=3, callbacks=[Script([3, 1, 2]), stop])
+        exp = experiment()
+        results = exp.run_phase(phase, **QUIET)
+        shown = inspect(exp.save(tmp_path / "e"))["runs"][0]["metrics"]
+        assert shown == {f"train.{name}": value for name, value in results.figures().items()}
+        assert shown["train.score"] == 1
 
 
 class TestWhoLogs:

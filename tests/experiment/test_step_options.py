@@ -2,6 +2,7 @@
 
 import shutil
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 import modularml as mm
-from modularml.callbacks import EvalLossMetric, Evaluation
+from modularml.callbacks import EvalLossMetric, Evaluation, MetricCallback
 from modularml.errors import (
     BackendNotSupportedError,
     ConfigError,
@@ -253,6 +254,21 @@ class TestSchedules:
         assert made.optimizer.learning_rates == {"default": pytest.approx(0.05 * 0.1**2)}
         with pytest.raises(MetricNotLoggedError, match="val_loss"):
             train(made, label="alone")
+
+    @pytest.mark.parametrize("mode", [None, "min", "max"])
+    def test_plateau_knows_which_values_are_better(self, mode):
+        x, y = arrays(n=40)
+        values = [0.1, 0.2, 0.3, 0.4]
+        log = MetricCallback("val_r2", lambda exec_ctx, **facts: values[exec_ctx.epoch_idx])
+        kwargs = {"patience": 0, "factor": 0.5} | ({} if mode is None else {"mode": mode})
+        schedule = mm.LRSchedule("plateau", schedule_kwargs=kwargs, monitor="val_r2")
+        made = graph(mlp(), x, y, schedule=schedule)
+        told = {None: "so mode='max' is used", "min": "and it is honoured"}.get(mode)
+        with nullcontext() if told is None else pytest.warns(UserWarning, match=told):
+            train(made, n_epochs=4, callbacks=[log])
+        rate = 0.05 * (0.5**3 if mode == "min" else 1)
+        assert made.optimizer.learning_rates == {"default": pytest.approx(rate)}
+        assert made.optimizer.scheduler.best == (0.1 if mode == "min" else 0.4)
 
     def test_a_schedule_of_a_node_waits_until_the_node_learns(self):
         x, y = arrays(n=40)

@@ -9,6 +9,7 @@ from modularml.splitters import (
     KFoldSplitter,
     LeaveOneGroupOutSplitter,
     ScikitSplitter,
+    StrataWarning,
     TimeSeriesSplitter,
 )
 from tests.contracts.splitter import SplitterContract
@@ -25,14 +26,6 @@ COLUMNS = {
 class TestContractKFold(SplitterContract):
     def make(self):
         return KFoldSplitter(4, group_by="cell", stratify_by="y")
-
-    def columns(self):
-        return {name: values.copy() for name, values in COLUMNS.items()}
-
-
-class TestContractTime(SplitterContract):
-    def make(self):
-        return TimeSeriesSplitter(3, order_by="t", gap=2)
 
     def columns(self):
         return {name: values.copy() for name, values in COLUMNS.items()}
@@ -80,28 +73,67 @@ def test_leave_one_group_out_is_scikit_learns():
     assert_folds(LeaveOneGroupOutSplitter("cell"), theirs)
 
 
-def test_time_series_is_scikit_learns_on_sorted_rows():
-    order = np.argsort(COLUMNS["t"], kind="stable")
-    theirs = model_selection.TimeSeriesSplit(4, gap=1, max_train_size=20, test_size=5)
-    assert_folds(
-        TimeSeriesSplitter(4, order_by="t", gap=1, max_train_size=20, test_size=5),
-        ((order[train], order[val]) for train, val in theirs.split(ROWS)),
-    )
-
-
-def test_time_series_never_trains_on_the_future():
-    for train, val in TimeSeriesSplitter(5, order_by="t").folds(N, columns=COLUMNS):
-        assert COLUMNS["t"][train].max() < COLUMNS["t"][val].min()
-
-
-def test_time_series_without_a_column_goes_by_rows():
-    assert_folds(TimeSeriesSplitter(3), model_selection.TimeSeriesSplit(3).split(ROWS))
-
-
-def test_small_strata_are_spread_without_a_warning():
+def test_strata_rarer_than_folds_are_named_with_the_folds_that_lack_them():
     y = np.repeat([0, 1], [N - 1, 1])
-    folds = KFoldSplitter(3, stratify_by="y").folds(N, columns={"y": y})
+    splitter = KFoldSplitter(3, stratify_by="y", shuffle=False)
+    with pytest.warns(
+        StrataWarning, match=r"y=1 \(1 rows\) is missing from fold_0_val, fold_1_val"
+    ):
+        folds = splitter.folds(N, columns={"y": y})
     assert [len(val) for _, val in folds] == [20, 20, 20]
+    theirs = ScikitSplitter(model_selection.StratifiedKFold(3), stratify_by="y")
+    with pytest.warns(StrataWarning, match="y=1"):
+        assert len(theirs.folds(N, columns={"y": y})) == 3
+
+
+def test_rows_are_dealt_where_every_class_is_rarer_than_folds():
+    y = np.repeat([f"kind {i}" for i in range(20)], 3).astype(object)
+    with pytest.warns(StrataWarning, match="20 of 20 strata"):
+        folds = KFoldSplitter(5, stratify_by="y").folds(N, columns={"y": y})
+    assert [len(val) for _, val in folds] == [12] * 5
+    for _, val in folds:
+        assert np.unique(y[val], return_counts=True)[1].max() == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.filterwarnings("ignore::modularml.splitters.StrataWarning")
+def test_folds_by_groups_and_strata_are_never_empty_where_groups_are_enough(seed, shuffle):
+    rng = np.random.default_rng(seed)
+    n_folds = int(rng.integers(2, 6))
+    patient = np.repeat(np.arange(n_folds + seed % 2), rng.integers(1, 6, n_folds + seed % 2))
+    label = rng.integers(0, 2, len(patient))
+    columns = {"patient": patient, "label": label}
+    keys = {"group_by": "patient", "stratify_by": "label"}
+    splitter = KFoldSplitter(n_folds, **keys, shuffle=shuffle, seed=seed)
+    folds = splitter.folds(len(patient), columns=columns)
+    assert np.sort(np.concatenate([val for _, val in folds])).tolist() == list(range(len(patient)))
+    for train, val in folds:
+        assert len(val)
+        assert not set(patient[train]) & set(patient[val])
+    more = KFoldSplitter(n_folds + 2, **keys)
+    with pytest.raises(SplitError, match=f"at most {len(set(patient))} folds"):
+        more.folds(len(patient), columns=columns)
+
+
+def test_a_continuous_column_is_binned_for_strata():
+    soh = np.random.default_rng(0).gamma(2, size=1000)
+    tenth = np.digitize(soh, np.quantile(soh, np.linspace(0, 1, 11)[1:-1]))
+    mine = KFoldSplitter(5, stratify_by="soh").folds(1000, columns={"soh": soh})
+    for _, val in mine:
+        np.testing.assert_allclose(np.bincount(tenth[val]), 20, atol=1)
+    cycles = np.argsort(np.argsort(soh))  # whole numbers may be classes: bins are asked for
+    with pytest.warns(StrataWarning, match="1000 of 1000 strata by 'n'.*bins="):
+        KFoldSplitter(5, stratify_by="n").folds(1000, columns={"n": cycles})
+    asked = KFoldSplitter(5, stratify_by="n", bins=20).folds(1000, columns={"n": cycles})
+    for _, val in asked:
+        assert set(np.bincount(cycles[val] // 50)) == {10}
+
+
+def test_a_missing_stratum_is_named():
+    columns = {"y": np.array([0.5, np.nan, 0.25, 1.0])}
+    with pytest.raises(SplitError, match=r"'y' has 1 missing values .the first at row 1"):
+        KFoldSplitter(2, stratify_by="y").folds(4, columns=columns)
 
 
 @pytest.mark.parametrize(
@@ -109,8 +141,8 @@ def test_small_strata_are_spread_without_a_warning():
     [
         (KFoldSplitter(5), 3, "5 folds need as many rows, got 3"),
         (KFoldSplitter(5, group_by="g"), 3, "as many groups by 'g', got 1"),
-        (KFoldSplitter(2, stratify_by="u"), 3, "cannot be cut"),
-        (TimeSeriesSplitter(5), 3, "cannot be cut"),
+        (TimeSeriesSplitter(5), 3, "5 folds need 6 rows, the data has 3: at most 2 folds"),
+        (TimeSeriesSplitter(2, test_size=2, gap=2), 6, "leave none of the 6 rows"),
         (LeaveOneGroupOutSplitter("g"), 3, "at least 2 groups by 'g', got 1"),
     ],
 )
@@ -141,3 +173,7 @@ def test_any_splitter_of_scikit_learn_makes_folds():
     assert_folds(ScikitSplitter(theirs, group_by="cell"), expected)
     with pytest.raises(SplitError, match="split"):
         ScikitSplitter(5)
+    for name, forgotten in (("StratifiedKFold", "stratify_by"), ("GroupKFold", "group_by")):
+        splitter = ScikitSplitter(getattr(model_selection, name)(2))
+        with pytest.raises(SplitError, match=f"pass {forgotten}=, which it needs"):
+            splitter.folds(N, columns={})

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import modularml as mml
 from modularml.errors import DataError, SplitError, UnknownNameError
-from modularml.splitters import RandomSplitter, SplitRatioWarning
+from modularml.splitters import RandomSplitter, SplitRatioWarning, StrataWarning
 from tests.contracts.splitter import SplitterContract, assert_same_parts
 
 THREE = {"train": 0.6, "val": 0.2, "test": 0.2}
@@ -186,8 +187,41 @@ def test_small_strata_add_up():
         assert set(np.bincount(labels[rows], minlength=20)) == {1, 2}
 
 
+def test_rare_strata_are_named_with_the_parts_that_lack_them():
+    labels = np.array([0] * 8 + [1])
+    with pytest.warns(
+        StrataWarning, match=r"1 of 2 strata by 'y' .* y=1 \(1 rows\) is missing from"
+    ):
+        RandomSplitter(HALVES, stratify_by="y").split(9, columns={"y": labels})
+    columns = {"y": labels, "g": np.arange(9) // 3}
+    with pytest.warns(StrataWarning, match="y=1"):
+        RandomSplitter(HALVES, stratify_by="y", group_by="g").split(9, columns=columns)
+
+
+def test_a_continuous_column_is_cut_into_bins():
+    soh = np.random.default_rng(0).gamma(2, size=1000)
+    ratios = {"a": 0.9, "b": 0.1}
+
+    def spread(**kwargs):
+        means = [
+            soh[
+                RandomSplitter(ratios, seed=s, **kwargs).split(1000, columns={"y": soh})["b"]
+            ].mean()
+            for s in range(30)
+        ]
+        return np.std(means)
+
+    assert spread(stratify_by="y") < spread() / 3
+    assert spread(stratify_by="y", bins=50) < spread(stratify_by="y")
+    fs = mml.FeatureSet.from_dict("s", {"x": soh, "y": soh}, "x", "y", register=False)
+    fs.split_random(ratios, stratify_by="y", bins=50, seed=4)
+    mine = RandomSplitter(ratios, stratify_by="y", bins=50, seed=4).split(1000, columns={"y": soh})
+    np.testing.assert_array_equal(fs["b"].indices, mine["b"])
+
+
 @settings(deadline=None)
 @given(ratios(), st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(0, 99))
+@pytest.mark.filterwarnings("ignore::modularml.splitters.StrataWarning")
 def test_strata_keep_their_proportions(ratios, counts, seed):
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
     if min(ratios.values()) * len(labels) < 1:

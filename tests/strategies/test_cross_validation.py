@@ -27,9 +27,11 @@ from modularml.errors import AuditError, ConfigError, ExecutionError, SplitError
 from modularml.io.randomness import random_states
 from modularml.models.torch import SequentialMLP
 from modularml.splitters import LeaveOneGroupOutSplitter, TimeSeriesSplitter
-from modularml.strategies import FoldFailedWarning
+from modularml.strategies import FoldFailedWarning, SelectionWarning
 from tests.saboteurs import Saboteur, shorter
 from tests.worlds import QUIET, arrays, experiment, featureset, mse
+
+pytestmark = pytest.mark.filterwarnings("ignore::modularml.strategies.SelectionWarning")
 
 N = 120
 SILENT = {"show_fold_progress": False, **QUIET}
@@ -239,6 +241,204 @@ def test_scalers_know_nothing_but_the_rows_that_a_fold_trains_on():
     assert own.history == []
 
 
+@pytest.mark.parametrize("given", ["half", "later"])
+def test_scalers_never_see_validation_rows_whatever_they_were_fitted_on(given):
+    """Neither where that split lies in the pool in part, nor where a fold in time leaves it out."""
+    fs = rows()
+    fs.clear_splits()
+    fs.split_by_condition({"dev": {"cell": list(range(9))}, "test": {"cell": [9, 10, 11]}})
+    splits = {"half": {"cell": [7, 8, 9, 10]}, "later": {"cell": [8]}}
+    fs.split_by_condition({given: splits[given]}, register=True)
+    fs.fit_transform("StandardScaler", domain="features", fit_to_split=given)
+    net = mml.ModelNode("net", Ridge(), fs)
+    mml.ModelGraph([net])
+    own = experiment(audit="off")
+    own.execution_plan.add_phase(mml.FitPhase.from_split("fit", split="dev"))
+    binding = mml.CVBinding(fs, ["dev"], train_split_name="dev", val_split_name="out")
+    cv = mml.CrossValidation(bindings=binding, splitter=TimeSeriesSplitter(3), n_folds=3)
+    results = cv.run(**SILENT)
+    raw = fs.get_features("numpy", rep="raw")
+    for i, fold in enumerate(cv.folds):
+        (record,) = results.get_experiment(i).ctx.get_node("data").scaler_records
+        train = fold.sides["data"].train
+        np.testing.assert_array_equal(np.sort(record.fit_rows), train)
+        np.testing.assert_allclose(record.scaler.wrapped.mean_, raw[train].mean(axis=0), rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------ honest selection
+
+
+def noise(n: int = 200) -> mml.FeatureSet:
+    """Nothing can be learned of these rows, which belong to twenty cells."""
+    rng = np.random.default_rng(0)
+    fs = featureset(*(rng.normal(size=(n, k)) for k in (6, 1)), cell=np.arange(n) // 10)
+    fs.split_random({"train": 0.8, "val": 0.2}, group_by="cell")
+    return fs
+
+
+def watched(fs: mml.FeatureSet, *, split: str = "val", optimizer=None, **stop: Any):
+    """Train on noise for too long, and watch a split by group of rows."""
+    model = SequentialMLP(output_shape=(1,))
+    mml.ModelGraph([mml.ModelNode("net", model, fs)], optimizer or mml.Optimizer("adam"))
+    own = experiment(audit="off")
+    watch = mml.Evaluation.from_split(
+        "val", split=split, metrics=["rmse", mml.EvalLossMetric(loss=mse())], group_by="cell"
+    )
+    callbacks = [watch, mml.EarlyStopping(patience=9, restore_best=True, **stop)]
+    own.execution_plan.add_phase(
+        mml.TrainPhase.from_split(
+            "t",
+            split="train",
+            sampler=mml.SimpleSampler(batch_size=16, shuffle=True),
+            losses=[mse()],
+            n_epochs=10,
+            callbacks=callbacks if optimizer is None else callbacks[:1],
+        )
+    )
+    return own
+
+
+@pytest.mark.filterwarnings("default::modularml.strategies.SelectionWarning")
+@pytest.mark.parametrize("chooses", ["stop", "plateau"])
+def test_choosing_by_rows_that_are_scored_is_warned_of_once_and_marked(chooses):
+    optimizer = None
+    if chooses == "plateau":
+        optimizer = mml.Optimizer("adam", schedule=mml.LRSchedule("plateau", monitor="val_loss"))
+    fs = noise()
+    watched(fs, optimizer=optimizer)
+    cv = mml.CrossValidation(bindings=mml.CVBinding(fs, ["train", "val"]), n_folds=2)
+    with pytest.warns(
+        SelectionWarning, match="'t' choose by 'val_loss', which 'val'.*stop_size"
+    ) as said:
+        results = cv.run(**SILENT)
+    assert len(said) == 1
+    assert results.selected_on_scored_rows
+    assert results.summary().attrs["selected_on_scored_rows"]
+    assert "selected on scored rows" in repr(results)
+
+
+@pytest.mark.filterwarnings("error::modularml.strategies.SelectionWarning")
+@pytest.mark.parametrize("monitor", ["val_loss", "val_rmse"])
+@pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_rows_held_back_choose_the_epoch_and_held_out_rows_score_it(monitor, n_jobs):
+    fs = noise()
+    fs.fit_transform("StandardScaler", domain="targets", fit_to_split="train")
+    watched(fs, monitor=monitor)
+    binding = mml.CVBinding(fs, ["train", "val"], group_by="cell", stop_size=0.2)
+    cv = mml.CrossValidation(bindings=binding, n_folds=3, n_jobs=n_jobs)
+    results = cv.run(**SILENT)
+    assert not results.selected_on_scored_rows
+    cell, own = fs.get_tags("numpy").ravel(), results.out_of_fold("net")
+    for i, fold in enumerate(cv.folds):
+        sides = fold.sides["data"]
+        parts = [sides.train, sides.stop, sides.val]
+        assert np.sort(np.concatenate(parts)).tolist() == list(range(len(fs)))
+        assert not any(set(cell[a]) & set(cell[b]) for a in parts for b in parts if a is not b)
+        assert len(set(cell[sides.stop])) == round(
+            0.2 * len(set(cell[parts[0]]) | set(cell[parts[1]]))
+        )
+        found = results.get_experiment(i)
+        splits = found.ctx.get_node("data").splits
+        np.testing.assert_array_equal(splits["stop"].indices, sides.stop)
+        (record,) = found.ctx.get_node("data").scaler_records
+        np.testing.assert_array_equal(np.sort(record.fit_rows), sides.train)
+        phase = results.get_fold(i)["t"]
+        curve = phase.to_pandas()[f"stop_{monitor}"]
+        assert phase.kept_epoch == curve.idxmin()
+        held = own[own.fold == fold.label]
+        rmse = np.sqrt(((held.prediction - held.target) ** 2).mean())
+        assert results.to_pandas().loc[fold.label, "t.val_rmse"] == pytest.approx(rmse, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("error::modularml.strategies.SelectionWarning")
+def test_schedules_watch_rows_held_back_too_and_splits_of_other_rows_are_honest():
+    fs = noise()
+    schedule = mml.LRSchedule("plateau", schedule_kwargs={"patience": 0}, monitor="val_loss")
+    own = watched(fs, optimizer=mml.Optimizer("adam", schedule=schedule))
+    binding = mml.CVBinding(fs, ["train", "val"], stop_size=0.2, stop_split_name="inner")
+    results = mml.CrossValidation(bindings=binding, n_folds=2).run(**SILENT)
+    graph = results.get_experiment(0).model_graph
+    assert graph.optimizer.lr_schedule.monitor == "inner_val_loss"
+    best = results.get_fold(0)["t"].to_pandas()["inner_val_loss"].min()
+    assert graph.optimizer.scheduler.best == pytest.approx(best)
+    assert own.model_graph.optimizer.lr_schedule.monitor == "val_loss"
+    fs.clear_splits()
+    fs.split_random({"train": 0.6, "val": 0.2, "aside": 0.2})
+    mml.ExperimentContext.get_active().set_registration_policy("overwrite")
+    watched(fs, split="aside")
+    binding = mml.CVBinding(fs, ["train", "val"])
+    cv = mml.CrossValidation(bindings=binding, n_folds=2).run(**SILENT)
+    assert not cv.selected_on_scored_rows
+
+
+def test_tables_hold_the_weights_that_were_kept_and_groups_stand_apart():
+    fs = noise()
+    watched(fs)
+    binding = mml.CVBinding(fs, ["train", "val"], group_by="cell")
+    results = mml.CrossValidation(bindings=binding, n_folds=4).run(**SILENT)
+    for at, pick in (("kept", "min"), ("best", "min"), ("last", "last")):
+        table = results.to_pandas(at)
+        for label in results.fold_labels:
+            curve = results.get_fold(label)["t"].to_pandas()["val_loss"]
+            expected = curve.min() if pick == "min" else curve.iloc[-1]
+            assert table.loc[label, "t.val_loss"] == expected
+    summary = results.summary()
+    assert list(summary.index) == ["t.train_loss", "t.val_rmse", "t.val_loss"]
+    assert (summary.n == 4).all()
+    groups = results.by_group()
+    assert len(groups) == 20
+    held = results.out_of_fold("net")
+    rmse = ((held.prediction - held.target) ** 2).groupby(held.group).mean() ** 0.5
+    np.testing.assert_allclose(groups.loc["t.val_rmse"].loc["3"], [rmse[3], np.nan, 1], rtol=1e-5)
+    again = results.by_group(metrics=["rmse"]).loc["val.rmse"]
+    np.testing.assert_allclose(again["mean"].sort_index(), rmse, rtol=1e-5)
+
+
+def test_what_was_not_measured_in_the_kept_epoch_is_nan_and_not_of_other_weights():
+    fs = noise()
+    own = watched(fs)
+    phase = own.execution_plan.get_phase("t")
+    phase.callbacks[1:] = []
+    phase.callbacks[0].every_n_epochs = 4  # of ten epochs
+    binding = mml.CVBinding(fs, ["train", "val"])
+    results = mml.CrossValidation(bindings=binding, n_folds=2).run(**SILENT)
+    with pytest.warns(UserWarning, match=r"t.val_loss, t.val_rmse were not measured in the kept"):
+        assert results.to_pandas()["t.val_loss"].isna().all()
+
+
+def test_estimators_are_scored_where_nothing_was_measured():
+    fs = rows()
+    fs.clear_splits()
+    fs.split_random({"train": 0.7, "val": 0.3})
+    mml.ModelGraph([mml.ModelNode("net", Ridge(), fs)])
+    own = experiment(audit="off")
+    own.execution_plan.add_phase(mml.FitPhase.from_split("fit", split="train"))
+    own.execution_plan.add_phase(mml.EvalPhase.from_split("eval", split="val"))
+    cv = mml.CrossValidation(bindings=mml.CVBinding(fs, ["train", "val"]), n_folds=3)
+    results = cv.run(**SILENT)
+    x, y = fs.get_features("numpy"), fs.get_targets("numpy").ravel()
+    sides = [fold.sides["data"] for fold in cv.folds]
+    cuts = [(side.train, side.val) for side in sides]
+    theirs = model_selection.cross_validate(
+        Ridge(), x, y, cv=cuts, scoring=["r2", "neg_mean_absolute_error"]
+    )
+    np.testing.assert_allclose(results.to_pandas()["val.r2"], theirs["test_r2"], rtol=1e-4)
+    asked = results.summary(metrics=["mae"])
+    assert list(asked.index) == ["val.mae"]
+    mean = -theirs["test_neg_mean_absolute_error"].mean()
+    assert asked["mean"].iloc[0] == pytest.approx(mean, rel=1e-4)
+
+
+def test_a_plan_that_measures_nothing_says_how_to():
+    fs = rows()
+    own = world(fs)
+    own.execution_plan.clear().add_phase(mml.EvalPhase.from_split("eval", split="val"))
+    results = mml.CrossValidation(bindings=mml.CVBinding(fs, ["train", "val"])).run(**SILENT)
+    with pytest.warns(UserWarning, match="nothing was measured in the folds of 'CV'.*metrics="):
+        assert not len(results.summary())
+    assert list(results.summary(metrics=["rmse"]).index) == ["val.rmse"]
+
+
 def test_the_rows_of_folds_are_audited_once():
     fs = rows()
     own = world(fs)
@@ -246,7 +446,7 @@ def test_the_rows_of_folds_are_audited_once():
     binding = mml.CVBinding(fs, ["train", "val"])
     with pytest.warns(AuditWarning, match="shared_groups") as said:
         mml.CrossValidation(bindings=binding, n_folds=3).run(**SILENT)
-    assert len(said) == 1
+    assert len([w for w in said if w.category is AuditWarning]) == 1
     own._auditor.mode = "error"
     with pytest.raises(AuditError, match="shared_groups"):
         mml.CrossValidation(bindings=binding).run(**SILENT)
