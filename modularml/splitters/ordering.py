@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 
@@ -65,5 +66,5 @@ def by_meaning(name: str, values: Array, error: type[Exception]) -> Array:
     )
 
 
-def _iso_times(texts: object) -> object:
+def _iso_times(texts: Any) -> Any:
     return require("pandas").to_datetime(texts, format="ISO8601", utc=True).dt.tz_localize(None)

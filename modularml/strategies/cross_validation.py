@@ -266,7 +266,8 @@ class CrossValidation(Checked):
         for phase in plan.flatten():
             for monitor, who in monitors_of(phase, self.experiment.model_graph).items():
                 for watch in loggers_of(monitor, phase.callbacks):
-                    sources = getattr(getattr(watch, "eval_phase", None), "input_sources", ())
+                    phase_of_it: Any = getattr(watch, "eval_phase", None)
+                    sources = [] if phase_of_it is None else phase_of_it.input_sources
                     if reads_only(watch, stopped) or not any(_is_scored(bound, s) for s in sources):
                         continue
                     found.append(

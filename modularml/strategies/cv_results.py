@@ -389,13 +389,12 @@ def _logged(
     groups, unmeasured = [], set()
     for fold, results in folds.items():
         for label, phase in results.flatten().items():
-            training = isinstance(phase, TrainResults)
-            figures = phase.figures(at) if training else _losses(phase)
+            figures = phase.figures(at) if isinstance(phase, TrainResults) else _losses(phase)
             for name in phase.metric_names():
                 logged = phase._metrics.epoch_values(name)
                 if not logged:
                     continue
-                if not training:
+                if not isinstance(phase, TrainResults):
                     figures.setdefault(name, logged[max(logged)])
                 base, bracket, group = name.partition("[")
                 score = f"{label}.{base if bracket else name}"

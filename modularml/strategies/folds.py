@@ -236,7 +236,7 @@ def _cut(bindings: Sequence[CVBinding], rule: FoldSplitter, seed: int) -> list[d
                     f"a sample of {binding.featureset.label!r} has another {name!r} there than in "
                     f"{bindings[0].featureset.label!r}"
                 )
-    found = []
+    found: list[dict[str, Sides]] = []
     for train, val in rule.folds(len(first), columns=columns):
         if not len(train) or not len(val) or np.bincount(np.append(train, val)).max() > 1:
             raise SplitError(f"{rule!r} gave a fold with an empty side, or with rows on both sides")
