@@ -173,7 +173,7 @@ class SampleCollection:
         return self._with(arrays, {})
 
     def with_computed(
-        self, names: Sequence[str], compute: Callable[[dict[str, Array]], dict[str, Array]]
+        self, names: Sequence[str], compute: Callable[[dict[str, Array], int], dict[str, Array]]
     ) -> SampleCollection:
         """Return a collection with columns that follow from others, each row from its own alone.
 
@@ -184,16 +184,17 @@ class SampleCollection:
         names : sequence of str
             Full names of the columns that `compute` is given.
         compute : callable
-            From arrays by full name to arrays by full name.
+            From arrays by full name, and the number of their first row, to arrays by full name.
         """
         sources = {name: self.numpy(name) for name in names}
         if not self.is_mapped(names):
-            return self.with_columns(compute(sources))
+            return self.with_columns(compute(sources, 0))
         size = block_rows(sources)
 
         def pieces() -> Iterator[dict[str, Array]]:
             for at in range(0, self.n_samples, size):
-                yield compute({name: values[at : at + size] for name, values in sources.items()})
+                piece = {name: values[at : at + size] for name, values in sources.items()}
+                yield compute(piece, at)
                 release(self.maps.values())
 
         return self._with(*write_columns(pieces(), self.n_samples))

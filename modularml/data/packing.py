@@ -113,7 +113,18 @@ def _scaler_record(data: dict[str, Any], collection: SampleCollection) -> Scaler
     _check(set(data["keys"]) <= set(known), "a scaler record is of columns that are not there")
     rows = data["fit_rows"]
     rows = None if rows is None else _rows(rows, collection.n_absent or collection.n_samples)
-    return ScalerRecord(**{**data, "keys": tuple(data["keys"]), "fit_rows": rows})
+    targets, outputs = tuple(data.get("targets", ())), data.get("outputs")
+    schema = collection.schema.columns
+    _check(all(name in schema for name in targets), "a scaler record has unknown targets")
+    if outputs is not None:
+        outputs = tuple(map(tuple, outputs))
+        places = sorted(place for places in outputs for place in places)
+        fits = len(outputs) == len(data["keys"]) and places == list(range(len(places)))
+        _check(fits and all(outputs), "a scaler record has columns that belong to no key")
+    seed = data.get("seed")
+    _check(seed is None or type(seed) is int, "the seed of a scaler record is no integer")
+    made = {"keys": tuple(data["keys"]), "targets": targets, "outputs": outputs}
+    return ScalerRecord(**{**data, **made, "fit_rows": rows})
 
 
 def _rows(rows: Any, n: int) -> IntArray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -279,7 +279,13 @@ class SplitMixin(SampleCollectionMixin):
         source = self._source()
         collection = self.collection.part(self._positions(), self.column_names)
         new = type(source)(label, collection, register=register)
-        new._scaler_records = scaled_by(source.scaler_records, collection.schema)
+        taken = self._positions()
+        new._scaler_records = [
+            r
+            if r.fit_rows is None
+            else replace(r, fit_rows=np.flatnonzero(np.isin(taken, r.fit_rows)))
+            for r in scaled_by(source.scaler_records, collection.schema)
+        ]
         return new
 
     def get_overlap_with(self, other: SplitMixin) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -65,6 +67,12 @@ class ScalerRecord:
         As the caller gave it.
     fit_rows : ndarray of int64, shape (n_fit,), or None
         The rows it was fitted on.
+    targets : tuple of str
+        Full names of the target columns that it looked at.
+    outputs : tuple of tuple of int, or None
+        Which columns of its output belong to each key; None where it keeps their shape.
+    seed : int or None
+        What deals rows to the folds of `cross_fit`.
     """
 
     domain: str
@@ -74,9 +82,23 @@ class ScalerRecord:
     fit_to_split: str | None = None
     merged_axes: int | tuple[int, ...] | None = None
     fit_rows: IntArray | None = field(default=None, repr=False, compare=False)
+    targets: tuple[str, ...] = ()
+    outputs: tuple[tuple[int, ...], ...] | None = None
+    seed: int | None = None
 
     def apply(self, columns: Mapping[str, Array]) -> dict[str, Array]:
         """Transform the record's columns: arrays of shape ``(n, *shape)`` by key."""
+        return self._through(self.scaler.transform, columns)
+
+    def cross_fit(self, columns: Mapping[str, Array], targets: Array) -> dict[str, Array]:
+        """Transform the rows that it was fitted on, as `Scaler.cross_fit` does."""
+        return self._through(
+            partial(self.scaler.cross_fit, targets=targets, seed=self.seed), columns
+        )
+
+    def _through(
+        self, transform: Callable[[Array], Array], columns: Mapping[str, Array]
+    ) -> dict[str, Array]:
         missing = [key for key in self.keys if key not in columns]
         if missing:
             raise DataError(
@@ -84,20 +106,31 @@ class ScalerRecord:
                 f"{missing} is missing from the data"
             )
         stacked = stack_columns({key: columns[key] for key in self.keys})
-        flat = self.scaler.transform(self.flattening.apply(stacked))
+        try:
+            flat = transform(self.flattening.apply(stacked))
+        except ScalerError as error:
+            raise ScalerError(f"{list(self.keys)}: {error}") from error
+        if self.scaler.scaler_name == "OrdinalEncoder" and flat.dtype.kind == "f":
+            codes = flat.astype(np.int64) if np.isfinite(flat).all() else flat
+            flat = codes if np.array_equal(codes, flat) else flat
         return self._unstack(flat if self._is_known else flat.copy())
 
     def invert(self, columns: Mapping[str, Array], facts: Array | None) -> dict[str, Array]:
         """Take this scaler off columns; those that are missing are filled where that is safe."""
         some = next(iter(columns.values()))
-        filled = {key: columns.get(key, np.zeros_like(some)) for key in self.keys}
-        flat = self.flattening.apply(stack_columns(filled))
+        if self.outputs is None:
+            filled = {key: columns.get(key, np.zeros_like(some)) for key in self.keys}
+            flat = self.flattening.apply(stack_columns(filled))
+        else:
+            flat = np.empty((len(some), sum(map(len, self.outputs))), some.dtype)
+            for key, places in zip(self.keys, self.outputs, strict=True):
+                flat[:, places] = columns[key].reshape(len(some), len(places))
         if facts is None:
             back = self.scaler.inverse_transform(flat)
         else:
             back = self.scaler.inverse_with(flat, facts)
-        found = self._unstack(back)
-        return {key: found[key] for key in columns}
+        stacked = self.flattening.undo(back)
+        return {key: stacked[:, i] for i, key in enumerate(self.keys) if key in columns}
 
     def row_facts(self, columns: Mapping[str, Array]) -> Array:
         """Return what the inverse must know of each row, from the columns before scaling."""
@@ -120,12 +153,17 @@ class ScalerRecord:
         return isinstance(self.scaler.scaler, str)
 
     def _unstack(self, flat: Array) -> dict[str, Array]:
+        if self.outputs is not None:
+            return {
+                key: np.ascontiguousarray(flat[:, places])
+                for key, places in zip(self.keys, self.outputs, strict=True)
+            }
         try:
             stacked = self.flattening.undo(flat)
         except (ShapeError, ValueError) as error:
             raise ScalerError(
                 f"{self.scaler.scaler_name} gave shape {flat.shape}, which does not fit the "
-                f"columns {list(self.keys)}; scalers must keep the number of columns"
+                f"columns {list(self.keys)}; it must give the number of columns that it gave at fit"
             ) from error
         return {key: stacked[:, i] for i, key in enumerate(self.keys)}
 
@@ -139,8 +177,9 @@ def fit_record(
     fit_rows: IntArray | None,
     merged_axes: int | tuple[int, ...] | None,
     blocks: Iterable[Array] | None = None,
+    targets: Mapping[str, Array] | None = None,
 ) -> ScalerRecord:
-    """Fit a clone of a scaler on some rows of some columns.
+    """Fit a clone of a scaler on some rows of some columns, and of `targets` by full name.
 
     Where these rows are given as `blocks` of stacked columns, a scaler that can learn bit by bit
     does.
@@ -152,19 +191,21 @@ def fit_record(
     ShapeError
         If the columns do not become two-dimensional.
     """
-    for key, values in columns.items():
-        if values.dtype.kind not in "biuf":
-            raise ScalerError(
-                f"column {key!r} holds {values.dtype}, not numbers; choose keys= without it"
-            )
     wrapped = scaler.clone_unfitted() if isinstance(scaler, Scaler) else Scaler(scaler)
+    for key, values in columns.items():
+        if values.dtype.kind not in "biuf" and not wrapped.takes_categories:
+            raise ScalerError(
+                f"column {key!r} holds {values.dtype}, not numbers, which {wrapped.scaler_name} "
+                "takes; choose keys= without it, or encode it (OneHotEncoder, OrdinalEncoder, "
+                "TargetEncoder)"
+            )
     where = "" if fit_to_split is None else f" in split {fit_to_split!r}"
     n_rows = len(next(iter(columns.values())) if fit_rows is None else fit_rows)
     if not n_rows:
         raise ScalerError(f"there are no rows to fit on{where}")
-    if blocks is None or not hasattr(wrapped.wrapped, "partial_fit"):
+    if targets or blocks is None or not hasattr(wrapped.wrapped, "partial_fit"):
         flat, flattening = flatten(stack_columns(columns, fit_rows), merged_axes)
-        wrapped.fit(flat)
+        wrapped.fit(flat, fitted_targets(targets, fit_rows, flat) if targets else None)
     else:
         for block in blocks:
             flat, flattening = flatten(block, merged_axes)
@@ -177,8 +218,72 @@ def fit_record(
             "makes a constant that tells a model nothing; leave them out with keys=",
         )
     return ScalerRecord(
-        domain, tuple(columns), wrapped, flattening, fit_to_split, merged_axes, fit_rows
+        domain,
+        tuple(columns),
+        wrapped,
+        flattening,
+        fit_to_split,
+        merged_axes,
+        fit_rows,
+        tuple(targets or ()),
+        _outputs(wrapped, list(columns), flat, flattening),
+        int(np.random.randint(2**31)) if wrapped.is_cross_fitted else None,  # noqa: NPY002
     )
+
+
+def fitted_targets(
+    targets: Mapping[str, Array], rows: IntArray | None, flat: Array | None = None
+) -> Array:
+    """Return rows of target columns as a scaler takes them: ``(n,)``, or ``(n, k)`` for several.
+
+    Raises
+    ------
+    ShapeError
+        If there is not one target for each row that is fitted on.
+    """
+    found = stack(targets, rows).reshape(len(next(iter(targets.values()))[rows]), -1)
+    if flat is not None and len(flat) != len(found):
+        raise ShapeError(
+            f"targets= needs each sample to be one row, and merged_axes makes {len(flat)} rows of "
+            f"{len(found)} samples"
+        )
+    return found[:, 0] if found.shape[1] == 1 else found
+
+
+def _outputs(
+    scaler: Scaler, keys: Sequence[str], flat: Array, layout: Flattening
+) -> tuple[tuple[int, ...], ...] | None:
+    """Return which output columns belong to each key; None where the scaler keeps their shape.
+
+    Raises
+    ------
+    ScalerError
+        If that cannot be told: it mixes the columns of several keys, or leaves out a key.
+    """
+    n_in, width = flat.shape[1], scaler.transform(flat[:1]).shape[1]
+    if width == n_in and not scaler.spreads:
+        return None
+    if layout.row_axes != (0,):
+        raise ScalerError(
+            f"{scaler.scaler_name} makes {width} columns of {n_in}, which needs each sample to be "
+            f"one row; merged_axes={layout.merged_axes} makes several"
+        )
+    if len(keys) == 1:
+        return (tuple(range(width)),)
+    marks = [f"#{i:09d}" for i in range(n_in)]
+    try:
+        names = scaler.wrapped.get_feature_names_out(marks)
+    except (AttributeError, TypeError, ValueError):
+        names = ()
+    owners = [{int(m) * len(keys) // n_in for m in re.findall(r"#(\d{9})", n)} for n in names]
+    found = tuple(tuple(i for i, own in enumerate(owners) if own == {k}) for k in range(len(keys)))
+    if sum(map(len, found)) != width or not all(found):
+        raise ScalerError(
+            f"{scaler.scaler_name} makes {width} columns of the {n_in} of {list(keys)} together, "
+            "and it cannot be told which belong to which key; make them one array column (stack= "
+            "of a constructor), or call fit_transform for each key"
+        )
+    return found
 
 
 def _is_constant(values: Array, rows: IntArray | None) -> bool:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,10 +48,13 @@ class TransformingMixin(SplitMixin):
         keys: str | list[str] | None = None,
         fit_to_split: str | None = None,
         merged_axes: int | tuple[int] | None = None,
+        targets: str | list[str] | None = None,
     ) -> None:
-        """Fit a scaler on the rows of one split and transform every row.
+        """Fit a scaler, encoder or selector on the rows of one split and transform every row.
 
-        Writes the representation ``transformed`` of each key, on top of the one that is there.
+        Writes the representation ``transformed`` of each key, on top of the one that is there. It
+        has another shape where the number of columns changes: ``(k,)`` a sample, for `PCA` or
+        `OneHotEncoder` of text, say.
 
         Parameters
         ----------
@@ -66,6 +68,10 @@ class TransformingMixin(SplitMixin):
         merged_axes : int or tuple of int, optional
             Axes of the stacked columns ``(n, n_columns, *shape)`` that become one: ``(1, 2)``
             scales each element, ``(0, 2)`` each column, ``(0, 1, 2)`` everything alike.
+        targets : str or list of str, optional
+            Target columns that are looked at (`SelectKBest`, `TargetEncoder`), in the newest
+            representation where none is named. A `TargetEncoder` gives the rows that it is fitted
+            on what it learned from other folds of them.
 
         Raises
         ------
@@ -74,9 +80,12 @@ class TransformingMixin(SplitMixin):
         ShapeError
             If the columns do not become two-dimensional.
         ScalerError
-            If a column is no number. Nothing is changed by a call that fails.
+            If a column is of a type that the scaler does not take, targets are needed and not
+            given, or several keys become columns that cannot be told apart. Nothing is changed by
+            a call that fails.
         """
         self._collection.check_rows()
+        looked_at = [] if targets is None else self._select(targets=targets)
         chosen = self._domain_keys(domain, keys)
         rows = None if fit_to_split is None else self.get_split(fit_to_split).valid_indices
         names = {key: self._collection.schema.newest(domain, key) for key in chosen}
@@ -88,8 +97,9 @@ class TransformingMixin(SplitMixin):
             fit_rows=rows,
             merged_axes=merged_axes,
             blocks=self._collection.blocks(list(names.values()), rows),
+            targets={name: self._collection.numpy(name) for name in looked_at},
         )
-        new = _with_transformed(self._collection, domain, names, record.apply)
+        new = _with_transformed(self._collection, record, names)
         if fit_to_split is None and self._splits:
             scaling.warn_unsplit(str(self.label))
         self._collection = new
@@ -194,7 +204,8 @@ class TransformingMixin(SplitMixin):
             domain=domain,
             raw=raw,
         )
-        return np.stack([found[key] for key in keys], axis=1).reshape(values.shape)
+        stacked = np.stack([found[key] for key in keys], axis=1)
+        return stacked.reshape(values.shape) if stacked.size == values.size else stacked
 
     def transform_new(self, data: Any, *, domain: str | None = None) -> dict[str, Any]:
         """Apply the recorded scalers to new raw rows.
@@ -272,18 +283,28 @@ class TransformingMixin(SplitMixin):
         collection = self._collection.without_columns(
             [name for name in self._collection.names if name in old - kept]
         )
-        domains = {record.domain for record in gone}
-        due = [record for record in records if record.domain in domains]
+        lost = {n for r in records for n in r.targets} - set(collection.names)
+        if lost:
+            raise ScalerError(f"a scaler looked at {sorted(lost)}; undo that one first")
+        touched = {(r.domain, key) for r in gone for key in r.keys}
+        due: list[ScalerRecord] = []
+        for record in records * len(records):  # those that share keys, directly or through others
+            own = {(record.domain, key) for key in record.keys}
+            if own & touched and record not in due:
+                due, touched = [*due, record], touched | own
+        due = [record for record in records if record in due]
         self._collection, self._scaler_records = self._scaled(collection, due), records
 
     @staticmethod
     def _scaled(collection: SampleCollection, records: list[ScalerRecord]) -> SampleCollection:
         """Return a collection with what these scalers make of its raw columns."""
-        for domain in dict.fromkeys(record.domain for record in records):
-            own = [r for r in records if r.domain == domain]
-            names = {key: f"{domain}.{key}.{RAW}" for r in own for key in r.keys}
-            apply = partial(scaling.apply_records, own)
-            collection = _with_transformed(collection, domain, names, apply)
+        written: set[str] = set()
+        for record in records:
+            new = {key: f"{record.domain}.{key}.{TRANSFORMED}" for key in record.keys}
+            raw = {key: f"{record.domain}.{key}.{RAW}" for key in record.keys}
+            names = {key: new[key] if new[key] in written else raw[key] for key in record.keys}
+            collection = _with_transformed(collection, record, names)
+            written |= set(new.values())
         return collection
 
     def _check_raw(self, records: Iterable[ScalerRecord]) -> None:
@@ -301,15 +322,21 @@ def _written(records: Iterable[ScalerRecord]) -> set[str]:
 
 
 def _with_transformed(
-    collection: SampleCollection,
-    domain: str,
-    names: Mapping[str, str],
-    apply: Callable[[dict[str, Array]], dict[str, Array]],
+    collection: SampleCollection, record: ScalerRecord, names: Mapping[str, str]
 ) -> SampleCollection:
-    """Return a table with what `apply` makes of columns, given as key to full name."""
+    """Return a table with what a scaler makes of columns, given as key to full name."""
+    rows, own = record.fit_rows, dict[str, Array]()
+    if record.scaler.is_cross_fitted:
+        rows = np.arange(collection.n_samples) if rows is None else rows
+        columns = {key: collection.numpy(name)[rows] for key, name in names.items()}
+        targets = {name: collection.numpy(name) for name in record.targets}
+        own = record.cross_fit(columns, scaling.fitted_targets(targets, rows))
 
-    def compute(columns: dict[str, Array]) -> dict[str, Array]:
-        new = apply({key: columns[name] for key, name in names.items()})
-        return {f"{domain}.{key}.{TRANSFORMED}": values for key, values in new.items()}
+    def compute(columns: dict[str, Array], at: int) -> dict[str, Array]:
+        new = record.apply({key: columns[name] for key, name in names.items()})
+        for key, values in own.items():
+            here = (rows >= at) & (rows < at + len(new[key]))
+            new[key][rows[here] - at] = values[here]
+        return {f"{record.domain}.{key}.{TRANSFORMED}": values for key, values in new.items()}
 
     return collection.with_computed(list(names.values()), compute)

@@ -12,7 +12,7 @@ from modularml._typing import Array
 from modularml.config import Configurable, Stateful
 from modularml.errors import NotFittedError, ScalerError, ShapeError, UnknownNameError
 
-__all__ = ["BaseScaler", "NoInverseError", "as_numbers"]
+__all__ = ["BaseScaler", "NoInverseError", "as_numbers", "as_table"]
 
 
 class NoInverseError(ScalerError, NotImplementedError):
@@ -156,6 +156,20 @@ def as_numbers(data: Any) -> Array:
     ScalerError
         If these are no real numbers.
     """
+    found = as_table(data)
+    if found.dtype.kind not in "biuf":
+        raise ScalerError(f"scalers take real numbers, got {found.dtype}; convert the column first")
+    return found if found.dtype.kind == "f" else found.astype(np.float64)
+
+
+def as_table(data: Any) -> Array:
+    """Return an array of shape (n, k) in its own dtype.
+
+    Raises
+    ------
+    ShapeError
+        If there are not two dimensions, or no columns.
+    """
     try:
         found = np.asarray(data)
     except ValueError as error:
@@ -165,6 +179,4 @@ def as_numbers(data: Any) -> Array:
             f"scalers take two dimensions, (rows, columns), got shape {found.shape}; "
             "use merged_axes to flatten arrays"
         )
-    if found.dtype.kind not in "biuf":
-        raise ScalerError(f"scalers take real numbers, got {found.dtype}; convert the column first")
-    return found if found.dtype.kind == "f" else found.astype(np.float64)
+    return found

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from modularml._optional import loaded
+from modularml._optional import loaded, require
 from modularml._typing import Array
 from modularml.config import Configurable, Stateful
 from modularml.errors import (
@@ -22,8 +22,8 @@ from modularml.errors import (
 )
 from modularml.io.estimators import learned, parameters, relearn
 from modularml.io.saveable import Saveable
-from modularml.scalers.base import NoInverseError, as_numbers
-from modularml.scalers.registry import OWN, SKLEARN, scaler_registry
+from modularml.scalers.base import NoInverseError, as_numbers, as_table
+from modularml.scalers.registry import ENCODERS, OWN, SKLEARN, scaler_registry
 
 __all__ = ["NoInverseError", "Scaler"]
 
@@ -100,17 +100,38 @@ class Scaler(Configurable, Stateful, Saveable):
         known = {*parameters(self._class), "n_features_in_", "feature_names_in_"}
         return bool(getattr(self._wrapped, "learns", not known.issuperset(vars(self._wrapped))))
 
+    @property
+    def takes_categories(self) -> bool:
+        """Whether it takes text and other categories, in their own dtype."""
+        if self.scaler_name in ENCODERS:
+            return True
+        tags = self._input_tags()
+        return bool(getattr(tags, "categorical", False) or getattr(tags, "string", False))
+
+    @property
+    def is_cross_fitted(self) -> bool:
+        """Whether rows that it is fitted on are transformed by what other rows have taught it."""
+        return self.scaler_name == "TargetEncoder"
+
+    @property
+    def spreads(self) -> bool:
+        """Whether each column becomes several, however many these are."""
+        added = bool(getattr(self._wrapped, "add_indicator", False))
+        return added or self.scaler_name in ("OneHotEncoder", "PolynomialFeatures")
+
     def clone_unfitted(self) -> Self:
         """Make a scaler with the same config that has learned nothing."""
         return type(self)(self._class, self.scaler_kwargs)
 
-    def fit(self, data: Array) -> Self:
+    def fit(self, data: Array, targets: Array | None = None) -> Self:
         """Learn from rows, forgetting what was learned before.
 
         Parameters
         ----------
         data : ndarray, shape (n_samples, n_features)
             At least one row. Is not changed.
+        targets : ndarray, shape (n_samples,) or (n_samples, n_targets), optional
+            For what looks at targets, such as `SelectKBest`.
 
         Returns
         -------
@@ -122,19 +143,25 @@ class Scaler(Configurable, Stateful, Saveable):
         ShapeError
             If the data is not two-dimensional.
         ScalerError
-            If there are no rows or no numbers, or the scaler cannot be fitted on them.
+            If there are no rows or no numbers, the scaler cannot be fitted on them, or it needs
+            targets and there are none.
         """
-        found = as_numbers(data)
+        found = self._table(data)
         if len(found) == 0:
             raise ScalerError(f"{self.scaler_name} cannot be fitted on 0 rows")
         fresh = self._build()
-        self._call(fresh, "fit", found)
+        try:
+            self._call(fresh, "fit", found, targets)
+        except ScalerError as error:
+            if targets is None and ("requires y" in str(error) or "'y'" in str(error)):
+                raise ScalerError(f"{self.scaler_name} looks at targets; pass targets=") from error
+            raise
         self._wrapped, self._n_features, self.is_fit = fresh, found.shape[1], True
         return self
 
     def partial_fit(self, data: Array) -> Self:
         """Learn from more rows, where the scaler can; see `fit`."""
-        found = self._checked(data) if self.is_fit else as_numbers(data)
+        found = self._checked(data) if self.is_fit else self._table(data)
         self._call(self._wrapped, "partial_fit", found)
         self._n_features, self.is_fit = found.shape[1], True
         return self
@@ -163,9 +190,27 @@ class Scaler(Configurable, Stateful, Saveable):
         """
         return self._apply("transform", self._checked(data))
 
-    def fit_transform(self, data: Array) -> Array:
-        """Fit on rows, then scale them."""
-        return self.fit(data).transform(data)
+    def fit_transform(self, data: Array, targets: Array | None = None) -> Array:
+        """Fit on rows, then scale them; see `fit`."""
+        self.fit(data, targets)
+        if not self.is_cross_fitted or targets is None:
+            return self.transform(data)
+        return self.cross_fit(data, targets, None)
+
+    def cross_fit(self, data: Array, targets: Array, seed: int | None) -> Array:
+        """Transform the rows of `fit`, each by what was learned from rows of other folds.
+
+        Rows are dealt to folds by `seed`, unless the scaler has a seed or folds of its own.
+        """
+        fresh = self._build()
+        if isinstance(fresh.cv, int) and fresh.random_state == "deprecated":  # scikit-learn 1.9
+            kind = require("sklearn.utils.multiclass").type_of_target(targets)
+            name = "KFold" if kind == "continuous" else "StratifiedKFold"
+            folds = getattr(require("sklearn.model_selection"), name)
+            fresh.cv = folds(fresh.cv, shuffle=True, random_state=seed)
+        elif fresh.random_state is None:
+            fresh.random_state = seed
+        return self._apply("fit_transform", self._checked(data), fresh, targets)
 
     def inverse_transform(self, data: Array) -> Array:
         """Undo `transform`.
@@ -192,6 +237,12 @@ class Scaler(Configurable, Stateful, Saveable):
                 f"{self.scaler_name} has no inverse; keep the rows as they were before scaling"
             )
         found = self._checked(data) if self._is_known else as_numbers(data)
+        if self.scaler_name in ("LabelEncoder", "OrdinalEncoder"):
+            codes = np.rint(found)
+            if not np.array_equal(codes, found):
+                odd = found[codes != found][0]
+                raise ScalerError(f"{self.scaler_name} is undone from class numbers, got {odd}")
+            found = codes.astype(np.int64)
         return self._apply("inverse_transform", found)
 
     def row_facts(self, data: Array) -> Array:
@@ -299,7 +350,7 @@ class Scaler(Configurable, Stateful, Saveable):
 
     def _checked(self, data: Array) -> Array:
         self._require_fit()
-        found = as_numbers(data)
+        found = self._table(data)
         if found.shape[1] != self._n_features:
             raise ShapeError(
                 f"{self.scaler_name} was fitted on {self._n_features} columns, "
@@ -307,11 +358,23 @@ class Scaler(Configurable, Stateful, Saveable):
             )
         return found
 
-    def _apply(self, method: str, data: Array) -> Array:
+    def _table(self, data: Array) -> Array:
+        return as_table(data) if self.takes_categories else as_numbers(data)
+
+    def _input_tags(self) -> Any:
+        if not hasattr(self._wrapped, "__sklearn_tags__"):
+            return None
+        return require("sklearn.utils").get_tags(self._wrapped).input_tags
+
+    def _apply(
+        self, method: str, data: Array, scaler: Any = None, targets: Array | None = None
+    ) -> Array:
         if len(data) == 0:  # scikit-learn refuses; one row tells the shape and type
-            return self._apply(method, np.ones((1, data.shape[1]), dtype=data.dtype))[:0]
-        out = self._call(self._wrapped, method, data)
+            return self._apply(method, self._one_row(data), scaler, targets)[:0]
+        out = self._call(self._wrapped if scaler is None else scaler, method, data, targets)
         found = np.asarray(out.toarray() if hasattr(out, "toarray") else out)
+        if self.scaler_name in _OF_ONE_COLUMN and found.ndim == 1:
+            found = found[:, None]
         if found.ndim != 2 or len(found) != len(data):
             raise ScalerError(
                 f"{self.scaler_name}.{method} must return {len(data)} rows in two dimensions, "
@@ -319,10 +382,25 @@ class Scaler(Configurable, Stateful, Saveable):
             )
         return found
 
-    def _call(self, scaler: Any, method: str, data: Array) -> Any:
+    def _one_row(self, data: Array) -> Array:
+        """Return a row that the scaler can transform."""
+        known = getattr(self._wrapped, "categories_", None)
+        if known is None and self.scaler_name in _OF_ONE_COLUMN:
+            known = [self._wrapped.classes_]
+        if known is None:
+            return np.ones((1, data.shape[1]), dtype=data.dtype)
+        alike = len({values.dtype for values in known}) == 1
+        return np.array([[v[0] for v in known]], known[0].dtype if alike else object)
+
+    def _call(self, scaler: Any, method: str, data: Array, targets: Array | None = None) -> Any:
         may_write = not self._is_known or not getattr(scaler, "copy", True)
+        given = data.copy() if may_write else data
+        if self.scaler_name in _OF_ONE_COLUMN:
+            if data.shape[1] != 1:
+                raise ScalerError(f"{self.scaler_name} takes one column, got {data.shape[1]}")
+            given = given[:, 0]
         try:
-            return getattr(scaler, method)(data.copy() if may_write else data)
+            return getattr(scaler, method)(given, *(() if targets is None else (targets,)))
         except ModularMLError:
             raise
         except Exception as error:
@@ -330,6 +408,10 @@ class Scaler(Configurable, Stateful, Saveable):
                 f"{self.scaler_name}.{method} failed on data of shape {data.shape} "
                 f"({data.dtype}): {error}"
             ) from error
+
+
+_OF_ONE_COLUMN = ("LabelEncoder", "LabelBinarizer")
+"""Classes of scikit-learn that take a single column, without its axis."""
 
 
 def _resolve(scaler: Any) -> tuple[type[Any], dict[str, Any]]:

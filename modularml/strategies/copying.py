@@ -104,6 +104,7 @@ def _rows_of(fs: FeatureSet, sides: Sides | None = None) -> FeatureSet:
             keys=list(record.keys),
             fit_to_split=_split_to_fit(new, record.fit_to_split, sides),
             merged_axes=record.merged_axes,
+            targets=list(record.targets) or None,
         )
     return new
 

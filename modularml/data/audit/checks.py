@@ -14,6 +14,7 @@ from modularml.data.audit.findings import AuditReport, Finding
 from modularml.data.audit.pairs import Pair, is_training
 from modularml.data.audit.subject import Subject
 from modularml.data.schema import RAW
+from modularml.data.selectors import newest
 from modularml.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -159,14 +160,14 @@ def _constant(s: Subject) -> Iterator[Finding]:
 
 
 def _not_finite(s: Subject) -> Iterator[Finding]:
-    data, seen = s.fs.collection, set[str]()
+    data = s.fs.collection
     every = np.arange(len(s.fs)) if s.rows is None else s.rows
-    for spec in data.schema.columns.values():
-        if spec.domain == "tags" or spec.dtype.kind != "f" or spec.key in seen:
-            continue  # what is not finite when raw is not finite when scaled
+    for name in newest(data.schema, data.names):  # as models read them; what was filled is finite
+        spec = data.schema[name]
+        if spec.domain == "tags" or spec.dtype.kind != "f":
+            continue
         finite = np.isfinite(data.gather([spec.name], s.rows))
         if not finite.all():
-            seen.add(spec.key)
             rows = every[~finite.reshape(len(finite), -1).all(axis=1)]
             said = f"{spec.key!r} ({spec.rep}) holds NaN or infinity in {len(rows)} rows; fill them"
             yield s.finding("not_finite", "warning", rows, f"{said} or drop them", (spec.name,))

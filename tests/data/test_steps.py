@@ -1,0 +1,207 @@
+"""Recorded steps that change the number of columns, take categories or look at targets.
+
+Held against scikit-learn fitted by hand on the same rows.
+"""
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.decomposition import PCA
+from sklearn.feature_selection import SelectKBest, VarianceThreshold, f_classif
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import (
+    LabelEncoder,
+    OneHotEncoder,
+    OrdinalEncoder,
+    StandardScaler,
+    TargetEncoder,
+)
+
+import modularml as mm
+from modularml.errors import ScalerError
+
+N = 60
+RNG = np.random.default_rng(0)
+SITE = RNG.choice(["north", "south", "west"], N)
+CODE = RNG.choice([3, 5, 2**40 + 1], N)
+GENES = RNG.normal(size=(N, 8)) * np.linspace(0.1, 3, 8)
+AGE = np.where(np.arange(N) % 7 == 0, np.nan, RNG.normal(60, 9, N))
+Y = (GENES[:, 3] > 0).astype(int)
+FOLDS = StratifiedKFold(3, shuffle=True, random_state=3)
+
+
+def rows():
+    columns = {"site": SITE, "code": CODE, "genes": GENES, "age": AGE, "y": Y}
+    columns["label"] = np.where(Y, "sick", "well")
+    fs = mm.FeatureSet.from_dict("fs", columns, ["site", "code", "genes", "age"], ["y", "label"])
+    fs.split_random({"train": 0.7, "test": 0.3}, seed=1)
+    return fs
+
+
+STEPS = [
+    (OneHotEncoder(sparse_output=False), "site", None),
+    (OneHotEncoder(drop="first"), "site", None),
+    (OneHotEncoder(), "code", None),
+    (OrdinalEncoder(), "site", None),
+    (OrdinalEncoder(), "code", None),
+    (TargetEncoder(cv=FOLDS), "site", "y"),
+    (SelectKBest(f_classif, k=3), "genes", "y"),
+    (SelectKBest(k=8), "genes", "label"),
+    (VarianceThreshold(1.0), "genes", None),
+    (PCA(2), "genes", None),
+    (PCA(1), "genes", None),
+    (SimpleImputer(add_indicator=True), "age", None),
+    (SimpleImputer(), "age", None),
+]
+
+
+@pytest.mark.parametrize(("step", "key", "targets"), STEPS, ids=lambda v: str(v)[:40])
+def test_a_step_is_what_scikit_learn_makes_undone_saved_and_applied(step, key, targets, tmp_path):
+    fs = rows()
+    before = fs.get_features(features=key)[key]
+    fs.fit_transform(step, domain="features", keys=key, fit_to_split="train", targets=targets)
+    train, test = fs["train"], fs["test"]
+    by_hand = clone(step)
+    x = {part: fs[part].get_features(features=key, rep="raw")[key] for part in ("train", "test")}
+    x = {part: v.reshape(len(v), -1) for part, v in x.items()}
+    y = () if targets is None else (train.get_targets()[targets],)
+    fitted = np.asarray(_dense(by_hand.fit_transform(x["train"], *y)))
+    expected = _dense(by_hand.transform(x["test"]))
+    for view, values in ((train, fitted), (test, expected)):
+        found = view.get_features(features=key)[key]
+        np.testing.assert_allclose(found.reshape(len(view), -1), values, rtol=1e-9)
+    assert fs.get_feature_shapes(False, False)[key] in ((), (values.shape[1],))
+
+    raw = {key: fs["test"].get_features(features=key, rep="raw")[key]}
+    new = fs.transform_new(raw)[key]
+    np.testing.assert_allclose(new, test.get_features(features=key)[key])
+    assert fs.transform_new({key: raw[key][:0]})[key].shape == (0, *new.shape[1:])
+
+    fs.save(tmp_path / "rows")
+    with mm.ExperimentContext().activate():
+        loaded = mm.FeatureSet.load(tmp_path / "rows")
+    np.testing.assert_array_equal(loaded.transform_new(raw)[key], new)
+    for each in (fs, loaded):
+        now = each.get_features(features=key)[key]
+        if targets != "label":
+            each.fit_transform("MinMaxScaler", domain="features", keys=key, fit_to_split="train")
+            each.undo_last_transform("features", key)
+        np.testing.assert_array_equal(each.get_features(features=key)[key], now)
+        each.undo_all_transforms("features", key)
+        np.testing.assert_array_equal(each.get_features(features=key)[key], before)
+        assert each.collection.schema.reps("features", key) == ["raw"]
+
+
+def _dense(values):
+    return values.toarray() if hasattr(values, "toarray") else values
+
+
+def test_several_text_columns_in_one_encoder():
+    columns = {"a": SITE, "b": CODE.astype(str), "y": Y}
+    fs = mm.FeatureSet.from_dict("fs", columns, ["a", "b"], "y")
+    fs.fit_transform("OneHotEncoder", domain="features")
+    expected = OneHotEncoder().fit_transform(np.stack([SITE, CODE.astype(str)], 1)).toarray()
+    found = fs.get_features()
+    np.testing.assert_array_equal(np.hstack([found["a"], found["b"]]), expected)
+    fs.undo_last_transform("features", ["a", "b"])
+    fs.fit_transform(OrdinalEncoder(), domain="features")
+    expected = OrdinalEncoder().fit_transform(np.stack([SITE, CODE.astype(str)], 1))
+    found = fs.get_features("numpy")
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_unseen_categories_are_met_as_handle_unknown_says():
+    fs = rows()
+    fs.fit_transform(OneHotEncoder(), domain="features", keys="site", fit_to_split="train")
+    with pytest.raises(ScalerError, match=r"\['site'\].*unknown categories \['east'\]"):
+        fs.transform_new({"site": ["east"]})
+    fs.undo_last_transform("features", "site")
+    ignoring = OneHotEncoder(handle_unknown="ignore")
+    fs.fit_transform(ignoring, domain="features", keys="site", fit_to_split="train")
+    assert fs.transform_new({"site": ["east", "south"]})["site"].tolist() == [[0, 0, 0], [0, 1, 0]]
+
+
+def test_what_cannot_be_done_is_refused_and_changes_nothing():
+    fs = rows()
+    cases = [
+        (
+            {"scaler": SelectKBest(k=2), "keys": "genes"},
+            "SelectKBest looks at targets; pass targets=",
+        ),
+        ({"scaler": "TargetEncoder", "keys": "site"}, "looks at targets; pass targets="),
+        ({"scaler": "StandardScaler", "keys": "site"}, r"'site' holds object.*OneHotEncoder"),
+        ({"scaler": LabelEncoder(), "keys": ["site", "code"]}, "takes one column, got 2"),
+        ({"scaler": PCA(1), "keys": ["code", "age"]}, "failed on data"),
+        ({"scaler": PCA(1), "keys": ["code", "y"]}, "unknown column 'y' of features"),
+    ]
+    for kwargs, message in cases:
+        with pytest.raises(mm.errors.ModularMLError, match=message):
+            fs.fit_transform(**kwargs, domain="features", fit_to_split="train")
+    assert not fs.scaler_records
+    two = mm.FeatureSet.from_dict("both", {"a": Y, "b": Y**2 + 1, "y": Y}, ["a", "b"], "y")
+    with pytest.raises(ScalerError, match="cannot be told which belong to which key"):
+        two.fit_transform(PCA(1), domain="features")
+
+
+def test_labels_as_targets_come_back():
+    fs = rows()
+    fs.fit_transform(LabelEncoder(), domain="targets", keys="label", fit_to_split="train")
+    codes = fs.get_targets(targets="label")["label"]
+    assert codes.tolist() == LabelEncoder().fit_transform(np.where(Y, "sick", "well")).tolist()
+    back = fs.unscale_data_for_cols(data=codes, domain="targets", columns="label")
+    assert back.tolist() == np.where(Y, "sick", "well").tolist()
+    with pytest.raises(ScalerError, match=r"class numbers, got \d\.5"):
+        fs.unscale_data_for_cols(data=codes + 0.5, domain="targets", columns="label")
+
+
+def test_a_target_encoder_without_a_seed_is_the_same_when_it_is_made_again():
+    fs, train = rows(), {"fit_to_split": "train"}
+    train = {"fit_to_split": "train"}
+    fs.fit_transform("TargetEncoder", domain="features", keys="site", targets="y", **train)
+    now = fs.get_features(features="site")["site"]
+    assert len(np.unique(now)) > 3  # rows of one site differ by the fold they are in
+    fs.fit_transform("StandardScaler", domain="features", keys="site", **train)
+    fs.undo_last_transform("features", "site")
+    np.testing.assert_array_equal(fs.get_features(features="site")["site"], now)
+
+
+def test_targets_that_a_step_looked_at_stay():
+    fs, train = rows(), {"fit_to_split": "train"}
+    fs.fit_transform("StandardScaler", domain="targets", keys="y", **train)
+    fs.fit_transform("TargetEncoder", domain="features", keys="site", targets="y", **train)
+    with pytest.raises(ScalerError, match=r"looked at \['targets.y.transformed'\]; undo that one"):
+        fs.undo_all_transforms("targets")
+
+
+@pytest.mark.parametrize(
+    ("steps", "key"),
+    [
+        ([(SelectKBest(k=2), "y"), (StandardScaler(), None)], "genes"),
+        ([(StandardScaler(), None), (PCA(2), None)], "genes"),
+        ([(TargetEncoder(cv=FOLDS), "y")], "site"),
+        ([(OneHotEncoder(handle_unknown="ignore"), None)], "site"),
+        ([(OneHotEncoder(), None)], "code"),
+    ],
+    ids=str,
+)
+def test_each_fold_fits_its_own_as_a_pipeline_does(steps, key):
+    columns = {"site": SITE, "code": CODE, "genes": GENES, "y": Y}
+    mm.Experiment("e", audit="off")
+    fs = mm.FeatureSet.from_dict("fs", columns, [key], "y")
+    fs.add_split(fs.take(range(N), label="train"))
+    for step, targets in steps:
+        fs.fit_transform(step, domain="features", fit_to_split="train", targets=targets)
+    mm.ModelGraph([mm.ModelNode("net", LogisticRegression(), fs)])
+    phase = mm.FitPhase.from_split("fit", split="train")
+    binding = mm.CVBinding(fs, ["train"], val_split_name="val")
+    cv = mm.CrossValidation(bindings=binding, phase=phase, n_folds=4)
+    found = cv.run(show_training_progress=False).out_of_fold("net").loc[fs.get_sample_uuids()]
+    splits = [(fold.sides["fs"].train, fold.sides["fs"].val) for fold in cv.folds]
+    pipeline = make_pipeline(*(step for step, _ in steps), LogisticRegression())
+    x = fs.get_features("numpy", rep="raw").reshape(N, -1)
+    expected = cross_val_predict(pipeline, x, Y, cv=splits, method="predict_proba")
+    np.testing.assert_allclose(found[["prediction_0", "prediction_1"]], expected, rtol=1e-6)
