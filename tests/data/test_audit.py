@@ -230,6 +230,16 @@ class TestPlantedLeaks:
             "features.flat_wave.raw": "info",
         }
 
+    def test_what_a_recorded_step_has_filled_is_no_finding(self):
+        data = table()
+        data["wave"][::7, 1] = np.nan
+        fs = make(data)
+        assert {f.kind for f in fs.audit()} == {"not_finite"}
+        fs.fit_transform("SimpleImputer", domain="features", keys="wave", fit_to_split="train")
+        assert fs.audit().ok
+        fs.undo_last_transform("features", "wave")
+        assert {f.kind for f in fs.audit()} == {"not_finite"}
+
     def test_values_that_are_not_finite(self):
         data = table()
         data["a"][[4, 9]] = np.nan, np.inf
