@@ -51,7 +51,9 @@ class TorchAdapter(BackendAdapter):
         if values.dtype.kind not in "biufc":
             raise ShapeError(f"values of dtype {values.dtype} cannot become a torch tensor")
         if values.dtype.kind == "u" and values.dtype.itemsize > 1:
-            values = values.astype(np.int64)
+            top = int(values.max(initial=0))
+            if top < 2**63:  # which torch computes with; uint64 it only holds
+                values = values.astype(np.int64)
         return torch.tensor(np.asarray(values, order="C"), dtype=dtype, device=device)
 
     def to_numpy(self, tensor: Any) -> Array:

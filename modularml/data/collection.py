@@ -15,7 +15,7 @@ from modularml._optional import require
 from modularml._typing import Array, IntArray
 from modularml.data.columns import to_arrow, to_numpy, value_bytes
 from modularml.data.formats import stack
-from modularml.data.ids import IdArray, check_ids, id_array, make_ids
+from modularml.data.ids import IdArray, check_ids, id_array, ids_from_texts, make_ids
 from modularml.data.mapping import Maps, release, write_columns
 from modularml.data.schema import RAW, SAMPLE_UUIDS, SampleSchema
 from modularml.errors import DataError
@@ -302,6 +302,8 @@ def block_rows(columns: Mapping[str, Array]) -> int:
 
 def _one_array(column: pa.ChunkedArray, name: str) -> pa.Array:
     if name == SAMPLE_UUIDS:
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            return id_array(ids_from_texts(column.to_pylist()))
         return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     return to_arrow(column, name)
 
@@ -320,6 +322,8 @@ def _blocks(array: pa.Array) -> Iterator[Array]:
         yield np.diff(offsets)
         if buffers[2] is not None:
             yield np.frombuffer(buffers[2], dtype=np.uint8)[offsets[0] : offsets[-1]]
+    elif pa.types.is_floating(array.type) and np.isnan(values := to_numpy(array)).any():
+        yield np.where(np.isnan(values), values.dtype.type(np.nan), values)  # whatever its bits
     else:
         yield value_bytes(array)
 

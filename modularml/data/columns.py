@@ -1,7 +1,8 @@
 """Columns: anything that holds one value a sample, to Arrow and back to numpy.
 
 A column whose samples are arrays of one shape is a (nested) fixed-size list, so numpy and
-torch read it without a copy. Nulls and ragged columns are refused where they come in.
+torch read it without a copy. A missing float is NaN; other missing values and ragged columns are
+refused where they come in.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from modularml._optional import loaded
+from modularml._optional import loaded, require
 from modularml._typing import Array, Shape
 from modularml.errors import DataError
 
@@ -34,6 +35,9 @@ __all__ = [
 
 _TIME_UNITS = {"Y": "D", "M": "D", "W": "D", "D": "D", "h": "s", "m": "s"}
 """numpy's units of time that Arrow lacks, and the nearest finer one that it has."""
+
+_FLOATS_OF_TORCH = ("torch.bfloat16", "torch.float8")
+"""torch's floats that numpy lacks; float32 holds each of their values."""
 
 _NO_COLUMN = (str, bytes, Mapping, set, frozenset)
 """Collections that are not one value a sample, in order."""
@@ -56,8 +60,8 @@ def to_arrow(values: Any, key: str, *, copy: bool = True) -> pa.Array:
     Raises
     ------
     DataError
-        If samples differ in shape, a value is missing, or no Arrow type fits. The message names
-        the column and the first row that is wrong. NaN in float columns is data and is kept.
+        If samples differ in shape, a value that is no float is missing, or no Arrow type fits. The
+        message names the column and the first row that is wrong. Nulls in float columns become NaN.
     """
     return _check_nulls(_fixed(_read(values, key, copy), key), key)
 
@@ -134,9 +138,11 @@ def _read(values: Any, key: str, copy: bool) -> pa.Array:
     if isinstance(values, list | tuple):
         return _from_objects(values, key)
     if hasattr(values, "detach"):  # a torch tensor
-        values = values.detach().cpu()
+        values = _dense(values.detach().cpu(), key)
     elif hasattr(values, "to_arrow") and hasattr(values, "dtype"):  # a polars series
-        return _read(values.to_arrow(), key, copy)
+        return _from_polars(values, key)
+    elif hasattr(values, "toarray"):  # scipy's sparse matrices
+        raise _sparse_error(key, "toarray")
     elif hasattr(getattr(values, "dtype", None), "na_value"):  # a pandas extension type
         return _arrow(values, key)
     if hasattr(values, "__array__"):
@@ -151,6 +157,38 @@ def _read(values: Any, key: str, copy: bool) -> pa.Array:
             f"{type(values).__name__}"
         )
     return _from_objects(list(values), key)
+
+
+def _dense(tensor: Any, key: str) -> Any:
+    """Return a torch tensor that numpy can read: 8 and 16 bit floats it lacks become float32."""
+    if "strided" not in str(tensor.layout):
+        raise _sparse_error(key, "to_dense")
+    lacks = tensor.dtype.is_floating_point and str(tensor.dtype).startswith(_FLOATS_OF_TORCH)
+    return tensor.float() if lacks else tensor
+
+
+def _sparse_error(key: str, method: str) -> DataError:
+    return DataError(
+        f"column {key!r} is sparse, and columns are dense; give it as {method}() returns it"
+    )
+
+
+def _from_polars(series: Any, key: str) -> pa.Array:
+    kind = str(series.dtype)
+    if kind == "Object":
+        raise DataError(
+            f"column {key!r} holds Python objects (polars dtype Object), which have no Arrow type; "
+            "convert it to numbers, text or times"
+        )
+    if kind.endswith("Int128"):
+        name = "UInt64" if series.len() and (series.max() or 0) >= 2**63 else "Int64"
+        try:
+            series = series.cast(getattr(require("polars"), name))
+        except Exception as error:  # polars' own, which needs polars to be named
+            raise DataError(
+                f"column {key!r} holds {kind} values that 64 bits cannot; write them as text"
+            ) from error
+    return _read(series.to_arrow(), key, copy=True)
 
 
 class _Loan:
@@ -225,9 +263,9 @@ def _check_dates(values: Array, key: str) -> None:
 
 def _unmasked(values: Any, key: str) -> Array:
     gone = np.argwhere(np.ma.getmaskarray(values))
-    if len(gone):
+    if len(gone) and values.dtype.kind != "f":
         raise _null_error(key, int(gone[0, 0]), len(gone))
-    found: Array = values.data
+    found: Array = values.filled(np.nan) if len(gone) else values.data
     return found
 
 
@@ -294,6 +332,16 @@ def _odd_error(values: Sequence[Any], key: str, per_row: int) -> DataError:
 
 
 def _mixture_error(values: Sequence[Any], key: str, place: int, per_row: int) -> DataError:
+    if isinstance(values[place], int):
+        return DataError(
+            f"column {key!r}: row {place // per_row} is {_peek(values[place])}, and integers have "
+            "64 bits at most; give the column as text, or as floats where digits may be lost"
+        )
+    if not place:
+        return DataError(
+            f"column {key!r} holds values that are no numbers, text, flags or times: row 0 is "
+            f"{_peek(values[0])}. Convert the column to one of these"
+        )
     return DataError(
         f"column {key!r} mixes types or holds what Arrow cannot: row {place // per_row} is "
         f"{_peek(values[place])}, row 0 is {_peek(values[0])}. Convert the column to one type"
@@ -342,12 +390,25 @@ def _fixed(array: pa.Array, key: str, per_row: int = 1) -> pa.Array:
     if pa.types.is_large_binary(kind) or kind == pa.binary_view():
         return array.cast(pa.binary())
     if pa.types.is_decimal(kind):
-        return array.cast(pa.float64())
+        return _from_decimals(array, key)
     if pa.types.is_null(kind):
         return _check_nulls(array, key, per_row).cast(pa.float64())
     if pa.types.is_nested(kind):
         raise DataError(f"column {key!r} has the Arrow type {kind}; give one column for each field")
     return array
+
+
+def _from_decimals(array: pa.Array, key: str) -> pa.Array:
+    """Return whole decimals as integers, so that ids keep their digits, and others as floats."""
+    if array.type.scale > 0:
+        return array.cast(pa.float64())
+    try:
+        return array.cast(pa.int64())
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"column {key!r} holds {array.type} values that 64 bits cannot; cast it to text, or to "
+            "floats where digits may be lost"
+        ) from error
 
 
 def _from_extension(array: pa.Array, key: str) -> pa.Array:
@@ -388,21 +449,25 @@ def wrap(flat: pa.Array, shape: Shape) -> pa.Array:
 
 
 def _check_nulls(array: pa.Array, key: str, per_row: int = 1) -> pa.Array:
-    inner = array
-    while True:
-        if inner.null_count:
-            row = int(np.argmax(inner.is_null().to_numpy(zero_copy_only=False)))
-            raise _null_error(key, row // per_row, inner.null_count)
-        if not pa.types.is_fixed_size_list(inner.type):
+    """Return the column with NaN for nulls among floats; refuse every other null."""
+    if not array.null_count:
+        if not pa.types.is_fixed_size_list(array.type):
             return array
-        per_row *= inner.type.list_size
-        inner = inner.flatten()
+        inner, size = array.flatten(), array.type.list_size
+        checked = _check_nulls(inner, key, per_row * size)
+        return array if checked is inner else wrap(checked, (size,))
+    if pa.types.is_floating(array.type):
+        return pc.fill_null(array, float("nan"))
+    row = int(np.argmax(array.is_null().to_numpy(zero_copy_only=False)))
+    raise _null_error(key, row // per_row, array.null_count, array.type)
 
 
-def _null_error(key: str, row: int, count: int) -> DataError:
+def _null_error(key: str, row: int, count: int, kind: pa.DataType | None = None) -> DataError:
+    number = kind is not None and (pa.types.is_integer(kind) or pa.types.is_boolean(kind))
+    remedy = "(fillna), or convert the column to float, where a missing value is NaN"
     return DataError(
         f"column {key!r} has {count} missing value(s), the first in row {row}. Drop those rows "
-        "(dropna), or fill them (fillna; NaN is accepted in float columns)"
+        f"(dropna), fill them {remedy if number else '(fillna); only floats can be missing, as NaN'}"
     )
 
 

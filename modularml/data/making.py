@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -12,8 +11,12 @@ import pyarrow as pa
 from modularml._typing import Array
 from modularml.data import sources
 from modularml.data.collection import SampleCollection
+from modularml.data.csv_files import from_csv
+from modularml.data.frames import Rename, Stack, as_columns
+from modularml.data.parquet import from_parquet
+from modularml.data.paths import FilePaths
 from modularml.data.schema import SampleSchema
-from modularml.errors import expect
+from modularml.errors import ConfigError, expect
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +62,7 @@ class MakingMixin:
         DataError
             If columns differ in length, are ragged or have missing values, or a mask does not fit.
         """
-        columns = sources.as_columns(data)
+        columns = as_columns(data)
         made = sources.from_columns(columns, feature_keys, target_keys, tag_keys, mask=mask)
         return cls(label, made, **kwargs)
 
@@ -109,9 +112,11 @@ class MakingMixin:
         pad: Any = None,
         scalar_cols: str | list[str] | None = None,
         mask: str | dict[str, str] | None = None,
+        rename: Rename = None,
+        stack: Stack = None,
         **kwargs: Any,
     ) -> Self:
-        """Make a set from a DataFrame: one row a sample, or one group of rows a sample.
+        r"""Make a set from a DataFrame: one row a sample, or one group of rows a sample.
 
         Parameters
         ----------
@@ -135,6 +140,12 @@ class MakingMixin:
             sequence: they stay scalars.
         mask : str or dict of str to str, optional
             As of `from_dict`, where the table itself has a column that tells what is padding.
+        rename : mapping or callable, optional
+            From a name of the frame to the key of the column, which holds no space, ``.``, ``:``,
+            ``/`` and ``\``. All other arguments speak of the new names.
+        stack : mapping of str to str or list of str, optional
+            Columns that become one array column, as ``{"voltage": "v*"}`` makes of ``v0`` to
+            ``v99``, in natural order (``v2`` before ``v10``).
 
         Raises
         ------
@@ -155,6 +166,8 @@ class MakingMixin:
             pad=pad,
             scalars=scalar_cols,
             mask=mask,
+            rename=rename,
+            stack=stack,
         )
         return cls(label, made, **kwargs)
 
@@ -171,46 +184,150 @@ class MakingMixin:
         expect("table", table, pa.Table, "a pyarrow.Table; from_df takes other frames")
         chosen = [kwargs.pop(f"{name}_cols", None) for name in ("feature", "target", "tag")]
         if any(c is not None for c in chosen):
-            return cls(label, sources.from_table(table, *chosen), **kwargs)
+            return cls(label, sources.from_columns(as_columns(table), *chosen), **kwargs)
         return cls(label, SampleCollection(table, schema), **kwargs)
 
     @classmethod
     def from_csv(
         cls,
         label: str,
-        path: str | Path,
-        feature_cols: str | list[str],
-        target_cols: str | list[str],
-        tag_cols: str | list[str] | None = None,
+        paths: FilePaths,
+        feature_keys: str | list[str] | None = None,
+        target_keys: str | list[str] | None = None,
+        tag_keys: str | list[str] | None = None,
+        *,
+        read: Mapping[str, Any] | None = None,
+        rename: Rename = None,
+        stack: Stack = None,
+        file_as: str | None = None,
+        missing: str = "nan",
         **kwargs: Any,
     ) -> Self:
-        """Make a set from columns of a CSV file."""
-        table = sources.read_csv(path)
-        return cls(label, sources.from_table(table, feature_cols, target_cols, tag_cols), **kwargs)
+        """Make a set from columns of CSV files.
+
+        Parameters
+        ----------
+        label : str
+        paths : path-like or sequence of path-like
+            A file, a folder, a pattern such as ``"cells/*.csv"``, or a list of them; rows follow in
+            the natural order of the names (``cell2`` before ``cell10``). Columns are brought to one
+            type that holds the values of all files.
+        feature_keys, target_keys, tag_keys : str or list of str
+            Names in the header, without spaces around them, or the new ones of `rename`.
+        read : mapping of str to object, optional
+            Options of `pandas.read_csv`: ``sep``, ``decimal``, ``encoding``, ``comment``,
+            ``skiprows``, ``header``, ``names``, ``na_values``, ``dtype`` and so on.
+        rename, stack : mapping, optional
+            As for `from_pandas`.
+        file_as : str, optional
+            Key of a tag that holds the name of each row's file, without folder and ending.
+        missing : {'nan', 'error'}
+            Whether an empty field in a column of numbers is NaN, or refused.
+        **kwargs
+            ``register=False`` for a set that the active experiment does not know; the keys may be
+            given as ``feature_cols``, ``target_cols`` and ``tag_cols``, as to `from_pandas`.
+
+        Raises
+        ------
+        UnknownNameError
+            If a column or an option of pandas is not known; the closest are listed.
+        DataError
+            If a file is missing or cannot be read, its rows differ in length, text or flags are
+            missing, or no type holds what two files have in a column.
+
+        Notes
+        -----
+        Tags that would lose how they are written as numbers (``007``, ``1E5``) stay text. ISO dates
+        and times become timestamps. ``read={"dtype": {"id": str}}`` decides otherwise.
+        """
+        made = from_csv(
+            paths,
+            *_keys(
+                feature_keys,
+                target_keys,
+                tag_keys,
+                kwargs,
+                "options of pandas.read_csv go into read={...}",
+            ),
+            read=read,
+            rename=rename,
+            stack=stack,
+            file_as=file_as,
+            missing=missing,
+        )
+        return cls(label, made, **kwargs)
 
     @classmethod
     def from_parquet(
         cls,
         label: str,
-        path: str | Path,
-        feature_cols: str | list[str],
-        target_cols: str | list[str],
-        tag_cols: str | list[str] | None = None,
+        paths: FilePaths,
+        feature_keys: str | list[str] | None = None,
+        target_keys: str | list[str] | None = None,
+        tag_keys: str | list[str] | None = None,
         *,
+        rename: Rename = None,
+        stack: Stack = None,
+        file_as: str | None = None,
+        mask: str | dict[str, str] | None = None,
         in_memory: bool | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Make a set from columns of a Parquet file, or of a folder of them.
+        """Make a set from columns of Parquet files.
 
         Parameters
         ----------
         label : str
-        path : path-like
-        feature_cols, target_cols, tag_cols : str or list of str
+        paths : path-like or sequence of path-like
+            A file, a folder, a pattern, or a list of them, as for `from_csv`. Folders named
+            ``key=value`` give a column each.
+        feature_keys, target_keys, tag_keys : str or list of str
+            Names of columns, or the new ones of `rename`.
+        rename, stack : mapping, optional
+            As for `from_pandas`.
+        file_as : str, optional
+            As for `from_csv`.
+        mask : str or dict of str to str, optional
+            As of `from_dict`.
         in_memory : bool, optional
             Whether the columns are read into memory. Else their numbers are unpacked into
             temporary files (in ``TMPDIR``, and gone with the set), and read from there batch by
-            batch, so that data larger than memory can be trained on. None: up to 512 MB unpacked.
+            batch, so that data larger than memory can be trained on; `stack` needs memory. None:
+            up to 512 MB unpacked.
+        **kwargs
+            ``register=False`` for a set that the active experiment does not know; the keys may be
+            given as ``feature_cols``, ``target_cols`` and ``tag_cols``, as to `from_pandas`.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is no such column; the closest are listed.
+        DataError
+            If a file is missing or cannot be read, integers, text or flags are missing, or no type
+            holds what two files have in a column.
         """
-        made = sources.from_parquet(path, feature_cols, target_cols, tag_cols, in_memory)
+        made = from_parquet(
+            paths,
+            *_keys(feature_keys, target_keys, tag_keys, kwargs),
+            rename=rename,
+            stack=stack,
+            file_as=file_as,
+            mask=mask,
+            in_memory=in_memory,
+        )
         return cls(label, made, **kwargs)
+
+
+def _keys(
+    features: Any, targets: Any, tags: Any, kwargs: dict[str, Any], hint: str = ""
+) -> list[Any]:
+    """Return the keys of each domain, by either name of the arguments; refuse other arguments."""
+    names = ("feature_cols", "target_cols", "tag_cols")
+    given = [kwargs.pop(name, None) for name in names]
+    for name in kwargs:
+        if name not in ("node_id", "register"):
+            raise ConfigError(f"unknown argument {name!r}{hint and '; '}{hint}")
+    return [
+        key if key is not None else other
+        for key, other in zip((features, targets, tags), given, strict=True)
+    ]

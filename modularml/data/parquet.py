@@ -1,54 +1,168 @@
-"""Parquet files, piece by piece."""
+"""Parquet files, whole or piece by piece, as columns of one type without loss."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 
 from modularml._optional import require
+from modularml.data.collection import SampleCollection
+from modularml.data.frames import Rename, Stack, TableColumns, column_names
+from modularml.data.mapping import write_columns
+from modularml.data.paths import FilePaths, files_of, readable
+from modularml.data.promotion import cast_column, common_type
+from modularml.data.sources import from_columns
+from modularml.errors import ConfigError, UnknownNameError
 
-__all__ = ["parquet_bytes", "parquet_pieces"]
+__all__ = ["from_parquet"]
+
+MAP_FROM = 2**29
+"""Bytes of Parquet files from which their columns are kept in files instead of memory."""
+
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+"""Names of folders that integers keep as they are written."""
 
 PIECE_BYTES = 16 * 2**20
 PIECE_ROWS = 8192
-"""A piece is never longer: values that come many times take more room than their file tells."""
+"""A piece is never longer: values that repeat take more memory than their file tells."""
 
 
-def parquet_bytes(data: Any) -> int:
-    """Return how many bytes the files of a ParquetDataset hold, unpacked."""
-    return sum(
-        _width(fragment.metadata) * fragment.metadata.num_rows for fragment in data.fragments
-    )
+def from_parquet(
+    paths: FilePaths,
+    features: Any,
+    targets: Any,
+    tags: Any,
+    *,
+    rename: Rename = None,
+    stack: Stack = None,
+    file_as: str | None = None,
+    mask: str | Mapping[str, str] | None = None,
+    in_memory: bool | None = None,
+) -> SampleCollection:
+    """Build a collection from columns of Parquet files; see `FeatureSet.from_parquet`."""
+    if stack is not None and in_memory is False:
+        raise ConfigError("stack needs in_memory=True; write the array column to the files instead")
+    files = _opened(paths, file_as)
+    table = TableColumns(files[0].names, files[0].names.__getitem__).renamed(rename)
+    tag_keys = list(dict.fromkeys([*column_names(tags), *column_names(file_as)]))
+    masks = [mask] if isinstance(mask, str) else (mask or {}).values()
+    wanted = dict.fromkeys([*column_names(features), *column_names(targets), *tag_keys, *masks])
+    for key in wanted:
+        if key not in table and key not in (stack or ()):
+            raise UnknownNameError("column", key, [*table, *(stack or ())])
+    read = {key: table[key] for key in (table if stack else wanted)}
+    types = {
+        key: common_type(key, {file.path: file.type_of(name) for file in files})
+        for key, name in read.items()
+    }
+    if in_memory is None:
+        in_memory = stack is not None or sum(file.n_bytes for file in files) < MAP_FROM
+    if not in_memory:
+        n_rows = sum(file.metadata.num_rows for file in files)
+        pieces = (piece for file in files for piece in file.pieces(read, types))
+        arrays, maps = write_columns(pieces, n_rows)
+        return from_columns(arrays, features, targets, tag_keys, copy=False, maps=maps, mask=mask)
+    parts = [file.whole(read, types) for file in files]
+    data = [pa.chunked_array([part[key] for part in parts], types[key]) for key in read]
+    columns = TableColumns(list(read), data.__getitem__).stacked(stack)
+    return from_columns(columns, features, targets, tag_keys, mask=mask)
 
 
-def parquet_pieces(data: Any, columns: Sequence[str]) -> Iterator[Mapping[str, pa.Array]]:
-    """Yield the columns of a ParquetDataset, some thousand rows at a time."""
-    types = {name: data.schema.field(name).type for name in columns}
-    types = {n: t.value_type if pa.types.is_dictionary(t) else t for n, t in types.items()}
-    if not sum(fragment.metadata.num_rows for fragment in data.fragments):
-        yield {name: pa.array([], type=kind) for name, kind in types.items()}
-    open_file, keys_of = (
-        require("pyarrow.parquet").ParquetFile,
-        require("pyarrow.dataset").get_partition_keys,
-    )
-    for fragment in data.fragments:
-        constant = keys_of(fragment.partition_expression)  # told by the names of folders
-        size = max(1, min(PIECE_ROWS, PIECE_BYTES // max(1, _width(fragment.metadata))))
-        with open_file(fragment.path, buffer_size=2**20, pre_buffer=False) as file:
-            stored = [name for name in types if name not in constant]
-            for batch in file.iter_batches(size, columns=stored, use_threads=False):
-                held = {
-                    name: pa.repeat(constant[name], len(batch))
-                    for name in constant
-                    if name in types
-                }
-                held |= {name: batch.column(name) for name in stored}
-                yield {name: held[name].cast(kind) for name, kind in types.items()}
+@dataclass(frozen=True)
+class _ParquetFile:
+    """One file, and the columns that its folders and its name give."""
+
+    path: str
+    schema: pa.Schema
+    metadata: Any
+    constant: Mapping[str, pa.Scalar]
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.schema.names, *self.constant]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row, unpacked."""
+        groups = map(self.metadata.row_group, range(self.metadata.num_row_groups))
+        total = sum(group.total_byte_size for group in groups)
+        return int(total // max(1, self.metadata.num_rows))
+
+    @property
+    def n_bytes(self) -> int:
+        return self.row_bytes * int(self.metadata.num_rows)
+
+    def type_of(self, name: str) -> pa.DataType:
+        if name in self.constant:
+            return self.constant[name].type
+        if name not in self.schema.names:
+            raise UnknownNameError(f"column of {self.path!r}", name, self.names)
+        return self.schema.types[self.schema.names.index(name)]
+
+    def whole(self, read: Mapping[str, str], types: Mapping[str, pa.DataType]) -> dict[str, Any]:
+        """Return columns by their new names, in the types of all files."""
+        with readable(self.path, "Parquet"), self._open() as file:
+            return self._cast(file.read(columns=self._stored(read)), read, types)
+
+    def pieces(
+        self, read: Mapping[str, str], types: Mapping[str, pa.DataType]
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the same, some thousand rows at a time; at least once."""
+        size = max(1, min(PIECE_ROWS, PIECE_BYTES // max(1, self.row_bytes)))
+        with readable(self.path, "Parquet"), self._open() as file:
+            names = self._stored(read)
+            if not self.metadata.num_rows:
+                yield self._cast(file.read(columns=names), read, types)
+            for batch in file.iter_batches(size, columns=names, use_threads=False):
+                yield self._cast(batch, read, types)
+
+    def _open(self) -> Any:
+        open_file = require("pyarrow.parquet").ParquetFile
+        return open_file(self.path, buffer_size=2**20, pre_buffer=False, memory_map=True)
+
+    def _stored(self, read: Mapping[str, str]) -> list[str]:
+        return list(dict.fromkeys(name for name in read.values() if name not in self.constant))
+
+    def _cast(
+        self, rows: Any, read: Mapping[str, str], types: Mapping[str, pa.DataType]
+    ) -> dict[str, Any]:
+        found = dict[str, Any]()
+        for key, name in read.items():
+            if name in self.constant:
+                values = pa.repeat(self.constant[name], rows.num_rows)
+            else:
+                values = rows.column(name)
+            found[key] = cast_column(values, types[key], key, self.path)
+        return found
 
 
-def _width(metadata: Any) -> int:
-    """Return the bytes of a row, unpacked."""
-    groups = (metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-    return int(sum(groups) // max(1, metadata.num_rows))
+def _opened(paths: FilePaths, file_as: str | None) -> list[_ParquetFile]:
+    """Open the footers of files; folders named ``key=value`` give a column to each file."""
+    folders = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    files, values = files_of(paths, (".parquet", ".pq")), dict[str, dict[Path, str]]()
+    for path in files:
+        root = next((folder for folder in folders if folder in path.parents), path.parent)
+        for part in path.relative_to(root).parts[:-1]:
+            key, equals, value = part.partition("=")
+            if equals:
+                values.setdefault(key, {})[path] = unquote(value)
+    numbers = {key for key, of in values.items() if all(_INTEGER.fullmatch(v) for v in of.values())}
+    found = []
+    for path in files:
+        with readable(path, "Parquet"), require("pyarrow.parquet").ParquetFile(path) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+        of_file = {key: of[path] for key, of in values.items() if path in of}
+        texts = of_file | ({file_as: path.name.partition(".")[0]} if file_as else {})
+        constant = {
+            key: pa.scalar(int(text) if key in numbers else text)
+            for key, text in texts.items()
+            if key not in schema.names
+        }
+        found.append(_ParquetFile(str(path), schema, metadata, constant))
+    return found

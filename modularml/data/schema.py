@@ -205,11 +205,13 @@ def check_keys(keys: Iterable[Any]) -> None:
     """
     seen: set[str] = set()
     for key in keys:
-        if not isinstance(key, str) or not key or _FORBIDDEN.search(key) or key == SAMPLE_UUIDS:
+        if key == SAMPLE_UUIDS:
+            raise DataError(f"the column key {key!r} is reserved for the ids of rows; rename it")
+        if not isinstance(key, str) or not key or _FORBIDDEN.search(key):
             fixed = _FORBIDDEN.sub("_", str(key)) or "column"
             raise DataError(
                 f"column key {key!r} must be a string without '.', ':', '\\', '/' and spaces"
-                f"; rename it, to {fixed!r} say"
+                f"; rename it with rename={{{key!r}: {fixed!r}}}, say"
             )
         if key in seen:
             raise DataError(f"column key {key!r} is given twice; keys are unique across domains")

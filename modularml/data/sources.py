@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
-from modularml._optional import require
 from modularml._typing import Columns
 from modularml.data.collection import SampleCollection
 from modularml.data.columns import sample_shape, to_arrow, to_numpy
+from modularml.data.frames import Rename, Stack, as_columns, column_names
 from modularml.data.grouping import MASK, Grouping
-from modularml.data.mapping import Maps, write_columns
-from modularml.data.parquet import parquet_bytes, parquet_pieces
+from modularml.data.mapping import Maps
 from modularml.data.schema import DOMAINS, RAW, check_keys
-from modularml.data.selectors import as_list
-from modularml.errors import DataError, UnknownNameError, expect
+from modularml.errors import DataError, UnknownNameError
 
-__all__ = [
-    "as_columns",
-    "check_lengths",
-    "from_columns",
-    "from_frame",
-    "from_parquet",
-    "from_table",
-    "read_csv",
-]
-
-MAP_FROM = 2**29
-"""Bytes of a Parquet source from which its columns are kept in files instead of memory."""
+__all__ = ["check_lengths", "from_columns", "from_frame"]
 
 
 def from_columns(
@@ -58,7 +43,7 @@ def from_columns(
     DataError
         If columns differ in length, or one cannot be a column; if a mask does not fit.
     """
-    domains = dict(zip(DOMAINS, map(as_list, (features, targets, tags)), strict=True))
+    domains = dict(zip(DOMAINS, map(column_names, (features, targets, tags)), strict=True))
     named = dict.fromkeys([mask] if isinstance(mask, str) else (mask or {}).values())
     known = [key for keys in domains.values() for key in keys]
     domains["tags"] = [*domains["tags"], *(key for key in named if key not in known)]
@@ -134,6 +119,8 @@ def from_frame(
     pad: Any = None,
     scalars: Columns = None,
     mask: str | Mapping[str, str] | None = None,
+    rename: Rename = None,
+    stack: Stack = None,
 ) -> SampleCollection:
     """Build a collection from any frame that narwhals understands.
 
@@ -147,92 +134,45 @@ def from_frame(
     DataError
         If groups differ in length or a tag changes within a group; the group is named.
     """
-    frame = _frame(df, "df must be a table in memory; from_dict takes a dict of columns")
-    if unknown := [n for n in as_list(scalars) if n not in [*as_list(features), *as_list(targets)]]:
+    inner = [*column_names(features), *column_names(targets)]
+    scalar_keys, tag_keys = column_names(scalars), column_names(tags)
+    groups, order = column_names(group_by), column_names(sort_by)
+    if unknown := [name for name in scalar_keys if name not in inner]:
         raise DataError(f"scalar_cols must be among the features and targets, got {unknown}")
-    if pad is not None and not as_list(group_by):
+    if pad is not None and not groups:
         raise DataError("pad fills groups up to one length; it needs group_by=")
-    inner, outer = [*as_list(features), *as_list(targets)], [*as_list(tags), *as_list(scalars)]
-    groups, order = as_list(group_by), as_list(sort_by)
+    allowed = "df must be a table in memory; from_dict takes a dict of columns"
+    if isinstance(df, Mapping):
+        raise DataError(f"{allowed}, got a dict")
+    table = as_columns(df, allowed)
+    columns = table.renamed(rename).stacked(stack)
     masked = [] if pad is None else [MASK]
-    wanted = dict.fromkeys([*inner, *outer, *groups, *order])
-    known = {*frame.columns, *masked}
+    wanted = dict.fromkeys([*inner, *tag_keys, *scalar_keys, *groups, *order])
     for name in wanted:
-        if name not in known:
-            raise UnknownNameError("column", name, map(str, frame.columns))
-    if masked and MASK in frame.columns and MASK in wanted:
+        if name not in columns and name not in masked:
+            raise UnknownNameError("column", name, columns)
+    if masked and MASK in columns and MASK in wanted:
         raise DataError(f"pad makes a column {MASK!r}, and the table has one; rename it")
     named = [mask] if isinstance(mask, str) else list((mask or {}).values())
-    inner += [name for name in named if name in frame.columns and name not in inner]
+    inner += [name for name in named if name in columns and name not in inner]
     wanted |= dict.fromkeys(inner)
-    data = {name: frame[name].to_native() for name in wanted if name not in masked}
+    data = {name: columns[name] for name in wanted if name not in masked}
     if not groups:
         return from_columns(data, features, targets, tags, mask=mask)
     arrays = {name: to_numpy(to_arrow(values, name)) for name, values in data.items()}
     grouping = Grouping.of(arrays, groups, order, pad)
-    steady = [n for n in as_list(tags) if n not in inner and grouping.is_constant(n)]
-    single = {*as_list(scalars), *groups, *steady} - ({*inner} - {*as_list(scalars)})
+    steady = [n for n in tag_keys if n not in inner and grouping.is_constant(n)]
+    single = {*scalar_keys, *groups, *steady} - ({*inner} - {*scalar_keys})
     found = {
         name: grouping.constant(name) if name in single else grouping.rows_of(name)
-        for name in dict.fromkeys([*inner, *outer, *groups])
+        for name in dict.fromkeys([*inner, *tag_keys, *groups])
         if name not in masked
     }
     found |= dict.fromkeys(masked, grouping.mask)
-    tagged = [n for n in dict.fromkeys([*groups, *as_list(tags), *masked]) if n not in inner]
+    tagged = [n for n in dict.fromkeys([*groups, *tag_keys, *masked]) if n not in inner]
     if masked and mask is None:
         mask = dict.fromkeys((n for n in inner if n not in [*single, MASK]), MASK)
     return from_columns(found, features, targets, tagged, copy=False, mask=mask, sequences=True)
-
-
-def from_table(
-    table: pa.Table, features: Columns, targets: Columns, tags: Columns
-) -> SampleCollection:
-    """Build a collection from an Arrow table, whose columns are chosen by name."""
-    data = {name: table.column(name) for name in table.column_names}
-    return from_columns(data, features, targets, tags)
-
-
-def read_csv(path: str | Path) -> pa.Table:
-    """Read a CSV file into an Arrow table."""
-    csv = require("pyarrow.csv")
-    with _readable(path, "CSV"):
-        return csv.read_csv(path)
-
-
-def from_parquet(
-    path: str | Path, features: Columns, targets: Columns, tags: Columns, in_memory: bool | None
-) -> SampleCollection:
-    """Build a collection from columns of a Parquet file, or of a folder of them.
-
-    Raises
-    ------
-    UnknownNameError
-        If there is no such column; the closest are listed.
-    """
-    columns = [*as_list(features), *as_list(targets), *as_list(tags)]
-    with _readable(path, "Parquet"):
-        data = require("pyarrow.parquet").ParquetDataset(path, memory_map=True)
-        for name in columns:
-            if name not in data.schema.names:
-                raise UnknownNameError("column", name, data.schema.names)
-        if in_memory is None:
-            in_memory = parquet_bytes(data) < MAP_FROM
-        if in_memory:
-            table = data.read(columns=list(dict.fromkeys(columns)))
-            return from_table(table, features, targets, tags)
-        n_rows = sum(fragment.metadata.num_rows for fragment in data.fragments)
-        arrays, maps = write_columns(parquet_pieces(data, columns), n_rows)
-    return from_columns(arrays, features, targets, tags, copy=False, maps=maps)
-
-
-@contextmanager
-def _readable(path: str | Path, kind: str) -> Iterator[None]:
-    if not Path(expect("path", path, (str, Path), "the path of a file")).exists():
-        raise DataError(f"there is no file {str(path)!r}")
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{str(path)!r} cannot be read as {kind}: {error}") from error
 
 
 def check_lengths(lengths: Mapping[str, int]) -> None:
@@ -240,20 +180,3 @@ def check_lengths(lengths: Mapping[str, int]) -> None:
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{key}: {n}" for key, n in lengths.items())
         raise DataError(f"columns differ in length ({shown}); give one value a sample in each")
-
-
-def as_columns(data: Any, allowed: str = "data must be a frame or a dict") -> dict[str, Any]:
-    """Return the columns of a mapping, or of any frame, by name."""
-    if isinstance(data, Mapping):
-        return {str(key): values for key, values in data.items()}
-    frame = _frame(data, allowed)
-    return {name: frame[name].to_native() for name in frame.columns}
-
-
-def _frame(data: Any, allowed: str) -> Any:
-    try:
-        return require("narwhals").from_native(data, eager_only=True)
-    except TypeError as error:
-        raise DataError(
-            f"{allowed}, got a {type(data).__name__}; collect() a lazy frame first"
-        ) from error

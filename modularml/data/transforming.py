@@ -12,11 +12,12 @@ from modularml._typing import Array, Columns, IntArray
 from modularml.data import scaling
 from modularml.data.collection import SampleCollection
 from modularml.data.columns import in_shape, to_arrow, to_numpy
+from modularml.data.frames import as_columns
 from modularml.data.rows import SplitMixin
 from modularml.data.scaling import ScalerRecord
 from modularml.data.schema import DOMAINS, RAW, TRANSFORMED
 from modularml.data.selectors import as_list
-from modularml.data.sources import as_columns, check_lengths
+from modularml.data.sources import check_lengths
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, ScalerError, ShapeError, UnknownNameError
 from modularml.scalers.scaler import Scaler
@@ -229,7 +230,7 @@ class TransformingMixin(SplitMixin):
             If a column is missing that was scaled together with one that is given, or columns
             differ in length.
         """
-        found = as_columns(data)
+        found = dict(as_columns(data))
         for each in DOMAINS if domain is None else (domain,):
             known = self._domain_keys(each, None) if domain else self._collection.schema.keys(each)
             schema = self._collection.schema

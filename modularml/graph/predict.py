@@ -14,8 +14,9 @@ from modularml.data.batch import as_numpy
 from modularml.data.columns import in_shape, to_arrow, to_numpy
 from modularml.data.execution import Leaf
 from modularml.data.formats import convert_array, stack
+from modularml.data.frames import as_columns
 from modularml.data.schema import RAW
-from modularml.data.sources import as_columns, check_lengths
+from modularml.data.sources import check_lengths
 from modularml.errors import ConfigError, DataError, GraphError, NotFittedError, ScalerError
 from modularml.graph.casting import check_cast
 from modularml.graph.inputs import stacked

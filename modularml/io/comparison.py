@@ -117,7 +117,7 @@ def _compared(a: Array, b: Array) -> str:
     if a.shape != b.shape or a.dtype != b.dtype:
         return f"{a.dtype} {list(a.shape)} -> {b.dtype} {list(b.shape)}"
     if a.dtype.hasobject:
-        other = sum(not np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+        other = sum(not _equal(x, y) for x, y in zip(a, b, strict=True))
         return f"{other} of {len(a)} rows differ" if other else ""
     same = (a == b) | ((a != a) & (b != b))  # noqa: PLR0124 - NaN equals NaN here
     if same.all():
@@ -126,3 +126,12 @@ def _compared(a: Array, b: Array) -> str:
         return f"{int((~same).sum())} of {a.size} values differ"
     gap = np.abs(a.astype(np.float64) - b.astype(np.float64))[~same]
     return f"{len(gap)} of {a.size} values differ, by {np.nanmax(gap):.3g} at most"
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Tell whether two samples are equal, NaN in the same place included."""
+    a, b = np.asarray(a), np.asarray(b)
+    if a.dtype.hasobject and b.dtype.hasobject and a.ndim and a.shape == b.shape:
+        return all(map(_equal, a, b))
+    floats = a.dtype.kind in "fcmM" and b.dtype.kind in "fcmM"
+    return bool(np.array_equal(a, b, equal_nan=floats))

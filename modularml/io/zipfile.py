@@ -23,6 +23,13 @@ _END = struct.Struct("<4s4H2IH")
 _VERSION, _UNIX = 20, 3 << 8
 _DAY = 0x21  # 1980-01-01: a time would make equal objects differ
 _REGULAR = 0o100644 << 16
+_VERSION_1 = (b"state.pkl", b"artifact.json")
+_WAY_OVER = (
+    "Its settings and weights are pickles, which are never opened as they could run any code; make "
+    "the graph anew. Its rows need none: pyarrow.ipc.open_file(zipfile.ZipFile(path)"
+    ".read('sample_collection.arrow')).read_all() is a table that FeatureSet.from_pyarrow_table "
+    "takes, ids included"
+)
 _PADDING = struct.Struct("<HHH")  # id and size of the extra field, then the alignment
 _PADDING_ID = 0xD935  # the one that Android's zipalign uses
 
@@ -82,6 +89,8 @@ def read_entries(data: Any, path: object) -> tuple[list[Entry], Layout]:
     """
     count, size, start = _end(data, path)
     entries, at = [], start
+    if all(name in bytes(data[start : start + size]) for name in _VERSION_1):
+        raise MMLError(limits.FOREIGN, path, "", "this is a file of ModularML 1.0", _WAY_OVER)
     for _ in range(count):
         entry, at = _entry(data, at, start + size, path)
         entries.append(entry)

@@ -201,7 +201,7 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
         """Tell whether another model has equal weights under equal names."""
         mine, theirs = self.get_weights(), other.get_weights()
         return mine.keys() == theirs.keys() and all(
-            np.array_equal(mine[k], theirs[k]) for k in mine
+            np.array_equal(mine[k], theirs[k], equal_nan=mine[k].dtype.kind == "f") for k in mine
         )
 
     def _params(self) -> dict[str, Any]:

@@ -40,9 +40,10 @@ def loss_curves(
     Parameters
     ----------
     series : mapping or DataFrame
-        Name to values, one an epoch from epoch 0 on, or to ``(epochs, values)``. Values
-        that are NaN or infinite leave a gap, are counted in the legend and marked by a
-        cross on the axis. Of a DataFrame, each column is a series over the index.
+        Name to values, one an epoch from epoch 0 on, to ``(epochs, values)``, or to a pandas
+        Series over its index. Values that are NaN or infinite leave a gap, are counted in the
+        legend and marked by a cross on the axis. Of a DataFrame, each column is a series over the
+        index.
     title : str
         Shown above.
     best_epoch : int or None
@@ -129,8 +130,7 @@ def _read(data: Curves) -> dict[str, tuple[Array, Array]]:
     if isinstance(data, pd.Series):
         data = data.to_frame(data.name if data.name is not None else "value")
     if isinstance(data, pd.DataFrame):
-        places = [_name(place) for place in data.index] if data.index.nlevels > 1 else data.index
-        pairs: list[tuple[Any, Any]] = [(name, (places, data[name])) for name in data]
+        pairs: list[tuple[Any, Any]] = [(name, data.iloc[:, i]) for i, name in enumerate(data)]
     elif isinstance(data, Mapping):
         pairs = list(data.items())
     else:
@@ -138,6 +138,11 @@ def _read(data: Curves) -> dict[str, tuple[Array, Array]]:
     if not pairs:
         raise DataError("there is nothing to draw: give at least one series")
     return {_name(name): _points(_name(name), values) for name, values in pairs}
+
+
+def _places(index: Any) -> Any:
+    """Return the positions that an index stands for; several levels are joined to a text."""
+    return [_name(place) for place in index] if index.nlevels > 1 else index
 
 
 def _name(label: object) -> str:
@@ -150,6 +155,8 @@ def _points(name: str, curve: Any) -> tuple[Array, Array]:
     places, values = None, curve
     if isinstance(curve, tuple) and len(curve) == 2 and all(np.ndim(part) for part in curve):
         places, values = curve
+    elif isinstance(curve, pd.Series):
+        places = _places(curve.index)
     try:
         y = np.asarray(values, dtype=float)
     except (TypeError, ValueError, RuntimeError) as error:

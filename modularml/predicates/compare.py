@@ -104,6 +104,14 @@ def member(values: Array, items: Iterable[Any]) -> Mask:
     if left.dtype.kind in "OUT":  # numpy would sort or loop, pandas hashes
         found = require("pandas").Series(left, dtype=object).isin(pool).to_numpy(dtype=bool)
         return np.asarray(found & ~is_null(left))
+    if left.dtype.kind == "f":
+        return np.isin(left, np.array([float(value) for value in pool]).astype(left.dtype))
+    if left.dtype.kind in "iu":
+        bounds = np.iinfo(left.dtype)
+        whole = [int(value) for value in pool if value == value // 1]
+        return np.isin(
+            left, np.array([v for v in whole if bounds.min <= v <= bounds.max], left.dtype)
+        )
     return np.isin(left, np.array(pool))
 
 
@@ -158,6 +166,8 @@ def _single(value: Any, beside: str) -> tuple[Any, str]:
         return _as_time(value), TIMES
     if isinstance(value, dt.timedelta):
         return np.timedelta64(value), DURATIONS
+    if isinstance(value, np.floating):  # no wider than the column, as Python's floats are
+        value = float(value)
     if isinstance(value, int | Decimal):
         return value, NUMBERS
     if isinstance(value, str) and beside == TIMES:

@@ -174,6 +174,12 @@ class NSampler(BaseSampler):
         name = select_one(collection.schema, column)
         values: Array = collection.numpy(name)[rows]
         numeric = values.dtype.kind in "iuf"
+        if values.dtype.kind == "f" and np.isinf(values).any():
+            row = int(np.argwhere(np.isinf(values))[0, 0])
+            raise DataError(
+                f"column {name!r} of {view.label!r} holds an infinite value in row {row}, whose "
+                "distance to other rows is no number; replace it, or leave the row out"
+            )
         if values.dtype.kind in "iu" and condition.metric is None:  # no digit is lost
             values = values.astype(np.uint64) - values.min().astype(np.uint64)
         if condition.metric is not None or (numeric and values.ndim == 1):

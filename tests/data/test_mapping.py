@@ -118,7 +118,7 @@ def test_what_comes_late_is_refused_as_well(tmp_path):
     ):
         read([[1, 2]] * 64 + [[1, 2, 3]] * 64)
     with pytest.raises(DataError, match=r"'x' has 1 missing.*row 6\b.*counted from row 64 of"):
-        read([1.0] * 70 + [None])
+        read(pa.array([1] * 70 + [None]))
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

@@ -1,0 +1,254 @@
+"""CSV files, as `pandas.read_csv` reads them, to columns of one type without loss."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from modularml._optional import require
+from modularml.data.collection import SampleCollection
+from modularml.data.columns import to_arrow
+from modularml.data.frames import Rename, Stack, TableColumns, column_name, column_names
+from modularml.data.paths import FilePaths, files_of, readable
+from modularml.data.promotion import cast_column, common_type
+from modularml.data.sources import from_columns
+from modularml.errors import ConfigError, DataError, UnknownNameError, expect
+
+__all__ = ["from_csv"]
+
+ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".csv.bz2", ".csv.xz", ".csv.zst")
+OURS = {
+    "filepath_or_buffer": "paths=",
+    "chunksize": "paths=",
+    "iterator": "paths=",
+    "dtype_backend": "read={'dtype': ...}",
+}
+"""Arguments of pandas.read_csv that cannot be given, and what takes their place."""
+
+LOOKS_LIKE_ID = r"^\s*(?:[+-]?0[0-9]+|[0-9]+[eE][0-9]+)\s*$"
+"""Text of identifiers that numbers would not keep: ``007``, and ``1E5`` of a plate."""
+
+ZONE = r"(?:Z|[+-][0-9]{2}:?[0-9]{2})$"
+ISO_TIME = (
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}"
+    r"(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,9})?)?(?:Z|[+-][0-9]{2}:?[0-9]{2})?)?$"
+)
+
+
+def from_csv(
+    paths: FilePaths,
+    features: Any,
+    targets: Any,
+    tags: Any,
+    *,
+    read: Mapping[str, Any] | None = None,
+    rename: Rename = None,
+    stack: Stack = None,
+    file_as: str | None = None,
+    missing: str = "nan",
+) -> SampleCollection:
+    """Build a collection from columns of CSV files; see `FeatureSet.from_csv`."""
+    if missing not in ("nan", "error"):
+        raise ConfigError(f"missing must be 'nan' or 'error', got {missing!r}")
+    options = _checked(dict(expect("read", {} if read is None else read, Mapping, "a mapping")))
+    tag_keys = list(dict.fromkeys([*column_names(tags), *column_names(file_as)]))
+    wanted = [*column_names(features), *column_names(targets), *tag_keys]
+    files: dict[str, Mapping[str, Any]] = {}
+    for path in files_of(paths, ENDINGS):
+        files[str(path)] = _columns_of(path, options, rename, stack, wanted, tag_keys, file_as)
+    return from_columns(
+        {key: _joined(key, files, missing) for key in wanted}, features, targets, tag_keys
+    )
+
+
+def _checked(options: dict[str, Any]) -> dict[str, Any]:
+    known = inspect.signature(require("pandas").read_csv).parameters
+    for name in options:
+        if name in OURS:
+            raise ConfigError(f"read={{{name!r}: ...}} cannot be given; use {OURS[name]} instead")
+        if name not in known:
+            raise UnknownNameError("option of pandas.read_csv", name, known)
+    return options
+
+
+def _columns_of(
+    path: Path,
+    options: Mapping[str, Any],
+    rename: Rename,
+    stack: Stack,
+    wanted: Sequence[str],
+    tags: Sequence[str],
+    file_as: str | None,
+) -> dict[str, Any]:
+    """Return the columns of one file that are wanted."""
+    frame = _parsed(path, options)
+    names = _header(path, options, frame)
+    given = options.get("dtype", {})
+    typed = set(given) if isinstance(given, Mapping) else set(names) if given else set()
+
+    def column(place: int) -> pa.Array:
+        values = _arrow(frame.iloc[:, place])
+        return values if names[place] in typed else _timed(values)
+
+    table = TableColumns(names, column).renamed(rename)
+    columns = table.stacked(stack)
+    found = dict[str, Any]()
+    for key in wanted:
+        if key == file_as and key not in columns:
+            found[key] = pa.repeat(path.name.partition(".")[0], len(frame))
+            continue
+        if key not in columns:
+            raise UnknownNameError("column", key, columns, _hint(names))
+        found[key] = columns[key]
+        place = table.names.index(key) if key in table else -1
+        if place < 0 or names[place] in typed:
+            continue
+        if key in tags:
+            found[key] = _kept_ids(found[key], path, options, place)
+        else:
+            _warn_of_text(key, found[key], path)
+        if place == len(names) - 1 and found[key].null_count:
+            _check_rows(path, options, len(names))
+    return found
+
+
+def _parsed(path: Path, options: Mapping[str, Any], **more: Any) -> Any:
+    """Return the DataFrame of a file; what pandas cannot read is a DataError with the remedy."""
+    pandas = require("pandas")
+    whole = {} if "engine" in options else {"low_memory": False}  # types of whole columns
+    arguments = {"index_col": False, **whole, "dtype_backend": "numpy_nullable", **options, **more}
+    with readable(path, "CSV"), warnings.catch_warnings():
+        warnings.simplefilter("error", pandas.errors.ParserWarning)
+        try:
+            frame = pandas.read_csv(path, **arguments)
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{str(path)!r} is not in UTF-8 ({error}); give its encoding, as in "
+                "read={'encoding': 'latin-1'}"
+            ) from error
+        except (ValueError, TypeError, pandas.errors.ParserWarning) as error:
+            raise DataError(
+                f"{str(path)!r} cannot be read as CSV: {str(error).strip(' .')}. read= takes the "
+                "options of pandas.read_csv, such as {'sep': ';', 'decimal': ',', 'comment': '#', "
+                "'skiprows': 6}"
+            ) from error
+    return frame.reset_index() if arguments["index_col"] is not False else frame
+
+
+def _header(path: Path, options: Mapping[str, Any], frame: Any) -> list[str]:
+    """Return the names of the columns as the file has them; pandas numbers those that repeat."""
+    names = [column_name(name) for name in frame.columns]
+    if {"header", "names", "index_col", "usecols", "engine"}.isdisjoint(options) and names:
+        first = _parsed(path, options, header=None, nrows=1, dtype=str).iloc[0]
+        raw = ["" if text is None or text != text else str(text) for text in first.tolist()]  # noqa: PLR0124
+        if len(raw) == len(names):
+            names = [text or name for text, name in zip(raw, names, strict=True)]
+    return [name.strip() for name in names]
+
+
+def _hint(names: Sequence[str]) -> str:
+    """Return what most likely helps where a file lacks a column."""
+    signs = [sign for sign in ";\t|" if len(names) == 1 and sign in names[0]]
+    if signs:
+        return f"The header reads {names[0]!r}: give read={{'sep': {signs[0]!r}}}, and 'decimal'"
+    if names and names[0].startswith("#"):
+        return "The file begins with a comment: give read={'comment': '#'}"
+    if names and all(name.replace(".", "").replace("-", "").isdigit() for name in names):
+        return "The file has no header: give read={'header': None, 'names': [...]}"
+    return ""
+
+
+def _arrow(values: Any) -> pa.Array:
+    found = pa.array(values, from_pandas=True)
+    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+
+
+def _timed(values: pa.Array) -> pa.Array:
+    """Return ISO dates and times, which CSV writes as text, as what they are."""
+    if not pa.types.is_string(values.type) and not pa.types.is_large_string(values.type):
+        return values
+    present = values.drop_null()
+    if not len(present) or not pc.all(pc.match_substring_regex(present, ISO_TIME)).as_py():
+        return values
+    zoned = pc.match_substring_regex(present, ZONE)
+    if pc.any(zoned).as_py() and not pc.all(zoned).as_py():
+        return values
+    try:
+        read = require("pandas").to_datetime(
+            values.to_pandas(), format="ISO8601", utc=zoned[0].as_py()
+        )
+    except ValueError:
+        return values  # the 31st of April, say
+    dates = pc.max(pc.utf8_length(present)).as_py() == len("2024-01-31")
+    return _arrow(read).cast(pa.date32()) if dates else _arrow(read)
+
+
+def _kept_ids(values: pa.Array, path: Path, options: Mapping[str, Any], place: int) -> pa.Array:
+    """Return identifiers as text where numbers would not keep how they are written."""
+    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        return values
+    text = _arrow(_parsed(path, options, dtype=str).iloc[:, place])
+    odd = pc.any(pc.match_substring_regex(text.cast(pa.string()), LOOKS_LIKE_ID)).as_py()
+    return text if odd else values
+
+
+def _warn_of_text(key: str, values: pa.Array, path: Path) -> None:
+    """Warn of a column that is text because of a few values that are no numbers."""
+    if not pa.types.is_string(values.type) and not pa.types.is_large_string(values.type):
+        return
+    texts = values.drop_null().to_pandas()
+    to_numeric = require("pandas").to_numeric
+    odd = texts[to_numeric(texts, errors="coerce").isna()]
+    commas = len(odd) and to_numeric(odd.str.replace(",", "."), errors="coerce").notna().all()
+    if commas or 0 < len(odd) <= len(texts) / 2:
+        remedy = "'decimal': ','" if commas else f"'na_values': [{odd.iloc[0]!r}]"
+        warnings.warn(
+            f"column {key!r} of {str(path)!r} is text, because of {odd.iloc[0]!r} among others "
+            f"({len(odd)} of {len(texts)} values); to read numbers give read={{{remedy}}}",
+            stacklevel=5,
+        )
+
+
+def _check_rows(path: Path, options: Mapping[str, Any], n_columns: int) -> None:
+    """Refuse rows with too few fields, which pandas fills up in silence."""
+    sep, skipped = options.get("sep", ","), options.get("skiprows") or 0
+    if not isinstance(sep, str) or len(sep) != 1 or not isinstance(skipped, int):
+        return
+    comment = options.get("comment") or "\0"
+    with path.open(encoding=options.get("encoding", "utf-8"), newline="") as file:
+        reader = csv.reader(file, delimiter=sep, quotechar=options.get("quotechar", '"'))
+        for fields in islice(reader, skipped, None):
+            if fields and not fields[0].startswith(comment) and len(fields) < n_columns:
+                raise DataError(
+                    f"{str(path)!r} cannot be read as CSV: line {reader.line_num} has "
+                    f"{len(fields)} of {n_columns} fields; was the file cut off?"
+                )
+
+
+def _joined(key: str, files: Mapping[str, Mapping[str, Any]], missing: str) -> Any:
+    """Return a column of all files as one, missing numbers as NaN."""
+    parts = {
+        path: columns[key] if isinstance(columns[key], pa.Array) else to_arrow(columns[key], key)
+        for path, columns in files.items()
+    }
+    kind = common_type(key, {path: part.type for path, part in parts.items()})
+    parts = {path: cast_column(part, kind, key, path) for path, part in parts.items()}
+    column = pa.chunked_array(list(parts.values()), type=kind).combine_chunks()
+    if column.null_count and missing == "error":
+        path = next(path for path, part in parts.items() if part.null_count)
+        row = pc.index(pc.is_null(parts[path]), value=True).as_py()
+        raise DataError(
+            f"column {key!r} of {path!r} has {column.null_count} missing value(s), the first in "
+            f"row {row}; fill or drop them, or pass missing='nan'"
+        )
+    if column.null_count and pa.types.is_integer(kind):
+        column = cast_column(column, pa.float64(), key, next(iter(files)))
+    return column

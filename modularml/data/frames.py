@@ -1,0 +1,199 @@
+"""Tables of every library as columns by name, read when they are asked for."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import filter as matching
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+
+from modularml._optional import loaded, require
+from modularml.data.columns import to_arrow, to_numpy
+from modularml.data.formats import stack
+from modularml.data.paths import natural
+from modularml.data.selectors import as_list
+from modularml.errors import DataError, UnknownNameError, expect
+
+__all__ = ["Rename", "Stack", "TableColumns", "as_columns", "column_name", "column_names"]
+
+Rename: TypeAlias = Mapping[Any, str] | Callable[[Any], str] | None
+Stack: TypeAlias = Mapping[str, str | Sequence[str]] | None
+
+
+class TableColumns(Mapping[str, Any]):
+    """Columns of a table by name.
+
+    Parameters
+    ----------
+    names : sequence of str
+        In order; a name may come twice as long as nobody asks for it.
+    read : callable
+        Returns the column at a position.
+    """
+
+    def __init__(self, names: Sequence[str], read: Callable[[int], Any]) -> None:
+        self.names, self._read = list(names), read
+        self._places: dict[str, int] = {}
+        self._twice: set[str] = set()
+        for place, name in enumerate(self.names):
+            if self._places.setdefault(name, place) != place:
+                self._twice.add(name)
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self._twice:
+            raise DataError(
+                f"column {name!r} stands {self.names.count(name)} times in the table; drop or "
+                "rename all but one"
+            )
+        return self._read(self._places[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def renamed(self, rename: Rename) -> TableColumns:
+        """Return the same columns under other names.
+
+        Parameters
+        ----------
+        rename : mapping or callable, optional
+            From today's name to the new one. A mapping leaves other columns as they are.
+
+        Raises
+        ------
+        UnknownNameError
+            If a mapping names a column that is not there.
+        """
+        if rename is None:
+            return self
+        if isinstance(rename, Mapping):
+            given = {column_name(old): new for old, new in rename.items()}
+            for old in given:
+                if old not in self._places:
+                    raise UnknownNameError("column", old, self._places, "rename= asks for it")
+            names = [given.get(name, name) for name in self.names]
+        else:
+            call = expect("rename", rename, Callable, "a mapping or a callable")  # type: ignore[arg-type]
+            names = [call(name) for name in self.names]
+        for name in names:
+            expect("rename", name, str, "a mapping or callable to names as text")
+        return TableColumns(names, self._read)
+
+    def stacked(self, stacks: Stack) -> Mapping[str, Any]:
+        """Return the columns with some of them stacked to array columns.
+
+        Parameters
+        ----------
+        stacks : mapping of str to str or list of str, optional
+            New name to a pattern such as ``"v*"``, whose columns come in natural order
+            (``v2`` before ``v10``), or to a list of names and patterns.
+
+        Raises
+        ------
+        UnknownNameError
+            If a pattern fits no column.
+        """
+        if stacks is None:
+            return self
+        expect("stack", stacks, Mapping, "a mapping of a name to a pattern")
+        made = dict[str, Any]()
+        for key, patterns in stacks.items():
+            parts: list[str] = []
+            for pattern in as_list(patterns):
+                found = sorted(matching(self._places, pattern), key=natural)
+                if not found:
+                    raise UnknownNameError(
+                        "column", pattern, self._places, f"stack[{key!r}] asks for it"
+                    )
+                parts += found
+            made[key] = stack({name: to_numpy(to_arrow(self[name], name)) for name in parts})
+        return ChainMap(made, self)  # type: ignore[arg-type]
+
+
+def as_columns(data: Any, allowed: str = "data must be a frame or a dict") -> TableColumns:
+    """Return the columns of a mapping, of any frame in memory or of a list of records, by name.
+
+    Named levels of a pandas index are columns too. Series of a mapping must have one index; where
+    the same labels come in another order, rows are brought into that of the first.
+
+    Raises
+    ------
+    DataError
+        If `data` is no table, or the indexes of its Series differ.
+    """
+    if isinstance(data, Mapping):
+        names = [column_name(key) for key in data]
+        return TableColumns(names, _aligned(names, list(data.values())).__getitem__)
+    pandas = loaded("pandas")
+    if pandas is not None and isinstance(data, pandas.DataFrame):
+        return _of_pandas(data)
+    if isinstance(data, pa.Table):
+        return TableColumns(data.column_names, data.column)
+    if isinstance(data, list) and data and all(isinstance(row, Mapping) for row in data):
+        return _of_pandas(require("pandas").DataFrame(data))
+    try:
+        frame = require("narwhals").from_native(data, eager_only=True)
+    except TypeError as error:
+        raise DataError(
+            f"{allowed}, got a {type(data).__name__}; collect() a lazy frame first"
+        ) from error
+    return TableColumns(frame.columns, lambda i: frame[frame.columns[i]].to_native())
+
+
+def column_name(name: Any) -> str:
+    """Return the name of a column as text; the levels of a MultiIndex are joined by ``_``."""
+    if isinstance(name, tuple):
+        return "_".join(str(part) for part in name if str(part))
+    return str(name)
+
+
+def column_names(names: Any) -> list[str]:
+    """Return one or several names of columns as text, numbers and tuples of a header included."""
+    if names is None:
+        return []
+    if isinstance(names, str | tuple) or not hasattr(names, "__iter__"):
+        return [column_name(names)]
+    return [column_name(name) for name in names]
+
+
+def _of_pandas(frame: Any) -> TableColumns:
+    names = [column_name(name) for name in frame.columns]
+    levels = [
+        (i, name)
+        for i, name in enumerate(frame.index.names)
+        if name is not None and name not in names
+    ]
+
+    def read(place: int) -> Any:
+        if place < len(names):
+            return frame.iloc[:, place]
+        return frame.index.get_level_values(levels[place - len(names)][0]).to_series()
+
+    return TableColumns([*names, *(column_name(name) for _, name in levels)], read)
+
+
+def _aligned(names: Sequence[str], columns: list[Any]) -> list[Any]:
+    """Bring pandas Series into the order of the index of the first of them."""
+    pandas = loaded("pandas")
+    if pandas is None:
+        return columns
+    series = [i for i, values in enumerate(columns) if isinstance(values, pandas.Series)]
+    for i in series:
+        index, own = columns[series[0]].index, columns[i].index
+        if own.equals(index) or len(own) != len(index):  # lengths are compared later, by key
+            continue
+        if not (index.is_unique and own.is_unique and own.isin(index).all()):
+            raise DataError(
+                f"the Series {names[series[0]]!r} and {names[i]!r} have unlike indexes, so it is "
+                "not known which rows belong together; put them into one DataFrame, or give arrays "
+                "(to_numpy())"
+            )
+        columns[i] = columns[i].reindex(index)
+    return columns

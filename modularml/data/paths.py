@@ -1,0 +1,77 @@
+"""Which files a path, a folder, a pattern or a list of them means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from modularml.errors import DataError, expect
+
+__all__ = ["FilePaths", "files_of", "natural", "readable"]
+
+FilePaths = str | Path | Sequence[str | Path]
+
+
+def files_of(paths: FilePaths, suffixes: tuple[str, ...]) -> list[Path]:
+    """Return the files that are meant, each once, those of a folder or pattern in natural order.
+
+    Parameters
+    ----------
+    paths : path-like or sequence of path-like
+        A file, a folder, a pattern such as ``"runs/*.csv"``, or a list of them.
+    suffixes : tuple of str
+        Endings of the files that are taken from a folder.
+
+    Raises
+    ------
+    DataError
+        If a path leads nowhere, or a folder or pattern holds no such file.
+    """
+    expect("paths", paths, (str, Path, list, tuple), "a path, a folder, a pattern or a list")
+    found: list[Path] = []
+    for given in [paths] if isinstance(paths, str | Path) else paths:
+        path = Path(expect("path", given, (str, Path), "the path of a file"))
+        if path.is_dir():
+            inner = (p for p in path.rglob("*") if p.name.endswith(suffixes) and p.is_file())
+            visible = [
+                p for p in inner if not p.relative_to(path).as_posix().startswith((".", "_"))
+            ]
+            found += _some(
+                visible, f"the folder {str(path)!r} holds no file {' or '.join(suffixes)}"
+            )
+        elif path.exists():
+            found.append(path)
+        elif any(sign in str(path) for sign in "*?["):
+            matching = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+            found += _some(list(matching), f"no file matches {str(path)!r}")
+        else:
+            raise DataError(f"there is no file {str(path)!r}")
+    if not found:
+        raise DataError("paths is empty; give at least one file")
+    return list(dict.fromkeys(found))
+
+
+def natural(text: object) -> list[Any]:
+    """Return a key that sorts ``v2`` before ``v10``."""
+    parts = re.split(r"(\d+)", str(text))
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
+@contextmanager
+def readable(path: Any, kind: str) -> Iterator[None]:
+    """Name the file in errors of the library that reads it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{str(path)!r} cannot be read as {kind}: {error}") from error
+
+
+def _some(found: list[Path], otherwise: str) -> list[Path]:
+    if not found:
+        raise DataError(otherwise)
+    return sorted(found, key=natural)

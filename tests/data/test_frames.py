@@ -1,0 +1,190 @@
+"""Tables in memory: one answer for one table, whatever library holds it."""
+
+import enum
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+import scipy.sparse as sp
+import torch
+
+import modularml as mml
+from modularml.data import FeatureSet
+from modularml.errors import DataError
+
+FRAME = pd.DataFrame({"x": [1.5, np.nan, 2.5], "y": [0, 1, 0]})
+
+
+def make(data, features="x", targets="y", tags=None):
+    if isinstance(data, dict):
+        return FeatureSet.from_dict("t", data, features, targets, tags, register=False)
+    return FeatureSet.from_df("t", data, features, targets, tag_cols=tags, register=False)
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda df: df,
+        lambda df: df.convert_dtypes(),
+        lambda df: df.astype({"x": "Float64"}).fillna(np.nan),
+        lambda df: df.astype({"x": "Float32"}),
+        lambda df: df.astype({"x": object}).where(df.notna(), None),
+        lambda df: df.convert_dtypes(dtype_backend="pyarrow"),
+        pl.from_pandas,
+        pa.Table.from_pandas,
+        lambda df: {"x": [1.5, None, 2.5], "y": [0, 1, 0]},
+        lambda df: {"x": np.ma.masked_invalid(df["x"]), "y": df["y"]},
+        lambda df: {"x": df["x"].astype("f4"), "y": df["y"]},
+        lambda df: df.to_dict("records"),
+    ],
+    ids=[
+        "pandas",
+        "nullable",
+        "filled",
+        "Float32",
+        "objects",
+        "pandas-arrow",
+        "polars",
+        "arrow",
+        "dict",
+        "masked",
+        "float32",
+        "records",
+    ],
+)
+def test_a_missing_float_is_nan_by_every_road(of, tmp_path):
+    fs = make(of(FRAME))
+    np.testing.assert_array_equal(fs.get_features()["x"], FRAME["x"])
+    again = FeatureSet.load(fs.save(tmp_path / "t"))
+    np.testing.assert_array_equal(again.get_features()["x"], FRAME["x"])
+
+
+def test_a_missing_float_within_an_array_is_nan():
+    for values in (
+        [[1.0, None], [2.0, 3.0]],
+        pa.array([[1.0, None], [2.0, 3.0]], pa.list_(pa.float64(), 2)),
+        pl.Series([[1.0, None], [2.0, 3.0]]),
+        np.array([[1.0, None], [2.0, 3.0]], dtype=object),
+    ):
+        fs = make({"x": values, "y": [0, 1]})
+        np.testing.assert_array_equal(fs.get_features()["x"], [[1.0, np.nan], [2.0, 3.0]])
+
+
+def test_series_are_brought_together_by_their_labels():
+    x = pd.Series([1.0, 2.0, 3.0], index=["p1", "p2", "p3"])
+    y = pd.Series([30.0, 20.0, 10.0], index=["p3", "p2", "p1"])
+    fs = make({"x": x, "y": y})
+    assert fs.get_targets()["y"].tolist() == pd.DataFrame({"x": x, "y": y})["y"].tolist()
+    assert make({"x": x, "y": [1, 2, 3]}).get_targets()["y"].tolist() == [1, 2, 3]
+    for other in (y.rename({"p1": "p9"}), y.set_axis(["p1", "p1", "p2"])):
+        with pytest.raises(DataError, match=r"'x' and 'y' have unlike indexes"):
+            make({"x": x, "y": other})
+    fs.split_random({"train": 0.5, "test": 0.5})
+    fs.fit_transform("StandardScaler", domain="features", fit_to_split="train")
+    scaled = fs.transform_new({"x": x, "y": y})
+    assert scaled["y"].tolist() == [10.0, 20.0, 30.0]
+
+
+def test_names_of_columns_that_are_no_text():
+    eye = pd.DataFrame(np.eye(2))
+    assert make(eye, [0], 1).get_all_keys(False, False) == ["0", "1"]
+    assert make(eye, "0", "1").get_all_keys(False, False) == ["0", "1"]
+    levels = pd.DataFrame([[1.0, 2]], columns=pd.MultiIndex.from_tuples([("v", "mean"), ("y", "")]))
+    assert make(levels, [("v", "mean")], [("y", "")]).get_all_keys(False, False) == ["v_mean", "y"]
+    assert make({0: [1.0], "y": [2]}, [0]).get_all_keys(False, False) == ["0", "y"]
+    with pytest.raises(DataError, match=r"'0' stands 2 times"):
+        make({0: [1.0], "0": [2.0], "y": [2]}, "0")
+
+
+def test_index_levels_are_columns():
+    df = pd.DataFrame({"x": [1.0, 2.0], "y": [0, 1]}, index=pd.Index(["a", "b"], name="cell"))
+    assert make(df, tags="cell").get_tags()["cell"].tolist() == ["a", "b"]
+    both = df.set_index(pd.MultiIndex.from_tuples([("a", 1), ("a", 2)], names=["cell", "cycle"]))
+    assert make(both, tags=["cycle"]).get_tags()["cycle"].tolist() == [1, 2]
+
+
+class Mode(enum.Enum):
+    FAST = 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (pl.Series([1, "a"], dtype=pl.Object), "'x' holds Python objects"),
+        (torch.eye(2).to_sparse(), r"'x' is sparse.*to_dense\(\)"),
+        (sp.csr_matrix(np.eye(2)), r"'x' is sparse.*toarray\(\)"),
+        ([Mode.FAST, Mode.FAST], "'x' holds values that are no numbers.*Mode"),
+        ([2**64, 2**64], "64 bits at most"),
+        (pl.Series([2**100, 1], dtype=pl.Int128), "Int128 values that 64 bits cannot"),
+        (pa.array([10**30, 1], pa.decimal128(38, 0)), "64 bits cannot"),
+    ],
+)
+def test_what_no_column_holds_is_named(values, message):
+    with pytest.raises(DataError, match=message):
+        make({"x": values, "y": [0, 1]})
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (torch.tensor([1.5, 2.0], dtype=torch.bfloat16), np.float32([1.5, 2.0])),
+        (pl.Series([2**62 + 1, 3], dtype=pl.Int128), np.int64([2**62 + 1, 3])),
+        (pl.Series([2**63, 3], dtype=pl.Int128), np.uint64([2**63, 3])),
+        (pa.array([2**53 + 1, 1], pa.decimal128(20, 0)), np.int64([2**53 + 1, 1])),
+    ],
+)
+def test_unusual_numbers_keep_their_value(values, expected):
+    fs = make({"x": values, "y": [0, 1]})
+    assert fs.get_feature_dtypes(False, False)["x"] == expected.dtype
+    np.testing.assert_array_equal(fs.get_features()["x"], expected)
+
+
+def test_a_reserved_name():
+    with pytest.raises(DataError, match=r"'sample_uuids' is reserved"):
+        make({"sample_uuids": [1.0, 2], "y": [0, 1]}, "sample_uuids")
+
+
+def test_large_unsigned_integers_as_torch():
+    ids = np.array([2**64 - 1, 2**63, 7], "uint64")
+    fs = make({"x": ids, "y": [0, 1, 0]})
+    assert fs.get_features("dict_torch")["x"].tolist() == ids.tolist()
+    assert fs.get_features("tensorflow").numpy().ravel().tolist() == ids.tolist()
+    small = make({"x": ids % np.uint64(9), "y": [0, 1, 0]})
+    assert small.get_features("torch").dtype is torch.int64
+
+
+def test_the_fingerprint_does_not_see_which_nan_it_is():
+    x = np.array([0.0, np.nan, 2.0])
+    other = x.copy()
+    other.view(np.uint64)[1] |= np.uint64(1 << 63)
+    a, b = make({"x": x, "y": [0, 1, 0]}), make({"x": other, "y": [0, 1, 0]})
+    assert a.get_sample_uuids("list") == b.get_sample_uuids("list")
+
+
+def test_ids_as_text_are_read_as_ids():
+    fs = make({"x": [1.0, 2.0], "y": [0, 1]})
+    table = pa.table({"features.x.raw": [1.0, 2.0], "sample_uuids": fs.get_sample_uuids("list")})
+    again = FeatureSet.from_pyarrow_table("t", table, register=False)
+    assert again.get_sample_uuids("list") == fs.get_sample_uuids("list")
+
+
+def test_rows_are_balanced_by_values_that_are_known():
+    fs = make({"x": [1.0, 2, 3, 4], "y": [0, 1, 0, 1], "g": [0.0, np.nan, 1.0, 1.0]}, tags="g")
+    sampler = mml.samplers.SimpleSampler(balance_by="g", batch_size=2, source=fs)
+    with pytest.raises(DataError, match=r"'tags.g.raw' .* has 1 missing"):
+        list(sampler)
+
+
+def test_infinite_values_have_no_neighbours():
+    fs = make({"x": [1.0, 2, 3], "y": [0, 0, 0], "g": [np.inf, 1.0, 5.0]}, tags="g")
+    for mode, options in (
+        ("similar", {}),
+        ("dissimilar", {}),
+        ("similar", {"allow_fallback": True}),
+    ):
+        condition = mml.SimilarityCondition(mode, tolerance=1, **options)
+        sampler = mml.samplers.PairedSampler({"g": condition}, batch_size=2, sources=[fs])
+        with pytest.raises(DataError, match=r"infinite value in row 0"):
+            list(sampler)
