@@ -464,10 +464,11 @@ def _check_nulls(array: pa.Array, key: str, per_row: int = 1) -> pa.Array:
 
 def _null_error(key: str, row: int, count: int, kind: pa.DataType | None = None) -> DataError:
     number = kind is not None and (pa.types.is_integer(kind) or pa.types.is_boolean(kind))
-    remedy = "(fillna), or convert the column to float, where a missing value is NaN"
+    to_float = "or convert the column to float, where a missing value is NaN"
+    remedy = to_float if number else "as only floats can be missing, as NaN"
     return DataError(
         f"column {key!r} has {count} missing value(s), the first in row {row}. Drop those rows "
-        f"(dropna), fill them {remedy if number else '(fillna); only floats can be missing, as NaN'}"
+        f"(dropna), fill them (fillna), {remedy}"
     )
 
 

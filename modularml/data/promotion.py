@@ -42,8 +42,8 @@ def common_type(key: str, types: Mapping[str, pa.DataType]) -> pa.DataType:
             except pa.ArrowTypeError:
                 pass
         raise DataError(
-            f"column {key!r} holds {stored_type(types[first])} in {first!r} and {kind} in {path!r}, "
-            "and no type holds both; convert one of the files"
+            f"column {key!r} holds {stored_type(types[first])} in {first!r} and {kind} in "
+            f"{path!r}, and no type holds both; convert one of the files"
         )
     return found
 
