@@ -107,7 +107,8 @@ class _ParquetFile:
 
     def whole(self, read: Mapping[str, str], types: Mapping[str, pa.DataType]) -> dict[str, Any]:
         """Return columns by their new names, in the types of all files."""
-        with readable(self.path, "Parquet"), self._open() as file:
+        open_file = require("pyarrow.parquet").ParquetFile
+        with readable(self.path, "Parquet"), open_file(self.path, memory_map=True) as file:
             return self._cast(file.read(columns=self._stored(read)), read, types)
 
     def pieces(
@@ -115,16 +116,14 @@ class _ParquetFile:
     ) -> Iterator[dict[str, Any]]:
         """Yield the same, some thousand rows at a time; at least once."""
         size = max(1, min(PIECE_ROWS, PIECE_BYTES // max(1, self.row_bytes)))
-        with readable(self.path, "Parquet"), self._open() as file:
+        open_file = require("pyarrow.parquet").ParquetFile
+        buffered = {"buffer_size": 2**20, "pre_buffer": False}  # never a whole group of rows
+        with readable(self.path, "Parquet"), open_file(self.path, **buffered) as file:
             names = self._stored(read)
             if not self.metadata.num_rows:
                 yield self._cast(file.read(columns=names), read, types)
             for batch in file.iter_batches(size, columns=names, use_threads=False):
                 yield self._cast(batch, read, types)
-
-    def _open(self) -> Any:
-        open_file = require("pyarrow.parquet").ParquetFile
-        return open_file(self.path, buffer_size=2**20, pre_buffer=False, memory_map=True)
 
     def _stored(self, read: Mapping[str, str]) -> list[str]:
         return list(dict.fromkeys(name for name in read.values() if name not in self.constant))
