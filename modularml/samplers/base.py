@@ -19,7 +19,6 @@ from modularml.data.joining import join, link_by, table_of
 from modularml.data.selectors import as_list, select_one
 from modularml.errors import ConfigError, DataError, UnknownNameError
 from modularml.io.saveable import Saveable
-from modularml.predicates.compare import is_null
 from modularml.samplers.arranging import by_groups, interleaved
 from modularml.samplers.epoch import DEFAULT, EpochBatches, cut
 
@@ -169,18 +168,12 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         Raises
         ------
         DataError
-            If a column holds arrays, or a value is missing.
+            If a column holds arrays.
         """
         collection, rows = view.collection, view.valid_indices
         codes = np.zeros(len(rows), dtype=np.int64)
         for selector in as_list(columns):
-            name = select_one(collection.schema, selector)
-            if lacking := int(is_null(collection.numpy(name)[rows]).sum()):
-                raise DataError(
-                    f"column {name!r} of {view.label!r} has {lacking} missing value(s), and rows "
-                    "are grouped by values that are known; fill them, or leave these rows out"
-                )
-            own = collection.codes(name)[rows]
+            own = collection.codes(select_one(collection.schema, selector))[rows]
             codes = _packed(codes * (own.max(initial=0) + 1) + own)
         return codes
 

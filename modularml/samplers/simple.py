@@ -11,6 +11,7 @@ from modularml._typing import Array, Columns, IntArray
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.selectors import as_list, select_one
 from modularml.errors import ConfigError, DataError
+from modularml.predicates.compare import is_null
 from modularml.samplers.base import BaseSampler, sampler_registry
 from modularml.samplers.epoch import DEFAULT, EpochBatches
 
@@ -85,6 +86,13 @@ class SimpleSampler(BaseSampler):
             chances = column[view.valid_indices].astype(np.float64)
             chances /= chances.max() or 1.0  # so that no sum of them is infinite
         if self.balance_by is not None:
+            for selector in as_list(self.balance_by):
+                name = select_one(view.collection.schema, selector)
+                if lacking := int(is_null(view.collection.numpy(name)[view.valid_indices]).sum()):
+                    raise DataError(
+                        f"balance_by: column {name!r} of {view.label!r} has {lacking} missing "
+                        "value(s), which are no class; fill them, or leave these rows out"
+                    )
             codes = self.codes(view, self.balance_by)
             sums = np.bincount(codes, chances)
             chances = np.divide(chances, sums[codes], out=chances, where=sums[codes] > 0)
