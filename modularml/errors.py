@@ -171,7 +171,9 @@ class NonFiniteLossError(ExecutionError):
         super().__init__(
             f"loss {loss!r} on node {node!r} is {value} in phase {phase!r}, epoch {epoch}, batch "
             f"{batch}. Weights are as before this batch. Look for NaN in the columns "
-            "(fs.summary()), scale the inputs, or lower the learning rate"
+            "(fs.summary()), scale the inputs, or lower the learning rate. Where this batch holds "
+            "nothing to average, such as no event or pair, draw larger batches, with "
+            "stratify_by= or drop_last=True"
         )
 
 

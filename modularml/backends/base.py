@@ -123,6 +123,9 @@ class BackendAdapter(ABC):
     def sample_mean(self, values: Any) -> Any:
         """Return the mean over samples of values a sample, an element, or one in all."""
 
+    def check_rows(self, values: Any, like: Any, problem: str) -> None:  # noqa: B027 - it is known
+        """Have a step fail, with a LossError, where its values have other rows than a tensor."""
+
     @abstractmethod
     def loss_dtype(self, kind: str, model: Any) -> Any:
         """Return the dtype of targets: ``"index"`` for class numbers, ``"float"`` as `model`'s."""

@@ -83,6 +83,10 @@ class TensorflowAdapter(BackendAdapter):
             raise LossError(f"a loss must return a tensor, got a {type(values).__name__}")
         return tf.reduce_mean(values)
 
+    def check_rows(self, values: Any, like: Any, problem: str) -> None:
+        rows = [tf.shape(tensor)[0] for tensor in (values, like)]
+        tf.debugging.assert_equal(*rows, message=f"{_ROWS}{problem}")
+
     def loss_dtype(self, kind: str, model: Any) -> Any:
         return tf.int64 if kind == "index" else _float_dtype(model)
 
@@ -304,7 +308,7 @@ class TensorflowAdapter(BackendAdapter):
 _SPELLINGS = {"lr": "learning_rate", "eps": "epsilon", "alpha": "rho"}
 """Torch's names of an optimizer's arguments, by those of Keras."""
 
-_MARK = "modularml loss "
+_MARK, _ROWS = "modularml loss ", "modularml rows: "
 
 
 def _checked(losses: Sequence[Any]) -> list[Any]:
@@ -321,6 +325,9 @@ def _called(run: Callable[..., Any]) -> Step:
         try:
             losses, outputs = graph(*inputs)
         except tf.errors.InvalidArgumentError as error:
+            if _ROWS in error.message:
+                problem = error.message.split(_ROWS)[1].split("] [")[0].replace("\\'", "'")
+                raise LossError(problem) from None
             found = re.search(rf"{_MARK}(\d+) : Tensor had (.*) values", error.message)
             if found is None:
                 raise

@@ -124,7 +124,10 @@ class Layout:
         are the samples.
     training : bool
     weighings : tuple of (Weighing or None)
-        What weighs the samples of each loss, if anything.
+        What weighs the samples of each loss, if anything; of a loss over a batch, the column whose
+        sum weighs the batch.
+    over_batch : tuple of bool
+        Which losses are values of a batch as a whole and no means over samples.
     """
 
     outputs: tuple[tuple[str, str], ...]
@@ -135,6 +138,7 @@ class Layout:
     views: Mapping[Source, FeatureSetView] = field(default_factory=dict)
     training: bool = True
     weighings: tuple[Weighing | None, ...] = ()
+    over_batch: tuple[bool, ...] = ()
 
     @property
     def adapter(self) -> BackendAdapter:
@@ -229,14 +233,18 @@ class ExecutionContext:
         )
 
     def loss_totals(self) -> list[float]:
-        """Return what each loss is a mean over: the sum of the weights, or the rows."""
+        """Return what each loss is a mean over: sum of weights, rows, or one batch."""
         if self.totals is None:
             layout = self._layout()
             self.totals = [
                 float(self.sample_weights(weighing).sum())
                 if weighing is not None
+                else 1.0
+                if whole
                 else len(self.output(node_id, self.roles(node_id)[0]))
-                for (_, node_id), weighing in zip(layout.losses, layout.weighings, strict=True)
+                for (_, node_id), weighing, whole in zip(
+                    layout.losses, layout.weighings, layout.over_batch, strict=True
+                )
             ]
         return self.totals
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,6 +27,7 @@ from modularml.graph.inputs import column_tensor, frozen_outputs, pieces
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.plan import InputSlot, StepPlan
 from modularml.graph.weighing import mean_one
+from modularml.io.randomness import unchanged_randomness
 from modularml.samplers import EpochBatches
 from modularml.training import AppliedLoss
 
@@ -55,6 +58,8 @@ class Feed:
     live : bool
         Whether weights of frozen nodes may change from batch to batch, so that their outputs are
         computed in each step and not once.
+    chunk : int, optional
+        Rows in one forward pass of an evaluation, where its losses see all of a batch.
     """
 
     def __init__(
@@ -72,7 +77,9 @@ class Feed:
         processes: Processes | None = None,
         fits: Sequence[Any] = (),
         live: bool = False,
+        chunk: int | None = None,
     ) -> None:
+        self.check_over_batch(phase, losses, options, processes)
         self.phase, self.policy = phase, policy
         self.pin_memory, self.processes = pin_memory, processes
         self.bound = {b.source: b for b in bound}
@@ -102,6 +109,7 @@ class Feed:
                 roles=roles_of(bound),
                 weighted=weighted,
                 options=options,
+                chunk=chunk,
             ),
         )
         self._shape_of = lambda node_id: graph.get_node(node_id).output_shape or ()
@@ -118,6 +126,64 @@ class Feed:
         self._room: dict[InputSlot, list[Any]] = {}
         self.refresh()
 
+    @staticmethod
+    def check_over_batch(
+        phase: str, losses: Sequence[AppliedLoss], options: StepOptions, processes: Any
+    ) -> None:
+        """Refuse to take parts of a batch for the batch that a loss is over."""
+        whole = [a.label for a in losses if a.loss.over == "batch"]
+        if whole and (options.accumulate > 1 or processes is not None):
+            raise ConfigError(
+                f"phase {phase!r}: losses {whole} are over the batch, and gradients of several "
+                "batches do not add up to that of one; leave accumulate=1 and data_parallel=False, "
+                "and use a larger batch_size"
+            )
+
+    def check_means(self, ctx: ExecutionContext) -> bool:
+        """Warn of losses that are averaged over batches and are no means over samples.
+
+        A batch tells: a mean of all its samples is that of the means of two halves. Return whether
+        this one did; a batch of one sample does not.
+        """
+        tried = {a.label: a.loss for a in self._losses}
+        unknown = {
+            label: loss
+            for label, loss in tried.items()
+            if loss.over is None and not (loss.is_known_mean or loss.was_tried)
+        }
+        n = ctx.n_samples
+        if not unknown or self._in_turn or self.groups[0].sampler.gives_weights:
+            return True
+        if n < 2:
+            return False
+        parts = slice(0, n), slice(0, n // 2), slice(n // 2, n)
+        with unchanged_randomness():
+            found = [self._losses_of(ctx, part) for part in parts]
+        for place, (label, _) in enumerate(self.layout.losses):
+            if label not in unknown or self.layout.weighings[place] is not None:
+                continue
+            unknown[label].was_tried = True
+            whole, *halves = [losses[place] for losses in found]
+            mean = sum(h * (p.stop - p.start) for h, p in zip(halves, parts[1:], strict=True)) / n
+            if math.isclose(whole, mean, rel_tol=1e-3, abs_tol=1e-6):
+                continue
+            warnings.warn(
+                f"phase {self.phase!r}: loss {label!r} is averaged over batches, and is no mean "
+                f"over samples: {whole:.4g} for the {n} of a batch, {mean:.4g} for the mean of its "
+                "halves; its value depends on the size of batches. Declare it: Loss(..., "
+                "over='batch', weight_by=...), or over='sample' if it is such a mean",
+                UserWarning,
+                stacklevel=2,
+            )
+        return True
+
+    def _losses_of(self, ctx: ExecutionContext, part: slice) -> list[float]:
+        """Return the losses of a part of a batch; NaN where they cannot be computed for it."""
+        try:
+            return self.plan.losses_of_part(ctx.tensors or (), ctx.outs, part)
+        except Exception:  # noqa: BLE001 - a loss of the user's may need more rows than these
+            return [math.nan] * len(self.layout.losses)
+
     @property
     def is_current(self) -> bool:
         """Whether every FeatureSet still holds the table that this was made of."""
@@ -129,7 +195,8 @@ class Feed:
         Outputs of a frozen part are computed again where its weights have changed.
         """
         plan, step = self._plan_with_static()
-        made_from = Identity(plan), plan.static_version()
+        self._version = plan.static_version()
+        made_from = Identity(plan), self._version
         if made_from == self._made_from and self.is_current:
             return
         self._made_from, self.plan, self.step = made_from, plan, step
@@ -190,8 +257,12 @@ class Feed:
         """
         layout = self.layout
         columns: list[Any] = []
-        for (_, node_id), weighing in zip(layout.losses, layout.weighings, strict=True):
-            if weighing is None:
+        for (_, node_id), weighing, whole in zip(
+            layout.losses, layout.weighings, layout.over_batch, strict=True
+        ):
+            if weighing is None and whole:
+                columns.append(np.ones(batches[0].n_batches))
+            elif weighing is None:
                 columns.append(batches[min(self._groups_of(node_id))].sizes)
             else:
                 starts = self._own(weighing.source, batches).bounds[:-1]
@@ -221,7 +292,8 @@ class Feed:
 
     def _contexts(self, epoch: int, batches: list[EpochBatches]) -> Iterator[ExecutionContext]:
         rows = _Rows(self, epoch)
-        layout, bundle, phase = self.layout, (self.plan, self.step), self.phase
+        layout, phase = self.layout, self.phase
+        bundle = self.plan, self.step, self._version
         given = self._turn_by_turn(batches) if self._in_turn else self._tensors(0, batches)
         for i, tensors in enumerate(given):
             ctx = ExecutionContext(phase, epoch, i)

@@ -12,7 +12,7 @@ import numpy as np
 
 from modularml._typing import Array
 from modularml._warning import warn
-from modularml.data.execution import ExecutionContext
+from modularml.data.execution import ExecutionContext, Layout
 from modularml.errors import NonFiniteLossError
 from modularml.experiment.callback import PHASE_HOOKS, Callback, Dispatcher, as_results
 from modularml.experiment.feed import Feed
@@ -253,12 +253,15 @@ def _run_epoch(
     if not done:
         recorder.begin()
     values: list[Sequence[Any]] = [*done]
+    is_first = epoch == 0 and n_batches > 1 and not done
     phase.under_way = epoch, values
     with plan.modes(), display.epoch_bar(epoch, n_batches) as drawn, suppress(EpochOverError):
         for ctx in position.data(n_batches - len(done)):
             if before:
                 hooks("on_batch_start", epoch, exec_ctx=ctx)
             step(ctx)
+            if is_first:
+                is_first = not feed.check_means(ctx)
             values.append(ctx.values)
             recorder.record(ctx)
             if after:
@@ -278,12 +281,15 @@ def _log_losses(
     results: PhaseResults,
 ) -> Array | None:
     """Log the total loss of each batch and its mean over samples; return this process's losses."""
-    if not phase.logs_losses or not values:
-        return None
     layout = feed.plan.layout
+    if not values or not layout.losses:
+        return None
     flat = layout.adapter.floats([v for batch in values for v in batch])
     table = np.asarray(flat, dtype=np.float64).reshape(-1, len(layout.losses))
     own = compact(table)
+    if not phase.logs_losses:
+        _warn_of_nonfinite(phase, layout, table)
+        return own
     table, sizes = feed.gathered(ctx.epoch_idx, table)
     finite = np.asarray(np.isfinite(table).all(axis=1))
     if not finite.all() and (phase.on_nonfinite != "skip" or not finite.any()):
@@ -314,11 +320,25 @@ def _log_losses(
     return own
 
 
+def _warn_of_nonfinite(phase: ExperimentPhase, layout: Layout, table: Array) -> None:
+    """Say which losses of an evaluation are no numbers, and in how many batches."""
+    for (label, node_id), column in zip(layout.losses, table.T, strict=True):
+        if n := int((~np.isfinite(column)).sum()):
+            warnings.warn(
+                f"phase {phase.label!r}: loss {label!r} on node {layout.labels[node_id]!r} is NaN "
+                f"or infinite in {n} of {len(column)} batches. Where a batch holds nothing to "
+                "average, such as no event or pair, evaluate more rows at once (batch_size=None, "
+                "or Loss(..., over='batch')); else look for NaN in outputs and columns",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
 def iterate(
     phase: ExperimentPhase, n_epochs: int, display: Display, results: PhaseResults | None
 ) -> Iterator[ExecutionContext]:
     """Yield the steps of a phase, to be run by hand; results get each once it has run."""
-    feed = phase.feed(live=True)
+    feed = phase.feed()
     feed.watch = display.sampling
     with bar(
         n_epochs, phase.label, show=display.epochs, persist=display.keep, unit="epoch"

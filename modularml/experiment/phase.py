@@ -171,12 +171,13 @@ class ExperimentPhase(Configurable, ContextYaml):
         """Resolve everything that can be known before the first batch; `live` as of `Feed`."""
         graph = self.graph()
         graph.build()
+        whole = any(applied.loss.over == "batch" for applied in self.losses)
         bound = bind(
             self.input_sources,
             graph,
             graph._running(self.active_nodes),
             [] if self.policy.alternates else self.losses,  # such inputs take turns, and never meet
-            batch_size=self.batch_size,
+            batch_size=None if whole else self.batch_size,
             phase=self.label,
         )
         where = self.accelerator or Accelerator()
@@ -201,6 +202,7 @@ class ExperimentPhase(Configurable, ContextYaml):
             processes=processes,
             fits=self.to_fit(graph),
             live=live,
+            chunk=self.batch_size if whole else None,
         )
 
     @property

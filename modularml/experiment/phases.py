@@ -110,7 +110,7 @@ class TrainPhase(ExperimentPhase):
         )
         self.accumulate, self.precision, self.compile = accumulate, precision, compile
         self.n_epochs, self.on_nonfinite = n_epochs, on_nonfinite
-        self.step_options()
+        Feed.check_over_batch(label, self.losses, self.step_options(), None)
         self.policy = BatchSchedulingPolicy.from_value(batch_schedule)
         self.recording = ResultRecording.from_value(result_recording)
         self._checkpointing: Checkpointing | None = None

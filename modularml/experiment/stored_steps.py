@@ -181,6 +181,7 @@ def _layout(data: Mapping[str, Any]) -> tuple[Layout, list[Source]]:
         views=dict(zip(sources, views, strict=True)),
         training=data["training"],
         weighings=(None,) * len(data["losses"]),
+        over_batch=(False,) * len(data["losses"]),
     )
     return layout, sources
 

@@ -345,6 +345,7 @@ class _Compiler(LossReading):
             {n.node_id: n.label for n in self.nodes},
             training=self.training,
             weighings=tuple(self.weighings),
+            over_batch=tuple(a.loss.over == "batch" for a in losses),
         )
         segments = [
             program.segment(

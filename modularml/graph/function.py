@@ -43,7 +43,8 @@ class FunctionNode(MergeNode):
     function : str or callable
         A name in `function_registry`, or a function at the top level of a module. It is called
         on tensors of the framework of the nodes around, the batch axis first, and returns one
-        tensor with as many rows. Gradients pass through it.
+        tensor with as many rows. Inputs of shapes ``(n,)`` and ``(n, 1)`` both come as
+        ``(n, 1)``. Gradients pass through it.
     function_kwargs : dict, optional
         Passed on at each call.
     target_strategy, tags_strategy, node_id, register
@@ -95,13 +96,13 @@ class FunctionNode(MergeNode):
         """Call the function; arrays come as tensors of the framework around."""
         if not isinstance(adapter, BackendAdapter):
             own = adapter_for(self._framework())
-            return own.to_numpy(self._fn(*map(own.from_numpy, values)))
-        return self._fn(*values)
+            return own.to_numpy(self._fn(*_aligned(own, [own.from_numpy(v) for v in values])))
+        return self._fn(*_aligned(adapter, values))
 
     def operation(self, adapter: BackendAdapter) -> Callable[..., Any]:
         """Return the function, taking a list of tensors."""
         fn = self._fn
-        return lambda values: fn(*values)
+        return lambda values: fn(*_aligned(adapter, values))
 
     def _framework(self) -> Backend:
         if self.framework is None:
@@ -117,7 +118,7 @@ class FunctionNode(MergeNode):
         name = self.function_name
         try:
             with adapter.no_grad():
-                out = self._fn(*blank)
+                out = self._fn(*_aligned(adapter, blank))
         except Exception as error:
             raise ShapeError(f"function {name!r} cannot take these shapes: {error}") from error
         shape = tuple(getattr(out, "shape", ()))
@@ -128,3 +129,15 @@ class FunctionNode(MergeNode):
                 "the framework of the nodes around"
             )
         return shape[1:]
+
+
+def _aligned(adapter: BackendAdapter, values: Sequence[Any]) -> Sequence[Any]:
+    """Return tensors whose samples differ by axes of length 1 alone in the longest of the shapes.
+
+    Shapes ``(n,)`` and ``(n, 1)`` would broadcast to ``(n, n)``.
+    """
+    shapes = [tuple(v.shape[1:]) for v in values]
+    if len(set(shapes)) < 2 or len({tuple(n for n in s if n != 1) for s in shapes}) > 1:
+        return values
+    wanted = max(shapes, key=len)
+    return [adapter.reshape(v, wanted) for v in values]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,14 +73,46 @@ def mean_over_samples(
     quick = loss.mean_form()
     if quick is not None and names is None and not weighed:
         return quick
-    mean = adapter.sample_mean
+    mean, whole = adapter.sample_mean, loss.over == "batch"
 
     def fn(*args: Any) -> Any:
         return raw(*args) if names is None else raw(**dict(zip(names, args, strict=True)))
 
+    def averaged(*args: Any) -> Any:
+        values = fn(*args)
+        found = mean(values)
+        shape, n = values.shape, args[0].shape[0]
+        if len(shape) and (shape[0] != n or len(shape) > 1):
+            _check_values_of_samples(applied, values, args, adapter)
+        return found
+
     if weighed:
         return lambda *args: mean(weigh(fn(*args[:-1]), args[-1]))
-    return lambda *args: mean(fn(*args))
+    return (lambda *args: mean(fn(*args))) if whole else averaged
+
+
+def _check_values_of_samples(
+    applied: AppliedLoss, values: Any, args: Sequence[Any], adapter: BackendAdapter
+) -> None:
+    """Refuse values that are neither one a sample nor one an element."""
+    shape, n = tuple(values.shape), args[0].shape[0]
+    if shape[0] is None or n is None:  # known when it runs
+        adapter.check_rows(values, args[0], _not_of_samples(applied, "another length", "the batch"))
+    elif shape[0] != n:
+        raise LossError(_not_of_samples(applied, f"shape {shape}", f"{n} samples"))
+    elif n > 1 and shape[1] == n and all(tuple(a.shape)[1:2] != (n,) for a in args):
+        raise LossError(
+            f"loss {applied.label!r} returned shape {shape}, a value for each pair of the {n} "
+            "samples. Values of shapes (n,) and (n, 1) broadcast so: bring them to one shape in "
+            "the loss, or declare a loss over pairs: Loss(..., over='batch')"
+        )
+
+
+def _not_of_samples(applied: AppliedLoss, found: str, wanted: str) -> str:
+    return (
+        f"loss {applied.label!r} returned values of {found} for {wanted}. Return one value a "
+        "sample or an element, or declare a loss over pairs or events: Loss(..., over='batch')"
+    )
 
 
 def weighted(fn: Callable[..., Any], weight: float) -> Callable[..., Any]:

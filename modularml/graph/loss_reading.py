@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
 from modularml.graph.plan import LossOp
 from modularml.graph.program import Program
-from modularml.graph.weighing import weighing_of
+from modularml.graph.weighing import batch_weighing, weighing_of
 from modularml.training import AppliedLoss, LossInput
 from modularml.training.loss import (
     CLASS_INDEX,
@@ -68,10 +69,11 @@ class LossReading(ABC):
         program = self._program(node.node_id)
         adapter = program.adapter
         check_call(applied, applied.loss.resolve(adapter.backend))
-        args = [self._loss_arg(applied, node, item) for item in applied.parsed]
+        args = self._loss_args(applied, node)
         weighing = self._weighing(applied, node)
-        fn = mean_over_samples(applied, adapter, weighed=weighing is not None)
-        if weighing is not None:
+        weighed = weighing is not None and applied.loss.over != "batch"
+        fn = mean_over_samples(applied, adapter, weighed=weighed)
+        if weighing is not None and weighed:
             like = node.model.module if isinstance(node, ModelNode) else None
             dtype = adapter.loss_dtype("float", like)
             slot = program.slot(weighing.role, weighing.source, dtype=dtype, weighing=weighing)
@@ -81,26 +83,63 @@ class LossReading(ABC):
         return LossOp(fn, tuple(program.moved(arg, program.device) for arg in args))
 
     def _weighing(self, applied: AppliedLoss, on: ComputeNode) -> Weighing | None:
-        """Say what weighs the samples of a loss, and note it for the layout."""
+        """Say what weighs the samples, or the batches, of a loss, and note it for the layout."""
         reads = [
             (self._node_named(i.node or applied.on, applied), self._role(applied, i.role))
             for i in applied.parsed
         ]
-        found = weighing_of(applied, [(on, reads[0][1]), *reads], self.flows, self.weighted)
+        reads = [(on, reads[0][1]), *reads]
+        found = weighing_of(applied, reads, self.flows, self.weighted)
+        if applied.loss.over == "batch":
+            if found is not None:
+                raise LossError(
+                    f"loss {applied.label!r} is over the batch, and samples have weights, which it "
+                    "could not see; pass the weights as one of its inputs"
+                )
+            found = batch_weighing(applied, reads, self.flows)
         self.weighings.append(found)
         return found
 
-    def _loss_arg(self, applied: AppliedLoss, on: ComputeNode, item: LossInput) -> int:
-        node = on if item.node is None else self._node_named(item.node, applied)
-        role, program = self._role(applied, item.role), self._program(on.node_id)
-        if item.domain == "outputs":
+    def _loss_args(self, applied: AppliedLoss, on: ComputeNode) -> list[int]:
+        """Return the places of what a loss reads, brought to shapes that do not broadcast.
+
+        Values of the shape of the node's output but for axes of length 1 get its shape. Columns of
+        one number a sample, beside class numbers, are one-dimensional as these are.
+        """
+        program, out = self._program(on.node_id), on.output_shape or ()
+        flows = [self._loss_flow(applied, on, item) for item in applied.parsed]
+        fits = [None if flow is None else self._fit(applied, on, flow) for flow in flows]
+        flat = any(fit is not None and fit[1] == () for fit in fits)
+        args = []
+        for item, flow, fit in zip(applied.parsed, flows, fits, strict=True):
+            role = self._role(applied, item.role)
+            if flow is not None and fit is not None:
+                dtype, shape = fit
+                if flat and shape is None and math.prod(self._flow_shape(flow)) == 1:
+                    shape = ()
+                args.append(self._flow(program, flow, role, (dtype, shape)))
+                continue
+            node = on if item.node is None else self._node_named(item.node, applied)
             like = on.model.module if isinstance(on, ModelNode) else None
             dtype = program.adapter.loss_dtype("float", like)
-            return self._output(program, node.node_id, role, dtype, self.places)
+            place = self._output(program, node.node_id, role, dtype, self.places)
+            shape = node.output_shape or ()
+            alike = squeezed(shape) == squeezed(out)
+            if not alike and getattr(applied.loss.cls, "__name__", "") in ELEMENTWISE:
+                raise misfit(applied, on, out, shape, "equal shapes")
+            if shape != out and alike:
+                reshape = partial(program.adapter.reshape, shape=out)
+                place = program.op(reshape, [place], many=False)
+            args.append(place)
+        return args
+
+    def _loss_flow(self, applied: AppliedLoss, on: ComputeNode, item: LossInput) -> Flow:
+        """Return where a value comes from; None for an output."""
+        if item.domain == "outputs":
+            return None
+        node = on if item.node is None else self._node_named(item.node, applied)
         flow = self._asked(applied, node, item)
-        if item.column is not None:
-            flow = pick_column(applied, item, self.flows, node)
-        return self._flow(program, flow, role, self._fit(applied, on, flow))
+        return flow if item.column is None else pick_column(applied, item, self.flows, node)
 
     def check(self, losses: Sequence[AppliedLoss]) -> None:
         """Refuse losses that ask for nodes, roles or values that are not there.

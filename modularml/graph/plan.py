@@ -129,10 +129,7 @@ class Segment:
 
     def compute(self, inputs: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any]]:
         """Return (total loss, each loss, each output); ShapeError where samples change shape."""
-        values = [*inputs, *[None] * self._n_slots]
-        for op in self._ops:
-            args = op.args
-            values[op.out] = op.fn([values[i] for i in args] if op.many else values[args[0]])
+        values = self._forward(inputs)
         outputs = [values[i] for i in self._out_slots]
         shapes = [out.shape for out in outputs]
         if shapes != self._shapes:
@@ -141,6 +138,25 @@ class Segment:
         if len(losses) == 1:
             return losses[0], losses, outputs
         return (sum(losses[1:], losses[0]) if losses else None), losses, outputs
+
+    def _forward(self, inputs: Sequence[Any]) -> list[Any]:
+        """Return all values of a step, in their places."""
+        values = [*inputs, *[None] * self._n_slots]
+        for op in self._ops:
+            args = op.args
+            values[op.out] = op.fn([values[i] for i in args] if op.many else values[args[0]])
+        return values
+
+    def losses_of_part(self, inputs: Sequence[Any], outputs: Sequence[Any], n: slice) -> list[Any]:
+        """Return the losses of some rows of a step that has run, from its inputs and outputs."""
+        values = [*inputs, *[None] * self._n_slots]
+        for place, out in zip(self._out_slots, outputs, strict=True):
+            values[place] = out
+        for op in self._ops:  # those between outputs and losses; no model is among them
+            if values[op.out] is None:
+                args = [values[i] for i in op.args]
+                values[op.out] = op.fn(args if op.many else args[0])
+        return [op.fn(*[values[i][n] for i in op.args]) for op in self._losses]
 
     def _check(self, shapes: list[Any]) -> None:
         for (label, wanted), shape in zip(self._promised, shapes, strict=True):
@@ -170,9 +186,32 @@ class Segment:
             return self.adapter.train_step(self.compute, instances)
         return self.adapter.train_step(self.compute, instances, options)
 
-    def eval_step(self) -> StepFunction:
-        """Return the function that computes a batch's losses and outputs without gradients."""
-        return self._run if self.eager else self.adapter.eval_step(self.compute)
+    def eval_step(self, chunk: int | None = None) -> StepFunction:
+        """Return the function that computes a batch's losses and outputs without gradients.
+
+        With `chunk`, nodes get so many rows at once, and losses all of them.
+        """
+        if self.eager:
+            return self._run
+        return self.adapter.eval_step(self.compute) if chunk is None else self._in_chunks(chunk)
+
+    def _in_chunks(self, chunk: int) -> StepFunction:
+        adapter, first = self.adapter, len(self.takes)
+        forward = adapter.eval_step(lambda inputs: (None, (), self._forward(inputs)[first:]))
+
+        def last(values: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any]]:
+            losses = [op.fn(*[values[i] for i in op.args]) for op in self._losses]
+            return None, losses, [values[i] for i in self._out_slots]
+
+        losses_of = adapter.eval_step(last)
+
+        def step(inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+            pieces = zip(*(adapter.chunks(t, chunk) for t in inputs), strict=True)
+            made = [forward(piece)[1] for piece in pieces]
+            whole = [adapter.concat(parts, 0) for parts in zip(*made, strict=True)]
+            return losses_of([*inputs, *whole])
+
+        return step
 
     def _run(self, inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
         with self.adapter.no_grad():
@@ -258,10 +297,17 @@ class StepPlan:
         segments = () if self.static is None else self.static.segments
         return tuple(s.adapter.weights_version(model) for s in segments for model, _ in s.modes)
 
-    def serves(self, losses: Sequence[AppliedLoss], training: bool, fits: Sequence[str]) -> bool:
-        """Tell whether this is the plan for these losses and nodes to fit."""
+    def serves(
+        self,
+        losses: Sequence[AppliedLoss],
+        training: bool,
+        fits: Sequence[str],
+        version: Hashable = (),
+    ) -> bool:
+        """Tell whether this is the plan for these losses, nodes to fit and frozen weights."""
         same = len(losses) == len(self.losses) and all(map(is_, losses, self.losses))
-        return same and self.layout.training is training and self.fits == tuple(fits)
+        asked = same and self.layout.training is training and self.fits == tuple(fits)
+        return asked and (self.static is None or version == self.static_version())
 
     def train_step(self, options: StepOptions = PLAIN) -> StepFunction:
         """Return the function that computes a batch's losses and moves the weights.
@@ -278,9 +324,24 @@ class StepPlan:
             )
         return self._through([segment.train_step(options) for segment in self.segments])
 
-    def eval_step(self) -> StepFunction:
-        """Return the function that computes a batch's losses and outputs without gradients."""
-        return self._through([segment.eval_step() for segment in self.segments])
+    def eval_step(self, chunk: int | None = None) -> StepFunction:
+        """Return the function that computes a batch's losses and outputs; see `Segment`."""
+        return self._through([segment.eval_step(chunk) for segment in self.segments])
+
+    def losses_of_part(
+        self, tensors: Sequence[Any], outs: Sequence[Any], rows: slice
+    ) -> list[float]:
+        """Return the losses of some rows of a step that has run, in the order of the layout."""
+        found, at = [0.0] * len(self.layout.losses), 0
+        for segment in self.segments:
+            mine = outs[at : at + len(segment._out_slots)]
+            at += len(mine)
+            given = [tensors[i] if how is None else how(outs[i]) for i, how in segment.takes]
+            with segment.adapter.no_grad():
+                losses = segment.losses_of_part(given, mine, rows)
+            for place, loss in zip(segment.places, segment.adapter.floats(losses), strict=True):
+                found[place] = loss
+        return found
 
     def _through(self, steps: Sequence[StepFunction]) -> StepFunction:
         """Return one step from those of the segments; losses come out as numbers."""

@@ -144,11 +144,13 @@ class GraphRunning(GraphMembers):
         only: ModelNode | None = None,
         options: StepOptions = PLAIN,
         fits: Sequence[ModelNode] = (),
+        chunk: int | None = None,
     ) -> tuple[StepPlan, Callable[..., Any]]:
         """Return the plan for some losses, and its step; made once for equal arguments.
 
         Losses on nodes that do not run are left out; with `only`, no other node learns; those of
-        `fits` are fitted before they are asked. See `compile_plan` for other arguments and errors.
+        `fits` are fitted before they are asked; an evaluation sends `chunk` rows
+        at once. See `compile_plan` for other arguments and errors.
         """
         self.build()
         with self._ctx_of_run():
@@ -156,7 +158,7 @@ class GraphRunning(GraphMembers):
             frozen = tuple((n.node_id, n.is_frozen) for n in nodes)
             rows = tuple((together or {}).items()), tuple((weighted or {}).items())
             asked = (*map(id, losses), training, frozen, tuple(roles), together is None, *rows)
-            asked = (*asked, only, options, *fits)
+            asked = (*asked, only, options, chunk, *fits)
             entry = self._plans.get(asked)
             if entry is None or entry[0] != self._plan_key(losses, nodes, training):
                 running = [a for a in losses if self.get_node(a.on) in nodes]
@@ -164,7 +166,7 @@ class GraphRunning(GraphMembers):
                 facts |= {"training": training, "compiles": options.compile}
                 plan = self._compile(running, nodes, only, fits, **facts)
                 plan.losses, plan.fits = tuple(losses), tuple(n.node_id for n in fits)
-                step = plan.train_step(options) if training else plan.eval_step()
+                step = plan.train_step(options) if training else plan.eval_step(chunk)
                 self._plans.pop(asked, None)
                 while len(self._plans) >= _PLANS_KEPT:
                     del self._plans[next(iter(self._plans))]
@@ -337,8 +339,9 @@ class GraphRunning(GraphMembers):
         fits: Sequence[ModelNode] = (),
     ) -> None:
         ids = [n.node_id for n in fits]
-        if only is None and ctx.plan is not None and ctx.plan[0].serves(losses, training, ids):
-            plan, step = ctx.plan
+        given = None if only is not None else ctx.plan
+        if given is not None and given[0].serves(losses, training, ids, given[2]):
+            plan, step, _ = given
             tensors = ctx.tensors
         else:
             plan, step = self.plan(

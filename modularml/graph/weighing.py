@@ -42,11 +42,21 @@ def weighing_of(
     node, role = reads[0]
     if applied is None or applied.sample_weight is None:
         return Weighing(found[0][0], found[0][1], found) if found else None
-    item = applied.sample_weight
-    named = LossInput(None, "tags", None, item) if isinstance(item, str) else LossInput.parse(item)
-    weight: Any = pick_column(applied, named, flows, node)
-    _check(applied, weight)
-    return Weighing(weight.source, role, found, weight.columns[0])
+    leaf = _column(applied, "sample_weight", applied.sample_weight, flows, node)
+    return Weighing(leaf.source, role, found, leaf.columns[0])
+
+
+def batch_weighing(
+    applied: AppliedLoss,
+    reads: Sequence[tuple[ComputeNode, str]],
+    flows: Mapping[tuple[str, str], Flow],
+) -> Weighing | None:
+    """Return the column whose sum weighs a batch of a loss over batches; None without one."""
+    if applied.loss.weight_by is None:
+        return None
+    node, role = reads[0]
+    leaf = _column(applied, "weight_by", applied.loss.weight_by, flows, node)
+    return Weighing(leaf.source, role, (), leaf.columns[0])
 
 
 def mean_one(values: Array, bounds: Sequence[int] | Array) -> Array:
@@ -58,12 +68,17 @@ def mean_one(values: Array, bounds: Sequence[int] | Array) -> Array:
     return scaled
 
 
-def _check(applied: AppliedLoss, leaf: Leaf) -> None:
+def _column(
+    applied: AppliedLoss, argument: str, item: Any, flows: Mapping[Any, Flow], node: ComputeNode
+) -> Leaf:
+    named = LossInput(None, "tags", None, item) if isinstance(item, str) else LossInput.parse(item)
+    leaf: Any = pick_column(applied, named, flows, node)
     fs = leaf.source.ref.resolve()
     values = fs.collection.numpy(leaf.columns[0])
     numbers = values.ndim == 1 and values.dtype.kind in "biuf"
     if not numbers or not (np.isfinite(values) & (values >= 0)).all():
         raise DataError(
-            f"sample_weight of loss {applied.label!r}: column {leaf.columns[0]!r} of {fs.label!r} "
+            f"{argument} of loss {applied.label!r}: column {leaf.columns[0]!r} of {fs.label!r} "
             "must hold one number of at least 0 a sample"
         )
+    return leaf  # type: ignore[no-any-return]

@@ -217,7 +217,8 @@ class AppliedLoss(Configurable):
         value = fn(**dict(zip(names, args, strict=True))) if names else fn(*args)
         labels = [label for label, _ in layout.losses]
         weighings = dict(zip(labels, layout.weighings, strict=True))
-        if (weighing := weighings.get(self.label)) is not None:
+        weighing = weighings.get(self.label) if self.loss.over != "batch" else None
+        if weighing is not None:
             weights = ctx.sample_weights(weighing)
             value = weigh(value, adapter.from_numpy(weights / (weights.mean() or 1.0)))
         return adapter.sample_mean(value) * self.weight
@@ -234,8 +235,11 @@ class AppliedLoss(Configurable):
             raise LossError(f"loss {self.label!r}: node {wanted!r} has no {item.domain}")
         out = ctx.output(node_id, role)
         floating = values.dtype.kind == "f"
-        if values.shape != tuple(out.shape) and values.ndim == 2 and values.shape[1] == 1:
-            values = values.reshape(tuple(out.shape)) if floating else values[:, 0]
+        shapes = (tuple(n for n in shape if n != 1) for shape in (values.shape, tuple(out.shape)))
+        if len(set(shapes)) == 1:
+            values = values.reshape(tuple(out.shape))
+        elif values.ndim == 2 and values.shape[1] == 1 and not floating:
+            values = values[:, 0]
         return layout.adapter_of(node_id).from_numpy(values, dtype=out.dtype if floating else None)
 
     def _ran(self, layout: Any, wanted: str) -> str:

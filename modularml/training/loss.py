@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from modularml.backends import Backend, adapter_for, backend_of
 from modularml.backends.fingerprint import Identity, fingerprint
@@ -81,12 +81,17 @@ ELEMENTWISE = frozenset(
 """Losses that compare output and target element by element."""
 
 
+_KNOWN_MODULES = ("torch.nn.", "keras.", "modularml.")
+"""Where losses come from that average over samples unless they are told to sum."""
+
+
 class Loss(Configurable, Saveable):
     """A loss function, wrapped so that every framework's means the same.
 
     Whatever it returns, one value a sample, one an element or one in all, is averaged over the
-    samples. Class weights multiply the loss of a sample, and a label that is ignored counts as a
-    loss of zero, so that no mean depends on how rows fall into batches.
+    samples. A loss that is no mean over samples says so by ``over="batch"``. Class weights multiply
+    the loss of a sample, and a label that is ignored counts as a loss of zero, so
+    that no mean depends on how rows fall into batches.
 
     Parameters
     ----------
@@ -103,11 +108,22 @@ class Loss(Configurable, Saveable):
         Passed to classes that take it. ``"none"`` leaves the mean to this library.
     factory : callable, optional
         Makes the loss when it is built.
+    over : {'sample', 'batch'}, optional
+        What the loss is: a mean over samples, or a value of a batch as a whole (Cox, NT-Xent,
+        ranking, correlation, a sum). One of a batch is evaluated on all rows of a split in one go,
+        whatever the ``batch_size`` of the forward pass; in training its epoch value is the mean
+        over batches, and it is refused with ``accumulate`` and ``data_parallel``. Where nothing is
+        said and it returns one number, a value of the first batch is held against those of its
+        halves, and one that is no mean over samples is warned of.
+    weight_by : str, optional
+        With ``over="batch"``: column whose sum over a batch says how many terms the loss averages
+        over, such as the event indicator of Cox. Batches weigh by it in the epoch value.
 
     Raises
     ------
     ConfigError
-        If not exactly one of `loss` and `factory` is given.
+        If not exactly one of `loss` and `factory` is given, or `weight_by` comes without
+        ``over="batch"``.
     UnknownNameError
         If the name is no loss of the backend; raised at once where the backend is known.
 
@@ -118,6 +134,8 @@ class Loss(Configurable, Saveable):
     """
 
     artifact_kind = "ls"
+    was_tried: bool
+    """Whether a phase has held it against a mean over samples."""
 
     def __init__(
         self,
@@ -127,7 +145,14 @@ class Loss(Configurable, Saveable):
         backend: Backend | str | None = None,
         reduction: str = "none",
         factory: Callable[[], Any] | None = None,
+        over: Literal["sample", "batch"] | None = None,
+        weight_by: str | None = None,
     ) -> None:
+        if over not in (None, "sample", "batch"):
+            raise ConfigError(f"over must be 'sample', 'batch' or None, got {over!r}")
+        if weight_by is not None and over != "batch":
+            raise ConfigError("weight_by is for a loss over a batch; pass over='batch' too")
+        self.over, self.weight_by = over, weight_by
         if (loss is None) == (factory is None):
             raise ConfigError("give exactly one of loss and factory")
         if loss is not None and not isinstance(loss, str) and not callable(loss):
@@ -146,6 +171,7 @@ class Loss(Configurable, Saveable):
         self._callable: Callable[..., Any] | None = None
         self._made_of: Hashable = None
         self._added: dict[str, Any] = {}
+        self.was_tried = False
         if isinstance(loss, str) and self._backend is not None:
             self._class_by_name()
 
@@ -178,6 +204,20 @@ class Loss(Configurable, Saveable):
         return self.loss if inspect.isclass(self.loss) else None
 
     @property
+    def is_known_mean(self) -> bool:
+        """Whether it is known without a trial to be a mean over samples."""
+        if self.over is not None:
+            return self.over == "sample"
+        own, kwargs = _attributes(self.loss), self.loss_kwargs or {}
+        reduction = kwargs.get("reduction", own.get("reduction", self.reduction))
+        if reduction == "sum":
+            return False
+        module = getattr(self.loss, "__module__", None) or type(self.loss).__module__
+        if isinstance(self.loss, str) or module.startswith(_KNOWN_MODULES):
+            return reduction == "none" or kwargs.get("weight", own.get("weight")) is None
+        return False
+
+    @property
     def is_built(self) -> bool:
         """Whether the callable exists."""
         return self._callable is not None
@@ -206,7 +246,7 @@ class Loss(Configurable, Saveable):
         return adapter_for(self._backend).loss_parameters(self._callable)
 
     def _arguments(self) -> tuple[Any, ...]:
-        return self.loss, self.factory, self.reduction, self.loss_kwargs
+        return self.loss, self.factory, self.reduction, self.loss_kwargs, self.over, self.weight_by
 
     def build(
         self, *, backend: Backend | str | None = None, force_rebuild: bool = False, **kwargs: Any
@@ -305,6 +345,8 @@ class Loss(Configurable, Saveable):
             "backend": self._given_backend,
             "reduction": self.reduction,
             "factory": self.factory,
+            "over": self.over,
+            "weight_by": self.weight_by,
         }
 
 

@@ -372,7 +372,8 @@ class TestNonFinite:
         x, y = arrays(n=40)
         x[20] = np.nan
         graph = graph_of(featureset(x, y), mlp())
-        found = experiment().run_phase(eval_phase(graph))
+        with pytest.warns(UserWarning, match="mse_net"):
+            found = experiment().run_phase(eval_phase(graph))
         assert np.isnan(found.aggregated_losses("net")["mse_net"])
 
 
