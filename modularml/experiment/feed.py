@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from modularml._typing import Array, IntArray
+from modularml._warning import warn
 from modularml.backends import PLAIN, StepOptions
 from modularml.backends.base import Processes
 from modularml.backends.fingerprint import Identity
@@ -167,13 +167,11 @@ class Feed:
             mean = sum(h * (p.stop - p.start) for h, p in zip(halves, parts[1:], strict=True)) / n
             if math.isclose(whole, mean, rel_tol=1e-3, abs_tol=1e-6):
                 continue
-            warnings.warn(
+            warn(
                 f"phase {self.phase!r}: loss {label!r} is averaged over batches, and is no mean "
                 f"over samples: {whole:.4g} for the {n} of a batch, {mean:.4g} for the mean of its "
                 "halves; its value depends on the size of batches. Declare it: Loss(..., "
-                "over='batch', weight_by=...), or over='sample' if it is such a mean",
-                UserWarning,
-                stacklevel=2,
+                "over='batch', weight_by=...), or over='sample' if it is such a mean"
             )
         return True
 

@@ -324,13 +324,11 @@ def _warn_of_nonfinite(phase: ExperimentPhase, layout: Layout, table: Array) -> 
     """Say which losses of an evaluation are no numbers, and in how many batches."""
     for (label, node_id), column in zip(layout.losses, table.T, strict=True):
         if n := int((~np.isfinite(column)).sum()):
-            warnings.warn(
+            warn(
                 f"phase {phase.label!r}: loss {label!r} on node {layout.labels[node_id]!r} is NaN "
                 f"or infinite in {n} of {len(column)} batches. Where a batch holds nothing to "
                 "average, such as no event or pair, evaluate more rows at once (batch_size=None, "
-                "or Loss(..., over='batch')); else look for NaN in outputs and columns",
-                UserWarning,
-                stacklevel=2,
+                "or Loss(..., over='batch')); else look for NaN in outputs and columns"
             )
 
 
