@@ -326,9 +326,9 @@ def _with_transformed(
     collection: SampleCollection, record: ScalerRecord, names: Mapping[str, str]
 ) -> SampleCollection:
     """Return a table with what a scaler makes of columns, given as key to full name."""
-    rows, own = record.fit_rows, dict[str, Array]()
+    own: dict[str, Array] = {}
+    rows = np.arange(collection.n_samples) if record.fit_rows is None else record.fit_rows
     if record.scaler.is_cross_fitted:
-        rows = np.arange(collection.n_samples) if rows is None else rows
         columns = {key: collection.numpy(name)[rows] for key, name in names.items()}
         targets = {name: collection.numpy(name) for name in record.targets}
         own = record.cross_fit(columns, scaling.fitted_targets(targets, rows))

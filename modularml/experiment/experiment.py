@@ -319,11 +319,12 @@ class Experiment(Checked, ExperimentFiles):
         batch_size: int | None = None,
         unscale: bool = True,
         fmt: str = "numpy",
+        decode: bool = False,
     ) -> Any:
         """Return the graph's outputs for new or known rows; see `ModelGraph.predict`."""
         with self._ctx.activate():
             return active_graph("predict").predict(
-                data, node=node, batch_size=batch_size, unscale=unscale, fmt=fmt
+                data, node=node, batch_size=batch_size, unscale=unscale, fmt=fmt, decode=decode
             )
 
     # -- checkpointing ------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from modularml.data.selectors import select_one
 from modularml.errors import ConfigError, UnknownNameError
 from modularml.experiment.phase_results import Domain, PhaseResults, TrainResults
 from modularml.experiment.scores import Meaning, Score, find_scores
+from modularml.graph.flows import leaves
+from modularml.graph.labels import class_labels, is_encoded
 from modularml.graph.node import GraphNode
 from modularml.plotting import confusion_matrix, parity
 
@@ -112,10 +114,25 @@ class _OnePass(PhaseResults):
                 as_numpy(self.stacked_tensors(node_id, domain, role=own, unscale=unscale))
                 for domain in ("targets", "outputs")
             )
+            true = self._class_numbers(node_id, own, true, out)
             for group, mask in self._groups(node_id, own, group_by):
                 some = true[mask]
                 rows += [(n, own, group, f(some, out[mask]), len(some)) for n, f in scores.items()]
         return rows
+
+    def _class_numbers(self, node_id: str, role: str, true: Array, out: Array) -> Array:
+        """Return labels as numbers of the columns of scores; other targets as they are."""
+        width = out[0].size if len(out) else 0
+        if true.dtype.kind == "f" or out.dtype.kind not in "biuf" or width < 2:
+            return true
+        layout = self._execution[0]._layout()
+        flow = layout.flows.get((node_id, "targets"))
+        if true.dtype.kind not in "biu" and any(map(is_encoded, leaves(flow))):
+            return as_numpy(self.stacked_tensors(node_id, "targets", role=role))
+        labels = class_labels(flow)
+        if labels is None or len(labels) != width or labels.tolist() == list(range(width)):
+            return true
+        return np.asarray(np.searchsorted(labels, true))
 
     def _groups(
         self, node_id: str, role: str, group_by: str | None

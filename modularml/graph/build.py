@@ -110,14 +110,18 @@ def columns_shape(
         if numbers and schema[name].dtype.kind not in "biuf":
             raise ShapeError(
                 f"node {label!r} reads column {name!r} of {ref.node_label!r}, which holds "
-                f"{schema[name].dtype}, not numbers"
+                f"{schema[name].dtype}, not numbers; encode it with fs.fit_transform(OrdinalEncoder"
+                "(), domain='features', keys=...), or OneHotEncoder"
             )
     return (len(columns), *next(iter(shapes.values())))
 
 
 def _shape_of(node: ComputeNode, ref: Any, shapes: Mapping[str, Shape | None]) -> Shape | None:
     if isinstance(ref, FeatureSetReference):
-        return columns_shape(ref, "features", node.label, flat=node.reads_flat)
+        takes_text = node.framework is Backend.SCIKIT
+        return columns_shape(
+            ref, "features", node.label, numbers=not takes_text, flat=node.reads_flat
+        )
     return shapes[resolve_id(ref)]
 
 

@@ -16,7 +16,7 @@ __all__ = ["check_cast", "column_dtype", "value_dtype"]
 
 
 def column_dtype(
-    adapter: BackendAdapter, model: Any, shape: Shape, columns: Sequence[ColumnSpec] | None
+    adapter: BackendAdapter, model: Any, shape: Shape | None, columns: Sequence[ColumnSpec] | None
 ) -> Any:
     """Return the dtype in which a model reads columns that are stacked into one input.
 
@@ -25,8 +25,8 @@ def column_dtype(
     adapter : BackendAdapter
         Of the model's framework.
     model : module
-    shape : tuple of int
-        Of one sample of the input.
+    shape : tuple of int or None
+        Of one sample of the input; None where it is not known yet.
     columns : sequence of ColumnSpec or None
         None where the input is, or holds, an output of another model.
     """

@@ -175,6 +175,7 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         batch_size: int | None = None,
         unscale: bool = True,
         fmt: str = "numpy",
+        decode: bool = False,
     ) -> Any:
         """Return the graph's outputs for new or known rows.
 
@@ -191,6 +192,9 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
             Whether outputs come back in the units of the node's targets.
         fmt : str
             An array format.
+        decode : bool
+            Whether classifiers return the label of the most likely class, shape (n, 1), in place
+            of scores.
 
         Returns
         -------
@@ -203,7 +207,8 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
             If a column that a head node reads is missing.
         """
         with self._ctx_of_run():
-            return predict(self, data, node=node, batch_size=batch_size, unscale=unscale, fmt=fmt)
+            how = {"batch_size": batch_size, "unscale": unscale, "fmt": fmt, "decode": decode}
+            return predict(self, data, node=node, **how)
 
     # -- config and state ---------------------------------------------------------------------
 

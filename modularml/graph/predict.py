@@ -20,6 +20,7 @@ from modularml.data.sources import check_lengths
 from modularml.errors import ConfigError, DataError, GraphError, NotFittedError, ScalerError
 from modularml.graph.casting import check_cast
 from modularml.graph.inputs import stacked
+from modularml.graph.labels import decoded
 from modularml.graph.plan import InputSlot
 from modularml.graph.running import GraphRunning
 from modularml.graph.units import invert_leaf, needs_rows, scaled_target
@@ -30,7 +31,14 @@ ROWS = 8192
 
 
 def predict(
-    graph: GraphRunning, data: Any, *, node: Any, batch_size: int | None, unscale: bool, fmt: str
+    graph: GraphRunning,
+    data: Any,
+    *,
+    node: Any,
+    batch_size: int | None,
+    unscale: bool,
+    fmt: str,
+    decode: bool = False,
 ) -> Any:
     """Return outputs for rows of a FeatureSet, a view, a frame, a dict or an array.
 
@@ -58,7 +66,9 @@ def predict(
             outs = step(tensors)[1]
             parts.append([as_numpy(outs[places[w.node_id]]) for w in wanted])
     found = {
-        w.label: _finished(plan.layout.flows, w, [p[i] for p in parts], reader, unscale, fmt)
+        w.label: _finished(
+            plan.layout.flows, w, [p[i] for p in parts], reader, unscale, fmt, decode
+        )
         for i, w in enumerate(wanted)
     }
     return next(iter(found.values())) if len(found) == 1 else found
@@ -71,8 +81,11 @@ def _finished(
     reader: _Reader,
     unscale: bool,
     fmt: str,
+    decode: bool,
 ) -> Any:
-    values = np.concatenate(parts)
+    values, targets = np.concatenate(parts), flows[node.node_id, "targets"]
+    if decode:
+        return convert_array(decoded(node.label, targets, values)[:, None], fmt)
     leaf = scaled_target(flows[node.node_id, "outputs"]) if unscale else None
     if leaf is not None:
         values = invert_leaf(leaf, values, reader.ids(leaf) if needs_rows(leaf) else None)

@@ -10,6 +10,7 @@ from modularml._typing import Array
 from modularml.data.execution import ExecutionContext, Flow, Leaf
 from modularml.errors import ScalerError
 from modularml.graph.flows import leaves
+from modularml.graph.labels import is_encoded
 from modularml.graph.node import ComputeNode
 
 __all__ = ["output_flow", "scaled_target", "to_own_units"]
@@ -18,9 +19,12 @@ __all__ = ["output_flow", "scaled_target", "to_own_units"]
 def output_flow(node: ComputeNode, flows: Mapping[tuple[str, str], Flow]) -> Flow:
     """Return the targets whose units a node's outputs have.
 
-    None where outputs have another size, or are those of a transformer, clusterer or classifier.
+    None where outputs have another size, or are those of a transformer, clusterer or classifier,
+    and where targets are numbers of classes.
     """
     flow, sizes = flows.get((node.node_id, "targets")), []
+    if any(map(is_encoded, leaves(flow))):
+        return None
     for leaf in leaves(flow):
         schema = leaf.source.ref.resolve().collection.schema
         sizes.append(len(leaf.columns) * math.prod(schema[leaf.columns[0]].shape))
