@@ -92,7 +92,12 @@ def tones(r: RNG, n: int, length: int = 120) -> Any:
     t = np.arange(length) / length
     out = 0.05 * r.normal(size=(n, length))
     for _ in range(5):
-        f, p, w, c = r.uniform(2, 25, (n, 1)), r.uniform(0, 6.3, (n, 1)), r.uniform(0.05, 0.3, (n, 1)), r.random((n, 1))
+        f, p, w, c = (
+            r.uniform(2, 25, (n, 1)),
+            r.uniform(0, 6.3, (n, 1)),
+            r.uniform(0.05, 0.3, (n, 1)),
+            r.random((n, 1)),
+        )
         out += r.normal(size=(n, 1)) * np.sin(2 * np.pi * f * t + p) * np.exp(-(((t - c) / w) ** 2))
     return out
 
@@ -135,20 +140,28 @@ def copies_exact(r, s):
 
 @leak
 def copies_with_small_noise(r, s):
-    d, rows = again(r, lab(r, SIZE[s]), SIZE[s] // 10, lambda c, v: v + 0.003 * v.std() * r.normal(size=len(v)))
+    d, rows = again(
+        r, lab(r, SIZE[s]), SIZE[s] // 10, lambda c, v: v + 0.003 * v.std() * r.normal(size=len(v))
+    )
     return Planted(dealt(rows_of(d), s), COPIES, rows=rows)
 
 
 @leak
 def copies_augmented(r, s):
-    d, rows = again(r, lab(r, SIZE[s], 10), SIZE[s] // 6, lambda c, v: v + 0.04 * v.std() * r.normal(size=len(v)))
+    d, rows = again(
+        r,
+        lab(r, SIZE[s], 10),
+        SIZE[s] // 6,
+        lambda c, v: v + 0.04 * v.std() * r.normal(size=len(v)),
+    )
     return Planted(dealt(rows_of(d), s), COPIES, rows=rows)
 
 
 @leak
 def copies_of_images(r, s):
     img = np.clip(r.normal(128, 50, (SIZE[s], 8, 8)), 0, 255).astype(np.uint8)
-    d, rows = again(r, {"image": img, "dose": r.normal(size=SIZE[s]), "y": r.normal(size=SIZE[s])}, SIZE[s] // 10,
+    d = {"image": img, "dose": r.normal(size=SIZE[s]), "y": r.normal(size=SIZE[s])}
+    d, rows = again(r, d, SIZE[s] // 10,
                     lambda c, v: v if c == "image" else r.normal(size=len(v)))  # fmt: skip
     return Planted(dealt(rows_of(d), s), CURVES, rows=rows)
 
@@ -176,14 +189,17 @@ def rare_class_oversampled(r, s):
 def curves_scaled_and_offset(r, s):
     c = tones(r, SIZE[s])
     d, rows = again(r, {"trace": c, "y": c.max(1)}, SIZE[s] // 10,
-                    lambda k, v: v if k == "y" else v * r.uniform(0.3, 4, (len(v), 1)) + r.normal(size=(len(v), 1)))  # fmt: skip
+                    lambda k, v: v if k == "y" else
+                    v * r.uniform(0.3, 4, (len(v), 1)) + r.normal(size=(len(v), 1)))  # fmt: skip
     return Planted(dealt(rows_of(d), s), CURVES, ("trace",), rows)
 
 
 @leak
 def curves_upside_down(r, s):
     c = tones(r, SIZE[s])
-    d, rows = again(r, {"trace": c, "y": c.std(1)}, SIZE[s] // 10, lambda k, v: -v if k == "trace" else v)
+    d, rows = again(
+        r, {"trace": c, "y": c.std(1)}, SIZE[s] // 10, lambda k, v: -v if k == "trace" else v
+    )
     return Planted(dealt(rows_of(d), s), CURVES, ("trace",), rows)
 
 
@@ -202,7 +218,9 @@ def windows_that_overlap(r, s):
 def group_in_a_compound_id(r, s):
     g, d = units(r, SIZE[s] // 8, 8)
     names = [f"{'BKT'[s]}{i:03d}_{k}" for k, i in enumerate(g)]
-    return Planted(dealt(rows_of(d | {"sample_name": names}, ["sample_name"]), s), GROUPS, ("sample_name",))
+    return Planted(
+        dealt(rows_of(d | {"sample_name": names}, ["sample_name"]), s), GROUPS, ("sample_name",)
+    )
 
 
 @leak
@@ -210,7 +228,11 @@ def group_with_and_without_prefix(r, s):
     g, d = units(r, SIZE[s] // 10, 10)
     late = r.random(len(g)) < 0.3
     names = [f"{i}" if b else f"rig-{i:02d}" for i, b in zip(g, late, strict=True)]
-    fs = cut(rows_of(d | {"bench": names}, ["bench"]), train=np.flatnonzero(~late), test=np.flatnonzero(late))
+    fs = cut(
+        rows_of(d | {"bench": names}, ["bench"]),
+        train=np.flatnonzero(~late),
+        test=np.flatnonzero(late),
+    )
     return Planted(fs, GROUPS, ("bench",))
 
 
@@ -231,7 +253,16 @@ def folds_that_ignore_groups(r, s):
 @leak
 def target_in_bins(r, s):
     d = lab(r, SIZE[s])
-    return Planted(dealt(rows_of(d | {"band": np.digitize(d["y"], np.quantile(d["y"], np.linspace(0.1, 0.9, 9)))}), s), TARGET, ("band",))
+    return Planted(
+        dealt(
+            rows_of(
+                d | {"band": np.digitize(d["y"], np.quantile(d["y"], np.linspace(0.1, 0.9, 9)))}
+            ),
+            s,
+        ),
+        TARGET,
+        ("band",),
+    )
 
 
 @leak
@@ -243,7 +274,11 @@ def target_rounded(r, s):
 @leak
 def target_with_noise(r, s):
     d = lab(r, SIZE[s])
-    return Planted(dealt(rows_of(d | {"probe": 3 - d["y"] + 0.04 * d["y"].std() * r.normal(size=SIZE[s])}), s), TARGET, ("probe",))
+    return Planted(
+        dealt(rows_of(d | {"probe": 3 - d["y"] + 0.04 * d["y"].std() * r.normal(size=SIZE[s])}), s),
+        TARGET,
+        ("probe",),
+    )
 
 
 @leak
@@ -267,13 +302,17 @@ def product_of_two_features(r, s):
     d = lab(r, SIZE[s])
     d["y"] = np.exp(0.5 * d["y"])
     rate = np.exp(r.normal(size=SIZE[s]))
-    return Planted(dealt(rows_of(d | {"rate": rate, "hours": d["y"] / rate}), s), TARGET, ("rate", "hours"))
+    return Planted(
+        dealt(rows_of(d | {"rate": rate, "hours": d["y"] / rate}), s), TARGET, ("rate", "hours")
+    )
 
 
 @leak
 def target_of_the_row_before(r, s):
     d = lab(r, SIZE[s])
-    return Planted(dealt(rows_of(d | {"last": np.r_[d["y"][0], d["y"][:-1]]}), s), TARGET, ("last",))
+    return Planted(
+        dealt(rows_of(d | {"last": np.r_[d["y"][0], d["y"][:-1]]}), s), TARGET, ("last",)
+    )
 
 
 @leak
@@ -292,7 +331,11 @@ def target_encoder_of_all_rows(r, s):
     n_in, total = np.bincount(town), np.bincount(town, d["y"])
     smooth = (0, 10, 0)[s]
     code = (total + smooth * d["y"].mean()) / (n_in + smooth)
-    return Planted(dealt(rows_of(d | {"town": [f"t{i}" for i in town], "town_code": code[town]}, ["town"]), s), TARGET, ("town_code",))
+    return Planted(
+        dealt(rows_of(d | {"town": [f"t{i}" for i in town], "town_code": code[town]}, ["town"]), s),
+        TARGET,
+        ("town_code",),
+    )
 
 
 @leak
@@ -333,14 +376,18 @@ def days_written_as_numbers(r, s):
     d, mix = drifting(r, SIZE[s]), r.permutation(SIZE[s])
     day = (np.datetime64("2020-03-01") + np.arange(SIZE[s])).astype(object)
     d |= {"recorded": np.array([t.year * 10_000 + t.month * 100 + t.day for t in day])}
-    return Planted(dealt(rows_of({c: v[mix] for c, v in d.items()}, ["recorded"]), s), TIME, ("recorded",))
+    return Planted(
+        dealt(rows_of({c: v[mix] for c, v in d.items()}, ["recorded"]), s), TIME, ("recorded",)
+    )
 
 
 @leak
 def tested_on_the_past(r, s):
     d = lab(r, SIZE[s]) | {"made": np.datetime64("2022-01-01") + np.arange(SIZE[s])}
     n = SIZE[s] // 4
-    return Planted(cut(rows_of(d, ["made"]), train=range(n, SIZE[s]), test=range(n)), TIME, ("made",))
+    return Planted(
+        cut(rows_of(d, ["made"]), train=range(n, SIZE[s]), test=range(n)), TIME, ("made",)
+    )
 
 
 @leak
@@ -412,15 +459,37 @@ def words_in_documents(r, s):
 def smooth_sines(r, s):
     t = np.linspace(0, 1, 80)
     f, p = r.uniform(1, 4, (SIZE[s], 1)), r.uniform(0, 6.3, (SIZE[s], 1))
-    return Planted(dealt(rows_of({"sine": np.sin(6.3 * f * t + p) + 0.02 * r.normal(size=(SIZE[s], 80)), "y": f[:, 0]}), s))
+    return Planted(
+        dealt(
+            rows_of(
+                {
+                    "sine": np.sin(6.3 * f * t + p) + 0.02 * r.normal(size=(SIZE[s], 80)),
+                    "y": f[:, 0],
+                }
+            ),
+            s,
+        )
+    )
 
 
 @clean
 def spectra_of_few_peaks(r, s):
     t = np.linspace(0, 1, 150)
     h = r.lognormal(0, 0.4, (SIZE[s], 4))
-    c = sum(h[:, [i]] * np.exp(-(((t - m) / 0.06) ** 2)) for i, m in enumerate((0.15, 0.4, 0.6, 0.85)))
-    return Planted(dealt(rows_of({"spectrum": c + 0.005 * r.normal(size=c.shape), "y": h[:, 0] + 0.2 * r.normal(size=SIZE[s])}), s))
+    c = sum(
+        h[:, [i]] * np.exp(-(((t - m) / 0.06) ** 2)) for i, m in enumerate((0.15, 0.4, 0.6, 0.85))
+    )
+    return Planted(
+        dealt(
+            rows_of(
+                {
+                    "spectrum": c + 0.005 * r.normal(size=c.shape),
+                    "y": h[:, 0] + 0.2 * r.normal(size=SIZE[s]),
+                }
+            ),
+            s,
+        )
+    )
 
 
 @clean
@@ -441,21 +510,38 @@ def charging_curves(r, s):
 def blobs(r, s):
     k = r.integers(0, 3, SIZE[s])
     x = 2.2 * r.normal(size=(3, 6))[k] + r.normal(size=(SIZE[s], 6))
-    return Planted(dealt(rows_of({f"b{i}": x[:, i] for i in range(6)} | {"y": k}), s, stratify_by="y"))
+    return Planted(
+        dealt(rows_of({f"b{i}": x[:, i] for i in range(6)} | {"y": k}), s, stratify_by="y")
+    )
 
 
 @clean
 def tight_clusters(r, s):
     k = r.integers(0, 25, SIZE[s])
     x = 4 * r.normal(size=(25, 5))[k] + 0.3 * r.normal(size=(SIZE[s], 5))
-    return Planted(dealt(rows_of({f"b{i}": x[:, i] for i in range(5)} | {"y": x[:, 0] + 2 * r.normal(size=SIZE[s])}), s))
+    return Planted(
+        dealt(
+            rows_of(
+                {f"b{i}": x[:, i] for i in range(5)} | {"y": x[:, 0] + 2 * r.normal(size=SIZE[s])}
+            ),
+            s,
+        )
+    )
 
 
 @clean
 def linear_law(r, s):
     x = r.normal(size=(SIZE[s], 6))
     y = x @ r.normal(size=6)
-    return Planted(dealt(rows_of({f"x{i}": x[:, i] for i in range(6)} | {"y": y + 0.15 * y.std() * r.normal(size=SIZE[s])}), s))
+    return Planted(
+        dealt(
+            rows_of(
+                {f"x{i}": x[:, i] for i in range(6)}
+                | {"y": y + 0.15 * y.std() * r.normal(size=SIZE[s])}
+            ),
+            s,
+        )
+    )
 
 
 @clean
@@ -468,14 +554,21 @@ def five_sites(r, s):
 
 @clean
 def shifts_without_bearing(r, s):
-    d = lab(r, SIZE[s]) | {"clerk": r.integers(0, 40, SIZE[s]), "weekday": r.integers(0, 7, SIZE[s])}
+    d = lab(r, SIZE[s]) | {
+        "clerk": r.integers(0, 40, SIZE[s]),
+        "weekday": r.integers(0, 7, SIZE[s]),
+    }
     return Planted(dealt(rows_of(d, ["clerk", "weekday"]), s))
 
 
 @clean
 def scaled_on_train(r, s):
     fs = dealt(rows_of(lab(r, SIZE[s])), s)
-    fs.fit_transform(("StandardScaler", "MinMaxScaler", "RobustScaler")[s], domain="features", fit_to_split="train")
+    fs.fit_transform(
+        ("StandardScaler", "MinMaxScaler", "RobustScaler")[s],
+        domain="features",
+        fit_to_split="train",
+    )
     return Planted(fs)
 
 
@@ -508,8 +601,21 @@ def coded_design(r, s):
 def people(r, s):
     n = SIZE[s]
     age = r.integers(18, 90, n)
-    d = {"age": age, "income": np.round(np.exp(r.normal(10, 0.5, n)), -2), "sex": r.integers(0, 2, n), "children": r.poisson(1.2, n)}
-    return Planted(dealt(rows_of(d | {"y": age * 0.1 + r.normal(size=n), "person_id": r.permutation(n)}, ["person_id"]), s))
+    d = {
+        "age": age,
+        "income": np.round(np.exp(r.normal(10, 0.5, n)), -2),
+        "sex": r.integers(0, 2, n),
+        "children": r.poisson(1.2, n),
+    }
+    return Planted(
+        dealt(
+            rows_of(
+                d | {"y": age * 0.1 + r.normal(size=n), "person_id": r.permutation(n)},
+                ["person_id"],
+            ),
+            s,
+        )
+    )
 
 
 @clean
@@ -535,7 +641,10 @@ def many_columns_few_rows(r, s):
 @clean
 def words_as_features(r, s):
     n = SIZE[s]
-    d = lab(r, n, 3) | {"colour": r.choice(["red", "blue", "green"], n), "shape": r.choice(list("abcdef"), n)}
+    d = lab(r, n, 3) | {
+        "colour": r.choice(["red", "blue", "green"], n),
+        "shape": r.choice(list("abcdef"), n),
+    }
     return Planted(dealt(rows_of(d), s))
 
 
@@ -558,7 +667,14 @@ def running_number_without_meaning(r, s):
 @clean
 def strong_predictor(r, s):
     d = lab(r, SIZE[s])
-    return Planted(dealt(rows_of(d | {"gauge": d["y"] + (0.15, 0.2, 0.25)[s] * d["y"].std() * r.normal(size=SIZE[s])}), s))
+    return Planted(
+        dealt(
+            rows_of(
+                d | {"gauge": d["y"] + (0.15, 0.2, 0.25)[s] * d["y"].std() * r.normal(size=SIZE[s])}
+            ),
+            s,
+        )
+    )
 
 
 @clean
@@ -581,7 +697,11 @@ def _known(name: str) -> Callable[[RNG, int], Planted]:
         x, y = np.asarray(data.data, float), np.asarray(data.target)
         keep = np.sort(np.unique(x, axis=0, return_index=True)[1])
         y = y[:, 0] if y.ndim > 1 else y
-        d = {f"x{i}": x[keep, i] for i in range(x.shape[1])} if name != "digits" else {"image": x[keep]}
+        d = (
+            {f"x{i}": x[keep, i] for i in range(x.shape[1])}
+            if name != "digits"
+            else {"image": x[keep]}
+        )
         return Planted(dealt(rows_of(d | {"y": y[keep]}), s))
 
     make.__name__ = name
@@ -623,7 +743,10 @@ def measure(name: str, seeds: int = 3, **asked: Any) -> tuple[int, list[str], fl
         findings = list(planted.fs.audit(**asked))
         slowest = max(slowest, time.perf_counter() - at)
         serious = [f for f in findings if f.severity != "info"]
-        said += [f"{s}:{f.kind}[{f.severity}] {','.join(c.split('.')[1] for c in f.columns[:3])}" for f in serious]
+        said += [
+            f"{s}:{f.kind}[{f.severity}] {','.join(c.split('.')[1] for c in f.columns[:3])}"
+            for f in serious
+        ]
         hits += found(planted, findings) if name in LEAKS else bool(serious)
     return hits, said, slowest
 
@@ -640,7 +763,11 @@ def main() -> None:
             hits, said, slowest = measure(name, args.seeds)
             total += hits
             odd = (hits < args.seeds) if kinds is LEAKS else hits
-            print(f"{name:40} {hits} of {args.seeds} {slowest:6.2f} s  {'; '.join(said)[:150] if odd else ''}", flush=True)
+            print(
+                f"{name:40} {hits} of {args.seeds} {slowest:6.2f} s  "
+                f"{'; '.join(said)[:150] if odd else ''}",
+                flush=True,
+            )
         print(f"{title}: {total} of {args.seeds * len(chosen)}\n")
 
 

@@ -14,6 +14,7 @@ from types import ModuleType
 MODULES = [
     "modularml",
     "modularml.data",
+    "modularml.audit",
     "modularml.splitters",
     "modularml.predicates",
     "modularml.scalers",

@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 __getattr__, __dir__, _names = lazy_loader.attach(
     __name__,
     submodules=[
+        "audit",
         "callbacks",
         "data",
         "errors",

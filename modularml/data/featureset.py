@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pyarrow as pa
 
+from modularml._optional import require
 from modularml._typing import Columns, IntArray
 from modularml.config import config_registry
 from modularml.context import ExperimentContext
 from modularml.data import packing
-from modularml.data.audit import AuditReport, audit
 from modularml.data.collection import SampleCollection
 from modularml.data.display import describe, html, split_tree
 from modularml.data.making import MakingMixin
@@ -29,6 +29,8 @@ from modularml.io.artifact import read_artifact, write_artifact
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from modularml.audit import AuditReport
 
 __all__ = ["FeatureSet"]
 
@@ -65,6 +67,7 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
         self._views: dict[str, tuple[IntArray, FeatureSetView]] = {}
         self._split_records: list[SplitRecord] = []
         self._scaler_records: list[ScalerRecord] = []
+        self.audit_allowed: tuple[str, ...] = ()
         super().__init__(label, **kwargs)
 
     # -- what is read -------------------------------------------------------------------------
@@ -254,6 +257,7 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
             "splits": dict(self._splits),
             "split_records": list(self._split_records),
             "scaler_records": list(self._scaler_records),
+            "audit_allowed": self.audit_allowed,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -262,6 +266,7 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
         self._splits = dict(state["splits"])
         self._split_records = list(state["split_records"])
         self._scaler_records = list(state["scaler_records"])
+        self.audit_allowed = tuple(state.get("audit_allowed", ()))
 
     # -- files --------------------------------------------------------------------------------
 
@@ -347,24 +352,40 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
         *,
         groups: Columns = None,
         time: Columns = None,
-        tolerance: float = 1e-3,
+        tolerance: float | None = None,
         max_rows: int | None = None,
+        allow: Iterable[str] = (),
     ) -> AuditReport:
         """Look for leaks between the splits, and for columns that spoil a model.
 
         Parameters
         ----------
-        groups, time : str or list of str, optional
-            Columns whose equal rows belong together, and by which training comes before testing.
-            Where none are given they are guessed: tags that are named like a group and repeat,
-            columns that a split was grouped by, and dates where single rows were dealt at random.
-            An empty list checks none.
-        tolerance : float
+        groups : str or list of str, optional
+            Key whose equal rows belong together; several columns are one key, as in `group_by`.
+            Where none is given it is any column whose rows are more alike within a value than
+            across. An empty list checks none.
+        time : str or list of str, optional
+            Columns by which training comes before testing. Where none is given it is any column
+            that can be read as time and whose neighbours are alike. An empty list checks none.
+        tolerance : float, optional
             How far apart near-duplicate sequences may be (root mean square), and how much of a
-            target a feature may leave, in standard deviations. 0 looks for exact copies only.
+            target a feature may leave, in standard deviations; 0 looks for exact copies only. By
+            default statistics decide.
         max_rows : int, optional
             The most rows of a split whose values are looked at, evenly spread; None for all, or
             for 100,000 where columns lie in a file.
+        allow : iterable of str
+            Findings that are as they should be: ``"kind"`` or ``"kind:column"``, as each finding
+            says. They are kept with the set and in its file, and named in the report.
+
+        Raises
+        ------
+        ConfigError
+            If an argument is out of range.
+
+        Notes
+        -----
+        Statistics are computed on at most 4,000 rows, drawn from a seed; the report says so.
 
         Examples
         --------
@@ -372,7 +393,11 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
         >>> fs.audit()
         audit of 'cells': nothing found
         """
-        return audit(self, groups, time, tolerance, max_rows)
+        self.audit_allowed = tuple(dict.fromkeys((*self.audit_allowed, *_entries(allow))))
+        found: AuditReport = require("modularml.audit").audit(
+            self, groups, time, tolerance, max_rows, self.audit_allowed
+        )
+        return found
 
     def visualize(
         self,
@@ -428,6 +453,12 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
         self._splits.update({name: view.indices for name, view in views.items()})
         if record is not None:
             self._split_records.append(record)
+
+
+def _entries(allow: Iterable[str]) -> list[str]:
+    if isinstance(allow, str):
+        raise ConfigError(f"allow must be a list of kinds, got {allow!r}; write [{allow!r}]")
+    return [expect("allow", entry, str, "texts such as 'shared_groups:cell'") for entry in allow]
 
 
 config_registry.register("FeatureSet", FeatureSet, overwrite=True)

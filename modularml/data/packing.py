@@ -34,6 +34,7 @@ def packed(state: Mapping[str, Any]) -> dict[str, Any]:
         "splits": dict(state["splits"]),
         "split_records": [_as_dict(r) for r in state["split_records"]],
         "scaler_records": [_as_dict(r) for r in state["scaler_records"]],
+        **({"audit_allowed": list(allowed)} if (allowed := state["audit_allowed"]) else {}),
     }
     if collection.n_absent:
         data["absent"] = {"rows": collection.n_absent, "fingerprint": collection.fingerprint}
@@ -85,6 +86,7 @@ def unpacked(data: Mapping[str, Any]) -> dict[str, Any]:
         "splits": splits,
         "split_records": [_split_record(r, n) for r in data["split_records"]],
         "scaler_records": [_scaler_record(r, collection) for r in data["scaler_records"]],
+        "audit_allowed": tuple(map(str, data.get("audit_allowed", ()))),
     }
 
 

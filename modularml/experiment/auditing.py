@@ -1,41 +1,53 @@
-"""A look at the rows before they are trained on, once for each version of the data."""
+"""A look at rows and plan before they are trained on, once for each version of the data."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
+import numpy as np
+
 from modularml._warning import warn
+from modularml.audit import AuditReport, AuditWarning, Finding, audit
+from modularml.audit.plans import Use, plan_leaks
 from modularml.context import ExperimentContext
 from modularml.data import FeatureSet
-from modularml.data.audit import AuditReport, AuditWarning
 from modularml.errors import AuditError
 from modularml.experiment.fit_phase import FitPhase
 from modularml.experiment.group import PhaseGroup
 from modularml.experiment.phase import ExperimentPhase
-from modularml.experiment.phases import TrainPhase
+from modularml.experiment.phases import EvalPhase, TrainPhase
 
 __all__ = ["Auditor"]
 
 Mode: TypeAlias = Literal["warn", "error", "off"]
-_MOST_ROWS = 20_000
 _MOST_VALUES = 400_000  # of a split
 
 
 class Auditor:
-    """Audits what training phases read; exact copies only, in some rows, so it is quick.
+    """Audits what training phases read, and what a plan does with it.
 
-    Sets whose columns stay in files are not looked at: they may take minutes to read through.
-    ``fs.audit()`` does it on request.
+    Statistics are computed on 1,200 rows, so it is quick. Sets whose columns stay in files are not
+    looked at: they may take minutes to read through. ``fs.audit()`` does it on request.
     """
 
     def __init__(self, mode: Mode) -> None:
         self.mode: Mode = mode
-        self._seen: dict[str, tuple[Any, ...]] = {}
+        self._seen: dict[str, Any] = {}
 
-    def look(self, item: ExperimentPhase | PhaseGroup, ctx: ExperimentContext) -> None:
+    def look(
+        self, item: ExperimentPhase | PhaseGroup, ctx: ExperimentContext, *, plan: bool = True
+    ) -> None:
         """Audit the FeatureSets that training phases read, where they are not as last time.
+
+        Parameters
+        ----------
+        item : phase or group
+        ctx : ExperimentContext
+        plan : bool
+            Whether to look at what the phases do with their rows too.
 
         Raises
         ------
@@ -44,7 +56,10 @@ class Auditor:
         """
         if self.mode == "off":
             return
-        training = (phase for phase in item.flatten() if isinstance(phase, TrainPhase | FitPhase))
+        phases = item.flatten()
+        training = [phase for phase in phases if isinstance(phase, TrainPhase | FitPhase)]
+        if plan and training and len(phases) > 1:
+            self._look_at_plan(phases, ctx)
         sets = dict.fromkeys(
             b.upstream_ref.resolve(ctx) for phase in training for b in phase.input_sources
         )
@@ -52,18 +67,70 @@ class Auditor:
             if fs.collection.maps:
                 continue
             splits = tuple((name, id(rows)) for name, rows in fs._splits.items())
-            version = (fs.collection.version, fs.split_records, len(fs.scaler_records), splits)
+            version = (
+                *(fs.collection.version, fs.split_records, len(fs.scaler_records)),
+                *(splits, fs.audit_allowed),
+            )
             if self._seen.get(fs.node_id) != version:
-                self._judge(fs, _report(fs, version))
+                report = _report(fs, version)
+                shown = "fs.audit() shows them all"
+                self._judge(report.summary(), report.findings, shown)
                 self._seen[fs.node_id] = version
 
-    def _judge(self, fs: FeatureSet, report: AuditReport) -> None:
-        if report.ok:
+    def _look_at_plan(self, phases: list[ExperimentPhase], ctx: ExperimentContext) -> None:
+        found = list(plan_leaks(list(_uses(phases, ctx))))
+        version = tuple((f.kind, f.splits, f.count) for f in found)
+        if self._seen.get("plan") != version:
+            kinds = ", ".join(dict.fromkeys(f"{f.kind} ({f.severity})" for f in found))
+            self._judge(f"audit of the plan: {kinds}", found, f"{len(found)} in all")
+            self._seen["plan"] = version
+
+    def _judge(self, summary: str, findings: Any, shown: str) -> None:
+        serious: list[Finding] = [f for f in findings if f.severity != "info"]
+        if not serious:
             return
-        said = f"{report.summary()}. First: {report[0].message}. fs.audit() shows them all"
+        said = f"{summary}. First: {serious[0].message}. {shown}"
         if self.mode == "error":
             raise AuditError(f"{said}; Experiment(audit='warn') trains all the same")
         warn(f"{said}; Experiment(audit='off') does not look", AuditWarning)
+
+
+def _uses(phases: list[ExperimentPhase], ctx: ExperimentContext) -> Iterator[Use]:
+    """Yield which rows the phases train on, choose by and, after a training, report on."""
+    trained = False
+    for phase in phases:
+        learns = isinstance(phase, TrainPhase | FitPhase)
+        trained = trained or learns
+        if learns:
+            yield from _rows_of(phase, phase, "train", ctx)
+            for watched in _chosen_by(phase):
+                yield from _rows_of(watched, phase, "choose", ctx)
+        elif trained and isinstance(phase, EvalPhase):
+            yield from _rows_of(phase, phase, "test", ctx)
+
+
+def _chosen_by(phase: ExperimentPhase) -> Iterator[ExperimentPhase]:
+    """Yield the evaluations whose figures something in a phase goes by."""
+    listeners = [*phase.callbacks, getattr(phase, "checkpointing", None)]
+    monitors = [str(m) for c in listeners if (m := getattr(c, "monitor", None)) is not None]
+    for callback in phase.callbacks:
+        logs = tuple(getattr(callback, "logs", ()))
+        watched = getattr(callback, "eval_phase", None)
+        if watched is not None and any(m.startswith(name) for m in monitors for name in logs):
+            yield watched
+
+
+def _rows_of(
+    phase: ExperimentPhase, at: ExperimentPhase, role: str, ctx: ExperimentContext
+) -> Iterator[Use]:
+    seen = set()
+    for b in phase.input_sources:
+        fs: FeatureSet = b.upstream_ref.resolve(ctx)
+        if (fs.node_id, b.split) in seen or (b.split and b.split not in fs.available_splits):
+            continue
+        seen.add((fs.node_id, b.split))
+        rows = np.arange(len(fs)) if b.split is None else fs.get_split(b.split).valid_indices
+        yield Use(at.label, role, fs, b.split, rows)
 
 
 _reports: WeakKeyDictionary[FeatureSet, tuple[Any, AuditReport]] = WeakKeyDictionary()
@@ -74,6 +141,7 @@ def _report(fs: FeatureSet, version: Any) -> AuditReport:
     known = _reports.get(fs)
     if known is None or known[0] != version:
         width = sum(math.prod(spec.shape) for spec in fs.collection.schema.columns.values())
-        most = max(100, min(_MOST_ROWS, _MOST_VALUES // width))
-        known = _reports[fs] = version, fs.audit(tolerance=0.0, max_rows=most)
+        most = max(100, min(20_000, _MOST_VALUES // width))
+        report = audit(fs, max_rows=most, allowed=fs.audit_allowed, quick=True)
+        known = _reports[fs] = version, report
     return known[1]

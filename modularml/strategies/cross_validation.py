@@ -256,7 +256,7 @@ class CrossValidation(Checked):
         if auditor.mode != "off":
             with unchanged_randomness():
                 own = fold_experiment(self.experiment, plan, fold, fold.label)
-            auditor.look(own.execution_plan, own.ctx)
+            auditor.look(own.execution_plan, own.ctx, plan=False)
 
     def _selection(self, plan: Any) -> list[str]:
         """Say what chooses by rows that folds validate on, phase by phase."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import modularml as mm
-from modularml.data import AuditWarning
+from modularml.audit import AuditWarning
 from modularml.errors import AuditError, ConfigError
 from tests.worlds import (
     QUIET,

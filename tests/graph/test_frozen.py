@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import modularml as mm
+from modularml.audit import AuditWarning
 from modularml.callbacks import Callback
-from modularml.data import AuditWarning
 from modularml.errors import GraphError, LossError, OptimizerNotSetError
 from tests.worlds import (
     QUIET,

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import modularml as mm
+from modularml.audit import AuditWarning
 from modularml.cli import main
-from modularml.data import AuditWarning
 from modularml.errors import MMLError, MMLKindError
 from modularml.io import diff, extract
 from tests.io import things

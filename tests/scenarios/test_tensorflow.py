@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import modularml as mm
-from modularml.data import AuditWarning
+from modularml.audit import AuditWarning
 from modularml.data.batch import SampleData
 from modularml.errors import DeviceError, LossError, NonFiniteLossError
 from modularml.models.tensorflow import SequentialMLP

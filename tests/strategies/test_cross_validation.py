@@ -20,8 +20,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 import modularml as mml
+from modularml.audit import AuditWarning
 from modularml.callbacks import CSVLogger
-from modularml.data.audit import AuditWarning
 from modularml.data.scaling import LeakWarning
 from modularml.errors import AuditError, ConfigError, ExecutionError, SplitError, UnknownNameError
 from modularml.io.randomness import random_states

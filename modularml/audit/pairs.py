@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Pair", "is_training", "pairs_of"]
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
+_TESTING = re.compile("test|val|dev|hold|exam|check|eval|final|unseen|blind|score|verif|probe")
 _Call = tuple[tuple[str, ...], str | None, BaseSplitter | None]
 _Apart = tuple[str, str, BaseSplitter | None, str | None]
 
@@ -47,18 +48,16 @@ class Pair:
 
     @property
     def may_share(self) -> bool:
-        """Whether both are for training, or one is a part of the other and neither is."""
-        if is_training(self.names[0]):
-            return is_training(self.names[1])
-        return len(self.shared) == min(len(self.train), len(self.test))
+        """Whether both are for training."""
+        return is_training(self.names[1])
 
 
 def pairs_of(fs: FeatureSet) -> list[Pair]:
     """Return all pairs of splits that should have nothing in common.
 
     Left out are two splits for training, sides of different folds, a split and what was cut from
-    it, a part of a split that is not named for testing, and splits of two calls that divide the
-    same rows in two ways.
+    it, splits of two calls that divide the same rows in two ways, and a part of a split that is
+    not named for testing, where another split is left to test on.
     """
     rows = {name: view.valid_indices for name, view in fs.splits.items()}
 
@@ -74,10 +73,9 @@ def pairs_of(fs: FeatureSet) -> list[Pair]:
         return len(one) > 1 and len(other) > 1 and bool((a & b).sum() > half)
 
     def is_part(name: str) -> bool:
-        larger = (k for k, r in rows.items() if len(r) > len(rows[name]))
-        return not re.search("train|val|test|dev|hold", name.lower()) and any(
-            mask([k])[rows[name]].all() for k in larger
-        )
+        wholes = [k for k in rows if len(rows[k]) > len(rows[name]) and mask([k])[rows[name]].all()]
+        apart = [k for w in wholes for k in rows if len(rows[k]) and not mask([w])[rows[k]].any()]
+        return not _TESTING.search(name.lower()) and bool(apart)
 
     calls: list[_Call] = [(r.names, r.source, r.splitter) for r in fs.split_records]
     made = {name for names, *_ in calls for name in names}

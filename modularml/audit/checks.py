@@ -1,0 +1,124 @@
+"""All checks of an audit, and the audit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from modularml._typing import Columns
+from modularml.audit.duplicates import duplicates
+from modularml.audit.encoding import target_encoding, target_of_neighbour
+from modularml.audit.groups import shared_groups
+from modularml.audit.preparation import prepared_before, uncorrelated
+from modularml.audit.quality import constant, not_finite
+from modularml.audit.report import SEVERITIES, AuditReport, Finding
+from modularml.audit.sequences import sequences
+from modularml.audit.splits import scaler_fits, shared_rows
+from modularml.audit.table import Table
+from modularml.audit.target import target_in_feature, target_in_features, target_in_id
+from modularml.audit.time import time_order
+from modularml.errors import ConfigError
+
+if TYPE_CHECKING:
+    from modularml.data.featureset import FeatureSet
+
+__all__ = ["CHECKS", "Check", "audit"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One test of an audit.
+
+    Parameters
+    ----------
+    family : str
+    measures : str
+        What it goes by, in a line.
+    look : callable
+        Takes the `Table` and yields findings; those on no row do not count.
+    """
+
+    family: str
+    measures: str
+    look: Callable[[Table], Iterator[Finding]]
+
+
+CHECKS = (
+    Check("splits", "rows that two splits share", shared_rows),
+    Check("groups", "likeness of test rows to training rows of one value", shared_groups),
+    Check("duplicates", "nearest training row against the usual distances", duplicates),
+    Check("sequences", "normalised cross-correlation over lags and signs", sequences),
+    Check("preparation", "rows that a recorded scaler was fitted on", scaler_fits),
+    Check("preparation", "moments that are exact over all rows", prepared_before),
+    Check("preparation", "correlations that vanish over all rows", uncorrelated),
+    Check("time", "likeness of neighbours in time, and who comes first", time_order),
+    Check("target", "prediction by one feature on held-out rows", target_in_feature),
+    Check("target", "a weighted sum or product of two or three features", target_in_features),
+    Check("target", "prediction by the parts and order of names", target_in_id),
+    Check("target", "equality with the target of the row before or behind", target_of_neighbour),
+    Check("target", "means of the target by category, over all rows", target_encoding),
+    Check("quality", "values that are not finite", not_finite),
+    Check("quality", "columns of one value", constant),
+)
+"""What an audit looks for."""
+
+
+def audit(
+    fs: FeatureSet,
+    groups: Columns = None,
+    time: Columns = None,
+    tolerance: float | None = None,
+    max_rows: int | None = None,
+    allowed: Collection[str] = (),
+    quick: bool = False,
+) -> AuditReport:
+    """Look for leaks between the splits of a FeatureSet; see `FeatureSet.audit`."""
+    if tolerance is not None and not tolerance >= 0:
+        raise ConfigError(f"tolerance must be at least 0, got {tolerance!r}")
+    if max_rows is not None and not max_rows >= 1:
+        raise ConfigError(f"max_rows must be at least 1, or None for all rows, got {max_rows!r}")
+    table = Table.of(fs, groups, time, tolerance, max_rows, quick)
+    found = [f for check in CHECKS if len(fs) for f in check.look(table) if f.count]
+    used = tuple(entry for entry in allowed if any(_allows(entry, f) for f in found))
+    kept = [f for f in found if not any(_allows(entry, f) for entry in allowed)]
+    kept = _without_echoes(kept)
+    kept.sort(key=lambda f: SEVERITIES.index(f.severity))
+    notes = () if table.is_whole else (_note(table),)
+    return AuditReport(fs.label, tuple(kept), used, notes if len(fs) else ())
+
+
+def _allows(entry: str, finding: Finding) -> bool:
+    """Tell whether an entry, ``kind`` or ``kind:column``, covers a finding."""
+    kind, _, key = entry.partition(":")
+    keys = [name.split(".")[1] for name in finding.columns]
+    return fnmatchcase(finding.kind, kind) and (not key or key in keys)
+
+
+def _without_echoes(found: list[Finding]) -> list[Finding]:
+    """Leave out what follows from another finding: copies seen twice, sums of a copied target."""
+    known = {
+        c for f in found if f.kind.startswith("target_") and len(f.columns) < 3 for c in f.columns
+    }
+    known = {c for c in known if not c.startswith("targets.")}
+    copies = {
+        f.splits: f.count for f in found if f.kind == "duplicate_rows" and f.severity != "info"
+    }
+    curves = {f.splits for f in found if f.kind == "similar_sequences"}
+
+    def is_echo(f: Finding) -> bool:
+        if f.kind == "target_in_features":
+            return bool(known & set(f.columns))
+        if f.kind == "similar_sequences":
+            return copies.get(f.splits, 0) >= f.count
+        return f.kind == "near_duplicate_rows" and f.splits in curves
+
+    return [f for f in found if not is_echo(f)]
+
+
+def _note(table: Table) -> str:
+    return (
+        f"statistics are of {len(table.rows):,} of {len(table.fs):,} rows, drawn from a seed; "
+        "equal rows are looked for in all"
+    )

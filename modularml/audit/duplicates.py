@@ -1,0 +1,234 @@
+"""Rows that are in two splits as copies: equal, nearly equal, or equal but for one column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+
+from modularml._typing import Array, IntArray
+from modularml.audit.likeness import hashes, near_by_chance, said_times, spread_ranks
+from modularml.audit.pairs import Pair
+from modularml.audit.pictures import pair_of_rows
+from modularml.audit.report import Finding
+from modularml.audit.table import Side, Table
+from modularml.data.ids import scramble
+
+__all__ = ["duplicates"]
+
+REMEDY = "drop the copies, or give them a tag in common to group_by"
+REFERENCE, JUDGED = 1_500, 300
+"""Training rows that the neighbourhood of a row is measured by, and copies that are judged."""
+
+TRIMMED = 40
+"""Columns up to which each is left out in turn."""
+
+MANY = 20_000
+"""Test rows up to which each is looked up with every column left out."""
+
+
+def duplicates(t: Table) -> Iterator[Finding]:
+    """Find test rows that are nearer to a training row than rows are by chance."""
+    copies = _Copies(t)
+    names = tuple(c.name for c in t.of_domain("features"))
+    for pair, side in zip(t.pairs[:8], t.sides, strict=False):
+        train, test = copies.thinned(pair)
+        partners = copies.partners(train, test)
+        equal, sure = test[partners >= 0], test[:0]
+        if copies.may_be_near and len(side.train) >= 20:
+            found = list(_near(t, copies, side, equal))
+            yield from (f for f, _ in found)
+            sure = np.concatenate([rows for _, rows in found] or [sure])
+        if not t.is_whole:
+            for f, rows in copies.judged(pair, train, test, partners, names):
+                if not len(np.intersect1d(rows, sure)):
+                    yield f
+                sure = np.union1d(sure, rows)
+        chance = equal[~np.isin(equal, sure)]
+        few = len(side.train) < 20 or t.tolerance is not None
+        yield t.finding(
+            "duplicate_rows", "warning" if few and not copies.coarse else "info", chance,
+            f"have the features of a row of {pair.names[0]!r}", names, pair,
+            remedy=REMEDY if few else "it may be by chance, or as the rows are blank",
+            measure="they are equal to the last digit of float32",
+        )  # fmt: skip
+
+
+def _near(
+    t: Table, copies: _Copies, side: Side, equal: IntArray
+) -> Iterator[tuple[Finding, IntArray]]:
+    """Yield what is near within the sample, equal rows apart from others."""
+    distances = _distances(t.ranks[side.test], t.ranks)
+    distances[np.arange(len(side.test)), side.test] = np.inf
+    to_train = distances[:, side.train]
+    share = len(side.train) / max(1, len(t.rows) - 1)
+    near = near_by_chance(to_train.min(axis=1), distances, share=share)
+    if near is None:
+        return
+    hits, times, p = near
+    hits = hits[~copies.plain[side.test[hits]]]
+    at, partners = side.test[hits], side.train[to_train[hits].argmin(axis=1)]
+    is_equal = np.isin(t.rows[at], equal)
+    names = tuple(c.name for c in t.of_domain("features"))
+    for mine, kind, said in (
+        (is_equal, "duplicate_rows", "have the features of a row of"),
+        (~is_equal, "near_duplicate_rows", "are all but copies of a row of"),
+    ):
+        if mine.any():
+            rows = t.rows[at[mine]]
+            one, other = at[mine][0], partners[mine][0]
+            yield t.finding(
+                kind, "warning", rows, f"{said} {side.pair.names[0]!r}", names, side.pair,
+                remedy=REMEDY, measure=said_times(times), p_value=p,
+                picture=pair_of_rows(t.ranks[one], t.ranks[other]),
+            ), rows  # fmt: skip
+
+
+def _distances(a: Array, b: Array) -> Array:
+    """Return distances of rows, the one column left out in which they differ most.
+
+    Parameters
+    ----------
+    a, b : ndarray of float32, shape (n, d), (m, d)
+        With fewer than 5 or more than 40 columns none is left out.
+
+    Returns
+    -------
+    ndarray of float32, shape (n, m)
+    """
+    if not 5 <= a.shape[1] <= TRIMMED:
+        square = (a * a).sum(1)[:, None] + (b * b).sum(1)[None] - 2 * (a @ b.T)
+        plain: Array = np.sqrt(np.maximum(square, 1e-9 * a.shape[1]))
+        return plain
+    total = np.zeros((len(a), len(b)), dtype=np.float32)
+    largest = np.zeros_like(total)
+    for x, y in zip(a.T, b.T, strict=True):
+        apart = x[:, None] - y[None]
+        apart *= apart
+        total += apart
+        np.maximum(largest, apart, out=largest)
+    total -= largest
+    trimmed: Array = np.sqrt(np.maximum(total, 0, out=total), out=total)
+    return trimmed
+
+
+class _Copies:
+    """Rows that agree in all columns, or in all but one, among all rows."""
+
+    def __init__(self, t: Table) -> None:
+        self.t = t
+        seen = np.zeros(len(t.fs), dtype=bool)
+        for pair in t.pairs[:8]:
+            for rows in self.thinned(pair):
+                seen[rows] = True
+        self.every = np.flatnonzero(seen)
+        self.at = np.cumsum(seen) - 1
+        self.parts: list[Array] = []
+        for values in self._values(None if seen.all() else self.every) if seen.any() else ():
+            flat = values.reshape(len(values), -1)
+            for piece in np.hsplit(flat, flat.shape[1]) if 1 < flat.shape[1] <= 8 else [flat]:
+                place = np.uint64(len(self.parts))
+                self.parts.append(scramble(hashes(piece) + place))
+        self.total = sum(self.parts[1:], start=self.parts[0].copy()) if self.parts else None
+
+    @property
+    def may_be_near(self) -> bool:
+        """Whether distances are looked at."""
+        t = self.t
+        return t.tolerance is None and (t.is_whole or not t.quick) and t.ranks.shape[1] >= 2
+
+    def thinned(self, pair: Pair) -> tuple[IntArray, IntArray]:
+        """Return the rows of both sides that are looked at."""
+
+        def thin(rows: IntArray) -> IntArray:
+            some = self.t.some(len(rows))
+            return rows if some is None else rows[some]
+
+        test = thin(pair.test)
+        return thin(pair.train), test[~pair.in_train[test]]
+
+    def partners(self, train: IntArray, test: IntArray, but: int | None = None) -> IntArray:
+        """Return an equal training row for each test row, -1 where there is none."""
+        if self.total is None or not len(train) or not len(test):
+            return np.full(len(test), -1)
+        code = self.total if but is None else self.total - self.parts[but]
+        known, wanted = code[self.at[train]], code[self.at[test]]
+        order = np.argsort(known)
+        place = order[np.minimum(np.searchsorted(known, wanted, sorter=order), len(order) - 1)]
+        found: IntArray = np.where(known[place] == wanted, train[place], -1)
+        return found
+
+    def judged(
+        self,
+        pair: Pair,
+        train: IntArray,
+        test: IntArray,
+        equal: IntArray,
+        names: tuple[str, ...],
+    ) -> Iterator[tuple[Finding, IntArray]]:
+        """Yield copies beyond the sample that are none by chance."""
+        t = self.t
+        some = np.sort(np.random.default_rng(0).permutation(len(test))[:MANY])
+        leave_out = range(len(self.parts)) if 5 <= len(self.parts) <= TRIMMED else range(0)
+        if t.quick or t.tolerance is not None or (len(train) > MANY and pair is not t.pairs[0]):
+            leave_out = range(0)
+        for but in (None, *leave_out):
+            tested = test if but is None else test[some]
+            found = equal if but is None else self.partners(train, tested, but)
+            rows, partners = tested[found >= 0], found[found >= 0]
+            if not len(rows) or (but is not None and len(rows) < 3):
+                continue
+            near = self._near(rows[:JUDGED], partners[:JUDGED], train, len(tested), len(rows))
+            if near is not None:
+                yield t.finding(
+                    "duplicate_rows" if but is None else "near_duplicate_rows", "warning", rows,
+                    f"have the features of a row of {pair.names[0]!r}"
+                    + ("" if but is None else " in all columns but one"), names, pair,
+                    remedy=REMEDY, measure=said_times(near[1]), p_value=near[2],
+                ), rows  # fmt: skip
+
+    def _near(
+        self, rows: IntArray, partners: IntArray, train: IntArray, tested: int, hits: int
+    ) -> tuple[IntArray, float, float] | None:
+        """Hold copies against the neighbourhood that a sample of training rows gives."""
+        few = np.sort(np.random.default_rng(0).permutation(train)[:REFERENCE])
+        values = self._values(np.concatenate([few, rows, partners]))
+        rng = np.random.default_rng(0)
+        ranks = np.concatenate([spread_ranks(v.reshape(len(v), -1), rng) for v in values], axis=1)
+        own, theirs = ranks[len(few) :][: len(rows)], ranks[len(few) + len(rows) :]
+        others = _distances(own, ranks[: len(few)])
+        nearest = np.array(
+            [_distances(a[None], b[None])[0, 0] for a, b in zip(own, theirs, strict=True)]
+        )
+        scale = max(1, round(tested * len(rows) / hits))
+        return near_by_chance(nearest, others, share=len(train) / len(few), tested=scale)
+
+    def _values(self, rows: IntArray | None) -> list[Array]:
+        """Return the features as numbers, of all rows or some."""
+        data = self.t.fs.collection
+        found = []
+        for c in self.t.of_domain("features"):
+            if c.is_number or c.values.dtype.kind in "mM":
+                found.append(data.gather([c.name], rows)[:, 0])
+            elif c.is_scalar:
+                codes = data.codes(c.name)
+                found.append(codes if rows is None else codes[rows])
+        return found
+
+    @cached_property
+    def plain(self) -> Array:
+        """Rows of the sample whose wide columns hold next to nothing, shape (n,)."""
+        wide = [c.flat for c in self.t.of_domain("features") if c.is_number and c.flat.shape[1] > 7]
+        found = np.zeros(len(self.t.rows), dtype=bool)
+        for flat in wide:
+            found |= (flat != np.median(flat, axis=1)[:, None]).sum(axis=1) < 4
+        return found
+
+    @cached_property
+    def coarse(self) -> bool:
+        """Whether equal rows come by chance: fewer than ``n**2`` are possible (birthdays)."""
+        left = float(len(self.every)) ** 2
+        for part in self.parts:
+            left /= max(1, len(np.unique(part[:10_000])))
+        return left > 1

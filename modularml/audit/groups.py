@@ -1,0 +1,256 @@
+"""Groups on both sides: cells, patients or machines whose rows were dealt singly."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from modularml._typing import Array, IntArray
+from modularml.audit.likeness import ALPHA, within, z_to_p
+from modularml.audit.pairs import Pair
+from modularml.audit.report import Finding
+from modularml.audit.table import Column, Side, Table
+from modularml.data.selectors import as_list, select_one
+
+__all__ = ["partners_of", "readings", "shared_groups"]
+
+_NAMED = re.compile(
+    r"(^|_)(group|cell|battery|patient|subject|participant|person|user|donor|animal|specimen"
+    r"|machine|device|engine|recording|session|scan|id)(_?(id|no|nr|num|number|name))?$"
+)
+
+CLASSES = 9
+"""Values up to which a column tells classes apart, not groups."""
+
+ALIKE = 0.2
+"""Share of a column's variance that rows of a group must have in common."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """A way to read a column as groups, why it is one, and how sure that is."""
+
+    columns: tuple[str, ...]
+    codes: IntArray
+    why: str
+    measure: str = ""
+    p_value: float | None = None
+    exact: bool = False
+
+    @property
+    def keys(self) -> str:
+        keys = [name.split(".")[1] for name in self.columns]
+        return repr(keys[0] if len(keys) == 1 else keys)
+
+
+def shared_groups(t: Table) -> Iterator[Finding]:
+    """Find groups that have rows in two splits which should have nothing in common."""
+    named = _named(t) if t.groups is not None else []
+    made_by = {i: _made_by(t, pair) for i, pair in enumerate(t.pairs)}
+    guessed = [] if t.groups is not None else [*_of_other_splits(t), *_alike(t)]
+    for group in (*named, *guessed):
+        for i, pair in enumerate(t.pairs):
+            if not group.exact and set(group.columns) & set(made_by[i]):
+                continue  # the split was made by it, alone or together with others
+            if made_by[i] and group.why and not group.measure:
+                continue  # named like a group, which alone says little where others were kept whole
+            rows = _with_code(group.codes, pair)
+            n, of = (len(np.unique(group.codes[part])) for part in (rows, pair.test))
+            yield t.finding(
+                "shared_groups", pair.severity if group.exact else "warning", rows,
+                f"share their {group.keys} with {pair.names[0]!r} ({n} of {of} values{group.why})",
+                group.columns, pair, remedy=f"split with group_by={group.keys}",
+                measure=group.measure, p_value=group.p_value,
+            )  # fmt: skip
+
+
+def partners_of(
+    z: Array, train: IntArray, codes: IntArray, wanted: IntArray
+) -> tuple[Array, Array]:
+    """Return means and mean squares of the training rows that have the wanted codes.
+
+    Parameters
+    ----------
+    z : ndarray, shape (n, d)
+    train : ndarray of int64
+        Rows to train on.
+    codes : ndarray of int64, shape (n,)
+    wanted : ndarray of int64, shape (m,)
+        Codes that training rows have.
+
+    Returns
+    -------
+    tuple of ndarray, shape (m, d)
+    """
+    known, place = np.unique(codes[train], return_inverse=True)
+    n = np.bincount(place)[:, None]
+    sums, squares = (
+        np.stack([np.bincount(place, w) for w in part.T], axis=1) / n
+        for part in (z[train], np.square(z[train]))
+    )
+    at = np.searchsorted(known, wanted)
+    return sums[at], squares[at]
+
+
+def readings(values: Array) -> dict[str, tuple[Array, bool]]:
+    """Read texts in several ways: as written, spelt alike, by their number and by their parts.
+
+    Returns
+    -------
+    dict of str to (ndarray of int64, bool)
+        How it was read, the codes, and whether their order means something.
+    """
+    if values.dtype.kind != "O" or values.ndim > 1:
+        known = (
+            np.isfinite(values) if values.dtype.kind == "f" else np.ones(len(values), dtype=bool)
+        )
+        codes = np.full(len(values), -1)
+        codes[known] = np.unique(values[known], return_inverse=True)[1]
+        return {"": (codes, True)}
+    texts, place = np.unique(values.astype(str), return_inverse=True)
+    spelt = [re.sub(r"\.0+$", "", text.strip().casefold()) for text in texts]
+    parts = [re.findall(r"[^\W_]+", text) or [""] for text in spelt]
+    plain = ["".join(p.lstrip("0") if p.isdigit() else p for p in each) for each in parts]
+    ways = {
+        "": list(texts),
+        ", read without case, blanks and punctuation": plain,
+        ", by the number in it": [
+            "-".join(d.lstrip("0") for d in re.findall(r"\d+", text)) for text in spelt
+        ],
+        ", by its first part": [p[0] for p in parts],
+        ", without its last part": [" ".join(p[:-1]) for p in parts],
+        ", by its last part": [p[-1] for p in parts],
+    }
+    found: dict[str, tuple[Array, bool]] = {}
+    seen: set[tuple[int, ...]] = set()
+    for how, read in ways.items():
+        if "" in read and how:
+            continue
+        codes = np.unique(np.array(read), return_inverse=True)[1]
+        if (key := tuple(np.unique(codes, return_index=True)[1][codes])) not in seen:
+            seen.add(key)
+            found[how] = codes[place], False
+    return found
+
+
+def _named(t: Table) -> list[_Group]:
+    """Return the columns that the user named, as one key; spelling does not part ids."""
+    if not t.groups:
+        return []
+    data = t.fs.collection
+    exact = _joined([data.codes(name) for name in t.groups])
+    found = [_Group(tuple(t.groups), exact, "", exact=True)]
+    if not any(len(_with_code(exact, pair)) for pair in t.pairs):
+        ways = [readings(data.numpy(name)) for name in t.groups]
+        how = ", read without case, blanks and punctuation"
+        if any(how in way for way in ways):
+            codes = _joined([way.get(how, way[""])[0] for way in ways])
+            found.append(_Group(tuple(t.groups), codes, how))
+    return found
+
+
+def _of_other_splits(t: Table) -> list[_Group]:
+    """Return keys that some split was grouped by."""
+    found = {}
+    for record in t.fs.split_records:
+        by = as_list(getattr(record.splitter, "group_by", None))
+        names = tuple(select_one(t.fs.collection.schema, key) for key in by)
+        if names and names not in found:
+            codes = _joined([t.fs.collection.codes(name) for name in names])
+            found[names] = _Group(names, codes, ", by which a split was grouped", exact=True)
+    return [
+        _Group(g.columns, g.codes, g.why, "rows of one value were kept together elsewhere")
+        for g in found.values()
+    ]
+
+
+def _alike(t: Table) -> Iterator[_Group]:
+    """Yield columns whose rows are alike across splits, or that are named like a group."""
+    by_splits = {n for i, pair in enumerate(t.pairs) for n in _made_by(t, pair)}
+    for c in t.of_domain("tags", "features"):
+        if not c.is_scalar or (c.values.dtype.kind == "f" and not _is_whole(c.values)):
+            continue
+        found = _best_reading(t, c)
+        if found is not None:
+            yield found
+        elif c.domain == "tags" and _NAMED.search(c.key.lower()) and c.name not in by_splits:
+            codes = t.fs.collection.codes(c.name)
+            n = codes.max(initial=0) + 1
+            if CLASSES < n < len(codes):
+                yield _Group((c.name,), codes, ", a group by its name and as its values repeat")
+
+
+def _best_reading(t: Table, c: Column) -> _Group | None:
+    if len(np.unique(c.codes)) <= (CLASSES if c.domain == "tags" else 2 * CLASSES):
+        return None
+    z = t.bearing_without(c.name)
+    ways = readings(c.values)
+    for how, (codes, ordered) in ways.items():
+        for side in t.main_sides:
+            if c.name in _made_by(t, side.pair):
+                continue
+            found = _likeness(z, codes, side, ordered, len(ways), c.domain == "features")
+            if found is not None:
+                share, p = found
+                every = readings(t.fs.collection.numpy(c.name))[how][0]
+                said = f"rows of one {c.key} have {share:.0%} of a column's variance in common"
+                return _Group((c.name,), every, f"{how}, whose rows are alike", said, p)
+    return None
+
+
+def _likeness(
+    z: Array, codes: IntArray, side: Side, ordered: bool, tests: int, is_feature: bool
+) -> tuple[float, float] | None:
+    """Return the share of variance that test rows have in common with training rows, and its p."""
+    n_values = len(np.unique(codes))
+    if not z.shape[1] or not CLASSES < n_values < len(codes):
+        return None
+    test = side.test[np.isin(codes[side.test], codes[side.train]) & (codes[side.test] >= 0)]
+    if len(test) < 8:
+        return None
+    rng = np.random.default_rng(0)
+    share, sigmas = within(z[test], partners_of(z, side.train, codes, codes[test]), rng)
+    if ordered:  # a measurement is as much alike to its next value
+        known = np.unique(codes[side.train])
+        place = np.searchsorted(known, codes[test])
+        nearby = [known[np.clip(place + step, 0, len(known) - 1)] for step in (-1, 1)]
+        beside = [
+            within(z[test], partners_of(z, side.train, codes, codes_), rng)[0] for codes_ in nearby
+        ]
+        share = share - np.maximum(np.maximum(*beside), 0)
+        sigmas = np.where(share > 0.1, sigmas, 0)
+    best = int(np.argmax(sigmas))
+    p = z_to_p(sigmas[best]) * len(sigmas) * tests
+    several = (share >= ALIKE).sum() >= min(3, len(share)) if is_feature else True
+    if p > ALPHA or share[best] < ALIKE or not several:
+        return None
+    return float(share[best]), p
+
+
+def _is_whole(values: Array) -> bool:
+    known = values[np.isfinite(values)]
+    return bool(len(known)) and bool((known == np.round(known)).all())
+
+
+def _made_by(t: Table, pair: Pair) -> tuple[str, ...]:
+    by = as_list(getattr(pair.splitter, "group_by", None))
+    return tuple(select_one(t.fs.collection.schema, key) for key in by)
+
+
+def _joined(codes: list[IntArray]) -> IntArray:
+    joined = codes[0]
+    for more in codes[1:]:
+        joined = joined * (more.max(initial=0) + 1) + more
+    found: IntArray = np.unique(joined, return_inverse=True)[1]
+    return found
+
+
+def _with_code(codes: IntArray, pair: Pair) -> IntArray:
+    """Return the test rows whose code comes in the training rows."""
+    seen = np.zeros(codes.max(initial=0) + 2, dtype=bool)
+    seen[codes[pair.train]] = True
+    seen[-1] = False
+    return pair.test[seen[codes[pair.test]]]

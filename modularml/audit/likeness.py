@@ -1,0 +1,218 @@
+"""How near rows are, and how near they would be by chance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from modularml._optional import require
+from modularml._typing import Array, IntArray
+from modularml.data.ids import scramble
+
+__all__ = [
+    "ALPHA",
+    "at_least",
+    "average_ranks",
+    "hashes",
+    "near_by_chance",
+    "row_codes",
+    "said_times",
+    "scores",
+    "spread_ranks",
+    "within",
+    "z_to_p",
+]
+
+ALPHA = 1e-4
+"""Chance at which a sign counts, after correction for the tests of its family."""
+
+BLOCK = 8192
+"""Rows that are worked on at a time."""
+
+
+def hashes(values: Array) -> Array:
+    """Hash each row to 64 bits, floats as in float32; NaN equals NaN.
+
+    Hashes of several columns add up to the hash of all, so that one can be taken off again.
+
+    Returns
+    -------
+    ndarray of uint64, shape (n,)
+    """
+    flat = values.reshape(len(values), -1)
+    state = np.zeros(len(flat), dtype=np.uint64)
+    for at in range(0, len(flat), BLOCK):
+        block = flat[at : at + BLOCK]
+        if block.dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                block = (block.astype(np.float32) + 0).astype(np.float64)
+            block[np.isnan(block)] = np.nan
+        elif block.dtype.kind not in "mM":
+            block = block.astype(np.int64)
+        part = state[at : at + BLOCK]
+        for element in block.view(np.uint64).T:
+            part[:] = scramble(part ^ element)
+    return scramble(state)
+
+
+def row_codes(columns: Sequence[Array]) -> IntArray:
+    """Give equal rows equal numbers from 0, by a 64-bit hash; NaN equals NaN.
+
+    Of a million unlike rows, two share a number with a probability of 3e-8.
+    """
+    state = np.zeros(len(columns[0]), dtype=np.uint64)
+    for place, values in enumerate(columns):
+        state += scramble(hashes(values) + np.uint64(place))
+    return np.unique(state, return_inverse=True)[1].astype(np.int64, copy=False)
+
+
+def spread_ranks(values: Array, rng: np.random.Generator) -> Array:
+    """Replace values by their ranks within their column, from 0 to 1.
+
+    Equal values get ranks in random order, so that they are as far apart as they are frequent:
+    to agree in a rare value brings two rows together, to agree in a frequent one hardly does.
+
+    Parameters
+    ----------
+    values : ndarray, shape (n, d)
+        NaN is one more value.
+
+    Returns
+    -------
+    ndarray of float32, shape (n, d)
+    """
+    mix = rng.permutation(len(values))
+    order = mix[np.argsort(values[mix], axis=0, kind="stable")]
+    ranks = np.empty(values.shape, dtype=np.float32)
+    steps = np.arange(len(values), dtype=np.float32)[:, None] / np.float32(len(values))
+    np.put_along_axis(ranks, order, np.broadcast_to(steps, values.shape), axis=0)
+    return ranks
+
+
+def average_ranks(values: Array) -> Array:
+    """Return ranks within columns from 1, equal values sharing theirs; NaN stays NaN."""
+    ranks: Array = require("pandas").DataFrame(values).rank().to_numpy()
+    return ranks
+
+
+def scores(values: Array) -> Array:
+    """Return normal scores of columns: ranks at the quantiles of a normal distribution.
+
+    Parameters
+    ----------
+    values : ndarray, shape (n, d)
+        Equal values get one score; what is not finite gets 0.
+    """
+    rank = average_ranks(values)
+    known = np.isfinite(rank)
+    n = np.maximum(known.sum(axis=0), 1)
+    found: Array = require("scipy.special").ndtri(np.where(known, (rank - 0.5) / n, 0.5))
+    spread = found.std(axis=0)
+    return found / np.where(spread > 0, spread, 1.0)
+
+
+def near_by_chance(
+    nearest: Array, reference: Array, *, share: float, tested: int | None = None
+) -> tuple[IntArray, float, float] | None:
+    """Find rows whose nearest partner is too near to be one by chance.
+
+    Around each row, others lie about evenly on the scale of the k-th nearest one, at the distance
+    r_k, in as many dimensions d as the ratio r_2k / r_k shows, there or in the median, whichever
+    are fewer. The number of partners that chance puts within r is then k s (r / r_k)^d, with s
+    partners for each row of reference. Rows where it is small are counted, and the count is held
+    against the Poisson law.
+
+    Parameters
+    ----------
+    nearest : ndarray, shape (n,)
+        Distance of each row to its nearest partner.
+    reference : ndarray, shape (n, m)
+        Distances to rows like the partners; infinite to itself.
+    share : float
+        How many partners there are for each of the m.
+    tested : int, optional
+        How many rows were looked at, where the n were chosen for being near.
+
+    Returns
+    -------
+    tuple of ndarray of int64, float and float, or None
+        The rows, the surest first; how many times closer they are than others; the chance of so
+        many. None where there are no more than by chance.
+    """
+    n, m = reference.shape
+    n_tested = tested or n
+    k = int(np.clip(m // 60, 5, 40))
+    if m < 3 * k or not n:
+        return None
+    part = np.partition(reference, (k - 1, 2 * k - 1), axis=1)[:, [k - 1, 2 * k - 1]]
+    kth, twice = part.T.astype(np.float64)
+    fine = np.isfinite(twice) & (kth > 0)
+    if not fine.any():
+        return None
+    safe = np.where(fine, kth, 1.0)
+    growth = np.where(fine, np.log(np.where(fine, twice, 2.0) / safe), np.log(2))
+    growth = np.maximum(growth, max(float(np.median(growth[fine])), 1e-3))
+    ratio = np.where(fine, nearest / safe, 1.0)
+    chance = k * share * ratio ** np.maximum(np.log(2) / growth, 0.5)
+    limits = 10.0 ** -np.arange(1.5, 9.1, 0.5)
+    for limit in limits:
+        count = int((chance < limit).sum())
+        p = at_least(count, n_tested * limit) * len(limits)
+        if p <= ALPHA and n_tested * limit <= 0.03 * count:
+            break
+    else:
+        return None
+    hits = np.flatnonzero(chance < limit)
+    hits = hits[np.argsort(chance[hits], kind="stable")]
+    usual = float(np.median(nearest[chance >= limit] if len(hits) < n else kth))
+    times = usual / max(float(np.median(nearest[hits])), usual * 1e-6, 1e-12)
+    return (hits, times, p) if times >= 2 else None
+
+
+def said_times(times: float) -> str:
+    """Say how near rows are."""
+    return (
+        f"the nearest test rows are {times:.3g} times closer to a training row than other rows are"
+    )
+
+
+def within(z: Array, partner: tuple[Array, Array], rng: np.random.Generator) -> tuple[Array, Array]:
+    """Compare rows with partners of their own against partners of other rows.
+
+    Parameters
+    ----------
+    z : ndarray, shape (n, d)
+        Rows, in normal scores.
+    partner : tuple of ndarray, shape (n, d)
+        Mean and mean square of each row's partners.
+
+    Returns
+    -------
+    share : ndarray, shape (d,)
+        Of each column's variance, how much rows and their partners have in common.
+    sigmas : ndarray, shape (d,)
+        How many standard deviations of random partners that lies above 0.
+    """
+    mean, square = partner
+
+    def distance(order: IntArray) -> Array:
+        found: Array = (z * z - 2 * z * mean[order] + square[order]).mean(axis=0)
+        return found
+
+    null = np.stack([distance(rng.permutation(len(z))) for _ in range(24)])
+    usual, spread = null.mean(axis=0), null.std(axis=0, ddof=1)
+    own = distance(np.arange(len(z)))
+    safe = np.where(usual > 0, usual, 1.0)
+    return (usual - own) / safe, (usual - own) / np.where(spread > 0, spread, np.inf)
+
+
+def z_to_p(sigmas: Any) -> float:
+    """Return the chance of so many standard deviations; Student's t of 23 degrees."""
+    return float(require("scipy.special").stdtr(23, -sigmas))
+
+
+def at_least(count: int, expected: float) -> float:
+    """Return the chance of a count or more where so many are expected (Poisson)."""
+    return float(require("scipy.special").gammainc(count, expected)) if count else 1.0

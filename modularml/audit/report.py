@@ -1,0 +1,111 @@
+"""What an audit found, as values that show themselves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from modularml._optional import require
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["SEVERITIES", "AuditReport", "AuditWarning", "Finding"]
+
+SEVERITIES = ("error", "warning", "info")
+
+
+class AuditWarning(UserWarning):
+    """An audit found something in rows that are trained on or evaluated."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that an audit found, on which rows, and what to do."""
+
+    severity: str
+    """``error`` (a figure is wrong because of it), ``warning`` (it may well be) or ``info``."""
+    kind: str
+    columns: tuple[str, ...]
+    splits: tuple[str, ...]
+    """The training side first."""
+    count: int
+    """How many rows it is about."""
+    message: str
+    sample_ids: tuple[str, ...]
+    """The first of the rows, the surest first, as UUID text."""
+    measure: str = ""
+    """The measured likeness in plain words."""
+    p_value: float | None = None
+    """Chance of so strong a sign in sound data, after correction for the number of tests."""
+    remedy: str = ""
+    """What to do."""
+    allow: str = ""
+    """What to pass in ``fs.audit(allow=[...])`` where it is as it should be."""
+    picture: str = field(default="", repr=False, compare=False)
+    """An inline SVG, empty where there is none."""
+
+
+@dataclass(frozen=True, repr=False)
+class AuditReport(Sequence[Finding]):
+    """The findings of an audit, worst first; a sequence, empty where nothing was found."""
+
+    label: str
+    findings: tuple[Finding, ...]
+    allowed: tuple[str, ...] = ()
+    """What the user declared to be fine, and is left out."""
+    notes: tuple[str, ...] = ()
+    """How much of the data was looked at, where it was not all."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether no finding is an error or a warning."""
+        return all(f.severity == "info" for f in self.findings)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return one row a finding, with the fields of `Finding` as columns."""
+        names = [f.name for f in fields(Finding) if f.name != "picture"]
+        rows = [[getattr(finding, name) for name in names] for finding in self.findings]
+        frame: pd.DataFrame = require("pandas").DataFrame(rows, None, names)
+        return frame
+
+    def summary(self) -> str:
+        """Say in one line how many findings there are of which kind and severity."""
+        kinds = Counter(f"{f.kind} ({f.severity})" for f in self.findings)
+        shown = ", ".join(f"{n} x {kind}" if n > 1 else kind for kind, n in kinds.items())
+        return f"audit of {self.label!r}: {shown or 'nothing found'}"
+
+    def __len__(self) -> int:
+        return len(self.findings)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.findings[index]
+
+    def __repr__(self) -> str:
+        lines = [f"  {f.severity:<9}{f.kind:<19}{f.message}" for f in self.findings]
+        return "\n".join([self.summary(), *lines, *(f"  {note}" for note in self._footnotes())])
+
+    def _footnotes(self) -> list[str]:
+        allowed = [f"allowed: {', '.join(self.allowed)}"] if self.allowed else []
+        return [*allowed, *self.notes]
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td><b>{f.severity}</b></td><td>{f.kind}</td><td>{escape(f.message)}<br>"
+            f"<small>{escape(f.measure)}{_chance(f.p_value)}<br>columns: "
+            f"{escape(', '.join(f.columns[:6]) or '-')}; splits: {escape(', '.join(f.splits))}; "
+            f"first rows: {' '.join(i[:8] for i in f.sample_ids) or '-'}<br>if this is fine: "
+            f"<code>fs.audit(allow=[{escape(repr(f.allow))}])</code></small></td>"
+            f"<td>{f.picture}</td></tr>"
+            for f in self.findings
+        )
+        notes = "".join(f"<div><small>{escape(note)}</small></div>" for note in self._footnotes())
+        table = f"<table>{rows}</table>" if rows else ""
+        return f"<div><b>{escape(self.summary())}</b>{table}{notes}</div>"
+
+
+def _chance(p: float | None) -> str:
+    return "" if p is None else f"; p = {p:.1g}"

@@ -1,0 +1,249 @@
+"""Features that know the target: copies, functions, codes, parts, encoders, the row before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from modularml._optional import require
+from modularml._typing import Array, IntArray
+from modularml.audit.groups import readings
+from modularml.audit.likeness import ALPHA
+from modularml.audit.pictures import scatter
+from modularml.audit.prediction import FEW, Wanted, explained, likely
+from modularml.audit.report import Finding
+from modularml.audit.table import Column, Table
+
+__all__ = ["affine_residuals", "target_in_feature", "target_in_features", "target_in_id"]
+
+EXACT = 1e-5
+"""A copy in float32 is this near, as a share of the target's standard deviation."""
+
+TOLERANCE = 1e-3
+"""What a straight line may leave of a target that a feature all but repeats."""
+
+TELLS = 0.985
+"""Share of the target, on held-out rows, that one column explains in no honest table."""
+
+SURE = 0.998
+"""Share below which three or more features that tell the target are taken for its sensors."""
+
+TELLS_CLASS = 0.97
+"""The same for classes, as Cohen's kappa."""
+
+FEWEST = 10
+"""Rows below which a straight line fits by chance."""
+
+
+def target_in_feature(t: Table) -> Iterator[Finding]:
+    """Find features that alone foretell a target, in whatever form."""
+    features = [c for c in t.of_domain("features") if c.flat.shape[1]]
+    width = sum(c.flat.shape[1] for c in features)
+    if len(t.rows) < FEWEST:
+        return
+    for y, wanted in _targets(t):
+        goal = standardised(y.flat.astype(np.float64)) if y.is_number else None
+        found: list[tuple[float, Finding]] = []
+        for c in features:
+            left = 1.0
+            if goal is not None and c.is_number:
+                left = _left_by_a_line(c.flat, y.flat, goal)
+            elif not c.is_number and not y.is_number and (c.codes == y.codes).all():
+                left = 0.0
+            limit = TOLERANCE if t.tolerance is None else max(t.tolerance, EXACT)
+            if left <= limit:
+                sure = "error" if left <= EXACT else "warning"
+                yield t.finding(
+                    "target_copy", sure if _is_telling(c, y, width) else "info", _every(t),
+                    f"feature {c.key!r} repeats target {y.key!r}, up to an offset, a factor and "
+                    f"{left:.1g} standard deviations", (c.name, y.name), remedy="leave it out",
+                    measure=f"a straight line leaves {left:.1g} of its standard deviation",
+                    picture=_picture(c, y),
+                )  # fmt: skip
+            elif t.tolerance is None and wanted is not None:
+                found = [*found, *_function(t, c, y, wanted, width)]
+        redundant = len(found) >= 3 and all(share < SURE for share, _ in found)
+        for _, finding in found:
+            yield replace(finding, severity="info") if redundant else finding
+
+
+def _left_by_a_line(flat: Array, target: Array, goal: Array) -> float:
+    """Return what a straight line leaves of a target, by the rows where a lone column is known."""
+    known = np.isfinite(flat).all(axis=1) if flat.shape[1] == 1 and flat.dtype.kind == "f" else None
+    if known is None or known.all() or known.sum() < max(FEWEST, 0.3 * len(flat)):
+        return float(affine_residuals(flat, goal).min())
+    return float(affine_residuals(flat[known], standardised(target[known].astype(float))).min())
+
+
+def _is_telling(c: Column, y: Column, width: int) -> bool:
+    """Tell whether one of so many columns would not agree with the target by chance."""
+    log_gamma = require("scipy.special").gammaln
+    arrangements = []
+    for column in (c, y):
+        flat = column.flat[:, 0]
+        counts = np.unique(flat[np.isfinite(flat)], return_counts=True)[1]
+        arrangements.append(log_gamma(counts.sum() + 1) - log_gamma(counts + 1).sum())
+    return bool(min(arrangements) > np.log(width / ALPHA))
+
+
+def _function(
+    t: Table, c: Column, y: Column, wanted: Wanted, width: int
+) -> Iterator[tuple[float, Finding]]:
+    flat = c.flat if c.flat.dtype.kind == "f" else c.flat.astype(np.float64)
+    if not c.is_number and c.flat.max(initial=0) > len(t.rows) / 4:
+        return  # its parts are looked at, see target_in_id
+    found = dict.fromkeys([0], 0.0) | {
+        i: explained(flat[:, i], wanted) for i in likely(flat, wanted)
+    }
+    what = "says"
+    missing = np.isnan(flat)
+    if missing.any():
+        some = np.flatnonzero(missing.any(axis=0))
+        empty = {i: explained(missing[:, i].astype(float), wanted) for i in some}
+        if max(empty.values()) > max(found.values()):
+            found, what = empty, "says by its missing values"
+    best = int(max(found, key=lambda i: found[i]))
+    if found[best] < (TELLS_CLASS if wanted.is_class else TELLS):
+        return
+    element = f"element {best} of " if flat.shape[1] > 1 else ""
+    plain = width == 1 or not _is_telling(c, y, width)
+    yield found[best], t.finding(
+        "target_in_feature", "info" if plain else "warning", _every(t),
+        f"{element}feature {c.key!r} alone {what} what target {y.key!r} is", (c.name, y.name),
+        remedy="leave it out, unless it is known before the target is",
+        measure=f"it explains {found[best]:.1%} of the target, or the target of it, on rows held "
+        "out", picture=_picture(c, y, best),
+    )  # fmt: skip
+
+
+def target_in_features(t: Table) -> Iterator[Finding]:
+    """Find two or three features whose weighted sum, or product, is the target."""
+    if t.quick or t.tolerance is not None:
+        return
+    scalars = [c for c in t.of_domain("features") if c.is_number and c.flat.shape[1] <= 8]
+    labels = [c for c in scalars for _ in range(c.flat.shape[1])]
+    for y, wanted in _targets(t):
+        if wanted is None or wanted.is_class or not 3 <= len(labels) <= 200:
+            continue
+        x = np.concatenate([c.flat for c in scalars], axis=1).astype(np.float64)
+        goal = y.flat[:, 0].astype(np.float64)
+        forms = [("sum", x, goal)]
+        if (goal > 0).all():
+            with np.errstate(all="ignore"):
+                positive = (x > 0).all(axis=0)
+                forms.append(("product", np.log(np.where(positive, x, 1.0)), np.log(goal)))
+        for form, a, b in forms:
+            parts = _parts(a, b, wanted.train, wanted.test)
+            if parts is None:
+                continue
+            columns = dict.fromkeys(labels[i] for i in parts)
+            keys = ", ".join(repr(c.key) for c in columns)
+            yield t.finding(
+                "target_in_features", "warning", _every(t),
+                f"target {y.key!r} is a weighted {form} of features {keys}",
+                [*(c.name for c in columns), y.name],
+                remedy="leave one of them out, unless all are known before the target is",
+                measure="together they leave less than 2 % of its standard deviation on rows "
+                "held out",
+            )  # fmt: skip
+            break
+
+
+def _parts(x: Array, y: Array, train: IntArray, test: IntArray) -> list[int] | None:
+    """Return the 2 or 3 columns that make up y, None where there are none."""
+    kept = np.flatnonzero(np.isfinite(x).all(axis=0) & (x.std(axis=0) > 0))
+    if len(kept) < 2 or len(train) < 3 * len(kept) + 10 or not y.std():
+        return None
+    scaled = (x[:, kept] - x[:, kept].mean(axis=0)) / x[:, kept].std(axis=0)
+    goal = (y - y.mean()) / y.std()
+
+    def fit(some: Array) -> tuple[Array, float]:
+        design = np.concatenate([scaled[:, some], np.ones((len(y), 1))], axis=1)
+        weights = np.linalg.lstsq(design[train], goal[train], rcond=None)[0]
+        left = goal[test] - design[test] @ weights
+        return weights[:-1], float(np.sqrt(np.mean(left**2)))
+
+    weights, left = fit(np.arange(len(kept)))
+    some = np.flatnonzero(np.abs(weights) > 0.03)
+    if left > 0.02 or not 2 <= len(some) <= 3 or fit(some)[1] > 0.02:
+        return None
+    return [int(i) for i in kept[some]]
+
+
+def target_in_id(t: Table) -> Iterator[Finding]:
+    """Find names of rows that tell the target by their parts, numbers or order."""
+    for y, wanted in _targets(t):
+        if wanted is None:
+            continue
+        for c in t.of_domain("features", "tags"):
+            if not c.is_scalar or len(np.unique(c.codes)) < 0.9 * len(t.rows):
+                continue
+            if c.is_number and (c.domain == "features" or not _is_counter(c.values)):
+                continue  # a feature that is a number has been looked at
+            for how, (codes, _) in readings(c.values).items():
+                share = explained(codes.astype(float), wanted)
+                if share >= (TELLS_CLASS if wanted.is_class else TELLS):
+                    yield t.finding(
+                        "target_in_id", "warning", _every(t),
+                        f"{c.key!r} names rows by their target {y.key!r}{how}", (c.name, y.name),
+                        remedy="leave it out, and do not split or sort by it",
+                        measure=f"it explains {share:.1%} of the target on rows held out",
+                    )  # fmt: skip
+                    break
+
+
+def _targets(t: Table) -> Iterator[tuple[Column, Wanted | None]]:
+    """Yield targets, scalar ones with the rows that predictions are tested on."""
+    n = len(t.rows)
+    if t.main_sides:
+        train, test = t.main_sides[0].train, t.main_sides[0].test
+    else:
+        mix = np.random.default_rng(0).permutation(n)
+        train, test = mix[: n // 2], mix[n // 2 :]
+    for c in t.of_domain("targets"):
+        wanted = None
+        if c.is_scalar and len(test) >= 8 and (not c.is_number or np.isfinite(c.values).all()):
+            levels = len(np.unique(c.codes))
+            is_class = not c.is_number or (c.values.dtype.kind in "biu" and levels <= FEW)
+            if levels > 1:
+                wanted = Wanted(c.flat[:, 0].astype(np.float64), train, test, is_class)
+        if c.flat.shape[1]:
+            yield c, wanted
+
+
+def _every(t: Table) -> IntArray:
+    return np.arange(len(t.fs))
+
+
+def _is_counter(values: Array) -> bool:
+    """Tell whether numbers count rows: all different and evenly spaced."""
+    steps = np.diff(np.sort(values.astype(np.float64)))
+    return bool(len(steps)) and bool(steps.min() > 0) and bool(steps.max() <= 3 * np.median(steps))
+
+
+def _picture(c: Column, y: Column, element: int = 0) -> str:
+    return scatter(c.flat[:, element], y.flat[:, 0]) if y.flat.shape[1] and len(c.flat) else ""
+
+
+def affine_residuals(values: Array, targets: Array) -> Array:
+    """Return what the best column leaves of each standardised target, by offset and factor.
+
+    Returns
+    -------
+    ndarray, shape (n_targets,)
+        In standard deviations of the target: 0 for a copy, 1 for no relation.
+    """
+    best = np.abs(standardised(values).T @ targets).max(axis=0)
+    left: Array = np.sqrt(np.clip(1.0 - np.square(best), 0.0, 1.0))
+    return left
+
+
+def standardised(values: Array) -> Array:
+    """Return columns of mean 0 and length 1; 0 where they are constant or not finite."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = np.subtract(values, values.mean(axis=0, dtype=np.float64), dtype=np.float64)
+        length = np.sqrt(np.einsum("ij,ij->j", found, found))
+    known = np.isfinite(length) & (length > 0)
+    return np.where(known, found, 0.0) / np.where(known, length, 1.0)
