@@ -42,6 +42,7 @@ def not_finite(t: Table) -> Iterator[Finding]:
             rows = every[~finite.reshape(len(finite), -1).all(axis=1)]
             yield t.finding(
                 "not_finite", "warning", rows,
-                f"{spec.key!r} ({spec.rep}) holds NaN or infinity in {len(rows)} rows", (spec.name,),
+                f"{spec.key!r} ({spec.rep}) holds NaN or infinity in {len(rows)} rows",
+                (spec.name,),
                 remedy="fill them or drop them", measure=f"{len(rows)} rows are not finite",
             )  # fmt: skip
