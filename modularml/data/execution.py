@@ -114,7 +114,7 @@ class Layout:
         Label and node id of each loss.
     flows : mapping of (str, str) to Flow
         Where the domains of each node come from, by (node id, domain); for ``outputs`` the targets
-        whose units they have.
+        whose units they have, for ``truth`` those that they are compared with.
     adapters : tuple of BackendAdapter
         One for each output: of the framework of its node.
     labels : mapping of str to str
@@ -303,7 +303,10 @@ class ExecutionContext:
         -------
         ndarray, shape (n, ...), or None
         """
-        return self._read(self._layout().flows.get((node_id, domain)), role)
+        flows = self._layout().flows
+        if domain == "targets" and (node_id, "truth") in flows:
+            domain = "truth"
+        return self._read(flows.get((node_id, domain)), role)
 
     def batch(self, node_id: str) -> Batch:
         """Return all that belongs to a node's rows as one batch."""

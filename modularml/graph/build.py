@@ -76,9 +76,15 @@ def build_nodes(nodes: Sequence[ComputeNode], tails: set[str], *, force: bool = 
 
 
 def columns_shape(
-    ref: FeatureSetReference, domain: str, label: str, *, numbers: bool = True, flat: bool = False
+    ref: FeatureSetReference,
+    domain: str,
+    label: str,
+    *,
+    numbers: bool = True,
+    flat: bool = False,
+    columns: Sequence[str] | None = None,
 ) -> Shape:
-    """Return the shape of one sample of the stacked columns of a reference.
+    """Return the shape of one sample of the stacked columns of a reference, or of some of them.
 
     With `numbers`, columns that hold none are refused. With `flat`, columns of unlike shape stand
     side by side in one row.
@@ -91,7 +97,7 @@ def columns_shape(
         If the columns have unlike shapes.
     """
     schema = ref.resolve().collection.schema
-    columns = ref.columns(domain)
+    columns = ref.columns(domain) if columns is None else columns
     if not columns:
         raise GraphError(
             f"node {label!r} reads no {domain} of {ref.node_label!r}; name some in the reference"
@@ -156,7 +162,9 @@ def _target_shape(flow: Flow, *, numbers: bool = True) -> Shape | None:
     if isinstance(flow, Leaf):
         source = flow.source
         try:
-            return columns_shape(source.ref, "targets", source.node_id, numbers=numbers)
+            return columns_shape(
+                source.ref, "targets", source.node_id, numbers=numbers, columns=flow.columns
+            )
         except ShapeError:
             return None
     if isinstance(flow, Merged):

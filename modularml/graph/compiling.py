@@ -28,7 +28,7 @@ from modularml.graph.node import ComputeNode
 from modularml.graph.plan import Crossing, InputSlot, LossOp, StepPlan
 from modularml.graph.program import Program, converted
 from modularml.graph.segments import backends_of, in_segments, readers_of
-from modularml.graph.units import output_flow
+from modularml.graph.units import unit_flows
 from modularml.graph.weighing import weighing_of
 from modularml.training import AppliedLoss
 
@@ -340,7 +340,7 @@ class _Compiler(LossReading):
         layout = Layout(
             outputs,
             on,
-            self.flows | {(n.node_id, "outputs"): output_flow(n, self.flows) for n in self.nodes},
+            self.flows | {k: f for n in self.nodes for k, f in unit_flows(n, self.flows).items()},
             tuple(self._program(i).adapter for i, _ in outputs),
             {n.node_id: n.label for n in self.nodes},
             training=self.training,

@@ -8,11 +8,20 @@ from typing import Any
 from modularml.data.execution import Flow, Leaf, Source
 from modularml.data.references import FeatureSetReference
 from modularml.data.schema import SampleSchema
-from modularml.errors import UnknownNameError
+from modularml.data.selectors import as_list
+from modularml.errors import LossError, UnknownNameError
 from modularml.graph.node import ComputeNode
 from modularml.training import AppliedLoss, LossInput
 
-__all__ = ["column_above", "flows_of", "is_integer", "leaves", "pick_column", "resolve_id"]
+__all__ = [
+    "column_above",
+    "flows_of",
+    "is_integer",
+    "leaves",
+    "loss_inputs",
+    "pick_column",
+    "resolve_id",
+]
 
 
 def flows_of(nodes: Sequence[ComputeNode]) -> dict[tuple[str, str], Flow]:
@@ -28,7 +37,21 @@ def flows_of(nodes: Sequence[ComputeNode]) -> dict[tuple[str, str], Flow]:
         for domain in ("features", "targets", "tags"):
             parts = [_flow_in(node, ref, domain, flows) for ref in node.upstream_refs]
             flows[node.node_id, domain] = node.flow(domain, parts)
+        if (named := as_list(getattr(node, "targets", None))) and flows[node.node_id, "features"]:
+            flows[node.node_id, "targets"] = _named_targets(node, named, flows)
     return flows
+
+
+def _named_targets(node: ComputeNode, named: Sequence[str], flows: Mapping[Any, Flow]) -> Flow:
+    """Return the target columns that a node names, of one FeatureSet that it reads."""
+    known: list[str] = []
+    for leaf in leaves(flows[node.node_id, "features"]):
+        schema = leaf.source.ref.resolve().collection.schema
+        found = [_column_named(name, schema, "targets") for name in named]
+        if None not in found:
+            return Leaf(leaf.source, tuple(map(str, found)))
+        known += [name for name, spec in schema.columns.items() if spec.domain == "targets"]
+    raise UnknownNameError(f"targets of node {node.label!r}", ", ".join(named), known)
 
 
 def _flow_in(node: ComputeNode, ref: Any, domain: str, flows: Mapping[Any, Flow]) -> Flow:
@@ -93,12 +116,48 @@ def column_above(
     raise UnknownNameError(kind, column, known)
 
 
-def _column_named(text: str, schema: SampleSchema) -> str | None:
+def loss_inputs(
+    applied: AppliedLoss,
+    roles: Sequence[str],
+    nodes: Mapping[str, ComputeNode],
+    flows: Mapping[Any, Flow],
+) -> list[LossInput]:
+    """Return what a loss reads, where ``targets.x`` may be the role or the column ``x``.
+
+    Raises
+    ------
+    LossError
+        If it is neither.
+    """
+    found = []
+    for item in applied.parsed:
+        here = item.node is None or item.node in nodes
+        plain = item.domain == "outputs" or item.column is not None or item.role is None
+        on = nodes.get(str(item.node), nodes.get(applied.on))
+        if plain or on is None or (here and item.role in roles):
+            found.append(item)
+            continue
+        column, source = f"{item.domain}.{item.role}", None if here else item.node
+        asked = LossInput(item.node if here else None, item.domain, None, column, source)
+        try:
+            pick_column(applied, asked, flows, on)
+        except UnknownNameError as error:
+            raise LossError(
+                f"loss {applied.label!r} on node {applied.on!r} asks for {column!r}: the sampler "
+                f"does not give the role {item.role!r} (its roles are {list(roles)}), and there is "
+                f"no such column: {error}"
+            ) from error
+        found.append(asked)
+    return found
+
+
+def _column_named(text: str, schema: SampleSchema, domain: str | None = None) -> str | None:
     """Find a column by ``domain.key.rep``, ``domain.key``, ``key.rep`` or ``key``."""
-    for name, spec in schema.columns.items():
+    columns = {n: c for n, c in schema.columns.items() if domain in (None, c.domain)}
+    for name, spec in columns.items():
         if text in (name, f"{spec.key}.{spec.rep}"):
             return name
-    for spec in schema.columns.values():
+    for spec in columns.values():
         if text in (spec.key, f"{spec.domain}.{spec.key}"):
             return schema.newest(spec.domain, spec.key)
     return None

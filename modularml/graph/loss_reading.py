@@ -15,7 +15,7 @@ from modularml._typing import Shape
 from modularml.backends import Backend, BackendAdapter
 from modularml.data.execution import Flow, Leaf, Merged, Source, Weighing
 from modularml.errors import LossError, NotFittedError, ShapeError, UnknownNameError, closest
-from modularml.graph.flows import is_integer, pick_column
+from modularml.graph.flows import is_integer, loss_inputs, pick_column
 from modularml.graph.loss_calls import (
     check_call,
     check_values,
@@ -86,7 +86,7 @@ class LossReading(ABC):
         """Say what weighs the samples, or the batches, of a loss, and note it for the layout."""
         reads = [
             (self._node_named(i.node or applied.on, applied), self._role(applied, i.role))
-            for i in applied.parsed
+            for i in self._inputs(applied)
         ]
         reads = [(on, reads[0][1]), *reads]
         found = weighing_of(applied, reads, self.flows, self.weighted)
@@ -107,11 +107,12 @@ class LossReading(ABC):
         one number a sample, beside class numbers, are one-dimensional as these are.
         """
         program, out = self._program(on.node_id), on.output_shape or ()
-        flows = [self._loss_flow(applied, on, item) for item in applied.parsed]
+        read = self._inputs(applied)
+        flows = [self._loss_flow(applied, on, item) for item in read]
         fits = [None if flow is None else self._fit(applied, on, flow) for flow in flows]
         flat = any(fit is not None and fit[1] == () for fit in fits)
         args = []
-        for item, flow, fit in zip(applied.parsed, flows, fits, strict=True):
+        for item, flow, fit in zip(read, flows, fits, strict=True):
             role = self._role(applied, item.role)
             if flow is not None and fit is not None:
                 dtype, shape = fit
@@ -149,11 +150,15 @@ class LossReading(ABC):
         for applied in losses:
             on = self._node_named(applied.on, applied)
             check_call(applied, applied.loss.resolve(self.backends[on.node_id]))
-            for item in applied.parsed:
+            for item in self._inputs(applied):
                 self._role(applied, item.role)
                 node = on if item.node is None else self._node_named(item.node, applied)
                 if item.domain != "outputs" and item.column is None:
                     self._asked(applied, node, item)
+
+    def _inputs(self, applied: AppliedLoss) -> list[LossInput]:
+        nodes = {name: n for n in self.nodes for name in (n.label, n.node_id)}
+        return loss_inputs(applied, self.roles, nodes, self.flows)
 
     def _asked(self, applied: AppliedLoss, node: ComputeNode, item: LossInput) -> Flow:
         """Return where the values come from that a loss asks for."""

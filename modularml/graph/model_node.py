@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from modularml._typing import Shape
+from modularml._typing import Columns, Shape
 from modularml.backends import Backend, BackendAdapter, adapter_for, backend_of
 from modularml.backends.accelerator import Accelerator
+from modularml.config import decode, encode
 from modularml.data.batch import Batch, RoleData, SampleData, as_numpy
 from modularml.data.execution import ExecutionContext, Flow
 from modularml.errors import (
@@ -38,6 +39,11 @@ class ModelNode(ComputeNode):
         Moves this node alone; not needed where the graph has one.
     accelerator : Accelerator or str, optional
         Where this node alone runs, whatever the device of the phase.
+    targets : str or list of str, optional
+        Target columns that the node predicts: it is compared with these alone, and its outputs are
+        unscaled as these. Where none are named, those count that a loss pairs with its outputs, or
+        else all that its inputs have. Several outputs of one target, such as quantiles, are each
+        unscaled where it is named here; scores of classes never are.
     node_id, register
         Used when a node is rebuilt.
 
@@ -59,6 +65,7 @@ class ModelNode(ComputeNode):
         optimizer: Optimizer | None = None,
         *,
         accelerator: Accelerator | str | None = None,
+        targets: Columns = None,
         node_id: str | None = None,
         register: bool = True,
     ) -> None:
@@ -74,6 +81,8 @@ class ModelNode(ComputeNode):
         self._optimizer = optimizer
         self._freeze = False
         self._drives: Any = None
+        self.targets = targets
+        self.paired: tuple[tuple[str, ...], bool] | None = None
         super().__init__(label, [upstream_ref], node_id=node_id, register=register)
 
     # -- what it is ---------------------------------------------------------------------------
@@ -329,14 +338,16 @@ class ModelNode(ComputeNode):
 
     def get_config(self) -> dict[str, Any]:
         """Return label, model, upstream and optimizer as plain data."""
-        return {**super().get_config(), "frozen": self._freeze}
+        return {**super().get_config(), "frozen": self._freeze, "paired": encode(self.paired)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], *, register: bool = True) -> ModelNode:
         """Make a node from its config, with new weights."""
         node: ModelNode = super().from_config(
-            {name: value for name, value in config.items() if name != "frozen"}, register=register
+            {name: value for name, value in config.items() if name not in ("frozen", "paired")},
+            register=register,
         )
+        node.paired = decode(config.get("paired"))
         if config.get("frozen"):
             node.freeze()
         return node
@@ -364,6 +375,7 @@ class ModelNode(ComputeNode):
             "upstream_ref": self.upstream_ref,
             "optimizer": self._optimizer,
             "accelerator": self.accelerator,
+            "targets": self.targets,
         }
 
     def _tensor(self, data: SampleData) -> Any:

@@ -23,7 +23,7 @@ from modularml.graph.inputs import stacked
 from modularml.graph.labels import decoded
 from modularml.graph.plan import InputSlot
 from modularml.graph.running import GraphRunning
-from modularml.graph.units import invert_leaf, needs_rows, scaled_target
+from modularml.graph.units import check_clear, invert_leaf, needs_rows, scaled_target
 
 __all__ = ["predict"]
 
@@ -83,10 +83,15 @@ def _finished(
     fmt: str,
     decode: bool,
 ) -> Any:
-    values, targets = np.concatenate(parts), flows[node.node_id, "targets"]
+    values = np.concatenate(parts)
     if decode:
+        own = flows[node.node_id, "targets"]
+        targets = flows.get((node.node_id, "truth"), own)
         return convert_array(decoded(node.label, targets, values)[:, None], fmt)
-    leaf = scaled_target(flows[node.node_id, "outputs"]) if unscale else None
+    leaf = None
+    if unscale:
+        check_clear(flows, node.node_id, node.label)
+        leaf = scaled_target(flows[node.node_id, "outputs"])
     if leaf is not None:
         values = invert_leaf(leaf, values, reader.ids(leaf) if needs_rows(leaf) else None)
     return convert_array(values, fmt)

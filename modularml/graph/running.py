@@ -24,6 +24,7 @@ from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
 from modularml.graph.plan import StepPlan
 from modularml.graph.plan_key import PlanKey
+from modularml.graph.units import pairings
 from modularml.training import AppliedLoss, Optimizer
 
 __all__ = ["GraphRunning", "run_step"]
@@ -162,6 +163,7 @@ class GraphRunning(GraphMembers):
             entry = self._plans.get(asked)
             if entry is None or entry[0] != self._plan_key(losses, nodes, training):
                 running = [a for a in losses if self.get_node(a.on) in nodes]
+                self._pair(nodes, running, roles, training=training)
                 facts: dict[str, Any] = {"roles": roles, "together": together, "weighted": weighted}
                 facts |= {"training": training, "compiles": options.compile}
                 plan = self._compile(running, nodes, only, fits, **facts)
@@ -196,6 +198,7 @@ class GraphRunning(GraphMembers):
             )
         with self._ctx_of_run():
             check_losses(nodes, asked, roles)
+            self._pair(nodes, asked, roles, training=training)
         models = [n for n in nodes if isinstance(n, ModelNode)]
         if training:
             self.check_weights(asked, learners(models, ()))
@@ -215,6 +218,22 @@ class GraphRunning(GraphMembers):
                 check_weights(self._nodes[node_id], method, own)
 
     # -- within -------------------------------------------------------------------------------
+
+    def _pair(
+        self,
+        nodes: Sequence[ComputeNode],
+        losses: Sequence[AppliedLoss],
+        roles: Sequence[str],
+        *,
+        training: bool,
+    ) -> None:
+        """Let nodes remember the columns that losses compare them with, of a training above all."""
+        for node_id, pairing in pairings(nodes, losses, roles).items():
+            node = self._nodes[node_id]
+            if isinstance(node, ModelNode) and (training or node.paired is None):
+                if node.paired != pairing:
+                    self._plans.clear()
+                node.paired = pairing
 
     def _running(self, active: Iterable[str | GraphNode] | None) -> list[ComputeNode]:
         if active is None:

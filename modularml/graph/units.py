@@ -3,34 +3,110 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
 
-from modularml._typing import Array
+import numpy as np
+
+from modularml._typing import Array, Shape
 from modularml.data.execution import ExecutionContext, Flow, Leaf
-from modularml.errors import ScalerError
-from modularml.graph.flows import leaves
+from modularml.data.schema import TRANSFORMED
+from modularml.errors import ScalerError, UnknownNameError
+from modularml.graph.flows import flows_of, leaves, loss_inputs, pick_column
 from modularml.graph.labels import is_encoded
 from modularml.graph.node import ComputeNode
+from modularml.graph.segments import backends_of
+from modularml.training import AppliedLoss
+from modularml.training.loss import CLASS_INDEX, CLASS_SET, SHARES
 
-__all__ = ["output_flow", "scaled_target", "to_own_units"]
+__all__ = ["check_clear", "pairings", "scaled_target", "to_own_units", "unit_flows"]
 
 
-def output_flow(node: ComputeNode, flows: Mapping[tuple[str, str], Flow]) -> Flow:
-    """Return the targets whose units a node's outputs have.
+Pairing: TypeAlias = tuple[tuple[str, ...], bool]
+"""Columns that a loss pairs with a node's outputs, and whether these are scores of classes."""
 
-    None where outputs have another size, or are those of a transformer, clusterer or classifier,
-    and where targets are numbers of classes.
+
+def pairings(
+    nodes: Sequence[ComputeNode], losses: Iterable[AppliedLoss], roles: Sequence[str]
+) -> dict[str, Pairing | None]:
+    """Return by id what losses pair with the outputs of nodes; None where they disagree."""
+    flows, found = flows_of(nodes), dict[str, Pairing | None]()
+    frameworks = backends_of(nodes)
+    by_name = {name: n for n in nodes for name in (n.label, n.node_id)}
+    for applied in losses:
+        read = loss_inputs(applied, roles, by_name, flows)
+        outputs = [i for i in read if i.domain == "outputs" and i.column is None]
+        others = [i for i in read if i not in outputs and i.domain != "tags"]
+        if len(outputs) != 1 or len(others) != 1 or applied.on not in by_name:
+            continue
+        on = by_name[applied.on]
+        node, asked = by_name.get(outputs[0].node or "", on), by_name.get(others[0].node or "", on)
+        flow = flows[asked.node_id, others[0].domain]
+        if others[0].column is not None:
+            try:
+                flow = pick_column(applied, others[0], flows, asked)
+            except UnknownNameError:  # a scaler may make it yet
+                continue
+        columns = tuple(c.rpartition(".")[0] for leaf in leaves(flow) for c in leaf.columns)
+        applied.loss.resolve(frameworks[on.node_id])
+        name = getattr(applied.loss.cls, "__name__", "")
+        pairing = columns, name in CLASS_INDEX | SHARES | CLASS_SET
+        known = found.setdefault(node.node_id, pairing)
+        found[node.node_id] = pairing if known == pairing else None
+    return found
+
+
+def unit_flows(
+    node: ComputeNode, flows: Mapping[tuple[str, str], Flow]
+) -> dict[tuple[str, str], Flow]:
+    """Return what a node's outputs stand for.
+
+    ``outputs`` are the target columns whose units they have, ``truth`` those that they are compared
+    with, and ``unclear`` scaled ones where nothing says whether outputs have their units.
     """
-    flow, sizes = flows.get((node.node_id, "targets")), []
-    if any(map(is_encoded, leaves(flow))):
-        return None
-    for leaf in leaves(flow):
+    here, own = node.node_id, flows.get((node.node_id, "targets"))
+    model, known = getattr(node, "model", None), getattr(node, "paired", None)
+    found = own if known is None else _columns_of(known[0], own, node, flows)
+    names = [column for leaf in leaves(found) for column in leaf.columns]
+    compared = found is not own and all(name.startswith("targets.") for name in names)
+    truth = {(here, "truth"): found} if compared else {}
+    scores = not getattr(model, "predicts_targets", True) or (known is not None and known[1])
+    scores = scores or any(map(is_encoded, leaves(found)))
+    if scores or not names or (known is None and _is_read(node)):
+        return {**truth, (here, "outputs"): None}
+    sizes = [len(leaf.columns) * math.prod(_shape(leaf)) for leaf in leaves(found)]
+    width, one = math.prod(node.output_shape or ()), len(set(names)) == 1
+    fits = width in {*sizes, sum(sizes)}
+    each = one and getattr(node, "targets", None) is not None and width % sizes[0] == 0
+    if each or (fits and (one or known is not None or hasattr(model, "fit"))):
+        return {**truth, (here, "outputs"): found}
+    if any(name.endswith(f".{TRANSFORMED}") for name in names) and (fits or one or known):
+        truth[here, "unclear"] = found
+    return {**truth, (here, "outputs"): None}
+
+
+def _is_read(node: ComputeNode) -> bool:
+    """Tell whether another node of the context reads this one."""
+    nodes = node.context.available_computenodes.values()
+    return any(ref.node_label == node.label for other in nodes for ref in other.node_refs)
+
+
+def _shape(leaf: Leaf) -> Shape:
+    return leaf.source.ref.resolve().collection.schema[leaf.columns[0]].shape  # type: ignore[no-any-return]
+
+
+def _columns_of(
+    names: Sequence[str], own: Flow, node: ComputeNode, flows: Mapping[tuple[str, str], Flow]
+) -> Flow:
+    """Return columns named ``domain.key``, in the representation that the node's inputs have."""
+    if tuple(c.rpartition(".")[0] for leaf in leaves(own) for c in leaf.columns) == tuple(names):
+        return own
+    for leaf in leaves(flows[node.node_id, "features"]):
         schema = leaf.source.ref.resolve().collection.schema
-        sizes.append(len(leaf.columns) * math.prod(schema[leaf.columns[0]].shape))
-    fits = math.prod(node.output_shape or ()) in {*sizes, sum(sizes)}
-    is_target = getattr(getattr(node, "model", None), "predicts_targets", True)
-    return flow if fits and is_target else None
+        if all(schema.reps(*name.split(".")) for name in names):
+            return Leaf(leaf.source, tuple(schema.newest(*name.split(".")) for name in names))
+    return own
 
 
 def scaled_target(flow: Flow) -> Leaf | None:
@@ -65,8 +141,12 @@ def to_own_units(
     layout = ctx.layout
     if layout is None:
         return values
-    targets = layout.flows.get((node_id, "targets"))
-    leaf = scaled_target(layout.flows.get((node_id, domain), targets))
+    targets = layout.flows.get((node_id, "truth"), layout.flows.get((node_id, "targets")))
+    if domain == "targets":
+        leaf = scaled_target(targets)
+    else:
+        check_clear(layout.flows, node_id, layout.labels[node_id])
+        leaf = scaled_target(layout.flows.get((node_id, domain), targets))
     if leaf is None:
         return values
     fs = layout.views[leaf.source].source  # whatever context is active by now
@@ -74,17 +154,37 @@ def to_own_units(
     return invert_leaf(leaf, values, ids, fs)
 
 
+def check_clear(flows: Mapping[tuple[str, str], Flow], node_id: str, label: str) -> None:
+    """Refuse to unscale outputs where nothing says whether they have the units of targets."""
+    for leaf in leaves(flows.get((node_id, "unclear"))):
+        keys = [name.split(".")[1] for name in leaf.columns]
+        raise ScalerError(
+            f"it is not clear whether outputs of node {label!r} have the units of the scaled "
+            f"targets {keys}: name what they predict, ModelNode({label!r}, ..., "
+            f"targets={keys[0]!r}) (several outputs of one target, such as quantiles, are each "
+            "unscaled then), or pass unscale=False"
+        )
+
+
 def invert_leaf(leaf: Leaf, values: Array, sample_uuids: Any = None, fs: Any = None) -> Array:
-    """Undo the scaling of some target columns, of the set that the leaf names by default."""
+    """Undo the scaling of some columns, of the set that the leaf names by default.
+
+    Several values of one column, such as quantiles, are each unscaled.
+    """
     fs = fs or leaf.source.ref.resolve()
+    domain = leaf.columns[0].split(".")[0]
     keys = [name.split(".")[1] for name in leaf.columns]
-    return fs.unscale_data_for_cols(  # type: ignore[no-any-return]
-        data=values, domain="targets", columns=keys, sample_uuids=sample_uuids
-    )
+    width = len(keys) * math.prod(fs.collection.schema[leaf.columns[0]].shape)
+    undo = partial(fs.unscale_data_for_cols, domain=domain, columns=keys, sample_uuids=sample_uuids)
+    if values[:1].size in (0, width):
+        return undo(data=values)  # type: ignore[no-any-return]
+    parts = values.reshape(len(values), -1, width)
+    found = [undo(data=parts[:, i]) for i in range(parts.shape[1])]
+    return np.stack(found, axis=1).reshape(values.shape)
 
 
 def needs_rows(leaf: Leaf, fs: Any = None) -> bool:
     """Tell whether a scaler on these columns needs facts of each row to be inverted."""
     fs = fs or leaf.source.ref.resolve()
-    keys = {name.split(".")[1] for name in leaf.columns}
-    return any(r.needs_rows for r in fs.scaler_records if set(r.keys) & keys)
+    keys, domain = {name.split(".")[1] for name in leaf.columns}, leaf.columns[0].split(".")[0]
+    return any(r.needs_rows for r in fs.scaler_records if r.domain == domain and set(r.keys) & keys)

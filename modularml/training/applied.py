@@ -53,6 +53,8 @@ class LossInput:
     def parse(cls, item: Any) -> LossInput:
         """Read ``outputs``, ``targets.anchor``, ``<node>.outputs``, a column or a reference.
 
+        Whether ``anchor`` is a role or the key of a column is seen once the roles are known.
+
         Raises
         ------
         ConfigError
@@ -85,6 +87,8 @@ class LossInput:
             if len(parts) > -at and parts[at] in DOMAINS:
                 role = parts[-1] if at == -2 else None
                 return cls(".".join(parts[:at]), parts[at], role)
+        if len(parts) > 3 and parts[-3] in DOMAINS[1:]:
+            return cls(None, parts[-3], None, ".".join(parts[-3:]), ".".join(parts[:-3]))
         if len(parts) <= 2:
             return cls(None, "features", None, item)
         raise ConfigError(f"loss input {item!r} cannot be read; {_EXPECTED}")
@@ -107,7 +111,9 @@ class AppliedLoss(Configurable):
     inputs : list or dict
         What the loss gets: by position, or by keyword. Each item is ``outputs``, ``targets``,
         ``features`` or ``tags`` of the node, one of them with ``.<role>``, another node's as
-        ``<label>.outputs``, a column of an upstream FeatureSet, or a reference.
+        ``<label>.outputs``, a column of an upstream FeatureSet by any selector (``rul``,
+        ``rul.raw``, ``targets.rul``, with the label of the set before), or a reference. A name
+        that is both a role and a key is the role.
     weight : float
         Multiplies the loss.
     label : str, optional

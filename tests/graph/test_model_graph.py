@@ -411,7 +411,7 @@ class TestEdits:
         x, y = arrays(n=20)
         one, two = featureset(x, y, "one"), featureset(x, 3 * y, "two")
         nodes = [mm.ModelNode("a", mlp(seed=1), one), mm.ModelNode("b", mlp(seed=2), two)]
-        merged = mm.ConcatNode("both", nodes, concat_axis_targets=nodes[1])
+        merged = mm.ConcatNode("both", nodes, concat_axis_targets=nodes[1], align_on="position")
         net = mm.ModelNode("net", mlp(d=2), merged)
         graph = mm.ModelGraph([*nodes, merged, net], adam())
         graph.replace_node("b", mm.ModelNode("c", mlp(seed=3), two))
