@@ -15,6 +15,7 @@ from modularml.data.ids import id_texts
 from modularml.data.samples import SampleData
 from modularml.data.schema import DOMAINS, ColumnSpec
 from modularml.data.selectors import newest, select
+from modularml.errors import UnknownNameError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -240,6 +241,22 @@ class SampleCollectionMixin:
     ) -> dict[str, np.dtype[Any]]:
         """Return the dtype of each tag column."""
         return self._of_specs("dtype", "tags", include_domain_prefix, include_rep_suffix)
+
+    def get_element_names(self, column: str, rep: str | None = None) -> list[str] | None:
+        """Return the names of the elements of an array column; None where they have none.
+
+        Those of a representation that selects or makes columns are the names that it gives them.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is no such column, or it is not the only one that fits.
+        """
+        found = self._select(column, rep=rep)
+        if len(found) != 1:
+            raise UnknownNameError("single column", column, found)
+        elements = self.collection.schema[found[0]].elements
+        return None if elements is None else list(elements)
 
     # -- within -------------------------------------------------------------------------------
 

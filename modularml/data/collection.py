@@ -17,7 +17,7 @@ from modularml.data.columns import to_arrow, to_numpy, value_bytes
 from modularml.data.formats import stack
 from modularml.data.ids import IdArray, check_ids, id_array, ids_from_texts, make_ids
 from modularml.data.mapping import Maps, release, write_columns
-from modularml.data.schema import RAW, SAMPLE_UUIDS, SampleSchema
+from modularml.data.schema import RAW, SAMPLE_UUIDS, SampleSchema, described
 from modularml.errors import DataError
 
 __all__ = ["SampleCollection"]
@@ -62,7 +62,11 @@ class SampleCollection:
     ) -> None:
         names = table.column_names
         arrays = [_one_array(table.column(i), name) for i, name in enumerate(names)]
-        self._set(pa.Table.from_arrays(arrays, names=names), maps or {}, masks)
+        fields = [
+            pa.field(f.name, a.type, metadata=f.metadata)
+            for f, a in zip(table.schema, arrays, strict=True)
+        ]
+        self._set(pa.Table.from_arrays(arrays, schema=pa.schema(fields)), maps or {}, masks)
         if schema is not None and dict(schema.columns) != dict(self.schema.columns):
             raise DataError(_differences(schema, self.schema))
         if SAMPLE_UUIDS in names:
@@ -199,6 +203,11 @@ class SampleCollection:
 
         return self._with(*write_columns(pieces(), self.n_samples))
 
+    def described(self, facts: Mapping[str, Mapping[str, Any]]) -> SampleCollection:
+        """Return a collection whose columns are described: kind, unit, elements by full name."""
+        schema = described(self.table.schema, facts)
+        return self._next(pa.Table.from_arrays(self.table.columns, schema=schema))
+
     def without_columns(self, names: Sequence[str]) -> SampleCollection:
         """Return a collection that lacks these columns."""
         gone = set(names)
@@ -280,8 +289,11 @@ class SampleCollection:
 
     def _with(self, arrays: Mapping[str, pa.Array], maps: Maps) -> SampleCollection:
         held = dict(zip(self.table.column_names, self.table.columns, strict=True))
+        fields = {field.name: field for field in self.table.schema}
+        fields |= {name: pa.field(name, array.type) for name, array in arrays.items()}
         kept = {name: m for name, m in self.maps.items() if name not in arrays}
-        return self._next(pa.table({**held, **arrays}), {**kept, **maps})
+        table = pa.table({**held, **arrays}, schema=pa.schema(fields.values()))
+        return self._next(table, {**kept, **maps})
 
     def _next(self, table: pa.Table, maps: Maps | None = None) -> SampleCollection:
         """Return a collection of a table with the same rows, whose columns are sound."""

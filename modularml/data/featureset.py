@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -44,8 +44,23 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
         Unique within the experiment.
     collection : SampleCollection
         The rows. Use `from_dict`, `from_pandas` and the like to make one.
+    kind : mapping of str to str, optional
+        ``number``, ``category`` (integers that are codes, flags, or text), ``time``, ``text`` or
+        ``sequence``, by key; by default what the dtype says. Every constructor takes these three.
+    unit : mapping of str to str, optional
+        Of the values of a column, by key.
+    element_names : mapping of str to sequence of str, optional
+        Names of the elements of an array column (wavelengths, genes), by key; see
+        `get_element_names`.
     **kwargs
         ``node_id`` and ``register``, used when a set is rebuilt.
+
+    Raises
+    ------
+    UnknownNameError
+        If a key is not there.
+    DataError
+        If a kind does not go with the dtype, or names with the shape, of a column.
 
     Examples
     --------
@@ -59,9 +74,21 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
 
     artifact_kind = "fs"
 
-    def __init__(self, label: str, collection: SampleCollection, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        label: str,
+        collection: SampleCollection,
+        *,
+        kind: Mapping[str, str] | None = None,
+        unit: Mapping[str, str] | None = None,
+        element_names: Mapping[str, Sequence[str]] | None = None,
+        **kwargs: Any,
+    ) -> None:
         allowed = "a SampleCollection; FeatureSet.from_dict, from_pandas and the like make one"
         self._collection = expect("collection", collection, SampleCollection, allowed)
+        facts = {"kind": kind, "unit": unit, "elements": element_names}
+        if any(facts.values()):
+            self._collection = _described(self._collection, facts)
         self._splits: dict[str, IntArray] = {}
         self._whole: FeatureSetView | None = None
         self._views: dict[str, tuple[IntArray, FeatureSetView]] = {}
@@ -462,3 +489,18 @@ def _entries(allow: Iterable[str]) -> list[str]:
 
 
 config_registry.register("FeatureSet", FeatureSet, overwrite=True)
+
+
+def _described(
+    collection: SampleCollection, given: Mapping[str, Mapping[str, Any] | None]
+) -> SampleCollection:
+    """Return a collection with facts on raw columns, which are given by what they are and key."""
+    schema, facts = collection.schema, dict[str, dict[str, Any]]()
+    for what, by_key in given.items():
+        for key, value in (by_key or {}).items():
+            spec = schema[f"{schema.domain_of(key)}.{key}.{RAW}"]
+            now = {"kind": spec.kind, "unit": spec.unit, "elements": spec.elements}
+            facts.setdefault(spec.name, now)[what] = (
+                [str(name) for name in value] if what == "elements" else value
+            )
+    return collection.described(facts)

@@ -119,6 +119,10 @@ def _scaler_record(data: dict[str, Any], collection: SampleCollection) -> Scaler
     schema = collection.schema.columns
     _check(all(name in schema for name in targets), "a scaler record has unknown targets")
     if outputs is not None:
+        lists = isinstance(outputs, list | tuple) and all(
+            isinstance(own, list | tuple) and all(type(i) is int for i in own) for own in outputs
+        )
+        _check(lists, "a scaler record has columns that belong to no key")
         outputs = tuple(map(tuple, outputs))
         places = sorted(place for places in outputs for place in places)
         fits = len(outputs) == len(data["keys"]) and places == list(range(len(places)))

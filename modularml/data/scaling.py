@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import numpy as np
 from modularml._typing import Array, IntArray
 from modularml._warning import warn
 from modularml.data.formats import common_dtype, stack
-from modularml.data.schema import TRANSFORMED, SampleSchema
+from modularml.data.schema import TRANSFORMED, ColumnSpec, SampleSchema
 from modularml.errors import DataError, ScalerError, ShapeError
 from modularml.scalers.flattening import Flattening, flatten
 from modularml.scalers.registry import SKLEARN
@@ -137,6 +138,20 @@ class ScalerRecord:
         stacked = stack_columns({key: columns[key] for key in self.keys})
         return self.scaler.row_facts(self.flattening.apply(stacked))
 
+    def describe(self, specs: Mapping[str, ColumnSpec]) -> dict[str, dict[str, Any]]:
+        """Return kind and element names of what it makes of columns, by key."""
+        codes = self.scaler.scaler_name in ("LabelEncoder", "OrdinalEncoder")
+        kind = "category" if codes else None
+        if self.outputs is None:
+            return {k: {"kind": kind, "elements": specs[k].elements} for k in self.keys}
+        given = [name for key in self.keys for name in _names(specs[key])]
+        try:
+            names = [str(n) for n in self.scaler.wrapped.get_feature_names_out(given)]
+        except (AttributeError, TypeError, ValueError):
+            return {key: {} for key in self.keys}
+        parts = zip(self.keys, self.outputs, strict=True)
+        return {key: {"elements": [names[i] for i in places]} for key, places in parts}
+
     @property
     def needs_rows(self) -> bool:
         """Whether the inverse takes facts of each row."""
@@ -248,6 +263,13 @@ def fitted_targets(
             f"{len(found)} samples"
         )
     return found[:, 0] if found.shape[1] == 1 else found
+
+
+def _names(spec: ColumnSpec) -> Iterable[str]:
+    """Return a name for each number of a sample."""
+    if spec.elements is not None or not spec.shape:
+        return spec.elements or [spec.key]
+    return [f"{spec.key}_{i}" for i in range(math.prod(spec.shape))]
 
 
 def _outputs(

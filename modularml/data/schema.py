@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,11 @@ SAMPLE_UUIDS = "sample_uuids"
 POSITION = "position"
 """What rows are joined on that belong together by their places alone."""
 
+KINDS = ("number", "category", "time", "text", "sequence")
+
+_FACTS = b"modularml"
+"""The key of a field's metadata in Arrow that holds kind, unit and elements as JSON."""
+
 _FORBIDDEN = re.compile(r"[.:\\/\s]")
 
 
@@ -40,7 +46,8 @@ class ColumnSpec:
     """One column: where it stands and what one sample of it looks like.
 
     `mask` is the key of the boolean column that is true where its samples hold data; the rest is
-    padding. Its shape is that of the first axes of a sample.
+    padding. Its shape is that of the first axes of a sample. `kind` is one of `KINDS`, `unit` that
+    of the values, `elements` the names of the elements of a sample of one axis.
     """
 
     domain: str
@@ -50,6 +57,21 @@ class ColumnSpec:
     dtype: np.dtype[Any]
     mask: str | None = None
     kind: str = "number"
+    unit: str | None = None
+    elements: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        held = {"category": "biuO", "text": "O"}.get(self.kind)
+        if self.kind not in KINDS or (held is not None and self.dtype.kind not in held):
+            raise DataError(
+                f"column {self.key!r} of {self.dtype} cannot be of the kind {self.kind!r}; kinds "
+                f"are {', '.join(KINDS)}: categories are integers, flags or text, and text is text"
+            )
+        if self.elements is not None and (len(self.elements),) != self.shape:
+            raise DataError(
+                f"element_names of {self.key!r} must be {self.shape} names, one an element, got "
+                f"{len(self.elements)}"
+            )
 
     @property
     def name(self) -> str:
@@ -92,7 +114,11 @@ class SampleSchema:
                 continue
             domain, key, rep = parse_name(column.name)
             shape, dtype = sample_shape(column.type), numpy_dtype(column.type)
-            columns[column.name] = ColumnSpec(domain, key, rep, shape, dtype)
+            facts = _facts(column)
+            facts.setdefault(
+                "kind", {"O": "text", "M": "time", "m": "time"}.get(dtype.kind, KINDS[0])
+            )
+            columns[column.name] = ColumnSpec(domain, key, rep, shape, dtype, **facts)
         owner: dict[str, str] = {}
         for spec in columns.values():
             if owner.setdefault(spec.key, spec.domain) != spec.domain:
@@ -105,7 +131,8 @@ class SampleSchema:
             if mask in owner:
                 of_mask = next(s for s in columns.values() if s.key == mask)
                 _check_mask(spec, of_mask)
-                columns[name] = replace(spec, mask=mask)
+                kind = "sequence" if spec.kind == KINDS[0] else spec.kind
+                columns[name] = replace(spec, mask=mask, kind=kind)
         return cls(columns)
 
     @property
@@ -180,6 +207,38 @@ def _check_mask(spec: ColumnSpec, mask: ColumnSpec) -> None:
             f"for each step of {spec.shape}, got {mask.dtype} of shape {mask.shape}; true is where "
             "there is data (astype(bool))"
         )
+
+
+def described(schema: pa.Schema, facts: Mapping[str, Mapping[str, Any]]) -> pa.Schema:
+    """Return an Arrow schema whose fields hold facts on columns: kind, unit, elements.
+
+    Parameters
+    ----------
+    schema : pyarrow.Schema
+    facts : mapping of str to mapping
+        By full name; they replace those that the field holds.
+    """
+    kept = {
+        name: {what: value for what, value in own.items() if value is not None}
+        for name, own in facts.items()
+    }
+    held = {name: {_FACTS: json.dumps(own)} if own else None for name, own in kept.items()}
+    return pa.schema(f.with_metadata(held[f.name]) if f.name in held else f for f in schema)
+
+
+def _facts(column: pa.Field) -> dict[str, Any]:
+    held = (column.metadata or {}).get(_FACTS)
+    try:
+        found = {} if held is None else json.loads(held)
+        odd = found.keys() - {"kind", "unit", "elements"} or not all(
+            isinstance(found.get(name, ""), str) for name in ("kind", "unit")
+        )
+        elements = found.get("elements")
+        if odd or not all(isinstance(name, str) for name in elements or ()):
+            raise ValueError
+    except (ValueError, AttributeError, TypeError) as error:
+        raise DataError(f"what column {column.name!r} says of itself is unclear") from error
+    return found if elements is None else {**found, "elements": tuple(elements)}
 
 
 def parse_name(name: str) -> tuple[str, str, str]:

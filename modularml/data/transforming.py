@@ -340,4 +340,6 @@ def _with_transformed(
             new[key][rows[here] - at] = values[here]
         return {f"{record.domain}.{key}.{TRANSFORMED}": values for key, values in new.items()}
 
-    return collection.with_computed(list(names.values()), compute)
+    new = collection.with_computed(list(names.values()), compute)
+    facts = record.describe({key: collection.schema[name] for key, name in names.items()})
+    return new.described({f"{record.domain}.{k}.{TRANSFORMED}": v for k, v in facts.items()})

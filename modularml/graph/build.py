@@ -154,7 +154,8 @@ def _value_names(schema: SampleSchema, columns: Sequence[str]) -> Iterator[str]:
     short = [key.split(".")[0] for key in keys]
     for name, own in zip(columns, short if len(set(short)) == len(short) else keys, strict=True):
         size = math.prod(schema[name].shape)
-        yield from [own] if schema[name].shape == () else (f"{own}_{i}" for i in range(size))
+        given = schema[name].elements or (f"{own}_{i}" for i in range(size))
+        yield from [own] if schema[name].shape == () else given
 
 
 def _target_shape(flow: Flow, *, numbers: bool = True) -> Shape | None:

@@ -176,7 +176,8 @@ def _check_field(field: pa.Field) -> None:
     kind, depth = field.type, 0
     while pa.types.is_fixed_size_list(kind):
         kind, depth = kind.value_type, depth + 1
-    if depth > limits.MAX_NESTING or isinstance(kind, pa.BaseExtensionType) or field.metadata:
+    foreign = (field.metadata or {}).keys() - {b"modularml"}  # kind, unit and names of elements
+    if depth > limits.MAX_NESTING or isinstance(kind, pa.BaseExtensionType) or foreign:
         raise ValueError(f"column {field.name!r:.60} is of a type that we never write")
     plain = (
         pa.types.is_primitive(kind)

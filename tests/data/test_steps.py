@@ -205,3 +205,70 @@ def test_each_fold_fits_its_own_as_a_pipeline_does(steps, key):
     x = fs.get_features("numpy", rep="raw").reshape(N, -1)
     expected = cross_val_predict(pipeline, x, Y, cv=splits, method="predict_proba")
     np.testing.assert_allclose(found[["prediction_0", "prediction_1"]], expected, rtol=1e-6)
+
+
+# -- what is known of a column --------------------------------------------------------------------
+
+
+def test_names_of_elements_are_carried_through_selections(tmp_path):
+    names = [f"gene{i}" for i in range(8)]
+    columns = {"genes": GENES, "site": SITE, "y": Y}
+    kept = {"element_names": {"genes": names}, "unit": {"genes": "counts"}}
+    fs = mm.FeatureSet.from_dict("fs", columns, ["genes", "site"], "y", **kept)
+    fs.split_random({"train": 0.7, "test": 0.3}, seed=1)
+    train = {"domain": "features", "fit_to_split": "train"}
+    assert fs.get_element_names("genes") == names
+    fs.fit_transform("StandardScaler", keys="genes", **train)
+    assert fs.get_element_names("genes") == names
+    fs.fit_transform(SelectKBest(k=3), keys="genes", targets="y", **train)
+    by_hand = SelectKBest(k=3).fit(GENES[fs["train"].indices], Y[fs["train"].indices])
+    chosen = by_hand.get_feature_names_out(names).tolist()
+    assert fs.get_element_names("genes") == chosen
+    fs.fit_transform(OneHotEncoder(), keys="site", **train)
+    assert fs.get_element_names("site") == ["site_north", "site_south", "site_west"]
+    fs.save(tmp_path / "rows")
+    with mm.ExperimentContext().activate():
+        loaded = mm.FeatureSet.load(tmp_path / "rows")
+    copied = fs.copy(restore_splits=True, restore_scalers=True)
+    for each in (fs["test"], fs.take([2, 1]), loaded, copied, fs["test"].to_featureset("new")):
+        assert each.get_element_names("genes") == chosen
+        assert each.get_element_names("genes", rep="raw") == names
+        assert each.collection.schema["features.genes.raw"].unit == "counts"
+
+
+def test_kinds_of_columns():
+    columns = {"code": CODE, "site": SITE, "age": AGE, "y": Y}
+    kinds = {"code": "category"}
+    fs = mm.FeatureSet.from_dict("fs", columns, ["code", "site", "age"], "y", kind=kinds)
+    specs = fs.collection.schema.columns.values()
+    assert [spec.kind for spec in specs] == ["category", "text", "number", "number"]
+    fs.fit_transform("OrdinalEncoder", domain="features", keys="site")
+    assert fs.collection.schema["features.site.transformed"].kind == "category"
+    for wrong, message in [
+        ({"kind": {"age": "category"}}, "'age' of float64 cannot be of the kind 'category'"),
+        ({"kind": {"age": "colour"}}, "kinds are number, category"),
+        ({"kind": {"agee": "number"}}, "did you mean 'age'"),
+        ({"element_names": {"code": ["a"]}}, "one an element, got 1"),
+    ]:
+        with pytest.raises(mm.errors.ModularMLError, match=message):
+            mm.FeatureSet.from_dict("new", columns, ["code", "site", "age"], "y", **wrong)
+
+
+def test_categories_reach_a_network_as_integers():
+    torch = pytest.importorskip("torch")
+
+    class Sees(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = torch.nn.Linear(1, 1)
+
+        def forward(self, x):
+            self.seen = x
+            return self.out((x % 7).float().reshape(len(x), -1))
+
+    columns = {"code": CODE, "y": Y.astype("f4")}
+    fs = mm.FeatureSet.from_dict("fs", columns, "code", "y", kind={"code": "category"})
+    graph = mm.ModelGraph([mm.ModelNode("net", model := Sees(), fs)])
+    graph.build()
+    graph.predict(fs)
+    assert model.seen[:, 0].tolist() == CODE.tolist()
