@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import os
 import uuid
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -133,6 +134,7 @@ class ExperimentContext:
         self._policy = RegistrationPolicy.from_value(registration_policy)
         self._nodes: dict[str, ExperimentNode] = {}
         self._graph: ModelGraph | None = None
+        _contexts.add(self)
 
     # -- which context is active ------------------------------------------------------------
 
@@ -449,10 +451,24 @@ class ExperimentContext:
             del self._nodes[other.node_id]
 
     def _unknown(self, name: str | None) -> UnknownNameError:
-        return UnknownNameError("node", name, [known.label for known in self._nodes.values()])
+        known = [node.label for node in self._nodes.values()]
+        others = [c for c in list(_contexts) if c is not self]
+        found = [n for c in others for n in (c._find(node_id=name), c._find(label=name)) if n]
+        if not found:
+            return UnknownNameError("node", name, known)
+        what = f"{type(found[0]).__name__} {found[0].label!r}"
+        return UnknownNameError(
+            "node",
+            name,
+            known,
+            f"{what} belongs to another context: it was made before Experiment(...), which opens a "
+            "context of its own, or for another experiment. Make it after the experiment, or make "
+            "the experiment with Experiment.from_active_context(...)",
+        )
 
 
 _active: ContextVar[ExperimentContext | None] = ContextVar("modularml_context", default=None)
+_contexts: weakref.WeakSet[ExperimentContext] = weakref.WeakSet()
 _registering: ContextVar[bool] = ContextVar("modularml_registering", default=True)
 
 

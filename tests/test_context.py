@@ -14,6 +14,7 @@ from modularml.context import (
 )
 from modularml.data import FeatureSet
 from modularml.errors import ConfigError, RegistrationError, UnknownNameError
+from modularml.experiment import Experiment
 
 
 def node(label="n", **kwargs):
@@ -360,3 +361,11 @@ def test_classes_are_known_by_what_they_are_not_by_their_names():
     assert ctx.available_featuresets == {}
     with pytest.raises(TypeError, match="not a FeatureSet"):
         ctx.get_node("rows", enforce_type="FeatureSet")
+
+
+def test_a_node_of_another_context_is_named_as_such():
+    fs = FeatureSet.from_dict("rows", {"x": [1.0, 2.0], "y": [1.0, 2.0]}, "x", "y")
+    Experiment("late")
+    with pytest.raises(UnknownNameError, match=r"'rows' belongs to another context.*from_active"):
+        ExperimentContext.get_active().get_node("rows")
+    assert ExperimentContext.get_active() is not fs.context

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -218,14 +219,22 @@ def fit_record(
     n_rows = len(next(iter(columns.values())) if fit_rows is None else fit_rows)
     if not n_rows:
         raise ScalerError(f"there are no rows to fit on{where}")
-    if targets or blocks is None or not hasattr(wrapped.wrapped, "partial_fit"):
-        flat, flattening = flatten(stack_columns(columns, fit_rows), merged_axes)
-        wrapped.fit(flat, fitted_targets(targets, fit_rows, flat) if targets else None)
-    else:
-        for block in blocks:
-            flat, flattening = flatten(block, merged_axes)
-            wrapped.partial_fit(flat)
-    asked = columns.items() if n_rows > 1 and wrapped.scaler in SKLEARN else ()
+    known = columns.items() if wrapped.scaler in SKLEARN else ()
+    if empty := [key for key, values in known if _is_empty(values, fit_rows)]:
+        warn(
+            f"{empty} hold no value in the {n_rows} rows{where} to fit on, so "
+            f"{wrapped.scaler_name} makes them NaN in every row; fill them, or leave them out "
+            "with keys="
+        )
+    with np.errstate(invalid="ignore") if empty else nullcontext():
+        if targets or blocks is None or not hasattr(wrapped.wrapped, "partial_fit"):
+            flat, flattening = flatten(stack_columns(columns, fit_rows), merged_axes)
+            wrapped.fit(flat, fitted_targets(targets, fit_rows, flat) if targets else None)
+        else:
+            for block in blocks:
+                flat, flattening = flatten(block, merged_axes)
+                wrapped.partial_fit(flat)
+    asked = known if n_rows > 1 else ()
     constant = [key for key, values in asked if _is_constant(values, fit_rows)]
     if constant:
         warn(
@@ -306,6 +315,15 @@ def _outputs(
             "of a constructor), or call fit_transform for each key"
         )
     return found
+
+
+def _is_empty(values: Array, rows: IntArray | None) -> bool:
+    first = values[0] if rows is None else values[rows[0]]
+    if (
+        values.dtype.kind != "f" or not np.isnan(first).all()
+    ):  # so it is nearly always known at once
+        return False
+    return bool(np.isnan(values if rows is None else values[rows]).all())
 
 
 def _is_constant(values: Array, rows: IntArray | None) -> bool:

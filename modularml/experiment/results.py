@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +11,7 @@ import numpy as np
 
 from modularml._optional import require
 from modularml._typing import Array
+from modularml._warning import warn
 from modularml.data.batch import Batch, as_numpy, concat_tensors
 from modularml.data.formats import DataFormat, convert_array
 from modularml.data.selectors import select_one
@@ -78,7 +80,8 @@ class _OnePass(PhaseResults):
             Every role where none is given.
         group_by : str, optional
             A column of the FeatureSet: each of its values gets a row of its own, besides the row
-            for all.
+            for all. A group that has no answer, such as one of a single class for ``roc_auc``, is
+            NaN, and a warning names it.
         unscale : bool
             Whether outputs and targets are brought back to the target's own units.
         outputs : {'auto', 'values', 'logits', 'probabilities'}
@@ -106,6 +109,7 @@ class _OnePass(PhaseResults):
     ) -> list[tuple[str, str, Any, float, int]]:
         """Return the rows of `scores`: score, role, group (None for all rows), value, n_rows."""
         node_id = self._node_id(self._tail() if node is None else node)
+        unanswered: list[str] = []
         rows, roles = [], self._recorded()[0].roles(node_id)
         if role not in (None, *roles):
             raise UnknownNameError("role", role, roles)
@@ -117,7 +121,13 @@ class _OnePass(PhaseResults):
             true = self._class_numbers(node_id, own, true, out)
             for group, mask in self._groups(node_id, own, group_by):
                 some = true[mask]
-                rows += [(n, own, group, f(some, out[mask]), len(some)) for n, f in scores.items()]
+                for name, score in scores.items():
+                    value, why = _answer(score, some, out[mask], must=group is None)
+                    rows.append((name, own, group, value, len(some)))
+                    if why:
+                        unanswered.append(f"{name} of {group_by}={group!r} ({why})")
+        if unanswered:
+            warn(f"these scores have no answer and are NaN: {'; '.join(unanswered)}")
         return rows
 
     def _class_numbers(self, node_id: str, role: str, true: Array, out: Array) -> Array:
@@ -149,7 +159,8 @@ class _OnePass(PhaseResults):
             parts.append(column[ctx.indices(source)[role]])
         values = np.concatenate(parts)
         for value in np.unique(values):
-            yield value.item() if hasattr(value, "item") else value, values == value
+            mask = values == value if value == value else np.isnan(values)  # noqa: PLR0124
+            yield value.item() if hasattr(value, "item") else value, mask
 
     def to_pandas(
         self, node: str | GraphNode | None = None, *, role: str = "default", unscale: bool = True
@@ -249,6 +260,24 @@ class EvalResults(_OnePass):
 
 class FitResults(_OnePass):
     """What a fit left behind."""
+
+
+def _answer(score: Score, true: Array, out: Array, *, must: bool) -> tuple[float, str]:
+    """Return a score; NaN, and why, where some rows have none and need not."""
+    if must:
+        return score(true, out), ""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            value, why = score(true, out), ""
+        except ConfigError as error:
+            value, why = float("nan"), str(error.__cause__ or error)
+    said_of_it = " ".join(str(w.message) for w in said)
+    if np.isnan(value):
+        return value, why or said_of_it or "it is NaN"
+    for w in said:
+        warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+    return value, ""
 
 
 def by_column(name: str, values: Array) -> dict[str, Array]:

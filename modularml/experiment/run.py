@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modularml.backends import Backend
 from modularml.errors import UnknownNameError
 from modularml.experiment.callback import EXPERIMENT_HOOKS, Dispatcher, ExperimentCallback
 from modularml.experiment.group import PhaseGroup
@@ -22,7 +23,13 @@ from modularml.experiment.phase import ExperimentPhase
 from modularml.experiment.results import PhaseResults
 from modularml.experiment.resuming import config_hash, described_run, phases_of, take_up
 from modularml.experiment.run_state import Start, parts_of, undone_on_error
-from modularml.io.randomness import derived_seed, deterministic, seed_all, set_random_states
+from modularml.io.randomness import (
+    OwnRandomness,
+    derived_seed,
+    deterministic,
+    seed_of_state,
+    set_random_states,
+)
 from modularml.progress import IN_NOTEBOOK
 
 if TYPE_CHECKING:
@@ -122,6 +129,7 @@ class Runner:
         self.told = self.done = self._begun = 0
         self._resumed: dict[str, Any] = {"told": 0, "done": 0}
         self._interruption: Interruption | None = None
+        self.own = OwnRandomness()
 
     def phase(self, phase: ExperimentPhase, into: PhaseGroupResults | None = None) -> PhaseResults:
         """Run a phase; its results are added before it starts, so a failed one leaves some."""
@@ -211,7 +219,7 @@ class Runner:
         run = self.experiment._history[-1]
         try:
             self.experiment._auditor.look(item, self.experiment.ctx)
-            with undone_on_error(self.experiment.model_graph), self.reproducibly():
+            with self.reproducibly(), undone_on_error(self.experiment.model_graph):
                 if state is not None:
                     set_random_states(state["random"])
                 yield run.results
@@ -261,19 +269,25 @@ class Runner:
     def reproducibly(self) -> Iterator[None]:
         """Seed what draws numbers, and turn on the frameworks' switches, where asked for."""
         seed = self.experiment.seed
-        if seed is not None:
-            seed_all(seed, "run", self._number)
-        with deterministic() if self.experiment.deterministic else nullcontext():
+        own = self.own.shared() if seed is None else self.own.seeded(seed, "run", self._number)
+        with own, deterministic() if self.experiment.deterministic else nullcontext():
             yield
 
+    def paused(self) -> AbstractContextManager[None]:
+        """Let others draw random numbers within a block."""
+        return nullcontext() if self.experiment.seed is None else self.own.paused()
+
     def _seed_samplers(self, phase: ExperimentPhase) -> None:
-        """Give samplers without a seed of their own one of the experiment's."""
-        if self.experiment.seed is None:
-            return
+        """Give samplers without a seed one of the experiment's, or of the global generators."""
+        seed = self.experiment.seed
+        if seed is None:
+            graph = self.experiment.model_graph
+            nodes = () if graph is None else graph.nodes.values()
+            seed = seed_of_state(any(getattr(n, "backend", None) is Backend.TORCH for n in nodes))
         for place, sampler in enumerate(parts_of(phase)[0]):
             if sampler.seed is None:
                 names = self._number, *self._path, phase.label, place
-                sampler.seed_ = derived_seed(self.experiment.seed, "sampler", *names)
+                sampler.seed_ = derived_seed(seed, "sampler", *names)
 
 
 def check_flags(flags: dict[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def find_score(
         return _told(name, _asked(metrics.get_scorer(name), meaning))
     if (function := _function(name)) is not None:
         scorer = metrics.make_scorer(function, response_method=_asks_for(function), **chosen)
-        return _told(name, _asked(scorer, meaning))
+        return _told(name, _asked(scorer, meaning, chosen))
     torchmetrics = require("torchmetrics") if has("torchmetrics") else None
     cls: Any = getattr(torchmetrics, name, None)
     if not isinstance(cls, type):
@@ -144,8 +144,27 @@ def _told(name: str, call: Score) -> Score:
     return score
 
 
-def _asked(scorer: Callable[..., float], meaning: Meaning) -> Score:
-    return lambda true, out: scorer(_Answers(true, out, meaning), out, _flat(true))
+def _asked(scorer: Any, meaning: Meaning, chosen: Mapping[str, Any] | None = None) -> Score:
+    """Return a scorer as a function of targets and outputs.
+
+    A score of probabilities is told all classes that there are outputs for, as the rows at hand
+    may hold few of them.
+    """
+    function, kwargs = scorer._score_func, dict(scorer._kwargs)
+    takes = inspect.signature(function).parameters
+    of_classes = function.__name__ == "log_loss" or "y_pred" not in list(takes)[:2]
+    by_class = of_classes and "labels" in takes and "labels" not in (chosen or {})
+
+    def score(true: Array, out: Array) -> float:
+        answers, ask = _Answers(true, out, meaning), scorer
+        if by_class and answers.meaning != "values":
+            method = scorer._response_method
+            signed = {"greater_is_better": scorer._sign > 0, "response_method": method}
+            own = {**kwargs, "labels": answers.classes_}
+            ask = require("sklearn.metrics").make_scorer(function, **signed, **own)
+        return float(ask(answers, out, _flat(true)))
+
+    return score
 
 
 def _function(name: str) -> Any:

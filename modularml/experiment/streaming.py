@@ -35,7 +35,9 @@ def stream_events(
                     epoch = next(epochs, None)
                 if epoch is None:
                     return
-                yield _event(experiment, results, epoch)
+                event = _event(experiment, results, epoch)
+                with runner.paused():
+                    yield event
         except GeneratorExit:  # an end like any other: the history says completed
             with experiment.ctx.activate(), closing(epochs):
                 return

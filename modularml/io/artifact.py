@@ -112,7 +112,7 @@ class Contents:
     def building(self) -> Iterator[None]:
         """Let names mean what was resolved, and turn every error into one about this file."""
         try:
-            with names_mean(self.names), unchanged_randomness():
+            with names_mean(self.names), unchanged_randomness(wait=False):
                 yield
         except (MMLError, MissingDependencyError):
             raise

@@ -5,21 +5,26 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from modularml._optional import loaded
+from modularml._warning import warn
 
 __all__ = [
+    "OwnRandomness",
     "derived_seed",
     "deterministic",
+    "drawn_seed",
     "generator_from",
     "generator_state",
     "random_states",
     "seed_all",
+    "seed_of_state",
     "set_random_states",
     "unchanged_randomness",
 ]
@@ -57,13 +62,17 @@ def derived_seed(seed: int, *names: object) -> int:
 
 
 def seed_all(seed: int, *names: object) -> None:
-    """Seed Python, numpy and the frameworks that are loaded, each in a stream of its own."""
-    if (keras := loaded("keras")) is not None:
-        keras.utils.set_random_seed(derived_seed(seed, *names, "tensorflow") % 2**31)
-    random.seed(derived_seed(seed, *names, "python"))
-    np.random.seed(derived_seed(seed, *names, "numpy") % 2**32)  # noqa: NPY002
-    if (torch := loaded("torch")) is not None:
-        torch.manual_seed(derived_seed(seed, *names, "torch"))
+    """Seed Python, numpy and the frameworks that are loaded, each in a stream of its own.
+
+    Where a run with a seed computes in another thread, this waits for it.
+    """
+    with _LOCK:
+        if (keras := loaded("keras")) is not None:
+            keras.utils.set_random_seed(derived_seed(seed, *names, "tensorflow") % 2**31)
+        random.seed(derived_seed(seed, *names, "python"))
+        np.random.seed(derived_seed(seed, *names, "numpy") % 2**32)  # noqa: NPY002
+        if (torch := loaded("torch")) is not None:
+            torch.manual_seed(derived_seed(seed, *names, "torch"))
 
 
 @contextmanager
@@ -99,14 +108,115 @@ def deterministic() -> Iterator[None]:
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
+class OwnRandomness:
+    """Random states of one run, in the place of the process's while the run computes.
+
+    The frameworks draw from generators of the process, so runs with a seed take turns: another
+    thread's waits until this one is over, or is paused.
+    """
+
+    _holder: ClassVar[int | None] = None
+    _loose: ClassVar[list[int]] = []
+
+    def __init__(self) -> None:
+        self._own: dict[str, Any] | None = None
+        self._outer: dict[str, Any] = {}
+
+    def enter(self) -> None:
+        """Wait for other threads, and put the states of this run in place."""
+        _LOCK.acquire()
+        self._before, OwnRandomness._holder = OwnRandomness._holder, threading.get_ident()
+        self._outer = random_states()
+        if self._own is not None:
+            set_random_states(self._own)
+
+    def leave(self) -> None:
+        """Put the states of the process back."""
+        self._own = random_states()
+        set_random_states(self._outer)
+        OwnRandomness._holder = self._before
+        _LOCK.release()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let others draw within a block."""
+        self.leave()
+        try:
+            yield
+        finally:
+            self.enter()
+
+    @contextmanager
+    def seeded(self, seed: int, *names: object) -> Iterator[None]:
+        """Draw from streams of a seed within a block; the process's states stay as they were."""
+        self.enter()
+        try:
+            if set(OwnRandomness._loose) - {threading.get_ident()}:
+                warn(_MIXED)
+            seed_all(seed, *names)
+            yield
+        finally:
+            self.leave()
+
+    @classmethod
+    @contextmanager
+    def shared(cls) -> Iterator[None]:
+        """Draw from the process's generators within a block, as a run without a seed does."""
+        me = threading.get_ident()
+        if cls._holder not in (None, me):
+            warn(_MIXED)
+        cls._loose.append(me)
+        try:
+            yield
+        finally:
+            cls._loose.remove(me)
+
+
+_LOCK = threading.RLock()
+_MIXED = (
+    "a run without a seed draws from the process's random generators while one with a seed does so "
+    "in another thread, which then does not give what its seed gives alone; give both a seed"
+)
+
+
 @contextmanager
-def unchanged_randomness() -> Iterator[None]:
-    """Put random states back at the end of a block: loading a model draws weights first."""
-    before = random_states()
+def unchanged_randomness(*, wait: bool = True) -> Iterator[None]:
+    """Put random states back at the end of a block: loading a model draws weights first.
+
+    Parameters
+    ----------
+    wait : bool
+        Whether to wait for a run with a seed in another thread, and let none begin meanwhile.
+    """
+    held = _LOCK.acquire(blocking=wait)
+    before, holder = random_states(), OwnRandomness._holder
+    if held:
+        OwnRandomness._holder = threading.get_ident()
     try:
         yield
     finally:
         set_random_states(before)
+        if held:
+            OwnRandomness._holder = holder
+            _LOCK.release()
+
+
+def seed_of_state(torch_graph: bool) -> int:
+    """Return a seed that follows from the state of torch's or numpy's global generator.
+
+    The state stays as it is. With ``keras.utils.set_random_seed``, numpy's is seeded too.
+    """
+    if torch_graph and (torch := loaded("torch")) is not None:
+        state = torch.random.get_rng_state().numpy().tobytes()
+    else:
+        _, keys, pos, *_ = np.random.get_state()  # noqa: NPY002 - that of the process is meant
+        state = np.asarray(keys).tobytes() + str(pos).encode()
+    return int.from_bytes(hashlib.sha256(state).digest()[:8], "big") >> 1
+
+
+def drawn_seed() -> int:
+    """Draw a seed from numpy's global generator."""
+    return int(np.random.randint(2**63 - 1))  # noqa: NPY002 - that of the process is meant
 
 
 def generator_state(generator: np.random.RandomState | np.random.Generator) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from modularml.data import BatchView, FeatureSet, FeatureSetView, SampledView
 from modularml.data.joining import join, link_by, table_of
 from modularml.data.selectors import as_list, select_one
 from modularml.errors import ConfigError, DataError, UnknownNameError
+from modularml.io.randomness import drawn_seed
 from modularml.io.saveable import Saveable
 from modularml.samplers.arranging import by_groups, interleaved
 from modularml.samplers.epoch import DEFAULT, EpochBatches, cut
@@ -49,7 +49,9 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
     drop_last : bool
         Whether a last batch that is not full is left out.
     seed : int, optional
-        At least 0. Drawn once where it is not given.
+        At least 0. Where it is not given, a run takes it from the seed of its experiment, or else
+        from the global generator of torch (for a graph with torch nodes) or numpy; elsewhere it is
+        drawn once from numpy's.
     show_progress : bool
         Whether a search for pairs shows a progress bar.
     sources : list, optional
@@ -117,7 +119,7 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
             raise ConfigError(f"sources must be a list of FeatureSets or views, got {sources!r}")
         self.seed, self.show_progress = seed, show_progress
         self.sources, self.align_on = sources, align_on
-        self.seed_ = secrets.randbits(63) if seed is None else int(seed)
+        self.seed_ = drawn_seed() if seed is None else int(seed)
         self.epoch_ = self.batch_ = self._first = 0
 
     @abstractmethod

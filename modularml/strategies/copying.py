@@ -196,7 +196,7 @@ def _own_samplers(
             if sampler is b.sampler:
                 known.append((a.sampler, sampler))
                 if sampler.seed is None:
-                    sampler.seed_ = derived_seed(seed, len(known))
+                    sampler.seed = sampler.seed_ = derived_seed(seed, len(known))
             mine.input_sources[i] = replace(b, sampler=sampler)
 
 

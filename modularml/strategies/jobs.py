@@ -154,7 +154,7 @@ def _is_elsewhere(timeout: float | None) -> bool:
     if type(backend) is BACKENDS["loky"]:
         return False
     name = type(backend).__name__
-    if isinstance(backend, (BACKENDS["threading"], BACKENDS["multiprocessing"])):
+    if type(backend) in (BACKENDS["threading"], BACKENDS["multiprocessing"]):
         raise ConfigError(
             f"folds cannot run on joblib's {name}: threads would share the generators of random "
             "numbers, and forks hang after TensorFlow; use 'loky', 'dask' or 'ray'"
@@ -170,7 +170,9 @@ def _ends_elsewhere(
     """Run folds as joblib was told to, files sent as bytes; yield each as it ends."""
     data = Path(path).read_bytes()
     jobs = (delayed(_work_on)(data, classes, work, fold) for fold in folds)
-    for fold, made, problem in Parallel(n_jobs, return_as="generator_unordered")(jobs):
+    streams = getattr(get_active_backend()[0], "supports_return_generator", False)
+    run = Parallel(n_jobs, return_as="generator_unordered" if streams else "list")
+    for fold, made, problem in run(jobs):
         target = Path(path).with_name(fold.label)
         target.write_bytes(made)
         yield fold, partial(_path_of, target, problem)
@@ -292,8 +294,11 @@ def _ready(
 def _work_on(
     data: bytes, classes: tuple[Any, ...], work: Work, fold: Fold
 ) -> tuple[Fold, bytes, str]:
-    """Run a fold on a file that was sent; return what came of it as bytes, or what went wrong."""
-    with tempfile.TemporaryDirectory(prefix="modularml-") as folder:
+    """Run a fold on a file that was sent; return what came of it as bytes, or what went wrong.
+
+    Folds that a cluster runs in threads of one process take turns.
+    """
+    with unchanged_randomness(), tempfile.TemporaryDirectory(prefix="modularml-") as folder:
         path = Path(folder) / "job.mml"
         path.write_bytes(data)
         problem = _ready(sys.path, Path.cwd(), str(path), *classes)

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torchmetrics
 from sklearn import metrics
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import modularml as mm
@@ -214,3 +215,46 @@ def test_what_scores_cannot_be_of():
         results.scores(["r2"], group_by=["who"])
     with pytest.raises(ConfigError, match=r"write \['r2'\]"):
         mm.Evaluation.from_split("val", split="val", metrics="r2")
+
+
+def test_a_group_of_one_class_counts_all_classes_or_is_nan_by_name():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(120, 4))
+    y = (x[:, 0] + rng.normal(size=120) > 0).astype(int)
+    centre = np.repeat(["a", "b", "c", "d"], 30)
+    y[centre == "d"] = 0
+    fs = mm.FeatureSet.from_dict("g", {"x": x, "y": y, "centre": centre}, "x", "y", "centre")
+    fs.split_random({"train": 0.5, "val": 0.5}, seed=0)
+    mm.ModelGraph([mm.ModelNode("clf", LogisticRegression(), fs)])
+    exp = experiment()
+    exp.run_phase(mm.FitPhase.from_split("f", split="train"))
+    results = exp.run_phase(mm.EvalPhase.from_split("e", split="val"))
+    with pytest.warns(UserWarning, match="roc_auc of centre='d' .Only one class"):
+        table = results.scores(["roc_auc", "neg_log_loss", "log_loss"], group_by="centre")
+    table = table.set_index(["group", "score"])["value"]
+    assert np.isnan(table["d", "roc_auc"])
+    assert not np.isnan(table["a", "roc_auc"])
+    for name in "abcd":
+        rows = fs["val"].filter(conditions={"centre": name})
+        hand = metrics.log_loss(rows.get_targets("numpy").ravel(), exp.predict(rows), labels=[0, 1])
+        assert table[name, "log_loss"] == pytest.approx(hand)
+        assert table[name, "neg_log_loss"] == pytest.approx(-hand)
+
+
+def test_a_score_that_fails_for_one_group_fails_for_it_alone_and_for_all_rows_aloud():
+    def picky(true, out):
+        if len(true) < 15:
+            raise ConfigError("too few rows")
+        return len(true)
+
+    fs, graph = world()
+    results, *_ = evaluated(graph, fs)
+    counts = {
+        name: int((fs["val"].get_tags("numpy").ravel() == name).sum())
+        for name in ["ann", "bob", "cid"]
+    }
+    with pytest.warns(UserWarning, match="too few rows"):
+        table = results.scores({"picky": picky}, group_by="who")
+    assert np.isnan(table.value[1:]).tolist() == [n < 15 for n in counts.values()]
+    with pytest.raises(ConfigError, match="never"):
+        results.scores({"never": lambda true, out: (_ for _ in ()).throw(ConfigError("never"))})

@@ -160,3 +160,22 @@ def test_codes_follow_the_sorted_values():
     arrays = FeatureSet.from_dict("arrays", {"x": np.zeros((2, 2))}, "x", [])
     with pytest.raises(DataError, match="holds arrays of shape"):
         arrays.collection.codes("features.x.raw")
+
+
+def test_a_columns_type_is_a_part_of_the_fingerprint():
+    """Bytes are equal: int32 and uint32, and a date that counts in another unit."""
+    numbers = np.arange(4)
+    columns = [
+        numbers.astype(np.int32),
+        numbers.astype(np.uint32),
+        numbers.astype("datetime64[s]"),
+        numbers.astype("datetime64[ms]"),
+        numbers.astype(np.int64),
+    ]
+    prints = {
+        FeatureSet.from_dict(
+            "t", {"x": x, "y": numbers}, "x", "y", register=False
+        ).collection.fingerprint
+        for x in columns
+    }
+    assert len(prints) == len(columns)

@@ -468,3 +468,15 @@ def test_new_data_that_lacks_a_partner(fs):
 def test_not_fitted():
     with pytest.raises(NotFittedError):
         Scaler("StandardScaler").transform(np.zeros((2, 2)))
+
+
+def test_a_column_without_a_value_in_the_rows_to_fit_on_is_named():
+    fs = FeatureSet.from_dict(
+        "c", {"x": [np.nan, np.nan, 1.0, 2.0], "y": [0, 1, 0, 1], "p": [0, 0, 1, 1]}, "x", "y", "p"
+    )
+    fs.split_by_condition({"train": {"p": 0}, "test": {"p": 1}})
+    with pytest.warns(
+        UserWarning, match=r"\['x'\] hold no value in the 2 rows in split 'train'"
+    ) as said:
+        fs.fit_transform("StandardScaler", domain="features", fit_to_split="train")
+    assert len(said) == 1

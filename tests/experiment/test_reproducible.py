@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import SGDRegressor
 from torch import nn
 
 import modularml as mm
@@ -72,6 +73,26 @@ class TestSeed:
         exp.run_phase(train_phase(graph, shuffle=True), **QUIET)
         assert random.getstate() == before[0]
         assert torch.equal(torch.get_rng_state(), before[1])
+
+    @pytest.mark.parametrize("framework", ["torch", "numpy"])
+    def test_samplers_without_a_seed_obey_the_global_generators(self, framework):
+        def losses(seed):
+            fs = featureset(*arrays(n=30))
+            if framework == "torch":
+                torch.manual_seed(seed)
+                graph = graph_of(fs, mlp(), "sgd", lr=0.02)
+                torch.manual_seed(seed)
+            else:
+                graph = graph_of(fs, SGDRegressor(random_state=0), None)
+                np.random.seed(seed)  # noqa: NPY002 - as a user does
+            phase = train_phase(graph, shuffle=True, seed=None, n_epochs=2)
+            with mm.ExperimentContext.get_active().activate():
+                return experiment().run_phase(phase, **QUIET).metrics().values()
+
+        with mm.ExperimentContext(registration_policy="overwrite").activate():
+            first, again, other = losses(1), losses(1), losses(2)
+        assert first == again
+        assert first != other
 
     def test_arguments(self):
         with pytest.raises(ConfigError, match="seed"):

@@ -15,6 +15,7 @@ import torch
 import modularml as mm
 from modularml.callbacks import Callback, CSVLogger
 from modularml.errors import ConfigError, MMLError, UnknownNameError
+from modularml.experiment.resuming import config_hash
 from tests.fuzz.stopping import differences, outcome
 from tests.worlds import (
     QUIET,
@@ -23,6 +24,7 @@ from tests.worlds import (
     experiment,
     featureset,
     graph_of,
+    mlp,
     mse,
     train_phase,
 )
@@ -367,3 +369,13 @@ class TestSignals:
         child.stdout.close()
         exp, _ = resumed(tmp_path, save_on="epoch_end")
         assert_equal(exp, never_stopped())
+
+
+def test_the_seed_is_a_part_of_the_configs_hash():
+    x, y = arrays(n=20)
+    with mm.ExperimentContext().activate():
+        graph = graph_of(featureset(x, y), mlp())
+        phase = train_phase(graph)
+        hashes = [config_hash(experiment(seed=seed), phase) for seed in (1, 1, 2, None)]
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 3

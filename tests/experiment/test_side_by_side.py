@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 import modularml as mm
+from modularml.callbacks import Callback
+from modularml.models.torch import SequentialMLP
 from tests.worlds import (
     QUIET,
     arrays,
@@ -105,3 +107,77 @@ def test_tasks(alone):
     outside = mm.ExperimentContext.get_active()
     check(asyncio.run(every()), alone)
     assert mm.ExperimentContext.get_active() is outside
+
+
+def seeded(seed=5):
+    """Train a network with dropout, all of whose numbers come from the experiment's seed."""
+    with mm.ExperimentContext().activate():
+        fs = featureset(*arrays(n=40))
+        fs.split_random({"train": 0.5, "val": 0.5})
+        net = mm.ModelNode("net", SequentialMLP(hidden_dim=8, dropout=0.3), fs)
+        mm.ModelGraph([net], mm.Optimizer("adam"))
+        exp = mm.Experiment.from_active_context("exp", seed=seed, audit="off")
+        sampler = mm.SimpleSampler(batch_size=8, shuffle=True)
+        phase = mm.TrainPhase.from_split(
+            "t", split="train", sampler=sampler, losses=[mse()], n_epochs=3
+        )
+    return exp, phase, fs
+
+
+def predicted(exp, fs):
+    return exp.predict(fs["val"]).tobytes()
+
+
+def trained(_=0):
+    exp, phase, fs = seeded()
+    exp.run_phase(phase, **QUIET)
+    return predicted(exp, fs)
+
+
+def test_one_seed_gives_the_same_bits_in_threads():
+    alone = trained()
+    with ThreadPoolExecutor(6) as pool:
+        assert set(pool.map(trained, range(6))) == {alone}
+
+
+def test_one_seed_gives_the_same_bits_in_folds_of_threads():
+    def folds(_=0):
+        exp, phase, fs = seeded()
+        with exp.ctx.activate():
+            cv = mm.CrossValidation(
+                bindings=mm.CVBinding(fs, ["train", "val"]), phase=phase, n_folds=2
+            )
+            results = cv.run(show_fold_progress=False, **QUIET)
+        return results.out_of_fold("net").prediction.to_numpy().tobytes()
+
+    alone = folds()
+    with ThreadPoolExecutor(3) as pool:
+        assert set(pool.map(folds, range(3))) == {alone}
+
+
+def test_streams_of_one_seed_in_turn_give_the_same_bits_and_leave_the_process_alone():
+    alone = trained()
+    runs = [seeded() for _ in range(3)]
+    torch.manual_seed(9)
+    expected = torch.rand(9)
+    torch.manual_seed(9)
+    streams = zip(*(exp.stream(phase, **QUIET) for exp, phase, _ in runs), strict=True)
+    drawn = [torch.rand(3) for _ in streams]
+    torch.testing.assert_close(torch.cat(drawn), expected, rtol=0, atol=0)
+    assert {predicted(exp, fs) for exp, _, fs in runs} == {alone}
+
+
+def test_a_run_without_a_seed_beside_one_with_a_seed_is_warned_of():
+    exp, phase, _ = seeded()
+    loose, other, _ = seeded(None)
+
+    class Meanwhile(Callback):
+        def on_epoch_end(self, **facts):
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(loose.run_phase, other, **QUIET).result()
+
+    with exp.ctx.activate():
+        phase.n_epochs = 1
+        phase.add_callback(Meanwhile())
+    with pytest.warns(UserWarning, match="draws from the process's random generators"):
+        exp.run_phase(phase, **QUIET)

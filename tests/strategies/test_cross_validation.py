@@ -21,7 +21,7 @@ from torch import nn
 
 import modularml as mml
 from modularml.audit import AuditWarning
-from modularml.callbacks import CSVLogger
+from modularml.callbacks import Callback, CSVLogger, MetricResult
 from modularml.data.scaling import LeakWarning
 from modularml.errors import AuditError, ConfigError, ExecutionError, SplitError, UnknownNameError
 from modularml.io.randomness import random_states
@@ -672,6 +672,50 @@ def test_folds_run_where_joblib_was_told_to(tmp_path):
     for backend in ("threading", "multiprocessing"):
         with joblib.parallel_config(backend, n_jobs=2), pytest.raises(ConfigError, match="'loky'"):
             mml.CrossValidation(bindings=mml.CVBinding(fs, ["train"])).run(**SILENT)
+
+
+def ray_cluster():
+    ray = pytest.importorskip("ray")
+    importlib.import_module("ray.util.joblib").register_ray()
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    return ray.shutdown
+
+
+def dask_cluster():
+    distributed = pytest.importorskip("distributed")
+    client = distributed.Client(n_workers=2, threads_per_worker=1, dashboard_address=None)
+
+    def close():
+        client.shutdown()
+        client.close()
+
+    return close
+
+
+class Threads(Callback):
+    """Logs how many threads torch may use where it runs."""
+
+    def on_epoch_end(self, **facts):
+        return MetricResult("threads", torch.get_num_threads())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # of the clusters' own
+@pytest.mark.parametrize("name", ["ray", "dask"])
+def test_folds_run_on_a_cluster_of_two_workers(name):
+    fs = rows()
+    world(fs, callbacks=[Threads()])
+    binding = mml.CVBinding(fs, ["train", "val"], stop_size=0.2)
+    cv, local = (mml.CrossValidation(bindings=binding, n_folds=3) for _ in range(2))
+    close = {"ray": ray_cluster, "dask": dask_cluster}[name]()
+    try:
+        with joblib.parallel_config(name, n_jobs=2):
+            results = cv.run(**SILENT)
+    finally:
+        close()
+    assert not results.failed_folds
+    assert_equal_results(results, local.run(**SILENT))
+    assert (results.to_pandas()["train.threads"] == 1).all()
 
 
 @pytest.mark.slow
