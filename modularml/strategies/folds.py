@@ -141,16 +141,18 @@ def _followed(
             if old not in known or new in known:
                 continue
             cut, pool = known[old], own[new].pool().indices if new in own else None
-            parts: list[IntArray] = []
-            for rows in (cut.train, cut.val):
+            parts: dict[str, IntArray] = {}
+            for part in ("train", "val", "pool", "stop"):
+                if (rows := getattr(cut, part)) is None:
+                    continue
                 wanted = link.keys[side].take(pa.array(rows)).drop_null()
                 among = pc.is_in(link.keys[1 - side], value_set=wanted)
                 mine = np.flatnonzero(among.to_numpy(zero_copy_only=False))
-                parts.append(mine if pool is None else np.intersect1d(mine, pool))
-            names = cut.train_name, cut.val_name
+                parts[part] = mine if pool is None else np.intersect1d(mine, pool)
+            names = {n: getattr(cut, n) for n in ("train_name", "val_name", "stop_name")}
             if new in own:
-                names = own[new].train_split_name, own[new].val_split_name
-            known[new] = found[new] = Sides(parts[0], parts[1], *names)
+                names = {n: getattr(own[new], n.replace("_name", "_split_name")) for n in names}
+            known[new] = found[new] = Sides(**parts, **names)
     return found
 
 

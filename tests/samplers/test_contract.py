@@ -126,7 +126,7 @@ def test_weights_of_a_sampler_and_of_a_column_are_multiplied():
             results = experiment().run_phase(phase, **QUIET)
         both = torch.as_tensor((1.0 + np.arange(24) % 3) * w, dtype=torch.float32)[:, None]
         loss = (both * (hand(torch.as_tensor(x)) - torch.as_tensor(y)) ** 2).sum() / both.sum()
-        assert results.figures()["train_loss"] == pytest.approx(float(loss), rel=1e-5)
+        assert results.figures()["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
         loss.backward()
         for mine, theirs in zip(net.parameters(), hand.parameters(), strict=True):
             torch.testing.assert_close(mine, theirs - rate * theirs.grad, rtol=1e-5, atol=1e-6)
