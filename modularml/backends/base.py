@@ -196,6 +196,26 @@ class BackendAdapter(ABC):
         """Return by name the trainable parameters that a loss itself has."""
         return {}
 
+    def loss_state(self, loss: Any) -> dict[str, Array]:
+        """Return parameters and buffers of a loss by name, as arrays of their own."""
+        return {}
+
+    def load_loss_state(self, loss: Any, state: Mapping[str, Array]) -> None:
+        """Go back to what `loss_state` returned."""
+        raise self._unable("parameters of a loss")
+
+    def writes_input(self, model: Any) -> bool:
+        """Tell whether calling a model may change the tensor that it is given."""
+        return False
+
+    def needs_several_rows(self, model: Any, shape: Shape) -> bool:
+        """Tell whether one sample of a shape is too few to train a model on (batch norms)."""
+        return False
+
+    def versions(self, tensors: Sequence[Any]) -> Any:
+        """Return what differs once one of these tensors has been changed in place."""
+        return None
+
     def count_parameters(self, model: Any) -> tuple[int, int]:
         """Return how many numbers a model holds, and how many an optimizer may move."""
         n = sum(math.prod(p.shape) for p in self.parameters(model).values())

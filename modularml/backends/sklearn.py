@@ -82,6 +82,11 @@ class SklearnAdapter(BackendAdapter):
         parts = [estimator, *(part for part in held if hasattr(part, "fit"))]
         return tuple(fingerprint(dict(vars(part))) for part in parts)
 
+    def writes_input(self, model: Any) -> bool:
+        estimator = getattr(model, "inner", model)
+        params = estimator.get_params(deep=True) if hasattr(estimator, "get_params") else {}
+        return any(k.split("__")[-1].startswith("copy") and v is False for k, v in params.items())
+
     def checked_rows(self) -> AbstractContextManager[Any]:
         context: AbstractContextManager[Any] = sklearn.config_context(assume_finite=True)
         return context

@@ -155,7 +155,41 @@ class TorchAdapter(BackendAdapter):
             return {}
         return {name: p for name, p in loss.named_parameters() if p.requires_grad}
 
+    def loss_state(self, loss: Any) -> dict[str, Array]:
+        held = loss.state_dict() if isinstance(loss, torch.nn.Module) else {}
+        return {name: self.to_numpy(t).copy() for name, t in held.items()}
+
+    def load_loss_state(self, loss: Any, state: Mapping[str, Array]) -> None:
+        loss.load_state_dict({name: self.from_numpy(value) for name, value in state.items()})
+
+    def writes_input(self, model: Any) -> bool:
+        return _makes_new_tensor(model) is False
+
+    def needs_several_rows(self, model: Any, shape: Shape) -> bool:
+        """Tell so from shapes alone: nothing is computed, drawn or counted."""
+        norm = torch.nn.modules.batchnorm._BatchNorm
+        if not any(isinstance(module, norm) for module in model.modules()):
+            return False
+        held = (*model.named_parameters(), *model.named_buffers())
+        meta = {name: torch.empty_like(t, device="meta") for name, t in held}
+        one = torch.empty((1, *shape), dtype=self.input_dtype(model), device="meta")
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), self.modes([(model, True)]):
+            try:
+                torch.func.functional_call(model, meta, (one,))
+            except ValueError as error:
+                return "more than 1 value per channel" in str(error)
+            except Exception:  # noqa: BLE001 - what needs numbers is found out in the step
+                return False
+        return False
+
+    def versions(self, tensors: Sequence[Any]) -> Any:
+        return [t._version for t in tensors]
+
     def count_parameters(self, model: Any) -> tuple[int, int]:
+        if any(
+            isinstance(p, torch.nn.parameter.UninitializedParameter) for p in model.parameters()
+        ):
+            return 0, 0
         return sum(p.numel() for p in model.parameters()), super().count_parameters(model)[1]
 
     def move(self, model: Any, device: Any) -> None:
@@ -247,12 +281,7 @@ class TorchAdapter(BackendAdapter):
         Not so for SGD, whose fused form fails where a parameter gets its first gradient late or
         a sparse one; `direct_step` uses the kernel where it is safe.
         """
-        closure = inspect.signature(cls.step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
-            raise BackendNotSupportedError(
-                f"{cls.__name__} computes the loss several times a step, which a graph does not "
-                "do; use another optimizer"
-            )
+        _check_closure(cls)
         chosen = dict(kwargs)
         takes = inspect.signature(cls).parameters
         decided = {"fused", "foreach", "capturable", "differentiable"} & set(chosen)
@@ -306,6 +335,7 @@ class TorchAdapter(BackendAdapter):
 
     def adopt_optimizer(self, optimizer: Any, parameters: Sequence[Any]) -> Any:
         """Return an optimizer that a factory made; torch's hold their parameters already."""
+        _check_closure(type(optimizer))
         return optimizer
 
     def optimizer_step(self, optimizer: Any, grads: Any = None, variables: Any = None) -> None:
@@ -408,6 +438,29 @@ def _is_plain(module: Any) -> bool:
     return not own and cls.__setattr__ is _Module.__setattr__
 
 
+def _makes_new_tensor(module: Any) -> bool | None:
+    """Tell whether a module computes a tensor of its own before anything is written to.
+
+    False for layers that work in place and for modules of other classes, whose code may do so;
+    None for those that may pass on what they are given.
+    """
+    cls = type(module)
+    if cls is torch.nn.Sequential or getattr(cls.forward, "calls_its_layers", False):
+        told = (_makes_new_tensor(layer) for layer in module.children())
+        return next((new for new in told if new is not None), None)
+    if not cls.__module__.startswith("torch.nn.modules.") or getattr(module, "inplace", False):
+        return False
+    return None if isinstance(module, _PASS_ON) else True
+
+
+_PASS_ON = (
+    torch.nn.Identity,
+    torch.nn.Flatten,
+    torch.nn.Unflatten,
+    torch.nn.modules.dropout._DropoutNd,
+)
+
+
 def _set_modes(modes: Iterable[tuple[Any, bool]]) -> None:
     for module, training in modes:
         if module.training is not training:
@@ -427,6 +480,15 @@ def _float_dtype(model: Any) -> Any:
         if p.is_floating_point():
             return p.dtype
     return torch.get_default_dtype()
+
+
+def _check_closure(cls: type) -> None:
+    closure = inspect.signature(cls.step).parameters.get("closure")  # type: ignore[attr-defined]
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise BackendNotSupportedError(
+            f"{cls.__name__} computes the loss several times a step, which a graph does not "
+            "do; use another optimizer"
+        )
 
 
 def _packed_names(optimizer: Any, named: Mapping[str, Any]) -> list[str]:

@@ -216,6 +216,11 @@ class MetricCallback(Callback):
 def _metric(metric: Any, group_by: str | None) -> EvaluationMetric:
     if isinstance(metric, EvaluationMetric):
         return metric
+    if callable(metric) and not hasattr(getattr(metric, "func", metric), "__name__"):
+        raise ConfigError(
+            f"metrics must hold names, functions of targets and outputs, or EvaluationMetrics; for "
+            f"a {type(metric).__name__} object give its name, such as 'r2', or a function"
+        )
     if isinstance(metric, str) or callable(metric):
         return ScoreMetric(metric, group_by=group_by)
     raise TypeError(f"metrics must hold names, functions or EvaluationMetrics, got {metric!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -12,14 +13,16 @@ import numpy as np
 
 from modularml._typing import Array
 from modularml._warning import warn
+from modularml.backends import adapter_for
 from modularml.data.execution import ExecutionContext, Layout
-from modularml.errors import NonFiniteLossError
+from modularml.errors import ConfigError, DataError, NonFiniteLossError
 from modularml.experiment.callback import PHASE_HOOKS, Callback, Dispatcher, as_results
 from modularml.experiment.feed import Feed
 from modularml.experiment.metrics import compact
 from modularml.experiment.recording import Recorder, ResultRecording
 from modularml.experiment.results import PhaseResults
 from modularml.experiment.run_state import Start
+from modularml.graph.model_node import ModelNode
 from modularml.loop import Stream
 from modularml.progress import Bar, bar
 
@@ -246,6 +249,8 @@ def _run_epoch(
     feed.refresh()
     plan, step = feed.plan, phase.step_of(feed)
     n_batches, _ = feed.epoch(epoch)
+    if phase.training:
+        _check_ahead(phase, feed, epoch, n_batches)
     feed.first = len(done)
     position = phase.position
     position.increment_epoch()
@@ -271,6 +276,35 @@ def _run_epoch(
     recorder.end(_log_losses(phase, feed, values, ctx, recorder.results))
     hooks("on_epoch_end", epoch, exec_ctx=ctx)
     display.show(epochs, recorder.results, epoch)
+
+
+def _check_ahead(phase: ExperimentPhase, feed: Feed, epoch: int, n_batches: int) -> None:
+    """Refuse what would fail in the course of the epochs that are left."""
+    graph = phase.graph()
+    for node in graph._running(phase.active_nodes):
+        if not isinstance(node, ModelNode) or node.is_frozen or node.input_shape is None:
+            continue
+        adapter, module = adapter_for(node.backend), node.model.module
+        alone = 1 in feed.sizes(epoch, node.node_id)
+        if alone and adapter.needs_several_rows(module, node.input_shape):
+            raise DataError(
+                f"phase {phase.label!r}, epoch {epoch}: a batch holds one sample, and batch "
+                f"normalization in node {node.label!r} needs more to train on; pass drop_last=True "
+                "to the sampler, or choose another batch_size"
+            )
+    for optimizer in graph.moving_optimizers(phase.active_nodes):
+        total = getattr(optimizer.scheduler, "total_steps", None)
+        if total is None:
+            continue
+        by_batch = optimizer.goes_on_every("batch")
+        steps = math.ceil(n_batches / phase.step_options().accumulate) if by_batch else 1
+        left, needed = total - optimizer.scheduler.last_epoch, steps * (phase.n_epochs - epoch)
+        if left < needed:
+            raise ConfigError(
+                f"phase {phase.label!r}: the schedule of {optimizer.name!r} has {left} steps left, "
+                f"and the training needs {needed}; raise total_steps (or epochs and "
+                "steps_per_epoch), or train for fewer epochs"
+            )
 
 
 def _log_losses(

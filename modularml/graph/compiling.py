@@ -231,7 +231,12 @@ class _Compiler(LossReading):
             more = self._learned_from(program, node, role, learn)
             fn, many = fitted_then(learn, fn, program.adapter, tuple(more)), True
             args += more.values()
-        out = program.op(fn, args, many=many, device=device)
+        writes = (
+            program.adapter.writes_input(node.model.module)
+            if isinstance(node, ModelNode)
+            else callable(getattr(node, "function", None))
+        )
+        out = program.op(fn, args, many=many, device=device, writes=writes)
         self.places[node.node_id, role] = self.read[node.node_id, role] = out
         if node.node_id in self.detach_after:
             detached = program.op(program.adapter.detach, [out], many=False, device=device)

@@ -78,10 +78,13 @@ def mean_over_samples(
     def fn(*args: Any) -> Any:
         return raw(*args) if names is None else raw(**dict(zip(names, args, strict=True)))
 
+    if loss.cls is None:
+        fn = _unchanging(applied, adapter, fn)
+
     def averaged(*args: Any) -> Any:
         values = fn(*args)
         found = mean(values)
-        shape, n = values.shape, args[0].shape[0]
+        shape, n = getattr(values, "shape", ()), args[0].shape[0]
         if len(shape) and (shape[0] != n or len(shape) > 1):
             _check_values_of_samples(applied, values, args, adapter)
         return found
@@ -89,6 +92,24 @@ def mean_over_samples(
     if weighed:
         return lambda *args: mean(weigh(fn(*args[:-1]), args[-1]))
     return (lambda *args: mean(fn(*args))) if whole else averaged
+
+
+def _unchanging(
+    applied: AppliedLoss, adapter: BackendAdapter, fn: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Return a loss that is refused where it writes to outputs or targets."""
+
+    def run(*args: Any) -> Any:
+        before = adapter.versions(args)
+        values = fn(*args)
+        if before != adapter.versions(args):
+            raise LossError(
+                f"loss {applied.label!r} changes its inputs in place, which others read too; "
+                "compute new tensors (a - b, not a -= b or a.sub_(b))"
+            )
+        return values
+
+    return run
 
 
 def _check_values_of_samples(

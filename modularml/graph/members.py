@@ -14,7 +14,7 @@ from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
 from modularml.graph.plan import StepPlan
 from modularml.graph.plan_key import PlanKey
-from modularml.training import Optimizer
+from modularml.training import AppliedLoss, Loss, Optimizer
 
 __all__ = ["GraphMembers", "id_among"]
 
@@ -28,6 +28,8 @@ class GraphMembers:
     _optimizer: Optimizer | None
     _plans: dict[Any, tuple[PlanKey, StepPlan, Callable[..., Any]]]
     _built: bool
+    _losses: dict[str, tuple[Loss, str]]
+    """Losses with parameters of their own that have been trained, and the node, by label."""
 
     @abstractmethod
     def build(self, *, force: bool = False) -> None:
@@ -36,6 +38,10 @@ class GraphMembers:
     @abstractmethod
     def _build_optimizer(self, force: bool) -> None:
         """Make the optimizer, or let it take up parameters that are new."""
+
+    @abstractmethod
+    def _take_up_losses(self, losses: Sequence[AppliedLoss]) -> None:
+        """Have parameters that losses themselves have be moved, saved and resumed."""
 
     @property
     def nodes(self) -> dict[str, GraphNode]:
@@ -153,6 +159,9 @@ class GraphMembers:
                 if id(p) not in seen:
                     seen.add(id(p))
                     yield f"{node.label}.{name}", p, id(p) in moving
+        for label, (loss, _) in self._losses.items():
+            for name, p in loss.parameters().items():
+                yield f"losses.{label}.{name}", p, True
 
     def _only_backend(self, among: Iterable[ComputeNode] | None = None) -> Backend:
         """Return the one framework that needs the graph's optimizer.

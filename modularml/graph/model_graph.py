@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from modularml.backends import adapter_for
@@ -23,7 +23,7 @@ from modularml.graph.plan_key import PlanKey
 from modularml.graph.predict import predict
 from modularml.graph.running import GraphRunning
 from modularml.graph.summary import GraphSummary, summarize
-from modularml.training import AppliedLoss, Optimizer
+from modularml.training import AppliedLoss, Loss, Optimizer
 
 __all__ = ["ModelGraph"]
 
@@ -84,6 +84,8 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         self._plans: dict[Any, tuple[PlanKey, StepPlan, Callable[..., Any]]] = {}
         self._built = False
         self._drives: Any = None
+        self._losses: dict[str, tuple[Loss, str]] = {}
+        self._later: dict[str, Any] = {"losses": {}, "moments": {}}
         self._nodes: dict[str, ComputeNode] = {}
         with self._ctx.activate():
             given = list(self._ctx.available_computenodes.values()) if nodes is None else nodes
@@ -227,11 +229,18 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         return cls(nodes, decode(config["optimizer"]), config["label"], register=register)
 
     def get_state(self) -> dict[str, Any]:
-        """Return weights, optimizer moments and what is frozen, by node label."""
+        """Return weights, optimizer moments and what is frozen, by node label.
+
+        Parameters of losses that have been trained are there too, by the label of the loss.
+        """
+        losses = self._later["losses"] | {
+            k: own.get_state() for k, (own, _) in self._losses.items()
+        }
         return {
             "is_built": self._built,
             "nodes": {node.label: node.get_state() for node in self._nodes.values()},
             "optimizer": None if self._optimizer is None else self._optimizer.get_state(),
+            **({"losses": losses} if losses else {}),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -261,8 +270,40 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
             self.get_node(label).set_state(own)
         if build:  # what waited for an estimator that has been fitted by now
             self.build()
+        given = state.get("losses", {})
+        for label, (loss, _) in self._losses.items():
+            loss.set_state(given.get(label, loss.initial))
+        self._later["losses"] = {k: v for k, v in given.items() if k not in self._losses}
         if self._optimizer is not None and state["optimizer"] is not None:
-            self._optimizer.set_state(state["optimizer"])
+            if self._optimizer.is_built:
+                self._build_optimizer(force=False)
+            self._optimizer.set_state(self._without_later(state["optimizer"]))
+
+    def _without_later(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Put moments of losses that have not been trained here aside until they are."""
+        moments = state.get("moments", {})
+        known = {f"losses.{label}." for label in self._losses}
+        self._later["moments"] = {
+            name: m
+            for name, m in moments.items()
+            if name.startswith("losses.") and not any(name.startswith(k) for k in known)
+        }
+        if not self._later["moments"]:
+            return state
+        return {
+            **state,
+            "moments": {k: m for k, m in moments.items() if k not in self._later["moments"]},
+        }
+
+    def _take_up_losses(self, losses: Sequence[AppliedLoss]) -> None:
+        """Have parameters that losses themselves have be moved, saved and resumed."""
+        for applied in losses:
+            node = self.get_node(applied.on)
+            if not isinstance(node, ModelNode) or not applied.loss.begin(node.backend):
+                continue
+            if applied.label in self._later["losses"]:
+                applied.loss.set_state(self._later["losses"].pop(applied.label))
+            self._losses[applied.label] = applied.loss, node.node_id
 
     # -- how it shows itself ------------------------------------------------------------------
 
@@ -297,7 +338,8 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
     def summary(self) -> GraphSummary:
         """Return a table of nodes, shapes, parameters and who learns."""
         with self._ctx_of_run():
-            return summarize(self.label, self._nodes, self._optimizer)
+            losses = {label: loss for label, (loss, _) in self._losses.items()}
+            return summarize(self.label, self._nodes, self._optimizer, losses)
 
     def __repr__(self) -> str:
         nodes = ", ".join(node.label for node in self._nodes.values())
@@ -331,3 +373,7 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         owner = f"graph {self.label!r}"
         optimizer.build_for(named, self._only_backend(), owner, self._drives, names)
         self._drives = optimizer.instance
+        if late := {k: m for k, m in self._later["moments"].items() if k in named}:
+            state = optimizer.get_state()
+            optimizer.set_state({**state, "moments": {**state["moments"], **late}})
+            self._later["moments"] = {}

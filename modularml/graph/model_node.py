@@ -173,14 +173,18 @@ class ModelNode(ComputeNode):
         """Move weights to a device."""
         adapter_for(self.backend).move(self._model.module, device)
 
-    def build_optimizer(self) -> None:
-        """Make the node's own optimizer over its parameters, where it is not over them yet."""
+    def build_optimizer(self, more: Mapping[str, Any] | None = None) -> None:
+        """Make the node's own optimizer over its parameters, where it is not over them yet.
+
+        It moves `more` parameters by name too: those of the losses on this node.
+        """
         optimizer = self._optimizer
         if optimizer is None:
             return
         known = adapter_for(self.backend).all_parameters(self._model.module)
         moving = {id(p) for p in self.parameters().values()} | optimizer.held
-        if named := {name: p for name, p in known.items() if id(p) in moving}:
+        named = {name: p for name, p in known.items() if id(p) in moving}
+        if named := {**named, **(more or {})}:
             owner = f"node {self.label!r}"
             optimizer.build_for(named, self.backend, owner, self._drives, list(known))
             self._drives = optimizer.instance
@@ -382,10 +386,10 @@ class ModelNode(ComputeNode):
         value = data.features if data.features is not None else data.outputs
         if value is None:
             raise GraphError(f"node {self.label!r} was given samples without features")
+        adapter, module = adapter_for(self.backend), self._model.module
         if backend_of(value) is self.backend:
-            return value
-        adapter, values = adapter_for(self.backend), as_numpy(value)
-        module = self._model.module
+            return adapter.concat([value], 0) if adapter.writes_input(module) else value
+        values = as_numpy(value)
         dtype = value_dtype(adapter, module, values, f"input of {self.label}")
         return adapter.from_numpy(values, dtype=dtype, device=adapter.device_of(module))
 

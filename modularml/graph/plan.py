@@ -84,6 +84,8 @@ class Op:
     args: tuple[int, ...]
     out: int
     many: bool
+    writes: bool = False
+    """Whether it may change what it is given in place."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -62,12 +63,21 @@ class Program:
         return self.inputs.setdefault(slot, len(self.inputs))
 
     def op(
-        self, fn: Callable[..., Any], args: Sequence[int], *, many: bool, device: Any = None
+        self,
+        fn: Callable[..., Any],
+        args: Sequence[int],
+        *,
+        many: bool,
+        device: Any = None,
+        writes: bool = False,
     ) -> int:
-        """Return the place of the result of a function, on the program's device or another."""
+        """Return the place of the result of a function, on the program's device or another.
+
+        One that `writes` to its inputs gets copies of those that others read.
+        """
         out = -1 - len(self.ops)
         self._where[out] = self.device if device is None else device
-        self.ops.append(Op(fn, tuple(args), out, many))
+        self.ops.append(Op(fn, tuple(args), out, many, writes))
         return out
 
     def segment(
@@ -82,19 +92,31 @@ class Program:
     ) -> Segment:
         """Return the segment, every value in its final place; see `Segment`."""
         place = self._place
+        read = Counter(arg for op in self.ops for arg in op.args)
+        read.update(arg for _, op in losses for arg in op.args)
+        read.update(slot for slot, *_ in outputs)
+        ops = [self._on_copies(op) if any(read[a] > 1 for a in op.args) else op for op in self.ops]
         return Segment(
             self.adapter,
             list(models),
             list(optimizers),
             list(takes),
             [i for i, _ in losses],
-            [Op(op.fn, tuple(map(place, op.args)), place(op.out), op.many) for op in self.ops],
+            [Op(op.fn, tuple(map(place, op.args)), place(op.out), op.many) for op in ops],
             [LossOp(op.fn, tuple(map(place, op.args))) for _, op in losses],
             [place(slot) for slot, *_ in outputs],
             [(label, shape) for _, label, shape in outputs],
             len(self.ops),
             eager,
         )
+
+    def _on_copies(self, op: Op) -> Op:
+        if not op.writes:
+            return op
+        fn, concat = op.fn, self.adapter.concat
+        if op.many:
+            return replace(op, fn=lambda values: fn([concat([v], 0) for v in values]))
+        return replace(op, fn=lambda value: fn(concat([value], 0)))
 
     def _place(self, slot: int) -> int:
         return slot if slot >= 0 else len(self.inputs) - 1 - slot

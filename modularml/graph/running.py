@@ -330,6 +330,7 @@ class GraphRunning(GraphMembers):
         learning = [n for n in moving(nodes) if isinstance(n, ModelNode)]
         if not learning and not learners(nodes, ()):
             raise nothing_learns(nodes)
+        self._take_up_losses(losses)
         shared = None if only is not None else self._optimizer
         if only is not None:
             learning = [only]
@@ -342,7 +343,10 @@ class GraphRunning(GraphMembers):
             if optimizer is not None:
                 found[node.node_id] = optimizer
             if optimizer is not None and not served:
-                node.build_optimizer()
+                own = [(k, loss) for k, (loss, on) in self._losses.items() if on == node.node_id]
+                node.build_optimizer(
+                    {f"losses.{k}.{n}": p for k, loss in own for n, p in loss.parameters().items()}
+                )
         if missing := [n for n in learning if n.node_id not in found]:
             raise no_optimizer(missing)
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
@@ -15,7 +16,7 @@ from modularml.graph.build import columns_shape
 from modularml.graph.flows import resolve_id
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
-from modularml.training import Optimizer
+from modularml.training import Loss, Optimizer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,8 +42,8 @@ class NodeSummary:
     backend: str
     input_shape: str
     output_shape: str
-    parameters: int
-    trainable: int
+    parameters: int | None
+    trainable: int | None
     frozen: bool
     optimizer: str
 
@@ -74,22 +75,39 @@ class GraphSummary:
 
     @property
     def _title(self) -> str:
-        total, moving = (sum(getattr(n, k) for n in self.nodes) for k in _COUNTS)
+        counts = [[getattr(n, k) for n in self.nodes] for k in _COUNTS]
+        if any(None in of for of in counts):
+            return f"{self.label}: {len(self.nodes)} nodes, parameters not known before build()"
+        total, moving = map(sum, counts)
         return f"{self.label}: {len(self.nodes)} nodes, {total:,} parameters, {moving:,} trainable"
 
     def _shown(self) -> pd.DataFrame:
         frame = self.to_pandas()
         for name in _COUNTS:
-            frame[name] = [f"{n:,}" for n in frame[name]]
+            frame[name] = [
+                "?" if (n := getattr(node, name)) is None else f"{n:,}" for node in self.nodes
+            ]
         frame["frozen"] = ["yes" if frozen else "" for frozen in frame["frozen"]]
         return frame
 
 
 def summarize(
-    label: str, nodes: Mapping[str, ComputeNode], optimizer: Optimizer | None
+    label: str,
+    nodes: Mapping[str, ComputeNode],
+    optimizer: Optimizer | None,
+    losses: Mapping[str, Loss],
 ) -> GraphSummary:
-    """Return the summary of nodes in order; `optimizer` is the graph's."""
-    return GraphSummary(label, tuple(_row(n, nodes, optimizer) for n in nodes.values()))
+    """Return the summary of nodes in order; `optimizer` is the graph's.
+
+    Below are `losses`, by label, that have parameters of their own.
+    """
+    rows = [_row(n, nodes, optimizer) for n in nodes.values()]
+    moved = "" if optimizer is None else optimizer.name
+    for name, loss in losses.items():
+        n = sum(math.prod(p.shape) for p in loss.parameters().values())
+        backend = loss.backend.value
+        rows.append(NodeSummary(name, loss.name, backend, "", "", n, n, False, moved))
+    return GraphSummary(label, tuple(rows))
 
 
 def _row(
@@ -100,7 +118,11 @@ def _row(
     if not isinstance(node, ModelNode):
         return NodeSummary(node.label, type(node).__name__, "", shapes, out, 0, 0, False, "")
     adapter = adapter_for(node.backend)
-    total, trainable = adapter.count_parameters(node.model.module) if node.is_built else (0, 0)
+    total: int | None
+    trainable: int | None
+    total, trainable = adapter.count_parameters(node.model.module)
+    if not node.is_built and adapter.gradients and not total:
+        total = trainable = None
     return NodeSummary(
         node.label,
         node.model.shown_name,

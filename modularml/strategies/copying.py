@@ -24,6 +24,7 @@ from modularml.graph.model_node import ModelNode
 from modularml.io.randomness import derived_seed, seed_all
 from modularml.samplers import BaseSampler
 from modularml.strategies.folds import Fold, Sides
+from modularml.training import Loss
 
 __all__ = ["fold_experiment", "template_of"]
 
@@ -74,6 +75,10 @@ def _again(value: Any) -> Any:
         return ExperimentContext.get_active().get_node(label=value.label)
     if isinstance(value, PhaseGroup):
         return PhaseGroup(value.label, [_again(item) for item in value.all])
+    if isinstance(value, Loss):
+        made = Loss(**{name: _again(given) for name, given in value._params().items()})
+        made.begin_like(value)
+        return made
     if isinstance(value, Configurable):
         return type(value)(**{name: _again(given) for name, given in value._params().items()})
     if type(value) in (list, tuple):

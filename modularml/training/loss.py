@@ -107,7 +107,8 @@ class Loss(Configurable, Saveable):
     reduction : str
         Passed to classes that take it. ``"none"`` leaves the mean to this library.
     factory : callable, optional
-        Makes the loss when it is built.
+        Makes the loss when it is built. A torch module may have parameters of its own, by whichever
+        way it is given: the optimizer of the node that the loss is applied on moves them.
     over : {'sample', 'batch'}, optional
         What the loss is: a mean over samples, or a value of a batch as a whole (Cox, NT-Xent,
         ranking, correlation, a sum). One of a batch is evaluated on all rows of a split in one go,
@@ -172,6 +173,7 @@ class Loss(Configurable, Saveable):
         self._made_of: Hashable = None
         self._added: dict[str, Any] = {}
         self.was_tried = False
+        self.initial: dict[str, Any] | None = None
         if isinstance(loss, str) and self._backend is not None:
             self._class_by_name()
 
@@ -244,6 +246,29 @@ class Loss(Configurable, Saveable):
         if self._callable is None or self._backend is None:
             return {}
         return adapter_for(self._backend).loss_parameters(self._callable)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return parameters and buffers that the loss itself has, by name."""
+        if self._callable is None or self._backend is None:
+            return {}
+        return adapter_for(self._backend).loss_state(self._callable)
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go back to what `get_state` returned."""
+        adapter_for(self.backend).load_loss_state(self._callable, state)
+
+    def begin(self, backend: Backend) -> bool:
+        """Note what its own parameters were before any training; tell whether it has some."""
+        self.resolve(backend)
+        if self.initial is None and self.parameters():
+            self.initial = self.get_state()
+        return self.initial is not None
+
+    def begin_like(self, other: Loss) -> None:
+        """Start with the parameters that another had before any training."""
+        if other.initial is not None:
+            self.resolve(other.backend)
+            self.set_state(other.initial)
 
     def _arguments(self) -> tuple[Any, ...]:
         return self.loss, self.factory, self.reduction, self.loss_kwargs, self.over, self.weight_by

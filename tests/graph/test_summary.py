@@ -19,7 +19,9 @@ def graph(**kwargs):
 class TestSummary:
     def test_counts_and_shapes(self):
         made = graph(optimizer=mm.Optimizer("adam"))
-        assert {row.parameters for row in made.summary().nodes} == {0}  # nothing is built yet
+        before = {row.node: row.parameters for row in made.summary().nodes}
+        assert before == {"a": 36, "b": 92, "gate": 0, "net": None}  # its layers are still to come
+        assert "parameters not known before build()" in repr(made.summary())
         made.build()
         made.get_node("a").model.module[0].bias.requires_grad_(False)
         made.freeze(["b"])
