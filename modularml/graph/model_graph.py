@@ -185,6 +185,8 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         ----------
         data : FeatureSet, FeatureSetView, DataFrame, dict or ndarray
             Rows of a known set, or raw columns in its units: the recorded scalers are applied.
+            Rows of several sets by label, ``{"windows": rows, "facts": rows}``, are joined by the
+            keys of the graph; those of a set that is not given are looked up in it.
             Targets are not needed.
         node : GraphNode or str, optional
             Whose outputs; the tail's where none is given.

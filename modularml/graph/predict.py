@@ -8,20 +8,24 @@ from typing import Any
 
 import numpy as np
 
+from modularml._optional import require
 from modularml._typing import Array
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.batch import as_numpy
 from modularml.data.columns import in_shape, to_arrow, to_numpy
 from modularml.data.execution import Leaf
-from modularml.data.formats import convert_array, stack
+from modularml.data.formats import DataFormat, convert, convert_array, stack
 from modularml.data.frames import as_columns
+from modularml.data.joining import Table, join, table_of
 from modularml.data.schema import RAW
 from modularml.data.sources import check_lengths
 from modularml.errors import ConfigError, DataError, GraphError, NotFittedError, ScalerError
 from modularml.graph.casting import check_cast
+from modularml.graph.flows import leaves
 from modularml.graph.inputs import stacked
 from modularml.graph.labels import decoded
 from modularml.graph.plan import InputSlot
+from modularml.graph.relations import links_of, meetings_of
 from modularml.graph.running import GraphRunning
 from modularml.graph.units import check_clear, invert_leaf, needs_rows, scaled_target
 
@@ -48,14 +52,14 @@ def predict(
         raise NotFittedError("the graph has not been built; train it, or call graph.build()")
     wanted: list[Any] = list(graph.tail_nodes.values()) if node is None else [graph.get_node(node)]
     plan, step = graph.plan((), training=False, active_nodes=wanted)
-    reader = _Reader(data)
-    n = reader.n_rows
+    sets = {slot.source.ref.resolve(): None for slot in plan.slots}
+    readers, lead = _readers(data, list(sets), graph._running(wanted))
+    n = lead.n_rows
     size = ROWS if batch_size is None else batch_size
     if not isinstance(size, Integral) or size < 1:
         raise ConfigError(f"batch_size must be an int of at least 1 or None, got {batch_size!r}")
     places = {name: i for i, (name, _) in enumerate(plan.layout.outputs)}
-    reader.check([slot.source.ref.resolve() for slot in plan.slots])
-    columns = [reader.column(slot) for slot in plan.slots]
+    columns = [readers[slot.source.ref.node_label].column(slot) for slot in plan.slots]
     parts: list[list[Any]] = []
     with plan.modes():
         for at in range(0, max(n, 1), size):
@@ -67,7 +71,7 @@ def predict(
             parts.append([as_numpy(outs[places[w.node_id]]) for w in wanted])
     found = {
         w.label: _finished(
-            plan.layout.flows, w, [p[i] for p in parts], reader, unscale, fmt, decode
+            plan.layout.flows, w, [p[i] for p in parts], readers, lead, unscale, fmt, decode
         )
         for i, w in enumerate(wanted)
     }
@@ -78,7 +82,8 @@ def _finished(
     flows: Mapping[Any, Any],
     node: Any,
     parts: list[Array],
-    reader: _Reader,
+    readers: Mapping[str, _Reader],
+    lead: _Reader,
     unscale: bool,
     fmt: str,
     decode: bool,
@@ -93,27 +98,119 @@ def _finished(
         check_clear(flows, node.node_id, node.label)
         leaf = scaled_target(flows[node.node_id, "outputs"])
     if leaf is not None:
+        reader = readers.get(leaf.source.ref.node_label, lead)
         values = invert_leaf(leaf, values, reader.ids(leaf) if needs_rows(leaf) else None)
-    return convert_array(values, fmt)
+    if DataFormat.from_value(fmt) is not DataFormat.PANDAS or values.ndim < 2:
+        return convert_array(values, fmt)
+    own = flows.get((node.node_id, "outputs")) or flows.get((node.node_id, "truth"))
+    names = [column.split(".")[1] for part in leaves(own) for column in part.columns]
+    width = values.shape[1]
+    if len(names) == 1 and width > 1:
+        names = [f"{names[0]}_{i}" for i in range(width)]
+    if len(set(names)) != width:
+        names = [f"column_{i}" for i in range(width)]
+    frame = convert({name: values[:, i] for i, name in enumerate(names)}, fmt)
+    return frame if lead.index is None else frame.set_axis(lead.index, axis=0)
+
+
+def _readers(
+    data: Any, sets: Sequence[FeatureSet], nodes: Sequence[Any]
+) -> tuple[dict[str, _Reader], _Reader]:
+    """Return what gives the rows of each set, side by side, and that which leads.
+
+    Sets that were not given are looked up in the context, all their rows.
+
+    Raises
+    ------
+    DataError
+        If nothing tells which of their rows belong to those that were given.
+    """
+    by_label = {str(fs.label): fs for fs in sets}
+    given = _given(data, by_label)
+    if given is None or (len(given) == len(by_label) == 1):
+        whole = _Reader(data if given is None else next(iter(given.values())))
+        return dict.fromkeys(by_label, whole), whole
+    readers = {label: _Reader(rows) for label, rows in given.items()}
+    others = [label for label in by_label if label not in given]
+    known = next((r.view for r in readers.values() if r.view is not None), None)
+    readers |= {label: _Reader(_looked_up(by_label[label], known)) for label in others}
+    meetings = meetings_of(nodes, ())
+    sources = list(dict.fromkeys(s for m in meetings for s in m.sources))
+    labels = list(readers)
+    targets = {s.ref.node_label for s in sources if s.ref.targets} & given.keys()
+    tables = [r.table(label, label in targets) for label, r in readers.items()]
+    of = {s: labels.index(s.ref.node_label) for s in sources}
+    try:
+        joined = join(tables, links_of(meetings, tables, of), who="predict: ")
+    except DataError as error:
+        if not others:
+            raise
+        raise DataError(
+            f"rows of {list(given)} alone cannot be predicted, as the graph reads {others} too: "
+            f"{error}. Pass rows of all sets, such as predict({{'{labels[0]}': ..., "
+            f"'{labels[-1]}': ...}})"
+        ) from error
+    found = {
+        label: readers[label].taken(rows) for label, rows in zip(labels, joined.rows, strict=True)
+    }
+    return found, found[labels[joined.lead]]
+
+
+def _given(data: Any, sets: Mapping[str, FeatureSet]) -> dict[str, Any] | None:
+    """Return rows by label of their set; None where one table holds the columns of all."""
+    tables = (Mapping, FeatureSet, FeatureSetView)
+    if isinstance(data, Mapping) and data and set(map(str, data)) <= sets.keys():
+        rows = {str(label): own for label, own in data.items()}
+        if all(isinstance(own, tables) or hasattr(own, "columns") for own in rows.values()):
+            return rows
+    view = _as_view(data)
+    if view is not None:
+        return {str(view.source.label): view} if view.source in sets.values() else None
+    return None
+
+
+def _looked_up(fs: FeatureSet, known: FeatureSetView | None) -> FeatureSetView:
+    """Return the rows of a set that are those samples, where it has them all, or else all."""
+    whole = fs.to_view()
+    if known is None:
+        return whole
+    same = known.take_intersection(whole)
+    if len(same) < len(known) or not len(known):
+        return whole
+    return whole.take_sample_uuids(known.get_sample_uuids())
 
 
 class _Reader:
     """Columns for the slots of a plan, from whatever the user gave."""
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: Any, index: Any = None) -> None:
         self.view = _as_view(data)
         self.source = None if self.view is None else self.view.source
         self.raw = None if self.view is not None else _as_columns(data)
         self.n_rows = len(self.view) if self.view is not None else _length(self.raw or {})
+        own = getattr(data, "index", None)
+        self.index = own if index is None and isinstance(own, require("pandas").Index) else index
 
-    def check(self, read: Sequence[FeatureSet]) -> None:
-        """Refuse rows of one set of the graph where others are read too."""
-        others = [fs.label for fs in read if fs is not self.source]
-        if others and len(others) < len(read):
-            raise DataError(
-                f"rows of {self.source.label!r} alone cannot be predicted: the graph reads "  # type: ignore[union-attr]
-                f"{others} too; pass a frame with all columns, or run an EvalPhase"
-            )
+    def table(self, label: str, is_sample: bool) -> Table:
+        """Return the rows as a table to be joined."""
+        if self.view is not None:
+            return table_of(self.view, is_sample=is_sample, label=label)
+        raw = self.raw or {}
+        if "" in raw:
+            raise DataError(f"rows of {label!r} are an array; give a frame or a dict of columns")
+        return Table(
+            label,
+            self.n_rows,
+            is_sample,
+            lambda name: to_arrow(raw[name], name) if name in raw else None,
+        )
+
+    def taken(self, rows: Array) -> _Reader:
+        """Return some of the rows, in the order asked."""
+        if self.view is not None:
+            return _Reader(self.view.take(rows))
+        index = None if self.index is None else self.index[rows]
+        return _Reader({key: values[rows] for key, values in (self.raw or {}).items()}, index)
 
     def column(self, slot: InputSlot) -> Callable[[int, int], Array]:
         """Return the function from first and last place to those rows of the slot's columns."""

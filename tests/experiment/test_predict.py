@@ -264,3 +264,12 @@ def test_merged_targets_have_their_units_or_are_refused(scaled):
     else:
         assert graph.predict(fs).shape == (50, 2)
         np.testing.assert_array_equal(results.to_pandas("both")["target_1"], y[:, 0])
+
+
+def test_a_frame_keeps_its_index_and_the_names_of_targets():
+    x, y, fs, graph, exp = world()
+    frame = pd.DataFrame({f"x{i}": x[:, i] for i in range(6)}, index=[f"c{i}" for i in range(40)])
+    found = exp.predict(frame.iloc[5:9], fmt="pandas")
+    assert list(found.index) == ["c5", "c6", "c7", "c8"]
+    assert list(found.columns) == ["y"]
+    np.testing.assert_allclose(found[["y"]].to_numpy(), exp.predict(frame)[5:9], rtol=1e-6)

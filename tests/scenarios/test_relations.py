@@ -368,3 +368,55 @@ def test_two_ways_to_meet_that_contradict_each_other_are_refused():
     exp = mm.Experiment.from_active_context("e", audit="off")
     with pytest.raises(DataError, match="contradict"):
         exp.run_phase(train_phase(sampler=shuffled(align_on="machine")), **QUIET)
+
+
+class TestPredict:
+    def world(self, order="FW"):
+        windows, facts = sets()
+        facts.fit_transform("StandardScaler", domain="features", fit_to_split="train")
+        graph = wired(windows, facts.reference(on="machine", rep="raw"), order)
+        graph.build()
+        columns = ["x", "y", "machine"]
+        frame = pd.DataFrame(
+            windows.get_data(columns=columns, include_domain_prefix=False, include_rep_suffix=False)
+        )
+        told = pd.DataFrame(
+            {"f": facts.get_features(rep="raw")["f"], "machine": facts.get_tags()["machine"]}
+        )
+        return graph, windows, facts, frame.set_axis([f"w{i}" for i in range(len(frame))]), told
+
+    @pytest.mark.parametrize("order", ["WF", "FW"])
+    def test_rows_of_several_sets_are_joined_by_the_key(self, order):
+        graph, windows, facts, frame, told = self.world(order)
+        want = frame["y"].to_numpy()
+        some, its = windows["val"], windows["val"].get_targets()["y"]
+        for data, y in (
+            ({"W": frame, "F": told}, want),
+            ({"F": told.sample(frac=1, random_state=0), "W": frame}, want),
+            ({"W": windows, "F": facts}, want),
+            ({"W": frame}, want),
+            ({"W": {k: frame[k].to_numpy() for k in frame}, "F": facts.to_view()}, want),
+            ({"W": some, "F": told}, its),
+            (some, its),
+            (windows, want),
+        ):
+            np.testing.assert_allclose(graph.predict(data).ravel(), y, atol=1e-5)
+
+    def test_rows_without_a_partner_are_counted_and_keep_their_index(self):
+        graph, _, _, frame, told = self.world()
+        rows = {"W": frame, "F": told[told["machine"] != "M03"]}
+        with pytest.warns(UserWarning, match="3 of 60 rows of 'W'"):
+            found = graph.predict(rows, fmt="pandas")
+        kept = frame[frame["machine"] != "M03"]
+        assert list(found.columns) == ["y"]
+        np.testing.assert_allclose(found["y"], kept["y"].loc[found.index], atol=1e-5)
+        assert list(found.index) == list(kept.index)
+
+    def test_facts_alone_are_refused(self):
+        graph, _, facts, _, told = self.world()
+        graph.get_node("b").set_upstream_refs([facts.reference(rep="raw")])
+        with pytest.raises(DataError, match=r"\['W'\] alone.*on='machine'.*predict\("):
+            graph.predict(self.world_rows(graph))
+
+    def world_rows(self, graph):
+        return graph.get_node("a").upstream_ref.resolve()["val"]
