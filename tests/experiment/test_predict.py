@@ -237,11 +237,11 @@ class TestOtherSets:
 
     def test_rows_of_one_of_two_sets_are_refused(self):
         x, y = arrays()
-        sets = [featureset(x, y, label) for label in ("left", "right")]
+        sets = [featureset(x, y, "left"), featureset(2 * x, y, "right")]
         nodes = [mm.ModelNode(f"of_{fs.label}", mlp(), fs) for fs in sets]
         graph = mm.ModelGraph([*nodes, mm.SumNode("sum", nodes, target_strategy="first")])
         graph.build()
-        with pytest.raises(DataError, match=r"'left' alone .* reads \['right'\] too"):
+        with pytest.raises(DataError, match=r"'left'\] alone .* reads \['right'\] too"):
             graph.predict(sets[0])
 
 
@@ -267,7 +267,7 @@ def test_merged_targets_have_their_units_or_are_refused(scaled):
 
 
 def test_a_frame_keeps_its_index_and_the_names_of_targets():
-    x, y, fs, graph, exp = world()
+    x, *_, exp = world()
     frame = pd.DataFrame({f"x{i}": x[:, i] for i in range(6)}, index=[f"c{i}" for i in range(40)])
     found = exp.predict(frame.iloc[5:9], fmt="pandas")
     assert list(found.index) == ["c5", "c6", "c7", "c8"]

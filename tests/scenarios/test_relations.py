@@ -413,10 +413,7 @@ class TestPredict:
         assert list(found.index) == list(kept.index)
 
     def test_facts_alone_are_refused(self):
-        graph, _, facts, _, told = self.world()
+        graph, windows, facts, *_ = self.world()
         graph.get_node("b").set_upstream_refs([facts.reference(rep="raw")])
         with pytest.raises(DataError, match=r"\['W'\] alone.*on='machine'.*predict\("):
-            graph.predict(self.world_rows(graph))
-
-    def world_rows(self, graph):
-        return graph.get_node("a").upstream_ref.resolve()["val"]
+            graph.predict(windows["val"])
