@@ -30,7 +30,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 __all__ = [
@@ -161,17 +161,29 @@ class NonFiniteLossError(ExecutionError):
         Position in the phase, both 0-based.
     value : float
         The value that came.
+    columns : tuple of str
+        Columns that the graph reads and that hold NaN or infinity in some row.
     """
 
     def __init__(
-        self, *, phase: str, epoch: int, batch: int, node: str, loss: str, value: float
+        self,
+        *,
+        phase: str,
+        epoch: int,
+        batch: int,
+        node: str,
+        loss: str,
+        value: float,
+        columns: Sequence[str] = (),
     ) -> None:
+        look = f"The columns {list(columns)} hold NaN or infinity: fill them (SimpleImputer)"
+        look = look if columns else "Look for NaN in the columns (fs.summary())"
         self.phase, self.epoch, self.batch = phase, epoch, batch
-        self.node, self.loss, self.value = node, loss, value
+        self.node, self.loss, self.value, self.columns = node, loss, value, tuple(columns)
         super().__init__(
             f"loss {loss!r} on node {node!r} is {value} in phase {phase!r}, epoch {epoch}, batch "
-            f"{batch}. Weights are as before this batch. Look for NaN in the columns "
-            "(fs.summary()), scale the inputs, or lower the learning rate. Where this batch holds "
+            f"{batch}. Weights are as before this batch. {look}, scale the inputs, or lower the "
+            "learning rate. Where this batch holds "
             "nothing to average, such as no event or pair, draw larger batches, with "
             "stratify_by= or drop_last=True"
         )

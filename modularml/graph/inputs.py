@@ -21,7 +21,7 @@ from modularml.graph.plan import InputSlot, StepPlan
 from modularml.graph.program import converted
 from modularml.graph.weighing import mean_one
 
-__all__ = ["column_tensor", "fill", "frozen_outputs", "pieces", "stacked"]
+__all__ = ["column_tensor", "fill", "frozen_outputs", "not_finite", "pieces", "stacked"]
 
 CHUNK_BYTES = 32 * 2**20
 LEAST_ROW = 64
@@ -254,3 +254,14 @@ def _repeatable(adapter: BackendAdapter, run: Any, rows: IntArray) -> bool:
     half = adapter.to_numpy(run(rows[: max(1, len(rows) // 2)]))
     same = np.array_equal(first, again, equal_nan=True)
     return same and np.allclose(first[: len(half)], half, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def not_finite(plan: StepPlan) -> list[str]:
+    """Return the columns that a plan reads and that hold NaN or infinity in some row."""
+    found: dict[str, None] = {}
+    for slot in plan.slots if plan.static is None else [*plan.slots, *plan.static.slots]:
+        for name in slot.columns:
+            values = slot.source.ref.resolve().collection.numpy(name)
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                found[name] = None
+    return list(found)

@@ -32,8 +32,8 @@ def class_labels(flow: Flow) -> Array | None:
         return None
     fs, name = found[0].source.ref.resolve(), found[0].columns[0]
     if (encoder := _encoder(fs, name)) is not None:
-        known: Array = getattr(encoder, "classes_", None)
-        return encoder.categories_[0] if known is None else known
+        known: Array = encoder.classes_ if hasattr(encoder, "classes_") else encoder.categories_[0]
+        return known
     values = fs.collection.numpy(name)
     return np.unique(values) if values.ndim == 1 else None
 

@@ -211,8 +211,15 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
             If a column that a head node reads is missing.
         """
         with self._ctx_of_run():
-            how = {"batch_size": batch_size, "unscale": unscale, "fmt": fmt, "decode": decode}
-            return predict(self, data, node=node, **how)
+            return predict(
+                self,
+                data,
+                node=node,
+                batch_size=batch_size,
+                unscale=unscale,
+                fmt=fmt,
+                decode=decode,
+            )
 
     # -- config and state ---------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from modularml.errors import LossError, NonFiniteLossError, NotFittedError
 from modularml.graph import topology
 from modularml.graph.compiling import check_losses, compile_plan
 from modularml.graph.fitting import check_weights, learners, to_fit
-from modularml.graph.inputs import fill
+from modularml.graph.inputs import fill, not_finite
 from modularml.graph.learning import moving, no_optimizer, nothing_learns
 from modularml.graph.members import GraphMembers, id_among
 from modularml.graph.model_node import ModelNode
@@ -401,6 +401,7 @@ def run_step(ctx: ExecutionContext, plan: StepPlan, step: Callable[..., Any], te
             node=plan.layout.labels[node_id],
             loss=label if error.of == "loss" else f"{label} ({error.of})",
             value=error.value,
+            columns=not_finite(plan),
         ) from None
     except Exception as error:
         error.add_note(f"(phase {ctx.phase_label!r}, epoch {ctx.epoch_idx}, batch {ctx.batch_idx})")

@@ -272,3 +272,23 @@ def test_categories_reach_a_network_as_integers():
     graph.build()
     graph.predict(fs)
     assert model.seen[:, 0].tolist() == CODE.tolist()
+
+
+def test_a_loss_that_is_nan_names_the_column_until_it_is_filled():
+    torch = pytest.importorskip("torch")
+    columns = {"age": AGE.astype("f4"), "dose": Y.astype("f4"), "y": Y.astype("f4")}
+    experiment = mm.Experiment("e", audit="off")
+    fs = mm.FeatureSet.from_dict("fs", columns, ["age", "dose"], "y")
+    fs.split_random({"train": 0.7, "test": 0.3}, seed=1)
+    net = torch.nn.Linear(2, 1)
+    mm.ModelGraph([mm.ModelNode("net", net, fs)], mm.Optimizer("sgd", opt_kwargs={"lr": 1e-5}))
+    loss = mm.AppliedLoss(mm.Loss("mse"), on="net", inputs=["outputs", "targets"])
+    how = {"sampler": mm.SimpleSampler(batch_size=60), "losses": [loss], "n_epochs": 1}
+    phase = mm.TrainPhase.from_split("train", split="train", **how)
+    with pytest.raises(mm.errors.NonFiniteLossError, match=r"'features.age.raw'\] hold NaN"):
+        experiment.run_phase(phase)
+    assert [f.columns for f in fs.audit() if f.kind == "not_finite"] == [("features.age.raw",)]
+    fs.fit_transform("SimpleImputer", domain="features", keys="age", fit_to_split="train")
+    assert not [f for f in fs.audit() if f.kind == "not_finite"]
+    experiment.run_phase(phase)
+    assert np.isfinite(net.weight.detach().numpy()).all()
