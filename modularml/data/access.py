@@ -105,7 +105,14 @@ class SampleCollectionMixin:
         chosen = self._select(columns, features=features, targets=targets, tags=tags, rep=rep)
         shown = self._shown(chosen, include_domain_prefix, include_rep_suffix)
         arrays = map(self.collection.numpy, chosen)
-        return convert(dict(zip(shown, arrays, strict=True)), fmt, self.row_indices)
+        schema, zone_of = self.collection.schema, self.collection.zone
+        of_time = {
+            new: zone_of(name)
+            for new, name in zip(shown, chosen, strict=True)
+            if schema[name].dtype.kind == "M"
+        }
+        zones = {name: zone for name, zone in of_time.items() if zone is not None}
+        return convert(dict(zip(shown, arrays, strict=True)), fmt, self.row_indices, zones)
 
     def get_features(
         self,

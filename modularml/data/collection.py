@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from modularml._optional import require
 from modularml._typing import Array, IntArray
-from modularml.data.columns import to_arrow, to_numpy, value_bytes
+from modularml.data.columns import leaf_type, to_arrow, to_numpy, value_bytes
 from modularml.data.formats import stack
 from modularml.data.ids import IdArray, check_ids, id_array, ids_from_texts, make_ids
 from modularml.data.mapping import Maps, release, write_columns
@@ -99,6 +99,10 @@ class SampleCollection:
         self.schema[name]
         self.check_rows()
         return self.table.column(name).chunk(0)
+
+    def zone(self, name: str) -> str | None:
+        """Return the time zone of a column; None where it holds no times, or times without one."""
+        return getattr(leaf_type(self.array(name).type), "tz", None)
 
     def numpy(self, name: str) -> Array:
         """Return a whole column as a read-only array, without a copy where it holds numbers."""

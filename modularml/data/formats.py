@@ -68,7 +68,10 @@ _SPELLINGS = {
 
 
 def convert(
-    columns: Mapping[str, Array], fmt: str | DataFormat, rows: IntArray | None = None
+    columns: Mapping[str, Array],
+    fmt: str | DataFormat,
+    rows: IntArray | None = None,
+    zones: Mapping[str, str] | None = None,
 ) -> Any:
     """Put columns into a format.
 
@@ -82,6 +85,8 @@ def convert(
         ``(n, n_columns, k)``.
     rows : ndarray of int64, optional
         The rows to return, in this order; None for all.
+    zones : mapping of str to str, optional
+        Time zones of columns of times, which frames and tables carry; arrays hold times in UTC.
 
     Raises
     ------
@@ -93,6 +98,14 @@ def convert(
         return convert_array(stack(columns, rows), fmt)
     if rows is not None:
         columns = {name: values[rows] for name, values in columns.items()}
+    if zones and fmt in (DataFormat.PANDAS, DataFormat.ARROW, DataFormat.POLARS):
+        table = pa.table({name: _zoned(a, name, zones.get(name)) for name, a in columns.items()})
+        if fmt is DataFormat.ARROW:
+            return table
+        if fmt is DataFormat.POLARS:
+            return require("polars").from_arrow(table)
+        frame = _pandas(columns)
+        return frame.assign(**{name: table[name].to_pandas() for name in zones if name in frame})
     return _FORMATTERS[fmt](columns)
 
 
@@ -189,6 +202,11 @@ def _polars(columns: Mapping[str, Array]) -> Any:
 
 def _arrow(columns: Mapping[str, Array]) -> pa.Table:
     return pa.table({name: to_arrow(values, name) for name, values in columns.items()})
+
+
+def _zoned(values: Array, name: str, zone: str | None) -> pa.Array:
+    array = to_arrow(values, name)
+    return array if zone is None else array.cast(pa.timestamp(array.type.unit, zone))
 
 
 def _torch(values: Array) -> Any:

@@ -11,8 +11,8 @@ import numpy as np
 from modularml._optional import require
 from modularml._typing import Array, IntArray
 from modularml.errors import DataError
+from modularml.predicates.ordering import by_meaning
 from modularml.splitters.factors import factorise
-from modularml.splitters.ordering import by_meaning
 
 __all__ = ["MASK", "Grouping"]
 

@@ -17,7 +17,7 @@ from modularml.data.ids import id_array, id_texts, ids_from_texts
 from modularml.data.scaling import scaled_by
 from modularml.data.selectors import select_one
 from modularml.errors import ConfigError, DataError, SplitError, expect
-from modularml.predicates import matches
+from modularml.predicates.conditions import has_naive_times, matches
 from modularml.splitters import BaseSplitter, ConditionSplitter, RandomSplitter
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ class SplitMixin(SampleCollectionMixin):
         expect("conditions", conditions, Mapping, "a mapping of column to condition")
         for selector, condition in conditions.items():
             name = select_one(self.collection.schema, selector)
+            _check_zone(condition, self.collection.zone(name), selector)
             keep &= matches(condition, self.column(name), column=selector)
         return self._view(np.flatnonzero(keep), None, label)
 
@@ -309,7 +310,21 @@ class SplitMixin(SampleCollectionMixin):
 
     def _columns_for(self, splitter: BaseSplitter) -> dict[str, Array]:
         schema = self.collection.schema
-        return {name: self.column(select_one(schema, name)) for name in splitter.needs}
+        names = {key: select_one(schema, key) for key in splitter.needs}
+        if isinstance(splitter, ConditionSplitter):
+            for by_column in splitter.conditions.values():
+                for key, condition in by_column.items():
+                    _check_zone(condition, self.collection.zone(names[key]), key)
+        return {key: self.column(name) for key, name in names.items()}
+
+
+def _check_zone(condition: Any, zone: str | None, column: str) -> None:
+    """Refuse times without a zone beside a column that has one; nobody knows which they mean."""
+    if zone not in (None, "UTC", "Etc/UTC", "+00:00") and has_naive_times(condition):
+        raise DataError(
+            f"column {column!r} has the time zone {zone}, and the condition {condition!r} names a "
+            f"time without one; give it, as in pd.Timestamp('2024-01-31 12:00', tz={zone!r})"
+        )
 
 
 def check_split_name(name: str, taken: Iterable[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import re
 from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any, TypeAlias
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from modularml._optional import require
 from modularml._typing import Array
 from modularml.errors import DataError
+from modularml.predicates.ordering import by_meaning
 
 __all__ = ["Mask", "column", "compare", "is_missing", "is_null", "member"]
 
@@ -47,7 +49,8 @@ def compare(ufunc: np.ufunc, values: Array, other: object) -> Mask:
     ufunc : numpy.ufunc
         ``np.equal``, ``np.less`` and their like.
     values : ndarray, shape (n_samples,)
-        A missing value equals nothing and is neither less nor greater than anything.
+        A missing value equals nothing and is neither less nor greater than anything. Numbers and
+        ISO 8601 dates that are held as text are in the order that they mean.
     other : object
         A value, or an ndarray of shape (n_samples,). Beside a column of times, text such as
         ``"2024-01-31T12:00"`` is read as a time; times with a zone are compared in UTC.
@@ -66,6 +69,14 @@ def compare(ufunc: np.ufunc, values: Array, other: object) -> Mask:
         right, other_kind = column(other)
     else:
         right, other_kind = _single(other, kind)
+    if kind == other_kind == TEXT and ufunc not in (np.equal, np.not_equal):
+        texts = right if isinstance(right, np.ndarray) else np.array([right], dtype=object)
+        left = by_meaning(None, left, DataError)
+        kind = KIND_OF_DTYPE.get(left.dtype.kind, TEXT)
+        if kind != TEXT:
+            texts = by_meaning(None, texts, DataError)
+            other_kind = KIND_OF_DTYPE.get(texts.dtype.kind, TEXT)
+            right = texts if isinstance(right, np.ndarray) else texts[0]
     if NOTHING in (kind, other_kind):
         return np.full(len(left), ufunc is np.not_equal)
     _require_alike(kind, other_kind, other)
@@ -177,6 +188,8 @@ def _single(value: Any, beside: str) -> tuple[Any, str]:
 
 
 def _as_time(value: str | dt.date | np.datetime64) -> np.datetime64:
+    if isinstance(value, str) and re.search(r"[0-9](?:Z|[+-][0-9]{2}:?[0-9]{2})$", value[10:]):
+        value = dt.datetime.fromisoformat(value)
     if isinstance(value, dt.datetime) and value.tzinfo is not None:
         value = value.astimezone(dt.UTC).replace(tzinfo=None)
     try:

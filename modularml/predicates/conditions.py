@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, Literal, cast
 
@@ -11,8 +12,22 @@ from modularml._typing import Array
 from modularml.errors import ConfigError, DataError
 from modularml.predicates.base import Predicate
 from modularml.predicates.compare import Mask, column, compare, is_missing, is_null, member
+from modularml.predicates.ordering import by_meaning
 
-__all__ = ["EQ", "GT", "GTE", "LT", "LTE", "NE", "Between", "In", "IsNull", "NotIn", "matches"]
+__all__ = [
+    "EQ",
+    "GT",
+    "GTE",
+    "LT",
+    "LTE",
+    "NE",
+    "Between",
+    "In",
+    "IsNull",
+    "NotIn",
+    "has_naive_times",
+    "matches",
+]
 
 
 class _Comparison(Predicate):
@@ -122,7 +137,10 @@ class Between(Predicate):
     ) -> None:
         _require_single("Between", low)
         _require_single("Between", high)
-        if type(low) is type(high) and low > high:
+        first, last = low, high
+        if isinstance(low, str) and isinstance(high, str):
+            first, last = by_meaning(None, np.array([low, high], dtype=object), ConfigError)
+        if type(first) is type(last) and first > last:
             raise ConfigError(f"low must not be above high, got low={low!r}, high={high!r}")
         self.low, self.high, self.inclusive = low, high, inclusive
 
@@ -183,6 +201,22 @@ def matches(condition: object, values: Array, *, column: str) -> Mask:
             f"{values.shape} ({values.dtype}): {type(error).__name__}: {error}"
         ) from error
     return _checked(mask, len(values), condition, column)
+
+
+def has_naive_times(condition: object) -> bool:
+    """Tell whether a condition, or a predicate within, speaks of a time without a time zone."""
+    if isinstance(condition, Predicate):
+        return any(map(has_naive_times, vars(condition).values()))
+    if isinstance(condition, str):
+        try:
+            condition = dt.datetime.fromisoformat(condition)
+        except ValueError:
+            return False
+    if isinstance(condition, dt.datetime):
+        return condition.tzinfo is None
+    if _is_collection(condition):
+        return any(map(has_naive_times, cast("Collection[Any]", condition)))
+    return isinstance(condition, dt.date | np.datetime64)
 
 
 def _rule(condition: Any, values: Array) -> Callable[[Array], Any]:

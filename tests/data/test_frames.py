@@ -188,3 +188,35 @@ def test_infinite_values_have_no_neighbours():
         sampler = mml.samplers.PairedSampler({"g": condition}, batch_size=2, sources=[fs])
         with pytest.raises(DataError, match=r"infinite value in row 0"):
             list(sampler)
+
+
+@pytest.fixture
+def berlin():
+    times = pd.date_range("2024-01-01", periods=4, freq="h", tz="Europe/Berlin")
+    df = pd.DataFrame({"x": np.arange(4.0), "y": [0, 1, 0, 1], "t": times})
+    return df, make(df, tags="t")
+
+
+def test_frames_carry_time_zones(berlin, tmp_path):
+    df, fs = berlin
+    for got in (fs.get_tags("pandas")["t"], fs.to_pandas()["tags.t.raw"]):
+        assert got.tolist() == df["t"].tolist()
+        assert str(got.dt.tz) == "Europe/Berlin"
+    assert fs.get_tags("arrow").schema.field("t").type.tz == "Europe/Berlin"
+    assert fs.get_tags("polars")["t"].dtype.time_zone == "Europe/Berlin"
+    again = FeatureSet.load(fs.save(tmp_path / "t"))
+    assert again.get_tags("pandas")["t"].tolist() == df["t"].tolist()
+    assert fs.get_tags("numpy").ravel()[0] == np.datetime64("2023-12-31T23:00")
+
+
+def test_conditions_on_a_column_with_a_zone_name_one(berlin):
+    df, fs = berlin
+    at = df["t"][1]
+    for time in (at, at.tz_convert("UTC"), at.isoformat()):
+        assert len(fs.filter(conditions={"t": mml.predicates.GT(time)})) == 2
+    for naive in ("2024-01-01T01:00", at.tz_localize(None), at.to_datetime64()):
+        with pytest.raises(DataError, match=r"'t' has the time zone Europe/Berlin.*without one"):
+            fs.filter(conditions={"t": mml.predicates.GT(naive)})
+        with pytest.raises(DataError, match="without one"):
+            fs.split_by_condition({"a": {"t": [naive]}, "b": {"x": 1.0}})
+    assert not fs.splits

@@ -92,3 +92,15 @@ def test_the_command_line_shows_them(
     assert main(["diff", path, path]) == 0
     assert capsys.readouterr().out == "no difference\n"
     assert main(["diff", path, str(tmp_path / "none.exp.mml")]) == 1
+
+
+def test_nan_in_the_same_place_is_no_difference(tmp_path):
+    def saved(name, last):
+        v = np.arange(12.0).reshape(4, 3)
+        v[1, 2] = np.nan
+        data = {"v": v, "s": np.array([np.nan, 1, 2, last]), "y": np.arange(4.0)}
+        with mm.ExperimentContext().activate():
+            return mm.FeatureSet.from_dict("c", data, ["v", "s"], "y").save(tmp_path / name)
+
+    assert not any(diff(saved("a", 3.0), saved("b", 3.0)).values())
+    assert any(diff(saved("c", 3.0), saved("d", 4.0)).values())

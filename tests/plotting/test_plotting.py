@@ -349,3 +349,18 @@ def test_parity_of_one_value_has_no_r2():
 def test_predictions_that_cannot_be_compared(true, pred, other, error, words):
     with pytest.raises(error, match=words):
         parity(true, pred, other=other)
+
+
+@pytest.mark.parametrize("index", [["C04", "C09", "C15"], [10, 20, 30]])
+def test_a_mapping_of_series_keeps_their_index(index):
+    curve = pd.Series([0.1, 0.3, 0.2], index=index)
+
+    def places(data):
+        figure = series(data, x="cell")
+        figure.canvas.draw()
+        axes = figure.axes[0]
+        return axes.lines[0].get_xdata().tolist(), [t.get_text() for t in axes.get_xticklabels()]
+
+    assert places({"mae": curve}) == places(curve) == places(curve.to_frame("mae"))
+    if index == [10, 20, 30]:
+        assert loss_curves({"mae": curve}).axes[0].lines[0].get_xdata().tolist() == index

@@ -13,13 +13,13 @@ from modularml._typing import Array
 __all__ = ["by_meaning"]
 
 
-def by_meaning(name: str, values: Array, error: type[Exception]) -> Array:
+def by_meaning(name: str | None, values: Array, error: type[Exception]) -> Array:
     """Return values that sort by what they mean.
 
     Parameters
     ----------
-    name : str
-        Of the column, for messages.
+    name : str or None
+        Of the column, for messages; None where the caller adds it.
     values : ndarray, shape (n,)
         Not changed.
     error : type of Exception
@@ -42,7 +42,8 @@ def by_meaning(name: str, values: Array, error: type[Exception]) -> Array:
     pandas = require("pandas")
     missing = pandas.isna(values)
     texts = [v for v in values[~missing].tolist() if isinstance(v, str)]
-    if not texts or len(texts) < (~missing).sum():
+    plain = all(not re.search(r"\d", text) for text in texts)
+    if plain or len(texts) < (~missing).sum():
         return values
     for read in (pandas.to_numeric, _iso_times):
         try:
@@ -55,13 +56,13 @@ def by_meaning(name: str, values: Array, error: type[Exception]) -> Array:
             range(len(values))
         ))  # fmt: skip
     frames = {re.sub(r"\d", "0", text) for text in texts}
-    plain = all(not re.search(r"\d", text) for text in texts)
-    if plain or (len(frames) == 1 and len(re.findall("0+", next(iter(frames)))) == 1):
+    if len(frames) == 1 and len(re.findall("0+", next(iter(frames)))) == 1:
         return values
     odd = next(text for text in texts if re.search(r"\d", text))
+    holder = "it" if name is None else f"column {name!r}"
     raise error(
-        f"column {name!r} holds text such as {odd!r}, whose order as text may not be the one that "
-        "it means; make it numbers or dates first, such as with pandas.to_datetime(column, "
+        f"{holder} holds text such as {odd!r}, whose order as text may not be the one that it "
+        "means; make it numbers or dates first, such as with pandas.to_datetime(column, "
         "format='%d/%m/%Y') or pandas.to_numeric"
     )
 
