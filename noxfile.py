@@ -78,6 +78,24 @@ def fuzz(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "tests/fuzz", *args, env=env)
 
 
+OLDEST = (
+    *("scikit-learn==1.6.0", "numpy==2.0.0", "pandas==2.2.2", "pyarrow==18.0.0", "joblib==1.4.0"),
+    *("lazy_loader==0.4", "narwhals==2.0.0", "pyyaml==6.0.1", "safetensors==0.5.0", "tqdm==4.66.0"),
+)
+"""The lowest versions that pyproject.toml declares."""
+
+
+@nox.session
+@nox.parametrize(
+    "versions", [OLDEST, ("-U", "scikit-learn", "pandas", "numpy")], ids=["old", "new"]
+)
+def estimators(session: nox.Session, versions: tuple[str, ...]) -> None:
+    """Store and read every kind of estimator on the lowest declared versions and the newest."""
+    session.install("-q", *versions, "pytest>=9.0", "hypothesis")
+    session.install("-q", "--no-deps", "-e", ".")
+    session.run("python", "-m", "pytest", "tests/io/test_estimators.py", env=ONE_THREAD)
+
+
 @nox.session
 def wheel(session: nox.Session) -> None:
     """Build the wheel, then load every public name from it, far from the checkout."""

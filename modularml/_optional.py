@@ -22,6 +22,8 @@ EXTRAS = {
     "dask": "cluster",
     "ray": "cluster",
     "onnx": "export",
+    "xgboost": "boost",
+    "lightgbm": "boost",
     "polars": "polars",
     "torchmetrics": "metrics",
 }

@@ -132,7 +132,7 @@ def encode(value: Any) -> Any:
     if hasattr(value, "__qualname__") and hasattr(value, "__module__"):
         return {"$code": _code_name(value)}
     if (params := _arguments_of(value)) is not None:
-        return {"$estimator": _code_name(type(value)), "params": encode(params)}
+        return {"$estimator": _code_name(type(value)), "params": encode(params)} | origin(value)
     raise ConfigError(
         f"a {type(value).__name__} cannot be part of a config: {value!r}. Give numbers, strings, "
         "lists, dicts, importable functions and classes, or Configurable objects"
@@ -202,7 +202,7 @@ _READERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "$time": lambda v: dt.datetime.fromisoformat(v["$time"]),
     "$date": lambda v: dt.date.fromisoformat(v["$date"]),
     "$code": lambda v: find_code(v["$code"]),
-    "$estimator": lambda v: _estimator(v["$estimator"])(**decode(v["params"])),
+    "$estimator": lambda v: estimator_from(_estimator(v["$estimator"]), decode(v["params"]), v),
 }
 
 
@@ -268,6 +268,54 @@ def _estimator(name: str) -> Any:
     if not (isinstance(found, type) and is_like_estimator(found)):
         raise ConfigError(f"{name!r} is no estimator")
     return found
+
+
+_OF_THE_MACHINE = ("memory", "n_jobs", "n_threads")
+"""Arguments that reach a folder, or start threads and processes: they are not taken from files."""
+
+
+def origin(estimator: Any) -> dict[str, Any]:
+    """Return the version of an estimator's library, and its arguments that have their default."""
+    library = type(estimator).__module__.split(".")[0]
+    known, given = _parameters(type(estimator)), _arguments_of(estimator) or {}
+    same = [n for n, v in given.items() if n in known and _same(v, known[n])]
+    return {"defaults": same, "version": _version_of(library)}
+
+
+def estimator_from(cls: Any, params: dict[str, Any], facts: Mapping[str, Any]) -> Any:
+    """Make an estimator that may have been written by another version of its library.
+
+    Parameters
+    ----------
+    cls : type
+    params : dict of str to object
+        Arguments. Those that the installed version does not know are left out where they had
+        their default; in a file, so are those that belong to the machine of its author.
+    facts : mapping
+        What `origin` returned; older files have none.
+
+    Raises
+    ------
+    ConfigError
+        If an argument with another value is not known; both versions are named.
+    """
+    known = _parameters(cls)
+    if _meanings.get() is not None:
+        params = {n: v for n, v in params.items() if n not in _OF_THE_MACHINE or n not in known}
+    for name in () if _takes_any(cls) else [n for n in params if n not in known]:
+        value, library = params.pop(name), cls.__module__.split(".")[0]
+        if name in facts.get("defaults", ()) or value is None or value in ("deprecated", "warn"):
+            continue
+        raise ConfigError(
+            f"{cls.__name__} of {_version_of(library)} has no argument {name!r}, and was written "
+            f"with {name}={value!r} by {facts.get('version', 'another version')}; install that one"
+        )
+    return cls(**params)
+
+
+def _version_of(library: str) -> str:
+    version = getattr(sys.modules.get(library), "__version__", "")
+    return f"{'scikit-learn' if library == 'sklearn' else library} {version}".strip()
 
 
 def is_like_estimator(value: Any) -> bool:

@@ -58,6 +58,8 @@ LIBRARIES = {
         "sklearn.model_selection._search_successive_halving",
     ),
     "numpy": ("numpy",),
+    "xgboost": ("xgboost",),
+    "lightgbm": ("lightgbm",),
 }
 
 _TAGS = {"$type": "type", "$enum": "enum", "$code": "code", "$estimator": "estimator"}
@@ -318,12 +320,18 @@ def _from_numpy(obj: Any, module: str) -> bool:
     return isinstance(obj, numpy.ufunc) or any(obj is known for known in statistics)
 
 
+def _is_estimator(obj: Any, module: str) -> bool:
+    return isinstance(obj, type) and issubclass(obj, require("sklearn.base").BaseEstimator)
+
+
 _OPEN: dict[str, Callable[[Any, str], bool]] = {
     "modularml": _from_modularml,
     "torch": _from_torch,
     "keras": _from_keras,
     "sklearn": _from_sklearn,
     "numpy": _from_numpy,
+    "xgboost": _is_estimator,
+    "lightgbm": _is_estimator,
     "builtins": lambda obj, module: obj in (bool, int, float, complex, str),
 }
 

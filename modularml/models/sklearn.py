@@ -18,7 +18,13 @@ from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 from modularml._typing import Array, Shape
-from modularml.errors import ConfigError, DataError, NotFittedError, ShapeError
+from modularml.errors import (
+    ConfigError,
+    DataError,
+    ModularMLError,
+    NotFittedError,
+    ShapeError,
+)
 from modularml.models.base import BaseModel, Place, check_shape, check_weights
 from modularml.models.fitted import FittedEstimator, become
 from modularml.models.sklearn_inputs import (
@@ -317,7 +323,9 @@ class ScikitModelWrapper(BaseModel):
             yield
         except SklearnNotFittedError as error:
             raise NotFittedError(f"{self.shown_name} has not been fitted: {error}") from error
-        except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        except ModularMLError:
+            raise
+        except Exception as error:
             columns = ", ".join(self._place.columns)
             hint = (
                 ""

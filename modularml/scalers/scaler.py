@@ -20,7 +20,8 @@ from modularml.errors import (
     ShapeError,
     UnknownNameError,
 )
-from modularml.io.estimators import learned, parameters, relearn
+from modularml.io.estimator_kinds import parameters
+from modularml.io.estimators import learned, relearn
 from modularml.io.saveable import Saveable
 from modularml.scalers.base import NoInverseError, as_numbers, as_table
 from modularml.scalers.registry import ENCODERS, OWN, SKLEARN, scaler_registry

@@ -12,177 +12,37 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 from sklearn import (
-    calibration,
     cluster,
-    compose,
-    covariance,
-    cross_decomposition,
-    decomposition,
-    discriminant_analysis,
-    dummy,
     ensemble,
-    feature_selection,
-    gaussian_process,
-    impute,
-    kernel_approximation,
     linear_model,
-    manifold,
-    metrics,
-    mixture,
-    model_selection,
-    multiclass,
-    naive_bayes,
     neighbors,
     neural_network,
     pipeline,
     preprocessing,
-    random_projection,
-    semi_supervised,
     svm,
     tree,
 )
 from sklearn.base import BaseEstimator
 from sklearn.experimental import enable_halving_search_cv, enable_iterative_imputer  # noqa: F401
-from sklearn.gaussian_process import kernels
 
 import modularml as mm
+from modularml.config import decode, encode
 from modularml.errors import ConfigError, MMLError
 from modularml.io.estimators import learned, relearn
 from modularml.models import ScikitModelWrapper
+from tests.io.zoo import (
+    CATEGORIES,
+    CLASSIFIERS,
+    KERNEL,
+    KIND,
+    OTHERS,
+    REGRESSORS,
+    REST,
+    REST_OF_CLASSIFIERS,
+    X,
+    Y,
+)
 
-RNG = np.random.default_rng(4)
-X = np.abs(RNG.normal(size=(80, 4)))
-Y = X @ np.array([1.0, -2.0, 0.5, 0.0]) + RNG.normal(size=80) / 10
-KIND = np.array(["low", "mid", "top"])[np.digitize(Y, np.quantile(Y, [0.3, 0.7]))]
-CATEGORIES = np.c_[RNG.integers(0, 5, 80), X[:, 1:]].astype(float)
-
-REGRESSORS: list[Any] = [
-    linear_model.LinearRegression(),
-    linear_model.Ridge(),
-    linear_model.RidgeCV(),
-    linear_model.LassoCV(cv=3),
-    linear_model.ElasticNet(0.01),
-    linear_model.BayesianRidge(),
-    linear_model.HuberRegressor(),
-    linear_model.SGDRegressor("huber", random_state=0),
-    compose.TransformedTargetRegressor(
-        linear_model.PoissonRegressor(), func=np.square, inverse_func=np.sqrt
-    ),
-    svm.SVR(),
-    svm.LinearSVR(random_state=0),
-    neighbors.KNeighborsRegressor(3, weights="distance", algorithm="kd_tree", leaf_size=7),
-    tree.DecisionTreeRegressor(max_leaf_nodes=9, random_state=0),
-    ensemble.RandomForestRegressor(7, random_state=0),
-    ensemble.ExtraTreesRegressor(7, bootstrap=True, oob_score=True, random_state=0),
-    ensemble.GradientBoostingRegressor(loss="quantile", subsample=0.5, random_state=0),
-    ensemble.HistGradientBoostingRegressor(max_iter=9, loss="absolute_error"),
-    ensemble.AdaBoostRegressor(n_estimators=5, random_state=0),
-    ensemble.BaggingRegressor(max_features=2, random_state=0),
-    ensemble.IsolationForest(n_estimators=9, max_features=2, random_state=0),
-    ensemble.VotingRegressor([("a", linear_model.Ridge()), ("b", svm.SVR())]),
-    ensemble.StackingRegressor([("a", linear_model.Ridge()), ("b", svm.SVR())], cv=3),
-    neural_network.MLPRegressor(
-        hidden_layer_sizes=(5,), random_state=0, early_stopping=True, max_iter=30
-    ),
-    gaussian_process.GaussianProcessRegressor(
-        1.0 * kernels.RBF([1.0] * 4) + kernels.WhiteKernel(), n_restarts_optimizer=1, random_state=0
-    ),
-    model_selection.GridSearchCV(
-        pipeline.make_pipeline(preprocessing.StandardScaler(), linear_model.Ridge()),
-        {"ridge__alpha": [0.1, 1.0]},
-        cv=model_selection.KFold(3, shuffle=True, random_state=1),
-        scoring=None,
-    ),
-    compose.TransformedTargetRegressor(
-        tree.DecisionTreeRegressor(), transformer=preprocessing.PowerTransformer()
-    ),
-]
-CLASSIFIERS: list[Any] = [
-    linear_model.LogisticRegression(),
-    linear_model.SGDClassifier("modified_huber", random_state=0, average=True),
-    linear_model.Perceptron(random_state=0),
-    svm.SVC(),
-    svm.NuSVC(nu=0.1),
-    svm.LinearSVC(random_state=0),
-    neighbors.KNeighborsClassifier(metric="manhattan", algorithm="ball_tree"),
-    neighbors.NearestCentroid(),
-    tree.DecisionTreeClassifier(max_depth=4, random_state=0),
-    tree.ExtraTreeClassifier(random_state=0),
-    ensemble.RandomForestClassifier(7, random_state=0, class_weight="balanced"),
-    ensemble.GradientBoostingClassifier(n_estimators=4, random_state=0),
-    ensemble.HistGradientBoostingClassifier(max_iter=5, categorical_features=[0], max_bins=31),
-    ensemble.AdaBoostClassifier(n_estimators=5, random_state=0),
-    naive_bayes.GaussianNB(),
-    naive_bayes.MultinomialNB(),
-    discriminant_analysis.LinearDiscriminantAnalysis(),
-    discriminant_analysis.QuadraticDiscriminantAnalysis(),
-    neural_network.MLPClassifier(hidden_layer_sizes=(5, 4), random_state=0, max_iter=20),
-    gaussian_process.GaussianProcessClassifier(kernels.Matern(nu=1.5), random_state=0),
-    calibration.CalibratedClassifierCV(naive_bayes.GaussianNB(), method="isotonic", cv=3),
-    model_selection.RandomizedSearchCV(
-        svm.SVC(),
-        {"C": [0.1, 1.0, 3.0]},
-        n_iter=2,
-        cv=3,
-        random_state=0,
-        scoring="balanced_accuracy",
-    ),
-]
-OTHERS: list[Any] = [
-    cluster.KMeans(3, n_init=2, random_state=0),
-    cluster.MiniBatchKMeans(3, n_init=2, random_state=0),
-    mixture.GaussianMixture(2, random_state=0),
-    mixture.BayesianGaussianMixture(n_components=2, random_state=0),
-    decomposition.PCA(2),
-    decomposition.KernelPCA(2, kernel="rbf"),
-    decomposition.FastICA(2, random_state=0),
-    decomposition.NMF(2, random_state=0, max_iter=500),
-    decomposition.TruncatedSVD(2, random_state=0),
-    impute.KNNImputer(),
-    impute.IterativeImputer(random_state=0),
-    impute.SimpleImputer(strategy="median", add_indicator=True),
-    feature_selection.SelectKBest(feature_selection.f_classif, k=2),
-    preprocessing.SplineTransformer(),
-    preprocessing.KBinsDiscretizer(4, quantile_method="averaged_inverted_cdf"),
-    preprocessing.FunctionTransformer(np.log1p),
-    compose.ColumnTransformer(
-        [
-            ("s", preprocessing.StandardScaler(), [0, 1]),
-            ("o", preprocessing.OneHotEncoder(handle_unknown="ignore"), [2]),
-        ],
-        remainder="passthrough",
-    ),
-    pipeline.FeatureUnion([("p", decomposition.PCA(1)), ("s", preprocessing.RobustScaler())]),
-]
-KERNEL = metrics.pairwise.rbf_kernel
-REST: list[Any] = [  # of which none has anything of its own in the code
-    cluster.Birch(n_clusters=3, threshold=0.2, branching_factor=5),
-    cluster.AffinityPropagation(random_state=0),
-    cluster.BisectingKMeans(3, random_state=0),
-    cluster.MeanShift(),
-    cross_decomposition.PLSRegression(2),
-    covariance.EllipticEnvelope(random_state=0),
-    decomposition.FactorAnalysis(2, random_state=0),
-    decomposition.LatentDirichletAllocation(3, max_iter=2, random_state=0),
-    dummy.DummyRegressor(strategy="median"),
-    ensemble.RandomTreesEmbedding(5, random_state=0),
-    kernel_approximation.Nystroem(n_components=5, random_state=0),
-    linear_model.OrthogonalMatchingPursuit(),
-    linear_model.RANSACRegressor(random_state=0),
-    manifold.Isomap(n_components=2),
-    model_selection.HalvingGridSearchCV(svm.LinearSVR(), {"C": [0.1, 1.0]}, cv=3, random_state=0),
-    neighbors.LocalOutlierFactor(novelty=True),
-    preprocessing.PolynomialFeatures(2),
-    random_projection.SparseRandomProjection(2, random_state=0),
-    svm.OneClassSVM(),
-    svm.SVR(kernel=KERNEL),
-]
-REST_OF_CLASSIFIERS: list[Any] = [
-    model_selection.TunedThresholdClassifierCV(linear_model.LogisticRegression(), cv=3),
-    multiclass.OutputCodeClassifier(naive_bayes.GaussianNB(), random_state=0),
-    semi_supervised.LabelSpreading(),
-    svm.SVC(kernel=KERNEL),
-]
 METHODS = ("predict_proba", "decision_function", "predict", "transform")
 
 
@@ -309,6 +169,39 @@ def test_kernels_that_are_given_as_rows() -> None:
         relearn(again, state)
 
 
+def test_what_belongs_to_the_machine_is_not_taken_from_a_file(tmp_path: Path) -> None:
+    made = pipeline.make_pipeline(
+        preprocessing.StandardScaler(),
+        neighbors.KNeighborsRegressor(n_jobs=2),
+        memory=str(tmp_path / "cache"),
+    )
+    model = wrapped(made, Y)
+    again: Any = mm.BaseModel.load(model.save(tmp_path / "pipe"))
+    assert again.inner.memory is None
+    assert again.inner[-1].n_jobs is None
+    np.testing.assert_array_equal(again(X), model(X))
+    state = learned(KMEANS)
+    assert "_n_threads" not in state
+    fresh = cluster.KMeans(3, n_init=1)
+    relearn(fresh, {**state, "_n_threads": -1})
+    assert fresh._n_threads > 0
+
+
+def test_arguments_of_another_version() -> None:
+    tree = encode(linear_model.LogisticRegression(C=2.0))
+    assert "tol" in tree["defaults"]
+    assert "C" not in tree["defaults"]
+    tree["params"]["gone"] = "auto"
+    older = {**tree, "defaults": [*tree["defaults"], "gone"], "version": "scikit-learn 1.2.3"}
+    assert decode(older).C == 2.0
+    with pytest.raises(
+        ConfigError, match=r"scikit-learn \d.* no argument 'gone'.*scikit-learn 1.2.3"
+    ):
+        decode({**older, "defaults": []})
+    tree["params"]["gone"] = "deprecated"
+    assert decode({"$estimator": tree["$estimator"], "params": tree["params"]}).C == 2.0
+
+
 # ------------------------------------------------------------------------------ wild states
 
 
@@ -349,6 +242,26 @@ with warnings.catch_warnings(action="ignore"):
 BIRCH = cluster.Birch(n_clusters=None, threshold=0.2, branching_factor=5).fit(X)
 ROOT = ("root_", "$birch")
 NODES = ("tree_", "$tree", "nodes")
+SVR = svm.SVR().fit(X, Y)
+NEAR = neighbors.KNeighborsClassifier().fit(X, KIND)
+SGD = linear_model.SGDClassifier(random_state=0).fit(X, KIND)
+ONE_HOT = preprocessing.OneHotEncoder().fit(CATEGORIES[:, :1])
+POWERS = preprocessing.PolynomialFeatures(2).fit(X)
+FORESTS = ensemble.RandomForestClassifier(2, random_state=0).fit(X, KIND)
+
+
+def no_numbers(n: int = 3_000_000) -> dict[str, Any]:
+    """Return the state of a machine of sparse vectors that says more than it holds."""
+
+    def sparse(rows: int, width: int) -> dict[str, Any]:
+        parts = [np.zeros(0), np.zeros(0, "<i4"), np.zeros(rows + 1, "<i4")]
+        return {"$sparse": "csr", "shape": [rows, width], "parts": parts}
+
+    found = {"_sparse": True, "support_": np.zeros(n, "<i4"), "support_vectors_": sparse(n, 4)}
+    found |= {"_dual_coef_": sparse(1, n), "dual_coef_": sparse(1, n)}
+    return {**found, "shape_fit_": {"$tuple": [n, 4]}, "_n_support": np.array([n, n], "<i4")}
+
+
 LEFT, RIGHT, FEATURE = 0, 1, 2  # places among the int64 columns
 WILD: dict[str, tuple[Any, tuple[Any, ...], Any]] = {
     "child beyond": (TREE, NODES, columns("<i8", (0, LEFT), 10**6)),
@@ -399,6 +312,16 @@ WILD: dict[str, tuple[Any, tuple[Any, ...], Any]] = {
     "birch leaves": (BIRCH, (*ROOT, "chain"), lambda c: c.__setitem__(0, c[1])),
     "birch sizes": (BIRCH, (*ROOT, "sizes"), lambda c: c.__setitem__(0, 99)),
     "birch room": (BIRCH, (*ROOT, "branching_factor"), lambda c: c.fill(2**40)),
+    "an attribute of its own": (KNN, (), lambda s: s.update(other_=1)),
+    "another kind of value": (KNN, (), lambda s: s.update(n_samples_fit_="x")),
+    "another dtype": (KNN, (), lambda s: s.update(_fit_X=s["_fit_X"].astype(str))),
+    "sparse vectors without numbers": (SVR, (), lambda s: s.update(no_numbers())),
+    "labels beyond the classes": (NEAR, ("_y",), lambda y: y.fill(10**6)),
+    "weights of another width": (SGD, (), lambda s: s.update(_standard_coef=np.zeros((3, 99)))),
+    "norms": (BIRCH, (), lambda s: s.update(_subcluster_norms=np.zeros(1))),
+    "columns of categories": (ONE_HOT, (), lambda s: s.update(_n_features_outs=[1])),
+    "powers": (POWERS, (), lambda s: s.update(n_output_features_=2**40)),
+    "number of classes": (FORESTS, (), lambda s: s.update(n_classes_=2**40)),
     "a method": (KNN, (), lambda s: s.update(predict=1)),
     "a class": (KNN, (), lambda s: s.update(__class__=1)),
 }

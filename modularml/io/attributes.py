@@ -1,0 +1,128 @@
+"""What each estimator may have learned: attributes by class, and what kind of value each holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modularml.errors import ConfigError
+
+__all__ = ["check_attributes", "described", "listed_base"]
+
+
+@cache
+def _list() -> dict[str, dict[str, list[str]]]:
+    """Return the list: by class and attribute, the kinds of value that fits were seen to give."""
+    found: dict[str, dict[str, list[str]]] = json.loads(
+        Path(__file__).with_name("attributes.json").read_text(encoding="utf-8")
+    )
+    return found
+
+
+def listed_base(cls: type) -> str | None:
+    """Return the name of the class of the list that a class is or derives from."""
+    for base in cls.__mro__:
+        if base.__module__.startswith("sklearn.") and base.__name__ in _list():
+            return base.__name__
+    return None
+
+
+def check_attributes(owner: Any, given: Iterable[str] = ()) -> None:
+    """Refuse attributes that are not listed for the class, or hold another kind of value.
+
+    Parameters
+    ----------
+    owner : object
+        An estimator, or one of scikit-learn's parts of it.
+    given : iterable of str
+        Arguments of the constructor, which scikit-learn checks itself.
+
+    Raises
+    ------
+    ConfigError
+        With class, attribute, what may stand there and what stood there. A class of scikit-learn
+        that is not listed at all is refused too; one of the user's may have attributes of its own
+        beside those of the class it derives from.
+    """
+    cls = type(owner)
+    name, own = listed_base(cls), cls.__module__.startswith("sklearn.")
+    if own and (name is None or name != cls.__name__):
+        raise ConfigError(f"a fitted {cls.__name__} of scikit-learn is not known to this version")
+    listed = _list().get(name or "", {})
+    for attribute, value in vars(owner).items():
+        if attribute in given:
+            continue
+        if attribute not in listed:
+            if own:
+                raise ConfigError(f"{cls.__name__} learns no {attribute!r:.60}")
+            continue
+        kind = described(value)
+        if not _fits(kind, listed[attribute]):
+            raise ConfigError(
+                f"{cls.__name__}.{attribute} is of kind {kind:.60}, and may be one of "
+                f"{listed[attribute]}"
+            )
+
+
+def _fits(kind: str, allowed: list[str]) -> bool:
+    if kind in allowed:
+        return True
+    shell, inner = _parted(kind)
+    if shell == kind:
+        return False
+    return any(own == shell and inner <= some for own, some in map(_parted, allowed))
+
+
+def _parted(kind: str) -> tuple[str, set[str]]:
+    """Return a container's kind without, and the set of, the kinds within it."""
+    for start, end in ("[]", "()", "<>"):
+        if start in kind and kind.endswith(end):
+            shell, inner = kind[:-1].split(start, 1)
+            return shell + start, set(filter(None, inner.split("|")))
+    return (kind + "<", set()) if kind.startswith("O") else (kind, set())
+
+
+def described(value: Any) -> str:
+    """Return the kind of a value: type, dtype and rank of arrays; widths of numbers are alike.
+
+    Examples
+    --------
+    >>> described(np.zeros((3, 2))), described([1, 2]), described(None)
+    ('f2', '[i0]', 'none')
+    """
+    if value is None:
+        return "none"
+    if isinstance(value, bool | np.bool_):
+        return "b0"
+    if isinstance(value, int | np.integer):
+        return "i0"
+    if isinstance(value, float | np.floating):
+        return "f0"
+    if isinstance(value, str):
+        return "U0"
+    if isinstance(value, np.ndarray):
+        masked = "m" if isinstance(value, np.ma.MaskedArray) else ""
+        kind = {"u": "i", "S": "U"}.get(value.dtype.kind, value.dtype.kind)
+        inner = _kinds(value.ravel()) if kind == "O" else ""
+        return f"{masked}{kind}{value.ndim}" + (f"<{inner}>" if inner else "")
+    if isinstance(value, list | tuple):
+        start, end = "[]" if isinstance(value, list) else "()"
+        return f"{start}{_kinds(value)}{end}"
+    if isinstance(value, Mapping):
+        return "dict"
+    if hasattr(value, "get_params") and hasattr(value, "fit") and not isinstance(value, type):
+        return "estimator"
+    if hasattr(value, "tocsr"):
+        return "sparse"
+    if isinstance(value, type):
+        return "class"
+    return "code" if callable(value) and hasattr(value, "__qualname__") else type(value).__name__
+
+
+def _kinds(values: Iterable[Any]) -> str:
+    return "|".join(sorted({described(value).replace("|", "/") for value in values}))

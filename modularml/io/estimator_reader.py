@@ -1,0 +1,207 @@
+"""Reading a fitted estimator from plain data; each part is checked before it is used."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from modularml._optional import require
+from modularml.config import decode, estimator_from, find_code
+from modularml.errors import ConfigError
+from modularml.io.attributes import check_attributes
+from modularml.io.birch import first_leaf, grown
+from modularml.io.boosters import booster_from
+from modularml.io.estimator_kinds import (
+    MADE,
+    MADE_AGAIN,
+    NAMED,
+    NEIGHBOURS,
+    PARTS,
+    found_in,
+    parameters,
+)
+from modularml.io.randomness import generator_from
+from modularml.io.relations import check_estimator, check_predictor, check_tree
+
+__all__ = ["Reader"]
+
+
+class Reader:
+    """Reads what `Writer` wrote, in the same order."""
+
+    def __init__(self) -> None:
+        self._numbered: list[Any] = []
+
+    def take(self, estimator: Any, state: dict[str, Any]) -> None:
+        """Give an estimator what it has learned, checked."""
+        self._set(estimator, state)
+        check_attributes(estimator, parameters(type(estimator)))
+        try:
+            check_estimator(estimator)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"parts of a {type(estimator).__name__} do not fit each other: {error}"
+            ) from error
+        if hasattr(type(estimator), "_check_mkl_vcomp"):  # it clusters in threads
+            openmp = require("sklearn.utils._openmp_helpers")
+            estimator._n_threads = openmp._openmp_effective_n_threads()
+        if "X_thresholds_" in state and hasattr(estimator, "_build_f"):
+            estimator._build_f(estimator.X_thresholds_, estimator.y_thresholds_)
+        if isinstance(state.get("root_"), dict) and "$birch" in state["root_"]:
+            estimator.dummy_leaf_ = first_leaf(estimator.root_)
+
+    def _set(self, target: Any, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            revived, own = self.revived(value), getattr(type(target), name, None)
+            if not name.isidentifier() or name.startswith("__") or inspect.isroutine(own):
+                raise ConfigError(f"{name!r:.60} is no attribute that is learned")
+            if not isinstance(own, property) and name not in MADE_AGAIN:
+                setattr(target, name, revived)
+
+    def revived(self, value: Any) -> Any:
+        """Return the value that plain data stands for."""
+        if isinstance(value, list):
+            return [self.revived(item) for item in value]
+        if isinstance(value, dict):
+            for tag, read in _PLAIN.items():
+                if tag in value:
+                    return read(self, value)
+            if "$same" in value:
+                return self._numbered[value["$same"]]
+        elif not isinstance(value, np.ndarray):
+            return value
+        made = self._object(value)
+        self._numbered.append(made)
+        return made
+
+    def _object(self, value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return value.copy()
+        for tag, read in _OBJECTS.items():
+            if tag in value:
+                return read(self, value)
+        if "$config" not in value:
+            raise ConfigError(f"{sorted(value)!r:.80} is no part of a state")
+        return decode(value["$config"])
+
+    def _record(self, value: dict[str, Any]) -> Any:
+        names, kinds, offsets = zip(*value["$record"], strict=True)
+        if any(np.dtype(kind).kind not in "biuf" for kind in kinds):
+            raise ConfigError("a table of a tree holds something else than numbers")
+        told = {"names": names, "formats": kinds, "offsets": offsets, "itemsize": value["size"]}
+        if not 0 < value["size"] <= 8 * len(names) + 8:
+            raise ConfigError("a table of a tree has rows of another size than its columns")
+        columns = value["columns"]
+        shape = next(iter(columns.values())).shape[:-1]
+        out: Any = np.zeros(shape, np.dtype(told))  # type: ignore[call-overload]
+        for kind, found in columns.items():
+            mine = [n for n, k in zip(names, kinds, strict=True) if k == kind]
+            for name, column in zip(mine, np.moveaxis(found, -1, 0), strict=True):
+                out[name] = column
+        return out
+
+    def _masked(self, value: dict[str, Any]) -> Any:
+        data, mask = (self._object(part) for part in value["$masked"])
+        return np.ma.MaskedArray(data, mask, fill_value=self.revived(value["fill"]))
+
+    def _columns_first(self, value: dict[str, Any]) -> Any:
+        return value["$columns_first"].copy().T
+
+    def _objects(self, value: dict[str, Any]) -> Any:
+        items = [self.revived(item) for item in value["$objects"]]
+        out = np.empty(len(items), dtype=object)
+        out[:] = items
+        return out.reshape(value["shape"])
+
+    def _sparse(self, value: dict[str, Any]) -> Any:
+        data, indices, indptr = (self._object(part) for part in value["parts"])
+        sparse = require("scipy.sparse")
+        cls = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix}[value["$sparse"]]
+        made = cls((data, indices, indptr), shape=tuple(value["shape"]))
+        made.check_format(full_check=True)
+        return made
+
+    def _check_array(self, value: dict[str, Any]) -> Any:
+        check = require("sklearn.utils.validation").check_array
+        return partial(check, **self.revived(value["$check_array"]))
+
+    def _spline(self, value: dict[str, Any]) -> Any:
+        t, c = (self._object(part) for part in value["$spline"])
+        return require("scipy.interpolate").BSpline(t, c, value["k"], value["extrapolate"])
+
+    def _tree(self, value: dict[str, Any]) -> Any:
+        told = value["$tree"]
+        nodes, values = self._object(told["nodes"]), self._object(told["values"])
+        n_classes = np.asarray(told["n_classes"], np.intp)
+        check_tree(told["n_features"], n_classes, told["max_depth"], nodes, values)
+        made = require("sklearn.tree._tree").Tree(told["n_features"], n_classes, len(n_classes))
+        state = {"max_depth": told["max_depth"], "node_count": len(nodes)}
+        made.__setstate__({**state, "nodes": nodes, "values": values})
+        return made
+
+    def _neighbours(self, value: dict[str, Any]) -> Any:
+        cls = getattr(require("sklearn.neighbors"), value["$neighbours"])
+        if value["$neighbours"] not in NEIGHBOURS.values():
+            raise ConfigError(f"{value['$neighbours']!r:.60} is no tree of neighbours")
+        data = self.revived(value["data"])
+        metric, kwargs = self.revived(value["metric"]), self.revived(value["kwargs"])
+        weights = {} if value["weights"] is None else {"sample_weight": value["weights"]}
+        return cls(data, value["leaf_size"], metric=metric, **weights, **kwargs)
+
+    def _part(self, value: dict[str, Any]) -> Any:
+        cls = found_in(PARTS, value["$part"])
+        made = cls.__new__(cls)
+        vars(made).update({k: self.revived(v) for k, v in value["state"].items()})
+        check_attributes(made)
+        if cls.__name__ == "TreePredictor":
+            check_predictor(made)
+        return made
+
+    def _made(self, value: dict[str, Any]) -> Any:
+        return found_in(MADE, value["$made"])(*map(float, value["args"]))
+
+    def _fitted(self, value: dict[str, Any]) -> Any:
+        cls = find_code(value["$fitted"])
+        if not (isinstance(cls, type) and hasattr(cls, "fit") and hasattr(cls, "get_params")):
+            raise ConfigError(f"{value['$fitted']!r} is no estimator, so it is no part of a state")
+        params = {name: self.revived(item) for name, item in value["params"].items()}
+        made = estimator_from(cls, params, value)
+        self.take(made, value["state"])
+        return made
+
+    def _bunch(self, value: dict[str, Any]) -> Any:
+        made = require("sklearn.utils").Bunch()
+        made.update({self.revived(k): self.revived(v) for k, v in value["$bunch"]})
+        return made
+
+
+_PLAIN: dict[str, Callable[[Reader, dict[str, Any]], Any]] = {
+    "$tuple": lambda r, v: tuple(r.revived(item) for item in v["$tuple"]),
+    "$dict": lambda r, v: {r.revived(key): r.revived(item) for key, item in v["$dict"]},
+    "$bunch": Reader._bunch,
+    "$slice": lambda r, v: slice(*v["$slice"]),
+    "$dtype": lambda r, v: np.dtype(v["$dtype"]),
+}
+
+_OBJECTS: dict[str, Callable[[Reader, dict[str, Any]], Any]] = {
+    "$objects": Reader._objects,
+    "$columns_first": Reader._columns_first,
+    "$masked": Reader._masked,
+    "$record": Reader._record,
+    "$random": lambda r, v: generator_from(r.revived(v["$random"])),
+    "$sparse": Reader._sparse,
+    "$check_array": Reader._check_array,
+    "$spline": Reader._spline,
+    "$tree": Reader._tree,
+    "$booster": lambda r, v: booster_from(v),
+    "$birch": lambda r, v: grown({k: r.revived(i) for k, i in v["$birch"].items()}),
+    "$neighbours": Reader._neighbours,
+    "$part": Reader._part,
+    "$made": Reader._made,
+    "$named": lambda r, v: found_in(NAMED, v["$named"])(*map(r.revived, v["items"])),
+    "$fitted": Reader._fitted,
+}

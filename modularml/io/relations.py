@@ -1,0 +1,275 @@
+"""Whether the parts of a fitted estimator fit each other; compiled code does not look.
+
+A well-typed array of a wrong length would make libsvm, Cython loops or OpenMP read and write
+outside of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from modularml._typing import Array
+from modularml.errors import ConfigError
+from modularml.io.attributes import listed_base
+
+__all__ = ["check_estimator", "check_predictor", "check_tree"]
+
+
+def check_tree(
+    n_features: Any, n_classes: Array, max_depth: Any, nodes: Array, values: Array
+) -> None:
+    """Refuse the nodes of a decision tree that are no tree, or point out of it.
+
+    A child comes after its only parent, features are there, `max_depth` is at least that of the
+    longest path (scikit-learn makes room for so many steps), and shapes fit.
+    """
+    _expect(type(n_features) is int and 0 < n_features < 2**31, "n_features")
+    _expect(n_classes.ndim == 1 and 0 < len(n_classes) < 2**20, "n_classes")
+    _expect(bool(((n_classes > 0) & (n_classes < 2**31)).all()), "n_classes")
+    shape = (len(nodes), len(n_classes), int(n_classes.max()))
+    _expect(values.shape == shape and values.dtype == np.float64, "values")
+    leaf = nodes["left_child"] == -1
+    depth = _check_children(nodes["left_child"], nodes["right_child"], leaf)
+    _expect(type(max_depth) is int and depth <= max_depth <= len(nodes), "depth")
+    _expect(bool((nodes["right_child"][leaf] == -1).all()), "leaves")
+    _check_features(nodes["feature"][~leaf], n_features)
+
+
+def check_predictor(predictor: Any) -> None:
+    """Refuse a tree of histogram gradient boosting whose nodes point out of it."""
+    nodes = predictor.nodes
+    leaf = nodes["is_leaf"].astype(bool)
+    _check_children(nodes["left"], nodes["right"], leaf)
+    used = nodes["bitset_idx"][(nodes["is_categorical"] != 0) & ~leaf]
+    for name in ("raw_left_cat_bitsets", "binned_left_cat_bitsets"):
+        bitsets = getattr(predictor, name)
+        _expect(bitsets.ndim == 2 and bitsets.shape[1] == 8, name)
+        _expect(len(used) == 0 or int(used.max()) < len(bitsets), name)
+
+
+def check_estimator(estimator: Any) -> None:
+    """Refuse an estimator whose parts do not fit each other, where its code would not notice.
+
+    Raises
+    ------
+    ConfigError
+        If a shape or a number is not what its other parts ask for.
+    """
+    found, name = vars(estimator), listed_base(type(estimator))
+    width = found.get("n_features_in_")
+    for attribute in ("_fit_X", "cluster_centers_", "components_"):
+        if attribute in found and name and getattr(found[attribute], "ndim", 0) == 2:
+            _expect(found[attribute].shape[1] == width, attribute)
+    if "_counts" in found and "cluster_centers_" in found:
+        _expect(found["_counts"].shape == found["cluster_centers_"].shape[:1], "_counts")
+    if "tree_" in found and hasattr(found["tree_"], "n_features"):
+        _expect(found["tree_"].n_features == width, "tree_")
+        _expect(found["tree_"].n_outputs == found.get("n_outputs_"), "n_outputs_")
+    if "n_classes_" in found and "classes_" in found:
+        _expect(np.array_equal(found["n_classes_"], _sizes(found["classes_"])), "n_classes_")
+    if "_label_binarizer" in found and "classes_" in vars(found["_label_binarizer"]):
+        _expect(len(found["_label_binarizer"].classes_) >= 1, "classes_")
+    for kind, check in _CHECKS.items():
+        if name is not None and name.startswith(kind):
+            check(estimator)
+
+
+def _sizes(classes: Any) -> Any:
+    return list(map(len, classes)) if isinstance(classes, list) else len(classes)
+
+
+def _check_children(left: Array, right: Array, leaf: Array) -> int:
+    """Return the length of the longest path of a tree whose children come after their parents."""
+    n = len(leaf)
+    _expect(n > 0 and leaf.ndim == 1, "nodes")
+    at = np.flatnonzero(~leaf)
+    children = np.concatenate([left[at], right[at]]).astype(np.int64)
+    rising = (children > np.concatenate([at, at])) & (children < n)
+    whole = len(children) == n - 1 and len(np.unique(children)) == n - 1
+    _expect(bool(rising.all()) and whole, "children of nodes")
+    depth, level = 0, np.zeros(1, np.int64)
+    while len(level := level[~leaf[level]]):
+        level = np.concatenate([left[level], right[level]]).astype(np.int64)
+        depth += 1
+    return depth
+
+
+def _check_features(features: Array, n_features: int) -> None:
+    _expect(bool(((features >= 0) & (features < n_features)).all()), "features of nodes")
+
+
+def _check_trees(ensemble: Any) -> None:
+    """Hold the trees of a forest together: it checks the rows once, for all of them."""
+    members = np.asarray(ensemble.estimators_, dtype=object)
+    trees = [m for m in members.ravel() if "tree_" in vars(m)]
+    columns = vars(ensemble).get("_max_features", ensemble.n_features_in_)
+    _expect(len(trees) == members.size > 0, "estimators_")
+    _expect(all(tree.n_features_in_ == columns for tree in trees), "estimators_")
+    for drawn in vars(ensemble).get("_estimators_features", []):
+        _expect(len(drawn) == columns, "_estimators_features")
+    if "n_outputs_" in vars(ensemble):
+        _expect(all(tree.n_outputs_ == ensemble.n_outputs_ for tree in trees), "n_outputs_")
+    if listed_base(type(ensemble)).startswith("Gradient"):  # type: ignore[union-attr]
+        _expect(members.ndim == 2, "estimators_")
+        _expect(members.shape[1] == ensemble.n_trees_per_iteration_, "estimators_")
+        _expect(all(tree.tree_.value.shape[1:] == (1, 1) for tree in trees), "estimators_")
+        start = ensemble._raw_predict_init(np.zeros((1, ensemble.n_features_in_)))
+        _expect(start.shape == (1, members.shape[1]) and start.dtype == np.float64, "init_")
+
+
+def _check_boosting(model: Any) -> None:
+    width = model.n_features_in_
+    for trees in model._predictors:
+        _expect(len(trees) == model.n_trees_per_iteration_, "_predictors")
+        for tree in trees:
+            check_predictor(tree)
+            leaf = tree.nodes["is_leaf"].astype(bool)
+            _check_features(tree.nodes["feature_idx"][~leaf], width)
+            _expect(_known_bins(tree.nodes[~leaf], model), "categories of nodes")
+    mapper = model._bin_mapper
+    for name in ("is_categorical_", "bin_thresholds_", "n_bins_non_missing_"):
+        _expect(len(getattr(mapper, name)) == width, name)
+    for column in np.flatnonzero(mapper.is_categorical_):  # bits of a set of 256
+        values = np.asarray(mapper.bin_thresholds_[column])
+        _expect(bool(((values >= 0) & (values < 256)).all()), "bin_thresholds_")
+    start = np.asarray(model._baseline_prediction)
+    _expect(start.size == model.n_trees_per_iteration_, "_baseline_prediction")
+
+
+def _known_bins(nodes: Array, model: Any) -> bool:
+    """Tell whether nodes that ask for categories ask of columns that have some."""
+    asked = nodes["feature_idx"][nodes["is_categorical"] != 0]
+    flags = np.asarray(model._bin_mapper.is_categorical_, dtype=bool)
+    return bool(flags[asked].all()) if len(flags) == model.n_features_in_ else False
+
+
+def _check_vectors(machine: Any) -> None:
+    """Hold the arrays of a support vector machine together; libsvm reads as many as it is told."""
+    found, name = vars(machine), listed_base(type(machine))
+    counts, classifies = np.asarray(found["_n_support"]), name in ("SVC", "NuSVC")
+    classes = len(counts) if classifies else 2
+    n, pairs = len(found["support_"]), classes * (classes - 1) // 2
+    _expect(counts.ndim == 1 and bool((counts >= 0).all()) and classes > 1, "_n_support")
+    _expect(not classifies or int(counts.sum()) == n, "_n_support")
+    _expect(not classifies or len(found["classes_"]) == classes, "classes_")
+    _expect(classifies or counts.tolist()[:1] == [n] or int(counts.sum()) == n, "_n_support")
+    rows, width = found["shape_fit_"]
+    _expect(callable(machine.kernel) or width == found["n_features_in_"], "shape_fit_")
+    sparse = hasattr(found["support_vectors_"], "indptr")
+    _expect(bool(found["_sparse"]) is sparse, "_sparse")
+    if machine.kernel == "precomputed" or callable(machine.kernel):
+        known = found.get("_BaseLibSVM__Xfit")
+        _expect(known is None or known.shape[0] == rows, "rows of a kernel")
+        _check_features(np.asarray(found["support_"]), rows)
+    else:
+        _expect(found["support_vectors_"].shape == (n, width), "support_vectors_")
+    for name in ("dual_coef_", "_dual_coef_"):
+        _expect(found[name].shape == (classes - 1, n), name)
+        _expect(hasattr(found[name], "indptr") is sparse, name)
+        values = found[name].data if sparse else found[name]
+        _expect(values.size == (classes - 1) * n and values.dtype == np.float64, name)
+    for name in ("intercept_", "_intercept_"):
+        _expect(found[name].shape == (pairs,), name)
+    for name in ("_probA", "_probB"):
+        _expect(len(found.get(name, ())) in (0, pairs), name)
+
+
+def _check_neighbours(model: Any) -> None:
+    """Hold labels of neighbours to the classes that they count."""
+    found = vars(model)
+    labels, classes = np.asarray(found["_y"]), _sizes(found["classes_"])
+    rows = found["_fit_X"].shape[0]
+    _expect(len(labels) == found["n_samples_fit_"] == rows, "_y")
+    _expect(labels.dtype.kind in "iu" and bool((labels >= 0).all()), "_y")
+    _expect(bool((labels < np.asarray(classes)).all()), "_y")
+
+
+def _check_descent(model: Any) -> None:
+    """Hold the weights that gradient descent writes to, to the width of rows."""
+    found = vars(model)
+    width, classes = found["n_features_in_"], len(found.get("classes_", (0, 1)))
+    rows = 1 if classes <= 2 else classes
+    for name, value in found.items():
+        if name.endswith("coef_") or name in ("_standard_coef", "_average_coef"):
+            _expect(value is None or value.size == rows * width, name)
+            _expect(value is None or value.ndim < 2 or value.shape[1] == width, name)
+        if "intercept" in name and isinstance(value, np.ndarray):
+            _expect(value.size == rows, name)
+
+
+def _check_one_hot(encoder: Any) -> None:
+    """Hold the number of columns that each category makes to the categories."""
+    found = vars(encoder)
+    if "_n_features_outs" not in found:
+        return
+    _expect(len(found["categories_"]) == found["n_features_in_"], "categories_")
+    infrequent = found.get("_infrequent_indices", ())
+    _expect(len(infrequent) in (0, len(found["categories_"])), "_infrequent_indices")
+    for mapping, known in zip(
+        found.get("_default_to_infrequent_mappings", ()), found["categories_"], strict=False
+    ):
+        fits = mapping is None or (len(mapping) == len(known) and mapping.min() >= 0)
+        _expect(fits and (mapping is None or mapping.max() < len(known)), "infrequent categories")
+    drop = found.get("_drop_idx_after_grouping")
+    _expect(drop is None or len(drop) == len(found["categories_"]), "_drop_idx_after_grouping")
+    _expect(found["_n_features_outs"] == encoder._compute_n_features_outs(), "_n_features_outs")
+
+
+def _check_bisection(model: Any) -> None:
+    """Hold the centers of a tree of clusters to the width of rows."""
+    left, width = [model._bisecting_tree], model.n_features_in_
+    while left:
+        node = left.pop()
+        _expect(np.shape(node.center) == (width,), "center")
+        _expect((node.left is None) == (node.right is None), "children")
+        left += [child for child in (node.left, node.right) if child is not None]
+
+
+def _check_subclusters(birch: Any) -> None:
+    centers, norms = birch.subcluster_centers_, birch._subcluster_norms
+    _expect(centers.shape[1] == birch.n_features_in_, "subcluster_centers_")
+    _expect(norms.shape == (len(centers),) and norms.dtype == centers.dtype, "_subcluster_norms")
+    _expect(len(birch.subcluster_labels_) == len(centers), "subcluster_labels_")
+
+
+def _check_powers(model: Any) -> None:
+    low, high = model._min_degree, model._max_degree
+    numbers = {"n_features": model.n_features_in_, "include_bias": model.include_bias}
+    numbers["interaction_only"] = model.interaction_only
+    most = model._num_combinations(min_degree=0, max_degree=high, **numbers)
+    _expect(low <= high and model._n_out_full <= most + 1, "_n_out_full")
+    _expect(model.n_output_features_ <= model._n_out_full, "n_output_features_")
+
+
+def _check_splines(model: Any) -> None:
+    splines, n = model.bsplines_, model.n_features_in_
+    _expect(len(splines) == n > 0, "bsplines_")
+    most = n * splines[0].c.shape[1]
+    _expect(0 < model.n_features_out_ <= most, "n_features_out_")
+
+
+_FORESTS = ("RandomForest", "ExtraTreesC", "ExtraTreesR", "RandomTrees", "Gradient", "Isolation")
+_MACHINES = ("SVC", "NuSVC", "SVR", "NuSVR", "OneClassSVM")
+_DESCENTS = ("SGD", "Perceptron", "PassiveAggressive")
+_CHECKS: dict[str, Callable[[Any], None]] = {
+    **dict.fromkeys(_FORESTS, _check_trees),
+    **dict.fromkeys(_MACHINES, _check_vectors),
+    **dict.fromkeys(_DESCENTS, _check_descent),
+    "HistGradientBoosting": _check_boosting,
+    "KNeighborsClassifier": _check_neighbours,
+    "RadiusNeighborsClassifier": _check_neighbours,
+    "OneHotEncoder": _check_one_hot,
+    "BisectingKMeans": _check_bisection,
+    "Birch": _check_subclusters,
+    "PolynomialFeatures": _check_powers,
+    "SplineTransformer": _check_splines,
+}
+"""What holds the parts of estimators together, by how the name of their class begins."""
+
+
+def _expect(holds: bool, what: str) -> None:
+    if not holds:
+        raise ConfigError(f"{what} of an estimator does not fit its other parts")
