@@ -11,8 +11,14 @@ from typing import Any
 import numpy as np
 
 from modularml.errors import ConfigError
+from modularml.io.estimator_kinds import MADE_AGAIN
 
 __all__ = ["check_attributes", "described", "listed_base"]
+
+
+_MOST_AXES = 3
+_LABELS = ["O1<U0>", "U1", "b1", "f1", "i1"]
+"""Kinds of classes, which are those of the user's targets."""
 
 
 @cache
@@ -55,27 +61,43 @@ def check_attributes(owner: Any, given: Iterable[str] = ()) -> None:
         raise ConfigError(f"a fitted {cls.__name__} of scikit-learn is not known to this version")
     listed = _list().get(name or "", {})
     for attribute, value in vars(owner).items():
-        if attribute in given:
+        if attribute in given or attribute in MADE_AGAIN:
             continue
         if attribute not in listed:
             if own:
                 raise ConfigError(f"{cls.__name__} learns no {attribute!r:.60}")
             continue
         kind = described(value)
-        if not _fits(kind, listed[attribute]):
+        allowed = listed[attribute]
+        allowed = [*allowed, *_LABELS] if attribute == "classes_" else allowed
+        if not _fits(kind, allowed):
             raise ConfigError(
-                f"{cls.__name__}.{attribute} is of kind {kind:.60}, and may be one of "
-                f"{listed[attribute]}"
+                f"{cls.__name__}.{attribute} is of kind {kind:.60}, and may be one of {allowed}"
             )
 
 
 def _fits(kind: str, allowed: list[str]) -> bool:
-    if kind in allowed:
+    """Tell whether a kind was seen, or one of the same dtype whose rank follows from the rows."""
+    if kind in allowed or kind == "none" or _is_like(kind, allowed):
         return True
     shell, inner = _parted(kind)
     if shell == kind:
         return False
-    return any(own == shell and inner <= some for own, some in map(_parted, allowed))
+    seen = [some for own, some in map(_parted, allowed) if own == shell]
+    return any(all(k in some or _is_like(k, [*some] or ["f0"]) for k in inner) for some in seen)
+
+
+def _is_like(kind: str, allowed: Iterable[str]) -> bool:
+    """Tell whether numbers or text of this dtype were seen, whole numbers for any."""
+    letter, rank = kind[0], kind[1:]
+    if not rank.isdigit() or int(rank) > _MOST_AXES or letter not in "bifcU":
+        return False
+    letters = {k[0] for k in allowed if k[1:].isdigit()}
+    return (
+        letter in letters
+        or (letter in "bi" and "f" in letters)
+        or (letter == "b" and "i" in letters)
+    )
 
 
 def _parted(kind: str) -> tuple[str, set[str]]:
