@@ -14,7 +14,6 @@ import numpy as np
 from modularml._typing import Array
 from modularml.errors import ConfigError
 from modularml.io.attributes import listed_base
-from modularml.io.estimator_kinds import parameters
 
 __all__ = ["check_estimator", "check_predictor", "check_tree"]
 
@@ -73,7 +72,7 @@ def check_estimator(estimator: Any) -> None:
         _expect(np.array_equal(found["n_classes_"], _sizes(found["classes_"])), "n_classes_")
     if "_label_binarizer" in found and "classes_" in vars(found["_label_binarizer"]):
         _expect(len(found["_label_binarizer"].classes_) >= 1, "classes_")
-    fitted = found.keys() - parameters(type(estimator)).keys()
+    fitted = any(attribute.endswith("_") for attribute in found)
     for kind, check in _CHECKS.items():
         if fitted and name is not None and name.startswith(kind):
             check(estimator)

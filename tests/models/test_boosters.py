@@ -74,13 +74,13 @@ def test_folds_in_workers_and_checkpoints(estimator, tmp_path):
         mml.ModelGraph([mml.ModelNode("m", copy.deepcopy(estimator), fs)])
         experiment = mml.Experiment.from_active_context("e", audit="off")
         fit = mml.FitPhase.from_split("f", split="train")
-        folds = mml.CrossValidation(
-            bindings=mml.CVBinding(fs, ["train", "val"]),
-            n_folds=3,
-            phase=mml.PhaseGroup("p", [fit, mml.EvalPhase.from_split("v", split="val")]),
-        )
         runs = [
-            folds.run(n_jobs=n, show_fold_progress=False, show_training_progress=False)
+            mml.CrossValidation(
+                bindings=mml.CVBinding(fs, ["train", "val"]),
+                n_folds=3,
+                phase=mml.PhaseGroup("p", [fit, mml.EvalPhase.from_split("v", split="val")]),
+                n_jobs=n,
+            ).run(show_fold_progress=False, show_training_progress=False)
             for n in (1, 2)
         ]
         one, two = (np.asarray(run.out_of_fold("m"), dtype=object) for run in runs)
