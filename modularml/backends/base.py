@@ -319,6 +319,43 @@ class BackendAdapter(ABC):
         """Return what does the same as calling a model on one tensor, and may cost less."""
         return model  # type: ignore[no-any-return]
 
+    def check_model(  # noqa: B027 - most frameworks ask for nothing
+        self, model: Any, label: str, *, training: bool, losses: bool
+    ) -> None:
+        """Refuse what a model asks of its framework's own training and that is not done here.
+
+        Parameters
+        ----------
+        model : module
+        label : str
+            Of its node.
+        training, losses : bool
+            Whether the step trains it, and whether losses are computed.
+
+        Raises
+        ------
+        BackendNotSupportedError
+            What is asked for is named.
+        """
+
+    def own_losses(self, models: Sequence[Any], *, compiles: bool) -> list[Any]:
+        """Return for each model what calls it and collects its own losses; None if it has none.
+
+        A collector is called in the model's place; its ``total()`` gives the loss of a step.
+        """
+        return [None] * len(models)
+
+    def loss_values(self, values: Any, args: Sequence[Any]) -> Any:
+        """Return the values of a loss of some tensors, weighted by the masks that these bear."""
+        return values
+
+    def options_for(self, options: StepOptions) -> StepOptions:
+        """Return options of a step, with what its models ask for beside them."""
+        return options
+
+    def finish_training(self, optimizer: Any) -> None:  # noqa: B027 - most do nothing
+        """Do what an optimizer does at the end of a training, such as take averages over."""
+
     def checked_rows(self) -> AbstractContextManager[Any]:
         """Return a context in which models take rows that they have just learned from."""
         return nullcontext()

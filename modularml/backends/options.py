@@ -30,6 +30,8 @@ class StepOptions:
         For each optimizer: the largest norm of its gradients, and of each of their elements.
     schedules, models : tuple
         What sets learning rates after each step; all models that run.
+    scale_loss : bool
+        Whether the loss is scaled as in fp16 although `precision` does not say so.
 
     Raises
     ------
@@ -45,6 +47,7 @@ class StepOptions:
     clips: tuple[tuple[float | None, float | None], ...] = ()
     schedules: tuple[Any, ...] = ()
     models: tuple[Any, ...] = ()
+    scale_loss: bool = False
 
     def __post_init__(self) -> None:
         n = self.accumulate
@@ -65,6 +68,7 @@ class StepOptions:
     def is_plain(self) -> bool:
         """Whether a step is forward, backward and move, and nothing else."""
         asked = any(any(clip) for clip in self.clips) or bool(self.schedules) or self.parallel
+        asked = asked or self.scale_loss
         plain = (self.accumulate, self.precision, self.on_nonfinite) == (1, "float32", "raise")
         return plain and not asked
 

@@ -26,15 +26,26 @@ from modularml.backends.base import (
 )
 from modularml.backends.fingerprint import Identity, checksum
 from modularml.backends.options import PLAIN, StepOptions
+from modularml.backends.tensorflow_models import (
+    OwnLosses,
+    check_model,
+    compiled,
+    has_own_losses,
+    is_half,
+    keras_mask,
+    masked,
+    regularized,
+)
 from modularml.backends.tensorflow_optimizers import (
     KerasGroups,
     KerasSchedule,
     load_state,
     move,
     parts,
+    scaling,
     state_of,
 )
-from modularml.backends.tensorflow_step import ExtendedStep, clipped, in_precision
+from modularml.backends.tensorflow_step import ExtendedStep, any_rows, clipped, in_precision
 from modularml.errors import BackendNotSupportedError, DeviceError, LossError, ShapeError
 
 tf = require("tensorflow", purpose="to train Keras models")
@@ -261,18 +272,58 @@ class TensorflowAdapter(BackendAdapter):
 
     def compile(self, model: Any) -> Any:
         """Return a model compiled by XLA."""
-        return tf.function(model.__call__, jit_compile=True, autograph=False)
+        run = compiled(lambda x: (model(x), []))
+        return lambda x: run(x)[0]
+
+    def check_model(self, model: Any, label: str, *, training: bool, losses: bool) -> None:
+        check_model(model, label, training=training, losses=losses)
+
+    def own_losses(self, models: Sequence[Any], *, compiles: bool) -> list[Any]:
+        found: list[Any] = []
+        counted: list[Any] = []  # weights that models share are regularized once
+        for model in models:
+            dtype = self.input_dtype(model, model.input_shape)
+            own = None
+            if has_own_losses(model, dtype):
+                own = OwnLosses(model, _float_dtype(model), counted, compiles=compiles)
+                counted = counted + regularized(model)
+            found.append(own)
+        return found
+
+    def loss_values(self, values: Any, args: Sequence[Any]) -> Any:
+        masks = [mask for arg in args if (mask := keras_mask(arg)) is not None]
+        return masked(values, masks) if masks else values
+
+    def options_for(self, options: StepOptions) -> StepOptions:
+        half = options.precision == "float32" and any(map(is_half, options.models))
+        return replace(options, scale_loss=True) if half else options
+
+    def finish_training(self, optimizer: Any) -> None:
+        for own in parts(optimizer).values():
+            held = [(v, v.numpy()) for v in own._trainable_variables if not v.trainable]
+            own.finalize_variable_values(own._trainable_variables)
+            for variable, value in held:
+                variable.assign(value)
 
     def train_step(
         self, compute: Compute, optimizers: Sequence[Any], options: StepOptions | None = None
     ) -> Step:
         """Return a function that computes the loss of a batch and moves the weights.
 
-        It is one graph, traced once for the first shape of a batch and once for all others.
+        It is one graph, traced once for any number of rows.
         """
         options = options or PLAIN
         if options.precision != "float32":
             compute = in_precision(compute, options)
+        scale = scaling(optimizers)
+        if scale is not None:
+            options = replace(options, scale_loss=False)
+            if not options.is_plain:
+                raise BackendNotSupportedError(
+                    "an optimizer that scales the loss (loss_scale_factor, LossScaleOptimizer) "
+                    "trains in plain steps alone: clipping, accumulate, precision and on_nonfinite "
+                    "would meet scaled gradients; use precision='fp16' with another optimizer"
+                )
         if options.precision == "fp16" or not replace(options, precision="float32").is_plain:
             return ExtendedStep(compute, optimizers, options)
         moved = [[v for v in o._trainable_variables if v.trainable] for o in optimizers]
@@ -282,6 +333,7 @@ class TensorflowAdapter(BackendAdapter):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(watched)
                 total, losses, outputs = compute(inputs)
+                total = total if scale is None else scale(total)
             grads = iter(tape.gradient(total, watched))
             with tf.control_dependencies(_checked(losses)):
                 for optimizer, own in zip(optimizers, moved, strict=True):
@@ -319,7 +371,7 @@ def _checked(losses: Sequence[Any]) -> list[Any]:
 
 def _called(run: Callable[..., Any]) -> Step:
     """Return a function as one graph; a failed check tells which loss was not finite."""
-    graph = tf.function(run, autograph=False)  # one trace a shape, whatever came before it
+    graph = any_rows(run)
 
     def step(inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
         try:

@@ -6,9 +6,21 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
-__all__ = ["KerasGroups", "KerasSchedule", "LossScale", "load_state", "move", "parts", "state_of"]
+from modularml.errors import BackendNotSupportedError
+
+__all__ = [
+    "KerasGroups",
+    "KerasSchedule",
+    "LossScale",
+    "load_state",
+    "move",
+    "parts",
+    "scaling",
+    "state_of",
+]
 
 
 class LossScale:
@@ -86,6 +98,28 @@ def _rate(optimizer: Any, schedule: Any, kwargs: Mapping[str, Any]) -> Any:
     if "initial_learning_rate" in inspect.signature(schedule).parameters:
         kwargs = {"initial_learning_rate": float(optimizer.learning_rate), **kwargs}
     return schedule(**kwargs) if inspect.isclass(schedule) else schedule(optimizer, **kwargs)
+
+
+def scaling(optimizers: Sequence[Any]) -> Any:
+    """Return what scales a loss before its gradients, for an optimizer that takes it back.
+
+    Raises
+    ------
+    BackendNotSupportedError
+        If there are several optimizers, of which one does so.
+    """
+    found = [own for optimizer in optimizers for own in parts(optimizer).values()]
+    scaled = [
+        own
+        for own in found
+        if isinstance(own, keras.optimizers.LossScaleOptimizer) or own.loss_scale_factor is not None
+    ]
+    if scaled and len(found) > 1:
+        raise BackendNotSupportedError(
+            "an optimizer that scales the loss (loss_scale_factor, LossScaleOptimizer) must be the "
+            "only one of a step, without groups of parameters; use precision='fp16' instead"
+        )
+    return scaled[0].scale_loss if scaled else None
 
 
 def parts(optimizer: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ The plain step stands in `modularml.backends.tensorflow` and knows nothing of al
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -15,11 +15,29 @@ from modularml.backends.base import Compute, NotFiniteError
 from modularml.backends.options import StepOptions
 from modularml.backends.tensorflow_optimizers import LossScale
 
-__all__ = ["ExtendedStep", "clipped", "in_precision"]
+__all__ = ["ExtendedStep", "any_rows", "clipped", "in_precision"]
+
+
+def any_rows(run: Callable[..., Any], n_scalars: int = 0) -> Callable[..., Any]:
+    """Return a function of tensors as one graph, traced once whatever the number of their rows.
+
+    The first arguments are `n_scalars` scalars; all others have rows first.
+    """
+    graph = tf.function(run, autograph=False)
+    traced: list[Any] = []
+
+    def call(*tensors: Any) -> Any:
+        if not traced:  # later calls find this trace, which fits them
+            rows = [tf.TensorSpec((None, *t.shape[1:]), t.dtype) for t in tensors[n_scalars:]]
+            traced.append(graph.get_concrete_function(*tensors[:n_scalars], *rows))
+        return graph(*tensors)
+
+    return call
 
 
 def clipped(grads: Sequence[Any], norm: float | None, value: float | None) -> tuple[list[Any], Any]:
     """Return gradients with their elements, then their norm, limited, and the norm before."""
+    grads = [tf.convert_to_tensor(g) for g in grads]  # those of an Embedding are sparse
     if value is not None:
         grads = [tf.clip_by_value(g, -value, value) for g in grads]
     total = tf.linalg.global_norm(list(grads))
@@ -74,10 +92,12 @@ class ExtendedStep:
                 tape.watch(watched)
                 total, losses, outputs = compute(inputs)
                 total = total * tf.cast(weight, total.dtype)
-            return losses, outputs, tape.gradient(total, watched)
+            grads = tape.gradient(total, watched)
+            return losses, outputs, [None if g is None else tf.convert_to_tensor(g) for g in grads]
 
-        self.gradients = tf.function(gradients, autograph=False)
-        self.scale = LossScale.of(self.optimizers[0]) if options.precision == "fp16" else None
+        self.gradients = any_rows(gradients, 1)
+        scaled = options.precision == "fp16" or options.scale_loss
+        self.scale = LossScale.of(self.optimizers[0]) if scaled else None
         self.begin()
 
     @property

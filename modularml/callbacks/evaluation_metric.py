@@ -65,6 +65,8 @@ class EvaluationMetric(Configurable, ABC):
 class EvalLossMetric(EvaluationMetric):
     """A loss over all rows of an evaluation.
 
+    As ``val_loss`` of Keras it has what Keras models add themselves (regularizers, ``add_loss``).
+
     Parameters
     ----------
     loss : AppliedLoss
@@ -101,6 +103,8 @@ class EvalLossMetric(EvaluationMetric):
     def extract(
         self, *, eval_result: EvaluationCallbackResult, exec_ctx: ExecutionContext | None = None
     ) -> MetricResult | None:
-        """Return the loss over all rows."""
-        found = eval_result.results.aggregated_losses(self.loss.on, reducer=self.reducer)
-        return MetricResult(self.name, found[self.loss.label])
+        """Return the loss over all rows, with what models that it depends on add to it."""
+        results = eval_result.results
+        found = results.aggregated_losses(self.loss.on, reducer=self.reducer)
+        value = found[self.loss.label] + results.model_losses(self.loss.on, reducer=self.reducer)
+        return MetricResult(self.name, value)

@@ -16,7 +16,16 @@ from modularml.data.references import FeatureSetReference
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, UnknownNameError
 
-__all__ = ["ExecutionContext", "Layout", "Leaf", "LossRecord", "Merged", "Source", "Weighing"]
+__all__ = [
+    "MODEL_LOSSES",
+    "ExecutionContext",
+    "Layout",
+    "Leaf",
+    "LossRecord",
+    "Merged",
+    "Source",
+    "Weighing",
+]
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,9 @@ class Merged:
     parts: tuple[Flow, ...]
     merge: Callable[[Sequence[Any]], Any]
 
+
+MODEL_LOSSES = "model_losses_"
+"""Before a node's label: the label of the losses that its model itself adds."""
 
 Flow: TypeAlias = Leaf | Merged | None
 """Where a node's targets or tags come from; None where it has none."""

@@ -216,6 +216,7 @@ def phase_epochs(
                     phase.stop_requested = True
                 if phase.stop_requested:
                     break
+            feed.plan.finish()
             hooks("on_phase_end", epoch)
     except BaseException as error:
         hooks.report(error)

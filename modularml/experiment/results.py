@@ -13,6 +13,7 @@ from modularml._optional import require
 from modularml._typing import Array
 from modularml._warning import warn
 from modularml.data.batch import Batch, as_numpy, concat_tensors
+from modularml.data.execution import MODEL_LOSSES
 from modularml.data.formats import DataFormat, convert_array
 from modularml.data.selectors import select_one
 from modularml.errors import ConfigError, UnknownNameError
@@ -20,6 +21,7 @@ from modularml.experiment.phase_results import Domain, PhaseResults, TrainResult
 from modularml.experiment.scores import Meaning, Score, find_scores
 from modularml.graph.flows import leaves
 from modularml.graph.labels import class_labels, is_encoded
+from modularml.graph import topology
 from modularml.graph.node import GraphNode
 from modularml.plotting import confusion_matrix, parity
 
@@ -242,6 +244,22 @@ class _OnePass(PhaseResults):
         if reducer == "sum":
             return total
         return {label: value / (count[label] or np.nan) for label, value in total.items()}
+
+    def model_losses(self, node: str | GraphNode, *, reducer: Reducer = "mean") -> float:
+        """Return what Keras models add to the losses of a node: its own and those it depends on."""
+        if not any(label.startswith(MODEL_LOSSES) for label in self._loss_labels()):
+            return 0.0
+        layout = self._recorded()[0]._layout()
+        graph: Any = next(iter(layout.views.values())).source.context.model_graph
+        total = 0.0
+        for above in topology.ancestors(graph._edges(), [self._node_id(node)]):
+            found = self.aggregated_losses(above, reducer=reducer)
+            total += sum(v for label, v in found.items() if label.startswith(MODEL_LOSSES))
+        return total
+
+    def _loss_labels(self) -> set[str]:
+        tables = self._execution.tables()
+        return {label for layout, *_ in tables for label, _ in layout.losses}
 
 
 class EvalResults(_OnePass):

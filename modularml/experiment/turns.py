@@ -68,7 +68,8 @@ class Turns:
             places = {out: i for i, out in enumerate(made.layout.outputs)}
             outs = {i: places[o] for i, o in enumerate(self.layout.outputs) if o in places}
             self.plans.append(made)
-            self._parts.append((step, mine, outs))
+            others = map(self.layout.losses.index, made.layout.losses[len(mine) :])
+            self._parts.append((step, [*mine, *others], outs))
         if left:
             labels = [losses[i].label for i in left]
             raise ConfigError(

@@ -12,7 +12,7 @@ import numpy as np
 
 from modularml._typing import Shape
 from modularml.backends import Backend, BackendAdapter, adapter_for
-from modularml.data.execution import Layout, Source, Weighing
+from modularml.data.execution import MODEL_LOSSES, Layout, Source, Weighing
 from modularml.data.references import FeatureSetReference
 from modularml.data.schema import ColumnSpec
 from modularml.errors import GraphError, LossError
@@ -127,6 +127,7 @@ class _Compiler(LossReading):
         self.compiles = False
         self.weighings: list[Weighing | None] = []
         self.asked: Sequence[AppliedLoss] = ()
+        self.collectors: dict[str, Any] = {}
 
     def compile(
         self,
@@ -141,6 +142,7 @@ class _Compiler(LossReading):
             self._read_as_column(node_id, static)
         running = [n for n in self.by_id if n not in static or n in edge]
         self._make_segments(running, losses)
+        self._check_models(running, edge, bool(losses))
         for node_id in running:
             for role in self.roles:
                 if node_id in edge:
@@ -148,8 +150,25 @@ class _Compiler(LossReading):
                 else:
                     self._run(self.by_id[node_id], role)
         loss_ops = [self._loss(applied) for applied in losses]
+        on = [(a.label, self._node_named(a.on, a).node_id) for a in losses]
+        for node_id, collector in self.collectors.items():
+            on.append((MODEL_LOSSES + self.by_id[node_id].label, node_id))
+            loss_ops.append(LossOp(collector.total, ()))
+            self.weighings.append(self.weighings[0])
         learning = self._learning(losses, optimizers)
-        return self._plan(losses, loss_ops, learning, static, edge)
+        return self._plan(losses, tuple(on), loss_ops, learning, static, edge)
+
+    def _check_models(self, running: Sequence[str], edge: set[str], losses: bool) -> None:
+        """Refuse what models ask for in vain, and collect the losses that they have themselves."""
+        for program, ids in zip(self.programs, self.segments, strict=True):
+            nodes = [n for i in ids if isinstance(n := self.by_id[i], ModelNode) and i not in edge]
+            for n in nodes:
+                trains = self.training and not n.is_frozen
+                program.adapter.check_model(n.model.module, n.label, training=trains, losses=losses)
+            modules = [n.model.module for n in nodes] if losses else []
+            found = program.adapter.own_losses(modules, compiles=self.compiles)
+            own = zip(nodes, found, strict=False)
+            self.collectors |= {n.node_id: each for n, each in own if each is not None}
 
     def _make_segments(self, running: Sequence[str], losses: Sequence[AppliedLoss]) -> None:
         ties = [[self._node_named(a.on, a).node_id, *self._read_by(a)] for a in losses]
@@ -273,6 +292,7 @@ class _Compiler(LossReading):
         if isinstance(node, ModelNode):
             compiles = self.compiles and adapter.gradients
             fn = adapter.compile(fn) if compiles else adapter.direct(fn)
+            fn = self.collectors.get(node.node_id, fn)
         from_columns = all(arg >= 0 for arg in args)
         if self.training and node.is_frozen and isinstance(node, ModelNode) and from_columns:
             return _without_grad(fn, adapter)
@@ -333,12 +353,12 @@ class _Compiler(LossReading):
     def _plan(
         self,
         losses: Sequence[AppliedLoss],
+        on: tuple[tuple[str, str], ...],
         loss_ops: Sequence[LossOp],
         learning: Sequence[Sequence[Any]],
         static: set[str],
         edge: set[str],
     ) -> StepPlan:
-        on = tuple((a.label, self._node_named(a.on, a).node_id) for a in losses)
         outputs = tuple((i, role) for ids in self.segments for i in ids for role in self.roles)
         inputs = dict.fromkeys(slot for program in self.programs for slot in program.inputs)
         slots = [slot for slot in inputs if isinstance(slot, InputSlot)]

@@ -76,7 +76,8 @@ def mean_over_samples(
     mean, whole = adapter.sample_mean, loss.over == "batch"
 
     def fn(*args: Any) -> Any:
-        return raw(*args) if names is None else raw(**dict(zip(names, args, strict=True)))
+        given = {} if names is None else dict(zip(names, args, strict=True))
+        return adapter.loss_values(raw(*args) if names is None else raw(**given), args)
 
     if loss.cls is None:
         fn = _unchanging(applied, adapter, fn)

@@ -184,6 +184,7 @@ class Segment:
             schedules=tuple(o.scheduler for o in self.optimizers if o.goes_on_every("batch")),
             models=tuple(model for model, _ in self.modes),
         )
+        options = self.adapter.options_for(options)
         if options.is_plain:
             return self.adapter.train_step(self.compute, instances)
         return self.adapter.train_step(self.compute, instances, options)
@@ -310,6 +311,12 @@ class StepPlan:
         same = len(losses) == len(self.losses) and all(map(is_, losses, self.losses))
         asked = same and self.layout.training is training and self.fits == tuple(fits)
         return asked and (self.static is None or version == self.static_version())
+
+    def finish(self) -> None:
+        """Let optimizers do what they do at the end of a training."""
+        for segment in self.segments:
+            for optimizer in segment.optimizers:
+                segment.adapter.finish_training(optimizer.instance)
 
     def train_step(self, options: StepOptions = PLAIN) -> StepFunction:
         """Return the function that computes a batch's losses and moves the weights.

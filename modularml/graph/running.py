@@ -202,6 +202,9 @@ class GraphRunning(GraphMembers):
         models = [n for n in nodes if isinstance(n, ModelNode)]
         if training:
             self.check_weights(asked, learners(models, ()))
+        for n in models:
+            trains, module = training and not n.is_frozen, n.model.module
+            adapter_for(n.backend).check_model(module, n.label, training=trains, losses=bool(asked))
         if not training or any(getattr(n.model, "learns_in_batches", False) for n in models):
             return
         moved = [n for n in models if adapter_for(n.backend).gradients]

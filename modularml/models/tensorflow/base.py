@@ -15,6 +15,7 @@ import tensorflow as tf
 from modularml._registry import Registry
 from modularml._typing import Array, Shape
 from modularml.backends.tensorflow import adapter
+from modularml.backends.tensorflow_models import check_layers, keras_mask, with_mask
 from modularml.errors import ConfigError
 from modularml.io.randomness import unchanged_randomness
 from modularml.models.base import check_weights
@@ -61,7 +62,9 @@ class TensorflowBaseModel(LayeredModel, ABC):
         if self.inner is None:
             raise self._no_layers()
         out = self.inner(x, training=self.training if training is None else training, **kwargs)
-        return out if self.output_dtype is None else tf.cast(out, self.output_dtype)
+        if self.output_dtype is None or out.dtype == self.output_dtype:
+            return out
+        return with_mask(tf.cast(out, self.output_dtype), keras_mask(out))
 
     def variables(self) -> dict[str, Any]:
         """Return weights, those included that are not trained, by names that stay the same."""
@@ -128,6 +131,7 @@ class TensorflowBaseModel(LayeredModel, ABC):
 
     def _probe(self, shape: Shape) -> Shape:
         """Send two samples of zeros through, to learn the output's shape."""
+        check_layers(self.inner)
         try:
             out = self.inner(self._zeros(shape), training=False)
         except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:

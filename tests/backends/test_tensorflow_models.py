@@ -1,0 +1,415 @@
+"""What Keras does outside a call, held against its own `fit` and `evaluate`."""
+
+import numpy as np
+import pytest
+
+import modularml as mm
+from modularml.callbacks import EvalLossMetric, Evaluation
+from modularml.errors import BackendNotSupportedError
+from tests import worlds
+from tests.worlds import QUIET, mse, train_phase
+
+keras = pytest.importorskip("keras")
+tf = pytest.importorskip("tensorflow")
+pytest.importorskip("tests.keras_worlds")
+L, R = keras.layers, keras.regularizers
+
+
+@keras.saving.register_keras_serializable("tests")
+class Shrink(L.Layer):
+    """Adds to the loss what it lets through, in training more than in evaluation."""
+
+    def call(self, x, training=False):
+        self.add_loss((0.3 if training else 0.1) * keras.ops.mean(x**2))
+        return x
+
+
+def experiment(label="exp"):
+    return worlds.experiment(label, audit="off")
+
+
+def numbers(n=40, d=4, out=1, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d)).astype("f4")
+    return x, (x[:, :out] + 0.1 * rng.normal(size=(n, out))).astype("f4")
+
+
+def graph(model, x, y, opt="sgd", **kwargs):
+    columns = {"x": x, "y": y if y.shape[1:] != (1,) else y[:, 0]}
+    fs = mm.FeatureSet.from_dict("fs", columns, "x", "y")
+    fs.add_split(fs.take(range(len(x)), label="all"))
+    optimizer = opt if isinstance(opt, mm.Optimizer) else mm.Optimizer(opt, **kwargs)
+    made = mm.ModelGraph([mm.ModelNode("net", model, fs)], optimizer)
+    made.build()
+    return made
+
+
+def phase(made, label="t", **kwargs):
+    return train_phase(made, label=label, batch_size=8, **kwargs)
+
+
+def fit(model, weights, optimizer, x, y, *, epochs=3, loss="mse", **kwargs):
+    """Return the history of Keras' own training from some weights."""
+    model(x[:1, None])
+    model.set_weights(weights)
+    model.compile(optimizer, loss, **kwargs)
+    data = {"batch_size": 8, "shuffle": False, "verbose": 0}
+    return model.fit(x[:, None], y, epochs=epochs, validation_data=(x[:, None], y), **data).history
+
+
+def assert_same(model, other, atol=2e-6):
+    for mine, theirs in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=atol)
+
+
+def network(seed=0, **kwargs):
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential([L.Flatten(), L.Dense(6, "tanh", **kwargs), L.Dense(1)])
+
+
+OWN_LOSSES = {
+    "kernel": lambda: network(kernel_regularizer=R.L2(0.5)),
+    "bias": lambda: network(bias_regularizer=R.L1(0.2), kernel_regularizer=R.L1L2(0.1, 0.2)),
+    "activity": lambda: network(activity_regularizer=R.L2(0.05)),
+    "layer": lambda: keras.Sequential(
+        [L.Flatten(), L.ActivityRegularization(l1=0.02), L.Dense(3), Shrink(), L.Dense(1)]
+    ),
+    "nested": lambda: keras.Sequential([L.Flatten(), keras.Sequential([Shrink(), L.Dense(1)])]),
+}
+
+
+def validation(label="val"):
+    return Evaluation.from_split(label, split="all", metrics=[EvalLossMetric(loss=mse())])
+
+
+@pytest.mark.parametrize(
+    ("kind", "compiles"), [*((kind, False) for kind in OWN_LOSSES), ("layer", True)]
+)
+def test_losses_of_a_model_join_training_and_evaluation_as_in_fit(kind, compiles):
+    x, y = numbers()
+    model = OWN_LOSSES[kind]()
+    made = graph(model, x, y, opt_kwargs={"lr": 0.05})
+    weights = model.get_weights()
+    watch = validation()
+    asked = phase(made, n_epochs=3, compile=compiles, callbacks=[watch])
+    result = experiment().run_phase(asked, **QUIET)
+    other = OWN_LOSSES[kind]()
+    history = fit(other, weights, keras.optimizers.SGD(0.05), x, y)
+    assert_same(model, other)
+    for name, theirs in (("train_loss", "loss"), ("val_loss", "val_loss")):
+        mine = result._metrics.epoch_values(name)
+        np.testing.assert_allclose(list(mine.values()), history[theirs], rtol=1e-5)
+    assert {r.label for r in result.losses("net").values()} == {"mse_net", "model_losses_net"}
+
+
+def own(name):
+    def method(self, *args, **kwargs):
+        raise AssertionError(name)
+
+    return type("Own", (keras.Sequential,), {name: method})([L.Flatten(), L.Dense(1)])
+
+
+@pytest.mark.parametrize("name", ["train_step", "compute_loss", "test_step"])
+def test_ways_of_a_model_to_train_are_refused_by_name_before_any_training(name):
+    x, y = numbers()
+    model = own(name)
+    made = graph(model, x, y)
+    before = model.get_weights()
+    with pytest.raises(BackendNotSupportedError, match=f"node 'net': Own has a {name} of its own"):
+        experiment().run_phase(phase(made, n_epochs=2), **QUIET)
+    np.testing.assert_array_equal(model.get_weights()[0], before[0])
+    assert len(made.predict({"x": x})) == len(x)
+
+
+def test_a_way_to_predict_is_refused_by_name():
+    x, y = numbers()
+    made = graph(own("predict_step"), x, y)
+    with pytest.raises(BackendNotSupportedError, match="predict_step"):
+        made.predict({"x": x})
+
+
+def test_settings_of_compile_are_said_to_be_unused_once():
+    x, y = numbers()
+    model = network()
+    model.compile("adam", "mae", metrics=["mse"])
+    made = graph(model, x, y)
+    exp = experiment()
+    with pytest.warns(UserWarning, match=r"compile\(\)"):
+        exp.run_phase(phase(made, label="a"), **QUIET)
+    exp.run_phase(phase(made, label="b"), **QUIET)
+
+
+@pytest.mark.parametrize("more", [{}, {"ema_overwrite_frequency": 4}, {"weight_decay": 0.1}])
+def test_averages_of_an_optimizer_are_taken_over_at_the_end_as_in_fit(more):
+    x, y = numbers()
+    model = network()
+    kwargs = {"use_ema": True, "ema_momentum": 0.8, **more}
+    made = graph(model, x, y, "adam", opt_kwargs={"learning_rate": 0.05, **kwargs})
+    weights = model.get_weights()
+    exp = experiment()
+    exp.run_phase(phase(made, n_epochs=2), **QUIET)
+    other, optimizer = network(), keras.optimizers.Adam(0.05, **kwargs)
+    fit(other, weights, optimizer, x, y, epochs=2)
+    assert_same(model, other)
+    exp.run_phase(phase(made, label="again", n_epochs=1), **QUIET)
+    other.fit(x[:, None], y, batch_size=8, epochs=1, shuffle=False, verbose=0)
+    assert_same(model, other)
+
+
+def test_averages_are_saved_and_resumed():
+    x, y = numbers()
+    model = network()
+    kwargs = {"learning_rate": 0.05, "use_ema": True, "ema_momentum": 0.8}
+    made = graph(model, x, y, "adam", opt_kwargs=kwargs)
+    experiment().run_phase(phase(made, n_epochs=3), **QUIET)
+    slots = made.optimizer.get_state()
+    assert any("average" in slot for own in slots["moments"].values() for slot in own)
+    state = made.get_state()
+    experiment("next").run_phase(phase(made, label="next"), **QUIET)
+    want = model.get_weights()
+    made.set_state(state)
+    experiment("other").run_phase(phase(made, label="other"), **QUIET)
+    for mine, theirs in zip(model.get_weights(), want, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+IDS = np.arange(40) % 7
+CLIPS = {
+    "norm": ({"clip_norm": 0.3}, lambda grads: tf.clip_by_global_norm(grads, 0.3)[0]),
+    "value": ({"clip_value": 0.05}, lambda all: [tf.clip_by_value(g, -0.05, 0.05) for g in all]),
+}
+OPTIONS = {
+    "plain": ({}, {}),
+    "skip": ({}, {"on_nonfinite": "skip"}),
+    "xla": ({}, {"compile": True}),
+    "norm of Keras": ({"global_clipnorm": 0.3}, {}),
+    "value of Keras": ({"clipvalue": 0.05}, {}),
+}
+
+
+def embedding():
+    keras.utils.set_random_seed(1)
+    return keras.Sequential([L.Reshape((1,)), L.Embedding(7, 3), L.Flatten(), L.Dense(1)])
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_embedding_trains_with_every_option_as_in_fit(option):
+    settings, how = OPTIONS[option]
+    y = (IDS * 0.5).astype("f4")
+    model = embedding()
+    made = graph(model, IDS, y, "adam", opt_kwargs={"learning_rate": 0.1, **settings})
+    weights = model.get_weights()
+    experiment().run_phase(phase(made, n_epochs=3, **how), **QUIET)
+    other = embedding()
+    fit(other, weights, keras.optimizers.Adam(0.1, **settings), IDS, y)
+    assert_same(model, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+def test_gradients_of_an_embedding_are_clipped_where_rows_of_an_id_are_added_up(clip):
+    limits, clipped = CLIPS[clip]
+    y = (IDS * 0.5).astype("f4")
+    model = embedding()
+    made = graph(model, IDS, y, opt_kwargs={"learning_rate": 0.1}, **limits)
+    other, optimizer = embedding(), keras.optimizers.SGD(0.1)
+    other(IDS[:1, None])
+    other.set_weights(model.get_weights())
+    experiment().run_phase(phase(made, n_epochs=2), **QUIET)
+    for at in 2 * list(worlds.slices(40, 8)):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((other(IDS[at, None]) - y[at, None]) ** 2)
+        grads = tape.gradient(loss, other.trainable_variables)
+        optimizer.apply(clipped(list(map(tf.convert_to_tensor, grads))), other.trainable_variables)
+    assert_same(model, other, atol=1e-5)
+
+
+def test_an_embedding_accumulates_and_computes_in_half_the_bits():
+    y = (IDS * 0.5).astype("f4")
+    model = embedding()
+    made = graph(model, IDS, y, opt_kwargs={"learning_rate": 0.1})
+    weights = model.get_weights()
+    experiment().run_phase(phase(made, n_epochs=2, accumulate=2), **QUIET)
+    other = embedding()
+    other(IDS[:1, None])
+    other.set_weights(weights)
+    other.compile(keras.optimizers.SGD(0.1), "mse")
+    for _ in range(2):
+        for at in (slice(0, 16), slice(16, 32), slice(32, 40)):
+            other.train_on_batch(IDS[at, None], y[at])
+    assert_same(model, other, atol=1e-5)
+    experiment("half").run_phase(phase(made, label="half", precision="fp16"), **QUIET)
+    other.fit(IDS[:, None], y, batch_size=8, epochs=1, shuffle=False, verbose=0)
+    assert_same(model, other, atol=3e-3)
+
+
+class Counting(L.Layer):
+    """Counts how often it is traced."""
+
+    traced = 0
+
+    def call(self, x):
+        Counting.traced += 1
+        return x
+
+
+def test_one_trace_serves_any_number_of_rows():
+    x, y = numbers()
+    made = graph(keras.Sequential([L.Flatten(), Counting(), L.Dense(1)]), x, y)
+    whole = made.predict({"x": x})
+    before = Counting.traced
+    for n in range(1, 12):
+        np.testing.assert_allclose(made.predict({"x": x[:n]}), whole[:n], atol=1e-6)
+    assert Counting.traced == before
+    exp = experiment()
+    exp.run_phase(train_phase(made, label="a", batch_size=7, n_epochs=1), **QUIET)  # 7 and 5 rows
+    after = Counting.traced
+    exp.run_phase(train_phase(made, label="b", batch_size=11, n_epochs=2), **QUIET)
+    assert Counting.traced - after <= after - before  # another phase, another plan: no more
+
+
+def sequences(n=24, length=6, seed=0):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, length + 1, n)
+    mask = np.arange(length) < lengths[:, None]
+    x = np.where(mask, rng.normal(size=(n, length)), 0).astype("f4")
+    return x, np.cumsum(x, axis=1).astype("f4"), mask
+
+
+def masking():
+    keras.utils.set_random_seed(2)
+    layers = [L.Reshape((6, 1)), L.Masking(0.0), L.GRU(4, return_sequences=True), L.Dense(1)]
+    return keras.Sequential(layers)
+
+
+def looked_up():
+    keras.utils.set_random_seed(2)
+    layers = [L.Reshape((6,)), L.Embedding(5, 3, mask_zero=True)]
+    return keras.Sequential([*layers, L.LSTM(4, return_sequences=True), L.Dense(1)])
+
+
+@pytest.mark.parametrize("compiles", [False, True], ids=["plain", "xla"])
+@pytest.mark.parametrize("loss", ["mse", "MeanAbsoluteError"])
+def test_masks_of_layers_reach_the_loss_as_in_fit(loss, compiles):
+    x, y, _ = sequences()
+    model = masking()
+    made = graph(model, x, y[..., None], "adam", opt_kwargs={"learning_rate": 0.02})
+    weights = model.get_weights()
+    applied = mm.AppliedLoss(mm.Loss(loss), on="net", inputs=["outputs", "targets"])
+    asked = phase(made, n_epochs=2, losses=[applied], compile=compiles)
+    result = experiment().run_phase(asked, **QUIET)
+    other = masking()
+    history = fit(other, weights, keras.optimizers.Adam(0.02), x, y[..., None], epochs=2, loss=loss)
+    assert_same(model, other)
+    mine = list(result._metrics.epoch_values("train_loss").values())
+    np.testing.assert_allclose(mine, history["loss"], rtol=1e-5)
+
+
+def test_masks_pass_from_node_to_node():
+    rng = np.random.default_rng(0)
+    x = np.where(np.arange(6) < rng.integers(2, 7, 24)[:, None], rng.integers(1, 5, (24, 6)), 0)
+    y = x.cumsum(axis=1)[..., None].astype("f4") / 10
+    whole = looked_up()
+    made = graph(whole, x, y)
+    weights = whole.get_weights()
+    other = looked_up()
+    fit(other, weights, keras.optimizers.SGD(0.05), x, y, epochs=2)
+    with mm.ExperimentContext().activate():
+        fs = mm.FeatureSet.from_dict("fs", {"x": x, "y": y}, "x", "y")
+        first = mm.ModelNode("look", keras.Sequential(whole.layers[:2]), fs)
+        second = mm.ModelNode("net", keras.Sequential(whole.layers[2:]), first)
+        made = mm.ModelGraph([first, second], mm.Optimizer("sgd", opt_kwargs={"lr": 0.05}))
+        made.build()
+        whole.set_weights(weights)
+        experiment().run_phase(phase(made, n_epochs=2), **QUIET)
+    assert_same(whole, other)
+
+
+def test_a_frozen_node_keeps_its_mask():
+    x, y, _ = sequences()
+    front = keras.Sequential([L.Reshape((6, 1)), L.Masking(0.0)])
+    fs = mm.FeatureSet.from_dict("fs", {"x": x, "y": y[..., None]}, "x", "y")
+    back = keras.Sequential([L.GRU(4, return_sequences=True), L.Dense(1)])
+    first = mm.ModelNode("front", front, fs)
+    made = mm.ModelGraph(
+        [first, mm.ModelNode("net", back, first)], mm.Optimizer("sgd", opt_kwargs={"lr": 0.05})
+    )
+    made.build()
+    first.freeze()
+    weights = back.get_weights()
+    experiment().run_phase(phase(made, n_epochs=2), **QUIET)
+    other = masking()
+    fit(other, weights, keras.optimizers.SGD(0.05), x, y[..., None], epochs=2)
+    assert_same(back, other)
+
+
+def test_a_scaled_loss_gives_the_same_weights_as_in_fit():
+    x, y = numbers()
+    model = network()
+    scaled = {"learning_rate": 0.05, "loss_scale_factor": 128.0}
+    made = graph(model, x, y, opt_kwargs=scaled)
+    weights = model.get_weights()
+    experiment().run_phase(phase(made, n_epochs=3), **QUIET)
+    other = network()
+    fit(other, weights, keras.optimizers.SGD(0.05), x, y)
+    assert_same(model, other)
+    with pytest.raises(BackendNotSupportedError, match="precision='fp16'"):
+        experiment("c").run_phase(phase(made, label="c", accumulate=2), **QUIET)
+
+
+def test_a_model_of_mixed_float16_scales_its_loss_as_fit_does():
+    x, y = numbers()
+    policy = keras.DTypePolicy("mixed_float16")
+
+    def half():
+        keras.utils.set_random_seed(0)
+        hidden = L.Dense(6, "tanh", dtype=policy)
+        return keras.Sequential([L.Flatten(), hidden, L.Dense(1, dtype="float32")])
+
+    model = half()
+    made = graph(model, x * 1e-3, y * 1e-6, "adam", opt_kwargs={"learning_rate": 0.01})
+    weights = model.get_weights()
+    experiment().run_phase(phase(made, n_epochs=2), **QUIET)
+    other = half()
+    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01), initial_scale=2.0**16)
+    fit(other, weights, scaled, x * 1e-3, y * 1e-6, epochs=2)
+    assert_same(model, other, atol=2e-4)
+
+
+def test_a_stateful_layer_is_refused_by_name():
+    x, y, _ = sequences()
+    model = keras.Sequential(
+        [L.Reshape((6, 1)), L.GRU(4, stateful=True, name="memory"), L.Dense(1)]
+    )
+    with pytest.raises(BackendNotSupportedError, match=r"memory.*stateful"):
+        graph(model, x, y[:, -1])
+
+
+def test_norms_constraints_and_switched_off_layers_are_as_in_fit():
+    def deep():
+        keras.utils.set_random_seed(3)
+        off = L.BatchNormalization(name="off")
+        off.trainable = False
+        limited = L.Dense(6, "tanh", kernel_constraint=keras.constraints.MaxNorm(0.5))
+        return keras.Sequential([L.Flatten(), L.BatchNormalization(), limited, off, L.Dense(1)])
+
+    x, y = numbers()
+    model = deep()
+    made = graph(model, x, y, "adamw", opt_kwargs={"learning_rate": 0.05, "weight_decay": 0.1})
+    weights = model.get_weights()
+    experiment().run_phase(phase(made, n_epochs=3), **QUIET)
+    other = deep()
+    fit(other, weights, keras.optimizers.AdamW(0.05, weight_decay=0.1), x, y)
+    assert_same(model, other, atol=1e-5)
+
+
+def test_a_layer_switched_off_between_phases_stays():
+    x, y = numbers()
+    model = network()
+    made = graph(model, x, y, "adam", opt_kwargs={"learning_rate": 0.05})
+    exp, asked = experiment(), phase(made, n_epochs=1)
+    exp.run_phase(asked, **QUIET)
+    model.layers[1].trainable = False
+    before, head = model.layers[1].get_weights(), model.layers[2].get_weights()
+    exp.run_phase(asked, **QUIET)
+    np.testing.assert_array_equal(model.layers[1].get_weights()[0], before[0])
+    assert not np.array_equal(model.layers[2].get_weights()[0], head[0])
