@@ -345,6 +345,13 @@ class BackendAdapter(ABC):
         """
         return [None] * len(models)
 
+    def makes_masks(self, model: Any) -> bool:
+        """Tell whether a model gives its outputs masks, which go lost where they are kept."""
+        return False
+
+    may_mask: ClassVar[bool] = False
+    """Whether `loss_values` may find masks."""
+
     def loss_values(self, values: Any, args: Sequence[Any]) -> Any:
         """Return the values of a loss of some tensors, weighted by the masks that these bear."""
         return values

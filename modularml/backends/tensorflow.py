@@ -290,6 +290,13 @@ class TensorflowAdapter(BackendAdapter):
             found.append(own)
         return found
 
+    def makes_masks(self, model: Any) -> bool:
+        layers = [] if model.inner is None else model.inner._flatten_layers()
+        masking = keras.layers.Masking
+        return any(isinstance(la, masking) or getattr(la, "mask_zero", False) for la in layers)
+
+    may_mask: ClassVar[bool] = True
+
     def loss_values(self, values: Any, args: Sequence[Any]) -> Any:
         masks = [mask for arg in args if (mask := keras_mask(arg)) is not None]
         return masked(values, masks) if masks else values

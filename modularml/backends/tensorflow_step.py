@@ -37,12 +37,12 @@ def any_rows(run: Callable[..., Any], n_scalars: int = 0) -> Callable[..., Any]:
 
 def clipped(grads: Sequence[Any], norm: float | None, value: float | None) -> tuple[list[Any], Any]:
     """Return gradients with their elements, then their norm, limited, and the norm before."""
-    grads = [tf.convert_to_tensor(g) for g in grads]  # those of an Embedding are sparse
     if value is not None:
         grads = [tf.clip_by_value(g, -value, value) for g in grads]
     total = tf.linalg.global_norm(list(grads))
     if norm is not None:
-        grads = tf.clip_by_global_norm(list(grads), norm, use_norm=total)[0]
+        dense = [tf.convert_to_tensor(g) for g in grads]  # as Keras makes them before it clips
+        grads = tf.clip_by_global_norm(dense, norm, use_norm=total)[0]
     return list(grads), total
 
 
@@ -92,8 +92,7 @@ class ExtendedStep:
                 tape.watch(watched)
                 total, losses, outputs = compute(inputs)
                 total = total * tf.cast(weight, total.dtype)
-            grads = tape.gradient(total, watched)
-            return losses, outputs, [None if g is None else tf.convert_to_tensor(g) for g in grads]
+            return losses, outputs, tape.gradient(total, watched)
 
         self.gradients = any_rows(gradients, 1)
         scaled = options.precision == "fp16" or options.scale_loss
@@ -140,7 +139,7 @@ class ExtendedStep:
         self.begin()
         moves = []
         for optimizer, own, limits in zip(self.optimizers, self.owned, self.clips, strict=True):
-            pairs = [(g / weight, v) for v in own if (g := next(grads)) is not None]
+            pairs = [(_scaled(g, 1 / weight), v) for v in own if (g := next(grads)) is not None]
             found, norm = clipped([g for g, _ in pairs], *limits)
             watched = any(limits) or self.options.on_nonfinite != "raise" or self.scale
             if watched and not math.isfinite(float(norm)):
@@ -160,4 +159,16 @@ class ExtendedStep:
 
 
 def _sum(a: Any, b: Any) -> Any:
-    return b if a is None else a if b is None else a + b
+    if a is None or b is None:
+        return b if a is None else a
+    if not isinstance(a, tf.IndexedSlices) or not isinstance(b, tf.IndexedSlices):
+        return tf.convert_to_tensor(a) + tf.convert_to_tensor(b)
+    values, rows = ([getattr(g, name) for g in (a, b)] for name in ("values", "indices"))
+    return tf.IndexedSlices(tf.concat(values, 0), tf.concat(rows, 0), a.dense_shape)
+
+
+def _scaled(grad: Any, factor: float) -> Any:
+    """Multiply a gradient; those of an Embedding are rows by their number, and stay so."""
+    if isinstance(grad, tf.IndexedSlices):
+        return tf.IndexedSlices(grad.values * factor, grad.indices, grad.dense_shape)
+    return grad * factor

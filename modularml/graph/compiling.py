@@ -204,9 +204,14 @@ class _Compiler(LossReading):
         static: set[str] = set()
         for node in self.nodes:
             above = {resolve_id(ref) for ref in node.node_refs}
-            if node.is_frozen and above <= static:
+            if node.is_frozen and above <= static and not self._makes_masks(node):
                 static.add(node.node_id)
         return {n for n in static if len(self._groups_of(n, together)) == 1}
+
+    def _makes_masks(self, node: ComputeNode) -> bool:
+        if not isinstance(node, ModelNode):
+            return False
+        return adapter_for(node.backend).makes_masks(node.model.module)
 
     def _groups_of(self, node_id: str, together: Mapping[Source, int]) -> set[int]:
         return {together[leaf.source] for leaf in leaves(self.flows[node_id, "features"])}

@@ -71,7 +71,7 @@ def mean_over_samples(
     raw = loss.resolve(adapter.backend)
     names = applied.call_names(raw)
     quick = loss.mean_form()
-    if quick is not None and names is None and not weighed:
+    if quick is not None and names is None and not weighed and not adapter.may_mask:
         return quick
     mean, whole = adapter.sample_mean, loss.over == "batch"
 
