@@ -200,10 +200,8 @@ def masked(values: Any, masks: Sequence[Any]) -> Any:
             )
         weights = tf.cast(mask, values.dtype)
         share = tf.cast(tf.size(weights), values.dtype) / tf.maximum(tf.reduce_sum(weights), 1)
-        weights = tf.reshape(
-            weights, [*tf.unstack(tf.shape(weights)), *[1] * (len(values.shape) - len(mask.shape))]
-        )
-        values = tf.where(weights > 0, values, 0) * weights * share
+        weights = weights[(..., *[None] * (len(values.shape) - len(mask.shape)))]
+        values = tf.where(weights > 0, values, tf.zeros((), values.dtype)) * weights * share
     return values
 
 
