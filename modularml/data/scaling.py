@@ -88,9 +88,24 @@ class ScalerRecord:
     outputs: tuple[tuple[int, ...], ...] | None = None
     seed: int | None = None
 
-    def apply(self, columns: Mapping[str, Array]) -> dict[str, Array]:
-        """Transform the record's columns: arrays of shape ``(n, *shape)`` by key."""
-        return self._through(self.scaler.transform, columns)
+    def apply(
+        self, columns: Mapping[str, Array], masks: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        """Transform the record's columns: arrays of shape ``(n, *shape)`` by key.
+
+        Where a mask by the same key is false, a column keeps its value.
+        """
+        found = self._through(self.scaler.transform, columns)
+        for key in found.keys() & (masks or {}).keys():
+            given, new = columns[key], found[key]
+            if new.shape != given.shape:
+                raise ScalerError(
+                    f"{self.scaler.scaler_name} makes columns of shape {new.shape[1:]} of "
+                    f"{key!r}, {given.shape[1:]}, whose padding could not be told any more; "
+                    "use it on columns without a mask"
+                )
+            found[key] = np.where(in_steps(masks[key], given.shape), new, given)  # type: ignore[index]
+        return found
 
     def cross_fit(self, columns: Mapping[str, Array], targets: Array) -> dict[str, Array]:
         """Transform the rows that it was fitted on, as `Scaler.cross_fit` does."""
@@ -194,16 +209,17 @@ def fit_record(
     merged_axes: int | tuple[int, ...] | None,
     blocks: Iterable[Array] | None = None,
     targets: Mapping[str, Array] | None = None,
+    masks: Mapping[str, Array] | None = None,
 ) -> ScalerRecord:
     """Fit a clone of a scaler on some rows of some columns, and of `targets` by full name.
 
-    Where these rows are given as `blocks` of stacked columns, a scaler that can learn bit by bit
-    does.
+    Steps of a column where its mask, by the same key, is false do not count. Where these rows are
+    given as `blocks` of stacked columns, a scaler that can learn bit by bit does.
 
     Raises
     ------
     ScalerError
-        If a column is no number, or no row is left to fit on.
+        If a column is no number, no row is left to fit on, or padding cannot be left out.
     ShapeError
         If the columns do not become two-dimensional.
     """
@@ -227,8 +243,13 @@ def fit_record(
             "with keys="
         )
     with np.errstate(invalid="ignore") if empty else nullcontext():
-        if targets or blocks is None or not hasattr(wrapped.wrapped, "partial_fit"):
+        if targets or masks or blocks is None or not hasattr(wrapped.wrapped, "partial_fit"):
             flat, flattening = flatten(stack_columns(columns, fit_rows), merged_axes)
+            if masks:
+                shapes = {key: values.shape for key, values in columns.items()}
+                holds = {k: in_steps(masks.get(k, np.array(True)), s) for k, s in shapes.items()}
+                held = flattening.apply(stack_columns(holds, fit_rows))
+                flat = _held(wrapped, flat, held, masks)
             wrapped.fit(flat, fitted_targets(targets, fit_rows, flat) if targets else None)
         else:
             for block in blocks:
@@ -253,6 +274,32 @@ def fit_record(
         _outputs(wrapped, list(columns), flat, flattening),
         int(np.random.randint(2**31)) if wrapped.is_cross_fitted else None,  # noqa: NPY002
     )
+
+
+def in_steps(mask: Array, shape: tuple[int, ...]) -> Array:
+    """Return a mask of the first axes of samples as one of every element, shape (n, *shape)."""
+    return np.broadcast_to(mask[(..., *[None] * (len(shape) - mask.ndim))], shape)
+
+
+def _held(scaler: Scaler, flat: Array, holds: Array, masks: Iterable[str]) -> Array:
+    """Return the rows that a scaler is fitted on, without padding."""
+    whole = holds.all(axis=1)
+    if (whole | ~holds.any(axis=1)).all() or scaler.scaler in ("Negate", "Absolute"):
+        return flat[whole] if whole.any() else flat
+    name, padded = scaler.scaler_name, f"columns {sorted(masks)} are padded"
+    if scaler.scaler not in COLUMNWISE:
+        raise ScalerError(
+            f"{padded}, and {name} reads several steps at once; choose merged_axes so that each "
+            "row is one step, such as merged_axes=(0, 2)"
+        )
+    if not holds.any(axis=0).all():
+        raise ScalerError(
+            f"{padded}, and no sample that {name} is fitted on holds data at position "
+            f"{int(np.argmin(holds.any(axis=0)))}; choose merged_axes=(0, 2) for one statistic of "
+            "all steps, or cut the sequences"
+        )
+    floating = flat if flat.dtype.kind == "f" else flat.astype(np.float64)
+    return np.where(holds, floating, np.nan).astype(floating.dtype)  # these scalers ignore NaN
 
 
 def fitted_targets(
@@ -354,7 +401,9 @@ def stack_columns(columns: Mapping[str, Array], rows: IntArray | None = None) ->
 
 
 def apply_records(
-    records: Iterable[ScalerRecord], columns: Mapping[str, Array]
+    records: Iterable[ScalerRecord],
+    columns: Mapping[str, Array],
+    masks: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
     """Apply a chain of records to raw columns, oldest first.
 
@@ -364,6 +413,8 @@ def apply_records(
         Of one domain.
     columns : mapping of str to ndarray, shape (n, *shape)
         Raw columns by key; not changed.
+    masks : mapping of str to ndarray of bool, optional
+        Where padded columns, by key, hold data.
 
     Returns
     -------
@@ -372,7 +423,7 @@ def apply_records(
     """
     now, changed = dict(columns), dict[str, Array]()
     for record in records:
-        new = record.apply(now)
+        new = record.apply(now, masks)
         now.update(new)
         changed.update(new)
     return changed

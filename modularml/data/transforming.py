@@ -99,6 +99,7 @@ class TransformingMixin(SplitMixin):
             merged_axes=merged_axes,
             blocks=self._collection.blocks(list(names.values()), rows),
             targets={name: self._collection.numpy(name) for name in looked_at},
+            masks={k: m for k, n in names.items() if (m := self._collection.mask(n)) is not None},
         )
         new = _with_transformed(self._collection, record, names)
         if fit_to_split is None and self._splits:
@@ -241,7 +242,12 @@ class TransformingMixin(SplitMixin):
             }
             check_lengths({k: len(v) for k, v in new.items()})
             own = [r for r in self._scaler_records if r.domain == each and set(r.keys) & set(new)]
-            found |= {**new, **scaling.apply_records(own, new)}
+            masks = {
+                k: _mask_of(found, k, schema.masks[k])
+                for k in new.keys() & schema.masks.keys()
+                if any(k in r.keys for r in own)
+            }
+            found |= {**new, **scaling.apply_records(own, new, masks)}
         return found
 
     # -- within -------------------------------------------------------------------------------
@@ -318,6 +324,15 @@ class TransformingMixin(SplitMixin):
                     )
 
 
+def _mask_of(columns: Mapping[str, Any], key: str, mask: str) -> Array:
+    if mask not in columns:
+        raise DataError(
+            f"column {key!r} is padded, and its mask {mask!r} is not among the data; give it, "
+            "true where there is data"
+        )
+    return to_numpy(to_arrow(columns[mask], mask)).astype(bool)
+
+
 def _written(records: Iterable[ScalerRecord]) -> set[str]:
     return {f"{r.domain}.{key}.{TRANSFORMED}" for r in records for key in r.keys}
 
@@ -333,13 +348,18 @@ def _with_transformed(
         targets = {name: collection.numpy(name) for name in record.targets}
         own = record.cross_fit(columns, scaling.fitted_targets(targets, rows))
 
+    masks = {key: m for key, name in names.items() if (m := collection.schema.mask_of(name))}
+
     def compute(columns: dict[str, Array], at: int) -> dict[str, Array]:
-        new = record.apply({key: columns[name] for key, name in names.items()})
+        new = record.apply(
+            {key: columns[name] for key, name in names.items()},
+            {key: columns[name] for key, name in masks.items()},
+        )
         for key, values in own.items():
             here = (rows >= at) & (rows < at + len(new[key]))
             new[key][rows[here] - at] = values[here]
         return {f"{record.domain}.{key}.{TRANSFORMED}": values for key, values in new.items()}
 
-    new = collection.with_computed(list(names.values()), compute)
+    new = collection.with_computed([*names.values(), *masks.values()], compute)
     facts = record.describe({key: collection.schema[name] for key, name in names.items()})
     return new.described({f"{record.domain}.{k}.{TRANSFORMED}": v for k, v in facts.items()})

@@ -367,6 +367,7 @@ class _Compiler(LossReading):
         outputs = tuple((i, role) for ids in self.segments for i in ids for role in self.roles)
         inputs = dict.fromkeys(slot for program in self.programs for slot in program.inputs)
         slots = [slot for slot in inputs if isinstance(slot, InputSlot)]
+        n_own = len(on) - len(losses)  # losses of models themselves, which count as the first
         layout = Layout(
             outputs,
             on,
@@ -375,7 +376,7 @@ class _Compiler(LossReading):
             {n.node_id: n.label for n in self.nodes},
             training=self.training,
             weighings=tuple(self.weighings),
-            over_batch=tuple(a.loss.over == "batch" for a in losses),
+            over_batch=tuple(a.loss.over == "batch" for a in [*losses, *[*losses[:1]] * n_own]),
         )
         segments = [
             program.segment(

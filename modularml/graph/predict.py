@@ -243,6 +243,13 @@ class _Reader:
     def _transformed(self, fs: FeatureSet, names: tuple[str, ...]) -> dict[str, Array]:
         keys = [name.split(".")[1] for name in names]
         needed = {k: self._raw(k, keys, fs) for k in _with_partners(fs, keys)}
+        masks = fs.collection.schema.masks
+        for mask in {masks[key] for key in needed if key in masks}:
+            domain = fs.collection.schema.domain_of(mask)
+            if self.view is not None and f"{domain}.{mask}.{RAW}" in self.view.collection.names:
+                needed[mask] = self.view.column(f"{domain}.{mask}.{RAW}")
+            elif mask in (self.raw or {}):
+                needed[mask] = (self.raw or {})[mask]
         newest = fs.transform_new(needed)
         return {
             name: needed[key] if name.endswith(f".{RAW}") else newest[key]

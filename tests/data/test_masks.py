@@ -3,10 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn import preprocessing
 
 import modularml as mml
 from modularml.data import FeatureSet
-from modularml.errors import DataError, UnknownNameError
+from modularml.errors import DataError, ScalerError, UnknownNameError
 
 LENGTHS = np.array([3, 5, 4, 2, 5, 3, 4, 5])
 
@@ -104,3 +105,39 @@ def test_masks_that_do_not_fit_are_refused(mask, error, words):
     data |= {"m": ones, "empty": empty}
     with pytest.raises(error, match=words):
         FeatureSet.from_dict("b", data, ["x", "v"], "y", mask=mask)
+
+
+@pytest.mark.parametrize("name", ["StandardScaler", "MinMaxScaler", "RobustScaler", "MaxAbsScaler"])
+@pytest.mark.parametrize("merged", [(0, 1, 2), (0, 2), None], ids=str)
+def test_scalers_learn_from_data_alone_and_leave_padding_as_it_is(name, merged):
+    fs = padded().select(features=["x.raw"]).to_featureset("x")
+    fs.add_split(fs.take(np.arange(6), label="train"))
+    cls = getattr(preprocessing, name)
+    fs.fit_transform(name, domain="features", fit_to_split="train", merged_axes=merged)
+    raw, mask = fs.get_features("numpy", rep="raw")[:, 0], fs.collection.mask("features.x.raw")
+    nan = np.where(mask, raw, np.nan)  # which scikit-learn leaves out of what it learns
+    if merged is None:
+        want = cls().fit(nan[:6]).transform(nan)
+    else:
+        want = cls().fit(nan[:6].reshape(-1, 1)).transform(nan.reshape(-1, 1)).reshape(nan.shape)
+    found = fs.get_features("numpy", rep="transformed")[:, 0]
+    np.testing.assert_allclose(found[mask], want[mask])
+    np.testing.assert_array_equal(found[~mask], raw[~mask])
+    new = {"x": raw[:3] + 1, "mask": mask[:3]}
+    scaled = fs.transform_new(new)["x"]
+    np.testing.assert_array_equal(scaled[~mask[:3]], 1.0)
+    with pytest.raises(DataError, match="mask 'mask' is not among the data"):
+        fs.transform_new({"x": raw[:3]})
+    fs.undo_last_transform("features")
+    np.testing.assert_array_equal(fs.get_features("numpy")[:, 0], raw)
+
+
+def test_scalers_that_read_several_steps_are_refused_where_some_are_padding():
+    fs = padded().select(features=["x.raw"]).to_featureset("x")
+    for name in ("Normalizer", "PerSampleMinMaxScaler", "PerSampleZeroStart"):
+        with pytest.raises(ScalerError, match=r"padded.*several steps"):
+            fs.fit_transform(name, domain="features")
+    fs.add_split(fs.take([0, 3], label="short"))
+    with pytest.raises(ScalerError, match="holds data at position 3"):
+        fs.fit_transform("StandardScaler", domain="features", fit_to_split="short")
+    assert fs.scaler_records == ()
