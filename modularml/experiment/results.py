@@ -19,9 +19,9 @@ from modularml.data.selectors import select_one
 from modularml.errors import ConfigError, UnknownNameError
 from modularml.experiment.phase_results import Domain, PhaseResults, TrainResults
 from modularml.experiment.scores import Meaning, Score, find_scores
+from modularml.graph import topology
 from modularml.graph.flows import leaves
 from modularml.graph.labels import class_labels, is_encoded
-from modularml.graph import topology
 from modularml.graph.node import GraphNode
 from modularml.plotting import confusion_matrix, parity
 
