@@ -58,6 +58,10 @@ class Configurable(Checked):
         """Return the constructor's arguments as plain data."""
         return {name: encode(value) for name, value in self._params().items()}
 
+    def encoded(self) -> dict[str, Any]:
+        """Return the name of the class and the config, as they stand in a file."""
+        return {"$type": _class_name(type(self)), "params": self.get_config()}
+
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Make an object from `get_config` output; state is not restored."""
@@ -174,7 +178,7 @@ def _read_array(value: dict[str, Any]) -> np.ndarray[Any, Any]:
 
 
 _WRITERS: list[tuple[Any, Callable[[Any], Any]]] = [
-    (Configurable, lambda v: {"$type": _class_name(type(v)), "params": v.get_config()}),
+    (Configurable, lambda v: v.encoded()),
     (enum.Enum, lambda v: {"$enum": _code_name(type(v)), "value": encode(v.value)}),
     (bool | int | float | str, lambda v: v),
     (np.datetime64 | np.timedelta64, lambda v: {"$instant": _write_array(np.asarray(v))}),
@@ -337,6 +341,12 @@ def _code_name(code: Any) -> str:
     name = f"{code.__module__}:{code.__qualname__}"
     found = _imported(name)
     if found is not code and not (inspect.ismethod(code) and found == code):
+        if _is_again(found, code):
+            raise ConfigError(
+                f"{name} is an older one than that of its module, which was loaded again since "
+                f"(importlib.reload, autoreload); import {code.__qualname__!r} again, and make "
+                "what uses it again"
+            )
         raise ConfigError(
             f"{name} cannot be found again by name; define it with `def` or `class` "
             "at the top level of a module"
@@ -344,9 +354,17 @@ def _code_name(code: Any) -> str:
     return name
 
 
+def _is_again(found: Any, code: Any) -> bool:
+    """Tell whether a module has another object where this one was defined."""
+    same = type(found) is type(code) and getattr(found, "__module__", "") == code.__module__
+    return same and found.__qualname__ == code.__qualname__
+
+
 def _class_name(cls: type) -> str:
     name = name_of(cls)
-    if config_registry.get(name) is not cls:
+    if _is_again(known := config_registry.get(name), cls) and known is not cls:
+        _code_name(cls)  # says that the module was loaded again
+    if known is not cls:
         raise ConfigError(
             f"{cls.__module__}:{cls.__qualname__} cannot be found again by name, as another class "
             f"is called {name!r} too; rename it"

@@ -64,6 +64,17 @@ __all__ = [
 class ModularMLError(Exception):
     """The root of the tree: catch it to catch everything raised on purpose."""
 
+    def __reduce__(self) -> Any:
+        """Let an error of any constructor arrive in another process as it is."""
+        return _made_again, (type(self), self.args, {**vars(self)})
+
+
+def _made_again(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> Any:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    vars(error).update(state)
+    return error
+
 
 class ConfigError(ModularMLError, ValueError):
     """An argument or a configuration cannot be used."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from modularml.data.execution import ExecutionContext
 from modularml.experiment.callback import Callback, callback_registry
+from modularml.io.names import folder_at
 
 __all__ = ["CSVLogger"]
 
@@ -24,10 +25,16 @@ class CSVLogger(Callback):
         Its folder is made where it is not there. Each fold of a cross-validation writes to a file
         of its own: ``log_CV_fold_0.csv``.
     append : bool
-        Whether lines are added to a file that is there; it is replaced otherwise.
+        Whether lines are added to a file that is there; it is replaced otherwise, by the first
+        phase of a run that writes to it.
     label : str, optional
     execution_order : int
         Must be higher than that of callbacks whose metrics are to be in the line of their epoch.
+
+    Raises
+    ------
+    ConfigError
+        When a phase starts: if another run is writing to this file; its process is named.
     """
 
     def __init__(
@@ -41,6 +48,7 @@ class CSVLogger(Callback):
         super().__init__(label, execution_order)
         self.path, self.append = path, append
         self._columns: list[str] = []
+        self._replaces = not append
         self.lines_ = 0
 
     logs: tuple[str, ...] = ()
@@ -50,17 +58,28 @@ class CSVLogger(Callback):
         path = Path(self.path)
         self.path = path.with_stem(f"{path.stem}_{label.replace('/', '_')}")
 
-    def on_phase_start(self, **facts: Any) -> None:
+    def check_ready(self, experiment: Any, phase: Any = None) -> None:
+        """Own the file for the run, before anything trains."""
+        self._own(experiment)
+
+    def on_phase_start(self, *, experiment: Any, **facts: Any) -> None:
         """Begin with an empty file, or take up one that is there."""
+        self._own(experiment)
         path = Path(self.path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._columns, self.lines_ = [], 0
-        if not self.append:
+        if self._replaces:
             path.unlink(missing_ok=True)
+            self._replaces = False
         elif path.exists():
             with path.open(newline="", encoding="utf-8") as file:
                 self._columns, *lines = [*csv.reader(file)] or [[]]
             self.lines_ = len(lines)
+
+    def _own(self, experiment: Any) -> None:
+        folder_at(Path(self.path).parent)
+        runner = experiment._runner
+        if runner is not None and runner.owned.add(self.path):
+            self._replaces = not self.append and not runner.is_resumed
 
     def on_epoch_end(
         self, *, experiment: Any, phase: Any, exec_ctx: ExecutionContext, results: Any = None

@@ -109,8 +109,12 @@ class EarlyStopping(Callback):
         return self._stopped
 
     def on_phase_start(self, *, experiment: Any, phase: Any, results: Any = None) -> None:
-        """Forget an earlier phase; refuse a metric that nobody logs before this callback."""
+        """Forget an earlier phase."""
         self._reset()
+        self.check_ready(experiment, phase)
+
+    def check_ready(self, experiment: Any, phase: Any = None) -> None:
+        """Refuse a metric that nobody logs before this callback."""
         self._check_announced(phase)
         self._check_mode(phase)
         ordered = sorted(phase.callbacks, key=lambda c: c.execution_order)

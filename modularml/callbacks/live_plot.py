@@ -49,23 +49,28 @@ class LivePlot(Callback):
         self.metrics, self.every_n_epochs, self.min_seconds = metrics, every_n_epochs, min_seconds
         self._handle: Any = None
         self._due = 0.0
+        self._last, self._shown = -1, True
 
     def on_phase_start(self, **facts: Any) -> None:
         """Begin a new picture."""
         self._handle, self._due = None, 0.0
+        self._last, self._shown = -1, True
 
     def on_epoch_end(
         self, *, experiment: Any, phase: Any, exec_ctx: Any, results: Any = None
     ) -> None:
         """Draw after every n-th epoch, not too often."""
-        if (exec_ctx.epoch_idx + 1) % self.every_n_epochs == 0 and monotonic() >= self._due:
+        self._shown = (exec_ctx.epoch_idx + 1) % self.every_n_epochs == 0
+        self._shown &= monotonic() >= self._due
+        if self._shown:
             self._show(phase.label, results, exec_ctx.epoch_idx)
             self._due = monotonic() + self.min_seconds
+        self._last = exec_ctx.epoch_idx
 
     def on_phase_end(self, *, experiment: Any, phase: Any, results: Any = None) -> None:
-        """Draw the whole of it."""
-        if in_notebook():
-            self._show(phase.label, results, -1)
+        """Draw the whole of it, or print the line of the last epoch where it was not yet."""
+        if in_notebook() or not self._shown:
+            self._show(phase.label, results, self._last)
 
     def _show(self, label: str, results: Any, epoch: int) -> None:
         store = results._metrics
@@ -73,7 +78,8 @@ class LivePlot(Callback):
         if not in_notebook():
             found = store.at_epoch(epoch)
             numbers = [f"{name} {found[name]:.5g}" for name in names if name in found]
-            print(f"{label}, epoch {epoch}:", ", ".join(numbers))  # noqa: T201 - it is asked for
+            line = f"{label}, epoch {epoch}: {', '.join(numbers)}"
+            print(line, flush=True)  # noqa: T201 - it is asked for
             return
         lines = {name: store.epoch_values(name) for name in names}
         drawn = {name: (list(v), list(v.values())) for name, v in lines.items() if v}

@@ -84,7 +84,7 @@ def unpacked(data: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "collection": collection,
         "splits": splits,
-        "split_records": [_split_record(r, n) for r in data["split_records"]],
+        "split_records": [_split_record(r, n, splits) for r in data["split_records"]],
         "scaler_records": [_scaler_record(r, collection) for r in data["scaler_records"]],
         "audit_allowed": tuple(map(str, data.get("audit_allowed", ()))),
     }
@@ -101,8 +101,9 @@ def _as_dict(record: Any) -> dict[str, Any]:
     return {field.name: getattr(record, field.name) for field in fields(record)}
 
 
-def _split_record(data: dict[str, Any], n: int) -> SplitRecord:
+def _split_record(data: dict[str, Any], n: int, splits: Mapping[str, Any]) -> SplitRecord:
     _check(isinstance(data["splitter"], BaseSplitter), "a split record has no splitter")
+    _check(set(data["names"]) <= set(splits), "a split record names a split that is not there")
     rows = None if data["rows"] is None else _rows(data["rows"], n)
     return SplitRecord(**{**data, "names": tuple(data["names"]), "rows": rows})
 

@@ -108,6 +108,9 @@ class _Listener(Configurable, Stateful):
         """Callbacks with higher numbers run later."""
         return self._execution_order
 
+    def check_ready(self, experiment: Any, phase: Any = None) -> None:
+        """Refuse what can be known to fail before anything of a run has begun."""
+
     def keep_apart(self, label: str) -> None:
         """Write to files of its own from now on: it belongs to the fold with this label."""
 

@@ -12,16 +12,18 @@ from modularml.config import decode
 from modularml.context import ExperimentContext, RegistrationPolicy
 from modularml.data import FeatureSet
 from modularml.data.packing import packed, packed_without_rows, unpacked
-from modularml.errors import ConfigError, MMLKindError, UnknownNameError
+from modularml.errors import ConfigError, MMLKindError, MMLNotFoundError, UnknownNameError
 from modularml.experiment.checkpointing import Checkpointing
 from modularml.experiment.group import PhaseGroup
-from modularml.experiment.run_state import Start, plan_states, set_plan_states
+from modularml.experiment.plan_state import PlanState
+from modularml.experiment.run_state import Start
 from modularml.experiment.stored_history import packed_history, unpacked_history
+from modularml.experiment.unavailable import callback_from, plan_from
 from modularml.graph.files import ContextYaml, attach_rows, graph_from
 from modularml.graph.model_graph import ModelGraph
 from modularml.io import inspect, limits
 from modularml.io.artifact import Contents, read_artifact, write_artifact
-from modularml.io.names import check_label, inside
+from modularml.io.names import check_label, find_file, folder_at, inside
 from modularml.io.randomness import random_states, set_random_states
 
 __all__ = ["ExperimentFiles"]
@@ -125,6 +127,11 @@ class ExperimentFiles(ContextYaml):
         custom_objects, allow_import
             Where classes of yours are found; see `BaseModel.load`.
 
+        Notes
+        -----
+        Classes and functions that only phases and callbacks use may be missing: the graph
+        predicts, and a run that needs one is refused by its name.
+
         Raises
         ------
         MMLError
@@ -163,12 +170,7 @@ class ExperimentFiles(ContextYaml):
         ConfigError
             If it does not exist and `create` is false, or is no folder.
         """
-        folder = Path(path)
-        if create:
-            folder.mkdir(parents=True, exist_ok=True)
-        if not folder.is_dir():
-            raise ConfigError(f"{str(folder)!r} is no folder; make it, or pass create=True")
-        self._checkpoint_dir = folder
+        self._checkpoint_dir = folder_at(path, create=create)
 
     @property
     def available_checkpoints(self) -> dict[str, Path]:
@@ -229,7 +231,8 @@ class ExperimentFiles(ContextYaml):
         name_or_path : str or path-like
             One of `available_checkpoints`, or a file.
         strict : bool
-            Whether rows that differ from those it was taken with are an error.
+            Whether it is an error that rows differ from those it was taken with, or that the
+            plan has other phases, samplers or callbacks. Otherwise what fits is put back.
 
         Raises
         ------
@@ -249,25 +252,36 @@ class ExperimentFiles(ContextYaml):
 
     def _checkpoint_path(self, name_or_path: str | Path) -> Path:
         known = self.available_checkpoints
-        path = known.get(str(name_or_path), Path(name_or_path))
-        if not path.exists() and not path.with_name(f"{path.name}{_SUFFIX}").exists():
-            raise UnknownNameError("checkpoint", str(name_or_path), known)
-        return path
+        try:
+            return find_file(known.get(str(name_or_path), name_or_path), "ckpt")
+        except MMLNotFoundError:
+            raise UnknownNameError("checkpoint", str(name_or_path), known) from None
 
-    def _go_back(self, contents: Contents, strict: bool, whole: bool) -> dict[str, Any]:
+    def _go_back(
+        self, contents: Contents, strict: bool, whole: bool, same_plan: bool = True
+    ) -> dict[str, Any]:
         """Take over what is in a checkpoint, or its graph alone, and return it all."""
+        plan = PlanState(self._plan)
         with self._ctx.activate(), contents.building():
             state: dict[str, Any] = contents.state()
+            names = state.get("plan_names")
             if whole and strict:
                 self._check_rows(state["fingerprints"])
+                if same_plan and names is not None:
+                    plan.check(names)
             history = unpacked_history(state["history"]) if whole else self._history
             graph, own = self._ctx.model_graph, state
             if contents.type == "Experiment":
                 own = state["model_graph"]
+            if strict and (graph is None) != (own is None):
+                raise ConfigError(
+                    f"{'the checkpoint' if own is None else 'this experiment'} has no model graph; "
+                    "make the experiment as it was, or pass strict=False"
+                )
             if graph is not None and own is not None:
                 graph._restore(own)
             if whole:
-                set_plan_states(self._plan.flatten(), state["plan"])
+                plan.set(state["plan"], names, strict=strict and same_plan)
             self._history[:] = history
         if whole:
             set_random_states(state["random"])
@@ -305,10 +319,17 @@ class ExperimentFiles(ContextYaml):
         about: Mapping[str, Any] | None = None,
         run: Mapping[str, Any] | None = None,
     ) -> Path:
-        config = {"label": self.label, "meta": dict(meta or {})}
-        config |= {} if about is None else {"run": about}
-        state = partial(self._checkpoint_state, run)
-        return self._write(path, "ckpt", lambda: config, state, overwrite)
+        state = self._checkpoint_state(run)
+
+        def config() -> dict[str, Any]:  # asked for when the state has been packed
+            told = {"label": self.label, "meta": dict(meta or {})}
+            if about is None or run is None:
+                return told
+            own = [*(run["parts"] or state["plan"]), run["callbacks"]]
+            whole = not any(part.omitted for parts in own for part in parts)
+            return {**told, "run": {**about, "is_whole": whole}}
+
+        return self._write(path, "ckpt", config, lambda: state, overwrite)
 
     def _keep_run(
         self, path: Path, overwrite: bool, meta: dict[str, Any], at: Start | None
@@ -337,7 +358,8 @@ class ExperimentFiles(ContextYaml):
         with self._ctx.activate():
             return {
                 "model_graph": None if graph is None else graph._file_state(),
-                "plan": plan_states(self._plan.flatten()) if results else None,
+                "plan": PlanState(self._plan).get() if results else None,
+                "plan_names": PlanState(self._plan).names,
                 "history": packed_history(self._history, results),
             }
 
@@ -375,11 +397,13 @@ def _built(cls: Any, contents: Contents, ctx: ExperimentContext) -> Any:
     if config["model_graph"] is not None:
         graph = graph_from(ModelGraph, config["model_graph"]["params"], contents.ids)
         graph._set_file_state(state["model_graph"])
-    callbacks = [decode(c) for c in config["callbacks"]]
+    callbacks = [callback_from(c, contents) for c in config["callbacks"]]
     options = {name: decode(config[name]) for name in _OPTIONS if name in config}
     new = cls(config["label"], None, ctx, decode(config["checkpointing"]), callbacks, **options)
-    new._plan = decode(config["execution_plan"])
+    names = state.get("plan_names")
+    parts = [own for _, own in names] if names else [range(len(own)) for own in state["plan"] or ()]
+    new._plan = plan_from(config["execution_plan"], contents, parts)
     if state["plan"] is not None:
-        set_plan_states(new._plan.flatten(), state["plan"])
+        PlanState(new._plan).set(state["plan"], state.get("plan_names"), strict=True)
     new._history = unpacked_history(state["history"])
     return new

@@ -160,6 +160,11 @@ class PhaseGroup(Configurable, ContextYaml):
         """Iterate over label and item of this level."""
         return ((item.label, item) for item in self._items)
 
+    def paths(self, above: str = "") -> list[tuple[str, ExperimentPhase]]:
+        """Return every phase, nested ones too, by the labels on the way to it: ``group/phase``."""
+        inner = f"{above}{self.label}/"
+        return [found for item in self._items for found in item.paths(inner)]
+
     def flatten(self) -> list[ExperimentPhase]:
         """Return all phases, of nested groups too, in order of execution."""
         flat: list[ExperimentPhase] = []

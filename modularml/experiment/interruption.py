@@ -1,10 +1,12 @@
-"""Ctrl-C and SIGTERM: the batch is finished, a checkpoint written, and then the run ends."""
+"""SIGINT, SIGTERM, SIGHUP: the batch is finished, a checkpoint written, and the run ends."""
 
 from __future__ import annotations
 
 import logging
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,10 +14,11 @@ from typing import Any, Self
 from modularml.experiment.callback import Callback
 from modularml.experiment.run_state import Start
 
-__all__ = ["Interruption", "is_interruption"]
+__all__ = ["Interruption", "ends_raise", "is_interruption"]
 
 _AFTER_ALL = 1_000_001
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_SIGNALS = (signal.SIGINT, *_ENDS)
 
 
 class Interruption(Callback):
@@ -86,8 +89,29 @@ class Interruption(Callback):
 
 def is_interruption(error: BaseException) -> bool:
     """Tell whether an error is one that a signal makes."""
-    told = isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM
+    told = isinstance(error, SystemExit) and error.code in [128 + number for number in _ENDS]
     return told or isinstance(error, KeyboardInterrupt)
+
+
+@contextmanager
+def ends_raise() -> Iterator[None]:
+    """Let signals that ask the process to end raise SystemExit, so that blocks are left in order.
+
+    In the main thread only, and where nobody else handles or ignores them.
+    """
+    usual = threading.current_thread() is threading.main_thread()
+    mine = [n for n in _ENDS if usual and signal.getsignal(n) == signal.SIG_DFL]
+
+    def end(number: int, frame: Any) -> None:
+        raise _error(number)
+
+    for number in mine:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _error(number: int) -> BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ from modularml.errors import ConfigError
 from modularml.experiment.callback import Callback, ExperimentCallback
 from modularml.experiment.checkpointing import Checkpointing
 from modularml.experiment.run_state import Start, phase_state
-from modularml.io.names import check_label, inside
+from modularml.io.names import check_label, folder_at, inside
 
-__all__ = ["ExperimentKeeper", "Keeper"]
+__all__ = ["ExperimentKeeper", "Keeper", "folder_of", "own_folder"]
 
 _LAST = 1_000_000
 _SUFFIX = ".ckpt.mml"
@@ -123,6 +124,25 @@ class ExperimentKeeper(ExperimentCallback):
         kept.record_disk(key, experiment._keep_run(path, kept.overwrite, meta, None))
 
 
+def own_folder(
+    checkpointing: Checkpointing, experiment: Any, label: str, labels: Sequence[str] = ()
+) -> None:
+    """Make the folder for files, for this run alone, and see that names can be a file's.
+
+    Raises
+    ------
+    ConfigError
+        If there is no folder, another run writes to it, or a label gives no file's name.
+    """
+    folder = folder_of(checkpointing, experiment._checkpoint_dir, label)
+    named = checkpointing.name_template is not None
+    for own in labels or [label]:
+        facts = {"phase": own, "label": own, "epoch": 0, "batch": 0}
+        check_label(checkpointing.format_name(**facts) if named else own or "a")
+    if experiment._runner is not None:
+        experiment._runner.owned.add(folder)
+
+
 def folder_of(checkpointing: Checkpointing, parent: Path | None, label: str) -> Path:
     """Return the folder for files, made where it is not there.
 
@@ -139,5 +159,4 @@ def folder_of(checkpointing: Checkpointing, parent: Path | None, label: str) -> 
             "checkpoints on disk need a folder; pass Checkpointing(directory=...), or call "
             "experiment.set_checkpoint_dir(path)"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return folder_at(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -73,6 +74,8 @@ class Display:
                 yield group
                 drawn.update()
 
+
+logger = logging.getLogger(__name__)
 
 _SOON = 0.5  # seconds until a nested bar appears
 
@@ -218,6 +221,8 @@ def phase_epochs(
                     break
             feed.plan.finish()
             hooks("on_phase_end", epoch)
+            if phase.is_main and given is None:
+                logger.info("phase %r is done", phase.label)
     except BaseException as error:
         hooks.report(error)
         raise
@@ -276,6 +281,10 @@ def _run_epoch(
             drawn.update()
     recorder.end(_log_losses(phase, feed, values, ctx, recorder.results))
     hooks("on_epoch_end", epoch, exec_ctx=ctx)
+    if phase.training and phase.is_main and logger.isEnabledFor(logging.INFO):
+        found = recorder.results._metrics.at_epoch(epoch)
+        shown = ", ".join(f"{name} {value:.5g}" for name, value in found.items())
+        logger.info("phase %r, epoch %d of %d: %s", phase.label, epoch, phase.n_epochs, shown)
     display.show(epochs, recorder.results, epoch)
 
 

@@ -148,6 +148,21 @@ class ExperimentPhase(Configurable, ContextYaml):
         """Return the phases there are, as `PhaseGroup.flatten` does: this one."""
         return [self]
 
+    def paths(self, above: str = "") -> list[tuple[str, ExperimentPhase]]:
+        """Return the phases there are by path, as `PhaseGroup.paths` does: this one."""
+        return [(above + self.label, self)]
+
+    def state_parts(self) -> dict[str, Any]:
+        """Return samplers and callbacks by name, whose states files keep."""
+        samplers = [b.sampler for b in self.input_sources if b.sampler is not None]
+        found: dict[str, Any] = {f"{type(s).__name__} {i}": s for i, s in enumerate(samplers)}
+        return found | {f"{type(c).__name__} {c.label!r}": c for c in self.callbacks}
+
+    def check_ready(self, experiment: Any) -> None:
+        """Refuse what can be known to fail before anything of a run has begun."""
+        for callback in self.callbacks:
+            callback.check_ready(experiment, self)
+
     def listeners(self) -> list[Callback]:
         """Return everybody who listens to this phase."""
         return list(self.callbacks)

@@ -15,7 +15,7 @@ from modularml.experiment.binding import InputBinding
 from modularml.experiment.callback import Callback
 from modularml.experiment.checkpointing import PHASE_SAVE_ON, Checkpointing, check_checkpointing
 from modularml.experiment.feed import Feed
-from modularml.experiment.keeping import Keeper
+from modularml.experiment.keeping import Keeper, own_folder
 from modularml.experiment.loop import Display, EpochOverError, iterate
 from modularml.experiment.pacing import pacers
 from modularml.experiment.phase import ExperimentPhase, bindings_from_split
@@ -199,6 +199,13 @@ class TrainPhase(ExperimentPhase):
                 "TrainPhase",
             )
         self._checkpointing = checkpointing
+
+    def check_ready(self, experiment: Any) -> None:
+        """Refuse what can be known to fail: callbacks, and where states would go."""
+        super().check_ready(experiment)
+        kept = self._checkpointing
+        if kept is not None and kept.mode == "disk" and self.is_main:
+            own_folder(kept, experiment, self.label)
 
     def listeners(self) -> list[Callback]:
         """Return the callbacks, and what sets learning rates and keeps states."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import weakref
+from contextlib import ExitStack
 from pathlib import Path
 
 from modularml._arguments import at_least
 from modularml.config import Configurable
 from modularml.experiment.steps import EpochSteps
+from modularml.io.names import folder_at
+from modularml.io.ownership import temporary_folder
 
 __all__ = ["ResultsConfig", "ResultsRoom"]
 
@@ -70,10 +71,9 @@ class ResultsRoom:
     def folder(self) -> Path:
         """Return the folder for files, made where it is not there."""
         if self.config.results_dir is not None:
-            folder = Path(self.config.results_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            return folder
+            return folder_at(self.config.results_dir)
         if self._temporary is None:
-            self._temporary = Path(tempfile.mkdtemp(prefix="modularml-"))
-            weakref.finalize(self, shutil.rmtree, self._temporary, ignore_errors=True)
+            stack = ExitStack()
+            self._temporary = stack.enter_context(temporary_folder())
+            weakref.finalize(self, stack.close)
         return self._temporary

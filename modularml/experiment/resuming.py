@@ -15,9 +15,11 @@ from modularml.config import Configurable, encode
 from modularml.errors import ConfigError, MMLError
 from modularml.experiment.group import PhaseGroup
 from modularml.experiment.phase import ExperimentPhase
-from modularml.experiment.run_state import Start, plain_state, plan_states, set_plan_states
+from modularml.experiment.plan_state import PlanState
+from modularml.experiment.run_state import Start
 from modularml.io.artifact import Contents, read_artifact
 from modularml.io.references import with_labels
+from modularml.io.values import IfPlain
 
 if TYPE_CHECKING:
     from modularml.experiment.experiment import Experiment
@@ -41,7 +43,7 @@ def config_hash(experiment: Experiment, item: ExperimentPhase | PhaseGroup) -> s
     labels = {node_id: node.label for node_id, node in ctx.available_nodes.items()}
     nodes = [] if graph is None else list(graph.nodes.values())
     tree = {
-        "paths": [path for path, _ in _paths(item)],
+        "paths": [path for path, _ in item.paths()],
         "phases": [_told(phase) for phase in phases_of(item)],
         "nodes": [_told(node) for node in nodes],
         "optimizer": None if graph is None else _told(graph.optimizer),
@@ -61,7 +63,7 @@ def described_run(
     runner: Runner, item: ExperimentPhase | PhaseGroup, at: Start | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return which run it is and where it is, to be read before all else, and its state."""
-    experiment, phases = runner.experiment, phases_of(item)
+    experiment = runner.experiment
     about: dict[str, Any] = {
         "item": item.label,
         "number": runner.number,
@@ -73,12 +75,11 @@ def described_run(
     if at is not None:
         about["in_phase"] = vars(at)
     keepers = _keepers(experiment, item, runner.done)
-    parts = plan_states(phases)
-    own = [plain_state(callback) for callback in experiment.exp_callbacks]
-    about["is_whole"] = all(state is not None for states in [*parts, own] for state in states)
+    plan = None if item is experiment.execution_plan else PlanState(item)
     return about, {
-        "parts": None if item is experiment.execution_plan else parts,
-        "callbacks": own,
+        "parts": None if plan is None else plan.get(),
+        "part_names": None if plan is None else plan.names,
+        "callbacks": [IfPlain(callback.get_state()) for callback in experiment.exp_callbacks],
         "keeping": [None if kept is None else kept.disk_state() for kept in keepers],
     }
 
@@ -103,10 +104,11 @@ def take_up(
     if contents is None:
         return None
     about = _checked(contents, runner, item, strict)
-    state = experiment._go_back(contents, strict, whole=True)
+    own_plan = item is experiment.execution_plan
+    state = experiment._go_back(contents, strict, whole=True, same_plan=own_plan)
     run = state["run"]
     if run["parts"] is not None:
-        set_plan_states(phases_of(item), run["parts"])
+        PlanState(item).set(run["parts"], run.get("part_names"), strict=strict)
     for callback, own in zip(experiment.exp_callbacks, run["callbacks"], strict=False):
         if own:
             callback.set_state(own)
@@ -150,11 +152,18 @@ def _checked(
     if about is None or about["item"] != item.label:
         what = "was not taken by Checkpointing" if about is None else f"is of {about['item']!r}"
         raise ConfigError(f"{name} {what}, so {item.label!r} cannot go on with it")
-    mine = _shape(item)
-    if about["phases"] != mine:
+    mine, theirs = _shape(item), about["phases"]
+    begun = about["done"] + ("in_phase" in about)
+    if [path for path, _ in theirs[:begun]] != [path for path, _ in mine[:begun]]:
+        raise ConfigError(
+            f"{name} is of a run whose phases so far were {[p for p, _ in theirs[:begun]]}; now "
+            f"they are {[p for p, _ in mine[:begun]]}. Make them as they were, or start anew"
+        )
+    if strict and theirs != mine:
         raise ConfigError(
             f"{name} is of a run whose phases, and how many inputs and callbacks they have, were "
-            f"{about['phases']}; now they are {mine}. Make them as they were, or start anew"
+            f"{theirs}; now they are {mine}. Make them as they were, pass strict=False to go on "
+            "with what fits, or start anew"
         )
     if strict and about["config"] != runner.config:
         raise ConfigError(
@@ -178,13 +187,7 @@ def _keepers(experiment: Experiment, item: Any, done: int) -> list[Any]:
 
 def _shape(item: Any) -> list[list[Any]]:
     """Return the path of each phase, and how many inputs and callbacks it has."""
-    return [[path, len(p.input_sources) + len(p.callbacks)] for path, p in _paths(item)]
-
-
-def _paths(item: Any, above: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(item, PhaseGroup):
-        return [(above + item.label, item)]
-    return [found for inner in item.all for found in _paths(inner, f"{above}{item.label}/")]
+    return [[path, len(p.input_sources) + len(p.callbacks)] for path, p in item.paths()]
 
 
 def _told(value: Any) -> Any:

@@ -17,12 +17,13 @@ from modularml.experiment.callback import EXPERIMENT_HOOKS, Dispatcher, Experime
 from modularml.experiment.group import PhaseGroup
 from modularml.experiment.group_results import PhaseGroupResults
 from modularml.experiment.interruption import Interruption, is_interruption
-from modularml.experiment.keeping import ExperimentKeeper, folder_of
+from modularml.experiment.keeping import ExperimentKeeper, folder_of, own_folder
 from modularml.experiment.loop import Display, phase_epochs
 from modularml.experiment.phase import ExperimentPhase
 from modularml.experiment.results import PhaseResults
 from modularml.experiment.resuming import config_hash, described_run, phases_of, take_up
 from modularml.experiment.run_state import Start, parts_of, undone_on_error
+from modularml.io.ownership import Owned
 from modularml.io.randomness import (
     OwnRandomness,
     derived_seed,
@@ -130,6 +131,7 @@ class Runner:
         self._resumed: dict[str, Any] = {"told": 0, "done": 0}
         self._interruption: Interruption | None = None
         self.own = OwnRandomness()
+        self.owned = Owned()
 
     def phase(self, phase: ExperimentPhase, into: PhaseGroupResults | None = None) -> PhaseResults:
         """Run a phase; its results are added before it starts, so a failed one leaves some."""
@@ -211,10 +213,16 @@ class Runner:
     ) -> Iterator[PhaseGroupResults]:
         """Make what a block does one entry of the history, whatever comes of it."""
         before, self.experiment._runner = self.experiment._runner, self
-        state = None if resume is None else take_up(self, item, resume, strict)
+        results = PhaseGroupResults(item.label)
+        run = ExperimentRun(item.label, datetime.now(UTC), results=results)
+        try:
+            self._check_ready(item, run)
+            state = None if resume is None else take_up(self, item, resume, strict)
+        except BaseException:
+            self.owned.release()
+            self.experiment._runner = before
+            raise
         if state is None:
-            results = PhaseGroupResults(item.label)
-            run = ExperimentRun(item.label, datetime.now(UTC), results=results)
             self.experiment._history.append(run)
         run = self.experiment._history[-1]
         try:
@@ -231,9 +239,25 @@ class Runner:
                 pass
             raise
         finally:
+            self.owned.release()
             self.experiment._runner = before
             run.ended_at = datetime.now(UTC)
             run.execution_meta["durations"] = self.durations
+
+    def _check_ready(self, item: ExperimentPhase | PhaseGroup, run: ExperimentRun) -> None:
+        """Refuse what can be known to fail, in any phase, before the first one begins."""
+        kept = self.experiment.checkpointing
+        try:
+            for callback in self.experiment.exp_callbacks:
+                callback.check_ready(self.experiment)
+            if kept is not None and kept.mode == "disk":
+                own_folder(kept, self.experiment, "", [phase.label for _, phase in item.paths()])
+            for _, phase in item.paths():
+                phase.check_ready(self.experiment)
+        except Exception as error:
+            run.status, run.ended_at, run.execution_meta["error"] = "failed", run.started_at, error
+            self.experiment._history.append(run)
+            raise
 
     # -- keeping states, and going on ---------------------------------------------------------
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from modularml.errors import ConfigError, MMLError
+from modularml.errors import ConfigError
 from modularml.experiment.phase import ExperimentPhase
 from modularml.graph.model_graph import ModelGraph
 from modularml.io.randomness import random_states, set_random_states
-from modularml.io.values import Packer
 
 if TYPE_CHECKING:
     from modularml.experiment.experiment import Experiment
@@ -21,9 +20,7 @@ __all__ = [
     "Start",
     "parts_of",
     "phase_state",
-    "plan_states",
     "set_phase_state",
-    "set_plan_states",
     "undone_on_error",
     "untouched",
 ]
@@ -132,47 +129,6 @@ def parts_of(phase: ExperimentPhase) -> tuple[list[Any], list[Any]]:
     """Return the samplers and the callbacks of a phase, each once."""
     samplers = [b.sampler for b in phase.input_sources if b.sampler is not None]
     return list({id(s): s for s in samplers}.values()), list(phase.callbacks)
-
-
-def plan_states(phases: Sequence[ExperimentPhase]) -> list[list[Any]]:
-    """Return what samplers have drawn and callbacks have learned, phase by phase."""
-    return [[plain_state(part) for part in _parts(phase)] for phase in phases]
-
-
-def set_plan_states(plan: Sequence[ExperimentPhase], states: list[list[Any]]) -> None:
-    """Give samplers and callbacks their states; a plan of another shape keeps its own."""
-    phases = [_parts(phase) for phase in plan]
-    if [len(parts) for parts in phases] != [len(part) for part in states]:
-        return
-    for parts, found in zip(phases, states, strict=True):
-        for part, state in zip(parts, found, strict=True):
-            if state:
-                part.set_state(state)
-    for phase in plan:
-        known: list[Any] = []
-        for i, binding in enumerate(phase.input_sources):  # what was one sampler is one again
-            own = binding.sampler
-            if own is None:
-                continue
-            sampler = next((s for s in known if s == own and s.seed_ == own.seed_), own)
-            known.append(sampler)
-            if sampler is not own:
-                phase.input_sources[i] = replace(binding, sampler=sampler)
-
-
-def _parts(phase: Any) -> list[Any]:
-    samplers = [b.sampler for b in phase.input_sources if b.sampler is not None]
-    return [*samplers, *phase.callbacks]
-
-
-def plain_state(obj: Any) -> Any:
-    """Return the state of a sampler or callback; None where it is no plain data."""
-    state = obj.get_state()
-    try:
-        Packer().pack(state)
-    except MMLError:
-        return None
-    return state
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from modularml.errors import ConfigError, MMLError
-from modularml.experiment.callback import CallbackResult
+from modularml.errors import MMLError
+from modularml.experiment.callback import CallbackResult, PayloadResult
 from modularml.experiment.group_results import PhaseGroupResults
 from modularml.experiment.metrics import MetricStore
 from modularml.experiment.results import EvalResults, FitResults, PhaseResults, TrainResults
@@ -121,12 +121,13 @@ def _packed_said(said: CallbackResult) -> dict[str, Any]:
 
 def _said(data: Mapping[str, Any]) -> CallbackResult:
     known = {cls.__name__: cls for cls in _subclasses(CallbackResult)}
-    if data["class"] not in known:
-        raise ConfigError(f"nobody here defines the callback result {data['class']!r}; import it")
     values = {
         name: _phase(value["phase"]) if _is_phase(value) else value
         for name, value in data["fields"].items()
     }
+    if data["class"] not in known:  # of a class that is not here: what it holds is not lost
+        facts = {name: values.pop(name) for name in ("label", "epoch", "batch", "edge")}
+        return PayloadResult(payload=values, **facts)
     said: CallbackResult = known[data["class"]](**values)
     return said
 

@@ -191,10 +191,11 @@ def _contents(path: Path) -> memoryview:
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:
         raise MMLError(limits.NOT_FOUND, path, "", f"cannot be opened: {error}") from error
+    facts = os.fstat(fd)
+    if not stat.S_ISREG(facts.st_mode):
+        os.close(fd)
+        raise MMLError(limits.FOREIGN, path, "", "is no regular file")
     with os.fdopen(fd, "rb") as file:
-        facts = os.fstat(fd)
-        if not stat.S_ISREG(facts.st_mode):
-            raise MMLError(limits.FOREIGN, path, "", "is no regular file")
         if facts.st_size > limits.MAX_FILE:
             raise MMLError(limits.TOO_LARGE, path, "", "is larger than 4 GiB")
         if facts.st_size <= _IN_MEMORY:

@@ -26,6 +26,9 @@ T = TypeVar("T")
 
 CONFIG, STATE = "config.json", "state.json"
 
+RUN = ("execution_plan", "callbacks", "checkpointing", "plan", "history")
+"""Parts of an experiment, in its config or its state, that only running phases needs."""
+
 
 def write_artifact(
     filepath: str | Path,
@@ -55,8 +58,8 @@ def write_artifact(
     check_free(path, overwrite)
     packer, known = Packer(), {**(others or {}), **(ids or {})}
     try:
-        tree = {"type": name, "version": 1, "params": with_labels(config(), known)}
         packed = with_labels(packer.pack(state()), known)
+        tree = {"type": name, "version": 1, "params": with_labels(config(), known)}
     except ConfigError as error:
         raise MMLError(limits.NO_PLAIN_DATA, path, "", str(error)) from error
     except MMLError as error:
@@ -85,10 +88,21 @@ class Contents:
     archive : Archive
     names : mapping of str to object
         What the names in it mean.
+    missing : mapping of str to str, optional
+        Names that mean nothing here, and what to do about it; none but those which only running
+        phases needs.
     """
 
-    def __init__(self, archive: Archive, tree: Any, state: Any, names: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        archive: Archive,
+        tree: Any,
+        state: Any,
+        names: Mapping[str, Any],
+        missing: Mapping[str, str] | None = None,
+    ) -> None:
         self.archive, self.path, self.names = archive, archive.path, names
+        self.missing = missing or {}
         self.type, self.config, self._state = tree["type"], tree["params"], state
         self.ids: dict[str, str] = archive.json(IDS) if IDS in archive.payloads else {}
         if not isinstance(self.ids, dict) or not all(map(_is_id, self.ids.values())):
@@ -106,7 +120,7 @@ class Contents:
 
     def state(self) -> Any:
         """Return the state; call it within `building`."""
-        return self._unpacker.unpack(self._state)
+        return self._unpacker.unpack(_without(self._state, self.missing))
 
     @contextmanager
     def building(self) -> Iterator[None]:
@@ -119,6 +133,23 @@ class Contents:
         except Exception as error:
             reason = f"does not fit together: {type(error).__name__}: {error}"[:300]
             raise MMLError(limits.MISFIT, self.path, "", reason) from error
+
+
+def _rest(tree: Any) -> Any:
+    return {k: v for k, v in tree.items() if k not in RUN} if isinstance(tree, dict) else tree
+
+
+def _without(tree: Any, missing: Mapping[str, str]) -> Any:
+    """Return a tree with None for what is of a class that is not here."""
+    if not missing:
+        return tree
+    if isinstance(tree, list):
+        return [_without(item, missing) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if any(isinstance(v, str) and v in missing for k, v in tree.items() if k.startswith("$")):
+        return None
+    return {key: _without(item, missing) for key, item in tree.items()}
 
 
 def _is_id(value: Any) -> bool:
@@ -156,9 +187,15 @@ def read_artifact(
         raise MMLError(limits.NEWER, path, CONFIG, f"version {tree['version']!r:.20} is not known")
     known = [e for e in archive.manifest["classes"] if isinstance(e, dict)]
     resolver = Resolver(path, known, custom_objects, allow_import, packaged.find)
-    inner = resolver.resolve([*names_in(tree), *names_in(state)], nodes=kind in ("mg", "exp"))
+    running = (
+        [tree["params"].get(k) for k in RUN] + [state.get(k) for k in RUN] if kind == "exp" else []
+    )
+    needed = [tree, state] if kind != "exp" else [_rest(tree["params"]), _rest(state)]
+    missing: dict[str, str] = {}
+    inner = resolver.resolve(names_in(needed), nodes=kind in ("mg", "exp"))
+    inner |= resolver.resolve(names_in(running), missing=missing)
     names = {**inner, **resolver.resolve([("type", tree["type"])])}
     if kind != "ckpt" and getattr(names[tree["type"]], "artifact_kind", "") != kind:
         problem = f"{tree['type']!r:.80} is no {limits.KINDS[kind]}"
         raise MMLError(limits.MISFIT, path, CONFIG, problem)
-    return Contents(archive, tree, state, names)
+    return Contents(archive, tree, state, names, missing)

@@ -44,13 +44,19 @@ def check_free(path: Path, overwrite: bool) -> None:
     MMLError
         If its folder is not there, or it is a folder itself.
     """
-    if path.is_dir():
-        raise MMLError(limits.NOT_WRITTEN, path, "", "is a folder", "Add a file name")
-    if not path.parent.is_dir():
-        problem = f"its folder {str(path.parent)!r} does not exist"
-        raise MMLError(limits.NOT_WRITTEN, path, "", problem, "Make the folder first")
-    if not overwrite and os.path.lexists(path):
-        raise _taken(path)
+    try:
+        if path.is_dir():
+            raise MMLError(limits.NOT_WRITTEN, path, "", "is a folder", "Add a file name")
+        if not path.parent.is_dir():
+            problem = f"its folder {str(path.parent)!r} does not exist"
+            raise MMLError(limits.NOT_WRITTEN, path, "", problem, "Make the folder first")
+        if not overwrite and os.path.lexists(path):
+            raise _taken(path)
+    except MMLExistsError:
+        raise
+    except OSError as error:
+        problem = f"could not be written: {error.strerror}"
+        raise MMLError(limits.NOT_WRITTEN, path, "", problem, "Check the path") from error
 
 
 def write_file(
@@ -69,6 +75,9 @@ def write_file(
         If it cannot be written. The file that was there is unchanged, and nothing is left behind.
     """
     check_free(path, overwrite)
+    if path.is_symlink():  # the link stays, and leads to what is written
+        path = path.resolve()
+        check_free(path, overwrite)
     temporary = path.with_name(f".{path.name[:150]}.{secrets.token_hex(8)}{_MARK}")
     try:
         with _turn(path.parent):

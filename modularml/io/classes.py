@@ -11,9 +11,10 @@ from __future__ import annotations
 import enum
 import hashlib
 import inspect
-import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from modularml.config import config_registry, is_like_estimator
 from modularml.errors import MMLError
 from modularml.io import limits
 
-__all__ = ["Resolver", "described", "names_in", "source_hash"]
+__all__ = ["Resolver", "described", "home_of", "names_in", "source_hash"]
 
 ROOMS = (
     "modularml.scalers",
@@ -38,8 +39,8 @@ ROOMS = (
 )
 """Where our own classes live; imported when a file names a class that is not there yet."""
 
-MODEL_ROOMS = {"tensorflow": "modularml.models.tensorflow", "torch": "modularml.models.torch"}
-"""Those of our own models; opened last, as a framework is imported with them."""
+MODEL_ROOMS = {"torch": "modularml.models.torch", "tensorflow": "modularml.models.tensorflow"}
+"""Those of our own models; a framework is imported with them."""
 
 LIBRARIES = {
     "torch": ("torch",),
@@ -133,7 +134,13 @@ class Resolver:
         self.told = {str(entry.get("name")): entry.get("sha256") for entry in told}
         self.has_code = any("code" in entry for entry in told)
 
-    def resolve(self, names: Iterable[tuple[str, str]], *, nodes: bool = True) -> dict[str, Any]:
+    def resolve(
+        self,
+        names: Iterable[tuple[str, str]],
+        *,
+        nodes: bool = True,
+        missing: dict[str, str] | None = None,
+    ) -> dict[str, Any]:
         """Return what each name means.
 
         Parameters
@@ -142,6 +149,9 @@ class Resolver:
             Role and name.
         nodes : bool
             Whether classes may be named whose objects enter the context when they are made.
+        missing : dict of str to str, optional
+            Filled with names that mean nothing here, and why, where these are no error. A name
+            that a file may not use is one in any case.
 
         Raises
         ------
@@ -154,7 +164,11 @@ class Resolver:
             if obj is None:
                 obj = self.packaged(self._full(name))
             if obj is None:
-                raise self._missing(role, name)
+                error = self._missing(role, name)
+                if missing is None or _imported(self._full(name)) is not None or _is_closed(name):
+                    raise error
+                missing[name] = str(error)
+                continue
             if not _fits(role, obj) or (_enters_context(obj) and not nodes):
                 raise MMLError(limits.NO_CLASS, self.path, name[:120], f"is no {role}", _DISTRUST)
             found[name] = obj
@@ -176,8 +190,8 @@ class Resolver:
                     return self.custom[full]
                 if name not in set(config_registry):
                     self._import(full.partition(":")[0])
-        if name not in set(config_registry):
-            _open_rooms(name)
+        if name not in set(config_registry) and (home := home_of(name)) is not None:
+            require(home)
         obj = config_registry[name] if name in set(config_registry) else None
         self._compare(obj)
         return obj
@@ -188,8 +202,8 @@ class Resolver:
             if key in self.custom:
                 return self.custom[key]
         allowed = self._import(module)
-        if module.split(".")[0] == "modularml" and _imported(name) is None:
-            _open_rooms("")
+        if module in _homes().values() and not module.startswith(tuple(MODEL_ROOMS.values())):
+            require(module)
         for library in LIBRARIES.get(module.split(".")[0], ()):
             if module == library or module.startswith(f"{library}."):
                 require(library)
@@ -232,18 +246,41 @@ class Resolver:
         return MMLError(limits.NO_CLASS, self.path, "", f"{problem}, which is not here", hint)
 
 
+def _is_closed(name: str) -> bool:
+    """Tell whether ``module:qualname`` lies where no class of a user's is."""
+    module, colon, _ = name.partition(":")
+    root = module.split(".")[0]
+    return bool(colon) and root != "__main__" and (root in _OPEN or root in sys.stdlib_module_names)
+
+
 _DISTRUST = "Do not trust this file; ask its sender"
 
 
-def _open_rooms(name: str) -> None:
-    """Import our own rooms until a class is there; every room but the models' for no name."""
-    of = "tensorflow" if name.lower().startswith("tensorflow") else "torch"
-    for room in (*ROOMS, *([MODEL_ROOMS[of]] if name and has(of) else [])):
-        if name and name in set(config_registry):
-            return
-        inside = getattr(require(room), "__path__", ())  # a room may be one file
-        for module in pkgutil.iter_modules(inside, f"{room}."):
-            require(module.name)
+@cache
+def _homes() -> dict[str, str]:
+    """Return modules of our own by the names of the classes in them, read from their source.
+
+    So a name that no class has is known for one before any framework is imported.
+    """
+    found: dict[str, str] = {}
+    for room in (*ROOMS, *MODEL_ROOMS.values()):
+        path = Path(__file__).parents[1].joinpath(*room.split(".")[1:])
+        for file in sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]:
+            is_room = file.stem in ("__init__", path.name)
+            text = file.read_text(encoding="utf-8")
+            for name in _NAMES.findall(text):
+                found.setdefault(name, room if is_room else f"{room}.{file.stem}")
+    return found
+
+
+_NAMES = re.compile(r'^(?:class |    config_name = ")([\w.]+)', re.MULTILINE)
+
+
+def home_of(name: str) -> str | None:
+    """Return the module of our own that has a class of this name, if it can be imported here."""
+    module = _homes().get(name)
+    needs = next((f for f, room in MODEL_ROOMS.items() if (module or "").startswith(room)), None)
+    return module if needs is None or has(needs) else None
 
 
 def _imported(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 from modularml.errors import MMLError
 from modularml.io import limits
 from modularml.io.archive import open_archive
-from modularml.io.names import find_file, member_stem
+from modularml.io.names import find_file, folder_at, member_stem
 from modularml.io.tensors import load_table, load_tensors
 
 __all__ = ["extract"]
@@ -37,9 +38,10 @@ def extract(path: str | Path, folder: str | Path) -> list[Path]:
         If the file is damaged, newer or no artifact, or the folder is there and not empty.
     """
     archive, out = open_archive(find_file(path, None)), Path(folder)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         hint = "Name a folder that is not there yet"
         raise MMLError(limits.EXISTS, out, "", "there is something already", hint)
+    folder_at(out)
     written: list[Path] = []
     for member, data in archive.payloads.items():
         target = out / member

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from modularml.errors import MMLError, MMLNotFoundError
+from modularml.errors import ConfigError, MMLError, MMLNotFoundError
 from modularml.io import limits
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "check_members",
     "file_path",
     "find_file",
+    "folder_at",
     "inside",
     "is_label",
     "member_stem",
@@ -85,12 +87,39 @@ def file_path(filepath: str | Path, kind: str) -> Path:
     Raises
     ------
     MMLError
-        If the path names no file.
+        If the path names no file, or has a name that is too long for one.
     """
-    path = Path(filepath)
-    if "\0" in str(path) or not _OURS.sub("", path.name):
+    path = _path(filepath)
+    stem = _OURS.sub("", path.name)
+    is_folder = str(filepath).endswith(("/", os.sep)) or path.name in (".", "..")
+    if is_folder or not stem:
         raise MMLError(limits.BAD_NAME, repr(str(filepath)), "", "names no file", "Add a file name")
-    return path.with_name(f"{_OURS.sub('', path.name)}.{kind}.mml")
+    name = f"{stem}.{kind}.mml"
+    if len(os.fsencode(name)) > _MAX_BYTES:
+        problem, hint = f"is too long for a file's name: {name[:40]}...", "Choose a shorter name"
+        raise MMLError(limits.BAD_NAME, path.parent, "", problem, hint)
+    return path.with_name(name)
+
+
+_MAX_BYTES = 255
+
+
+def _path(filepath: str | Path) -> Path:
+    """Return a path that a file system could take.
+
+    Raises
+    ------
+    MMLError
+        If it is empty, or holds what no path does.
+    """
+    try:
+        path = Path(filepath)
+        if not str(filepath) or b"\0" in os.fsencode(path):
+            raise ValueError("empty, or with a character of code 0")
+    except (TypeError, ValueError) as error:
+        problem = f"{filepath!r:.60} is no path: {error}"
+        raise MMLError(limits.BAD_NAME, "", "", problem, "Give the path of a file") from error
+    return path
 
 
 def find_file(filepath: str | Path, kind: str | None) -> Path:
@@ -100,16 +129,46 @@ def find_file(filepath: str | Path, kind: str | None) -> Path:
     ------
     MMLNotFoundError
         If there is neither.
+    MMLError
+        If there is a folder instead, or the path cannot be one.
     """
-    path = Path(filepath)
-    if "\0" not in str(path):
-        kinds = ([kind] if kind else limits.KINDS) if path.name else ()
+    path, there = _path(filepath), []
+    kinds = ([kind] if kind else limits.KINDS) if path.name not in ("", "..") else ()
+    try:
         for candidate in (path, *(file_path(path, suffix) for suffix in kinds)):
-            if candidate.exists():
+            if candidate.exists() and not candidate.is_dir():
                 return candidate
-    there = sorted(p.name for p in path.parent.glob("*.mml"))[:5] if path.parent.is_dir() else []
-    hint = f"That folder has {', '.join(there)}" if there else "Check the folder and the name"
+            there += [candidate] if candidate.is_dir() else []
+        near = path.parent.glob("*.mml") if path.parent.is_dir() else ()
+        known = sorted(p.name for p in near)[:5]
+    except OSError as error:
+        problem = f"cannot be looked for: {error.strerror}"
+        raise MMLError(limits.NOT_FOUND, path, "", problem, "Check the path") from error
+    if there:
+        raise MMLError(limits.FOREIGN, there[-1], "", "is a folder", "Name a file in it")
+    hint = f"That folder has {', '.join(known)}" if known else "Check the folder and the name"
     raise MMLNotFoundError(limits.NOT_FOUND, path, "", "no such file", hint)
+
+
+def folder_at(path: str | Path, *, create: bool = True) -> Path:
+    """Return a folder, made with its parents where it is not there.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be made, is no folder, or is not there and `create` is false.
+    """
+    folder = _path(path)
+    try:
+        if create:
+            folder.mkdir(parents=True, exist_ok=True)
+        is_folder = folder.is_dir()
+    except OSError as error:
+        problem = f"{str(folder)!r:.200} cannot be a folder: {error.strerror}; choose another"
+        raise ConfigError(problem) from error
+    if not is_folder:
+        raise ConfigError(f"{str(folder)!r} is no folder; make it, or pass create=True")
+    return folder
 
 
 def inside(folder: Path, name: str) -> Path:

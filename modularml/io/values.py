@@ -18,7 +18,7 @@ from modularml.io import limits
 from modularml.io.names import member_stem
 from modularml.io.tensors import dump_table, dump_tensors, load_members, storable
 
-__all__ = ["Packer", "Unpacker", "object_state"]
+__all__ = ["IfPlain", "Packer", "Unpacker", "object_state"]
 
 
 def object_state(value: Any) -> Any:
@@ -33,6 +33,19 @@ def set_object_state(value: Any, state: Any) -> None:
     """Give an object the state that `object_state` returned."""
     name = "_set_file_state" if hasattr(value, "_set_file_state") else "set_state"
     getattr(value, name)(state)
+
+
+class IfPlain:
+    """A value that is stored if it is plain data, and as None otherwise.
+
+    Attributes
+    ----------
+    omitted : bool
+        Whether it was found to be something else when it was packed.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value, self.omitted = value, False
 
 
 class Packer:
@@ -112,6 +125,15 @@ class Packer:
         state = object_state(value)
         return {**tree, "state": self.pack(state, where)} if state else tree
 
+    def _if_plain(self, marked: IfPlain, where: tuple[str, ...]) -> Any:
+        kept = {n: dict(arrays) for n, arrays in self._tensors.items()}, dict(self._tables)
+        try:
+            return self.pack(marked.value, where)
+        except MMLError:
+            self._tensors, self._tables = kept
+            marked.omitted = True
+            return None
+
     def _member(self, folder: str, where: tuple[str, ...], suffix: str) -> tuple[str, str]:
         """Return a member named for what it belongs to, and the rest of the way as a name."""
         start = next((i for i, part in enumerate(where) if part not in _HOLDERS), 0)
@@ -133,6 +155,7 @@ _HOLDERS = frozenset({"featuresets", "model_graph", "nodes"})
 _MAX_TENSORS = 2048
 
 _PACKERS: list[tuple[Any, Callable[[Packer, Any, tuple[str, ...]], Any]]] = [
+    (IfPlain, Packer._if_plain),
     (np.generic, Packer._scalar),
     (np.ndarray, Packer._array),
     (pa.Table, Packer._table),

@@ -1,6 +1,7 @@
 """CSV files and curves while a phase runs, and the bars beside it."""
 
 import io
+import subprocess
 import sys
 
 import IPython.display
@@ -10,7 +11,7 @@ import pytest
 import modularml as mm
 from modularml import progress
 from modularml.callbacks import CSVLogger, LivePlot, MetricCallback
-from modularml.errors import ConfigError
+from modularml.errors import ConfigError, ModularMLError
 from tests.worlds import (
     QUIET,
     arrays,
@@ -144,3 +145,115 @@ class TestBars:
         text = self.run(monkeypatch, by_hand)
         assert text.count("epoch 0: 100%") >= 2
         assert "train: 100%" in text
+
+
+JOB = """
+import sys, time, numpy as np, modularml as mml
+from modularml.models.torch import SequentialMLP
+x = np.random.default_rng(0).normal(size=(40, 3)).astype("float32")
+fs = mml.FeatureSet.from_dict("rows", {"x": x, "y": x[:, 0]}, "x", "y")
+fs.add_split(fs.take(range(40), label="train"))
+mml.ModelGraph([mml.ModelNode("net", SequentialMLP(), fs)], mml.Optimizer("adam"))
+e = mml.Experiment.from_active_context("e", audit="off")
+class Slow(mml.callbacks.Callback):
+    def on_epoch_end(self, **facts):
+        print("epoch", flush=True); time.sleep(0.3)
+loss = mml.AppliedLoss(mml.Loss("mse"), on="net", inputs=["outputs", "targets"])
+own = {}
+if sys.argv[2] == "csv":
+    own["callbacks"] = [mml.callbacks.CSVLogger(sys.argv[1]), Slow("slow")]
+else:
+    own["callbacks"] = [Slow("slow")]
+    own["checkpointing"] = mml.Checkpointing(mode="disk", directory=sys.argv[1])
+e.run_phase(mml.TrainPhase.from_split("t", split="train", sampler=mml.SimpleSampler(batch_size=20),
+    losses=[loss], n_epochs=int(sys.argv[3]), **own), show_training_progress=False)
+"""
+
+
+def job(path, what, n_epochs):
+    command = [sys.executable, "-c", JOB, str(path), what, str(n_epochs)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+
+
+@pytest.mark.parametrize("what", ["csv", "checkpoints"])
+def test_a_path_has_one_owner(what, tmp_path):
+    path = tmp_path / "log.csv" if what == "csv" else tmp_path
+    first = job(path, what, 200)
+    assert first.stdout.readline() == "epoch\n"  # it is under way
+    before = sorted(tmp_path.iterdir())
+    second = job(path, what, 1)
+    _, error = second.communicate()
+    assert second.returncode == 1
+    assert f"is being written by process {first.pid}" in error
+    assert sorted(tmp_path.iterdir())[: len(before)] == before
+    first.kill()  # nobody tidies up, and the path is free all the same
+    first.communicate()
+    third = job(path, what, 2)
+    assert third.communicate()[0] == "epoch\nepoch\n"
+    if what == "csv":
+        assert len(pd.read_csv(path)) == 2
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_phases_of_one_run_share_a_log(tmp_path):
+    path = tmp_path / "log.csv"
+    with mm.ExperimentContext().activate():
+        graph = graph_of(featureset(*arrays(n=40)), mlp())
+        made, log = experiment(), CSVLogger(path)
+        for label in ("a", "b"):
+            phase = train_phase(graph, n_epochs=2, callbacks=[log], label=label)
+            made.execution_plan.add_phase(phase)
+        made.run(**QUIET)
+        assert pd.read_csv(path)["phase"].tolist() == ["a", "a", "b", "b"]
+        made.run(**QUIET)  # the next run replaces it
+        assert len(pd.read_csv(path)) == 4
+
+
+def test_the_whole_plan_is_checked_before_anything_trains(tmp_path):
+    def with_label(graph):
+        return train_phase(graph, label="fine tune", checkpointing=mm.Checkpointing(mode="disk"))
+
+    def with_template(graph):
+        kept = mm.Checkpointing(mode="disk", directory=tmp_path, name_template="{phase}-x")
+        return train_phase(graph, label="größe", checkpointing=kept)
+
+    def without_folder(graph):
+        kept = mm.Checkpointing(mode="disk", directory=tmp_path / "file")
+        return train_phase(graph, label="b", checkpointing=kept)
+
+    def with_monitor(graph):
+        return train_phase(graph, label="b", callbacks=[mm.EarlyStopping("val_loss")])
+
+    (tmp_path / "file").write_text("")
+    for trouble in (with_label, with_template, without_folder, with_monitor):
+        with mm.ExperimentContext().activate():
+            graph = graph_of(featureset(*arrays(n=40)), mlp())
+            made = experiment()
+            made.set_checkpoint_dir(tmp_path)
+            made.execution_plan.add_phase(train_phase(graph, label="warm-up"))
+            made.execution_plan.add_phase(trouble(graph))
+            with pytest.raises(ModularMLError):
+                made.run(**QUIET)
+            assert made.last_run.status == "failed"
+            assert made.last_run.results.labels == []
+            made.run_phase(made.execution_plan.get_phase("warm-up"), **QUIET)
+
+
+class TestWithoutTerminal:
+    @pytest.mark.parametrize("every", [1, 3])
+    def test_the_last_line_is_always_printed(self, every, capsys):
+        results = run(LivePlot(every_n_epochs=every, min_seconds=60))
+        lines = capsys.readouterr().out.splitlines()
+        last = results.to_pandas()["train_loss"].iloc[-1]
+        assert lines[-1].startswith(f"train, epoch 3: train_loss {last:.5g}")
+        assert len({line.partition(":")[0] for line in lines}) == len(lines)
+
+    def test_epochs_and_phases_are_logged(self, caplog):
+        with caplog.at_level("INFO", logger="modularml"):
+            results = run(n_epochs=4)
+        first = results.to_pandas()["train_loss"].iloc[0]
+        assert caplog.messages[0] == f"phase 'train', epoch 0 of 4: train_loss {first:.5g}"
+        assert caplog.messages[-1] == "phase 'train' is done"
+        assert len(caplog.messages) == 5

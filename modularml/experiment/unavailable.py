@@ -1,0 +1,124 @@
+"""Parts of a loaded experiment whose classes are not in this process: kept, and refused to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from modularml.config import decode
+from modularml.errors import ConfigError
+from modularml.experiment.callback import ExperimentCallback
+from modularml.experiment.group import PhaseGroup
+from modularml.experiment.phase import ExperimentPhase
+from modularml.io.artifact import Contents
+from modularml.io.classes import names_in
+
+__all__ = ["UnavailableCallback", "UnavailablePhase", "callback_from", "plan_from"]
+
+
+class UnavailablePhase(ExperimentPhase):
+    """A phase that names classes or functions which are not here; a file keeps it as it is.
+
+    Parameters
+    ----------
+    label : str
+    tree : dict
+        The phase as it stands in a file.
+    reason : str
+        What is not here, and what to do.
+    """
+
+    def __init__(self, label: str, tree: Mapping[str, Any], reason: str) -> None:
+        super().__init__(label, input_sources=[])
+        self.tree, self.reason = tree, reason
+        self.states: dict[str, _State] = {}
+
+    def check(self, graph: Any) -> None:
+        """Look at nothing: it does not run."""
+
+    def encoded(self) -> dict[str, Any]:
+        """Return the phase as it stood in its file."""
+        return dict(self.tree)
+
+    def state_parts(self) -> dict[str, Any]:
+        """Return what holds the states of samplers and callbacks, for the next file."""
+        return dict(self.states)
+
+    def check_ready(self, experiment: Any) -> None:
+        """Refuse to run, by the name of what is not here."""
+        raise ConfigError(f"phase {self.label!r} cannot run: {self.reason}")
+
+    def feed(self, **options: Any) -> Any:
+        """Refuse to run."""
+        self.check_ready(None)
+
+
+class UnavailableCallback(ExperimentCallback):
+    """A callback whose class is not here; a file keeps it as it is.
+
+    Parameters
+    ----------
+    label : str
+    tree : dict
+        The callback as it stands in a file.
+    reason : str
+        What is not here, and what to do.
+    """
+
+    def __init__(self, label: str, tree: Mapping[str, Any], reason: str) -> None:
+        super().__init__(label)
+        self.tree, self.reason = tree, reason
+
+    def encoded(self) -> dict[str, Any]:
+        """Return the callback as it stood in its file."""
+        return dict(self.tree)
+
+    def check_ready(self, experiment: Any, phase: Any = None) -> None:
+        """Refuse to run, by the name of what is not here."""
+        raise ConfigError(f"the experiment's callback {self.label!r} cannot run: {self.reason}")
+
+
+class _State:
+    def __init__(self) -> None:
+        self.state: Any = {}
+
+    def get_state(self) -> Any:
+        return self.state
+
+    def set_state(self, state: Any) -> None:
+        self.state = state
+
+
+def plan_from(
+    tree: Mapping[str, Any], contents: Contents, parts: Sequence[Sequence[Any]]
+) -> PhaseGroup:
+    """Make a plan, with an `UnavailablePhase` for each phase whose classes are not here.
+
+    `parts` names what the states in the file are of, phase by phase.
+    """
+    names = iter(parts)
+
+    def item(inner: Mapping[str, Any]) -> Any:
+        params = inner["params"]
+        if "phases" in params:
+            return PhaseGroup(params["label"], [item(own) for own in params["phases"]])
+        own, reason = next(names, []), _reason(inner, contents)
+        if not reason:
+            return decode(inner)
+        phase = UnavailablePhase(params["label"], inner, reason)
+        phase.states = {str(name): _State() for name in own}
+        return phase
+
+    plan: PhaseGroup = item(tree)
+    return plan
+
+
+def callback_from(tree: Mapping[str, Any], contents: Contents) -> Any:
+    """Make a callback, or an `UnavailableCallback` where its class is not here."""
+    reason = _reason(tree, contents)
+    label = tree["params"].get("label") or tree["$type"]
+    return UnavailableCallback(label, tree, reason) if reason else decode(tree)
+
+
+def _reason(tree: Any, contents: Contents) -> str:
+    return "; ".join({contents.missing[n]: 0 for _, n in names_in(tree) if n in contents.missing})
