@@ -70,7 +70,8 @@ class ModularMLError(Exception):
 
 
 def _made_again(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> Any:
-    error = cls.__new__(cls, *args)
+    makes: Any = OSError if issubclass(cls, OSError) else cls
+    error = makes.__new__(cls, *args)
     error.args = args
     vars(error).update(state)
     return error

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from modularml._optional import require
+from modularml._warning import warn
 from modularml.data.collection import SampleCollection
 from modularml.data.columns import to_arrow
 from modularml.data.frames import Rename, Stack, TableColumns, column_name, column_names
@@ -210,10 +211,9 @@ def _warn_of_text(key: str, values: pa.Array, path: Path) -> None:
     commas = len(odd) and to_numeric(odd.str.replace(",", "."), errors="coerce").notna().all()
     if commas or 0 < len(odd) <= len(texts) / 2:
         remedy = "'decimal': ','" if commas else f"'na_values': [{odd.iloc[0]!r}]"
-        warnings.warn(
+        warn(
             f"column {key!r} of {str(path)!r} is text, because of {odd.iloc[0]!r} among others "
             f"({len(odd)} of {len(texts)} values); to read numbers give read={{{remedy}}}",
-            stacklevel=5,
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from modularml._typing import IntArray
+from modularml._warning import warn
 from modularml.data.ids import id_array
 from modularml.data.schema import POSITION, SAMPLE_UUIDS
 from modularml.data.selectors import as_list, select_one
@@ -225,10 +225,8 @@ def _check_left_out(
         return
     if any(link.strict for link in links):
         raise DataError(f"{who}{' and '.join(told)} have no partner by {by}, and strict=True")
-    warnings.warn(
+    warn(
         f"{who}{' and '.join(told)} have no partner by {by} and are left out",
-        UserWarning,
-        stacklevel=4,
     )
 
 

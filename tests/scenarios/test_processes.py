@@ -47,16 +47,16 @@ def started(tmp_path: Path, *more: str) -> tuple[subprocess.Popen, list[int]]:
     (tmp_path / "out").mkdir()
     job = tmp_path / "job.py"
     job.write_text(JOB)
-    process = subprocess.Popen(
-        [sys.executable, str(job), str(tmp_path / "out"), *more],
-        env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 180
+    with (tmp_path / "stderr").open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, str(job), str(tmp_path / "out"), *more],
+            env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+        )
+    deadline = time.monotonic() + 240
     while len(workers := list((tmp_path / "out").glob("worker-*"))) < 2:
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, (tmp_path / "stderr").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.1)
     return process, [int(path.name.partition("-")[2]) for path in workers]
@@ -97,7 +97,8 @@ def test_workers_and_rows_go_with_the_parent(how, tmp_path):
 def test_folds_on_workers_end_with_a_checkpoint_and_a_note(tmp_path):
     process, pids = started(tmp_path, "with checkpoints")
     process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=90)
+    process.wait(90)
+    error = (tmp_path / "stderr").read_text()
     assert process.returncode == 128 + signal.SIGTERM
     assert "resume='auto'" in error
     assert gone(pids, 10)
