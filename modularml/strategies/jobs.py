@@ -5,17 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
-import signal
 import sys
 import tempfile
-import threading
-import time
 import traceback
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed, wait
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,17 +24,13 @@ from joblib.parallel import BACKENDS, get_active_backend
 from modularml.context import ExperimentContext
 from modularml.errors import ConfigError, ExecutionError
 from modularml.experiment import Checkpointing, Experiment, PhaseGroup
-from modularml.experiment.interruption import ends_raise, is_interruption
 from modularml.experiment.resuming import config_hash
 from modularml.io import inspect
-from modularml.io.ownership import temporary_folder
 from modularml.io.randomness import unchanged_randomness
 from modularml.strategies.copying import Plan, fold_experiment, template_of
 from modularml.strategies.folds import Fold
 
 __all__ = ["Outcome", "Search", "Work"]
-
-logger = logging.getLogger(__name__)
 
 Outcome = tuple[Fold, Experiment | Exception]
 End = tuple[Fold, Callable[[], str]]
@@ -127,9 +118,9 @@ class Work:
         and writes what a fold has learned and recorded, which goes into an experiment made here.
         """
         elsewhere = _is_elsewhere(timeout)
-        with ends_raise(), temporary_folder() as folder:
+        with tempfile.TemporaryDirectory(prefix="modularml-") as folder:
             with unchanged_randomness():
-                path = template_of(experiment, plan).save(folder / "job")
+                path = template_of(experiment, plan).save(Path(folder) / "job")
             job = (str(path), *_own_classes(path))
             if elsewhere:
                 ends = _ends_elsewhere(self, folds, n_jobs, *job)
@@ -215,31 +206,10 @@ class _Workers:
             try:
                 for future in as_completed(waiting):
                     yield waiting[future], future.result
-            except BaseException as error:
-                if is_interruption(error):
-                    self._interrupt(waiting)
-                    how = "run(resume='auto') goes on from their checkpoints"
-                    if work.folder is None:
-                        how = "with set_checkpoint_dir() and run(resume='auto') they could go on"
-                    logger.warning(
-                        "note: cross-validation %r was stopped with the folds under way; %s",
-                        work.label,
-                        how,
-                    )
-                raise
             finally:
                 threads.shutdown(wait=False, cancel_futures=True)
                 for worker in list(self._busy):
                     worker.shutdown(wait=False, kill_workers=True)
-
-    def _interrupt(self, futures: Iterable[Any]) -> None:
-        """Ask workers to end as this process was asked to, and give them time to keep states."""
-        for future in futures:
-            future.cancel()
-        for pid in [pid for worker in self._busy for pid in worker._processes]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-        wait(futures, timeout=_GRACE)
 
     def run(self, work: Work, fold: Fold) -> str:
         """Run a fold and return the path of what it wrote."""
@@ -266,8 +236,7 @@ class _Workers:
             if path == self.job[0]:
                 return worker
             try:
-                here = Path.cwd(), os.getpid()
-                problem = worker.submit(_ready, sys.path, *here, *self.job).result()
+                problem = worker.submit(_ready, sys.path, Path.cwd(), *self.job).result()
             except process_executor.BrokenProcessPool:  # it died while it had nothing to do
                 if fresh:
                     raise
@@ -303,18 +272,10 @@ _loaded: dict[str, Experiment] = {}
 
 
 def _ready(
-    found: list[str],
-    here: Path,
-    parent: int,
-    path: str,
-    modules: list[str],
-    classes: dict[str, Any],
+    found: list[str], here: Path, path: str, modules: list[str], classes: dict[str, Any]
 ) -> str:
     """Read the experiment, where files are found as in the parent; return what went wrong."""
     sys.path[:] = found
-    if parent and not _watched:
-        _watched.append(parent)
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.chdir(here)
     logging.getLogger("modularml.data").setLevel(logging.ERROR)  # the parent has said it
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize  # rows of a job are no leak
@@ -330,25 +291,6 @@ def _ready(
     return ""
 
 
-_watched: list[int] = []
-"""The process that this worker works for."""
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone, however that ended, and remove its files."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    for path in _loaded:  # what is mapped stays readable until the end
-        shutil.rmtree(Path(path).parent, ignore_errors=True)
-    with suppress(OSError):
-        os.kill(os.getpid(), signal.SIGTERM)  # a run under way keeps its state
-    time.sleep(_GRACE)
-    os._exit(1)
-
-
-_GRACE = 20  # seconds that runs have to end
-
-
 def _work_on(
     data: bytes, classes: tuple[Any, ...], work: Work, fold: Fold
 ) -> tuple[Fold, bytes, str]:
@@ -359,7 +301,7 @@ def _work_on(
     with unchanged_randomness(), tempfile.TemporaryDirectory(prefix="modularml-") as folder:
         path = Path(folder) / "job.mml"
         path.write_bytes(data)
-        problem = _ready(sys.path, Path.cwd(), 0, str(path), *classes)
+        problem = _ready(sys.path, Path.cwd(), str(path), *classes)
         made, problem = ("", problem) if problem else _work(work, fold)
         return fold, Path(made).read_bytes() if made else b"", problem
 
