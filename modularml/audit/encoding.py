@@ -26,14 +26,21 @@ def target_of_neighbour(t: Table) -> Iterator[Finding]:
     for y in t.of_domain("targets") if t.is_whole else ():
         if not (y.is_number and y.is_scalar) or len(np.unique(y.codes)) < 20:
             continue
+        if not np.isfinite(y.values).all():
+            continue
         for how, order in orders.items():
             goal = y.values[order].astype(np.float64)
+            apart = 1e-7 * float(np.median(np.abs(goal - np.median(goal))))
             for c in features:
                 x = c.values[order].astype(np.float64)
                 for lag in (*LAGS, *(-k for k in LAGS)):
                     mine, theirs = (x[lag:], goal[:-lag]) if lag > 0 else (x[:lag], goal[-lag:])
-                    same = np.isclose(mine, theirs, rtol=1e-5, atol=1e-7 * goal.std())
-                    if len(same) < 20 or same.mean() < 0.9 or np.isclose(x, goal).mean() > 0.5:
+                    same = np.isclose(mine, theirs, rtol=1e-5, atol=apart)
+                    if (
+                        len(same) < 20
+                        or same.mean() < 0.9
+                        or np.isclose(x, goal, rtol=1e-5, atol=apart).mean() > 0.5
+                    ):
                         continue
                     rows = order[lag:] if lag > 0 else order[:lag]
                     before = order[:-lag] if lag > 0 else order[-lag:]

@@ -17,7 +17,7 @@ from modularml.splitters.folds import FoldSplitter
 if TYPE_CHECKING:
     from modularml.data.featureset import FeatureSet
 
-__all__ = ["Pair", "is_training", "pairs_of"]
+__all__ = ["Pair", "is_testing", "is_training", "pairs_of"]
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 _TESTING = re.compile("test|val|dev|hold|exam|check|eval|final|unseen|blind|score|verif|probe")
@@ -75,7 +75,7 @@ def pairs_of(fs: FeatureSet) -> list[Pair]:
     def is_part(name: str) -> bool:
         wholes = [k for k in rows if len(rows[k]) > len(rows[name]) and mask([k])[rows[name]].all()]
         apart = [k for w in wholes for k in rows if len(rows[k]) and not mask([w])[rows[k]].any()]
-        return not _TESTING.search(name.lower()) and bool(apart)
+        return not is_testing(name) and bool(apart)
 
     calls: list[_Call] = [(r.names, r.source, r.splitter) for r in fs.split_records]
     made = {name for names, *_ in calls for name in names}
@@ -91,6 +91,11 @@ def pairs_of(fs: FeatureSet) -> list[Pair]:
         a, b = sorted((one_name, other_name), key=is_training, reverse=True)
         pairs.append(Pair((a, b), rows[a], rows[b], mask([a]), splitter, source))
     return [pair for pair in pairs if not pair.may_share]
+
+
+def is_testing(name: str) -> bool:
+    """Tell whether a split is for testing or validation, by its name."""
+    return bool(_TESTING.search(name.lower()))
 
 
 def is_training(name: str) -> bool:

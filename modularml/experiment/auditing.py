@@ -17,6 +17,7 @@ from modularml.data import FeatureSet
 from modularml.errors import AuditError
 from modularml.experiment.fit_phase import FitPhase
 from modularml.experiment.group import PhaseGroup
+from modularml.experiment.monitoring import loggers_of, monitors_of
 from modularml.experiment.phase import ExperimentPhase
 from modularml.experiment.phases import EvalPhase, TrainPhase
 
@@ -60,6 +61,7 @@ class Auditor:
         training = [phase for phase in phases if isinstance(phase, TrainPhase | FitPhase)]
         if plan and training and len(phases) > 1:
             self._look_at_plan(phases, ctx)
+        self._look_at_weights(phases, ctx)
         sets = dict.fromkeys(
             b.upstream_ref.resolve(ctx) for phase in training for b in phase.input_sources
         )
@@ -85,6 +87,23 @@ class Auditor:
             self._judge(f"audit of the plan: {kinds}", found, f"{len(found)} in all")
             self._seen["plan"] = version
 
+    def _look_at_weights(self, phases: list[ExperimentPhase], ctx: ExperimentContext) -> None:
+        """Look for rows that are evaluated as unseen though weights learned from them before."""
+        graph = ctx.model_graph
+        watched = [c.eval_phase for p in phases for c in p.callbacks if hasattr(c, "eval_phase")]
+        evaluations = [*watched, *(p for p in phases if isinstance(p, EvalPhase))]
+        for phase in evaluations if graph is not None else ():
+            for b in phase.input_sources:
+                fs: FeatureSet = b.upstream_ref.resolve(ctx)
+                if b.split is not None and b.split not in fs.available_splits:
+                    continue
+                said = graph.taken_for_unseen(fs, b.split, phase.active_nodes) if graph else ""
+                if said and self._seen.get(f"unseen {fs.node_id} {b.split}") != said:
+                    if self.mode == "error":
+                        raise AuditError(f"{said}; Experiment(audit='warn') evaluates all the same")
+                    self._seen[f"unseen {fs.node_id} {b.split}"] = said
+                    warn(f"{said}; Experiment(audit='off') does not look", AuditWarning)
+
     def _judge(self, summary: str, findings: Any, shown: str) -> None:
         serious: list[Finding] = [f for f in findings if f.severity != "info"]
         if not serious:
@@ -103,21 +122,18 @@ def _uses(phases: list[ExperimentPhase], ctx: ExperimentContext) -> Iterator[Use
         trained = trained or learns
         if learns:
             yield from _rows_of(phase, phase, "train", ctx)
-            for watched in _chosen_by(phase):
+            for watched in _chosen_by(phase, ctx.model_graph):
                 yield from _rows_of(watched, phase, "choose", ctx)
         elif trained and isinstance(phase, EvalPhase):
             yield from _rows_of(phase, phase, "test", ctx)
 
 
-def _chosen_by(phase: ExperimentPhase) -> Iterator[ExperimentPhase]:
-    """Yield the evaluations whose figures something in a phase goes by."""
-    listeners = [*phase.callbacks, getattr(phase, "checkpointing", None)]
-    monitors = [str(m) for c in listeners if (m := getattr(c, "monitor", None)) is not None]
-    for callback in phase.callbacks:
-        logs = tuple(getattr(callback, "logs", ()))
-        watched = getattr(callback, "eval_phase", None)
-        if watched is not None and any(m.startswith(name) for m in monitors for name in logs):
-            yield watched
+def _chosen_by(phase: ExperimentPhase, graph: Any) -> Iterator[ExperimentPhase]:
+    """Yield the evaluations whose figures callbacks, checkpoints and schedules go by."""
+    for monitor in monitors_of(phase, graph):
+        for logger in loggers_of(monitor, phase.callbacks):
+            if hasattr(logger, "eval_phase"):
+                yield logger.eval_phase
 
 
 def _rows_of(

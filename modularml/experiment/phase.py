@@ -204,6 +204,9 @@ class ExperimentPhase(Configurable, ContextYaml):
             options = replace(options, parallel=True)
             for sampler in {id(b.sampler): b.sampler for b in bound}.values():
                 sampler.seed_ = processes.gather(sampler.seed_)[0]
+        fits = self.to_fit(graph)
+        if self.training or fits:
+            graph.learn_from([b.view for b in bound], self.active_nodes, fits, even_frozen=live)
         return Feed(
             self.label,
             graph,
@@ -215,7 +218,7 @@ class ExperimentPhase(Configurable, ContextYaml):
             options=options,
             pin_memory=where.pin_memory,
             processes=processes,
-            fits=self.to_fit(graph),
+            fits=fits,
             live=live,
             chunk=self.batch_size if whole else None,
         )

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from modularml._warning import warn
+from modularml.audit import AuditWarning
 from modularml.backends import adapter_for
 from modularml.config import Configurable, Stateful, decode, encode
 from modularml.context import ExperimentContext
+from modularml.data import FeatureSet, FeatureSetView
 from modularml.diagram import Diagram
 from modularml.errors import ConfigError
 from modularml.graph import topology
@@ -83,6 +86,7 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         self._optimizer = optimizer
         self._plans: dict[Any, tuple[PlanKey, StepPlan, Callable[..., Any]]] = {}
         self._built = False
+        self._said: set[str] = set()
         self._drives: Any = None
         self._losses: dict[str, tuple[Loss, str]] = {}
         self._later: dict[str, Any] = {"losses": {}, "moments": {}}
@@ -211,6 +215,7 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
             If a column that a head node reads is missing.
         """
         with self._ctx_of_run():
+            self._warn_of_known(data)
             return predict(
                 self,
                 data,
@@ -361,6 +366,19 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
     __hash__ = object.__hash__
 
     # -- within -------------------------------------------------------------------------------
+
+    def _warn_of_known(self, data: Any) -> None:
+        """Warn, once, that rows to predict are taken for new though nodes learned from them."""
+        view = data.to_view() if isinstance(data, FeatureSet) else data
+        experiment = self._ctx.get_experiment()
+        off = experiment is not None and experiment.audit == "off"
+        if off or not isinstance(view, FeatureSetView):
+            return
+        split = str(view.label) if view.label in view.source.available_splits else None
+        said = self.taken_for_unseen(view.source, split)
+        if said and said not in self._said:
+            self._said.add(said)
+            warn(said, AuditWarning)
 
     def _made_by_building(self) -> list[Any]:
         """Return everything whose attributes `build` may change."""

@@ -19,6 +19,7 @@ from modularml.errors import (
     ShapeError,
 )
 from modularml.graph.casting import value_dtype
+from modularml.graph.learned import LearnedRows
 from modularml.graph.node import ComputeNode, UpstreamLike
 from modularml.models.base import BaseModel
 from modularml.models.wrap import wrap_model
@@ -133,6 +134,11 @@ class ModelNode(ComputeNode):
         return self._freeze
 
     @property
+    def learned_from(self) -> LearnedRows:
+        """Rows that the weights, or the estimator, learned from, also before a load."""
+        return self._model.learned_from or LearnedRows()
+
+    @property
     def has_weights(self) -> bool:
         """Whether training could change this node."""
         return bool(self.parameters())
@@ -165,8 +171,10 @@ class ModelNode(ComputeNode):
             adapter_for(self.backend).set_frozen(self._model.module, True)
         if self.accelerator is not None:
             self.move_to(self.accelerator.resolve(self.backend))
-        if force and self._optimizer is not None:
-            self._optimizer.reset()
+        if force:
+            self._model.learned_from = None
+            if self._optimizer is not None:
+                self._optimizer.reset()
         self.build_optimizer()
 
     def move_to(self, device: Any) -> None:
@@ -201,6 +209,7 @@ class ModelNode(ComputeNode):
     def reset_weights(self, seed: int | None = None) -> None:
         """Draw new weights and forget the optimizer's moments."""
         self._model.reset_weights(seed)
+        self._model.learned_from = None
         if self._optimizer is not None:
             self._optimizer.reset()
             self.build_optimizer()
@@ -219,6 +228,7 @@ class ModelNode(ComputeNode):
             If names or shapes of weights are not those of this model; nothing is changed then.
         """
         model = source.model if isinstance(source, ModelNode) else source
+        learned = getattr(model, "learned_from", None)
         if isinstance(model, BaseModel):
             if not self.is_built:
                 self.build_model(model.input_shape, model.output_shape)
@@ -228,6 +238,7 @@ class ModelNode(ComputeNode):
         if not self.is_built:
             raise GraphError(f"node {self.label!r} has not been built; call graph.build() first")
         self._model.set_weights(dict(model))
+        self._model.learned_from = learned
 
     def freeze(self) -> None:
         """Keep the node as it is from now on; it runs in evaluation mode."""
@@ -362,6 +373,7 @@ class ModelNode(ComputeNode):
             "model": self._model.get_state(),
             "optimizer": None if self._optimizer is None else self._optimizer.get_state(),
             "frozen": self._freeze,
+            **({"learned_from": self.learned_from.get_state()} if self.learned_from else {}),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -369,6 +381,8 @@ class ModelNode(ComputeNode):
         self._model.set_state(state["model"])
         if self._optimizer is not None and state["optimizer"] is not None:
             self._optimizer.set_state(state["optimizer"])
+        learned = state.get("learned_from")
+        self._model.learned_from = None if learned is None else self.learned_from.restored(learned)
         if state["frozen"] != self._freeze:
             (self.freeze if state["frozen"] else self.unfreeze)()
 

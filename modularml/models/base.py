@@ -65,6 +65,9 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
     _input_shape: Shape | None = None
     _output_shape: Shape | None = None
 
+    learned_from: Any = None
+    """Which rows the weights learned from, as told by the graph that trained them."""
+
     def __init__(self, backend: str | Backend, **init_args: Any) -> None:
         self._backend = Backend.from_value(backend)
         self._init_args = init_args

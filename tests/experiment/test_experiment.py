@@ -291,7 +291,7 @@ class TestConfig:
 
         loss = mse()
         graph = graph_of(data(), SequentialMLP(), "adam", lr=0.02)
-        exp = experiment("mine")
+        exp = experiment("mine", audit="off")
         callbacks = [
             mm.Evaluation.from_split("val", split="val", metrics=[mm.EvalLossMetric(loss=loss)]),
             mm.EarlyStopping(restore_best=True),

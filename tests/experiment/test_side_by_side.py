@@ -37,7 +37,7 @@ def linear(seed):
 
 
 def make(seed):
-    exp = mm.Experiment(f"exp{seed}", registration_policy="error")
+    exp = mm.Experiment(f"exp{seed}", registration_policy="error", audit="off")
     fs = featureset(*arrays(n=24, seed=seed))
     fs.split_random({"train": 0.5, "val": 0.5}, seed=seed)
     fs.fit_transform("StandardScaler", domain="features", fit_to_split="train")
