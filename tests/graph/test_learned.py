@@ -79,7 +79,7 @@ def test_error_refuses_and_new_weights_are_free():
 
 
 def test_further_training_adds_rows_and_a_preview_does_not():
-    fs, graph, exp = trained("off")
+    _fs, graph, exp = trained("off")
     exp.preview_phase(train_phase(graph, split="test"), **QUIET)
     assert len(graph.learned_from) == N // 2
     exp.run_phase(train_phase(graph, split="test"), **QUIET)
@@ -145,7 +145,7 @@ def test_the_same_rows_under_other_ids_are_known_after_load(tmp_path):
 
 
 def test_weights_taken_over_bring_their_rows():
-    fs, graph, _ = trained()
+    _fs, graph, _ = trained()
     node = next(iter(graph.nodes.values()))
     with mm.ExperimentContext().activate():
         new = graph_of(featureset(*arrays()), mlp())
