@@ -153,7 +153,7 @@ class InputBinding(Configurable):
             Whether a search for pairs shows a progress bar.
         """
         view = self.resolve_input_view()
-        sampler = self.sampler or SimpleSampler(batch_size=len(view))
+        sampler = self.sampler or SimpleSampler(batch_size=len(view), seed=0)
         if not show_progress and sampler.show_progress:
             sampler = copy(sampler)
             sampler.show_progress = False
@@ -234,7 +234,7 @@ def bind(
         group = groups.setdefault(key, len(groups))
         first = next((b.sampler for b in bound if b.group == group), None)
         given = binding.sampler if source not in leads else _one_sampler(found, own, source, phase)
-        sampler = first or given or SimpleSampler(batch_size=batch_size or len(view))
+        sampler = first or given or SimpleSampler(batch_size=batch_size or len(view), seed=0)
         drawn = source not in leads or all(table_of(view).has(n) for n in sampler.reads())
         bound.append(Bound(source, view, sampler, group, binding.stream, drawn))
     return bound

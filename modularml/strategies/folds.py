@@ -152,7 +152,8 @@ def _followed(
             names = {n: getattr(cut, n) for n in ("train_name", "val_name", "stop_name")}
             if new in own:
                 names = {n: getattr(own[new], n.replace("_name", "_split_name")) for n in names}
-            known[new] = found[new] = Sides(**parts, **names)
+            train, val, stop = parts["train"], parts["val"], parts.get("stop")
+            known[new] = found[new] = Sides(train, val, parts["pool"], stop=stop, **names)
     return found
 
 
