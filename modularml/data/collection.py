@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from modularml._optional import require
 from modularml._typing import Array, IntArray
-from modularml.data.columns import leaf_type, to_arrow, to_numpy, value_bytes
+from modularml.data.arrow_types import leaf_type, to_numpy, value_bytes
+from modularml.data.columns import to_arrow
 from modularml.data.formats import stack
 from modularml.data.ids import IdArray, check_ids, id_array, ids_from_texts, make_ids
 from modularml.data.mapping import Maps, release, write_columns

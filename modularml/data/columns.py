@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,20 +17,10 @@ import pyarrow.compute as pc
 
 from modularml._optional import loaded, require
 from modularml._typing import Array, Shape
+from modularml.data.arrow_types import wrap
 from modularml.errors import DataError
 
-__all__ = [
-    "in_shape",
-    "is_plain",
-    "leaf_type",
-    "numpy_dtype",
-    "ragged_error",
-    "sample_shape",
-    "to_arrow",
-    "to_numpy",
-    "value_bytes",
-    "wrap",
-]
+__all__ = ["ragged_error", "to_arrow"]
 
 _TIME_UNITS = {"Y": "D", "M": "D", "W": "D", "D": "D", "h": "s", "m": "s"}
 """numpy's units of time that Arrow lacks, and the nearest finer one that it has."""
@@ -64,67 +53,6 @@ def to_arrow(values: Any, key: str, *, copy: bool = True) -> pa.Array:
         message names the column and the first row that is wrong. Nulls in float columns become NaN.
     """
     return _check_nulls(_fixed(_read(values, key, copy), key), key)
-
-
-def to_numpy(array: pa.Array) -> Array:
-    """Read an Arrow column as a read-only numpy array, without a copy where it holds numbers.
-
-    Returns
-    -------
-    ndarray, shape (n_samples, ...)
-        Text becomes an object array and booleans are unpacked; both are copies.
-    """
-    n, shape = len(array), sample_shape(array.type)
-    for _ in shape:
-        array = array.flatten()
-    out: Array = array.to_numpy(zero_copy_only=is_plain(array.type) and len(array) > 0)
-    out.flags.writeable = False
-    return out.reshape(n, *shape)
-
-
-def in_shape(values: Array, shape: Shape) -> Array:
-    """Return new rows of a column in its shape: ``(n,)`` and ``(n, 1)`` are the same rows."""
-    alike = values.shape[1:] in ((), (1,)) and shape in ((), (1,))
-    return values.reshape(len(values), *shape) if alike else values
-
-
-def sample_shape(arrow_type: pa.DataType) -> Shape:
-    """Return the shape of one sample: ``()`` for scalars."""
-    shape = []
-    while pa.types.is_fixed_size_list(arrow_type):
-        shape.append(arrow_type.list_size)
-        arrow_type = arrow_type.value_type
-    return tuple(shape)
-
-
-def value_bytes(array: pa.Array) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Return the bytes of a column of numbers or times, as they lie in memory."""
-    for _ in sample_shape(array.type):
-        array = array.flatten()
-    width = array.type.bit_width // 8
-    held = np.frombuffer(array.buffers()[1] or b"", dtype=np.uint8)
-    return held[array.offset * width : (array.offset + len(array)) * width]
-
-
-def leaf_type(arrow_type: pa.DataType) -> pa.DataType:
-    """Return the type of one element of one sample."""
-    while pa.types.is_fixed_size_list(arrow_type):
-        arrow_type = arrow_type.value_type
-    return arrow_type
-
-
-@cache
-def numpy_dtype(arrow_type: pa.DataType) -> np.dtype[Any]:
-    """Return the dtype that `to_numpy` gives; object for text."""
-    dtype: np.dtype[Any] = to_numpy(pa.array([], type=leaf_type(arrow_type))).dtype
-    return dtype
-
-
-def is_plain(kind: pa.DataType) -> bool:
-    """Tell whether numpy has the same values in the same bytes."""
-    types = pa.types
-    of_time = types.is_timestamp(kind) or types.is_duration(kind)
-    return bool(types.is_integer(kind) or types.is_floating(kind) or of_time)
 
 
 # -- reading what the user has --------------------------------------------------------------------
@@ -439,13 +367,6 @@ def _fix_lists(array: pa.Array, key: str, per_row: int) -> pa.Array:
     if not size:
         raise DataError(f"column {key!r} holds empty lists; leave the column out")
     return wrap(_fixed(array.flatten(), key, per_row * size), (size,))
-
-
-def wrap(flat: pa.Array, shape: Shape) -> pa.Array:
-    """Wrap a flat Arrow array in fixed-size lists: one sample for each ``prod(shape)`` values."""
-    for size in reversed(shape):
-        flat = pa.FixedSizeListArray.from_arrays(flat, size)
-    return flat
 
 
 def _check_nulls(array: pa.Array, key: str, per_row: int = 1) -> pa.Array:

@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 from modularml._optional import loaded, require
-from modularml.data.columns import to_arrow, to_numpy
+from modularml.data.arrow_types import to_numpy
+from modularml.data.columns import to_arrow
 from modularml.data.formats import stack
 from modularml.data.paths import natural
 from modularml.data.selectors import as_list

@@ -11,15 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from modularml.data.columns import (
-    is_plain,
-    leaf_type,
-    ragged_error,
-    sample_shape,
-    to_arrow,
-    value_bytes,
-    wrap,
-)
+from modularml.data.arrow_types import is_plain, leaf_type, sample_shape, value_bytes, wrap
+from modularml.data.columns import ragged_error, to_arrow
 from modularml.errors import DataError
 
 __all__ = ["Maps", "release", "write_columns"]

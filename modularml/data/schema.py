@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from modularml._typing import Shape
-from modularml.data.columns import numpy_dtype, sample_shape
+from modularml.data.arrow_types import numpy_dtype, sample_shape
 from modularml.errors import DataError, UnknownNameError
 
 __all__ = [

@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from modularml._typing import Columns
+from modularml.data.arrow_types import sample_shape, to_numpy
 from modularml.data.collection import SampleCollection
-from modularml.data.columns import sample_shape, to_arrow, to_numpy
+from modularml.data.columns import to_arrow
 from modularml.data.frames import Rename, Stack, as_columns, column_names
 from modularml.data.grouping import MASK, Grouping
 from modularml.data.mapping import Maps

@@ -10,8 +10,9 @@ import numpy as np
 
 from modularml._typing import Array, Columns, IntArray
 from modularml.data import scaling
+from modularml.data.arrow_types import in_shape, to_numpy
 from modularml.data.collection import SampleCollection
-from modularml.data.columns import in_shape, to_arrow, to_numpy
+from modularml.data.columns import to_arrow
 from modularml.data.frames import as_columns
 from modularml.data.rows import SplitMixin
 from modularml.data.scaling import ScalerRecord

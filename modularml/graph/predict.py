@@ -11,8 +11,9 @@ import numpy as np
 from modularml._optional import require
 from modularml._typing import Array
 from modularml.data import FeatureSet, FeatureSetView
+from modularml.data.arrow_types import in_shape, to_numpy
 from modularml.data.batch import as_numpy
-from modularml.data.columns import in_shape, to_arrow, to_numpy
+from modularml.data.columns import to_arrow
 from modularml.data.execution import Leaf
 from modularml.data.formats import DataFormat, convert, convert_array, stack
 from modularml.data.frames import as_columns
