@@ -180,6 +180,21 @@ class BackendAdapter(ABC):
         """Return every parameter by name, those too that the model's owner switched off."""
         return self.parameters(model)
 
+    def fixed(self, model: Any) -> dict[str, Any]:
+        """Return by name the weights and buffers that their owner has switched off."""
+        return {}
+
+    def keep_fixed(self, source: Any, target: Any) -> None:  # noqa: B027 - none are switched off
+        """Give a model the `fixed` weights of another, and switch them off there too."""
+
+    def shared(self, models: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+        """Return weights that models share: label and name, and those where it is again."""
+        return []
+
+    def tie(self, source: Any, name: str, target: Any, again: str) -> None:
+        """Let a model hold a weight of another in place of its own."""
+        raise self._unable("weights that nodes share, in a file,")
+
     def signature(self, model: Any) -> Hashable:
         """Return what a step over a model is compiled from; equal as long as it is the same.
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from modularml._optional import require
 from modularml._typing import Array, IntArray, Shape
+from modularml._warning import warn
 from modularml.backends import tensorflow_losses
 from modularml.backends.base import (
     PAD_MODES,
@@ -153,6 +154,31 @@ class TensorflowAdapter(BackendAdapter):
 
     def all_parameters(self, model: Any) -> dict[str, Any]:
         return dict(model.variables())
+
+    def fixed(self, model: Any) -> dict[str, Any]:
+        """Return the weights of layers that are not trainable."""
+        layers = [] if model.inner is None else model.inner._flatten_layers()
+        still = {id(v) for layer in layers if not layer.trainable for v in layer.weights}
+        return {name: v for name, v in model.variables().items() if id(v) in still}
+
+    def keep_fixed(self, source: Any, target: Any) -> None:
+        mine = target.variables()
+        for name, value in self.fixed(source).items():
+            if name in mine and tuple(mine[name].shape) == tuple(value.shape):
+                mine[name].assign(value)
+                mine[name].trainable = False
+
+    def shared(self, models: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+        """Return none, and warn of those that there are: a file cannot hold them as one."""
+        first: dict[int, str] = {}
+        for label, model in models.items():
+            held = {first.setdefault(id(v), label) for v in model.variables().values()}
+            if held - {label}:
+                warn(
+                    f"nodes {sorted({*held, label})} share Keras weights, and a file makes each "
+                    "of them its own; a script that makes the models can restore_checkpoint() it"
+                )
+        return []
 
     def signature(self, model: Any) -> Hashable:
         if model.inner is None:

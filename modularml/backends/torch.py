@@ -135,6 +135,42 @@ class TorchAdapter(BackendAdapter):
     def all_parameters(self, model: Any) -> dict[str, Any]:
         return dict(model.named_parameters())
 
+    def fixed(self, model: Any) -> dict[str, Any]:
+        """Return them; buffers of a layer whose parameters are all switched off are among them."""
+        movable = {id(p) for p in self.parameters(model).values()}
+        found: dict[str, Any] = {}
+        for path, module in model.named_modules():
+            own = {k: p for k, p in module._parameters.items() if p is not None}
+            still = {k: p for k, p in own.items() if id(p) not in movable}
+            if own and len(still) == len(own):
+                still |= {k: b for k, b in module._buffers.items() if b is not None}
+            found |= {f"{path}.{key}".lstrip("."): t for key, t in still.items()}
+        return found
+
+    def keep_fixed(self, source: Any, target: Any) -> None:
+        mine = {**dict(target.named_parameters()), **dict(target.named_buffers())}
+        with torch.no_grad():
+            for name, value in self.fixed(source).items():
+                if name in mine and mine[name].shape == value.shape:
+                    mine[name].copy_(value)
+                    mine[name].requires_grad_(False)
+
+    def shared(self, models: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+        first: dict[int, tuple[str, str]] = {}
+        found = []
+        for label, model in models.items():
+            for name, t in (*model.named_parameters(), *model.named_buffers()):
+                if (there := first.setdefault(id(t), (label, name)))[0] != label:
+                    found.append((*there, label, name))
+        return found
+
+    def tie(self, source: Any, name: str, target: Any, again: str) -> None:
+        *path, key = again.split(".")
+        owner, held = target.get_submodule(".".join(path)), source
+        for part in name.split("."):
+            held = getattr(held, part)
+        (owner._parameters if key in owner._parameters else owner._buffers)[key] = held
+
     def signature(self, model: Any) -> Hashable:
         found: list[Hashable] = []
         for module in model.modules():

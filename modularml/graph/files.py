@@ -199,7 +199,12 @@ class GraphFiles(ContextYaml):
         return {n.label: n.backend.value for n in self._nodes.values() if hasattr(n, "backend")}
 
     def _file_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = self.get_state()  # type: ignore[attr-defined]
+        graph: Any = self
+        if any(n.model.has_own_weights and not n.is_built for n in graph._learning()):
+            graph.build()  # they would be lost
+        state: dict[str, Any] = graph.get_state()
+        if shared := graph._shared():
+            state["shared"] = [list(pair) for pair in shared]
         models = [node["model"] for node in state["nodes"].values() if "model" in node]
         return {**state, "is_built": bool(models) and all(models)}
 
@@ -207,6 +212,7 @@ class GraphFiles(ContextYaml):
         """Take over weights; shapes come with them, so that no rows are needed."""
         graph: Any = self
         graph._take(state)
+        graph._tie(state.get("shared", ()))
         refs = [ref for node in self._nodes.values() for ref in node.feature_refs]
         there = {fs.label for fs in self._ctx.available_featuresets.values()}
         if state["is_built"] and all(ref.node_label in there for ref in refs):

@@ -140,6 +140,23 @@ class GraphMembers:
     def _backends(self) -> set[Backend]:
         return {node.backend for node in self._learning()}
 
+    def _shared(self) -> list[tuple[str, str, str, str]]:
+        """Return weights that several nodes share; see `BackendAdapter.shared`."""
+        models = {n.label: n for n in self._learning()}
+        found = []
+        for backend in sorted(self._backends(), key=lambda b: b.value):
+            own = {k: n.model.module for k, n in models.items() if n.backend is backend}
+            found += adapter_for(backend).shared(own)
+        return found
+
+    def _tie(self, shared: Iterable[Sequence[str]]) -> None:
+        """Let nodes share weights again, as `_shared` returned them."""
+        for label, name, other, again in shared:
+            first, second = (self.get_node(x) for x in (label, other))
+            if isinstance(first, ModelNode) and isinstance(second, ModelNode):
+                adapter = adapter_for(first.backend)
+                adapter.tie(first.model.module, name, second.model.module, again)
+
     def _parameters(self) -> dict[str, Any]:
         """Return by name what the graph's optimizer moves; what nodes share, once.
 

@@ -98,6 +98,11 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
         """Shape of one sample coming out; None while it is not known."""
         return self._output_shape
 
+    @property
+    def has_own_weights(self) -> bool:
+        """Whether it was given with weights, which no constructor's argument tells of."""
+        return False
+
     def expect_targets(self, shape: Shape | None, labels: Callable[[], Array]) -> None:
         """Take note of what the targets look like, before `build`; most models need not know.
 

@@ -249,8 +249,13 @@ class ModelWrapper(LayeredModel):
         made._recipe = config["model"]
         return made
 
+    @property
+    def has_own_weights(self) -> bool:
+        """Whether the model was given as an object, which has weights by then."""
+        return self._init_args["model"] is not None and self._recipe is None
+
     def _file_state(self) -> dict[str, Any]:
-        if self._init_args["model"] is not None and self._recipe is None and not self._built:
+        if self.has_own_weights and not self._built:
             raise ConfigError("the model has weights, and a file cannot hold them yet: build it")
         return self.get_state()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from modularml.backends import Backend, backend_of
+from modularml.backends import Backend, adapter_for, backend_of
 from modularml.config import Configurable
 from modularml.context import ExperimentContext, ExperimentNode
 from modularml.data import FeatureSet
@@ -22,6 +22,7 @@ from modularml.graph.fitting import is_fittable
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.model_node import ModelNode
 from modularml.io.randomness import derived_seed, seed_all
+from modularml.models.base import BaseModel
 from modularml.samplers import BaseSampler
 from modularml.strategies.folds import Fold, Sides
 from modularml.training import Loss
@@ -69,25 +70,32 @@ def _made_again(
     return new
 
 
-def _again(value: Any) -> Any:
-    """Make a value again from its constructor's arguments, without what it has learned."""
+def _again(value: Any, memo: dict[int, Any] | None = None) -> Any:
+    """Make a value again from its constructor's arguments, without what it has learned.
+
+    What is one in several values that are made with one `memo` is one again.
+    """
+    memo = {} if memo is None else memo
     if isinstance(value, ExperimentNode):
         return ExperimentContext.get_active().get_node(label=value.label)
     if isinstance(value, PhaseGroup):
-        return PhaseGroup(value.label, [_again(item) for item in value.all])
-    if isinstance(value, Loss):
-        made = Loss(**{name: _again(given) for name, given in value._params().items()})
-        made.begin_like(value)
-        return made
+        return PhaseGroup(value.label, [_again(item, memo) for item in value.all])
+    if isinstance(value, BaseModel) and id(value) in memo:
+        return memo[id(value)]
     if isinstance(value, Configurable):
-        return type(value)(**{name: _again(given) for name, given in value._params().items()})
+        params = {name: _again(given, memo) for name, given in value._params().items()}
+        made = type(value)(**params)
+        if isinstance(value, Loss):
+            made.begin_like(value)
+        memo[id(value)] = made
+        return made
     if type(value) in (list, tuple):
-        return type(value)(map(_again, value))
+        return type(value)(_again(item, memo) for item in value)
     if type(value) is dict:
-        return {key: _again(item) for key, item in value.items()}
+        return {key: _again(item, memo) for key, item in value.items()}
     with warnings.catch_warnings():  # Keras copies its models by way of a file
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-        return copy.deepcopy(value)
+        return copy.deepcopy(value, memo)
 
 
 # -- rows ---------------------------------------------------------------------------------------
@@ -128,8 +136,9 @@ def _split_to_fit(fs: FeatureSet, name: str | None, sides: Sides) -> str:
 def _graph_again(graph: ModelGraph, *, refit: bool) -> None:
     nodes: list[Any] = []
     objects: list[ModelNode] = []
+    memo: dict[int, Any] = {}
     for node in graph.nodes.values():
-        params: dict[str, Any] = _again(node._params())
+        params: dict[str, Any] = _again(node._params(), memo)
         nodes.append(type(node)(**params, node_id=node.node_id))
         if not isinstance(node, ModelNode):
             continue
@@ -143,6 +152,9 @@ def _graph_again(graph: ModelGraph, *, refit: bool) -> None:
     ModelGraph(nodes, _again(graph.optimizer), graph.label).build()
     for node in objects:  # a model that was given as an object came with its weights
         node.reset_weights()
+    for node, new in zip(graph.nodes.values(), nodes, strict=True):
+        if isinstance(node, ModelNode) and node.is_built and not node.is_frozen:
+            adapter_for(node.backend).keep_fixed(node.model.module, new.model.module)
 
 
 def _is_object(value: Any) -> bool:

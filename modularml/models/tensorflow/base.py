@@ -95,6 +95,8 @@ class TensorflowBaseModel(LayeredModel, ABC):
     def reset_weights(self, seed: int | None = None) -> None:
         """Draw new weights, and new seeds of dropout, in place, as Keras first draws them.
 
+        Those of layers that are not trainable stay.
+
         Raises
         ------
         ConfigError
@@ -107,8 +109,10 @@ class TensorflowBaseModel(LayeredModel, ABC):
             twin = self._twin()
             twin(self._zeros(self._input_shape))
         pairs = ((m.weights + _seeds(m)) for m in (self.inner, twin))
+        kept = {id(v) for v in adapter.fixed(self).values()}
         for mine, fresh in zip(*pairs, strict=True):
-            mine.assign(fresh)
+            if id(mine) not in kept:
+                mine.assign(fresh)
 
     def _twin(self) -> Any:
         """Return a model like `inner`, made anew."""

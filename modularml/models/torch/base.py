@@ -44,17 +44,23 @@ class TorchBaseModel(LayeredModel, torch.nn.Module, ABC):
     def reset_weights(self, seed: int | None = None) -> None:
         """Draw new weights in place, layer by layer, as torch first draws them.
 
+        Those that their owner has switched off (``requires_grad_(False)``) stay.
+
         Raises
         ------
         ConfigError
             If a layer has weights and no ``reset_parameters``; nothing is changed then.
         """
         resets = [_reset_of(name, module) for name, module in self.named_modules()]
+        kept = [(t, t.clone()) for t in adapter.fixed(self).values()]
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
             for reset in resets:
                 reset()
+        with torch.no_grad():
+            for tensor, value in kept:
+                tensor.copy_(value)
 
     def _probe(self, shape: Shape) -> Shape:
         """Send two samples of zeros through, to learn the output's shape."""
