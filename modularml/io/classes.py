@@ -263,13 +263,14 @@ def _homes() -> dict[str, str]:
     So a name that no class has is known for one before any framework is imported.
     """
     found: dict[str, str] = {}
-    for room in (*ROOMS, *MODEL_ROOMS.values()):
-        path = Path(__file__).parents[1].joinpath(*room.split(".")[1:])
-        for file in sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]:
-            is_room = file.stem in ("__init__", path.name)
-            text = file.read_text(encoding="utf-8")
-            for name in _NAMES.findall(text):
-                found.setdefault(name, room if is_room else f"{room}.{file.stem}")
+    rooms = (*ROOMS, *MODEL_ROOMS.values())
+    root = Path(__file__).parents[1]
+    for file in sorted(root.rglob("*.py")):
+        parts = file.relative_to(root).with_suffix("").parts
+        module = ".".join(("modularml", *(p for p in parts if p != "__init__")))
+        for name in _NAMES.findall(file.read_text(encoding="utf-8")):
+            if name not in found or module.startswith(rooms):
+                found[name] = module  # the last one: torch, where TensorFlow has a class too
     return found
 
 
