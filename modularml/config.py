@@ -274,7 +274,7 @@ def _estimator(name: str) -> Any:
     return found
 
 
-_OF_THE_MACHINE = ("memory", "n_jobs", "n_threads")
+OF_THE_MACHINE = ("memory", "n_jobs", "n_threads")
 """Arguments that reach a folder, or start threads and processes: they are not taken from files."""
 
 
@@ -282,6 +282,7 @@ def origin(estimator: Any) -> dict[str, Any]:
     """Return the version of an estimator's library, and its arguments that have their default."""
     library = type(estimator).__module__.split(".")[0]
     known, given = _parameters(type(estimator)), _arguments_of(estimator) or {}
+    known = {n: v for n, v in known.items() if n not in OF_THE_MACHINE}
     same = [n for n, v in given.items() if n in known and _same(v, known[n])]
     return {"defaults": same, "version": _version_of(library)}
 
@@ -305,7 +306,7 @@ def estimator_from(cls: Any, params: dict[str, Any], facts: Mapping[str, Any]) -
     """
     known = _parameters(cls)
     if _meanings.get() is not None:
-        params = {n: v for n, v in params.items() if n not in _OF_THE_MACHINE or n not in known}
+        params = {n: v for n, v in params.items() if n not in OF_THE_MACHINE or n not in known}
     for name in () if _takes_any(cls) else [n for n in params if n not in known]:
         value, library = params.pop(name), cls.__module__.split(".")[0]
         if name in facts.get("defaults", ()) or value is None or value in ("deprecated", "warn"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from modularml.config import encode, origin
+from modularml.config import OF_THE_MACHINE, encode, origin
 from modularml.errors import ConfigError
 from modularml.io.birch import flattened
 from modularml.io.boosters import booster_text
@@ -88,6 +88,7 @@ class Writer:
             return tree
         if is_estimator(value):
             params = value.get_params(deep=False).items()
+            params = [(k, v) for k, v in params if k not in OF_THE_MACHINE]
             told = {k: self.plain(v, f"{where}.{k}") for k, v in params}
             code = encode(type(value))["$code"]
             state = self.state(value)

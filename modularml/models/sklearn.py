@@ -17,14 +17,9 @@ from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 from sklearn.utils.validation import check_is_fitted
 
+from modularml import errors
 from modularml._typing import Array, Shape
-from modularml.errors import (
-    ConfigError,
-    DataError,
-    ModularMLError,
-    NotFittedError,
-    ShapeError,
-)
+from modularml.errors import ConfigError, DataError, NotFittedError, ShapeError
 from modularml.models.base import BaseModel, Place, check_shape, check_weights
 from modularml.models.fitted import FittedEstimator, become
 from modularml.models.sklearn_inputs import (
@@ -323,7 +318,7 @@ class ScikitModelWrapper(BaseModel):
             yield
         except SklearnNotFittedError as error:
             raise NotFittedError(f"{self.shown_name} has not been fitted: {error}") from error
-        except ModularMLError:
+        except errors.ModularMLError:
             raise
         except Exception as error:
             columns = ", ".join(self._place.columns)
