@@ -115,6 +115,10 @@ class BackendAdapter(ABC):
     def to_numpy(self, tensor: Any) -> Array:
         """Return a tensor as an array, off the graph and the device."""
 
+    def cast(self, tensor: Any, dtype: Any) -> Any:
+        """Return a tensor in another dtype; gradients pass."""
+        return tensor.astype(dtype)
+
     @abstractmethod
     def zeros(self, shape: Shape, dtype: Any) -> Any:
         """Return a tensor of zeros."""

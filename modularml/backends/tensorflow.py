@@ -87,6 +87,9 @@ class TensorflowAdapter(BackendAdapter):
         out: Array = tensor.numpy()
         return out
 
+    def cast(self, tensor: Any, dtype: Any) -> Any:
+        return tf.cast(tensor, dtype)
+
     def zeros(self, shape: Shape, dtype: Any) -> Any:
         return tf.zeros(shape, dtype or tf.float32)
 

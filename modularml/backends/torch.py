@@ -63,6 +63,9 @@ class TorchAdapter(BackendAdapter):
         out: Array = tensor.cpu().numpy()
         return out
 
+    def cast(self, tensor: Any, dtype: Any) -> Any:
+        return tensor.to(dtype)
+
     def zeros(self, shape: Shape, dtype: Any) -> Any:
         return torch.zeros(shape, dtype=dtype)
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from modularml._typing import Array, IntArray
-from modularml.backends import BackendAdapter
-from modularml.data.batch import Batch, BatchView, RoleData, SampleData
+from modularml.backends import BackendAdapter, backend_of
+from modularml.data.batch import Batch, BatchView, RoleData, SampleData, as_numpy
 from modularml.data.collection import SampleCollection
 from modularml.data.execution import ExecutionContext, Source
 from modularml.data.rows import in_a_row
@@ -203,7 +203,13 @@ def _from_samples(slot: InputSlot, given: Any) -> Any:
         raise GraphError(
             f"an input must be a batch, samples or a tensor, got a {type(given).__name__}"
         )
-    return given
+    if slot.dtype is None or given.dtype == slot.dtype or not hasattr(given, "numpy"):
+        return given
+    values = as_numpy(given)
+    check_cast(slot.adapter, slot.dtype, values, " and ".join(slot.columns))
+    if backend_of(given) is slot.adapter.backend:
+        return slot.adapter.cast(given, slot.dtype)
+    return slot.adapter.from_numpy(values, dtype=slot.dtype, device=slot.device)
 
 
 @dataclass(frozen=True)

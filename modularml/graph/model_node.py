@@ -82,6 +82,13 @@ class ModelNode(ComputeNode):
         self._optimizer = optimizer
         self._freeze = False
         self._drives: Any = None
+        if isinstance(upstream_ref, list | tuple | dict):
+            raise GraphError(
+                f"node {label!r} reads one input, got {len(upstream_ref)}. Write a model of several "
+                "inputs as several nodes: one for each input, such as ModelNode('a', branch_a, "
+                "fs.reference(features='a')), a ConcatNode('both', ['a', 'b']), and a ModelNode for "
+                "the layers after it; a model of several outputs as a trunk and one head for each"
+            )
         self.targets = targets
         self.paired: tuple[tuple[str, ...], bool] | None = None
         super().__init__(label, [upstream_ref], node_id=node_id, register=register)
@@ -401,10 +408,15 @@ class ModelNode(ComputeNode):
         if value is None:
             raise GraphError(f"node {self.label!r} was given samples without features")
         adapter, module = adapter_for(self.backend), self._model.module
-        if backend_of(value) is self.backend:
-            return adapter.concat([value], 0) if adapter.writes_input(module) else value
+        own = backend_of(value) is self.backend
+        if own and adapter.writes_input(module):
+            value = adapter.concat([value], 0)
+        if own and not hasattr(value, "numpy"):  # traced by its framework
+            return value
         values = as_numpy(value)
         dtype = value_dtype(adapter, module, values, f"input of {self.label}")
+        if own:
+            return value if dtype in (None, value.dtype) else adapter.cast(value, dtype)
         return adapter.from_numpy(values, dtype=dtype, device=adapter.device_of(module))
 
     def _graph(self) -> Any:

@@ -273,3 +273,22 @@ def test_a_frame_keeps_its_index_and_the_names_of_targets():
     assert list(found.index) == ["c5", "c6", "c7", "c8"]
     assert list(found.columns) == ["y"]
     np.testing.assert_allclose(found[["y"]].to_numpy(), exp.predict(frame)[5:9], rtol=1e-6)
+
+
+@pytest.mark.parametrize("fmt", ["torch", "numpy"])
+def test_a_node_called_by_hand_casts_as_predict_does(fmt):
+    x, y = arrays(n=20)
+    fs = featureset(x.astype(np.float64), y.astype(np.float64))
+    graph = graph_of(fs, mlp())
+    graph.build()
+    node, rows = graph.get_node("net"), fs.to_sample_data(fmt)
+    want = graph.predict(fs)
+    out = node(rows).outputs
+    np.testing.assert_allclose(out.detach().numpy(), want, rtol=1e-5)
+    given = {(node.node_id, node.upstream_ref): rows}
+    found = graph.forward(given)[node.node_id].outputs
+    np.testing.assert_allclose(found.detach().numpy(), want, rtol=1e-5)
+    if fmt == "torch":
+        rows.features.requires_grad_(True)
+        node(rows).outputs.sum().backward()
+        assert rows.features.grad.abs().sum() > 0
