@@ -84,10 +84,10 @@ class ModelNode(ComputeNode):
         self._drives: Any = None
         if isinstance(upstream_ref, list | tuple | dict):
             raise GraphError(
-                f"node {label!r} reads one input, got {len(upstream_ref)}. Write a model of several "
+                f"node {label!r} reads one input, got {len(upstream_ref)}. Write one of several "
                 "inputs as several nodes: one for each input, such as ModelNode('a', branch_a, "
-                "fs.reference(features='a')), a ConcatNode('both', ['a', 'b']), and a ModelNode for "
-                "the layers after it; a model of several outputs as a trunk and one head for each"
+                "fs.reference(features='a')), a ConcatNode('both', ['a', 'b']), a ModelNode for "
+                "the layers after it; one of several outputs as a trunk and a head for each"
             )
         self.targets = targets
         self.paired: tuple[tuple[str, ...], bool] | None = None
