@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import re
 import struct
 import time
+import uuid
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -286,3 +288,25 @@ def test_messages_are_short_and_say_what_to_do(files: dict[str, Path], tmp_path:
     text = str(caught.value)
     assert re.fullmatch(r"MML-101 run\.fs\.mml: tables/\S+: sha256 differs .*\. Restore .*", text)
     assert (caught.value.member, caught.value.code) == ("tables/table.arrow", "MML-101")
+
+
+@pytest.mark.parametrize("load", [mm.FeatureSet.load, mm.Experiment.load, inspect])
+def test_a_file_of_modularml_1_is_known_and_its_rows_can_be_read(
+    tmp_path: Path, load: Callable[[Path], Any]
+) -> None:
+    ids = [str(uuid.UUID(int=i)) for i in (1, 2)]
+    table = pa.table({"features.v.raw": [1.0, 2.0], "targets.y.raw": [0, 1], "sample_uuids": ids})
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    path = tmp_path / "old.fs.mml"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("state.pkl", pickle.dumps({"weights": [1.0]}))
+        file.writestr("artifact.json", "{}")
+        file.writestr("config.json", "{}")
+        file.writestr("sample_collection.arrow", sink.getvalue())
+    with pytest.raises(MMLError, match=r"a file of ModularML 1.0.*from_pyarrow_table"):
+        load(path)
+    rows = pa.ipc.open_file(zipfile.ZipFile(path).read("sample_collection.arrow")).read_all()
+    fs = mm.FeatureSet.from_pyarrow_table("old", rows)
+    assert fs.get_sample_uuids("list") == ids
