@@ -7,8 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pyarrow import parquet
+
 from modularml._optional import require
-from modularml.errors import ModularMLError
+from modularml.data.featureset import FeatureSet
+from modularml.errors import ConfigError, DataError, ModularMLError
 from modularml.io import diff, extract, inspect, render
 
 __all__ = ["main"]
@@ -25,18 +28,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 where all went well, 1 where an error was shown, 130 after Ctrl-C.
+        0 where all went well, 1 where an error was shown or an audit found something, 130 after
+        Ctrl-C.
     """
     args = _parser().parse_args(argv)
     try:
-        args.run(args)
+        status: int | None = args.run(args)
     except ModularMLError as error:
         print(f"modularml: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("modularml: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,6 +52,16 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", default="modularml-demo", help="folder for the pictures")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
     demo.set_defaults(run=_demo)
+    audit = commands.add_parser("audit", help="look for leaks in a table or a .fs.mml file")
+    audit.add_argument("file", help="a .csv, .parquet or .fs.mml file")
+    audit.add_argument("--target", action="append", default=[], help="column to predict")
+    audit.add_argument("--group", action="append", default=[], help="column of one key of groups")
+    audit.add_argument("--time", help="column by which training comes before testing")
+    audit.add_argument("--tag", action="append", default=[], help="column that no model reads")
+    audit.add_argument("--split", help="column that names each row's split; else dealt at random")
+    audit.add_argument("--allow", action="append", default=[], help="finding that is fine")
+    audit.add_argument("--html", help="file for the report with its pictures")
+    audit.set_defaults(run=_audit)
     look = commands.add_parser("inspect", help="show what a .mml file holds; builds nothing")
     look.add_argument("file", help="a file that save() wrote")
     look.set_defaults(run=lambda args: print(render(inspect(args.file))))
@@ -65,6 +79,36 @@ def _parser() -> argparse.ArgumentParser:
 def _demo(args: argparse.Namespace) -> None:
     """Run the demo; it alone needs frameworks, and files can be looked at without any."""
     require("modularml.demo").run_demo(Path(args.out), quiet=args.quiet)
+
+
+def _audit(args: argparse.Namespace) -> int:
+    """Audit a file, print what was found, and return 1 where that is serious."""
+    path = Path(args.file)
+    if not path.is_file():
+        raise DataError(f"there is no file {args.file!r}")
+    if path.suffix == ".mml":
+        fs = FeatureSet.load(path)
+    else:
+        if not args.target:
+            raise ConfigError("--target is needed: which column is to be predicted?")
+        named = [*args.group, *args.tag, *filter(None, (args.time, args.split))]
+        tags = list(dict.fromkeys(named))
+        if path.suffix == ".parquet":
+            read, columns = FeatureSet.from_parquet, parquet.read_schema(path).names
+        else:
+            read, columns = FeatureSet.from_csv, list(require("pandas").read_csv(path, nrows=0))
+        features = [str(c) for c in columns if c not in (*args.target, *tags)]
+        fs = read(path.stem, str(path), features, args.target, tags or None, register=False)
+    if args.split:
+        for name in sorted({str(value) for value in fs.collection.numpy(f"tags.{args.split}.raw")}):
+            fs.add_split(fs.filter(conditions={args.split: name}, label=name))
+    elif not fs.available_splits:
+        fs.split_random({"train": 0.75, "test": 0.25}, group_by=args.group or None)
+    report = fs.audit(groups=args.group or None, time=args.time, allow=args.allow)
+    print(report)
+    if args.html:
+        Path(args.html).write_text(report._repr_html_(), "utf-8")
+    return 0 if report.ok else 1
 
 
 def _extract(args: argparse.Namespace) -> None:

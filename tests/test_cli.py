@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.datasets import load_diabetes, load_digits
 from sklearn.linear_model import LogisticRegression
@@ -113,3 +114,34 @@ def test_inspect_refuses_other_files_in_one_line(
     (tmp_path / "x.fs.mml").write_bytes(b"no archive")
     assert main(["inspect", str(tmp_path / "x.fs.mml")]) == 1
     assert "MML-" in capsys.readouterr().err
+
+
+def test_audit_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    owner = np.repeat(np.arange(40), 8)
+    frame = pd.DataFrame(
+        {
+            "a": rng.normal(size=40)[owner] + 0.3 * rng.normal(size=320),
+            "b": rng.normal(size=320),
+            "reel": [f"R{i}" for i in owner],
+            "part": np.where(rng.random(320) < 0.7, "train", "test"),
+            "y": rng.normal(size=320),
+        }
+    )
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    frame.to_parquet(tmp_path / "rows.parquet")
+    page = tmp_path / "report.html"
+    asked = ["--target", "y", "--split", "part", "--tag", "reel"]
+    for name in ("rows.csv", "rows.parquet"):
+        assert main(["audit", str(tmp_path / name), *asked, "--html", str(page)]) == 1
+        said = capsys.readouterr().out
+        assert "shared_groups" in said
+        assert "'reel'" in said
+        assert "group_by=" in said
+    assert "shared_groups:reel" in page.read_text("utf-8")
+    path = str(tmp_path / "rows.csv")
+    assert main(["audit", path, *asked, "--allow", "shared_groups:reel"]) == 0
+    assert "allowed: shared_groups:reel" in capsys.readouterr().out
+    assert main(["audit", path, "--target", "y", "--group", "reel", "--tag", "part"]) == 0
+    assert main(["audit", path]) == 1
+    assert "--target is needed" in capsys.readouterr().err

@@ -11,15 +11,12 @@ from modularml.backends import PLAIN, StepOptions, adapter_for
 from modularml.backends.base import NotFiniteError
 from modularml.data.batch import Batch, BatchView
 from modularml.data.execution import ExecutionContext, Source
-from modularml.data.featureset import FeatureSet
 from modularml.data.references import FeatureSetReference
 from modularml.data.view import FeatureSetView
 from modularml.errors import LossError, NonFiniteLossError, NotFittedError
-from modularml.graph import topology
 from modularml.graph.compiling import check_losses, compile_plan
 from modularml.graph.fitting import check_weights, learners, to_fit
 from modularml.graph.inputs import fill, not_finite
-from modularml.graph.learned import LearnedRows, said_of
 from modularml.graph.learning import moving, no_optimizer, nothing_learns
 from modularml.graph.members import GraphMembers, id_among
 from modularml.graph.model_node import ModelNode
@@ -239,64 +236,6 @@ class GraphRunning(GraphMembers):
                 if node.paired != pairing:
                     self._plans.clear()
                 node.paired = pairing
-
-    @property
-    def learned_from(self) -> LearnedRows:
-        """Rows that weights, estimators and the scalers of what is read learned from.
-
-        They outlive new splits, load and further training, until weights are drawn anew.
-        """
-        refs = [ref for node in self._nodes.values() for ref in node.feature_refs]
-        here = {fs.label: fs for fs in self._ctx.available_featuresets.values()}
-        sets = {label: here[label] for r in refs if (label := r.node_label) in here}
-        scaled = [
-            fs.to_view() if record.fit_rows is None else fs.take(record.fit_rows)
-            for fs in sets.values()
-            for record in fs.scaler_records
-            if record.scaler.learns
-        ]
-        nodes = [n.learned_from for n in self._nodes.values() if isinstance(n, ModelNode)]
-        return LearnedRows().joined(nodes).with_rows(scaled)
-
-    def learn_from(
-        self,
-        views: Sequence[FeatureSetView],
-        active_nodes: Iterable[str | GraphNode] | None,
-        fits: Sequence[ModelNode] = (),
-        *,
-        even_frozen: bool = False,
-    ) -> None:
-        """Note that nodes which run and learn are about to learn from these rows.
-
-        Parameters
-        ----------
-        views : sequence of FeatureSetView
-        active_nodes, fits
-            As of `plan`.
-        even_frozen : bool
-            Whether frozen nodes may learn too, as something unfreezes them in between.
-        """
-        running = self._running(active_nodes)
-        for node in fits or running:
-            if isinstance(node, ModelNode) and (node in fits or even_frozen or not node.is_frozen):
-                node.model.learned_from = node.learned_from.with_rows(views)
-
-    def taken_for_unseen(
-        self, fs: FeatureSet, split: str | None, active_nodes: Iterable[Any] | None = None
-    ) -> str:
-        """Say which rows an evaluation takes for new though nodes know them; else empty."""
-        for node in self._running(active_nodes):
-            if isinstance(node, ModelNode):
-                rows = node.learned_from.taken_for_unseen(fs, split)
-                if len(rows):
-                    return said_of(fs, split, rows, f"node {node.label!r}")
-        return ""
-
-    def _running(self, active: Iterable[str | GraphNode] | None) -> list[ComputeNode]:
-        if active is None:
-            return list(self._nodes.values())
-        wanted = topology.ancestors(self._edges(), [self.get_node(n).node_id for n in active])
-        return [n for i, n in self._nodes.items() if i in wanted]
 
     def _ready(
         self,
