@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from modularml._typing import Array, IntArray
-from modularml.audit.likeness import ALPHA, within, z_to_p
+from modularml.audit.likeness import ALPHA, scores, within, z_to_p
 from modularml.audit.pairs import Pair
 from modularml.audit.report import Finding
 from modularml.audit.table import Column, Side, Table
+from modularml.audit.time import as_times
 from modularml.data.selectors import as_list, select_one
 
 __all__ = ["partners_of", "readings", "shared_groups"]
@@ -187,18 +188,46 @@ def _best_reading(t: Table, c: Column) -> _Group | None:
     if len(np.unique(c.codes)) <= (CLASSES if c.domain == "tags" else 2 * CLASSES):
         return None
     z = t.bearing_without(c.name)
-    ways = readings(c.values)
+    ways = _readings(c.values)
     for how, (codes, ordered) in ways.items():
         for side in t.main_sides:
-            if c.name in _made_by(t, side.pair):
+            whole = _made_by(t, side.pair)
+            if c.name in whole:
                 continue
-            found = _likeness(z, codes, side, ordered, len(ways), c.domain == "features")
+            rows, known, beside = _independent(t, z, codes, side, whole)
+            found = _likeness(known, rows, beside, ordered, len(ways), c.domain == "features")
             if found is not None:
                 share, p = found
-                every = readings(t.fs.collection.numpy(c.name))[how][0]
+                every = _readings(t.fs.collection.numpy(c.name))[how][0]
                 said = f"rows of one {c.key} have {share:.0%} of a column's variance in common"
                 return _Group((c.name,), every, f"{how}, whose rows are alike", said, p)
     return None
+
+
+def _readings(values: Array) -> dict[str, tuple[Array, bool]]:
+    """Read a column as `readings` does, but dates in text as times, which have no parts."""
+    times = as_times(values) if values.dtype.kind == "O" else None
+    return readings(values if times is None else times)
+
+
+def _independent(
+    t: Table, z: Array, codes: IntArray, side: Side, whole: tuple[str, ...]
+) -> tuple[IntArray, Array, Side]:
+    """Return codes, scores and rows that are independent of each other, as far as is known.
+
+    Where groups were kept whole their rows are no independent witnesses. What a code says of whole
+    groups is then judged by their means, and what it says within groups by the rest.
+    """
+    if not whole:
+        return codes, z, side
+    group = _joined([t.fs.collection.codes(name)[t.rows] for name in whole])
+    n = np.bincount(group)
+    means = np.stack([np.bincount(group, column) for column in z.T], axis=1) / n[:, None]
+    first = np.unique(group, return_index=True)[1]
+    if (codes[first][group] != codes).any():
+        return codes, scores(z - means[group]), side
+    train, test = (np.unique(group[rows]) for rows in (side.train, side.test))
+    return codes[first], scores(means), replace(side, train=train, test=test)
 
 
 def _likeness(
