@@ -73,7 +73,10 @@ class ExperimentNode:
     """
 
     not_config: ClassVar[frozenset[str]] = frozenset({"node_id", "register"})
-    has_rows = True
+    @property
+    def has_rows(self) -> bool:
+        """Whether nothing that it reads is missing."""
+        return True
 
     def __init__(self, label: str, *, node_id: str | None = None, register: bool = True) -> None:
         self._label = _checked_label(label)

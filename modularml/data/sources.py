@@ -80,8 +80,8 @@ def _masks(made: SampleCollection, mask: str | Mapping[str, str]) -> dict[str, s
         If a mask fits no column, is not of booleans, or a sample has no step that holds data.
     """
     specs = {spec.key: spec for spec in made.schema.columns.values()}
-    pairs = {mask: None} if isinstance(mask, str) else mask
-    for key in [*pairs, *filter(None, pairs.values())]:
+    pairs: Mapping[str, str] = {} if isinstance(mask, str) else mask
+    for key in [mask] if isinstance(mask, str) else [*pairs, *pairs.values()]:
         if key not in specs:
             raise UnknownNameError("column", key, specs)
     if isinstance(mask, str):

@@ -121,7 +121,7 @@ def _packed_said(said: CallbackResult) -> dict[str, Any]:
 
 def _said(data: Mapping[str, Any]) -> CallbackResult:
     known = {cls.__name__: cls for cls in _subclasses(CallbackResult)}
-    values = {
+    values: dict[str, Any] = {
         name: _phase(value["phase"]) if _is_phase(value) else value
         for name, value in data["fields"].items()
     }

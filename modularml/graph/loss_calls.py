@@ -85,7 +85,8 @@ def mean_over_samples(
     def averaged(*args: Any) -> Any:
         values = fn(*args)
         found = mean(values)
-        shape, n = getattr(values, "shape", ()), args[0].shape[0]
+        shape: Sequence[Any] = getattr(values, "shape", ())
+        n = args[0].shape[0]
         if len(shape) and (shape[0] != n or len(shape) > 1):
             _check_values_of_samples(applied, values, args, adapter)
         return found

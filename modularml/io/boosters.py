@@ -106,8 +106,10 @@ def _check_nodes(left: Sequence[int], right: Sequence[int], n: int) -> None:
 
 # -- xgboost ------------------------------------------------------------------------------------
 
-_PER_NODE = ("left_children", "right_children", "parents", "split_indices", "split_conditions")
-_PER_NODE += ("split_type", "default_left", "base_weights", "loss_changes", "sum_hessian")
+_PER_NODE = (
+    *("left_children", "right_children", "parents", "split_indices", "split_conditions"),
+    *("split_type", "default_left", "base_weights", "loss_changes", "sum_hessian"),
+)
 
 
 @_guarded

@@ -85,7 +85,7 @@ def _again(value: Any, memo: dict[int, Any] | None = None) -> Any:
     if isinstance(value, Configurable):
         params = {name: _again(given, memo) for name, given in value._params().items()}
         made = type(value)(**params)
-        if isinstance(value, Loss):
+        if isinstance(value, Loss) and isinstance(made, Loss):
             made.begin_like(value)
         memo[id(value)] = made
         return made
