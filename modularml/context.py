@@ -73,6 +73,7 @@ class ExperimentNode:
     """
 
     not_config: ClassVar[frozenset[str]] = frozenset({"node_id", "register"})
+
     @property
     def has_rows(self) -> bool:
         """Whether nothing that it reads is missing."""

@@ -1,11 +1,9 @@
-"""Scalers on columns: fit, apply, undo and invert, as records that can be replayed."""
+"""Fitted scalers on columns: apply, undo and invert, as records that can be replayed."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,15 +15,13 @@ from modularml._warning import warn
 from modularml.data.formats import common_dtype, stack
 from modularml.data.schema import TRANSFORMED, ColumnSpec, SampleSchema
 from modularml.errors import DataError, ScalerError, ShapeError
-from modularml.scalers.flattening import Flattening, flatten
-from modularml.scalers.registry import SKLEARN
+from modularml.scalers.flattening import Flattening
 from modularml.scalers.scaler import Scaler
 
 __all__ = [
     "LeakWarning",
     "ScalerRecord",
     "apply_records",
-    "fit_record",
     "invert",
     "last_undoable",
     "scaled_by",
@@ -199,126 +195,9 @@ class ScalerRecord:
         return {key: stacked[:, i] for i, key in enumerate(self.keys)}
 
 
-def fit_record(
-    scaler: Scaler | Any,
-    columns: Mapping[str, Array],
-    *,
-    domain: str,
-    fit_to_split: str | None,
-    fit_rows: IntArray | None,
-    merged_axes: int | tuple[int, ...] | None,
-    blocks: Iterable[Array] | None = None,
-    targets: Mapping[str, Array] | None = None,
-    masks: Mapping[str, Array] | None = None,
-) -> ScalerRecord:
-    """Fit a clone of a scaler on some rows of some columns, and of `targets` by full name.
-
-    Steps of a column where its mask, by the same key, is false do not count. Where these rows are
-    given as `blocks` of stacked columns, a scaler that can learn bit by bit does.
-
-    Raises
-    ------
-    ScalerError
-        If a column is no number, no row is left to fit on, or padding cannot be left out.
-    ShapeError
-        If the columns do not become two-dimensional.
-    """
-    wrapped = scaler.clone_unfitted() if isinstance(scaler, Scaler) else Scaler(scaler)
-    for key, values in columns.items():
-        if values.dtype.kind not in "biuf" and not wrapped.takes_categories:
-            raise ScalerError(
-                f"column {key!r} holds {values.dtype}, not numbers, which {wrapped.scaler_name} "
-                "takes; choose keys= without it, or encode it (OneHotEncoder, OrdinalEncoder, "
-                "TargetEncoder)"
-            )
-    where = "" if fit_to_split is None else f" in split {fit_to_split!r}"
-    n_rows = len(next(iter(columns.values())) if fit_rows is None else fit_rows)
-    if not n_rows:
-        raise ScalerError(f"there are no rows to fit on{where}")
-    known = columns.items() if wrapped.scaler in SKLEARN else ()
-    if empty := [key for key, values in known if _is_empty(values, fit_rows)]:
-        warn(
-            f"{empty} hold no value in the {n_rows} rows{where} to fit on, so "
-            f"{wrapped.scaler_name} makes them NaN in every row; fill them, or leave them out "
-            "with keys="
-        )
-    with np.errstate(invalid="ignore") if empty else nullcontext():
-        if targets or masks or blocks is None or not hasattr(wrapped.wrapped, "partial_fit"):
-            flat, flattening = flatten(stack_columns(columns, fit_rows), merged_axes)
-            if masks:
-                shapes = {key: values.shape for key, values in columns.items()}
-                holds = {k: in_steps(masks.get(k, np.array(True)), s) for k, s in shapes.items()}
-                held = flattening.apply(stack_columns(holds, fit_rows))
-                flat = _held(wrapped, flat, held, masks)
-            wrapped.fit(flat, fitted_targets(targets, fit_rows, flat) if targets else None)
-        else:
-            for block in blocks:
-                flat, flattening = flatten(block, merged_axes)
-                wrapped.partial_fit(flat)
-    asked = known if n_rows > 1 else ()
-    constant = [key for key, values in asked if _is_constant(values, fit_rows)]
-    if constant:
-        warn(
-            f"{constant} hold one value in all {n_rows} rows{where}, which {wrapped.scaler_name} "
-            "makes a constant that tells a model nothing; leave them out with keys=",
-        )
-    return ScalerRecord(
-        domain,
-        tuple(columns),
-        wrapped,
-        flattening,
-        fit_to_split,
-        merged_axes,
-        fit_rows,
-        tuple(targets or ()),
-        _outputs(wrapped, list(columns), flat, flattening),
-        int(np.random.randint(2**31)) if wrapped.is_cross_fitted else None,  # noqa: NPY002
-    )
-
-
 def in_steps(mask: Array, shape: tuple[int, ...]) -> Array:
     """Return a mask of the first axes of samples as one of every element, shape (n, *shape)."""
     return np.broadcast_to(mask[(..., *[None] * (len(shape) - mask.ndim))], shape)
-
-
-def _held(scaler: Scaler, flat: Array, holds: Array, masks: Iterable[str]) -> Array:
-    """Return the rows that a scaler is fitted on, without padding."""
-    whole = holds.all(axis=1)
-    if (whole | ~holds.any(axis=1)).all() or scaler.scaler in ("Negate", "Absolute"):
-        return flat[whole] if whole.any() else flat
-    name, padded = scaler.scaler_name, f"columns {sorted(masks)} are padded"
-    if scaler.scaler not in COLUMNWISE:
-        raise ScalerError(
-            f"{padded}, and {name} reads several steps at once; choose merged_axes so that each "
-            "row is one step, such as merged_axes=(0, 2)"
-        )
-    if not holds.any(axis=0).all():
-        raise ScalerError(
-            f"{padded}, and no sample that {name} is fitted on holds data at position "
-            f"{int(np.argmin(holds.any(axis=0)))}; choose merged_axes=(0, 2) for one statistic of "
-            "all steps, or cut the sequences"
-        )
-    floating = flat if flat.dtype.kind == "f" else flat.astype(np.float64)
-    return np.where(holds, floating, np.nan).astype(floating.dtype)  # these scalers ignore NaN
-
-
-def fitted_targets(
-    targets: Mapping[str, Array], rows: IntArray | None, flat: Array | None = None
-) -> Array:
-    """Return rows of target columns as a scaler takes them: ``(n,)``, or ``(n, k)`` for several.
-
-    Raises
-    ------
-    ShapeError
-        If there is not one target for each row that is fitted on.
-    """
-    found = stack(targets, rows).reshape(len(next(iter(targets.values()))[rows]), -1)
-    if flat is not None and len(flat) != len(found):
-        raise ShapeError(
-            f"targets= needs each sample to be one row, and merged_axes makes {len(flat)} rows of "
-            f"{len(found)} samples"
-        )
-    return found[:, 0] if found.shape[1] == 1 else found
 
 
 def _names(spec: ColumnSpec) -> Iterable[str]:
@@ -326,59 +205,6 @@ def _names(spec: ColumnSpec) -> Iterable[str]:
     if spec.elements is not None or not spec.shape:
         return spec.elements or [spec.key]
     return [f"{spec.key}_{i}" for i in range(math.prod(spec.shape))]
-
-
-def _outputs(
-    scaler: Scaler, keys: Sequence[str], flat: Array, layout: Flattening
-) -> tuple[tuple[int, ...], ...] | None:
-    """Return which output columns belong to each key; None where the scaler keeps their shape.
-
-    Raises
-    ------
-    ScalerError
-        If that cannot be told: it mixes the columns of several keys, or leaves out a key.
-    """
-    n_in, width = flat.shape[1], scaler.transform(flat[:1]).shape[1]
-    if width == n_in and not scaler.spreads:
-        return None
-    if layout.row_axes != (0,):
-        raise ScalerError(
-            f"{scaler.scaler_name} makes {width} columns of {n_in}, which needs each sample to be "
-            f"one row; merged_axes={layout.merged_axes} makes several"
-        )
-    if len(keys) == 1:
-        return (tuple(range(width)),)
-    marks = [f"#{i:09d}" for i in range(n_in)]
-    try:
-        names = scaler.wrapped.get_feature_names_out(marks)
-    except (AttributeError, TypeError, ValueError):
-        names = ()
-    owners = [{int(m) * len(keys) // n_in for m in re.findall(r"#(\d{9})", n)} for n in names]
-    found = tuple(tuple(i for i, own in enumerate(owners) if own == {k}) for k in range(len(keys)))
-    if sum(map(len, found)) != width or not all(found):
-        raise ScalerError(
-            f"{scaler.scaler_name} makes {width} columns of the {n_in} of {list(keys)} together, "
-            "and it cannot be told which belong to which key; make them one array column (stack= "
-            "of a constructor), or call fit_transform for each key"
-        )
-    return found
-
-
-def _is_empty(values: Array, rows: IntArray | None) -> bool:
-    first = values[0] if rows is None else values[rows[0]]
-    if (
-        values.dtype.kind != "f" or not np.isnan(first).all()
-    ):  # so it is nearly always known at once
-        return False
-    return bool(np.isnan(values if rows is None else values[rows]).all())
-
-
-def _is_constant(values: Array, rows: IntArray | None) -> bool:
-    few = np.array([0, len(values) // 2, -1]) if rows is None else rows[[0, len(rows) // 2, -1]]
-    first = values[few[0]]
-    if not (values[few] == first).all():  # so it is nearly always known at once
-        return False
-    return bool(((values if rows is None else values[rows]) == first).all())
 
 
 def stack_columns(columns: Mapping[str, Array], rows: IntArray | None = None) -> Array:

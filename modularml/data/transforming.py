@@ -15,6 +15,7 @@ from modularml.data.collection import SampleCollection
 from modularml.data.columns import to_arrow
 from modularml.data.frames import as_columns
 from modularml.data.rows import SplitMixin
+from modularml.data.scaler_fitting import fit_record, fitted_targets
 from modularml.data.scaling import ScalerRecord
 from modularml.data.schema import DOMAINS, RAW, TRANSFORMED
 from modularml.data.selectors import as_list
@@ -91,7 +92,7 @@ class TransformingMixin(SplitMixin):
         chosen = self._domain_keys(domain, keys)
         rows = None if fit_to_split is None else self.get_split(fit_to_split).valid_indices
         names = {key: self._collection.schema.newest(domain, key) for key in chosen}
-        record = scaling.fit_record(
+        record = fit_record(
             scaler,
             {key: self._collection.numpy(name) for key, name in names.items()},
             domain=domain,
@@ -347,7 +348,7 @@ def _with_transformed(
     if record.scaler.is_cross_fitted:
         columns = {key: collection.numpy(name)[rows] for key, name in names.items()}
         targets = {name: collection.numpy(name) for name in record.targets}
-        own = record.cross_fit(columns, scaling.fitted_targets(targets, rows))
+        own = record.cross_fit(columns, fitted_targets(targets, rows))
 
     masks = {key: m for key, name in names.items() if (m := collection.schema.mask_of(name))}
 
