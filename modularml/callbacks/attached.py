@@ -8,9 +8,8 @@ from typing import Any
 from modularml.data.execution import ExecutionContext
 from modularml.errors import ConfigError, expect
 from modularml.experiment.callback import Callback, callback_registry
-from modularml.runner import Event
-from modularml.runner.attachment import Attachment
-from modularml.runner.events import Listeners
+from modularml.loops.attachments import Attachment
+from modularml.loops.runner import Event, Listeners
 
 __all__ = ["Attached"]
 

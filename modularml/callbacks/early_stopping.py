@@ -14,7 +14,7 @@ from modularml.experiment.monitoring import base_name, direction
 from modularml.experiment.recording import ResultRecording
 from modularml.experiment.steps import StepLog
 from modularml.experiment.stored_steps import packed_steps, unpacked_steps
-from modularml.loop.patience import Patience
+from modularml.loops.patience import Patience
 
 __all__ = ["EarlyStopping", "EarlyStoppingResult"]
 

@@ -31,7 +31,7 @@ from modularml.experiment.run_state import untouched
 from modularml.experiment.streaming import stream_events
 from modularml.graph.model_graph import ModelGraph
 from modularml.io.randomness import seed_all
-from modularml.streams import Event
+from modularml.loops.events import Event
 
 __all__ = ["Experiment"]
 

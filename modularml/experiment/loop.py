@@ -24,7 +24,7 @@ from modularml.experiment.recording import Recorder, ResultRecording
 from modularml.experiment.results import PhaseResults
 from modularml.experiment.run_state import Start
 from modularml.graph.model_node import ModelNode
-from modularml.loop import Stream
+from modularml.loops.stream import Stream
 from modularml.progress import Bar, bar
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from modularml.graph.files import ContextYaml
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.node import GraphNode
 from modularml.graph.running import run_step
-from modularml.loop import Stream
+from modularml.loops.stream import Stream
 from modularml.samplers import BaseSampler
 from modularml.training import AppliedLoss
 

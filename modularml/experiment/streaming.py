@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from modularml.experiment.phase import ExperimentPhase
 from modularml.experiment.results import PhaseResults
 from modularml.experiment.run import Runner
-from modularml.streams import Event
+from modularml.loops.events import Event
 
 if TYPE_CHECKING:
     from modularml.experiment.experiment import Experiment

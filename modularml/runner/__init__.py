@@ -1,4 +1,4 @@
-"""A loop that tells of itself: events, and callbacks that listen to them.
+"""A loop that emits events, and callbacks for them.
 
 ::
 
@@ -12,8 +12,7 @@
     runner.run(batches, max_epoch=10)
 """
 
-from modularml.runner.events import Event, EventError, Listeners
-from modularml.runner.runner import Runner
-from modularml.runner.saving import read_saved, write_safely
+from modularml.loops.runner import Event, EventError, Listeners, Runner
+from modularml.loops.saving import read_saved, write_safely
 
 __all__ = ["Event", "EventError", "Listeners", "Runner", "read_saved", "write_safely"]

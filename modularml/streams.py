@@ -13,16 +13,13 @@ An event is a dict, one an epoch. A stage takes an iterator of events and return
     )
     history = collect(events)
 
-Everything is lazy: an epoch is trained when somebody asks for its event.
+Everything is lazy: an epoch is trained when its event is asked for.
 """
 
-from modularml.streams.batching import iter_batches
-from modularml.streams.events import Event, NotAnEventError
-from modularml.streams.metrics import early_stop, ema
-from modularml.streams.printing import print_keys
-from modularml.streams.sinks import collect, collect_jsonl, collect_pd
-from modularml.streams.stages import augment, pipe, take, tap, tick
-from modularml.streams.training import LossShapeError, epoch_stream, validation_loss
+from modularml.loops.events import Event, NotAnEventError
+from modularml.loops.sinks import collect, collect_jsonl, collect_pd, print_keys
+from modularml.loops.stages import augment, early_stop, ema, pipe, take, tap, tick
+from modularml.loops.training import LossShapeError, epoch_stream, iter_batches, validation_loss
 
 __all__ = [
     "Event",

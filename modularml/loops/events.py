@@ -1,14 +1,14 @@
-"""What flows through a stream, and how to take hold of it."""
+"""Events, and drawing them from a stream."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import TracebackType
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from modularml.errors import DataError, UnknownNameError
 
-__all__ = ["Event", "Events", "NotAnEventError", "Stage", "Supply", "as_float", "number"]
+__all__ = ["Event", "Events", "NotAnEventError", "Stage", "number", "source"]
 
 
 class Event(dict[str, Any]):
@@ -19,7 +19,7 @@ class Event(dict[str, Any]):
     ``epoch``               int, the epoch of a phase, 0-based
     ``train_loss``          float, the mean over the samples of the epoch
     ``val_loss``            float, where a stage has added it
-    ``model``               what is being trained; no copy, so it goes on changing
+    ``model``               what is being trained; no copy, so it keeps changing
     ======================  ======================================================
 
     Examples
@@ -51,29 +51,14 @@ class NotAnEventError(DataError, TypeError):
         super().__init__(f"an event must be a dict with str keys, got {came!r:.200}")
 
 
-class Supply:
-    """The events a stage draws from: closed when the stage is done, fails or is closed itself.
-
-    Parameters
-    ----------
-    events : iterable of dict
-    """
-
-    __slots__ = ("_iterator",)
-
-    def __init__(self, events: Events) -> None:
-        self._iterator = iter(events)
-
-    def __enter__(self) -> Iterator[dict[str, Any]]:
-        return self._iterator
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        close = getattr(self._iterator, "close", None)
+@contextmanager
+def source(events: Events) -> Iterator[Iterator[dict[str, Any]]]:
+    """Iterate over events, and close their iterator at the end, on failure or when closed."""
+    iterator = iter(events)
+    try:
+        yield iterator
+    finally:
+        close = getattr(iterator, "close", None)
         if close is not None:
             close()
 
@@ -94,10 +79,6 @@ def number(event: dict[str, Any], key: str) -> float:
         raise NotAnEventError(event)
     if key not in event:
         raise UnknownNameError("event key", key, event)
-    return as_float(event[key])
-
-
-def as_float(value: Any) -> float:
-    """Return ``float(value)``; a tensor is taken off its graph first."""
-    detach = getattr(value, "detach", None)
+    value = event[key]
+    detach = getattr(value, "detach", None)  # a tensor is taken off its graph
     return float(value if detach is None else detach())

@@ -17,9 +17,9 @@ from modularml.errors import (  # noqa: E402
     ModularMLError,
     ShapeError,
 )
+from modularml.loops import training  # noqa: E402
 from modularml.streams import (  # noqa: E402
     augment,
-    batching,
     collect,
     epoch_stream,
     iter_batches,
@@ -104,7 +104,7 @@ def test_an_epoch_of_several_chunks_has_one_mean(monkeypatch):
     x, y = problem()
     losses = []
     for batches_a_chunk in (1, 2, 1024):
-        monkeypatch.setattr(batching, "CHUNK_BATCHES", batches_a_chunk)
+        monkeypatch.setattr(training, "CHUNK_BATCHES", batches_a_chunk)
         model = network()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
         generator = torch.Generator().manual_seed(1)
@@ -252,13 +252,13 @@ def test_batches_are_the_rows_cut_in_order(n, batch_size, shuffle, chunk_bytes):
     x, y = torch.arange(2 * n).reshape(n, 2), torch.arange(n)
     seeds = [torch.Generator().manual_seed(n) for _ in range(2)]
     order = torch.randperm(n, generator=seeds[0]) if shuffle else torch.arange(n)
-    before, batching.CHUNK_BYTES = batching.CHUNK_BYTES, chunk_bytes
+    before, training.CHUNK_BYTES = training.CHUNK_BYTES, chunk_bytes
     try:
         batches = list(
             iter_batches(x, y, batch_size=batch_size, shuffle=shuffle, generator=seeds[1])
         )
     finally:
-        batching.CHUNK_BYTES = before
+        training.CHUNK_BYTES = before
     expected = [order[start : start + batch_size] for start in range(0, n, batch_size)]
     assert len(batches) == len(expected)
     for (x_batch, y_batch), rows in zip(batches, expected, strict=True):

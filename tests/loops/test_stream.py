@@ -1,8 +1,6 @@
 """`Stream`: the examples of its reference, then resuming at every point of a run."""
 
 import copy
-import doctest
-import importlib
 import json
 from itertools import chain, count, repeat
 
@@ -36,11 +34,6 @@ class Shuffled:
 
     def load_state_dict(self, state):
         self.passes, self.place = state["passes"], state["place"]
-
-
-@pytest.mark.parametrize("name", ["stream", "source", "position"])
-def test_examples(name):
-    assert doctest.testmod(importlib.import_module(f"modularml.loop.{name}")).failed == 0
 
 
 # ------------------------------------------------------------------------- the plain reference

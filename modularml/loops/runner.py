@@ -1,23 +1,152 @@
-"""The runner: batches, epochs, and a state that can be put away and taken up again."""
+"""The runner: batches, epochs, events with callbacks, and a state from which it can resume."""
 
 from __future__ import annotations
 
+import enum
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias, TypeVar, overload
 
-from modularml.errors import ConfigError, ExecutionError
-from modularml.runner.events import Callback, Event, Listeners
+from modularml.errors import ConfigError, ExecutionError, UnknownNameError
 
-__all__ = ["Runner"]
+__all__ = ["Callback", "Event", "EventError", "Listeners", "Runner", "State", "look_up"]
+
+State: TypeAlias = dict[str, Any]
+Callback: TypeAlias = Callable[[State], Any]
+C = TypeVar("C", bound=Callback)
+
+
+class Event(enum.Enum):
+    """A moment of a run.
+
+    ::
+
+        STARTED
+        for each epoch:
+            EPOCH_STARTED
+            for each batch:
+                BATCH
+            EPOCH_FINISHED
+        FINISHED
+    """
+
+    STARTED = "started"
+    """Once, at the start of a run."""
+    EPOCH_STARTED = "epoch started"
+    """At the start of every epoch."""
+    BATCH = "batch"
+    """At every batch."""
+    EPOCH_FINISHED = "epoch finished"
+    """At the end of every epoch; an epoch that is broken off has no end."""
+    FINISHED = "finished"
+    """Once, at the end of a run, also of one that was stopped."""
+
+
+class EventError(ConfigError, TypeError):
+    """Something is no `Event`, or no callback for one."""
+
+
+class Listeners:
+    """Callbacks by event, and the order in which they are called."""
+
+    def __init__(self) -> None:
+        self._ranked: dict[str, list[tuple[int, Callback]]] = {e.value: [] for e in Event}
+        self._plans: dict[str, list[tuple[int, Callback]]] = {e.value: [] for e in Event}
+        """Callbacks by value of their event, in order, each with how many come after it."""
+
+    @overload
+    def on(
+        self, event: Event, callbacks: Callback | Iterable[Callback], *, rank: int = 0
+    ) -> None: ...
+    @overload
+    def on(self, event: Event, callbacks: None = None, *, rank: int = 0) -> Callable[[C], C]: ...
+    def on(
+        self,
+        event: Event,
+        callbacks: Callback | Iterable[Callback] | None = None,
+        *,
+        rank: int = 0,
+    ) -> Callable[[C], C] | None:
+        """Add callbacks that listen to an event.
+
+        Parameters
+        ----------
+        event : Event
+        callbacks : callable or iterable of callable, optional
+            Each is called with the state of the run; what it returns is ignored.
+        rank : int
+            Callbacks of a lower rank are called first, those of one rank in the order in which
+            they were added. Attachments use -1 and 1.
+
+        Returns
+        -------
+        callable or None
+            Without `callbacks`, a decorator.
+
+        Raises
+        ------
+        EventError
+            If `event` is no `Event`, or a callback is not callable. None is added then.
+
+        Examples
+        --------
+        >>> from modularml.runner import Event, Runner
+        >>> runner = Runner()
+        >>> @runner.on(Event.BATCH)
+        ... def show(state):
+        ...     print(state["batch"])
+        >>> runner.on(Event.FINISHED, [lambda state: print("so"), lambda state: print("done")])
+        >>> runner.run("ab")
+        a
+        b
+        so
+        done
+        """
+        if not isinstance(event, Event):
+            names = ", ".join(f"Event.{known.name}" for known in Event)
+            raise EventError(f"event must be one of {names}, got {event!r}")
+        if callbacks is None:
+
+            def add(callback: C) -> C:
+                self.on(event, callback, rank=rank)
+                return callback
+
+            return add
+        several = isinstance(callbacks, Iterable) and not callable(callbacks)
+        self._add(event.value, list(callbacks) if several else [callbacks], rank)  # type: ignore[arg-type]
+        return None
+
+    def _add(self, event: str, callbacks: list[Any], rank: int) -> None:
+        for callback in callbacks:
+            if not callable(callback):
+                raise EventError(f"a callback must be callable, got {callback!r:.200}")
+        ranked = self._ranked[event]
+        ranked.extend((rank, callback) for callback in callbacks)
+        ranked.sort(key=lambda entry: entry[0])
+        last = len(ranked) - 1
+        self._plans[event] = [(last - i, callback) for i, (_, callback) in enumerate(ranked)]
+
+
+def look_up(state: State, key: str) -> Any:
+    """Return an entry of a state.
+
+    Raises
+    ------
+    UnknownNameError
+        If it has none of that name; it is a `KeyError`.
+    """
+    if key not in state:
+        raise UnknownNameError("state key", key, map(str, state))
+    return state[key]
+
 
 BATCH, FINISHED = Event.BATCH.value, Event.FINISHED.value
 KEYS = ("batches", "max_epoch", "n_iters", "running", "epoch", "batch")
 
 
 class Runner(Listeners):
-    """Go through batches for some epochs and tell callbacks of it.
+    """Go through batches for some epochs and notify callbacks.
 
     Attributes
     ----------
@@ -91,10 +220,10 @@ class Runner(Listeners):
         self._live = None
         start = {"max_epoch": max_epoch, "n_iters": 0, "running": True, "epoch": 0, "batch": None}
         self._emit(Event.STARTED, batches=batches, _epoch_iters=None, **start)
-        self._go_on()
+        self._loop()
 
     def resume(self, repeat_last_batch: bool = False) -> None:
-        """Go on from the current state.
+        """Resume from the current state.
 
         Parameters
         ----------
@@ -110,7 +239,7 @@ class Runner(Listeners):
         -----
         - Where a callback raised, it is called again, and then those after it; at `Event.BATCH`
           the rest of the batch is passed over instead, unless `repeat_last_batch`.
-        - In the process that was stopped the same iterator goes on. In another one ``batches`` is
+        - In the process that was stopped the same iterator continues. In another one ``batches`` is
           iterated over again and the batches seen in this epoch are skipped, unless it has a
           ``load_state_dict``: then it is taken to know its own place.
         """
@@ -126,9 +255,9 @@ class Runner(Listeners):
             self._emit(Event.BATCH)
         else:
             self._finish_event()
-        self._go_on()
+        self._loop()
 
-    def _go_on(self) -> None:
+    def _loop(self) -> None:
         state = self.state
         state["_repeats"] = False
         while state["running"] and self._has_epochs(state):
@@ -146,7 +275,7 @@ class Runner(Listeners):
         return state.get("_epoch_iters") is not None or state["epoch"] < state["max_epoch"]
 
     def _run_batches(self) -> bool:
-        """Go through the batches of an epoch; tell whether they are used up."""
+        """Go through the batches of an epoch; return whether they are used up."""
         state, plans, iterator = self.state, self._plans, self._iterator()
         state["_event"], state["_left"] = BATCH, 0
         try:
@@ -170,7 +299,7 @@ class Runner(Listeners):
         """Call callbacks; with `retry`, one that raises will be the first that `resume` calls."""
         state = self.state
         for left, callback in plan:
-            state["_left"] = left  # before the call, so that a copy made in it goes on after it
+            state["_left"] = left  # before the call, so that a copy made in it resumes after it
             try:
                 callback(state)
             except BaseException:
@@ -202,7 +331,7 @@ class Runner(Listeners):
 
 
 def _is_closed(iterator: Any) -> bool:
-    """Tell whether a generator has ended, as one does in which something was raised."""
+    """Return whether a generator has ended, as one does in which something was raised."""
     return (
         inspect.isgenerator(iterator) and inspect.getgeneratorstate(iterator) == inspect.GEN_CLOSED
     )

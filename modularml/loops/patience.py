@@ -1,4 +1,4 @@
-"""When to stop for want of improvement: the arithmetic, apart from everything else."""
+"""Early stopping: how long a value has not improved."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Patience"]
 
 
 class Patience(Checked):
-    """Count how long a value has not got better.
+    """Count how long a value has not improved.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class Patience(Checked):
         self.waited = 0
 
     def update(self, value: float, epoch: int) -> bool:
-        """Take in a value and tell whether it is the best so far; NaN never is."""
+        """Take in a value and return whether it is the best so far; NaN never is."""
         if self._is_better(value):
             self.best, self.best_epoch, self.waited = value, epoch, 0
             return True

@@ -8,8 +8,8 @@ from itertools import repeat
 from typing import Any
 
 from modularml.errors import ConfigError
-from modularml.loop.position import Position, check_count
-from modularml.loop.source import Source
+from modularml.loops.checks import check_int
+from modularml.loops.position import LoaderCycle, Position
 from modularml.progress import Bar, bar
 
 __all__ = ["Stream"]
@@ -62,7 +62,7 @@ class Stream:
     """
 
     def __init__(self, loader: Iterable[Any]) -> None:
-        self._source = Source(loader)
+        self._cycle = LoaderCycle(loader)
         self._at = Position()
         self._bar = Bar(None)
 
@@ -79,7 +79,7 @@ class Stream:
     @property
     def loader(self) -> Iterable[Any]:
         """The loader behind; `set_loader` changes it."""
-        loader: Iterable[Any] = self._source.loader
+        loader: Iterable[Any] = self._cycle.loader
         return loader
 
     def epochs(
@@ -123,7 +123,7 @@ class Stream:
         >>> [list(epoch) for epoch in stream.epochs(3, 2, show_progress=False)]
         [[0, 1], [2, 0], [1, 2]]
         """
-        check_count("max_epoch", max_epoch, 0)
+        check_int("max_epoch", max_epoch, 0, or_inf=True)
         self._size("epoch_size", epoch_size, least=1)
         return self._run(max_epoch, epoch_size, show_progress)
 
@@ -168,7 +168,7 @@ class Stream:
         >>> [stream.next() for _ in range(5)], stream.iteration
         ([0, 1, 2, 0, 1], 5)
         """
-        item = self._source.take()
+        item = self._cycle.next_item()
         self._at.iteration += 1
         self._bar.update()
         return item
@@ -178,7 +178,7 @@ class Stream:
         self._at.next_epoch()
 
     def reload_iterator(self) -> None:
-        """Start the loader from its beginning; a loader that is an iterator goes on.
+        """Start the loader from its beginning; a loader that is an iterator continues.
 
         Examples
         --------
@@ -189,7 +189,7 @@ class Stream:
         >>> stream.next()
         0
         """
-        self._source.rewind()
+        self._cycle.rewind()
 
     def set_loader(self, loader: Iterable[Any]) -> None:
         """Take the next items from another loader; an epoch under way keeps its size.
@@ -213,7 +213,7 @@ class Stream:
         4 1
         5 1
         """
-        self._source = Source(loader)
+        self._cycle = LoaderCycle(loader)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the stream is, to be saved.
@@ -234,8 +234,8 @@ class Stream:
         >>> stream.state_dict()
         {'epoch': 1, 'iteration': 2}
         """
-        if self._source.keeps_state:
-            return {**self._at.to_dict(), "loader": self._source.state()}
+        if self._cycle.has_state:
+            return {**self._at.to_dict(), "loader": self._cycle.state()}
         return {"epoch": self.epoch, "iteration": self.iteration}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -264,7 +264,7 @@ class Stream:
         """
         at = Position.from_dict(state_dict)
         if "loader" in state_dict:
-            self._source.set_state(state_dict["loader"])
+            self._cycle.set_state(state_dict["loader"])
         else:
             at.take_over()  # a position means nothing to a loader that starts again
         self._at = at
@@ -283,7 +283,7 @@ class Stream:
             ) as self._bar:
                 if began is not None and at.epoch <= max_epoch:
                     yield self._epoch_items(at.left(size, began), began)
-                while self.epoch < max_epoch and not self._source.is_dry:
+                while self.epoch < max_epoch and not self._cycle.is_exhausted:
                     self.increment_epoch()
                     size = self._size("epoch_size", epoch_size, least=1)
                     yield self._epoch_items(size, self.iteration)
@@ -310,9 +310,9 @@ class Stream:
 
     def _size(self, name: str, n_items: float | None, *, least: int = 0) -> float:
         if n_items is not None:
-            check_count(name, n_items, least)
+            check_int(name, n_items, least, or_inf=True)
             return n_items
-        length = self._source.length()
+        length = self._cycle.length()
         if length is None:
             raise ConfigError(f"{name} must be given, because the loader has no length")
         return length

@@ -1,7 +1,8 @@
-"""What comes in, refused with a clear word where it cannot be used."""
+"""Checks of arguments."""
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -23,20 +24,23 @@ def check_callable(name: str, value: Any) -> None:
         raise ConfigError(f"{name} must be callable, got {value!r:.200}")
 
 
-def check_int(name: str, value: Any, least: int) -> None:
+def check_int(name: str, value: Any, least: int, *, or_inf: bool = False) -> None:
     """Refuse what is no whole number, or too small.
 
     Raises
     ------
     ConfigError
-        If `value` is no int of at least `least`.
+        If `value` is no int of at least `least`, nor, with `or_inf`, infinite.
     """
+    if or_inf and isinstance(value, float) and value == math.inf:
+        return
     try:
         enough = operator.index(value) >= least
     except TypeError:
         enough = False
     if not enough:
-        raise ConfigError(f"{name} must be an int of at least {least}, got {value!r}")
+        also = ", or inf" if or_inf else ""
+        raise ConfigError(f"{name} must be an int of at least {least}{also}, got {value!r}")
 
 
 def check_module(name: str, value: Any) -> None:

@@ -1,7 +1,5 @@
 """`Runner`: order of events, and stopping and resuming at every point of a run."""
 
-import doctest
-import importlib
 import pickle
 
 import pytest
@@ -9,15 +7,6 @@ import pytest
 from modularml.errors import ConfigError, ExecutionError, ModularMLError
 from modularml.runner import Event, Runner
 from modularml.runner.attachments import LambdaReducer, MeanReducer, SumReducer
-
-MODULES = ["attachments", "callbacks", "events", "reducers", "runner", "saving"]
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_examples(name):
-    found = doctest.testmod(importlib.import_module(f"modularml.runner.{name}"))
-    assert found.attempted > 0
-    assert found.failed == 0
 
 
 def logged(runner):

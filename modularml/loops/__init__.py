@@ -1,0 +1,1 @@
+"""Loops of one's own: `Stream`, streams of events, and `Runner`."""

@@ -1,0 +1,350 @@
+"""Stages: from an iterator of events to another one, lazily and in order."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Any, Literal, overload
+
+from modularml.errors import ConfigError
+from modularml.loops.checks import check_callable, check_int
+from modularml.loops.events import Event, Events, NotAnEventError, Stage, number, source
+from modularml.loops.patience import Patience
+
+__all__ = ["augment", "early_stop", "ema", "pipe", "take", "tap", "tick"]
+
+
+def pipe(stream: Events, *stages: Stage) -> Iterator[dict[str, Any]]:
+    """Compose stages from left to right.
+
+    Parameters
+    ----------
+    stream : iterable of dict
+    *stages : callable
+        Each takes an iterator of events and returns one.
+
+    Returns
+    -------
+    iterator of dict
+        Nothing is drawn from `stream` before the first event is asked for. Closing it closes
+        `stream`.
+
+    Raises
+    ------
+    ConfigError
+        If a stage is not callable.
+
+    Examples
+    --------
+    >>> events = [{"x": 1}, {"x": 2}]
+    >>> add_one = augment(lambda event: {"x": event["x"] + 1})
+    >>> add_double = augment(lambda event: {"double": 2 * event["x"]})
+    >>> list(pipe(events, add_one, add_double))
+    [{'x': 2, 'double': 4}, {'x': 3, 'double': 6}]
+
+    >>> from modularml.streams import ema
+    >>> stream = pipe(
+    ...     [{"loss": 3.0}, {"loss": 2.0}, {"loss": 1.0}],
+    ...     ema("loss", decay=0.5, bias_correction=False),
+    ...     take(2),
+    ... )
+    >>> list(stream)
+    [{'loss': 3.0, 'loss_ema': 1.5}, {'loss': 2.0, 'loss_ema': 1.75}]
+    """
+    for place, stage in enumerate(stages, 1):
+        check_callable(f"stage {place} of pipe", stage)
+    return functools.reduce(lambda events, stage: stage(events), stages, iter(stream))
+
+
+def augment(fn: Callable[[Event], Mapping[str, Any] | None]) -> Stage:
+    """Create a stage that merges extra keys into each event.
+
+    Parameters
+    ----------
+    fn : callable
+        Called with each event. The mapping it returns is merged into a copy of the event, so that
+        its keys win; None leaves the event as it is.
+
+    Examples
+    --------
+    >>> add_error = augment(
+    ...     lambda event: {"error": event["pred"] - event["target"]} if "pred" in event else None
+    ... )
+    >>> events = [{"pred": 3.0, "target": 2.5}, {"target": 1.0}]
+    >>> list(add_error(events))
+    [{'pred': 3.0, 'target': 2.5, 'error': 0.5}, {'target': 1.0}]
+    """
+    check_callable("fn", fn)
+    return functools.partial(_augmented, fn)
+
+
+def _augmented(fn: Any, events: Events) -> Iterator[dict[str, Any]]:
+    with source(events) as upstream:
+        for event in upstream:
+            extra = fn(event)
+            yield event if extra is None else _merged(event, extra)
+
+
+def _merged(event: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return {**event, **extra}
+    except TypeError:
+        if not isinstance(event, Mapping):
+            raise NotAnEventError(event) from None
+        raise ConfigError(f"fn must return a dict or None, got {extra!r:.200}") from None
+
+
+def tap(fn: Callable[[Event], Any], *, every: int = 1, start: int = 1) -> Stage:
+    """Create a stage that looks at events and passes them on unchanged.
+
+    Parameters
+    ----------
+    fn : callable
+        Called with selected events, before they are passed on.
+    every : int
+        Call `fn` at every n-th event, from `start` on; at least 1.
+    start : int
+        The first event that `fn` is called with, 1-based.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is not as described.
+
+    Examples
+    --------
+    >>> seen = []
+    >>> list(pipe([{"x": n} for n in range(1, 8)], tap(seen.append, every=3, start=2), take(7)))[0]
+    {'x': 1}
+    >>> seen
+    [{'x': 2}, {'x': 5}]
+    """
+    check_callable("fn", fn)
+    check_int("every", every, 1)
+    check_int("start", start, 1)
+    return functools.partial(_tapped, fn, every, start)
+
+
+def _tapped(fn: Any, every: int, start: int, events: Events) -> Iterator[dict[str, Any]]:
+    wait = start
+    with source(events) as upstream:
+        for event in upstream:
+            wait -= 1
+            if not wait:
+                fn(event)
+                wait = every
+            yield event
+
+
+def tick(fn: Callable[[], Any]) -> Stage:
+    """Create a stage that calls a function at each event, without it.
+
+    Examples
+    --------
+    >>> list(pipe([{"x": 1}, {"x": 2}], tick(lambda: print("tick"))))
+    tick
+    tick
+    [{'x': 1}, {'x': 2}]
+    """
+    check_callable("fn", fn)
+    return tap(lambda event: fn())
+
+
+def take(n: int) -> Stage:
+    """Create a stage that ends after the first events; no further one is asked for.
+
+    Parameters
+    ----------
+    n : int
+        How many, at least 0.
+
+    Raises
+    ------
+    ConfigError
+        If `n` is negative.
+
+    Examples
+    --------
+    >>> events = [{"x": 1}, {"x": 2}, {"x": 3}]
+    >>> list(take(2)(events)), list(pipe(events, take(1)))
+    ([{'x': 1}, {'x': 2}], [{'x': 1}])
+    """
+    check_int("n", n, 0)
+    return functools.partial(_taken, n)
+
+
+def _taken(n: int, events: Events) -> Iterator[dict[str, Any]]:
+    with source(events) as upstream:
+        yield from islice(upstream, n)
+
+
+def ema(
+    key: str,
+    *,
+    decay: float | None = None,
+    half_life: float | None = None,
+    out_key: str | None = None,
+    bias_correction: bool = True,
+) -> Stage:
+    """Create a stage that adds an exponential moving average of a key.
+
+    Parameters
+    ----------
+    key : str
+        What is smoothed. Each event must have it, as something that ``float`` takes.
+    decay : float, optional
+        Weight of the past, at least 0 and less than 1.
+    half_life : float, optional
+        Events after which half is forgotten: ``decay = 0.5 ** (1 / half_life)``. Exactly one of
+        the two must be given.
+    out_key : str, optional
+        Where the average goes, ``{key}_ema`` by default; what is there is overwritten.
+    bias_correction : bool
+        Whether to divide by ``1 - decay**t``, which removes the pull towards the zero start
+        (Kingma & Ba 2015, *Adam*, section 3, arXiv:1412.6980).
+
+    Raises
+    ------
+    ConfigError
+        If not exactly one of `decay` and `half_life` is given, or it is out of range.
+    KeyError, TypeError, ValueError
+        In passing: if an event lacks `key`, or ``float`` does not take its value.
+
+    Notes
+    -----
+    ``m = decay * m + (1 - decay) * x``, with ``m = 0`` before the first event. Events are copied,
+    not changed.
+
+    Examples
+    --------
+    >>> from modularml.streams import pipe
+    >>> events = [
+    ...     {"step": 1, "loss": 10.0},
+    ...     {"step": 2, "loss": 20.0},
+    ...     {"step": 3, "loss": 30.0},
+    ... ]
+    >>> smoothed = list(pipe(events, ema("loss", decay=0.5)))
+    >>> [(event["step"], round(event["loss_ema"], 4)) for event in smoothed]
+    [(1, 10.0), (2, 16.6667), (3, 24.2857)]
+    """
+    weight = _decay(decay, half_life)
+    return functools.partial(_smoothed, key, out_key or f"{key}_ema", weight, bias_correction)
+
+
+def _smoothed(
+    key: str, out_key: str, decay: float, bias_correction: bool, events: Events
+) -> Iterator[dict[str, Any]]:
+    mean, unseen = 0.0, 1.0
+    with source(events) as upstream:
+        for event in upstream:
+            mean = decay * mean + (1 - decay) * number(event, key)
+            unseen *= decay
+            yield event | {out_key: mean / (1 - unseen) if bias_correction else mean}
+
+
+def _stopping(
+    key: str,
+    patience: int,
+    *,
+    mode: Literal["min", "max"] = "min",
+    min_delta: float = 0.0,
+) -> Stage:
+    Patience(mode, patience, min_delta)  # raises now, not at the first event
+    return functools.partial(_until_spent, key, (mode, patience, min_delta))
+
+
+def _until_spent(
+    key: str, rule: tuple[Literal["min", "max"], int, float], events: Events
+) -> Iterator[dict[str, Any]]:
+    watch = Patience(*rule)
+    with source(events) as upstream:
+        for place, event in enumerate(upstream):
+            watch.update(number(event, key), place)
+            yield event
+            if watch.is_spent:
+                return
+
+
+@overload
+def early_stop(
+    key: str, patience: int, *, mode: Literal["min", "max"] = "min", min_delta: float = 0.0
+) -> Stage: ...
+@overload
+def early_stop(
+    events: Events,
+    /,
+    key: str,
+    patience: int,
+    *,
+    mode: Literal["min", "max"] = "min",
+    min_delta: float = 0.0,
+) -> Iterator[dict[str, Any]]: ...
+@functools.wraps(_stopping, assigned=())  # so that `inspect.signature` shows the stage's own
+def early_stop(*args: Any, **kwargs: Any) -> Any:
+    """Yield events until a metric has not improved for some of them.
+
+    Parameters
+    ----------
+    key : str
+        Event key of the metric, something that ``float`` takes.
+    patience : int
+        Events in a row without improvement after which the stream ends; the last of them is still
+        passed on. At least 0, which is taken as 1.
+    mode : {'min', 'max'}
+        Which values are better.
+    min_delta : float
+        A value must be better than the best by more than this; at least 0. NaN never is better.
+
+    Returns
+    -------
+    stage, or iterator of dict
+        A stage for `pipe`. With a stream as first argument, before the others: its events.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is not as described.
+    KeyError, TypeError, ValueError
+        In passing: if an event lacks `key`, or ``float`` does not take its value.
+
+    Examples
+    --------
+    >>> from modularml.streams import pipe
+    >>> events = [{"val_loss": loss} for loss in (3.0, 2.0, 2.5, 2.0, 1.0)]
+    >>> collected = list(pipe(events, early_stop("val_loss", patience=2)))
+    >>> [event["val_loss"] for event in collected]
+    [3.0, 2.0, 2.5, 2.0]
+
+    >>> for event in early_stop(events, key="val_loss", patience=1):
+    ...     print(event)
+    {'val_loss': 3.0}
+    {'val_loss': 2.0}
+    {'val_loss': 2.5}
+    """
+    if args and not isinstance(args[0], str):
+        return _stopping(*args[1:], **kwargs)(args[0])
+    return _stopping(*args, **kwargs)
+
+
+def _decay(decay: float | None, half_life: float | None) -> float:
+    """Return a decay, given as such or by the number of steps after which half is forgotten.
+
+    Raises
+    ------
+    ConfigError
+        If not exactly one is given, or it is out of range.
+    """
+    if (decay is None) == (half_life is None):
+        raise ConfigError(
+            f"give exactly one of decay and half_life, got {decay!r} and {half_life!r}"
+        )
+    if decay is not None:
+        if not 0 <= decay < 1:
+            raise ConfigError(f"decay must be at least 0 and less than 1, got {decay!r}")
+        return float(decay)
+    assert half_life is not None
+    if not 0 < half_life < math.inf:
+        raise ConfigError(f"half_life must be positive (in events), got {half_life!r}")
+    return float(0.5 ** (1.0 / half_life))
