@@ -204,9 +204,6 @@ class ExperimentPhase(Configurable, ContextYaml):
             options = replace(options, parallel=True)
             for sampler in {id(b.sampler): b.sampler for b in bound}.values():
                 sampler.seed_ = processes.gather(sampler.seed_)[0]
-        fits = self.to_fit(graph)
-        if self.training or fits:
-            graph.learn_from([b.view for b in bound], self.active_nodes, fits, even_frozen=live)
         return Feed(
             self.label,
             graph,
@@ -218,10 +215,19 @@ class ExperimentPhase(Configurable, ContextYaml):
             options=options,
             pin_memory=where.pin_memory,
             processes=processes,
-            fits=fits,
+            fits=self.to_fit(graph),
             live=live,
             chunk=self.batch_size if whole else None,
         )
+
+    def learn_from(self, feed: Feed, *, live: bool = False) -> list[tuple[Any, Any]]:
+        """Note which rows the nodes that learn learn from; see `ModelGraph.learn_from`."""
+        graph = self.graph()
+        fits = self.to_fit(graph)
+        if not (self.training or fits):
+            return []
+        views = [b.view for b in feed.bound.values()]
+        return graph.learn_from(views, self.active_nodes, fits, even_frozen=live)
 
     @property
     def is_main(self) -> bool:
