@@ -1,4 +1,4 @@
-"""Kinds of leaks and of sound sets, a few of each family; ``benchmarks.leaks`` measures them all."""
+"""Kinds of leaks and of sound sets, a few of each family; `benchmarks.leaks` has them all."""
 
 import numpy as np
 import pytest
