@@ -11,7 +11,6 @@ from modularml.backends.accelerator import Accelerator
 from modularml.config import Configurable
 from modularml.context import ExperimentContext
 from modularml.data.execution import ExecutionContext, Source
-from modularml.diagram import Diagram, DiagramEdge, DiagramNode
 from modularml.errors import ConfigError, GraphError, RegistrationError
 from modularml.experiment.binding import InputBinding, bind, binding_for, keep_keys, roles_of
 from modularml.experiment.callback import Callback
@@ -26,6 +25,7 @@ from modularml.graph.running import run_step
 from modularml.loops.stream import Stream
 from modularml.samplers import BaseSampler
 from modularml.training import AppliedLoss
+from modularml.viz import Diagram, DiagramEdge, DiagramNode
 
 __all__ = ["ExperimentPhase", "all_of"]
 

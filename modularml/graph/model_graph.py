@@ -11,7 +11,6 @@ from modularml.backends import adapter_for
 from modularml.config import Configurable, Stateful, decode, encode
 from modularml.context import ExperimentContext
 from modularml.data import FeatureSetView
-from modularml.diagram import Diagram
 from modularml.errors import ConfigError
 from modularml.graph import topology
 from modularml.graph.build import build_nodes
@@ -27,6 +26,7 @@ from modularml.graph.predict import predict
 from modularml.graph.running import GraphRunning
 from modularml.graph.summary import GraphSummary, summarize
 from modularml.training import AppliedLoss, Loss, Optimizer
+from modularml.viz import Diagram
 
 __all__ = ["ModelGraph"]
 
