@@ -27,7 +27,6 @@ MODULES = [
     "modularml.strategies",
     "modularml.results",
     "modularml.io",
-    "modularml.plotting",
     "modularml.streams",
     "modularml.loop",
     "modularml.runner",

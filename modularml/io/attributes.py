@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import UserList
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -18,8 +19,7 @@ __all__ = ["check_attributes", "described", "listed_base"]
 
 _MOST_AXES = 3
 _LABELS = ["O1<U0>", "U1", "b1", "f1", "i1"]
-_VALUES = {"classes_": _LABELS, "categories_": [f"[{'|'.join(_LABELS)}]"]}
-"""Attributes that hold values of the user's columns, which may be of any kind."""
+"""Kinds of classes, which are those of the user's targets."""
 
 
 @cache
@@ -69,7 +69,8 @@ def check_attributes(owner: Any, given: Iterable[str] = ()) -> None:
                 raise ConfigError(f"{cls.__name__} learns no {attribute!r:.60}")
             continue
         kind = described(value)
-        allowed = [*listed[attribute], *_VALUES.get(attribute, ())]
+        allowed = listed[attribute]
+        allowed = [*allowed, *_LABELS] if attribute == "classes_" else allowed
         if not _fits(kind, allowed):
             raise ConfigError(
                 f"{cls.__name__}.{attribute} is of kind {kind:.60}, and may be one of {allowed}"
@@ -92,6 +93,8 @@ def _is_like(kind: str, allowed: Iterable[str]) -> bool:
     letter, rank = kind[0], kind[1:]
     if not rank.isdigit() or int(rank) > _MOST_AXES or letter not in "bifcU":
         return False
+    if letter == "U":  # a text is no array of texts
+        return rank != "0" and any(k[0] == "U" and k[1:].strip("0").isdigit() for k in allowed)
     letters = {k[0] for k in allowed if k[1:].isdigit()}
     return (
         letter in letters
@@ -132,8 +135,9 @@ def described(value: Any) -> str:
         kind = {"u": "i", "S": "U"}.get(value.dtype.kind, value.dtype.kind)
         inner = _kinds(value.ravel()) if kind == "O" else ""
         return f"{masked}{kind}{value.ndim}" + (f"<{inner}>" if inner else "")
+    value = value.data if isinstance(value, UserList) else value
     if isinstance(value, list | tuple):
-        start, end = "[]" if isinstance(value, list) else "()"
+        start, end = "()" if isinstance(value, tuple) else "[]"
         return f"{start}{_kinds(value)}{end}"
     if isinstance(value, Mapping):
         return "dict"

@@ -56,9 +56,7 @@ def booster_from(told: Mapping[str, Any]) -> Any:
     text = _text(told)
     if told["$booster"] == "xgboost":
         _check_xgboost(text)
-        made = require("xgboost", purpose=_PURPOSE).Booster()
-        made.load_model(bytearray(text.encode()))
-        return made
+        return require("xgboost", purpose=_PURPOSE).Booster(model_file=bytearray(text.encode()))
     if told["$booster"] != "lightgbm":
         raise ConfigError(f"{told['$booster']!r:.40} is no library of boosted trees")
     made = require("lightgbm", purpose=_PURPOSE).Booster(model_str=_check_lightgbm(text))

@@ -89,7 +89,7 @@ def described(names: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
     found = {}
     for role, name in names:
         obj = config_registry.get(name) if role == "type" else _imported(name)
-        module = str(getattr(obj, "__module__", ""))
+        module = str(getattr(obj, "__module__", "numpy"))  # which says nothing before 2.1
         if obj is not None and module.split(".")[0] not in (*LIBRARIES, "modularml", "builtins"):
             found[f"{module}:{obj.__qualname__}"] = {"role": role, "sha256": source_hash(obj)}
     return [{"name": name, **facts} for name, facts in sorted(found.items())]
@@ -291,7 +291,7 @@ def _imported(name: str) -> Any:
     for part in path.split("."):
         obj = getattr(obj, part, None) if not part.startswith("__") else None
     own = getattr(obj, "__module__", None) == module and getattr(obj, "__qualname__", None) == path
-    return obj if own else None
+    return obj if own or (module == "numpy" and _from_numpy(obj, module)) else None
 
 
 def _may_be_named(obj: Any, module: str) -> bool:

@@ -23,6 +23,7 @@ __all__ = [
     "SPLINE",
     "TREE",
     "found_in",
+    "full_name",
     "holds_estimator",
     "is_estimator",
     "is_listed",
@@ -66,6 +67,13 @@ MADE_AGAIN = ("f_", "dummy_leaf_", "_n_threads")
 from the machine (the number of threads)."""
 
 SPARSE = ("data", "indices", "indptr")
+
+
+def full_name(value: Any) -> str:
+    """Return ``module:name`` of an object's class."""
+    module, name = type(value).__module__, type(value).__qualname__
+    # scikit-learn 1.6 builds this module without the name of its package
+    return f"{'sklearn._loss._loss' if module == '_loss' else module}:{name}"
 
 
 def parameters(cls: type) -> dict[str, inspect.Parameter]:
@@ -116,8 +124,6 @@ def parts_of(value: Any) -> Iterator[Any]:
             left += item
         elif isinstance(item, np.ndarray):
             left += item.ravel().tolist() if item.dtype.hasobject else []
-        elif is_estimator(item) or is_listed(
-            PARTS, f"{type(item).__module__}:{type(item).__qualname__}"
-        ):
+        elif is_estimator(item) or is_listed(PARTS, full_name(item)):
             yield item
             left += vars(item).values()

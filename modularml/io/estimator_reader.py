@@ -12,7 +12,7 @@ import numpy as np
 from modularml._optional import require
 from modularml.config import decode, estimator_from, find_code
 from modularml.errors import ConfigError
-from modularml.io.attributes import check_attributes
+from modularml.io.attributes import check_attributes, described
 from modularml.io.birch import first_leaf, grown
 from modularml.io.boosters import booster_from
 from modularml.io.estimator_kinds import (
@@ -22,6 +22,7 @@ from modularml.io.estimator_kinds import (
     NEIGHBOURS,
     PARTS,
     found_in,
+    is_estimator,
     parameters,
 )
 from modularml.io.randomness import generator_from
@@ -55,10 +56,15 @@ class Reader:
             estimator.dummy_leaf_ = first_leaf(estimator.root_)
 
     def _set(self, target: Any, state: dict[str, Any]) -> None:
+        cls = type(target)
+        keeps = cls.__module__.startswith("sklearn.")  # others may change what they were given
+        given = {n: getattr(target, n, None) for n in parameters(cls)} if keeps else {}
         for name, value in state.items():
-            revived, own = self.revived(value), getattr(type(target), name, None)
+            revived, own = self.revived(value), getattr(cls, name, None)
             if not name.isidentifier() or name.startswith("__") or inspect.isroutine(own):
                 raise ConfigError(f"{name!r:.60} is no attribute that is learned")
+            if name in given and not _alike(revived, given[name]):
+                raise ConfigError(f"{name!r:.60} differs in form from what the estimator was given")
             if not isinstance(own, property) and name not in MADE_AGAIN:
                 setattr(target, name, revived)
 
@@ -95,6 +101,9 @@ class Reader:
         told = {"names": names, "formats": kinds, "offsets": offsets, "itemsize": value["size"]}
         if not 0 < value["size"] <= 8 * len(names) + 8:
             raise ConfigError("a table of a tree has rows of another size than its columns")
+        ends = [at + np.dtype(kind).itemsize for kind, at in zip(kinds, offsets, strict=True)]
+        if min(offsets) < 0 or max(ends) > value["size"]:
+            raise ConfigError("a column of a table of a tree lies outside its rows")
         columns = value["columns"]
         shape = next(iter(columns.values())).shape[:-1]
         out: Any = np.zeros(shape, np.dtype(told))  # type: ignore[call-overload]
@@ -177,6 +186,16 @@ class Reader:
         made = require("sklearn.utils").Bunch()
         made.update({self.revived(k): self.revived(v) for k, v in value["$bunch"]})
         return made
+
+
+def _alike(value: Any, given: Any) -> bool:
+    """Tell whether an argument holds, once it was fitted, estimators where it did before."""
+    if isinstance(given, list | tuple):
+        same = type(value) is type(given) and len(value) == len(given)
+        return same and all(map(_alike, value, given))
+    if is_estimator(given):
+        return type(value) is type(given)
+    return described(value) == described(given)
 
 
 _PLAIN: dict[str, Callable[[Reader, dict[str, Any]], Any]] = {

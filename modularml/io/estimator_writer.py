@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserList
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from modularml.io.estimator_kinds import (
     SPARSE,
     SPLINE,
     TREE,
+    full_name,
     holds_estimator,
     is_estimator,
     is_listed,
@@ -52,6 +54,8 @@ class Writer:
         """Return a value as plain data; `where` names it in errors."""
         if value is None or isinstance(value, bool | int | float | str | np.generic):
             return value
+        if isinstance(value, UserList):  # of columns in scikit-learn 1.6, which warns of each look
+            value = value.data
         if isinstance(value, list):
             return [self.plain(item, where) for item in value]
         if type(value) is tuple:
@@ -103,7 +107,7 @@ class Writer:
 
     def _listed(self, value: Any, where: str, owner: Any) -> Any:
         """Return an object of one of the kinds above as data; None for others."""
-        name = f"{type(value).__module__}:{type(value).__qualname__}"
+        name = full_name(value)
         if hasattr(value, "tocsr") and getattr(value, "format", "") in ("csr", "csc"):
             parts = [self._array(getattr(value, p), where) for p in SPARSE]
             return {"$sparse": value.format, "shape": list(value.shape), "parts": parts}

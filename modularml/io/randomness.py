@@ -240,15 +240,22 @@ def generator_from(state: Any) -> np.random.RandomState | np.random.Generator:
         return old
     if state["bit_generator"] != "PCG64":
         raise ValueError(f"a generator of kind {state['bit_generator']!r:.40} is not one we keep")
+    if state["state"]["inc"] % 2 == 0:  # such a generator repeats itself soon, or at once
+        raise ValueError("this is no state of a PCG64")
     bits = np.random.PCG64()
     bits.state = state
     return np.random.Generator(bits)
 
 
 def _checked(state: tuple[Any, ...]) -> Any:
-    """Return a state of the Mersenne twister; numpy itself would read beyond it without a word."""
+    """Return a state of the Mersenne twister.
+
+    numpy itself would read beyond it without a word, and draw zeros, for which some distributions
+    wait for ever, from one that is all zeros.
+    """
     name, keys, pos = state[:3]
-    if name != "MT19937" or len(keys) != 624 or not 0 <= int(pos) <= 624:
+    known = name == "MT19937" and len(keys) == 624 and 0 <= int(pos) <= 624
+    if not known or not np.any(keys[1:]):
         raise ValueError("this is no state of numpy's generator")
     return state
 

@@ -68,6 +68,8 @@ def check_estimator(estimator: Any) -> None:
     if "tree_" in found and hasattr(found["tree_"], "n_features"):
         _expect(found["tree_"].n_features == width, "tree_")
         _expect(found["tree_"].n_outputs == found.get("n_outputs_"), "n_outputs_")
+    if isinstance(known := found.get("classes_", []), str) or not hasattr(known, "__len__"):
+        raise ConfigError("classes_ of an estimator are no list or array")
     if "n_classes_" in found and "classes_" in found:
         _expect(np.array_equal(found["n_classes_"], _sizes(found["classes_"])), "n_classes_")
     if "_label_binarizer" in found and "classes_" in vars(found["_label_binarizer"]):
@@ -156,7 +158,7 @@ def _check_vectors(machine: Any) -> None:
     _expect(counts.ndim == 1 and bool((counts >= 0).all()) and classes > 1, "_n_support")
     _expect(not classifies or int(counts.sum()) == n, "_n_support")
     _expect(not classifies or len(found["classes_"]) == classes, "classes_")
-    _expect(classifies or counts.tolist()[:1] == [n] or int(counts.sum()) == n, "_n_support")
+    _expect(classifies or counts.tolist() == [n, n], "_n_support")
     rows, width = found["shape_fit_"]
     _expect(callable(machine.kernel) or width == found["n_features_in_"], "shape_fit_")
     sparse = hasattr(found["support_vectors_"], "indptr")

