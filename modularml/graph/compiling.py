@@ -251,15 +251,17 @@ class _Compiler(LossReading):
         read = [self._upstream(program, node, ref, role) for ref in node.upstream_refs]
         args = [program.moved(arg, device) for arg in read]
         fn, many = self._function(node, read, program.adapter), not isinstance(node, ModelNode)
-        if (learn := self.learners.get(node.node_id)) is not None:
-            more = self._learned_from(program, node, role, learn)
-            fn, many = fitted_then(learn, fn, program.adapter, tuple(more)), True
-            args += more.values()
         writes = (
             program.adapter.writes_input(node.model.module)
             if isinstance(node, ModelNode)
             else callable(getattr(node, "function", None))
         )
+        if (learn := self.learners.get(node.node_id)) is not None:
+            if writes:  # the features alone; what else it learns from is no tensor
+                fn, writes = _on_a_copy(fn, program.adapter), False
+            more = self._learned_from(program, node, role, learn)
+            fn, many = fitted_then(learn, fn, program.adapter, tuple(more)), True
+            args += more.values()
         out = program.op(fn, args, many=many, device=device, writes=writes)
         self.places[node.node_id, role] = self.read[node.node_id, role] = out
         if node.node_id in self.detach_after:
@@ -457,6 +459,10 @@ class _Compiler(LossReading):
             return None
         nodes = [n for n in self.nodes if n.node_id in static]
         return _Compiler(nodes, False, ("default",), set(), {}, self).compile((), {}, None)
+
+
+def _on_a_copy(fn: Callable[..., Any], adapter: BackendAdapter) -> Callable[..., Any]:
+    return lambda x: fn(adapter.concat([x], 0))
 
 
 def _without_grad(fn: Callable[..., Any], adapter: BackendAdapter) -> Callable[..., Any]:

@@ -162,12 +162,12 @@ class GraphRunning(GraphMembers):
             entry = self._plans.get(asked)
             if entry is None or entry[0] != self._plan_key(losses, nodes, training):
                 running = [a for a in losses if self.get_node(a.on) in nodes]
-                self._pair(nodes, running, roles, training=training)
                 facts: dict[str, Any] = {"roles": roles, "together": together, "weighted": weighted}
                 facts |= {"training": training, "compiles": options.compile}
-                plan = self._compile(running, nodes, only, fits, **facts)
-                plan.losses, plan.fits = tuple(losses), tuple(n.node_id for n in fits)
-                step = plan.train_step(options) if training else plan.eval_step(chunk)
+                with self._paired(nodes, running, roles, training=training):
+                    plan = self._compile(running, nodes, only, fits, **facts)
+                    plan.losses, plan.fits = tuple(losses), tuple(n.node_id for n in fits)
+                    step = plan.train_step(options) if training else plan.eval_step(chunk)
                 self._plans.pop(asked, None)
                 while len(self._plans) >= _PLANS_KEPT:
                     del self._plans[next(iter(self._plans))]
@@ -197,7 +197,6 @@ class GraphRunning(GraphMembers):
             )
         with self._ctx_of_run():
             check_losses(nodes, asked, roles)
-            self._pair(nodes, asked, roles, training=training)
         models = [n for n in nodes if isinstance(n, ModelNode)]
         if training:
             self.check_weights(asked, learners(models, ()))
@@ -221,21 +220,32 @@ class GraphRunning(GraphMembers):
 
     # -- within -------------------------------------------------------------------------------
 
-    def _pair(
+    @contextmanager
+    def _paired(
         self,
         nodes: Sequence[ComputeNode],
         losses: Sequence[AppliedLoss],
         roles: Sequence[str],
         *,
         training: bool,
-    ) -> None:
-        """Let nodes remember the columns that losses compare them with, of a training above all."""
+    ) -> Iterator[None]:
+        """Let nodes remember the columns that losses compare them with, unless the block fails.
+
+        A training decides; an evaluation only where none has.
+        """
+        before = [(n, n.paired) for n in nodes if isinstance(n, ModelNode)]
         for node_id, pairing in pairings(nodes, losses, roles).items():
             node = self._nodes[node_id]
             if isinstance(node, ModelNode) and (training or node.paired is None):
                 if node.paired != pairing:
                     self._plans.clear()
                 node.paired = pairing
+        try:
+            yield
+        except BaseException:
+            for node, pairing in before:
+                node.paired = pairing
+            raise
 
     def _ready(
         self,
