@@ -27,6 +27,7 @@ MODULES = [
     "modularml.strategies",
     "modularml.results",
     "modularml.io",
+    "modularml.plotting",
     "modularml.streams",
     "modularml.loop",
     "modularml.runner",

@@ -8,8 +8,8 @@ from typing import Any
 from modularml._arguments import at_least
 from modularml._optional import require
 from modularml.experiment.callback import Callback, callback_registry
-from modularml.plotting import series
 from modularml.progress import in_notebook
+from modularml.viz.curves import series
 
 __all__ = ["LivePlot"]
 

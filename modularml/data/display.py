@@ -13,7 +13,7 @@ from modularml._typing import Array
 from modularml.data.formats import BLOCK
 from modularml.data.mapping import release
 from modularml.data.schema import DOMAINS, ColumnSpec
-from modularml.diagram import Diagram, DiagramEdge, DiagramNode
+from modularml.viz import Diagram, DiagramEdge, DiagramNode
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -23,9 +23,9 @@ from modularml.data.scaling import ScalerRecord
 from modularml.data.schema import DOMAINS, RAW
 from modularml.data.transforming import TransformingMixin
 from modularml.data.view import FeatureSetView
-from modularml.diagram import Diagram
 from modularml.errors import ConfigError, DataError, UnknownNameError, expect
 from modularml.io.artifact import read_artifact, write_artifact
+from modularml.viz import Diagram
 
 if TYPE_CHECKING:
     import pandas as pd

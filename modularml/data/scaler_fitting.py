@@ -129,7 +129,8 @@ def fitted_targets(
     ShapeError
         If there is not one target for each row that is fitted on.
     """
-    found = stack(targets, rows).reshape(len(next(iter(targets.values()))[rows]), -1)
+    found = stack(targets, rows)
+    found = found.reshape(len(found), -1)
     if flat is not None and len(flat) != len(found):
         raise ShapeError(
             f"targets= needs each sample to be one row, and merged_axes makes {len(flat)} rows of "

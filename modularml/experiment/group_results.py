@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from modularml._optional import require
 from modularml.errors import RegistrationError, UnknownNameError
 from modularml.experiment.results import EvalResults, FitResults, PhaseResults, TrainResults
-from modularml.plotting import series as draw_series
+from modularml.viz.curves import series as draw_series
 
 if TYPE_CHECKING:
     import pandas as pd

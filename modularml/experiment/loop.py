@@ -197,7 +197,7 @@ def phase_epochs(
     recorder = Recorder(results, phase.recording, getattr(experiment, "results_room", None))
     phase.stop_requested, phase.under_way = start.stop, None
     display = display if phase.is_main else Display()
-    feed = given
+    feed, unlearned = given, list[tuple[Any, Any]]()
     try:
         feed = feed or phase.feed(live=hooks.change_weights)
         phase.position = _stream(feed, start)
@@ -209,6 +209,7 @@ def phase_epochs(
             phase.n_epochs, phase.label, show=display.epochs, persist=display.keep, unit="epoch"
         ) as epochs:
             hooks("on_phase_start")
+            unlearned = phase.learn_from(feed, live=hooks.change_weights)
             epoch = start.epoch
             for epoch in start.epochs(phase.n_epochs):
                 done = start.done(epoch)
@@ -224,6 +225,9 @@ def phase_epochs(
             if phase.is_main and given is None:
                 logger.info("phase %r is done", phase.label)
     except BaseException as error:
+        if phase.under_way is None or phase.under_way == (start.epoch, []):  # no step was made
+            for model, rows in unlearned:
+                model.learned_from = rows
         hooks.report(error)
         raise
     finally:
@@ -391,6 +395,8 @@ def iterate(
             with display.epoch_bar(epoch, n_batches) as drawn:
                 for ctx in steps:
                     yield ctx
+                    if not (epoch or ctx.batch_idx):
+                        phase.learn_from(feed)
                     drawn.update()
                     if results is not None and ctx.outs:
                         ctx.release()

@@ -11,7 +11,6 @@ from modularml.backends.accelerator import Accelerator
 from modularml.config import Configurable
 from modularml.context import ExperimentContext
 from modularml.data.execution import ExecutionContext, Source
-from modularml.diagram import Diagram, DiagramEdge, DiagramNode
 from modularml.errors import ConfigError, GraphError, RegistrationError
 from modularml.experiment.binding import InputBinding, bind, binding_for, keep_keys, roles_of
 from modularml.experiment.callback import Callback
@@ -26,6 +25,7 @@ from modularml.graph.running import run_step
 from modularml.loops.stream import Stream
 from modularml.samplers import BaseSampler
 from modularml.training import AppliedLoss
+from modularml.viz import Diagram, DiagramEdge, DiagramNode
 
 __all__ = ["ExperimentPhase", "all_of"]
 
@@ -204,9 +204,6 @@ class ExperimentPhase(Configurable, ContextYaml):
             options = replace(options, parallel=True)
             for sampler in {id(b.sampler): b.sampler for b in bound}.values():
                 sampler.seed_ = processes.gather(sampler.seed_)[0]
-        fits = self.to_fit(graph)
-        if self.training or fits:
-            graph.learn_from([b.view for b in bound], self.active_nodes, fits, even_frozen=live)
         return Feed(
             self.label,
             graph,
@@ -218,10 +215,19 @@ class ExperimentPhase(Configurable, ContextYaml):
             options=options,
             pin_memory=where.pin_memory,
             processes=processes,
-            fits=fits,
+            fits=self.to_fit(graph),
             live=live,
             chunk=self.batch_size if whole else None,
         )
+
+    def learn_from(self, feed: Feed, *, live: bool = False) -> list[tuple[Any, Any]]:
+        """Note which rows the nodes that learn learn from; see `ModelGraph.learn_from`."""
+        graph = self.graph()
+        fits = self.to_fit(graph)
+        if not (self.training or fits):
+            return []
+        views = [b.view for b in feed.bound.values()]
+        return graph.learn_from(views, self.active_nodes, fits, even_frozen=live)
 
     @property
     def is_main(self) -> bool:

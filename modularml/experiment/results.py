@@ -23,7 +23,7 @@ from modularml.graph import topology
 from modularml.graph.flows import leaves
 from modularml.graph.labels import class_labels, is_encoded
 from modularml.graph.node import GraphNode
-from modularml.plotting import confusion_matrix, parity
+from modularml.viz.predictions import confusion_matrix, parity
 
 if TYPE_CHECKING:
     import pandas as pd

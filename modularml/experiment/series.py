@@ -10,7 +10,7 @@ import numpy as np
 from modularml._optional import require
 from modularml._typing import Array, IntArray
 from modularml.errors import DataError, UnknownNameError
-from modularml.plotting import series as draw_series
+from modularml.viz.curves import series as draw_series
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,6 @@ from typing import Any
 
 from modularml.backends import adapter_for
 from modularml.data.references import FeatureSetReference
-from modularml.diagram import Diagram, DiagramEdge, DiagramNode
 from modularml.graph.build import columns_shape
 from modularml.graph.flows import resolve_id
 from modularml.graph.function import FunctionNode
@@ -15,6 +14,7 @@ from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
 from modularml.graph.segments import backends_of
 from modularml.graph.summary import output_shape, shape_text
+from modularml.viz import Diagram, DiagramEdge, DiagramNode
 
 __all__ = ["draw"]
 

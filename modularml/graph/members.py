@@ -133,7 +133,7 @@ class GraphMembers:
         fits: Sequence[ModelNode] = (),
         *,
         even_frozen: bool = False,
-    ) -> None:
+    ) -> list[tuple[Any, Any]]:
         """Note that nodes which run and learn are about to learn from these rows.
 
         Parameters
@@ -143,11 +143,19 @@ class GraphMembers:
             As of `plan`.
         even_frozen : bool
             Whether frozen nodes may learn too, as something unfreezes them in between.
+
+        Returns
+        -------
+        list of (BaseModel, LearnedRows or None)
+            What each of their models knew before.
         """
+        before = []
         running = self._running(active_nodes)
         for node in fits or running:
             if isinstance(node, ModelNode) and (node in fits or even_frozen or not node.is_frozen):
+                before.append((node.model, node.model.learned_from))
                 node.model.learned_from = node.learned_from.with_rows(views)
+        return before
 
     def taken_for_unseen(
         self, fs: FeatureSet, split: str | None, active_nodes: Iterable[Any] | None = None

@@ -10,8 +10,7 @@ from modularml.audit import AuditWarning
 from modularml.backends import adapter_for
 from modularml.config import Configurable, Stateful, decode, encode
 from modularml.context import ExperimentContext
-from modularml.data import FeatureSet, FeatureSetView
-from modularml.diagram import Diagram
+from modularml.data import FeatureSetView
 from modularml.errors import ConfigError
 from modularml.graph import topology
 from modularml.graph.build import build_nodes
@@ -27,6 +26,7 @@ from modularml.graph.predict import predict
 from modularml.graph.running import GraphRunning
 from modularml.graph.summary import GraphSummary, summarize
 from modularml.training import AppliedLoss, Loss, Optimizer
+from modularml.viz import Diagram
 
 __all__ = ["ModelGraph"]
 
@@ -368,14 +368,14 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
     # -- within -------------------------------------------------------------------------------
 
     def _warn_of_known(self, data: Any) -> None:
-        """Warn, once, that rows to predict are taken for new though nodes learned from them."""
-        view = data.to_view() if isinstance(data, FeatureSet) else data
+        """Warn, once, that a split to predict is taken for new though nodes learned from it."""
         experiment = self._ctx.get_experiment()
         off = experiment is not None and experiment.audit == "off"
-        if off or not isinstance(view, FeatureSetView):
+        if off or not isinstance(data, FeatureSetView):
             return
-        split = str(view.label) if view.label in view.source.available_splits else None
-        said = self.taken_for_unseen(view.source, split)
+        if data.label not in data.source.available_splits:
+            return
+        said = self.taken_for_unseen(data.source, str(data.label))
         if said and said not in self._said:
             self._said.add(said)
             warn(said, AuditWarning)

@@ -19,7 +19,8 @@ __all__ = ["check_attributes", "described", "listed_base"]
 
 _MOST_AXES = 3
 _LABELS = ["O1<U0>", "U1", "b1", "f1", "i1"]
-"""Kinds of classes, which are those of the user's targets."""
+_VALUES = {"classes_": _LABELS, "categories_": [f"[{'|'.join(_LABELS)}]"]}
+"""Attributes that hold values of the user's columns, which may be of any kind."""
 
 
 @cache
@@ -69,8 +70,7 @@ def check_attributes(owner: Any, given: Iterable[str] = ()) -> None:
                 raise ConfigError(f"{cls.__name__} learns no {attribute!r:.60}")
             continue
         kind = described(value)
-        allowed = listed[attribute]
-        allowed = [*allowed, *_LABELS] if attribute == "classes_" else allowed
+        allowed = [*listed[attribute], *_VALUES.get(attribute, ())]
         if not _fits(kind, allowed):
             raise ConfigError(
                 f"{cls.__name__}.{attribute} is of kind {kind:.60}, and may be one of {allowed}"

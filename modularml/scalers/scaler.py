@@ -315,8 +315,10 @@ class Scaler(Configurable, Stateful, Saveable):
         if state["is_fit"] and _keeps_state(fresh):
             fresh.set_state(state["wrapped_"])
         elif state["is_fit"]:
-            flag = {"is_fit"} - vars(fresh).keys()  # some classes have such an attribute too
-            relearn(fresh, {key: value for key, value in state.items() if key not in flag})
+            mine = {"is_fit"} - vars(fresh).keys()  # some classes have such an attribute too
+            if self.scaler_name in _OF_ONE_COLUMN:
+                mine.add("n_features_in_")  # which those of scikit-learn do not have
+            relearn(fresh, {key: value for key, value in state.items() if key not in mine})
         self._wrapped, self.is_fit = fresh, bool(state["is_fit"])
         self._n_features = int(state.get("n_features_in_", 0))
 

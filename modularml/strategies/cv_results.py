@@ -27,10 +27,10 @@ from modularml.experiment.scores import Score, default_score, find_scores
 from modularml.experiment.series import AxisSeries
 from modularml.graph.node import GraphNode
 from modularml.graph.units import to_own_units
-from modularml.plotting import series as draw_series
 from modularml.splitters.base import key_list
 from modularml.strategies.binding import CVBinding
 from modularml.strategies.folds import Fold
+from modularml.viz.curves import series as draw_series
 
 if TYPE_CHECKING:
     import pandas as pd

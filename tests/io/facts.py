@@ -59,7 +59,8 @@ def _quick(estimator: Any) -> Any:
 def fits(estimator: Any) -> Iterator[Any]:
     """Fit an estimator on rows of all forms that it takes."""
     frame = pd.DataFrame(zoo.X, columns=list("abcd"))
-    rows = [zoo.X, zoo.X.astype(np.float32), frame, zoo.CATEGORIES, csr_matrix(zoo.X)]
+    text = np.array(list("abbcc"), dtype=object)[zoo.CATEGORIES.astype(int) % 5]
+    rows = [zoo.X, zoo.X.astype(np.float32), frame, zoo.CATEGORIES, csr_matrix(zoo.X), text]
     two = np.where(zoo.KIND == "low", 0, 1)
     labels = [zoo.KIND, two, two.astype(float)]
     numbers = [zoo.Y, np.exp(zoo.Y / 9), np.stack([zoo.Y, zoo.Y**2], 1)]
@@ -127,7 +128,7 @@ def main() -> None:
     facts = gather()
     if PATH.exists() and "--new" not in sys.argv:
         for cls, own in json.loads(PATH.read_text()).items():
-            known = facts[cls]  # also where it has no attributes
+            known = facts[cls]  # also where a class learns nothing
             for name, kinds in own.items():
                 known[name] |= set(kinds)
     tidy = {c: {n: sorted(k) for n, k in sorted(own.items())} for c, own in sorted(facts.items())}

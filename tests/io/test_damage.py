@@ -290,7 +290,9 @@ def test_messages_are_short_and_say_what_to_do(files: dict[str, Path], tmp_path:
     assert (caught.value.member, caught.value.code) == ("tables/table.arrow", "MML-101")
 
 
-@pytest.mark.parametrize("load", [mm.FeatureSet.load, mm.Experiment.load, inspect])
+@pytest.mark.parametrize(
+    "load", [mm.FeatureSet.load, mm.Experiment.load, inspect], ids=["set", "experiment", "inspect"]
+)
 def test_a_file_of_modularml_1_is_known_and_its_rows_can_be_read(
     tmp_path: Path, load: Callable[[Path], Any]
 ) -> None:

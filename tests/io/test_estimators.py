@@ -104,6 +104,34 @@ def test_as_scalers(tmp_path: Path) -> None:
         np.testing.assert_array_equal(again.transform(X), scaler.transform(X))
 
 
+@pytest.mark.parametrize("values", [list("aaabbc") * 3, [0, 0, 0, 1, 1, 2] * 3, [True, False] * 9])
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        preprocessing.OneHotEncoder(sparse_output=False),
+        preprocessing.OneHotEncoder(sparse_output=False, drop="first", min_frequency=4),
+        preprocessing.OneHotEncoder(sparse_output=False, handle_unknown="ignore"),
+        preprocessing.OrdinalEncoder(),
+        preprocessing.OrdinalEncoder(min_frequency=4),
+        preprocessing.OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1),
+        preprocessing.LabelEncoder(),
+        preprocessing.TargetEncoder(),
+    ],
+    ids=repr,
+)
+def test_encoders_of_any_column_in_the_file_of_its_set(tmp_path, encoder, values):
+    y = np.random.default_rng(0).normal(size=18)
+    columns = {"kind": np.array(values), "y": y}
+    fs = mm.FeatureSet.from_dict("rows", columns, "kind", "y")
+    about = {"targets": ["y"]} if isinstance(encoder, preprocessing.TargetEncoder) else {}
+    fs.fit_transform(encoder, domain="features", keys="kind", **about)
+    path = fs.save(tmp_path / "rows")
+    with mm.ExperimentContext().activate():
+        again = mm.FeatureSet.load(path)
+    new = {"kind": columns["kind"][::-1]}
+    np.testing.assert_array_equal(again.transform_new(new)["kind"], fs.transform_new(new)["kind"])
+
+
 def test_learning_goes_on_as_before(tmp_path: Path) -> None:
     for i, estimator in enumerate(
         [

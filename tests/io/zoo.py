@@ -263,6 +263,7 @@ def variants() -> list[Any]:
         preprocessing.OneHotEncoder(drop="first", sparse_output=False),
         preprocessing.OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1),
         preprocessing.OrdinalEncoder(max_categories=2),
+        preprocessing.OrdinalEncoder(min_frequency=3),
         bins(3, "linear", encode="ordinal"),
         preprocessing.KBinsDiscretizer(3, strategy="uniform"),
         preprocessing.PolynomialFeatures((2, 3), interaction_only=True, include_bias=False),

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple, TypeAlias
 
-from modularml.diagram.layers import Link
-from modularml.diagram.layout import Layout, Point, Rect, Route, lay_out
-from modularml.diagram.palette import INK, MUTED, STOP, TONES
-from modularml.diagram.parts import STOP_WORDS, DiagramEdge, DiagramNode, clean, wrap
+from modularml.viz.elements import STOP_WORDS, TONES, DiagramEdge, DiagramNode, clean
+from modularml.viz.layout import Layout, Link, Point, Rect, Route, lay_out
+from modularml.viz.style import INK, MUTED, STOP
 
 __all__ = ["Arrow", "Bar", "Group", "Panel", "Scene", "Shape", "Words", "compose", "text_width"]
 
@@ -108,13 +108,13 @@ def compose(
         Edges first, so that boxes lie upon them.
     """
     rows = {node.id: _node_rows(node) for node in nodes}
-    labels = [_rows(wrap(edge.label, LABEL_CHARS), SMALL, MUTED) for edge in edges]
+    labels = [_rows(edge.label, LABEL_CHARS, SMALL, MUTED) for edge in edges]
     links = [
         Link(edge.source, edge.target, _size(label))
         for edge, label in zip(edges, labels, strict=True)
     ]
     sizes = {name: _box_size(content) for name, content in rows.items()}
-    heading = _rows(wrap(title, HEADING_CHARS), HEADING, MUTED, bold=True)
+    heading = _rows(title, HEADING_CHARS, HEADING, MUTED, bold=True)
     layout = lay_out(sizes, links, direction)
     groups = _edge_groups(nodes, edges, labels, layout, direction)
     groups += [_node_group(node, layout.boxes[node.id], rows[node.id]) for node in nodes]
@@ -142,9 +142,10 @@ def text_width(text: str, size: float, *, bold: bool = False) -> float:
     return ems * size * (1.1 if bold else 1.0)
 
 
-def _rows(texts: Sequence[str], size: float, colour: str, *, bold: bool = False) -> list[Words]:
-    """Make lines of text that have no place yet."""
-    return [Words(Point(0.0, 0.0), text, size, colour, bold) for text in texts]
+def _rows(text: str, chars: int, size: float, colour: str, *, bold: bool = False) -> list[Words]:
+    """Break a text into lines of at most ``chars`` characters that have no place yet."""
+    origin = Point(0.0, 0.0)
+    return [Words(origin, line, size, colour, bold) for line in textwrap.wrap(clean(text), chars)]
 
 
 def _size(rows: Sequence[Words]) -> tuple[float, float]:
@@ -166,9 +167,9 @@ def _node_rows(node: DiagramNode) -> list[Words]:
     """Write what a box says: its kind, its title, its lines."""
     small, ink = (MUTED, MUTED) if node.dimmed else (TONES[node.kind].ink, INK)
     return [
-        *_rows([node.caption] if node.caption else [], CAPTION, small),
-        *_rows(wrap(node.title, NODE_CHARS), BOLD, ink, bold=True),
-        *(row for line in node.lines for row in _rows(wrap(line, NODE_CHARS), BODY, ink)),
+        *_rows(node.caption, NODE_CHARS, CAPTION, small),
+        *_rows(node.title, NODE_CHARS, BOLD, ink, bold=True),
+        *(row for line in node.lines for row in _rows(line, NODE_CHARS, BODY, ink)),
     ]
 
 
@@ -215,25 +216,22 @@ def _edge_groups(
 
 def _arrow(route: Route, dashed: bool, direction: Literal["LR", "TB"]) -> Arrow:
     """Bend a route through its points and end it in a head."""
-    before, tip = route.points[-2:]
-    if direction == "LR":
-        back = math.copysign(HEAD, before.x - tip.x)
-        neck = Point(tip.x + back * 0.7, tip.y)
-        head = (tip, Point(tip.x + back, tip.y - HEAD / 2), Point(tip.x + back, tip.y + HEAD / 2))
-    else:
-        back = math.copysign(HEAD, before.y - tip.y)
-        neck = Point(tip.x, tip.y + back * 0.7)
-        head = (tip, Point(tip.x - HEAD / 2, tip.y + back), Point(tip.x + HEAD / 2, tip.y + back))
-    points = (*route.points[:-1], neck)
-    curve = [points[0]]
+    points = [_turned(point, direction) for point in route.points]
+    before, tip = points[-2:]
+    back = math.copysign(HEAD, before.x - tip.x)
+    points[-1] = Point(tip.x + back * 0.7, tip.y)
+    head = (tip, Point(tip.x + back, tip.y - HEAD / 2), Point(tip.x + back, tip.y + HEAD / 2))
+    curve = points[:1]
     for one, two in pairwise(points):
-        if direction == "LR":
-            middle = (one.x + two.x) / 2
-            curve += [Point(middle, one.y), Point(middle, two.y), two]
-        else:
-            middle = (one.y + two.y) / 2
-            curve += [Point(one.x, middle), Point(two.x, middle), two]
-    return Arrow(tuple(curve), head, dashed)
+        middle = (one.x + two.x) / 2
+        curve += [Point(middle, one.y), Point(middle, two.y), two]
+    one, two, three = (_turned(point, direction) for point in head)
+    return Arrow(tuple(_turned(point, direction) for point in curve), (one, two, three), dashed)
+
+
+def _turned(point: Point, direction: Literal["LR", "TB"]) -> Point:
+    """Swap the axes where edges lead down."""
+    return point if direction == "LR" else Point(point.y, point.x)
 
 
 def _bar(route: Route, direction: Literal["LR", "TB"]) -> Bar:
@@ -251,5 +249,5 @@ def _key(y: float) -> Group:
     """Explain the bar below the drawing."""
     x, middle = 4.0, y + SMALL / 2
     bar = Bar(Point(x, middle - BAR * 0.7), Point(x, middle + BAR * 0.7), STOP, "")
-    words = _words(_rows([STOP_WORDS], SMALL, MUTED), x + 10.0, y - 2.0)
+    words = _words(_rows(STOP_WORDS, NODE_CHARS, SMALL, MUTED), x + 10.0, y - 2.0)
     return Group("key", "", (bar, *words))

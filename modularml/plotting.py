@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modularml.plotting.curves import loss_curves, series
-from modularml.plotting.predictions import confusion_matrix, parity
+from modularml.viz.curves import loss_curves, series
+from modularml.viz.predictions import confusion_matrix, parity
 
 __all__ = ["confusion_matrix", "loss_curves", "parity", "series"]

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from modularml.diagram import SERIES
 from modularml.errors import ConfigError, DataError, ShapeError
 from modularml.plotting import confusion_matrix, loss_curves, parity, series
+from modularml.viz.style import SERIES
 
 matplotlib = pytest.importorskip("matplotlib")
 RNG = np.random.default_rng(3)

@@ -12,9 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from modularml._optional import require
 from modularml._typing import Array
-from modularml.diagram.palette import INK, MUTED, PAPER, SERIES
 from modularml.errors import DataError, ShapeError
-from modularml.plotting.style import FONT, finish, legend, new_axes
+from modularml.viz.style import FONT, INK, MUTED, PAPER, SERIES, finish, legend, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

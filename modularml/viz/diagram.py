@@ -9,12 +9,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal
 
-from modularml.diagram.figure import checked_path, draw, save_figure
-from modularml.diagram.parts import DiagramEdge, DiagramNode
-from modularml.diagram.scene import Scene, compose
-from modularml.diagram.svg import page, to_svg
-from modularml.diagram.text import listing, to_mermaid
 from modularml.errors import ConfigError, GraphError, closest
+from modularml.viz.elements import DiagramEdge, DiagramNode
+from modularml.viz.render import page, to_figure, to_svg
+from modularml.viz.scene import Scene, compose
+from modularml.viz.style import checked_path, save_figure
+from modularml.viz.text import listing, to_mermaid
 
 __all__ = ["Diagram"]
 
@@ -98,7 +98,7 @@ class Diagram:
         target = checked_path(path, SUFFIXES)
         suffix = target.suffix.lower()
         if suffix in (".png", ".pdf"):
-            save_figure(draw(self._scene()), target)
+            save_figure(to_figure(self._scene()), target)
         else:
             target.write_text(self._written(suffix), encoding="utf-8", newline="\n")
         return target

@@ -8,8 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from modularml.diagram.palette import INK, TONES
-from modularml.diagram.parts import DiagramEdge, DiagramNode, clean
+from modularml.viz.elements import TONES, DiagramEdge, DiagramNode, clean
+from modularml.viz.style import INK
 
 __all__ = ["listing", "to_mermaid"]
 

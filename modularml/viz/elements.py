@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from modularml.diagram.palette import TONES
 from modularml.errors import ConfigError, UnknownNameError
 
-__all__ = ["STOP_WORDS", "DiagramEdge", "DiagramNode", "clean", "wrap"]
+__all__ = ["STOP_WORDS", "TONES", "DiagramEdge", "DiagramNode", "Tone", "clean"]
 
 STOP_WORDS = "gradients stop here"
 UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+class Tone(NamedTuple):
+    """Colours of one kind of box: its fill, its border, and small text upon the fill."""
+
+    fill: str
+    line: str
+    ink: str
+
+
+TONES = {
+    "featureset": Tone("#DCEBF7", "#0072B2", "#00507D"),
+    "split": Tone("#E8F4FC", "#56B4E9", "#1D5E86"),
+    "torch": Tone("#FBE5D8", "#D55E00", "#8A3C00"),
+    "tensorflow": Tone("#FDF0D5", "#E69F00", "#754E00"),
+    "sklearn": Tone("#D9F1EA", "#009E73", "#005F46"),
+    "merge": Tone("#F7E6EF", "#CC79A7", "#813566"),
+    "function": Tone("#E9EBEF", "#6B7280", "#3F4650"),
+    "phase": Tone("#E9E4F5", "#4B2E83", "#4B2E83"),
+    "node": Tone("#F4F5F7", "#2B3038", "#3F4650"),
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +49,7 @@ class DiagramNode:
     lines : sequence of str
         Further lines, such as shapes. One string counts as one line.
     kind : str
-        A key of ``palette.TONES``: decides the colour and is written above the title,
+        A key of ``TONES``: decides the colour and is written above the title,
         except for the plain kind ``"node"``.
     dimmed : bool
         Draw the box pale with a dashed border (a frozen node, an unused split).
@@ -102,8 +121,3 @@ class DiagramEdge:
 def clean(text: str) -> str:
     """Make one line of a text: whitespace folded, unprintable characters replaced."""
     return " ".join(UNPRINTABLE.sub("\ufffd", str(text)).split())
-
-
-def wrap(text: str, width: int) -> list[str]:
-    """Break a text into clean lines of at most ``width`` characters."""
-    return textwrap.wrap(clean(text), width)

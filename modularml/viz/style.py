@@ -1,25 +1,114 @@
-"""How every plot of the library looks, and what each does when it is done."""
+"""Colours that diagrams and plots share, and matplotlib figures without pyplot or a display."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from io import BytesIO
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modularml._optional import require
-from modularml.diagram.figure import checked_path, new_figure, save_figure
-from modularml.diagram.palette import INK, MUTED, PAPER, SERIES
+from modularml.errors import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FONT", "curve_look", "finish", "legend", "new_axes"]
+__all__ = [
+    "INK",
+    "MUTED",
+    "PAPER",
+    "SERIES",
+    "STOP",
+    "checked_path",
+    "curve_look",
+    "finish",
+    "legend",
+    "new_axes",
+    "new_figure",
+    "save_figure",
+]
+
+INK = "#1B1F24"
+PAPER = "#FFFFFF"
+MUTED = "#757A82"  # reads on white and on a dark notebook alike
+STOP = "#D55E00"
+# Most hues after Okabe & Ito 2008, "Color Universal Design", jfly.uni-koeln.de/color
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4B5563")
 
 SUFFIXES = (".png", ".pdf", ".svg")
-FONT = ["DejaVu Sans"]
+FONT = ["DejaVu Sans"]  # comes with matplotlib
 GRID = "#E3E5E9"
 MANY = 7  # legend entries that still fit inside
+MOST_PIXELS = 30_000.0
+
+
+def new_figure(width: float, height: float, **options: Any) -> Figure:
+    """Make an empty matplotlib figure that no global state knows of.
+
+    Parameters
+    ----------
+    width, height : float
+        In inches.
+    **options
+        Passed to ``matplotlib.figure.Figure``.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        White, whatever the user's style.
+
+    Raises
+    ------
+    MissingDependencyError
+        If matplotlib is not installed.
+    """
+    module = require("matplotlib.figure", purpose="to draw figures")
+    figure: Figure = module.Figure((width, height), facecolor=PAPER, **options)
+    return figure
+
+
+def checked_path(path: str | PathLike[str], allowed: Collection[str]) -> Path:
+    """Return a path that can be written to, or say what is wrong with it.
+
+    Parameters
+    ----------
+    path : path-like
+        ``~`` stands for the home folder.
+    allowed : collection of str
+        Suffixes with their dot, in small letters. Capitals in ``path`` are fine.
+
+    Returns
+    -------
+    Path
+        The path; nothing is written or made.
+
+    Raises
+    ------
+    ConfigError
+        If the suffix is not allowed or the folder does not exist.
+    """
+    target = Path(path).expanduser()
+    if target.suffix.lower() not in allowed:
+        raise ConfigError(
+            f"path must end in one of {', '.join(allowed)}, got {str(path)!r}; "
+            "the ending decides the format"
+        )
+    if not target.parent.is_dir():
+        raise ConfigError(
+            f"folder {str(target.parent)!r} does not exist; make it first, or save elsewhere"
+        )
+    return target
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure; a picture that would be too large for a file is made coarser."""
+    options: dict[str, Any] = {"dpi": min(200.0, MOST_PIXELS / max(figure.get_size_inches()))}
+    dated = {".pdf": "CreationDate", ".svg": "Date"}.get(path.suffix.lower())
+    if dated:
+        options["metadata"] = {dated: None}
+    figure.savefig(path, facecolor=PAPER, **options)
 
 
 def new_axes(width: float, height: float, *, title: str, x: str, y: str) -> tuple[Figure, Any]:

@@ -11,9 +11,8 @@ import pandas as pd
 
 from modularml._optional import require
 from modularml._typing import Array
-from modularml.diagram.palette import MUTED
 from modularml.errors import ConfigError, DataError, ShapeError
-from modularml.plotting.style import curve_look, finish, legend, new_axes
+from modularml.viz.style import MUTED, curve_look, finish, legend, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,0 +1,8 @@
+"""Diagrams, which ``visualize()`` returns anywhere in the library, and plots."""
+
+from __future__ import annotations
+
+from modularml.viz.diagram import Diagram
+from modularml.viz.elements import DiagramEdge, DiagramNode
+
+__all__ = ["Diagram", "DiagramEdge", "DiagramNode"]
