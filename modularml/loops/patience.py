@@ -54,7 +54,9 @@ class Patience(Checked):
 
     def update(self, value: float, epoch: int) -> bool:
         """Take in a value and return whether it is the best so far; NaN never is."""
-        if self._is_better(value):
+        best = value if self.best is None else self.best
+        gain = best - value if self.mode == "min" else value - best
+        if not math.isnan(value) and (self.best is None or gain > self.min_delta):
             self.best, self.best_epoch, self.waited = value, epoch, 0
             return True
         self.waited += 1
@@ -64,9 +66,3 @@ class Patience(Checked):
     def is_spent(self) -> bool:
         """Whether it is time to stop."""
         return self.waited >= max(1, self.patience)
-
-    def _is_better(self, value: float) -> bool:
-        if math.isnan(value) or self.best is None:
-            return not math.isnan(value)
-        gain = self.best - value if self.mode == "min" else value - self.best
-        return gain > self.min_delta

@@ -136,9 +136,8 @@ class LoaderCycle:
         if self._iterator is None:
             self._iterator = iter(self.loader)
         item = next(self._iterator, _END)
-        return item if item is not _END else self._first()
-
-    def _first(self) -> Any:
+        if item is not _END:
+            return item
         self._iterator = iter(self.loader)
         item = next(self._iterator, _END)
         if item is not _END:

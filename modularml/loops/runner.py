@@ -260,8 +260,10 @@ class Runner(Listeners):
     def _loop(self) -> None:
         state = self.state
         state["_repeats"] = False
-        while state["running"] and self._has_epochs(state):
+        while state["running"]:
             if state.get("_epoch_iters") is None:
+                if state["epoch"] >= state["max_epoch"]:
+                    break
                 self._emit(Event.EPOCH_STARTED, epoch=state["epoch"] + 1, _epoch_iters=0)
             if state["running"] and self._run_batches():
                 self._live = None
@@ -269,10 +271,6 @@ class Runner(Listeners):
         if state.get("_event") != FINISHED:
             self._emit(Event.FINISHED)
         state["running"] = False
-
-    @staticmethod
-    def _has_epochs(state: dict[str, Any]) -> bool:
-        return state.get("_epoch_iters") is not None or state["epoch"] < state["max_epoch"]
 
     def _run_batches(self) -> bool:
         """Go through the batches of an epoch; return whether they are used up."""

@@ -97,7 +97,11 @@ def collect_jsonl(
     select = _selection(include, exclude)
     with _opened(dest) as file:
         for row in _rows(events, select):
-            file.write(_line(row))
+            try:
+                file.write(json.dumps(row) + "\n")
+            except (TypeError, ValueError) as error:
+                error.add_note(f"event keys are {list(row)}; omit what is no JSON with exclude=")
+                raise
 
 
 def collect_pd(
@@ -219,28 +223,15 @@ def _opened(dest: str | Path | TextIO) -> Any:
     return path.open("w", encoding="utf-8", buffering=1)
 
 
-def _line(row: Row) -> str:
-    try:
-        return json.dumps(row) + "\n"
-    except (TypeError, ValueError) as error:
-        error.add_note(f"event keys are {list(row)}; omit what is no JSON with exclude=")
-        raise
-
-
 def _value(event: Mapping[str, Any], key: str, digits: int) -> str:
     if key not in event:
         return "NA"
-    value = _plain(event[key])
+    value, torch = event[key], loaded("torch")
+    if torch is not None and isinstance(value, torch.Tensor) and value.numel() == 1:
+        value = float(value.detach().cpu())
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:.{digits}f}"
     return str(value)
-
-
-def _plain(value: Any) -> Any:
-    torch = loaded("torch")
-    if torch is not None and isinstance(value, torch.Tensor) and value.numel() == 1:
-        return float(value.detach().cpu())
-    return value
 
 
 def _step(value: Any) -> str:

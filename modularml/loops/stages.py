@@ -84,16 +84,13 @@ def _augmented(fn: Any, events: Events) -> Iterator[dict[str, Any]]:
     with source(events) as upstream:
         for event in upstream:
             extra = fn(event)
-            yield event if extra is None else _merged(event, extra)
-
-
-def _merged(event: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        return {**event, **extra}
-    except TypeError:
-        if not isinstance(event, Mapping):
-            raise NotAnEventError(event) from None
-        raise ConfigError(f"fn must return a dict or None, got {extra!r:.200}") from None
+            try:
+                merged = event if extra is None else {**event, **extra}
+            except TypeError:
+                if not isinstance(event, Mapping):
+                    raise NotAnEventError(event) from None
+                raise ConfigError(f"fn must return a dict or None, got {extra!r:.200}") from None
+            yield merged
 
 
 def tap(fn: Callable[[Event], Any], *, every: int = 1, start: int = 1) -> Stage:

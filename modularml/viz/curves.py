@@ -139,11 +139,6 @@ def _read(data: Curves) -> dict[str, tuple[Array, Array]]:
     return {_name(name): _points(_name(name), values) for name, values in pairs}
 
 
-def _places(index: Any) -> Any:
-    """Return the positions that an index stands for; several levels are joined to a text."""
-    return [_name(place) for place in index] if index.nlevels > 1 else index
-
-
 def _name(label: object) -> str:
     """Write a name, or the levels of one, as a text."""
     return " / ".join(map(str, label)) if isinstance(label, tuple) else str(label)
@@ -155,7 +150,8 @@ def _points(name: str, curve: Any) -> tuple[Array, Array]:
     if isinstance(curve, tuple) and len(curve) == 2 and all(np.ndim(part) for part in curve):
         places, values = curve
     elif isinstance(curve, pd.Series):
-        places = _places(curve.index)
+        index = curve.index
+        places = [_name(place) for place in index] if index.nlevels > 1 else index
     try:
         y = np.asarray(values, dtype=float)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -206,15 +202,10 @@ def _draw_one(axes: Any, name: str, x: Array, y: Array, look: dict[str, Any]) ->
     return line, f"{name} ({(~good).sum()} not finite)"
 
 
-def _finite(curves: Mapping[str, tuple[Array, Array]]) -> Array:
-    """Return all finite values."""
-    values: Array = np.concatenate([y for _, y in curves.values()])
-    return np.asarray(values[np.isfinite(values)])
-
-
 def _spans_decades(curves: Mapping[str, tuple[Array, Array]]) -> bool:
-    """Tell whether values are positive and so unlike that a log scale shows them better."""
-    values = _finite(curves)
+    """Return whether values are positive and of such a range that a log scale shows them better."""
+    values = np.concatenate([y for _, y in curves.values()])
+    values = values[np.isfinite(values)]
     return bool(len(values) and values.min() > 0 and values.max() >= LOG_FROM * values.min())
 
 

@@ -100,15 +100,10 @@ class Diagram:
         if suffix in (".png", ".pdf"):
             save_figure(to_figure(self._scene()), target)
         else:
-            target.write_text(self._written(suffix), encoding="utf-8", newline="\n")
+            forms = {".svg": self.to_svg, ".mmd": self.to_mermaid, ".txt": self.to_text}
+            text = page(self._scene()) if suffix == ".html" else forms[suffix]()
+            target.write_text(text.rstrip("\n") + "\n", encoding="utf-8", newline="\n")
         return target
-
-    def _written(self, suffix: str) -> str:
-        if suffix == ".svg":
-            return self.to_svg()
-        if suffix == ".html":
-            return page(self._scene())
-        return self.to_mermaid() if suffix == ".mmd" else self.to_text() + "\n"
 
     def _scene(self) -> Scene:
         return compose(self.title, self.nodes, self.edges, self.direction)

@@ -113,7 +113,10 @@ def compose(
         Link(edge.source, edge.target, _size(label))
         for edge, label in zip(edges, labels, strict=True)
     ]
-    sizes = {name: _box_size(content) for name, content in rows.items()}
+    sizes = {}
+    for name, content in rows.items():
+        width, height = _size(content)
+        sizes[name] = max(width + 2 * PAD + STRIPE, 72.0), max(height + 1.5 * PAD, 36.0)
     heading = _rows(title, HEADING_CHARS, HEADING, MUTED, bold=True)
     layout = lay_out(sizes, links, direction)
     groups = _edge_groups(nodes, edges, labels, layout, direction)
@@ -171,12 +174,6 @@ def _node_rows(node: DiagramNode) -> list[Words]:
         *_rows(node.title, NODE_CHARS, BOLD, ink, bold=True),
         *(row for line in node.lines for row in _rows(line, NODE_CHARS, BODY, ink)),
     ]
-
-
-def _box_size(rows: Sequence[Words]) -> tuple[float, float]:
-    """Return the least size of a box around lines of text."""
-    width, height = _size(rows)
-    return max(width + 2 * PAD + STRIPE, 72.0), max(height + 1.5 * PAD, 36.0)
 
 
 def _node_group(node: DiagramNode, box: Rect, rows: Sequence[Words]) -> Group:
