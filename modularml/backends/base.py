@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from modularml._optional import loaded, require
 from modularml._typing import Array, IntArray, Shape
+from modularml.backends.input_shapes import InputShape, is_several, shapes_of
 from modularml.backends.options import StepOptions
 from modularml.errors import BackendNotSupportedError, ConfigError, UnknownNameError
 
@@ -227,7 +228,7 @@ class BackendAdapter(ABC):
         """Tell whether calling a model may change the tensor that it is given."""
         return False
 
-    def needs_several_rows(self, model: Any, shape: Shape) -> bool:
+    def needs_several_rows(self, model: Any, shape: InputShape) -> bool:
         """Tell whether one sample of a shape is too few to train a model on (batch norms)."""
         return False
 
@@ -265,6 +266,29 @@ class BackendAdapter(ABC):
 
     def set_frozen(self, model: Any, frozen: bool) -> None:  # noqa: B027 - no gradients
         """Stop, or allow, gradients into a model's own parameters."""
+
+    def input_dtypes(
+        self, model: Any, shape: InputShape, kinds: Sequence[tuple[bool, bool]] = ()
+    ) -> list[Any]:
+        """Return the dtype in which a model reads each of its inputs; see `input_dtype`.
+
+        Parameters
+        ----------
+        model : module
+        shape : tuple of int, or tuple or dict of such
+            Of one sample.
+        kinds : sequence of (bool, bool)
+            For each input, whether all columns of it are integers, and categories.
+        """
+        known = list(kinds) or [(False, False)] * len(shapes_of(shape))
+        if is_several(shape):
+            return self._dtypes_of_several(model, shape, known)
+        return [self.input_dtype(model, shape, whole=known[0][0], category=known[0][1])]
+
+    def _dtypes_of_several(
+        self, model: Any, shape: InputShape, kinds: Sequence[tuple[bool, bool]]
+    ) -> list[Any]:
+        raise self._unable("several inputs of one model")
 
     def input_dtype(
         self, model: Any, shape: Shape | None = None, *, whole: bool = False, category: bool = False
@@ -333,6 +357,18 @@ class BackendAdapter(ABC):
     ) -> Any:
         """Limit the gradients that an optimizer's parameters hold, or return these limited."""
         raise self._unable("clip_norm and clip_value")
+
+    def spread(
+        self, call: Callable[..., Any], names: Sequence[str] | None
+    ) -> Callable[[Sequence[Any]], Any]:
+        """Return a call of a model of several inputs as a function of a list of tensors.
+
+        `names` are those of the inputs, in the order of the list; None where the model takes them
+        in their order.
+        """
+        if names is None:
+            return call
+        return lambda values: call(dict(zip(names, values, strict=True)))
 
     def direct(self, model: Any) -> Callable[[Any], Any]:
         """Return what does the same as calling a model on one tensor, and may cost less."""

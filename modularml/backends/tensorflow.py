@@ -26,11 +26,14 @@ from modularml.backends.base import (
     classes_of,
 )
 from modularml.backends.fingerprint import Identity, checksum
+from modularml.backends.input_shapes import InputShape
 from modularml.backends.options import PLAIN, StepOptions
 from modularml.backends.tensorflow_models import (
     OwnLosses,
     check_model,
+    check_names,
     compiled,
+    declared_inputs,
     has_own_losses,
     is_half,
     keras_mask,
@@ -233,6 +236,18 @@ class TensorflowAdapter(BackendAdapter):
         embeds = any(isinstance(it, keras.layers.Embedding) for it in inner._flatten_layers())
         return tf.int64 if whole and (category or embeds) else floating
 
+    def _dtypes_of_several(
+        self, model: Any, shape: InputShape, kinds: Sequence[tuple[bool, bool]]
+    ) -> list[Any]:
+        inner, floating = model.inner, _float_dtype(model)
+        if (declared := declared_inputs(inner)) is not None:
+            names = check_names(inner, shape)
+            return [tf.as_dtype(declared[name].dtype) for name in names]
+        embeds = any(isinstance(it, keras.layers.Embedding) for it in inner._flatten_layers())
+        return [
+            tf.int64 if whole and (category or embeds) else floating for whole, category in kinds
+        ]
+
     def exact_integers(self, dtype: Any) -> int | None:
         return {tf.bfloat16: 2**8, tf.float16: 2**11, tf.float32: 2**24, tf.float64: 2**53}.get(
             dtype
@@ -311,9 +326,8 @@ class TensorflowAdapter(BackendAdapter):
         found: list[Any] = []
         counted: list[Any] = []  # weights that models share are regularized once
         for model in models:
-            dtype = self.input_dtype(model, model.input_shape)
             own = None
-            if has_own_losses(model, dtype):
+            if has_own_losses(model, self.input_dtypes(model, model.input_shape)):
                 own = OwnLosses(model, _float_dtype(model), counted, compiles=compiles)
                 counted = counted + regularized(model)
             found.append(own)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from modularml.errors import BackendNotSupportedError, LossError
+from modularml.backends.input_shapes import arranged, shapes_of
+from modularml.errors import BackendNotSupportedError, LossError, ShapeError
 
 __all__ = [
     "OwnLosses",
+    "call",
     "check_layers",
     "check_model",
+    "check_names",
     "compiled",
+    "declared_inputs",
     "has_own_losses",
     "is_half",
     "keras_mask",
@@ -35,19 +39,19 @@ _STEPS = {
 
 
 def compiled(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of a tensor that XLA compiles; masks of its input and output stay.
+    """Return a function of a tensor, or of several, that XLA compiles; masks on these stay.
 
     `run` returns the output of a model, and a list of other tensors.
     """
 
     def inside(x: Any, mask: Any) -> Any:
-        out, others = run(with_mask(x, mask))
+        out, others = run(tf.nest.map_structure(with_mask, x, mask))
         return out, others, keras_mask(out)
 
     graph = tf.function(inside, jit_compile=True, autograph=False)
 
     def call(x: Any) -> tuple[Any, list[Any]]:
-        out, others, mask = graph(x, keras_mask(x))
+        out, others, mask = graph(x, tf.nest.map_structure(keras_mask, x))
         return with_mask(out, mask), others
 
     return call
@@ -98,7 +102,7 @@ def regularized(module: Any) -> list[Any]:
     return [v for v in module.inner.trainable_weights if v.regularizer is not None]
 
 
-def has_own_losses(module: Any, dtype: Any) -> bool:
+def has_own_losses(module: Any, dtypes: Sequence[Any]) -> bool:
     """Tell whether a model may add to the loss; layers of a user's own class are traced for it."""
     layers = list(module.inner._flatten_layers())
     if regularized(module) or any(getattr(la, "activity_regularizer", None) for la in layers):
@@ -109,13 +113,73 @@ def has_own_losses(module: Any, dtype: Any) -> bool:
 
     def run(x: Any) -> None:
         for training in (False, True):
-            module.inner(x, training=training)
+            call(module.inner, x, training=training)
             found.extend(module.inner.losses)
 
-    tf.function(run, autograph=False).get_concrete_function(
-        tf.TensorSpec((None, *module.input_shape), dtype)
-    )
+    shape = module.input_shape
+    specs = [tf.TensorSpec((None, *s), d) for s, d in zip(shapes_of(shape), dtypes, strict=True)]
+    tf.function(run, autograph=False).get_concrete_function(arranged(specs, shape))
     return bool(found)
+
+
+def declared_inputs(inner: Any) -> dict[str, Any] | None:
+    """Return the inputs that a functional model declares, by name; None for other models."""
+    struct = getattr(inner, "_inputs_struct", None)
+    if struct is None:
+        return None
+    if isinstance(struct, dict):
+        return struct
+    return {tensor.name: tensor for tensor in inner.inputs}
+
+
+def check_names(inner: Any, given: Mapping[str, Any] | Sequence[Any]) -> list[str]:
+    """Return the name that a functional model declares for each of several inputs.
+
+    Raises
+    ------
+    ShapeError
+        If it declares others, or another number of them.
+    """
+    declared = declared_inputs(inner) or {}
+    named = isinstance(given, Mapping)
+    if (given.keys() != declared.keys()) if named else (len(given) != len(declared)):
+        raise ShapeError(
+            f"the model declares the inputs {list(declared)}, got "
+            f"{list(given) if named else len(given)}; give a reference for each, in this order or "
+            "by these names: ModelNode(label, model, {name: reference})"
+        )
+    return list(given if named else declared)
+
+
+def call(inner: Any, x: Any, **kwargs: Any) -> Any:
+    """Call a model with one tensor, a list of several in their order, or a dict by name.
+
+    Inputs of a functional model get the shapes that it declares where axes of length 1 differ.
+    """
+    if not isinstance(x, list | dict):
+        return inner(x, **kwargs)
+    if (declared := declared_inputs(inner)) is not None:
+        names = check_names(inner, x)
+        values = x.values() if isinstance(x, dict) else x
+        own = {n: _as_declared(v, declared[n]) for n, v in zip(names, values, strict=True)}
+        by_name = isinstance(inner._inputs_struct, dict)
+        return inner(own if by_name else [own[name] for name in declared], **kwargs)
+    takes = [n for n in inspect.signature(inner.call).parameters if n not in ("training", "mask")]
+    if isinstance(x, list):
+        return inner(*x, **kwargs) if len(takes) >= len(x) else inner(x, **kwargs)
+    if set(x) <= set(takes):
+        return inner(**x, **kwargs)
+    return inner(x, **kwargs)
+
+
+def _as_declared(tensor: Any, declared: Any) -> Any:
+    shape, wanted = tensor.shape[1:], declared.shape[1:]
+    alike = [n for n in shape if n != 1] == [n for n in wanted if n != 1]
+    if not alike or None in wanted or list(shape) == list(wanted):
+        return tensor
+    if isinstance(tensor, keras.KerasTensor):
+        return keras.KerasTensor((None, *wanted), tensor.dtype)
+    return tf.reshape(tensor, (-1, *wanted))
 
 
 def check_layers(inner: Any) -> None:

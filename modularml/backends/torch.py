@@ -8,6 +8,8 @@ import os
 import shutil
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from itertools import product
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,6 +28,7 @@ from modularml.backends.base import (
     classes_of,
 )
 from modularml.backends.fingerprint import Identity, checksum
+from modularml.backends.input_shapes import InputShape, arranged, is_several, shapes_of
 from modularml.backends.options import StepOptions
 from modularml.backends.torch_forward import direct_forward
 from modularml.backends.torch_kernels import direct_step
@@ -204,17 +207,20 @@ class TorchAdapter(BackendAdapter):
     def writes_input(self, model: Any) -> bool:
         return _makes_new_tensor(model) is False
 
-    def needs_several_rows(self, model: Any, shape: Shape) -> bool:
+    def needs_several_rows(self, model: Any, shape: InputShape) -> bool:
         """Tell so from shapes alone: nothing is computed, drawn or counted."""
         norm = torch.nn.modules.batchnorm._BatchNorm
         if not any(isinstance(module, norm) for module in model.modules()):
             return False
         held = (*model.named_parameters(), *model.named_buffers())
         meta = {name: torch.empty_like(t, device="meta") for name, t in held}
-        one = torch.empty((1, *shape), dtype=self.input_dtype(model), device="meta")
+        dtype = self.input_dtype(model)
+        one = [torch.empty((1, *s), dtype=dtype, device="meta") for s in shapes_of(shape)]
+        named = isinstance(shape, Mapping)
+        args, kwargs = ((), arranged(one, shape)) if named else (tuple(one), {})
         with torch.no_grad(), torch.random.fork_rng(devices=[]), self.modes([(model, True)]):
             try:
-                torch.func.functional_call(model, meta, (one,))
+                torch.func.functional_call(model, meta, args, kwargs)
             except ValueError as error:
                 return "more than 1 value per channel" in str(error)
             except Exception:  # noqa: BLE001 - what needs numbers is found out in the step
@@ -285,18 +291,43 @@ class TorchAdapter(BackendAdapter):
         if shape is None or not (category or any(isinstance(m, lookups) for m in modules)):
             return floating
         first, second = (torch.int64, floating) if whole else (floating, torch.int64)
-        other = not self._accepts(model, shape, first) and self._accepts(model, shape, second)
+        other = not self._accepts(model, shape, [first])
+        other = other and self._accepts(model, shape, [second])
         return second if other else first
+
+    def _dtypes_of_several(
+        self, model: Any, shape: InputShape, kinds: Sequence[tuple[bool, bool]]
+    ) -> list[Any]:
+        floating, lookups = _float_dtype(model), (torch.nn.Embedding, torch.nn.EmbeddingBag)
+        looks_up = any(isinstance(m, lookups) for m in model.modules())
+        choices = []
+        for whole, category in kinds:
+            both = (torch.int64, floating) if whole else (floating, torch.int64)
+            choices.append(both if looks_up or category else (floating,))
+        tries = list(product(*choices))
+        found = (t for t in tries if len(tries) == 1 or self._accepts(model, shape, t))
+        return list(next(found, tries[0]))
+
+    def call_blank(self, model: Any, shape: InputShape, dtypes: Sequence[Any]) -> Any:
+        """Return the outputs of a model for two samples of zeros."""
+        device, shapes = self.device_of(model), shapes_of(shape)
+        zeros = [
+            torch.zeros((2, *own), dtype=dtype, device=device)
+            for own, dtype in zip(shapes, dtypes, strict=True)
+        ]
+        call = partial(torch.nn.Module.__call__, model)
+        with torch.no_grad(), self.modes([(model, False)]):
+            if not is_several(shape):
+                return call(*zeros)
+            return self.spread(call, list(shape) if isinstance(shape, Mapping) else None)(zeros)
 
     def exact_integers(self, dtype: Any) -> int | None:
         return round(2 / torch.finfo(dtype).eps) if dtype.is_floating_point else None
 
-    def _accepts(self, model: Any, shape: Shape, dtype: Any) -> bool:
-        """Tell whether a model computes with samples of a dtype."""
+    def _accepts(self, model: Any, shape: InputShape, dtypes: Sequence[Any]) -> bool:
+        """Tell whether a model computes with inputs of these dtypes."""
         try:
-            with torch.no_grad(), self.modes([(model, False)]):
-                zeros = torch.zeros((2, *shape), dtype=dtype, device=self.device_of(model))
-                torch.nn.Module.__call__(model, zeros)
+            self.call_blank(model, shape, dtypes)
         except (RuntimeError, ValueError, IndexError, TypeError):
             return False
         return True
@@ -351,6 +382,13 @@ class TorchAdapter(BackendAdapter):
         """Limit the gradients that parameters hold, and return those that were given."""
         clip([p for g in optimizer.param_groups for p in g["params"]], norm, value)
         return grads
+
+    def spread(
+        self, call: Callable[..., Any], names: Sequence[str] | None
+    ) -> Callable[[Sequence[Any]], Any]:
+        if names is None:
+            return lambda values: call(*values)
+        return lambda values: call(**dict(zip(names, values, strict=True)))
 
     def direct(self, model: Any) -> Callable[[Any], Any]:
         return direct_forward(model)

@@ -109,8 +109,9 @@ def columns_shape(
         shown = ", ".join(f"{name}: {shape}" for name, shape in shapes.items())
         raise ShapeError(
             f"node {label!r} reads columns of unlike shape from {ref.node_label!r} ({shown}); "
-            "put a FlattenNode before it, which puts them side by side, or give each shape a "
-            "reference and node of its own"
+            "put a FlattenNode before it, which puts them side by side, or give a model of "
+            "several inputs a reference for each: ModelNode(label, model, [fs.reference(features="
+            f"{columns[0].split('.')[1]!r}), ...])"
         )
     for name in columns:
         if numbers and schema[name].dtype.kind not in "biuf":

@@ -7,47 +7,56 @@ from typing import Any
 
 import numpy as np
 
-from modularml._typing import Array, Shape
+from modularml._typing import Array
 from modularml.backends import BackendAdapter
+from modularml.backends.input_shapes import InputShape
 from modularml.data.schema import ColumnSpec
 from modularml.errors import DataError
 
-__all__ = ["check_cast", "column_dtype", "value_dtype"]
+__all__ = ["check_cast", "column_dtypes", "value_dtypes"]
 
 
-def column_dtype(
-    adapter: BackendAdapter, model: Any, shape: Shape | None, columns: Sequence[ColumnSpec] | None
-) -> Any:
-    """Return the dtype in which a model reads columns that are stacked into one input.
+def column_dtypes(
+    adapter: BackendAdapter,
+    model: Any,
+    shape: InputShape | None,
+    columns: Sequence[Sequence[ColumnSpec] | None],
+) -> list[Any]:
+    """Return the dtype in which a model reads each input, whose columns are stacked.
 
     Parameters
     ----------
     adapter : BackendAdapter
         Of the model's framework.
     model : module
-    shape : tuple of int or None
-        Of one sample of the input; None where it is not known yet.
-    columns : sequence of ColumnSpec or None
-        None where the input is, or holds, an output of another model.
+    shape : tuple of int, tuple or dict of such, or None
+        Of one sample of each input; None where it is not known yet.
+    columns : sequence of (sequence of ColumnSpec or None)
+        Of each input; None where it is, or holds, an output of another model.
     """
-    specs = columns or []
-    whole = bool(specs) and all(spec.dtype.kind in "biu" for spec in specs)
-    category = whole and all(spec.kind == "category" for spec in specs)
-    return adapter.input_dtype(model, shape, whole=whole, category=category)
+    kinds = []
+    for specs in columns:
+        whole = bool(specs) and all(spec.dtype.kind in "biu" for spec in specs or ())
+        kinds.append((whole, whole and all(spec.kind == "category" for spec in specs or ())))
+    if shape is None:
+        return [adapter.input_dtype(model, None, whole=w, category=c) for w, c in kinds]
+    return adapter.input_dtypes(model, shape, kinds)
 
 
-def value_dtype(adapter: BackendAdapter, model: Any, values: Array, name: str = "data") -> Any:
-    """Return the dtype in which a model reads an array of samples, shape (n, *shape).
+def value_dtypes(
+    adapter: BackendAdapter, model: Any, values: Sequence[Array], shape: InputShape, name: str
+) -> list[Any]:
+    """Return the dtypes in which a model reads samples, an array of shape (n, ...) for each input.
 
     Raises
     ------
     DataError
-        If the values change in it; see `check_cast`.
+        If values change in them; see `check_cast`.
     """
-    whole = values.dtype.kind in "biu"
-    dtype = adapter.input_dtype(model, values.shape[1:], whole=whole)
-    check_cast(adapter, dtype, values, name)
-    return dtype
+    dtypes = adapter.input_dtypes(model, shape, [(v.dtype.kind in "biu", False) for v in values])
+    for dtype, own in zip(dtypes, values, strict=True):
+        check_cast(adapter, dtype, own, name)
+    return dtypes
 
 
 def check_cast(adapter: BackendAdapter, dtype: Any, values: Array, name: str) -> None:

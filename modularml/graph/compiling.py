@@ -17,7 +17,7 @@ from modularml.data.references import FeatureSetReference
 from modularml.data.schema import ColumnSpec
 from modularml.errors import GraphError, LossError
 from modularml.graph import topology
-from modularml.graph.casting import column_dtype
+from modularml.graph.casting import column_dtypes
 from modularml.graph.fitting import Learn, check_weights, fitted_then
 from modularml.graph.flows import column_above, flows_of, leaves, resolve_id
 from modularml.graph.learning import Reach, moving, no_learner
@@ -234,7 +234,9 @@ class _Compiler(LossReading):
         own = self.backends[node_id]
         if len(backends) == 1 and own not in backends:
             self.backends[node_id] = backends.pop()
-            self.column_dtypes[node_id] = self.dtypes[readers[0]]
+            self.column_dtypes[node_id] = self._read_as(
+                self.by_id[readers[0]], node_id, self.dtypes
+            )
 
     def _input_of_frozen(self, node_id: str, role: str) -> None:
         program, dtype = self._program(node_id), self.column_dtypes.get(node_id)
@@ -248,9 +250,11 @@ class _Compiler(LossReading):
         program = self._program(node.node_id)
         own = program.adapter.device_of(node.model.module) if isinstance(node, ModelNode) else None
         device = program.device if own is None else own
-        read = [self._upstream(program, node, ref, role) for ref in node.upstream_refs]
+        inputs = zip(node.upstream_refs, self.dtypes[node.node_id], strict=True)
+        read = [self._upstream(program, node, ref, role, dtype) for ref, dtype in inputs]
         args = [program.moved(arg, device) for arg in read]
-        fn, many = self._function(node, read, program.adapter), not isinstance(node, ModelNode)
+        fn = self._function(node, read, program.adapter)
+        many = not isinstance(node, ModelNode) or node.reads_several
         writes = (
             program.adapter.writes_input(node.model.module)
             if isinstance(node, ModelNode)
@@ -300,13 +304,15 @@ class _Compiler(LossReading):
             compiles = self.compiles and adapter.gradients
             fn = adapter.compile(fn) if compiles else adapter.direct(fn)
             fn = self.collectors.get(node.node_id, fn)
+            fn = adapter.spread(fn, node.input_names) if node.reads_several else fn
         from_columns = all(arg >= 0 for arg in args)
         if self.training and node.is_frozen and isinstance(node, ModelNode) and from_columns:
             return _without_grad(fn, adapter)
         return fn
 
-    def _upstream(self, program: Program, node: ComputeNode, ref: Any, role: str) -> int:
-        dtype = self.dtypes[node.node_id]
+    def _upstream(
+        self, program: Program, node: ComputeNode, ref: Any, role: str, dtype: Any
+    ) -> int:
         if not isinstance(ref, FeatureSetReference):
             return self._output(program, resolve_id(ref), role, dtype, self.read)
         columns = ref.columns("features")
@@ -422,33 +428,41 @@ class _Compiler(LossReading):
         return place, converted(source, target, slot.dtype, self.programs[home].device)
 
     @cached_property
-    def dtypes(self) -> dict[str, Any]:
-        """The dtype that each node reads columns in; without a model, that of its readers."""
+    def dtypes(self) -> dict[str, list[Any]]:
+        """The dtype that each node reads each input in; without a model, that of its readers."""
         if self.whole is not None:
             return self.whole.dtypes
-        found: dict[str, Any] = {}
+        found: dict[str, list[Any]] = {}
         for node in reversed(self.nodes):
-            adapter = adapter_for(self.own_backends[node.node_id])
+            adapter, refs = adapter_for(self.own_backends[node.node_id]), node.upstream_refs
             if isinstance(node, ModelNode):
-                found[node.node_id] = column_dtype(
-                    adapter, node.model.module, node.input_shape, self._columns_of(node)
+                columns = [self._columns_behind(ref) for ref in refs]
+                found[node.node_id] = column_dtypes(
+                    adapter, node.model.module, node.input_shape, columns
                 )
                 continue
             backends = self.own_backends
             same = [r for r in self.readers[node.node_id] if backends[r] is adapter.backend]
-            found[node.node_id] = found[same[0]] if same else adapter.input_dtype(None)
+            dtype = adapter.input_dtype(None)
+            if same:
+                dtype = self._read_as(self.by_id[same[0]], node.node_id, found)
+            found[node.node_id] = [dtype] * len(refs)
         return found
 
-    def _columns_of(self, node: ComputeNode) -> list[ColumnSpec] | None:
-        """Return the columns that reach a node; None where outputs of a model do too."""
-        specs: list[ColumnSpec] = []
-        for ref in node.upstream_refs:
-            if isinstance(ref, FeatureSetReference):
-                schema = ref.resolve().collection.schema
-                specs += [schema[name] for name in ref.columns("features")]
-                continue
-            above = self.by_id[resolve_id(ref)]
-            behind = None if isinstance(above, ModelNode) else self._columns_of(above)
+    def _read_as(self, reader: ComputeNode, above: str, dtypes: Mapping[str, list[Any]]) -> Any:
+        """Return the dtype in which a node reads the output of one above."""
+        read = [None if r in reader.feature_refs else resolve_id(r) for r in reader.upstream_refs]
+        return dtypes[reader.node_id][read.index(above)]
+
+    def _columns_behind(self, ref: Any) -> list[ColumnSpec] | None:
+        """Return the columns that reach an input; None where outputs of a model do too."""
+        if isinstance(ref, FeatureSetReference):
+            schema = ref.resolve().collection.schema
+            return [schema[name] for name in ref.columns("features")]
+        above, specs = self.by_id[resolve_id(ref)], list[ColumnSpec]()
+        if isinstance(above, ModelNode):
+            return None
+        for behind in map(self._columns_behind, above.upstream_refs):
             if behind is None:
                 return None
             specs += behind

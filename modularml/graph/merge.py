@@ -17,6 +17,7 @@ from modularml.data.execution import Flow, Merged
 from modularml.data.formats import DataFormat, convert_array
 from modularml.data.references import ExperimentNodeReference
 from modularml.errors import ConfigError, GraphError, ShapeError, UnknownNameError
+from modularml.graph.calling import call_by_hand, of_one_framework
 from modularml.graph.node import ComputeNode, UpstreamLike, as_reference
 
 __all__ = ["MergeNode", "MergeStrategy", "StrategyType", "one_of", "side_by_side"]
@@ -61,6 +62,7 @@ class MergeNode(ComputeNode):
     min_upstream_refs: ClassVar[int] = 2
     strategy_names: ClassVar[tuple[str, str]] = ("target_strategy", "tags_strategy")
     _output_shape: Shape | None = None
+    _input_shapes: Sequence[Shape | None] = ()
 
     def __init__(
         self,
@@ -106,6 +108,42 @@ class MergeNode(ComputeNode):
     def output_shape(self) -> Shape | None:
         """Shape of one sample coming out; None before the node is built."""
         return self._output_shape
+
+    @property
+    def input_shapes(self) -> list[Shape | None]:
+        """Shape of one sample of each input, in order; None where it is not known yet."""
+        return list(self._input_shapes) or [None] * len(self._upstream_refs)
+
+    def forward_single(self, batch: Any) -> Any:
+        """Merge samples, batches or arrays by hand, as the graph does, with gradients.
+
+        Parameters
+        ----------
+        batch : Batch, RoleData, SampleData, tensor or ndarray, or a list of one kind of them
+            One for each input, their rows side by side.
+
+        Returns
+        -------
+        Batch, RoleData, SampleData or tensor
+            Of the kind that came in. In the framework of the node, where a graph has built it.
+
+        Raises
+        ------
+        GraphError
+            If there are more or fewer than the node has inputs.
+        DataError
+            If the inputs hold other samples than one another.
+        """
+        given = list(batch) if isinstance(batch, list | tuple) else [batch]
+        if len(given) != len(self._upstream_refs):
+            names = [ref.node_label for ref in self._upstream_refs]
+            raise GraphError(
+                f"node {self.label!r} reads {names}, got {len(given)} input(s); give a list of one "
+                "for each"
+            )
+        return call_by_hand(self, given, lambda v: self.apply_merge(of_one_framework(self, v)))
+
+    __call__ = forward_single
 
     def set_upstream_refs(self, refs: Sequence[UpstreamLike]) -> None:
         """Read from something else from now on; targets of one input follow its place."""
@@ -161,7 +199,7 @@ class MergeNode(ComputeNode):
         self, shapes: Sequence[Shape | None], wanted: Shape | None, *, force: bool = False
     ) -> Shape | None:
         """Check that the inputs can be merged and return the merged shape."""
-        known = [shape for shape in shapes if shape is not None]
+        known, self._input_shapes = [shape for shape in shapes if shape is not None], shapes
         try:
             self._output_shape = self._shape_of(known) if len(known) == len(shapes) else None
         except ShapeError as error:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from modularml._typing import Columns, Shape
 from modularml.backends import Backend, BackendAdapter, adapter_for, backend_of
 from modularml.backends.accelerator import Accelerator
+from modularml.backends.input_shapes import InputShape, shapes_of
 from modularml.config import decode, encode
-from modularml.data.batch import Batch, RoleData, SampleData, as_numpy
-from modularml.data.execution import ExecutionContext, Flow
+from modularml.data.batch import as_numpy
+from modularml.data.execution import ExecutionContext, Flow, Leaf, Merged
 from modularml.errors import (
     ConfigError,
     GraphError,
@@ -18,7 +20,9 @@ from modularml.errors import (
     OptimizerNotSetError,
     ShapeError,
 )
-from modularml.graph.casting import value_dtype
+from modularml.graph.calling import call_by_hand
+from modularml.graph.casting import value_dtypes
+from modularml.graph.flows import leaves
 from modularml.graph.learned import LearnedRows
 from modularml.graph.node import ComputeNode, UpstreamLike
 from modularml.models.base import BaseModel
@@ -29,13 +33,17 @@ __all__ = ["ModelNode"]
 
 
 class ModelNode(ComputeNode):
-    """One model that reads from one FeatureSet or node.
+    """One model that reads from a FeatureSet or node, or from several.
 
     Parameters
     ----------
     label : str
     model : BaseModel, torch.nn.Module, a class of one of them, or a scikit-learn estimator
-    upstream_ref : FeatureSet, FeatureSetReference, node or label
+    upstream_ref : FeatureSet, FeatureSetReference, node or label, or a list or dict of them
+        What the model reads. It gets those of a list in their order (``forward(a, b)`` of torch,
+        the inputs of a Keras model), those of a dict by name: as keyword arguments in torch, by
+        the names of its inputs in Keras. Each is cast to the dtype that its own place in the model
+        needs. Rows of several FeatureSets belong together as those of a `MergeNode` do.
     optimizer : Optimizer, optional
         Moves this node alone; not needed where the graph has one.
     accelerator : Accelerator or str, optional
@@ -44,7 +52,8 @@ class ModelNode(ComputeNode):
         Target columns that the node predicts: it is compared with these alone, and its outputs are
         unscaled as these. Where none are named, those count that a loss pairs with its outputs, or
         else all that its inputs have. Several outputs of one target, such as quantiles, are each
-        unscaled where it is named here; scores of classes never are.
+        unscaled where it is named here; scores of classes never are. To be named where inputs come
+        with targets of their own each.
     node_id, register
         Used when a node is rebuilt.
 
@@ -56,13 +65,11 @@ class ModelNode(ComputeNode):
         If the upstream cannot be read from.
     """
 
-    max_upstream_refs = 1
-
     def __init__(
         self,
         label: str,
         model: BaseModel | Any,
-        upstream_ref: UpstreamLike,
+        upstream_ref: UpstreamLike | Sequence[UpstreamLike] | Mapping[str, UpstreamLike],
         optimizer: Optimizer | None = None,
         *,
         accelerator: Accelerator | str | None = None,
@@ -82,16 +89,21 @@ class ModelNode(ComputeNode):
         self._optimizer = optimizer
         self._freeze = False
         self._drives: Any = None
-        if isinstance(upstream_ref, list | tuple | dict):
-            raise GraphError(
-                f"node {label!r} reads one input, got {len(upstream_ref)}. Write one of several "
-                "inputs as several nodes: one for each input, such as ModelNode('a', branch_a, "
-                "fs.reference(features='a')), a ConcatNode('both', ['a', 'b']), a ModelNode for "
-                "the layers after it; one of several outputs as a trunk and a head for each"
-            )
         self.targets = targets
         self.paired: tuple[tuple[str, ...], bool] | None = None
-        super().__init__(label, [upstream_ref], node_id=node_id, register=register)
+        named = isinstance(upstream_ref, Mapping)
+        self.input_names = [str(name) for name in upstream_ref] if named else None
+        refs = list(upstream_ref.values()) if isinstance(upstream_ref, Mapping) else upstream_ref
+        self.reads_several = named or isinstance(refs, list | tuple)
+        if not isinstance(refs, list | tuple):
+            refs = [refs]
+        if self.reads_several and not self._model.reads_several:
+            raise GraphError(
+                f"node {label!r} holds a {self._model.shown_name}, which reads one input, got "
+                f"{len(refs)}; put a ConcatNode('both', [...], flatten=True) before it"
+            )
+        self.max_upstream_refs = len(refs)
+        super().__init__(label, refs, node_id=node_id, register=register)
 
     # -- what it is ---------------------------------------------------------------------------
 
@@ -107,8 +119,8 @@ class ModelNode(ComputeNode):
 
     @property
     def upstream_ref(self) -> Any:
-        """Reference to what this node reads from."""
-        return self._upstream_refs[0]
+        """Reference to what this node reads from; a list or dict of them where it reads several."""
+        return self._arranged(self._upstream_refs)
 
     @property
     def backend(self) -> Backend:
@@ -121,9 +133,23 @@ class ModelNode(ComputeNode):
         return self._model.reads_flat
 
     @property
-    def input_shape(self) -> Shape | None:
-        """Shape of one sample going in; None while an estimator above is not fitted."""
-        return self._known(self._model.input_shape)
+    def input_shape(self) -> InputShape | None:
+        """Shape of one sample going in; a tuple or dict of shapes where the node reads several.
+
+        None while an estimator above is not fitted.
+        """
+        shape = self._known(self._model.input_shape)
+        return (
+            shape
+            if self.input_names is None or shape is None
+            else {name: shape[name] for name in self.input_names}
+        )
+
+    @property
+    def input_shapes(self) -> list[Shape | None]:
+        """Shape of one sample of each input, in order; None where it is not known yet."""
+        shape = self.input_shape
+        return [None] * len(self._upstream_refs) if shape is None else list(shapes_of(shape))
 
     @property
     def output_shape(self) -> Shape | None:
@@ -158,7 +184,7 @@ class ModelNode(ComputeNode):
 
     def build_model(
         self,
-        input_shape: Shape | None = None,
+        input_shape: InputShape | None = None,
         output_shape: Shape | None = None,
         *,
         force: bool = False,
@@ -208,9 +234,10 @@ class ModelNode(ComputeNode):
         self, shapes: Sequence[Shape | None], wanted: Shape | None, *, force: bool = False
     ) -> Shape | None:
         """Build for this input and return the output's shape."""
-        if shapes[0] is None:
+        if None in shapes:
             return self._model.build_unread(wanted, force=force)
-        self.build_model(shapes[0], wanted, force=force)
+        own = self._arranged(shapes)
+        self.build_model(tuple(own) if isinstance(own, list) else own, wanted, force=force)
         return self.output_shape
 
     def reset_weights(self, seed: int | None = None) -> None:
@@ -262,7 +289,7 @@ class ModelNode(ComputeNode):
     # -- run ----------------------------------------------------------------------------------
 
     def operation(self, adapter: BackendAdapter) -> Callable[..., Any]:
-        """Return the model as a function of one tensor."""
+        """Return the model as a function of its tensors."""
         module: Callable[..., Any] = self._model.module
         return module
 
@@ -274,39 +301,52 @@ class ModelNode(ComputeNode):
             )
 
     def flow(self, domain: str, parts: Sequence[Flow]) -> Flow:
-        """Pass on what the upstream has."""
-        return parts[0]
+        """Pass on what the upstream has; of several, targets and tags of the first with any."""
+        if len(parts) == 1:
+            return parts[0]
+        if domain == "features":
+            return Merged(tuple(parts), self._refuse_features)
+        columns = {
+            (leaf.source.ref.node_label, leaf.columns): None
+            for part in parts
+            if isinstance(part, Leaf | Merged)
+            for leaf in leaves(part)
+        }
+        if domain == "targets" and self.targets is None and len(columns) > 1:
+            raise GraphError(
+                f"node {self.label!r} reads several inputs with targets of their own, "
+                f"{[name for _, own in columns for name in own]}; say which it predicts with "
+                "ModelNode(..., targets=...), or leave the others out of their references "
+                "(fs.reference(targets=[]))"
+            )
+        return next((part for part in parts if part is not None), None)
 
     def forward_single(self, batch: Any, **kwargs: Any) -> Any:
         """Send samples through the model, with gradients.
 
         Parameters
         ----------
-        batch : SampleData, RoleData or Batch
-            Features as tensors or arrays.
+        batch : SampleData, RoleData, Batch, tensor or ndarray, or a list or dict of them
+            Features; a list or dict where the node reads several inputs.
         **kwargs
             Passed on to the model.
 
         Returns
         -------
-        SampleData, RoleData or Batch
+        SampleData, RoleData, Batch or tensor
             As came in, with outputs in place of features.
         """
-        if isinstance(batch, Batch):
-            return Batch(
-                self.forward_single(batch.role_data, **kwargs), batch.role_weights, batch.role_masks
-            )
-        if isinstance(batch, RoleData):
-            return RoleData(
-                {role: self.forward_single(data, **kwargs) for role, data in batch.items()}
-            )
-        if not isinstance(batch, SampleData):
-            raise TypeError(
-                f"node {self.label!r} takes SampleData, RoleData or Batch, got "
-                f"{type(batch).__name__}"
+        if self.input_names is not None and isinstance(batch, dict):
+            if batch.keys() != set(self.input_names):
+                raise GraphError(f"node {self.label!r} reads {self.input_names}, got {list(batch)}")
+            batch = [batch[name] for name in self.input_names]
+        given = list(batch) if isinstance(batch, list | tuple) else [batch]
+        if len(given) != len(self._upstream_refs):
+            raise GraphError(
+                f"node {self.label!r} reads {len(self._upstream_refs)} input(s), got {len(given)}"
             )
         self.check_fitted()
-        return batch.with_outputs(self._model.module(self._tensor(batch), **kwargs))
+        return call_by_hand(self, given, lambda values: self._output_of(values, kwargs))
 
     __call__ = forward_single
 
@@ -403,21 +443,53 @@ class ModelNode(ComputeNode):
             "targets": self.targets,
         }
 
-    def _tensor(self, data: SampleData) -> Any:
-        value = data.features if data.features is not None else data.outputs
-        if value is None:
-            raise GraphError(f"node {self.label!r} was given samples without features")
+    def _output_of(self, values: list[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return what the model makes of a tensor or array for each input."""
         adapter, module = adapter_for(self.backend), self._model.module
-        own = backend_of(value) is self.backend
-        if own and adapter.writes_input(module):
-            value = adapter.concat([value], 0)
-        if own and not hasattr(value, "numpy"):  # traced by its framework
-            return value
-        values = as_numpy(value)
-        dtype = value_dtype(adapter, module, values, f"input of {self.label}")
-        if own:
-            return value if dtype in (None, value.dtype) else adapter.cast(value, dtype)
-        return adapter.from_numpy(values, dtype=dtype, device=adapter.device_of(module))
+        call = partial(module, **kwargs)
+        if self.reads_several:
+            call = adapter.spread(call, self.input_names)
+        tensors = self._tensors(values)
+        return call(tensors if self.reads_several else tensors[0])
+
+    def _tensors(self, values: list[Any]) -> list[Any]:
+        """Return values as tensors that the model reads."""
+        adapter, module = adapter_for(self.backend), self._model.module
+        own = [backend_of(value) is self.backend for value in values]
+        if adapter.writes_input(module):
+            pairs = zip(values, own, strict=True)
+            values = [adapter.concat([v], 0) if mine else v for v, mine in pairs]
+        if all(own) and not all(hasattr(v, "numpy") for v in values):  # traced by its framework
+            return values
+        arrays = [as_numpy(value) for value in values]
+        shape = self._arranged([a.shape[1:] for a in arrays])
+        dtypes = value_dtypes(adapter, module, arrays, shape, f"input of {self.label}")
+        device = adapter.device_of(module)
+        return [
+            (value if dtype in (None, value.dtype) else adapter.cast(value, dtype))
+            if mine
+            else adapter.from_numpy(array, dtype=dtype, device=device)
+            for value, mine, array, dtype in zip(values, own, arrays, dtypes, strict=True)
+        ]
+
+    def _arranged(self, values: Sequence[Any]) -> Any:
+        """Return what there is for each input as it was given: alone, as a list or as a dict."""
+        if self.input_names is not None:
+            return dict(zip(self.input_names, values, strict=True))
+        return list(values) if self.reads_several else values[0]
+
+    def _refuse_features(self, values: Any) -> Any:
+        raise GraphError(
+            f"node {self.label!r} reads several inputs, which are no one tensor of features; name "
+            "a column, such as 'features.x'"
+        )
+
+    def _check_upstream(self, label: str, refs: Sequence[Any]) -> None:
+        super()._check_upstream(label, refs)
+        if len(refs) < (self.max_upstream_refs or 1):
+            raise GraphError(
+                f"node {label!r} reads {self.max_upstream_refs} inputs, got {len(refs)}"
+            )
 
     def _graph(self) -> Any:
         graph = self.context.model_graph

@@ -122,6 +122,21 @@ class ComputeNode(GraphNode):
         """Shape of one sample coming out; None before the node is built or an estimator fitted."""
 
     @property
+    @abstractmethod
+    def input_shapes(self) -> list[Shape | None]:
+        """Shape of one sample of each input, in order; None where it is not known yet."""
+
+    @property
+    def is_built(self) -> bool:
+        """Whether shapes are known and weights exist."""
+        return self.output_shape is not None
+
+    @property
+    def backend(self) -> Backend:
+        """The framework that it runs in; ``Backend.NONE`` before a graph with it is built."""
+        return self.framework or Backend.NONE
+
+    @property
     def reads_flat(self) -> bool:
         """Whether columns of unlike shape are put side by side in one row."""
         return False

@@ -54,6 +54,12 @@ def predict(
     wanted: list[Any] = list(graph.tail_nodes.values()) if node is None else [graph.get_node(node)]
     plan, step = graph.plan((), training=False, active_nodes=wanted)
     sets = {slot.source.ref.resolve(): None for slot in plan.slots}
+    read_together = {slot.columns for slot in plan.slots}
+    if isinstance(data, np.ndarray) and len(read_together) > 1:
+        raise DataError(
+            f"a bare array does not say which of its columns are {sorted(read_together)}, as "
+            "inputs of the graph read them apart; give a frame, a dict of columns or a FeatureSet"
+        )
     readers, lead = _readers(data, list(sets), graph._running(wanted))
     n = lead.n_rows
     size = ROWS if batch_size is None else batch_size

@@ -12,11 +12,12 @@ import numpy as np
 from modularml._registry import Registry
 from modularml._typing import Array, Shape
 from modularml.backends import Backend
+from modularml.backends.input_shapes import InputShape, is_several
 from modularml.config import Configurable, Stateful
 from modularml.errors import ConfigError, ShapeError
 from modularml.io.saveable import Saveable
 
-__all__ = ["BaseModel", "Place", "check_shape", "model_registry"]
+__all__ = ["BaseModel", "Place", "check_input_shape", "check_shape", "model_registry"]
 
 model_registry: Registry[type[BaseModel]]
 
@@ -62,7 +63,9 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
     artifact_kind = "md"
     reads_flat: ClassVar[bool] = False
     """Whether columns of unlike shape are put side by side in one row."""
-    _input_shape: Shape | None = None
+    reads_several: ClassVar[bool] = False
+    """Whether a node may give it several inputs."""
+    _input_shape: InputShape | None = None
     _output_shape: Shape | None = None
 
     learned_from: Any = None
@@ -89,8 +92,11 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
         return True
 
     @property
-    def input_shape(self) -> Shape | None:
-        """Shape of one sample going in; None while it is not known."""
+    def input_shape(self) -> InputShape | None:
+        """Shape of one sample going in; a tuple or dict of shapes where several inputs do.
+
+        None while it is not known.
+        """
         return self._input_shape
 
     @property
@@ -131,7 +137,7 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
     @abstractmethod
     def build(
         self,
-        input_shape: Shape | None = None,
+        input_shape: InputShape | None = None,
         output_shape: Shape | None = None,
         *,
         force: bool = False,
@@ -140,7 +146,9 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
 
         Parameters
         ----------
-        input_shape, output_shape : tuple of int, optional
+        input_shape : tuple of int, or tuple or dict of such, optional
+            Of one sample, or of one of each input.
+        output_shape : tuple of int, optional
             Of one sample. What the constructor was given wins over `output_shape`.
         force : bool
             Whether to make them again, with new weights, where they exist.
@@ -151,12 +159,12 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
             If a shape is needed and not known, or does not fit what was given before.
         """
 
-    def _check_fits(self, shape: Shape | None) -> None:
+    def _check_fits(self, shape: InputShape | None) -> None:
         """Refuse another input shape than it was built for."""
-        if shape is not None and tuple(shape) != self.input_shape:
+        if shape is not None and check_input_shape(shape) != self.input_shape:
             raise ShapeError(
                 f"{self.shown_name} was built for input shape {self.input_shape}, got "
-                f"{tuple(shape)}; build with force=True to make it anew"
+                f"{shape}; build with force=True to make it anew"
             )
 
     @abstractmethod
@@ -242,6 +250,15 @@ def check_weights(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
                 f"weight {name!r} must have shape {tuple(mine[name].shape)}, got "
                 f"{tuple(value.shape)}"
             )
+
+
+def check_input_shape(shape: Any) -> InputShape:
+    """Return the shape of one input, or of each of several, or say what is wrong with it."""
+    if isinstance(shape, Mapping):
+        return {str(name): check_shape(f"input_shape {name!r}", own) for name, own in shape.items()}
+    if isinstance(shape, tuple | list) and is_several(shape):
+        return tuple(check_shape("input_shape", own) for own in shape)
+    return check_shape("input_shape", shape)
 
 
 def check_shape(name: str, shape: Any) -> Shape:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from modularml._typing import Shape
+from modularml.backends.input_shapes import InputShape, is_several, shapes_of
 from modularml.config import decode, encode
 from modularml.errors import ConfigError, NotFittedError, ShapeError
-from modularml.models.base import BaseModel, check_shape, check_weights
+from modularml.models.base import BaseModel, check_input_shape, check_shape, check_weights
 
 __all__ = ["LayeredModel", "ModelWrapper"]
 
@@ -22,24 +24,27 @@ MAX_PROBE = 2**20
 class LayeredModel(BaseModel):
     """Shapes first, layers when they are known; a subclass makes them and sends zeros through."""
 
+    reads_several = True
+
     def __init__(self, backend: str, **init_args: Any) -> None:
         BaseModel.__init__(self, backend, **init_args)
-        self._input_shape = _optional_shape("input_shape", init_args.get("input_shape"))
+        given = init_args.get("input_shape")
+        self._input_shape = None if given is None else check_input_shape(given)
         self._output_shape = _optional_shape("output_shape", init_args.get("output_shape"))
         self._explicit_output = self._output_shape is not None
         self._made_for: Shape | None = None
 
     @abstractmethod
-    def make_layers(self, input_shape: Shape, output_shape: Shape | None) -> None:
+    def make_layers(self, input_shape: InputShape, output_shape: Shape | None) -> None:
         """Make the layers as attributes of this model."""
 
     @abstractmethod
-    def _probe(self, shape: Shape) -> Shape:
+    def _probe(self, shape: InputShape) -> Shape:
         """Send two samples of zeros through, to learn the output's shape."""
 
     def build(
         self,
-        input_shape: Shape | None = None,
+        input_shape: InputShape | None = None,
         output_shape: Shape | None = None,
         *,
         force: bool = False,
@@ -73,7 +78,8 @@ class LayeredModel(BaseModel):
             wanted = _optional_shape("output_shape", wanted)
             if (sketch := self._sketch(shape, wanted)) is not None:
                 check_weights(sketch, state["weights"])
-            if "probed_shape" not in state and math.prod(shape) > MAX_PROBE:
+            numbers = sum(map(math.prod, shapes_of(shape)))
+            if "probed_shape" not in state and numbers > MAX_PROBE:
                 raise ShapeError(f"samples of shape {shape} are too large to be tried out")
             self._make_untried(shape, wanted)
             found = state["probed_shape"] if "probed_shape" in state else self._probe(shape)
@@ -82,25 +88,27 @@ class LayeredModel(BaseModel):
         super().set_state(state)
 
     @abstractmethod
-    def _sketch(self, shape: Shape, wanted: Shape | None) -> dict[str, Any] | None:
+    def _sketch(self, shape: InputShape, wanted: Shape | None) -> dict[str, Any] | None:
         """Return what has the shapes of all weights, by name, and no memory.
 
         None where layers cannot be made so.
         """
 
-    def _make_untried(self, shape: Shape, wanted: Shape | None) -> None:
+    def _make_untried(self, shape: InputShape, wanted: Shape | None) -> None:
         """Make the layers and all of their weights, without sending numbers through."""
         self.make_layers(shape, wanted)
 
-    def _shape_for(self, input_shape: Shape | None) -> Shape:
+    def _shape_for(self, input_shape: InputShape | None) -> InputShape:
         given = self._init_args.get("input_shape")
         shape = input_shape if input_shape is not None else given or self._input_shape
         if shape is None:
             raise ShapeError(f"{type(self).__name__} needs input_shape to be built")
-        shape = check_shape("input_shape", shape)
-        if given is not None and check_shape("input_shape", given) != shape:
+        shape = check_input_shape(shape)
+        if given is not None and check_input_shape(given) != shape:
+            raise ShapeError(f"{type(self).__name__} was made for input_shape {given}, got {shape}")
+        if is_several(shape) and not self.reads_several:
             raise ShapeError(
-                f"{type(self).__name__} was made for input_shape {tuple(given)}, got {shape}"
+                f"{type(self).__name__} reads one input, got shapes of several {shape}"
             )
         return shape
 
@@ -109,11 +117,19 @@ class LayeredModel(BaseModel):
             f"{self.shown_name} has no layers yet; call its build(input_shape), or graph.build()"
         )
 
-    def _misfit(self, shape: Shape, error: Exception) -> ShapeError:
+    def _misfit(self, shape: InputShape, error: Exception) -> ShapeError:
         return ShapeError(f"{self.shown_name} cannot take samples of shape {shape}: {error}")
 
     def _one_row_each(self, out: Any, *, is_tensor: bool) -> Shape:
         """Return the shape of one sample of what came out for two."""
+        if isinstance(out, tuple | list | Mapping):
+            shown = list(out) if isinstance(out, Mapping) else len(out)
+            raise ShapeError(
+                f"{self.shown_name} returns several outputs ({shown}), and a node has one. Make "
+                "the layers before they part one node and those of each output a node that reads "
+                "it: ModelNode('trunk', trunk, fs.reference()), ModelNode('a', head_a, 'trunk'), "
+                "ModelNode('b', head_b, 'trunk', targets='b')"
+            )
         if not is_tensor or out.ndim < 1 or out.shape[0] != 2:
             found = tuple(out.shape) if is_tensor else type(out).__name__
             raise ShapeError(
@@ -190,7 +206,7 @@ class ModelWrapper(LayeredModel):
         """Return a new model that was described; a sketch has shapes and no memory."""
         raise NotImplementedError
 
-    def make_layers(self, input_shape: Shape, output_shape: Shape | None) -> None:
+    def make_layers(self, input_shape: InputShape, output_shape: Shape | None) -> None:
         """Make the model from its class or its description; one that exists stays."""
         if self._recipe is not None:
             self.inner = self._init_args["model"] = self._from_recipe(self._recipe)
@@ -198,7 +214,7 @@ class ModelWrapper(LayeredModel):
         if self._init_args["model_class"] is not None:
             self.inner = self._made(input_shape, output_shape)
 
-    def _made(self, input_shape: Shape, output_shape: Shape | None) -> Any:
+    def _made(self, input_shape: InputShape, output_shape: Shape | None) -> Any:
         cls = self._init_args["model_class"]
         kwargs = dict(self._init_args["model_kwargs"] or {})
         takes = inspect.signature(cls).parameters

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import modularml as mm
-from modularml.errors import ConfigError, GraphError, ShapeError, UnknownNameError
+from modularml.data import Batch, RoleData
+from modularml.errors import ConfigError, DataError, GraphError, ShapeError, UnknownNameError
 from modularml.graph import function_registry
 from modularml.models.torch import SequentialMLP
 from tests.worlds import (
@@ -202,3 +203,36 @@ def test_training_equals_one_functional_keras_model(kind):
     for mine, theirs in zip(whole.get_weights(), want, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-5)
     assert graph.get_node("join").output_shape == (3,)
+
+
+def test_merge_nodes_called_by_hand_give_what_the_graph_gives():
+    mm.Experiment("by hand")
+    rng = np.random.default_rng(0)
+    rows = {"x": rng.normal(size=(6, 3)), "y": rng.normal(size=6)}
+    fs = mm.FeatureSet.from_dict("rows", rows, "x", "y")
+    a, b = (mm.ModelNode(n, nn.Linear(3, 2), fs.reference()) for n in "ab")
+    both = mm.ConcatNode("both", [a, b], concat_axis=-1, concat_axis_targets="first")
+    assert (both.is_built, both.input_shapes) == (False, [None, None])
+    flat = mm.FlattenNode("flat", both)
+    graph = mm.ModelGraph([a, b, both, flat])
+    graph.build()
+    assert (both.is_built, both.backend) == (True, a.backend)
+    assert both.input_shapes == [a.output_shape, b.output_shape]
+    data = fs.to_sample_data("numpy")
+    out = both([a(data), b(data)])
+    assert out.outputs.requires_grad
+    found = out.to("numpy")
+    np.testing.assert_array_equal(found.outputs, graph.predict(fs, node="both"))
+    np.testing.assert_array_equal(found.targets, data.targets)
+    np.testing.assert_array_equal(flat(out).to("numpy").outputs, graph.predict(fs, node="flat"))
+    roles = RoleData({"one": data, "two": data})
+    np.testing.assert_array_equal(both([a(roles), b(roles)]).two.to("numpy").outputs, found.outputs)
+    batch = Batch(RoleData({"default": data}), {"default": np.arange(6.0)})
+    merged = both([a(batch), b(batch)])
+    np.testing.assert_array_equal(merged.to("numpy").outputs, found.outputs)
+    arrays = [a(data).to("numpy").outputs, b(data).outputs]
+    np.testing.assert_array_equal(both(arrays).detach().numpy(), found.outputs)
+    with pytest.raises(DataError, match="other samples"):
+        both([a(data), b(fs.take([5, 4, 3, 2, 1, 0]).to_sample_data("numpy"))])
+    with pytest.raises(GraphError, match="one for each"):
+        both(a(data))

@@ -14,8 +14,9 @@ import tensorflow as tf
 
 from modularml._registry import Registry
 from modularml._typing import Array, Shape
+from modularml.backends.input_shapes import InputShape, arranged, shapes_of
 from modularml.backends.tensorflow import adapter
-from modularml.backends.tensorflow_models import check_layers, keras_mask, with_mask
+from modularml.backends.tensorflow_models import call, check_layers, keras_mask, with_mask
 from modularml.errors import ConfigError
 from modularml.io.randomness import unchanged_randomness
 from modularml.models.base import check_weights
@@ -52,7 +53,7 @@ class TensorflowBaseModel(LayeredModel, ABC):
     def make_model(self, input_shape: Shape, output_shape: Shape | None) -> keras.Model:
         """Return a new Keras model, or layer, for samples of these shapes."""
 
-    def make_layers(self, input_shape: Shape, output_shape: Shape | None) -> None:
+    def make_layers(self, input_shape: InputShape, output_shape: Shape | None) -> None:
         """Make the Keras model."""
         self.inner = self.make_model(input_shape, output_shape)
         self.frozen_variables = []
@@ -61,7 +62,8 @@ class TensorflowBaseModel(LayeredModel, ABC):
         """Return what the Keras model makes of a tensor of shape ``(n, *input_shape)``."""
         if self.inner is None:
             raise self._no_layers()
-        out = self.inner(x, training=self.training if training is None else training, **kwargs)
+        training = self.training if training is None else training
+        out = call(self.inner, x, training=training, **kwargs)
         if self.output_dtype is None or out.dtype == self.output_dtype:
             return out
         return with_mask(tf.cast(out, self.output_dtype), keras_mask(out))
@@ -107,7 +109,7 @@ class TensorflowBaseModel(LayeredModel, ABC):
             if seed is not None:
                 _seed_all(seed)
             twin = self._twin()
-            twin(self._zeros(self._input_shape))
+            call(twin, self._zeros(self._input_shape))
         pairs = ((m.weights + _seeds(m)) for m in (self.inner, twin))
         kept = {id(v) for v in adapter.fixed(self).values()}
         for mine, fresh in zip(*pairs, strict=True):
@@ -119,7 +121,7 @@ class TensorflowBaseModel(LayeredModel, ABC):
         assert self._input_shape is not None
         return self.make_model(self._input_shape, self._made_for)
 
-    def _sketch(self, shape: Shape, wanted: Shape | None) -> dict[str, Any] | None:
+    def _sketch(self, shape: InputShape, wanted: Shape | None) -> dict[str, Any] | None:
         """Return variables that have shapes and no values."""
         try:
             with keras.StatelessScope(initialize_variables=False):
@@ -129,25 +131,31 @@ class TensorflowBaseModel(LayeredModel, ABC):
         except (ConfigError, NotImplementedError, AttributeError):
             return None  # it was given as an object, or needs numbers to be made
 
-    def _make_untried(self, shape: Shape, wanted: Shape | None) -> None:
+    def _make_untried(self, shape: InputShape, wanted: Shape | None) -> None:
         super()._make_untried(shape, wanted)
-        self.inner(keras.KerasTensor((None, *shape), adapter.input_dtype(self, shape)))
+        places = zip(shapes_of(shape), adapter.input_dtypes(self, shape), strict=True)
+        blank = [keras.KerasTensor((None, *own), dtype) for own, dtype in places]
+        call(self.inner, arranged(blank, shape))
 
-    def _probe(self, shape: Shape) -> Shape:
+    def _probe(self, shape: InputShape) -> Shape:
         """Send two samples of zeros through, to learn the output's shape."""
         check_layers(self.inner)
         try:
-            out = self.inner(self._zeros(shape), training=False)
+            out = call(self.inner, self._zeros(shape), training=False)
         except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
             raise self._misfit(shape, error) from error
         return self._one_row_each(out, is_tensor=tf.is_tensor(out))
 
-    def _zeros(self, shape: Shape) -> Any:
-        return tf.zeros((2, *shape), adapter.input_dtype(self, shape))
+    def _zeros(self, shape: InputShape) -> Any:
+        dtypes = adapter.input_dtypes(self, shape)
+        zeros = [tf.zeros((2, *s), d) for s, d in zip(shapes_of(shape), dtypes, strict=True)]
+        return arranged(zeros, shape)
 
 
 class SequentialModel(TensorflowBaseModel, ABC):
     """A Keras model that is one sequence of layers."""
+
+    reads_several = False
 
     def __init__(self, *, activation: str, **kwargs: Any) -> None:
         activation_layer(activation)

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from modularml._typing import Shape
+from modularml.backends.input_shapes import InputShape
 from modularml.errors import ConfigError
 from modularml.models.layered import ModelWrapper
 from modularml.models.tensorflow.base import TensorflowBaseModel, by_name
@@ -34,7 +35,7 @@ class TensorflowModelWrapper(ModelWrapper, TensorflowBaseModel):  # noqa: D101 -
         with keras.StatelessScope(initialize_variables=False) if sketched else nullcontext():
             return from_recipe(recipe)
 
-    def _sketch(self, shape: Shape, wanted: Shape | None) -> dict[str, Any] | None:
+    def _sketch(self, shape: InputShape, wanted: Shape | None) -> dict[str, Any] | None:
         if self._recipe is not None:
             return by_name(self.inner)
         return super()._sketch(shape, wanted)

@@ -10,6 +10,7 @@ import torch
 
 from modularml._registry import Registry
 from modularml._typing import Array, Shape
+from modularml.backends.input_shapes import InputShape
 from modularml.backends.torch import adapter
 from modularml.errors import ConfigError
 from modularml.models.base import check_weights
@@ -62,18 +63,15 @@ class TorchBaseModel(LayeredModel, torch.nn.Module, ABC):
             for tensor, value in kept:
                 tensor.copy_(value)
 
-    def _probe(self, shape: Shape) -> Shape:
+    def _probe(self, shape: InputShape) -> Shape:
         """Send two samples of zeros through, to learn the output's shape."""
-        device = next((p.device for p in self.parameters()), None)
-        zeros = torch.zeros((2, *shape), dtype=adapter.input_dtype(self, shape), device=device)
         try:
-            with torch.no_grad(), adapter.modes([(self, False)]):
-                out: Any = torch.nn.Module.__call__(self, zeros)
+            out = adapter.call_blank(self, shape, adapter.input_dtypes(self, shape))
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise self._misfit(shape, error) from error
         return self._one_row_each(out, is_tensor=isinstance(out, torch.Tensor))
 
-    def _sketch(self, shape: Shape, wanted: Shape | None) -> dict[str, Any] | None:
+    def _sketch(self, shape: InputShape, wanted: Shape | None) -> dict[str, Any] | None:
         try:
             with torch.device("meta"):
                 twin = self.clone()
@@ -94,6 +92,7 @@ class SequentialModel(TorchBaseModel, ABC):
     """A torch model that is one sequence of layers."""
 
     layers: torch.nn.Sequential
+    reads_several = False
 
     def __init__(self, *, activation: str, **kwargs: Any) -> None:
         activation_layer(activation)

@@ -8,7 +8,9 @@ import torch
 
 from modularml._optional import loaded
 from modularml._typing import Shape
+from modularml.backends.input_shapes import InputShape, is_several
 from modularml.backends.torch import adapter
+from modularml.errors import ConfigError
 from modularml.models.layered import ModelWrapper
 from modularml.models.torch import recipe as recipes
 from modularml.models.torch.base import TorchBaseModel
@@ -36,8 +38,13 @@ class TorchModelWrapper(ModelWrapper, TorchBaseModel):  # noqa: D101 - that of w
     def _from_recipe(cls, recipe: dict[str, Any], *, sketched: bool = False) -> Any:
         return recipes.sketched(recipe) if sketched else recipes.from_recipe(recipe)
 
-    def _sketch(self, shape: Shape, wanted: Shape | None) -> dict[str, Any] | None:
+    def _sketch(self, shape: InputShape, wanted: Shape | None) -> dict[str, Any] | None:
         if self._recipe is not None:
+            if is_several(shape):
+                raise ConfigError(
+                    f"samples of several inputs {shape} fit no model that a file describes by its "
+                    "layers; give its class (model_class=)"
+                )
             recipes.check_size(self._recipe, shape, adapter.input_dtype(self, shape))
         return super()._sketch(shape, wanted)
 

@@ -1,0 +1,136 @@
+"""Calling a node by hand, on samples, batches or arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from modularml.backends import Backend, BackendAdapter, adapter_for, backend_of
+from modularml.data.batch import Batch, RoleData, SampleData, as_numpy
+from modularml.data.execution import Merged
+from modularml.errors import DataError, GraphError
+from modularml.graph.casting import check_cast
+from modularml.graph.node import ComputeNode
+
+__all__ = ["call_by_hand", "of_one_framework"]
+
+
+def call_by_hand(
+    node: ComputeNode, given: Sequence[Any], compute: Callable[[list[Any]], Any]
+) -> Any:
+    """Return the outputs of a node for what it is given for each of its inputs.
+
+    Parameters
+    ----------
+    node : ComputeNode
+    given : sequence of (Batch, RoleData, SampleData, tensor or ndarray)
+        All of one kind; their rows lie side by side.
+    compute : callable
+        Returns the output of the node for one tensor an input.
+
+    Returns
+    -------
+    Batch, RoleData, SampleData or tensor
+        Of the kind that came in, with targets and tags as the graph passes them on.
+
+    Raises
+    ------
+    DataError
+        If the rows of two inputs are not the same samples and no key relates them, or their
+        numbers differ.
+    """
+    first = given[0]
+    if any(isinstance(other, Batch | RoleData | SampleData) for other in given):
+        if any(type(other) is not type(first) for other in given):
+            raise TypeError(
+                f"node {node.label!r} takes inputs of one kind, got "
+                f"{[type(other).__name__ for other in given]}"
+            )
+    elif any(not hasattr(other, "shape") for other in given):
+        raise TypeError(
+            f"node {node.label!r} takes SampleData, RoleData, Batch, tensors or arrays, got "
+            f"{[type(other).__name__ for other in given]}"
+        )
+    if isinstance(first, Batch):
+        data = call_by_hand(node, [batch.role_data for batch in given], compute)
+        weights, masks = (
+            {role: np.prod([getattr(b, kind)(role) for b in given], axis=0) for role in own}
+            for kind, own in (("weights", first.role_weights), ("mask", first.role_masks))
+        )
+        return Batch(data, weights, masks)
+    if isinstance(first, RoleData):
+        return RoleData({r: call_by_hand(node, [d[r] for d in given], compute) for r in first})
+    if not isinstance(first, SampleData):
+        _check_lengths(node, given)
+        return compute(list(given))
+    _check_lengths(node, given)
+    _check_same(node, given)
+    found = {d: _passed_on(node, d, [getattr(g, d) for g in given]) for d in ("targets", "tags")}
+    ids = next((g.sample_uuids for g in given if g.sample_uuids is not None), None)
+    return SampleData(outputs=compute([_read(node, g) for g in given]), sample_uuids=ids, **found)
+
+
+def of_one_framework(node: ComputeNode, values: Sequence[Any]) -> list[Any]:
+    """Return tensors of one framework and dtype: that of the node, where a graph has built it."""
+    known = [b for v in values if (b := backend_of(v)) is not Backend.NONE]
+    framework = node.framework or next(iter(known), Backend.SCIKIT)
+    if framework is Backend.SCIKIT:
+        return [as_numpy(v) for v in values]
+    adapter = adapter_for(framework)
+    own = [v for v in values if backend_of(v) is framework]
+    if len(own) == len(values) and len({v.dtype for v in own}) == 1:
+        return own
+    floats = [v.dtype for v in own if adapter.exact_integers(v.dtype) is not None]
+    whole = all(as_numpy(v).dtype.kind in "biu" for v in values)
+    dtype = None if whole else next(iter(floats), adapter.input_dtype(None))
+    return [_cast(node, adapter, v, dtype) for v in values]
+
+
+def _cast(node: ComputeNode, adapter: BackendAdapter, value: Any, dtype: Any) -> Any:
+    check_cast(adapter, dtype, as_numpy(value), f"input of {node.label}")
+    if backend_of(value) is adapter.backend:
+        return value if dtype is None else adapter.cast(value, dtype)
+    return adapter.from_numpy(as_numpy(value), dtype=dtype)
+
+
+def _read(node: ComputeNode, data: SampleData) -> Any:
+    value = data.features if data.features is not None else data.outputs
+    if value is None:
+        raise GraphError(f"node {node.label!r} was given samples without features")
+    return value
+
+
+def _passed_on(node: ComputeNode, domain: str, values: Sequence[Any]) -> Any:
+    """Return targets or tags of the output, from those of the inputs, as the graph does."""
+    found: Any = node.flow(domain, values)
+    if isinstance(found, Merged):
+        return found.merge(
+            of_one_framework(node, found.parts) if domain == "targets" else found.parts
+        )
+    return found
+
+
+def _check_lengths(node: ComputeNode, given: Sequence[Any]) -> None:
+    if len({len(data) for data in given}) > 1:
+        raise DataError(
+            f"inputs of node {node.label!r} must have one row for each sample, got "
+            f"{[len(data) for data in given]} rows"
+        )
+
+
+def _check_same(node: ComputeNode, given: Sequence[SampleData]) -> None:
+    """Refuse rows side by side that are other samples, where no key can relate them."""
+    ids = [np.asarray(g.sample_uuids) for g in given if g.sample_uuids is not None]
+    related = getattr(node, "align_on", None) is not None or any(
+        ref.on is not None for ref in node.feature_refs
+    )
+    for other in ids[1:]:
+        if np.array_equal(ids[0], other):
+            continue
+        if not related or np.isin(ids[0], other).any():
+            raise DataError(
+                f"node {node.label!r} was given other samples for one input than for another; pass "
+                "rows of the same samples in the same order"
+            )
