@@ -141,14 +141,13 @@ def check_names(inner: Any, given: Mapping[str, Any] | Sequence[Any]) -> list[st
         If it declares others, or another number of them.
     """
     declared = declared_inputs(inner) or {}
-    named = isinstance(given, Mapping)
-    if (given.keys() != declared.keys()) if named else (len(given) != len(declared)):
+    names = list(given) if isinstance(given, Mapping) else None
+    if len(given) != len(declared) or (names is not None and set(names) != set(declared)):
         raise ShapeError(
-            f"the model declares the inputs {list(declared)}, got "
-            f"{list(given) if named else len(given)}; give a reference for each, in this order or "
-            "by these names: ModelNode(label, model, {name: reference})"
+            f"the model declares the inputs {list(declared)}, got {names or len(given)}; "
+            "give a reference for each, in this order or by these names: ModelNode(label, model, {name: reference})"
         )
-    return list(given if named else declared)
+    return list(declared) if names is None else names
 
 
 def call(inner: Any, x: Any, **kwargs: Any) -> Any:

@@ -33,7 +33,8 @@ def keras_model(kind):
     rows, out = keras.layers.Embedding(4, 2), keras.layers.Dense(1)
 
     def outputs(ids, x):
-        return out(keras.ops.concatenate([rows(keras.ops.maximum(ids - 2**24, 0))[:, 0], x], 1))
+        found = keras.ops.reshape(rows(keras.ops.maximum(ids - 2**24, 0)), (-1, 2))
+        return out(keras.ops.concatenate([found, x], 1))
 
     if kind == "functional":
         ids, x = keras.Input((1,), dtype="int64", name="ids"), keras.Input((3,), name="x")
