@@ -145,7 +145,8 @@ def check_names(inner: Any, given: Mapping[str, Any] | Sequence[Any]) -> list[st
     if len(given) != len(declared) or (names is not None and set(names) != set(declared)):
         raise ShapeError(
             f"the model declares the inputs {list(declared)}, got {names or len(given)}; "
-            "give a reference for each, in this order or by these names: ModelNode(label, model, {name: reference})"
+            "give a reference for each, in this order or by these names: ModelNode(label, model, "
+            "{name: reference})"
         )
     return list(declared) if names is None else names
 
