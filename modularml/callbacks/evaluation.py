@@ -121,6 +121,10 @@ class Evaluation(Callback):
         own = {"eval_phase": type(self.eval_phase)(**params), "metrics": metrics}
         return type(self)(**{**self._params(), **own, "label": prefix + self.label})
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the rows, which are bound again in the next run."""
+        return {**vars(self), "_feed": None}
+
     @property
     def logs(self) -> list[str]:
         """Names of the metrics that this callback logs."""

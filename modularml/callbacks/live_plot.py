@@ -51,6 +51,10 @@ class LivePlot(Callback):
         self._due = 0.0
         self._last, self._shown = -1, True
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the picture on the screen."""
+        return {**vars(self), "_handle": None}
+
     def on_phase_start(self, **facts: Any) -> None:
         """Begin a new picture."""
         self._handle, self._due = None, 0.0

@@ -63,6 +63,15 @@ class ScoreMetric(EvaluationMetric):
         self.role, self.group_by, self.unscale, self.outputs = role, group_by, unscale, outputs
         self._call = find_score(score, options, outputs)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the function, which is looked up again."""
+        return {name: value for name, value in vars(self).items() if name != "_call"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Look the function up again."""
+        vars(self).update(state)
+        self._call = find_score(self.score, self.options, self.outputs)
+
     def logged_as(self, label: str) -> str:
         """Return its own name, or one made of the evaluation's label and the score."""
         own = self.score if isinstance(self.score, str) else self.score.__name__

@@ -355,6 +355,11 @@ class ExecutionContext:
         )
         return [s for s in layout.views if s in own] or list(own)
 
+    def __getstate__(self) -> Any:
+        """Leave out the compiled step and the input tensors."""
+        own = {name: getattr(self, name) for name in self.__slots__}
+        return None, {**own, "plan": None, "tensors": None}
+
     def release(self) -> None:
         """Let go of the input tensors, and take the outputs off the graph and the device."""
         self.tensors = self.plan = None

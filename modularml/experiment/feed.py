@@ -408,12 +408,32 @@ class Feed:
                     "equally many rows, or use samplers of one batch_size with drop_last=True"
                 )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out steps and tensors; row numbers can still be asked for."""
+        own = {name: vars(self)[name] for name in _OF_ROWS}
+        return {**own, "watch": iter, "_epochs": {}, "_counts": {}, "_runs": {}}
+
     def release(self) -> None:
         """Let go of the tensors; row numbers can still be asked for."""
         self._parts, self._room, self._made_from = [], {}, None
         self._epochs.clear()
         self._runs.clear()
         del self.plan, self.step, self._plan, self._plan_with_static, self._graph_plan
+
+
+_OF_ROWS = (
+    "phase",
+    "policy",
+    "processes",
+    "bound",
+    "groups",
+    "layout",
+    "_counts_rows",
+    "_in_turn",
+    "_current",
+    "first",
+)
+"""What it takes to tell which rows were in which batch."""
 
 
 def _closing(

@@ -15,6 +15,7 @@ from modularml.data.packing import packed, packed_without_rows, unpacked
 from modularml.errors import ConfigError, MMLKindError, MMLNotFoundError, UnknownNameError
 from modularml.experiment.checkpointing import Checkpointing
 from modularml.experiment.group import PhaseGroup
+from modularml.experiment.history_log import HistoryLog, read_history
 from modularml.experiment.plan_state import PlanState
 from modularml.experiment.run_state import Start
 from modularml.experiment.stored_history import packed_history, unpacked_history
@@ -262,6 +263,8 @@ class ExperimentFiles(ContextYaml):
     ) -> dict[str, Any]:
         """Take over what is in a checkpoint, or its graph alone, and return it all."""
         plan = PlanState(self._plan)
+        if whole:
+            contents.read_log()
         with self._ctx.activate(), contents.building():
             state: dict[str, Any] = contents.state()
             names = state.get("plan_names")
@@ -269,7 +272,11 @@ class ExperimentFiles(ContextYaml):
                 self._check_rows(state["fingerprints"])
                 if same_plan and names is not None:
                     plan.check(names)
-            history = unpacked_history(state["history"]) if whole else self._history
+            history, layouts = self._history, list[Any]()
+            if whole and contents.segment is not None:
+                history, layouts, state["random"] = read_history(contents.log())
+            elif whole:
+                history = unpacked_history(state["history"])
             graph, own = self._ctx.model_graph, state
             if contents.type == "Experiment":
                 own = state["model_graph"]
@@ -285,6 +292,10 @@ class ExperimentFiles(ContextYaml):
             self._history[:] = history
         if whole:
             set_random_states(state["random"])
+        if contents.segment is not None and self._runner is not None:
+            folder = Path(contents.path).parent.resolve()
+            log = HistoryLog(folder, contents.segment, history, layouts)
+            self._runner.logs[folder] = log
         return state
 
     # -- within -------------------------------------------------------------------------------
@@ -318,11 +329,15 @@ class ExperimentFiles(ContextYaml):
         meta: dict[str, Any] | None,
         about: Mapping[str, Any] | None = None,
         run: Mapping[str, Any] | None = None,
+        log: HistoryLog | None = None,
     ) -> Path:
-        state = self._checkpoint_state(run)
+        state = self._checkpoint_state(run, alone=log is None)
 
         def config() -> dict[str, Any]:  # asked for when the state has been packed
-            told = {"label": self.label, "meta": dict(meta or {})}
+            told: dict[str, Any] = {"label": self.label, "meta": dict(meta or {})}
+            if log is not None:
+                labels = {i: node.label for i, node in self._ctx.available_nodes.items()}
+                told["log"] = vars(log.append(self._history, random_states(), labels))
             if about is None or run is None:
                 return told
             own = [*(run["parts"] or state["plan"]), run["callbacks"]]
@@ -332,10 +347,23 @@ class ExperimentFiles(ContextYaml):
         return self._write(path, "ckpt", config, lambda: state, overwrite)
 
     def _keep_run(
-        self, path: Path, overwrite: bool, meta: dict[str, Any], at: Start | None
+        self,
+        path: Path,
+        overwrite: bool,
+        meta: dict[str, Any] | None,
+        at: Start | None,
+        *,
+        alone: bool = False,
     ) -> Path:
-        """Write a checkpoint with which the run under way can go on."""
-        return self._checkpoint_to(path, overwrite, meta, *self._runner.described(at))
+        """Write a checkpoint with which the run under way can be resumed.
+
+        Unless it stands `alone`, what is new of the history goes to a log beside it.
+        """
+        folder, logs = path.parent.resolve(), self._runner.logs
+        log = None if alone else logs.get(folder) or HistoryLog(folder)
+        if log is not None:
+            logs[folder] = log
+        return self._checkpoint_to(path, overwrite, meta, *self._runner.described(at), log)
 
     def _file_state(self, rows: bool = True, results: bool = True) -> dict[str, Any]:
         pack = packed if rows else packed_without_rows
@@ -345,22 +373,22 @@ class ExperimentFiles(ContextYaml):
             **self._learned_state(results),
         }
 
-    def _checkpoint_state(self, run: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        state = {
-            "fingerprints": self._fingerprints(),
-            **self._learned_state(),
-            "random": random_states(),
-        }
+    def _checkpoint_state(
+        self, run: Mapping[str, Any] | None = None, *, alone: bool = True
+    ) -> dict[str, Any]:
+        state = {"fingerprints": self._fingerprints(), **self._learned_state(history=alone)}
+        if alone:
+            state["random"] = random_states()
         return state if run is None else {**state, "run": run}
 
-    def _learned_state(self, results: bool = True) -> dict[str, Any]:
+    def _learned_state(self, results: bool = True, *, history: bool = True) -> dict[str, Any]:
         graph = self._ctx.model_graph
         with self._ctx.activate():
             return {
                 "model_graph": None if graph is None else graph._file_state(),
                 "plan": PlanState(self._plan).get() if results else None,
                 "plan_names": PlanState(self._plan).names,
-                "history": packed_history(self._history, results),
+                **({"history": packed_history(self._history, results)} if history else {}),
             }
 
     def _fingerprints(self) -> dict[str, str]:

@@ -54,7 +54,7 @@ class Interruption(Callback):
         asked = self._asked
         if phase.is_main:
             meta = {"phase": phase.label, "hook": hook}
-            experiment._keep_run(self.path, True, meta, Start.behind(hook, phase))
+            experiment._keep_run(self.path, True, meta, Start.behind(hook, phase), alone=True)
             logging.getLogger(__name__).warning(
                 "note: phase %r was stopped by %s; run(resume='auto') goes on from %s",
                 phase.label,

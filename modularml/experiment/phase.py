@@ -88,6 +88,10 @@ class ExperimentPhase(Configurable, ContextYaml):
         if graph is not None and graph.has_nodes(b.node_id for b in self.input_sources):
             self.check(graph)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out where a run is."""
+        return {k: v for k, v in vars(self).items() if k not in ("position", "under_way")}
+
     def check(self, graph: ModelGraph) -> None:
         """Refuse inputs that are not bound, and what `ModelGraph.check` refuses.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from modularml._arguments import at_least
 from modularml.config import Configurable
@@ -53,6 +54,10 @@ class ResultsRoom:
         self.config = config
         self._held: list[weakref.ref[EpochSteps]] = []
         self._temporary: Path | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what lies in memory and the temporary folder, which go with me."""
+        return {"config": self.config, "_held": [], "_temporary": None}
 
     def admit(self, steps: EpochSteps) -> None:
         """Take in an epoch; the oldest ones move to files where there are too many bytes."""

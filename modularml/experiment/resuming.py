@@ -135,13 +135,15 @@ def _usable(runner: Runner, item: ExperimentPhase | PhaseGroup) -> Iterator[Cont
     for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         try:
             contents = read_artifact(path, "ckpt")
+            about = contents.config.get("run")
+            if not about or (about["item"], about["number"]) != (item.label, runner.number):
+                continue
+            contents.read_log()
         except MMLError as error:
             told = f"{error}; the run goes on from an older checkpoint, or begins anew"
             warn(told)
             continue
-        about = contents.config.get("run")
-        if about and (about["item"], about["number"]) == (item.label, runner.number):
-            yield contents
+        yield contents
 
 
 def _checked(

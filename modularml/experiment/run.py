@@ -107,6 +107,8 @@ class Runner:
     ----------
     number : int
         Runs of this experiment that were completed before.
+    logs : dict of Path to HistoryLog
+        Those beside the checkpoints of this run, by folder.
     told, done : int
         Hooks of the experiment that have been told so far, and phases that are done.
     """
@@ -132,6 +134,7 @@ class Runner:
         self._interruption: Interruption | None = None
         self.own = OwnRandomness()
         self.owned = Owned()
+        self.logs: dict[Path, Any] = {}
 
     def phase(self, phase: ExperimentPhase, into: PhaseGroupResults | None = None) -> PhaseResults:
         """Run a phase; its results are added before it starts, so a failed one leaves some."""

@@ -180,6 +180,26 @@ class EpochSteps(Sequence[ExecutionContext]):
             values = file.get_slice(str(which))[start:stop]
         return self._adapters[which].from_numpy(values, dtype=self._dtypes[which])
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Hold outputs as arrays, those in files too, and leave out the compiled step."""
+        state = {**vars(self), "_plan": None, "_tensors": None, "_memory": OutputMemory()}
+        if self._files is None:
+            arrays, dtypes = self._arrays(), [whole.dtype for whole, _ in self._whole]
+        else:
+            dtypes = state.pop("_dtypes")
+            del state["_owner"]
+            with safetensors.safe_open(self._files[0], framework="numpy") as file:
+                arrays = [file.get_tensor(str(i)) for i in range(len(dtypes))]
+        bounds = [own for _, own in self._whole]
+        whole = list(zip(arrays, dtypes, bounds, strict=True))
+        return {**state, "_files": None, "_table": self.losses, "_whole": whole}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make tensors of arrays again."""
+        made = zip(state["_adapters"], state["_whole"], strict=False)
+        whole = [(a.from_numpy(array, dtype=dtype), own) for a, (array, dtype, own) in made]
+        vars(self).update(state, _whole=whole)
+
     @overload
     def __getitem__(self, place: int) -> ExecutionContext: ...
     @overload

@@ -15,10 +15,23 @@ from modularml.experiment.metrics import MetricStore
 from modularml.experiment.results import EvalResults, FitResults, PhaseResults, TrainResults
 from modularml.experiment.run import ExperimentRun
 from modularml.experiment.steps import StepLog
-from modularml.experiment.stored_steps import packed_steps, unpacked_steps
+from modularml.experiment.stored_steps import (
+    Layouts,
+    PackedLayout,
+    packed_layout,
+    packed_steps,
+    unpacked_steps,
+)
 from modularml.io.values import Packer
 
-__all__ = ["packed_history", "unpacked_history"]
+__all__ = [
+    "packed_history",
+    "packed_metrics",
+    "packed_result",
+    "packed_run",
+    "result_class",
+    "unpacked_history",
+]
 
 _RESULTS = {cls.__name__: cls for cls in (PhaseResults, TrainResults, EvalResults, FitResults)}
 
@@ -29,24 +42,31 @@ def packed_history(history: Sequence[ExperimentRun], whole: bool = True) -> list
     Unless they are `whole`, recorded steps, what callbacks returned, metadata and texts of errors
     are omitted.
     """
-    pack = _plain if whole else _shown
     return [
-        {
-            "label": run.label,
-            "started_at": run.started_at,
-            "ended_at": run.ended_at,
-            "status": run.status,
-            "results": _packed_group(run.results, whole),
-            "execution_meta": {k: pack(v) for k, v in run.execution_meta.items()},
-            "metadata": {k: _plain(v) for k, v in run.metadata.items()} if whole else {},
-        }
+        {**packed_run(run, {}, whole), "results": _packed_group(run.results, whole)}
         for run in history
     ]
 
 
-def unpacked_history(data: Sequence[Mapping[str, Any]]) -> list[ExperimentRun]:
+def packed_run(run: ExperimentRun, results: Any, whole: bool = True) -> dict[str, Any]:
+    """Return a run as plain data, with results that have been packed."""
+    pack = _plain if whole else _shown
+    return {
+        "label": run.label,
+        "started_at": run.started_at,
+        "ended_at": run.ended_at,
+        "status": run.status,
+        "results": results,
+        "execution_meta": {k: pack(v) for k, v in run.execution_meta.items()},
+        "metadata": {k: _plain(v) for k, v in run.metadata.items()} if whole else {},
+    }
+
+
+def unpacked_history(
+    data: Sequence[Mapping[str, Any]], layouts: Layouts = ()
+) -> list[ExperimentRun]:
     """Return runs again; nodes and FeatureSets are those of the active context, by label."""
-    return [ExperimentRun(**{**run, "results": _group(run["results"])}) for run in data]
+    return [ExperimentRun(**{**run, "results": _group(run["results"], layouts)}) for run in data]
 
 
 def _packed_group(group: PhaseGroupResults, whole: bool) -> dict[str, Any]:
@@ -59,43 +79,57 @@ def _packed_group(group: PhaseGroupResults, whole: bool) -> dict[str, Any]:
     return {"label": group.label, "items": items}
 
 
-def _group(data: Mapping[str, Any]) -> PhaseGroupResults:
+def _group(data: Mapping[str, Any], layouts: Layouts) -> PhaseGroupResults:
     group = PhaseGroupResults(data["label"])
     for item in data["items"]:
-        group.add_result(_group(item) if "items" in item else _phase(item))
+        group.add_result((_group if "items" in item else _phase)(item, layouts))
     return group
 
 
-def _packed_phase(results: PhaseResults, whole: bool = True) -> dict[str, Any]:
-    name = next(n for n, cls in reversed(_RESULTS.items()) if isinstance(results, cls))
+def _packed_phase(
+    results: PhaseResults, whole: bool = True, layout: PackedLayout = packed_layout
+) -> dict[str, Any]:
+    found = results._callbacks if whole else []
     return {
-        "class": name,
+        "class": result_class(results),
         "label": results.label,
-        "metrics": _packed_metrics(results._metrics),
-        "callbacks": [_packed_said(said) for said in results._callbacks] if whole else [],
-        "steps": packed_steps(results._execution) if whole else None,
+        "metrics": packed_metrics(results._metrics),
+        "callbacks": [packed_result(result, layout) for result in found],
+        "steps": packed_steps(results._execution, layout) if whole else None,
     }
 
 
-def _phase(data: Mapping[str, Any]) -> PhaseResults:
-    said = [_said(item) for item in data["callbacks"]]
-    steps = StepLog(unpacked_steps(data["steps"]))
+def result_class(results: PhaseResults) -> str:
+    """Return the name of the class that results are stored under."""
+    return next(n for n, cls in reversed(_RESULTS.items()) if isinstance(results, cls))
+
+
+def _phase(data: Mapping[str, Any], layouts: Layouts) -> PhaseResults:
+    said = [_said(item, layouts) for item in data["callbacks"]]
+    steps = StepLog(unpacked_steps(data["steps"], layouts))
     return _RESULTS[data["class"]](data["label"], steps, said, _metrics(data["metrics"]))
 
 
-def _packed_metrics(store: MetricStore) -> dict[str, Any]:
-    epochs = {
-        name: {"epoch": np.array([e for e, _ in rows]), "value": np.array([v for _, v in rows])}
-        for name, rows in store._epochs.items()
-    }
+def packed_metrics(
+    store: MetricStore, since: Mapping[str, Mapping[str, int]] | None = None
+) -> dict[str, Any]:
+    """Return metrics as columns by name; those that were logged since there were so many."""
+    first = since or {"epochs": {}, "batches": {}}
+    epochs = {}
+    for name, values in store._epochs.items():
+        if rows := values[first["epochs"].get(name, 0) :]:
+            epochs[name] = {
+                "epoch": np.array([e for e, _ in rows]),
+                "value": np.array([v for _, v in rows]),
+            }
     batches = {}
     for name in store._batches:
-        blocks = list(store.blocks(name))
-        batches[name] = {
-            "epoch": np.array([e for e, _ in blocks]),
-            "size": np.array([len(block) for _, block in blocks]),
-            "rows": np.concatenate([block for _, block in blocks]),
-        }
+        if blocks := list(store.blocks(name))[first["batches"].get(name, 0) :]:
+            batches[name] = {
+                "epoch": np.array([e for e, _ in blocks]),
+                "size": np.array([len(block) for _, block in blocks]),
+                "rows": np.concatenate([block for _, block in blocks]),
+            }
     return {"epochs": epochs, "batches": batches}
 
 
@@ -110,19 +144,22 @@ def _metrics(data: Mapping[str, Any]) -> MetricStore:
     return store
 
 
-def _packed_said(said: CallbackResult) -> dict[str, Any]:
-    found = {field.name: getattr(said, field.name) for field in fields(said)}
+def packed_result(result: CallbackResult, layout: PackedLayout = packed_layout) -> dict[str, Any]:
+    """Return what a callback returned as plain data."""
+    found = {field.name: getattr(result, field.name) for field in fields(result)}
     values = {
-        name: {"phase": _packed_phase(value)} if isinstance(value, PhaseResults) else _plain(value)
+        name: {"phase": _packed_phase(value, layout=layout)}
+        if isinstance(value, PhaseResults)
+        else _plain(value)
         for name, value in found.items()
     }
-    return {"class": type(said).__name__, "fields": values}
+    return {"class": type(result).__name__, "fields": values}
 
 
-def _said(data: Mapping[str, Any]) -> CallbackResult:
+def _said(data: Mapping[str, Any], layouts: Layouts) -> CallbackResult:
     known = {cls.__name__: cls for cls in _subclasses(CallbackResult)}
     values: dict[str, Any] = {
-        name: _phase(value["phase"]) if _is_phase(value) else value
+        name: _phase(value["phase"], layouts) if _is_phase(value) else value
         for name, value in data["fields"].items()
     }
     if data["class"] not in known:  # of a class that is not here: what it holds is not lost

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -18,10 +17,38 @@ from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError
 from modularml.experiment.steps import EpochSteps, StepLog
 
-__all__ = ["packed_steps", "unpacked_steps"]
+__all__ = [
+    "Layouts",
+    "PackedLayout",
+    "packed_layout",
+    "packed_steps",
+    "unpacked_layout",
+    "unpacked_steps",
+]
+
+PackedLayout = Callable[[Layout], Any]
+"""Returns a layout as plain data, or the number under which it is stored."""
+
+Layouts = Sequence[tuple[Layout, list[Source]]]
+"""Layouts by number, with their sources in order."""
 
 
-def packed_steps(steps: Sequence[ExecutionContext]) -> Any:
+def packed_layout(layout: Layout) -> dict[str, Any]:
+    """Return a layout as plain data."""
+    sources, named = list(layout.views), layout.labels
+    flows = [[named[n], d, _packed_flow(f, sources)] for (n, d), f in layout.flows.items()]
+    return {
+        "outputs": [[named[node_id], role] for node_id, role in layout.outputs],
+        "losses": [[label, named[node_id]] for label, node_id in layout.losses],
+        "flows": flows,
+        "sources": [[named[s.node_id], s.ref, _packed_view(layout.views[s])] for s in sources],
+        "nodes": list(named.values()),
+        "backends": [adapter.backend.value for adapter in layout.adapters],
+        "training": layout.training,
+    }
+
+
+def packed_steps(steps: Sequence[ExecutionContext], layout: PackedLayout = packed_layout) -> Any:
     """Return steps of one phase as plain data; None where there are none.
 
     Outputs of all steps are put behind one another; targets, tags and ids are not stored, since
@@ -29,10 +56,13 @@ def packed_steps(steps: Sequence[ExecutionContext]) -> Any:
     """
     parts = steps.parts if isinstance(steps, StepLog) else [steps]
     pieces = [piece for part in parts if len(part) for piece in _pieces(part)]
-    if not pieces or any(layout is None for layout, _ in pieces):
+    if not pieces or any(own is None for own, _ in pieces):
         return None
     found = groupby(pieces, key=lambda piece: id(piece[0]))
-    runs = [_packed_run(run[0][0], [p for _, p in run]) for run in (list(own) for _, own in found)]
+    runs = [
+        _packed_run(layout(run[0][0]), [p for _, p in run])
+        for run in (list(own) for _, own in found)
+    ]
     return runs[0] if len(runs) == 1 else runs
 
 
@@ -46,19 +76,13 @@ def _pieces(part: Sequence[ExecutionContext]) -> list[tuple[Any, dict[str, Any]]
     return [(run[0].layout, {**_facts(run), "outputs": _outputs(run)}) for run in runs]
 
 
-_known: WeakKeyDictionary[EpochSteps, dict[str, Any]] = WeakKeyDictionary()
-"""What was found of epochs that are over: each checkpoint asks again for all of them."""
-
-
 def _packed_epoch(part: EpochSteps) -> dict[str, Any]:
     if part._files or not part._whole:  # it lies in files, or is under way
         steps = list(part)
         return {**_facts(steps), "outputs": _outputs(steps)}
-    if part not in _known:
-        _known[part] = _facts(list(part))
     bounds = [own.astype(np.int64) for _, own in part._whole]
     pairs = zip(part._arrays(), bounds, strict=True)
-    return {**_known[part], "outputs": [{"values": v, "bounds": b} for v, b in pairs]}
+    return {**_facts(list(part)), "outputs": [{"values": v, "bounds": b} for v, b in pairs]}
 
 
 def _facts(steps: Sequence[ExecutionContext]) -> dict[str, Any]:
@@ -79,7 +103,7 @@ def _outputs(steps: Sequence[ExecutionContext]) -> list[dict[str, Array]]:
     return [_joined([a.to_numpy(s.outs[i]) for s in steps]) for i, a in enumerate(adapters)]
 
 
-def _packed_run(layout: Layout, pieces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _packed_run(layout: Any, pieces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     def whole(name: str) -> Array:
         return np.concatenate([piece[name] for piece in pieces])
 
@@ -91,7 +115,7 @@ def _packed_run(layout: Layout, pieces: Sequence[Mapping[str, Any]]) -> dict[str
         "phase": pieces[0]["phase"],
         "epoch": whole("epoch"),
         "batch": whole("batch"),
-        "layout": _packed_layout(layout, list(layout.views)),
+        "layout": layout,
         "outputs": [_chained(own) for own in each("outputs")],
         "losses": whole("losses"),
         "rows": rows,
@@ -99,13 +123,26 @@ def _packed_run(layout: Layout, pieces: Sequence[Mapping[str, Any]]) -> dict[str
     }
 
 
-def unpacked_steps(data: Any) -> list[ExecutionContext]:
-    """Return steps again; nodes and FeatureSets are those of the active context, by label."""
+def unpacked_steps(data: Any, layouts: Layouts = ()) -> list[ExecutionContext]:
+    """Return steps again; nodes and FeatureSets are those of the active context, by label.
+
+    Parameters
+    ----------
+    data : object
+        As `packed_steps` returns it, or a list of parts: how many steps go before it, and what it
+        returned.
+    layouts : sequence of (Layout, list of Source)
+        Those that go by number.
+    """
+    steps: list[ExecutionContext] = []
     if data is None or isinstance(data, list):
-        return [step for run in data or () for step in unpacked_steps(run)]
-    layout, sources = _layout(data["layout"])
+        for part in data or ():
+            first, run = part if isinstance(part, list) else (len(steps), part)
+            steps[first:] = unpacked_steps(run, layouts)
+        return steps
+    known = data["layout"]
+    layout, sources = layouts[known] if isinstance(known, int) else unpacked_layout(known)
     rows = _StoredRows(sources, data["rows"], data["epoch"], data["batch"])
-    steps = []
     for i, (epoch, batch) in enumerate(zip(data["epoch"], data["batch"], strict=True)):
         step = ExecutionContext(data["phase"], int(epoch), int(batch))
         step.layout, step.values = layout, [float(v) for v in data["losses"][i]]
@@ -128,12 +165,20 @@ class _StoredRows:
 
     def __call__(self, epoch: int, source: Source, batch: int) -> Mapping[str, IntArray]:
         place = self.places[(epoch, batch)]
-        return {role: _part(joined, place) for role, joined in self.rows[source].items()}
+        found = {role: _part(joined, place) for role, joined in self.rows[source].items()}
+        return {role: rows.astype(np.int64) for role, rows in found.items()}
 
 
 def _rows(steps: Sequence[ExecutionContext], source: Source) -> dict[str, Any]:
     found = [step.indices(source) for step in steps]
-    return {role: _joined([rows[role] for rows in found]) for role in found[0]}
+    joined = {role: _joined([rows[role] for rows in found]) for role in found[0]}
+    return {role: {**own, "values": _narrow(own["values"])} for role, own in joined.items()}
+
+
+def _narrow(rows: IntArray) -> IntArray:
+    """Return row numbers in as few bytes as hold them."""
+    ends = [rows.min(initial=0), rows.max(initial=0)]
+    return rows.astype(np.result_type(*map(np.min_scalar_type, ends)))
 
 
 def _joined(parts: Sequence[Array]) -> dict[str, Array]:
@@ -152,21 +197,8 @@ def _part(joined: Mapping[str, Array], i: int) -> Array:
     return joined["values"][bounds[i] : bounds[i + 1]]
 
 
-def _packed_layout(layout: Layout, sources: list[Source]) -> dict[str, Any]:
-    named = layout.labels
-    flows = [[named[n], d, _packed_flow(f, sources)] for (n, d), f in layout.flows.items()]
-    return {
-        "outputs": [[named[node_id], role] for node_id, role in layout.outputs],
-        "losses": [[label, named[node_id]] for label, node_id in layout.losses],
-        "flows": flows,
-        "sources": [[named[s.node_id], s.ref, _packed_view(layout.views[s])] for s in sources],
-        "nodes": list(named.values()),
-        "backends": [adapter.backend.value for adapter in layout.adapters],
-        "training": layout.training,
-    }
-
-
-def _layout(data: Mapping[str, Any]) -> tuple[Layout, list[Source]]:
+def unpacked_layout(data: Mapping[str, Any]) -> tuple[Layout, list[Source]]:
+    """Return a layout again, and its sources in order."""
     ctx = ExperimentContext.get_active()
     ids = {label: ctx.get_node(label=label).node_id for label in data["nodes"]}
     sources = [Source(ids[label], ref) for label, ref, _ in data["sources"]]
@@ -188,12 +220,12 @@ def _layout(data: Mapping[str, Any]) -> tuple[Layout, list[Source]]:
 
 def _packed_view(view: FeatureSetView) -> dict[str, Any]:
     facts = {"columns": list(view.columns), "label": view.label}
-    return {"set": view.source.label, "rows": np.array(view.indices), **facts}
+    return {"set": view.source.label, "rows": _narrow(np.array(view.indices)), **facts}
 
 
 def _view(data: Mapping[str, Any]) -> FeatureSetView:
     fs: Any = ExperimentContext.get_active().get_node(label=data["set"])
-    return FeatureSetView(fs, data["rows"], data["columns"], data["label"])
+    return FeatureSetView(fs, data["rows"].astype(np.int64), data["columns"], data["label"])
 
 
 def _packed_flow(flow: Flow, sources: list[Source]) -> Any:

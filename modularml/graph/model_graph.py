@@ -98,6 +98,10 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         if register:
             self._ctx.register_model_graph(self)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out compiled steps, which are made again where they are needed."""
+        return {**vars(self), "_plans": {}, "_drives": None}
+
     def move_to(self, device: str) -> None:
         """Move weights and moments to a device; nodes with an accelerator of their own stay.
 

@@ -105,6 +105,10 @@ class ModelNode(ComputeNode):
         self.max_upstream_refs = len(refs)
         super().__init__(label, refs, node_id=node_id, register=register)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the framework's optimizer, which is made again where it is needed."""
+        return {**vars(self), "_drives": None}
+
     # -- what it is ---------------------------------------------------------------------------
 
     @property

@@ -23,7 +23,16 @@ from modularml.io.jsontext import dump_json, load_json
 from modularml.io.names import check_members
 from modularml.io.zipfile import Entry, Layout, lay_out, read_entries
 
-__all__ = ["IDS", "MANIFEST", "Archive", "open_archive", "write_archive"]
+__all__ = [
+    "IDS",
+    "MANIFEST",
+    "Archive",
+    "archive_bytes",
+    "contents_of",
+    "open_archive",
+    "read_archive",
+    "write_archive",
+]
 
 MANIFEST = "manifest.json"
 IDS = "ids.json"
@@ -93,6 +102,34 @@ def write_archive(
     MMLError
         If the file is taken, too large or cannot be written.
     """
+    views, size = _checked_views(path, members)
+    with ThreadPoolExecutor(2) as beside:  # hashing is most of the work
+        each = beside.map if size > _IN_MEMORY else map
+        hashes = zip(views, each(_sha256, views.values()), strict=True)
+        parts = _parts(kind, views, hashes, dict(facts or {}))
+        write_file(path, parts, overwrite=overwrite, verify=partial(open_archive, verify=False))
+
+
+def archive_bytes(
+    path: Path, kind: str, members: Mapping[str, Any], facts: Mapping[str, Any]
+) -> bytes:
+    """Return what `write_archive` would write; `path` is for messages.
+
+    Raises
+    ------
+    MMLError
+        If it is too large.
+    """
+    views, _ = _checked_views(path, members)
+    hashes = zip(views, map(_sha256, views.values()), strict=True)
+    parts = _parts(kind, views, hashes, dict(facts))
+    return b"".join(part.make() if isinstance(part, Late) else part for part in parts)
+
+
+def _checked_views(
+    path: Path, members: Mapping[str, Any]
+) -> tuple[dict[str, list[memoryview]], int]:
+    """Return views on the bytes of each member, and how many there are in all."""
     check_members(members, path)
     views = {name: _views(data) for name, data in members.items()}
     sizes = {name: sum(map(len, parts)) for name, parts in views.items()}
@@ -101,11 +138,7 @@ def write_archive(
             raise MMLError(limits.TOO_LARGE, path, name, "more than 16 MiB of JSON", _ARRAYS)
     if len(views) >= limits.MAX_MEMBERS or sum(sizes.values()) > limits.MAX_FILE - 2**22:
         raise MMLError(limits.TOO_LARGE, path, "", "more than 4 GiB or 4,096 members", _PARTS)
-    with ThreadPoolExecutor(2) as beside:  # hashing is most of the work
-        each = beside.map if sum(sizes.values()) > _IN_MEMORY else map
-        hashes = zip(views, each(_sha256, views.values()), strict=True)
-        parts = _parts(kind, views, hashes, dict(facts or {}))
-        write_file(path, parts, overwrite=overwrite, verify=partial(open_archive, verify=False))
+    return views, sum(sizes.values())
 
 
 def _views(data: Any) -> list[memoryview]:
@@ -174,7 +207,11 @@ def open_archive(path: Path, *, verify: bool = True) -> Archive:
     MMLError
         At the first thing that is not as we write it.
     """
-    data = _contents(path)
+    return read_archive(contents_of(path), path, verify=verify)
+
+
+def read_archive(data: memoryview, path: Path, *, verify: bool) -> Archive:
+    """Read an archive from bytes as `open_archive` does; `path` is for messages."""
     entries, layout = read_entries(data, path)
     check_members([entry.name for entry in entries], path)
     places = zip(entries, layout.starts, strict=True)
@@ -186,7 +223,14 @@ def open_archive(path: Path, *, verify: bool = True) -> Archive:
     return Archive(path, manifest, payloads)
 
 
-def _contents(path: Path) -> memoryview:
+def contents_of(path: Path, most: int = limits.MAX_FILE) -> memoryview:
+    """Return the bytes of a regular file, mapped where they are many.
+
+    Raises
+    ------
+    MMLError
+        If there is none, or it has more than `most` bytes.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:
@@ -196,8 +240,8 @@ def _contents(path: Path) -> memoryview:
         os.close(fd)
         raise MMLError(limits.FOREIGN, path, "", "is no regular file")
     with os.fdopen(fd, "rb") as file:
-        if facts.st_size > limits.MAX_FILE:
-            raise MMLError(limits.TOO_LARGE, path, "", "is larger than 4 GiB")
+        if facts.st_size > most:
+            raise MMLError(limits.TOO_LARGE, path, "", f"is larger than {(most + 1) >> 30} GiB")
         if facts.st_size <= _IN_MEMORY:
             return memoryview(file.read())
         return memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))

@@ -14,6 +14,7 @@ from modularml.io.archive import IDS, Archive, open_archive, write_archive
 from modularml.io.atomic import check_free
 from modularml.io.classes import Resolver, described, names_in
 from modularml.io.jsontext import dump_json, load_json
+from modularml.io.log import Segment, read_log
 from modularml.io.names import file_path, find_file
 from modularml.io.packaged import PackagedCode, sources_of
 from modularml.io.randomness import unchanged_randomness
@@ -108,6 +109,34 @@ class Contents:
         if not isinstance(self.ids, dict) or not all(map(_is_id, self.ids.values())):
             raise MMLError(limits.MISFIT, self.path, IDS, "holds no ids by label")
         self._unpacker = Unpacker(archive.payloads, archive.path)
+        self._segments: list[tuple[Any, Unpacker]] | None = None
+
+    @property
+    def segment(self) -> Segment | None:
+        """Where the history lies that a checkpoint goes on from; None where it is in it."""
+        return Segment.from_json(self.config.get("log"), self.path)
+
+    def read_log(self) -> None:
+        """Read the log that a checkpoint stands on, with every check; nothing is built.
+
+        Raises
+        ------
+        MMLError
+            If it is not there, or anything in it is not as we write it.
+        """
+        if self._segments is not None:
+            return
+        found, names = [], dict(self.names)
+        for archive in read_log(self.segment, self.path):
+            tree = archive.json(STATE)
+            known = [e for e in archive.manifest["classes"] if isinstance(e, dict)]
+            names |= Resolver(archive.path, known).resolve(names_in(tree))
+            found.append((tree, Unpacker(archive.payloads, archive.path)))
+        self._segments, self.names = found, names
+
+    def log(self) -> list[Any]:
+        """Return what the segments of the log hold, oldest first; call it within `building`."""
+        return [unpacker.unpack(tree) for tree, unpacker in self._segments or ()]
 
     def use_ids(self, ids: Mapping[str, str]) -> None:
         """Let references to labels carry these ids, from now on."""

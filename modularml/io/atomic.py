@@ -21,7 +21,7 @@ try:
 except ImportError:  # pragma: no cover - not on Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Late", "check_free", "write_file"]
+__all__ = ["Late", "append_file", "check_free", "write_file"]
 
 _MARK = ".mml-part"
 
@@ -95,6 +95,36 @@ def write_file(
         problem = f"could not be written: {error}"
         hint = "The file that was there, if any, is unchanged"
         raise MMLError(limits.NOT_WRITTEN, path, "", problem, hint) from error
+
+
+def append_file(path: Path, data: bytes) -> int:
+    """Write bytes behind those of a file, or leave it as it was; return where they begin.
+
+    Raises
+    ------
+    MMLError
+        If they cannot be written.
+    """
+    try:
+        with _turn(path.parent):
+            is_new = not path.exists()
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+            with os.fdopen(fd, "r+b") as file:
+                at = file.seek(0, os.SEEK_END)
+                try:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(fd)
+                    _compare(path, [(at, data)])
+                except BaseException:
+                    file.truncate(at)
+                    raise
+            if is_new:
+                _sync_folder(path.parent)
+    except OSError as error:
+        problem = f"could not be written: {error}"
+        raise MMLError(limits.NOT_WRITTEN, path, "", problem, "It is as it was") from error
+    return at
 
 
 def _fill(temporary: Path, parts: Iterable[Any]) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from modularml.errors import MMLError
+import numpy as np
+
+from modularml.errors import MMLError, MMLNotFoundError
 from modularml.io import limits
 from modularml.io.archive import Archive, open_archive
+from modularml.io.log import Segment, merged_runs, read_log
 from modularml.io.names import find_file
 from modularml.io.tensors import load_table, load_tensors
 
@@ -28,8 +32,8 @@ def inspect(path: str | Path) -> dict[str, Any]:
         ``kind``, ``library``, ``schema``, ``content_id``, ``backends``, ``classes`` (of the
         author's own), ``type``, ``label``, ``nodes``, ``featuresets`` (rows, columns and their
         types, fingerprint of the rows as they lie in the file, splits and scalers of each),
-        ``runs`` (with each metric of the epoch whose weights were kept) and ``members`` (size in
-        bytes of each).
+        ``runs`` (with each metric of the epoch whose weights were kept), ``log`` (of a checkpoint:
+        the file beside it that holds its history) and ``members`` (size in bytes of each).
 
     Raises
     ------
@@ -86,6 +90,8 @@ def _branches(facts: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
         yield title, [f"columns {columns}", *splits, *scalers]
     if facts["runs"]:
         yield "runs", [line for run in facts["runs"] for line in _lines_of_run(run)]
+    if facts["log"]:
+        yield f"history in {facts['log']}", []
     if facts["classes"]:
         yield "needs code of the author's", [str(c.get("name")) for c in facts["classes"]]
     yield "members", [f"{name}: {size:,} bytes" for name, size in facts["members"].items()]
@@ -104,14 +110,34 @@ def _of_config(config: Any, state: Any, archive: Archive) -> dict[str, Any]:
     if config["type"] == "FeatureSet":
         sets = {params["label"]: state}
     runs = state.get("history", []) if isinstance(state, dict) else []
+    segment = Segment.from_json(params.get("log"), archive.path)
+    with suppress(MMLNotFoundError):  # a checkpoint that was sent without its history
+        runs = runs or merged_runs(map(_segment, read_log(segment, archive.path)))
     return {
         "type": config["type"],
+        "log": None if segment is None else segment.file,
         "label": params.get("label"),
         "meta": params.get("meta"),
         "nodes": {n["params"]["label"]: _node_type(n) for n in nodes},
         "featuresets": {label: _of_set(data, archive) for label, data in sets.items()},
         "runs": [_of_run(run, archive) for run in runs],
     }
+
+
+def _segment(archive: Archive) -> dict[str, Any]:
+    """Return the runs of a segment, their metrics as arrays."""
+    runs = archive.json("state.json")["runs"]
+    return {"runs": [[n, {**r, "results": _read_metrics(r["results"], archive)}] for n, r in runs]}
+
+
+def _read_metrics(item: dict[str, Any], archive: Archive) -> dict[str, Any]:
+    if "items" in item:
+        return {**item, "items": [_read_metrics(inner, archive) for inner in item["items"]]}
+    epochs = {
+        name: {axis: _numbers(column, archive) for axis, column in series.items()}
+        for name, series in item["metrics"]["epochs"].items()
+    }
+    return {**item, "metrics": {"epochs": epochs}}
 
 
 def _node_type(node: dict[str, Any]) -> str:
@@ -176,6 +202,10 @@ def _kept_values(item: dict[str, Any], archive: Archive) -> Iterator[tuple[str, 
             yield f"{item['label']}.{name}", float(found[-1])
 
 
-def _numbers(stored: dict[str, Any], archive: Archive) -> Any:
+def _numbers(stored: Any, archive: Archive) -> Any:
+    if isinstance(stored, np.ndarray):
+        return stored
+    if "$array" in stored:
+        return np.array(stored["$array"], dtype=np.float64).ravel()
     tensors = load_tensors(archive.payloads[stored["in"]], archive.path, stored["in"])
     return tensors[stored["$tensor"]].ravel()

@@ -19,11 +19,13 @@ KINDS = {
     "sm": "sampler",
     "sp": "splitter",
     "ckpt": "checkpoint",
+    "log": "history of checkpoints",
 }
 """Kinds of artifact by suffix."""
 
 MAX_MEMBERS = 4096
 MAX_FILE = 2**32 - 1
+MAX_LOG = 2**40 - 1
 MAX_JSON = 16 * 2**20
 MAX_JSON_DEPTH = 64
 MAX_JSON_PARTS = 1_000_000

@@ -49,9 +49,16 @@ class IfPlain:
 
 
 class Packer:
-    """Turns values into trees and collects their arrays and tables, member by member."""
+    """Turns values into trees and collects their arrays and tables, member by member.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    compact : bool
+        Whether arrays of few numbers stand in the tree, and others go by number.
+    """
+
+    def __init__(self, *, compact: bool = False) -> None:
+        self.compact = compact
         self._tensors: dict[str, dict[str, Array]] = {}
         self._tables: dict[str, pa.Table] = {}
         self._members: dict[tuple[str, tuple[str, ...]], str] = {}
@@ -103,9 +110,15 @@ class Packer:
         stored = storable(value)
         if stored is None:
             raise _no_data(where, f"an array of {value.dtype} with {value.ndim} axes")
+        if self.compact and stored.size <= _FEW and np.isfinite(stored).all():
+            told = {"dtype": value.dtype.str, "shape": list(stored.shape)}
+            if stored.dtype == value.dtype and stored.dtype.kind in "biuf":
+                return {"$array": stored.ravel().tolist(), **told}
         folder = "optim" if "optimizer" in where else "tensors"
-        member, name = self._member(folder, where, "safetensors")
+        member, name = self._member(folder, where[:1] if self.compact else where, "safetensors")
         arrays, base = self._tensors.setdefault(member, {}), name
+        if self.compact:
+            name = base = str(len(arrays))
         while name in arrays:
             name = f"{base}~{len(arrays)}"
         arrays[name] = stored
@@ -153,6 +166,7 @@ _HOLDERS = frozenset({"featuresets", "model_graph", "nodes"})
 """Steps on the way to a value that say nothing about whose it is."""
 
 _MAX_TENSORS = 2048
+_FEW = 8
 
 _PACKERS: list[tuple[Any, Callable[[Packer, Any, tuple[str, ...]], Any]]] = [
     (IfPlain, Packer._if_plain),
@@ -227,6 +241,14 @@ class Unpacker:
             set_object_state(made, self.unpack(tree["state"]))
         return made
 
+    def _few(self, tree: dict[str, Any]) -> Array:
+        dtype, numbers = np.dtype(tree["dtype"]), tree["$array"]
+        if dtype.kind not in "biuf" or not isinstance(numbers, list) or len(numbers) > _FEW:
+            raise ValueError("an array in the tree is not one that we write")
+        if not all(type(n) in (bool, int, float) for n in numbers):
+            raise ValueError("an array in the tree holds no numbers")
+        return np.array(numbers, dtype=dtype).reshape(tree["shape"])
+
     def _text(self, tree: dict[str, Any]) -> Array:
         dtype = np.dtype(tree["dtype"])
         if dtype.kind not in "UO" or not all(isinstance(t, str) for t in tree["$text"]):
@@ -246,6 +268,7 @@ _MAX_TEXT = 2**28
 
 _READERS: dict[str, Callable[[Unpacker, dict[str, Any]], Any]] = {
     "$tensor": Unpacker._tensor,
+    "$array": Unpacker._few,
     "$table": Unpacker._table,
     "$type": Unpacker._object,
     "$text": Unpacker._text,

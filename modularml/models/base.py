@@ -49,6 +49,10 @@ class Place:
     targets: tuple[str, ...] = ()
     rows: Callable[[], Array] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the rows, which belong to the FeatureSet."""
+        return {**vars(self), "rows": None}
+
 
 class BaseModel(Configurable, Stateful, Saveable, ABC):
     """A model that is built once its shapes are known.

@@ -343,6 +343,11 @@ class Optimizer(Configurable, Stateful, Saveable):
         if self.scheduler is not None and "schedule" in state:
             self.scheduler.load_state_dict(state["schedule"])
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Hold numbers in place of the framework's optimizer, which is made again by `build`."""
+        made = {"instance": None, "scheduler": None, "_named": {}, "_pending": self.get_state()}
+        return {**vars(self), **made}
+
     def reset(self) -> None:
         """Forget the framework's optimizer and its moments."""
         self.instance, self.scheduler, self._named, self._pending = None, None, {}, None

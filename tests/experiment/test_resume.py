@@ -199,8 +199,11 @@ def test_another_config_or_other_rows_are_refused(tmp_path):
         exp, _ = world(tmp_path)
         exp.execution_plan.get_phase("train").callbacks.pop()
         with pytest.raises(ConfigError, match="how many inputs and callbacks"):
-            exp.run(resume="auto", strict=False, **QUIET)
+            exp.run(resume="auto", **QUIET)
         assert exp.history == []
+        with pytest.warns(UserWarning, match="passes over the states of Ends 'ends'"):
+            exp.run(resume="auto", strict=False, **QUIET)
+        assert exp.last_run.results.get_train_result("train").n_epochs == 3
 
 
 def test_a_state_that_is_no_data_is_missed(tmp_path):

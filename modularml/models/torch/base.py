@@ -30,6 +30,13 @@ class TorchBaseModel(LayeredModel, torch.nn.Module, ABC):
         torch.nn.Module.__init__(self)
         LayeredModel.__init__(self, "torch", **kwargs)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Own the memory of weights, which torch shares with a process that sent them."""
+        super().__setstate__(state)
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.device.type == "cpu" and tensor.is_shared():
+                tensor.data = tensor.data.clone()
+
     def get_weights(self) -> dict[str, Array]:
         """Return weights and buffers by name, as arrays of their own."""
         return {name: t.detach().cpu().numpy().copy() for name, t in self.state_dict().items()}
