@@ -360,10 +360,13 @@ class ExperimentFiles(ContextYaml):
         Unless it stands `alone`, what is new of the history goes to a log beside it.
         """
         folder, logs = path.parent.resolve(), self._runner.logs
-        log = None if alone else logs.get(folder) or HistoryLog(folder)
-        if log is not None:
+        log = None if alone else logs.pop(folder, None)
+        if not alone and (log is None or not log.is_there):
+            log = HistoryLog(folder)
+        found = self._checkpoint_to(path, overwrite, meta, *self._runner.described(at), log)
+        if log is not None:  # where anything failed, the next checkpoint begins another log
             logs[folder] = log
-        return self._checkpoint_to(path, overwrite, meta, *self._runner.described(at), log)
+        return found
 
     def _file_state(self, rows: bool = True, results: bool = True) -> dict[str, Any]:
         pack = packed if rows else packed_without_rows

@@ -58,6 +58,13 @@ class HistoryLog:
             for results in _phases(run.results):
                 self._written[results] = _Written(results)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the file still holds what was written to it."""
+        if self.last is None:
+            return True
+        return self.path.exists() and self.path.stat().st_size >= self.last.at + self.last.size
+
     def append(
         self,
         history: Sequence[ExperimentRun],
@@ -77,7 +84,7 @@ class HistoryLog:
         Raises
         ------
         MMLError
-            If it cannot be written.
+            If it cannot be written; use another log then.
         """
         before = len(self._layouts)
         runs = []

@@ -75,7 +75,7 @@ def new_log(folder: Path) -> str:
     """Return a name for a log; logs that no checkpoint in the folder needs are removed."""
     old = [path for path in folder.glob("history-*.log.mml") if _NAME.fullmatch(path.name)]
     if old:
-        with suppress(MMLError):  # a checkpoint that cannot be read may need any of them
+        with suppress(MMLError, OSError):  # a checkpoint that cannot be read may need any
             needed = set(map(_log_of, folder.glob("*.ckpt.mml")))
             for path in old:
                 if path.name not in needed:
@@ -85,7 +85,10 @@ def new_log(folder: Path) -> str:
 
 def _log_of(path: Path) -> str:
     config = read_archive(contents_of(path), path, verify=False).json(CONFIG)
-    segment = Segment.from_json(config["params"].get("log"), path)
+    try:
+        segment = Segment.from_json(config["params"].get("log"), path)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise MMLError(limits.MISFIT, path, CONFIG, "is not type, version and params") from error
     return "" if segment is None else segment.file
 
 

@@ -10,6 +10,7 @@ import pytest
 import modularml as mm
 from modularml.callbacks import Callback
 from modularml.errors import MMLError
+from modularml.io import log as log_module
 from modularml.io.log import Segment
 from modularml.io.values import Packer, Unpacker
 from tests.fuzz.stopping import differences, outcome
@@ -215,3 +216,43 @@ def test_numbers_in_the_tree_come_back_as_they_were():
     back = Unpacker(payloads, "x").unpack(tree)["all"]
     for old, new in zip(arrays, back, strict=True):
         assert (old.dtype, old.shape, old.tobytes()) == (new.dtype, new.shape, new.tobytes())
+
+
+def test_a_log_that_was_removed_is_begun_anew(tmp_path):
+    class Removes(Callback):
+        changes_weights = False
+
+        def on_epoch_start(self, *, exec_ctx, **facts):
+            if exec_ctx.epoch_idx == 2:
+                for path in tmp_path.rglob("*.mml"):
+                    path.unlink()
+
+    made = world(tmp_path, 4)
+    made.execution_plan.flatten()[0].add_callback(Removes("removes"))
+    made.run(**QUIET)
+    facts = mm.Experiment.inspect(made.available_checkpoints["epoch_0003"])
+    assert facts["runs"][0]["metrics"]
+
+
+def test_a_checkpoint_that_could_not_be_written_loses_nothing(tmp_path, monkeypatch):
+    never, made = world(tmp_path / "never", 3), world(tmp_path / "it", 3)
+    never.run(**QUIET)
+    write, phase = log_module.append_file, made.execution_plan.flatten()[0]
+
+    def full(path, data):
+        monkeypatch.setattr(log_module, "append_file", write)
+        raise MMLError("MML-111", path, "", "the disk is full")
+
+    class Fills(Callback):
+        changes_weights = False
+
+        def on_epoch_start(self, *, exec_ctx, **facts):
+            if exec_ctx.epoch_idx == 1:
+                monkeypatch.setattr(log_module, "append_file", full)
+
+    phase.add_callback(Fills("fills"))
+    with pytest.raises(MMLError, match="the disk is full"):
+        made.run(**QUIET)
+    resumed = world(tmp_path / "it", 3)
+    resumed.run(resume="auto", strict=False, **QUIET)
+    assert not differences(outcome(never), outcome(resumed))
