@@ -6,14 +6,12 @@ experiment that runs: by id, else by label, so a script finds its nodes again in
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from modularml.config import Configurable
 from modularml.context import ExperimentContext
-from modularml.data.schema import DOMAINS, TRANSFORMED
+from modularml.data.schema import DOMAINS
 
 if TYPE_CHECKING:
     from modularml.data.featureset import FeatureSet
@@ -82,10 +80,7 @@ class FeatureSetReference(ExperimentNodeReference):
         """Return full column names of a domain, open representations resolved."""
         fs = fs or self.resolve()
         schema, given = fs.collection.schema, getattr(self, domain)
-        found = tuple(n if n.count(".") == 2 else schema.newest(*n.split(".")) for n in given)
-        if any(full == f"{n}.{TRANSFORMED}" for n, full in zip(given, found, strict=True)):
-            _say_scaled()
-        return found
+        return tuple(n if n.count(".") == 2 else schema.newest(*n.split(".")) for n in given)
 
     def all_columns(self, fs: FeatureSet | None = None) -> list[str]:
         """Return full names of all columns: features, targets, tags."""
@@ -113,12 +108,3 @@ class FeatureSetColumnReference(ExperimentNodeReference):
     def column(self) -> str:
         """``domain.key.rep``, or ``domain.key`` where the representation was left open."""
         return ".".join(part for part in (self.domain, self.key, self.rep) if part)
-
-
-@cache
-def _say_scaled() -> None:
-    """Say once in a process that a reference means scaled columns."""
-    logging.getLogger(__name__).warning(
-        "note: references that name no rep read the scaled columns, where there are any; "
-        "fs.reference(rep='raw') reads them as they came"
-    )

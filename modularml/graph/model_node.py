@@ -91,10 +91,11 @@ class ModelNode(ComputeNode):
         self._drives: Any = None
         self.targets = targets
         self.paired: tuple[tuple[str, ...], bool] | None = None
-        named = isinstance(upstream_ref, Mapping)
-        self.input_names = [str(name) for name in upstream_ref] if named else None
-        refs = list(upstream_ref.values()) if isinstance(upstream_ref, Mapping) else upstream_ref
-        self.reads_several = named or isinstance(refs, list | tuple)
+        refs: Any = upstream_ref
+        self.input_names: list[str] | None = None
+        if isinstance(upstream_ref, Mapping):
+            self.input_names, refs = list(map(str, upstream_ref)), list(upstream_ref.values())
+        self.reads_several = isinstance(refs, list | tuple)
         if not isinstance(refs, list | tuple):
             refs = [refs]
         if self.reads_several and not self._model.reads_several:
@@ -142,7 +143,7 @@ class ModelNode(ComputeNode):
 
         None while an estimator above is not fitted.
         """
-        shape = self._known(self._model.input_shape)
+        shape: Any = self._known(self._model.input_shape)
         return (
             shape
             if self.input_names is None or shape is None
@@ -450,7 +451,7 @@ class ModelNode(ComputeNode):
     def _output_of(self, values: list[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return what the model makes of a tensor or array for each input."""
         adapter, module = adapter_for(self.backend), self._model.module
-        call = partial(module, **kwargs)
+        call: Callable[..., Any] = partial(module, **kwargs)
         if self.reads_several:
             call = adapter.spread(call, self.input_names)
         tensors = self._tensors(values)

@@ -9,7 +9,6 @@ import pytest
 from modularml.config import decode, encode
 from modularml.context import ExperimentContext
 from modularml.data import FeatureSet, FeatureSetColumnReference, FeatureSetReference
-from modularml.data.references import _say_scaled
 from modularml.errors import ConfigError, UnknownNameError
 
 
@@ -63,17 +62,13 @@ def test_a_representation_that_is_left_open_is_the_newest_when_it_is_used():
     assert ref.columns("features") == ("features.a.raw", "features.b.raw")
 
 
-def test_reading_scaled_columns_unasked_is_said_once(caplog):
-    _say_scaled.cache_clear()
+def test_references_read_what_getters_give_without_a_note(caplog):
     fs = make("said")
-    fs.reference().all_columns()
     fs.fit_transform("MinMaxScaler", domain="features")
-    fs.reference(rep="transformed").columns("features")
+    columns = fs.reference().columns("features")
+    given = fs.get_features("dict_numpy", include_domain_prefix=True, include_rep_suffix=True)
+    assert columns == tuple(given) == ("features.a.transformed", "features.b.transformed")
     assert not caplog.messages
-    for _ in range(2):
-        fs.reference().all_columns()
-    (note,) = caplog.messages
-    assert "rep='raw'" in note
 
 
 def test_a_representation_for_all():
