@@ -11,7 +11,7 @@ from modularml.data.execution import Flow, Leaf
 from modularml.errors import ConfigError
 from modularml.graph.flows import leaves
 
-__all__ = ["class_labels", "decoded", "is_encoded"]
+__all__ = ["class_labels", "decoded", "is_encoded", "score_names"]
 
 _CODES = ("LabelEncoder", "OneHotEncoder", "OrdinalEncoder")
 
@@ -36,6 +36,18 @@ def class_labels(flow: Flow) -> Array | None:
         return known
     values = fs.collection.numpy(name)
     return np.unique(values) if values.ndim == 1 else None
+
+
+def score_names(flow: Flow | None, width: int, *, method: str = "") -> list[str] | None:
+    """Return the classes that columns of scores are of, as names; None where they are no scores.
+
+    They are where the target was encoded, or where an estimator gives them by that `method`.
+    """
+    scores = method in ("predict_proba", "decision_function")
+    if flow is None or not (scores or any(map(is_encoded, leaves(flow)))):
+        return None
+    labels = class_labels(flow)
+    return None if labels is None or len(labels) != width else [str(label) for label in labels]
 
 
 def decoded(label: str, flow: Flow, values: Array) -> Array:

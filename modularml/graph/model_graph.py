@@ -203,7 +203,7 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         unscale : bool
             Whether outputs come back in the units of the node's targets.
         fmt : str
-            An array format.
+            An array format. Columns of a frame are called after the classes that they score.
         decode : bool
             Whether classifiers return the label of the most likely class, shape (n, 1), in place
             of scores.

@@ -24,7 +24,7 @@ from modularml.errors import ConfigError, DataError, GraphError, NotFittedError,
 from modularml.graph.casting import check_cast
 from modularml.graph.flows import leaves
 from modularml.graph.inputs import stacked
-from modularml.graph.labels import decoded
+from modularml.graph.labels import decoded, score_names
 from modularml.graph.plan import InputSlot
 from modularml.graph.relations import links_of, meetings_of
 from modularml.graph.running import GraphRunning
@@ -112,7 +112,11 @@ def _finished(
     own = flows.get((node.node_id, "outputs")) or flows.get((node.node_id, "truth"))
     names = [column.split(".")[1] for part in leaves(own) for column in part.columns]
     width = values.shape[1]
-    if len(names) == 1 and width > 1:
+    truth = flows.get((node.node_id, "truth")) or flows.get((node.node_id, "targets"))
+    method = getattr(node.model, "method", "") if hasattr(node, "model") else ""
+    if width > 1 and (classes := score_names(truth, width, method=method)) is not None:
+        names = classes
+    elif len(names) == 1 and width > 1:
         names = [f"{names[0]}_{i}" for i in range(width)]
     if len(set(names)) != width:
         names = [f"column_{i}" for i in range(width)]

@@ -68,7 +68,8 @@ def check_estimator(estimator: Any) -> None:
     if "tree_" in found and hasattr(found["tree_"], "n_features"):
         _expect(found["tree_"].n_features == width, "tree_")
         _expect(found["tree_"].n_outputs == found.get("n_outputs_"), "n_outputs_")
-    if isinstance(known := found.get("classes_", []), str) or not hasattr(known, "__len__"):
+    known = found.get("classes_")  # None in a TargetEncoder of numbers
+    if known is not None and (isinstance(known, str) or not hasattr(known, "__len__")):
         raise ConfigError("classes_ of an estimator are no list or array")
     if "n_classes_" in found and "classes_" in found:
         _expect(np.array_equal(found["n_classes_"], _sizes(found["classes_"])), "n_classes_")

@@ -321,15 +321,9 @@ class ScikitModelWrapper(BaseModel):
         except errors.ModularMLError:
             raise
         except Exception as error:
-            columns = ", ".join(self._place.columns)
-            hint = (
-                ""
-                if isinstance(error, ValueError)
-                else (
-                    " (it is handed an array with a row a sample"
-                    + (f" and the columns {columns})" if columns else ")")
-                )
-            )
+            named = ", ".join(self._place.columns)
+            hint = "" if isinstance(error, ValueError) else " (it is handed an array with a row a "
+            hint += hint and "sample" + (f" and the columns {named})" if named else ")")
             raise DataError(f"{self.shown_name} cannot take these rows: {error}{hint}") from error
 
     def __call__(self, features: Array) -> Array:

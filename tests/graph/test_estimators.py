@@ -152,6 +152,21 @@ def test_torch_is_built_once_the_selector_is_fitted(rows, tmp_path):
         np.testing.assert_array_equal(again.predict(fs["val"]), out)
 
 
+@pytest.mark.slow
+def test_keras_is_built_once_the_selector_is_fitted(rows):
+    keras = pytest.importorskip("keras")
+    sel = mml.ModelNode("sel", SelectFpr(), rows.reference(targets="k"))
+    dense = keras.Sequential([keras.layers.Dense(1)])
+    net = mml.ModelNode("net", dense, sel)
+    experiment = graph_of(sel, net, optimizer=mml.Optimizer("sgd", opt_kwargs={"lr": 0.01}))
+    experiment.run_phase(mml.FitPhase.from_split("f", split="train"))
+    kept = SelectFpr().fit(X[TRAIN], KIND[TRAIN])
+    assert net.input_shape == (kept.get_support().sum(),)
+    out = experiment.predict(rows["val"])
+    weights, bias = dense.get_weights()
+    np.testing.assert_allclose(out, kept.transform(X[VAL]) @ weights + bias, rtol=1e-4, atol=1e-5)
+
+
 def test_weights_of_a_loss_reach_the_fit(rows):
     loss = mml.AppliedLoss(
         mml.Loss("mse"), on="m", inputs=["outputs", "targets"], sample_weight="w"

@@ -41,6 +41,9 @@ def test_a_classifier_on_labels_is_scored_and_decoded(target):
     assert found["log_loss"] == pytest.approx(log_loss(y["val"], by_hand.predict_proba(x)))
     for rows in (val, {"x": x}):
         assert experiment.predict(rows, decode=True)[:, 0].tolist() == by_hand.predict(x).tolist()
+        frame = experiment.predict(rows, fmt="pandas")
+        for label, scores in zip(by_hand.classes_, by_hand.predict_proba(x).T, strict=True):
+            np.testing.assert_allclose(frame[str(label)], scores)
 
 
 @pytest.mark.parametrize("encoder", ["LabelEncoder", OrdinalEncoder(categories=[ORDER])])
@@ -58,6 +61,7 @@ def test_encoded_labels_of_a_network(encoder):
     expected = labels[logits.argmax(1)]
     for rows in (fs["val"], {"x": fs["val"].get_features()["x"]}):
         assert experiment.predict(rows, decode=True)[:, 0].tolist() == expected.tolist()
+    assert graph.predict(fs["val"], fmt="pandas").columns.tolist() == labels.tolist()
     results = experiment.run_phase(mm.EvalPhase.from_split("eval", split="val"))
     truth = fs["val"].get_targets(rep="raw")["y"]
     score = results.scores(["accuracy"])["value"][0]

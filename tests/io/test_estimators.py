@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix
 from sklearn import (
     cluster,
     ensemble,
+    impute,
     linear_model,
     model_selection,
     naive_bayes,
@@ -230,6 +231,15 @@ def test_arguments_of_another_version() -> None:
         decode({**older, "defaults": []})
     tree["params"]["gone"] = "deprecated"
     assert decode({"$estimator": tree["$estimator"], "params": tree["params"]}).C == 2.0
+
+
+def test_an_imputer_of_an_older_version() -> None:
+    made, again = impute.SimpleImputer().fit(X), impute.SimpleImputer()
+    state = learned(made)
+    state.pop("_fill_dtype", None)  # scikit-learn 1.6 has none
+    relearn(again, state)
+    rows = np.where(X > 1, np.nan, X)
+    np.testing.assert_array_equal(again.transform(rows), made.transform(rows))
 
 
 # ------------------------------------------------------------------------------ wild states
