@@ -8,6 +8,7 @@ import numpy as np
 
 from modularml.audit.report import Finding
 from modularml.audit.table import Table
+from modularml.data.padding import held
 from modularml.data.selectors import newest
 
 __all__ = ["constant", "not_finite"]
@@ -38,6 +39,8 @@ def not_finite(t: Table) -> Iterator[Finding]:
         if spec.domain == "tags" or spec.dtype.kind != "f":
             continue
         finite = np.isfinite(data.gather([spec.name], some))
+        if (holds := held(data, [spec.name], some)) is not None:
+            finite |= ~holds  # padding may be NaN
         if not finite.all():
             rows = every[~finite.reshape(len(finite), -1).all(axis=1)]
             yield t.finding(

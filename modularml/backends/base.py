@@ -411,6 +411,10 @@ class BackendAdapter(ABC):
         """Return the values of a loss of some tensors, weighted by the masks that these bear."""
         return values
 
+    def joint_weights(self, weights: Any, args: Sequence[Any]) -> Any:
+        """Return weights of elements, of mean 1 a sample, without what masks of `args` omit."""
+        return weights
+
     def options_for(self, options: StepOptions) -> StepOptions:
         """Return options of a step, with what its models ask for beside them."""
         return options

@@ -36,6 +36,7 @@ from modularml.backends.tensorflow_models import (
     declared_inputs,
     has_own_losses,
     is_half,
+    joint_weights,
     keras_mask,
     masked,
     regularized,
@@ -343,6 +344,10 @@ class TensorflowAdapter(BackendAdapter):
     def loss_values(self, values: Any, args: Sequence[Any]) -> Any:
         masks = [mask for arg in args if (mask := keras_mask(arg)) is not None]
         return masked(values, masks) if masks else values
+
+    def joint_weights(self, weights: Any, args: Sequence[Any]) -> Any:
+        masks = [mask for arg in args if (mask := keras_mask(arg)) is not None]
+        return joint_weights(weights, masks) if masks else weights
 
     def options_for(self, options: StepOptions) -> StepOptions:
         half = options.precision == "float32" and any(map(is_half, options.models))

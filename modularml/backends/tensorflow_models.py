@@ -23,6 +23,7 @@ __all__ = [
     "declared_inputs",
     "has_own_losses",
     "is_half",
+    "joint_weights",
     "keras_mask",
     "masked",
     "regularized",
@@ -80,14 +81,14 @@ class OwnLosses:
         self.added: list[Any] = []
         self.run = compiled(self._run) if compiles else self._run
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: Any, **kwargs: Any) -> Any:
         """Return the outputs of the model."""
-        out, added = self.run(x)
+        out, added = self.run(x, **kwargs)
         self.added += added
         return out
 
-    def _run(self, x: Any) -> tuple[Any, list[Any]]:
-        out, losses = self.module(x), list(self.module.inner.losses)
+    def _run(self, x: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
+        out, losses = self.module(x, **kwargs), list(self.module.inner.losses)
         return out, losses[: len(losses) - len(regularized(self.module))]
 
     def total(self) -> Any:
@@ -112,8 +113,10 @@ def has_own_losses(module: Any, dtypes: Sequence[Any]) -> bool:
     found: list[Any] = []
 
     def run(x: Any) -> None:
+        n = tf.shape(tf.nest.flatten(x)[0])[0]
+        mask = module.example_mask(lambda shape: tf.ones((n, *shape[1:]), tf.bool))
         for training in (False, True):
-            call(module.inner, x, training=training)
+            call(module.inner, x, training=training, **mask)
             found.extend(module.inner.losses)
 
     shape = module.input_shape
@@ -257,7 +260,8 @@ def masked(values: Any, masks: Sequence[Any]) -> Any:
         If the loss has no value for each step.
     """
     for mask in masks:
-        if len(values.shape) < len(mask.shape):
+        steps = tuple(values.shape)[1 : len(mask.shape)]
+        if len(values.shape) < len(mask.shape) or steps != tuple(mask.shape)[1:]:
             raise LossError(
                 f"outputs are masked, shape {tuple(mask.shape)}, and the loss gives values of "
                 f"shape {tuple(values.shape)}; do not reduce it (reduction='none')"
@@ -267,6 +271,28 @@ def masked(values: Any, masks: Sequence[Any]) -> Any:
         weights = weights[(..., *[None] * (len(values.shape) - len(mask.shape)))]
         values = tf.where(weights > 0, values, tf.zeros((), values.dtype)) * weights * share
     return values
+
+
+def joint_weights(weights: Any, masks: Sequence[Any]) -> Any:
+    """Return weights of elements, of mean 1 in each sample, that are 0 where a mask is false too.
+
+    Raises
+    ------
+    LossError
+        If a mask has other steps than the weights.
+    """
+    for mask in masks:
+        shape = tuple(mask.shape)[1:]
+        if tuple(weights.shape)[1 : len(shape) + 1] != shape:
+            raise LossError(
+                f"outputs are masked, shape {tuple(mask.shape)}, and targets are padded, shape "
+                f"{tuple(weights.shape)}; give both the same steps"
+            )
+        own = tf.cast(mask, weights.dtype)
+        weights = weights * own[(..., *[None] * (len(weights.shape) - len(mask.shape)))]
+    sums = tf.reduce_sum(weights, axis=list(range(1, len(weights.shape))), keepdims=True)
+    size = tf.cast(tf.size(weights[0]), weights.dtype)
+    return weights * size / tf.where(sums > 0, sums, tf.ones((), weights.dtype))
 
 
 def with_mask(tensor: Any, mask: Any) -> Any:

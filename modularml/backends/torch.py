@@ -315,7 +315,10 @@ class TorchAdapter(BackendAdapter):
             torch.zeros((2, *own), dtype=dtype, device=device)
             for own, dtype in zip(shapes, dtypes, strict=True)
         ]
-        call = partial(torch.nn.Module.__call__, model)
+        mask: dict[str, Any] = {}
+        if hasattr(model, "example_mask"):
+            mask = model.example_mask(partial(torch.ones, dtype=torch.bool, device=device))
+        call = partial(torch.nn.Module.__call__, model, **mask)
         with torch.no_grad(), self.modes([(model, False)]):
             if not is_several(shape):
                 return call(*zeros)

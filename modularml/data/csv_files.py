@@ -55,18 +55,24 @@ def from_csv(
     stack: Stack = None,
     file_as: str | None = None,
     missing: str = "nan",
+    mask: str | Mapping[str, str] | None = None,
 ) -> SampleCollection:
     """Build a collection from columns of CSV files; see `FeatureSet.from_csv`."""
     if missing not in ("nan", "error"):
         raise ConfigError(f"missing must be 'nan' or 'error', got {missing!r}")
     options = _checked(dict(expect("read", {} if read is None else read, Mapping, "a mapping")))
     tag_keys = list(dict.fromkeys([*column_names(tags), *column_names(file_as)]))
-    wanted = [*column_names(features), *column_names(targets), *tag_keys]
+    masks = [mask] if isinstance(mask, str) else (mask or {}).values()
+    wanted = [*dict.fromkeys([*column_names(features), *column_names(targets), *tag_keys, *masks])]
     files: dict[str, Mapping[str, Any]] = {}
     for path in files_of(paths, ENDINGS):
         files[str(path)] = _columns_of(path, options, rename, stack, wanted, tag_keys, file_as)
     return from_columns(
-        {key: _joined(key, files, missing) for key in wanted}, features, targets, tag_keys
+        {key: _joined(key, files, missing) for key in wanted},
+        features,
+        targets,
+        tag_keys,
+        mask=mask,
     )
 
 

@@ -25,7 +25,10 @@ __all__ = ["describe", "html", "split_tree"]
 
 
 def describe(data: SampleCollectionMixin) -> pd.DataFrame:
-    """Return one row a column: domain, key, rep, dtype, shape, NaN count, min, mean, max."""
+    """Return one row a column: domain, key, rep, dtype, shape, NaN count, min, mean, max.
+
+    Padding does not count.
+    """
     schema = data.collection.schema
     rows = [_facts(schema[name], _blocks(data, name)) for name in data.column_names]
     frame: pd.DataFrame = require("pandas").DataFrame(rows)
@@ -33,10 +36,12 @@ def describe(data: SampleCollectionMixin) -> pd.DataFrame:
 
 
 def _blocks(data: SampleCollectionMixin, name: str) -> Iterator[Array]:
-    """Yield the rows of a column some thousand at a time."""
+    """Yield the rows of a column some thousand at a time; of padded ones, the steps of data."""
     values, rows = data.collection.numpy(name), data.row_indices
+    mask = data.collection.mask(name)
     for at in range(0, data.n_samples, BLOCK):
-        yield values[at : at + BLOCK] if rows is None else values[rows[at : at + BLOCK]]
+        some = slice(at, at + BLOCK) if rows is None else rows[at : at + BLOCK]
+        yield values[some] if mask is None else values[some][mask[some]]
         release(data.collection.maps.values())
 
 

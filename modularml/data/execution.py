@@ -12,9 +12,10 @@ from modularml._typing import Array, IntArray
 from modularml.backends import BackendAdapter
 from modularml.data.batch import DEFAULT_ROLE, Batch, BatchView, RoleData, SampleData
 from modularml.data.formats import stack
+from modularml.data.padding import held
 from modularml.data.references import FeatureSetReference
 from modularml.data.view import FeatureSetView
-from modularml.errors import ConfigError, UnknownNameError
+from modularml.errors import ConfigError, DataError, UnknownNameError
 
 __all__ = [
     "MODEL_LOSSES",
@@ -140,6 +141,8 @@ class Layout:
         sum weighs the batch.
     over_batch : tuple of bool
         Which losses are values of a batch as a whole and no means over samples.
+    padded : frozenset of str
+        Labels of losses that leave out padding.
     """
 
     outputs: tuple[tuple[str, str], ...]
@@ -151,6 +154,7 @@ class Layout:
     training: bool = True
     weighings: tuple[Weighing | None, ...] = ()
     over_batch: tuple[bool, ...] = ()
+    padded: frozenset[str] = frozenset()
 
     @property
     def adapter(self) -> BackendAdapter:
@@ -315,10 +319,41 @@ class ExecutionContext:
         -------
         ndarray, shape (n, ...), or None
         """
+        if domain == "targets":
+            return self._read(self.compared_with(node_id), role)
+        return self._read(self._layout().flows.get((node_id, domain)), role)
+
+    def held(self, flow: Flow, role: str = DEFAULT_ROLE) -> Array | None:
+        """Return which elements of stacked columns are data; None where nothing is padding.
+
+        Returns
+        -------
+        ndarray of bool, shape (n, n_columns, *shape), or None
+
+        Raises
+        ------
+        DataError
+            If padded columns are merged with others.
+        """
+        views, found = self._layout().views, None
+        for leaf in _leaves(flow):
+            if leaf.source not in views:  # the step was driven by hand, without rows
+                continue
+            found = held(
+                views[leaf.source].collection, leaf.columns, self.indices(leaf.source)[role]
+            )
+            if found is not None and leaf is not flow:
+                raise DataError(
+                    f"padded columns {list(leaf.columns)} are merged with others, so nothing tells "
+                    "what is padding in them; merge targets by 'first' (target_strategy, "
+                    "concat_axis_targets), or name them with ModelNode(targets=)"
+                )
+        return found
+
+    def compared_with(self, node_id: str) -> Flow:
+        """Return the targets that a node's outputs are compared with."""
         flows = self._layout().flows
-        if domain == "targets" and (node_id, "truth") in flows:
-            domain = "truth"
-        return self._read(flows.get((node_id, domain)), role)
+        return flows.get((node_id, "truth"), flows.get((node_id, "targets")))
 
     def batch(self, node_id: str) -> Batch:
         """Return all that belongs to a node's rows as one batch."""

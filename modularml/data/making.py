@@ -179,13 +179,17 @@ class MakingMixin:
     ) -> Self:
         """Make a set from an Arrow table whose columns are named ``domain.key.rep``.
 
-        Other tables are taken with ``feature_cols=``, ``target_cols=`` and ``tag_cols=``.
+        Other tables are taken with ``feature_cols=``, ``target_cols=`` and ``tag_cols=``. Padded
+        columns have their ``mask=``, as of `from_dict`.
         """
         expect("table", table, pa.Table, "a pyarrow.Table; from_df takes other frames")
         chosen = [kwargs.pop(f"{name}_cols", None) for name in ("feature", "target", "tag")]
+        mask = kwargs.pop("mask", None)
         if any(c is not None for c in chosen):
-            return cls(label, sources.from_columns(as_columns(table), *chosen), **kwargs)
-        return cls(label, SampleCollection(table, schema), **kwargs)
+            return cls(label, sources.from_columns(as_columns(table), *chosen, mask=mask), **kwargs)
+        made = SampleCollection(table, schema)
+        masks = {} if mask is None else sources.masks_of(made, mask)
+        return cls(label, SampleCollection(made.table, masks=masks) if masks else made, **kwargs)
 
     @classmethod
     def from_csv(
@@ -201,6 +205,7 @@ class MakingMixin:
         stack: Stack = None,
         file_as: str | None = None,
         missing: str = "nan",
+        mask: str | dict[str, str] | None = None,
         **kwargs: Any,
     ) -> Self:
         """Make a set from columns of CSV files.
@@ -223,6 +228,8 @@ class MakingMixin:
             Key of a tag that holds the name of each row's file, without folder and ending.
         missing : {'nan', 'error'}
             Whether an empty field in a column of numbers is NaN, or refused.
+        mask : str or dict of str to str, optional
+            As of `from_dict`, for columns that `stack` makes.
         **kwargs
             ``register=False`` for a set that the active experiment does not know; the keys may be
             given as ``feature_cols``, ``target_cols`` and ``tag_cols``, as to `from_pandas`.
@@ -254,6 +261,7 @@ class MakingMixin:
             stack=stack,
             file_as=file_as,
             missing=missing,
+            mask=mask,
         )
         return cls(label, made, **kwargs)
 

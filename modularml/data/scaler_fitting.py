@@ -12,7 +12,8 @@ import numpy as np
 from modularml._typing import Array, IntArray
 from modularml._warning import warn
 from modularml.data.formats import stack
-from modularml.data.scaling import COLUMNWISE, ScalerRecord, in_steps, stack_columns
+from modularml.data.padding import in_steps
+from modularml.data.scaling import COLUMNWISE, ScalerRecord, stack_columns
 from modularml.errors import ScalerError, ShapeError
 from modularml.scalers.flattening import Flattening, flatten
 from modularml.scalers.registry import SKLEARN

@@ -13,6 +13,7 @@ import numpy as np
 from modularml._typing import Array, IntArray
 from modularml._warning import warn
 from modularml.data.formats import common_dtype, stack
+from modularml.data.padding import in_steps
 from modularml.data.schema import TRANSFORMED, ColumnSpec, SampleSchema
 from modularml.errors import DataError, ScalerError, ShapeError
 from modularml.scalers.flattening import Flattening
@@ -195,11 +196,6 @@ class ScalerRecord:
         return {key: stacked[:, i] for i, key in enumerate(self.keys)}
 
 
-def in_steps(mask: Array, shape: tuple[int, ...]) -> Array:
-    """Return a mask of the first axes of samples as one of every element, shape (n, *shape)."""
-    return np.broadcast_to(mask[(..., *[None] * (len(shape) - mask.ndim))], shape)
-
-
 def _names(spec: ColumnSpec) -> Iterable[str]:
     """Return a name for each number of a sample."""
     if spec.elements is not None or not spec.shape:
@@ -291,6 +287,7 @@ def invert(
     *,
     domain: str,
     raw: Mapping[str, Array] | None = None,
+    masks: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
     """Take all scalers off columns, newest first.
 
@@ -303,6 +300,8 @@ def invert(
     domain : str
     raw : mapping of str to ndarray, optional
         The raw columns of the same rows, for scalers whose inverse needs facts of each row.
+    masks : mapping of str to ndarray of bool, optional
+        Where padded columns, by key, hold data; elsewhere values stay as they are.
 
     Raises
     ------
@@ -321,6 +320,9 @@ def invert(
             )
         facts = _facts(of_domain, record, raw) if record.needs_rows else None
         found.update(record.invert(mine, facts))
+    for key in found.keys() & (masks or {}).keys():
+        given = columns[key]
+        found[key] = np.where(in_steps(masks[key], given.shape), found[key], given)  # type: ignore[index]
     return found
 
 

@@ -17,7 +17,7 @@ from modularml.data.mapping import Maps
 from modularml.data.schema import DOMAINS, RAW, check_keys
 from modularml.errors import DataError, UnknownNameError
 
-__all__ = ["check_lengths", "from_columns", "from_frame"]
+__all__ = ["check_lengths", "from_columns", "from_frame", "masks_of"]
 
 
 def from_columns(
@@ -66,10 +66,10 @@ def from_columns(
     made = SampleCollection(pa.table(arrays), maps=mapped)
     if mask is None:
         return made
-    return SampleCollection(made.table, maps=mapped, masks=_masks(made, mask))
+    return SampleCollection(made.table, maps=mapped, masks=masks_of(made, mask))
 
 
-def _masks(made: SampleCollection, mask: str | Mapping[str, str]) -> dict[str, str]:
+def masks_of(made: SampleCollection, mask: str | Mapping[str, str]) -> dict[str, str]:
     """Return which mask is of which column; one that is given alone is of all that it fits.
 
     Raises

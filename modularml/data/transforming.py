@@ -174,7 +174,8 @@ class TransformingMixin(SplitMixin):
         columns : str or list of str
             Keys that `data` holds, in its order.
         sample_uuids : iterable of str, shape (n,), optional
-            Which rows these are, for scalers whose inverse needs facts of each row.
+            Which rows these are, for scalers whose inverse needs facts of each row. Padding of
+            their columns stays at its value; where no rows are named, all steps are taken for data.
 
         Returns
         -------
@@ -201,12 +202,23 @@ class TransformingMixin(SplitMixin):
                 f"{values.shape}"
             )
         stacked = values.reshape(full)
-        raw = self._raw_rows(domain, sample_uuids, len(values))
+        rows = None if sample_uuids is None else self.take_sample_uuids(sample_uuids)
+        if rows is not None and len(rows) != len(values):
+            raise ShapeError(
+                f"sample_uuids must name the {len(values)} rows of data, got {len(rows)} ids"
+            )
+        raw: dict[str, Array] | None = None
+        masks: dict[str, Array] = {}
+        if rows is not None:
+            raw = {k: rows.column(f"{domain}.{k}.{RAW}") for k in schema.keys(domain)}
+            of = {k: schema.mask_of(schema.newest(domain, k)) for k in keys}
+            masks = {k: rows.column(name) for k, name in of.items() if name is not None}
         found = scaling.invert(
             self._scaler_records,
             {key: stacked[:, i] for i, key in enumerate(keys)},
             domain=domain,
             raw=raw,
+            masks=masks,
         )
         stacked = np.stack([found[key] for key in keys], axis=1)
         return stacked.reshape(values.shape) if stacked.size == values.size else stacked
@@ -272,16 +284,6 @@ class TransformingMixin(SplitMixin):
         return {
             k for key in chosen for k in self._domain_keys(domain or schema.domain_of(key), key)
         }
-
-    def _raw_rows(
-        self, domain: str, sample_uuids: Iterable[Any] | None, n: int
-    ) -> dict[str, Array] | None:
-        if sample_uuids is None:
-            return None
-        view = self.take_sample_uuids(sample_uuids)
-        if len(view) != n:
-            raise ShapeError(f"sample_uuids must name the {n} rows of data, got {len(view)} ids")
-        return {k: view.column(f"{domain}.{k}.{RAW}") for k in self._collection.schema.keys(domain)}
 
     def _replay(self, records: list[ScalerRecord]) -> None:
         """Keep only these scalers, their columns computed again from the raw ones."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["PhaseResults", "TrainResults"]
 
 T = TypeVar("T")
-Domain = Literal["outputs", "targets", "tags", "sample_uuids"]
+Domain = Literal["outputs", "targets", "tags", "sample_uuids", "mask"]
 
 
 @dataclass(eq=False, repr=False)
@@ -78,7 +78,9 @@ class PhaseResults:
         ----------
         node : str or GraphNode
             Label, id or the node itself.
-        domain : {'outputs', 'targets', 'tags', 'sample_uuids'}
+        domain : {'outputs', 'targets', 'tags', 'sample_uuids', 'mask'}
+            Outputs and targets hold padding too; ``mask`` tells which elements of padded targets
+            are data.
         role : str
         fmt : DataFormat, optional
             As the framework made it where none is given.
@@ -291,11 +293,14 @@ def _read(
         "targets": lambda: ctx.domain(node_id, "targets", role),
         "tags": lambda: ctx.domain(node_id, "tags", role),
         "sample_uuids": lambda: ctx.sample_uuids(node_id, role),
+        "mask": lambda: ctx.held(ctx.compared_with(node_id), role),
     }
     if domain not in readers:
         raise UnknownNameError("domain", domain, readers)
     value = readers[domain]()
     if value is None:
+        if domain == "mask":
+            raise DataError("the targets of the node are not padded, so they have no mask")
         raise DataError(f"the node has no {domain}; name them in its FeatureSet reference")
     if unscale:
         if domain not in ("outputs", "targets"):

@@ -18,6 +18,7 @@ from modularml.data.formats import DataFormat, convert_array
 from modularml.data.selectors import select_one
 from modularml.errors import ConfigError, UnknownNameError
 from modularml.experiment.phase_results import Domain, PhaseResults, TrainResults
+from modularml.experiment.real_steps import blanked, real_steps, target_steps
 from modularml.experiment.scores import Meaning, Score, find_scores
 from modularml.graph import topology
 from modularml.graph.flows import leaves
@@ -71,6 +72,8 @@ class _OnePass(PhaseResults):
     ) -> pd.DataFrame:
         """Return metrics by name over all rows, for each role and each group.
 
+        Of padded targets the steps that hold data are compared, each once, as one row each.
+
         Parameters
         ----------
         names : sequence of str, or mapping of str to function
@@ -121,11 +124,15 @@ class _OnePass(PhaseResults):
                 for domain in ("targets", "outputs")
             )
             true = self._class_numbers(node_id, own, true, out)
+            holds = target_steps(self._recorded(), node_id, own)
             for group, mask in self._groups(node_id, own, group_by):
-                some = true[mask]
+                some, answers = true[mask], out[mask]
+                n = len(some)
+                if holds is not None:
+                    some, answers = real_steps(some, answers, holds[mask])
                 for name, score in scores.items():
-                    value, why = _answer(score, some, out[mask], must=group is None)
-                    rows.append((name, own, group, value, len(some)))
+                    value, why = _answer(score, some, answers, must=group is None)
+                    rows.append((name, own, group, value, n))
                     if why:
                         unanswered.append(f"{name} of {group_by}={group!r} ({why})")
         if unanswered:
@@ -169,6 +176,8 @@ class _OnePass(PhaseResults):
     ) -> pd.DataFrame:
         """Return one row a sample: id, outputs and targets of a node, in the target's own units.
 
+        Padding, and what is predicted for it, is NaN.
+
         Parameters
         ----------
         node : str or GraphNode, optional
@@ -178,9 +187,12 @@ class _OnePass(PhaseResults):
         """
         node_id = self._node_id(self._tail() if node is None else node)
         read = partial(self.stacked_tensors, node_id, role=role)
-        columns = by_column("prediction", as_numpy(read("outputs", unscale=unscale)))
+        holds = target_steps(self._recorded(), node_id, role)
+        out = as_numpy(read("outputs", unscale=unscale))
+        columns = by_column("prediction", blanked(out, holds))
         if self._recorded()[0]._layout().flows.get((node_id, "targets")) is not None:
-            columns |= by_column("target", as_numpy(read("targets", unscale=unscale)))
+            true = as_numpy(read("targets", unscale=unscale))
+            columns |= by_column("target", blanked(true, holds))
         index = require("pandas").Index(read("sample_uuids"), name="sample_uuid")
         frame: pd.DataFrame = require("pandas").DataFrame(columns, index=index)
         return frame
@@ -201,6 +213,9 @@ class _OnePass(PhaseResults):
         read = partial(self.stacked_tensors, chosen, unscale=True)
         true, out = as_numpy(read("targets")), as_numpy(read("outputs"))
         title = kwargs.pop("title", self.label)
+        holds = target_steps(self._recorded(), self._node_id(chosen))
+        if holds is not None:
+            true, out = real_steps(true, out, holds)
         if true[0].size == 1 and out[0].size > 1:
             classes = out.reshape(len(out), -1).argmax(axis=1)
             return confusion_matrix(true.ravel(), classes, title=title, path=path, **kwargs)

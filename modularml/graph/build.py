@@ -15,7 +15,7 @@ from modularml.data.execution import Flow, Leaf, Merged
 from modularml.data.references import FeatureSetReference
 from modularml.data.schema import SampleSchema
 from modularml.errors import GraphError, ShapeError
-from modularml.graph.flows import flows_of, leaves, resolve_id
+from modularml.graph.flows import flows_of, leaves, mask_above, resolve_id
 from modularml.graph.merge import side_by_side
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
@@ -63,6 +63,7 @@ def build_nodes(nodes: Sequence[ComputeNode], tails: set[str], *, force: bool = 
                 targets = _target_shape(flow, numbers=False)
                 node.model.expect_targets(targets, partial(_labels, flow))
                 node.model.expect_place(_place(node, incoming[0], flow, tails))
+                node.model.mask = _mask(node, flows)
             shapes[node.node_id] = node.build_from(incoming, wanted, force=force)
         except ShapeError as error:
             given = ", ".join(
@@ -130,6 +131,14 @@ def _shape_of(node: ComputeNode, ref: Any, shapes: Mapping[str, Shape | None]) -
             ref, "features", node.label, numbers=not takes_text, flat=node.reads_flat
         )
     return shapes[resolve_id(ref)]
+
+
+def _mask(node: ModelNode, flows: Mapping[Any, Flow]) -> tuple[str, Shape] | None:
+    """Return the argument that is given the mask of a node's input, and the mask's shape."""
+    if node.mask_as is None:
+        return None
+    source, mask = mask_above(flows, node)
+    return node.mask_as, source.ref.resolve().collection.schema[mask].shape
 
 
 def _place(node: ModelNode, shape: Shape | None, targets: Flow, tails: set[str]) -> Place:

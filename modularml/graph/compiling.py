@@ -15,11 +15,11 @@ from modularml.backends import Backend, BackendAdapter, adapter_for
 from modularml.data.execution import MODEL_LOSSES, Layout, Source, Weighing
 from modularml.data.references import FeatureSetReference
 from modularml.data.schema import ColumnSpec
-from modularml.errors import GraphError, LossError
+from modularml.errors import BackendNotSupportedError, GraphError, LossError
 from modularml.graph import topology
 from modularml.graph.casting import column_dtypes
 from modularml.graph.fitting import Learn, check_weights, fitted_then
-from modularml.graph.flows import column_above, flows_of, leaves, resolve_id
+from modularml.graph.flows import column_above, flows_of, leaves, mask_above, resolve_id
 from modularml.graph.learning import Reach, moving, no_learner
 from modularml.graph.loss_reading import LossReading
 from modularml.graph.merge import side_by_side
@@ -28,6 +28,7 @@ from modularml.graph.node import ComputeNode
 from modularml.graph.plan import Crossing, InputSlot, LossOp, StepPlan
 from modularml.graph.program import Program, converted
 from modularml.graph.segments import backends_of, in_segments, readers_of
+from modularml.graph.step_losses import check_unpadded
 from modularml.graph.units import unit_flows
 from modularml.graph.weighing import weighing_of
 from modularml.training import AppliedLoss
@@ -126,6 +127,7 @@ class _Compiler(LossReading):
         self.weighted: Mapping[Source, int] = {}
         self.compiles = False
         self.weighings: list[Weighing | None] = []
+        self.padded: set[str] = set()
         self.asked: Sequence[AppliedLoss] = ()
         self.collectors: dict[str, Any] = {}
 
@@ -255,6 +257,12 @@ class _Compiler(LossReading):
         args = [program.moved(arg, device) for arg in read]
         fn = self._function(node, read, program.adapter)
         many = not isinstance(node, ModelNode) or node.reads_several
+        if isinstance(node, ModelNode) and node.mask_as is not None:
+            source, mask = mask_above(self.flows, node)
+            steps = source.ref.resolve().collection.schema[mask].shape
+            slot = program.slot(role, source, (mask,), shape=steps)
+            args.append(program.moved(program.input(slot), device))
+            fn, many = _with_keyword(fn, node.mask_as), True
         writes = (
             program.adapter.writes_input(node.model.module)
             if isinstance(node, ModelNode)
@@ -278,6 +286,7 @@ class _Compiler(LossReading):
         """Return the places of targets, weights and groups, as arrays in their own dtype."""
         plain, places = adapter_for(Backend.SCIKIT), dict[str, int]()
         if (flow := self.flows[node.node_id, "targets"]) is not None:
+            check_unpadded(node.label, flow)
             places["targets"] = self._flow(program, flow, role, (None, None), plain)
         own = [a for a in self.asked if self._node_named(a.on, a) is node]
         reads = [(node, role)]
@@ -302,6 +311,11 @@ class _Compiler(LossReading):
         fn = node.operation(adapter)
         if isinstance(node, ModelNode):
             compiles = self.compiles and adapter.gradients
+            if node.mask_as is not None and (compiles or node.node_id in self.learners):
+                raise BackendNotSupportedError(
+                    f"mask_as of node {node.label!r} is not supported with compile=True, nor for a "
+                    "model that is fitted"
+                )
             fn = adapter.compile(fn) if compiles else adapter.direct(fn)
             fn = self.collectors.get(node.node_id, fn)
             fn = adapter.spread(fn, node.input_names) if node.reads_several else fn
@@ -384,6 +398,7 @@ class _Compiler(LossReading):
             {n.node_id: n.label for n in self.nodes},
             training=self.training,
             weighings=tuple(self.weighings),
+            padded=frozenset(self.padded),
             over_batch=tuple(a.loss.over == "batch" for a in [*losses, *[*losses[:1]] * n_own]),
         )
         segments = [
@@ -480,8 +495,13 @@ def _on_a_copy(fn: Callable[..., Any], adapter: BackendAdapter) -> Callable[...,
 
 
 def _without_grad(fn: Callable[..., Any], adapter: BackendAdapter) -> Callable[..., Any]:
-    def run(x: Any) -> Any:
+    def run(x: Any, **kwargs: Any) -> Any:
         with adapter.no_grad():
-            return fn(x)
+            return fn(x, **kwargs)
 
     return run
+
+
+def _with_keyword(fn: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Return a function of a list whose last value goes by a name."""
+    return lambda values: fn(values[0], **{name: values[1]})

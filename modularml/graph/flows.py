@@ -9,7 +9,7 @@ from modularml.data.execution import Flow, Leaf, Source
 from modularml.data.references import FeatureSetReference
 from modularml.data.schema import SampleSchema
 from modularml.data.selectors import as_list
-from modularml.errors import LossError, UnknownNameError
+from modularml.errors import GraphError, LossError, UnknownNameError
 from modularml.graph.node import ComputeNode
 from modularml.training import AppliedLoss, LossInput
 
@@ -19,6 +19,8 @@ __all__ = [
     "is_integer",
     "leaves",
     "loss_inputs",
+    "mask_above",
+    "masks_of",
     "pick_column",
     "resolve_id",
 ]
@@ -74,6 +76,33 @@ def leaves(flow: Flow) -> list[Leaf]:
     if isinstance(flow, Leaf):
         return [flow]
     return [leaf for part in flow.parts for leaf in leaves(part)]
+
+
+def masks_of(leaf: Leaf) -> dict[str, str]:
+    """Return the full names of the masks of padded columns, by their own."""
+    schema = leaf.source.ref.resolve().collection.schema
+    return {name: m for name in leaf.columns if (m := schema.mask_of(name)) is not None}
+
+
+def mask_above(flows: Mapping[Any, Flow], node: ComputeNode) -> tuple[Source, str]:
+    """Return the only mask of the columns that a node reads: its source and full name.
+
+    Raises
+    ------
+    GraphError
+        If no column that it reads is padded, or several are by unlike masks.
+    """
+    found: dict[tuple[str, str], Source] = {}
+    for leaf in leaves(flows[node.node_id, "features"]):
+        for mask in masks_of(leaf).values():
+            found.setdefault((leaf.source.ref.node_label, mask), leaf.source)
+    if len(found) != 1:
+        known = [mask for _, mask in found] or "no padded column (mask= of a constructor names it)"
+        raise GraphError(
+            f"mask_as of node {node.label!r} needs columns of one mask, and it reads {known}"
+        )
+    ((_, mask), source) = next(iter(found.items()))
+    return source, mask
 
 
 def is_integer(flow: Flow) -> bool:

@@ -13,6 +13,7 @@ from modularml.backends import BackendAdapter, backend_of
 from modularml.data.batch import Batch, BatchView, RoleData, SampleData, as_numpy
 from modularml.data.collection import SampleCollection
 from modularml.data.execution import ExecutionContext, Source
+from modularml.data.padding import held, step_weights
 from modularml.data.rows import in_a_row
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, GraphError
@@ -41,7 +42,7 @@ def column_tensor(collection: SampleCollection, slot: InputSlot) -> Any:
     adapter = slot.adapter
     if collection.is_mapped(slot.columns):
         return _InFiles(collection, slot)
-    key = (adapter.backend, slot.columns, slot.dtype, slot.shape, str(slot.device))
+    key = (adapter.backend, slot.columns, slot.dtype, slot.shape, slot.padding, str(slot.device))
     if key not in collection.tensors:
         values = stacked(collection, slot)
         collection.tensors[key] = adapter.from_numpy(values, dtype=slot.dtype, device=slot.device)
@@ -192,6 +193,11 @@ def _from_given(plan: StepPlan, ctx: ExecutionContext, slot: InputSlot) -> Any:
 
 
 def _from_samples(slot: InputSlot, given: Any) -> Any:
+    if slot.padding != "kept":
+        raise GraphError(
+            f"columns {list(slot.columns)} are padded, and samples given by hand do not say which "
+            "steps are data; give a BatchView, or the loss the mask as one of its inputs"
+        )
     if isinstance(given, SampleData):
         domain = slot.columns[0].split(".")[0]
         given = given.get(domain)
@@ -249,6 +255,9 @@ def stacked(collection: SampleCollection, slot: InputSlot, rows: IntArray | None
         column = collection.numpy(name)
         check_cast(slot.adapter, slot.dtype, column if rows is None else column[rows], name)
     values = collection.gather(slot.columns, rows)
+    if slot.padding != "kept" and (holds := held(collection, slot.columns, rows)) is not None:
+        blank = np.where(holds, values, np.zeros((), values.dtype))
+        values = step_weights(holds) if slot.padding == "weights" else blank
     if values.dtype.kind not in "biuf" and (slot.adapter.gradients or slot.dtype is not None):
         raise DataError(f"columns {list(slot.columns)} hold {values.dtype}; a model takes numbers")
     return values if slot.shape is None else values.reshape(len(values), *slot.shape)

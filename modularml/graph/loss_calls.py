@@ -11,11 +11,14 @@ import numpy as np
 from modularml._typing import Shape
 from modularml.backends import BackendAdapter
 from modularml.data.execution import Flow
+from modularml.data.padding import in_steps
 from modularml.errors import DataError, LossError, ShapeError
 from modularml.graph.flows import leaves
 from modularml.graph.node import ComputeNode
+from modularml.graph.step_losses import Padding
 from modularml.training import AppliedLoss
-from modularml.training.applied import weigh
+from modularml.training.applied import weigh, weigh_steps
+from modularml.training.loss import LAST_AXIS_MEANS
 
 __all__ = ["check_call", "check_values", "mean_over_samples", "misfit", "squeezed", "weighted"]
 
@@ -52,6 +55,8 @@ def check_values(
         for name in leaf.columns:
             values = fs.collection.numpy(name)
             wrong = ((values < ends[0]) | (values > ends[1])) & (values != ignored)
+            if (mask := fs.collection.mask(name)) is not None:
+                wrong &= in_steps(mask, values.shape)
             if wrong.any():
                 at = tuple(np.argwhere(wrong)[0].tolist())
                 raise DataError(
@@ -61,17 +66,23 @@ def check_values(
 
 
 def mean_over_samples(
-    applied: AppliedLoss, adapter: BackendAdapter, *, weighed: bool = False
+    applied: AppliedLoss,
+    adapter: BackendAdapter,
+    *,
+    weighed: bool = False,
+    padding: Padding | None = None,
 ) -> Callable[..., Any]:
     """Return a loss as a function that averages over samples, whatever form it has.
 
-    Where it is `weighed`, the last argument of the function are the weights.
+    Where it is `weighed`, the last argument of the function are the weights; before them comes,
+    where there is `padding`, what each element counts. A sample is then the mean of its real steps.
     """
     loss = applied.loss
     raw = loss.resolve(adapter.backend)
     names = applied.call_names(raw)
     quick = loss.mean_form()
-    if quick is not None and names is None and not weighed and not adapter.may_mask:
+    plain = names is None and not weighed and padding is None
+    if quick is not None and plain and not adapter.may_mask:
         return quick
     mean, whole = adapter.sample_mean, loss.over == "batch"
 
@@ -79,6 +90,8 @@ def mean_over_samples(
         given = {} if names is None else dict(zip(names, args, strict=True))
         return adapter.loss_values(raw(*args) if names is None else raw(**given), args)
 
+    if padding is not None:
+        fn = _of_real_steps(applied, adapter, padding, raw, names)
     if loss.cls is None:
         fn = _unchanging(applied, adapter, fn)
 
@@ -94,6 +107,32 @@ def mean_over_samples(
     if weighed:
         return lambda *args: mean(weigh(fn(*args[:-1]), args[-1]))
     return (lambda *args: mean(fn(*args))) if whole else averaged
+
+
+def _of_real_steps(
+    applied: AppliedLoss,
+    adapter: BackendAdapter,
+    padding: Padding,
+    raw: Callable[..., Any],
+    names: Sequence[str] | None,
+) -> Callable[..., Any]:
+    """Return a loss whose values for padding are 0; its last argument is what elements count."""
+    key, mask = padding.column, padding.mask
+    problem = (
+        f"loss {applied.label!r} reads the padded column {key!r}, whose padding must not count. "
+        "Return a value for each step, or read the mask and leave out padding in the loss: "
+        f"inputs=[..., {mask!r}]. It returned values"
+    )
+    widen = getattr(applied.loss.cls, "__name__", "") in LAST_AXIS_MEANS
+
+    def fn(*args: Any) -> Any:
+        *own, weights = args
+        given = [a[..., None] for a in own] if widen else own
+        values = raw(*given) if names is None else raw(**dict(zip(names, given, strict=True)))
+        weights = adapter.joint_weights(weights, own)
+        return weigh_steps(adapter, values, weights, padding.steps, problem)
+
+    return fn
 
 
 def _unchanging(

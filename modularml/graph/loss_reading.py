@@ -15,7 +15,7 @@ from modularml._typing import Shape
 from modularml.backends import Backend, BackendAdapter
 from modularml.data.execution import Flow, Leaf, Merged, Source, Weighing
 from modularml.errors import LossError, NotFittedError, ShapeError, UnknownNameError, closest
-from modularml.graph.flows import is_integer, loss_inputs, pick_column
+from modularml.graph.flows import is_integer, loss_inputs, masks_of, pick_column
 from modularml.graph.loss_calls import (
     check_call,
     check_values,
@@ -28,6 +28,7 @@ from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
 from modularml.graph.plan import LossOp
 from modularml.graph.program import Program
+from modularml.graph.step_losses import Padding, padding_of
 from modularml.graph.weighing import batch_weighing, weighing_of
 from modularml.training import AppliedLoss, LossInput
 from modularml.training.loss import (
@@ -53,6 +54,7 @@ class LossReading(ABC):
     places: dict[tuple[str, str], int]
     weighted: Mapping[Source, int]
     weighings: list[Weighing | None]
+    padded: set[str]
 
     @abstractmethod
     def _program(self, node_id: str) -> Program:
@@ -69,10 +71,11 @@ class LossReading(ABC):
         program = self._program(node.node_id)
         adapter = program.adapter
         check_call(applied, applied.loss.resolve(adapter.backend))
-        args = self._loss_args(applied, node)
+        padding = self._padding(applied, node)
+        args = self._loss_args(applied, node, padding)
         weighing = self._weighing(applied, node)
         weighed = weighing is not None and applied.loss.over != "batch"
-        fn = mean_over_samples(applied, adapter, weighed=weighed)
+        fn = mean_over_samples(applied, adapter, weighed=weighed, padding=padding)
         if weighing is not None and weighed:
             like = node.model.module if isinstance(node, ModelNode) else None
             dtype = adapter.loss_dtype("float", like)
@@ -81,6 +84,17 @@ class LossReading(ABC):
         if applied.weight != 1.0:
             fn = weighted(fn, applied.weight)
         return LossOp(fn, tuple(program.moved(arg, program.device) for arg in args))
+
+    def _padding(self, applied: AppliedLoss, on: ComputeNode) -> Padding | None:
+        """Return the padded columns whose padding a loss leaves out, and note that it does."""
+        read = [
+            (self._loss_flow(applied, on, i), self._role(applied, i.role))
+            for i in self._inputs(applied)
+        ]
+        found = padding_of(applied, read)
+        if found is not None:
+            self.padded.add(applied.label)
+        return found
 
     def _weighing(self, applied: AppliedLoss, on: ComputeNode) -> Weighing | None:
         """Say what weighs the samples, or the batches, of a loss, and note it for the layout."""
@@ -100,25 +114,34 @@ class LossReading(ABC):
         self.weighings.append(found)
         return found
 
-    def _loss_args(self, applied: AppliedLoss, on: ComputeNode) -> list[int]:
+    def _loss_args(
+        self, applied: AppliedLoss, on: ComputeNode, padding: Padding | None
+    ) -> list[int]:
         """Return the places of what a loss reads, brought to shapes that do not broadcast.
 
         Values of the shape of the node's output but for axes of length 1 get its shape. Columns of
-        one number a sample, beside class numbers, are one-dimensional as these are.
+        one number a sample, beside class numbers, are one-dimensional as these are. Where there is
+        `padding`, what each of its elements counts comes last.
         """
         program, out = self._program(on.node_id), on.output_shape or ()
         read = self._inputs(applied)
         flows = [self._loss_flow(applied, on, item) for item in read]
         fits = [None if flow is None else self._fit(applied, on, flow) for flow in flows]
         flat = any(fit is not None and fit[1] == () for fit in fits)
-        args = []
+        args, weights = [], []
         for item, flow, fit in zip(read, flows, fits, strict=True):
             role = self._role(applied, item.role)
             if flow is not None and fit is not None:
                 dtype, shape = fit
                 if flat and shape is None and math.prod(self._flow_shape(flow)) == 1:
                     shape = ()
-                args.append(self._flow(program, flow, role, (dtype, shape)))
+                blank = padding is not None and isinstance(flow, Leaf) and bool(masks_of(flow))
+                kept = "blank" if blank else "kept"
+                args.append(self._flow(program, flow, role, (dtype, shape), padding=kept))
+                if padding is not None and (flow, role) == (padding.leaf, padding.role):
+                    like = on.model.module if isinstance(on, ModelNode) else None
+                    own = program.adapter.loss_dtype("float", like), shape
+                    weights.append(self._flow(program, flow, role, own, padding="weights"))
                 continue
             node = on if item.node is None else self._node_named(item.node, applied)
             like = on.model.module if isinstance(on, ModelNode) else None
@@ -132,7 +155,7 @@ class LossReading(ABC):
                 reshape = partial(program.adapter.reshape, shape=out)
                 place = program.op(reshape, [place], many=False)
             args.append(place)
-        return args
+        return [*args, *weights[:1]]
 
     def _loss_flow(self, applied: AppliedLoss, on: ComputeNode, item: LossInput) -> Flow:
         """Return where a value comes from; None for an output."""
@@ -228,10 +251,11 @@ class LossReading(ABC):
         role: str,
         fit: tuple[Any, Shape | None],
         adapter: BackendAdapter | None = None,
+        padding: str = "kept",
     ) -> int:
         dtype, shape = fit
         if isinstance(flow, Leaf):
-            slot = program.slot(role, flow.source, flow.columns, dtype, shape)
+            slot = program.slot(role, flow.source, flow.columns, dtype, shape, padding=padding)
             foreign = None if adapter is None else replace(slot, adapter=adapter, device=None)
             return program.input(foreign or slot)
         assert isinstance(flow, Merged)

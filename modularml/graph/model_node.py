@@ -54,6 +54,10 @@ class ModelNode(ComputeNode):
         else all that its inputs have. Several outputs of one target, such as quantiles, are each
         unscaled where it is named here; scores of classes never are. To be named where inputs come
         with targets of their own each.
+    mask_as : str, optional
+        Argument of the model's ``forward`` (torch) or ``call`` (Keras) that is given the mask of
+        the padded columns which the node reads, directly or through other nodes: booleans of shape
+        ``(n, *steps)``, true where there is data. A node of several inputs reads it as one of them.
     node_id, register
         Used when a node is rebuilt.
 
@@ -74,6 +78,7 @@ class ModelNode(ComputeNode):
         *,
         accelerator: Accelerator | str | None = None,
         targets: Columns = None,
+        mask_as: str | None = None,
         node_id: str | None = None,
         register: bool = True,
     ) -> None:
@@ -89,7 +94,17 @@ class ModelNode(ComputeNode):
         self._optimizer = optimizer
         self._freeze = False
         self._drives: Any = None
-        self.targets = targets
+        if mask_as is not None and isinstance(upstream_ref, list | tuple | dict):
+            raise ConfigError(
+                f"mask_as is for one input, and node {label!r} reads several; give the mask as one "
+                "more of them: fs.reference(features='mask')"
+            )
+        if mask_as is not None and not adapter_for(self._model.backend).gradients:
+            raise ConfigError(
+                f"mask_as is for torch and Keras; node {label!r} holds a "
+                f"{self._model.backend.value} model, which takes no mask"
+            )
+        self.targets, self.mask_as = targets, mask_as
         self.paired: tuple[tuple[str, ...], bool] | None = None
         refs: Any = upstream_ref
         self.input_names: list[str] | None = None
@@ -351,6 +366,11 @@ class ModelNode(ComputeNode):
                 f"node {self.label!r} reads {len(self._upstream_refs)} input(s), got {len(given)}"
             )
         self.check_fitted()
+        if self.mask_as is not None and self.mask_as not in kwargs:
+            raise GraphError(
+                f"node {self.label!r} is given the mask of its input as {self.mask_as!r}; pass it: "
+                f"node(batch, {self.mask_as}=mask), booleans that are true where there is data"
+            )
         return call_by_hand(self, given, lambda values: self._output_of(values, kwargs))
 
     __call__ = forward_single
@@ -446,6 +466,7 @@ class ModelNode(ComputeNode):
             "optimizer": self._optimizer,
             "accelerator": self.accelerator,
             "targets": self.targets,
+            "mask_as": self.mask_as,
         }
 
     def _output_of(self, values: list[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from operator import is_
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -49,6 +49,9 @@ class InputSlot:
         Weights of the samples of a loss stand in for columns.
     normalized : bool
         Whether weights have mean 1 in each batch, or are as they were given.
+    padding : str
+        Padded columns as they are (``"kept"``), with 0 for padding (``"blank"``), or in their place
+        what each element counts (``"weights"``).
     adapter : BackendAdapter
         Of the framework that reads it.
     device : object
@@ -63,6 +66,7 @@ class InputSlot:
     node_id: str | None = None
     weighing: Weighing | None = None
     normalized: bool = True
+    padding: Literal["kept", "blank", "weights"] = "kept"
     adapter: Any = None
     device: Any = None
 

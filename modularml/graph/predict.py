@@ -239,6 +239,8 @@ class _Reader:
         for name, values in columns.items():
             check_cast(slot.adapter, slot.dtype, values, name)
         whole = stack(columns)
+        if slot.shape is not None:
+            whole = whole.reshape(len(whole), *slot.shape)
         return lambda start, stop: whole[start:stop]
 
     def ids(self, leaf: Leaf) -> Any:
@@ -268,8 +270,10 @@ class _Reader:
         }
 
     def _raw(self, key: str, keys: list[str], fs: FeatureSet) -> Array:
+        schema = fs.collection.schema
+        name = f"{schema.domain_of(key)}.{key}.{RAW}"
         if self.view is not None:
-            known: Array = self.view.column(f"features.{key}.{RAW}")
+            known: Array = self.view.column(name)
             return known
         raw = self.raw or {}
         if "" in raw:  # a bare array: the columns in order, stacked on axis 1
@@ -278,7 +282,8 @@ class _Reader:
             raise DataError(
                 f"data lacks the column {key!r}, which the graph reads; it has {sorted(raw)}"
             )
-        return in_shape(raw[key], fs.collection.schema[f"features.{key}.{RAW}"].shape)
+        values = in_shape(raw[key], schema[name].shape)
+        return values.astype(bool) if key in schema.masks.values() else values
 
 
 def _as_view(data: Any) -> FeatureSetView | None:

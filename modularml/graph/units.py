@@ -141,7 +141,7 @@ def to_own_units(
     layout = ctx.layout
     if layout is None:
         return values
-    targets = layout.flows.get((node_id, "truth"), layout.flows.get((node_id, "targets")))
+    targets = ctx.compared_with(node_id)
     if domain == "targets":
         leaf = scaled_target(targets)
     else:
@@ -151,7 +151,9 @@ def to_own_units(
         return values
     fs = layout.views[leaf.source].source  # whatever context is active by now
     ids = ctx.sample_uuids(node_id, role) if needs_rows(leaf, fs) else None
-    return invert_leaf(leaf, values, ids, fs)
+    found = invert_leaf(leaf, values, ids, fs)
+    holds = ctx.held(leaf, role) if domain == "targets" else None
+    return found if holds is None else np.where(holds, found, values)
 
 
 def check_clear(flows: Mapping[tuple[str, str], Flow], node_id: str, label: str) -> None:

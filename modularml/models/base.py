@@ -75,6 +75,9 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
     learned_from: Any = None
     """Which rows the weights learned from, as told by the graph that trained them."""
 
+    mask: tuple[str, Shape] | None = None
+    """Argument that a call gets the mask of its input by, and the mask's shape; None for none."""
+
     def __init__(self, backend: str | Backend, **init_args: Any) -> None:
         self._backend = Backend.from_value(backend)
         self._init_args = init_args

@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 from modularml._typing import Shape
 from modularml.backends.input_shapes import InputShape, is_several, shapes_of
 from modularml.config import decode, encode
-from modularml.errors import ConfigError, NotFittedError, ShapeError
+from modularml.errors import ConfigError, NotFittedError, ShapeError, UnknownNameError
 from modularml.models.base import BaseModel, check_input_shape, check_shape, check_weights
 
 __all__ = ["LayeredModel", "ModelWrapper"]
@@ -52,13 +52,31 @@ class LayeredModel(BaseModel):
         """Make the layers; see `BaseModel.build`."""
         if self._built and not force:
             self._check_fits(input_shape)
+            self._check_mask()
             return
         shape = self._shape_for(input_shape)
         wanted = self._output_shape if self._explicit_output else output_shape
         self._made_for = _optional_shape("output_shape", wanted)
         self.make_layers(shape, self._made_for)
+        self._check_mask()
         self._input_shape, self._output_shape = shape, self._probe(shape)
         self._built = True
+
+    @abstractmethod
+    def _called(self) -> Any:
+        """Return the method whose arguments a call is given."""
+
+    def _check_mask(self) -> None:
+        """Refuse an argument for the mask that the model does not take."""
+        if self.mask is None:
+            return
+        takes = inspect.signature(self._called()).parameters
+        if self.mask[0] not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+            raise UnknownNameError(f"mask_as of {self.shown_name}", self.mask[0], list(takes))
+
+    def example_mask(self, make: Callable[[Shape], Any]) -> dict[str, Any]:
+        """Return the mask that two samples are tried with, by the argument's name."""
+        return {} if self.mask is None else {self.mask[0]: make((2, *self.mask[1]))}
 
     def get_state(self) -> dict[str, Any]:
         """Return the shapes it was built for, and weights; empty before `build`."""

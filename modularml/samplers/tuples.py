@@ -172,6 +172,12 @@ class NSampler(BaseSampler):
     def _rule(self, view: FeatureSetView, column: str, condition: SimilarityCondition) -> Rule:
         collection, rows = view.collection, view.valid_indices
         name = select_one(collection.schema, column)
+        if collection.schema.mask_of(name) is not None:
+            raise DataError(
+                f"column {name!r} of {view.label!r} is padded, and padding would count in the "
+                "distance of rows; compare rows by a column of one number a sample, such as an id "
+                "or what you compute from the steps that hold data"
+            )
         values: Array = collection.numpy(name)[rows]
         numeric = values.dtype.kind in "iuf"
         if values.dtype.kind == "f" and np.isinf(values).any():

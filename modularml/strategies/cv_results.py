@@ -22,6 +22,7 @@ from modularml.experiment import (
     TrainResults,
 )
 from modularml.experiment.loop import Display, run_phase
+from modularml.experiment.real_steps import blanked, target_steps
 from modularml.experiment.results import PhaseResults, by_column
 from modularml.experiment.scores import Score, default_score, find_scores
 from modularml.experiment.series import AxisSeries
@@ -136,7 +137,8 @@ class CVResults:
             One row a sample (a row a repeat), with its id as index: ``fold``; ``repeat``, where
             there are several; ``group``, where the rows were grouped (a tuple of several
             columns); ``prediction`` and ``target`` in the target's own units, or
-            ``prediction_0``, ``prediction_1``... where a sample has several values.
+            ``prediction_0``, ``prediction_1``... where a sample has several values. Padding of
+            targets, and what is predicted for it, is NaN.
         """
         pandas = require("pandas")
         wanted = node.label if isinstance(node, GraphNode) else node
@@ -325,9 +327,12 @@ class CVResults:
         if len({f.repeat for f in self._folds.values()}) > 1:
             columns["repeat"] = fold.repeat
         columns |= self._group(ctx, node_id)
-        columns |= by_column("prediction", to_own_units(ctx, node_id, "outputs", output))
+        holds = target_steps([ctx], node_id)
+        found = to_own_units(ctx, node_id, "outputs", output)
+        columns |= by_column("prediction", blanked(found, holds))
         if target is not None:
-            columns |= by_column("target", to_own_units(ctx, node_id, "targets", target))
+            true = to_own_units(ctx, node_id, "targets", target)
+            columns |= by_column("target", blanked(true, holds))
         pandas = require("pandas")
         index = pandas.Index(ctx.sample_uuids(node_id), name="sample_uuid")
         return pandas.DataFrame(columns, index=index)  # type: ignore[no-any-return]

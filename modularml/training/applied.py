@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from modularml._typing import Shape
 from modularml.backends import Backend
 from modularml.config import Configurable
 from modularml.context import ExperimentNode
@@ -20,7 +21,7 @@ from modularml.data.references import (
 from modularml.errors import ConfigError, LossError
 from modularml.training.loss import Loss
 
-__all__ = ["AppliedLoss", "LossInput", "weigh"]
+__all__ = ["AppliedLoss", "LossInput", "weigh", "weigh_steps"]
 
 DOMAINS = ("outputs", "targets", "features", "tags")
 
@@ -211,11 +212,13 @@ class AppliedLoss(Configurable):
         Raises
         ------
         LossError
-            If the step did not produce what the loss needs.
+            If the step did not produce what the loss needs, or the loss leaves out padding.
         """
         layout = ctx.layout
         if layout is None:
             raise LossError("the step has not run yet; pass it to graph.train_step or eval_step")
+        if self.label in layout.padded:
+            raise LossError(f"loss {self.label!r} reads padded columns; its value is in ctx.losses")
         args = [self._argument(ctx, item) for item in self.parsed]
         adapter = layout.adapter_of(self._ran(layout, self.on))
         fn = self.loss.resolve(adapter.backend)
@@ -270,3 +273,34 @@ def weigh(values: Any, weights: Any) -> Any:
             f"shape {shape} for {weights.shape[0]} samples; do not reduce it (reduction='none')"
         )
     return values * weights[(..., *[None] * (len(shape) - 1))]
+
+
+def weigh_steps(adapter: Any, values: Any, weights: Any, steps: Shape, problem: str) -> Any:
+    """Multiply losses by what each element of padded columns counts.
+
+    Parameters
+    ----------
+    adapter : BackendAdapter
+    values : tensor, shape (n, ...)
+        One an element, or one a step.
+    weights : tensor, shape (n, ...)
+        Of each element, the same for all elements of a step, which lie on the last axes.
+    steps : tuple of int
+        Shape of the steps of a sample.
+    problem : str
+        Of the error, before the shape of the values.
+
+    Raises
+    ------
+    LossError
+        If there is not a value for each step.
+    """
+    shape, full = tuple(values.shape)[1:], tuple(weights.shape)[1:]
+    if shape != full:
+        plain, of_steps, of_elements = ([n for n in own if n != 1] for own in (shape, steps, full))
+        if not len(values.shape) or plain not in (of_steps, of_elements):
+            raise LossError(f"{problem} of shape {tuple(values.shape)}, which are not one a step")
+        if plain != of_elements:
+            weights = adapter.reshape(weights, (*of_steps, -1))[..., 0]
+        weights = adapter.reshape(weights, shape)
+    return values * weights

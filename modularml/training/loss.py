@@ -81,6 +81,21 @@ ELEMENTWISE = frozenset(
 """Losses that compare output and target element by element."""
 
 
+LAST_AXIS_MEANS = frozenset(
+    {
+        "MeanSquaredError",
+        "MeanAbsoluteError",
+        "MeanAbsolutePercentageError",
+        "MeanSquaredLogarithmicError",
+        "Huber",
+        "LogCosh",
+        "Poisson",
+        "BinaryCrossentropy",
+        "BinaryFocalCrossentropy",
+    }
+)
+"""Losses of Keras that average over the last axis, whatever it is."""
+
 _KNOWN_MODULES = ("torch.nn.", "keras.", "modularml.")
 """Where losses come from that average over samples unless they are told to sum."""
 

@@ -109,7 +109,7 @@ class TensorflowBaseModel(LayeredModel, ABC):
             if seed is not None:
                 _seed_all(seed)
             twin = self._twin()
-            call(twin, self._zeros(self._input_shape))
+            call(twin, self._zeros(self._input_shape), **self.example_mask(_ones))
         pairs = ((m.weights + _seeds(m)) for m in (self.inner, twin))
         kept = {id(v) for v in adapter.fixed(self).values()}
         for mine, fresh in zip(*pairs, strict=True):
@@ -141,10 +141,14 @@ class TensorflowBaseModel(LayeredModel, ABC):
         """Send two samples of zeros through, to learn the output's shape."""
         check_layers(self.inner)
         try:
-            out = call(self.inner, self._zeros(shape), training=False)
+            mask = self.example_mask(_ones)
+            out = call(self.inner, self._zeros(shape), training=False, **mask)
         except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
             raise self._misfit(shape, error) from error
         return self._one_row_each(out, is_tensor=tf.is_tensor(out))
+
+    def _called(self) -> Any:
+        return self.inner.call
 
     def _zeros(self, shape: InputShape) -> Any:
         dtypes = adapter.input_dtypes(self, shape)
@@ -168,6 +172,10 @@ class SequentialModel(TensorflowBaseModel, ABC):
     @abstractmethod
     def make_sequence(self, input_shape: Shape, output_shape: Shape | None) -> list[Any]:
         """Return the layers."""
+
+
+def _ones(shape: Shape) -> Any:
+    return tf.ones(shape, tf.bool)
 
 
 def activation_layer(name: str) -> keras.layers.Layer:

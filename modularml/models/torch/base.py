@@ -78,6 +78,9 @@ class TorchBaseModel(LayeredModel, torch.nn.Module, ABC):
             raise self._misfit(shape, error) from error
         return self._one_row_each(out, is_tensor=isinstance(out, torch.Tensor))
 
+    def _called(self) -> Any:
+        return self.module.forward
+
     def _sketch(self, shape: InputShape, wanted: Shape | None) -> dict[str, Any] | None:
         try:
             with torch.device("meta"):

@@ -1,0 +1,59 @@
+"""Padding of sequences: which elements of columns are data, and what each of them counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from modularml._typing import Array, IntArray
+
+if TYPE_CHECKING:
+    from modularml.data.collection import SampleCollection
+
+__all__ = ["held", "in_steps", "step_weights"]
+
+
+def in_steps(mask: Array, shape: tuple[int, ...]) -> Array:
+    """Return a mask of the first axes of samples as one of every element, shape (n, *shape)."""
+    return np.broadcast_to(mask[(..., *[None] * (len(shape) - mask.ndim))], shape)
+
+
+def held(
+    table: SampleCollection, names: Sequence[str], rows: IntArray | None = None
+) -> Array | None:
+    """Return which elements of stacked columns are data, not padding.
+
+    Returns
+    -------
+    ndarray of bool, shape (n, n_columns, *shape), or None
+        None where no column is padded.
+    """
+    masks: Mapping[str, str] = {n: m for n in names if (m := table.schema.mask_of(n)) is not None}
+    if not masks:
+        return None
+    n = table.n_samples if rows is None else len(rows)
+    parts = []
+    for name in names:
+        shape = (n, *table.schema[name].shape)
+        mask = table.gather((masks[name],), rows)[:, 0] if name in masks else np.array(True)
+        parts.append(in_steps(mask, shape))
+    return np.stack(parts, axis=1)
+
+
+def step_weights(holds: Array) -> Array:
+    """Return weights of elements: 0 for padding, equal for data, of mean 1 in each sample.
+
+    Parameters
+    ----------
+    holds : ndarray of bool, shape (n, ...)
+
+    Returns
+    -------
+    ndarray of float32, shape (n, ...)
+    """
+    flat = holds.reshape(len(holds), -1)
+    share = flat.shape[1] / np.maximum(flat.sum(axis=1, keepdims=True), 1)
+    weights: Array = (flat * share).astype(np.float32).reshape(holds.shape)
+    return weights
