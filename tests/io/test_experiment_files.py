@@ -215,8 +215,9 @@ def test_a_phase_writes_checkpoints_to_disk(tmp_path: Path) -> None:
     made.run(**things.QUIET)
     kept = made.available_checkpoints
     assert sorted(kept) == ["epoch_0002", "epoch_0003"]
+    (log,) = (tmp_path / "train").glob("history-*.log.mml")
     assert sorted(p.name for p in (tmp_path / "train").iterdir()) == sorted(
-        f"{name}.ckpt.mml" for name in kept
+        [*(f"{name}.ckpt.mml" for name in kept), log.name]
     )
     want = made.predict(rows_of(made))
     made.restore_checkpoint("epoch_0002")
