@@ -69,6 +69,9 @@ class ModelNode(ComputeNode):
         If the upstream cannot be read from.
     """
 
+    max_upstream_refs = 1
+    """As many as were given; an instance that reads several inputs says so itself."""
+
     def __init__(
         self,
         label: str,
