@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any
@@ -31,32 +31,47 @@ class Bar:
 
     Parameters
     ----------
-    tqdm : tqdm.tqdm or None
-        The bar behind, or None for no bar.
+    make : callable, optional
+        Makes the bar of tqdm; None for no bar.
+    total : int, optional
+        Number of steps, None where unknown.
+    label : str
+        Text in front of the bar.
+    delay : float
+        Seconds before the bar is made; what is done by then makes none.
     """
 
-    __slots__ = ("_behind", "_due", "_tqdm")
+    __slots__ = ("_behind", "_delay", "_due", "_label", "_make", "_total", "_tqdm")
 
-    def __init__(self, tqdm: Any | None) -> None:
-        self._tqdm = tqdm
-        self._behind, self._due = 0, monotonic() + PACE
+    def __init__(
+        self,
+        make: Callable[..., Any] | None = None,
+        total: int | None = None,
+        label: str = "",
+        delay: float = 0.0,
+    ) -> None:
+        self._make, self._delay, self._behind = make, delay, 0
+        self._tqdm: Any = None
+        self.restart(total, label)
 
     def __bool__(self) -> bool:
-        return self._tqdm is not None
+        return self._make is not None
 
     def update(self, n: int = 1) -> None:
         """Advance by `n`; redrawn at most ten times a second."""
-        if self._tqdm is None:
+        if self._make is None:
             return
         self._behind += n
         if monotonic() >= self._due:
-            self.catch_up()
+            self._draw()
 
-    def catch_up(self) -> None:
-        """Draw the bar as far as it has come."""
+    def _draw(self) -> None:
+        if self._tqdm is None and self._make is not None:
+            self._tqdm = self._make(self._behind, total=self._total, desc=self._label)
+            self._behind = 0
         if self._tqdm is not None:
             self._tqdm.update(self._behind)
-            self._behind, self._due = 0, monotonic() + PACE
+        self._behind, self._due = 0, monotonic() + PACE
 
     def show(self, **values: float | None) -> None:
         """Show numbers beside the bar at its next drawing; None is left out."""
@@ -64,11 +79,26 @@ class Bar:
             shown = {name: f"{value:.4g}" for name, value in values.items() if value is not None}
             self._tqdm.set_postfix(shown, refresh=False)
 
-    def restart(self, total: int | None = None) -> None:
-        """Start again from zero."""
+    def restart(self, total: int | None = None, label: str = "") -> None:
+        """Start again from zero; a bar that was made is used again."""
+        self._total, self._label, self._behind = total, label, 0
+        self._due = monotonic() + (PACE if self._tqdm is not None else self._delay)
         if self._tqdm is not None:
-            self._behind = 0
+            self._tqdm.set_description(label, refresh=False)
             self._tqdm.reset(total=total)
+        elif not self._delay:
+            self._draw()
+
+    def finish(self) -> None:
+        """Draw the bar as far as it has come, where it was made."""
+        if self._tqdm is not None:
+            self._draw()
+
+    def close(self) -> None:
+        """End the bar."""
+        self.finish()
+        if self._tqdm is not None:
+            self._tqdm.close()
 
 
 def tqdm_class() -> Any:
@@ -106,15 +136,31 @@ def bar(
         Steps that were done before.
     delay : float
         Seconds before the bar appears; what is done by then draws none.
+
+    Notes
+    -----
+    A notebook without ipywidgets cannot draw one bar below another: only the outermost is drawn.
     """
     if not show or not (IN_NOTEBOOK or getattr(sys.stderr, "isatty", bool)()):
-        yield Bar(None)
+        yield Bar()
         return
-    options = {"total": total, "desc": label, "leave": persist, "unit": unit, "initial": initial}
-    pace = {"mininterval": 0, "miniters": 1, "delay": delay}  # ours
-    with tqdm_class()(**options, **pace) as tqdm:
-        drawn = Bar(tqdm)
-        try:
-            yield drawn
-        finally:
-            drawn.catch_up()
+    plain = IN_NOTEBOOK and not has("ipywidgets")
+
+    def make(done: int, **facts: Any) -> Any:
+        if plain and _drawn:
+            return None
+        pace = {"mininterval": 0, "miniters": 1}  # ours
+        made = tqdm_class()(leave=persist, unit=unit, **pace, **facts, initial=initial + done)
+        _drawn.append(made)
+        return made
+
+    drawn = Bar(make, total, label, delay)
+    try:
+        yield drawn
+    finally:
+        drawn.close()
+        _drawn[:] = [made for made in _drawn if made is not drawn._tqdm]
+
+
+_drawn: list[Any] = []
+"""Bars that are on the screen now, the outermost first."""

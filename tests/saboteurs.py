@@ -1,4 +1,4 @@
-"""A callback that ends a fold before its time, in whatever process it runs."""
+"""Callbacks of folds, in whatever process these run: one ends a fold, one counts threads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from modularml.callbacks import Callback
+from modularml._optional import require
+from modularml.callbacks import Callback, MetricResult
 
 
 class Saboteur(Callback):
@@ -25,6 +26,13 @@ class Saboteur(Callback):
         if self.how == "die":
             os._exit(3)
         time.sleep(60)
+
+
+class Threads(Callback):
+    """Logs how many threads torch may use where it runs."""
+
+    def on_epoch_end(self, **facts: Any) -> MetricResult:
+        return MetricResult("threads", require("torch").get_num_threads())
 
 
 def shorter(experiment: Any) -> Any:

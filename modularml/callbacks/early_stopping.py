@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 
 from modularml._warning import warn
 from modularml.data.execution import ExecutionContext
-from modularml.errors import ConfigError, MetricNotLoggedError, closest
+from modularml.errors import ConfigError, MetricNotLoggedError
 from modularml.experiment.callback import Callback, CallbackResult, callback_registry
-from modularml.experiment.monitoring import base_name, direction
+from modularml.experiment.monitoring import check_logged, direction
 from modularml.experiment.recording import ResultRecording
 from modularml.experiment.steps import StepLog
 from modularml.experiment.stored_steps import packed_steps, unpacked_steps
@@ -62,6 +62,8 @@ class EarlyStopping(Callback):
     ConfigError
         If an argument is not as described.
     """
+
+    logs: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -115,7 +117,7 @@ class EarlyStopping(Callback):
 
     def check_ready(self, experiment: Any, phase: Any = None) -> None:
         """Refuse a metric that nobody logs before this callback."""
-        self._check_announced(phase)
+        check_logged(self._monitor, phase, "EarlyStopping")
         self._check_mode(phase)
         ordered = sorted(phase.callbacks, key=lambda c: c.execution_order)
         loggers = [c for c in ordered if self._monitor in getattr(c, "logs", ())]
@@ -188,19 +190,6 @@ class EarlyStopping(Callback):
             self._best_state = phase.graph().get_state()
             if phase.recording is ResultRecording.LAST:
                 self._best_steps = results._execution
-
-    def _check_announced(self, phase: Any) -> None:
-        """Refuse a metric that nobody can log; callbacks of the user's own may log any."""
-        others = [c for c in phase.callbacks if not isinstance(c, EarlyStopping)]
-        names = {"train_loss", *(n for c in others for n in getattr(c, "logs", ()))}
-        if not {self._monitor, base_name(self._monitor)} & names and all(
-            hasattr(c, "logs") for c in others
-        ):
-            raise MetricNotLoggedError(
-                f"nobody logs the metric {self._monitor!r} in phase {phase.label!r} "
-                f"({closest(self._monitor, names)}). Add an Evaluation with EvalLossMetric, or "
-                "monitor another metric"
-            )
 
     def _check_mode(self, phase: Any) -> None:
         """Warn of a mode that contradicts the metric; the default gives way."""

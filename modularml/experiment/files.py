@@ -435,6 +435,6 @@ def _built(cls: Any, contents: Contents, ctx: ExperimentContext) -> Any:
     parts = [own for _, own in names] if names else [range(len(own)) for own in state["plan"] or ()]
     new._plan = plan_from(config["execution_plan"], contents, parts)
     if state["plan"] is not None:
-        PlanState(new._plan).set(state["plan"], state.get("plan_names"), strict=True)
+        PlanState(new._plan).set(state["plan"], None, strict=True)  # in the order of this very plan
     new._history = unpacked_history(state["history"])
     return new

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,9 @@ _SIGNALS = (signal.SIGINT, *_ENDS)
 class Interruption(Callback):
     """Ends a run cleanly when the process is asked to end; a second signal ends it at once.
 
-    It is a context manager in which signals are caught, in the main thread only.
+    A SIGTERM or SIGHUP within a second of the first is the same one, sent to a group of processes
+    and passed on by the parent. It is a context manager in which signals are caught, in the main
+    thread only.
 
     Parameters
     ----------
@@ -37,7 +40,7 @@ class Interruption(Callback):
     def __init__(self, path: Path) -> None:
         super().__init__("interruption", execution_order=_AFTER_ALL)
         self.path = path
-        self._asked = 0
+        self._asked, self._since = 0, 0.0
         self._before: dict[int, Any] = {}
 
     def on_batch_end(self, *, experiment: Any, phase: Any, **facts: Any) -> None:
@@ -65,9 +68,10 @@ class Interruption(Callback):
         raise _error(asked)
 
     def _ask(self, number: int, frame: Any) -> None:
-        if self._asked:
+        if self._asked and (number == signal.SIGINT or time.monotonic() - self._since > 1):
             raise _error(number)
-        self._asked = number
+        if not self._asked:
+            self._asked, self._since = number, time.monotonic()
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,10 +15,11 @@ from modularml._typing import Array
 from modularml._warning import warn
 from modularml.backends import adapter_for
 from modularml.data.execution import ExecutionContext, Layout
-from modularml.errors import ConfigError, DataError, NonFiniteLossError
+from modularml.errors import DataError, NonFiniteLossError
 from modularml.experiment.callback import PHASE_HOOKS, Callback, Dispatcher, as_results
 from modularml.experiment.feed import Feed
 from modularml.experiment.metrics import compact
+from modularml.experiment.pacing import check_length
 from modularml.experiment.recording import Recorder, ResultRecording
 from modularml.experiment.results import PhaseResults
 from modularml.experiment.run_state import Start
@@ -52,13 +52,30 @@ class Display:
     keep_batches: bool = False
     watch: str = "val_loss"
 
-    def epoch_bar(self, epoch: int, n_batches: int) -> AbstractContextManager[Bar]:
-        """Return the bar over the batches of one epoch."""
-        delay = 0.0 if self.keep_batches else _SOON
-        return bar(
-            n_batches, f"epoch {epoch}", show=self.batches, persist=self.keep_batches,
-            unit="batch", delay=delay,
-        )  # fmt: skip
+    @contextmanager
+    def batch_bars(self) -> Iterator[BatchBars]:
+        """Give the bar over the batches of each epoch: one for all, or one each where they stay."""
+        if self.keep_batches:
+            yield lambda epoch, n: bar(
+                n, f"epoch {epoch}", show=self.batches, persist=True, unit="batch"
+            )
+            return
+        with bar(None, "", show=self.batches, unit="batch", delay=_SOON) as drawn:
+
+            @contextmanager
+            def again(epoch: int, n_batches: int) -> Iterator[Bar]:
+                drawn.restart(n_batches, f"epoch {epoch}")
+                yield drawn
+                drawn.finish()
+
+            yield again
+
+    @contextmanager
+    def bars(self, label: str, n_epochs: int) -> Iterator[tuple[Bar, BatchBars]]:
+        """Open the bar over epochs, and give those over batches."""
+        options = {"show": self.epochs, "persist": self.keep}
+        with bar(n_epochs, label, **options, unit="epoch") as epochs, self.batch_bars() as batches:
+            yield epochs, batches
 
     def show(self, epochs: Bar, results: PhaseResults | None, epoch: int) -> None:
         """Count an epoch, its losses beside the bar."""
@@ -77,6 +94,7 @@ class Display:
 
 logger = logging.getLogger(__name__)
 
+BatchBars = Callable[[int, int], AbstractContextManager[Bar]]
 _SOON = 0.5  # seconds until a nested bar appears
 
 
@@ -205,15 +223,13 @@ def phase_epochs(
         feed.reuses_memory = not hooks.listens("on_batch_end")
         feed.keeps_epochs = phase.recording is not ResultRecording.NONE  # outputs may be views
         feed.watch = display.sampling
-        with bar(
-            phase.n_epochs, phase.label, show=display.epochs, persist=display.keep, unit="epoch"
-        ) as epochs:
+        with display.bars(phase.label, phase.n_epochs) as (epochs, batches):
             hooks("on_phase_start")
             unlearned = phase.learn_from(feed, live=hooks.change_weights)
             epoch = start.epoch
             for epoch in start.epochs(phase.n_epochs):
                 done = start.done(epoch)
-                _run_epoch(phase, feed, epoch, hooks, recorder, display, epochs, done)
+                _run_epoch(phase, feed, epoch, hooks, recorder, display, epochs, batches, done)
                 try:
                     yield epoch
                 except GeneratorExit:
@@ -250,6 +266,7 @@ def _run_epoch(
     recorder: Recorder,
     display: Display,
     epochs: Bar,
+    batches: BatchBars,
     done: list[list[float]],
 ) -> None:
     before, after = hooks.listens("on_batch_start"), hooks.listens("on_batch_end")
@@ -270,7 +287,7 @@ def _run_epoch(
     values: list[Sequence[Any]] = [*done]
     is_first = epoch == 0 and n_batches > 1 and not done
     phase.under_way = epoch, values
-    with plan.modes(), display.epoch_bar(epoch, n_batches) as drawn, suppress(EpochOverError):
+    with plan.modes(), batches(epoch, n_batches) as drawn, suppress(EpochOverError):
         for ctx in position.data(n_batches - len(done)):
             if before:
                 hooks("on_batch_start", epoch, exec_ctx=ctx)
@@ -307,18 +324,7 @@ def _check_ahead(phase: ExperimentPhase, feed: Feed, epoch: int, n_batches: int)
                 "to the sampler, or choose another batch_size"
             )
     for optimizer in graph.moving_optimizers(phase.active_nodes):
-        total = getattr(optimizer.scheduler, "total_steps", None)
-        if total is None:
-            continue
-        by_batch = optimizer.goes_on_every("batch")
-        steps = math.ceil(n_batches / phase.step_options().accumulate) if by_batch else 1
-        left, needed = total - optimizer.scheduler.last_epoch, steps * (phase.n_epochs - epoch)
-        if left < needed:
-            raise ConfigError(
-                f"phase {phase.label!r}: the schedule of {optimizer.name!r} has {left} steps left, "
-                f"and the training needs {needed}; raise total_steps (or epochs and "
-                "steps_per_epoch), or train for fewer epochs"
-            )
+        check_length(phase, optimizer, n_batches, phase.n_epochs - epoch)
 
 
 def _log_losses(
@@ -386,13 +392,11 @@ def iterate(
     """Yield the steps of a phase, to be run by hand; results get each once it has run."""
     feed = phase.feed()
     feed.watch = display.sampling
-    with bar(
-        n_epochs, phase.label, show=display.epochs, persist=display.keep, unit="epoch"
-    ) as epochs:
+    with display.bars(phase.label, n_epochs) as (epochs, batches):
         for epoch in range(n_epochs):
             feed.refresh()
             n_batches, steps = feed.epoch(epoch)
-            with display.epoch_bar(epoch, n_batches) as drawn:
+            with batches(epoch, n_batches) as drawn:
                 for ctx in steps:
                     yield ctx
                     if not (epoch or ctx.batch_idx):

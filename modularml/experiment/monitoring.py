@@ -6,9 +6,18 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from modularml.errors import MetricNotLoggedError, closest
 from modularml.experiment.scores import greater_is_better
 
-__all__ = ["base_name", "direction", "loggers_of", "monitors_of", "schedules_of"]
+__all__ = [
+    "base_name",
+    "check_logged",
+    "direction",
+    "log_all",
+    "loggers_of",
+    "monitors_of",
+    "schedules_of",
+]
 
 
 def base_name(monitor: str) -> str:
@@ -20,6 +29,27 @@ def loggers_of(monitor: str, callbacks: Iterable[Any]) -> list[Any]:
     """Return the callbacks that log a metric, or the metric that it is a role or group of."""
     names = {monitor, base_name(monitor)}
     return [c for c in callbacks if names & set(getattr(c, "logs", ()))]
+
+
+def log_all(callbacks: Iterable[Any]) -> bool:
+    """Tell whether callbacks say what they log; those of the user's own may log any metric."""
+    return all(hasattr(c, "logs") for c in callbacks)
+
+
+def check_logged(monitor: str, phase: Any, who: str) -> None:
+    """Refuse a metric that nobody can log in a phase.
+
+    Raises
+    ------
+    MetricNotLoggedError
+    """
+    names = {"train_loss", *(n for c in phase.callbacks for n in getattr(c, "logs", ()))}
+    if not {monitor, base_name(monitor)} & names and log_all(phase.callbacks):
+        raise MetricNotLoggedError(
+            f"{who} watches the metric {monitor!r}, which nobody logs in phase {phase.label!r} "
+            f"({closest(monitor, names)}). Add an Evaluation with EvalLossMetric, or monitor "
+            "another metric"
+        )
 
 
 def direction(monitor: str, callbacks: Iterable[Any]) -> bool | None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from modularml._warning import warn
-from modularml.errors import MetricNotLoggedError
+from modularml.errors import ConfigError, MetricNotLoggedError
 from modularml.experiment.callback import Callback
-from modularml.experiment.monitoring import direction
+from modularml.experiment.monitoring import direction, log_all
 from modularml.graph.model_graph import ModelGraph
 from modularml.training import Optimizer
 
-__all__ = ["Pacer", "pacers"]
+__all__ = ["Pacer", "check_length", "check_lengths", "pacers"]
 
 
 def pacers(graph: ModelGraph) -> list[Callback]:
@@ -20,6 +22,57 @@ def pacers(graph: ModelGraph) -> list[Callback]:
     models = [n for n in graph.nodes.values() if hasattr(n, "optimizer")]
     optimizers = [graph.optimizer, *(n.optimizer for n in models)]
     return [Pacer()] if any(o is not None and o.goes_on_every("epoch") for o in optimizers) else []
+
+
+def check_lengths(phases: Iterable[Any], graph: ModelGraph) -> None:
+    """Refuse schedules that end before the trainings of a run do, where batches can be counted.
+
+    A training that a callback may stop counts for nothing in those after it.
+    """
+    taken = Counter[int]()
+    for phase in phases:
+        for optimizer in graph.moving_optimizers(phase.active_nodes) if phase.training else ():
+            if _steps_left(optimizer) is None:
+                continue
+            n_batches = phase.count_batches() if optimizer.goes_on_every("batch") else 1
+            if n_batches is None:
+                return
+            needed = check_length(phase, optimizer, n_batches, phase.n_epochs, taken[id(optimizer)])
+            may_end = phase.on_nonfinite == "stop" or not log_all(phase.callbacks)
+            may_end |= any(hasattr(callback, "monitor") for callback in phase.callbacks)
+            taken[id(optimizer)] += 0 if may_end else needed
+
+
+def check_length(
+    phase: Any, optimizer: Optimizer, n_batches: int, n_epochs: int, taken: int = 0
+) -> int:
+    """Return the steps that a schedule goes on in a training; refuse one that has fewer left.
+
+    `taken` are those that trainings before it will have taken.
+    """
+    by_batch = optimizer.goes_on_every("batch")
+    needed = n_epochs * (math.ceil(n_batches / phase.step_options().accumulate) if by_batch else 1)
+    left = _steps_left(optimizer)
+    if left is not None and left - taken < needed:
+        raise ConfigError(
+            f"phase {phase.label!r}: the schedule of {optimizer.name!r} has {left - taken} steps "
+            f"left, and the training needs {needed}; raise total_steps (or epochs and "
+            "steps_per_epoch), or train for fewer epochs"
+        )
+    return needed
+
+
+def _steps_left(optimizer: Optimizer) -> int | None:
+    """Return how often a schedule can go on; None where it has no end."""
+    if optimizer.scheduler is not None:
+        total = getattr(optimizer.scheduler, "total_steps", None)
+        return None if total is None else total - optimizer.scheduler.last_epoch
+    schedule = optimizer.lr_schedule
+    given = {} if schedule is None else schedule.schedule_kwargs or {}
+    found: int | None = given.get("total_steps")
+    if found is None and {"epochs", "steps_per_epoch"} <= given.keys():
+        found = given["epochs"] * given["steps_per_epoch"]
+    return found
 
 
 class Pacer(Callback):

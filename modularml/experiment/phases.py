@@ -17,6 +17,7 @@ from modularml.experiment.checkpointing import PHASE_SAVE_ON, Checkpointing, che
 from modularml.experiment.feed import Feed
 from modularml.experiment.keeping import Keeper, own_folder
 from modularml.experiment.loop import Display, EpochOverError, iterate
+from modularml.experiment.monitoring import check_logged
 from modularml.experiment.pacing import pacers
 from modularml.experiment.phase import ExperimentPhase, bindings_from_split
 from modularml.experiment.recording import ResultRecording
@@ -203,9 +204,22 @@ class TrainPhase(ExperimentPhase):
     def check_ready(self, experiment: Any) -> None:
         """Refuse what can be known to fail: callbacks, and where states would go."""
         super().check_ready(experiment)
+        graph = experiment.model_graph
+        for optimizer in () if graph is None else graph.moving_optimizers(self.active_nodes):
+            schedule = optimizer.lr_schedule
+            if schedule is not None and schedule.monitor is not None:
+                check_logged(schedule.monitor, self, f"the schedule of {optimizer.name!r}")
         kept = self._checkpointing
         if kept is not None and kept.mode == "disk" and self.is_main:
             own_folder(kept, experiment, self.label)
+
+    def count_batches(self) -> int | None:
+        """Return the number of batches of an epoch; None where several samplers decide it."""
+        views = {(id(b.sampler), b.upstream_ref.node_id, b.split) for b in self.input_sources}
+        first = self.input_sources[0]
+        if len(views) > 1 or first.sampler is None:
+            return None
+        return first.sampler.epoch(first.resolve_input_view(), 0).n_batches
 
     def listeners(self) -> list[Callback]:
         """Return the callbacks, and what sets learning rates and keeps states."""

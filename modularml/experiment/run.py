@@ -16,9 +16,10 @@ from modularml.errors import UnknownNameError
 from modularml.experiment.callback import EXPERIMENT_HOOKS, Dispatcher, ExperimentCallback
 from modularml.experiment.group import PhaseGroup
 from modularml.experiment.group_results import PhaseGroupResults
-from modularml.experiment.interruption import Interruption, is_interruption
-from modularml.experiment.keeping import ExperimentKeeper, folder_of, own_folder
+from modularml.experiment.interruption import Interruption, ends_raise, is_interruption
+from modularml.experiment.keeping import ExperimentKeeper, own_folder
 from modularml.experiment.loop import Display, phase_epochs
+from modularml.experiment.pacing import check_lengths
 from modularml.experiment.phase import ExperimentPhase
 from modularml.experiment.results import PhaseResults
 from modularml.experiment.resuming import config_hash, described_run, phases_of, take_up
@@ -219,7 +220,7 @@ class Runner:
         results = PhaseGroupResults(item.label)
         run = ExperimentRun(item.label, datetime.now(UTC), results=results)
         try:
-            self._check_ready(item, run)
+            self._check_ready(item, run, resume)
             state = None if resume is None else take_up(self, item, resume, strict)
         except BaseException:
             self.owned.release()
@@ -247,7 +248,9 @@ class Runner:
             run.ended_at = datetime.now(UTC)
             run.execution_meta["durations"] = self.durations
 
-    def _check_ready(self, item: ExperimentPhase | PhaseGroup, run: ExperimentRun) -> None:
+    def _check_ready(
+        self, item: ExperimentPhase | PhaseGroup, run: ExperimentRun, resume: str | Path | None
+    ) -> None:
         """Refuse what can be known to fail, in any phase, before the first one begins."""
         kept = self.experiment.checkpointing
         try:
@@ -257,6 +260,8 @@ class Runner:
                 own_folder(kept, self.experiment, "", [phase.label for _, phase in item.paths()])
             for _, phase in item.paths():
                 phase.check_ready(self.experiment)
+            if self.experiment.model_graph is not None and resume is None:  # else steps go back
+                check_lengths(phases_of(item), self.experiment.model_graph)
         except Exception as error:
             run.status, run.ended_at, run.execution_meta["error"] = "failed", run.started_at, error
             self.experiment._history.append(run)
@@ -286,10 +291,11 @@ class Runner:
         kept = [self.experiment.checkpointing]
         kept += [getattr(phase, "checkpointing", None) for phase in phases_of(self.item)]
         on_disk = [found for found in kept if found is not None and found.mode == "disk"]
-        if not on_disk:
-            return nullcontext()
-        folder = folder_of(on_disk[0], self.experiment._checkpoint_dir, "")
-        self._interruption = Interruption(folder / "interrupted.ckpt.mml")
+        folder = (on_disk[0].directory or self.experiment._checkpoint_dir) if on_disk else None
+        if folder is None:
+            spills = self.experiment.results_room.config.memory_budget is not None
+            return ends_raise() if spills else nullcontext()  # temporary files go
+        self._interruption = Interruption(Path(folder) / "interrupted.ckpt.mml")
         return self._interruption
 
     @contextmanager

@@ -64,7 +64,7 @@ class Stream:
     def __init__(self, loader: Iterable[Any]) -> None:
         self._cycle = LoaderCycle(loader)
         self._at = Position()
-        self._bar = Bar(None)
+        self._bar = Bar()
 
     @property
     def epoch(self) -> int:
@@ -288,7 +288,7 @@ class Stream:
                     size = self._size("epoch_size", epoch_size, least=1)
                     yield self._epoch_items(size, self.iteration)
         finally:
-            self._bar = Bar(None)
+            self._bar = Bar()
 
     def _epoch_items(self, n_items: float, began: int) -> Iterator[Any]:
         """Mark an epoch as under way now, and as done when its items are."""

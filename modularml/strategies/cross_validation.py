@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from contextlib import closing
 from functools import cached_property
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ from modularml.data.scaling import LeakWarning
 from modularml.errors import ConfigError, ExecutionError
 from modularml.experiment import Experiment, FitPhase, PhaseGroup, TrainPhase
 from modularml.experiment.auditing import Auditor
+from modularml.experiment.interruption import is_interruption
 from modularml.experiment.monitoring import loggers_of, monitors_of
 from modularml.experiment.phase import ExperimentPhase, all_of
 from modularml.experiment.run import check_flags
@@ -197,12 +200,17 @@ class CrossValidation(Checked):
         if missing:
             self._audit(plan, missing[0])
         failed: dict[str, Exception] = {}
-        with bar(
-            len(missing), self.label, show=show_fold_progress, persist=persist_progress, unit="fold"
-        ) as drawn:
-            for fold, found in self._outcomes(plan, missing, flags, resume):
-                (failed if isinstance(found, Exception) else self._done)[fold.label] = found
-                drawn.update()
+        outcomes = closing(self._outcomes(plan, missing, flags, resume))
+        shown = {"show": show_fold_progress, "persist": persist_progress, "unit": "fold"}
+        try:
+            with bar(len(missing), self.label, **shown) as drawn, outcomes as found:
+                for fold, own in found:
+                    (failed if isinstance(own, Exception) else self._done)[fold.label] = own
+                    drawn.update()
+        except BaseException as error:
+            if is_interruption(error):
+                self._note_how_to_go_on(resume)
+            raise
         self._tell(failed)
         return CVResults(
             self.label,
@@ -233,6 +241,21 @@ class CrossValidation(Checked):
         quiet = {**flags, **dict.fromkeys(BARS, False)}
         work = Work(self.label, quiet, self.search, folder, resume)
         return work.on_workers(self.experiment, plan, folds, n_jobs, self.timeout)
+
+    def _note_how_to_go_on(self, resume: str | None) -> None:
+        how = "run(resume='auto') goes on from their checkpoints, in a new process too"
+        if resume is None:
+            how = (
+                "run() does the others in this process; with set_checkpoint_dir(path) and "
+                "run(resume='auto'), a new one could go on"
+            )
+        logging.getLogger(__name__).warning(
+            "note: %r was stopped with %d of %d folds done; %s",
+            self.label,
+            len(self._done),
+            len(self.folds),
+            how,
+        )
 
     def _tell(self, failed: dict[str, Exception]) -> None:
         """Warn of folds that failed; raise where all did."""

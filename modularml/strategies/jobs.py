@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import multiprocessing
 import os
+import shutil
+import signal
 import sys
 import tempfile
+import threading
+import time
 import traceback
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed, wait
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,8 +30,10 @@ from joblib.parallel import BACKENDS, get_active_backend
 from modularml.context import ExperimentContext
 from modularml.errors import ConfigError, ExecutionError
 from modularml.experiment import Checkpointing, Experiment, PhaseGroup
+from modularml.experiment.interruption import ends_raise
 from modularml.experiment.resuming import config_hash
 from modularml.io import inspect
+from modularml.io.ownership import temporary_folder
 from modularml.io.randomness import unchanged_randomness
 from modularml.strategies.copying import Plan, fold_experiment, template_of
 from modularml.strategies.folds import Fold
@@ -99,7 +107,7 @@ class Work:
 
     def in_turn(
         self, experiment: Experiment, plan: Plan, folds: Sequence[Fold]
-    ) -> Iterator[Outcome]:
+    ) -> Generator[Outcome]:
         """Yield each fold with its experiment, or with the error that ended it."""
         for fold in folds:
             yield _outcome(fold, lambda fold=fold: self.done(experiment, plan, fold))  # type: ignore[misc]
@@ -111,23 +119,24 @@ class Work:
         folds: Sequence[Fold],
         n_jobs: int,
         timeout: float | None,
-    ) -> Iterator[Outcome]:
+    ) -> Generator[Outcome]:
         """Run folds in processes of their own, and yield each as it ends; see `in_turn`.
 
         The experiment is written to a file once. A worker reads it, its rows mapped into memory,
         and writes what a fold has learned and recorded, which goes into an experiment made here.
         """
         elsewhere = _is_elsewhere(timeout)
-        with tempfile.TemporaryDirectory(prefix="modularml-") as folder:
+        with ends_raise(), temporary_folder() as folder:
             with unchanged_randomness():
-                path = template_of(experiment, plan).save(Path(folder) / "job")
+                path = template_of(experiment, plan).save(folder / "job")
             job = (str(path), *_own_classes(path))
             if elsewhere:
                 ends = _ends_elsewhere(self, folds, n_jobs, *job)
             else:
                 ends = _Workers(job, n_jobs, timeout).ends(self, folds)
-            for fold, end in ends:
-                yield _outcome(fold, lambda: self._read(end(), experiment, plan, fold))  # noqa: B023
+            with closing(ends):
+                for fold, end in ends:
+                    yield _outcome(fold, lambda: self._read(end(), experiment, plan, fold))  # noqa: B023
 
     def _read(self, path: str, experiment: Experiment, plan: Plan, fold: Fold) -> Experiment:
         with unchanged_randomness(), ExperimentContext().activate():
@@ -166,7 +175,7 @@ def _is_elsewhere(timeout: float | None) -> bool:
 
 def _ends_elsewhere(
     work: Work, folds: Sequence[Fold], n_jobs: int, path: str, *classes: Any
-) -> Iterator[End]:
+) -> Generator[End]:
     """Run folds as joblib was told to, files sent as bytes; yield each as it ends."""
     data = Path(path).read_bytes()
     jobs = (delayed(_work_on)(data, classes, work, fold) for fold in folds)
@@ -198,33 +207,43 @@ class _Workers:
         threads = int(os.environ.get("OMP_NUM_THREADS", cpu_count()))
         self.threads, self.timeout = max(1, min(threads, cpu_count() // n_jobs)), timeout
         self._busy: list[Any] = []
+        self._stopped = False
 
-    def ends(self, work: Work, folds: Sequence[Fold]) -> Iterator[End]:
-        """Run folds and yield each as it ends; kill what is still running when nobody listens."""
-        with ThreadPoolExecutor(self.n_jobs) as threads:
-            waiting = {threads.submit(self.run, work, fold): fold for fold in folds}
-            try:
-                for future in as_completed(waiting):
-                    yield waiting[future], future.result
-            finally:
-                threads.shutdown(wait=False, cancel_futures=True)
-                for worker in list(self._busy):
-                    worker.shutdown(wait=False, kill_workers=True)
+    def ends(self, work: Work, folds: Sequence[Fold]) -> Generator[End]:
+        """Run folds and yield each as it ends; end what is still running when nobody listens."""
+        threads = ThreadPoolExecutor(self.n_jobs)
+        waiting = {threads.submit(self.run, work, fold): fold for fold in folds}
+        try:
+            for future in as_completed(waiting):
+                yield waiting[future], future.result
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+            self._stop([future for future in waiting if not future.done()])
+
+    def _stop(self, running: Sequence[Future[str]]) -> None:
+        """Let workers end as this process was asked to; kill those that take too long."""
+        self._stopped = True
+        try:
+            self._send(signal.SIGTERM)
+            wait(running, timeout=_GRACE)
+        finally:
+            self._send(getattr(signal, "SIGKILL", signal.SIGTERM))
+            wait(running)
+
+    def _send(self, number: int) -> None:
+        for pid in [pid for worker in list(self._busy) for pid in list(worker._processes)]:
+            with suppress(OSError):  # it has ended
+                os.kill(pid, number)
 
     def run(self, work: Work, fold: Fold) -> str:
         """Run a fold and return the path of what it wrote."""
         worker = self._take()
-        self._busy.append(worker)
         try:
-            path, problem = worker.submit(_work, work, fold).result(self.timeout)
+            path, problem = self._done(worker, self.timeout, _work, work, fold)
         except TimeoutError:
-            worker.shutdown(kill_workers=True)
             raise ExecutionError(f"not done after timeout={self.timeout:g} seconds") from None
         except process_executor.BrokenProcessPool as error:
-            worker.shutdown(kill_workers=True)
             raise ExecutionError(f"its worker died, for want of memory perhaps: {error}") from error
-        finally:
-            self._busy.remove(worker)
         _idle[self.threads].append((worker, self.job[0]))
         return _path_of(path, problem)
 
@@ -236,7 +255,7 @@ class _Workers:
             if path == self.job[0]:
                 return worker
             try:
-                problem = worker.submit(_ready, sys.path, Path.cwd(), *self.job).result()
+                problem = self._done(worker, None, _start, sys.path, Path.cwd(), *self.job)
             except process_executor.BrokenProcessPool:  # it died while it had nothing to do
                 if fresh:
                     raise
@@ -246,11 +265,27 @@ class _Workers:
                 raise ConfigError(problem)
             return worker
 
+    def _done(self, worker: Any, timeout: float | None, *call: Any) -> Any:
+        """Return what a call gives in a worker, which is killed where that is an error."""
+        self._busy.append(worker)
+        try:
+            future = worker.submit(*call)
+            if self._stopped:  # perhaps before there was a process to send a signal to
+                raise CancelledError
+            return future.result(timeout)
+        except BaseException:
+            worker.shutdown(kill_workers=True)
+            raise
+        finally:
+            self._busy.remove(worker)
+
     def _new(self) -> Any:
         names = [f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")]
         names += ["TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"]
         caps = dict.fromkeys(names, str(self.threads))
-        return ProcessPoolExecutor(1, timeout=300, context=get_context("loky"), env=caps)
+        first = {"initializer": _obey_parent, "initargs": (os.getpid(),)}
+        context = get_context("loky")
+        return ProcessPoolExecutor(1, timeout=300, context=context, env=caps, **first)
 
 
 def _own_classes(path: Path) -> tuple[list[str], dict[str, Any]]:
@@ -271,14 +306,53 @@ _loaded: dict[str, Experiment] = {}
 """The experiment that this worker read last, by path."""
 
 
-def _ready(
-    found: list[str], here: Path, path: str, modules: list[str], classes: dict[str, Any]
-) -> str:
-    """Read the experiment, where files are found as in the parent; return what went wrong."""
+_folder: deque[Path] = deque(maxlen=1)
+"""Where this worker's parent keeps the rows and results of folds."""
+_working = threading.Lock()
+_GRACE = 20  # seconds that a run has to end with a checkpoint
+
+
+def _obey_parent(parent: int) -> None:
+    """Leave signals of the terminal to the parent, and end when it has ended, however it did."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: int) -> None:
+    # Linux could send a signal, but sends it when the thread that started this process has ended
+    if sys.platform == "win32":
+        multiprocessing.parent_process().join()
+    else:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+    _remove_folder()  # what is mapped stays readable
+    os.kill(os.getpid(), signal.SIGTERM)  # a fold under way writes its checkpoint
+    with suppress(Exception):
+        _working.acquire(timeout=_GRACE)
+    _remove_folder()
+    os._exit(1)
+
+
+def _remove_folder() -> None:
+    for folder in _folder:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(found: list[str], here: Path, path: str, *classes: Any) -> str:
+    """Read the experiment where files are found as in the parent; return what went wrong."""
     sys.path[:] = found
     os.chdir(here)
-    logging.getLogger("modularml.data").setLevel(logging.ERROR)  # the parent has said it
+    _folder.append(Path(path).parent)
+    tempfile.tempdir = str(_folder[0])  # temporary files go with the parent's
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize  # rows of a job are no leak
+    return _ready(path, *classes)
+
+
+def _ready(path: str, modules: list[str], classes: dict[str, Any]) -> str:
+    """Read the experiment; return what went wrong."""
+    logging.getLogger("modularml.data").setLevel(logging.ERROR)  # the parent has said it
     if path in _loaded:
         return ""
     _loaded.clear()
@@ -298,10 +372,10 @@ def _work_on(
 
     Folds that a cluster runs in threads of one process take turns.
     """
-    with unchanged_randomness(), tempfile.TemporaryDirectory(prefix="modularml-") as folder:
-        path = Path(folder) / "job.mml"
+    with unchanged_randomness(), temporary_folder() as folder:
+        path = folder / "job.mml"
         path.write_bytes(data)
-        problem = _ready(sys.path, Path.cwd(), str(path), *classes)
+        problem = _ready(str(path), *classes)
         made, problem = ("", problem) if problem else _work(work, fold)
         return fold, Path(made).read_bytes() if made else b"", problem
 
@@ -310,7 +384,8 @@ def _work(work: Work, fold: Fold) -> tuple[str, str]:
     """Run a fold; return the file that was written, or what went wrong."""
     ((path, found),) = _loaded.items()
     try:
-        own = work.done(found, found.execution_plan, fold)
+        with _working, ends_raise():
+            own = work.done(found, found.execution_plan, fold)
         target = Path(path).with_name(fold.label)
         if work.search is not None:
             return str(own.save(target)), ""

@@ -7,6 +7,7 @@ import sys
 import IPython.display
 import pandas as pd
 import pytest
+import tqdm.std
 
 import modularml as mm
 from modularml import progress
@@ -129,6 +130,23 @@ class TestBars:
         assert not self.run(monkeypatch, **QUIET)
         assert not self.run(monkeypatch, terminal=False, persist_progress=True)
 
+    @pytest.mark.parametrize("widgets", [True, False])
+    def test_a_notebook_gets_one_bar_for_the_batches_of_all_epochs(self, widgets, monkeypatch):
+        made = []
+
+        class Counted(tqdm.std.tqdm):
+            def __init__(self, **options):
+                made.append(options["desc"])
+                super().__init__(**options, file=io.StringIO())
+
+        monkeypatch.setattr(progress, "IN_NOTEBOOK", True)
+        monkeypatch.setattr(progress, "has", lambda name: widgets)
+        monkeypatch.setattr(progress, "tqdm_class", lambda: Counted)
+        monkeypatch.setattr("modularml.experiment.loop._SOON", 1e-9)
+        run(n_epochs=4, show_sampler_progress=False)
+        assert made == (["train", "epoch 0"] if widgets else ["train"])
+        assert not progress._drawn
+
     def test_driven_by_hand(self, monkeypatch):
         def by_hand():
             graph = graph_of(featureset(*arrays(n=40)), mlp())
@@ -224,20 +242,48 @@ def test_the_whole_plan_is_checked_before_anything_trains(tmp_path):
         return train_phase(graph, label="b", checkpointing=kept)
 
     def with_monitor(graph):
-        return train_phase(graph, label="b", callbacks=[mm.EarlyStopping("val_loss")])
+        return train_phase(graph, label="b", callbacks=[mm.EarlyStopping(monitor="val_loss")])
 
+    def plain(graph):
+        return train_phase(graph, label="b", n_epochs=2)
+
+    def one_cycle(every, **kwargs):
+        kwargs = {"max_lr": 0.1, **kwargs}
+        return mm.LRSchedule("OneCycleLR", schedule_kwargs=kwargs, every=every)
+
+    plateau = mm.LRSchedule("ReduceLROnPlateau", monitor="val_loss")
+    nine_batches = one_cycle("batch", epochs=3, steps_per_epoch=3)
+    three_epochs = one_cycle("epoch", total_steps=3)
     (tmp_path / "file").write_text("")
-    for trouble in (with_label, with_template, without_folder, with_monitor):
+    for trouble, schedule, match in (
+        (with_label, None, "'fine tune'"),
+        (with_template, None, "größe"),
+        (without_folder, None, "file"),
+        (with_monitor, None, "EarlyStopping watches the metric 'val_loss', which nobody logs"),
+        (plain, plateau, "schedule of .* watches the metric 'val_loss', which nobody logs"),
+        (plain, nine_batches, "phase 'b': .* has 3 steps left, and the training needs 6"),
+        (plain, three_epochs, "phase 'b': .* has 1 steps left, and the training needs 2"),
+    ):
         with mm.ExperimentContext().activate():
-            graph = graph_of(featureset(*arrays(n=40)), mlp())
+            module = mlp()
+            before = module.state_dict()["0.weight"].clone()
+            optimizer = mm.Optimizer("sgd", opt_kwargs={"lr": 0.05}, schedule=schedule)
+            node = mm.ModelNode("net", module, featureset(*arrays(n=40)))
+            graph = mm.ModelGraph([node], optimizer)
             made = experiment()
             made.set_checkpoint_dir(tmp_path)
-            made.execution_plan.add_phase(train_phase(graph, label="warm-up"))
+            made.execution_plan.add_phase(train_phase(graph, label="warm-up", n_epochs=2))
             made.execution_plan.add_phase(trouble(graph))
-            with pytest.raises(ModularMLError):
+            with pytest.raises(ModularMLError, match=match) as raised:
                 made.run(**QUIET)
-            assert all((r.status, r.results.labels) == ("failed", []) for r in made.history)
-            made.run_phase(made.execution_plan.get_phase("warm-up"), **QUIET)
+            (failed,) = made.history
+            assert (failed.status, failed.results.labels) == ("failed", [])
+            assert failed.execution_meta["error"] is raised.value
+            assert (module.state_dict()["0.weight"] == before).all()
+            assert not list(tmp_path.rglob("*.ckpt.mml"))
+            assert not list(tmp_path.rglob(".*.lock"))
+            if schedule is not plateau:
+                made.run_phase(made.execution_plan.get_phase("warm-up"), **QUIET)
 
 
 class TestWithoutTerminal:

@@ -21,14 +21,14 @@ from torch import nn
 
 import modularml as mml
 from modularml.audit import AuditWarning
-from modularml.callbacks import Callback, CSVLogger, MetricResult
+from modularml.callbacks import CSVLogger
 from modularml.data.scaling import LeakWarning
 from modularml.errors import AuditError, ConfigError, ExecutionError, SplitError, UnknownNameError
 from modularml.io.randomness import random_states
 from modularml.models.torch import SequentialMLP
 from modularml.splitters import LeaveOneGroupOutSplitter, TimeSeriesSplitter
 from modularml.strategies import FoldFailedWarning, SelectionWarning
-from tests.saboteurs import Saboteur, shorter
+from tests.saboteurs import Saboteur, Threads, shorter
 from tests.worlds import QUIET, arrays, experiment, featureset, mse
 
 pytestmark = pytest.mark.filterwarnings("ignore::modularml.strategies.SelectionWarning")
@@ -692,24 +692,23 @@ def dask_cluster():
     return close
 
 
-class Threads(Callback):
-    """Logs how many threads torch may use where it runs."""
-
-    def on_epoch_end(self, **facts):
-        return MetricResult("threads", torch.get_num_threads())
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of the clusters' own
 @pytest.mark.parametrize("name", ["ray", "dask"])
-def test_folds_run_on_a_cluster_of_two_workers(name):
+def test_folds_run_on_a_cluster_of_two_workers(name, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # the cluster caps threads by itself
+    flag = tmp_path / "flag"
+    flag.touch()
     fs = rows()
-    world(fs, callbacks=[Threads()])
+    world(fs, callbacks=[Threads(), Saboteur("raise", "fold_1", str(flag))])
     binding = mml.CVBinding(fs, ["train", "val"], stop_size=0.2)
     cv, local = (mml.CrossValidation(bindings=binding, n_folds=3) for _ in range(2))
     close = {"ray": ray_cluster, "dask": dask_cluster}[name]()
     try:
         with joblib.parallel_config(name, n_jobs=2):
+            with pytest.warns(FoldFailedWarning, match="fold_1: .*RuntimeError: sabotage"):
+                cv.run(**SILENT)
+            flag.unlink()
             results = cv.run(**SILENT)
     finally:
         close()
