@@ -219,7 +219,8 @@ class TrainPhase(ExperimentPhase):
         first = self.input_sources[0]
         if len(views) > 1 or first.sampler is None:
             return None
-        return first.sampler.epoch(first.resolve_input_view(), 0).n_batches
+        n_batches: int = first.sampler.epoch(first.resolve_input_view(), 0).n_batches
+        return n_batches
 
     def listeners(self) -> list[Callback]:
         """Return the callbacks, and what sets learning rates and keeps states."""

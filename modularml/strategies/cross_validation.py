@@ -201,9 +201,11 @@ class CrossValidation(Checked):
             self._audit(plan, missing[0])
         failed: dict[str, Exception] = {}
         outcomes = closing(self._outcomes(plan, missing, flags, resume))
-        shown = {"show": show_fold_progress, "persist": persist_progress, "unit": "fold"}
+        shown = bar(
+            len(missing), self.label, show=show_fold_progress, persist=persist_progress, unit="fold"
+        )
         try:
-            with bar(len(missing), self.label, **shown) as drawn, outcomes as found:
+            with shown as drawn, outcomes as found:
                 for fold, own in found:
                     (failed if isinstance(own, Exception) else self._done)[fold.label] = own
                     drawn.update()
