@@ -31,7 +31,7 @@ def raw(case: dict[str, str]) -> dict[str, np.ndarray]:
     """Return the columns of the samples and, by ``f`` and ``f_machine``, of the facts."""
     rng = np.random.default_rng(3)
     dtype = "f4" if case["dtype"] == "single" else "f8"
-    x = (4 + 3 * rng.normal(size=(N, STEPS))).astype(dtype)
+    x = (1 + rng.normal(size=(N, STEPS))).astype(dtype)
     mask = np.arange(STEPS) < rng.integers(2, STEPS + 1, N)[:, None]
     if case["padding"] == "masked":
         x[~mask] = -1

@@ -250,6 +250,14 @@ def test_gradients(case, tmp_path):
 PLAIN = {name: options[0] for name, options in TABLE.items()}
 
 
+@pytest.mark.slow
+def test_folds_on_workers():
+    chosen = {"prep": "standard", "target": "chain", "category": "onehot", "padding": "masked"}
+    chosen |= {"weights": "samples", "heads": "both", "labels": "text", "sets": "joined"}
+    case = PLAIN | chosen | {"accumulate": "several", "clip": "norm", "order": "shuffled"}
+    check_folds(case, raw(case), n_jobs=2)
+
+
 @pytest.mark.parametrize(("prep", "message"), [("pca", "several steps"), ("impute", "padd")])
 def test_steps_that_cannot_leave_padding_alone_are_refused(prep, message):
     case = PLAIN | {"prep": prep, "padding": "masked"}

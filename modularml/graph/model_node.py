@@ -449,6 +449,7 @@ class ModelNode(ComputeNode):
             "optimizer": None if self._optimizer is None else self._optimizer.get_state(),
             "frozen": self._freeze,
             **({"learned_from": self.learned_from.get_state()} if self.learned_from else {}),
+            **({} if self.paired is None else {"paired": [list(self.paired[0]), self.paired[1]]}),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -458,6 +459,9 @@ class ModelNode(ComputeNode):
             self._optimizer.set_state(state["optimizer"])
         learned = state.get("learned_from")
         self._model.learned_from = None if learned is None else self.learned_from.restored(learned)
+        if state.get("paired") is not None:
+            names, is_scores = state["paired"]
+            self.paired = tuple(map(str, names)), bool(is_scores)
         if state["frozen"] != self._freeze:
             (self.freeze if state["frozen"] else self.unfreeze)()
 
