@@ -133,8 +133,9 @@ def encode(value: Any) -> Any:
     for kind, write in _WRITERS:
         if isinstance(value, kind):
             return write(value)
-    if isinstance(value, np.ufunc) and getattr(np, value.__name__, None) is value:
-        return {"$code": f"numpy:{value.__name__}"}  # which a ufunc does not tell before numpy 2.1
+    name = getattr(value, "__name__", "") if isinstance(value, np.ufunc) else ""
+    if name and getattr(np, name, None) is value:
+        return {"$code": f"numpy:{name}"}  # which a ufunc does not tell before numpy 2.1
     if hasattr(value, "__qualname__") and hasattr(value, "__module__"):
         return {"$code": _code_name(value)}
     if (params := _arguments_of(value)) is not None:

@@ -9,7 +9,7 @@ from sklearn.ensemble import RandomForestRegressor
 from torch import nn
 
 import modularml as mm
-from modularml.errors import GraphError, LossError, ScalerError, UnknownNameError
+from modularml.errors import LossError, ScalerError, UnknownNameError
 from tests.worlds import QUIET
 
 
@@ -171,9 +171,3 @@ def test_targets_and_selectors_that_are_not_there_are_named():
             LossError, match=r"'targets.stat'.*role 'stat'.*'default'.*no such column"
         ):
             mm.EvalPhase.from_split("v", split="test", losses=losses(state="targets.stat"))
-
-
-def test_a_list_of_inputs_is_refused_with_the_nodes_to_write():
-    fs, *_ = rows()
-    with pytest.raises(GraphError, match=r"got 2.*ConcatNode"):
-        mm.ModelNode("net", nn.Linear(3, 1), [fs.reference(), fs.reference()])

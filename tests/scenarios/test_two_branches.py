@@ -15,7 +15,7 @@ def sensors(n=240, seed=0):
     kind = rng.integers(0, 3, size=n)
     t = np.linspace(0, 1, 32)
     wave = np.sin(2 * np.pi * (kind[:, None] + 1) * t) + 0.3 * rng.normal(size=(n, 32))
-    load = 10 * kind + rng.normal(size=n)
+    load = kind + rng.normal(size=n)
     return {
         "wave": wave.astype(np.float32),
         "load": load.astype(np.float32),

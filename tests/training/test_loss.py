@@ -247,7 +247,7 @@ class TestInputs:
         x, y = arrays(n=20)
         one, two = featureset(x, y, "one"), featureset(x, 7 * y, "two")
         nodes = [mm.ModelNode("a", mlp(), one), mm.ModelNode("b", mlp(), two)]
-        merged = mm.ConcatNode("both", nodes, concat_axis_targets="first")
+        merged = mm.ConcatNode("both", nodes, concat_axis_targets="first", align_on="position")
         net = mm.ModelNode("net", mlp(d=2), merged)
         graph = mm.ModelGraph([*nodes, merged, net])
         item = two.column_reference("y")

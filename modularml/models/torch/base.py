@@ -32,9 +32,9 @@ class TorchBaseModel(LayeredModel, torch.nn.Module, ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Own the memory of weights, which torch shares with a process that sent them."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         for tensor in (*self.parameters(), *self.buffers()):
-            if tensor.device.type == "cpu" and tensor.is_shared():
+            if tensor.device.type == "cpu" and tensor.is_shared():  # type: ignore[no-untyped-call]
                 tensor.data = tensor.data.clone()
 
     def get_weights(self) -> dict[str, Array]:
