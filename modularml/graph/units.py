@@ -81,7 +81,7 @@ def unit_flows(
     each = one and getattr(node, "targets", None) is not None and width % sizes[0] == 0
     if each or (fits and (one or known is not None or hasattr(model, "fit"))):
         return {**truth, (here, "outputs"): found}
-    if any(name.endswith(f".{TRANSFORMED}") for name in names) and (fits or one or known):
+    if any(name.endswith(f".{TRANSFORMED}") for name in names):
         truth[here, "unclear"] = found
     return {**truth, (here, "outputs"): None}
 

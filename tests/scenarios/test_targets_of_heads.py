@@ -171,3 +171,22 @@ def test_targets_and_selectors_that_are_not_there_are_named():
             LossError, match=r"'targets.stat'.*role 'stat'.*'default'.*no such column"
         ):
             mm.EvalPhase.from_split("v", split="test", losses=losses(state="targets.stat"))
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_outputs_of_any_width_that_nothing_pairs_with_a_target_are_refused(width):
+    rng = np.random.default_rng(0)
+    data = {
+        "x": rng.normal(size=(20, 4)),
+        "a": 1000 + rng.normal(size=20),
+        "b": rng.normal(size=20),
+    }
+    fs = mm.FeatureSet.from_dict("rows", data, "x", ["a", "b"])
+    fs.split_random({"train": 0.5, "test": 0.5})
+    fs.fit_transform("StandardScaler", domain="targets", keys=["a"], fit_to_split="train")
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(4, width))
+    graph = mm.ModelGraph([mm.ModelNode("head", layers, fs.reference(features="x"))])
+    graph.build()
+    with pytest.raises(ScalerError, match="targets='a'"):
+        graph.predict(fs)
+    assert graph.predict(fs, unscale=False).shape == (20, width)
