@@ -346,16 +346,21 @@ def _code_name(code: Any) -> str:
     found = _imported(name)
     if found is not code and not (inspect.ismethod(code) and found == code):
         if _is_again(found, code):
-            raise ConfigError(
-                f"{name} is an older one than that of its module, which was loaded again since "
-                f"(importlib.reload, autoreload); import {code.__qualname__!r} again, and make "
-                "what uses it again"
-            )
+            raise _is_older(code)
         raise ConfigError(
             f"{name} cannot be found again by name; define it with `def` or `class` "
             "at the top level of a module"
         )
     return name
+
+
+def _is_older(code: Any) -> ConfigError:
+    name = f"{code.__module__}:{code.__qualname__}"
+    return ConfigError(
+        f"{name} is an older one than that of its module, which was loaded or run again since "
+        f"(importlib.reload, autoreload, a cell); import {code.__qualname__!r} again, and make "
+        "what uses it again"
+    )
 
 
 def _is_again(found: Any, code: Any) -> bool:
@@ -367,7 +372,7 @@ def _is_again(found: Any, code: Any) -> bool:
 def _class_name(cls: type) -> str:
     name = name_of(cls)
     if _is_again(known := config_registry.get(name), cls) and known is not cls:
-        _code_name(cls)  # says that the module was loaded again
+        raise _is_older(cls)
     if known is not cls:
         raise ConfigError(
             f"{cls.__module__}:{cls.__qualname__} cannot be found again by name, as another class "

@@ -280,7 +280,7 @@ def test_a_class_that_is_defined_again_takes_the_place_of_the_first():
     new = type("Cell", (Configurable,), dict(space))
     assert config_registry["Cell"] is new
     assert type(there_and_back(new())) is new
-    with pytest.raises(ConfigError, match="another class is called 'Cell'"):
+    with pytest.raises(ConfigError, match="notebook:Cell is an older one"):
         encode(old())
 
 

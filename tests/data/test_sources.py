@@ -475,7 +475,7 @@ def test_a_loss_can_leave_out_what_was_filled_up():
     net = torch.nn.Conv1d(1, 1, 1)
     twin = worlds.twin(net)
     inputs = ["outputs", "targets", fs.column_reference("mask")]
-    loss = mm.AppliedLoss(mm.Loss(masked), on="net", inputs=inputs)
+    loss = mm.AppliedLoss(mm.Loss(masked, over="batch"), on="net", inputs=inputs)
     worlds.train(worlds.graph_of(fs, net), [loss], batch_size=4)
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.05)
     for part in worlds.slices(12, 4):
