@@ -363,7 +363,8 @@ class ExperimentFiles(ContextYaml):
         log = None if alone else logs.pop(folder, None)
         if not alone and (log is None or not log.is_there):
             log = HistoryLog(folder)
-        found = self._checkpoint_to(path, overwrite, meta, *self._runner.described(at), log=log)
+        about, run = self._runner.described(at)
+        found = self._checkpoint_to(path, overwrite, meta, about, run, log)
         if log is not None:  # where anything failed, the next checkpoint begins another log
             logs[folder] = log
         return found
