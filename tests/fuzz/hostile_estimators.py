@@ -92,7 +92,7 @@ def main(first: int, step: int, seed: int, share: float) -> None:
     for estimator, y in pairs[first::step]:
         dice = random.Random(f"{seed} {estimator}")
         try:
-            state = learned(estimator.fit(zoo.X, y))
+            state = learned(estimator.fit(rows, y))
         except ValueError as error:
             print("unfit", type(estimator).__name__, error, flush=True)
             continue
