@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from modularml._warning import warn
 from modularml.backends.input_shapes import arranged, shapes_of
 from modularml.errors import BackendNotSupportedError, LossError, ShapeError
 
@@ -233,11 +233,9 @@ def check_model(module: Any, label: str, *, training: bool, losses: bool) -> Non
         names.append("compute_metrics")
     given += [f"the metrics {names}"] if names else []
     if given:
-        warnings.warn(
+        warn(
             f"node {label!r}: {' and '.join(given)} of the Keras model are not used; training "
-            "takes Loss, Optimizer and the metrics of an Evaluation",
-            UserWarning,
-            stacklevel=2,
+            "takes Loss, Optimizer and the metrics of an Evaluation"
         )
 
 

@@ -309,7 +309,7 @@ def _answer(score: Score, true: Array, out: Array, *, must: bool) -> tuple[float
     if np.isnan(value):
         return value, why or said_of_it or "it is NaN"
     for w in said:
-        warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+        warn(str(w.message), w.category)
     return value, ""
 
 

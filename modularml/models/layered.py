@@ -290,6 +290,7 @@ class ModelWrapper(LayeredModel):
 
     def _file_state(self) -> dict[str, Any]:
         if self.has_own_weights and not self._built:
+            self.get_config()  # where no file can describe the model at all, that is said first
             raise ConfigError("the model has weights, and a file cannot hold them yet: build it")
         return self.get_state()
 

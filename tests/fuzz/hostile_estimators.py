@@ -92,6 +92,7 @@ def main(first: int, step: int, seed: int, share: float) -> None:
     for estimator, y in pairs[first::step]:
         dice = random.Random(f"{seed} {estimator}")
         try:
+            rows = zoo.CATEGORIES if "categorical" in repr(estimator) else zoo.X
             state = learned(estimator.fit(rows, y))
         except ValueError as error:
             print("unfit", type(estimator).__name__, error, flush=True)
