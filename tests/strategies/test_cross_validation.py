@@ -453,6 +453,8 @@ def test_the_rows_of_folds_are_audited_once():
     own._auditor.mode = "error"
     with pytest.raises(AuditError, match="shared_groups"):
         mml.CrossValidation(bindings=binding).run(**SILENT)
+    whole = mml.CVBinding(fs, ["train", "val"], group_by="cell")
+    assert not mml.CrossValidation(bindings=whole, n_folds=3).run(**SILENT).failed_folds
 
 
 # ------------------------------------------------------------------------------------ isolation
