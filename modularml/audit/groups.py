@@ -265,8 +265,15 @@ def _is_whole(values: Array) -> bool:
 
 
 def _made_by(t: Table, pair: Pair) -> tuple[str, ...]:
+    """Return the columns that both splits were grouped by, unless their rows say otherwise.
+
+    A fold of a cross-validation has other rows under the names of the splits that it was cut from.
+    """
     by = as_list(getattr(pair.splitter, "group_by", None))
-    return tuple(select_one(t.fs.collection.schema, key) for key in by)
+    names = tuple(select_one(t.fs.collection.schema, key) for key in by)
+    if names and len(_with_code(_joined([t.fs.collection.codes(n) for n in names]), pair)):
+        return ()
+    return names
 
 
 def _joined(codes: list[IntArray]) -> IntArray:

@@ -457,6 +457,16 @@ def test_the_rows_of_folds_are_audited_once():
     assert not mml.CrossValidation(bindings=whole, n_folds=3).run(**SILENT).failed_folds
 
 
+def test_folds_by_row_are_audited_for_the_groups_that_their_pool_was_split_by():
+    x, y = arrays(N)
+    fs = featureset(x, y, "data", cell=np.arange(N) // 10)
+    world(fs)._auditor.mode = "error"
+    with pytest.raises(AuditError, match=r"share their 'cell' .* by which a split was grouped"):
+        mml.CrossValidation(bindings=mml.CVBinding(fs, ["train", "val"])).run(**SILENT)
+    whole = mml.CVBinding(fs, ["train", "val"], group_by="cell")
+    mml.CrossValidation(bindings=whole, n_folds=3).run(**SILENT)
+
+
 # ------------------------------------------------------------------------------------ isolation
 
 
