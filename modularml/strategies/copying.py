@@ -15,7 +15,6 @@ from modularml.backends import Backend, adapter_for, backend_of
 from modularml.config import Configurable
 from modularml.context import ExperimentContext, ExperimentNode
 from modularml.data import FeatureSet
-from modularml.data.rows import SplitRecord
 from modularml.experiment import Experiment, FitPhase, PhaseGroup
 from modularml.experiment.monitoring import loggers_of, monitors_of, schedules_of
 from modularml.experiment.phase import ExperimentPhase
@@ -25,7 +24,6 @@ from modularml.graph.model_node import ModelNode
 from modularml.io.randomness import derived_seed, seed_all
 from modularml.models.base import BaseModel
 from modularml.samplers import BaseSampler
-from modularml.splitters.folds import FoldSplitter
 from modularml.strategies.folds import Fold, Sides
 from modularml.training import Loss
 
@@ -109,16 +107,8 @@ def _rows_of(fs: FeatureSet, sides: Sides | None = None) -> FeatureSet:
     new = fs.copy(label=fs.label, restore_splits=True, restore_scalers=not records, register=True)
     if sides is None:
         return new
-
-    def kept(record: SplitRecord) -> SplitRecord:
-        """Omit splits that the fold cuts anew: the record's splitter did not make these."""
-        names = tuple(name for name in record.names if name not in sides.splits)
-        in_pairs = isinstance(record.splitter, FoldSplitter) and names != record.names
-        return replace(record, names=() if in_pairs else names)
-
     state = new.get_state()
     state["splits"] |= sides.splits
-    state["split_records"] = [r for r in map(kept, state["split_records"]) if r.names]
     new.set_state(state)
     for record in records:
         new.fit_transform(
