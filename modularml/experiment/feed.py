@@ -18,7 +18,7 @@ from modularml.backends.base import Processes
 from modularml.backends.fingerprint import Identity
 from modularml.data.execution import ExecutionContext, Layout, Source, Weighing
 from modularml.data.rows import in_a_row
-from modularml.errors import ConfigError, DataError
+from modularml.errors import ConfigError, DataError, LossError
 from modularml.experiment.binding import Bound, roles_of
 from modularml.experiment.schedule import BatchSchedulingPolicy, schedule, share
 from modularml.experiment.turns import Turns
@@ -176,9 +176,19 @@ class Feed:
         return True
 
     def _losses_of(self, ctx: ExecutionContext, part: slice) -> list[float]:
-        """Return the losses of a part of a batch; NaN where they cannot be computed for it."""
+        """Return the losses of a part of a batch; NaN where they cannot be computed for it.
+
+        Raises
+        ------
+        LossError
+            If the part is the whole batch, and a loss has values of a wrong number.
+        """
         try:
             return self.plan.losses_of_part(ctx.tensors or (), ctx.outs, part)
+        except LossError:
+            if part == slice(0, ctx.n_samples):
+                raise
+            return [math.nan] * len(self.layout.losses)
         except Exception:  # noqa: BLE001 - a loss of the user's may need more rows than these
             return [math.nan] * len(self.layout.losses)
 

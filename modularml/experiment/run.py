@@ -31,6 +31,7 @@ from modularml.io.randomness import (
     deterministic,
     seed_of_state,
     set_random_states,
+    unchanged_randomness,
 )
 from modularml.progress import IN_NOTEBOOK
 
@@ -221,7 +222,8 @@ class Runner:
         run = ExperimentRun(item.label, datetime.now(UTC), results=results)
         try:
             self._check_ready(item, run, resume)
-            state = None if resume is None else take_up(self, item, resume, strict)
+            with unchanged_randomness() if self.experiment.seed is not None else nullcontext():
+                state = None if resume is None else take_up(self, item, resume, strict)
         except BaseException:
             self.owned.release()
             self.experiment._runner = before

@@ -89,13 +89,14 @@ def test_a_torch_module_in_an_experiment(author: Any, tmp_path: Path) -> None:
         node = mm.ModelNode("net", model, fs.reference(features="x"))
         graph = mm.ModelGraph([node])
         graph.build()
-        wanted = graph.predict(fs)
+        wanted = graph.predict(fs, unscale=False)
         path = mm.Experiment.from_active_context("e").save(tmp_path / "e", package_code=True)
     forget(tmp_path)
     with pytest.raises(MMLError, match="authors_code"):
         mm.Experiment.load(path)
     loaded = mm.Experiment.load(path, allow_packaged_code=True)
-    np.testing.assert_array_equal(loaded.predict(loaded.ctx.get_node(label="cells")), wanted)
+    cells = loaded.ctx.get_node(label="cells")
+    np.testing.assert_array_equal(loaded.predict(cells, unscale=False), wanted)
 
 
 def test_a_script_packs_its_definitions_alone(tmp_path: Path) -> None:

@@ -200,10 +200,15 @@ def variants() -> list[Any]:
         linear_model.LogisticRegressionCV(cv=3),
         linear_model.RidgeCV(store_cv_results=True, alphas=[0.1, 1.0]),
         linear_model.MultiTaskLasso(),
-        neural_network.MLPRegressor((3,), solver="lbfgs", max_iter=5, random_state=0),
+        neural_network.MLPRegressor(
+            hidden_layer_sizes=(3,), solver="lbfgs", max_iter=5, random_state=0
+        ),
         neural_network.MLPClassifier((3,), solver="sgd", max_iter=5, random_state=0),
         neural_network.MLPClassifier((3,), early_stopping=True, max_iter=5, random_state=0),
-        neural_network.MLPRegressor((3,), max_iter=5, random_state=0),
+        neural_network.MLPRegressor(
+            hidden_layer_sizes=(3,), solver="sgd", max_iter=5, random_state=0
+        ),
+        neural_network.MLPRegressor(hidden_layer_sizes=(3,), max_iter=5, random_state=0),
         *(
             neighbors.KNeighborsClassifier(algorithm=a, weights=w)
             for a in ("brute", "kd_tree", "ball_tree")
