@@ -1,11 +1,16 @@
-"""What every test gets: a context of its own, and torch on one thread where it is there."""
+"""What every test gets: a context of its own, and frameworks on one thread where they are there."""
 
+import os
 import sys
 
 import pytest
 
 from modularml.context import ExperimentContext
 from tests.fuzz.share import SEED, SHARE
+
+for _name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):  # read when TensorFlow starts
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def pytest_report_header() -> str:
@@ -30,6 +35,4 @@ def _one_thread():
 def backend(request):
     """Run a test on each framework with gradients that is installed."""
     pytest.importorskip(request.param)
-    if request.param == "tensorflow":
-        import tests.keras_worlds  # noqa: F401 - which keeps TensorFlow to one thread
     return request.param

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import layers
 
 from tests.worlds import slices
-
-tf.config.threading.set_intra_op_parallelism_threads(1)
-tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
 def net(d: int = 6, out: int = 1, width: int = 8, seed: int = 0) -> keras.Model:

@@ -184,17 +184,25 @@ class Resolver:
     def _class(self, name: str) -> Any:
         if name in self.custom:
             return self.custom[name]
-        for full in self.told:
-            if full.rpartition(":")[2].rpartition(".")[2] == name:
-                if full in self.custom:
-                    return self.custom[full]
-                if name not in set(config_registry):
-                    self._import(full.partition(":")[0])
+        full = next((t for t in self.told if _last(t) == name), None)
+        if full in self.custom:
+            return self.custom[full]
+        if full is not None and name not in set(config_registry):
+            self._import(full.partition(":")[0])
         if name not in set(config_registry) and (home := home_of(name)) is not None:
             require(home)
         obj = config_registry[name] if name in set(config_registry) else None
+        if full is not None and obj is not None and not self._is_meant(full, obj):
+            return None
         self._compare(obj)
         return obj
+
+    def _is_meant(self, full: str, obj: Any) -> bool:
+        """Tell whether a class is the one told of: of the same module, or of the same source."""
+        sha = self.told[full]
+        return obj.__module__ == full.partition(":")[0] or (
+            sha is not None and source_hash(obj) == sha
+        )
 
     def _code(self, name: str) -> Any:
         module, _, path = name.partition(":")
@@ -229,21 +237,28 @@ class Resolver:
             )
 
     def _full(self, name: str) -> str:
-        return next((t for t in self.told if t.rpartition(":")[2] == name), name)
+        return next((t for t in self.told if _last(t) == name), name)
 
     def _missing(self, role: str, name: str) -> MMLError:
         full = self._full(name)
-        short = name.rpartition(":")[2].rpartition(".")[2]
+        short = _last(name)
         module, given = full.partition(":")[0].split(".")[0], f"custom_objects={{{short!r}: ...}}"
         hint = f"Import it first, pass {given}, or allow_import=[{module!r}] if you trust it"
         if module == "__main__":
             hint = f"It stood in the script that saved it; pass {given}, or move it to a module"
+        if role == "type" and (other := config_registry.get(name)) is not None:
+            hint += f"; {other.__module__}:{other.__qualname__} has its name and another source"
         if self.has_code:
             hint += "; its code is packed with it: read inspect_packaged_code(path), then pass "
             hint += "allow_packaged_code=True"
         sha = self.told.get(full)
         problem = f"needs the {role} {full!r:.200}{f' (source sha256 {sha[:12]})' if sha else ''}"
         return MMLError(limits.NO_CLASS, self.path, "", f"{problem}, which is not here", hint)
+
+
+def _last(full: str) -> str:
+    """Return the bare name of ``module:qualname``."""
+    return full.rpartition(":")[2].rpartition(".")[2]
 
 
 def _is_closed(name: str) -> bool:

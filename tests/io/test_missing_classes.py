@@ -110,6 +110,19 @@ def test_with_the_class_it_runs_and_its_state_has_come_along(written, tmp_path):
         there.run(show_training_progress=False)
 
 
+def test_a_class_of_the_same_name_from_elsewhere_does_not_stand_in(written):
+    name, path, _ = written
+    if name != "Own":
+        pytest.skip("one is enough")
+    other = type("Own", (mml.SimpleSampler,), {"__module__": "somewhere"})
+    with mml.ExperimentContext().activate():
+        there = mml.Experiment.load(path)
+        with pytest.raises(ConfigError, match=r"Own.*not here.*somewhere:Own has its name"):
+            there.run(show_training_progress=False)
+        there = mml.Experiment.load(path, custom_objects={"Own": other})
+        there.run(show_training_progress=False)
+
+
 def test_a_model_is_needed_to_predict(tmp_path):
     torch = pytest.importorskip("torch")
 
