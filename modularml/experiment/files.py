@@ -13,13 +13,14 @@ from modularml.context import ExperimentContext, RegistrationPolicy
 from modularml.data import FeatureSet
 from modularml.data.packing import packed, packed_without_rows, unpacked
 from modularml.errors import ConfigError, MMLKindError, MMLNotFoundError, UnknownNameError
+from modularml.experiment.callback import ExperimentCallback
 from modularml.experiment.checkpointing import Checkpointing
 from modularml.experiment.group import PhaseGroup
 from modularml.experiment.history_log import HistoryLog, read_history
 from modularml.experiment.plan_state import PlanState
 from modularml.experiment.run_state import Start
 from modularml.experiment.stored_history import packed_history, unpacked_history
-from modularml.experiment.unavailable import callback_from, plan_from
+from modularml.experiment.unavailable import absent_classes, callback_from, plan_from
 from modularml.graph.files import ContextYaml, attach_rows, graph_from
 from modularml.graph.model_graph import ModelGraph
 from modularml.io import inspect, limits
@@ -42,6 +43,7 @@ class ExperimentFiles(ContextYaml):
     _ctx: ExperimentContext
     _plan: PhaseGroup
     _history: list[Any]
+    _callbacks: list[ExperimentCallback]
     _checkpointing: Checkpointing | None
     _checkpoint_dir: Path | None = None
     _runner: Any
@@ -318,7 +320,10 @@ class ExperimentFiles(ContextYaml):
             state,
             overwrite=overwrite,
             ids={i: node.label for i, node in self._ctx.available_nodes.items()},
-            facts={"backends": {} if graph is None else graph._file_backends()},
+            facts={
+                "backends": {} if graph is None else graph._file_backends(),
+                "classes": absent_classes([*self._plan.flatten(), *self._callbacks]),
+            },
             package_code=package_code,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from modularml.config import decode
@@ -13,7 +13,13 @@ from modularml.experiment.phase import ExperimentPhase
 from modularml.io.artifact import Contents
 from modularml.io.classes import names_in
 
-__all__ = ["UnavailableCallback", "UnavailablePhase", "callback_from", "plan_from"]
+__all__ = [
+    "UnavailableCallback",
+    "UnavailablePhase",
+    "absent_classes",
+    "callback_from",
+    "plan_from",
+]
 
 
 class UnavailablePhase(ExperimentPhase):
@@ -26,11 +32,15 @@ class UnavailablePhase(ExperimentPhase):
         The phase as it stands in a file.
     reason : str
         What is not here, and what to do.
+    classes : list of dict
+        What the file's manifest says of it.
     """
 
-    def __init__(self, label: str, tree: Mapping[str, Any], reason: str) -> None:
+    def __init__(
+        self, label: str, tree: Mapping[str, Any], reason: str, classes: list[Any]
+    ) -> None:
         super().__init__(label, input_sources=[])
-        self.tree, self.reason = tree, reason
+        self.tree, self.reason, self.classes = tree, reason, classes
         self.states: dict[str, _State] = {}
 
     def check(self, graph: Any) -> None:
@@ -63,11 +73,15 @@ class UnavailableCallback(ExperimentCallback):
         The callback as it stands in a file.
     reason : str
         What is not here, and what to do.
+    classes : list of dict
+        What the file's manifest says of it.
     """
 
-    def __init__(self, label: str, tree: Mapping[str, Any], reason: str) -> None:
+    def __init__(
+        self, label: str, tree: Mapping[str, Any], reason: str, classes: list[Any]
+    ) -> None:
         super().__init__(label)
-        self.tree, self.reason = tree, reason
+        self.tree, self.reason, self.classes = tree, reason, classes
 
     def encoded(self) -> dict[str, Any]:
         """Return the callback as it stood in its file."""
@@ -105,7 +119,7 @@ def plan_from(
         own, reason = next(names, []), _reason(inner, contents)
         if not reason:
             return decode(inner)
-        phase = UnavailablePhase(params["label"], inner, reason)
+        phase = UnavailablePhase(params["label"], inner, reason, contents.absent)
         phase.states = {str(name): _State() for name in own}
         return phase
 
@@ -117,7 +131,13 @@ def callback_from(tree: Mapping[str, Any], contents: Contents) -> Any:
     """Make a callback, or an `UnavailableCallback` where its class is not here."""
     reason = _reason(tree, contents)
     label = tree["params"].get("label") or tree["$type"]
-    return UnavailableCallback(label, tree, reason) if reason else decode(tree)
+    return UnavailableCallback(label, tree, reason, contents.absent) if reason else decode(tree)
+
+
+def absent_classes(parts: Iterable[Any]) -> list[dict[str, Any]]:
+    """Return what older files said of the classes that phases and callbacks need and lack."""
+    cannot = [p for p in parts if isinstance(p, UnavailablePhase | UnavailableCallback)]
+    return list({e["name"]: e for part in cannot for e in part.classes}.values())
 
 
 def _reason(tree: Any, contents: Contents) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ from modularml.errors import ConfigError, MissingDependencyError, MMLError, MMLK
 from modularml.io import limits
 from modularml.io.archive import IDS, Archive, open_archive, write_archive
 from modularml.io.atomic import check_free
-from modularml.io.classes import Resolver, described, names_in
+from modularml.io.classes import Resolver, bare_name, described, names_in
 from modularml.io.jsontext import dump_json, load_json
 from modularml.io.log import Segment, read_log
 from modularml.io.names import file_path, find_file
@@ -48,7 +49,8 @@ def write_artifact(
 
     `config` and `state` return what the object, of the class `name`, is made from, as plain data,
     and what it has become. `ids` and `others` are the labels by id of nodes that these may refer
-    to: those in the file, and those that are not. `facts` are ``backends``, for the manifest.
+    to: those in the file, and those that are not. `facts` are ``backends`` and ``classes``, for the
+    manifest: the latter entries of an older file's, of what is not in this process.
 
     Raises
     ------
@@ -70,10 +72,14 @@ def write_artifact(
         load_json(data, path, member)  # what is written can be read
     if ids:
         members[IDS] = dump_json({label: node_id for node_id, label in ids.items()})
-    classes = described([("type", name), *names_in(tree), *names_in(packed)])
+    absent = {e["name"]: e for e in (facts or {}).get("classes", ())}
+    from_elsewhere = {*absent, *map(bare_name, absent)}
+    names = [("type", name), *names_in(tree), *names_in(packed)]
+    classes = described(pair for pair in names if pair[1] not in from_elsewhere)
     if package_code:
         classes, code = sources_of(classes)
         members |= code
+    classes = sorted([*classes, *absent.values()], key=itemgetter("name"))
     backends = dict((facts or {}).get("backends", {}))
     requires = sorted({b for b in backends.values() if b != "none"})
     told = {**(facts or {}), "classes": classes, "requires": requires}
@@ -110,6 +116,17 @@ class Contents:
             raise MMLError(limits.MISFIT, self.path, IDS, "holds no ids by label")
         self._unpacker = Unpacker(archive.payloads, archive.path)
         self._segments: list[tuple[Any, Unpacker]] | None = None
+
+    @property
+    def absent(self) -> list[dict[str, Any]]:
+        """Entries of the manifest for classes and functions that mean nothing here."""
+        short = {*self.missing, *map(bare_name, self.missing)}
+        entries = [e for e in self.archive.manifest["classes"] if isinstance(e, dict)]
+        told = [
+            {"name": str(e.get("name")), "role": e.get("role"), "sha256": e.get("sha256")}
+            for e in entries
+        ]
+        return [e for e in told if short & {e["name"], bare_name(str(e["name"]))}]
 
     @property
     def segment(self) -> Segment | None:

@@ -24,7 +24,7 @@ from modularml.config import config_registry, is_like_estimator
 from modularml.errors import MMLError
 from modularml.io import limits
 
-__all__ = ["Resolver", "described", "home_of", "names_in", "source_hash"]
+__all__ = ["Resolver", "bare_name", "described", "home_of", "names_in", "source_hash"]
 
 ROOMS = (
     "modularml.scalers",
@@ -184,7 +184,7 @@ class Resolver:
     def _class(self, name: str) -> Any:
         if name in self.custom:
             return self.custom[name]
-        full = next((t for t in self.told if _last(t) == name), None)
+        full = next((t for t in self.told if bare_name(t) == name), None)
         if full in self.custom:
             return self.custom[full]
         if full is not None and name not in set(config_registry):
@@ -237,11 +237,11 @@ class Resolver:
             )
 
     def _full(self, name: str) -> str:
-        return next((t for t in self.told if _last(t) == name), name)
+        return next((t for t in self.told if bare_name(t) == name), name)
 
     def _missing(self, role: str, name: str) -> MMLError:
         full = self._full(name)
-        short = _last(name)
+        short = bare_name(name)
         module, given = full.partition(":")[0].split(".")[0], f"custom_objects={{{short!r}: ...}}"
         hint = f"Import it first, pass {given}, or allow_import=[{module!r}] if you trust it"
         if module == "__main__":
@@ -256,7 +256,7 @@ class Resolver:
         return MMLError(limits.NO_CLASS, self.path, "", f"{problem}, which is not here", hint)
 
 
-def _last(full: str) -> str:
+def bare_name(full: str) -> str:
     """Return the bare name of ``module:qualname``."""
     return full.rpartition(":")[2].rpartition(".")[2]
 

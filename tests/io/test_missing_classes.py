@@ -86,6 +86,7 @@ def test_it_predicts_and_refuses_to_run_by_name(written, tmp_path):
         again = there.save(tmp_path / "again")
     classes = mml.io.inspect(path)["classes"]
     assert [entry["name"] for entry in classes] == [f"__main__:{name}"]
+    assert mml.io.inspect(again)["classes"] == classes
     with mml.ExperimentContext().activate():
         twice = mml.Experiment.load(again)
         with pytest.raises(ConfigError, match=name):
