@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from modularml.backends import Backend
 from modularml.errors import UnknownNameError
 from modularml.experiment.callback import EXPERIMENT_HOOKS, Dispatcher, ExperimentCallback
+from modularml.experiment.checkpointing import Checkpointing
 from modularml.experiment.group import PhaseGroup
 from modularml.experiment.group_results import PhaseGroupResults
 from modularml.experiment.interruption import Interruption, ends_raise, is_interruption
@@ -262,6 +263,8 @@ class Runner:
                 own_folder(kept, self.experiment, "", [phase.label for _, phase in item.paths()])
             for _, phase in item.paths():
                 phase.check_ready(self.experiment)
+            if self.experiment.model_graph is not None and self._on_disk(item):
+                self.experiment.model_graph._check_storable()
             if self.experiment.model_graph is not None and resume is None:  # else steps go back
                 check_lengths(phases_of(item), self.experiment.model_graph)
         except Exception as error:
@@ -287,12 +290,16 @@ class Runner:
         self._resumed, self.done = dict(about), about["done"]
         self._number = len(self.experiment.history) - 1
 
+    def _on_disk(self, item: ExperimentPhase | PhaseGroup) -> list[Checkpointing]:
+        """Return what keeps states in files while this runs."""
+        kept = [self.experiment.checkpointing]
+        kept += [getattr(phase, "checkpointing", None) for phase in phases_of(item)]
+        return [found for found in kept if found is not None and found.mode == "disk"]
+
     def interruptible(self) -> AbstractContextManager[Any]:
         """Let signals end the run with a checkpoint, within a block; where any are on disk."""
         assert self.item is not None
-        kept = [self.experiment.checkpointing]
-        kept += [getattr(phase, "checkpointing", None) for phase in phases_of(self.item)]
-        on_disk = [found for found in kept if found is not None and found.mode == "disk"]
+        on_disk = self._on_disk(self.item)
         folder = (on_disk[0].directory or self.experiment._checkpoint_dir) if on_disk else None
         if folder is None:
             spills = self.experiment.results_room.config.memory_budget is not None

@@ -13,7 +13,7 @@ from modularml.config import decode
 from modularml.context import ExperimentContext
 from modularml.data import FeatureSet
 from modularml.data.packing import packed_without_rows, scalers_print, unpacked
-from modularml.errors import MMLKindError, UnknownNameError, expect
+from modularml.errors import ConfigError, MMLKindError, ModularMLError, UnknownNameError, expect
 from modularml.io import limits
 from modularml.io.artifact import Contents, read_artifact, write_artifact
 from modularml.io.yamltext import YamlMixin
@@ -168,6 +168,25 @@ class GraphFiles(ContextYaml):
         with contents.building():
             self._restore(state)
         return self
+
+    def _check_storable(self) -> None:
+        """Refuse models that no checkpoint can hold, as far as can be known before they learn.
+
+        Raises
+        ------
+        ConfigError
+            With the node, its model and what to do.
+        """
+        graph: Any = self
+        for node in graph._learning():
+            try:
+                node.model.check_storable()
+            except ModularMLError as error:
+                raise ConfigError(
+                    f"this run writes files, and none can hold the {node.model.shown_name} of node "
+                    f"{node.label!r}: {error}. Use another model; or run without checkpoints on "
+                    "disk (Checkpointing(mode='memory')), and folds with n_jobs=1"
+                ) from error
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Go to a state, or stay as it is."""

@@ -14,7 +14,7 @@ from modularml.io.estimator_kinds import is_estimator, parameters, parts_of
 from modularml.io.estimator_reader import Reader
 from modularml.io.estimator_writer import Writer
 
-__all__ = ["learned", "relearn"]
+__all__ = ["check_parts", "learned", "relearn"]
 
 
 def learned(estimator: Any, *, check: bool = True) -> dict[str, Any]:
@@ -39,9 +39,14 @@ def learned(estimator: Any, *, check: bool = True) -> dict[str, Any]:
         If an attribute is none of these, or not on the list.
     """
     if check:
-        for part in parts_of(estimator):
-            check_attributes(part, parameters(type(part)) if is_estimator(part) else ())
+        check_parts(estimator)
     return Writer().state(estimator)
+
+
+def check_parts(estimator: Any) -> None:
+    """Hold an estimator, and all parts within it, against the list of `check_attributes`."""
+    for part in parts_of(estimator):
+        check_attributes(part, parameters(type(part)) if is_estimator(part) else ())
 
 
 def relearn(estimator: Any, state: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from modularml.backends.input_shapes import InputShape, is_several
 from modularml.config import Configurable, Stateful
 from modularml.errors import ConfigError, ShapeError
 from modularml.io.saveable import Saveable
+from modularml.io.values import Packer, object_state
 
 __all__ = ["BaseModel", "Place", "check_input_shape", "check_shape", "model_registry"]
 
@@ -219,6 +220,11 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
         if state:
             self.build(state["input_shape"], state["output_shape"])
             self.set_weights(state["weights"])
+
+    def check_storable(self) -> None:
+        """Raise a ModularMLError where no file can hold what there is to keep by now."""
+        if self.is_built:
+            Packer().pack(object_state(self))
 
     def same_weights(self, other: BaseModel) -> bool:
         """Tell whether another model has equal weights under equal names."""

@@ -10,7 +10,7 @@ from modularml._warning import warn
 from modularml.config import Configurable
 from modularml.errors import ConfigError, MMLError
 from modularml.io import limits
-from modularml.io.estimators import learned, relearn
+from modularml.io.estimators import check_parts, learned, relearn
 
 __all__ = ["FittedEstimator", "become"]
 
@@ -25,6 +25,17 @@ class FittedEstimator(Configurable):
 
     def __init__(self, estimator: Any) -> None:
         self.estimator = estimator
+
+    def check_storable(self) -> None:
+        """Refuse an estimator whose class, arguments or attributes no file can hold.
+
+        Raises
+        ------
+        ConfigError
+            With the class of the part that cannot be stored.
+        """
+        self.get_config()
+        check_parts(self.estimator)
 
     def _file_state(self) -> dict[str, Any]:
         try:

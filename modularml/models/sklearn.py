@@ -425,6 +425,10 @@ class ScikitModelWrapper(BaseModel):
             "estimator": FittedEstimator(copy.deepcopy(self.inner)),
         }
 
+    def check_storable(self) -> None:
+        """Raise a ModularMLError where no file can hold the estimator, fitted or not."""
+        FittedEstimator(self.inner).check_storable()
+
     def set_state(self, state: dict[str, Any]) -> None:
         """Go back to what `get_state` returned."""
         if not state:

@@ -126,6 +126,8 @@ class Work:
         and writes what a fold has learned and recorded, which goes into an experiment made here.
         """
         elsewhere = _is_elsewhere(timeout)
+        if experiment.model_graph is not None:
+            experiment.model_graph._check_storable()
         with ends_raise(), temporary_folder() as folder:
             with unchanged_randomness():
                 path = template_of(experiment, plan).save(folder / "job")
