@@ -12,6 +12,7 @@ from modularml._typing import Array, Shape
 
 __all__ = [
     "in_shape",
+    "is_category",
     "is_plain",
     "leaf_type",
     "numpy_dtype",
@@ -20,6 +21,9 @@ __all__ = [
     "value_bytes",
     "wrap",
 ]
+
+
+_ARROW = (pa.Array, pa.ChunkedArray, pa.Field)
 
 
 def to_numpy(array: pa.Array) -> Array:
@@ -81,6 +85,12 @@ def is_plain(kind: pa.DataType) -> bool:
     types = pa.types
     of_time = types.is_timestamp(kind) or types.is_duration(kind)
     return bool(types.is_integer(kind) or types.is_floating(kind) or of_time)
+
+
+def is_category(values: Any) -> bool:
+    """Tell whether a column is a categorical of pandas, polars or Arrow."""
+    kind = str(getattr(values, "type" if isinstance(values, _ARROW) else "dtype", ""))
+    return kind == "category" or kind.startswith(("Categorical", "Enum", "dictionary<"))
 
 
 def wrap(flat: pa.Array, shape: Shape) -> pa.Array:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from modularml._optional import require
 from modularml._typing import Array, IntArray
-from modularml.data.arrow_types import leaf_type, to_numpy, value_bytes
+from modularml.data.arrow_types import is_category, leaf_type, numpy_dtype, to_numpy, value_bytes
 from modularml.data.columns import to_arrow
 from modularml.data.formats import stack
 from modularml.data.ids import IdArray, check_ids, id_array, ids_from_texts, make_ids
@@ -67,7 +67,13 @@ class SampleCollection:
             pa.field(f.name, a.type, metadata=f.metadata)
             for f, a in zip(table.schema, arrays, strict=True)
         ]
-        self._set(pa.Table.from_arrays(arrays, schema=pa.schema(fields)), maps or {}, masks)
+        categories = {
+            f.name: {"kind": "category"}
+            for f, a in zip(table.schema, arrays, strict=True)
+            if is_category(f) and numpy_dtype(a.type).kind in "biuO"
+        }
+        typed = described(pa.schema(fields), categories)
+        self._set(pa.Table.from_arrays(arrays, schema=typed), maps or {}, masks)
         if schema is not None and dict(schema.columns) != dict(self.schema.columns):
             raise DataError(_differences(schema, self.schema))
         if SAMPLE_UUIDS in names:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from modularml._optional import require
 from modularml._warning import warn
+from modularml.data.arrow_types import is_category
 from modularml.data.collection import SampleCollection
 from modularml.data.columns import to_arrow
 from modularml.data.frames import Rename, Stack, TableColumns, column_name, column_names
@@ -73,6 +74,7 @@ def from_csv(
         targets,
         tag_keys,
         mask=mask,
+        categories=[k for k in wanted if any(is_category(own[k]) for own in files.values())],
     )
 
 

@@ -25,7 +25,7 @@ __all__ = ["describe", "html", "split_tree"]
 
 
 def describe(data: SampleCollectionMixin) -> pd.DataFrame:
-    """Return one row a column: domain, key, rep, dtype, shape, NaN count, min, mean, max.
+    """Return one row a column: domain, key, rep, kind, unit, dtype, shape, NaN count, min ... max.
 
     Padding does not count.
     """
@@ -59,6 +59,8 @@ def _facts(spec: ColumnSpec, blocks: Iterator[Array]) -> dict[str, Any]:
         "domain": spec.domain,
         "key": spec.key,
         "rep": spec.rep,
+        "kind": spec.kind,
+        "unit": spec.unit,
         "dtype": _dtype(spec),
         "shape": spec.shape,
         "not_finite": size - count,
@@ -77,7 +79,8 @@ def html(data: SampleCollectionMixin, title: str, splits: dict[str, int] | None 
     schema = data.collection.schema
     body = "".join(
         f"<tr><td>{spec.domain}</td><td>{escape(spec.key)}</td><td>{escape(spec.rep)}</td>"
-        f"<td>{escape(str(spec.shape or 'scalar'))}</td><td>{_dtype(spec)}</td></tr>"
+        f"<td>{escape(str(spec.shape or 'scalar'))}</td><td>{_dtype(spec)}</td>"
+        f"<td>{spec.kind}</td><td>{escape(spec.unit or '')}</td></tr>"
         for spec in (schema[name] for name in data.column_names)
     )
     parts = ", ".join(f"{escape(name)}: {n}" for name, n in (splits or {}).items())
@@ -85,6 +88,7 @@ def html(data: SampleCollectionMixin, title: str, splits: dict[str, int] | None 
         f"<div><b>{escape(title)}</b> &middot; {data.n_samples} rows"
         f"{' &middot; splits ' + parts if parts else ''}"
         "<table><thead><tr><th>domain</th><th>key</th><th>rep</th><th>shape</th><th>dtype</th>"
+        "<th>kind</th><th>unit</th>"
         f"</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -46,7 +46,8 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
         The rows. Use `from_dict`, `from_pandas` and the like to make one.
     kind : mapping of str to str, optional
         ``number``, ``category`` (integers that are codes, flags, or text), ``time``, ``text`` or
-        ``sequence``, by key; by default what the dtype says. Every constructor takes these three.
+        ``sequence``, by key; by default what the dtype says, ``category`` for
+        categoricals of pandas, polars and Arrow. Every constructor takes these three.
     unit : mapping of str to str, optional
         Of the values of a column, by key.
     element_names : mapping of str to sequence of str, optional
@@ -371,7 +372,7 @@ class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
     # -- how it shows itself ------------------------------------------------------------------
 
     def summary(self) -> pd.DataFrame:
-        """Return one row a column: dtype, shape, values that are not finite, and range."""
+        """Return one row a column: kind, unit, dtype, shape, values not finite, range."""
         return describe(self)
 
     def audit(

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from modularml._optional import require
+from modularml.data.arrow_types import is_category
 from modularml.data.collection import SampleCollection
 from modularml.data.frames import Rename, Stack, TableColumns, column_names
 from modularml.data.mapping import write_columns
@@ -61,17 +62,28 @@ def from_parquet(
         key: common_type(key, {file.path: file.type_of(name) for file in files})
         for key, name in read.items()
     }
+    told = {name for file in files for name in file.categories}
+    categories = [key for key, name in read.items() if name in told]
     if in_memory is None:
         in_memory = stack is not None or sum(file.n_bytes for file in files) < MAP_FROM
     if not in_memory:
         n_rows = sum(file.metadata.num_rows for file in files)
         pieces = (piece for file in files for piece in file.pieces(read, types))
         arrays, maps = write_columns(pieces, n_rows)
-        return from_columns(arrays, features, targets, tag_keys, copy=False, maps=maps, mask=mask)
+        return from_columns(
+            arrays,
+            features,
+            targets,
+            tag_keys,
+            copy=False,
+            maps=maps,
+            mask=mask,
+            categories=categories,
+        )
     parts = [file.whole(read, types) for file in files]
     data = [pa.chunked_array([part[key] for part in parts], types[key]) for key in read]
     columns = TableColumns(list(read), data.__getitem__).stacked(stack)
-    return from_columns(columns, features, targets, tag_keys, mask=mask)
+    return from_columns(columns, features, targets, tag_keys, mask=mask, categories=categories)
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,13 @@ class _ParquetFile:
     @property
     def n_bytes(self) -> int:
         return self.row_bytes * int(self.metadata.num_rows)
+
+    @property
+    def categories(self) -> set[str]:
+        """Columns that were categoricals; of numbers only pandas' own record says so."""
+        of_pandas = (self.schema.pandas_metadata or {}).get("columns", ())
+        told = {str(c.get("name")) for c in of_pandas if c.get("pandas_type") == "categorical"}
+        return told | {field.name for field in self.schema if is_category(field)}
 
     def type_of(self, name: str) -> pa.DataType:
         if name in self.constant:

@@ -33,11 +33,13 @@ def fit_record(
     blocks: Iterable[Array] | None = None,
     targets: Mapping[str, Array] | None = None,
     masks: Mapping[str, Array] | None = None,
+    categories: Sequence[str] = (),
 ) -> ScalerRecord:
     """Fit a clone of a scaler on some rows of some columns, and of `targets` by full name.
 
-    Steps of a column where its mask, by the same key, is false do not count. Where these rows are
-    given as `blocks` of stacked columns, a scaler that can learn bit by bit does.
+    Steps of a column where its mask, by the same key, is false do not count. Where these rows
+    are given as `blocks` of stacked columns, a scaler that can learn bit by bit does. Scalers that
+    would take `categories` for numbers are warned of.
 
     Raises
     ------
@@ -78,6 +80,12 @@ def fit_record(
             for block in blocks:
                 flat, flattening = flatten(block, merged_axes)
                 wrapped.partial_fit(flat)
+    if categories and wrapped.scaler in SKLEARN:
+        warn(
+            f"{list(categories)} hold categories, whose codes {wrapped.scaler_name} takes for "
+            "numbers; leave them out with keys=, use OneHotEncoder or TargetEncoder, or say "
+            "kind='number' where the codes are quantities"
+        )
     asked = known if n_rows > 1 else ()
     constant = [key for key, values in asked if _is_constant(values, fit_rows)]
     if constant:

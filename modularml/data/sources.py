@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
 
 from modularml._typing import Columns
-from modularml.data.arrow_types import sample_shape, to_numpy
+from modularml.data.arrow_types import is_category, sample_shape, to_numpy
 from modularml.data.collection import SampleCollection
 from modularml.data.columns import to_arrow
 from modularml.data.frames import Rename, Stack, as_columns, column_names
@@ -30,12 +30,14 @@ def from_columns(
     maps: Maps | None = None,
     mask: str | Mapping[str, str] | None = None,
     sequences: bool = False,
+    categories: Iterable[str] = (),
 ) -> SampleCollection:
     """Build a collection from columns by key, whose arrays are copied unless nobody writes to them.
 
     A column of shape ``(n, 1)`` is one of scalars, unless it is padded or all are `sequences`.
 
     Columns that lie in files have their `maps` by key. A `mask` is a tag where it is in no domain.
+    Those that are categoricals of their library, and `categories`, are of the kind ``category``.
 
     Raises
     ------
@@ -64,6 +66,9 @@ def from_columns(
             mapped |= {name: maps[key]} if maps and key in maps else {}
     check_lengths({name.split(".")[1]: len(array) for name, array in arrays.items()})
     made = SampleCollection(pa.table(arrays), maps=mapped)
+    given = (s for s in made.schema.columns.values() if s.dtype.kind in "biuO")
+    told = [s.name for s in given if s.key in categories or is_category(data[s.key])]
+    made = made.described({name: {"kind": "category"} for name in told}) if told else made
     if mask is None:
         return made
     return SampleCollection(made.table, maps=mapped, masks=masks_of(made, mask))
@@ -173,7 +178,16 @@ def from_frame(
     tagged = [n for n in dict.fromkeys([*groups, *tag_keys, *masked]) if n not in inner]
     if masked and mask is None:
         mask = dict.fromkeys((n for n in inner if n not in [*single, MASK]), MASK)
-    return from_columns(found, features, targets, tagged, copy=False, mask=mask, sequences=True)
+    return from_columns(
+        found,
+        features,
+        targets,
+        tagged,
+        copy=False,
+        mask=mask,
+        sequences=True,
+        categories=[name for name, values in data.items() if is_category(values)],
+    )
 
 
 def check_lengths(lengths: Mapping[str, int]) -> None:

@@ -17,7 +17,7 @@ from modularml.data.frames import as_columns
 from modularml.data.rows import SplitMixin
 from modularml.data.scaler_fitting import fit_record, fitted_targets
 from modularml.data.scaling import ScalerRecord
-from modularml.data.schema import DOMAINS, RAW, TRANSFORMED
+from modularml.data.schema import DOMAINS, RAW, TRANSFORMED, ColumnSpec
 from modularml.data.selectors import as_list
 from modularml.data.sources import check_lengths
 from modularml.data.view import FeatureSetView
@@ -91,7 +91,8 @@ class TransformingMixin(SplitMixin):
         looked_at = [] if targets is None else self._select(targets=targets)
         chosen = self._domain_keys(domain, keys)
         rows = None if fit_to_split is None else self.get_split(fit_to_split).valid_indices
-        names = {key: self._collection.schema.newest(domain, key) for key in chosen}
+        schema = self._collection.schema
+        names = {key: schema.newest(domain, key) for key in chosen}
         record = fit_record(
             scaler,
             {key: self._collection.numpy(name) for key, name in names.items()},
@@ -102,6 +103,7 @@ class TransformingMixin(SplitMixin):
             blocks=self._collection.blocks(list(names.values()), rows),
             targets={name: self._collection.numpy(name) for name in looked_at},
             masks={k: m for k, n in names.items() if (m := self._collection.mask(n)) is not None},
+            categories=[k for k, n in names.items() if _is_raw_category(schema[n])],
         )
         new = _with_transformed(self._collection, record, names)
         if fit_to_split is None and self._splits:
@@ -335,6 +337,11 @@ def _mask_of(columns: Mapping[str, Any], key: str, mask: str) -> Array:
             "true where there is data"
         )
     return to_numpy(to_arrow(columns[mask], mask)).astype(bool)
+
+
+def _is_raw_category(spec: ColumnSpec) -> bool:
+    """Tell whether a column holds codes that came so; what an `OrdinalEncoder` made is meant."""
+    return spec.kind == "category" and spec.rep == RAW
 
 
 def _written(records: Iterable[ScalerRecord]) -> set[str]:

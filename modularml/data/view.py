@@ -130,7 +130,7 @@ class FeatureSetView(SplitMixin):
         return self
 
     def summary(self) -> pd.DataFrame:
-        """Return one row a column: dtype, shape, missing values and range."""
+        """Return one row a column: kind, unit, dtype, shape, missing values and range."""
         return describe(self)
 
     def __repr__(self) -> str:

@@ -220,3 +220,84 @@ def test_conditions_on_a_column_with_a_zone_name_one(berlin):
         with pytest.raises(DataError, match="without one"):
             fs.split_by_condition({"a": {"t": [naive]}, "b": {"x": 1.0}})
     assert not fs.splits
+
+
+# -- categoricals --------------------------------------------------------------------------------
+
+LEVELS = pd.CategoricalDtype(["never", "b", "a"], ordered=True)
+CATEGORICALS = pd.DataFrame(
+    {
+        "text": pd.Series(["a", "b", "a", "b"], dtype=LEVELS),
+        "code": pd.Categorical([7, 8, 7, 9]),
+        "flag": pd.Categorical([True, False, True, False]),
+        "dose": pd.Categorical([0.5, 1.5, 0.5, 1.5]),
+        "day": pd.Categorical(pd.to_datetime(["2024-01-01", "2024-01-02"] * 2)),
+        "y": [1.0, 2.0, 3.0, 4.0],
+    }
+)
+KINDS = ["category"] * 3 + ["number", "time", "number"]
+
+
+def kinds_of(fs):
+    return {spec.key: spec.kind for spec in fs.collection.schema.columns.values()}
+
+
+@pytest.mark.parametrize("road", ["pandas", "dict", "arrays", "arrow", "named", "parquet", "csv"])
+def test_categoricals_are_categories_by_every_road(road, tmp_path):
+    df, keys = CATEGORICALS, list(CATEGORICALS.columns[:-1])
+    if road == "pandas":
+        fs = FeatureSet.from_pandas("fs", df, keys, "y")
+    elif road in ("dict", "arrays"):
+        columns = {k: df[k] if road == "dict" else df[k].array for k in df}
+        fs = FeatureSet.from_dict("fs", columns, keys, "y")
+    elif road == "arrow":
+        table = pa.Table.from_pandas(df)
+        fs = FeatureSet.from_pyarrow_table("fs", table, feature_cols=keys, target_cols="y")
+    elif road == "named":
+        table = pa.Table.from_pandas(df.add_prefix("features.").add_suffix(".raw"))
+        fs = FeatureSet.from_pyarrow_table("fs", table)
+    elif road == "parquet":
+        df.to_parquet(tmp_path / "rows.parquet")
+        fs = FeatureSet.from_parquet("fs", tmp_path, keys, "y")
+        mapped = FeatureSet.from_parquet("m", tmp_path, ["code"], "y", in_memory=False)
+        assert kinds_of(mapped) == {"code": "category", "y": "number"}
+    else:
+        for part in (0, 2):
+            df[part : part + 2].to_csv(tmp_path / f"{part}.csv", index=False)
+        dtypes = {"text": "category", "code": "category", "flag": "category", "dose": float}
+        fs = FeatureSet.from_csv("fs", tmp_path, keys, "y", read={"dtype": dtypes})
+    assert kinds_of(fs) == dict(zip(df, KINDS, strict=True))
+    assert fs.get_features("dict")["code"].tolist() == [7, 8, 7, 9]
+    assert fs.get_features("dict")["text"].tolist() == ["a", "b", "a", "b"]
+
+
+def test_categoricals_of_polars_and_their_facts_in_copies_files_and_summary(tmp_path):
+
+    levels = ["never", "b", "a"]
+    df = pl.DataFrame(
+        {
+            "cat": pl.Series(["a", "b"], dtype=pl.Categorical),
+            "enum": pl.Series(["b", "a"], dtype=pl.Enum(levels)),
+            "y": [1.0, 2.0],
+        }
+    )
+    fs = FeatureSet.from_df("fs", df, ["cat", "enum"], "y", unit={"y": "V"})
+    fs.save(tmp_path / "rows")
+    with mml.ExperimentContext().activate():
+        loaded = FeatureSet.load(tmp_path / "rows")
+    for each in (fs, loaded, fs.copy(label="copy"), fs.take([1, 0]).to_featureset("part")):
+        summary = each.summary().set_index("key")
+        assert summary["kind"].tolist() == ["category", "category", "number"]
+        assert summary.loc["y", "unit"] == "V"
+        assert "<td>category</td>" in each._repr_html_()
+
+
+def test_groups_of_categoricals_and_scalers_that_would_take_codes_for_numbers():
+    df = CATEGORICALS.assign(cell=[0, 0, 1, 1])
+    grouped = FeatureSet.from_pandas("grouped", df, ["code", "text"], "y", group_by="cell")
+    assert kinds_of(grouped)["code"] == kinds_of(grouped)["text"] == "category"
+    fs = FeatureSet.from_pandas("fs", df, ["code", "dose"], "y")
+    fs.fit_transform("OneHotEncoder", domain="features", keys="code")
+    fs.undo_last_transform("features", "code")
+    with pytest.warns(UserWarning, match=r"\['code'\] hold categories"):
+        fs.fit_transform("StandardScaler", domain="features")
