@@ -154,9 +154,13 @@ class _Copies:
             return np.full(len(test), -1)
         code = self.total if but is None else self.total - self.parts[but]
         known, wanted = code[self.at[train]], code[self.at[test]]
-        order = np.argsort(known)
-        place = order[np.minimum(np.searchsorted(known, wanted, sorter=order), len(order) - 1)]
-        found: IntArray = np.where(known[place] == wanted, train[place], -1)
+        found, ordered = np.full(len(test), -1), np.sort(known)
+        order = np.argsort(wanted)
+        place = np.searchsorted(ordered, wanted[order])
+        hits = order[ordered[np.minimum(place, len(ordered) - 1)] == wanted[order]]
+        if len(hits):
+            by_code = np.argsort(known, kind="stable")
+            found[hits] = train[by_code[np.searchsorted(known, wanted[hits], sorter=by_code)]]
         return found
 
     def judged(

@@ -21,10 +21,10 @@ def target_of_neighbour(t: Table) -> Iterator[Finding]:
     features = [c for c in t.of_domain("features") if c.is_number and c.is_scalar]
     orders = {"": np.arange(len(t.rows))}
     for c in t.of_domain("tags", "features"):
-        if c.is_scalar and c.values.dtype.kind in "mM" and len(np.unique(c.codes)) == len(t.rows):
+        if c.is_scalar and c.values.dtype.kind in "mM" and c.n_values == len(t.rows):
             orders[f" by {c.key!r}"] = np.argsort(c.codes)
     for y in t.of_domain("targets") if t.is_whole else ():
-        if not (y.is_number and y.is_scalar) or len(np.unique(y.codes)) < 20:
+        if not (y.is_number and y.is_scalar) or y.n_values < 20:
             continue
         if not np.isfinite(y.values).all():
             continue
@@ -35,6 +35,9 @@ def target_of_neighbour(t: Table) -> Iterator[Finding]:
                 x = c.values[order].astype(np.float64)
                 for lag in (*LAGS, *(-k for k in LAGS)):
                     mine, theirs = (x[lag:], goal[:-lag]) if lag > 0 else (x[:lag], goal[-lag:])
+                    few = np.isclose(mine[:64], theirs[:64], rtol=1e-5, atol=apart)
+                    if few.mean() < 0.5:
+                        continue
                     same = np.isclose(mine, theirs, rtol=1e-5, atol=apart)
                     if (
                         len(same) < 20
@@ -78,21 +81,21 @@ def target_encoding(t: Table) -> Iterator[Finding]:
     features = [
         c
         for c in t.of_domain("features")
-        if c.is_scalar and c.values.dtype.kind == "f" and len(np.unique(c.codes)) >= 5
+        if c.is_scalar and c.values.dtype.kind == "f" and c.n_values >= 5
     ]
     keys = [
         c
         for c in t.of_domain("features", "tags")
-        if c.is_scalar and 5 <= len(np.unique(c.codes)) <= 0.5 * len(t.rows)
+        if c.is_scalar and 5 <= c.n_values <= 0.5 * len(t.rows)
     ]
     for y in targets:
         for c in features:
+            by = [c] * (c in keys) + [k for k in keys if k is not c]
             x, goal = (data.numpy(column.name).astype(np.float64) for column in (c, y))
-            if not (np.isfinite(x).all() and np.isfinite(goal).all()):
+            if not (by and np.isfinite(x).all() and np.isfinite(goal).all()):
                 continue
-            by = {c.name: data.codes(c.name)} if c in keys else {}
-            by |= {k.name: data.codes(k.name) for k in keys if k is not c}
-            for name, codes in by.items():
+            for name in (k.name for k in by):
+                codes = data.codes(name)
                 found = next(
                     (said for side in t.main_sides if (said := _encodes(codes, x, goal, side))), ""
                 )

@@ -185,7 +185,7 @@ def _alike(t: Table) -> Iterator[_Group]:
 
 
 def _best_reading(t: Table, c: Column) -> _Group | None:
-    if len(np.unique(c.codes)) <= (CLASSES if c.domain == "tags" else 2 * CLASSES):
+    if c.n_values <= (CLASSES if c.domain == "tags" else 2 * CLASSES):
         return None
     z = t.bearing_without(c.name)
     ways = _readings(c.values)

@@ -32,6 +32,7 @@ class Wanted:
         self.values, self.train, self.test, self.is_class = values, train, test, is_class
         self.codes = np.unique(values, return_inverse=True)[1]
         self.ranks = average_ranks(values)[:, 0] / len(values)
+        self.n_values = int(self.codes.max(initial=-1)) + 1
 
 
 def likely(flat: Array, y: Wanted) -> IntArray:
@@ -104,7 +105,7 @@ def explained(x: Array, y: Wanted) -> float:
     some = np.concatenate([train, test])
     ranks[some] = average_ranks(x[some])[:, 0] / len(some)
     forth = _share(codes if few else x, y.ranks, train, test, few)
-    y_few = len(np.unique(y.codes)) <= max(FEW, len(there) / 8)
+    y_few = y.n_values <= max(FEW, len(there) / 8)
     back = _share(y.codes if y_few else y.ranks, ranks, train, test, y_few)
     return max(forth, back)
 

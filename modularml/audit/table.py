@@ -29,6 +29,9 @@ MAPPED = 100_000
 SAMPLE, QUICK = 4_000, 1_200
 """Rows that statistics are computed on, in full and before a training."""
 
+MOST = 512
+"""Columns that near rows are looked for in."""
+
 RUN = 64
 """Rows in a row, where some are looked at; single ones would bring in a page of a file each."""
 
@@ -76,6 +79,16 @@ class Column:
         if self.values.dtype.kind in "mM":
             return self.values.reshape(len(self.values), -1).astype(np.int64)
         return self.codes[:, None] if self.is_scalar else np.zeros((len(self.values), 0))
+
+    @cached_property
+    def n_values(self) -> int:
+        """How many different scalar values there are; missing ones are one value."""
+        if self.values.dtype.kind != "f":
+            return int(self.codes.max(initial=-1)) + 1
+        known = self.values[~np.isnan(self.values)]
+        ordered = np.sort(known)
+        steps = int((ordered[1:] != ordered[:-1]).sum())
+        return steps + bool(len(known)) + (len(known) < len(self.values))
 
     @cached_property
     def codes(self) -> IntArray:
@@ -195,10 +208,13 @@ class Table:
     def ranks(self) -> Array:
         """Ranks of features that vary, shape (n, d), equal values in random order.
 
-        Of a column of more than 256 elements these are 256, drawn from a seed.
+        Of a column of more than 256 elements these are 256, and of more than 512 columns 512, drawn
+        from a seed.
         """
         rng = np.random.default_rng(0)
         flats = [c.flat for c in self.of_domain("features")]
+        if len(flats) > MOST:
+            flats = [flats[i] for i in np.sort(rng.permutation(len(flats))[:MOST])]
         flats = [
             f if f.shape[1] <= 256 else f[:, np.sort(rng.permutation(f.shape[1])[:256])]
             for f in flats

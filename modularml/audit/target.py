@@ -46,7 +46,7 @@ def target_in_feature(t: Table) -> Iterator[Finding]:
     for y, wanted in _targets(t):
         goal = standardised(y.flat.astype(np.float64)) if y.is_number else None
         found: list[tuple[float, Finding]] = []
-        for c in features:
+        for c in features if wanted is None else _worth_a_look(features, wanted):
             left = 1.0
             if goal is not None and c.is_number:
                 left = _left_by_a_line(c.flat, y.flat, goal)
@@ -67,6 +67,17 @@ def target_in_feature(t: Table) -> Iterator[Finding]:
         redundant = len(found) >= 3 and all(share < SURE for share, _ in found)
         for _, finding in found:
             yield replace(finding, severity="info") if redundant else finding
+
+
+def _worth_a_look(features: list[Column], y: Wanted) -> list[Column]:
+    """Leave out lone columns of numbers that a look at neighbours rules out, all at once."""
+    lone = [c for c in features if c.is_number and c.flat.shape[1] == 1]
+    if not lone:
+        return features
+    flat = np.concatenate([c.flat for c in lone], axis=1)
+    kept = {lone[i].name for i in likely(flat.astype(np.float64, copy=False), y)}
+    ruled_out = {c.name for c in lone} - kept
+    return [c for c in features if c.name not in ruled_out]
 
 
 def _left_by_a_line(flat: Array, target: Array, goal: Array) -> float:
@@ -178,10 +189,10 @@ def target_in_id(t: Table) -> Iterator[Finding]:
         if wanted is None:
             continue
         for c in t.of_domain("features", "tags"):
-            if not c.is_scalar or len(np.unique(c.codes)) < 0.9 * len(t.rows):
-                continue
             if c.is_number and (c.domain == "features" or not _is_counter(c.values)):
                 continue  # a feature that is a number has been looked at
+            if not c.is_scalar or c.n_values < 0.9 * len(t.rows):
+                continue
             for how, (codes, _) in readings(c.values).items():
                 share = explained(codes.astype(float), wanted)
                 if share >= (TELLS_CLASS if wanted.is_class else TELLS):
@@ -205,9 +216,8 @@ def _targets(t: Table) -> Iterator[tuple[Column, Wanted | None]]:
     for c in t.of_domain("targets"):
         wanted = None
         if c.is_scalar and len(test) >= 8 and (not c.is_number or np.isfinite(c.values).all()):
-            levels = len(np.unique(c.codes))
-            is_class = not c.is_number or (c.values.dtype.kind in "biu" and levels <= FEW)
-            if levels > 1:
+            is_class = not c.is_number or (c.values.dtype.kind in "biu" and c.n_values <= FEW)
+            if c.n_values > 1:
                 wanted = Wanted(c.flat[:, 0].astype(np.float64), train, test, is_class)
         if c.flat.shape[1]:
             yield c, wanted

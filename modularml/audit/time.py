@@ -78,12 +78,10 @@ def _clocks(t: Table) -> Iterator[_Clock]:
             yield _Clock(name, times, "")
         return
     for c in t.of_domain("tags", "features"):
-        if not c.is_scalar or len(np.unique(c.codes)) < 8:
+        is_number, is_named = c.values.dtype.kind in "iuf", bool(_NAMED.search(c.key.lower()))
+        if not c.is_scalar or (c.domain == "features" and is_number and not is_named):
             continue
-        is_number = c.values.dtype.kind in "iuf"
-        if is_number and not (_NAMED.search(c.key.lower()) or _is_even(c.values)):
-            continue
-        if (c.domain == "features" and is_number) and not _NAMED.search(c.key.lower()):
+        if c.n_values < 8 or (is_number and not (is_named or _is_even(c.values))):
             continue
         if as_times(c.values) is not None and (found := as_times(data.numpy(c.name))) is not None:
             why = ", a column of dates" if not is_number else ", which looks like time"
