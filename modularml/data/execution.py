@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from modularml._typing import Array, IntArray
 from modularml.backends import BackendAdapter
 from modularml.data.batch import DEFAULT_ROLE, Batch, BatchView, RoleData, SampleData
 from modularml.data.formats import stack
+from modularml.data.lineage import Flow, Merged, Source, leaves
 from modularml.data.padding import held
 from modularml.data.references import FeatureSetReference
 from modularml.data.view import FeatureSetView
@@ -21,43 +22,13 @@ __all__ = [
     "MODEL_LOSSES",
     "ExecutionContext",
     "Layout",
-    "Leaf",
     "LossRecord",
-    "Merged",
-    "Source",
     "Weighing",
 ]
 
 
-@dataclass(frozen=True)
-class Source:
-    """Columns of a FeatureSet on an edge into a head node."""
-
-    node_id: str
-    ref: FeatureSetReference
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """Values of a domain that come straight from columns."""
-
-    source: Source
-    columns: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Merged:
-    """Values of a domain that a merge node puts together from several."""
-
-    parts: tuple[Flow, ...]
-    merge: Callable[[Sequence[Any]], Any]
-
-
 MODEL_LOSSES = "model_losses_"
 """Before a node's label: the label of the losses that its model itself adds."""
-
-Flow: TypeAlias = Leaf | Merged | None
-"""Where a node's targets or tags come from; None where it has none."""
 
 
 @dataclass(frozen=True)
@@ -320,8 +291,8 @@ class ExecutionContext:
         ndarray, shape (n, ...), or None
         """
         if domain == "targets":
-            return self._read(self.compared_with(node_id), role)
-        return self._read(self._layout().flows.get((node_id, domain)), role)
+            return self.column_values(self.compared_with(node_id), role)
+        return self.column_values(self._layout().flows.get((node_id, domain)), role)
 
     def held(self, flow: Flow, role: str = DEFAULT_ROLE) -> Array | None:
         """Return which elements of stacked columns are data; None where nothing is padding.
@@ -336,7 +307,7 @@ class ExecutionContext:
             If padded columns are merged with others.
         """
         views, found = self._layout().views, None
-        for leaf in _leaves(flow):
+        for leaf in leaves(flow):
             if leaf.source not in views:  # the step was driven by hand, without rows
                 continue
             found = held(
@@ -385,9 +356,7 @@ class ExecutionContext:
         Where rows of one are looked up by those of another, the latter comes first.
         """
         layout = self._layout()
-        own = dict.fromkeys(
-            leaf.source for leaf in _leaves(layout.flows.get((node_id, "features")))
-        )
+        own = dict.fromkeys(leaf.source for leaf in leaves(layout.flows.get((node_id, "features"))))
         return [s for s in layout.views if s in own] or list(own)
 
     def __getstate__(self) -> Any:
@@ -402,11 +371,17 @@ class ExecutionContext:
             shown = zip(self.layout.adapters, self.outs, strict=True)
             self.outs = [adapter.to_host(out) for adapter, out in shown]
 
-    def _read(self, flow: Flow, role: str) -> Array | None:
+    def column_values(self, flow: Flow, role: str = DEFAULT_ROLE) -> Array | None:
+        """Return the values of columns in this step; None where it has no row numbers.
+
+        Returns
+        -------
+        ndarray, shape (n, n_columns, ...), or None
+        """
         if flow is None:
             return None
         if isinstance(flow, Merged):
-            parts = [self._read(part, role) for part in flow.parts]
+            parts = [self.column_values(part, role) for part in flow.parts]
             return np.asarray(flow.merge([p for p in parts if p is not None]))
         if self.rows is None:
             given = self.inputs[(flow.source.node_id, flow.source.ref)]
@@ -426,11 +401,3 @@ class ExecutionContext:
             f"ExecutionContext(phase={self.phase_label!r}, epoch={self.epoch_idx}, "
             f"batch={self.batch_idx})"
         )
-
-
-def _leaves(flow: Flow) -> list[Leaf]:
-    if flow is None:
-        return []
-    if isinstance(flow, Leaf):
-        return [flow]
-    return [leaf for part in flow.parts for leaf in _leaves(part)]

@@ -14,8 +14,8 @@ from modularml.config import Configurable
 from modularml.context import ExperimentContext
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.batch import BatchView
-from modularml.data.execution import Source
 from modularml.data.joining import join, table_of
+from modularml.data.lineage import Source
 from modularml.data.references import FeatureSetReference
 from modularml.errors import ConfigError, GraphError, SplitError, UnknownNameError, expect
 from modularml.graph.model_graph import ModelGraph

@@ -16,7 +16,8 @@ from modularml._warning import warn
 from modularml.backends import PLAIN, StepOptions
 from modularml.backends.base import Processes
 from modularml.backends.fingerprint import Identity
-from modularml.data.execution import ExecutionContext, Layout, Source, Weighing
+from modularml.data.execution import ExecutionContext, Layout, Weighing
+from modularml.data.lineage import Source
 from modularml.data.rows import in_a_row
 from modularml.errors import ConfigError, DataError, LossError
 from modularml.experiment.binding import Bound, roles_of

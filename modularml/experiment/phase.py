@@ -10,7 +10,8 @@ from modularml.backends import PLAIN, StepOptions
 from modularml.backends.accelerator import Accelerator
 from modularml.config import Configurable
 from modularml.context import ExperimentContext
-from modularml.data.execution import ExecutionContext, Source
+from modularml.data.execution import ExecutionContext
+from modularml.data.lineage import Source
 from modularml.errors import ConfigError, GraphError, RegistrationError
 from modularml.experiment.binding import InputBinding, bind, binding_for, keep_keys, roles_of
 from modularml.experiment.callback import Callback

@@ -12,7 +12,8 @@ import numpy as np
 from modularml._typing import Array, IntArray
 from modularml.backends import adapter_for
 from modularml.context import ExperimentContext
-from modularml.data.execution import ExecutionContext, Flow, Layout, Leaf, Merged, Source
+from modularml.data.execution import ExecutionContext, Layout
+from modularml.data.lineage import Flow, Leaf, Merged, Source
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError
 from modularml.experiment.steps import EpochSteps, StepLog

@@ -7,7 +7,7 @@ from typing import Any
 
 from modularml._typing import Shape
 from modularml.backends.base import NotFiniteError
-from modularml.data.execution import Source
+from modularml.data.lineage import Source
 from modularml.errors import ConfigError
 from modularml.graph.flows import leaves
 from modularml.graph.plan import StepPlan

@@ -11,7 +11,7 @@ import numpy as np
 
 from modularml._typing import Shape
 from modularml.backends import Backend, adapter_for
-from modularml.data.execution import Flow, Leaf, Merged
+from modularml.data.lineage import Flow, Leaf, Merged
 from modularml.data.references import FeatureSetReference
 from modularml.data.schema import SampleSchema
 from modularml.errors import GraphError, ShapeError

@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from modularml._typing import Array
 from modularml.backends import Backend, BackendAdapter, adapter_for, backend_of
+from modularml.context import ExperimentContext
 from modularml.data.batch import Batch, RoleData, SampleData, as_numpy
-from modularml.data.execution import Merged
+from modularml.data.lineage import Merged, Source
+from modularml.data.references import FeatureSetReference
 from modularml.errors import DataError, GraphError
 from modularml.graph.casting import check_cast
 from modularml.graph.node import ComputeNode
+from modularml.graph.relations import Meeting, check_side_by_side
 
 __all__ = ["call_by_hand", "of_one_framework"]
 
@@ -121,16 +125,26 @@ def _check_lengths(node: ComputeNode, given: Sequence[Any]) -> None:
 
 
 def _check_same(node: ComputeNode, given: Sequence[SampleData]) -> None:
-    """Refuse rows side by side that are other samples, where no key can relate them."""
-    ids = [np.asarray(g.sample_uuids) for g in given if g.sample_uuids is not None]
-    related = getattr(node, "align_on", None) is not None or any(
-        ref.on is not None for ref in node.feature_refs
-    )
-    for other in ids[1:]:
-        if np.array_equal(ids[0], other):
-            continue
-        if not related or np.isin(ids[0], other).any():
-            raise DataError(
-                f"node {node.label!r} was given other samples for one input than for another; pass "
-                "rows of the same samples in the same order"
-            )
+    """Refuse rows side by side that are other samples, unless a key relates them."""
+    known = {i: g for i, g in enumerate(given) if g.sample_uuids is not None}
+    ids = [np.asarray(g.sample_uuids) for g in known.values()]
+    if all(np.array_equal(ids[0], other) for other in ids[1:]):
+        return
+    on, strict = getattr(node, "align_on", None), getattr(node, "strict", False)
+    refs = [_read_by(node.upstream_refs[i], own) for i, own in zip(known, ids, strict=True)]
+    if (on is None and all(ref.on is None for ref in node.feature_refs)) or None in refs:
+        raise DataError(
+            f"node {node.label!r} was given other samples for one input than for another; pass "
+            "rows of the same samples in the same order"
+        )
+    sources = [Source(str(i), ref) for i, ref in zip(known, refs, strict=True) if ref is not None]
+    meeting = Meeting(f"node {node.label!r}", tuple((s,) for s in sources), on, strict)
+    check_side_by_side([meeting], dict(zip(sources, known.values(), strict=True)))
+
+
+def _read_by(ref: Any, ids: Array) -> FeatureSetReference | None:
+    """Return a reference to the set that samples are of; None where there is none."""
+    if isinstance(ref, FeatureSetReference):
+        return ref
+    sets = ExperimentContext.get_active().available_featuresets.values()
+    return next((fs.reference() for fs in sets if np.isin(ids, fs.get_sample_uuids()).all()), None)

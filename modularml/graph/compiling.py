@@ -12,7 +12,8 @@ import numpy as np
 
 from modularml._typing import Shape
 from modularml.backends import Backend, BackendAdapter, adapter_for
-from modularml.data.execution import MODEL_LOSSES, Layout, Source, Weighing
+from modularml.data.execution import MODEL_LOSSES, Layout, Weighing
+from modularml.data.lineage import Source
 from modularml.data.references import FeatureSetReference
 from modularml.data.schema import ColumnSpec
 from modularml.errors import BackendNotSupportedError, GraphError, LossError
@@ -299,7 +300,9 @@ class _Compiler(LossReading):
             places["sample_weight"] = program.input(replace(slot, adapter=plain, device=None))
         column = getattr(getattr(node, "model", None), "group_by", None)
         if column is not None and learn.__name__ == "fit":
-            leaf = column_above(self.flows, node, column, f"group_by of node {node.label!r}")
+            leaf = column_above(
+                self.flows, node.node_id, column, f"group_by of node {node.label!r}"
+            )
             places["groups"] = self._flow(program, leaf, role, (None, None), plain)
         return places
 

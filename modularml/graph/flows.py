@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from modularml.data.execution import Flow, Leaf, Source
+from modularml.data.lineage import Flow, Leaf, Source, column_above, column_named, leaves
 from modularml.data.references import FeatureSetReference
-from modularml.data.schema import SampleSchema
 from modularml.data.selectors import as_list
 from modularml.errors import GraphError, LossError, UnknownNameError
 from modularml.graph.node import ComputeNode
@@ -49,7 +48,7 @@ def _named_targets(node: ComputeNode, named: Sequence[str], flows: Mapping[Any, 
     known: list[str] = []
     for leaf in leaves(flows[node.node_id, "features"]):
         schema = leaf.source.ref.resolve().collection.schema
-        found = [_column_named(name, schema, "targets") for name in named]
+        found = [column_named(name, schema, "targets") for name in named]
         if None not in found:
             return Leaf(leaf.source, tuple(map(str, found)))
         known += [name for name, spec in schema.columns.items() if spec.domain == "targets"]
@@ -67,15 +66,6 @@ def resolve_id(ref: Any) -> str:
     """Return the id of the node that a reference means in the active context."""
     found: str = ref.resolve().node_id
     return found
-
-
-def leaves(flow: Flow) -> list[Leaf]:
-    """Return the columns that values come from."""
-    if flow is None:
-        return []
-    if isinstance(flow, Leaf):
-        return [flow]
-    return [leaf for part in flow.parts for leaf in leaves(part)]
 
 
 def masks_of(leaf: Leaf) -> dict[str, str]:
@@ -119,30 +109,8 @@ def pick_column(
 ) -> Flow:
     """Find an upstream FeatureSet that has the column a loss asks for."""
     return column_above(
-        flows, node, str(item.column), f"input of loss {applied.label!r}", item.source
+        flows, node.node_id, str(item.column), f"input of loss {applied.label!r}", item.source
     )
-
-
-def column_above(
-    flows: Mapping[Any, Flow], node: ComputeNode, column: str, kind: str, source: Any = None
-) -> Leaf:
-    """Return a column of a FeatureSet that a node reads from, of one `source` where it is named.
-
-    Raises
-    ------
-    UnknownNameError
-        If there is none; `kind` says what it was to be.
-    """
-    known: list[str] = ["outputs", "targets", "features", "tags"]
-    for leaf in leaves(flows[node.node_id, "features"]):
-        if source not in (None, leaf.source.ref.node_label):
-            continue
-        schema = leaf.source.ref.resolve().collection.schema
-        name = _column_named(column, schema)
-        if name is not None:
-            return Leaf(leaf.source, (name,))
-        known += list(schema.columns)
-    raise UnknownNameError(kind, column, known)
 
 
 def loss_inputs(
@@ -178,15 +146,3 @@ def loss_inputs(
             ) from error
         found.append(asked)
     return found
-
-
-def _column_named(text: str, schema: SampleSchema, domain: str | None = None) -> str | None:
-    """Find a column by ``domain.key.rep``, ``domain.key``, ``key.rep`` or ``key``."""
-    columns = {n: c for n, c in schema.columns.items() if domain in (None, c.domain)}
-    for name, spec in columns.items():
-        if text in (name, f"{spec.key}.{spec.rep}"):
-            return name
-    for spec in columns.values():
-        if text in (spec.key, f"{spec.domain}.{spec.key}"):
-            return schema.newest(spec.domain, spec.key)
-    return None

@@ -12,7 +12,8 @@ from modularml._typing import Array, IntArray
 from modularml.backends import BackendAdapter, backend_of
 from modularml.data.batch import Batch, BatchView, RoleData, SampleData, as_numpy
 from modularml.data.collection import SampleCollection
-from modularml.data.execution import ExecutionContext, Source
+from modularml.data.execution import ExecutionContext
+from modularml.data.lineage import Source
 from modularml.data.padding import held, step_weights
 from modularml.data.rows import in_a_row
 from modularml.data.view import FeatureSetView

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from modularml._typing import Array
-from modularml.data.execution import Flow, Leaf
+from modularml.data.lineage import Flow, Leaf
 from modularml.errors import ConfigError
 from modularml.graph.flows import leaves
 

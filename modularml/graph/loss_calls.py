@@ -10,7 +10,7 @@ import numpy as np
 
 from modularml._typing import Shape
 from modularml.backends import BackendAdapter
-from modularml.data.execution import Flow
+from modularml.data.lineage import Flow
 from modularml.data.padding import in_steps
 from modularml.errors import DataError, LossError, ShapeError
 from modularml.graph.flows import leaves

@@ -13,7 +13,8 @@ import numpy as np
 
 from modularml._typing import Shape
 from modularml.backends import Backend, BackendAdapter
-from modularml.data.execution import Flow, Leaf, Merged, Source, Weighing
+from modularml.data.execution import Weighing
+from modularml.data.lineage import Flow, Leaf, Merged, Source
 from modularml.errors import LossError, NotFittedError, ShapeError, UnknownNameError, closest
 from modularml.graph.flows import is_integer, loss_inputs, masks_of, pick_column
 from modularml.graph.loss_calls import (

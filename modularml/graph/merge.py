@@ -13,8 +13,8 @@ import numpy as np
 
 from modularml._typing import Columns, Shape
 from modularml.backends import Backend, BackendAdapter, adapter_for, backend_of
-from modularml.data.execution import Flow, Merged
 from modularml.data.formats import DataFormat, convert_array
+from modularml.data.lineage import Flow, Merged
 from modularml.data.references import ExperimentNodeReference
 from modularml.errors import ConfigError, GraphError, ShapeError, UnknownNameError
 from modularml.graph.calling import call_by_hand, of_one_framework

@@ -12,7 +12,8 @@ from modularml.backends.accelerator import Accelerator
 from modularml.backends.input_shapes import InputShape, shapes_of
 from modularml.config import decode, encode
 from modularml.data.batch import as_numpy
-from modularml.data.execution import ExecutionContext, Flow, Leaf, Merged
+from modularml.data.execution import ExecutionContext
+from modularml.data.lineage import Flow, Leaf, Merged
 from modularml.errors import (
     ConfigError,
     GraphError,

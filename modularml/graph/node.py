@@ -12,7 +12,7 @@ from modularml.backends import Backend, BackendAdapter
 from modularml.config import Configurable, Stateful, decode
 from modularml.context import ExperimentContext, ExperimentNode
 from modularml.data import FeatureSet, FeatureSetView
-from modularml.data.execution import Flow
+from modularml.data.lineage import Flow
 from modularml.data.references import (
     ExperimentNodeReference,
     FeatureSetReference,

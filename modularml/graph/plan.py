@@ -19,7 +19,8 @@ import numpy as np
 from modularml._typing import Shape
 from modularml.backends import PLAIN, BackendAdapter, StepOptions
 from modularml.backends.base import NotFiniteError
-from modularml.data.execution import Layout, Source, Weighing
+from modularml.data.execution import Layout, Weighing
+from modularml.data.lineage import Source
 from modularml.errors import BackendNotSupportedError, ShapeError
 from modularml.training import AppliedLoss
 

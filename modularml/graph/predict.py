@@ -14,10 +14,10 @@ from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.arrow_types import in_shape, to_numpy
 from modularml.data.batch import as_numpy
 from modularml.data.columns import to_arrow
-from modularml.data.execution import Leaf
 from modularml.data.formats import DataFormat, convert, convert_array, stack
 from modularml.data.frames import as_columns
 from modularml.data.joining import Table, join, table_of
+from modularml.data.lineage import Leaf
 from modularml.data.schema import RAW
 from modularml.data.sources import check_lengths
 from modularml.errors import ConfigError, DataError, GraphError, NotFittedError, ScalerError

@@ -10,7 +10,7 @@ from typing import Any
 
 from modularml._typing import Shape
 from modularml.backends import BackendAdapter
-from modularml.data.execution import Source
+from modularml.data.lineage import Source
 from modularml.graph.plan import Crossing, InputSlot, LossOp, Op, Segment
 
 __all__ = ["Program", "converted"]

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from modularml.data.execution import Source
-from modularml.data.joining import Key, Link, Table, link_by, link_same
+import numpy as np
+import pyarrow.compute as pc
+
+from modularml.data.batch import DEFAULT_ROLE, Batch, BatchView, RoleData
+from modularml.data.joining import Key, Link, Table, link_by, link_same, table_of
+from modularml.data.lineage import Source
 from modularml.data.references import FeatureSetReference
 from modularml.data.schema import POSITION
+from modularml.data.view import FeatureSetView
 from modularml.errors import DataError
 from modularml.graph.flows import flows_of, leaves, resolve_id
 from modularml.graph.node import ComputeNode
 from modularml.training import AppliedLoss
 
-__all__ = ["Meeting", "links_of", "meetings_of"]
+__all__ = ["Meeting", "check_side_by_side", "links_of", "meetings_of"]
 
 
 @dataclass(frozen=True)
@@ -176,6 +182,64 @@ class _Named:
             f"{known if keys else ''}. Name the column that relates them: "
             "fs.reference(..., on='machine'), or align_on='machine' of the node where they meet, "
             "such as ConcatNode(..., align_on='machine'); align_on='position' pairs them row by row"
+        )
+
+
+def check_side_by_side(meetings: Sequence[Meeting], inputs: Mapping[Source, Any]) -> None:
+    """Refuse rows given by hand that stand side by side and do not belong together.
+
+    Parameters
+    ----------
+    meetings : sequence of Meeting
+    inputs : mapping of Source to object
+        Batches, views of batches and samples; those that have no sample ids are not looked at.
+
+    Raises
+    ------
+    DataError
+        With the first row that does not fit, or with what is missing to tell.
+    """
+    views = {s: found for s, given in inputs.items() if (found := _views(s, given))}
+    for role in dict.fromkeys(role for own in views.values() for role in own):
+        own = {s: found[role] for s, found in views.items() if role in found}
+        known = []
+        for meeting in meetings:
+            branches = (tuple(s for s in branch if s in own) for branch in meeting.branches)
+            known.append(replace(meeting, branches=tuple(filter(None, branches))))
+        _check_rows([m for m in known if len(m.sources) > 1], own)
+
+
+def _views(source: Source, given: Any) -> dict[str, FeatureSetView]:
+    """Return the rows that an input holds, by role, as far as their sample ids tell."""
+    if isinstance(given, BatchView):
+        return {role: given.view(role) for role in given.roles}
+    data = given.role_data if isinstance(given, Batch) else given
+    samples = data if isinstance(data, RoleData) else {DEFAULT_ROLE: data}
+    ids = {r: getattr(own, "sample_uuids", None) for r, own in samples.items()}
+    fs = source.ref.resolve()
+    return {r: fs.take_sample_uuids(own) for r, own in ids.items() if own is not None}
+
+
+def _check_rows(meetings: Sequence[Meeting], views: Mapping[Source, FeatureSetView]) -> None:
+    keys: dict[Any, int] = {}
+    of = {
+        s: keys.setdefault((v.source.node_id, v.indices.tobytes()), len(keys))
+        for s, v in views.items()
+    }
+    first = {table: views[source] for source, table in reversed(of.items())}
+    tables = [table_of(first[i]) for i in range(len(keys))]
+    for link in links_of(meetings, tables, of):
+        mine, theirs = link.keys
+        n = min(len(mine), len(theirs))
+        same = pc.fill_null(pc.equal(mine[:n], theirs[:n]), False).to_numpy(zero_copy_only=False)
+        if len(mine) == len(theirs) and same.all():
+            continue
+        row = int(np.argmin([*same, False]))
+        a, b = (tables[i].label for i in link.tables)
+        raise DataError(
+            f"rows of {a!r} ({len(mine)}) and {b!r} ({len(theirs)}) were given side by side that "
+            f"do not belong together by {link.on}: row {row} is the first. Take them in one order, "
+            "as a phase's iter_execution() does, or say align_on='position'"
         )
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from modularml.backends import PLAIN, StepOptions, adapter_for
 from modularml.backends.base import NotFiniteError
 from modularml.data.batch import Batch, BatchView
-from modularml.data.execution import ExecutionContext, Source
+from modularml.data.execution import ExecutionContext
+from modularml.data.lineage import Source
 from modularml.data.references import FeatureSetReference
 from modularml.data.view import FeatureSetView
 from modularml.errors import LossError, NonFiniteLossError, NotFittedError
@@ -23,6 +24,7 @@ from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
 from modularml.graph.plan import StepPlan
 from modularml.graph.plan_key import PlanKey
+from modularml.graph.relations import check_side_by_side, meetings_of
 from modularml.graph.units import pairings
 from modularml.training import AppliedLoss, Optimizer
 
@@ -373,6 +375,7 @@ class GraphRunning(GraphMembers):
             plan, step, _ = given
             tensors = ctx.tensors
         else:
+            self._check_given(ctx, losses, active_nodes)
             plan, step = self.plan(
                 losses,
                 training=training,
@@ -386,6 +389,20 @@ class GraphRunning(GraphMembers):
             tensors = fill(plan, ctx)
         with plan.modes():
             run_step(ctx, plan, step, tensors)
+
+    def _check_given(
+        self,
+        ctx: ExecutionContext,
+        losses: Sequence[AppliedLoss],
+        active_nodes: Iterable[str | GraphNode] | None,
+    ) -> None:
+        """Refuse rows of several inputs, given by hand, that do not belong side by side."""
+        inputs = {Source(*key): given for key, given in ctx.inputs.items()}
+        if len(inputs) > 1:
+            nodes = self._running(active_nodes)
+            asked = [a for a in losses if self.get_node(a.on) in nodes]
+            with self._ctx_of_run():
+                check_side_by_side(meetings_of(nodes, asked), inputs)
 
 
 def run_step(ctx: ExecutionContext, plan: StepPlan, step: Callable[..., Any], tensors: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from modularml._typing import Shape
-from modularml.data.execution import Flow, Leaf
+from modularml.data.lineage import Flow, Leaf
 from modularml.errors import DataError, LossError
 from modularml.graph.flows import leaves, masks_of
 from modularml.training import AppliedLoss

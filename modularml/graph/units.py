@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from modularml._typing import Array, Shape
-from modularml.data.execution import ExecutionContext, Flow, Leaf
+from modularml.data.execution import ExecutionContext
+from modularml.data.lineage import Flow, Leaf
 from modularml.data.schema import TRANSFORMED
 from modularml.errors import ScalerError, UnknownNameError
 from modularml.graph.flows import flows_of, leaves, loss_inputs, pick_column

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from modularml._typing import Array
-from modularml.data.execution import Flow, Leaf, Source, Weighing
+from modularml.data.execution import Weighing
+from modularml.data.lineage import Flow, Leaf, Source
 from modularml.errors import DataError
 from modularml.graph.flows import leaves, pick_column
 from modularml.graph.node import ComputeNode

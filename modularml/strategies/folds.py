@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 
 from modularml._typing import Array, IntArray
 from modularml.data import FeatureSetView
-from modularml.data.execution import Source
 from modularml.data.ids import id_array
 from modularml.data.joining import Link, table_of
+from modularml.data.lineage import Source
 from modularml.data.selectors import select_one
 from modularml.errors import ConfigError, DataError, SplitError
 from modularml.graph.model_graph import ModelGraph

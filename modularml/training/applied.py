@@ -13,6 +13,7 @@ from modularml._typing import Shape
 from modularml.backends import Backend
 from modularml.config import Configurable
 from modularml.context import ExperimentNode
+from modularml.data.lineage import column_above
 from modularml.data.references import (
     ExperimentNodeReference,
     FeatureSetColumnReference,
@@ -212,13 +213,17 @@ class AppliedLoss(Configurable):
         Raises
         ------
         LossError
-            If the step did not produce what the loss needs, or the loss leaves out padding.
+            If the step did not produce what the loss needs, or the loss leaves out padding; or if
+            samples have weights, and the step was run without this loss.
+        UnknownNameError
+            If there is no such column.
         """
         layout = ctx.layout
         if layout is None:
             raise LossError("the step has not run yet; pass it to graph.train_step or eval_step")
         if self.label in layout.padded:
             raise LossError(f"loss {self.label!r} reads padded columns; its value is in ctx.losses")
+        self._check_weights(ctx)
         args = [self._argument(ctx, item) for item in self.parsed]
         adapter = layout.adapter_of(self._ran(layout, self.on))
         fn = self.loss.resolve(adapter.backend)
@@ -234,14 +239,28 @@ class AppliedLoss(Configurable):
 
     def _argument(self, ctx: Any, item: LossInput) -> Any:
         layout = ctx.layout
-        wanted = item.node or self.on
+        ran = {name for i, _ in layout.outputs for name in (i, layout.labels.get(i))}
+        of_set = None if item.domain == "outputs" or item.node in ran else item.node
+        wanted = self.on if of_set is not None else item.node or self.on
         node_id = self._ran(layout, wanted)
-        role = item.role or ctx.roles(node_id)[0]
+        role, column = item.role or ctx.roles(node_id)[0], item.column
+        if item.domain != "outputs" and column is None and role not in ctx.roles(node_id):
+            role, column = ctx.roles(node_id)[0], f"{item.domain}.{role}"
         if item.domain == "outputs":
             return ctx.output(node_id, role)
-        values = ctx.domain(node_id, item.domain, role)
+        flow = layout.flows.get((node_id, item.domain))
+        if column is not None:
+            kind, source = f"input of loss {self.label!r}", item.source or of_set
+            flow = column_above(layout.flows, node_id, column, kind, source)
+        values = ctx.column_values(flow, role)
         if values is None:
-            raise LossError(f"loss {self.label!r}: node {wanted!r} has no {item.domain}")
+            why = f"has no {item.domain}" if flow is None else "was given no row numbers"
+            raise LossError(f"loss {self.label!r}: node {wanted!r} {why}")
+        if self.label not in dict(layout.losses) and ctx.held(flow, role) is not None:
+            raise LossError(
+                f"loss {self.label!r} reads padded columns; run the step with it, and its value is "
+                "in ctx.losses"
+            )
         out = ctx.output(node_id, role)
         floating = values.dtype.kind == "f"
         shapes = (tuple(n for n in shape if n != 1) for shape in (values.shape, tuple(out.shape)))
@@ -250,6 +269,17 @@ class AppliedLoss(Configurable):
         elif values.ndim == 2 and values.shape[1] == 1 and not floating:
             values = values[:, 0]
         return layout.adapter_of(node_id).from_numpy(values, dtype=out.dtype if floating else None)
+
+    def _check_weights(self, ctx: Any) -> None:
+        """Refuse to leave out weights, which a step finds for the losses that it runs with."""
+        if self.label in dict(ctx.layout.losses) or self.loss.over == "batch":
+            return
+        sources = ctx.sources(self._ran(ctx.layout, self.on))
+        if self.sample_weight is not None or any(ctx.weights(source) for source in sources):
+            raise LossError(
+                f"loss {self.label!r}: samples have weights, and the step was run without this "
+                "loss; pass it to graph.train_step or eval_step, and read ctx.losses"
+            )
 
     def _ran(self, layout: Any, wanted: str) -> str:
         for node_id, _ in layout.outputs:

@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import modularml as mm
+from modularml.data.batch import BatchView
+from modularml.data.execution import ExecutionContext
 from modularml.errors import ConfigError, DataError, LossError, ShapeError, UnknownNameError
 from tests.worlds import (
     QUIET,
@@ -607,3 +609,45 @@ def test_two_inputs_of_one_sampler_in_an_unequal_loss_do_not_mix():
             out = graph.get_node(node).model.inner(torch.tensor(x[rows]))
         each.append(F.mse_loss(out, torch.tensor(y[rows])).item())
     assert results.metrics().at(name="train_loss", batch=None) == pytest.approx(sum(each), rel=1e-5)
+
+
+class TestComputeByHand:
+    """A loss of a step that has run reads what its inputs name."""
+
+    @pytest.fixture
+    def ctx(self):
+        rng = np.random.default_rng(0)
+        columns = {k: rng.normal(size=12).astype("f4") for k in ("x", "y", "z", "w")}
+        self.columns = columns | {"w": np.abs(columns["w"])}
+        fs = mm.FeatureSet.from_dict("data", self.columns, "x", ["y", "z"], "w")
+        graph = mm.ModelGraph([mm.ModelNode("net", nn.Linear(1, 1), fs)])
+        node = graph.get_node("net")
+        rows = {"default": np.array([7, 2, 9])}
+        view = BatchView(fs.to_view(), rows)
+        ctx = ExecutionContext("hand", inputs={(node.node_id, node.feature_refs[0]): view})
+        graph.eval_step(ctx, [])
+        with torch.no_grad():
+            x = torch.tensor(self.columns["x"][rows["default"], None])
+            self.out = node.model.inner(x).numpy()[:, 0]
+        self.rows = rows["default"]
+        return ctx
+
+    @pytest.mark.parametrize(
+        ("item", "key"),
+        [("z", "z"), ("targets.z", "z"), ("targets.y.raw", "y"), ("data.targets.z.raw", "z"),
+         ("w", "w"), ("tags.w", "w"), ("features.x", "x")],
+    )  # fmt: skip
+    def test_reads_the_column_that_it_names(self, ctx, item, key):
+        loss = mm.AppliedLoss(mm.Loss("mse"), "net", ["outputs", item], weight=2.0)
+        by_hand = 2 * np.mean((self.out - self.columns[key][self.rows]) ** 2)
+        assert loss.compute(ctx).item() == pytest.approx(by_hand, rel=1e-5)
+
+    def test_refuses_columns_that_are_not_there(self, ctx):
+        for item in ("rul", "targets.rul", "other.targets.z.raw"):
+            with pytest.raises(UnknownNameError, match=r"unknown input .* of loss 'mse_net'"):
+                mm.AppliedLoss(mm.Loss("mse"), "net", ["outputs", item]).compute(ctx)
+
+    def test_refuses_to_leave_out_weights(self, ctx):
+        loss = mm.AppliedLoss(mm.Loss("mse"), "net", ["outputs", "y"], sample_weight="w")
+        with pytest.raises(LossError, match="without this loss; pass it to graph"):
+            loss.compute(ctx)

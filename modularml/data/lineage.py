@@ -1,0 +1,84 @@
+"""Column lineage: which columns the features, targets and tags of a node come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from modularml.data.references import FeatureSetReference
+from modularml.data.schema import SampleSchema
+from modularml.errors import UnknownNameError
+
+__all__ = ["Flow", "Leaf", "Merged", "Source", "column_above", "column_named", "leaves"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Columns of a FeatureSet on an edge into a head node."""
+
+    node_id: str
+    ref: FeatureSetReference
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """Values of a domain that come straight from columns."""
+
+    source: Source
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Values of a domain that a merge node puts together from several."""
+
+    parts: tuple[Flow, ...]
+    merge: Callable[[Sequence[Any]], Any]
+
+
+Flow: TypeAlias = Leaf | Merged | None
+"""Where a node's targets or tags come from; None where it has none."""
+
+
+def leaves(flow: Flow) -> list[Leaf]:
+    """Return the columns that values come from."""
+    if flow is None:
+        return []
+    if isinstance(flow, Leaf):
+        return [flow]
+    return [leaf for part in flow.parts for leaf in leaves(part)]
+
+
+def column_above(
+    flows: Mapping[Any, Flow], node_id: str, column: str, kind: str, source: Any = None
+) -> Leaf:
+    """Return a column of a FeatureSet that a node reads from, of one `source` where it is named.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is none; `kind` says what it was to be.
+    """
+    known: list[str] = ["outputs", "targets", "features", "tags"]
+    for leaf in leaves(flows.get((node_id, "features"))):
+        if source not in (None, leaf.source.ref.node_label):
+            continue
+        schema = leaf.source.ref.resolve().collection.schema
+        name = column_named(column, schema)
+        if name is not None:
+            return Leaf(leaf.source, (name,))
+        known += list(schema.columns)
+    raise UnknownNameError(kind, column, known)
+
+
+def column_named(text: str, schema: SampleSchema, domain: str | None = None) -> str | None:
+    """Find a column by ``domain.key.rep``, ``domain.key``, ``key.rep`` or ``key``."""
+    columns = {n: c for n, c in schema.columns.items() if domain in (None, c.domain)}
+    for name, spec in columns.items():
+        if text in (name, f"{spec.key}.{spec.rep}"):
+            return name
+    for spec in columns.values():
+        if text in (spec.key, f"{spec.domain}.{spec.key}"):
+            return schema.newest(spec.domain, spec.key)
+    return None
