@@ -12,6 +12,7 @@ import numpy as np
 from modularml._arguments import at_least
 from modularml._registry import Registry
 from modularml._typing import Array, Columns, IntArray
+from modularml._warning import warn
 from modularml.config import Configurable, Stateful
 from modularml.data import BatchView, FeatureSet, FeatureSetView, SampledView
 from modularml.data.joining import join, link_by, table_of
@@ -19,10 +20,13 @@ from modularml.data.selectors import as_list, select_one
 from modularml.errors import ConfigError, DataError, UnknownNameError
 from modularml.io.randomness import drawn_seed
 from modularml.io.saveable import Saveable
+from modularml.predicates.compare import is_null
 from modularml.samplers.arranging import by_groups, interleaved
 from modularml.samplers.epoch import DEFAULT, EpochBatches, cut
+from modularml.splitters.base import check_bins
+from modularml.splitters.strata import binned
 
-__all__ = ["BaseSampler", "sampler_registry"]
+__all__ = ["BaseSampler", "check_known", "sampler_registry"]
 
 
 class BaseSampler(Configurable, Stateful, Saveable, ABC):
@@ -61,6 +65,9 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         whose equal values belong together, one to one or many to one; ``"position"`` pairs rows by
         their places. Rows without a partner are left out. In a phase the edges of the graph keep
         this key: see `FeatureSet.reference`, which can name it itself.
+    bins : int, optional
+        Columns of numbers in `stratify_by` with more distinct values are cut into so many bins of
+        about equally many rows; columns of fractions into 10 where it is not given.
 
     Attributes
     ----------
@@ -100,6 +107,7 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         show_progress: bool = True,
         sources: list[FeatureSet | FeatureSetView] | None = None,
         align_on: Columns = None,
+        bins: int | None = None,
     ) -> None:
         at_least(1, batch_size=batch_size)
         at_least(0, seed=seed)
@@ -109,7 +117,8 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
             )
         self.batch_size, self.shuffle, self.drop_last = int(batch_size), shuffle, drop_last
         self.group_by, self.group_by_role = group_by, group_by_role
-        self.stratify_by, self.stratify_by_role = stratify_by, stratify_by_role
+        check_bins(bins, stratify_by, ConfigError)
+        self.stratify_by, self.stratify_by_role, self.bins = stratify_by, stratify_by_role, bins
         self.strict_stratification = strict_stratification
         for role in (group_by_role, stratify_by_role):
             if role not in (DEFAULT, *self.roles):
@@ -173,11 +182,8 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
             If a column holds arrays.
         """
         collection, rows = view.collection, view.valid_indices
-        codes = np.zeros(len(rows), dtype=np.int64)
-        for selector in as_list(columns):
-            own = collection.codes(select_one(collection.schema, selector))[rows]
-            codes = _packed(codes * (own.max(initial=0) + 1) + own)
-        return codes
+        names = [select_one(collection.schema, selector) for selector in as_list(columns)]
+        return _combined([collection.codes(name)[rows] for name in names], len(rows))
 
     def batches(
         self,
@@ -193,12 +199,12 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         at: Any = slice(None)
         n = len(rows[self.roles[0]])
         if self.group_by is not None:
-            codes = self._codes_of(view, rows, self.group_by, self.group_by_role)
+            codes = self.codes(view, self.group_by)[rows[self._role(self.group_by_role)]]
             shuffled = rng if self.shuffle else None
             at, bounds = by_groups(codes, self.batch_size, shuffled, drop_last=self.drop_last)
         else:
             if self.stratify_by is not None:
-                codes = self._codes_of(view, rows, self.stratify_by, self.stratify_by_role)
+                codes = self._strata(view)[rows[self._role(self.stratify_by_role)]]
                 at = interleaved(codes, strict=self.strict_stratification)
                 n = len(at)
             starts, stops = cut([n], self.batch_size, drop_last=self.drop_last)
@@ -260,11 +266,44 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         super().set_state(state)
         self._first = self.batch_
 
-    def _codes_of(
-        self, view: FeatureSetView, rows: Mapping[str, IntArray], columns: Columns, role: str
-    ) -> IntArray:
-        role = self.roles[0] if role == DEFAULT else role
-        return self.codes(view, columns)[rows[role]]
+    def _role(self, role: str) -> str:
+        return self.roles[0] if role == DEFAULT else role
+
+    def _strata(self, view: FeatureSetView) -> IntArray:
+        """Return the stratum of each row of a view; those of continuous columns are bins."""
+        collection, rows = view.collection, view.valid_indices
+        parts = []
+        for selector in as_list(self.stratify_by):
+            name = select_one(collection.schema, selector)
+            check_known("stratify_by", view, name)
+            cut = binned(collection.numpy(name)[rows], self.bins)
+            parts.append(collection.codes(name)[rows] if cut is None else cut[0])
+        codes = _combined(parts, len(rows))
+        strata = int(codes.max(initial=-1)) + 1
+        if strata > max(self.batch_size, len(rows) // 2):
+            warn(
+                f"stratify_by={self.stratify_by!r} makes {strata} strata of {len(rows)} rows, most "
+                "of one row, which batches cannot share; cut numbers into bins with bins=, or "
+                "merge rare classes"
+            )
+        return codes
+
+
+def check_known(argument: str, view: FeatureSetView, name: str) -> None:
+    """Refuse a column of classes with missing values."""
+    if lacking := int(is_null(view.collection.numpy(name)[view.valid_indices]).sum()):
+        raise DataError(
+            f"{argument}: column {name!r} of {view.label!r} has {lacking} missing value(s), which "
+            "are no class; fill them, or leave these rows out"
+        )
+
+
+def _combined(parts: list[IntArray], n: int) -> IntArray:
+    """Return the number of each row's combination of codes."""
+    codes = np.zeros(n, dtype=np.int64)
+    for own in parts:
+        codes = _packed(codes * (own.max(initial=0) + 1) + own)
+    return codes
 
 
 def _packed(codes: IntArray) -> IntArray:

@@ -11,8 +11,7 @@ from modularml._typing import Array, Columns, IntArray
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.selectors import as_list, select_one
 from modularml.errors import ConfigError, DataError
-from modularml.predicates.compare import is_null
-from modularml.samplers.base import BaseSampler, sampler_registry
+from modularml.samplers.base import BaseSampler, check_known, sampler_registry
 from modularml.samplers.epoch import DEFAULT, EpochBatches
 
 __all__ = ["SimpleSampler"]
@@ -88,11 +87,7 @@ class SimpleSampler(BaseSampler):
         if self.balance_by is not None:
             for selector in as_list(self.balance_by):
                 name = select_one(view.collection.schema, selector)
-                if lacking := int(is_null(view.collection.numpy(name)[view.valid_indices]).sum()):
-                    raise DataError(
-                        f"balance_by: column {name!r} of {view.label!r} has {lacking} missing "
-                        "value(s), which are no class; fill them, or leave these rows out"
-                    )
+                check_known("balance_by", view, name)
             codes = self.codes(view, self.balance_by)
             sums = np.bincount(codes, chances)
             chances = np.divide(chances, sums[codes], out=chances, where=sums[codes] > 0)

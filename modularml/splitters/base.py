@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from modularml._arguments import at_least
 from modularml._typing import Array, Columns, IntArray
 from modularml._warning import warn
 from modularml.config import Configurable
@@ -19,6 +20,7 @@ __all__ = [
     "SplitOverlapWarning",
     "SplitRatioWarning",
     "StrataWarning",
+    "check_bins",
     "key_list",
     "warn_of_overlap",
 ]
@@ -104,6 +106,16 @@ class BaseSplitter(Configurable, Saveable, ABC):
                 raise SplitError(f"column {name!r} has {len(columns[name])} rows, expected {n}")
         parts = self.assign(n, columns=columns)
         return {name: _checked(name, rows, n) for name, rows in parts.items()}
+
+
+def check_bins(bins: int | None, stratify_by: Columns, error: type[Exception]) -> None:
+    """Refuse fewer than two bins, and bins of no column."""
+    at_least(2, error, bins=bins)
+    if bins is not None and not stratify_by:
+        raise error(
+            f"bins={bins} cuts the columns of stratify_by into bins, and there is no stratify_by; "
+            "give both, or leave bins out"
+        )
 
 
 def key_list(*given: Columns) -> list[str]:

@@ -14,7 +14,7 @@ from modularml._arguments import at_least
 from modularml._optional import require
 from modularml._typing import Array, Columns, IntArray
 from modularml.errors import SplitError
-from modularml.splitters.base import BaseSplitter, StrataWarning, key_list
+from modularml.splitters.base import BaseSplitter, StrataWarning, check_bins, key_list
 from modularml.splitters.dealing import deal
 from modularml.splitters.factors import Factor, cross, factorise
 from modularml.splitters.random import RandomSplitter
@@ -164,7 +164,8 @@ class KFoldSplitter(FoldSplitter):
         seed: int = 13,
         bins: int | None = None,
     ) -> None:
-        at_least(2, SplitError, n_folds=n_folds, bins=bins)
+        at_least(2, SplitError, n_folds=n_folds)
+        check_bins(bins, stratify_by, SplitError)
         at_least(0, SplitError, seed=seed)
         key_list(group_by, stratify_by)
         self.n_folds = n_folds

@@ -15,7 +15,7 @@ from modularml._typing import Array, Columns, IntArray
 from modularml._warning import warn
 from modularml.errors import SplitError
 from modularml.splitters.apportion import apportion, largest_remainder
-from modularml.splitters.base import BaseSplitter, SplitRatioWarning, key_list
+from modularml.splitters.base import BaseSplitter, SplitRatioWarning, check_bins, key_list
 from modularml.splitters.dealing import deal
 from modularml.splitters.factors import Factor, cross, factorise
 from modularml.splitters.strata import stratify, warn_of_missing
@@ -79,7 +79,7 @@ class RandomSplitter(BaseSplitter):
     ) -> None:
         _check_ratios(ratios)
         at_least(0, SplitError, seed=seed)
-        at_least(2, SplitError, bins=bins)
+        check_bins(bins, stratify_by, SplitError)
         key_list(group_by, stratify_by)
         self.ratios = dict(ratios)
         self.group_by = group_by

@@ -13,7 +13,7 @@ from modularml._warning import warn
 from modularml.splitters.base import StrataWarning
 from modularml.splitters.factors import Factor, factorise
 
-__all__ = ["stratify", "warn_of_missing"]
+__all__ = ["binned", "stratify", "warn_of_missing"]
 
 BINS = 10
 """Bins of a column of fractions, where nothing else is asked for."""
@@ -41,7 +41,7 @@ def stratify(keys: Sequence[str], columns: Mapping[str, Array], bins: int | None
     SplitError
         As of `factorise`.
     """
-    cut = {key: _binned(columns[key], bins) for key in keys}
+    cut = {key: binned(columns[key], bins) for key in keys}
     found = factorise(
         keys, {key: columns[key] if own is None else own[0] for key, own in cut.items()}
     )
@@ -79,8 +79,11 @@ def warn_of_missing(strata: Factor, cells: IntArray, parts: Sequence[str], by: A
     )
 
 
-def _binned(values: Array, bins: int | None) -> tuple[IntArray, list[str]] | None:
-    """Return the bin of each row and the bins' names; None where a column is left as it is."""
+def binned(values: Array, bins: int | None) -> tuple[IntArray, list[str]] | None:
+    """Return the bin of each row and the bins' names; None where a column is left as it is.
+
+    See `stratify`; columns with missing values are left too.
+    """
     if values.ndim != 1 or values.dtype.kind not in ("f" if bins is None else "iufmM"):
         return None
     present = values[~np.isnan(values)] if values.dtype.kind == "f" else values

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from modularml._arguments import Checked, at_least
+from modularml._arguments import Checked
 from modularml._typing import Columns
 from modularml.context import ExperimentContext
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.selectors import as_list, select_one
 from modularml.errors import ConfigError
-from modularml.splitters.base import key_list
+from modularml.splitters.base import check_bins, key_list
 
 __all__ = ["CVBinding"]
 
@@ -80,7 +80,7 @@ class CVBinding(Checked):
         for name, size in (("val_size", val_size), ("stop_size", stop_size)):
             if size is not None and not 0 < size < 1:
                 raise ConfigError(f"{name} must lie between 0 and 1, got {size!r}")
-        at_least(2, bins=bins)
+        check_bins(bins, stratify_by, ConfigError)
         self.featureset, self.source_splits = found, as_list(source_splits)
         self.group_by, self.stratify_by, self.val_size = group_by, stratify_by, val_size
         self.train_split_name, self.val_split_name = train_split_name, val_split_name

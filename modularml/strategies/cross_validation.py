@@ -359,6 +359,11 @@ def _fold_splitter(splitter: Any, bindings: Sequence[CVBinding], n_repeats: int)
     if any(b.val_size is not None for b in bindings) or (own and keys):
         told = "group_by, stratify_by and val_size" if own else "val_size"
         raise ConfigError(f"give {told} to the splitter, not to bindings; got both")
+    if any(b.bins is not None for b in bindings):
+        raise ConfigError(
+            f"bins cuts the strata of KFoldSplitter, and {splitter!r} reads the column as it is; "
+            "leave bins out, or stratify by a column of bins"
+        )
     found = splitter if own else ScikitSplitter(splitter, lead.group_by, lead.stratify_by)
     if n_repeats > 1 and not hasattr(found, "seed"):
         raise ConfigError(

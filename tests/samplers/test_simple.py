@@ -294,3 +294,40 @@ def test_weights_whose_sum_is_infinite():
             SimpleSampler(weights="w", seed=0, **balance).sample(view, 0).rows["default"],
             SimpleSampler(weights="x", seed=0, **balance).sample(view, 0).rows["default"],
         )
+
+
+@pytest.mark.parametrize("bins", [None, 4])
+@pytest.mark.parametrize("strict", [True, False])
+def test_strata_of_a_continuous_column_are_bins(bins, strict):
+    soh = np.random.default_rng(3).random(400)
+    fs = FeatureSet.from_dict("fs", {"x": soh}, "x", [], register=False)
+    view, size = fs.take(np.arange(0, 400, 2)).to_view(), 2 * (bins or 10)
+    how = {"batch_size": size, "shuffle": True, "seed": 0, "strict_stratification": strict}
+    sampler = SimpleSampler(stratify_by="x", bins=bins, **how)
+    own = soh[view.indices]
+    quantile = np.argsort(np.argsort(own)) * (bins or 10) // len(own)
+    for batch in batches(sampler, view):
+        assert np.bincount(quantile[batch]).tolist() == [2] * (bins or 10)
+    assert sorted(flat(batches(sampler, view))) == list(range(200))
+
+
+def test_bins_of_whole_numbers_and_times():
+    days = np.arange("2024-01-01", "2024-02-10", dtype="M8[D]")
+    data = {"n": np.arange(40), "t": days, "x": np.arange(40.0)}
+    fs = FeatureSet.from_dict("fs", data, "x", [], ["n", "t"], register=False)
+    for key in ("n", "t"):
+        sampler = SimpleSampler(batch_size=4, stratify_by=key, bins=4)
+        for batch in batches(sampler, fs.to_view()):
+            assert sorted(np.array(batch) // 10) == [0, 1, 2, 3]
+        with pytest.warns(UserWarning, match=r"makes 40 strata of 40 rows.*bins="):
+            batches(SimpleSampler(batch_size=4, stratify_by=key), fs.to_view())
+
+
+def test_strata_that_cannot_be_are_refused():
+    fs = make()
+    with pytest.raises(DataError, match=r"stratify_by: column 'tags.nan.raw' .* missing"):
+        SimpleSampler(batch_size=4, stratify_by="nan").epoch(fs.to_view(), 0)
+    with pytest.raises(ConfigError, match=r"bins=3 .* no stratify_by"):
+        SimpleSampler(batch_size=4, bins=3)
+    with pytest.raises(ConfigError, match="bins must be"):
+        SimpleSampler(batch_size=4, stratify_by="k", bins=1)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import modularml as mml
 from modularml.errors import DataError, SplitError, UnknownNameError
-from modularml.splitters import RandomSplitter, SplitRatioWarning, StrataWarning
+from modularml.splitters import KFoldSplitter, RandomSplitter, SplitRatioWarning, StrataWarning
 from tests.contracts.splitter import SplitterContract, assert_same_parts
 
 THREE = {"train": 0.6, "val": 0.2, "test": 0.2}
@@ -402,3 +402,11 @@ def test_seed_alone_decides_whatever_was_drawn_before():
     for how in ({}, {"group_by": "g"}, {"stratify_by": "y"}, {"group_by": "g", "stratify_by": "y"}):
         splitter = RandomSplitter(HALVES, **how)
         assert_same_parts(splitter.split(30, columns=columns), splitter.split(30, columns=columns))
+
+
+@pytest.mark.parametrize("splitter", [RandomSplitter, KFoldSplitter])
+@pytest.mark.parametrize("keys", [{}, {"group_by": "g"}])
+def test_bins_of_no_column_are_refused(splitter, keys):
+    first = {"train": 0.5, "test": 0.5} if splitter is RandomSplitter else 3
+    with pytest.raises(SplitError, match=r"bins=4 .* no stratify_by"):
+        splitter(first, bins=4, **keys)

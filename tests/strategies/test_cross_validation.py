@@ -775,6 +775,11 @@ def test_what_cannot_be_meant_is_refused_at_once():
     for splitter in ("kfold", model_selection.KFold):
         with pytest.raises(SplitError, match="an object with a method split"):
             mml.CrossValidation(bindings=binding, splitter=splitter)
+    binned = mml.CVBinding(fs, ["train"], stratify_by="y", bins=4)
+    with pytest.raises(ConfigError, match="bins cuts the strata of KFoldSplitter"):
+        mml.CrossValidation(bindings=binned, splitter=model_selection.StratifiedKFold(3))
+    with pytest.raises(ConfigError, match=r"bins=4 .* no stratify_by"):
+        mml.CVBinding(fs, ["train"], bins=4)
     with pytest.raises(ConfigError, match="val_size must"):
         mml.CVBinding(fs, ["train"], val_size="0.2")
     with pytest.raises(TypeError, match="phase"):
