@@ -14,7 +14,7 @@ from modularml._typing import Array, IntArray
 from modularml.data.columns import to_arrow
 from modularml.errors import DataError, ShapeError, UnknownNameError
 
-__all__ = ["DataFormat", "convert", "convert_array", "stack"]
+__all__ = ["ARRAY_FORMATS", "DataFormat", "convert", "convert_array", "stack"]
 
 
 BLOCK = 8192
@@ -94,7 +94,7 @@ def convert(
         If columns of unlike shape are to be stacked.
     """
     fmt = DataFormat.from_value(fmt)
-    if fmt in _OF_ARRAYS:
+    if fmt in ARRAY_FORMATS:
         return convert_array(stack(columns, rows), fmt)
     if rows is not None:
         columns = {name: values[rows] for name, values in columns.items()}
@@ -217,7 +217,8 @@ def _tensorflow(values: Array) -> Any:
     return require("tensorflow").convert_to_tensor(np.asarray(values))
 
 
-_OF_ARRAYS = (DataFormat.NUMPY, DataFormat.LIST, DataFormat.TORCH, DataFormat.TENSORFLOW)
+ARRAY_FORMATS = (DataFormat.NUMPY, DataFormat.LIST, DataFormat.TORCH, DataFormat.TENSORFLOW)
+"""Formats without names of columns."""
 
 _FORMATTERS: dict[DataFormat, Callable[[Mapping[str, Array]], Any]] = {
     DataFormat.PANDAS: _pandas,

@@ -320,11 +320,18 @@ class Experiment(Checked, ExperimentFiles):
         unscale: bool = True,
         fmt: str = "numpy",
         decode: bool = False,
+        tags: bool = False,
     ) -> Any:
         """Return the graph's outputs for new or known rows; see `ModelGraph.predict`."""
         with self._ctx.activate():
             return active_graph("predict").predict(
-                data, node=node, batch_size=batch_size, unscale=unscale, fmt=fmt, decode=decode
+                data,
+                node=node,
+                batch_size=batch_size,
+                unscale=unscale,
+                fmt=fmt,
+                decode=decode,
+                tags=tags,
             )
 
     # -- checkpointing ------------------------------------------------------------------------

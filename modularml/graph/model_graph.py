@@ -186,6 +186,7 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         unscale: bool = True,
         fmt: str = "numpy",
         decode: bool = False,
+        tags: bool = False,
     ) -> Any:
         """Return the graph's outputs for new or known rows.
 
@@ -203,10 +204,15 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         unscale : bool
             Whether outputs come back in the units of the node's targets.
         fmt : str
-            An array format. Columns of a frame are called after the classes that they score.
+            Any format of `FeatureSet.get_data`. Those with named columns (``pandas``, ``polars``,
+            ``arrow``, ``dict``) name them after the targets, or the classes that they score.
         decode : bool
             Whether classifiers return the label of the most likely class, shape (n, 1), in place
             of scores.
+        tags : bool
+            Whether named columns have the tags of the rows before them, and ``sample_uuid``, the
+            index of a pandas frame, where the rows are of a FeatureSet. Tags of new rows are those
+            that were given.
 
         Returns
         -------
@@ -228,6 +234,7 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
                 unscale=unscale,
                 fmt=fmt,
                 decode=decode,
+                tags=tags,
             )
 
     # -- config and state ---------------------------------------------------------------------

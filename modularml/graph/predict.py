@@ -10,11 +10,12 @@ import numpy as np
 
 from modularml._optional import require
 from modularml._typing import Array
+from modularml.context import ExperimentContext
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.arrow_types import in_shape, to_numpy
 from modularml.data.batch import as_numpy
 from modularml.data.columns import to_arrow
-from modularml.data.formats import DataFormat, convert, convert_array, stack
+from modularml.data.formats import ARRAY_FORMATS, DataFormat, convert, convert_array, stack
 from modularml.data.frames import as_columns
 from modularml.data.joining import Table, join, table_of
 from modularml.data.lineage import Leaf
@@ -44,11 +45,18 @@ def predict(
     unscale: bool,
     fmt: str,
     decode: bool = False,
+    tags: bool = False,
 ) -> Any:
     """Return outputs for rows of a FeatureSet, a view, a frame, a dict or an array.
 
     See `ModelGraph.predict`.
     """
+    form = DataFormat.from_value(fmt)
+    if tags and form in ARRAY_FORMATS:
+        raise ConfigError(
+            f"tags=True needs a format with named columns, such as fmt='pandas', 'polars', 'arrow' "
+            f"or 'dict', got fmt={form.value!r}"
+        )
     if not graph.is_built:
         raise NotFittedError("the graph has not been built; train it, or call graph.build()")
     wanted: list[Any] = list(graph.tail_nodes.values()) if node is None else [graph.get_node(node)]
@@ -76,43 +84,59 @@ def predict(
             ]
             outs = step(tensors)[1]
             parts.append([as_numpy(outs[places[w.node_id]]) for w in wanted])
-    found = {
-        w.label: _finished(
-            plan.layout.flows, w, [p[i] for p in parts], readers, lead, unscale, fmt, decode
-        )
-        for i, w in enumerate(wanted)
-    }
+    beside = _facts(readers, lead) if tags else {}
+    found = {}
+    for i, w in enumerate(wanted):
+        made = [p[i] for p in parts]
+        values = _values(plan.layout.flows, w, made, readers, lead, unscale, decode)
+        if form in ARRAY_FORMATS:
+            found[w.label] = convert_array(values, form)
+            continue
+        named = _named(plan.layout.flows, w, values, decode)
+        facts = {k if k not in named else f"tags.{k}": own for k, own in beside.items()}
+        found[w.label] = table = convert({**facts, **named}, form)
+        if form is DataFormat.PANDAS and lead.index is not None:
+            found[w.label] = table.set_axis(lead.index, axis=0)
+        elif form is DataFormat.PANDAS and "sample_uuid" in facts:
+            found[w.label] = table.set_index("sample_uuid")
     return next(iter(found.values())) if len(found) == 1 else found
 
 
-def _finished(
+def _values(
     flows: Mapping[Any, Any],
     node: Any,
     parts: list[Array],
     readers: Mapping[str, _Reader],
     lead: _Reader,
     unscale: bool,
-    fmt: str,
     decode: bool,
-) -> Any:
+) -> Array:
+    """Return a node's outputs in the units of its targets, or the labels of its classes."""
     values = np.concatenate(parts)
     if decode:
-        own = flows[node.node_id, "targets"]
-        targets = flows.get((node.node_id, "truth"), own)
-        return convert_array(decoded(node.label, targets, values)[:, None], fmt)
+        return decoded(node.label, _truth(flows, node), values)[:, None]
     leaf = None
     if unscale:
         check_clear(flows, node.node_id, node.label)
         leaf = scaled_target(flows[node.node_id, "outputs"])
-    if leaf is not None:
-        reader = readers.get(leaf.source.ref.node_label, lead)
-        values = invert_leaf(leaf, values, reader.ids(leaf) if needs_rows(leaf) else None)
-    if DataFormat.from_value(fmt) is not DataFormat.PANDAS or values.ndim < 2:
-        return convert_array(values, fmt)
+    if leaf is None:
+        return values
+    reader = readers.get(leaf.source.ref.node_label, lead)
+    return invert_leaf(leaf, values, reader.ids(leaf) if needs_rows(leaf) else None)
+
+
+def _truth(flows: Mapping[Any, Any], node: Any) -> Any:
+    return flows.get((node.node_id, "truth")) or flows.get((node.node_id, "targets"))
+
+
+def _named(flows: Mapping[Any, Any], node: Any, values: Array, decode: bool) -> dict[str, Array]:
+    """Return the columns of a node's outputs, by the names of its targets or classes."""
+    values = values[:, None] if values.ndim == 1 else values
+    truth = _truth(flows, node)
     own = flows.get((node.node_id, "outputs")) or flows.get((node.node_id, "truth"))
+    own = truth if decode else own
     names = [column.split(".")[1] for part in leaves(own) for column in part.columns]
     width = values.shape[1]
-    truth = flows.get((node.node_id, "truth")) or flows.get((node.node_id, "targets"))
     method = getattr(node.model, "method", "") if hasattr(node, "model") else ""
     if width > 1 and (classes := score_names(truth, width, method=method)) is not None:
         names = classes
@@ -120,8 +144,20 @@ def _finished(
         names = [f"{names[0]}_{i}" for i in range(width)]
     if len(set(names)) != width:
         names = [f"column_{i}" for i in range(width)]
-    frame = convert({name: values[:, i] for i, name in enumerate(names)}, fmt)
-    return frame if lead.index is None else frame.set_axis(lead.index, axis=0)
+    return {name: values[:, i] for i, name in enumerate(names)}
+
+
+def _facts(readers: Mapping[str, _Reader], lead: _Reader) -> dict[str, Array]:
+    """Return the ids of rows, where these are known, and their tags."""
+    found: dict[str, Array] = {}
+    if lead.view is not None:
+        found["sample_uuid"] = lead.view.get_sample_uuids()
+    for label, reader in readers.items():
+        for key, values in reader.tags(label).items():
+            found.setdefault(
+                key if key not in found or reader is lead else f"{label}.{key}", values
+            )
+    return found
 
 
 def _readers(
@@ -222,6 +258,15 @@ class _Reader:
             return _Reader(self.view.take(rows))
         index = None if self.index is None else self.index[rows]
         return _Reader({key: values[rows] for key, values in (self.raw or {}).items()}, index)
+
+    def tags(self, label: str) -> dict[str, Array]:
+        """Return the tags of the rows, by key, as far as they were given."""
+        if self.view is not None:
+            own: dict[str, Array] = self.view.get_tags() if self.view.get_tag_keys() else {}
+            return own
+        fs: Any = ExperimentContext.get_active().get_node(label=label)
+        keys = [name for name in fs.get_tag_keys(False, False) if name in (self.raw or {})]
+        return {key: (self.raw or {})[key] for key in keys}
 
     def column(self, slot: InputSlot) -> Callable[[int, int], Array]:
         """Return the function from first and last place to those rows of the slot's columns."""

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 import modularml as mm
-from modularml.errors import DataError, GraphError, NotFittedError, ScalerError, UnknownNameError
+from modularml.errors import (
+    ConfigError,
+    DataError,
+    GraphError,
+    NotFittedError,
+    ScalerError,
+    UnknownNameError,
+)
+from tests.scenarios.test_relations import sets, wired
 from tests.worlds import (
     QUIET,
     arrays,
@@ -273,6 +281,69 @@ def test_a_frame_keeps_its_index_and_the_names_of_targets():
     assert list(found.index) == ["c5", "c6", "c7", "c8"]
     assert list(found.columns) == ["y"]
     np.testing.assert_allclose(found[["y"]].to_numpy(), exp.predict(frame)[5:9], rtol=1e-6)
+
+
+def tagged():
+    """Return an experiment on rows with tags, its features and the names of these rows' cells."""
+    x, y = arrays(n=12)
+    cells = np.array([f"cell{i:02}" for i in range(12)])
+    fs = featureset(x, y, cell=cells, day=np.arange(12))
+    graph_of(fs, mlp()).build()
+    return x, fs, cells, experiment()
+
+
+def as_dict(table):
+    """Return the columns of any table."""
+    if isinstance(table, dict):
+        return table
+    if hasattr(table, "to_pydict"):
+        return table.to_pydict()
+    own = {name: table[name].to_list() for name in table.columns}
+    return own if not isinstance(table, pd.DataFrame) else {table.index.name: table.index, **own}
+
+
+@pytest.mark.parametrize("fmt", ["pandas", "arrow", "polars", "dict", "dict_list", "dict_torch"])
+def test_every_format_with_named_columns_names_them(fmt):
+    if fmt == "polars":
+        pytest.importorskip("polars")
+    _, fs, _, exp = tagged()
+    found = as_dict(exp.predict(fs, fmt=fmt))
+    assert [name for name in found if name] == ["y"]
+    np.testing.assert_allclose(np.asarray(found["y"]), exp.predict(fs)[:, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("fmt", ["pandas", "arrow", "dict"])
+def test_tags_and_ids_stand_beside_predictions(fmt):
+    x, fs, cells, exp = tagged()
+    rows = fs.take([7, 2, 9])
+    found = as_dict(exp.predict(rows, fmt=fmt, tags=True))
+    assert list(found) == ["sample_uuid", "cell", "day", "y"]
+    assert list(found["sample_uuid"]) == list(rows.get_sample_uuids())
+    assert list(found["cell"]) == list(cells[[7, 2, 9]])
+    assert list(found["day"]) == [7, 2, 9]
+    np.testing.assert_allclose(np.asarray(found["y"]), exp.predict(rows)[:, 0], rtol=1e-6)
+    new = pd.DataFrame({f"x{i}": x[:4, i] for i in range(6)} | {"cell": cells[:4]}, index=[*"abcd"])
+    table = exp.predict(new, fmt="pandas", tags=True)
+    assert list(table.columns) == ["cell", "y"]
+    assert list(table.index) == [*"abcd"]
+    assert list(table["cell"]) == list(cells[:4])
+
+
+@pytest.mark.parametrize("fmt", ["numpy", "torch", "list"])
+def test_tags_are_refused_where_columns_have_no_names(fmt):
+    _, fs, _, exp = tagged()
+    with pytest.raises(ConfigError, match=rf"such as fmt='pandas'.*got fmt='{fmt}'"):
+        exp.predict(fs, fmt=fmt, tags=True)
+
+
+def test_tags_of_two_related_sets_stand_beside_predictions():
+    windows, facts = sets()
+    wired(windows, facts.reference(on="machine"))
+    exp = experiment()
+    exp.model_graph.build()
+    found = exp.predict({"W": windows["val"], "F": facts["val"]}, fmt="pandas", tags=True)
+    assert list(found["machine"]) == list(found["F.machine"])
+    assert list(found.index) == list(windows["val"].get_sample_uuids())
 
 
 @pytest.mark.parametrize("fmt", ["torch", "numpy"])
