@@ -26,7 +26,7 @@ class CSVLogger(Callback):
         of its own: ``log_CV_fold_0.csv``.
     append : bool
         Whether lines are added to a file that is there; it is replaced otherwise, by the first
-        phase of a run that writes to it.
+        phase of a run that writes to it. Previews leave it alone.
     label : str, optional
     execution_order : int
         Must be higher than that of callbacks whose metrics are to be in the line of their epoch.
@@ -52,6 +52,7 @@ class CSVLogger(Callback):
         self.lines_ = 0
 
     logs: tuple[str, ...] = ()
+    writes_files = True
 
     def keep_apart(self, label: str) -> None:
         """Let the file's name end with a label: ``log.csv`` becomes ``log_CV_fold_0.csv``."""

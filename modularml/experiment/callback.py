@@ -94,6 +94,9 @@ class _Listener(Configurable, Stateful):
     changes_weights: ClassVar[bool] = True
     """Whether hooks of batches may change weights; outputs of frozen nodes are then not reused."""
 
+    writes_files: ClassVar[bool] = False
+    """Whether it writes what a preview could not undo, such as files; previews leave it out."""
+
     def __init__(self, label: str | None = None, execution_order: int = 0) -> None:
         self._label = label
         self._execution_order = execution_order

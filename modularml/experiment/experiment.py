@@ -105,6 +105,7 @@ class Experiment(Checked, ExperimentFiles):
         self._plan = PhaseGroup(label)
         self._history: list[ExperimentRun] = []
         self._runner: Runner | None = None
+        self._previewing = False
         self._callbacks: list[ExperimentCallback] = []
         given = [] if callbacks is None else callbacks
         for callback in all_of(ExperimentCallback, "callbacks", given):
@@ -294,8 +295,16 @@ class Experiment(Checked, ExperimentFiles):
         self._check(phase, ExperimentPhase)
         return stream_events(self, phase, {"show_training_progress": False, **kwargs})
 
+    @property
+    def is_preview(self) -> bool:
+        """Whether what runs is a preview; callbacks that write files are left out of it."""
+        return self._previewing
+
     def preview_phase(self, phase: ExperimentPhase, **kwargs: Any) -> Any:
-        """Run a phase and undo everything it changed; nothing is kept in the history."""
+        """Run a phase and undo everything it changed; nothing is kept in the history.
+
+        Callbacks that write files (`CSVLogger`, yours with ``writes_files = True``) are left out.
+        """
         self._check(phase, ExperimentPhase)
         return self._previewed([phase], kwargs, lambda runner: runner.phase(phase))
 
@@ -480,10 +489,14 @@ class Experiment(Checked, ExperimentFiles):
             return work(runner, into)
 
     def _previewed(self, phases: list[ExperimentPhase], flags: dict[str, Any], work: Any) -> Any:
-        runner = Runner(self, flags)
-        quiet = self._keeping_nothing(phases)
-        with self._ctx.activate(), quiet, untouched(self, phases), runner.reproducibly():
-            return work(runner)
+        before, self._previewing = self._previewing, True
+        try:
+            runner = Runner(self, flags)
+            quiet = self._keeping_nothing(phases)
+            with self._ctx.activate(), quiet, untouched(self, phases), runner.reproducibly():
+                return work(runner)
+        finally:
+            self._previewing = before
 
     def _whole(self, runner: Runner, into: PhaseGroupResults) -> PhaseGroupResults:
         if self._checkpointing is not None and not runner.is_resumed:

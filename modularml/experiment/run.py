@@ -124,7 +124,8 @@ class Runner:
     ) -> None:
         self.experiment, self.item = experiment, item
         self.flags = check_flags(flags)
-        listeners: list[ExperimentCallback] = experiment.exp_callbacks
+        quiet = experiment.is_preview
+        listeners = [c for c in experiment.exp_callbacks if not (c.writes_files and quiet)]
         if experiment.checkpointing is not None:
             listeners = [*listeners, ExperimentKeeper(experiment.checkpointing)]
         self.hooks = Dispatcher(listeners, ExperimentCallback, EXPERIMENT_HOOKS)

@@ -71,6 +71,7 @@ def check_estimator(estimator: Any) -> None:
     known = found.get("classes_")  # None in a TargetEncoder of numbers
     if known is not None and (isinstance(known, str) or not hasattr(known, "__len__")):
         raise ConfigError("classes_ of an estimator are no list or array")
+    _expect(getattr(known, "ndim", 1) == 1, "classes_")
     if "n_classes_" in found and "classes_" in found:
         _expect(np.array_equal(found["n_classes_"], _sizes(found["classes_"])), "n_classes_")
     if "_label_binarizer" in found and "classes_" in vars(found["_label_binarizer"]):
@@ -205,21 +206,27 @@ def _check_descent(model: Any) -> None:
 
 
 def _check_one_hot(encoder: Any) -> None:
-    """Hold the number of columns that each category makes to the categories."""
+    """Hold the columns that each category may fill to those that there are; scipy writes beyond."""
     found = vars(encoder)
     if "_n_features_outs" not in found:
         return
-    _expect(len(found["categories_"]) == found["n_features_in_"], "categories_")
-    infrequent = found.get("_infrequent_indices", ())
-    _expect(len(infrequent) in (0, len(found["categories_"])), "_infrequent_indices")
-    for mapping, known in zip(
-        found.get("_default_to_infrequent_mappings", ()), found["categories_"], strict=False
-    ):
-        fits = mapping is None or (len(mapping) == len(known) and mapping.min() >= 0)
-        _expect(fits and (mapping is None or mapping.max() < len(known)), "infrequent categories")
-    drop = found.get("_drop_idx_after_grouping")
-    _expect(drop is None or len(drop) == len(found["categories_"]), "_drop_idx_after_grouping")
+    known = found["categories_"]
+    n, rare = len(known), bool(found["_infrequent_enabled"])
+    _expect(n == found["n_features_in_"], "categories_")
     _expect(found["_n_features_outs"] == encoder._compute_n_features_outs(), "_n_features_outs")
+    groups = found["_infrequent_indices"] if rare else [None] * n
+    mappings = found["_default_to_infrequent_mappings"] if rare else [None] * n
+    dropped = found["_drop_idx_after_grouping"]
+    dropped = [None] * n if dropped is None else dropped
+    _expect(len(groups) == len(mappings) == len(dropped) == n, "infrequent categories")
+    facts = zip(known, found["_n_features_outs"], groups, mappings, dropped, strict=True)
+    for values, columns, group, mapping, drop in facts:
+        _expect((group is None) == (mapping is None), "infrequent categories")
+        places = np.arange(len(values)) if mapping is None else mapping
+        _expect(len(places) == len(values), "infrequent categories")
+        _expect(drop is None or 0 <= drop <= columns, "_drop_idx_after_grouping")
+        most = columns + (drop is not None)
+        _expect(bool(((places >= 0) & (places < most)).all()), "infrequent categories")
 
 
 def _check_bisection(model: Any) -> None:

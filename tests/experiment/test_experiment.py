@@ -118,6 +118,38 @@ class TestPreviews:
                 found.append(weights(graph.get_node("net").model))
         assert_equal_weights(*found)
 
+    @pytest.mark.parametrize("append", [True, False])
+    def test_files_of_callbacks_survive_a_preview(self, tmp_path, append):
+        _, _, graph, exp = self.world()
+        told = []
+
+        class Writes(mm.callbacks.ExperimentCallback):
+            writes_files = True
+
+            def on_phase_end(self, **facts):
+                told.append("written")
+
+        exp.add_callback(Writes())
+        inner = mm.callbacks.CSVLogger(tmp_path / "inner.csv", append=append)
+        part = eval_phase(graph, split="test", label="part", callbacks=[inner])
+        log = mm.callbacks.CSVLogger(tmp_path / "new" / "log.csv", append=append)
+        evaluation = mm.Evaluation(eval_phase=part)
+        phase = train_phase(graph, split="train", n_epochs=2, callbacks=[log, evaluation])
+        exp.preview_phase(phase, **QUIET)
+        assert not [*tmp_path.iterdir()]
+        exp.run_phase(phase, **QUIET)
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*.csv")}
+        assert len(before) == 2
+        exp.execution_plan.add_phase(phase)
+        for preview in (
+            lambda: exp.preview_phase(phase, **QUIET),
+            lambda: exp.preview_run(**QUIET),
+        ):
+            preview()
+            assert {path: path.read_bytes() for path in tmp_path.rglob("*.csv")} == before
+        assert told == ["written"]
+        assert not exp.is_preview
+
     def test_checkpoints_of_a_phase_survive_a_preview(self):
         _, _, graph, exp = self.world()
         kept = mm.Checkpointing()
