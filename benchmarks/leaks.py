@@ -740,7 +740,7 @@ def measure(
         r = np.random.default_rng([salt, zlib.crc32(name.encode()), s])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            planted = {**LEAKS, **CLEAN}[name](r, s)
+            planted = _kinds(True)[name](r, s)
         at = time.perf_counter()
         findings = list(planted.fs.audit(**asked))
         slowest = max(slowest, time.perf_counter() - at)
@@ -749,8 +749,15 @@ def measure(
             f"{s}:{f.kind}[{f.severity}] {','.join(c.split('.')[1] for c in f.columns[:3])}"
             for f in serious
         ]
-        hits += found(planted, findings) if name in LEAKS else bool(serious)
+        hits += found(planted, findings) if name in _kinds(False) else bool(serious)
     return hits, said, slowest
+
+
+def _kinds(also_clean: bool) -> dict[str, Any]:
+    """Return the kinds of leaks, here and in labs, and of sound sets too."""
+    from benchmarks.leaks_of_labs import LAB_CLEAN, LAB_LEAKS
+
+    return {**LEAKS, **LAB_LEAKS, **(CLEAN | LAB_CLEAN if also_clean else {})}
 
 
 def main() -> None:
@@ -758,14 +765,19 @@ def main() -> None:
     parser.add_argument("kinds", nargs="*")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--salt", type=int, default=4711, help="for other draws of each kind")
+    parser.add_argument("--labs", action="store_true", help="the kinds of leaks_of_labs.py")
     args = parser.parse_args()
-    for title, kinds in (("leaks found", LEAKS), ("false alarms", CLEAN)):
+    leaks, sound = LEAKS, CLEAN
+    if args.labs:
+        from benchmarks.leaks_of_labs import LAB_CLEAN as sound
+        from benchmarks.leaks_of_labs import LAB_LEAKS as leaks
+    for title, kinds in (("leaks found", leaks), ("false alarms", sound)):
         total = 0
         chosen = [k for k in kinds if not args.kinds or k in args.kinds]
         for name in chosen:
             hits, said, slowest = measure(name, args.seeds, args.salt)
             total += hits
-            odd = (hits < args.seeds) if kinds is LEAKS else hits
+            odd = (hits < args.seeds) if kinds is leaks else hits
             print(
                 f"{name:40} {hits} of {args.seeds} {slowest:6.2f} s  "
                 f"{'; '.join(said)[:150] if odd else ''}",
