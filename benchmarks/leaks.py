@@ -125,9 +125,9 @@ COPIES = ("duplicate_rows", "near_duplicate_rows")
 CURVES = (*COPIES, "similar_sequences")
 GROUPS = ("shared_groups",)
 TARGET = ("target_copy", "target_in_feature", "target_in_features", "target_of_neighbour",
-          "target_encoding", "target_in_id", "order")  # fmt: skip
+          "target_encoding", "target_in_id")  # fmt: skip
 BEFORE = ("prepared_before", "scaler_fit")
-TIME = ("time_order", "time_ties", "order")
+TIME = ("time_order", "time_ties", "row_order")
 
 # -- leaks ---------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from modularml.audit.sequences import sequences
 from modularml.audit.splits import scaler_fits, shared_rows
 from modularml.audit.table import Table
 from modularml.audit.target import target_in_feature, target_in_features, target_in_id
-from modularml.audit.time import time_order
+from modularml.audit.time import row_order, time_order
 from modularml.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ CHECKS = (
     Check("preparation", "moments that are exact over all rows", prepared_before),
     Check("preparation", "correlations that vanish over all rows", uncorrelated),
     Check("time", "likeness of neighbours in time, and who comes first", time_order),
+    Check("time", "likeness of neighbours in the order of the table", row_order),
     Check("target", "prediction by one feature on held-out rows", target_in_feature),
     Check("target", "a weighted sum or product of two or three features", target_in_features),
     Check("target", "prediction by the parts and order of names", target_in_id),

@@ -45,6 +45,13 @@ def duplicates(t: Table) -> Iterator[Finding]:
                 if not len(np.intersect1d(rows, sure)):
                     yield f
                 sure = np.union1d(sure, rows)
+        if not t.quick and t.tolerance is None:
+            swapped = test[copies.swapped(train, test)]
+            yield t.finding(
+                "near_duplicate_rows", "warning", swapped[~np.isin(swapped, sure)],
+                f"have the values of a row of {pair.names[0]!r} in other columns", names, pair,
+                remedy=REMEDY, measure="three values or more that are rare agree to the last digit",
+            )  # fmt: skip
         chance = equal[~np.isin(equal, sure)]
         few = len(side.train) < 20 or t.tolerance is not None
         yield t.finding(
@@ -125,11 +132,14 @@ class _Copies:
         self.every = np.flatnonzero(seen)
         self.at = np.cumsum(seen) - 1
         self.parts: list[Array] = []
+        self.bare: list[Array] = []  # of lone numbers, wherever they stand
         for values in self._values(None if seen.all() else self.every) if seen.any() else ():
             flat = values.reshape(len(values), -1)
             for piece in np.hsplit(flat, flat.shape[1]) if 1 < flat.shape[1] <= 8 else [flat]:
-                place = np.uint64(len(self.parts))
-                self.parts.append(scramble(hashes(piece) + place))
+                place, words = np.uint64(len(self.parts)), hashes(piece)
+                self.parts.append(scramble(words + place))
+                if piece.shape[1] == 1 and piece.dtype.kind == "f":
+                    self.bare.append(scramble(words))
         self.total = sum(self.parts[1:], start=self.parts[0].copy()) if self.parts else None
 
     @property
@@ -162,6 +172,27 @@ class _Copies:
             by_code = np.argsort(known, kind="stable")
             found[hits] = train[by_code[np.searchsorted(known, wanted[hits], sorter=by_code)]]
         return found
+
+    def swapped(self, train: IntArray, test: IntArray) -> Array:
+        """Tell which test rows have the values of a training row, rare ones, in another order."""
+        none = np.zeros(len(test), dtype=bool)
+        if len(self.bare) < 3 or not len(train) or not len(test):
+            return none
+        loose = sum(self.bare[1:], start=self.bare[0].copy())
+        ordered = np.sort(loose[self.at[train]])
+        wanted = loose[self.at[test]]
+        at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+        hits = np.flatnonzero((ordered[at] == wanted) & (self.partners(train, test) < 0))
+        if not len(hits):
+            return none
+        few = np.random.default_rng(0).permutation(len(self.every))[:MANY]
+        values, counts = np.unique(
+            np.concatenate([part[few] for part in self.bare]), return_counts=True
+        )
+        common = values[counts > 4 + len(few) // 500]
+        own = np.stack([part[self.at[test[hits]]] for part in self.bare], axis=1)
+        none[hits] = (~np.isin(own, common)).sum(axis=1) >= 3
+        return none
 
     def judged(
         self,

@@ -150,9 +150,8 @@ def _encodes(codes: IntArray, x: Array, y: Array, side: Side) -> str:
     def between(count: IntArray, total: Array) -> float:
         """Return the share of categories whose x lies between their mean and the mean of all."""
         middle = total.sum() / count.sum()
-        pull = (x_of[both] - middle) / np.where(
-            count[both] > 0, total[both] / count[both] - middle, 1
-        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            pull = (x_of[both] - middle) / (total[both] / count[both] - middle)
         return float(((pull > 0) & (pull <= 1 + 1e-9)).mean())
 
     if both.sum() >= 15 and between(n, sums) > 0.98 and between(n_train, s_train) < 0.9:

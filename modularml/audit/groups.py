@@ -171,8 +171,8 @@ def _of_other_splits(t: Table) -> list[_Group]:
 def _alike(t: Table) -> Iterator[_Group]:
     """Yield columns whose rows are alike across splits, or that are named like a group."""
     by_splits = {n for i, pair in enumerate(t.pairs) for n in _made_by(t, pair)}
-    for c in t.of_domain("tags", "features"):
-        if not c.is_scalar or (c.values.dtype.kind == "f" and not _is_whole(c.values)):
+    for c in map(_as_scalar, t.of_domain("tags", "features")):
+        if not c.is_scalar or (c.values.dtype.kind == "f" and not _may_repeat(c)):
             continue
         found = _best_reading(t, c)
         if found is not None:
@@ -198,7 +198,9 @@ def _best_reading(t: Table, c: Column) -> _Group | None:
             found = _likeness(known, rows, beside, ordered, len(ways), c.domain == "features")
             if found is not None:
                 share, p = found
-                every = _readings(t.fs.collection.numpy(c.name))[how][0]
+                every = _readings(_as_scalar(Column(c.name, t.fs.collection.numpy(c.name))).values)[
+                    how
+                ][0]
                 said = f"rows of one {c.key} have {share:.0%} of a column's variance in common"
                 return _Group((c.name,), every, f"{how}, whose rows are alike", said, p)
     return None
@@ -259,9 +261,23 @@ def _likeness(
     return float(share[best]), p
 
 
-def _is_whole(values: Array) -> bool:
-    known = values[np.isfinite(values)]
-    return bool(len(known)) and bool((known == np.round(known)).all())
+def _as_scalar(c: Column) -> Column:
+    """Return a one-hot column as the places of its ones, in words as they have no order."""
+    flat = c.flat
+    if c.is_scalar or not c.is_number or not CLASSES < flat.shape[1] <= 4096 or not len(flat):
+        return c
+    if not (flat[0].max() == 1 and ((flat == 0) | (flat == 1)).all()):
+        return c
+    if not (flat.sum(axis=1, dtype=np.int64) == 1).all():
+        return c
+    return Column(c.name, np.array([f"flag {i}" for i in flat.argmax(axis=1)], dtype=object))
+
+
+def _may_repeat(c: Column) -> bool:
+    """Tell whether numbers are whole, or come again and again, as coordinates of a place do."""
+    known = c.values[np.isfinite(c.values)]
+    whole = bool(len(known)) and bool((known == np.round(known)).all())
+    return whole or 2 * c.n_values <= len(known)
 
 
 def _made_by(t: Table, pair: Pair) -> tuple[str, ...]:

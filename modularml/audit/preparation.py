@@ -6,12 +6,16 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from modularml._optional import require
 from modularml._typing import Array
 from modularml.audit.likeness import ALPHA, at_least
 from modularml.audit.report import Finding
 from modularml.audit.table import Table
 
 __all__ = ["prepared_before", "uncorrelated"]
+
+EVEN = 0.12
+"""Kolmogorov's distance, times the root of n, that drawn values reach once in 10^20 draws."""
 
 VALUES = 12
 """Different values from which on a column counts as measured."""
@@ -95,6 +99,20 @@ class _Moments:
                 sure += bool(found[i]) and np.abs(part).max() < at
         return found if sure and (found.sum() > 1) else np.zeros_like(found)
 
+    def is_ranked(self) -> Array:
+        """Quantiles of a uniform or normal distribution, far more evenly than drawn values are."""
+        found, normal = (np.zeros(self.flat.shape[1], dtype=bool) for _ in range(2))
+        few = np.sort(self.flat[:: max(1, len(self.flat) // 2000)], axis=0)
+        for i in np.flatnonzero(self.finite) if len(self.flat) >= 50 else ():
+            inside = few[0, i] >= 0 and few[-1, i] <= 1
+            as_unit = (lambda v: v) if inside else require("scipy.special").ndtr
+            if _unevenness(as_unit(few[:, i])) > 0.7:
+                continue
+            u, part = as_unit(self.flat[:, i]), as_unit(self.part[:, i])
+            found[i] = _unevenness(np.sort(u)) < EVEN and _unevenness(np.sort(part)) > 2 * EVEN
+            normal[i] = found[i] and not inside
+        return found if found.sum() > 1 or normal.any() else np.zeros_like(found)
+
     def is_filled(self) -> Array:
         """One value comes again and again, the mean or median of all others."""
         found = np.zeros(self.flat.shape[1], dtype=bool)
@@ -121,9 +139,17 @@ class _Moments:
         return found
 
 
+def _unevenness(ordered: Array) -> float:
+    """Return Kolmogorov's distance of sorted values to a uniform law, times the root of n."""
+    n = len(ordered)
+    even = (np.arange(n) + 0.5) / n
+    return float(np.abs(ordered - even).max() * np.sqrt(n))
+
+
 _SIGNS: dict[str, Callable[[_Moments], Array]] = {
     "standardised": _Moments.is_standardised,
     "scaled to a range": _Moments.is_ranged,
+    "replaced by quantiles": _Moments.is_ranked,
     "filled with the mean or median": _Moments.is_filled,
 }
 

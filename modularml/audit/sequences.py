@@ -58,7 +58,8 @@ def _near(c: Column, side: Side) -> tuple[Array, Array, float, float] | None:
 
     Returns the test rows, the training rows they are like, how near they are and its chance.
     """
-    values = c.values.reshape(len(c.values), -1, c.values.shape[-1]).astype(np.float32)
+    values = _without_colours(c.values)
+    values = values.reshape(len(values), -1, values.shape[-1]).astype(np.float32)
     length = values.shape[2]
     if length > LENGTH:
         every = -(-length // LENGTH)
@@ -70,22 +71,15 @@ def _near(c: Column, side: Side) -> tuple[Array, Array, float, float] | None:
     train, test = (s[told[s]] for s in (side.train, side.test))
     most = 2 * length // 3 if length >= 72 else length // 2
     lags = range(-most, most + 1) if length >= 32 else range(1)
-    work = values[0].size * len(lags) * 0.75
+    shifts = [*((0, lag) for lag in lags), *_moves(values)]
+    work = values[0].size * len(shifts) * 0.75
     most = int(np.sqrt(WORK / max(work, 1) / 4))
     train = np.sort(rng.permutation(train)[: 2 * most])
     test = np.sort(rng.permutation(test)[: 2 * most])
     if len(train) < 10 or not len(test):
         return None
     both = np.concatenate([train, test])
-    a, b = values[test], values[both]
-    best = np.zeros((len(test), len(both)), dtype=np.float32)
-    for lag in lags:
-        left = a[:, :, max(0, lag) : length + min(0, lag)]
-        right = b[:, :, max(0, -lag) : length + min(0, -lag)]
-        found = _unit(left) @ _unit(right).T
-        np.maximum(best, np.abs(found, out=found), out=best)
-    mirrored = _unit(a[:, :, ::-1]) @ _unit(b).T
-    np.maximum(best, np.abs(mirrored, out=mirrored), out=best)
+    best = _likeness(values[test], values[both], shifts)
     best[np.arange(len(test)), len(train) + np.arange(len(test))] = -np.inf  # itself
     distances = np.sqrt(np.maximum(2 - 2 * best, 1e-6))
     to_train = distances[:, : len(train)]
@@ -98,6 +92,51 @@ def _near(c: Column, side: Side) -> tuple[Array, Array, float, float] | None:
     if not like.any():
         return None
     return test[hits[like]], train[partners[like]], times, p
+
+
+def _likeness(a: Array, b: Array, shifts: list[tuple[int, int]]) -> Array:
+    """Return the largest correlation over shifts, down and sideways, signs and mirrors.
+
+    Parameters
+    ----------
+    a, b : ndarray of float32, shape (n, height, length), (m, height, length)
+
+    Returns
+    -------
+    ndarray of float32, shape (n, m)
+    """
+    best = np.zeros((len(a), len(b)), dtype=np.float32)
+    for down, lag in shifts:
+        left, right = _unit(_cut(a, down, lag)), _unit(_cut(b, -down, -lag))
+        found = left @ right.T
+        np.maximum(best, np.abs(found, out=found), out=best)
+    mirrored = _unit(a[:, :, ::-1]) @ _unit(b).T
+    np.maximum(best, np.abs(mirrored, out=mirrored), out=best)
+    return best
+
+
+def _cut(values: Array, down: int, lag: int) -> Array:
+    """Leave out what another image or curve lacks if it is moved so far."""
+    height, length = values.shape[1:]
+    rows = slice(max(0, down), height + min(0, down))
+    return values[:, rows, max(0, lag) : length + min(0, lag)]
+
+
+def _without_colours(values: Array) -> Array:
+    """Average the colours of images, shape (n, height, width, 3) or (n, 3, height, width)."""
+    if values.ndim != 4 or 3 not in (values.shape[1], values.shape[3]):
+        return values
+    grey: Array = values.mean(axis=3 if values.shape[3] == 3 else 1, dtype=np.float32)
+    return grey
+
+
+def _moves(values: Array) -> list[tuple[int, int]]:
+    """Return the small moves of images, up or down and sideways; none where they are curves."""
+    height, length = values.shape[1:]
+    if height < SEQUENCE or length < SEQUENCE:
+        return []
+    sideways = [(0, lag) for lag in (-2, -1, 1, 2)] if length < 32 else []
+    return [*sideways, *((down, lag) for down in (-2, -1, 1, 2) for lag in (-2, -1, 0, 1, 2))]
 
 
 def _telling(values: Array) -> Array:

@@ -33,6 +33,9 @@ SURE = 0.998
 TELLS_CLASS = 0.97
 """The same for classes, as Cohen's kappa."""
 
+CURVE = 8
+"""Elements from which on an array may be a curve, several elements of which tell one thing."""
+
 FEWEST = 10
 """Rows below which a straight line fits by chance."""
 
@@ -64,9 +67,30 @@ def target_in_feature(t: Table) -> Iterator[Finding]:
                 )  # fmt: skip
             elif t.tolerance is None and wanted is not None:
                 found = [*found, *_function(t, c, y, wanted, width)]
+        if t.tolerance is None and wanted is not None:
+            yield from _by_count_missing(t, features, y, wanted)
         redundant = len(found) >= 3 and all(share < SURE for share, _ in found)
         for _, finding in found:
             yield replace(finding, severity="info") if redundant else finding
+
+
+def _by_count_missing(
+    t: Table, features: list[Column], y: Column, wanted: Wanted
+) -> Iterator[Finding]:
+    """Yield a finding where the number of missing values in a row tells the target."""
+    empty = [c for c in features if c.flat.dtype.kind == "f" and np.isnan(c.flat).any()]
+    if sum(c.flat.shape[1] for c in empty) < 2:
+        return
+    share = explained(sum(np.isnan(c.flat).sum(axis=1) for c in empty).astype(float), wanted)
+    if share >= (TELLS_CLASS if wanted.is_class else TELLS):
+        keys = ", ".join(repr(c.key) for c in empty[:4])
+        yield t.finding(
+            "target_in_features", "warning", _every(t),
+            f"how many values of {keys} are missing in a row says what target {y.key!r} is",
+            [*(c.name for c in empty), y.name], remedy="find out why they are missing; a model "
+            "must not learn it, unless it is known before the target is",
+            measure=f"it explains {share:.1%} of the target on rows held out",
+        )  # fmt: skip
 
 
 def _worth_a_look(features: list[Column], y: Wanted) -> list[Column]:
@@ -120,6 +144,8 @@ def _function(
         return
     element = f"element {best} of " if flat.shape[1] > 1 else ""
     plain = width == 1 or not _is_telling(c, y, width)
+    if flat.shape[1] >= CURVE and not wanted.is_class and c.values.dtype.kind == "f":
+        plain |= sum(share >= TELLS for share in found.values()) >= 3  # as a peak does
     yield found[best], t.finding(
         "target_in_feature", "info" if plain else "warning", _every(t),
         f"{element}feature {c.key!r} alone {what} what target {y.key!r} is", (c.name, y.name),
@@ -133,7 +159,11 @@ def target_in_features(t: Table) -> Iterator[Finding]:
     """Find two or three features whose weighted sum, or product, is the target."""
     if t.quick or t.tolerance is not None:
         return
-    scalars = [c for c in t.of_domain("features") if c.is_number and c.flat.shape[1] <= 8]
+    scalars = [
+        c
+        for c in t.of_domain("features")
+        if (c.is_number or c.values.dtype.kind in "mM") and c.flat.shape[1] <= 8
+    ]
     labels = [c for c in scalars for _ in range(c.flat.shape[1])]
     for y, wanted in _targets(t):
         if wanted is None or wanted.is_class or not 3 <= len(labels) <= 200:

@@ -10,34 +10,43 @@ import numpy as np
 
 from modularml._optional import require
 from modularml._typing import Array
-from modularml.audit.likeness import ALPHA, within, z_to_p
+from modularml.audit.likeness import ALPHA, scores, within, z_to_p
 from modularml.audit.pairs import Pair, is_training
 from modularml.audit.report import Finding
-from modularml.audit.table import Side, Table
+from modularml.audit.table import Column, Side, Table
 
-__all__ = ["as_times", "time_order"]
+__all__ = ["as_times", "row_order", "time_order"]
 
 _NAMED = re.compile(
     r"(^|_)(t|ts|time|times|timestamp|date|datetime|day|days|hour|hours|minute|minutes|second|seconds"
     r"|sec|month|week|year|epoch|elapsed|recorded|when|at|on)(_?(s|ms|ns|utc))?$"
 )
 
+SAME = 0.99
+"""Correlation of ranks from which on a column is the time in another form."""
+
 ALIKE = 0.2
 """Share of a column's variance that neighbours in time must have in common."""
 
 
+_CYCLES = {"hour": 24, "month": 12, "weekday": 7, "dayofweek": 7, "minute": 60, "second": 60}
+"""Parts of a calendar that begin again: alone they are no order."""
+
+_BORN = re.compile(r"(^|_)(born|dob|bday)(_|$)|birth")
+
+
 @dataclass(frozen=True, eq=False)
 class _Clock:
-    """A column read as time, of all rows, and how sure that is."""
+    """A column read as time, of all rows, and how sure that is; none where it is their order."""
 
-    name: str
+    names: tuple[str, ...]
     times: Array
     why: str
     is_date: bool = False
 
     @property
     def key(self) -> str:
-        return self.name.split(".")[1]
+        return "-".join(name.split(".")[1] for name in self.names)
 
 
 def time_order(t: Table) -> Iterator[Finding]:
@@ -62,9 +71,37 @@ def time_order(t: Table) -> Iterator[Finding]:
                 yield from _ties(t, clock, pair, bool(alike))
                 continue
             yield t.finding(
-                "time_order", severity, older, said, (clock.name,), pair, measure=measure,
+                "time_order", severity, older, said, clock.names, pair, measure=measure,
                 remedy="to forecast, split by a condition on time, or by TimeSeriesSplitter",
                 p_value=ALPHA if alike else None,
+            )  # fmt: skip
+
+
+def row_order(t: Table) -> Iterator[Finding]:
+    """Find rows dealt singly though those next to each other in the table are alike.
+
+    Rows must be much nearer to the next one than to the eighth, in three columns at least that are
+    not sorted by; rows that are sorted by a class or a column are not.
+    """
+    if t.times is not None or t.groups is not None or not t.is_whole or len(t.rows) < 60:
+        return
+    place = scores(np.arange(len(t.rows), dtype=float)[:, None])[:, 0]
+    z = _apart_from(t.bearing_without(), place) if t.bearing else np.zeros((len(t.rows), 0))
+    near, far = (np.square(z[k:] - z[:-k]).mean(axis=0) for k in (1, 8))
+    alike = (near < 0.5 * far) & (near < 0.8)
+    if alike.sum() < 3:
+        return
+    clock = _Clock((), np.arange(len(t.fs), dtype=float), "")
+    for pair, side in zip(t.pairs, t.sides, strict=True):
+        if not getattr(pair.splitter, "group_by", None) and _is_dealt(clock, side, t):
+            share = 1 - near[alike].mean() / far[alike].mean()
+            yield t.finding(
+                "row_order", "warning", side.test, f"lie among those of {pair.names[0]!r} in the "
+                "order of the table, in which neighbours are alike", (), pair,
+                remedy="if the order is time or what was measured together, give it a column and "
+                "split by that (group_by=, or a condition on time)",
+                measure=f"in {int(alike.sum())} columns rows are {share:.0%} nearer to the next "
+                "row than to the eighth", p_value=ALPHA,
             )  # fmt: skip
 
 
@@ -75,17 +112,49 @@ def _clocks(t: Table) -> Iterator[_Clock]:
         for name in t.times:
             found = as_times(data.numpy(name))
             times = data.codes(name).astype(float) if found is None else found
-            yield _Clock(name, times, "")
+            yield _Clock((name,), times, "")
         return
+    parts = _calendar(t)
+    if parts:
+        texts = [data.numpy(name).astype(np.int64) for name in parts]
+        days = sum(v * 100 ** (len(texts) - i) for i, v in enumerate(texts))
+        yield _Clock(parts, np.asarray(days, dtype=np.float64), ", parts of a date")
     for c in t.of_domain("tags", "features"):
         is_number, is_named = c.values.dtype.kind in "iuf", bool(_NAMED.search(c.key.lower()))
         if not c.is_scalar or (c.domain == "features" and is_number and not is_named):
             continue
         if c.n_values < 8 or (is_number and not (is_named or _is_even(c.values))):
             continue
+        if c.name in parts or _BORN.search(c.key.lower()) or (is_number and _is_cycle(c)):
+            continue
         if as_times(c.values) is not None and (found := as_times(data.numpy(c.name))) is not None:
             why = ", a column of dates" if not is_number else ", which looks like time"
-            yield _Clock(c.name, found, why, not is_number)
+            yield _Clock((c.name,), found, why, not is_number)
+
+
+def _calendar(t: Table) -> tuple[str, ...]:
+    """Return whole columns for year, month and perhaps day and hour, where there are such."""
+    wanted = {"year": (1000, 3000), "month": (1, 12), "day": (1, 31), "hour": (0, 24)}
+    found: dict[str, str] = {}
+    for c in t.of_domain("tags", "features"):
+        part = c.key.lower().rsplit("_", 1)[-1]
+        if part in wanted and c.is_scalar and c.values.dtype.kind in "iu" and len(c.values):
+            low, high = wanted[part]
+            if low <= c.values.min() and c.values.max() <= high:
+                found.setdefault(part, c.name)
+    names = []
+    for part in wanted:
+        if part not in found:
+            break
+        names.append(found[part])
+    return tuple(names) if len(names) > 1 else ()
+
+
+def _is_cycle(c: Column) -> bool:
+    """Tell whether a column is a part of a calendar that begins again, over most of its range."""
+    size = _CYCLES.get(c.key.lower().rsplit("_", 1)[-1], 0)
+    span = float(np.ptp(c.values)) if size and len(c.values) else np.inf
+    return 0.8 * size - 1 <= span <= size
 
 
 def as_times(values: Array) -> Array | None:
@@ -131,12 +200,13 @@ def _is_even(values: Array) -> bool:
 
 def _alike(t: Table, clock: _Clock) -> str:
     """Say how alike neighbours in time are; empty where they are not."""
-    z, times = t.bearing_without(clock.name), clock.times[t.rows]
-    if not z.shape[1]:
-        return ""
+    z, times = t.bearing_without(*clock.names), clock.times[t.rows]
     known = np.flatnonzero(np.isfinite(times))
     order = known[np.argsort(times[known], kind="stable")]
-    if len(order) < 30:
+    if len(order) < 30 or not z.shape[1]:
+        return ""
+    z = _apart_from(z, scores(times[:, None])[:, 0])
+    if not z.shape[1]:
         return ""
     after = z[np.roll(order, -1)]
     share, sigmas = within(z[order], (after, after**2), np.random.default_rng(0))
@@ -146,6 +216,14 @@ def _alike(t: Table, clock: _Clock) -> str:
     return (
         f"rows next to each other in time have {share[best]:.0%} of a column's variance in common"
     )
+
+
+def _apart_from(z: Array, time: Array) -> Array:
+    """Leave out columns that are the time in another form, as an age is, and what they explain."""
+    same = np.abs(z.T @ time) / len(z) > SAME
+    for column in z.T[same]:
+        z = z - np.outer(column, column @ z) / len(z)
+    return scores(z[:, ~same])
 
 
 def _is_dealt(clock: _Clock, side: Side, t: Table) -> bool:
@@ -169,7 +247,7 @@ def _ties(t: Table, clock: _Clock, pair: Pair, alike: bool) -> Iterator[Finding]
     rows = pair.test[test == np.nanmax(train)]
     yield t.finding(
         "time_ties", "warning", rows,
-        f"have the same {clock.key!r} as the newest of {pair.names[0]!r}", (clock.name,), pair,
+        f"have the same {clock.key!r} as the newest of {pair.names[0]!r}", clock.names, pair,
         remedy="cut between two times, so that equal times stay together",
         measure="they are equal",
     )  # fmt: skip
