@@ -175,6 +175,8 @@ class NonFiniteLossError(ExecutionError):
         The value that came.
     columns : tuple of str
         Columns that the graph reads and that hold NaN or infinity in some row.
+    rows : tuple of int
+        Rows of their FeatureSet that do, in this batch.
     """
 
     def __init__(
@@ -187,11 +189,15 @@ class NonFiniteLossError(ExecutionError):
         loss: str,
         value: float,
         columns: Sequence[str] = (),
+        rows: Sequence[int] = (),
     ) -> None:
-        look = f"The columns {list(columns)} hold NaN or infinity: fill them (SimpleImputer)"
-        look = look if columns else "Look for NaN in the columns (fs.summary())"
+        shown = f"rows {list(rows[:5])}{' and more' if len(rows) > 5 else ''}"
+        shown = f"in {shown} of this batch" if len(rows) else "in rows of other batches"
+        look = f"The columns {list(columns)} hold NaN or infinity {shown}: fill them "
+        look = f"{look}(SimpleImputer)" if columns else "Look for NaN in the columns (fs.summary())"
         self.phase, self.epoch, self.batch = phase, epoch, batch
         self.node, self.loss, self.value, self.columns = node, loss, value, tuple(columns)
+        self.rows = tuple(rows)
         super().__init__(
             f"loss {loss!r} on node {node!r} is {value} in phase {phase!r}, epoch {epoch}, batch "
             f"{batch}. Weights are as before this batch. {look}, scale the inputs, or lower the "

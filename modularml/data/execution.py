@@ -203,6 +203,13 @@ class ExecutionContext:
             return given.role_indices
         return self.rows(source, self.batch_idx)
 
+    def rows_of(self, source: Source, batch: int) -> Mapping[str, IntArray]:
+        """Return the rows that a source read in a batch of this epoch; empty if not by number."""
+        if self.rows is not None:
+            return self.rows(source, batch)
+        given = (self._inputs or {}).get((source.node_id, source.ref))
+        return given.role_indices if isinstance(given, BatchView) else {}
+
     def weights(self, source: Source) -> Mapping[str, Array]:
         """Return the weights that a sampler gave the rows of a source, by role."""
         if self.rows is not None:

@@ -23,6 +23,7 @@ from modularml.experiment.pacing import check_length
 from modularml.experiment.recording import Recorder, ResultRecording
 from modularml.experiment.results import PhaseResults
 from modularml.experiment.run_state import Start
+from modularml.graph.inputs import not_finite
 from modularml.graph.model_node import ModelNode
 from modularml.loops.stream import Stream
 from modularml.progress import Bar, bar
@@ -356,6 +357,7 @@ def _log_losses(
             node=layout.labels[node_id],
             loss=label,
             value=float(table[batch, place]),
+            **not_finite(feed.plan, ctx, batch),
         )
     if n := int((~finite).sum()):
         warn(

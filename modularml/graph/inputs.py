@@ -272,12 +272,24 @@ def _repeatable(adapter: BackendAdapter, run: Any, rows: IntArray) -> bool:
     return same and np.allclose(first[: len(half)], half, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
-def not_finite(plan: StepPlan) -> list[str]:
-    """Return the columns that a plan reads and that hold NaN or infinity in some row."""
-    found: dict[str, None] = {}
+def not_finite(plan: StepPlan, ctx: ExecutionContext, batch: int) -> dict[str, list[Any]]:
+    """Return columns that a plan reads and that are not finite, and where in a batch they are.
+
+    Returns
+    -------
+    dict
+        ``columns`` that hold NaN or infinity in some row, and of these the ``rows`` of this batch
+        that do, as far as the step was given rows by number.
+    """
+    columns: dict[str, None] = {}
+    rows = set[int]()
     for slot in plan.slots if plan.static is None else [*plan.slots, *plan.static.slots]:
         for name in slot.columns:
             values = slot.source.ref.resolve().collection.numpy(name)
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                found[name] = None
-    return list(found)
+            if values.dtype.kind != "f" or (fine := np.isfinite(values)).all():
+                continue
+            columns[name] = None
+            bad = ~fine.reshape(len(values), -1).all(axis=1)
+            read = ctx.rows_of(slot.source, batch).get(slot.role, np.empty(0, np.int64))
+            rows.update(read[(read >= 0) & bad[read]].tolist())
+    return {"columns": list(columns), "rows": sorted(rows)}

@@ -424,7 +424,7 @@ def run_step(ctx: ExecutionContext, plan: StepPlan, step: Callable[..., Any], te
             node=plan.layout.labels[node_id],
             loss=label if error.of == "loss" else f"{label} ({error.of})",
             value=error.value,
-            columns=not_finite(plan),
+            **not_finite(plan, ctx, ctx.batch_idx),
         ) from None
     except Exception as error:
         error.add_note(f"(phase {ctx.phase_label!r}, epoch {ctx.epoch_idx}, batch {ctx.batch_idx})")

@@ -358,6 +358,31 @@ class TestNonFinite:
         assert len(seen) == 1
         assert exp.last_run.status == "failed"
 
+    @pytest.mark.parametrize("on_nonfinite", ["raise", "skip"])
+    def test_names_columns_and_rows(self, on_nonfinite):
+        x, y = arrays(n=40)
+        x[[3, 20, 21, 33], 2] = np.nan
+        order = np.random.default_rng(0).permutation(40)
+        graph = graph_of(featureset(x[order], y[order]), mlp())
+        bad = np.flatnonzero(np.isnan(x[order]).any(axis=1))
+        phase = train_phase(graph, shuffle=True, batch_size=20, on_nonfinite=on_nonfinite)
+        with pytest.raises(NonFiniteLossError, match=r"'features.x2.raw'\].*in rows \[") as caught:
+            experiment(audit="off").run_phase(phase, **QUIET)
+        batch = caught.value.batch
+        view = phase.input_sources[0].resolve_input_view()
+        rows = phase.input_sources[0].sampler.epoch(view, 0).batch(batch, "default")
+        assert caught.value.columns == ("features.x2.raw",)
+        assert caught.value.rows == tuple(sorted(set(rows.tolist()) & set(bad.tolist())))
+        assert caught.value.rows
+
+    def test_says_where_the_rows_of_the_batch_are_fine(self):
+        x, y = arrays(n=40)
+        x[39, 2] = np.nan
+        graph = graph_of(featureset(x, 1e30 * y), mlp())
+        with pytest.raises(NonFiniteLossError, match="in rows of other batches") as caught:
+            experiment(audit="off").run_phase(train_phase(graph), **QUIET)
+        assert (caught.value.batch, caught.value.rows) == (0, ())
+
     def test_names_the_right_loss(self):
         x, y = arrays(n=40)
         graph = graph_of(featureset(x, y), mlp())

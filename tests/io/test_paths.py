@@ -99,7 +99,14 @@ def every_error() -> list[ModularMLError]:
     made = {
         UnknownNameError: lambda c: c("column", "x", ["y"]),
         errors.NonFiniteLossError: lambda c: c(
-            phase="p", epoch=1, batch=2, node="n", loss="l", value=float("nan")
+            phase="p",
+            epoch=1,
+            batch=2,
+            node="n",
+            loss="l",
+            value=float("nan"),
+            columns=["features.x.raw"],
+            rows=range(9),
         ),
     }
     known = [c for c in vars(errors).values() if isinstance(c, type)]
