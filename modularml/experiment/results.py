@@ -144,14 +144,21 @@ class _OnePass(PhaseResults):
         width = out[0].size if len(out) else 0
         if true.dtype.kind == "f" or out.dtype.kind not in "biuf" or width < 2:
             return true
-        layout = self._execution[0]._layout()
-        flow = layout.flows.get((node_id, "targets"))
-        if true.dtype.kind not in "biu" and any(map(is_encoded, leaves(flow))):
+        encoded, labels = self._classes(node_id)
+        if true.dtype.kind not in "biu" and encoded:
             return as_numpy(self.stacked_tensors(node_id, "targets", role=role))
-        labels = class_labels(flow)
         if labels is None or len(labels) != width or labels.tolist() == list(range(width)):
             return true
         return np.asarray(np.searchsorted(labels, true))
+
+    def _classes(self, node_id: str) -> tuple[bool, Array | None]:
+        """Return whether a node's targets are held as numbers of classes, and their labels."""
+        layout = self._recorded()[0]._layout()
+        flow = layout.flows.get((node_id, "targets"))
+        if flow is None:
+            return False, None
+        with next(iter(layout.views.values())).source.context.activate():
+            return any(map(is_encoded, leaves(flow))), class_labels(flow)
 
     def _groups(
         self, node_id: str, role: str, group_by: str | None
@@ -218,6 +225,9 @@ class _OnePass(PhaseResults):
             true, out = real_steps(true, out, holds)
         if true[0].size == 1 and out[0].size > 1:
             classes = out.reshape(len(out), -1).argmax(axis=1)
+            labels = self._classes(self._node_id(chosen))[1]
+            if labels is not None and len(labels) == out[0].size and true.dtype.kind != "f":
+                classes = labels[classes]
             return confusion_matrix(true.ravel(), classes, title=title, path=path, **kwargs)
         return parity(true.ravel(), out.ravel(), title=title, path=path, **kwargs)
 

@@ -134,14 +134,15 @@ class CrossValidation(Checked):
     @cached_property
     def folds(self) -> list[Fold]:
         """Labels, seeds and rows of the folds; a SplitError where rows cannot be cut like that."""
-        found = make_folds(
-            self.bindings,
-            n_folds=self.n_folds,
-            n_repeats=self.n_repeats,
-            seed=self.seed,
-            splitter=self._splitter,
-            graph=self.experiment.model_graph,
-        )
+        with self.experiment.ctx.activate():
+            found = make_folds(
+                self.bindings,
+                n_folds=self.n_folds,
+                n_repeats=self.n_repeats,
+                seed=self.seed,
+                splitter=self._splitter,
+                graph=self.experiment.model_graph,
+            )
         made = len(found) // self.n_repeats
         if self.n_folds not in (5, made):
             raise ConfigError(f"{self.splitter!r} makes {made} folds, not n_folds={self.n_folds}")

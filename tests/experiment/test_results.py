@@ -6,6 +6,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import modularml as mm
@@ -378,3 +379,38 @@ class TestGroups:
         assert run.status == "failed"
         assert run.results.get_train_result("train").n_epochs == 1
         assert run.results.labels == ["train", "inner", "test"]
+
+
+# -- labels, with another experiment active ------------------------------------------------------
+
+
+@pytest.mark.parametrize("labels", [("cold", "hot"), (3, 7)], ids=["text", "numbers"])
+def test_labels_are_known_while_another_experiment_is_active(labels, tmp_path):
+    x = np.random.default_rng(0).normal(size=(80, 3))
+    noise = np.random.default_rng(1).normal(size=80)
+    columns = {"x": x, "state": np.array(labels)[(x[:, 0] + noise > 0).astype(int)]}
+    exp = mm.Experiment("mine", audit="off")
+    with exp.ctx.activate():
+        fs = mm.FeatureSet.from_dict("fs", {**columns, "g": np.arange(80) % 2}, "x", "state", "g")
+        fs.split_random({"train": 0.5, "test": 0.5}, seed=1)
+        mm.ModelGraph([mm.ModelNode("head", LogisticRegression(), fs)])
+        exp.execution_plan.add_phase(mm.FitPhase.from_split("fit", split="train"))
+        exp.execution_plan.add_phase(mm.EvalPhase.from_split("ev", split="test", losses=[]))
+    mm.Experiment("another")
+    rows, test = columns["x"], fs["test"].indices
+    train, truth = fs["train"].indices, columns["state"]
+    by_hand = LogisticRegression().fit(rows[train], truth[train])
+    hits = by_hand.predict(rows[test]) == truth[test]
+    exp.run(**QUIET)
+    exp.save(tmp_path / "mine")
+    loaded = mm.Experiment.load(tmp_path / "mine")
+    mm.Experiment("a third")
+    for results in (exp.last_run.results["ev"], loaded.history[0].results["ev"]):
+        scores = results.scores(["accuracy"], group_by="g")["value"]
+        groups = [hits[np.arange(80)[test] % 2 == g].mean() for g in (0, 1)]
+        np.testing.assert_allclose(scores, [hits.mean(), *groups])
+        assert f"{hits.mean():.1%} correct" in results.plot().axes[0].get_xlabel()
+        assert results.to_pandas("head")["target"].tolist() == truth[test].tolist()
+    cv = mm.CrossValidation(bindings=mm.CVBinding(fs, ["train"]), n_folds=2, experiment=exp)
+    mm.Experiment("a fourth")
+    assert len(cv.run(show_fold_progress=False, **QUIET).out_of_fold("head")) == 40
