@@ -74,14 +74,15 @@ def names_in(tree: Any) -> Iterator[tuple[str, str]]:
         item = stack.pop()
         if isinstance(item, list):
             stack.extend(item)
-        if not isinstance(item, dict):
-            continue
-        for tag in _TAGS.keys() & item.keys():
-            yield _TAGS[tag], item[tag]
-        for pair in item.get("$dict", ()) if isinstance(item.get("$dict"), list) else ():
-            if isinstance(pair, list) and len(pair) == 2 and str(pair[0]) in _TAGS:
-                yield _TAGS[pair[0]], pair[1]
-        stack.extend(item.values())
+        elif isinstance(item, dict):
+            for key, value in item.items():
+                if key in _TAGS:
+                    yield _TAGS[key], value
+                elif key == "$dict" and isinstance(value, list):
+                    pairs = (p for p in value if isinstance(p, list) and len(p) == 2)
+                    yield from ((_TAGS[p[0]], p[1]) for p in pairs if str(p[0]) in _TAGS)
+                if isinstance(value, dict | list):
+                    stack.append(value)
 
 
 def described(names: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:

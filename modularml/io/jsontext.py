@@ -37,13 +37,15 @@ def load_json(data: bytes, path: object, member: str) -> Any:
     """
     if len(data) > limits.MAX_JSON:
         raise MMLError(limits.TOO_LARGE, path, member, f"JSON of {len(data)} bytes", _LIMIT)
-    nests = data.count(b"[") + data.count(b"{")
-    if nests > limits.MAX_JSON_NESTS or data.count(b",") > limits.MAX_JSON_PARTS:
+    dicts, parts = data.count(b"{"), data.count(b",")
+    nests = dicts + data.count(b"[")
+    most = limits.MAX_JSON_NESTS, limits.MAX_JSON_DICTS, limits.MAX_JSON_PARTS
+    if any(count > limit for count, limit in zip((nests, dicts, parts), most, strict=True)):
         raise MMLError(limits.TOO_LARGE, path, member, "JSON of too many parts", _LIMIT)
     try:
         tree = json.loads(
             data.decode("ascii"),
-            object_pairs_hook=_no_duplicates,
+            object_pairs_hook=_unwrapped,
             parse_constant=_no_constant,
             parse_float=_finite,
         )
@@ -52,7 +54,7 @@ def load_json(data: bytes, path: object, member: str) -> Any:
         raise MMLError(limits.DAMAGED, path, member, f"not the JSON we write: {reason}") from None
     if _depth(tree) > limits.MAX_JSON_DEPTH:
         raise MMLError(limits.TOO_LARGE, path, member, "JSON of more than 64 levels", _LIMIT)
-    return mapped(tree, _unwrapped)
+    return tree
 
 
 def mapped(tree: Any, change: Callable[[dict[str, Any]], Any]) -> Any:
@@ -68,11 +70,12 @@ def mapped(tree: Any, change: Callable[[dict[str, Any]], Any]) -> Any:
 _LIMIT = "Files of this library stay below"
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unwrapped(pairs: list[tuple[str, Any]]) -> Any:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key comes twice")
-    return found
+    wraps = len(found) == 1 and found.get("$float") in _FLOATS
+    return float(found["$float"]) if wraps else found
 
 
 def _no_constant(name: str) -> Any:
@@ -90,12 +93,15 @@ def _depth(tree: Any) -> int:
     depth, level = 0, [tree]
     while level:
         inner: list[Any] = []
+        nested = False
         for item in level:
             if isinstance(item, dict):
                 inner.extend(item.values())
             elif isinstance(item, list):
                 inner.extend(item)
-        nested = any(isinstance(item, dict | list) for item in level)
+            else:
+                continue
+            nested = True
         depth, level = depth + nested, inner
     return depth
 
@@ -108,11 +114,6 @@ def _wrapped(tree: Any) -> Any:
     if isinstance(tree, list | tuple):
         return [_wrapped(item) for item in tree]
     return tree
-
-
-def _unwrapped(tree: dict[str, Any]) -> Any:
-    wraps = tree.keys() == {"$float"} and tree["$float"] in _FLOATS
-    return float(tree["$float"]) if wraps else tree
 
 
 _FLOATS = ("nan", "inf", "-inf")

@@ -63,6 +63,8 @@ def check_estimator(estimator: Any) -> None:
     for attribute in ("_fit_X", "cluster_centers_", "components_"):
         if attribute in found and name and getattr(found[attribute], "ndim", 0) == 2:
             _expect(found[attribute].shape[1] == width, attribute)
+    if "_fit_X" in found and "n_samples_fit_" in found:  # scikit-learn divides by these rows
+        _expect(found["n_samples_fit_"] == found["_fit_X"].shape[0] > 0, "n_samples_fit_")
     if "_counts" in found and "cluster_centers_" in found:
         _expect(found["_counts"].shape == found["cluster_centers_"].shape[:1], "_counts")
     if "tree_" in found and hasattr(found["tree_"], "n_features"):

@@ -345,8 +345,8 @@ class ScikitModelWrapper(BaseModel):
             self._choose_method()  # some have a method only once they are fitted
         with self._named_errors():
             out = dense(getattr(self.inner, self.method)(self._rows(features)))
-        if self.method == "predict_proba" and self._labels is not None:
-            out = self._for_all_labels(out)
+            if self.method == "predict_proba" and self._labels is not None:
+                out = self._for_all_labels(out)
         if self._output_shape is None or not self._answered:
             self._take_shape(out)
         shape = (n, *(self._output_shape or ()))

@@ -1,26 +1,36 @@
 """Reads changed states of fitted estimators and uses what was read, in a process of its own.
 
 ``python -m tests.fuzz.hostile_estimators FIRST STEP SEED SHARE`` takes every STEP-th estimator of
-the zoo from FIRST on. It writes one line before each use, so that a crash has a name, and one line
-for each error that is not of the package.
+the zoo from FIRST on. Some of the changed states go through a file as well. It writes one line
+before each use, so that a crash has a name, and one line for each error that is not of the package.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import resource
 import sys
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from modularml.errors import ModularMLError
+from modularml.errors import ConfigError, ModularMLError
 from modularml.io.estimators import learned, relearn
+from modularml.io.jsontext import dump_json
+from modularml.io.values import Packer
 from modularml.models import ScikitModelWrapper
-from tests.io import zoo
+from tests.io import things, zoo
 
 ROOM = 6 * 2**30
+IN_FILES = 0.1
+"""The part of the changed states that also goes through a file."""
 
 
 def hostile(value: Any) -> list[Any]:
@@ -71,57 +81,88 @@ def changed(state: Any, way: tuple[Any, ...], value: Any) -> Any:
     return copy
 
 
-def use(estimator: Any, targets: Any) -> None:
-    made = ScikitModelWrapper(estimator)
-    rows = zoo.X[:9].copy()
+def use(made: ScikitModelWrapper, rows: Any, targets: Any) -> None:
+    """Ask a model for every kind of output, and let it learn on."""
+    if isinstance(rows, pd.DataFrame):
+        made._place = replace(made._place, columns=tuple(rows))
     for method in ("predict_proba", "decision_function", "predict", "transform"):
-        if hasattr(type(estimator), method):
+        if hasattr(type(made.inner), method):
             made.method, made._answered = method, True
             made._output_shape = None
-            made(rows)
-    if hasattr(estimator, "partial_fit") and targets is not None:
-        made.partial_fit(rows, np.asarray(targets)[:9])
+            made(np.array(rows)[:9])
+    if hasattr(made.inner, "partial_fit"):
+        made.partial_fit(np.array(rows)[:9], np.asarray(targets)[:9])
+
+
+def from_memory(fitted: Any, rows: Any, state: Any) -> ScikitModelWrapper:
+    """Return a model of the same arguments that has read a state."""
+    fresh = type(fitted)(**fitted.get_params(deep=False))
+    try:
+        relearn(fresh, state)
+        return ScikitModelWrapper(fresh)
+    except Exception as error:  # of which `Contents.building` makes an error of the package
+        raise ConfigError(str(error)) from error
+
+
+def from_file(fitted: Any, rows: Any, state: Any, folder: Path) -> ScikitModelWrapper:
+    """Return the model of a file whose hashes are right and whose state is this one."""
+    model = ScikitModelWrapper(fitted)
+    model.build(np.shape(rows)[1:])
+    good = model.save(folder / "good")
+
+    def edit(found: dict[str, bytes]) -> None:
+        packer, tree = Packer(), json.loads(found["state.json"])
+        tree["estimator"]["state"]["learned"] = packer.pack(state, ("estimator", "learned"))
+        found |= {"state.json": dump_json(tree), **packer.members()}
+
+    path = things.resealed(good, folder / "bent.md.mml", edit)
+    return ScikitModelWrapper.load(path)
+
+
+def attempt(name: str, read: Callable[..., ScikitModelWrapper], *facts: Any) -> None:
+    """Read and use a changed state, and report an error that is not of the package."""
+    fitted, rows, targets, *state = facts
+    print("TRY", name, flush=True)
+    stage = "reading"
+    try:
+        made = read(fitted, rows, *state)
+        stage = "using"
+        use(made, rows, targets)
+    except ModularMLError:
+        pass
+    except BaseException as error:
+        print("RAW", stage, name, repr(error)[:200], flush=True)
 
 
 def main(first: int, step: int, seed: int, share: float) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (ROOM, ROOM))
-    groups = [(zoo.REGRESSORS, zoo.Y), (zoo.CLASSIFIERS, zoo.KIND), (zoo.OTHERS, zoo.KIND)]
-    groups += [(zoo.REST, zoo.Y)]
-    pairs = [(e, y) for group, y in groups for e in group]
-    n = 0
-    for estimator, y in pairs[first::step]:
+    count = dict.fromkeys(("estimators", "attributes", "values", "files"), 0)
+    for estimator in zoo.examples()[first::step]:
         dice = random.Random(f"{seed} {estimator}")
-        try:
-            rows = zoo.CATEGORIES if "categorical" in repr(estimator) else zoo.X
-            state = learned(estimator.fit(rows, y))
-        except ValueError as error:
-            print("unfit", type(estimator).__name__, error, flush=True)
-            continue
+        fitted, rows, targets = zoo.fitted(estimator)
+        state = learned(fitted)
         ways = places(state)
         top = [way for way in ways if len(way) == 1]
-        ways = top + dice.sample(ways, min(len(ways), 40))
-        for way in ways:
+        deeper = [way for way in ways if len(way) > 1]
+        count["estimators"] += 1
+        for way in top + dice.sample(deeper, min(len(deeper), 40)):
+            count["attributes"] += 1
             value = state
             for key in way:
                 value = value[key]
             for i, bad in enumerate(hostile(value)):
                 if dice.random() > share:
                     continue
-                name = f"{type(estimator).__name__} {way} {i}"
-                fresh = type(estimator)(**estimator.get_params(deep=False))
-                print("TRY", name, flush=True)
-                n += 1
-                try:
-                    relearn(fresh, changed(state, way, bad))
-                except Exception:  # of which `Contents.building` makes an error of the package
-                    continue
-                try:
-                    use(fresh, y)
-                except ModularMLError:
-                    pass
-                except BaseException as error:
-                    print("RAW using", name, repr(error)[:200], flush=True)
-    print("DONE", n, flush=True)
+                name = f"{type(fitted).__name__} {way} {i}"
+                bent = changed(state, way, bad)
+                count["values"] += 1
+                attempt(name, from_memory, fitted, rows, targets, bent)
+                if dice.random() < IN_FILES:
+                    count["files"] += 1
+                    with TemporaryDirectory() as folder:
+                        name += " in a file"
+                        attempt(name, from_file, fitted, rows, targets, bent, Path(folder))
+    print("DONE", json.dumps(count), flush=True)
 
 
 if __name__ == "__main__":

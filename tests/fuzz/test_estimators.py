@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -22,5 +23,8 @@ def test_changed_states_end_no_process(batch: int) -> None:
     lines = run.stdout.splitlines()
     last = lines[-1] if lines else ""
     assert last.startswith("DONE"), f"ended by {run.returncode} at: {last}\n{run.stderr[-2000:]}"
-    assert int(last.split()[1]) > 40
+    count = json.loads(last.removeprefix("DONE "))
+    assert count["estimators"] >= 30
+    assert count["values"] > 40
+    assert count["files"] > 4
     assert [line for line in lines if not line.startswith(("TRY", "DONE"))] == []

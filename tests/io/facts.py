@@ -34,14 +34,7 @@ Facts = dict[str, dict[str, set[str]]]
 
 def examples() -> list[Any]:
     """Return estimators to fit: those of the zoo, and the others of scikit-learn as they come."""
-    found = [
-        *zoo.REGRESSORS,
-        *zoo.CLASSIFIERS,
-        *zoo.OTHERS,
-        *zoo.REST,
-        *zoo.REST_OF_CLASSIFIERS,
-        *zoo.variants(),
-    ]
+    found = zoo.examples()
     for _, cls in all_estimators():
         try:
             found.append(_quick(cls()))
@@ -94,7 +87,9 @@ def fits(estimator: Any) -> Iterator[Any]:
         yield made
 
 
-def _fits_there_are(estimator: Any) -> Iterator[Any]:
+def _fits_there_are(estimator: Any, *, of_the_zoo: bool) -> Iterator[Any]:
+    if of_the_zoo:
+        yield zoo.fitted(estimator)[0]
     with contextlib.suppress(AttributeError, ValueError):  # it lacks an estimator to fit
         yield from fits(estimator)
 
@@ -103,10 +98,11 @@ def gather() -> Facts:
     """Return kinds of values by class and attribute."""
     facts: Facts = defaultdict(lambda: defaultdict(set))
     n, only = 0, [name for name in sys.argv[1:] if name != "--new"]
-    for estimator in examples():
+    of_the_zoo = len(zoo.examples())
+    for i, estimator in enumerate(examples()):
         if only and type(estimator).__name__ not in only:
             continue
-        for made in _fits_there_are(estimator):
+        for made in _fits_there_are(estimator, of_the_zoo=i < of_the_zoo):
             try:
                 estimators.learned(made, check=False)
                 encode(type(made))

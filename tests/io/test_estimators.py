@@ -33,6 +33,7 @@ from modularml.config import decode, encode
 from modularml.errors import ConfigError, MMLError
 from modularml.io.estimators import learned, relearn
 from modularml.models import ScikitModelWrapper
+from modularml.models.sklearn_outputs import dense
 from tests.io.zoo import (
     CATEGORIES,
     CLASSIFIERS,
@@ -44,6 +45,8 @@ from tests.io.zoo import (
     REST_OF_CLASSIFIERS,
     X,
     Y,
+    examples,
+    fitted,
 )
 
 METHODS = ("predict_proba", "decision_function", "predict", "transform")
@@ -96,6 +99,30 @@ def test_every_estimator_predicts_the_same_in_another_process(tmp_path: Path) ->
     for path, model in zip(paths, models, strict=True):
         again = mm.BaseModel.load(path).save(tmp_path / "again", overwrite=True)
         assert again.read_bytes() == path.read_bytes(), model.inner
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "estimator", examples(), ids=[f"{i}-{type(e).__name__}" for i, e in enumerate(examples())]
+)
+def test_every_example_takes_rows_and_is_stored(estimator: Any) -> None:
+    made, rows, _ = fitted(estimator)
+    again = type(made)(**made.get_params(deep=False))
+    relearn(again, learned(made))
+    answers = 0
+    for method in (m for m in METHODS if hasattr(made, m)):
+        try:
+            right = dense(getattr(made, method)(rows[:9]))
+        except (NotImplementedError, ValueError):  # it lacks the method with these arguments
+            continue
+        np.testing.assert_array_equal(dense(getattr(again, method)(rows[:9])), right)
+        answers += 1
+    assert answers > 0
+
+
+def test_an_example_that_takes_no_rows_is_named() -> None:
+    with pytest.raises(AssertionError, match=r"MLPRegressor.* takes no rows.*hidden_layer_sizes"):
+        fitted(neural_network.MLPRegressor(hidden_layer_sizes=(0,)))
 
 
 def test_as_scalers(tmp_path: Path) -> None:
@@ -292,6 +319,7 @@ NEAR = neighbors.KNeighborsClassifier().fit(X, KIND)
 BAYES = naive_bayes.MultinomialNB().fit(X, KIND)
 SGD = linear_model.SGDClassifier(random_state=0).fit(X, KIND)
 ONE_HOT = preprocessing.OneHotEncoder().fit(CATEGORIES[:, :1])
+RARE = preprocessing.OneHotEncoder(drop="first", min_frequency=17).fit(CATEGORIES[:, :1])
 POWERS = preprocessing.PolynomialFeatures(2).fit(X)
 FORESTS = ensemble.RandomForestClassifier(2, random_state=0).fit(X, KIND)
 
@@ -376,6 +404,26 @@ WILD: dict[str, tuple[Any, tuple[Any, ...], Any]] = {
     "weights of another width": (SGD, (), lambda s: s.update(_standard_coef=np.zeros((3, 99)))),
     "norms": (BIRCH, (), lambda s: s.update(_subcluster_norms=np.zeros(1))),
     "columns of categories": (ONE_HOT, (), lambda s: s.update(_n_features_outs=[1])),
+    "rare categories": (
+        RARE,
+        ("_default_to_infrequent_mappings",),
+        lambda m: m.__setitem__(0, None),
+    ),
+    "places of rare categories": (
+        RARE,
+        ("_default_to_infrequent_mappings", 0),
+        lambda m: m.fill(4),
+    ),
+    "a category to drop": (
+        RARE,
+        ("_drop_idx_after_grouping", "$objects"),
+        lambda d: d.__setitem__(0, -7),
+    ),
+    "classes in a table": (
+        BAYES,
+        (),
+        lambda s: s.update(classes_=np.zeros((3, 2))),
+    ),
     "powers": (POWERS, (), lambda s: s.update(n_output_features_=2**40)),
     "number of classes": (FORESTS, (), lambda s: s.update(n_classes_=2**40)),
     "a method": (KNN, (), lambda s: s.update(predict=1)),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+from itertools import product
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from sklearn import (
     calibration,
     cluster,
@@ -36,6 +39,7 @@ from sklearn import (
     svm,
     tree,
 )
+from sklearn.base import clone, is_classifier
 from sklearn.experimental import enable_halving_search_cv, enable_iterative_imputer  # noqa: F401
 from sklearn.gaussian_process import kernels
 
@@ -194,7 +198,11 @@ def variants() -> list[Any]:
         linear_model.SGDClassifier(average=True, early_stopping=True, random_state=0),
         linear_model.SGDRegressor(average=True, early_stopping=True, random_state=0),
         linear_model.SGDOneClassSVM(average=True, random_state=0),
-        linear_model.PassiveAggressiveClassifier(average=True, random_state=0),
+        *(
+            getattr(linear_model, name)(average=True, random_state=0)
+            for name in ("PassiveAggressiveClassifier",)
+            if hasattr(linear_model, name)  # until scikit-learn 1.9
+        ),
         linear_model.LogisticRegression(solver="saga", warm_start=True, max_iter=50),
         linear_model.LogisticRegression(class_weight="balanced"),
         linear_model.LogisticRegressionCV(cv=3),
@@ -296,7 +304,7 @@ def variants() -> list[Any]:
         ),
         discriminant_analysis.LinearDiscriminantAnalysis("lsqr", shrinkage="auto"),
         discriminant_analysis.LinearDiscriminantAnalysis("eigen", store_covariance=True),
-        dummy.DummyClassifier(strategy="stratified"),
+        dummy.DummyClassifier(strategy="stratified", random_state=0),
         dummy.DummyRegressor(strategy="quantile", quantile=0.3),
         compose.TransformedTargetRegressor(ridge, transformer=preprocessing.StandardScaler()),
         compose.ColumnTransformer([("s", preprocessing.StandardScaler(), ["a", "b"])]),
@@ -323,3 +331,36 @@ def variants() -> list[Any]:
         gaussian_process.GaussianProcessRegressor(normalize_y=True),
         gaussian_process.GaussianProcessClassifier(multi_class="one_vs_one"),
     ]
+
+
+def examples() -> list[Any]:
+    """Return every estimator of this file."""
+    with warnings.catch_warnings(action="ignore"):  # of classes that scikit-learn will remove
+        more = variants()
+    return [*REGRESSORS, *CLASSIFIERS, *OTHERS, *REST, *REST_OF_CLASSIFIERS, *more]
+
+
+def fitted(estimator: Any) -> tuple[Any, Any, Any]:
+    """Return a copy that is fitted, and the rows and targets that it took.
+
+    Raises
+    ------
+    AssertionError
+        If there are no rows that it takes, with the reason for each.
+    """
+    two = np.where(KIND == "low", 0, 1)
+    rows: list[Any] = [CATEGORIES if "categorical" in repr(estimator) else X]
+    if getattr(estimator, "kernel", None) == "precomputed":
+        rows = [KERNEL(X, X)]
+    rows.append(pd.DataFrame(X, columns=list("abcd")))
+    targets = [KIND, two, np.c_[two, 1 - two]]
+    if not is_classifier(estimator):
+        targets = [Y, np.exp(Y), np.c_[Y, Y**2], *targets]
+    reasons = []
+    for x, y in product(rows, targets):
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                return clone(estimator).fit(x, y), x, y
+        except Exception as error:
+            reasons.append(repr(error)[:90])
+    raise AssertionError(f"{estimator!r} takes no rows: {reasons}")
