@@ -111,7 +111,12 @@ class Hooks:
     ) -> None:
         self.facts = {"experiment": experiment, "phase": phase, "results": results}
         self.results = results
-        self.dispatcher = Dispatcher([*phase.listeners(), *listeners], Callback, PHASE_HOOKS)
+        heard = [
+            c
+            for c in (*phase.listeners(), *listeners)
+            if not (c.writes_files and experiment.is_preview)
+        ]
+        self.dispatcher = Dispatcher(heard, Callback, PHASE_HOOKS)
         self.listens = self.dispatcher.listens
         self.change_weights = any(
             listener.changes_weights
