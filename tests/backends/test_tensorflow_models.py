@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import modularml as mm
-from modularml.callbacks import EvalLossMetric, Evaluation
+from modularml.callbacks import Callback, EvalLossMetric, Evaluation
 from modularml.errors import BackendNotSupportedError
 from tests import worlds
 from tests.worlds import QUIET, mse, train_phase
@@ -371,3 +371,126 @@ def test_a_layer_switched_off_between_phases_stays():
     exp.run_phase(asked, **QUIET)
     np.testing.assert_array_equal(model.layers[1].get_weights()[0], before[0])
     assert not np.array_equal(model.layers[2].get_weights()[0], head[0])
+
+
+# -- what changes after a plan was made ----------------------------------------------------------
+
+
+def by_hand(model, optimizer, x, y, epochs=1):
+    """Train what is trainable now, as people write it."""
+    optimizer.build(model.trainable_variables)
+    for _ in range(epochs):
+        for at in range(0, len(x), 8):
+            with tf.GradientTape() as tape:
+                out = model(x[at : at + 8, None], training=True)
+                loss = tf.reduce_mean((out - y[at : at + 8]) ** 2)
+            moved = model.trainable_variables
+            optimizer.apply_gradients(zip(tape.gradient(loss, moved), moved, strict=True))
+
+
+class AtEpoch(Callback):
+    """Calls a function at the start of one epoch."""
+
+    def __init__(self, epoch, change):
+        super().__init__()
+        self.epoch, self.change = epoch, change
+
+    def on_epoch_start(self, *, exec_ctx, **facts):
+        if exec_ctx.epoch_idx == self.epoch:
+            self.change()
+
+
+def switch(place, trainable):
+    def change(model):
+        model.layers[place].trainable = trainable
+
+    return change
+
+
+@pytest.mark.parametrize("where", ["between phases", "within a phase"])
+@pytest.mark.parametrize("first", [True, False], ids=["off", "on"])
+def test_layers_switched_after_the_first_epoch_are_as_by_hand(where, first):
+    x, y = numbers()
+    model, other = network(), network()
+    made = graph(model, x, y, "sgd", opt_kwargs={"learning_rate": 0.05})
+    other(x[:1, None])
+    other.set_weights(model.get_weights())
+    before, after = switch(1, first), switch(1, not first)
+    exp = experiment()
+    before(model)
+    if where == "within a phase":
+        exp.run_phase(
+            phase(made, n_epochs=3, callbacks=[AtEpoch(1, lambda: after(model))]), **QUIET
+        )
+    else:
+        asked = phase(made, n_epochs=1)
+        exp.run_phase(asked, **QUIET)
+        after(model)
+        exp.run_phase(asked, **QUIET)
+        exp.run_phase(asked, **QUIET)
+    before(other)
+    by_hand(other, keras.optimizers.SGD(0.05), x, y)
+    after(other)
+    by_hand(other, keras.optimizers.SGD(0.05), x, y, epochs=2)
+    assert_same(model, other, atol=1e-5)
+
+
+def test_a_head_exchanged_between_phases_learns():
+    x, y = numbers()
+    models = [network(), network()]
+    made = graph(models[0], x, y, "sgd", opt_kwargs={"learning_rate": 0.05})
+    models[1](x[:1, None])
+    models[1].set_weights(models[0].get_weights())
+    exp, asked = experiment(), phase(made, n_epochs=1)
+    exp.run_phase(asked, **QUIET)
+    by_hand(models[1], keras.optimizers.SGD(0.05), x, y)
+    for model in models:
+        model.pop()
+        keras.utils.set_random_seed(7)
+        model.add(L.Dense(4, "relu"))
+        model.add(L.Dense(1))
+        model(x[:1, None])
+    exp.run_phase(asked, **QUIET)
+    by_hand(models[1], keras.optimizers.SGD(0.05), x, y)
+    assert len(models[0].trainable_variables) == 6
+    assert_same(*models, atol=1e-5)
+
+
+def test_weights_of_a_frozen_node_that_a_callback_moves_are_read_anew():
+    x, y = numbers()
+    keras.utils.set_random_seed(0)
+    body = keras.Sequential([L.Flatten(), L.Dense(5, "tanh")])
+    head = keras.Sequential([L.Flatten(), L.Dense(1)])
+    fs = mm.FeatureSet.from_dict("fs", {"x": x, "y": y[:, 0]}, "x", "y")
+    below = mm.ModelNode("body", body, fs)
+    made = mm.ModelGraph(
+        [below, mm.ModelNode("head", head, below)],
+        mm.Optimizer("sgd", opt_kwargs={"learning_rate": 0.05}),
+    )
+    made.build()
+    below.freeze()
+    others = [keras.models.clone_model(body), keras.models.clone_model(head)]
+    for other, mine, shape in zip(others, (body, head), ((1, 1, 4), (1, 5)), strict=True):
+        other(np.zeros(shape, "f4"))
+        other.set_weights(mine.get_weights())
+
+    def shrink(model):
+        model.set_weights([0.5 * w for w in model.get_weights()])
+
+    phase_ = train_phase(
+        made, [mse("head")], batch_size=8, n_epochs=3, callbacks=[AtEpoch(1, lambda: shrink(body))]
+    )
+    experiment().run_phase(phase_, **QUIET)
+    optimizer = keras.optimizers.SGD(0.05)
+    optimizer.build(others[1].trainable_variables)
+    for epoch in range(3):
+        if epoch == 1:
+            shrink(others[0])
+        for at in range(0, len(x), 8):
+            code = others[0](x[at : at + 8, None])
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean((others[1](code) - y[at : at + 8]) ** 2)
+            moved = others[1].trainable_variables
+            optimizer.apply_gradients(zip(tape.gradient(loss, moved), moved, strict=True))
+    assert_same(head, others[1], atol=1e-5)
+    assert_same(body, others[0])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from sklearn import preprocessing
 
@@ -141,3 +142,64 @@ def test_scalers_that_read_several_steps_are_refused_where_some_are_padding():
     with pytest.raises(ScalerError, match="holds data at position 3"):
         fs.fit_transform("StandardScaler", domain="features", fit_to_split="short")
     assert fs.scaler_records == ()
+
+
+FILLED = np.arange(5) < LENGTHS[:, None]
+
+
+def wide():
+    """Return a table with a column for each step and each flag of the mask."""
+    rows = np.random.default_rng(2).normal(25, 3, size=(len(LENGTHS), 5))
+    steps = {f"v{i}": np.where(FILLED[:, i], rows[:, i], 0.0) for i in range(5)}
+    flags = {f"m{i}": FILLED[:, i] for i in range(5)}
+    return rows, pd.DataFrame({**steps, **flags, "y": np.arange(8.0)})
+
+
+def check_mean_of_data(fs, rows, key="v"):
+    assert masks(fs) == {f"features.{key}.raw": "m"}
+    assert fs.get_tag_keys(include_domain_prefix=False, include_rep_suffix=False) == ["m"]
+    fs.add_split(fs.take([0, 2, 4, 6], label="train"))
+    train = {"domain": "features", "keys": key, "fit_to_split": "train"}
+    fs.fit_transform("StandardScaler", merged_axes=(0, 2), **train)
+    fitted = rows[::2][FILLED[::2]]
+    scaled = fs.get_features("dict", features=key)[key]
+    np.testing.assert_allclose(
+        scaled[FILLED], ((rows - fitted.mean()) / fitted.std())[FILLED], rtol=1e-6
+    )
+    assert (scaled[~FILLED] == 0).all()
+
+
+def test_masks_of_csv_files(tmp_path):
+    rows, table = wide()
+    for part in (0, 3):
+        table.iloc[part : part + 3 + part].to_csv(tmp_path / f"{part}.csv", index=False)
+    stack = {"v": "v*", "m": "m*"}
+    for mask in ("m", {"v": "m"}):
+        fs = FeatureSet.from_csv("csv", tmp_path, "v", "y", stack=stack, mask=mask, register=False)
+        check_mean_of_data(fs, rows)
+    with pytest.raises(DataError, match="mask 'y' has shape"):
+        FeatureSet.from_csv("c", tmp_path, "v", "y", stack=stack, mask="y", register=False)
+    numbers = tmp_path / "numbers.csv"
+    table.astype(float).to_csv(numbers, index=False)
+    with pytest.raises(DataError, match=r"mask 'm' of column 'v' must be a boolean.*astype"):
+        FeatureSet.from_csv("c", numbers, "v", "y", stack=stack, mask="m", register=False)
+
+
+@pytest.mark.parametrize("list_of", [pa.list_, pa.large_list, lambda kind: pa.list_(kind, 5)])
+@pytest.mark.parametrize("named", [True, False])
+def test_masks_of_arrow_tables(list_of, named):
+    rows, _ = wide()
+    prefix = {"v": "features.v.raw", "y": "targets.y.raw", "m": "tags.m.raw"} if named else {}
+    columns = {
+        "v": pa.array(np.where(FILLED, rows, 0.0).tolist(), list_of(pa.float64())),
+        "m": pa.array(FILLED.tolist(), list_of(pa.bool_())),
+        "y": pa.array(np.arange(8.0)),
+    }
+    table = pa.table({prefix.get(key, key): column for key, column in columns.items()})
+    keys = {} if named else {"feature_cols": "v", "target_cols": "y", "tag_cols": "m"}
+    twice = pa.concat_tables([table.slice(0, 3), table.slice(3)])
+    for mask, own in (("m", table), ({"v": "m"}, twice)):
+        fs = FeatureSet.from_pyarrow_table("a", own, mask=mask, register=False, **keys)
+        check_mean_of_data(fs, rows)
+    with pytest.raises(UnknownNameError, match="unknown column 'mm'; did you mean 'm'"):
+        FeatureSet.from_pyarrow_table("a", table, mask="mm", register=False, **keys)

@@ -6,7 +6,7 @@ import pytest
 import modularml as mml
 from modularml.data.batch import SampleData
 from modularml.errors import ConfigError, DataError, GraphError, UnknownNameError
-from tests.worlds import eval_phase, experiment, train
+from tests.worlds import QUIET, eval_phase, experiment, mse, train
 
 torch = pytest.importorskip("torch")
 LENGTHS = np.array([3, 5, 4, 2, 5, 3, 4, 1])
@@ -145,3 +145,39 @@ def test_the_mask_reaches_keras():
     assert logged == pytest.approx(((want[:, 0] - y) ** 2).mean(), rel=1e-4)
     with mml.ExperimentContext().activate(), pytest.raises(UnknownNameError, match="msk"):
         graph_of(padded()[0], PooledKeras(), mask_as="msk").build()
+
+
+@pytest.mark.parametrize("road", ["made", "loaded"])
+def test_the_mask_reaches_the_model_in_each_fold(road, tmp_path):
+    fs, x, y = padded(50.0)
+    fs.add_split(fs.take(range(N), label="all"))
+    graph_of(fs, mml.TorchModelWrapper(model_class=Pooled))
+    exp = experiment("folds", audit="off")
+    sampler = mml.SimpleSampler(batch_size=N)
+    phase = mml.TrainPhase.from_split(
+        "train", split="all", sampler=sampler, losses=[mse()], n_epochs=2
+    )
+    exp.execution_plan.add_phase(phase)
+    if road == "loaded":
+        path = exp.save(tmp_path / "e")
+        with mml.ExperimentContext().activate():
+            exp = mml.Experiment.load(path)
+        fs = exp.ctx.get_node("s")
+    binding = mml.CVBinding(fs, ["all"], group_by="cell", train_split_name="all")
+    cv = mml.CrossValidation(bindings=binding, n_folds=2, experiment=exp)
+    found = cv.run(show_fold_progress=False, **QUIET).out_of_fold("net")["prediction"]
+    want = np.empty(N)
+    for fold in cv.folds:
+        sides, model = fold.sides["s"], Pooled()  # whose weights come from a seed of its own
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            alone = [
+                model(torch.tensor(x[i, : LENGTHS[i]])[None, None], torch.ones(1, LENGTHS[i]) > 0)
+                for i in sides.train
+            ]
+            target = torch.tensor(y[sides.train])[:, None]
+            torch.nn.functional.mse_loss(torch.cat(alone), target).backward()
+            optimizer.step()
+        want[sides.val] = predicted(model, x)[sides.val, 0]
+    np.testing.assert_allclose(found.loc[fs.get_sample_uuids("list")], want, rtol=1e-4, atol=1e-6)
