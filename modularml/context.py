@@ -13,18 +13,12 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from modularml._warning import warn
 from modularml.config import config_registry
 from modularml.errors import ConfigError, RegistrationError, UnknownNameError
 from modularml.progress import IN_NOTEBOOK
-
-if TYPE_CHECKING:
-    from modularml.data.featureset import FeatureSet
-    from modularml.experiment.experiment import Experiment
-    from modularml.graph.model_graph import ModelGraph
-    from modularml.graph.node import ComputeNode
 
 __all__ = ["ExperimentContext", "ExperimentNode", "RegistrationPolicy", "RegistrationWarning"]
 
@@ -131,13 +125,13 @@ class ExperimentContext:
     def __init__(
         self,
         *,
-        experiment: Experiment | None = None,
+        experiment: Any = None,
         registration_policy: RegistrationPolicy | str | None = None,
     ) -> None:
         self._experiment = experiment
         self._policy = RegistrationPolicy.from_value(registration_policy)
         self._nodes: dict[str, ExperimentNode] = {}
-        self._graph: ModelGraph | None = None
+        self._graph: Any = None
         _contexts.add(self)
 
     # -- which context is active ------------------------------------------------------------
@@ -192,12 +186,12 @@ class ExperimentContext:
         return dict(self._nodes)
 
     @property
-    def available_featuresets(self) -> dict[str, FeatureSet]:
+    def available_featuresets(self) -> dict[str, Any]:
         """All registered FeatureSets, keyed by node id."""
         return self._of_type("FeatureSet")
 
     @property
-    def available_computenodes(self) -> dict[str, ComputeNode]:
+    def available_computenodes(self) -> dict[str, Any]:
         """All registered compute nodes, keyed by node id."""
         return self._of_type("ComputeNode")
 
@@ -312,11 +306,11 @@ class ExperimentContext:
     # -- graph and experiment ---------------------------------------------------------------
 
     @property
-    def model_graph(self) -> ModelGraph | None:
+    def model_graph(self) -> Any:
         """The graph of this context, or None."""
         return self._graph
 
-    def register_model_graph(self, graph: ModelGraph) -> None:
+    def register_model_graph(self, graph: Any) -> None:
         """Make a graph the graph of this context.
 
         Raises
@@ -340,11 +334,11 @@ class ExperimentContext:
                 _warn(f"graph {graph.label!r} replaces {self._graph.label!r} in its context")
         self._graph = graph
 
-    def get_experiment(self) -> Experiment | None:
+    def get_experiment(self) -> Any:
         """Return the experiment of this context, or None."""
         return self._experiment
 
-    def set_experiment(self, experiment: Experiment, *, reset_registries: bool = False) -> None:
+    def set_experiment(self, experiment: Any, *, reset_registries: bool = False) -> None:
         """Make an experiment the experiment of this context."""
         if reset_registries:
             self._nodes, self._graph = {}, None

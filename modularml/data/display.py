@@ -18,13 +18,11 @@ from modularml.viz import Diagram, DiagramEdge, DiagramNode
 if TYPE_CHECKING:
     import pandas as pd
 
-    from modularml.data.access import SampleCollectionMixin
-    from modularml.data.featureset import FeatureSet
 
 __all__ = ["describe", "html", "split_tree"]
 
 
-def describe(data: SampleCollectionMixin) -> pd.DataFrame:
+def describe(data: Any) -> pd.DataFrame:
     """Return one row a column: domain, key, rep, kind, unit, dtype, shape, NaN count, min ... max.
 
     Padding does not count.
@@ -35,7 +33,7 @@ def describe(data: SampleCollectionMixin) -> pd.DataFrame:
     return frame
 
 
-def _blocks(data: SampleCollectionMixin, name: str) -> Iterator[Array]:
+def _blocks(data: Any, name: str) -> Iterator[Array]:
     """Yield the rows of a column some thousand at a time; of padded ones, the steps of data."""
     values, rows = data.collection.numpy(name), data.row_indices
     mask = data.collection.mask(name)
@@ -74,7 +72,7 @@ def _dtype(spec: ColumnSpec) -> str:
     return "text" if spec.dtype.kind == "O" else str(spec.dtype)
 
 
-def html(data: SampleCollectionMixin, title: str, splits: dict[str, int] | None = None) -> str:
+def html(data: Any, title: str, splits: dict[str, int] | None = None) -> str:
     """Return a table of the columns, by domain, for notebooks."""
     schema = data.collection.schema
     body = "".join(
@@ -94,7 +92,7 @@ def html(data: SampleCollectionMixin, title: str, splits: dict[str, int] | None 
 
 
 def split_tree(
-    fs: FeatureSet,
+    fs: Any,
     *,
     show_features: bool,
     show_targets: bool,
@@ -119,7 +117,7 @@ def split_tree(
     return Diagram(fs.label, tuple(nodes), tuple(edges), direction="LR")
 
 
-def _columns(fs: FeatureSet, wanted: dict[str, bool]) -> list[str]:
+def _columns(fs: Any, wanted: dict[str, bool]) -> list[str]:
     schema = fs.collection.schema
     lines = []
     for domain in DOMAINS:
@@ -130,7 +128,7 @@ def _columns(fs: FeatureSet, wanted: dict[str, bool]) -> list[str]:
     return lines
 
 
-def _overlaps(fs: FeatureSet, origins: dict[str, str | None]) -> list[DiagramEdge]:
+def _overlaps(fs: Any, origins: dict[str, str | None]) -> list[DiagramEdge]:
     views = list(fs.splits.items())
     edges = []
     for i, (a, first) in enumerate(views):

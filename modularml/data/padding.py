@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from modularml._typing import Array, IntArray
-
-if TYPE_CHECKING:
-    from modularml.data.collection import SampleCollection
 
 __all__ = ["held", "in_steps", "step_weights"]
 
@@ -20,9 +17,7 @@ def in_steps(mask: Array, shape: tuple[int, ...]) -> Array:
     return np.broadcast_to(mask[(..., *[None] * (len(shape) - mask.ndim))], shape)
 
 
-def held(
-    table: SampleCollection, names: Sequence[str], rows: IntArray | None = None
-) -> Array | None:
+def held(table: Any, names: Sequence[str], rows: IntArray | None = None) -> Array | None:
     """Return which elements of stacked columns are data, not padding.
 
     Returns

@@ -7,14 +7,11 @@ experiment that runs: by id, else by label, so a script finds its nodes again in
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from modularml.config import Configurable
 from modularml.context import ExperimentContext
 from modularml.data.schema import DOMAINS
-
-if TYPE_CHECKING:
-    from modularml.data.featureset import FeatureSet
 
 __all__ = [
     "ExperimentNodeReference",
@@ -76,13 +73,13 @@ class FeatureSetReference(ExperimentNodeReference):
     on: str | tuple[str, ...] | None = field(default=None, compare=False)
     strict: bool = field(default=False, compare=False)
 
-    def columns(self, domain: str, fs: FeatureSet | None = None) -> tuple[str, ...]:
+    def columns(self, domain: str, fs: Any = None) -> tuple[str, ...]:
         """Return full column names of a domain, open representations resolved."""
         fs = fs or self.resolve()
         schema, given = fs.collection.schema, getattr(self, domain)
         return tuple(n if n.count(".") == 2 else schema.newest(*n.split(".")) for n in given)
 
-    def all_columns(self, fs: FeatureSet | None = None) -> list[str]:
+    def all_columns(self, fs: Any = None) -> list[str]:
         """Return full names of all columns: features, targets, tags."""
         fs = fs or self.resolve()
         known = fs.collection.schema.resolved  # as this is asked for at the start of every epoch

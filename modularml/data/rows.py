@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +20,9 @@ from modularml.errors import ConfigError, DataError, SplitError, expect
 from modularml.predicates.conditions import has_naive_times, matches
 from modularml.splitters import BaseSplitter, ConditionSplitter, RandomSplitter
 
-if TYPE_CHECKING:
-    from modularml.data.featureset import FeatureSet
-    from modularml.data.view import FeatureSetView
-
 __all__ = ["SplitMixin", "SplitRecord", "in_a_row"]
+
+View = TypeVar("View", bound=SampleCollectionMixin)
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class SplitRecord:
     rows: IntArray | None = field(default=None, repr=False, compare=False)
 
 
-class SplitMixin(SampleCollectionMixin):
+class SplitMixin(SampleCollectionMixin, Generic[View]):
     """Row and column operations of FeatureSets and views."""
 
     @property
@@ -56,18 +54,16 @@ class SplitMixin(SampleCollectionMixin):
         """Name of this set or view."""
 
     @abstractmethod
-    def _view(
-        self, rows: IntArray | None, columns: list[str] | None, label: str | None
-    ) -> FeatureSetView:
+    def _view(self, rows: IntArray | None, columns: list[str] | None, label: str | None) -> View:
         """Return a view of these positions of mine (None: all of them)."""
 
     @abstractmethod
-    def _source(self) -> FeatureSet:
+    def _source(self) -> Any:
         """Return the FeatureSet behind."""
 
     # -- rows ---------------------------------------------------------------------------------
 
-    def take(self, indices: Any, label: str | None = None) -> FeatureSetView:
+    def take(self, indices: Any, label: str | None = None) -> View:
         """Return the rows at these positions, in the order given.
 
         Parameters
@@ -88,7 +84,7 @@ class SplitMixin(SampleCollectionMixin):
             raise DataError(f"index {rows[bad][0]} is out of range for {n} rows")
         return self._view(np.where(rows < 0, rows + n, rows), None, label)
 
-    def filter(self, *, conditions: Mapping[str, Any], label: str | None = None) -> FeatureSetView:
+    def filter(self, *, conditions: Mapping[str, Any], label: str | None = None) -> View:
         """Return the rows that meet all conditions.
 
         Parameters
@@ -114,9 +110,7 @@ class SplitMixin(SampleCollectionMixin):
             keep &= matches(condition, self.column(name), column=selector)
         return self._view(np.flatnonzero(keep), None, label)
 
-    def take_sample_uuids(
-        self, uuids: Iterable[Any], *, label: str | None = None
-    ) -> FeatureSetView:
+    def take_sample_uuids(self, uuids: Iterable[Any], *, label: str | None = None) -> View:
         """Return the rows with these sample ids, in the order asked.
 
         Raises
@@ -135,8 +129,8 @@ class SplitMixin(SampleCollectionMixin):
         return self._view(found, None, label)
 
     def take_intersection(
-        self, other: SplitMixin, *, order: str = "self", label: str | None = None
-    ) -> FeatureSetView:
+        self, other: SplitMixin[Any], *, order: str = "self", label: str | None = None
+    ) -> View:
         """Return the rows that `other` has as well, by sample id.
 
         Parameters
@@ -153,7 +147,7 @@ class SplitMixin(SampleCollectionMixin):
             return self._view(places[places >= 0], None, label)
         return self._view(np.flatnonzero(_places(_ids_of(other), self._ids()) >= 0), None, label)
 
-    def take_difference(self, other: SplitMixin, *, label: str | None = None) -> FeatureSetView:
+    def take_difference(self, other: SplitMixin[Any], *, label: str | None = None) -> View:
         """Return the rows that `other` has not, by sample id."""
         return self._view(np.flatnonzero(_places(_ids_of(other), self._ids()) < 0), None, label)
 
@@ -168,7 +162,7 @@ class SplitMixin(SampleCollectionMixin):
         tags: Columns = None,
         rep: str | None = None,
         label: str | None = None,
-    ) -> FeatureSetView:
+    ) -> View:
         """Return a view of some columns; see `get_data` for selectors.
 
         Where neither `rep` nor a selector names a representation, the view has them all.
@@ -181,7 +175,7 @@ class SplitMixin(SampleCollectionMixin):
 
     def split(
         self, splitter: BaseSplitter, *, return_views: bool = False, register: bool = True
-    ) -> dict[str, FeatureSetView] | None:
+    ) -> dict[str, View] | None:
         """Split the rows and keep the parts by name.
 
         Parameters
@@ -219,7 +213,7 @@ class SplitMixin(SampleCollectionMixin):
         bins: int | None = None,
         return_views: bool = False,
         register: bool = True,
-    ) -> dict[str, FeatureSetView] | None:
+    ) -> dict[str, View] | None:
         """Split the rows at random, by ratio; groups stay whole, strata keep their proportions.
 
         Parameters
@@ -260,14 +254,14 @@ class SplitMixin(SampleCollectionMixin):
         *,
         return_views: bool = False,
         register: bool = True,
-    ) -> dict[str, FeatureSetView] | None:
+    ) -> dict[str, View] | None:
         """Split the rows by conditions: ``{name: {column: condition}}``; see `filter`."""
         splitter = ConditionSplitter(conditions)
         return self.split(splitter, return_views=return_views, register=register)
 
     # -- sets ---------------------------------------------------------------------------------
 
-    def to_featureset(self, label: str, *, register: bool = True) -> FeatureSet:
+    def to_featureset(self, label: str, *, register: bool = True) -> Any:
         """Copy the rows and columns into a FeatureSet of their own.
 
         Sample ids stay, and so do the scalers of the scaled columns that are taken.
@@ -289,12 +283,12 @@ class SplitMixin(SampleCollectionMixin):
         ]
         return new
 
-    def get_overlap_with(self, other: SplitMixin) -> list[str]:
+    def get_overlap_with(self, other: SplitMixin[Any]) -> list[str]:
         """Return the sample ids, as UUID text, of the rows that both have."""
         texts: list[str] = self.take_intersection(other).get_sample_uuids("list")
         return texts
 
-    def is_disjoint_with(self, other: SplitMixin) -> bool:
+    def is_disjoint_with(self, other: SplitMixin[Any]) -> bool:
         """Tell whether no row is in both; by index within one source, else by sample id."""
         expect("other", other, SplitMixin, "a FeatureSet or a view of one")
         if self._source() is other._source():

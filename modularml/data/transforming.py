@@ -27,7 +27,7 @@ from modularml.scalers.scaler import Scaler
 __all__ = ["TransformingMixin"]
 
 
-class TransformingMixin(SplitMixin):
+class TransformingMixin(SplitMixin[FeatureSetView]):
     """Fit, apply, undo and invert scalers."""
 
     _collection: SampleCollection

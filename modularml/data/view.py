@@ -19,13 +19,12 @@ from modularml.errors import DataError, expect
 if TYPE_CHECKING:
     import pandas as pd
 
-    from modularml.data.featureset import FeatureSet
 
 __all__ = ["FeatureSetView"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FeatureSetView(SplitMixin):
+class FeatureSetView(SplitMixin["FeatureSetView"]):
     """Immutable projection of a FeatureSet onto rows and columns.
 
     Parameters
@@ -44,7 +43,7 @@ class FeatureSetView(SplitMixin):
         If an index is out of range.
     """
 
-    source: FeatureSet
+    source: Any
     indices: IntArray
     columns: list[str]
     label: str | None = None
@@ -69,7 +68,7 @@ class FeatureSetView(SplitMixin):
     @classmethod
     def from_featureset(
         cls,
-        fs: FeatureSet,
+        fs: Any,
         *,
         rows: IntArray | None = None,
         columns: list[str] | None = None,
@@ -82,7 +81,8 @@ class FeatureSetView(SplitMixin):
     @property
     def collection(self) -> SampleCollection:
         """The source's table."""
-        return self.source.collection
+        table: SampleCollection = self.source.collection
+        return table
 
     @property
     def row_indices(self) -> IntArray:
@@ -149,5 +149,5 @@ class FeatureSetView(SplitMixin):
         names = self.columns if columns is None else columns
         return FeatureSetView(self.source, chosen, names, label or self.label)
 
-    def _source(self) -> FeatureSet:
+    def _source(self) -> Any:
         return self.source

@@ -144,7 +144,8 @@ class Experiment(Checked, ExperimentFiles):
     @property
     def model_graph(self) -> ModelGraph | None:
         """The graph of the context, or None."""
-        return self._ctx.model_graph
+        graph: ModelGraph | None = self._ctx.model_graph
+        return graph
 
     @property
     def audit(self) -> Mode:

@@ -279,7 +279,7 @@ class ExperimentPhase(Configurable, ContextYaml):
 
 def active_graph(label: str) -> ModelGraph:
     """Return the graph of the active context; `label` is of the phase that wants it."""
-    graph = ExperimentContext.get_active().model_graph
+    graph: ModelGraph | None = ExperimentContext.get_active().model_graph
     if graph is None:
         raise GraphError(
             f"phase {label!r} finds no ModelGraph in the active context; make one first, and "

@@ -240,7 +240,7 @@ class _OnePass(PhaseResults):
             raise ConfigError(
                 f"there is not one tail node but {[layout.labels[i] for i in tails]}; name a node"
             )
-        return tails[0]
+        return str(tails[0])
 
     def aggregated_losses(
         self, node: str | GraphNode, *, reducer: Reducer = "mean"
