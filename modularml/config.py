@@ -236,6 +236,26 @@ def find_class(name: str) -> Any:
     return found[name]
 
 
+FORMER_MODULES = {
+    "modularml.experiment.binding": "modularml.engine.binding",
+    "modularml.experiment.callback": "modularml.engine.callback",
+    "modularml.experiment.checkpointing": "modularml.engine.checkpointing",
+    "modularml.experiment.fit_phase": "modularml.phases.fit",
+    "modularml.experiment.group": "modularml.phases.group",
+    "modularml.experiment.phases": "modularml.phases.train_eval",
+    "modularml.experiment.recording": "modularml.results.recording",
+    "modularml.experiment.results_room": "modularml.results.spill",
+    "modularml.experiment.schedule": "modularml.engine.batch_schedule",
+}
+"""Modules by the names that older files know them by."""
+
+
+def current_name(name: str) -> str:
+    """Return today's ``module:qualname`` of what an older file names."""
+    module, colon, path = name.partition(":")
+    return f"{FORMER_MODULES.get(module, module)}{colon}{path}"
+
+
 def find_code(name: str) -> Any:
     """Find a class or function by ``module:qualname`` among what is imported already.
 
@@ -246,6 +266,7 @@ def find_code(name: str) -> Any:
         if name not in known:
             raise ConfigError(f"{name!r} was not resolved beforehand")
         return known[name]
+    name = current_name(name)
     module, _, path = name.partition(":")
     if module not in sys.modules:
         raise ConfigError(f"{name!r} cannot be found: import {module!r} first, then try again")

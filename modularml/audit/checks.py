@@ -13,12 +13,13 @@ from modularml.audit.encoding import target_encoding, target_of_neighbour
 from modularml.audit.groups import shared_groups
 from modularml.audit.preparation import prepared_before, uncorrelated
 from modularml.audit.quality import constant, not_finite
-from modularml.audit.report import SEVERITIES, AuditReport, Finding
 from modularml.audit.sequences import sequences
 from modularml.audit.splits import scaler_fits, shared_rows
 from modularml.audit.table import Table
 from modularml.audit.target import target_in_feature, target_in_features, target_in_id
 from modularml.audit.time import row_order, time_order
+from modularml.audit.time import time_order
+from modularml.data.audit_report import SEVERITIES, AuditReport, Finding
 from modularml.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from modularml._typing import Array, IntArray
-from modularml.audit.report import Finding
 from modularml.audit.table import Side, Table
+from modularml.data.audit_report import Finding
 
 __all__ = ["target_encoding", "target_of_neighbour"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from modularml._typing import IntArray
 from modularml.audit.identity import shared
 from modularml.audit.pairs import is_training
-from modularml.audit.report import Finding
+from modularml.data.audit_report import Finding
 from modularml.data.ids import id_texts
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import numpy as np
 from modularml._optional import require
 from modularml._typing import Array
 from modularml.audit.likeness import ALPHA, at_least
-from modularml.audit.report import Finding
 from modularml.audit.table import Table
+from modularml.data.audit_report import Finding
 
 __all__ = ["prepared_before", "uncorrelated"]
 

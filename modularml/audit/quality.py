@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from modularml.audit.report import Finding
 from modularml.audit.table import Table
+from modularml.data.audit_report import Finding
 from modularml.data.padding import held
 from modularml.data.selectors import newest
 

@@ -9,8 +9,8 @@ import numpy as np
 from modularml._typing import Array
 from modularml.audit.likeness import near_by_chance, said_times
 from modularml.audit.pictures import pair_of_rows
-from modularml.audit.report import Finding
 from modularml.audit.table import Column, Side, Table
+from modularml.data.audit_report import Finding
 
 __all__ = ["SEQUENCE", "like_rows", "sequences"]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from modularml.audit.pairs import is_training
-from modularml.audit.report import Finding
 from modularml.audit.table import Table
+from modularml.data.audit_report import Finding
 from modularml.data.schema import RAW
 
 __all__ = ["scaler_fits", "shared_rows"]

@@ -13,7 +13,7 @@ from modularml._optional import require
 from modularml._typing import Array, Columns, IntArray
 from modularml.audit.likeness import scores, spread_ranks
 from modularml.audit.pairs import Pair, pairs_of
-from modularml.audit.report import Finding
+from modularml.data.audit_report import Finding
 from modularml.data.ids import id_texts
 from modularml.data.schema import RAW
 from modularml.data.selectors import as_list, select_one

@@ -13,8 +13,8 @@ from modularml.audit.groups import readings
 from modularml.audit.likeness import ALPHA
 from modularml.audit.pictures import scatter
 from modularml.audit.prediction import FEW, Wanted, explained, likely
-from modularml.audit.report import Finding
 from modularml.audit.table import Column, Table
+from modularml.data.audit_report import Finding
 
 __all__ = ["affine_residuals", "target_in_feature", "target_in_features", "target_in_id"]
 

@@ -13,7 +13,7 @@ from modularml.callbacks.live_plot import LivePlot
 from modularml.callbacks.rates import LearningRateMonitor
 from modularml.callbacks.score_metric import ScoreMetric
 from modularml.callbacks.unfreezing import ProgressiveUnfreezing
-from modularml.experiment.callback import (
+from modularml.engine.callback import (
     ArtifactResult,
     Callback,
     CallbackResult,

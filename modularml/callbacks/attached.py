@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from modularml.data.execution import ExecutionContext
+from modularml.engine.callback import Callback, callback_registry
 from modularml.errors import ConfigError, expect
-from modularml.experiment.callback import Callback, callback_registry
 from modularml.loops.attachments import Attachment
 from modularml.loops.runner import Event, Listeners
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from modularml.data.execution import ExecutionContext
-from modularml.experiment.callback import Callback, callback_registry
+from modularml.engine.callback import Callback, callback_registry
 from modularml.io.names import folder_at
 
 __all__ = ["CSVLogger"]

@@ -8,13 +8,13 @@ from typing import Any, ClassVar, Literal
 
 from modularml._warning import warn
 from modularml.data.execution import ExecutionContext
+from modularml.engine.callback import Callback, CallbackResult, callback_registry
+from modularml.engine.monitoring import check_logged, direction
 from modularml.errors import ConfigError, MetricNotLoggedError
-from modularml.experiment.callback import Callback, CallbackResult, callback_registry
-from modularml.experiment.monitoring import check_logged, direction
-from modularml.experiment.recording import ResultRecording
-from modularml.experiment.steps import StepLog
-from modularml.experiment.stored_steps import packed_steps, unpacked_steps
 from modularml.loops.patience import Patience
+from modularml.results.recording import ResultRecording
+from modularml.results.steps import StepLog
+from modularml.results.stored_steps import packed_steps, unpacked_steps
 
 __all__ = ["EarlyStopping", "EarlyStoppingResult"]
 

@@ -10,12 +10,12 @@ from modularml._arguments import at_least
 from modularml.callbacks.evaluation_metric import EvaluationCallbackResult, EvaluationMetric
 from modularml.callbacks.score_metric import ScoreMetric
 from modularml.data.execution import ExecutionContext
+from modularml.engine.batch_feed import Feed
+from modularml.engine.callback import Callback, CallbackResult, MetricResult, callback_registry
+from modularml.engine.loop import Display, run_phase
 from modularml.errors import ConfigError
-from modularml.experiment.callback import Callback, CallbackResult, MetricResult, callback_registry
-from modularml.experiment.feed import Feed
-from modularml.experiment.loop import Display, run_phase
-from modularml.experiment.phases import EvalPhase
-from modularml.experiment.results import EvalResults
+from modularml.phases.train_eval import EvalPhase
+from modularml.results.train_eval import EvalResults
 from modularml.training import AppliedLoss
 
 __all__ = ["Evaluation", "MetricCallback"]

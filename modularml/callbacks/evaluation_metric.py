@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 
 from modularml.config import Configurable
 from modularml.data.execution import ExecutionContext
+from modularml.engine.callback import CallbackResult, MetricResult
 from modularml.errors import ConfigError
-from modularml.experiment.callback import CallbackResult, MetricResult
-from modularml.experiment.phases import EvalPhase
-from modularml.experiment.results import EvalResults
+from modularml.phases.train_eval import EvalPhase
+from modularml.results.train_eval import EvalResults
 from modularml.training import AppliedLoss
 
 __all__ = ["EvalLossMetric", "EvaluationCallbackResult", "EvaluationMetric"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from modularml._arguments import at_least
 from modularml._optional import require
-from modularml.experiment.callback import Callback, callback_registry
+from modularml.engine.callback import Callback, callback_registry
 from modularml.progress import in_notebook
 from modularml.viz.curves import series
 

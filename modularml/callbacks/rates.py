@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from modularml.experiment.callback import Callback, MetricResult, callback_registry
+from modularml.engine.callback import Callback, MetricResult, callback_registry
 
 __all__ = ["LearningRateMonitor"]
 

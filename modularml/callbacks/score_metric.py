@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from modularml.callbacks.evaluation_metric import EvaluationCallbackResult, EvaluationMetric
-from modularml.experiment.callback import MetricResult
-from modularml.experiment.scores import Meaning, find_score, greater_is_better
+from modularml.engine.callback import MetricResult
+from modularml.results.scores import Meaning, find_score, greater_is_better
 
 __all__ = ["ScoreMetric"]
 
@@ -23,7 +23,7 @@ class ScoreMetric(EvaluationMetric):
     score : str or callable
         Such as ``"r2"``, ``"mean_absolute_error"``, ``"MeanAbsoluteError"``, or a function of
         targets and outputs, which may carry an attribute ``greater_is_better``; see
-        `modularml.experiment.scores.find_score`.
+        `modularml.results.scores.find_score`.
     on : str, optional
         Label of a node; the only tail node where none is given.
     name : str, optional

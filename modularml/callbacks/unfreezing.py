@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
+from modularml.engine.callback import Callback, callback_registry
 from modularml.errors import ConfigError
-from modularml.experiment.callback import Callback, callback_registry
 
 __all__ = ["ProgressiveUnfreezing"]
 

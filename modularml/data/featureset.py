@@ -14,6 +14,7 @@ from modularml._typing import Columns, IntArray
 from modularml.config import config_registry
 from modularml.context import ExperimentContext
 from modularml.data import packing
+from modularml.data.audit_report import AuditReport
 from modularml.data.collection import SampleCollection
 from modularml.data.display import describe, html, split_tree
 from modularml.data.making import MakingMixin
@@ -30,7 +31,6 @@ from modularml.viz import Diagram
 if TYPE_CHECKING:
     import pandas as pd
 
-    from modularml.audit import AuditReport
 
 __all__ = ["FeatureSet"]
 

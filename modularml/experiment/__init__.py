@@ -1,18 +1,18 @@
 """Experiments: phases on a graph, what listens to them and what they leave behind."""
 
 from modularml.backends.accelerator import Accelerator
-from modularml.experiment.binding import InputBinding
-from modularml.experiment.checkpointing import Checkpointing
+from modularml.engine.batch_schedule import BatchSchedulingPolicy
+from modularml.engine.binding import InputBinding
+from modularml.engine.checkpointing import Checkpointing
 from modularml.experiment.experiment import Experiment
-from modularml.experiment.fit_phase import FitPhase
-from modularml.experiment.group import PhaseGroup
-from modularml.experiment.group_results import PhaseGroupResults
-from modularml.experiment.phases import EvalPhase, TrainPhase
-from modularml.experiment.recording import ResultRecording
-from modularml.experiment.results import EvalResults, FitResults, PhaseResults, TrainResults
-from modularml.experiment.results_room import ResultsConfig
 from modularml.experiment.run import ExperimentRun
-from modularml.experiment.schedule import BatchSchedulingPolicy
+from modularml.phases.fit import FitPhase
+from modularml.phases.group import PhaseGroup
+from modularml.phases.train_eval import EvalPhase, TrainPhase
+from modularml.results.group_results import PhaseGroupResults
+from modularml.results.recording import ResultRecording
+from modularml.results.spill import ResultsConfig
+from modularml.results.train_eval import EvalResults, FitResults, PhaseResults, TrainResults
 
 __all__ = [
     "Accelerator",

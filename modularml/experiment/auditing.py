@@ -14,12 +14,12 @@ from modularml.audit import AuditReport, AuditWarning, Finding, audit
 from modularml.audit.plans import Use, plan_leaks
 from modularml.context import ExperimentContext
 from modularml.data import FeatureSet
+from modularml.engine.monitoring import loggers_of, monitors_of
 from modularml.errors import AuditError
-from modularml.experiment.fit_phase import FitPhase
-from modularml.experiment.group import PhaseGroup
-from modularml.experiment.monitoring import loggers_of, monitors_of
-from modularml.experiment.phase import ExperimentPhase
-from modularml.experiment.phases import EvalPhase, TrainPhase
+from modularml.phases.fit import FitPhase
+from modularml.phases.group import PhaseGroup
+from modularml.phases.phase import ExperimentPhase
+from modularml.phases.train_eval import EvalPhase, TrainPhase
 
 __all__ = ["Auditor"]
 

@@ -12,26 +12,26 @@ from modularml._arguments import Checked, at_least
 from modularml._optional import require
 from modularml.config import config_registry, decode, encode
 from modularml.context import ExperimentContext, RegistrationPolicy
-from modularml.errors import ConfigError
-from modularml.experiment.auditing import Auditor, Mode
-from modularml.experiment.callback import ExperimentCallback
-from modularml.experiment.checkpointing import (
+from modularml.engine.callback import ExperimentCallback
+from modularml.engine.checkpointing import (
     EXPERIMENT_SAVE_ON,
     Checkpointing,
     check_checkpointing,
 )
+from modularml.engine.run_state import untouched
+from modularml.errors import ConfigError
+from modularml.experiment.auditing import Auditor, Mode
 from modularml.experiment.files import ExperimentFiles
-from modularml.experiment.group import PhaseGroup
-from modularml.experiment.group_results import PhaseGroupResults
-from modularml.experiment.phase import ExperimentPhase, active_graph, all_of
-from modularml.experiment.phases import TrainPhase
-from modularml.experiment.results_room import ResultsConfig, ResultsRoom
 from modularml.experiment.run import ExperimentRun, Runner
-from modularml.experiment.run_state import untouched
 from modularml.experiment.streaming import stream_events
 from modularml.graph.model_graph import ModelGraph
 from modularml.io.randomness import seed_all
 from modularml.loops.events import Event
+from modularml.phases.group import PhaseGroup
+from modularml.phases.phase import ExperimentPhase, active_graph, all_of
+from modularml.phases.train_eval import TrainPhase
+from modularml.results.group_results import PhaseGroupResults
+from modularml.results.spill import ResultsConfig, ResultsRoom
 
 __all__ = ["Experiment"]
 

@@ -12,21 +12,21 @@ from modularml.config import decode
 from modularml.context import ExperimentContext, RegistrationPolicy
 from modularml.data import FeatureSet
 from modularml.data.packing import packed, packed_without_rows, unpacked
+from modularml.engine.callback import ExperimentCallback
+from modularml.engine.checkpointing import Checkpointing
+from modularml.engine.run_state import Start
 from modularml.errors import ConfigError, MMLKindError, MMLNotFoundError, UnknownNameError
-from modularml.experiment.callback import ExperimentCallback
-from modularml.experiment.checkpointing import Checkpointing
-from modularml.experiment.group import PhaseGroup
+from modularml.experiment.history import packed_history, unpacked_history
 from modularml.experiment.history_log import HistoryLog, read_history
 from modularml.experiment.plan_state import PlanState
-from modularml.experiment.run_state import Start
-from modularml.experiment.stored_history import packed_history, unpacked_history
-from modularml.experiment.unavailable import absent_classes, callback_from, plan_from
 from modularml.graph.files import ContextYaml, attach_rows, graph_from
 from modularml.graph.model_graph import ModelGraph
 from modularml.io import inspect, limits
 from modularml.io.artifact import Contents, read_artifact, write_artifact
 from modularml.io.names import check_label, find_file, folder_at, inside
 from modularml.io.randomness import random_states, set_random_states
+from modularml.phases.group import PhaseGroup
+from modularml.phases.unavailable import absent_classes, callback_from, plan_from
 
 __all__ = ["ExperimentFiles"]
 

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 
 from modularml.data.execution import Layout
-from modularml.experiment.group_results import PhaseGroupResults
-from modularml.experiment.results import PhaseResults
-from modularml.experiment.run import ExperimentRun
-from modularml.experiment.steps import StepLog
-from modularml.experiment.stored_history import (
+from modularml.experiment.history import (
     packed_metrics,
     packed_result,
     packed_run,
     result_class,
     unpacked_history,
 )
-from modularml.experiment.stored_steps import Layouts, packed_layout, packed_steps, unpacked_layout
+from modularml.experiment.run import ExperimentRun
 from modularml.io.log import Segment, append_segment, merged_runs, new_log
+from modularml.results.group_results import PhaseGroupResults
+from modularml.results.steps import StepLog
+from modularml.results.stored_steps import Layouts, packed_layout, packed_steps, unpacked_layout
+from modularml.results.train_eval import PhaseResults
 
 __all__ = ["HistoryLog", "read_history"]
 

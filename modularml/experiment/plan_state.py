@@ -8,9 +8,9 @@ from typing import Any
 
 from modularml._warning import warn
 from modularml.errors import ConfigError
-from modularml.experiment.group import PhaseGroup
-from modularml.experiment.phase import ExperimentPhase
 from modularml.io.values import IfPlain
+from modularml.phases.group import PhaseGroup
+from modularml.phases.phase import ExperimentPhase
 
 __all__ = ["PlanState"]
 

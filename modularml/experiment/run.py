@@ -12,19 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modularml.backends import Backend
+from modularml.engine.callback import EXPERIMENT_HOOKS, Dispatcher, ExperimentCallback
+from modularml.engine.checkpoint_callback import ExperimentKeeper, own_folder
+from modularml.engine.interruption import Interruption, ends_raise, is_interruption
+from modularml.engine.loop import Display, phase_epochs
+from modularml.engine.lr_scheduling import check_lengths
+from modularml.engine.run_state import Start, parts_of, undone_on_error
 from modularml.errors import UnknownNameError
-from modularml.experiment.callback import EXPERIMENT_HOOKS, Dispatcher, ExperimentCallback
-from modularml.experiment.checkpointing import Checkpointing
-from modularml.experiment.group import PhaseGroup
-from modularml.experiment.group_results import PhaseGroupResults
-from modularml.experiment.interruption import Interruption, ends_raise, is_interruption
-from modularml.experiment.keeping import ExperimentKeeper, own_folder
-from modularml.experiment.loop import Display, phase_epochs
-from modularml.experiment.pacing import check_lengths
-from modularml.experiment.phase import ExperimentPhase
-from modularml.experiment.results import PhaseResults
-from modularml.experiment.resuming import config_hash, described_run, phases_of, take_up
-from modularml.experiment.run_state import Start, parts_of, undone_on_error
+from modularml.engine.checkpointing import Checkpointing
+from modularml.experiment.resume import config_hash, described_run, phases_of, take_up
 from modularml.io.ownership import Owned
 from modularml.io.randomness import (
     OwnRandomness,
@@ -34,12 +30,14 @@ from modularml.io.randomness import (
     set_random_states,
     unchanged_randomness,
 )
+from modularml.phases.group import PhaseGroup
+from modularml.phases.phase import ExperimentPhase
 from modularml.progress import IN_NOTEBOOK
+from modularml.results.group_results import PhaseGroupResults
+from modularml.results.train_eval import PhaseResults
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from modularml.experiment.experiment import Experiment
 
 __all__ = ["ExperimentRun", "Runner", "display_from"]
 
@@ -118,7 +116,7 @@ class Runner:
 
     def __init__(
         self,
-        experiment: Experiment,
+        experiment: Any,
         flags: dict[str, Any],
         item: ExperimentPhase | PhaseGroup | None = None,
     ) -> None:

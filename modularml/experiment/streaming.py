@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from modularml.experiment.phase import ExperimentPhase
-from modularml.experiment.results import PhaseResults
 from modularml.experiment.run import Runner
 from modularml.loops.events import Event
-
-if TYPE_CHECKING:
-    from modularml.experiment.experiment import Experiment
+from modularml.phases.phase import ExperimentPhase
+from modularml.results.train_eval import PhaseResults
 
 __all__ = ["stream_events"]
 
 
 def stream_events(
-    experiment: Experiment, phase: ExperimentPhase, flags: dict[str, Any]
+    experiment: Any, phase: ExperimentPhase, flags: dict[str, Any]
 ) -> Iterator[Event]:
     """Run a phase and yield an event an epoch; see `Experiment.stream`.
 
@@ -43,6 +40,6 @@ def stream_events(
                 return
 
 
-def _event(experiment: Experiment, results: PhaseResults, epoch: int) -> Event:
+def _event(experiment: Any, results: PhaseResults, epoch: int) -> Event:
     metrics = results._metrics.at_epoch(epoch)
     return Event(step=epoch + 1, epoch=epoch, **metrics, model=experiment.model_graph)

@@ -20,13 +20,13 @@ from typing import Any
 
 from modularml._optional import has, require
 from modularml._warning import warn
-from modularml.config import config_registry, is_like_estimator
+from modularml.config import config_registry, current_name, is_like_estimator
 from modularml.errors import MMLError
 from modularml.io import limits
 
 __all__ = ["Resolver", "bare_name", "described", "home_of", "names_in", "source_hash"]
 
-ROOMS = (
+PACKAGES = (
     "modularml.scalers",
     "modularml.splitters",
     "modularml.samplers",
@@ -34,12 +34,15 @@ ROOMS = (
     "modularml.training",
     "modularml.graph",
     "modularml.models.sklearn",
+    "modularml.results",
+    "modularml.engine",
+    "modularml.phases",
     "modularml.experiment",
     "modularml.callbacks",
 )
 """Where our own classes live; imported when a file names a class that is not there yet."""
 
-MODEL_ROOMS = {"torch": "modularml.models.torch", "tensorflow": "modularml.models.tensorflow"}
+MODEL_PACKAGES = {"torch": "modularml.models.torch", "tensorflow": "modularml.models.tensorflow"}
 """Those of our own models; a framework is imported with them."""
 
 LIBRARIES = {
@@ -206,12 +209,13 @@ class Resolver:
         )
 
     def _code(self, name: str) -> Any:
+        name = current_name(name)
         module, _, path = name.partition(":")
         for key in (name, path.rpartition(".")[2]):
             if key in self.custom:
                 return self.custom[key]
         allowed = self._import(module)
-        if module in _homes().values() and not module.startswith(tuple(MODEL_ROOMS.values())):
+        if module in _homes().values() and not module.startswith(tuple(MODEL_PACKAGES.values())):
             require(module)
         for library in LIBRARIES.get(module.split(".")[0], ()):
             if module == library or module.startswith(f"{library}."):
@@ -279,13 +283,13 @@ def _homes() -> dict[str, str]:
     So a name that no class has is known for one before any framework is imported.
     """
     found: dict[str, str] = {}
-    rooms = (*ROOMS, *MODEL_ROOMS.values())
+    packages = (*PACKAGES, *MODEL_PACKAGES.values())
     root = Path(__file__).parents[1]
     for file in sorted(root.rglob("*.py")):
         parts = file.relative_to(root).with_suffix("").parts
         module = ".".join(("modularml", *(p for p in parts if p != "__init__")))
         for name in _NAMES.findall(file.read_text(encoding="utf-8")):
-            if name not in found or module.startswith(rooms):
+            if name not in found or module.startswith(packages):
                 found[name] = module  # the last one: torch, where TensorFlow has a class too
     return found
 
@@ -296,7 +300,9 @@ _NAMES = re.compile(r'^(?:class |    config_name = ")([\w.]+)', re.MULTILINE)
 def home_of(name: str) -> str | None:
     """Return the module of our own that has a class of this name, if it can be imported here."""
     module = _homes().get(name)
-    needs = next((f for f, room in MODEL_ROOMS.items() if (module or "").startswith(room)), None)
+    needs = next(
+        (f for f, package in MODEL_PACKAGES.items() if (module or "").startswith(package)), None
+    )
     return module if needs is None or has(needs) else None
 
 

@@ -15,14 +15,14 @@ from modularml.backends import Backend, adapter_for, backend_of
 from modularml.config import Configurable
 from modularml.context import ExperimentContext, ExperimentNode
 from modularml.data import FeatureSet
+from modularml.engine.monitoring import loggers_of, monitors_of, schedules_of
 from modularml.experiment import Experiment, FitPhase, PhaseGroup
-from modularml.experiment.monitoring import loggers_of, monitors_of, schedules_of
-from modularml.experiment.phase import ExperimentPhase
 from modularml.graph.fitting import is_fittable
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.model_node import ModelNode
 from modularml.io.randomness import derived_seed, seed_all
 from modularml.models.base import BaseModel
+from modularml.phases.phase import ExperimentPhase
 from modularml.samplers import BaseSampler
 from modularml.strategies.folds import Fold, Sides
 from modularml.training import Loss

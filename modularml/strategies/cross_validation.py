@@ -14,14 +14,14 @@ from modularml._arguments import Checked, at_least
 from modularml._warning import warn
 from modularml.context import ExperimentContext
 from modularml.data.scaling import LeakWarning
+from modularml.engine.interruption import is_interruption
+from modularml.engine.monitoring import loggers_of, monitors_of
 from modularml.errors import ConfigError, ExecutionError
 from modularml.experiment import Experiment, FitPhase, PhaseGroup, TrainPhase
 from modularml.experiment.auditing import Auditor
-from modularml.experiment.interruption import is_interruption
-from modularml.experiment.monitoring import loggers_of, monitors_of
-from modularml.experiment.phase import ExperimentPhase, all_of
 from modularml.experiment.run import check_flags
 from modularml.io.randomness import unchanged_randomness
+from modularml.phases.phase import ExperimentPhase, all_of
 from modularml.progress import bar
 from modularml.splitters import FoldSplitter, ScikitSplitter
 from modularml.strategies.binding import CVBinding

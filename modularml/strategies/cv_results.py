@@ -12,6 +12,7 @@ from modularml._warning import warn
 from modularml.data.batch import as_numpy
 from modularml.data.execution import ExecutionContext, LossRecord
 from modularml.data.selectors import select_one
+from modularml.engine.loop import Display, run_phase
 from modularml.errors import ConfigError, ExecutionError, UnknownNameError
 from modularml.experiment import (
     EvalPhase,
@@ -21,13 +22,12 @@ from modularml.experiment import (
     PhaseGroupResults,
     TrainResults,
 )
-from modularml.experiment.loop import Display, run_phase
-from modularml.experiment.real_steps import blanked, target_steps
-from modularml.experiment.results import PhaseResults, by_column
-from modularml.experiment.scores import Score, default_score, find_scores
-from modularml.experiment.series import AxisSeries
 from modularml.graph.node import GraphNode
 from modularml.graph.units import to_own_units
+from modularml.results.real_steps import blanked, target_steps
+from modularml.results.scores import Score, default_score, find_scores
+from modularml.results.series import AxisSeries
+from modularml.results.train_eval import PhaseResults, by_column
 from modularml.splitters.base import key_list
 from modularml.strategies.binding import CVBinding
 from modularml.strategies.folds import Fold

@@ -28,10 +28,10 @@ from joblib.externals.loky.backend import get_context
 from joblib.parallel import BACKENDS, get_active_backend
 
 from modularml.context import ExperimentContext
+from modularml.engine.interruption import ends_raise
 from modularml.errors import ConfigError, ExecutionError
 from modularml.experiment import Checkpointing, Experiment, PhaseGroup
-from modularml.experiment.interruption import ends_raise
-from modularml.experiment.resuming import config_hash
+from modularml.experiment.resume import config_hash
 from modularml.io import inspect
 from modularml.io.ownership import temporary_folder
 from modularml.io.randomness import unchanged_randomness

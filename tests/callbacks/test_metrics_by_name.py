@@ -11,7 +11,7 @@ from torch import nn
 import modularml as mm
 from modularml.callbacks import MetricResult, ScoreMetric
 from modularml.errors import ConfigError, UnknownNameError
-from modularml.experiment.scores import find_score
+from modularml.results.scores import find_score
 from tests.worlds import (
     QUIET,
     arrays,

@@ -10,8 +10,8 @@ import torch
 
 import modularml as mm
 from modularml.backends import StepOptions
+from modularml.engine.batch_schedule import share
 from modularml.errors import ConfigError
-from modularml.experiment.schedule import share
 from modularml.samplers import EpochBatches
 from tests.worlds import QUIET, arrays, experiment, featureset, mlp, train_phase
 

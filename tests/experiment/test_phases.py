@@ -11,6 +11,7 @@ from torch import nn
 
 import modularml as mm
 from modularml.callbacks import Callback
+from modularml.engine.loop import phase_epochs as the_loop
 from modularml.errors import (
     ConfigError,
     DeviceError,
@@ -20,7 +21,6 @@ from modularml.errors import (
     SplitError,
     UnknownNameError,
 )
-from modularml.experiment.loop import phase_epochs as the_loop
 from tests.training.test_optimizer import assert_same_state
 from tests.worlds import (
     QUIET,

@@ -11,8 +11,8 @@ from torch import nn
 
 import modularml as mm
 from modularml.callbacks import Callback
+from modularml.engine.run_state import phase_state, set_phase_state
 from modularml.errors import ConfigError
-from modularml.experiment.run_state import phase_state, set_phase_state
 from tests.training.test_optimizer import assert_same_state
 from tests.worlds import (
     QUIET,

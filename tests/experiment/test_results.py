@@ -11,7 +11,7 @@ from torch import nn
 
 import modularml as mm
 from modularml.errors import ConfigError, DataError, RegistrationError, UnknownNameError
-from modularml.experiment.series import AxisSeries
+from modularml.results.series import AxisSeries
 from tests.worlds import (
     QUIET,
     arrays,

@@ -15,7 +15,7 @@ import torch
 import modularml as mm
 from modularml.callbacks import Callback, CSVLogger
 from modularml.errors import ConfigError, MMLError, UnknownNameError
-from modularml.experiment.resuming import config_hash
+from modularml.experiment.resume import config_hash
 from tests.fuzz.stopping import differences, outcome
 from tests.worlds import (
     QUIET,

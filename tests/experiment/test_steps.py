@@ -12,8 +12,8 @@ from torch import nn
 
 import modularml as mm
 from modularml.errors import ConfigError
-from modularml.experiment.metrics import MetricStore
-from modularml.experiment.series import AxisSeries
+from modularml.results.metric_store import MetricStore
+from modularml.results.series import AxisSeries
 from tests.worlds import (
     QUIET,
     arrays,

@@ -18,8 +18,8 @@ import modularml as mm
 from modularml.backends import Backend
 from modularml.callbacks import Callback
 from modularml.errors import ConfigError, GraphError, LossError, NotFittedError, ShapeError
-from modularml.experiment.stored_steps import packed_steps, unpacked_steps
 from modularml.models.torch import SequentialMLP
+from modularml.results.stored_steps import packed_steps, unpacked_steps
 from tests.worlds import (
     QUIET,
     arrays,

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from modularml.config import Configurable, decode, encode
+from modularml.engine.batch_schedule import BatchSchedulingPolicy
+from modularml.engine.binding import InputBinding
+from modularml.engine.callback import Callback
 from modularml.errors import RegistrationError, UnknownNameError, expect
-from modularml.experiment.binding import InputBinding
-from modularml.experiment.callback import Callback
-from modularml.experiment.fit_phase import FitPhase
-from modularml.experiment.phase import ExperimentPhase
-from modularml.experiment.phases import EvalPhase, TrainPhase
-from modularml.experiment.schedule import BatchSchedulingPolicy
 from modularml.graph.files import ContextYaml
+from modularml.phases.fit import FitPhase
+from modularml.phases.phase import ExperimentPhase
+from modularml.phases.train_eval import EvalPhase, TrainPhase
 from modularml.training import AppliedLoss
 
 __all__ = ["PhaseGroup"]

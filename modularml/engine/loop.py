@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +15,11 @@ from modularml._typing import Array
 from modularml._warning import warn
 from modularml.backends import adapter_for
 from modularml.data.execution import ExecutionContext, Layout
+from modularml.engine.batch_feed import Feed
+from modularml.engine.callback import PHASE_HOOKS, Callback, Dispatcher, as_results
+from modularml.engine.lr_scheduling import check_length
+from modularml.engine.run_state import Start
+from modularml.engine.runnable import RunnablePhase
 from modularml.errors import DataError, NonFiniteLossError
 from modularml.experiment.callback import PHASE_HOOKS, Callback, Dispatcher, as_results
 from modularml.experiment.feed import Feed
@@ -27,9 +32,9 @@ from modularml.graph.inputs import not_finite
 from modularml.graph.model_node import ModelNode
 from modularml.loops.stream import Stream
 from modularml.progress import Bar, bar
-
-if TYPE_CHECKING:
-    from modularml.experiment.phase import ExperimentPhase
+from modularml.results.metric_store import compact
+from modularml.results.recording import Recorder, ResultRecording
+from modularml.results.train_eval import PhaseResults
 
 __all__ = ["Display", "EpochOverError", "phase_epochs", "run_phase"]
 
@@ -104,7 +109,7 @@ class Hooks:
 
     def __init__(
         self,
-        phase: ExperimentPhase,
+        phase: RunnablePhase,
         experiment: Any,
         results: PhaseResults,
         listeners: Sequence[Callback] = (),
@@ -154,7 +159,7 @@ class ResumedHooks(Hooks):
 
 
 def run_phase(
-    phase: ExperimentPhase,
+    phase: RunnablePhase,
     experiment: Any,
     results: PhaseResults,
     display: Display,
@@ -167,7 +172,7 @@ def run_phase(
 
 
 def phase_epochs(
-    phase: ExperimentPhase,
+    phase: RunnablePhase,
     experiment: Any,
     results: PhaseResults,
     display: Display,
@@ -198,7 +203,7 @@ def phase_epochs(
 
     Parameters
     ----------
-    phase : ExperimentPhase
+    phase : RunnablePhase
     experiment : Experiment
     results : PhaseResults
         Filled in as the phase goes on.
@@ -265,7 +270,7 @@ def _stream(feed: Feed, start: Start) -> Stream:
 
 
 def _run_epoch(
-    phase: ExperimentPhase,
+    phase: RunnablePhase,
     feed: Feed,
     epoch: int,
     hooks: Hooks,
@@ -315,7 +320,7 @@ def _run_epoch(
     display.show(epochs, recorder.results, epoch)
 
 
-def _check_ahead(phase: ExperimentPhase, feed: Feed, epoch: int, n_batches: int) -> None:
+def _check_ahead(phase: RunnablePhase, feed: Feed, epoch: int, n_batches: int) -> None:
     """Refuse what would fail in the course of the epochs that are left."""
     graph = phase.graph()
     for node in graph._running(phase.active_nodes):
@@ -334,7 +339,7 @@ def _check_ahead(phase: ExperimentPhase, feed: Feed, epoch: int, n_batches: int)
 
 
 def _log_losses(
-    phase: ExperimentPhase,
+    phase: RunnablePhase,
     feed: Feed,
     values: list[Sequence[Any]],
     ctx: ExecutionContext,
@@ -381,7 +386,7 @@ def _log_losses(
     return own
 
 
-def _warn_of_nonfinite(phase: ExperimentPhase, layout: Layout, table: Array) -> None:
+def _warn_of_nonfinite(phase: RunnablePhase, layout: Layout, table: Array) -> None:
     """Say which losses of an evaluation are no numbers, and in how many batches."""
     for (label, node_id), column in zip(layout.losses, table.T, strict=True):
         if n := int((~np.isfinite(column)).sum()):
@@ -394,7 +399,7 @@ def _warn_of_nonfinite(phase: ExperimentPhase, layout: Layout, table: Array) -> 
 
 
 def iterate(
-    phase: ExperimentPhase, n_epochs: int, display: Display, results: PhaseResults | None
+    phase: RunnablePhase, n_epochs: int, display: Display, results: PhaseResults | None
 ) -> Iterator[ExecutionContext]:
     """Yield the steps of a phase, to be run by hand; results get each once it has run."""
     feed = phase.feed()

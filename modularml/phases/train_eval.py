@@ -10,19 +10,19 @@ from modularml._warning import warn
 from modularml.backends import StepOptions
 from modularml.backends.accelerator import Accelerator
 from modularml.data.execution import ExecutionContext
+from modularml.engine.batch_feed import Feed
+from modularml.engine.batch_schedule import BatchSchedulingPolicy
+from modularml.engine.binding import InputBinding
+from modularml.engine.callback import Callback
+from modularml.engine.checkpoint_callback import Keeper, own_folder
+from modularml.engine.checkpointing import PHASE_SAVE_ON, Checkpointing, check_checkpointing
+from modularml.engine.loop import Display, EpochOverError, iterate
+from modularml.engine.lr_scheduling import pacers
+from modularml.engine.monitoring import check_logged
 from modularml.errors import ConfigError, LossError, NonFiniteLossError
-from modularml.experiment.binding import InputBinding
-from modularml.experiment.callback import Callback
-from modularml.experiment.checkpointing import PHASE_SAVE_ON, Checkpointing, check_checkpointing
-from modularml.experiment.feed import Feed
-from modularml.experiment.keeping import Keeper, own_folder
-from modularml.experiment.loop import Display, EpochOverError, iterate
-from modularml.experiment.monitoring import check_logged
-from modularml.experiment.pacing import pacers
-from modularml.experiment.phase import ExperimentPhase, bindings_from_split
-from modularml.experiment.recording import ResultRecording
-from modularml.experiment.results import EvalResults, TrainResults
-from modularml.experiment.schedule import BatchSchedulingPolicy
+from modularml.phases.phase import ExperimentPhase, bindings_from_split
+from modularml.results.recording import ResultRecording
+from modularml.results.train_eval import EvalResults, TrainResults
 from modularml.samplers import BaseSampler
 from modularml.training import AppliedLoss
 

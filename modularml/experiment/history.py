@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 
 from modularml.errors import MMLError
-from modularml.experiment.callback import CallbackResult, PayloadResult
-from modularml.experiment.group_results import PhaseGroupResults
-from modularml.experiment.metrics import MetricStore
-from modularml.experiment.results import EvalResults, FitResults, PhaseResults, TrainResults
 from modularml.experiment.run import ExperimentRun
-from modularml.experiment.steps import StepLog
-from modularml.experiment.stored_steps import (
+from modularml.io.values import Packer
+from modularml.results.callback_results import CallbackResult, PayloadResult
+from modularml.results.group_results import PhaseGroupResults
+from modularml.results.metric_store import MetricStore
+from modularml.results.steps import StepLog
+from modularml.results.stored_steps import (
     Layouts,
     PackedLayout,
     packed_layout,
     packed_steps,
     unpacked_steps,
 )
-from modularml.io.values import Packer
+from modularml.results.train_eval import EvalResults, FitResults, PhaseResults, TrainResults
 
 __all__ = [
     "packed_history",

@@ -19,10 +19,10 @@ from modularml.backends.fingerprint import Identity
 from modularml.data.execution import ExecutionContext, Layout, Weighing
 from modularml.data.lineage import Source
 from modularml.data.rows import in_a_row
+from modularml.engine.alternating import Turns
+from modularml.engine.batch_schedule import BatchSchedulingPolicy, schedule, share
+from modularml.engine.binding import Bound, roles_of
 from modularml.errors import ConfigError, DataError, LossError
-from modularml.experiment.binding import Bound, roles_of
-from modularml.experiment.schedule import BatchSchedulingPolicy, schedule, share
-from modularml.experiment.turns import Turns
 from modularml.graph.flows import leaves
 from modularml.graph.inputs import column_tensor, frozen_outputs, pieces
 from modularml.graph.model_graph import ModelGraph

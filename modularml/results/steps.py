@@ -18,10 +18,10 @@ import safetensors
 from modularml._typing import Array, IntArray
 from modularml.backends import BackendAdapter
 from modularml.data.execution import ExecutionContext, Layout, LossRecord
-from modularml.experiment.metrics import compact
-from modularml.experiment.series import AxisSeries, Values
 from modularml.graph.plan import OutputMemory, StepPlan
 from modularml.io.tensors import dump_table, dump_tensors, storable
+from modularml.results.metric_store import compact
+from modularml.results.series import AxisSeries, Values
 
 __all__ = ["EpochSteps", "StepLog"]
 

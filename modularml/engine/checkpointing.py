@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from modularml._arguments import at_least
 from modularml.config import Configurable
+from modularml.engine.callback import PHASE_HOOKS
 from modularml.errors import ConfigError
-from modularml.experiment.callback import PHASE_HOOKS
 from modularml.io.names import is_label
 
 __all__ = ["Checkpointing"]

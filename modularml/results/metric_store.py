@@ -11,7 +11,7 @@ import numpy as np
 
 from modularml._typing import Array
 from modularml.errors import ConfigError, MetricNotLoggedError, closest
-from modularml.experiment.series import AxisSeries, Values
+from modularml.results.series import AxisSeries, Values
 
 if TYPE_CHECKING:
     import pandas as pd

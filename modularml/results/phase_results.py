@@ -15,12 +15,12 @@ from modularml.data.execution import ExecutionContext, LossRecord
 from modularml.data.formats import DataFormat, convert_array
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, DataError, UnknownNameError
-from modularml.experiment.callback import ArtifactResult, CallbackResult, MetricResult
-from modularml.experiment.metrics import MetricStore
-from modularml.experiment.series import AxisSeries, Values
-from modularml.experiment.steps import StepLog
 from modularml.graph.node import GraphNode
 from modularml.graph.units import to_own_units
+from modularml.results.callback_results import ArtifactResult, CallbackResult, MetricResult
+from modularml.results.metric_store import MetricStore
+from modularml.results.series import AxisSeries, Values
+from modularml.results.steps import StepLog
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from modularml.errors import MetricNotLoggedError, closest
-from modularml.experiment.scores import greater_is_better
+from modularml.results.scores import greater_is_better
 
 __all__ = [
     "base_name",

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from modularml.engine.callback import Callback, ExperimentCallback
+from modularml.engine.checkpointing import Checkpointing
+from modularml.engine.run_state import Start, phase_state
 from modularml.errors import ConfigError
-from modularml.experiment.callback import Callback, ExperimentCallback
-from modularml.experiment.checkpointing import Checkpointing
-from modularml.experiment.run_state import Start, phase_state
 from modularml.io.names import check_label, folder_at, inside
 
 __all__ = ["ExperimentKeeper", "Keeper", "folder_of", "own_folder"]

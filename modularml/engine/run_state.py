@@ -6,15 +6,12 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from modularml.engine.runnable import RunnablePhase
 from modularml.errors import ConfigError
-from modularml.experiment.phase import ExperimentPhase
 from modularml.graph.model_graph import ModelGraph
 from modularml.io.randomness import random_states, set_random_states
-
-if TYPE_CHECKING:
-    from modularml.experiment.experiment import Experiment
 
 __all__ = [
     "Start",
@@ -51,7 +48,7 @@ class Start:
     stop: bool = False
 
     @classmethod
-    def behind(cls, hook: str, phase: ExperimentPhase) -> Start:
+    def behind(cls, hook: str, phase: RunnablePhase) -> Start:
         """Return where a phase is, of whose callbacks the last is being told."""
         at = phase.progress() or {"epoch": -1, "losses": []}
         iteration = phase.position.iteration - (hook == "batch_start")
@@ -76,7 +73,7 @@ class Start:
         return {f"on_{hook}" for hook in [*found, *(["phase_end"] * (self.hook == "phase_end"))]}
 
 
-def phase_state(phase: ExperimentPhase) -> dict[str, Any]:
+def phase_state(phase: RunnablePhase) -> dict[str, Any]:
     """Return all that decides how a phase goes on from here.
 
     Returns
@@ -100,7 +97,7 @@ def phase_state(phase: ExperimentPhase) -> dict[str, Any]:
     }
 
 
-def set_phase_state(phase: ExperimentPhase, state: Mapping[str, Any]) -> dict[str, Any] | None:
+def set_phase_state(phase: RunnablePhase, state: Mapping[str, Any]) -> dict[str, Any] | None:
     """Go back to what `phase_state` returned, and return the position, which is the loop's.
 
     Raises
@@ -125,14 +122,14 @@ def set_phase_state(phase: ExperimentPhase, state: Mapping[str, Any]) -> dict[st
     return position
 
 
-def parts_of(phase: ExperimentPhase) -> tuple[list[Any], list[Any]]:
+def parts_of(phase: RunnablePhase) -> tuple[list[Any], list[Any]]:
     """Return the samplers and the callbacks of a phase, each once."""
     samplers = [b.sampler for b in phase.input_sources if b.sampler is not None]
     return list({id(s): s for s in samplers}.values()), list(phase.callbacks)
 
 
 @contextmanager
-def untouched(experiment: Experiment, phases: Iterable[ExperimentPhase]) -> Iterator[None]:
+def untouched(experiment: Any, phases: Iterable[RunnablePhase]) -> Iterator[None]:
     """Undo, on exit, what a block changes.
 
     Weights, optimizers, random states, nodes, rows, history, and the state of samplers and

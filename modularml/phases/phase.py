@@ -12,18 +12,18 @@ from modularml.config import Configurable
 from modularml.context import ExperimentContext
 from modularml.data.execution import ExecutionContext
 from modularml.data.lineage import Source
+from modularml.engine.batch_feed import Feed
+from modularml.engine.batch_schedule import BatchSchedulingPolicy
+from modularml.engine.binding import InputBinding, bind, binding_for, keep_keys, roles_of
+from modularml.engine.callback import Callback
 from modularml.errors import ConfigError, GraphError, RegistrationError
-from modularml.experiment.binding import InputBinding, bind, binding_for, keep_keys, roles_of
-from modularml.experiment.callback import Callback
-from modularml.experiment.feed import Feed
-from modularml.experiment.recording import ResultRecording
-from modularml.experiment.results import PhaseResults
-from modularml.experiment.schedule import BatchSchedulingPolicy
 from modularml.graph.files import ContextYaml
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.node import GraphNode
 from modularml.graph.running import run_step
 from modularml.loops.stream import Stream
+from modularml.results.recording import ResultRecording
+from modularml.results.train_eval import PhaseResults
 from modularml.samplers import BaseSampler
 from modularml.training import AppliedLoss
 from modularml.viz import Diagram, DiagramEdge, DiagramNode

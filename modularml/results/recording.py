@@ -7,9 +7,9 @@ import enum
 from modularml._registry import member
 from modularml._typing import Array
 from modularml.data.execution import ExecutionContext
-from modularml.experiment.results import PhaseResults
-from modularml.experiment.results_room import ResultsRoom
-from modularml.experiment.steps import EpochSteps, StepLog
+from modularml.results.spill import ResultsRoom
+from modularml.results.steps import EpochSteps, StepLog
+from modularml.results.train_eval import PhaseResults
 
 __all__ = ["Recorder", "ResultRecording"]
 

@@ -16,7 +16,7 @@ from modularml.data.execution import ExecutionContext, Layout
 from modularml.data.lineage import Flow, Leaf, Merged, Source
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError
-from modularml.experiment.steps import EpochSteps, StepLog
+from modularml.results.steps import EpochSteps, StepLog
 
 __all__ = [
     "Layouts",

@@ -17,13 +17,13 @@ from modularml.data.execution import MODEL_LOSSES
 from modularml.data.formats import DataFormat, convert_array
 from modularml.data.selectors import select_one
 from modularml.errors import ConfigError, UnknownNameError
-from modularml.experiment.phase_results import Domain, PhaseResults, TrainResults
-from modularml.experiment.real_steps import blanked, real_steps, target_steps
-from modularml.experiment.scores import Meaning, Score, find_scores
 from modularml.graph import topology
 from modularml.graph.flows import leaves
 from modularml.graph.labels import class_labels, is_encoded
 from modularml.graph.node import GraphNode
+from modularml.results.phase_results import Domain, PhaseResults, TrainResults
+from modularml.results.real_steps import blanked, real_steps, target_steps
+from modularml.results.scores import Meaning, Score, find_scores
 from modularml.viz.predictions import confusion_matrix, parity
 
 if TYPE_CHECKING:

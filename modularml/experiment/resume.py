@@ -6,24 +6,20 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from modularml._warning import warn
-from modularml.config import Configurable, encode
+from modularml.config import FORMER_MODULES, Configurable, encode
+from modularml.engine.run_state import Start
 from modularml.errors import ConfigError, MMLError
-from modularml.experiment.group import PhaseGroup
-from modularml.experiment.phase import ExperimentPhase
 from modularml.experiment.plan_state import PlanState
-from modularml.experiment.run_state import Start
 from modularml.io.artifact import Contents, read_artifact
 from modularml.io.references import with_labels
 from modularml.io.values import IfPlain
-
-if TYPE_CHECKING:
-    from modularml.experiment.experiment import Experiment
-    from modularml.experiment.run import Runner
+from modularml.phases.group import PhaseGroup
+from modularml.phases.phase import ExperimentPhase
 
 __all__ = ["config_hash", "described_run", "phases_of", "take_up"]
 
@@ -33,7 +29,7 @@ def phases_of(item: ExperimentPhase | PhaseGroup) -> list[ExperimentPhase]:
     return item.flatten() if isinstance(item, PhaseGroup) else [item]
 
 
-def config_hash(experiment: Experiment, item: ExperimentPhase | PhaseGroup) -> str:
+def config_hash(experiment: Any, item: ExperimentPhase | PhaseGroup) -> str:
     """Return a hash of all that a run is made from: phases, graph, seeds, rows of splits.
 
     When checkpoints are kept is no part of it. Of a model that was given as an object, its class
@@ -56,11 +52,13 @@ def config_hash(experiment: Experiment, item: ExperimentPhase | PhaseGroup) -> s
     text = json.dumps(with_labels(tree, labels), sort_keys=True, default=str)
     for node_id, label in labels.items():
         text = text.replace(node_id, label)
+    for former, module in FORMER_MODULES.items():  # as checkpoints of older versions have it
+        text = text.replace(f"{module}:", f"{former}:")
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def described_run(
-    runner: Runner, item: ExperimentPhase | PhaseGroup, at: Start | None
+    runner: Any, item: ExperimentPhase | PhaseGroup, at: Start | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return which run it is and where it is, to be read before all else, and its state."""
     experiment = runner.experiment
@@ -85,7 +83,7 @@ def described_run(
 
 
 def take_up(
-    runner: Runner, item: ExperimentPhase | PhaseGroup, resume: str | Path, strict: bool
+    runner: Any, item: ExperimentPhase | PhaseGroup, resume: str | Path, strict: bool
 ) -> dict[str, Any] | None:
     """Put the state of a checkpoint back and return it; None where there is none to be found.
 
@@ -105,7 +103,7 @@ def take_up(
         return None
     about = _checked(contents, runner, item, strict)
     own_plan = item is experiment.execution_plan
-    state = experiment._go_back(contents, strict, whole=True, same_plan=own_plan)
+    state: dict[str, Any] = experiment._go_back(contents, strict, whole=True, same_plan=own_plan)
     run = state["run"]
     if run["parts"] is not None:
         PlanState(item).set(run["parts"], run.get("part_names"), strict=strict)
@@ -124,7 +122,7 @@ def take_up(
     return state
 
 
-def _usable(runner: Runner, item: ExperimentPhase | PhaseGroup) -> Iterator[Contents]:
+def _usable(runner: Any, item: ExperimentPhase | PhaseGroup) -> Iterator[Contents]:
     """Yield checkpoints of this run, the newest first; damaged files are warned of."""
     folders = runner.experiment._checkpoint_folders(phases_of(item))
     if not folders:
@@ -147,7 +145,7 @@ def _usable(runner: Runner, item: ExperimentPhase | PhaseGroup) -> Iterator[Cont
 
 
 def _checked(
-    contents: Contents, runner: Runner, item: ExperimentPhase | PhaseGroup, strict: bool
+    contents: Contents, runner: Any, item: ExperimentPhase | PhaseGroup, strict: bool
 ) -> dict[str, Any]:
     about: dict[str, Any] | None = contents.config.get("run")
     name = Path(contents.path).name
@@ -180,7 +178,7 @@ def _checked(
     return about
 
 
-def _keepers(experiment: Experiment, item: Any, done: int) -> list[Any]:
+def _keepers(experiment: Any, item: Any, done: int) -> list[Any]:
     """Return what keeps states of the experiment, and of the phase under way."""
     phases = phases_of(item)
     phase = phases[done] if done < len(phases) else None

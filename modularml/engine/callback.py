@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from modularml._registry import Registry
 from modularml.config import Configurable, Stateful
-
-if TYPE_CHECKING:
-    from modularml.data.execution import ExecutionContext
-    from modularml.experiment.results import PhaseResults
+from modularml.data.execution import ExecutionContext
+from modularml.results.callback_results import (
+    ArtifactResult,
+    CallbackResult,
+    MetricResult,
+    PayloadResult,
+)
+from modularml.results.train_eval import PhaseResults
 
 __all__ = [
     "ArtifactResult",
@@ -44,48 +47,7 @@ EXPERIMENT_HOOKS = (
 )
 
 
-Results: TypeAlias = "PhaseResults | None"
-
-
-@dataclass
-class CallbackResult:
-    """Something a callback has to say; where and when is filled in by the phase."""
-
-    kind: ClassVar[str] = "callback"
-
-    label: str = field(default="", kw_only=True)
-    epoch: int | None = field(default=None, kw_only=True)
-    batch: int | None = field(default=None, kw_only=True)
-    edge: str = field(default="", kw_only=True)
-
-
-@dataclass
-class MetricResult(CallbackResult):
-    """A number that is logged as a metric."""
-
-    kind: ClassVar[str] = "metric"
-
-    name: str
-    value: float
-
-
-@dataclass
-class ArtifactResult(CallbackResult):
-    """An object that is kept under a name."""
-
-    kind: ClassVar[str] = "artifact"
-
-    name: str
-    value: Any
-
-
-@dataclass
-class PayloadResult(CallbackResult):
-    """Anything else that a hook returned."""
-
-    kind: ClassVar[str] = "payload"
-
-    payload: Any
+Results: TypeAlias = PhaseResults | None
 
 
 class _Listener(Configurable, Stateful):

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from modularml._warning import warn
+from modularml.engine.callback import Callback
+from modularml.engine.monitoring import direction, log_all
 from modularml.errors import ConfigError, MetricNotLoggedError
-from modularml.experiment.callback import Callback
-from modularml.experiment.monitoring import direction, log_all
 from modularml.graph.model_graph import ModelGraph
 from modularml.training import Optimizer
 

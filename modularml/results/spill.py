@@ -9,9 +9,9 @@ from typing import Any
 
 from modularml._arguments import at_least
 from modularml.config import Configurable
-from modularml.experiment.steps import EpochSteps
 from modularml.io.names import folder_at
 from modularml.io.ownership import temporary_folder
+from modularml.results.steps import EpochSteps
 
 __all__ = ["ResultsConfig", "ResultsRoom"]
 

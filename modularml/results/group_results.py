@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from modularml._optional import require
 from modularml.errors import RegistrationError, UnknownNameError
-from modularml.experiment.results import EvalResults, FitResults, PhaseResults, TrainResults
+from modularml.results.train_eval import EvalResults, FitResults, PhaseResults, TrainResults
 from modularml.viz.curves import series as draw_series
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from modularml.experiment.callback import Callback
-from modularml.experiment.run_state import Start
+from modularml.engine.callback import Callback
+from modularml.engine.run_state import Start
 
 __all__ = ["Interruption", "ends_raise", "is_interruption"]
 

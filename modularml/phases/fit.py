@@ -7,14 +7,14 @@ from typing import Any
 
 from modularml.backends.accelerator import Accelerator
 from modularml.data.execution import ExecutionContext
-from modularml.experiment.binding import InputBinding
-from modularml.experiment.callback import Callback
-from modularml.experiment.feed import Feed
-from modularml.experiment.loop import Display, iterate
-from modularml.experiment.phase import ExperimentPhase, bindings_from_split
-from modularml.experiment.results import FitResults
+from modularml.engine.batch_feed import Feed
+from modularml.engine.binding import InputBinding
+from modularml.engine.callback import Callback
+from modularml.engine.loop import Display, iterate
 from modularml.graph.fitting import learners, to_fit
 from modularml.graph.model_graph import ModelGraph
+from modularml.phases.phase import ExperimentPhase, bindings_from_split
+from modularml.results.train_eval import FitResults
 from modularml.training import AppliedLoss
 
 __all__ = ["FitPhase"]

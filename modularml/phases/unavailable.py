@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from modularml.config import decode
+from modularml.engine.callback import ExperimentCallback
 from modularml.errors import ConfigError
-from modularml.experiment.callback import ExperimentCallback
-from modularml.experiment.group import PhaseGroup
-from modularml.experiment.phase import ExperimentPhase
 from modularml.io.artifact import Contents
 from modularml.io.classes import names_in
+from modularml.phases.group import PhaseGroup
+from modularml.phases.phase import ExperimentPhase
 
 __all__ = [
     "UnavailableCallback",

@@ -1,0 +1,1 @@
+"""What runs a phase: the loop, its state, its batches, callbacks and checkpoints."""

@@ -1,0 +1,52 @@
+"""What the loop needs of a phase."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from modularml.data.execution import ExecutionContext
+from modularml.engine.batch_feed import Feed
+from modularml.engine.binding import InputBinding
+from modularml.engine.callback import Callback
+from modularml.graph.model_graph import ModelGraph
+from modularml.loops.stream import Stream
+from modularml.results.recording import ResultRecording
+
+__all__ = ["RunnablePhase"]
+
+
+class RunnablePhase(Protocol):
+    """A phase as the loop sees it; `modularml.phases` has those that there are."""
+
+    label: str
+    input_sources: list[InputBinding]
+    active_nodes: Any
+    callbacks: list[Callback]
+    stop_requested: bool
+    position: Stream
+    under_way: tuple[int, list[Sequence[Any]]] | None
+    n_epochs: int
+    on_nonfinite: str
+    recording: ResultRecording
+
+    @property
+    def training(self) -> bool: ...  # noqa: D102
+
+    @property
+    def logs_losses(self) -> bool: ...  # noqa: D102
+
+    @property
+    def is_main(self) -> bool: ...  # noqa: D102
+
+    def graph(self) -> ModelGraph: ...  # noqa: D102
+
+    def feed(self, *, live: bool = False) -> Feed: ...  # noqa: D102
+
+    def learn_from(self, feed: Feed, *, live: bool = False) -> list[tuple[Any, Any]]: ...  # noqa: D102
+
+    def listeners(self) -> list[Callback]: ...  # noqa: D102
+
+    def step_of(self, feed: Feed) -> Callable[[ExecutionContext], None]: ...  # noqa: D102
+
+    def progress(self) -> dict[str, Any] | None: ...  # noqa: D102

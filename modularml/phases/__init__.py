@@ -1,0 +1,1 @@
+"""Phases and groups of phases, as values."""

@@ -1,0 +1,34 @@
+"""Results: what phases, groups and runs leave behind.
+
+Names are loaded when they are first used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_PLACES = {
+    "ArtifactEntry": "modularml.results.callback_results:ArtifactResult",
+    "AxisSeries": "modularml.results.series:AxisSeries",
+    "CVResults": "modularml.strategies.cv_results:CVResults",
+    "EvalResults": "modularml.results.train_eval:EvalResults",
+    "ExperimentRun": "modularml.experiment.run:ExperimentRun",
+    "FitResults": "modularml.results.train_eval:FitResults",
+    "LossRecord": "modularml.data.execution:LossRecord",
+    "MetricEntry": "modularml.results.metric_store:MetricEntry",
+    "MetricStore": "modularml.results.metric_store:MetricStore",
+    "PhaseGroupResults": "modularml.results.group_results:PhaseGroupResults",
+    "PhaseResults": "modularml.results.train_eval:PhaseResults",
+    "TrainResults": "modularml.results.train_eval:TrainResults",
+}
+__all__ = [*_PLACES]  # noqa: PLE0604 - names, in alphabetical order
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _PLACES[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return [*_PLACES]
