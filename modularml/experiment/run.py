@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from modularml.backends import Backend
 from modularml.engine.callback import EXPERIMENT_HOOKS, Dispatcher, ExperimentCallback
 from modularml.engine.checkpoint_callback import ExperimentKeeper, own_folder
+from modularml.engine.checkpointing import Checkpointing
 from modularml.engine.interruption import Interruption, ends_raise, is_interruption
 from modularml.engine.loop import Display, phase_epochs
 from modularml.engine.lr_scheduling import check_lengths
 from modularml.engine.run_state import Start, parts_of, undone_on_error
 from modularml.errors import UnknownNameError
-from modularml.engine.checkpointing import Checkpointing
 from modularml.experiment.resume import config_hash, described_run, phases_of, take_up
 from modularml.io.ownership import Owned
 from modularml.io.randomness import (
