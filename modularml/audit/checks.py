@@ -18,7 +18,6 @@ from modularml.audit.splits import scaler_fits, shared_rows
 from modularml.audit.table import Table
 from modularml.audit.target import target_in_feature, target_in_features, target_in_id
 from modularml.audit.time import row_order, time_order
-from modularml.audit.time import time_order
 from modularml.data.audit_report import SEVERITIES, AuditReport, Finding
 from modularml.errors import ConfigError
 

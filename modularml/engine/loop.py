@@ -21,13 +21,6 @@ from modularml.engine.lr_scheduling import check_length
 from modularml.engine.run_state import Start
 from modularml.engine.runnable import RunnablePhase
 from modularml.errors import DataError, NonFiniteLossError
-from modularml.experiment.callback import PHASE_HOOKS, Callback, Dispatcher, as_results
-from modularml.experiment.feed import Feed
-from modularml.experiment.metrics import compact
-from modularml.experiment.pacing import check_length
-from modularml.experiment.recording import Recorder, ResultRecording
-from modularml.experiment.results import PhaseResults
-from modularml.experiment.run_state import Start
 from modularml.graph.inputs import not_finite
 from modularml.graph.model_node import ModelNode
 from modularml.loops.stream import Stream
