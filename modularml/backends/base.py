@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import inspect
 import math
@@ -211,6 +212,10 @@ class BackendAdapter(ABC):
     def weights_version(self, model: Any) -> Hashable:
         """Return a fingerprint of the values of weights and buffers, whoever changed them."""
         return ()
+
+    def copied(self, value: Any, memo: dict[int, Any]) -> Any:
+        """Return a deep copy of a model, or of a loss that is an object."""
+        return copy.deepcopy(value, memo)
 
     def loss_parameters(self, loss: Any) -> dict[str, Any]:
         """Return by name the trainable parameters that a loss itself has."""

@@ -35,7 +35,8 @@ def fingerprint(value: Any) -> Hashable:
     """Return the fingerprint of an argument: that of its contents, or its identity.
 
     Containers and arrays of numbers, those of frameworks too, are read: what changes within them
-    changes the fingerprint. Any other object stands for itself.
+    changes the fingerprint. Any other object stands for itself, as do variables, whose values
+    compiled steps read anew.
     """
     kind = type(value)
     if isinstance(value, Mapping):
@@ -46,7 +47,7 @@ def fingerprint(value: Any) -> Hashable:
         return kind, repr(value)
     if hasattr(value, "detach"):
         value = value.detach().cpu()
-    if hasattr(value, "__array__") and not isinstance(value, type):
+    if hasattr(value, "__array__") and not isinstance(value, type) and not hasattr(value, "assign"):
         array = np.asarray(value)
         if array.dtype.kind in "biufc":
             return kind, array.shape, array.dtype.str, checksum(array)

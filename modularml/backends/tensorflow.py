@@ -194,6 +194,19 @@ class TensorflowAdapter(BackendAdapter):
         weights = model.variables().items()
         return layers, tuple((n, Identity(v), v.shape, v.dtype, v.trainable) for n, v in weights)
 
+    def copied(self, value: Any, memo: dict[int, Any]) -> Any:
+        return tensorflow_losses.copied(value, memo)
+
+    def loss_parameters(self, loss: Any) -> dict[str, Any]:
+        return {name: v for name, v in tensorflow_losses.variables_of(loss).items() if v.trainable}
+
+    def loss_state(self, loss: Any) -> dict[str, Array]:
+        return {name: v.numpy().copy() for name, v in tensorflow_losses.variables_of(loss).items()}
+
+    def load_loss_state(self, loss: Any, state: Mapping[str, Array]) -> None:
+        for name, v in tensorflow_losses.variables_of(loss).items():
+            v.assign(state[name])
+
     def weights_version(self, model: Any) -> Hashable:
         return tuple(checksum(v.numpy()) for v in model.variables().values())
 

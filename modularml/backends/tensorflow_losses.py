@@ -6,14 +6,17 @@ sample, until ``reduction`` says otherwise.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
 from modularml._optional import require
+from modularml.errors import LossError
 
 tf = require("tensorflow", purpose="to train Keras models")
+keras = require("keras", purpose="to train Keras models")
 
-__all__ = ["CLASSES"]
+__all__ = ["CLASSES", "copied", "variables_of"]
 
 
 @dataclass
@@ -187,6 +190,70 @@ class CosineEmbeddingLoss(_Loss):
         )
         apart = tf.maximum(cosine - self.margin, 0.0)
         return self._reduced(tf.where(target > 0, 1.0 - cosine, apart))
+
+
+def variables_of(loss: Any) -> dict[str, Any]:
+    """Return by name the variables that a loss, or a layer used as one, itself has.
+
+    Raises
+    ------
+    LossError
+        If there are some that no optimizer of Keras can move, or that the first call would make.
+    """
+    found: dict[str, Any] = {}
+    held = loss if isinstance(loss, keras.Layer) else _attributes(loss)
+    left = [("", held)]
+    while left:
+        name, value = left.pop()
+        if isinstance(value, keras.Variable):
+            n = sum(other.split("#")[0] == name for other in found)
+            found[f"{name}#{n}" if n else name] = value
+        elif isinstance(value, tf.Variable):
+            raise LossError(
+                f"{_named(loss)} holds the tf.Variable {name!r}, which no optimizer of Keras "
+                "moves; make it a keras.Variable, or trainable=False by keeping a tensor"
+            )
+        elif isinstance(value, keras.Layer):
+            _check_built(loss, value)
+            left += [(f"{name}.{v.path}".strip("."), v) for v in value.variables]
+        elif isinstance(value, list | tuple | dict):
+            pairs = value.items() if isinstance(value, dict) else enumerate(value)
+            left += [(f"{name}.{key}".strip("."), own) for key, own in pairs]
+    return dict(sorted(found.items()))
+
+
+def copied(value: Any, memo: dict[int, Any]) -> Any:
+    """Return a deep copy of a model, layer or loss; Keras finds classes of the user's by name.
+
+    Losses are copied attribute by attribute: what Keras notes of them lacks arguments of classes
+    that do not list these in ``get_config``.
+    """
+    held = [value, *(_attributes(value).values() if isinstance(value, keras.losses.Loss) else ())]
+    layers = [part for v in held if isinstance(v, keras.Layer) for part in v._flatten_layers()]
+    own = [type(v) for v in layers if not type(v).__module__.startswith("keras.")]
+    with keras.saving.custom_object_scope({cls.__name__: cls for cls in own}):
+        if not isinstance(value, keras.losses.Loss):
+            return copy.deepcopy(value, memo)
+        made = memo[id(value)] = object.__new__(type(value))
+        vars(made).update(copy.deepcopy(vars(value), memo))
+        return made
+
+
+def _attributes(loss: Any) -> dict[str, Any]:
+    return {} if isinstance(loss, type) else dict(getattr(loss, "__dict__", {}))
+
+
+def _named(loss: Any) -> str:
+    return f"loss {getattr(loss, 'name', type(loss).__name__)!r}"
+
+
+def _check_built(loss: Any, layer: Any) -> None:
+    for part in layer._flatten_layers():
+        if not part.built and type(part).build is not keras.Layer.build:
+            raise LossError(
+                f"{_named(loss)} has the layer {part.name!r}, whose weights are made by its first "
+                "call, too late for the optimizer; build it beforehand: layer.build(input_shape)"
+            )
 
 
 CLASSES = {n: c for n, c in globals().items() if n.endswith("Loss") and n[0] != "_"}

@@ -95,7 +95,9 @@ def _again(value: Any, memo: dict[int, Any] | None = None) -> Any:
         return {key: _again(item, memo) for key, item in value.items()}
     with warnings.catch_warnings():  # Keras copies its models by way of a file
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-        return copy.deepcopy(value, memo)
+        if isinstance(value, type) or (backend := backend_of(value)) is Backend.NONE:
+            return copy.deepcopy(value, memo)
+        return adapter_for(backend).copied(value, memo)
 
 
 # -- rows ---------------------------------------------------------------------------------------

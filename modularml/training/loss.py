@@ -122,8 +122,9 @@ class Loss(Configurable, Saveable):
     reduction : str
         Passed to classes that take it. ``"none"`` leaves the mean to this library.
     factory : callable, optional
-        Makes the loss when it is built. A torch module may have parameters of its own, by whichever
-        way it is given: the optimizer of the node that the loss is applied on moves them.
+        Makes the loss when it is built. A torch module, or a loss or layer of Keras, may have
+        parameters of its own, by whichever way it is given: the optimizer of the node that the
+        loss is applied on moves them.
     over : {'sample', 'batch'}, optional
         What the loss is: a mean over samples, or a value of a batch as a whole (Cox, NT-Xent,
         ranking, correlation, a sum). One of a batch is evaluated on all rows of a split in one go,
@@ -260,17 +261,23 @@ class Loss(Configurable, Saveable):
         """Return by name the trainable parameters that the loss itself has, once it is built."""
         if self._callable is None or self._backend is None:
             return {}
-        return adapter_for(self._backend).loss_parameters(self._callable)
+        return adapter_for(self._backend).loss_parameters(self._holder)
+
+    @property
+    def _holder(self) -> Any:
+        """What may have parameters: an object that was given, or what was made of a class."""
+        is_made = self.loss is None or isinstance(self.loss, str | type)
+        return self._callable if is_made else self.loss
 
     def get_state(self) -> dict[str, Any]:
         """Return parameters and buffers that the loss itself has, by name."""
         if self._callable is None or self._backend is None:
             return {}
-        return adapter_for(self._backend).loss_state(self._callable)
+        return adapter_for(self._backend).loss_state(self._holder)
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go back to what `get_state` returned."""
-        adapter_for(self.backend).load_loss_state(self._callable, state)
+        adapter_for(self.backend).load_loss_state(self._holder, state)
 
     def begin(self, backend: Backend) -> bool:
         """Note what its own parameters were before any training; tell whether it has some."""

@@ -76,6 +76,16 @@ class TestParameters:
         assert_equal_weights(theirs, module, atol=1e-6)
         assert graph.summary().to_pandas()["parameters"].sum() == 66
 
+    def test_an_object_with_arguments_at_each_call_learns_too(self):
+        class Scaled(Uncertainty):
+            def forward(self, out, target, scale):
+                return scale * super().forward(out, target)
+
+        loss = mm.Loss(Scaled(), loss_kwargs={"scale": 2.0})
+        graph = graph_of(featureset(*arrays()), mlp(), "adam", lr=0.05)
+        experiment().run_phase(train_phase(graph, [applied(loss)]), **QUIET)
+        assert loss.parameters()["logvar"].item() != 0.0
+
     def test_a_state_has_them(self):
         x, y = arrays()
         loss = WAYS["object"]()
