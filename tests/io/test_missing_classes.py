@@ -172,7 +172,10 @@ def test_every_class_of_ours_is_found_by_name_alone():
 
     assert home_of("NobodysClass") is None
     ours = {n: c for n, c in config_registry.items() if c.__module__.startswith("modularml.")}
+    ours = {  # an example of a docstring may have defined another
+        n: c for n, c in ours.items() if getattr(sys.modules[c.__module__], c.__name__, None) is c
+    }
     assert len(ours) > 40
     for name, cls in ours.items():
         if "strategies" not in cls.__module__:
-            assert home_of(name) == cls.__module__ or "experiment" in home_of(name)
+            assert home_of(name) == cls.__module__
