@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import date, datetime, time
 from typing import Any
 
 import numpy as np
@@ -199,6 +200,8 @@ def _unmasked(values: Any, key: str) -> Array:
 
 def _from_objects(values: Sequence[Any], key: str) -> pa.Array:
     first = next((v for v in values if v is not None), None)
+    if isinstance(first, set | frozenset):
+        raise DataError(f"column {key!r} holds sets, which have no order; convert them to lists")
     if isinstance(first, list | tuple):
         try:
             return pa.array(values)
@@ -230,7 +233,7 @@ def _mixed(values: Sequence[Any]) -> bool:
 def _arrow(values: Any, key: str, per_row: int = 1) -> pa.Array:
     """Let Arrow choose a type; `per_row` values belong to one sample."""
     try:
-        array = pa.array(values)
+        array = _guessed(values)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         if isinstance(values, list | tuple):
             raise _odd_error(values, key, per_row) from error
@@ -239,10 +242,36 @@ def _arrow(values: Any, key: str, per_row: int = 1) -> pa.Array:
             "with astype say"
         ) from error
     if pa.types.is_temporal(array.type) and isinstance(values, list | tuple):
-        for place, value in enumerate(values):  # Arrow would take numbers for times
-            if isinstance(value, int | float | np.number) and not isinstance(value, np.timedelta64):
+        for place, value in enumerate(values):
+            if _changes(value, array.type):
                 raise _mixture_error(values, key, place, per_row)
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+def _guessed(values: Any) -> pa.Array:
+    """Let Arrow choose a type; NA and NaT of pandas in a list are missing values."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        if isinstance(values, list | tuple) and any(_is_of_pandas(value) for value in values):
+            return pa.array(values, from_pandas=True)
+        raise
+
+
+def _is_of_pandas(value: Any) -> bool:
+    return type(value).__name__ in ("NAType", "NaTType")
+
+
+def _changes(value: Any, kind: pa.DataType) -> bool:
+    """Tell whether Arrow makes another time of a value: of numbers, or of unlike times."""
+    if isinstance(value, int | float | np.number) and not isinstance(value, np.timedelta64):
+        return True
+    if pa.types.is_date(kind) and isinstance(value, datetime):
+        return value.time() != time()
+    zoned = getattr(kind, "tz", None) is not None
+    has_zone = getattr(value, "tzinfo", None) is not None
+    naive = isinstance(value, date | np.datetime64)
+    return naive and not _is_of_pandas(value) and zoned != has_zone
 
 
 def _odd_error(values: Sequence[Any], key: str, per_row: int) -> DataError:
@@ -260,7 +289,7 @@ def _odd_error(values: Sequence[Any], key: str, per_row: int) -> DataError:
 
 
 def _mixture_error(values: Sequence[Any], key: str, place: int, per_row: int) -> DataError:
-    if isinstance(values[place], int):
+    if isinstance(values[place], int) and not -(2**63) <= values[place] < 2**64:
         return DataError(
             f"column {key!r}: row {place // per_row} is {_peek(values[place])}, and integers have "
             "64 bits at most; give the column as text, or as floats where digits may be lost"
@@ -321,7 +350,12 @@ def _fixed(array: pa.Array, key: str, per_row: int = 1) -> pa.Array:
         return _from_decimals(array, key)
     if pa.types.is_null(kind):
         return _check_nulls(array, key, per_row).cast(pa.float64())
-    if pa.types.is_nested(kind):
+    if pa.types.is_run_end_encoded(kind):
+        return _fixed(pc.run_end_decode(array), key, per_row)
+    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        lists = pa.array(array.to_pylist(), pa.large_list(kind.value_type))  # casts are unsafe
+        return _fixed(lists, key, per_row)
+    if pa.types.is_nested(kind) or pa.types.is_interval(kind):
         raise DataError(f"column {key!r} has the Arrow type {kind}; give one column for each field")
     return array
 
@@ -346,6 +380,8 @@ def _from_extension(array: pa.Array, key: str) -> pa.Array:
             return _from_ndarray(array.to_numpy_ndarray(), key, copy=True)
         return wrap(array.storage.flatten(), tuple(array.type.shape))
     name = str(array.type.extension_name)
+    if name == "arrow.uuid":
+        return pa.array([None if v is None else str(v) for v in array.to_pylist()], pa.string())
     if name.startswith("pandas."):
         raise DataError(
             f"column {key!r} holds {name.removeprefix('pandas.')}s, which are no single values; "

@@ -1,6 +1,8 @@
 """Tables in memory: one answer for one table, whatever library holds it."""
 
+import datetime as dt
 import enum
+import uuid
 
 import numpy as np
 import pandas as pd
@@ -301,3 +303,51 @@ def test_groups_of_categoricals_and_scalers_that_would_take_codes_for_numbers():
     fs.undo_last_transform("features", "code")
     with pytest.warns(UserWarning, match=r"\['code'\] hold categories"):
         fs.fit_transform("StandardScaler", domain="features")
+
+
+# -- lists of objects, and Arrow's rarer types ---------------------------------------------------
+
+NOON = dt.datetime(2024, 1, 1, 12)  # noqa: DTZ001 - one without a zone
+UTC = NOON.replace(tzinfo=dt.UTC)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([UTC, NOON], "mixes types .* row 1 is datetime '2024-01-01 12:00:00', row 0"),
+        ([NOON, UTC], r"row 1 is datetime '2024-01-01 12:00:00\+00:00'"),
+        ([pd.Timestamp(UTC), pd.Timestamp(NOON)], "row 1 is Timestamp"),
+        ([NOON.date(), NOON], "row 1 is datetime .* row 0 is date"),
+        ([True, 2], "row 1 is int '2', row 0 is bool"),
+        ([1, 2**70], "64 bits at most"),
+        ([1, pd.NA], r"has 1 missing value\(s\), the first in row 1.*float"),
+        (["a", pd.NA], "has 1 missing"),
+        ([pd.Timestamp(NOON), pd.NaT], "has 1 missing"),
+        ([{1}, {2}], "holds sets, which have no order"),
+        (pa.array([(1, 2, 3)], pa.month_day_nano_interval()), "month_day_nano_interval"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "wrap", [list, lambda v: pd.Series(v, dtype=object)], ids=["list", "pandas"]
+)
+def test_what_would_change_in_arrow_is_refused(values, message, wrap):
+    given = values if isinstance(values, pa.Array) else wrap(values)
+    with pytest.raises(DataError, match=f"column 'x'.*{message}"):
+        make({"x": given, "y": np.arange(len(values))})
+
+
+def test_what_is_held_in_unusual_ways_keeps_its_values():
+    ids = [uuid.UUID(int=7), uuid.UUID(int=2**100)]
+    zones = [UTC, UTC.astimezone(dt.timezone(dt.timedelta(hours=5)))]
+    columns = {
+        "na": ([1.5, pd.NA], [1.5, np.nan]),
+        "uuid": (ids, [str(i) for i in ids]),
+        "zones": (zones, [np.datetime64(NOON)] * 2),
+        "days": ([NOON.date(), NOON.date()], [np.datetime64("2024-01-01")] * 2),
+        "runs": (pa.RunEndEncodedArray.from_arrays([1, 2], ["a", "b"]), ["a", "b"]),
+        "views": (pa.array([[1, 2], [3, 4]], pa.list_view(pa.int64())), [[1, 2], [3, 4]]),
+    }
+    fs = make({**{k: v for k, (v, _) in columns.items()}, "y": [0, 1]}, features=list(columns))
+    for key, (_, want) in columns.items():
+        np.testing.assert_array_equal(fs.get_features("dict")[key], want)
