@@ -16,7 +16,7 @@ from modularml.context import ExperimentContext
 from modularml.data.scaling import LeakWarning
 from modularml.engine.interruption import is_interruption
 from modularml.engine.monitoring import loggers_of, monitors_of
-from modularml.errors import ConfigError, ExecutionError
+from modularml.errors import AuditError, ConfigError, ExecutionError
 from modularml.experiment import Experiment, FitPhase, PhaseGroup, TrainPhase
 from modularml.experiment.auditing import Auditor
 from modularml.experiment.run import check_flags
@@ -86,6 +86,9 @@ class CrossValidation(Checked):
     ------
     TypeError
         If there is no experiment, or `phase` is none.
+    AuditError
+        By `run`, if rows that folds are scored on are learned from or chosen by and the experiment
+        was made with ``audit='error'``.
     ConfigError
         If another argument cannot be used.
 
@@ -188,18 +191,18 @@ class CrossValidation(Checked):
         plan = self.experiment.execution_plan if self.phase is None else self.phase
         if isinstance(plan, PhaseGroup) and not len(plan):
             raise ConfigError("there is nothing to run: the plan is empty; pass phase=")
+        missing = [fold for fold in self.folds if fold.label not in self._done]
+        if missing:
+            self._audit(plan, missing[0])
         self._warn_of_leaks(plan)
         chosen = self._selection(plan)
         if chosen:
-            warn(
+            self._object(
                 f"{'; '.join(chosen)}. Folds are scored on rows of it, so their scores are "
                 "better than honest ones; pass stop_size=0.15, say, to CVBinding, which holds back "
                 "training rows of each fold for it",
                 SelectionWarning,
             )
-        missing = [fold for fold in self.folds if fold.label not in self._done]
-        if missing:
-            self._audit(plan, missing[0])
         failed: dict[str, Exception] = {}
         outcomes = closing(self._outcomes(plan, missing, flags, resume))
         shown = bar(
@@ -302,6 +305,12 @@ class CrossValidation(Checked):
                     )
         return found
 
+    def _object(self, said: str, category: type[Warning]) -> None:
+        """Warn of a plan whose scores would be too good, or refuse it."""
+        if self.experiment.audit == "error":
+            raise AuditError(f"{said}; Experiment(audit='warn') runs all the same")
+        warn(said, category)
+
     def _warn_of_leaks(self, plan: Any) -> None:
         """Warn of trainings that read rows which folds validate on."""
         bound = {b.featureset.label: b for b in self.bindings}
@@ -313,7 +322,7 @@ class CrossValidation(Checked):
             fs = binding.featureset
             rows = fs if name is None else fs.splits.get(name)
             if rows is None or not rows.is_disjoint_with(binding.pool()):
-                warn(
+                self._object(
                     f"phase {phase.label!r} learns from {name or 'all rows'!r} of {fs.label!r}, "
                     "and folds validate on some of these rows; let it read "
                     f"{binding.train_split_name!r}",

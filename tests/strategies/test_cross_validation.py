@@ -453,7 +453,7 @@ def test_the_rows_of_folds_are_audited_once():
     own._auditor.mode = "error"
     with pytest.raises(AuditError, match="shared_groups"):
         mml.CrossValidation(bindings=binding).run(**SILENT)
-    whole = mml.CVBinding(fs, ["train", "val"], group_by="cell")
+    whole = mml.CVBinding(fs, ["train", "val"], group_by="cell", stop_size=0.2)
     assert not mml.CrossValidation(bindings=whole, n_folds=3).run(**SILENT).failed_folds
 
 
@@ -463,7 +463,7 @@ def test_folds_by_row_are_audited_for_the_groups_that_their_pool_was_split_by():
     world(fs)._auditor.mode = "error"
     with pytest.raises(AuditError, match=r"share their 'cell' .* by which a split was grouped"):
         mml.CrossValidation(bindings=mml.CVBinding(fs, ["train", "val"])).run(**SILENT)
-    whole = mml.CVBinding(fs, ["train", "val"], group_by="cell")
+    whole = mml.CVBinding(fs, ["train", "val"], group_by="cell", stop_size=0.2)
     mml.CrossValidation(bindings=whole, n_folds=3).run(**SILENT)
 
 
