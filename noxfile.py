@@ -85,15 +85,26 @@ OLDEST = (
 """The lowest versions that pyproject.toml declares."""
 
 
+NEWEST = ("-U", "scikit-learn", "pandas", "numpy")
+ESTIMATORS = {"old": OLDEST, "1.7": ("scikit-learn==1.7.*",), "1.8": ("scikit-learn==1.8.*",)}
+ESTIMATORS |= {"new": NEWEST}
+
+
 @nox.session
-@nox.parametrize(
-    "versions", [OLDEST, ("-U", "scikit-learn", "pandas", "numpy")], ids=["old", "new"]
-)
-def estimators(session: nox.Session, versions: tuple[str, ...]) -> None:
-    """Store and read every kind of estimator on the lowest declared versions and the newest."""
-    session.install("-q", *versions, "pytest>=9.0", "hypothesis")
-    session.install("-q", "--no-deps", "-e", ".")
+@nox.parametrize("name", list(ESTIMATORS), ids=list(ESTIMATORS))
+def estimators(session: nox.Session, name: str) -> None:
+    """Store and read every kind of estimator, from the lowest declared version to the newest.
+
+    Files that the session of another version has left are read as well.
+    """
+    session.install("-q", *ESTIMATORS[name], "pytest>=9.0", "hypothesis")
+    session.install("-q", "-e", ".", *(["--no-deps"] if name == "old" else []))
     session.run("python", "-m", "pytest", "tests/io/test_estimators.py", env=ONE_THREAD)
+    files = session.cache_dir / "estimators"
+    for folder in sorted(files.glob("*")):
+        session.run("python", "-m", "tests.io.across", "read", str(folder), env=ONE_THREAD)
+    (files / name).mkdir(parents=True, exist_ok=True)
+    session.run("python", "-m", "tests.io.across", "write", str(files / name), env=ONE_THREAD)
 
 
 @nox.session

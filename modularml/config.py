@@ -189,6 +189,7 @@ _WRITERS: list[tuple[Any, Callable[[Any], Any]]] = [
     (np.ndarray, _write_array),
     (list, lambda v: [encode(item) for item in v]),
     (tuple, lambda v: {"$tuple": [encode(item) for item in v]}),
+    (slice, lambda v: {"$slice": [encode(item) for item in (v.start, v.stop, v.step)]}),
     (set | frozenset, lambda v: {"$set": sorted((encode(item) for item in v), key=repr)}),
     (dict, _write_dict),
     (Path, lambda v: {"$path": v.as_posix()}),
@@ -203,6 +204,7 @@ _READERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "$instant": lambda v: _read_array(v["$instant"])[()],
     "$array": _read_array,
     "$tuple": lambda v: tuple(decode(item) for item in v["$tuple"]),
+    "$slice": lambda v: slice(*map(decode, v["$slice"])),
     "$set": lambda v: {decode(item) for item in v["$set"]},
     "$dict": lambda v: {decode(key): decode(item) for key, item in v["$dict"]},
     "$path": lambda v: Path(v["$path"]),
@@ -321,7 +323,8 @@ def estimator_from(cls: Any, params: dict[str, Any], facts: Mapping[str, Any]) -
         Arguments. Those that the installed version does not know are left out where they had
         their default; in a file, so are those that belong to the machine of its author.
     facts : mapping
-        What `origin` returned; older files have none.
+        What `origin` returned; older files have none. Arguments that had a default which the
+        installed version refuses, or which stands for another one, get the default of that.
 
     Raises
     ------
@@ -331,15 +334,31 @@ def estimator_from(cls: Any, params: dict[str, Any], facts: Mapping[str, Any]) -
     known = _parameters(cls)
     if _meanings.get() is not None:
         params = {n: v for n, v in params.items() if n not in OF_THE_MACHINE or n not in known}
+    same = set(facts.get("defaults", ()))
+    other = [n for n in same & params.keys() & known.keys() if not _same(params[n], known[n])]
+    params = {n: v for n, v in params.items() if n not in other or _takes(cls, n, v)}
     for name in () if _takes_any(cls) else [n for n in params if n not in known]:
         value, library = params.pop(name), cls.__module__.split(".")[0]
-        if name in facts.get("defaults", ()) or value is None or value in ("deprecated", "warn"):
+        if name in same or _stands_for_another(value):
             continue
         raise ConfigError(
             f"{cls.__name__} of {_version_of(library)} has no argument {name!r}, and was written "
             f"with {name}={value!r} by {facts.get('version', 'another version')}; install that one"
         )
     return cls(**params)
+
+
+def _takes(cls: Any, name: str, value: Any) -> bool:
+    """Tell whether what was the default of an argument is a value that this version takes."""
+    allowed = getattr(cls, "_parameter_constraints", {}).get(name, "no_validation")
+    if _stands_for_another(value) or allowed == "no_validation":
+        return not _stands_for_another(value)
+    rule = sys.modules["sklearn.utils._param_validation"].make_constraint
+    return any(rule(each).is_satisfied_by(value) for each in allowed)
+
+
+def _stands_for_another(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value in ("deprecated", "warn"))
 
 
 def _version_of(library: str) -> str:

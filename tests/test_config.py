@@ -67,6 +67,7 @@ nested = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.lists(inner, max_size=3).map(tuple)
+        | st.builds(slice, plain, plain, plain)
         | st.dictionaries(st.text(), inner, max_size=3)
         | st.dictionaries(st.integers() | st.tuples(st.text()), inner, max_size=3)
         | st.sets(plain, max_size=3)

@@ -242,9 +242,12 @@ def contents_of(path: Path, most: int = limits.MAX_FILE) -> memoryview:
     with os.fdopen(fd, "rb") as file:
         if facts.st_size > most:
             raise MMLError(limits.TOO_LARGE, path, "", f"is larger than {(most + 1) >> 30} GiB")
-        if facts.st_size <= _IN_MEMORY:
-            return memoryview(file.read())
-        return memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
+        try:
+            if facts.st_size <= _IN_MEMORY:
+                return memoryview(file.read())
+            return memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
+        except OSError as error:
+            raise MMLError(limits.NOT_FOUND, path, "", f"cannot be read: {error}") from error
 
 
 def _manifest(

@@ -42,11 +42,13 @@ def check_free(path: Path, overwrite: bool) -> None:
     MMLExistsError
         If there is a file and `overwrite` is false.
     MMLError
-        If its folder is not there, or it is a folder itself.
+        If its folder is not there, or it is no file but a folder or a device.
     """
     try:
         if path.is_dir():
             raise MMLError(limits.NOT_WRITTEN, path, "", "is a folder", "Add a file name")
+        if path.exists() and not path.is_file():  # a device, say, that a link leads to
+            raise MMLError(limits.NOT_WRITTEN, path, "", "is no regular file", "Choose another")
         if not path.parent.is_dir():
             problem = f"its folder {str(path.parent)!r} does not exist"
             raise MMLError(limits.NOT_WRITTEN, path, "", problem, "Make the folder first")

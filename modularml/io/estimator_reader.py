@@ -52,8 +52,9 @@ class Reader:
             estimator._n_threads = openmp._openmp_effective_n_threads()
         if "X_thresholds_" in state and hasattr(estimator, "_build_f"):
             estimator._build_f(estimator.X_thresholds_, estimator.y_thresholds_)
-        if {"statistics_", "_fit_dtype"} <= state.keys() and "_fill_dtype" not in state:
-            estimator._fill_dtype = estimator._fit_dtype  # which scikit-learn 1.6 does not write
+        lacks = {"statistics_", "_fit_dtype"} <= state.keys() and "_fill_dtype" not in state
+        if lacks and hasattr(type(estimator)().fit([[0.0]]), "_fill_dtype"):  # in scikit-learn 1.8
+            estimator._fill_dtype = estimator._fit_dtype
         if isinstance(state.get("root_"), dict) and "$birch" in state["root_"]:
             estimator.dummy_leaf_ = first_leaf(estimator.root_)
 

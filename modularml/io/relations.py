@@ -249,12 +249,14 @@ def _check_subclusters(birch: Any) -> None:
 
 
 def _check_powers(model: Any) -> None:
+    """Hold the number of columns to the powers, of which scikit-learn goes through each."""
     low, high = model._min_degree, model._max_degree
-    numbers = {"n_features": model.n_features_in_, "include_bias": model.include_bias}
-    numbers["interaction_only"] = model.interaction_only
-    most = model._num_combinations(min_degree=0, max_degree=high, **numbers)
-    _expect(low <= high and model._n_out_full <= most + 1, "_n_out_full")
-    _expect(model.n_output_features_ <= model._n_out_full, "n_output_features_")
+    _expect(0 <= low <= high <= _MOST_POWERS, "_max_degree")
+    facts = {"n_features": model.n_features_in_, "max_degree": high}
+    facts |= {"include_bias": model.include_bias, "interaction_only": model.interaction_only}
+    counted = model._num_combinations
+    _expect(model._n_out_full == counted(min_degree=0, **facts), "_n_out_full")
+    _expect(model.n_output_features_ == counted(min_degree=low, **facts), "n_output_features_")
 
 
 def _check_splines(model: Any) -> None:
@@ -264,6 +266,7 @@ def _check_splines(model: Any) -> None:
     _expect(0 < model.n_features_out_ <= most, "n_features_out_")
 
 
+_MOST_POWERS = 4096
 _FORESTS = ("RandomForest", "ExtraTreesC", "ExtraTreesR", "RandomTrees", "Gradient", "Isolation")
 _MACHINES = ("SVC", "NuSVC", "SVR", "NuSVR", "OneClassSVM")
 _DESCENTS = ("SGD", "Perceptron", "PassiveAggressive")

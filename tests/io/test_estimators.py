@@ -260,6 +260,15 @@ def test_arguments_of_another_version() -> None:
     assert decode({"$estimator": tree["$estimator"], "params": tree["params"]}).C == 2.0
 
 
+@pytest.mark.parametrize("value", [None, "deprecated", "warn", -1.0])
+def test_a_default_of_another_version_that_stands_for_another(value: Any) -> None:
+    tree = encode(linear_model.LogisticRegression(C=2.0))
+    tree["params"]["tol"] = value
+    assert decode(tree).tol == linear_model.LogisticRegression().tol
+    tree["defaults"].remove("tol")
+    assert decode(tree).tol == value
+
+
 def test_an_imputer_of_an_older_version() -> None:
     made, again = impute.SimpleImputer().fit(X), impute.SimpleImputer()
     state = learned(made)
@@ -425,6 +434,12 @@ WILD: dict[str, tuple[Any, tuple[Any, ...], Any]] = {
         lambda s: s.update(classes_=np.zeros((3, 2))),
     ),
     "powers": (POWERS, (), lambda s: s.update(n_output_features_=2**40)),
+    "powers without end": (POWERS, (), lambda s: s.update(_max_degree=2**31 - 1)),
+    "no rows of neighbours": (
+        KNN,
+        (),
+        lambda s: s.update(_fit_X=np.zeros((0, 4)), n_samples_fit_=0),
+    ),
     "number of classes": (FORESTS, (), lambda s: s.update(n_classes_=2**40)),
     "a method": (KNN, (), lambda s: s.update(predict=1)),
     "a class": (KNN, (), lambda s: s.update(__class__=1)),

@@ -21,6 +21,9 @@ def fs(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     made = mml.FeatureSet.from_dict("s", {"x": [1.0, 2], "y": [0.0, 1]}, "x", "y", register=False)
     made.save("good")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo("fifo.fs.mml")
+        Path("device.fs.mml").symlink_to("/dev/null")
     return made
 
 
@@ -36,6 +39,8 @@ ODD = [
     "..",
     None,
     3,
+    "fifo.fs.mml",
+    "device.fs.mml",
 ]
 DOORS = {
     "load": lambda fs, path: mml.FeatureSet.load(path),
@@ -55,6 +60,13 @@ def test_odd_paths(fs, door, path):
     with pytest.raises(ModularMLError):
         DOORS[door](fs, path)
     assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize("door", [d for d in DOORS if d not in ("save", "overwrite")])
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/zero", "/proc/self/mem", "."])
+def test_what_is_no_file_of_ours(fs, door, path):
+    with pytest.raises(ModularMLError):
+        DOORS[door](fs, path)
 
 
 def test_a_folder_beside_a_file_of_that_name(fs):
