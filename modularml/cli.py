@@ -86,6 +86,8 @@ def _audit(args: argparse.Namespace) -> int:
     path = Path(args.file)
     if not path.is_file():
         raise DataError(f"there is no file {args.file!r}")
+    if args.html and not Path(args.html).absolute().parent.is_dir():
+        raise ConfigError(f"--html needs a folder that is there, got {args.html!r}")
     if path.suffix == ".mml":
         fs = FeatureSet.load(path)
     else:
@@ -93,11 +95,9 @@ def _audit(args: argparse.Namespace) -> int:
             raise ConfigError("--target is needed: which column is to be predicted?")
         named = [*args.group, *args.tag, *filter(None, (args.time, args.split))]
         tags = list(dict.fromkeys(named))
-        if path.suffix == ".parquet":
-            read, columns = FeatureSet.from_parquet, parquet.read_schema(path).names
-        else:
-            read, columns = FeatureSet.from_csv, list(require("pandas").read_csv(path, nrows=0))
-        features = [str(c) for c in columns if c not in (*args.target, *tags)]
+        is_parquet = path.suffix == ".parquet"
+        read = FeatureSet.from_parquet if is_parquet else FeatureSet.from_csv
+        features = [c for c in _header(path, is_parquet) if c not in (*args.target, *tags)]
         fs = read(path.stem, str(path), features, args.target, tags or None, register=False)
     if args.split:
         for name in sorted({str(value) for value in fs.collection.numpy(f"tags.{args.split}.raw")}):
@@ -109,6 +109,18 @@ def _audit(args: argparse.Namespace) -> int:
     if args.html:
         Path(args.html).write_text(report._repr_html_(), "utf-8")
     return 0 if report.ok else 1
+
+
+def _header(path: Path, is_parquet: bool) -> list[str]:
+    """Return the names of a table's columns."""
+    try:
+        if is_parquet:
+            return [str(name) for name in parquet.read_schema(path).names]
+        return [str(name) for name in require("pandas").read_csv(path, nrows=0)]
+    except ValueError as error:  # of pandas, of pyarrow, and of text in another encoding
+        kind = "Parquet" if is_parquet else "CSV with a first line of column names"
+        said = str(error).partition("\n")[0].strip(" .")
+        raise DataError(f"{str(path)!r} cannot be read as {kind}: {said}") from error
 
 
 def _extract(args: argparse.Namespace) -> None:

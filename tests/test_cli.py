@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from modularml import demo
 from modularml.cli import main
 from modularml.context import ExperimentContext
+from modularml.data import FeatureSet
 from modularml.demo.diabetes import load_diabetes as diabetes_set
 from modularml.demo.digits import load_digits as digits_set
 from modularml.demo.digits import run_digits
@@ -145,3 +146,53 @@ def test_audit_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["audit", path, "--target", "y", "--group", "reel", "--tag", "part"]) == 0
     assert main(["audit", path]) == 1
     assert "--target is needed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "asked", "wanted"),
+    [
+        ("no.csv", None, [], "there is no file"),
+        ("empty.csv", b"", [], "cannot be read as CSV with a first line of column names"),
+        ("other.csv", b"\xff\xfe\x00a", [], "cannot be read as CSV"),
+        ("junk.parquet", b"junk", [], "cannot be read as Parquet"),
+        ("junk.mml", b"junk", [], "junk.mml"),
+        ("bare.csv", b"a,y\n", [], "0 rows"),
+        ("rows.csv", b"a,b\n1,2\n", [], "unknown column 'y'; known: 'a', 'b'"),
+        ("rows.csv", b"a,y\n1,2\n", ["--group", "cel"], "unknown column 'cel'"),
+        ("rows.csv", b"a,y\n1,2\n", ["--html", "none/x.html"], "--html needs a folder"),
+    ],
+)
+def test_audit_refuses_odd_files_in_one_line(
+    name: str,
+    content: bytes | None,
+    asked: list[str],
+    wanted: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert main(["audit", str(tmp_path / name), "--target", "y", *asked]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("modularml: ")
+    assert wanted in said
+    assert said.count("\n") == 1
+
+
+def test_audit_of_a_saved_set_draws_pictures_of_what_it_finds(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=200)
+    curve = rng.normal(size=(180, 40)).cumsum(axis=1)
+    columns = {"probe": y**3, "curve": np.concatenate([curve, curve[:20] * 2 + 1]), "y": y}
+    fs = FeatureSet.from_dict("rows", columns, ["probe", "curve"], "y", register=False)
+    fs.add_split(fs.take(np.arange(180), label="train"))
+    fs.add_split(fs.take(np.arange(180, 200), label="test"))
+    page = tmp_path / "report.html"
+    assert main(["audit", str(fs.save(tmp_path / "rows")), "--html", str(page)]) == 1
+    root = ET.fromstring(page.read_text("utf-8").replace("<br>", "<br/>"))
+    pictures = {
+        row[1].text: [shape.tag for shape in row[3].iter() if shape.tag in ("circle", "polyline")]
+        for row in root.iter("tr")
+    }
+    assert pictures["similar_sequences"] == ["polyline"] * 2
+    assert len(pictures["target_in_feature"]) == 120

@@ -107,10 +107,13 @@ def _without_echoes(found: list[Finding]) -> list[Finding]:
         f.splits: f.count for f in found if f.kind == "duplicate_rows" and f.severity != "info"
     }
     curves = {f.splits for f in found if f.kind == "similar_sequences"}
+    explained = {f.splits for f in found if f.kind in ("shared_groups", "time_order")}
 
     def is_echo(f: Finding) -> bool:
         if f.kind == "target_in_features":
             return bool(known & set(f.columns))
+        if f.kind == "row_order":
+            return f.splits in explained
         if f.kind == "similar_sequences":
             return copies.get(f.splits, 0) >= f.count
         return f.kind == "near_duplicate_rows" and f.splits in curves
