@@ -26,9 +26,19 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def clip(params: Sequence[Any], norm: float | None, value: float | None) -> Any:
     """Limit the elements, then the norm, of gradients; the norm before that is returned."""
+    params = [_dense(p) if p.grad is not None and p.grad.is_sparse else p for p in params]
     if value is not None:
         torch.nn.utils.clip_grad_value_(params, value)
     return torch.nn.utils.clip_grad_norm_(params, math.inf if norm is None else norm)
+
+
+def _dense(param: Any) -> Any:
+    """Return a stand-in whose gradient is the values of a sparse one, in the same memory."""
+    param.grad = param.grad.coalesce()
+    values = param.grad._values()
+    found = torch.empty_like(values)
+    found.grad = values
+    return found
 
 
 def scaler_of(optimizer: Any) -> Any:

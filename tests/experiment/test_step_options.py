@@ -83,6 +83,31 @@ def test_clipping(opt, limits, clip):
     assert_equal_weights(mine, hand, atol=1e-6)
 
 
+@pytest.mark.parametrize("limits", [{"clip_norm": 0.05}, {"clip_value": 0.02}])
+def test_sparse_gradients_are_clipped_as_dense_ones(limits):
+    class Table(nn.Module):
+        def __init__(self, sparse):
+            super().__init__()
+            self.table = nn.Embedding(5, 1, sparse=sparse)
+            nn.init.zeros_(self.table.weight)
+
+        def forward(self, x):
+            return self.table(x.long()).reshape(len(x), 1)
+
+    found = []
+    for sparse in (True, False):
+        with mm.ExperimentContext().activate():
+            ids = np.arange(40) % 5
+            fs = mm.FeatureSet.from_dict("d", {"i": ids, "y": (ids**2).astype("f4")}, "i", "y")
+            optimizer = mm.Optimizer("sgd", opt_kwargs={"lr": 0.1}, **limits)
+            module = Table(sparse)
+            made = mm.ModelGraph([mm.ModelNode("net", module, fs)], optimizer)
+            train(made, n_epochs=2, on_nonfinite="skip")
+            found.append(module.table.weight.detach())
+    assert found[0].abs().sum() > 0
+    torch.testing.assert_close(*found)
+
+
 def test_clipping_when_stepped_by_hand():
     p = nn.Parameter(torch.zeros(4))
     opt = mm.Optimizer("sgd", opt_kwargs={"lr": 1.0}, backend="torch", clip_norm=1.0)

@@ -21,6 +21,14 @@ class KeepsAnObject(ClosedFormRidge):
         return {**super().get_state(), "generator": object()}
 
 
+class ExtraState(torch.nn.Linear):
+    def get_extra_state(self):
+        return {"calls": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
 def fitted_here():
     class Local(LinearRegression):
         pass
@@ -101,3 +109,11 @@ def test_folds_in_workers_are_refused_before_a_worker_starts():
         mm.CrossValidation(bindings=binding, n_folds=2, n_jobs=2, phase=phase).run(**QUIET)
     results = mm.CrossValidation(bindings=binding, n_folds=2, phase=phase).run(**QUIET)
     assert not results.failed_folds
+
+
+def test_a_module_whose_state_is_no_tensor_is_refused_by_name(tmp_path):
+    graph = graph_of(featureset(*arrays()), ExtraState(6, 1))
+    graph.build()
+    kept = mm.Checkpointing(mode="disk", save_on="epoch_end", directory=tmp_path)
+    with pytest.raises(ConfigError, match=r"_extra_state', a dict.*register_buffer"):
+        experiment().run_phase(train_phase(graph, checkpointing=kept), **QUIET)

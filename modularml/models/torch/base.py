@@ -38,8 +38,22 @@ class TorchBaseModel(LayeredModel, torch.nn.Module, ABC):
                 tensor.data = tensor.data.clone()
 
     def get_weights(self) -> dict[str, Array]:
-        """Return weights and buffers by name, as arrays of their own."""
-        return {name: t.detach().cpu().numpy().copy() for name, t in self.state_dict().items()}
+        """Return weights and buffers by name, as arrays of their own.
+
+        Raises
+        ------
+        ConfigError
+            If the module adds something else to its state, as ``get_extra_state`` may.
+        """
+        held = self.state_dict()
+        for name, value in held.items():
+            if not isinstance(value, torch.Tensor):
+                raise ConfigError(
+                    f"the state of {self.shown_name} holds {name!r}, a {type(value).__name__}, and "
+                    "a state here is of tensors; make it a buffer (register_buffer), or let "
+                    "get_extra_state return a tensor"
+                )
+        return {name: t.detach().cpu().numpy().copy() for name, t in held.items()}
 
     def set_weights(self, weights: dict[str, Any]) -> None:
         """Restore weights produced by `get_weights`."""
