@@ -112,7 +112,12 @@ def test_the_order_of_the_table_is_no_sign_by_itself(how):
     named = {"groups": "unit"} if how == "named" else {}
     assert not [f for f in fs.audit(**named) if f.kind == "row_order"]
     if how == "named":
-        assert "row_order" in {f.kind for f in fs.audit()}
+        assert {f.kind for f in fs.audit()} == {"shared_groups"}  # which says it better
+        data.pop("unit")
+        bare = FeatureSet.from_dict("bare", data, list(data)[:5], "y", register=False)
+        bare.split_random({"train": 0.7, "test": 0.3})
+        (found,) = bare.audit()
+        assert (found.kind, found.count) == ("row_order", 144)
 
 
 def test_what_is_fine_is_kept_with_the_set_and_its_file(tmp_path):
