@@ -197,6 +197,9 @@ class BackendAdapter(ABC):
         """Return weights that models share: label and name, and those where it is again."""
         return []
 
+    def check_ties(self, models: Mapping[str, Any]) -> None:  # noqa: B027 - most keep all ties
+        """Refuse weights that models by label share, and that no copy of these would share."""
+
     def tie(self, source: Any, name: str, target: Any, again: str) -> None:
         """Let a model hold a weight of another in place of its own."""
         raise self._unable("weights that nodes share, in a file,")

@@ -13,7 +13,6 @@ import numpy as np
 
 from modularml._optional import require
 from modularml._typing import Array, IntArray, Shape
-from modularml._warning import warn
 from modularml.backends import tensorflow_losses
 from modularml.backends.base import (
     PAD_MODES,
@@ -51,7 +50,13 @@ from modularml.backends.tensorflow_optimizers import (
     state_of,
 )
 from modularml.backends.tensorflow_step import ExtendedStep, any_rows, clipped, in_precision
-from modularml.errors import BackendNotSupportedError, DeviceError, LossError, ShapeError
+from modularml.errors import (
+    BackendNotSupportedError,
+    ConfigError,
+    DeviceError,
+    LossError,
+    ShapeError,
+)
 
 tf = require("tensorflow", purpose="to train Keras models")
 keras = require("keras", purpose="to train Keras models")
@@ -176,16 +181,28 @@ class TensorflowAdapter(BackendAdapter):
                 mine[name].trainable = False
 
     def shared(self, models: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-        """Return none, and warn of those that there are: a file cannot hold them as one."""
+        """Return the nodes that share a whole model, of which Keras can be given one again."""
         first: dict[int, str] = {}
+        held = {label: id(m.inner) for label, m in models.items() if m.inner is not None}
+        pairs = [(first.setdefault(own, label), label) for label, own in held.items()]
+        return [(one, "", other, "") for one, other in pairs if one != other]
+
+    def tie(self, source: Any, name: str, target: Any, again: str) -> None:
+        target.inner = source.inner
+        if target.get_init_args().get("model") is not None:
+            target._init_args["model"] = source.inner
+
+    def check_ties(self, models: Mapping[str, Any]) -> None:
+        first: dict[int, tuple[str, Any]] = {}
         for label, model in models.items():
-            held = {first.setdefault(id(v), label) for v in model.variables().values()}
-            if held - {label}:
-                warn(
-                    f"nodes {sorted({*held, label})} share Keras weights, and a file makes each "
-                    "of them its own; a script that makes the models can restore_checkpoint() it"
-                )
-        return []
+            for name, v in model.variables().items():
+                other, owner = first.setdefault(id(v), (label, model.inner))
+                if owner is not model.inner:
+                    raise ConfigError(
+                        f"models of nodes {[other, label]} share the weight {name!r}, which files "
+                        "and folds would make two; give what they share a node of its own, or both "
+                        "nodes one model. save_checkpoint() keeps the values all the same"
+                    )
 
     def signature(self, model: Any) -> Hashable:
         if model.inner is None:

@@ -91,6 +91,8 @@ class ExperimentFiles(ContextYaml):
         """
         config: Any = self.get_config  # type: ignore[attr-defined]
         graph = self._ctx.model_graph
+        if graph is not None:
+            graph._check_ties()
         if not rows and graph is not None and (nodes := _with_rows(graph)):
             warn(
                 f"the estimators of {nodes} predict with rows that they were fitted on, which are "

@@ -66,6 +66,7 @@ class GraphFiles(ContextYaml):
         MMLError
             If a part cannot be stored as data, or the file not be written.
         """
+        self._check_ties()  # type: ignore[attr-defined]
         config: Any = self.get_config  # type: ignore[attr-defined]
         refs = [ref for node in self._nodes.values() for ref in node.feature_refs]
         known = {ref.node_label for ref in refs if self._ctx.has_node(label=ref.node_label)}

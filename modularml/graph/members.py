@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from modularml.backends import Backend, adapter_for
+from modularml.backends import Backend, BackendAdapter, adapter_for
 from modularml.context import ExperimentContext
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.errors import GraphError, UnknownNameError, closest
@@ -210,12 +210,18 @@ class GraphMembers:
 
     def _shared(self) -> list[tuple[str, str, str, str]]:
         """Return weights that several nodes share; see `BackendAdapter.shared`."""
-        models = {n.label: n for n in self._learning()}
-        found = []
+        return [pair for adapter, own in self._by_backend() for pair in adapter.shared(own)]
+
+    def _check_ties(self) -> None:
+        """Refuse shared weights that files and folds part; see `BackendAdapter.check_ties`."""
+        for adapter, own in self._by_backend():
+            adapter.check_ties(own)
+
+    def _by_backend(self) -> Iterator[tuple[BackendAdapter, dict[str, Any]]]:
+        """Iterate over frameworks, with the modules of the nodes of each by label."""
         for backend in sorted(self._backends(), key=lambda b: b.value):
-            own = {k: n.model.module for k, n in models.items() if n.backend is backend}
-            found += adapter_for(backend).shared(own)
-        return found
+            own = {n.label: n.model.module for n in self._learning() if n.backend is backend}
+            yield adapter_for(backend), own
 
     def _tie(self, shared: Iterable[Sequence[str]]) -> None:
         """Let nodes share weights again, as `_shared` returned them."""

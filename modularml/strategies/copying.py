@@ -136,6 +136,7 @@ def _split_to_fit(fs: FeatureSet, name: str | None, sides: Sides) -> str:
 
 
 def _graph_again(graph: ModelGraph, *, refit: bool) -> None:
+    graph._check_ties()
     nodes: list[Any] = []
     objects: list[ModelNode] = []
     memo: dict[int, Any] = {}

@@ -9,6 +9,7 @@ from torch import nn
 
 import modularml as mm
 from modularml.callbacks import Callback
+from modularml.errors import ConfigError
 from tests.worlds import QUIET, arrays, experiment, featureset, graph_of, mlp, train_phase
 
 
@@ -70,6 +71,76 @@ class TestShared:
         graph.build()
         graph.get_node("a").reset_weights(seed=3)
         assert is_tied(graph)
+
+
+def two_keras_nodes(tied):
+    """Return a graph whose nodes share one Keras model, or a layer of two models."""
+    keras = pytest.importorskip("keras")
+    fs = featureset(*arrays())
+    fs.split_random({"train": 0.8, "val": 0.2}, seed=0)
+    layer = keras.layers.Dense(3)
+
+    def made():
+        ends = keras.Input((6,))
+        return keras.Model(ends, layer(ends))
+
+    first = made()
+    a = mm.ModelNode("a", first, fs)
+    b = mm.ModelNode("b", first if tied == "model" else made(), fs)
+    both = mm.SumNode("both", [a, b])
+    net = mm.ModelNode("net", keras.Sequential([keras.layers.Dense(1)]), both)
+    optimizer = mm.Optimizer("adam", opt_kwargs={"learning_rate": 0.05}, backend="tensorflow")
+    graph = mm.ModelGraph([a, b, both, net], optimizer)
+    graph.build()
+    return fs, graph
+
+
+def is_one_model(graph):
+    return graph.get_node("a").model.inner is graph.get_node("b").model.inner
+
+
+class TestSharedOfKeras:
+    def test_one_model_stays_one_in_folds(self):
+        fs, graph = two_keras_nodes("model")
+        Notes.seen, Notes.look = [], staticmethod(is_one_model)
+        phase = train_phase(graph, split="train", callbacks=[Notes()])
+        experiment()
+        cv = mm.CrossValidation(bindings=mm.CVBinding(fs, ["train", "val"]), phase=phase, n_folds=2)
+        cv.run(show_fold_progress=False, **QUIET)
+        assert Notes.seen == [True, True]
+
+    def test_one_model_stays_one_in_a_file_and_trains_on_as_one(self, tmp_path):
+        _, graph = two_keras_nodes("model")
+        run, phase = experiment(), train_phase(graph, split="train")
+        run.run_phase(phase, **QUIET)
+        path = run.save(tmp_path / "run")
+        again = mm.Experiment.load(path)
+        assert is_one_model(again.model_graph)
+        run.run_phase(phase, **QUIET)
+        with again.ctx.activate():
+            again.run_phase(train_phase(again.model_graph, split="train"), **QUIET)
+        for k in ("a", "b", "net"):
+            ours, theirs = (e.model_graph.get_node(k).model.get_weights() for e in (run, again))
+            for mine, other in zip(ours.values(), theirs.values(), strict=True):
+                np.testing.assert_allclose(mine, other, atol=1e-6)
+
+    def test_a_shared_layer_is_refused_where_it_would_become_two(self, tmp_path):
+        fs, graph = two_keras_nodes("layer")
+        run, phase = experiment(), train_phase(graph, split="train")
+        run.run_phase(phase, **QUIET)
+        for save in (graph.save, run.save):
+            with pytest.raises(ConfigError, match=r"\['a', 'b'\] share the weight"):
+                save(tmp_path / "one")
+        with pytest.raises(ConfigError, match="give what they share a node of its own"):
+            mm.CrossValidation(bindings=mm.CVBinding(fs, ["train", "val"]), phase=phase).run(
+                **QUIET
+            )
+        path = graph.save_checkpoint(tmp_path / "values")
+        before = graph.get_node("a").model.get_weights()
+        run.run_phase(phase, **QUIET)
+        graph.restore_checkpoint(path)
+        after = graph.get_node("b").model.get_weights()
+        assert all(map(np.array_equal, before.values(), after.values()))
 
 
 def frozen_part(backend):
