@@ -107,6 +107,11 @@ def source_hash(obj: Any) -> str | None:
         return None
 
 
+def _is_of_a_library(name: str) -> bool:
+    """Tell whether finding a class may import a framework; unknown names are refused before."""
+    return home_of(name) is not None or name.partition(":")[0].split(".")[0] in LIBRARIES
+
+
 class Resolver:
     """Finds what the names in a file mean.
 
@@ -163,7 +168,8 @@ class Resolver:
             If one means nothing here, or something that a file may not name.
         """
         found: dict[str, Any] = {}
-        for role, name in dict.fromkeys(self._checked(pair) for pair in names):
+        pairs = dict.fromkeys(self._checked(pair) for pair in names)
+        for role, name in sorted(pairs, key=lambda pair: _is_of_a_library(pair[1])):
             obj = self._class(name) if role == "type" else self._code(name)
             if obj is None:
                 obj = self.packaged(self._full(name))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from modularml.config import config_registry
 from modularml.errors import MMLError
 from modularml.models.torch import TorchModelWrapper
 from modularml.splitters import BaseSplitter
+from tests.io import things
 
 
 def distance(outputs: Any, targets: Any) -> Any:
@@ -160,3 +163,35 @@ def test_numpy_functions_in_a_scaler(tmp_path: Path) -> None:
     scaler.fit(rows)
     loaded = mm.Scaler.load(scaler.save(tmp_path / "a"))
     np.testing.assert_array_equal(loaded.transform(rows), scaler.transform(rows))
+
+
+UNKNOWN = """
+import sys
+import modularml as mm
+from modularml.errors import MMLError
+try:
+    mm.Loss.load(sys.argv[1])
+except MMLError as error:
+    heavy = {"torch", "tensorflow", "keras", "xgboost", "lightgbm"} & sys.modules.keys()
+    print("NoSuchClass" in str(error), sorted(heavy))
+"""
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_an_unknown_name_is_refused_before_a_framework_is_imported(tmp_path, at):
+    names = [
+        {"$type": "SequentialMLP", "params": {}},
+        {"$code": "torch.nn.functional:relu"},
+        {"$estimator": "lightgbm.sklearn:LGBMRegressor", "params": {}},
+    ]
+    names.insert(at, {"$type": "NoSuchClass", "params": {}})
+
+    def edit(found):
+        tree = json.loads(found["config.json"])
+        tree["params"]["loss_kwargs"] = {"x": names}
+        found["config.json"] = json.dumps(tree).encode()
+
+    path = things.resealed(mm.Loss("mse").save(tmp_path / "a"), tmp_path / "b.ls.mml", edit)
+    args = [sys.executable, "-c", UNKNOWN, str(path)]
+    run = subprocess.run(args, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "True []"
