@@ -163,3 +163,105 @@ def test_a_file_holds_a_bit_a_row_and_few_hashes(tmp_path):
     graph.learn_from([fs.to_view()], None)
     after = graph.save(tmp_path / "after").stat().st_size
     assert after - before < 110_000
+
+
+def test_a_chain_of_fine_tuning_knows_the_rows_of_every_link(tmp_path):
+    """Pretrained on A, loaded where A is not, trained on B, loaded where neither is."""
+    _, graph, _ = trained("off")
+    first = graph.save(tmp_path / "first")
+    with mm.ExperimentContext().activate():
+        loaded = mm.ModelGraph.load(first)
+    with mm.ExperimentContext().activate():
+        other = featureset(*arrays(seed=4))
+        other.split_random({"train": 0.5, "test": 0.5}, seed=0)
+        other_train = other["train"].indices
+        graph = graph_of(other, mlp())
+        graph.build()
+        node = next(iter(graph.nodes.values()))
+        node.load_weights(next(iter(loaded.nodes.values())))
+        experiment(audit="off").run_phase(train_phase(graph, split="train"), **QUIET)
+        assert len(graph.learned_from) == N
+        second = graph.save(tmp_path / "second")
+    for seed, learned in ((0, None), (4, other_train)):
+        with mm.ExperimentContext().activate():
+            x, y = arrays(seed=seed)
+            again = featureset(x[::-1].astype(np.float64), y[::-1])  # ids differ, values do not
+            again.split_random({"left": 0.5, "test": 0.5}, seed=5)
+            last = mm.ModelGraph.load(second)
+            known = last.learned_from.known(again)
+            assert len(known) == N // 2
+            if learned is not None:
+                np.testing.assert_array_equal(known, np.sort(N - 1 - learned))
+            count = np.isin(again["test"].indices, known).sum()
+            with pytest.warns(AuditWarning, match=f"^{count} of {N // 2} rows of split 'test'"):
+                last.predict(again["test"])
+
+
+def test_a_frozen_encoder_brings_its_rows_into_another_graph():
+    fs, graph, _ = trained("off")
+    encoder = next(iter(graph.nodes.values()))
+    rows = fs["train"].indices
+    with mm.ExperimentContext().activate():
+        again = featureset(*arrays())
+        again.add_split(again.take(rows, label="test"))
+        again.add_split(again.take(np.setdiff1d(np.arange(N), rows), label="train"))
+        first = mm.ModelNode("encoder", mlp(), again)
+        head = mm.ModelNode("net", mlp(1), first)
+        whole = mm.ModelGraph([first, head], optimizer=mm.Optimizer("sgd", opt_kwargs={"lr": 0.1}))
+        whole.build()
+        first.load_weights(encoder)
+        first.freeze()
+        exp = experiment(audit="error")
+        with pytest.raises(AuditError, match="node 'encoder' learned from"):
+            exp.run_phase(eval_phase(whole, split="test"))
+        assert not head.learned_from
+
+
+@pytest.mark.parametrize("kind", ["graph", "checkpoint"])
+def test_estimators_know_their_rows_after_load(kind, tmp_path):
+    fs = featureset(*arrays())
+    fs.split_random({"train": 0.5, "test": 0.5}, seed=0)
+    graph = mm.ModelGraph([mm.ModelNode("net", Ridge(), fs)])
+    exp = experiment(audit="error")
+    exp.run_phase(mm.FitPhase.from_split("fit", split="train"))
+    if kind == "checkpoint":
+        path = graph.save_checkpoint(tmp_path / "g")
+        graph.build(force=True)
+        graph.restore_checkpoint(path)
+    else:
+        path = graph.save(tmp_path / "g")
+    split_again(fs)
+    if kind == "checkpoint":
+        with pytest.raises(AuditError, match="rows of split 'test'"):
+            exp.run_phase(eval_phase(graph, split="test"))
+        return
+    with mm.ExperimentContext().activate():
+        x, y = arrays()
+        again = featureset(x, y)
+        again.split_random({"train": 0.5, "test": 0.5}, seed=1)
+        with pytest.warns(AuditWarning, match="rows of split 'test'"):
+            mm.ModelGraph.load(path).predict(again["test"])
+
+
+def test_each_fold_knows_its_own_rows():
+    fs = featureset(*arrays())
+    fs.split_random({"train": 0.8, "val": 0.2}, seed=0)
+    graph = graph_of(fs, mlp())
+    exp = experiment(audit="off")
+    exp.execution_plan.add_phase(train_phase(graph, split="train"))
+    binding = mm.CVBinding(fs, ["train", "val"])
+    results = mm.CrossValidation(bindings=binding, n_folds=3, experiment=exp).run()
+    assert not graph.learned_from
+    for label in results.fold_labels:
+        own = results.get_experiment(label)
+        rows = next(iter(own.ctx.available_featuresets.values()))
+        known = own.model_graph.learned_from.known(rows)
+        np.testing.assert_array_equal(known, np.sort(rows["train"].indices))
+        assert not np.isin(rows["val"].indices, known).any()
+
+
+def test_predicting_by_the_experiment_warns_too():
+    fs, _, exp = trained()
+    split_again(fs)
+    with pytest.warns(AuditWarning, match="how well they are remembered"):
+        exp.predict(fs["test"])
