@@ -5,7 +5,14 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.datasets import load_diabetes, load_digits, load_iris
+from sklearn.datasets import (
+    load_breast_cancer,
+    load_diabetes,
+    load_digits,
+    load_iris,
+    load_linnerud,
+    load_wine,
+)
 
 from modularml.audit.likeness import row_codes
 from modularml.audit.sequences import like_rows
@@ -279,7 +286,10 @@ class TestPlantedLeaks:
 
 
 class TestCleanData:
-    @pytest.mark.parametrize("load", [load_diabetes, load_iris, load_digits])
+    @pytest.mark.parametrize(
+        "load",
+        [load_diabetes, load_iris, load_digits, load_wine, load_breast_cancer, load_linnerud],
+    )
     def test_proper_splits_have_no_findings(self, load):
         data = load()
         x = pd.DataFrame(data.data)
