@@ -439,3 +439,18 @@ def test_a_large_table_takes_seconds():
     start = time.process_time()
     assert not fs.audit()
     assert time.process_time() - start < 5
+
+
+def test_one_fact_is_one_finding_though_two_reasons_tell_it():
+    rng = np.random.default_rng(5)
+    character = np.repeat(rng.normal(size=(20, 1)), 10, axis=0)  # rows of a cell are alike
+    fs = make(table(wave=(character + 0.05 * rng.normal(size=(N, 40))).astype(np.float32)))
+    fs.clear_splits()
+    fs.split_random(THIRDS, group_by="cell", seed=0)  # and were kept together by another split
+    pool = np.union1d(fs["train"].indices, fs["val"].indices)
+    for name, rows in (("learn", pool[::2]), ("check", pool[1::2])):
+        fs.add_split(fs.take(rows, label=name))
+    found = [f for f in fs.audit() if f.kind == "shared_groups" and "check" in f.splits]
+    assert len({(f.columns, f.splits, f.count) for f in found}) == len(found)
+    own = [f for f in found if f.splits == ("learn", "check")]
+    assert [(f.columns, f.count) for f in own] == [(("tags.cell.raw",), len(pool) // 2)]
