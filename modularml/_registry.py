@@ -40,7 +40,7 @@ class Registry(Mapping[str, T], Generic[T]):
     entries : mapping of str to object, optional
         First entries.
     load : callable, optional
-        Called once before the first look-up, to add entries that are dear to import.
+        Called once before the first look-up, to add entries that are expensive to import.
 
     Examples
     --------

@@ -41,7 +41,7 @@ FEWEST = 10
 
 
 def target_in_feature(t: Table) -> Iterator[Finding]:
-    """Find features that alone foretell a target, in whatever form."""
+    """Find features that alone predict a target, in whatever form."""
     features = [c for c in t.of_domain("features") if c.flat.shape[1]]
     width = sum(c.flat.shape[1] for c in features)
     if len(t.rows) < FEWEST:

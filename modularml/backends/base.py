@@ -439,7 +439,7 @@ class BackendAdapter(ABC):
         raise self._unable("compile")
 
     def _unable(self, what: str) -> BackendNotSupportedError:
-        return BackendNotSupportedError(f"{what} cannot be had with {self.backend.value} models")
+        return BackendNotSupportedError(f"{what} is not supported for {self.backend.value} models")
 
     @abstractmethod
     def adopt_optimizer(self, optimizer: Any, parameters: Sequence[Any]) -> Any:

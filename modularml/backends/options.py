@@ -60,8 +60,8 @@ class StepOptions:
             raise ConfigError(f"compile must be True or False, got {self.compile!r}")
         if self.parallel and self.on_nonfinite != "raise":
             raise ConfigError(
-                f"on_nonfinite={self.on_nonfinite!r} cannot be had with data_parallel=True: each "
-                "process sees losses of its own, and the others would wait for it; use 'raise'"
+                f"on_nonfinite={self.on_nonfinite!r} is not supported with data_parallel=True: "
+                "each process sees losses of its own, and the others would wait for it; use 'raise'"
             )
 
     @property

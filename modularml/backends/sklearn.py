@@ -98,7 +98,7 @@ class SklearnAdapter(BackendAdapter):
 
     def make_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse: an estimator learns by itself."""
-        raise BackendNotSupportedError("scikit-learn estimators need no optimizer; leave it away")
+        raise BackendNotSupportedError("scikit-learn estimators need no optimizer; omit it")
 
     adopt_optimizer = optimizer_step = make_optimizer
     optimizer_state = load_optimizer_state = train_step = make_optimizer

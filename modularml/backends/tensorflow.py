@@ -332,7 +332,7 @@ class TensorflowAdapter(BackendAdapter):
         return classes_of(room, room.LearningRateSchedule)
 
     def make_schedule(self, schedule: Any, optimizer: Any, kwargs: Mapping[str, Any]) -> Any:
-        """Make a schedule that goes on when it is told to."""
+        """Make a schedule that steps when it is called."""
         return KerasSchedule(optimizer, schedule, kwargs)
 
     def learning_rates(self, optimizer: Any) -> dict[str, float]:

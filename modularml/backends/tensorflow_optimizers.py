@@ -64,7 +64,7 @@ class KerasGroups:
 
 
 class KerasSchedule:
-    """A schedule of Keras that goes on when it is told to, and not with every step.
+    """A schedule of Keras that steps when it is called, and not with every optimizer step.
 
     It is a class of ``LearningRateSchedule``, which starts from the rate of each group where it is
     given none, or a callable that takes an optimizer and returns one.

@@ -35,7 +35,7 @@ class TorchProcesses(Processes):
 class Averaged(torch.nn.Module):
     """Models and the loss over them, so that ``DistributedDataParallel`` can wrap all at once.
 
-    Only the loss is handed to the wrapper, which waits for a gradient of all that it depends on.
+    Only the loss passes through the wrapper, which waits for a gradient of all that it depends on.
     """
 
     def __init__(self, compute: Compute, models: Sequence[Any]) -> None:

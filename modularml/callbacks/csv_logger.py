@@ -64,7 +64,7 @@ class CSVLogger(Callback):
         self._own(experiment)
 
     def on_phase_start(self, *, experiment: Any, **facts: Any) -> None:
-        """Begin with an empty file, or take up one that is there."""
+        """Begin with an empty file, or append to an existing one."""
         self._own(experiment)
         path = Path(self.path)
         self._columns, self.lines_ = [], 0

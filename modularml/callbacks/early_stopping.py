@@ -46,7 +46,7 @@ class EarlyStopping(Callback):
         the metric is known to be better when it is greater, such as ``val_r2``; ``max`` for a
         metric that is better when it is lower is warned of and honoured.
     patience : int
-        Epochs without improvement that are borne; at least 0.
+        Epochs without improvement before the phase stops; at least 0.
     min_delta : float
         Smallest change that counts as improvement; at least 0.
     restore_best : bool

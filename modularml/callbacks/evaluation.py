@@ -10,7 +10,7 @@ from modularml._arguments import at_least
 from modularml.callbacks.evaluation_metric import EvaluationCallbackResult, EvaluationMetric
 from modularml.callbacks.score_metric import ScoreMetric
 from modularml.data.execution import ExecutionContext
-from modularml.engine.batch_feed import Feed
+from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.callback import Callback, CallbackResult, MetricResult, callback_registry
 from modularml.engine.loop import Display, run_phase
 from modularml.errors import ConfigError
@@ -71,7 +71,7 @@ class Evaluation(Callback):
         self._metrics = [_metric(metric, group_by) for metric in self.metrics]
         for metric in self._metrics:
             metric.attach(eval_phase)
-        self._feed: Feed | None = None
+        self._feed: BatchFeed | None = None
 
     @classmethod
     def from_split(
@@ -160,7 +160,7 @@ class Evaluation(Callback):
         """Let go of the rows."""
         self.on_phase_end(experiment=experiment, phase=phase)
 
-    def _rows(self) -> Feed:
+    def _rows(self) -> BatchFeed:
         """Return what feeds the evaluation, made anew where the data have changed."""
         if self._feed is None or not self._feed.is_current:
             self._feed = self.eval_phase.feed()

@@ -12,7 +12,7 @@ from modularml._typing import Array, IntArray
 from modularml.backends import BackendAdapter
 from modularml.data.batch import DEFAULT_ROLE, Batch, BatchView, RoleData, SampleData
 from modularml.data.formats import stack
-from modularml.data.lineage import Flow, Merged, Source, leaves
+from modularml.data.lineage import ColumnLineage, MergedColumns, Source, source_columns_of
 from modularml.data.padding import held
 from modularml.data.references import FeatureSetReference
 from modularml.data.view import FeatureSetView
@@ -23,7 +23,7 @@ __all__ = [
     "ExecutionContext",
     "Layout",
     "LossRecord",
-    "Weighing",
+    "WeightSource",
 ]
 
 
@@ -32,7 +32,7 @@ MODEL_LOSSES = "model_losses_"
 
 
 @dataclass(frozen=True)
-class Weighing:
+class WeightSource:
     """What weighs the samples of a loss: rows of sources in roles, times a column of `source`."""
 
     source: Source
@@ -96,7 +96,7 @@ class Layout:
         Node id and role of each output tensor.
     losses : tuple of (str, str)
         Label and node id of each loss.
-    flows : mapping of (str, str) to Flow
+    lineages : mapping of (str, str) to ColumnLineage
         Where the domains of each node come from, by (node id, domain); for ``outputs`` the targets
         whose units they have, for ``truth`` those that they are compared with.
     adapters : tuple of BackendAdapter
@@ -107,7 +107,7 @@ class Layout:
         The rows that each source reads; of those that are read together, the one first whose rows
         are the samples.
     training : bool
-    weighings : tuple of (Weighing or None)
+    weight_sources : tuple of (WeightSource or None)
         What weighs the samples of each loss, if anything; of a loss over a batch, the column whose
         sum weighs the batch.
     over_batch : tuple of bool
@@ -118,12 +118,12 @@ class Layout:
 
     outputs: tuple[tuple[str, str], ...]
     losses: tuple[tuple[str, str], ...]
-    flows: Mapping[tuple[str, str], Flow]
+    lineages: Mapping[tuple[str, str], ColumnLineage]
     adapters: tuple[BackendAdapter, ...]
     labels: Mapping[str, str] = field(default_factory=dict)
     views: Mapping[Source, FeatureSetView] = field(default_factory=dict)
     training: bool = True
-    weighings: tuple[Weighing | None, ...] = ()
+    weight_sources: tuple[WeightSource | None, ...] = ()
     over_batch: tuple[bool, ...] = ()
     padded: frozenset[str] = frozenset()
 
@@ -219,10 +219,10 @@ class ExecutionContext:
         weights, masks = (getattr(given, f"role_{name}", {}) for name in ("weights", "masks"))
         return {r: weights.get(r, 1.0) * masks.get(r, 1.0) for r in {**weights, **masks}}
 
-    def sample_weights(self, weighing: Weighing) -> Array:
+    def sample_weights(self, weight_source: WeightSource) -> Array:
         """Return what each sample of a loss weighs in this step."""
-        view = self._layout().views.get(weighing.source)
-        return weighing.values(
+        view = self._layout().views.get(weight_source.source)
+        return weight_source.values(
             view, lambda s, r: self.indices(s)[r], lambda s, r: self.weights(s).get(r)
         )
 
@@ -231,13 +231,13 @@ class ExecutionContext:
         if self.totals is None:
             layout = self._layout()
             self.totals = [
-                float(self.sample_weights(weighing).sum())
-                if weighing is not None
+                float(self.sample_weights(weight_source).sum())
+                if weight_source is not None
                 else 1.0
                 if whole
                 else len(self.output(node_id, self.roles(node_id)[0]))
-                for (_, node_id), weighing, whole in zip(
-                    layout.losses, layout.weighings, layout.over_batch, strict=True
+                for (_, node_id), weight_source, whole in zip(
+                    layout.losses, layout.weight_sources, layout.over_batch, strict=True
                 )
             ]
         return self.totals
@@ -299,9 +299,9 @@ class ExecutionContext:
         """
         if domain == "targets":
             return self.column_values(self.compared_with(node_id), role)
-        return self.column_values(self._layout().flows.get((node_id, domain)), role)
+        return self.column_values(self._layout().lineages.get((node_id, domain)), role)
 
-    def held(self, flow: Flow, role: str = DEFAULT_ROLE) -> Array | None:
+    def held(self, flow: ColumnLineage, role: str = DEFAULT_ROLE) -> Array | None:
         """Return which elements of stacked columns are data; None where nothing is padding.
 
         Returns
@@ -314,7 +314,7 @@ class ExecutionContext:
             If padded columns are merged with others.
         """
         views, found = self._layout().views, None
-        for leaf in leaves(flow):
+        for leaf in source_columns_of(flow):
             if leaf.source not in views:  # the step was driven by hand, without rows
                 continue
             found = held(
@@ -328,10 +328,10 @@ class ExecutionContext:
                 )
         return found
 
-    def compared_with(self, node_id: str) -> Flow:
+    def compared_with(self, node_id: str) -> ColumnLineage:
         """Return the targets that a node's outputs are compared with."""
-        flows = self._layout().flows
-        return flows.get((node_id, "truth"), flows.get((node_id, "targets")))
+        lineages = self._layout().lineages
+        return lineages.get((node_id, "truth"), lineages.get((node_id, "targets")))
 
     def batch(self, node_id: str) -> Batch:
         """Return all that belongs to a node's rows as one batch."""
@@ -363,7 +363,9 @@ class ExecutionContext:
         Where rows of one are looked up by those of another, the latter comes first.
         """
         layout = self._layout()
-        own = dict.fromkeys(leaf.source for leaf in leaves(layout.flows.get((node_id, "features"))))
+        own = dict.fromkeys(
+            leaf.source for leaf in source_columns_of(layout.lineages.get((node_id, "features")))
+        )
         return [s for s in layout.views if s in own] or list(own)
 
     def __getstate__(self) -> Any:
@@ -378,7 +380,7 @@ class ExecutionContext:
             shown = zip(self.layout.adapters, self.outs, strict=True)
             self.outs = [adapter.to_host(out) for adapter, out in shown]
 
-    def column_values(self, flow: Flow, role: str = DEFAULT_ROLE) -> Array | None:
+    def column_values(self, flow: ColumnLineage, role: str = DEFAULT_ROLE) -> Array | None:
         """Return the values of columns in this step; None where it has no row numbers.
 
         Returns
@@ -387,7 +389,7 @@ class ExecutionContext:
         """
         if flow is None:
             return None
-        if isinstance(flow, Merged):
+        if isinstance(flow, MergedColumns):
             parts = [self.column_values(part, role) for part in flow.parts]
             return np.asarray(flow.merge([p for p in parts if p is not None]))
         if self.rows is None:

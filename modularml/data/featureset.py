@@ -16,9 +16,9 @@ from modularml.context import ExperimentContext
 from modularml.data import packing
 from modularml.data.audit_report import AuditReport
 from modularml.data.collection import SampleCollection
+from modularml.data.constructors import ConstructorsMixin
 from modularml.data.display import describe, html, split_tree
-from modularml.data.making import MakingMixin
-from modularml.data.referring import ReferringMixin
+from modularml.data.reference_methods import ReferencesMixin
 from modularml.data.rows import SplitRecord, check_split_name
 from modularml.data.scaling import ScalerRecord
 from modularml.data.schema import DOMAINS, RAW
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["FeatureSet"]
 
 
-class FeatureSet(ReferringMixin, TransformingMixin, MakingMixin):
+class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
     """Samples in one Arrow table, with named splits and reversible scaling.
 
     Parameters

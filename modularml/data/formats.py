@@ -142,7 +142,7 @@ def stack(columns: Mapping[str, Array], rows: IntArray | None = None) -> Array:
     Raises
     ------
     ShapeError
-        If the columns have unlike shapes; all are named with theirs.
+        If the shapes of the columns differ; the message names each.
     """
     arrays = list(columns.values())
     if not arrays:

@@ -29,7 +29,7 @@ class TableColumns(Mapping[str, Any]):
     Parameters
     ----------
     names : sequence of str
-        In order; a name may come twice as long as nobody asks for it.
+        In order; a name may occur twice as long as it is not selected.
     read : callable
         Returns the column at a position.
     """

@@ -10,7 +10,15 @@ from modularml.data.references import FeatureSetReference
 from modularml.data.schema import SampleSchema
 from modularml.errors import UnknownNameError
 
-__all__ = ["Flow", "Leaf", "Merged", "Source", "column_above", "column_named", "leaves"]
+__all__ = [
+    "ColumnLineage",
+    "MergedColumns",
+    "Source",
+    "SourceColumns",
+    "column_above",
+    "column_named",
+    "source_columns_of",
+]
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Leaf:
+class SourceColumns:
     """Values of a domain that come straight from columns."""
 
     source: Source
@@ -30,29 +38,29 @@ class Leaf:
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergedColumns:
     """Values of a domain that a merge node puts together from several."""
 
-    parts: tuple[Flow, ...]
+    parts: tuple[ColumnLineage, ...]
     merge: Callable[[Sequence[Any]], Any]
 
 
-Flow: TypeAlias = Leaf | Merged | None
+ColumnLineage: TypeAlias = SourceColumns | MergedColumns | None
 """Where a node's targets or tags come from; None where it has none."""
 
 
-def leaves(flow: Flow) -> list[Leaf]:
+def source_columns_of(flow: ColumnLineage) -> list[SourceColumns]:
     """Return the columns that values come from."""
     if flow is None:
         return []
-    if isinstance(flow, Leaf):
+    if isinstance(flow, SourceColumns):
         return [flow]
-    return [leaf for part in flow.parts for leaf in leaves(part)]
+    return [leaf for part in flow.parts for leaf in source_columns_of(part)]
 
 
 def column_above(
-    flows: Mapping[Any, Flow], node_id: str, column: str, kind: str, source: Any = None
-) -> Leaf:
+    lineages: Mapping[Any, ColumnLineage], node_id: str, column: str, kind: str, source: Any = None
+) -> SourceColumns:
     """Return a column of a FeatureSet that a node reads from, of one `source` where it is named.
 
     Raises
@@ -61,13 +69,13 @@ def column_above(
         If there is none; `kind` says what it was to be.
     """
     known: list[str] = ["outputs", "targets", "features", "tags"]
-    for leaf in leaves(flows.get((node_id, "features"))):
+    for leaf in source_columns_of(lineages.get((node_id, "features"))):
         if source not in (None, leaf.source.ref.node_label):
             continue
         schema = leaf.source.ref.resolve().collection.schema
         name = column_named(column, schema)
         if name is not None:
-            return Leaf(leaf.source, (name,))
+            return SourceColumns(leaf.source, (name,))
         known += list(schema.columns)
     raise UnknownNameError(kind, column, known)
 

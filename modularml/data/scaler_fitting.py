@@ -156,7 +156,7 @@ def _outputs(
     Raises
     ------
     ScalerError
-        If that cannot be told: it mixes the columns of several keys, or leaves out a key.
+        If this is ambiguous: it mixes the columns of several keys, or leaves out a key.
     """
     n_in, width = flat.shape[1], scaler.transform(flat[:1]).shape[1]
     if width == n_in and not scaler.spreads:
@@ -178,7 +178,7 @@ def _outputs(
     if sum(map(len, found)) != width or not all(found):
         raise ScalerError(
             f"{scaler.scaler_name} makes {width} columns of the {n_in} of {list(keys)} together, "
-            "and it cannot be told which belong to which key; make them one array column (stack= "
+            "and it is ambiguous which belong to which key; make them one array column (stack= "
             "of a constructor), or call fit_transform for each key"
         )
     return found

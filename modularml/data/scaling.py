@@ -98,7 +98,7 @@ class ScalerRecord:
             if new.shape != given.shape:
                 raise ScalerError(
                     f"{self.scaler.scaler_name} makes columns of shape {new.shape[1:]} of "
-                    f"{key!r}, {given.shape[1:]}, whose padding could not be told any more; "
+                    f"{key!r}, {given.shape[1:]}, whose padding would be lost; "
                     "use it on columns without a mask"
                 )
             found[key] = np.where(in_steps(masks[key], given.shape), new, given)  # type: ignore[index]

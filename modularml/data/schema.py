@@ -255,7 +255,7 @@ def parse_name(name: str) -> tuple[str, str, str]:
 
 
 def check_keys(keys: Iterable[Any]) -> None:
-    r"""Refuse keys that could not be told apart in a selector.
+    r"""Refuse keys that would be ambiguous in a selector.
 
     Raises
     ------

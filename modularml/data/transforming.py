@@ -84,8 +84,8 @@ class TransformingMixin(SplitMixin[FeatureSetView]):
             If the columns do not become two-dimensional.
         ScalerError
             If a column is of a type that the scaler does not take, targets are needed and not
-            given, or several keys become columns that cannot be told apart. Nothing is changed by
-            a call that fails.
+            given, or several keys become columns that cannot be distinguished. A call that fails
+            changes nothing.
         """
         self._collection.check_rows()
         looked_at = [] if targets is None else self._select(targets=targets)

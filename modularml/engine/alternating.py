@@ -9,17 +9,17 @@ from modularml._typing import Shape
 from modularml.backends.base import NotFiniteError
 from modularml.data.lineage import Source
 from modularml.errors import ConfigError
-from modularml.graph.flows import leaves
+from modularml.graph.lineage import source_columns_of
 from modularml.graph.plan import StepPlan
 from modularml.training import AppliedLoss
 
-__all__ = ["Turns"]
+__all__ = ["AlternatingBatches"]
 
 
-class Turns:
+class AlternatingBatches:
     """One plan for the rows of each sampler, whose results are filled up to those of the whole.
 
-    What rests gives outputs and losses of zero; its weights do not move.
+    An inactive branch gives outputs and losses of zero; its weights do not move.
 
     Parameters
     ----------
@@ -50,7 +50,10 @@ class Turns:
         self.layout, self._shape_of = whole.layout, shape_of
         own: list[list[str]] = [[] for _ in set(groups.values())]
         for node_id in self.layout.labels:
-            read = {groups[leaf.source] for leaf in leaves(self.layout.flows[node_id, "features"])}
+            read = {
+                groups[leaf.source]
+                for leaf in source_columns_of(self.layout.lineages[node_id, "features"])
+            }
             if len(read) == 1:
                 own[read.pop()].append(node_id)
         self.plans: list[StepPlan] = []

@@ -16,26 +16,26 @@ from modularml._warning import warn
 from modularml.backends import PLAIN, StepOptions
 from modularml.backends.base import Processes
 from modularml.backends.fingerprint import Identity
-from modularml.data.execution import ExecutionContext, Layout, Weighing
+from modularml.data.execution import ExecutionContext, Layout, WeightSource
 from modularml.data.lineage import Source
 from modularml.data.rows import in_a_row
-from modularml.engine.alternating import Turns
+from modularml.engine.alternating import AlternatingBatches
 from modularml.engine.batch_schedule import BatchSchedulingPolicy, schedule, share
 from modularml.engine.binding import Bound, roles_of
 from modularml.errors import ConfigError, DataError, LossError
-from modularml.graph.flows import leaves
 from modularml.graph.inputs import column_tensor, frozen_outputs, pieces
+from modularml.graph.lineage import source_columns_of
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.plan import InputSlot, StepPlan
-from modularml.graph.weighing import mean_one
+from modularml.graph.sample_weights import mean_one
 from modularml.io.randomness import unchanged_randomness
 from modularml.samplers import EpochBatches
 from modularml.training import AppliedLoss
 
-__all__ = ["Feed"]
+__all__ = ["BatchFeed"]
 
 
-class Feed:
+class BatchFeed:
     """Makes the steps of a phase, their tensors filled in.
 
     Parameters
@@ -161,7 +161,7 @@ class Feed:
         with unchanged_randomness():
             found = [self._losses_of(ctx, part) for part in parts]
         for place, (label, _) in enumerate(self.layout.losses):
-            if label not in unknown or self.layout.weighings[place] is not None:
+            if label not in unknown or self.layout.weight_sources[place] is not None:
                 continue
             unknown[label].was_tried = True
             whole, *halves = [losses[place] for losses in found]
@@ -212,7 +212,7 @@ class Feed:
         self._tables = [(b, b.view.collection) for b in self.bound.values()]
         if self._in_turn:
             of = {source: b.group for source, b in self.bound.items()}
-            turns = Turns(plan, self._graph_plan, self._losses, of, self._shape_of)
+            turns = AlternatingBatches(plan, self._graph_plan, self._losses, of, self._shape_of)
             self.step = turns.step
             self._parts = [(p, [self._column(s) for s in p.slots]) for p in turns.plans]
             self.layout = self._layout(plan)
@@ -266,16 +266,16 @@ class Feed:
         """
         layout = self.layout
         columns: list[Any] = []
-        for (_, node_id), weighing, whole in zip(
-            layout.losses, layout.weighings, layout.over_batch, strict=True
+        for (_, node_id), weight_source, whole in zip(
+            layout.losses, layout.weight_sources, layout.over_batch, strict=True
         ):
-            if weighing is None and whole:
+            if weight_source is None and whole:
                 columns.append(np.ones(batches[0].n_batches))
-            elif weighing is None:
+            elif weight_source is None:
                 columns.append(batches[min(self._groups_of(node_id))].sizes)
             else:
-                starts = self._own(weighing.source, batches).bounds[:-1]
-                columns.append(np.add.reduceat(self._weights(weighing, batches), starts))
+                starts = self._own(weight_source.source, batches).bounds[:-1]
+                columns.append(np.add.reduceat(self._weights(weight_source, batches), starts))
         return np.array(columns, dtype=np.float64).T
 
     def _counted(
@@ -285,7 +285,7 @@ class Feed:
         totals = self._totals(batches)
         if (totals != totals[:, :1]).any():
             raise ConfigError(
-                f"phase {self.phase!r}: its losses weigh samples in unlike ways, so batches cannot "
+                f"phase {self.phase!r}: its losses weight samples differently, so batches cannot "
                 "be put together exactly; leave accumulate=1 and data_parallel=False"
             )
         own: Array = totals[:, 0]
@@ -329,8 +329,8 @@ class Feed:
 
     def _stream(self, slot: InputSlot, column: Any, batches: list[EpochBatches]) -> Iterator[Any]:
         own = self._own(slot.source, batches)
-        if slot.weighing is not None:
-            weights = self._weights(slot.weighing, batches)
+        if slot.weight_source is not None:
+            weights = self._weights(slot.weight_source, batches)
             weights = mean_one(weights, own.bounds) if slot.normalized else weights
             made = slot.adapter.from_numpy(weights, dtype=slot.dtype, device=slot.device)
             return iter(slot.adapter.chunks(made, own.sizes))
@@ -368,10 +368,10 @@ class Feed:
         bound = self.bound[source]
         return batches[bound.group].stream(bound.stream)
 
-    def _weights(self, weighing: Weighing, batches: list[EpochBatches]) -> Array:
+    def _weights(self, weight_source: WeightSource, batches: list[EpochBatches]) -> Array:
         """Return what the samples of a loss weigh, batches behind one another."""
-        view = self.bound[weighing.source].view
-        return weighing.values(
+        view = self.bound[weight_source.source].view
+        return weight_source.values(
             view,
             lambda s, role: view.valid_indices[self._own(s, batches).rows[role]],
             lambda s, role: self._own(s, batches).weight(role),
@@ -379,7 +379,7 @@ class Feed:
 
     def _column(self, slot: InputSlot) -> Any:
         view = self.bound[slot.source].view
-        if slot.weighing is not None:
+        if slot.weight_source is not None:
             return ()
         if slot.node_id is not None:
             return frozen_outputs(self.plan, slot, {s: b.view for s, b in self.bound.items()})
@@ -402,8 +402,8 @@ class Feed:
 
     def _groups_of(self, node_id: str) -> set[int]:
         """Return the groups of bindings whose rows reach a node."""
-        flow = self.layout.flows[node_id, "features"]
-        return {self.bound[leaf.source].group for leaf in leaves(flow)}
+        flow = self.layout.lineages[node_id, "features"]
+        return {self.bound[leaf.source].group for leaf in source_columns_of(flow)}
 
     def _check_sizes(self, batches: list[EpochBatches]) -> None:
         """Refuse batches of unlike size where they would be put side by side."""
@@ -465,7 +465,7 @@ class _Rows:
 
     __slots__ = ("_batch", "_weights", "epoch", "feed")
 
-    def __init__(self, feed: Feed, epoch: int) -> None:
+    def __init__(self, feed: BatchFeed, epoch: int) -> None:
         self.feed, self.epoch = feed, epoch
         self._batch, self._weights = -1, dict[Any, Mapping[str, Array]]()
 

@@ -188,7 +188,7 @@ class Dispatcher:
                 yield listener, said
 
     def report(self, error: BaseException, **facts: Any) -> Iterator[tuple[_Listener, Any]]:
-        """Tell everybody of an error; what one raises in turn is noted on it, not raised."""
+        """Fire the hook for an error; what a callback raises in turn is added to it as a note."""
         for listener, call in self._hooks["on_exception"]:
             try:
                 said = call(**facts, exception=error)

@@ -12,7 +12,7 @@ from modularml.engine.run_state import Start, phase_state
 from modularml.errors import ConfigError
 from modularml.io.names import check_label, folder_at, inside
 
-__all__ = ["ExperimentKeeper", "Keeper", "folder_of", "own_folder"]
+__all__ = ["CheckpointCallback", "ExperimentCheckpointCallback", "folder_of", "own_folder"]
 
 _LAST = 1_000_000
 _SUFFIX = ".ckpt.mml"
@@ -26,7 +26,7 @@ def _at(hook: str) -> Any:
     return on
 
 
-class Keeper(Callback):
+class CheckpointCallback(Callback):
     """Records the graph's state in a `Checkpointing`, after all other callbacks.
 
     Parameters
@@ -93,7 +93,7 @@ def _of(hook: str) -> Any:
     return on
 
 
-class ExperimentKeeper(ExperimentCallback):
+class ExperimentCheckpointCallback(ExperimentCallback):
     """Keeps the experiment's state at the ends of phases and groups.
 
     Parameters

@@ -15,7 +15,7 @@ from modularml._typing import Array
 from modularml._warning import warn
 from modularml.backends import adapter_for
 from modularml.data.execution import ExecutionContext, Layout
-from modularml.engine.batch_feed import Feed
+from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.callback import PHASE_HOOKS, Callback, Dispatcher, as_results
 from modularml.engine.lr_scheduling import check_length
 from modularml.engine.run_state import Start
@@ -131,13 +131,13 @@ class Hooks:
             self.results._keep(as_results(said, listener, edge, facts), epoch)
 
     def report(self, error: BaseException) -> None:
-        """Tell everybody of an error, which nothing that they raise or say hides."""
+        """Fire the hook for an error; nothing that callbacks raise or return hides it."""
         for listener, said in self.dispatcher.report(error, **self.facts):
             self.results._keep(as_results(said, listener, "exception", {}), 0)
 
 
 class ResumedHooks(Hooks):
-    """Leaves out, once, each hook that was told before the phase was stopped."""
+    """Skips, once, each hook that was fired before the phase was stopped."""
 
     def __init__(self, told: set[str], *args: Any) -> None:
         super().__init__(*args)
@@ -156,7 +156,7 @@ def run_phase(
     experiment: Any,
     results: PhaseResults,
     display: Display,
-    feed: Feed | None = None,
+    feed: BatchFeed | None = None,
 ) -> PhaseResults:
     """Run a phase to its end, or until it is asked to stop; see `phase_epochs`."""
     for _ in phase_epochs(phase, experiment, results, display, feed):
@@ -169,7 +169,7 @@ def phase_epochs(
     experiment: Any,
     results: PhaseResults,
     display: Display,
-    given: Feed | None = None,
+    given: BatchFeed | None = None,
     start: Start | None = None,
     listeners: Sequence[Callback] = (),
 ) -> Iterator[int]:
@@ -192,7 +192,7 @@ def phase_epochs(
         (on an error: notify exception, then raise it)
 
     Whoever stops iterating has asked for it: the phase ends cleanly. A phase that is resumed does
-    the same from `start` on: what was told is not told again, what was done is passed over.
+    the same from `start` on: fired hooks are not fired again, finished batches are skipped.
 
     Parameters
     ----------
@@ -201,12 +201,12 @@ def phase_epochs(
     results : PhaseResults
         Filled in as the phase goes on.
     display : Display
-    given : Feed, optional
+    given : BatchFeed, optional
         Of the same phase, for one that runs again and again; it is not released at the end.
     start : Start, optional
         Where a phase that was stopped goes on; its state has been put back.
     listeners : sequence of Callback
-        Who listens besides the phase's own.
+        Callbacks besides the phase's own.
 
     Raises
     ------
@@ -216,7 +216,7 @@ def phase_epochs(
     make = Hooks if start is None else partial(ResumedHooks, start.told)
     hooks = make(phase, experiment, results, listeners)
     start = start or Start()
-    recorder = Recorder(results, phase.recording, getattr(experiment, "results_room", None))
+    recorder = Recorder(results, phase.recording, getattr(experiment, "results_storage", None))
     phase.stop_requested, phase.under_way = start.stop, None
     display = display if phase.is_main else Display()
     feed, unlearned = given, list[tuple[Any, Any]]()
@@ -255,7 +255,7 @@ def phase_epochs(
             feed.release()
 
 
-def _stream(feed: Feed, start: Start) -> Stream:
+def _stream(feed: BatchFeed, start: Start) -> Stream:
     stream = Stream(feed)
     epoch = start.epochs(start.epoch + 1).start  # those before it are counted
     stream.load_state_dict({"epoch": epoch, "iteration": start.iteration})
@@ -264,7 +264,7 @@ def _stream(feed: Feed, start: Start) -> Stream:
 
 def _run_epoch(
     phase: RunnablePhase,
-    feed: Feed,
+    feed: BatchFeed,
     epoch: int,
     hooks: Hooks,
     recorder: Recorder,
@@ -313,7 +313,7 @@ def _run_epoch(
     display.show(epochs, recorder.results, epoch)
 
 
-def _check_ahead(phase: RunnablePhase, feed: Feed, epoch: int, n_batches: int) -> None:
+def _check_ahead(phase: RunnablePhase, feed: BatchFeed, epoch: int, n_batches: int) -> None:
     """Refuse what would fail in the course of the epochs that are left."""
     graph = phase.graph()
     for node in graph._running(phase.active_nodes):
@@ -333,7 +333,7 @@ def _check_ahead(phase: RunnablePhase, feed: Feed, epoch: int, n_batches: int) -
 
 def _log_losses(
     phase: RunnablePhase,
-    feed: Feed,
+    feed: BatchFeed,
     values: list[Sequence[Any]],
     ctx: ExecutionContext,
     results: PhaseResults,

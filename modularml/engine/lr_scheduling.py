@@ -14,14 +14,18 @@ from modularml.errors import ConfigError, MetricNotLoggedError
 from modularml.graph.model_graph import ModelGraph
 from modularml.training import Optimizer
 
-__all__ = ["Pacer", "check_length", "check_lengths", "pacers"]
+__all__ = ["LRSchedulerCallback", "check_length", "check_lengths", "lr_scheduler_callbacks"]
 
 
-def pacers(graph: ModelGraph) -> list[Callback]:
+def lr_scheduler_callbacks(graph: ModelGraph) -> list[Callback]:
     """Return what lets schedules go on, where an optimizer of a graph has one by epoch."""
     models = [n for n in graph.nodes.values() if hasattr(n, "optimizer")]
     optimizers = [graph.optimizer, *(n.optimizer for n in models)]
-    return [Pacer()] if any(o is not None and o.goes_on_every("epoch") for o in optimizers) else []
+    return (
+        [LRSchedulerCallback()]
+        if any(o is not None and o.goes_on_every("epoch") for o in optimizers)
+        else []
+    )
 
 
 def check_lengths(phases: Iterable[Any], graph: ModelGraph) -> None:
@@ -75,7 +79,7 @@ def _steps_left(optimizer: Optimizer) -> int | None:
     return found
 
 
-class Pacer(Callback):
+class LRSchedulerCallback(Callback):
     """Lets schedules go on, after the callbacks that log metrics and before states are kept."""
 
     def __init__(self) -> None:

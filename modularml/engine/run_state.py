@@ -49,7 +49,7 @@ class Start:
 
     @classmethod
     def behind(cls, hook: str, phase: RunnablePhase) -> Start:
-        """Return where a phase is, of whose callbacks the last is being told."""
+        """Return where a phase is, while its last callback runs."""
         at = phase.progress() or {"epoch": -1, "losses": []}
         iteration = phase.position.iteration - (hook == "batch_start")
         return cls(hook, at["epoch"], at["losses"], iteration, phase.stop_requested)
@@ -66,7 +66,7 @@ class Start:
 
     @property
     def told(self) -> set[str]:
-        """Hooks that have been told, and would come once more."""
+        """Hooks that have been fired, and would be fired once more."""
         stages = ["phase_start", "epoch_start", "batch_start"]
         ends = {"": 0, "phase_start": 1, "epoch_start": 2, "batch_start": 3, "batch_end": 2}
         found = stages[: ends.get(self.hook, 1)]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from modularml.data.execution import ExecutionContext
-from modularml.engine.batch_feed import Feed
+from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.binding import InputBinding
 from modularml.engine.callback import Callback
 from modularml.graph.model_graph import ModelGraph
@@ -41,12 +41,12 @@ class RunnablePhase(Protocol):
 
     def graph(self) -> ModelGraph: ...  # noqa: D102
 
-    def feed(self, *, live: bool = False) -> Feed: ...  # noqa: D102
+    def feed(self, *, live: bool = False) -> BatchFeed: ...  # noqa: D102
 
-    def learn_from(self, feed: Feed, *, live: bool = False) -> list[tuple[Any, Any]]: ...  # noqa: D102
+    def learn_from(self, feed: BatchFeed, *, live: bool = False) -> list[tuple[Any, Any]]: ...  # noqa: D102
 
     def listeners(self) -> list[Callback]: ...  # noqa: D102
 
-    def step_of(self, feed: Feed) -> Callable[[ExecutionContext], None]: ...  # noqa: D102
+    def step_of(self, feed: BatchFeed) -> Callable[[ExecutionContext], None]: ...  # noqa: D102
 
     def progress(self) -> dict[str, Any] | None: ...  # noqa: D102

@@ -21,13 +21,13 @@ from modularml.phases.group import PhaseGroup
 from modularml.phases.phase import ExperimentPhase
 from modularml.phases.train_eval import EvalPhase, TrainPhase
 
-__all__ = ["Auditor"]
+__all__ = ["RunAudit"]
 
 Mode: TypeAlias = Literal["warn", "error", "off"]
 _MOST_VALUES = 400_000  # of a split
 
 
-class Auditor:
+class RunAudit:
     """Audits what training phases read, and what a plan does with it.
 
     Statistics are computed on 1,200 rows, so it is quick. Sets whose columns stay in files are not

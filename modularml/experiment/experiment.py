@@ -20,7 +20,7 @@ from modularml.engine.checkpointing import (
 )
 from modularml.engine.run_state import untouched
 from modularml.errors import ConfigError
-from modularml.experiment.auditing import Auditor, Mode
+from modularml.experiment.auditing import Mode, RunAudit
 from modularml.experiment.files import ExperimentFiles
 from modularml.experiment.run import ExperimentRun, Runner
 from modularml.experiment.streaming import stream_events
@@ -31,7 +31,7 @@ from modularml.phases.group import PhaseGroup
 from modularml.phases.phase import ExperimentPhase, active_graph, all_of
 from modularml.phases.train_eval import TrainPhase
 from modularml.results.group_results import PhaseGroupResults
-from modularml.results.spill import ResultsConfig, ResultsRoom
+from modularml.results.spill import ResultsConfig, ResultsStorage
 
 __all__ = ["Experiment"]
 
@@ -90,10 +90,10 @@ class Experiment(Checked, ExperimentFiles):
         at_least(0, seed=seed)
         if results_config is not None and not isinstance(results_config, ResultsConfig):
             raise TypeError(f"results_config must be a ResultsConfig, got {results_config!r}")
-        self._auditor = Auditor(audit)
+        self._audit = RunAudit(audit)
         self.label, self.seed, self.deterministic = label, seed, deterministic
         self.results_config = results_config
-        self.results_room = ResultsRoom(results_config or ResultsConfig())
+        self.results_storage = ResultsStorage(results_config or ResultsConfig())
         if ctx is not None and not isinstance(ctx, ExperimentContext):
             raise TypeError(f"ctx must be an ExperimentContext or None, got {ctx!r}")
         fresh = ctx is None
@@ -150,7 +150,7 @@ class Experiment(Checked, ExperimentFiles):
     @property
     def audit(self) -> Mode:
         """What an audit of the rows does before they are trained on: warn, error or off."""
-        return self._auditor.mode
+        return self._audit.mode
 
     @property
     def execution_plan(self) -> PhaseGroup:
@@ -190,7 +190,7 @@ class Experiment(Checked, ExperimentFiles):
         Parameters
         ----------
         resume : 'auto', name or path of a checkpoint, optional
-            Go on with a run that was stopped. With ``"auto"`` the newest checkpoint of this run
+            Resume a run that was stopped. With ``"auto"`` the newest checkpoint of this run
             is taken that can be read, and where there is none, the run starts from the beginning.
             Phases that were done are not run again; their results come from the checkpoint. On
             the CPU, with the same versions, all ends bit for bit as if it had never been stopped.

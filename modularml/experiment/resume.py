@@ -21,7 +21,7 @@ from modularml.io.values import IfPlain
 from modularml.phases.group import PhaseGroup
 from modularml.phases.phase import ExperimentPhase
 
-__all__ = ["config_hash", "described_run", "phases_of", "take_up"]
+__all__ = ["config_hash", "described_run", "phases_of", "resume_from"]
 
 
 def phases_of(item: ExperimentPhase | PhaseGroup) -> list[ExperimentPhase]:
@@ -72,17 +72,17 @@ def described_run(
     }
     if at is not None:
         about["in_phase"] = vars(at)
-    keepers = _keepers(experiment, item, runner.done)
+    checkpoint_callbacks = _checkpoint_callbacks(experiment, item, runner.done)
     plan = None if item is experiment.execution_plan else PlanState(item)
     return about, {
         "parts": None if plan is None else plan.get(),
         "part_names": None if plan is None else plan.names,
         "callbacks": [IfPlain(callback.get_state()) for callback in experiment.exp_callbacks],
-        "keeping": [None if kept is None else kept.disk_state() for kept in keepers],
+        "keeping": [None if kept is None else kept.disk_state() for kept in checkpoint_callbacks],
     }
 
 
-def take_up(
+def resume_from(
     runner: Any, item: ExperimentPhase | PhaseGroup, resume: str | Path, strict: bool
 ) -> dict[str, Any] | None:
     """Put the state of a checkpoint back and return it; None where there is none to be found.
@@ -111,9 +111,12 @@ def take_up(
         if own:
             callback.set_state(own)
     keys = [None, contents.config["meta"].get("key")]
-    keepers = _keepers(experiment, item, about["done"])
+    checkpoint_callbacks = _checkpoint_callbacks(experiment, item, about["done"])
     for kept, own, key in zip(
-        keepers, run["keeping"], keys if "in_phase" in about else keys[::-1], strict=True
+        checkpoint_callbacks,
+        run["keeping"],
+        keys if "in_phase" in about else keys[::-1],
+        strict=True,
     ):
         if kept is not None and own is not None:
             kept.set_disk_state(own, Path(contents.path), key)
@@ -151,7 +154,7 @@ def _checked(
     name = Path(contents.path).name
     if about is None or about["item"] != item.label:
         what = "was not taken by Checkpointing" if about is None else f"is of {about['item']!r}"
-        raise ConfigError(f"{name} {what}, so {item.label!r} cannot go on with it")
+        raise ConfigError(f"{name} {what}, so {item.label!r} cannot resume from it")
     mine, theirs = _shape(item), about["phases"]
     begun = about["done"] + ("in_phase" in about)
     if [path for path, _ in theirs[:begun]] != [path for path, _ in mine[:begun]]:
@@ -178,7 +181,7 @@ def _checked(
     return about
 
 
-def _keepers(experiment: Any, item: Any, done: int) -> list[Any]:
+def _checkpoint_callbacks(experiment: Any, item: Any, done: int) -> list[Any]:
     """Return what keeps states of the experiment, and of the phase under way."""
     phases = phases_of(item)
     phase = phases[done] if done < len(phases) else None

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from modularml.backends import Backend
 from modularml.engine.callback import EXPERIMENT_HOOKS, Dispatcher, ExperimentCallback
-from modularml.engine.checkpoint_callback import ExperimentKeeper, own_folder
+from modularml.engine.checkpoint_callback import ExperimentCheckpointCallback, own_folder
 from modularml.engine.checkpointing import Checkpointing
 from modularml.engine.interruption import Interruption, ends_raise, is_interruption
 from modularml.engine.loop import Display, phase_epochs
 from modularml.engine.lr_scheduling import check_lengths
 from modularml.engine.run_state import Start, parts_of, undone_on_error
 from modularml.errors import UnknownNameError
-from modularml.experiment.resume import config_hash, described_run, phases_of, take_up
+from modularml.experiment.resume import config_hash, described_run, phases_of, resume_from
 from modularml.io.ownership import Owned
 from modularml.io.randomness import (
     OwnRandomness,
@@ -111,7 +111,7 @@ class Runner:
     logs : dict of Path to HistoryLog
         Those beside the checkpoints of this run, by folder.
     told, done : int
-        Hooks of the experiment that have been told so far, and phases that are done.
+        Hooks of the experiment that have been fired so far, and phases that are done.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Runner:
         quiet = experiment.is_preview
         listeners = [c for c in experiment.exp_callbacks if not (c.writes_files and quiet)]
         if experiment.checkpointing is not None:
-            listeners = [*listeners, ExperimentKeeper(experiment.checkpointing)]
+            listeners = [*listeners, ExperimentCheckpointCallback(experiment.checkpointing)]
         self.hooks = Dispatcher(listeners, ExperimentCallback, EXPERIMENT_HOOKS)
         self._number = len(experiment.history)
         self.durations: dict[str, float] = {}
@@ -147,7 +147,7 @@ class Runner:
 
     @property
     def is_resumed(self) -> bool:
-        """Whether it goes on with a run that was stopped."""
+        """Whether it resumes a run that was stopped."""
         return "item" in self._resumed
 
     def _results(self, cls: Any, label: str, into: PhaseGroupResults | None) -> Any:
@@ -223,7 +223,7 @@ class Runner:
         try:
             self._check_ready(item, run, resume)
             with unchanged_randomness() if self.experiment.seed is not None else nullcontext():
-                state = None if resume is None else take_up(self, item, resume, strict)
+                state = None if resume is None else resume_from(self, item, resume, strict)
         except BaseException:
             self.owned.release()
             self.experiment._runner = before
@@ -232,7 +232,7 @@ class Runner:
             self.experiment._history.append(run)
         run = self.experiment._history[-1]
         try:
-            self.experiment._auditor.look(item, self.experiment.ctx)
+            self.experiment._audit.look(item, self.experiment.ctx)
             with self.reproducibly(), undone_on_error(self.experiment.model_graph):
                 if state is not None:
                     set_random_states(state["random"])
@@ -301,7 +301,7 @@ class Runner:
         on_disk = self._on_disk(self.item)
         folder = (on_disk[0].directory or self.experiment._checkpoint_dir) if on_disk else None
         if folder is None:
-            spills = self.experiment.results_room.config.memory_budget is not None
+            spills = self.experiment.results_storage.config.memory_budget is not None
             return ends_raise() if spills else nullcontext()  # temporary files go
         self._interruption = Interruption(Path(folder) / "interrupted.ckpt.mml")
         return self._interruption

@@ -11,11 +11,11 @@ import numpy as np
 
 from modularml._typing import Shape
 from modularml.backends import Backend, adapter_for
-from modularml.data.lineage import Flow, Leaf, Merged
+from modularml.data.lineage import ColumnLineage, MergedColumns, SourceColumns
 from modularml.data.references import FeatureSetReference
 from modularml.data.schema import SampleSchema
 from modularml.errors import GraphError, ShapeError
-from modularml.graph.flows import flows_of, leaves, mask_above, resolve_id
+from modularml.graph.lineage import lineages_of, mask_above, resolve_id, source_columns_of
 from modularml.graph.merge import side_by_side
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
@@ -52,18 +52,18 @@ def build_nodes(nodes: Sequence[ComputeNode], tails: set[str], *, force: bool = 
         If a node cannot take what it reads; both nodes and both shapes are named.
     """
     shapes: dict[str, Shape | None] = {}
-    flows, frameworks = flows_of(nodes), backends_of(nodes)
+    lineages, frameworks = lineages_of(nodes), backends_of(nodes)
     for node in nodes:
         node.framework = frameworks.get(node.node_id)
         incoming = [_shape_of(node, ref, shapes) for ref in node.upstream_refs]
-        flow = flows.get((node.node_id, "targets"))
+        flow = lineages.get((node.node_id, "targets"))
         wanted = _target_shape(flow) if node.node_id in tails else None
         try:
             if isinstance(node, ModelNode):
                 targets = _target_shape(flow, numbers=False)
                 node.model.expect_targets(targets, partial(_labels, flow))
                 node.model.expect_place(_place(node, incoming[0], flow, tails))
-                node.model.mask = _mask(node, flows)
+                node.model.mask = _mask(node, lineages)
             shapes[node.node_id] = node.build_from(incoming, wanted, force=force)
         except ShapeError as error:
             given = ", ".join(
@@ -95,7 +95,7 @@ def columns_shape(
     GraphError
         If the reference has no column of this domain.
     ShapeError
-        If the columns have unlike shapes.
+        If the shapes of the columns differ.
     """
     schema = ref.resolve().collection.schema
     columns = ref.columns(domain) if columns is None else columns
@@ -133,17 +133,17 @@ def _shape_of(node: ComputeNode, ref: Any, shapes: Mapping[str, Shape | None]) -
     return shapes[resolve_id(ref)]
 
 
-def _mask(node: ModelNode, flows: Mapping[Any, Flow]) -> tuple[str, Shape] | None:
+def _mask(node: ModelNode, lineages: Mapping[Any, ColumnLineage]) -> tuple[str, Shape] | None:
     """Return the argument that is given the mask of a node's input, and the mask's shape."""
     if node.mask_as is None:
         return None
-    source, mask = mask_above(flows, node)
+    source, mask = mask_above(lineages, node)
     return node.mask_as, source.ref.resolve().collection.schema[mask].shape
 
 
-def _place(node: ModelNode, shape: Shape | None, targets: Flow, tails: set[str]) -> Place:
+def _place(node: ModelNode, shape: Shape | None, targets: ColumnLineage, tails: set[str]) -> Place:
     ref, feeds = node.upstream_refs[0], node.node_id not in tails
-    keys = tuple(name.split(".")[1] for leaf in leaves(targets) for name in leaf.columns)
+    keys = tuple(name.split(".")[1] for leaf in source_columns_of(targets) for name in leaf.columns)
     if not isinstance(ref, FeatureSetReference):
         return Place(feeds, follows=True, shape=shape, targets=keys)
     table, columns = ref.resolve().collection, ref.columns("features")
@@ -168,9 +168,9 @@ def _value_names(schema: SampleSchema, columns: Sequence[str]) -> Iterator[str]:
         yield from [own] if schema[name].shape == () else given
 
 
-def _target_shape(flow: Flow, *, numbers: bool = True) -> Shape | None:
+def _target_shape(flow: ColumnLineage, *, numbers: bool = True) -> Shape | None:
     """Return the shape that targets have; None where there are none, or they are no numbers."""
-    if isinstance(flow, Leaf):
+    if isinstance(flow, SourceColumns):
         source = flow.source
         try:
             return columns_shape(
@@ -178,22 +178,22 @@ def _target_shape(flow: Flow, *, numbers: bool = True) -> Shape | None:
             )
         except ShapeError:
             return None
-    if isinstance(flow, Merged):
+    if isinstance(flow, MergedColumns):
         return _merged_shape(flow)
     return None
 
 
-def _labels(flow: Flow) -> Any:
+def _labels(flow: ColumnLineage) -> Any:
     """Return every value of the target columns, sorted."""
-    found = leaves(flow)
+    found = source_columns_of(flow)
     columns = [(leaf.source.ref.resolve().collection, n) for leaf in found for n in leaf.columns]
     return np.unique(np.concatenate([np.unique(table.numpy(name)) for table, name in columns]))
 
 
-def _merged_shape(flow: Merged) -> Shape | None:
+def _merged_shape(flow: MergedColumns) -> Shape | None:
     """Return the shape of merged targets; the same targets twice are not meant as two."""
     shapes = [shape for part in flow.parts if (shape := _target_shape(part)) is not None]
-    columns = {(leaf.source.ref.node_label, leaf.columns) for leaf in leaves(flow)}
+    columns = {(leaf.source.ref.node_label, leaf.columns) for leaf in source_columns_of(flow)}
     if len(shapes) < len(flow.parts) or len(columns) == 1:
         return shapes[0] if shapes else None
     try:

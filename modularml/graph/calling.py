@@ -11,7 +11,7 @@ from modularml._typing import Array
 from modularml.backends import Backend, BackendAdapter, adapter_for, backend_of
 from modularml.context import ExperimentContext
 from modularml.data.batch import Batch, RoleData, SampleData, as_numpy
-from modularml.data.lineage import Merged, Source
+from modularml.data.lineage import MergedColumns, Source
 from modularml.data.references import FeatureSetReference
 from modularml.errors import DataError, GraphError
 from modularml.graph.casting import check_cast
@@ -109,7 +109,7 @@ def _read(node: ComputeNode, data: SampleData) -> Any:
 def _passed_on(node: ComputeNode, domain: str, values: Sequence[Any]) -> Any:
     """Return targets or tags of the output, from those of the inputs, as the graph does."""
     found: Any = node.flow(domain, values)
-    if isinstance(found, Merged):
+    if isinstance(found, MergedColumns):
         return found.merge(
             of_one_framework(node, found.parts) if domain == "targets" else found.parts
         )

@@ -12,7 +12,7 @@ import numpy as np
 
 from modularml._typing import Shape
 from modularml.backends import Backend, BackendAdapter, adapter_for
-from modularml.data.execution import MODEL_LOSSES, Layout, Weighing
+from modularml.data.execution import MODEL_LOSSES, Layout, WeightSource
 from modularml.data.lineage import Source
 from modularml.data.references import FeatureSetReference
 from modularml.data.schema import ColumnSpec
@@ -20,18 +20,24 @@ from modularml.errors import BackendNotSupportedError, GraphError, LossError
 from modularml.graph import topology
 from modularml.graph.casting import column_dtypes
 from modularml.graph.fitting import Learn, check_weights, fitted_then
-from modularml.graph.flows import column_above, flows_of, leaves, mask_above, resolve_id
-from modularml.graph.learning import Reach, moving, no_learner
+from modularml.graph.inverse_scaling import unit_flows
+from modularml.graph.lineage import (
+    column_above,
+    lineages_of,
+    mask_above,
+    resolve_id,
+    source_columns_of,
+)
 from modularml.graph.loss_reading import LossReading
 from modularml.graph.merge import side_by_side
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
 from modularml.graph.plan import Crossing, InputSlot, LossOp, StepPlan
 from modularml.graph.program import Program, converted
+from modularml.graph.sample_weights import weight_source_of
 from modularml.graph.segments import backends_of, in_segments, readers_of
 from modularml.graph.step_losses import check_unpadded
-from modularml.graph.units import unit_flows
-from modularml.graph.weighing import weighing_of
+from modularml.graph.trainable_nodes import Reach, moving, no_learner
 from modularml.training import AppliedLoss
 
 __all__ = ["check_losses", "compile_plan"]
@@ -119,7 +125,7 @@ class _Compiler(LossReading):
         self.backends = dict(self.own_backends)
         self.whole = whole
         self.column_dtypes: dict[str, Any] = {}
-        self.flows = flows_of(nodes)
+        self.lineages = lineages_of(nodes)
         self.programs: list[Program] = []
         self.segments: list[list[str]] = []
         self.home: dict[str, int] = {}
@@ -127,7 +133,7 @@ class _Compiler(LossReading):
         self.read: dict[tuple[str, str], int] = {}
         self.weighted: Mapping[Source, int] = {}
         self.compiles = False
-        self.weighings: list[Weighing | None] = []
+        self.weight_sources: list[WeightSource | None] = []
         self.padded: set[str] = set()
         self.asked: Sequence[AppliedLoss] = ()
         self.collectors: dict[str, Any] = {}
@@ -157,7 +163,7 @@ class _Compiler(LossReading):
         for node_id, collector in self.collectors.items():
             on.append((MODEL_LOSSES + self.by_id[node_id].label, node_id))
             loss_ops.append(LossOp(collector.total, ()))
-            self.weighings.append(self.weighings[0])
+            self.weight_sources.append(self.weight_sources[0])
         learning = self._learning(losses, optimizers)
         return self._plan(losses, tuple(on), loss_ops, learning, static, edge)
 
@@ -217,7 +223,9 @@ class _Compiler(LossReading):
         return adapter_for(node.backend).makes_masks(node.model.module)
 
     def _groups_of(self, node_id: str, together: Mapping[Source, int]) -> set[int]:
-        return {together[leaf.source] for leaf in leaves(self.flows[node_id, "features"])}
+        return {
+            together[leaf.source] for leaf in source_columns_of(self.lineages[node_id, "features"])
+        }
 
     def _edge(self, static: set[str], losses: Sequence[AppliedLoss]) -> set[str]:
         """Return static nodes that something outside reads."""
@@ -243,7 +251,7 @@ class _Compiler(LossReading):
 
     def _input_of_frozen(self, node_id: str, role: str) -> None:
         program, dtype = self._program(node_id), self.column_dtypes.get(node_id)
-        source = leaves(self.flows[node_id, "features"])[0].source
+        source = source_columns_of(self.lineages[node_id, "features"])[0].source
         slot = program.slot(role, source, (), dtype, node_id=node_id)
         self.places[node_id, role] = self.read[node_id, role] = program.input(slot)
 
@@ -259,7 +267,7 @@ class _Compiler(LossReading):
         fn = self._function(node, read, program.adapter)
         many = not isinstance(node, ModelNode) or node.reads_several
         if isinstance(node, ModelNode) and node.mask_as is not None:
-            source, mask = mask_above(self.flows, node)
+            source, mask = mask_above(self.lineages, node)
             steps = source.ref.resolve().collection.schema[mask].shape
             slot = program.slot(role, source, (mask,), shape=steps)
             args.append(program.moved(program.input(slot), device))
@@ -286,22 +294,28 @@ class _Compiler(LossReading):
     ) -> dict[str, int]:
         """Return the places of targets, weights and groups, as arrays in their own dtype."""
         plain, places = adapter_for(Backend.SCIKIT), dict[str, int]()
-        if (flow := self.flows[node.node_id, "targets"]) is not None:
+        if (flow := self.lineages[node.node_id, "targets"]) is not None:
             check_unpadded(node.label, flow)
             places["targets"] = self._flow(program, flow, role, (None, None), plain)
         own = [a for a in self.asked if self._node_named(a.on, a) is node]
         reads = [(node, role)]
-        weighing = weighing_of(own[0] if own else None, reads, self.flows, self.weighted)
-        if weighing is not None:
+        weight_source = weight_source_of(
+            own[0] if own else None, reads, self.lineages, self.weighted
+        )
+        if weight_source is not None:
             check_weights(node, learn, own)
             slot = program.slot(
-                role, weighing.source, dtype=np.float64, weighing=weighing, normalized=False
+                role,
+                weight_source.source,
+                dtype=np.float64,
+                weight_source=weight_source,
+                normalized=False,
             )
             places["sample_weight"] = program.input(replace(slot, adapter=plain, device=None))
         column = getattr(getattr(node, "model", None), "group_by", None)
         if column is not None and learn.__name__ == "fit":
             leaf = column_above(
-                self.flows, node.node_id, column, f"group_by of node {node.label!r}"
+                self.lineages, node.node_id, column, f"group_by of node {node.label!r}"
             )
             places["groups"] = self._flow(program, leaf, role, (None, None), plain)
         return places
@@ -396,11 +410,12 @@ class _Compiler(LossReading):
         layout = Layout(
             outputs,
             on,
-            self.flows | {k: f for n in self.nodes for k, f in unit_flows(n, self.flows).items()},
+            self.lineages
+            | {k: f for n in self.nodes for k, f in unit_flows(n, self.lineages).items()},
             tuple(self._program(i).adapter for i, _ in outputs),
             {n.node_id: n.label for n in self.nodes},
             training=self.training,
-            weighings=tuple(self.weighings),
+            weight_sources=tuple(self.weight_sources),
             padded=frozenset(self.padded),
             over_batch=tuple(a.loss.over == "batch" for a in [*losses, *[*losses[:1]] * n_own]),
         )

@@ -7,8 +7,8 @@ from typing import Any, Self
 
 from modularml.errors import GraphError
 from modularml.graph import edit
-from modularml.graph.members import GraphMembers
 from modularml.graph.node import ComputeNode, GraphNode
+from modularml.graph.node_access import GraphMembers
 
 __all__ = ["GraphEditing"]
 

@@ -85,7 +85,7 @@ def check_weights(node: Any, learn: Learn, losses: Sequence[AppliedLoss]) -> Non
     ConfigError
         If the method takes no ``sample_weight``.
     LossError
-        If losses weigh the samples in unlike ways.
+        If losses weight the samples differently.
     """
     columns = list(dict.fromkeys(a.sample_weight for a in losses))
     if len(columns) > 1:

@@ -21,7 +21,7 @@ from modularml.errors import DataError, GraphError
 from modularml.graph.casting import check_cast
 from modularml.graph.plan import InputSlot, StepPlan
 from modularml.graph.program import converted
-from modularml.graph.weighing import mean_one
+from modularml.graph.sample_weights import mean_one
 
 __all__ = ["column_tensor", "fill", "frozen_outputs", "not_finite", "pieces", "stacked"]
 
@@ -171,8 +171,8 @@ def fill(plan: StepPlan, ctx: ExecutionContext) -> list[Any]:
 
 def _from_given(plan: StepPlan, ctx: ExecutionContext, slot: InputSlot) -> Any:
     source = slot.source
-    if slot.weighing is not None:
-        weights = ctx.sample_weights(slot.weighing)
+    if slot.weight_source is not None:
+        weights = ctx.sample_weights(slot.weight_source)
         weights = mean_one(weights, (0, len(weights))) if slot.normalized else weights
         return slot.adapter.from_numpy(weights, dtype=slot.dtype)
     given = ctx.inputs.get((source.node_id, source.ref))

@@ -7,27 +7,27 @@ from typing import Any
 import numpy as np
 
 from modularml._typing import Array
-from modularml.data.lineage import Flow, Leaf
+from modularml.data.lineage import ColumnLineage, SourceColumns
 from modularml.errors import ConfigError
-from modularml.graph.flows import leaves
+from modularml.graph.lineage import source_columns_of
 
 __all__ = ["class_labels", "decoded", "is_encoded", "score_names"]
 
 _CODES = ("LabelEncoder", "OneHotEncoder", "OrdinalEncoder")
 
 
-def is_encoded(leaf: Leaf) -> bool:
+def is_encoded(leaf: SourceColumns) -> bool:
     """Tell whether a target is held as numbers of classes, so that outputs are scores of them."""
     return any(_encoder(leaf.source.ref.resolve(), name) for name in leaf.columns)
 
 
-def class_labels(flow: Flow) -> Array | None:
+def class_labels(flow: ColumnLineage) -> Array | None:
     """Return the labels of one target column in the order of the columns of scores.
 
     That of the encoder where it was encoded, else sorted, as in scikit-learn. None where there is
     not one column of scalars.
     """
-    found = leaves(flow)
+    found = source_columns_of(flow)
     if len(found) != 1 or len(found[0].columns) != 1:
         return None
     fs, name = found[0].source.ref.resolve(), found[0].columns[0]
@@ -38,26 +38,26 @@ def class_labels(flow: Flow) -> Array | None:
     return np.unique(values) if values.ndim == 1 else None
 
 
-def score_names(flow: Flow | None, width: int, *, method: str = "") -> list[str] | None:
+def score_names(flow: ColumnLineage | None, width: int, *, method: str = "") -> list[str] | None:
     """Return the classes that columns of scores are of, as names; None where they are no scores.
 
     They are where the target was encoded, or where an estimator gives them by that `method`.
     """
     scores = method in ("predict_proba", "decision_function")
-    if flow is None or not (scores or any(map(is_encoded, leaves(flow)))):
+    if flow is None or not (scores or any(map(is_encoded, source_columns_of(flow)))):
         return None
     labels = class_labels(flow)
     return None if labels is None or len(labels) != width else [str(label) for label in labels]
 
 
-def decoded(label: str, flow: Flow, values: Array) -> Array:
+def decoded(label: str, flow: ColumnLineage, values: Array) -> Array:
     """Return the most likely class of each row in place of scores, shape (n,).
 
     Parameters
     ----------
     label : str
         Of the node.
-    flow : Flow
+    flow : ColumnLineage
         Its targets.
     values : ndarray, shape (n, n_classes), or (n,) or (n, 1)
         Scores, or classes, which are returned by their labels.
@@ -80,7 +80,7 @@ def decoded(label: str, flow: Flow, values: Array) -> Array:
     own = flat[:, 0]
     if flat.shape[1] == 1 and np.isin(own, labels).all():
         return own
-    if flat.shape[1] == 1 and any(map(is_encoded, leaves(flow))):
+    if flat.shape[1] == 1 and any(map(is_encoded, source_columns_of(flow))):
         codes = own.astype(np.int64)
         if np.array_equal(codes, own) and np.isin(codes, np.arange(len(labels))).all():
             return np.asarray(labels[codes])

@@ -10,10 +10,10 @@ import numpy as np
 
 from modularml._typing import Shape
 from modularml.backends import BackendAdapter
-from modularml.data.lineage import Flow
+from modularml.data.lineage import ColumnLineage
 from modularml.data.padding import in_steps
 from modularml.errors import DataError, LossError, ShapeError
-from modularml.graph.flows import leaves
+from modularml.graph.lineage import source_columns_of
 from modularml.graph.node import ComputeNode
 from modularml.graph.step_losses import Padding
 from modularml.training import AppliedLoss
@@ -40,7 +40,7 @@ def check_call(applied: AppliedLoss, fn: Callable[..., Any]) -> None:
 
 
 def check_values(
-    applied: AppliedLoss, flow: Flow, ends: tuple[int, int], wants: str, hint: str
+    applied: AppliedLoss, flow: ColumnLineage, ends: tuple[int, int], wants: str, hint: str
 ) -> None:
     """Refuse targets that lie outside of what a loss means, and are not those it ignores.
 
@@ -50,7 +50,7 @@ def check_values(
         Column and row are named.
     """
     ignored = (applied.loss.loss_kwargs or {}).get("ignore_index", -100)
-    for leaf in leaves(flow):
+    for leaf in source_columns_of(flow):
         fs = leaf.source.ref.resolve()
         for name in leaf.columns:
             values = fs.collection.numpy(name)

@@ -13,10 +13,10 @@ import numpy as np
 
 from modularml._typing import Shape
 from modularml.backends import Backend, BackendAdapter
-from modularml.data.execution import Weighing
-from modularml.data.lineage import Flow, Leaf, Merged, Source
+from modularml.data.execution import WeightSource
+from modularml.data.lineage import ColumnLineage, MergedColumns, Source, SourceColumns
 from modularml.errors import LossError, NotFittedError, ShapeError, UnknownNameError, closest
-from modularml.graph.flows import is_integer, loss_inputs, masks_of, pick_column
+from modularml.graph.lineage import is_integer, loss_inputs, masks_of, pick_column
 from modularml.graph.loss_calls import (
     check_call,
     check_values,
@@ -29,8 +29,8 @@ from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
 from modularml.graph.plan import LossOp
 from modularml.graph.program import Program
+from modularml.graph.sample_weights import batch_weight_source, weight_source_of
 from modularml.graph.step_losses import Padding, padding_of
-from modularml.graph.weighing import batch_weighing, weighing_of
 from modularml.training import AppliedLoss, LossInput
 from modularml.training.loss import (
     CLASS_INDEX,
@@ -50,11 +50,11 @@ class LossReading(ABC):
 
     nodes: list[ComputeNode]
     roles: tuple[str, ...]
-    flows: dict[tuple[str, str], Flow]
+    lineages: dict[tuple[str, str], ColumnLineage]
     backends: dict[str, Backend]
     places: dict[tuple[str, str], int]
     weighted: Mapping[Source, int]
-    weighings: list[Weighing | None]
+    weight_sources: list[WeightSource | None]
     padded: set[str]
 
     @abstractmethod
@@ -74,13 +74,15 @@ class LossReading(ABC):
         check_call(applied, applied.loss.resolve(adapter.backend))
         padding = self._padding(applied, node)
         args = self._loss_args(applied, node, padding)
-        weighing = self._weighing(applied, node)
-        weighed = weighing is not None and applied.loss.over != "batch"
+        weight_source = self._weight_source(applied, node)
+        weighed = weight_source is not None and applied.loss.over != "batch"
         fn = mean_over_samples(applied, adapter, weighed=weighed, padding=padding)
-        if weighing is not None and weighed:
+        if weight_source is not None and weighed:
             like = node.model.module if isinstance(node, ModelNode) else None
             dtype = adapter.loss_dtype("float", like)
-            slot = program.slot(weighing.role, weighing.source, dtype=dtype, weighing=weighing)
+            slot = program.slot(
+                weight_source.role, weight_source.source, dtype=dtype, weight_source=weight_source
+            )
             args.append(program.input(slot))
         if applied.weight != 1.0:
             fn = weighted(fn, applied.weight)
@@ -97,22 +99,22 @@ class LossReading(ABC):
             self.padded.add(applied.label)
         return found
 
-    def _weighing(self, applied: AppliedLoss, on: ComputeNode) -> Weighing | None:
+    def _weight_source(self, applied: AppliedLoss, on: ComputeNode) -> WeightSource | None:
         """Say what weighs the samples, or the batches, of a loss, and note it for the layout."""
         reads = [
             (self._node_named(i.node or applied.on, applied), self._role(applied, i.role))
             for i in self._inputs(applied)
         ]
         reads = [(on, reads[0][1]), *reads]
-        found = weighing_of(applied, reads, self.flows, self.weighted)
+        found = weight_source_of(applied, reads, self.lineages, self.weighted)
         if applied.loss.over == "batch":
             if found is not None:
                 raise LossError(
                     f"loss {applied.label!r} is over the batch, and samples have weights, which it "
                     "could not see; pass the weights as one of its inputs"
                 )
-            found = batch_weighing(applied, reads, self.flows)
-        self.weighings.append(found)
+            found = batch_weight_source(applied, reads, self.lineages)
+        self.weight_sources.append(found)
         return found
 
     def _loss_args(
@@ -126,17 +128,19 @@ class LossReading(ABC):
         """
         program, out = self._program(on.node_id), on.output_shape or ()
         read = self._inputs(applied)
-        flows = [self._loss_flow(applied, on, item) for item in read]
-        fits = [None if flow is None else self._fit(applied, on, flow) for flow in flows]
+        lineages = [self._loss_flow(applied, on, item) for item in read]
+        fits = [None if flow is None else self._fit(applied, on, flow) for flow in lineages]
         flat = any(fit is not None and fit[1] == () for fit in fits)
         args, weights = [], []
-        for item, flow, fit in zip(read, flows, fits, strict=True):
+        for item, flow, fit in zip(read, lineages, fits, strict=True):
             role = self._role(applied, item.role)
             if flow is not None and fit is not None:
                 dtype, shape = fit
                 if flat and shape is None and math.prod(self._flow_shape(flow)) == 1:
                     shape = ()
-                blank = padding is not None and isinstance(flow, Leaf) and bool(masks_of(flow))
+                blank = (
+                    padding is not None and isinstance(flow, SourceColumns) and bool(masks_of(flow))
+                )
                 kept = "blank" if blank else "kept"
                 args.append(self._flow(program, flow, role, (dtype, shape), padding=kept))
                 if padding is not None and (flow, role) == (padding.leaf, padding.role):
@@ -158,13 +162,13 @@ class LossReading(ABC):
             args.append(place)
         return [*args, *weights[:1]]
 
-    def _loss_flow(self, applied: AppliedLoss, on: ComputeNode, item: LossInput) -> Flow:
+    def _loss_flow(self, applied: AppliedLoss, on: ComputeNode, item: LossInput) -> ColumnLineage:
         """Return where a value comes from; None for an output."""
         if item.domain == "outputs":
             return None
         node = on if item.node is None else self._node_named(item.node, applied)
         flow = self._asked(applied, node, item)
-        return flow if item.column is None else pick_column(applied, item, self.flows, node)
+        return flow if item.column is None else pick_column(applied, item, self.lineages, node)
 
     def check(self, losses: Sequence[AppliedLoss]) -> None:
         """Refuse losses that ask for nodes, roles or values that are not there.
@@ -182,11 +186,11 @@ class LossReading(ABC):
 
     def _inputs(self, applied: AppliedLoss) -> list[LossInput]:
         nodes = {name: n for n in self.nodes for name in (n.label, n.node_id)}
-        return loss_inputs(applied, self.roles, nodes, self.flows)
+        return loss_inputs(applied, self.roles, nodes, self.lineages)
 
-    def _asked(self, applied: AppliedLoss, node: ComputeNode, item: LossInput) -> Flow:
+    def _asked(self, applied: AppliedLoss, node: ComputeNode, item: LossInput) -> ColumnLineage:
         """Return where the values come from that a loss asks for."""
-        flow = self.flows[node.node_id, item.domain]
+        flow = self.lineages[node.node_id, item.domain]
         if flow is None and item.column is None:
             raise LossError(
                 f"loss {applied.label!r} asks for {item.domain} of node {node.label!r}, which has "
@@ -194,7 +198,9 @@ class LossReading(ABC):
             )
         return flow
 
-    def _fit(self, applied: AppliedLoss, on: ComputeNode, flow: Flow) -> tuple[Any, Shape | None]:
+    def _fit(
+        self, applied: AppliedLoss, on: ComputeNode, flow: ColumnLineage
+    ) -> tuple[Any, Shape | None]:
         """Return dtype and shape that a loss wants its target in."""
         if on.output_shape is None:
             raise NotFittedError(
@@ -234,32 +240,32 @@ class LossReading(ABC):
         kind = "index" if integer and name not in ONE_A_SAMPLE else "float"
         return adapter.loss_dtype(kind, like), () if one else None
 
-    def _flow_shape(self, flow: Flow) -> Shape:
-        if isinstance(flow, Leaf):
+    def _flow_shape(self, flow: ColumnLineage) -> Shape:
+        if isinstance(flow, SourceColumns):
             fs = flow.source.ref.resolve()
             shapes = [fs.collection.schema[name].shape for name in flow.columns]
             if len(set(shapes)) > 1:
-                raise ShapeError(f"columns {list(flow.columns)} have unlike shapes {shapes}")
+                raise ShapeError(f"columns {list(flow.columns)} differ in shape: {shapes}")
             return (len(shapes), *shapes[0])
-        assert isinstance(flow, Merged)
+        assert isinstance(flow, MergedColumns)
         blank = [np.zeros((1, *self._flow_shape(part))) for part in flow.parts]
         return tuple(flow.merge(blank).shape[1:])
 
     def _flow(
         self,
         program: Program,
-        flow: Flow,
+        flow: ColumnLineage,
         role: str,
         fit: tuple[Any, Shape | None],
         adapter: BackendAdapter | None = None,
         padding: str = "kept",
     ) -> int:
         dtype, shape = fit
-        if isinstance(flow, Leaf):
+        if isinstance(flow, SourceColumns):
             slot = program.slot(role, flow.source, flow.columns, dtype, shape, padding=padding)
             foreign = None if adapter is None else replace(slot, adapter=adapter, device=None)
             return program.input(foreign or slot)
-        assert isinstance(flow, Merged)
+        assert isinstance(flow, MergedColumns)
         parts = [self._flow(program, part, role, (dtype, None), adapter) for part in flow.parts]
         merged = program.op(flow.merge, parts, many=True)
         if shape is None:

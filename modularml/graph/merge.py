@@ -14,7 +14,7 @@ import numpy as np
 from modularml._typing import Columns, Shape
 from modularml.backends import Backend, BackendAdapter, adapter_for, backend_of
 from modularml.data.formats import DataFormat, convert_array
-from modularml.data.lineage import Flow, Merged
+from modularml.data.lineage import ColumnLineage, MergedColumns
 from modularml.data.references import ExperimentNodeReference
 from modularml.errors import ConfigError, GraphError, ShapeError, UnknownNameError
 from modularml.graph.calling import call_by_hand, of_one_framework
@@ -214,10 +214,10 @@ class MergeNode(ComputeNode):
         """Return the merge as a function of a list of tensors."""
         return partial(self.merge_features, adapter)
 
-    def flow(self, domain: str, parts: Sequence[Flow]) -> Flow:
+    def flow(self, domain: str, parts: Sequence[ColumnLineage]) -> ColumnLineage:
         """Merge what the upstreams have, or pick one of them."""
         if domain == "features":
-            return Merged(tuple(parts), partial(self.apply_merge, domain=domain))
+            return MergedColumns(tuple(parts), partial(self.apply_merge, domain=domain))
         how = self._strategies[domain]
         if isinstance(how, ExperimentNodeReference):
             return parts[self._place_of(how)]
@@ -226,7 +226,7 @@ class MergeNode(ComputeNode):
             return there[0] if there else None
         if len(there) == 1 or how is MergeStrategy.LAST:
             return there[-1]
-        return Merged(tuple(there), partial(self.apply_merge, domain=domain))
+        return MergedColumns(tuple(there), partial(self.apply_merge, domain=domain))
 
     def get_state(self) -> dict[str, Any]:
         """Return nothing: a merge node learns nothing."""
@@ -295,7 +295,7 @@ def check_fits(values: Sequence[Any], axis: int) -> None:
 
 
 def check_equal(values: Sequence[Any]) -> None:
-    """Refuse values of unlike shapes."""
+    """Refuse values whose shapes differ."""
     first = values[0].shape[1:]
     if any(v.shape[1:] != first for v in values):
         raise ShapeError(

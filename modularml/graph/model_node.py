@@ -13,7 +13,7 @@ from modularml.backends.input_shapes import InputShape, shapes_of
 from modularml.config import decode, encode
 from modularml.data.batch import as_numpy
 from modularml.data.execution import ExecutionContext
-from modularml.data.lineage import Flow, Leaf, Merged
+from modularml.data.lineage import ColumnLineage, MergedColumns, SourceColumns
 from modularml.errors import (
     ConfigError,
     GraphError,
@@ -23,8 +23,8 @@ from modularml.errors import (
 )
 from modularml.graph.calling import call_by_hand
 from modularml.graph.casting import value_dtypes
-from modularml.graph.flows import leaves
 from modularml.graph.learned import LearnedRows
+from modularml.graph.lineage import source_columns_of
 from modularml.graph.node import ComputeNode, UpstreamLike
 from modularml.models.base import BaseModel
 from modularml.models.wrap import wrap_model
@@ -93,7 +93,7 @@ class ModelNode(ComputeNode):
         if optimizer is not None and not adapter_for(self._model.backend).gradients:
             raise ConfigError(
                 f"node {label!r} holds a {self._model.backend.value} model, which learns without "
-                "an optimizer; leave it away"
+                "an optimizer; omit it"
             )
         self._optimizer = optimizer
         self._freeze = False
@@ -324,17 +324,17 @@ class ModelNode(ComputeNode):
                 f"node {self.label!r} has not been fitted; run a FitPhase on it first"
             )
 
-    def flow(self, domain: str, parts: Sequence[Flow]) -> Flow:
+    def flow(self, domain: str, parts: Sequence[ColumnLineage]) -> ColumnLineage:
         """Pass on what the upstream has; of several, targets and tags of the first with any."""
         if len(parts) == 1:
             return parts[0]
         if domain == "features":
-            return Merged(tuple(parts), self._refuse_features)
+            return MergedColumns(tuple(parts), self._refuse_features)
         columns = {
             (leaf.source.ref.node_label, leaf.columns): None
             for part in parts
-            if isinstance(part, Leaf | Merged)
-            for leaf in leaves(part)
+            if isinstance(part, SourceColumns | MergedColumns)
+            for leaf in source_columns_of(part)
         }
         if domain == "targets" and self.targets is None and len(columns) > 1:
             raise GraphError(

@@ -12,7 +12,7 @@ from modularml.backends import Backend, BackendAdapter
 from modularml.config import Configurable, Stateful, decode
 from modularml.context import ExperimentContext, ExperimentNode
 from modularml.data import FeatureSet, FeatureSetView
-from modularml.data.lineage import Flow
+from modularml.data.lineage import ColumnLineage
 from modularml.data.references import (
     ExperimentNodeReference,
     FeatureSetReference,
@@ -170,7 +170,7 @@ class ComputeNode(GraphNode):
         """Return the function from input tensors (one, or a list of them) to the output tensor."""
 
     @abstractmethod
-    def flow(self, domain: str, parts: Sequence[Flow]) -> Flow:
+    def flow(self, domain: str, parts: Sequence[ColumnLineage]) -> ColumnLineage:
         """Say where this node's targets, tags or features come from, given its upstreams'."""
 
 

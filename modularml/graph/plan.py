@@ -19,7 +19,7 @@ import numpy as np
 from modularml._typing import Shape
 from modularml.backends import PLAIN, BackendAdapter, StepOptions
 from modularml.backends.base import NotFiniteError
-from modularml.data.execution import Layout, Weighing
+from modularml.data.execution import Layout, WeightSource
 from modularml.data.lineage import Source
 from modularml.errors import BackendNotSupportedError, ShapeError
 from modularml.training import AppliedLoss
@@ -46,7 +46,7 @@ class InputSlot:
         Shape of one sample; None keeps that of the stack.
     node_id : str or None
         A frozen node whose outputs stand in for columns.
-    weighing : Weighing or None
+    weight_source : WeightSource or None
         Weights of the samples of a loss stand in for columns.
     normalized : bool
         Whether weights have mean 1 in each batch, or are as they were given.
@@ -65,7 +65,7 @@ class InputSlot:
     dtype: Any = None
     shape: Shape | None = None
     node_id: str | None = None
-    weighing: Weighing | None = None
+    weight_source: WeightSource | None = None
     normalized: bool = True
     padding: Literal["kept", "blank", "weights"] = "kept"
     adapter: Any = None

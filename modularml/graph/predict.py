@@ -18,18 +18,18 @@ from modularml.data.columns import to_arrow
 from modularml.data.formats import ARRAY_FORMATS, DataFormat, convert, convert_array, stack
 from modularml.data.frames import as_columns
 from modularml.data.joining import Table, join, table_of
-from modularml.data.lineage import Leaf
+from modularml.data.lineage import SourceColumns
 from modularml.data.schema import RAW
 from modularml.data.sources import check_lengths
 from modularml.errors import ConfigError, DataError, GraphError, NotFittedError, ScalerError
 from modularml.graph.casting import check_cast
-from modularml.graph.flows import leaves
 from modularml.graph.inputs import stacked
+from modularml.graph.inverse_scaling import check_clear, invert_leaf, needs_rows, scaled_target
 from modularml.graph.labels import decoded, score_names
+from modularml.graph.lineage import source_columns_of
 from modularml.graph.plan import InputSlot
 from modularml.graph.relations import links_of, meetings_of
 from modularml.graph.running import GraphRunning
-from modularml.graph.units import check_clear, invert_leaf, needs_rows, scaled_target
 
 __all__ = ["predict"]
 
@@ -88,11 +88,11 @@ def predict(
     found = {}
     for i, w in enumerate(wanted):
         made = [p[i] for p in parts]
-        values = _values(plan.layout.flows, w, made, readers, lead, unscale, decode)
+        values = _values(plan.layout.lineages, w, made, readers, lead, unscale, decode)
         if form in ARRAY_FORMATS:
             found[w.label] = convert_array(values, form)
             continue
-        named = _named(plan.layout.flows, w, values, decode)
+        named = _named(plan.layout.lineages, w, values, decode)
         facts = {k if k not in named else f"tags.{k}": own for k, own in beside.items()}
         found[w.label] = table = convert({**facts, **named}, form)
         if form is DataFormat.PANDAS and lead.index is not None:
@@ -103,7 +103,7 @@ def predict(
 
 
 def _values(
-    flows: Mapping[Any, Any],
+    lineages: Mapping[Any, Any],
     node: Any,
     parts: list[Array],
     readers: Mapping[str, _Reader],
@@ -114,28 +114,28 @@ def _values(
     """Return a node's outputs in the units of its targets, or the labels of its classes."""
     values = np.concatenate(parts)
     if decode:
-        return decoded(node.label, _truth(flows, node), values)[:, None]
+        return decoded(node.label, _truth(lineages, node), values)[:, None]
     leaf = None
     if unscale:
-        check_clear(flows, node.node_id, node.label)
-        leaf = scaled_target(flows[node.node_id, "outputs"])
+        check_clear(lineages, node.node_id, node.label)
+        leaf = scaled_target(lineages[node.node_id, "outputs"])
     if leaf is None:
         return values
     reader = readers.get(leaf.source.ref.node_label, lead)
     return invert_leaf(leaf, values, reader.ids(leaf) if needs_rows(leaf) else None)
 
 
-def _truth(flows: Mapping[Any, Any], node: Any) -> Any:
-    return flows.get((node.node_id, "truth")) or flows.get((node.node_id, "targets"))
+def _truth(lineages: Mapping[Any, Any], node: Any) -> Any:
+    return lineages.get((node.node_id, "truth")) or lineages.get((node.node_id, "targets"))
 
 
-def _named(flows: Mapping[Any, Any], node: Any, values: Array, decode: bool) -> dict[str, Array]:
+def _named(lineages: Mapping[Any, Any], node: Any, values: Array, decode: bool) -> dict[str, Array]:
     """Return the columns of a node's outputs, by the names of its targets or classes."""
     values = values[:, None] if values.ndim == 1 else values
-    truth = _truth(flows, node)
-    own = flows.get((node.node_id, "outputs")) or flows.get((node.node_id, "truth"))
+    truth = _truth(lineages, node)
+    own = lineages.get((node.node_id, "outputs")) or lineages.get((node.node_id, "truth"))
     own = truth if decode else own
-    names = [column.split(".")[1] for part in leaves(own) for column in part.columns]
+    names = [column.split(".")[1] for part in source_columns_of(own) for column in part.columns]
     width = values.shape[1]
     method = getattr(node.model, "method", "") if hasattr(node, "model") else ""
     if width > 1 and (classes := score_names(truth, width, method=method)) is not None:
@@ -288,7 +288,7 @@ class _Reader:
             whole = whole.reshape(len(whole), *slot.shape)
         return lambda start, stop: whole[start:stop]
 
-    def ids(self, leaf: Leaf) -> Any:
+    def ids(self, leaf: SourceColumns) -> Any:
         """Return sample ids, where the rows are known ones."""
         if self.view is None or self.source is not leaf.source.ref.resolve():
             raise ScalerError(

@@ -16,7 +16,7 @@ from modularml.data.references import FeatureSetReference
 from modularml.data.schema import POSITION
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError
-from modularml.graph.flows import flows_of, leaves, resolve_id
+from modularml.graph.lineage import lineages_of, resolve_id, source_columns_of
 from modularml.graph.node import ComputeNode
 from modularml.training import AppliedLoss
 
@@ -52,11 +52,11 @@ class Meeting:
 
 def meetings_of(nodes: Sequence[ComputeNode], losses: Iterable[AppliedLoss]) -> list[Meeting]:
     """Return where rows of several edges meet: in nodes of several inputs, and in losses."""
-    flows = flows_of(nodes)
+    lineages = lineages_of(nodes)
     ids = {name: n.node_id for n in nodes for name in (n.node_id, n.label)}
 
     def behind(node_id: str) -> tuple[Source, ...]:
-        return tuple(leaf.source for leaf in leaves(flows[node_id, "features"]))
+        return tuple(leaf.source for leaf in source_columns_of(lineages[node_id, "features"]))
 
     found = []
     for node in nodes:

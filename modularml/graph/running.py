@@ -18,14 +18,14 @@ from modularml.errors import LossError, NonFiniteLossError, NotFittedError
 from modularml.graph.compiling import check_losses, compile_plan
 from modularml.graph.fitting import check_weights, learners, to_fit
 from modularml.graph.inputs import fill, not_finite
-from modularml.graph.learning import moving, no_optimizer, nothing_learns
-from modularml.graph.members import GraphMembers, id_among
+from modularml.graph.inverse_scaling import pairings
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
+from modularml.graph.node_access import GraphMembers, id_among
 from modularml.graph.plan import StepPlan
 from modularml.graph.plan_key import PlanKey
 from modularml.graph.relations import check_side_by_side, meetings_of
-from modularml.graph.units import pairings
+from modularml.graph.trainable_nodes import moving, no_optimizer, nothing_learns
 from modularml.training import AppliedLoss, Optimizer
 
 __all__ = ["GraphRunning", "run_step"]

@@ -6,7 +6,7 @@ import graphlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from modularml.backends import Backend, adapter_for
-from modularml.graph.flows import resolve_id
+from modularml.graph.lineage import resolve_id
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
 

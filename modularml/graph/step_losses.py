@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from modularml._typing import Shape
-from modularml.data.lineage import Flow, Leaf
+from modularml.data.lineage import ColumnLineage, SourceColumns
 from modularml.errors import DataError, LossError
-from modularml.graph.flows import leaves, masks_of
+from modularml.graph.lineage import masks_of, source_columns_of
 from modularml.training import AppliedLoss
 
 __all__ = ["Padding", "check_unpadded", "padding_of"]
@@ -19,7 +19,7 @@ class Padding(NamedTuple):
 
     Parameters
     ----------
-    leaf : Leaf
+    leaf : SourceColumns
     role : str
     steps : tuple of int
         Shape of the steps of a sample, columns first.
@@ -27,20 +27,20 @@ class Padding(NamedTuple):
         Keys of a padded column and of its mask.
     """
 
-    leaf: Leaf
+    leaf: SourceColumns
     role: str
     steps: Shape
     column: str
     mask: str
 
 
-def padding_of(applied: AppliedLoss, reads: Sequence[tuple[Flow, str]]) -> Padding | None:
+def padding_of(applied: AppliedLoss, reads: Sequence[tuple[ColumnLineage, str]]) -> Padding | None:
     """Return the padded columns that a loss reads; None where there are none, or it reads the mask.
 
     Parameters
     ----------
     applied : AppliedLoss
-    reads : sequence of (Flow, str)
+    reads : sequence of (ColumnLineage, str)
         Columns that it reads, and their roles.
 
     Raises
@@ -49,10 +49,10 @@ def padding_of(applied: AppliedLoss, reads: Sequence[tuple[Flow, str]]) -> Paddi
         If padding cannot be left out: columns are merged or have unlike masks, or the loss is over
         the batch.
     """
-    known = {name for flow, _ in reads for leaf in leaves(flow) for name in leaf.columns}
+    known = {name for flow, _ in reads for leaf in source_columns_of(flow) for name in leaf.columns}
     found: dict[tuple[str, str, str], Padding] = {}
     for flow, role in reads:
-        for leaf in leaves(flow):
+        for leaf in source_columns_of(flow):
             label, masks = leaf.source.ref.node_label, masks_of(leaf)
             schema = leaf.source.ref.resolve().collection.schema
             if not masks or known >= set(masks.values()):
@@ -76,7 +76,7 @@ def padding_of(applied: AppliedLoss, reads: Sequence[tuple[Flow, str]]) -> Paddi
     return next(iter(found.values()), None)
 
 
-def check_unpadded(label: str, flow: Flow) -> None:
+def check_unpadded(label: str, flow: ColumnLineage) -> None:
     """Refuse padded targets of an estimator, which would learn padding too.
 
     Raises
@@ -84,7 +84,7 @@ def check_unpadded(label: str, flow: Flow) -> None:
     DataError
         The columns are named.
     """
-    for leaf in leaves(flow):
+    for leaf in source_columns_of(flow):
         if masks := masks_of(leaf):
             raise DataError(
                 f"node {label!r} would learn the padding of targets {list(masks)}; choose others "

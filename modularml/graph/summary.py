@@ -13,7 +13,7 @@ from modularml._typing import Shape
 from modularml.backends import adapter_for
 from modularml.data.references import FeatureSetReference
 from modularml.graph.build import columns_shape
-from modularml.graph.flows import resolve_id
+from modularml.graph.lineage import resolve_id
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
 from modularml.training import Loss, Optimizer

@@ -150,7 +150,7 @@ def _check_xgboost_tree(tree: Mapping[str, Any], columns: int) -> None:
     left, right = tree["left_children"], tree["right_children"]
     _expect(
         all((a == -1) == (b == -1) and a >= -1 <= b for a, b in zip(left, right, strict=True)),
-        "leaves",
+        "source_columns_of",
     )
     _check_nodes(left, right, n)
     _expect(all(0 <= column < columns for column in tree["split_indices"]), "columns of splits")
@@ -204,7 +204,7 @@ def _check_lightgbm_tree(tree: Mapping[str, str], columns: int) -> None:
     inner = leaves - 1
     left, right = numbers("left_child", inner), numbers("right_child", inner)
     _check_nodes(left, right, inner)
-    _expect(all(child >= -leaves for child in (*left, *right)), "leaves")
+    _expect(all(child >= -leaves for child in (*left, *right)), "source_columns_of")
     _expect(all(0 <= c < columns for c in numbers("split_feature", inner)), "columns of splits")
     kinds, thresholds = numbers("decision_type", inner), numbers("threshold", inner, float)
     by_set = [t for kind, t in zip(kinds, thresholds, strict=True) if kind & 1]

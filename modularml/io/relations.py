@@ -34,7 +34,7 @@ def check_tree(
     leaf = nodes["left_child"] == -1
     depth = _check_children(nodes["left_child"], nodes["right_child"], leaf)
     _expect(type(max_depth) is int and depth <= max_depth <= len(nodes), "depth")
-    _expect(bool((nodes["right_child"][leaf] == -1).all()), "leaves")
+    _expect(bool((nodes["right_child"][leaf] == -1).all()), "source_columns_of")
     _check_features(nodes["feature"][~leaf], n_features)
 
 
@@ -154,7 +154,7 @@ def _known_bins(nodes: Array, model: Any) -> bool:
 
 
 def _check_vectors(machine: Any) -> None:
-    """Hold the arrays of a support vector machine together; libsvm reads as many as it is told."""
+    """Hold the arrays of a support vector machine together; libsvm reads as many as these say."""
     found, name = vars(machine), listed_base(type(machine))
     counts, classifies = np.asarray(found["_n_support"]), name in ("SVC", "NuSVC")
     classes = len(counts) if classifies else 2

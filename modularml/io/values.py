@@ -49,7 +49,7 @@ class IfPlain:
 
 
 class Packer:
-    """Turns values into trees and collects their arrays and tables, member by member.
+    """AlternatingBatches values into trees and collects their arrays and tables, member by member.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ _PACKERS: list[tuple[Any, Callable[[Packer, Any, tuple[str, ...]], Any]]] = [
 
 
 class Unpacker:
-    """Turns trees back into values, with arrays and tables from the members of a file.
+    """AlternatingBatches trees back into values, with arrays and tables from the members of a file.
 
     Parameters
     ----------

@@ -141,7 +141,7 @@ def epoch_stream(
     generator : torch.Generator, optional
         For ``torch.randperm``.
     extra : dict, optional
-        Merged into each event.
+        MergedColumns into each event.
     step_offset : int
         Added to the 1-based number of the epoch.
 

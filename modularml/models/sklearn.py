@@ -322,7 +322,7 @@ class ScikitModelWrapper(BaseModel):
             raise
         except Exception as error:
             named = ", ".join(self._place.columns)
-            hint = "" if isinstance(error, ValueError) else " (it is handed an array with a row a "
+            hint = "" if isinstance(error, ValueError) else " (it gets an array with a row a "
             hint += hint and "sample" + (f" and the columns {named})" if named else ")")
             raise DataError(f"{self.shown_name} cannot take these rows: {error}{hint}") from error
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from modularml.backends.accelerator import Accelerator
 from modularml.data.execution import ExecutionContext
-from modularml.engine.batch_feed import Feed
+from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.binding import InputBinding
 from modularml.engine.callback import Callback
 from modularml.engine.loop import Display, iterate
@@ -95,7 +95,7 @@ class FitPhase(ExperimentPhase):
         nodes = to_fit(graph._running(self.active_nodes), even_frozen=True)
         graph.check_weights(self.losses, learners((), nodes))
 
-    def step_of(self, feed: Feed) -> Callable[[ExecutionContext], None]:
+    def step_of(self, feed: BatchFeed) -> Callable[[ExecutionContext], None]:
         """Return what is done with the one batch there is: fit, and send it through."""
         graph = self.graph()
         run, nodes = super().step_of(feed), self.to_fit(graph)

@@ -12,7 +12,7 @@ from modularml.config import Configurable
 from modularml.context import ExperimentContext
 from modularml.data.execution import ExecutionContext
 from modularml.data.lineage import Source
-from modularml.engine.batch_feed import Feed
+from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.batch_schedule import BatchSchedulingPolicy
 from modularml.engine.binding import InputBinding, bind, binding_for, keep_keys, roles_of
 from modularml.engine.callback import Callback
@@ -169,7 +169,7 @@ class ExperimentPhase(Configurable, ContextYaml):
             callback.check_ready(experiment, self)
 
     def listeners(self) -> list[Callback]:
-        """Return everybody who listens to this phase."""
+        """Return all callbacks of this phase."""
         return list(self.callbacks)
 
     def graph(self) -> ModelGraph:
@@ -187,8 +187,8 @@ class ExperimentPhase(Configurable, ContextYaml):
         running = {n.node_id for n in graph._running(self.active_nodes)}
         return [node for node_id, node in graph.head_nodes.items() if node_id in running]
 
-    def feed(self, *, live: bool = False) -> Feed:
-        """Resolve everything that can be known before the first batch; `live` as of `Feed`."""
+    def feed(self, *, live: bool = False) -> BatchFeed:
+        """Resolve everything that can be known before the first batch; `live` as of `BatchFeed`."""
         graph = self.graph()
         graph.build()
         whole = any(applied.loss.over == "batch" for applied in self.losses)
@@ -209,7 +209,7 @@ class ExperimentPhase(Configurable, ContextYaml):
             options = replace(options, parallel=True)
             for sampler in {id(b.sampler): b.sampler for b in bound}.values():
                 sampler.seed_ = processes.gather(sampler.seed_)[0]
-        return Feed(
+        return BatchFeed(
             self.label,
             graph,
             bound,
@@ -225,7 +225,7 @@ class ExperimentPhase(Configurable, ContextYaml):
             chunk=self.batch_size if whole else None,
         )
 
-    def learn_from(self, feed: Feed, *, live: bool = False) -> list[tuple[Any, Any]]:
+    def learn_from(self, feed: BatchFeed, *, live: bool = False) -> list[tuple[Any, Any]]:
         """Note which rows the nodes that learn learn from; see `ModelGraph.learn_from`."""
         graph = self.graph()
         fits = self.to_fit(graph)
@@ -247,7 +247,7 @@ class ExperimentPhase(Configurable, ContextYaml):
         """Return the nodes that are fitted on all rows at once: none but in a `FitPhase`."""
         return []
 
-    def step_of(self, feed: Feed) -> Callable[[ExecutionContext], None]:
+    def step_of(self, feed: BatchFeed) -> Callable[[ExecutionContext], None]:
         """Return what is done with each batch."""
         plan, step = feed.plan, feed.step
         return lambda ctx: run_step(ctx, plan, step, ctx.tensors)

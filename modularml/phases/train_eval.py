@@ -10,14 +10,14 @@ from modularml._warning import warn
 from modularml.backends import StepOptions
 from modularml.backends.accelerator import Accelerator
 from modularml.data.execution import ExecutionContext
-from modularml.engine.batch_feed import Feed
+from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.batch_schedule import BatchSchedulingPolicy
 from modularml.engine.binding import InputBinding
 from modularml.engine.callback import Callback
-from modularml.engine.checkpoint_callback import Keeper, own_folder
+from modularml.engine.checkpoint_callback import CheckpointCallback, own_folder
 from modularml.engine.checkpointing import PHASE_SAVE_ON, Checkpointing, check_checkpointing
 from modularml.engine.loop import Display, EpochOverError, iterate
-from modularml.engine.lr_scheduling import pacers
+from modularml.engine.lr_scheduling import lr_scheduler_callbacks
 from modularml.engine.monitoring import check_logged
 from modularml.errors import ConfigError, LossError, NonFiniteLossError
 from modularml.phases.phase import ExperimentPhase, bindings_from_split
@@ -111,7 +111,7 @@ class TrainPhase(ExperimentPhase):
         )
         self.accumulate, self.precision, self.compile = accumulate, precision, compile
         self.n_epochs, self.on_nonfinite = n_epochs, on_nonfinite
-        Feed.check_over_batch(label, self.losses, self.step_options(), None)
+        BatchFeed.check_over_batch(label, self.losses, self.step_options(), None)
         self.policy = BatchSchedulingPolicy.from_value(batch_schedule)
         self.recording = ResultRecording.from_value(result_recording)
         self._checkpointing: Checkpointing | None = None
@@ -224,8 +224,8 @@ class TrainPhase(ExperimentPhase):
 
     def listeners(self) -> list[Callback]:
         """Return the callbacks, and what sets learning rates and keeps states."""
-        kept = [] if self._checkpointing is None else [Keeper(self._checkpointing)]
-        return [*self.callbacks, *pacers(self.graph()), *kept]
+        kept = [] if self._checkpointing is None else [CheckpointCallback(self._checkpointing)]
+        return [*self.callbacks, *lr_scheduler_callbacks(self.graph()), *kept]
 
     def step_options(self) -> StepOptions:
         """Return what a step does beside forward, backward and move."""
@@ -236,7 +236,7 @@ class TrainPhase(ExperimentPhase):
             self.on_nonfinite,
         )
 
-    def step_of(self, feed: Feed) -> Callable[[ExecutionContext], None]:
+    def step_of(self, feed: BatchFeed) -> Callable[[ExecutionContext], None]:
         """Return what is done with each batch."""
         step = super().step_of(feed)
         return step if self.on_nonfinite != "stop" else self._or_stop(step)

@@ -15,8 +15,8 @@ from modularml.data.execution import ExecutionContext, LossRecord
 from modularml.data.formats import DataFormat, convert_array
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, DataError, UnknownNameError
+from modularml.graph.inverse_scaling import to_own_units
 from modularml.graph.node import GraphNode
-from modularml.graph.units import to_own_units
 from modularml.results.callback_results import ArtifactResult, CallbackResult, MetricResult
 from modularml.results.metric_store import MetricStore
 from modularml.results.series import AxisSeries, Values

@@ -7,7 +7,7 @@ import enum
 from modularml._registry import member
 from modularml._typing import Array
 from modularml.data.execution import ExecutionContext
-from modularml.results.spill import ResultsRoom
+from modularml.results.spill import ResultsStorage
 from modularml.results.steps import EpochSteps, StepLog
 from modularml.results.train_eval import PhaseResults
 
@@ -37,12 +37,12 @@ class Recorder:
     ----------
     results : PhaseResults
     recording : ResultRecording
-    room : ResultsRoom, optional
+    room : ResultsStorage, optional
         Where steps go that memory has no room for.
     """
 
     def __init__(
-        self, results: PhaseResults, recording: ResultRecording, room: ResultsRoom | None = None
+        self, results: PhaseResults, recording: ResultRecording, room: ResultsStorage | None = None
     ) -> None:
         self.results, self.recording, self.room = results, recording, room
         self._open: EpochSteps | None = None

@@ -147,7 +147,7 @@ def _told(name: str, call: Score) -> Score:
 def _asked(scorer: Any, meaning: Meaning, chosen: Mapping[str, Any] | None = None) -> Score:
     """Return a scorer as a function of targets and outputs.
 
-    A score of probabilities is told all classes that there are outputs for, as the rows at hand
+    A score of probabilities gets all classes that there are outputs for, as the rows at hand
     may hold few of them.
     """
     function, kwargs = scorer._score_func, dict(scorer._kwargs)

@@ -13,7 +13,7 @@ from modularml.io.names import folder_at
 from modularml.io.ownership import temporary_folder
 from modularml.results.steps import EpochSteps
 
-__all__ = ["ResultsConfig", "ResultsRoom"]
+__all__ = ["ResultsConfig", "ResultsStorage"]
 
 
 class ResultsConfig(Configurable):
@@ -42,7 +42,7 @@ class ResultsConfig(Configurable):
         self.results_dir, self.memory_budget = results_dir, memory_budget
 
 
-class ResultsRoom:
+class ResultsStorage:
     """The recorded epochs of an experiment that lie in memory, oldest first.
 
     Parameters

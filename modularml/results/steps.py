@@ -137,7 +137,7 @@ class EpochSteps(Sequence[ExecutionContext]):
 
     def totals(self) -> Array:
         """Return what each loss of each batch is a mean over, shape (n_batches, n_losses)."""
-        if any(w is not None for w in self.layout.weighings) or any(self.layout.over_batch):
+        if any(w is not None for w in self.layout.weight_sources) or any(self.layout.over_batch):
             return np.array([step.loss_totals() for step in self], dtype=np.float64)
         nodes = [node for node, _ in self.layout.outputs]
         sizes = [self._sizes(nodes.index(node)) for _, node in self.layout.losses]

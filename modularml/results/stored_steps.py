@@ -13,7 +13,7 @@ from modularml._typing import Array, IntArray
 from modularml.backends import adapter_for
 from modularml.context import ExperimentContext
 from modularml.data.execution import ExecutionContext, Layout
-from modularml.data.lineage import Flow, Leaf, Merged, Source
+from modularml.data.lineage import ColumnLineage, MergedColumns, Source, SourceColumns
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError
 from modularml.results.steps import EpochSteps, StepLog
@@ -37,11 +37,11 @@ Layouts = Sequence[tuple[Layout, list[Source]]]
 def packed_layout(layout: Layout) -> dict[str, Any]:
     """Return a layout as plain data."""
     sources, named = list(layout.views), layout.labels
-    flows = [[named[n], d, _packed_flow(f, sources)] for (n, d), f in layout.flows.items()]
+    lineages = [[named[n], d, _packed_flow(f, sources)] for (n, d), f in layout.lineages.items()]
     return {
         "outputs": [[named[node_id], role] for node_id, role in layout.outputs],
         "losses": [[label, named[node_id]] for label, node_id in layout.losses],
-        "flows": flows,
+        "flows": lineages,
         "sources": [[named[s.node_id], s.ref, _packed_view(layout.views[s])] for s in sources],
         "nodes": list(named.values()),
         "backends": [adapter.backend.value for adapter in layout.adapters],
@@ -208,12 +208,12 @@ def unpacked_layout(data: Mapping[str, Any]) -> tuple[Layout, list[Source]]:
     layout = Layout(
         outputs=tuple((ids[label], role) for label, role in data["outputs"]),
         losses=tuple((label, ids[node]) for label, node in data["losses"]),
-        flows={(ids[n], d): _flow(f, sources) for n, d, f in data["flows"]},
+        lineages={(ids[n], d): _flow(f, sources) for n, d, f in data["flows"]},
         adapters=tuple(map(adapter_for, backends)),
         labels={node_id: label for label, node_id in ids.items()},
         views=dict(zip(sources, views, strict=True)),
         training=data["training"],
-        weighings=(None,) * len(data["losses"]),
+        weight_sources=(None,) * len(data["losses"]),
         over_batch=(False,) * len(data["losses"]),
     )
     return layout, sources
@@ -229,10 +229,10 @@ def _view(data: Mapping[str, Any]) -> FeatureSetView:
     return FeatureSetView(fs, data["rows"].astype(np.int64), data["columns"], data["label"])
 
 
-def _packed_flow(flow: Flow, sources: list[Source]) -> Any:
+def _packed_flow(flow: ColumnLineage, sources: list[Source]) -> Any:
     if flow is None:
         return None
-    if isinstance(flow, Leaf):
+    if isinstance(flow, SourceColumns):
         return {"source": sources.index(flow.source), "columns": list(flow.columns)}
     merge: Any = flow.merge
     if not isinstance(merge, partial) or set(merge.keywords) != {"domain"}:
@@ -242,11 +242,11 @@ def _packed_flow(flow: Flow, sources: list[Source]) -> Any:
     return {"parts": parts, "node": node, "domain": merge.keywords["domain"]}
 
 
-def _flow(data: Any, sources: list[Source]) -> Flow:
+def _flow(data: Any, sources: list[Source]) -> ColumnLineage:
     if data is None:
         return None
     if "source" in data:
-        return Leaf(sources[data["source"]], tuple(data["columns"]))
+        return SourceColumns(sources[data["source"]], tuple(data["columns"]))
     node: Any = ExperimentContext.get_active().get_node(label=data["node"])
     parts = tuple(_flow(part, sources) for part in data["parts"])
-    return Merged(parts, partial(node.apply_merge, domain=data["domain"]))
+    return MergedColumns(parts, partial(node.apply_merge, domain=data["domain"]))

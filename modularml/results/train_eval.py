@@ -18,8 +18,8 @@ from modularml.data.formats import DataFormat, convert_array
 from modularml.data.selectors import select_one
 from modularml.errors import ConfigError, UnknownNameError
 from modularml.graph import topology
-from modularml.graph.flows import leaves
 from modularml.graph.labels import class_labels, is_encoded
+from modularml.graph.lineage import source_columns_of
 from modularml.graph.node import GraphNode
 from modularml.results.phase_results import Domain, PhaseResults, TrainResults
 from modularml.results.real_steps import blanked, real_steps, target_steps
@@ -154,11 +154,11 @@ class _OnePass(PhaseResults):
     def _classes(self, node_id: str) -> tuple[bool, Array | None]:
         """Return whether a node's targets are held as numbers of classes, and their labels."""
         layout = self._recorded()[0]._layout()
-        flow = layout.flows.get((node_id, "targets"))
+        flow = layout.lineages.get((node_id, "targets"))
         if flow is None:
             return False, None
         with next(iter(layout.views.values())).source.context.activate():
-            return any(map(is_encoded, leaves(flow))), class_labels(flow)
+            return any(map(is_encoded, source_columns_of(flow))), class_labels(flow)
 
     def _groups(
         self, node_id: str, role: str, group_by: str | None
@@ -197,7 +197,7 @@ class _OnePass(PhaseResults):
         holds = target_steps(self._recorded(), node_id, role)
         out = as_numpy(read("outputs", unscale=unscale))
         columns = by_column("prediction", blanked(out, holds))
-        if self._recorded()[0]._layout().flows.get((node_id, "targets")) is not None:
+        if self._recorded()[0]._layout().lineages.get((node_id, "targets")) is not None:
             true = as_numpy(read("targets", unscale=unscale))
             columns |= by_column("target", blanked(true, holds))
         index = require("pandas").Index(read("sample_uuids"), name="sample_uuid")

@@ -18,7 +18,7 @@ from modularml.engine.interruption import is_interruption
 from modularml.engine.monitoring import loggers_of, monitors_of
 from modularml.errors import AuditError, ConfigError, ExecutionError
 from modularml.experiment import Experiment, FitPhase, PhaseGroup, TrainPhase
-from modularml.experiment.auditing import Auditor
+from modularml.experiment.auditing import RunAudit
 from modularml.experiment.run import check_flags
 from modularml.io.randomness import unchanged_randomness
 from modularml.phases.phase import ExperimentPhase, all_of
@@ -281,7 +281,7 @@ class CrossValidation(Checked):
 
     def _audit(self, plan: Any, fold: Fold) -> None:
         """Look at the rows of one fold, for all of them are alike."""
-        auditor = Auditor(self.experiment.audit)
+        auditor = RunAudit(self.experiment.audit)
         if auditor.mode != "off":
             with unchanged_randomness():
                 own = fold_experiment(self.experiment, plan, fold, fold.label)

@@ -22,8 +22,8 @@ from modularml.experiment import (
     PhaseGroupResults,
     TrainResults,
 )
+from modularml.graph.inverse_scaling import to_own_units
 from modularml.graph.node import GraphNode
-from modularml.graph.units import to_own_units
 from modularml.results.real_steps import blanked, target_steps
 from modularml.results.scores import Score, default_score, find_scores
 from modularml.results.series import AxisSeries

@@ -178,7 +178,7 @@ def _is_elsewhere(timeout: float | None) -> bool:
 def _ends_elsewhere(
     work: Work, folds: Sequence[Fold], n_jobs: int, path: str, *classes: Any
 ) -> Generator[End]:
-    """Run folds as joblib was told to, files sent as bytes; yield each as it ends."""
+    """Run folds on joblib's current backend, files sent as bytes; yield each as it ends."""
     data = Path(path).read_bytes()
     jobs = (delayed(_work_on)(data, classes, work, fold) for fold in folds)
     streams = getattr(get_active_backend()[0], "supports_return_generator", False)
@@ -245,7 +245,7 @@ class _Workers:
         except TimeoutError:
             raise ExecutionError(f"not done after timeout={self.timeout:g} seconds") from None
         except process_executor.BrokenProcessPool as error:
-            raise ExecutionError(f"its worker died, for want of memory perhaps: {error}") from error
+            raise ExecutionError(f"its worker died, perhaps for lack of memory: {error}") from error
         _idle[self.threads].append((worker, self.job[0]))
         return _path_of(path, problem)
 

@@ -230,10 +230,10 @@ class AppliedLoss(Configurable):
         names = self.call_names(fn)
         value = fn(**dict(zip(names, args, strict=True))) if names else fn(*args)
         labels = [label for label, _ in layout.losses]
-        weighings = dict(zip(labels, layout.weighings, strict=True))
-        weighing = weighings.get(self.label) if self.loss.over != "batch" else None
-        if weighing is not None:
-            weights = ctx.sample_weights(weighing)
+        weight_sources = dict(zip(labels, layout.weight_sources, strict=True))
+        weight_source = weight_sources.get(self.label) if self.loss.over != "batch" else None
+        if weight_source is not None:
+            weights = ctx.sample_weights(weight_source)
             value = weigh(value, adapter.from_numpy(weights / (weights.mean() or 1.0)))
         return adapter.sample_mean(value) * self.weight
 
@@ -248,10 +248,10 @@ class AppliedLoss(Configurable):
             role, column = ctx.roles(node_id)[0], f"{item.domain}.{role}"
         if item.domain == "outputs":
             return ctx.output(node_id, role)
-        flow = layout.flows.get((node_id, item.domain))
+        flow = layout.lineages.get((node_id, item.domain))
         if column is not None:
             kind, source = f"input of loss {self.label!r}", item.source or of_set
-            flow = column_above(layout.flows, node_id, column, kind, source)
+            flow = column_above(layout.lineages, node_id, column, kind, source)
         values = ctx.column_values(flow, role)
         if values is None:
             why = f"has no {item.domain}" if flow is None else "was given no row numbers"

@@ -97,7 +97,7 @@ LAST_AXIS_MEANS = frozenset(
 """Losses of Keras that average over the last axis, whatever it is."""
 
 _KNOWN_MODULES = ("torch.nn.", "keras.", "modularml.")
-"""Where losses come from that average over samples unless they are told to sum."""
+"""Modules of losses that average over samples by default."""
 
 
 class Loss(Configurable, Saveable):

@@ -239,7 +239,7 @@ class Optimizer(Configurable, Stateful, Saveable):
     ) -> None:
         """Make the framework's optimizer over some parameters, where it is not over these yet.
 
-        New parameters are taken up, others let go of. Those that stay keep their moments; learning
+        New parameters are added, others are removed. Those that stay keep their moments; learning
         rates and the schedule go on, but for arguments that were changed.
 
         Parameters
@@ -280,7 +280,7 @@ class Optimizer(Configurable, Stateful, Saveable):
         self.set_state(state)
 
     def _state_for(self, named: Mapping[str, Any], now: Mapping[str, Hashable]) -> dict[str, Any]:
-        """Return the state that goes on with other parameters or arguments."""
+        """Return the state for other parameters or arguments."""
         state, before = self.get_state(), self._settings
         if any(now[name] != before[name] for name in ("opt", "factory")):
             return {"is_built": False}

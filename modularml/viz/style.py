@@ -143,7 +143,7 @@ def new_axes(width: float, height: float, *, title: str, x: str, y: str) -> tupl
 
 
 def curve_look(i: int) -> dict[str, Any]:
-    """Return colour and line style of the i-th of several curves; 28 can be told apart."""
+    """Return colour and line style of the i-th of several curves; 28 are distinct."""
     style = ("-", "--", ":", "-.")[i // len(SERIES) % 4]
     return {"color": SERIES[i % len(SERIES)], "linestyle": style, "linewidth": 1.6}
 

@@ -68,7 +68,7 @@ def listing(title: str, nodes: Sequence[DiagramNode], edges: Sequence[DiagramEdg
     """Write a diagram as an indented tree in plain characters.
 
     A node that several edges reach is written out where it is first met; afterwards its
-    title stands with ``(above)``. Titles that occur twice are told apart by their id.
+    title stands with ``(above)``. Titles that occur twice are distinguished by their id.
     """
     counts = Counter(clean(node.title) for node in nodes)
     known = {node.id: (node, _name(node, counts)) for node in nodes}

@@ -109,10 +109,10 @@ def test_it_costs_milliseconds():
     exp = experiment()
     times = []
     for _ in range(3):
-        exp._auditor._seen.clear()
+        exp._audit._seen.clear()
         start = time.process_time()
         with warnings.catch_warnings():
-            exp._auditor.look(train_phase(graph, split="train"), exp.ctx)
+            exp._audit.look(train_phase(graph, split="train"), exp.ctx)
         times.append(time.process_time() - start)
     assert min(times) < 0.03
-    assert exp._auditor._seen
+    assert exp._audit._seen

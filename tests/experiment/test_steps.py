@@ -82,8 +82,8 @@ class TestSpilling:
 
     def test_a_temporary_folder_lives_as_long_as_the_results(self):
         exp, results = run(mm.ResultsConfig(memory_budget=0))
-        folder = exp.results_room.folder()
-        exp.results_room = None
+        folder = exp.results_storage.folder()
+        exp.results_storage = None
         gc.collect()
         assert results.tensors("net", "outputs").first().shape == (16, 1)
         assert folder.is_dir()

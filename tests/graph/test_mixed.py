@@ -206,7 +206,7 @@ class TestTraining:
         np.testing.assert_allclose(values, expected, rtol=1e-5)
 
     def test_a_loss_against_another_framework(self):
-        """The net learns what a fitted forest says; nothing flows back into the forest."""
+        """The net learns what a fitted forest says; nothing lineages back into the forest."""
         x, y = arrays(n=60)
         fs = featureset(x, y)
         forest = mm.ModelNode("forest", RandomForestRegressor(5, random_state=0), fs)

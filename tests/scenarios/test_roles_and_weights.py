@@ -188,7 +188,7 @@ def test_nothing_is_added_where_nothing_weighs():
     fs, *_ = labelled()
     plan, _ = graph_of(fs, mlp()).plan([mse()], training=True)
     assert len(plan.slots) == 2
-    assert plan.layout.weighings == (None,)
+    assert plan.layout.weight_sources == (None,)
 
 
 # -- several samplers -------------------------------------------------------------------------

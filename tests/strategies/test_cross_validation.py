@@ -445,12 +445,12 @@ def test_the_rows_of_folds_are_audited_once():
     x = 0.1 * x + np.random.default_rng(0).normal(size=(12, *x.shape[1:]))[cell].astype(x.dtype)
     fs = featureset(x, y, "data", cell=cell)
     own = world(fs)
-    own._auditor.mode = "warn"
+    own._audit.mode = "warn"
     binding = mml.CVBinding(fs, ["train", "val"])
     with pytest.warns(AuditWarning, match="shared_groups") as said:
         mml.CrossValidation(bindings=binding, n_folds=3).run(**SILENT)
     assert len([w for w in said if w.category is AuditWarning]) == 1
-    own._auditor.mode = "error"
+    own._audit.mode = "error"
     with pytest.raises(AuditError, match="shared_groups"):
         mml.CrossValidation(bindings=binding).run(**SILENT)
     whole = mml.CVBinding(fs, ["train", "val"], group_by="cell", stop_size=0.2)
@@ -460,7 +460,7 @@ def test_the_rows_of_folds_are_audited_once():
 def test_folds_by_row_are_audited_for_the_groups_that_their_pool_was_split_by():
     x, y = arrays(N)
     fs = featureset(x, y, "data", cell=np.arange(N) // 10)
-    world(fs)._auditor.mode = "error"
+    world(fs)._audit.mode = "error"
     with pytest.raises(AuditError, match=r"share their 'cell' .* by which a split was grouped"):
         mml.CrossValidation(bindings=mml.CVBinding(fs, ["train", "val"])).run(**SILENT)
     whole = mml.CVBinding(fs, ["train", "val"], group_by="cell", stop_size=0.2)

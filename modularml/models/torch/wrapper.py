@@ -54,7 +54,7 @@ class TorchModelWrapper(ModelWrapper, TorchBaseModel):  # noqa: D101 - that of w
         return self if self.inner is None or _is_keras(self.inner) else self.inner
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the wrapped module; Keras on torch does not see torch's mode and is told it."""
+        """Call the wrapped module; Keras on torch does not see torch's mode, so it is passed."""
         if _is_keras(self.inner):
             kwargs.setdefault("training", self.training)
         return self.inner(*args, **kwargs)

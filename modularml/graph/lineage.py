@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from modularml.data.lineage import Flow, Leaf, Source, column_above, column_named, leaves
+from modularml.data.lineage import (
+    ColumnLineage,
+    Source,
+    SourceColumns,
+    column_above,
+    column_named,
+    source_columns_of,
+)
 from modularml.data.references import FeatureSetReference
 from modularml.data.selectors import as_list
 from modularml.errors import GraphError, LossError, UnknownNameError
@@ -14,18 +21,18 @@ from modularml.training import AppliedLoss, LossInput
 
 __all__ = [
     "column_above",
-    "flows_of",
     "is_integer",
-    "leaves",
+    "lineages_of",
     "loss_inputs",
     "mask_above",
     "masks_of",
     "pick_column",
     "resolve_id",
+    "source_columns_of",
 ]
 
 
-def flows_of(nodes: Sequence[ComputeNode]) -> dict[tuple[str, str], Flow]:
+def lineages_of(nodes: Sequence[ComputeNode]) -> dict[tuple[str, str], ColumnLineage]:
     """Say where each node's features, targets and tags come from.
 
     Parameters
@@ -33,33 +40,39 @@ def flows_of(nodes: Sequence[ComputeNode]) -> dict[tuple[str, str], Flow]:
     nodes : sequence of ComputeNode
         In topological order, with all upstream nodes.
     """
-    flows: dict[tuple[str, str], Flow] = {}
+    lineages: dict[tuple[str, str], ColumnLineage] = {}
     for node in nodes:
         for domain in ("features", "targets", "tags"):
-            parts = [_flow_in(node, ref, domain, flows) for ref in node.upstream_refs]
-            flows[node.node_id, domain] = node.flow(domain, parts)
-        if (named := as_list(getattr(node, "targets", None))) and flows[node.node_id, "features"]:
-            flows[node.node_id, "targets"] = _named_targets(node, named, flows)
-    return flows
+            parts = [_lineage_in(node, ref, domain, lineages) for ref in node.upstream_refs]
+            lineages[node.node_id, domain] = node.flow(domain, parts)
+        if (named := as_list(getattr(node, "targets", None))) and lineages[
+            node.node_id, "features"
+        ]:
+            lineages[node.node_id, "targets"] = _named_targets(node, named, lineages)
+    return lineages
 
 
-def _named_targets(node: ComputeNode, named: Sequence[str], flows: Mapping[Any, Flow]) -> Flow:
+def _named_targets(
+    node: ComputeNode, named: Sequence[str], lineages: Mapping[Any, ColumnLineage]
+) -> ColumnLineage:
     """Return the target columns that a node names, of one FeatureSet that it reads."""
     known: list[str] = []
-    for leaf in leaves(flows[node.node_id, "features"]):
+    for leaf in source_columns_of(lineages[node.node_id, "features"]):
         schema = leaf.source.ref.resolve().collection.schema
         found = [column_named(name, schema, "targets") for name in named]
         if None not in found:
-            return Leaf(leaf.source, tuple(map(str, found)))
+            return SourceColumns(leaf.source, tuple(map(str, found)))
         known += [name for name, spec in schema.columns.items() if spec.domain == "targets"]
     raise UnknownNameError(f"targets of node {node.label!r}", ", ".join(named), known)
 
 
-def _flow_in(node: ComputeNode, ref: Any, domain: str, flows: Mapping[Any, Flow]) -> Flow:
+def _lineage_in(
+    node: ComputeNode, ref: Any, domain: str, lineages: Mapping[Any, ColumnLineage]
+) -> ColumnLineage:
     if not isinstance(ref, FeatureSetReference):
-        return flows.get((resolve_id(ref), domain))
+        return lineages.get((resolve_id(ref), domain))
     columns = ref.columns(domain)
-    return Leaf(Source(node.node_id, ref), columns) if columns else None
+    return SourceColumns(Source(node.node_id, ref), columns) if columns else None
 
 
 def resolve_id(ref: Any) -> str:
@@ -68,13 +81,13 @@ def resolve_id(ref: Any) -> str:
     return found
 
 
-def masks_of(leaf: Leaf) -> dict[str, str]:
+def masks_of(leaf: SourceColumns) -> dict[str, str]:
     """Return the full names of the masks of padded columns, by their own."""
     schema = leaf.source.ref.resolve().collection.schema
     return {name: m for name in leaf.columns if (m := schema.mask_of(name)) is not None}
 
 
-def mask_above(flows: Mapping[Any, Flow], node: ComputeNode) -> tuple[Source, str]:
+def mask_above(lineages: Mapping[Any, ColumnLineage], node: ComputeNode) -> tuple[Source, str]:
     """Return the only mask of the columns that a node reads: its source and full name.
 
     Raises
@@ -83,7 +96,7 @@ def mask_above(flows: Mapping[Any, Flow], node: ComputeNode) -> tuple[Source, st
         If no column that it reads is padded, or several are by unlike masks.
     """
     found: dict[tuple[str, str], Source] = {}
-    for leaf in leaves(flows[node.node_id, "features"]):
+    for leaf in source_columns_of(lineages[node.node_id, "features"]):
         for mask in masks_of(leaf).values():
             found.setdefault((leaf.source.ref.node_label, mask), leaf.source)
     if len(found) != 1:
@@ -95,9 +108,9 @@ def mask_above(flows: Mapping[Any, Flow], node: ComputeNode) -> tuple[Source, st
     return source, mask
 
 
-def is_integer(flow: Flow) -> bool:
+def is_integer(flow: ColumnLineage) -> bool:
     """Tell whether all columns behind hold whole numbers by dtype."""
-    for leaf in leaves(flow):
+    for leaf in source_columns_of(flow):
         schema = leaf.source.ref.resolve().collection.schema
         if any(schema[name].dtype.kind not in "biu" for name in leaf.columns):
             return False
@@ -105,11 +118,11 @@ def is_integer(flow: Flow) -> bool:
 
 
 def pick_column(
-    applied: AppliedLoss, item: LossInput, flows: Mapping[Any, Flow], node: ComputeNode
-) -> Flow:
+    applied: AppliedLoss, item: LossInput, lineages: Mapping[Any, ColumnLineage], node: ComputeNode
+) -> ColumnLineage:
     """Find an upstream FeatureSet that has the column a loss asks for."""
     return column_above(
-        flows, node.node_id, str(item.column), f"input of loss {applied.label!r}", item.source
+        lineages, node.node_id, str(item.column), f"input of loss {applied.label!r}", item.source
     )
 
 
@@ -117,7 +130,7 @@ def loss_inputs(
     applied: AppliedLoss,
     roles: Sequence[str],
     nodes: Mapping[str, ComputeNode],
-    flows: Mapping[Any, Flow],
+    lineages: Mapping[Any, ColumnLineage],
 ) -> list[LossInput]:
     """Return what a loss reads, where ``targets.x`` may be the role or the column ``x``.
 
@@ -137,7 +150,7 @@ def loss_inputs(
         column, source = f"{item.domain}.{item.role}", None if here else item.node
         asked = LossInput(item.node if here else None, item.domain, None, column, source)
         try:
-            pick_column(applied, asked, flows, on)
+            pick_column(applied, asked, lineages, on)
         except UnknownNameError as error:
             raise LossError(
                 f"loss {applied.label!r} on node {applied.on!r} asks for {column!r}: the sampler "

@@ -8,22 +8,22 @@ from typing import Any
 import numpy as np
 
 from modularml._typing import Array
-from modularml.data.execution import Weighing
-from modularml.data.lineage import Flow, Leaf, Source
+from modularml.data.execution import WeightSource
+from modularml.data.lineage import ColumnLineage, Source, SourceColumns
 from modularml.errors import DataError
-from modularml.graph.flows import leaves, pick_column
+from modularml.graph.lineage import pick_column, source_columns_of
 from modularml.graph.node import ComputeNode
 from modularml.training import AppliedLoss, LossInput
 
-__all__ = ["mean_one", "weighing_of"]
+__all__ = ["mean_one", "weight_source_of"]
 
 
-def weighing_of(
+def weight_source_of(
     applied: AppliedLoss | None,
     reads: Sequence[tuple[ComputeNode, str]],
-    flows: Mapping[tuple[str, str], Flow],
+    lineages: Mapping[tuple[str, str], ColumnLineage],
     weighted: Mapping[Source, int],
-) -> Weighing | None:
+) -> WeightSource | None:
     """Return what weighs the samples of a loss; None where all weigh the same.
 
     It `reads` nodes in roles, the one it is applied on first; rows of `weighted` sources have
@@ -36,28 +36,28 @@ def weighing_of(
     """
     rows: dict[tuple[int, str], Source] = {}
     for node, role in reads:
-        for leaf in leaves(flows[node.node_id, "features"]):
+        for leaf in source_columns_of(lineages[node.node_id, "features"]):
             if leaf.source in weighted:
                 rows.setdefault((weighted[leaf.source], role), leaf.source)
     found = tuple((source, role) for (_, role), source in rows.items())
     node, role = reads[0]
     if applied is None or applied.sample_weight is None:
-        return Weighing(found[0][0], found[0][1], found) if found else None
-    leaf = _column(applied, "sample_weight", applied.sample_weight, flows, node)
-    return Weighing(leaf.source, role, found, leaf.columns[0])
+        return WeightSource(found[0][0], found[0][1], found) if found else None
+    leaf = _column(applied, "sample_weight", applied.sample_weight, lineages, node)
+    return WeightSource(leaf.source, role, found, leaf.columns[0])
 
 
-def batch_weighing(
+def batch_weight_source(
     applied: AppliedLoss,
     reads: Sequence[tuple[ComputeNode, str]],
-    flows: Mapping[tuple[str, str], Flow],
-) -> Weighing | None:
+    lineages: Mapping[tuple[str, str], ColumnLineage],
+) -> WeightSource | None:
     """Return the column whose sum weighs a batch of a loss over batches; None without one."""
     if applied.loss.weight_by is None:
         return None
     node, role = reads[0]
-    leaf = _column(applied, "weight_by", applied.loss.weight_by, flows, node)
-    return Weighing(leaf.source, role, (), leaf.columns[0])
+    leaf = _column(applied, "weight_by", applied.loss.weight_by, lineages, node)
+    return WeightSource(leaf.source, role, (), leaf.columns[0])
 
 
 def mean_one(values: Array, bounds: Sequence[int] | Array) -> Array:
@@ -70,10 +70,14 @@ def mean_one(values: Array, bounds: Sequence[int] | Array) -> Array:
 
 
 def _column(
-    applied: AppliedLoss, argument: str, item: Any, flows: Mapping[Any, Flow], node: ComputeNode
-) -> Leaf:
+    applied: AppliedLoss,
+    argument: str,
+    item: Any,
+    lineages: Mapping[Any, ColumnLineage],
+    node: ComputeNode,
+) -> SourceColumns:
     named = LossInput(None, "tags", None, item) if isinstance(item, str) else LossInput.parse(item)
-    leaf: Any = pick_column(applied, named, flows, node)
+    leaf: Any = pick_column(applied, named, lineages, node)
     fs = leaf.source.ref.resolve()
     values = fs.collection.numpy(leaf.columns[0])
     numbers = values.ndim == 1 and values.dtype.kind in "biuf"

@@ -10,10 +10,10 @@ from modularml.data.schema import DOMAINS, POSITION, SAMPLE_UUIDS
 from modularml.data.selectors import as_list, select_one
 from modularml.errors import ConfigError, UnknownNameError
 
-__all__ = ["ReferringMixin"]
+__all__ = ["ReferencesMixin"]
 
 
-class ReferringMixin(ExperimentNode, SampleCollectionMixin):
+class ReferencesMixin(ExperimentNode, SampleCollectionMixin):
     """References to columns; they resolve when an experiment runs."""
 
     def reference(

@@ -39,7 +39,7 @@ class GraphMembers:
 
     @abstractmethod
     def _build_optimizer(self, force: bool) -> None:
-        """Make the optimizer, or let it take up parameters that are new."""
+        """Make the optimizer, or add new parameters to it."""
 
     @abstractmethod
     def _take_up_losses(self, losses: Sequence[AppliedLoss]) -> None:

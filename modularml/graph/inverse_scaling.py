@@ -11,11 +11,11 @@ import numpy as np
 
 from modularml._typing import Array, Shape
 from modularml.data.execution import ExecutionContext
-from modularml.data.lineage import Flow, Leaf
+from modularml.data.lineage import ColumnLineage, SourceColumns
 from modularml.data.schema import TRANSFORMED
 from modularml.errors import ScalerError, UnknownNameError
-from modularml.graph.flows import flows_of, leaves, loss_inputs, pick_column
 from modularml.graph.labels import is_encoded
+from modularml.graph.lineage import lineages_of, loss_inputs, pick_column, source_columns_of
 from modularml.graph.node import ComputeNode
 from modularml.graph.segments import backends_of
 from modularml.training import AppliedLoss
@@ -32,24 +32,26 @@ def pairings(
     nodes: Sequence[ComputeNode], losses: Iterable[AppliedLoss], roles: Sequence[str]
 ) -> dict[str, Pairing | None]:
     """Return by id what losses pair with the outputs of nodes; None where they disagree."""
-    flows, found = flows_of(nodes), dict[str, Pairing | None]()
+    lineages, found = lineages_of(nodes), dict[str, Pairing | None]()
     frameworks = backends_of(nodes)
     by_name = {name: n for n in nodes for name in (n.label, n.node_id)}
     for applied in losses:
-        read = loss_inputs(applied, roles, by_name, flows)
+        read = loss_inputs(applied, roles, by_name, lineages)
         outputs = [i for i in read if i.domain == "outputs" and i.column is None]
         others = [i for i in read if i not in outputs and i.domain != "tags"]
         if len(outputs) != 1 or len(others) != 1 or applied.on not in by_name:
             continue
         on = by_name[applied.on]
         node, asked = by_name.get(outputs[0].node or "", on), by_name.get(others[0].node or "", on)
-        flow = flows[asked.node_id, others[0].domain]
+        flow = lineages[asked.node_id, others[0].domain]
         if others[0].column is not None:
             try:
-                flow = pick_column(applied, others[0], flows, asked)
+                flow = pick_column(applied, others[0], lineages, asked)
             except UnknownNameError:  # a scaler may make it yet
                 continue
-        columns = tuple(c.rpartition(".")[0] for leaf in leaves(flow) for c in leaf.columns)
+        columns = tuple(
+            c.rpartition(".")[0] for leaf in source_columns_of(flow) for c in leaf.columns
+        )
         applied.loss.resolve(frameworks[on.node_id])
         name = getattr(applied.loss.cls, "__name__", "")
         pairing = columns, name in CLASS_INDEX | SHARES | CLASS_SET
@@ -59,24 +61,24 @@ def pairings(
 
 
 def unit_flows(
-    node: ComputeNode, flows: Mapping[tuple[str, str], Flow]
-) -> dict[tuple[str, str], Flow]:
+    node: ComputeNode, lineages: Mapping[tuple[str, str], ColumnLineage]
+) -> dict[tuple[str, str], ColumnLineage]:
     """Return what a node's outputs stand for.
 
     ``outputs`` are the target columns whose units they have, ``truth`` those that they are compared
     with, and ``unclear`` scaled ones where nothing says whether outputs have their units.
     """
-    here, own = node.node_id, flows.get((node.node_id, "targets"))
+    here, own = node.node_id, lineages.get((node.node_id, "targets"))
     model, known = getattr(node, "model", None), getattr(node, "paired", None)
-    found = own if known is None else _columns_of(known[0], own, node, flows)
-    names = [column for leaf in leaves(found) for column in leaf.columns]
+    found = own if known is None else _columns_of(known[0], own, node, lineages)
+    names = [column for leaf in source_columns_of(found) for column in leaf.columns]
     compared = found is not own and all(name.startswith("targets.") for name in names)
     truth = {(here, "truth"): found} if compared else {}
     scores = not getattr(model, "predicts_targets", True) or (known is not None and known[1])
-    scores = scores or any(map(is_encoded, leaves(found)))
+    scores = scores or any(map(is_encoded, source_columns_of(found)))
     if scores or not names or (known is None and _is_read(node)):
         return {**truth, (here, "outputs"): None}
-    sizes = [len(leaf.columns) * math.prod(_shape(leaf)) for leaf in leaves(found)]
+    sizes = [len(leaf.columns) * math.prod(_shape(leaf)) for leaf in source_columns_of(found)]
     width, one = math.prod(node.output_shape or ()), len(set(names)) == 1
     fits = width in {*sizes, sum(sizes)}
     each = one and getattr(node, "targets", None) is not None and width % sizes[0] == 0
@@ -93,24 +95,31 @@ def _is_read(node: ComputeNode) -> bool:
     return any(ref.node_label == node.label for other in nodes for ref in other.node_refs)
 
 
-def _shape(leaf: Leaf) -> Shape:
+def _shape(leaf: SourceColumns) -> Shape:
     return leaf.source.ref.resolve().collection.schema[leaf.columns[0]].shape  # type: ignore[no-any-return]
 
 
 def _columns_of(
-    names: Sequence[str], own: Flow, node: ComputeNode, flows: Mapping[tuple[str, str], Flow]
-) -> Flow:
+    names: Sequence[str],
+    own: ColumnLineage,
+    node: ComputeNode,
+    lineages: Mapping[tuple[str, str], ColumnLineage],
+) -> ColumnLineage:
     """Return columns named ``domain.key``, in the representation that the node's inputs have."""
-    if tuple(c.rpartition(".")[0] for leaf in leaves(own) for c in leaf.columns) == tuple(names):
+    if tuple(
+        c.rpartition(".")[0] for leaf in source_columns_of(own) for c in leaf.columns
+    ) == tuple(names):
         return own
-    for leaf in leaves(flows[node.node_id, "features"]):
+    for leaf in source_columns_of(lineages[node.node_id, "features"]):
         schema = leaf.source.ref.resolve().collection.schema
         if all(schema.reps(*name.split(".")) for name in names):
-            return Leaf(leaf.source, tuple(schema.newest(*name.split(".")) for name in names))
+            return SourceColumns(
+                leaf.source, tuple(schema.newest(*name.split(".")) for name in names)
+            )
     return own
 
 
-def scaled_target(flow: Flow) -> Leaf | None:
+def scaled_target(flow: ColumnLineage) -> SourceColumns | None:
     """Return the target columns that a node's output stands for, where a scaler changed them.
 
     Raises
@@ -118,10 +127,10 @@ def scaled_target(flow: Flow) -> Leaf | None:
     ScalerError
         If scaled targets are merged with others.
     """
-    names = [name for leaf in leaves(flow) for name in leaf.columns]
+    names = [name for leaf in source_columns_of(flow) for name in leaf.columns]
     if not any(name.endswith(".transformed") for name in names):
         return None
-    if not isinstance(flow, Leaf):
+    if not isinstance(flow, SourceColumns):
         raise ScalerError(
             f"scaled targets {names} are merged, and cannot be unscaled together; merge them by "
             "'first', or pass unscale=False"
@@ -146,8 +155,8 @@ def to_own_units(
     if domain == "targets":
         leaf = scaled_target(targets)
     else:
-        check_clear(layout.flows, node_id, layout.labels[node_id])
-        leaf = scaled_target(layout.flows.get((node_id, domain), targets))
+        check_clear(layout.lineages, node_id, layout.labels[node_id])
+        leaf = scaled_target(layout.lineages.get((node_id, domain), targets))
     if leaf is None:
         return values
     fs = layout.views[leaf.source].source  # whatever context is active by now
@@ -157,9 +166,11 @@ def to_own_units(
     return found if holds is None else np.where(holds, found, values)
 
 
-def check_clear(flows: Mapping[tuple[str, str], Flow], node_id: str, label: str) -> None:
+def check_clear(
+    lineages: Mapping[tuple[str, str], ColumnLineage], node_id: str, label: str
+) -> None:
     """Refuse to unscale outputs where nothing says whether they have the units of targets."""
-    for leaf in leaves(flows.get((node_id, "unclear"))):
+    for leaf in source_columns_of(lineages.get((node_id, "unclear"))):
         keys = [name.split(".")[1] for name in leaf.columns]
         raise ScalerError(
             f"it is not clear whether outputs of node {label!r} have the units of the scaled "
@@ -169,7 +180,9 @@ def check_clear(flows: Mapping[tuple[str, str], Flow], node_id: str, label: str)
         )
 
 
-def invert_leaf(leaf: Leaf, values: Array, sample_uuids: Any = None, fs: Any = None) -> Array:
+def invert_leaf(
+    leaf: SourceColumns, values: Array, sample_uuids: Any = None, fs: Any = None
+) -> Array:
     """Undo the scaling of some columns, of the set that the leaf names by default.
 
     Several values of one column, such as quantiles, are each unscaled.
@@ -186,7 +199,7 @@ def invert_leaf(leaf: Leaf, values: Array, sample_uuids: Any = None, fs: Any = N
     return np.stack(found, axis=1).reshape(values.shape)
 
 
-def needs_rows(leaf: Leaf, fs: Any = None) -> bool:
+def needs_rows(leaf: SourceColumns, fs: Any = None) -> bool:
     """Tell whether a scaler on these columns needs facts of each row to be inverted."""
     fs = fs or leaf.source.ref.resolve()
     keys, domain = {name.split(".")[1] for name in leaf.columns}, leaf.columns[0].split(".")[0]

@@ -21,10 +21,10 @@ from modularml.errors import ConfigError, expect
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["MakingMixin"]
+__all__ = ["ConstructorsMixin"]
 
 
-class MakingMixin:
+class ConstructorsMixin:
     """Constructors of a FeatureSet; each ends in ``cls(label, collection)``."""
 
     def __init__(self, label: str, collection: SampleCollection, **kwargs: Any) -> None:
