@@ -486,5 +486,5 @@ class TestWeightedRows:
     def test_losses_weighed_in_unlike_ways_cannot_be_put_together(self):
         *_, made = self.world()
         losses = [mse(sample_weight="w"), mse(label="plain")]
-        with pytest.raises(ConfigError, match="unlike"):
+        with pytest.raises(ConfigError, match="differently"):
             train(made, losses, accumulate=2)
