@@ -207,7 +207,7 @@ class Wider:
         ({"keys": ["a", "v"]}, ShapeError, r"a: \(\), v: \(6,\)"),
         ({"keys": ["v", "w"]}, ShapeError, r"choose merged_axes=\(1, 2\)"),
         ({"keys": ["v"], "merged_axes": (0, 7)}, ShapeError, "merged_axes"),
-        ({"scaler": Wider}, ScalerError, "cannot be told which belong to which key"),
+        ({"scaler": Wider}, ScalerError, "ambiguous which belong to which key"),
         ({"scaler": object()}, ConfigError, "lacks fit and transform"),
         ({"fit_to_split": "none"}, ScalerError, "no rows to fit on in split 'none'"),
     ],

@@ -143,7 +143,7 @@ def test_what_cannot_be_done_is_refused_and_changes_nothing():
             fs.fit_transform(**kwargs, domain="features", fit_to_split="train")
     assert not fs.scaler_records
     two = mm.FeatureSet.from_dict("both", {"a": Y, "b": Y**2 + 1, "y": Y}, ["a", "b"], "y")
-    with pytest.raises(ScalerError, match="cannot be told which belong to which key"):
+    with pytest.raises(ScalerError, match="ambiguous which belong to which key"):
         two.fit_transform(PCA(1), domain="features")
 
 
