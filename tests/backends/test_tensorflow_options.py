@@ -272,7 +272,7 @@ class TestPrecision:
 def test_what_cannot_be_had_is_refused():
     x, y = arrays(n=20)
     for name, call in [("data_parallel", adapter.processes), ("pin_memory", adapter.upload)]:
-        with pytest.raises(BackendNotSupportedError, match=f"{name} is not supported for tensorflow"):
+        with pytest.raises(BackendNotSupportedError, match=f"{name} is not supported"):
             call(*[None] * (1 + (name == "pin_memory")))
     with mm.ExperimentContext().activate(), pytest.raises(ConfigError, match="decay_steps"):
         graph(x, y, schedule="cosine").build()
