@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.leaks import (
+from benchmarks.planted import (
     BEFORE,
     COPIES,
     CURVES,
