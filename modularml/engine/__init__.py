@@ -1,1 +1,1 @@
-"""What runs a phase: the loop, its state, its batches, callbacks and checkpoints."""
+"""The training loop: its state, batches, callbacks and checkpoints."""

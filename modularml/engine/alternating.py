@@ -1,4 +1,4 @@
-"""Steps that alternate between samplers: the nodes of one run, all others rest."""
+"""Training steps that alternate between samplers."""
 
 from __future__ import annotations
 
@@ -17,91 +17,93 @@ __all__ = ["AlternatingBatches"]
 
 
 class AlternatingBatches:
-    """One plan for the rows of each sampler, whose results are filled up to those of the whole.
+    """One plan per sampler; its results are padded to those of the full plan.
 
     An inactive branch gives outputs and losses of zero; its weights do not move.
 
     Parameters
     ----------
-    whole : StepPlan
-        Of all nodes and losses.
-    plan : callable
-        Makes the plan and the step of some losses and ``active_nodes``.
+    full_plan : StepPlan
+        The plan of all nodes and losses.
+    make_plan : callable
+        Returns the plan and the step for given losses and ``active_nodes``.
     losses : sequence of AppliedLoss
     groups : mapping of Source to int
-        Which sampler gives the rows of a source.
+        Index of the sampler that draws the rows of each source.
     shape_of : callable
-        From a node's id to the shape of its output.
+        Maps a node's id to the shape of its output.
 
     Raises
     ------
     ConfigError
-        If a loss reads rows of several samplers, or no loss those of one.
+        If a loss reads rows of several samplers, or a sampler has no loss.
     """
 
     def __init__(
         self,
-        whole: StepPlan,
-        plan: Callable[..., Any],
+        full_plan: StepPlan,
+        make_plan: Callable[..., Any],
         losses: Sequence[AppliedLoss],
         groups: Mapping[Source, int],
         shape_of: Callable[[str], Shape],
     ) -> None:
-        self.layout, self._shape_of = whole.layout, shape_of
-        own: list[list[str]] = [[] for _ in set(groups.values())]
+        self.layout, self._shape_of = full_plan.layout, shape_of
+        nodes_of_group: list[list[str]] = [[] for _ in set(groups.values())]
         for node_id in self.layout.labels:
-            read = {
+            groups_read = {
                 groups[leaf.source]
                 for leaf in source_columns_of(self.layout.lineages[node_id, "features"])
             }
-            if len(read) == 1:
-                own[read.pop()].append(node_id)
+            if len(groups_read) == 1:
+                nodes_of_group[groups_read.pop()].append(node_id)
         self.plans: list[StepPlan] = []
         self._parts: list[tuple[Any, list[int], dict[int, int]]] = []
-        known = {*self.layout.labels, *self.layout.labels.values()}
-        losses = [a for a in losses if a.on in known]
-        left = list(range(len(losses)))
-        for ids in own:
+        node_names = {*self.layout.labels, *self.layout.labels.values()}
+        losses = [a for a in losses if a.on in node_names]
+        remaining = list(range(len(losses)))
+        for ids in nodes_of_group:
             names = {*ids, *(self.layout.labels[i] for i in ids)}
-            mine = [i for i in left if _read(losses[i]) <= names]
-            left = [i for i in left if i not in mine]
-            if not mine:
+            selected = [i for i in remaining if _nodes_read(losses[i]) <= names]
+            remaining = [i for i in remaining if i not in selected]
+            if not selected:
                 raise ConfigError(f"samplers alternate, but no loss is on {sorted(names)}")
-            made, step = plan([losses[i] for i in mine], active_nodes=ids)
-            places = {out: i for i, out in enumerate(made.layout.outputs)}
-            outs = {i: places[o] for i, o in enumerate(self.layout.outputs) if o in places}
-            self.plans.append(made)
-            others = map(self.layout.losses.index, made.layout.losses[len(mine) :])
-            self._parts.append((step, [*mine, *others], outs))
-        if left:
-            labels = [losses[i].label for i in left]
+            group_plan, step = make_plan([losses[i] for i in selected], active_nodes=ids)
+            positions = {out: i for i, out in enumerate(group_plan.layout.outputs)}
+            output_positions = {
+                i: positions[o] for i, o in enumerate(self.layout.outputs) if o in positions
+            }
+            self.plans.append(group_plan)
+            others = map(self.layout.losses.index, group_plan.layout.losses[len(selected) :])
+            self._parts.append((step, [*selected, *others], output_positions))
+        if remaining:
+            labels = [losses[i].label for i in remaining]
             raise ConfigError(
                 f"losses {labels} read rows of several samplers, which alternating never brings "
                 "together; use batch_schedule='zip_strict' or 'zip_cycle'"
             )
 
-    def step(self, given: tuple[int, Sequence[Any]]) -> tuple[Sequence[Any], Sequence[Any]]:
-        """Run the step of one sampler on its tensors."""
-        turn, tensors = given
-        run, losses, places = self._parts[turn]
+    def step(self, batch: tuple[int, Sequence[Any]]) -> tuple[Sequence[Any], Sequence[Any]]:
+        """Run the step of one sampler, given its index and its tensors."""
+        group, tensors = batch
+        run, loss_positions, output_positions = self._parts[group]
         try:
-            found, own = run(tensors)
+            losses, outputs = run(tensors)
         except NotFiniteError as error:
-            raise NotFiniteError(losses[error.place], error.value, error.of) from None
-        values = [found[0] * 0.0] * len(self.layout.losses)
-        for place, value in zip(losses, found, strict=True):
-            values[place] = value
+            raise NotFiniteError(loss_positions[error.place], error.value, error.of) from None
+        all_losses = [losses[0] * 0.0] * len(self.layout.losses)
+        for position, value in zip(loss_positions, losses, strict=True):
+            all_losses[position] = value
         n = len(tensors[0])
-        outs = [
-            own[places[i]] if i in places else self._rest(i, n)
+        all_outputs = [
+            outputs[output_positions[i]] if i in output_positions else self._zeros(i, n)
             for i in range(len(self.layout.outputs))
         ]
-        return values, outs
+        return all_losses, all_outputs
 
-    def _rest(self, place: int, n: int) -> Any:
-        node_id, _ = self.layout.outputs[place]
-        return self.layout.adapters[place].zeros((n, *self._shape_of(node_id)), None)
+    def _zeros(self, position: int, n: int) -> Any:
+        node_id, _ = self.layout.outputs[position]
+        return self.layout.adapters[position].zeros((n, *self._shape_of(node_id)), None)
 
 
-def _read(applied: AppliedLoss) -> set[str]:
+def _nodes_read(applied: AppliedLoss) -> set[str]:
     return {item.node or applied.on for item in applied.parsed}

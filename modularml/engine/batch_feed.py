@@ -1,4 +1,4 @@
-"""Epochs of steps: batches of every sampler, gathered and put side by side."""
+"""The batch feed: the batches of all samplers, as the tensors of each step."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ __all__ = ["BatchFeed"]
 
 
 class BatchFeed:
-    """Makes the steps of a phase, their tensors filled in.
+    """Yields the steps of a phase, with their tensors filled in.
 
     Parameters
     ----------
     phase : str
-        Label.
+        Its label.
     graph : ModelGraph
     bound : sequence of Bound
     losses : sequence of AppliedLoss
@@ -49,18 +49,18 @@ class BatchFeed:
     training : bool
     policy : BatchSchedulingPolicy
     options : StepOptions
-        What a training step does beside.
+        Options of a training step, such as gradient accumulation and clipping.
     pin_memory : bool
-        Whether columns stay on the host and chunks of rows are uploaded.
+        Whether columns stay in host memory and rows are uploaded in chunks.
     processes : Processes, optional
-        Those that share the batches of an epoch.
+        The processes that share the batches of an epoch.
     fits : sequence of ModelNode
         Nodes that are fitted on the rows of each step.
     live : bool
         Whether weights of frozen nodes may change from batch to batch, so that their outputs are
         computed in each step and not once.
     chunk : int, optional
-        Rows in one forward pass of an evaluation, where its losses see all of a batch.
+        Rows per forward pass of an evaluation; its losses still see the whole batch.
     """
 
     def __init__(
@@ -124,32 +124,32 @@ class BatchFeed:
         self.watch: Callable[[Sequence[Bound]], Iterable[Bound]] = iter
         self._current = self.first = 0
         self._runs: dict[int, tuple[IntArray, IntArray | slice]] = {}
-        self._room: dict[InputSlot, list[Any]] = {}
+        self._buffers: dict[InputSlot, list[Any]] = {}
         self.refresh()
 
     @staticmethod
     def check_over_batch(
         phase: str, losses: Sequence[AppliedLoss], options: StepOptions, processes: Any
     ) -> None:
-        """Refuse to take parts of a batch for the batch that a loss is over."""
-        whole = [a.label for a in losses if a.loss.over == "batch"]
-        if whole and (options.accumulate > 1 or processes is not None):
+        """Refuse to split the batch of a loss that is computed over the whole batch."""
+        batch_losses = [a.label for a in losses if a.loss.over == "batch"]
+        if batch_losses and (options.accumulate > 1 or processes is not None):
             raise ConfigError(
-                f"phase {phase!r}: losses {whole} are over the batch, and gradients of several "
-                "batches do not add up to that of one; leave accumulate=1 and data_parallel=False, "
-                "and use a larger batch_size"
+                f"phase {phase!r}: losses {batch_losses} are computed over the batch, and "
+                "gradients of several batches do not add up to that of one; leave accumulate=1 "
+                "and data_parallel=False, and use a larger batch_size"
             )
 
     def check_means(self, ctx: ExecutionContext) -> bool:
-        """Warn of losses that are averaged over batches and are no means over samples.
+        """Warn of losses that are averaged over batches but are not means over samples.
 
-        A batch tells: a mean of all its samples is that of the means of two halves. Return whether
-        this one did; a batch of one sample does not.
+        A mean over the samples of a batch equals the mean of the means of its two halves. Return
+        whether this batch could be checked; a batch of one sample cannot.
         """
-        tried = {a.label: a.loss for a in self._losses}
+        losses = {a.label: a.loss for a in self._losses}
         unknown = {
             label: loss
-            for label, loss in tried.items()
+            for label, loss in losses.items()
             if loss.over is None and not (loss.is_known_mean or loss.was_tried)
         }
         n = ctx.n_samples
@@ -159,30 +159,30 @@ class BatchFeed:
             return False
         parts = slice(0, n), slice(0, n // 2), slice(n // 2, n)
         with unchanged_randomness():
-            found = [self._losses_of(ctx, part) for part in parts]
-        for place, (label, _) in enumerate(self.layout.losses):
-            if label not in unknown or self.layout.weight_sources[place] is not None:
+            losses_of_parts = [self._losses_of(ctx, part) for part in parts]
+        for position, (label, _) in enumerate(self.layout.losses):
+            if label not in unknown or self.layout.weight_sources[position] is not None:
                 continue
             unknown[label].was_tried = True
-            whole, *halves = [losses[place] for losses in found]
+            whole, *halves = [values[position] for values in losses_of_parts]
             mean = sum(h * (p.stop - p.start) for h, p in zip(halves, parts[1:], strict=True)) / n
             if math.isclose(whole, mean, rel_tol=1e-3, abs_tol=1e-6):
                 continue
             warn(
-                f"phase {self.phase!r}: loss {label!r} is averaged over batches, and is no mean "
-                f"over samples: {whole:.4g} for the {n} of a batch, {mean:.4g} for the mean of its "
-                "halves; its value depends on the size of batches. Declare it: Loss(..., "
+                f"phase {self.phase!r}: loss {label!r} is averaged over batches but is not a mean "
+                f"over samples: {whole:.4g} for a batch of {n}, {mean:.4g} for the mean of its "
+                "halves; its value depends on the batch size. Declare it: Loss(..., "
                 "over='batch', weight_by=...), or over='sample' if it is such a mean"
             )
         return True
 
     def _losses_of(self, ctx: ExecutionContext, part: slice) -> list[float]:
-        """Return the losses of a part of a batch; NaN where they cannot be computed for it.
+        """Return the losses of a part of a batch; NaN if they cannot be computed.
 
         Raises
         ------
         LossError
-            If the part is the whole batch, and a loss has values of a wrong number.
+            If the part is the whole batch and a loss returns a wrong number of values.
         """
         try:
             return self.plan.losses_of_part(ctx.tensors or (), ctx.outs, part)
@@ -190,18 +190,18 @@ class BatchFeed:
             if part == slice(0, ctx.n_samples):
                 raise
             return [math.nan] * len(self.layout.losses)
-        except Exception:  # noqa: BLE001 - a loss of the user's may need more rows than these
+        except Exception:  # noqa: BLE001 - a user-defined loss may need more rows than these
             return [math.nan] * len(self.layout.losses)
 
     @property
     def is_current(self) -> bool:
-        """Whether every FeatureSet still holds the table that this was made of."""
+        """Whether every FeatureSet still holds the table this feed was built from."""
         return all(b.view.collection is table for b, table in self._tables)
 
     def refresh(self) -> None:
-        """Follow what was frozen, unfrozen or otherwise changed since the last epoch.
+        """Update the plan after nodes were frozen, unfrozen or otherwise changed.
 
-        Outputs of a frozen part are computed again where its weights have changed.
+        Outputs of frozen nodes are computed again if their weights have changed.
         """
         plan, step = self._plan_with_static()
         self._version = plan.static_version()
@@ -211,17 +211,19 @@ class BatchFeed:
         self._made_from, self.plan, self.step = made_from, plan, step
         self._tables = [(b, b.view.collection) for b in self.bound.values()]
         if self._in_turn:
-            of = {source: b.group for source, b in self.bound.items()}
-            turns = AlternatingBatches(plan, self._graph_plan, self._losses, of, self._shape_of)
-            self.step = turns.step
-            self._parts = [(p, [self._column(s) for s in p.slots]) for p in turns.plans]
+            groups = {source: b.group for source, b in self.bound.items()}
+            alternating = AlternatingBatches(
+                plan, self._graph_plan, self._losses, groups, self._shape_of
+            )
+            self.step = alternating.step
+            self._parts = [(p, [self._column(s) for s in p.slots]) for p in alternating.plans]
             self.layout = self._layout(plan)
             return
         columns = [self._column(slot) for slot in plan.slots]
-        if any(column is None for column in columns):  # the frozen part is not repeatable
+        if any(column is None for column in columns):  # frozen outputs vary between calls
             self.plan, self.step = self._plan()
             columns = [self._column(slot) for slot in self.plan.slots]
-        self._parts, self._room = [(self.plan, columns)], {}
+        self._parts, self._buffers = [(self.plan, columns)], {}
         self.layout = self._layout(self.plan)
 
     def _layout(self, plan: StepPlan) -> Layout:
@@ -234,17 +236,17 @@ class BatchFeed:
         return batches[0].n_batches, self._steps(epoch, batches)
 
     def __iter__(self) -> Iterator[ExecutionContext]:
-        """Return the steps of the epoch that was asked for last, from number `first` on."""
+        """Return the steps of the last requested epoch, from batch `first` on."""
         steps = self._steps(self._current, self._batches(self._current))
         return islice(steps, self.first, None) if self.first else steps
 
     def sizes(self, epoch: int, node_id: str) -> list[int]:
-        """Return the rows of a node in each batch of an epoch."""
+        """Return the number of rows of a node in each batch of an epoch."""
         group = min(self._groups_of(node_id))
         return self._batches(epoch)[group].sizes
 
     def gathered(self, epoch: int, table: Array) -> tuple[Array, Array]:
-        """Return losses over all processes, and what each is a mean over.
+        """Return losses over all processes, and the count that each is a mean over.
 
         Parameters
         ----------
@@ -253,12 +255,12 @@ class BatchFeed:
         sizes = self._totals(self._batches(epoch))[: len(table)]
         if self.processes is None:
             return table, sizes
-        counts = np.array([own for own, _ in self._counts[epoch]])[: len(table), None]
+        counts = np.array([count for count, _ in self._counts[epoch]])[: len(table), None]
         tables, sizes = map(np.stack, zip(*self.processes.gather((table, counts)), strict=True))
         return (tables * sizes).sum(0) / sizes.sum(0), sizes.sum(0) * np.ones_like(table)
 
     def _totals(self, batches: list[EpochBatches]) -> Array:
-        """Return what each loss is a mean over: rows, or the sum of their weights.
+        """Return the count each loss is a mean over: rows, or their summed weight.
 
         Returns
         -------
@@ -274,50 +276,53 @@ class BatchFeed:
             elif weight_source is None:
                 columns.append(batches[min(self._groups_of(node_id))].sizes)
             else:
-                starts = self._own(weight_source.source, batches).bounds[:-1]
+                starts = self._batches_of(weight_source.source, batches).bounds[:-1]
                 columns.append(np.add.reduceat(self._weights(weight_source, batches), starts))
         return np.array(columns, dtype=np.float64).T
 
     def _counted(
         self, batches: list[EpochBatches]
     ) -> tuple[list[EpochBatches], list[tuple[float, float]]]:
-        """Return the batches of this process, and how much each of them counts."""
+        """Return the batches of this process, and the weight of each in the mean."""
         totals = self._totals(batches)
         if (totals != totals[:, :1]).any():
             raise ConfigError(
-                f"phase {self.phase!r}: its losses weight samples differently, so batches cannot "
-                "be put together exactly; leave accumulate=1 and data_parallel=False"
+                f"phase {self.phase!r}: its losses weight samples differently, so the gradients "
+                "of several batches cannot be combined exactly; leave accumulate=1 and "
+                "data_parallel=False"
             )
-        own: Array = totals[:, 0]
+        row_totals: Array = totals[:, 0]
         if self.processes is None:
-            return batches, [(total, total) for total in own.tolist()]
-        return share(batches, own, self.processes)
+            return batches, [(total, total) for total in row_totals.tolist()]
+        return share(batches, row_totals, self.processes)
 
     def _steps(self, epoch: int, batches: list[EpochBatches]) -> Iterator[ExecutionContext]:
         steps = self._contexts(epoch, batches)
-        closes = hasattr(self.step, "closing")  # it puts batches together, and must know the last
+        accumulates = hasattr(self.step, "closing")  # it must know the last batch
         counts = self._counts.get(epoch) or [None] * batches[0].n_batches
-        return _closing(self.step, counts, steps) if closes else steps
+        return _with_counts(self.step, counts, steps) if accumulates else steps
 
     def _contexts(self, epoch: int, batches: list[EpochBatches]) -> Iterator[ExecutionContext]:
         rows = _Rows(self, epoch)
         layout, phase = self.layout, self.phase
         bundle = self.plan, self.step, self._version
-        given = self._turn_by_turn(batches) if self._in_turn else self._tensors(0, batches)
-        for i, tensors in enumerate(given):
+        batch_tensors = (
+            self._alternating_tensors(batches) if self._in_turn else self._tensors(0, batches)
+        )
+        for i, tensors in enumerate(batch_tensors):
             ctx = ExecutionContext(phase, epoch, i)
             ctx.layout, ctx.plan, ctx.rows, ctx.tensors = layout, bundle, rows, tensors
             yield ctx
 
-    def _turn_by_turn(self, batches: list[EpochBatches]) -> Iterator[tuple[int, Any]]:
-        """Yield the number of the sampler whose turn it is, with its tensors."""
-        n, every = batches[0].n_batches, len(batches)
-        own = [
-            self._tensors(i, [b.taken(np.arange(i, n, every)) for b in batches])
-            for i in range(every)
+    def _alternating_tensors(self, batches: list[EpochBatches]) -> Iterator[tuple[int, Any]]:
+        """Yield the index of the sampler of each step, with its tensors."""
+        n, n_samplers = batches[0].n_batches, len(batches)
+        streams = [
+            self._tensors(i, [b.taken(np.arange(i, n, n_samplers)) for b in batches])
+            for i in range(n_samplers)
         ]
         for i in range(n):
-            yield i % every, next(own[i % every])
+            yield i % n_samplers, next(streams[i % n_samplers])
 
     def _tensors(self, part: int, batches: list[EpochBatches]) -> Iterator[Any]:
         plan, columns = self._parts[part]
@@ -328,18 +333,18 @@ class BatchFeed:
         return zip(*streams, strict=True)
 
     def _stream(self, slot: InputSlot, column: Any, batches: list[EpochBatches]) -> Iterator[Any]:
-        own = self._own(slot.source, batches)
+        own_batches = self._batches_of(slot.source, batches)
         if slot.weight_source is not None:
             weights = self._weights(slot.weight_source, batches)
-            weights = mean_one(weights, own.bounds) if slot.normalized else weights
-            made = slot.adapter.from_numpy(weights, dtype=slot.dtype, device=slot.device)
-            return iter(slot.adapter.chunks(made, own.sizes))
-        places = own.rows[slot.role]
-        if own.weights is not None:
-            places = np.maximum(places, 0)  # some row stands in for padding
-        rows = slice(0, len(places)) if own.in_order else self._in_a_row(places)
-        among = self.bound[slot.source].view.span if slot.node_id is None else None
-        room = self._room.setdefault(slot, []) if self.reuses_memory else None
+            weights = mean_one(weights, own_batches.bounds) if slot.normalized else weights
+            tensor = slot.adapter.from_numpy(weights, dtype=slot.dtype, device=slot.device)
+            return iter(slot.adapter.chunks(tensor, own_batches.sizes))
+        positions = own_batches.rows[slot.role]
+        if own_batches.weights is not None:
+            positions = np.maximum(positions, 0)  # padding reads row 0, with weight 0
+        rows = slice(0, len(positions)) if own_batches.in_order else self._in_a_row(positions)
+        span = self.bound[slot.source].view.span if slot.node_id is None else None
+        buffers = self._buffers.setdefault(slot, []) if self.reuses_memory else None
         upload = None
         if self.pin_memory and slot.node_id is None:
             upload = partial(slot.adapter.upload, device=slot.device)
@@ -347,34 +352,32 @@ class BatchFeed:
             slot.adapter,
             column,
             rows,
-            own.sizes,
-            room,
-            among,
+            own_batches.sizes,
+            buffers,
+            span,
             upload,
             whole_epoch=self.keeps_epochs,
         )
 
     def _in_a_row(self, rows: IntArray) -> IntArray | slice:
-        """Say once of rows that several slots read whether they follow one another."""
+        """Return consecutive rows as a slice; cached for slots that share rows."""
         if id(rows) not in self._runs:
-            self._runs[id(rows)] = (
-                rows,
-                in_a_row(rows),
-            )  # the rows stay, so that no other has their id
+            # holding the rows keeps their id from being reused
+            self._runs[id(rows)] = rows, in_a_row(rows)
         return self._runs[id(rows)][1]
 
-    def _own(self, source: Source, batches: list[EpochBatches]) -> EpochBatches:
+    def _batches_of(self, source: Source, batches: list[EpochBatches]) -> EpochBatches:
         """Return the batches that a source reads."""
         bound = self.bound[source]
         return batches[bound.group].stream(bound.stream)
 
     def _weights(self, weight_source: WeightSource, batches: list[EpochBatches]) -> Array:
-        """Return what the samples of a loss weigh, batches behind one another."""
+        """Return the sample weights of a loss, for all batches concatenated."""
         view = self.bound[weight_source.source].view
         return weight_source.values(
             view,
-            lambda s, role: view.valid_indices[self._own(s, batches).rows[role]],
-            lambda s, role: self._own(s, batches).weight(role),
+            lambda s, role: view.valid_indices[self._batches_of(s, batches).rows[role]],
+            lambda s, role: self._batches_of(s, batches).weight(role),
         )
 
     def _column(self, slot: InputSlot) -> Any:
@@ -388,12 +391,12 @@ class BatchFeed:
         )
 
     def _batches(self, epoch: int) -> list[EpochBatches]:
-        """Return the batches of an epoch; any epoch can be made again from its number."""
+        """Return the batches of an epoch, which follow from its number alone."""
         if epoch not in self._epochs:
-            for kept in (self._epochs, self._counts, self._runs):
-                kept.clear()
-            own = [g.sampler.epoch(g.view, epoch) for g in self.watch(self.groups)]
-            batches = schedule(own, self.policy)
+            for cache in (self._epochs, self._counts, self._runs):
+                cache.clear()
+            epochs = [g.sampler.epoch(g.view, epoch) for g in self.watch(self.groups)]
+            batches = schedule(epochs, self.policy)
             self._check_sizes(batches)
             if self._counts_rows:
                 batches, self._counts[epoch] = self._counted(batches)
@@ -402,11 +405,11 @@ class BatchFeed:
 
     def _groups_of(self, node_id: str) -> set[int]:
         """Return the groups of bindings whose rows reach a node."""
-        flow = self.layout.lineages[node_id, "features"]
-        return {self.bound[leaf.source].group for leaf in source_columns_of(flow)}
+        lineage = self.layout.lineages[node_id, "features"]
+        return {self.bound[column.source].group for column in source_columns_of(lineage)}
 
     def _check_sizes(self, batches: list[EpochBatches]) -> None:
-        """Refuse batches of unlike size where they would be put side by side."""
+        """Refuse batches of different sizes that a node would combine."""
         if len({tuple(b.sizes) for b in batches}) == 1:
             return
         for node_id, label in self.layout.labels.items():
@@ -414,25 +417,25 @@ class BatchFeed:
             if len({tuple(batches[g].sizes) for g in groups}) > 1:
                 rows = {self.groups[g].view.source.label: sum(batches[g].sizes) for g in groups}
                 raise DataError(
-                    f"phase {self.phase!r}: node {label!r} puts rows of several inputs side by "
-                    f"side, and their batches differ in size (rows: {rows}). Give the inputs "
-                    "equally many rows, or use samplers of one batch_size with drop_last=True"
+                    f"phase {self.phase!r}: node {label!r} combines rows of several inputs, but "
+                    f"their batches differ in size (rows: {rows}). Give the inputs equal numbers "
+                    "of rows, or use samplers with one batch_size and drop_last=True"
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out steps and tensors; row numbers can still be asked for."""
-        own = {name: vars(self)[name] for name in _OF_ROWS}
-        return {**own, "watch": iter, "_epochs": {}, "_counts": {}, "_runs": {}}
+        """Omit steps and tensors; row numbers remain available."""
+        attributes = {name: vars(self)[name] for name in _ROW_ATTRIBUTES}
+        return {**attributes, "watch": iter, "_epochs": {}, "_counts": {}, "_runs": {}}
 
     def release(self) -> None:
-        """Let go of the tensors; row numbers can still be asked for."""
-        self._parts, self._room, self._made_from = [], {}, None
+        """Release the tensors; row numbers remain available."""
+        self._parts, self._buffers, self._made_from = [], {}, None
         self._epochs.clear()
         self._runs.clear()
         del self.plan, self.step, self._plan, self._plan_with_static, self._graph_plan
 
 
-_OF_ROWS = (
+_ROW_ATTRIBUTES = (
     "phase",
     "policy",
     "processes",
@@ -444,13 +447,13 @@ _OF_ROWS = (
     "_current",
     "first",
 )
-"""What it takes to tell which rows were in which batch."""
+"""Attributes that determine which rows were in which batch."""
 
 
-def _closing(
+def _with_counts(
     step: Any, counts: Sequence[Any], steps: Iterator[ExecutionContext]
 ) -> Iterator[ExecutionContext]:
-    """Tell a step when an epoch begins and ends, and how many rows of each batch count."""
+    """Pass a step the row count of each batch, and which batch is the last."""
     step.begin()
     try:
         for i, (ctx, sizes) in enumerate(zip(steps, counts, strict=True), 1):
@@ -461,7 +464,7 @@ def _closing(
 
 
 class _Rows:
-    """Row numbers of the batches of an epoch, made when they are asked for."""
+    """Row numbers of the batches of an epoch, computed on demand."""
 
     __slots__ = ("_batch", "_weights", "epoch", "feed")
 
@@ -470,25 +473,27 @@ class _Rows:
         self._batch, self._weights = -1, dict[Any, Mapping[str, Array]]()
 
     def __call__(self, source: Source, batch: int) -> Mapping[str, IntArray]:
-        bound, own = self._own(source)
+        bound, epoch_batches = self._batches_of(source)
         rows = bound.view.valid_indices
-        found = {role: own.batch(batch, role) for role in own.rows}
-        if own.weights is None:
-            return {role: np.asarray(rows[at]) for role, at in found.items()}
-        return {role: np.where(at < 0, -1, rows[at]) for role, at in found.items()}
+        positions = {role: epoch_batches.batch(batch, role) for role in epoch_batches.rows}
+        if epoch_batches.weights is None:
+            return {role: np.asarray(rows[at]) for role, at in positions.items()}
+        return {role: np.where(at < 0, -1, rows[at]) for role, at in positions.items()}
 
     def weights(self, source: Source, batch: int) -> Mapping[str, Array]:
-        """Return the weights of a batch by role; one object for inputs read together."""
-        bound, own = self._own(source)
-        if own.weights is None:
+        """Return the weights of a batch by role; inputs of one stream share them."""
+        bound, epoch_batches = self._batches_of(source)
+        if epoch_batches.weights is None:
             return {}
         if batch != self._batch:
             self._batch, self._weights = batch, {}
         key = (bound.group, bound.stream)
         if key not in self._weights:
-            part = slice(own.bounds[batch], own.bounds[batch + 1])
-            self._weights[key] = {role: w[part] for role, w in own.weights.items()}
+            batch_rows = slice(epoch_batches.bounds[batch], epoch_batches.bounds[batch + 1])
+            self._weights[key] = {role: w[batch_rows] for role, w in epoch_batches.weights.items()}
         return self._weights[key]
 
-    def _own(self, source: Source) -> tuple[Bound, EpochBatches]:
-        return self.feed.bound[source], self.feed._own(source, self.feed._batches(self.epoch))
+    def _batches_of(self, source: Source) -> tuple[Bound, EpochBatches]:
+        return self.feed.bound[source], self.feed._batches_of(
+            source, self.feed._batches(self.epoch)
+        )

@@ -1,4 +1,4 @@
-"""How the batches of several samplers are put side by side."""
+"""Schedules that combine the batches of several samplers."""
 
 from __future__ import annotations
 
@@ -30,91 +30,93 @@ class BatchSchedulingPolicy(enum.Enum):
 
     @classmethod
     def from_value(cls, value: str | BatchSchedulingPolicy) -> BatchSchedulingPolicy:
-        """Read a policy from its name; UnknownNameError where there is none."""
+        """Return the policy of this name; UnknownNameError if there is none."""
         return member(cls, value, "batch schedule")
 
     @property
     def alternates(self) -> bool:
-        """Whether a step takes the rows of one sampler, and the others' are padding."""
+        """Whether each step uses one sampler; rows of the others are padding."""
         return self in (self.ALTERNATE_STRICT, self.ALTERNATE_CYCLE)
 
     @property
     def cycles(self) -> bool:
-        """Whether shorter samplers begin again, rather than end the epoch."""
+        """Whether shorter samplers start over instead of ending the epoch."""
         return self in (self.ZIP_CYCLE, self.ALTERNATE_CYCLE)
 
 
 def schedule(epochs: Sequence[EpochBatches], policy: BatchSchedulingPolicy) -> list[EpochBatches]:
-    """Bring the batches of all samplers to one number.
+    """Give all samplers the same number of batches.
 
     Parameters
     ----------
     epochs : sequence of EpochBatches
-        One a sampler.
+        One per sampler.
     policy : BatchSchedulingPolicy
 
     Returns
     -------
     list of EpochBatches
-        Step ``i`` takes batch ``i`` of each.
+        Step ``i`` uses batch ``i`` of each.
     """
     counts = [e.n_batches for e in epochs]
     n = max(counts) if policy.cycles else min(counts)
-    found = [e if e.n_batches == n else e.taken(np.arange(n) % e.n_batches) for e in epochs]
+    matched = [e if e.n_batches == n else e.taken(np.arange(n) % e.n_batches) for e in epochs]
     if not policy.alternates or len(epochs) == 1:
-        return found
-    sizes = np.stack([np.diff(e.bounds) for e in found], axis=1).reshape(-1)
-    return [_in_turn(e, i, sizes) for i, e in enumerate(found)]
+        return matched
+    sizes = np.stack([np.diff(e.bounds) for e in matched], axis=1).reshape(-1)
+    return [_interleaved(e, i, sizes) for i, e in enumerate(matched)]
 
 
 def share(
     epochs: Sequence[EpochBatches], totals: Array, processes: Processes
 ) -> tuple[list[EpochBatches], list[tuple[float, float]]]:
-    """Deal the batches of an epoch to processes that train together, in turn.
+    """Distribute the batches of an epoch over processes, round robin.
 
     Parameters
     ----------
     epochs : sequence of EpochBatches
-        One a sampler, of one number; the same in all processes.
+        One per sampler, with equal numbers of batches; the same in all processes.
     totals : ndarray of float64, shape (n_batches,)
-        Rows of each batch, or the sum of their weights.
+        The number of rows in each batch, or the sum of their weights.
     processes : Processes
 
     Returns
     -------
     epochs : list of EpochBatches
-        The batches of this process. Where there are none left for it in the last step it gets the
-        first batch once more.
+        The batches of this process. If none is left for its last step, it gets the first batch
+        again.
     counts : list of (float, float)
-        Totals of these batches, zero where one came once more, and what those of all processes are
-        on average.
+        For each step, the total of this process's batch (zero for a repeated one) and the mean
+        total over all processes.
     """
     n, size = len(totals), processes.size
     steps = -(-n // size)
-    mine = np.arange(steps) * size + processes.rank
-    rows = np.concatenate([totals, np.zeros(steps * size - n)])
-    counts = list(zip(rows[mine].tolist(), rows.reshape(steps, size).mean(1).tolist(), strict=True))
-    return [e.taken(np.where(mine < n, mine, 0)) for e in epochs], counts
+    indices = np.arange(steps) * size + processes.rank
+    padded = np.concatenate([totals, np.zeros(steps * size - n)])
+    counts = list(
+        zip(padded[indices].tolist(), padded.reshape(steps, size).mean(1).tolist(), strict=True)
+    )
+    return [e.taken(np.where(indices < n, indices, 0)) for e in epochs], counts
 
 
-def _in_turn(epoch: EpochBatches, first: int, sizes: IntArray) -> EpochBatches:
-    """Put batches where it is their turn, and padding (-1, of weight 0) between them.
+def _interleaved(epoch: EpochBatches, first: int, sizes: IntArray) -> EpochBatches:
+    """Place batches at their steps, with padding (-1, weight 0) in between.
 
     Parameters
     ----------
     epoch : EpochBatches
     first : int
-        First step that takes a batch of it.
+        First step that uses one of its batches.
     sizes : ndarray of int64, shape (n_steps,)
-        Rows in each step.
+        Number of rows in each step.
     """
-    every = len(sizes) // epoch.n_batches
-    mine = np.repeat(np.arange(len(sizes)) % every == first, sizes)
+    n_samplers = len(sizes) // epoch.n_batches
+    is_own = np.repeat(np.arange(len(sizes)) % n_samplers == first, sizes)
 
     def spread(values: Array, empty: float) -> Array:
-        found = np.full(len(mine), empty, dtype=values.dtype)
-        found[mine] = values
-        return found
+        filled = np.full(len(is_own), empty, dtype=values.dtype)
+        filled[is_own] = values
+        return filled
 
     ones = {role: np.ones(len(rows)) for role, rows in epoch.rows.items()}
     return EpochBatches(

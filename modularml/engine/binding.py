@@ -1,4 +1,4 @@
-"""Which rows feed which head node, and through which sampler."""
+"""Input bindings: the rows and the sampler of each head node."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class InputBinding(Configurable):
     node_id : str
         Id or label of the head node.
     upstream_ref : FeatureSetReference
-        Which of the node's inputs.
+        The input of the node that is bound.
     split : str, optional
-        Rows of this split alone.
+        Use only the rows of this split.
     sampler : BaseSampler, optional
-        Makes the batches.
+        Draws the batches.
     stream : str
-        Which of the sampler's streams: ``"default"`` gives every role; the name of a role gives
-        its rows alone, as the default role, so that one head node reads anchors and another pairs.
+        Stream of the sampler: ``"default"`` gives every role; the name of a role gives only its
+        rows, as the default role, so that one head node reads anchors and another pairs.
     """
 
     node_id: str
@@ -77,7 +77,7 @@ class InputBinding(Configurable):
             The head node, its label or id.
         sampler : BaseSampler
         upstream : FeatureSet, FeatureSetView, str or None
-            Which FeatureSet; None where the node reads only one.
+            Which FeatureSet; may be None if the node reads only one.
         split : str, optional
         stream : str
 
@@ -93,7 +93,7 @@ class InputBinding(Configurable):
         if stream not in (DEFAULT, *sampler.roles):
             known = dict.fromkeys((DEFAULT, *sampler.roles))
             raise UnknownNameError(f"stream of {type(sampler).__name__}", stream, known)
-        return cls._made(node, upstream, split, sampler, stream)
+        return cls._bind(node, upstream, split, sampler, stream)
 
     @classmethod
     def for_evaluation(
@@ -104,24 +104,24 @@ class InputBinding(Configurable):
         split: str | None = None,
     ) -> InputBinding:
         """Bind an input without a sampler: every row once, in order; see `for_training`."""
-        return cls._made(node, upstream, split, None, DEFAULT)
+        return cls._bind(node, upstream, split, None, DEFAULT)
 
     @classmethod
-    def _made(
+    def _bind(
         cls, node: Any, upstream: Any, split: str | None, sampler: BaseSampler | None, stream: str
     ) -> InputBinding:
-        found = node if isinstance(node, GraphNode) else _graph_node(node)
+        head = node if isinstance(node, GraphNode) else _graph_node(node)
         if isinstance(upstream, FeatureSetView):
             split = split or _split_of(upstream)
             upstream = upstream.source
-        ref = _edge(found, upstream)
-        binding = cls(found.node_id, ref, split, sampler, stream)
+        ref = _edge(head, upstream)
+        binding = cls(head.node_id, ref, split, sampler, stream)
         if split is not None:
-            ref.resolve(found.context).get_split(split)
+            ref.resolve(head.context).get_split(split)
         return binding
 
     def get_config(self) -> dict[str, Any]:
-        """Return the fields as plain data; the node goes by its label."""
+        """Return the fields as plain data; the node is named by its label."""
         config = super().get_config()
         ctx = ExperimentContext.get_active()
         if ctx.has_node(node_id=self.node_id):
@@ -129,7 +129,7 @@ class InputBinding(Configurable):
         return config
 
     def resolve_input_view(self) -> FeatureSetView:
-        """Return the rows that are bound, in the active context.
+        """Return the bound rows, in the active context.
 
         Raises
         ------
@@ -140,7 +140,7 @@ class InputBinding(Configurable):
         view = fs.to_view() if self.split is None else fs.get_split(self.split)
         if not len(view):
             raise SplitError(
-                f"split {self.split!r} of {fs.label!r} is empty; there is nothing to feed"
+                f"split {self.split!r} of {fs.label!r} is empty; bind a split that has rows"
             )
         return view
 
@@ -170,7 +170,7 @@ class Bound:
     view : FeatureSetView
     sampler : BaseSampler
     group : int
-        Bindings with equal numbers are read row by row together; the one that leads comes first.
+        Bindings of one group share their batches row by row; the leading one comes first.
     stream : str
     drawn : bool
         Whether the sampler may draw from this view.
@@ -195,18 +195,18 @@ def bind(
 ) -> list[Bound]:
     """Resolve bindings in the active context: one for each edge into a head node that runs.
 
-    Rows of several FeatureSets that meet in a node or a loss are brought side by side, by the key
-    of their sampler, merge node or references; edges keep the key of a sampler from then on.
+    Rows of several FeatureSets that a node or a loss combines are joined by the key of their
+    sampler, merge node or references. Edges keep the key of a sampler for later phases.
 
     Parameters
     ----------
     bindings : sequence of InputBinding
     graph : ModelGraph
     nodes : sequence of ComputeNode
-        Those that run.
+        The nodes that run.
     losses : sequence of AppliedLoss
     batch_size : int or None
-        Where a binding has no sampler; None takes all rows at once.
+        Used for bindings without a sampler; None takes all rows at once.
     phase : str
         Label, for messages.
 
@@ -215,122 +215,124 @@ def bind(
     GraphError
         If an edge into a head node has no binding.
     DataError
-        If nothing tells which rows belong together, or they cannot be joined.
+        If no key says which rows belong together, or they cannot be joined.
     ConfigError
-        If inputs that meet are read through samplers that make different batches.
+        If combined inputs are read through samplers that make different batches.
     """
     edges = [Source(node.node_id, ref) for node in nodes for ref in node.feature_refs]
     by_id = {node.node_id: node for node in nodes}
-    own = {s: binding_for(bindings, by_id[s.node_id], s.ref, phase) for s in edges}
-    views = {source: binding.resolve_input_view() for source, binding in own.items()}
-    asked = [a for a in losses if graph.get_node(a.on) in nodes]
-    found = [*keep_keys(graph, own), *meetings_of(nodes, asked)]
-    rows, leads = _side_by_side(found, views, f"phase {phase!r}: ")
+    binding_of = {s: binding_for(bindings, by_id[s.node_id], s.ref, phase) for s in edges}
+    views = {source: binding.resolve_input_view() for source, binding in binding_of.items()}
+    active_losses = [a for a in losses if graph.get_node(a.on) in nodes]
+    meetings = [*keep_keys(graph, binding_of), *meetings_of(nodes, active_losses)]
+    rows, leads = _joined_rows(meetings, views, f"phase {phase!r}: ")
     groups: dict[Any, int] = {}
     bound: list[Bound] = []
     for source in sorted(edges, key=lambda s: leads.get(s, s) != s):
-        view, binding = rows[source], own[source]
+        view, binding = rows[source], binding_of[source]
         key: Any = leads.get(source) or (id(binding.sampler), view.source.node_id, binding.split)
         group = groups.setdefault(key, len(groups))
         first = next((b.sampler for b in bound if b.group == group), None)
-        given = binding.sampler if source not in leads else _one_sampler(found, own, source, phase)
-        sampler = first or given or SimpleSampler(batch_size=batch_size or len(view), seed=0)
+        chosen = binding.sampler
+        if source in leads:
+            chosen = _one_sampler(meetings, binding_of, source, phase)
+        sampler = first or chosen or SimpleSampler(batch_size=batch_size or len(view), seed=0)
         drawn = source not in leads or all(table_of(view).has(n) for n in sampler.reads())
         bound.append(Bound(source, view, sampler, group, binding.stream, drawn))
     return bound
 
 
-def keep_keys(graph: ModelGraph, own: Mapping[Source, InputBinding]) -> list[Meeting]:
-    """Return what samplers align, and let the edges keep the key where they have none.
+def keep_keys(graph: ModelGraph, bindings: Mapping[Source, InputBinding]) -> list[Meeting]:
+    """Return the inputs that samplers align, and store the key on edges without one.
 
-    So evaluations, folds, files and predictions relate rows as the training does.
+    Evaluations, folds, files and predictions then relate rows as the training does.
 
     Raises
     ------
     UnknownNameError
         If a FeatureSet lacks the column.
     """
-    fed: dict[int, list[Source]] = {}
-    for source, binding in own.items():
+    sources_of: dict[int, list[Source]] = {}
+    for source, binding in bindings.items():
         if binding.sampler is not None and binding.sampler.align_on is not None:
-            fed.setdefault(id(binding.sampler), []).append(source)
-    found = [
+            sources_of.setdefault(id(binding.sampler), []).append(source)
+    meetings = [
         Meeting(type(sampler).__name__, tuple((s,) for s in sources), sampler.align_on)
-        for sources in fed.values()
-        if (sampler := own[sources[0]].sampler) is not None
+        for sources in sources_of.values()
+        if (sampler := bindings[sources[0]].sampler) is not None
         and len({s.ref.resolve() for s in sources}) > 1
     ]
-    for meeting in found:
+    for meeting in meetings:
         keys = {s: s.ref.resolve()._key(meeting.align_on) for s in meeting.sources}
         for source, key in keys.items():
             graph.get_node(source.node_id).relate(source.ref, key)
-    return found
+    return meetings
 
 
-def _side_by_side(
+def _joined_rows(
     meetings: Sequence[Meeting],
     views: Mapping[Source, FeatureSetView],
     who: str,
 ) -> tuple[dict[Source, FeatureSetView], dict[Source, Source]]:
-    """Return the rows of each input, joined where they meet, and of these which one leads."""
+    """Return the joined rows of each input, and the leading input of each join."""
     keys: dict[Any, int] = {}
-    of = {
+    table_index = {
         s: keys.setdefault((v.source.node_id, v.indices.tobytes()), len(keys))
         for s, v in views.items()
     }
-    first = {table: source for source, table in reversed(of.items())}
-    targets = {of[s] for s in views if s.ref.targets}
+    first = {table: source for source, table in reversed(table_index.items())}
+    targets = {table_index[s] for s in views if s.ref.targets}
     tables = [table_of(views[first[i]], is_sample=i in targets) for i in range(len(keys))]
-    links = links_of(meetings, tables, of)
+    links = links_of(meetings, tables, table_index)
     rows, leads = dict(views), dict[Source, Source]()
-    for sources in _together(meetings):
-        numbers = list(dict.fromkeys(of[s] for s in sources))
-        place = {number: i for i, number in enumerate(numbers)}
-        mine = [
-            x._replace(tables=(place[x.tables[0]], place[x.tables[1]]))
+    for sources in _connected(meetings):
+        numbers = list(dict.fromkeys(table_index[s] for s in sources))
+        position = {number: i for i, number in enumerate(numbers)}
+        own_links = [
+            x._replace(tables=(position[x.tables[0]], position[x.tables[1]]))
             for x in links
-            if x.tables[0] in place
+            if x.tables[0] in position
         ]
-        joined = join([tables[i] for i in numbers], mine, who=who)
+        joined = join([tables[i] for i in numbers], own_links, who=who)
         for s in sources:
-            found, view = joined.rows[place[of[s]]], views[s]
-            if not np.array_equal(found, np.arange(len(view))):
-                rows[s] = view.take(found, label=view.label)
+            row_numbers, view = joined.rows[position[table_index[s]]], views[s]
+            if not np.array_equal(row_numbers, np.arange(len(view))):
+                rows[s] = view.take(row_numbers, label=view.label)
         leads |= dict.fromkeys(sources, first[numbers[joined.lead]])
     return rows, leads
 
 
-def _together(meetings: Sequence[Meeting]) -> list[list[Source]]:
-    """Return inputs in lists of those that meet, directly or through others."""
-    found: list[list[Source]] = []
+def _connected(meetings: Sequence[Meeting]) -> list[list[Source]]:
+    """Group inputs that are combined, directly or through others."""
+    groups: list[list[Source]] = []
     for meeting in meetings:
-        mine = [own for own in found if not set(own).isdisjoint(meeting.sources)]
-        found = [own for own in found if own not in mine]
-        joined = [s for own in mine for s in own]
-        found.append(list(dict.fromkeys([*joined, *meeting.sources])))
-    return found
+        overlapping = [group for group in groups if not set(group).isdisjoint(meeting.sources)]
+        groups = [group for group in groups if group not in overlapping]
+        joined = [s for group in overlapping for s in group]
+        groups.append(list(dict.fromkeys([*joined, *meeting.sources])))
+    return groups
 
 
 def _one_sampler(
-    meetings: Sequence[Meeting], own: Mapping[Source, InputBinding], source: Source, phase: str
+    meetings: Sequence[Meeting], bindings: Mapping[Source, InputBinding], source: Source, phase: str
 ) -> BaseSampler | None:
-    """Return the sampler of inputs that meet, after checking that there is only one."""
-    meet = next(sources for sources in _together(meetings) if source in sources)
-    given = [sampler for s in meet if (sampler := own[s].sampler) is not None]
-    if other := next((s for s in given[1:] if s is not given[0] and s != given[0]), None):
-        labels = list(dict.fromkeys(s.ref.node_label for s in meet))
+    """Return the one sampler of combined inputs; refuse several."""
+    connected = next(sources for sources in _connected(meetings) if source in sources)
+    samplers = [sampler for s in connected if (sampler := bindings[s].sampler) is not None]
+    if other := next((s for s in samplers[1:] if s is not samplers[0] and s != samplers[0]), None):
+        labels = list(dict.fromkeys(s.ref.node_label for s in connected))
         raise ConfigError(
-            f"phase {phase!r} puts rows of {labels} side by side, and reads them through two "
-            f"samplers, which make different batches: {given[0]!r} and {other!r}. Give all of "
-            "these inputs one sampler"
+            f"phase {phase!r} combines rows of {labels}, but reads them through two samplers, "
+            f"which make different batches: {samplers[0]!r} and {other!r}. Give all of these "
+            "inputs one sampler"
         )
-    return given[0] if given else None
+    return samplers[0] if samplers else None
 
 
 def binding_for(
     bindings: Sequence[InputBinding], node: GraphNode, ref: FeatureSetReference, phase: str
 ) -> InputBinding:
-    """Return what feeds an input of a head node; GraphError where nothing does."""
+    """Return the binding of a head node's input; GraphError if there is none."""
     for binding in bindings:
         if binding.node_id in (node.node_id, node.label) and _same_set(binding.upstream_ref, ref):
             return binding
@@ -342,11 +344,11 @@ def binding_for(
 
 
 def roles_of(bindings: Sequence[InputBinding | Bound]) -> tuple[str, ...]:
-    """Return the roles that samplers give; ConfigError where they differ."""
+    """Return the roles of the samplers; ConfigError if they differ."""
     streams = ((b.sampler, b.stream) for b in bindings)
     roles = {s.roles if s and stream == DEFAULT else (DEFAULT,) for s, stream in streams}
     if len(roles) > 1:
-        raise ConfigError(f"samplers of one phase must give the same roles, got {sorted(roles)}")
+        raise ConfigError(f"all samplers of a phase must give the same roles, got {sorted(roles)}")
     return next(iter(roles), (DEFAULT,))
 
 
@@ -365,7 +367,9 @@ def _edge(node: GraphNode, upstream: Any) -> FeatureSetReference:
     """Return the one input of a node that comes from a FeatureSet."""
     refs = node.feature_refs
     if not refs:
-        raise GraphError(f"node {node.label!r} is no head node: it reads from no FeatureSet")
+        raise GraphError(
+            f"node {node.label!r} is not a head node: it does not read from a FeatureSet"
+        )
     if upstream is None:
         if len(refs) > 1:
             raise GraphError(
@@ -384,7 +388,7 @@ def _edge(node: GraphNode, upstream: Any) -> FeatureSetReference:
 
 
 def _split_of(view: FeatureSetView) -> str | None:
-    """Return the split that a view is, None where it is all rows."""
+    """Return the name of the split of a view; None if the view is all rows."""
     fs = view.source
     name = str(view.label)
     if name in fs.available_splits and np.array_equal(fs[name].indices, view.indices):
@@ -392,5 +396,5 @@ def _split_of(view: FeatureSetView) -> str | None:
     if len(view) == len(fs):
         return None
     raise SplitError(
-        f"view {view.label!r} is no split of {fs.label!r}; keep it with fs.add_split(view) first"
+        f"view {view.label!r} is not a split of {fs.label!r}; add it with fs.add_split(view) first"
     )

@@ -183,7 +183,7 @@ class TestNotDeclared:
         (said,) = self.run(applied(cox), phase=phase)
         assert "cox_net" in said
         assert "over='batch'" in said
-        assert "for the 16 of a batch" in said
+        assert "for a batch of 16" in said
 
     def test_one_warning_for_a_sum(self):
         loss = applied("mse", ["outputs", "time"], reduction="sum")
