@@ -1,4 +1,4 @@
-"""Reading columns: what a FeatureSet and its views share."""
+"""Column getters shared by FeatureSets and views."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class SampleCollectionMixin:
     @property
     @abstractmethod
     def collection(self) -> SampleCollection:
-        """The table that is read."""
+        """The table to read from."""
 
     @property
     @abstractmethod
     def row_indices(self) -> IntArray | None:
-        """Rows of the table that are read; None for all, in order."""
+        """Rows of the table to read; None for all, in order."""
 
     @property
     @abstractmethod
     def column_names(self) -> list[str]:
-        """Full names of the columns that are read."""
+        """Full names of the columns to read."""
 
     # -- size ---------------------------------------------------------------------------------
 
@@ -61,7 +61,7 @@ class SampleCollectionMixin:
         Returns
         -------
         ndarray, shape (n_samples, *shape)
-            Read-only, without a copy, where all rows are read.
+            Read-only; a view without a copy if all rows are read.
         """
         values = self.collection.numpy(name)
         rows = self.row_indices
@@ -88,31 +88,32 @@ class SampleCollectionMixin:
         features, targets, tags : str or list of str, optional
             Selectors within a domain.
         rep : str, optional
-            Representation for selectors that name none: None means the newest of each column, as
-            in references, ``"raw"`` the column as it came, ``"*"`` every one there is.
+            Representation for selectors that name none. None means the newest of each column, as
+            in references; ``"raw"`` the original column; ``"*"`` every representation.
         fmt : str or DataFormat
             See `DataFormat`. Array formats stack columns on axis 1.
         include_domain_prefix, include_rep_suffix : bool
-            How columns are named in the result. A suffix that tells two columns apart stays.
+            Whether names in the result carry the domain and the representation. A suffix that
+            distinguishes two columns is always included.
 
         Raises
         ------
         UnknownNameError
-            If a selector fits no column.
+            If a selector matches no column.
         ShapeError
-            If columns of unlike shape are asked for as one array.
+            If columns of different shapes are requested as one array.
         """
         chosen = self._select(columns, features=features, targets=targets, tags=tags, rep=rep)
-        shown = self._shown(chosen, include_domain_prefix, include_rep_suffix)
+        labels = self._labels(chosen, include_domain_prefix, include_rep_suffix)
         arrays = map(self.collection.numpy, chosen)
         schema, zone_of = self.collection.schema, self.collection.zone
-        of_time = {
-            new: zone_of(name)
-            for new, name in zip(shown, chosen, strict=True)
+        time_zones = {
+            label: zone_of(name)
+            for label, name in zip(labels, chosen, strict=True)
             if schema[name].dtype.kind == "M"
         }
-        zones = {name: zone for name, zone in of_time.items() if zone is not None}
-        return convert(dict(zip(shown, arrays, strict=True)), fmt, self.row_indices, zones)
+        zones = {label: zone for label, zone in time_zones.items() if zone is not None}
+        return convert(dict(zip(labels, arrays, strict=True)), fmt, self.row_indices, zones)
 
     def get_features(
         self,
@@ -169,7 +170,7 @@ class SampleCollectionMixin:
 
     def to_arrow(self) -> pa.Table:
         """Return all columns and the ids as an Arrow table."""
-        return self.collection.take(self._positions(), self.column_names)
+        return self.collection.take(self._rows(), self.column_names)
 
     def to_sample_data(self, fmt: str | DataFormat = "numpy") -> SampleData:
         """Return each domain stacked into one array, every column in its newest representation.
@@ -192,82 +193,82 @@ class SampleCollectionMixin:
     def get_feature_keys(
         self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
     ) -> list[str]:
-        """Return names of feature columns; without their suffix, each column once."""
+        """Return the names of feature columns; without the suffix, each column once."""
         return list(self._specs("features", include_domain_prefix, include_rep_suffix))
 
     def get_target_keys(
         self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
     ) -> list[str]:
-        """Return names of target columns; without their suffix, each column once."""
+        """Return the names of target columns; without the suffix, each column once."""
         return list(self._specs("targets", include_domain_prefix, include_rep_suffix))
 
     def get_tag_keys(
         self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
     ) -> list[str]:
-        """Return names of tag columns; without their suffix, each column once."""
+        """Return the names of tag columns; without the suffix, each column once."""
         return list(self._specs("tags", include_domain_prefix, include_rep_suffix))
 
     def get_all_keys(
         self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
     ) -> list[str]:
-        """Return names of all columns."""
+        """Return the names of all columns."""
         return list(self._specs(None, include_domain_prefix, include_rep_suffix))
 
     def get_feature_shapes(
         self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
     ) -> dict[str, Shape]:
         """Return the shape of one sample of each feature column."""
-        return self._of_specs("shape", "features", include_domain_prefix, include_rep_suffix)
+        return self._spec_values("shape", "features", include_domain_prefix, include_rep_suffix)
 
     def get_target_shapes(
         self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
     ) -> dict[str, Shape]:
         """Return the shape of one sample of each target column."""
-        return self._of_specs("shape", "targets", include_domain_prefix, include_rep_suffix)
+        return self._spec_values("shape", "targets", include_domain_prefix, include_rep_suffix)
 
     def get_tag_shapes(
         self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
     ) -> dict[str, Shape]:
         """Return the shape of one sample of each tag column."""
-        return self._of_specs("shape", "tags", include_domain_prefix, include_rep_suffix)
+        return self._spec_values("shape", "tags", include_domain_prefix, include_rep_suffix)
 
     def get_feature_dtypes(
         self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
     ) -> dict[str, np.dtype[Any]]:
         """Return the dtype of each feature column."""
-        return self._of_specs("dtype", "features", include_domain_prefix, include_rep_suffix)
+        return self._spec_values("dtype", "features", include_domain_prefix, include_rep_suffix)
 
     def get_target_dtypes(
         self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
     ) -> dict[str, np.dtype[Any]]:
         """Return the dtype of each target column."""
-        return self._of_specs("dtype", "targets", include_domain_prefix, include_rep_suffix)
+        return self._spec_values("dtype", "targets", include_domain_prefix, include_rep_suffix)
 
     def get_tag_dtypes(
         self, include_rep_suffix: bool = True, include_domain_prefix: bool = True
     ) -> dict[str, np.dtype[Any]]:
         """Return the dtype of each tag column."""
-        return self._of_specs("dtype", "tags", include_domain_prefix, include_rep_suffix)
+        return self._spec_values("dtype", "tags", include_domain_prefix, include_rep_suffix)
 
     def get_element_names(self, column: str, rep: str | None = None) -> list[str] | None:
-        """Return the names of the elements of an array column; None where they have none.
+        """Return the names of the elements of an array column; None if they have none.
 
-        Those of a representation that selects or makes columns are the names that it gives them.
+        A representation that selects or creates elements names them itself.
 
         Raises
         ------
         UnknownNameError
-            If there is no such column, or it is not the only one that fits.
+            If no column, or more than one, matches.
         """
-        found = self._select(column, rep=rep)
-        if len(found) != 1:
-            raise UnknownNameError("single column", column, found)
-        elements = self.collection.schema[found[0]].elements
+        names = self._select(column, rep=rep)
+        if len(names) != 1:
+            raise UnknownNameError("single column", column, names)
+        elements = self.collection.schema[names[0]].elements
         return None if elements is None else list(elements)
 
-    # -- within -------------------------------------------------------------------------------
+    # -- internals ----------------------------------------------------------------------------
 
-    def _positions(self) -> IntArray:
+    def _rows(self) -> IntArray:
         rows = self.row_indices
         return np.arange(self.n_samples) if rows is None else rows
 
@@ -288,19 +289,19 @@ class SampleCollectionMixin:
         schema = self.collection.schema
         chosen = [n for n in self.column_names if domain is None or schema[n].domain == domain]
         chosen = chosen if suffix else newest(schema, chosen)
-        shown = self._shown(chosen, prefix, suffix)
-        return {name: schema[full] for name, full in zip(shown, chosen, strict=True)}
+        labels = self._labels(chosen, prefix, suffix)
+        return {label: schema[name] for label, name in zip(labels, chosen, strict=True)}
 
-    def _of_specs(self, what: str, *which: Any) -> dict[str, Any]:
-        return {name: getattr(spec, what) for name, spec in self._specs(*which).items()}
+    def _spec_values(self, field: str, *selection: Any) -> dict[str, Any]:
+        return {name: getattr(spec, field) for name, spec in self._specs(*selection).items()}
 
-    def _shown(self, names: list[str], prefix: bool, suffix: bool) -> list[str]:
-        """Shorten names; the representation stays where it tells two columns apart."""
+    def _labels(self, names: list[str], prefix: bool, suffix: bool) -> list[str]:
+        """Shorten names, but keep a representation that distinguishes two columns."""
         specs = [self.collection.schema[name] for name in names]
-        times = Counter(spec.key for spec in specs)
+        key_counts = Counter(spec.key for spec in specs)
         return [
             (f"{s.domain}." if prefix else "")
             + s.key
-            + (f".{s.rep}" if suffix or times[s.key] > 1 else "")
+            + (f".{s.rep}" if suffix or key_counts[s.key] > 1 else "")
             for s in specs
         ]

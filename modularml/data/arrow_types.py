@@ -1,4 +1,4 @@
-"""Arrow types of columns, and the numpy arrays that they stand for."""
+"""Arrow types of columns and their numpy equivalents."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ARROW = (pa.Array, pa.ChunkedArray, pa.Field)
 
 
 def to_numpy(array: pa.Array) -> Array:
-    """Read an Arrow column as a read-only numpy array, without a copy where it holds numbers.
+    """Read an Arrow column as a read-only numpy array; numbers are not copied.
 
     Returns
     -------
@@ -43,9 +43,9 @@ def to_numpy(array: pa.Array) -> Array:
 
 
 def in_shape(values: Array, shape: Shape) -> Array:
-    """Return new rows of a column in its shape: ``(n,)`` and ``(n, 1)`` are the same rows."""
-    alike = values.shape[1:] in ((), (1,)) and shape in ((), (1,))
-    return values.reshape(len(values), *shape) if alike else values
+    """Reshape rows to the sample shape of a column, ``(n,)`` to ``(n, 1)`` or back."""
+    both_scalar = values.shape[1:] in ((), (1,)) and shape in ((), (1,))
+    return values.reshape(len(values), *shape) if both_scalar else values
 
 
 def sample_shape(arrow_type: pa.DataType) -> Shape:
@@ -58,12 +58,12 @@ def sample_shape(arrow_type: pa.DataType) -> Shape:
 
 
 def value_bytes(array: pa.Array) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Return the bytes of a column of numbers or times, as they lie in memory."""
+    """Return the bytes in memory of a column of numbers or times."""
     for _ in sample_shape(array.type):
         array = array.flatten()
     width = array.type.bit_width // 8
-    held = np.frombuffer(array.buffers()[1] or b"", dtype=np.uint8)
-    return held[array.offset * width : (array.offset + len(array)) * width]
+    content = np.frombuffer(array.buffers()[1] or b"", dtype=np.uint8)
+    return content[array.offset * width : (array.offset + len(array)) * width]
 
 
 def leaf_type(arrow_type: pa.DataType) -> pa.DataType:
@@ -75,26 +75,26 @@ def leaf_type(arrow_type: pa.DataType) -> pa.DataType:
 
 @cache
 def numpy_dtype(arrow_type: pa.DataType) -> np.dtype[Any]:
-    """Return the dtype that `to_numpy` gives; object for text."""
+    """Return the dtype that `to_numpy` returns; object for text."""
     dtype: np.dtype[Any] = to_numpy(pa.array([], type=leaf_type(arrow_type))).dtype
     return dtype
 
 
 def is_plain(kind: pa.DataType) -> bool:
-    """Tell whether numpy has the same values in the same bytes."""
+    """Check whether numpy represents the type with the same bytes."""
     types = pa.types
-    of_time = types.is_timestamp(kind) or types.is_duration(kind)
-    return bool(types.is_integer(kind) or types.is_floating(kind) or of_time)
+    is_time = types.is_timestamp(kind) or types.is_duration(kind)
+    return bool(types.is_integer(kind) or types.is_floating(kind) or is_time)
 
 
 def is_category(values: Any) -> bool:
-    """Tell whether a column is a categorical of pandas, polars or Arrow."""
+    """Check whether a column is a categorical of pandas, polars or Arrow."""
     kind = str(getattr(values, "type" if isinstance(values, _ARROW) else "dtype", ""))
     return kind == "category" or kind.startswith(("Categorical", "Enum", "dictionary<"))
 
 
 def wrap(flat: pa.Array, shape: Shape) -> pa.Array:
-    """Wrap a flat Arrow array in fixed-size lists: one sample for each ``prod(shape)`` values."""
+    """Wrap a flat Arrow array in fixed-size lists of ``prod(shape)`` values per sample."""
     for size in reversed(shape):
         flat = pa.FixedSizeListArray.from_arrays(flat, size)
     return flat

@@ -1,4 +1,4 @@
-"""What an audit found, as values that show themselves."""
+"""Audit reports and their findings."""
 
 from __future__ import annotations
 
@@ -19,46 +19,46 @@ SEVERITIES = ("error", "warning", "info")
 
 
 class AuditWarning(UserWarning):
-    """An audit found something in rows that are trained on or evaluated."""
+    """An audit reported findings in training or evaluation rows."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that an audit found, on which rows, and what to do."""
+    """One finding of an audit: the rows it concerns and what to do."""
 
     severity: str
-    """``error`` (a figure is wrong because of it), ``warning`` (it may well be) or ``info``."""
+    """``error`` (it makes a score wrong), ``warning`` (it may do so) or ``info``."""
     kind: str
     columns: tuple[str, ...]
     splits: tuple[str, ...]
     """The training side first."""
     count: int
-    """How many rows it is about."""
+    """Number of rows concerned."""
     message: str
     sample_ids: tuple[str, ...]
-    """The first of the rows, the surest first, as UUID text."""
+    """Ids of the first rows, the most certain first, as UUID text."""
     measure: str = ""
-    """The measured likeness in plain words."""
+    """The measured similarity in words."""
     p_value: float | None = None
-    """Chance of so strong a sign in sound data, after correction for the number of tests."""
+    """Probability of a signal this strong in sound data, corrected for the number of tests."""
     remedy: str = ""
     """What to do."""
     allow: str = ""
-    """What to pass in ``fs.audit(allow=[...])`` where it is as it should be."""
+    """What to pass in ``fs.audit(allow=[...])`` if the finding is intended."""
     picture: str = field(default="", repr=False, compare=False)
-    """An inline SVG, empty where there is none."""
+    """An inline SVG; empty if there is none."""
 
 
 @dataclass(frozen=True, repr=False)
 class AuditReport(Sequence[Finding]):
-    """The findings of an audit, worst first; a sequence, empty where nothing was found."""
+    """The findings of an audit as a sequence, worst first; empty without findings."""
 
     label: str
     findings: tuple[Finding, ...]
     allowed: tuple[str, ...] = ()
-    """What the user declared to be fine, and is left out."""
+    """Findings that the user allowed; they are omitted."""
     notes: tuple[str, ...] = ()
-    """How much of the data was looked at, where it was not all."""
+    """How much of the data was examined, if not all of it."""
 
     @property
     def ok(self) -> bool:
@@ -66,14 +66,14 @@ class AuditReport(Sequence[Finding]):
         return all(f.severity == "info" for f in self.findings)
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return one row a finding, with the fields of `Finding` as columns."""
+        """Return one row per finding, with the fields of `Finding` as columns."""
         names = [f.name for f in fields(Finding) if f.name != "picture"]
         rows = [[getattr(finding, name) for name in names] for finding in self.findings]
         frame: pd.DataFrame = require("pandas").DataFrame(rows, None, names)
         return frame
 
     def summary(self) -> str:
-        """Say in one line how many findings there are of which kind and severity."""
+        """Return one line with the number of findings of each kind and severity."""
         kinds = Counter(f"{f.kind} ({f.severity})" for f in self.findings)
         shown = ", ".join(f"{n} x {kind}" if n > 1 else kind for kind, n in kinds.items())
         return f"audit of {self.label!r}: {shown or 'nothing found'}"

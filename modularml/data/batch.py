@@ -1,4 +1,4 @@
-"""Batches as objects, made when somebody asks for them; the loop itself passes tensors."""
+"""Batches as objects, created on request; the loop itself passes tensors."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ DEFAULT_ROLE = "default"
 
 
 class RoleData(Mapping[str, SampleData]):
-    """Samples by role; roles can be read as attributes.
+    """Samples by role; roles are also attributes.
 
     Parameters
     ----------
     data : mapping of str to SampleData
-        At least one role, all of the same number of rows.
+        At least one role, all with the same number of rows.
     """
 
     def __init__(self, data: Mapping[str, SampleData]) -> None:
@@ -83,7 +83,7 @@ class Batch:
     ----------
     role_data : RoleData
     role_weights, role_masks : mapping of str to ndarray, shape (n,)
-        One where nothing else was said.
+        1 for every row by default.
     """
 
     role_data: RoleData
@@ -148,15 +148,15 @@ class Batch:
 
     @classmethod
     def concat(cls, batches: Sequence[Batch]) -> Batch:
-        """Put batches behind one another.
+        """Concatenate batches.
 
         Raises
         ------
         ConfigError
-            If there is none.
+            If `batches` is empty.
         """
         if not batches:
-            raise ConfigError("there are no batches to concatenate")
+            raise ConfigError("batches must hold at least one batch to concatenate")
         roles = batches[0].roles
         data = {role: concat_samples([b.role_data[role] for b in batches]) for role in roles}
         weights = {r: np.concatenate([b.weights(r) for b in batches]) for r in roles}
@@ -184,7 +184,7 @@ class BatchView:
     ----------
     source : FeatureSetView
     role_indices : mapping of str to ndarray of int64, shape (n,)
-        Rows of the FeatureSet behind, by role.
+        Rows of the underlying FeatureSet, by role.
     role_weights : mapping of str to ndarray, shape (n,)
     """
 
@@ -209,13 +209,13 @@ class BatchView:
 
     @property
     def role_masks(self) -> dict[str, Array]:
-        """1 for each row that holds data, 0 for padding, of the roles that have padding."""
+        """1 for each row that holds data, 0 for padding, for roles that have padding."""
         masks = {role: (rows >= 0).astype(np.float32) for role, rows in self.role_indices.items()}
         return {role: mask for role, mask in masks.items() if not mask.all()}
 
     def materialize(self, fmt: str | DataFormat = "numpy") -> Batch:
-        """Gather the rows into a batch; another row stands in where one is padding."""
-        rows = {role: np.maximum(own, 0) for role, own in self.role_indices.items()}
+        """Gather the rows into a batch; padding is filled with some other row."""
+        rows = {role: np.maximum(indices, 0) for role, indices in self.role_indices.items()}
         filled = replace(self, role_indices=rows)
         data = {role: filled.view(role).to_sample_data(fmt) for role in self.roles}
         return Batch(RoleData(data), self.role_weights, self.role_masks)

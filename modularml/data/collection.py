@@ -1,4 +1,4 @@
-"""One immutable Arrow table of samples, and the ids of its rows."""
+"""An immutable Arrow table of samples with row ids."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from modularml.errors import DataError
 __all__ = ["SampleCollection"]
 
 BLOCK_BYTES = 16 * 2**20
-"""How much of mapped columns is worked on at a time."""
+"""Bytes of memory-mapped columns processed at a time."""
 
 MAPPED_ROWS = 512
-"""Rows gathered from a map at a time; each may bring 64 kB of the file into memory."""
+"""Rows gathered from a memory map at a time; each may load 64 kB of the file."""
 
 _versions = itertools.count()
 
 
 class SampleCollection:
-    """Rows of samples in one Arrow table; an edit gives a new collection.
+    """Samples in one Arrow table; an edit returns a new collection.
 
     Parameters
     ----------
     table : pyarrow.Table
-        Columns named ``domain.key.rep``, and optionally ``sample_uuids`` (16 bytes a row).
+        Columns named ``domain.key.rep``, and optionally ``sample_uuids`` (16 bytes per row).
     schema : SampleSchema, optional
-        What the columns should be; read from the table where it is not given.
+        Expected columns; read from the table by default.
     maps : mapping of str to mmap, optional
-        Columns that lie in files and may be larger than memory.
+        Memory-mapped columns, which may be larger than memory.
     masks : mapping of str to str, optional
         Key of the mask of each padded column, by its own key.
 
     Raises
     ------
     DataError
-        If a column is ragged, has nulls or is not named as above, if it is not what the schema
-        says, or if an id comes twice.
+        If a column is ragged, has nulls, is not named as above or differs from the schema, or if an
+        id is repeated.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class SampleCollection:
             check_ids(self.table.column(SAMPLE_UUIDS))
 
     n_absent = 0
-    """Rows that were omitted from the file that this comes from; see `without_rows`."""
+    """Number of rows omitted from the file this was loaded from; see `without_rows`."""
 
     def _set(self, table: pa.Table, maps: Maps, masks: Mapping[str, str] | None) -> None:
         self.table: pa.Table = table
@@ -98,7 +98,7 @@ class SampleCollection:
 
     @property
     def names(self) -> list[str]:
-        """Full names of all columns, the ids left out."""
+        """Full names of all columns except the ids."""
         return list(self.schema.columns)
 
     def array(self, name: str) -> pa.Array:
@@ -108,27 +108,27 @@ class SampleCollection:
         return self.table.column(name).chunk(0)
 
     def zone(self, name: str) -> str | None:
-        """Return the time zone of a column; None where it holds no times, or times without one."""
+        """Return the time zone of a column; None without times or for naive times."""
         return getattr(leaf_type(self.array(name).type), "tz", None)
 
     def numpy(self, name: str) -> Array:
-        """Return a whole column as a read-only array, without a copy where it holds numbers."""
+        """Return a whole column as a read-only array; numbers are not copied."""
         if name not in self._numpy:
             self._numpy[name] = to_numpy(self.array(name))
         return self._numpy[name]
 
     def mask(self, name: str) -> Array | None:
-        """Return where a column holds data: ndarray of bool, one a step; None for everywhere."""
+        """Return where a column holds data, as bool per step; None for everywhere."""
         mask = self.schema.mask_of(name)
         return None if mask is None else self.numpy(mask)
 
     def codes(self, name: str) -> IntArray:
-        """Return the values of a scalar column as numbers from 0, in sorted order.
+        """Return the values of a scalar column as codes from 0, in sorted order.
 
         Returns
         -------
         ndarray of int64, shape (n_samples,)
-            Equal where the values are equal; missing ones (NaN, NaT) are one value.
+            Equal values have equal codes; missing values (NaN, NaT) share one.
 
         Raises
         ------
@@ -164,7 +164,7 @@ class SampleCollection:
 
     @cached_property
     def ids(self) -> IdArray:
-        """Ids of the rows, 128 bits each: as stored, else from the fingerprint and the row.
+        """Row ids of 128 bits: as stored, else derived from fingerprint and row number.
 
         Returns
         -------
@@ -180,9 +180,9 @@ class SampleCollection:
         return np.frombuffer(stored.buffers()[1], dtype="V16")[stored.offset :][: len(stored)]
 
     def with_columns(self, columns: Mapping[str, Array]) -> SampleCollection:
-        """Return a collection with these columns added, or replaced where they are there.
+        """Return a collection with these columns added or replaced.
 
-        The arrays are not copied where they are contiguous; nobody may write to them later.
+        Contiguous arrays are not copied and must not be modified later.
         """
         arrays = {name: to_arrow(values, name, copy=False) for name, values in columns.items()}
         return self._with(arrays, {})
@@ -190,16 +190,17 @@ class SampleCollection:
     def with_computed(
         self, names: Sequence[str], compute: Callable[[dict[str, Array], int], dict[str, Array]]
     ) -> SampleCollection:
-        """Return a collection with columns that follow from others, each row from its own alone.
+        """Return a collection with columns computed row by row from others.
 
-        Where those are mapped it is done piece by piece, and what is computed is mapped too.
+        Memory-mapped columns are processed piece by piece, and the results are mapped too.
 
         Parameters
         ----------
         names : sequence of str
-            Full names of the columns that `compute` is given.
+            Full names of the columns passed to `compute`.
         compute : callable
-            From arrays by full name, and the number of their first row, to arrays by full name.
+            Takes arrays by full name and the number of their first row; returns arrays by full
+            name.
         """
         sources = {name: self.numpy(name) for name in names}
         if not self.is_mapped(names):
@@ -214,26 +215,26 @@ class SampleCollection:
 
         return self._with(*write_columns(pieces(), self.n_samples))
 
-    def described(self, facts: Mapping[str, Mapping[str, Any]]) -> SampleCollection:
-        """Return a collection whose columns are described: kind, unit, elements by full name."""
-        schema = described(self.table.schema, facts)
+    def described(self, descriptions: Mapping[str, Mapping[str, Any]]) -> SampleCollection:
+        """Return a collection with described columns: kind, unit, elements by full name."""
+        schema = described(self.table.schema, descriptions)
         return self._next(pa.Table.from_arrays(self.table.columns, schema=schema))
 
     def without_columns(self, names: Sequence[str]) -> SampleCollection:
-        """Return a collection that lacks these columns."""
-        gone = set(names)
-        if not gone:
+        """Return a collection without these columns."""
+        dropped = set(names)
+        if not dropped:
             return self
-        kept = [i for i, name in enumerate(self.table.column_names) if name not in gone]
-        return self._next(self.table.select(kept))
+        remaining = [n for n in self.table.column_names if n not in dropped]
+        return self._next(self.table.select(remaining))
 
     def without_rows(self, n_rows: int | None = None, fingerprint: str = "") -> SampleCollection:
-        """Return the columns alone: names and types, with no value of any row.
+        """Return the names and types of the columns without any rows.
 
         Parameters
         ----------
         n_rows, fingerprint : int and str, optional
-            Of the rows that are omitted; those of this collection by default.
+            Number and fingerprint of the omitted rows; those of this collection by default.
         """
         fields = [pa.field(f.name, f.type, metadata=f.metadata) for f in self.table.schema]
         new = SampleCollection(pa.schema(fields).empty_table(), masks=self.schema.masks)
@@ -242,21 +243,21 @@ class SampleCollection:
         return new
 
     def check_rows(self) -> None:
-        """Refuse to read rows that were omitted.
+        """Raise an error if the rows were omitted.
 
         Raises
         ------
         DataError
-            If there are such.
+            If the collection was saved without its rows.
         """
         if self.n_absent:
             raise DataError(
-                f"the {self.n_absent} rows that this needs are not here: the file was saved "
-                "without them. Put them back with attach(fs), where fs holds the same rows"
+                f"the {self.n_absent} rows are missing, because the file was saved without them; "
+                "restore them with attach(fs), where fs holds the same rows"
             )
 
     def take(self, rows: IntArray, names: Sequence[str]) -> pa.Table:
-        """Return a table of these rows and columns, with the ids behind."""
+        """Return a table of these rows and columns, with the ids as its last column."""
         self.check_rows()
         table = self.table.select(list(names)).take(pa.array(rows))
         return table.append_column(SAMPLE_UUIDS, id_array(self.ids[rows]))
@@ -267,11 +268,11 @@ class SampleCollection:
         return SampleCollection(table, masks=self.schema.masks)
 
     def is_mapped(self, names: Iterable[str]) -> bool:
-        """Tell whether one of these columns lies in a file and may be larger than memory."""
+        """Check whether any of these columns is memory-mapped."""
         return not self.maps.keys().isdisjoint(names)
 
     def gather(self, names: Sequence[str], rows: IntArray | None) -> Array:
-        """Stack columns, of all rows or some; little of mapped ones stays in memory meanwhile.
+        """Stack columns for all or some rows; little of mapped columns stays in memory.
 
         Returns
         -------
@@ -291,34 +292,34 @@ class SampleCollection:
         return out
 
     def blocks(self, names: Sequence[str], rows: IntArray | None) -> Iterator[Array] | None:
-        """Return stacked rows of columns block by block where they lie in files, else None."""
+        """Return stacked rows of mapped columns block by block; None if none is mapped."""
         if not self.is_mapped(names):
             return None
-        every = np.arange(self.n_samples) if rows is None else rows
+        rows = np.arange(self.n_samples) if rows is None else rows
         size = block_rows({name: self.numpy(name) for name in names})
-        return (self.gather(names, every[at : at + size]) for at in range(0, len(every), size))
+        return (self.gather(names, rows[at : at + size]) for at in range(0, len(rows), size))
 
     def _with(self, arrays: Mapping[str, pa.Array], maps: Maps) -> SampleCollection:
-        held = dict(zip(self.table.column_names, self.table.columns, strict=True))
+        columns = dict(zip(self.table.column_names, self.table.columns, strict=True))
         fields = {field.name: field for field in self.table.schema}
         fields |= {name: pa.field(name, array.type) for name, array in arrays.items()}
-        kept = {name: m for name, m in self.maps.items() if name not in arrays}
-        table = pa.table({**held, **arrays}, schema=pa.schema(fields.values()))
-        return self._next(table, {**kept, **maps})
+        other_maps = {name: m for name, m in self.maps.items() if name not in arrays}
+        table = pa.table({**columns, **arrays}, schema=pa.schema(fields.values()))
+        return self._next(table, {**other_maps, **maps})
 
     def _next(self, table: pa.Table, maps: Maps | None = None) -> SampleCollection:
-        """Return a collection of a table with the same rows, whose columns are sound."""
+        """Return a collection of a table that has the same rows and valid columns."""
         new = SampleCollection.__new__(SampleCollection)
         new._set(table, self.maps if maps is None else maps, self.schema.masks)
         new.n_absent = self.n_absent
-        for kept in ("ids", "fingerprint"):  # raw columns never change
-            if kept in self.__dict__:
-                new.__dict__[kept] = self.__dict__[kept]
+        for name in ("ids", "fingerprint"):  # raw columns never change
+            if name in self.__dict__:
+                new.__dict__[name] = self.__dict__[name]
         return new
 
 
 def block_rows(columns: Mapping[str, Array]) -> int:
-    """Return how many rows of columns make a block of some megabytes."""
+    """Return the number of rows that make a block of `BLOCK_BYTES`."""
     width = sum(values[:1].nbytes for values in columns.values())
     return max(1, BLOCK_BYTES // max(1, width))
 
@@ -332,7 +333,7 @@ def _one_array(column: pa.ChunkedArray, name: str) -> pa.Array:
 
 
 def _blocks(array: pa.Array) -> Iterator[Array]:
-    """Yield what an array holds, byte for byte, however it is laid out in memory."""
+    """Yield the contents of an array as bytes that do not depend on its memory layout."""
     while pa.types.is_fixed_size_list(array.type):
         array = array.flatten()
     if not len(array):
@@ -346,12 +347,14 @@ def _blocks(array: pa.Array) -> Iterator[Array]:
         if buffers[2] is not None:
             yield np.frombuffer(buffers[2], dtype=np.uint8)[offsets[0] : offsets[-1]]
     elif pa.types.is_floating(array.type) and np.isnan(values := to_numpy(array)).any():
-        yield np.where(np.isnan(values), values.dtype.type(np.nan), values)  # whatever its bits
+        yield np.where(
+            np.isnan(values), values.dtype.type(np.nan), values
+        )  # one bit pattern for NaN
     else:
         yield value_bytes(array)
 
 
-def _differences(wanted: SampleSchema, found: SampleSchema) -> str:
-    names = dict.fromkeys([*wanted.columns, *found.columns])
-    odd = [n for n in names if wanted.columns.get(n) != found.columns.get(n)]
-    return f"table and schema differ in name, shape or dtype of: {', '.join(odd[:5])}"
+def _differences(expected: SampleSchema, actual: SampleSchema) -> str:
+    names = dict.fromkeys([*expected.columns, *actual.columns])
+    different = [n for n in names if expected.columns.get(n) != actual.columns.get(n)]
+    return f"table and schema differ in name, shape or dtype of: {', '.join(different[:5])}"

@@ -1,8 +1,8 @@
-"""Columns: anything that holds one value a sample, to Arrow and back to numpy.
+"""Conversion of column data to Arrow arrays.
 
-A column whose samples are arrays of one shape is a (nested) fixed-size list, so numpy and
-torch read it without a copy. A missing float is NaN; other missing values and ragged columns are
-refused where they come in.
+A column whose samples are arrays of one shape becomes a (nested) fixed-size list, which numpy and
+torch read without a copy. A missing float becomes NaN; other missing values and ragged columns are
+refused.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from modularml.errors import DataError
 __all__ = ["ragged_error", "to_arrow"]
 
 _TIME_UNITS = {"Y": "D", "M": "D", "W": "D", "D": "D", "h": "s", "m": "s"}
-"""numpy's units of time that Arrow lacks, and the nearest finer one that it has."""
+"""Time units of numpy that Arrow lacks, and the nearest finer unit that it has."""
 
 _FLOATS_OF_TORCH = ("torch.bfloat16", "torch.float8")
-"""torch's floats that numpy lacks; float32 holds each of their values."""
+"""Float types of torch that numpy lacks; float32 holds all their values."""
 
 _NO_COLUMN = (str, bytes, Mapping, set, frozenset)
-"""Collections that are not one value a sample, in order."""
+"""Collections that do not hold one value per sample in order."""
 
 
 def to_arrow(values: Any, key: str, *, copy: bool = True) -> pa.Array:
-    """Turn column data into one Arrow array without nulls.
+    """Convert column data to one Arrow array without nulls.
 
     Parameters
     ----------
@@ -44,19 +44,18 @@ def to_arrow(values: Any, key: str, *, copy: bool = True) -> pa.Array:
     key : str
         Name of the column, for messages.
     copy : bool
-        Whether numpy arrays are copied. Only for arrays that nobody writes to later it may be
-        left out.
+        Whether numpy arrays are copied. Pass False only for arrays that are never modified later.
 
     Raises
     ------
     DataError
-        If samples differ in shape, a value that is no float is missing, or no Arrow type fits. The
-        message names the column and the first row that is wrong. Nulls in float columns become NaN.
+        If samples differ in shape, a non-float value is missing, or no Arrow type fits. The message
+        names the column and the first wrong row. Nulls in float columns become NaN.
     """
     return _check_nulls(_fixed(_read(values, key, copy), key), key)
 
 
-# -- reading what the user has --------------------------------------------------------------------
+# -- conversion by input type --------------------------------------------------------------
 
 
 def _read(values: Any, key: str, copy: bool) -> pa.Array:
@@ -75,21 +74,21 @@ def _read(values: Any, key: str, copy: bool) -> pa.Array:
     elif hasattr(getattr(values, "dtype", None), "na_value"):  # a pandas extension type
         return _arrow(values, key)
     if hasattr(values, "__array__"):
-        found = _borrowed(values)
-        if found is not None:
-            return _from_ndarray(found, key, copy=False)
-        found = np.asanyarray(values)
-        return _from_ndarray(found, key, copy or found is not values)
+        array = _borrowed(values)
+        if array is not None:
+            return _from_ndarray(array, key, copy=False)
+        array = np.asanyarray(values)
+        return _from_ndarray(array, key, copy or array is not values)
     if isinstance(values, _NO_COLUMN) or not hasattr(values, "__len__"):
         raise DataError(
-            f"column {key!r} must hold one value a sample, in order (a list or an array), got a "
+            f"column {key!r} must hold one value per sample in order (a list or an array), got a "
             f"{type(values).__name__}"
         )
     return _from_objects(list(values), key)
 
 
 def _dense(tensor: Any, key: str) -> Any:
-    """Return a torch tensor that numpy can read: 8 and 16 bit floats it lacks become float32."""
+    """Cast 8 and 16 bit floats of torch that numpy lacks to float32."""
     if "strided" not in str(tensor.layout):
         raise _sparse_error(key, "to_dense")
     lacks = tensor.dtype.is_floating_point and str(tensor.dtype).startswith(_FLOATS_OF_TORCH)
@@ -97,9 +96,7 @@ def _dense(tensor: Any, key: str) -> Any:
 
 
 def _sparse_error(key: str, method: str) -> DataError:
-    return DataError(
-        f"column {key!r} is sparse, and columns are dense; give it as {method}() returns it"
-    )
+    return DataError(f"column {key!r} is sparse, but columns are dense; convert it with {method}()")
 
 
 def _from_polars(series: Any, key: str) -> pa.Array:
@@ -113,43 +110,45 @@ def _from_polars(series: Any, key: str) -> pa.Array:
         name = "UInt64" if series.len() and (series.max() or 0) >= 2**63 else "Int64"
         try:
             series = series.cast(getattr(require("polars"), name))
-        except Exception as error:  # polars' own, which needs polars to be named
+        except Exception as error:  # a class of polars, which is not imported here
             raise DataError(
-                f"column {key!r} holds {kind} values that 64 bits cannot; write them as text"
+                f"column {key!r} holds {kind} values that do not fit in 64 bits; convert to text"
             ) from error
     return _read(series.to_arrow(), key, copy=True)
 
 
-class _Loan:
-    """Memory of a pandas series, which pandas does not write to as long as this lives."""
+class _SharedSeries:
+    """Memory of a pandas series; pandas does not write to it while this object exists."""
 
     def __init__(self, series: Any) -> None:
-        self._series = series.copy(deep=False)  # pandas counts it, and copies before it writes
+        self._series = series.copy(deep=False)  # pandas counts references and copies on write
         self.__array_interface__ = np.asarray(self._series).__array_interface__
 
 
 def _borrowed(values: Any) -> Array | None:
-    """Return a pandas series without a copy, where pandas copies on write (from version 3 on)."""
+    """Return a pandas series without a copy if pandas copies on write (3.0 and later)."""
     pandas = loaded("pandas")
     if pandas is None or not isinstance(values, pandas.Series) or values.dtype.kind not in "biuf":
         return None
-    found = np.asarray(values)
-    if int(pandas.__version__.split(".")[0]) < 3 or found.flags.writeable:
+    array = np.asarray(values)
+    if int(pandas.__version__.split(".")[0]) < 3 or array.flags.writeable:
         return None
-    return np.asarray(_Loan(values)) if found.flags.c_contiguous and len(found) else None
+    return np.asarray(_SharedSeries(values)) if array.flags.c_contiguous and len(array) else None
 
 
 def _from_ndarray(values: Array, key: str, copy: bool) -> pa.Array:
     if values.ndim == 0:
         raise DataError(
-            f"column {key!r} must hold one value a sample, got a single {values.item()!r}"
+            f"column {key!r} must hold one value per sample, got a single {values.item()!r}"
         )
     if values.dtype.kind == "c":
         raise DataError(
-            f"column {key!r} is complex; give its real and imaginary parts as two columns"
+            f"column {key!r} is complex; pass its real and imaginary parts as two columns"
         )
     if values.dtype.kind == "V":
-        raise DataError(f"column {key!r} has the fields {values.dtype}; give one column for each")
+        raise DataError(
+            f"column {key!r} has the fields {values.dtype}; pass one column for each field"
+        )
     if isinstance(values, np.ma.MaskedArray):
         values = _unmasked(values, key)
     if values.dtype.kind == "O" and values.ndim == 1:
@@ -157,11 +156,11 @@ def _from_ndarray(values: Array, key: str, copy: bool) -> pa.Array:
     shape = values.shape[1:]
     if 0 in shape:
         raise DataError(
-            f"column {key!r} holds arrays of shape {shape}, which are empty; leave the column out"
+            f"column {key!r} holds arrays of shape {shape}, which are empty; omit the column"
         )
     if values.dtype.kind in "OUST":
         return wrap(_arrow(values.reshape(-1).tolist(), key, math.prod(shape)), shape)
-    dtype = _known_dtype(values.dtype)
+    dtype = _arrow_dtype(values.dtype)
     if copy or not values.flags.c_contiguous:
         values = np.array(values, dtype=dtype, order="C", subok=False)
     values = values.astype(dtype, copy=False)
@@ -170,8 +169,8 @@ def _from_ndarray(values: Array, key: str, copy: bool) -> pa.Array:
     return wrap(_arrow(values.reshape(-1), key), shape)
 
 
-def _known_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype nearest to this one that Arrow has."""
+def _arrow_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the nearest dtype that Arrow supports."""
     if dtype.kind in "mM":
         unit = _TIME_UNITS.get(np.datetime_data(dtype)[0])
         unit = "s" if dtype.kind == "m" and unit == "D" else unit
@@ -180,7 +179,7 @@ def _known_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _check_dates(values: Array, key: str) -> None:
-    """Refuse days that Arrow's 32 bits do not hold; it would wrap them around."""
+    """Refuse dates that overflow Arrow's 32 bits; Arrow would wrap them around."""
     far = np.abs(values.view(np.int64)) >= 2**31
     if far.any():
         row = int(np.argwhere(far)[0, 0])
@@ -191,11 +190,11 @@ def _check_dates(values: Array, key: str) -> None:
 
 
 def _unmasked(values: Any, key: str) -> Array:
-    gone = np.argwhere(np.ma.getmaskarray(values))
-    if len(gone) and values.dtype.kind != "f":
-        raise _null_error(key, int(gone[0, 0]), len(gone))
-    found: Array = values.filled(np.nan) if len(gone) else values.data
-    return found
+    masked = np.argwhere(np.ma.getmaskarray(values))
+    if len(masked) and values.dtype.kind != "f":
+        raise _null_error(key, int(masked[0, 0]), len(masked))
+    array: Array = values.filled(np.nan) if len(masked) else values.data
+    return array
 
 
 def _from_objects(values: Sequence[Any], key: str) -> pa.Array:
@@ -206,7 +205,7 @@ def _from_objects(values: Sequence[Any], key: str) -> pa.Array:
         try:
             return pa.array(values)
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
-            pass  # rows that hold arrays of two and more axes, say
+            pass  # e.g. rows that hold arrays of several axes
     elif first is None or isinstance(first, _NO_COLUMN) or np.ndim(first) == 0:
         return _arrow(values, key)
     try:
@@ -219,7 +218,7 @@ def _from_objects(values: Sequence[Any], key: str) -> pa.Array:
 
 
 def _stacked(values: Sequence[Any]) -> Array:
-    """Stack as ``np.stack`` does, without making a view of each sample."""
+    """Stack as ``np.stack`` does, without creating a view of each sample."""
     arrays = [np.asarray(v) for v in values]
     if len({a.shape for a in arrays}) > 1:
         raise ValueError("samples differ in shape")
@@ -231,39 +230,39 @@ def _mixed(values: Sequence[Any]) -> bool:
 
 
 def _arrow(values: Any, key: str, per_row: int = 1) -> pa.Array:
-    """Let Arrow choose a type; `per_row` values belong to one sample."""
+    """Let Arrow infer the type; `per_row` values belong to one sample."""
     try:
-        array = _guessed(values)
+        array = _inferred(values)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         if isinstance(values, list | tuple):
-            raise _odd_error(values, key, per_row) from error
+            raise _type_error(values, key, per_row) from error
         raise DataError(
             f"column {key!r} holds {values.dtype}, for which there is no Arrow type; convert it, "
-            "with astype say"
+            "for example with astype"
         ) from error
     if pa.types.is_temporal(array.type) and isinstance(values, list | tuple):
         for place, value in enumerate(values):
-            if _changes(value, array.type):
+            if _would_change(value, array.type):
                 raise _mixture_error(values, key, place, per_row)
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
-def _guessed(values: Any) -> pa.Array:
-    """Let Arrow choose a type; NA and NaT of pandas in a list are missing values."""
+def _inferred(values: Any) -> pa.Array:
+    """Let Arrow infer the type; pandas' NA and NaT in a list are missing values."""
     try:
         return pa.array(values)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        if isinstance(values, list | tuple) and any(_is_of_pandas(value) for value in values):
+        if isinstance(values, list | tuple) and any(_is_pandas_missing(value) for value in values):
             return pa.array(values, from_pandas=True)
         raise
 
 
-def _is_of_pandas(value: Any) -> bool:
+def _is_pandas_missing(value: Any) -> bool:
     return type(value).__name__ in ("NAType", "NaTType")
 
 
-def _changes(value: Any, kind: pa.DataType) -> bool:
-    """Tell whether Arrow makes another time of a value: of numbers, or of unlike times."""
+def _would_change(value: Any, kind: pa.DataType) -> bool:
+    """Check whether Arrow would change a value: a number or another kind of time."""
     if isinstance(value, int | float | np.number) and not isinstance(value, np.timedelta64):
         return True
     if pa.types.is_date(kind) and isinstance(value, datetime):
@@ -271,11 +270,11 @@ def _changes(value: Any, kind: pa.DataType) -> bool:
     zoned = getattr(kind, "tz", None) is not None
     has_zone = getattr(value, "tzinfo", None) is not None
     naive = isinstance(value, date | np.datetime64)
-    return naive and not _is_of_pandas(value) and zoned != has_zone
+    return naive and not _is_pandas_missing(value) and zoned != has_zone
 
 
-def _odd_error(values: Sequence[Any], key: str, per_row: int) -> DataError:
-    fits, fails = 0, len(values)  # so many first values are fine, so many are not
+def _type_error(values: Sequence[Any], key: str, per_row: int) -> DataError:
+    fits, fails = 0, len(values)  # lengths of prefixes that convert and do not
     while fails - fits > 1:
         middle = (fits + fails) // 2
         try:
@@ -291,21 +290,23 @@ def _odd_error(values: Sequence[Any], key: str, per_row: int) -> DataError:
 def _mixture_error(values: Sequence[Any], key: str, place: int, per_row: int) -> DataError:
     if isinstance(values[place], int) and not -(2**63) <= values[place] < 2**64:
         return DataError(
-            f"column {key!r}: row {place // per_row} is {_peek(values[place])}, and integers have "
-            "64 bits at most; give the column as text, or as floats where digits may be lost"
+            f"column {key!r}: row {place // per_row} is {_preview(values[place])}, but "
+            "integers have at most 64 bits; pass the column as text, or as floats if digits may be "
+            "lost"
         )
     if not place:
         return DataError(
-            f"column {key!r} holds values that are no numbers, text, flags or times: row 0 is "
-            f"{_peek(values[0])}. Convert the column to one of these"
+            f"column {key!r} must hold numbers, text, booleans or times: row 0 is "
+            f"{_preview(values[0])}. Convert the column to one of these"
         )
     return DataError(
-        f"column {key!r} mixes types or holds what Arrow cannot: row {place // per_row} is "
-        f"{_peek(values[place])}, row 0 is {_peek(values[0])}. Convert the column to one type"
+        f"column {key!r} mixes types or holds values without an Arrow type: "
+        f"row {place // per_row} is "
+        f"{_preview(values[place])}, row 0 is {_preview(values[0])}. Convert the column to one type"
     )
 
 
-def _peek(value: Any) -> str:
+def _preview(value: Any) -> str:
     return f"{type(value).__name__} {str(value)[:40]!r}"
 
 
@@ -324,13 +325,13 @@ def _shape_of(value: Any) -> Shape | None:
         return None
 
 
-# -- bringing Arrow arrays into the form they are kept in --------------------------------------
+# -- normalizing Arrow arrays ------------------------------------------------------------------
 
 
 def _fixed(array: pa.Array, key: str, per_row: int = 1) -> pa.Array:
-    """Bring lists to fixed size, and every other type to one that has a numpy twin.
+    """Convert lists to fixed size, and other types to ones with a numpy equivalent.
 
-    In an array inside of another, `per_row` values belong to one sample.
+    In a nested array, `per_row` values belong to one sample.
     """
     kind = array.type
     if isinstance(kind, pa.BaseExtensionType):
@@ -356,20 +357,20 @@ def _fixed(array: pa.Array, key: str, per_row: int = 1) -> pa.Array:
         lists = pa.array(array.to_pylist(), pa.large_list(kind.value_type))  # casts are unsafe
         return _fixed(lists, key, per_row)
     if pa.types.is_nested(kind) or pa.types.is_interval(kind):
-        raise DataError(f"column {key!r} has the Arrow type {kind}; give one column for each field")
+        raise DataError(f"column {key!r} has the Arrow type {kind}; pass one column for each field")
     return array
 
 
 def _from_decimals(array: pa.Array, key: str) -> pa.Array:
-    """Return whole decimals as integers, so that ids keep their digits, and others as floats."""
+    """Cast whole decimals to integers, which keeps the digits of ids, others to floats."""
     if array.type.scale > 0:
         return array.cast(pa.float64())
     try:
         return array.cast(pa.int64())
     except pa.ArrowInvalid as error:
         raise DataError(
-            f"column {key!r} holds {array.type} values that 64 bits cannot; cast it to text, or to "
-            "floats where digits may be lost"
+            f"column {key!r} holds {array.type} values that do not fit in 64 bits; cast it to "
+            "text, or to floats if digits may be lost"
         ) from error
 
 
@@ -384,7 +385,7 @@ def _from_extension(array: pa.Array, key: str) -> pa.Array:
         return pa.array([None if v is None else str(v) for v in array.to_pylist()], pa.string())
     if name.startswith("pandas."):
         raise DataError(
-            f"column {key!r} holds {name.removeprefix('pandas.')}s, which are no single values; "
+            f"column {key!r} holds {name.removeprefix('pandas.')}s, which are not single values; "
             "convert it to numbers, text or timestamps"
         )
     return _fixed(array.storage, key)
@@ -394,19 +395,19 @@ def _fix_lists(array: pa.Array, key: str, per_row: int) -> pa.Array:
     _check_nulls(array, key, per_row)
     lengths = pc.list_value_length(array).to_numpy()
     if not len(lengths):
-        return _fixed(array.flatten(), key)  # how long samples would be is not known
-    odd = np.flatnonzero(lengths != lengths[0])
-    if len(odd):
-        first, other = (int(lengths[0]),), (int(lengths[odd[0]]),)
-        raise ragged_error(key, first, int(odd[0]) // per_row, other)
+        return _fixed(array.flatten(), key)  # the length of samples is unknown
+    different = np.flatnonzero(lengths != lengths[0])
+    if len(different):
+        first, other = (int(lengths[0]),), (int(lengths[different[0]]),)
+        raise ragged_error(key, first, int(different[0]) // per_row, other)
     size = int(lengths[0])
     if not size:
-        raise DataError(f"column {key!r} holds empty lists; leave the column out")
+        raise DataError(f"column {key!r} holds empty lists; omit the column")
     return wrap(_fixed(array.flatten(), key, per_row * size), (size,))
 
 
 def _check_nulls(array: pa.Array, key: str, per_row: int = 1) -> pa.Array:
-    """Return the column with NaN for nulls among floats; refuse every other null."""
+    """Replace nulls among floats with NaN; refuse any other null."""
     if not array.null_count:
         if not pa.types.is_fixed_size_list(array.type):
             return array
@@ -420,19 +421,19 @@ def _check_nulls(array: pa.Array, key: str, per_row: int = 1) -> pa.Array:
 
 
 def _null_error(key: str, row: int, count: int, kind: pa.DataType | None = None) -> DataError:
-    number = kind is not None and (pa.types.is_integer(kind) or pa.types.is_boolean(kind))
+    castable = kind is not None and (pa.types.is_integer(kind) or pa.types.is_boolean(kind))
     to_float = "or convert the column to float, where a missing value is NaN"
-    remedy = to_float if number else "as only floats can be missing, as NaN"
+    remedy = to_float if castable else "because only floats can be missing (as NaN)"
     return DataError(
         f"column {key!r} has {count} missing value(s), the first in row {row}. Drop those rows "
         f"(dropna), fill them (fillna), {remedy}"
     )
 
 
-def ragged_error(key: str, first: Shape | None, row: int, odd: Shape | None) -> DataError:
+def ragged_error(key: str, first: Shape | None, row: int, other: Shape | None) -> DataError:
     """Return the error for a column whose rows differ in shape."""
-    where = "within itself" if odd is None else f"of shape {odd}"
+    where = "ragged itself" if other is None else f"of shape {other}"
     return DataError(
         f"column {key!r} is ragged: row 0 has shape {first}, row {row} is {where}. "
-        "Pad or cut the rows to one length, or build the set from a long table with group_by="
+        "Pad or truncate the rows to one length, or use a long table with group_by="
     )

@@ -1,4 +1,4 @@
-"""Making a FeatureSet of tables of any kind."""
+"""Constructors of FeatureSets from tables of any kind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["ConstructorsMixin"]
 
 
 class ConstructorsMixin:
-    """Constructors of a FeatureSet; each ends in ``cls(label, collection)``."""
+    """Constructors of a FeatureSet; each returns ``cls(label, collection)``."""
 
     def __init__(self, label: str, collection: SampleCollection, **kwargs: Any) -> None:
         raise NotImplementedError
@@ -42,7 +42,7 @@ class ConstructorsMixin:
         mask: str | dict[str, str] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Make a set from columns by name: lists, arrays or series of equal length.
+        """Create a FeatureSet from named lists, arrays or series of equal length.
 
         Parameters
         ----------
@@ -50,21 +50,21 @@ class ConstructorsMixin:
         data : dict
         feature_keys, target_keys, tag_keys : str or list of str
         mask : str or dict of str to str, optional
-            A boolean column of shape ``(n, length)`` that is true where there is data and false
-            where sequences are filled up: for all features and targets that have such steps, or
-            by the key of each. Scalers, losses and scores pass over padding. It becomes a tag
-            where it is in no domain.
+            A boolean column of shape ``(n, length)``, true for data and false for padding: one
+            for all features and targets that have these steps, or one by the key of each. Scalers,
+            losses and scores ignore padding. A mask in no domain becomes a tag.
 
         Raises
         ------
         UnknownNameError
-            If a key is not in `data`; the closest are listed.
+            If a key is not in `data`; the message lists the closest.
         DataError
-            If columns differ in length, are ragged or have missing values, or a mask does not fit.
+            If columns differ in length, are ragged or have missing values, or if a mask does not
+            match.
         """
         columns = as_columns(data)
-        made = sources.from_columns(columns, feature_keys, target_keys, tag_keys, mask=mask)
-        return cls(label, made, **kwargs)
+        collection = sources.from_columns(columns, feature_keys, target_keys, tag_keys, mask=mask)
+        return cls(label, collection, **kwargs)
 
     @classmethod
     def from_numpy(
@@ -77,17 +77,17 @@ class ConstructorsMixin:
         mask: str | dict[str, str] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Make a set from arrays.
+        """Create a FeatureSet from arrays.
 
         Parameters
         ----------
         label : str
         features, targets : ndarray, shape (n_samples, ...), or mapping of str to ndarray
-            A bare array becomes one column, named ``features`` or ``targets`` in the singular
-            (``x`` and ``y``); a mapping names its columns.
+            A single array becomes one column, named ``x`` (features) or ``y`` (targets); a mapping
+            names its columns.
         tags : mapping of str to ndarray, optional
         mask : str or dict of str to str, optional
-            As of `from_dict`.
+            As for `from_dict`.
         """
         expect("features", features, (Mapping, np.ndarray), "an array or a mapping of arrays")
         parts = [
@@ -116,7 +116,7 @@ class ConstructorsMixin:
         stack: Stack = None,
         **kwargs: Any,
     ) -> Self:
-        r"""Make a set from a DataFrame: one row a sample, or one group of rows a sample.
+        r"""Create a FeatureSet from a DataFrame, one sample per row or group of rows.
 
         Parameters
         ----------
@@ -125,38 +125,38 @@ class ConstructorsMixin:
             pandas, polars, or any other eager frame that narwhals understands.
         feature_cols, target_cols : str or list of str
         group_by : str or list of str, optional
-            Rows that agree in these columns become one sample, whose features and targets are
-            arrays of one length. The columns themselves become tags.
+            Rows with equal values in these columns become one sample, whose features and targets
+            are arrays of one length. The columns themselves become tags.
         tag_cols : str or list of str, optional
         sort_by : str or list of str, optional
             Order of the rows within a group.
         pad : scalar or mapping of str to scalar, optional
-            What shorter groups are filled up with at their end, by column where it is a mapping.
-            A boolean column ``mask`` of shape ``(length,)``, true where there is data, is added as
-            a tag, and is the mask of all array columns; name ``mask`` in `feature_cols` to hand it
-            to models. None refuses such groups.
+            Fill value at the end of shorter groups; a mapping gives one for each column.
+            A boolean column ``mask`` of shape ``(length,)``, true for data, is added as a tag and
+            is the mask of all array columns; list ``mask`` in `feature_cols` to pass it to models.
+            None refuses groups of different lengths.
         scalar_cols : str or list of str, optional
-            Features and targets that have one value in each group, such as a label of a whole
-            sequence: they stay scalars.
+            Features and targets with one value per group, such as the label of a whole sequence;
+            they stay scalars.
         mask : str or dict of str to str, optional
-            As of `from_dict`, where the table itself has a column that tells what is padding.
+            As for `from_dict`, if the table itself has a column that marks padding.
         rename : mapping or callable, optional
-            From a name of the frame to the key of the column, which holds no space, ``.``, ``:``,
-            ``/`` and ``\``. All other arguments speak of the new names.
+            Maps a name in the frame to the key of the column, which must not contain a space,
+            ``.``, ``:``, ``/`` or ``\``. All other arguments use the new names.
         stack : mapping of str to str or list of str, optional
-            Columns that become one array column, as ``{"voltage": "v*"}`` makes of ``v0`` to
-            ``v99``, in natural order (``v2`` before ``v10``).
+            Columns to combine into one array column: ``{"voltage": "v*"}`` combines ``v0`` to
+            ``v99`` in natural order (``v2`` before ``v10``).
 
         Raises
         ------
         UnknownNameError
-            If a column is not there; the closest are listed.
+            If a column does not exist; the message lists the closest.
         DataError
-            If a column of integers, text or dates has missing values (NaN is data, and counted
-            in `summary`), groups differ in length and there is no `pad`, or a tag or a column of
+            If a column of integers, text or dates has missing values (NaN is valid and counted
+            in `summary`), groups differ in length without `pad`, or a tag or a column of
             `scalar_cols` changes within a group.
         """
-        made = sources.from_frame(
+        collection = sources.from_frame(
             df,
             feature_cols,
             target_cols,
@@ -169,7 +169,7 @@ class ConstructorsMixin:
             rename=rename,
             stack=stack,
         )
-        return cls(label, made, **kwargs)
+        return cls(label, collection, **kwargs)
 
     from_df = from_pandas
 
@@ -177,19 +177,21 @@ class ConstructorsMixin:
     def from_pyarrow_table(
         cls, label: str, table: pa.Table, schema: SampleSchema | None = None, **kwargs: Any
     ) -> Self:
-        """Make a set from an Arrow table whose columns are named ``domain.key.rep``.
+        """Create a FeatureSet from an Arrow table with columns ``domain.key.rep``.
 
-        Other tables are taken with ``feature_cols=``, ``target_cols=`` and ``tag_cols=``. Padded
-        columns have their ``mask=``, as of `from_dict`.
+        For other tables, pass ``feature_cols=``, ``target_cols=`` and ``tag_cols=``. For padded
+        columns, pass ``mask=`` as for `from_dict`.
         """
-        expect("table", table, pa.Table, "a pyarrow.Table; from_df takes other frames")
+        expect("table", table, pa.Table, "a pyarrow.Table; use from_df for other frames")
         chosen = [kwargs.pop(f"{name}_cols", None) for name in ("feature", "target", "tag")]
         mask = kwargs.pop("mask", None)
         if any(c is not None for c in chosen):
             return cls(label, sources.from_columns(as_columns(table), *chosen, mask=mask), **kwargs)
-        made = SampleCollection(table, schema)
-        masks = {} if mask is None else sources.masks_of(made, mask)
-        return cls(label, SampleCollection(made.table, masks=masks) if masks else made, **kwargs)
+        collection = SampleCollection(table, schema)
+        masks = {} if mask is None else sources.masks_of(collection, mask)
+        if masks:
+            collection = SampleCollection(collection.table, masks=masks)
+        return cls(label, collection, **kwargs)
 
     @classmethod
     def from_csv(
@@ -208,53 +210,53 @@ class ConstructorsMixin:
         mask: str | dict[str, str] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Make a set from columns of CSV files.
+        """Create a FeatureSet from columns of CSV files.
 
         Parameters
         ----------
         label : str
         paths : path-like or sequence of path-like
-            A file, a folder, a pattern such as ``"cells/*.csv"``, or a list of them; rows follow in
-            the natural order of the names (``cell2`` before ``cell10``). Columns are brought to one
-            type that holds the values of all files.
+            A file, a folder, a pattern such as ``"cells/*.csv"``, or a list of them. Rows are
+            in the natural order of the names (``cell2`` before ``cell10``). Each column is cast to
+            one type that holds the values of all files.
         feature_keys, target_keys, tag_keys : str or list of str
-            Names in the header, without spaces around them, or the new ones of `rename`.
+            Names in the header, without surrounding spaces, or the new names given by `rename`.
         read : mapping of str to object, optional
             Options of `pandas.read_csv`: ``sep``, ``decimal``, ``encoding``, ``comment``,
-            ``skiprows``, ``header``, ``names``, ``na_values``, ``dtype`` and so on.
+            ``skiprows``, ``header``, ``names``, ``na_values``, ``dtype`` etc.
         rename, stack : mapping, optional
             As for `from_pandas`.
         file_as : str, optional
-            Key of a tag that holds the name of each row's file, without folder and ending.
+            Key of a tag that holds the name of each row's file, without folder and extension.
         missing : {'nan', 'error'}
-            Whether an empty field in a column of numbers is NaN, or refused.
+            Whether an empty field in a numeric column becomes NaN or raises an error.
         mask : str or dict of str to str, optional
             As of `from_dict`, for columns that `stack` makes.
         **kwargs
-            ``register=False`` for a set that the active experiment does not know; the keys may be
-            given as ``feature_cols``, ``target_cols`` and ``tag_cols``, as to `from_pandas`.
+            ``register=False`` keeps the set out of the active experiment; the keys may also be
+            passed as ``feature_cols``, ``target_cols`` and ``tag_cols``, as in `from_pandas`.
 
         Raises
         ------
         UnknownNameError
-            If a column or an option of pandas is not known; the closest are listed.
+            If a column or an option of pandas is unknown; the message lists the closest.
         DataError
-            If a file is missing or cannot be read, its rows differ in length, text or flags are
-            missing, or no type holds what two files have in a column.
+            If a file is missing or cannot be read, its rows differ in length, text or booleans are
+            missing, or no type holds the values of a column in two files.
 
         Notes
         -----
-        Tags that would lose how they are written as numbers (``007``, ``1E5``) stay text. ISO dates
-        and times become timestamps. ``read={"dtype": {"id": str}}`` decides otherwise.
+        Tags that a number would change (``007``, ``1E5``) stay text. ISO dates and times become
+        timestamps. Override this with ``read={"dtype": {"id": str}}``.
         """
-        made = from_csv(
+        collection = from_csv(
             paths,
             *_keys(
                 feature_keys,
                 target_keys,
                 tag_keys,
                 kwargs,
-                "options of pandas.read_csv go into read={...}",
+                "pass options of pandas.read_csv in read={...}",
             ),
             read=read,
             rename=rename,
@@ -263,7 +265,7 @@ class ConstructorsMixin:
             missing=missing,
             mask=mask,
         )
-        return cls(label, made, **kwargs)
+        return cls(label, collection, **kwargs)
 
     @classmethod
     def from_parquet(
@@ -281,40 +283,40 @@ class ConstructorsMixin:
         in_memory: bool | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Make a set from columns of Parquet files.
+        """Create a FeatureSet from columns of Parquet files.
 
         Parameters
         ----------
         label : str
         paths : path-like or sequence of path-like
-            A file, a folder, a pattern, or a list of them, as for `from_csv`. Folders named
-            ``key=value`` give a column each.
+            A file, a folder, a pattern, or a list of them, as for `from_csv`. Each folder
+            named ``key=value`` adds a column.
         feature_keys, target_keys, tag_keys : str or list of str
-            Names of columns, or the new ones of `rename`.
+            Names of columns, or the new names given by `rename`.
         rename, stack : mapping, optional
             As for `from_pandas`.
         file_as : str, optional
             As for `from_csv`.
         mask : str or dict of str to str, optional
-            As of `from_dict`.
+            As for `from_dict`.
         in_memory : bool, optional
-            Whether the columns are read into memory. Else their numbers are unpacked into
-            temporary files (in ``TMPDIR``, and gone with the set), and read from there batch by
-            batch, so that data larger than memory can be trained on; `stack` needs memory. None:
-            up to 512 MB unpacked.
+            Whether to read the columns into memory. Otherwise numbers are unpacked into temporary
+            files (in ``TMPDIR``, deleted with the set) and read from there batch by batch, which
+            allows training on data larger than memory; `stack` requires memory. None means up to
+            512 MB unpacked.
         **kwargs
-            ``register=False`` for a set that the active experiment does not know; the keys may be
-            given as ``feature_cols``, ``target_cols`` and ``tag_cols``, as to `from_pandas`.
+            ``register=False`` keeps the set out of the active experiment; the keys may also be
+            passed as ``feature_cols``, ``target_cols`` and ``tag_cols``, as in `from_pandas`.
 
         Raises
         ------
         UnknownNameError
-            If there is no such column; the closest are listed.
+            If a column does not exist; the message lists the closest.
         DataError
-            If a file is missing or cannot be read, integers, text or flags are missing, or no type
-            holds what two files have in a column.
+            If a file is missing or cannot be read, integers, text or booleans are missing, or no
+            type holds the values of a column in two files.
         """
-        made = from_parquet(
+        collection = from_parquet(
             paths,
             *_keys(feature_keys, target_keys, tag_keys, kwargs),
             rename=rename,
@@ -323,19 +325,19 @@ class ConstructorsMixin:
             mask=mask,
             in_memory=in_memory,
         )
-        return cls(label, made, **kwargs)
+        return cls(label, collection, **kwargs)
 
 
 def _keys(
     features: Any, targets: Any, tags: Any, kwargs: dict[str, Any], hint: str = ""
 ) -> list[Any]:
-    """Return the keys of each domain, by either name of the arguments; refuse other arguments."""
+    """Return the keys of each domain from either argument name; refuse others."""
     names = ("feature_cols", "target_cols", "tag_cols")
-    given = [kwargs.pop(name, None) for name in names]
+    aliases = [kwargs.pop(name, None) for name in names]
     for name in kwargs:
         if name not in ("node_id", "register"):
             raise ConfigError(f"unknown argument {name!r}{hint and '; '}{hint}")
     return [
-        key if key is not None else other
-        for key, other in zip((features, targets, tags), given, strict=True)
+        key if key is not None else alias
+        for key, alias in zip((features, targets, tags), aliases, strict=True)
     ]

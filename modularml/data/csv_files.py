@@ -1,4 +1,4 @@
-"""CSV files, as `pandas.read_csv` reads them, to columns of one type without loss."""
+"""Reading CSV files into columns of one type without loss."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from modularml.errors import ConfigError, DataError, UnknownNameError, expect
 __all__ = ["from_csv"]
 
 ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".csv.bz2", ".csv.xz", ".csv.zst")
-OURS = {
+REPLACEMENTS = {
     "filepath_or_buffer": "paths=",
     "chunksize": "paths=",
     "iterator": "paths=",
     "dtype_backend": "read={'dtype': ...}",
 }
-"""Arguments of pandas.read_csv that cannot be given, and what takes their place."""
+"""Arguments of pandas.read_csv that are not supported, and their replacements."""
 
 LOOKS_LIKE_ID = r"^\s*(?:[+-]?0[0-9]+|[0-9]+[eE][0-9]+)\s*$"
-"""Text of identifiers that numbers would not keep: ``007``, and ``1E5`` of a plate."""
+"""Identifiers that a number would change: ``007``, or ``1E5`` on a plate."""
 
 ZONE = r"(?:Z|[+-][0-9]{2}:?[0-9]{2})$"
 ISO_TIME = (
@@ -61,7 +61,8 @@ def from_csv(
     """Build a collection from columns of CSV files; see `FeatureSet.from_csv`."""
     if missing not in ("nan", "error"):
         raise ConfigError(f"missing must be 'nan' or 'error', got {missing!r}")
-    options = _checked(dict(expect("read", {} if read is None else read, Mapping, "a mapping")))
+    options = dict(expect("read", {} if read is None else read, Mapping, "a mapping"))
+    _check_options(options)
     tag_keys = list(dict.fromkeys([*column_names(tags), *column_names(file_as)]))
     masks = [mask] if isinstance(mask, str) else (mask or {}).values()
     wanted = [*dict.fromkeys([*column_names(features), *column_names(targets), *tag_keys, *masks])]
@@ -69,23 +70,26 @@ def from_csv(
     for path in files_of(paths, ENDINGS):
         files[str(path)] = _columns_of(path, options, rename, stack, wanted, tag_keys, file_as)
     return from_columns(
-        {key: _joined(key, files, missing) for key in wanted},
+        {key: _concatenated(key, files, missing) for key in wanted},
         features,
         targets,
         tag_keys,
         mask=mask,
-        categories=[k for k in wanted if any(is_category(own[k]) for own in files.values())],
+        categories=[
+            k for k in wanted if any(is_category(columns[k]) for columns in files.values())
+        ],
     )
 
 
-def _checked(options: dict[str, Any]) -> dict[str, Any]:
+def _check_options(options: Mapping[str, Any]) -> None:
     known = inspect.signature(require("pandas").read_csv).parameters
     for name in options:
-        if name in OURS:
-            raise ConfigError(f"read={{{name!r}: ...}} cannot be given; use {OURS[name]} instead")
+        if name in REPLACEMENTS:
+            raise ConfigError(
+                f"read={{{name!r}: ...}} is not supported; use {REPLACEMENTS[name]} instead"
+            )
         if name not in known:
             raise UnknownNameError("option of pandas.read_csv", name, known)
-    return options
 
 
 def _columns_of(
@@ -97,42 +101,42 @@ def _columns_of(
     tags: Sequence[str],
     file_as: str | None,
 ) -> dict[str, Any]:
-    """Return the columns of one file that are wanted."""
-    frame = _parsed(path, options)
+    """Return the requested columns of one file."""
+    frame = _read_frame(path, options)
     names = _header(path, options, frame)
-    given = options.get("dtype", {})
-    typed = set(given) if isinstance(given, Mapping) else set(names) if given else set()
+    dtypes = options.get("dtype", {})
+    typed = set(dtypes) if isinstance(dtypes, Mapping) else set(names) if dtypes else set()
 
     def column(place: int) -> pa.Array:
         values = _arrow(frame.iloc[:, place])
-        return values if names[place] in typed else _timed(values)
+        return values if names[place] in typed else _parse_times(values)
 
     table = TableColumns(names, column).renamed(rename)
     columns = table.stacked(stack)
-    found = dict[str, Any]()
+    selected = dict[str, Any]()
     for key in wanted:
         if key == file_as and key not in columns:
-            found[key] = pa.repeat(path.name.partition(".")[0], len(frame))
+            selected[key] = pa.repeat(path.name.partition(".")[0], len(frame))
             continue
         if key not in columns:
             raise UnknownNameError("column", key, columns, _hint(names))
-        found[key] = columns[key]
+        selected[key] = columns[key]
         place = table.names.index(key) if key in table else -1
         if place < 0 or names[place] in typed:
             continue
         if key in tags:
-            found[key] = _kept_ids(found[key], path, options, place)
+            selected[key] = _ids_as_text(selected[key], path, options, place)
         else:
-            _warn_of_text(key, found[key], path)
-        if place == len(names) - 1 and found[key].null_count:
-            _check_rows(path, options, len(names))
-    return found
+            _warn_about_text(key, selected[key], path)
+        if place == len(names) - 1 and selected[key].null_count:
+            _check_row_lengths(path, options, len(names))
+    return selected
 
 
-def _parsed(path: Path, options: Mapping[str, Any], **more: Any) -> Any:
-    """Return the DataFrame of a file; what pandas cannot read is a DataError with the remedy."""
+def _read_frame(path: Path, options: Mapping[str, Any], **more: Any) -> Any:
+    """Read a file into a DataFrame; errors of pandas become DataErrors with a hint."""
     pandas = require("pandas")
-    whole = {} if "engine" in options else {"low_memory": False}  # types of whole columns
+    whole = {} if "engine" in options else {"low_memory": False}  # infer types from whole columns
     arguments = {"index_col": False, **whole, "dtype_backend": "numpy_nullable", **options, **more}
     with readable(path, "CSV"), warnings.catch_warnings():
         warnings.simplefilter("error", pandas.errors.ParserWarning)
@@ -140,7 +144,7 @@ def _parsed(path: Path, options: Mapping[str, Any], **more: Any) -> Any:
             frame = pandas.read_csv(path, **arguments)
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{str(path)!r} is not in UTF-8 ({error}); give its encoding, as in "
+                f"{str(path)!r} is not UTF-8 ({error}); pass its encoding, as in "
                 "read={'encoding': 'latin-1'}"
             ) from error
         except (ValueError, TypeError, pandas.errors.ParserWarning) as error:
@@ -153,10 +157,10 @@ def _parsed(path: Path, options: Mapping[str, Any], **more: Any) -> Any:
 
 
 def _header(path: Path, options: Mapping[str, Any], frame: Any) -> list[str]:
-    """Return the names of the columns as the file has them; pandas numbers those that repeat."""
+    """Return the column names as in the file; pandas numbers repeated names."""
     names = [column_name(name) for name in frame.columns]
     if {"header", "names", "index_col", "usecols", "engine"}.isdisjoint(options) and names:
-        first = _parsed(path, options, header=None, nrows=1, dtype=str).iloc[0]
+        first = _read_frame(path, options, header=None, nrows=1, dtype=str).iloc[0]
         raw = ["" if text is None or text != text else str(text) for text in first.tolist()]  # noqa: PLR0124
         if len(raw) == len(names):
             names = [text or name for text, name in zip(raw, names, strict=True)]
@@ -164,24 +168,27 @@ def _header(path: Path, options: Mapping[str, Any], frame: Any) -> list[str]:
 
 
 def _hint(names: Sequence[str]) -> str:
-    """Return what most likely helps where a file lacks a column."""
-    signs = [sign for sign in ";\t|" if len(names) == 1 and sign in names[0]]
-    if signs:
-        return f"The header reads {names[0]!r}: give read={{'sep': {signs[0]!r}}}, and 'decimal'"
+    """Return the most likely remedy if a file lacks a column."""
+    separators = [sep for sep in ";\t|" if len(names) == 1 and sep in names[0]]
+    if separators:
+        return (
+            f"The header is {names[0]!r}: pass read={{'sep': {separators[0]!r}}}, and 'decimal' "
+            "if needed"
+        )
     if names and names[0].startswith("#"):
-        return "The file begins with a comment: give read={'comment': '#'}"
+        return "The file begins with a comment: pass read={'comment': '#'}"
     if names and all(name.replace(".", "").replace("-", "").isdigit() for name in names):
-        return "The file has no header: give read={'header': None, 'names': [...]}"
+        return "The file has no header: pass read={'header': None, 'names': [...]}"
     return ""
 
 
 def _arrow(values: Any) -> pa.Array:
-    found = pa.array(values, from_pandas=True)
-    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+    array = pa.array(values, from_pandas=True)
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
-def _timed(values: pa.Array) -> pa.Array:
-    """Return ISO dates and times, which CSV writes as text, as what they are."""
+def _parse_times(values: pa.Array) -> pa.Array:
+    """Parse text that holds only ISO dates or times; return other columns unchanged."""
     if not pa.types.is_string(values.type) and not pa.types.is_large_string(values.type):
         return values
     present = values.drop_null()
@@ -191,42 +198,45 @@ def _timed(values: pa.Array) -> pa.Array:
     if pc.any(zoned).as_py() and not pc.all(zoned).as_py():
         return values
     try:
-        read = require("pandas").to_datetime(
+        times = require("pandas").to_datetime(
             values.to_pandas(), format="ISO8601", utc=zoned[0].as_py()
         )
     except ValueError:
-        return values  # the 31st of April, say
+        return values  # for example the 31st of April
     dates = pc.max(pc.utf8_length(present)).as_py() == len("2024-01-31")
-    return _arrow(read).cast(pa.date32()) if dates else _arrow(read)
+    return _arrow(times).cast(pa.date32()) if dates else _arrow(times)
 
 
-def _kept_ids(values: pa.Array, path: Path, options: Mapping[str, Any], place: int) -> pa.Array:
-    """Return identifiers as text where numbers would not keep how they are written."""
+def _ids_as_text(values: pa.Array, path: Path, options: Mapping[str, Any], place: int) -> pa.Array:
+    """Return identifiers as text if numbers would change how they are written."""
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
         return values
-    text = _arrow(_parsed(path, options, dtype=str).iloc[:, place])
-    odd = pc.any(pc.match_substring_regex(text.cast(pa.string()), LOOKS_LIKE_ID)).as_py()
-    return text if odd else values
+    text = _arrow(_read_frame(path, options, dtype=str).iloc[:, place])
+    changes = pc.any(pc.match_substring_regex(text.cast(pa.string()), LOOKS_LIKE_ID)).as_py()
+    return text if changes else values
 
 
-def _warn_of_text(key: str, values: pa.Array, path: Path) -> None:
-    """Warn of a column that is text because of a few values that are no numbers."""
+def _warn_about_text(key: str, values: pa.Array, path: Path) -> None:
+    """Warn about a column that is text only because of a few non-numeric values."""
     if not pa.types.is_string(values.type) and not pa.types.is_large_string(values.type):
         return
     texts = values.drop_null().to_pandas()
     to_numeric = require("pandas").to_numeric
-    odd = texts[to_numeric(texts, errors="coerce").isna()]
-    commas = len(odd) and to_numeric(odd.str.replace(",", "."), errors="coerce").notna().all()
-    if commas or 0 < len(odd) <= len(texts) / 2:
-        remedy = "'decimal': ','" if commas else f"'na_values': [{odd.iloc[0]!r}]"
+    invalid = texts[to_numeric(texts, errors="coerce").isna()]
+    commas = (
+        len(invalid) and to_numeric(invalid.str.replace(",", "."), errors="coerce").notna().all()
+    )
+    if commas or 0 < len(invalid) <= len(texts) / 2:
+        remedy = "'decimal': ','" if commas else f"'na_values': [{invalid.iloc[0]!r}]"
         warn(
-            f"column {key!r} of {str(path)!r} is text, because of {odd.iloc[0]!r} among others "
-            f"({len(odd)} of {len(texts)} values); to read numbers give read={{{remedy}}}",
+            f"column {key!r} of {str(path)!r} is text because of values such as "
+            f"{invalid.iloc[0]!r} ({len(invalid)} of {len(texts)}); to read numbers, pass "
+            f"read={{{remedy}}}",
         )
 
 
-def _check_rows(path: Path, options: Mapping[str, Any], n_columns: int) -> None:
-    """Refuse rows with too few fields, which pandas fills up in silence."""
+def _check_row_lengths(path: Path, options: Mapping[str, Any], n_columns: int) -> None:
+    """Refuse rows with too few fields, which pandas fills silently."""
     sep, skipped = options.get("sep", ","), options.get("skiprows") or 0
     if not isinstance(sep, str) or len(sep) != 1 or not isinstance(skipped, int):
         return
@@ -237,12 +247,12 @@ def _check_rows(path: Path, options: Mapping[str, Any], n_columns: int) -> None:
             if fields and not fields[0].startswith(comment) and len(fields) < n_columns:
                 raise DataError(
                     f"{str(path)!r} cannot be read as CSV: line {reader.line_num} has "
-                    f"{len(fields)} of {n_columns} fields; was the file cut off?"
+                    f"{len(fields)} of {n_columns} fields; is the file truncated?"
                 )
 
 
-def _joined(key: str, files: Mapping[str, Mapping[str, Any]], missing: str) -> Any:
-    """Return a column of all files as one, missing numbers as NaN."""
+def _concatenated(key: str, files: Mapping[str, Mapping[str, Any]], missing: str) -> Any:
+    """Concatenate a column of all files, with NaN for missing numbers."""
     parts = {
         path: columns[key] if isinstance(columns[key], pa.Array) else to_arrow(columns[key], key)
         for path, columns in files.items()

@@ -1,4 +1,4 @@
-"""How FeatureSets and views show themselves: tables and trees."""
+"""Display of FeatureSets and views as tables and trees."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ __all__ = ["describe", "html", "split_tree"]
 
 
 def describe(data: Any) -> pd.DataFrame:
-    """Return one row a column: domain, key, rep, kind, unit, dtype, shape, NaN count, min ... max.
+    """Return one row per column: name, kind, unit, dtype, shape and statistics.
 
-    Padding does not count.
+    Padding is excluded.
     """
     schema = data.collection.schema
-    rows = [_facts(schema[name], _blocks(data, name)) for name in data.column_names]
+    rows = [_summary(schema[name], _blocks(data, name)) for name in data.column_names]
     frame: pd.DataFrame = require("pandas").DataFrame(rows)
     return frame
 
 
 def _blocks(data: Any, name: str) -> Iterator[Array]:
-    """Yield the rows of a column some thousand at a time; of padded ones, the steps of data."""
+    """Yield a column block by block, without padded steps."""
     values, rows = data.collection.numpy(name), data.row_indices
     mask = data.collection.mask(name)
     for at in range(0, data.n_samples, BLOCK):
-        some = slice(at, at + BLOCK) if rows is None else rows[at : at + BLOCK]
-        yield values[some] if mask is None else values[some][mask[some]]
+        block = slice(at, at + BLOCK) if rows is None else rows[at : at + BLOCK]
+        yield values[block] if mask is None else values[block][mask[block]]
         release(data.collection.maps.values())
 
 
-def _facts(spec: ColumnSpec, blocks: Iterator[Array]) -> dict[str, Any]:
+def _summary(spec: ColumnSpec, blocks: Iterator[Array]) -> dict[str, Any]:
     numeric = spec.dtype.kind in "iuf"
-    least, most, total, size, count = np.inf, -np.inf, 0.0, 0, 0
+    low, high, total, size, count = np.inf, -np.inf, 0.0, 0, 0
     for block in blocks if numeric else ():
         finite = block[np.isfinite(block)]
         size, count = size + block.size, count + finite.size
         if finite.size:
             with np.errstate(over="ignore"):
                 total += float(finite.sum(dtype=np.float64))
-            least, most = min(least, float(finite.min())), max(most, float(finite.max()))
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
     return {
         "domain": spec.domain,
         "key": spec.key,
@@ -62,9 +62,9 @@ def _facts(spec: ColumnSpec, blocks: Iterator[Array]) -> dict[str, Any]:
         "dtype": _dtype(spec),
         "shape": spec.shape,
         "not_finite": size - count,
-        "min": least if count else None,
+        "min": low if count else None,
         "mean": total / count if count else None,
-        "max": most if count else None,
+        "max": high if count else None,
     }
 
 
@@ -73,7 +73,7 @@ def _dtype(spec: ColumnSpec) -> str:
 
 
 def html(data: Any, title: str, splits: dict[str, int] | None = None) -> str:
-    """Return a table of the columns, by domain, for notebooks."""
+    """Return an HTML table of the columns by domain for notebooks."""
     schema = data.collection.schema
     body = "".join(
         f"<tr><td>{spec.domain}</td><td>{escape(spec.key)}</td><td>{escape(spec.rep)}</td>"
@@ -142,9 +142,9 @@ def _overlaps(fs: Any, origins: dict[str, str | None]) -> list[DiagramEdge]:
 
 
 def _ancestors(name: str, origins: dict[str, str | None]) -> set[str]:
-    found: set[str] = set()
-    above = origins.get(name)
-    while above and above not in found:
-        found.add(above)
-        above = origins.get(above)
-    return found
+    ancestors: set[str] = set()
+    parent = origins.get(name)
+    while parent and parent not in ancestors:
+        ancestors.add(parent)
+        parent = origins.get(parent)
+    return ancestors

@@ -1,4 +1,4 @@
-"""Output formats of columns: one function for each."""
+"""Conversion of columns to output formats."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["ARRAY_FORMATS", "DataFormat", "convert", "convert_array", "stack"]
 
 
 BLOCK = 8192
-"""Rows of all columns that are stacked at a time."""
+"""Rows of all columns stacked at a time."""
 
 EXACT = 2**53
-"""Up to here float64 holds every integer."""
+"""Largest value up to which float64 holds every integer."""
 
 
 class DataFormat(enum.Enum):
-    """In what form columns are returned; common spellings are understood."""
+    """Format in which columns are returned; common spellings are accepted."""
 
     PANDAS = "pandas"
     NUMPY = "numpy"
@@ -73,25 +73,25 @@ def convert(
     rows: IntArray | None = None,
     zones: Mapping[str, str] | None = None,
 ) -> Any:
-    """Put columns into a format.
+    """Convert columns to a format.
 
     Parameters
     ----------
     columns : mapping of str to ndarray, shape (n, *shape)
-        By the names that the result shall bear.
+        By the names used in the result.
     fmt : str or DataFormat
-        The ``dict_*`` formats keep one entry a column. The array formats stack the columns on
+        The ``dict_*`` formats keep one entry per column. The array formats stack the columns on
         axis 1: scalar columns give ``(n, n_columns)``, columns of shape ``(k,)`` give
         ``(n, n_columns, k)``.
     rows : ndarray of int64, optional
         The rows to return, in this order; None for all.
     zones : mapping of str to str, optional
-        Time zones of columns of times, which frames and tables carry; arrays hold times in UTC.
+        Time zones of time columns, used in frames and tables; arrays hold times in UTC.
 
     Raises
     ------
     ShapeError
-        If columns of unlike shape are to be stacked.
+        If columns of different shapes would be stacked.
     """
     fmt = DataFormat.from_value(fmt)
     if fmt in ARRAY_FORMATS:
@@ -110,7 +110,7 @@ def convert(
 
 
 def convert_array(values: Any, fmt: str | DataFormat) -> Any:
-    """Put one array into an array format (numpy, torch, tensorflow, list)."""
+    """Convert one array to an array format (numpy, torch, tensorflow, list)."""
     fmt = DataFormat.from_value(fmt)
     if fmt in (DataFormat.TORCH, DataFormat.DICT_TORCH):
         return _torch(values)
@@ -130,14 +130,14 @@ def stack(columns: Mapping[str, Array], rows: IntArray | None = None) -> Array:
     Parameters
     ----------
     columns : mapping of str to ndarray, shape (n, *shape)
-        Are not changed.
+        Not changed.
     rows : ndarray of int64, optional
         The rows to stack, in this order; None for all.
 
     Returns
     -------
     ndarray, shape (n, n_columns, *shape)
-        A view, without a copy, where there is one column and all its rows are wanted.
+        A view without a copy for all rows of a single column.
 
     Raises
     ------
@@ -146,18 +146,18 @@ def stack(columns: Mapping[str, Array], rows: IntArray | None = None) -> Array:
     """
     arrays = list(columns.values())
     if not arrays:
-        raise ShapeError("there is no column to stack; select at least one")
+        raise ShapeError("no columns to stack; select at least one")
     if len({a.shape[1:] for a in arrays}) > 1:
         shapes = ", ".join(f"{name}: {a.shape[1:]}" for name, a in columns.items())
         raise ShapeError(
-            f"columns of unlike shape cannot be stacked into one array ({shapes}); select "
-            "columns of one shape, or a dict format"
+            f"columns of different shapes cannot be stacked into one array ({shapes}); select "
+            "columns of one shape or use a dict format"
         )
     if len(arrays) == 1:
         return (arrays[0] if rows is None else arrays[0][rows])[:, None]
     n = len(arrays[0]) if rows is None else len(rows)
     out = np.empty((n, len(arrays), *arrays[0].shape[1:]), dtype=common_dtype(columns))
-    for at in range(0, n, BLOCK):  # short enough that a block of all columns stays in the cache
+    for at in range(0, n, BLOCK):  # small enough for a block of all columns to stay in the cache
         part = slice(at, at + BLOCK) if rows is None else rows[at : at + BLOCK]
         for i, array in enumerate(arrays):
             out[at : at + BLOCK, i] = array[part]
@@ -170,22 +170,22 @@ def common_dtype(columns: Mapping[str, Array]) -> np.dtype[Any]:
     Raises
     ------
     DataError
-        If there is none, as for times and numbers.
+        If there is none, as for times and numbers, or it cannot hold an integer.
     """
     try:
         common = np.result_type(*columns.values())
     except TypeError:
         dtypes = ", ".join(f"{name}: {a.dtype}" for name, a in columns.items())
         raise DataError(
-            f"columns of unlike type cannot be stacked into one array ({dtypes}); select columns "
-            "of one type, or a dict format"
+            f"columns of different types cannot be stacked into one array ({dtypes}); select "
+            "columns of one type or use a dict format"
         ) from None
     for name, values in columns.items() if common.kind == "f" else ():
         large = values.dtype.kind in "iu" and values.dtype.itemsize == 8 and values.size
         if large and (int(values.max()) > EXACT or int(values.min()) < -EXACT):
             raise DataError(
-                f"column {name!r} holds integers that {common} does not tell apart, so it cannot "
-                f"be stacked with {[n for n in columns if n != name]}; select it alone, or a dict "
+                f"column {name!r} holds integers that {common} cannot represent, so it cannot be "
+                f"stacked with {[n for n in columns if n != name]}; select it alone or use a dict "
                 "format"
             )
     return common
@@ -218,7 +218,7 @@ def _tensorflow(values: Array) -> Any:
 
 
 ARRAY_FORMATS = (DataFormat.NUMPY, DataFormat.LIST, DataFormat.TORCH, DataFormat.TENSORFLOW)
-"""Formats without names of columns."""
+"""Formats without column names."""
 
 _FORMATTERS: dict[DataFormat, Callable[[Mapping[str, Array]], Any]] = {
     DataFormat.PANDAS: _pandas,

@@ -272,9 +272,9 @@ class SplitMixin(SampleCollectionMixin, Generic[View]):
             If a row is here more than once.
         """
         source = self._source()
-        collection = self.collection.part(self._positions(), self.column_names)
+        collection = self.collection.part(self._rows(), self.column_names)
         new = type(source)(label, collection, register=register)
-        taken = self._positions()
+        taken = self._rows()
         new._scaler_records = [
             r
             if r.fit_rows is None
@@ -292,7 +292,7 @@ class SplitMixin(SampleCollectionMixin, Generic[View]):
         """Tell whether no row is in both; by index within one source, else by sample id."""
         expect("other", other, SplitMixin, "a FeatureSet or a view of one")
         if self._source() is other._source():
-            return not np.isin(self._positions(), other._positions()).any()
+            return not np.isin(self._rows(), other._rows()).any()
         return bool((_places(_ids_of(other), self._ids()) < 0).all())
 
     # -- within -------------------------------------------------------------------------------

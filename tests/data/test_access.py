@@ -212,11 +212,11 @@ def test_stacks_longer_than_a_block(shape, chosen):
 def test_columns_that_cannot_be_stacked(fs):
     with pytest.raises(ShapeError, match=r"v: \(3,\), w: \(3,\), a: \(\), b: \(\)"):
         fs.get_features("numpy", rep="raw")
-    with pytest.raises(DataError, match=r"unlike type .*y: float64.*day: datetime64"):
+    with pytest.raises(DataError, match=r"different types .*y: float64.*day: datetime64"):
         fs.get_data(
             columns=["y", "day"], fmt="np", include_domain_prefix=False, include_rep_suffix=False
         )
-    with pytest.raises(ShapeError, match="no column to stack"):
+    with pytest.raises(ShapeError, match="no columns to stack"):
         fs.get_data(columns=[], fmt="numpy")
 
 
@@ -291,7 +291,7 @@ def test_sample_data_has_the_newest_of_each_column(fs):
     assert data.tags is None
     assert data.sample_uuids.tolist() == view.get_sample_uuids("list")
     assert view.to_sample_data("torch").features.tolist() == expected.tolist()
-    with pytest.raises(ShapeError, match="unlike shape"):
+    with pytest.raises(ShapeError, match="different shapes"):
         fs.to_sample_data()
 
 

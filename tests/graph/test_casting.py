@@ -127,6 +127,6 @@ def test_keras_reads_what_the_table_holds():
 def test_large_integers_are_not_stacked_with_floats():
     columns = {"code": 2**53 + np.arange(N), "a": np.ones(N), "y": np.ones(N)}
     fs = mml.FeatureSet.from_dict("rows", columns, ["code", "a"], "y")
-    with pytest.raises(DataError, match="does not tell apart"):
+    with pytest.raises(DataError, match="cannot represent"):
         fs.get_features("numpy")
     assert fs.get_features()["code"].tolist() == columns["code"].tolist()
