@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from modularml._optional import loaded, require
 from modularml._typing import Array, Shape
 from modularml.data.arrow_types import wrap
+from modularml.data.kept_types import check_nulls, fixed, null_error, ragged_error
 from modularml.errors import DataError
 
 __all__ = ["ragged_error", "to_arrow"]
@@ -52,7 +52,7 @@ def to_arrow(values: Any, key: str, *, copy: bool = True) -> pa.Array:
         If samples differ in shape, a non-float value is missing, or no Arrow type fits. The message
         names the column and the first wrong row. Nulls in float columns become NaN.
     """
-    return _check_nulls(_fixed(_read(values, key, copy), key), key)
+    return check_nulls(fixed(_read(values, key, copy), key), key)
 
 
 # -- conversion by input type --------------------------------------------------------------
@@ -105,6 +105,11 @@ def _from_polars(series: Any, key: str) -> pa.Array:
         raise DataError(
             f"column {key!r} holds Python objects (polars dtype Object), which have no Arrow type; "
             "convert it to numbers, text or times"
+        )
+    if "Int128" in kind and not kind.endswith("Int128"):
+        raise DataError(
+            f"column {key!r} holds {kind}, for which there is no Arrow type; cast its values to "
+            "Int64, or write them as text"
         )
     if kind.endswith("Int128"):
         name = "UInt64" if series.len() and (series.max() or 0) >= 2**63 else "Int64"
@@ -192,7 +197,7 @@ def _check_dates(values: Array, key: str) -> None:
 def _unmasked(values: Any, key: str) -> Array:
     masked = np.argwhere(np.ma.getmaskarray(values))
     if len(masked) and values.dtype.kind != "f":
-        raise _null_error(key, int(masked[0, 0]), len(masked))
+        raise null_error(key, int(masked[0, 0]), len(masked))
     array: Array = values.filled(np.nan) if len(masked) else values.data
     return array
 
@@ -206,12 +211,30 @@ def _from_objects(values: Sequence[Any], key: str) -> pa.Array:
             return pa.array(values)
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
             pass  # e.g. rows that hold arrays of several axes
-    elif first is None or isinstance(first, _NO_COLUMN) or np.ndim(first) == 0:
+    elif hasattr(first, "detach"):  # torch tensors
+        values = [_dense(v.detach().cpu(), key) if hasattr(v, "detach") else v for v in values]
+    elif not isinstance(first, np.ndarray) and (
+        first is None or isinstance(first, _NO_COLUMN) or np.ndim(first) == 0
+    ):
         return _arrow(values, key)
+    pandas = loaded("pandas")
+    if pandas is not None and isinstance(first, pandas.Series):
+        odd = [i for i, v in enumerate(values) if v is not None and not v.index.equals(first.index)]
+        if odd:
+            raise DataError(
+                f"column {key!r} holds Series, and that of row {odd[0]} has another index than the "
+                "first; reindex them, or give arrays (to_numpy())"
+            )
     try:
         stacked = _stacked(values)
-    except (ValueError, TypeError):
+    except TypeError:
+        raise DataError(
+            f"column {key!r} holds arrays of types that none holds all of, such as "
+            f"{np.asarray(values[0]).dtype}; convert them to one type"
+        ) from None
+    except ValueError:
         raise _ragged(values, key) from None
+    _check_integers(values, stacked, key)
     if stacked.dtype.kind == "O" or (stacked.dtype.kind in "US" and _mixed(values)):
         return _arrow([np.asarray(v, dtype=object).ravel().tolist() for v in values], key)
     return _from_ndarray(stacked, key, copy=False)
@@ -222,7 +245,23 @@ def _stacked(values: Sequence[Any]) -> Array:
     arrays = [np.asarray(v) for v in values]
     if len({a.shape for a in arrays}) > 1:
         raise ValueError("samples differ in shape")
-    return np.concatenate(arrays).reshape(len(arrays), *arrays[0].shape)
+    return np.concatenate([a.reshape(-1) for a in arrays]).reshape(len(arrays), *arrays[0].shape)
+
+
+def _check_integers(values: Sequence[Any], stacked: Array, key: str) -> None:
+    """Refuse integers that change where they stand beside floats in arrays of one column."""
+    if stacked.dtype.kind != "f":
+        return
+    large = (np.abs(stacked) >= 2.0**53).reshape(len(stacked), -1).any(axis=1)
+    for row in np.flatnonzero(large).tolist():
+        given = np.asarray(values[row], dtype=object).ravel().tolist()
+        for before, after in zip(given, stacked[row].ravel().tolist(), strict=True):
+            if isinstance(before, int) and before != after:
+                raise DataError(
+                    f"column {key!r} holds the integer {before} in row {row} beside floats, which "
+                    "do not hold it; give one column for integers, or convert all to floats "
+                    "where digits may be lost"
+                )
 
 
 def _mixed(values: Sequence[Any]) -> bool:
@@ -250,7 +289,15 @@ def _arrow(values: Any, key: str, per_row: int = 1) -> pa.Array:
 def _inferred(values: Any) -> pa.Array:
     """Let Arrow infer the type; pandas' NA and NaT in a list are missing values."""
     try:
-        return pa.array(values)
+        found = pa.array(values)
+        kind = found.type
+        if (pa.types.is_timestamp(kind) or pa.types.is_duration(kind)) and kind.unit == "us":
+            fine = isinstance(values, list | tuple) and any(map(_has_nanoseconds, values))
+            if fine:  # of Timestamp and Timedelta of pandas, which Arrow would leave out
+                zone = {"tz": kind.tz} if pa.types.is_timestamp(kind) else {}
+                make = pa.timestamp if pa.types.is_timestamp(kind) else pa.duration
+                return pa.array(values, make("ns", **zone))
+        return found
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
         if isinstance(values, list | tuple) and any(_is_pandas_missing(value) for value in values):
             return pa.array(values, from_pandas=True)
@@ -261,10 +308,16 @@ def _is_pandas_missing(value: Any) -> bool:
     return type(value).__name__ in ("NAType", "NaTType")
 
 
+def _has_nanoseconds(value: Any) -> bool:
+    return bool(getattr(value, "nanosecond", 0) or getattr(value, "nanoseconds", 0))
+
+
 def _would_change(value: Any, kind: pa.DataType) -> bool:
     """Check whether Arrow would change a value: a number or another kind of time."""
     if isinstance(value, int | float | np.number) and not isinstance(value, np.timedelta64):
         return True
+    if isinstance(value, time):  # Arrow has no zones for times of day
+        return value.tzinfo is not None
     if pa.types.is_date(kind) and isinstance(value, datetime):
         return value.time() != time()
     zoned = getattr(kind, "tz", None) is not None
@@ -283,7 +336,7 @@ def _type_error(values: Sequence[Any], key: str, per_row: int) -> DataError:
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
             fails = middle
     if isinstance(values[fits], float) and np.isnan(values[fits]):
-        return _null_error(key, fits // per_row, 1)
+        return null_error(key, fits // per_row, 1)
     return _mixture_error(values, key, fits, per_row)
 
 
@@ -314,7 +367,7 @@ def _ragged(values: Sequence[Any], key: str) -> DataError:
     shapes = [_shape_of(v) for v in values]
     row = next((i for i, shape in enumerate(shapes) if shape is None or shape != shapes[0]), 0)
     if values[row] is None:
-        return _null_error(key, row, sum(v is None for v in values))
+        return null_error(key, row, sum(v is None for v in values))
     return ragged_error(key, shapes[0], row, shapes[row])
 
 
@@ -323,117 +376,3 @@ def _shape_of(value: Any) -> Shape | None:
         return tuple(np.shape(value))
     except ValueError:
         return None
-
-
-# -- normalizing Arrow arrays ------------------------------------------------------------------
-
-
-def _fixed(array: pa.Array, key: str, per_row: int = 1) -> pa.Array:
-    """Convert lists to fixed size, and other types to ones with a numpy equivalent.
-
-    In a nested array, `per_row` values belong to one sample.
-    """
-    kind = array.type
-    if isinstance(kind, pa.BaseExtensionType):
-        return _from_extension(array, key)
-    if pa.types.is_dictionary(kind):
-        return _fixed(array.dictionary_decode(), key, per_row)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _fix_lists(array, key, per_row)
-    if pa.types.is_fixed_size_list(kind):
-        _check_nulls(array, key, per_row)
-        return wrap(_fixed(array.flatten(), key, per_row * kind.list_size), (kind.list_size,))
-    if pa.types.is_large_string(kind) or kind == pa.string_view():
-        return array.cast(pa.string())
-    if pa.types.is_large_binary(kind) or kind == pa.binary_view():
-        return array.cast(pa.binary())
-    if pa.types.is_decimal(kind):
-        return _from_decimals(array, key)
-    if pa.types.is_null(kind):
-        return _check_nulls(array, key, per_row).cast(pa.float64())
-    if pa.types.is_run_end_encoded(kind):
-        return _fixed(pc.run_end_decode(array), key, per_row)
-    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
-        lists = pa.array(array.to_pylist(), pa.large_list(kind.value_type))  # casts are unsafe
-        return _fixed(lists, key, per_row)
-    if pa.types.is_nested(kind) or pa.types.is_interval(kind):
-        raise DataError(f"column {key!r} has the Arrow type {kind}; pass one column for each field")
-    return array
-
-
-def _from_decimals(array: pa.Array, key: str) -> pa.Array:
-    """Cast whole decimals to integers, which keeps the digits of ids, others to floats."""
-    if array.type.scale > 0:
-        return array.cast(pa.float64())
-    try:
-        return array.cast(pa.int64())
-    except pa.ArrowInvalid as error:
-        raise DataError(
-            f"column {key!r} holds {array.type} values that do not fit in 64 bits; cast it to "
-            "text, or to floats if digits may be lost"
-        ) from error
-
-
-def _from_extension(array: pa.Array, key: str) -> pa.Array:
-    if isinstance(array.type, pa.FixedShapeTensorType):
-        _check_nulls(array.storage, key)
-        if array.type.permutation is not None:
-            return _from_ndarray(array.to_numpy_ndarray(), key, copy=True)
-        return wrap(array.storage.flatten(), tuple(array.type.shape))
-    name = str(array.type.extension_name)
-    if name == "arrow.uuid":
-        return pa.array([None if v is None else str(v) for v in array.to_pylist()], pa.string())
-    if name.startswith("pandas."):
-        raise DataError(
-            f"column {key!r} holds {name.removeprefix('pandas.')}s, which are not single values; "
-            "convert it to numbers, text or timestamps"
-        )
-    return _fixed(array.storage, key)
-
-
-def _fix_lists(array: pa.Array, key: str, per_row: int) -> pa.Array:
-    _check_nulls(array, key, per_row)
-    lengths = pc.list_value_length(array).to_numpy()
-    if not len(lengths):
-        return _fixed(array.flatten(), key)  # the length of samples is unknown
-    different = np.flatnonzero(lengths != lengths[0])
-    if len(different):
-        first, other = (int(lengths[0]),), (int(lengths[different[0]]),)
-        raise ragged_error(key, first, int(different[0]) // per_row, other)
-    size = int(lengths[0])
-    if not size:
-        raise DataError(f"column {key!r} holds empty lists; omit the column")
-    return wrap(_fixed(array.flatten(), key, per_row * size), (size,))
-
-
-def _check_nulls(array: pa.Array, key: str, per_row: int = 1) -> pa.Array:
-    """Replace nulls among floats with NaN; refuse any other null."""
-    if not array.null_count:
-        if not pa.types.is_fixed_size_list(array.type):
-            return array
-        inner, size = array.flatten(), array.type.list_size
-        checked = _check_nulls(inner, key, per_row * size)
-        return array if checked is inner else wrap(checked, (size,))
-    if pa.types.is_floating(array.type):
-        return pc.fill_null(array, float("nan"))
-    row = int(np.argmax(array.is_null().to_numpy(zero_copy_only=False)))
-    raise _null_error(key, row // per_row, array.null_count, array.type)
-
-
-def _null_error(key: str, row: int, count: int, kind: pa.DataType | None = None) -> DataError:
-    castable = kind is not None and (pa.types.is_integer(kind) or pa.types.is_boolean(kind))
-    to_float = "or convert the column to float, where a missing value is NaN"
-    remedy = to_float if castable else "because only floats can be missing (as NaN)"
-    return DataError(
-        f"column {key!r} has {count} missing value(s), the first in row {row}. Drop those rows "
-        f"(dropna), fill them (fillna), {remedy}"
-    )
-
-
-def ragged_error(key: str, first: Shape | None, row: int, other: Shape | None) -> DataError:
-    """Return the error for a column whose rows differ in shape."""
-    where = "ragged itself" if other is None else f"of shape {other}"
-    return DataError(
-        f"column {key!r} is ragged: row 0 has shape {first}, row {row} is {where}. "
-        "Pad or truncate the rows to one length, or use a long table with group_by="
-    )

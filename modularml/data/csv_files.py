@@ -19,7 +19,7 @@ from modularml.data.arrow_types import is_category
 from modularml.data.collection import SampleCollection
 from modularml.data.columns import to_arrow
 from modularml.data.frames import Rename, Stack, TableColumns, column_name, column_names
-from modularml.data.paths import FilePaths, files_of, readable
+from modularml.data.paths import FilePaths, check_file_names, files_of, readable, taken_error
 from modularml.data.promotion import cast_column, common_type
 from modularml.data.sources import from_columns
 from modularml.errors import ConfigError, DataError, UnknownNameError, expect
@@ -69,6 +69,7 @@ def from_csv(
     files: dict[str, Mapping[str, Any]] = {}
     for path in files_of(paths, ENDINGS):
         files[str(path)] = _columns_of(path, options, rename, stack, wanted, tag_keys, file_as)
+    check_file_names(files, file_as)
     return from_columns(
         {key: _concatenated(key, files, missing) for key in wanted},
         features,
@@ -104,6 +105,7 @@ def _columns_of(
     """Return the requested columns of one file."""
     frame = _read_frame(path, options)
     names = _header(path, options, frame)
+    _check_named_columns(options, names)
     dtypes = options.get("dtype", {})
     typed = set(dtypes) if isinstance(dtypes, Mapping) else set(names) if dtypes else set()
 
@@ -115,7 +117,9 @@ def _columns_of(
     columns = table.stacked(stack)
     selected = dict[str, Any]()
     for key in wanted:
-        if key == file_as and key not in columns:
+        if key == file_as:
+            if key in columns:
+                raise taken_error(path, file_as)
             selected[key] = pa.repeat(path.name.partition(".")[0], len(frame))
             continue
         if key not in columns:
@@ -124,8 +128,9 @@ def _columns_of(
         place = table.names.index(key) if key in table else -1
         if place < 0 or names[place] in typed:
             continue
+        _check_integers(key, selected[key], path, options, place)
         if key in tags:
-            selected[key] = _ids_as_text(selected[key], path, options, place)
+            selected[key] = _ids_as_text(key, selected[key], path, options, place)
         else:
             _warn_about_text(key, selected[key], path)
         if place == len(names) - 1 and selected[key].null_count:
@@ -207,13 +212,58 @@ def _parse_times(values: pa.Array) -> pa.Array:
     return _arrow(times).cast(pa.date32()) if dates else _arrow(times)
 
 
-def _ids_as_text(values: pa.Array, path: Path, options: Mapping[str, Any], place: int) -> pa.Array:
+def _ids_as_text(
+    key: str, values: pa.Array, path: Path, options: Mapping[str, Any], place: int
+) -> pa.Array:
     """Return identifiers as text if numbers would change how they are written."""
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
         return values
-    text = _arrow(_read_frame(path, options, dtype=str).iloc[:, place])
-    changes = pc.any(pc.match_substring_regex(text.cast(pa.string()), LOOKS_LIKE_ID)).as_py()
-    return text if changes else values
+    text = _arrow(_read_frame(path, options, dtype=str).iloc[:, place]).cast(pa.string())
+    if pc.any(pc.match_substring_regex(text, LOOKS_LIKE_ID)).as_py():
+        return text
+    pairs = (
+        pa.table([values, text], ["number", "text"])
+        .group_by("number")
+        .aggregate([("text", "min"), ("text", "max")])
+    )
+    twice = pairs.filter(pc.not_equal(pairs["text_min"], pairs["text_max"]))
+    if len(twice):
+        first, other = twice["text_min"][0].as_py(), twice["text_max"][0].as_py()
+        warn(
+            f"tag {key!r} of {str(path)!r} is read as numbers, in which {first!r} and {other!r} "
+            f"are the same; read={{'dtype': {{{key!r}: str}}}} keeps them apart"
+        )
+    return values
+
+
+def _check_integers(
+    key: str, values: pa.Array, path: Path, options: Mapping[str, Any], place: int
+) -> None:
+    """Refuse integers that change because a column holds floats, too."""
+    if not pa.types.is_floating(values.type):
+        return
+    large = pc.and_(pc.greater_equal(pc.abs(values), 2.0**53), pc.is_finite(values))
+    if not pc.any(large).as_py():
+        return
+    text = _arrow(_read_frame(path, options, dtype=str).iloc[:, place]).cast(pa.string())
+    for number, written in zip(
+        values.filter(large).to_pylist(), text.filter(large).to_pylist(), strict=True
+    ):
+        if written.strip().lstrip("+-").isdigit() and int(written) != number:
+            raise DataError(
+                f"column {key!r} of {str(path)!r} holds the integer {written.strip()} beside "
+                f"floats or missing values, and floats do not hold it; read={{'dtype': {{{key!r}: "
+                "str}} keeps its digits"
+            )
+
+
+def _check_named_columns(options: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Refuse options for columns that the file does not have, which pandas passes over."""
+    for option in ("dtype", "na_values", "converters"):
+        given = options.get(option)
+        for name in given if isinstance(given, Mapping) else ():
+            if isinstance(name, str) and name.strip() not in names:
+                raise UnknownNameError("column", name, names, f"read[{option!r}] asks for it")
 
 
 def _warn_about_text(key: str, values: pa.Array, path: Path) -> None:
@@ -228,6 +278,8 @@ def _warn_about_text(key: str, values: pa.Array, path: Path) -> None:
     )
     if commas or 0 < len(invalid) <= len(texts) / 2:
         remedy = "'decimal': ','" if commas else f"'na_values': [{invalid.iloc[0]!r}]"
+        if commas and invalid.str.fullmatch(r"\s*[+-]?[0-9]{1,3}(,[0-9]{3})+\s*").all():
+            remedy = "'thousands': ','}, or for decimal commas {'decimal': ','"
         warn(
             f"column {key!r} of {str(path)!r} is text because of values such as "
             f"{invalid.iloc[0]!r} ({len(invalid)} of {len(texts)}); to read numbers, pass "

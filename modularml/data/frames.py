@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import filter as matching
 from typing import Any, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 
 from modularml._optional import loaded, require
@@ -135,15 +136,19 @@ def as_columns(data: Any, allowed: str = "data must be a frame or a dict") -> Ta
     pandas = loaded("pandas")
     if pandas is not None and isinstance(data, pandas.DataFrame):
         return _of_pandas(data)
-    if isinstance(data, pa.Table):
-        return TableColumns(data.column_names, data.column)
+    if isinstance(data, pa.Table | pa.RecordBatch):
+        return TableColumns(data.schema.names, data.column)
+    if isinstance(data, np.ndarray) and data.dtype.names:
+        return TableColumns(data.dtype.names, lambda i: data[data.dtype.names[i]])
     if isinstance(data, list) and data and all(isinstance(row, Mapping) for row in data):
-        return _of_pandas(require("pandas").DataFrame(data))
+        keys = list(dict.fromkeys(key for row in data for key in row))
+        return as_columns({key: [row.get(key) for row in data] for key in keys})
     try:
         frame = require("narwhals").from_native(data, eager_only=True)
     except TypeError as error:
         raise DataError(
-            f"{allowed}, got a {type(data).__name__}; collect() a lazy frame first"
+            f"{allowed}, got a {type(data).__name__}"
+            + ("; collect() a lazy frame first" if hasattr(data, "collect") else "")
         ) from error
     return TableColumns(frame.columns, lambda i: frame[frame.columns[i]].to_native())
 
@@ -181,11 +186,12 @@ def _of_pandas(frame: Any) -> TableColumns:
 
 
 def _aligned(names: Sequence[str], columns: list[Any]) -> list[Any]:
-    """Bring pandas Series into the order of the index of the first of them."""
+    """Bring pandas Series and DataFrames into the order of the index of the first of them."""
     pandas = loaded("pandas")
     if pandas is None:
         return columns
-    series = [i for i, values in enumerate(columns) if isinstance(values, pandas.Series)]
+    kinds = (pandas.Series, pandas.DataFrame)
+    series = [i for i, values in enumerate(columns) if isinstance(values, kinds)]
     for i in series:
         index, own = columns[series[0]].index, columns[i].index
         if own.equals(index) or len(own) != len(index):  # lengths are compared later, by key

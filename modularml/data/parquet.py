@@ -16,7 +16,7 @@ from modularml.data.arrow_types import is_category
 from modularml.data.collection import SampleCollection
 from modularml.data.frames import Rename, Stack, TableColumns, column_names
 from modularml.data.mapping import write_columns
-from modularml.data.paths import FilePaths, files_of, readable
+from modularml.data.paths import FilePaths, check_file_names, files_of, readable, taken_error
 from modularml.data.promotion import cast_column, common_type
 from modularml.data.sources import from_columns
 from modularml.errors import ConfigError, UnknownNameError
@@ -28,6 +28,9 @@ MAP_FROM = 2**29
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 """Names of folders that integers keep as they are written."""
+
+_MISSING = "__HIVE_DEFAULT_PARTITION__"
+"""Name of the folder of rows that have no value of its key."""
 
 PIECE_BYTES = 16 * 2**20
 PIECE_ROWS = 8192
@@ -81,9 +84,14 @@ def from_parquet(
             categories=categories,
         )
     parts = [file.whole(read, types) for file in files]
-    data = [pa.chunked_array([part[key] for part in parts], types[key]) for key in read]
+    data = [pa.chunked_array(_chunks(parts, key), types[key]) for key in read]
     columns = TableColumns(list(read), data.__getitem__).stacked(stack)
     return from_columns(columns, features, targets, tag_keys, mask=mask, categories=categories)
+
+
+def _chunks(parts: list[dict[str, Any]], key: str) -> list[pa.Array]:
+    columns = [part[key] for part in parts]
+    return [c for column in columns for c in getattr(column, "chunks", [column])]
 
 
 @dataclass(frozen=True)
@@ -163,22 +171,27 @@ class _ParquetFile:
 def _opened(paths: FilePaths, file_as: str | None) -> list[_ParquetFile]:
     """Open the footers of files; folders named ``key=value`` give a column to each file."""
     folders = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
-    files, values = files_of(paths, (".parquet", ".pq")), dict[str, dict[Path, str]]()
+    files, values = files_of(paths, (".parquet", ".pq")), dict[str, dict[Path, str | None]]()
+    check_file_names(files, file_as)
     for path in files:
         root = next((folder for folder in folders if folder in path.parents), path.parent)
         for part in path.relative_to(root).parts[:-1]:
             key, equals, value = part.partition("=")
             if equals:
-                values.setdefault(key, {})[path] = unquote(value)
-    numbers = {key for key, of in values.items() if all(_INTEGER.fullmatch(v) for v in of.values())}
+                values.setdefault(key, {})[path] = None if value == _MISSING else unquote(value)
+    numbers = {
+        k for k, of in values.items() if all(_INTEGER.fullmatch(v or "0") for v in of.values())
+    }
     found = []
     for path in files:
         with readable(path, "Parquet"), require("pyarrow.parquet").ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
+        if file_as is not None and file_as in schema.names:
+            raise taken_error(path, file_as)
         of_file = {key: of[path] for key, of in values.items() if path in of}
         texts = of_file | ({file_as: path.name.partition(".")[0]} if file_as else {})
         constant = {
-            key: pa.scalar(int(text) if key in numbers else text)
+            key: pa.scalar(text if text is None or key not in numbers else int(text))
             for key, text in texts.items()
             if key not in schema.names
         }

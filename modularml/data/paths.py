@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from modularml._warning import warn
 from modularml.errors import DataError, expect
 
-__all__ = ["FilePaths", "files_of", "natural", "readable"]
+__all__ = ["FilePaths", "check_file_names", "files_of", "natural", "readable", "taken_error"]
 
 FilePaths = str | Path | Sequence[str | Path]
 
@@ -60,6 +61,30 @@ def natural(text: object) -> list[Any]:
     """Return a key that sorts ``v2`` before ``v10``."""
     parts = re.split(r"(\d+)", str(text))
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
+def check_file_names(paths: Iterable[object], file_as: str | None) -> None:
+    """Warn of files in several folders that have one name, which is to be their tag.
+
+    Folders named ``key=value`` give a column that tells the files apart.
+    """
+    seen = dict[str, str]()
+    for path in map(str, paths if file_as else ()):
+        name = Path(path).name.partition(".")[0]
+        if "=" not in str(Path(path).parent) and seen.setdefault(name, path) != path:
+            warn(
+                f"file_as={file_as!r} gives rows of {seen[name]!r} and {path!r} the same tag "
+                f"{name!r}; rename the files if they are to be told apart"
+            )
+            return
+
+
+def taken_error(path: object, file_as: str) -> DataError:
+    """Return the error for a name of `file_as` that a column of the file has."""
+    return DataError(
+        f"file_as={file_as!r} is to hold the names of files, and {str(path)!r} has a column of "
+        "this name; choose another for file_as, or rename the column"
+    )
 
 
 @contextmanager

@@ -224,3 +224,59 @@ def test_pandas_numbers_are_lent_where_pandas_copies_on_write():
 
 def test_leaf_type():
     assert leaf_type(pa.list_(pa.list_(pa.int8(), 2), 3)) == pa.int8()
+
+
+BIG = 2**60 + 1  # no float64 holds it
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([decimal.Decimal("12345678901234567.89"), None], pa.decimal128(20, 2)),
+        [decimal.Decimal("0.1234567890123456789")],
+        [[decimal.Decimal("12345678901234567.89")], [decimal.Decimal("1.5")]],
+        pl.Series([decimal.Decimal("12345678901234567890.12")]),
+        [[BIG, 2], [0.5, 1.0]],
+        [np.array([BIG, 2]), np.array([0.5, 1.0])],
+        [np.array([2**63 + 1], np.uint64), np.array([-1])],
+        pl.Series([[1], [2]], dtype=pl.List(pl.Int128)),
+        pa.array([1, 2], pa.time64("ns")),
+        [dt.time(1, tzinfo=dt.UTC), dt.time(2)],
+        [np.array(["2024-01-01"], "M8[D]"), np.array([3])],
+        [pd.Series([1, 2], index=["a", "b"]), pd.Series([3, 4], index=["b", "a"])],
+    ],
+)
+def test_what_would_lose_digits_zones_or_labels_is_refused(values):
+    with pytest.raises(DataError, match=r"column 'x'.*(cast|convert|Convert|give)"):
+        to_arrow(values, "x")
+
+
+@pytest.mark.parametrize("scale", [1, 5, 17])
+def test_decimals_that_floats_hold_come_in(scale):
+    rng = np.random.default_rng(scale)
+    texts = [f"{n}e-{scale}" for n in rng.integers(-(10**14), 10**14, 50)]
+    array = pa.array([decimal.Decimal(t) for t in texts], pa.decimal128(38, scale))
+    same(to_numpy(to_arrow(array, "x")), np.array([float(t) for t in texts]))
+
+
+def test_large_numbers_beside_each_other_that_floats_hold_come_in():
+    same(to_numpy(to_arrow([[2**60, 1], [0.5, 2.0]], "x")), np.array([[2.0**60, 1], [0.5, 2]]))
+
+
+def test_pandas_objects_keep_nanoseconds():
+    stamps = [pd.Timestamp("2024-01-01 00:00:00.123456789"), pd.Timestamp("2024-01-02")]
+    same(to_numpy(to_arrow(stamps, "x")), pd.DatetimeIndex(stamps).to_numpy())
+    zoned = [stamp.tz_localize("Europe/Paris") for stamp in stamps]
+    same(to_numpy(to_arrow(zoned, "x")), pd.DatetimeIndex(zoned).tz_convert(None).to_numpy())
+    spans = [pd.Timedelta(5, "ns"), pd.Timedelta(1, "s")]
+    same(to_numpy(to_arrow(spans, "x")), np.array([5, 10**9], "m8[ns]"))
+
+
+def test_lists_of_tensors_and_arrays_are_stacked():
+    torch = pytest.importorskip("torch")
+    given = [torch.ones(2, requires_grad=True), torch.zeros(2)]
+    same(to_numpy(to_arrow(given, "x")), np.array([[1, 1], [0, 0]], "f4"))
+    halves = [torch.tensor([1.5]).bfloat16(), torch.tensor([2.5]).bfloat16()]
+    same(to_numpy(to_arrow(halves, "x")), np.array([[1.5], [2.5]], "f4"))
+    same(to_numpy(to_arrow([torch.tensor(1.5), torch.tensor(2.0)], "x")), np.array([1.5, 2], "f4"))
+    same(to_numpy(to_arrow([np.array(1.5), np.array(2)], "x")), np.array([1.5, 2]))

@@ -289,3 +289,60 @@ def test_stacked_columns_of_parquet(tmp_path):
         FeatureSet.from_parquet(
             "p", tmp_path / "t.parquet", "v", "y", stack={"v": "v*"}, in_memory=False
         )
+
+
+def test_integers_that_floats_do_not_hold_are_refused_in_csv(write):
+    for tags, text in (
+        (None, "x,y\n9007199254740993,1\n0.5,2\n"),
+        ("t", "x,y,t\n1,1,9007199254740993\n1,2,0.5\n"),
+    ):
+        with pytest.raises(DataError, match=r"9007199254740993.*'dtype'"):
+            csv(write(text), tags=tags)
+    assert values(csv(write("x,y\n9007199254740992,1\n0.5,2\n1e300,3\ninf,4\n")))[0] == 2.0**53
+
+
+def test_tags_that_numbers_do_not_tell_apart_are_warned_of(write):
+    with pytest.warns(UserWarning, match=r"'1.1' and '1.10' are the same.*str"):
+        csv(write("x,y,t\n1,1,1.10\n1,2,1.1\n"), tags="t")
+    fs = csv(write("x,y,t\n1,1,1.10\n1,2,1.1\n"), tags="t", read={"dtype": {"t": str}})
+    assert values(fs, "t") == ["1.10", "1.1"]
+
+
+@pytest.mark.parametrize("option", ["dtype", "na_values", "converters"])
+def test_options_of_columns_that_are_not_there_are_refused(write, option):
+    with pytest.raises(UnknownNameError, match="'z'"):
+        csv(write("x,y\n1,2\n"), read={option: {"z": str}})
+
+
+def test_thousands_are_not_advised_to_be_decimals(write):
+    with pytest.warns(UserWarning, match="'thousands': ','"):
+        csv(write('x,y\n"1,234",2\n"5,678",4\n'))
+    assert values(csv(write('x,y\n"1,234",2\n'), read={"thousands": ","})) == [1234]
+
+
+def test_a_name_of_files_is_no_column_and_two_files_of_one_name_are_warned_of(write, tmp_path):
+    write("x,y,f\n1,2,3\n", "p/run.csv")
+    with pytest.raises(DataError, match="file_as='f'"):
+        csv(tmp_path / "p/run.csv", tags="f", file_as="f")
+    write("x,y,f\n1,2,3\n", "q/run.csv")
+    with pytest.warns(UserWarning, match="the same tag 'run'"):
+        csv([tmp_path / "p/run.csv", tmp_path / "q/run.csv"], file_as="file")
+    pq.write_table(pa.table({"x": [1.0], "y": [1.0], "f": [3]}), tmp_path / "p/a.parquet")
+    with pytest.raises(DataError, match="file_as='f'"):
+        FeatureSet.from_parquet("t", tmp_path / "p", "x", "y", file_as="f", register=False)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_missing_lists_and_partitions_are_named(tmp_path, in_memory):
+    options = {"register": False, "in_memory": in_memory}
+    pq.write_table(
+        pa.table({"x": pa.array([[1.0, 2.0], None]), "y": [1.0, 2.0]}), tmp_path / "a.parquet"
+    )
+    with pytest.raises(DataError, match="'x' has 1 missing value"):
+        FeatureSet.from_parquet("t", tmp_path / "a.parquet", "x", "y", **options)
+    for cell in ("7", "__HIVE_DEFAULT_PARTITION__"):
+        folder = tmp_path / "h" / f"cell={cell}"
+        folder.mkdir(parents=True)
+        pq.write_table(pa.table({"x": [1.0], "y": [1.0]}), folder / "a.parquet")
+    with pytest.raises(DataError, match="'cell' has 1 missing value"):
+        FeatureSet.from_parquet("t", tmp_path / "h", "x", "y", "cell", **options)

@@ -351,3 +351,25 @@ def test_what_is_held_in_unusual_ways_keeps_its_values():
     fs = make({**{k: v for k, (v, _) in columns.items()}, "y": [0, 1]}, features=list(columns))
     for key, (_, want) in columns.items():
         np.testing.assert_array_equal(fs.get_features("dict")[key], want)
+
+
+def test_frames_among_series_are_aligned_too():
+    wide = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]}, index=[1, 0])
+    fs = make({"x": wide, "y": pd.Series([10.0, 20.0], index=[0, 1])})
+    expected = wide.join(pd.Series([10.0, 20.0], index=[0, 1], name="y"))
+    np.testing.assert_array_equal(fs.get_targets("numpy").ravel(), expected["y"])
+    with pytest.raises(DataError, match="unlike indexes"):
+        make({"x": wide, "y": pd.Series([10.0, 20.0], index=[0, 7])})
+
+
+def test_records_keep_integers_exact_or_are_refused():
+    fs = make([{"x": 2**60 + 1, "y": 1.0}, {"x": 3}])
+    assert fs.get_data(columns="x")["features.x.raw"].tolist() == [2**60 + 1, 3]
+    with pytest.raises(DataError, match="'x' has 1 missing value"):
+        make([{"x": 2**60 + 1, "y": 1.0}, {"y": 2.0}])
+
+
+def test_record_arrays_and_record_batches_are_tables():
+    rows = np.rec.array([(1, 2.0), (3, 4.0)], names="x,y")
+    for data in (rows, pa.record_batch({"x": [1, 3], "y": [2.0, 4.0]})):
+        assert make(data).get_data(columns="x")["features.x.raw"].tolist() == [1, 3]
