@@ -12,14 +12,14 @@ import numpy as np
 from modularml._typing import Array, Shape
 from modularml.data.execution import ExecutionContext
 from modularml.data.lineage import ColumnLineage, SourceColumns
-from modularml.data.schema import TRANSFORMED
+from modularml.data.schema import RAW, TRANSFORMED
 from modularml.errors import ScalerError, UnknownNameError
 from modularml.graph.labels import is_encoded
 from modularml.graph.lineage import lineages_of, loss_inputs, pick_column, source_columns_of
 from modularml.graph.node import ComputeNode
 from modularml.graph.segments import backends_of
 from modularml.training import AppliedLoss
-from modularml.training.loss import CLASS_INDEX, CLASS_SET, SHARES
+from modularml.training.loss import CLASS_INDEX, CLASS_SET, MARGINS, SHARES
 
 __all__ = ["check_clear", "pairings", "scaled_target", "to_own_units", "unit_flows"]
 
@@ -53,8 +53,8 @@ def pairings(
             c.rpartition(".")[0] for leaf in source_columns_of(flow) for c in leaf.columns
         )
         applied.loss.resolve(frameworks[on.node_id])
-        name = getattr(applied.loss.cls, "__name__", "")
-        pairing = columns, name in CLASS_INDEX | SHARES | CLASS_SET
+        scores = CLASS_INDEX | SHARES | CLASS_SET | MARGINS
+        pairing = columns, applied.loss.kind in scores
         known = found.setdefault(node.node_id, pairing)
         found[node.node_id] = pairing if known == pairing else None
     return found
@@ -159,6 +159,10 @@ def to_own_units(
         leaf = scaled_target(layout.lineages.get((node_id, domain), targets))
     if leaf is None:
         return values
+    if domain == "targets" and leaf.source in layout.views:  # no inverse is as exact
+        raw = tuple(f"{name.rpartition('.')[0]}.{RAW}" for name in leaf.columns)
+        if (kept := ctx.column_values(SourceColumns(leaf.source, raw), role)) is not None:
+            return kept
     fs = layout.views[leaf.source].source  # whatever context is active by now
     ids = ctx.sample_uuids(node_id, role) if needs_rows(leaf, fs) else None
     found = invert_leaf(leaf, values, ids, fs)
@@ -185,12 +189,15 @@ def invert_leaf(
 ) -> Array:
     """Undo the scaling of some columns, of the set that the leaf names by default.
 
-    Several values of one column, such as quantiles, are each unscaled.
+    Several values of one column, such as quantiles, are each unscaled. They have at least the
+    precision of the raw column: float32 does not hold a date in seconds.
     """
     fs = fs or leaf.source.ref.resolve()
     domain = leaf.columns[0].split(".")[0]
     keys = [name.split(".")[1] for name in leaf.columns]
     width = len(keys) * math.prod(fs.collection.schema[leaf.columns[0]].shape)
+    kinds = [fs.collection.numpy(f"{domain}.{key}.{RAW}").dtype for key in keys]
+    values = values.astype(np.result_type(values, *(k for k in kinds if k.kind in "iuf")))
     undo = partial(fs.unscale_data_for_cols, domain=domain, columns=keys, sample_uuids=sample_uuids)
     if values[:1].size in (0, width):
         return undo(data=values)  # type: ignore[no-any-return]

@@ -154,7 +154,7 @@ class LossReading(ABC):
             place = self._output(program, node.node_id, role, dtype, self.places)
             shape = node.output_shape or ()
             alike = squeezed(shape) == squeezed(out)
-            if not alike and getattr(applied.loss.cls, "__name__", "") in ELEMENTWISE:
+            if not alike and applied.loss.kind in ELEMENTWISE:
                 raise misfit(applied, on, out, shape, "equal shapes")
             if shape != out and alike:
                 reshape = partial(program.adapter.reshape, shape=out)
@@ -209,7 +209,7 @@ class LossReading(ABC):
             )
         shape, out = self._flow_shape(flow), on.output_shape
         adapter = self._program(on.node_id).adapter
-        name = getattr(applied.loss.cls, "__name__", "")
+        name = applied.loss.kind
         like = on.model.module if isinstance(on, ModelNode) else None
         integer = is_integer(flow)
         if name in CLASS_INDEX and integer:

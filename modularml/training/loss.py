@@ -23,6 +23,7 @@ ALIASES = {
     "sparsecategoricalcrossentropy": "crossentropy",
     "ce": "crossentropy",
     "binarycrossentropy": "bce",
+    "binarycrossentropywithlogits": "bcewithlogits",
     "negativeloglikelihood": "nll",
     "kl": "kldiv",
     "kldivergence": "kldiv",
@@ -43,6 +44,20 @@ SHARES = frozenset(
     {"BCELoss", "BCEWithLogitsLoss", "BinaryCrossentropy", "BinaryFocalCrossentropy"}
 )
 """Losses whose targets are probabilities."""
+
+MARGINS = frozenset(
+    {
+        "SoftMarginLoss",
+        "HingeEmbeddingLoss",
+        "MultiLabelSoftMarginLoss",
+        "Hinge",
+        "SquaredHinge",
+        "CategoricalHinge",
+        "CategoricalCrossentropy",
+        "CategoricalFocalCrossentropy",
+    }
+)
+"""Other losses whose outputs are scores of classes, in no units of their targets."""
 
 CLASS_LAST = frozenset({"SparseCategoricalCrossentropy"})
 """Those whose classes are the last axis of the output; others have them first."""
@@ -96,8 +111,13 @@ LAST_AXIS_MEANS = frozenset(
 )
 """Losses of Keras that average over the last axis, whatever it is."""
 
-_KNOWN_MODULES = ("torch.nn.", "keras.", "modularml.")
-"""Modules of losses that average over samples by default."""
+OVER_BATCH = frozenset({"Dice", "Tversky"})
+"""Losses of Keras that are ratios of sums over the whole batch."""
+
+_FRAMEWORKS = ("torch.nn.", "keras.")
+"""Modules of losses whose meaning is known by their names."""
+
+_NAMES = CLASS_INDEX | SHARES | MARGINS | CLASS_SET | ONE_A_SAMPLE | ELEMENTWISE | OVER_BATCH
 
 
 class Loss(Configurable, Saveable):
@@ -222,18 +242,38 @@ class Loss(Configurable, Saveable):
         return self.loss if inspect.isclass(self.loss) else None
 
     @property
+    def kind(self) -> str:
+        """Name of the class of the framework that it is, or does the same as; else empty.
+
+        The class may be given by name or as a class, as an object of it, or by the function that
+        does the same.
+        """
+        if (cls := self.cls) is not None:
+            return cls.__name__
+        own = self.loss.func if isinstance(self.loss, functools.partial) else self.loss
+        kind = own if inspect.isroutine(own) else type(own)
+        module, name = str(getattr(kind, "__module__", "")), getattr(kind, "__name__", "")
+        if not module.startswith(_FRAMEWORKS) or not inspect.isroutine(own):
+            return name if module.startswith(_FRAMEWORKS) else ""
+        torch, asked = module.startswith("torch."), _plain(name)
+        names = {_plain(n): n for n in _NAMES if n.endswith("Loss") is torch}
+        return names.get(asked) or names.get(ALIASES.get(asked, asked) if torch else asked, "")
+
+    @property
     def is_known_mean(self) -> bool:
         """Whether it is known without a trial to be a mean over samples."""
         if self.over is not None:
             return self.over == "sample"
-        own, kwargs = _attributes(self.loss), self.loss_kwargs or {}
-        reduction = kwargs.get("reduction", own.get("reduction", self.reduction))
-        if reduction == "sum":
+        name, kwargs = self.kind, self.loss_kwargs or {}
+        reduction = kwargs.get("reduction", _attributes(self.loss).get("reduction"))
+        if reduction == "sum" or name in OVER_BATCH:
             return False
-        module = getattr(self.loss, "__module__", None) or type(self.loss).__module__
-        if isinstance(self.loss, str) or module.startswith(_KNOWN_MODULES):
-            return reduction == "none" or kwargs.get("weight", own.get("weight")) is None
-        return False
+        if self.cls is None:  # what averages by itself, over classes' weights or labels it ignores
+            return name in ELEMENTWISE and "weight" not in kwargs
+        reduction = reduction or self.reduction
+        if reduction == "none":
+            return isinstance(self.loss, str) or self.cls.__module__.startswith(_FRAMEWORKS)
+        return reduction != "sum" and name in ELEMENTWISE and kwargs.get("weight") is None
 
     @property
     def is_built(self) -> bool:

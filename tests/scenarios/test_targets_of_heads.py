@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.ensemble import RandomForestRegressor
+from sklearn.preprocessing import KBinsDiscretizer
 from torch import nn
 
 import modularml as mm
@@ -123,6 +124,69 @@ def test_several_outputs_of_one_target_are_each_unscaled_or_refused(declared):
     for call in (lambda: graph.predict(fs["test"]), result.to_pandas):
         with pytest.raises(ScalerError, match=r"'net'.*targets='rul'.*unscale=False"):
             call()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "bce_with_logits",
+        nn.BCEWithLogitsLoss(),
+        nn.functional.binary_cross_entropy_with_logits,
+        "soft_margin",
+        nn.HingeEmbeddingLoss(),
+    ],
+)
+def test_scores_of_classes_have_no_units_however_their_loss_is_given(loss):
+    x = np.random.default_rng(0).normal(size=(40, 3)).astype("f4")
+    fs = mm.FeatureSet.from_dict("m", {"x": x, "y": 1 + 2.0 * (x[:, 0] > 0)}, "x", "y")
+    fs.fit_transform("MinMaxScaler", domain="targets", keys="y")
+    node = mm.ModelNode("net", nn.Sequential(nn.Flatten(), nn.Linear(3, 1)), fs)
+    graph = mm.ModelGraph([node], mm.Optimizer("adam"))
+    exp = mm.Experiment.from_active_context("e", audit="off")
+    losses = [mm.AppliedLoss(mm.Loss(loss), "net", ["outputs", "y"])]
+    inputs = [mm.InputBinding.for_evaluation(node=node, upstream=fs)]
+    exp.run_phase(mm.EvalPhase("v", input_sources=inputs, losses=losses), **QUIET)
+    wanted = node.model.module(torch.tensor(x)).detach()
+    np.testing.assert_allclose(graph.predict(fs), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_large_targets_keep_their_digits(whole):
+    x = np.random.default_rng(0).normal(size=(40, 3)).astype("f4")
+    when = 1_700_000_000 + 20.0 * x[:, 0].astype("f8")
+    fs = mm.FeatureSet.from_dict(
+        "m", {"x": x, "y": when.round().astype("i8") if whole else when}, "x", "y"
+    )
+    fs.fit_transform("StandardScaler", domain="targets", keys="y")
+    node = mm.ModelNode("net", nn.Sequential(nn.Flatten(), nn.Linear(3, 1)), fs)
+    graph = mm.ModelGraph([node], mm.Optimizer("adam"))
+    graph.build()
+    exp = mm.Experiment.from_active_context("e", audit="off")
+    y = fs.collection.numpy("targets.y.raw").astype("f8")
+    wanted = graph.predict(fs, unscale=False).astype("f8") * y.std() + y.mean()
+    np.testing.assert_allclose(graph.predict(fs) - y.mean(), wanted - y.mean(), atol=1e-4)
+    inputs = [mm.InputBinding.for_evaluation(node=node, upstream=fs)]
+    scores = exp.run_phase(mm.EvalPhase("v", input_sources=inputs), **QUIET).scores(["mae"])
+    assert scores["value"][0] == pytest.approx(abs(wanted[:, 0] - y).mean(), abs=1e-4)
+
+
+def test_targets_are_compared_as_they_came_not_by_an_inverse_that_loses_some():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 3)).astype("f4")
+    y = np.exp(x[:, 0].astype("f8"))
+    fs = mm.FeatureSet.from_dict("m", {"x": x, "y": y}, "x", "y")
+    fs.split_random({"train": 0.5, "test": 0.5}, seed=0)
+    bins = KBinsDiscretizer(4, encode="ordinal", quantile_method="averaged_inverted_cdf")
+    fs.fit_transform(bins, domain="targets", keys="y", fit_to_split="train")
+    node = mm.ModelNode("net", nn.Sequential(nn.Flatten(), nn.Linear(3, 1)), fs)
+    graph = mm.ModelGraph([node], mm.Optimizer("adam"))
+    exp = mm.Experiment.from_active_context("e", audit="off")
+    results = exp.run_phase(mm.EvalPhase.from_split("v", split="test"), **QUIET)
+    truth = y[fs["test"].indices]
+    frame = results.to_pandas()
+    np.testing.assert_array_equal(frame["target"], truth)
+    wanted = abs(graph.predict(fs["test"])[:, 0] - truth).mean()
+    assert results.scores(["mae"])["value"][0] == pytest.approx(wanted)
 
 
 def test_an_encoder_is_in_no_units_even_where_its_size_is_that_of_the_target():

@@ -1,6 +1,7 @@
 """Losses by name, class, callable and factory; whatever they return means the same."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -651,3 +652,30 @@ class TestComputeByHand:
         loss = mm.AppliedLoss(mm.Loss("mse"), "net", ["outputs", "y"], sample_weight="w")
         with pytest.raises(LossError, match="without this loss; pass it to graph"):
             loss.compute(ctx)
+
+
+@pytest.mark.parametrize("target", ["i8", "?", "f4"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "bce_with_logits",
+        nn.BCEWithLogitsLoss,
+        nn.BCEWithLogitsLoss(),
+        F.binary_cross_entropy_with_logits,
+        functools.partial(F.binary_cross_entropy_with_logits),
+    ],
+)
+def test_objects_and_functions_of_torch_get_targets_as_their_names_do(loss, target):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(12, 2)).astype("f4"), (np.arange(12) % 2).astype(target)
+    fs = mm.FeatureSet.from_dict("fs", {"x": x, "y": y}, "x", "y")
+    module = nn.Sequential(nn.Flatten(), nn.Linear(2, 1))
+    node = mm.ModelNode("net", module, fs)
+    mm.ModelGraph([node], mm.Optimizer("sgd"))
+    applied = mm.AppliedLoss(mm.Loss(loss), "net", ["outputs", "targets"], label="bce")
+    binding = mm.InputBinding.for_evaluation(node=node, upstream=fs)
+    phase = mm.EvalPhase("e", input_sources=[binding], losses=[applied])
+    results = mm.Experiment.from_active_context("e").run_phase(phase)
+    out, truth = module(torch.tensor(x))[:, 0], torch.tensor(y.astype("f4"))
+    wanted = F.binary_cross_entropy_with_logits(out, truth).item()
+    assert results.aggregated_losses("net")["bce"] == pytest.approx(wanted, rel=1e-5)

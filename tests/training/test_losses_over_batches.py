@@ -199,6 +199,36 @@ class TestNotDeclared:
     def test_none_for_means(self, fn):
         assert self.run(applied(fn, ["outputs", "time"], label="x")) == []
 
+    def classes(self):
+        rng = np.random.default_rng(0)
+        y = np.arange(N) % 3 % 2
+        x = (y[:, None] * 2.0 + rng.normal(size=(N, 6))).astype("f4")
+        return mm.FeatureSet.from_dict("rows", {"x": x, "y": y.astype("i8")}, ["x"], ["y"])
+
+    @pytest.mark.parametrize(
+        "loss",
+        [
+            lambda: mm.Loss(nn.CrossEntropyLoss(weight=torch.tensor([1.0, 9.0]))),
+            lambda: mm.Loss(nn.CrossEntropyLoss(ignore_index=1)),
+            lambda: mm.Loss(F.cross_entropy, loss_kwargs={"weight": torch.tensor([1.0, 9.0])}),
+        ],
+        ids=["weights", "ignored", "function"],
+    )
+    def test_one_warning_for_means_over_weights_or_over_labels_that_count(self, loss):
+        graph = graph_of(self.classes(), nn.Sequential(nn.Flatten(), nn.Linear(6, 2)), lr=0.0)
+        applied = mm.AppliedLoss(loss(), on="net", inputs=["outputs", "targets"])
+        with pytest.warns(UserWarning, match="is averaged over batches"):
+            experiment().run_phase(eval_phase(graph, [applied], batch_size=7))
+
+    def test_one_warning_for_ratios_of_sums_in_keras(self):
+        keras = pytest.importorskip("keras")
+        for loss in ("Dice", keras.losses.Tversky, keras.losses.Tversky()):
+            with mm.ExperimentContext().activate():
+                graph = graph_of(survival(), keras.Sequential([keras.layers.Flatten()]))
+                own = mm.AppliedLoss(mm.Loss(loss), "net", ["features", "outputs"])
+                with pytest.warns(UserWarning, match="is averaged over batches"):
+                    experiment().run_phase(eval_phase(graph, [own], batch_size=7))
+
     def test_none_for_one_batch(self):
         assert self.run(applied(cox), batch_size=N) == []
 
