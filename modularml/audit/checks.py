@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -19,12 +19,12 @@ from modularml.audit.table import Table
 from modularml.audit.target import target_in_feature, target_in_features, target_in_id
 from modularml.audit.time import row_order, time_order
 from modularml.data.audit_report import SEVERITIES, AuditReport, Finding
-from modularml.errors import ConfigError
+from modularml.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
     from modularml.data.featureset import FeatureSet
 
-__all__ = ["CHECKS", "Check", "audit"]
+__all__ = ["CHECKS", "KINDS", "Check", "audit", "check_allowed"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,32 @@ CHECKS = (
     Check("quality", "columns of one value", constant),
 )
 """What an audit looks for."""
+
+KINDS = (
+    *("shared_rows", "duplicate_rows", "near_duplicate_rows", "similar_sequences"),
+    *("shared_groups", "target_copy", "target_in_feature", "target_in_features"),
+    *("target_of_neighbour", "target_encoding", "target_in_id", "scaler_fit", "prepared_before"),
+    *("time_order", "time_ties", "row_order", "not_finite", "constant"),
+    *("plan_trains_on_test", "plan_chooses_on_test"),
+)
+"""Kinds of findings, of rows and of plans."""
+
+
+def check_allowed(fs: FeatureSet, entries: Iterable[str]) -> None:
+    """Refuse entries of ``allow=`` that no finding can have.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such kind or column; the closest are listed.
+    """
+    columns = {spec.key for spec in fs.collection.schema.columns.values()}
+    for entry in entries:
+        kind, _, key = entry.partition(":")
+        if not any(fnmatchcase(known, kind) for known in KINDS):
+            raise UnknownNameError("kind of finding", kind, KINDS, f"allow={entry!r} asks for it")
+        if key and key not in columns:
+            raise UnknownNameError("column", key, columns, f"allow={entry!r} asks for it")
 
 
 def audit(

@@ -410,6 +410,8 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
         ------
         ConfigError
             If an argument is out of range.
+        UnknownNameError
+            If `allow` names a kind or column that there is not.
 
         Notes
         -----
@@ -421,8 +423,10 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
         >>> fs.audit()
         audit of 'cells': nothing found
         """
-        self.audit_allowed = tuple(dict.fromkeys((*self.audit_allowed, *_entries(allow))))
-        found: AuditReport = require("modularml.audit").audit(
+        audit = require("modularml.audit")
+        audit.check_allowed(self, entries := _entries(allow))
+        self.audit_allowed = tuple(dict.fromkeys((*self.audit_allowed, *entries)))
+        found: AuditReport = audit.audit(
             self, groups, time, tolerance, max_rows, self.audit_allowed
         )
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +17,7 @@ from modularml.engine.checkpointing import Checkpointing
 from modularml.engine.run_state import Start
 from modularml.errors import ConfigError, MMLKindError, MMLNotFoundError, UnknownNameError
 from modularml.experiment.history import packed_history, unpacked_history
-from modularml.experiment.history_log import HistoryLog, read_history
+from modularml.experiment.history_log import HistoryLog, read_history, read_random_states
 from modularml.experiment.plan_state import PlanState
 from modularml.graph.files import ContextYaml, attach_rows, graph_from
 from modularml.graph.model_graph import ModelGraph
@@ -272,15 +272,17 @@ class ExperimentFiles(ContextYaml):
         with self._ctx.activate(), contents.building():
             state: dict[str, Any] = contents.state()
             names = state.get("plan_names")
-            if whole and strict:
-                self._check_rows(state["fingerprints"])
-                if same_plan and names is not None:
-                    plan.check(names)
+            other = self._other_rows(state["fingerprints"]) if whole else []
+            if other and strict:
+                raise ConfigError(
+                    f"the rows of {other} are not those it was taken with; give the same data, or "
+                    "pass strict=False"
+                )
+            if whole and strict and same_plan and names is not None:
+                plan.check(names)
             history, layouts = self._history, list[Any]()
-            if whole and contents.segment is not None:
-                history, layouts, state["random"] = read_history(contents.log())
-            elif whole:
-                history = unpacked_history(state["history"])
+            if whole:
+                history, layouts = self._history_of(contents, state, other)
             graph, own = self._ctx.model_graph, state
             if contents.type == "Experiment":
                 own = state["model_graph"]
@@ -296,11 +298,31 @@ class ExperimentFiles(ContextYaml):
             self._history[:] = history
         if whole:
             set_random_states(state["random"])
-        if contents.segment is not None and self._runner is not None:
+        if contents.segment is not None and self._runner is not None and not other:
             folder = Path(contents.path).parent.resolve()
             log = HistoryLog(folder, contents.segment, history, layouts)
             self._runner.logs[folder] = log
         return state
+
+    def _history_of(
+        self, contents: Contents, state: dict[str, Any], other: Sequence[str]
+    ) -> tuple[list[Any], list[Any]]:
+        """Return the history of a checkpoint and its layouts, and put random states to the rest.
+
+        Of rows that are `other` now, results would hold figures of rows that they name by number.
+        """
+        if other:
+            warn(
+                f"strict=False leaves out the history of the checkpoint: its results name rows of "
+                f"{list(other)} by number, and these are others now"
+            )
+            if contents.segment is not None:
+                state["random"] = read_random_states(contents.log())
+            return self._history, []
+        if contents.segment is None:
+            return unpacked_history(state["history"]), []
+        history, layouts, state["random"] = read_history(contents.log())
+        return history, layouts
 
     # -- within -------------------------------------------------------------------------------
 
@@ -406,13 +428,10 @@ class ExperimentFiles(ContextYaml):
         sets = self._ctx.available_featuresets.values()
         return {fs.label: fs.collection.fingerprint for fs in sets}
 
-    def _check_rows(self, wanted: Mapping[str, str]) -> None:
+    def _other_rows(self, wanted: Mapping[str, str]) -> list[str]:
+        """Return the labels of sets whose rows are not those of these fingerprints."""
         mine = self._fingerprints()
-        if other := [label for label, print_ in wanted.items() if mine.get(label) != print_]:
-            raise ConfigError(
-                f"the rows of {other} are not those it was taken with; give the same data, or pass "
-                "strict=False"
-            )
+        return [label for label, print_ in wanted.items() if mine.get(label) != print_]
 
 
 def _with_rows(graph: ModelGraph) -> list[str]:

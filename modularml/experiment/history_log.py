@@ -24,7 +24,7 @@ from modularml.results.steps import StepLog
 from modularml.results.stored_steps import Layouts, packed_layout, packed_steps, unpacked_layout
 from modularml.results.train_eval import PhaseResults
 
-__all__ = ["HistoryLog", "read_history"]
+__all__ = ["HistoryLog", "read_history", "read_random_states"]
 
 
 class HistoryLog:
@@ -169,9 +169,13 @@ def read_history(
 ) -> tuple[list[ExperimentRun], list[Layout], dict[str, Any]]:
     """Return the runs, the layouts and the random states that segments hold, oldest first."""
     layouts: Layouts = [unpacked_layout(own) for part in segments for own in part["layouts"]]
-    random = {name: state for part in segments for name, state in part["random"].items()}
     history = unpacked_history(merged_runs(segments), layouts)
-    return history, [layout for layout, _ in layouts], random
+    return history, [layout for layout, _ in layouts], read_random_states(segments)
+
+
+def read_random_states(segments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the random states that segments hold, the newest of each."""
+    return {name: state for part in segments for name, state in part["random"].items()}
 
 
 def _phases(group: PhaseGroupResults) -> Iterator[PhaseResults]:

@@ -61,7 +61,7 @@ def find_score(
         raise ConfigError(f"outputs must be one of {get_args(Meaning)}, got {meaning!r}")
     chosen = dict(options or {})
     if callable(score):
-        return lambda true, out: float(score(true, out, **chosen))
+        return lambda true, out: float(score(true, _as_shaped(out, true), **chosen))
     metrics = require("sklearn.metrics")
     name = _SHORT.get(score, score)
     if name in metrics.get_scorer_names() and not chosen:
@@ -106,9 +106,9 @@ def greater_is_better(score: str | Callable[..., Any]) -> bool | None:
 def find_scores(
     names: str | Sequence[str] | Mapping[str, Score], meaning: Meaning = "auto"
 ) -> Mapping[str, Score]:
-    """Return functions by name; functions that come by name are returned as they are."""
+    """Return functions by name; those of the user get outputs in the shape of targets."""
     if isinstance(names, Mapping):
-        return names
+        return {name: find_score(score, meaning=meaning) for name, score in names.items()}
     return {name: find_score(name, meaning=meaning) for name in as_list(names)}
 
 
@@ -232,6 +232,11 @@ def _flat(values: Array) -> Array:
     """Drop axes of length 1 behind the first."""
     kept = [n for n in values.shape[1:] if n != 1]
     return np.asarray(values.reshape(len(values), *kept))
+
+
+def _as_shaped(out: Array, true: Array) -> Array:
+    """Return outputs in the shape of targets, where axes of length 1 alone make the difference."""
+    return out.reshape(true.shape) if _flat(out).shape == _flat(true).shape else out
 
 
 def _check_labels(true: Array, n_classes: int) -> None:

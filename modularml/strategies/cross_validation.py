@@ -203,6 +203,7 @@ class CrossValidation(Checked):
                 "training rows of each fold for it",
                 SelectionWarning,
             )
+        self._warn_of_rows_not_used(plan)
         failed: dict[str, Exception] = {}
         outcomes = closing(self._outcomes(plan, missing, flags, resume))
         shown = bar(
@@ -304,6 +305,27 @@ class CrossValidation(Checked):
                         f"which {watch.label!r} computes on {sources[0].split or 'all rows'!r}"
                     )
         return found
+
+    def _warn_of_rows_not_used(self, plan: Any) -> None:
+        """Warn of rows that are held back from training for nothing."""
+        stopped = {b.featureset.label: b for b in self.bindings if b.stop_size is not None}
+        vals = {label: b.val_split_name for label, b in stopped.items()}
+        stops = {label: b.stop_split_name for label, b in stopped.items()}
+        if not stopped or self.search is not None:
+            return
+        for phase in plan.flatten():
+            watched = monitors_of(phase, self.experiment.model_graph)
+            if any(reads_only(w, vals) for m in watched for w in loggers_of(m, phase.callbacks)):
+                return
+            evaluated = [getattr(callback, "eval_phase", None) for callback in phase.callbacks]
+            for own in (phase, *filter(None, evaluated)):
+                if any(stops.get(s.upstream_ref.node_label) == s.split for s in own.input_sources):
+                    return
+        warn(
+            f"stop_size holds back training rows of {list(stopped)} in each fold, and nothing in "
+            "the plan chooses by them; leave stop_size out, or let early stopping or a schedule "
+            f"watch a metric of an Evaluation on {next(iter(vals.values()))!r}"
+        )
 
     def _object(self, said: str, category: type[Warning]) -> None:
         """Warn of a plan whose scores would be too good, or refuse it."""

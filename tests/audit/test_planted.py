@@ -1,13 +1,16 @@
 """Kinds of leaks and of sound sets, a few of each family; `benchmarks.leaks` has them all."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from benchmarks.leaks import CLEAN, LEAKS, measure
 from benchmarks.leaks_of_labs import LAB_CLEAN, LAB_LEAKS
-from modularml.audit import CHECKS
+from modularml.audit import CHECKS, KINDS
 from modularml.data import FeatureSet
-from modularml.errors import ConfigError
+from modularml.errors import ConfigError, UnknownNameError
 
 FOUND = [
     "copies_with_small_noise",
@@ -140,3 +143,18 @@ def test_what_is_fine_is_kept_with_the_set_and_its_file(tmp_path):
 
 def test_each_check_says_what_it_measures():
     assert all(check.measures and check.look.__doc__ for check in CHECKS)
+
+
+@pytest.mark.parametrize("entry", ["target_copi", "shared_groups:nothing", "", "plan_*:x:y"])
+def test_what_no_finding_can_be_is_not_allowed(entry):
+    fs = FeatureSet.from_dict("rows", {"x": [1.0], "y": [0]}, "x", "y", register=False)
+    with pytest.raises(UnknownNameError, match="allow="):
+        fs.audit(allow=["constant:x", entry])
+    assert fs.audit_allowed == ()
+    fs.audit(allow=["target_*", "plan_trains_on_test", "constant:x"])
+
+
+def test_the_kinds_are_those_that_the_docs_list():
+    page = Path(__file__).parents[2] / "docs/explanation/leaks.md"
+    rows = [line for line in page.read_text("utf-8").splitlines() if line.startswith("| `")]
+    assert set(KINDS) == set(re.findall(r"`(\w+)`", "".join(r.split(" | ")[0] for r in rows)))

@@ -11,7 +11,7 @@ from torch import nn
 import modularml as mm
 from modularml.callbacks import MetricResult, ScoreMetric
 from modularml.errors import ConfigError, UnknownNameError
-from modularml.results.scores import find_score
+from modularml.results.scores import find_score, find_scores
 from tests.worlds import (
     QUIET,
     arrays,
@@ -258,3 +258,17 @@ def test_a_score_that_fails_for_one_group_fails_for_it_alone_and_for_all_rows_al
     assert np.isnan(table.value[1:]).tolist() == [n < 15 for n in counts.values()]
     with pytest.raises(ConfigError, match="never"):
         results.scores({"never": lambda true, out: (_ for _ in ()).throw(ConfigError("never"))})
+
+
+@pytest.mark.parametrize("shapes", [((6, 1), (6, 1, 1)), ((6,), (6, 1)), ((6, 1), (6,))])
+def test_a_function_of_ones_own_gets_outputs_in_the_shape_of_targets(shapes):
+    def off(true, out):
+        return np.mean((true - out) ** 2)
+
+    rng = np.random.default_rng(0)
+    true, out = rng.normal(size=6), rng.normal(size=6)
+    expected = np.mean((true - out) ** 2)
+    given = [values.reshape(shape) for values, shape in zip((true, out), shapes, strict=True)]
+    assert find_score(off)(*given) == pytest.approx(expected)
+    assert find_scores({"off": off})["off"](*given) == pytest.approx(expected)
+    assert find_score(lambda t, p: p.shape[1])(true, rng.normal(size=(6, 3))) == 3

@@ -42,11 +42,11 @@ class Unstorable(Callback):
         return {"big": np.zeros(4), "odd": object()}
 
 
-def world(folder, callbacks, *, labels=("t",), name="e", **options):
+def world(folder, callbacks, *, labels=("t",), name="e", n=40, **options):
     torch.manual_seed(0)
-    x = np.random.default_rng(0).normal(size=(40, 4)).astype("f4")
+    x = np.random.default_rng(0).normal(size=(n, 4)).astype("f4")
     fs = mml.FeatureSet.from_dict("d", {"x": x, "y": x.sum(1)}, "x", "y")
-    fs.add_split(fs.take(range(40), label="train"))
+    fs.add_split(fs.take(range(n), label="train"))
     node = mml.ModelNode("n", SequentialMLP(output_shape=(1,)), fs)
     mml.ModelGraph([node], mml.Optimizer("adam"))
     experiment = mml.Experiment.from_active_context(name, audit="off")
@@ -203,3 +203,15 @@ def test_a_state_that_is_no_plain_data_is_told_of_when_the_run_goes_on(tmp_path)
         with pytest.raises(ConfigError, match="lacks the state of a sampler or callback"):
             experiment.run(resume="auto", **QUIET)
         assert not any("big" in str(p) for p in mml.io.inspect(tmp_path / "epoch_0001.ckpt.mml"))
+
+
+def test_a_history_of_other_rows_is_left_out_without_strict(tmp_path):
+    _, trained = saved(tmp_path)
+    with in_a_new_context():
+        experiment, _ = world(tmp_path, [Counts("c0")], n=30)
+        with pytest.raises(MMLError, match=r"rows of \['d'\] are not those"):
+            experiment.restore_checkpoint("a")
+        with pytest.warns(UserWarning, match=r"leaves out the history.*'d'"):
+            experiment.restore_checkpoint("a", strict=False)
+        assert experiment.history == []
+        assert str(experiment.model_graph.get_state()["nodes"]["n"]["model"]) == str(trained)

@@ -564,6 +564,26 @@ class TestByHand:
         by_hand(hand, lambda p: torch.optim.Adam(p, lr=0.01), x, y, epochs=1)
         assert_equal_weights(graph.get_node("net").model.inner, hand[1], atol=1e-5)
 
+    @pytest.mark.parametrize("weights", [None, [1.0, 2.0, 3.0, 9.0]])
+    def test_padding_among_rows_by_number_counts_for_nothing(self, weights):
+        from modularml.data import BatchView, ExecutionContext
+
+        x, y = arrays(n=20)
+        fs, net = featureset(x, y), mlp()
+        graph = graph_of(fs, net)
+        graph.build()
+        node = graph.get_node("net")
+        key = (node.node_id, node.feature_refs[0])
+        own = {} if weights is None else {"default": np.array(weights)}
+        view = BatchView(fs.to_view(), {"default": np.array([3, 0, 7, -1])}, own)
+        ctx = ExecutionContext("by hand", 0, 0, {key: view})
+        graph.eval_step(ctx, [mse()])
+        with torch.no_grad():
+            out = net(torch.as_tensor(x[[3, 0, 7]], dtype=torch.float32)).numpy()
+        errors = ((out - y[[3, 0, 7]]) ** 2).mean(axis=1)
+        expected = np.average(errors, weights=None if weights is None else weights[:3])
+        assert ctx.losses[0].auxiliary == pytest.approx(expected, rel=1e-5)
+
     def test_other_losses_than_the_phase_has_are_honoured(self):
         x, y = arrays(n=20)
         mine = mlp()

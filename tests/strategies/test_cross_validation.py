@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -845,3 +846,21 @@ def test_folds_go_on_in_a_new_process_and_log_to_files_of_their_own(
     cv.experiment._checkpoint_dir = None
     with pytest.raises(ConfigError, match="set_checkpoint_dir"):
         cv.run(resume="auto")
+
+
+@pytest.mark.parametrize("used", [None, "early stopping", "a split of its own"])
+def test_rows_held_back_for_nothing_are_warned_of(used):
+    fs = noise()
+    own = watched(fs)
+    callbacks = own.execution_plan.get_phase("t").callbacks
+    if used != "early stopping":
+        del callbacks[1]
+    binding = mml.CVBinding(fs, ["train", "val"], stop_size=0.2)
+    if used == "a split of its own":
+        fs.add_split(fs.take(range(10), label="stop"))
+        callbacks.append(mml.Evaluation.from_split("held", split="stop", metrics=["rmse"]))
+    cv = mml.CrossValidation(bindings=binding, n_folds=2)
+    with warnings.catch_warnings(record=True, action="always") as said:
+        cv.run(**SILENT)
+    found = [w for w in said if "stop_size holds back" in str(w.message)]
+    assert len(found) == (used is None)
