@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
@@ -12,6 +13,8 @@ __all__ = ["Registry", "member"]
 
 T = TypeVar("T")
 E = TypeVar("E", bound=enum.Enum)
+
+_FILLING = threading.RLock()
 
 
 def member(cls: type[E], value: object, kind: str) -> E:
@@ -105,14 +108,15 @@ class Registry(Mapping[str, T], Generic[T]):
         return f"Registry({self.kind!r}, {list(self)})"
 
     def _fill(self) -> None:
-        load, self._load = self._load, None
-        if load is None:
-            return
-        try:
-            self._entries = {**load(), **self._entries}
-        except BaseException:
-            self._load = load  # it may be there the next time
-            raise
+        with _FILLING:  # another thread waits until the entries are there
+            load, self._load = self._load, None
+            if load is None:
+                return
+            try:
+                self._entries = {**load(), **self._entries}
+            except BaseException:
+                self._load = load  # it may be there the next time
+                raise
 
     def _find(self, name: object) -> str | None:
         self._fill()

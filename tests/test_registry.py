@@ -1,5 +1,8 @@
 """The registry: names in any case, closest names, late loading."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,3 +86,19 @@ def test_closest():
     assert closest("zzz", ["a", "b"]) == "known: 'a', 'b'"
     assert closest("MSELOS", ["MSELoss", "Huber"]) == "did you mean 'MSELoss'?"
     assert closest("q", [str(i) for i in range(50)]).endswith(", ...")
+
+
+def test_threads_that_ask_first_at_the_same_time_all_find_the_entries():
+    def load():
+        started.set()
+        go.wait(5)
+        return {"Red": 1}
+
+    started, go = threading.Event(), threading.Event()
+    colours = Registry("colour", load=load)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(colours.__getitem__, "red")
+        started.wait(5)
+        second = pool.submit(colours.__getitem__, "red")
+        threading.Timer(0.05, go.set).start()
+        assert first.result(5) == second.result(5) == 1
