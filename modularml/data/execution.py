@@ -1,4 +1,4 @@
-"""One step of a phase, as a slim view on the tensors that the step passed around."""
+"""The execution context: inputs, outputs and losses of one step of a phase."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ __all__ = [
 
 
 MODEL_LOSSES = "model_losses_"
-"""Before a node's label: the label of the losses that its model itself adds."""
+"""Prefix of a node's label in the label of losses that its model adds itself."""
 
 
 @dataclass(frozen=True)
 class WeightSource:
-    """What weighs the samples of a loss: rows of sources in roles, times a column of `source`."""
+    """Sample weights of a loss: weights from a sampler times a column of `source`."""
 
     source: Source
     role: str
@@ -48,15 +48,15 @@ class WeightSource:
     ) -> Array:
         """Return the weight of each sample, shape (n,).
 
-        `rows` and `weights` give, for a source and a role, the rows of the FeatureSet that were
-        read and what a sampler gave them; `view` is of `source`, for the column.
+        For a source and a role, `rows` returns the rows read from the FeatureSet and `weights`
+        their weights from a sampler; `view` is the view of `source` that holds the column.
         """
-        found = [w for s, r in self.rows if (w := weights(s, r)) is not None]
+        factors = [w for s, r in self.rows if (w := weights(s, r)) is not None]
         if self.column is not None and view is not None:
-            found.append(view.collection.numpy(self.column)[rows(self.source, self.role)])
-        if not found:
+            factors.append(view.collection.numpy(self.column)[rows(self.source, self.role)])
+        if not factors:
             return np.ones(len(rows(self.source, self.role)))
-        product: Array = np.prod(np.stack(found).astype(np.float64), axis=0)
+        product: Array = np.prod(np.stack(factors).astype(np.float64), axis=0)
         return product
 
 
@@ -66,13 +66,13 @@ class LossRecord(NamedTuple):
     Parameters
     ----------
     label : str
-        Of the applied loss.
+        Label of the applied loss.
     node_id : str
-        Node it is applied on.
+        Node that the loss applies to.
     trainable : float
-        Its part of what is minimised, weight included; 0 in evaluation.
+        Weighted contribution to the minimised loss; 0 in evaluation.
     auxiliary : float
-        Its part that is only watched, weight included.
+        Weighted value that is recorded but not minimised.
     """
 
     label: str
@@ -82,13 +82,13 @@ class LossRecord(NamedTuple):
 
     @property
     def value(self) -> float:
-        """The whole of it."""
+        """Sum of the trainable and the auxiliary part."""
         return self.trainable + self.auxiliary
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the tensors of a step mean; one for all steps of a phase.
+    """Description of the tensors of a step, shared by all steps of a phase.
 
     Parameters
     ----------
@@ -97,23 +97,23 @@ class Layout:
     losses : tuple of (str, str)
         Label and node id of each loss.
     lineages : mapping of (str, str) to ColumnLineage
-        Where the domains of each node come from, by (node id, domain); for ``outputs`` the targets
-        whose units they have, for ``truth`` those that they are compared with.
+        Lineage of each domain of a node, by (node id, domain); for ``outputs`` the targets whose
+        units they have, for ``truth`` the targets that they are compared with.
     adapters : tuple of BackendAdapter
-        One for each output: of the framework of its node.
+        Adapter of the framework of each output's node.
     labels : mapping of str to str
         Node labels by id.
     views : mapping of Source to FeatureSetView
-        The rows that each source reads; of those that are read together, the one first whose rows
-        are the samples.
+        Rows that each source reads; among sources read together, the one whose rows are the
+        samples comes first.
     training : bool
     weight_sources : tuple of (WeightSource or None)
-        What weighs the samples of each loss, if anything; of a loss over a batch, the column whose
-        sum weighs the batch.
+        Sample weights of each loss, if any; for a loss over a batch, the column whose sum is the
+        weight of the batch.
     over_batch : tuple of bool
-        Which losses are values of a batch as a whole and no means over samples.
+        Whether each loss is a value of the whole batch instead of a mean over samples.
     padded : frozenset of str
-        Labels of losses that leave out padding.
+        Labels of losses that ignore padding.
     """
 
     outputs: tuple[tuple[str, str], ...]
@@ -129,7 +129,7 @@ class Layout:
 
     @property
     def adapter(self) -> BackendAdapter:
-        """The first of them; losses of several frameworks are numbers, which any can read."""
+        """First adapter; losses of several frameworks are numbers that any adapter reads."""
         return self.adapters[0]
 
     def adapter_of(self, node_id: str) -> BackendAdapter:
@@ -138,7 +138,7 @@ class Layout:
 
 
 class ExecutionContext:
-    """One batch of a phase: where it stands, what went in and what came out.
+    """One batch of a phase: its position, inputs and outputs.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ class ExecutionContext:
     epoch_idx, batch_idx : int
         Position in the phase, both 0-based.
     inputs : mapping of (str, FeatureSetReference) to Batch, BatchView or SampleData, optional
-        By head node id and reference; given when a step is driven by hand.
+        By head node id and reference; pass them to run a step manually.
     """
 
     __slots__ = (
@@ -180,11 +180,11 @@ class ExecutionContext:
         self.outs: Sequence[Any] = ()
         self.values: Sequence[Any] = ()
 
-    # -- what went in -------------------------------------------------------------------------
+    # -- inputs -----------------------------------------------------------------------------
 
     @property
     def inputs(self) -> dict[tuple[str, FeatureSetReference], Any]:
-        """Batches by (head node id, reference): as given, or as row numbers."""
+        """Batches by (head node id, reference), as passed or as row numbers."""
         if self._inputs is not None:
             return dict(self._inputs)
         sources = self._layout().views
@@ -197,37 +197,37 @@ class ExecutionContext:
     def indices(self, source: Source) -> Mapping[str, IntArray]:
         """Return the rows of the FeatureSet that a source read, by role."""
         if self.rows is None:
-            given = self.inputs[(source.node_id, source.ref)]
-            if not isinstance(given, BatchView):
-                raise ConfigError("this step was driven with data that has no row numbers")
-            return given.role_indices
+            batch = self.inputs[(source.node_id, source.ref)]
+            if not isinstance(batch, BatchView):
+                raise ConfigError("the inputs of this step have no row numbers; pass a BatchView")
+            return batch.role_indices
         return self.rows(source, self.batch_idx)
 
     def rows_of(self, source: Source, batch: int) -> Mapping[str, IntArray]:
-        """Return the rows that a source read in a batch of this epoch; empty if not by number."""
+        """Return the rows that a source read in a batch; empty without row numbers."""
         if self.rows is not None:
             return self.rows(source, batch)
-        given = (self._inputs or {}).get((source.node_id, source.ref))
-        return given.role_indices if isinstance(given, BatchView) else {}
+        inputs = (self._inputs or {}).get((source.node_id, source.ref))
+        return inputs.role_indices if isinstance(inputs, BatchView) else {}
 
     def weights(self, source: Source) -> Mapping[str, Array]:
-        """Return the weights that a sampler gave the rows of a source, by role."""
+        """Return the sampler's weights for the rows of a source, by role."""
         if self.rows is not None:
-            of_rows = getattr(self.rows, "weights", None)
-            return {} if of_rows is None else of_rows(source, self.batch_idx)
-        given = (self._inputs or {}).get((source.node_id, source.ref))
-        weights, masks = (getattr(given, f"role_{name}", {}) for name in ("weights", "masks"))
+            row_weights = getattr(self.rows, "weights", None)
+            return {} if row_weights is None else row_weights(source, self.batch_idx)
+        batch = (self._inputs or {}).get((source.node_id, source.ref))
+        weights, masks = (getattr(batch, f"role_{name}", {}) for name in ("weights", "masks"))
         return {r: weights.get(r, 1.0) * masks.get(r, 1.0) for r in {**weights, **masks}}
 
     def sample_weights(self, weight_source: WeightSource) -> Array:
-        """Return what each sample of a loss weighs in this step."""
+        """Return the weight of each sample of a loss in this step."""
         view = self._layout().views.get(weight_source.source)
         return weight_source.values(
             view, lambda s, r: self.indices(s)[r], lambda s, r: self.weights(s).get(r)
         )
 
     def loss_totals(self) -> list[float]:
-        """Return what each loss is a mean over: sum of weights, rows, or one batch."""
+        """Return the denominator of each loss: sum of weights, number of rows, or 1."""
         if self.totals is None:
             layout = self._layout()
             self.totals = [
@@ -250,7 +250,7 @@ class ExecutionContext:
         first = next(iter(self.inputs.values()))
         return int(first.batch_size)
 
-    # -- what came out ------------------------------------------------------------------------
+    # -- outputs -----------------------------------------------------------------------------
 
     @property
     def outputs(self) -> dict[str, Batch]:
@@ -260,7 +260,7 @@ class ExecutionContext:
 
     @property
     def losses(self) -> list[LossRecord]:
-        """One record a loss."""
+        """One record per loss."""
         layout = self._layout()
         numbers = layout.adapter.floats(self.values)
         return [
@@ -276,7 +276,7 @@ class ExecutionContext:
         Raises
         ------
         UnknownNameError
-            If the node did not run in this step, or has no such role.
+            If the node did not run in this step or has no such role.
         """
         names = self._layout().outputs
         if (node_id, role) not in names:
@@ -287,11 +287,11 @@ class ExecutionContext:
         return self.outs[names.index((node_id, role))]
 
     def roles(self, node_id: str) -> list[str]:
-        """Return the roles that a node has outputs of."""
+        """Return the roles for which a node has outputs."""
         return [role for node, role in self._layout().outputs if node == node_id]
 
     def domain(self, node_id: str, domain: str, role: str = DEFAULT_ROLE) -> Array | None:
-        """Return targets or tags that belong to a node's rows; None where it has none.
+        """Return targets or tags of a node's rows; None if it has none.
 
         Returns
         -------
@@ -301,8 +301,8 @@ class ExecutionContext:
             return self.column_values(self.compared_with(node_id), role)
         return self.column_values(self._layout().lineages.get((node_id, domain)), role)
 
-    def held(self, flow: ColumnLineage, role: str = DEFAULT_ROLE) -> Array | None:
-        """Return which elements of stacked columns are data; None where nothing is padding.
+    def held(self, lineage: ColumnLineage, role: str = DEFAULT_ROLE) -> Array | None:
+        """Return which elements of stacked columns are data; None without padding.
 
         Returns
         -------
@@ -313,20 +313,19 @@ class ExecutionContext:
         DataError
             If padded columns are merged with others.
         """
-        views, found = self._layout().views, None
-        for leaf in source_columns_of(flow):
-            if leaf.source not in views:  # the step was driven by hand, without rows
+        views, mask = self._layout().views, None
+        for columns in source_columns_of(lineage):
+            source = columns.source
+            if source not in views:  # a step run manually, without row numbers
                 continue
-            found = held(
-                views[leaf.source].collection, leaf.columns, self.indices(leaf.source)[role]
-            )
-            if found is not None and leaf is not flow:
+            mask = held(views[source].collection, columns.columns, self.indices(source)[role])
+            if mask is not None and columns is not lineage:
                 raise DataError(
-                    f"padded columns {list(leaf.columns)} are merged with others, so nothing tells "
-                    "what is padding in them; merge targets by 'first' (target_strategy, "
-                    "concat_axis_targets), or name them with ModelNode(targets=)"
+                    f"padded columns {list(columns.columns)} are merged with others, so padding "
+                    "cannot be located; merge targets by 'first' (target_strategy, "
+                    "concat_axis_targets), or select them with ModelNode(targets=)"
                 )
-        return found
+        return mask
 
     def compared_with(self, node_id: str) -> ColumnLineage:
         """Return the targets that a node's outputs are compared with."""
@@ -334,7 +333,7 @@ class ExecutionContext:
         return lineages.get((node_id, "truth"), lineages.get((node_id, "targets")))
 
     def batch(self, node_id: str) -> Batch:
-        """Return all that belongs to a node's rows as one batch."""
+        """Return outputs, targets, tags and ids of a node's rows as one batch."""
         data = {}
         for role in self.roles(node_id):
             outputs = self.output(node_id, role)
@@ -345,8 +344,8 @@ class ExecutionContext:
         weights = {} if source is None else self.weights(source)
         if source is None or not weights:
             return Batch(RoleData(data))
-        given = self.inputs[(source.node_id, source.ref)]
-        return Batch(RoleData(data), weights, given.role_masks)
+        masks = self.inputs[(source.node_id, source.ref)].role_masks
+        return Batch(RoleData(data), weights, masks)
 
     def sample_uuids(self, node_id: str, role: str = DEFAULT_ROLE) -> Array | None:
         """Return the sample ids of a node's rows, as UUID text; see `sources`."""
@@ -358,47 +357,46 @@ class ExecutionContext:
         return ids
 
     def sources(self, node_id: str) -> list[Source]:
-        """Return the sources that feed a node, directly or through others.
+        """Return the sources that feed a node, directly or through other nodes.
 
-        Where rows of one are looked up by those of another, the latter comes first.
+        If the rows of one source look up rows of another, the former comes first.
         """
         layout = self._layout()
-        own = dict.fromkeys(
-            leaf.source for leaf in source_columns_of(layout.lineages.get((node_id, "features")))
-        )
-        return [s for s in layout.views if s in own] or list(own)
+        lineage = layout.lineages.get((node_id, "features"))
+        sources = dict.fromkeys(columns.source for columns in source_columns_of(lineage))
+        return [s for s in layout.views if s in sources] or list(sources)
 
     def __getstate__(self) -> Any:
-        """Leave out the compiled step and the input tensors."""
-        own = {name: getattr(self, name) for name in self.__slots__}
-        return None, {**own, "plan": None, "tensors": None}
+        """Omit the compiled step and the input tensors."""
+        state = {name: getattr(self, name) for name in self.__slots__}
+        return None, {**state, "plan": None, "tensors": None}
 
     def release(self) -> None:
-        """Let go of the input tensors, and take the outputs off the graph and the device."""
+        """Drop the input tensors and move the outputs off the graph and the device."""
         self.tensors = self.plan = None
         if self.layout is not None:
-            shown = zip(self.layout.adapters, self.outs, strict=True)
-            self.outs = [adapter.to_host(out) for adapter, out in shown]
+            outputs = zip(self.layout.adapters, self.outs, strict=True)
+            self.outs = [adapter.to_host(out) for adapter, out in outputs]
 
-    def column_values(self, flow: ColumnLineage, role: str = DEFAULT_ROLE) -> Array | None:
-        """Return the values of columns in this step; None where it has no row numbers.
+    def column_values(self, lineage: ColumnLineage, role: str = DEFAULT_ROLE) -> Array | None:
+        """Return the values of columns in this step; None without row numbers.
 
         Returns
         -------
         ndarray, shape (n, n_columns, ...), or None
         """
-        if flow is None:
+        if lineage is None:
             return None
-        if isinstance(flow, MergedColumns):
-            parts = [self.column_values(part, role) for part in flow.parts]
-            return np.asarray(flow.merge([p for p in parts if p is not None]))
+        if isinstance(lineage, MergedColumns):
+            parts = [self.column_values(part, role) for part in lineage.parts]
+            return np.asarray(lineage.merge([p for p in parts if p is not None]))
         if self.rows is None:
-            given = self.inputs[(flow.source.node_id, flow.source.ref)]
-            if not isinstance(given, BatchView):
+            batch = self.inputs[(lineage.source.node_id, lineage.source.ref)]
+            if not isinstance(batch, BatchView):
                 return None
-        view = self._layout().views[flow.source]
-        rows = self.indices(flow.source)[role]
-        return stack({name: view.collection.numpy(name)[rows] for name in flow.columns})
+        view = self._layout().views[lineage.source]
+        rows = self.indices(lineage.source)[role]
+        return stack({name: view.collection.numpy(name)[rows] for name in lineage.columns})
 
     def _layout(self) -> Layout:
         if self.layout is None:

@@ -43,13 +43,14 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
     label : str
         Unique within the experiment.
     collection : SampleCollection
-        The rows. Use `from_dict`, `from_pandas` and the like to make one.
+        The rows. Constructors such as `from_dict` and `from_pandas` create one.
     kind : mapping of str to str, optional
-        ``number``, ``category`` (integers that are codes, flags, or text), ``time``, ``text`` or
-        ``sequence``, by key; by default what the dtype says, ``category`` for
-        categoricals of pandas, polars and Arrow. Every constructor takes these three.
+        ``number``, ``category`` (integer codes, booleans or text), ``time``, ``text`` or
+        ``sequence``, by key; by default derived from the dtype, with ``category`` for
+        categoricals of pandas, polars and Arrow. Every constructor accepts `kind`, `unit` and
+        `element_names`.
     unit : mapping of str to str, optional
-        Of the values of a column, by key.
+        Unit of the values of a column, by key.
     element_names : mapping of str to sequence of str, optional
         Names of the elements of an array column (wavelengths, genes), by key; see
         `get_element_names`.
@@ -59,9 +60,9 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
     Raises
     ------
     UnknownNameError
-        If a key is not there.
+        If a key does not exist.
     DataError
-        If a kind does not go with the dtype, or names with the shape, of a column.
+        If a kind does not match the dtype, or element names do not match the shape, of a column.
 
     Examples
     --------
@@ -85,11 +86,13 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
         element_names: Mapping[str, Sequence[str]] | None = None,
         **kwargs: Any,
     ) -> None:
-        allowed = "a SampleCollection; FeatureSet.from_dict, from_pandas and the like make one"
+        allowed = (
+            "a SampleCollection; use a constructor such as FeatureSet.from_dict or from_pandas"
+        )
         self._collection = expect("collection", collection, SampleCollection, allowed)
-        facts = {"kind": kind, "unit": unit, "elements": element_names}
-        if any(facts.values()):
-            self._collection = _described(self._collection, facts)
+        descriptions = {"kind": kind, "unit": unit, "elements": element_names}
+        if any(descriptions.values()):
+            self._collection = _described(self._collection, descriptions)
         self._splits: dict[str, IntArray] = {}
         self._whole: FeatureSetView | None = None
         self._views: dict[str, tuple[IntArray, FeatureSetView]] = {}
@@ -98,7 +101,7 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
         self.audit_allowed: tuple[str, ...] = ()
         super().__init__(label, **kwargs)
 
-    # -- what is read -------------------------------------------------------------------------
+    # -- table --------------------------------------------------------------------------------
 
     @property
     def collection(self) -> SampleCollection:
@@ -107,41 +110,41 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
 
     @property
     def has_rows(self) -> bool:
-        """Whether the rows are here; a file that was saved without them has only the columns."""
+        """Whether the rows are present; a file can be saved with the columns only."""
         return not self._collection.n_absent
 
     def attach(self, rows: FeatureSet) -> None:
-        """Put back the rows that a file was saved without.
+        """Restore the rows that a file was saved without.
 
         Parameters
         ----------
         rows : FeatureSet
-            The same raw columns and rows. Its scalers do not matter, since those of the file are
-            kept, nor do its splits, unless the file has none.
+            A set with the same raw columns and rows. The scalers of the file are kept, and so are
+            its splits; if the file has none, the splits of `rows` are used.
 
         Raises
         ------
         ConfigError
-            If this set has its rows.
+            If this set already has its rows.
         DataError
-            If the rows are others. Nothing has changed then.
+            If the rows differ. Nothing is changed in that case.
         """
         expect("rows", rows, FeatureSet, "a FeatureSet with the rows")
-        mine, theirs = self._collection, rows.collection
+        saved, new = self._collection, rows.collection
         if self.has_rows:
-            raise ConfigError(f"{self.label!r} has its rows already; there is nothing to attach")
-        theirs.check_rows()
-        if mine.fingerprint != theirs.fingerprint:
-            schema = {n: (s.shape, s.dtype) for n, s in mine.schema.columns.items() if s.rep == RAW}
-            found = {n: (s.shape, s.dtype) for n, s in theirs.schema.columns.items()}
-            odd = [name for name, spec in schema.items() if found.get(name) != spec]
+            raise ConfigError(f"{self.label!r} already has its rows; there is nothing to attach")
+        new.check_rows()
+        if saved.fingerprint != new.fingerprint:
+            raw = {n: (s.shape, s.dtype) for n, s in saved.schema.columns.items() if s.rep == RAW}
+            specs = {n: (s.shape, s.dtype) for n, s in new.schema.columns.items()}
+            different = [name for name, spec in raw.items() if specs.get(name) != spec]
             raise DataError(
-                f"the rows of {rows.label!r} are not those that {self.label!r} was saved with: "
-                f"{len(rows)} rows for {mine.n_absent}, columns that differ: "
-                f"{odd or 'none, so values differ, or their order'}. Give the same table"
+                f"the rows of {rows.label!r} are not those that {self.label!r} was saved with: got "
+                f"{len(rows)} rows instead of {saved.n_absent}; columns that differ: "
+                f"{different or 'none, so the values differ, or their order'}. Pass the same table"
             )
-        scaled = [n for n, s in theirs.schema.columns.items() if s.rep != RAW]
-        self._collection = self._scaled(theirs.without_columns(scaled), self._scaler_records)
+        scaled = [n for n, s in new.schema.columns.items() if s.rep != RAW]
+        self._collection = self._scaled(new.without_columns(scaled), self._scaler_records)
         if not self._splits:
             self._splits, self._split_records = dict(rows._splits), list(rows._split_records)
 
@@ -157,11 +160,11 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
 
     def to_view(self) -> FeatureSetView:
         """Return a view of all rows and columns."""
-        now = self, self.n_samples, self.column_names, self.label
-        known = self._whole
-        if known is None or (known.source, len(known), known.columns, known.label) != now:
-            known = self._whole = FeatureSetView.from_featureset(self, label=self.label)
-        return known
+        expected = self, self.n_samples, self.column_names, self.label
+        view = self._whole
+        if view is None or (view.source, len(view), view.columns, view.label) != expected:
+            view = self._whole = FeatureSetView.from_featureset(self, label=self.label)
+        return view
 
     # -- splits -------------------------------------------------------------------------------
 
@@ -177,44 +180,44 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
 
     @property
     def splits(self) -> dict[str, FeatureSetView]:
-        """The splits by name, with every column there is now."""
+        """The splits by name, with all current columns."""
         return {name: self.get_split(name) for name in self._splits}
 
     @property
     def split_records(self) -> tuple[SplitRecord, ...]:
-        """How the splits came to be, oldest first."""
+        """Records of how the splits were made, oldest first."""
         return tuple(self._split_records)
 
     def get_split(self, split_name: str) -> FeatureSetView:
-        """Return a split with every column there is now.
+        """Return a split with all current columns.
 
         Raises
         ------
         UnknownNameError
-            If there is no such split; the closest names are listed.
+            If there is no such split; the message lists the closest names.
         """
-        if expect("split_name", split_name, str, "a split's name") not in self._splits:
+        if expect("split_name", split_name, str, "the name of a split") not in self._splits:
             raise UnknownNameError(f"split of {self.label!r}", split_name, self._splits)
         rows, names = self._splits[split_name], self.column_names
-        known = self._views.get(split_name)
-        is_own = known is not None and known[0] is rows and known[1].source is self
-        if known is None or not is_own or known[1].columns != names:
+        cached = self._views.get(split_name)
+        is_own = cached is not None and cached[0] is rows and cached[1].source is self
+        if cached is None or not is_own or cached[1].columns != names:
             view = FeatureSetView(self, rows, names, split_name)
-            known = self._views[split_name] = rows, view
-        return known[1]
+            cached = self._views[split_name] = rows, view
+        return cached[1]
 
     def __getitem__(self, split_name: str) -> FeatureSetView:
         return self.get_split(split_name)
 
     def add_split(self, split: FeatureSetView) -> None:
-        """Keep a view of this set as a split, under its label.
+        """Register a view of this set as a split under its label.
 
         Raises
         ------
         SplitError
-            If it has no label, or the name is taken.
+            If the view has no label or its name is taken.
         DataError
-            If it is a view of another set.
+            If it is a view of a different set.
         """
         expect("split", split, FeatureSetView, "a view of this set")
         if split.source is not self:
@@ -224,7 +227,7 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
         self._register_splits({str(split.label or ""): split}, None)
 
     def clear_splits(self) -> None:
-        """Forget all splits and how they came to be."""
+        """Remove all splits and their records."""
         self._splits, self._split_records = {}, []
 
     # -- copies, config, state ----------------------------------------------------------------
@@ -238,14 +241,14 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
         restore_scalers: bool = False,
         register: bool = False,
     ) -> FeatureSet:
-        """Copy this set: raw columns and ids, and on request splits, scalers and their columns.
+        """Copy raw columns and ids and, on request, splits, scalers and their columns.
 
         Columns never change, so sharing their memory is safe.
 
         Raises
         ------
         ConfigError
-            If scalers that were fitted on a split are to be restored without the splits.
+            If scalers fitted on a split are to be restored without the splits.
         """
         fitted_on_split = any(r.fit_to_split for r in self._scaler_records)
         if restore_scalers and fitted_on_split and not restore_splits:
@@ -260,8 +263,7 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
         ]
         collection = self._collection.without_columns([] if restore_scalers else scaled)
         if not share_raw_data_buffer:
-            every = np.arange(len(self))
-            collection = collection.part(every, collection.names)
+            collection = collection.part(np.arange(len(self)), collection.names)
         new = type(self)(label or f"{self.label}_copy", collection, register=register)
         if restore_splits:
             new._splits, new._split_records = dict(self._splits), list(self._split_records)
@@ -275,11 +277,11 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], *, register: bool = True) -> FeatureSet:
-        """Make an empty set; `set_state` fills it."""
+        """Create an empty set; `set_state` fills it."""
         return cls(config["label"], SampleCollection(pa.table({})), register=register)
 
     def get_state(self) -> dict[str, Any]:
-        """Return table, splits and records; nothing is copied, since none of them changes."""
+        """Return table, splits and records; they are immutable and not copied."""
         return {
             "collection": self._collection,
             "splits": dict(self._splits),
@@ -289,7 +291,7 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go back to what `get_state` returned."""
+        """Restore the state returned by `get_state`."""
         self._collection = state["collection"]
         self._splits = dict(state["splits"])
         self._split_records = list(state["split_records"])
@@ -301,14 +303,14 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
     def save(
         self, filepath: str | Path, *, overwrite: bool = False, package_code: bool = False
     ) -> Path:
-        """Write rows, splits, scalers and how they came to be to a file ``name.fs.mml``.
+        """Write rows, splits, scalers and their records to a file ``name.fs.mml``.
 
         Raises
         ------
         MMLExistsError
-            If there is a file and `overwrite` is false.
+            If the file exists and `overwrite` is false.
         MMLError
-            If a part cannot be stored as data, or the file not be written.
+            If a part cannot be stored as data or the file cannot be written.
         """
         return write_artifact(
             filepath,
@@ -332,26 +334,27 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
         allow_import: Iterable[str] = (),
         verify: bool = True,
     ) -> Self:
-        """Read a set from a file; its columns stay in the file until they are used.
+        """Load a set from a file; columns stay in the file until they are used.
 
         Parameters
         ----------
         filepath : path-like
             With or without its suffix.
         allow_packaged_code : bool or str
-            Whether code that the author packaged may run; see `BaseModel.load`.
+            Whether packaged code may run; see `BaseModel.load`.
         overwrite : bool
-            Whether a node with the same id or label makes room. Where it does not, the set gets
-            an id of its own and stays out of the active context.
+            Whether to replace a node with the same id or label. Otherwise the set gets a new id
+            and stays out of the active context.
         custom_objects, allow_import
-            Where classes of yours are found; see `Scaler.load`.
+            Sources of user-defined classes; see `Scaler.load`.
         verify : bool
-            Whether the hash of the rows is checked. Without, a large file opens at once.
+            Whether to check the hash of the rows. Without it, a large file opens at once.
 
         Raises
         ------
         MMLError
-            If the file is damaged, newer, or holds something else. Nothing has changed then.
+            If the file is damaged, written by a newer version or holds something else. Nothing is
+            changed in that case.
         """
         contents = read_artifact(
             filepath,
@@ -369,10 +372,10 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
             new.set_state(state)
         return new
 
-    # -- how it shows itself ------------------------------------------------------------------
+    # -- display ------------------------------------------------------------------------------
 
     def summary(self) -> pd.DataFrame:
-        """Return one row a column: kind, unit, dtype, shape, values not finite, range."""
+        """Return one row per column: kind, unit, dtype, shape, non-finite count, range."""
         return describe(self)
 
     def audit(
@@ -384,27 +387,27 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
         max_rows: int | None = None,
         allow: Iterable[str] = (),
     ) -> AuditReport:
-        """Look for leaks between the splits, and for columns that spoil a model.
+        """Check for leaks between the splits and for columns that harm a model.
 
         Parameters
         ----------
         groups : str or list of str, optional
-            Key whose equal rows belong together; several columns are one key, as in `group_by`.
-            Where none is given it is any column whose rows are more alike within a value than
-            across. An empty list checks none.
+            Key of rows that belong together; several columns form one key, as in `group_by`. By
+            default, any column whose rows are more similar within a value than across values. An
+            empty list checks none.
         time : str or list of str, optional
-            Columns by which training comes before testing. Where none is given it is any column
-            that can be read as time and whose neighbours are alike. An empty list checks none.
+            Columns by which training precedes testing. By default, any column that can be read as
+            time and whose neighbours are similar. An empty list checks none.
         tolerance : float, optional
-            How far apart near-duplicate sequences may be (root mean square), and how much of a
-            target a feature may leave, in standard deviations; 0 looks for exact copies only. By
-            default statistics decide.
+            Largest distance of near-duplicate sequences (root mean square) and largest residual of
+            a target given a feature, in standard deviations; 0 finds exact copies only. By default
+            a statistical test decides.
         max_rows : int, optional
-            The most rows of a split whose values are looked at, evenly spread; None for all, or
-            for 100,000 where columns lie in a file.
+            Maximum number of rows per split to examine, evenly spread; None means all, or 100,000
+            for memory-mapped columns.
         allow : iterable of str
-            Findings that are as they should be: ``"kind"`` or ``"kind:column"``, as each finding
-            says. They are kept with the set and in its file, and named in the report.
+            Findings that are intended: ``"kind"`` or ``"kind:column"``, as shown in each finding.
+            They are stored with the set and in its file, and listed in the report.
 
         Raises
         ------
@@ -415,7 +418,7 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
 
         Notes
         -----
-        Statistics are computed on at most 4,000 rows, drawn from a seed; the report says so.
+        Statistics use at most 4,000 rows, sampled with a fixed seed; the report notes this.
 
         Examples
         --------
@@ -426,10 +429,10 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
         audit = require("modularml.audit")
         audit.check_allowed(self, entries := _entries(allow))
         self.audit_allowed = tuple(dict.fromkeys((*self.audit_allowed, *entries)))
-        found: AuditReport = audit.audit(
+        report: AuditReport = audit.audit(
             self, groups, time, tolerance, max_rows, self.audit_allowed
         )
-        return found
+        return report
 
     def visualize(
         self,
@@ -464,7 +467,7 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
     def _repr_html_(self) -> str:
         return html(self, f"FeatureSet {self.label}", self._split_sizes())
 
-    # -- within -------------------------------------------------------------------------------
+    # -- internals ---------------------------------------------------------------------------
 
     def _view(
         self, rows: IntArray | None, columns: list[str] | None, label: str | None
@@ -489,23 +492,23 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
 
 def _entries(allow: Iterable[str]) -> list[str]:
     if isinstance(allow, str):
-        raise ConfigError(f"allow must be a list of kinds, got {allow!r}; write [{allow!r}]")
-    return [expect("allow", entry, str, "texts such as 'shared_groups:cell'") for entry in allow]
+        raise ConfigError(f"allow must be a list of kinds, got {allow!r}; pass [{allow!r}]")
+    return [expect("allow", entry, str, "strings such as 'shared_groups:cell'") for entry in allow]
 
 
 config_registry.register("FeatureSet", FeatureSet, overwrite=True)
 
 
 def _described(
-    collection: SampleCollection, given: Mapping[str, Mapping[str, Any] | None]
+    collection: SampleCollection, by_field: Mapping[str, Mapping[str, Any] | None]
 ) -> SampleCollection:
-    """Return a collection with facts on raw columns, which are given by what they are and key."""
-    schema, facts = collection.schema, dict[str, dict[str, Any]]()
-    for what, by_key in given.items():
+    """Return a collection with descriptions of raw columns, given by field and key."""
+    schema, descriptions = collection.schema, dict[str, dict[str, Any]]()
+    for field, by_key in by_field.items():
         for key, value in (by_key or {}).items():
             spec = schema[f"{schema.domain_of(key)}.{key}.{RAW}"]
-            now = {"kind": spec.kind, "unit": spec.unit, "elements": spec.elements}
-            facts.setdefault(spec.name, now)[what] = (
-                [str(name) for name in value] if what == "elements" else value
+            current = {"kind": spec.kind, "unit": spec.unit, "elements": spec.elements}
+            descriptions.setdefault(spec.name, current)[field] = (
+                [str(name) for name in value] if field == "elements" else value
             )
-    return collection.described(facts)
+    return collection.described(descriptions)

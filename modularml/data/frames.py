@@ -1,4 +1,4 @@
-"""Tables of every library as columns by name, read when they are asked for."""
+"""Columns by name of tables from any library, read lazily."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Stack: TypeAlias = Mapping[str, str | Sequence[str]] | None
 
 
 class TableColumns(Mapping[str, Any]):
-    """Columns of a table by name.
+    """Columns of a table by name, read on access.
 
     Parameters
     ----------
     names : sequence of str
-        In order; a name may occur twice as long as it is not selected.
+        In order; a repeated name must not be selected.
     read : callable
         Returns the column at a position.
     """
@@ -38,15 +38,15 @@ class TableColumns(Mapping[str, Any]):
     def __init__(self, names: Sequence[str], read: Callable[[int], Any]) -> None:
         self.names, self._read = list(names), read
         self._places: dict[str, int] = {}
-        self._twice: set[str] = set()
+        self._repeated: set[str] = set()
         for place, name in enumerate(self.names):
             if self._places.setdefault(name, place) != place:
-                self._twice.add(name)
+                self._repeated.add(name)
 
     def __getitem__(self, name: str) -> Any:
-        if name in self._twice:
+        if name in self._repeated:
             raise DataError(
-                f"column {name!r} stands {self.names.count(name)} times in the table; drop or "
+                f"column {name!r} occurs {self.names.count(name)} times in the table; drop or "
                 "rename all but one"
             )
         return self._read(self._places[name])
@@ -66,69 +66,69 @@ class TableColumns(Mapping[str, Any]):
         Parameters
         ----------
         rename : mapping or callable, optional
-            From today's name to the new one. A mapping leaves other columns as they are.
+            From the current name to the new one. A mapping leaves other columns unchanged.
 
         Raises
         ------
         UnknownNameError
-            If a mapping names a column that is not there.
+            If a mapping contains an unknown column.
         """
         if rename is None:
             return self
         if isinstance(rename, Mapping):
-            given = {column_name(old): new for old, new in rename.items()}
-            for old in given:
+            new_names = {column_name(old): new for old, new in rename.items()}
+            for old in new_names:
                 if old not in self._places:
-                    raise UnknownNameError("column", old, self._places, "rename= asks for it")
-            names = [given.get(name, name) for name in self.names]
+                    raise UnknownNameError("column", old, self._places, "it is a key of rename=")
+            names = [new_names.get(name, name) for name in self.names]
         else:
             call = expect("rename", rename, Callable, "a mapping or a callable")  # type: ignore[arg-type]
             names = [call(name) for name in self.names]
         for name in names:
-            expect("rename", name, str, "a mapping or callable to names as text")
+            expect("rename", name, str, "a mapping or callable that returns names as text")
         return TableColumns(names, self._read)
 
     def stacked(self, stacks: Stack) -> Mapping[str, Any]:
-        """Return the columns with some of them stacked to array columns.
+        """Return the columns, some of them stacked into array columns.
 
         Parameters
         ----------
         stacks : mapping of str to str or list of str, optional
-            New name to a pattern such as ``"v*"``, whose columns come in natural order
+            Maps a new name to a pattern such as ``"v*"``, whose columns are in natural order
             (``v2`` before ``v10``), or to a list of names and patterns.
 
         Raises
         ------
         UnknownNameError
-            If a pattern fits no column.
+            If a pattern matches no column.
         """
         if stacks is None:
             return self
         expect("stack", stacks, Mapping, "a mapping of a name to a pattern")
-        made = dict[str, Any]()
+        arrays = dict[str, Any]()
         for key, patterns in stacks.items():
             parts: list[str] = []
             for pattern in as_list(patterns):
-                found = sorted(matching(self._places, pattern), key=natural)
-                if not found:
+                names = sorted(matching(self._places, pattern), key=natural)
+                if not names:
                     raise UnknownNameError(
-                        "column", pattern, self._places, f"stack[{key!r}] asks for it"
+                        "column", pattern, self._places, f"it is a pattern in stack[{key!r}]"
                     )
-                parts += found
-            made[key] = stack({name: to_numpy(to_arrow(self[name], name)) for name in parts})
-        return ChainMap(made, self)  # type: ignore[arg-type]
+                parts += names
+            arrays[key] = stack({name: to_numpy(to_arrow(self[name], name)) for name in parts})
+        return ChainMap(arrays, self)  # type: ignore[arg-type]
 
 
 def as_columns(data: Any, allowed: str = "data must be a frame or a dict") -> TableColumns:
-    """Return the columns of a mapping, of any frame in memory or of a list of records, by name.
+    """Return the columns of a mapping, an eager frame or a list of records by name.
 
-    Named levels of a pandas index are columns too. Series of a mapping must have one index; where
-    the same labels come in another order, rows are brought into that of the first.
+    Named levels of a pandas index are columns too. The Series of a mapping must have the same
+    index labels; rows in another order are reordered to match the first Series.
 
     Raises
     ------
     DataError
-        If `data` is no table, or the indexes of its Series differ.
+        If `data` is not a table, or the indexes of its Series differ.
     """
     if isinstance(data, Mapping):
         names = [column_name(key) for key in data]
@@ -161,7 +161,7 @@ def column_name(name: Any) -> str:
 
 
 def column_names(names: Any) -> list[str]:
-    """Return one or several names of columns as text, numbers and tuples of a header included."""
+    """Return one or several column names, including numbers and tuples, as text."""
     if names is None:
         return []
     if isinstance(names, str | tuple) or not hasattr(names, "__iter__"):
@@ -186,21 +186,21 @@ def _of_pandas(frame: Any) -> TableColumns:
 
 
 def _aligned(names: Sequence[str], columns: list[Any]) -> list[Any]:
-    """Bring pandas Series and DataFrames into the order of the index of the first of them."""
+    """Reorder pandas Series and DataFrames to the index of the first of them."""
     pandas = loaded("pandas")
     if pandas is None:
         return columns
     kinds = (pandas.Series, pandas.DataFrame)
     series = [i for i, values in enumerate(columns) if isinstance(values, kinds)]
     for i in series:
-        index, own = columns[series[0]].index, columns[i].index
-        if own.equals(index) or len(own) != len(index):  # lengths are compared later, by key
+        first, index = columns[series[0]].index, columns[i].index
+        if index.equals(first) or len(index) != len(first):  # lengths are checked later, by key
             continue
-        if not (index.is_unique and own.is_unique and own.isin(index).all()):
+        if not (first.is_unique and index.is_unique and index.isin(first).all()):
             raise DataError(
-                f"the Series {names[series[0]]!r} and {names[i]!r} have unlike indexes, so it is "
-                "not known which rows belong together; put them into one DataFrame, or give arrays "
+                f"the Series {names[series[0]]!r} and {names[i]!r} have different indexes, so "
+                "their rows cannot be matched; put them into one DataFrame, or pass arrays "
                 "(to_numpy())"
             )
-        columns[i] = columns[i].reindex(index)
+        columns[i] = columns[i].reindex(first)
     return columns

@@ -1,4 +1,4 @@
-"""Rows of a long table to samples: one for each group."""
+"""Grouping the rows of a long table into samples."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from modularml.splitters.factors import factorise
 __all__ = ["MASK", "Grouping"]
 
 MASK = "mask"
-"""Key of the column that is true where a padded sample holds data."""
+"""Key of the column that is true for data and false for padding."""
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """Rows of a long table by group, all groups brought to one length.
+    """Rows of a long table by group, with all groups padded to one length.
 
     Parameters
     ----------
     arrays : mapping of str to ndarray, shape (n, ...)
         Columns of the long table.
     names : list of str
-        Columns that make the groups.
+        Columns that define the groups.
     rows : ndarray of int64, shape (n_groups, length)
-        Where a group is shorter, its first row fills it up.
+        Shorter groups are padded with the number of their first row.
     mask : ndarray of bool, shape (n_groups, length)
-        False where a group is filled up.
+        False for padding.
     pad : object
-        What a group is filled up with; by column, where it is a mapping.
+        Fill value for padding; a mapping gives one for each column.
     """
 
     arrays: Mapping[str, Array]
@@ -53,15 +53,18 @@ class Grouping:
         Raises
         ------
         DataError
-            If groups differ in length and there is no `pad`, or the order of text is in doubt.
+            If groups differ in length without `pad`, or text has no clear order.
         """
         factor = factorise(names, arrays)
         counts = factor.sizes
         small = factor.codes.astype(np.min_scalar_type(factor.count), copy=False)  # sorts faster
         if order:
             keys = [by_meaning(name, arrays[name], DataError) for name in reversed(order)]
-            named = zip(keys, reversed(order), strict=True)
-            rows = np.lexsort([*(_sortable(values, name) for values, name in named), small])
+            sort_keys = [
+                k if k.ndim == 1 and k.dtype.kind != "O" else _rank(k, name)
+                for k, name in zip(keys, reversed(order), strict=True)
+            ]
+            rows = np.lexsort([*sort_keys, small])
         else:
             rows = np.argsort(small, kind="stable")
         places = np.arange(counts.max(initial=1))
@@ -69,34 +72,34 @@ class Grouping:
         if mask.all():
             return cls(arrays, names, rows.reshape(mask.shape), mask, pad)
         starts = (np.cumsum(counts) - counts)[:, None]
-        found = cls(arrays, names, rows[starts + np.where(mask, places, 0)], mask, pad)
+        grouping = cls(arrays, names, rows[starts + np.where(mask, places, 0)], mask, pad)
         if pad is None:
             other = int((counts != counts[0]).argmax())
             raise DataError(
-                f"groups differ in length: {found.group(0)} has {counts[0]} rows, "
-                f"{found.group(other)} has {counts[other]}. Cut them to one length, or fill them "
-                "up and get a mask with pad=0.0, say"
+                f"groups differ in length: {grouping.group(0)} has {counts[0]} rows, "
+                f"{grouping.group(other)} has {counts[other]}. Truncate them to one length, or "
+                "pass pad= (such as pad=0.0) to pad them and add a mask"
             )
-        return found
+        return grouping
 
     def rows_of(self, name: str) -> Array:
-        """Return the values of each group: ndarray, shape (n_groups, length, *shape)."""
+        """Return the values of each group, shape (n_groups, length, *shape)."""
         values = self.arrays[name][self.rows]
         if not self.mask.all():
-            values[~self.mask] = self._filling(name, values.dtype)
+            values[~self.mask] = self._fill_value(name, values.dtype)
         return values
 
     def is_constant(self, name: str) -> bool:
-        """Tell whether a column holds one value within each group."""
+        """Check whether a column holds one value within each group."""
         return self.arrays[name].ndim == 1 and not self._varies(name).any()
 
     def constant(self, name: str) -> Array:
-        """Return the one value of each group: ndarray, shape (n_groups,)."""
+        """Return the single value of each group, shape (n_groups,)."""
         varies = self._varies(name)
         if varies.any():
             raise DataError(
                 f"column {name!r} changes within the group {self.group(varies.argmax())}; make it "
-                "a feature that is an array, or group by it too"
+                "an array feature, or group by it too"
             )
         return self.arrays[name][self.rows[:, 0]]
 
@@ -105,31 +108,27 @@ class Grouping:
         return np.asarray((codes != codes[:, :1]).any(axis=1))
 
     def group(self, number: Any) -> str:
-        """Write a group's keys for people."""
+        """Return the keys of a group as text for messages."""
         row = self.rows[number, 0]
         keys = ((name, self.arrays[name][row : row + 1].tolist()[0]) for name in self.names)
         return ", ".join(f"{name}={value!r}" for name, value in keys)
 
-    def _filling(self, name: str, dtype: np.dtype[Any]) -> Any:
+    def _fill_value(self, name: str, dtype: np.dtype[Any]) -> Any:
         value = self.pad.get(name) if isinstance(self.pad, Mapping) else self.pad
         kinds = {"b": "b", "i": "biu", "u": "biu", "f": "biuf", "O": "US"}.get(dtype.kind, "")
-        given = np.asarray(value)
-        fits = given.ndim == 0 and given.dtype.kind in kinds
-        if not fits or (dtype.kind in "iu" and given.astype(dtype) != given):
+        fill = np.asarray(value)
+        fits = fill.ndim == 0 and fill.dtype.kind in kinds
+        if not fits or (dtype.kind in "iu" and fill.astype(dtype) != fill):
             shown = "text" if dtype.kind == "O" else dtype
             raise DataError(
-                f"pad={value!r} does not fit column {name!r}, which holds {shown}; give one value "
+                f"pad={value!r} does not fit column {name!r}, which holds {shown}; pass one value "
                 "for each column, such as pad={'v': 0.0, 'mode': ''}, or convert the column"
             )
         return value
 
 
-def _sortable(values: Array, name: str) -> Array:
-    return values if values.ndim == 1 and values.dtype.kind != "O" else _rank(values, name)
-
-
 def _rank(values: Array, name: str) -> IntArray:
-    """Return the place of each value in sorted order, equal ones alike; -1 for missing ones."""
+    """Return the rank of each value; equal values share one, missing values are -1."""
     if values.ndim > 1:
         raise DataError(
             f"column {name!r} holds arrays; rows are grouped and sorted by single values"

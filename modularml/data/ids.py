@@ -1,4 +1,4 @@
-"""Ids of rows: 128 bits each, shown as UUID text."""
+"""Row ids of 128 bits, displayed as UUID text."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def id_array(ids: IdArray) -> pa.Array:
 
 
 def id_texts(ids: IdArray) -> Array:
-    """Write ids as UUID text.
+    """Format ids as UUID text.
 
     Returns
     -------
@@ -52,17 +52,17 @@ def ids_from_texts(texts: Iterable[Any]) -> IdArray:
     Raises
     ------
     DataError
-        If one is neither; the first is named.
+        If a value is none of these; the message names the first.
     """
-    given = texts.tolist() if isinstance(texts, np.ndarray) else list(texts)
-    if all(isinstance(text, str) and len(text) == 36 for text in given):
-        digits = "".join(given).replace("-", "")
-        if len(digits) == 32 * len(given):
+    values = texts.tolist() if isinstance(texts, np.ndarray) else list(texts)
+    if all(isinstance(text, str) and len(text) == 36 for text in values):
+        digits = "".join(values).replace("-", "")
+        if len(digits) == 32 * len(values):
             try:
                 return np.frombuffer(bytes.fromhex(digits), dtype="V16")
             except ValueError:
-                pass  # the slow way finds out which one it is
-    return np.frombuffer(b"".join(map(_id_bytes, given)), dtype="V16")
+                pass  # the slow path below finds which one it is
+    return np.frombuffer(b"".join(map(_id_bytes, values)), dtype="V16")
 
 
 def _id_bytes(value: Any) -> bytes:
@@ -75,7 +75,7 @@ def _id_bytes(value: Any) -> bytes:
 
 
 def make_ids(fingerprint: str, n: int) -> IdArray:
-    """Return ids of `n` rows that follow from the data's fingerprint alone."""
+    """Return ids of `n` rows, derived from the fingerprint of the data alone."""
     seeds = np.frombuffer(bytes.fromhex(fingerprint), dtype="<u8")
     rows = np.arange(n, dtype=np.uint64)
     words = np.stack([scramble(rows + seeds[0]), scramble(rows + seeds[1])], axis=1).astype(">u8")
@@ -96,7 +96,7 @@ def check_ids(column: pa.ChunkedArray) -> None:
     """Refuse ids that are missing, of another type or not unique."""
     if column.type != pa.binary(16):
         raise DataError(
-            f"sample_uuids must be 16 bytes a row (binary(16) in Arrow), got {column.type}"
+            f"sample_uuids must be 16 bytes per row (binary(16) in Arrow), got {column.type}"
         )
     if column.null_count:
         raise DataError(f"sample_uuids has {column.null_count} missing value(s); drop the column")
@@ -105,5 +105,6 @@ def check_ids(column: pa.ChunkedArray) -> None:
         for row, value in enumerate(column.to_pylist()):
             if first.setdefault(value, row) < row:
                 raise DataError(
-                    f"sample_uuids: row {row} has the id of row {first[value]}; take each row once"
+                    f"sample_uuids: row {row} has the same id as row {first[value]}; select "
+                    "each row only once"
                 )

@@ -1,4 +1,4 @@
-"""Rows of several tables that belong together."""
+"""Joining the rows of several tables."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from modularml.errors import DataError, UnknownNameError
 __all__ = ["Joined", "Key", "Link", "Table", "join", "link_by", "link_same", "table_of"]
 
 Key: TypeAlias = str | Sequence[str] | None
-"""Columns whose values relate rows."""
+"""Columns whose values match rows of two tables."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that may be joined with those of others.
+    """Rows that can be joined with those of other tables.
 
     Parameters
     ----------
@@ -34,10 +34,10 @@ class Table:
     n : int
         Number of rows.
     is_sample : bool
-        Whether the rows are samples (they have targets) and no mere facts about samples.
+        Whether the rows are samples (with targets) rather than attributes of samples.
     key : callable
-        From the name of a column, or ``"sample_uuids"``, to its values as an Arrow array; None
-        where there is no such column.
+        Maps the name of a column, or ``"sample_uuids"``, to its values as an Arrow array; None
+        if there is no such column.
     """
 
     label: str
@@ -46,14 +46,14 @@ class Table:
     key: Callable[[str], pa.Array | None] = field(repr=False)
 
     def has(self, on: Key) -> bool:
-        """Tell whether all columns of a key are there."""
+        """Check whether all columns of a key exist."""
         return all(self.key(name) is not None for name in as_list(on))
 
 
 class Link(NamedTuple):
-    """Two tables, by number, whose rows belong together where their keys are equal.
+    """Two tables, by number, whose rows match if their keys are equal.
 
-    `on` says by what, for messages; with `strict` no row of a sample may lack a partner.
+    `on` describes the key in messages; with `strict`, every sample row needs a match.
     """
 
     tables: tuple[int, int]
@@ -62,18 +62,18 @@ class Link(NamedTuple):
     strict: bool = False
 
     def find(self, side: int) -> IntArray:
-        """Return for each row of one side its row on the other, -1 where there is none."""
-        found = pc.index_in(self.keys[side], value_set=self.keys[1 - side], skip_nulls=True)
-        return pc.fill_null(found, -1).to_numpy().astype(np.int64)  # type: ignore[no-any-return]
+        """Return the matching row on the other side for each row; -1 for no match."""
+        matches = pc.index_in(self.keys[side], value_set=self.keys[1 - side], skip_nulls=True)
+        return pc.fill_null(matches, -1).to_numpy().astype(np.int64)  # type: ignore[no-any-return]
 
     def repeats(self, side: int) -> bool:
-        """Tell whether some key stands twice on one side."""
-        there = self.keys[side].drop_null()
-        return len(pc.unique(there)) < len(there)
+        """Check whether a key is repeated on one side."""
+        keys = self.keys[side].drop_null()
+        return len(pc.unique(keys)) < len(keys)
 
 
 class Joined(NamedTuple):
-    """Row numbers of each table, side by side, and the number of the table that leads."""
+    """Matching row numbers of each table, and the number of the left table."""
 
     rows: list[IntArray]
     lead: int
@@ -87,15 +87,15 @@ def table_of(view: FeatureSetView, *, is_sample: bool = True, label: str | None 
         if name == SAMPLE_UUIDS:
             return id_array(collection.ids[rows])
         try:
-            found = select_one(collection.schema, name)
+            column = select_one(collection.schema, name)
         except UnknownNameError:
             return None
-        if collection.schema[found].shape:
+        if collection.schema[column].shape:
             raise DataError(
-                f"rows of {view.source.label!r} cannot be joined on column {found!r}: it holds "
+                f"rows of {view.source.label!r} cannot be joined on column {column!r}: it holds "
                 "arrays, not single values"
             )
-        return collection.array(found).take(pa.array(rows))
+        return collection.array(column).take(pa.array(rows))
 
     return Table(label or str(view.source.label), len(view), is_sample, key)
 
@@ -114,27 +114,29 @@ def link_by(
     UnknownNameError
         If a table lacks a column of its key.
     DataError
-        If values cannot be compared, or rows shall meet by position and are not as many.
+        If values cannot be compared, or tables joined by position differ in length.
     """
     shown = f"{on[0]!r}" if on[0] == on[1] else f"{on[0]!r} and {on[1]!r}"
     a, b = (tables[i] for i in pair)
     if POSITION in on:
         if a.n != b.n:
             raise DataError(
-                f"rows of {a.label!r} ({a.n}) and {b.label!r} ({b.n}) are not as many, so they "
-                "cannot be paired by position; name a column that both share"
+                f"rows of {a.label!r} ({a.n}) and {b.label!r} ({b.n}) differ in number, so they "
+                "cannot be matched by position; name a column that both share"
             )
         places = pa.array(np.arange(a.n))
         return Link(pair, (places, places), "position")
-    columns = [[_column(t, name) for name in as_list(own)] for t, own in ((a, on[0]), (b, on[1]))]
+    columns = [
+        [_column(t, name) for name in as_list(key)] for t, key in zip((a, b), on, strict=True)
+    ]
     if len(columns[0]) != len(columns[1]):
         raise DataError(f"keys of {a.label!r} and {b.label!r} differ in length: {shown}")
-    alike = [_one_type(x, y, shown, (a, b)) for x, y in zip(*columns, strict=True)]
-    return Link(pair, _combined(alike), shown, strict)
+    pairs = [_to_one_type(x, y, shown, (a, b)) for x, y in zip(*columns, strict=True)]
+    return Link(pair, _combined(pairs), shown, strict)
 
 
 def link_same(tables: Sequence[Table], pair: tuple[int, int]) -> Link | None:
-    """Link two tables by sample id, where they hold the same samples; else return None."""
+    """Link two tables by sample id; None if their samples differ."""
     keys = tables[pair[0]].key(SAMPLE_UUIDS), tables[pair[1]].key(SAMPLE_UUIDS)
     if keys[0] is None or keys[1] is None or len(keys[0]) != len(keys[1]):
         return None
@@ -144,41 +146,41 @@ def link_same(tables: Sequence[Table], pair: tuple[int, int]) -> Link | None:
 
 
 def join(tables: Sequence[Table], links: Sequence[Link], *, who: str = "") -> Joined:
-    """Bring the rows of tables side by side: one to one, or many to one.
+    """Match the rows of tables: one to one, or many to one.
 
-    The table whose keys repeat leads; where none do it is the first that holds samples. Its rows
-    keep their order, and those without a partner are left out with a warning that counts them, as
-    are samples of another table that nobody looks up. Facts that nobody looks up do no harm.
+    The left table is the one whose keys repeat, else the first that holds samples. Its rows keep
+    their order. Rows without a match are omitted with a warning that counts them, as are unmatched
+    samples of other tables. Unmatched rows of tables without samples are ignored.
 
     Parameters
     ----------
     tables : sequence of Table
     links : sequence of Link
-        They connect all tables.
+        Must connect all tables.
     who : str
-        What joins them, for messages.
+        Prefix of messages that names the caller.
 
     Raises
     ------
     DataError
-        If a key repeats on both sides, nothing is left, a row lacks a partner where that is
-        refused, or links contradict each other.
+        If a key repeats on both sides, no rows match, a row has no match for a strict link, or
+        links contradict each other.
     """
     for lead in sorted(range(len(tables)), key=lambda i: not tables[i].is_sample):
-        found = _looked_up(lead, tables[lead].n, links)
-        if len(found) == len(tables):
+        matched = _look_up(lead, tables[lead].n, links)
+        if len(matched) == len(tables):
             break
     else:
         link = next((x for x in links if x.repeats(0) and x.repeats(1)), links[0])
         a, b = (tables[i].label for i in link.tables)
         raise DataError(
-            f"{who}values of {link.on} repeat in {a!r} and in {b!r}, so rows have several "
-            "partners; join on columns that together differ in one of them, such as "
-            "['machine', 'date'], or take one row of each value"
+            f"{who}values of {link.on} repeat in {a!r} and in {b!r}, so rows match "
+            "several others; join on columns that together differ in one of them, such as "
+            "['machine', 'date'], or select one row per value"
         )
-    kept = np.all([rows >= 0 for rows in found.values()], axis=0)
-    rows = [found[i][kept] for i in range(len(tables))]
-    _check_left_out(tables, links, rows, lead, who)
+    complete = np.all([rows >= 0 for rows in matched.values()], axis=0)
+    rows = [matched[i][complete] for i in range(len(tables))]
+    _check_unmatched(tables, links, rows, lead, who)
     for link in links:
         a, b = (
             keys.take(pa.array(rows[i])) for keys, i in zip(link.keys, link.tables, strict=True)
@@ -186,79 +188,82 @@ def join(tables: Sequence[Table], links: Sequence[Link], *, who: str = "") -> Jo
         if not a.equals(b):
             names = [tables[i].label for i in link.tables]
             raise DataError(
-                f"{who}rows of {names} belong together in two ways that contradict each other: by "
+                f"{who}rows of {names} match in two contradictory ways: by "
                 f"{' and by '.join(dict.fromkeys(x.on for x in links))}"
             )
     return Joined(rows, lead)
 
 
-def _looked_up(lead: int, n: int, links: Sequence[Link]) -> dict[int, IntArray]:
-    """Return the rows that belong to those of a table, in all tables where there is one each."""
+def _look_up(lead: int, n: int, links: Sequence[Link]) -> dict[int, IntArray]:
+    """Return the matching rows of all tables that have at most one match per row."""
     rows = {lead: np.arange(n)}
-    grows = True
-    while grows:
-        grows = False
+    changed = True
+    while changed:
+        changed = False
         for link in links:
             for side, (old, new) in enumerate((link.tables, link.tables[::-1])):
                 if old in rows and new not in rows and not link.repeats(1 - side):
-                    at, places = rows[old], link.find(side)
-                    rows[new] = np.where(at >= 0, places[at], -1)
-                    grows = True
+                    old_rows, matches = rows[old], link.find(side)
+                    rows[new] = np.where(old_rows >= 0, matches[old_rows], -1)
+                    changed = True
     return rows
 
 
-def _check_left_out(
+def _check_unmatched(
     tables: Sequence[Table], links: Sequence[Link], rows: list[IntArray], lead: int, who: str
 ) -> None:
-    """Count the samples that have no partner, or refuse them."""
+    """Warn about samples without a match, or refuse them for strict links."""
     by = " and ".join(dict.fromkeys(link.on for link in links))
     if not len(rows[lead]) and tables[lead].n:
         names = [table.label for table in tables]
         raise DataError(f"{who}rows of {names} have no value of {by} in common")
-    lost = {
+    n_unmatched = {
         i: tables[i].n - len(np.unique(rows[i]))
         for i in range(len(tables))
         if i == lead or tables[i].is_sample
     }
-    told = [f"{k} of {tables[i].n} rows of {tables[i].label!r}" for i, k in lost.items() if k]
-    if not told:
+    counts = [
+        f"{n} of {tables[i].n} rows of {tables[i].label!r}" for i, n in n_unmatched.items() if n
+    ]
+    if not counts:
         return
     if any(link.strict for link in links):
-        raise DataError(f"{who}{' and '.join(told)} have no partner by {by}, and strict=True")
+        raise DataError(f"{who}{' and '.join(counts)} have no match by {by}, but strict=True")
     warn(
-        f"{who}{' and '.join(told)} have no partner by {by} and are left out",
+        f"{who}{' and '.join(counts)} have no match by {by} and are omitted",
     )
 
 
 def _column(table: Table, name: str) -> pa.Array:
-    found = table.key(name)
-    if found is None:
+    values = table.key(name)
+    if values is None:
         raise DataError(
-            f"{table.label!r} has no column {name!r}, on which its rows shall be joined; add it, "
+            f"{table.label!r} has no column {name!r} to join its rows on; add it, "
             "or name the column of each set with fs.reference(on=...)"
         )
-    if pa.types.is_dictionary(found.type):
-        found = found.dictionary_decode()
-    if pa.types.is_floating(found.type):  # NaN is no key
-        found = pc.if_else(pc.is_nan(found), pa.scalar(None, found.type), found)
-    return found
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if pa.types.is_floating(values.type):  # NaN matches nothing
+        values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
+    return values
 
 
-def _one_type(
+def _to_one_type(
     a: pa.Array, b: pa.Array, shown: str, tables: tuple[Table, Table]
 ) -> tuple[pa.Array, pa.Array]:
-    """Return values of one type, so that they compare."""
+    """Cast keys of two tables to one type."""
     if a.type == b.type:
         return a, b
     kinds = {_kind(a.type), _kind(b.type)}
     if kinds == {"integer", "float"}:
-        wanted = [a.type if _kind(a.type) == "integer" else b.type]
+        types = [a.type if _kind(a.type) == "integer" else b.type]
     elif len(kinds) == 1:
         wider = {"integer": [pa.int64(), pa.uint64()], "float": [pa.float64()]}
-        wanted = wider.get(kinds.pop(), [a.type, b.type, pa.large_string()][: 3 if _text(a) else 2])
+        is_text = _kind(a.type) == "text"
+        types = wider.get(kinds.pop(), [a.type, b.type, pa.large_string()][: 3 if is_text else 2])
     else:
-        wanted = []
-    for kind in wanted:
+        types = []
+    for kind in types:
         try:
             return a.cast(kind), b.cast(kind)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -267,10 +272,6 @@ def _one_type(
         f"rows cannot be joined on {shown}: {tables[0].label!r} holds {a.type} and "
         f"{tables[1].label!r} {b.type}, which cannot be compared; cast one of them"
     )
-
-
-def _text(values: pa.Array) -> bool:
-    return _kind(values.type) == "text"
 
 
 def _kind(kind: pa.DataType) -> str:
@@ -284,14 +285,14 @@ def _kind(kind: pa.DataType) -> str:
 
 
 def _combined(columns: Sequence[tuple[pa.Array, pa.Array]]) -> tuple[pa.Array, pa.Array]:
-    """Return one key of several columns on each side."""
+    """Combine several key columns into one on each side."""
     if len(columns) == 1:
         return columns[0]
     n, codes, missing = len(columns[0][0]), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool)
     for a, b in columns:
         both = pa.concat_arrays([a, b]).dictionary_encode()
-        own = pc.fill_null(both.indices, 0).to_numpy().astype(np.int64)
-        codes = codes * (len(both.dictionary) + 1) + own
+        column_codes = pc.fill_null(both.indices, 0).to_numpy().astype(np.int64)
+        codes = codes * (len(both.dictionary) + 1) + column_codes
         codes = np.unique(codes, return_inverse=True)[1].astype(np.int64)
         missing = missing | both.indices.is_null().to_numpy(zero_copy_only=False)
     keys = pa.array(codes, mask=missing)

@@ -31,7 +31,7 @@ class Source:
 
 @dataclass(frozen=True)
 class SourceColumns:
-    """Values of a domain that come straight from columns."""
+    """Values of a domain read directly from columns."""
 
     source: Source
     columns: tuple[str, ...]
@@ -39,43 +39,43 @@ class SourceColumns:
 
 @dataclass(frozen=True)
 class MergedColumns:
-    """Values of a domain that a merge node puts together from several."""
+    """Values of a domain that a merge node combines from several parts."""
 
     parts: tuple[ColumnLineage, ...]
     merge: Callable[[Sequence[Any]], Any]
 
 
 ColumnLineage: TypeAlias = SourceColumns | MergedColumns | None
-"""Where a node's targets or tags come from; None where it has none."""
+"""Lineage of a node's features, targets or tags; None if it has none."""
 
 
-def source_columns_of(flow: ColumnLineage) -> list[SourceColumns]:
-    """Return the columns that values come from."""
-    if flow is None:
+def source_columns_of(lineage: ColumnLineage) -> list[SourceColumns]:
+    """Return the source columns of a lineage."""
+    if lineage is None:
         return []
-    if isinstance(flow, SourceColumns):
-        return [flow]
-    return [leaf for part in flow.parts for leaf in source_columns_of(part)]
+    if isinstance(lineage, SourceColumns):
+        return [lineage]
+    return [columns for part in lineage.parts for columns in source_columns_of(part)]
 
 
 def column_above(
     lineages: Mapping[Any, ColumnLineage], node_id: str, column: str, kind: str, source: Any = None
 ) -> SourceColumns:
-    """Return a column of a FeatureSet that a node reads from, of one `source` where it is named.
+    """Return a column of a FeatureSet that feeds a node; of `source` only if given.
 
     Raises
     ------
     UnknownNameError
-        If there is none; `kind` says what it was to be.
+        If there is none; `kind` describes the column in the message.
     """
     known: list[str] = ["outputs", "targets", "features", "tags"]
-    for leaf in source_columns_of(lineages.get((node_id, "features"))):
-        if source not in (None, leaf.source.ref.node_label):
+    for columns in source_columns_of(lineages.get((node_id, "features"))):
+        if source not in (None, columns.source.ref.node_label):
             continue
-        schema = leaf.source.ref.resolve().collection.schema
+        schema = columns.source.ref.resolve().collection.schema
         name = column_named(column, schema)
         if name is not None:
-            return SourceColumns(leaf.source, (name,))
+            return SourceColumns(columns.source, (name,))
         known += list(schema.columns)
     raise UnknownNameError(kind, column, known)
 

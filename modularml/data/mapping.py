@@ -1,4 +1,4 @@
-"""Columns larger than memory: written to a file piece by piece, and mapped into memory."""
+"""Memory-mapped columns, which may be larger than memory."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from modularml.errors import DataError
 __all__ = ["Maps", "release", "write_columns"]
 
 Maps = Mapping[str, mmap.mmap]
-"""The files of mapped columns, by name."""
+"""Memory maps of columns by name."""
 
 ALIGNMENT = 64
-"""Columns start at multiples of so many bytes, as Arrow recommends."""
+"""Alignment of columns in bytes, as recommended by Arrow."""
 
 
 @dataclass
 class _Column:
-    """A column that is being written; what is no number or time is kept in memory."""
+    """A column being written; only numbers and times are stored in the file."""
 
     key: str
     type: pa.DataType
@@ -43,19 +43,19 @@ class _Column:
     def row_bytes(self) -> int:
         return int(leaf_type(self.type).bit_width // 8 * math.prod(sample_shape(self.type)))
 
-    def check(self, found: pa.DataType) -> None:
-        """Refuse samples that do not fit those before."""
-        first, other = sample_shape(self.type), sample_shape(found)
+    def check(self, kind: pa.DataType) -> None:
+        """Refuse samples of another type or shape than before."""
+        first, other = sample_shape(self.type), sample_shape(kind)
         if first != other:
             raise ragged_error(self.key, first, self.n_rows, other)
-        if found != self.type:
+        if kind != self.type:
             raise DataError(
-                f"column {self.key!r} holds {self.type} at first and {found} from row "
-                f"{self.n_rows} on; convert it to one type"
+                f"column {self.key!r} holds {self.type} up to row {self.n_rows - 1} and {kind} "
+                "afterwards; convert it to one type"
             )
 
     def finish(self, mapped: mmap.mmap | None) -> pa.Array:
-        """Return all that was written as one array."""
+        """Return the written values as one array."""
         if not self.in_file or mapped is None:
             return pa.chunked_array(self.parts, type=self.type).combine_chunks()
         leaf, buffer = leaf_type(self.type), pa.py_buffer(mapped).slice(self.start, self.n_bytes)
@@ -66,25 +66,25 @@ class _Column:
 def write_columns(
     pieces: Iterable[Mapping[str, Any]], n_rows: int
 ) -> tuple[dict[str, pa.Array], dict[str, mmap.mmap]]:
-    """Write columns that come in pieces to one temporary file, and map it.
+    """Write columns piece by piece to a temporary file and map it into memory.
 
     Parameters
     ----------
     pieces : iterable of mapping of str to array-like
-        The same columns each time; at least one piece.
+        At least one piece; all with the same columns.
     n_rows : int
-        Rows of all pieces.
+        Total number of rows.
 
     Returns
     -------
     columns : dict of str to pyarrow.Array
     maps : dict of str to mmap
-        Of the columns that lie in the file, which is gone once nobody holds it.
+        Maps of the columns in the file, which is deleted when they are.
 
     Raises
     ------
     DataError
-        If a piece cannot be part of its column; column and row are named.
+        If a piece does not match its column; the message names column and row.
     """
     columns: dict[str, _Column] = {}
     end = 0
@@ -104,13 +104,13 @@ def write_columns(
                 column.n_rows += len(array)
         file.truncate(end)
         mapped = mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ) if end else None
-    found = {name: column.finish(mapped) for name, column in columns.items()}
+    arrays = {name: column.finish(mapped) for name, column in columns.items()}
     maps = {name: mapped for name, column in columns.items() if mapped and column.in_file}
-    return found, maps
+    return arrays, maps
 
 
 def release(maps: Iterable[mmap.mmap]) -> None:
-    """Let go of the memory that reading maps took; the system reads the files again if need be."""
+    """Free memory used by maps; the system reads the files again when needed."""
     for mapped in set(maps):
         if hasattr(mapped, "madvise"):
             mapped.madvise(mmap.MADV_DONTNEED)
@@ -123,5 +123,5 @@ def _read(values: Any, key: str, column: _Column | None) -> pa.Array:
         if column is None:
             raise
         raise DataError(
-            f"{error} (rows are counted from row {column.n_rows} of the data)"
+            f"{error} (row numbers count from row {column.n_rows} of the data)"
         ) from error

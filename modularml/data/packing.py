@@ -1,4 +1,4 @@
-"""A FeatureSet's state as plain data, tables and arrays, and back with every check."""
+"""Conversion of a FeatureSet's state to plain data and back, with checks."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from modularml.scalers.flattening import Flattening
 from modularml.scalers.scaler import Scaler
 from modularml.splitters import BaseSplitter
 
-__all__ = ["packed", "packed_without_rows", "scalers_print", "unpacked"]
+__all__ = ["packed", "packed_without_rows", "scalers_fingerprint", "unpacked"]
 
 
 def packed(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn what `FeatureSet.get_state` returns into data that a file can hold."""
+    """Convert the state of `FeatureSet.get_state` to data that a file can hold."""
     collection: SampleCollection = state["collection"]
     data = {
         "table": collection.table,
@@ -42,18 +42,18 @@ def packed(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def packed_without_rows(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Do the same without a value of any row: columns, scalers, rows of splits by number.
+    """Convert a state without values of rows: columns, scalers, row numbers of splits.
 
-    How splits were made is omitted, since conditions hold values.
+    Split records are omitted because their conditions hold values.
     """
     return packed({**state, "collection": state["collection"].without_rows(), "split_records": []})
 
 
-def scalers_print(records: Iterable[ScalerRecord]) -> str:
-    """Return a hash of fitted scalers and the columns they change."""
+def scalers_fingerprint(records: Iterable[ScalerRecord]) -> str:
+    """Return a hash of fitted scalers and their columns."""
     packer = Packer()
-    told = [_as_dict(replace(record, fit_rows=None)) for record in records]
-    digest = hashlib.sha256(dump_json(packer.pack(told)))
+    data = [_as_dict(replace(record, fit_rows=None)) for record in records]
+    digest = hashlib.sha256(dump_json(packer.pack(data)))
     for member in packer.members().values():
         for part in member:
             digest.update(part)
@@ -61,19 +61,19 @@ def scalers_print(records: Iterable[ScalerRecord]) -> str:
 
 
 def unpacked(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn data from a file back into what `FeatureSet.set_state` takes.
+    """Convert data from a file to a state for `FeatureSet.set_state`.
 
     Raises
     ------
     DataError
-        If rows, columns or names do not fit each other.
+        If rows, columns or names are inconsistent.
     """
-    _check(isinstance(data["table"], pa.Table), "its rows are no table")
+    _check(isinstance(data["table"], pa.Table), "its rows are not a table")
     masks = data.get("masks", {})
     is_text = isinstance(masks, dict) and all(isinstance(v, str) for v in masks.values())
-    _check(is_text, "its masks are no names of columns")
+    _check(is_text, "its masks are not names of columns")
     collection = SampleCollection(data["table"], masks=masks)
-    _check(collection.schema.masks == masks, "a mask is of columns that are not there")
+    _check(collection.schema.masks == masks, "a mask belongs to columns that do not exist")
     if "absent" in data:
         collection = collection.without_rows(*_absent(data["absent"]))
     n = collection.n_absent or collection.n_samples
@@ -91,10 +91,10 @@ def unpacked(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _absent(data: Mapping[str, Any]) -> tuple[int, str]:
-    n, print_ = data["rows"], data["fingerprint"]
-    fits = type(n) is int and n > 0 and isinstance(print_, str) and len(print_) == 32
-    _check(fits, "what it says of the rows that were omitted is unclear")
-    return n, print_
+    n, fingerprint = data["rows"], data["fingerprint"]
+    fits = type(n) is int and n > 0 and isinstance(fingerprint, str) and len(fingerprint) == 32
+    _check(fits, "its record of omitted rows is invalid")
+    return n, fingerprint
 
 
 def _as_dict(record: Any) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _as_dict(record: Any) -> dict[str, Any]:
 
 def _split_record(data: dict[str, Any], n: int, splits: Mapping[str, Any]) -> SplitRecord:
     _check(isinstance(data["splitter"], BaseSplitter), "a split record has no splitter")
-    _check(set(data["names"]) <= set(splits), "a split record names a split that is not there")
+    _check(set(data["names"]) <= set(splits), "a split record names a split that does not exist")
     rows = None if data["rows"] is None else _rows(data["rows"], n)
     return SplitRecord(**{**data, "names": tuple(data["names"]), "rows": rows})
 
@@ -111,9 +111,9 @@ def _split_record(data: dict[str, Any], n: int, splits: Mapping[str, Any]) -> Sp
 def _scaler_record(data: dict[str, Any], collection: SampleCollection) -> ScalerRecord:
     _check(isinstance(data["scaler"], Scaler), "a scaler record has no scaler")
     _check(isinstance(data["flattening"], Flattening), "a scaler record has no flattening")
-    _check(data["domain"] in DOMAINS, "a scaler record is of no domain")
+    _check(data["domain"] in DOMAINS, "a scaler record has an unknown domain")
     known = collection.schema.keys(data["domain"])
-    _check(set(data["keys"]) <= set(known), "a scaler record is of columns that are not there")
+    _check(set(data["keys"]) <= set(known), "a scaler record names columns that do not exist")
     rows = data["fit_rows"]
     rows = None if rows is None else _rows(rows, collection.n_absent or collection.n_samples)
     targets, outputs = tuple(data.get("targets", ())), data.get("outputs")
@@ -121,7 +121,8 @@ def _scaler_record(data: dict[str, Any], collection: SampleCollection) -> Scaler
     _check(all(name in schema for name in targets), "a scaler record has unknown targets")
     if outputs is not None:
         lists = isinstance(outputs, list | tuple) and all(
-            isinstance(own, list | tuple) and all(type(i) is int for i in own) for own in outputs
+            isinstance(places, list | tuple) and all(type(i) is int for i in places)
+            for places in outputs
         )
         _check(lists, "a scaler record has columns that belong to no key")
         outputs = tuple(map(tuple, outputs))
@@ -129,17 +130,17 @@ def _scaler_record(data: dict[str, Any], collection: SampleCollection) -> Scaler
         fits = len(outputs) == len(data["keys"]) and places == list(range(len(places)))
         _check(fits and all(outputs), "a scaler record has columns that belong to no key")
     seed = data.get("seed")
-    _check(seed is None or type(seed) is int, "the seed of a scaler record is no integer")
-    made = {"keys": tuple(data["keys"]), "targets": targets, "outputs": outputs}
-    return ScalerRecord(**{**data, **made, "fit_rows": rows})
+    _check(seed is None or type(seed) is int, "the seed of a scaler record is not an integer")
+    checked = {"keys": tuple(data["keys"]), "targets": targets, "outputs": outputs}
+    return ScalerRecord(**{**data, **checked, "fit_rows": rows})
 
 
 def _rows(rows: Any, n: int) -> IntArray:
     fits = isinstance(rows, np.ndarray) and rows.ndim == 1 and rows.dtype == np.int64
     inside = fits and (not len(rows) or (rows.min() >= -1 and rows.max() < n))  # -1 is padding
-    _check(inside, "rows lie outside")
-    found: IntArray = rows
-    return found
+    _check(inside, "row numbers are out of range")
+    checked: IntArray = rows
+    return checked
 
 
 def _check(fits: bool, problem: str) -> None:

@@ -1,4 +1,4 @@
-"""Padding of sequences: which elements of columns are data, and what each of them counts."""
+"""Padding of sequences: masks and weights of elements."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["held", "in_steps", "step_weights"]
 
 
 def in_steps(mask: Array, shape: tuple[int, ...]) -> Array:
-    """Return a mask of the first axes of samples as one of every element, shape (n, *shape)."""
+    """Broadcast a mask of steps to all elements, shape (n, *shape)."""
     return np.broadcast_to(mask[(..., *[None] * (len(shape) - mask.ndim))], shape)
 
 
 def held(table: Any, names: Sequence[str], rows: IntArray | None = None) -> Array | None:
-    """Return which elements of stacked columns are data, not padding.
+    """Return which elements of stacked columns are data instead of padding.
 
     Returns
     -------
     ndarray of bool, shape (n, n_columns, *shape), or None
-        None where no column is padded.
+        None if no column is padded.
     """
     masks: Mapping[str, str] = {n: m for n in names if (m := table.schema.mask_of(n)) is not None}
     if not masks:
@@ -38,7 +38,7 @@ def held(table: Any, names: Sequence[str], rows: IntArray | None = None) -> Arra
 
 
 def step_weights(holds: Array) -> Array:
-    """Return weights of elements: 0 for padding, equal for data, of mean 1 in each sample.
+    """Return element weights: 0 for padding, equal for data, mean 1 in each sample.
 
     Parameters
     ----------

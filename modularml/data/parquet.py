@@ -1,4 +1,4 @@
-"""Parquet files, whole or piece by piece, as columns of one type without loss."""
+"""Reading Parquet files into columns of one type without loss."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from modularml.errors import ConfigError, UnknownNameError
 __all__ = ["from_parquet"]
 
 MAP_FROM = 2**29
-"""Bytes of Parquet files from which their columns are kept in files instead of memory."""
+"""Size in bytes from which columns are memory-mapped instead of read into memory."""
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
-"""Names of folders that integers keep as they are written."""
+"""Folder names that an integer represents exactly."""
 
 _MISSING = "__HIVE_DEFAULT_PARTITION__"
-"""Name of the folder of rows that have no value of its key."""
+"""Folder name of rows whose key has no value."""
 
 PIECE_BYTES = 16 * 2**20
 PIECE_ROWS = 8192
-"""A piece is never longer: values that repeat take more memory than their file tells."""
+"""Maximum rows of a piece: repeated values take more memory than in the file."""
 
 
 def from_parquet(
@@ -51,8 +51,8 @@ def from_parquet(
 ) -> SampleCollection:
     """Build a collection from columns of Parquet files; see `FeatureSet.from_parquet`."""
     if stack is not None and in_memory is False:
-        raise ConfigError("stack needs in_memory=True; write the array column to the files instead")
-    files = _opened(paths, file_as)
+        raise ConfigError("stack needs in_memory=True; or store the array column in the files")
+    files = _open_files(paths, file_as)
     table = TableColumns(files[0].names, files[0].names.__getitem__).renamed(rename)
     tag_keys = list(dict.fromkeys([*column_names(tags), *column_names(file_as)]))
     masks = [mask] if isinstance(mask, str) else (mask or {}).values()
@@ -65,8 +65,8 @@ def from_parquet(
         key: common_type(key, {file.path: file.type_of(name) for file in files})
         for key, name in read.items()
     }
-    told = {name for file in files for name in file.categories}
-    categories = [key for key, name in read.items() if name in told]
+    categorical = {name for file in files for name in file.categories}
+    categories = [key for key, name in read.items() if name in categorical]
     if in_memory is None:
         in_memory = stack is not None or sum(file.n_bytes for file in files) < MAP_FROM
     if not in_memory:
@@ -96,7 +96,7 @@ def _chunks(parts: list[dict[str, Any]], key: str) -> list[pa.Array]:
 
 @dataclass(frozen=True)
 class _ParquetFile:
-    """One file, and the columns that its folders and its name give."""
+    """One file, with columns derived from its folders and its name."""
 
     path: str
     schema: pa.Schema
@@ -109,7 +109,7 @@ class _ParquetFile:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row, unpacked."""
+        """Bytes of an unpacked row."""
         groups = map(self.metadata.row_group, range(self.metadata.num_row_groups))
         total = sum(group.total_byte_size for group in groups)
         return int(total // max(1, self.metadata.num_rows))
@@ -120,10 +120,10 @@ class _ParquetFile:
 
     @property
     def categories(self) -> set[str]:
-        """Columns that were categoricals; of numbers only pandas' own record says so."""
-        of_pandas = (self.schema.pandas_metadata or {}).get("columns", ())
-        told = {str(c.get("name")) for c in of_pandas if c.get("pandas_type") == "categorical"}
-        return told | {field.name for field in self.schema if is_category(field)}
+        """Categorical columns; for numbers only the metadata of pandas tells."""
+        columns = (self.schema.pandas_metadata or {}).get("columns", ())
+        names = {str(c.get("name")) for c in columns if c.get("pandas_type") == "categorical"}
+        return names | {field.name for field in self.schema if is_category(field)}
 
     def type_of(self, name: str) -> pa.DataType:
         if name in self.constant:
@@ -133,7 +133,7 @@ class _ParquetFile:
         return self.schema.types[self.schema.names.index(name)]
 
     def whole(self, read: Mapping[str, str], types: Mapping[str, pa.DataType]) -> dict[str, Any]:
-        """Return columns by their new names, in the types of all files."""
+        """Return columns by their new names, cast to the common types."""
         open_file = require("pyarrow.parquet").ParquetFile
         with readable(self.path, "Parquet"), open_file(self.path, memory_map=True) as file:
             return self._cast(file.read(columns=self._stored(read)), read, types)
@@ -141,10 +141,10 @@ class _ParquetFile:
     def pieces(
         self, read: Mapping[str, str], types: Mapping[str, pa.DataType]
     ) -> Iterator[dict[str, Any]]:
-        """Yield the same, some thousand rows at a time; at least once."""
+        """Yield the columns piece by piece, at least once."""
         size = max(1, min(PIECE_ROWS, PIECE_BYTES // max(1, self.row_bytes)))
         open_file = require("pyarrow.parquet").ParquetFile
-        buffered = {"buffer_size": 2**20, "pre_buffer": False}  # never a whole group of rows
+        buffered = {"buffer_size": 2**20, "pre_buffer": False}  # do not load whole row groups
         with readable(self.path, "Parquet"), open_file(self.path, **buffered) as file:
             names = self._stored(read)
             if not self.metadata.num_rows:
@@ -158,18 +158,18 @@ class _ParquetFile:
     def _cast(
         self, rows: Any, read: Mapping[str, str], types: Mapping[str, pa.DataType]
     ) -> dict[str, Any]:
-        found = dict[str, Any]()
+        columns = dict[str, Any]()
         for key, name in read.items():
             if name in self.constant:
                 values = pa.repeat(self.constant[name], rows.num_rows)
             else:
                 values = rows.column(name)
-            found[key] = cast_column(values, types[key], key, self.path)
-        return found
+            columns[key] = cast_column(values, types[key], key, self.path)
+        return columns
 
 
-def _opened(paths: FilePaths, file_as: str | None) -> list[_ParquetFile]:
-    """Open the footers of files; folders named ``key=value`` give a column to each file."""
+def _open_files(paths: FilePaths, file_as: str | None) -> list[_ParquetFile]:
+    """Read the footers of files; each folder named ``key=value`` adds a column."""
     folders = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     files, values = files_of(paths, (".parquet", ".pq")), dict[str, dict[Path, str | None]]()
     check_file_names(files, file_as)
@@ -182,18 +182,18 @@ def _opened(paths: FilePaths, file_as: str | None) -> list[_ParquetFile]:
     numbers = {
         k for k, of in values.items() if all(_INTEGER.fullmatch(v or "0") for v in of.values())
     }
-    found = []
+    opened = []
     for path in files:
         with readable(path, "Parquet"), require("pyarrow.parquet").ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
         if file_as is not None and file_as in schema.names:
             raise taken_error(path, file_as)
-        of_file = {key: of[path] for key, of in values.items() if path in of}
-        texts = of_file | ({file_as: path.name.partition(".")[0]} if file_as else {})
+        folder_values = {key: of[path] for key, of in values.items() if path in of}
+        texts = folder_values | ({file_as: path.name.partition(".")[0]} if file_as else {})
         constant = {
             key: pa.scalar(text if text is None or key not in numbers else int(text))
             for key, text in texts.items()
             if key not in schema.names
         }
-        found.append(_ParquetFile(str(path), schema, metadata, constant))
-    return found
+        opened.append(_ParquetFile(str(path), schema, metadata, constant))
+    return opened

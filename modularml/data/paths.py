@@ -1,4 +1,4 @@
-"""Which files a path, a folder, a pattern or a list of them means."""
+"""Finding the files of a path, folder, pattern or list of them."""
 
 from __future__ import annotations
 
@@ -19,42 +19,43 @@ FilePaths = str | Path | Sequence[str | Path]
 
 
 def files_of(paths: FilePaths, suffixes: tuple[str, ...]) -> list[Path]:
-    """Return the files that are meant, each once, those of a folder or pattern in natural order.
+    """Return the files, without duplicates, each folder or pattern in natural order.
 
     Parameters
     ----------
     paths : path-like or sequence of path-like
         A file, a folder, a pattern such as ``"runs/*.csv"``, or a list of them.
     suffixes : tuple of str
-        Endings of the files that are taken from a folder.
+        Suffixes of the files to read from a folder.
 
     Raises
     ------
     DataError
-        If a path leads nowhere, or a folder or pattern holds no such file.
+        If a path does not exist, or a folder or pattern matches no file.
     """
     expect("paths", paths, (str, Path, list, tuple), "a path, a folder, a pattern or a list")
-    found: list[Path] = []
-    for given in [paths] if isinstance(paths, str | Path) else paths:
-        path = Path(expect("path", given, (str, Path), "the path of a file"))
+    files: list[Path] = []
+    for item in [paths] if isinstance(paths, str | Path) else paths:
+        path = Path(expect("path", item, (str, Path), "the path of a file"))
         if path.is_dir():
             inner = (p for p in path.rglob("*") if p.name.endswith(suffixes) and p.is_file())
             visible = [
                 p for p in inner if not p.relative_to(path).as_posix().startswith((".", "_"))
             ]
-            found += _some(
-                visible, f"the folder {str(path)!r} holds no file {' or '.join(suffixes)}"
+            files += _sorted(
+                visible,
+                f"the folder {str(path)!r} holds no file that ends in {', '.join(suffixes)}",
             )
         elif path.exists():
-            found.append(path)
-        elif any(sign in str(path) for sign in "*?["):
+            files.append(path)
+        elif any(wildcard in str(path) for wildcard in "*?["):
             matching = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-            found += _some(list(matching), f"no file matches {str(path)!r}")
+            files += _sorted(list(matching), f"no file matches {str(path)!r}")
         else:
-            raise DataError(f"there is no file {str(path)!r}")
-    if not found:
-        raise DataError("paths is empty; give at least one file")
-    return list(dict.fromkeys(found))
+            raise DataError(f"file {str(path)!r} does not exist")
+    if not files:
+        raise DataError("paths is empty; pass at least one file")
+    return list(dict.fromkeys(files))
 
 
 def natural(text: object) -> list[Any]:
@@ -89,14 +90,14 @@ def taken_error(path: object, file_as: str) -> DataError:
 
 @contextmanager
 def readable(path: Any, kind: str) -> Iterator[None]:
-    """Name the file in errors of the library that reads it."""
+    """Convert errors of the reading library to DataErrors that name the file."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{str(path)!r} cannot be read as {kind}: {error}") from error
 
 
-def _some(found: list[Path], otherwise: str) -> list[Path]:
-    if not found:
-        raise DataError(otherwise)
-    return sorted(found, key=natural)
+def _sorted(paths: list[Path], message: str) -> list[Path]:
+    if not paths:
+        raise DataError(message)
+    return sorted(paths, key=natural)

@@ -1,4 +1,4 @@
-"""One type for a column that several files hold, without loss."""
+"""Promotion of the types of a column in several files without loss."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ __all__ = ["cast_column", "common_type", "stored_type"]
 def common_type(key: str, types: Mapping[str, pa.DataType]) -> pa.DataType:
     """Return the narrowest type that may hold the values of all files.
 
-    Whether it does hold them is known when they are cast; see `cast_column`.
+    Whether it holds them is only known when they are cast; see `cast_column`.
 
     Parameters
     ----------
     key : str
         Name of the column, for messages.
     types : mapping of str to pyarrow.DataType
-        What each file holds, by its path.
+        Type of the column in each file, by path.
 
     Raises
     ------
     DataError
-        If there is none, as for numbers and text. Two of the files are named with their types.
+        If there is none, as for numbers and text; the message names two files and their types.
     """
-    first, found = next(iter(types.items()))
-    found = stored_type(found)
-    for path, given in types.items():
-        kind = stored_type(given)
-        if kind == found:
+    first, first_type = next(iter(types.items()))
+    common = stored_type(first_type)
+    for path, file_type in types.items():
+        kind = stored_type(file_type)
+        if kind == common:
             continue
-        if {pa.string(), pa.binary()} != {kind, found}:
+        if {pa.string(), pa.binary()} != {kind, common}:
             try:
-                schemas = [pa.schema({key: kind}), pa.schema({key: found})]
-                found = pa.unify_schemas(schemas, promote_options="permissive").field(key).type
+                schemas = [pa.schema({key: kind}), pa.schema({key: common})]
+                common = pa.unify_schemas(schemas, promote_options="permissive").field(key).type
                 continue
             except pa.ArrowTypeError:
                 pass
         raise DataError(
             f"column {key!r} holds {stored_type(types[first])} in {first!r} and {kind} in "
-            f"{path!r}, and no type holds both; convert one of the files"
+            f"{path!r}, but no type holds both; convert one of the files"
         )
-    return found
+    return common
 
 
 def stored_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type of the values behind encodings of categories and text."""
+    """Return the type of the values without encodings of categories and text."""
     if pa.types.is_dictionary(kind):
         return stored_type(kind.value_type)
     if pa.types.is_large_string(kind) or kind == pa.string_view():
@@ -62,12 +62,12 @@ def stored_type(kind: pa.DataType) -> pa.DataType:
 def cast_column(
     array: pa.Array | pa.ChunkedArray, kind: pa.DataType, key: str, path: str
 ) -> pa.Array | pa.ChunkedArray:
-    """Cast values of one file to the type of all.
+    """Cast values of one file to the common type of all files.
 
     Raises
     ------
     DataError
-        If a value would change; file and both types are named.
+        If a value would change; the message names the file and both types.
     """
     if array.type == kind:
         return array
@@ -75,6 +75,6 @@ def cast_column(
         return array.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(
-            f"column {key!r} of {path!r} holds {array.type}, other files make it {kind}, and a "
-            f"value would change ({error}); convert the files to one type"
+            f"column {key!r} of {path!r} holds {array.type}; casting it to {kind}, the type of "
+            f"all files, would change a value ({error}); convert the files to one type"
         ) from error

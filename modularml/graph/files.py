@@ -12,7 +12,7 @@ from modularml._warning import warn
 from modularml.config import decode
 from modularml.context import ExperimentContext
 from modularml.data import FeatureSet
-from modularml.data.packing import packed_without_rows, scalers_print, unpacked
+from modularml.data.packing import packed_without_rows, scalers_fingerprint, unpacked
 from modularml.errors import ConfigError, MMLKindError, ModularMLError, UnknownNameError, expect
 from modularml.io import limits
 from modularml.io.artifact import Contents, read_artifact, write_artifact
@@ -253,7 +253,7 @@ def _use_set(label: str, state: dict[str, Any], node_id: str, ctx: ExperimentCon
         FeatureSet(label, state["collection"], node_id=node_id).set_state(state)
         return
     there: Any = ctx.get_node(node_id=node_id)
-    if scalers_print(there.scaler_records) != scalers_print(state["scaler_records"]):
+    if scalers_fingerprint(there.scaler_records) != scalers_fingerprint(state["scaler_records"]):
         warn(
             f"FeatureSet {label!r} here has other fitted scalers than the one that the graph was "
             "saved with, and predictions use those that are here. Load the graph where there is "

@@ -199,7 +199,7 @@ FAILING = [
         lambda fs: fs.transform_new({"x": [1.0, 2.0], "still": [1.0]}),
         "differ in length .x: 2, still: 1",
     ),
-    (lambda fs: fs.get_split(["train"]), "split_name must be a split's name"),
+    (lambda fs: fs.get_split(["train"]), "split_name must be the name of a split"),
 ]
 
 
@@ -233,5 +233,5 @@ def test_a_column_without_variance_is_warned_of_and_comes_back_exactly():
 
 def test_ids_that_come_twice_are_named():
     table = cells().to_arrow().take([0, 1, 2, 1])
-    with pytest.raises(DataError, match="row 3 has the id of row 1"):
+    with pytest.raises(DataError, match="row 3 has the same id as row 1"):
         FeatureSet.from_pyarrow_table("fs", table)

@@ -81,7 +81,7 @@ def test_series_are_brought_together_by_their_labels():
     assert fs.get_targets()["y"].tolist() == pd.DataFrame({"x": x, "y": y})["y"].tolist()
     assert make({"x": x, "y": [1, 2, 3]}).get_targets()["y"].tolist() == [1, 2, 3]
     for other in (y.rename({"p1": "p9"}), y.set_axis(["p1", "p1", "p2"])):
-        with pytest.raises(DataError, match=r"'x' and 'y' have unlike indexes"):
+        with pytest.raises(DataError, match=r"'x' and 'y' have different indexes"):
             make({"x": x, "y": other})
     fs.split_random({"train": 0.5, "test": 0.5})
     fs.fit_transform("StandardScaler", domain="features", fit_to_split="train")
@@ -96,7 +96,7 @@ def test_names_of_columns_that_are_no_text():
     levels = pd.DataFrame([[1.0, 2]], columns=pd.MultiIndex.from_tuples([("v", "mean"), ("y", "")]))
     assert make(levels, [("v", "mean")], [("y", "")]).get_all_keys(False, False) == ["v_mean", "y"]
     assert make({0: [1.0], "y": [2]}, [0]).get_all_keys(False, False) == ["0", "y"]
-    with pytest.raises(DataError, match=r"'0' stands 2 times"):
+    with pytest.raises(DataError, match=r"'0' occurs 2 times"):
         make({0: [1.0], "0": [2.0], "y": [2]}, "0")
 
 

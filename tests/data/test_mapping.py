@@ -117,7 +117,7 @@ def test_what_comes_late_is_refused_as_well(tmp_path):
         DataError, match=r"'x' is ragged: row 0 has shape \(2,\), row 64 is .*\(3,\)"
     ):
         read([[1, 2]] * 64 + [[1, 2, 3]] * 64)
-    with pytest.raises(DataError, match=r"'x' has 1 missing.*row 6\b.*counted from row 64 of"):
+    with pytest.raises(DataError, match=r"'x' has 1 missing.*row 6\b.*count from row 64 of"):
         read(pa.array([1] * 70 + [None]))
 
 

@@ -266,7 +266,7 @@ def test_a_view_becomes_a_set(fresh_context):
     np.testing.assert_array_equal(own.get_features("np"), fs.get_features("np")[[5, 3]])
     whole = fs.to_featureset("whole", register=False)
     assert whole.get_sample_uuids("list") == fs.get_sample_uuids("list")
-    with pytest.raises(DataError, match="row 1 has the id of row 0"):
+    with pytest.raises(DataError, match="row 1 has the same id as row 0"):
         fs.take([2, 2]).to_featureset("twice")
     assert fs.take([2, 2]).to_arrow().num_rows == 2
     assert not fresh_context.has_node(label="twice")

@@ -395,11 +395,11 @@ def ids(*values):
         (pa.table({"features.x.raw": [1, None]}), "'features.x.raw' has 1 missing.*row 1"),
         (
             pa.table({"features.x.raw": [1, 2], "sample_uuids": ids(1, 1)}),
-            "row 1 has the id of row 0",
+            "row 1 has the same id as row 0",
         ),
         (pa.table({"features.x.raw": [1, 2], "sample_uuids": ids(1, None)}), "1 missing"),
         (pa.table({"features.x.raw": [1], "sample_uuids": ["a"]}), "must be UUID text"),
-        (pa.table({"features.x.raw": [1], "sample_uuids": [1]}), "16 bytes a row"),
+        (pa.table({"features.x.raw": [1], "sample_uuids": [1]}), "16 bytes per row"),
     ],
 )
 def test_arrow_tables_that_are_refused(table, message):
@@ -449,7 +449,7 @@ def test_parquet_files_and_folders(tmp_path):
 
 @pytest.mark.parametrize("read", [FeatureSet.from_csv, FeatureSet.from_parquet])
 def test_files_that_are_not_there(read, tmp_path):
-    with pytest.raises(DataError, match=r"there is no file '.*nope'"):
+    with pytest.raises(DataError, match=r"file '.*nope' does not exist"):
         read("fs", tmp_path / "nope", "v", "y")
 
 

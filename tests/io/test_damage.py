@@ -176,7 +176,7 @@ def test_rows_outside_the_table(files: dict[str, Path], tmp_path: Path) -> None:
         found[name] = dump_tensors(arrays)
 
     path = things.resealed(files["fs"], tmp_path / "a.fs.mml", edit)
-    with pytest.raises(MMLError, match="rows lie outside"):
+    with pytest.raises(MMLError, match="row numbers are out of range"):
         load(path)
 
 

@@ -143,7 +143,7 @@ def test_what_needs_rows_says_so(tmp_path):
             lambda: fs.fit_transform("StandardScaler", domain="features"),
             lambda: fs.copy(restore_splits=True).get_targets(),
         ):
-            with pytest.raises(DataError, match=r"60 rows .* not here.*attach\(fs\)"):
+            with pytest.raises(DataError, match=r"60 rows are missing.*attach\(fs\)"):
                 needs_rows()
         metrics = there.history[0].results["t"].metrics()
         assert len(metrics.where(name="train_loss", batch=None)) == 2
@@ -165,7 +165,7 @@ def test_attach_puts_the_rows_back(what, tmp_path):
         there.attach(rows_of(columns()))
         back = ctx.get_node(label="rows")
         assert back.has_rows
-        with pytest.raises(ConfigError, match="has its rows already"):
+        with pytest.raises(ConfigError, match="already has its rows"):
             back.attach(rows_of(columns(), register=False))
         for rep in ("raw", "transformed"):
             for getter in ("get_features", "get_targets"):

@@ -248,7 +248,7 @@ def test_rows_without_a_partner_are_counted_or_refused():
     )
     wired(windows, facts.reference(on="machine"))
     exp = mm.Experiment.from_active_context("e", audit="off")
-    with pytest.warns(UserWarning, match=r"24 of 30 rows of 'W' have no partner by 'machine'"):
+    with pytest.warns(UserWarning, match=r"24 of 30 rows of 'W' have no match by 'machine'"):
         results = exp.run_phase(train_phase(sampler=shuffled()), **QUIET)
     assert results.to_pandas()["train_loss"].max() < 1e-10
     exp.model_graph.get_node("b").set_upstream_refs([facts.reference(on="machine", strict=True)])

@@ -336,12 +336,12 @@ def test_streams_of_roles_feed_two_heads_from_two_sets():
 def test_aligned_sources_outside_a_phase():
     one, two, _ = aligned_sets()
     sampler = mm.SimpleSampler(batch_size=8, sources=[one, two], align_on="cell")
-    with pytest.warns(UserWarning, match="no partner"):
+    with pytest.warns(UserWarning, match="no match"):
         batches = list(sampler)
     for batch in batches:
         a, b = (batch[name].materialize().tags for name in ("one", "two"))
         np.testing.assert_array_equal(a, b)
-    with pytest.warns(UserWarning, match="no partner"):
+    with pytest.warns(UserWarning, match="no match"):
         assert len(sampler.materialize_batches()) == len(batches) == 4
     copied = one.copy(label="again", register=False)
     ids = mm.SimpleSampler(batch_size=8, sources=[one, copied], align_on="sample_uuids")
