@@ -1,4 +1,4 @@
-"""Referring to columns of a FeatureSet, for wiring a graph."""
+"""Methods of a FeatureSet that return references to its columns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["ReferencesMixin"]
 
 
 class ReferencesMixin(ExperimentNode, SampleCollectionMixin):
-    """References to columns; they resolve when an experiment runs."""
+    """Methods that return references, which are resolved when an experiment runs."""
 
     def reference(
         self,
@@ -27,24 +27,23 @@ class ReferencesMixin(ExperimentNode, SampleCollectionMixin):
         on: Columns = None,
         strict: bool = False,
     ) -> FeatureSetReference:
-        """Refer to columns of this set, for wiring a graph.
+        """Return a reference to columns of this set for connecting a graph.
 
         Parameters
         ----------
         columns : list of str, optional
             Selectors of any domain.
         features, targets, tags : str or list of str, optional
-            Selectors within a domain. A domain that is not mentioned is included whole; an empty
-            list leaves it out.
+            Selectors within a domain. A domain without selectors is included as a whole; an empty
+            list omits it.
         rep : str, optional
-            Where neither this nor a selector names a representation, the newest one at the time
-            of use is meant.
+            Representation for selectors that name none; None means the newest at the time of use.
         on : str or list of str, optional
-            Columns by whose values rows of this set belong to those of another, where both meet:
-            one to one, or many to one in either order. ``"sample_uuids"`` are the ids of the rows,
-            ``"position"`` their places. Without it two sets must hold the same samples.
+            Key columns for joining rows of this set with rows of other sets: one to one, or many
+            to one in either order. ``"sample_uuids"`` joins on the row ids, ``"position"`` on the
+            row number. Without a key, both sets must hold the same samples.
         strict : bool
-            Whether a row without a partner is refused; otherwise such rows are left out with a
+            Whether a row without a match raises an error; otherwise such rows are omitted with a
             warning that counts them.
 
         Raises
@@ -52,14 +51,14 @@ class ReferencesMixin(ExperimentNode, SampleCollectionMixin):
         UnknownNameError
             If there is no such column.
         """
-        mentioned = [n for s in as_list(columns) for n in self._referred(s, None, rep)]
+        mentioned = [n for s in as_list(columns) for n in self._resolve(s, None, rep)]
         chosen = {}
-        for domain, given in zip(DOMAINS, (features, targets, tags), strict=True):
-            own = [name for name in mentioned if name.startswith(f"{domain}.")]
-            own += [n for s in as_list(given) for n in self._referred(s, domain, rep)]
-            if given is None and not own:
-                own = self._whole_domain(domain, rep)
-            chosen[domain] = tuple(dict.fromkeys(own))
+        for domain, selectors in zip(DOMAINS, (features, targets, tags), strict=True):
+            names = [name for name in mentioned if name.startswith(f"{domain}.")]
+            names += [n for s in as_list(selectors) for n in self._resolve(s, domain, rep)]
+            if selectors is None and not names:
+                names = self._whole_domain(domain, rep)
+            chosen[domain] = tuple(dict.fromkeys(names))
         key = self._key(on)
         return FeatureSetReference(self.node_id, self.label, **chosen, on=key, strict=strict)
 
@@ -74,44 +73,51 @@ class ReferencesMixin(ExperimentNode, SampleCollectionMixin):
         on: Columns = None,
         strict: bool = False,
     ) -> FeatureSetColumnReference:
-        """Refer to one column of this set; see `reference` for `on` and `strict`.
+        """Return a reference to one column; see `reference` for `on` and `strict`.
 
         Raises
         ------
         ConfigError
-            If not exactly one of `column`, `feature`, `target` and `tag` is given.
+            Unless exactly one of `column`, `feature`, `target` and `tag` is given.
         UnknownNameError
-            If there is no such column, or it is not the only one that fits.
+            If no column, or more than one, matches.
         """
-        given = {"columns": column, "features": feature, "targets": target, "tags": tag}
-        asked = {name: value for name, value in given.items() if value is not None}
-        if len(asked) != 1:
-            raise ConfigError("give exactly one of column, feature, target and tag")
-        found = self._select(**asked, rep=rep)
-        specs = [self.collection.schema[name] for name in found]
+        arguments = {"columns": column, "features": feature, "targets": target, "tags": tag}
+        selectors = {name: value for name, value in arguments.items() if value is not None}
+        if len(selectors) != 1:
+            raise ConfigError("pass exactly one of column, feature, target and tag")
+        names = self._select(**selectors, rep=rep)
+        selector = next(iter(selectors.values()))
+        specs = [self.collection.schema[name] for name in names]
         if len({spec.key for spec in specs}) > 1:
-            raise UnknownNameError("single column", next(iter(asked.values())), found)
-        named = specs[0].rep if rep or _names_rep(next(iter(asked.values()))) else None
+            raise UnknownNameError("single column", selector, names)
+        column_rep = specs[0].rep if rep or _names_rep(selector) else None
         return FeatureSetColumnReference(
-            self.node_id, self.label, specs[0].domain, specs[0].key, named, self._key(on), strict
+            self.node_id,
+            self.label,
+            specs[0].domain,
+            specs[0].key,
+            column_rep,
+            self._key(on),
+            strict,
         )
 
     def _key(self, on: Columns) -> str | tuple[str, ...] | None:
-        """Return the columns of a key as a reference holds them."""
+        """Check the columns of a join key and return it in hashable form."""
         for name in as_list(on):
             if name not in (SAMPLE_UUIDS, POSITION):
                 select_one(self.collection.schema, name)
         return on if on is None or isinstance(on, str) else tuple(on)
 
-    def _referred(self, selector: str, domain: str | None, rep: str | None) -> list[str]:
-        """Return full names, or ``domain.key`` where the representation is left open."""
-        found = self._select(**{domain or "columns": selector}, rep=rep)
+    def _resolve(self, selector: str, domain: str | None, rep: str | None) -> list[str]:
+        """Return full names, or ``domain.key`` if no representation is named."""
+        names = self._select(**{domain or "columns": selector}, rep=rep)
         if rep or _names_rep(selector):
-            return found
-        return [name.rpartition(".")[0] for name in found]
+            return names
+        return [name.rpartition(".")[0] for name in names]
 
     def _whole_domain(self, domain: str, rep: str | None) -> list[str]:
-        """Name every column of a domain, of that representation where it has it."""
+        """Return every column of a domain, in representation `rep` if it exists."""
         schema = self.collection.schema
         return [
             f"{domain}.{key}.{rep}" if rep in schema.reps(domain, key) else f"{domain}.{key}"
@@ -120,6 +126,6 @@ class ReferencesMixin(ExperimentNode, SampleCollectionMixin):
 
 
 def _names_rep(selector: str) -> bool:
-    """Tell whether a selector names a representation."""
+    """Check whether a selector names a representation."""
     dots = selector.count(".")
     return dots > 1 or (dots == 1 and selector.split(".")[0] not in DOMAINS)

@@ -1,7 +1,7 @@
-"""References: a node, or columns of a FeatureSet, as a value that resolves when it is used.
+"""References to nodes and to columns of FeatureSets.
 
-They are frozen, hashable and the same in every process. They resolve in the context of the
-experiment that runs: by id, else by label, so a script finds its nodes again in a new process.
+References are frozen, hashable and identical in every process. They are resolved in the context of
+the running experiment: by id, else by label, so a script finds its nodes again in a new process.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ExperimentNodeReference(Configurable):
-    """A node, by label; the id is a hint for this process."""
+    """A reference to a node by label; the id is a hint valid in this process."""
 
-    may_be_empty = frozenset({"node_id"})  # which files leave out
+    may_be_empty = frozenset({"node_id"})  # omitted in files
 
     node_id: str
     node_label: str
@@ -36,7 +36,7 @@ class ExperimentNodeReference(Configurable):
         Raises
         ------
         UnknownNameError
-            If the context has no such node; the closest labels are listed.
+            If the context has no such node; the message lists the closest labels.
         """
         ctx = ctx or ExperimentContext.get_active()
         if ctx.has_node(node_id=self.node_id):
@@ -51,20 +51,19 @@ class GraphNodeReference(ExperimentNodeReference):
 
 @dataclass(frozen=True)
 class FeatureSetReference(ExperimentNodeReference):
-    """Columns of a FeatureSet, by domain, in the order the user gave.
+    """A reference to columns of a FeatureSet, by domain, in the order passed.
 
     Parameters
     ----------
     node_id, node_label : str
         The FeatureSet.
     features, targets, tags : tuple of str
-        ``domain.key.rep``, or ``domain.key`` where the representation was left open: then the
-        newest one at the time of use is meant.
+        ``domain.key.rep``, or ``domain.key`` for the newest representation at the time of use.
     on : str or tuple of str, optional
-        Columns by whose values its rows belong to those of other sets; see `FeatureSet.reference`.
-        Two references to the same columns are equal whatever this is.
+        Key columns for joining rows with those of other sets; see `FeatureSet.reference`. Ignored
+        in comparisons of references.
     strict : bool
-        Whether a row without a partner is refused.
+        Whether a row without a match raises an error.
     """
 
     features: tuple[str, ...] = ()
@@ -74,18 +73,18 @@ class FeatureSetReference(ExperimentNodeReference):
     strict: bool = field(default=False, compare=False)
 
     def columns(self, domain: str, fs: Any = None) -> tuple[str, ...]:
-        """Return full column names of a domain, open representations resolved."""
+        """Return full column names of a domain with representations resolved."""
         fs = fs or self.resolve()
-        schema, given = fs.collection.schema, getattr(self, domain)
-        return tuple(n if n.count(".") == 2 else schema.newest(*n.split(".")) for n in given)
+        schema, names = fs.collection.schema, getattr(self, domain)
+        return tuple(n if n.count(".") == 2 else schema.newest(*n.split(".")) for n in names)
 
     def all_columns(self, fs: Any = None) -> list[str]:
         """Return full names of all columns: features, targets, tags."""
         fs = fs or self.resolve()
-        known = fs.collection.schema.resolved  # as this is asked for at the start of every epoch
-        if self not in known:
-            known[self] = tuple(name for d in DOMAINS for name in self.columns(d, fs))
-        return list(known[self])
+        cache = fs.collection.schema.resolved  # used at the start of every epoch
+        if self not in cache:
+            cache[self] = tuple(name for d in DOMAINS for name in self.columns(d, fs))
+        return list(cache[self])
 
     def __str__(self) -> str:
         return f"{self.node_label}[{', '.join(self.features)}]"
@@ -93,7 +92,7 @@ class FeatureSetReference(ExperimentNodeReference):
 
 @dataclass(frozen=True)
 class FeatureSetColumnReference(ExperimentNodeReference):
-    """One column of a FeatureSet; `on` and `strict` as in `FeatureSetReference`."""
+    """A reference to one column; `on` and `strict` as in `FeatureSetReference`."""
 
     domain: str = "features"
     key: str = ""
@@ -103,5 +102,5 @@ class FeatureSetColumnReference(ExperimentNodeReference):
 
     @property
     def column(self) -> str:
-        """``domain.key.rep``, or ``domain.key`` where the representation was left open."""
+        """``domain.key.rep``, or ``domain.key`` without a representation."""
         return ".".join(part for part in (self.domain, self.key, self.rep) if part)

@@ -1,4 +1,4 @@
-"""Choosing rows and columns: every operation gives a view, and a view of a view is a view."""
+"""Selection and splitting of rows and columns into views."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from modularml.errors import ConfigError, DataError, SplitError, expect
 from modularml.predicates.conditions import has_naive_times, matches
 from modularml.splitters import BaseSplitter, ConditionSplitter, RandomSplitter
 
-__all__ = ["SplitMixin", "SplitRecord", "in_a_row"]
+__all__ = ["SplitMixin", "SplitRecord", "as_slice"]
 
 View = TypeVar("View", bound=SampleCollectionMixin)
 
 
 @dataclass(frozen=True)
 class SplitRecord:
-    """How splits came to be: which splitter, on which rows, and which names it gave.
+    """A record of a split: the splitter, its input rows and the names of the parts.
 
     Parameters
     ----------
     splitter : BaseSplitter
     names : tuple of str
     source : str or None
-        Name of the split that was split, None for all rows or an unnamed view.
+        Name of the split that was split; None for all rows or an unnamed view.
     rows : ndarray of int64, shape (n,), or None
-        Rows that came in; None for all.
+        Input rows; None for all.
     """
 
     splitter: BaseSplitter
@@ -55,16 +55,16 @@ class SplitMixin(SampleCollectionMixin, Generic[View]):
 
     @abstractmethod
     def _view(self, rows: IntArray | None, columns: list[str] | None, label: str | None) -> View:
-        """Return a view of these positions of mine (None: all of them)."""
+        """Return a view of these positions; None for all."""
 
     @abstractmethod
     def _source(self) -> Any:
-        """Return the FeatureSet behind."""
+        """Return the underlying FeatureSet."""
 
     # -- rows ---------------------------------------------------------------------------------
 
     def take(self, indices: Any, label: str | None = None) -> View:
-        """Return the rows at these positions, in the order given.
+        """Return the rows at these positions, in this order.
 
         Parameters
         ----------
@@ -75,7 +75,7 @@ class SplitMixin(SampleCollectionMixin, Generic[View]):
         Raises
         ------
         DataError
-            If a position is out of range or no integer.
+            If a position is out of range or not an integer.
         """
         rows = as_positions(indices)
         n = self.n_samples
@@ -90,9 +90,9 @@ class SplitMixin(SampleCollectionMixin, Generic[View]):
         Parameters
         ----------
         conditions : mapping of str to condition
-            A column, by key or full name, to a value, to a collection of values, to a predicate
-            of `modularml.predicates`, or to a callable that takes the column's array. A key
-            means the raw column, in the user's own units.
+            Maps a column, by key or full name, to a value, a collection of values, a predicate of
+            `modularml.predicates`, or a callable that takes the column's array. A key refers to
+            the raw column, in its original units.
         label : str, optional
 
         Raises
@@ -100,7 +100,7 @@ class SplitMixin(SampleCollectionMixin, Generic[View]):
         UnknownNameError
             If there is no such column.
         DataError
-            If a condition does not give one truth value a row.
+            If a condition does not return one boolean per row.
         """
         keep = np.ones(self.n_samples, dtype=bool)
         expect("conditions", conditions, Mapping, "a mapping of column to condition")
@@ -111,45 +111,48 @@ class SplitMixin(SampleCollectionMixin, Generic[View]):
         return self._view(np.flatnonzero(keep), None, label)
 
     def take_sample_uuids(self, uuids: Iterable[Any], *, label: str | None = None) -> View:
-        """Return the rows with these sample ids, in the order asked.
+        """Return the rows with these sample ids, in this order.
 
         Raises
         ------
         DataError
-            If an id is not here; the first one is named.
+            If an id is unknown; the message names the first.
         """
         wanted = ids_from_texts(expect("uuids", uuids, Iterable, "a list of sample ids"))
-        found = _places(self._ids(), id_array(wanted))
-        lacking = np.flatnonzero(found < 0)
-        if len(lacking):
+        positions = _positions_of(self._ids(), id_array(wanted))
+        missing = np.flatnonzero(positions < 0)
+        if len(missing):
             raise DataError(
-                f"sample id {id_texts(wanted[lacking[:1]])[0]} is not in {self.label!r} "
-                f"({len(lacking)} of {len(wanted)} are not)"
+                f"sample id {id_texts(wanted[missing[:1]])[0]} is not in {self.label!r} "
+                f"({len(missing)} of {len(wanted)} are missing)"
             )
-        return self._view(found, None, label)
+        return self._view(positions, None, label)
 
     def take_intersection(
         self, other: SplitMixin[Any], *, order: str = "self", label: str | None = None
     ) -> View:
-        """Return the rows that `other` has as well, by sample id.
+        """Return the rows that are also in `other`, by sample id.
 
         Parameters
         ----------
         other : FeatureSet or FeatureSetView
         order : {'self', 'other'}
-            Whose order the rows come in.
+            Which of the two determines the order of the rows.
         label : str, optional
         """
         if order not in ("self", "other"):
             raise ConfigError(f"order must be 'self' or 'other', got {order!r}")
         if order == "other":
-            places = _places(self._ids(), _ids_of(other))
-            return self._view(places[places >= 0], None, label)
-        return self._view(np.flatnonzero(_places(_ids_of(other), self._ids()) >= 0), None, label)
+            positions = _positions_of(self._ids(), _ids_of(other))
+            return self._view(positions[positions >= 0], None, label)
+        in_other = _positions_of(_ids_of(other), self._ids()) >= 0
+        return self._view(np.flatnonzero(in_other), None, label)
 
     def take_difference(self, other: SplitMixin[Any], *, label: str | None = None) -> View:
-        """Return the rows that `other` has not, by sample id."""
-        return self._view(np.flatnonzero(_places(_ids_of(other), self._ids()) < 0), None, label)
+        """Return the rows that are not in `other`, by sample id."""
+        return self._view(
+            np.flatnonzero(_positions_of(_ids_of(other), self._ids()) < 0), None, label
+        )
 
     # -- columns ------------------------------------------------------------------------------
 
@@ -165,7 +168,7 @@ class SplitMixin(SampleCollectionMixin, Generic[View]):
     ) -> View:
         """Return a view of some columns; see `get_data` for selectors.
 
-        Where neither `rep` nor a selector names a representation, the view has them all.
+        If neither `rep` nor a selector names a representation, the view has all of them.
         """
         domains = {"features": features, "targets": targets, "tags": tags}
         chosen = self._select(columns, **domains, rep=rep or "*")
@@ -176,26 +179,27 @@ class SplitMixin(SampleCollectionMixin, Generic[View]):
     def split(
         self, splitter: BaseSplitter, *, return_views: bool = False, register: bool = True
     ) -> dict[str, View] | None:
-        """Split the rows and keep the parts by name.
+        """Split the rows and register the parts by name.
 
         Parameters
         ----------
         splitter : BaseSplitter
-            Any splitter; what it did is recorded and can be replayed.
+            Any splitter; the split is recorded and can be replayed.
         return_views : bool
             Whether to return ``{name: view}``.
         register : bool
-            Whether the FeatureSet keeps the parts as splits.
+            Whether to register the parts as splits of the FeatureSet.
 
         Raises
         ------
         SplitError
-            If a name is taken, or the rows cannot be split as asked. Nothing is changed then.
+            If a name is taken or the rows cannot be split as requested. Nothing is changed in
+            that case.
         """
         expect("splitter", splitter, BaseSplitter, "a splitter such as RandomSplitter")
-        source, every = self._source(), self.collection.names
+        source, names = self._source(), self.collection.names
         parts = splitter.split(self.n_samples, columns=self._columns_for(splitter))
-        views = {name: self._view(rows, every, name) for name, rows in parts.items()}
+        views = {name: self._view(rows, names, name) for name, rows in parts.items()}
         if register:
             rows = self.row_indices
             origin = self.label if rows is not None and self.label in source._splits else None
@@ -214,29 +218,29 @@ class SplitMixin(SampleCollectionMixin, Generic[View]):
         return_views: bool = False,
         register: bool = True,
     ) -> dict[str, View] | None:
-        """Split the rows at random, by ratio; groups stay whole, strata keep their proportions.
+        """Split the rows randomly by ratio, with optional groups and strata.
 
         Parameters
         ----------
         ratios : mapping of str to float
-            Name of each part to its share of the rows. Shares sum to 1.
+            Share of the rows of each part, by name. Shares sum to 1.
         group_by : str or list of str, optional
-            Columns whose equal rows stay in one part.
+            Rows with equal values in these columns stay in one part.
         stratify_by : str or list of str, optional
-            Columns whose values come in equal proportion in every part.
+            Columns whose values have equal proportions in every part.
         strict_stratification : bool
-            Whether a stratum too small to be in every part is an error.
+            Whether a stratum that is too small for every part raises an error.
         seed : int
         bins : int, optional
-            Bins for columns of numbers in `stratify_by`; columns of fractions are cut into 10
-            where none are asked for.
+            Number of bins for numeric columns in `stratify_by`; by default 10 for columns with
+            fractions.
         return_views, register : bool
             See `split`.
 
         Raises
         ------
         SplitError
-            If shares do not sum to 1, a part stays empty or a name is taken.
+            If shares do not sum to 1, a part is empty or a name is taken.
         """
         splitter = RandomSplitter(
             ratios,
@@ -262,40 +266,40 @@ class SplitMixin(SampleCollectionMixin, Generic[View]):
     # -- sets ---------------------------------------------------------------------------------
 
     def to_featureset(self, label: str, *, register: bool = True) -> Any:
-        """Copy the rows and columns into a FeatureSet of their own.
+        """Copy the rows and columns into a new FeatureSet.
 
-        Sample ids stay, and so do the scalers of the scaled columns that are taken.
+        Sample ids and the scalers of the copied scaled columns are kept.
 
         Raises
         ------
         DataError
-            If a row is here more than once.
+            If a row occurs more than once.
         """
         source = self._source()
-        collection = self.collection.part(self._rows(), self.column_names)
+        rows = self._rows()
+        collection = self.collection.part(rows, self.column_names)
         new = type(source)(label, collection, register=register)
-        taken = self._rows()
         new._scaler_records = [
             r
             if r.fit_rows is None
-            else replace(r, fit_rows=np.flatnonzero(np.isin(taken, r.fit_rows)))
+            else replace(r, fit_rows=np.flatnonzero(np.isin(rows, r.fit_rows)))
             for r in scaled_by(source.scaler_records, collection.schema)
         ]
         return new
 
     def get_overlap_with(self, other: SplitMixin[Any]) -> list[str]:
-        """Return the sample ids, as UUID text, of the rows that both have."""
+        """Return the sample ids, as UUID text, of the rows in both."""
         texts: list[str] = self.take_intersection(other).get_sample_uuids("list")
         return texts
 
     def is_disjoint_with(self, other: SplitMixin[Any]) -> bool:
-        """Tell whether no row is in both; by index within one source, else by sample id."""
+        """Check that no row is in both; by index within one source, else by sample id."""
         expect("other", other, SplitMixin, "a FeatureSet or a view of one")
         if self._source() is other._source():
             return not np.isin(self._rows(), other._rows()).any()
-        return bool((_places(_ids_of(other), self._ids()) < 0).all())
+        return bool((_positions_of(_ids_of(other), self._ids()) < 0).all())
 
-    # -- within -------------------------------------------------------------------------------
+    # -- internals ---------------------------------------------------------------------------
 
     def _ids(self) -> pa.Array:
         rows = self.row_indices
@@ -313,18 +317,18 @@ class SplitMixin(SampleCollectionMixin, Generic[View]):
 
 
 def _check_zone(condition: Any, zone: str | None, column: str) -> None:
-    """Refuse times without a zone beside a column that has one; nobody knows which they mean."""
+    """Refuse times without a zone for a column that has one."""
     if zone not in (None, "UTC", "Etc/UTC", "+00:00") and has_naive_times(condition):
         raise DataError(
-            f"column {column!r} has the time zone {zone}, and the condition {condition!r} names a "
-            f"time without one; give it, as in pd.Timestamp('2024-01-31 12:00', tz={zone!r})"
+            f"column {column!r} has the time zone {zone}, but the condition {condition!r} has a "
+            f"time without one; add it, as in pd.Timestamp('2024-01-31 12:00', tz={zone!r})"
         )
 
 
 def check_split_name(name: str, taken: Iterable[str]) -> None:
     """Refuse a split name that is taken or empty."""
     if not isinstance(name, str) or not name:
-        raise SplitError(f"split name must be a string that is not empty, got {name!r}")
+        raise SplitError(f"split name must be a non-empty string, got {name!r}")
     if name in taken:
         raise SplitError(
             f"split name {name!r} is taken; choose another, or call clear_splits() first"
@@ -337,7 +341,7 @@ def as_positions(indices: Any) -> IntArray:
     Raises
     ------
     DataError
-        If they are no integers, or not one-dimensional.
+        If they are not integers or not one-dimensional.
     """
     rows = np.asarray(indices)
     if rows.size and rows.dtype.kind not in "iu":
@@ -347,15 +351,15 @@ def as_positions(indices: Any) -> IntArray:
     return rows.astype(np.int64, copy=False).reshape(-1)
 
 
-def in_a_row(rows: IntArray | slice) -> IntArray | slice:
-    """Return rows that follow one another as a slice, which costs less to gather."""
+def as_slice(rows: IntArray | slice) -> IntArray | slice:
+    """Return consecutive rows as a slice, which is cheaper to gather."""
     if isinstance(rows, slice):
         return rows
-    n, at_once = len(rows), 16384  # a piece at a time stays in the cache
+    n, block = len(rows), 16384  # small enough to stay in the cache
     if not n or rows[-1] - rows[0] != n - 1:
         return rows
-    for at in range(0, n - 1, at_once):
-        part = rows[at : at + at_once + 1]
+    for at in range(0, n - 1, block):
+        part = rows[at : at + block + 1]
         if not (part[1:] - part[:-1] == 1).all():
             return rows
     return slice(int(rows[0]), int(rows[0]) + n)
@@ -365,9 +369,9 @@ def _ids_of(other: Any) -> pa.Array:
     return expect("other", other, SplitMixin, "a FeatureSet or a view of one")._ids()
 
 
-def _places(among: pa.Array, wanted: pa.Array) -> IntArray:
-    """Return where each wanted id stands, -1 where it does not."""
-    found: IntArray = (
-        pc.fill_null(pc.index_in(wanted, value_set=among), -1).to_numpy().astype(np.int64)
+def _positions_of(ids: pa.Array, wanted: pa.Array) -> IntArray:
+    """Return the position of each id, -1 if it is absent."""
+    positions: IntArray = (
+        pc.fill_null(pc.index_in(wanted, value_set=ids), -1).to_numpy().astype(np.int64)
     )
-    return found
+    return positions

@@ -28,7 +28,7 @@ class SampleShapes:
 
 @dataclass(frozen=True, eq=False)
 class SampleData:
-    """Samples of one role, row by row in every domain.
+    """Samples of one role; all domains have the same rows.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class SampleData:
         return self.n_samples
 
     def domains(self) -> dict[str, Any]:
-        """Return the domains that are there."""
+        """Return the domains that are present."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -67,12 +67,12 @@ class SampleData:
         Raises
         ------
         UnknownNameError
-            If the domain is not known, or absent from these samples.
+            If the domain is unknown or absent from these samples.
         """
-        found = self.domains()
-        if domain not in found:
-            raise UnknownNameError("domain of these samples", domain, found)
-        return found[domain]
+        domains = self.domains()
+        if domain not in domains:
+            raise UnknownNameError("domain of these samples", domain, domains)
+        return domains[domain]
 
     def with_outputs(self, outputs: Any) -> SampleData:
         """Return the same samples with outputs in place of features."""
@@ -82,7 +82,8 @@ class SampleData:
         """Return the same samples with tensors in another array format."""
 
         def cast(value: Any) -> Any:
-            return value if _is_text(value) else convert_array(as_numpy(value), fmt)
+            is_text = isinstance(value, np.ndarray) and value.dtype.kind in "OUSM"
+            return value if is_text else convert_array(as_numpy(value), fmt)
 
         return SampleData(**{name: cast(value) for name, value in self.domains().items()})
 
@@ -92,22 +93,18 @@ class SampleData:
 
 
 def concat_samples(parts: Sequence[SampleData]) -> SampleData:
-    """Put samples of one role behind one another."""
+    """Concatenate samples of one role."""
     return SampleData(
         **{name: concat_tensors([p.get(name) for p in parts]) for name in parts[0].domains()}
     )
 
 
 def concat_tensors(parts: Sequence[Any]) -> Any:
-    """Put arrays or tensors behind one another, in the framework they are of."""
+    """Concatenate arrays or tensors in their framework."""
     backend = backend_of(parts[0])
     if backend is Backend.NONE:
         return np.concatenate(parts)
     return adapter_for(backend).concat(parts, 0)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype.kind in "OUSM"
 
 
 def as_numpy(value: Any) -> Array:

@@ -1,4 +1,4 @@
-"""Some rows and some columns of a FeatureSet; nothing is copied."""
+"""Views: rows and columns of a FeatureSet without a copy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from modularml._typing import IntArray
 from modularml.context import ExperimentContext, ExperimentNode
 from modularml.data.collection import SampleCollection
 from modularml.data.display import describe, html
-from modularml.data.rows import SplitMixin, as_positions, in_a_row
+from modularml.data.rows import SplitMixin, as_positions, as_slice
 from modularml.data.selectors import as_list
 from modularml.errors import DataError, expect
 
@@ -30,9 +30,9 @@ class FeatureSetView(SplitMixin["FeatureSetView"]):
     Parameters
     ----------
     source : FeatureSet
-        Where the rows are.
+        Set that holds the rows.
     indices : ndarray of int64, shape (n,)
-        Rows of the source, 0-based; -1 is a padded row that holds no data.
+        Rows of the source, 0-based; -1 is padding.
     columns : list of str
         Full names.
     label : str, optional
@@ -74,9 +74,9 @@ class FeatureSetView(SplitMixin["FeatureSetView"]):
         columns: list[str] | None = None,
         label: str | None = None,
     ) -> FeatureSetView:
-        """Return a view of a FeatureSet: all rows and columns where none are given."""
-        every = np.arange(fs.n_samples) if rows is None else rows
-        return cls(fs, every, fs.collection.names if columns is None else columns, label)
+        """Return a view of a FeatureSet, by default of all rows and columns."""
+        rows = np.arange(fs.n_samples) if rows is None else rows
+        return cls(fs, rows, fs.collection.names if columns is None else columns, label)
 
     @property
     def collection(self) -> SampleCollection:
@@ -86,7 +86,7 @@ class FeatureSetView(SplitMixin["FeatureSetView"]):
 
     @property
     def row_indices(self) -> IntArray:
-        """Rows of the source that hold data."""
+        """Rows of the source without padding."""
         return self.valid_indices
 
     @property
@@ -101,8 +101,8 @@ class FeatureSetView(SplitMixin["FeatureSetView"]):
 
     @cached_property
     def span(self) -> IntArray | slice:
-        """The same, as a slice where they follow one another."""
-        return in_a_row(self.valid_indices)
+        """Valid indices, as a slice if they are consecutive."""
+        return as_slice(self.valid_indices)
 
     def expand_columns(self, label: str | None = None) -> FeatureSetView:
         """Return the same rows with every column of the source."""
@@ -120,7 +120,7 @@ class FeatureSetView(SplitMixin["FeatureSetView"]):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> FeatureSetView:
-        """Make a view from its config; the source is found by label in the active context."""
+        """Create a view from its config; the source is looked up by label."""
         ctx = ExperimentContext.get_active()
         source: Any = ctx.get_node(label=config["source"], enforce_type="FeatureSet")
         return cls(source, np.array(config["indices"]), config["columns"], config["label"])
@@ -130,7 +130,7 @@ class FeatureSetView(SplitMixin["FeatureSetView"]):
         return self
 
     def summary(self) -> pd.DataFrame:
-        """Return one row a column: kind, unit, dtype, shape, missing values and range."""
+        """Return one row per column: kind, unit, dtype, shape, missing values and range."""
         return describe(self)
 
     def __repr__(self) -> str:

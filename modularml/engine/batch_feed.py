@@ -18,7 +18,7 @@ from modularml.backends.base import Processes
 from modularml.backends.fingerprint import Identity
 from modularml.data.execution import ExecutionContext, Layout, WeightSource
 from modularml.data.lineage import Source
-from modularml.data.rows import in_a_row
+from modularml.data.rows import as_slice
 from modularml.engine.alternating import AlternatingBatches
 from modularml.engine.batch_schedule import BatchSchedulingPolicy, schedule, share
 from modularml.engine.binding import Bound, roles_of
@@ -363,7 +363,7 @@ class BatchFeed:
         """Return consecutive rows as a slice; cached for slots that share rows."""
         if id(rows) not in self._runs:
             # holding the rows keeps their id from being reused
-            self._runs[id(rows)] = rows, in_a_row(rows)
+            self._runs[id(rows)] = rows, as_slice(rows)
         return self._runs[id(rows)][1]
 
     def _batches_of(self, source: Source, batches: list[EpochBatches]) -> EpochBatches:

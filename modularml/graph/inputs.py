@@ -15,7 +15,7 @@ from modularml.data.collection import SampleCollection
 from modularml.data.execution import ExecutionContext
 from modularml.data.lineage import Source
 from modularml.data.padding import held, step_weights
-from modularml.data.rows import in_a_row
+from modularml.data.rows import as_slice
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, GraphError
 from modularml.graph.casting import check_cast
@@ -241,7 +241,7 @@ class _InFiles:
 def _gather(adapter: BackendAdapter, column: Any, rows: Any, into: Any = None) -> Any:
     if isinstance(column, _InFiles):
         return column[rows] if isinstance(rows, slice) else column.gather(rows)
-    return adapter.gather(column, in_a_row(rows), into)
+    return adapter.gather(column, as_slice(rows), into)
 
 
 def stacked(collection: SampleCollection, slot: InputSlot, rows: IntArray | None = None) -> Array:

@@ -154,7 +154,7 @@ def test_ids_pick_rows_in_the_order_asked():
     assert rows(fs.take_sample_uuids(ids[[5, 2, 2]], label="these")) == [5, 2, 2]
     assert rows(fs.take([7, 5, 2]).take_sample_uuids([ids[2], ids[7]])) == [2, 7]
     assert len(fs.take_sample_uuids([])) == 0
-    with pytest.raises(DataError, match=rf"{ids[3]} is not in 'part' \(2 of 3 are not\)"):
+    with pytest.raises(DataError, match=rf"{ids[3]} is not in 'part' \(2 of 3 are missing\)"):
         fs.take([0, 1], label="part").take_sample_uuids(ids[[0, 3, 4]])
     with pytest.raises(DataError, match="must be UUID text, got 'no'"):
         fs.take_sample_uuids(["no"])

@@ -6,7 +6,7 @@ import torch
 
 import modularml as mm
 from modularml.backends.torch import adapter
-from modularml.data.rows import in_a_row
+from modularml.data.rows import as_slice
 from modularml.graph import inputs
 from modularml.graph.inputs import pieces
 from modularml.graph.plan import InputSlot
@@ -38,12 +38,12 @@ def test_pieces_do_not_depend_on_chunks(chunk, sizes, monkeypatch):
 
 
 def test_rows_that_follow_one_another_are_a_slice(monkeypatch):
-    assert in_a_row(np.arange(3, 40_000)) == slice(3, 40_000)
-    assert in_a_row(np.array([7])) == slice(7, 8)
+    assert as_slice(np.arange(3, 40_000)) == slice(3, 40_000)
+    assert as_slice(np.array([7])) == slice(7, 8)
     late = [*range(20_000), 20_001, 20_000, 20_002]
     for given in ([], [1, 1, 3], [2, 1], [0, 2, 1, 3], late):
         rows = np.array(given, dtype=np.int64)
-        assert in_a_row(rows) is rows
+        assert as_slice(rows) is rows
     monkeypatch.setattr(inputs, "CHUNK_BYTES", 100)
     column = torch.arange(60.0).reshape(20, 3)
     for room in (None, []):
