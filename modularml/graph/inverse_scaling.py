@@ -196,7 +196,7 @@ def invert_leaf(
     domain = leaf.columns[0].split(".")[0]
     keys = [name.split(".")[1] for name in leaf.columns]
     width = len(keys) * math.prod(fs.collection.schema[leaf.columns[0]].shape)
-    kinds = [fs.collection.numpy(f"{domain}.{key}.{RAW}").dtype for key in keys]
+    kinds = [fs.collection.schema[f"{domain}.{key}.{RAW}"].dtype for key in keys]
     values = values.astype(np.result_type(values, *(k for k in kinds if k.kind in "iuf")))
     undo = partial(fs.unscale_data_for_cols, domain=domain, columns=keys, sample_uuids=sample_uuids)
     if values[:1].size in (0, width):
