@@ -26,7 +26,7 @@ def node(label="n", **kwargs):
 
 @pytest.mark.parametrize("label", ["", "  ", None, 3])
 def test_labels_that_are_none(fresh_context, label):
-    with pytest.raises(ConfigError, match="label must be a string that is not empty"):
+    with pytest.raises(ConfigError, match="label must be a non-empty string"):
         node(label)
     made = node("good")
     with pytest.raises(ConfigError, match="label must be a string"):

@@ -358,7 +358,7 @@ def test_frames_among_series_are_aligned_too():
     fs = make({"x": wide, "y": pd.Series([10.0, 20.0], index=[0, 1])})
     expected = wide.join(pd.Series([10.0, 20.0], index=[0, 1], name="y"))
     np.testing.assert_array_equal(fs.get_targets("numpy").ravel(), expected["y"])
-    with pytest.raises(DataError, match="unlike indexes"):
+    with pytest.raises(DataError, match="different indexes"):
         make({"x": wide, "y": pd.Series([10.0, 20.0], index=[0, 7])})
 
 

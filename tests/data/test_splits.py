@@ -146,7 +146,7 @@ def test_names_that_are_taken_change_nothing(fs):
             "splitter must be a splitter such as .*, got a dict",
         ),
         (lambda fs: fs["trian"], UnknownNameError, "unknown split 'trian' of 'fs'"),
-        (lambda fs: fs.add_split(fs.take([1])), SplitError, "must be a string that is not empty"),
+        (lambda fs: fs.add_split(fs.take([1])), SplitError, "must be a non-empty string"),
     ],
     ids=range(9),
 )
