@@ -100,7 +100,7 @@ _KINDS: dict[Any, Kind] = {
     bool: ("True or False", lambda v: isinstance(v, bool | np.bool_)),
     int: ("an int", lambda v: isinstance(v, Integral) and not isinstance(v, bool)),
     float: ("a number", lambda v: isinstance(v, Real) and not isinstance(v, bool)),
-    str: ("a string that is not empty", lambda v: isinstance(v, str) and bool(v)),
+    str: ("a non-empty string", lambda v: isinstance(v, str) and bool(v)),
     Path: ("a path", lambda v: isinstance(v, os.PathLike)),
     list[str]: ("a list of strings", lambda v: isinstance(v, list | tuple) and _are_names(v)),
     **dict.fromkeys(

@@ -477,7 +477,7 @@ def _is_a(obj: object, name: str) -> bool:
 
 def _checked_label(label: object) -> str:
     if not isinstance(label, str) or not label.strip():
-        raise ConfigError(f"label must be a string that is not empty, got {label!r}")
+        raise ConfigError(f"label must be a non-empty string, got {label!r}")
     return label
 
 

@@ -167,7 +167,7 @@ def warn_of_overlap(parts: Mapping[str, IntArray]) -> None:
 
 def _checked(name: object, rows: object, n: int) -> IntArray:
     if not isinstance(name, str) or not name:
-        raise SplitError(f"a split's name must be a string that is not empty, got {name!r}")
+        raise SplitError(f"a split's name must be a non-empty string, got {name!r}")
     found = np.asarray(rows)
     if found.ndim != 1 or found.dtype.kind not in "iu":
         raise SplitError(

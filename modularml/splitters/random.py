@@ -201,7 +201,7 @@ def _check_ratios(ratios: Any) -> None:
         )
     for name, ratio in ratios.items():
         if not isinstance(name, str) or not name:
-            raise SplitError(f"a split's name must be a string that is not empty, got {name!r}")
+            raise SplitError(f"a split's name must be a non-empty string, got {name!r}")
         if not isinstance(ratio, int | float | np.number) or not 0 < ratio <= 1 + 1e-6:
             raise SplitError(f"the ratio of {name!r} must be above 0 and at most 1, got {ratio!r}")
     total = math.fsum(ratios.values())
