@@ -30,7 +30,7 @@ from modularml.graph.plan import InputSlot, StepPlan
 from modularml.graph.sample_weights import mean_one
 from modularml.io.randomness import unchanged_randomness
 from modularml.samplers import EpochBatches
-from modularml.training import AppliedLoss
+from modularml.training import AppliedLoss, Loss
 
 __all__ = ["BatchFeed"]
 
@@ -140,11 +140,13 @@ class BatchFeed:
                 "and data_parallel=False, and use a larger batch_size"
             )
 
-    def check_means(self, ctx: ExecutionContext) -> bool:
+    def check_means(self, ctx: ExecutionContext, several: bool = True) -> bool:
         """Warn of losses that are averaged over batches but are not means over samples.
 
         A mean over the samples of a batch equals the mean of the means of its two halves. Return
-        whether this batch could be checked; a batch of one sample cannot.
+        whether this batch could be checked; a batch of one sample cannot. Where an epoch does not
+        have `several` batches, only losses that compare each output with the targets of all
+        samples are warned of.
         """
         losses = {a.label: a.loss for a in self._losses}
         unknown = {
@@ -157,6 +159,9 @@ class BatchFeed:
             return True
         if n < 2:
             return False
+        self._check_pairs(ctx, unknown)
+        if not several:
+            return True
         parts = slice(0, n), slice(0, n // 2), slice(n // 2, n)
         with unchanged_randomness():
             losses_of_parts = [self._losses_of(ctx, part) for part in parts]
@@ -166,7 +171,7 @@ class BatchFeed:
             unknown[label].was_tried = True
             whole, *halves = [values[position] for values in losses_of_parts]
             mean = sum(h * (p.stop - p.start) for h, p in zip(halves, parts[1:], strict=True)) / n
-            if math.isclose(whole, mean, rel_tol=1e-3, abs_tol=1e-6):
+            if math.isclose(whole, mean, rel_tol=1e-3, abs_tol=1e-6) or unknown[label].pairs_warned:
                 continue
             warn(
                 f"phase {self.phase!r}: loss {label!r} is averaged over batches but is not a mean "
@@ -175,6 +180,24 @@ class BatchFeed:
                 "over='batch', weight_by=...), or over='sample' if it is such a mean"
             )
         return True
+
+    def _check_pairs(self, ctx: ExecutionContext, losses: Mapping[str, Loss]) -> None:
+        """Warn of losses that do not mind which target belongs to which output."""
+        try:
+            with unchanged_randomness():
+                found = self.plan.pairs_ignored(ctx.tensors or (), ctx.outs)
+        except Exception:  # noqa: BLE001 - a loss of the user's may not take targets for outputs
+            return
+        for place in found:
+            label = self.layout.losses[place][0]
+            if label in losses and not losses[label].pairs_warned:
+                losses[label].pairs_warned = True
+                warn(
+                    f"phase {self.phase!r}: loss {label!r} gives the same number whichever target "
+                    "belongs to which output. Values of shapes (n,) and (n, 1) broadcast so, to a "
+                    "value for each pair: bring them to one shape in the loss, or declare a loss "
+                    "that compares no pairs: Loss(..., over='batch')"
+                )
 
     def _losses_of(self, ctx: ExecutionContext, part: slice) -> list[float]:
         """Return the losses of a part of a batch; NaN if they cannot be computed.

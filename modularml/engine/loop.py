@@ -289,7 +289,7 @@ def _run_epoch(
     if not done:
         recorder.begin()
     values: list[Sequence[Any]] = [*done]
-    is_first = epoch == 0 and n_batches > 1 and not done
+    is_first = epoch == 0 and not done
     phase.under_way = epoch, values
     with plan.modes(), batches(epoch, n_batches) as drawn, suppress(EpochOverError):
         for ctx in position.data(n_batches - len(done)):
@@ -297,7 +297,7 @@ def _run_epoch(
                 hooks("on_batch_start", epoch, exec_ctx=ctx)
             step(ctx)
             if is_first:
-                is_first = not feed.check_means(ctx)
+                is_first = not feed.check_means(ctx, n_batches > 1)
             values.append(ctx.values)
             recorder.record(ctx)
             if after:

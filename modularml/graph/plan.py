@@ -8,6 +8,7 @@ they run one after another, and what passes between them is converted and carrie
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -156,14 +157,45 @@ class Segment:
 
     def losses_of_part(self, inputs: Sequence[Any], outputs: Sequence[Any], n: slice) -> list[Any]:
         """Return the losses of some rows of a step that has run, from its inputs and outputs."""
-        values = [*inputs, *[None] * self._n_slots]
+        values, _ = self._after(inputs, outputs)
+        return [op.fn(*[values[i][n] for i in op.args]) for op in self._losses]
+
+    def _after(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple[list[Any], set[int]]:
+        """Return all values of a step that has run, and the places of what comes of outputs."""
+        values, derived = [*inputs, *[None] * self._n_slots], set(self._out_slots)
         for place, out in zip(self._out_slots, outputs, strict=True):
             values[place] = out
         for op in self._ops:  # those between outputs and losses; no model is among them
             if values[op.out] is None:
                 args = [values[i] for i in op.args]
                 values[op.out] = op.fn(args if op.many else args[0])
-        return [op.fn(*[values[i][n] for i in op.args]) for op in self._losses]
+                derived |= {op.out} if derived & set(op.args) else set()
+        return values, derived
+
+    def pairs_ignored(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> list[bool]:
+        """Tell of each loss of outputs and targets whether it matters not which belongs to which.
+
+        Targets take the place of outputs, once as they are and once each in the place of another.
+        """
+        values, derived = self._after(inputs, outputs)
+        return [self._ignores_pairs(op, values, derived) for op in self._losses]
+
+    def _ignores_pairs(self, op: LossOp, values: Sequence[Any], derived: set[int]) -> bool:
+        args, out = [values[i] for i in op.args], [i in derived for i in op.args]
+        if len(args) != 2 or sum(out) != 1:
+            return False
+        at = out.index(True)
+        output, target = args[at], args[1 - at]
+        if math.prod(output.shape[1:]) != 1 or math.prod(target.shape[1:]) != 1:
+            return False
+        if output.dtype != target.dtype or len(target) < 2:
+            return False
+        like = self.adapter.reshape(target, tuple(output.shape[1:]))
+        rolled = self.adapter.gather(like, np.roll(np.arange(len(target)), 1))
+        given = [[t, target] if at == 0 else [target, t] for t in (like, rolled)]
+        own, other = self.adapter.floats([op.fn(*args) for args in given])
+        spread = np.ptp(self.adapter.to_numpy(target))
+        return bool(spread > 0) and math.isclose(own, other, rel_tol=1e-6, abs_tol=1e-9)
 
     def _check(self, shapes: list[Any]) -> None:
         for (label, wanted), shape in zip(self._promised, shapes, strict=True):
@@ -346,16 +378,36 @@ class StepPlan:
         self, tensors: Sequence[Any], outs: Sequence[Any], rows: slice
     ) -> list[float]:
         """Return the losses of some rows of a step that has run, in the order of the layout."""
-        found, at = [0.0] * len(self.layout.losses), 0
-        for segment in self.segments:
-            mine = outs[at : at + len(segment._out_slots)]
-            at += len(mine)
-            given = [tensors[i] if how is None else how(outs[i]) for i, how in segment.takes]
+        found = [0.0] * len(self.layout.losses)
+        for segment, given, mine in self._parts_of(tensors, outs):
             with segment.adapter.no_grad():
                 losses = segment.losses_of_part(given, mine, rows)
             for place, loss in zip(segment.places, segment.adapter.floats(losses), strict=True):
                 found[place] = loss
         return found
+
+    def pairs_ignored(self, tensors: Sequence[Any], outs: Sequence[Any]) -> set[int]:
+        """Return the places of losses that read pairs as they read any others; see `Segment`."""
+        found = set()
+        for segment, given, mine in self._parts_of(tensors, outs):
+            with segment.adapter.no_grad():
+                ignored = segment.pairs_ignored(given, mine)
+            found |= {place for place, is_so in zip(segment.places, ignored, strict=True) if is_so}
+        return found
+
+    def _parts_of(
+        self, tensors: Sequence[Any], outs: Sequence[Any]
+    ) -> Iterator[tuple[Segment, list[Any], Sequence[Any]]]:
+        """Yield each segment with its inputs and outputs in a step that has run."""
+        at = 0
+        for segment in self.segments:
+            mine = outs[at : at + len(segment._out_slots)]
+            at += len(mine)
+            yield (
+                segment,
+                [tensors[i] if how is None else how(outs[i]) for i, how in segment.takes],
+                mine,
+            )
 
     def _through(self, steps: Sequence[StepFunction]) -> StepFunction:
         """Return one step from those of the segments; losses come out as numbers."""

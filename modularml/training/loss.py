@@ -173,6 +173,8 @@ class Loss(Configurable, Saveable):
     artifact_kind = "ls"
     was_tried: bool
     """Whether a phase has held it against a mean over samples."""
+    pairs_warned: bool
+    """Whether it was warned of, as it compares no pairs of outputs and targets."""
 
     def __init__(
         self,
@@ -208,7 +210,7 @@ class Loss(Configurable, Saveable):
         self._callable: Callable[..., Any] | None = None
         self._made_of: Hashable = None
         self._added: dict[str, Any] = {}
-        self.was_tried = False
+        self.was_tried = self.pairs_warned = False
         self.initial: dict[str, Any] | None = None
         if isinstance(loss, str) and self._backend is not None:
             self._class_by_name()

@@ -232,6 +232,36 @@ class TestNotDeclared:
     def test_none_for_one_batch(self):
         assert self.run(applied(cox), batch_size=N) == []
 
+    @pytest.mark.parametrize("batch_size", [N, 16])
+    @pytest.mark.parametrize("phase", [train_phase, eval_phase])
+    def test_a_mean_over_all_pairs_of_outputs_and_targets_is_warned_of(self, phase, batch_size):
+        def broadcast(out, time):
+            return ((out[:, 0] - time) ** 2).mean()
+
+        loss = applied(broadcast, ["outputs", "time"])
+        said = self.run(loss, batch_size=batch_size, phase=phase)
+        assert sum("(n,) and (n, 1) broadcast so" in text for text in said) == 1
+
+    def test_none_where_pairs_are_compared_in_one_batch(self):
+        def far(out, time):
+            return (out[:, 0] - time[:, 0]).abs().mean()
+
+        def product(time, out):
+            return -(out * time).mean()
+
+        assert self.run(applied(far, ["outputs", "time"]), batch_size=N) == []
+        assert self.run(applied(product, ["time", "outputs"]), batch_size=N) == []
+
+    def test_a_mean_over_all_pairs_is_warned_of_in_tensorflow(self):
+        keras = pytest.importorskip("keras")
+        ops = keras.ops
+        graph = graph_of(
+            survival(), keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(1)])
+        )
+        loss = applied(lambda o, t: ops.mean(abs(o[:, 0] - t)), ["outputs", "time"], label="own")
+        with pytest.warns(UserWarning, match="broadcast so"):
+            experiment().run_phase(train_phase(graph, [loss], batch_size=N), **QUIET)
+
     def test_the_trial_draws_no_random_number(self):
         def noisy(out, time):
             return ((out + torch.randn_like(out) - time) ** 2).mean()
