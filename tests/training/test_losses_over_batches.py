@@ -242,15 +242,16 @@ class TestNotDeclared:
         said = self.run(loss, batch_size=batch_size, phase=phase)
         assert sum("(n,) and (n, 1) broadcast so" in text for text in said) == 1
 
-    def test_none_where_pairs_are_compared_in_one_batch(self):
-        def far(out, time):
-            return (out[:, 0] - time[:, 0]).abs().mean()
-
-        def product(time, out):
-            return -(out * time).mean()
-
-        assert self.run(applied(far, ["outputs", "time"]), batch_size=N) == []
-        assert self.run(applied(product, ["time", "outputs"]), batch_size=N) == []
+    @pytest.mark.parametrize(
+        "fn",
+        [
+            lambda out, time: (out[:, 0] - time[:, 0]).abs().mean(),
+            lambda out, time: -(out * time).mean(),
+        ],
+        ids=["absolute", "product"],
+    )
+    def test_none_where_pairs_are_compared_in_one_batch(self, fn):
+        assert self.run(applied(fn, ["outputs", "time"]), batch_size=N) == []
 
     def test_a_mean_over_all_pairs_is_warned_of_in_tensorflow(self):
         keras = pytest.importorskip("keras")
