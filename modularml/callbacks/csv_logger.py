@@ -8,6 +8,7 @@ from typing import Any
 
 from modularml.data.execution import ExecutionContext
 from modularml.engine.callback import Callback, callback_registry
+from modularml.errors import ConfigError
 from modularml.io.names import folder_at
 
 __all__ = ["CSVLogger"]
@@ -34,7 +35,8 @@ class CSVLogger(Callback):
     Raises
     ------
     ConfigError
-        When a phase starts: if another run is writing to this file; its process is named.
+        Before anything trains: if another run is writing to this file, whose process is named, or
+        another CSVLogger of the same phase would.
     """
 
     def __init__(
@@ -61,7 +63,16 @@ class CSVLogger(Callback):
 
     def check_ready(self, experiment: Any, phase: Any = None) -> None:
         """Own the file for the run, before anything trains."""
+        for other in () if phase is None else phase.callbacks:
+            if isinstance(other, CSVLogger) and other is not self and self._shares(other):
+                raise ConfigError(
+                    f"two CSVLoggers of phase {phase.label!r}, {other.label!r} and {self.label!r}, "
+                    f"would write to {str(self.path)!r}; keep one, or give each a path of its own"
+                )
         self._own(experiment)
+
+    def _shares(self, other: CSVLogger) -> bool:
+        return Path(self.path).resolve() == Path(other.path).resolve()
 
     def on_phase_start(self, *, experiment: Any, **facts: Any) -> None:
         """Begin with an empty file, or append to an existing one."""

@@ -77,6 +77,11 @@ class Checkpointing(Configurable):
         self._states: dict[int | str, dict[str, Any]] = {}
         self._paths: dict[int | str, Path] = {}
         self._counts: dict[str, int] = {}
+        if mode == "memory" and directory is not None:
+            raise ConfigError(
+                f"directory={str(directory)!r} is for files, and mode='memory' writes none; pass "
+                "mode='disk'"
+            )
         if name_template is not None:
             self.validate_placeholders(
                 name_template,

@@ -224,13 +224,19 @@ class CVResults:
         The interval is Student's ``mean ± t(n - 1) * std / sqrt(n)`` (Student 1908, *The probable
         error of a mean*, Biometrika 6). Folds share training rows, so their scores are not
         independent and the interval is rather too narrow (Bengio & Grandvalet 2004, *No unbiased
-        estimator of the variance of k-fold cross-validation*, JMLR 5).
+        estimator of the variance of k-fold cross-validation*, JMLR 5). Of repeated folds, ``1 / n``
+        is replaced by ``1 / n + n_val / n_train``, as more repeats bring no more rows (Nadeau &
+        Bengio 2003, *Inference for the generalization error*, Machine Learning 52).
         """
         if not 0 < level < 1:
             raise ConfigError(f"level must lie between 0 and 1, got {level!r}")
         scores = self.to_pandas(at, metrics=metrics)
         n, mean, std = scores.count(), scores.mean(), scores.std()
-        reach = require("scipy.special").stdtrit(n - 1, (1 + level) / 2) * std / np.sqrt(n)
+        share = 1 / n
+        if len({fold.repeat for fold in self._folds.values()}) > 1:
+            sides = [side for fold in self._folds.values() for side in fold.sides.values()]
+            share += np.mean([len(s.val) / len(s.train) for s in sides])
+        reach = require("scipy.special").stdtrit(n - 1, (1 + level) / 2) * std * np.sqrt(share)
         columns = {"mean": mean, "std": std, "low": mean - reach, "high": mean + reach, "n": n}
         frame: pd.DataFrame = require("pandas").DataFrame(columns)
         frame.attrs |= scores.attrs

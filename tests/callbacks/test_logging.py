@@ -229,6 +229,15 @@ def test_phases_of_one_run_share_a_log(tmp_path):
         assert len(pd.read_csv(path)) == 4
 
 
+def test_two_loggers_of_one_phase_need_paths_of_their_own(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    paths = [tmp_path / folder / "log.csv" for folder in ("real", "link")]
+    with pytest.raises(ConfigError, match="'a' and 'b', would write to"):
+        run(*(CSVLogger(path, label=label) for path, label in zip(paths, "ba", strict=True)))
+    assert not paths[0].exists()
+
+
 def test_the_whole_plan_is_checked_before_anything_trains(tmp_path):
     def with_label(graph):
         return train_phase(graph, label="fine tune", checkpointing=mm.Checkpointing(mode="disk"))
@@ -302,3 +311,8 @@ class TestWithoutTerminal:
         assert caplog.messages[0] == f"phase 'train', epoch 0 of 4: train_loss {first:.5g}"
         assert caplog.messages[-1] == "phase 'train' is done"
         assert len(caplog.messages) == 5
+
+
+def test_a_directory_is_for_files():
+    with pytest.raises(ConfigError, match="mode='memory' writes none.*mode='disk'"):
+        mm.Checkpointing(mode="memory", directory="folder")
