@@ -70,8 +70,11 @@ def direction(monitor: str, callbacks: Iterable[Any]) -> bool | None:
             if known is not None:
                 return known
     words = name.split("_")
-    found = (greater_is_better("_".join(words[i:])) for i in range(len(words)))
-    return next((known for known in found if known is not None), None)
+    for i in range(len(words)):
+        known = greater_is_better("_".join(words[i:]))
+        if known is not None:
+            return known != bool({"neg", "negative"} & set(words[:i]))
+    return None
 
 
 def schedules_of(graph: Any) -> list[Any]:

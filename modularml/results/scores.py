@@ -25,7 +25,11 @@ _SHORT = {
     "mse": "mean_squared_error",
     "rmse": "root_mean_squared_error",
 }
-_DIRECTIONS = {"loss": False, "acc": True, "auc": True}
+_DIRECTIONS = {
+    **dict.fromkeys(("loss", "error", "err", "nll", "mape", "perplexity"), False),
+    **dict.fromkeys(("acc", "auc", "auroc", "mcc", "kappa", "cohen_kappa_score", "iou"), True),
+    **dict.fromkeys(("dice", "c_index", "cindex", "pearson", "spearman", "corr", "ssim"), True),
+}
 """Whether greater is better, of names that people give to metrics of their own."""
 
 
@@ -92,15 +96,16 @@ def greater_is_better(score: str | Callable[..., Any]) -> bool | None:
         known: bool | None = getattr(score, "greater_is_better", None)
         return known
     name = _SHORT.get(score, score)
-    if name in _DIRECTIONS:
-        return _DIRECTIONS[name]
+    if name.lower() in _DIRECTIONS:
+        return _DIRECTIONS[name.lower()]
     if name in require("sklearn.metrics").get_scorer_names():
         return True
     if _function(name) is not None:
         lower = name.endswith(("_error", "_loss", "_deviance"))
         return not lower if lower or name.endswith(("_score", "_corrcoef")) else None
     torchmetrics = require("torchmetrics") if name[:1].isupper() and has("torchmetrics") else None
-    return getattr(getattr(torchmetrics, name, None), "higher_is_better", None)
+    known = getattr(getattr(torchmetrics, name, None), "higher_is_better", None)
+    return greater_is_better(name.lower()) if known is None and name != name.lower() else known
 
 
 def find_scores(

@@ -9,6 +9,7 @@ import torch
 
 import modularml as mm
 from modularml.callbacks import Callback, MetricCallback, MetricResult, ScoreMetric
+from modularml.engine.monitoring import direction
 from modularml.errors import ConfigError, MetricNotLoggedError
 from modularml.io import inspect
 from tests.training.test_optimizer import assert_same_state
@@ -357,3 +358,18 @@ class TestRestoring:
         moments = graph.optimizer.instance.state_dict()["state"]
         want = states[stop.best_epoch][1]["optimizer"]["moments"]["net.0.weight"]["exp_avg"]
         assert torch.equal(moments[0]["exp_avg"], torch.tensor(want))
+
+
+@pytest.mark.parametrize("name", ["r2", "R2", "AUC", "c_index", "kappa", "neg_my_error", "dice"])
+def test_metrics_that_are_better_when_greater_are_known_by_name(name):
+    assert direction(f"val_{name}", []) is True
+
+
+@pytest.mark.parametrize("name", ["nll", "my_error", "mape", "MAE", "MeanAbsoluteError", "loss"])
+def test_metrics_that_are_better_when_lower_are_known_by_name(name):
+    assert direction(f"val_{name}[cell-1]", []) is False
+
+
+@pytest.mark.parametrize("name", ["score", "thing", "neg", "brier_score"])
+def test_the_direction_of_other_names_is_not_guessed(name):
+    assert direction(f"val_{name}", []) is None

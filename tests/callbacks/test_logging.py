@@ -314,5 +314,5 @@ class TestWithoutTerminal:
 
 
 def test_a_directory_is_for_files():
-    with pytest.raises(ConfigError, match="mode='memory' writes none.*mode='disk'"):
+    with pytest.raises(ConfigError, match=r"mode='memory' writes none.*mode='disk'"):
         mm.Checkpointing(mode="memory", directory="folder")
