@@ -18,7 +18,7 @@ from modularml.data.columns import to_arrow
 from modularml.data.formats import stack
 from modularml.data.ids import IdArray, check_ids, id_array, ids_from_texts, make_ids
 from modularml.data.mapping import Maps, release, write_columns
-from modularml.data.schema import RAW, SAMPLE_UUIDS, SampleSchema, described
+from modularml.data.schema import RAW, SAMPLE_UUIDS, SampleSchema, with_metadata
 from modularml.errors import DataError
 
 __all__ = ["SampleCollection"]
@@ -72,7 +72,7 @@ class SampleCollection:
             for f, a in zip(table.schema, arrays, strict=True)
             if is_category(f) and numpy_dtype(a.type).kind in "biuO"
         }
-        typed = described(pa.schema(fields), categories)
+        typed = with_metadata(pa.schema(fields), categories)
         self._set(pa.Table.from_arrays(arrays, schema=typed), maps or {}, masks)
         if schema is not None and dict(schema.columns) != dict(self.schema.columns):
             raise DataError(_differences(schema, self.schema))
@@ -215,9 +215,9 @@ class SampleCollection:
 
         return self._with(*write_columns(pieces(), self.n_samples))
 
-    def described(self, descriptions: Mapping[str, Mapping[str, Any]]) -> SampleCollection:
-        """Return a collection with described columns: kind, unit, elements by full name."""
-        schema = described(self.table.schema, descriptions)
+    def with_descriptions(self, descriptions: Mapping[str, Mapping[str, Any]]) -> SampleCollection:
+        """Return a collection with with_metadata columns: kind, unit, elements by full name."""
+        schema = with_metadata(self.table.schema, descriptions)
         return self._next(pa.Table.from_arrays(self.table.columns, schema=schema))
 
     def without_columns(self, names: Sequence[str]) -> SampleCollection:

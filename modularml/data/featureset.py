@@ -92,7 +92,7 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
         self._collection = expect("collection", collection, SampleCollection, allowed)
         descriptions = {"kind": kind, "unit": unit, "elements": element_names}
         if any(descriptions.values()):
-            self._collection = _described(self._collection, descriptions)
+            self._collection = _with_descriptions(self._collection, descriptions)
         self._splits: dict[str, IntArray] = {}
         self._whole: FeatureSetView | None = None
         self._views: dict[str, tuple[IntArray, FeatureSetView]] = {}
@@ -499,7 +499,7 @@ def _entries(allow: Iterable[str]) -> list[str]:
 config_registry.register("FeatureSet", FeatureSet, overwrite=True)
 
 
-def _described(
+def _with_descriptions(
     collection: SampleCollection, by_field: Mapping[str, Mapping[str, Any] | None]
 ) -> SampleCollection:
     """Return a collection with descriptions of raw columns, given by field and key."""
@@ -511,4 +511,4 @@ def _described(
             descriptions.setdefault(spec.name, current)[field] = (
                 [str(name) for name in value] if field == "elements" else value
             )
-    return collection.described(descriptions)
+    return collection.with_descriptions(descriptions)

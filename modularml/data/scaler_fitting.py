@@ -1,4 +1,4 @@
-"""Fitting scalers on some rows of columns, on steps that hold data alone."""
+"""Fitting scalers on rows of columns without padding."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ def fit_record(
     masks: Mapping[str, Array] | None = None,
     categories: Sequence[str] = (),
 ) -> ScalerRecord:
-    """Fit a clone of a scaler on some rows of some columns, and of `targets` by full name.
+    """Fit a clone of a scaler on rows of columns, and of `targets` by full name.
 
-    Steps of a column where its mask, by the same key, is false do not count. Where these rows
-    are given as `blocks` of stacked columns, a scaler that can learn bit by bit does. Scalers that
-    would take `categories` for numbers are warned of.
+    Steps where the mask of a column, by the same key, is false are excluded. If rows are passed as
+    `blocks` of stacked columns, a scaler with ``partial_fit`` is fitted block by block. Scalers
+    that treat codes of `categories` as numbers cause a warning.
 
     Raises
     ------
     ScalerError
-        If a column is no number, no row is left to fit on, or padding cannot be left out.
+        If a column is not numeric, there are no rows to fit on, or padding cannot be excluded.
     ShapeError
-        If the columns do not become two-dimensional.
+        If the columns cannot be flattened to two dimensions.
     """
     wrapped = scaler.clone_unfitted() if isinstance(scaler, Scaler) else Scaler(scaler)
     for key, values in columns.items():
         if values.dtype.kind not in "biuf" and not wrapped.takes_categories:
             raise ScalerError(
-                f"column {key!r} holds {values.dtype}, not numbers, which {wrapped.scaler_name} "
-                "takes; choose keys= without it, or encode it (OneHotEncoder, OrdinalEncoder, "
-                "TargetEncoder)"
+                f"column {key!r} holds {values.dtype}, but {wrapped.scaler_name} "
+                "requires numbers; choose keys= without it, or encode it (OneHotEncoder, "
+                "OrdinalEncoder, TargetEncoder)"
             )
     where = "" if fit_to_split is None else f" in split {fit_to_split!r}"
     n_rows = len(next(iter(columns.values())) if fit_rows is None else fit_rows)
@@ -63,8 +63,8 @@ def fit_record(
     known = columns.items() if wrapped.scaler in SKLEARN else ()
     if empty := [key for key, values in known if _is_empty(values, fit_rows)]:
         warn(
-            f"{empty} hold no value in the {n_rows} rows{where} to fit on, so "
-            f"{wrapped.scaler_name} makes them NaN in every row; fill them, or leave them out "
+            f"{empty} have no value in the {n_rows} rows{where} to fit on, so "
+            f"{wrapped.scaler_name} makes them NaN in every row; fill them, or exclude them "
             "with keys="
         )
     with np.errstate(invalid="ignore") if empty else nullcontext():
@@ -73,8 +73,8 @@ def fit_record(
             if masks:
                 shapes = {key: values.shape for key, values in columns.items()}
                 holds = {k: in_steps(masks.get(k, np.array(True)), s) for k, s in shapes.items()}
-                held = flattening.apply(stack_columns(holds, fit_rows))
-                flat = _held(wrapped, flat, held, masks)
+                is_data = flattening.apply(stack_columns(holds, fit_rows))
+                flat = _without_padding(wrapped, flat, is_data, masks)
             wrapped.fit(flat, fitted_targets(targets, fit_rows, flat) if targets else None)
         else:
             for block in blocks:
@@ -82,16 +82,16 @@ def fit_record(
                 wrapped.partial_fit(flat)
     if categories and wrapped.scaler in SKLEARN:
         warn(
-            f"{list(categories)} hold categories, whose codes {wrapped.scaler_name} takes for "
-            "numbers; leave them out with keys=, use OneHotEncoder or TargetEncoder, or say "
-            "kind='number' where the codes are quantities"
+            f"{list(categories)} hold categories, whose codes {wrapped.scaler_name} treats as "
+            "numbers; exclude them with keys=, use OneHotEncoder or TargetEncoder, or pass "
+            "kind='number' if the codes are quantities"
         )
-    asked = known if n_rows > 1 else ()
-    constant = [key for key, values in asked if _is_constant(values, fit_rows)]
+    checked = known if n_rows > 1 else ()
+    constant = [key for key, values in checked if _is_constant(values, fit_rows)]
     if constant:
         warn(
-            f"{constant} hold one value in all {n_rows} rows{where}, which {wrapped.scaler_name} "
-            "makes a constant that tells a model nothing; leave them out with keys=",
+            f"{constant} have the same value in all {n_rows} rows{where}, so "
+            f"{wrapped.scaler_name} makes them an uninformative constant; exclude them with keys=",
         )
     return ScalerRecord(
         domain,
@@ -107,95 +107,95 @@ def fit_record(
     )
 
 
-def _held(scaler: Scaler, flat: Array, holds: Array, masks: Iterable[str]) -> Array:
-    """Return the rows that a scaler is fitted on, without padding."""
-    whole = holds.all(axis=1)
-    if (whole | ~holds.any(axis=1)).all() or scaler.scaler in ("Negate", "Absolute"):
-        return flat[whole] if whole.any() else flat
+def _without_padding(scaler: Scaler, flat: Array, is_data: Array, masks: Iterable[str]) -> Array:
+    """Return the rows to fit a scaler on, without padding."""
+    complete = is_data.all(axis=1)
+    if (complete | ~is_data.any(axis=1)).all() or scaler.scaler in ("Negate", "Absolute"):
+        return flat[complete] if complete.any() else flat
     name, padded = scaler.scaler_name, f"columns {sorted(masks)} are padded"
     if scaler.scaler not in COLUMNWISE:
         raise ScalerError(
-            f"{padded}, and {name} reads several steps at once; choose merged_axes so that each "
+            f"{padded}, but {name} uses several steps at once; choose merged_axes so that each "
             "row is one step, such as merged_axes=(0, 2)"
         )
-    if not holds.any(axis=0).all():
+    if not is_data.any(axis=0).all():
         raise ScalerError(
-            f"{padded}, and no sample that {name} is fitted on holds data at position "
-            f"{int(np.argmin(holds.any(axis=0)))}; choose merged_axes=(0, 2) for one statistic of "
-            "all steps, or cut the sequences"
+            f"{padded}, and no sample that {name} is fitted on has data at position "
+            f"{int(np.argmin(is_data.any(axis=0)))}; choose merged_axes=(0, 2) for one statistic "
+            "of all steps, or truncate the sequences"
         )
     floating = flat if flat.dtype.kind == "f" else flat.astype(np.float64)
-    return np.where(holds, floating, np.nan).astype(floating.dtype)  # these scalers ignore NaN
+    return np.where(is_data, floating, np.nan).astype(floating.dtype)  # these scalers ignore NaN
 
 
 def fitted_targets(
     targets: Mapping[str, Array], rows: IntArray | None, flat: Array | None = None
 ) -> Array:
-    """Return rows of target columns as a scaler takes them: ``(n,)``, or ``(n, k)`` for several.
+    """Return rows of target columns for a scaler: ``(n,)``, or ``(n, k)`` for several.
 
     Raises
     ------
     ShapeError
-        If there is not one target for each row that is fitted on.
+        Unless there is one target for each row to fit on.
     """
-    found = stack(targets, rows)
-    found = found.reshape(len(found), -1)
-    if flat is not None and len(flat) != len(found):
+    values = stack(targets, rows)
+    values = values.reshape(len(values), -1)
+    if flat is not None and len(flat) != len(values):
         raise ShapeError(
-            f"targets= needs each sample to be one row, and merged_axes makes {len(flat)} rows of "
-            f"{len(found)} samples"
+            f"targets= requires one row per sample, but merged_axes makes {len(flat)} rows of "
+            f"{len(values)} samples"
         )
-    return found[:, 0] if found.shape[1] == 1 else found
+    return values[:, 0] if values.shape[1] == 1 else values
 
 
 def _outputs(
     scaler: Scaler, keys: Sequence[str], flat: Array, layout: Flattening
 ) -> tuple[tuple[int, ...], ...] | None:
-    """Return which output columns belong to each key; None where the scaler keeps their shape.
+    """Return the output columns of each key; None if the scaler keeps the shape.
 
     Raises
     ------
     ScalerError
-        If this is ambiguous: it mixes the columns of several keys, or leaves out a key.
+        If this is ambiguous, because an output mixes several keys or a key has no output.
     """
     n_in, width = flat.shape[1], scaler.transform(flat[:1]).shape[1]
     if width == n_in and not scaler.spreads:
         return None
     if layout.row_axes != (0,):
         raise ScalerError(
-            f"{scaler.scaler_name} makes {width} columns of {n_in}, which needs each sample to be "
-            f"one row; merged_axes={layout.merged_axes} makes several"
+            f"{scaler.scaler_name} makes {width} columns of {n_in}, which requires one row per "
+            f"sample; merged_axes={layout.merged_axes} makes several"
         )
     if len(keys) == 1:
         return (tuple(range(width)),)
-    marks = [f"#{i:09d}" for i in range(n_in)]
+    input_names = [f"#{i:09d}" for i in range(n_in)]
     try:
-        names = scaler.wrapped.get_feature_names_out(marks)
+        names = scaler.wrapped.get_feature_names_out(input_names)
     except (AttributeError, TypeError, ValueError):
         names = ()
     owners = [{int(m) * len(keys) // n_in for m in re.findall(r"#(\d{9})", n)} for n in names]
-    found = tuple(tuple(i for i, own in enumerate(owners) if own == {k}) for k in range(len(keys)))
-    if sum(map(len, found)) != width or not all(found):
+    outputs = tuple(
+        tuple(i for i, owner in enumerate(owners) if owner == {k}) for k in range(len(keys))
+    )
+    if sum(map(len, outputs)) != width or not all(outputs):
         raise ScalerError(
             f"{scaler.scaler_name} makes {width} columns of the {n_in} of {list(keys)} together, "
-            "and it is ambiguous which belong to which key; make them one array column (stack= "
-            "of a constructor), or call fit_transform for each key"
+            "and it is ambiguous which belong to which key; stack them into one array column "
+            "(stack= of a constructor), or call fit_transform for each key"
         )
-    return found
+    return outputs
 
 
 def _is_empty(values: Array, rows: IntArray | None) -> bool:
     first = values[0] if rows is None else values[rows[0]]
-    if (
-        values.dtype.kind != "f" or not np.isnan(first).all()
-    ):  # so it is nearly always known at once
+    if values.dtype.kind != "f" or not np.isnan(first).all():  # fast path for most columns
         return False
     return bool(np.isnan(values if rows is None else values[rows]).all())
 
 
 def _is_constant(values: Array, rows: IntArray | None) -> bool:
-    few = np.array([0, len(values) // 2, -1]) if rows is None else rows[[0, len(rows) // 2, -1]]
-    first = values[few[0]]
-    if not (values[few] == first).all():  # so it is nearly always known at once
+    probes = np.array([0, len(values) // 2, -1]) if rows is None else rows[[0, len(rows) // 2, -1]]
+    first = values[probes[0]]
+    if not (values[probes] == first).all():  # fast path for most columns
         return False
     return bool(((values if rows is None else values[rows]) == first).all())

@@ -1,4 +1,4 @@
-"""Fitted scalers on columns: apply, undo and invert, as records that can be replayed."""
+"""Records of fitted scalers: applying, undoing and inverting them."""
 
 from __future__ import annotations
 
@@ -40,38 +40,38 @@ COLUMNWISE = frozenset(
         "Absolute",
     }
 )
-"""Scalers whose columns do not know of each other: one column can be inverted alone."""
+"""Scalers that treat each column independently, so one can be inverted alone."""
 
 
 class LeakWarning(UserWarning):
-    """Rows outside the training part shape what the model sees."""
+    """Rows outside the training split influence what the model sees."""
 
 
 @dataclass(frozen=True, eq=False)
 class ScalerRecord:
-    """One fitted scaler: which columns it changed and what it was fitted on.
+    """A record of a fitted scaler, its columns and the rows it was fitted on.
 
     Parameters
     ----------
     domain : str
     keys : tuple of str
-        In the order they were stacked.
+        In stacking order.
     scaler : Scaler
         Fitted; never changed afterwards.
     flattening : Flattening
-        How the stacked columns became two-dimensional.
+        How the stacked columns were flattened to two dimensions.
     fit_to_split : str or None
-        None where it was fitted on every row.
+        None if it was fitted on every row.
     merged_axes : int, tuple of int or None
-        As the caller gave it.
+        As passed by the caller.
     fit_rows : ndarray of int64, shape (n_fit,), or None
         The rows it was fitted on.
     targets : tuple of str
-        Full names of the target columns that it looked at.
+        Full names of the target columns used in fitting.
     outputs : tuple of tuple of int, or None
-        Which columns of its output belong to each key; None where it keeps their shape.
+        Output columns of each key; None if it keeps the shape.
     seed : int or None
-        What deals rows to the folds of `cross_fit`.
+        Seed that assigns rows to the folds of `cross_fit`.
     """
 
     domain: str
@@ -90,27 +90,25 @@ class ScalerRecord:
     ) -> dict[str, Array]:
         """Transform the record's columns: arrays of shape ``(n, *shape)`` by key.
 
-        Where a mask by the same key is false, a column keeps its value.
+        A column keeps its value where the mask of the same key is false.
         """
-        found = self._through(self.scaler.transform, columns)
-        for key in found.keys() & (masks or {}).keys():
-            given, new = columns[key], found[key]
-            if new.shape != given.shape:
+        scaled = self._apply(self.scaler.transform, columns)
+        for key in scaled.keys() & (masks or {}).keys():
+            old, new = columns[key], scaled[key]
+            if new.shape != old.shape:
                 raise ScalerError(
-                    f"{self.scaler.scaler_name} makes columns of shape {new.shape[1:]} of "
-                    f"{key!r}, {given.shape[1:]}, whose padding would be lost; "
+                    f"{self.scaler.scaler_name} changes the shape of {key!r} from {old.shape[1:]} "
+                    f"to {new.shape[1:]}, which would lose its padding; "
                     "use it on columns without a mask"
                 )
-            found[key] = np.where(in_steps(masks[key], given.shape), new, given)  # type: ignore[index]
-        return found
+            scaled[key] = np.where(in_steps(masks[key], old.shape), new, old)  # type: ignore[index]
+        return scaled
 
     def cross_fit(self, columns: Mapping[str, Array], targets: Array) -> dict[str, Array]:
-        """Transform the rows that it was fitted on, as `Scaler.cross_fit` does."""
-        return self._through(
-            partial(self.scaler.cross_fit, targets=targets, seed=self.seed), columns
-        )
+        """Transform the rows used in fitting, as `Scaler.cross_fit` does."""
+        return self._apply(partial(self.scaler.cross_fit, targets=targets, seed=self.seed), columns)
 
-    def _through(
+    def _apply(
         self, transform: Callable[[Array], Array], columns: Mapping[str, Array]
     ) -> dict[str, Array]:
         missing = [key for key in self.keys if key not in columns]
@@ -127,39 +125,40 @@ class ScalerRecord:
         if self.scaler.scaler_name == "OrdinalEncoder" and flat.dtype.kind == "f":
             codes = flat.astype(np.int64) if np.isfinite(flat).all() else flat
             flat = codes if np.array_equal(codes, flat) else flat
-        return self._unstack(flat if self._is_known else flat.copy())
+        is_built_in = isinstance(self.scaler.scaler, str)  # others may keep a reference
+        return self._unstack(flat if is_built_in else flat.copy())
 
     def invert(self, columns: Mapping[str, Array], facts: Array | None) -> dict[str, Array]:
-        """Take this scaler off columns; those that are missing are filled where that is safe."""
-        some = next(iter(columns.values()))
+        """Invert the scaler; missing columns are filled if they do not affect the result."""
+        values = next(iter(columns.values()))
         if self.outputs is None:
-            filled = {key: columns.get(key, np.zeros_like(some)) for key in self.keys}
+            filled = {key: columns.get(key, np.zeros_like(values)) for key in self.keys}
             flat = self.flattening.apply(stack_columns(filled))
         else:
-            flat = np.empty((len(some), sum(map(len, self.outputs))), some.dtype)
+            flat = np.empty((len(values), sum(map(len, self.outputs))), values.dtype)
             for key, places in zip(self.keys, self.outputs, strict=True):
-                flat[:, places] = columns[key].reshape(len(some), len(places))
+                flat[:, places] = columns[key].reshape(len(values), len(places))
         if facts is None:
-            back = self.scaler.inverse_transform(flat)
+            unscaled = self.scaler.inverse_transform(flat)
         else:
-            back = self.scaler.inverse_with(flat, facts)
-        stacked = self.flattening.undo(back)
+            unscaled = self.scaler.inverse_with(flat, facts)
+        stacked = self.flattening.undo(unscaled)
         return {key: stacked[:, i] for i, key in enumerate(self.keys) if key in columns}
 
     def row_facts(self, columns: Mapping[str, Array]) -> Array:
-        """Return what the inverse must know of each row, from the columns before scaling."""
+        """Return the values per row that the inverse needs, from unscaled columns."""
         stacked = stack_columns({key: columns[key] for key in self.keys})
         return self.scaler.row_facts(self.flattening.apply(stacked))
 
     def describe(self, specs: Mapping[str, ColumnSpec]) -> dict[str, dict[str, Any]]:
-        """Return kind and element names of what it makes of columns, by key."""
+        """Return kind and element names of the transformed columns by key."""
         codes = self.scaler.scaler_name in ("LabelEncoder", "OrdinalEncoder")
         kind = "category" if codes else None
         if self.outputs is None:
             return {k: {"kind": kind, "elements": specs[k].elements} for k in self.keys}
-        given = [name for key in self.keys for name in _names(specs[key])]
+        input_names = [name for key in self.keys for name in _element_names(specs[key])]
         try:
-            names = [str(n) for n in self.scaler.wrapped.get_feature_names_out(given)]
+            names = [str(n) for n in self.scaler.wrapped.get_feature_names_out(input_names)]
         except (AttributeError, TypeError, ValueError):
             return {key: {} for key in self.keys}
         parts = zip(self.keys, self.outputs, strict=True)
@@ -167,18 +166,13 @@ class ScalerRecord:
 
     @property
     def needs_rows(self) -> bool:
-        """Whether the inverse takes facts of each row."""
+        """Whether the inverse needs values of each row."""
         return self.scaler.needs_rows
 
     @property
     def by_column(self) -> bool:
-        """Whether a column can be inverted without the others."""
+        """Whether a column can be inverted alone."""
         return self.scaler.scaler in COLUMNWISE
-
-    @property
-    def _is_known(self) -> bool:
-        """Whether nobody else holds on to what the scaler returns."""
-        return isinstance(self.scaler.scaler, str)
 
     def _unstack(self, flat: Array) -> dict[str, Array]:
         if self.outputs is not None:
@@ -190,23 +184,23 @@ class ScalerRecord:
             stacked = self.flattening.undo(flat)
         except (ShapeError, ValueError) as error:
             raise ScalerError(
-                f"{self.scaler.scaler_name} gave shape {flat.shape}, which does not fit the "
-                f"columns {list(self.keys)}; it must give the number of columns that it gave at fit"
+                f"{self.scaler.scaler_name} returned shape {flat.shape}, which does not match the "
+                f"columns {list(self.keys)}; it must return as many columns as in fitting"
             ) from error
         return {key: stacked[:, i] for i, key in enumerate(self.keys)}
 
 
-def _names(spec: ColumnSpec) -> Iterable[str]:
-    """Return a name for each number of a sample."""
+def _element_names(spec: ColumnSpec) -> Iterable[str]:
+    """Return a name for each element of a sample."""
     if spec.elements is not None or not spec.shape:
         return spec.elements or [spec.key]
     return [f"{spec.key}_{i}" for i in range(math.prod(spec.shape))]
 
 
 def stack_columns(columns: Mapping[str, Array], rows: IntArray | None = None) -> Array:
-    """Stack columns as `stack` does, but one behind the other in memory.
+    """Stack columns as `stack` does, but contiguous in memory by column.
 
-    What scalers do to a column, and what becomes of a column afterwards, is then contiguous.
+    Operations of scalers on a column, and their results, are then contiguous.
 
     Returns
     -------
@@ -232,27 +226,27 @@ def apply_records(
     Parameters
     ----------
     records : iterable of ScalerRecord
-        Of one domain.
+        Records of one domain.
     columns : mapping of str to ndarray, shape (n, *shape)
         Raw columns by key; not changed.
     masks : mapping of str to ndarray of bool, optional
-        Where padded columns, by key, hold data.
+        True for data and false for padding, by key of the column.
 
     Returns
     -------
     dict of str to ndarray
-        Only the columns that some record changed.
+        Only the columns changed by a record.
     """
-    now, changed = dict(columns), dict[str, Array]()
+    current, changed = dict(columns), dict[str, Array]()
     for record in records:
-        new = record.apply(now, masks)
-        now.update(new)
+        new = record.apply(current, masks)
+        current.update(new)
         changed.update(new)
     return changed
 
 
 def last_undoable(records: Sequence[ScalerRecord], domain: str, keys: Sequence[str]) -> int:
-    """Return the place of the newest record on exactly these keys.
+    """Return the position of the newest record on exactly these keys.
 
     Raises
     ------
@@ -260,15 +254,15 @@ def last_undoable(records: Sequence[ScalerRecord], domain: str, keys: Sequence[s
         If there is none, or a newer record depends on it.
     """
     wanted = set(keys)
-    for place in reversed(range(len(records))):
-        record = records[place]
+    for position in reversed(range(len(records))):
+        record = records[position]
         if record.domain != domain or not wanted & set(record.keys):
             continue
         if set(record.keys) == wanted:
-            return place
+            return position
         raise ScalerError(
             f"the newest scaler on {sorted(wanted & set(record.keys))} is "
-            f"{record.scaler.scaler_name} over {list(record.keys)}; undo that one first, with keys="
+            f"{record.scaler.scaler_name} over {list(record.keys)}; undo it first, with keys="
             f"{list(record.keys)}"
         )
     raise ScalerError(
@@ -277,7 +271,7 @@ def last_undoable(records: Sequence[ScalerRecord], domain: str, keys: Sequence[s
 
 
 def chain(records: Sequence[ScalerRecord], domain: str, keys: Sequence[str]) -> list[ScalerRecord]:
-    """Return the records that touch these keys, newest first."""
+    """Return the records that change these keys, newest first."""
     return [r for r in reversed(records) if r.domain == domain and set(keys) & set(r.keys)]
 
 
@@ -289,7 +283,7 @@ def invert(
     raw: Mapping[str, Array] | None = None,
     masks: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
-    """Take all scalers off columns, newest first.
+    """Invert all scalers of columns, newest first.
 
     Parameters
     ----------
@@ -299,40 +293,41 @@ def invert(
         Scaled values by key.
     domain : str
     raw : mapping of str to ndarray, optional
-        The raw columns of the same rows, for scalers whose inverse needs facts of each row.
+        Raw columns of the same rows, for scalers whose inverse needs values of each row.
     masks : mapping of str to ndarray of bool, optional
-        Where padded columns, by key, hold data; elsewhere values stay as they are.
+        True for data and false for padding, by key; values of padding are not changed.
 
     Raises
     ------
     ScalerError
-        If a scaler has no inverse, needs rows that are not known, or mixes these columns with
-        others. A wrong number is never returned.
+        If a scaler has no inverse, needs rows that are unknown, or mixes these columns with
+        others. A wrong value is never returned.
     """
-    found = dict(columns)
-    of_domain = [r for r in records if r.domain == domain]
-    for record in chain(of_domain, domain, list(columns)):
-        mine = {key: found[key] for key in record.keys if key in found}
-        if len(mine) < len(record.keys) and not record.by_column:
+    unscaled = dict(columns)
+    domain_records = [r for r in records if r.domain == domain]
+    for record in chain(domain_records, domain, list(columns)):
+        available = {key: unscaled[key] for key in record.keys if key in unscaled}
+        if len(available) < len(record.keys) and not record.by_column:
             raise ScalerError(
                 f"{record.scaler.scaler_name} was fitted on {list(record.keys)} together and "
-                f"cannot be inverted for {list(mine)} alone; give all of its columns"
+                f"cannot be inverted for {list(available)} alone; pass all of its columns"
             )
-        facts = _facts(of_domain, record, raw) if record.needs_rows else None
-        found.update(record.invert(mine, facts))
-    for key in found.keys() & (masks or {}).keys():
-        given = columns[key]
-        found[key] = np.where(in_steps(masks[key], given.shape), found[key], given)  # type: ignore[index]
-    return found
+        facts = _row_facts(domain_records, record, raw) if record.needs_rows else None
+        unscaled.update(record.invert(available, facts))
+    for key in unscaled.keys() & (masks or {}).keys():
+        old = columns[key]
+        is_data = in_steps(masks[key], old.shape)  # type: ignore[index]
+        unscaled[key] = np.where(is_data, unscaled[key], old)
+    return unscaled
 
 
-def _facts(
+def _row_facts(
     records: Sequence[ScalerRecord], record: ScalerRecord, raw: Mapping[str, Array] | None
 ) -> Array:
     if raw is None:
         raise ScalerError(
-            f"the inverse of {record.scaler.scaler_name} needs facts of each row, and it is not "
-            "known which rows these are; pass sample_uuids="
+            f"the inverse of {record.scaler.scaler_name} needs values of each row, but the "
+            "rows are unknown; pass sample_uuids="
         )
     before = records[: records.index(record)]
     return record.row_facts({**raw, **apply_records(before, raw)})
@@ -348,9 +343,9 @@ def scaled_by(records: Iterable[ScalerRecord], schema: SampleSchema) -> list[Sca
 
 
 def warn_unsplit(label: str) -> None:
-    """Warn that a scaler sees every row although splits exist."""
+    """Warn that a scaler is fitted on every row although splits exist."""
     warn(
-        f"a scaler is fitted on every row of {label!r} although it has splits, so test rows shape "
-        "the training data; pass fit_to_split='train'",
+        f"a scaler is fitted on every row of {label!r} although it has splits, so test rows "
+        "influence the training data; pass fit_to_split='train'",
         LeakWarning,
     )

@@ -1,4 +1,4 @@
-"""What columns there are: domain, key, representation, shape and dtype of each."""
+"""Schema of samples: domain, key, representation, shape and dtype of columns."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ RAW = "raw"
 TRANSFORMED = "transformed"
 SAMPLE_UUIDS = "sample_uuids"
 POSITION = "position"
-"""What rows are joined on that belong together by their places alone."""
+"""Key for joining rows by their positions."""
 
 KINDS = ("number", "category", "time", "text", "sequence")
 
-_FACTS = b"modularml"
-"""The key of a field's metadata in Arrow that holds kind, unit and elements as JSON."""
+_METADATA_KEY = b"modularml"
+"""Key of the Arrow field metadata that holds kind, unit and elements as JSON."""
 
 _FORBIDDEN = re.compile(r"[.:\\/\s]")
 
 
 @dataclass(frozen=True)
 class ColumnSpec:
-    """One column: where it stands and what one sample of it looks like.
+    """One column: its name and the shape, dtype and meaning of its samples.
 
-    `mask` is the key of the boolean column that is true where its samples hold data; the rest is
-    padding. Its shape is that of the first axes of a sample. `kind` is one of `KINDS`, `unit` that
-    of the values, `elements` the names of the elements of a sample of one axis.
+    `mask` is the key of the boolean column that is true for data and false for padding; it has the
+    shape of the first axes of a sample. `kind` is one of `KINDS`, `unit` the unit of the values,
+    `elements` the names of the elements of a one-dimensional sample.
     """
 
     domain: str
@@ -61,15 +61,15 @@ class ColumnSpec:
     elements: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        held = {"category": "biuO", "text": "O"}.get(self.kind)
-        if self.kind not in KINDS or (held is not None and self.dtype.kind not in held):
+        allowed = {"category": "biuO", "text": "O"}.get(self.kind)
+        if self.kind not in KINDS or (allowed is not None and self.dtype.kind not in allowed):
             raise DataError(
-                f"column {self.key!r} of {self.dtype} cannot be of the kind {self.kind!r}; kinds "
-                f"are {', '.join(KINDS)}: categories are integers, flags or text, and text is text"
+                f"column {self.key!r} of {self.dtype} cannot have kind {self.kind!r}; kinds "
+                f"are {', '.join(KINDS)}: a category is integers, booleans or text"
             )
         if self.elements is not None and (len(self.elements),) != self.shape:
             raise DataError(
-                f"element_names of {self.key!r} must be {self.shape} names, one an element, got "
+                f"element_names of {self.key!r} must be {self.shape} names, one per element, got "
                 f"{len(self.elements)}"
             )
 
@@ -93,20 +93,20 @@ class SampleSchema:
     resolved: dict[Any, tuple[str, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
-    """Columns that references to these have been found to mean."""
+    """Cache of resolved columns by reference."""
 
     @classmethod
     def from_arrow(cls, schema: pa.Schema, masks: Mapping[str, str] | None = None) -> SampleSchema:
-        """Read names, shapes and dtypes from the types alone, never from the data.
+        """Create a schema from the types of an Arrow schema, without reading data.
 
-        Columns are padded as `masks` says: the key of a mask by the key of a column. Masks of
-        which there is no column are left out.
+        `masks` gives the key of the mask of each padded column by its own key. Masks without a
+        column are omitted.
 
         Raises
         ------
         DataError
-            If a name is not ``domain.key.rep``, a key stands in two domains, or a mask does not
-            fit its column.
+            If a name is not ``domain.key.rep``, a key occurs in two domains, or a mask does not
+            match its column.
         """
         columns: dict[str, ColumnSpec] = {}
         for column in schema:
@@ -114,23 +114,22 @@ class SampleSchema:
                 continue
             domain, key, rep = parse_name(column.name)
             shape, dtype = sample_shape(column.type), numpy_dtype(column.type)
-            facts = _facts(column)
-            facts.setdefault(
+            metadata = _read_metadata(column)
+            metadata.setdefault(
                 "kind", {"O": "text", "M": "time", "m": "time"}.get(dtype.kind, KINDS[0])
             )
-            columns[column.name] = ColumnSpec(domain, key, rep, shape, dtype, **facts)
+            columns[column.name] = ColumnSpec(domain, key, rep, shape, dtype, **metadata)
         owner: dict[str, str] = {}
         for spec in columns.values():
             if owner.setdefault(spec.key, spec.domain) != spec.domain:
                 raise DataError(
-                    f"key {spec.key!r} stands in {owner[spec.key]!r} and in {spec.domain!r}; "
-                    "keys are unique across domains, rename one of the columns"
+                    f"key {spec.key!r} occurs in {owner[spec.key]!r} and in {spec.domain!r}; "
+                    "keys are unique across domains, so rename one of the columns"
                 )
         for name, spec in columns.items():
             mask = (masks or {}).get(spec.key)
             if mask in owner:
-                of_mask = next(s for s in columns.values() if s.key == mask)
-                _check_mask(spec, of_mask)
+                _check_mask(spec, next(s for s in columns.values() if s.key == mask))
                 kind = "sequence" if spec.kind == KINDS[0] else spec.kind
                 columns[name] = replace(spec, mask=mask, kind=kind)
         return cls(columns)
@@ -141,21 +140,21 @@ class SampleSchema:
         return {s.key: s.mask for s in self.columns.values() if s.mask is not None}
 
     def mask_of(self, name: str) -> str | None:
-        """Return the full name of the mask of a column; None where it has none."""
+        """Return the full name of the mask of a column; None if it has none."""
         key = self[name].mask
         return None if key is None else f"{self.domain_of(key)}.{key}.{RAW}"
 
     def with_masks(self, names: Iterable[str]) -> list[str]:
-        """Return these columns, and the masks of those that are padded."""
-        listed = list(names)
-        return list(dict.fromkeys([*listed, *filter(None, map(self.mask_of, listed))]))
+        """Return these columns and the masks of padded ones."""
+        names = list(names)
+        return list(dict.fromkeys([*names, *filter(None, map(self.mask_of, names))]))
 
     def keys(self, domain: str) -> list[str]:
         """Return the keys of a domain, in order."""
         return list(self._reps.get(domain, ()))
 
     def domain_of(self, key: str) -> str:
-        """Return the domain that a key stands in.
+        """Return the domain of a key.
 
         Raises
         ------
@@ -187,10 +186,10 @@ class SampleSchema:
     @cached_property
     def _reps(self) -> dict[str, dict[str, list[str]]]:
         """Representations by domain and key."""
-        found: dict[str, dict[str, list[str]]] = {}
+        reps: dict[str, dict[str, list[str]]] = {}
         for spec in self.columns.values():
-            found.setdefault(spec.domain, {}).setdefault(spec.key, []).append(spec.rep)
-        return found
+            reps.setdefault(spec.domain, {}).setdefault(spec.key, []).append(spec.rep)
+        return reps
 
     def __getitem__(self, name: str) -> ColumnSpec:
         try:
@@ -204,51 +203,50 @@ def _check_mask(spec: ColumnSpec, mask: ColumnSpec) -> None:
     if mask.dtype.kind != "b" or not fits:
         raise DataError(
             f"the mask {mask.key!r} of column {spec.key!r} must be a boolean column with one value "
-            f"for each step of {spec.shape}, got {mask.dtype} of shape {mask.shape}; true is where "
-            "there is data (astype(bool))"
+            f"for each step of {spec.shape}, true for data (astype(bool)), got {mask.dtype} of "
+            f"shape {mask.shape}"
         )
 
 
-def described(schema: pa.Schema, facts: Mapping[str, Mapping[str, Any]]) -> pa.Schema:
-    """Return an Arrow schema whose fields hold facts on columns: kind, unit, elements.
+def with_metadata(schema: pa.Schema, descriptions: Mapping[str, Mapping[str, Any]]) -> pa.Schema:
+    """Return an Arrow schema with kind, unit and elements in the field metadata.
 
     Parameters
     ----------
     schema : pyarrow.Schema
-    facts : mapping of str to mapping
-        By full name; they replace those that the field holds.
+    descriptions : mapping of str to mapping
+        By full name; they replace the existing metadata of the field.
     """
-    kept = {
-        name: {what: value for what, value in own.items() if value is not None}
-        for name, own in facts.items()
-    }
-    held = {name: {_FACTS: json.dumps(own)} if own else None for name, own in kept.items()}
-    return pa.schema(f.with_metadata(held[f.name]) if f.name in held else f for f in schema)
+    metadata = {}
+    for name, description in descriptions.items():
+        values = {field: value for field, value in description.items() if value is not None}
+        metadata[name] = {_METADATA_KEY: json.dumps(values)} if values else None
+    return pa.schema(f.with_metadata(metadata[f.name]) if f.name in metadata else f for f in schema)
 
 
-def _facts(column: pa.Field) -> dict[str, Any]:
-    held = (column.metadata or {}).get(_FACTS)
+def _read_metadata(column: pa.Field) -> dict[str, Any]:
+    text = (column.metadata or {}).get(_METADATA_KEY)
     try:
-        found = {} if held is None else json.loads(held)
-        odd = found.keys() - {"kind", "unit", "elements"} or not all(
-            isinstance(found.get(name, ""), str) for name in ("kind", "unit")
+        metadata = {} if text is None else json.loads(text)
+        invalid = metadata.keys() - {"kind", "unit", "elements"} or not all(
+            isinstance(metadata.get(name, ""), str) for name in ("kind", "unit")
         )
-        elements = found.get("elements")
-        if odd or not all(isinstance(name, str) for name in elements or ()):
+        elements = metadata.get("elements")
+        if invalid or not all(isinstance(name, str) for name in elements or ()):
             raise ValueError
     except (ValueError, AttributeError, TypeError) as error:
-        raise DataError(f"what column {column.name!r} says of itself is unclear") from error
-    return found if elements is None else {**found, "elements": tuple(elements)}
+        raise DataError(f"the metadata of column {column.name!r} is invalid") from error
+    return metadata if elements is None else {**metadata, "elements": tuple(elements)}
 
 
 def parse_name(name: str) -> tuple[str, str, str]:
-    """Split ``domain.key.rep``; a name of any other form is a DataError."""
+    """Split ``domain.key.rep``; raise a DataError for a name of any other form."""
     parts = name.split(".")
     if len(parts) != 3 or parts[0] not in DOMAINS or not all(parts):
         raise DataError(
             f"column name {name!r} must be <domain>.<key>.<rep> with a domain of "
-            f"{', '.join(DOMAINS)}; from_pandas and from_dict name columns for you, and "
-            "from_pyarrow_table does with feature_cols=, target_cols= and tag_cols="
+            f"{', '.join(DOMAINS)}; from_pandas and from_dict name columns for you, as does "
+            "from_pyarrow_table with feature_cols=, target_cols= and tag_cols="
         )
     check_keys(parts[1:2])
     return parts[0], parts[1], parts[2]
@@ -260,18 +258,18 @@ def check_keys(keys: Iterable[Any]) -> None:
     Raises
     ------
     DataError
-        If a key is no string, is empty, holds ``. : \ /`` or a space, or comes twice.
+        If a key is not a string, is empty, contains ``. : \ /`` or a space, or is repeated.
     """
     seen: set[str] = set()
     for key in keys:
         if key == SAMPLE_UUIDS:
-            raise DataError(f"the column key {key!r} is reserved for the ids of rows; rename it")
+            raise DataError(f"the column key {key!r} is reserved for row ids; rename it")
         if not isinstance(key, str) or not key or _FORBIDDEN.search(key):
             fixed = _FORBIDDEN.sub("_", str(key)) or "column"
             raise DataError(
                 f"column key {key!r} must be a string without '.', ':', '\\', '/' and spaces"
-                f"; rename it with rename={{{key!r}: {fixed!r}}}, say"
+                f"; rename it, for example with rename={{{key!r}: {fixed!r}}}"
             )
         if key in seen:
-            raise DataError(f"column key {key!r} is given twice; keys are unique across domains")
+            raise DataError(f"column key {key!r} is repeated; keys are unique across domains")
         seen.add(key)

@@ -1,4 +1,4 @@
-"""Selectors: ``key``, ``key.rep``, ``domain.key.rep`` and wildcards, to full column names."""
+"""Selection of columns by ``key``, ``key.rep``, ``domain.key.rep`` or wildcards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["as_list", "newest", "select", "select_one"]
 
 
 def as_list(value: str | Sequence[str] | None) -> list[str]:
-    """Return a list: none, one or several names."""
+    """Return no, one or several names as a list."""
     if value is None:
         return []
     if isinstance(value, str):
@@ -32,110 +32,111 @@ def select(
     tags: Columns = None,
     rep: str | None = None,
 ) -> list[str]:
-    """Resolve selectors to full names, in the order the caller gave.
+    """Resolve selectors to full names, in the order passed.
 
     Parameters
     ----------
     schema : SampleSchema
-        What there is.
+        Schema of all columns.
     names : sequence of str
-        Full names that may be chosen from, in table order.
+        Full names to choose from, in table order.
     columns, features, targets, tags : str or list of str, optional
-        Selectors; the last three may leave the domain out.
+        Selectors; the last three may omit the domain.
     rep : str, optional
         Representation for selectors that name none: None means the newest of each column, ``"*"``
-        every one there is.
+        all of them.
 
     Returns
     -------
     list of str
-        Without repetition. Every column (in that `rep`) where no selector is given.
+        Without repetition. Every column (in representation `rep`) if there is no selector.
 
     Raises
     ------
     UnknownNameError
-        If a selector fits no column; the closest names are listed.
+        If a selector matches no column; the message lists the closest names.
     """
     expect("rep", rep, (str, NoneType), "a representation such as 'raw', '*' or None")
-    given = {"features": features, "targets": targets, "tags": tags}
-    if columns is None and all(v is None for v in given.values()):
+    by_domain = {"features": features, "targets": targets, "tags": tags}
+    if columns is None and all(v is None for v in by_domain.values()):
         if rep is None:
             return newest(schema, names)
-        found = [name for name in names if fnmatchcase(schema[name].rep, rep)]
-        if names and not found:
+        matches = [name for name in names if fnmatchcase(schema[name].rep, rep)]
+        if names and not matches:
             raise UnknownNameError("representation", rep, {schema[name].rep for name in names})
-        return found
-    offer = _Offer(schema, names)
+        return matches
+    candidates = _Candidates(schema, names)
     chosen: dict[str, None] = {}
     for selector in as_list(columns):
-        chosen.update(dict.fromkeys(offer.match(selector, None, rep)))
+        chosen.update(dict.fromkeys(candidates.match(selector, None, rep)))
     for domain in DOMAINS:
-        for selector in as_list(given[domain]):
-            chosen.update(dict.fromkeys(offer.match(selector, domain, rep)))
+        for selector in as_list(by_domain[domain]):
+            chosen.update(dict.fromkeys(candidates.match(selector, domain, rep)))
     return list(chosen)
 
 
 def select_one(schema: SampleSchema, selector: str) -> str:
-    """Resolve a selector that must mean one column of all there are.
+    """Resolve a selector to a single column of the schema.
 
-    Where it names no representation ``raw`` is meant: rows are chosen, grouped and split in the
-    user's own units, so that scaling does not change which rows these are.
+    The default representation is ``raw``: rows are filtered, grouped and split in the original
+    units, so scaling does not change which rows are selected.
 
     Raises
     ------
     UnknownNameError
-        If it fits no column, or columns of several keys.
+        If it matches no column, or columns of several keys.
     ConfigError
-        If it is no string.
+        If it is not a string.
     """
     selector = expect("column", selector, str, "one name")
-    found = _Offer(schema, schema.columns).match(selector, None, "*")
-    if len({schema[name].key for name in found}) > 1:
-        raise UnknownNameError("single column", selector, found, f"it fits {len(found)} columns")
-    raw = [name for name in found if schema[name].rep == RAW]
-    return raw[0] if raw else found[-1]
+    names = _Candidates(schema, schema.columns).match(selector, None, "*")
+    if len({schema[name].key for name in names}) > 1:
+        raise UnknownNameError("single column", selector, names, f"it matches {len(names)} columns")
+    raw = [name for name in names if schema[name].rep == RAW]
+    return raw[0] if raw else names[-1]
 
 
 def newest(schema: SampleSchema, names: Iterable[str]) -> list[str]:
-    """Return the newest representation, among full names, of each column, in their order."""
-    found: dict[str, str] = {}
+    """Return the newest representation of each column among full names, in order."""
+    by_key: dict[str, str] = {}
     for name in names:
         spec = schema[name]
-        if spec.rep == TRANSFORMED or schema[found.setdefault(spec.key, name)].rep != TRANSFORMED:
-            found[spec.key] = name
-    return list(found.values())
+        if spec.rep == TRANSFORMED or schema[by_key.setdefault(spec.key, name)].rep != TRANSFORMED:
+            by_key[spec.key] = name
+    return list(by_key.values())
 
 
-class _Offer:
-    """Names that selectors may choose from."""
+class _Candidates:
+    """Full names that selectors are matched against."""
 
     def __init__(self, schema: SampleSchema, names: Iterable[str]) -> None:
         self.schema, self.names = schema, dict.fromkeys(names)
 
     def match(self, selector: str, domain: str | None, rep: str | None) -> list[str]:
-        """Return the names that a selector fits, in table order."""
+        """Return the names that match a selector, in table order."""
         if selector in self.names and domain in (None, self.schema[selector].domain):
             return [selector]
-        own, key, named = _parse(str(selector))
-        chosen = named or rep or "*"
-        found: list[str] = []
-        if domain is None or own in (None, domain):
-            found = self._exact(domain or own, key, chosen) or [
-                name for name in self.names if self._fits(name, domain or own, key, chosen)
+        prefix, key, suffix = _parse(str(selector))
+        wanted_rep = suffix or rep or "*"
+        matches: list[str] = []
+        if domain is None or prefix in (None, domain):
+            matches = self._exact(domain or prefix, key, wanted_rep) or [
+                name
+                for name in self.names
+                if self._matches(name, domain or prefix, key, wanted_rep)
             ]
-        if not found:
-            raise self._unknown(
-                key if chosen == "*" else f"{key}.{chosen}", selector, domain or own
-            )
-        return found if named or rep else newest(self.schema, found)
+        if not matches:
+            text = key if wanted_rep == "*" else f"{key}.{wanted_rep}"
+            raise self._unknown(text, selector, domain or prefix)
+        return matches if suffix or rep else newest(self.schema, matches)
 
     def _exact(self, domain: str | None, key: str, rep: str) -> list[str]:
-        """Look a key up as it is written, before its signs are read as wildcards."""
+        """Look up a key literally, before it is interpreted as a wildcard."""
         domains = DOMAINS if domain is None else (domain,)
         names = [f"{d}.{key}.{r}" for d in domains for r in self.schema.reps(d, key)]
         return [n for n in names if n in self.names and fnmatchcase(n.rpartition(".")[2], rep)]
 
-    def _fits(self, name: str, domain: str | None, key: str, rep: str) -> bool:
+    def _matches(self, name: str, domain: str | None, key: str, rep: str) -> bool:
         spec = self.schema[name]
         return (
             domain in (None, spec.domain)
@@ -143,21 +144,21 @@ class _Offer:
             and fnmatchcase(spec.rep, rep)
         )
 
-    def _unknown(self, asked: str, selector: str, domain: str | None) -> UnknownNameError:
+    def _unknown(self, text: str, selector: str, domain: str | None) -> UnknownNameError:
         specs = [self.schema[name] for name in self.names]
-        offered = [spec for spec in specs if domain in (None, spec.domain)]
-        near = [f"{spec.key}.{spec.rep}" if "." in asked else spec.key for spec in offered]
-        shown = asked if len(asked) > len(str(selector)) else selector
+        candidates = [spec for spec in specs if domain in (None, spec.domain)]
+        near = [f"{spec.key}.{spec.rep}" if "." in text else spec.key for spec in candidates]
+        shown = text if len(text) > len(str(selector)) else selector
         return UnknownNameError(f"column of {domain}" if domain else "column", shown, near)
 
 
 def _parse(selector: str) -> tuple[str | None, str, str]:
-    """Return domain (None for any), key and representation ("" for none) that a selector names."""
+    """Split a selector into domain (None for any), key and representation ("")."""
     parts = selector.split(".")
     domain = None
     if len(parts) > 1 and parts[0] in DOMAINS:
         domain, *parts = parts
     elif len(parts) == 3 and parts[0] == "*":
         parts = parts[1:]
-    key, *named = parts
-    return domain, key, ".".join(named)
+    key, *rep = parts
+    return domain, key, ".".join(rep)

@@ -1,4 +1,4 @@
-"""Tables of any kind to one collection: what stands behind the constructors."""
+"""Building a collection from tables of any kind."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ def from_columns(
     sequences: bool = False,
     categories: Iterable[str] = (),
 ) -> SampleCollection:
-    """Build a collection from columns by key, whose arrays are copied unless nobody writes to them.
+    """Build a collection from columns by key.
 
-    A column of shape ``(n, 1)`` is one of scalars, unless it is padded or all are `sequences`.
-
-    Columns that lie in files have their `maps` by key. A `mask` is a tag where it is in no domain.
-    Those that are categoricals of their library, and `categories`, are of the kind ``category``.
+    Arrays that are not copied must not be modified later. A column of shape ``(n, 1)`` becomes a
+    column of scalars, unless it is padded or all columns are `sequences`. `maps` holds the memory
+    maps of columns by key. A `mask` in no domain becomes a tag. Categorical columns, and those in
+    `categories`, get the kind ``category``.
 
     Raises
     ------
     UnknownNameError
-        If a key is not in the data; the closest are listed.
+        If a key is not in the data; the message lists the closest.
     DataError
-        If columns differ in length, or one cannot be a column; if a mask does not fit.
+        If columns differ in length, cannot be converted, or a mask does not match.
     """
     domains = dict(zip(DOMAINS, map(column_names, (features, targets, tags)), strict=True))
     named = dict.fromkeys([mask] if isinstance(mask, str) else (mask or {}).values())
-    known = [key for keys in domains.values() for key in keys]
-    domains["tags"] = [*domains["tags"], *(key for key in named if key not in known)]
+    selected = [key for keys in domains.values() for key in keys]
+    domains["tags"] = [*domains["tags"], *(key for key in named if key not in selected)]
     check_keys(key for keys in domains.values() for key in keys)
     padded = {*named, *({} if isinstance(mask, str) else mask or {})}
     arrays: dict[str, pa.Array] = {}
@@ -60,57 +60,58 @@ def from_columns(
                 raise UnknownNameError("column", key, map(str, data))
             name = f"{domain}.{key}.{RAW}"
             arrays[name] = to_arrow(data[key], key, copy=copy)
-            one = not sequences and key not in padded and sample_shape(arrays[name].type) == (1,)
-            if one:
+            is_column = sample_shape(arrays[name].type) == (1,)
+            if is_column and not sequences and key not in padded:
                 arrays[name] = arrays[name].flatten()
             mapped |= {name: maps[key]} if maps and key in maps else {}
     check_lengths({name.split(".")[1]: len(array) for name, array in arrays.items()})
-    made = SampleCollection(pa.table(arrays), maps=mapped)
-    given = (s for s in made.schema.columns.values() if s.dtype.kind in "biuO")
-    told = [s.name for s in given if s.key in categories or is_category(data[s.key])]
-    made = made.described({name: {"kind": "category"} for name in told}) if told else made
+    collection = SampleCollection(pa.table(arrays), maps=mapped)
+    specs = (s for s in collection.schema.columns.values() if s.dtype.kind in "biuO")
+    names = [s.name for s in specs if s.key in categories or is_category(data[s.key])]
+    if names:
+        collection = collection.with_descriptions({name: {"kind": "category"} for name in names})
     if mask is None:
-        return made
-    return SampleCollection(made.table, maps=mapped, masks=masks_of(made, mask))
+        return collection
+    return SampleCollection(collection.table, maps=mapped, masks=masks_of(collection, mask))
 
 
-def masks_of(made: SampleCollection, mask: str | Mapping[str, str]) -> dict[str, str]:
-    """Return which mask is of which column; one that is given alone is of all that it fits.
+def masks_of(collection: SampleCollection, mask: str | Mapping[str, str]) -> dict[str, str]:
+    """Return the mask of each column; a single mask applies to all matching columns.
 
     Raises
     ------
     UnknownNameError
         If there is no such column.
     DataError
-        If a mask fits no column, is not of booleans, or a sample has no step that holds data.
+        If a mask matches no column, is not boolean, or a sample has no step with data.
     """
-    specs = {spec.key: spec for spec in made.schema.columns.values()}
+    specs = {spec.key: spec for spec in collection.schema.columns.values()}
     pairs: Mapping[str, str] = {} if isinstance(mask, str) else mask
     for key in [mask] if isinstance(mask, str) else [*pairs, *pairs.values()]:
         if key not in specs:
             raise UnknownNameError("column", key, specs)
     if isinstance(mask, str):
         shape, arrays = specs[mask].shape, (s for s in specs.values() if s.domain != "tags")
-        fits = [s.key for s in arrays if s.shape[: len(shape)] == shape and s.key != mask]
-        pairs = dict.fromkeys(fits if shape else [], mask)
+        keys = [s.key for s in arrays if s.shape[: len(shape)] == shape and s.key != mask]
+        pairs = dict.fromkeys(keys if shape else [], mask)
         if not pairs:
             raise DataError(
-                f"mask {mask!r} has shape {shape}, and no feature or target has such steps"
+                f"mask {mask!r} has shape {shape}, but no feature or target has these steps"
             )
     for key in dict.fromkeys(pairs.values()):
-        values = made.numpy(made.schema.newest(made.schema.domain_of(key), key))
+        values = collection.numpy(collection.schema.newest(collection.schema.domain_of(key), key))
         if values.dtype.kind == "b" and values.ndim > 1:
             check_mask(key, values)
     return dict(pairs)
 
 
 def check_mask(key: str, values: Any) -> None:
-    """Refuse a mask with a sample that has no step that holds data."""
+    """Refuse a mask with a sample that has no step with data."""
     empty = ~values.reshape(len(values), -1).any(axis=1)
     if empty.any():
         raise DataError(
             f"mask {key!r} is false in all steps of row {int(empty.argmax())} ({empty.sum()} of "
-            f"{len(values)} rows); leave out samples without data"
+            f"{len(values)} rows); remove samples without data"
         )
 
 
@@ -128,17 +129,17 @@ def from_frame(
     rename: Rename = None,
     stack: Stack = None,
 ) -> SampleCollection:
-    """Build a collection from any frame that narwhals understands.
+    """Build a collection from any frame that narwhals supports.
 
-    With `group_by`, all rows of one group become one sample: features and targets become array
-    columns, and tags, the group's own columns and `scalars` among them, stay scalars. With `pad`,
-    shorter groups are filled up, and a column ``mask`` tells what was there: a tag, unless it is
-    asked for as a feature or target. It is the mask of all array columns, unless `mask` names it.
+    With `group_by`, all rows of a group become one sample: features and targets become array
+    columns; tags, group columns and `scalars` stay scalars. With `pad`, shorter groups are padded
+    and a column ``mask`` is added that is true for data: a tag, unless it is selected as a feature
+    or target. It is the mask of all array columns, unless `mask` names another.
 
     Raises
     ------
     DataError
-        If groups differ in length or a tag changes within a group; the group is named.
+        If groups differ in length or a tag changes within a group; the message names the group.
     """
     inner = [*column_names(features), *column_names(targets)]
     scalar_keys, tag_keys = column_names(scalars), column_names(tags)
@@ -146,8 +147,8 @@ def from_frame(
     if unknown := [name for name in scalar_keys if name not in inner]:
         raise DataError(f"scalar_cols must be among the features and targets, got {unknown}")
     if pad is not None and not groups:
-        raise DataError("pad fills groups up to one length; it needs group_by=")
-    allowed = "df must be a table in memory; from_dict takes a dict of columns"
+        raise DataError("pad= pads groups to one length, so it requires group_by=")
+    allowed = "df must be a table in memory; use from_dict for a dict of columns"
     if isinstance(df, Mapping):
         raise DataError(f"{allowed}, got a dict")
     table = as_columns(df, allowed)
@@ -158,7 +159,7 @@ def from_frame(
         if name not in columns and name not in masked:
             raise UnknownNameError("column", name, columns)
     if masked and MASK in columns and MASK in wanted:
-        raise DataError(f"pad makes a column {MASK!r}, and the table has one; rename it")
+        raise DataError(f"pad= adds a column {MASK!r}, but the table already has one; rename it")
     named = [mask] if isinstance(mask, str) else list((mask or {}).values())
     inner += [name for name in named if name in columns and name not in inner]
     wanted |= dict.fromkeys(inner)
@@ -167,19 +168,19 @@ def from_frame(
         return from_columns(data, features, targets, tags, mask=mask)
     arrays = {name: to_numpy(to_arrow(values, name)) for name, values in data.items()}
     grouping = Grouping.of(arrays, groups, order, pad)
-    steady = [n for n in tag_keys if n not in inner and grouping.is_constant(n)]
-    single = {*scalar_keys, *groups, *steady} - ({*inner} - {*scalar_keys})
-    found = {
+    constant_tags = [n for n in tag_keys if n not in inner and grouping.is_constant(n)]
+    single = {*scalar_keys, *groups, *constant_tags} - ({*inner} - {*scalar_keys})
+    arrays = {
         name: grouping.constant(name) if name in single else grouping.rows_of(name)
         for name in dict.fromkeys([*inner, *tag_keys, *groups])
         if name not in masked
     }
-    found |= dict.fromkeys(masked, grouping.mask)
+    arrays |= dict.fromkeys(masked, grouping.mask)
     tagged = [n for n in dict.fromkeys([*groups, *tag_keys, *masked]) if n not in inner]
     if masked and mask is None:
         mask = dict.fromkeys((n for n in inner if n not in [*single, MASK]), MASK)
     return from_columns(
-        found,
+        arrays,
         features,
         targets,
         tagged,
@@ -194,4 +195,4 @@ def check_lengths(lengths: Mapping[str, int]) -> None:
     """Refuse columns whose lengths, by key, differ."""
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{key}: {n}" for key, n in lengths.items())
-        raise DataError(f"columns differ in length ({shown}); give one value a sample in each")
+        raise DataError(f"columns differ in length ({shown}); each must have one value per sample")

@@ -1,4 +1,4 @@
-"""Scaling columns of a FeatureSet, with a record of every step."""
+"""Methods of a FeatureSet that fit, apply and undo scalers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["TransformingMixin"]
 
 
 class TransformingMixin(SplitMixin[FeatureSetView]):
-    """Fit, apply, undo and invert scalers."""
+    """Methods to fit, apply, undo and invert scalers."""
 
     _collection: SampleCollection
     _scaler_records: list[ScalerRecord]
@@ -55,9 +55,9 @@ class TransformingMixin(SplitMixin[FeatureSetView]):
     ) -> None:
         """Fit a scaler, encoder or selector on the rows of one split and transform every row.
 
-        Writes the representation ``transformed`` of each key, on top of the one that is there. It
-        has another shape where the number of columns changes: ``(k,)`` a sample, for `PCA` or
-        `OneHotEncoder` of text, say.
+        Writes the representation ``transformed`` of each key, computed from its newest one. Its
+        shape differs if the number of columns changes: ``(k,)`` per sample, for example for `PCA`
+        or for `OneHotEncoder` of text.
 
         Parameters
         ----------
@@ -65,30 +65,29 @@ class TransformingMixin(SplitMixin[FeatureSetView]):
             A registered name, or anything with ``fit`` and ``transform``. It is cloned.
         domain : {'features', 'targets', 'tags'}
         keys : str or list of str, optional
-            Columns that are scaled together; all of the domain where none are given.
+            Columns to scale together; by default all of the domain.
         fit_to_split : str, optional
-            Split whose rows are fitted on. None means every row, which leaks: it is warned of.
+            Split to fit on. None means every row, which leaks and warns if there are splits.
         merged_axes : int or tuple of int, optional
-            Axes of the stacked columns ``(n, n_columns, *shape)`` that become one: ``(1, 2)``
-            scales each element, ``(0, 2)`` each column, ``(0, 1, 2)`` everything alike.
+            Axes of the stacked columns ``(n, n_columns, *shape)`` to merge: ``(1, 2)`` scales each
+            element, ``(0, 2)`` each column, ``(0, 1, 2)`` everything together.
         targets : str or list of str, optional
-            Target columns that are looked at (`SelectKBest`, `TargetEncoder`), in the newest
-            representation where none is named. A `TargetEncoder` gives the rows that it is fitted
-            on what it learned from other folds of them.
+            Target columns passed to ``fit`` (`SelectKBest`, `TargetEncoder`), by default in the
+            newest representation. A `TargetEncoder` encodes the rows it is fitted on with
+            statistics of other folds.
 
         Raises
         ------
         UnknownNameError
-            If the domain, a key, the split or the scaler's name is not known.
+            If the domain, a key, the split or the name of the scaler is unknown.
         ShapeError
-            If the columns do not become two-dimensional.
+            If the columns cannot be flattened to two dimensions.
         ScalerError
-            If a column is of a type that the scaler does not take, targets are needed and not
-            given, or several keys become columns that cannot be distinguished. A call that fails
-            changes nothing.
+            If the scaler does not accept the type of a column, required targets are missing, or
+            the outputs of several keys cannot be separated. A call that fails changes nothing.
         """
         self._collection.check_rows()
-        looked_at = [] if targets is None else self._select(targets=targets)
+        target_names = [] if targets is None else self._select(targets=targets)
         chosen = self._domain_keys(domain, keys)
         rows = None if fit_to_split is None else self.get_split(fit_to_split).valid_indices
         schema = self._collection.schema
@@ -101,7 +100,7 @@ class TransformingMixin(SplitMixin[FeatureSetView]):
             fit_rows=rows,
             merged_axes=merged_axes,
             blocks=self._collection.blocks(list(names.values()), rows),
-            targets={name: self._collection.numpy(name) for name in looked_at},
+            targets={name: self._collection.numpy(name) for name in target_names},
             masks={k: m for k, n in names.items() if (m := self._collection.mask(n)) is not None},
             categories=[k for k, n in names.items() if _is_raw_category(schema[n])],
         )
@@ -112,9 +111,9 @@ class TransformingMixin(SplitMixin[FeatureSetView]):
         self._scaler_records.append(record)
 
     def undo_last_transform(self, domain: str, keys: str | list[str] | None = None) -> None:
-        """Take back the newest scaler on exactly these keys, bit for bit.
+        """Undo the newest scaler on exactly these keys, bit for bit.
 
-        What remains is computed again from the raw columns, never by an inverse.
+        Remaining scalers are applied to the raw columns again; no inverse is used.
 
         Raises
         ------
@@ -122,36 +121,36 @@ class TransformingMixin(SplitMixin[FeatureSetView]):
             If no scaler was applied to these keys, or a newer one depends on it.
         """
         chosen = self._domain_keys(domain, keys)
-        place = scaling.last_undoable(self._scaler_records, domain, chosen)
-        self._replay(self._scaler_records[:place] + self._scaler_records[place + 1 :])
+        last = scaling.last_undoable(self._scaler_records, domain, chosen)
+        self._replay(self._scaler_records[:last] + self._scaler_records[last + 1 :])
 
     def undo_all_transforms(
         self, domain: str | None = None, keys: str | list[str] | None = None
     ) -> None:
-        """Take back every scaler on these keys, newest first.
+        """Undo every scaler on these keys, newest first.
 
         Raises
         ------
         ScalerError
-            If a scaler covers other keys too; nothing is changed then.
+            If a scaler covers other keys too; nothing is changed in that case.
         """
         if domain is not None and domain not in DOMAINS:
             raise UnknownNameError("domain", domain, DOMAINS)
         wanted = None if keys is None else self._keys_of(domain, keys)
-        kept = []
+        remaining = []
         for record in self._scaler_records:
             if domain not in (None, record.domain):
-                kept.append(record)
+                remaining.append(record)
                 continue
             others = set() if wanted is None else set(record.keys) - wanted
             if len(others) == len(record.keys):
-                kept.append(record)
+                remaining.append(record)
             elif others:
                 raise ScalerError(
                     f"{record.scaler.scaler_name} was fitted on {list(record.keys)} together; "
                     f"undo all of them, not {sorted(set(record.keys) - others)} alone"
                 )
-        self._replay(kept)
+        self._replay(remaining)
 
     def iter_scalers_on_cols(self, *, domain: str, columns: str | list[str]) -> Iterable[Scaler]:
         """Return the fitted scalers on these columns, newest first."""
@@ -166,28 +165,28 @@ class TransformingMixin(SplitMixin[FeatureSetView]):
         columns: str | list[str],
         sample_uuids: Iterable[Any] | None = None,
     ) -> Array:
-        """Bring scaled values back to the units of the raw columns.
+        """Convert scaled values back to the units of the raw columns.
 
         Parameters
         ----------
         data : ndarray, shape (n,), (n, n_columns) or (n, n_columns, *shape)
-            Predictions of scaled targets, say. Not changed.
+            For example predictions of scaled targets. Not changed.
         domain : {'features', 'targets', 'tags'}
         columns : str or list of str
-            Keys that `data` holds, in its order.
+            Keys of the columns of `data`, in order.
         sample_uuids : iterable of str, shape (n,), optional
-            Which rows these are, for scalers whose inverse needs facts of each row. Padding of
-            their columns stays at its value; where no rows are named, all steps are taken for data.
+            Ids of the rows, for scalers whose inverse needs values of each row. With ids, padding
+            keeps its value; without them, all steps are treated as data.
 
         Returns
         -------
         ndarray
-            Of the shape of `data`.
+            Same shape as `data`.
 
         Raises
         ------
         ShapeError
-            If `data` does not hold these columns.
+            If the shape of `data` does not match these columns.
         ScalerError
             If a scaler cannot be inverted for these columns or rows.
         """
@@ -213,16 +212,16 @@ class TransformingMixin(SplitMixin[FeatureSetView]):
         masks: dict[str, Array] = {}
         if rows is not None:
             raw = {k: rows.column(f"{domain}.{k}.{RAW}") for k in schema.keys(domain)}
-            of = {k: schema.mask_of(schema.newest(domain, k)) for k in keys}
-            masks = {k: rows.column(name) for k, name in of.items() if name is not None}
-        found = scaling.invert(
+            mask_names = {k: schema.mask_of(schema.newest(domain, k)) for k in keys}
+            masks = {k: rows.column(name) for k, name in mask_names.items() if name is not None}
+        unscaled = scaling.invert(
             self._scaler_records,
             {key: stacked[:, i] for i, key in enumerate(keys)},
             domain=domain,
             raw=raw,
             masks=masks,
         )
-        stacked = np.stack([found[key] for key in keys], axis=1)
+        stacked = np.stack([unscaled[key] for key in keys], axis=1)
         return stacked.reshape(values.shape) if stacked.size == values.size else stacked
 
     def transform_new(self, data: Any, *, domain: str | None = None) -> dict[str, Any]:
@@ -233,40 +232,42 @@ class TransformingMixin(SplitMixin[FeatureSetView]):
         data : mapping of str to array-like, shape (n, *shape), or frame
             Raw values by key, in the units of this set. Not changed.
         domain : {'features', 'targets', 'tags'}, optional
-            Scale columns of this domain alone.
+            Domain to scale; None means all.
 
         Returns
         -------
         dict of str to ndarray
-            Every given column in its newest representation; columns that this set has not are
-            returned as they came.
+            Every column of `data` in its newest representation; unknown columns are returned
+            unchanged.
 
         Raises
         ------
         DataError
-            If a column is missing that was scaled together with one that is given, or columns
+            If `data` lacks a column that was scaled together with one that it has, or columns
             differ in length.
         """
-        found = dict(as_columns(data))
+        columns = dict(as_columns(data))
         for each in DOMAINS if domain is None else (domain,):
             known = self._domain_keys(each, None) if domain else self._collection.schema.keys(each)
             schema = self._collection.schema
             new = {
-                k: in_shape(to_numpy(to_arrow(found[k], k)), schema[f"{each}.{k}.{RAW}"].shape)
+                k: in_shape(to_numpy(to_arrow(columns[k], k)), schema[f"{each}.{k}.{RAW}"].shape)
                 for k in known
-                if k in found
+                if k in columns
             }
             check_lengths({k: len(v) for k, v in new.items()})
-            own = [r for r in self._scaler_records if r.domain == each and set(r.keys) & set(new)]
+            records = [
+                r for r in self._scaler_records if r.domain == each and set(r.keys) & set(new)
+            ]
             masks = {
-                k: _mask_of(found, k, schema.masks[k])
+                k: _mask_of(columns, k, schema.masks[k])
                 for k in new.keys() & schema.masks.keys()
-                if any(k in r.keys for r in own)
+                if any(k in r.keys for r in records)
             }
-            found |= {**new, **scaling.apply_records(own, new, masks)}
-        return found
+            columns |= {**new, **scaling.apply_records(records, new, masks)}
+        return columns
 
-    # -- within -------------------------------------------------------------------------------
+    # -- internals ---------------------------------------------------------------------------
 
     def _domain_keys(self, domain: str, keys: Columns) -> list[str]:
         if domain not in DOMAINS:
@@ -288,29 +289,29 @@ class TransformingMixin(SplitMixin[FeatureSetView]):
         }
 
     def _replay(self, records: list[ScalerRecord]) -> None:
-        """Keep only these scalers, their columns computed again from the raw ones."""
+        """Keep only these scalers and recompute their columns from the raw ones."""
         self._collection.check_rows()
-        gone = [r for r in self._scaler_records if r not in records]
-        self._check_raw([*gone, *records])
-        old, kept = _written(gone), _written(records)
+        removed = [r for r in self._scaler_records if r not in records]
+        self._check_raw([*removed, *records])
+        old, remaining = _written(removed), _written(records)
         collection = self._collection.without_columns(
-            [name for name in self._collection.names if name in old - kept]
+            [name for name in self._collection.names if name in old - remaining]
         )
-        lost = {n for r in records for n in r.targets} - set(collection.names)
-        if lost:
-            raise ScalerError(f"a scaler looked at {sorted(lost)}; undo that one first")
-        touched = {(r.domain, key) for r in gone for key in r.keys}
-        due: list[ScalerRecord] = []
+        missing = {n for r in records for n in r.targets} - set(collection.names)
+        if missing:
+            raise ScalerError(f"a scaler was fitted with {sorted(missing)}; undo that scaler first")
+        touched = {(r.domain, key) for r in removed for key in r.keys}
+        affected: list[ScalerRecord] = []
         for record in records * len(records):  # those that share keys, directly or through others
-            own = {(record.domain, key) for key in record.keys}
-            if own & touched and record not in due:
-                due, touched = [*due, record], touched | own
-        due = [record for record in records if record in due]
-        self._collection, self._scaler_records = self._scaled(collection, due), records
+            columns = {(record.domain, key) for key in record.keys}
+            if columns & touched and record not in affected:
+                affected, touched = [*affected, record], touched | columns
+        affected = [record for record in records if record in affected]
+        self._collection, self._scaler_records = self._scaled(collection, affected), records
 
     @staticmethod
     def _scaled(collection: SampleCollection, records: list[ScalerRecord]) -> SampleCollection:
-        """Return a collection with what these scalers make of its raw columns."""
+        """Return a collection with these scalers applied to its raw columns."""
         written: set[str] = set()
         for record in records:
             new = {key: f"{record.domain}.{key}.{TRANSFORMED}" for key in record.keys}
@@ -326,21 +327,21 @@ class TransformingMixin(SplitMixin[FeatureSetView]):
                 if RAW not in self._collection.schema.reps(record.domain, key):
                     raise ScalerError(
                         f"column {key!r} of {self.label!r} has no raw values, so its scalers "
-                        "cannot be taken back"
+                        "cannot be undone"
                     )
 
 
 def _mask_of(columns: Mapping[str, Any], key: str, mask: str) -> Array:
     if mask not in columns:
         raise DataError(
-            f"column {key!r} is padded, and its mask {mask!r} is not among the data; give it, "
-            "true where there is data"
+            f"column {key!r} is padded, but its mask {mask!r} is missing in the data; add it, "
+            "true for data"
         )
     return to_numpy(to_arrow(columns[mask], mask)).astype(bool)
 
 
 def _is_raw_category(spec: ColumnSpec) -> bool:
-    """Tell whether a column holds codes that came so; what an `OrdinalEncoder` made is meant."""
+    """Check whether a column is a raw category, not codes of an `OrdinalEncoder`."""
     return spec.kind == "category" and spec.rep == RAW
 
 
@@ -351,13 +352,13 @@ def _written(records: Iterable[ScalerRecord]) -> set[str]:
 def _with_transformed(
     collection: SampleCollection, record: ScalerRecord, names: Mapping[str, str]
 ) -> SampleCollection:
-    """Return a table with what a scaler makes of columns, given as key to full name."""
-    own: dict[str, Array] = {}
+    """Return a collection with the columns of `names` (full name by key) scaled."""
+    cross_fitted: dict[str, Array] = {}
     rows = np.arange(collection.n_samples) if record.fit_rows is None else record.fit_rows
     if record.scaler.is_cross_fitted:
         columns = {key: collection.numpy(name)[rows] for key, name in names.items()}
         targets = {name: collection.numpy(name) for name in record.targets}
-        own = record.cross_fit(columns, fitted_targets(targets, rows))
+        cross_fitted = record.cross_fit(columns, fitted_targets(targets, rows))
 
     masks = {key: m for key, name in names.items() if (m := collection.schema.mask_of(name))}
 
@@ -366,11 +367,13 @@ def _with_transformed(
             {key: columns[name] for key, name in names.items()},
             {key: columns[name] for key, name in masks.items()},
         )
-        for key, values in own.items():
+        for key, values in cross_fitted.items():
             here = (rows >= at) & (rows < at + len(new[key]))
             new[key][rows[here] - at] = values[here]
         return {f"{record.domain}.{key}.{TRANSFORMED}": values for key, values in new.items()}
 
     new = collection.with_computed([*names.values(), *masks.values()], compute)
-    facts = record.describe({key: collection.schema[name] for key, name in names.items()})
-    return new.described({f"{record.domain}.{k}.{TRANSFORMED}": v for k, v in facts.items()})
+    descriptions = record.describe({key: collection.schema[name] for key, name in names.items()})
+    return new.with_descriptions(
+        {f"{record.domain}.{k}.{TRANSFORMED}": v for k, v in descriptions.items()}
+    )

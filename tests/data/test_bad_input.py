@@ -185,7 +185,10 @@ FAILING = [
         lambda fs: fs.unscale_data_for_cols(data=np.ones(3), domain="targets", columns="y"),
         "Normalizer has no inverse; keep the rows",
     ),
-    (lambda fs: fs.fit_transform("MinMaxScaler", domain="tags"), "holds object, not numbers"),
+    (
+        lambda fs: fs.fit_transform("MinMaxScaler", domain="tags"),
+        "holds object, but .* requires numbers",
+    ),
     (lambda fs: fs.undo_last_transform("features"), "nothing to undo"),
     (
         lambda fs: fs.fit_transform("MinMaxScaler", domain="features", merged_axes="a"),
@@ -223,7 +226,9 @@ def test_a_group_larger_than_its_part_is_warned_of():
 def test_a_column_without_variance_is_warned_of_and_comes_back_exactly():
     fs = cells()
     before = fs.column("features.still.raw").copy()
-    with pytest.warns(UserWarning, match=r"\['still'\] hold one value in all 20 rows in split 'tr"):
+    with pytest.warns(
+        UserWarning, match=r"\['still'\] have the same value in all 20 rows in split 'tr"
+    ):
         fs.fit_transform("StandardScaler", domain="features", fit_to_split="train")
     scaled = fs.get_features("np", rep="transformed")
     assert np.isfinite(scaled).all()

@@ -153,7 +153,7 @@ def test_renaming_and_stacking(write):
         csv(path, "v1", "soh", rename={"Time": "time"})
     with pytest.raises(UnknownNameError, match=r"'w\*'.*pattern in stack\['w'\]"):
         csv(path, "w", "soh", stack={"w": "w*"})
-    with pytest.raises(DataError, match=r"rename it with rename=.*Voltage"):
+    with pytest.raises(DataError, match=r"rename it, for example with rename=.*Voltage"):
         csv(write("Voltage (V),y\n1,2\n"), "Voltage (V)")
     df = pd.DataFrame({"a.b": [1.0], "w0": [2.0], "w1": [3.0], "y": [4]})
     wide = FeatureSet.from_pandas(

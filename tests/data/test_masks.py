@@ -93,7 +93,7 @@ def test_the_table_itself_may_say_what_is_padding():
     [
         ("q", UnknownNameError, "q"),
         ({"q": "m"}, UnknownNameError, "q"),
-        ("y", DataError, "no feature or target has such steps"),
+        ("y", DataError, "no feature or target has these steps"),
         ({"x": "v"}, DataError, "must be a boolean column"),
         ({"y": "m"}, DataError, r"one value for each step of \(\)"),
         ("empty", DataError, "false in all steps of row 2"),
@@ -127,7 +127,7 @@ def test_scalers_learn_from_data_alone_and_leave_padding_as_it_is(name, merged):
     new = {"x": raw[:3] + 1, "mask": mask[:3]}
     scaled = fs.transform_new(new)["x"]
     np.testing.assert_array_equal(scaled[~mask[:3]], 1.0)
-    with pytest.raises(DataError, match="mask 'mask' is not among the data"):
+    with pytest.raises(DataError, match="mask 'mask' is missing in the data"):
         fs.transform_new({"x": raw[:3]})
     fs.undo_last_transform("features")
     np.testing.assert_array_equal(fs.get_features("numpy")[:, 0], raw)
@@ -139,7 +139,7 @@ def test_scalers_that_read_several_steps_are_refused_where_some_are_padding():
         with pytest.raises(ScalerError, match=r"padded.*several steps"):
             fs.fit_transform(name, domain="features")
     fs.add_split(fs.take([0, 3], label="short"))
-    with pytest.raises(ScalerError, match="holds data at position 3"):
+    with pytest.raises(ScalerError, match="has data at position 3"):
         fs.fit_transform("StandardScaler", domain="features", fit_to_split="short")
     assert fs.scaler_records == ()
 

@@ -118,7 +118,7 @@ def test_filter_means_the_user_s_own_units_before_and_after_scaling():
     ("conditions", "error", "message"),
     [
         ({"gg": 1}, UnknownNameError, "unknown column 'gg'"),
-        ({"*": 1}, UnknownNameError, "it fits 4 columns"),
+        ({"*": 1}, UnknownNameError, "it matches 4 columns"),
         ({"y": lambda y: y}, DataError, "'y'.*one truth value a row"),
         ({"y": lambda y: [True]}, DataError, "'y'.*one truth value a row"),
         ({"y": GT("a")}, DataError, "'y'"),

@@ -203,7 +203,11 @@ class Wider:
         ({"keys": ["aa"]}, UnknownNameError, "unknown column 'aa' of features"),
         ({"keys": ["y"]}, UnknownNameError, "unknown column 'y' of features"),
         ({"fit_to_split": "trian"}, UnknownNameError, "did you mean 'train'"),
-        ({"domain": "tags", "keys": ["name"]}, ScalerError, "'name' holds object, not numbers"),
+        (
+            {"domain": "tags", "keys": ["name"]},
+            ScalerError,
+            "'name' holds object, but .* requires numbers",
+        ),
         ({"keys": ["a", "v"]}, ShapeError, r"a: \(\), v: \(6,\)"),
         ({"keys": ["v", "w"]}, ShapeError, r"choose merged_axes=\(1, 2\)"),
         ({"keys": ["v"], "merged_axes": (0, 7)}, ShapeError, "merged_axes"),
@@ -266,12 +270,12 @@ def test_undo_leaves_what_does_not_depend_on_it(fs):
         (
             "features",
             "a",
-            r"newest scaler on \['a'\] is MinMaxScaler over \['a', 'b'\]; undo that one",
+            r"newest scaler on \['a'\] is MinMaxScaler over \['a', 'b'\]; undo it",
         ),
         ("features", ["b", "v"], "is MinMaxScaler over"),
         ("features", "w", r"no scaler was applied to \['w'\] of features"),
         ("targets", None, "nothing to undo"),
-        ("features", None, "undo that one first"),
+        ("features", None, "undo it first"),
     ],
 )
 def test_what_cannot_be_undone(fs, domain, keys, message):
@@ -361,7 +365,7 @@ def test_scalers_that_need_to_know_the_rows(fs, scaler):
     rows = np.array([7, 2, 30])
     ids = fs.get_sample_uuids()[rows]
     with pytest.raises(
-        ScalerError, match=f"inverse of {scaler} needs facts of each row.*sample_uuids="
+        ScalerError, match=f"inverse of {scaler} needs values of each row.*sample_uuids="
     ):
         fs.unscale_data_for_cols(data=scaled[rows], domain="features", columns="v")
     found = fs.unscale_data_for_cols(
@@ -476,7 +480,7 @@ def test_a_column_without_a_value_in_the_rows_to_fit_on_is_named():
     )
     fs.split_by_condition({"train": {"p": 0}, "test": {"p": 1}})
     with pytest.warns(
-        UserWarning, match=r"\['x'\] hold no value in the 2 rows in split 'train'"
+        UserWarning, match=r"\['x'\] have no value in the 2 rows in split 'train'"
     ) as said:
         fs.fit_transform("StandardScaler", domain="features", fit_to_split="train")
     assert len(said) == 1

@@ -87,7 +87,7 @@ def test_from_numpy():
     alone = FeatureSet.from_numpy("alone", {"a": x, "b": y})
     assert alone.get_target_keys() == []
     assert alone.get_feature_keys(False, False) == ["a", "b"]
-    with pytest.raises(DataError, match="'a' is given twice"):
+    with pytest.raises(DataError, match="'a' is repeated"):
         FeatureSet.from_numpy("twice", {"a": x}, {"a": y})
 
 
@@ -106,8 +106,8 @@ def test_writing_to_arrays_afterwards_changes_nothing():
         ({"x": [1, 2], "y": [1]}, ("x", "y"), DataError, "differ in length.*x: 2, y: 1"),
         ({"x": [1], "y": [1]}, ("x", "z"), UnknownNameError, "unknown column 'z'.*'x', 'y'"),
         ({"voltage": [1]}, ("voltag", []), UnknownNameError, "did you mean 'voltage'"),
-        ({"x": [1]}, ("x", "x"), DataError, "'x' is given twice"),
-        ({"a.b": [1]}, ("a.b", []), DataError, "'a.b'.*rename it with rename=.*'a_b'"),
+        ({"x": [1]}, ("x", "x"), DataError, "'x' is repeated"),
+        ({"a.b": [1]}, ("a.b", []), DataError, "'a.b'.*rename it, for example with rename=.*'a_b'"),
         ({"a b": [1]}, ("a b", []), DataError, "'a_b'"),
         ({"a/b": [1]}, ("a/b", []), DataError, "'a_b'"),
         ({"a\\b": [1]}, ("a\\b", []), DataError, "'a_b'"),
@@ -290,7 +290,7 @@ def test_a_mask_can_be_a_feature_and_equal_groups_have_one_too():
         ({"pad": 0.0, "feature_cols": "m"}, "pad=0.0 does not fit column 'm', which holds text"),
         ({"pad": {"w": 0.0}}, "pad=None does not fit column 'v'"),
         ({"pad": [0.0, 1.0]}, "pad=.* does not fit column 'v'"),
-        ({"pad": 0.0, "group_by": None}, "pad fills groups .* needs group_by="),
+        ({"pad": 0.0, "group_by": None}, "pad= pads groups .* requires group_by="),
         ({}, "groups differ in length: g='a' has 2 rows, g='b' has 3.*pad="),
         ({"pad": 0.0, "target_cols": "t", "scalar_cols": "t"}, "column 't' changes within the gr"),
     ],
@@ -300,7 +300,7 @@ def test_groups_that_cannot_be_filled_up(change, message):
     with pytest.raises(DataError, match=message):
         FeatureSet.from_pandas("fs", uneven_table(), **kwargs)
     clash = uneven_table().rename(columns={"k": "mask"})
-    with pytest.raises(DataError, match="makes a column 'mask', and the table has one"):
+    with pytest.raises(DataError, match="adds a column 'mask', but the table already has one"):
         FeatureSet.from_pandas("fs", clash, ["v", "mask"], [], group_by="g", pad=0.0)
 
 
@@ -390,7 +390,7 @@ def ids(*values):
         (pa.table({"features.a b.raw": [1]}), "'a b'"),
         (
             pa.table({"features.x.raw": [1], "tags.x.raw": [1]}),
-            "'x' stands in 'features' and in 'tags'",
+            "'x' occurs in 'features' and in 'tags'",
         ),
         (pa.table({"features.x.raw": [1, None]}), "'features.x.raw' has 1 missing.*row 1"),
         (

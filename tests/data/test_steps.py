@@ -173,7 +173,9 @@ def test_targets_that_a_step_looked_at_stay():
     fs, train = rows(), {"fit_to_split": "train"}
     fs.fit_transform("StandardScaler", domain="targets", keys="y", **train)
     fs.fit_transform("TargetEncoder", domain="features", keys="site", targets="y", **train)
-    with pytest.raises(ScalerError, match=r"looked at \['targets.y.transformed'\]; undo that one"):
+    with pytest.raises(
+        ScalerError, match=r"fitted with \['targets.y.transformed'\]; undo that scaler"
+    ):
         fs.undo_all_transforms("targets")
 
 
@@ -245,7 +247,7 @@ def test_kinds_of_columns():
     fs.fit_transform("OrdinalEncoder", domain="features", keys="site")
     assert fs.collection.schema["features.site.transformed"].kind == "category"
     for wrong, message in [
-        ({"kind": {"age": "category"}}, "'age' of float64 cannot be of the kind 'category'"),
+        ({"kind": {"age": "category"}}, "'age' of float64 cannot have kind 'category'"),
         ({"kind": {"age": "colour"}}, "kinds are number, category"),
         ({"kind": {"agee": "number"}}, "did you mean 'age'"),
         ({"element_names": {"code": ["a"]}}, "one an element, got 1"),
