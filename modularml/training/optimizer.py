@@ -320,7 +320,8 @@ class Optimizer(Configurable, Stateful, Saveable):
         """Return hyperparameters and moments, as numbers and arrays, by parameter name."""
         if self.instance is None:
             return {"is_built": False} if self._pending is None else self._pending
-        state = {"is_built": True, **self._adapter.optimizer_state(self._built(), self._named)}
+        state = {"is_built": True, "class": type(self._built()).__name__}
+        state |= self._adapter.optimizer_state(self.instance, self._named)
         if self.scheduler is not None:
             known = self.scheduler.state_dict().items()  # functions come with the config
             state["schedule"] = {name: value for name, value in known if not callable(value)}
@@ -332,13 +333,19 @@ class Optimizer(Configurable, Stateful, Saveable):
         Raises
         ------
         ConfigError
-            If it belongs to other parameters.
+            If it belongs to other parameters, or to an optimizer of another class.
         """
         if not state.get("is_built"):
             return
         if self.instance is None:
             self._pending = state
             return
+        own = type(self.instance).__name__
+        if (theirs := state.get("class", own)) != own:  # moments of one mean nothing to another
+            raise ConfigError(
+                f"the state is of the optimizer {theirs}, and this is {own}; make the optimizer as "
+                "it was, or load the weights alone (load_weights)"
+            )
         self._adapter.load_optimizer_state(self.instance, self._named, state)
         if self.scheduler is not None and "schedule" in state:
             self.scheduler.load_state_dict(state["schedule"])

@@ -42,13 +42,13 @@ class Unstorable(Callback):
         return {"big": np.zeros(4), "odd": object()}
 
 
-def world(folder, callbacks, *, labels=("t",), name="e", n=40, **options):
+def world(folder, callbacks, *, labels=("t",), name="e", n=40, opt="adam", **options):
     torch.manual_seed(0)
     x = np.random.default_rng(0).normal(size=(n, 4)).astype("f4")
     fs = mml.FeatureSet.from_dict("d", {"x": x, "y": x.sum(1)}, "x", "y")
     fs.add_split(fs.take(range(n), label="train"))
     node = mml.ModelNode("n", SequentialMLP(output_shape=(1,)), fs)
-    mml.ModelGraph([node], mml.Optimizer("adam"))
+    mml.ModelGraph([node], mml.Optimizer(opt, opt_kwargs={"lr": 1e-3}))
     experiment = mml.Experiment.from_active_context(name, audit="off")
     experiment.set_checkpoint_dir(folder)
     sampler = mml.SimpleSampler(batch_size=8, shuffle=True)
@@ -215,3 +215,13 @@ def test_a_history_of_other_rows_is_left_out_without_strict(tmp_path):
             experiment.restore_checkpoint("a", strict=False)
         assert experiment.history == []
         assert str(experiment.model_graph.get_state()["nodes"]["n"]["model"]) == str(trained)
+
+
+def test_moments_of_another_optimizer_are_refused(tmp_path):
+    _, trained = saved(tmp_path)
+    with in_a_new_context():
+        experiment, _ = world(tmp_path, [Counts("c0")], opt="sgd")
+        experiment.model_graph.build()
+        with pytest.raises(MMLError, match="of the optimizer Adam, and this is SGD"):
+            experiment.restore_checkpoint("a")
+        assert str(experiment.model_graph.get_state()["nodes"]["n"]["model"]) != str(trained)
