@@ -250,7 +250,7 @@ def test_kinds_of_columns():
         ({"kind": {"age": "category"}}, "'age' of float64 cannot have kind 'category'"),
         ({"kind": {"age": "colour"}}, "kinds are number, category"),
         ({"kind": {"agee": "number"}}, "did you mean 'age'"),
-        ({"element_names": {"code": ["a"]}}, "one an element, got 1"),
+        ({"element_names": {"code": ["a"]}}, "one per element, got 1"),
     ]:
         with pytest.raises(mm.errors.ModularMLError, match=message):
             mm.FeatureSet.from_dict("new", columns, ["code", "site", "age"], "y", **wrong)
