@@ -59,10 +59,14 @@ def value_dtypes(
     return dtypes
 
 
+_LARGEST = {2**24: float(np.finfo("f4").max), 2**11: float(np.finfo("f2").max)}
+"""Largest number of float32 and float16, by the integers up to which they are exact."""
+
+
 def check_cast(adapter: BackendAdapter, dtype: Any, values: Array, name: str) -> None:
     """Refuse integers that a float dtype does not hold, and fractions for an integer dtype.
 
-    Floats may be rounded to the precision of the model.
+    Floats may be rounded to the precision of the model, and do not become infinite.
 
     Raises
     ------
@@ -80,6 +84,16 @@ def check_cast(adapter: BackendAdapter, dtype: Any, values: Array, name: str) ->
                 "it is an id or a category, let a node of its own read it (features=[...] of a "
                 "reference) and look it up in an Embedding; if it is a quantity, scale it "
                 "(fit_transform), or give it as floats"
+            )
+    elif values.dtype.kind == "f" and limit in _LARGEST:
+        if np.finfo(values.dtype).max <= _LARGEST[limit]:
+            return
+        beyond = (abs(values) > _LARGEST[limit]) & np.isfinite(values)
+        if beyond.any():
+            raise DataError(
+                f"column {name!r} holds {values[beyond][0]}, which is infinite in "
+                f"{getattr(dtype, 'name', dtype)}, as the model reads it; scale the column "
+                "(fit_transform), or give the model weights of float64"
             )
     elif values.dtype.kind == "f" and limit is None:
         odd = values != np.trunc(values)  # NaN too

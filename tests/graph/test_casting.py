@@ -1,10 +1,14 @@
 """Columns of several dtypes reach a model in a dtype that loses nothing, or are refused."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
 import modularml as mml
+from modularml.backends import adapter_for
 from modularml.errors import DataError
+from modularml.graph.casting import check_cast
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -130,3 +134,20 @@ def test_large_integers_are_not_stacked_with_floats():
     with pytest.raises(DataError, match="cannot represent"):
         fs.get_features("numpy")
     assert fs.get_features()["code"].tolist() == columns["code"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "fits"),
+    [
+        (torch.float32, 1e39, False),
+        (torch.float32, 3e38, True),
+        (torch.float16, 7e4, False),
+        (torch.float64, 1e39, True),
+        (torch.float32, np.inf, True),
+    ],
+)
+def test_floats_that_would_become_infinite_are_refused(kind, value, fits):
+    x = np.array([1.0, value, np.nan])
+    refused = pytest.raises(DataError, match=r"features.x.raw.*infinite.*fit_transform")
+    with nullcontext() if fits else refused:
+        check_cast(adapter_for("torch"), kind, x, "features.x.raw")
