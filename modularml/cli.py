@@ -1,4 +1,4 @@
-"""The command line: ``modularml demo``, and files looked at, taken apart and compared."""
+"""The command line: the demo, and commands to audit, inspect and compare files."""
 
 from __future__ import annotations
 
@@ -23,13 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : sequence of str, optional
-        Arguments after the program's name; those of the process where none are given.
+        Arguments after the program's name; by default those of the process.
 
     Returns
     -------
     int
-        0 where all went well, 1 where an error was shown or an audit found something, 130 after
-        Ctrl-C.
+        0 on success, 1 if an error was shown or an audit failed, 130 after Ctrl-C.
     """
     args = _parser().parse_args(argv)
     try:
@@ -55,44 +54,44 @@ def _parser() -> argparse.ArgumentParser:
     audit = commands.add_parser("audit", help="look for leaks in a table or a .fs.mml file")
     audit.add_argument("file", help="a .csv, .parquet or .fs.mml file")
     audit.add_argument("--target", action="append", default=[], help="column to predict")
-    audit.add_argument("--group", action="append", default=[], help="column of one key of groups")
-    audit.add_argument("--time", help="column by which training comes before testing")
+    audit.add_argument("--group", action="append", default=[], help="column of groups")
+    audit.add_argument("--time", help="column of times: training rows come before test rows")
     audit.add_argument("--tag", action="append", default=[], help="column that no model reads")
-    audit.add_argument("--split", help="column that names each row's split; else dealt at random")
-    audit.add_argument("--allow", action="append", default=[], help="finding that is fine")
-    audit.add_argument("--html", help="file for the report with its pictures")
+    audit.add_argument("--split", help="column with the split of each row; random if not given")
+    audit.add_argument("--allow", action="append", default=[], help="finding to allow")
+    audit.add_argument("--html", help="HTML file to write the report to")
     audit.set_defaults(run=_audit)
     look = commands.add_parser("inspect", help="show what a .mml file holds; builds nothing")
     look.add_argument("file", help="a file that save() wrote")
     look.set_defaults(run=lambda args: print(render(inspect(args.file))))
-    take = commands.add_parser("extract", help="write a file's arrays and tables into a folder")
+    take = commands.add_parser("extract", help="write a file's arrays and tables to a folder")
     take.add_argument("file", help="a file that save() wrote")
-    take.add_argument("--out", help="folder, made anew; named for the file where not given")
+    take.add_argument("--out", help="new folder; by default named after the file")
     take.set_defaults(run=_extract)
     compare = commands.add_parser("diff", help="show what differs between two files")
     compare.add_argument("first", help="a file that save() wrote")
-    compare.add_argument("second", help="another one of its kind")
+    compare.add_argument("second", help="another file of the same kind")
     compare.set_defaults(run=_diff)
     return parser
 
 
 def _demo(args: argparse.Namespace) -> None:
-    """Run the demo; it alone needs frameworks, and files can be looked at without any."""
+    """Run the demo, the only command that needs a framework."""
     require("modularml.demo").run_demo(Path(args.out), quiet=args.quiet)
 
 
 def _audit(args: argparse.Namespace) -> int:
-    """Audit a file, print what was found, and return 1 where that is serious."""
+    """Audit a file, print the report, and return 1 if the audit failed."""
     path = Path(args.file)
     if not path.is_file():
-        raise DataError(f"there is no file {args.file!r}")
+        raise DataError(f"there is no file {args.file!r}; check the path")
     if args.html and not Path(args.html).absolute().parent.is_dir():
-        raise ConfigError(f"--html needs a folder that is there, got {args.html!r}")
+        raise ConfigError(f"--html needs a file in an existing folder, got {args.html!r}")
     if path.suffix == ".mml":
         fs = FeatureSet.load(path)
     else:
         if not args.target:
-            raise ConfigError("--target is needed: which column is to be predicted?")
+            raise ConfigError("--target is required for tables: pass the column to predict")
         named = [*args.group, *args.tag, *filter(None, (args.time, args.split))]
         tags = list(dict.fromkeys(named))
         is_parquet = path.suffix == ".parquet"
@@ -117,10 +116,10 @@ def _header(path: Path, is_parquet: bool) -> list[str]:
         if is_parquet:
             return [str(name) for name in parquet.read_schema(path).names]
         return [str(name) for name in require("pandas").read_csv(path, nrows=0)]
-    except ValueError as error:  # of pandas, of pyarrow, and of text in another encoding
+    except ValueError as error:  # of pandas, of pyarrow, and of other text encodings
         kind = "Parquet" if is_parquet else "CSV with a first line of column names"
-        said = str(error).partition("\n")[0].strip(" .")
-        raise DataError(f"{str(path)!r} cannot be read as {kind}: {said}") from error
+        reason = str(error).partition("\n")[0].strip(" .")
+        raise DataError(f"{str(path)!r} cannot be read as {kind}: {reason}") from error
 
 
 def _extract(args: argparse.Namespace) -> None:
@@ -130,8 +129,8 @@ def _extract(args: argparse.Namespace) -> None:
 
 
 def _diff(args: argparse.Namespace) -> None:
-    found = {group: lines for group, lines in diff(args.first, args.second).items() if lines}
-    for group, lines in found.items():
+    differences = {group: lines for group, lines in diff(args.first, args.second).items() if lines}
+    for group, lines in differences.items():
         print("\n  ".join([group, *lines]))
-    if not found:
+    if not differences:
         print("no difference")

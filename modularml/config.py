@@ -246,7 +246,7 @@ FORMER_MODULES = {
     "modularml.experiment.group": "modularml.phases.group",
     "modularml.experiment.phases": "modularml.phases.train_eval",
     "modularml.experiment.recording": "modularml.results.recording",
-    "modularml.experiment.results_storage": "modularml.results.spill",
+    "modularml.experiment.results_storage": "modularml.results.storage",
     "modularml.experiment.schedule": "modularml.engine.batch_schedule",
 }
 """Modules by the names that older files know them by."""

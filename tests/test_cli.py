@@ -145,7 +145,7 @@ def test_audit_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "allowed: shared_groups:reel" in capsys.readouterr().out
     assert main(["audit", path, "--target", "y", "--group", "reel", "--tag", "part"]) == 0
     assert main(["audit", path]) == 1
-    assert "--target is needed" in capsys.readouterr().err
+    assert "--target is required" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,12 @@ def test_audit_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ("bare.csv", b"a,y\n", [], "0 rows"),
         ("rows.csv", b"a,b\n1,2\n", [], "unknown column 'y'; known: 'a', 'b'"),
         ("rows.csv", b"a,y\n1,2\n", ["--group", "cel"], "unknown column 'cel'"),
-        ("rows.csv", b"a,y\n1,2\n", ["--html", "none/x.html"], "--html needs a folder"),
+        (
+            "rows.csv",
+            b"a,y\n1,2\n",
+            ["--html", "none/x.html"],
+            "--html needs a file in an existing folder",
+        ),
     ],
 )
 def test_audit_refuses_odd_files_in_one_line(

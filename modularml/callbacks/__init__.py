@@ -1,4 +1,4 @@
-"""Callbacks: what listens to a phase or an experiment."""
+"""Callbacks of phases and experiments."""
 
 from modularml.callbacks.attached import Attached
 from modularml.callbacks.csv_logger import CSVLogger
@@ -9,8 +9,8 @@ from modularml.callbacks.evaluation_metric import (
     EvaluationCallbackResult,
     EvaluationMetric,
 )
+from modularml.callbacks.learning_rate_monitor import LearningRateMonitor
 from modularml.callbacks.live_plot import LivePlot
-from modularml.callbacks.rates import LearningRateMonitor
 from modularml.callbacks.score_metric import ScoreMetric
 from modularml.callbacks.unfreezing import ProgressiveUnfreezing
 from modularml.engine.callback import (

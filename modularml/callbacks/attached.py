@@ -1,4 +1,4 @@
-"""Callbacks and attachments of a `Runner`, put on a phase."""
+"""Callbacks and attachments of `modularml.runner` on a phase."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["Attached"]
 
 
 class Attached(Callback, Listeners):
-    """Tell listeners of `modularml.runner` what happens in a phase.
+    """Call event listeners of `modularml.runner` in a phase.
 
     They are called with a state that has the keys of a `Runner`: ``max_epoch``, ``n_iters``,
     ``running``, ``epoch`` (1-based), ``batch`` (the `ExecutionContext` of the step, with its
-    outputs and losses) and ``batches`` (the numbers of an epoch's batches). Besides, ``loss`` is
-    the total loss of the batch, and ``phase`` and ``results`` are those of the experiment.
+    outputs and losses) and ``batches`` (the batch numbers of an epoch). Also, ``loss`` is the
+    total loss of the batch, and ``phase`` and ``results`` are those of the experiment.
     Setting ``running`` to False ends the phase after the epoch.
 
     Parameters
@@ -52,11 +52,13 @@ class Attached(Callback, Listeners):
         self.state: dict[str, Any] = {}
         for attachment in self.attachments:
             if not isinstance(attachment, Attachment):
-                raise ConfigError(f"attachments must hold Attachments, got {attachment!r}")
+                raise ConfigError(
+                    f"attachments must be a list of Attachment objects, got {attachment!r}"
+                )
             attachment.attach_on(self)
 
     def on_phase_start(self, *, experiment: Any, phase: Any, results: Any = None) -> None:
-        """Begin with a fresh state."""
+        """Start with a new state."""
         self.state = {
             "batches": range(phase.position.loader.epoch(0)[0]),
             "max_epoch": phase.n_epochs,
@@ -67,32 +69,32 @@ class Attached(Callback, Listeners):
             "phase": phase,
             "results": results,
         }
-        self._tell(Event.STARTED)
+        self._fire(Event.STARTED)
 
     def on_epoch_start(self, *, exec_ctx: ExecutionContext, **facts: Any) -> None:
-        """Count an epoch."""
+        """Count the epoch."""
         self.state["epoch"] = exec_ctx.epoch_idx + 1
-        self._tell(Event.EPOCH_STARTED)
+        self._fire(Event.EPOCH_STARTED)
 
     def on_batch_end(self, *, exec_ctx: ExecutionContext, **facts: Any) -> None:
-        """Count a batch."""
+        """Count the batch."""
         self.state["batch"] = exec_ctx
         self.state["n_iters"] += 1
         self.state["loss"] = sum(record.value for record in exec_ctx.losses)
-        self._tell(Event.BATCH)
+        self._fire(Event.BATCH)
 
     def on_epoch_end(self, *, phase: Any, **facts: Any) -> None:
-        """End an epoch, and the phase where somebody asked for it."""
-        self._tell(Event.EPOCH_FINISHED)
+        """End the epoch, and the phase if ``running`` was set to False."""
+        self._fire(Event.EPOCH_FINISHED)
         if not self.state["running"]:
             phase.request_stop()
 
     def on_phase_end(self, **facts: Any) -> None:
-        """End."""
+        """End the phase."""
         self.state["running"] = False
-        self._tell(Event.FINISHED)
+        self._fire(Event.FINISHED)
 
-    def _tell(self, event: Event) -> None:
+    def _fire(self, event: Event) -> None:
         for _, listener in self._ranked[event.value]:
             listener(self.state)
 

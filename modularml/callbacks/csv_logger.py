@@ -1,4 +1,4 @@
-"""Metrics of each epoch, a line in a CSV file."""
+"""Logging of metrics to CSV files."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ __all__ = ["CSVLogger"]
 
 
 class CSVLogger(Callback):
-    """Write the metrics of each epoch to a CSV file, which is whole after every epoch.
+    """Write the metrics of each epoch to a CSV file, complete after every epoch.
 
-    The columns are ``phase``, ``epoch`` (0-based) and one for each metric. One that appears later
-    gets a column then, and earlier lines are empty there.
+    The columns are ``phase``, ``epoch`` (0-based) and one per metric. A metric that is first logged
+    later adds a column, which is empty in earlier lines.
 
     Parameters
     ----------
     path : path-like
-        Its folder is made where it is not there. Each fold of a cross-validation writes to a file
-        of its own: ``log_CV_fold_0.csv``.
+        Its folder is created if needed. Each fold of a cross-validation writes to a separate file:
+        ``log_CV_fold_0.csv``.
     append : bool
-        Whether lines are added to a file that is there; it is replaced otherwise, by the first
-        phase of a run that writes to it. Previews leave it alone.
+        Whether lines are appended to an existing file; otherwise the first phase of a run that
+        writes to it replaces it. Previews do not write.
     label : str, optional
     execution_order : int
         Must be higher than that of callbacks whose metrics are to be in the line of their epoch.
@@ -35,8 +35,8 @@ class CSVLogger(Callback):
     Raises
     ------
     ConfigError
-        Before anything trains: if another run is writing to this file, whose process is named, or
-        another CSVLogger of the same phase would.
+        Before a run, if another run is writing to this file, whose process is named, or another
+        CSVLogger of the same phase would write to it.
     """
 
     def __init__(
@@ -56,27 +56,27 @@ class CSVLogger(Callback):
     logs: tuple[str, ...] = ()
     writes_files = True
 
-    def keep_apart(self, label: str) -> None:
-        """Let the file's name end with a label: ``log.csv`` becomes ``log_CV_fold_0.csv``."""
+    def separate_files(self, label: str) -> None:
+        """Append a label to the file's name: ``log.csv`` becomes ``log_CV_fold_0.csv``."""
         path = Path(self.path)
         self.path = path.with_stem(f"{path.stem}_{label.replace('/', '_')}")
 
     def check_ready(self, experiment: Any, phase: Any = None) -> None:
-        """Own the file for the run, before anything trains."""
+        """Reserve the file for the run before it starts."""
         for other in () if phase is None else phase.callbacks:
             if isinstance(other, CSVLogger) and other is not self and self._shares(other):
                 raise ConfigError(
                     f"two CSVLoggers of phase {phase.label!r}, {other.label!r} and {self.label!r}, "
-                    f"would write to {str(self.path)!r}; keep one, or give each a path of its own"
+                    f"would write to {str(self.path)!r}; remove one, or pass separate paths"
                 )
-        self._own(experiment)
+        self._reserve(experiment)
 
     def _shares(self, other: CSVLogger) -> bool:
         return Path(self.path).resolve() == Path(other.path).resolve()
 
     def on_phase_start(self, *, experiment: Any, **facts: Any) -> None:
-        """Begin with an empty file, or append to an existing one."""
-        self._own(experiment)
+        """Start an empty file, or append to an existing one."""
+        self._reserve(experiment)
         path = Path(self.path)
         self._columns, self.lines_ = [], 0
         if self._replaces:
@@ -87,7 +87,7 @@ class CSVLogger(Callback):
                 self._columns, *lines = [*csv.reader(file)] or [[]]
             self.lines_ = len(lines)
 
-    def _own(self, experiment: Any) -> None:
+    def _reserve(self, experiment: Any) -> None:
         folder_at(Path(self.path).parent)
         runner = experiment._runner
         if runner is not None and runner.owned.add(self.path):
@@ -96,7 +96,7 @@ class CSVLogger(Callback):
     def on_epoch_end(
         self, *, experiment: Any, phase: Any, exec_ctx: ExecutionContext, results: Any = None
     ) -> None:
-        """Write a line."""
+        """Write the line of an epoch."""
         epoch = exec_ctx.epoch_idx
         row = {"phase": phase.label, "epoch": epoch, **results._metrics.at_epoch(epoch)}
         if new := [name for name in row if name not in self._columns]:
@@ -107,11 +107,11 @@ class CSVLogger(Callback):
         self.lines_ += 1
 
     def _rewrite(self) -> None:
-        """Write the lines that are there again, below all columns."""
+        """Rewrite the existing lines with all columns."""
         path, lines = Path(self.path), []
         if path.exists():
             with path.open(newline="", encoding="utf-8") as file:
-                lines = list(csv.DictReader(file))[: self.lines_]  # later ones are done again
+                lines = list(csv.DictReader(file))[: self.lines_]  # later epochs are run again
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()

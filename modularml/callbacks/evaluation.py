@@ -1,4 +1,4 @@
-"""Evaluation in the course of a training, and numbers of one's own."""
+"""Evaluation during training, and user-defined metrics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from modularml.engine.callback import Callback, CallbackResult, MetricResult, ca
 from modularml.engine.loop import Display, run_phase
 from modularml.errors import ConfigError
 from modularml.phases.train_eval import EvalPhase
-from modularml.results.train_eval import EvalResults
+from modularml.results.eval_results import EvalResults
 from modularml.training import AppliedLoss
 
 __all__ = ["Evaluation", "MetricCallback"]
@@ -24,7 +24,7 @@ Metric: TypeAlias = "EvaluationMetric | str | Callable[..., float]"
 
 
 class Evaluation(Callback):
-    """Run an evaluation at the end of epochs, changing nothing.
+    """Run an evaluation at the end of epochs, without changing any state.
 
     Parameters
     ----------
@@ -34,14 +34,14 @@ class Evaluation(Callback):
     run_on_start : bool
         Whether to evaluate before the first epoch too.
     label : str, optional
-        The phase's label where it is not given.
+        By default the phase's label.
     metrics : list of EvaluationMetric, str or callable, optional
         Logged after each evaluation; names (``"r2"``) and functions of targets and outputs as
         `ScoreMetric`, under ``label_name``.
     execution_order : int
         Callbacks with higher numbers run later.
     group_by : str, optional
-        Column of the FeatureSet: metrics given by name are logged of each of its values too, as
+        Column of the FeatureSet: metrics given by name are also logged for each of its values, as
         ``label_name[value]``.
     """
 
@@ -97,15 +97,15 @@ class Evaluation(Callback):
         )
 
     def of_splits(self, splits: Mapping[str, str], prefix: str) -> Evaluation:
-        """Return the same evaluation of other splits; what it logs has a prefix.
+        """Return the same evaluation on other splits, with a prefix in its metric names.
 
         Parameters
         ----------
         splits : mapping of str to str
-            Name of the split by label of the FeatureSet.
+            Split names by FeatureSet label.
         prefix : str
-            Put before its label and the names of its metrics; metrics of the user's own whose
-            constructor takes no ``name`` are left out.
+            Prepended to its label and the names of its metrics; user-defined metrics whose
+            constructor has no ``name`` are omitted.
         """
         params = self.eval_phase._params()
         params["input_sources"] = [
@@ -118,11 +118,11 @@ class Evaluation(Callback):
             for m in self._metrics
             if "name" in m._params()
         ]
-        own = {"eval_phase": type(self.eval_phase)(**params), "metrics": metrics}
-        return type(self)(**{**self._params(), **own, "label": prefix + self.label})
+        changes = {"eval_phase": type(self.eval_phase)(**params), "metrics": metrics}
+        return type(self)(**{**self._params(), **changes, "label": prefix + self.label})
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the rows, which are bound again in the next run."""
+        """Omit the batch feed, which is created again in the next run."""
         return {**vars(self), "_feed": None}
 
     @property
@@ -131,12 +131,12 @@ class Evaluation(Callback):
         return [metric.logged_as(self.label) for metric in self._metrics]
 
     def direction_of(self, name: str) -> bool | None:
-        """Return whether greater values of a metric that it logs are better, if that is known."""
+        """Return whether greater values of a logged metric are better; None if unknown."""
         metrics = {metric.logged_as(self.label): metric for metric in self._metrics}
         return metrics[name].greater_is_better if name in metrics else None
 
     def on_phase_start(self, *, experiment: Any, phase: Any, results: Any = None) -> Any:
-        """Evaluate before the first epoch, where asked."""
+        """Evaluate before the first epoch if `run_on_start` is set."""
         self._feed = None
         return self._evaluate(experiment, None) if self.run_on_start else None
 
@@ -149,7 +149,7 @@ class Evaluation(Callback):
         return self._evaluate(experiment, exec_ctx)
 
     def on_phase_end(self, *, experiment: Any, phase: Any, results: Any = None) -> None:
-        """Let go of the rows."""
+        """Release the batch feed."""
         if self._feed is not None:
             self._feed.release()
             self._feed = None
@@ -157,35 +157,37 @@ class Evaluation(Callback):
     def on_exception(
         self, *, experiment: Any, phase: Any, exception: Any, results: Any = None
     ) -> None:
-        """Let go of the rows."""
+        """Release the batch feed."""
         self.on_phase_end(experiment=experiment, phase=phase)
 
-    def _rows(self) -> BatchFeed:
-        """Return what feeds the evaluation, made anew where the data have changed."""
+    def _current_feed(self) -> BatchFeed:
+        """Return the batch feed; create a new one if the data have changed."""
         if self._feed is None or not self._feed.is_current:
             self._feed = self.eval_phase.feed()
         return self._feed
 
     def _evaluate(self, experiment: Any, exec_ctx: ExecutionContext | None) -> list[CallbackResult]:
-        found = EvalResults(self.eval_phase.label)
-        run_phase(self.eval_phase, experiment, found, Display(), self._rows())
-        result = EvaluationCallbackResult(label=self.label, results=found)
-        numbers = [m.extract(eval_result=result, exec_ctx=exec_ctx) for m in self._metrics]
+        eval_results = EvalResults(self.eval_phase.label)
+        run_phase(self.eval_phase, experiment, eval_results, Display(), self._current_feed())
+        result = EvaluationCallbackResult(label=self.label, results=eval_results)
+        extracted = [m.extract(eval_result=result, exec_ctx=exec_ctx) for m in self._metrics]
         if exec_ctx is None:  # before the first epoch there is no epoch to log under
             return [result]
-        flat = [n for some in numbers for n in (some if isinstance(some, list) else [some])]
-        return [result, *(n for n in flat if n is not None)]
+        flat = [
+            metric for some in extracted for metric in (some if isinstance(some, list) else [some])
+        ]
+        return [result, *(metric for metric in flat if metric is not None)]
 
 
 class MetricCallback(Callback):
-    """Log a number computed at the end of each epoch.
+    """Log a metric computed by a function at the end of each epoch.
 
     Parameters
     ----------
     name : str
     fn : callable
         Takes ``experiment``, ``phase``, ``exec_ctx`` and ``results`` by keyword and returns a
-        number, or None for no value this time. It may carry ``greater_is_better``.
+        number, or None to log no value. It may have an attribute ``greater_is_better``.
     label : str, optional
     execution_order : int
     """
@@ -207,12 +209,12 @@ class MetricCallback(Callback):
         return [self.name]
 
     def direction_of(self, name: str) -> bool | None:
-        """Return whether greater values are better, if the function says so."""
+        """Return whether greater values are better, if the function has it."""
         known: bool | None = getattr(self.fn, "greater_is_better", None)
         return known
 
     def on_epoch_end(self, **facts: Any) -> MetricResult | None:
-        """Compute and log the number."""
+        """Compute and log the metric."""
         value = self.fn(**facts)
         return None if value is None else MetricResult(self.name, float(value))
 
@@ -222,12 +224,12 @@ def _metric(metric: Any, group_by: str | None) -> EvaluationMetric:
         return metric
     if callable(metric) and not hasattr(getattr(metric, "func", metric), "__name__"):
         raise ConfigError(
-            f"metrics must hold names, functions of targets and outputs, or EvaluationMetrics; for "
-            f"a {type(metric).__name__} object give its name, such as 'r2', or a function"
+            f"metrics must be names, functions of targets and outputs, or EvaluationMetrics; for a "
+            f"{type(metric).__name__} object pass its name, such as 'r2', or a function"
         )
     if isinstance(metric, str) or callable(metric):
         return ScoreMetric(metric, group_by=group_by)
-    raise TypeError(f"metrics must hold names, functions or EvaluationMetrics, got {metric!r}")
+    raise TypeError(f"metrics must be names, functions or EvaluationMetrics, got {metric!r}")
 
 
 for _cls in (Evaluation, MetricCallback):

@@ -1,4 +1,4 @@
-"""What an evaluation in the course of a training leaves, and numbers drawn from it."""
+"""Results of evaluations during training, and metrics computed from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from modularml.data.execution import ExecutionContext
 from modularml.engine.callback import CallbackResult, MetricResult
 from modularml.errors import ConfigError
 from modularml.phases.train_eval import EvalPhase
-from modularml.results.train_eval import EvalResults
+from modularml.results.eval_results import EvalResults
 from modularml.training import AppliedLoss
 
 __all__ = ["EvalLossMetric", "EvaluationCallbackResult", "EvaluationMetric"]
@@ -32,7 +32,7 @@ class EvaluationCallbackResult(CallbackResult):
 
 
 class EvaluationMetric(Configurable, ABC):
-    """A number drawn from the results of an evaluation.
+    """Base class of metrics computed from the results of an evaluation.
 
     Parameters
     ----------
@@ -49,28 +49,28 @@ class EvaluationMetric(Configurable, ABC):
 
     @property
     def greater_is_better(self) -> bool | None:
-        """Whether greater values are better; None where that is not known."""
+        """Whether greater values are better; None if unknown."""
         return None
 
     def attach(self, phase: EvalPhase) -> None:
-        """Prepare the evaluation that this metric reads; nothing by default."""
+        """Prepare the evaluation phase for this metric; does nothing by default."""
 
     @abstractmethod
     def extract(
         self, *, eval_result: EvaluationCallbackResult, exec_ctx: ExecutionContext | None = None
     ) -> MetricResult | list[MetricResult] | None:
-        """Return the metric of one evaluation, several, or None."""
+        """Return one metric of an evaluation, several, or None."""
 
 
 class EvalLossMetric(EvaluationMetric):
     """A loss over all rows of an evaluation.
 
-    As ``val_loss`` of Keras it has what Keras models add themselves (regularizers, ``add_loss``).
+    Like ``val_loss`` of Keras, it includes losses that models add (regularizers, ``add_loss``).
 
     Parameters
     ----------
     loss : AppliedLoss
-        Added to the evaluation's phase where it is not there.
+        Added to the evaluation phase if it is missing.
     reducer : {'mean', 'sum'}
         ``mean`` is over samples; ``sum`` over batches.
     name : str
@@ -87,24 +87,28 @@ class EvalLossMetric(EvaluationMetric):
 
     @property
     def greater_is_better(self) -> bool:
-        """A loss is better where it is lower."""
+        """False: a lower loss is better."""
         return False
 
     def attach(self, phase: EvalPhase) -> None:
-        """Have the evaluation compute the loss."""
-        if all(own is not self.loss for own in phase.losses):
-            if any(own.label == self.loss.label and own != self.loss for own in phase.losses):
+        """Add the loss to the evaluation phase."""
+        if all(applied is not self.loss for applied in phase.losses):
+            if any(
+                applied.label == self.loss.label and applied != self.loss
+                for applied in phase.losses
+            ):
                 raise ConfigError(
-                    f"phase {phase.label!r} has another loss {self.loss.label!r}; pass label="
+                    f"phase {phase.label!r} has another loss {self.loss.label!r}; pass label= to "
+                    "AppliedLoss"
                 )
-            if all(own != self.loss for own in phase.losses):
+            if all(applied != self.loss for applied in phase.losses):
                 phase.losses.append(self.loss)
 
     def extract(
         self, *, eval_result: EvaluationCallbackResult, exec_ctx: ExecutionContext | None = None
     ) -> MetricResult | None:
-        """Return the loss over all rows, with what models that it depends on add to it."""
+        """Return the loss over all rows, including losses that models add."""
         results = eval_result.results
-        found = results.aggregated_losses(self.loss.on, reducer=self.reducer)
-        value = found[self.loss.label] + results.model_losses(self.loss.on, reducer=self.reducer)
+        losses = results.aggregated_losses(self.loss.on, reducer=self.reducer)
+        value = losses[self.loss.label] + results.model_losses(self.loss.on, reducer=self.reducer)
         return MetricResult(self.name, value)

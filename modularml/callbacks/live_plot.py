@@ -1,4 +1,4 @@
-"""Curves that grow while a phase runs."""
+"""Live plots of metrics."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ __all__ = ["LivePlot"]
 
 
 class LivePlot(Callback):
-    """Draw the metrics of whole epochs in a notebook, one picture that is replaced in its place.
+    """Plot epoch metrics in a notebook, updating one figure in place.
 
-    Outside a notebook it prints a line of numbers instead.
+    Outside a notebook, a line of numbers is printed instead.
 
     Parameters
     ----------
     metrics : list of str, optional
-        All that are logged where none are given.
+        By default all metrics that are logged.
     every_n_epochs : int
         At least 1.
     min_seconds : float
-        Epochs that end sooner after a picture get none; the last one always does.
+        Least time between plots; the last epoch is always plotted.
     label : str, optional
     execution_order : int
-        Must be higher than that of callbacks whose metrics are drawn.
+        Must be higher than that of callbacks whose metrics are plotted.
     """
 
     logs: tuple[str, ...] = ()
@@ -52,18 +52,18 @@ class LivePlot(Callback):
         self._last, self._shown = -1, True
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the picture on the screen."""
+        """Omit the displayed figure."""
         return {**vars(self), "_handle": None}
 
     def on_phase_start(self, **facts: Any) -> None:
-        """Begin a new picture."""
+        """Start a new figure."""
         self._handle, self._due = None, 0.0
         self._last, self._shown = -1, True
 
     def on_epoch_end(
         self, *, experiment: Any, phase: Any, exec_ctx: Any, results: Any = None
     ) -> None:
-        """Draw after every n-th epoch, not too often."""
+        """Plot after every n-th epoch, but not more often than `min_seconds`."""
         self._shown = (exec_ctx.epoch_idx + 1) % self.every_n_epochs == 0
         self._shown &= monotonic() >= self._due
         if self._shown:
@@ -72,7 +72,7 @@ class LivePlot(Callback):
         self._last = exec_ctx.epoch_idx
 
     def on_phase_end(self, *, experiment: Any, phase: Any, results: Any = None) -> None:
-        """Draw the whole of it, or print the line of the last epoch where it was not yet."""
+        """Plot the final curves, or print the last epoch if it was not printed."""
         if in_notebook() or not self._shown:
             self._show(phase.label, results, self._last)
 
@@ -80,16 +80,16 @@ class LivePlot(Callback):
         store = results._metrics
         names = [n for n in store.names if self.metrics is None or n in self.metrics]
         if not in_notebook():
-            found = store.at_epoch(epoch)
-            numbers = [f"{name} {found[name]:.5g}" for name in names if name in found]
+            metrics = store.at_epoch(epoch)
+            numbers = [f"{name} {metrics[name]:.5g}" for name in names if name in metrics]
             line = f"{label}, epoch {epoch}: {', '.join(numbers)}"
-            print(line, flush=True)  # noqa: T201 - it is asked for
+            print(line, flush=True)  # noqa: T201 - its purpose
             return
-        lines = {name: store.epoch_values(name) for name in names}
-        drawn = {name: (list(v), list(v.values())) for name, v in lines.items() if v}
-        if not drawn:
+        values = {name: store.epoch_values(name) for name in names}
+        curves = {name: (list(v), list(v.values())) for name, v in values.items() if v}
+        if not curves:
             return
-        figure = series(drawn, x="epoch", title=label)
+        figure = series(curves, x="epoch", title=label)
         if self._handle is None:
             self._handle = require("IPython.display").display(figure, display_id=True)
         else:

@@ -1,4 +1,4 @@
-"""Metrics by name, of evaluations in the course of a training."""
+"""Scores of evaluations during training, by name or function."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ __all__ = ["ScoreMetric"]
 class ScoreMetric(EvaluationMetric):
     """A metric by its name in scikit-learn or torchmetrics, or a function.
 
-    It is logged as ``name``, as ``name/role`` where the node has several roles, and, of each
-    group, as ``name[group]``.
+    It is logged as ``name``, as ``name/role`` if the node has several roles, and for each group as
+    ``name[group]``.
 
     Parameters
     ----------
     score : str or callable
         Such as ``"r2"``, ``"mean_absolute_error"``, ``"MeanAbsoluteError"``, or a function of
-        targets and outputs, which may carry an attribute ``greater_is_better``; see
+        targets and outputs, which may have an attribute ``greater_is_better``; see
         `modularml.results.scores.find_score`.
     on : str, optional
-        Label of a node; the only tail node where none is given.
+        Label of a node; by default the only tail node.
     name : str, optional
-        ``label_score``, with the label of the `Evaluation`, where none is given.
+        By default ``label_score``, with the label of the `Evaluation`.
     options : dict, optional
         Passed to the function or class.
     role : str, optional
-        Every role where none is given.
+        By default all roles.
     group_by : str, optional
-        Column of the FeatureSet whose values get a metric of their own, such as a patient.
+        Column of the FeatureSet for whose values separate metrics are logged, such as a patient.
     unscale : bool
-        Whether outputs and targets are brought back to the target's own units.
+        Whether outputs and targets are converted to the target's original units.
     outputs : {'auto', 'values', 'logits', 'probabilities'}
         What the outputs are.
 
@@ -64,7 +64,7 @@ class ScoreMetric(EvaluationMetric):
         self._call = find_score(score, options, outputs)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the function, which is looked up again."""
+        """Omit the function, which is looked up again."""
         return {name: value for name, value in vars(self).items() if name != "_call"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -73,19 +73,19 @@ class ScoreMetric(EvaluationMetric):
         self._call = find_score(self.score, self.options, self.outputs)
 
     def logged_as(self, label: str) -> str:
-        """Return its own name, or one made of the evaluation's label and the score."""
-        own = self.score if isinstance(self.score, str) else self.score.__name__
-        return self.name or f"{label}_{own}"
+        """Return its name, by default the evaluation's label and the score."""
+        score_name = self.score if isinstance(self.score, str) else self.score.__name__
+        return self.name or f"{label}_{score_name}"
 
     @property
     def greater_is_better(self) -> bool | None:
-        """Whether greater values are better, as far as the score says so."""
+        """Whether greater values are better; None if the score does not tell."""
         return greater_is_better(self.score)
 
     def extract(
         self, *, eval_result: EvaluationCallbackResult, exec_ctx: Any = None
     ) -> list[MetricResult]:
-        """Return the metric of all rows and of each group, role by role."""
+        """Return the score of all rows and of each group, for each role."""
         name = self.logged_as(eval_result.label)
         rows = eval_result.results.scored(
             {name: self._call},
@@ -94,9 +94,12 @@ class ScoreMetric(EvaluationMetric):
             group_by=self.group_by,
             unscale=self.unscale,
         )
-        several = len({role for _, role, *_ in rows}) > 1
-        found = []
+        has_several_roles = len({role for _, role, *_ in rows}) > 1
+        results = []
         for _, role, group, value, _ in rows:
-            of_role, of_group = f"/{role}" if several else "", "" if group is None else f"[{group}]"
-            found.append(MetricResult(f"{name}{of_role}{of_group}", value))
-        return found
+            of_role, of_group = (
+                f"/{role}" if has_several_roles else "",
+                "" if group is None else f"[{group}]",
+            )
+            results.append(MetricResult(f"{name}{of_role}{of_group}", value))
+        return results

@@ -1,4 +1,4 @@
-"""Letting more of a graph learn as training goes on."""
+"""Progressive unfreezing of nodes."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ class ProgressiveUnfreezing(Callback):
     Parameters
     ----------
     at : dict of int to str, node, or list of them
-        Nodes by the epoch (0-based) in which they begin to learn: ``{3: "encoder"}``. They are
-        frozen when the phase starts; those of epoch 0 are not. Nodes that are not named stay as
-        they are.
+        Nodes by the epoch (0-based) from which they are trained: ``{3: "encoder"}``. They are
+        frozen when the phase starts, except those of epoch 0. Other nodes are not changed.
     label, execution_order
-        As of `Callback`.
+        See `Callback`.
 
     Raises
     ------
     ConfigError
-        If an epoch is no int of at least 0, or a node is named twice.
+        If an epoch is not an int of at least 0, or a node is named twice.
     """
 
     def __init__(
@@ -41,10 +40,10 @@ class ProgressiveUnfreezing(Callback):
             raise ConfigError(f"epochs must be ints of at least 0, got {bad[0]!r}")
         named = [name for names in self.at.values() for name in names]
         if twice := {name for name in named if named.count(name) > 1}:
-            raise ConfigError(f"nodes are unfrozen once, got several epochs for {sorted(twice)}")
+            raise ConfigError(f"each node needs one epoch, got several epochs for {sorted(twice)}")
 
     def on_phase_start(self, *, phase: Any, **facts: Any) -> None:
-        """Freeze the nodes whose epoch is still to come.
+        """Freeze the nodes, except those of epoch 0.
 
         Raises
         ------
@@ -64,8 +63,8 @@ class ProgressiveUnfreezing(Callback):
 
 
 def _labels(nodes: Any) -> list[str]:
-    many = nodes if isinstance(nodes, list | tuple) else [nodes]
-    return [node if isinstance(node, str) else node.label for node in many]
+    node_list = nodes if isinstance(nodes, list | tuple) else [nodes]
+    return [node if isinstance(node, str) else node.label for node in node_list]
 
 
 callback_registry.register("ProgressiveUnfreezing", ProgressiveUnfreezing)

@@ -1,4 +1,4 @@
-"""The main job on real data: rows in, a trained graph, honest figures and pictures out."""
+"""A demo of training and evaluation on two real data sets."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ __all__ = ["run_demo"]
 
 
 def run_demo(out: Path, *, quiet: bool = False) -> None:
-    """Run both jobs and write their pictures.
+    """Run both examples and write their figures.
 
     Parameters
     ----------
     out : Path
-        Folder for the pictures; made where it is not there.
+        Folder for the figures; created if needed.
     quiet : bool
-        Whether progress bars are left out.
+        Whether to hide progress bars.
     """
     out.mkdir(parents=True, exist_ok=True)
-    # models as small as these lose more to threads than they gain
+    # threads slow down models as small as these
     require("torch", purpose="for the demo").set_num_threads(1)
     start = time.perf_counter()
     run_digits(out, show=not quiet)
     run_diabetes(out, show=not quiet)
-    pictures = "\n  ".join(str(path) for path in sorted(out.iterdir()))
-    print(f"\nDone in {time.perf_counter() - start:.0f} s. The pictures:\n  {pictures}")
+    figures = "\n  ".join(str(path) for path in sorted(out.iterdir()))
+    print(f"\nDone in {time.perf_counter() - start:.0f} s. The figures:\n  {figures}")

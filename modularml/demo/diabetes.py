@@ -1,4 +1,4 @@
-"""Diabetes: scaled targets, and predictions in the target's own units."""
+"""The diabetes example: scaled targets, and predictions in original units."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SEED = 7
 
 
 def load_diabetes() -> FeatureSet:
-    """Make a FeatureSet of scikit-learn's 442 patients, split and scaled."""
+    """Create a FeatureSet of scikit-learn's 442 patients, split and scaled."""
     data = require("sklearn.datasets").load_diabetes(as_frame=True, scaled=False)
     frame = data.frame.rename(columns={"target": "progression"})
     frame["patient"] = np.arange(len(frame))
@@ -41,12 +41,12 @@ def load_diabetes() -> FeatureSet:
 
 
 def run_diabetes(out: Path, *, show: bool) -> float:
-    """Train, predict in the target's own units and draw; return the error on the test part.
+    """Train, predict in the target's units and plot; return the test RMSE.
 
     Parameters
     ----------
     out : Path
-        Folder for the picture.
+        Folder for the figure.
     show : bool
         Whether progress bars are drawn.
     """
@@ -74,23 +74,23 @@ def run_diabetes(out: Path, *, show: bool) -> float:
     experiment.run_phase(train, show_training_progress=show)
     test = fs["test"]
     truth = test.get_targets("numpy", rep="raw")[:, 0]
-    found = experiment.predict(test)[:, 0]
+    predicted = experiment.predict(test)[:, 0]
     ridge = _ridge(fs)
-    print(f"test RMSE, network:           {_rmse(truth, found):.2f}")
+    print(f"test RMSE, network:           {_rmse(truth, predicted):.2f}")
     print(f"test RMSE, ridge regression:  {_rmse(truth, ridge):.2f}")
     parity(
         truth,
-        found,
+        predicted,
         title="Diabetes: disease progression, test part",
         name="network",
         other={"ridge": ridge},
         path=out / "diabetes_parity.png",
     )
-    return _rmse(truth, found)
+    return _rmse(truth, predicted)
 
 
 def _ridge(fs: FeatureSet) -> Any:
-    """Return scikit-learn's ridge regression's predictions on the same split and scaling."""
+    """Return the predictions of ridge regression on the same split and scaling."""
     train, test = fs["train"], fs["test"]
     model = require("sklearn.linear_model").RidgeCV(alphas=np.logspace(-3, 3, 25))
     x = train.get_features("numpy", rep="transformed")
@@ -98,5 +98,5 @@ def _ridge(fs: FeatureSet) -> Any:
     return model.predict(test.get_features("numpy", rep="transformed"))
 
 
-def _rmse(truth: Any, found: Any) -> float:
-    return float(np.sqrt(np.mean((truth - found) ** 2)))
+def _rmse(truth: Any, predicted: Any) -> float:
+    return float(np.sqrt(np.mean((truth - predicted) ** 2)))

@@ -1,4 +1,4 @@
-"""Digits: images and their profiles, two branches, one head."""
+"""The digits example: images and profiles, two branches and a head."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SEED = 7
 
 
 def load_digits() -> FeatureSet:
-    """Make a FeatureSet of scikit-learn's 1,797 images, split and scaled.
+    """Create a FeatureSet of scikit-learn's 1,797 images, split and scaled.
 
     Returns
     -------
@@ -66,7 +66,7 @@ def load_digits() -> FeatureSet:
 
 
 def build_graph(fs: FeatureSet) -> ModelGraph:
-    """Wire two branches into a head with ten outputs."""
+    """Build a graph of two branches and a head with ten outputs."""
     image = ModelNode(
         "image_cnn",
         SequentialCNN(output_shape=(64,), n_layers=2, hidden_dim=48, pooling=2, dropout=0.3),
@@ -86,12 +86,12 @@ def build_graph(fs: FeatureSet) -> ModelGraph:
 
 
 def run_digits(out: Path, *, show: bool) -> float:
-    """Train, evaluate and draw; return the accuracy on the test part.
+    """Train, evaluate and plot; return the test accuracy.
 
     Parameters
     ----------
     out : Path
-        Folder for the pictures.
+        Folder for the figures.
     show : bool
         Whether progress bars are drawn.
     """
@@ -114,17 +114,17 @@ def run_digits(out: Path, *, show: bool) -> float:
         ],
         result_recording="none",
     )
-    trained = experiment.run_phase(train, show_training_progress=show)
-    tested = experiment.run_phase(EvalPhase.from_split("test", split="test", losses=[loss]))
+    train_results = experiment.run_phase(train, show_training_progress=show)
+    test_results = experiment.run_phase(EvalPhase.from_split("test", split="test", losses=[loss]))
 
-    truth = tested.stacked_tensors("head", "targets", fmt="numpy")[:, 0]
-    found = tested.stacked_tensors("head", "outputs", fmt="numpy").argmax(axis=1)
-    accuracy = float((truth == found).mean())
-    print(f"best epoch {stopping.best_epoch} (counted from 0), {trained.n_epochs} were run")
+    truth = test_results.stacked_tensors("head", "targets", fmt="numpy")[:, 0]
+    predicted = test_results.stacked_tensors("head", "outputs", fmt="numpy").argmax(axis=1)
+    accuracy = float((truth == predicted).mean())
+    print(f"best epoch {stopping.best_epoch} (counted from 0), {train_results.n_epochs} were run")
     print(f"test accuracy, two branches and a head:  {accuracy:.4f}")
     print(f"test accuracy, logistic regression:      {_logistic_regression(fs):.4f}")
-    print(f"\n{_per_class(truth, found)}")
-    frame = trained.to_pandas()
+    print("\n" + require("sklearn.metrics").classification_report(truth, predicted, digits=3))
+    frame = train_results.to_pandas()
     loss_curves(
         {"train": frame["train_loss"], "validation": frame["val_loss"]},
         title="Digits: cross-entropy",
@@ -133,7 +133,7 @@ def run_digits(out: Path, *, show: bool) -> float:
     )
     confusion_matrix(
         truth,
-        found,
+        predicted,
         title=f"Digits: test part, accuracy {accuracy:.3f}",
         path=out / "digits_confusion.png",
     )
@@ -153,8 +153,3 @@ def _logistic_regression(fs: FeatureSet) -> float:
 
     model: Any = require("sklearn.linear_model").LogisticRegression(max_iter=2000)
     return float(model.fit(*part("train")).score(*part("test")))
-
-
-def _per_class(truth: Array, found: Array) -> str:
-    report: str = require("sklearn.metrics").classification_report(truth, found, digits=3)
-    return report

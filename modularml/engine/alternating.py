@@ -63,7 +63,8 @@ class AlternatingBatches:
         remaining = list(range(len(losses)))
         for ids in nodes_of_group:
             names = {*ids, *(self.layout.labels[i] for i in ids)}
-            selected = [i for i in remaining if _nodes_read(losses[i]) <= names]
+            read = {i: {item.node or losses[i].on for item in losses[i].parsed} for i in remaining}
+            selected = [i for i in remaining if read[i] <= names]
             remaining = [i for i in remaining if i not in selected]
             if not selected:
                 raise ConfigError(f"samplers alternate, but no loss is on {sorted(names)}")
@@ -103,7 +104,3 @@ class AlternatingBatches:
     def _zeros(self, position: int, n: int) -> Any:
         node_id, _ = self.layout.outputs[position]
         return self.layout.adapters[position].zeros((n, *self._shape_of(node_id)), None)
-
-
-def _nodes_read(applied: AppliedLoss) -> set[str]:
-    return {item.node or applied.on for item in applied.parsed}

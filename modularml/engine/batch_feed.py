@@ -177,7 +177,7 @@ class BatchFeed:
                 f"phase {self.phase!r}: loss {label!r} is averaged over batches but is not a mean "
                 f"over samples: {whole:.4g} for a batch of {n}, {mean:.4g} for the mean of its "
                 "halves; its value depends on the batch size. Declare it: Loss(..., "
-                "over='batch', weight_by=...), or over='sample' if it is such a mean"
+                "over='batch', weight_by=...), or over='sample' if it is a mean over samples"
             )
         return True
 
@@ -291,10 +291,10 @@ class BatchFeed:
         """
         layout = self.layout
         columns: list[Any] = []
-        for (_, node_id), weight_source, whole in zip(
+        for (_, node_id), weight_source, over_batch in zip(
             layout.losses, layout.weight_sources, layout.over_batch, strict=True
         ):
-            if weight_source is None and whole:
+            if weight_source is None and over_batch:
                 columns.append(np.ones(batches[0].n_batches))
             elif weight_source is None:
                 columns.append(batches[min(self._groups_of(node_id))].sizes)
@@ -500,8 +500,10 @@ class _Rows:
         rows = bound.view.valid_indices
         positions = {role: epoch_batches.batch(batch, role) for role in epoch_batches.rows}
         if epoch_batches.weights is None:
-            return {role: np.asarray(rows[at]) for role, at in positions.items()}
-        return {role: np.where(at < 0, -1, rows[at]) for role, at in positions.items()}
+            return {role: np.asarray(rows[indices]) for role, indices in positions.items()}
+        return {
+            role: np.where(indices < 0, -1, rows[indices]) for role, indices in positions.items()
+        }
 
     def weights(self, source: Source, batch: int) -> Mapping[str, Array]:
         """Return the weights of a batch by role; inputs of one stream share them."""

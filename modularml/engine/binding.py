@@ -334,7 +334,9 @@ def binding_for(
 ) -> InputBinding:
     """Return the binding of a head node's input; GraphError if there is none."""
     for binding in bindings:
-        if binding.node_id in (node.node_id, node.label) and _same_set(binding.upstream_ref, ref):
+        upstream = binding.upstream_ref
+        is_upstream = upstream.node_id == ref.node_id or upstream.node_label == ref.node_label
+        if is_upstream and binding.node_id in (node.node_id, node.label):
             return binding
     raise GraphError(
         f"phase {phase!r} has no input for head node {node.label!r} from {ref.node_label!r}; add "
@@ -350,10 +352,6 @@ def roles_of(bindings: Sequence[InputBinding | Bound]) -> tuple[str, ...]:
     if len(roles) > 1:
         raise ConfigError(f"all samplers of a phase must give the same roles, got {sorted(roles)}")
     return next(iter(roles), (DEFAULT,))
-
-
-def _same_set(a: FeatureSetReference, b: FeatureSetReference) -> bool:
-    return a.node_id == b.node_id or a.node_label == b.node_label
 
 
 def _graph_node(name: str) -> GraphNode:

@@ -1,4 +1,4 @@
-"""What listens to a phase: callbacks, what they return, and the one dispatcher."""
+"""Callbacks of phases and experiments, and the dispatcher that calls their hooks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from modularml.results.callback_results import (
     MetricResult,
     PayloadResult,
 )
-from modularml.results.train_eval import PhaseResults
+from modularml.results.phase_results import PhaseResults
 
 __all__ = [
     "ArtifactResult",
@@ -50,14 +50,14 @@ EXPERIMENT_HOOKS = (
 Results: TypeAlias = PhaseResults | None
 
 
-class _Listener(Configurable, Stateful):
-    """What callbacks of phases and of experiments share."""
+class _CallbackBase(Configurable, Stateful):
+    """Base class of callbacks of phases and of experiments."""
 
     changes_weights: ClassVar[bool] = True
-    """Whether hooks of batches may change weights; outputs of frozen nodes are then not reused."""
+    """Whether batch hooks may change weights; outputs of frozen nodes are then not reused."""
 
     writes_files: ClassVar[bool] = False
-    """Whether it writes what a preview could not undo, such as files; previews leave it out."""
+    """Whether it writes files or has other effects that a preview cannot undo; previews skip it."""
 
     def __init__(self, label: str | None = None, execution_order: int = 0) -> None:
         self._label = label
@@ -74,21 +74,21 @@ class _Listener(Configurable, Stateful):
         return self._execution_order
 
     def check_ready(self, experiment: Any, phase: Any = None) -> None:
-        """Refuse what can be known to fail before anything of a run has begun."""
+        """Raise an error for what is bound to fail, before a run starts."""
 
-    def keep_apart(self, label: str) -> None:
-        """Write to files of its own from now on: it belongs to the fold with this label."""
+    def separate_files(self, label: str) -> None:
+        """Write to separate files from now on, those of the fold with this label."""
 
 
-class Callback(_Listener):
-    """Listens to a phase; override the hooks you need.
+class Callback(_CallbackBase):
+    """Base class of phase callbacks; override the hooks you need.
 
     Every hook is called by keyword and may return nothing, a `CallbackResult`, or any object.
 
     Parameters
     ----------
     label : str, optional
-        The class's name where it is not given.
+        The class's name by default.
     execution_order : int
         Callbacks with higher numbers run later.
     """
@@ -109,12 +109,12 @@ class Callback(_Listener):
     def on_batch_end(
         self, *, experiment: Any, phase: Any, exec_ctx: ExecutionContext, results: Results = None
     ) -> Any:
-        """Run after a batch, outputs and losses being known."""
+        """Run after a batch, when its outputs and losses are known."""
 
     def on_epoch_end(
         self, *, experiment: Any, phase: Any, exec_ctx: ExecutionContext, results: Results = None
     ) -> Any:
-        """Run after an epoch, its metrics being logged."""
+        """Run after an epoch, when its metrics are logged."""
 
     def on_phase_end(self, *, experiment: Any, phase: Any, results: Results = None) -> Any:
         """Run after the last batch."""
@@ -125,8 +125,8 @@ class Callback(_Listener):
         """Run when the phase stops with an error, which is raised afterwards."""
 
 
-class ExperimentCallback(_Listener):
-    """Listens to an experiment; override the hooks you need."""
+class ExperimentCallback(_CallbackBase):
+    """Base class of experiment callbacks; override the hooks you need."""
 
     def on_experiment_start(self, *, experiment: Any) -> Any:
         """Run before the first phase of a run."""
@@ -151,79 +151,81 @@ class ExperimentCallback(_Listener):
 
 
 class Dispatcher:
-    """Calls the hooks that somebody overrides, in order; all others cost nothing.
+    """Calls the hooks that callbacks override, in order; others cost nothing.
 
     Parameters
     ----------
-    listeners : sequence of callbacks
+    callbacks : sequence of callbacks
     base : type
-        Class whose own hooks do nothing.
+        Base class, whose hooks do nothing.
     hooks : sequence of str
     """
 
-    def __init__(self, listeners: Sequence[_Listener], base: type, hooks: Sequence[str]) -> None:
-        ordered = sorted(listeners, key=lambda c: c.execution_order)
-        self._hooks: dict[str, list[tuple[_Listener, Callable[..., Any]]]] = {
+    def __init__(
+        self, callbacks: Sequence[_CallbackBase], base: type, hooks: Sequence[str]
+    ) -> None:
+        ordered = sorted(callbacks, key=lambda c: c.execution_order)
+        self._hooks: dict[str, list[tuple[_CallbackBase, Callable[..., Any]]]] = {
             hook: [(c, getattr(c, hook)) for c in ordered if _overrides(c, base, hook)]
             for hook in hooks
         }
 
-    def listens(self, hook: str) -> bool:
-        """Tell whether anybody overrides a hook."""
+    def handles(self, hook: str) -> bool:
+        """Return whether any callback overrides a hook."""
         return bool(self._hooks[hook])
 
-    def listeners(self, hook: str) -> list[_Listener]:
-        """Return everybody who overrides a hook."""
-        return [listener for listener, _ in self._hooks[hook]]
+    def callbacks(self, hook: str) -> list[_CallbackBase]:
+        """Return the callbacks that override a hook."""
+        return [callback for callback, _ in self._hooks[hook]]
 
-    def notify(self, hook: str, **facts: Any) -> Iterator[tuple[_Listener, Any]]:
-        """Call a hook of everybody who overrides it, and yield what each said at once.
+    def notify(self, hook: str, **facts: Any) -> Iterator[tuple[_CallbackBase, Any]]:
+        """Call a hook, and yield each callback with the value it returned.
 
-        What one says is known before the next is called: an early stop sees the metric that an
-        evaluation has just made.
+        Each value is yielded before the next callback is called, so that early stopping sees the
+        metric that an evaluation has just logged.
         """
-        for listener, call in self._hooks[hook]:
-            said = call(**facts)
-            if said is not None:
-                yield listener, said
+        for callback, method in self._hooks[hook]:
+            returned = method(**facts)
+            if returned is not None:
+                yield callback, returned
 
-    def report(self, error: BaseException, **facts: Any) -> Iterator[tuple[_Listener, Any]]:
+    def report(self, error: BaseException, **facts: Any) -> Iterator[tuple[_CallbackBase, Any]]:
         """Fire the hook for an error; what a callback raises in turn is added to it as a note."""
-        for listener, call in self._hooks["on_exception"]:
+        for callback, method in self._hooks["on_exception"]:
             try:
-                said = call(**facts, exception=error)
+                returned = method(**facts, exception=error)
             except BaseException as second:  # noqa: BLE001 - the first error is the one that counts
                 error.add_note(f"on_exception failed in turn: {second!r}")
                 continue
-            if said is not None:
-                yield listener, said
+            if returned is not None:
+                yield callback, returned
 
 
 def as_results(
-    said: Any, listener: _Listener, edge: str, facts: Mapping[str, Any]
+    returned: Any, callback: _CallbackBase, edge: str, facts: Mapping[str, Any]
 ) -> list[CallbackResult]:
-    """Turn what a hook returned into results that say who, when and where."""
+    """Turn the value a hook returned into results with label, epoch and batch."""
     ctx = facts.get("exec_ctx")
-    many = (
-        said
-        if isinstance(said, list) and all(isinstance(s, CallbackResult) for s in said)
-        else [said]
+    values = (
+        returned
+        if isinstance(returned, list) and all(isinstance(s, CallbackResult) for s in returned)
+        else [returned]
     )
-    found = []
-    for one in many:
-        result = one if isinstance(one, CallbackResult) else PayloadResult(payload=one)
-        result.label = result.label or listener.label
+    results = []
+    for value in values:
+        result = value if isinstance(value, CallbackResult) else PayloadResult(payload=value)
+        result.label = result.label or callback.label
         result.edge = edge
         if ctx is not None:
             result.epoch = ctx.epoch_idx
             result.batch = ctx.batch_idx if edge.startswith("batch") else None
-        found.append(result)
-    return found
+        results.append(result)
+    return results
 
 
-def _overrides(listener: Any, base: type, hook: str) -> bool:
-    own = getattr(type(listener), hook, None)
-    return own is not getattr(base, hook) or hook in vars(listener)
+def _overrides(callback: Any, base: type, hook: str) -> bool:
+    method = getattr(type(callback), hook, None)
+    return method is not getattr(base, hook) or hook in vars(callback)
 
 
 callback_registry: Registry[type] = Registry("callback")

@@ -1,4 +1,4 @@
-"""Keeping states at the hooks that a Checkpointing names, in memory or in files."""
+"""Callbacks that save checkpoints at the hooks named by a Checkpointing."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ from modularml.engine.run_state import Start, phase_state
 from modularml.errors import ConfigError
 from modularml.io.names import check_label, folder_at, inside
 
-__all__ = ["CheckpointCallback", "ExperimentCheckpointCallback", "folder_of", "own_folder"]
+__all__ = [
+    "CheckpointCallback",
+    "ExperimentCheckpointCallback",
+    "checkpoint_folder",
+    "reserve_folder",
+]
 
 _LAST = 1_000_000
 _SUFFIX = ".ckpt.mml"
 
 
-def _at(hook: str) -> Any:
+def _phase_hook(hook: str) -> Any:
     def on(self: Any, *, phase: Any, experiment: Any, exec_ctx: Any = None, **facts: Any) -> None:
-        """Keep the state, where this hook is asked for."""
-        self._keep(hook, phase, experiment, exec_ctx)
+        """Save the state if this hook is in `save_on`."""
+        self._save(hook, phase, experiment, exec_ctx)
 
     return on
 
@@ -42,36 +47,40 @@ class CheckpointCallback(Callback):
         self._is_due = False
 
     def on_phase_start(self, *, phase: Any, experiment: Any, **facts: Any) -> None:
-        """Start with nothing kept, in a folder that is there."""
+        """Start with no saved states; create the folder for files."""
         self.checkpointing.reset()
         if self.checkpointing.mode == "disk":
-            folder_of(self.checkpointing, experiment._checkpoint_dir, phase.label)
-        self._keep("phase_start", phase, experiment)
+            checkpoint_folder(self.checkpointing, experiment._checkpoint_dir, phase.label)
+        self._save("phase_start", phase, experiment)
 
-    on_epoch_start, on_epoch_end = _at("epoch_start"), _at("epoch_end")
-    on_batch_start, on_batch_end = _at("batch_start"), _at("batch_end")
-    on_phase_end = _at("phase_end")
+    on_epoch_start, on_epoch_end = _phase_hook("epoch_start"), _phase_hook("epoch_end")
+    on_batch_start, on_batch_end = _phase_hook("batch_start"), _phase_hook("batch_end")
+    on_phase_end = _phase_hook("phase_end")
 
-    def _keep(self, hook: str, phase: Any, experiment: Any, ctx: Any = None) -> None:
+    def _save(self, hook: str, phase: Any, experiment: Any, ctx: Any = None) -> None:
         key: int | str = hook if ctx is None else ctx.epoch_idx
         if hook.startswith("batch"):
             key = f"{ctx.epoch_idx}.{ctx.batch_idx}"
-        kept = self.checkpointing
-        due = kept.should_save(hook)
-        if kept.mode == "memory":
+        checkpointing = self.checkpointing
+        due = checkpointing.should_save(hook)
+        if checkpointing.mode == "memory":
             if due:
-                kept.record_memory(key, phase_state(phase))
+                checkpointing.record_memory(key, phase_state(phase))
             return
         self._is_due |= due and phase.is_main
-        if not self._is_due or not phase.is_between_moves:  # gradients are in no file: wait
+        if not self._is_due or not phase.has_no_pending_gradients:  # gradients are not saved
             return
         self._is_due = False
-        folder = folder_of(kept, experiment._checkpoint_dir, phase.label)
+        folder = checkpoint_folder(checkpointing, experiment._checkpoint_dir, phase.label)
         path = inside(folder, f"{check_label(self._name(hook, phase, ctx))}{_SUFFIX}")
         meta = {"phase": phase.label, "hook": hook, "key": key}
-        at = Start.behind(hook, phase)
-        best = [c.best_epoch for c in phase.callbacks if hasattr(c, "best_epoch")]
-        kept.record_disk(key, experiment._keep_run(path, kept.overwrite, meta, at), spare=best)
+        start = Start.after(hook, phase)
+        best_epochs = [c.best_epoch for c in phase.callbacks if hasattr(c, "best_epoch")]
+        checkpointing.record_disk(
+            key,
+            experiment._save_run_checkpoint(path, checkpointing.overwrite, meta, start),
+            spare=best_epochs,
+        )
 
     def _name(self, hook: str, phase: Any, ctx: Any) -> str:
         epoch = 0 if ctx is None else ctx.epoch_idx
@@ -85,16 +94,16 @@ class CheckpointCallback(Callback):
         return f"{start}epoch_{epoch:04d}{end}"
 
 
-def _of(hook: str) -> Any:
+def _experiment_hook(hook: str) -> Any:
     def on(self: Any, *, experiment: Any, phase: Any = None, phase_group: Any = None) -> None:
-        """Keep the state, where this hook is asked for."""
-        self._keep(hook, experiment, (phase or phase_group).label)
+        """Save the state if this hook is in `save_on`."""
+        self._save(hook, experiment, (phase or phase_group).label)
 
     return on
 
 
 class ExperimentCheckpointCallback(ExperimentCallback):
-    """Keeps the experiment's state at the ends of phases and groups.
+    """Saves the experiment's state at the ends of phases and groups.
 
     Parameters
     ----------
@@ -105,46 +114,48 @@ class ExperimentCheckpointCallback(ExperimentCallback):
         super().__init__("checkpointing", execution_order=_LAST)
         self.checkpointing = checkpointing
 
-    on_phase_start, on_phase_end = _of("phase_start"), _of("phase_end")
-    on_group_start, on_group_end = _of("group_start"), _of("group_end")
+    on_phase_start, on_phase_end = _experiment_hook("phase_start"), _experiment_hook("phase_end")
+    on_group_start, on_group_end = _experiment_hook("group_start"), _experiment_hook("group_end")
 
-    def _keep(self, hook: str, experiment: Any, label: str) -> None:
-        kept = self.checkpointing
-        if not kept.should_save(hook):
+    def _save(self, hook: str, experiment: Any, label: str) -> None:
+        checkpointing = self.checkpointing
+        if not checkpointing.should_save(hook):
             return
         key = f"{label}_{hook}"
-        if kept.mode == "memory":
-            kept.record_memory(key, experiment.get_state())
+        if checkpointing.mode == "memory":
+            checkpointing.record_memory(key, experiment.get_state())
             return
-        named = kept.name_template is not None
-        name = check_label(kept.format_name(label=label) if named else key)
-        folder = folder_of(kept, getattr(experiment, "_checkpoint_dir", None), "")
+        has_template = checkpointing.name_template is not None
+        name = check_label(checkpointing.format_name(label=label) if has_template else key)
+        folder = checkpoint_folder(checkpointing, getattr(experiment, "_checkpoint_dir", None), "")
         path = inside(folder, f"{name}{_SUFFIX}")
         meta = {"hook": hook, "key": key}
-        kept.record_disk(key, experiment._keep_run(path, kept.overwrite, meta, None))
+        checkpointing.record_disk(
+            key, experiment._save_run_checkpoint(path, checkpointing.overwrite, meta, None)
+        )
 
 
-def own_folder(
+def reserve_folder(
     checkpointing: Checkpointing, experiment: Any, label: str, labels: Sequence[str] = ()
 ) -> None:
-    """Make the folder for files, for this run alone, and see that names can be a file's.
+    """Create a folder for this run alone, and check the names of its files.
 
     Raises
     ------
     ConfigError
-        If there is no folder, another run writes to it, or a label gives no file's name.
+        If there is no folder, another run writes to it, or a label is not a valid file name.
     """
-    folder = folder_of(checkpointing, experiment._checkpoint_dir, label)
-    named = checkpointing.name_template is not None
-    for own in labels or [label]:
-        facts = {"phase": own, "label": own, "epoch": 0, "batch": 0}
-        check_label(checkpointing.format_name(**facts) if named else own or "a")
+    folder = checkpoint_folder(checkpointing, experiment._checkpoint_dir, label)
+    has_template = checkpointing.name_template is not None
+    for name in labels or [label]:
+        fields = {"phase": name, "label": name, "epoch": 0, "batch": 0}
+        check_label(checkpointing.format_name(**fields) if has_template else name or "a")
     if experiment._runner is not None:
         experiment._runner.owned.add(folder)
 
 
-def folder_of(checkpointing: Checkpointing, parent: Path | None, label: str) -> Path:
-    """Return the folder for files, made where it is not there.
+def checkpoint_folder(checkpointing: Checkpointing, parent: Path | None, label: str) -> Path:
+    """Return the folder of checkpoint files; create it if needed.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""When states are kept, under which names, and which of them."""
+"""Checkpointing settings: when to save, under which names, how many to keep."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BARE = re.compile(r"[a-z_]+(:0[0-9]{1,2}d)?")
 
 
 class Checkpointing(Configurable):
-    """Keep states while something runs.
+    """Save states while a phase or an experiment runs.
 
     Parameters
     ----------
@@ -35,13 +35,13 @@ class Checkpointing(Configurable):
     every_n : int
         Save at every n-th occurrence of a hook.
     directory : path-like, optional
-        For files.
+        Folder for files.
     name_template : str, optional
-        With bare ``{phase}``, ``{epoch}``, ``{batch}`` or ``{label}``, each with an optional
+        May hold bare ``{phase}``, ``{epoch}``, ``{batch}`` or ``{label}``, each with an optional
         ``:0Nd``.
     max_to_keep : int, optional
-        The oldest is dropped beyond, but never the newest, nor that of the epoch which an
-        `EarlyStopping` of the phase holds for the best; None keeps all.
+        Beyond this number the oldest is dropped, but never the newest, nor that of the best epoch
+        of an `EarlyStopping` of the phase; None keeps all.
     overwrite : bool
         Whether a file may replace another.
 
@@ -91,56 +91,57 @@ class Checkpointing(Configurable):
             name = self.format_name(**_EXAMPLE)
             if not is_label(name):
                 raise ConfigError(
-                    f"name_template {name_template!r} gives names like {name!r}, which can be no "
-                    "file's; use up to 120 letters, digits and . _ = -, a letter or digit first"
+                    f"name_template {name_template!r} gives names like {name!r}, which are not "
+                    "valid file names; use up to 120 letters, digits and . _ = -, a letter or "
+                    "digit first"
                 )
 
-    mode = property(attrgetter("_mode"), doc="Where states are kept: ``memory`` or ``disk``.")
-    save_on = property(lambda self: list(self._save_on), doc="Hooks at which states are kept.")
-    every_n = property(attrgetter("_every_n"), doc="At every how many occurrences of a hook.")
+    mode = property(attrgetter("_mode"), doc="Where states are saved: ``memory`` or ``disk``.")
+    save_on = property(lambda self: list(self._save_on), doc="Hooks at which states are saved.")
+    every_n = property(attrgetter("_every_n"), doc="Save at every n-th occurrence of a hook.")
     directory = property(attrgetter("_directory"), doc="Folder for files.")
     name_template = property(attrgetter("_name_template"), doc="Template of names.")
     overwrite = property(attrgetter("_overwrite"), doc="Whether a file may replace another.")
 
     @property
     def saved_keys(self) -> list[int | str]:
-        """Keys of what is kept, sorted."""
+        """Keys of the saved states, sorted."""
         return sorted([*self._states, *self._paths], key=lambda key: (isinstance(key, str), key))
 
     def should_save(self, hook: str) -> bool:
-        """Count an occurrence of a hook and tell whether a state is to be kept now."""
+        """Count an occurrence of a hook; return whether to save a state now."""
         if hook not in self._save_on:
             return False
         self._counts[hook] = self._counts.get(hook, 0) + 1
         return self._counts[hook] % self._every_n == 0
 
     def record_memory(self, key: int | str, state: dict[str, Any]) -> None:
-        """Keep a state; the oldest goes where there are too many."""
+        """Save a state in memory; drop the oldest beyond `max_to_keep`."""
         self._states.pop(key, None)
         self._states[key] = state
         self._drop(self._states)
 
     def record_disk(self, key: int | str, path: Path, *, spare: Collection[Any] = ()) -> None:
-        """Note the file of a state; the oldest is removed where there are too many.
+        """Register the file of a state; remove the oldest beyond `max_to_keep`.
 
-        Those under keys in `spare` stay.
+        Files under the keys in `spare` are not removed.
         """
         self._paths.pop(key, None)
         self._paths[key] = Path(path)
-        for gone in self._drop(self._paths, spare):
-            if gone not in self._paths.values():
-                gone.unlink(missing_ok=True)
+        for dropped in self._drop(self._paths, spare):
+            if dropped not in self._paths.values():
+                dropped.unlink(missing_ok=True)
 
     def has_key(self, key: int | str) -> bool:
-        """Tell whether something is kept under a key."""
+        """Return whether a state or a file is saved under a key."""
         return key in self._states or key in self._paths
 
     def get_state(self, key: int | str) -> dict[str, Any] | None:
-        """Return the state kept in memory under a key, or None."""
+        """Return the state saved in memory under a key, or None."""
         return self._states.get(key)
 
     def get_path(self, key: int | str) -> Path | None:
-        """Return the file kept under a key, or None."""
+        """Return the file saved under a key, or None."""
         path = self._paths.get(key)
         return path if path is not None and path.exists() else None
 
@@ -150,19 +151,19 @@ class Checkpointing(Configurable):
         self._paths.clear()
         self._counts.clear()
 
-    def keep_apart(self, label: str) -> None:
-        """Write to a folder of its own, within that which was given, from now on."""
+    def separate_files(self, label: str) -> None:
+        """Write to a subfolder with this label from now on."""
         self._directory = self._directory and self._directory / label
 
     def disk_state(self) -> dict[str, Any]:
-        """Return how often hooks came, and which files there are."""
+        """Return how often hooks occurred, and the files saved."""
         return {
             "counts": dict(self._counts),
             "files": [[k, p.name] for k, p in self._paths.items()],
         }
 
     def set_disk_state(self, state: dict[str, Any], newest: Path, key: int | str | None) -> None:
-        """Go on where `disk_state` was taken; the file that was written then is the newest."""
+        """Restore what `disk_state` returned; `newest` is the file written then."""
         self._counts = dict(state["counts"])
         self._paths = {k: newest.with_name(name) for k, name in state["files"]}
         if key is not None:
@@ -174,12 +175,15 @@ class Checkpointing(Configurable):
         Raises
         ------
         ConfigError
-            If there is no template, or a value for one of its fields is missing.
+            If there is no template, or a field has no value.
         """
         template = self._name_template
         if template is None:
-            raise ConfigError("there is no name_template; attach the Checkpointing or give one")
-        missing = [f for f in _fields(template) if f not in kwargs]
+            raise ConfigError(
+                "there is no name_template; attach the Checkpointing or pass name_template="
+            )
+        fields = [field.partition(":")[0] for field in _FIELD.findall(template)]
+        missing = [field for field in fields if field not in kwargs]
         if missing:
             raise ConfigError(f"name_template {template!r} needs values for {missing}")
         return template.format(**kwargs)
@@ -191,7 +195,7 @@ class Checkpointing(Configurable):
         Raises
         ------
         ConfigError
-            If a field is not allowed, or asks for an attribute, an item or a conversion.
+            If a field is not allowed, or has an attribute, an item or a conversion.
         """
         for field in _FIELD.findall(template):
             if not _BARE.fullmatch(field) or field.partition(":")[0] not in allowed:
@@ -202,17 +206,13 @@ class Checkpointing(Configurable):
         if re.search(r"[{}]", _FIELD.sub("", template)):
             raise ConfigError(f"name_template {template!r} has a brace that does not close")
 
-    def _drop(self, kept: dict[Any, Any], spare: Collection[Any] = ()) -> list[Any]:
-        n = 0 if self.max_to_keep is None else max(0, len(kept) - self.max_to_keep)
-        older = [key for key in list(kept)[:-1] if key not in spare]
-        return [kept.pop(key) for key in older[:n]]
-
-
-def _fields(template: str) -> list[str]:
-    return [field.partition(":")[0] for field in _FIELD.findall(template)]
+    def _drop(self, saved: dict[Any, Any], spare: Collection[Any] = ()) -> list[Any]:
+        n = 0 if self.max_to_keep is None else max(0, len(saved) - self.max_to_keep)
+        older = [key for key in list(saved)[:-1] if key not in spare]
+        return [saved.pop(key) for key in older[:n]]
 
 
 def check_checkpointing(checkpointing: object) -> None:
-    """Refuse what is no `Checkpointing`."""
+    """Raise TypeError unless this is a `Checkpointing`."""
     if not isinstance(checkpointing, Checkpointing):
         raise TypeError(f"checkpointing must be a Checkpointing or None, got {checkpointing!r}")

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM, SIGHUP: the batch is finished, a checkpoint written, and the run ends."""
+"""Signal handling: finish the batch, write a checkpoint and end the run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, Self
 from modularml.engine.callback import Callback
 from modularml.engine.run_state import Start
 
-__all__ = ["Interruption", "ends_raise", "is_interruption"]
+__all__ = ["Interruption", "exit_on_signals", "is_interruption"]
 
 _AFTER_ALL = 1_000_001
 _ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -23,16 +23,16 @@ _SIGNALS = (signal.SIGINT, *_ENDS)
 
 
 class Interruption(Callback):
-    """Ends a run cleanly when the process is asked to end; a second signal ends it at once.
+    """Ends a run cleanly when the process gets a signal; a second one ends it at once.
 
-    A SIGTERM or SIGHUP within a second of the first is the same one, sent to a group of processes
-    and passed on by the parent. It is a context manager in which signals are caught, in the main
-    thread only.
+    It handles SIGINT, SIGTERM and SIGHUP. A SIGTERM or SIGHUP within a second of the first counts
+    as the same signal, sent to a group of processes and forwarded by the parent. As a context
+    manager it catches signals, in the main thread only.
 
     Parameters
     ----------
     path : Path
-        Of the checkpoint that is written then.
+        File of the checkpoint to write.
     """
 
     changes_weights = False
@@ -40,43 +40,47 @@ class Interruption(Callback):
     def __init__(self, path: Path) -> None:
         super().__init__("interruption", execution_order=_AFTER_ALL)
         self.path = path
-        self._asked, self._since = 0, 0.0
-        self._before: dict[int, Any] = {}
+        self._signal, self._received_at = 0, 0.0
+        self._handlers: dict[int, Any] = {}
 
     def on_batch_end(self, *, experiment: Any, phase: Any, **facts: Any) -> None:
-        """End where that was asked for."""
-        if self._asked and phase.is_between_moves:
+        """End the run if a signal has arrived."""
+        if self._signal and phase.has_no_pending_gradients:
             self._end("batch_end", experiment, phase)
 
     def on_epoch_end(self, *, experiment: Any, phase: Any, **facts: Any) -> None:
-        """End where that was asked for after the last batch."""
-        if self._asked:
+        """End the run if a signal has arrived after the last batch."""
+        if self._signal:
             self._end("epoch_end", experiment, phase)
 
     def _end(self, hook: str, experiment: Any, phase: Any) -> None:
-        asked = self._asked
+        number = self._signal
         if phase.is_main:
             meta = {"phase": phase.label, "hook": hook}
-            experiment._keep_run(self.path, True, meta, Start.behind(hook, phase), alone=True)
+            experiment._save_run_checkpoint(
+                self.path, True, meta, Start.after(hook, phase), alone=True
+            )
             logging.getLogger(__name__).warning(
-                "note: phase %r was stopped by %s; run(resume='auto') goes on from %s",
+                "note: phase %r was stopped by %s; run(resume='auto') resumes from %s",
                 phase.label,
-                signal.Signals(asked).name,
+                signal.Signals(number).name,
                 self.path,
             )
-        self._asked = 0
-        raise _error(asked)
+        self._signal = 0
+        raise _error(number)
 
-    def _ask(self, number: int, frame: Any) -> None:
-        if self._asked and (number == signal.SIGINT or time.monotonic() - self._since > 1):
+    def _handle(self, number: int, frame: Any) -> None:
+        if self._signal and (number == signal.SIGINT or time.monotonic() - self._received_at > 1):
             raise _error(number)
-        if not self._asked:
-            self._asked, self._since = number, time.monotonic()
+        if not self._signal:
+            self._signal, self._received_at = number, time.monotonic()
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             ignored = [s for s in _SIGNALS if signal.getsignal(s) == signal.SIG_IGN]
-            self._before = {s: signal.signal(s, self._ask) for s in _SIGNALS if s not in ignored}
+            self._handlers = {
+                s: signal.signal(s, self._handle) for s in _SIGNALS if s not in ignored
+            }
         return self
 
     def __exit__(
@@ -85,36 +89,36 @@ class Interruption(Callback):
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-        if self._asked and error is None:  # it came after the last batch
-            signal.raise_signal(self._asked)
+        if self._signal and error is None:  # it arrived after the last batch
+            signal.raise_signal(self._signal)
 
 
 def is_interruption(error: BaseException) -> bool:
-    """Tell whether an error is one that a signal makes."""
-    told = isinstance(error, SystemExit) and error.code in [128 + number for number in _ENDS]
-    return told or isinstance(error, KeyboardInterrupt)
+    """Return whether an error was raised by a signal."""
+    ended = isinstance(error, SystemExit) and error.code in [128 + number for number in _ENDS]
+    return ended or isinstance(error, KeyboardInterrupt)
 
 
 @contextmanager
-def ends_raise() -> Iterator[None]:
-    """Let signals that ask the process to end raise SystemExit, so that blocks are left in order.
+def exit_on_signals() -> Iterator[None]:
+    """Raise SystemExit on signals that end the process, so that blocks clean up.
 
-    In the main thread only, and where nobody else handles or ignores them.
+    Only in the main thread, and only for signals that are not handled or ignored already.
     """
-    usual = threading.current_thread() is threading.main_thread()
-    mine = [n for n in _ENDS if usual and signal.getsignal(n) == signal.SIG_DFL]
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    numbers = [n for n in _ENDS if in_main_thread and signal.getsignal(n) == signal.SIG_DFL]
 
     def end(number: int, frame: Any) -> None:
         raise _error(number)
 
-    for number in mine:
+    for number in numbers:
         signal.signal(number, end)
     try:
         yield
     finally:
-        for number in mine:
+        for number in numbers:
             signal.signal(number, signal.SIG_DFL)
 
 

@@ -1,4 +1,4 @@
-"""Monitored metrics: who watches one, who logs it, and which of its values are better."""
+"""Monitored metrics: their monitors, their loggers, and the better direction."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from modularml.results.scores import greater_is_better
 __all__ = [
     "base_name",
     "check_logged",
+    "declare_logs",
     "direction",
-    "log_all",
     "loggers_of",
     "monitors_of",
     "schedules_of",
@@ -21,47 +21,48 @@ __all__ = [
 
 
 def base_name(monitor: str) -> str:
-    """Return the name of a metric without the role or group that it is of."""
+    """Return the name of a metric without its role or group."""
     return re.split(r"[\[/]", monitor)[0]
 
 
 def loggers_of(monitor: str, callbacks: Iterable[Any]) -> list[Any]:
-    """Return the callbacks that log a metric, or the metric that it is a role or group of."""
+    """Return the callbacks that log a metric, or the metric it is a part of."""
     names = {monitor, base_name(monitor)}
     return [c for c in callbacks if names & set(getattr(c, "logs", ()))]
 
 
-def log_all(callbacks: Iterable[Any]) -> bool:
-    """Tell whether callbacks say what they log; those of the user's own may log any metric."""
+def declare_logs(callbacks: Iterable[Any]) -> bool:
+    """Return whether all callbacks declare what they log; others may log anything."""
     return all(hasattr(c, "logs") for c in callbacks)
 
 
 def check_logged(monitor: str, phase: Any, who: str) -> None:
-    """Refuse a metric that nobody can log in a phase.
+    """Refuse a metric that no callback can log in a phase.
 
     Raises
     ------
     MetricNotLoggedError
+        If all callbacks declare what they log, and none logs this metric.
     """
     names = {"train_loss", *(n for c in phase.callbacks for n in getattr(c, "logs", ()))}
-    if not {monitor, base_name(monitor)} & names and log_all(phase.callbacks):
+    if not {monitor, base_name(monitor)} & names and declare_logs(phase.callbacks):
         raise MetricNotLoggedError(
-            f"{who} watches the metric {monitor!r}, which nobody logs in phase {phase.label!r} "
-            f"({closest(monitor, names)}). Add an Evaluation with EvalLossMetric, or monitor "
-            "another metric"
+            f"{who} monitors the metric {monitor!r}, which is not logged in phase "
+            f"{phase.label!r} ({closest(monitor, names)}). Add an Evaluation with EvalLossMetric, "
+            "or monitor another metric"
         )
 
 
 def direction(monitor: str, callbacks: Iterable[Any]) -> bool | None:
-    """Return whether greater values of a metric are better; None where that is not known.
+    """Return whether greater values of a metric are better; None if unknown.
 
     Parameters
     ----------
     monitor : str
         Name under which it is logged.
     callbacks : iterable of Callback
-        Of the phase. What logs the metric is asked first, by ``direction_of(name)``; then the
-        name decides, with or without what stands before an underscore: ``val_r2`` is an ``r2``.
+        Those of the phase. ``direction_of(name)`` of the callback that logs the metric comes
+        first; then the name decides, with or without a prefix: ``val_r2`` is an ``r2``.
     """
     name = base_name(monitor)
     for logger in loggers_of(monitor, callbacks):
@@ -78,20 +79,20 @@ def direction(monitor: str, callbacks: Iterable[Any]) -> bool | None:
 
 
 def schedules_of(graph: Any) -> list[Any]:
-    """Return the learning-rate schedules of a graph that watch a metric."""
+    """Return the learning-rate schedules of a graph that monitor a metric."""
     nodes = () if graph is None else graph.nodes.values()
     owners = [graph, *(node for node in nodes if hasattr(node, "optimizer"))]
     optimizers = [owner.optimizer for owner in owners if owner is not None]
-    found = [optimizer.lr_schedule for optimizer in optimizers if optimizer is not None]
-    return [s for s in found if s is not None and s.monitor is not None]
+    schedules = [optimizer.lr_schedule for optimizer in optimizers if optimizer is not None]
+    return [s for s in schedules if s is not None and s.monitor is not None]
 
 
 def monitors_of(phase: Any, graph: Any) -> dict[str, list[str]]:
-    """Return the metrics by which callbacks and schedules choose, with the names of these."""
-    found: dict[str, list[str]] = {}
+    """Return the monitored metrics, each with its callbacks and schedules."""
+    monitors: dict[str, list[str]] = {}
     for callback in phase.callbacks:
         if isinstance(monitor := getattr(callback, "monitor", None), str):
-            found.setdefault(monitor, []).append(callback.label)
+            monitors.setdefault(monitor, []).append(callback.label)
     for schedule in schedules_of(graph):
-        found.setdefault(schedule.monitor, []).append("the learning-rate schedule")
-    return found
+        monitors.setdefault(schedule.monitor, []).append("the learning-rate schedule")
+    return monitors

@@ -1,4 +1,4 @@
-"""The whole state of a phase that runs: taken, and put back."""
+"""The state of a running phase: capturing and restoring it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from modularml.io.randomness import random_states, set_random_states
 
 __all__ = [
     "Start",
-    "parts_of",
     "phase_state",
+    "restored_on_error",
+    "restored_on_exit",
+    "samplers_and_callbacks",
     "set_phase_state",
-    "undone_on_error",
-    "untouched",
 ]
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a loop begins: at its beginning, or behind the hook at which a state was saved.
+    """Where a loop starts: at the beginning, or after the hook of a checkpoint.
 
     Parameters
     ----------
@@ -34,11 +34,11 @@ class Start:
     epoch : int
         0-based; -1 before the first.
     losses : list of list of float
-        Of the batches of this epoch that are done.
+        One row per finished batch of this epoch.
     iteration : int
-        Batches of all epochs that are done.
+        The number of finished batches of all epochs.
     stop : bool
-        Whether somebody has asked the phase to end.
+        Whether the phase was requested to stop.
     """
 
     hook: str = ""
@@ -48,44 +48,43 @@ class Start:
     stop: bool = False
 
     @classmethod
-    def behind(cls, hook: str, phase: RunnablePhase) -> Start:
-        """Return where a phase is, while its last callback runs."""
-        at = phase.progress() or {"epoch": -1, "losses": []}
+    def after(cls, hook: str, phase: RunnablePhase) -> Start:
+        """Return the position of a phase, as seen by its last callback."""
+        progress = phase.progress() or {"epoch": -1, "losses": []}
         iteration = phase.position.iteration - (hook == "batch_start")
-        return cls(hook, at["epoch"], at["losses"], iteration, phase.stop_requested)
+        return cls(hook, progress["epoch"], progress["losses"], iteration, phase.stop_requested)
 
     def epochs(self, n_epochs: int) -> range:
-        """Return the epochs that are to run, the one under way first."""
-        over = self.hook == "phase_end" or (self.hook == "epoch_end" and self.stop)
+        """Return the epochs left to run, starting with an unfinished one."""
+        is_over = self.hook == "phase_end" or (self.hook == "epoch_end" and self.stop)
         first = max(self.epoch, 0) + (self.hook in ("epoch_end", "phase_end"))
-        return range(first, first if over else n_epochs)
+        return range(first, first if is_over else n_epochs)
 
     def done(self, epoch: int) -> list[list[float]]:
-        """Return the losses of the batches of an epoch that are done and not to run again."""
+        """Return the losses of the finished batches of an epoch."""
         return self.losses if epoch == self.epoch else []
 
     @property
-    def told(self) -> set[str]:
-        """Hooks that have been fired, and would be fired once more."""
+    def fired_hooks(self) -> set[str]:
+        """Hooks that were fired already and must not be fired again."""
         stages = ["phase_start", "epoch_start", "batch_start"]
-        ends = {"": 0, "phase_start": 1, "epoch_start": 2, "batch_start": 3, "batch_end": 2}
-        found = stages[: ends.get(self.hook, 1)]
-        return {f"on_{hook}" for hook in [*found, *(["phase_end"] * (self.hook == "phase_end"))]}
+        n_fired = {"": 0, "phase_start": 1, "epoch_start": 2, "batch_start": 3, "batch_end": 2}
+        fired = stages[: n_fired.get(self.hook, 1)]
+        return {f"on_{hook}" for hook in [*fired, *(["phase_end"] * (self.hook == "phase_end"))]}
 
 
 def phase_state(phase: RunnablePhase) -> dict[str, Any]:
-    """Return all that decides how a phase goes on from here.
+    """Return everything that determines how a phase continues.
 
     Returns
     -------
     dict
-        That of `ModelGraph.get_state` (weights, optimizers, what is frozen), so that
-        `ModelGraph.set_state` takes it, and ``run``: ``random`` states, ``samplers`` and
-        ``callbacks`` in order, and ``position``: the 0-based ``epoch``, the ``batch`` of it that
-        comes next, and the ``losses`` of its batches so far. The position is None before the
-        first epoch.
+        The state of `ModelGraph.get_state` (weights, optimizers, frozen nodes), which
+        `ModelGraph.set_state` accepts, and ``run``: ``random`` states, ``samplers`` and
+        ``callbacks`` in order, and ``position``: the 0-based ``epoch``, its next ``batch``, and
+        the ``losses`` of its batches so far. The position is None before the first epoch.
     """
-    samplers, callbacks = parts_of(phase)
+    samplers, callbacks = samplers_and_callbacks(phase)
     return {
         **phase.graph().get_state(),
         "run": {
@@ -98,42 +97,41 @@ def phase_state(phase: RunnablePhase) -> dict[str, Any]:
 
 
 def set_phase_state(phase: RunnablePhase, state: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Go back to what `phase_state` returned, and return the position, which is the loop's.
+    """Restore a state from `phase_state`, and return the position for the loop.
 
     Raises
     ------
     ConfigError
-        If the phase has other samplers or callbacks than the one it was taken from. Nothing has
-        changed then.
+        If the phase has other samplers or callbacks than the saved one. Nothing has changed then.
     """
     run = state["run"]
-    samplers, callbacks = parts_of(phase)
-    given = len(run["samplers"]), len(run["callbacks"])
-    if given != (len(samplers), len(callbacks)):
+    samplers, callbacks = samplers_and_callbacks(phase)
+    counts = len(run["samplers"]), len(run["callbacks"])
+    if counts != (len(samplers), len(callbacks)):
         raise ConfigError(
             f"phase {phase.label!r} has {len(samplers)} samplers and {len(callbacks)} callbacks, "
-            f"the state has {given[0]} and {given[1]}; make the phase as it was"
+            f"the state has {counts[0]} and {counts[1]}; define the phase as it was saved"
         )
     phase.graph().set_state({k: v for k, v in state.items() if k != "run"})
-    for part, own in zip(samplers + callbacks, run["samplers"] + run["callbacks"], strict=True):
-        part.set_state(copy.deepcopy(own))
+    for part, saved in zip(samplers + callbacks, run["samplers"] + run["callbacks"], strict=True):
+        part.set_state(copy.deepcopy(saved))
     set_random_states(run["random"])
     position: dict[str, Any] | None = run["position"]
     return position
 
 
-def parts_of(phase: RunnablePhase) -> tuple[list[Any], list[Any]]:
+def samplers_and_callbacks(phase: RunnablePhase) -> tuple[list[Any], list[Any]]:
     """Return the samplers and the callbacks of a phase, each once."""
     samplers = [b.sampler for b in phase.input_sources if b.sampler is not None]
     return list({id(s): s for s in samplers}.values()), list(phase.callbacks)
 
 
 @contextmanager
-def untouched(experiment: Any, phases: Iterable[RunnablePhase]) -> Iterator[None]:
-    """Undo, on exit, what a block changes.
+def restored_on_exit(experiment: Any, phases: Iterable[RunnablePhase]) -> Iterator[None]:
+    """Undo the changes of a block on exit.
 
-    Weights, optimizers, random states, nodes, rows, history, and the state of samplers and
-    callbacks are as before, bit for bit.
+    Weights, optimizers, random states, nodes, rows, history, and the states of samplers and
+    callbacks are restored bit for bit.
     """
     graph = experiment.model_graph
     if graph is not None:
@@ -141,8 +139,13 @@ def untouched(experiment: Any, phases: Iterable[RunnablePhase]) -> Iterator[None
     state = None if graph is None else graph.get_state()
     sets = {fs: fs.get_state() for fs in experiment.ctx.available_featuresets.values()}
     history, randomness = list(experiment._history), random_states()
-    parts = {id(part): part for phase in phases for own in parts_of(phase) for part in own}
-    kept = [(part, copy.deepcopy(part.get_state())) for part in parts.values()]
+    parts = {
+        id(part): part
+        for phase in phases
+        for group in samplers_and_callbacks(phase)
+        for part in group
+    }
+    saved = [(part, copy.deepcopy(part.get_state())) for part in parts.values()]
     with experiment.ctx.temporary():
         try:
             yield
@@ -151,15 +154,15 @@ def untouched(experiment: Any, phases: Iterable[RunnablePhase]) -> Iterator[None
                 graph.set_state(state)
             for fs, rows in sets.items():
                 fs.set_state(rows)
-            for part, own in kept:
-                part.set_state(own)
+            for part, part_state in saved:
+                part.set_state(part_state)
             experiment._history[:] = history
             set_random_states(randomness)
 
 
 @contextmanager
-def undone_on_error(graph: ModelGraph | None) -> Iterator[None]:
-    """Put random states and what is frozen back where a block fails."""
+def restored_on_error(graph: ModelGraph | None) -> Iterator[None]:
+    """Restore random states and frozen nodes if a block fails."""
     randomness = random_states()
     frozen = set() if graph is None else set(graph.frozen_nodes)
     try:

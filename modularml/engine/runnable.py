@@ -1,4 +1,4 @@
-"""What the loop needs of a phase."""
+"""The protocol of a phase that the loop can run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["RunnablePhase"]
 
 
 class RunnablePhase(Protocol):
-    """A phase as the loop sees it; `modularml.phases` has those that there are."""
+    """A phase as the loop sees it; implemented in `modularml.phases`."""
 
     label: str
     input_sources: list[InputBinding]
@@ -25,7 +25,7 @@ class RunnablePhase(Protocol):
     callbacks: list[Callback]
     stop_requested: bool
     position: Stream
-    under_way: tuple[int, list[Sequence[Any]]] | None
+    partial_epoch: tuple[int, list[Sequence[Any]]] | None
     n_epochs: int
     on_nonfinite: str
     recording: ResultRecording
@@ -45,7 +45,7 @@ class RunnablePhase(Protocol):
 
     def learn_from(self, feed: BatchFeed, *, live: bool = False) -> list[tuple[Any, Any]]: ...  # noqa: D102
 
-    def listeners(self) -> list[Callback]: ...  # noqa: D102
+    def all_callbacks(self) -> list[Callback]: ...  # noqa: D102
 
     def step_of(self, feed: BatchFeed) -> Callable[[ExecutionContext], None]: ...  # noqa: D102
 

@@ -1,4 +1,4 @@
-"""Experiments: phases on a graph, what listens to them and what they leave behind."""
+"""Experiments: phases on a graph, their callbacks and their results."""
 
 from modularml.backends.accelerator import Accelerator
 from modularml.engine.batch_schedule import BatchSchedulingPolicy
@@ -9,10 +9,11 @@ from modularml.experiment.run import ExperimentRun
 from modularml.phases.fit import FitPhase
 from modularml.phases.group import PhaseGroup
 from modularml.phases.train_eval import EvalPhase, TrainPhase
+from modularml.results.eval_results import EvalResults, FitResults
 from modularml.results.group_results import PhaseGroupResults
+from modularml.results.phase_results import PhaseResults, TrainResults
 from modularml.results.recording import ResultRecording
-from modularml.results.spill import ResultsConfig
-from modularml.results.train_eval import EvalResults, FitResults, PhaseResults, TrainResults
+from modularml.results.storage import ResultsConfig
 
 __all__ = [
     "Accelerator",

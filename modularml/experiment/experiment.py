@@ -18,11 +18,11 @@ from modularml.engine.checkpointing import (
     Checkpointing,
     check_checkpointing,
 )
-from modularml.engine.run_state import untouched
+from modularml.engine.run_state import restored_on_exit
 from modularml.errors import ConfigError
-from modularml.experiment.auditing import Mode, RunAudit
-from modularml.experiment.files import ExperimentFiles
 from modularml.experiment.run import ExperimentRun, Runner
+from modularml.experiment.run_audit import Mode, RunAudit
+from modularml.experiment.saving import ExperimentFiles
 from modularml.experiment.streaming import stream_events
 from modularml.graph.model_graph import ModelGraph
 from modularml.io.randomness import seed_all
@@ -31,41 +31,41 @@ from modularml.phases.group import PhaseGroup
 from modularml.phases.phase import ExperimentPhase, active_graph, all_of
 from modularml.phases.train_eval import TrainPhase
 from modularml.results.group_results import PhaseGroupResults
-from modularml.results.spill import ResultsConfig, ResultsStorage
+from modularml.results.storage import ResultsConfig, ResultsStorage
 
 __all__ = ["Experiment"]
 
 
 class Experiment(Checked, ExperimentFiles):
-    """Runs phases on a graph and remembers what came of it.
+    """Runs phases on a graph and records their results.
 
     Parameters
     ----------
     label : str
     registration_policy : RegistrationPolicy or str, optional
-        What happens when a node's label is taken, from now on.
+        What happens when a node's label is already in use.
     ctx : ExperimentContext, optional
-        A new one, which becomes active, where none is given. Nodes that exist already are taken
-        over by `from_active_context`.
+        By default a new one, which becomes active. To use nodes that exist already, see
+        `from_active_context`.
     checkpointing : Checkpointing, optional
-        Keeps the whole experiment's state at the ends of phases and groups.
+        Saves the whole experiment's state at the ends of phases and groups.
     callbacks : list of ExperimentCallback, optional
     audit : {'warn', 'error', 'off'}
-        What a quick `FeatureSet.audit` of the rows does that a training phase is about to read:
-        warn of what it finds, once for each version of the data, or refuse to run.
+        What happens when a quick `FeatureSet.audit` of the rows of a training phase finds
+        problems: warn of them, once for each version of the data, or refuse to run.
     seed : int, optional
-        At least 0. Seeds Python, numpy and the frameworks that are loaded, now and at the start of
-        each run, in streams of their own; samplers without a seed get one too. Make the experiment
-        before the models, whose first weights are drawn when they are made.
+        At least 0. Seeds Python, numpy and the loaded frameworks, now and at the start of each run,
+        in separate streams; samplers without a seed get one too. Create the experiment before the
+        models, whose initial weights are drawn at construction.
     deterministic : bool
-        Whether runs turn on the frameworks' own switches for equal bits.
+        Whether runs turn on the deterministic modes of the frameworks.
     results_config : ResultsConfig, optional
-        How much memory recorded outputs may take, and where they go beyond it.
+        Memory limit of recorded outputs, and the folder for the rest.
 
     Notes
     -----
-    Threads share the frameworks' generators, so layers that draw numbers (dropout) give equal
-    bits only where one experiment runs at a time in a process.
+    Threads share the frameworks' random generators, so layers such as dropout are reproducible
+    bit for bit only if one experiment runs at a time in a process.
 
     Examples
     --------
@@ -107,13 +107,13 @@ class Experiment(Checked, ExperimentFiles):
         self._runner: Runner | None = None
         self._previewing = False
         self._callbacks: list[ExperimentCallback] = []
-        given = [] if callbacks is None else callbacks
-        for callback in all_of(ExperimentCallback, "callbacks", given):
+        initial = [] if callbacks is None else callbacks
+        for callback in all_of(ExperimentCallback, "callbacks", initial):
             self.add_callback(callback)
         self._checkpointing: Checkpointing | None = None
         self.set_checkpointing(checkpointing)
         ctx.set_experiment(self)
-        if fresh:  # last: an experiment that cannot be made leaves the active context alone
+        if fresh:  # last, so that a failure leaves the active context unchanged
             ctx.make_active()
         if seed is not None:
             seed_all(seed, "models")
@@ -127,14 +127,14 @@ class Experiment(Checked, ExperimentFiles):
         callbacks: list[ExperimentCallback] | None = None,
         **options: Any,
     ) -> Experiment:
-        """Make an experiment of the nodes and the graph that were made so far.
+        """Create an experiment from the nodes and the graph of the active context.
 
         Other options are those of the constructor.
         """
         ctx = ExperimentContext.get_active()
         return cls(label, registration_policy, ctx, checkpointing, callbacks, **options)
 
-    # -- what there is ------------------------------------------------------------------------
+    # -- properties ----------------------------------------------------------------------------
 
     @property
     def ctx(self) -> ExperimentContext:
@@ -149,7 +149,7 @@ class Experiment(Checked, ExperimentFiles):
 
     @property
     def audit(self) -> Mode:
-        """What an audit of the rows does before they are trained on: warn, error or off."""
+        """Mode of the audit before training: warn, error or off."""
         return self._audit.mode
 
     @property
@@ -164,7 +164,7 @@ class Experiment(Checked, ExperimentFiles):
 
     @property
     def history(self) -> list[ExperimentRun]:
-        """All runs, oldest first; those that failed or were interrupted too."""
+        """All runs, oldest first, including failed and interrupted ones."""
         return list(self._history)
 
     @property
@@ -190,19 +190,19 @@ class Experiment(Checked, ExperimentFiles):
         Parameters
         ----------
         resume : 'auto', name or path of a checkpoint, optional
-            Resume a run that was stopped. With ``"auto"`` the newest checkpoint of this run
-            is taken that can be read, and where there is none, the run starts from the beginning.
-            Phases that were done are not run again; their results come from the checkpoint. On
-            the CPU, with the same versions, all ends bit for bit as if it had never been stopped.
+            Resume a stopped run. ``"auto"`` takes the newest readable checkpoint of this run; if
+            there is none, the run starts from the beginning. Completed phases are not run again;
+            their results come from the checkpoint. On the CPU, with the same versions, the final
+            state equals that of an uninterrupted run bit for bit.
         strict : bool
-            Whether it is an error that the checkpoint is of another config, or other rows.
+            Whether it is an error if the checkpoint has another config or other rows.
         **kwargs
-            Display flags, as of `run_phase`.
+            Display flags; see `run_phase`.
 
         Returns
         -------
         PhaseGroupResults
-            Of every phase by label; one run is added to the history.
+            The results of every phase by label; one run is added to the history.
 
         Raises
         ------
@@ -213,15 +213,17 @@ class Experiment(Checked, ExperimentFiles):
 
         Notes
         -----
-        Where a `Checkpointing` writes to disk, Ctrl-C and SIGTERM let the batch finish and a
-        checkpoint be written before the run ends; a second one ends it at once.
+        If a `Checkpointing` writes to disk, Ctrl-C and SIGTERM finish the batch and write a
+        checkpoint before the run ends; a second signal ends it at once.
         """
         if not len(self._plan):
             raise ConfigError(
                 "the execution plan is empty; add phases to experiment.execution_plan"
             )
-        found: PhaseGroupResults = self._recorded(self._whole, self._plan, kwargs, resume, strict)
-        return found
+        results: PhaseGroupResults = self._recorded(
+            self._run_plan, self._plan, kwargs, resume, strict
+        )
+        return results
 
     def run_phase(
         self,
@@ -231,13 +233,13 @@ class Experiment(Checked, ExperimentFiles):
         strict: bool = True,
         **kwargs: Any,
     ) -> Any:
-        """Run one phase, whether or not it is in the plan, and keep it in the history.
+        """Run one phase, in the plan or not, and add it to the history.
 
         Parameters
         ----------
         phase : TrainPhase, EvalPhase or another phase
         resume, strict
-            As of `run`.
+            See `run`.
         **kwargs
             ``show_training_progress``, ``show_eval_progress``, ``show_sampler_progress``,
             ``persist_progress``, ``persist_epoch_progress`` and ``val_loss_metric``.
@@ -258,7 +260,7 @@ class Experiment(Checked, ExperimentFiles):
         strict: bool = True,
         **kwargs: Any,
     ) -> PhaseGroupResults:
-        """Run a group of phases, whether or not it is in the plan; see `run_phase`."""
+        """Run a group of phases, in the plan or not; see `run_phase`."""
         self._check(group, PhaseGroup)
 
         def work(runner: Runner, into: PhaseGroupResults) -> PhaseGroupResults:
@@ -267,27 +269,27 @@ class Experiment(Checked, ExperimentFiles):
             runner.notify("on_group_end", phase_group=group)
             return into
 
-        found: PhaseGroupResults = self._recorded(work, group, kwargs, resume, strict)
-        return found
+        results: PhaseGroupResults = self._recorded(work, group, kwargs, resume, strict)
+        return results
 
     def stream(self, phase: ExperimentPhase, **kwargs: Any) -> Iterator[Event]:
-        """Run one phase as a stream of events, one an epoch; see `run_phase`.
+        """Run one phase as a stream of events, one per epoch; see `run_phase`.
 
-        The stages of `modularml.streams` work on it. Nothing runs before the first event is asked
-        for. Whoever stops iterating, or closes the stream, ends the phase cleanly: its results
+        The stages of `modularml.streams` work on it. Nothing runs before the first event is
+        requested. Closing the stream, or ending the iteration, ends the phase cleanly; its results
         are in the history.
 
         Parameters
         ----------
         phase : TrainPhase or another phase
         **kwargs
-            Display flags, as of `run_phase`; progress bars are off unless they are asked for.
+            Display flags, see `run_phase`; progress bars are off by default.
 
         Yields
         ------
         Event
             ``step`` (1-based), ``epoch`` (0-based), every metric of the epoch by name
-            (``train_loss``, ``val_loss``...), and ``model``, which is the graph itself.
+            (``train_loss``, ``val_loss``...), and ``model``, the graph itself.
 
         Examples
         --------
@@ -298,27 +300,27 @@ class Experiment(Checked, ExperimentFiles):
 
     @property
     def is_preview(self) -> bool:
-        """Whether what runs is a preview; callbacks that write files are left out of it."""
+        """Whether a preview is running; it skips callbacks that write files."""
         return self._previewing
 
     def preview_phase(self, phase: ExperimentPhase, **kwargs: Any) -> Any:
-        """Run a phase and undo everything it changed; nothing is kept in the history.
+        """Run a phase and undo all its changes; the history is not changed.
 
-        Callbacks that write files (`CSVLogger`, yours with ``writes_files = True``) are left out.
+        Callbacks that write files (`CSVLogger`, yours with ``writes_files = True``) are skipped.
         """
         self._check(phase, ExperimentPhase)
         return self._previewed([phase], kwargs, lambda runner: runner.phase(phase))
 
     def preview_group(self, group: PhaseGroup, **kwargs: Any) -> PhaseGroupResults:
-        """Run a group and undo everything it changed; nothing is kept in the history."""
+        """Run a group and undo all its changes; the history is not changed."""
         self._check(group, PhaseGroup)
-        found: PhaseGroupResults = self._previewed(
+        results: PhaseGroupResults = self._previewed(
             group.flatten(), kwargs, lambda runner: runner.group(group)
         )
-        return found
+        return results
 
     def preview_run(self, **kwargs: Any) -> PhaseGroupResults:
-        """Run the execution plan and undo everything it changed."""
+        """Run the execution plan and undo all its changes."""
         return self.preview_group(self._plan, **kwargs)
 
     def predict(
@@ -348,7 +350,7 @@ class Experiment(Checked, ExperimentFiles):
 
     @property
     def checkpointing(self) -> Checkpointing | None:
-        """When the experiment's state is kept; None for never."""
+        """When the experiment's state is saved; None for never."""
         return self._checkpointing
 
     def set_checkpointing(self, checkpointing: Checkpointing | None) -> None:
@@ -357,7 +359,7 @@ class Experiment(Checked, ExperimentFiles):
         Raises
         ------
         ConfigError
-            If it names hooks or template fields that an experiment has not.
+            If it names hooks or template fields that an experiment lacks.
         """
         if checkpointing is not None:
             check_checkpointing(checkpointing)
@@ -372,23 +374,23 @@ class Experiment(Checked, ExperimentFiles):
 
     @contextmanager
     def disable_checkpointing(self) -> Iterator[None]:
-        """Keep no states within a ``with`` block, neither mine nor those of phases."""
-        with self._keeping_nothing(self._plan.flatten()):
+        """Save no checkpoints within a ``with`` block, in phases neither."""
+        with self._without_checkpointing(self._plan.flatten()):
             yield
 
     @contextmanager
-    def _keeping_nothing(self, phases: Iterable[ExperimentPhase]) -> Iterator[None]:
-        own = self._checkpointing
-        kept = [(p, p.checkpointing) for p in phases if isinstance(p, TrainPhase)]
+    def _without_checkpointing(self, phases: Iterable[ExperimentPhase]) -> Iterator[None]:
+        checkpointing = self._checkpointing
+        saved = [(p, p.checkpointing) for p in phases if isinstance(p, TrainPhase)]
         self._checkpointing = None
-        for phase, _ in kept:
+        for phase, _ in saved:
             phase.set_checkpointing(None)
         try:
             yield
         finally:
-            self._checkpointing = own
-            for phase, checkpointing in kept:
-                phase.set_checkpointing(checkpointing)
+            self._checkpointing = checkpointing
+            for phase, of_phase in saved:
+                phase.set_checkpointing(of_phase)
 
     # -- config and state ---------------------------------------------------------------------
 
@@ -410,9 +412,9 @@ class Experiment(Checked, ExperimentFiles):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Experiment:
-        """Make an experiment from its config in the active context, with new weights.
+        """Create an experiment from its config in the active context, with new weights.
 
-        The FeatureSets that it reads from must be there under their labels.
+        The FeatureSets it reads from must exist under their labels.
         """
         ctx = ExperimentContext.get_active()
         if config["model_graph"] is not None:
@@ -443,27 +445,26 @@ class Experiment(Checked, ExperimentFiles):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go back to what `get_state` returned; nodes are found by label."""
+        """Restore a state from `get_state`; nodes are found by label."""
         sets = {label: self._ctx.get_node(label=label) for label in state["featuresets"]}
         graph = self.model_graph
         if state["model_graph"] is not None:
             if graph is None:
                 raise ConfigError(
-                    "the state has a model graph, this experiment has none; make it first"
+                    "the state has a model graph but this experiment has none; create it first"
                 )
             graph.set_state(state["model_graph"])
         for label, fs in sets.items():
             fs.set_state(state["featuresets"][label])  # type: ignore[attr-defined]
         self._history = list(state["history"])
 
-    # -- within -------------------------------------------------------------------------------
+    # -- internals ----------------------------------------------------------------------------
 
     def __repr__(self) -> str:
         graph = None if self.model_graph is None else self.model_graph.label
         return (
             f"Experiment({self.label!r}, graph={graph!r}, {len(self._plan.flatten())} phases "
-            "planned, "
-            f"{len(self._history)} runs)"
+            f"planned, {len(self._history)} runs)"
         )
 
     def _repr_html_(self) -> str:
@@ -485,21 +486,26 @@ class Experiment(Checked, ExperimentFiles):
         with (
             self._ctx.activate(),
             runner.interruptible(),
-            runner.recording(item, resume, strict) as into,
+            runner.recording(item, resume, strict) as group_results,
         ):
-            return work(runner, into)
+            return work(runner, group_results)
 
     def _previewed(self, phases: list[ExperimentPhase], flags: dict[str, Any], work: Any) -> Any:
         before, self._previewing = self._previewing, True
         try:
             runner = Runner(self, flags)
-            quiet = self._keeping_nothing(phases)
-            with self._ctx.activate(), quiet, untouched(self, phases), runner.reproducibly():
+            no_checkpoints = self._without_checkpointing(phases)
+            with (
+                self._ctx.activate(),
+                no_checkpoints,
+                restored_on_exit(self, phases),
+                runner.reproducibly(),
+            ):
                 return work(runner)
         finally:
             self._previewing = before
 
-    def _whole(self, runner: Runner, into: PhaseGroupResults) -> PhaseGroupResults:
+    def _run_plan(self, runner: Runner, into: PhaseGroupResults) -> PhaseGroupResults:
         if self._checkpointing is not None and not runner.is_resumed:
             self._checkpointing.reset()
         runner.notify("on_experiment_start")

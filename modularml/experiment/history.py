@@ -1,4 +1,4 @@
-"""An experiment's history as plain data, and back: runs, metrics, what callbacks said, steps."""
+"""Packing of an experiment's history as plain data, and unpacking."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from modularml.errors import MMLError
 from modularml.experiment.run import ExperimentRun
 from modularml.io.values import Packer
 from modularml.results.callback_results import CallbackResult, PayloadResult
+from modularml.results.eval_results import EvalResults, FitResults
 from modularml.results.group_results import PhaseGroupResults
 from modularml.results.metric_store import MetricStore
-from modularml.results.steps import StepLog
+from modularml.results.phase_results import PhaseResults, TrainResults
+from modularml.results.step_log import StepLog
 from modularml.results.stored_steps import (
     Layouts,
     PackedLayout,
@@ -22,7 +24,6 @@ from modularml.results.stored_steps import (
     packed_steps,
     unpacked_steps,
 )
-from modularml.results.train_eval import EvalResults, FitResults, PhaseResults, TrainResults
 
 __all__ = [
     "packed_history",
@@ -37,10 +38,9 @@ _RESULTS = {cls.__name__: cls for cls in (PhaseResults, TrainResults, EvalResult
 
 
 def packed_history(history: Sequence[ExperimentRun], whole: bool = True) -> list[dict[str, Any]]:
-    """Return runs as plain data; what cannot be data is replaced by its description.
+    """Return runs as plain data; other values are replaced by a description.
 
-    Unless they are `whole`, recorded steps, what callbacks returned, metadata and texts of errors
-    are omitted.
+    Unless `whole`, recorded steps, callback results, metadata and error messages are omitted.
     """
     return [
         {**packed_run(run, {}, whole), "results": _packed_group(run.results, whole)}
@@ -49,8 +49,8 @@ def packed_history(history: Sequence[ExperimentRun], whole: bool = True) -> list
 
 
 def packed_run(run: ExperimentRun, results: Any, whole: bool = True) -> dict[str, Any]:
-    """Return a run as plain data, with results that have been packed."""
-    pack = _plain if whole else _shown
+    """Return a run as plain data, given its packed results."""
+    pack = _plain if whole else _without_rows
     return {
         "label": run.label,
         "started_at": run.started_at,
@@ -65,8 +65,11 @@ def packed_run(run: ExperimentRun, results: Any, whole: bool = True) -> dict[str
 def unpacked_history(
     data: Sequence[Mapping[str, Any]], layouts: Layouts = ()
 ) -> list[ExperimentRun]:
-    """Return runs again; nodes and FeatureSets are those of the active context, by label."""
-    return [ExperimentRun(**{**run, "results": _group(run["results"], layouts)}) for run in data]
+    """Unpack runs; nodes and FeatureSets are found by label in the active context."""
+    return [
+        ExperimentRun(**{**run, "results": _unpacked_group(run["results"], layouts)})
+        for run in data
+    ]
 
 
 def _packed_group(group: PhaseGroupResults, whole: bool) -> dict[str, Any]:
@@ -79,41 +82,43 @@ def _packed_group(group: PhaseGroupResults, whole: bool) -> dict[str, Any]:
     return {"label": group.label, "items": items}
 
 
-def _group(data: Mapping[str, Any], layouts: Layouts) -> PhaseGroupResults:
+def _unpacked_group(data: Mapping[str, Any], layouts: Layouts) -> PhaseGroupResults:
     group = PhaseGroupResults(data["label"])
     for item in data["items"]:
-        group.add_result((_group if "items" in item else _phase)(item, layouts))
+        group.add_result((_unpacked_group if "items" in item else _unpacked_phase)(item, layouts))
     return group
 
 
 def _packed_phase(
     results: PhaseResults, whole: bool = True, layout: PackedLayout = packed_layout
 ) -> dict[str, Any]:
-    found = results._callbacks if whole else []
+    callbacks = results._callbacks if whole else []
     return {
         "class": result_class(results),
         "label": results.label,
         "metrics": packed_metrics(results._metrics),
-        "callbacks": [packed_result(result, layout) for result in found],
+        "callbacks": [packed_result(result, layout) for result in callbacks],
         "steps": packed_steps(results._execution, layout) if whole else None,
     }
 
 
 def result_class(results: PhaseResults) -> str:
-    """Return the name of the class that results are stored under."""
+    """Return the class name under which results are stored."""
     return next(n for n, cls in reversed(_RESULTS.items()) if isinstance(results, cls))
 
 
-def _phase(data: Mapping[str, Any], layouts: Layouts) -> PhaseResults:
-    said = [_said(item, layouts) for item in data["callbacks"]]
+def _unpacked_phase(data: Mapping[str, Any], layouts: Layouts) -> PhaseResults:
+    callbacks = [_unpacked_result(item, layouts) for item in data["callbacks"]]
     steps = StepLog(unpacked_steps(data["steps"], layouts))
-    return _RESULTS[data["class"]](data["label"], steps, said, _metrics(data["metrics"]))
+    return _RESULTS[data["class"]](
+        data["label"], steps, callbacks, _unpacked_metrics(data["metrics"])
+    )
 
 
 def packed_metrics(
     store: MetricStore, since: Mapping[str, Mapping[str, int]] | None = None
 ) -> dict[str, Any]:
-    """Return metrics as columns by name; those that were logged since there were so many."""
+    """Return metrics as columns by name; only those logged since these counts."""
     first = since or {"epochs": {}, "batches": {}}
     epochs = {}
     for name, values in store._epochs.items():
@@ -133,7 +138,7 @@ def packed_metrics(
     return {"epochs": epochs, "batches": batches}
 
 
-def _metrics(data: Mapping[str, Any]) -> MetricStore:
+def _unpacked_metrics(data: Mapping[str, Any]) -> MetricStore:
     store = MetricStore()
     for name, column in data["epochs"].items():
         pairs = zip(column["epoch"].tolist(), column["value"].tolist(), strict=True)
@@ -145,52 +150,50 @@ def _metrics(data: Mapping[str, Any]) -> MetricStore:
 
 
 def packed_result(result: CallbackResult, layout: PackedLayout = packed_layout) -> dict[str, Any]:
-    """Return what a callback returned as plain data."""
-    found = {field.name: getattr(result, field.name) for field in fields(result)}
-    values = {
+    """Return a callback result as plain data."""
+    values = {field.name: getattr(result, field.name) for field in fields(result)}
+    packed = {
         name: {"phase": _packed_phase(value, layout=layout)}
         if isinstance(value, PhaseResults)
         else _plain(value)
-        for name, value in found.items()
+        for name, value in values.items()
     }
-    return {"class": type(result).__name__, "fields": values}
+    return {"class": type(result).__name__, "fields": packed}
 
 
-def _said(data: Mapping[str, Any], layouts: Layouts) -> CallbackResult:
-    known = {cls.__name__: cls for cls in _subclasses(CallbackResult)}
+def _unpacked_result(data: Mapping[str, Any], layouts: Layouts) -> CallbackResult:
+    classes = {cls.__name__: cls for cls in _subclasses(CallbackResult)}
     values: dict[str, Any] = {
-        name: _phase(value["phase"], layouts) if _is_phase(value) else value
+        name: _unpacked_phase(value["phase"], layouts)
+        if isinstance(value, dict) and value.keys() == {"phase"}
+        else value
         for name, value in data["fields"].items()
     }
-    if data["class"] not in known:  # of a class that is not here: what it holds is not lost
-        facts = {name: values.pop(name) for name in ("label", "epoch", "batch", "edge")}
-        return PayloadResult(payload=values, **facts)
-    said: CallbackResult = known[data["class"]](**values)
-    return said
-
-
-def _is_phase(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() == {"phase"}
+    if data["class"] not in classes:  # the class is missing: keep the values
+        common = {name: values.pop(name) for name in ("label", "epoch", "batch", "edge")}
+        return PayloadResult(payload=values, **common)
+    result: CallbackResult = classes[data["class"]](**values)
+    return result
 
 
 def _subclasses(cls: type[Any]) -> list[type[Any]]:
-    found = [cls]
+    classes = [cls]
     for sub in cls.__subclasses__():
-        found += _subclasses(sub)
-    return found
+        classes += _subclasses(sub)
+    return classes
 
 
-def _shown(value: Any) -> Any:
-    """Return numbers, and of an error its type."""
+def _without_rows(value: Any) -> Any:
+    """Return numbers, and the type of an error; None for other values."""
     if isinstance(value, BaseException):
         return type(value).__name__
     if isinstance(value, dict):
-        return {k: _shown(v) for k, v in value.items()}
+        return {k: _without_rows(v) for k, v in value.items()}
     return value if isinstance(value, int | float) else None
 
 
 def _plain(value: Any) -> Any:
-    """Return a value that a file can hold: itself, or what it looks like."""
+    """Return a value if a file can store it, else its repr."""
     if isinstance(value, BaseException):
         return f"{type(value).__name__}: {value}"
     try:

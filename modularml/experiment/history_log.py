@@ -1,4 +1,4 @@
-"""Histories in append-only logs: each checkpoint of a run adds what is new since the last one."""
+"""Append-only logs of histories, extended by each checkpoint of a run."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from modularml.experiment.history import (
 from modularml.experiment.run import ExperimentRun
 from modularml.io.log import Segment, append_segment, merged_runs, new_log
 from modularml.results.group_results import PhaseGroupResults
-from modularml.results.steps import StepLog
+from modularml.results.phase_results import PhaseResults
+from modularml.results.step_log import StepLog
 from modularml.results.stored_steps import Layouts, packed_layout, packed_steps, unpacked_layout
-from modularml.results.train_eval import PhaseResults
 
 __all__ = ["HistoryLog", "read_history", "read_random_states"]
 
@@ -34,11 +34,11 @@ class HistoryLog:
     ----------
     folder : Path
     last : Segment, optional
-        Where the log ends of a run that is resumed; a new one is begun otherwise.
+        The last segment of the log of a resumed run; a new log is started otherwise.
     history : sequence of ExperimentRun
-        What the log holds, where a run is resumed.
+        The contents of the log of a resumed run.
     layouts : sequence of Layout
-        Those that the log holds, where a run is resumed.
+        The layouts in the log of a resumed run.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class HistoryLog:
                 self._written[results] = _Written(results)
 
     @property
-    def is_there(self) -> bool:
-        """Whether the file still holds what was written to it."""
+    def is_intact(self) -> bool:
+        """Whether the file still contains what was written to it."""
         if self.last is None:
             return True
         return self.path.exists() and self.path.stat().st_size >= self.last.at + self.last.size
@@ -71,7 +71,7 @@ class HistoryLog:
         random: Mapping[str, Any],
         labels: Mapping[str, str],
     ) -> Segment:
-        """Add what is new and return where it lies.
+        """Append what is new, and return its segment.
 
         Parameters
         ----------
@@ -79,25 +79,25 @@ class HistoryLog:
         random : mapping of str to state
             As `random_states` returns it.
         labels : mapping of str to str
-            Of all nodes, by id.
+            Labels of all nodes, by id.
 
         Raises
         ------
         MMLError
-            If it cannot be written; use another log then.
+            If it cannot be written; start another log then.
         """
-        before = len(self._layouts)
+        n_layouts = len(self._layouts)
         runs = []
         for i, run in enumerate(history):
             head = packed_run(run, {})
-            new = self._new_of_group(run.results)
+            new = self._new_in_group(run.results)
             if new["items"] or self._runs.get(i) != head:
                 self._runs[i] = head
                 runs.append([i, {**head, "results": new}])
-        layouts = [packed_layout(layout) for layout, i in self._layouts.values() if i >= before]
-        drawn = {n: s for n, s in random.items() if not _same(s, self._random.get(n, self))}
-        self._random.update(drawn)
-        state = {"runs": runs, "layouts": layouts, "random": drawn}
+        layouts = [packed_layout(layout) for layout, i in self._layouts.values() if i >= n_layouts]
+        new_random = {n: s for n, s in random.items() if not _same(s, self._random.get(n, self))}
+        self._random.update(new_random)
+        state = {"runs": runs, "layouts": layouts, "random": new_random}
         self.last = append_segment(self.path, state, self.last, labels)
         return self.last
 
@@ -105,45 +105,45 @@ class HistoryLog:
         """Return the number of a layout in the log."""
         return self._layouts.setdefault(id(layout), (layout, len(self._layouts)))[1]
 
-    def _new_of_group(self, group: PhaseGroupResults) -> dict[str, Any]:
-        """Return what is new of the results of a group, at any depth."""
+    def _new_in_group(self, group: PhaseGroupResults) -> dict[str, Any]:
+        """Return the new results of a group, at any depth."""
         items = []
         for item in [item for _, item in group.items()]:
             if isinstance(item, PhaseGroupResults):
-                new: Any = self._new_of_group(item)
+                new: Any = self._new_in_group(item)
                 if new["items"]:
                     items.append(new)
-            elif (new := self._new_of(item)) is not None:
+            elif (new := self._new_in_phase(item)) is not None:
                 items.append(new)
         return {"label": group.label, "items": items}
 
-    def _new_of(self, results: PhaseResults) -> dict[str, Any] | None:
-        """Return what is new of the results of a phase; None where nothing is."""
-        known, now = self._written.get(results), _Written(results)
-        if known == now:
+    def _new_in_phase(self, results: PhaseResults) -> dict[str, Any] | None:
+        """Return the new results of a phase; None if there are none."""
+        written, now = self._written.get(results), _Written(results)
+        if written == now:
             return None
-        known = known or _Written()
-        first = known.n_steps if known.steps == now.steps else 0
-        steps = packed_steps(_from(results._execution, first), self._layout)
-        if steps is None and now.n_steps > first:  # they cannot be data: none is stored
+        written = written or _Written()
+        first = written.n_steps if written.steps == now.steps else 0
+        steps = packed_steps(_steps_from(results._execution, first), self._layout)
+        if steps is None and now.n_steps > first:  # they cannot be stored as data
             first = now.n_steps = 0
         self._written[results] = now
         changed = steps is not None or first == 0
         return {
             "class": result_class(results),
             "label": results.label,
-            "metrics": packed_metrics(results._metrics, known.metrics),
-            "since": known.n_callbacks,
+            "metrics": packed_metrics(results._metrics, written.metrics),
+            "since": written.n_callbacks,
             "callbacks": [
-                packed_result(found, self._layout)
-                for found in results._callbacks[known.n_callbacks :]
+                packed_result(result, self._layout)
+                for result in results._callbacks[written.n_callbacks :]
             ],
             "steps": [[first, steps]] if changed else [],
         }
 
 
 class _Written:
-    """How much of the results of a phase a log holds."""
+    """How many results of a phase are in the log."""
 
     def __init__(self, results: PhaseResults | None = None) -> None:
         self.n_callbacks = self.n_steps = 0
@@ -167,8 +167,8 @@ class _Written:
 def read_history(
     segments: Sequence[Mapping[str, Any]],
 ) -> tuple[list[ExperimentRun], list[Layout], dict[str, Any]]:
-    """Return the runs, the layouts and the random states that segments hold, oldest first."""
-    layouts: Layouts = [unpacked_layout(own) for part in segments for own in part["layouts"]]
+    """Return the runs, layouts and random states of segments, oldest first."""
+    layouts: Layouts = [unpacked_layout(layout) for part in segments for layout in part["layouts"]]
     history = unpacked_history(merged_runs(segments), layouts)
     return history, [layout for layout, _ in layouts], read_random_states(segments)
 
@@ -186,8 +186,8 @@ def _phases(group: PhaseGroupResults) -> Iterator[PhaseResults]:
             yield item
 
 
-def _from(steps: StepLog, first: int) -> StepLog:
-    """Return the steps from a number on; whole epochs stay as they are."""
+def _steps_from(steps: StepLog, first: int) -> StepLog:
+    """Return the steps from an index on, whole epochs unchanged."""
     rest = StepLog()
     for part in steps.parts:
         if first < len(part):
@@ -197,7 +197,7 @@ def _from(steps: StepLog, first: int) -> StepLog:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Tell whether two states are equal, arrays included."""
+    """Return whether two states are equal, including arrays."""
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
         return isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.array_equal(a, b)
     if isinstance(a, dict) and isinstance(b, dict):

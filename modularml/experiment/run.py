@@ -1,4 +1,4 @@
-"""Running phases and groups within an experiment, with a history and without a trace."""
+"""Runs of an experiment: their history entries, and the runner of phases."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from modularml.backends import Backend
 from modularml.engine.callback import EXPERIMENT_HOOKS, Dispatcher, ExperimentCallback
-from modularml.engine.checkpoint_callback import ExperimentCheckpointCallback, own_folder
+from modularml.engine.checkpoint_callback import ExperimentCheckpointCallback, reserve_folder
 from modularml.engine.checkpointing import Checkpointing
-from modularml.engine.interruption import Interruption, ends_raise, is_interruption
+from modularml.engine.interruption import Interruption, exit_on_signals, is_interruption
 from modularml.engine.loop import Display, phase_epochs
 from modularml.engine.lr_scheduling import check_lengths
-from modularml.engine.run_state import Start, parts_of, undone_on_error
+from modularml.engine.run_state import Start, restored_on_error, samplers_and_callbacks
 from modularml.errors import UnknownNameError
 from modularml.experiment.resume import config_hash, described_run, phases_of, resume_from
 from modularml.io.ownership import Owned
@@ -34,7 +34,7 @@ from modularml.phases.group import PhaseGroup
 from modularml.phases.phase import ExperimentPhase
 from modularml.progress import IN_NOTEBOOK
 from modularml.results.group_results import PhaseGroupResults
-from modularml.results.train_eval import PhaseResults
+from modularml.results.phase_results import PhaseResults
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,17 +58,17 @@ class ExperimentRun:
     Parameters
     ----------
     label : str
-        Of the phase or group that ran.
+        Label of the phase or group that ran.
     started_at, ended_at : datetime
         In UTC.
     status : {'running', 'completed', 'failed', 'interrupted'}
     results : PhaseGroupResults
-        Of every phase that was begun.
+        Results of every phase that was started.
     execution_meta : dict
-        ``durations`` in seconds by phase label (``group/label`` where an earlier phase has the
-        same label), and the ``error`` of a run that failed.
+        ``durations`` in seconds by phase label (``group/label`` if an earlier phase has the same
+        label), and the ``error`` of a failed run.
     metadata : dict
-        Yours.
+        Your own data.
     """
 
     label: str
@@ -85,7 +85,7 @@ class ExperimentRun:
 
     @property
     def seconds(self) -> float:
-        """How long it took, or has taken so far."""
+        """Duration of the run, so far if it is still running."""
         return ((self.ended_at or datetime.now(UTC)) - self.started_at).total_seconds()
 
     def __repr__(self) -> str:
@@ -94,7 +94,7 @@ class ExperimentRun:
 
 
 class Runner:
-    """Runs phases and groups of one experiment and keeps time.
+    """Runs phases and groups of one experiment, and times them.
 
     Parameters
     ----------
@@ -102,16 +102,16 @@ class Runner:
     flags : dict
         Display flags, as given to ``run``.
     item : phase or PhaseGroup, optional
-        What will run, where states of the run may be kept.
+        What will run, if checkpoints of the run may be written.
 
     Attributes
     ----------
     number : int
-        Runs of this experiment that were completed before.
+        The number of runs completed before.
     logs : dict of Path to HistoryLog
-        Those beside the checkpoints of this run, by folder.
-    told, done : int
-        Hooks of the experiment that have been fired so far, and phases that are done.
+        The logs beside the checkpoints of this run, by folder.
+    n_fired, done : int
+        The number of experiment hooks fired so far, and of finished phases.
     """
 
     def __init__(
@@ -123,15 +123,15 @@ class Runner:
         self.experiment, self.item = experiment, item
         self.flags = check_flags(flags)
         quiet = experiment.is_preview
-        listeners = [c for c in experiment.exp_callbacks if not (c.writes_files and quiet)]
+        callbacks = [c for c in experiment.exp_callbacks if not (c.writes_files and quiet)]
         if experiment.checkpointing is not None:
-            listeners = [*listeners, ExperimentCheckpointCallback(experiment.checkpointing)]
-        self.hooks = Dispatcher(listeners, ExperimentCallback, EXPERIMENT_HOOKS)
+            callbacks = [*callbacks, ExperimentCheckpointCallback(experiment.checkpointing)]
+        self.hooks = Dispatcher(callbacks, ExperimentCallback, EXPERIMENT_HOOKS)
         self._number = len(experiment.history)
         self.durations: dict[str, float] = {}
         self._path: list[str] = []
         self.number = sum(run.status == "completed" for run in experiment._history)
-        self.told = self.done = self._begun = 0
+        self.n_fired = self.done = self._begun = 0
         self._resumed: dict[str, Any] = {"told": 0, "done": 0}
         self._interruption: Interruption | None = None
         self.own = OwnRandomness()
@@ -139,7 +139,7 @@ class Runner:
         self.logs: dict[Path, Any] = {}
 
     def phase(self, phase: ExperimentPhase, into: PhaseGroupResults | None = None) -> PhaseResults:
-        """Run a phase; its results are added before it starts, so a failed one leaves some."""
+        """Run a phase; its results are added first, so that a failed one leaves some."""
         results: PhaseResults = self._results(phase.results_class, phase.label, into)
         for _ in self.epochs(phase, results):
             pass
@@ -151,7 +151,7 @@ class Runner:
         return "item" in self._resumed
 
     def _results(self, cls: Any, label: str, into: PhaseGroupResults | None) -> Any:
-        """Return the results to fill: new ones, or those that a run left which goes on."""
+        """Return new results, or those of the run that is resumed."""
         if into is not None and self.is_resumed and label in into.labels:
             return into[label]
         results = cls(label)
@@ -160,7 +160,7 @@ class Runner:
         return results
 
     def epochs(self, phase: ExperimentPhase, results: PhaseResults) -> Iterator[int]:
-        """Run a phase and yield each epoch's number when it is over; nothing where it is done."""
+        """Run a phase and yield the number of each finished epoch; skip if complete."""
         self._begun += 1
         if self._begun > self._resumed["done"] and "in_phase" not in self._resumed:
             self._seed_samplers(phase)
@@ -171,18 +171,18 @@ class Runner:
         self.notify("on_phase_end", phase=phase)
 
     def _epochs(self, phase: ExperimentPhase, results: PhaseResults) -> Iterator[int]:
-        begun, at = time.perf_counter(), self._resumed.pop("in_phase", None)
+        started, position = time.perf_counter(), self._resumed.pop("in_phase", None)
         display = display_from(self.flags, phase.training)
-        start = None if at is None else Start(**at)
-        listeners = [] if self._interruption is None else [self._interruption]
+        start = None if position is None else Start(**position)
+        extra = [] if self._interruption is None else [self._interruption]
         try:
             yield from phase_epochs(
-                phase, self.experiment, results, display, start=start, listeners=listeners
+                phase, self.experiment, results, display, start=start, extra_callbacks=extra
             )
         finally:
             taken = phase.label in self.durations
             name = "/".join([*self._path, phase.label]) if taken else phase.label
-            self.durations[name] = time.perf_counter() - begun
+            self.durations[name] = time.perf_counter() - started
 
     def group(self, group: PhaseGroup, into: PhaseGroupResults | None = None) -> PhaseGroupResults:
         """Run all phases and groups of a group, in order."""
@@ -195,7 +195,7 @@ class Runner:
         return results
 
     def items(self, group: PhaseGroup, results: PhaseGroupResults) -> None:
-        """Run what a group holds into these results."""
+        """Run the items of a group, adding to these results."""
         for item in group.all:
             if isinstance(item, PhaseGroup):
                 self.group(item, results)
@@ -203,9 +203,9 @@ class Runner:
                 self.phase(item, results)
 
     def notify(self, hook: str, **facts: Any) -> None:
-        """Tell the experiment's callbacks what they were not told before."""
-        self.told += 1
-        if self.told > self._resumed["told"] and self.hooks.listens(hook):
+        """Fire a hook of the experiment, unless it was fired before a resume."""
+        self.n_fired += 1
+        if self.n_fired > self._resumed["told"] and self.hooks.handles(hook):
             for _ in self.hooks.notify(hook, experiment=self.experiment, **facts):
                 pass
 
@@ -216,7 +216,7 @@ class Runner:
         resume: str | Path | None = None,
         strict: bool = True,
     ) -> Iterator[PhaseGroupResults]:
-        """Make what a block does one entry of the history, whatever comes of it."""
+        """Record a block as one entry of the history, whether or not it fails."""
         before, self.experiment._runner = self.experiment._runner, self
         results = PhaseGroupResults(item.label)
         run = ExperimentRun(item.label, datetime.now(UTC), results=results)
@@ -232,8 +232,8 @@ class Runner:
             self.experiment._history.append(run)
         run = self.experiment._history[-1]
         try:
-            self.experiment._audit.look(item, self.experiment.ctx)
-            with self.reproducibly(), undone_on_error(self.experiment.model_graph):
+            self.experiment._audit.check(item, self.experiment.ctx)
+            with self.reproducibly(), restored_on_error(self.experiment.model_graph):
                 if state is not None:
                     set_random_states(state["random"])
                 yield run.results
@@ -253,86 +253,91 @@ class Runner:
     def _check_ready(
         self, item: ExperimentPhase | PhaseGroup, run: ExperimentRun, resume: str | Path | None
     ) -> None:
-        """Refuse what can be known to fail, in any phase, before the first one begins."""
-        kept = self.experiment.checkpointing
+        """Raise errors that can be foreseen in any phase, before the first starts."""
+        checkpointing = self.experiment.checkpointing
         try:
             for callback in self.experiment.exp_callbacks:
                 callback.check_ready(self.experiment)
-            if kept is not None and kept.mode == "disk":
-                own_folder(kept, self.experiment, "", [phase.label for _, phase in item.paths()])
+            if checkpointing is not None and checkpointing.mode == "disk":
+                reserve_folder(
+                    checkpointing, self.experiment, "", [phase.label for _, phase in item.paths()]
+                )
             for _, phase in item.paths():
                 phase.check_ready(self.experiment)
             if self.experiment.model_graph is not None and self._on_disk(item):
                 self.experiment.model_graph._check_storable()
-            if self.experiment.model_graph is not None and resume is None:  # else steps go back
+            # schedules are restored when a run is resumed
+            if self.experiment.model_graph is not None and resume is None:
                 check_lengths(phases_of(item), self.experiment.model_graph)
         except Exception as error:
             run.status, run.ended_at, run.execution_meta["error"] = "failed", run.started_at, error
             self.experiment._history.append(run)
             raise
 
-    # -- keeping states, and going on ---------------------------------------------------------
+    # -- checkpoints and resuming -------------------------------------------------------------
 
     @cached_property
     def config(self) -> str:
-        """Hash of what the run is made from."""
+        """Hash of what defines the run."""
         assert self.item is not None
         return config_hash(self.experiment, self.item)
 
-    def described(self, at: Start | None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return which run this is and where, and the state that only it knows."""
+    def described(self, start: Start | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the identity and position of this run, and its state."""
         assert self.item is not None
-        return described_run(self, self.item, at)
+        return described_run(self, self.item, start)
 
-    def go_on(self, about: dict[str, Any]) -> None:
-        """Pass over what was done and told before, from now on."""
-        self._resumed, self.done = dict(about), about["done"]
+    def resume(self, run_info: dict[str, Any]) -> None:
+        """Skip finished phases and fired hooks from now on."""
+        self._resumed, self.done = dict(run_info), run_info["done"]
         self._number = len(self.experiment.history) - 1
 
     def _on_disk(self, item: ExperimentPhase | PhaseGroup) -> list[Checkpointing]:
-        """Return what keeps states in files while this runs."""
-        kept = [self.experiment.checkpointing]
-        kept += [getattr(phase, "checkpointing", None) for phase in phases_of(item)]
-        return [found for found in kept if found is not None and found.mode == "disk"]
+        """Return the checkpointings that write files during this run."""
+        checkpointings = [self.experiment.checkpointing]
+        checkpointings += [getattr(phase, "checkpointing", None) for phase in phases_of(item)]
+        return [c for c in checkpointings if c is not None and c.mode == "disk"]
 
     def interruptible(self) -> AbstractContextManager[Any]:
-        """Let signals end the run with a checkpoint, within a block; where any are on disk."""
+        """Return a context in which signals end the run with a checkpoint, if on disk."""
         assert self.item is not None
         on_disk = self._on_disk(self.item)
         folder = (on_disk[0].directory or self.experiment._checkpoint_dir) if on_disk else None
         if folder is None:
             spills = self.experiment.results_storage.config.memory_budget is not None
-            return ends_raise() if spills else nullcontext()  # temporary files go
+            return exit_on_signals() if spills else nullcontext()  # to remove temporary files
         self._interruption = Interruption(Path(folder) / "interrupted.ckpt.mml")
         return self._interruption
 
     @contextmanager
     def reproducibly(self) -> Iterator[None]:
-        """Seed what draws numbers, and turn on the frameworks' switches, where asked for."""
+        """Seed random generators and turn on deterministic modes, as configured."""
         seed = self.experiment.seed
-        own = self.own.shared() if seed is None else self.own.seeded(seed, "run", self._number)
-        with own, deterministic() if self.experiment.deterministic else nullcontext():
+        randomness = (
+            self.own.shared() if seed is None else self.own.seeded(seed, "run", self._number)
+        )
+        with randomness, deterministic() if self.experiment.deterministic else nullcontext():
             yield
 
     def paused(self) -> AbstractContextManager[None]:
-        """Let others draw random numbers within a block."""
+        """Restore the random states of the caller within a block."""
         return nullcontext() if self.experiment.seed is None else self.own.paused()
 
     def _seed_samplers(self, phase: ExperimentPhase) -> None:
-        """Give samplers without a seed one of the experiment's, or of the global generators."""
+        """Seed samplers without a seed from the experiment or the global generators."""
         seed = self.experiment.seed
         if seed is None:
             graph = self.experiment.model_graph
             nodes = () if graph is None else graph.nodes.values()
             seed = seed_of_state(any(getattr(n, "backend", None) is Backend.TORCH for n in nodes))
-        for place, sampler in enumerate(parts_of(phase)[0]):
+        for i, sampler in enumerate(samplers_and_callbacks(phase)[0]):
             if sampler.seed is None:
-                names = self._number, *self._path, phase.label, place
+                names = self._number, *self._path, phase.label, i
                 sampler.seed_ = derived_seed(seed, "sampler", *names)
 
 
 def check_flags(flags: dict[str, Any]) -> dict[str, Any]:
-    """Fill in display flags; an unknown one is refused."""
+    """Return all display flags, with defaults; refuse unknown ones."""
     for name in flags:
         if name not in _FLAGS:
             raise UnknownNameError("display flag", name, _FLAGS)
@@ -340,7 +345,7 @@ def check_flags(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def display_from(flags: dict[str, Any], training: bool) -> Display:
-    """Return which bars a phase draws."""
+    """Return the progress bars of a phase."""
     if not training:
         return Display(batches=flags["show_eval_progress"], keep_batches=flags["persist_progress"])
     return Display(

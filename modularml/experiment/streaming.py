@@ -9,7 +9,6 @@ from typing import Any
 from modularml.experiment.run import Runner
 from modularml.loops.events import Event
 from modularml.phases.phase import ExperimentPhase
-from modularml.results.train_eval import PhaseResults
 
 __all__ = ["stream_events"]
 
@@ -17,14 +16,14 @@ __all__ = ["stream_events"]
 def stream_events(
     experiment: Any, phase: ExperimentPhase, flags: dict[str, Any]
 ) -> Iterator[Event]:
-    """Run a phase and yield an event an epoch; see `Experiment.stream`.
+    """Run a phase and yield an event per epoch; see `Experiment.stream`.
 
-    The experiment's context is active while the phase runs, and never while somebody else does.
+    The experiment's context is active only while the phase runs.
     """
     runner = Runner(experiment, flags, phase)
     results = phase.results_class(phase.label)
-    with runner.recording(phase) as into:
-        into.add_result(results)
+    with runner.recording(phase) as group:
+        group.add_result(results)
         epochs: Any = runner.epochs(phase, results)
         try:
             while True:
@@ -32,14 +31,11 @@ def stream_events(
                     epoch = next(epochs, None)
                 if epoch is None:
                     return
-                event = _event(experiment, results, epoch)
+                metrics = results._metrics.at_epoch(epoch)
+                graph = experiment.model_graph
+                event = Event(step=epoch + 1, epoch=epoch, **metrics, model=graph)
                 with runner.paused():
                     yield event
-        except GeneratorExit:  # an end like any other: the history says completed
+        except GeneratorExit:  # the run counts as completed
             with experiment.ctx.activate(), closing(epochs):
                 return
-
-
-def _event(experiment: Any, results: PhaseResults, epoch: int) -> Event:
-    metrics = results._metrics.at_epoch(epoch)
-    return Event(step=epoch + 1, epoch=epoch, **metrics, model=experiment.model_graph)

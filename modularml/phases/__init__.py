@@ -1,1 +1,1 @@
-"""Phases and groups of phases, as values."""
+"""Phases and groups of phases."""

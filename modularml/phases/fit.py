@@ -1,4 +1,4 @@
-"""Fitting phases: nodes that learn from all rows at once."""
+"""Fit phases: nodes that are fitted on all rows at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from modularml.engine.loop import Display, iterate
 from modularml.graph.fitting import learners, to_fit
 from modularml.graph.model_graph import ModelGraph
 from modularml.phases.phase import ExperimentPhase, bindings_from_split
-from modularml.results.train_eval import FitResults
+from modularml.results.eval_results import FitResults
 from modularml.training import AppliedLoss
 
 __all__ = ["FitPhase"]
@@ -31,12 +31,12 @@ class FitPhase(ExperimentPhase):
     losses : list of AppliedLoss, optional
         Computed after fitting.
     active_nodes : list of node or label, optional
-        Nodes to fit; those that they read from run too. None means all that can be fitted.
+        Nodes to fit; their upstream nodes run too. None fits all nodes that can be fitted.
     freeze_after_fit : bool
-        Whether fitted nodes are frozen, so that later phases leave them as they are.
+        Whether fitted nodes are frozen, so that later phases do not change them.
     callbacks : list of Callback, optional
     accelerator : Accelerator or str, optional
-        Where the phase runs.
+        Device and processes the phase runs on.
     """
 
     results_class = FitResults
@@ -74,7 +74,7 @@ class FitPhase(ExperimentPhase):
         callbacks: list[Callback] | None = None,
         accelerator: Accelerator | str | None = None,
     ) -> FitPhase:
-        """Make a phase whose head nodes all read one split; see `TrainPhase.from_split`."""
+        """Create a phase whose head nodes all read one split; see `TrainPhase.from_split`."""
         return cls(
             label,
             input_sources=bindings_from_split(label, split, None, active_nodes),
@@ -90,13 +90,13 @@ class FitPhase(ExperimentPhase):
         return to_fit(graph._running(self.active_nodes))
 
     def check(self, graph: ModelGraph) -> None:
-        """Refuse what the graph could not do, and to fit where no model has ``fit``."""
+        """Check the phase against the graph, and that some model has ``fit``."""
         super().check(graph)
         nodes = to_fit(graph._running(self.active_nodes), even_frozen=True)
         graph.check_weights(self.losses, learners((), nodes))
 
     def step_of(self, feed: BatchFeed) -> Callable[[ExecutionContext], None]:
-        """Return what is done with the one batch there is: fit, and send it through."""
+        """Return the step of the only batch: fit the nodes, then run the forward pass."""
         graph = self.graph()
         run, nodes = super().step_of(feed), self.to_fit(graph)
 
@@ -109,11 +109,11 @@ class FitPhase(ExperimentPhase):
         return step
 
     def iter_execution(self, *, results: FitResults | None = None) -> Iterator[ExecutionContext]:
-        """Return the one step, to be run by hand with ``graph.fit_step``.
+        """Return the single step, to run by hand with ``graph.fit_step``.
 
         Parameters
         ----------
         results : FitResults, optional
-            Gets the step, once it has run.
+            The step is added once it has run.
         """
         return iterate(self, 1, Display(), results)

@@ -1,4 +1,4 @@
-"""Groups of phases, in order and nested."""
+"""Ordered, nested groups of phases."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PhaseGroup(Configurable, ContextYaml):
     ----------
     label : str
     phases : list of phase or PhaseGroup, optional
-        In order of execution; labels are unique.
+        In order of execution; labels must be unique.
 
     Examples
     --------
@@ -43,8 +43,8 @@ class PhaseGroup(Configurable, ContextYaml):
     ) -> None:
         self.label = label
         self._items: list[ExperimentPhase | PhaseGroup] = []
-        given = [] if phases is None else phases
-        self.add_items(expect("phases", given, (list, tuple), "a list of phases and groups"))
+        items = [] if phases is None else phases
+        self.add_items(expect("phases", items, (list, tuple), "a list of phases and groups"))
 
     # -- adding -------------------------------------------------------------------------------
 
@@ -61,7 +61,7 @@ class PhaseGroup(Configurable, ContextYaml):
         if not isinstance(item, ExperimentPhase | PhaseGroup):
             raise TypeError(f"item must be a phase or a PhaseGroup, got a {type(item).__name__}")
         if item is self or (isinstance(item, PhaseGroup) and self in item._groups_within()):
-            raise RegistrationError(f"group {self.label!r} cannot hold itself")
+            raise RegistrationError(f"group {self.label!r} cannot contain itself")
         if any(item.label == other.label for other in self._items):
             raise RegistrationError(
                 f"group {self.label!r} has an item {item.label!r} already; choose another label"
@@ -69,7 +69,7 @@ class PhaseGroup(Configurable, ContextYaml):
         self._items.append(item)
 
     def add_items(self, items: Iterable[ExperimentPhase | PhaseGroup]) -> None:
-        """Append phases and groups; none of them where one cannot be."""
+        """Append phases and groups; if one is refused, none are added."""
         before = list(self._items)
         try:
             for item in items:
@@ -100,7 +100,7 @@ class PhaseGroup(Configurable, ContextYaml):
         callbacks: list[Callback] | None = None,
         **options: Any,
     ) -> PhaseGroup:
-        """Make a `TrainPhase`, append it and return this group; it takes all other options too."""
+        """Create a `TrainPhase`, append it and return this group; takes its options."""
         options |= {"active_nodes": active_nodes, "callbacks": callbacks, "n_epochs": n_epochs}
         options |= {"losses": losses, "batch_schedule": batch_schedule}
         return self.add_phase(TrainPhase(label, input_sources=input_sources, **options))
@@ -115,7 +115,7 @@ class PhaseGroup(Configurable, ContextYaml):
         callbacks: list[Callback] | None = None,
         **options: Any,
     ) -> PhaseGroup:
-        """Make an `EvalPhase`, append it and return this group."""
+        """Create an `EvalPhase`, append it and return this group."""
         options |= {"losses": losses, "active_nodes": active_nodes, "callbacks": callbacks}
         return self.add_phase(EvalPhase(label, input_sources=input_sources, **options))
 
@@ -130,7 +130,7 @@ class PhaseGroup(Configurable, ContextYaml):
         callbacks: list[Callback] | None = None,
         **options: Any,
     ) -> PhaseGroup:
-        """Make a `FitPhase`, append it and return this group."""
+        """Create a `FitPhase`, append it and return this group."""
         options |= {"losses": losses, "active_nodes": active_nodes, "callbacks": callbacks}
         options["freeze_after_fit"] = freeze_after_fit
         return self.add_phase(FitPhase(label, input_sources=input_sources, **options))
@@ -161,9 +161,9 @@ class PhaseGroup(Configurable, ContextYaml):
         return ((item.label, item) for item in self._items)
 
     def paths(self, above: str = "") -> list[tuple[str, ExperimentPhase]]:
-        """Return every phase, nested ones too, by the labels on the way to it: ``group/phase``."""
+        """Return every phase, nested ones too, with its path: ``group/phase``."""
         inner = f"{above}{self.label}/"
-        return [found for item in self._items for found in item.paths(inner)]
+        return [path for item in self._items for path in item.paths(inner)]
 
     def flatten(self) -> list[ExperimentPhase]:
         """Return all phases, of nested groups too, in order of execution."""
@@ -207,9 +207,9 @@ class PhaseGroup(Configurable, ContextYaml):
         self._items.remove(self._find(item))
 
     def remove_items(self, items: list[int | str | ExperimentPhase | PhaseGroup]) -> None:
-        """Remove phases and groups; none of them where one is not there."""
-        for found in [self._find(item) for item in items]:
-            self._items.remove(found)
+        """Remove phases and groups; if one is missing, none are removed."""
+        for item in [self._find(key) for key in items]:
+            self._items.remove(item)
 
     def remove_phase(self, phase: int | str | ExperimentPhase) -> PhaseGroup:
         """Remove a phase and return this group."""
@@ -234,7 +234,7 @@ class PhaseGroup(Configurable, ContextYaml):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PhaseGroup:
-        """Make a group from its config."""
+        """Create a group from its config."""
         return cls(config["label"], [decode(item) for item in config["phases"]])
 
     def __len__(self) -> int:
@@ -251,8 +251,8 @@ class PhaseGroup(Configurable, ContextYaml):
     __hash__ = object.__hash__
 
     def _groups_within(self) -> list[PhaseGroup]:
-        own = [i for i in self._items if isinstance(i, PhaseGroup)]
-        return own + [g for group in own for g in group._groups_within()]
+        groups = [i for i in self._items if isinstance(i, PhaseGroup)]
+        return groups + [g for group in groups for g in group._groups_within()]
 
     def _find(self, key: Any) -> ExperimentPhase | PhaseGroup:
         if isinstance(key, int) and -len(self._items) <= key < len(self._items):
@@ -266,7 +266,7 @@ class PhaseGroup(Configurable, ContextYaml):
         )
 
     def _get(self, key: Any, cls: type[T]) -> T:
-        found: Any = self._find(key)
-        if not isinstance(found, cls):
-            raise TypeError(f"{found.label!r} is a {type(found).__name__}, not a {cls.__name__}")
-        return found
+        item: Any = self._find(key)
+        if not isinstance(item, cls):
+            raise TypeError(f"{item.label!r} is a {type(item).__name__}, not a {cls.__name__}")
+        return item

@@ -1,4 +1,4 @@
-"""What phases share: label, inputs, losses, active nodes and callbacks."""
+"""The base class of phases."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from modularml.graph.model_graph import ModelGraph
 from modularml.graph.node import GraphNode
 from modularml.graph.running import run_step
 from modularml.loops.stream import Stream
+from modularml.results.phase_results import PhaseResults
 from modularml.results.recording import ResultRecording
-from modularml.results.train_eval import PhaseResults
 from modularml.samplers import BaseSampler
 from modularml.training import AppliedLoss
 from modularml.viz import Diagram, DiagramEdge, DiagramNode
@@ -32,7 +32,7 @@ __all__ = ["ExperimentPhase", "all_of"]
 
 
 class ExperimentPhase(Configurable, ContextYaml):
-    """One stretch of work on the graph of an experiment.
+    """Base class of phases: one pass or training on the graph of an experiment.
 
     Parameters
     ----------
@@ -41,15 +41,15 @@ class ExperimentPhase(Configurable, ContextYaml):
         One for each input of each head node.
     losses : list of AppliedLoss, optional
     active_nodes : list of node or label, optional
-        Nodes that run; those that they read from run too. None runs all.
+        Nodes that run; their upstream nodes run too. None runs all.
     callbacks : list of Callback, optional
     accelerator : Accelerator or str, optional
-        Where the phase runs.
+        Device and processes the phase runs on.
 
     Notes
     -----
-    Inputs, losses and optimizers are held against the graph of the active context at once; what is
-    frozen or not fitted may change until the run, and is looked at when it starts.
+    Inputs, losses and optimizers are checked against the graph of the active context at once. Nodes
+    may be frozen or fitted later; that is checked when the run starts.
     """
 
     results_class: ClassVar[type[PhaseResults]] = PhaseResults
@@ -58,9 +58,9 @@ class ExperimentPhase(Configurable, ContextYaml):
     on_nonfinite: str = "raise"
     n_epochs: int = 1
     position: Stream
-    """Where the phase is: epoch (1-based) and iteration; there once it has begun."""
-    under_way: tuple[int, list[Sequence[Any]]] | None = None
-    """The 0-based epoch that the loop is in, and the losses of its batches so far."""
+    """Position of the phase: epoch (1-based) and iteration; set when it starts."""
+    partial_epoch: tuple[int, list[Sequence[Any]]] | None = None
+    """The 0-based epoch that is running, and the losses of its batches so far."""
     batch_size: int | None = None
     recording = ResultRecording.ALL
     policy = BatchSchedulingPolicy.ZIP_STRICT
@@ -84,19 +84,21 @@ class ExperimentPhase(Configurable, ContextYaml):
         self.callbacks: list[Callback] = []
         for callback in all_of(Callback, "callbacks", [] if callbacks is None else callbacks):
             self.add_callback(callback)
-        _check_labels(self.losses)
+        labels = [applied.label for applied in self.losses]
+        if twice := [label for i, label in enumerate(labels) if label in labels[:i]]:
+            raise ConfigError(f"several losses have the labels {twice}; pass label= to AppliedLoss")
         graph = ExperimentContext.get_active().model_graph
         if graph is not None and graph.has_nodes(b.node_id for b in self.input_sources):
             self.check(graph)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out where a run is."""
-        return {k: v for k, v in vars(self).items() if k not in ("position", "under_way")}
+        """Omit the position of a run."""
+        return {k: v for k, v in vars(self).items() if k not in ("position", "partial_epoch")}
 
     def check(self, graph: ModelGraph) -> None:
-        """Refuse inputs that are not bound, and what `ModelGraph.check` refuses.
+        """Check that all inputs are bound, and run `ModelGraph.check`.
 
-        Edges of the graph keep the keys of samplers that align several FeatureSets.
+        The keys of samplers that align several FeatureSets are stored on the edges of the graph.
         """
         edges = [(node, ref) for node in self.heads(graph) for ref in node.feature_refs]
         bound = [binding_for(self.input_sources, *edge, self.label) for edge in edges]
@@ -115,9 +117,9 @@ class ExperimentPhase(Configurable, ContextYaml):
         Raises
         ------
         TypeError
-            If it is no `Callback`.
+            If it is not a `Callback`.
         RegistrationError
-            If there is one of this type and label.
+            If there is one of the same type and label already.
         """
         if not isinstance(callback, Callback):
             raise TypeError(f"callback must be a Callback, got a {type(callback).__name__}")
@@ -129,46 +131,46 @@ class ExperimentPhase(Configurable, ContextYaml):
         self.callbacks.append(callback)
 
     def request_stop(self) -> None:
-        """Ask the phase to end after the current epoch."""
+        """Stop the phase after the current epoch."""
         self.stop_requested = True
 
     def progress(self) -> dict[str, Any] | None:
-        """Return the 0-based epoch and batch that come next, and the losses of the epoch so far.
+        """Return the next epoch and batch (0-based), and the losses of the epoch.
 
         None before the first epoch. After an epoch's last batch, ``batch`` is their number.
         """
-        if self.under_way is None:
+        if self.partial_epoch is None:
             return None
-        epoch, values = self.under_way
+        epoch, values = self.partial_epoch
         losses = [[float(value) for value in batch] for batch in values]
         return {"epoch": epoch, "batch": len(values), "losses": losses}
 
     @property
-    def is_between_moves(self) -> bool:
-        """Whether a step would begin with no gradients of batches that have not moved weights."""
+    def has_no_pending_gradients(self) -> bool:
+        """Whether no accumulated gradients wait for the next optimizer step."""
         step = getattr(self.position.loader, "step", None)
         return not getattr(step, "n_batches", 0)
 
     def flatten(self) -> list[ExperimentPhase]:
-        """Return the phases there are, as `PhaseGroup.flatten` does: this one."""
+        """Return this phase alone; see `PhaseGroup.flatten`."""
         return [self]
 
     def paths(self, above: str = "") -> list[tuple[str, ExperimentPhase]]:
-        """Return the phases there are by path, as `PhaseGroup.paths` does: this one."""
+        """Return this phase with its path; see `PhaseGroup.paths`."""
         return [(above + self.label, self)]
 
     def state_parts(self) -> dict[str, Any]:
-        """Return samplers and callbacks by name, whose states files keep."""
+        """Return the samplers and callbacks whose states are saved, by name."""
         samplers = [b.sampler for b in self.input_sources if b.sampler is not None]
-        found: dict[str, Any] = {f"{type(s).__name__} {i}": s for i, s in enumerate(samplers)}
-        return found | {f"{type(c).__name__} {c.label!r}": c for c in self.callbacks}
+        parts: dict[str, Any] = {f"{type(s).__name__} {i}": s for i, s in enumerate(samplers)}
+        return parts | {f"{type(c).__name__} {c.label!r}": c for c in self.callbacks}
 
     def check_ready(self, experiment: Any) -> None:
-        """Refuse what can be known to fail before anything of a run has begun."""
+        """Raise an error for what is bound to fail, before a run starts."""
         for callback in self.callbacks:
             callback.check_ready(experiment, self)
 
-    def listeners(self) -> list[Callback]:
+    def all_callbacks(self) -> list[Callback]:
         """Return all callbacks of this phase."""
         return list(self.callbacks)
 
@@ -188,22 +190,22 @@ class ExperimentPhase(Configurable, ContextYaml):
         return [node for node_id, node in graph.head_nodes.items() if node_id in running]
 
     def feed(self, *, live: bool = False) -> BatchFeed:
-        """Resolve everything that can be known before the first batch; `live` as of `BatchFeed`."""
+        """Create the batch feed of a run; for `live` see `BatchFeed`."""
         graph = self.graph()
         graph.build()
-        whole = any(applied.loss.over == "batch" for applied in self.losses)
+        over_batch = any(applied.loss.over == "batch" for applied in self.losses)
         bound = bind(
             self.input_sources,
             graph,
             graph._running(self.active_nodes),
-            [] if self.policy.alternates else self.losses,  # such inputs take turns, and never meet
-            batch_size=None if whole else self.batch_size,
+            [] if self.policy.alternates else self.losses,  # alternating inputs are never combined
+            batch_size=None if over_batch else self.batch_size,
             phase=self.label,
         )
-        where = self.accelerator or Accelerator()
+        accelerator = self.accelerator or Accelerator()
         if self.accelerator is not None:
-            where.place(graph)
-        processes = where.processes(graph) if self.training else None
+            accelerator.place(graph)
+        processes = accelerator.processes(graph) if self.training else None
         options = self.step_options()
         if processes is not None:
             options = replace(options, parallel=True)
@@ -218,15 +220,15 @@ class ExperimentPhase(Configurable, ContextYaml):
             training=self.training,
             policy=self.policy,
             options=options,
-            pin_memory=where.pin_memory,
+            pin_memory=accelerator.pin_memory,
             processes=processes,
             fits=self.to_fit(graph),
             live=live,
-            chunk=self.batch_size if whole else None,
+            chunk=self.batch_size if over_batch else None,
         )
 
     def learn_from(self, feed: BatchFeed, *, live: bool = False) -> list[tuple[Any, Any]]:
-        """Note which rows the nodes that learn learn from; see `ModelGraph.learn_from`."""
+        """Record the rows that trained nodes learn from; see `ModelGraph.learn_from`."""
         graph = self.graph()
         fits = self.to_fit(graph)
         if not (self.training or fits):
@@ -240,20 +242,20 @@ class ExperimentPhase(Configurable, ContextYaml):
         return self.accelerator is None or self.accelerator.is_main
 
     def step_options(self) -> StepOptions:
-        """Return what a training step does beside forward, backward and move."""
+        """Return the options of a training step."""
         return PLAIN
 
     def to_fit(self, graph: ModelGraph) -> list[Any]:
-        """Return the nodes that are fitted on all rows at once: none but in a `FitPhase`."""
+        """Return the nodes fitted on all rows at once; only a `FitPhase` has any."""
         return []
 
     def step_of(self, feed: BatchFeed) -> Callable[[ExecutionContext], None]:
-        """Return what is done with each batch."""
+        """Return the function that runs one batch."""
         plan, step = feed.plan, feed.step
         return lambda ctx: run_step(ctx, plan, step, ctx.tensors)
 
     def visualize(self) -> Diagram:
-        """Draw which rows feed which nodes."""
+        """Draw the inputs of the phase as a diagram."""
         nodes: dict[str, DiagramNode] = {
             "phase": DiagramNode("phase", self.label, (type(self).__name__,), kind="phase")
         }
@@ -278,13 +280,12 @@ class ExperimentPhase(Configurable, ContextYaml):
 
 
 def active_graph(label: str) -> ModelGraph:
-    """Return the graph of the active context; `label` is of the phase that wants it."""
+    """Return the graph of the active context, for the phase with this label."""
     graph: ModelGraph | None = ExperimentContext.get_active().model_graph
     if graph is None:
         raise GraphError(
-            f"phase {label!r} finds no ModelGraph in the active context; make one first, and "
-            "make the "
-            "experiment with Experiment.from_active_context"
+            f"phase {label!r} finds no ModelGraph in the active context; create one first, and "
+            "create the experiment with Experiment.from_active_context"
         )
     return graph
 
@@ -292,34 +293,28 @@ def active_graph(label: str) -> ModelGraph:
 def bindings_from_split(
     label: str, split: str, sampler: BaseSampler | None, active_nodes: Sequence[Any] | None
 ) -> list[InputBinding]:
-    """Bind every input of every head node that runs to one split."""
+    """Bind all inputs of the active head nodes to one split."""
     graph = active_graph(label)
     running = {n.node_id for n in graph._running(_names(active_nodes))}
-    found = []
+    bindings = []
     for node_id, node in graph.head_nodes.items():
         if node_id not in running:
             continue
         for ref in node.feature_refs:
             ref.resolve().get_split(split)
-            found.append(InputBinding(node_id, ref, split, sampler))
-    return found
+            bindings.append(InputBinding(node_id, ref, split, sampler))
+    return bindings
 
 
-def all_of(cls: type, name: str, items: Any) -> list[Any]:
-    """Return one thing or several as a list; refuse what is of another class."""
-    if not isinstance(items, cls | list | tuple):
-        raise TypeError(f"{name} must be a list of {cls.__name__}, got {items!r}")
-    found: list[Any] = list(items) if isinstance(items, list | tuple) else [items]
-    for item in found:
-        if not isinstance(item, cls):
-            raise TypeError(f"{name} must hold {cls.__name__} objects, got a {type(item).__name__}")
-    return found
-
-
-def _check_labels(losses: Sequence[AppliedLoss]) -> None:
-    labels = [a.label for a in losses]
-    if twice := [x for i, x in enumerate(labels) if x in labels[:i]]:
-        raise ConfigError(f"losses are labelled alike: {twice}; pass label= to AppliedLoss")
+def all_of(cls: type, name: str, value: Any) -> list[Any]:
+    """Return one object or several as a list; refuse other classes."""
+    if not isinstance(value, cls | list | tuple):
+        raise TypeError(f"{name} must be a list of {cls.__name__}, got {value!r}")
+    objects: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
+    for obj in objects:
+        if not isinstance(obj, cls):
+            raise TypeError(f"{name} must hold {cls.__name__} objects, got a {type(obj).__name__}")
+    return objects
 
 
 def _names(nodes: Any) -> list[str] | None:
@@ -327,8 +322,4 @@ def _names(nodes: Any) -> list[str] | None:
         return None
     if not isinstance(nodes, list | tuple) or not nodes:
         raise ConfigError(f"active_nodes must be a list of nodes or labels, or None, got {nodes!r}")
-    return [_name(node) for node in nodes]
-
-
-def _name(node: Any) -> str:
-    return node.label if isinstance(node, GraphNode) else str(node)
+    return [node.label if isinstance(node, GraphNode) else str(node) for node in nodes]

@@ -14,15 +14,16 @@ from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.batch_schedule import BatchSchedulingPolicy
 from modularml.engine.binding import InputBinding
 from modularml.engine.callback import Callback
-from modularml.engine.checkpoint_callback import CheckpointCallback, own_folder
+from modularml.engine.checkpoint_callback import CheckpointCallback, reserve_folder
 from modularml.engine.checkpointing import PHASE_SAVE_ON, Checkpointing, check_checkpointing
 from modularml.engine.loop import Display, EpochOverError, iterate
 from modularml.engine.lr_scheduling import lr_scheduler_callbacks
 from modularml.engine.monitoring import check_logged
 from modularml.errors import ConfigError, LossError, NonFiniteLossError
 from modularml.phases.phase import ExperimentPhase, bindings_from_split
+from modularml.results.eval_results import EvalResults
+from modularml.results.phase_results import TrainResults
 from modularml.results.recording import ResultRecording
-from modularml.results.train_eval import EvalResults, TrainResults
 from modularml.samplers import BaseSampler
 from modularml.training import AppliedLoss
 
@@ -42,34 +43,34 @@ class TrainPhase(ExperimentPhase):
     n_epochs : int
         At least 1.
     active_nodes : list of node or label, optional
-        Nodes that run; those that they read from run too. None runs all.
+        Nodes that run; their upstream nodes run too. None runs all.
     batch_schedule : BatchSchedulingPolicy or str
-        How the batches of several samplers are put side by side.
+        How the batches of several samplers are combined.
     callbacks : list of Callback, optional
     checkpointing : Checkpointing, optional
-        Keeps the graph's state while the phase runs.
+        Saves the graph's state while the phase runs.
     result_recording : ResultRecording or str
-        Which steps are kept in the results.
+        Which steps the results record.
     accelerator : Accelerator or str, optional
-        Where the phase runs.
+        Device and processes the phase runs on.
     accumulate : int
-        Batches whose gradients are put together before weights move: the gradient is that of the
-        mean over their samples. An epoch's last batches move weights however few they are.
+        Batches whose gradients are accumulated before each optimizer step: the gradient is that of
+        the mean over their samples. The last step of an epoch may use fewer batches.
     precision : {'float32', 'bf16', 'fp16'}
-        What the forward pass is computed in where that is safe; weights stay as they are.
+        Precision of the forward pass where it is safe; weights keep theirs.
     compile : bool
-        Whether the models are compiled, which takes a while at the first batch.
+        Whether the models are compiled, which makes the first batch slow.
     on_nonfinite : {'raise', 'skip', 'stop'}
-        What a loss or gradient that is NaN or infinite does: end the phase with an error, leave
-        the batch out, or end the phase as if it were over. Gradients are looked at only where
-        they are clipped or this is not ``raise``.
+        What happens when a loss or gradient is NaN or infinite: the phase fails with an error,
+        the batch is skipped, or the phase ends normally. Gradients are checked only if they are
+        clipped or this is not ``raise``.
 
     Raises
     ------
     LossError
         If there is no loss.
     ConfigError
-        If another argument cannot be used.
+        If another argument is not as described.
     """
 
     results_class = TrainResults
@@ -94,8 +95,8 @@ class TrainPhase(ExperimentPhase):
         compile: bool = False,
         on_nonfinite: Literal["raise", "skip", "stop"] = "raise",
     ) -> None:
-        given: Any = n_epochs
-        if not isinstance(given, Integral) or isinstance(given, bool) or n_epochs < 1:
+        value: Any = n_epochs
+        if not isinstance(value, Integral) or isinstance(value, bool) or n_epochs < 1:
             raise ConfigError(f"n_epochs must be an int of at least 1, got {n_epochs!r}")
         if not losses:
             raise LossError(
@@ -137,7 +138,7 @@ class TrainPhase(ExperimentPhase):
         compile: bool = False,
         on_nonfinite: Literal["raise", "skip", "stop"] = "raise",
     ) -> TrainPhase:
-        """Make a phase whose head nodes all read one split through one sampler.
+        """Create a phase whose head nodes all read one split through one sampler.
 
         Raises
         ------
@@ -167,26 +168,26 @@ class TrainPhase(ExperimentPhase):
 
     @property
     def batch_schedule(self) -> BatchSchedulingPolicy:
-        """How the batches of several samplers are put side by side."""
+        """How the batches of several samplers are combined."""
         return self.policy
 
     @property
     def result_recording(self) -> ResultRecording:
-        """Which steps are kept."""
+        """Which steps are recorded."""
         return self.recording
 
     @property
     def checkpointing(self) -> Checkpointing | None:
-        """When the graph's state is kept; None for never."""
+        """When the graph's state is saved; None for never."""
         return self._checkpointing
 
     def set_checkpointing(self, checkpointing: Checkpointing | None) -> None:
-        """Keep the graph's state while the phase runs, or stop doing so.
+        """Set when the graph's state is saved during the phase; None for never.
 
         Raises
         ------
         ConfigError
-            If it names hooks or template fields that a training phase has not.
+            If it names hooks or template fields that a training phase lacks.
         """
         if checkpointing is not None:
             check_checkpointing(checkpointing)
@@ -202,19 +203,19 @@ class TrainPhase(ExperimentPhase):
         self._checkpointing = checkpointing
 
     def check_ready(self, experiment: Any) -> None:
-        """Refuse what can be known to fail: callbacks, and where states would go."""
+        """Check callbacks, monitored metrics and the checkpoint folder before a run."""
         super().check_ready(experiment)
         graph = experiment.model_graph
         for optimizer in () if graph is None else graph.moving_optimizers(self.active_nodes):
             schedule = optimizer.lr_schedule
             if schedule is not None and schedule.monitor is not None:
                 check_logged(schedule.monitor, self, f"the schedule of {optimizer.name!r}")
-        kept = self._checkpointing
-        if kept is not None and kept.mode == "disk" and self.is_main:
-            own_folder(kept, experiment, self.label)
+        checkpointing = self._checkpointing
+        if checkpointing is not None and checkpointing.mode == "disk" and self.is_main:
+            reserve_folder(checkpointing, experiment, self.label)
 
     def count_batches(self) -> int | None:
-        """Return the number of batches of an epoch; None where several samplers decide it."""
+        """Return the number of batches per epoch; None if several samplers decide it."""
         views = {(id(b.sampler), b.upstream_ref.node_id, b.split) for b in self.input_sources}
         first = self.input_sources[0]
         if len(views) > 1 or first.sampler is None:
@@ -222,13 +223,13 @@ class TrainPhase(ExperimentPhase):
         n_batches: int = first.sampler.epoch(first.resolve_input_view(), 0).n_batches
         return n_batches
 
-    def listeners(self) -> list[Callback]:
-        """Return the callbacks, and what sets learning rates and keeps states."""
-        kept = [] if self._checkpointing is None else [CheckpointCallback(self._checkpointing)]
-        return [*self.callbacks, *lr_scheduler_callbacks(self.graph()), *kept]
+    def all_callbacks(self) -> list[Callback]:
+        """Return the callbacks, with those for learning rates and checkpoints."""
+        savers = [] if self._checkpointing is None else [CheckpointCallback(self._checkpointing)]
+        return [*self.callbacks, *lr_scheduler_callbacks(self.graph()), *savers]
 
     def step_options(self) -> StepOptions:
-        """Return what a step does beside forward, backward and move."""
+        """Return the options of a training step."""
         return StepOptions(
             self.accumulate,
             self.precision,
@@ -237,7 +238,7 @@ class TrainPhase(ExperimentPhase):
         )
 
     def step_of(self, feed: BatchFeed) -> Callable[[ExecutionContext], None]:
-        """Return what is done with each batch."""
+        """Return the function that runs one batch."""
         step = super().step_of(feed)
         return step if self.on_nonfinite != "stop" else self._or_stop(step)
 
@@ -262,12 +263,12 @@ class TrainPhase(ExperimentPhase):
         persist_epoch_progress: bool = False,
         val_loss_metric: str = "val_loss",
     ) -> Iterator[ExecutionContext]:
-        """Return the steps of all epochs, to be run by hand with ``graph.train_step``.
+        """Return the steps of all epochs, to run by hand with ``graph.train_step``.
 
         Parameters
         ----------
         results : TrainResults, optional
-            Gets every step, once it has run.
+            Every step is added once it has run.
         show_sampler_progress, show_training_progress, persist_progress, persist_epoch_progress
             Which progress bars are drawn, and which stay.
         val_loss_metric : str
@@ -285,7 +286,7 @@ class TrainPhase(ExperimentPhase):
 
 
 class EvalPhase(ExperimentPhase):
-    """Compute outputs and losses of every row once, changing nothing.
+    """Compute outputs and losses of every row once, without changing anything.
 
     Parameters
     ----------
@@ -294,12 +295,12 @@ class EvalPhase(ExperimentPhase):
         One for each input of each head node, without samplers.
     losses : list of AppliedLoss, optional
     active_nodes : list of node or label, optional
-        Nodes that run; those that they read from run too. None runs all.
+        Nodes that run; their upstream nodes run too. None runs all.
     batch_size : int, optional
-        Rows in one forward pass; all at once where none is given. Losses do not depend on it.
+        Rows per forward pass; all at once by default. Losses do not depend on it.
     callbacks : list of Callback, optional
     accelerator : Accelerator or str, optional
-        Where the phase runs.
+        Device and processes the phase runs on.
     """
 
     results_class = EvalResults
@@ -315,8 +316,8 @@ class EvalPhase(ExperimentPhase):
         callbacks: list[Callback] | None = None,
         accelerator: Accelerator | str | None = None,
     ) -> None:
-        given: Any = batch_size
-        if given is not None and (not isinstance(given, Integral) or given < 1):
+        value: Any = batch_size
+        if value is not None and (not isinstance(value, Integral) or value < 1):
             raise ConfigError(
                 f"batch_size must be an int of at least 1 or None, got {batch_size!r}"
             )
@@ -342,7 +343,7 @@ class EvalPhase(ExperimentPhase):
         callbacks: list[Callback] | None = None,
         accelerator: Accelerator | str | None = None,
     ) -> EvalPhase:
-        """Make a phase whose head nodes all read one split; see `TrainPhase.from_split`."""
+        """Create a phase whose head nodes all read one split; see `TrainPhase.from_split`."""
         return cls(
             label,
             input_sources=bindings_from_split(label, split, None, active_nodes),
@@ -360,12 +361,12 @@ class EvalPhase(ExperimentPhase):
         show_eval_progress: bool = False,
         persist_progress: bool = False,
     ) -> Iterator[ExecutionContext]:
-        """Return the steps, to be run by hand with ``graph.eval_step``.
+        """Return the steps, to run by hand with ``graph.eval_step``.
 
         Parameters
         ----------
         results : EvalResults, optional
-            Gets every step, once it has run.
+            Every step is added once it has run.
         show_eval_progress, persist_progress : bool
             Whether a progress bar is drawn, and whether it stays.
         """

@@ -1,4 +1,4 @@
-"""Parts of a loaded experiment whose classes are not in this process: kept, and refused to run."""
+"""Placeholders for phases and callbacks of a file whose classes are missing."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ __all__ = [
 
 
 class UnavailablePhase(ExperimentPhase):
-    """A phase that names classes or functions which are not here; a file keeps it as it is.
+    """A phase with missing classes or functions; it is saved unchanged.
 
     Parameters
     ----------
     label : str
     tree : dict
-        The phase as it stands in a file.
+        The phase as stored in a file.
     reason : str
-        What is not here, and what to do.
+        What is missing, and what to do.
     classes : list of dict
-        What the file's manifest says of it.
+        The entries of the file's manifest for it.
     """
 
     def __init__(
@@ -44,18 +44,18 @@ class UnavailablePhase(ExperimentPhase):
         self.states: dict[str, _State] = {}
 
     def check(self, graph: Any) -> None:
-        """Look at nothing: it does not run."""
+        """Check nothing, as it cannot run."""
 
     def encoded(self) -> dict[str, Any]:
-        """Return the phase as it stood in its file."""
+        """Return the phase as stored in its file."""
         return dict(self.tree)
 
     def state_parts(self) -> dict[str, Any]:
-        """Return what holds the states of samplers and callbacks, for the next file."""
+        """Return holders of the states of samplers and callbacks, to be saved again."""
         return dict(self.states)
 
     def check_ready(self, experiment: Any) -> None:
-        """Refuse to run, by the name of what is not here."""
+        """Refuse to run, naming what is missing."""
         raise ConfigError(f"phase {self.label!r} cannot run: {self.reason}")
 
     def feed(self, **options: Any) -> Any:
@@ -64,17 +64,17 @@ class UnavailablePhase(ExperimentPhase):
 
 
 class UnavailableCallback(ExperimentCallback):
-    """A callback whose class is not here; a file keeps it as it is.
+    """A callback whose class is missing; it is saved unchanged.
 
     Parameters
     ----------
     label : str
     tree : dict
-        The callback as it stands in a file.
+        The callback as stored in a file.
     reason : str
-        What is not here, and what to do.
+        What is missing, and what to do.
     classes : list of dict
-        What the file's manifest says of it.
+        The entries of the file's manifest for it.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class UnavailableCallback(ExperimentCallback):
         self.tree, self.reason, self.classes = tree, reason, classes
 
     def encoded(self) -> dict[str, Any]:
-        """Return the callback as it stood in its file."""
+        """Return the callback as stored in its file."""
         return dict(self.tree)
 
     def check_ready(self, experiment: Any, phase: Any = None) -> None:
-        """Refuse to run, by the name of what is not here."""
+        """Refuse to run, naming what is missing."""
         raise ConfigError(f"the experiment's callback {self.label!r} cannot run: {self.reason}")
 
 
@@ -106,21 +106,21 @@ class _State:
 def plan_from(
     tree: Mapping[str, Any], contents: Contents, parts: Sequence[Sequence[Any]]
 ) -> PhaseGroup:
-    """Make a plan, with an `UnavailablePhase` for each phase whose classes are not here.
+    """Create a plan, with an `UnavailablePhase` for each phase with missing classes.
 
-    `parts` names what the states in the file are of, phase by phase.
+    `parts` lists the names of the stored states, phase by phase.
     """
-    names = iter(parts)
+    names_of_phases = iter(parts)
 
     def item(inner: Mapping[str, Any]) -> Any:
         params = inner["params"]
         if "phases" in params:
-            return PhaseGroup(params["label"], [item(own) for own in params["phases"]])
-        own, reason = next(names, []), _reason(inner, contents)
+            return PhaseGroup(params["label"], [item(phase) for phase in params["phases"]])
+        state_names, reason = next(names_of_phases, []), _reason(inner, contents)
         if not reason:
             return decode(inner)
         phase = UnavailablePhase(params["label"], inner, reason, contents.absent)
-        phase.states = {str(name): _State() for name in own}
+        phase.states = {str(name): _State() for name in state_names}
         return phase
 
     plan: PhaseGroup = item(tree)
@@ -128,16 +128,16 @@ def plan_from(
 
 
 def callback_from(tree: Mapping[str, Any], contents: Contents) -> Any:
-    """Make a callback, or an `UnavailableCallback` where its class is not here."""
+    """Create a callback, or an `UnavailableCallback` if its class is missing."""
     reason = _reason(tree, contents)
     label = tree["params"].get("label") or tree["$type"]
     return UnavailableCallback(label, tree, reason, contents.absent) if reason else decode(tree)
 
 
 def absent_classes(parts: Iterable[Any]) -> list[dict[str, Any]]:
-    """Return what older files said of the classes that phases and callbacks need and lack."""
-    cannot = [p for p in parts if isinstance(p, UnavailablePhase | UnavailableCallback)]
-    return list({e["name"]: e for part in cannot for e in part.classes}.values())
+    """Return the manifest entries of missing classes of phases and callbacks."""
+    unavailable = [p for p in parts if isinstance(p, UnavailablePhase | UnavailableCallback)]
+    return list({e["name"]: e for part in unavailable for e in part.classes}.values())
 
 
 def _reason(tree: Any, contents: Contents) -> str:

@@ -1,4 +1,4 @@
-"""Results: what phases, groups and runs leave behind.
+"""Results of phases, groups and runs.
 
 Names are loaded when they are first used.
 """
@@ -10,15 +10,15 @@ _PLACES = {
     "ArtifactEntry": "modularml.results.callback_results:ArtifactResult",
     "AxisSeries": "modularml.results.series:AxisSeries",
     "CVResults": "modularml.strategies.cv_results:CVResults",
-    "EvalResults": "modularml.results.train_eval:EvalResults",
+    "EvalResults": "modularml.results.eval_results:EvalResults",
     "ExperimentRun": "modularml.experiment.run:ExperimentRun",
-    "FitResults": "modularml.results.train_eval:FitResults",
+    "FitResults": "modularml.results.eval_results:FitResults",
     "LossRecord": "modularml.data.execution:LossRecord",
     "MetricEntry": "modularml.results.metric_store:MetricEntry",
     "MetricStore": "modularml.results.metric_store:MetricStore",
     "PhaseGroupResults": "modularml.results.group_results:PhaseGroupResults",
-    "PhaseResults": "modularml.results.train_eval:PhaseResults",
-    "TrainResults": "modularml.results.train_eval:TrainResults",
+    "PhaseResults": "modularml.results.phase_results:PhaseResults",
+    "TrainResults": "modularml.results.phase_results:TrainResults",
 }
 __all__ = [*_PLACES]  # noqa: PLE0604 - names, in alphabetical order
 

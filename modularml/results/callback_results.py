@@ -1,4 +1,4 @@
-"""What callbacks return: metrics, artifacts and other values, with where and when."""
+"""Results of callbacks: metrics, artifacts and other values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["ArtifactResult", "CallbackResult", "MetricResult", "PayloadResult"]
 
 @dataclass
 class CallbackResult:
-    """Something a callback has to say; where and when is filled in by the phase."""
+    """Base class of callback results; the phase fills in epoch, batch and edge."""
 
     kind: ClassVar[str] = "callback"
 
@@ -32,7 +32,7 @@ class MetricResult(CallbackResult):
 
 @dataclass
 class ArtifactResult(CallbackResult):
-    """An object that is kept under a name."""
+    """An object that is stored under a name."""
 
     kind: ClassVar[str] = "artifact"
 

@@ -1,4 +1,4 @@
-"""Results of a group of phases, in the same hierarchy."""
+"""Results of a group of phases, nested as the phases are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from modularml._optional import require
 from modularml.errors import RegistrationError, UnknownNameError
-from modularml.results.train_eval import EvalResults, FitResults, PhaseResults, TrainResults
+from modularml.results.eval_results import EvalResults, FitResults
+from modularml.results.phase_results import PhaseResults, TrainResults
 from modularml.viz.curves import series as draw_series
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class PhaseGroupResults:
     Parameters
     ----------
     label : str
-        Of the group.
+        The label of the group.
     """
 
     label: str
@@ -41,14 +42,14 @@ class PhaseGroupResults:
         TypeError
             If it is neither.
         RegistrationError
-            If its label is taken.
+            If its label is in use.
         """
         if not isinstance(result, PhaseResults | PhaseGroupResults):
-            raise TypeError(f"result must be of a phase or group, got a {type(result).__name__}")
-        if result.label in self._results:
-            raise RegistrationError(
-                f"there is a result {result.label!r} in group {self.label!r} already"
+            raise TypeError(
+                f"result must be PhaseResults or PhaseGroupResults, got a {type(result).__name__}"
             )
+        if result.label in self._results:
+            raise RegistrationError(f"group {self.label!r} has a result {result.label!r} already")
         self._results[result.label] = result
 
     @property
@@ -71,19 +72,19 @@ class PhaseGroupResults:
         return iter(self._results.items())
 
     def flatten(self) -> dict[str, PhaseResults]:
-        """Return the results of all phases, of nested groups too.
+        """Return the results of all phases, including those of nested groups.
 
         Raises
         ------
         RegistrationError
-            If two phases have one label.
+            If two phases have the same label.
         """
         flat: dict[str, PhaseResults] = {}
         for label, result in self._results.items():
             inner = {label: result} if isinstance(result, PhaseResults) else result.flatten()
             for name, phase in inner.items():
                 if name in flat:
-                    raise RegistrationError(f"two phases are labelled {name!r}; read them by group")
+                    raise RegistrationError(f"two phases are labelled {name!r}; get them by group")
                 flat[name] = phase
         return flat
 
@@ -100,32 +101,32 @@ class PhaseGroupResults:
         return self._get(label, PhaseResults)
 
     def get_train_result(self, label: str | None = None) -> TrainResults:
-        """Return the result of a training phase; the only one where no label is given."""
+        """Return the result of a training phase; without a label, the only one."""
         return self._get(label, TrainResults)
 
     def get_eval_result(self, label: str | None = None) -> EvalResults:
-        """Return the result of an evaluation phase; the only one where no label is given."""
+        """Return the result of an evaluation phase; without a label, the only one."""
         return self._get(label, EvalResults)
 
     def get_fit_result(self, label: str | None = None) -> FitResults:
-        """Return the result of a fit phase; the only one where no label is given."""
+        """Return the result of a fit phase; without a label, the only one."""
         return self._get(label, FitResults)
 
     def get_group_result(self, label: str | None = None) -> PhaseGroupResults:
-        """Return the results of a nested group; the only one where no label is given."""
+        """Return the results of a nested group; without a label, the only one."""
         return self._get(label, PhaseGroupResults)
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return the metrics of whole epochs: one row an epoch of a phase, one column a metric.
+        """Return epoch metrics: one row per epoch of a phase, one column per metric.
 
         The first level of the index is the phase's label, ``group/label`` within groups.
         """
         frames = dict(self._frames(""))
-        found: pd.DataFrame = require("pandas").concat(frames, names=["phase", "epoch"])
-        return found
+        frame: pd.DataFrame = require("pandas").concat(frames, names=["phase", "epoch"])
+        return frame
 
     def plot(self, *, path: Any = None) -> Any:
-        """Draw the metrics of whole epochs, phases behind one another, and return the figure."""
+        """Plot epoch metrics of all phases in sequence, and return the figure."""
         frame = self.to_pandas()
         steps = range(len(frame))
         lines = {name: (list(steps), frame[name].to_numpy()) for name in frame.columns}
@@ -140,18 +141,18 @@ class PhaseGroupResults:
 
     def _get(self, label: str | None, cls: type[T]) -> T:
         if label is None:
-            fitting = [k for k, r in self._results.items() if isinstance(r, cls)]
-            if len(fitting) != 1:
+            labels = [k for k, r in self._results.items() if isinstance(r, cls)]
+            if len(labels) != 1:
                 raise UnknownNameError(
-                    f"only {cls.__name__} of {self.label!r}", None, fitting, "give a label"
+                    f"only {cls.__name__} of {self.label!r}", None, labels, "pass a label"
                 )
-            label = fitting[0]
+            label = labels[0]
         if label not in self._results:
             raise UnknownNameError(f"result of {self.label!r}", label, self._results)
-        found: Any = self._results[label]
-        if not isinstance(found, cls):
-            raise TypeError(f"{label!r} is a {type(found).__name__}, not a {cls.__name__}")
-        return found
+        result: Any = self._results[label]
+        if not isinstance(result, cls):
+            raise TypeError(f"{label!r} is a {type(result).__name__}, not a {cls.__name__}")
+        return result
 
     def __getitem__(self, label: str) -> PhaseResults | PhaseGroupResults:
         return self._get(label, object)  # type: ignore[return-value]

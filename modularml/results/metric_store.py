@@ -30,7 +30,7 @@ class MetricEntry:
     epoch : int
         0-based.
     batch : int or None
-        None for a value of the whole epoch.
+        None for an epoch metric.
     """
 
     name: str
@@ -40,7 +40,7 @@ class MetricEntry:
 
 
 class MetricStore:
-    """Metrics as they were logged, compact: four bytes a batch where no digit is lost."""
+    """Logged metrics, stored as float32 per batch where that is exact."""
 
     def __init__(self) -> None:
         self._epochs: dict[str, list[tuple[int, float]]] = {}
@@ -52,7 +52,7 @@ class MetricStore:
         Raises
         ------
         ConfigError
-            If it is no number.
+            If it is not a number.
         """
         try:
             number = float(value)
@@ -73,23 +73,23 @@ class MetricStore:
         return list(dict.fromkeys([*self._epochs, *self._batches]))
 
     def blocks(self, name: str) -> Iterator[tuple[int, Array]]:
-        """Iterate over the epoch and (batch, value) rows of each block of a metric."""
+        """Iterate over the blocks of a metric: epoch and (batch, value) rows."""
         for epoch, block in self._batches.get(name, []):
             rows = block if block.ndim == 2 else np.column_stack([np.arange(len(block)), block])
             yield epoch, rows
 
     def entries(self) -> list[MetricEntry]:
-        """Return every value, those of epochs first."""
-        found = [MetricEntry(n, v, e) for n, rows in self._epochs.items() for e, v in rows]
+        """Return all values, epoch metrics first."""
+        entries = [MetricEntry(n, v, e) for n, rows in self._epochs.items() for e, v in rows]
         for name in self._batches:
             for epoch, rows in self.blocks(name):
-                found += [MetricEntry(name, float(v), epoch, int(b)) for b, v in rows]
-        return found
+                entries += [MetricEntry(name, float(v), epoch, int(b)) for b, v in rows]
+        return entries
 
     def series(self) -> AxisSeries[float]:
-        """Return every value over (name, epoch, batch); batch is None for whole epochs.
+        """Return every value over (name, epoch, batch); batch is None for epoch metrics.
 
-        Of values logged twice for one place, the last one counts.
+        If a value was logged twice, the last one counts.
         """
         parts = [_rows("", [], [], [])]
         for name, logged in self._epochs.items():
@@ -99,33 +99,33 @@ class MetricStore:
             if all(block.ndim == 1 for _, block in blocks):
                 parts += [_rows(name, [e] * len(b), range(len(b)), b) for e, b in blocks]
                 continue
-            found = {(e, int(b)): v for e, rows in self.blocks(name) for b, v in rows.tolist()}
-            epochs, batches = zip(*found, strict=True)
-            parts.append(_rows(name, epochs, batches, list(found.values())))
+            by_place = {(e, int(b)): v for e, rows in self.blocks(name) for b, v in rows.tolist()}
+            epochs, batches = zip(*by_place, strict=True)
+            parts.append(_rows(name, epochs, batches, list(by_place.values())))
         names, epochs, batches, numbers = map(np.concatenate, zip(*parts, strict=True))
-        made = Values(lambda at: numbers[at].tolist(), np.arange(len(numbers)), numbers)
+        values = Values(lambda rows: numbers[rows].tolist(), np.arange(len(numbers)), numbers)
         columns = {"name": names, "epoch": epochs, "batch": batches}
-        return AxisSeries.from_columns(columns, made, "metrics")
+        return AxisSeries.from_columns(columns, values, "metrics")
 
     def epoch_values(self, name: str) -> dict[int, float]:
-        """Return the last value logged for each whole epoch."""
+        """Return the last epoch value logged for each epoch."""
         return dict(self._epochs.get(name, []))
 
     def at_epoch(self, epoch: int) -> dict[str, float]:
-        """Return the metrics of one whole epoch, the last value of each."""
-        found = {
+        """Return the epoch metrics of one epoch, the last value of each."""
+        metrics = {
             name: next((v for e, v in reversed(rows) if e == epoch), None)
             for name, rows in self._epochs.items()
         }
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in metrics.items() if value is not None}
 
     def epoch_value(self, name: str, epoch: int, reducer: str = "last") -> float:
-        """Return a metric of one epoch, from the epoch's values or else its batches'.
+        """Return a metric of one epoch: its epoch value, else reduced over batches.
 
         Raises
         ------
         MetricNotLoggedError
-            If nobody logged it in this epoch; the closest names are listed.
+            If it was not logged in this epoch; the closest names are listed.
         """
         values = [v for e, v in self._epochs.get(name, []) if e == epoch]
         if not values:
@@ -134,20 +134,20 @@ class MetricStore:
             ]
         if not values:
             raise MetricNotLoggedError(
-                f"nobody logs the metric {name!r} in epoch {epoch} ({closest(name, self.names)}). "
+                f"metric {name!r} was not logged in epoch {epoch} ({closest(name, self.names)}). "
                 "Add an Evaluation with EvalLossMetric, or monitor another metric"
             )
-        picks = {"last": values[-1], "first": values[0], "sum": math.fsum(values)}
-        return picks.get(reducer, math.fsum(values) / len(values))
+        reduced = {"last": values[-1], "first": values[0], "sum": math.fsum(values)}
+        return reduced.get(reducer, math.fsum(values) / len(values))
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return the metrics of whole epochs: one row an epoch, one column a metric."""
+        """Return epoch metrics: one row per epoch, one column per metric."""
         frame = self.series().where(batch=None).to_pandas()
-        last = frame.drop_duplicates(["epoch", "name"], keep="last")  # a NaN is a value too
+        last = frame.drop_duplicates(["epoch", "name"], keep="last")  # NaN counts as a value
         return last.pivot(index="epoch", columns="name", values="value")
 
     def plot(self, *, title: str = "", path: Any = None) -> Any:
-        """Draw the metrics of whole epochs as curves and return the figure."""
+        """Plot epoch metrics as curves and return the figure."""
         return self.series().where(batch=None).plot(x="epoch", title=title, path=path)
 
     def __repr__(self) -> str:
@@ -165,7 +165,7 @@ def _rows(name: str, epochs: Any, batches: Any, values: Any) -> tuple[Array, ...
 
 
 def compact(numbers: Array) -> Array:
-    """Return numbers in half the memory where no digit is lost."""
+    """Return numbers as float32 if that is exact, else as float64."""
     small = numbers.astype(np.float32, copy=False)
     same = (small == numbers) | np.isnan(numbers)
     return small if same.all() else numbers.astype(np.float64, copy=False)

@@ -1,4 +1,4 @@
-"""What a phase leaves behind: outputs, losses, metrics and what callbacks said."""
+"""Results of a phase: outputs, losses, metrics and callback results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from modularml.graph.node import GraphNode
 from modularml.results.callback_results import ArtifactResult, CallbackResult, MetricResult
 from modularml.results.metric_store import MetricStore
 from modularml.results.series import AxisSeries, Values
-from modularml.results.steps import StepLog
+from modularml.results.step_log import StepLog
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,14 +33,14 @@ Domain = Literal["outputs", "targets", "tags", "sample_uuids", "mask"]
 
 @dataclass(eq=False, repr=False)
 class PhaseResults:
-    """Everything that one phase left behind.
+    """Results of one phase.
 
-    Outputs are kept off the graph and the device; inputs and targets as row numbers.
+    Outputs are stored detached and on the host; inputs and targets as row numbers.
 
     Parameters
     ----------
     label : str
-        Of the phase.
+        The label of the phase.
     """
 
     label: str
@@ -79,18 +79,18 @@ class PhaseResults:
         node : str or GraphNode
             Label, id or the node itself.
         domain : {'outputs', 'targets', 'tags', 'sample_uuids', 'mask'}
-            Outputs and targets hold padding too; ``mask`` tells which elements of padded targets
-            are data.
+            Outputs and targets include padding; ``mask`` is true for the elements of padded targets
+            that are data.
         role : str
         fmt : DataFormat, optional
-            As the framework made it where none is given.
+            The framework's own by default.
         unscale : bool
-            Whether to bring targets, and outputs that stand for them, back to their own units.
+            Whether to convert targets, and outputs that predict them, to the original units.
         """
         node_id = self._node_id(node)
         read = partial(_read, node_id=node_id, domain=domain, role=role, fmt=fmt, unscale=unscale)
         for first in self._execution[:1]:
-            read(first)  # what cannot be read is an error here and not later
+            read(first)  # raise errors now rather than on access
         return self._per_step(read, domain)
 
     # -- numbers ------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ class PhaseResults:
         return self._execution.losses(node_id)
 
     def metrics(self) -> AxisSeries[float]:
-        """Return every metric over (name, epoch, batch); batch is None for whole epochs."""
+        """Return every metric over (name, epoch, batch); batch is None for epoch metrics."""
         return self._metrics.series()
 
     def metric_names(self) -> list[str]:
@@ -111,10 +111,10 @@ class PhaseResults:
     # -- callbacks ----------------------------------------------------------------------------
 
     def callbacks(self, kind: str | None = None) -> AxisSeries[CallbackResult]:
-        """Return what callbacks said over (kind, label, epoch, batch, edge)."""
-        found = [r for r in self._callbacks if kind in (None, r.kind)]
+        """Return callback results over (kind, label, epoch, batch, edge)."""
+        results = [r for r in self._callbacks if kind in (None, r.kind)]
         data: dict[tuple[Any, ...], CallbackResult] = {}
-        for result in found:
+        for result in results:
             key = (result.kind, result.label, result.epoch, result.batch, result.edge)
             while key in data:
                 key = (*key[:-1], f"{key[-1]}'")
@@ -122,9 +122,9 @@ class PhaseResults:
         return AxisSeries(("kind", "label", "epoch", "batch", "edge"), data, "callback results")
 
     def artifacts(self) -> AxisSeries[Any]:
-        """Return the artifacts that callbacks made over (name, epoch, batch)."""
-        found = [r for r in self._callbacks if isinstance(r, ArtifactResult)]
-        data = {(r.name, r.epoch, r.batch): r.value for r in found}
+        """Return the artifacts of callbacks over (name, epoch, batch)."""
+        artifacts = [r for r in self._callbacks if isinstance(r, ArtifactResult)]
+        data = {(r.name, r.epoch, r.batch): r.value for r in artifacts}
         return AxisSeries(("name", "epoch", "batch"), data, "artifacts")
 
     def artifact_names(self) -> list[str]:
@@ -136,7 +136,7 @@ class PhaseResults:
     def source_views(
         self, node: str | GraphNode, *, role: str = "default", batch: int | None = None
     ) -> dict[str, FeatureSetView]:
-        """Return the rows that fed a node, each once, by FeatureSet label.
+        """Return the rows that a node read, each once, by FeatureSet label.
 
         Raises
         ------
@@ -150,8 +150,8 @@ class PhaseResults:
                 layout = ctx.layout
                 assert layout is not None
                 view = layout.views[source]
-                known = next((v for v in rows if v.source is view.source), view)
-                rows.setdefault(known, []).append(ctx.indices(source)[role])
+                same_set = next((v for v in rows if v.source is view.source), view)
+                rows.setdefault(same_set, []).append(ctx.indices(source)[role])
         return {
             view.source.label: FeatureSetView(
                 view.source, _unique(parts), view.source.column_names, view.label
@@ -162,7 +162,7 @@ class PhaseResults:
     def source_view(
         self, node: str | GraphNode, *, role: str = "default", batch: int | None = None
     ) -> FeatureSetView:
-        """Return the rows that fed a node, where they come from one FeatureSet.
+        """Return the rows that a node read, if they come from one FeatureSet.
 
         Raises
         ------
@@ -171,23 +171,23 @@ class PhaseResults:
         """
         views = self.source_views(node, role=role, batch=batch)
         if len(views) != 1:
-            raise DataError(f"node {node!r} is fed by {list(views)}; use source_views()")
+            raise DataError(f"node {node!r} reads from {list(views)}; use source_views()")
         return next(iter(views.values()))
 
-    # -- how it shows itself ------------------------------------------------------------------
+    # -- display ------------------------------------------------------------------------------
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return the metrics of whole epochs: one row an epoch, one column a metric."""
+        """Return epoch metrics: one row per epoch, one column per metric."""
         return self._metrics.to_pandas()
 
     def plot(self, *, path: Any = None, **kwargs: Any) -> Any:
-        """Draw the metrics of whole epochs as curves and return the figure."""
+        """Plot epoch metrics as curves and return the figure."""
         return self._metrics.plot(title=kwargs.pop("title", self.label), path=path)
 
     def __repr__(self) -> str:
         n, names = len(self._execution), ", ".join(self.metric_names())
-        told = f"{n} step{'s'[: n != 1]} recorded{names and ', metrics: ' + names}"
-        return f"{type(self).__name__}({self.label!r}, {told})"
+        facts = f"{n} step{'s'[: n != 1]} recorded{names and ', metrics: ' + names}"
+        return f"{type(self).__name__}({self.label!r}, {facts})"
 
     def _repr_html_(self) -> str:
         if not self.metric_names():
@@ -196,19 +196,19 @@ class PhaseResults:
             f"<b>{self.label}</b>{self._metrics.to_pandas().to_html(float_format='{:.5g}'.format)}"
         )
 
-    # -- within -------------------------------------------------------------------------------
+    # -- internals ----------------------------------------------------------------------------
 
     def _per_step(self, read: Callable[[ExecutionContext], T], kind: str) -> AxisSeries[T]:
         steps = list(self._execution)
-        made = Values(lambda at: [read(steps[i]) for i in at.tolist()], np.arange(len(steps)))
-        return AxisSeries.from_columns(self._execution.places(), made, kind)
+        values = Values(lambda rows: [read(steps[i]) for i in rows.tolist()], np.arange(len(steps)))
+        return AxisSeries.from_columns(self._execution.places(), values, kind)
 
-    def _keep(self, results: Iterable[CallbackResult], epoch: int) -> None:
-        """Keep what callbacks said; metrics are logged as well."""
+    def _add_callback_results(self, results: Iterable[CallbackResult], epoch: int) -> None:
+        """Store callback results, and log metrics."""
         for result in results:
             if isinstance(result, MetricResult):
-                at = result.epoch if result.epoch is not None else epoch
-                self._metrics.log(result.name, result.value, epoch=at, batch=result.batch)
+                metric_epoch = result.epoch if result.epoch is not None else epoch
+                self._metrics.log(result.name, result.value, epoch=metric_epoch, batch=result.batch)
             self._callbacks.append(result)
 
     def _recorded(self, batch: int | None = None) -> list[ExecutionContext]:
@@ -223,16 +223,16 @@ class PhaseResults:
         if (ctx := next(iter(self._execution), None)) is not None:
             assert ctx.layout is not None
             labels = dict(ctx.layout.labels)
-        wanted = node.label if isinstance(node, GraphNode) else node
+        name = node.label if isinstance(node, GraphNode) else node
         for node_id, label in labels.items():
-            if wanted in (node_id, label):
+            if name in (node_id, label):
                 return node_id
         self._recorded()
-        raise UnknownNameError("node", wanted, labels.values())
+        raise UnknownNameError("node", name, labels.values())
 
 
 class TrainResults(PhaseResults):
-    """What a training left behind."""
+    """Results of a training phase."""
 
     @property
     def epoch_indices(self) -> list[int]:
@@ -246,16 +246,16 @@ class TrainResults(PhaseResults):
 
     @property
     def best_epoch(self) -> int | None:
-        """The epoch that an `EarlyStopping` found best; None where there was none."""
+        """The best epoch according to an `EarlyStopping`; None without one."""
         stops = [r for r in self._callbacks if r.kind == "early_stopping"]
         best: int | None = stops[-1].best_epoch if stops else None  # type: ignore[attr-defined]
         return best
 
     @property
     def kept_epoch(self) -> int | None:
-        """The epoch whose weights the graph had at the end; None where no epoch ran.
+        """The epoch whose weights the graph had at the end; None if no epoch ran.
 
-        The last one, unless an `EarlyStopping` went back to the best.
+        The last one, unless an `EarlyStopping` restored the best.
         """
         restored = [r for r in self._callbacks if getattr(r, "restored", False)]
         kept: int | None = restored[-1].best_epoch if restored else None  # type: ignore[attr-defined]
@@ -267,8 +267,8 @@ class TrainResults(PhaseResults):
         Parameters
         ----------
         at : {'kept', 'last', 'best'}
-            The epoch whose weights were kept, the last one, or the best in the eyes of an
-            `EarlyStopping` (the one kept, where there is none).
+            The epoch whose weights were kept, the last one, or the best according to an
+            `EarlyStopping` (without one, the epoch that was kept).
         """
         if at not in ("kept", "last", "best"):
             raise ConfigError(f"at must be 'kept', 'last' or 'best', got {at!r}")
@@ -281,8 +281,10 @@ class TrainResults(PhaseResults):
 
     def evaluations(self) -> AxisSeries[Any]:
         """Return the results of evaluations during training over (label, epoch)."""
-        found = [r for r in self._callbacks if r.kind == "evaluation"]
-        return AxisSeries(("label", "epoch"), {(r.label, r.epoch): r for r in found}, "evaluations")
+        evaluations = [r for r in self._callbacks if r.kind == "evaluation"]
+        return AxisSeries(
+            ("label", "epoch"), {(r.label, r.epoch): r for r in evaluations}, "evaluations"
+        )
 
 
 def _read(
@@ -301,7 +303,7 @@ def _read(
     if value is None:
         if domain == "mask":
             raise DataError("the targets of the node are not padded, so they have no mask")
-        raise DataError(f"the node has no {domain}; name them in its FeatureSet reference")
+        raise DataError(f"the node has no {domain}; select them in its FeatureSet reference")
     if unscale:
         if domain not in ("outputs", "targets"):
             raise ConfigError(f"unscale is for outputs and targets, not for {domain}")

@@ -1,4 +1,4 @@
-"""Which steps of a phase are kept."""
+"""Recording of the steps of a phase."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import enum
 from modularml._registry import member
 from modularml._typing import Array
 from modularml.data.execution import ExecutionContext
-from modularml.results.spill import ResultsStorage
-from modularml.results.steps import EpochSteps, StepLog
-from modularml.results.train_eval import PhaseResults
+from modularml.results.phase_results import PhaseResults
+from modularml.results.step_log import EpochSteps, StepLog
+from modularml.results.storage import ResultsStorage
 
 __all__ = ["Recorder", "ResultRecording"]
 
 
 class ResultRecording(enum.Enum):
-    """Which steps a training keeps: all, those of the last epoch, or none.
+    """Which steps a training phase records: all, those of the last epoch, or none.
 
-    Where `EarlyStopping` restores the best epoch, ``LAST`` means that epoch.
+    If `EarlyStopping` restores the best epoch, ``LAST`` means that epoch.
     """
 
     ALL = "all"
@@ -26,36 +26,39 @@ class ResultRecording(enum.Enum):
 
     @classmethod
     def from_value(cls, value: str | ResultRecording) -> ResultRecording:
-        """Read it from its name; UnknownNameError where there is none."""
+        """Return the member of this name; UnknownNameError if there is none."""
         return member(cls, value, "result recording")
 
 
 class Recorder:
-    """Keeps steps in the results of a phase, as asked.
+    """Adds steps to the results of a phase.
 
     Parameters
     ----------
     results : PhaseResults
     recording : ResultRecording
-    room : ResultsStorage, optional
-        Where steps go that memory has no room for.
+    storage : ResultsStorage, optional
+        Moves steps to disk beyond a memory limit.
     """
 
     def __init__(
-        self, results: PhaseResults, recording: ResultRecording, room: ResultsStorage | None = None
+        self,
+        results: PhaseResults,
+        recording: ResultRecording,
+        storage: ResultsStorage | None = None,
     ) -> None:
-        self.results, self.recording, self.room = results, recording, room
+        self.results, self.recording, self.storage = results, recording, storage
         self._open: EpochSteps | None = None
-        self._before: EpochSteps | None = None
+        self._previous: EpochSteps | None = None
 
     def begin(self) -> None:
-        """Make ready for an epoch."""
+        """Start an epoch."""
         self._open = None
         if self.recording is ResultRecording.LAST:
             self.results._execution = StepLog()
 
     def record(self, ctx: ExecutionContext) -> None:
-        """Keep a step that has run."""
+        """Record a step that has run."""
         if self.recording is ResultRecording.NONE or ctx.layout is None:
             return
         if self._open is None:
@@ -64,10 +67,11 @@ class Recorder:
         self._open.add(ctx)
 
     def end(self, losses: Array | None) -> None:
-        """Finish an epoch; `losses` holds those of each batch, where they are known."""
+        """Finish an epoch, given the losses of each batch if known."""
         if self._open is not None:
-            own = None if losses is None else losses[-len(self._open) :]  # others are kept already
-            self._open.close(own, self._before)
-            self._before = self._open
-            if self.room is not None:
-                self.room.admit(self._open)
+            # losses of earlier batches are recorded already
+            epoch_losses = None if losses is None else losses[-len(self._open) :]
+            self._open.close(epoch_losses, self._previous)
+            self._previous = self._open
+            if self.storage is not None:
+                self.storage.admit(self._open)

@@ -1,4 +1,4 @@
-"""Metrics by name: scikit-learn's scorers and functions, and torchmetrics' classes."""
+"""Lookup of scores by name, in scikit-learn and torchmetrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Meaning", "Score", "default_score", "find_score", "find_scores", "gr
 
 Meaning: TypeAlias = Literal["auto", "values", "logits", "probabilities"]
 Score: TypeAlias = Callable[[Array, Array], float]
-"""From targets and outputs, both of shape (n, ...), to a number."""
+"""Maps targets and outputs, both of shape (n, ...), to a number."""
 
 _SHORT = {
     "mae": "mean_absolute_error",
@@ -30,7 +30,7 @@ _DIRECTIONS = {
     **dict.fromkeys(("acc", "auc", "auroc", "mcc", "kappa", "cohen_kappa_score", "iou"), True),
     **dict.fromkeys(("dice", "c_index", "cindex", "pearson", "spearman", "corr", "ssim"), True),
 }
-"""Whether greater is better, of names that people give to metrics of their own."""
+"""Whether greater is better, for common names of user-defined metrics."""
 
 
 def find_score(
@@ -38,7 +38,7 @@ def find_score(
     options: Mapping[str, Any] | None = None,
     meaning: Meaning = "auto",
 ) -> Score:
-    """Return the function that a name stands for.
+    """Return the score function of a name.
 
     Parameters
     ----------
@@ -50,47 +50,48 @@ def find_score(
     options : dict, optional
         Passed to a function or class.
     meaning : {'auto', 'values', 'logits', 'probabilities'}
-        What outputs are, for scikit-learn: numbers or labels to be compared as they are, or
-        scores of classes. ``auto``: several columns against one of whole numbers are scores of
-        classes (probabilities where each row is positive and sums to 1), all else are values.
+        What outputs are, for scikit-learn: numbers or labels that are compared directly, or class
+        scores. ``auto``: several columns against one column of integers are class scores
+        (probabilities if each row is positive and sums to 1); anything else is values.
 
     Raises
     ------
     UnknownNameError
         If there is no such score; the closest are listed.
     ConfigError
-        If `meaning` is none of these.
+        If `meaning` is not one of these.
     """
     if meaning not in get_args(Meaning):
         raise ConfigError(f"outputs must be one of {get_args(Meaning)}, got {meaning!r}")
-    chosen = dict(options or {})
+    kwargs = dict(options or {})
     if callable(score):
-        return lambda true, out: float(score(true, _as_shaped(out, true), **chosen))
+        return lambda true, out: float(score(true, _as_shaped(out, true), **kwargs))
     metrics = require("sklearn.metrics")
     name = _SHORT.get(score, score)
-    if name in metrics.get_scorer_names() and not chosen:
-        return _told(name, _asked(metrics.get_scorer(name), meaning))
+    if name in metrics.get_scorer_names() and not kwargs:
+        return _with_name(name, _score_of(metrics.get_scorer(name), meaning))
     if (function := _function(name)) is not None:
-        scorer = metrics.make_scorer(function, response_method=_asks_for(function), **chosen)
-        return _told(name, _asked(scorer, meaning, chosen))
+        scorer = metrics.make_scorer(function, response_method=_response_method(function), **kwargs)
+        return _with_name(name, _score_of(scorer, meaning, kwargs))
     torchmetrics = require("torchmetrics") if has("torchmetrics") else None
     cls: Any = getattr(torchmetrics, name, None)
     if not isinstance(cls, type):
-        known = [*_SHORT, *metrics.get_scorer_names(), *filter(_function, metrics.__all__)]
-        raise UnknownNameError("metric", name, [*known, *getattr(torchmetrics, "__all__", [])])
-    made: Any = cls
+        names = [*_SHORT, *metrics.get_scorer_names(), *filter(_function, metrics.__all__)]
+        raise UnknownNameError("metric", name, [*names, *getattr(torchmetrics, "__all__", [])])
+    metric_class: Any = cls
     as_tensor = adapter_for("torch").from_numpy
-    return _told(
-        name, lambda true, out: made(**chosen)(as_tensor(_flat(out)), as_tensor(_flat(true)))
+    return _with_name(
+        name,
+        lambda true, out: metric_class(**kwargs)(as_tensor(_flat(out)), as_tensor(_flat(true))),
     )
 
 
 def greater_is_better(score: str | Callable[..., Any]) -> bool | None:
-    """Return whether greater values of a score are better; None where that is not known.
+    """Return whether greater values of a score are better; None if unknown.
 
-    A scorer of scikit-learn is greater where it is better, whatever it measures; a function of
-    `sklearn.metrics` says it by its name, a class of torchmetrics by ``higher_is_better``. A
-    function of the user's own may carry ``greater_is_better``.
+    Greater is better for every scorer of scikit-learn. For functions of `sklearn.metrics` the name
+    decides, for classes of torchmetrics ``higher_is_better``. A user-defined function may have an
+    attribute ``greater_is_better``.
     """
     if callable(score):
         known: bool | None = getattr(score, "greater_is_better", None)
@@ -111,14 +112,14 @@ def greater_is_better(score: str | Callable[..., Any]) -> bool | None:
 def find_scores(
     names: str | Sequence[str] | Mapping[str, Score], meaning: Meaning = "auto"
 ) -> Mapping[str, Score]:
-    """Return functions by name; those of the user get outputs in the shape of targets."""
+    """Return score functions by name; user-defined ones get outputs in the targets' shape."""
     if isinstance(names, Mapping):
         return {name: find_score(score, meaning=meaning) for name, score in names.items()}
     return {name: find_score(name, meaning=meaning) for name in as_list(names)}
 
 
 def default_score(model: Any) -> str | None:
-    """Return the score that an estimator of scikit-learn scores itself by; None for other models.
+    """Return the default score of a scikit-learn estimator; None for other models.
 
     Parameters
     ----------
@@ -131,8 +132,8 @@ def default_score(model: Any) -> str | None:
     return next((score for score, fits in kinds.items() if fits(estimator)), None)
 
 
-def _told(name: str, call: Score) -> Score:
-    """Say which metric it was that could not be computed, and of what."""
+def _with_name(name: str, call: Score) -> Score:
+    """Wrap a score so that errors name it and the shapes of its arguments."""
 
     def score(true: Array, out: Array) -> float:
         try:
@@ -141,7 +142,7 @@ def _told(name: str, call: Score) -> Score:
             if isinstance(error, ModularMLError):
                 raise
             raise ConfigError(
-                f"metric {name!r} does not go with targets of {true.dtype} {true.shape} and "
+                f"metric {name!r} cannot be computed from targets of {true.dtype} {true.shape} and "
                 f"outputs of {out.dtype} {out.shape}: {error}. Choose another metric, or say what "
                 "the outputs are with outputs='values', 'logits' or 'probabilities'"
             ) from error
@@ -149,46 +150,48 @@ def _told(name: str, call: Score) -> Score:
     return score
 
 
-def _asked(scorer: Any, meaning: Meaning, chosen: Mapping[str, Any] | None = None) -> Score:
+def _score_of(scorer: Any, meaning: Meaning, options: Mapping[str, Any] | None = None) -> Score:
     """Return a scorer as a function of targets and outputs.
 
-    A score of probabilities gets all classes that there are outputs for, as the rows at hand
-    may hold few of them.
+    A score of probabilities gets the labels of all output columns, as the rows may contain fewer
+    classes.
     """
     function, kwargs = scorer._score_func, dict(scorer._kwargs)
     takes = inspect.signature(function).parameters
     of_classes = function.__name__ == "log_loss" or "y_pred" not in list(takes)[:2]
-    by_class = of_classes and "labels" in takes and "labels" not in (chosen or {})
+    by_class = of_classes and "labels" in takes and "labels" not in (options or {})
 
     def score(true: Array, out: Array) -> float:
-        answers, ask = _Answers(true, out, meaning), scorer
-        if by_class and answers.meaning != "values":
+        fixed, final_scorer = _FixedOutputs(true, out, meaning), scorer
+        if by_class and fixed.meaning != "values":
             method = scorer._response_method
             signed = {"greater_is_better": scorer._sign > 0, "response_method": method}
-            own = {**kwargs, "labels": answers.classes_}
-            ask = require("sklearn.metrics").make_scorer(function, **signed, **own)
-        return float(ask(answers, out, _flat(true)))
+            options_with_labels = {**kwargs, "labels": fixed.classes_}
+            final_scorer = require("sklearn.metrics").make_scorer(
+                function, **signed, **options_with_labels
+            )
+        return float(final_scorer(fixed, out, _flat(true)))
 
     return score
 
 
 def _function(name: str) -> Any:
-    """Return a function of `sklearn.metrics` that compares targets and answers, or None."""
-    found = getattr(require("sklearn.metrics"), name, None)
-    if not inspect.isfunction(found):
+    """Return a function of `sklearn.metrics` of targets and predictions, or None."""
+    function = getattr(require("sklearn.metrics"), name, None)
+    if not inspect.isfunction(function):
         return None
-    names = list(inspect.signature(found).parameters)[:2]
-    return found if len(names) == 2 and all(n.startswith("y_") for n in names) else None
+    names = list(inspect.signature(function).parameters)[:2]
+    return function if len(names) == 2 and all(n.startswith("y_") for n in names) else None
 
 
-def _asks_for(function: Any) -> str:
-    """Return what a function wants of an estimator, by its second parameter's name."""
-    wanted = list(inspect.signature(function).parameters)[1]
-    return "predict" if wanted == "y_pred" else "predict_proba"
+def _response_method(function: Any) -> str:
+    """Return the estimator method a metric needs, from its second parameter."""
+    parameter = list(inspect.signature(function).parameters)[1]
+    return "predict" if parameter == "y_pred" else "predict_proba"
 
 
-class _Answers:
-    """Outputs that are there already, as scikit-learn's scorers ask an estimator for them."""
+class _FixedOutputs:
+    """An estimator for scikit-learn's scorers that returns given outputs."""
 
     def __init__(self, true: Array, out: Array, meaning: Meaning) -> None:
         self.meaning = _meaning(_flat(true), _flat(out)) if meaning == "auto" else meaning
@@ -219,12 +222,12 @@ class _Answers:
         return np.asarray(shares / shares.sum(axis=1, keepdims=True))
 
     def decision_function(self, out: Array) -> Array:
-        """Return scores, higher for the second class, or a column a class."""
+        """Return scores: higher for the second class, or one column per class."""
         flat = _flat(out)
         return np.asarray(flat[:, 1] - flat[:, 0]) if flat.shape[1:] == (2,) else flat
 
     def fit(self, *_: Any) -> None:
-        """Nothing is learned here; scikit-learn asks whether this could be."""
+        """Do nothing; scikit-learn checks that an estimator has this method."""
 
     def __sklearn_tags__(self) -> Any:
         tools = require("sklearn.utils")
@@ -234,9 +237,9 @@ class _Answers:
 
 
 def _flat(values: Array) -> Array:
-    """Drop axes of length 1 behind the first."""
-    kept = [n for n in values.shape[1:] if n != 1]
-    return np.asarray(values.reshape(len(values), *kept))
+    """Drop axes of length 1 after the first."""
+    sizes = [n for n in values.shape[1:] if n != 1]
+    return np.asarray(values.reshape(len(values), *sizes))
 
 
 def _as_shaped(out: Array, true: Array) -> Array:
@@ -245,12 +248,12 @@ def _as_shaped(out: Array, true: Array) -> Array:
 
 
 def _check_labels(true: Array, n_classes: int) -> None:
-    """Refuse labels that are no numbers of columns."""
+    """Refuse labels that are not column indices."""
     labels = np.unique(true).tolist() if true.ndim == 1 else []
-    if strange := [label for label in labels if label not in range(n_classes)]:
+    if invalid := [label for label in labels if label not in range(n_classes)]:
         raise ConfigError(
             f"outputs are scores of the classes 0 to {n_classes - 1}, and the targets hold "
-            f"{strange[0]!r}; number the classes from 0, or let the node put out labels "
+            f"{invalid[0]!r}; number the classes from 0, or let the node output labels "
             "(output_method='predict')"
         )
 

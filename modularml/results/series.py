@@ -1,4 +1,4 @@
-"""A small query object over named axes."""
+"""Series of values over named axes."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ Key = tuple[Any, ...]
 
 
 class Values(Sequence[T]):
-    """Values that are made when somebody asks for them.
+    """Values that are computed on access.
 
     Parameters
     ----------
     make : callable
-        From places (ndarray of int) to a list of values.
+        Maps positions (ndarray of int) to a list of values.
     places : ndarray of int64, shape (n,)
+        Positions of the values.
     numbers : ndarray, optional
-        The value of each place as a number, where it is one.
+        All values as numbers, if they are numbers.
     """
 
     def __init__(
@@ -40,26 +41,26 @@ class Values(Sequence[T]):
 
     @classmethod
     def of(cls, values: Iterable[T]) -> Values[T]:
-        """Hold values that are there already."""
-        held = np.fromiter(values, dtype=object)
-        return cls(lambda places: held[places].tolist(), np.arange(len(held)))
+        """Wrap existing values."""
+        stored = np.fromiter(values, dtype=object)
+        return cls(lambda places: stored[places].tolist(), np.arange(len(stored)))
 
     def take(self, rows: Any) -> Values[T]:
-        """Return some of them."""
+        """Return a selection of the values."""
         return Values(self._make, self._places[rows], self._numbers)
 
     def tolist(self) -> list[T]:
-        """Return all of them."""
+        """Return all values."""
         return self._make(self._places)
 
     @property
     def numbers(self) -> Array | None:
-        """All of them as numbers; None where one is not."""
+        """All values as numbers; None if one is not a number."""
         if self._numbers is not None:
             return np.asarray(self._numbers[self._places])
-        found = [getattr(value, "value", value) for value in self]
-        if all(isinstance(v, int | float | np.number) for v in found):
-            return np.array(found)
+        numbers = [getattr(value, "value", value) for value in self]
+        if all(isinstance(v, int | float | np.number) for v in numbers):
+            return np.array(numbers)
         return None
 
     def __len__(self) -> int:
@@ -79,15 +80,15 @@ class Values(Sequence[T]):
 
 
 class AxisSeries(Generic[T]):
-    """Values by place on named axes, such as (epoch, batch, label).
+    """Values over named axes, such as (epoch, batch, label).
 
     Parameters
     ----------
     axes : iterable of str
     data : mapping of tuple to value
-        One key element an axis, in the order of `axes`.
+        One key element per axis, in the order of `axes`.
     kind : str
-        What a value is, for ``repr``.
+        Name of the values, for ``repr``.
 
     Examples
     --------
@@ -106,7 +107,7 @@ class AxisSeries(Generic[T]):
     def from_columns(
         cls, columns: Mapping[str, Array], values: Values[T], kind: str = "values"
     ) -> Self:
-        """Make one of a column for each axis, no two rows of them alike."""
+        """Create a series from one column per axis; rows must be distinct."""
         new = cls(columns, {}, kind)
         new._columns, new._values = list(columns.values()), values
         return new
@@ -118,32 +119,32 @@ class AxisSeries(Generic[T]):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Number of distinct places on each axis."""
+        """Number of distinct values on each axis."""
         return tuple(len(self.axis_values(axis)) for axis in self._axes)
 
     def axis_values(self, axis: str) -> list[Any]:
-        """Return the distinct places on an axis, in order of appearance."""
-        return list(dict.fromkeys(self._columns[self._place(axis)].tolist()))
+        """Return the distinct values on an axis, in order of appearance."""
+        return list(dict.fromkeys(self._columns[self._axis_index(axis)].tolist()))
 
     def axes_values(self) -> dict[str, list[Any]]:
-        """Return the distinct places on every axis."""
+        """Return the distinct values on every axis."""
         return {axis: self.axis_values(axis) for axis in self._axes}
 
     def where(self, **axis: Any) -> AxisSeries[T]:
-        """Return the part where axes have these values, or one of them; the axes stay.
+        """Select by values on axes, each one value or several; keep the axes.
 
         Raises
         ------
         UnknownNameError
             If there is no such axis.
         """
-        found = np.ones(len(self), dtype=bool)
-        for name, wanted in axis.items():
-            found &= _is_in(self._columns[self._place(name)], wanted)
-        return self._take(np.flatnonzero(found))
+        selected = np.ones(len(self), dtype=bool)
+        for name, selection in axis.items():
+            selected &= _is_in(self._columns[self._axis_index(name)], selection)
+        return self._take(np.flatnonzero(selected))
 
     def at(self, **axis: Any) -> T:
-        """Return the one value at this place.
+        """Return the single value at a position.
 
         Raises
         ------
@@ -153,23 +154,23 @@ class AxisSeries(Generic[T]):
         return self.where(**axis).one()
 
     def select(self, **axis: Any) -> AxisSeries[T]:
-        """Return the part where axes have one value each, without these axes."""
+        """Select one value on each of some axes, and drop these axes."""
         return self.where(**axis).squeeze(*axis)
 
     def squeeze(self, *axes: str) -> AxisSeries[T]:
-        """Drop axes with one place: those named, or all such axes."""
+        """Drop axes with a single value: those named, or all such axes."""
         chosen = axes or tuple(a for a in self._axes if len(self.axis_values(a)) == 1)
         for axis in chosen:
             if len(self.axis_values(axis)) > 1:
                 raise DataError(
-                    f"axis {axis!r} has {len(self.axis_values(axis))} places; choose one with "
+                    f"axis {axis!r} has {len(self.axis_values(axis))} values; choose one with "
                     "where()"
                 )
-        kept = {a: c for a, c in self._named().items() if a not in chosen}
-        return self.from_columns(kept, self._values, self._kind)
+        remaining = {a: c for a, c in self._named().items() if a not in chosen}
+        return self.from_columns(remaining, self._values, self._kind)
 
     def one(self) -> T:
-        """Return the only value there is.
+        """Return the only value.
 
         Raises
         ------
@@ -194,25 +195,25 @@ class AxisSeries(Generic[T]):
     def collapse(
         self, axis: str, reducer: str | Callable[[list[T]], Any] = "mean"
     ) -> AxisSeries[Any]:
-        """Reduce an axis away.
+        """Reduce over an axis.
 
         Parameters
         ----------
         axis : str
         reducer : {'mean', 'sum', 'min', 'max', 'first', 'last', 'list'} or callable
-            From the values along the axis to one value; of losses, ``mean``, ``sum``, ``min``
+            Maps the values along the axis to one value; for losses, ``mean``, ``sum``, ``min``
             and ``max`` reduce the numbers.
         """
-        self._place(axis)
-        kept = {a: c for a, c in self._named().items() if a != axis}
-        order, starts = _runs(list(kept.values()), len(self))
-        columns = {a: c[order[starts]] for a, c in kept.items()}
+        self._axis_index(axis)
+        remaining = {a: c for a, c in self._named().items() if a != axis}
+        order, starts = _runs(list(remaining.values()), len(self))
+        columns = {a: c[order[starts]] for a, c in remaining.items()}
         values = self._values.take(order)
         reduced = _reduce(values, starts, reducer)
         return self.from_columns(columns, reduced, self._kind)
 
     def keys(self) -> list[Key]:
-        """Return the place of every value."""
+        """Return the key of every value."""
         if not self._columns:
             return [()] * len(self)
         return list(zip(*(column.tolist() for column in self._columns), strict=True))
@@ -222,24 +223,24 @@ class AxisSeries(Generic[T]):
         return self._values.tolist()
 
     def items(self) -> list[tuple[Key, T]]:
-        """Return place and value of each."""
+        """Return the key and value pairs."""
         return list(zip(self.keys(), self.values(), strict=True))
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return one row a value: a column for each axis, and ``value`` (a number, of losses)."""
+        """Return one row per value: a column per axis, and ``value`` (loss numbers)."""
         numbers = self._values.numbers
         value = np.fromiter(self._values, dtype=object) if numbers is None else numbers
         frame: pd.DataFrame = require("pandas").DataFrame({**self._named(), "value": value})
         return frame
 
     def plot(self, *, x: str | None = None, title: str = "", path: Any = None) -> Any:
-        """Draw the values along an axis, one line for each place on the others.
+        """Plot the values along an axis, one line per combination of the others.
 
         Parameters
         ----------
         x : str, optional
-            Axis to draw along; ``epoch`` or ``batch``, where they have several places, or else
-            the first one, where none is given.
+            Axis to plot along; by default ``epoch`` or ``batch`` if they have several values,
+            else the first axis.
         title : str
         path : path-like, optional
             Where to save the figure.
@@ -248,24 +249,26 @@ class AxisSeries(Generic[T]):
         -------
         matplotlib.figure.Figure
         """
-        long = [a for a in ("epoch", "batch") if a in self._axes and len(self.axis_values(a)) > 1]
-        axis = x or [*long, *self._axes][0]
-        at = self._place(axis)
+        candidates = [
+            a for a in ("epoch", "batch") if a in self._axes and len(self.axis_values(a)) > 1
+        ]
+        axis = x or [*candidates, *self._axes][0]
+        i = self._axis_index(axis)
         lines: dict[str, tuple[list[Any], list[Any]]] = {}
         for key, value in self.items():
             named = [(a, part) for a, part in zip(self._axes, key, strict=True) if a != axis]
             parts = [p if isinstance(p, str) else f"{a} {p}" for a, p in named if p is not None]
             xs, ys = lines.setdefault(", ".join(parts) or self._kind, ([], []))
-            xs.append(key[at])
+            xs.append(key[i])
             ys.append(getattr(value, "value", value))
         return draw_series(lines, title=title, x=axis, path=path)
 
     def __getitem__(self, key: Any) -> T:
         key = key if isinstance(key, tuple) else (key,)
-        found = self.where(**dict(zip(self._axes, ([k] for k in key), strict=False)))
-        if len(key) != len(self._axes) or not len(found):
+        selected = self.where(**dict(zip(self._axes, ([k] for k in key), strict=False)))
+        if len(key) != len(self._axes) or not len(selected):
             raise UnknownNameError("place", key, map(str, self.keys()[:100]))
-        return found.one()
+        return selected.one()
 
     def __iter__(self) -> Iterator[T]:
         return iter(self._values)
@@ -287,50 +290,52 @@ class AxisSeries(Generic[T]):
         columns = {a: c[rows] for a, c in self._named().items()}
         return self.from_columns(columns, self._values.take(rows), self._kind)
 
-    def _place(self, axis: str) -> int:
+    def _axis_index(self, axis: str) -> int:
         if axis not in self._axes:
             raise UnknownNameError("axis", axis, self._axes)
         return self._axes.index(axis)
 
-    def _end(self, place: int, sort_by: str | None) -> T:
+    def _end(self, i: int, sort_by: str | None) -> T:
         if not len(self):
             raise DataError("the series is empty; there is no first or last value")
         if sort_by is not None:
-            column = self._columns[self._place(sort_by)]
-            place = int(np.argsort(column, kind="stable")[place])
-        return self._values[place if place >= 0 else len(self) - 1]
+            column = self._columns[self._axis_index(sort_by)]
+            i = int(np.argsort(column, kind="stable")[i])
+        return self._values[i if i >= 0 else len(self) - 1]
 
 
-def _column(places: list[Any]) -> Array:
-    if places and all(type(place) is int for place in places):
-        return np.array(places, dtype=np.int64)
-    return np.fromiter(places, dtype=object)
+def _column(keys: list[Any]) -> Array:
+    if keys and all(type(key) is int for key in keys):
+        return np.array(keys, dtype=np.int64)
+    return np.fromiter(keys, dtype=object)
 
 
-def _is_in(column: Array, wanted: Any) -> Any:
-    among = wanted if isinstance(wanted, list | tuple | set | range) else (wanted,)
+def _is_in(column: Array, selection: Any) -> Any:
+    values = selection if isinstance(selection, list | tuple | set | range) else (selection,)
     if column.dtype == object:
-        return np.fromiter((place in among for place in column), dtype=bool, count=len(column))
-    numbers: list[Any] = [w for w in among if isinstance(w, int | float | np.number)]
+        return np.fromiter((key in values for key in column), dtype=bool, count=len(column))
+    numbers: list[Any] = [w for w in values if isinstance(w, int | float | np.number)]
     return np.isin(column, numbers)
 
 
 def _runs(columns: list[Array], n: int) -> tuple[IntArray, IntArray]:
-    """Return an order that puts rows with equal places side by side, and where runs start.
+    """Return an order that groups rows with equal keys, and the starts of the groups.
 
-    Runs follow one another in order of appearance.
+    Groups are in order of first appearance.
     """
     codes = np.zeros(n, dtype=np.int64)
     for column in columns:
-        own = require("pandas").factorize(column, use_na_sentinel=False)[0]
-        codes = require("pandas").factorize(codes * (own.max(initial=0) + 1) + own)[0]
+        column_codes = require("pandas").factorize(column, use_na_sentinel=False)[0]
+        codes = require("pandas").factorize(
+            codes * (column_codes.max(initial=0) + 1) + column_codes
+        )[0]
     order = np.argsort(codes, kind="stable")
     starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
     return order, starts
 
 
 _UFUNCS = {"mean": np.add, "sum": np.add, "min": np.minimum, "max": np.maximum}
-_PICKS: dict[str, Callable[[list[Any]], Any]] = {
+_REDUCERS: dict[str, Callable[[list[Any]], Any]] = {
     "mean": lambda v: sum(v) / len(v),
     "sum": sum,
     "min": min,
@@ -342,16 +347,16 @@ _PICKS: dict[str, Callable[[list[Any]], Any]] = {
 
 
 def _reduce(values: Values[Any], starts: IntArray, reducer: Any) -> Values[Any]:
-    """Reduce each run of values to one."""
-    if not callable(reducer) and reducer not in _PICKS:
-        raise UnknownNameError("reducer", reducer, _PICKS)
+    """Reduce each group of values to one."""
+    if not callable(reducer) and reducer not in _REDUCERS:
+        raise UnknownNameError("reducer", reducer, _REDUCERS)
     numbers = values.numbers if not callable(reducer) and reducer in _UFUNCS else None
     if numbers is not None and len(starts):
         reduced = _UFUNCS[reducer].reduceat(numbers, starts)
         if reducer == "mean":
             reduced = reduced / np.diff(starts, append=len(numbers))
         return Values.of(reduced.tolist())
-    reduce = reducer if callable(reducer) else _PICKS[reducer]
-    every = values.tolist()
-    ends = [*starts[1:], len(every)]
-    return Values.of(reduce(every[a:b]) for a, b in zip(starts, ends, strict=True))
+    reduce = reducer if callable(reducer) else _REDUCERS[reducer]
+    all_values = values.tolist()
+    ends = [*starts[1:], len(all_values)]
+    return Values.of(reduce(all_values[a:b]) for a, b in zip(starts, ends, strict=True))

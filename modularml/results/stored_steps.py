@@ -1,4 +1,4 @@
-"""Recorded steps of a phase as arrays, and back: outputs, losses, and rows by number."""
+"""Packing of recorded steps as arrays, and unpacking."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from modularml.data.execution import ExecutionContext, Layout
 from modularml.data.lineage import ColumnLineage, MergedColumns, Source, SourceColumns
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError
-from modularml.results.steps import EpochSteps, StepLog
+from modularml.results.step_log import EpochSteps, StepLog
 
 __all__ = [
     "Layouts",
@@ -28,16 +28,16 @@ __all__ = [
 ]
 
 PackedLayout = Callable[[Layout], Any]
-"""Returns a layout as plain data, or the number under which it is stored."""
+"""Maps a layout to plain data, or to the index under which it is stored."""
 
 Layouts = Sequence[tuple[Layout, list[Source]]]
-"""Layouts by number, with their sources in order."""
+"""Layouts by index, with their sources in order."""
 
 
 def packed_layout(layout: Layout) -> dict[str, Any]:
     """Return a layout as plain data."""
     sources, named = list(layout.views), layout.labels
-    lineages = [[named[n], d, _packed_flow(f, sources)] for (n, d), f in layout.lineages.items()]
+    lineages = [[named[n], d, _packed_lineage(f, sources)] for (n, d), f in layout.lineages.items()]
     return {
         "outputs": [[named[node_id], role] for node_id, role in layout.outputs],
         "losses": [[label, named[node_id]] for label, node_id in layout.losses],
@@ -50,19 +50,19 @@ def packed_layout(layout: Layout) -> dict[str, Any]:
 
 
 def packed_steps(steps: Sequence[ExecutionContext], layout: PackedLayout = packed_layout) -> Any:
-    """Return steps of one phase as plain data; None where there are none.
+    """Return the steps of one phase as plain data; None if there are none.
 
-    Outputs of all steps are put behind one another; targets, tags and ids are not stored, since
-    the rows they belong to are. Steps before and after a node was frozen make a list.
+    Outputs of all steps are concatenated. Targets, tags and ids are not stored, but the rows they
+    belong to are. If a node was frozen in between, the result is a list of runs of steps.
     """
     parts = steps.parts if isinstance(steps, StepLog) else [steps]
     pieces = [piece for part in parts if len(part) for piece in _pieces(part)]
-    if not pieces or any(own is None for own, _ in pieces):
+    if not pieces or any(layout_of is None for layout_of, _ in pieces):
         return None
-    found = groupby(pieces, key=lambda piece: id(piece[0]))
+    by_layout = groupby(pieces, key=lambda piece: id(piece[0]))
     runs = [
         _packed_run(layout(run[0][0]), [p for _, p in run])
-        for run in (list(own) for _, own in found)
+        for run in (list(group) for _, group in by_layout)
     ]
     return runs[0] if len(runs) == 1 else runs
 
@@ -74,19 +74,19 @@ def _pieces(part: Sequence[ExecutionContext]) -> list[tuple[Any, dict[str, Any]]
     if any(step.layout is None for step in part):
         return [(None, {})]
     runs = (list(run) for _, run in groupby(part, key=lambda step: id(step.layout)))
-    return [(run[0].layout, {**_facts(run), "outputs": _outputs(run)}) for run in runs]
+    return [(run[0].layout, {**_common_fields(run), "outputs": _outputs(run)}) for run in runs]
 
 
 def _packed_epoch(part: EpochSteps) -> dict[str, Any]:
-    if part._files or not part._whole:  # it lies in files, or is under way
+    if part._files or not part._whole:  # in files, or not complete
         steps = list(part)
-        return {**_facts(steps), "outputs": _outputs(steps)}
-    bounds = [own.astype(np.int64) for _, own in part._whole]
+        return {**_common_fields(steps), "outputs": _outputs(steps)}
+    bounds = [part_bounds.astype(np.int64) for _, part_bounds in part._whole]
     pairs = zip(part._arrays(), bounds, strict=True)
-    return {**_facts(list(part)), "outputs": [{"values": v, "bounds": b} for v, b in pairs]}
+    return {**_common_fields(list(part)), "outputs": [{"values": v, "bounds": b} for v, b in pairs]}
 
 
-def _facts(steps: Sequence[ExecutionContext]) -> dict[str, Any]:
+def _common_fields(steps: Sequence[ExecutionContext]) -> dict[str, Any]:
     layout = steps[0]._layout()
     losses = [[record.value for record in step.losses] for step in steps]
     return {
@@ -111,13 +111,15 @@ def _packed_run(layout: Any, pieces: Sequence[Mapping[str, Any]]) -> dict[str, A
     def each(name: str) -> Iterator[tuple[Any, ...]]:
         return zip(*(piece[name] for piece in pieces), strict=True)
 
-    rows = [{role: _chained([r[role] for r in own]) for role in own[0]} for own in each("rows")]
+    rows = [
+        {role: _chained([r[role] for r in parts]) for role in parts[0]} for parts in each("rows")
+    ]
     return {
         "phase": pieces[0]["phase"],
         "epoch": whole("epoch"),
         "batch": whole("batch"),
         "layout": layout,
-        "outputs": [_chained(own) for own in each("outputs")],
+        "outputs": [_chained(parts) for parts in each("outputs")],
         "losses": whole("losses"),
         "rows": rows,
         "totals": whole("totals"),
@@ -125,15 +127,15 @@ def _packed_run(layout: Any, pieces: Sequence[Mapping[str, Any]]) -> dict[str, A
 
 
 def unpacked_steps(data: Any, layouts: Layouts = ()) -> list[ExecutionContext]:
-    """Return steps again; nodes and FeatureSets are those of the active context, by label.
+    """Unpack steps; nodes and FeatureSets are found by label in the active context.
 
     Parameters
     ----------
     data : object
-        As `packed_steps` returns it, or a list of parts: how many steps go before it, and what it
-        returned.
+        A result of `packed_steps`, or a list of parts: the number of steps before it, and such a
+        result.
     layouts : sequence of (Layout, list of Source)
-        Those that go by number.
+        Layouts that are stored by index.
     """
     steps: list[ExecutionContext] = []
     if data is None or isinstance(data, list):
@@ -141,8 +143,8 @@ def unpacked_steps(data: Any, layouts: Layouts = ()) -> list[ExecutionContext]:
             first, run = part if isinstance(part, list) else (len(steps), part)
             steps[first:] = unpacked_steps(run, layouts)
         return steps
-    known = data["layout"]
-    layout, sources = layouts[known] if isinstance(known, int) else unpacked_layout(known)
+    stored = data["layout"]
+    layout, sources = layouts[stored] if isinstance(stored, int) else unpacked_layout(stored)
     rows = _StoredRows(sources, data["rows"], data["epoch"], data["batch"])
     for i, (epoch, batch) in enumerate(zip(data["epoch"], data["batch"], strict=True)):
         step = ExecutionContext(data["phase"], int(epoch), int(batch))
@@ -156,7 +158,7 @@ def unpacked_steps(data: Any, layouts: Layouts = ()) -> list[ExecutionContext]:
 
 
 class _StoredRows:
-    """Rows that each source read, by step and role."""
+    """Stored row numbers of each source, by step and role."""
 
     def __init__(
         self, sources: Sequence[Source], rows: Sequence[Any], epochs: IntArray, batches: IntArray
@@ -165,19 +167,19 @@ class _StoredRows:
         self.rows = dict(zip(sources, rows, strict=True))
 
     def __call__(self, epoch: int, source: Source, batch: int) -> Mapping[str, IntArray]:
-        place = self.places[(epoch, batch)]
-        found = {role: _part(joined, place) for role, joined in self.rows[source].items()}
-        return {role: rows.astype(np.int64) for role, rows in found.items()}
+        step = self.places[(epoch, batch)]
+        parts = {role: _part(joined, step) for role, joined in self.rows[source].items()}
+        return {role: rows.astype(np.int64) for role, rows in parts.items()}
 
 
 def _rows(steps: Sequence[ExecutionContext], source: Source) -> dict[str, Any]:
-    found = [step.indices(source) for step in steps]
-    joined = {role: _joined([rows[role] for rows in found]) for role in found[0]}
-    return {role: {**own, "values": _narrow(own["values"])} for role, own in joined.items()}
+    row_numbers = [step.indices(source) for step in steps]
+    joined = {role: _joined([rows[role] for rows in row_numbers]) for role in row_numbers[0]}
+    return {role: {**part, "values": _narrow(part["values"])} for role, part in joined.items()}
 
 
 def _narrow(rows: IntArray) -> IntArray:
-    """Return row numbers in as few bytes as hold them."""
+    """Return row numbers in the smallest integer dtype."""
     ends = [rows.min(initial=0), rows.max(initial=0)]
     return rows.astype(np.result_type(*map(np.min_scalar_type, ends)))
 
@@ -199,16 +201,16 @@ def _part(joined: Mapping[str, Array], i: int) -> Array:
 
 
 def unpacked_layout(data: Mapping[str, Any]) -> tuple[Layout, list[Source]]:
-    """Return a layout again, and its sources in order."""
+    """Unpack a layout, with its sources in order."""
     ctx = ExperimentContext.get_active()
     ids = {label: ctx.get_node(label=label).node_id for label in data["nodes"]}
     sources = [Source(ids[label], ref) for label, ref, _ in data["sources"]]
-    views = [_view(view) for *_, view in data["sources"]]
+    views = [_unpacked_view(view) for *_, view in data["sources"]]
     backends = data.get("backends") or [data["backend"]] * len(data["outputs"])
     layout = Layout(
         outputs=tuple((ids[label], role) for label, role in data["outputs"]),
         losses=tuple((label, ids[node]) for label, node in data["losses"]),
-        lineages={(ids[n], d): _flow(f, sources) for n, d, f in data["flows"]},
+        lineages={(ids[n], d): _unpacked_lineage(f, sources) for n, d, f in data["flows"]},
         adapters=tuple(map(adapter_for, backends)),
         labels={node_id: label for label, node_id in ids.items()},
         views=dict(zip(sources, views, strict=True)),
@@ -220,33 +222,35 @@ def unpacked_layout(data: Mapping[str, Any]) -> tuple[Layout, list[Source]]:
 
 
 def _packed_view(view: FeatureSetView) -> dict[str, Any]:
-    facts = {"columns": list(view.columns), "label": view.label}
-    return {"set": view.source.label, "rows": _narrow(np.array(view.indices)), **facts}
+    fields = {"columns": list(view.columns), "label": view.label}
+    return {"set": view.source.label, "rows": _narrow(np.array(view.indices)), **fields}
 
 
-def _view(data: Mapping[str, Any]) -> FeatureSetView:
+def _unpacked_view(data: Mapping[str, Any]) -> FeatureSetView:
     fs: Any = ExperimentContext.get_active().get_node(label=data["set"])
     return FeatureSetView(fs, data["rows"].astype(np.int64), data["columns"], data["label"])
 
 
-def _packed_flow(flow: ColumnLineage, sources: list[Source]) -> Any:
-    if flow is None:
+def _packed_lineage(lineage: ColumnLineage, sources: list[Source]) -> Any:
+    if lineage is None:
         return None
-    if isinstance(flow, SourceColumns):
-        return {"source": sources.index(flow.source), "columns": list(flow.columns)}
-    merge: Any = flow.merge
+    if isinstance(lineage, SourceColumns):
+        return {"source": sources.index(lineage.source), "columns": list(lineage.columns)}
+    merge: Any = lineage.merge
     if not isinstance(merge, partial) or set(merge.keywords) != {"domain"}:
-        raise ConfigError("a merge of targets or tags that is no node's cannot be stored")
-    parts = [_packed_flow(part, sources) for part in flow.parts]
+        raise ConfigError(
+            "a merge of targets or tags outside a node cannot be stored; merge them in a node"
+        )
+    parts = [_packed_lineage(part, sources) for part in lineage.parts]
     node = merge.func.__self__.label  # type: ignore[attr-defined]
     return {"parts": parts, "node": node, "domain": merge.keywords["domain"]}
 
 
-def _flow(data: Any, sources: list[Source]) -> ColumnLineage:
+def _unpacked_lineage(data: Any, sources: list[Source]) -> ColumnLineage:
     if data is None:
         return None
     if "source" in data:
         return SourceColumns(sources[data["source"]], tuple(data["columns"]))
     node: Any = ExperimentContext.get_active().get_node(label=data["node"])
-    parts = tuple(_flow(part, sources) for part in data["parts"])
+    parts = tuple(_unpacked_lineage(part, sources) for part in data["parts"])
     return MergedColumns(parts, partial(node.apply_merge, domain=data["domain"]))

@@ -1,4 +1,4 @@
-"""Cross-validation: an experiment, or a part of its plan, run once for each fold."""
+"""Cross-validation of an experiment or a part of its plan."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from modularml.engine.interruption import is_interruption
 from modularml.engine.monitoring import loggers_of, monitors_of
 from modularml.errors import AuditError, ConfigError, ExecutionError
 from modularml.experiment import Experiment, FitPhase, PhaseGroup, TrainPhase
-from modularml.experiment.auditing import RunAudit
 from modularml.experiment.run import check_flags
+from modularml.experiment.run_audit import RunAudit
 from modularml.io.randomness import unchanged_randomness
 from modularml.phases.phase import ExperimentPhase, all_of
 from modularml.progress import bar
 from modularml.splitters import FoldSplitter, ScikitSplitter
-from modularml.strategies.binding import CVBinding
-from modularml.strategies.copying import fold_experiment, reads_only
+from modularml.strategies.cv_binding import CVBinding
 from modularml.strategies.cv_results import CVResults
+from modularml.strategies.fold_experiments import fold_experiment, reads_only
 from modularml.strategies.folds import Fold, make_folds
 from modularml.strategies.jobs import Search, Work
 
@@ -36,61 +36,61 @@ BARS = ("show_sampler_progress", "show_training_progress", "show_eval_progress")
 
 
 class FoldFailedWarning(UserWarning):
-    """A fold ended with an error; the others are kept."""
+    """A fold failed with an error; the other folds are not affected."""
 
 
 class SelectionWarning(UserWarning):
-    """An epoch or a learning rate is chosen by the rows that scores are taken on."""
+    """An epoch or a learning rate is selected on the rows that scores are computed on."""
 
 
 class CrossValidation(Checked):
-    """Run a plan once for each fold, each time in an experiment of its own.
+    """Run a plan once for each fold, each time in a separate experiment.
 
     A fold has its own splits, scalers fitted on its own training rows, weights drawn from (seed,
-    fold), and its own optimizers, samplers and callbacks. The experiment it was made from is not
-    changed, nor are its FeatureSets or the random states of the process. Frozen nodes keep what
-    they have learned, unless a `FitPhase` fits them.
+    fold), and its own optimizers, samplers and callbacks. The original experiment is not changed,
+    nor are its FeatureSets or the random states of the process. Frozen nodes keep their learned
+    weights, unless a `FitPhase` fits them.
 
     Parameters
     ----------
     label : str
     bindings : CVBinding or list of CVBinding
-        One a FeatureSet. Sets that share samples, or are grouped by the same columns, are cut as
-        one.
+        One per FeatureSet. FeatureSets that share samples, or are grouped by the same columns, are
+        split together.
     n_folds : int
-        At least 1, which needs ``val_size``; found from `splitter` where one is given.
+        At least 1, which needs ``val_size``; determined by `splitter` if one is given.
     seed : int
-        At least 0. It decides the folds, their weights and samplers without a seed.
+        At least 0. It determines the folds, their weights, and samplers without a seed.
     phase : phase or PhaseGroup, optional
-        What is run; the experiment's plan where none is given.
+        What is run; by default the experiment's plan.
     experiment : Experiment, optional
-        That of the active context where none is given.
+        By default that of the active context.
     splitter : FoldSplitter, or a splitter of scikit-learn, optional
-        Makes the folds; one of scikit-learn is given the groups and strata of the bindings.
+        Makes the folds; one of scikit-learn gets the groups and strata of the bindings.
     n_repeats : int
-        How often all folds are run, cut with ``seed``, ``seed + 1`` and so on.
+        How often all folds are run, split with ``seed``, ``seed + 1`` and so on.
     n_jobs : int, optional
-        Processes that run folds; -1 is one for each core, and None what `joblib.parallel_config`
-        says, or else 1. Its backends for clusters (Dask, Ray) work too. Results equal those of one
-        process, bit for bit, where that computes with as many threads. Models of torch must be
-        given by class, since a worker makes them again, and callbacks' results are kept where they
-        are plain data.
+        Number of processes that run folds; -1 for one per core. None uses
+        `joblib.parallel_config`, or else 1. Its cluster backends (Dask, Ray) work too. Results
+        equal those of one process bit for bit, given the same number of threads. Torch models must
+        be given by class, since workers rebuild them, and results of callbacks are returned only
+        if they are plain data.
     timeout : float, optional
-        Seconds after which a fold in a process of its own is given up.
+        Seconds after which a fold in a worker process fails.
     search : callable, optional
-        Called with each fold's experiment before it runs, to choose what is best on the fold's
-        training rows alone, by an inner `CrossValidation` say. It may edit the graph; a phase or
-        group that it returns is run in place of the plan.
+        Called with each fold's experiment before it runs, to select settings on the fold's training
+        rows alone, for example by an inner `CrossValidation`. It may edit the graph; a phase or
+        group that it returns is run instead of the plan.
 
     Raises
     ------
     TypeError
-        If there is no experiment, or `phase` is none.
+        If there is no experiment, or `phase` is not a phase or group.
     AuditError
-        By `run`, if rows that folds are scored on are learned from or chosen by and the experiment
-        was made with ``audit='error'``.
+        By `run`, if rows that folds are scored on are used for training or selection and the
+        experiment has ``audit='error'``.
     ConfigError
-        If another argument cannot be used.
+        If another argument is not as described.
 
     Examples
     --------
@@ -112,33 +112,35 @@ class CrossValidation(Checked):
         timeout: float | None = None,
         search: Search | None = None,
     ) -> None:
-        found: Any = experiment
-        if found is None:
-            found = ExperimentContext.get_active().get_experiment()
-        if not isinstance(found, Experiment):
-            raise TypeError(f"experiment must be an Experiment; make one first, got {found!r}")
+        chosen: Any = experiment
+        if chosen is None:
+            chosen = ExperimentContext.get_active().get_experiment()
+        if not isinstance(chosen, Experiment):
+            raise TypeError(f"experiment must be an Experiment, got {chosen!r}; create one first")
         if phase is not None and not isinstance(phase, ExperimentPhase | PhaseGroup):
             raise TypeError(f"phase must be a phase or a PhaseGroup, got {phase!r}")
         at_least(0, seed=seed, timeout=timeout)
         at_least(1, n_folds=n_folds, n_repeats=n_repeats)
         if n_jobs == 0:
             raise ConfigError("n_jobs must be an int other than 0, such as 2, or -1 for each core")
-        self.label, self.experiment, self.phase = label, found, phase
-        self.bindings = _checked(bindings, found)
+        self.label, self.experiment, self.phase = label, chosen, phase
+        self.bindings = _checked(bindings, chosen)
         self.n_folds, self.seed, self.n_repeats = n_folds, seed, n_repeats
         self.splitter, self._splitter = splitter, _fold_splitter(splitter, self.bindings, n_repeats)
         self.n_jobs, self.timeout, self.search = n_jobs, timeout, search
         if splitter is None and n_folds == 1 and any(b.val_size is None for b in self.bindings):
             raise ConfigError("n_folds=1 needs val_size: one fold would validate on every row")
         if timeout is not None and effective_n_jobs(n_jobs) == 1:
-            raise ConfigError("timeout needs n_jobs of at least 2: nobody else could stop a fold")
+            raise ConfigError(
+                "timeout needs n_jobs of at least 2: a fold in this process cannot be stopped"
+            )
         self._done: dict[str, Experiment] = {}
 
     @cached_property
     def folds(self) -> list[Fold]:
-        """Labels, seeds and rows of the folds; a SplitError where rows cannot be cut like that."""
+        """Labels, seeds and rows of the folds; SplitError if rows cannot be split so."""
         with self.experiment.ctx.activate():
-            found = make_folds(
+            folds = make_folds(
                 self.bindings,
                 n_folds=self.n_folds,
                 n_repeats=self.n_repeats,
@@ -146,10 +148,12 @@ class CrossValidation(Checked):
                 splitter=self._splitter,
                 graph=self.experiment.model_graph,
             )
-        made = len(found) // self.n_repeats
-        if self.n_folds not in (5, made):
-            raise ConfigError(f"{self.splitter!r} makes {made} folds, not n_folds={self.n_folds}")
-        return found
+        n_folds = len(folds) // self.n_repeats
+        if self.n_folds not in (5, n_folds):
+            raise ConfigError(
+                f"{self.splitter!r} makes {n_folds} folds, not n_folds={self.n_folds}"
+            )
+        return folds
 
     def run(
         self,
@@ -164,22 +168,22 @@ class CrossValidation(Checked):
         Parameters
         ----------
         show_fold_progress : bool
-            Whether a progress bar counts folds.
+            Whether to show a progress bar over folds.
         persist_progress : bool
             Whether progress bars stay.
         resume : 'auto', optional
-            Folds write checkpoints to folders of their own within that of the experiment's
-            checkpoints, and go on from those that an earlier process left there: folds that are
-            done are not run again, nor are phases; within a phase, its own `Checkpointing` counts.
-            What a search chose is kept in a file too, so models must be given by class then.
+            Folds write checkpoints to separate subfolders of the experiment's checkpoint folder,
+            and resume from those of an earlier process: completed folds and phases are not run
+            again; within a phase, its own `Checkpointing` decides. The result of a search is saved
+            too, so models must be given by class then.
         **kwargs
-            Display flags, as of `Experiment.run_phase`; processes of their own draw no bars.
+            Display flags, see `Experiment.run_phase`; worker processes draw no bars.
 
         Returns
         -------
         CVResults
-            Folds that failed are in its ``failed_folds`` and are warned of; calling `run` again
-            runs only these.
+            Failed folds are in its ``failed_folds``, with a warning; calling `run` again runs only
+            these.
 
         Raises
         ------
@@ -190,47 +194,47 @@ class CrossValidation(Checked):
         self._check_resume(resume)
         plan = self.experiment.execution_plan if self.phase is None else self.phase
         if isinstance(plan, PhaseGroup) and not len(plan):
-            raise ConfigError("there is nothing to run: the plan is empty; pass phase=")
+            raise ConfigError("the plan is empty; add phases to it, or pass phase=")
         missing = [fold for fold in self.folds if fold.label not in self._done]
         if missing:
             self._audit(plan, missing[0])
         self._warn_of_leaks(plan)
-        chosen = self._selection(plan)
-        if chosen:
-            self._object(
-                f"{'; '.join(chosen)}. Folds are scored on rows of it, so their scores are "
-                "better than honest ones; pass stop_size=0.15, say, to CVBinding, which holds back "
-                "training rows of each fold for it",
+        selections = self._selection(plan)
+        if selections:
+            self._warn_or_refuse(
+                f"{'; '.join(selections)}. Folds are scored on these rows, so their scores are "
+                "too optimistic; pass, for example, stop_size=0.15 to CVBinding, which holds out "
+                "training rows of each fold for this",
                 SelectionWarning,
             )
-        self._warn_of_rows_not_used(plan)
+        self._warn_of_unused_rows(plan)
         failed: dict[str, Exception] = {}
         outcomes = closing(self._outcomes(plan, missing, flags, resume))
-        shown = bar(
+        progress = bar(
             len(missing), self.label, show=show_fold_progress, persist=persist_progress, unit="fold"
         )
         try:
-            with shown as drawn, outcomes as found:
-                for fold, own in found:
-                    (failed if isinstance(own, Exception) else self._done)[fold.label] = own
-                    drawn.update()
+            with progress as fold_bar, outcomes as results:
+                for fold, outcome in results:
+                    (failed if isinstance(outcome, Exception) else self._done)[fold.label] = outcome
+                    fold_bar.update()
         except BaseException as error:
             if is_interruption(error):
-                self._note_how_to_go_on(resume)
+                self._log_how_to_resume(resume)
             raise
-        self._tell(failed)
+        self._check_failures(failed)
         return CVResults(
             self.label,
             self.bindings,
             self.folds,
             self._done,
             failed,
-            selected_on_scored_rows=bool(chosen),
+            selected_on_scored_rows=bool(selections),
         )
 
     def _check_resume(self, resume: str | None) -> None:
-        fits = resume == "auto" and self.experiment._checkpoint_dir is not None
-        if resume is not None and not fits:
+        is_possible = resume == "auto" and self.experiment._checkpoint_dir is not None
+        if resume is not None and not is_possible:
             raise ConfigError(
                 "resume must be 'auto' or None, and needs a folder from set_checkpoint_dir(); "
                 f"got {resume!r}"
@@ -244,97 +248,101 @@ class CrossValidation(Checked):
         n_jobs = min(effective_n_jobs(self.n_jobs), len(folds))
         if effective_n_jobs(self.n_jobs) == 1 or not folds:
             work = Work(self.label, flags, self.search, folder, resume)
-            return work.in_turn(self.experiment, plan, folds)
+            return work.sequentially(self.experiment, plan, folds)
         quiet = {**flags, **dict.fromkeys(BARS, False)}
         work = Work(self.label, quiet, self.search, folder, resume)
         return work.on_workers(self.experiment, plan, folds, n_jobs, self.timeout)
 
-    def _note_how_to_go_on(self, resume: str | None) -> None:
-        how = "run(resume='auto') goes on from their checkpoints, in a new process too"
+    def _log_how_to_resume(self, resume: str | None) -> None:
+        how = "run(resume='auto') resumes from their checkpoints, also in a new process"
         if resume is None:
             how = (
-                "run() does the others in this process; with set_checkpoint_dir(path) and "
-                "run(resume='auto'), a new one could go on"
+                "run() runs the others in this process; with set_checkpoint_dir(path) and "
+                "run(resume='auto'), a new process could resume"
             )
         logging.getLogger(__name__).warning(
-            "note: %r was stopped with %d of %d folds done; %s",
+            "note: %r was stopped with %d of %d folds complete; %s",
             self.label,
             len(self._done),
             len(self.folds),
             how,
         )
 
-    def _tell(self, failed: dict[str, Exception]) -> None:
-        """Warn of folds that failed; raise where all did."""
-        told = "; ".join(
+    def _check_failures(self, failed: dict[str, Exception]) -> None:
+        """Warn of failed folds; raise if all failed."""
+        messages = "; ".join(
             f"{label}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
             for label, error in failed.items()
         )
         if failed and not self._done:
-            raise ExecutionError(f"all folds of {self.label!r} failed ({told})") from next(
+            raise ExecutionError(f"all folds of {self.label!r} failed ({messages})") from next(
                 iter(failed.values())
             )
         if failed:
             warn(
-                f"{len(failed)} of {len(self.folds)} folds failed; run() again does them ({told})",
+                f"{len(failed)} of {len(self.folds)} folds failed; call run() again to retry them "
+                f"({messages})",
                 FoldFailedWarning,
             )
 
     def _audit(self, plan: Any, fold: Fold) -> None:
-        """Look at the rows of one fold, for all of them are alike."""
+        """Audit the rows of one fold, as all folds are similar."""
         auditor = RunAudit(self.experiment.audit)
         if auditor.mode != "off":
             with unchanged_randomness():
-                own = fold_experiment(self.experiment, plan, fold, fold.label)
-            auditor.look(own.execution_plan, own.ctx, plan=False)
+                new = fold_experiment(self.experiment, plan, fold, fold.label)
+            auditor.check(new.execution_plan, new.ctx, plan=False)
 
     def _selection(self, plan: Any) -> list[str]:
-        """Say what chooses by rows that folds validate on, phase by phase."""
+        """Describe what is selected on validation rows of folds, phase by phase."""
         bound = {b.featureset.label: b for b in self.bindings}
         stopped = {k: b.val_split_name for k, b in bound.items() if b.stop_size is not None}
-        found = []
+        messages = []
         for phase in plan.flatten():
-            for monitor, who in monitors_of(phase, self.experiment.model_graph).items():
-                for watch in loggers_of(monitor, phase.callbacks):
-                    phase_of_it: Any = getattr(watch, "eval_phase", None)
-                    sources = [] if phase_of_it is None else phase_of_it.input_sources
-                    if reads_only(watch, stopped) or not any(_is_scored(bound, s) for s in sources):
+            for monitor, names in monitors_of(phase, self.experiment.model_graph).items():
+                for logger in loggers_of(monitor, phase.callbacks):
+                    evaluation: Any = getattr(logger, "eval_phase", None)
+                    sources = [] if evaluation is None else evaluation.input_sources
+                    if reads_only(logger, stopped) or not any(
+                        _is_scored(bound, s) for s in sources
+                    ):
                         continue
-                    found.append(
-                        f"{' and '.join(who)} of phase {phase.label!r} choose by {monitor!r}, "
-                        f"which {watch.label!r} computes on {sources[0].split or 'all rows'!r}"
+                    messages.append(
+                        f"{' and '.join(names)} of phase {phase.label!r} select by {monitor!r}, "
+                        f"which {logger.label!r} computes on {sources[0].split or 'all rows'!r}"
                     )
-        return found
+        return messages
 
-    def _warn_of_rows_not_used(self, plan: Any) -> None:
-        """Warn of rows that are held back from training for nothing."""
+    def _warn_of_unused_rows(self, plan: Any) -> None:
+        """Warn of `stop_size` if nothing in the plan uses the rows held out by it."""
         stopped = {b.featureset.label: b for b in self.bindings if b.stop_size is not None}
         vals = {label: b.val_split_name for label, b in stopped.items()}
         stops = {label: b.stop_split_name for label, b in stopped.items()}
         if not stopped or self.search is not None:
             return
         for phase in plan.flatten():
-            watched = monitors_of(phase, self.experiment.model_graph)
-            if any(reads_only(w, vals) for m in watched for w in loggers_of(m, phase.callbacks)):
+            monitors = monitors_of(phase, self.experiment.model_graph)
+            if any(reads_only(c, vals) for m in monitors for c in loggers_of(m, phase.callbacks)):
                 return
             evaluated = [getattr(callback, "eval_phase", None) for callback in phase.callbacks]
-            for own in (phase, *filter(None, evaluated)):
-                if any(stops.get(s.upstream_ref.node_label) == s.split for s in own.input_sources):
+            for reader in (phase, *filter(None, evaluated)):
+                sources = reader.input_sources
+                if any(stops.get(s.upstream_ref.node_label) == s.split for s in sources):
                     return
         warn(
-            f"stop_size holds back training rows of {list(stopped)} in each fold, and nothing in "
-            "the plan chooses by them; leave stop_size out, or let early stopping or a schedule "
-            f"watch a metric of an Evaluation on {next(iter(vals.values()))!r}"
+            f"stop_size holds out training rows of {list(stopped)} in each fold, but nothing in "
+            "the plan uses them; omit stop_size, or make early stopping or a schedule monitor a "
+            f"metric of an Evaluation on {next(iter(vals.values()))!r}"
         )
 
-    def _object(self, said: str, category: type[Warning]) -> None:
-        """Warn of a plan whose scores would be too good, or refuse it."""
+    def _warn_or_refuse(self, message: str, category: type[Warning]) -> None:
+        """Warn of a plan whose scores would be too optimistic, or refuse it."""
         if self.experiment.audit == "error":
-            raise AuditError(f"{said}; Experiment(audit='warn') runs all the same")
-        warn(said, category)
+            raise AuditError(f"{message}; pass Experiment(audit='warn') to run anyway")
+        warn(message, category)
 
     def _warn_of_leaks(self, plan: Any) -> None:
-        """Warn of trainings that read rows which folds validate on."""
+        """Warn of training phases that read validation rows of folds."""
         bound = {b.featureset.label: b for b in self.bindings}
         learning = [p for p in plan.flatten() if isinstance(p, TrainPhase | FitPhase)]
         for phase, source in ((p, s) for p in learning for s in p.input_sources):
@@ -344,9 +352,9 @@ class CrossValidation(Checked):
             fs = binding.featureset
             rows = fs if name is None else fs.splits.get(name)
             if rows is None or not rows.is_disjoint_with(binding.pool()):
-                self._object(
+                self._warn_or_refuse(
                     f"phase {phase.label!r} learns from {name or 'all rows'!r} of {fs.label!r}, "
-                    "and folds validate on some of these rows; let it read "
+                    "but folds validate on some of these rows; make it read "
                     f"{binding.train_split_name!r}",
                     LeakWarning,
                 )
@@ -357,7 +365,7 @@ class CrossValidation(Checked):
 
 
 def _is_scored(bound: dict[str, CVBinding], source: Any) -> bool:
-    """Tell whether an input reads rows that some fold validates on."""
+    """Return whether an input reads rows that some fold validates on."""
     binding = bound.get(source.upstream_ref.node_label)
     if binding is None or source.split == binding.train_split_name:
         return False
@@ -369,36 +377,40 @@ def _is_scored(bound: dict[str, CVBinding], source: Any) -> bool:
 
 
 def _checked(bindings: Any, experiment: Experiment) -> list[CVBinding]:
-    found: list[CVBinding] = all_of(CVBinding, "bindings", bindings)
-    if not found:
-        raise ConfigError("bindings must hold at least one CVBinding, got none")
-    known = experiment.ctx.available_featuresets.values()
-    for i, binding in enumerate(found):
+    checked: list[CVBinding] = all_of(CVBinding, "bindings", bindings)
+    if not checked:
+        raise ConfigError("bindings must contain at least one CVBinding, got none")
+    featuresets = experiment.ctx.available_featuresets.values()
+    for i, binding in enumerate(checked):
         fs = binding.featureset
-        if fs not in known:
-            raise ConfigError(f"{fs.label!r} is no FeatureSet of experiment {experiment.label!r}")
-        if fs in [other.featureset for other in found[:i]]:
-            raise ConfigError(f"{fs.label!r} is bound twice; give one binding all source_splits")
-    return found
+        if fs not in featuresets:
+            raise ConfigError(
+                f"{fs.label!r} is not a FeatureSet of experiment {experiment.label!r}"
+            )
+        if fs in [other.featureset for other in checked[:i]]:
+            raise ConfigError(f"{fs.label!r} is bound twice; pass all source_splits to one binding")
+    return checked
 
 
 def _fold_splitter(splitter: Any, bindings: Sequence[CVBinding], n_repeats: int) -> Any:
     if splitter is None:
         return None
-    lead = bindings[0]
-    keys = any(k is not None for b in bindings for k in (b.group_by, b.stratify_by, b.bins))
-    own = isinstance(splitter, FoldSplitter)
-    if any(b.val_size is not None for b in bindings) or (own and keys):
-        told = "group_by, stratify_by and val_size" if own else "val_size"
-        raise ConfigError(f"give {told} to the splitter, not to bindings; got both")
+    first = bindings[0]
+    has_keys = any(k is not None for b in bindings for k in (b.group_by, b.stratify_by, b.bins))
+    is_own = isinstance(splitter, FoldSplitter)
+    if any(b.val_size is not None for b in bindings) or (is_own and has_keys):
+        names = "group_by, stratify_by and val_size" if is_own else "val_size"
+        raise ConfigError(f"pass {names} to the splitter, not to the bindings; got both")
     if any(b.bins is not None for b in bindings):
         raise ConfigError(
-            f"bins cuts the strata of KFoldSplitter, and {splitter!r} reads the column as it is; "
-            "leave bins out, or stratify by a column of bins"
+            f"bins is for the strata of KFoldSplitter, but {splitter!r} uses the column as it is; "
+            "omit bins, or stratify by a binned column"
         )
-    found = splitter if own else ScikitSplitter(splitter, lead.group_by, lead.stratify_by)
-    if n_repeats > 1 and not hasattr(found, "seed"):
+    fold_splitter = (
+        splitter if is_own else ScikitSplitter(splitter, first.group_by, first.stratify_by)
+    )
+    if n_repeats > 1 and not hasattr(fold_splitter, "seed"):
         raise ConfigError(
-            f"{splitter!r} has no seed, so its repeats would be alike; drop n_repeats"
+            f"{splitter!r} has no seed, so all repeats would be equal; omit n_repeats"
         )
-    return found
+    return fold_splitter

@@ -1,4 +1,4 @@
-"""What a cross-validation leaves behind."""
+"""Results of a cross-validation."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from modularml.experiment import (
 )
 from modularml.graph.inverse_scaling import to_own_units
 from modularml.graph.node import GraphNode
-from modularml.results.real_steps import blanked, target_steps
+from modularml.results.eval_results import by_column
+from modularml.results.padding import blanked, target_steps
+from modularml.results.phase_results import PhaseResults
 from modularml.results.scores import Score, default_score, find_scores
 from modularml.results.series import AxisSeries
-from modularml.results.train_eval import PhaseResults, by_column
 from modularml.splitters.base import key_list
-from modularml.strategies.binding import CVBinding
+from modularml.strategies.cv_binding import CVBinding
 from modularml.strategies.folds import Fold
 from modularml.viz.curves import series as draw_series
 
@@ -42,19 +43,19 @@ At: TypeAlias = Literal["kept", "last", "best"]
 
 
 class CVResults:
-    """Results of all folds: those that succeeded, and why the others did not (`failed_folds`).
+    """Results of all folds, and the errors of failed ones (`failed_folds`).
 
     Parameters
     ----------
     label : str
-        Of the cross-validation.
+        The label of the cross-validation.
     bindings : sequence of CVBinding
     folds : sequence of Fold
     experiments, failed_folds : mapping of str to Experiment, and to Exception
-        By label of the fold.
+        By fold label.
     selected_on_scored_rows : bool
-        Whether an epoch or a learning rate was chosen by the rows that scores are taken on, so that
-        they are better than honest ones.
+        Whether an epoch or a learning rate was selected on the rows that scores are computed on, so
+        that the scores are too optimistic.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class CVResults:
 
     @property
     def n_folds(self) -> int:
-        """Number of folds, of all repeats, those that failed among them."""
+        """Number of folds in all repeats, including failed ones."""
         return len(self._folds)
 
     @property
@@ -106,7 +107,7 @@ class CVResults:
         return self._experiments[label]
 
     def collect(self, fn: Callable[[PhaseGroupResults], Any]) -> AxisSeries[Any]:
-        """Return what a function makes of the results of each fold, over (fold)."""
+        """Apply a function to the results of each fold; return a series over (fold)."""
         data = {}
         for label, experiment in self._experiments.items():
             with experiment.ctx.activate():
@@ -116,7 +117,7 @@ class CVResults:
     def losses(self, node: str | GraphNode, *, phase: str | None = None) -> AxisSeries[LossRecord]:
         """Return the losses applied on a node over (fold, epoch, batch, label).
 
-        Those of the only phase, or of the only training, where no label of a phase is given.
+        Without `phase`, those of the only phase, or of the only training phase.
         """
         return self._joined(
             ("epoch", "batch", "label"), "losses", lambda r: _phase(r, phase).losses(node)
@@ -129,40 +130,39 @@ class CVResults:
         )
 
     def out_of_fold(self, node: str | GraphNode) -> pd.DataFrame:
-        """Predict, in each fold, the rows that it did not learn from, with what it has learned.
+        """Predict the held-out rows of each fold with its trained graph.
 
         Returns
         -------
         DataFrame
-            One row a sample (a row a repeat), with its id as index: ``fold``; ``repeat``, where
-            there are several; ``group``, where the rows were grouped (a tuple of several
-            columns); ``prediction`` and ``target`` in the target's own units, or
-            ``prediction_0``, ``prediction_1``... where a sample has several values. Padding of
-            targets, and what is predicted for it, is NaN.
+            One row per sample and repeat, with its id as index: ``fold``; ``repeat``, if there
+            are several; ``group``, if the rows were grouped (a tuple for several columns);
+            ``prediction`` and ``target`` in the target's original units, or ``prediction_0``,
+            ``prediction_1``... if a sample has several values. Padding of targets, and predictions
+            for it, are NaN.
         """
         pandas = require("pandas")
-        wanted = node.label if isinstance(node, GraphNode) else node
-        frames = [self._predicted(label, wanted) for label in self._experiments]
+        label_or_id = node.label if isinstance(node, GraphNode) else node
+        frames = [self._predicted(label, label_or_id) for label in self._experiments]
         return pandas.concat(frames)  # type: ignore[no-any-return]
 
     def to_pandas(
         self, at: At = "kept", *, metrics: Sequence[str] | Mapping[str, Score] | None = None
     ) -> pd.DataFrame:
-        """Return one row a fold, one column a score.
+        """Return one row per fold, one column per score.
 
-        A score is the value of a metric in one epoch, or a loss over all rows of a phase that
-        passes over them once: ``train.train_loss``, ``test.mse``. Metrics of single groups are in
-        `by_group`.
+        A score is the value of a metric in one epoch, or a loss over all rows of an evaluation or
+        fit phase: ``train.train_loss``, ``test.mse``. Metrics of single groups are in `by_group`.
 
         Parameters
         ----------
         at : {'kept', 'last', 'best'}
             The epoch whose weights the fold kept, its last one, or the best one; see
-            `TrainResults.figures`. A metric that was not measured in it is NaN, with a warning.
+            `TrainResults.figures`. A metric that was not logged in it is NaN, with a warning.
         metrics : sequence of str, or mapping of str to function, optional
-            Computed besides, of the rows that each fold held out, with the weights that it kept:
-            ``val.r2``; see `EvalResults.scores`. Where nothing was measured and none are given,
-            estimators of scikit-learn are scored as they score themselves: ``r2``, ``accuracy``.
+            Computed in addition, on the held-out rows of each fold with its final weights:
+            ``val.r2``; see `EvalResults.scores`. If nothing was logged and none are given,
+            scikit-learn estimators get their default score: ``r2`` or ``accuracy``.
         """
         return self._tables(at, metrics)[0]
 
@@ -173,30 +173,32 @@ class CVResults:
         metrics: Sequence[str] | Mapping[str, Score] | None = None,
         group_by: str | None = None,
     ) -> pd.DataFrame:
-        """Return mean and deviation over folds of the scores of single groups.
+        """Return mean and standard deviation over folds of scores of single groups.
 
         Parameters
         ----------
         at, metrics
-            As of `to_pandas`.
+            See `to_pandas`.
         group_by : str, optional
-            Column by whose values `metrics` are computed; that of the binding where there is one.
+            Column whose values define the groups; by default that of the binding.
 
         Returns
         -------
         DataFrame
-            One row a score and group: ``mean``, ``std`` (NaN for one fold), ``n`` folds.
+            One row per score and group: ``mean``, ``std`` (NaN for one fold), ``n`` folds.
         """
         if metrics is not None and group_by is None:
             keys = [k for b in self._bindings.values() for k in key_list(b.group_by)]
             if len(set(keys)) != 1:
-                raise ConfigError(f"name one column of groups with group_by=, there are {keys}")
+                raise ConfigError(
+                    f"group_by must name one column, the bindings have {keys}; pass group_by="
+                )
             group_by = keys[0]
         frame = self._tables(at, metrics, group_by)[1]
-        found: pd.DataFrame = frame.groupby(["score", "group"], sort=False)["value"].agg(
+        statistics: pd.DataFrame = frame.groupby(["score", "group"], sort=False)["value"].agg(
             ["mean", "std", "count"]
         )
-        return found.rename(columns={"count": "n"})
+        return statistics.rename(columns={"count": "n"})
 
     def summary(
         self,
@@ -205,47 +207,48 @@ class CVResults:
         at: At = "kept",
         metrics: Sequence[str] | Mapping[str, Score] | None = None,
     ) -> pd.DataFrame:
-        """Return mean, deviation and confidence interval of each score over folds.
+        """Return mean, standard deviation and confidence interval of each score.
 
         Parameters
         ----------
         level : float
-            Of the interval, above 0 and below 1.
+            Confidence level, above 0 and below 1.
         at, metrics
             Which scores; see `to_pandas`.
 
         Returns
         -------
         DataFrame
-            One row a score: ``mean``, ``std`` (n - 1 in the denominator), ``low``, ``high``, ``n``.
+            One row per score: ``mean``, ``std`` (denominator n - 1), ``low``, ``high``, ``n``.
 
         Notes
         -----
         The interval is Student's ``mean ± t(n - 1) * std / sqrt(n)`` (Student 1908, *The probable
         error of a mean*, Biometrika 6). Folds share training rows, so their scores are not
-        independent and the interval is rather too narrow (Bengio & Grandvalet 2004, *No unbiased
-        estimator of the variance of k-fold cross-validation*, JMLR 5). Of repeated folds, ``1 / n``
-        is replaced by ``1 / n + n_val / n_train``, as more repeats bring no more rows (Nadeau &
-        Bengio 2003, *Inference for the generalization error*, Machine Learning 52).
+        independent and the interval tends to be too narrow (Bengio & Grandvalet 2004, *No unbiased
+        estimator of the variance of k-fold cross-validation*, JMLR 5). With repeats, ``1 / n``
+        is replaced by ``1 / n + n_val / n_train``, as more repeats add no new rows (Nadeau & Bengio
+        2003, *Inference for the generalization error*, Machine Learning 52).
         """
         if not 0 < level < 1:
-            raise ConfigError(f"level must lie between 0 and 1, got {level!r}")
+            raise ConfigError(f"level must be between 0 and 1, exclusive, got {level!r}")
         scores = self.to_pandas(at, metrics=metrics)
         n, mean, std = scores.count(), scores.mean(), scores.std()
         share = 1 / n
         if len({fold.repeat for fold in self._folds.values()}) > 1:
             sides = [side for fold in self._folds.values() for side in fold.sides.values()]
             share += np.mean([len(s.val) / len(s.train) for s in sides])
-        reach = require("scipy.special").stdtrit(n - 1, (1 + level) / 2) * std * np.sqrt(share)
-        columns = {"mean": mean, "std": std, "low": mean - reach, "high": mean + reach, "n": n}
+        width = require("scipy.special").stdtrit(n - 1, (1 + level) / 2) * std * np.sqrt(share)
+        columns = {"mean": mean, "std": std, "low": mean - width, "high": mean + width, "n": n}
         frame: pd.DataFrame = require("pandas").DataFrame(columns)
         frame.attrs |= scores.attrs
         return frame
 
     def plot(self, metric: str | None = None, *, phase: str | None = None, path: Any = None) -> Any:
-        """Draw a metric over epochs, one line a fold, and return the figure.
+        """Plot a metric over epochs, one line per fold, and return the figure.
 
-        ``val_loss`` where it is logged, else ``train_loss``. Without trainings, scores by fold.
+        By default ``val_loss`` if it is logged, else ``train_loss``; without training phases, the
+        scores by fold.
         """
         first = self.get_fold(next(iter(self._experiments))).flatten()
         if metric is phase is None and not any(isinstance(r, TrainResults) for r in first.values()):
@@ -267,29 +270,31 @@ class CVResults:
     def _repr_html_(self) -> str:
         return f"<b>{self!r}</b>{self.summary().to_html(float_format='{:.5g}'.format)}"
 
-    # -- within -------------------------------------------------------------------------------
+    # -- internals ----------------------------------------------------------------------------
 
     def _tables(
         self, at: At, metrics: Any = None, group_by: str | None = None
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Return scores by fold, and those of single groups: fold, score, group, value."""
+        """Return scores by fold, and of single groups: fold, score, group, value."""
         pandas = require("pandas")
-        frame, groups, unmeasured = _logged({k: self.get_fold(k) for k in self._experiments}, at)
+        frame, groups, unlogged = _logged({k: self.get_fold(k) for k in self._experiments}, at)
         if metrics is None and not frame and not groups:
-            metrics = self._own_metrics()
+            metrics = self._default_metrics()
         if metrics is not None:
             for label, experiment in self._experiments.items():
-                found = _held_out_scores(experiment, self._folds[label], metrics, group_by)
-                for name, group, value in found:
+                held_out_scores = _held_out_scores(
+                    experiment, self._folds[label], metrics, group_by
+                )
+                for name, group, value in held_out_scores:
                     if group is None:
                         frame.setdefault(label, {})[name] = value
                     else:
                         groups.append((label, name, group, value))
-        if unmeasured:
+        if unlogged:
             warn(
-                f"{', '.join(sorted(unmeasured))} were not measured in the {at} epoch of every "
+                f"{', '.join(sorted(unlogged))} were not logged in the {at} epoch of every "
                 "fold and are NaN there; evaluate with every_n_epochs=1, or pass metrics=, "
-                "which are computed with the weights that were kept",
+                "which are computed with the final weights",
                 UserWarning,
             )
         scores = pandas.DataFrame.from_dict(frame, orient="index").reindex(list(self._experiments))
@@ -297,17 +302,17 @@ class CVResults:
         columns = ["fold", "score", "group", "value"]
         return scores.rename_axis("fold"), pandas.DataFrame(groups, columns=columns)
 
-    def _own_metrics(self) -> list[str] | None:
-        """Return the score that estimators of scikit-learn have, or say how to get any."""
+    def _default_metrics(self) -> list[str] | None:
+        """Return the default score of scikit-learn estimators; warn if there is none."""
         first = next(iter(self._experiments.values()))
         graph = first.model_graph
         tails = [] if graph is None else [graph.get_node(node) for node in graph.tail_nodes]
-        found = {default_score(getattr(node, "model", None)) for node in tails}
-        if len(found) == 1 and None not in found:
-            return [str(found.pop())]
+        names = {default_score(getattr(node, "model", None)) for node in tails}
+        if len(names) == 1 and None not in names:
+            return [str(names.pop())]
         warn(
-            f"nothing was measured in the folds of {self.label!r}: give the EvalPhase losses, "
-            "watch the training with an Evaluation, or pass metrics=['rmse'], say, to summary()",
+            f"the folds of {self.label!r} logged no scores: pass losses to the EvalPhase, add an "
+            "Evaluation to the training phase, or pass metrics, such as ['rmse'], to summary()",
             UserWarning,
         )
         return None
@@ -325,7 +330,7 @@ class CVResults:
     def _predicted(self, label: str, node: str) -> pd.DataFrame:
         experiment, fold = self._experiments[label], self._folds[label]
         with experiment.ctx.activate():
-            ctx = _validated(experiment, fold, node).execution_contexts().one()
+            ctx = _held_out_results(experiment, fold, node).execution_contexts().one()
         assert ctx.layout is not None
         node_id = next(i for i, name in ctx.layout.labels.items() if node in (i, name))
         output, target = as_numpy(ctx.output(node_id)), ctx.domain(node_id, "targets")
@@ -333,12 +338,12 @@ class CVResults:
         if len({f.repeat for f in self._folds.values()}) > 1:
             columns["repeat"] = fold.repeat
         columns |= self._group(ctx, node_id)
-        holds = target_steps([ctx], node_id)
-        found = to_own_units(ctx, node_id, "outputs", output)
-        columns |= by_column("prediction", blanked(found, holds))
+        mask = target_steps([ctx], node_id)
+        predictions = to_own_units(ctx, node_id, "outputs", output)
+        columns |= by_column("prediction", blanked(predictions, mask))
         if target is not None:
-            true = to_own_units(ctx, node_id, "targets", target)
-            columns |= by_column("target", blanked(true, holds))
+            targets = to_own_units(ctx, node_id, "targets", target)
+            columns |= by_column("target", blanked(targets, mask))
         pandas = require("pandas")
         index = pandas.Index(ctx.sample_uuids(node_id), name="sample_uuid")
         return pandas.DataFrame(columns, index=index)  # type: ignore[no-any-return]
@@ -361,17 +366,20 @@ class CVResults:
         )
 
 
-def _validated(experiment: Experiment, fold: Fold, node: str) -> EvalResults:
-    """Send the rows that a fold held out through its graph, in one step."""
+def _held_out_results(experiment: Experiment, fold: Fold, node: str) -> EvalResults:
+    """Evaluate the held-out rows of a fold in one step."""
     graph = experiment.model_graph
     if graph is None:
-        raise ConfigError(f"experiment {experiment.label!r} has no graph that could predict")
+        raise ConfigError(f"experiment {experiment.label!r} has no graph to predict with")
     graph.get_node(node)
     sources = []
     for head in graph._running([node]):
         for ref in head.feature_refs:
             if ref.node_label not in fold.sides:
-                raise ConfigError(f"{ref.node_label!r} has no CVBinding, so it holds no rows out")
+                raise ConfigError(
+                    f"{ref.node_label!r} has no CVBinding, so no rows of it are held out; pass "
+                    "one in bindings="
+                )
             split = fold.sides[ref.node_label].val_name
             sources.append(InputBinding(head.node_id, ref, split))
     phase = EvalPhase("out_of_fold", input_sources=sources, active_nodes=[node])
@@ -381,71 +389,73 @@ def _validated(experiment: Experiment, fold: Fold, node: str) -> EvalResults:
 
 
 def _phase(results: PhaseGroupResults, label: str | None) -> PhaseResults:
-    found = results.flatten()
+    phases = results.flatten()
     if label is None:
-        trainings = {k: r for k, r in found.items() if isinstance(r, TrainResults)}
-        few = found if len(found) == 1 else trainings
-        if len(few) == 1:
-            return next(iter(few.values()))
-    if label not in found:
-        raise UnknownNameError("phase", label, found, "Pass phase=")
-    return found[label]
+        trainings = {k: r for k, r in phases.items() if isinstance(r, TrainResults)}
+        candidates = phases if len(phases) == 1 else trainings
+        if len(candidates) == 1:
+            return next(iter(candidates.values()))
+    if label not in phases:
+        raise UnknownNameError("phase", label, phases, "Pass phase=")
+    return phases[label]
 
 
 def _logged(
     folds: Mapping[str, PhaseGroupResults], at: At
 ) -> tuple[dict[str, dict[str, float]], list[tuple[str, str, str, float]], set[str]]:
-    """Return metrics of one epoch, and losses over all rows: by fold, by group, and what lacks."""
+    """Return logged scores by fold, those of groups, and the names of missing ones."""
     frame: dict[str, dict[str, float]] = {}
-    groups, unmeasured = [], set()
+    groups, unlogged = [], set()
     for fold, results in folds.items():
         for label, phase in results.flatten().items():
-            figures = phase.figures(at) if isinstance(phase, TrainResults) else _losses(phase)
+            values = phase.figures(at) if isinstance(phase, TrainResults) else _losses(phase)
             for name in phase.metric_names():
                 logged = phase._metrics.epoch_values(name)
                 if not logged:
                     continue
                 if not isinstance(phase, TrainResults):
-                    figures.setdefault(name, logged[max(logged)])
+                    values.setdefault(name, logged[max(logged)])
                 base, bracket, group = name.partition("[")
                 score = f"{label}.{base if bracket else name}"
-                if bracket and name in figures:
-                    groups.append((fold, score, group.removesuffix("]"), figures.pop(name)))
-                elif name not in figures and not bracket:
-                    figures[name] = float("nan")
-                    unmeasured.add(score)
-            if figures:
-                row = {f"{label}.{name}": value for name, value in figures.items()}
+                if bracket and name in values:
+                    groups.append((fold, score, group.removesuffix("]"), values.pop(name)))
+                elif name not in values and not bracket:
+                    values[name] = float("nan")
+                    unlogged.add(score)
+            if values:
+                row = {f"{label}.{name}": value for name, value in values.items()}
                 frame[fold] = frame.get(fold, {}) | row
-    return frame, groups, unmeasured
+    return frame, groups, unlogged
 
 
 def _losses(phase: Any) -> dict[str, float]:
-    """Return the losses over all rows of a phase that passes over them once."""
+    """Return the losses over all rows of an evaluation or fit phase."""
     if not phase._execution:
         return {}
     layout = phase._execution[0].layout
-    found: dict[str, float] = {}
+    losses: dict[str, float] = {}
     for _, node_id in layout.losses if layout is not None else ():
-        found |= phase.aggregated_losses(node_id)
-    return found
+        losses |= phase.aggregated_losses(node_id)
+    return losses
 
 
 def _held_out_scores(
     experiment: Experiment, fold: Fold, metrics: Any, group_by: str | None
 ) -> list[tuple[str, Any, float]]:
-    """Return name, group and value of metrics of the rows that a fold held out."""
+    """Return name, group and value of metrics on the held-out rows of a fold."""
     graph = experiment.model_graph
     if graph is None:
-        raise ConfigError(f"experiment {experiment.label!r} has no graph that could be scored")
+        raise ConfigError(f"experiment {experiment.label!r} has no graph to score")
     split = next(iter(fold.sides.values())).val_name
-    found = []
+    held_out_scores = []
     with experiment.ctx.activate():
         tails = [graph.get_node(node) for node in graph.tail_nodes]
         for node in tails:
-            results = _validated(experiment, fold, node.label)
-            own = f"{split}." if len(tails) == 1 else f"{split}.{node.label}."
+            results = _held_out_results(experiment, fold, node.label)
+            prefix = f"{split}." if len(tails) == 1 else f"{split}.{node.label}."
             scores = find_scores(metrics)
             rows = results.scored(scores, node, group_by=group_by)
-            found += [(own + score, group, value) for score, _, group, value, _ in rows]
-    return found
+            held_out_scores += [
+                (prefix + score, group, value) for score, _, group, value, _ in rows
+            ]
+    return held_out_scores

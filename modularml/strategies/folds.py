@@ -1,4 +1,4 @@
-"""From bindings to folds: which rows of which FeatureSet are on which side."""
+"""Folds: the rows of each FeatureSet on each side."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from modularml.graph.relations import links_of, meetings_of
 from modularml.io.randomness import derived_seed
 from modularml.splitters import FoldSplitter, KFoldSplitter, RandomSplitter
 from modularml.splitters.base import key_list
-from modularml.strategies.binding import CVBinding
+from modularml.strategies.cv_binding import CVBinding
 
 __all__ = ["Fold", "Sides", "make_folds"]
 
 
 @dataclass(frozen=True)
 class Sides:
-    """The parts of a fold in one FeatureSet: ascending rows, and what the splits are called.
+    """The parts of a fold in one FeatureSet: ascending rows, and split names.
 
-    `pool` holds the rows that are cut into folds, `stop` those held back to stop by.
+    `pool` holds the rows that are split into folds, `stop` those held out for early stopping.
     """
 
     train: IntArray = field(repr=False)
@@ -44,9 +44,9 @@ class Sides:
 
     @property
     def splits(self) -> dict[str, IntArray]:
-        """Rows by the name of the split."""
-        found = {self.train_name: self.train, self.val_name: self.val}
-        return found if self.stop is None else {**found, self.stop_name: self.stop}
+        """Rows by split name."""
+        splits = {self.train_name: self.train, self.val_name: self.val}
+        return splits if self.stop is None else {**splits, self.stop_name: self.stop}
 
 
 @dataclass(frozen=True)
@@ -68,48 +68,48 @@ def make_folds(
     splitter: FoldSplitter | None,
     graph: ModelGraph | None = None,
 ) -> list[Fold]:
-    """Cut the pools of all bindings, in step.
+    """Split the pools of all bindings consistently.
 
-    FeatureSets that share samples, or are grouped by the same columns, are cut as one, so that
-    what belongs together is held out together. Those whose rows the graph relates to them by a
-    key, and that have no binding or one without a rule, follow. Others are cut by the same rule
-    and seed: equally many rows without groups and strata are cut at the same positions.
+    FeatureSets that share samples, or are grouped by the same columns, are split together, so that
+    related rows are held out together. FeatureSets that the graph relates to these by a key, with
+    no binding or one without a rule, follow them. Others are split with the same rule and seed:
+    equal numbers of rows without groups and strata are split at the same positions.
     """
     folds: list[Fold] = []
     links = _relations(graph)
     bindings, followers = _leading(bindings, links)
     for repeat in range(n_repeats):
         cuts = []
-        for together in _linked(bindings):
-            rule = _rule(together, n_folds, seed + repeat, splitter, repeat)
-            cuts.append(_cut(together, rule, derived_seed(seed + repeat, "stop") % 2**32))
+        for connected in _connected(bindings):
+            rule = _rule(connected, n_folds, seed + repeat, splitter, repeat)
+            cuts.append(_cut(connected, rule, derived_seed(seed + repeat, "stop") % 2**32))
         if len({len(cut) for cut in cuts}) != 1:
             raise ConfigError(
-                f"{splitter!r} cuts FeatureSets that share neither samples nor groups into "
-                f"{[len(cut) for cut in cuts]} folds; they must be as many"
+                f"{splitter!r} splits FeatureSets that share neither samples nor groups into "
+                f"{[len(cut) for cut in cuts]} folds; their numbers must be equal"
             )
         for parts in zip(*cuts, strict=True):
-            sides = {label: own for part in parts for label, own in part.items()}
+            sides = {label: side for part in parts for label, side in part.items()}
             sides |= _followed(sides, links, followers)
-            own_seed = derived_seed(seed, len(folds)) % 2**32
-            folds.append(Fold(f"fold_{len(folds)}", repeat, own_seed, sides))
+            fold_seed = derived_seed(seed, len(folds)) % 2**32
+            folds.append(Fold(f"fold_{len(folds)}", repeat, fold_seed, sides))
     return folds
 
 
 def _relations(graph: ModelGraph | None) -> list[tuple[tuple[str, str], Link]]:
-    """Return what relates the rows of two FeatureSets that a graph reads, with their labels."""
+    """Return the links between rows of FeatureSets of a graph, with their labels."""
     nodes = [] if graph is None else list(graph.nodes.values())
     sets = {r.node_label: r.resolve() for node in nodes for r in node.feature_refs}
     labels = list(sets)
-    of = {
+    table_index = {
         Source(node.node_id, ref): labels.index(ref.node_label)
         for node in nodes
         for ref in node.feature_refs
     }
     tables = [table_of(fs.to_view()) for fs in sets.values()]
     try:
-        links = links_of(meetings_of(nodes, ()), tables, of)  # type: ignore[arg-type]
-    except DataError:  # refused where they are read, as parts of them may be related
+        links = links_of(meetings_of(nodes, ()), tables, table_index)  # type: ignore[arg-type]
+    except DataError:  # refused later if needed: parts of them may be related
         return []
     return [((labels[x.tables[0]], labels[x.tables[1]]), x) for x in links]
 
@@ -117,13 +117,13 @@ def _relations(graph: ModelGraph | None) -> list[tuple[tuple[str, str], Link]]:
 def _leading(
     bindings: Sequence[CVBinding], links: Sequence[tuple[tuple[str, str], Link]]
 ) -> tuple[list[CVBinding], list[CVBinding]]:
-    """Return the bindings that are cut, and those without a rule whose rows follow them."""
+    """Return the bindings that are split, and those whose rows follow them."""
     leading: list[CVBinding] = []
     for b in bindings:
-        bare = all(rule is None for rule in (b.group_by, b.stratify_by, b.val_size))
-        met = {x for pair, _ in links if b.featureset.label in pair for x in pair}
-        known = [other for other in leading if other.featureset.label in met]
-        if not (bare and known) or any(_are_linked(b, other) for other in leading):
+        has_no_rule = all(rule is None for rule in (b.group_by, b.stratify_by, b.val_size))
+        related = {x for pair, _ in links if b.featureset.label in pair for x in pair}
+        cut = [other for other in leading if other.featureset.label in related]
+        if not (has_no_rule and cut) or any(_are_linked(b, other) for other in leading):
             leading.append(b)
     return leading, [b for b in bindings if b not in leading]
 
@@ -133,38 +133,42 @@ def _followed(
     links: Sequence[tuple[tuple[str, str], Link]],
     followers: Sequence[CVBinding],
 ) -> dict[str, Sides]:
-    """Return the rows of other sets that belong to those of a fold, on each side."""
-    found, known = dict[str, Sides](), dict(sides)
-    own = {b.featureset.label: b for b in followers}
-    for pair, link in [*links] * len(links):  # each round reaches further
+    """Return the rows of other FeatureSets that are linked to those of a fold."""
+    new_sides, sides_of = dict[str, Sides](), dict(sides)
+    binding_of = {b.featureset.label: b for b in followers}
+    for pair, link in [*links] * len(links):  # repeated for indirect links
         for side, (old, new) in enumerate((pair, pair[::-1])):
-            if old not in known or new in known:
+            if old not in sides_of or new in sides_of:
                 continue
-            cut, pool = known[old], own[new].pool().indices if new in own else None
+            cut, pool = sides_of[old], binding_of[new].pool().indices if new in binding_of else None
             parts: dict[str, IntArray] = {}
             for part in ("train", "val", "pool", "stop"):
                 if (rows := getattr(cut, part)) is None:
                     continue
-                wanted = link.keys[side].take(pa.array(rows)).drop_null()
-                among = pc.is_in(link.keys[1 - side], value_set=wanted)
-                mine = np.flatnonzero(among.to_numpy(zero_copy_only=False))
-                parts[part] = mine if pool is None else np.intersect1d(mine, pool)
+                keys = link.keys[side].take(pa.array(rows)).drop_null()
+                is_linked = pc.is_in(link.keys[1 - side], value_set=keys)
+                linked_rows = np.flatnonzero(is_linked.to_numpy(zero_copy_only=False))
+                parts[part] = linked_rows if pool is None else np.intersect1d(linked_rows, pool)
             names = {n: getattr(cut, n) for n in ("train_name", "val_name", "stop_name")}
-            if new in own:
-                names = {n: getattr(own[new], n.replace("_name", "_split_name")) for n in names}
+            if new in binding_of:
+                names = {
+                    n: getattr(binding_of[new], n.replace("_name", "_split_name")) for n in names
+                }
             train, val, stop = parts["train"], parts["val"], parts.get("stop")
-            known[new] = found[new] = Sides(train, val, parts["pool"], stop=stop, **names)
-    return found
+            sides_of[new] = new_sides[new] = Sides(train, val, parts["pool"], stop=stop, **names)
+    return new_sides
 
 
-def _linked(bindings: Sequence[CVBinding]) -> list[list[CVBinding]]:
-    """Return bindings in lists of those that must be cut as one."""
-    found: list[list[CVBinding]] = []
+def _connected(bindings: Sequence[CVBinding]) -> list[list[CVBinding]]:
+    """Group bindings that must be split together."""
+    groups: list[list[CVBinding]] = []
     for binding in bindings:
-        mine = [cut for cut in found if any(_are_linked(binding, other) for other in cut)]
-        found = [cut for cut in found if cut not in mine]
-        found.append([*(other for cut in mine for other in cut), binding])
-    return found
+        overlapping = [
+            group for group in groups if any(_are_linked(binding, other) for other in group)
+        ]
+        groups = [group for group in groups if group not in overlapping]
+        groups.append([*(other for group in overlapping for other in group), binding])
+    return groups
 
 
 def _are_linked(a: CVBinding, b: CVBinding) -> bool:
@@ -180,14 +184,14 @@ def _rule(
     splitter: FoldSplitter | None,
     repeat: int,
 ) -> FoldSplitter:
-    """Return what cuts some bindings; they must agree, or leave it to the first."""
+    """Return the splitter of some bindings; they must agree, or follow the first."""
     names = ("group_by", "stratify_by", "bins", "val_size", "stop_size")
     lead, *others = ({name: getattr(b, name) for name in names} for b in bindings)
     for other, binding in zip(others, bindings[1:], strict=True):
         if other not in (lead, dict.fromkeys(names)):
             raise ConfigError(
-                f"{binding!r} shares samples or groups with {bindings[0]!r}, so both are cut as "
-                f"one; give it the same {', '.join(names)}, or none of them"
+                f"{binding!r} shares samples or groups with {bindings[0]!r}, so both are split "
+                f"together; pass it the same {', '.join(names)}, or none of them"
             )
     if splitter is None:
         keys = {name: lead[name] for name in names[:3]}
@@ -200,7 +204,7 @@ def _rule(
 
 
 class _Parts(FoldSplitter):
-    """Validate on random parts of one size that share no row."""
+    """Folds that validate on disjoint random parts of equal size."""
 
     def __init__(self, n_folds: int, share: float, keys: Mapping[str, Any], seed: int) -> None:
         if n_folds * share > 1 + 1e-9:
@@ -209,9 +213,9 @@ class _Parts(FoldSplitter):
                 f"once; val_size may be at most {1 / n_folds:g}"
             )
         ratios = {f"fold_{i}_val": share for i in range(n_folds)}
-        left = 1 - n_folds * share
-        if left > 1e-9:
-            ratios["rest"] = left
+        rest = 1 - n_folds * share
+        if rest > 1e-9:
+            ratios["rest"] = rest
         self.n_folds, self.parts = n_folds, RandomSplitter(ratios, **keys, seed=seed)
         self.group_by, self.stratify_by, self.bins = keys.values()
 
@@ -221,65 +225,67 @@ class _Parts(FoldSplitter):
 
     def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
         parts = self.parts.assign(n, columns=columns)
-        held = [parts[f"fold_{i}_val"] for i in range(self.n_folds)]
-        return [(np.setdiff1d(np.arange(n), val), val) for val in held]
+        held_out = [parts[f"fold_{i}_val"] for i in range(self.n_folds)]
+        return [(np.setdiff1d(np.arange(n), val), val) for val in held_out]
 
 
 def _cut(bindings: Sequence[CVBinding], rule: FoldSplitter, seed: int) -> list[dict[str, Sides]]:
-    """Cut pools as one: what is cut are samples, each once, whichever sets hold it."""
+    """Split pools together by samples, each of which counts once."""
     pools = [binding.pool() for binding in bindings]
     samples = _samples(pools)
     first = np.unique(np.concatenate(samples), return_index=True)[1]
     columns = {name: _column(pools, name, first) for name in rule.needs}
-    for binding, pool, own in zip(bindings, pools, samples, strict=True):
+    for binding, pool, sample_numbers in zip(bindings, pools, samples, strict=True):
         for name in key_list(binding.group_by):
-            mine, theirs = _values(pool, name), columns[name][own]
-            if ((mine != theirs) & ((mine == mine) | (theirs == theirs))).any():  # noqa: PLR0124
+            values, expected = _values(pool, name), columns[name][sample_numbers]
+            if ((values != expected) & ((values == values) | (expected == expected))).any():  # noqa: PLR0124
                 raise SplitError(
-                    f"a sample of {binding.featureset.label!r} has another {name!r} there than in "
-                    f"{bindings[0].featureset.label!r}"
+                    f"a sample has another {name!r} in {binding.featureset.label!r} than in "
+                    f"{bindings[0].featureset.label!r}; correct one of them"
                 )
-    found: list[dict[str, Sides]] = []
+    folds: list[dict[str, Sides]] = []
     for train, val in rule.folds(len(first), columns=columns):
         if not len(train) or not len(val) or np.bincount(np.append(train, val)).max() > 1:
-            raise SplitError(f"{rule!r} gave a fold with an empty side, or with rows on both sides")
+            raise SplitError(
+                f"{rule!r} returned a fold with an empty side, or with rows on both sides"
+            )
         stop = np.empty(0, dtype=np.int64)
         if (share := bindings[0].stop_size) is not None:
-            stop = rule.hold_back(train, share, columns=columns, seed=seed + len(found))
-        learned = np.setdiff1d(train, stop)
-        found.append(
+            stop = rule.hold_back(train, share, columns=columns, seed=seed + len(folds))
+        without_stop = np.setdiff1d(train, stop)
+        folds.append(
             {
                 binding.featureset.label: Sides(
-                    pool.indices[np.isin(own, learned)],
-                    pool.indices[np.isin(own, val)],
+                    pool.indices[np.isin(sample_numbers, without_stop)],
+                    pool.indices[np.isin(sample_numbers, val)],
                     pool.indices,
                     binding.train_split_name,
                     binding.val_split_name,
-                    None if share is None else pool.indices[np.isin(own, stop)],
+                    None if share is None else pool.indices[np.isin(sample_numbers, stop)],
                     binding.stop_split_name,
                 )
-                for binding, pool, own in zip(bindings, pools, samples, strict=True)
+                for binding, pool, sample_numbers in zip(bindings, pools, samples, strict=True)
             }
         )
-    return found
+    return folds
 
 
 def _samples(pools: Sequence[FeatureSetView]) -> list[IntArray]:
-    """Return the number of each row's sample, in the order of first appearance."""
+    """Return the sample number of each row, in order of first appearance."""
     if len(pools) == 1:
         return [np.arange(len(pools[0]))]
     ids = [pool.collection.ids[pool.indices] for pool in pools]
     codes = id_array(np.concatenate(ids)).dictionary_encode().indices.to_numpy()
-    return np.split(codes.astype(np.int64), np.cumsum([len(own) for own in ids])[:-1])
+    return np.split(codes.astype(np.int64), np.cumsum([len(pool_ids) for pool_ids in ids])[:-1])
 
 
 def _column(pools: Sequence[FeatureSetView], name: str, first: IntArray) -> Array:
-    """Return a column for samples that first appear at these places of all pools' rows."""
+    """Return a column of samples, given their first positions in all pools."""
     parts, start = [], 0
     for pool in pools:
-        own = first[(first >= start) & (first < start + len(pool))] - start
-        if len(own):
-            parts.append(_values(pool, name)[own])
+        positions = first[(first >= start) & (first < start + len(pool))] - start
+        if len(positions):
+            parts.append(_values(pool, name)[positions])
         start += len(pool)
     return np.concatenate(parts)
 

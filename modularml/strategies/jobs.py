@@ -1,4 +1,4 @@
-"""Folds as jobs: in this process, or each on a worker of its own, sent as files."""
+"""Running of folds, in this process or in worker processes."""
 
 from __future__ import annotations
 
@@ -28,89 +28,89 @@ from joblib.externals.loky.backend import get_context
 from joblib.parallel import BACKENDS, get_active_backend
 
 from modularml.context import ExperimentContext
-from modularml.engine.interruption import ends_raise
+from modularml.engine.interruption import exit_on_signals
 from modularml.errors import ConfigError, ExecutionError
 from modularml.experiment import Checkpointing, Experiment, PhaseGroup
 from modularml.experiment.resume import config_hash
 from modularml.io import inspect
 from modularml.io.ownership import temporary_folder
 from modularml.io.randomness import unchanged_randomness
-from modularml.strategies.copying import Plan, fold_experiment, template_of
+from modularml.strategies.fold_experiments import Plan, fold_experiment, template_of
 from modularml.strategies.folds import Fold
 
 __all__ = ["Outcome", "Search", "Work"]
 
 Outcome = tuple[Fold, Experiment | Exception]
 End = tuple[Fold, Callable[[], str]]
-"""A fold that has ended, and what gives the path of its file, or raises what ended it."""
+"""A finished fold, and a function that returns the path of its file or raises its error."""
 Search = Callable[[Experiment], Plan | None]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is done in every fold of a cross-validation."""
+    """The work of every fold of a cross-validation."""
 
     label: str
     flags: dict[str, Any]
     search: Search | None = None
     folder: Path | None = None
-    """Where folds keep checkpoints."""
+    """Folder for the checkpoints of folds."""
     resume: str | None = None
 
     def prepared(self, experiment: Experiment, plan: Plan, fold: Fold) -> Experiment:
-        """Return a fold's own experiment; random states of the process are set."""
-        own = fold_experiment(experiment, plan, fold, f"{self.label}_{fold.label}")
+        """Return the experiment of a fold; random states of the process are set."""
+        new = fold_experiment(experiment, plan, fold, f"{self.label}_{fold.label}")
         if self.folder is not None:
-            own.set_checkpoint_dir(self.folder / own.label)  # a search may want it
-        return own
+            new.set_checkpoint_dir(self.folder / new.label)  # a search may use it
+        return new
 
-    def done(self, experiment: Experiment, plan: Plan, fold: Fold) -> Experiment:
-        """Return a fold's own experiment after it has run; random states stay as they were."""
+    def run(self, experiment: Experiment, plan: Plan, fold: Fold) -> Experiment:
+        """Run a fold and return its experiment; random states are restored."""
         with unchanged_randomness():
-            own = self.prepared(experiment, plan, fold)
-            folder = None if self.folder is None else self.folder / own.label
+            new = self.prepared(experiment, plan, fold)
+            folder = None if self.folder is None else self.folder / new.label
             if self.search is not None:
-                own = self._searched(self.search, own, folder)
-            self._set_folder(own, folder)
-            own.run(resume=self.resume, **self.flags)
-        for fs in own.ctx.available_featuresets.values():
-            if fs.scaler_records:  # its columns are the fold's alone
+                new = self._searched(self.search, new, folder)
+            self._set_folder(new, folder)
+            new.run(resume=self.resume, **self.flags)
+        for fs in new.ctx.available_featuresets.values():
+            if fs.scaler_records:  # its columns are not shared with other folds
                 fs.collection.tensors.clear()
-        return own
+        return new
 
-    def _searched(self, search: Search, own: Experiment, folder: Path | None) -> Experiment:
-        """Return a fold's experiment as a search made it; one that may go on is kept in a file."""
-        kept = None
+    def _searched(self, search: Search, new: Experiment, folder: Path | None) -> Experiment:
+        """Return a fold's experiment after the search; save it if it may be resumed."""
+        path = None
         if self.resume is not None and folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            told = f"{config_hash(own, own.execution_plan)} {own._fingerprints()}"
-            name = f"searched-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
-            kept = folder / f"{name}.exp.mml"
-            if kept.exists():
+            key = f"{config_hash(new, new.execution_plan)} {new._fingerprints()}"
+            name = f"searched-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+            path = folder / f"{name}.exp.mml"
+            if path.exists():
                 with ExperimentContext().activate():
-                    return Experiment.load(kept)
-        with own.ctx.activate(), unchanged_randomness():
-            chosen = search(own)
+                    return Experiment.load(path)
+        with new.ctx.activate(), unchanged_randomness():
+            chosen = search(new)
         if chosen is not None:
             items = chosen.all if isinstance(chosen, PhaseGroup) else [chosen]
-            own.execution_plan.clear().add_items(items)
-        if kept is not None:
-            own.save(kept)
-        return own
+            new.execution_plan.clear().add_items(items)
+        if path is not None:
+            new.save(path)
+        return new
 
-    def _set_folder(self, own: Experiment, folder: Path | None) -> None:
-        """Give a fold a folder of its own; one that may go on keeps its state after each phase."""
+    def _set_folder(self, new: Experiment, folder: Path | None) -> None:
+        """Set a fold's folder; if it may be resumed, checkpoint after each phase."""
         if folder is not None:
-            own.set_checkpoint_dir(folder)
-        if self.resume is not None and own.checkpointing is None:
-            own.set_checkpointing(Checkpointing(mode="disk", save_on="phase_end", max_to_keep=1))
+            new.set_checkpoint_dir(folder)
+        if self.resume is not None and new.checkpointing is None:
+            new.set_checkpointing(Checkpointing(mode="disk", save_on="phase_end", max_to_keep=1))
 
-    def in_turn(
+    def sequentially(
         self, experiment: Experiment, plan: Plan, folds: Sequence[Fold]
     ) -> Generator[Outcome]:
-        """Yield each fold with its experiment, or with the error that ended it."""
+        """Yield each fold with its experiment, or with its error."""
         for fold in folds:
-            yield _outcome(fold, lambda fold=fold: self.done(experiment, plan, fold))  # type: ignore[misc]
+            yield _outcome(fold, lambda fold=fold: self.run(experiment, plan, fold))  # type: ignore[misc]
 
     def on_workers(
         self,
@@ -120,20 +120,20 @@ class Work:
         n_jobs: int,
         timeout: float | None,
     ) -> Generator[Outcome]:
-        """Run folds in processes of their own, and yield each as it ends; see `in_turn`.
+        """Run folds in worker processes, and yield each as it ends; see `sequentially`.
 
-        The experiment is written to a file once. A worker reads it, its rows mapped into memory,
-        and writes what a fold has learned and recorded, which goes into an experiment made here.
+        The experiment is written to a file once. A worker reads it with memory-mapped rows, and
+        writes a checkpoint of the fold, which is loaded into an experiment in this process.
         """
-        elsewhere = _is_elsewhere(timeout)
+        uses_joblib = _uses_joblib_backend(timeout)
         if experiment.model_graph is not None:
             experiment.model_graph._check_storable()
-        with ends_raise(), temporary_folder() as folder:
+        with exit_on_signals(), temporary_folder() as folder:
             with unchanged_randomness():
                 path = template_of(experiment, plan).save(folder / "job")
-            job = (str(path), *_own_classes(path))
-            if elsewhere:
-                ends = _ends_elsewhere(self, folds, n_jobs, *job)
+            job = (str(path), *_modules_and_classes(path))
+            if uses_joblib:
+                ends = _ends_on_joblib(self, folds, n_jobs, *job)
             else:
                 ends = _Workers(job, n_jobs, timeout).ends(self, folds)
             with closing(ends):
@@ -142,11 +142,11 @@ class Work:
 
     def _read(self, path: str, experiment: Experiment, plan: Plan, fold: Fold) -> Experiment:
         with unchanged_randomness(), ExperimentContext().activate():
-            if self.search is not None:  # the graph may be another one by now
+            if self.search is not None:  # it may have changed the graph
                 return Experiment.load(path)
-            own = self.prepared(experiment, plan, fold)
-            own.restore_checkpoint(path, strict=False)
-        return own
+            new = self.prepared(experiment, plan, fold)
+            new.restore_checkpoint(path, strict=False)
+        return new
 
 
 def _outcome(fold: Fold, work: Callable[[], Experiment]) -> Outcome:
@@ -156,26 +156,28 @@ def _outcome(fold: Fold, work: Callable[[], Experiment]) -> Outcome:
         return fold, error
 
 
-# -- elsewhere ----------------------------------------------------------------------------------
+# -- on another joblib backend -------------------------------------------------------------------
 
 
-def _is_elsewhere(timeout: float | None) -> bool:
-    """Tell whether `joblib.parallel_config` names a backend that is not the default."""
+def _uses_joblib_backend(timeout: float | None) -> bool:
+    """Return whether `joblib.parallel_config` sets another backend than loky."""
     backend, _ = get_active_backend()
     if type(backend) is BACKENDS["loky"]:
         return False
     name = type(backend).__name__
     if type(backend) in (BACKENDS["threading"], BACKENDS["multiprocessing"]):
         raise ConfigError(
-            f"folds cannot run on joblib's {name}: threads would share the generators of random "
-            "numbers, and forks hang after TensorFlow; use 'loky', 'dask' or 'ray'"
+            f"folds cannot run on joblib's {name}: threads would share random generators, "
+            "and forks hang after TensorFlow; use 'loky', 'dask' or 'ray'"
         )
     if timeout is not None:
-        raise ConfigError(f"timeout is for processes on this machine, not for joblib's {name}")
+        raise ConfigError(
+            f"timeout works with processes on this machine, not with joblib's {name}; omit it"
+        )
     return True
 
 
-def _ends_elsewhere(
+def _ends_on_joblib(
     work: Work, folds: Sequence[Fold], n_jobs: int, path: str, *classes: Any
 ) -> Generator[End]:
     """Run folds on joblib's current backend, files sent as bytes; yield each as it ends."""
@@ -183,9 +185,9 @@ def _ends_elsewhere(
     jobs = (delayed(_work_on)(data, classes, work, fold) for fold in folds)
     streams = getattr(get_active_backend()[0], "supports_return_generator", False)
     run = Parallel(n_jobs, return_as="generator_unordered" if streams else "list")
-    for fold, made, problem in run(jobs):
+    for fold, content, problem in run(jobs):
         target = Path(path).with_name(fold.label)
-        target.write_bytes(made)
+        target.write_bytes(content)
         yield fold, partial(_path_of, target, problem)
 
 
@@ -195,14 +197,14 @@ def _path_of(path: Any, problem: str) -> str:
     return str(path)
 
 
-# -- here ---------------------------------------------------------------------------------------
+# -- on loky workers -----------------------------------------------------------------------------
 
 _idle: defaultdict[int, deque[Any]] = defaultdict(deque)
-"""Workers that wait for more, each with the file it read, by the threads that they may use."""
+"""Idle workers, each with the file it has read, by their number of threads."""
 
 
 class _Workers:
-    """Processes with one job at a time each, so that one which dies takes no other along."""
+    """Worker processes with one job at a time, so that a crash affects one fold."""
 
     def __init__(self, job: tuple[Any, ...], n_jobs: int, timeout: float | None) -> None:
         self.job, self.n_jobs = job, n_jobs
@@ -212,7 +214,7 @@ class _Workers:
         self._stopped = False
 
     def ends(self, work: Work, folds: Sequence[Fold]) -> Generator[End]:
-        """Run folds and yield each as it ends; end what is still running when nobody listens."""
+        """Run folds and yield each as it ends; on close, stop those still running."""
         threads = ThreadPoolExecutor(self.n_jobs)
         waiting = {threads.submit(self.run, work, fold): fold for fold in folds}
         try:
@@ -223,7 +225,7 @@ class _Workers:
             self._stop([future for future in waiting if not future.done()])
 
     def _stop(self, running: Sequence[Future[str]]) -> None:
-        """Let workers end as this process was asked to; kill those that take too long."""
+        """Forward the end of this process to workers; kill those that take too long."""
         self._stopped = True
         try:
             self._send(signal.SIGTERM)
@@ -238,27 +240,27 @@ class _Workers:
                 os.kill(pid, number)
 
     def run(self, work: Work, fold: Fold) -> str:
-        """Run a fold and return the path of what it wrote."""
+        """Run a fold and return the path of its file."""
         worker = self._take()
         try:
-            path, problem = self._done(worker, self.timeout, _work, work, fold)
+            path, problem = self._call(worker, self.timeout, _work, work, fold)
         except TimeoutError:
-            raise ExecutionError(f"not done after timeout={self.timeout:g} seconds") from None
+            raise ExecutionError(f"not finished after timeout={self.timeout:g} seconds") from None
         except process_executor.BrokenProcessPool as error:
             raise ExecutionError(f"its worker died, perhaps for lack of memory: {error}") from error
         _idle[self.threads].append((worker, self.job[0]))
         return _path_of(path, problem)
 
     def _take(self) -> Any:
-        """Return a worker that has read the experiment: timeouts start then."""
+        """Return a worker that has read the experiment; timeouts start after that."""
         while True:
             fresh = not _idle[self.threads]
             worker, path = (self._new(), "") if fresh else _idle[self.threads].pop()
             if path == self.job[0]:
                 return worker
             try:
-                problem = self._done(worker, None, _start, sys.path, Path.cwd(), *self.job)
-            except process_executor.BrokenProcessPool:  # it died while it had nothing to do
+                problem = self._call(worker, None, _start, sys.path, Path.cwd(), *self.job)
+            except process_executor.BrokenProcessPool:  # it died while idle
                 if fresh:
                     raise
                 continue
@@ -267,12 +269,12 @@ class _Workers:
                 raise ConfigError(problem)
             return worker
 
-    def _done(self, worker: Any, timeout: float | None, *call: Any) -> Any:
-        """Return what a call gives in a worker, which is killed where that is an error."""
+    def _call(self, worker: Any, timeout: float | None, *call: Any) -> Any:
+        """Call a function in a worker and return its result; kill it on errors."""
         self._busy.append(worker)
         try:
             future = worker.submit(*call)
-            if self._stopped:  # perhaps before there was a process to send a signal to
+            if self._stopped:  # the process may not have existed to get the signal
                 raise CancelledError
             return future.result(timeout)
         except BaseException:
@@ -285,13 +287,13 @@ class _Workers:
         names = [f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")]
         names += ["TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"]
         caps = dict.fromkeys(names, str(self.threads))
-        first = {"initializer": _obey_parent, "initargs": (os.getpid(),)}
+        startup = {"initializer": _follow_parent, "initargs": (os.getpid(),)}
         context = get_context("loky")
-        return ProcessPoolExecutor(1, timeout=300, context=context, env=caps, **first)
+        return ProcessPoolExecutor(1, timeout=300, context=context, env=caps, **startup)
 
 
-def _own_classes(path: Path) -> tuple[list[str], dict[str, Any]]:
-    """Return modules that a worker may import for a file, and classes that it is sent by value."""
+def _modules_and_classes(path: Path) -> tuple[list[str], dict[str, Any]]:
+    """Return the modules a worker may import, and the classes sent to it by value."""
     modules, classes = [], {}
     for name in (entry["name"] for entry in inspect(path)["classes"]):
         module, _, qualname = name.partition(":")
@@ -305,17 +307,17 @@ def _own_classes(path: Path) -> tuple[list[str], dict[str, Any]]:
 # -- in a worker --------------------------------------------------------------------------------
 
 _loaded: dict[str, Experiment] = {}
-"""The experiment that this worker read last, by path."""
+"""The experiment that this worker has read last, by path."""
 
 
 _folder: deque[Path] = deque(maxlen=1)
-"""Where this worker's parent keeps the rows and results of folds."""
+"""Folder of the parent process for the rows and results of folds."""
 _working = threading.Lock()
-_GRACE = 20  # seconds that a run has to end with a checkpoint
+_GRACE = 20  # seconds for a run to write a checkpoint and end
 
 
-def _obey_parent(parent: int) -> None:
-    """Leave signals of the terminal to the parent, and end when it has ended, however it did."""
+def _follow_parent(parent: int) -> None:
+    """Ignore signals of the terminal, and end when the parent process has ended."""
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -323,14 +325,14 @@ def _obey_parent(parent: int) -> None:
 
 
 def _end_after(parent: int) -> None:
-    # Linux could send a signal, but sends it when the thread that started this process has ended
+    # Linux can send a signal, but does so when the parent's starting thread ends
     if sys.platform == "win32":
         multiprocessing.parent_process().join()
     else:
         while os.getppid() == parent:
             time.sleep(0.5)
-    _remove_folder()  # what is mapped stays readable
-    os.kill(os.getpid(), signal.SIGTERM)  # a fold under way writes its checkpoint
+    _remove_folder()  # mapped files stay readable
+    os.kill(os.getpid(), signal.SIGTERM)  # a running fold writes its checkpoint
     with suppress(Exception):
         _working.acquire(timeout=_GRACE)
     _remove_folder()
@@ -342,55 +344,55 @@ def _remove_folder() -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(found: list[str], here: Path, path: str, *classes: Any) -> str:
-    """Read the experiment where files are found as in the parent; return what went wrong."""
-    sys.path[:] = found
-    os.chdir(here)
+def _start(search_path: list[str], working_directory: Path, path: str, *classes: Any) -> str:
+    """Set the parent's paths and read the experiment; return an error message or ""."""
+    sys.path[:] = search_path
+    os.chdir(working_directory)
     _folder.append(Path(path).parent)
     tempfile.tempdir = str(_folder[0])  # temporary files go with the parent's
-    process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize  # rows of a job are no leak
-    return _ready(path, *classes)
+    process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize  # rows of a job are not a leak
+    return _load(path, *classes)
 
 
-def _ready(path: str, modules: list[str], classes: dict[str, Any]) -> str:
-    """Read the experiment; return what went wrong."""
-    logging.getLogger("modularml.data").setLevel(logging.ERROR)  # the parent has said it
+def _load(path: str, modules: list[str], classes: dict[str, Any]) -> str:
+    """Read the experiment; return an error message, or ""."""
+    logging.getLogger("modularml.data").setLevel(logging.ERROR)  # logged by the parent already
     if path in _loaded:
         return ""
     _loaded.clear()
     try:
         with ExperimentContext().activate():
             _loaded[path] = Experiment.load(path, allow_import=modules, custom_objects=classes)
-    except Exception as error:  # noqa: BLE001 - it may be of a class that cannot be sent
-        own = f"; classes of yours must be importable there, from {modules}" if modules else ""
-        return f"a worker cannot make the experiment again{own}: {error}"
+    except Exception as error:  # noqa: BLE001 - for example a class that cannot be sent
+        hint = f"; your own classes must be importable there, from {modules}" if modules else ""
+        return f"a worker cannot load the experiment{hint}: {error}"
     return ""
 
 
 def _work_on(
     data: bytes, classes: tuple[Any, ...], work: Work, fold: Fold
 ) -> tuple[Fold, bytes, str]:
-    """Run a fold on a file that was sent; return what came of it as bytes, or what went wrong.
+    """Run a fold on an experiment sent as bytes; return its file as bytes, or an error.
 
-    Folds that a cluster runs in threads of one process take turns.
+    Folds that a cluster runs in threads of one process run one at a time.
     """
     with unchanged_randomness(), temporary_folder() as folder:
         path = folder / "job.mml"
         path.write_bytes(data)
-        problem = _ready(str(path), *classes)
-        made, problem = ("", problem) if problem else _work(work, fold)
-        return fold, Path(made).read_bytes() if made else b"", problem
+        problem = _load(str(path), *classes)
+        written, problem = ("", problem) if problem else _work(work, fold)
+        return fold, Path(written).read_bytes() if written else b"", problem
 
 
 def _work(work: Work, fold: Fold) -> tuple[str, str]:
-    """Run a fold; return the file that was written, or what went wrong."""
-    ((path, found),) = _loaded.items()
+    """Run a fold; return the path of its file and "", or "" and an error message."""
+    ((path, template),) = _loaded.items()
     try:
-        with _working, ends_raise():
-            own = work.done(found, found.execution_plan, fold)
+        with _working, exit_on_signals():
+            new = work.run(template, template.execution_plan, fold)
         target = Path(path).with_name(fold.label)
         if work.search is not None:
-            return str(own.save(target)), ""
-        return str(own._checkpoint_to(target.with_suffix(".ckpt.mml"), True, None)), ""
+            return str(new.save(target)), ""
+        return str(new._checkpoint_to(target.with_suffix(".ckpt.mml"), True, None)), ""
     except Exception as error:  # noqa: BLE001
         return "", f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}"

@@ -156,7 +156,7 @@ def test_folds_that_choose_by_or_learn_from_rows_they_are_scored_on_are_refused(
     exp = plan_of(experiment(audit="error"), phase)
     cv = mm.CrossValidation(bindings=mm.CVBinding(fs, ["train", "val"]), n_folds=2, experiment=exp)
     before = weights(module)
-    with pytest.raises(AuditError, match="choose by" if stop is callbacks else "learns from"):
+    with pytest.raises(AuditError, match="select by" if stop is callbacks else "learns from"):
         cv.run()
     assert_equal_weights(before, module)
 

@@ -164,7 +164,9 @@ class TestDirection:
         assert self.scripted(name, [0.1, 0.9, 0.5])[1].best_epoch == 0
 
     def test_an_explicit_max_is_honoured_and_warned_of(self):
-        with pytest.warns(UserWarning, match="'val_rmse' is better when it is lower.*honoured"):
+        with pytest.warns(
+            UserWarning, match="'val_rmse' is better when it is lower.*used as given"
+        ):
             assert self.scripted("val_rmse", [0.1, 0.9, 0.5], mode="max")[1].best_epoch == 1
         assert self.scripted("val_r2", [0.1, 0.9, 0.5], mode="max")[1].best_epoch == 1
 
@@ -191,10 +193,10 @@ class TestDirection:
 
     def test_the_mode_outlives_an_interruption(self):
         one, other = (mm.EarlyStopping(monitor="val_r2") for _ in range(2))
-        one._watch.mode = "max"
-        one._watch.update(0.5, 0)
+        one._patience.mode = "max"
+        one._patience.update(0.5, 0)
         other.set_state(one.get_state())
-        assert other._watch.update(0.7, 1)
+        assert other._patience.update(0.7, 1)
 
 
 class TestFigures:

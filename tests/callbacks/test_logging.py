@@ -268,8 +268,8 @@ def test_the_whole_plan_is_checked_before_anything_trains(tmp_path):
         (with_label, None, "'fine tune'"),
         (with_template, None, "größe"),
         (without_folder, None, "file"),
-        (with_monitor, None, "EarlyStopping watches the metric 'val_loss', which nobody logs"),
-        (plain, plateau, "schedule of .* watches the metric 'val_loss', which nobody logs"),
+        (with_monitor, None, "EarlyStopping monitors the metric 'val_loss', which is not logged"),
+        (plain, plateau, "schedule of .* monitors the metric 'val_loss', which is not logged"),
         (plain, nine_batches, "phase 'b': .* has 3 steps left, and the training needs 6"),
         (plain, three_epochs, "phase 'b': .* has 1 steps left, and the training needs 2"),
     ):
@@ -309,7 +309,7 @@ class TestWithoutTerminal:
             results = run(n_epochs=4)
         first = results.to_pandas()["train_loss"].iloc[0]
         assert caplog.messages[0] == f"phase 'train', epoch 0 of 4: train_loss {first:.5g}"
-        assert caplog.messages[-1] == "phase 'train' is done"
+        assert caplog.messages[-1] == "phase 'train' is complete"
         assert len(caplog.messages) == 5
 
 

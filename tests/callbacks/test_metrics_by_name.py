@@ -180,7 +180,9 @@ def test_a_metric_of_classes_does_not_go_with_numbers():
     fs, graph = world()
     found = evaluated(graph, fs)[0]
     for name in ("accuracy", "f1_score", "Accuracy"):
-        with pytest.raises(ConfigError, match=f"metric '{name}' does not go with targets of float"):
+        with pytest.raises(
+            ConfigError, match=f"metric '{name}' cannot be computed from targets of float"
+        ):
             found.scores([name])
 
 

@@ -138,7 +138,7 @@ record
 notify batch end
 log the losses of the epoch
 notify epoch end
-stop if somebody asked for it
+stop if requested
 notify phase end
 (on an error: notify exception, then raise it)"""
 

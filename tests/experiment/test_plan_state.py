@@ -126,7 +126,7 @@ def test_what_fits_is_put_back_without_strict_and_the_rest_is_named(tmp_path):
         assert sampler.seed_ == seed
     with in_a_new_context():
         experiment, sampler = world(tmp_path, [])
-        with pytest.warns(UserWarning, match="passes over the states of Counts 'c0' of 't'"):
+        with pytest.warns(UserWarning, match="skips the states of Counts 'c0' of 't'"):
             experiment.restore_checkpoint("a", strict=False)
         assert sampler.seed_ == seed
 
@@ -146,7 +146,7 @@ def test_a_state_that_a_part_refuses(tmp_path):
         with pytest.raises(MMLError, match="ValueError: no"):
             experiment.restore_checkpoint("a")
         assert sampler.seed_ == before
-        with pytest.warns(UserWarning, match="passes over"):
+        with pytest.warns(UserWarning, match="skips the states"):
             experiment.restore_checkpoint("a", strict=False)
 
 

@@ -260,7 +260,7 @@ class TestSeries:
             s.where(epok=1)
         with pytest.raises(UnknownNameError, match="mean"):
             s.collapse("epoch", "men")
-        with pytest.raises(DataError, match="3 places"):
+        with pytest.raises(DataError, match="3 values"):
             s.squeeze("epoch")
         with pytest.raises(UnknownNameError):
             _ = s[7, "a"]

@@ -198,10 +198,10 @@ def test_another_config_or_other_rows_are_refused(tmp_path):
     with mm.ExperimentContext().activate():
         exp, _ = world(tmp_path)
         exp.execution_plan.get_phase("train").callbacks.pop()
-        with pytest.raises(ConfigError, match="how many inputs and callbacks"):
+        with pytest.raises(ConfigError, match="numbers of inputs and callbacks"):
             exp.run(resume="auto", **QUIET)
         assert exp.history == []
-        with pytest.warns(UserWarning, match="passes over the states of Ends 'ends'"):
+        with pytest.warns(UserWarning, match="skips the states of Ends 'ends'"):
             exp.run(resume="auto", strict=False, **QUIET)
         assert exp.last_run.results.get_train_result("train").n_epochs == 3
 
@@ -211,7 +211,7 @@ def test_a_state_that_is_no_data_is_missed(tmp_path):
         exp, ends = world(tmp_path)
         ends.handle_ = object()
         exp.run(**QUIET)
-    with pytest.raises(ConfigError, match="no plain data"):
+    with pytest.raises(ConfigError, match="not plain data"):
         resumed(tmp_path)
     with mm.ExperimentContext().activate():
         exp, _ = world(tmp_path)
@@ -234,7 +234,7 @@ def test_a_damaged_newest_is_passed_over(tmp_path):
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
     newest.write_bytes(data)
-    with pytest.warns(UserWarning, match="goes on from an older checkpoint"):
+    with pytest.warns(UserWarning, match="resumes from an older checkpoint"):
         exp, _ = resumed(tmp_path)
     assert_equal(exp, never_stopped())
     damaged = tmp_path / "train" / "bad.ckpt.mml"
@@ -249,7 +249,7 @@ def test_files_that_stay(tmp_path):
         stop = exp.execution_plan.get_phase("train").callbacks[1]
         values = iter([3.0, 1.0, 2.0, 4.0])
         stop.on_epoch_end = lambda **facts: (
-            stop._watch.update(next(values), facts["exec_ctx"].epoch_idx) and None
+            stop._patience.update(next(values), facts["exec_ctx"].epoch_idx) and None
         )
         exp.run(**QUIET)
         assert sorted(exp.available_checkpoints) == ["epoch_0001", "epoch_0003"]  # best and newest

@@ -288,7 +288,7 @@ class TestSchedules:
         kwargs = {"patience": 0, "factor": 0.5} | ({} if mode is None else {"mode": mode})
         schedule = mm.LRSchedule("plateau", schedule_kwargs=kwargs, monitor="val_r2")
         made = graph(mlp(), x, y, schedule=schedule)
-        told = {None: "so mode='max' is used", "min": "and it is honoured"}.get(mode)
+        told = {None: "so mode='max' is used", "min": "and it is used as given"}.get(mode)
         with nullcontext() if told is None else pytest.warns(UserWarning, match=told):
             train(made, n_epochs=4, callbacks=[log])
         rate = 0.05 * (0.5**3 if mode == "min" else 1)

@@ -210,7 +210,7 @@ def test_estimators_that_keep_rows_are_warned_of(tmp_path):
     fs.add_split(fs.take(range(N), label="train"))
     mml.ModelGraph([mml.ModelNode("knn", sklearn.KNeighborsRegressor(), fs)])
     experiment.run_phase(mml.FitPhase.from_split("fit", split="train"))
-    with pytest.warns(UserWarning, match=r"\['knn'\] predict with rows"):
+    with pytest.warns(UserWarning, match=r"\['knn'\] predict with stored"):
         experiment.save(tmp_path / "f", rows=False)
 
 

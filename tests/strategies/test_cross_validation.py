@@ -189,7 +189,7 @@ def test_feature_sets_that_share_samples_or_groups_are_cut_as_one():
     twin = rows("twin", seed=9)
     for fold in folds([mml.CVBinding(fs, ["dev"]), mml.CVBinding(twin, ["dev"])]):
         np.testing.assert_array_equal(fold.sides["data"].val, fold.sides["twin"].val)
-    with pytest.raises(ConfigError, match="cut as one"):
+    with pytest.raises(ConfigError, match="split together"):
         folds([mml.CVBinding(fs, ["dev"]), mml.CVBinding(part, ["all"], group_by="cell")])
 
 
@@ -309,7 +309,7 @@ def test_choosing_by_rows_that_are_scored_is_warned_of_once_and_marked(chooses):
     watched(fs, optimizer=optimizer)
     cv = mml.CrossValidation(bindings=mml.CVBinding(fs, ["train", "val"]), n_folds=2)
     with pytest.warns(
-        SelectionWarning, match="'t' choose by 'val_loss', which 'val'.*stop_size"
+        SelectionWarning, match="'t' select by 'val_loss', which 'val'.*stop_size"
     ) as said:
         results = cv.run(**SILENT)
     assert len(said) == 1
@@ -403,7 +403,7 @@ def test_what_was_not_measured_in_the_kept_epoch_is_nan_and_not_of_other_weights
     phase.callbacks[0].every_n_epochs = 4  # of ten epochs
     binding = mml.CVBinding(fs, ["train", "val"])
     results = mml.CrossValidation(bindings=binding, n_folds=2).run(**SILENT)
-    with pytest.warns(UserWarning, match=r"t.val_loss, t.val_rmse were not measured in the kept"):
+    with pytest.warns(UserWarning, match=r"t.val_loss, t.val_rmse were not logged in the kept"):
         assert results.to_pandas()["t.val_loss"].isna().all()
 
 
@@ -435,7 +435,7 @@ def test_a_plan_that_measures_nothing_says_how_to():
     own = world(fs)
     own.execution_plan.clear().add_phase(mml.EvalPhase.from_split("eval", split="val"))
     results = mml.CrossValidation(bindings=mml.CVBinding(fs, ["train", "val"])).run(**SILENT)
-    with pytest.warns(UserWarning, match="nothing was measured in the folds of 'CV'.*metrics="):
+    with pytest.warns(UserWarning, match="the folds of 'CV' logged no scores.*pass metrics"):
         assert not len(results.summary())
     assert list(results.summary(metrics=["rmse"]).index) == ["val.rmse"]
 
@@ -785,7 +785,7 @@ def test_what_cannot_be_meant_is_refused_at_once():
         with pytest.raises(SplitError, match="an object with a method split"):
             mml.CrossValidation(bindings=binding, splitter=splitter)
     binned = mml.CVBinding(fs, ["train"], stratify_by="y", bins=4)
-    with pytest.raises(ConfigError, match="bins cuts the strata of KFoldSplitter"):
+    with pytest.raises(ConfigError, match="bins is for the strata of KFoldSplitter"):
         mml.CrossValidation(bindings=binned, splitter=model_selection.StratifiedKFold(3))
     with pytest.raises(ConfigError, match=r"bins=4 .* no stratify_by"):
         mml.CVBinding(fs, ["train"], bins=4)
@@ -870,5 +870,5 @@ def test_rows_held_back_for_nothing_are_warned_of(used):
     cv = mml.CrossValidation(bindings=binding, n_folds=2)
     with warnings.catch_warnings(record=True, action="always") as said:
         cv.run(**SILENT)
-    found = [w for w in said if "stop_size holds back" in str(w.message)]
+    found = [w for w in said if "stop_size holds out" in str(w.message)]
     assert len(found) == (used is None)

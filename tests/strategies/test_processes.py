@@ -115,7 +115,7 @@ def test_a_signal_ends_workers_before_the_parent(tmp_path):
         assert process.wait(20) == 128 + number
         assert_nothing_is_left(pids, tmp_path)
     error = (tmp_path / "stderr").read_text()
-    assert "note: 'CV' was stopped with 0 of 2 folds done" in error
+    assert "note: 'CV' was stopped with 0 of 2 folds complete" in error
     assert "set_checkpoint_dir(path)" in error
 
 
@@ -129,7 +129,7 @@ def test_folds_in_workers_keep_their_states(to, tmp_path):
         assert_nothing_is_left(pids, tmp_path)
     error = (tmp_path / "stderr").read_text()
     assert error.count("note: phase 't' was stopped by SIGTERM; run(resume='auto')") == 2
-    assert "note: 'CV' was stopped with 0 of 2 folds done; run(resume='auto') goes on" in error
+    assert "note: 'CV' was stopped with 0 of 2 folds complete; run(resume='auto') resumes" in error
     kept = sorted((tmp_path / "out").rglob("interrupted.ckpt.mml"))
     assert [path.parent.name for path in kept] == ["CV_fold_0", "CV_fold_1"]
     assert not list((tmp_path / "out").rglob("*.lock"))

@@ -1,4 +1,4 @@
-"""How one FeatureSet takes part in a cross-validation."""
+"""Bindings of FeatureSets to a cross-validation."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ __all__ = ["CVBinding"]
 
 
 class CVBinding(Checked):
-    """Which rows of a FeatureSet are cut into folds, by what, and how the parts are named.
+    """Which rows of a FeatureSet are split into folds, how, and the split names.
 
     Parameters
     ----------
     fs : FeatureSet or str
-        The set, its label or id.
+        The FeatureSet, its label or id.
     source_splits : list of str
-        Splits whose rows make the pool; a row in several of them counts once.
+        Splits whose rows form the pool; a row in several of them counts once.
     group_by : str or list of str, optional
-        Rows that agree in these columns are never on both sides of a fold.
+        Rows with equal values in these columns are never on both sides of a fold.
     stratify_by : str or list of str, optional
-        Folds keep the proportions of these columns, as far as groups allow.
+        Folds preserve the proportions of these columns, as far as groups allow.
     train_split_name, val_split_name : str
-        What the two sides of each fold are called there; splits of these names are replaced
-        within the fold, all others stay.
+        Names of the two sides of each fold; splits with these names are replaced within the fold,
+        others are unchanged.
     val_size : float, optional
-        Share of the pool that each fold validates on; ``1 / n_folds`` where none is given.
-        What no fold validates on is trained on in all of them.
+        Share of the pool that each fold validates on; by default ``1 / n_folds``. Rows that no fold
+        validates on are trained on in all folds.
     stop_size : float, optional
-        Share of each fold's training rows that is held back, by the same groups and strata (the
-        latest rows, where a `TimeSeriesSplitter` makes the folds), for what chooses while it
-        trains: early stopping and learning-rate schedules. Where these watch a metric of an
-        `Evaluation` on the validation split, they watch the same metric of the rows held back,
-        which is logged as ``stop_val_loss`` and so on. Scalers are not fitted on these rows.
+        Share of each fold's training rows that is held out, by the same groups and strata (the
+        latest rows with a `TimeSeriesSplitter`), for early stopping and learning-rate schedules. If
+        these monitor a metric of an `Evaluation` on the validation split, they monitor the same
+        metric on the held-out rows instead, logged as ``stop_val_loss`` and so on. Scalers are not
+        fitted on these rows.
     stop_split_name : str
-        What the rows held back are called in each fold.
+        Name of the split of these rows in each fold.
     bins : int, optional
-        Bins for `stratify_by`; see `KFoldSplitter`.
+        Number of bins for `stratify_by`; see `KFoldSplitter`.
 
     Raises
     ------
     UnknownNameError
         If there is no such FeatureSet, split or column.
     ConfigError
-        If another argument cannot be used.
+        If another argument is not as described.
     """
 
     def __init__(
@@ -69,29 +69,31 @@ class CVBinding(Checked):
         stop_split_name: str = "stop",
         bins: int | None = None,
     ) -> None:
-        found: Any = fs
+        featureset: Any = fs
         if isinstance(fs, str):
-            found = ExperimentContext.get_active().get_node(fs, enforce_type="FeatureSet")
-        if not isinstance(found, FeatureSet):
+            featureset = ExperimentContext.get_active().get_node(fs, enforce_type="FeatureSet")
+        if not isinstance(featureset, FeatureSet):
             raise ConfigError(f"fs must be a FeatureSet, its label or id, got {fs!r}")
         names = [train_split_name, val_split_name, *[stop_split_name] * (stop_size is not None)]
         if len(set(names)) < len(names):
-            raise ConfigError(f"the parts of a fold need names of their own, got {names}")
+            raise ConfigError(f"the splits of a fold need distinct names, got {names}")
         for name, size in (("val_size", val_size), ("stop_size", stop_size)):
             if size is not None and not 0 < size < 1:
-                raise ConfigError(f"{name} must lie between 0 and 1, got {size!r}")
+                raise ConfigError(f"{name} must be between 0 and 1, exclusive, got {size!r}")
         check_bins(bins, stratify_by, ConfigError)
-        self.featureset, self.source_splits = found, as_list(source_splits)
+        self.featureset, self.source_splits = featureset, as_list(source_splits)
         self.group_by, self.stratify_by, self.val_size = group_by, stratify_by, val_size
         self.train_split_name, self.val_split_name = train_split_name, val_split_name
         self.stop_size, self.stop_split_name, self.bins = stop_size, stop_split_name, bins
         if not len(self.pool()):
-            raise ConfigError(f"source_splits {self.source_splits} of {found.label!r} hold no rows")
+            raise ConfigError(
+                f"source_splits {self.source_splits} of {featureset.label!r} hold no rows"
+            )
         for key in key_list(group_by, stratify_by):
-            select_one(found.collection.schema, key)
+            select_one(featureset.collection.schema, key)
 
     def pool(self) -> FeatureSetView:
-        """Return the rows that are cut into folds, in the order of the FeatureSet."""
+        """Return the rows that are split into folds, in the order of the FeatureSet."""
         fs = self.featureset
         rows = [fs.get_split(name).valid_indices for name in self.source_splits]
         return fs.take(np.unique(np.concatenate([np.empty(0, dtype=np.int64), *rows])), "pool")
@@ -99,5 +101,5 @@ class CVBinding(Checked):
     def __repr__(self) -> str:
         names = ("group_by", "stratify_by", "stop_size")
         shown = {name: getattr(self, name) for name in names}
-        told = "".join(f", {name}={keys!r}" for name, keys in shown.items() if keys is not None)
-        return f"CVBinding({self.featureset.label!r}, {self.source_splits}{told})"
+        options = "".join(f", {name}={keys!r}" for name, keys in shown.items() if keys is not None)
+        return f"CVBinding({self.featureset.label!r}, {self.source_splits}{options})"

@@ -1,4 +1,4 @@
-"""A look at rows and plan before they are trained on, once for each version of the data."""
+"""Audits of the data and the plan of a run, before it trains."""
 
 from __future__ import annotations
 
@@ -28,40 +28,40 @@ _MOST_VALUES = 400_000  # of a split
 
 
 class RunAudit:
-    """Audits what training phases read, and what a plan does with it.
+    """Audits the rows that training phases read, and how a plan uses them.
 
-    Statistics are computed on 1,200 rows, so it is quick. Sets whose columns stay in files are not
-    looked at: they may take minutes to read through. ``fs.audit()`` does it on request.
+    Statistics are computed on 1,200 rows, so it is quick. FeatureSets whose columns stay in files
+    are skipped, as reading them may take minutes; ``fs.audit()`` audits them on request.
     """
 
     def __init__(self, mode: Mode) -> None:
         self.mode: Mode = mode
         self._seen: dict[str, Any] = {}
 
-    def look(
+    def check(
         self, item: ExperimentPhase | PhaseGroup, ctx: ExperimentContext, *, plan: bool = True
     ) -> None:
-        """Audit the FeatureSets that training phases read, where they are not as last time.
+        """Audit the FeatureSets of training phases, unless unchanged since last time.
 
         Parameters
         ----------
         item : phase or group
         ctx : ExperimentContext
         plan : bool
-            Whether to look at what the phases do with their rows too.
+            Whether to audit how the phases use their rows, too.
 
         Raises
         ------
         AuditError
-            If an audit is not ok and the mode is ``'error'``.
+            If an audit fails and the mode is ``'error'``.
         """
         if self.mode == "off":
             return
         phases = item.flatten()
         training = [phase for phase in phases if isinstance(phase, TrainPhase | FitPhase)]
         if plan and training and len(phases) > 1:
-            self._look_at_plan(phases, ctx)
-        self._look_at_weights(phases, ctx)
+            self._check_plan(phases, ctx)
+        self._check_learned_rows(phases, ctx)
         sets = dict.fromkeys(
             b.upstream_ref.resolve(ctx) for phase in training for b in phase.input_sources
         )
@@ -76,60 +76,64 @@ class RunAudit:
             if self._seen.get(fs.node_id) != version:
                 report = _report(fs, version)
                 shown = "fs.audit() shows them all"
-                self._judge(report.summary(), report.findings, shown)
+                self._report_findings(report.summary(), report.findings, shown)
                 self._seen[fs.node_id] = version
 
-    def _look_at_plan(self, phases: list[ExperimentPhase], ctx: ExperimentContext) -> None:
-        found = list(plan_leaks(list(_uses(phases, ctx))))
-        version = tuple((f.kind, f.splits, f.count) for f in found)
+    def _check_plan(self, phases: list[ExperimentPhase], ctx: ExperimentContext) -> None:
+        leaks = list(plan_leaks(list(_uses(phases, ctx))))
+        version = tuple((f.kind, f.splits, f.count) for f in leaks)
         if self._seen.get("plan") != version:
-            kinds = ", ".join(dict.fromkeys(f"{f.kind} ({f.severity})" for f in found))
-            self._judge(f"audit of the plan: {kinds}", found, f"{len(found)} in all")
+            kinds = ", ".join(dict.fromkeys(f"{f.kind} ({f.severity})" for f in leaks))
+            self._report_findings(f"audit of the plan: {kinds}", leaks, f"{len(leaks)} in all")
             self._seen["plan"] = version
 
-    def _look_at_weights(self, phases: list[ExperimentPhase], ctx: ExperimentContext) -> None:
-        """Look for rows that are evaluated as unseen though weights learned from them before."""
+    def _check_learned_rows(self, phases: list[ExperimentPhase], ctx: ExperimentContext) -> None:
+        """Find evaluation rows that weights have learned from before."""
         graph = ctx.model_graph
-        watched = [c.eval_phase for p in phases for c in p.callbacks if hasattr(c, "eval_phase")]
-        evaluations = [*watched, *(p for p in phases if isinstance(p, EvalPhase))]
+        monitored = [c.eval_phase for p in phases for c in p.callbacks if hasattr(c, "eval_phase")]
+        evaluations = [*monitored, *(p for p in phases if isinstance(p, EvalPhase))]
         for phase in evaluations if graph is not None else ():
             for b in phase.input_sources:
                 fs: FeatureSet = b.upstream_ref.resolve(ctx)
                 if b.split is not None and b.split not in fs.available_splits:
                     continue
-                said = graph.taken_for_unseen(fs, b.split, phase.active_nodes) if graph else ""
-                if said and self._seen.get(f"unseen {fs.node_id} {b.split}") != said:
+                message = graph.taken_for_unseen(fs, b.split, phase.active_nodes) if graph else ""
+                if message and self._seen.get(f"unseen {fs.node_id} {b.split}") != message:
                     if self.mode == "error":
-                        raise AuditError(f"{said}; Experiment(audit='warn') evaluates all the same")
-                    self._seen[f"unseen {fs.node_id} {b.split}"] = said
-                    warn(f"{said}; Experiment(audit='off') does not look", AuditWarning)
+                        raise AuditError(
+                            f"{message}; pass Experiment(audit='warn') to evaluate anyway"
+                        )
+                    self._seen[f"unseen {fs.node_id} {b.split}"] = message
+                    warn(
+                        f"{message}; pass Experiment(audit='off') to skip this check", AuditWarning
+                    )
 
-    def _judge(self, summary: str, findings: Any, shown: str) -> None:
+    def _report_findings(self, summary: str, findings: Any, shown: str) -> None:
         serious: list[Finding] = [f for f in findings if f.severity != "info"]
         if not serious:
             return
-        said = f"{summary}. First: {serious[0].message}. {shown}"
+        message = f"{summary}. First: {serious[0].message}. {shown}"
         if self.mode == "error":
-            raise AuditError(f"{said}; Experiment(audit='warn') trains all the same")
-        warn(f"{said}; Experiment(audit='off') does not look", AuditWarning)
+            raise AuditError(f"{message}; pass Experiment(audit='warn') to train anyway")
+        warn(f"{message}; pass Experiment(audit='off') to skip this check", AuditWarning)
 
 
 def _uses(phases: list[ExperimentPhase], ctx: ExperimentContext) -> Iterator[Use]:
-    """Yield which rows the phases train on, choose by and, after a training, report on."""
+    """Yield the rows that phases train on, select by and, once trained, test on."""
     trained = False
     for phase in phases:
         learns = isinstance(phase, TrainPhase | FitPhase)
         trained = trained or learns
         if learns:
             yield from _rows_of(phase, phase, "train", ctx)
-            for watched in _chosen_by(phase, ctx.model_graph):
-                yield from _rows_of(watched, phase, "choose", ctx)
+            for evaluation in _monitored_evaluations(phase, ctx.model_graph):
+                yield from _rows_of(evaluation, phase, "choose", ctx)
         elif trained and isinstance(phase, EvalPhase):
             yield from _rows_of(phase, phase, "test", ctx)
 
 
-def _chosen_by(phase: ExperimentPhase, graph: Any) -> Iterator[ExperimentPhase]:
-    """Yield the evaluations whose figures callbacks, checkpoints and schedules go by."""
+def _monitored_evaluations(phase: ExperimentPhase, graph: Any) -> Iterator[ExperimentPhase]:
+    """Yield the evaluations whose metrics callbacks and schedules monitor."""
     for monitor in monitors_of(phase, graph):
         for logger in loggers_of(monitor, phase.callbacks):
             if hasattr(logger, "eval_phase"):
@@ -137,7 +141,7 @@ def _chosen_by(phase: ExperimentPhase, graph: Any) -> Iterator[ExperimentPhase]:
 
 
 def _rows_of(
-    phase: ExperimentPhase, at: ExperimentPhase, role: str, ctx: ExperimentContext
+    phase: ExperimentPhase, user: ExperimentPhase, role: str, ctx: ExperimentContext
 ) -> Iterator[Use]:
     seen = set()
     for b in phase.input_sources:
@@ -146,18 +150,20 @@ def _rows_of(
             continue
         seen.add((fs.node_id, b.split))
         rows = np.arange(len(fs)) if b.split is None else fs.get_split(b.split).valid_indices
-        yield Use(at.label, role, fs, b.split, rows)
+        yield Use(user.label, role, fs, b.split, rows)
 
 
 _reports: WeakKeyDictionary[FeatureSet, tuple[Any, AuditReport]] = WeakKeyDictionary()
 
 
 def _report(fs: FeatureSet, version: Any) -> AuditReport:
-    """Audit a set, or return what an experiment before this one found in the same version."""
-    known = _reports.get(fs)
-    if known is None or known[0] != version:
-        width = sum(math.prod(spec.shape) for spec in fs.collection.schema.columns.values())
-        most = max(100, min(20_000, _MOST_VALUES // width))
-        report = audit(fs, max_rows=most, allowed=fs.audit_allowed, quick=True)
-        known = _reports[fs] = version, report
-    return known[1]
+    """Audit a FeatureSet, or return the cached report of the same version."""
+    cached = _reports.get(fs)
+    if cached is None or cached[0] != version:
+        values_per_row = sum(
+            math.prod(spec.shape) for spec in fs.collection.schema.columns.values()
+        )
+        max_rows = max(100, min(20_000, _MOST_VALUES // values_per_row))
+        report = audit(fs, max_rows=max_rows, allowed=fs.audit_allowed, quick=True)
+        cached = _reports[fs] = version, report
+    return cached[1]

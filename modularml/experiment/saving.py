@@ -1,4 +1,4 @@
-"""An experiment in a file, and its checkpoints."""
+"""Saving and loading of experiments, and their checkpoints."""
 
 from __future__ import annotations
 
@@ -57,37 +57,37 @@ class ExperimentFiles(ContextYaml):
         rows: bool = True,
         results: bool | None = None,
     ) -> Path:
-        """Write everything to a file ``name.exp.mml``: rows, graph, weights, plan and history.
+        """Save rows, graph, weights, plan and history to a file ``name.exp.mml``.
 
         Parameters
         ----------
         filepath : path-like
             The suffix is appended.
         overwrite : bool
-            Whether a file that is there may be replaced.
+            Whether an existing file may be replaced.
         package_code : bool
-            Whether the source of your own classes goes in; see `BaseModel.save`.
+            Whether the source of your own classes is included; see `BaseModel.save`.
         rows : bool
-            Whether rows go in. Without them, the file has columns, fitted scalers, which rows
-            each split has (by number) and the fingerprint of the data: enough for `predict`, and
-            for `attach` to put the rows back. How splits were made is omitted, since conditions
-            hold values.
+            Whether rows are included. Without them, the file has columns, fitted scalers, the row
+            numbers of each split and the fingerprint of the data: enough for `predict`, and for
+            `attach` to restore the rows. How splits were made is omitted, since conditions contain
+            values.
         results : bool, optional
-            Whether recorded outputs, what callbacks returned and have learned, and texts of
-            errors go in; by default where rows do, since they may show values of rows. Metrics
-            always go in.
+            Whether recorded outputs, results and states of callbacks, and error messages are
+            included; by default if rows are, since they may reveal values of rows. Metrics are
+            always included.
 
         Warns
         -----
         UserWarning
-            Where rows are omitted, but an estimator has kept rows to predict with.
+            If rows are omitted, but an estimator stores training rows to predict with.
 
         Raises
         ------
         MMLExistsError
-            If there is a file and `overwrite` is false.
+            If the file exists and `overwrite` is false.
         MMLError
-            If a part cannot be stored as data, or the file not be written.
+            If a part cannot be stored as data, or the file cannot be written.
         """
         config: Any = self.get_config  # type: ignore[attr-defined]
         graph = self._ctx.model_graph
@@ -95,14 +95,14 @@ class ExperimentFiles(ContextYaml):
             graph._check_ties()
         if not rows and graph is not None and (nodes := _with_rows(graph)):
             warn(
-                f"the estimators of {nodes} predict with rows that they were fitted on, which are "
-                "in the file therefore; use another kind of estimator to share no row"
+                f"the estimators of {nodes} predict with stored training rows, which are "
+                "therefore in the file; use another kind of estimator to share no rows"
             )
         state = partial(self._file_state, rows, rows if results is None else results)
         return self._write(filepath, "exp", config, state, overwrite, package_code)
 
     def attach(self, *sets: FeatureSet) -> None:
-        """Put rows back that were omitted by ``save(rows=False)``; see `FeatureSet.attach`."""
+        """Restore rows that ``save(rows=False)`` omitted; see `FeatureSet.attach`."""
         attach_rows(self._ctx, sets)
 
     @classmethod
@@ -116,7 +116,7 @@ class ExperimentFiles(ContextYaml):
         custom_objects: Mapping[str, Any] | None = None,
         allow_import: Iterable[str] = (),
     ) -> Self:
-        """Read an experiment with its rows, graph and history from a file.
+        """Load an experiment with its rows, graph and history from a file.
 
         Parameters
         ----------
@@ -127,20 +127,20 @@ class ExperimentFiles(ContextYaml):
         allow_packaged_code : bool or str
             Whether code that the author packaged may run; see `BaseModel.load`.
         overwrite : bool
-            Whether nodes with the same ids or labels, and the graph of the active context, make
-            room. Where they do not, the experiment has a context of its own, its ``ctx``.
+            Whether nodes with the same ids or labels, and the graph of the active context, are
+            replaced. Otherwise the experiment gets a separate context, its ``ctx``.
         custom_objects, allow_import
-            Where classes of yours are found; see `BaseModel.load`.
+            Where your own classes are found; see `BaseModel.load`.
 
         Notes
         -----
-        Classes and functions that only phases and callbacks use may be missing: the graph
-        predicts, and a run that needs one is refused by its name.
+        Classes and functions that only phases and callbacks use may be missing: the graph still
+        predicts, and a run that needs one is refused with its name.
 
         Raises
         ------
         MMLError
-            If the file is damaged, newer, or holds something else. Nothing has changed then.
+            If the file is damaged, too new, or of another kind. Nothing has changed then.
         """
         contents = read_artifact(
             filepath,
@@ -162,7 +162,7 @@ class ExperimentFiles(ContextYaml):
 
     @staticmethod
     def inspect(filepath: str | Path) -> dict[str, Any]:
-        """Tell what is in a file, of any kind, without making anything of it."""
+        """Describe the contents of a file of any kind without loading it."""
         return inspect(filepath)
 
     # -- checkpoints --------------------------------------------------------------------------
@@ -173,30 +173,33 @@ class ExperimentFiles(ContextYaml):
         Raises
         ------
         ConfigError
-            If it does not exist and `create` is false, or is no folder.
+            If it does not exist and `create` is false, or is not a folder.
         """
         self._checkpoint_dir = folder_at(path, create=create)
 
     @property
     def available_checkpoints(self) -> dict[str, Path]:
-        """Files of checkpoints by name, in the folder and those of phases.
+        """Checkpoint files by name, in the experiment's folder and those of phases.
 
-        Where two folders have files of one name, these are called ``folder/name``.
+        Files with the same name in two folders are listed as ``folder/name``.
         """
         folders = self._checkpoint_folders(self._plan.flatten())
-        found = sorted({path for folder in folders for path in folder.glob(f"*{_SUFFIX}")})
-        names = [path.name.removesuffix(_SUFFIX) for path in found]
+        paths = sorted({path for folder in folders for path in folder.glob(f"*{_SUFFIX}")})
+        names = [path.name.removesuffix(_SUFFIX) for path in paths]
         return {
             name if names.count(name) == 1 else f"{path.parent.name}/{name}": path
-            for name, path in zip(names, found, strict=True)
+            for name, path in zip(names, paths, strict=True)
         }
 
     def _checkpoint_folders(self, phases: Iterable[Any]) -> list[Path]:
-        """Return the folders that these phases, or I, write to."""
-        kept = [self._checkpointing, *(getattr(phase, "checkpointing", None) for phase in phases)]
-        folders = [k.directory for k in kept if k is not None and k.directory is not None]
-        if (own := self._checkpoint_dir) is not None:
-            folders += [own, *filter(Path.is_dir, own.glob("*"))]
+        """Return the folders that the experiment and these phases write to."""
+        checkpointings = [
+            self._checkpointing,
+            *(getattr(phase, "checkpointing", None) for phase in phases),
+        ]
+        folders = [c.directory for c in checkpointings if c is not None and c.directory is not None]
+        if (checkpoint_dir := self._checkpoint_dir) is not None:
+            folders += [checkpoint_dir, *filter(Path.is_dir, checkpoint_dir.glob("*"))]
         return folders
 
     def save_checkpoint(
@@ -212,14 +215,14 @@ class ExperimentFiles(ContextYaml):
             Letters, digits and ``. _ = -``.
         overwrite : bool
         meta : dict, optional
-            Plain data of yours, kept with it.
+            Plain data to store with it.
 
         Raises
         ------
         ConfigError
             If no folder was set.
         MMLError
-            If the name cannot be a file's, or the file not be written.
+            If the name is not a valid file name, or the file cannot be written.
         """
         if self._checkpoint_dir is None:
             raise ConfigError("there is no folder for checkpoints; call set_checkpoint_dir(path)")
@@ -227,24 +230,25 @@ class ExperimentFiles(ContextYaml):
         return self._checkpoint_to(path, overwrite, meta)
 
     def restore_checkpoint(self, name_or_path: str | Path, *, strict: bool = True) -> None:
-        """Go back to a checkpoint of this experiment, or of its graph; nodes are found by label.
+        """Restore a checkpoint of this experiment, or of its graph, by node labels.
 
-        Of a checkpoint that a phase took, the graph's part; ``run(resume=path)`` goes on there.
+        Of a checkpoint taken during a phase, only the graph is restored; ``run(resume=path)``
+        resumes the phase.
 
         Parameters
         ----------
         name_or_path : str or path-like
             One of `available_checkpoints`, or a file.
         strict : bool
-            Whether it is an error that rows differ from those it was taken with, or that the
-            plan has other phases, samplers or callbacks. Otherwise what fits is put back.
+            Whether it is an error if the rows differ from those of the checkpoint, or the plan has
+            other phases, samplers or callbacks. Otherwise what fits is restored.
 
         Raises
         ------
         UnknownNameError
             If there is neither such a name nor such a file.
         MMLKindError
-            If the file is no checkpoint.
+            If the file is not a checkpoint.
         MMLError
             If it is damaged or does not fit. Nothing has changed then.
         """
@@ -253,19 +257,19 @@ class ExperimentFiles(ContextYaml):
             problem = f"is a checkpoint of a {contents.type}"
             raise MMLKindError(limits.OTHER_KIND, contents.path, "", problem)
         of_phase = "in_phase" in contents.config.get("run", ())
-        self._go_back(contents, strict, contents.type == "Experiment" and not of_phase)
+        self._restore(contents, strict, contents.type == "Experiment" and not of_phase)
 
     def _checkpoint_path(self, name_or_path: str | Path) -> Path:
-        known = self.available_checkpoints
+        checkpoints = self.available_checkpoints
         try:
-            return find_file(known.get(str(name_or_path), name_or_path), "ckpt")
+            return find_file(checkpoints.get(str(name_or_path), name_or_path), "ckpt")
         except MMLNotFoundError:
-            raise UnknownNameError("checkpoint", str(name_or_path), known) from None
+            raise UnknownNameError("checkpoint", str(name_or_path), checkpoints) from None
 
-    def _go_back(
+    def _restore(
         self, contents: Contents, strict: bool, whole: bool, same_plan: bool = True
     ) -> dict[str, Any]:
-        """Take over what is in a checkpoint, or its graph alone, and return it all."""
+        """Restore a checkpoint, or only its graph, and return its state."""
         plan = PlanState(self._plan)
         if whole:
             contents.read_log()
@@ -275,24 +279,24 @@ class ExperimentFiles(ContextYaml):
             other = self._other_rows(state["fingerprints"]) if whole else []
             if other and strict:
                 raise ConfigError(
-                    f"the rows of {other} are not those it was taken with; give the same data, or "
-                    "pass strict=False"
+                    f"the rows of {other} differ from those of the checkpoint; use the same data, "
+                    "or pass strict=False"
                 )
             if whole and strict and same_plan and names is not None:
                 plan.check(names)
             history, layouts = self._history, list[Any]()
             if whole:
                 history, layouts = self._history_of(contents, state, other)
-            graph, own = self._ctx.model_graph, state
+            graph, graph_state = self._ctx.model_graph, state
             if contents.type == "Experiment":
-                own = state["model_graph"]
-            if strict and (graph is None) != (own is None):
+                graph_state = state["model_graph"]
+            if strict and (graph is None) != (graph_state is None):
                 raise ConfigError(
-                    f"{'the checkpoint' if own is None else 'this experiment'} has no model graph; "
-                    "make the experiment as it was, or pass strict=False"
+                    f"{'the checkpoint' if graph_state is None else 'this experiment'} has no "
+                    "model graph; define the experiment as it was saved, or pass strict=False"
                 )
-            if graph is not None and own is not None:
-                graph._restore(own)
+            if graph is not None and graph_state is not None:
+                graph._restore(graph_state)
             if whole:
                 plan.set(state["plan"], names, strict=strict and same_plan)
             self._history[:] = history
@@ -362,41 +366,41 @@ class ExperimentFiles(ContextYaml):
     ) -> Path:
         state = self._checkpoint_state(run, alone=log is None)
 
-        def config() -> dict[str, Any]:  # asked for when the state has been packed
-            told: dict[str, Any] = {"label": self.label, "meta": dict(meta or {})}
+        def config() -> dict[str, Any]:  # called after the state has been packed
+            config_data: dict[str, Any] = {"label": self.label, "meta": dict(meta or {})}
             if log is not None:
                 labels = {i: node.label for i, node in self._ctx.available_nodes.items()}
-                told["log"] = vars(log.append(self._history, random_states(), labels))
+                config_data["log"] = vars(log.append(self._history, random_states(), labels))
             if about is None or run is None:
-                return told
-            own = [*(run["parts"] or state["plan"]), run["callbacks"]]
-            whole = not any(part.omitted for parts in own for part in parts)
-            return {**told, "run": {**about, "is_whole": whole}}
+                return config_data
+            parts_of_phases = [*(run["parts"] or state["plan"]), run["callbacks"]]
+            is_whole = not any(part.omitted for parts in parts_of_phases for part in parts)
+            return {**config_data, "run": {**about, "is_whole": is_whole}}
 
         return self._write(path, "ckpt", config, lambda: state, overwrite)
 
-    def _keep_run(
+    def _save_run_checkpoint(
         self,
         path: Path,
         overwrite: bool,
         meta: dict[str, Any] | None,
-        at: Start | None,
+        start: Start | None,
         *,
         alone: bool = False,
     ) -> Path:
-        """Write a checkpoint with which the run under way can be resumed.
+        """Write a checkpoint from which the current run can be resumed.
 
-        Unless it stands `alone`, what is new of the history goes to a log beside it.
+        Unless `alone`, new entries of the history are appended to a log beside it.
         """
         folder, logs = path.parent.resolve(), self._runner.logs
         log = None if alone else logs.pop(folder, None)
-        if not alone and (log is None or not log.is_there):
+        if not alone and (log is None or not log.is_intact):
             log = HistoryLog(folder)
-        about, run = self._runner.described(at)
-        found = self._checkpoint_to(path, overwrite, meta, about, run, log)
-        if log is not None:  # where anything failed, the next checkpoint begins another log
+        about, run = self._runner.described(start)
+        written = self._checkpoint_to(path, overwrite, meta, about, run, log)
+        if log is not None:  # after a failure the next checkpoint starts another log
             logs[folder] = log
-        return found
+        return written
 
     def _file_state(self, rows: bool = True, results: bool = True) -> dict[str, Any]:
         pack = packed if rows else packed_without_rows
@@ -428,25 +432,29 @@ class ExperimentFiles(ContextYaml):
         sets = self._ctx.available_featuresets.values()
         return {fs.label: fs.collection.fingerprint for fs in sets}
 
-    def _other_rows(self, wanted: Mapping[str, str]) -> list[str]:
-        """Return the labels of sets whose rows are not those of these fingerprints."""
-        mine = self._fingerprints()
-        return [label for label, print_ in wanted.items() if mine.get(label) != print_]
+    def _other_rows(self, fingerprints: Mapping[str, str]) -> list[str]:
+        """Return the labels of FeatureSets whose fingerprints differ from these."""
+        current = self._fingerprints()
+        return [label for label, print_ in fingerprints.items() if current.get(label) != print_]
 
 
 def _with_rows(graph: ModelGraph) -> list[str]:
-    """Return the labels of nodes whose estimators hold the rows they were fitted on."""
+    """Return the labels of nodes whose estimators store training rows."""
     models = {n.label: getattr(n, "model", None) for n in graph.nodes.values()}
     inner = {label: getattr(model, "inner", None) for label, model in models.items()}
-    return [label for label, found in inner.items() if any(hasattr(found, a) for a in _OF_ROWS)]
+    return [
+        label
+        for label, estimator in inner.items()
+        if any(hasattr(estimator, a) for a in _ROW_ATTRIBUTES)
+    ]
 
 
-_OF_ROWS = ("_fit_X", "X_train_", "X_fit_", "support_vectors_", "X_thresholds_")
-"""Fitted attributes of scikit-learn that hold rows."""
+_ROW_ATTRIBUTES = ("_fit_X", "X_train_", "X_fit_", "support_vectors_", "X_thresholds_")
+"""Fitted attributes of scikit-learn estimators that store training rows."""
 
 
 def _built(cls: Any, contents: Contents, ctx: ExperimentContext) -> Any:
-    """Make an experiment and all that belongs to it in a fresh, active context."""
+    """Create an experiment with all its parts in a fresh, active context."""
     config, state = contents.config, contents.state()
     for label, data in state["featuresets"].items():
         rows = unpacked(data)
@@ -457,11 +465,17 @@ def _built(cls: Any, contents: Contents, ctx: ExperimentContext) -> Any:
         graph._set_file_state(state["model_graph"])
     callbacks = [callback_from(c, contents) for c in config["callbacks"]]
     options = {name: decode(config[name]) for name in _OPTIONS if name in config}
-    new = cls(config["label"], None, ctx, decode(config["checkpointing"]), callbacks, **options)
+    experiment = cls(
+        config["label"], None, ctx, decode(config["checkpointing"]), callbacks, **options
+    )
     names = state.get("plan_names")
-    parts = [own for _, own in names] if names else [range(len(own)) for own in state["plan"] or ()]
-    new._plan = plan_from(config["execution_plan"], contents, parts)
+    parts = (
+        [names_of_phase for _, names_of_phase in names]
+        if names
+        else [range(len(names_of_phase)) for names_of_phase in state["plan"] or ()]
+    )
+    experiment._plan = plan_from(config["execution_plan"], contents, parts)
     if state["plan"] is not None:
-        PlanState(new._plan).set(state["plan"], None, strict=True)  # in the order of this very plan
-    new._history = unpacked_history(state["history"])
-    return new
+        PlanState(experiment._plan).set(state["plan"], None, strict=True)  # matched by position
+    experiment._history = unpacked_history(state["history"])
+    return experiment

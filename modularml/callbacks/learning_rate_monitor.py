@@ -1,4 +1,4 @@
-"""Watching learning rates."""
+"""Logging of learning rates."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ __all__ = ["LearningRateMonitor"]
 
 
 class LearningRateMonitor(Callback):
-    """Log the learning rates that an epoch or batch is trained with.
+    """Log the learning rates of each epoch or batch.
 
-    A metric is called ``lr``; where there are several optimizers or groups of parameters, the
-    node's label and the group's name follow: ``lr_encoder``.
+    The metric is named ``lr``; with several optimizers or parameter groups, the node's label and
+    the group's name are appended: ``lr_encoder``.
 
     Parameters
     ----------
     every : {'epoch', 'batch'}
     label, execution_order
-        As of `Callback`.
+        See `Callback`.
     """
 
     changes_weights = False
@@ -44,25 +44,25 @@ class LearningRateMonitor(Callback):
 
     def _rates(self, phase: Any) -> list[MetricResult]:
         graph = phase.graph()
-        owned = {"": graph.optimizer} if graph.optimizer is not None else _own(graph)
+        optimizers = (
+            {"": graph.optimizer} if graph.optimizer is not None else _node_optimizers(graph)
+        )
         moving = graph.moving_optimizers(phase.active_nodes)
-        found: list[MetricResult] = []
-        for owner, optimizer in owned.items():
+        results: list[MetricResult] = []
+        for label, optimizer in optimizers.items():
             if optimizer.is_built and any(o is optimizer for o in moving):
                 rates = optimizer.learning_rates
                 names = {g: "" if len(rates) == 1 else g for g in rates}
-                found += [MetricResult(_name(owner, names[g]), rate) for g, rate in rates.items()]
-        return found
+                for group, rate in rates.items():
+                    parts = ("lr", label, names[group])
+                    results.append(MetricResult("_".join(filter(None, parts)), rate))
+        return results
 
 
-def _own(graph: Any) -> dict[str, Any]:
-    """Return the optimizers of the nodes, by label."""
+def _node_optimizers(graph: Any) -> dict[str, Any]:
+    """Return the optimizers of nodes by label."""
     nodes = [n for n in graph.nodes.values() if getattr(n, "optimizer", None) is not None]
     return {"" if len(nodes) == 1 else n.label: n.optimizer for n in nodes}
-
-
-def _name(*parts: str) -> str:
-    return "_".join(["lr", *(part for part in parts if part)])
 
 
 callback_registry.register("LearningRateMonitor", LearningRateMonitor)

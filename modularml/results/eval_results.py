@@ -1,4 +1,4 @@
-"""What phases leave behind that pass over their rows once."""
+"""Results of evaluation and fit phases, which run over their rows once."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from modularml.graph import topology
 from modularml.graph.labels import class_labels, is_encoded
 from modularml.graph.lineage import source_columns_of
 from modularml.graph.node import GraphNode
-from modularml.results.phase_results import Domain, PhaseResults, TrainResults
-from modularml.results.real_steps import blanked, real_steps, target_steps
+from modularml.results.padding import blanked, real_steps, target_steps
+from modularml.results.phase_results import Domain, PhaseResults
 from modularml.results.scores import Meaning, Score, find_scores
 from modularml.viz.predictions import confusion_matrix, parity
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["EvalResults", "FitResults", "PhaseResults", "TrainResults", "by_column"]
+__all__ = ["EvalResults", "FitResults", "by_column"]
 
 Reducer = Literal["mean", "sum"]
 
 
-class _OnePass(PhaseResults):
-    """Results of a phase that passes over its rows once."""
+class _SinglePassResults(PhaseResults):
+    """Results of a phase that runs over its rows once."""
 
     def stacked_tensors(
         self,
@@ -55,7 +55,7 @@ class _OnePass(PhaseResults):
     def stacked_batches(
         self, node: str | GraphNode, *, fmt: str | DataFormat | None = None
     ) -> Batch:
-        """Return all that belongs to a node's rows as one batch."""
+        """Return outputs, targets, tags and ids of all rows as one batch."""
         self._recorded()
         batch = Batch.concat(self.batches(node).values())
         return batch if fmt is None else batch.to(fmt)
@@ -70,25 +70,25 @@ class _OnePass(PhaseResults):
         unscale: bool = True,
         outputs: Meaning = "auto",
     ) -> pd.DataFrame:
-        """Return metrics by name over all rows, for each role and each group.
+        """Return scores over all rows, for each role and each group.
 
-        Of padded targets the steps that hold data are compared, each once, as one row each.
+        Of padded targets, only the steps with data are compared, each as one row.
 
         Parameters
         ----------
         names : sequence of str, or mapping of str to function
-            Names of scikit-learn or torchmetrics, see `find_score`, or functions of targets and
+            Names from scikit-learn or torchmetrics, see `find_score`, or functions of targets and
             outputs by name.
         node : str or GraphNode, optional
-            The graph's only tail node where none is given.
+            By default the only tail node of the graph.
         role : str, optional
-            Every role where none is given.
+            By default all roles.
         group_by : str, optional
-            A column of the FeatureSet: each of its values gets a row of its own, besides the row
-            for all. A group that has no answer, such as one of a single class for ``roc_auc``, is
-            NaN, and a warning names it.
+            A column of the FeatureSet: each of its values gets a separate row, besides the row for
+            all. If the score of a group is undefined, such as ``roc_auc`` for a single class, it is
+            NaN, and a warning names the group.
         unscale : bool
-            Whether outputs and targets are brought back to the target's own units.
+            Whether outputs and targets are converted to the target's original units.
         outputs : {'auto', 'values', 'logits', 'probabilities'}
             What the outputs are; see `find_score`.
 
@@ -97,8 +97,8 @@ class _OnePass(PhaseResults):
         DataFrame
             Columns ``score``, ``role``, ``group`` (missing for all rows), ``value``, ``n_rows``.
         """
-        found = find_scores(names, outputs)
-        rows = self.scored(found, node, role=role, group_by=group_by, unscale=unscale)
+        scores = find_scores(names, outputs)
+        rows = self.scored(scores, node, role=role, group_by=group_by, unscale=unscale)
         columns = ["score", "role", "group", "value", "n_rows"]
         frame: pd.DataFrame = require("pandas").DataFrame(rows, columns=columns)
         return frame
@@ -114,33 +114,33 @@ class _OnePass(PhaseResults):
     ) -> list[tuple[str, str, Any, float, int]]:
         """Return the rows of `scores`: score, role, group (None for all rows), value, n_rows."""
         node_id = self._node_id(self._tail() if node is None else node)
-        unanswered: list[str] = []
+        undefined: list[str] = []
         rows, roles = [], self._recorded()[0].roles(node_id)
         if role not in (None, *roles):
             raise UnknownNameError("role", role, roles)
-        for own in roles if role is None else [role]:
+        for current_role in roles if role is None else [role]:
             true, out = (
-                as_numpy(self.stacked_tensors(node_id, domain, role=own, unscale=unscale))
+                as_numpy(self.stacked_tensors(node_id, domain, role=current_role, unscale=unscale))
                 for domain in ("targets", "outputs")
             )
-            true = self._class_numbers(node_id, own, true, out)
-            holds = target_steps(self._recorded(), node_id, own)
-            for group, mask in self._groups(node_id, own, group_by):
-                some, answers = true[mask], out[mask]
-                n = len(some)
-                if holds is not None:
-                    some, answers = real_steps(some, answers, holds[mask])
+            true = self._class_numbers(node_id, current_role, true, out)
+            padding_mask = target_steps(self._recorded(), node_id, current_role)
+            for group, mask in self._groups(node_id, current_role, group_by):
+                targets, outputs = true[mask], out[mask]
+                n = len(targets)
+                if padding_mask is not None:
+                    targets, outputs = real_steps(targets, outputs, padding_mask[mask])
                 for name, score in scores.items():
-                    value, why = _answer(score, some, answers, must=group is None)
-                    rows.append((name, own, group, value, n))
-                    if why:
-                        unanswered.append(f"{name} of {group_by}={group!r} ({why})")
-        if unanswered:
-            warn(f"these scores have no answer and are NaN: {'; '.join(unanswered)}")
+                    value, reason = _score_or_nan(score, targets, outputs, required=group is None)
+                    rows.append((name, current_role, group, value, n))
+                    if reason:
+                        undefined.append(f"{name} of {group_by}={group!r} ({reason})")
+        if undefined:
+            warn(f"these scores are undefined and returned as NaN: {'; '.join(undefined)}")
         return rows
 
     def _class_numbers(self, node_id: str, role: str, true: Array, out: Array) -> Array:
-        """Return labels as numbers of the columns of scores; other targets as they are."""
+        """Return labels as column indices of class scores; other targets unchanged."""
         width = out[0].size if len(out) else 0
         if true.dtype.kind == "f" or out.dtype.kind not in "biuf" or width < 2:
             return true
@@ -152,18 +152,18 @@ class _OnePass(PhaseResults):
         return np.asarray(np.searchsorted(labels, true))
 
     def _classes(self, node_id: str) -> tuple[bool, Array | None]:
-        """Return whether a node's targets are held as numbers of classes, and their labels."""
+        """Return whether a node's targets are stored as class indices, and the labels."""
         layout = self._recorded()[0]._layout()
-        flow = layout.lineages.get((node_id, "targets"))
-        if flow is None:
+        lineage = layout.lineages.get((node_id, "targets"))
+        if lineage is None:
             return False, None
         with next(iter(layout.views.values())).source.context.activate():
-            return any(map(is_encoded, source_columns_of(flow))), class_labels(flow)
+            return any(map(is_encoded, source_columns_of(lineage))), class_labels(lineage)
 
     def _groups(
         self, node_id: str, role: str, group_by: str | None
     ) -> Iterator[tuple[Any, Array | slice]]:
-        """Iterate over the groups of all rows: None for all, then each value of a column."""
+        """Yield groups with their rows: None for all rows, then each value of a column."""
         yield None, slice(None)
         if group_by is None:
             return
@@ -181,51 +181,51 @@ class _OnePass(PhaseResults):
     def to_pandas(
         self, node: str | GraphNode | None = None, *, role: str = "default", unscale: bool = True
     ) -> pd.DataFrame:
-        """Return one row a sample: id, outputs and targets of a node, in the target's own units.
+        """Return one row per sample: id, outputs and targets, in the target's units.
 
-        Padding, and what is predicted for it, is NaN.
+        Padding, and predictions for it, are NaN.
 
         Parameters
         ----------
         node : str or GraphNode, optional
-            The graph's only tail node where none is given.
+            By default the only tail node of the graph.
         role : str
         unscale : bool
         """
         node_id = self._node_id(self._tail() if node is None else node)
         read = partial(self.stacked_tensors, node_id, role=role)
-        holds = target_steps(self._recorded(), node_id, role)
+        mask = target_steps(self._recorded(), node_id, role)
         out = as_numpy(read("outputs", unscale=unscale))
-        columns = by_column("prediction", blanked(out, holds))
+        columns = by_column("prediction", blanked(out, mask))
         if self._recorded()[0]._layout().lineages.get((node_id, "targets")) is not None:
             true = as_numpy(read("targets", unscale=unscale))
-            columns |= by_column("target", blanked(true, holds))
+            columns |= by_column("target", blanked(true, mask))
         index = require("pandas").Index(read("sample_uuids"), name="sample_uuid")
         frame: pd.DataFrame = require("pandas").DataFrame(columns, index=index)
         return frame
 
     def plot(self, node: str | GraphNode | None = None, *, path: Any = None, **kwargs: Any) -> Any:
-        """Draw predictions over targets, or which class was taken for which, and return the figure.
+        """Plot predictions over targets, or a confusion matrix, and return the figure.
 
         Parameters
         ----------
         node : str or GraphNode, optional
-            The graph's only tail node where none is given.
+            By default the only tail node of the graph.
         path : path-like, optional
             Where to save the figure.
         **kwargs
             Passed to `modularml.plotting.parity` or `confusion_matrix`.
         """
-        chosen = self._tail() if node is None else node
-        read = partial(self.stacked_tensors, chosen, unscale=True)
+        plotted = self._tail() if node is None else node
+        read = partial(self.stacked_tensors, plotted, unscale=True)
         true, out = as_numpy(read("targets")), as_numpy(read("outputs"))
         title = kwargs.pop("title", self.label)
-        holds = target_steps(self._recorded(), self._node_id(chosen))
-        if holds is not None:
-            true, out = real_steps(true, out, holds)
+        mask = target_steps(self._recorded(), self._node_id(plotted))
+        if mask is not None:
+            true, out = real_steps(true, out, mask)
         if true[0].size == 1 and out[0].size > 1:
             classes = out.reshape(len(out), -1).argmax(axis=1)
-            labels = self._classes(self._node_id(chosen))[1]
+            labels = self._classes(self._node_id(plotted))[1]
             if labels is not None and len(labels) == out[0].size and true.dtype.kind != "f":
                 classes = labels[classes]
             return confusion_matrix(true.ravel(), classes, title=title, path=path, **kwargs)
@@ -238,7 +238,8 @@ class _OnePass(PhaseResults):
         tails = [] if graph is None else [i for i in graph.tail_nodes if i in layout.labels]
         if len(tails) != 1:
             raise ConfigError(
-                f"there is not one tail node but {[layout.labels[i] for i in tails]}; name a node"
+                f"node must be given unless there is one tail node, there are "
+                f"{[layout.labels[i] for i in tails]}; pass node="
             )
         return str(tails[0])
 
@@ -252,7 +253,7 @@ class _OnePass(PhaseResults):
         node : str or GraphNode
         reducer : {'mean', 'sum'}
             ``mean`` is over samples, so it does not depend on the batch size; ``sum`` is over
-            batches. A mean over samples that all weigh 0 is NaN.
+            batches. A mean over samples whose weights are all 0 is NaN.
         """
         if reducer not in ("mean", "sum"):
             raise ConfigError(f"reducer must be 'mean' or 'sum', got {reducer!r}")
@@ -261,34 +262,31 @@ class _OnePass(PhaseResults):
         count: dict[str, float] = {}
         for layout, _, table, totals in self._execution.tables():
             weights = totals if reducer == "mean" else np.ones_like(totals)
-            for place, (label, on) in enumerate(layout.losses):
+            for i, (label, on) in enumerate(layout.losses):
                 if on == node_id:
-                    own = weights[:, place]
-                    total[label] = total.get(label, 0.0) + float(own @ table[:, place])
-                    count[label] = count.get(label, 0.0) + float(own.sum())
+                    loss_weights = weights[:, i]
+                    total[label] = total.get(label, 0.0) + float(loss_weights @ table[:, i])
+                    count[label] = count.get(label, 0.0) + float(loss_weights.sum())
         if reducer == "sum":
             return total
         return {label: value / (count[label] or np.nan) for label, value in total.items()}
 
     def model_losses(self, node: str | GraphNode, *, reducer: Reducer = "mean") -> float:
-        """Return what Keras models add to the losses of a node: its own and those it depends on."""
-        if not any(label.startswith(MODEL_LOSSES) for label in self._loss_labels()):
+        """Return the losses that Keras models add, of a node and its ancestors."""
+        labels = [label for run, *_ in self._execution.tables() for label, _ in run.losses]
+        if not any(label.startswith(MODEL_LOSSES) for label in labels):
             return 0.0
         layout = self._recorded()[0]._layout()
         graph: Any = next(iter(layout.views.values())).source.context.model_graph
         total = 0.0
         for above in topology.ancestors(graph._edges(), [self._node_id(node)]):
-            found = self.aggregated_losses(above, reducer=reducer)
-            total += sum(v for label, v in found.items() if label.startswith(MODEL_LOSSES))
+            losses = self.aggregated_losses(above, reducer=reducer)
+            total += sum(v for label, v in losses.items() if label.startswith(MODEL_LOSSES))
         return total
 
-    def _loss_labels(self) -> set[str]:
-        tables = self._execution.tables()
-        return {label for layout, *_ in tables for label, _ in layout.losses}
 
-
-class EvalResults(_OnePass):
-    """What an evaluation left behind."""
+class EvalResults(_SinglePassResults):
+    """Results of an evaluation phase."""
 
     @property
     def batch_indices(self) -> list[int]:
@@ -301,24 +299,24 @@ class EvalResults(_OnePass):
         return len(self.batch_indices)
 
 
-class FitResults(_OnePass):
-    """What a fit left behind."""
+class FitResults(_SinglePassResults):
+    """Results of a fit phase."""
 
 
-def _answer(score: Score, true: Array, out: Array, *, must: bool) -> tuple[float, str]:
-    """Return a score; NaN, and why, where some rows have none and need not."""
-    if must:
+def _score_or_nan(score: Score, true: Array, out: Array, *, required: bool) -> tuple[float, str]:
+    """Return a score and ""; or NaN and the reason, if it may be undefined."""
+    if required:
         return score(true, out), ""
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            value, why = score(true, out), ""
+            value, reason = score(true, out), ""
         except ConfigError as error:
-            value, why = float("nan"), str(error.__cause__ or error)
-    said_of_it = " ".join(str(w.message) for w in said)
+            value, reason = float("nan"), str(error.__cause__ or error)
+    messages = " ".join(str(w.message) for w in caught)
     if np.isnan(value):
-        return value, why or said_of_it or "it is NaN"
-    for w in said:
+        return value, reason or messages or "it is NaN"
+    for w in caught:
         warn(str(w.message), w.category)
     return value, ""
 

@@ -1,4 +1,4 @@
-"""How much memory results may take, and where they go beyond it."""
+"""Storage of recorded outputs: a memory budget, and files beyond it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from modularml._arguments import at_least
 from modularml.config import Configurable
 from modularml.io.names import folder_at
 from modularml.io.ownership import temporary_folder
-from modularml.results.steps import EpochSteps
+from modularml.results.step_log import EpochSteps
 
 __all__ = ["ResultsConfig", "ResultsStorage"]
 
 
 class ResultsConfig(Configurable):
-    """Where the recorded outputs of an experiment are kept.
+    """Where the recorded outputs of an experiment are stored.
 
     Parameters
     ----------
     results_dir : path-like, optional
-        Folder for what does not fit into memory; it is kept. A temporary one, which goes
-        with the experiment and its results, where none is given.
+        Folder for outputs beyond the memory budget; it is not deleted. By default a temporary
+        folder, deleted with the experiment and its results.
     memory_budget : int, optional
-        Bytes of recorded outputs that may lie in memory, of all runs together. Beyond it, whole
-        epochs, the oldest first, move to memory-mapped files (outputs as safetensors, losses as
-        Arrow) and are read from there when asked for. None keeps all in memory.
+        Bytes of recorded outputs in memory, for all runs together. Beyond it, whole epochs, the
+        oldest first, move to memory-mapped files (outputs as safetensors, losses as Arrow) and are
+        read from there on access. None keeps everything in memory.
 
     Raises
     ------
@@ -43,7 +43,7 @@ class ResultsConfig(Configurable):
 
 
 class ResultsStorage:
-    """The recorded epochs of an experiment that lie in memory, oldest first.
+    """The recorded epochs of an experiment in memory, oldest first.
 
     Parameters
     ----------
@@ -52,29 +52,31 @@ class ResultsStorage:
 
     def __init__(self, config: ResultsConfig) -> None:
         self.config = config
-        self._held: list[weakref.ref[EpochSteps]] = []
+        self._in_memory: list[weakref.ref[EpochSteps]] = []
         self._temporary: Path | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what lies in memory and the temporary folder, which go with me."""
-        return {"config": self.config, "_held": [], "_temporary": None}
+        """Omit the epochs in memory and the temporary folder."""
+        return {"config": self.config, "_in_memory": [], "_temporary": None}
 
     def admit(self, steps: EpochSteps) -> None:
-        """Take in an epoch; the oldest ones move to files where there are too many bytes."""
+        """Add an epoch; move the oldest epochs to files beyond the memory budget."""
         if self.config.memory_budget is None:
             return
-        self._held.append(weakref.ref(steps))
-        there = [held for ref in self._held if (held := ref()) is not None]
-        free = self.config.memory_budget - sum(held.nbytes for held in there)
-        for held in there:
+        self._in_memory.append(weakref.ref(steps))
+        epochs = [epoch for ref in self._in_memory if (epoch := ref()) is not None]
+        free = self.config.memory_budget - sum(epoch.nbytes for epoch in epochs)
+        for epoch in epochs:
             if free >= 0:
                 break
-            free += held.nbytes
-            held.spill(self.folder(), self)
-        self._held = [ref for ref in self._held if (held := ref()) is not None and held.nbytes]
+            free += epoch.nbytes
+            epoch.spill(self.folder(), self)
+        self._in_memory = [
+            ref for ref in self._in_memory if (epoch := ref()) is not None and epoch.nbytes
+        ]
 
     def folder(self) -> Path:
-        """Return the folder for files, made where it is not there."""
+        """Return the folder for files; create it if needed."""
         if self.config.results_dir is not None:
             return folder_at(self.config.results_dir)
         if self._temporary is None:

@@ -1,4 +1,4 @@
-"""An experiment made again in a context of its own: rows are shared, all else is new."""
+"""Experiments of single folds: copies in separate contexts that share rows."""
 
 from __future__ import annotations
 
@@ -33,67 +33,69 @@ Plan = ExperimentPhase | PhaseGroup
 
 
 def template_of(experiment: Experiment, plan: Plan) -> Experiment:
-    """Return an experiment with this plan, the same rows and scalers, and no history."""
-    return _made_again(experiment, plan, experiment.label, _rows_of)
+    """Return a copy of an experiment with this plan and without history."""
+    return _copied(experiment, plan, experiment.label, _copied_rows)
 
 
 def fold_experiment(experiment: Experiment, plan: Plan, fold: Fold, label: str) -> Experiment:
-    """Return an experiment of its own for a fold, ready to run.
+    """Return a separate experiment for a fold, ready to run.
 
-    Its FeatureSets share their raw columns with those of the experiment. Scalers are fitted again
-    on the rows that the fold trains on, weights are drawn from its seed. Frozen nodes keep what
-    they have learned, unless the plan fits them. The random states of the process are set.
+    Its FeatureSets share their raw columns with those of the experiment. Scalers are refitted on
+    the training rows of the fold, and weights are drawn from its seed. Frozen nodes keep their
+    learned weights, unless the plan fits them. The random states of the process are set.
     """
     seed_all(fold.seed)
-    new = _made_again(experiment, plan, label, lambda fs: _rows_of(fs, fold.sides.get(fs.label)))
-    _stop_by_rows_held_back(new, fold)
-    _own_samplers(plan.flatten(), new.execution_plan.flatten(), fold.seed)
-    _own_files(new, label)
+    new = _copied(experiment, plan, label, lambda fs: _copied_rows(fs, fold.sides.get(fs.label)))
+    _monitor_held_out_rows(new, fold)
+    _seed_samplers(plan.flatten(), new.execution_plan.flatten(), fold.seed)
+    _separate_files(new, label)
     return new
 
 
-def _made_again(
-    experiment: Experiment, plan: Plan, label: str, rows: Callable[[FeatureSet], FeatureSet]
+def _copied(
+    experiment: Experiment, plan: Plan, label: str, copy_rows: Callable[[FeatureSet], FeatureSet]
 ) -> Experiment:
     ctx = ExperimentContext(registration_policy="error")
     with ctx.activate():
         for fs in experiment.ctx.available_featuresets.values():
-            rows(fs)
+            copy_rows(fs)
         graph = experiment.model_graph
         if graph is not None:
-            _graph_again(graph, refit=any(isinstance(p, FitPhase) for p in plan.flatten()))
-        callbacks = [_again(callback) for callback in experiment.exp_callbacks]
-        kept = _again(experiment.checkpointing)
-        new = Experiment(label, ctx=ctx, checkpointing=kept, callbacks=callbacks, audit="off")
+            _rebuild_graph(graph, refit=any(isinstance(p, FitPhase) for p in plan.flatten()))
+        callbacks = [_rebuilt(callback) for callback in experiment.exp_callbacks]
+        checkpointing = _rebuilt(experiment.checkpointing)
+        new = Experiment(
+            label, ctx=ctx, checkpointing=checkpointing, callbacks=callbacks, audit="off"
+        )
         items = plan.all if isinstance(plan, PhaseGroup) else [plan]
-        new.execution_plan.add_items(_again(item) for item in items)
+        new.execution_plan.add_items(_rebuilt(item) for item in items)
     return new
 
 
-def _again(value: Any, memo: dict[int, Any] | None = None) -> Any:
-    """Make a value again from its constructor's arguments, without what it has learned.
+def _rebuilt(value: Any, memo: dict[int, Any] | None = None) -> Any:
+    """Rebuild a value from its constructor's arguments, without learned state.
 
-    What is one in several values that are made with one `memo` is one again.
+    Objects shared by several values are shared again if one `memo` is used for all.
     """
     memo = {} if memo is None else memo
     if isinstance(value, ExperimentNode):
         return ExperimentContext.get_active().get_node(label=value.label)
     if isinstance(value, PhaseGroup):
-        return PhaseGroup(value.label, [_again(item, memo) for item in value.all])
+        return PhaseGroup(value.label, [_rebuilt(item, memo) for item in value.all])
     if isinstance(value, BaseModel) and id(value) in memo:
         return memo[id(value)]
     if isinstance(value, Configurable):
-        params = {name: _again(given, memo) for name, given in value._params().items()}
-        made = type(value)(**params)
-        if isinstance(value, Loss) and isinstance(made, Loss):
-            made.begin_like(value)
-        memo[id(value)] = made
-        return made
+        params = {name: _rebuilt(param, memo) for name, param in value._params().items()}
+        new = type(value)(**params)
+        if isinstance(value, Loss) and isinstance(new, Loss):
+            new.begin_like(value)
+        memo[id(value)] = new
+        return new
     if type(value) in (list, tuple):
-        return type(value)(_again(item, memo) for item in value)
+        return type(value)(_rebuilt(item, memo) for item in value)
     if type(value) is dict:
-        return {key: _again(item, memo) for key, item in value.items()}
-    with warnings.catch_warnings():  # Keras copies its models by way of a file
+        return {key: _rebuilt(item, memo) for key, item in value.items()}
+    with warnings.catch_warnings():  # Keras copies its models through a file
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
         if isinstance(value, type) or (backend := backend_of(value)) is Backend.NONE:
             return copy.deepcopy(value, memo)
@@ -103,8 +105,8 @@ def _again(value: Any, memo: dict[int, Any] | None = None) -> Any:
 # -- rows ---------------------------------------------------------------------------------------
 
 
-def _rows_of(fs: FeatureSet, sides: Sides | None = None) -> FeatureSet:
-    """Copy a set; its splits and scalers become those of a fold, where one is given."""
+def _copied_rows(fs: FeatureSet, sides: Sides | None = None) -> FeatureSet:
+    """Copy a FeatureSet, with the splits and scalers of a fold if given."""
     records = fs.scaler_records if sides is not None else ()
     new = fs.copy(label=fs.label, restore_splits=True, restore_scalers=not records, register=True)
     if sides is None:
@@ -125,9 +127,9 @@ def _rows_of(fs: FeatureSet, sides: Sides | None = None) -> FeatureSet:
 
 
 def _split_to_fit(fs: FeatureSet, name: str | None, sides: Sides) -> str:
-    """Return the fold's own rows, unless a scaler was fitted on rows that no fold cuts."""
-    elsewhere = name is not None and name in fs.available_splits and name not in sides.splits
-    if elsewhere and not np.isin(fs.get_split(name).valid_indices, sides.pool).any():
+    """Return the fold's training split, unless a scaler was fitted outside the pool."""
+    is_other_split = name is not None and name in fs.available_splits and name not in sides.splits
+    if is_other_split and not np.isin(fs.get_split(name).valid_indices, sides.pool).any():
         return str(name)
     return sides.train_name
 
@@ -135,13 +137,13 @@ def _split_to_fit(fs: FeatureSet, name: str | None, sides: Sides) -> str:
 # -- graph --------------------------------------------------------------------------------------
 
 
-def _graph_again(graph: ModelGraph, *, refit: bool) -> None:
+def _rebuild_graph(graph: ModelGraph, *, refit: bool) -> None:
     graph._check_ties()
     nodes: list[Any] = []
     objects: list[ModelNode] = []
     memo: dict[int, Any] = {}
     for node in graph.nodes.values():
-        params: dict[str, Any] = _again(node._params(), memo)
+        params: dict[str, Any] = _rebuilt(node._params(), memo)
         nodes.append(type(node)(**params, node_id=node.node_id))
         if not isinstance(node, ModelNode):
             continue
@@ -152,8 +154,8 @@ def _graph_again(graph: ModelGraph, *, refit: bool) -> None:
             nodes[-1].reset_weights()
         elif any(map(_is_object, node.model._params().values())):
             objects.append(nodes[-1])
-    ModelGraph(nodes, _again(graph.optimizer), graph.label).build()
-    for node in objects:  # a model that was given as an object came with its weights
+    ModelGraph(nodes, _rebuilt(graph.optimizer), graph.label).build()
+    for node in objects:  # a model passed as an object comes with weights
         node.reset_weights()
     for node, new in zip(graph.nodes.values(), nodes, strict=True):
         if isinstance(node, ModelNode) and node.is_built and not node.is_frozen:
@@ -167,33 +169,33 @@ def _is_object(value: Any) -> bool:
 # -- plan ---------------------------------------------------------------------------------------
 
 
-def _stop_by_rows_held_back(new: Experiment, fold: Fold) -> None:
-    """Let what chooses by the validation rows choose by those held back for it."""
+def _monitor_held_out_rows(new: Experiment, fold: Fold) -> None:
+    """Make callbacks and schedules monitor the rows held out for stopping."""
     stops = {k: s.stop_name for k, s in fold.sides.items() if s.stop is not None}
     vals = {k: s.val_name for k, s in fold.sides.items() if s.stop is not None}
     prefix = f"{next(iter(stops.values()), '')}_"
     for phase in new.execution_plan.flatten():
-        for found in monitors_of(phase, new.model_graph):
-            monitor = found.removeprefix(prefix)  # a schedule may watch it since an earlier phase
-            for watch in loggers_of(monitor, phase.callbacks):
-                if not reads_only(watch, vals):
+        for name in monitors_of(phase, new.model_graph):
+            monitor = name.removeprefix(prefix)  # schedules may have it from earlier phases
+            for evaluation in loggers_of(monitor, phase.callbacks):
+                if not reads_only(evaluation, vals):
                     continue
                 with new.ctx.activate():
-                    other = watch.of_splits(stops, prefix)
+                    stop_evaluation = evaluation.of_splits(stops, prefix)
                 if not loggers_of(prefix + monitor, phase.callbacks):
-                    phase.callbacks.insert(phase.callbacks.index(watch) + 1, other)
-                if loggers_of(prefix + monitor, [other]):
-                    _watch(phase, new.model_graph, monitor, prefix + monitor)
+                    phase.callbacks.insert(phase.callbacks.index(evaluation) + 1, stop_evaluation)
+                if loggers_of(prefix + monitor, [stop_evaluation]):
+                    _set_monitor(phase, new.model_graph, monitor, prefix + monitor)
 
 
 def reads_only(callback: Any, splits: Mapping[str, str]) -> bool:
-    """Tell whether a callback evaluates these splits, by label of the FeatureSet, and no others."""
+    """Return whether a callback evaluates only these splits, by FeatureSet label."""
     sources = callback.eval_phase.input_sources if hasattr(callback, "of_splits") else []
     return bool(sources) and all(splits.get(s.upstream_ref.node_label) == s.split for s in sources)
 
 
-def _watch(phase: ExperimentPhase, graph: Any, old: str, new: str) -> None:
-    """Let callbacks and schedules watch another metric."""
+def _set_monitor(phase: ExperimentPhase, graph: Any, old: str, new: str) -> None:
+    """Replace the metric that callbacks and schedules monitor."""
     for schedule in schedules_of(graph):
         if schedule.monitor == old:
             schedule.monitor = new
@@ -202,28 +204,35 @@ def _watch(phase: ExperimentPhase, graph: Any, old: str, new: str) -> None:
             phase.callbacks[i] = type(callback)(**{**callback._params(), "monitor": new})
 
 
-def _own_samplers(
+def _seed_samplers(
     old: Iterable[ExperimentPhase], new: Iterable[ExperimentPhase], seed: int
 ) -> None:
-    """Let what was one sampler be one again, with a seed of the fold where it had none."""
-    known: list[tuple[BaseSampler, BaseSampler]] = []
-    for theirs, mine in zip(old, new, strict=True):
-        for i, (a, b) in enumerate(zip(theirs.input_sources, mine.input_sources, strict=True)):
-            if a.sampler is None or b.sampler is None:
+    """Share samplers as in the original, and seed those without a seed."""
+    replaced: list[tuple[BaseSampler, BaseSampler]] = []
+    for old_phase, new_phase in zip(old, new, strict=True):
+        for i, (old_binding, new_binding) in enumerate(
+            zip(old_phase.input_sources, new_phase.input_sources, strict=True)
+        ):
+            if old_binding.sampler is None or new_binding.sampler is None:
                 continue
-            same = (t for s, t in known if s == a.sampler and s.seed_ == a.sampler.seed_)
-            sampler = next(same, b.sampler)
-            if sampler is b.sampler:
-                known.append((a.sampler, sampler))
+            shared = (
+                new_sampler
+                for old_sampler, new_sampler in replaced
+                if old_sampler == old_binding.sampler
+                and old_sampler.seed_ == old_binding.sampler.seed_
+            )
+            sampler = next(shared, new_binding.sampler)
+            if sampler is new_binding.sampler:
+                replaced.append((old_binding.sampler, sampler))
                 if sampler.seed is None:
-                    sampler.seed = sampler.seed_ = derived_seed(seed, len(known))
-            mine.input_sources[i] = replace(b, sampler=sampler)
+                    sampler.seed = sampler.seed_ = derived_seed(seed, len(replaced))
+            new_phase.input_sources[i] = replace(new_binding, sampler=sampler)
 
 
-def _own_files(new: Experiment, label: str) -> None:
-    """Let each fold write where no other does."""
+def _separate_files(new: Experiment, label: str) -> None:
+    """Make each fold write to separate files."""
     phases = new.execution_plan.flatten()
     writers: list[Any] = [*new.exp_callbacks, *(c for p in phases for c in p.callbacks)]
     writers += [getattr(owner, "checkpointing", None) for owner in (new, *phases)]
     for writer in filter(None, writers):
-        writer.keep_apart(label)
+        writer.separate_files(label)

@@ -1,4 +1,4 @@
-"""Recorded steps: an epoch's outputs side by side, its losses in a table, steps on request."""
+"""Logs of recorded steps, with concatenated outputs and a table of losses."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class EpochSteps(Sequence[ExecutionContext]):
     Parameters
     ----------
     first : ExecutionContext
-        Its first step, which has run.
+        The first step, after it has run.
     """
 
     def __init__(self, first: ExecutionContext) -> None:
@@ -55,73 +55,80 @@ class EpochSteps(Sequence[ExecutionContext]):
         self.nbytes = 0
 
     def add(self, ctx: ExecutionContext) -> None:
-        """Keep the outputs of a step, off the graph and the device."""
+        """Add the outputs of a step, detached and on the host."""
         outs = ctx.outs
         if self._on_host is not True:
-            outs = self._off(outs)
+            outs = self._to_host(outs)
         if self._memory.is_shared is not False:
             outs = self._memory.own(self._adapters, outs)
         self._outs.append(outs)
         self._values.append(ctx.values)
         self._n += 1
 
-    def _off(self, outs: Sequence[Any]) -> Sequence[Any]:
-        """Take outputs off the graph and the device, and see from the first whether that is due."""
-        found = [adapter.to_host(out) for adapter, out in zip(self._adapters, outs, strict=True)]
+    def _to_host(self, outs: Sequence[Any]) -> Sequence[Any]:
+        """Detach outputs and move them to the host; note if the first were already."""
+        on_host = [adapter.to_host(out) for adapter, out in zip(self._adapters, outs, strict=True)]
         if self._on_host is None:
-            self._on_host = all(map(is_, found, outs))
-        return found
+            self._on_host = all(map(is_, on_host, outs))
+        return on_host
 
-    def close(self, table: Array | None, before: EpochSteps | None) -> None:
-        """Put the outputs behind one another.
+    def close(self, table: Array | None, previous: EpochSteps | None) -> None:
+        """Concatenate the outputs when the epoch is complete.
 
         Parameters
         ----------
         table : ndarray, optional
-            The losses, where they are known.
-        before : EpochSteps, optional
-            An earlier epoch, whose bounds are used again where they are the same.
+            The losses, if known.
+        previous : EpochSteps, optional
+            An earlier epoch, whose bounds are reused if they are equal.
         """
         self._table = compact(self.losses if table is None else table)
         self._values = []
         parts = list(zip(*self._outs, strict=True))
         if any(len({out.dtype for out in part}) > 1 for part in parts):
-            self._outs = list(zip(*map(self._apart, self._adapters, parts), strict=True))
+            copies = [
+                [adapter.concat([out], 0) for out in part]
+                for adapter, part in zip(self._adapters, parts, strict=False)
+            ]
+            self._outs = list(zip(*copies, strict=True))
             self._plan = self._tensors = None
             return
-        known = {} if before is None else before._bounds
-        if before is not None:
-            before._bounds = {}
+        cached = {} if previous is None else previous._bounds
+        if previous is not None:
+            previous._bounds = {}
         for adapter, part in zip(self._adapters, parts, strict=True):
             sizes = tuple([out.shape[0] for out in part])
             if sizes not in self._bounds:
-                bounds = known[sizes] if sizes in known else np.cumsum([0, *sizes], dtype=np.int32)
+                bounds = (
+                    cached[sizes] if sizes in cached else np.cumsum([0, *sizes], dtype=np.int32)
+                )
                 self._bounds[sizes] = bounds
             self._whole.append((self._joined(adapter, part), self._bounds[sizes]))
         self._outs, self._plan, self._tensors = [], None, None
         self.nbytes = sum(array.nbytes for array in self._arrays())
 
     def _joined(self, adapter: BackendAdapter, part: Sequence[Any]) -> Any:
-        if len(part) == 1 and not self._is_of_inputs(adapter, part[0]):
+        if len(part) == 1 and not self._may_share_inputs(adapter, part[0]):
             return part[0]
         return adapter.to_host(adapter.concat(part, 0))
 
-    def _apart(self, adapter: BackendAdapter, part: Sequence[Any]) -> list[Any]:
-        return [adapter.concat([out], 0) for out in part]
-
-    def _is_of_inputs(self, adapter: BackendAdapter, out: Any) -> bool:
-        """Tell whether an output may lie in the memory of inputs, which later steps get too."""
+    def _may_share_inputs(self, adapter: BackendAdapter, out: Any) -> bool:
+        """Return whether an output may share memory with inputs, which are reused."""
         tensors = self._tensors or ()
         slots = () if self._plan is None else self._plan.slots
         if not tensors or len(tensors) != len(slots) or isinstance(tensors[0], int):
             return True
-        given = zip((slot.adapter for slot in slots), tensors, strict=True)
-        on_host = [own.to_numpy(t) for own, t in given if own.to_host(t) is t]
-        return any(np.may_share_memory(adapter.to_numpy(out), t) for t in on_host)
+        inputs = zip((slot.adapter for slot in slots), tensors, strict=True)
+        host_inputs = [
+            input_adapter.to_numpy(t)
+            for input_adapter, t in inputs
+            if input_adapter.to_host(t) is t
+        ]
+        return any(np.may_share_memory(adapter.to_numpy(out), t) for t in host_inputs)
 
     def _arrays(self) -> list[Array]:
-        held = zip(self._adapters, self._whole, strict=False)
-        return [adapter.to_numpy(whole) for adapter, (whole, _) in held]
+        pairs = zip(self._adapters, self._whole, strict=False)
+        return [adapter.to_numpy(whole) for adapter, (whole, _) in pairs]
 
     @property
     def losses(self) -> Array:
@@ -136,7 +143,7 @@ class EpochSteps(Sequence[ExecutionContext]):
         return np.array(flat, dtype=np.float64).reshape(self._n, len(self.layout.losses))
 
     def totals(self) -> Array:
-        """Return what each loss of each batch is a mean over, shape (n_batches, n_losses)."""
+        """Return the count each loss is a mean over, shape (n_batches, n_losses)."""
         if any(w is not None for w in self.layout.weight_sources) or any(self.layout.over_batch):
             return np.array([step.loss_totals() for step in self], dtype=np.float64)
         nodes = [node for node, _ in self.layout.outputs]
@@ -149,18 +156,18 @@ class EpochSteps(Sequence[ExecutionContext]):
         return np.array([len(outs[which]) for outs in self._outs])
 
     def spill(self, folder: Path, owner: object) -> None:
-        """Move outputs and losses to files, from which they are read when asked for.
+        """Move outputs and losses to files, from which they are read on access.
 
-        The folder is there as long as its owner. Outputs of a type that safetensors lacks in
-        numpy stay where they are.
+        The folder exists as long as its owner. Outputs of a dtype that safetensors does not support
+        for numpy stay in memory.
         """
         arrays = [storable(array) for array in self._arrays()]
         if not arrays or any(array is None for array in arrays):
             return
         stem = folder / f"epoch_{self.epoch:05d}_{uuid.uuid4().hex[:8]}"
         self._files = stem.with_suffix(".safetensors"), stem.with_suffix(".arrow")
-        held = {str(i): array for i, array in enumerate(arrays) if array is not None}
-        self._files[0].write_bytes(b"".join(dump_tensors(held)))
+        outputs = {str(i): array for i, array in enumerate(arrays) if array is not None}
+        self._files[0].write_bytes(b"".join(dump_tensors(outputs)))
         names = [f"{i}.{label}" for i, (label, _) in enumerate(self.layout.losses)]
         table = pa.table(list(self.losses.T), names=names)
         self._files[1].write_bytes(b"".join(dump_table(table)))
@@ -181,7 +188,7 @@ class EpochSteps(Sequence[ExecutionContext]):
         return self._adapters[which].from_numpy(values, dtype=self._dtypes[which])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Hold outputs as arrays, those in files too, and leave out the compiled step."""
+        """Convert outputs to arrays, including those in files; omit the compiled step."""
         state = {**vars(self), "_plan": None, "_tensors": None, "_memory": OutputMemory()}
         if self._files is None:
             arrays, dtypes = self._arrays(), [whole.dtype for whole, _ in self._whole]
@@ -190,14 +197,14 @@ class EpochSteps(Sequence[ExecutionContext]):
             del state["_owner"]
             with safetensors.safe_open(self._files[0], framework="numpy") as file:
                 arrays = [file.get_tensor(str(i)) for i in range(len(dtypes))]
-        bounds = [own for _, own in self._whole]
+        bounds = [part for _, part in self._whole]
         whole = list(zip(arrays, dtypes, bounds, strict=True))
         return {**state, "_files": None, "_table": self.losses, "_whole": whole}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Make tensors of arrays again."""
-        made = zip(state["_adapters"], state["_whole"], strict=False)
-        whole = [(a.from_numpy(array, dtype=dtype), own) for a, (array, dtype, own) in made]
+        """Convert arrays back to tensors."""
+        pairs = zip(state["_adapters"], state["_whole"], strict=False)
+        whole = [(a.from_numpy(array, dtype=dtype), bounds) for a, (array, dtype, bounds) in pairs]
         vars(self).update(state, _whole=whole)
 
     @overload
@@ -224,7 +231,7 @@ class EpochSteps(Sequence[ExecutionContext]):
 
 
 class _Outputs(Sequence[Any]):
-    """Outputs of one batch, read when they are asked for."""
+    """Outputs of one batch, read on access."""
 
     def __init__(self, steps: EpochSteps, place: int) -> None:
         self.steps, self.place = steps, place
@@ -237,7 +244,7 @@ class _Outputs(Sequence[Any]):
 
 
 class StepLog(Sequence[ExecutionContext]):
-    """Every recorded step of a phase, in order.
+    """All recorded steps of a phase, in order.
 
     Parameters
     ----------
@@ -251,13 +258,13 @@ class StepLog(Sequence[ExecutionContext]):
             self.append(step)
 
     def append(self, step: ExecutionContext) -> None:
-        """Keep a step as it is."""
+        """Append a single step."""
         if not self.parts or not isinstance(self.parts[-1], list):
             self.parts.append([])
         self.parts[-1].append(step)  # type: ignore[union-attr]
 
     def places(self) -> Mapping[str, IntArray]:
-        """Return the epoch and the batch of every step."""
+        """Return the epochs and batches of all steps."""
         parts = [_places(part) for part in self.parts]
         both = np.concatenate(parts) if parts else np.zeros((0, 2), dtype=np.int64)
         return {"epoch": both[:, 0], "batch": both[:, 1]}
@@ -267,24 +274,24 @@ class StepLog(Sequence[ExecutionContext]):
         places, values = [np.zeros((0, 2), dtype=np.int64)], [np.zeros(0)]
         labels: list[str] = []
         trained: list[bool] = []
-        for layout, rows, table, _ in self.tables():
-            mine = [i for i, (_, on) in enumerate(layout.losses) if on == node_id]
-            places.append(np.repeat(rows, len(mine), axis=0))
-            values.append(table[:, mine].ravel())
-            labels += [layout.losses[i][0] for i in mine] * len(rows)
-            trained += [layout.training] * (len(mine) * len(rows))
+        for layout, steps, table, _ in self.tables():
+            on_node = [i for i, (_, on) in enumerate(layout.losses) if on == node_id]
+            places.append(np.repeat(steps, len(on_node), axis=0))
+            values.append(table[:, on_node].ravel())
+            labels += [layout.losses[i][0] for i in on_node] * len(steps)
+            trained += [layout.training] * (len(on_node) * len(steps))
         epoch, batch = np.concatenate(places).T
         label, numbers = np.array(labels, dtype=object), np.concatenate(values).astype(np.float64)
         parts = np.where(trained, numbers, 0.0), np.where(trained, 0.0, numbers)
 
-        def records(at: IntArray) -> list[LossRecord]:
-            name, trainable, auxiliary = (column[at].tolist() for column in (label, *parts))
-            made = zip(name, repeat(node_id), trainable, auxiliary, strict=False)
-            return list(map(partial(tuple.__new__, LossRecord), made))
+        def records(rows: IntArray) -> list[LossRecord]:
+            name, trainable, auxiliary = (column[rows].tolist() for column in (label, *parts))
+            fields = zip(name, repeat(node_id), trainable, auxiliary, strict=False)
+            return list(map(partial(tuple.__new__, LossRecord), fields))
 
-        made = Values(records, np.arange(len(numbers)), numbers)
+        loss_records = Values(records, np.arange(len(numbers)), numbers)
         columns = {"epoch": epoch, "batch": batch, "label": label}
-        return AxisSeries.from_columns(columns, made, "losses")
+        return AxisSeries.from_columns(columns, loss_records, "losses")
 
     def tables(self) -> Iterator[tuple[Layout, IntArray, Array, Array]]:
         """Iterate over runs of steps.
@@ -292,8 +299,8 @@ class StepLog(Sequence[ExecutionContext]):
         Yields
         ------
         Layout, ndarray (n_steps, 2), and two ndarray (n_steps, n_losses)
-            What the losses are, (epoch, batch) of each step, its losses, and what each is a mean
-            over.
+            The layout of the losses, (epoch, batch) of each step, its losses, and the counts that
+            they are means over.
         """
         for part in self.parts:
             if isinstance(part, EpochSteps):
