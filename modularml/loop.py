@@ -1,4 +1,4 @@
-"""The position in a loop, and when to leave it: for those who write the loop themselves."""
+"""Position and early stopping for loops that you write yourself."""
 
 from modularml.loops.patience import Patience
 from modularml.loops.stream import Stream

@@ -1,7 +1,7 @@
 """Training as a stream of events: a source, stages that pass events on, and sinks.
 
 An event is a dict, one an epoch. A stage takes an iterator of events and returns another one;
-`pipe` puts stages one after another; a sink uses the events up::
+`pipe` puts stages one after another; a sink consumes the events::
 
     events = pipe(
         epoch_stream((x, y), model, optimizer, loss_fn, batch_size=32),
@@ -13,7 +13,7 @@ An event is a dict, one an epoch. A stage takes an iterator of events and return
     )
     history = collect(events)
 
-Everything is lazy: an epoch is trained when its event is asked for.
+Everything is lazy: an epoch is trained when its event is requested.
 """
 
 from modularml.loops.events import Event, NotAnEventError

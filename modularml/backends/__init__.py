@@ -1,4 +1,4 @@
-"""One adapter for each framework, imported when a model or tensor of it first appears."""
+"""Framework adapters, each imported when a model or tensor of it is first used."""
 
 from modularml.backends.base import Backend, BackendAdapter, adapter_for, backend_of
 from modularml.backends.options import PLAIN, StepOptions

@@ -1,4 +1,4 @@
-"""Where a phase or a node runs."""
+"""Devices on which phases and nodes run."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class Accelerator(Configurable):
     device : str
         ``cpu``, ``cuda``, ``cuda:N``, ``gpu``, ``gpu:N`` or ``mps``.
     pin_memory : bool
-        For ``cuda``: columns stay on the host, and rows go to the device in pinned chunks while it
-        works. Otherwise whole columns lie on the device for a phase, which is faster where they
-        fit.
+        For ``cuda``: columns stay on the host, and rows are copied to the device in pinned chunks
+        while it computes. Otherwise whole columns are on the device during a phase, which is faster
+        if they fit.
     data_parallel : bool
-        Whether training phases share their batches with the other processes that ``torchrun``
-        started: each draws its own, and gradients are averaged. A lone process trains as ever.
-        With ``cuda`` each process takes the device of its ``LOCAL_RANK``.
+        Whether training phases split their batches among the processes started by ``torchrun``:
+        each draws its own, and gradients are averaged. A single process trains as usual. With
+        ``cuda`` each process uses the device of its ``LOCAL_RANK``.
 
     Raises
     ------
     ConfigError
-        If the name is none of these, or memory shall be pinned for another device than ``cuda``.
+        If the name is none of these, or memory is pinned for a device other than ``cuda``.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Accelerator(Configurable):
 
     @classmethod
     def from_value(cls, value: Accelerator | str | None) -> Accelerator | None:
-        """Read an accelerator from a device name; None stays None."""
+        """Convert a device name to an accelerator; None stays None."""
         if value is None or isinstance(value, Accelerator):
             return value
         return cls(value)
@@ -69,7 +69,7 @@ class Accelerator(Configurable):
 
     @classmethod
     def gpu(cls, index: int = 0) -> Accelerator:
-        """Return a GPU, whatever its maker."""
+        """Return a GPU of any vendor."""
         return cls(f"gpu:{index}")
 
     @classmethod
@@ -78,16 +78,16 @@ class Accelerator(Configurable):
         return cls("mps")
 
     def torch_device_str(self) -> str:
-        """Return the name that torch knows the device by."""
+        """Return torch's name of the device."""
         return str(self.device).replace("gpu", "cuda")
 
     def tf_device_str(self) -> str:
-        """Return the name that TensorFlow knows the device by."""
+        """Return TensorFlow's name of the device."""
         kind, _, index = str(self.device).partition(":")
         return "/CPU:0" if kind == "cpu" else f"/GPU:{index or 0}"
 
     def is_available(self) -> bool:
-        """Tell whether torch finds the device."""
+        """Return whether torch finds the device."""
         try:
             adapter_for(Backend.TORCH).check_device(str(self.device))
         except DeviceError:
@@ -96,18 +96,18 @@ class Accelerator(Configurable):
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files: the first of those that train together, or alone."""
+        """Whether this process writes files: the first of those that train together."""
         return not self.data_parallel or os.environ.get("RANK", "0") == "0"
 
     @property
     def name(self) -> str:
         """Name of the device of this process."""
-        name, own = str(self.device), os.environ.get("LOCAL_RANK")
-        mine = self.data_parallel and own is not None and name in ("cuda", "gpu")
-        return f"{name}:{own}" if mine else name
+        name, local_rank = str(self.device), os.environ.get("LOCAL_RANK")
+        uses_rank = self.data_parallel and local_rank is not None and name in ("cuda", "gpu")
+        return f"{name}:{local_rank}" if uses_rank else name
 
     def resolve(self, backend: Backend) -> Any:
-        """Return the framework's device; a DeviceError where it is not there."""
+        """Return the framework's device; DeviceError if it is not available."""
         return adapter_for(backend).check_device(self.name)
 
     def place(self, graph: Any) -> str:
@@ -116,13 +116,13 @@ class Accelerator(Configurable):
         Raises
         ------
         DeviceError
-            If the device is not there; nothing is moved then.
+            If the device is not available; nothing is moved then.
         """
         graph.move_to(self.name)
         return self.name
 
     def processes(self, graph: Any) -> Processes | None:
-        """Return the processes that train a graph together; None where there is one."""
+        """Return the processes that train a graph together; None for a single one."""
         if not self.data_parallel or int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return None
         first, *others = {n.backend for n in graph.nodes.values() if hasattr(n, "backend")}

@@ -1,4 +1,4 @@
-"""What an adapter is, and how to find the one that fits."""
+"""The adapter base class, and the lookup of adapters."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Backend(enum.Enum):
 
     @classmethod
     def from_value(cls, value: str | Backend | None) -> Backend:
-        """Read a backend from its name; None gives ``Backend.NONE``."""
+        """Convert a name to a backend; None gives ``Backend.NONE``."""
         if isinstance(value, cls):
             return value
         name = _SPELLINGS.get(str(value).lower(), str(value).lower())
@@ -64,12 +64,12 @@ _SPELLINGS = {
 
 
 class NotFiniteError(ArithmeticError):
-    """A loss or gradient came out NaN or infinite; weights have not been moved.
+    """A loss or gradient is NaN or infinite; weights are unchanged.
 
     Parameters
     ----------
     place : int
-        Which of the losses.
+        Index of the loss.
     value : float
     of : {'loss', 'gradient'}
     """
@@ -93,29 +93,29 @@ class Processes(ABC):
 
     @abstractmethod
     def gather(self, value: Any) -> list[Any]:
-        """Return the values that all processes gave, in the order of their ranks."""
+        """Return the values of all processes, ordered by rank."""
 
 
 class BackendAdapter(ABC):
-    """The few things that a graph needs of a framework."""
+    """Operations that a graph needs from a framework."""
 
     backend: ClassVar[Backend]
     gradients: ClassVar[bool] = True
-    """Whether its models are moved along gradients."""
+    """Whether its models are trained by gradients."""
     may_reuse_outputs: ClassVar[bool] = False
-    """Whether a model of it could write one output over the last."""
+    """Whether its models may overwrite the previous output."""
     moved: ClassVar[str] = "parameters"
-    """What the framework calls the tensors that an optimizer moves."""
+    """The framework's name for the tensors that an optimizer updates."""
 
     # -- tensors ------------------------------------------------------------------------------
 
     @abstractmethod
     def from_numpy(self, values: Array, *, dtype: Any = None, device: Any = None) -> Any:
-        """Copy an array to a tensor; never an alias of what is immutable."""
+        """Copy an array to a tensor; never an alias of immutable memory."""
 
     @abstractmethod
     def to_numpy(self, tensor: Any) -> Array:
-        """Return a tensor as an array, off the graph and the device."""
+        """Return a tensor as an array, detached and on the host."""
 
     def cast(self, tensor: Any, dtype: Any) -> Any:
         """Return a tensor in another dtype; gradients pass."""
@@ -127,22 +127,22 @@ class BackendAdapter(ABC):
 
     @abstractmethod
     def sample_mean(self, values: Any) -> Any:
-        """Return the mean over samples of values a sample, an element, or one in all."""
+        """Return the mean over samples of values per sample, per element, or of one value."""
 
-    def check_rows(self, values: Any, like: Any, problem: str) -> None:  # noqa: B027 - it is known
-        """Have a step fail, with a LossError, where its values have other rows than a tensor."""
+    def check_rows(self, values: Any, like: Any, problem: str) -> None:  # noqa: B027 - no-op by default
+        """Raise a LossError in a step if values and a tensor differ in rows."""
 
     @abstractmethod
     def loss_dtype(self, kind: str, model: Any) -> Any:
-        """Return the dtype of targets: ``"index"`` for class numbers, ``"float"`` as `model`'s."""
+        """Return the dtype of targets: ``"index"`` for class numbers, or ``"float"``."""
 
     @abstractmethod
     def gather(self, column: Any, rows: IntArray | slice, into: Any = None) -> Any:
-        """Return rows of a tensor, in the order asked; written to `into` where it is given."""
+        """Return rows of a tensor in the given order, optionally written to `into`."""
 
     @abstractmethod
     def chunks(self, tensor: Any, size: int | list[int]) -> Sequence[Any]:
-        """Cut a tensor along axis 0: into pieces of one size, or of these sizes."""
+        """Split a tensor along axis 0 into pieces of one size, or of given sizes."""
 
     @abstractmethod
     def row_bytes(self, column: Any) -> int:
@@ -150,7 +150,7 @@ class BackendAdapter(ABC):
 
     @abstractmethod
     def reshape(self, tensor: Any, shape: Shape) -> Any:
-        """Give each sample another shape."""
+        """Reshape each sample."""
 
     @abstractmethod
     def concat(self, tensors: Sequence[Any], axis: int) -> Any:
@@ -158,18 +158,18 @@ class BackendAdapter(ABC):
 
     @abstractmethod
     def mean(self, tensors: Sequence[Any]) -> Any:
-        """Return the element-wise mean of tensors."""
+        """Return the elementwise mean of tensors."""
 
     @abstractmethod
     def pad(self, tensor: Any, widths: Sequence[tuple[int, int]], mode: str, value: float) -> Any:
-        """Pad each axis at its end, by ``numpy.pad``'s rules for `mode`."""
+        """Pad each axis at its end, with the modes of ``numpy.pad``."""
 
     def detach(self, tensor: Any) -> Any:
-        """Return the tensor off the graph, on its device."""
+        """Return the tensor detached, on its device."""
         return tensor
 
     def to_host(self, tensor: Any) -> Any:
-        """Return the tensor off the graph and off the device."""
+        """Return the tensor detached, on the host."""
         return tensor
 
     def floats(self, scalars: Sequence[Any]) -> list[float]:
@@ -179,73 +179,73 @@ class BackendAdapter(ABC):
     # -- models -------------------------------------------------------------------------------
 
     def parameters(self, model: Any) -> dict[str, Any]:
-        """Return by name what an optimizer may move once the model is not frozen."""
+        """Return the parameters by name that are trainable if the model is not frozen."""
         return {}
 
     def all_parameters(self, model: Any) -> dict[str, Any]:
-        """Return every parameter by name, those too that the model's owner switched off."""
+        """Return all parameters by name, including those that the user froze."""
         return self.parameters(model)
 
     def fixed(self, model: Any) -> dict[str, Any]:
-        """Return by name the weights and buffers that their owner has switched off."""
+        """Return the weights and buffers by name that the user froze."""
         return {}
 
-    def keep_fixed(self, source: Any, target: Any) -> None:  # noqa: B027 - none are switched off
-        """Give a model the `fixed` weights of another, and switch them off there too."""
+    def keep_fixed(self, source: Any, target: Any) -> None:  # noqa: B027 - none are frozen
+        """Copy the `fixed` weights of a model to another, and freeze them there too."""
 
     def shared(self, models: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-        """Return weights that models share: label and name, and those where it is again."""
+        """Return shared weights as (label, name, other label, other name)."""
         return []
 
     def check_ties(self, models: Mapping[str, Any]) -> None:  # noqa: B027 - most keep all ties
-        """Refuse weights that models by label share, and that no copy of these would share."""
+        """Refuse shared weights that copies of the models would not share."""
 
     def tie(self, source: Any, name: str, target: Any, again: str) -> None:
-        """Let a model hold a weight of another in place of its own."""
-        raise self._unable("weights that nodes share, in a file,")
+        """Replace a weight of a model by that of another."""
+        raise self._unable("sharing weights between nodes in a file")
 
     def signature(self, model: Any) -> Hashable:
-        """Return what a step over a model is compiled from; equal as long as it is the same.
+        """Return the key of a model for compiled steps; equal while these are valid.
 
-        Its layers and parameters by identity, with the shape, dtype and device of each parameter
-        and whether it is trainable. Values of weights are no part of it.
+        It holds layers and parameters by identity, with the shape, dtype and device of each
+        parameter and whether it is trainable. Values of weights are not part of it.
         """
         return ()
 
     def weights_version(self, model: Any) -> Hashable:
-        """Return a fingerprint of the values of weights and buffers, whoever changed them."""
+        """Return a fingerprint of the values of weights and buffers."""
         return ()
 
     def copied(self, value: Any, memo: dict[int, Any]) -> Any:
-        """Return a deep copy of a model, or of a loss that is an object."""
+        """Return a deep copy of a model or loss object."""
         return copy.deepcopy(value, memo)
 
     def loss_parameters(self, loss: Any) -> dict[str, Any]:
-        """Return by name the trainable parameters that a loss itself has."""
+        """Return the trainable parameters of a loss, by name."""
         return {}
 
     def loss_state(self, loss: Any) -> dict[str, Array]:
-        """Return parameters and buffers of a loss by name, as arrays of their own."""
+        """Return parameters and buffers of a loss by name, as copies."""
         return {}
 
     def load_loss_state(self, loss: Any, state: Mapping[str, Array]) -> None:
-        """Go back to what `loss_state` returned."""
+        """Restore what `loss_state` returned."""
         raise self._unable("parameters of a loss")
 
     def writes_input(self, model: Any) -> bool:
-        """Tell whether calling a model may change the tensor that it is given."""
+        """Return whether calling a model may change its input in place."""
         return False
 
     def needs_several_rows(self, model: Any, shape: InputShape) -> bool:
-        """Tell whether one sample of a shape is too few to train a model on (batch norms)."""
+        """Return whether training a model needs several rows (batch norm)."""
         return False
 
     def versions(self, tensors: Sequence[Any]) -> Any:
-        """Return what differs once one of these tensors has been changed in place."""
+        """Return versions of tensors, which differ after a change in place."""
         return None
 
     def count_parameters(self, model: Any) -> tuple[int, int]:
-        """Return how many numbers a model holds, and how many an optimizer may move."""
+        """Return the number of all, and of trainable, parameters of a model."""
         n = sum(math.prod(p.shape) for p in self.parameters(model).values())
         return n, n
 
@@ -253,7 +253,7 @@ class BackendAdapter(ABC):
         """Move a model's weights to a device, in place."""
 
     def device_of(self, model: Any) -> Any:
-        """Return where a model's weights lie; None where that need not be known."""
+        """Return the device of a model's weights; None if irrelevant."""
         return None
 
     def to_device(self, tensor: Any, device: Any) -> Any:
@@ -261,7 +261,7 @@ class BackendAdapter(ABC):
         return tensor
 
     def upload(self, tensor: Any, device: Any) -> Any:
-        """Copy a tensor to a device through pinned memory, while the device works."""
+        """Copy a tensor to a device asynchronously through pinned memory."""
         raise self._unable("pin_memory")
 
     def processes(self, device: Any) -> Processes:
@@ -269,7 +269,7 @@ class BackendAdapter(ABC):
         raise self._unable("data_parallel")
 
     def modes(self, models: Sequence[tuple[Any, bool]]) -> AbstractContextManager[Any]:
-        """Put models into training (True) or evaluation mode within a block, then back."""
+        """Set training (True) or evaluation mode of models within a block."""
         return nullcontext()
 
     def set_frozen(self, model: Any, frozen: bool) -> None:  # noqa: B027 - no gradients
@@ -284,47 +284,47 @@ class BackendAdapter(ABC):
         ----------
         model : module
         shape : tuple of int, or tuple or dict of such
-            Of one sample.
+            Of one sample of each input.
         kinds : sequence of (bool, bool)
-            For each input, whether all columns of it are integers, and categories.
+            For each input, whether all of its columns are integers, and categories.
         """
-        known = list(kinds) or [(False, False)] * len(shapes_of(shape))
+        all_kinds = list(kinds) or [(False, False)] * len(shapes_of(shape))
         if is_several(shape):
-            return self._dtypes_of_several(model, shape, known)
-        return [self.input_dtype(model, shape, whole=known[0][0], category=known[0][1])]
+            return self._dtypes_of_several(model, shape, all_kinds)
+        return [self.input_dtype(model, shape, whole=all_kinds[0][0], category=all_kinds[0][1])]
 
     def _dtypes_of_several(
         self, model: Any, shape: InputShape, kinds: Sequence[tuple[bool, bool]]
     ) -> list[Any]:
-        raise self._unable("several inputs of one model")
+        raise self._unable("several inputs per model")
 
     def input_dtype(
         self, model: Any, shape: Shape | None = None, *, whole: bool = False, category: bool = False
     ) -> Any:
-        """Return the dtype in which a model reads some columns.
+        """Return the dtype in which a model reads columns.
 
-        Integers are given to models that look them up (an embedding) and to those that read
-        categories, floats of the model's precision otherwise. A model that cannot compute with the
-        one gets the other; `check_cast` refuses values that the dtype does not hold.
+        It is an integer dtype for models with an embedding and for those that read categories, else
+        the float dtype of the model. A model that does not support one gets the other; `check_cast`
+        refuses values that the dtype cannot represent.
 
         Parameters
         ----------
         model : module or None
-            None for what computes without a model.
+            None for nodes without a model.
         shape : tuple of int, optional
-            Of one sample. Where it is None, the model is not asked what it can compute with.
+            Of one sample of each input. If None, the model is not probed for supported dtypes.
         whole, category : bool
             Whether all columns are integers, and whether all are categories.
 
         Returns
         -------
         dtype of the framework, or None
-            None keeps that of the columns.
+            None keeps the dtype of the columns.
         """
         return None
 
     def exact_integers(self, dtype: Any) -> int | None:
-        """Return the number up to which a dtype holds every integer; None for integer dtypes."""
+        """Return the largest n with all integers to n exact; None for integer dtypes."""
         return None
 
     def no_grad(self) -> AbstractContextManager[Any]:
@@ -343,9 +343,9 @@ class BackendAdapter(ABC):
 
     @abstractmethod
     def make_optimizer(self, cls: Any, parameters: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Make an optimizer over these parameters.
+        """Create an optimizer of parameters.
 
-        They may come in groups: dicts with ``params``, a ``name`` and arguments of their own.
+        They may be groups: dicts with ``params``, ``name`` and further arguments.
         """
 
     def schedules(self) -> Mapping[str, type]:
@@ -353,39 +353,38 @@ class BackendAdapter(ABC):
         raise self._unable("schedule")
 
     def make_schedule(self, schedule: Any, optimizer: Any, kwargs: Mapping[str, Any]) -> Any:
-        """Make what sets an optimizer's rate: ``step([metric])``, ``state_dict``, and back."""
+        """Create a schedule: ``step([metric])``, ``state_dict``, ``load_state_dict``."""
         raise self._unable("schedule")
 
     def learning_rates(self, optimizer: Any) -> dict[str, float]:
-        """Return the rate of each group of parameters, by name."""
+        """Return the learning rate of each parameter group, by name."""
         raise self._unable("learning_rates")
 
     def clip_gradients(
         self, optimizer: Any, grads: Any, norm: float | None, value: float | None
     ) -> Any:
-        """Limit the gradients that an optimizer's parameters hold, or return these limited."""
+        """Clip the gradients of an optimizer's parameters, or return `grads` clipped."""
         raise self._unable("clip_norm and clip_value")
 
     def spread(
         self, call: Callable[..., Any], names: Sequence[str] | None
     ) -> Callable[[Sequence[Any]], Any]:
-        """Return a call of a model of several inputs as a function of a list of tensors.
+        """Return a function of a list of tensors that calls a model with several inputs.
 
-        `names` are those of the inputs, in the order of the list; None where the model takes them
-        in their order.
+        `names` are those of the inputs, in the order of the list; None for positional inputs.
         """
         if names is None:
             return call
         return lambda values: call(dict(zip(names, values, strict=True)))
 
     def direct(self, model: Any) -> Callable[[Any], Any]:
-        """Return what does the same as calling a model on one tensor, and may cost less."""
+        """Return a function equivalent to calling a model on one tensor, maybe faster."""
         return model  # type: ignore[no-any-return]
 
-    def check_model(  # noqa: B027 - most frameworks ask for nothing
+    def check_model(  # noqa: B027 - nothing to refuse by default
         self, model: Any, label: str, *, training: bool, losses: bool
     ) -> None:
-        """Refuse what a model asks of its framework's own training and that is not done here.
+        """Refuse features of the framework's own training that are not supported here.
 
         Parameters
         ----------
@@ -398,44 +397,44 @@ class BackendAdapter(ABC):
         Raises
         ------
         BackendNotSupportedError
-            What is asked for is named.
+            The message names the feature.
         """
 
     def own_losses(self, models: Sequence[Any], *, compiles: bool) -> list[Any]:
-        """Return for each model what calls it and collects its own losses; None if it has none.
+        """Return a collector of the losses that each model defines; None without any.
 
-        A collector is called in the model's place; its ``total()`` gives the loss of a step.
+        A collector is called instead of the model; its ``total()`` is the loss of a step.
         """
         return [None] * len(models)
 
     def makes_masks(self, model: Any) -> bool:
-        """Tell whether a model gives its outputs masks, which go lost where they are kept."""
+        """Return whether a model attaches masks to its outputs, which caching would lose."""
         return False
 
     may_mask: ClassVar[bool] = False
     """Whether `loss_values` may find masks."""
 
     def loss_values(self, values: Any, args: Sequence[Any]) -> Any:
-        """Return the values of a loss of some tensors, weighted by the masks that these bear."""
+        """Return the values of a loss, weighted by the masks attached to its arguments."""
         return values
 
     def joint_weights(self, weights: Any, args: Sequence[Any]) -> Any:
-        """Return weights of elements, of mean 1 a sample, without what masks of `args` omit."""
+        """Return element weights with mean 1 per sample, 0 where masks of `args` are false."""
         return weights
 
     def options_for(self, options: StepOptions) -> StepOptions:
-        """Return options of a step, with what its models ask for beside them."""
+        """Return options of a step, extended by what its models need."""
         return options
 
     def finish_training(self, optimizer: Any) -> None:  # noqa: B027 - most do nothing
-        """Do what an optimizer does at the end of a training, such as take averages over."""
+        """Run an optimizer's final update, such as applying weight averages."""
 
     def checked_rows(self) -> AbstractContextManager[Any]:
-        """Return a context in which models take rows that they have just learned from."""
+        """Return a context that skips checks of rows the model was just fitted on."""
         return nullcontext()
 
     def compile(self, model: Any) -> Any:
-        """Return a model compiled, to be called in its place."""
+        """Return a compiled function to call instead of the model."""
         raise self._unable("compile")
 
     def _unable(self, what: str) -> BackendNotSupportedError:
@@ -443,11 +442,11 @@ class BackendAdapter(ABC):
 
     @abstractmethod
     def adopt_optimizer(self, optimizer: Any, parameters: Sequence[Any]) -> Any:
-        """Return an optimizer that a factory made, ready to move these parameters."""
+        """Return an optimizer from a factory, ready to update these parameters."""
 
     @abstractmethod
     def optimizer_step(self, optimizer: Any, grads: Any = None, variables: Any = None) -> None:
-        """Move parameters once, along the gradients they hold or along these."""
+        """Update parameters once with their gradients, or with `grads`."""
 
     @abstractmethod
     def optimizer_state(self, optimizer: Any, named: Mapping[str, Any]) -> dict[str, Any]:
@@ -457,22 +456,22 @@ class BackendAdapter(ABC):
     def load_optimizer_state(
         self, optimizer: Any, named: Mapping[str, Any], state: Mapping[str, Any]
     ) -> None:
-        """Take over what `optimizer_state` returned.
+        """Restore what `optimizer_state` returned.
 
         Raises
         ------
         ConfigError
-            If it has moments of parameters that the optimizer does not move.
+            If it has moments of parameters that the optimizer does not update.
         """
 
     @abstractmethod
     def train_step(
         self, compute: Compute, optimizers: Sequence[Any], options: StepOptions | None = None
     ) -> Step:
-        """Return a function that computes the loss of a batch and moves the weights.
+        """Return a function that computes the loss of a batch and updates the weights.
 
-        Where `options` ask for more than that, it may have ``begin()``, ``closing`` and ``share``:
-        see `modularml.backends.torch_step.ExtendedStep`.
+        With further `options`, it may have ``begin()``, ``closing`` and ``sizes``: see
+        `modularml.backends.torch_step.ExtendedStep`.
         """
 
     @abstractmethod
@@ -481,27 +480,27 @@ class BackendAdapter(ABC):
 
     @abstractmethod
     def check_device(self, device: str) -> Any:
-        """Return the device, or say that it is not there.
+        """Return the framework's device of a name.
 
         Raises
         ------
         DeviceError
-            If there is no such device.
+            If the device is not available.
         """
 
 
 PAD_MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
-"""What numpy calls the modes of padding."""
+"""numpy's names of the padding modes."""
 
 
-def classes_of(room: Any, base: type) -> dict[str, type]:
-    """Return the public classes of a module that derive from one, which is left out."""
-    found = {n: c for n, c in vars(room).items() if inspect.isclass(c) and n[0] != "_"}
-    return {n: c for n, c in found.items() if issubclass(c, base) and c is not base}
+def classes_of(module: Any, base: type) -> dict[str, type]:
+    """Return the public subclasses of a class in a module, without the class itself."""
+    classes = {n: c for n, c in vars(module).items() if inspect.isclass(c) and n[0] != "_"}
+    return {n: c for n, c in classes.items() if issubclass(c, base) and c is not base}
 
 
 def check_moments(state: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Refuse an optimizer's state that belongs to parameters other than these."""
+    """Refuse an optimizer's state that belongs to other parameters."""
     if unknown := [name for name in state["moments"] if name not in names]:
         raise ConfigError(
             f"the state belongs to other parameters: {unknown} are not among {list(names)}"
@@ -509,7 +508,7 @@ def check_moments(state: Mapping[str, Any], names: Sequence[str]) -> None:
 
 
 def adapter_for(backend: str | Backend) -> BackendAdapter:
-    """Return the adapter of a backend; its framework is imported now.
+    """Return the adapter of a backend, importing its framework.
 
     Raises
     ------
@@ -521,7 +520,7 @@ def adapter_for(backend: str | Backend) -> BackendAdapter:
     backend = Backend.from_value(backend)
     module = _ADAPTERS.get(backend)
     if module is None:
-        raise BackendNotSupportedError(f"there is no adapter for the backend {backend.value!r}")
+        raise BackendNotSupportedError(f"backend {backend.value!r} is not supported")
     adapter: BackendAdapter = require(module).adapter
     return adapter
 
@@ -534,10 +533,12 @@ _ADAPTERS = {
 
 
 def backend_of(obj: Any) -> Backend:
-    """Tell which framework a model, tensor, loss or optimizer class belongs to."""
+    """Return the framework of a model, tensor, loss or optimizer class."""
     torch, keras = loaded("torch"), loaded("keras")
     cls = obj if isinstance(obj, type) else type(obj)
-    roots = {str(name).split(".")[0] for name in (getattr(obj, "__module__", ""), *_rooms(cls))}
+    roots = {
+        str(name).split(".")[0] for name in (getattr(obj, "__module__", ""), *_modules_of(cls))
+    }
     if torch is not None and (
         issubclass(cls, torch.nn.Module | torch.Tensor | torch.optim.Optimizer) or "torch" in roots
     ):
@@ -554,5 +555,5 @@ def backend_of(obj: Any) -> Backend:
 _OF_KERAS = {"tensorflow": Backend.TENSORFLOW, "torch": Backend.TORCH}
 
 
-def _rooms(cls: type) -> list[str]:
+def _modules_of(cls: type) -> list[str]:
     return [base.__module__ for base in cls.__mro__]

@@ -1,4 +1,4 @@
-"""Fingerprints: values that stay equal as long as what they were taken of is the same."""
+"""Fingerprints: hashable values that are equal while an object is unchanged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Identity", "checksum", "fingerprint"]
 
 
 class Identity:
-    """An object that equals itself alone; it is held, so that no other gets its address."""
+    """A key by object identity; holds the object so that its id is not reused."""
 
     __slots__ = ("held",)
 
@@ -32,11 +32,10 @@ def checksum(array: Any) -> int:
 
 
 def fingerprint(value: Any) -> Hashable:
-    """Return the fingerprint of an argument: that of its contents, or its identity.
+    """Return a fingerprint of an argument: its contents, or its identity.
 
-    Containers and arrays of numbers, those of frameworks too, are read: what changes within them
-    changes the fingerprint. Any other object stands for itself, as do variables, whose values
-    compiled steps read anew.
+    Containers and arrays, including tensors, count by their contents. Any other object counts by
+    identity, as do variables, whose values compiled steps read each time.
     """
     kind = type(value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Shapes of what a model reads: one input, several in their order, or several by name."""
+"""Input shapes of models: one input, or several by position or name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ InputShape: TypeAlias = Any
 
 
 def is_several(shape: InputShape) -> bool:
-    """Tell whether a shape is that of several inputs."""
+    """Return whether a shape is that of several inputs."""
     return isinstance(shape, Mapping) or any(isinstance(size, tuple | list) for size in shape)
 
 
@@ -26,7 +26,7 @@ def shapes_of(shape: InputShape) -> list[Shape]:
 
 
 def arranged(values: Sequence[Any], shape: InputShape) -> Any:
-    """Return a value for each input as a model is given them: alone, as a list or as a dict."""
+    """Return one value per input in the form of `shape`: single, list or dict."""
     if isinstance(shape, Mapping):
         return dict(zip(shape, values, strict=True))
     return list(values) if is_several(shape) else values[0]

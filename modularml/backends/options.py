@@ -1,4 +1,4 @@
-"""What a training step may do beside forward, backward and move."""
+"""Options of training steps."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ class StepOptions:
     accumulate, precision, compile, on_nonfinite
         As of `TrainPhase`.
     parallel : bool
-        Whether gradients of `models` are averaged over the processes that train together.
+        Whether gradients of `models` are averaged over processes.
     clips : tuple of (float or None, float or None)
-        For each optimizer: the largest norm of its gradients, and of each of their elements.
+        For each optimizer: the maximum norm of its gradients, and the maximum absolute value of
+        each element.
     schedules, models : tuple
-        What sets learning rates after each step; all models that run.
+        Schedules that step after each update; all models that run.
     scale_loss : bool
-        Whether the loss is scaled as in fp16 although `precision` does not say so.
+        Whether the loss is scaled as in fp16 whatever the `precision`.
 
     Raises
     ------
     ConfigError
-        If an argument is none of these.
+        If an argument is not valid.
     """
 
     accumulate: int = 1
@@ -61,16 +62,16 @@ class StepOptions:
         if self.parallel and self.on_nonfinite != "raise":
             raise ConfigError(
                 f"on_nonfinite={self.on_nonfinite!r} is not supported with data_parallel=True: "
-                "each process sees losses of its own, and the others would wait for it; use 'raise'"
+                "each process has its own losses, and the others would wait for it; use 'raise'"
             )
 
     @property
     def is_plain(self) -> bool:
-        """Whether a step is forward, backward and move, and nothing else."""
-        asked = any(any(clip) for clip in self.clips) or bool(self.schedules) or self.parallel
-        asked = asked or self.scale_loss
-        plain = (self.accumulate, self.precision, self.on_nonfinite) == (1, "float32", "raise")
-        return plain and not asked
+        """Whether a step is only forward, backward and update."""
+        extended = any(any(clip) for clip in self.clips) or bool(self.schedules) or self.parallel
+        extended = extended or self.scale_loss
+        defaults = (self.accumulate, self.precision, self.on_nonfinite) == (1, "float32", "raise")
+        return defaults and not extended
 
 
 PLAIN = StepOptions()

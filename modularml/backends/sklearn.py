@@ -1,4 +1,4 @@
-"""The adapter for scikit-learn: its tensors are numpy arrays."""
+"""The adapter for scikit-learn, whose tensors are numpy arrays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["SklearnAdapter", "adapter"]
 
 
 class SklearnAdapter(BackendAdapter):
-    """The few things that a graph needs of scikit-learn; nothing has gradients or a device."""
+    """Operations that a graph needs from scikit-learn, without gradients or devices."""
 
     backend: ClassVar[Backend] = Backend.SCIKIT
     may_reuse_outputs = True
@@ -28,10 +28,10 @@ class SklearnAdapter(BackendAdapter):
     # -- tensors ------------------------------------------------------------------------------
 
     def from_numpy(self, values: Array, *, dtype: Any = None, device: Any = None) -> Any:
-        """Return the array; where it is not copied, it cannot be written to."""
-        found = np.asarray(values, dtype=dtype).view()
-        found.flags.writeable = False
-        return found
+        """Return the array; read-only if it is not copied."""
+        array = np.asarray(values, dtype=dtype).view()
+        array.flags.writeable = False
+        return array
 
     def to_numpy(self, tensor: Any) -> Array:
         return np.asarray(tensor)
@@ -46,7 +46,7 @@ class SklearnAdapter(BackendAdapter):
         return np.dtype(np.int64 if kind == "index" else np.float64)
 
     def gather(self, column: Any, rows: IntArray | slice, into: Any = None) -> Any:
-        """Return rows of an array, in the order asked; a slice is not copied."""
+        """Return rows of an array in the given order; a slice is not copied."""
         if isinstance(rows, slice):
             return column[rows]
         into = into if into is not None and into.flags.writeable else None
@@ -76,10 +76,12 @@ class SklearnAdapter(BackendAdapter):
         return np.pad(tensor, widths, mode=PAD_MODES[mode])
 
     def weights_version(self, model: Any) -> Hashable:
-        """Return a fingerprint of the attributes of an estimator and of those within it."""
+        """Return a fingerprint of the attributes of an estimator and of nested ones."""
         estimator = getattr(model, "inner", model)
-        held = estimator.get_params(deep=True).values() if hasattr(estimator, "get_params") else ()
-        parts = [estimator, *(part for part in held if hasattr(part, "fit"))]
+        params = (
+            estimator.get_params(deep=True).values() if hasattr(estimator, "get_params") else ()
+        )
+        parts = [estimator, *(part for part in params if hasattr(part, "fit"))]
         return tuple(fingerprint(dict(vars(part))) for part in parts)
 
     def writes_input(self, model: Any) -> bool:
@@ -97,7 +99,7 @@ class SklearnAdapter(BackendAdapter):
         return {name: getattr(sklearn_losses, name) for name in sklearn_losses.__all__}
 
     def make_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse: an estimator learns by itself."""
+        """Raise, as an estimator learns without an optimizer."""
         raise BackendNotSupportedError("scikit-learn estimators need no optimizer; omit it")
 
     adopt_optimizer = optimizer_step = make_optimizer
@@ -107,7 +109,7 @@ class SklearnAdapter(BackendAdapter):
         return lambda inputs: compute(inputs)[1:]
 
     def check_device(self, device: str) -> Any:
-        """Return None: arrays lie on the host, whatever the others run on."""
+        """Return None, as arrays are always on the host."""
 
 
 adapter = SklearnAdapter()

@@ -1,4 +1,4 @@
-"""Losses on numpy arrays, by the names that they bear in torch; one value an element or sample."""
+"""Losses on numpy arrays, named as in torch, with one value per element or sample."""
 
 from __future__ import annotations
 
@@ -47,8 +47,12 @@ class HuberLoss(_Loss):
     delta: float = 1.0
 
     def _values(self, output: Array, target: Array) -> Any:
-        far = np.abs(output - target)
-        return np.where(far < self.delta, 0.5 * far**2, self.delta * (far - 0.5 * self.delta))
+        difference = np.abs(output - target)
+        return np.where(
+            difference < self.delta,
+            0.5 * difference**2,
+            self.delta * (difference - 0.5 * self.delta),
+        )
 
 
 @dataclass
@@ -61,7 +65,7 @@ class BCELoss(_Loss):
 
 @dataclass
 class CrossEntropyLoss(_Loss):
-    """Logarithmic loss of class probabilities, as ``predict_proba`` gives them (not of logits)."""
+    """Logarithmic loss of class probabilities from ``predict_proba`` (not logits)."""
 
     def _values(self, output: Array, target: Array) -> Any:
         chosen = np.take_along_axis(output, target.reshape(len(target), 1), axis=1)
@@ -69,6 +73,6 @@ class CrossEntropyLoss(_Loss):
 
 
 def _log(p: Array) -> Array:
-    """Return the logarithm, cut off where it would be infinite, as `sklearn.metrics.log_loss`."""
+    """Return the clipped logarithm, as in `sklearn.metrics.log_loss`."""
     eps = np.finfo(p.dtype).eps
     return np.asarray(np.log(np.clip(p, eps, 1 - eps)))

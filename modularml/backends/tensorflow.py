@@ -1,4 +1,4 @@
-"""The adapter for TensorFlow, by way of Keras."""
+"""The adapter for TensorFlow, through Keras."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ keras = require("keras", purpose="to train Keras models")
 
 if keras.config.backend() != "tensorflow":
     raise BackendNotSupportedError(
-        f"Keras runs on {keras.config.backend()} here, and this needs it on TensorFlow; set the "
+        f"the Keras backend must be tensorflow, got {keras.config.backend()}; set the "
         "environment variable KERAS_BACKEND=tensorflow before Keras is imported"
     )
 
@@ -71,10 +71,10 @@ __all__ = ["TensorflowAdapter", "adapter"]
 
 
 class TensorflowAdapter(BackendAdapter):
-    """The few things that a graph needs of TensorFlow.
+    """Operations that a graph needs from TensorFlow.
 
-    A model, here, is a `TensorflowBaseModel`: Keras has no training mode that could be set, so
-    the model holds it and passes it on.
+    Models are instances of `TensorflowBaseModel`: Keras has no settable training mode, so the model
+    stores it and passes it to calls.
     """
 
     backend: ClassVar[Backend] = Backend.TENSORFLOW
@@ -85,10 +85,10 @@ class TensorflowAdapter(BackendAdapter):
     def from_numpy(self, values: Array, *, dtype: Any = None, device: Any = None) -> Any:
         values = np.asarray(values)
         if values.dtype.kind not in "biufc":
-            raise ShapeError(f"values of dtype {values.dtype} cannot become a tensor")
-        own = np.array(values, dtype=None if dtype is None else dtype.as_numpy_dtype, order="C")
+            raise ShapeError(f"values of dtype {values.dtype} cannot be converted to a tensor")
+        array = np.array(values, dtype=None if dtype is None else dtype.as_numpy_dtype, order="C")
         with nullcontext() if device is None else tf.device(device):
-            return tf.convert_to_tensor(own)
+            return tf.convert_to_tensor(array)
 
     def to_numpy(self, tensor: Any) -> Array:
         if tensor.dtype is tf.bfloat16:  # numpy has none
@@ -115,15 +115,15 @@ class TensorflowAdapter(BackendAdapter):
         return tf.int64 if kind == "index" else _float_dtype(model)
 
     def gather(self, column: Any, rows: IntArray | slice, into: Any = None) -> Any:
-        """Return rows of a tensor, in the order asked; tensors do not change, so `into` stays."""
+        """Return rows of a tensor in the given order; `into` is ignored."""
         if isinstance(rows, slice):
             return column[rows]
         return tf.gather(column, rows)
 
     def chunks(self, tensor: Any, size: int | list[int]) -> Sequence[Any]:
         if isinstance(size, int):
-            whole, rest = divmod(len(tensor), size)
-            size = [size] * whole + [rest] * bool(rest)
+            n_full, rest = divmod(len(tensor), size)
+            size = [size] * n_full + [rest] * bool(rest)
         pieces: Sequence[Any] = tf.split(tensor, size) if size else []
         return pieces
 
@@ -140,7 +140,7 @@ class TensorflowAdapter(BackendAdapter):
         return tf.add_n(list(tensors)) / len(tensors)
 
     def pad(self, tensor: Any, widths: Sequence[tuple[int, int]], mode: str, value: float) -> Any:
-        """Pad each axis at its end; other modes than ``constant`` are an index into the axis."""
+        """Pad each axis at its end; modes except ``constant`` index into the axis."""
         if mode == "constant":
             return tf.pad(tensor, widths, constant_values=tf.cast(value, tensor.dtype))
         for axis, width in enumerate(widths):
@@ -170,22 +170,25 @@ class TensorflowAdapter(BackendAdapter):
     def fixed(self, model: Any) -> dict[str, Any]:
         """Return the weights of layers that are not trainable."""
         layers = [] if model.inner is None else model.inner._flatten_layers()
-        still = {id(v) for layer in layers if not layer.trainable for v in layer.weights}
-        return {name: v for name, v in model.variables().items() if id(v) in still}
+        frozen = {id(v) for layer in layers if not layer.trainable for v in layer.weights}
+        return {name: v for name, v in model.variables().items() if id(v) in frozen}
 
     def keep_fixed(self, source: Any, target: Any) -> None:
-        mine = target.variables()
+        variables = target.variables()
         for name, value in self.fixed(source).items():
-            if name in mine and tuple(mine[name].shape) == tuple(value.shape):
-                mine[name].assign(value)
-                mine[name].trainable = False
+            if name in variables and tuple(variables[name].shape) == tuple(value.shape):
+                variables[name].assign(value)
+                variables[name].trainable = False
 
     def shared(self, models: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-        """Return the nodes that share a whole model, of which Keras can be given one again."""
+        """Return the nodes that share a whole model, the only sharing Keras restores."""
         first: dict[int, str] = {}
-        held = {label: id(m.inner) for label, m in models.items() if m.inner is not None}
-        pairs = [(first.setdefault(own, label), label) for label, own in held.items()]
-        return [(one, "", other, "") for one, other in pairs if one != other]
+        models_by_label = {label: id(m.inner) for label, m in models.items() if m.inner is not None}
+        pairs = [
+            (first.setdefault(model_id, label), label)
+            for label, model_id in models_by_label.items()
+        ]
+        return [(source, "", other, "") for source, other in pairs if source != other]
 
     def tie(self, source: Any, name: str, target: Any, again: str) -> None:
         target.inner = source.inner
@@ -200,8 +203,8 @@ class TensorflowAdapter(BackendAdapter):
                 if owner is not model.inner:
                     raise ConfigError(
                         f"models of nodes {[other, label]} share the weight {name!r}, which files "
-                        "and folds would make two; give what they share a node of its own, or both "
-                        "nodes one model. save_checkpoint() keeps the values all the same"
+                        "and folds would duplicate; make the shared part a separate node, or use "
+                        "one model for both nodes. save_checkpoint() still stores the values"
                     )
 
     def signature(self, model: Any) -> Hashable:
@@ -238,20 +241,20 @@ class TensorflowAdapter(BackendAdapter):
         try:
             yield
         finally:
-            for model, was in before:
-                model.training = was
+            for model, mode in before:
+                model.training = mode
 
     def set_frozen(self, model: Any, frozen: bool) -> None:
-        """Stop, or allow, gradients into a model's own variables.
+        """Freeze or unfreeze a model's variables.
 
-        Variables that the user had switched off stay off when the model is unfrozen.
+        Variables that the user froze stay frozen when the model is unfrozen.
         """
-        if frozen:  # once more, where layers were made anew since
-            kept = [v for v in model.variables().values() if v.trainable]
-            model.frozen_variables.extend(kept)
+        if frozen:  # again, if layers were rebuilt
+            trainable = [v for v in model.variables().values() if v.trainable]
+            model.frozen_variables.extend(trainable)
         else:
-            kept, model.frozen_variables = model.frozen_variables, []
-        for v in kept:
+            trainable, model.frozen_variables = model.frozen_variables, []
+        for v in trainable:
             v.trainable = not frozen
 
     def input_dtype(
@@ -261,7 +264,7 @@ class TensorflowAdapter(BackendAdapter):
         if inner is None or shape is None:
             return floating
         if isinstance(inner, keras.Sequential) and _looks_up(inner):
-            return tf.int64  # Keras itself would cut off fractions
+            return tf.int64  # Keras would truncate fractions
         if declared := getattr(inner, "inputs", None):
             return tf.as_dtype(declared[0].dtype)
         embeds = any(isinstance(it, keras.layers.Embedding) for it in inner._flatten_layers())
@@ -287,21 +290,21 @@ class TensorflowAdapter(BackendAdapter):
     # -- training -----------------------------------------------------------------------------
 
     def losses(self) -> Mapping[str, type]:
-        """Return loss classes by name: those that mean what torch's mean, then those of Keras."""
+        """Return loss classes by name: those equivalent to torch's, then those of Keras."""
         return {**classes_of(keras.losses, keras.losses.Loss), **tensorflow_losses.CLASSES}
 
     def optimizers(self) -> Mapping[str, type]:
         return classes_of(keras.optimizers, keras.optimizers.Optimizer)
 
     def make_optimizer(self, cls: Any, parameters: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Make an optimizer; arguments may bear torch's names, what is not given is Keras' own."""
+        """Create an optimizer; arguments may have torch's names, defaults are Keras'."""
         if parameters and isinstance(parameters[0], dict):
-            made = {}
+            optimizers = {}
             for group in parameters:
-                own = {**kwargs, **group}
-                name, params = own.pop("name", "default"), own.pop("params")
-                made[name] = self.make_optimizer(cls, params, own)
-            return KerasGroups(made)
+                arguments = {**kwargs, **group}
+                name, params = arguments.pop("name", "default"), arguments.pop("params")
+                optimizers[name] = self.make_optimizer(cls, params, arguments)
+            return KerasGroups(optimizers)
         chosen = {_SPELLINGS.get(name, name): value for name, value in kwargs.items()}
         if "betas" in chosen:
             chosen["beta_1"], chosen["beta_2"] = chosen.pop("betas")
@@ -313,9 +316,9 @@ class TensorflowAdapter(BackendAdapter):
         return optimizer
 
     def optimizer_step(self, optimizer: Any, grads: Any = None, variables: Any = None) -> None:
-        """Move variables once along these gradients; the optimizer's own where none are named."""
+        """Update variables once with gradients; by default all of the optimizer."""
         if grads is None:
-            raise ValueError("a TensorFlow optimizer steps along gradients; pass grads=")
+            raise ValueError("a TensorFlow optimizer needs gradients; pass grads=")
         optimizer.apply(list(grads), None if variables is None else list(variables))
 
     def optimizer_state(self, optimizer: Any, named: Mapping[str, Any]) -> dict[str, Any]:
@@ -328,21 +331,21 @@ class TensorflowAdapter(BackendAdapter):
         load_state(optimizer, named, state)
 
     def schedules(self) -> Mapping[str, type]:
-        room = keras.optimizers.schedules
-        return classes_of(room, room.LearningRateSchedule)
+        module = keras.optimizers.schedules
+        return classes_of(module, module.LearningRateSchedule)
 
     def make_schedule(self, schedule: Any, optimizer: Any, kwargs: Mapping[str, Any]) -> Any:
-        """Make a schedule that steps when it is called."""
+        """Create a schedule that steps when called."""
         return KerasSchedule(optimizer, schedule, kwargs)
 
     def learning_rates(self, optimizer: Any) -> dict[str, float]:
-        """Return the rate of each group of variables; ``default`` for those in none."""
-        return {name: float(own.learning_rate) for name, own in parts(optimizer).items()}
+        """Return the learning rate of each group of variables; ``default`` for the rest."""
+        return {name: float(part.learning_rate) for name, part in parts(optimizer).items()}
 
     def clip_gradients(
         self, optimizer: Any, grads: Any, norm: float | None, value: float | None
     ) -> Any:
-        """Return gradients, limited."""
+        """Return clipped gradients."""
         return clipped(grads or (), norm, value)[0]
 
     def compile(self, model: Any) -> Any:
@@ -354,15 +357,17 @@ class TensorflowAdapter(BackendAdapter):
         check_model(model, label, training=training, losses=losses)
 
     def own_losses(self, models: Sequence[Any], *, compiles: bool) -> list[Any]:
-        found: list[Any] = []
-        counted: list[Any] = []  # weights that models share are regularized once
+        collectors: list[Any] = []
+        regularized_before: list[Any] = []  # shared weights are regularized once
         for model in models:
-            own = None
+            collector = None
             if has_own_losses(model, self.input_dtypes(model, model.input_shape)):
-                own = OwnLosses(model, _float_dtype(model), counted, compiles=compiles)
-                counted = counted + regularized(model)
-            found.append(own)
-        return found
+                collector = OwnLosses(
+                    model, _float_dtype(model), regularized_before, compiles=compiles
+                )
+                regularized_before = regularized_before + regularized(model)
+            collectors.append(collector)
+        return collectors
 
     def makes_masks(self, model: Any) -> bool:
         layers = [] if model.inner is None else model.inner._flatten_layers()
@@ -384,18 +389,18 @@ class TensorflowAdapter(BackendAdapter):
         return replace(options, scale_loss=True) if half else options
 
     def finish_training(self, optimizer: Any) -> None:
-        for own in parts(optimizer).values():
-            held = [(v, v.numpy()) for v in own._trainable_variables if not v.trainable]
-            own.finalize_variable_values(own._trainable_variables)
-            for variable, value in held:
+        for part in parts(optimizer).values():
+            fixed = [(v, v.numpy()) for v in part._trainable_variables if not v.trainable]
+            part.finalize_variable_values(part._trainable_variables)
+            for variable, value in fixed:
                 variable.assign(value)
 
     def train_step(
         self, compute: Compute, optimizers: Sequence[Any], options: StepOptions | None = None
     ) -> Step:
-        """Return a function that computes the loss of a batch and moves the weights.
+        """Return a function that computes the loss of a batch and updates the weights.
 
-        It is one graph, traced once for any number of rows.
+        It is one ``tf.function``, traced once for any number of rows.
         """
         options = options or PLAIN
         if options.precision != "float32":
@@ -406,13 +411,13 @@ class TensorflowAdapter(BackendAdapter):
             if not options.is_plain:
                 raise BackendNotSupportedError(
                     "an optimizer that scales the loss (loss_scale_factor, LossScaleOptimizer) "
-                    "trains in plain steps alone: clipping, accumulate, precision and on_nonfinite "
-                    "would meet scaled gradients; use precision='fp16' with another optimizer"
+                    "supports only plain steps: clipping, accumulate, precision and on_nonfinite "
+                    "would get scaled gradients; use precision='fp16' with another optimizer"
                 )
         if options.precision == "fp16" or not replace(options, precision="float32").is_plain:
             return ExtendedStep(compute, optimizers, options)
-        moved = [[v for v in o._trainable_variables if v.trainable] for o in optimizers]
-        watched = [v.value for own in moved for v in own]
+        trainable = [[v for v in o._trainable_variables if v.trainable] for o in optimizers]
+        watched = [v.value for variables in trainable for v in variables]
 
         def run(*inputs: Any) -> Any:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -421,8 +426,8 @@ class TensorflowAdapter(BackendAdapter):
                 total = total if scale is None else scale(total)
             grads = iter(tape.gradient(total, watched))
             with tf.control_dependencies(_checked(losses)):
-                for optimizer, own in zip(optimizers, moved, strict=True):
-                    pairs = [(g, v) for v in own if (g := next(grads)) is not None]
+                for optimizer, variables in zip(optimizers, trainable, strict=True):
+                    pairs = [(g, v) for v in variables if (g := next(grads)) is not None]
                     if pairs:
                         optimizer.apply(*map(list, zip(*pairs, strict=True)))
             return losses, outputs
@@ -430,7 +435,7 @@ class TensorflowAdapter(BackendAdapter):
         return _called(run)
 
     def eval_step(self, compute: Compute) -> Step:
-        """Return a function that computes losses and outputs of a batch, as one graph."""
+        """Return a function that computes losses and outputs, as one ``tf.function``."""
         return _called(lambda *inputs: compute(inputs)[1:])
 
     def check_device(self, device: str) -> Any:
@@ -438,24 +443,26 @@ class TensorflowAdapter(BackendAdapter):
         name = f"/{'CPU' if kind == 'cpu' else 'GPU'}:{index or 0}"
         have = [d.name.removeprefix("/device:") for d in tf.config.list_logical_devices()]
         if name[1:] not in have:
-            raise DeviceError(f"device {device!r} is not there; this machine has {', '.join(have)}")
+            raise DeviceError(
+                f"device {device!r} is not available; this machine has {', '.join(have)}"
+            )
         return name
 
 
 _SPELLINGS = {"lr": "learning_rate", "eps": "epsilon", "alpha": "rho"}
-"""Torch's names of an optimizer's arguments, by those of Keras."""
+"""Keras' names of optimizer arguments, by torch's names."""
 
 _MARK, _ROWS = "modularml loss ", "modularml rows: "
 
 
 def _checked(losses: Sequence[Any]) -> list[Any]:
-    """Return operations that fail where a loss is not finite."""
+    """Return losses with checks that fail if one is not finite."""
     check = tf.raw_ops.CheckNumericsV2
     return [check(tensor=loss, message=f"{_MARK}{i}") for i, loss in enumerate(losses)]
 
 
 def _called(run: Callable[..., Any]) -> Step:
-    """Return a function as one graph; a failed check tells which loss was not finite."""
+    """Return a function as one graph; failed checks become errors of losses."""
     graph = any_rows(run)
 
     def step(inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
@@ -465,18 +472,18 @@ def _called(run: Callable[..., Any]) -> Step:
             if _ROWS in error.message:
                 problem = error.message.split(_ROWS)[1].split("] [")[0].replace("\\'", "'")
                 raise LossError(problem) from None
-            found = re.search(rf"{_MARK}(\d+) : Tensor had (.*) values", error.message)
-            if found is None:
+            match = re.search(rf"{_MARK}(\d+) : Tensor had (.*) values", error.message)
+            if match is None:
                 raise
-            value = {"-Inf": -math.inf, "+Inf": math.inf}.get(found[2], math.nan)
-            raise NotFiniteError(int(found[1]), value) from None
+            value = {"-Inf": -math.inf, "+Inf": math.inf}.get(match[2], math.nan)
+            raise NotFiniteError(int(match[1]), value) from None
         return losses, outputs
 
     return step
 
 
 def _looks_up(model: Any) -> bool:
-    """Tell whether the first layer that computes something looks up what it is given."""
+    """Return whether the first computing layer is an Embedding."""
     passing = keras.layers.InputLayer, keras.layers.Flatten, keras.layers.Reshape
     first = next((layer for layer in model.layers if not isinstance(layer, passing)), None)
     return isinstance(first, keras.layers.Embedding)

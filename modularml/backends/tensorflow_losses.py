@@ -1,7 +1,7 @@
-"""Losses for TensorFlow that mean what torch's of the same names mean.
+"""TensorFlow losses equivalent to torch's of the same names.
 
-They are called with outputs and targets, in this order, and return one value an element, or one a
-sample, until ``reduction`` says otherwise.
+They are called with outputs and targets, in this order, and return one value per element or
+sample unless ``reduction`` is set.
 """
 
 from __future__ import annotations
@@ -82,8 +82,10 @@ class BCELoss(_Loss):
 
 def _log(p: Any) -> Any:
     """Return a logarithm of at least -100; the inner `where` keeps NaN out of the gradient."""
-    there = p > 0.0
-    return tf.where(there, tf.maximum(tf.math.log(tf.where(there, p, 1.0)), -100.0), -100.0)
+    is_positive = p > 0.0
+    return tf.where(
+        is_positive, tf.maximum(tf.math.log(tf.where(is_positive, p, 1.0)), -100.0), -100.0
+    )
 
 
 @dataclass
@@ -109,16 +111,16 @@ class CrossEntropyLoss(_Loss):
         return self._of(tf.nn.log_softmax(input, axis=1), target)
 
     def _of(self, logp: Any, target: Any) -> Any:
-        n_classes, kept = logp.shape[1], 1.0
+        n_classes, not_ignored = logp.shape[1], 1.0
         if target.dtype.is_integer:
-            kept = tf.cast(target != self.ignore_index, logp.dtype)
+            not_ignored = tf.cast(target != self.ignore_index, logp.dtype)
             target = tf.one_hot(target, n_classes, axis=1, dtype=logp.dtype)
         if self.label_smoothing:
             target = target * (1.0 - self.label_smoothing) + self.label_smoothing / n_classes
         if self.weight is not None:
             weight = tf.cast(self.weight, logp.dtype)
             target = target * tf.reshape(weight, (-1, *[1] * (logp.ndim - 2)))
-        return -tf.reduce_sum(target * logp, axis=1) * kept
+        return -tf.reduce_sum(target * logp, axis=1) * not_ignored
 
 
 @dataclass
@@ -131,7 +133,7 @@ class NLLLoss(CrossEntropyLoss):
 
 @dataclass
 class KLDivLoss(_Loss):
-    """Kullback-Leibler divergence of log-probabilities from probabilities, element by element."""
+    """Elementwise Kullback-Leibler divergence of log-probabilities from probabilities."""
 
     log_target: bool = False
 
@@ -143,7 +145,7 @@ class KLDivLoss(_Loss):
 
 @dataclass
 class PoissonNLLLoss(_Loss):
-    """Negative log-likelihood of counts, of the logarithm of their rate."""
+    """Poisson negative log-likelihood of counts, given the logarithm of their rate."""
 
     log_input: bool = True
     eps: float = 1e-8
@@ -164,7 +166,7 @@ class SoftMarginLoss(_Loss):
 
 @dataclass
 class TripletMarginLoss(_Loss):
-    """How much farther the negative should be from the anchor than the positive is."""
+    """Triplet loss: distance of the positive minus that of the negative, plus `margin`."""
 
     margin: float = 1.0
     p: float = 2.0
@@ -180,7 +182,7 @@ class TripletMarginLoss(_Loss):
 
 @dataclass
 class CosineEmbeddingLoss(_Loss):
-    """One minus the cosine where the target is 1, what the cosine exceeds `margin` where -1."""
+    """1 - cosine for target 1, and the excess of the cosine over `margin` for -1."""
 
     margin: float = 0.0
 
@@ -193,50 +195,50 @@ class CosineEmbeddingLoss(_Loss):
 
 
 def variables_of(loss: Any) -> dict[str, Any]:
-    """Return by name the variables that a loss, or a layer used as one, itself has.
+    """Return the variables of a loss, or of a layer used as one, by name.
 
     Raises
     ------
     LossError
-        If there are some that no optimizer of Keras can move, or that the first call would make.
+        If there are variables that Keras optimizers cannot update, or that the first call creates.
     """
-    found: dict[str, Any] = {}
-    held = loss if isinstance(loss, keras.Layer) else _attributes(loss)
-    left = [("", held)]
-    while left:
-        name, value = left.pop()
+    variables: dict[str, Any] = {}
+    root = loss if isinstance(loss, keras.Layer) else _attributes(loss)
+    pending = [("", root)]
+    while pending:
+        name, value = pending.pop()
         if isinstance(value, keras.Variable):
-            n = sum(other.split("#")[0] == name for other in found)
-            found[f"{name}#{n}" if n else name] = value
+            n = sum(other.split("#")[0] == name for other in variables)
+            variables[f"{name}#{n}" if n else name] = value
         elif isinstance(value, tf.Variable):
             raise LossError(
-                f"{_named(loss)} holds the tf.Variable {name!r}, which no optimizer of Keras "
-                "moves; make it a keras.Variable, or trainable=False by keeping a tensor"
+                f"{_named(loss)} holds the tf.Variable {name!r}, which Keras optimizers cannot "
+                "update; use a keras.Variable, or a tensor if it is not trainable"
             )
         elif isinstance(value, keras.Layer):
             _check_built(loss, value)
-            left += [(f"{name}.{v.path}".strip("."), v) for v in value.variables]
+            pending += [(f"{name}.{v.path}".strip("."), v) for v in value.variables]
         elif isinstance(value, list | tuple | dict):
             pairs = value.items() if isinstance(value, dict) else enumerate(value)
-            left += [(f"{name}.{key}".strip("."), own) for key, own in pairs]
-    return dict(sorted(found.items()))
+            pending += [(f"{name}.{key}".strip("."), item) for key, item in pairs]
+    return dict(sorted(variables.items()))
 
 
 def copied(value: Any, memo: dict[int, Any]) -> Any:
-    """Return a deep copy of a model, layer or loss; Keras finds classes of the user's by name.
+    """Return a deep copy of a model, layer or loss, with custom classes registered.
 
-    Losses are copied attribute by attribute: what Keras notes of them lacks arguments of classes
-    that do not list these in ``get_config``.
+    Losses are copied attribute by attribute, as the config recorded by Keras may lack arguments of
+    classes without ``get_config``.
     """
-    held = [value, *(_attributes(value).values() if isinstance(value, keras.losses.Loss) else ())]
-    layers = [part for v in held if isinstance(v, keras.Layer) for part in v._flatten_layers()]
-    own = [type(v) for v in layers if not type(v).__module__.startswith("keras.")]
-    with keras.saving.custom_object_scope({cls.__name__: cls for cls in own}):
+    parts = [value, *(_attributes(value).values() if isinstance(value, keras.losses.Loss) else ())]
+    layers = [part for v in parts if isinstance(v, keras.Layer) for part in v._flatten_layers()]
+    custom = [type(v) for v in layers if not type(v).__module__.startswith("keras.")]
+    with keras.saving.custom_object_scope({cls.__name__: cls for cls in custom}):
         if not isinstance(value, keras.losses.Loss):
             return copy.deepcopy(value, memo)
-        made = memo[id(value)] = object.__new__(type(value))
-        vars(made).update(copy.deepcopy(vars(value), memo))
-        return made
+        copy_of_value = memo[id(value)] = object.__new__(type(value))
+        vars(copy_of_value).update(copy.deepcopy(vars(value), memo))
+        return copy_of_value
 
 
 def _attributes(loss: Any) -> dict[str, Any]:
@@ -251,8 +253,8 @@ def _check_built(loss: Any, layer: Any) -> None:
     for part in layer._flatten_layers():
         if not part.built and type(part).build is not keras.Layer.build:
             raise LossError(
-                f"{_named(loss)} has the layer {part.name!r}, whose weights are made by its first "
-                "call, too late for the optimizer; build it beforehand: layer.build(input_shape)"
+                f"{_named(loss)} has the layer {part.name!r}, whose weights are created by its "
+                "first call, too late for the optimizer; build it first: layer.build(input_shape)"
             )
 
 

@@ -1,4 +1,4 @@
-"""What a Keras model asks for beside being called: losses of its own, masks, training steps."""
+"""Features of Keras models: losses added by layers, masks and custom steps."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _STEPS = {
     "compute_loss": "write a Loss and an AppliedLoss",
     "predict_step": "write what it does as layers of the model",
 }
-"""Methods that `fit`, `evaluate` and `predict` of Keras call, and what to do instead."""
+"""Methods called by Keras' `fit`, `evaluate` and `predict`, and alternatives."""
 
 
 def compiled(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of a tensor, or of several, that XLA compiles; masks on these stay.
+    """Return an XLA-compiled function of one or several tensors that preserves masks.
 
     `run` returns the output of a model, and a list of other tensors.
     """
@@ -59,10 +59,10 @@ def compiled(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class OwnLosses:
-    """Calls a model and collects what it adds to the loss in a step.
+    """Calls a model and collects the losses that it adds in a step.
 
-    That is what `add_loss` and activity regularizers gave in each call, and the regularizers of
-    trainable weights once.
+    These are the values of `add_loss` and activity regularizers in each call, and the regularizers
+    of trainable weights once.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class OwnLosses:
     dtype : tf.DType
         Of the total.
     skip : sequence of variable
-        Weights whose regularizers another model of the step counts.
+        Weights whose regularizers are counted for another model of the step.
     compiles : bool
         Whether XLA compiles the call.
     """
@@ -92,19 +92,19 @@ class OwnLosses:
         return out, losses[: len(losses) - len(regularized(self.module))]
 
     def total(self) -> Any:
-        """Return the sum of what the calls since the last time added."""
+        """Return the sum of losses added since the last call of this method."""
         added, self.added = self.added, []
         added += [v.regularizer(v) for v in regularized(self.module) if id(v) not in self.skip]
         return sum((tf.reduce_sum(tf.cast(v, self.dtype)) for v in added), tf.zeros((), self.dtype))
 
 
 def regularized(module: Any) -> list[Any]:
-    """Return the weights that regularizers act on now."""
+    """Return the trainable weights with regularizers."""
     return [v for v in module.inner.trainable_weights if v.regularizer is not None]
 
 
 def has_own_losses(module: Any, dtypes: Sequence[Any]) -> bool:
-    """Tell whether a model may add to the loss; layers of a user's own class are traced for it."""
+    """Return whether a model may add losses; custom layers are traced to find out."""
     layers = list(module.inner._flatten_layers())
     if regularized(module) or any(getattr(la, "activity_regularizer", None) for la in layers):
         return True
@@ -126,7 +126,7 @@ def has_own_losses(module: Any, dtypes: Sequence[Any]) -> bool:
 
 
 def declared_inputs(inner: Any) -> dict[str, Any] | None:
-    """Return the inputs that a functional model declares, by name; None for other models."""
+    """Return the declared inputs of a functional model, by name; else None."""
     struct = getattr(inner, "_inputs_struct", None)
     if struct is None:
         return None
@@ -135,133 +135,134 @@ def declared_inputs(inner: Any) -> dict[str, Any] | None:
     return {tensor.name: tensor for tensor in inner.inputs}
 
 
-def check_names(inner: Any, given: Mapping[str, Any] | Sequence[Any]) -> list[str]:
-    """Return the name that a functional model declares for each of several inputs.
+def check_names(inner: Any, inputs: Mapping[str, Any] | Sequence[Any]) -> list[str]:
+    """Return the declared name of each input of a functional model.
 
     Raises
     ------
     ShapeError
-        If it declares others, or another number of them.
+        If names or number differ from the declared ones.
     """
     declared = declared_inputs(inner) or {}
-    names = list(given) if isinstance(given, Mapping) else None
-    if len(given) != len(declared) or (names is not None and set(names) != set(declared)):
+    names = list(inputs) if isinstance(inputs, Mapping) else None
+    if len(inputs) != len(declared) or (names is not None and set(names) != set(declared)):
         raise ShapeError(
-            f"the model declares the inputs {list(declared)}, got {names or len(given)}; "
-            "give a reference for each, in this order or by these names: ModelNode(label, model, "
+            f"the model declares the inputs {list(declared)}, got {names or len(inputs)}; "
+            "pass a reference for each, in this order or by these names: ModelNode(label, model, "
             "{name: reference})"
         )
     return list(declared) if names is None else names
 
 
 def call(inner: Any, x: Any, **kwargs: Any) -> Any:
-    """Call a model with one tensor, a list of several in their order, or a dict by name.
+    """Call a model with one tensor, a list by position, or a dict by name.
 
-    Inputs of a functional model get the shapes that it declares where axes of length 1 differ.
+    Inputs of a functional model are reshaped to the declared shape if only axes of length 1 differ.
     """
     if not isinstance(x, list | dict):
         return inner(x, **kwargs)
     if (declared := declared_inputs(inner)) is not None:
         names = check_names(inner, x)
         values = x.values() if isinstance(x, dict) else x
-        own = {n: _as_declared(v, declared[n]) for n, v in zip(names, values, strict=True)}
+        tensors = {n: _as_declared(v, declared[n]) for n, v in zip(names, values, strict=True)}
         by_name = isinstance(inner._inputs_struct, dict)
-        return inner(own if by_name else [own[name] for name in declared], **kwargs)
-    takes = [n for n in inspect.signature(inner.call).parameters if n not in ("training", "mask")]
+        return inner(tensors if by_name else [tensors[name] for name in declared], **kwargs)
+    parameters = [
+        n for n in inspect.signature(inner.call).parameters if n not in ("training", "mask")
+    ]
     if isinstance(x, list):
-        return inner(*x, **kwargs) if len(takes) >= len(x) else inner(x, **kwargs)
-    if set(x) <= set(takes):
+        return inner(*x, **kwargs) if len(parameters) >= len(x) else inner(x, **kwargs)
+    if set(x) <= set(parameters):
         return inner(**x, **kwargs)
     return inner(x, **kwargs)
 
 
 def _as_declared(tensor: Any, declared: Any) -> Any:
-    shape, wanted = tensor.shape[1:], declared.shape[1:]
-    alike = [n for n in shape if n != 1] == [n for n in wanted if n != 1]
-    if not alike or None in wanted or list(shape) == list(wanted):
+    shape, declared_shape = tensor.shape[1:], declared.shape[1:]
+    same_size = [n for n in shape if n != 1] == [n for n in declared_shape if n != 1]
+    if not same_size or None in declared_shape or list(shape) == list(declared_shape):
         return tensor
     if isinstance(tensor, keras.KerasTensor):
-        return keras.KerasTensor((None, *wanted), tensor.dtype)
-    return tf.reshape(tensor, (-1, *wanted))
+        return keras.KerasTensor((None, *declared_shape), tensor.dtype)
+    return tf.reshape(tensor, (-1, *declared_shape))
 
 
 def check_layers(inner: Any) -> None:
-    """Refuse layers that remember one batch in the next: batches come in an order of samplers.
+    """Refuse stateful layers, as samplers set the order of batches.
 
     Raises
     ------
     BackendNotSupportedError
-        The layer is named.
+        The message names the layer.
     """
     for layer in inner._flatten_layers():
         if getattr(layer, "stateful", False):
             raise BackendNotSupportedError(
-                f"layer {layer.name!r} is stateful, and its state would pass from the rows of one "
-                "batch to those of the next, from training to evaluation; make it with "
-                "stateful=False"
+                f"layer {layer.name!r} is stateful, so its state would carry over from one batch "
+                "to the next, and from training to evaluation; set stateful=False"
             )
 
 
 def check_model(module: Any, label: str, *, training: bool, losses: bool) -> None:
-    """Refuse methods of a model that would be passed over, and tell of settings that are.
+    """Refuse custom methods of a model that would not be called, and warn of settings.
 
     Raises
     ------
     BackendNotSupportedError
-        If its class overrides what Keras trains, evaluates or predicts with.
+        If its class overrides Keras' training, evaluation or prediction step.
     """
     inner = module.inner
     cls = module.get_init_args().get("model_class") if inner is None else type(inner)
     if not inspect.isclass(cls) or not issubclass(cls, keras.Model):
         return
-    asked = [
+    overridden = [
         *(["train_step"] if training else []),
         *(["test_step", "compute_loss"] if losses else []),
     ]
-    for name in asked or ["predict_step"]:
+    for name in overridden or ["predict_step"]:
         if getattr(cls, name) is not getattr(keras.Model, name):
             raise BackendNotSupportedError(
-                f"node {label!r}: {cls.__name__} has a {name} of its own, which is not "
-                f"called here; {_STEPS[name]}"
+                f"node {label!r}: {cls.__name__} overrides {name}, which is not called here; "
+                f"{_STEPS[name]}"
             )
     if not training or inner is None or module.__dict__.get("_told_of_settings"):
         return
     module._told_of_settings = True
-    given = ["the loss, the optimizer and other settings of compile()"] if inner.compiled else []
+    unused = ["the loss, the optimizer and other settings of compile()"] if inner.compiled else []
     names = [m.name for m in inner.metrics if m.name != "loss"]
     if type(inner).compute_metrics is not keras.Model.compute_metrics:
         names.append("compute_metrics")
-    given += [f"the metrics {names}"] if names else []
-    if given:
+    unused += [f"the metrics {names}"] if names else []
+    if unused:
         warn(
-            f"node {label!r}: {' and '.join(given)} of the Keras model are not used; training "
+            f"node {label!r}: {' and '.join(unused)} of the Keras model are not used; training "
             "takes Loss, Optimizer and the metrics of an Evaluation"
         )
 
 
 def is_half(module: Any) -> bool:
-    """Tell whether a model computes in float16 by its own policy, so that Keras scales its loss."""
+    """Return whether a model has the policy mixed_float16, so its loss must be scaled."""
     return any(la.dtype_policy.name == "mixed_float16" for la in module.inner._flatten_layers())
 
 
 def keras_mask(tensor: Any) -> Any:
-    """Return the mask that the layers of a model gave a tensor, shape (n, ...); None for none."""
+    """Return the mask that layers attached to a tensor, shape (n, ...), or None."""
     return getattr(tensor, "_keras_mask", None)
 
 
 def masked(values: Any, masks: Sequence[Any]) -> Any:
-    """Return values of a loss whose mean is over what masks leave of it, as Keras reduces it.
+    """Return values of a loss whose mean ignores masked steps, as in Keras.
 
     Raises
     ------
     LossError
-        If the loss has no value for each step.
+        If the loss has not one value per step.
     """
     for mask in masks:
         steps = tuple(values.shape)[1 : len(mask.shape)]
         if len(values.shape) < len(mask.shape) or steps != tuple(mask.shape)[1:]:
             raise LossError(
-                f"outputs are masked, shape {tuple(mask.shape)}, and the loss gives values of "
+                f"outputs are masked, shape {tuple(mask.shape)}, but the loss returns values of "
                 f"shape {tuple(values.shape)}; do not reduce it (reduction='none')"
             )
         weights = tf.cast(mask, values.dtype)
@@ -272,29 +273,29 @@ def masked(values: Any, masks: Sequence[Any]) -> Any:
 
 
 def joint_weights(weights: Any, masks: Sequence[Any]) -> Any:
-    """Return weights of elements, of mean 1 in each sample, that are 0 where a mask is false too.
+    """Return element weights with mean 1 per sample, 0 where a mask is false.
 
     Raises
     ------
     LossError
-        If a mask has other steps than the weights.
+        If a mask and the weights differ in steps.
     """
     for mask in masks:
         shape = tuple(mask.shape)[1:]
         if tuple(weights.shape)[1 : len(shape) + 1] != shape:
             raise LossError(
                 f"outputs are masked, shape {tuple(mask.shape)}, and targets are padded, shape "
-                f"{tuple(weights.shape)}; give both the same steps"
+                f"{tuple(weights.shape)}; use the same steps for both"
             )
-        own = tf.cast(mask, weights.dtype)
-        weights = weights * own[(..., *[None] * (len(weights.shape) - len(mask.shape)))]
+        mask_weights = tf.cast(mask, weights.dtype)
+        weights = weights * mask_weights[(..., *[None] * (len(weights.shape) - len(mask.shape)))]
     sums = tf.reduce_sum(weights, axis=list(range(1, len(weights.shape))), keepdims=True)
     size = tf.cast(tf.size(weights[0]), weights.dtype)
     return weights * size / tf.where(sums > 0, sums, tf.ones((), weights.dtype))
 
 
 def with_mask(tensor: Any, mask: Any) -> Any:
-    """Give a tensor a mask, as layers of Keras do."""
+    """Attach a mask to a tensor, as Keras layers do."""
     if mask is not None:
         tensor._keras_mask = mask
     return tensor

@@ -1,4 +1,4 @@
-"""Optimizers of Keras: groups of parameters, schedules of rates, and state by parameter name."""
+"""Keras optimizers: parameter groups, schedules, and state by parameter name."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ __all__ = [
 
 
 class LossScale:
-    """What losses in fp16 are multiplied by; kept with an optimizer, as torch's ``GradScaler``."""
+    """Loss scale for fp16, stored with an optimizer, as torch's ``GradScaler``."""
 
     def __init__(self) -> None:
         self.scale, self.n_sound = 2.0**16, 0
 
     @classmethod
     def of(cls, optimizer: Any) -> LossScale:
-        """Return that of an optimizer, made at the first time."""
+        """Return the loss scale of an optimizer, created on first use."""
         return vars(optimizer).setdefault("_modularml_scale", cls())  # type: ignore[no-any-return]
 
     def update(self, *, sound: bool) -> None:
-        """Halve it where gradients were not finite; double it where 2000 in a row were."""
+        """Halve it if gradients were not finite; double it after 2000 finite steps."""
         self.n_sound = self.n_sound + 1 if sound else 0
         if not sound:
             self.scale /= 2
@@ -44,7 +44,7 @@ class LossScale:
 
 
 class KerasGroups:
-    """Built optimizers of Keras, each for a group of parameters by name, that step as one."""
+    """Built Keras optimizers, one per named parameter group, that step together."""
 
     def __init__(self, optimizers: dict[str, Any]) -> None:
         self.optimizers = optimizers
@@ -54,20 +54,22 @@ class KerasGroups:
         return [v for o in self.optimizers.values() for v in o._trainable_variables]
 
     def apply(self, grads: Sequence[Any], variables: Sequence[Any] | None = None) -> None:
-        """Move variables along gradients; all of them, group by group, where none are named."""
-        given = self._trainable_variables if variables is None else variables
-        pairs = {id(v): (g, v) for g, v in zip(grads, given, strict=True)}
+        """Update variables with gradients; by default all of them, group by group."""
+        all_variables = self._trainable_variables if variables is None else variables
+        pairs = {id(v): (g, v) for g, v in zip(grads, all_variables, strict=True)}
         for optimizer in self.optimizers.values():
-            own = [pairs[id(v)] for v in optimizer._trainable_variables if id(v) in pairs]
-            if own:
-                optimizer.apply(*map(list, zip(*own, strict=True)))
+            pairs_of_group = [
+                pairs[id(v)] for v in optimizer._trainable_variables if id(v) in pairs
+            ]
+            if pairs_of_group:
+                optimizer.apply(*map(list, zip(*pairs_of_group, strict=True)))
 
 
 class KerasSchedule:
-    """A schedule of Keras that steps when it is called, and not with every optimizer step.
+    """A Keras schedule that steps when called, not with every optimizer step.
 
-    It is a class of ``LearningRateSchedule``, which starts from the rate of each group where it is
-    given none, or a callable that takes an optimizer and returns one.
+    It is a class of ``LearningRateSchedule``, which by default starts from the rate of each group,
+    or a callable that takes an optimizer and returns a schedule.
     """
 
     def __init__(self, optimizer: Any, schedule: Any, kwargs: Mapping[str, Any]) -> None:
@@ -76,16 +78,16 @@ class KerasSchedule:
         self._set()
 
     def step(self) -> None:
-        """Go on by one epoch or batch."""
+        """Step by one epoch or batch."""
         self.count += 1
         self._set()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how far it has gone."""
+        """Return the number of steps."""
         return {"count": self.count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to where another was."""
+        """Restore the number of steps."""
         self.count = state["count"]
         self._set()
 
@@ -101,20 +103,25 @@ def _rate(optimizer: Any, schedule: Any, kwargs: Mapping[str, Any]) -> Any:
 
 
 def scaling(optimizers: Sequence[Any]) -> Any:
-    """Return what scales a loss before its gradients, for an optimizer that takes it back.
+    """Return the loss scaling of an optimizer that unscales gradients itself.
 
     Raises
     ------
     BackendNotSupportedError
-        If there are several optimizers, of which one does so.
+        If there are several optimizers, one of them with loss scaling.
     """
-    found = [own for optimizer in optimizers for own in parts(optimizer).values()]
-    scaled = [
-        own
-        for own in found
-        if isinstance(own, keras.optimizers.LossScaleOptimizer) or own.loss_scale_factor is not None
+    optimizers_of_groups = [
+        optimizer_of_group
+        for optimizer in optimizers
+        for optimizer_of_group in parts(optimizer).values()
     ]
-    if scaled and len(found) > 1:
+    scaled = [
+        optimizer_of_group
+        for optimizer_of_group in optimizers_of_groups
+        if isinstance(optimizer_of_group, keras.optimizers.LossScaleOptimizer)
+        or optimizer_of_group.loss_scale_factor is not None
+    ]
+    if scaled and len(optimizers_of_groups) > 1:
         raise BackendNotSupportedError(
             "an optimizer that scales the loss (loss_scale_factor, LossScaleOptimizer) must be the "
             "only one of a step, without groups of parameters; use precision='fp16' instead"
@@ -123,7 +130,7 @@ def scaling(optimizers: Sequence[Any]) -> Any:
 
 
 def parts(optimizer: Any) -> dict[str, Any]:
-    """Return the optimizers of Keras by the name of their group, or one as ``default``."""
+    """Return the Keras optimizers by group name, or one as ``default``."""
     return optimizer.optimizers if isinstance(optimizer, KerasGroups) else {"default": optimizer}
 
 
@@ -131,25 +138,28 @@ def state_of(optimizer: Any, named: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``moments`` by parameter name and ``groups`` of hyperparameters, on the host."""
     moments: dict[str, Any] = {}
     groups: list[dict[str, Any]] = []
-    for group, own in parts(optimizer).items():
-        slots, others = _slots(own, named)
-        moments |= {n: {k: v.numpy().copy() for k, v in kept.items()} for n, kept in slots.items()}
+    for group, part in parts(optimizer).items():
+        slots, others = _slots(part, named)
+        moments |= {
+            n: {k: v.numpy().copy() for k, v in slot_values.items()}
+            for n, slot_values in slots.items()
+        }
         name = {} if group == "default" else {"name": group}
         groups.append({**name, **{k: v.numpy().tolist() for k, v in others.items()}})
     scale = vars(optimizer).get("_modularml_scale")
-    held = {} if scale is None else {"scale": dict(vars(scale))}
-    return {"moments": moments, "groups": groups, **held}
+    scale_state = {} if scale is None else {"scale": dict(vars(scale))}
+    return {"moments": moments, "groups": groups, **scale_state}
 
 
 def load_state(optimizer: Any, named: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Take over what `state_of` returned."""
+    """Restore what `state_of` returned."""
     stored = {g.get("name", "default"): g for g in state["groups"]}
     if "scale" in state:
         vars(LossScale.of(optimizer)).update(state["scale"])
-    for group, own in parts(optimizer).items():
-        slots, others = _slots(own, named)
-        held = own._trainable_variables  # known by their memory, which a move makes anew
-        own._trainable_variables_indices = {own._var_key(v): i for i, v in enumerate(held)}
+    for group, part in parts(optimizer).items():
+        slots, others = _slots(part, named)
+        variables = part._trainable_variables  # keyed by memory, which moving reallocates
+        part._trainable_variables_indices = {part._var_key(v): i for i, v in enumerate(variables)}
         for name in slots.keys() & state["moments"].keys():
             move(slots[name].values(), named[name].value.device)
             for slot, value in state["moments"][name].items():
@@ -159,7 +169,7 @@ def load_state(optimizer: Any, named: Mapping[str, Any], state: Mapping[str, Any
 
 
 def move(variables: Iterable[Any], device: str) -> None:
-    """Make the memory of variables anew on a device, where it lies on another."""
+    """Move variables to a device by reallocating those on another."""
     for v in variables:
         if v.value.device.split(":")[-2:] != device.strip("/").split(":")[-2:]:
             with tf.device(device):
@@ -169,23 +179,27 @@ def move(variables: Iterable[Any], device: str) -> None:
 def _slots(
     optimizer: Any, named: Mapping[str, Any]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Return an optimizer's variables: by parameter name and slot, and those of no parameter.
+    """Return an optimizer's variables by parameter name and slot, and all others.
 
-    Keras calls a slot by its parameter's path; among parameters of one path, slots come in their
-    order.
+    Keras names a slot after its parameter's path; slots of parameters with equal paths are in the
+    order of these.
     """
     names = {id(p): name for name, p in named.items()}
-    held: dict[str, list[str]] = {}
+    names_by_path: dict[str, list[str]] = {}
     for i, v in enumerate(optimizer._trainable_variables):
-        held.setdefault(v.path.replace("/", "_"), []).append(names.get(id(v), f"unnamed{i}"))
-    slots: dict[str, dict[str, Any]] = {name: {} for own in held.values() for name in own}
+        names_by_path.setdefault(v.path.replace("/", "_"), []).append(
+            names.get(id(v), f"unnamed{i}")
+        )
+    slots: dict[str, dict[str, Any]] = {
+        name: {} for values in names_by_path.values() for name in values
+    }
     others: dict[str, Any] = {}
     for i, v in enumerate(optimizer.variables):
-        path = max((p for p in held if v.name.startswith(f"{p}_")), key=len, default=None)
+        path = max((p for p in names_by_path if v.name.startswith(f"{p}_")), key=len, default=None)
         if path is None:
             others[v.name if i < 2 else f"other_{i}"] = v  # the iteration and the rate come first
             continue
         slot = v.name.removeprefix(f"{path}_")
-        name = next(n for n in held[path] if slot not in slots[n])
+        name = next(n for n in names_by_path[path] if slot not in slots[n])
         slots[name][slot] = v
-    return {name: own for name, own in slots.items() if own}, others
+    return {name: values for name, values in slots.items() if values}, others

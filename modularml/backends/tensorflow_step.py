@@ -1,6 +1,6 @@
-"""Training steps of TensorFlow that clip, accumulate, skip or compute in another precision.
+"""TensorFlow training steps with clipping, accumulation, skipping or precision.
 
-The plain step stands in `modularml.backends.tensorflow` and knows nothing of all this.
+The plain step is in `modularml.backends.tensorflow`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ __all__ = ["ExtendedStep", "any_rows", "clipped", "in_precision"]
 
 
 def any_rows(run: Callable[..., Any], n_scalars: int = 0) -> Callable[..., Any]:
-    """Return a function of tensors as one graph, traced once whatever the number of their rows.
+    """Return a function as one graph, traced once for any number of rows.
 
-    The first arguments are `n_scalars` scalars; all others have rows first.
+    The first `n_scalars` arguments are scalars; axis 0 of all others is rows.
     """
     graph = tf.function(run, autograph=False)
     traced: list[Any] = []
 
     def call(*tensors: Any) -> Any:
-        if not traced:  # later calls find this trace, which fits them
+        if not traced:  # later calls reuse this trace
             rows = [tf.TensorSpec((None, *t.shape[1:]), t.dtype) for t in tensors[n_scalars:]]
             traced.append(graph.get_concrete_function(*tensors[:n_scalars], *rows))
         return graph(*tensors)
@@ -36,21 +36,21 @@ def any_rows(run: Callable[..., Any], n_scalars: int = 0) -> Callable[..., Any]:
 
 
 def clipped(grads: Sequence[Any], norm: float | None, value: float | None) -> tuple[list[Any], Any]:
-    """Return gradients with their elements, then their norm, limited, and the norm before."""
+    """Return gradients clipped by value, then by norm, and the norm before."""
     if value is not None:
         grads = [tf.clip_by_value(g, -value, value) for g in grads]
     total = tf.linalg.global_norm(list(grads))
     if norm is not None:
-        dense = [tf.convert_to_tensor(g) for g in grads]  # as Keras makes them before it clips
+        dense = [tf.convert_to_tensor(g) for g in grads]  # as Keras does before clipping
         grads = tf.clip_by_global_norm(dense, norm, use_norm=total)[0]
     return list(grads), total
 
 
 def in_precision(compute: Compute, options: StepOptions) -> Compute:
-    """Return a computation whose float32 layers compute in half the bits.
+    """Return a computation whose float32 layers compute in half precision.
 
-    Policies of layers count where a step is traced; they are as before when that is done. Weights,
-    and outputs of models, stay float32.
+    The policies of layers are changed while a step is traced and restored afterwards. Weights and
+    outputs of models stay float32.
     """
     policy = {"bf16": "mixed_bfloat16", "fp16": "mixed_float16"}[options.precision]
 
@@ -73,7 +73,7 @@ def in_precision(compute: Compute, options: StepOptions) -> Compute:
 
 
 class ExtendedStep:
-    """A step that does what `StepOptions` ask for; gradients are one graph, moving another.
+    """A step with `StepOptions`; gradients are one graph, the update another.
 
     See `modularml.backends.torch_step.ExtendedStep` for `closing` and `sizes`.
     """
@@ -85,7 +85,7 @@ class ExtendedStep:
         self.options, self.optimizers = options, list(optimizers)
         self.owned = [[v for v in o._trainable_variables if v.trainable] for o in optimizers]
         self.clips = options.clips or [(None, None)] * len(self.optimizers)
-        watched = [v.value for own in self.owned for v in own]
+        watched = [v.value for variables in self.owned for v in variables]
 
         def gradients(weight: Any, *inputs: Any) -> Any:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -104,7 +104,7 @@ class ExtendedStep:
         return 1.0 if self.scale is None else self.scale.scale
 
     def begin(self) -> None:
-        """Begin an epoch: forget gradients that have not moved weights."""
+        """Begin an epoch; discard gradients that were not applied."""
         self.held: list[Any] | None = None
         self.n_batches, self.first, self.rows = 0, 1.0, 0.0
 
@@ -112,7 +112,7 @@ class ExtendedStep:
         """End an epoch."""
 
     def __call__(self, inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-        """Compute the losses of a batch, and move weights where it is time to."""
+        """Compute the losses of a batch, and update the weights if due."""
         n = self.sizes[0] if self.sizes is not None else len(inputs[0])
         if not self.n_batches:
             self.first = n or 1.0
@@ -121,14 +121,14 @@ class ExtendedStep:
         values = [float(loss) for loss in losses]
         wrong = next((i for i, v in enumerate(values) if not math.isfinite(v)), None)
         if wrong is None:
-            self._hold(grads, n)
+            self._accumulate(grads, n)
         elif self.options.on_nonfinite != "skip":
             raise NotFiniteError(wrong, values[wrong])
         if self.n_batches and (self.closing or self.n_batches == self.options.accumulate):
             self._move()
         return losses, outputs
 
-    def _hold(self, grads: Sequence[Any], n: float) -> None:
+    def _accumulate(self, grads: Sequence[Any], n: float) -> None:
         before = self.held or [None] * len(grads)
         self.held = [_sum(a, b) for a, b in zip(before, grads, strict=True)]
         self.n_batches, self.rows = self.n_batches + 1, self.rows + n
@@ -138,9 +138,13 @@ class ExtendedStep:
         grads = iter(self.held or ())
         self.begin()
         moves = []
-        for optimizer, own, limits in zip(self.optimizers, self.owned, self.clips, strict=True):
-            pairs = [(_scaled(g, 1 / weight), v) for v in own if (g := next(grads)) is not None]
-            found, norm = clipped([g for g, _ in pairs], *limits)
+        for optimizer, own_variables, limits in zip(
+            self.optimizers, self.owned, self.clips, strict=True
+        ):
+            pairs = [
+                (_scaled(g, 1 / weight), v) for v in own_variables if (g := next(grads)) is not None
+            ]
+            clipped_grads, norm = clipped([g for g, _ in pairs], *limits)
             watched = any(limits) or self.options.on_nonfinite != "raise" or self.scale
             if watched and not math.isfinite(float(norm)):
                 if self.scale is not None:
@@ -148,10 +152,10 @@ class ExtendedStep:
                 elif self.options.on_nonfinite != "skip":
                     raise NotFiniteError(0, float(norm), "gradient")
                 return
-            moves.append((optimizer, found, [v for _, v in pairs]))
-        for optimizer, found, variables in moves:
+            moves.append((optimizer, clipped_grads, [v for _, v in pairs]))
+        for optimizer, clipped_grads, variables in moves:
             if variables:
-                optimizer.apply(found, variables)
+                optimizer.apply(clipped_grads, variables)
         if self.scale is not None:
             self.scale.update(sound=True)
         for schedule in self.options.schedules:
@@ -168,7 +172,7 @@ def _sum(a: Any, b: Any) -> Any:
 
 
 def _scaled(grad: Any, factor: float) -> Any:
-    """Multiply a gradient; those of an Embedding are rows by their number, and stay so."""
+    """Multiply a gradient; sparse ones, as of an Embedding, stay sparse."""
     if isinstance(grad, tf.IndexedSlices):
         return tf.IndexedSlices(grad.values * factor, grad.indices, grad.dense_shape)
     return grad * factor

@@ -42,7 +42,7 @@ __all__ = ["TorchAdapter", "adapter"]
 
 
 class TorchAdapter(BackendAdapter):
-    """The few things that a graph needs of torch."""
+    """Operations that a graph needs from torch."""
 
     backend: ClassVar[Backend] = Backend.TORCH
     may_reuse_outputs = True
@@ -52,10 +52,12 @@ class TorchAdapter(BackendAdapter):
     def from_numpy(self, values: Array, *, dtype: Any = None, device: Any = None) -> Any:
         values = np.asarray(values)
         if values.dtype.kind not in "biufc":
-            raise ShapeError(f"values of dtype {values.dtype} cannot become a torch tensor")
+            raise ShapeError(
+                f"values of dtype {values.dtype} cannot be converted to a torch tensor"
+            )
         if values.dtype.kind == "u" and values.dtype.itemsize > 1:
             top = int(values.max(initial=0))
-            if top < 2**63:  # which torch computes with; uint64 it only holds
+            if top < 2**63:  # torch computes with int64, but only stores uint64
                 values = values.astype(np.int64)
         return torch.tensor(np.asarray(values, order="C"), dtype=dtype, device=device)
 
@@ -81,7 +83,7 @@ class TorchAdapter(BackendAdapter):
         return torch.int64 if kind == "index" else _float_dtype(model)
 
     def gather(self, column: Any, rows: IntArray | slice, into: Any = None) -> Any:
-        if isinstance(rows, slice):  # copied all the same, as a model may write to its input
+        if isinstance(rows, slice):  # copied, as a model may write to its input
             return column[rows].clone() if into is None else into.copy_(column[rows])
         index = torch.from_numpy(rows if rows.flags.writeable else rows.copy())
         return torch.index_select(column, 0, index.to(column.device), out=into)
@@ -103,7 +105,7 @@ class TorchAdapter(BackendAdapter):
         return torch.stack(tuple(tensors)).mean(dim=0)
 
     def pad(self, tensor: Any, widths: Sequence[tuple[int, int]], mode: str, value: float) -> Any:
-        """Pad each axis at its end; every mode is an index, so gradients pass."""
+        """Pad each axis at its end; modes index into the axis, so gradients pass."""
         for axis, (before, after) in enumerate(widths):
             if not before and not after:
                 continue
@@ -121,8 +123,8 @@ class TorchAdapter(BackendAdapter):
         return tensor.detach()
 
     def to_host(self, tensor: Any) -> Any:
-        off = tensor.detach() if tensor.requires_grad else tensor
-        return off if off.is_cpu else off.cpu()
+        detached = tensor.detach() if tensor.requires_grad else tensor
+        return detached if detached.is_cpu else detached.cpu()
 
     def floats(self, scalars: Sequence[Any]) -> list[float]:
         if not scalars or not isinstance(scalars[0], torch.Tensor):
@@ -142,54 +144,54 @@ class TorchAdapter(BackendAdapter):
         return dict(model.named_parameters())
 
     def fixed(self, model: Any) -> dict[str, Any]:
-        """Return them; buffers of a layer whose parameters are all switched off are among them."""
+        """Return frozen weights, and buffers of layers whose parameters are all frozen."""
         movable = {id(p) for p in self.parameters(model).values()}
-        found: dict[str, Any] = {}
+        fixed: dict[str, Any] = {}
         for path, module in model.named_modules():
-            own = {k: p for k, p in module._parameters.items() if p is not None}
-            still = {k: p for k, p in own.items() if id(p) not in movable}
-            if own and len(still) == len(own):
-                still |= {k: b for k, b in module._buffers.items() if b is not None}
-            found |= {f"{path}.{key}".lstrip("."): t for key, t in still.items()}
-        return found
+            parameters = {k: p for k, p in module._parameters.items() if p is not None}
+            frozen = {k: p for k, p in parameters.items() if id(p) not in movable}
+            if parameters and len(frozen) == len(parameters):
+                frozen |= {k: b for k, b in module._buffers.items() if b is not None}
+            fixed |= {f"{path}.{key}".lstrip("."): t for key, t in frozen.items()}
+        return fixed
 
     def keep_fixed(self, source: Any, target: Any) -> None:
-        mine = {**dict(target.named_parameters()), **dict(target.named_buffers())}
+        tensors = {**dict(target.named_parameters()), **dict(target.named_buffers())}
         with torch.no_grad():
             for name, value in self.fixed(source).items():
-                if name in mine and mine[name].shape == value.shape:
-                    mine[name].copy_(value)
-                    mine[name].requires_grad_(False)
+                if name in tensors and tensors[name].shape == value.shape:
+                    tensors[name].copy_(value)
+                    tensors[name].requires_grad_(False)
 
     def shared(self, models: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         first: dict[int, tuple[str, str]] = {}
-        found = []
+        pairs = []
         for label, model in models.items():
             for name, t in (*model.named_parameters(), *model.named_buffers()):
-                if (there := first.setdefault(id(t), (label, name)))[0] != label:
-                    found.append((*there, label, name))
-        return found
+                if (source := first.setdefault(id(t), (label, name)))[0] != label:
+                    pairs.append((*source, label, name))
+        return pairs
 
     def tie(self, source: Any, name: str, target: Any, again: str) -> None:
         *path, key = again.split(".")
-        owner, held = target.get_submodule(".".join(path)), source
+        owner, weight = target.get_submodule(".".join(path)), source
         for part in name.split("."):
-            held = getattr(held, part)
-        (owner._parameters if key in owner._parameters else owner._buffers)[key] = held
+            weight = getattr(weight, part)
+        (owner._parameters if key in owner._parameters else owner._buffers)[key] = weight
 
     def signature(self, model: Any) -> Hashable:
-        found: list[Hashable] = []
+        parts: list[Hashable] = []
         for module in model.modules():
-            found.append(Identity(module))
+            parts.append(Identity(module))
             for name, t in (*module._parameters.items(), *module._buffers.items()):
                 if t is not None:
-                    found.append((name, Identity(t), t.shape, t.dtype, t.device, t.requires_grad))
-        return tuple(found)
+                    parts.append((name, Identity(t), t.shape, t.dtype, t.device, t.requires_grad))
+        return tuple(parts)
 
     def weights_version(self, model: Any) -> Hashable:
-        """Return checksums of the values: a change through ``.data`` leaves no other trace."""
-        held = (t.detach() for t in (*model.parameters(), *model.buffers()))
-        flat = (t.cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for t in held)
+        """Return checksums of the values, which also detect changes through ``.data``."""
+        tensors = (t.detach() for t in (*model.parameters(), *model.buffers()))
+        flat = (t.cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for t in tensors)
         return tuple(map(checksum, flat))
 
     def loss_parameters(self, loss: Any) -> dict[str, Any]:
@@ -198,8 +200,8 @@ class TorchAdapter(BackendAdapter):
         return {name: p for name, p in loss.named_parameters() if p.requires_grad}
 
     def loss_state(self, loss: Any) -> dict[str, Array]:
-        held = loss.state_dict() if isinstance(loss, torch.nn.Module) else {}
-        return {name: self.to_numpy(t).copy() for name, t in held.items()}
+        state = loss.state_dict() if isinstance(loss, torch.nn.Module) else {}
+        return {name: self.to_numpy(t).copy() for name, t in state.items()}
 
     def load_loss_state(self, loss: Any, state: Mapping[str, Array]) -> None:
         loss.load_state_dict({name: self.from_numpy(value) for name, value in state.items()})
@@ -208,22 +210,22 @@ class TorchAdapter(BackendAdapter):
         return _makes_new_tensor(model) is False
 
     def needs_several_rows(self, model: Any, shape: InputShape) -> bool:
-        """Tell so from shapes alone: nothing is computed, drawn or counted."""
+        """Return whether training needs several rows, from shapes alone."""
         norm = torch.nn.modules.batchnorm._BatchNorm
         if not any(isinstance(module, norm) for module in model.modules()):
             return False
-        held = (*model.named_parameters(), *model.named_buffers())
-        meta = {name: torch.empty_like(t, device="meta") for name, t in held}
+        tensors = (*model.named_parameters(), *model.named_buffers())
+        meta = {name: torch.empty_like(t, device="meta") for name, t in tensors}
         dtype = self.input_dtype(model)
-        one = [torch.empty((1, *s), dtype=dtype, device="meta") for s in shapes_of(shape)]
-        named = isinstance(shape, Mapping)
-        args, kwargs = ((), arranged(one, shape)) if named else (tuple(one), {})
+        single_rows = [torch.empty((1, *s), dtype=dtype, device="meta") for s in shapes_of(shape)]
+        by_name = isinstance(shape, Mapping)
+        args, kwargs = ((), arranged(single_rows, shape)) if by_name else (tuple(single_rows), {})
         with torch.no_grad(), torch.random.fork_rng(devices=[]), self.modes([(model, True)]):
             try:
                 torch.func.functional_call(model, meta, args, kwargs)
             except ValueError as error:
                 return "more than 1 value per channel" in str(error)
-            except Exception:  # noqa: BLE001 - what needs numbers is found out in the step
+            except Exception:  # noqa: BLE001 - value errors appear in the step
                 return False
         return False
 
@@ -241,7 +243,7 @@ class TorchAdapter(BackendAdapter):
         model.to(device)
 
     def device_of(self, model: Any) -> Any:
-        """Return where a model's weights lie; None where it has none."""
+        """Return the device of a model's weights; None without weights."""
         return next((p.device for p in model.parameters()), None)
 
     def to_device(self, tensor: Any, device: Any) -> Any:
@@ -256,11 +258,13 @@ class TorchAdapter(BackendAdapter):
     @contextmanager
     def modes(self, models: Sequence[tuple[Any, bool]]) -> Iterator[None]:
         parts = [list(model.modules()) for model, _ in models]
-        before = [(part, part.training) for own in parts for part in own]  # of shared ones too
+        before = [
+            (part, part.training) for modules in parts for part in modules
+        ]  # including shared ones
         try:
-            for (model, training), own in zip(models, parts, strict=True):
-                if all(map(_is_plain, own)):
-                    _set_modes((part, training) for part in own)
+            for (model, training), modules in zip(models, parts, strict=True):
+                if all(map(_is_plain, modules)):
+                    _set_modes((part, training) for part in modules)
                 else:
                     model.train(training)
             yield
@@ -268,16 +272,16 @@ class TorchAdapter(BackendAdapter):
             _set_modes(before)
 
     def set_frozen(self, model: Any, frozen: bool) -> None:
-        """Stop, or allow, gradients into a model's own parameters.
+        """Freeze or unfreeze a model's parameters.
 
-        Parameters that the user had switched off stay off when the model is unfrozen.
+        Parameters that the user froze stay frozen when the model is unfrozen.
         """
-        if frozen:  # once more, where layers were made anew since
-            kept = [p for p in model.parameters() if p.requires_grad]
-            model.__dict__.setdefault("_modularml_trainable", []).extend(kept)
+        if frozen:  # again, if layers were rebuilt
+            trainable = [p for p in model.parameters() if p.requires_grad]
+            model.__dict__.setdefault("_modularml_trainable", []).extend(trainable)
         else:
-            kept = model.__dict__.pop("_modularml_trainable", [])
-        for p in kept:
+            trainable = model.__dict__.pop("_modularml_trainable", [])
+        for p in trainable:
             p.requires_grad_(not frozen)
             if frozen:
                 p.grad = None
@@ -302,18 +306,18 @@ class TorchAdapter(BackendAdapter):
         looks_up = any(isinstance(m, lookups) for m in model.modules())
         choices = []
         for whole, category in kinds:
-            both = (torch.int64, floating) if whole else (floating, torch.int64)
-            choices.append(both if looks_up or category else (floating,))
+            preferred = (torch.int64, floating) if whole else (floating, torch.int64)
+            choices.append(preferred if looks_up or category else (floating,))
         tries = list(product(*choices))
-        found = (t for t in tries if len(tries) == 1 or self._accepts(model, shape, t))
-        return list(next(found, tries[0]))
+        accepted = (t for t in tries if len(tries) == 1 or self._accepts(model, shape, t))
+        return list(next(accepted, tries[0]))
 
     def call_blank(self, model: Any, shape: InputShape, dtypes: Sequence[Any]) -> Any:
         """Return the outputs of a model for two samples of zeros."""
         device, shapes = self.device_of(model), shapes_of(shape)
         zeros = [
-            torch.zeros((2, *own), dtype=dtype, device=device)
-            for own, dtype in zip(shapes, dtypes, strict=True)
+            torch.zeros((2, *shape_of_input), dtype=dtype, device=device)
+            for shape_of_input, dtype in zip(shapes, dtypes, strict=True)
         ]
         mask: dict[str, Any] = {}
         if hasattr(model, "example_mask"):
@@ -328,7 +332,7 @@ class TorchAdapter(BackendAdapter):
         return round(2 / torch.finfo(dtype).eps) if dtype.is_floating_point else None
 
     def _accepts(self, model: Any, shape: InputShape, dtypes: Sequence[Any]) -> bool:
-        """Tell whether a model computes with inputs of these dtypes."""
+        """Return whether a model accepts inputs of these dtypes."""
         try:
             self.call_blank(model, shape, dtypes)
         except (RuntimeError, ValueError, IndexError, TypeError):
@@ -342,30 +346,32 @@ class TorchAdapter(BackendAdapter):
     # -- training -----------------------------------------------------------------------------
 
     def losses(self) -> Mapping[str, type]:
-        found = vars(torch.nn.modules.loss)
-        return {n: c for n, c in found.items() if n.endswith("Loss") and not n.startswith("_")}
+        namespace = vars(torch.nn.modules.loss)
+        return {n: c for n, c in namespace.items() if n.endswith("Loss") and not n.startswith("_")}
 
     def optimizers(self) -> Mapping[str, type]:
         return classes_of(torch.optim, torch.optim.Optimizer)
 
     def make_optimizer(self, cls: Any, parameters: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Make an optimizer; the fused kernel is used where torch has one and nobody said no.
+        """Create an optimizer, with the fused kernel by default if torch has one.
 
-        Not so for SGD, whose fused form fails where a parameter gets its first gradient late or
-        a sparse one; `direct_step` uses the kernel where it is safe.
+        Except for SGD, whose fused form fails if a parameter gets its first gradient late or a
+        sparse one; `direct_step` uses the kernel where it is safe.
         """
         _check_closure(cls)
-        chosen = dict(kwargs)
-        takes = inspect.signature(cls).parameters
-        decided = {"fused", "foreach", "capturable", "differentiable"} & set(chosen)
-        free = "fused" in takes and not decided and not issubclass(cls, torch.optim.SGD)
+        arguments = dict(kwargs)
+        parameters_of_class = inspect.signature(cls).parameters
+        decided = {"fused", "foreach", "capturable", "differentiable"} & set(arguments)
+        free = (
+            "fused" in parameters_of_class and not decided and not issubclass(cls, torch.optim.SGD)
+        )
         flat = [p for g in parameters for p in (g["params"] if isinstance(g, dict) else [g])]
         if free and all(p.is_floating_point() and not p.is_sparse for p in flat):
             try:
-                return cls(list(parameters), **chosen, fused=True)
+                return cls(list(parameters), **arguments, fused=True)
             except RuntimeError:  # this device or dtype has no fused kernel
                 pass
-        return cls(list(parameters), **chosen)
+        return cls(list(parameters), **arguments)
 
     def schedules(self) -> Mapping[str, type]:
         return classes_of(torch.optim.lr_scheduler, torch.optim.lr_scheduler.LRScheduler)
@@ -374,7 +380,7 @@ class TorchAdapter(BackendAdapter):
         return schedule(optimizer, **kwargs)
 
     def learning_rates(self, optimizer: Any) -> dict[str, float]:
-        """Return the rate of each group of parameters; ``default`` is the first without a name."""
+        """Return the learning rate of each group; ``default`` is the first unnamed one."""
         groups = enumerate(optimizer.param_groups)
         names = {i: g.get("name", f"group{i}" if i else "default") for i, g in groups}
         return {names[i]: float(g["lr"]) for i, g in enumerate(optimizer.param_groups)}
@@ -382,7 +388,7 @@ class TorchAdapter(BackendAdapter):
     def clip_gradients(
         self, optimizer: Any, grads: Any, norm: float | None, value: float | None
     ) -> Any:
-        """Limit the gradients that parameters hold, and return those that were given."""
+        """Clip the gradients of parameters in place, and return `grads`."""
         clip([p for g in optimizer.param_groups for p in g["params"]], norm, value)
         return grads
 
@@ -397,29 +403,29 @@ class TorchAdapter(BackendAdapter):
         return direct_forward(model)
 
     def compile(self, model: Any) -> Any:
-        """Return a model compiled.
+        """Return a compiled model.
 
         Raises
         ------
         BackendNotSupportedError
-            If there is no C++ compiler, which models on the host need.
+            If there is no C++ compiler, which models on the CPU need.
         """
         device = next((p.device.type for p in model.parameters()), "cpu")
         compilers = [os.environ.get("CXX", "g++"), "clang++", "cl"]
         if device == "cpu" and not any(map(shutil.which, compilers)):
             raise BackendNotSupportedError(
-                f"compile=True needs a C++ compiler, and none of {', '.join(compilers)} is "
-                "there; install one, or leave compile=False"
+                f"compile=True needs a C++ compiler, but none of {', '.join(compilers)} was "
+                "found; install one, or use compile=False"
             )
         return torch.compile(model)
 
     def adopt_optimizer(self, optimizer: Any, parameters: Sequence[Any]) -> Any:
-        """Return an optimizer that a factory made; torch's hold their parameters already."""
+        """Return an optimizer from a factory; torch's already have their parameters."""
         _check_closure(type(optimizer))
         return optimizer
 
     def optimizer_step(self, optimizer: Any, grads: Any = None, variables: Any = None) -> None:
-        """Move parameters once, along the gradients they hold."""
+        """Update parameters once with their gradients."""
         if grads is not None or variables is not None:
             raise BackendNotSupportedError("grads and variables are for TensorFlow optimizers")
         optimizer.step()
@@ -427,11 +433,11 @@ class TorchAdapter(BackendAdapter):
     def optimizer_state(self, optimizer: Any, named: Mapping[str, Any]) -> dict[str, Any]:
         raw, names = optimizer.state_dict(), _packed_names(optimizer, named)
         moments = {
-            names[i]: {k: self._kept(v) for k, v in values.items()}
+            names[i]: {k: self._to_host_value(v) for k, v in values.items()}
             for i, values in raw["state"].items()
         }
         groups = [
-            {k: self._kept(v) for k, v in group.items() if k != "params"}
+            {k: self._to_host_value(v) for k, v in group.items() if k != "params"}
             for group in raw["param_groups"]
         ]
         scaler = getattr(optimizer, "scaler", None)  # of gradients in fp16
@@ -455,12 +461,10 @@ class TorchAdapter(BackendAdapter):
         optimizer.load_state_dict(raw)
         if "scale" in state:
             scaler_of(optimizer).load_state_dict(state["scale"])
-        optimizer._opt_called = (
-            True  # it moved weights before: schedules need not warn that it did not
-        )
+        optimizer._opt_called = True  # avoids torch's warning that schedules step first
 
-    def _kept(self, value: Any) -> Any:
-        """Return tensors as arrays of their own and containers as they are."""
+    def _to_host_value(self, value: Any) -> Any:
+        """Return tensors as array copies, and containers unchanged."""
         return self.to_numpy(value).copy() if isinstance(value, torch.Tensor) else value
 
     def train_step(
@@ -470,7 +474,7 @@ class TorchAdapter(BackendAdapter):
             return ExtendedStep(compute, optimizers, options)
         params = [p for o in optimizers for g in o.param_groups for p in g["params"]]
         on_host = all(p.device.type == "cpu" for p in params)
-        move = _one_after_another([direct_step(optimizer) for optimizer in optimizers])
+        move = _in_sequence([direct_step(optimizer) for optimizer in optimizers])
         isfinite = math.isfinite
 
         def step(inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
@@ -507,27 +511,29 @@ class TorchAdapter(BackendAdapter):
         have = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         have += ["mps"] if torch.backends.mps.is_available() else []
         if (f"{name}:{index or 0}" if name == "cuda" else name) not in have:
-            raise DeviceError(f"device {device!r} is not there; this machine has {', '.join(have)}")
+            raise DeviceError(
+                f"device {device!r} is not available; this machine has {', '.join(have)}"
+            )
         return torch.device(f"{name}:{index}" if index else name)
 
 
 def _is_plain(module: Any) -> bool:
-    """Tell whether `train` does no more than to set an attribute."""
+    """Return whether `train` only sets an attribute."""
     cls = type(module)
-    own = cls.train is not _Module.train or "train" in vars(module)
-    return not own and cls.__setattr__ is _Module.__setattr__
+    overrides = cls.train is not _Module.train or "train" in vars(module)
+    return not overrides and cls.__setattr__ is _Module.__setattr__
 
 
 def _makes_new_tensor(module: Any) -> bool | None:
-    """Tell whether a module computes a tensor of its own before anything is written to.
+    """Return whether a module computes a new tensor before any in-place write.
 
-    False for layers that work in place and for modules of other classes, whose code may do so;
-    None for those that may pass on what they are given.
+    False for in-place layers and for modules of unknown classes, which may write in place; None for
+    those that may return their input.
     """
     cls = type(module)
     if cls is torch.nn.Sequential or getattr(cls.forward, "calls_its_layers", False):
-        told = (_makes_new_tensor(layer) for layer in module.children())
-        return next((new for new in told if new is not None), None)
+        results = (_makes_new_tensor(layer) for layer in module.children())
+        return next((new for new in results if new is not None), None)
     if not cls.__module__.startswith("torch.nn.modules.") or getattr(module, "inplace", False):
         return False
     return None if isinstance(module, _PASS_ON) else True
@@ -544,7 +550,7 @@ _PASS_ON = (
 def _set_modes(modes: Iterable[tuple[Any, bool]]) -> None:
     for module, training in modes:
         if module.training is not training:
-            if _is_plain(module):  # past the checks of Module.__setattr__, which take longer
+            if _is_plain(module):  # skips the slow checks of Module.__setattr__
                 object.__setattr__(module, "training", training)
             else:
                 module.training = training
@@ -555,7 +561,7 @@ _PAD_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
 def _float_dtype(model: Any) -> Any:
-    """Return the dtype that a model computes in."""
+    """Return the float dtype of a model."""
     for p in [] if model is None else model.parameters():
         if p.is_floating_point():
             return p.dtype
@@ -566,25 +572,25 @@ def _check_closure(cls: type) -> None:
     closure = inspect.signature(cls.step).parameters.get("closure")  # type: ignore[attr-defined]
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise BackendNotSupportedError(
-            f"{cls.__name__} computes the loss several times a step, which a graph does not "
-            "do; use another optimizer"
+            f"{cls.__name__} computes the loss several times per step, which is not supported; "
+            "use another optimizer"
         )
 
 
 def _packed_names(optimizer: Any, named: Mapping[str, Any]) -> list[str]:
-    """Return names in the order in which an optimizer numbers its parameters."""
+    """Return parameter names in the order of an optimizer's indices."""
     names = {id(p): name for name, p in named.items()}
     packed = [p for group in optimizer.param_groups for p in group["params"]]
     return [names.get(id(p), f"unnamed{i}") for i, p in enumerate(packed)]
 
 
-def _one_after_another(moves: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
+def _in_sequence(moves: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
     if len(moves) == 1:
         return moves[0]
 
     def move() -> None:
-        for each in moves:
-            each()
+        for move_one in moves:
+            move_one()
 
     return move
 

@@ -1,8 +1,8 @@
-"""Forward passes of torch with less around them.
+"""Fast forward passes of torch modules.
 
-Calling a module costs as much as the arithmetic of a small layer, and in a chain of layers there
-are calls at every depth. Here the chain is taken apart once, and its layers are called in turn: the
-same functions on the same tensors.
+Calling a module costs as much as the arithmetic of a small layer, and a chain of layers has calls
+at every depth. Here the chain is flattened once, and its layers are called in turn: the same
+functions on the same tensors.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ __all__ = ["direct_forward"]
 
 Call = Callable[[Any], Any]
 Chain = tuple[Any, Mapping[str, Any], type, tuple[Any, ...]]
-"""A chain of layers, its attributes, its class, and the modules that it holds."""
+"""A chain of layers, its attributes, its class, and its submodules."""
 
 
 def direct_forward(module: Any) -> Call:
-    """Return a function that does what calling a module does.
+    """Return a function equivalent to calling a module.
 
-    Where somebody listens to a layer, has compiled the module or exchanged a layer since, the
-    function calls the module.
+    If a layer has hooks, or the module was compiled or a layer replaced since, the function calls
+    the module.
 
     Parameters
     ----------
@@ -34,22 +34,22 @@ def direct_forward(module: Any) -> Call:
     Returns
     -------
     callable
-        The module itself where it is no chain of layers.
+        The module itself if it is not a chain of layers.
     """
     hooks: list[Mapping[Any, Any]] = list(_EVERYWHERE)
     chains: list[Chain] = []
-    calls = _taken_apart(module, hooks, chains)
+    calls = _flattened(module, hooks, chains)
     if not chains:
         return module  # type: ignore[no-any-return]
-    own = vars(module)
+    attributes = vars(module)
 
     def forward(x: Any) -> Any:
-        if any(hooks) or own.get("_compiled_call_impl") is not None:
+        if any(hooks) or attributes.get("_compiled_call_impl") is not None:
             return module(x)
-        for chain, of_chain, cls, layers in chains:
-            if type(chain) is not cls or "forward" in of_chain:
+        for chain, chain_attributes, cls, layers in chains:
+            if type(chain) is not cls or "forward" in chain_attributes:
                 return module(x)
-            if tuple(of_chain["_modules"].values()) != layers:
+            if tuple(chain_attributes["_modules"].values()) != layers:
                 return module(x)
         for call in calls:
             x = call(x)
@@ -58,41 +58,43 @@ def direct_forward(module: Any) -> Call:
     return forward
 
 
-def _taken_apart(
+def _flattened(
     module: Any,
     hooks: list[Mapping[Any, Any]],
     chains: list[Chain],
 ) -> list[Call]:
-    """Return the calls of a module's layers, and note its hooks and what each chain holds."""
-    own, cls = vars(module), type(module)
-    if own.get("_compiled_call_impl") is not None or any(name not in own for name in _HOOKS):
+    """Return the calls of a module's layers, and record its hooks and chains."""
+    attributes, cls = vars(module), type(module)
+    if attributes.get("_compiled_call_impl") is not None or any(
+        name not in attributes for name in _HOOKS
+    ):
         return [module]
     if isinstance(module, torch.jit.ScriptModule) or cls.__call__ is not torch.nn.Module.__call__:
         return [module]
-    hooks.extend(own[name] for name in _HOOKS)
-    held = tuple(module._modules.values())
+    hooks.extend(attributes[name] for name in _HOOKS)
+    children = tuple(module._modules.values())
     is_chain = cls is torch.nn.Sequential
     if is_chain or getattr(cls.forward, "calls_its_layers", False):
-        layers = held if is_chain else (module.layers,)  # what else is there is not called
-        chains.append((module, own, cls, held))
-        return [call for layer in layers for call in _taken_apart(layer, hooks, chains)]
+        layers = children if is_chain else (module.layers,)  # other submodules are not called
+        chains.append((module, attributes, cls, children))
+        return [call for layer in layers for call in _flattened(layer, hooks, chains)]
     return [_call_of(module)]
 
 
 def _call_of(layer: Any) -> Call:
-    """Return the call of a layer; what is exchanged within it later is looked up each time."""
+    """Return the call of a layer, which looks up its parameters each time."""
     cls = type(layer)
-    own, held, linear = vars(layer), layer._parameters, torch.nn.functional.linear
+    attributes, parameters, linear = vars(layer), layer._parameters, torch.nn.functional.linear
 
     def call(x: Any) -> Any:
         return layer.forward(x)
 
     def call_linear(x: Any) -> Any:
-        if type(layer) is not cls or "forward" in own:
+        if type(layer) is not cls or "forward" in attributes:
             return layer(x)
         try:
-            weight, bias = held["weight"], held["bias"]
-        except KeyError:  # they are no parameters
+            weight, bias = parameters["weight"], parameters["bias"]
+        except KeyError:  # not parameters
             return layer(x)
         return linear(x, weight, bias)
 

@@ -1,8 +1,8 @@
-"""Optimizer steps of torch with less around them.
+"""Fast optimizer steps of torch.
 
-``optimizer.step()`` prepares its lists anew at each call, which costs more than the arithmetic of
-a small model. Here the lists are made once and torch's own fused kernel is called on them: the
-same kernel, on the same tensors of the optimizer's own state, so ``state_dict`` stays true.
+``optimizer.step()`` rebuilds its lists at each call, which costs more than the arithmetic of a
+small model. Here the lists are built once and torch's fused kernel is called on them: the same
+kernel on the same tensors of the optimizer's state, so ``state_dict`` stays valid.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ torch = require("torch", purpose="to train torch models")
 
 __all__ = ["direct_step"]
 
-_ONE = torch.tensor(1.0)  # wrapped once; a bare 1 would be wrapped at every step
+_ONE = torch.tensor(1.0)  # a Python 1 would be converted at every step
 
 
 def direct_step(optimizer: Any) -> Callable[[], Any]:
-    """Return a function that does what ``optimizer.step()`` does.
+    """Return a function equivalent to ``optimizer.step()``.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def direct_step(optimizer: Any) -> Callable[[], Any]:
     Returns
     -------
     callable
-        The optimizer's own ``step`` where its kernel is not one of those known here.
+        The optimizer's own ``step`` if its kernel is not supported here.
     """
     kernel = _KERNELS.get(type(optimizer))
     if kernel is None or not _is_plain(optimizer):
@@ -39,7 +39,7 @@ def direct_step(optimizer: Any) -> Callable[[], Any]:
 
 
 class _Direct:
-    """Calls the fused kernel on lists that are made once."""
+    """Calls the fused kernel on cached lists."""
 
     def __init__(self, optimizer: Any, kernel: Callable[..., None]) -> None:
         self.optimizer, self.kernel = optimizer, kernel
@@ -47,26 +47,28 @@ class _Direct:
 
     def __call__(self) -> None:
         optimizer = self.optimizer
-        owns = optimizer.param_groups
-        if len(self.groups) != len(owns) or _is_hooked(optimizer):
-            return self._afresh()
+        param_groups = optimizer.param_groups
+        if len(self.groups) != len(param_groups) or _is_hooked(optimizer):
+            return self._rebuild()
         lists = []
-        for group, own in zip(self.groups, owns, strict=True):
+        for group, param_group in zip(self.groups, param_groups, strict=True):
             grads = [p.grad for p in group.params]
-            if any(g is None for g in grads) or not group.is_current(optimizer, own):
-                return self._afresh()
+            if any(g is None for g in grads) or not group.is_current(optimizer, param_group):
+                return self._rebuild()
             lists.append(grads)
-        optimizer._opt_called = True  # as a step tells its learning-rate schedulers
+        optimizer._opt_called = True  # read by torch's schedulers
         with torch.no_grad():
             for group, grads in zip(self.groups, lists, strict=True):
                 if grads:
                     self.kernel(group, grads)
         return None
 
-    def _afresh(self) -> None:
-        """Let the optimizer step by itself, which makes its state, and make the lists anew."""
+    def _rebuild(self) -> None:
+        """Call the optimizer's own step, which creates its state, and rebuild the lists."""
         self.optimizer.step()
-        groups = [_Group(self.optimizer, own) for own in self.optimizer.param_groups]
+        groups = [
+            _Group(self.optimizer, param_group) for param_group in self.optimizer.param_groups
+        ]
         sparse = any(p.grad.is_sparse for group in groups for p in group.params)
         self.groups = [] if sparse else groups
 
@@ -86,16 +88,21 @@ class _Group:
         self.steps = [s["step"] for s in states if "step" in s]
         self.with_momentum = bool(group.get("momentum"))
 
-    def is_current(self, optimizer: Any, own: dict[str, Any]) -> bool:
-        """Tell whether the lists still are the optimizer's own (a state may have been loaded)."""
-        if own is not self.hyper or bool(own.get("momentum")) is not self.with_momentum:
+    def is_current(self, optimizer: Any, param_group: dict[str, Any]) -> bool:
+        """Return whether the lists are still valid (a state may have been loaded)."""
+        if (
+            param_group is not self.hyper
+            or bool(param_group.get("momentum")) is not self.with_momentum
+        ):
             return False
         if any(p.grad is not None for p in self.others):
             return False
         if not self.params:
             return True
         state = optimizer.state.get(self.params[0], {})
-        return all(not mine or state.get(name) is mine[0] for name, mine in self.state.items())
+        return all(
+            not tensors or state.get(name) is tensors[0] for name, tensors in self.state.items()
+        )
 
 
 def _adam(group: _Group, grads: list[Any]) -> None:
@@ -159,7 +166,7 @@ def _is_hooked(optimizer: Any) -> bool:
 
 
 def _is_plain(optimizer: Any) -> bool:
-    """Tell whether a step is what the fused kernel does: one dtype, on the host, nothing odd."""
+    """Return whether the fused kernel applies: one dtype, on the host, plain options."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     one_dtype = {p.dtype for p in params} in ({torch.float32}, {torch.float64})
     on_host = all(p.device.type == "cpu" for p in params)
@@ -171,7 +178,7 @@ def _is_plain(optimizer: Any) -> bool:
 
 
 def _is_plain_group(group: dict[str, Any], optimizer: Any) -> bool:
-    """Tell whether nobody asked for another way of stepping than the fused kernel."""
+    """Return whether the options of a group allow the fused kernel."""
     other = any(group.get(name) for name in ("foreach", "capturable", "differentiable"))
     decoupled = group.get("decoupled_weight_decay") and not isinstance(optimizer, torch.optim.AdamW)
     plain_lr = isinstance(group["lr"], float | int)

@@ -1,4 +1,4 @@
-"""Processes of torch that train one graph together, started by ``torchrun``."""
+"""Data-parallel training of torch models with ``torchrun``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Averaged", "TorchProcesses"]
 
 
 class TorchProcesses(Processes):
-    """The group of processes, joined where that has not happened yet."""
+    """The process group, initialized if needed."""
 
     def __init__(self, device: Any) -> None:
         dist = torch.distributed
@@ -26,16 +26,17 @@ class TorchProcesses(Processes):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values that all processes gave, in the order of their ranks."""
-        found: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(found, value)
-        return found
+        """Return the values of all processes, ordered by rank."""
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
 
 
 class Averaged(torch.nn.Module):
-    """Models and the loss over them, so that ``DistributedDataParallel`` can wrap all at once.
+    """Models and their loss as one module for ``DistributedDataParallel``.
 
-    Only the loss passes through the wrapper, which waits for a gradient of all that it depends on.
+    Only the loss is returned through the wrapper, which waits for gradients of everything it
+    depends on.
     """
 
     def __init__(self, compute: Compute, models: Sequence[Any]) -> None:
@@ -44,13 +45,13 @@ class Averaged(torch.nn.Module):
         self.rest: tuple[Any, Any] = ((), ())
 
     def forward(self, inputs: Sequence[Any]) -> Any:
-        """Return the loss, and keep each loss and output."""
+        """Return the total loss, and store each loss and output."""
         total, *rest = self.compute(inputs)
         self.rest = (rest[0], rest[1])
         return total
 
     @classmethod
     def wrapped(cls, compute: Compute, models: Sequence[Any]) -> Any:
-        """Wrap; all processes do so together and start from the weights of the first."""
+        """Wrap the models; all processes start from the weights of the first."""
         ddp = torch.nn.parallel.DistributedDataParallel
         return ddp(cls(compute, models), find_unused_parameters=True)

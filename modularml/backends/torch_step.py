@@ -1,6 +1,6 @@
-"""Training steps of torch that clip, accumulate, scale or skip; made only where one is asked for.
+"""torch training steps with clipping, accumulation, scaling or skipping.
 
-The plain step stands in `modularml.backends.torch` and knows nothing of all this.
+The plain step is in `modularml.backends.torch`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def clip(params: Sequence[Any], norm: float | None, value: float | None) -> Any:
-    """Limit the elements, then the norm, of gradients; the norm before that is returned."""
+    """Clip gradients by value, then by norm; return the norm before."""
     params = [_dense(p) if p.grad is not None and p.grad.is_sparse else p for p in params]
     if value is not None:
         torch.nn.utils.clip_grad_value_(params, value)
@@ -33,16 +33,16 @@ def clip(params: Sequence[Any], norm: float | None, value: float | None) -> Any:
 
 
 def _dense(param: Any) -> Any:
-    """Return a stand-in whose gradient is the values of a sparse one, in the same memory."""
+    """Return a placeholder whose gradient shares the values of a sparse gradient."""
     param.grad = param.grad.coalesce()
     values = param.grad._values()
-    found = torch.empty_like(values)
-    found.grad = values
-    return found
+    placeholder = torch.empty_like(values)
+    placeholder.grad = values
+    return placeholder
 
 
 def scaler_of(optimizer: Any) -> Any:
-    """Return what scales gradients in fp16; it is kept with an optimizer, and so is its state."""
+    """Return the fp16 gradient scaler, which is stored with the optimizer."""
     device = optimizer.param_groups[0]["params"][0].device.type
     if getattr(optimizer, "scales_on", None) != device:
         optimizer.scaler, optimizer.scales_on = torch.amp.GradScaler(device), device
@@ -50,7 +50,7 @@ def scaler_of(optimizer: Any) -> Any:
 
 
 class ExtendedStep:
-    """A step that does what `StepOptions` ask for.
+    """A training step with `StepOptions`.
 
     Parameters
     ----------
@@ -61,11 +61,11 @@ class ExtendedStep:
     Attributes
     ----------
     closing : bool
-        Set by who feeds the step, before the last batch of an epoch: weights move then, however
-        few batches have been put together.
+        Set by the caller before the last batch of an epoch: weights are then updated, however few
+        batches were accumulated.
     sizes : (float, float) or None
-        Set likewise where processes train together: rows of this batch that count, and of the
-        batches of all processes on average.
+        Set by the caller in data-parallel training: rows of this batch that count, and the average
+        over the batches of all processes.
     """
 
     closing = False
@@ -88,23 +88,23 @@ class ExtendedStep:
         clips = options.clips or [(None, None)] * len(self.optimizers)
         watched = options.on_nonfinite != "raise" and self.scaler is None
         self.clips = [c if any(c) or watched else None for c in clips]
-        self._forget()
+        self._reset()
 
     def begin(self) -> None:
-        """Begin an epoch: forget gradients that have not moved weights, average from now on."""
-        self._forget()
+        """Begin an epoch: discard gradients that were not applied, and start averaging."""
+        self._reset()
         if self.options.parallel:
             self.together = Averaged.wrapped(self.compute, self.options.models)
 
     def end(self) -> None:
-        """End an epoch; no other step's gradients are averaged by this one from now on."""
+        """End an epoch, and stop averaging gradients."""
         self.together = None
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self.n_batches, self.first, self.rows = 0, 1.0, 0.0
 
     def __call__(self, inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-        """Compute the losses of a batch, and move weights where it is time to."""
+        """Compute the losses of a batch, and update the weights if due."""
         with self.forward:
             total, losses, outputs = self._compute(inputs)
         if self.on_host or self.options.on_nonfinite != "raise":
@@ -122,7 +122,7 @@ class ExtendedStep:
         if self.together is None:
             return self.compute(inputs)
         last = self.closing or self.n_batches + 1 == self.options.accumulate
-        self.together.require_backward_grad_sync = last  # as no_sync() does, for two blocks
+        self.together.require_backward_grad_sync = last  # as no_sync() does, across two blocks
         return self.together(inputs), *self.together.module.rest
 
     def _backward(self, total: Any, n: int) -> None:
@@ -131,14 +131,14 @@ class ExtendedStep:
             self.first = each or 1.0
             for p in self.params:
                 p.grad = None
-        weight = rows / self.first  # 1 where all batches are of one size
+        weight = rows / self.first  # 1 if all batches have one size
         total = total if weight == 1.0 else total * weight
         self.n_batches, self.rows = self.n_batches + 1, self.rows + each
         (total if self.scaler is None else self.scaler.scale(total)).backward()
 
     def _move(self) -> None:
         weight = self.rows / self.first
-        self._forget()
+        self._reset()
         if weight not in (0.0, 1.0):
             torch._foreach_div_([p.grad for p in self.params if p.grad is not None], weight)
         if self._clipped():
@@ -150,14 +150,14 @@ class ExtendedStep:
             schedule.step()
 
     def _clipped(self) -> bool:
-        """Clip gradients and tell whether weights may move along them."""
+        """Clip gradients and return whether they may be applied."""
         for optimizer, params, limits in zip(self.optimizers, self.owned, self.clips, strict=True):
             if limits is None:
                 continue
             if self.scaler is not None:
                 self.scaler.unscale_(optimizer)
             norm = float(clip(params, *limits))
-            if self.scaler is None and not math.isfinite(norm):  # a scaler skips by itself
+            if self.scaler is None and not math.isfinite(norm):  # a scaler skips the step itself
                 if self.options.on_nonfinite != "skip":
                     raise NotFiniteError(0, norm, "gradient")
                 return False

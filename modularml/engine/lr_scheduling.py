@@ -23,7 +23,7 @@ def lr_scheduler_callbacks(graph: ModelGraph) -> list[Callback]:
     optimizers = [graph.optimizer, *(n.optimizer for n in models)]
     return (
         [LRSchedulerCallback()]
-        if any(o is not None and o.goes_on_every("epoch") for o in optimizers)
+        if any(o is not None and o.steps_every("epoch") for o in optimizers)
         else []
     )
 
@@ -39,7 +39,7 @@ def check_lengths(phases: Iterable[Any], graph: ModelGraph) -> None:
         for optimizer in graph.moving_optimizers(phase.active_nodes) if phase.training else ():
             if _steps_left(optimizer) is None:
                 continue
-            n_batches = phase.count_batches() if optimizer.goes_on_every("batch") else 1
+            n_batches = phase.count_batches() if optimizer.steps_every("batch") else 1
             if n_batches is None:
                 return
             needed = check_length(
@@ -57,7 +57,7 @@ def check_length(
 
     `taken` is the number of steps that earlier phases will have taken.
     """
-    by_batch = optimizer.goes_on_every("batch")
+    by_batch = optimizer.steps_every("batch")
     needed = n_epochs * (math.ceil(n_batches / phase.step_options().accumulate) if by_batch else 1)
     steps_left = _steps_left(optimizer)
     if steps_left is not None and steps_left - taken < needed:
@@ -122,7 +122,7 @@ class LRSchedulerCallback(Callback):
             If no callback logs the metric that a schedule monitors.
         """
         for optimizer in phase.graph().moving_optimizers(phase.active_nodes):
-            if optimizer.goes_on_every("epoch"):
+            if optimizer.steps_every("epoch"):
                 self._advance(optimizer, phase, results, exec_ctx.epoch_idx)
 
     def _advance(self, optimizer: Optimizer, phase: Any, results: Any, epoch: int) -> None:

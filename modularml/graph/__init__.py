@@ -1,4 +1,4 @@
-"""The model graph: nodes, how they are wired, and the plan of a step."""
+"""The model graph: nodes, edges, and the plan of a step."""
 
 from modularml.data.references import GraphNodeReference
 from modularml.graph.concat import ConcatNode, PadMode

@@ -1,4 +1,4 @@
-"""Building a graph: shapes flow from the FeatureSets to the tails."""
+"""Building of graphs: shape inference from the FeatureSets to the tails."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["build_nodes", "columns_shape"]
 
 
 def build_nodes(nodes: Sequence[ComputeNode], tails: set[str], *, force: bool = False) -> bool:
-    """Build nodes in order, each for the shape of what it reads.
+    """Build nodes in order, each for the shapes of its inputs.
 
     A model that reads from an estimator whose outputs have no shape before it is fitted is left
     unbuilt.
@@ -36,20 +36,20 @@ def build_nodes(nodes: Sequence[ComputeNode], tails: set[str], *, force: bool = 
     nodes : sequence of ComputeNode
         In topological order.
     tails : set of str
-        Ids of nodes that nobody reads; where their model gives no output shape, they get that of
+        Ids of nodes that no other node reads; if their model sets no output shape, they get that of
         their targets.
     force : bool
-        Whether to build again what is built.
+        Whether to rebuild nodes that are built.
 
     Returns
     -------
     bool
-        Whether all shapes are known, so that nothing is left to build.
+        Whether all shapes are known, that is, every node is built.
 
     Raises
     ------
     ShapeError
-        If a node cannot take what it reads; both nodes and both shapes are named.
+        If a node does not accept its inputs; the message names both nodes and both shapes.
     """
     shapes: dict[str, Shape | None] = {}
     lineages, frameworks = lineages_of(nodes), backends_of(nodes)
@@ -57,21 +57,21 @@ def build_nodes(nodes: Sequence[ComputeNode], tails: set[str], *, force: bool = 
         node.framework = frameworks.get(node.node_id)
         incoming = [_shape_of(node, ref, shapes) for ref in node.upstream_refs]
         flow = lineages.get((node.node_id, "targets"))
-        wanted = _target_shape(flow) if node.node_id in tails else None
+        target_shape = _target_shape(flow) if node.node_id in tails else None
         try:
             if isinstance(node, ModelNode):
                 targets = _target_shape(flow, numbers=False)
                 node.model.expect_targets(targets, partial(_labels, flow))
                 node.model.expect_place(_place(node, incoming[0], flow, tails))
                 node.model.mask = _mask(node, lineages)
-            shapes[node.node_id] = node.build_from(incoming, wanted, force=force)
+            shapes[node.node_id] = node.build_from(incoming, target_shape, force=force)
         except ShapeError as error:
-            given = ", ".join(
+            input_shapes = ", ".join(
                 f"{ref.node_label!r} gives {shape}"
                 for ref, shape in zip(node.upstream_refs, incoming, strict=True)
             )
             raise ShapeError(
-                f"node {node.label!r} does not fit what it reads ({given}): {error}"
+                f"node {node.label!r} does not fit what it reads ({input_shapes}): {error}"
             ) from error
     return None not in shapes.values()
 
@@ -85,10 +85,10 @@ def columns_shape(
     flat: bool = False,
     columns: Sequence[str] | None = None,
 ) -> Shape:
-    """Return the shape of one sample of the stacked columns of a reference, or of some of them.
+    """Return the shape of one sample of stacked columns of a reference.
 
-    With `numbers`, columns that hold none are refused. With `flat`, columns of unlike shape stand
-    side by side in one row.
+    With `columns`, only these are stacked. With `numbers`, columns that are not numeric are
+    refused. With `flat`, columns of different shapes are concatenated into one row.
 
     Raises
     ------
@@ -109,8 +109,8 @@ def columns_shape(
     if len(set(shapes.values())) > 1:
         shown = ", ".join(f"{name}: {shape}" for name, shape in shapes.items())
         raise ShapeError(
-            f"node {label!r} reads columns of unlike shape from {ref.node_label!r} ({shown}); "
-            "put a FlattenNode before it, which puts them side by side, or give a model of "
+            f"node {label!r} reads columns of different shapes from {ref.node_label!r} ({shown}); "
+            "put a FlattenNode before it, which concatenates them, or give a model of "
             "several inputs a reference for each: ModelNode(label, model, [fs.reference(features="
             f"{columns[0].split('.')[1]!r}), ...])"
         )
@@ -134,7 +134,7 @@ def _shape_of(node: ComputeNode, ref: Any, shapes: Mapping[str, Shape | None]) -
 
 
 def _mask(node: ModelNode, lineages: Mapping[Any, ColumnLineage]) -> tuple[str, Shape] | None:
-    """Return the argument that is given the mask of a node's input, and the mask's shape."""
+    """Return the argument that receives the mask of a node's input, and the mask's shape."""
     if node.mask_as is None:
         return None
     source, mask = mask_above(lineages, node)
@@ -159,17 +159,19 @@ def _place(node: ModelNode, shape: Shape | None, targets: ColumnLineage, tails: 
 
 
 def _value_names(schema: SampleSchema, columns: Sequence[str]) -> Iterator[str]:
-    """Yield a name for each number of a row: the key of a column, numbered within an array."""
-    keys = [name.split(".", 1)[1] for name in columns]
-    short = [key.split(".")[0] for key in keys]
-    for name, own in zip(columns, short if len(set(short)) == len(short) else keys, strict=True):
-        size = math.prod(schema[name].shape)
-        given = schema[name].elements or (f"{own}_{i}" for i in range(size))
-        yield from [own] if schema[name].shape == () else given
+    """Yield a name for each value of a row: the column's key, indexed within arrays."""
+    keys = [column.split(".", 1)[1] for column in columns]
+    keys_only = [key.split(".")[0] for key in keys]
+    for column, name in zip(
+        columns, keys_only if len(set(keys_only)) == len(keys_only) else keys, strict=True
+    ):
+        size = math.prod(schema[column].shape)
+        names = schema[column].elements or (f"{name}_{i}" for i in range(size))
+        yield from [name] if schema[column].shape == () else names
 
 
 def _target_shape(flow: ColumnLineage, *, numbers: bool = True) -> Shape | None:
-    """Return the shape that targets have; None where there are none, or they are no numbers."""
+    """Return the shape of targets; None without targets, or if they are not numeric."""
     if isinstance(flow, SourceColumns):
         source = flow.source
         try:
@@ -185,13 +187,13 @@ def _target_shape(flow: ColumnLineage, *, numbers: bool = True) -> Shape | None:
 
 def _labels(flow: ColumnLineage) -> Any:
     """Return every value of the target columns, sorted."""
-    found = source_columns_of(flow)
-    columns = [(leaf.source.ref.resolve().collection, n) for leaf in found for n in leaf.columns]
+    sources = source_columns_of(flow)
+    columns = [(leaf.source.ref.resolve().collection, n) for leaf in sources for n in leaf.columns]
     return np.unique(np.concatenate([np.unique(table.numpy(name)) for table, name in columns]))
 
 
 def _merged_shape(flow: MergedColumns) -> Shape | None:
-    """Return the shape of merged targets; the same targets twice are not meant as two."""
+    """Return the shape of merged targets; identical targets count once."""
     shapes = [shape for part in flow.parts if (shape := _target_shape(part)) is not None]
     columns = {(leaf.source.ref.node_label, leaf.columns) for leaf in source_columns_of(flow)}
     if len(shapes) < len(flow.parts) or len(columns) == 1:

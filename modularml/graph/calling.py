@@ -1,4 +1,4 @@
-"""Calling a node by hand, on samples, batches or arrays."""
+"""Direct calls of a node on samples, batches or arrays."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from modularml.graph.casting import check_cast
 from modularml.graph.node import ComputeNode
 from modularml.graph.relations import Meeting, check_side_by_side
 
-__all__ = ["call_by_hand", "of_one_framework"]
+__all__ = ["call_directly", "of_one_framework"]
 
 
-def call_by_hand(
+def call_directly(
     node: ComputeNode, given: Sequence[Any], compute: Callable[[list[Any]], Any]
 ) -> Any:
-    """Return the outputs of a node for what it is given for each of its inputs.
+    """Return the outputs of a node for one value per input.
 
     Parameters
     ----------
     node : ComputeNode
     given : sequence of (Batch, RoleData, SampleData, tensor or ndarray)
-        All of one kind; their rows lie side by side.
+        All of one kind; row ``i`` of each is the same sample.
     compute : callable
-        Returns the output of the node for one tensor an input.
+        Takes one tensor per input and returns the output of the node.
 
     Returns
     -------
     Batch, RoleData, SampleData or tensor
-        Of the kind that came in, with targets and tags as the graph passes them on.
+        Of the same kind as the inputs, with targets and tags propagated as in the graph.
 
     Raises
     ------
     DataError
-        If the rows of two inputs are not the same samples and no key relates them, or their
-        numbers differ.
+        If the rows of two inputs are not the same samples and no key relates them, or the numbers
+        of rows differ.
     """
     first = given[0]
     if any(isinstance(other, Batch | RoleData | SampleData) for other in given):
@@ -58,14 +58,14 @@ def call_by_hand(
             f"{[type(other).__name__ for other in given]}"
         )
     if isinstance(first, Batch):
-        data = call_by_hand(node, [batch.role_data for batch in given], compute)
+        data = call_directly(node, [batch.role_data for batch in given], compute)
         weights, masks = (
             {role: np.prod([getattr(b, kind)(role) for b in given], axis=0) for role in own}
             for kind, own in (("weights", first.role_weights), ("mask", first.role_masks))
         )
         return Batch(data, weights, masks)
     if isinstance(first, RoleData):
-        return RoleData({r: call_by_hand(node, [d[r] for d in given], compute) for r in first})
+        return RoleData({r: call_directly(node, [d[r] for d in given], compute) for r in first})
     if not isinstance(first, SampleData):
         _check_lengths(node, given)
         return compute(list(given))
@@ -77,18 +77,18 @@ def call_by_hand(
 
 
 def of_one_framework(node: ComputeNode, values: Sequence[Any]) -> list[Any]:
-    """Return tensors of one framework and dtype: that of the node, where a graph has built it."""
-    known = [b for v in values if (b := backend_of(v)) is not Backend.NONE]
-    framework = node.framework or next(iter(known), Backend.SCIKIT)
+    """Return tensors of one framework and dtype: the node's, if a graph has built it."""
+    frameworks = [b for v in values if (b := backend_of(v)) is not Backend.NONE]
+    framework = node.framework or next(iter(frameworks), Backend.SCIKIT)
     if framework is Backend.SCIKIT:
         return [as_numpy(v) for v in values]
     adapter = adapter_for(framework)
-    own = [v for v in values if backend_of(v) is framework]
-    if len(own) == len(values) and len({v.dtype for v in own}) == 1:
-        return own
-    floats = [v.dtype for v in own if adapter.exact_integers(v.dtype) is not None]
-    whole = all(as_numpy(v).dtype.kind in "biu" for v in values)
-    dtype = None if whole else next(iter(floats), adapter.input_dtype(None))
+    native = [v for v in values if backend_of(v) is framework]
+    if len(native) == len(values) and len({v.dtype for v in native}) == 1:
+        return native
+    floats = [v.dtype for v in native if adapter.exact_integers(v.dtype) is not None]
+    all_integer = all(as_numpy(v).dtype.kind in "biu" for v in values)
+    dtype = None if all_integer else next(iter(floats), adapter.input_dtype(None))
     return [_cast(node, adapter, v, dtype) for v in values]
 
 
@@ -102,48 +102,51 @@ def _cast(node: ComputeNode, adapter: BackendAdapter, value: Any, dtype: Any) ->
 def _read(node: ComputeNode, data: SampleData) -> Any:
     value = data.features if data.features is not None else data.outputs
     if value is None:
-        raise GraphError(f"node {node.label!r} was given samples without features")
+        raise GraphError(f"node {node.label!r} got samples without features")
     return value
 
 
 def _passed_on(node: ComputeNode, domain: str, values: Sequence[Any]) -> Any:
-    """Return targets or tags of the output, from those of the inputs, as the graph does."""
-    found: Any = node.flow(domain, values)
-    if isinstance(found, MergedColumns):
-        return found.merge(
-            of_one_framework(node, found.parts) if domain == "targets" else found.parts
-        )
-    return found
+    """Return targets or tags of the output, merged from the inputs' as in the graph."""
+    flow: Any = node.flow(domain, values)
+    if isinstance(flow, MergedColumns):
+        return flow.merge(of_one_framework(node, flow.parts) if domain == "targets" else flow.parts)
+    return flow
 
 
-def _check_lengths(node: ComputeNode, given: Sequence[Any]) -> None:
-    if len({len(data) for data in given}) > 1:
+def _check_lengths(node: ComputeNode, values: Sequence[Any]) -> None:
+    if len({len(data) for data in values}) > 1:
         raise DataError(
             f"inputs of node {node.label!r} must have one row for each sample, got "
-            f"{[len(data) for data in given]} rows"
+            f"{[len(data) for data in values]} rows"
         )
 
 
-def _check_same(node: ComputeNode, given: Sequence[SampleData]) -> None:
-    """Refuse rows side by side that are other samples, unless a key relates them."""
-    known = {i: g for i, g in enumerate(given) if g.sample_uuids is not None}
-    ids = [np.asarray(g.sample_uuids) for g in known.values()]
+def _check_same(node: ComputeNode, values: Sequence[SampleData]) -> None:
+    """Refuse inputs whose rows are different samples, unless a key relates them."""
+    identified = {i: data for i, data in enumerate(values) if data.sample_uuids is not None}
+    ids = [np.asarray(data.sample_uuids) for data in identified.values()]
     if all(np.array_equal(ids[0], other) for other in ids[1:]):
         return
     on, strict = getattr(node, "align_on", None), getattr(node, "strict", False)
-    refs = [_read_by(node.upstream_refs[i], own) for i, own in zip(known, ids, strict=True)]
+    refs = [
+        _read_by(node.upstream_refs[i], sample_ids)
+        for i, sample_ids in zip(identified, ids, strict=True)
+    ]
     if (on is None and all(ref.on is None for ref in node.feature_refs)) or None in refs:
         raise DataError(
-            f"node {node.label!r} was given other samples for one input than for another; pass "
-            "rows of the same samples in the same order"
+            f"the inputs of node {node.label!r} hold different samples; pass rows of the same "
+            "samples in the same order"
         )
-    sources = [Source(str(i), ref) for i, ref in zip(known, refs, strict=True) if ref is not None]
+    sources = [
+        Source(str(i), ref) for i, ref in zip(identified, refs, strict=True) if ref is not None
+    ]
     meeting = Meeting(f"node {node.label!r}", tuple((s,) for s in sources), on, strict)
-    check_side_by_side([meeting], dict(zip(sources, known.values(), strict=True)))
+    check_side_by_side([meeting], dict(zip(sources, identified.values(), strict=True)))
 
 
 def _read_by(ref: Any, ids: Array) -> FeatureSetReference | None:
-    """Return a reference to the set that samples are of; None where there is none."""
+    """Return a reference to the FeatureSet of some samples; None if it is not known."""
     if isinstance(ref, FeatureSetReference):
         return ref
     sets = ExperimentContext.get_active().available_featuresets.values()

@@ -1,4 +1,4 @@
-"""In which dtype columns reach a model, and whether it holds their values."""
+"""Input dtypes of models, and checks that the cast keeps values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def column_dtypes(
     shape: InputShape | None,
     columns: Sequence[Sequence[ColumnSpec] | None],
 ) -> list[Any]:
-    """Return the dtype in which a model reads each input, whose columns are stacked.
+    """Return the dtype in which a model reads each input of stacked columns.
 
     Parameters
     ----------
@@ -30,32 +30,37 @@ def column_dtypes(
         Of the model's framework.
     model : module
     shape : tuple of int, tuple or dict of such, or None
-        Of one sample of each input; None where it is not known yet.
+        Of one sample of each input; None if not known yet.
     columns : sequence of (sequence of ColumnSpec or None)
-        Of each input; None where it is, or holds, an output of another model.
+        Of each input; None if it is, or contains, an output of another model.
     """
     kinds = []
     for specs in columns:
-        whole = bool(specs) and all(spec.dtype.kind in "biu" for spec in specs or ())
-        kinds.append((whole, whole and all(spec.kind == "category" for spec in specs or ())))
+        is_integer = bool(specs) and all(spec.dtype.kind in "biu" for spec in specs or ())
+        kinds.append(
+            (is_integer, is_integer and all(spec.kind == "category" for spec in specs or ()))
+        )
     if shape is None:
-        return [adapter.input_dtype(model, None, whole=w, category=c) for w, c in kinds]
+        return [
+            adapter.input_dtype(model, None, whole=is_integer, category=is_category)
+            for is_integer, is_category in kinds
+        ]
     return adapter.input_dtypes(model, shape, kinds)
 
 
 def value_dtypes(
     adapter: BackendAdapter, model: Any, values: Sequence[Array], shape: InputShape, name: str
 ) -> list[Any]:
-    """Return the dtypes in which a model reads samples, an array of shape (n, ...) for each input.
+    """Return the dtypes in which a model reads arrays of samples, one per input.
 
     Raises
     ------
     DataError
-        If values change in them; see `check_cast`.
+        If a value changes in the cast; see `check_cast`.
     """
     dtypes = adapter.input_dtypes(model, shape, [(v.dtype.kind in "biu", False) for v in values])
-    for dtype, own in zip(dtypes, values, strict=True):
-        check_cast(adapter, dtype, own, name)
+    for dtype, array in zip(dtypes, values, strict=True):
+        check_cast(adapter, dtype, array, name)
     return dtypes
 
 
@@ -64,14 +69,14 @@ _LARGEST = {2**24: float(np.finfo("f4").max), 2**11: float(np.finfo("f2").max)}
 
 
 def check_cast(adapter: BackendAdapter, dtype: Any, values: Array, name: str) -> None:
-    """Refuse integers that a float dtype does not hold, and fractions for an integer dtype.
+    """Refuse integers too large for a float dtype, and fractions cast to integers.
 
     Floats may be rounded to the precision of the model, and do not become infinite.
 
     Raises
     ------
     DataError
-        If a value would change; it is named with the remedy.
+        If a value would change; the message names the column and the remedy.
     """
     if dtype is None or not values.size:
         return
@@ -80,10 +85,10 @@ def check_cast(adapter: BackendAdapter, dtype: Any, values: Array, name: str) ->
         if int(values.max()) > limit or int(values.min()) < -limit:
             raise DataError(
                 f"column {name!r} holds integers beyond {limit:,}, which "
-                f"{getattr(dtype, 'name', dtype)}, as the model reads it, does not tell apart. If "
-                "it is an id or a category, let a node of its own read it (features=[...] of a "
-                "reference) and look it up in an Embedding; if it is a quantity, scale it "
-                "(fit_transform), or give it as floats"
+                f"{getattr(dtype, 'name', dtype)}, the model's input dtype, cannot represent "
+                "exactly. If it is an id or a category, read it in a separate node "
+                "(features=[...] of a reference) with an Embedding; if it is a quantity, scale "
+                "it (fit_transform), or store it as floats"
             )
     elif values.dtype.kind == "f" and limit in _LARGEST:
         if np.finfo(values.dtype).max <= _LARGEST[limit]:
@@ -96,10 +101,10 @@ def check_cast(adapter: BackendAdapter, dtype: Any, values: Array, name: str) ->
                 "(fit_transform), or give the model weights of float64"
             )
     elif values.dtype.kind == "f" and limit is None:
-        odd = values != np.trunc(values)  # NaN too
-        if odd.any():
+        fractional = values != np.trunc(values)  # NaN too
+        if fractional.any():
             raise DataError(
-                f"column {name!r} holds {values[odd][0]}, and the model reads it as integers "
-                "(its first layer is an Embedding). Let the Embedding read the integer columns "
-                "alone, in a node of their own, or slice them within the model"
+                f"column {name!r} holds {values[fractional][0]}, and the model reads it as "
+                "integers (its first layer is an Embedding). Read the integer columns in a "
+                "separate node with the Embedding, or slice them within the model"
             )

@@ -1,4 +1,4 @@
-"""Compiling nodes and losses into a step plan."""
+"""Compilation of nodes and losses into a step plan."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from modularml.data.schema import ColumnSpec
 from modularml.errors import BackendNotSupportedError, GraphError, LossError
 from modularml.graph import topology
 from modularml.graph.casting import column_dtypes
-from modularml.graph.fitting import Learn, check_weights, fitted_then
+from modularml.graph.fitting import Learn, check_weights, fit_then_predict
 from modularml.graph.inverse_scaling import unit_flows
 from modularml.graph.lineage import (
     column_above,
@@ -37,7 +37,7 @@ from modularml.graph.program import Program, converted
 from modularml.graph.sample_weights import weight_source_of
 from modularml.graph.segments import backends_of, in_segments, readers_of
 from modularml.graph.step_losses import check_unpadded
-from modularml.graph.trainable_nodes import Reach, moving, no_learner
+from modularml.graph.trainable_nodes import Reach, no_learner, trainable
 from modularml.training import AppliedLoss
 
 __all__ = ["check_losses", "compile_plan"]
@@ -46,7 +46,7 @@ __all__ = ["check_losses", "compile_plan"]
 def check_losses(
     nodes: Sequence[ComputeNode], losses: Sequence[AppliedLoss], roles: Sequence[str]
 ) -> None:
-    """Refuse losses that ask for nodes, roles or values that are not there, before any build."""
+    """Refuse losses that name unknown nodes, roles or values, before any build."""
     _Compiler(nodes, False, roles, set(), {}).check(losses)
 
 
@@ -74,26 +74,26 @@ def compile_plan(
     training : bool
         Whether nodes that are not frozen run in training mode, with gradients.
     optimizers : mapping of str to Optimizer
-        What moves each node that learns, by id.
+        The optimizer of each trainable node, by id.
     roles : sequence of str
-        Every node runs once for each.
+        Every node runs once per role.
     detach_after : iterable of str
         Nodes whose output carries no gradient to those that read it.
     together : mapping of Source to int, optional
-        Which sources are read row by row together. Where it is given, the frozen part that reads
-        only columns of one number is left to a plan of its own.
+        Sources with equal numbers are read row by row together. If given, the frozen part that
+        reads only sources of one number becomes a plan of its own, which is computed once.
     learners : mapping of str to callable
-        How nodes without gradients learn from features and targets, by id: they do so before they
-        are asked for outputs.
+        The method, by id, with which a node without gradients learns from features and targets; it
+        is called before the node computes outputs.
     weighted : mapping of Source to int, optional
-        Sources whose rows have weights; those of one number have the same.
+        Sources whose rows have weights; sources with equal numbers share them.
     compiles : bool
         Whether models are compiled by their framework.
 
     Raises
     ------
     LossError, ShapeError
-        If a loss asks for what its node has not, or shapes do not fit.
+        If a loss reads values that its node lacks, or shapes do not fit.
     NotFittedError
         If a node has not been fitted and does not learn in this step.
     """
@@ -117,12 +117,12 @@ class _Compiler(LossReading):
         self.by_id = {node.node_id: node for node in nodes}
         self.edges = {n.node_id: [resolve_id(ref) for ref in n.node_refs] for n in nodes}
         self.readers = readers_of(nodes)
-        self.own_backends: dict[str, Backend] = (
-            backends_of(nodes) if whole is None else whole.own_backends
+        self.native_backends: dict[str, Backend] = (
+            backends_of(nodes) if whole is None else whole.native_backends
         )
-        if not self.own_backends:
+        if not self.native_backends:
             raise GraphError("a graph needs at least one ModelNode to run")
-        self.backends = dict(self.own_backends)
+        self.backends = dict(self.native_backends)
         self.whole = whole
         self.column_dtypes: dict[str, Any] = {}
         self.lineages = lineages_of(nodes)
@@ -148,7 +148,7 @@ class _Compiler(LossReading):
         static = set[str]() if together is None else self._static(together)
         edge = self._edge(static, losses)
         for node_id in edge:
-            self._read_as_column(node_id, static)
+            self._treat_as_column(node_id, static)
         running = [n for n in self.by_id if n not in static or n in edge]
         self._make_segments(running, losses)
         self._check_models(running, edge, bool(losses))
@@ -168,16 +168,22 @@ class _Compiler(LossReading):
         return self._plan(losses, tuple(on), loss_ops, learning, static, edge)
 
     def _check_models(self, running: Sequence[str], edge: set[str], losses: bool) -> None:
-        """Refuse what models ask for in vain, and collect the losses that they have themselves."""
+        """Refuse models that cannot run here, and collect the losses models define."""
         for program, ids in zip(self.programs, self.segments, strict=True):
-            nodes = [n for i in ids if isinstance(n := self.by_id[i], ModelNode) and i not in edge]
-            for n in nodes:
-                trains = self.training and not n.is_frozen
-                program.adapter.check_model(n.model.module, n.label, training=trains, losses=losses)
-            modules = [n.model.module for n in nodes] if losses else []
-            found = program.adapter.own_losses(modules, compiles=self.compiles)
-            own = zip(nodes, found, strict=False)
-            self.collectors |= {n.node_id: each for n, each in own if each is not None}
+            nodes = [
+                node for i in ids if isinstance(node := self.by_id[i], ModelNode) and i not in edge
+            ]
+            for node in nodes:
+                trains = self.training and not node.is_frozen
+                program.adapter.check_model(
+                    node.model.module, node.label, training=trains, losses=losses
+                )
+            modules = [node.model.module for node in nodes] if losses else []
+            collectors = program.adapter.own_losses(modules, compiles=self.compiles)
+            pairs = zip(nodes, collectors, strict=False)
+            self.collectors |= {
+                node.node_id: collector for node, collector in pairs if collector is not None
+            }
 
     def _make_segments(self, running: Sequence[str], losses: Sequence[AppliedLoss]) -> None:
         ties = [[self._node_named(a.on, a).node_id, *self._read_by(a)] for a in losses]
@@ -185,31 +191,31 @@ class _Compiler(LossReading):
             self.segments = in_segments(running, self.edges, self.backends, ties)
         except graphlib.CycleError:
             raise LossError(
-                f"a loss of {[a.label for a in losses]} reads outputs of nodes of another "
-                "framework that can only run after its own; apply it on the later node"
+                f"a loss of {[a.label for a in losses]} reads outputs of a node of another "
+                "framework that runs after the loss's own node; apply it on the later node"
             ) from None
         self.programs = [self._new_program(ids) for ids in self.segments]
         self.home = {i: place for place, ids in enumerate(self.segments) for i in ids}
 
     def _new_program(self, ids: Sequence[str]) -> Program:
-        """Return an empty program; its columns and losses lie where its first model does.
+        """Return an empty program, on the device of its first model.
 
-        A model that was sent to a device of its own counts last.
+        Models with an accelerator of their own come last in that choice.
         """
         adapter = adapter_for(self.backends[ids[0]])
         models = [n for n in map(self.by_id.__getitem__, ids) if isinstance(n, ModelNode)]
-        own = [n for n in models if n.backend is adapter.backend]
-        ordered = sorted(own, key=lambda n: n.accelerator is not None)
+        native = [n for n in models if n.backend is adapter.backend]
+        ordered = sorted(native, key=lambda n: n.accelerator is not None)
         places = (adapter.device_of(n.model.module) for n in ordered)
         return Program(adapter, next((p for p in places if p is not None), None))
 
     def _program(self, node_id: str) -> Program:
         return self.programs[self.home[node_id]]
 
-    # -- which part is computed once ----------------------------------------------------------
+    # -- the part that is computed once -------------------------------------------------------
 
     def _static(self, together: Mapping[Source, int]) -> set[str]:
-        """Return frozen nodes that read nothing but columns, row by row, and frozen nodes."""
+        """Return frozen nodes that read, row by row, only columns and frozen nodes."""
         static: set[str] = set()
         for node in self.nodes:
             above = {resolve_id(ref) for ref in node.node_refs}
@@ -228,7 +234,7 @@ class _Compiler(LossReading):
         }
 
     def _edge(self, static: set[str], losses: Sequence[AppliedLoss]) -> set[str]:
-        """Return static nodes that something outside reads."""
+        """Return static nodes that a loss or a node outside the static part reads."""
         edge = {
             resolve_id(ref)
             for node in self.nodes
@@ -238,12 +244,12 @@ class _Compiler(LossReading):
         read = {a.on for a in losses} | {i.node for a in losses for i in a.parsed if i.node}
         return edge | {n for n in static if n in read or self.by_id[n].label in read}
 
-    def _read_as_column(self, node_id: str, static: set[str]) -> None:
-        """Let the output of a frozen node be a column in the framework of its readers."""
+    def _treat_as_column(self, node_id: str, static: set[str]) -> None:
+        """Treat the output of a frozen node as a column in its readers' framework."""
         readers = [r for r in self.readers[node_id] if r not in static]
         backends = {self.backends[r] for r in readers}
-        own = self.backends[node_id]
-        if len(backends) == 1 and own not in backends:
+        backend = self.backends[node_id]
+        if len(backends) == 1 and backend not in backends:
             self.backends[node_id] = backends.pop()
             self.column_dtypes[node_id] = self._read_as(
                 self.by_id[readers[0]], node_id, self.dtypes
@@ -259,8 +265,10 @@ class _Compiler(LossReading):
 
     def _run(self, node: ComputeNode, role: str) -> None:
         program = self._program(node.node_id)
-        own = program.adapter.device_of(node.model.module) if isinstance(node, ModelNode) else None
-        device = program.device if own is None else own
+        model_device = (
+            program.adapter.device_of(node.model.module) if isinstance(node, ModelNode) else None
+        )
+        device = program.device if model_device is None else model_device
         inputs = zip(node.upstream_refs, self.dtypes[node.node_id], strict=True)
         read = [self._upstream(program, node, ref, role, dtype) for ref, dtype in inputs]
         args = [program.moved(arg, device) for arg in read]
@@ -281,7 +289,7 @@ class _Compiler(LossReading):
             if writes:  # the features alone; what else it learns from is no tensor
                 fn, writes = _on_a_copy(fn, program.adapter), False
             more = self._learned_from(program, node, role, learn)
-            fn, many = fitted_then(learn, fn, program.adapter, tuple(more)), True
+            fn, many = fit_then_predict(learn, fn, program.adapter, tuple(more)), True
             args += more.values()
         out = program.op(fn, args, many=many, device=device, writes=writes)
         self.places[node.node_id, role] = self.read[node.node_id, role] = out
@@ -292,18 +300,18 @@ class _Compiler(LossReading):
     def _learned_from(
         self, program: Program, node: ComputeNode, role: str, learn: Learn
     ) -> dict[str, int]:
-        """Return the places of targets, weights and groups, as arrays in their own dtype."""
+        """Return the slots of targets, weights and groups, as arrays in their own dtype."""
         plain, places = adapter_for(Backend.SCIKIT), dict[str, int]()
         if (flow := self.lineages[node.node_id, "targets"]) is not None:
             check_unpadded(node.label, flow)
             places["targets"] = self._flow(program, flow, role, (None, None), plain)
-        own = [a for a in self.asked if self._node_named(a.on, a) is node]
+        losses = [a for a in self.asked if self._node_named(a.on, a) is node]
         reads = [(node, role)]
         weight_source = weight_source_of(
-            own[0] if own else None, reads, self.lineages, self.weighted
+            losses[0] if losses else None, reads, self.lineages, self.weighted
         )
         if weight_source is not None:
-            check_weights(node, learn, own)
+            check_weights(node, learn, losses)
             slot = program.slot(
                 role,
                 weight_source.source,
@@ -348,7 +356,7 @@ class _Compiler(LossReading):
             return self._output(program, resolve_id(ref), role, dtype, self.read)
         columns = ref.columns("features")
         if not columns:
-            raise GraphError(f"node {node.label!r} reads no feature of {ref.node_label!r}")
+            raise GraphError(f"node {node.label!r} reads no features of {ref.node_label!r}")
         source, schema = Source(node.node_id, ref), ref.resolve().collection.schema
         if node.reads_flat and len({schema[name].shape for name in columns}) > 1:
             parts = [program.input(program.slot(role, source, (c,), dtype)) for c in columns]
@@ -358,28 +366,28 @@ class _Compiler(LossReading):
     def _output(
         self, program: Program, node_id: str, role: str, dtype: Any, places: Mapping[Any, int]
     ) -> int:
-        """Return the place of a node's output in a segment, brought there if it is of another."""
+        """Return the slot of a node's output in a program, converted if need be."""
         if self._program(node_id) is program:
             return places[node_id, role]
         return program.input(Crossing(node_id, role, dtype))
 
-    # -- what learns --------------------------------------------------------------------------
+    # -- optimizers ---------------------------------------------------------------------------
 
     def _learning(
         self, losses: Sequence[AppliedLoss], optimizers: Mapping[str, Any]
     ) -> list[list[Any]]:
-        """Return what moves weights in each segment; empty where no loss there could.
+        """Return the optimizers of each segment; none if no loss reaches its nodes.
 
         Raises
         ------
         LossError
-            If no loss depends on a node that learns.
+            If no loss depends on a trainable node.
         """
         found: list[list[Any]] = [[] for _ in self.segments]
         if not optimizers:
             return found
         reach = Reach(self.edges, self.segments, self.detach_after)
-        learns, reached = {n.node_id for n in moving(self.nodes)}, set[str]()
+        learns, reached = {n.node_id for n in trainable(self.nodes)}, set[str]()
         for applied in losses:
             home = self.home[self._node_named(applied.on, applied).node_id]
             behind = reach.behind(i for i in self._read_by(applied) if self.home[i] == home)
@@ -392,7 +400,7 @@ class _Compiler(LossReading):
         reach.warn(self.by_id, optimizers.keys() - reached)
         return found
 
-    # -- the whole ----------------------------------------------------------------------------
+    # -- assembly -----------------------------------------------------------------------------
 
     def _plan(
         self,
@@ -406,7 +414,8 @@ class _Compiler(LossReading):
         outputs = tuple((i, role) for ids in self.segments for i in ids for role in self.roles)
         inputs = dict.fromkeys(slot for program in self.programs for slot in program.inputs)
         slots = [slot for slot in inputs if isinstance(slot, InputSlot)]
-        n_own = len(on) - len(losses)  # losses of models themselves, which count as the first
+        # losses that models define come last, weighted as the first loss
+        n_model_losses = len(on) - len(losses)
         layout = Layout(
             outputs,
             on,
@@ -417,13 +426,15 @@ class _Compiler(LossReading):
             training=self.training,
             weight_sources=tuple(self.weight_sources),
             padded=frozenset(self.padded),
-            over_batch=tuple(a.loss.over == "batch" for a in [*losses, *[*losses[:1]] * n_own]),
+            over_batch=tuple(
+                a.loss.over == "batch" for a in [*losses, *[*losses[:1]] * n_model_losses]
+            ),
         )
         segments = [
             program.segment(
                 self._modes(i for i in ids if i not in static),
                 learning[home],
-                [self._taken(home, slot, slots, outputs) for slot in program.inputs],
+                [self._origin(home, slot, slots, outputs) for slot in program.inputs],
                 [(i, op) for i, op in enumerate(loss_ops) if self.home[on[i][1]] == home],
                 [
                     (self.places[i, role], self.by_id[i].label, self._promised(i))
@@ -437,7 +448,7 @@ class _Compiler(LossReading):
         return StepPlan(segments, slots, layout, self._static_plan(static, edge), tuple(losses))
 
     def _promised(self, node_id: str) -> Shape | None:
-        """Return the shape that outputs must have; None where a fit in this step decides it."""
+        """Return the required output shape; None if a fit in this step decides it."""
         fitted = topology.ancestors(self.edges, [node_id]) & self.learners.keys()
         return None if fitted else self.by_id[node_id].output_shape
 
@@ -446,14 +457,14 @@ class _Compiler(LossReading):
         models = [n for n in nodes if isinstance(n, ModelNode)]
         return [(n.model.module, self.training and not n.is_frozen) for n in models]
 
-    def _taken(
+    def _origin(
         self,
         home: int,
         slot: InputSlot | Crossing,
         slots: Sequence[InputSlot],
         outputs: Sequence[tuple[str, str]],
     ) -> tuple[int, Callable[[Any], Any] | None]:
-        """Return where an input of a segment comes from, and what converts it."""
+        """Return the origin of an input of a segment, and its conversion."""
         if isinstance(slot, InputSlot):
             return slots.index(slot), None
         source, target = self._program(slot.node_id).adapter, self.programs[home].adapter
@@ -462,33 +473,33 @@ class _Compiler(LossReading):
 
     @cached_property
     def dtypes(self) -> dict[str, list[Any]]:
-        """The dtype that each node reads each input in; without a model, that of its readers."""
+        """The input dtypes of each node; without a model, those of its readers."""
         if self.whole is not None:
             return self.whole.dtypes
-        found: dict[str, list[Any]] = {}
+        dtypes: dict[str, list[Any]] = {}
         for node in reversed(self.nodes):
-            adapter, refs = adapter_for(self.own_backends[node.node_id]), node.upstream_refs
+            adapter, refs = adapter_for(self.native_backends[node.node_id]), node.upstream_refs
             if isinstance(node, ModelNode):
                 columns = [self._columns_behind(ref) for ref in refs]
-                found[node.node_id] = column_dtypes(
+                dtypes[node.node_id] = column_dtypes(
                     adapter, node.model.module, node.input_shape, columns
                 )
                 continue
-            backends = self.own_backends
+            backends = self.native_backends
             same = [r for r in self.readers[node.node_id] if backends[r] is adapter.backend]
             dtype = adapter.input_dtype(None)
             if same:
-                dtype = self._read_as(self.by_id[same[0]], node.node_id, found)
-            found[node.node_id] = [dtype] * len(refs)
-        return found
+                dtype = self._read_as(self.by_id[same[0]], node.node_id, dtypes)
+            dtypes[node.node_id] = [dtype] * len(refs)
+        return dtypes
 
     def _read_as(self, reader: ComputeNode, above: str, dtypes: Mapping[str, list[Any]]) -> Any:
-        """Return the dtype in which a node reads the output of one above."""
+        """Return the dtype in which a node reads the output of an upstream node."""
         read = [None if r in reader.feature_refs else resolve_id(r) for r in reader.upstream_refs]
         return dtypes[reader.node_id][read.index(above)]
 
     def _columns_behind(self, ref: Any) -> list[ColumnSpec] | None:
-        """Return the columns that reach an input; None where outputs of a model do too."""
+        """Return the columns that reach an input; None if a model's output does too."""
         if isinstance(ref, FeatureSetReference):
             schema = ref.resolve().collection.schema
             return [schema[name] for name in ref.columns("features")]
@@ -521,5 +532,5 @@ def _without_grad(fn: Callable[..., Any], adapter: BackendAdapter) -> Callable[.
 
 
 def _with_keyword(fn: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Return a function of a list whose last value goes by a name."""
+    """Return a function of two listed values that passes the second by keyword."""
     return lambda values: fn(values[0], **{name: values[1]})

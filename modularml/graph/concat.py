@@ -1,4 +1,4 @@
-"""Concatenating several inputs, padded where they differ in size."""
+"""The concat node, which pads inputs that differ in size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["ConcatNode", "PadMode"]
 
 
 class PadMode(enum.Enum):
-    """How shorter inputs are filled up."""
+    """How shorter inputs are padded."""
 
     CONSTANT = "constant"
     REFLECT = "reflect"
@@ -23,7 +23,7 @@ class PadMode(enum.Enum):
 
 
 class ConcatNode(MergeNode):
-    """Concatenate inputs along an axis, padding the others on request.
+    """Concatenate inputs along an axis; other axes can be padded.
 
     Parameters
     ----------
@@ -41,10 +41,10 @@ class ConcatNode(MergeNode):
     pad_value : float
         For ``constant``.
     flatten : bool
-        Whether samples of each input become rows of numbers first, so that inputs of any shape
-        fit; `concat_axis` is 0 then.
+        Whether samples of each input are flattened first, so that inputs of any shape fit;
+        `concat_axis` must then be 0.
     align_on, strict
-        By what rows of several FeatureSets belong together; see `MergeNode`.
+        How rows of several FeatureSets are matched; see `MergeNode`.
     node_id, register
         Used when a node is rebuilt.
 
@@ -79,8 +79,8 @@ class ConcatNode(MergeNode):
             raise ConfigError(f"concat_axis must be an int, got {concat_axis!r}")
         if flatten and (pad_inputs or concat_axis not in (0, -1)):
             raise ConfigError(
-                "flatten=True makes rows of numbers, which need neither padding nor another axis; "
-                f"leave out pad_inputs and concat_axis, got {pad_inputs!r} and {concat_axis!r}"
+                "flatten=True flattens samples, which need neither padding nor another axis; "
+                f"omit pad_inputs and concat_axis, got {pad_inputs!r} and {concat_axis!r}"
             )
         self.concat_axis, self.pad_inputs, self.flatten = concat_axis, pad_inputs, flatten
         self.pad_value = float(pad_value)
@@ -98,7 +98,7 @@ class ConcatNode(MergeNode):
 
     @property
     def reads_flat(self) -> bool:
-        """Whether columns of unlike shape are put side by side in one row."""
+        """Whether columns of different shapes are concatenated into one row."""
         return self.flatten
 
     @property
@@ -112,7 +112,7 @@ class ConcatNode(MergeNode):
         return self.tags_strategy
 
     def merge_features(self, adapter: Any, values: list[Any]) -> Any:
-        """Concatenate tensors along `concat_axis`, or as rows of numbers."""
+        """Concatenate tensors along `concat_axis`, or flattened."""
         if self.flatten:
             return side_by_side(adapter, values)
         return self._concatenated(adapter, values, self.concat_axis)

@@ -1,4 +1,4 @@
-"""The picture of a graph."""
+"""The diagram of a graph."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def draw(
     show_splits: bool,
     detached: Collection[str] = (),
 ) -> Diagram:
-    """Draw nodes, what they read and the shapes on the way.
+    """Draw the nodes of a graph, their edges and shapes.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def draw(
     show_splits : bool
         Whether FeatureSets list their splits.
     detached : collection of str
-        Ids of nodes behind which gradients stop; they also do where two frameworks meet.
+        Ids of nodes after which gradients stop; they also stop between two frameworks.
     """
     boxes: dict[str, DiagramNode] = {}
     edges: list[DiagramEdge] = []
@@ -60,20 +60,22 @@ def draw(
                 above = nodes[resolve_id(ref)]
                 crosses = frameworks.get(above.node_id) is not frameworks.get(node.node_id)
                 stops = crosses or above.node_id in detached
-                edges.append(_edge(above, node, stops=stops))
+                edges.append(
+                    DiagramEdge(
+                        above.node_id,
+                        node.node_id,
+                        shape_text(output_shape(above)),
+                        marker="stop" if stops else "",
+                    )
+                )
     return Diagram(title, tuple(boxes.values()), tuple(edges), direction="LR")
-
-
-def _edge(above: ComputeNode, node: ComputeNode, *, stops: bool) -> DiagramEdge:
-    shape = shape_text(output_shape(above))
-    return DiagramEdge(above.node_id, node.node_id, shape, marker="stop" if stops else "")
 
 
 def _box(node: ComputeNode, show_frozen: bool) -> DiagramNode:
     if not isinstance(node, ModelNode):
-        named = node.function_name if isinstance(node, FunctionNode) else type(node).__name__
+        name = node.function_name if isinstance(node, FunctionNode) else type(node).__name__
         kind = "function" if isinstance(node, FunctionNode) else "merge"
-        return DiagramNode(node.node_id, node.label, (named,), kind=kind)
+        return DiagramNode(node.node_id, node.label, (name,), kind=kind)
     frozen = show_frozen and node.is_frozen
     lines = [node.model.shown_name]
     if node.is_built:

@@ -1,4 +1,4 @@
-"""Edits of a graph: new wiring, checked before anything is changed."""
+"""Rewiring of graphs: pure functions that return the new edges."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from modularml.graph.node import GraphNode
 __all__ = ["Wiring", "inserted_after", "inserted_before", "inserted_between", "removed", "replaced"]
 
 Wiring = dict[str, list[ExperimentNodeReference]]
-"""What each node shall read from, by the node's id."""
+"""Upstream references of each node, by node id."""
 
 
 def wiring_of(nodes: Mapping[str, GraphNode]) -> Wiring:
-    """Return what each node reads from now."""
+    """Return the current upstream references of each node."""
     return {node_id: node.upstream_refs for node_id, node in nodes.items()}
 
 
 def removed(nodes: Mapping[str, GraphNode], node: GraphNode) -> Wiring:
-    """Return the wiring without a node; who read from it reads what it read."""
+    """Return the wiring without a node; its readers take over its inputs."""
     wiring = wiring_of(nodes)
     del wiring[node.node_id]
     return _swap(wiring, node, node.upstream_refs)
 
 
 def replaced(nodes: Mapping[str, GraphNode], old: GraphNode, new: GraphNode) -> Wiring:
-    """Return the wiring with a node in another's place."""
+    """Return the wiring with one node replaced by another."""
     wiring = wiring_of(nodes)
     del wiring[old.node_id]
     wiring = _swap(wiring, old, [new.reference()])
@@ -41,7 +41,7 @@ def replaced(nodes: Mapping[str, GraphNode], old: GraphNode, new: GraphNode) -> 
 def inserted_before(
     nodes: Mapping[str, GraphNode], new: GraphNode, downstream: GraphNode
 ) -> Wiring:
-    """Return the wiring with a node that takes over all inputs of another."""
+    """Return the wiring with a new node before another, taking over its inputs."""
     wiring = wiring_of(nodes)
     wiring[new.node_id] = downstream.upstream_refs
     wiring[downstream.node_id] = [new.reference()]
@@ -49,14 +49,14 @@ def inserted_before(
 
 
 def inserted_after(nodes: Mapping[str, GraphNode], new: GraphNode, upstream: GraphNode) -> Wiring:
-    """Return the wiring with a node that reads from another; nothing else changes."""
+    """Return the wiring with a new node after another; no other edge changes."""
     return {**wiring_of(nodes), new.node_id: [upstream.reference()]}
 
 
 def inserted_between(
     nodes: Mapping[str, GraphNode], new: GraphNode, upstream: GraphNode, downstream: GraphNode
 ) -> Wiring:
-    """Return the wiring with a node on the edge between two others.
+    """Return the wiring with a new node on the edge between two others.
 
     Raises
     ------
@@ -64,19 +64,19 @@ def inserted_between(
         If there is no such edge.
     """
     refs = downstream.upstream_refs
-    if not any(_means(ref, upstream) for ref in refs):
+    if not any(_refers_to(ref, upstream) for ref in refs):
         raise GraphError(
             f"{downstream.label!r} does not read from {upstream.label!r}; it reads from "
             f"{[r.node_label for r in refs]}"
         )
     wiring = wiring_of(nodes)
-    wiring[downstream.node_id] = [new.reference() if _means(r, upstream) else r for r in refs]
+    wiring[downstream.node_id] = [new.reference() if _refers_to(r, upstream) else r for r in refs]
     wiring[new.node_id] = [upstream.reference()]
     return wiring
 
 
 def rewire(nodes: Mapping[str, GraphNode], wiring: Wiring, check: Callable[[], Any]) -> None:
-    """Wire nodes anew; if the check fails, they are wired as before and its error is raised."""
+    """Rewire nodes; if the check raises, restore the wiring and re-raise."""
     with unchanged_on_error(nodes.values()):
         for node_id, refs in wiring.items():
             nodes[node_id].set_upstream_refs(refs)
@@ -85,7 +85,7 @@ def rewire(nodes: Mapping[str, GraphNode], wiring: Wiring, check: Callable[[], A
 
 @contextmanager
 def unchanged_on_error(objects: Iterable[Any]) -> Iterator[None]:
-    """Give objects the attributes, and dicts among these the items, from before a failed block."""
+    """Restore the attributes of objects, and dicts among these, if the block fails."""
     before = [
         (vars(o), {k: copy(v) if isinstance(v, dict) else v for k, v in vars(o).items()})
         for o in objects
@@ -93,20 +93,20 @@ def unchanged_on_error(objects: Iterable[Any]) -> Iterator[None]:
     try:
         yield
     except Exception:
-        for own, attributes in before:
-            own.clear()
-            own.update(attributes)
+        for namespace, attributes in before:
+            namespace.clear()
+            namespace.update(attributes)
         raise
 
 
-def _means(ref: ExperimentNodeReference, node: GraphNode) -> bool:
+def _refers_to(ref: ExperimentNodeReference, node: GraphNode) -> bool:
     return ref.node_id == node.node_id or ref.node_label == node.label
 
 
 def _swap(wiring: Wiring, old: GraphNode, new: Sequence[ExperimentNodeReference]) -> Wiring:
-    """Put references in the place of those that mean a node, without repetition."""
-    found: Wiring = {}
+    """Replace the references to a node, without repetition."""
+    result: Wiring = {}
     for node_id, refs in wiring.items():
-        swapped = [r for ref in refs for r in (new if _means(ref, old) else [ref])]
-        found[node_id] = list(dict.fromkeys(swapped))
-    return found
+        swapped = [r for ref in refs for r in (new if _refers_to(ref, old) else [ref])]
+        result[node_id] = list(dict.fromkeys(swapped))
+    return result

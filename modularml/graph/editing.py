@@ -1,4 +1,4 @@
-"""Editing a graph: each edit is checked before anything changes."""
+"""Edit methods of a graph; each is validated before anything changes."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from typing import Any, Self
 from modularml.errors import GraphError
 from modularml.graph import edit
 from modularml.graph.node import ComputeNode, GraphNode
-from modularml.graph.node_access import GraphMembers
+from modularml.graph.node_access import NodeAccess
 
 __all__ = ["GraphEditing"]
 
 
-class GraphEditing(GraphMembers):
-    """Add, remove, replace and insert nodes; the others keep what they have learned."""
+class GraphEditing(NodeAccess):
+    """Add, remove, replace and insert nodes; the others keep their weights."""
 
     def add_node(self, node: GraphNode) -> Self:
-        """Add a node; other nodes keep what they have learned.
+        """Add a node; other nodes keep their weights.
 
         Raises
         ------
         GraphError
-            If the node or its label is here already, or it reads from a node that is not.
+            If the graph already has the node or its label, or lacks a node that it reads from.
         """
         self._add_checked(node)
         return self._edited({**self._nodes, node.node_id: node}, {})
 
     def remove_node(self, node: str | GraphNode) -> Self:
-        """Remove a node; those that read from it read what it read."""
-        gone = self.get_node(node)
-        nodes = {i: n for i, n in self._nodes.items() if n is not gone}
-        return self._edited(nodes, edit.removed(self.nodes, gone))
+        """Remove a node; its readers take over its inputs."""
+        removed = self.get_node(node)
+        nodes = {i: n for i, n in self._nodes.items() if n is not removed}
+        return self._edited(nodes, edit.removed(self.nodes, removed))
 
     def replace_node(self, old_node: str | GraphNode, new_node: GraphNode) -> Self:
-        """Put a node in another's place, with the same connections."""
+        """Replace a node by another, with the same edges."""
         old = self.get_node(old_node)
         self._add_checked(new_node, besides=old)
         nodes = {i: n for i, n in self._nodes.items() if n is not old}
@@ -42,11 +42,11 @@ class GraphEditing(GraphMembers):
         return self._edited({**nodes, new_node.node_id: new_node}, wiring)
 
     def insert_node_before(self, new_node: GraphNode, *, downstream: str | GraphNode) -> Self:
-        """Insert a node that takes over all inputs of another."""
+        """Insert a node before another, taking over all its inputs."""
         return self._insert(new_node, edit.inserted_before, self.get_node(downstream))
 
     def insert_node_after(self, new_node: GraphNode, *, upstream: str | GraphNode) -> Self:
-        """Insert a node that reads from another; nothing else changes."""
+        """Insert a node after another; no other edge changes."""
         return self._insert(new_node, edit.inserted_after, self.get_node(upstream))
 
     def insert_node_between(
@@ -62,14 +62,14 @@ class GraphEditing(GraphMembers):
         ends = self.get_node(upstream), self.get_node(downstream)
         return self._insert(new_node, edit.inserted_between, *ends)
 
-    # -- within -------------------------------------------------------------------------------
+    # -- internals ----------------------------------------------------------------------------
 
     def _add_checked(self, node: GraphNode, besides: GraphNode | None = None) -> None:
         if not isinstance(node, ComputeNode):
             raise TypeError(f"node must be a graph node, got a {type(node).__name__}")
         others = [n for n in self._nodes.values() if n is not besides]
         if any(n is node or n.label == node.label for n in others):
-            raise GraphError(f"the graph has a node {node.label!r} already; choose another label")
+            raise GraphError(f"the graph already has a node {node.label!r}; choose another label")
 
     def _insert(self, new: GraphNode, how: Callable[..., edit.Wiring], *ends: GraphNode) -> Self:
         self._add_checked(new)
@@ -77,8 +77,8 @@ class GraphEditing(GraphMembers):
 
     def _edited(self, nodes: dict[str, Any], wiring: edit.Wiring) -> Self:
         with self._ctx.activate():
-            found: list[dict[str, ComputeNode]] = []
-            edit.rewire(nodes, wiring, lambda: found.append(self._checked(list(nodes.values()))))
-        self._nodes, self._built = found[0], False
+            checked: list[dict[str, ComputeNode]] = []
+            edit.rewire(nodes, wiring, lambda: checked.append(self._checked(list(nodes.values()))))
+        self._nodes, self._built = checked[0], False
         self._plans.clear()
         return self

@@ -1,4 +1,4 @@
-"""Adding or averaging several inputs, element by element."""
+"""Nodes that add or average inputs elementwise."""
 
 from __future__ import annotations
 

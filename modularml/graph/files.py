@@ -1,4 +1,4 @@
-"""A graph in a file, and its checkpoints."""
+"""Saving and loading of graphs, and their checkpoints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["ContextYaml", "GraphFiles", "attach_rows", "graph_from", "use_ids"]
 
 
 class ContextYaml(YamlMixin):
-    """YAML of what refers to nodes: they go by label, and are found in the active context."""
+    """YAML of objects that refer to nodes, by label, resolved in the active context."""
 
     def _yaml_labels(self) -> Mapping[str, str]:
         ctx: ExperimentContext = getattr(self, "_ctx", None) or ExperimentContext.get_active()
@@ -54,27 +54,29 @@ class GraphFiles(ContextYaml):
     def save(
         self, filepath: str | Path, *, overwrite: bool = False, package_code: bool = False
     ) -> Path:
-        """Write all that `predict` needs to a file ``name.mg.mml``.
+        """Write everything that `predict` needs to a file ``name.mg.mml``.
 
-        Nodes, weights and optimizers, and the columns and fitted scalers of each FeatureSet that
-        is read, but no row.
+        The file holds nodes, weights and optimizers, and the columns and fitted scalers of each
+        FeatureSet that the graph reads, but no rows.
 
         Raises
         ------
         MMLExistsError
-            If there is a file and `overwrite` is false.
+            If the file exists and `overwrite` is false.
         MMLError
-            If a part cannot be stored as data, or the file not be written.
+            If a part cannot be stored as data, or the file cannot be written.
         """
         self._check_ties()  # type: ignore[attr-defined]
         config: Any = self.get_config  # type: ignore[attr-defined]
         refs = [ref for node in self._nodes.values() for ref in node.feature_refs]
-        known = {ref.node_label for ref in refs if self._ctx.has_node(label=ref.node_label)}
+        labels = {ref.node_label for ref in refs if self._ctx.has_node(label=ref.node_label)}
 
         def state() -> dict[str, Any]:
-            sets: list[Any] = [self._ctx.get_node(label=label) for label in sorted(known)]
-            bare = {fs.label: packed_without_rows({**fs.get_state(), "splits": {}}) for fs in sets}
-            return {**self._file_state(), "featuresets": bare}
+            sets: list[Any] = [self._ctx.get_node(label=label) for label in sorted(labels)]
+            featuresets = {
+                fs.label: packed_without_rows({**fs.get_state(), "splits": {}}) for fs in sets
+            }
+            return {**self._file_state(), "featuresets": featuresets}
 
         return self._write(filepath, "mg", config, overwrite, package_code, state)
 
@@ -97,21 +99,21 @@ class GraphFiles(ContextYaml):
         allow_packaged_code : bool or str
             Whether code that the author packaged may run; see `BaseModel.load`.
         overwrite : bool
-            Whether nodes with the same ids or labels, and the graph of the active context, make
-            room. Where they do not, the loaded graph has a context of its own.
+            Whether nodes with the same ids or labels, and the graph of the active context, are
+            replaced. If not, the loaded graph gets a context of its own on a conflict.
         custom_objects, allow_import
-            Where classes of yours are found; see `BaseModel.load`.
+            How your own classes are found; see `BaseModel.load`.
 
         Notes
         -----
-        It reads from the FeatureSets that the active context has under the same labels; one whose
-        scalers differ from those in the file is warned of. Others are made of what the file says:
-        they have columns and scalers, so that `predict` works, and no rows until `attach`.
+        The graph reads from FeatureSets of the active context with the same labels; a warning names
+        each whose scalers differ from those in the file. The others are created from the file: they
+        have columns and scalers, so `predict` works, but no rows until `attach`.
 
         Raises
         ------
         MMLError
-            If the file is damaged, newer, or holds something else. Nothing has changed then.
+            If the file is damaged, newer, or of another kind. Nothing is changed then.
         """
         contents = read_artifact(
             filepath,
@@ -131,7 +133,7 @@ class GraphFiles(ContextYaml):
         return graph
 
     def attach(self, *sets: FeatureSet) -> None:
-        """Put rows back that the file of this graph lacks; see `FeatureSet.attach`."""
+        """Attach rows, which the file of a graph does not hold; see `FeatureSet.attach`."""
         attach_rows(self._ctx, sets)
 
     def save_checkpoint(
@@ -144,20 +146,20 @@ class GraphFiles(ContextYaml):
         filepath : path-like
         overwrite : bool
         meta : dict, optional
-            Plain data of yours, kept with it.
+            Plain data of your own, stored with the checkpoint.
         """
         config = {"label": self.label, "meta": dict(meta or {})}
         return self._write(filepath, "ckpt", lambda: config, overwrite)
 
     def restore_checkpoint(self, filepath: str | Path) -> Self:
-        """Go back to a checkpoint of a graph, or of its experiment; nodes are found by label.
+        """Restore a checkpoint of a graph, or of its experiment, matching nodes by label.
 
         Returns this graph.
 
         Raises
         ------
         MMLError
-            If the file is damaged or belongs to another graph. Nothing has changed then.
+            If the file is damaged or belongs to another graph. Nothing is changed then.
         """
         contents = read_artifact(filepath, "ckpt")
         with contents.building():
@@ -171,12 +173,12 @@ class GraphFiles(ContextYaml):
         return self
 
     def _check_storable(self) -> None:
-        """Refuse models that no checkpoint can hold, as far as can be known before they learn.
+        """Refuse models that a checkpoint cannot hold, as far as known before training.
 
         Raises
         ------
         ConfigError
-            With the node, its model and what to do.
+            With the node, its model and a remedy.
         """
         graph: Any = self
         for node in graph._learning():
@@ -184,13 +186,13 @@ class GraphFiles(ContextYaml):
                 node.model.check_storable()
             except ModularMLError as error:
                 raise ConfigError(
-                    f"this run writes files, and none can hold the {node.model.shown_name} of node "
-                    f"{node.label!r}: {error}. Use another model; or run without checkpoints on "
-                    "disk (Checkpointing(mode='memory')), and folds with n_jobs=1"
+                    f"this run writes checkpoints, which cannot hold the {node.model.shown_name} "
+                    f"of node {node.label!r}: {error}. Use another model, or run without "
+                    "checkpoints on disk (Checkpointing(mode='memory')) and with n_jobs=1"
                 ) from error
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        """Go to a state, or stay as it is."""
+        """Restore a state; on an error the graph is unchanged."""
         self.set_state({**state, "is_built": True})  # type: ignore[attr-defined]
 
     def _write(
@@ -221,7 +223,7 @@ class GraphFiles(ContextYaml):
     def _file_state(self) -> dict[str, Any]:
         graph: Any = self
         if any(n.model.has_own_weights and not n.is_built for n in graph._learning()):
-            graph.build()  # they would be lost
+            graph.build()  # else their weights would be lost
         state: dict[str, Any] = graph.get_state()
         if shared := graph._shared():
             state["shared"] = [list(pair) for pair in shared]
@@ -229,58 +231,58 @@ class GraphFiles(ContextYaml):
         return {**state, "is_built": bool(models) and all(models)}
 
     def _set_file_state(self, state: Mapping[str, Any]) -> None:
-        """Take over weights; shapes come with them, so that no rows are needed."""
+        """Restore weights with their shapes, so that no rows are needed."""
         graph: Any = self
-        graph._take(state)
+        graph._restore_state(state)
         graph._tie(state.get("shared", ()))
         refs = [ref for node in self._nodes.values() for ref in node.feature_refs]
-        there = {fs.label for fs in self._ctx.available_featuresets.values()}
-        if state["is_built"] and all(ref.node_label in there for ref in refs):
+        available = {fs.label for fs in self._ctx.available_featuresets.values()}
+        if state["is_built"] and all(ref.node_label in available for ref in refs):
             graph.build()
 
 
 def use_ids(contents: Contents, ctx: ExperimentContext, overwrite: bool) -> None:
-    """Give nodes of a file ids that are free, and let references to FeatureSets here find them."""
-    here = {fs.label: node_id for node_id, fs in ctx.available_featuresets.items()}
-    new = {label: str(uuid.uuid4()) for label in contents.part("featuresets")}
-    contents.ids = {**ctx.free_ids(contents.ids, overwrite=overwrite), **new, **here}
+    """Assign free ids to the nodes of a file, and those of existing FeatureSets."""
+    existing = {fs.label: node_id for node_id, fs in ctx.available_featuresets.items()}
+    created = {label: str(uuid.uuid4()) for label in contents.part("featuresets")}
+    contents.ids = {**ctx.free_ids(contents.ids, overwrite=overwrite), **created, **existing}
     contents.use_ids(contents.ids)
 
 
 def _use_set(label: str, state: dict[str, Any], node_id: str, ctx: ExperimentContext) -> None:
-    """Read from the set of this label that is here, or from one of the file's columns."""
+    """Use the FeatureSet of this label, or create one from the file's columns."""
     if not ctx.has_node(node_id=node_id):
         FeatureSet(label, state["collection"], node_id=node_id).set_state(state)
         return
-    there: Any = ctx.get_node(node_id=node_id)
-    if scalers_fingerprint(there.scaler_records) != scalers_fingerprint(state["scaler_records"]):
+    existing: Any = ctx.get_node(node_id=node_id)
+    if scalers_fingerprint(existing.scaler_records) != scalers_fingerprint(state["scaler_records"]):
         warn(
-            f"FeatureSet {label!r} here has other fitted scalers than the one that the graph was "
-            "saved with, and predictions use those that are here. Load the graph where there is "
-            "no such set to use those of the file"
+            f"the scalers of FeatureSet {label!r} differ from those that the graph was saved "
+            "with, and predictions use the current ones. Load the graph in a context without "
+            "this FeatureSet to use those of the file"
         )
 
 
 def attach_rows(ctx: ExperimentContext, sets: Iterable[FeatureSet]) -> None:
-    """Give rows to the sets of a context that lack them, by label.
+    """Attach rows to the FeatureSets of a context that lack them, by label.
 
     Raises
     ------
     UnknownNameError
-        If no set of that label waits for rows. Nothing has changed then.
+        If no FeatureSet of that label lacks rows. Nothing is changed then.
     DataError
-        If rows are others than those that were omitted.
+        If the rows are not those that were omitted.
     """
-    waiting = {s.label: s for s in ctx.available_featuresets.values() if not s.has_rows}
+    without_rows = {s.label: s for s in ctx.available_featuresets.values() if not s.has_rows}
     for fs in sets:
-        if expect("sets", fs, FeatureSet, "FeatureSets").label not in waiting:
-            raise UnknownNameError("FeatureSet without rows", fs.label, waiting)
+        if expect("sets", fs, FeatureSet, "FeatureSets").label not in without_rows:
+            raise UnknownNameError("FeatureSet without rows", fs.label, without_rows)
     for fs in sets:
-        waiting[fs.label].attach(fs)
+        without_rows[fs.label].attach(fs)
 
 
 def graph_from(cls: Any, config: Mapping[str, Any], ids: Mapping[str, str]) -> Any:
-    """Make a graph and its nodes, under these ids by label, in the active context."""
+    """Build a graph and its nodes in the active context, with ids by label."""
     nodes = []
     for tree in config["nodes"]:
         params = tree["params"]

@@ -1,4 +1,4 @@
-"""Which nodes learn without gradients: from all rows at once, or batch by batch."""
+"""Nodes that learn without gradients, from all rows at once or batch by batch."""
 
 from __future__ import annotations
 
@@ -11,44 +11,43 @@ from modularml.errors import ConfigError, GraphError, LossError
 from modularml.graph.model_node import ModelNode
 from modularml.training import AppliedLoss
 
-__all__ = ["check_weights", "fitted_then", "is_fittable", "learners", "to_fit"]
+__all__ = ["check_weights", "fit_then_predict", "is_fittable", "learners", "to_fit"]
 
 Learn = Callable[[Any, Any], Any]
 
 
 def is_fittable(model: Any) -> bool:
-    """Tell whether a model learns from all rows at once.
+    """Return whether a model learns from all rows at once.
 
     It has ``fit(features, targets)``, which takes ``(n, *input_shape)`` and ``(n, *target_shape)``;
-    targets may be None. One that has ``partial_fit`` too, and says so by ``learns_in_batches``,
-    can learn a little from each batch. Weights of samples are given to those that take
-    ``sample_weight``.
+    targets may be None. A model with ``partial_fit`` and ``learns_in_batches`` set learns from each
+    batch. Sample weights are passed to methods that take ``sample_weight``.
     """
     return hasattr(model, "fit")
 
 
 def learners(nodes: Iterable[Any], fits: Iterable[ModelNode]) -> dict[str, Learn]:
-    """Return by id how nodes learn: those to be fitted at once, others from each batch.
+    """Return the fit or partial_fit method of each node that learns, by id.
 
     Parameters
     ----------
     nodes : iterable of ComputeNode
-        Of a training phase; those that are frozen learn nothing.
+        Of a training phase; frozen ones learn nothing.
     fits : iterable of ModelNode
         Nodes that are fitted on all rows.
     """
-    found: dict[str, Learn] = {}
+    methods: dict[str, Learn] = {}
     for node in nodes:
         if not isinstance(node, ModelNode) or node.is_frozen:
             continue
         model: Any = node.model
         if getattr(model, "learns_in_batches", False):
-            found[node.node_id] = model.partial_fit
+            methods[node.node_id] = model.partial_fit
     for node in fits:
         model = node.model
         if is_fittable(model):
-            found[node.node_id] = model.fit
-    return found
+            methods[node.node_id] = model.fit
+    return methods
 
 
 def to_fit(nodes: Iterable[Any], *, even_frozen: bool = False) -> list[ModelNode]:
@@ -57,20 +56,20 @@ def to_fit(nodes: Iterable[Any], *, even_frozen: bool = False) -> list[ModelNode
     Raises
     ------
     GraphError
-        If there is none.
+        If there are none.
     """
     models = [n for n in nodes if isinstance(n, ModelNode)]
-    found = [n for n in models if is_fittable(n.model) and (even_frozen or not n.is_frozen)]
-    if not found:
+    fittable = [n for n in models if is_fittable(n.model) and (even_frozen or not n.is_frozen)]
+    if not fittable:
         raise GraphError(
             f"none of the nodes {[n.label for n in models]} can be fitted: each is frozen, or its "
             "model has no fit(features, targets); train it with a TrainPhase"
         )
-    return found
+    return fittable
 
 
 def check_weights(node: Any, learn: Learn, losses: Sequence[AppliedLoss]) -> None:
-    """Refuse weights of samples for a model that learns without them.
+    """Refuse sample weights for a model whose method takes none.
 
     Parameters
     ----------
@@ -90,34 +89,37 @@ def check_weights(node: Any, learn: Learn, losses: Sequence[AppliedLoss]) -> Non
     columns = list(dict.fromkeys(a.sample_weight for a in losses))
     if len(columns) > 1:
         raise LossError(
-            f"node {node.label!r} learns with one weight a sample, and its losses weigh samples by "
-            f"{columns}; give them the same sample_weight"
+            f"node {node.label!r} learns with one weight per sample, but its losses have "
+            f"different ones, {columns}; give them the same sample_weight"
         )
     name, model = learn.__name__, node.model
-    asks = getattr(model, "takes", None)
-    taken = asks(name) if asks else "sample_weight" in inspect.signature(learn).parameters
-    if not taken:
-        by = f"column {columns[0]!r}" if columns and columns[0] is not None else "its sampler"
+    takes_argument = getattr(model, "takes", None)
+    takes_weights = (
+        takes_argument(name)
+        if takes_argument
+        else "sample_weight" in inspect.signature(learn).parameters
+    )
+    if not takes_weights:
+        source = f"column {columns[0]!r}" if columns and columns[0] is not None else "its sampler"
         raise ConfigError(
-            f"node {node.label!r}: {name} of {model.shown_name} takes no sample_weight, and its "
-            f"samples are weighed by {by}; leave the weights out, or choose an estimator that "
+            f"node {node.label!r}: {name} of {model.shown_name} takes no sample_weight, but its "
+            f"samples are weighted by {source}; omit the weights, or choose an estimator that "
             "takes them"
         )
 
 
-def fitted_then(
+def fit_then_predict(
     learn: Learn, fn: Callable[[Any], Any], adapter: BackendAdapter, names: Sequence[str]
 ) -> Callable[[Sequence[Any]], Any]:
-    """Return what lets a model learn, then sends the features through.
+    """Return a function that fits a model, then computes its outputs.
 
-    It takes features and what else is learned from: `names` of 'targets', 'sample_weight' and
-    'groups'.
+    It takes features, followed by the arguments in `names`: 'targets', 'sample_weight' or 'groups'.
     """
 
     def run(values: Sequence[Any]) -> Any:
         features, *rest = values
-        given = dict(zip(names, rest, strict=True))
-        learn(adapter.to_numpy(features), given.pop("targets", None), **given)
+        kwargs = dict(zip(names, rest, strict=True))
+        learn(adapter.to_numpy(features), kwargs.pop("targets", None), **kwargs)
         with adapter.checked_rows():
             return fn(features)
 

@@ -1,4 +1,4 @@
-"""Making a row of numbers of each sample."""
+"""The flatten node."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["FlattenNode"]
 
 
 class FlattenNode(MergeNode):
-    """Make a row of numbers of each sample; columns of unlike shape stand side by side.
+    """Flatten each sample into one row; columns of different shapes are concatenated.
 
     Parameters
     ----------
@@ -44,14 +44,14 @@ class FlattenNode(MergeNode):
 
     @property
     def upstream_ref(self) -> Any:
-        """Reference to what this node reads from."""
+        """Reference to the input of this node."""
         return self._upstream_refs[0]
 
     @property
     def reads_flat(self) -> bool:
-        """Whether columns of unlike shape are put side by side in one row."""
+        """Whether columns of different shapes are concatenated into one row."""
         return True
 
     def merge_features(self, adapter: Any, values: list[Any]) -> Any:
-        """Return tensors as rows of numbers."""
+        """Return samples as rows of numbers."""
         return side_by_side(adapter, values)

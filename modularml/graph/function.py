@@ -1,4 +1,4 @@
-"""A function on tensors as a node."""
+"""The function node and its registry."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ function_registry: Registry[Callable[..., Any]] = Registry(
         "absolute": operator.abs,
     },
 )
-"""Functions that a `FunctionNode` finds by name; add yours with ``register(name, fn)``."""
+"""Functions that a `FunctionNode` accepts by name; add your own with ``register(name, fn)``."""
 
 
-_ROWS = 7  # of a trial: a number that is unlikely to fit by chance
+_ROWS = 7  # of a trial call: a number unlikely to fit by chance
 
 
 class FunctionNode(MergeNode):
@@ -41,12 +41,12 @@ class FunctionNode(MergeNode):
     upstream_refs : FeatureSet, reference, node or label, or a list of them
         What the function gets, by position.
     function : str or callable
-        A name in `function_registry`, or a function at the top level of a module. It is called
-        on tensors of the framework of the nodes around, the batch axis first, and returns one
-        tensor with as many rows. Inputs of shapes ``(n,)`` and ``(n, 1)`` both come as
-        ``(n, 1)``. Gradients pass through it.
+        A name in `function_registry`, or a function at the top level of a module. It is called with
+        tensors of the framework of the neighbouring nodes, batch axis first, and returns one tensor
+        with as many rows. Inputs of shapes ``(n,)`` and ``(n, 1)`` both come as ``(n, 1)``.
+        Gradients pass through it.
     function_kwargs : dict, optional
-        Passed on at each call.
+        Passed at each call.
     target_strategy, tags_strategy, node_id, register
         As of `MergeNode`.
 
@@ -55,7 +55,7 @@ class FunctionNode(MergeNode):
     UnknownNameError
         If no such function is registered.
     ShapeError
-        In ``build()``, if the function cannot take the shapes it is given.
+        In ``build()``, if the function does not accept the shapes of its inputs.
     """
 
     min_upstream_refs = 1
@@ -88,12 +88,12 @@ class FunctionNode(MergeNode):
 
     @property
     def function_name(self) -> str:
-        """Name of the function, for people."""
+        """Display name of the function."""
         fn = self.function
         return fn if isinstance(fn, str) else getattr(fn, "__name__", type(fn).__name__)
 
     def merge_features(self, adapter: Any, values: list[Any]) -> Any:
-        """Call the function; arrays come as tensors of the framework around."""
+        """Call the function; arrays are converted to tensors of the node's framework."""
         if not isinstance(adapter, BackendAdapter):
             own = adapter_for(self._framework())
             return own.to_numpy(self._fn(*_aligned(own, [own.from_numpy(v) for v in values])))
@@ -108,7 +108,7 @@ class FunctionNode(MergeNode):
         if self.framework is None:
             raise GraphError(
                 f"node {self.label!r} has no model before or after it, so its framework is not "
-                "known; build a graph of it first"
+                "known; build a graph that contains it first"
             )
         return self.framework
 
@@ -124,20 +124,20 @@ class FunctionNode(MergeNode):
         shape = tuple(getattr(out, "shape", ()))
         if not isinstance(out, type(blank[0])) or shape[:1] != (_ROWS,):
             raise ShapeError(
-                f"function {name!r} must return one {type(blank[0]).__name__} with a row a sample, "
-                f"got a {type(out).__name__} of shape {shape} for {_ROWS} samples; keep axis 0 and "
-                "the framework of the nodes around"
+                f"function {name!r} must return one {type(blank[0]).__name__} with one row per "
+                f"sample, got a {type(out).__name__} of shape {shape} for {_ROWS} samples; keep "
+                "axis 0 and the framework of its inputs"
             )
         return shape[1:]
 
 
 def _aligned(adapter: BackendAdapter, values: Sequence[Any]) -> Sequence[Any]:
-    """Return tensors whose samples differ by axes of length 1 alone in the longest of the shapes.
+    """Return tensors in one shape if their shapes differ only by axes of length 1.
 
     Shapes ``(n,)`` and ``(n, 1)`` would broadcast to ``(n, n)``.
     """
     shapes = [tuple(v.shape[1:]) for v in values]
     if len(set(shapes)) < 2 or len({tuple(n for n in s if n != 1) for s in shapes}) > 1:
         return values
-    wanted = max(shapes, key=len)
-    return [adapter.reshape(v, wanted) for v in values]
+    longest = max(shapes, key=len)
+    return [adapter.reshape(v, longest) for v in values]

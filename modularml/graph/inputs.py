@@ -1,4 +1,4 @@
-"""From rows to the tensors of a plan: whole columns once, batches as slices of gathered chunks."""
+"""Tensors of a plan from rows: cached columns, and batches sliced from gathered chunks."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ __all__ = ["column_tensor", "fill", "frozen_outputs", "not_finite", "pieces", "s
 
 CHUNK_BYTES = 32 * 2**20
 LEAST_ROW = 64
-"""Bytes that a row is reckoned with at least: its number and its place in a chunk take some too."""
+"""Minimum bytes counted for a row, which include its index and position in a chunk."""
 
 
 def column_tensor(collection: SampleCollection, slot: InputSlot) -> Any:
     """Return the stacked columns of a slot for all rows, as one tensor.
 
-    It is made once for each state of the data and kept with it; columns that lie in files stay
-    there, and rows of them are read when they are gathered.
+    The tensor is cached with the data until these change. Columns in memory-mapped files stay
+    there; their rows are read when they are gathered.
 
     Returns
     -------
@@ -55,8 +55,8 @@ def pieces(
     column: Any,
     rows: IntArray | slice,
     sizes: list[int],
-    room: list[Any] | None = None,
-    among: IntArray | slice | None = None,
+    memory: list[Any] | None = None,
+    subset: IntArray | slice | None = None,
     upload: Callable[[Any], Any] | None = None,
     *,
     whole_epoch: bool = False,
@@ -70,47 +70,52 @@ def pieces(
     adapter : BackendAdapter
     column : tensor, shape (n_rows, ...)
     rows : ndarray of int64, shape (n,), or slice
-        All batches of an epoch behind one another.
+        All batches of an epoch, concatenated.
     sizes : list of int
         Rows in each batch.
     room : list, optional
-        Holds the memory of an earlier call, which is used again: its batches are gone then.
+        Buffer of an earlier call, which is reused; this overwrites the batches of that call.
     among : ndarray of int64 or slice, optional
-        Rows of the column that `rows` are places in.
+        Rows of the column that `rows` are positions in.
     upload : callable, optional
-        Copies each chunk to where the batches are wanted.
+        Copies each chunk to the device of the batches.
     whole_epoch : bool
-        Whether all batches of one call stay as they are until the next call.
+        Whether all batches of a call stay valid until the next call.
     """
     row_bytes = max(LEAST_ROW, adapter.row_bytes(column[:1]))
     batches = max(1, CHUNK_BYTES // (row_bytes * max(1, max(sizes, default=1))))
     at = 0
     for first in range(0, len(sizes), batches):
-        own = sizes[first : first + batches]
-        n = sum(own)
-        shared = None if first and whole_epoch else room
-        into = shared[0][:n] if shared and len(shared[0]) >= n else None
+        chunk_sizes = sizes[first : first + batches]
+        n = sum(chunk_sizes)
+        buffer = None if first and whole_epoch else memory
+        out = buffer[0][:n] if buffer and len(buffer[0]) >= n else None
         part = _part(rows, at, n)
-        chunk = _gather(adapter, column, _among(among, part), into)
-        if shared is not None and into is None:
-            shared[:] = [chunk]
+        chunk = _gather(adapter, column, _rows_of_subset(subset, part), out)
+        if buffer is not None and out is None:
+            buffer[:] = [chunk]
         if upload is not None:
             chunk = upload(chunk)
-        even = all(size == own[0] for size in own[:-1]) and own[-1] <= own[0]
-        yield from adapter.chunks(chunk, own[0] if even else own)
+        even = (
+            all(size == chunk_sizes[0] for size in chunk_sizes[:-1])
+            and chunk_sizes[-1] <= chunk_sizes[0]
+        )
+        yield from adapter.chunks(chunk, chunk_sizes[0] if even else chunk_sizes)
         at += n
 
 
-def _among(among: IntArray | slice | None, places: IntArray | slice) -> IntArray | slice:
-    """Return the rows at some places among others."""
-    if among is None or (isinstance(among, slice) and among.start == 0):
-        return places
-    if not isinstance(among, slice):
-        found: IntArray = among[places]
-        return found
-    if isinstance(places, slice):
-        return slice(places.start + among.start, places.stop + among.start)
-    shifted: IntArray = places + among.start
+def _rows_of_subset(
+    subset: IntArray | slice | None, positions: IntArray | slice
+) -> IntArray | slice:
+    """Return the rows at some positions among others."""
+    if subset is None or (isinstance(subset, slice) and subset.start == 0):
+        return positions
+    if not isinstance(subset, slice):
+        selected: IntArray = subset[positions]
+        return selected
+    if isinstance(positions, slice):
+        return slice(positions.start + subset.start, positions.stop + subset.start)
+    shifted: IntArray = positions + subset.start
     return shifted
 
 
@@ -123,15 +128,14 @@ def _part(rows: IntArray | slice, at: int, n: int) -> IntArray | slice:
 def frozen_outputs(
     plan: StepPlan, slot: InputSlot, views: Mapping[Source, FeatureSetView]
 ) -> Any | None:
-    """Compute the outputs of a frozen node once, for every row of the views that it reads.
+    """Compute the outputs of a frozen node once, for all rows of the views it reads.
 
-    Rows of several views that it reads are side by side.
+    Rows of several views are matched by position.
 
     Returns
     -------
     tensor, shape (n_rows_of_a_view, ...), or None
-        In the framework of the slot. None where the node does not give the same output for the
-        same row each time.
+        In the framework of the slot. None if the node's output for a row is not reproducible.
     """
     static = plan.static
     if static is None:
@@ -152,76 +156,76 @@ def frozen_outputs(
         if not _repeatable(adapter, run, places[:64]):
             return None
         parts = [run(places[at : at + size]) for at in range(0, len(places), size)]
-    whole = adapter.concat(parts, 0) if len(parts) > 1 else parts[0]
+    outputs = adapter.concat(parts, 0) if len(parts) > 1 else parts[0]
     if adapter is slot.adapter:
-        return adapter.to_device(whole, slot.device)
-    return converted(adapter, slot.adapter, slot.dtype, slot.device)(whole)
+        return adapter.to_device(outputs, slot.device)
+    return converted(adapter, slot.adapter, slot.dtype, slot.device)(outputs)
 
 
 def fill(plan: StepPlan, ctx: ExecutionContext) -> list[Any]:
-    """Make the tensors of a plan from the batches that a step was given by hand.
+    """Return the tensors of a plan from batches passed to a step directly.
 
     Raises
     ------
     GraphError
-        If an input is missing or of a kind that cannot be read.
+        If an input is missing or of an unsupported kind.
     """
-    return [_from_given(plan, ctx, slot) for slot in plan.slots]
+    return [_input_tensor(plan, ctx, slot) for slot in plan.slots]
 
 
-def _from_given(plan: StepPlan, ctx: ExecutionContext, slot: InputSlot) -> Any:
+def _input_tensor(plan: StepPlan, ctx: ExecutionContext, slot: InputSlot) -> Any:
     source = slot.source
     if slot.weight_source is not None:
         weights = ctx.sample_weights(slot.weight_source)
         weights = mean_one(weights, (0, len(weights))) if slot.normalized else weights
         return slot.adapter.from_numpy(weights, dtype=slot.dtype)
-    given = ctx.inputs.get((source.node_id, source.ref))
-    if given is None:
+    value = ctx.inputs.get((source.node_id, source.ref))
+    if value is None:
         labels = plan.layout.labels
         raise GraphError(
             f"there is no input for node {labels.get(source.node_id, source.node_id)!r} from "
             f"{source.ref.node_label!r}; inputs are keyed by (node_id, reference)"
         )
-    if isinstance(given, BatchView):
-        rows = np.maximum(given.role_indices[slot.role], 0)
-        column = column_tensor(given.source.collection, slot)
+    if isinstance(value, BatchView):
+        rows = np.maximum(value.role_indices[slot.role], 0)
+        column = column_tensor(value.source.collection, slot)
         return _gather(slot.adapter, column, np.ascontiguousarray(rows))
-    if isinstance(given, Batch):
-        given = given.role_data
-    if isinstance(given, RoleData):
-        given = given[slot.role]
-    return _from_samples(slot, given)
+    if isinstance(value, Batch):
+        value = value.role_data
+    if isinstance(value, RoleData):
+        value = value[slot.role]
+    return _from_samples(slot, value)
 
 
-def _from_samples(slot: InputSlot, given: Any) -> Any:
+def _from_samples(slot: InputSlot, value: Any) -> Any:
     if slot.padding != "kept":
         raise GraphError(
-            f"columns {list(slot.columns)} are padded, and samples given by hand do not say which "
-            "steps are data; give a BatchView, or the loss the mask as one of its inputs"
+            f"columns {list(slot.columns)} are padded, and samples passed directly have no mask; "
+            "pass a BatchView, or add the mask to the inputs of the loss"
         )
-    if isinstance(given, SampleData):
+    if isinstance(value, SampleData):
         domain = slot.columns[0].split(".")[0]
-        given = given.get(domain)
-    if isinstance(given, np.ndarray):
-        values = given if slot.shape is None else given.reshape(len(given), *slot.shape)
+        value = value.get(domain)
+    if isinstance(value, np.ndarray):
+        values = value if slot.shape is None else value.reshape(len(value), *slot.shape)
         check_cast(slot.adapter, slot.dtype, values, " and ".join(slot.columns))
         return slot.adapter.from_numpy(values, dtype=slot.dtype, device=slot.device)
-    if not hasattr(given, "shape"):
+    if not hasattr(value, "shape"):
         raise GraphError(
-            f"an input must be a batch, samples or a tensor, got a {type(given).__name__}"
+            f"an input must be a batch, samples or a tensor, got a {type(value).__name__}"
         )
-    if slot.dtype is None or given.dtype == slot.dtype or not hasattr(given, "numpy"):
-        return given
-    values = as_numpy(given)
+    if slot.dtype is None or value.dtype == slot.dtype or not hasattr(value, "numpy"):
+        return value
+    values = as_numpy(value)
     check_cast(slot.adapter, slot.dtype, values, " and ".join(slot.columns))
-    if backend_of(given) is slot.adapter.backend:
-        return slot.adapter.cast(given, slot.dtype)
+    if backend_of(value) is slot.adapter.backend:
+        return slot.adapter.cast(value, slot.dtype)
     return slot.adapter.from_numpy(values, dtype=slot.dtype, device=slot.device)
 
 
 @dataclass(frozen=True)
 class _InFiles:
-    """The stacked columns of a slot, as `column_tensor` gives them, where they lie in files."""
+    """The stacked columns of a slot in memory-mapped files; see `column_tensor`."""
 
     collection: SampleCollection
     slot: InputSlot
@@ -245,27 +249,27 @@ def _gather(adapter: BackendAdapter, column: Any, rows: Any, into: Any = None) -
 
 
 def stacked(collection: SampleCollection, slot: InputSlot, rows: IntArray | None = None) -> Array:
-    """Return the columns of a slot, of all rows or some, shape (n, *shape).
+    """Return the stacked columns of a slot, shape (n, *shape), of all or some rows.
 
     Raises
     ------
     DataError
-        If the dtype of the slot does not hold their values.
+        If the dtype of the slot cannot represent their values.
     """
     for name in slot.columns if slot.columns[0].startswith("features.") else ():
         column = collection.numpy(name)
         check_cast(slot.adapter, slot.dtype, column if rows is None else column[rows], name)
     values = collection.gather(slot.columns, rows)
-    if slot.padding != "kept" and (holds := held(collection, slot.columns, rows)) is not None:
-        blank = np.where(holds, values, np.zeros((), values.dtype))
-        values = step_weights(holds) if slot.padding == "weights" else blank
+    if slot.padding != "kept" and (mask := held(collection, slot.columns, rows)) is not None:
+        blank = np.where(mask, values, np.zeros((), values.dtype))
+        values = step_weights(mask) if slot.padding == "weights" else blank
     if values.dtype.kind not in "biuf" and (slot.adapter.gradients or slot.dtype is not None):
         raise DataError(f"columns {list(slot.columns)} hold {values.dtype}; a model takes numbers")
     return values if slot.shape is None else values.reshape(len(values), *slot.shape)
 
 
 def _repeatable(adapter: BackendAdapter, run: Any, rows: IntArray) -> bool:
-    """Tell whether outputs depend on nothing but the row."""
+    """Return whether outputs depend only on the row."""
     first, again = adapter.to_numpy(run(rows)), adapter.to_numpy(run(rows))
     half = adapter.to_numpy(run(rows[: max(1, len(rows) // 2)]))
     same = np.array_equal(first, again, equal_nan=True)
@@ -273,23 +277,23 @@ def _repeatable(adapter: BackendAdapter, run: Any, rows: IntArray) -> bool:
 
 
 def not_finite(plan: StepPlan, ctx: ExecutionContext, batch: int) -> dict[str, list[Any]]:
-    """Return columns that a plan reads and that are not finite, and where in a batch they are.
+    """Return the columns and rows of a batch with values that are not finite.
 
     Returns
     -------
     dict
-        ``columns`` that hold NaN or infinity in some row, and of these the ``rows`` of this batch
-        that do, as far as the step was given rows by number.
+        ``columns`` of the plan that hold NaN or infinity in any row, and the ``rows`` of this batch
+        that do, if the step got rows by number.
     """
     columns: dict[str, None] = {}
     rows = set[int]()
     for slot in plan.slots if plan.static is None else [*plan.slots, *plan.static.slots]:
         for name in slot.columns:
             values = slot.source.ref.resolve().collection.numpy(name)
-            if values.dtype.kind != "f" or (fine := np.isfinite(values)).all():
+            if values.dtype.kind != "f" or (finite := np.isfinite(values)).all():
                 continue
             columns[name] = None
-            bad = ~fine.reshape(len(values), -1).all(axis=1)
-            read = ctx.rows_of(slot.source, batch).get(slot.role, np.empty(0, np.int64))
-            rows.update(read[(read >= 0) & bad[read]].tolist())
+            bad = ~finite.reshape(len(values), -1).all(axis=1)
+            rows_read = ctx.rows_of(slot.source, batch).get(slot.role, np.empty(0, np.int64))
+            rows.update(rows_read[(rows_read >= 0) & bad[rows_read]].tolist())
     return {"columns": list(columns), "rows": sorted(rows)}

@@ -1,4 +1,4 @@
-"""Outputs in the units of the targets they stand for."""
+"""Inverse scaling of outputs to the units of their targets."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from modularml.graph.segments import backends_of
 from modularml.training import AppliedLoss
 from modularml.training.loss import CLASS_INDEX, CLASS_SET, MARGINS, SHARES
 
-__all__ = ["check_clear", "pairings", "scaled_target", "to_own_units", "unit_flows"]
+__all__ = ["check_clear", "pairings", "scaled_target", "unit_flows", "unscale_outputs"]
 
 
 Pairing: TypeAlias = tuple[tuple[str, ...], bool]
-"""Columns that a loss pairs with a node's outputs, and whether these are scores of classes."""
+"""Columns that a loss compares a node's outputs with, and whether these are class scores."""
 
 
 def pairings(
     nodes: Sequence[ComputeNode], losses: Iterable[AppliedLoss], roles: Sequence[str]
 ) -> dict[str, Pairing | None]:
-    """Return by id what losses pair with the outputs of nodes; None where they disagree."""
-    lineages, found = lineages_of(nodes), dict[str, Pairing | None]()
+    """Return the columns that losses compare outputs with, by node id; None on conflict."""
+    lineages, pairs = lineages_of(nodes), dict[str, Pairing | None]()
     frameworks = backends_of(nodes)
     by_name = {name: n for n in nodes for name in (n.label, n.node_id)}
     for applied in losses:
-        read = loss_inputs(applied, roles, by_name, lineages)
-        outputs = [i for i in read if i.domain == "outputs" and i.column is None]
-        others = [i for i in read if i not in outputs and i.domain != "tags"]
+        inputs = loss_inputs(applied, roles, by_name, lineages)
+        outputs = [i for i in inputs if i.domain == "outputs" and i.column is None]
+        others = [i for i in inputs if i not in outputs and i.domain != "tags"]
         if len(outputs) != 1 or len(others) != 1 or applied.on not in by_name:
             continue
         on = by_name[applied.on]
@@ -55,42 +55,43 @@ def pairings(
         applied.loss.resolve(frameworks[on.node_id])
         scores = CLASS_INDEX | SHARES | CLASS_SET | MARGINS
         pairing = columns, applied.loss.kind in scores
-        known = found.setdefault(node.node_id, pairing)
-        found[node.node_id] = pairing if known == pairing else None
-    return found
+        previous = pairs.setdefault(node.node_id, pairing)
+        pairs[node.node_id] = pairing if previous == pairing else None
+    return pairs
 
 
 def unit_flows(
     node: ComputeNode, lineages: Mapping[tuple[str, str], ColumnLineage]
 ) -> dict[tuple[str, str], ColumnLineage]:
-    """Return what a node's outputs stand for.
+    """Return the columns that a node's outputs predict.
 
-    ``outputs`` are the target columns whose units they have, ``truth`` those that they are compared
-    with, and ``unclear`` scaled ones where nothing says whether outputs have their units.
+    ``outputs`` are the target columns whose units the outputs have, ``truth`` those that the
+    outputs are compared with, and ``unclear`` scaled ones whose units the outputs may or may not
+    have.
     """
-    here, own = node.node_id, lineages.get((node.node_id, "targets"))
-    model, known = getattr(node, "model", None), getattr(node, "paired", None)
-    found = own if known is None else _columns_of(known[0], own, node, lineages)
-    names = [column for leaf in source_columns_of(found) for column in leaf.columns]
-    compared = found is not own and all(name.startswith("targets.") for name in names)
-    truth = {(here, "truth"): found} if compared else {}
-    scores = not getattr(model, "predicts_targets", True) or (known is not None and known[1])
-    scores = scores or any(map(is_encoded, source_columns_of(found)))
-    if scores or not names or (known is None and _is_read(node)):
-        return {**truth, (here, "outputs"): None}
-    sizes = [len(leaf.columns) * math.prod(_shape(leaf)) for leaf in source_columns_of(found)]
+    node_id, targets = node.node_id, lineages.get((node.node_id, "targets"))
+    model, paired = getattr(node, "model", None), getattr(node, "paired", None)
+    flow = targets if paired is None else _columns_of(paired[0], targets, node, lineages)
+    names = [column for leaf in source_columns_of(flow) for column in leaf.columns]
+    compared = flow is not targets and all(name.startswith("targets.") for name in names)
+    truth = {(node_id, "truth"): flow} if compared else {}
+    scores = not getattr(model, "predicts_targets", True) or (paired is not None and paired[1])
+    scores = scores or any(map(is_encoded, source_columns_of(flow)))
+    if scores or not names or (paired is None and _is_read(node)):
+        return {**truth, (node_id, "outputs"): None}
+    sizes = [len(leaf.columns) * math.prod(_shape(leaf)) for leaf in source_columns_of(flow)]
     width, one = math.prod(node.output_shape or ()), len(set(names)) == 1
     fits = width in {*sizes, sum(sizes)}
     each = one and getattr(node, "targets", None) is not None and width % sizes[0] == 0
-    if each or (fits and (one or known is not None or hasattr(model, "fit"))):
-        return {**truth, (here, "outputs"): found}
+    if each or (fits and (one or paired is not None or hasattr(model, "fit"))):
+        return {**truth, (node_id, "outputs"): flow}
     if any(name.endswith(f".{TRANSFORMED}") for name in names):
-        truth[here, "unclear"] = found
-    return {**truth, (here, "outputs"): None}
+        truth[node_id, "unclear"] = flow
+    return {**truth, (node_id, "outputs"): None}
 
 
 def _is_read(node: ComputeNode) -> bool:
-    """Tell whether another node of the context reads this one."""
+    """Return whether another node of the context reads this one."""
     nodes = node.context.available_computenodes.values()
     return any(ref.node_label == node.label for other in nodes for ref in other.node_refs)
 
@@ -101,47 +102,47 @@ def _shape(leaf: SourceColumns) -> Shape:
 
 def _columns_of(
     names: Sequence[str],
-    own: ColumnLineage,
+    default: ColumnLineage,
     node: ComputeNode,
     lineages: Mapping[tuple[str, str], ColumnLineage],
 ) -> ColumnLineage:
-    """Return columns named ``domain.key``, in the representation that the node's inputs have."""
+    """Return columns named ``domain.key``, in the representation of the node's inputs."""
     if tuple(
-        c.rpartition(".")[0] for leaf in source_columns_of(own) for c in leaf.columns
+        c.rpartition(".")[0] for leaf in source_columns_of(default) for c in leaf.columns
     ) == tuple(names):
-        return own
+        return default
     for leaf in source_columns_of(lineages[node.node_id, "features"]):
         schema = leaf.source.ref.resolve().collection.schema
         if all(schema.reps(*name.split(".")) for name in names):
             return SourceColumns(
                 leaf.source, tuple(schema.newest(*name.split(".")) for name in names)
             )
-    return own
+    return default
 
 
 def scaled_target(flow: ColumnLineage) -> SourceColumns | None:
-    """Return the target columns that a node's output stands for, where a scaler changed them.
+    """Return the scaled target columns that a node's output predicts; None if unscaled.
 
     Raises
     ------
     ScalerError
-        If scaled targets are merged with others.
+        If scaled targets are merged with other columns.
     """
     names = [name for leaf in source_columns_of(flow) for name in leaf.columns]
     if not any(name.endswith(".transformed") for name in names):
         return None
     if not isinstance(flow, SourceColumns):
         raise ScalerError(
-            f"scaled targets {names} are merged, and cannot be unscaled together; merge them by "
+            f"scaled targets {names} are merged and cannot be unscaled together; merge them with "
             "'first', or pass unscale=False"
         )
     return flow
 
 
-def to_own_units(
+def unscale_outputs(
     ctx: ExecutionContext, node_id: str, domain: str, values: Array, role: str = "default"
 ) -> Array:
-    """Undo the scaling of a node's targets, or of outputs where they stand for targets.
+    """Undo the scaling of a node's targets, or of outputs that predict targets.
 
     Raises
     ------
@@ -161,36 +162,36 @@ def to_own_units(
         return values
     if domain == "targets" and leaf.source in layout.views:  # no inverse is as exact
         raw = tuple(f"{name.rpartition('.')[0]}.{RAW}" for name in leaf.columns)
-        if (kept := ctx.column_values(SourceColumns(leaf.source, raw), role)) is not None:
-            return kept
-    fs = layout.views[leaf.source].source  # whatever context is active by now
+        if (raw_values := ctx.column_values(SourceColumns(leaf.source, raw), role)) is not None:
+            return raw_values
+    fs = layout.views[leaf.source].source  # independent of the active context
     ids = ctx.sample_uuids(node_id, role) if needs_rows(leaf, fs) else None
-    found = invert_leaf(leaf, values, ids, fs)
-    holds = ctx.held(leaf, role) if domain == "targets" else None
-    return found if holds is None else np.where(holds, found, values)
+    unscaled = invert_leaf(leaf, values, ids, fs)
+    mask = ctx.held(leaf, role) if domain == "targets" else None
+    return unscaled if mask is None else np.where(mask, unscaled, values)
 
 
 def check_clear(
     lineages: Mapping[tuple[str, str], ColumnLineage], node_id: str, label: str
 ) -> None:
-    """Refuse to unscale outputs where nothing says whether they have the units of targets."""
+    """Refuse to unscale outputs whose units are ambiguous."""
     for leaf in source_columns_of(lineages.get((node_id, "unclear"))):
         keys = [name.split(".")[1] for name in leaf.columns]
         raise ScalerError(
-            f"it is not clear whether outputs of node {label!r} have the units of the scaled "
-            f"targets {keys}: name what they predict, ModelNode({label!r}, ..., "
-            f"targets={keys[0]!r}) (several outputs of one target, such as quantiles, are each "
-            "unscaled then), or pass unscale=False"
+            f"it is ambiguous whether outputs of node {label!r} have the units of the scaled "
+            f"targets {keys}; name the target, ModelNode({label!r}, ..., targets={keys[0]!r}) "
+            "(several outputs of one target, such as quantiles, are then each unscaled), or pass "
+            "unscale=False"
         )
 
 
 def invert_leaf(
     leaf: SourceColumns, values: Array, sample_uuids: Any = None, fs: Any = None
 ) -> Array:
-    """Undo the scaling of some columns, of the set that the leaf names by default.
+    """Undo the scaling of columns with the scalers of `fs`, by default the leaf's FeatureSet.
 
     Several values of one column, such as quantiles, are each unscaled. They have at least the
-    precision of the raw column: float32 does not hold a date in seconds.
+    precision of the raw column, as float32 cannot represent a date in seconds.
     """
     fs = fs or leaf.source.ref.resolve()
     domain = leaf.columns[0].split(".")[0]
@@ -202,12 +203,12 @@ def invert_leaf(
     if values[:1].size in (0, width):
         return undo(data=values)  # type: ignore[no-any-return]
     parts = values.reshape(len(values), -1, width)
-    found = [undo(data=parts[:, i]) for i in range(parts.shape[1])]
-    return np.stack(found, axis=1).reshape(values.shape)
+    unscaled = [undo(data=parts[:, i]) for i in range(parts.shape[1])]
+    return np.stack(unscaled, axis=1).reshape(values.shape)
 
 
 def needs_rows(leaf: SourceColumns, fs: Any = None) -> bool:
-    """Tell whether a scaler on these columns needs facts of each row to be inverted."""
+    """Return whether inverting a scaler on these columns needs other values of each row."""
     fs = fs or leaf.source.ref.resolve()
     keys, domain = {name.split(".")[1] for name in leaf.columns}, leaf.columns[0].split(".")[0]
     return any(r.needs_rows for r in fs.scaler_records if r.domain == domain and set(r.keys) & keys)

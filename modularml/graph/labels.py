@@ -1,4 +1,4 @@
-"""Class labels: what the columns of a node's scores mean, and labels in place of scores."""
+"""Class labels: names of score columns, and decoding of scores to labels."""
 
 from __future__ import annotations
 
@@ -17,31 +17,33 @@ _CODES = ("LabelEncoder", "OneHotEncoder", "OrdinalEncoder")
 
 
 def is_encoded(leaf: SourceColumns) -> bool:
-    """Tell whether a target is held as numbers of classes, so that outputs are scores of them."""
+    """Return whether a target is encoded as class numbers, so outputs are class scores."""
     return any(_encoder(leaf.source.ref.resolve(), name) for name in leaf.columns)
 
 
 def class_labels(flow: ColumnLineage) -> Array | None:
-    """Return the labels of one target column in the order of the columns of scores.
+    """Return the labels of one target column, in the order of the score columns.
 
-    That of the encoder where it was encoded, else sorted, as in scikit-learn. None where there is
-    not one column of scalars.
+    The order is the encoder's if the column was encoded, else sorted, as in scikit-learn. None
+    unless there is exactly one column of scalars.
     """
-    found = source_columns_of(flow)
-    if len(found) != 1 or len(found[0].columns) != 1:
+    sources = source_columns_of(flow)
+    if len(sources) != 1 or len(sources[0].columns) != 1:
         return None
-    fs, name = found[0].source.ref.resolve(), found[0].columns[0]
+    fs, name = sources[0].source.ref.resolve(), sources[0].columns[0]
     if (encoder := _encoder(fs, name)) is not None:
-        known: Array = encoder.classes_ if hasattr(encoder, "classes_") else encoder.categories_[0]
-        return known
+        classes: Array = (
+            encoder.classes_ if hasattr(encoder, "classes_") else encoder.categories_[0]
+        )
+        return classes
     values = fs.collection.numpy(name)
     return np.unique(values) if values.ndim == 1 else None
 
 
 def score_names(flow: ColumnLineage | None, width: int, *, method: str = "") -> list[str] | None:
-    """Return the classes that columns of scores are of, as names; None where they are no scores.
+    """Return the class names of score columns; None if the columns are not scores.
 
-    They are where the target was encoded, or where an estimator gives them by that `method`.
+    They are scores if the target was encoded, or if `method` of an estimator returns them.
     """
     scores = method in ("predict_proba", "decision_function")
     if flow is None or not (scores or any(map(is_encoded, source_columns_of(flow)))):
@@ -51,7 +53,7 @@ def score_names(flow: ColumnLineage | None, width: int, *, method: str = "") -> 
 
 
 def decoded(label: str, flow: ColumnLineage, values: Array) -> Array:
-    """Return the most likely class of each row in place of scores, shape (n,).
+    """Return the most likely class of each row, shape (n,).
 
     Parameters
     ----------
@@ -60,7 +62,7 @@ def decoded(label: str, flow: ColumnLineage, values: Array) -> Array:
     flow : ColumnLineage
         Its targets.
     values : ndarray, shape (n, n_classes), or (n,) or (n, 1)
-        Scores, or classes, which are returned by their labels.
+        Scores, or class numbers, which are returned as their labels.
 
     Raises
     ------
@@ -75,24 +77,24 @@ def decoded(label: str, flow: ColumnLineage, values: Array) -> Array:
             "decode=False"
         )
     if flat.shape[1] == len(labels) > 1:
-        found: Array = labels[flat.argmax(axis=1)]
-        return found
-    own = flat[:, 0]
-    if flat.shape[1] == 1 and np.isin(own, labels).all():
-        return own
+        predicted: Array = labels[flat.argmax(axis=1)]
+        return predicted
+    column = flat[:, 0]
+    if flat.shape[1] == 1 and np.isin(column, labels).all():
+        return column
     if flat.shape[1] == 1 and any(map(is_encoded, source_columns_of(flow))):
-        codes = own.astype(np.int64)
-        if np.array_equal(codes, own) and np.isin(codes, np.arange(len(labels))).all():
+        codes = column.astype(np.int64)
+        if np.array_equal(codes, column) and np.isin(codes, np.arange(len(labels))).all():
             return np.asarray(labels[codes])
     raise ConfigError(
-        f"decode needs a score for each of the {len(labels)} classes of a row, or its class, and "
-        f"node {label!r} gives {flat.shape[1]} value(s); pass decode=False"
+        f"decode needs {len(labels)} class scores or one class per row, and node {label!r} gives "
+        f"{flat.shape[1]} value(s); pass decode=False"
     )
 
 
 def _encoder(fs: Any, name: str) -> Any:
-    """Return what made class numbers of a target column; None where nothing did."""
+    """Return the encoder of a target column; None if it was not encoded."""
     _, key, rep = name.split(".")
-    own = [r.scaler for r in fs.scaler_records if r.domain == "targets" and key in r.keys]
-    made = rep != "raw" and own and own[0].scaler_name in _CODES
-    return own[0].wrapped if made else None
+    scalers = [r.scaler for r in fs.scaler_records if r.domain == "targets" and key in r.keys]
+    encoded = rep != "raw" and scalers and scalers[0].scaler_name in _CODES
+    return scalers[0].wrapped if encoded else None

@@ -1,4 +1,4 @@
-"""Which rows weights, estimators and scalers have learned from."""
+"""Records of the rows that weights, estimators and scalers learned from."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.ids import id_texts, make_ids
 from modularml.data.schema import SAMPLE_UUIDS
 
-__all__ = ["LearnedRows", "said_of"]
+__all__ = ["LearnedRows", "leakage_message"]
 
 SKETCH = 20_000
-"""The most rows of a set of which a file keeps a hash of what they hold: the smallest hashes."""
+"""Maximum number of content hashes stored per FeatureSet: the smallest ones."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Set:
-    """Rows of one FeatureSet that something learned from.
+    """Rows of one FeatureSet that a model or scaler learned from.
 
     Parameters
     ----------
     label : str
     rows : ndarray of bool, shape (n_samples,)
     splits : frozenset of str
-        Names of the splits that they were.
+        Names of the splits they came from.
     fs : FeatureSet or None
-        None where it came from a file.
+        None if read from a file.
     cached : dict
-        ``fingerprint``, which is the key of the hashes; ``ids``, hashes of ids that are the
-        user's own; ``content``, hashes of what rows hold.
+        ``fingerprint``, the key of the hashes; ``ids``, hashes of user-defined ids; ``content``,
+        hashes of row contents.
     """
 
     label: str
@@ -46,7 +46,7 @@ class _Set:
 
     @property
     def fingerprint(self) -> str:
-        """Of the set's raw columns."""
+        """Fingerprint of the FeatureSet's raw columns."""
         if "fingerprint" not in self.cached and self.fs is not None:
             self.cached["fingerprint"] = self.fs.collection.fingerprint
         found: str = self.cached["fingerprint"]
@@ -54,35 +54,35 @@ class _Set:
 
     @property
     def key(self) -> int:
-        """Of the hashes."""
+        """Key of the hashes."""
         return int(self.fingerprint[:16], 16)
 
     def is_of(self, other: _Set) -> bool:
-        """Tell whether both are rows of the same data."""
+        """Return whether both are rows of the same data."""
         same = self.fs is not None and self.fs is other.fs
         return same or self.fingerprint == other.fingerprint
 
     def ids(self) -> Array | None:
-        """Return hashes of ids where these are the user's own; else None."""
+        """Return hashes of user-defined ids; None if ids are generated."""
         if "ids" not in self.cached and self.fs is not None:
-            own = SAMPLE_UUIDS in self.fs.collection.table.column_names
+            user_defined = SAMPLE_UUIDS in self.fs.collection.table.column_names
             rows = np.flatnonzero(self.rows)
-            words = id_words(self.fs.collection.ids[rows], self.key) if own else None
+            words = id_words(self.fs.collection.ids[rows], self.key) if user_defined else None
             self.cached["ids"] = None if words is None else np.sort(words)
         return self.cached.get("ids")
 
     def content(self) -> Array | None:
-        """Return hashes of what the rows hold, a sketch of them where they are many."""
+        """Return hashes of row contents, at most `SKETCH` of them."""
         if "content" not in self.cached and self.fs is not None and not self.fs.collection.maps:
             words = content_words(self.fs, np.flatnonzero(self.rows), self.key)
             self.cached["content"] = np.unique((words >> np.uint64(32)).astype(np.uint32))[:SKETCH]
         return self.cached.get("content")
 
     def known(self, fs: FeatureSet, rows: IntArray) -> IntArray:
-        """Return which rows of a set are among mine, by id or by what they hold."""
+        """Return which rows of a FeatureSet are among these, by id or by content."""
         if fs is self.fs or fs.collection.fingerprint == self.fingerprint:
-            found: IntArray = rows[self.rows[rows]]
-            return found
+            selected: IntArray = rows[self.rows[rows]]
+            return selected
         ids = self.ids()
         if ids is None:
             ids = id_words(make_ids(self.fingerprint, len(self.rows))[self.rows], self.key)
@@ -92,7 +92,7 @@ class _Set:
             words = (content_words(fs, rows, self.key) >> np.uint64(32)).astype(np.uint32)
             alike = np.isin(words, content)
             by_chance = len(rows) * len(content) / 2**32
-            if alike.sum() > 5 * by_chance + 1:  # hashes of 32 bits agree now and then
+            if alike.sum() > 5 * by_chance + 1:  # 32-bit hashes collide now and then
                 same |= alike
         return rows[same]
 
@@ -100,9 +100,9 @@ class _Set:
 class LearnedRows:
     """Rows that weights, estimators or scalers have learned from, by FeatureSet.
 
-    Ids of rows are known as long as the set is there, or follow from its fingerprint. A file holds
-    one bit a row, and keyed hashes of ids that are the user's own and of what rows hold, so that
-    rows are recognised without being in it.
+    Row ids are known while the FeatureSet exists, or follow from its fingerprint. A file holds one
+    bit per row, and keyed hashes of user-defined ids and of row contents, so that rows are
+    recognised without being stored.
 
     Examples
     --------
@@ -115,28 +115,28 @@ class LearnedRows:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many rows of which FeatureSet, by label."""
-        found: dict[str, int] = {}
+        """Number of rows by FeatureSet label."""
+        counts: dict[str, int] = {}
         for s in self._sets:
-            found[s.label] = found.get(s.label, 0) + int(s.rows.sum())
-        return found
+            counts[s.label] = counts.get(s.label, 0) + int(s.rows.sum())
+        return counts
 
     @property
     def sample_ids(self) -> tuple[str, ...]:
-        """Ids of the rows as UUID text, where they are known."""
-        found: list[str] = []
+        """Ids of the rows as UUID text, as far as known."""
+        ids: list[str] = []
         for s in self._sets:
             if s.fs is not None:
-                found += id_texts(s.fs.collection.ids[s.rows]).tolist()
+                ids += id_texts(s.fs.collection.ids[s.rows]).tolist()
             elif s.ids() is None:
-                found += id_texts(make_ids(s.fingerprint, len(s.rows))[s.rows]).tolist()
-        return tuple(found)
+                ids += id_texts(make_ids(s.fingerprint, len(s.rows))[s.rows]).tolist()
+        return tuple(ids)
 
     def known(self, data: FeatureSet | FeatureSetView) -> IntArray:
-        """Return the rows of a set or view that were learned from, as positions in its set.
+        """Return the rows of a FeatureSet or view that were learned from, as positions.
 
-        They are recognised by id, and in another set by all that their raw features and targets
-        hold too.
+        Rows are recognised by id and, in another FeatureSet, also by the values of their raw
+        features and targets.
 
         Returns
         -------
@@ -144,15 +144,15 @@ class LearnedRows:
         """
         view = data.to_view() if isinstance(data, FeatureSet) else data
         rows = np.unique(view.valid_indices)
-        found = [s.known(view.source, rows) for s in self._sets]
-        known: IntArray = np.unique(np.concatenate(found)) if found else rows[:0]
-        return known
+        known_rows = [s.known(view.source, rows) for s in self._sets]
+        union: IntArray = np.unique(np.concatenate(known_rows)) if known_rows else rows[:0]
+        return union
 
     def taken_for_unseen(self, fs: FeatureSet, split: str | None) -> IntArray:
-        """Return rows that I know and that an evaluation would take for new ones.
+        """Return learned rows that an evaluation would treat as unseen.
 
-        A split that is named for training, or that was learned from under this very name and is
-        not named for testing, is not taken for new, and neither are all rows of a set at once.
+        A split named for training does not count as unseen, nor one that was learned from under the
+        same name and is not named for testing, nor a whole FeatureSet.
 
         Parameters
         ----------
@@ -160,38 +160,40 @@ class LearnedRows:
         split : str or None
             None for all rows.
         """
-        mine = [s for s in self._sets if s.label == fs.label]
-        if not self._sets or (split is None and mine) or (split and is_training(split)):
+        same_label = [s for s in self._sets if s.label == fs.label]
+        if not self._sets or (split is None and same_label) or (split and is_training(split)):
             return np.zeros(0, dtype=np.int64)
         view = fs.to_view() if split is None else fs.get_split(split)
         known = self.known(view)
-        own = any(split in s.splits for s in mine) and len(known) == len(
+        all_known = any(split in s.splits for s in same_label) and len(known) == len(
             np.unique(view.valid_indices)
         )
-        return known[:0] if split and own and not is_testing(split) else known
+        return known[:0] if split and all_known and not is_testing(split) else known
 
     def with_rows(self, views: Iterable[FeatureSetView]) -> LearnedRows:
-        """Return these rows and those of views."""
+        """Return the union with the rows of views."""
         return self.joined([LearnedRows([_of_view(view)]) for view in views])
 
     def joined(self, others: Sequence[LearnedRows]) -> LearnedRows:
-        """Return these rows and those of others."""
-        found = list(self._sets)
+        """Return the union with other records."""
+        merged = list(self._sets)
         for s in (s for other in others for s in other._sets):
-            place = next((i for i, mine in enumerate(found) if mine.is_of(s)), None)
-            if place is None:
-                found.append(s)
+            index = next((i for i, existing in enumerate(merged) if existing.is_of(s)), None)
+            if index is None:
+                merged.append(s)
                 continue
-            mine = found[place]
-            if (s.rows & ~mine.rows).any() or s.splits - mine.splits:
-                splits = mine.splits | s.splits
-                found[place] = _Set(mine.label, mine.rows | s.rows, splits, mine.fs or s.fs)
-                if found[place].fs is None:
-                    found[place].cached.update(_merged(mine.cached, s.cached))
-        return LearnedRows(found)
+            existing = merged[index]
+            if (s.rows & ~existing.rows).any() or s.splits - existing.splits:
+                splits = existing.splits | s.splits
+                merged[index] = _Set(
+                    existing.label, existing.rows | s.rows, splits, existing.fs or s.fs
+                )
+                if merged[index].fs is None:
+                    merged[index].cached.update(_merged(existing.cached, s.cached))
+        return LearnedRows(merged)
 
     def get_state(self) -> list[dict[str, Any]]:
-        """Return bits and hashes as plain data."""
+        """Return row masks and hashes as plain data."""
         return [
             {
                 "label": s.label,
@@ -207,7 +209,7 @@ class LearnedRows:
 
     @classmethod
     def from_state(cls, state: Sequence[Mapping[str, Any]]) -> LearnedRows:
-        """Read what `get_state` returned."""
+        """Build records from the return value of `get_state`."""
         return cls(
             _Set(
                 s["label"],
@@ -219,13 +221,13 @@ class LearnedRows:
         )
 
     def restored(self, state: Sequence[Mapping[str, Any]]) -> LearnedRows:
-        """Read a state; sets that I know stay at hand."""
-        at_hand = {s.fingerprint: s.fs for s in self._sets if s.fs is not None}
-        read = LearnedRows.from_state(state)._sets
-        return LearnedRows(replace(s, fs=at_hand.get(s.fingerprint)) for s in read)
+        """Build records from a state, linked to the FeatureSets known here."""
+        featuresets = {s.fingerprint: s.fs for s in self._sets if s.fs is not None}
+        sets = LearnedRows.from_state(state)._sets
+        return LearnedRows(replace(s, fs=featuresets.get(s.fingerprint)) for s in sets)
 
     def __deepcopy__(self, memo: Any) -> LearnedRows:
-        return self  # it never changes
+        return self  # immutable
 
     def __reduce__(self) -> Any:
         return LearnedRows.from_state, (self.get_state(),)
@@ -238,15 +240,15 @@ class LearnedRows:
         return f"LearnedRows({shown or 'nothing yet'})"
 
 
-def said_of(fs: FeatureSet, split: str | None, rows: IntArray, node: str) -> str:
-    """Say that rows are taken for new ones though weights learned from them."""
+def leakage_message(fs: FeatureSet, split: str | None, rows: IntArray, node: str) -> str:
+    """Return the warning that a node learned from rows to be evaluated."""
     view = fs.to_view() if split is None else fs.get_split(split)
-    what = f"{fs.label!r}" if split is None else f"split {split!r} of {fs.label!r}"
+    name = f"{fs.label!r}" if split is None else f"split {split!r} of {fs.label!r}"
     first = ", ".join(id_texts(fs.collection.ids[rows[:3]]).tolist())
     return (
-        f"{len(rows)} of {len(view)} rows of {what} are among those that {node} learned from "
-        f"(first: {first}), so figures on them say how well they are remembered. Take rows "
-        "that nothing learned from, or train anew (graph.build(force=True))"
+        f"{len(rows)} of {len(view)} rows of {name} are among those that {node} learned from "
+        f"(first: {first}), so metrics on them measure memorization. Use unseen rows, or retrain "
+        "from new weights (graph.build(force=True))"
     )
 
 
@@ -259,7 +261,7 @@ def _of_view(view: FeatureSetView) -> _Set:
 
 
 def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the hashes of two sets of rows together."""
+    """Return the union of the hashes of two records."""
 
     def both(name: str) -> Array | None:
         parts = [part for part in (one[name], other[name]) if part is not None]

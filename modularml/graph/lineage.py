@@ -1,4 +1,4 @@
-"""Where the features, targets and tags of each node come from."""
+"""Column lineage: the origin of each node's features, targets and tags."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def lineages_of(nodes: Sequence[ComputeNode]) -> dict[tuple[str, str], ColumnLineage]:
-    """Say where each node's features, targets and tags come from.
+    """Return the lineage of each node's features, targets and tags.
 
     Parameters
     ----------
@@ -45,25 +45,25 @@ def lineages_of(nodes: Sequence[ComputeNode]) -> dict[tuple[str, str], ColumnLin
         for domain in ("features", "targets", "tags"):
             parts = [_lineage_in(node, ref, domain, lineages) for ref in node.upstream_refs]
             lineages[node.node_id, domain] = node.flow(domain, parts)
-        if (named := as_list(getattr(node, "targets", None))) and lineages[
+        if (names := as_list(getattr(node, "targets", None))) and lineages[
             node.node_id, "features"
         ]:
-            lineages[node.node_id, "targets"] = _named_targets(node, named, lineages)
+            lineages[node.node_id, "targets"] = _named_targets(node, names, lineages)
     return lineages
 
 
 def _named_targets(
-    node: ComputeNode, named: Sequence[str], lineages: Mapping[Any, ColumnLineage]
+    node: ComputeNode, names: Sequence[str], lineages: Mapping[Any, ColumnLineage]
 ) -> ColumnLineage:
-    """Return the target columns that a node names, of one FeatureSet that it reads."""
-    known: list[str] = []
+    """Return the target columns named by a node, from one of its FeatureSets."""
+    available: list[str] = []
     for leaf in source_columns_of(lineages[node.node_id, "features"]):
         schema = leaf.source.ref.resolve().collection.schema
-        found = [column_named(name, schema, "targets") for name in named]
-        if None not in found:
-            return SourceColumns(leaf.source, tuple(map(str, found)))
-        known += [name for name, spec in schema.columns.items() if spec.domain == "targets"]
-    raise UnknownNameError(f"targets of node {node.label!r}", ", ".join(named), known)
+        columns = [column_named(name, schema, "targets") for name in names]
+        if None not in columns:
+            return SourceColumns(leaf.source, tuple(map(str, columns)))
+        available += [name for name, spec in schema.columns.items() if spec.domain == "targets"]
+    raise UnknownNameError(f"targets of node {node.label!r}", ", ".join(names), available)
 
 
 def _lineage_in(
@@ -76,40 +76,41 @@ def _lineage_in(
 
 
 def resolve_id(ref: Any) -> str:
-    """Return the id of the node that a reference means in the active context."""
-    found: str = ref.resolve().node_id
-    return found
+    """Return the id of the node that a reference denotes in the active context."""
+    node_id: str = ref.resolve().node_id
+    return node_id
 
 
 def masks_of(leaf: SourceColumns) -> dict[str, str]:
-    """Return the full names of the masks of padded columns, by their own."""
+    """Return the full names of the masks of padded columns, by column name."""
     schema = leaf.source.ref.resolve().collection.schema
     return {name: m for name in leaf.columns if (m := schema.mask_of(name)) is not None}
 
 
 def mask_above(lineages: Mapping[Any, ColumnLineage], node: ComputeNode) -> tuple[Source, str]:
-    """Return the only mask of the columns that a node reads: its source and full name.
+    """Return the source and full name of the one mask of a node's columns.
 
     Raises
     ------
     GraphError
-        If no column that it reads is padded, or several are by unlike masks.
+        If no column that it reads is padded, or several are padded by different masks.
     """
-    found: dict[tuple[str, str], Source] = {}
+    masks: dict[tuple[str, str], Source] = {}
     for leaf in source_columns_of(lineages[node.node_id, "features"]):
         for mask in masks_of(leaf).values():
-            found.setdefault((leaf.source.ref.node_label, mask), leaf.source)
-    if len(found) != 1:
-        known = [mask for _, mask in found] or "no padded column (mask= of a constructor names it)"
+            masks.setdefault((leaf.source.ref.node_label, mask), leaf.source)
+    if len(masks) != 1:
+        names = [mask for _, mask in masks] or "no padded column (mask= of a constructor names it)"
         raise GraphError(
-            f"mask_as of node {node.label!r} needs columns of one mask, and it reads {known}"
+            f"mask_as of node {node.label!r} needs columns with one mask, but the node reads "
+            f"{names}"
         )
-    ((_, mask), source) = next(iter(found.items()))
+    ((_, mask), source) = next(iter(masks.items()))
     return source, mask
 
 
 def is_integer(flow: ColumnLineage) -> bool:
-    """Tell whether all columns behind hold whole numbers by dtype."""
+    """Return whether all source columns have an integer or boolean dtype."""
     for leaf in source_columns_of(flow):
         schema = leaf.source.ref.resolve().collection.schema
         if any(schema[name].dtype.kind not in "biu" for name in leaf.columns):
@@ -120,7 +121,7 @@ def is_integer(flow: ColumnLineage) -> bool:
 def pick_column(
     applied: AppliedLoss, item: LossInput, lineages: Mapping[Any, ColumnLineage], node: ComputeNode
 ) -> ColumnLineage:
-    """Find an upstream FeatureSet that has the column a loss asks for."""
+    """Return the column that a loss reads, from an upstream FeatureSet."""
     return column_above(
         lineages, node.node_id, str(item.column), f"input of loss {applied.label!r}", item.source
     )
@@ -132,30 +133,30 @@ def loss_inputs(
     nodes: Mapping[str, ComputeNode],
     lineages: Mapping[Any, ColumnLineage],
 ) -> list[LossInput]:
-    """Return what a loss reads, where ``targets.x`` may be the role or the column ``x``.
+    """Return the inputs of a loss, where ``targets.x`` may be role or column ``x``.
 
     Raises
     ------
     LossError
         If it is neither.
     """
-    found = []
+    inputs = []
     for item in applied.parsed:
-        here = item.node is None or item.node in nodes
-        plain = item.domain == "outputs" or item.column is not None or item.role is None
+        in_graph = item.node is None or item.node in nodes
+        unambiguous = item.domain == "outputs" or item.column is not None or item.role is None
         on = nodes.get(str(item.node), nodes.get(applied.on))
-        if plain or on is None or (here and item.role in roles):
-            found.append(item)
+        if unambiguous or on is None or (in_graph and item.role in roles):
+            inputs.append(item)
             continue
-        column, source = f"{item.domain}.{item.role}", None if here else item.node
-        asked = LossInput(item.node if here else None, item.domain, None, column, source)
+        column, source = f"{item.domain}.{item.role}", None if in_graph else item.node
+        as_column = LossInput(item.node if in_graph else None, item.domain, None, column, source)
         try:
-            pick_column(applied, asked, lineages, on)
+            pick_column(applied, as_column, lineages, on)
         except UnknownNameError as error:
             raise LossError(
-                f"loss {applied.label!r} on node {applied.on!r} asks for {column!r}: the sampler "
-                f"does not give the role {item.role!r} (its roles are {list(roles)}), and there is "
-                f"no such column: {error}"
+                f"loss {applied.label!r} on node {applied.on!r} reads {column!r}, which is "
+                f"neither a role of the sampler (its roles are {list(roles)}) nor a column: "
+                f"{error}"
             ) from error
-        found.append(asked)
-    return found
+        inputs.append(as_column)
+    return inputs

@@ -1,4 +1,4 @@
-"""Calling losses: averaged over samples, weighted, and checked beforehand."""
+"""Calls of losses: averaging over samples, weighting, and checks."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = ["check_call", "check_values", "mean_over_samples", "misfit", "squeeze
 
 
 def check_call(applied: AppliedLoss, fn: Callable[..., Any]) -> None:
-    """Refuse inputs that the loss cannot be called with."""
+    """Refuse inputs that do not match the signature of the loss."""
     names = applied.call_names(fn)
     try:
         signature = inspect.signature(getattr(fn, "forward", fn))
-    except ValueError:  # a builtin does not tell its arguments
+    except ValueError:  # a builtin has no signature
         return
     try:
         signature.bind(*([] if names else applied.parsed), **dict.fromkeys(names or ()))
@@ -42,12 +42,12 @@ def check_call(applied: AppliedLoss, fn: Callable[..., Any]) -> None:
 def check_values(
     applied: AppliedLoss, flow: ColumnLineage, ends: tuple[int, int], wants: str, hint: str
 ) -> None:
-    """Refuse targets that lie outside of what a loss means, and are not those it ignores.
+    """Refuse targets outside a loss's valid range, except its ignore_index.
 
     Raises
     ------
     DataError
-        Column and row are named.
+        The message names column and row.
     """
     ignored = (applied.loss.loss_kwargs or {}).get("ignore_index", -100)
     for leaf in source_columns_of(flow):
@@ -60,7 +60,7 @@ def check_values(
             if wrong.any():
                 at = tuple(np.argwhere(wrong)[0].tolist())
                 raise DataError(
-                    f"loss {applied.label!r} wants {wants}; column {name!r} of {fs.label!r} holds "
+                    f"loss {applied.label!r} needs {wants}; column {name!r} of {fs.label!r} holds "
                     f"{values[at]} in row {at[0]}. {hint}"
                 )
 
@@ -72,23 +72,24 @@ def mean_over_samples(
     weighed: bool = False,
     padding: Padding | None = None,
 ) -> Callable[..., Any]:
-    """Return a loss as a function that averages over samples, whatever form it has.
+    """Return a loss as a function that averages over samples.
 
-    Where it is `weighed`, the last argument of the function are the weights; before them comes,
-    where there is `padding`, what each element counts. A sample is then the mean of its real steps.
+    If `weighed`, the last argument of the function is the sample weights. With `padding`, the
+    argument before them is the weight of each element, and a sample's loss is the mean over its
+    unpadded steps.
     """
     loss = applied.loss
     raw = loss.resolve(adapter.backend)
     names = applied.call_names(raw)
-    quick = loss.mean_form()
-    plain = names is None and not weighed and padding is None
-    if quick is not None and plain and not adapter.may_mask:
-        return quick
-    mean, whole = adapter.sample_mean, loss.over == "batch"
+    mean_loss = loss.mean_form()
+    simple = names is None and not weighed and padding is None
+    if mean_loss is not None and simple and not adapter.may_mask:
+        return mean_loss
+    mean, over_batch = adapter.sample_mean, loss.over == "batch"
 
     def fn(*args: Any) -> Any:
-        given = {} if names is None else dict(zip(names, args, strict=True))
-        return adapter.loss_values(raw(*args) if names is None else raw(**given), args)
+        kwargs = {} if names is None else dict(zip(names, args, strict=True))
+        return adapter.loss_values(raw(*args) if names is None else raw(**kwargs), args)
 
     if padding is not None:
         fn = _of_real_steps(applied, adapter, padding, raw, names)
@@ -97,16 +98,16 @@ def mean_over_samples(
 
     def averaged(*args: Any) -> Any:
         values = fn(*args)
-        found = mean(values)
+        average = mean(values)
         shape: Sequence[Any] = getattr(values, "shape", ())
         n = args[0].shape[0]
         if len(shape) and (shape[0] != n or len(shape) > 1):
             _check_values_of_samples(applied, values, args, adapter)
-        return found
+        return average
 
     if weighed:
         return lambda *args: mean(weigh(fn(*args[:-1]), args[-1]))
-    return (lambda *args: mean(fn(*args))) if whole else averaged
+    return (lambda *args: mean(fn(*args))) if over_batch else averaged
 
 
 def _of_real_steps(
@@ -116,20 +117,20 @@ def _of_real_steps(
     raw: Callable[..., Any],
     names: Sequence[str] | None,
 ) -> Callable[..., Any]:
-    """Return a loss whose values for padding are 0; its last argument is what elements count."""
+    """Return a loss that is 0 for padding; its last argument is element weights."""
     key, mask = padding.column, padding.mask
     problem = (
         f"loss {applied.label!r} reads the padded column {key!r}, whose padding must not count. "
-        "Return a value for each step, or read the mask and leave out padding in the loss: "
+        "Return one value per step, or read the mask and exclude padding in the loss: "
         f"inputs=[..., {mask!r}]. It returned values"
     )
     widen = applied.loss.kind in LAST_AXIS_MEANS
 
     def fn(*args: Any) -> Any:
-        *own, weights = args
-        given = [a[..., None] for a in own] if widen else own
-        values = raw(*given) if names is None else raw(**dict(zip(names, given, strict=True)))
-        weights = adapter.joint_weights(weights, own)
+        *values_read, weights = args
+        inputs = [a[..., None] for a in values_read] if widen else values_read
+        values = raw(*inputs) if names is None else raw(**dict(zip(names, inputs, strict=True)))
+        weights = adapter.joint_weights(weights, values_read)
         return weigh_steps(adapter, values, weights, padding.steps, problem)
 
     return fn
@@ -138,15 +139,15 @@ def _of_real_steps(
 def _unchanging(
     applied: AppliedLoss, adapter: BackendAdapter, fn: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """Return a loss that is refused where it writes to outputs or targets."""
+    """Return a loss that raises if it changes outputs or targets in place."""
 
     def run(*args: Any) -> Any:
         before = adapter.versions(args)
         values = fn(*args)
         if before != adapter.versions(args):
             raise LossError(
-                f"loss {applied.label!r} changes its inputs in place, which others read too; "
-                "compute new tensors (a - b, not a -= b or a.sub_(b))"
+                f"loss {applied.label!r} changes its inputs in place, which other losses and "
+                "metrics read; compute new tensors (a - b, not a -= b or a.sub_(b))"
             )
         return values
 
@@ -156,38 +157,38 @@ def _unchanging(
 def _check_values_of_samples(
     applied: AppliedLoss, values: Any, args: Sequence[Any], adapter: BackendAdapter
 ) -> None:
-    """Refuse values that are neither one a sample nor one an element."""
+    """Refuse values that are neither per sample nor per element."""
     shape, n = tuple(values.shape), args[0].shape[0]
-    if shape[0] is None or n is None:  # known when it runs
+    if shape[0] is None or n is None:  # checked when it runs
         adapter.check_rows(values, args[0], _not_of_samples(applied, "another length", "the batch"))
     elif shape[0] != n:
         raise LossError(_not_of_samples(applied, f"shape {shape}", f"{n} samples"))
     elif n > 1 and shape[1] == n and all(tuple(a.shape)[1:2] != (n,) for a in args):
         raise LossError(
-            f"loss {applied.label!r} returned shape {shape}, a value for each pair of the {n} "
-            "samples. Values of shapes (n,) and (n, 1) broadcast so: bring them to one shape in "
-            "the loss, or declare a loss over pairs: Loss(..., over='batch')"
+            f"loss {applied.label!r} returned shape {shape}, one value per pair of the {n} "
+            "samples. Shapes (n,) and (n, 1) broadcast to this: use one shape in the loss, or "
+            "declare a loss over pairs: Loss(..., over='batch')"
         )
 
 
-def _not_of_samples(applied: AppliedLoss, found: str, wanted: str) -> str:
+def _not_of_samples(applied: AppliedLoss, actual: str, expected: str) -> str:
     return (
-        f"loss {applied.label!r} returned values of {found} for {wanted}. Return one value a "
-        "sample or an element, or declare a loss over pairs or events: Loss(..., over='batch')"
+        f"loss {applied.label!r} returned values of {actual} for {expected}. Return one value per "
+        "sample or element, or declare a loss over pairs or events: Loss(..., over='batch')"
     )
 
 
 def weighted(fn: Callable[..., Any], weight: float) -> Callable[..., Any]:
-    """Return a function whose value is multiplied."""
+    """Return a function whose value is multiplied by a weight."""
     return lambda *args: fn(*args) * weight
 
 
 def misfit(
     applied: AppliedLoss, on: ComputeNode, out: Shape, target: Shape, wants: str
 ) -> ShapeError:
-    """Return the error that says which shapes a loss cannot compare."""
+    """Return the error that outputs and targets of a loss differ in shape."""
     return ShapeError(
-        f"loss {applied.label!r} wants {wants}: outputs of node {on.label!r} have shape {out}, its "
+        f"loss {applied.label!r} needs {wants}: outputs of node {on.label!r} have shape {out}, its "
         f"targets have shape {target}. Change the node's output_shape, the targets of the "
         "reference, "
         "or, after a merge, concat_axis_targets (such as 'first')"

@@ -1,4 +1,4 @@
-"""What losses read: outputs, targets and weights, in the dtype and shape that they want."""
+"""Inputs of losses: outputs, targets and weights, in the right dtype and shape."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ __all__ = ["LossReading"]
 
 
 class LossReading(ABC):
-    """The part of compiling that turns losses into operations of the programs they belong to."""
+    """The part of the compiler that turns losses into operations of programs."""
 
     nodes: list[ComputeNode]
     roles: tuple[str, ...]
@@ -65,7 +65,7 @@ class LossReading(ABC):
     def _output(
         self, program: Program, node_id: str, role: str, dtype: Any, places: Mapping[Any, int]
     ) -> int:
-        """Return the place of a node's output in a program."""
+        """Return the slot of a node's output in a program."""
 
     def _loss(self, applied: AppliedLoss) -> LossOp:
         node = self._node_named(applied.on, applied)
@@ -89,50 +89,50 @@ class LossReading(ABC):
         return LossOp(fn, tuple(program.moved(arg, program.device) for arg in args))
 
     def _padding(self, applied: AppliedLoss, on: ComputeNode) -> Padding | None:
-        """Return the padded columns whose padding a loss leaves out, and note that it does."""
-        read = [
+        """Return the padded columns of a loss, and record that it skips padding."""
+        inputs = [
             (self._loss_flow(applied, on, i), self._role(applied, i.role))
             for i in self._inputs(applied)
         ]
-        found = padding_of(applied, read)
-        if found is not None:
+        padding = padding_of(applied, inputs)
+        if padding is not None:
             self.padded.add(applied.label)
-        return found
+        return padding
 
     def _weight_source(self, applied: AppliedLoss, on: ComputeNode) -> WeightSource | None:
-        """Say what weighs the samples, or the batches, of a loss, and note it for the layout."""
+        """Return the weights of a loss's samples or batches, and record them."""
         reads = [
             (self._node_named(i.node or applied.on, applied), self._role(applied, i.role))
             for i in self._inputs(applied)
         ]
         reads = [(on, reads[0][1]), *reads]
-        found = weight_source_of(applied, reads, self.lineages, self.weighted)
+        source = weight_source_of(applied, reads, self.lineages, self.weighted)
         if applied.loss.over == "batch":
-            if found is not None:
+            if source is not None:
                 raise LossError(
-                    f"loss {applied.label!r} is over the batch, and samples have weights, which it "
-                    "could not see; pass the weights as one of its inputs"
+                    f"loss {applied.label!r} is over the batch and gets no sample weights, but "
+                    "samples have weights; add the weights to its inputs"
                 )
-            found = batch_weight_source(applied, reads, self.lineages)
-        self.weight_sources.append(found)
-        return found
+            source = batch_weight_source(applied, reads, self.lineages)
+        self.weight_sources.append(source)
+        return source
 
     def _loss_args(
         self, applied: AppliedLoss, on: ComputeNode, padding: Padding | None
     ) -> list[int]:
-        """Return the places of what a loss reads, brought to shapes that do not broadcast.
+        """Return the slots of a loss's inputs, reshaped so that none broadcast.
 
-        Values of the shape of the node's output but for axes of length 1 get its shape. Columns of
-        one number a sample, beside class numbers, are one-dimensional as these are. Where there is
-        `padding`, what each of its elements counts comes last.
+        Values that differ from the node's output only by axes of length 1 get its shape. Columns of
+        one number per sample next to class numbers become one-dimensional, as these are. With
+        `padding`, the weights of the elements come last.
         """
         program, out = self._program(on.node_id), on.output_shape or ()
-        read = self._inputs(applied)
-        lineages = [self._loss_flow(applied, on, item) for item in read]
+        inputs = self._inputs(applied)
+        lineages = [self._loss_flow(applied, on, item) for item in inputs]
         fits = [None if flow is None else self._fit(applied, on, flow) for flow in lineages]
         flat = any(fit is not None and fit[1] == () for fit in fits)
         args, weights = [], []
-        for item, flow, fit in zip(read, lineages, fits, strict=True):
+        for item, flow, fit in zip(inputs, lineages, fits, strict=True):
             role = self._role(applied, item.role)
             if flow is not None and fit is not None:
                 dtype, shape = fit
@@ -141,29 +141,29 @@ class LossReading(ABC):
                 blank = (
                     padding is not None and isinstance(flow, SourceColumns) and bool(masks_of(flow))
                 )
-                kept = "blank" if blank else "kept"
-                args.append(self._flow(program, flow, role, (dtype, shape), padding=kept))
+                padding_mode = "blank" if blank else "kept"
+                args.append(self._flow(program, flow, role, (dtype, shape), padding=padding_mode))
                 if padding is not None and (flow, role) == (padding.leaf, padding.role):
                     like = on.model.module if isinstance(on, ModelNode) else None
-                    own = program.adapter.loss_dtype("float", like), shape
-                    weights.append(self._flow(program, flow, role, own, padding="weights"))
+                    weight_fit = program.adapter.loss_dtype("float", like), shape
+                    weights.append(self._flow(program, flow, role, weight_fit, padding="weights"))
                 continue
             node = on if item.node is None else self._node_named(item.node, applied)
             like = on.model.module if isinstance(on, ModelNode) else None
             dtype = program.adapter.loss_dtype("float", like)
             place = self._output(program, node.node_id, role, dtype, self.places)
             shape = node.output_shape or ()
-            alike = squeezed(shape) == squeezed(out)
-            if not alike and applied.loss.kind in ELEMENTWISE:
+            same_size = squeezed(shape) == squeezed(out)
+            if not same_size and applied.loss.kind in ELEMENTWISE:
                 raise misfit(applied, on, out, shape, "equal shapes")
-            if shape != out and alike:
+            if shape != out and same_size:
                 reshape = partial(program.adapter.reshape, shape=out)
                 place = program.op(reshape, [place], many=False)
             args.append(place)
         return [*args, *weights[:1]]
 
     def _loss_flow(self, applied: AppliedLoss, on: ComputeNode, item: LossInput) -> ColumnLineage:
-        """Return where a value comes from; None for an output."""
+        """Return the lineage of an input; None for an output."""
         if item.domain == "outputs":
             return None
         node = on if item.node is None else self._node_named(item.node, applied)
@@ -171,9 +171,9 @@ class LossReading(ABC):
         return flow if item.column is None else pick_column(applied, item, self.lineages, node)
 
     def check(self, losses: Sequence[AppliedLoss]) -> None:
-        """Refuse losses that ask for nodes, roles or values that are not there.
+        """Refuse losses that name unknown nodes, roles or values.
 
-        Nothing need be built for that. Columns are not looked for: scalers may make them yet.
+        The graph need not be built. Columns are not checked, as scalers may add them later.
         """
         for applied in losses:
             on = self._node_named(applied.on, applied)
@@ -189,23 +189,23 @@ class LossReading(ABC):
         return loss_inputs(applied, self.roles, nodes, self.lineages)
 
     def _asked(self, applied: AppliedLoss, node: ComputeNode, item: LossInput) -> ColumnLineage:
-        """Return where the values come from that a loss asks for."""
+        """Return the lineage of the values that a loss reads."""
         flow = self.lineages[node.node_id, item.domain]
         if flow is None and item.column is None:
             raise LossError(
-                f"loss {applied.label!r} asks for {item.domain} of node {node.label!r}, which has "
-                "none; name them in the FeatureSet reference"
+                f"loss {applied.label!r} reads {item.domain} of node {node.label!r}, which has "
+                "none; add them to the FeatureSet reference"
             )
         return flow
 
     def _fit(
         self, applied: AppliedLoss, on: ComputeNode, flow: ColumnLineage
     ) -> tuple[Any, Shape | None]:
-        """Return dtype and shape that a loss wants its target in."""
+        """Return the dtype and shape in which a loss needs its target."""
         if on.output_shape is None:
             raise NotFittedError(
-                f"loss {applied.label!r} is on node {on.label!r}, whose outputs have no known "
-                "shape before it is fitted; fit it in a phase without losses first"
+                f"loss {applied.label!r} is on node {on.label!r}, whose output shape is unknown "
+                "before it is fitted; fit it in a phase without losses first"
             )
         shape, out = self._flow_shape(flow), on.output_shape
         adapter = self._program(on.node_id).adapter
@@ -216,7 +216,7 @@ class LossReading(ABC):
             axis = -1 if name in CLASS_LAST else 0
             rest = out[:-1] if name in CLASS_LAST else out[1:]
             if math.prod(shape) != math.prod(rest):
-                raise misfit(applied, on, out, shape, "one class number a sample")
+                raise misfit(applied, on, out, shape, "one class number per sample")
             wants = f"class numbers 0 to {out[axis] - 1}, one for each output of {on.label!r}"
             hint = "Number the classes from 0, or widen output_shape"
             check_values(applied, flow, (0, out[axis] - 1), wants, hint)
@@ -224,10 +224,14 @@ class LossReading(ABC):
         if name in SHARES:
             hint = "Choose another loss, such as 'mse', or leave these targets unscaled"
             check_values(applied, flow, (0, 1), "targets from 0 to 1", hint)
-        if name in CLASS_INDEX and math.prod(out) == 1:  # one class is always certain: no loss
-            raise misfit(applied, on, out, shape, "one output for each class, and 'bce' one alone")
+        if name in CLASS_INDEX and math.prod(out) == 1:  # a single class always has probability 1
+            raise misfit(
+                applied, on, out, shape, "one output per class; for a single output use 'bce'"
+            )
         if name in CLASS_INDEX - TAKES_SHARES:
-            raise misfit(applied, on, out, shape, "class numbers of an integer dtype, one a sample")
+            raise misfit(
+                applied, on, out, shape, "class numbers of an integer dtype, one per sample"
+            )
         if squeezed(shape) == squeezed(out):
             kind = "index" if integer and (not name or name in CLASS_SET) else "float"
             return adapter.loss_dtype(kind, like), tuple(out)
@@ -274,7 +278,7 @@ class LossReading(ABC):
         return program.op(lambda t: reshape(t, shape), [merged], many=False)
 
     def _read_by(self, applied: AppliedLoss) -> list[str]:
-        """Return the nodes whose outputs a loss reads."""
+        """Return the ids of nodes whose outputs a loss reads."""
         return [
             self._node_named(item.node or applied.on, applied).node_id
             for item in applied.parsed
@@ -298,7 +302,7 @@ class LossReading(ABC):
             return self.roles[0]
         if role not in self.roles:
             raise LossError(
-                f"loss {applied.label!r} on node {applied.on!r} asks for the role {role!r}, which "
-                f"the sampler does not give; {closest(role, self.roles)}"
+                f"loss {applied.label!r} on node {applied.on!r} reads the role {role!r}, which "
+                f"the sampler does not have; {closest(role, self.roles)}"
             )
         return role

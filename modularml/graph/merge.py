@@ -1,4 +1,4 @@
-"""What nodes without weights share: one output of several inputs, and whose targets go with it."""
+"""The base class of nodes without weights, which merge several inputs into one output."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from modularml.data.formats import DataFormat, convert_array
 from modularml.data.lineage import ColumnLineage, MergedColumns
 from modularml.data.references import ExperimentNodeReference
 from modularml.errors import ConfigError, GraphError, ShapeError, UnknownNameError
-from modularml.graph.calling import call_by_hand, of_one_framework
+from modularml.graph.calling import call_directly, of_one_framework
 from modularml.graph.node import ComputeNode, UpstreamLike, as_reference
 
 __all__ = ["MergeNode", "MergeStrategy", "StrategyType", "one_of", "side_by_side"]
 
 
 class MergeStrategy(enum.Enum):
-    """How values of several inputs become one, other than by concatenation."""
+    """How values of several inputs are merged, other than by concatenation."""
 
     FIRST = "first"
     LAST = "last"
@@ -35,20 +35,21 @@ StrategyType: TypeAlias = int | str | MergeStrategy | ExperimentNodeReference
 
 
 class MergeNode(ComputeNode):
-    """A node without weights that makes one output of several inputs.
+    """A node without weights that merges several inputs into one output.
 
     Parameters
     ----------
     label : str
     upstream_refs : list of FeatureSet, reference, node or label
     target_strategy, tags_strategy : int, {'first', 'last', 'mean'} or reference
-        How targets and tags are merged: along an axis, by a strategy, or those of one upstream.
+        How targets and tags are merged: along an axis, by a strategy, or taken from one input.
     align_on : str or list of str, optional
-        Columns by whose values rows of several FeatureSets belong together, one to one or many to
-        one; ``"sample_uuids"`` are the ids of the rows, ``"position"`` their places. Without it
-        the references say so (``fs.reference(on=...)``), or the sets hold the same samples.
+        Key columns by whose values rows of several FeatureSets are matched, one to one or many to
+        one; ``"sample_uuids"`` stands for the row ids, ``"position"`` for the row numbers. By
+        default the references name the keys (``fs.reference(on=...)``), or the FeatureSets hold the
+        same samples.
     strict : bool
-        Whether a row without a partner is refused; otherwise such rows are left out with a warning
+        Whether a row without a match is an error; otherwise such rows are dropped, with a warning
         that counts them.
     node_id, register
         Used when a node is rebuilt.
@@ -96,66 +97,67 @@ class MergeNode(ComputeNode):
 
     @property
     def target_axis(self) -> int:
-        """Axis that targets are concatenated along; TypeError where they are not."""
+        """Axis along which targets are concatenated; TypeError if they are not."""
         return _axis("target_strategy", self.target_strategy)
 
     @property
     def tags_axis(self) -> int:
-        """Axis that tags are concatenated along; TypeError where they are not."""
+        """Axis along which tags are concatenated; TypeError if they are not."""
         return _axis("tags_strategy", self.tags_strategy)
 
     @property
     def output_shape(self) -> Shape | None:
-        """Shape of one sample coming out; None before the node is built."""
+        """Shape of one output sample; None before the node is built."""
         return self._output_shape
 
     @property
     def input_shapes(self) -> list[Shape | None]:
-        """Shape of one sample of each input, in order; None where it is not known yet."""
+        """Shape of one sample of each input, in order; None if not known yet."""
         return list(self._input_shapes) or [None] * len(self._upstream_refs)
 
     def forward_single(self, batch: Any) -> Any:
-        """Merge samples, batches or arrays by hand, as the graph does, with gradients.
+        """Merge samples, batches or arrays as the graph does, with gradients.
 
         Parameters
         ----------
         batch : Batch, RoleData, SampleData, tensor or ndarray, or a list of one kind of them
-            One for each input, their rows side by side.
+            One per input; row ``i`` of each is the same sample.
 
         Returns
         -------
         Batch, RoleData, SampleData or tensor
-            Of the kind that came in. In the framework of the node, where a graph has built it.
+            Of the same kind as the inputs; in the framework of the node, if a graph has built it.
 
         Raises
         ------
         GraphError
-            If there are more or fewer than the node has inputs.
+            If their number is not that of the node's inputs.
         DataError
-            If the inputs hold other samples than one another.
+            If the inputs hold different samples.
         """
-        given = list(batch) if isinstance(batch, list | tuple) else [batch]
-        if len(given) != len(self._upstream_refs):
+        values = list(batch) if isinstance(batch, list | tuple) else [batch]
+        if len(values) != len(self._upstream_refs):
             names = [ref.node_label for ref in self._upstream_refs]
             raise GraphError(
-                f"node {self.label!r} reads {names}, got {len(given)} input(s); give a list of one "
-                "for each"
+                f"node {self.label!r} reads {names}, got {len(values)} input(s); pass a list with "
+                "one per input"
             )
-        return call_by_hand(self, given, lambda v: self.apply_merge(of_one_framework(self, v)))
+        return call_directly(self, values, lambda v: self.apply_merge(of_one_framework(self, v)))
 
     __call__ = forward_single
 
     def set_upstream_refs(self, refs: Sequence[UpstreamLike]) -> None:
-        """Read from something else from now on; targets of one input follow its place."""
-        found = [as_reference(ref, self.context, self.label) for ref in refs]
-        chosen = self._strategies
+        """Replace the inputs; targets taken from one input then come from its replacement."""
+        new_refs = [as_reference(ref, self.context, self.label) for ref in refs]
+        strategies = self._strategies
         self._strategies = {
-            domain: _followed(how, self._upstream_refs, found) for domain, how in chosen.items()
+            domain: _moved_strategy(how, self._upstream_refs, new_refs)
+            for domain, how in strategies.items()
         }
         try:
-            super().set_upstream_refs(found)
+            super().set_upstream_refs(new_refs)
         except Exception:
-            self._strategies = chosen
+            self._strategies = strategies
             raise
 
     def apply_merge(
@@ -175,7 +177,7 @@ class MergeNode(ComputeNode):
         includes_batch_dim : bool
             Whether axis 0 is the batch.
         fmt : DataFormat, optional
-            Format of the result; that of the values where none is given.
+            Format of the result; by default that of the values.
         domain : {'features', 'targets', 'tags'}
 
         Raises
@@ -193,15 +195,17 @@ class MergeNode(ComputeNode):
 
     @abstractmethod
     def merge_features(self, adapter: Any, values: list[Any]) -> Any:
-        """Make one tensor of the inputs' outputs."""
+        """Merge the input tensors into one."""
 
     def build_from(
         self, shapes: Sequence[Shape | None], wanted: Shape | None, *, force: bool = False
     ) -> Shape | None:
         """Check that the inputs can be merged and return the merged shape."""
-        known, self._input_shapes = [shape for shape in shapes if shape is not None], shapes
+        known_shapes, self._input_shapes = [shape for shape in shapes if shape is not None], shapes
         try:
-            self._output_shape = self._shape_of(known) if len(known) == len(shapes) else None
+            self._output_shape = (
+                self._shape_of(known_shapes) if len(known_shapes) == len(shapes) else None
+            )
         except ShapeError as error:
             names = ", ".join(
                 f"{ref.node_label}: {shape}"
@@ -215,24 +219,25 @@ class MergeNode(ComputeNode):
         return partial(self.merge_features, adapter)
 
     def flow(self, domain: str, parts: Sequence[ColumnLineage]) -> ColumnLineage:
-        """Merge what the upstreams have, or pick one of them."""
+        """Return the merged lineage of the inputs, or that of one of them."""
         if domain == "features":
             return MergedColumns(tuple(parts), partial(self.apply_merge, domain=domain))
-        how = self._strategies[domain]
-        if isinstance(how, ExperimentNodeReference):
-            return parts[self._place_of(how)]
-        there = [part for part in parts if part is not None]
-        if not there or how is MergeStrategy.FIRST:
-            return there[0] if there else None
-        if len(there) == 1 or how is MergeStrategy.LAST:
-            return there[-1]
-        return MergedColumns(tuple(there), partial(self.apply_merge, domain=domain))
+        strategy = self._strategies[domain]
+        if isinstance(strategy, ExperimentNodeReference):
+            labels = [ref.node_label for ref in self.upstream_refs]
+            return parts[labels.index(strategy.node_label)]
+        available = [part for part in parts if part is not None]
+        if not available or strategy is MergeStrategy.FIRST:
+            return available[0] if available else None
+        if len(available) == 1 or strategy is MergeStrategy.LAST:
+            return available[-1]
+        return MergedColumns(tuple(available), partial(self.apply_merge, domain=domain))
 
     def get_state(self) -> dict[str, Any]:
-        """Return nothing: a merge node learns nothing."""
+        """Return an empty dict, as a merge node learns nothing."""
         return {}
 
-    # -- within -------------------------------------------------------------------------------
+    # -- internals ----------------------------------------------------------------------------
 
     def _shape_of(self, shapes: Sequence[Shape]) -> Shape:
         return tuple(self.apply_merge([np.zeros((1, *shape)) for shape in shapes]).shape[1:])
@@ -240,11 +245,11 @@ class MergeNode(ComputeNode):
     def _merge_with(self, adapter: Any, domain: str, values: list[Any]) -> Any:
         if domain == "features":
             return self.merge_features(adapter, values)
-        how = self._strategies[domain]
-        if how is MergeStrategy.MEAN:
+        strategy = self._strategies[domain]
+        if strategy is MergeStrategy.MEAN:
             check_equal(values)
             return adapter.mean(values)
-        return self._concatenated(adapter, values, how)
+        return self._concatenated(adapter, values, strategy)
 
     def _concatenated(self, adapter: Any, values: list[Any], how: Any) -> Any:
         axis = batch_axis(how, values)
@@ -259,32 +264,29 @@ class MergeNode(ComputeNode):
                 f"{len(refs)}"
             )
         labels = [ref.node_label for ref in refs]
-        for how in self._strategies.values():
-            if isinstance(how, ExperimentNodeReference) and how.node_label not in labels:
-                raise UnknownNameError(f"upstream of {label!r}", how.node_label, labels)
-
-    def _place_of(self, ref: ExperimentNodeReference) -> int:
-        return [mine.node_label for mine in self.upstream_refs].index(ref.node_label)
+        for strategy in self._strategies.values():
+            if isinstance(strategy, ExperimentNodeReference) and strategy.node_label not in labels:
+                raise UnknownNameError(f"upstream of {label!r}", strategy.node_label, labels)
 
 
 def batch_axis(how: Any, values: Sequence[Any]) -> int:
-    """Return the axis with the batch counted, after checking that every value has it."""
+    """Return the axis counted with the batch axis, which every value must have."""
     rank = values[0].ndim
     if len({v.ndim for v in values}) > 1:
         raise ShapeError(
-            f"inputs have unlike numbers of axes: {[tuple(v.shape[1:]) for v in values]}; "
-            "ConcatNode(..., flatten=True) makes a row of numbers of each"
+            f"inputs differ in their number of axes: {[tuple(v.shape[1:]) for v in values]}; "
+            "ConcatNode(..., flatten=True) flattens each first"
         )
     axis = how + 1 if how >= 0 else rank + how
     if not 1 <= axis < rank:
         raise ShapeError(
-            f"axis {how} is not there in samples of shape {tuple(values[0].shape[1:])}"
+            f"axis {how} does not exist in samples of shape {tuple(values[0].shape[1:])}"
         )
     return int(axis)
 
 
 def check_fits(values: Sequence[Any], axis: int) -> None:
-    """Refuse values whose shapes differ elsewhere than along an axis."""
+    """Refuse values whose shapes differ outside an axis."""
     rest = [tuple(n for i, n in enumerate(v.shape) if i not in (0, axis)) for v in values]
     if len(set(rest)) > 1:
         raise ShapeError(
@@ -304,13 +306,13 @@ def check_equal(values: Sequence[Any]) -> None:
 
 
 def side_by_side(adapter: Any, values: Sequence[Any]) -> Any:
-    """Return samples as rows of numbers, those of several inputs behind one another."""
+    """Return samples flattened into rows, concatenated over inputs."""
     rows = [adapter.reshape(v, (math.prod(tuple(v.shape)[1:]),)) for v in values]
     return adapter.concat(rows, 1) if len(rows) > 1 else rows[0]
 
 
 def one_of(name: str, cls: Any, value: Any) -> Any:
-    """Read a member of an enum from its name."""
+    """Return the member of an enum by name."""
     if isinstance(value, cls):
         return value
     names = [member.value for member in cls]
@@ -334,18 +336,18 @@ def _strategy(name: str, value: Any, label: str) -> StrategyType:
     )
 
 
-def _followed(
-    how: StrategyType,
+def _moved_strategy(
+    strategy: StrategyType,
     before: Sequence[ExperimentNodeReference],
     after: Sequence[ExperimentNodeReference],
 ) -> StrategyType:
-    """Return the input that stands where a chosen one stood, if that one is gone."""
-    if not isinstance(how, ExperimentNodeReference) or len(before) != len(after):
-        return how
-    if any(ref.node_label == how.node_label for ref in after):
-        return how
-    places = [i for i, ref in enumerate(before) if ref.node_label == how.node_label]
-    return after[places[0]] if places else how
+    """Return the replacement of an input that a strategy refers to."""
+    if not isinstance(strategy, ExperimentNodeReference) or len(before) != len(after):
+        return strategy
+    if any(ref.node_label == strategy.node_label for ref in after):
+        return strategy
+    indices = [i for i, ref in enumerate(before) if ref.node_label == strategy.node_label]
+    return after[indices[0]] if indices else strategy
 
 
 def _axis(name: str, value: StrategyType) -> int:

@@ -1,4 +1,4 @@
-"""The model graph: a directed acyclic graph of nodes that trains as one."""
+"""The model graph."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ __all__ = ["ModelGraph"]
 
 
 class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful):
-    """Nodes wired into one graph.
+    """A directed acyclic graph of nodes, trained and run as one.
 
     Parameters
     ----------
     nodes : list of node or label, optional
-        None takes every graph node of the context.
+        By default every graph node of the context.
     optimizer : Optimizer, optional
-        Moves all nodes together. Without it each node that learns needs one of its own, and
-        gradients stop behind every node that has a loss of its own.
+        Trains all nodes together. Without it each trainable node needs its own optimizer, and
+        gradients stop after every node that has a loss.
     label : str
     ctx : ExperimentContext, optional
-        The active one where none is given.
+        By default the active one.
     register : bool
-        Whether to become the graph of the context.
+        Whether to register this as the graph of the context.
 
     Raises
     ------
     GraphError
-        If nodes are given twice, read from each other in a circle, or read from a node that is
-        not among them.
+        If a node occurs twice, the nodes form a cycle, or one reads from a node that is not among
+        them.
 
     Examples
     --------
@@ -86,35 +86,35 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         self._optimizer = optimizer
         self._plans: dict[Any, tuple[PlanKey, StepPlan, Callable[..., Any]]] = {}
         self._built = False
-        self._said: set[str] = set()
-        self._drives: Any = None
+        self._warned: set[str] = set()
+        self._framework_optimizer: Any = None
         self._losses: dict[str, tuple[Loss, str]] = {}
-        self._later: dict[str, Any] = {"losses": {}, "moments": {}}
+        self._pending: dict[str, Any] = {"losses": {}, "moments": {}}
         self._nodes: dict[str, ComputeNode] = {}
         with self._ctx.activate():
-            given = list(self._ctx.available_computenodes.values()) if nodes is None else nodes
-            found = [self._ctx.get_node(n) if isinstance(n, str) else n for n in given]
-            self._nodes = self._checked(found)
+            candidates = list(self._ctx.available_computenodes.values()) if nodes is None else nodes
+            resolved = [self._ctx.get_node(n) if isinstance(n, str) else n for n in candidates]
+            self._nodes = self._checked(resolved)
         if register:
             self._ctx.register_model_graph(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out compiled steps, which are made again where they are needed."""
-        return {**vars(self), "_plans": {}, "_drives": None}
+        """Drop compiled steps, which are rebuilt on demand."""
+        return {**vars(self), "_plans": {}, "_framework_optimizer": None}
 
     def move_to(self, device: str) -> None:
-        """Move weights and moments to a device; nodes with an accelerator of their own stay.
+        """Move weights and moments to a device; nodes with their own accelerator stay.
 
         Raises
         ------
         DeviceError
-            If a framework does not find it; nothing is moved then.
+            If a framework does not have the device; nothing is moved then.
         """
         self.build()
-        places = {b: adapter_for(b).check_device(device) for b in self._backends()}
+        devices = {b: adapter_for(b).check_device(device) for b in self._backends()}
         for node in self._learning():
             if node.accelerator is None and node.is_built:
-                node.move_to(places[node.backend])
+                node.move_to(devices[node.backend])
         for optimizer in [self._optimizer, *(n.optimizer for n in self._learning())]:
             if optimizer is not None and optimizer.is_built:
                 optimizer.set_state(optimizer.get_state())
@@ -123,26 +123,26 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
     # -- build --------------------------------------------------------------------------------
 
     def build(self, *, force: bool = False) -> None:
-        """Find all shapes, make all weights and optimizers.
+        """Infer all shapes, and create all weights and optimizers.
 
         Parameters
         ----------
         force : bool
-            Whether to make new weights where there are some.
+            Whether to replace existing weights.
 
         Raises
         ------
         ShapeError
-            If a node cannot take what it reads; both are named.
+            If a node does not accept its inputs; the message names both.
         GraphError
             If nodes of several frameworks share one optimizer.
 
-        The graph is as it was after an error. What reads from an estimator whose outputs have no
-        shape before it is fitted is built once that is so.
+        After an error the graph is unchanged. Nodes that read from an estimator whose output shape
+        is unknown before it is fitted are built after the fit.
         """
         if self._built and not force:
             return
-        with self._ctx.activate(), unchanged_on_error(self._made_by_building()):
+        with self._ctx.activate(), unchanged_on_error(self._build_targets()):
             tails = set(topology.tails(self._edges()))
             complete = build_nodes(list(self._nodes.values()), tails, force=force)
             self._build_optimizer(force)
@@ -150,30 +150,30 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         self._built = complete
 
     def get_optimizer_parameters(self) -> dict[str, Any]:
-        """Return what the graph's optimizer moves.
+        """Return the parameters of the graph's optimizer.
 
         Returns
         -------
         dict
-            ``backend``, ``contributing_nodes`` (set of node ids) and ``parameters`` (list), which
-            are ``variables`` in TensorFlow.
+            ``backend``, ``contributing_nodes`` (set of node ids) and ``parameters`` (list), or
+            ``variables`` in TensorFlow.
         """
-        named, backend = self._parameters(), self.backend or self._only_backend()
+        parameters, backend = self._parameters(), self.backend or self._only_backend()
         nodes = [n for n in self._learning() if n.backend is backend and n.is_built]
         ids = {n.node_id for n in nodes if n.parameters()}
         return {
             "backend": self.backend,
             "contributing_nodes": ids,
-            adapter_for(backend).moved if named else "parameters": list(named.values()),
+            adapter_for(backend).moved if parameters else "parameters": list(parameters.values()),
         }
 
     def freeze(self, nodes: list[str | GraphNode] | None = None) -> None:
-        """Keep nodes as they are from now on; all of them where none are named."""
+        """Exclude nodes from training; all nodes by default."""
         for node in self._model_nodes(nodes):
             node.freeze()
 
     def unfreeze(self, nodes: list[str | GraphNode] | None = None) -> None:
-        """Let training change nodes again; all of them where none are named."""
+        """Include nodes in training again; all nodes by default."""
         for node in self._model_nodes(nodes):
             node.unfreeze()
 
@@ -188,36 +188,37 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         decode: bool = False,
         tags: bool = False,
     ) -> Any:
-        """Return the graph's outputs for new or known rows.
+        """Return the graph's outputs for new or existing rows.
 
         Parameters
         ----------
         data : FeatureSet, FeatureSetView, DataFrame, dict or ndarray
-            Rows of a known set, or raw columns in its units: the recorded scalers are applied.
-            Rows of several sets by label, ``{"windows": rows, "facts": rows}``, are joined by the
-            keys of the graph; those of a set that is not given are looked up in it.
-            Targets are not needed.
+            Rows of a FeatureSet, or raw columns in its units, to which the recorded scalers are
+            applied. Rows of several FeatureSets by label, ``{"windows": rows, "facts": rows}``, are
+            joined by the keys of the graph; rows of FeatureSets that are not passed are looked up
+            there. Targets are not needed.
         node : GraphNode or str, optional
-            Whose outputs; the tail's where none is given.
+            Node whose outputs to return; the tail by default.
         batch_size : int, optional
             Rows in one forward pass.
         unscale : bool
-            Whether outputs come back in the units of the node's targets.
+            Whether outputs are returned in the units of the node's targets.
         fmt : str
-            Any format of `FeatureSet.get_data`. Those with named columns (``pandas``, ``polars``,
-            ``arrow``, ``dict``) name them after the targets, or the classes that they score.
+            Any format of `FeatureSet.get_data`. In formats with named columns (``pandas``,
+            ``polars``, ``arrow``, ``dict``) these have the names of targets, or of classes for
+            scores.
         decode : bool
-            Whether classifiers return the label of the most likely class, shape (n, 1), in place
-            of scores.
+            Whether classifiers return the label of the most likely class, shape (n, 1), instead of
+            scores.
         tags : bool
-            Whether named columns have the tags of the rows before them, and ``sample_uuid``, the
-            index of a pandas frame, where the rows are of a FeatureSet. Tags of new rows are those
-            that were given.
+            Whether the columns are preceded by the tags of the rows and, for rows of a FeatureSet,
+            ``sample_uuid``, which is the index of a pandas frame. Tags of new rows are those
+            passed.
 
         Returns
         -------
         ndarray, shape (n, ...), or dict of str to ndarray
-            By label where the graph has several tails and no node is named.
+            A dict by label if the graph has several tails and no node is named.
 
         Raises
         ------
@@ -225,7 +226,7 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
             If a column that a head node reads is missing.
         """
         with self._ctx_of_run():
-            self._warn_of_known(data)
+            self._warn_of_learned_rows(data)
             return predict(
                 self,
                 data,
@@ -249,17 +250,17 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], *, register: bool = True) -> ModelGraph:
-        """Make a graph, and its nodes, from a config."""
+        """Build a graph and its nodes from a config."""
         nodes = [decode(node) for node in config["nodes"]]
         return cls(nodes, decode(config["optimizer"]), config["label"], register=register)
 
     def get_state(self) -> dict[str, Any]:
-        """Return weights, optimizer moments and what is frozen, by node label.
+        """Return weights, optimizer moments and frozen flags, by node label.
 
-        Parameters of losses that have been trained are there too, by the label of the loss.
+        The state also holds the parameters of trained losses, by label of the loss.
         """
-        losses = self._later["losses"] | {
-            k: own.get_state() for k, (own, _) in self._losses.items()
+        losses = self._pending["losses"] | {
+            k: loss.get_state() for k, (loss, _) in self._losses.items()
         }
         return {
             "is_built": self._built,
@@ -269,12 +270,12 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go back to what `get_state` returned.
+        """Restore what `get_state` returned.
 
         Raises
         ------
         UnknownNameError
-            If the state has a node that this graph has not; nothing is changed then.
+            If the state has a node that this graph lacks; nothing is changed then.
         ShapeError, ConfigError
             If weights or moments do not fit; nothing is changed then.
         """
@@ -284,53 +285,53 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
             self.build()
         before = self.get_state() if any(n.is_built for n in self._learning()) else None
         try:
-            self._take(state, build=state["is_built"] and not self._built)
+            self._restore_state(state, build=state["is_built"] and not self._built)
         except BaseException:
             if before is not None:
-                self._take(before)
+                self._restore_state(before)
             raise
 
-    def _take(self, state: dict[str, Any], *, build: bool = False) -> None:
-        for label, own in state["nodes"].items():
-            self.get_node(label).set_state(own)
-        if build:  # what waited for an estimator that has been fitted by now
+    def _restore_state(self, state: dict[str, Any], *, build: bool = False) -> None:
+        for label, node_state in state["nodes"].items():
+            self.get_node(label).set_state(node_state)
+        if build:  # nodes that waited for an estimator to be fitted
             self.build()
-        given = state.get("losses", {})
+        loss_states = state.get("losses", {})
         for label, (loss, _) in self._losses.items():
-            loss.set_state(given.get(label, loss.initial))
-        self._later["losses"] = {k: v for k, v in given.items() if k not in self._losses}
+            loss.set_state(loss_states.get(label, loss.initial))
+        self._pending["losses"] = {k: v for k, v in loss_states.items() if k not in self._losses}
         if self._optimizer is not None and state["optimizer"] is not None:
             if self._optimizer.is_built:
                 self._build_optimizer(force=False)
             self._optimizer.set_state(self._without_later(state["optimizer"]))
 
     def _without_later(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Put moments of losses that have not been trained here aside until they are."""
+        """Set aside the moments of losses that have not been trained here yet."""
         moments = state.get("moments", {})
         known = {f"losses.{label}." for label in self._losses}
-        self._later["moments"] = {
+        self._pending["moments"] = {
             name: m
             for name, m in moments.items()
             if name.startswith("losses.") and not any(name.startswith(k) for k in known)
         }
-        if not self._later["moments"]:
+        if not self._pending["moments"]:
             return state
         return {
             **state,
-            "moments": {k: m for k, m in moments.items() if k not in self._later["moments"]},
+            "moments": {k: m for k, m in moments.items() if k not in self._pending["moments"]},
         }
 
-    def _take_up_losses(self, losses: Sequence[AppliedLoss]) -> None:
-        """Have parameters that losses themselves have be moved, saved and resumed."""
+    def _register_losses(self, losses: Sequence[AppliedLoss]) -> None:
+        """Register the parameters of losses to be trained, saved and resumed."""
         for applied in losses:
             node = self.get_node(applied.on)
             if not isinstance(node, ModelNode) or not applied.loss.begin(node.backend):
                 continue
-            if applied.label in self._later["losses"]:
-                applied.loss.set_state(self._later["losses"].pop(applied.label))
+            if applied.label in self._pending["losses"]:
+                applied.loss.set_state(self._pending["losses"].pop(applied.label))
             self._losses[applied.label] = applied.loss, node.node_id
 
-    # -- how it shows itself ------------------------------------------------------------------
+    # -- display ------------------------------------------------------------------------------
 
     def visualize(
         self,
@@ -342,14 +343,14 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         show_splits: bool = False,
         losses: Iterable[AppliedLoss] = (),
     ) -> Diagram:
-        """Draw nodes, what they read and the shapes on the way.
+        """Draw the nodes, their edges and shapes.
 
-        Where gradients stop an edge is barred: where frameworks meet and, in a graph without an
-        optimizer of its own, behind the nodes that `losses` are applied on.
+        Edges at which gradients stop are barred: between frameworks and, in a graph without its own
+        optimizer, after the nodes that `losses` are applied on.
         """
-        asked = {"features": show_features, "targets": show_targets, "tags": show_tags}
-        domains = tuple(name for name, wanted in asked.items() if wanted)
-        alone = self._optimizer is None
+        shown = {"features": show_features, "targets": show_targets, "tags": show_tags}
+        domains = tuple(name for name, is_shown in shown.items() if is_shown)
+        no_optimizer = self._optimizer is None
         with self._ctx_of_run():
             return draw(
                 self._nodes,
@@ -357,11 +358,11 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
                 domains=domains,
                 show_frozen=show_frozen,
                 show_splits=show_splits,
-                detached={self.get_node(a.on).node_id for a in losses if alone},
+                detached={self.get_node(a.on).node_id for a in losses if no_optimizer},
             )
 
     def summary(self) -> GraphSummary:
-        """Return a table of nodes, shapes, parameters and who learns."""
+        """Return a table of nodes, shapes, parameters and optimizers."""
         with self._ctx_of_run():
             losses = {label: loss for label, (loss, _) in self._losses.items()}
             return summarize(self.label, self._nodes, self._optimizer, losses)
@@ -376,42 +377,44 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
-    # -- within -------------------------------------------------------------------------------
+    # -- internals ----------------------------------------------------------------------------
 
-    def _warn_of_known(self, data: Any) -> None:
-        """Warn, once, that a split to predict is taken for new though nodes learned from it."""
+    def _warn_of_learned_rows(self, data: Any) -> None:
+        """Warn, once, that nodes learned from the rows of a split to predict."""
         experiment = self._ctx.get_experiment()
         off = experiment is not None and experiment.audit == "off"
         if off or not isinstance(data, FeatureSetView):
             return
         if data.label not in data.source.available_splits:
             return
-        said = self.taken_for_unseen(data.source, str(data.label))
-        if said and said not in self._said:
-            self._said.add(said)
-            warn(said, AuditWarning)
+        message = self.taken_for_unseen(data.source, str(data.label))
+        if message and message not in self._warned:
+            self._warned.add(message)
+            warn(message, AuditWarning)
 
-    def _made_by_building(self) -> list[Any]:
-        """Return everything whose attributes `build` may change."""
+    def _build_targets(self) -> list[Any]:
+        """Return all objects whose attributes `build` may change."""
         models = self._learning()
         optimizers = [o for o in (self._optimizer, *(n.optimizer for n in models)) if o is not None]
         return [*self._nodes.values(), *(p for n in models for p in n.model.parts()), *optimizers]
 
     def _model_nodes(self, nodes: Iterable[str | GraphNode] | None) -> list[ModelNode]:
-        found = self._learning() if nodes is None else [self.get_node(n) for n in nodes]
-        return [n for n in found if isinstance(n, ModelNode)]
+        selected = self._learning() if nodes is None else [self.get_node(n) for n in nodes]
+        return [n for n in selected if isinstance(n, ModelNode)]
 
     def _build_optimizer(self, force: bool) -> None:
         optimizer = self._optimizer
-        if optimizer is None or not (named := self._parameters()):
+        if optimizer is None or not (parameters := self._parameters()):
             return
         if force:
             optimizer.reset()
         names = [name for name, *_ in self._all_parameters()]
         owner = f"graph {self.label!r}"
-        optimizer.build_for(named, self._only_backend(), owner, self._drives, names)
-        self._drives = optimizer.instance
-        if late := {k: m for k, m in self._later["moments"].items() if k in named}:
+        optimizer.build_for(
+            parameters, self._only_backend(), owner, self._framework_optimizer, names
+        )
+        self._framework_optimizer = optimizer.instance
+        if pending := {k: m for k, m in self._pending["moments"].items() if k in parameters}:
             state = optimizer.get_state()
-            optimizer.set_state({**state, "moments": {**state["moments"], **late}})
-            self._later["moments"] = {}
+            optimizer.set_state({**state, "moments": {**state["moments"], **pending}})
+            self._pending["moments"] = {}

@@ -1,4 +1,4 @@
-"""A model as a node of a graph."""
+"""The node that holds a model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from modularml.errors import (
     OptimizerNotSetError,
     ShapeError,
 )
-from modularml.graph.calling import call_by_hand
+from modularml.graph.calling import call_directly
 from modularml.graph.casting import value_dtypes
 from modularml.graph.learned import LearnedRows
 from modularml.graph.lineage import source_columns_of
@@ -34,31 +34,31 @@ __all__ = ["ModelNode"]
 
 
 class ModelNode(ComputeNode):
-    """One model that reads from a FeatureSet or node, or from several.
+    """A node that applies a model to one or several FeatureSets or nodes.
 
     Parameters
     ----------
     label : str
     model : BaseModel, torch.nn.Module, a class of one of them, or a scikit-learn estimator
     upstream_ref : FeatureSet, FeatureSetReference, node or label, or a list or dict of them
-        What the model reads. It gets those of a list in their order (``forward(a, b)`` of torch,
-        the inputs of a Keras model), those of a dict by name: as keyword arguments in torch, by
-        the names of its inputs in Keras. Each is cast to the dtype that its own place in the model
-        needs. Rows of several FeatureSets belong together as those of a `MergeNode` do.
+        Inputs of the model. Those of a list are passed in order (``forward(a, b)`` of torch, the
+        inputs of a Keras model), those of a dict by name: as keyword arguments in torch, by the
+        names of its inputs in Keras. Each is cast to the dtype that the model needs for it. Rows of
+        several FeatureSets are matched as in a `MergeNode`.
     optimizer : Optimizer, optional
-        Moves this node alone; not needed where the graph has one.
+        Trains this node alone; not needed if the graph has an optimizer.
     accelerator : Accelerator or str, optional
-        Where this node alone runs, whatever the device of the phase.
+        Device of this node, which overrides that of the phase.
     targets : str or list of str, optional
         Target columns that the node predicts: it is compared with these alone, and its outputs are
-        unscaled as these. Where none are named, those count that a loss pairs with its outputs, or
-        else all that its inputs have. Several outputs of one target, such as quantiles, are each
-        unscaled where it is named here; scores of classes never are. To be named where inputs come
-        with targets of their own each.
+        unscaled with their scalers. By default those that a loss compares with its outputs, or else
+        all targets of its inputs. Several outputs of one target, such as quantiles, are each
+        unscaled if the target is named here; class scores never are. Required if several inputs
+        have different targets.
     mask_as : str, optional
-        Argument of the model's ``forward`` (torch) or ``call`` (Keras) that is given the mask of
+        Argument of the model's ``forward`` (torch) or ``call`` (Keras) that receives the mask of
         the padded columns which the node reads, directly or through other nodes: booleans of shape
-        ``(n, *steps)``, true where there is data. A node of several inputs reads it as one of them.
+        ``(n, *steps)``, true for data. A node with several inputs reads the mask as one of them.
     node_id, register
         Used when a node is rebuilt.
 
@@ -71,7 +71,7 @@ class ModelNode(ComputeNode):
     """
 
     max_upstream_refs = 1
-    """As many as were given; an instance that reads several inputs says so itself."""
+    """Overridden in instances with several inputs."""
 
     def __init__(
         self,
@@ -97,11 +97,11 @@ class ModelNode(ComputeNode):
             )
         self._optimizer = optimizer
         self._freeze = False
-        self._drives: Any = None
+        self._framework_optimizer: Any = None
         if mask_as is not None and isinstance(upstream_ref, list | tuple | dict):
             raise ConfigError(
-                f"mask_as is for one input, and node {label!r} reads several; give the mask as one "
-                "more of them: fs.reference(features='mask')"
+                f"mask_as is for one input, and node {label!r} reads several; add the mask as "
+                "another input: fs.reference(features='mask')"
             )
         if mask_as is not None and not adapter_for(self._model.backend).gradients:
             raise ConfigError(
@@ -126,10 +126,10 @@ class ModelNode(ComputeNode):
         super().__init__(label, refs, node_id=node_id, register=register)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the framework's optimizer, which is made again where it is needed."""
-        return {**vars(self), "_drives": None}
+        """Drop the framework's optimizer, which is rebuilt on demand."""
+        return {**vars(self), "_framework_optimizer": None}
 
-    # -- what it is ---------------------------------------------------------------------------
+    # -- properties ---------------------------------------------------------------------------
 
     @property
     def model(self) -> BaseModel:
@@ -143,7 +143,7 @@ class ModelNode(ComputeNode):
 
     @property
     def upstream_ref(self) -> Any:
-        """Reference to what this node reads from; a list or dict of them where it reads several."""
+        """Reference to the input of this node; a list or dict of references for several."""
         return self._arranged(self._upstream_refs)
 
     @property
@@ -153,14 +153,14 @@ class ModelNode(ComputeNode):
 
     @property
     def reads_flat(self) -> bool:
-        """Whether columns of unlike shape are put side by side in one row: for an estimator."""
+        """Whether columns of different shapes are concatenated into one row, as for estimators."""
         return self._model.reads_flat
 
     @property
     def input_shape(self) -> InputShape | None:
-        """Shape of one sample going in; a tuple or dict of shapes where the node reads several.
+        """Shape of one input sample; a tuple or dict of shapes for several inputs.
 
-        None while an estimator above is not fitted.
+        None while an upstream estimator is not fitted.
         """
         shape: Any = self._known(self._model.input_shape)
         return (
@@ -171,13 +171,13 @@ class ModelNode(ComputeNode):
 
     @property
     def input_shapes(self) -> list[Shape | None]:
-        """Shape of one sample of each input, in order; None where it is not known yet."""
+        """Shape of one sample of each input, in order; None if not known yet."""
         shape = self.input_shape
         return [None] * len(self._upstream_refs) if shape is None else list(shapes_of(shape))
 
     @property
     def output_shape(self) -> Shape | None:
-        """Shape of one sample coming out; None where only a fit can tell."""
+        """Shape of one output sample; None if only a fit determines it."""
         return self._known(self._model.output_shape)
 
     @property
@@ -187,12 +187,12 @@ class ModelNode(ComputeNode):
 
     @property
     def is_frozen(self) -> bool:
-        """Whether training leaves this node as it is."""
+        """Whether the node is excluded from training."""
         return self._freeze
 
     @property
     def learned_from(self) -> LearnedRows:
-        """Rows that the weights, or the estimator, learned from, also before a load."""
+        """Rows that the weights or the estimator learned from, including before a load."""
         return self._model.learned_from or LearnedRows()
 
     @property
@@ -201,7 +201,7 @@ class ModelNode(ComputeNode):
         return bool(self.parameters())
 
     def parameters(self) -> dict[str, Any]:
-        """Return by name what an optimizer may move once the node is not frozen."""
+        """Return the parameters by name that are trainable if the node is not frozen."""
         return adapter_for(self.backend).parameters(self._model.module)
 
     # -- build --------------------------------------------------------------------------------
@@ -213,12 +213,12 @@ class ModelNode(ComputeNode):
         *,
         force: bool = False,
     ) -> None:
-        """Make the model's layers, and the node's own optimizer.
+        """Build the model's layers, and the node's own optimizer.
 
         Raises
         ------
         ShapeError
-            If the model cannot take samples of this shape; the node is named.
+            If the model does not accept samples of this shape; the message names the node.
         """
         try:
             self._model.build(input_shape, output_shape, force=force)
@@ -239,20 +239,22 @@ class ModelNode(ComputeNode):
         adapter_for(self.backend).move(self._model.module, device)
 
     def build_optimizer(self, more: Mapping[str, Any] | None = None) -> None:
-        """Make the node's own optimizer over its parameters, where it is not over them yet.
+        """Build the node's own optimizer for its parameters, unless it is built.
 
-        It moves `more` parameters by name too: those of the losses on this node.
+        It also trains the parameters `more`, by name: those of the losses on this node.
         """
         optimizer = self._optimizer
         if optimizer is None:
             return
-        known = adapter_for(self.backend).all_parameters(self._model.module)
-        moving = {id(p) for p in self.parameters().values()} | optimizer.held
-        named = {name: p for name, p in known.items() if id(p) in moving}
-        if named := {**named, **(more or {})}:
+        all_parameters = adapter_for(self.backend).all_parameters(self._model.module)
+        trainable = {id(p) for p in self.parameters().values()} | optimizer.held
+        selected = {name: p for name, p in all_parameters.items() if id(p) in trainable}
+        if selected := {**selected, **(more or {})}:
             owner = f"node {self.label!r}"
-            optimizer.build_for(named, self.backend, owner, self._drives, list(known))
-            self._drives = optimizer.instance
+            optimizer.build_for(
+                selected, self.backend, owner, self._framework_optimizer, list(all_parameters)
+            )
+            self._framework_optimizer = optimizer.instance
 
     def build_from(
         self, shapes: Sequence[Shape | None], wanted: Shape | None, *, force: bool = False
@@ -260,12 +262,14 @@ class ModelNode(ComputeNode):
         """Build for this input and return the output's shape."""
         if None in shapes:
             return self._model.build_unread(wanted, force=force)
-        own = self._arranged(shapes)
-        self.build_model(tuple(own) if isinstance(own, list) else own, wanted, force=force)
+        shapes_in = self._arranged(shapes)
+        self.build_model(
+            tuple(shapes_in) if isinstance(shapes_in, list) else shapes_in, wanted, force=force
+        )
         return self.output_shape
 
     def reset_weights(self, seed: int | None = None) -> None:
-        """Draw new weights and forget the optimizer's moments."""
+        """Reinitialize the weights and reset the optimizer's moments."""
         self._model.reset_weights(seed)
         self._model.learned_from = None
         if self._optimizer is not None:
@@ -273,7 +277,7 @@ class ModelNode(ComputeNode):
             self.build_optimizer()
 
     def load_weights(self, source: Any) -> None:
-        """Take over the weights of another node or model, and build for its shapes if need be.
+        """Copy the weights of another node or model; build for its shapes if need be.
 
         Parameters
         ----------
@@ -283,7 +287,7 @@ class ModelNode(ComputeNode):
         Raises
         ------
         ConfigError, ShapeError
-            If names or shapes of weights are not those of this model; nothing is changed then.
+            If names or shapes of weights differ from this model's; nothing is changed then.
         """
         model = source.model if isinstance(source, ModelNode) else source
         learned = getattr(model, "learned_from", None)
@@ -299,13 +303,13 @@ class ModelNode(ComputeNode):
         self._model.learned_from = learned
 
     def freeze(self) -> None:
-        """Keep the node as it is from now on; it runs in evaluation mode."""
+        """Exclude the node from training; it then runs in evaluation mode."""
         self._freeze = True
         if self.is_built:
             adapter_for(self.backend).set_frozen(self._model.module, True)
 
     def unfreeze(self) -> None:
-        """Let training change the node again."""
+        """Include the node in training again."""
         self._freeze = False
         if self.is_built:
             adapter_for(self.backend).set_frozen(self._model.module, False)
@@ -318,14 +322,14 @@ class ModelNode(ComputeNode):
         return module
 
     def check_fitted(self) -> None:
-        """Refuse to be asked for outputs before there is something learned to give them."""
+        """Raise unless the model is fitted."""
         if not self._model.is_fitted:
             raise NotFittedError(
                 f"node {self.label!r} has not been fitted; run a FitPhase on it first"
             )
 
     def flow(self, domain: str, parts: Sequence[ColumnLineage]) -> ColumnLineage:
-        """Pass on what the upstream has; of several, targets and tags of the first with any."""
+        """Return the lineage of the input; for several, targets and tags of the first."""
         if len(parts) == 1:
             return parts[0]
         if domain == "features":
@@ -338,9 +342,9 @@ class ModelNode(ComputeNode):
         }
         if domain == "targets" and self.targets is None and len(columns) > 1:
             raise GraphError(
-                f"node {self.label!r} reads several inputs with targets of their own, "
-                f"{[name for _, own in columns for name in own]}; say which it predicts with "
-                "ModelNode(..., targets=...), or leave the others out of their references "
+                f"node {self.label!r} reads several inputs with different targets, "
+                f"{[name for _, own in columns for name in own]}; name those it predicts with "
+                "ModelNode(..., targets=...), or omit the others from their references "
                 "(fs.reference(targets=[]))"
             )
         return next((part for part in parts if part is not None), None)
@@ -351,14 +355,14 @@ class ModelNode(ComputeNode):
         Parameters
         ----------
         batch : SampleData, RoleData, Batch, tensor or ndarray, or a list or dict of them
-            Features; a list or dict where the node reads several inputs.
+            Features; a list or dict for several inputs.
         **kwargs
-            Passed on to the model.
+            Passed to the model.
 
         Returns
         -------
         SampleData, RoleData, Batch or tensor
-            As came in, with outputs in place of features.
+            Of the same kind as the input, with outputs instead of features.
         """
         if self.input_names is not None and isinstance(batch, dict):
             if batch.keys() != set(self.input_names):
@@ -372,17 +376,17 @@ class ModelNode(ComputeNode):
         self.check_fitted()
         if self.mask_as is not None and self.mask_as not in kwargs:
             raise GraphError(
-                f"node {self.label!r} is given the mask of its input as {self.mask_as!r}; pass it: "
-                f"node(batch, {self.mask_as}=mask), booleans that are true where there is data"
+                f"node {self.label!r} needs the mask of its input as {self.mask_as!r}; pass it: "
+                f"node(batch, {self.mask_as}=mask), booleans that are true for data"
             )
-        return call_by_hand(self, given, lambda values: self._output_of(values, kwargs))
+        return call_directly(self, given, lambda values: self._output_of(values, kwargs))
 
     __call__ = forward_single
 
     def train_step(self, ctx: ExecutionContext, losses: list[AppliedLoss]) -> None:
-        """Move this node's weights once, with its own optimizer; see `ModelGraph.train_step`.
+        """Update this node's weights once, with its optimizer; see `ModelGraph.train_step`.
 
-        Nodes that it reads from run too and keep their weights.
+        Upstream nodes run too and keep their weights.
 
         Raises
         ------
@@ -400,7 +404,7 @@ class ModelNode(ComputeNode):
         self._graph()._step(ctx, losses, [self], training=True, only=self)
 
     def eval_step(self, ctx: ExecutionContext, losses: list[AppliedLoss] | None = None) -> None:
-        """Send the step's data through, without gradients.
+        """Compute outputs for the data of a step, without gradients.
 
         Raises
         ------
@@ -414,7 +418,7 @@ class ModelNode(ComputeNode):
         self._graph().eval_step(ctx, losses or [], active_nodes=[self])
 
     def fit_step(self, ctx: ExecutionContext, losses: list[AppliedLoss] | None = None) -> None:
-        """Fit this node on all rows of a step, and send them through.
+        """Fit this node on all rows of a step, and compute its outputs.
 
         Raises
         ------
@@ -433,7 +437,7 @@ class ModelNode(ComputeNode):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], *, register: bool = True) -> ModelNode:
-        """Make a node from its config, with new weights."""
+        """Build a node from its config, with new weights."""
         node: ModelNode = super().from_config(
             {name: value for name, value in config.items() if name not in ("frozen", "paired")},
             register=register,
@@ -444,7 +448,7 @@ class ModelNode(ComputeNode):
         return node
 
     def get_state(self) -> dict[str, Any]:
-        """Return weights, optimizer moments and whether the node is frozen."""
+        """Return weights, optimizer moments and the frozen flag."""
         return {
             "model": self._model.get_state(),
             "optimizer": None if self._optimizer is None else self._optimizer.get_state(),
@@ -454,7 +458,7 @@ class ModelNode(ComputeNode):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go back to what `get_state` returned."""
+        """Restore what `get_state` returned."""
         self._model.set_state(state["model"])
         if self._optimizer is not None and state["optimizer"] is not None:
             self._optimizer.set_state(state["optimizer"])
@@ -478,7 +482,7 @@ class ModelNode(ComputeNode):
         }
 
     def _output_of(self, values: list[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Return what the model makes of a tensor or array for each input."""
+        """Return the model's output for one tensor or array per input."""
         adapter, module = adapter_for(self.backend), self._model.module
         call: Callable[..., Any] = partial(module, **kwargs)
         if self.reads_several:
@@ -487,13 +491,13 @@ class ModelNode(ComputeNode):
         return call(tensors if self.reads_several else tensors[0])
 
     def _tensors(self, values: list[Any]) -> list[Any]:
-        """Return values as tensors that the model reads."""
+        """Return values as tensors of the model's framework and input dtypes."""
         adapter, module = adapter_for(self.backend), self._model.module
-        own = [backend_of(value) is self.backend for value in values]
+        is_native = [backend_of(value) is self.backend for value in values]
         if adapter.writes_input(module):
-            pairs = zip(values, own, strict=True)
-            values = [adapter.concat([v], 0) if mine else v for v, mine in pairs]
-        if all(own) and not all(hasattr(v, "numpy") for v in values):  # traced by its framework
+            pairs = zip(values, is_native, strict=True)
+            values = [adapter.concat([v], 0) if native else v for v, native in pairs]
+        if all(is_native) and not all(hasattr(v, "numpy") for v in values):  # traced
             return values
         arrays = [as_numpy(value) for value in values]
         shape = self._arranged([a.shape[1:] for a in arrays])
@@ -501,21 +505,21 @@ class ModelNode(ComputeNode):
         device = adapter.device_of(module)
         return [
             (value if dtype in (None, value.dtype) else adapter.cast(value, dtype))
-            if mine
+            if native
             else adapter.from_numpy(array, dtype=dtype, device=device)
-            for value, mine, array, dtype in zip(values, own, arrays, dtypes, strict=True)
+            for value, native, array, dtype in zip(values, is_native, arrays, dtypes, strict=True)
         ]
 
     def _arranged(self, values: Sequence[Any]) -> Any:
-        """Return what there is for each input as it was given: alone, as a list or as a dict."""
+        """Return one value per input in the form of the inputs: single, list or dict."""
         if self.input_names is not None:
             return dict(zip(self.input_names, values, strict=True))
         return list(values) if self.reads_several else values[0]
 
     def _refuse_features(self, values: Any) -> Any:
         raise GraphError(
-            f"node {self.label!r} reads several inputs, which are no one tensor of features; name "
-            "a column, such as 'features.x'"
+            f"node {self.label!r} reads several inputs, which do not form one features tensor; "
+            "name a column, such as 'features.x'"
         )
 
     def _check_upstream(self, label: str, refs: Sequence[Any]) -> None:
@@ -528,7 +532,7 @@ class ModelNode(ComputeNode):
     def _graph(self) -> Any:
         graph = self.context.model_graph
         if graph is None or self.node_id not in graph.nodes:
-            raise GraphError(f"node {self.label!r} is in no ModelGraph; make one first")
+            raise GraphError(f"node {self.label!r} is in no ModelGraph; create one first")
         return graph
 
     def _known(self, shape: Shape | None) -> Shape | None:

@@ -1,4 +1,4 @@
-"""What every node of a graph is: a label, and what it reads from."""
+"""Base classes of graph nodes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class GraphNode(ExperimentNode, Configurable, Stateful):
     ----------
     label : str
     upstream_refs : sequence of FeatureSet, reference, node or label
-        What it reads from, in order.
+        Inputs, in order.
     node_id, register
         Used when a node is rebuilt.
     """
@@ -55,7 +55,7 @@ class GraphNode(ExperimentNode, Configurable, Stateful):
 
     @property
     def upstream_refs(self) -> list[ExperimentNodeReference]:
-        """References to what this node reads from, in order."""
+        """References to the inputs of this node, in order."""
         return list(self._upstream_refs)
 
     @property
@@ -73,34 +73,33 @@ class GraphNode(ExperimentNode, Configurable, Stateful):
         return GraphNodeReference(self.node_id, self.label)
 
     def set_upstream_refs(self, refs: Sequence[UpstreamLike]) -> None:
-        """Read from something else from now on."""
-        found = [as_reference(ref, self.context, self.label) for ref in refs]
-        self._check_upstream(self.label, found)
-        self._upstream_refs = found
+        """Replace the inputs."""
+        new_refs = [as_reference(ref, self.context, self.label) for ref in refs]
+        self._check_upstream(self.label, new_refs)
+        self._upstream_refs = new_refs
 
     def relate(self, ref: FeatureSetReference, on: Any) -> None:
-        """Let the rows of an input belong to those of other sets by a key, if none is named."""
+        """Set the key that relates an input to other FeatureSets, if none is set."""
         self._upstream_refs = [
-            replace(mine, on=on)
-            if isinstance(mine, FeatureSetReference) and mine == ref and mine.on is None
-            else mine
-            for mine in self._upstream_refs
+            replace(own_ref, on=on)
+            if isinstance(own_ref, FeatureSetReference) and own_ref == ref and own_ref.on is None
+            else own_ref
+            for own_ref in self._upstream_refs
         ]
 
     @classmethod
     def from_config(cls, config: dict[str, Any], *, register: bool = True) -> Any:
-        """Make a node from its config; what it has learned is state."""
+        """Build a node from its config; weights are state."""
         return cls(**{name: decode(value) for name, value in config.items()}, register=register)
 
     def _check_upstream(self, label: str, refs: Sequence[ExperimentNodeReference]) -> None:
-        most = self.max_upstream_refs
+        limit = self.max_upstream_refs
         if not refs:
+            raise GraphError(f"node {label!r} has no input; pass an upstream node or FeatureSet")
+        if limit is not None and len(refs) > limit:
             raise GraphError(
-                f"node {label!r} reads from nothing; give it an upstream node or FeatureSet"
-            )
-        if most is not None and len(refs) > most:
-            raise GraphError(
-                f"node {label!r} takes {most} input(s), got {len(refs)}; put a ConcatNode before it"
+                f"node {label!r} takes {limit} input(s), got {len(refs)}; put a ConcatNode before "
+                "it"
             )
         if any(ref.node_label == label for ref in refs):
             raise GraphError(f"node {label!r} cannot read from itself")
@@ -111,20 +110,20 @@ class GraphNode(ExperimentNode, Configurable, Stateful):
 
 
 class ComputeNode(GraphNode):
-    """A node that computes something from what it reads."""
+    """A node that computes an output from its inputs."""
 
     framework: Backend | None = None
-    """What it runs in, once a graph with it has been built."""
+    """The framework it runs in, once a graph with it is built."""
 
     @property
     @abstractmethod
     def output_shape(self) -> Shape | None:
-        """Shape of one sample coming out; None before the node is built or an estimator fitted."""
+        """Shape of one output sample; None before the node is built, or its estimator fitted."""
 
     @property
     @abstractmethod
     def input_shapes(self) -> list[Shape | None]:
-        """Shape of one sample of each input, in order; None where it is not known yet."""
+        """Shape of one sample of each input, in order; None if not known yet."""
 
     @property
     def is_built(self) -> bool:
@@ -133,17 +132,17 @@ class ComputeNode(GraphNode):
 
     @property
     def backend(self) -> Backend:
-        """The framework that it runs in; ``Backend.NONE`` before a graph with it is built."""
+        """The framework it runs in; ``Backend.NONE`` before a graph with it is built."""
         return self.framework or Backend.NONE
 
     @property
     def reads_flat(self) -> bool:
-        """Whether columns of unlike shape are put side by side in one row."""
+        """Whether columns of different shapes are concatenated into one row."""
         return False
 
     @property
     def is_frozen(self) -> bool:
-        """Whether the node stays as it is in training; a node without weights is."""
+        """Whether the node is excluded from training; true without weights."""
         return True
 
     @property
@@ -160,9 +159,9 @@ class ComputeNode(GraphNode):
         Parameters
         ----------
         shapes : sequence of tuple of int or None
-            Of one sample, for each upstream; None where an estimator above has to be fitted first.
+            Of one sample, for each input; None if an upstream estimator must be fitted first.
         wanted : tuple of int or None
-            Shape that a tail would like its output to have.
+            Preferred output shape of a tail.
         """
 
     @abstractmethod
@@ -171,18 +170,18 @@ class ComputeNode(GraphNode):
 
     @abstractmethod
     def flow(self, domain: str, parts: Sequence[ColumnLineage]) -> ColumnLineage:
-        """Say where this node's targets, tags or features come from, given its upstreams'."""
+        """Return the lineage of this node's values of a domain, given its inputs'."""
 
 
 def as_reference(obj: Any, ctx: ExperimentContext, label: str) -> ExperimentNodeReference:
-    """Turn what the user gave as upstream into a reference.
+    """Convert an input to a reference.
 
     Raises
     ------
     GraphError
         If it cannot be read from.
     UnknownNameError
-        If it is a label that nobody bears.
+        If no node has that label.
     """
     if isinstance(obj, str):
         obj = ctx.get_node(obj)
@@ -199,6 +198,6 @@ def as_reference(obj: Any, ctx: ExperimentContext, label: str) -> ExperimentNode
     if isinstance(obj, ExperimentNodeReference):
         return as_reference(obj.resolve(ctx), ctx, label)
     raise GraphError(
-        f"node {label!r} cannot read from a {type(obj).__name__}; give a FeatureSet, "
+        f"node {label!r} cannot read from a {type(obj).__name__}; pass a FeatureSet, "
         "fs.reference(...), a node or a label"
     )

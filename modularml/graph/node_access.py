@@ -1,4 +1,4 @@
-"""What a graph consists of: nodes in order, and how to find them."""
+"""Access to the nodes, edges and parameters of a graph."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from modularml.context import ExperimentContext
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.errors import GraphError, UnknownNameError, closest
 from modularml.graph import topology
-from modularml.graph.learned import LearnedRows, said_of
+from modularml.graph.learned import LearnedRows, leakage_message
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
 from modularml.graph.plan import StepPlan
 from modularml.graph.plan_key import PlanKey
 from modularml.training import AppliedLoss, Loss, Optimizer
 
-__all__ = ["GraphMembers", "id_among"]
+__all__ = ["NodeAccess", "id_among"]
 
 
-class GraphMembers:
+class NodeAccess:
     """The nodes of a graph, its optimizer and its context."""
 
     label: str
@@ -31,19 +31,19 @@ class GraphMembers:
     _plans: dict[Any, tuple[PlanKey, StepPlan, Callable[..., Any]]]
     _built: bool
     _losses: dict[str, tuple[Loss, str]]
-    """Losses with parameters of their own that have been trained, and the node, by label."""
+    """Losses with parameters that have been trained, and their node ids, by label."""
 
     @abstractmethod
     def build(self, *, force: bool = False) -> None:
-        """Find all shapes, make all weights and optimizers."""
+        """Infer all shapes, and create all weights and optimizers."""
 
     @abstractmethod
     def _build_optimizer(self, force: bool) -> None:
         """Make the optimizer, or add new parameters to it."""
 
     @abstractmethod
-    def _take_up_losses(self, losses: Sequence[AppliedLoss]) -> None:
-        """Have parameters that losses themselves have be moved, saved and resumed."""
+    def _register_losses(self, losses: Sequence[AppliedLoss]) -> None:
+        """Register the parameters of losses to be trained, saved and resumed."""
 
     @property
     def nodes(self) -> dict[str, GraphNode]:
@@ -72,12 +72,12 @@ class GraphMembers:
 
     @property
     def optimizer(self) -> Optimizer | None:
-        """What moves all nodes together."""
+        """The optimizer of all nodes together."""
         return self._optimizer
 
     @property
     def context(self) -> ExperimentContext:
-        """The context that this graph was made in."""
+        """The context that this graph was created in."""
         return self._ctx
 
     @property
@@ -91,32 +91,33 @@ class GraphMembers:
         return self._built
 
     def get_node(self, node: str | GraphNode) -> ComputeNode:
-        """Return a node of this graph by label, id or itself.
+        """Return a node of this graph by label, id or the node itself.
 
         Raises
         ------
         UnknownNameError
-            If it is not in this graph; the closest labels are listed.
+            If it is not in this graph; the message lists the closest labels.
         """
-        for mine in self._nodes.values():
-            if mine is node or node in (mine.label, mine.node_id):
-                return mine
+        for candidate in self._nodes.values():
+            if candidate is node or node in (candidate.label, candidate.node_id):
+                return candidate
         shown = node.label if isinstance(node, GraphNode) else node
         raise UnknownNameError("node of the graph", shown, self.node_labels)
 
     def has_nodes(self, names: Iterable[str]) -> bool:
-        """Tell whether all of these are labels or ids of nodes of this graph."""
+        """Return whether all of these are labels or ids of nodes of this graph."""
         return self._nodes.keys() | self.node_labels >= set(names)
 
     @property
     def learned_from(self) -> LearnedRows:
-        """Rows that weights, estimators and the scalers of what is read learned from.
+        """Rows that weights, estimators and the scalers of input columns learned from.
 
-        They outlive new splits, load and further training, until weights are drawn anew.
+        The record survives new splits, loading and further training, until weights are
+        reinitialized.
         """
         refs = [ref for node in self._nodes.values() for ref in node.feature_refs]
-        here = {fs.label: fs for fs in self._ctx.available_featuresets.values()}
-        sets = {label: here[label] for r in refs if (label := r.node_label) in here}
+        available = {fs.label: fs for fs in self._ctx.available_featuresets.values()}
+        sets = {label: available[label] for r in refs if (label := r.node_label) in available}
         scaled = [
             fs.to_view() if record.fit_rows is None else fs.take(record.fit_rows)
             for fs in sets.values()
@@ -134,7 +135,7 @@ class GraphMembers:
         *,
         even_frozen: bool = False,
     ) -> list[tuple[Any, Any]]:
-        """Note that nodes which run and learn are about to learn from these rows.
+        """Record that the running nodes are about to learn from these rows.
 
         Parameters
         ----------
@@ -142,12 +143,12 @@ class GraphMembers:
         active_nodes, fits
             As of `plan`.
         even_frozen : bool
-            Whether frozen nodes may learn too, as something unfreezes them in between.
+            Whether frozen nodes count too, as a callback may unfreeze them.
 
         Returns
         -------
         list of (BaseModel, LearnedRows or None)
-            What each of their models knew before.
+            Each model with its previous record.
         """
         before = []
         running = self._running(active_nodes)
@@ -160,24 +161,24 @@ class GraphMembers:
     def taken_for_unseen(
         self, fs: FeatureSet, split: str | None, active_nodes: Iterable[Any] | None = None
     ) -> str:
-        """Say which rows an evaluation takes for new though nodes know them; else empty."""
+        """Return a warning if an evaluation uses rows nodes learned from; else ''."""
         for node in self._running(active_nodes):
             if isinstance(node, ModelNode):
                 rows = node.learned_from.taken_for_unseen(fs, split)
                 if len(rows):
-                    return said_of(fs, split, rows, f"node {node.label!r}")
+                    return leakage_message(fs, split, rows, f"node {node.label!r}")
         return ""
 
-    # -- within -------------------------------------------------------------------------------
+    # -- internals ----------------------------------------------------------------------------
 
     def _running(self, active: Iterable[str | GraphNode] | None) -> list[ComputeNode]:
         if active is None:
             return list(self._nodes.values())
-        wanted = topology.ancestors(self._edges(), [self.get_node(n).node_id for n in active])
-        return [n for i, n in self._nodes.items() if i in wanted]
+        ancestors = topology.ancestors(self._edges(), [self.get_node(n).node_id for n in active])
+        return [n for i, n in self._nodes.items() if i in ancestors]
 
     def _ctx_of_run(self) -> Any:
-        """Resolve references in the active context where it holds this graph, else in mine."""
+        """Activate the active context if it holds this graph, else the graph's own."""
         active = ExperimentContext.get_active()
         return active.activate() if active.model_graph is self else self._ctx.activate()
 
@@ -186,7 +187,7 @@ class GraphMembers:
         return {i: [id_among(nodes, n, ref) for ref in n.node_refs] for i, n in nodes.items()}
 
     def _checked(self, nodes: Sequence[Any]) -> dict[str, ComputeNode]:
-        """Return nodes by id in topological order, or say what is wrong with them."""
+        """Validate nodes and return them by id in topological order."""
         if not nodes:
             raise GraphError("a graph needs at least one node")
         by_id, seen = dict[str, ComputeNode](), set[str]()
@@ -194,7 +195,7 @@ class GraphMembers:
             if not isinstance(node, ComputeNode):
                 raise TypeError(f"nodes must be graph nodes, got a {type(node).__name__}")
             if node.label in seen:
-                raise GraphError(f"node label {node.label!r} is given twice; labels are unique")
+                raise GraphError(f"node label {node.label!r} occurs twice; labels must be unique")
             seen.add(node.label)
             by_id[node.node_id] = node
         if self._optimizer is not None and self._optimizer.backend is None:
@@ -210,38 +211,38 @@ class GraphMembers:
 
     def _shared(self) -> list[tuple[str, str, str, str]]:
         """Return weights that several nodes share; see `BackendAdapter.shared`."""
-        return [pair for adapter, own in self._by_backend() for pair in adapter.shared(own)]
+        return [pair for adapter, modules in self._by_backend() for pair in adapter.shared(modules)]
 
     def _check_ties(self) -> None:
-        """Refuse shared weights that files and folds part; see `BackendAdapter.check_ties`."""
-        for adapter, own in self._by_backend():
-            adapter.check_ties(own)
+        """Refuse shared weights that files cannot restore; see `BackendAdapter.check_ties`."""
+        for adapter, modules in self._by_backend():
+            adapter.check_ties(modules)
 
     def _by_backend(self) -> Iterator[tuple[BackendAdapter, dict[str, Any]]]:
-        """Iterate over frameworks, with the modules of the nodes of each by label."""
+        """Iterate over frameworks, each with the modules of its nodes by label."""
         for backend in sorted(self._backends(), key=lambda b: b.value):
-            own = {n.label: n.model.module for n in self._learning() if n.backend is backend}
-            yield adapter_for(backend), own
+            modules = {n.label: n.model.module for n in self._learning() if n.backend is backend}
+            yield adapter_for(backend), modules
 
     def _tie(self, shared: Iterable[Sequence[str]]) -> None:
-        """Let nodes share weights again, as `_shared` returned them."""
-        for label, name, other, again in shared:
+        """Tie the weights of nodes again, as `_shared` returned them."""
+        for label, name, other, other_name in shared:
             first, second = (self.get_node(x) for x in (label, other))
             if isinstance(first, ModelNode) and isinstance(second, ModelNode):
                 adapter = adapter_for(first.backend)
-                adapter.tie(first.model.module, name, second.model.module, again)
+                adapter.tie(first.model.module, name, second.model.module, other_name)
 
     def _parameters(self) -> dict[str, Any]:
-        """Return by name what the graph's optimizer moves; what nodes share, once.
+        """Return the parameters of the graph's optimizer by name, shared ones once.
 
-        Parameters that it moved before and that their owner has switched off stay with it, and so
-        do their moments, as long as a model has them.
+        Parameters that are no longer trainable stay in the optimizer, with their moments, as long
+        as a model has them.
         """
         held = set() if self._optimizer is None else self._optimizer.held
         return {name: p for name, p, moves in self._all_parameters() if moves or id(p) in held}
 
     def _all_parameters(self) -> Iterator[tuple[str, Any, bool]]:
-        """Iterate over name, parameter and whether it may move, of the optimizer's framework."""
+        """Iterate over (name, parameter, trainable) of the optimizer's framework."""
         seen = set[int]()
         backend = self.backend or self._only_backend()
         for node in (n for n in self._learning() if n.backend is backend and n.is_built):
@@ -255,12 +256,12 @@ class GraphMembers:
                 yield f"losses.{label}.{name}", p, True
 
     def _only_backend(self, among: Iterable[ComputeNode] | None = None) -> Backend:
-        """Return the one framework that needs the graph's optimizer.
+        """Return the framework of the graph's optimizer.
 
         Raises
         ------
         GraphError
-            If nodes of several frameworks do, and have none of their own.
+            If nodes of several frameworks need it, having no optimizer of their own.
         """
         among = self._nodes.values() if among is None else among
         models = [n for n in among if isinstance(n, ModelNode)]
@@ -271,14 +272,14 @@ class GraphMembers:
         if len(backends) > 1:
             shown = ", ".join(f"{label}: {b.value}" for b, label in backends.items())
             raise GraphError(
-                f"nodes of several frameworks share one optimizer ({shown}); it moves those of "
-                "one, so give the nodes of the others optimizers of their own"
+                f"nodes of several frameworks share one optimizer ({shown}), which can train only "
+                "one framework; give the nodes of the others their own optimizers"
             )
         return next(iter(backends), Backend.NONE)
 
 
 def id_among(nodes: Mapping[str, ComputeNode], node: ComputeNode, ref: Any) -> str:
-    """Return the id of the node, among these, that a reference means."""
+    """Return the id of the node that a reference denotes, among these."""
     if ref.node_id in nodes:
         return str(ref.node_id)
     for other in nodes.values():

@@ -1,9 +1,9 @@
-"""The step plan: everything that can be known before the first batch.
+"""The step plan: everything that is resolved before the first batch.
 
-A plan turns nodes, losses and who is frozen into a function from input tensors to losses and
+A plan turns nodes, losses and frozen flags into a function from input tensors to losses and
 outputs. A step is then slice, forward, loss, backward, optimizer, with no look-up in between.
-Where nodes belong to several frameworks the plan has several segments, each of one framework:
-they run one after another, and what passes between them is converted and carries no gradient.
+If nodes belong to several frameworks, the plan has several segments, each of one framework, which
+run in sequence; outputs passed between them are converted and carry no gradient.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ StepFunction: TypeAlias = Callable[[Sequence[Any]], tuple[Sequence[Any], Sequenc
 
 @dataclass(frozen=True)
 class InputSlot:
-    """One tensor that a step is given.
+    """One input tensor of a step.
 
     Parameters
     ----------
@@ -42,22 +42,22 @@ class InputSlot:
     columns : tuple of str
         Columns that are stacked.
     dtype : object
-        Of the framework; None keeps the column's own.
+        Of the framework; None keeps the column's dtype.
     shape : tuple of int or None
-        Shape of one sample; None keeps that of the stack.
+        Shape of one sample; None keeps the shape of the stacked columns.
     node_id : str or None
-        A frozen node whose outputs stand in for columns.
+        A frozen node whose outputs replace columns.
     weight_source : WeightSource or None
-        Weights of the samples of a loss stand in for columns.
+        Source of the sample weights of a loss, which replace columns.
     normalized : bool
-        Whether weights have mean 1 in each batch, or are as they were given.
+        Whether weights are scaled to mean 1 in each batch.
     padding : str
-        Padded columns as they are (``"kept"``), with 0 for padding (``"blank"``), or in their place
-        what each element counts (``"weights"``).
+        Padded columns as they are (``"kept"``), with 0 for padding (``"blank"``), or the weight of
+        each element instead (``"weights"``).
     adapter : BackendAdapter
-        Of the framework that reads it.
+        Adapter of the framework that reads it.
     device : object
-        Where it lies; None where that need not be known.
+        Device of the tensor; None if irrelevant.
     """
 
     role: str
@@ -75,7 +75,7 @@ class InputSlot:
 
 @dataclass(frozen=True)
 class Crossing:
-    """The output of a node of another segment, as an input of this one."""
+    """The output of a node of another segment as an input of this one."""
 
     node_id: str
     role: str
@@ -84,19 +84,19 @@ class Crossing:
 
 @dataclass(frozen=True)
 class Op:
-    """A function from some slots to another."""
+    """An operation that reads some slots and writes another."""
 
     fn: Callable[..., Any]
     args: tuple[int, ...]
     out: int
     many: bool
     writes: bool = False
-    """Whether it may change what it is given in place."""
+    """Whether it may change its inputs in place."""
 
 
 @dataclass(frozen=True)
 class LossOp:
-    """A loss of some slots."""
+    """A loss that reads some slots."""
 
     fn: Callable[..., Any]
     args: tuple[int, ...]
@@ -104,22 +104,22 @@ class LossOp:
 
 @dataclass
 class Segment:
-    """The part of a step that one framework does.
+    """The part of a step that one framework runs.
 
     Attributes
     ----------
     adapter : BackendAdapter
     modes : list of (module, bool)
-        Which models run in training mode.
+        Models, and whether each runs in training mode.
     optimizers : list of Optimizer
-        What moves the weights; empty where no loss of this segment could.
+        Optimizers of the weights; empty if no loss of this segment reaches them.
     takes : list of (int, callable or None)
-        Its inputs: a tensor of the plan's slots, or an output of an earlier segment and what
-        converts it.
+        Its inputs: the index of a tensor of the plan's slots, or that of an output of an earlier
+        segment and its conversion.
     places : list of int
-        Which of the plan's losses are its own.
+        Indices of its losses among the plan's.
     eager : bool
-        Whether some node is fitted in the step, so that it is no graph that could be traced.
+        Whether a node is fitted in the step, so that the step cannot be traced.
     """
 
     adapter: BackendAdapter
@@ -136,7 +136,7 @@ class Segment:
     _shapes: list[Any] = field(default_factory=list)
 
     def compute(self, inputs: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any]]:
-        """Return (total loss, each loss, each output); ShapeError where samples change shape."""
+        """Return (total loss, losses, outputs); ShapeError if samples change shape."""
         values = self._forward(inputs)
         outputs = [values[i] for i in self._out_slots]
         shapes = [out.shape for out in outputs]
@@ -148,7 +148,7 @@ class Segment:
         return (sum(losses[1:], losses[0]) if losses else None), losses, outputs
 
     def _forward(self, inputs: Sequence[Any]) -> list[Any]:
-        """Return all values of a step, in their places."""
+        """Return all values of a step, by slot."""
         values = [*inputs, *[None] * self._n_slots]
         for op in self._ops:
             args = op.args
@@ -161,11 +161,11 @@ class Segment:
         return [op.fn(*[values[i][n] for i in op.args]) for op in self._losses]
 
     def _after(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple[list[Any], set[int]]:
-        """Return all values of a step that has run, and the places of what comes of outputs."""
+        """Return all values of a completed step, and the slots derived from outputs."""
         values, derived = [*inputs, *[None] * self._n_slots], set(self._out_slots)
         for place, out in zip(self._out_slots, outputs, strict=True):
             values[place] = out
-        for op in self._ops:  # those between outputs and losses; no model is among them
+        for op in self._ops:  # those between outputs and losses, which are no models
             if values[op.out] is None:
                 args = [values[i] for i in op.args]
                 values[op.out] = op.fn(args if op.many else args[0])
@@ -173,9 +173,9 @@ class Segment:
         return values, derived
 
     def pairs_ignored(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> list[bool]:
-        """Tell of each loss of outputs and targets whether it matters not which belongs to which.
+        """Return for each loss whether it ignores which target belongs to which output.
 
-        Targets take the place of outputs, once as they are and once each in the place of another.
+        The loss is computed with targets in place of outputs, once aligned and once shifted.
         """
         values, derived = self._after(inputs, outputs)
         return [self._ignores_pairs(op, values, derived) for op in self._losses]
@@ -192,33 +192,34 @@ class Segment:
             return False
         like = self.adapter.reshape(target, tuple(output.shape[1:]))
         rolled = self.adapter.gather(like, np.roll(np.arange(len(target)), 1))
-        given = [[t, target] if at == 0 else [target, t] for t in (like, rolled)]
-        own, other = self.adapter.floats([op.fn(*args) for args in given])
+        calls = [[t, target] if at == 0 else [target, t] for t in (like, rolled)]
+        aligned, shifted = self.adapter.floats([op.fn(*args) for args in calls])
         spread = np.ptp(self.adapter.to_numpy(target))
-        return bool(spread > 0) and math.isclose(own, other, rel_tol=1e-6, abs_tol=1e-9)
+        return bool(spread > 0) and math.isclose(aligned, shifted, rel_tol=1e-6, abs_tol=1e-9)
 
     def _check(self, shapes: list[Any]) -> None:
-        for (label, wanted), shape in zip(self._promised, shapes, strict=True):
-            found = tuple(shape)[1:]
-            if wanted is None:
+        for (label, expected), shape in zip(self._promised, shapes, strict=True):
+            actual = tuple(shape)[1:]
+            if expected is None:
                 continue
-            alike = (n in (m, None) for n, m in zip(found, wanted, strict=False))  # None: unknown
-            if len(found) != len(wanted) or not all(alike):
+            # a size that is None is unknown
+            matching = (n in (m, None) for n, m in zip(actual, expected, strict=False))
+            if len(actual) != len(expected) or not all(matching):
                 raise ShapeError(
-                    f"node {label!r} gives samples of shape {found}, and the graph was built for "
-                    f"{wanted}; a model must give every batch the same shape"
+                    f"node {label!r} returned samples of shape {actual}, but the graph was built "
+                    f"for {expected}; a model must return samples of one shape"
                 )
         self._shapes = shapes
 
     def train_step(self, options: StepOptions = PLAIN) -> StepFunction:
-        """Return the function that computes a batch's losses and moves the weights."""
+        """Return the function that computes a batch's losses and updates the weights."""
         if not self.optimizers:
             return self.eval_step()
         instances = [o.instance for o in self.optimizers]
         options = replace(
             options,
             clips=tuple((o.clip_norm, o.clip_value) for o in self.optimizers),
-            schedules=tuple(o.scheduler for o in self.optimizers if o.goes_on_every("batch")),
+            schedules=tuple(o.scheduler for o in self.optimizers if o.steps_every("batch")),
             models=tuple(model for model, _ in self.modes),
         )
         options = self.adapter.options_for(options)
@@ -229,7 +230,7 @@ class Segment:
     def eval_step(self, chunk: int | None = None) -> StepFunction:
         """Return the function that computes a batch's losses and outputs without gradients.
 
-        With `chunk`, nodes get so many rows at once, and losses all of them.
+        With `chunk`, nodes get that many rows at a time, and losses all of them.
         """
         if self.eager:
             return self._run
@@ -247,9 +248,9 @@ class Segment:
 
         def step(inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
             pieces = zip(*(adapter.chunks(t, chunk) for t in inputs), strict=True)
-            made = [forward(piece)[1] for piece in pieces]
-            whole = [adapter.concat(parts, 0) for parts in zip(*made, strict=True)]
-            return losses_of([*inputs, *whole])
+            chunk_outputs = [forward(piece)[1] for piece in pieces]
+            outputs = [adapter.concat(parts, 0) for parts in zip(*chunk_outputs, strict=True)]
+            return losses_of([*inputs, *outputs])
 
         return step
 
@@ -259,15 +260,15 @@ class Segment:
 
 
 class OutputMemory:
-    """Whether the steps of a plan write their outputs over those of the step before.
+    """Detects whether the steps of a plan overwrite the outputs of the previous step.
 
-    Some models fill a buffer of their own each time. The first two steps that are kept tell; until
-    then, and where it is so, outputs are copied.
+    Some models reuse an output buffer. The first two recorded steps show it; until then, and if so,
+    outputs are copied.
 
     Attributes
     ----------
     is_shared : bool or None
-        None while it is not known.
+        None until known.
     """
 
     def __init__(self) -> None:
@@ -275,16 +276,16 @@ class OutputMemory:
         self._last: list[Any] = []
 
     def own(self, adapters: Sequence[BackendAdapter], outs: Sequence[Any]) -> Sequence[Any]:
-        """Return outputs that no later step changes."""
+        """Return outputs that no later step overwrites."""
         both = [(a, out) for a, out in zip(adapters, outs, strict=True) if a.may_reuse_outputs]
         if self.is_shared is None:
-            found = [adapter.to_numpy(out) for adapter, out in both]
-            if not both or [o.shape for o in found] == [o.shape for o in self._last]:
-                seen = [adapter.to_numpy(out) for adapter, out in both]
-                hidden = not all(map(np.may_share_memory, found, seen))  # numpy has no such type
-                self.is_shared = hidden or any(map(np.may_share_memory, found, self._last))
-                found = []
-            self._last = found
+            arrays = [adapter.to_numpy(out) for adapter, out in both]
+            if not both or [o.shape for o in arrays] == [o.shape for o in self._last]:
+                again = [adapter.to_numpy(out) for adapter, out in both]
+                hidden = not all(map(np.may_share_memory, arrays, again))  # numpy has no such type
+                self.is_shared = hidden or any(map(np.may_share_memory, arrays, self._last))
+                arrays = []
+            self._last = arrays
         if self.is_shared is False:
             return outs
         copied = {id(out): adapter.concat([out], 0) for adapter, out in both}
@@ -293,22 +294,22 @@ class OutputMemory:
 
 @dataclass
 class StepPlan:
-    """What a step does, resolved.
+    """A resolved step.
 
     Attributes
     ----------
     segments : list of Segment
         In the order in which they run; nearly always one.
     slots : list of InputSlot
-        The tensors a step is given, in order.
+        The input tensors of a step, in order.
     layout : Layout
-        What its outputs and losses mean.
+        Meaning of its outputs and losses.
     static : StepPlan or None
-        The frozen part that is computed once a phase; its outputs stand in `slots`.
+        The frozen part, which is computed once per phase; its outputs are among `slots`.
     losses : sequence of AppliedLoss
-        What it was made for.
+        The losses it was compiled for.
     fits : tuple of str
-        Ids of nodes that are fitted on the rows of the step before they are asked for outputs.
+        Ids of nodes that are fitted on the rows of the step before they compute outputs.
     """
 
     segments: list[Segment]
@@ -321,19 +322,19 @@ class StepPlan:
 
     @property
     def optimizers(self) -> list[Any]:
-        """What moves the weights, each once."""
+        """Optimizers of the weights, each once."""
         return list({id(o): o for segment in self.segments for o in segment.optimizers}.values())
 
     @contextmanager
     def modes(self) -> Iterator[None]:
-        """Put all models into training or evaluation mode within a block, then back."""
+        """Set the mode of all models within a block, and restore it afterwards."""
         with ExitStack() as stack:
             for segment in self.segments:
                 stack.enter_context(segment.adapter.modes(segment.modes))
             yield
 
     def static_version(self) -> Hashable:
-        """Return the version of the weights that the outputs of the frozen part are made with."""
+        """Return the version of the weights of the frozen part."""
         segments = () if self.static is None else self.static.segments
         return tuple(s.adapter.weights_version(model) for s in segments for model, _ in s.modes)
 
@@ -344,29 +345,29 @@ class StepPlan:
         fits: Sequence[str],
         version: Hashable = (),
     ) -> bool:
-        """Tell whether this is the plan for these losses, nodes to fit and frozen weights."""
+        """Return whether this plan is valid for these losses, fits and frozen weights."""
         same = len(losses) == len(self.losses) and all(map(is_, losses, self.losses))
-        asked = same and self.layout.training is training and self.fits == tuple(fits)
-        return asked and (self.static is None or version == self.static_version())
+        same_mode = same and self.layout.training is training and self.fits == tuple(fits)
+        return same_mode and (self.static is None or version == self.static_version())
 
     def finish(self) -> None:
-        """Let optimizers do what they do at the end of a training."""
+        """Run what optimizers do at the end of training."""
         for segment in self.segments:
             for optimizer in segment.optimizers:
                 segment.adapter.finish_training(optimizer.instance)
 
     def train_step(self, options: StepOptions = PLAIN) -> StepFunction:
-        """Return the function that computes a batch's losses and moves the weights.
+        """Return the function that computes a batch's losses and updates the weights.
 
         Raises
         ------
         BackendNotSupportedError
-            If batches shall be put together and there are several segments.
+            If gradients are accumulated, or run in parallel, over several segments.
         """
         if len(self.segments) > 1 and (options.accumulate > 1 or options.parallel):
             raise BackendNotSupportedError(
-                "accumulate and data_parallel need nodes of one framework; use active_nodes= to "
-                "train those of one"
+                "accumulate and data_parallel need nodes of one framework; select them with "
+                "active_nodes="
             )
         return self._through([segment.train_step(options) for segment in self.segments])
 
@@ -378,39 +379,46 @@ class StepPlan:
         self, tensors: Sequence[Any], outs: Sequence[Any], rows: slice
     ) -> list[float]:
         """Return the losses of some rows of a step that has run, in the order of the layout."""
-        found = [0.0] * len(self.layout.losses)
-        for segment, given, mine in self._parts_of(tensors, outs):
+        values = [0.0] * len(self.layout.losses)
+        for segment, inputs, outputs in self._parts_of(tensors, outs):
             with segment.adapter.no_grad():
-                losses = segment.losses_of_part(given, mine, rows)
+                losses = segment.losses_of_part(inputs, outputs, rows)
             for place, loss in zip(segment.places, segment.adapter.floats(losses), strict=True):
-                found[place] = loss
-        return found
+                values[place] = loss
+        return values
 
     def pairs_ignored(self, tensors: Sequence[Any], outs: Sequence[Any]) -> set[int]:
-        """Return the places of losses that read pairs as they read any others; see `Segment`."""
-        found = set()
-        for segment, given, mine in self._parts_of(tensors, outs):
+        """Return the indices of losses that ignore pairs of outputs and targets."""
+        indices = set()
+        for segment, inputs, outputs in self._parts_of(tensors, outs):
             with segment.adapter.no_grad():
-                ignored = segment.pairs_ignored(given, mine)
-            found |= {place for place, is_so in zip(segment.places, ignored, strict=True) if is_so}
-        return found
+                ignored = segment.pairs_ignored(inputs, outputs)
+            indices |= {
+                place
+                for place, is_ignored in zip(segment.places, ignored, strict=True)
+                if is_ignored
+            }
+        return indices
 
     def _parts_of(
         self, tensors: Sequence[Any], outs: Sequence[Any]
     ) -> Iterator[tuple[Segment, list[Any], Sequence[Any]]]:
-        """Yield each segment with its inputs and outputs in a step that has run."""
+        """Yield each segment with its inputs and outputs in a completed step."""
         at = 0
         for segment in self.segments:
-            mine = outs[at : at + len(segment._out_slots)]
-            at += len(mine)
+            outputs = outs[at : at + len(segment._out_slots)]
+            at += len(outputs)
             yield (
                 segment,
-                [tensors[i] if how is None else how(outs[i]) for i, how in segment.takes],
-                mine,
+                [
+                    tensors[i] if convert is None else convert(outs[i])
+                    for i, convert in segment.takes
+                ],
+                outputs,
             )
 
     def _through(self, steps: Sequence[StepFunction]) -> StepFunction:
-        """Return one step from those of the segments; losses come out as numbers."""
+        """Return one step that chains those of the segments, with losses as floats."""
         if len(steps) == 1:
             return steps[0]
         parts, n_losses = list(zip(self.segments, steps, strict=True)), len(self.layout.losses)
@@ -418,12 +426,12 @@ class StepPlan:
         def step(tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
             losses, outs = [0.0] * n_losses, list[Any]()
             for segment, run in parts:
-                given = [
+                inputs = [
                     tensors[i] if convert is None else convert(outs[i])
                     for i, convert in segment.takes
                 ]
                 try:
-                    values, outputs = run(given)
+                    values, outputs = run(inputs)
                 except NotFiniteError as error:
                     place = segment.places[error.place]
                     raise NotFiniteError(place, error.value, error.of) from None

@@ -1,4 +1,4 @@
-"""What a step plan was compiled from."""
+"""The cache key of a step plan."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["PlanKey"]
 
 @dataclass(frozen=True)
 class PlanKey:
-    """What a step plan was compiled from; a plan whose key differs from today's is outdated.
+    """What a step plan was compiled from; a plan whose key no longer matches is outdated.
 
-    Values of weights are no part of it: `StepPlan.static_version` tells whether the outputs of a
-    frozen part that were computed once are still those of its weights.
+    Values of weights are not part of it: `StepPlan.static_version` shows whether cached outputs of
+    the frozen part are still valid.
 
     Attributes
     ----------
     columns : tuple
-        Columns that each reference means by now.
+        Columns that each reference currently denotes.
     models : tuple
         For each model: its object, whether it is fitted, the shape of its outputs, and
         `BackendAdapter.signature`: layers
-        and parameters with their shapes, dtypes and who is trainable.
+        and parameters with their shapes, dtypes and whether they are trainable.
     losses : tuple
         Weight, function and arguments of each loss.
     optimizers : tuple
@@ -47,7 +47,7 @@ class PlanKey:
         losses: Iterable[AppliedLoss],
         optimizers: Iterable[Optimizer],
     ) -> PlanKey:
-        """Return the key of a plan that would be compiled now."""
+        """Return the key of a plan compiled now."""
         refs = [ref for node in nodes for ref in node.feature_refs]
         models = [node.model for node in nodes if isinstance(node, ModelNode)]
         return cls(

@@ -1,4 +1,4 @@
-"""Outputs of a graph for any rows, in the target's own units."""
+"""Prediction: outputs of a graph for any rows, in the units of the targets."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def predict(
     decode: bool = False,
     tags: bool = False,
 ) -> Any:
-    """Return outputs for rows of a FeatureSet, a view, a frame, a dict or an array.
+    """Return a graph's outputs for a FeatureSet, view, frame, dict or array.
 
     See `ModelGraph.predict`.
     """
@@ -59,16 +59,16 @@ def predict(
         )
     if not graph.is_built:
         raise NotFittedError("the graph has not been built; train it, or call graph.build()")
-    wanted: list[Any] = list(graph.tail_nodes.values()) if node is None else [graph.get_node(node)]
-    plan, step = graph.plan((), training=False, active_nodes=wanted)
+    nodes: list[Any] = list(graph.tail_nodes.values()) if node is None else [graph.get_node(node)]
+    plan, step = graph.plan((), training=False, active_nodes=nodes)
     sets = {slot.source.ref.resolve(): None for slot in plan.slots}
-    read_together = {slot.columns for slot in plan.slots}
-    if isinstance(data, np.ndarray) and len(read_together) > 1:
+    column_groups = {slot.columns for slot in plan.slots}
+    if isinstance(data, np.ndarray) and len(column_groups) > 1:
         raise DataError(
-            f"a bare array does not say which of its columns are {sorted(read_together)}, as "
-            "inputs of the graph read them apart; give a frame, a dict of columns or a FeatureSet"
+            "a bare array has no column names, and inputs of the graph read "
+            f"{sorted(column_groups)} separately; pass a frame, a dict of columns or a FeatureSet"
         )
-    readers, lead = _readers(data, list(sets), graph._running(wanted))
+    readers, lead = _readers(data, list(sets), graph._running(nodes))
     n = lead.n_rows
     size = ROWS if batch_size is None else batch_size
     if not isinstance(size, Integral) or size < 1:
@@ -83,23 +83,25 @@ def predict(
                 for read, slot in zip(columns, plan.slots, strict=True)
             ]
             outs = step(tensors)[1]
-            parts.append([as_numpy(outs[places[w.node_id]]) for w in wanted])
-    beside = _facts(readers, lead) if tags else {}
-    found = {}
-    for i, w in enumerate(wanted):
-        made = [p[i] for p in parts]
-        values = _values(plan.layout.lineages, w, made, readers, lead, unscale, decode)
+            parts.append([as_numpy(outs[places[target.node_id]]) for target in nodes])
+    row_columns = _row_columns(readers, lead) if tags else {}
+    outputs = {}
+    for i, target in enumerate(nodes):
+        chunks = [p[i] for p in parts]
+        values = _values(plan.layout.lineages, target, chunks, readers, lead, unscale, decode)
         if form in ARRAY_FORMATS:
-            found[w.label] = convert_array(values, form)
+            outputs[target.label] = convert_array(values, form)
             continue
-        named = _named(plan.layout.lineages, w, values, decode)
-        facts = {k if k not in named else f"tags.{k}": own for k, own in beside.items()}
-        found[w.label] = table = convert({**facts, **named}, form)
+        columns_of = _named(plan.layout.lineages, target, values, decode)
+        before = {
+            k if k not in columns_of else f"tags.{k}": column for k, column in row_columns.items()
+        }
+        outputs[target.label] = table = convert({**before, **columns_of}, form)
         if form is DataFormat.PANDAS and lead.index is not None:
-            found[w.label] = table.set_axis(lead.index, axis=0)
-        elif form is DataFormat.PANDAS and "sample_uuid" in facts:
-            found[w.label] = table.set_index("sample_uuid")
-    return next(iter(found.values())) if len(found) == 1 else found
+            outputs[target.label] = table.set_axis(lead.index, axis=0)
+        elif form is DataFormat.PANDAS and "sample_uuid" in before:
+            outputs[target.label] = table.set_index("sample_uuid")
+    return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
 
 def _values(
@@ -111,10 +113,10 @@ def _values(
     unscale: bool,
     decode: bool,
 ) -> Array:
-    """Return a node's outputs in the units of its targets, or the labels of its classes."""
+    """Return a node's outputs in the units of its targets, or class labels."""
     values = np.concatenate(parts)
     if decode:
-        return decoded(node.label, _truth(lineages, node), values)[:, None]
+        return decoded(node.label, _compared_targets(lineages, node), values)[:, None]
     leaf = None
     if unscale:
         check_clear(lineages, node.node_id, node.label)
@@ -125,17 +127,19 @@ def _values(
     return invert_leaf(leaf, values, reader.ids(leaf) if needs_rows(leaf) else None)
 
 
-def _truth(lineages: Mapping[Any, Any], node: Any) -> Any:
+def _compared_targets(lineages: Mapping[Any, Any], node: Any) -> Any:
     return lineages.get((node.node_id, "truth")) or lineages.get((node.node_id, "targets"))
 
 
 def _named(lineages: Mapping[Any, Any], node: Any, values: Array, decode: bool) -> dict[str, Array]:
-    """Return the columns of a node's outputs, by the names of its targets or classes."""
+    """Return the columns of a node's outputs, named after its targets or classes."""
     values = values[:, None] if values.ndim == 1 else values
-    truth = _truth(lineages, node)
-    own = lineages.get((node.node_id, "outputs")) or lineages.get((node.node_id, "truth"))
-    own = truth if decode else own
-    names = [column.split(".")[1] for part in source_columns_of(own) for column in part.columns]
+    truth = _compared_targets(lineages, node)
+    predicted = lineages.get((node.node_id, "outputs")) or lineages.get((node.node_id, "truth"))
+    predicted = truth if decode else predicted
+    names = [
+        column.split(".")[1] for part in source_columns_of(predicted) for column in part.columns
+    ]
     width = values.shape[1]
     method = getattr(node.model, "method", "") if hasattr(node, "model") else ""
     if width > 1 and (classes := score_names(truth, width, method=method)) is not None:
@@ -147,68 +151,70 @@ def _named(lineages: Mapping[Any, Any], node: Any, values: Array, decode: bool) 
     return {name: values[:, i] for i, name in enumerate(names)}
 
 
-def _facts(readers: Mapping[str, _Reader], lead: _Reader) -> dict[str, Array]:
-    """Return the ids of rows, where these are known, and their tags."""
-    found: dict[str, Array] = {}
+def _row_columns(readers: Mapping[str, _Reader], lead: _Reader) -> dict[str, Array]:
+    """Return the ids of rows, if known, and their tags."""
+    columns: dict[str, Array] = {}
     if lead.view is not None:
-        found["sample_uuid"] = lead.view.get_sample_uuids()
+        columns["sample_uuid"] = lead.view.get_sample_uuids()
     for label, reader in readers.items():
         for key, values in reader.tags(label).items():
-            found.setdefault(
-                key if key not in found or reader is lead else f"{label}.{key}", values
+            columns.setdefault(
+                key if key not in columns or reader is lead else f"{label}.{key}", values
             )
-    return found
+    return columns
 
 
 def _readers(
     data: Any, sets: Sequence[FeatureSet], nodes: Sequence[Any]
 ) -> tuple[dict[str, _Reader], _Reader]:
-    """Return what gives the rows of each set, side by side, and that which leads.
+    """Return a reader of aligned rows for each FeatureSet, and the leading one.
 
-    Sets that were not given are looked up in the context, all their rows.
+    FeatureSets that were not passed are looked up in the context, with all rows.
 
     Raises
     ------
     DataError
-        If nothing tells which of their rows belong to those that were given.
+        If no key relates their rows to those passed.
     """
     by_label = {str(fs.label): fs for fs in sets}
-    given = _given(data, by_label)
-    if given is None or (len(given) == len(by_label) == 1):
-        whole = _Reader(data if given is None else next(iter(given.values())))
-        return dict.fromkeys(by_label, whole), whole
-    readers = {label: _Reader(rows) for label, rows in given.items()}
-    others = [label for label in by_label if label not in given]
-    known = next((r.view for r in readers.values() if r.view is not None), None)
-    readers |= {label: _Reader(_looked_up(by_label[label], known)) for label in others}
+    passed = _rows_by_label(data, by_label)
+    if passed is None or (len(passed) == len(by_label) == 1):
+        reader = _Reader(data if passed is None else next(iter(passed.values())))
+        return dict.fromkeys(by_label, reader), reader
+    readers = {label: _Reader(rows) for label, rows in passed.items()}
+    missing = [label for label in by_label if label not in passed]
+    reference_view = next((r.view for r in readers.values() if r.view is not None), None)
+    readers |= {
+        label: _Reader(_matching_rows(by_label[label], reference_view)) for label in missing
+    }
     meetings = meetings_of(nodes, ())
     sources = list(dict.fromkeys(s for m in meetings for s in m.sources))
     labels = list(readers)
-    targets = {s.ref.node_label for s in sources if s.ref.targets} & given.keys()
+    targets = {s.ref.node_label for s in sources if s.ref.targets} & passed.keys()
     tables = [r.table(label, label in targets) for label, r in readers.items()]
-    of = {s: labels.index(s.ref.node_label) for s in sources}
+    table_of_source = {s: labels.index(s.ref.node_label) for s in sources}
     try:
-        joined = join(tables, links_of(meetings, tables, of), who="predict: ")
+        joined = join(tables, links_of(meetings, tables, table_of_source), who="predict: ")
     except DataError as error:
-        if not others:
+        if not missing:
             raise
         raise DataError(
-            f"rows of {list(given)} alone cannot be predicted, as the graph reads {others} too: "
-            f"{error}. Pass rows of all sets, such as predict({{'{labels[0]}': ..., "
-            f"'{labels[-1]}': ...}})"
+            f"rows of {list(passed)} alone are not enough, as the graph also reads {missing}: "
+            f"{error}. Pass rows of all FeatureSets, such as "
+            f"predict({{'{labels[0]}': ..., '{labels[-1]}': ...}})"
         ) from error
-    found = {
+    aligned = {
         label: readers[label].taken(rows) for label, rows in zip(labels, joined.rows, strict=True)
     }
-    return found, found[labels[joined.lead]]
+    return aligned, aligned[labels[joined.lead]]
 
 
-def _given(data: Any, sets: Mapping[str, FeatureSet]) -> dict[str, Any] | None:
-    """Return rows by label of their set; None where one table holds the columns of all."""
+def _rows_by_label(data: Any, sets: Mapping[str, FeatureSet]) -> dict[str, Any] | None:
+    """Return rows by FeatureSet label; None if one table holds all columns."""
     tables = (Mapping, FeatureSet, FeatureSetView)
     if isinstance(data, Mapping) and data and set(map(str, data)) <= sets.keys():
-        rows = {str(label): own for label, own in data.items()}
-        if all(isinstance(own, tables) or hasattr(own, "columns") for own in rows.values()):
+        rows = {str(label): table for label, table in data.items()}
+        if all(isinstance(table, tables) or hasattr(table, "columns") for table in rows.values()):
             return rows
     view = _as_view(data)
     if view is not None:
@@ -216,27 +222,33 @@ def _given(data: Any, sets: Mapping[str, FeatureSet]) -> dict[str, Any] | None:
     return None
 
 
-def _looked_up(fs: FeatureSet, known: FeatureSetView | None) -> FeatureSetView:
-    """Return the rows of a set that are those samples, where it has them all, or else all."""
-    whole = fs.to_view()
-    if known is None:
-        return whole
-    same = known.take_intersection(whole)
-    if len(same) < len(known) or not len(known):
-        return whole
-    return whole.take_sample_uuids(known.get_sample_uuids())
+def _matching_rows(fs: FeatureSet, reference_view: FeatureSetView | None) -> FeatureSetView:
+    """Return the rows of a FeatureSet for the same samples, or all if some lack."""
+    all_rows = fs.to_view()
+    if reference_view is None:
+        return all_rows
+    same = reference_view.take_intersection(all_rows)
+    if len(same) < len(reference_view) or not len(reference_view):
+        return all_rows
+    return all_rows.take_sample_uuids(reference_view.get_sample_uuids())
 
 
 class _Reader:
-    """Columns for the slots of a plan, from whatever the user gave."""
+    """Reads columns for the slots of a plan from the user's data."""
 
     def __init__(self, data: Any, index: Any = None) -> None:
         self.view = _as_view(data)
         self.source = None if self.view is None else self.view.source
         self.raw = None if self.view is not None else _as_columns(data)
-        self.n_rows = len(self.view) if self.view is not None else _length(self.raw or {})
-        own = getattr(data, "index", None)
-        self.index = own if index is None and isinstance(own, require("pandas").Index) else index
+        lengths = {key: len(values) for key, values in (self.raw or {}).items()}
+        check_lengths(lengths)
+        self.n_rows = next(iter(lengths.values()), 0) if self.view is None else len(self.view)
+        frame_index = getattr(data, "index", None)
+        self.index = (
+            frame_index
+            if index is None and isinstance(frame_index, require("pandas").Index)
+            else index
+        )
 
     def table(self, label: str, is_sample: bool) -> Table:
         """Return the rows as a table to be joined."""
@@ -244,7 +256,7 @@ class _Reader:
             return table_of(self.view, is_sample=is_sample, label=label)
         raw = self.raw or {}
         if "" in raw:
-            raise DataError(f"rows of {label!r} are an array; give a frame or a dict of columns")
+            raise DataError(f"rows of {label!r} are an array; pass a frame or a dict of columns")
         return Table(
             label,
             self.n_rows,
@@ -253,14 +265,14 @@ class _Reader:
         )
 
     def taken(self, rows: Array) -> _Reader:
-        """Return some of the rows, in the order asked."""
+        """Return a reader of selected rows, in that order."""
         if self.view is not None:
             return _Reader(self.view.take(rows))
         index = None if self.index is None else self.index[rows]
         return _Reader({key: values[rows] for key, values in (self.raw or {}).items()}, index)
 
     def tags(self, label: str) -> dict[str, Array]:
-        """Return the tags of the rows, by key, as far as they were given."""
+        """Return the available tags of the rows, by key."""
         if self.view is not None:
             own: dict[str, Array] = self.view.get_tags() if self.view.get_tag_keys() else {}
             return own
@@ -269,13 +281,13 @@ class _Reader:
         return {key: (self.raw or {})[key] for key in keys}
 
     def column(self, slot: InputSlot) -> Callable[[int, int], Array]:
-        """Return the function from first and last place to those rows of the slot's columns."""
+        """Return a function that reads rows ``start:stop`` of the slot's columns."""
         fs: FeatureSet = slot.source.ref.resolve()
-        # what another set calls transformed was scaled by its own scalers, not by those of `fs`
-        fits = fs is self.source or all(name.endswith(f".{RAW}") for name in slot.columns)
+        # transformed columns of another FeatureSet were scaled by its scalers, not by those of `fs`
+        same_scaling = fs is self.source or all(name.endswith(f".{RAW}") for name in slot.columns)
         if (
             self.view is not None
-            and fits
+            and same_scaling
             and self.view.collection.schema.columns.keys() >= set(slot.columns)
         ):
             table, rows = self.view.collection, self.view.valid_indices
@@ -283,18 +295,17 @@ class _Reader:
         columns = self._transformed(fs, slot.columns)
         for name, values in columns.items():
             check_cast(slot.adapter, slot.dtype, values, name)
-        whole = stack(columns)
+        stacked_columns = stack(columns)
         if slot.shape is not None:
-            whole = whole.reshape(len(whole), *slot.shape)
-        return lambda start, stop: whole[start:stop]
+            stacked_columns = stacked_columns.reshape(len(stacked_columns), *slot.shape)
+        return lambda start, stop: stacked_columns[start:stop]
 
     def ids(self, leaf: SourceColumns) -> Any:
-        """Return sample ids, where the rows are known ones."""
+        """Return sample ids; ScalerError for rows that are not in the FeatureSet."""
         if self.view is None or self.source is not leaf.source.ref.resolve():
             raise ScalerError(
-                "the scaler of the targets needs facts of each row to be inverted, and these "
-                "rows are "
-                "new; pass unscale=False"
+                "inverting the scaler of the targets needs other values of each row, and these "
+                "rows are new; pass unscale=False"
             )
         return self.view.get_sample_uuids()
 
@@ -340,29 +351,23 @@ def _as_view(data: Any) -> FeatureSetView | None:
 def _as_columns(data: Any) -> dict[str, Array]:
     if isinstance(data, np.ndarray):
         return {"": data}
-    found = as_columns(data, "data must be a FeatureSet, a view, a frame, a dict or an array")
-    return {key: to_numpy(to_arrow(values, key)) for key, values in found.items()}
-
-
-def _length(columns: Mapping[str, Array]) -> int:
-    lengths = {key: len(values) for key, values in columns.items()}
-    check_lengths(lengths)
-    return next(iter(lengths.values()), 0)
+    columns = as_columns(data, "data must be a FeatureSet, a view, a frame, a dict or an array")
+    return {key: to_numpy(to_arrow(values, key)) for key, values in columns.items()}
 
 
 def _with_partners(fs: FeatureSet, keys: list[str]) -> list[str]:
-    """Return the keys and those that were scaled together with them."""
-    found = dict.fromkeys(keys)
+    """Return the keys and those scaled together with them."""
+    partners = dict.fromkeys(keys)
     for record in fs.scaler_records:
-        if record.domain == "features" and set(record.keys) & set(found):
-            found.update(dict.fromkeys(record.keys))
-    return list(found)
+        if record.domain == "features" and set(record.keys) & set(partners):
+            partners.update(dict.fromkeys(record.keys))
+    return list(partners)
 
 
 def _unstacked(values: Array, key: str, keys: list[str], fs: FeatureSet) -> Array:
     shape = fs.collection.schema[f"features.{key}.{RAW}"].shape
     if key not in keys:
-        raise GraphError(f"a bare array lacks the column {key!r}; give a dict or a frame")
+        raise GraphError(f"a bare array lacks the column {key!r}; pass a dict or a frame")
     if len(keys) == 1 and values.shape[1:] == shape:
         return values
     if values.shape[1:] != (len(keys), *shape):

@@ -1,4 +1,4 @@
-"""A segment in the making: its inputs, operations and losses, before places are known."""
+"""The builder of a plan's segment."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["Program", "converted"]
 
 
 class Program:
-    """Collects what nodes of one framework do.
+    """Collects inputs, operations and losses of nodes of one framework.
 
-    While compiling, input i is i and the result of an operation is -1 - i; once all inputs are
-    known the results move behind them.
+    While compiling, input ``i`` has slot ``i`` and the result of operation ``i`` has slot ``-1 -
+    i``; once all inputs are known the results get the slots after them.
 
     Parameters
     ----------
     adapter : BackendAdapter
     device : object
-        Where columns and losses lie; None where that need not be known.
+        Device of columns and losses; None if irrelevant.
     """
 
     def __init__(self, adapter: BackendAdapter, device: Any = None) -> None:
@@ -43,14 +43,14 @@ class Program:
         columns: tuple[str, ...] = (),
         dtype: Any = None,
         shape: Shape | None = None,
-        **more: Any,
+        **options: Any,
     ) -> InputSlot:
-        """Return a tensor of columns that lies where the program reads it."""
-        made = InputSlot(role, source, columns, dtype, shape, **more)
-        return replace(made, adapter=self.adapter, device=self.device)
+        """Return an input of columns on the program's device."""
+        slot = InputSlot(role, source, columns, dtype, shape, **options)
+        return replace(slot, adapter=self.adapter, device=self.device)
 
     def moved(self, arg: int, device: Any) -> int:
-        """Return the place of a value on a device; it is moved once, where it lies elsewhere."""
+        """Return the slot of a value on a device, copied there at most once."""
         if self._where.get(arg, self.device) == device:
             return arg
         if (arg, device) not in self._copies:
@@ -59,7 +59,7 @@ class Program:
         return self._copies[arg, device]
 
     def input(self, slot: InputSlot | Crossing) -> int:
-        """Return the place of an input, the same for equal ones."""
+        """Return the slot of an input, the same for equal ones."""
         return self.inputs.setdefault(slot, len(self.inputs))
 
     def op(
@@ -71,9 +71,9 @@ class Program:
         device: Any = None,
         writes: bool = False,
     ) -> int:
-        """Return the place of the result of a function, on the program's device or another.
+        """Add an operation and return the slot of its result.
 
-        One that `writes` to its inputs gets copies of those that others read.
+        An operation that `writes` to its inputs gets copies of those with other readers.
         """
         out = -1 - len(self.ops)
         self._where[out] = self.device if device is None else device
@@ -90,12 +90,14 @@ class Program:
         *,
         eager: bool,
     ) -> Segment:
-        """Return the segment, every value in its final place; see `Segment`."""
+        """Return the segment, with the final slot of every value; see `Segment`."""
         place = self._place
-        read = Counter(arg for op in self.ops for arg in op.args)
-        read.update(arg for _, op in losses for arg in op.args)
-        read.update(slot for slot, *_ in outputs)
-        ops = [self._on_copies(op) if any(read[a] > 1 for a in op.args) else op for op in self.ops]
+        n_readers = Counter(arg for op in self.ops for arg in op.args)
+        n_readers.update(arg for _, op in losses for arg in op.args)
+        n_readers.update(slot for slot, *_ in outputs)
+        ops = [
+            self._on_copies(op) if any(n_readers[a] > 1 for a in op.args) else op for op in self.ops
+        ]
         return Segment(
             self.adapter,
             list(models),
@@ -125,7 +127,7 @@ class Program:
 def converted(
     source: BackendAdapter, target: BackendAdapter, dtype: Any, device: Any = None
 ) -> Callable[[Any], Any]:
-    """Return what takes a tensor of one framework to another, off the graph."""
+    """Return the conversion of detached tensors from one framework to another."""
     if source is target:
         return target.detach
     return lambda tensor: target.from_numpy(source.to_numpy(tensor), dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""Where rows of several FeatureSets meet, and by what they belong together."""
+"""Row matching: where rows of several FeatureSets are combined, and by which keys."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ __all__ = ["Meeting", "check_side_by_side", "links_of", "meetings_of"]
 
 @dataclass(frozen=True)
 class Meeting:
-    """Inputs whose rows are put side by side.
+    """Inputs whose rows are combined.
 
     Parameters
     ----------
     who : str
-        The node, loss or sampler that does it.
+        Name of the node, loss or sampler that combines them.
     branches : tuple of tuple of Source
-        What each input reads.
+        Sources of each input.
     align_on : str or list of str, optional
-        Column by which they belong together; where it is None the references say so.
+        Key columns that match the rows; None leaves this to the references.
     strict : bool
-        Whether a row without a partner is refused.
+        Whether a row without a match is an error.
     """
 
     who: str
@@ -46,83 +46,83 @@ class Meeting:
 
     @property
     def sources(self) -> list[Source]:
-        """All of them, each once."""
+        """All sources, each once."""
         return list(dict.fromkeys(s for branch in self.branches for s in branch))
 
 
 def meetings_of(nodes: Sequence[ComputeNode], losses: Iterable[AppliedLoss]) -> list[Meeting]:
-    """Return where rows of several edges meet: in nodes of several inputs, and in losses."""
+    """Return the nodes and losses that combine rows of several sources."""
     lineages = lineages_of(nodes)
     ids = {name: n.node_id for n in nodes for name in (n.node_id, n.label)}
 
-    def behind(node_id: str) -> tuple[Source, ...]:
+    def sources_of(node_id: str) -> tuple[Source, ...]:
         return tuple(leaf.source for leaf in source_columns_of(lineages[node_id, "features"]))
 
-    found = []
+    meetings = []
     for node in nodes:
         branches = [
             (Source(node.node_id, ref),)
             if isinstance(ref, FeatureSetReference)
-            else behind(resolve_id(ref))
+            else sources_of(resolve_id(ref))
             for ref in node.upstream_refs
         ]
-        on, strict = getattr(node, "align_on", None), getattr(node, "strict", False)
-        found.append(Meeting(f"node {node.label!r}", tuple(branches), on, strict))
+        key, strict = getattr(node, "align_on", None), getattr(node, "strict", False)
+        meetings.append(Meeting(f"node {node.label!r}", tuple(branches), key, strict))
     for applied in losses:
-        read = dict.fromkeys([applied.on, *(i.node for i in applied.parsed if i.node)])
-        branches = [behind(ids[name]) for name in read if name in ids]
-        found.append(Meeting(f"loss {applied.label!r}", tuple(branches)))
-    return [m for m in found if len(m.sources) > 1]
+        names = dict.fromkeys([applied.on, *(i.node for i in applied.parsed if i.node)])
+        branches = [sources_of(ids[name]) for name in names if name in ids]
+        meetings.append(Meeting(f"loss {applied.label!r}", tuple(branches)))
+    return [m for m in meetings if len(m.sources) > 1]
 
 
 def links_of(
-    meetings: Sequence[Meeting], tables: Sequence[Table], of: Mapping[Source, int]
+    meetings: Sequence[Meeting], tables: Sequence[Table], table_of: Mapping[Source, int]
 ) -> list[Link]:
-    """Return what relates the tables that meet.
+    """Return the links between tables that are combined.
 
-    Keys of samplers and merge nodes come first, then those of references; where neither is given,
-    two tables must hold the same samples.
+    Keys of samplers and merge nodes take precedence over those of references; without either, two
+    tables must hold the same samples.
 
     Parameters
     ----------
     meetings : sequence of Meeting
     tables : sequence of Table
     of : mapping of Source to int
-        Which table each source reads.
+        Index of the table that each source reads.
 
     Raises
     ------
     DataError
-        If nothing tells which rows belong together.
+        If no key relates the rows.
     """
-    web = _Web(tables)
+    graph = _TableLinks(tables)
     for meeting in meetings:
         if (on := meeting.align_on) is not None:
-            chosen = _with_key(meeting, tables, of)
+            chosen = _with_key(meeting, tables, table_of)
             for other in dict.fromkeys(chosen[1:]):
                 if other != chosen[0]:
                     pair = chosen[0], other
-                    web.add(link_by(tables, pair, (on, on), strict=meeting.strict))
-    named = [_Named(m, tables, of) for m in meetings if m.align_on is None]
-    for own in named:
-        for pair, keys in own.pairs():
-            if web.group(pair[0]) != web.group(pair[1]):
-                web.add(link_by(tables, pair, keys, strict=own.strict))
-    for own in named:
-        first, *others = web.apart(own.tables)
+                    graph.add(link_by(tables, pair, (on, on), strict=meeting.strict))
+    unaligned = [_KeyedMeeting(m, tables, table_of) for m in meetings if m.align_on is None]
+    for keyed in unaligned:
+        for pair, keys in keyed.pairs():
+            if graph.group(pair[0]) != graph.group(pair[1]):
+                graph.add(link_by(tables, pair, keys, strict=keyed.strict))
+    for keyed in unaligned:
+        first, *others = graph.apart(keyed.tables)
         for other in others:
             pair = first, other
-            if (both := own.keys_of(pair)) is not None:
-                web.add(link_by(tables, pair, both, strict=own.strict))
+            if (both := keyed.keys_of(pair)) is not None:
+                graph.add(link_by(tables, pair, both, strict=keyed.strict))
             elif (link := link_same(tables, pair)) is not None:
-                web.add(link)
+                graph.add(link)
             else:
-                raise own.unrelated(pair)
-    return web.links
+                raise keyed.unrelated(pair)
+    return graph.links
 
 
-class _Web:
-    """Links, and which tables they connect."""
+class _TableLinks:
+    """Links between tables, and the groups of tables they connect."""
 
     def __init__(self, tables: Sequence[Table]) -> None:
         self.links: list[Link] = []
@@ -144,76 +144,78 @@ class _Web:
         return list({self.group(i): i for i in reversed(tables)}.values())[::-1]
 
 
-class _Named:
-    """A meeting whose references name the keys, as far as they do."""
+class _KeyedMeeting:
+    """A meeting whose keys are named by its references."""
 
-    def __init__(self, meeting: Meeting, tables: Sequence[Table], of: Mapping[Source, int]) -> None:
+    def __init__(
+        self, meeting: Meeting, tables: Sequence[Table], table_of: Mapping[Source, int]
+    ) -> None:
         self.meeting, self._all = meeting, tables
-        self.tables = list(dict.fromkeys(of[s] for s in meeting.sources))
+        self.tables = list(dict.fromkeys(table_of[s] for s in meeting.sources))
         self.on: dict[int, list[Key]] = {i: [] for i in self.tables}
         for source in meeting.sources:
-            if source.ref.on is not None and source.ref.on not in self.on[of[source]]:
-                self.on[of[source]].append(source.ref.on)
+            if source.ref.on is not None and source.ref.on not in self.on[table_of[source]]:
+                self.on[table_of[source]].append(source.ref.on)
         self.strict = any(s.ref.strict for s in meeting.sources)
 
     def pairs(self) -> Iterable[tuple[tuple[int, int], tuple[Key, Key]]]:
-        """Iterate over pairs that share a key of one of them, those by position last."""
-        both = [(a, b) for at, a in enumerate(self.tables) for b in self.tables[at + 1 :]]
-        asked = [(pair, on) for pair in both for i in pair for on in self.on[i]]
-        for pair, on in sorted(asked, key=lambda item: item[1] == POSITION):
+        """Iterate over pairs of tables with a shared key, those by position last."""
+        pairs = [(a, b) for place, a in enumerate(self.tables) for b in self.tables[place + 1 :]]
+        keyed = [(pair, on) for pair in pairs for i in pair for on in self.on[i]]
+        for pair, on in sorted(keyed, key=lambda item: item[1] == POSITION):
             if on == POSITION or all(self._all[i].has(on) for i in pair):
                 yield pair, (on, on)
 
     def keys_of(self, pair: tuple[int, int]) -> tuple[Key, Key] | None:
-        """Return the keys of two tables alone, of unlike names, where each has one."""
-        own = [[on for on in self.on[i] if self._all[i].has(on)] for i in pair]
-        if len(self.tables) == 2 and all(len(keys) == 1 for keys in own):
-            return own[0][0], own[1][0]
+        """Return the keys of two tables if each has one, under different names."""
+        keys_of_each = [[on for on in self.on[i] if self._all[i].has(on)] for i in pair]
+        if len(self.tables) == 2 and all(len(keys) == 1 for keys in keys_of_each):
+            return keys_of_each[0][0], keys_of_each[1][0]
         return None
 
     def unrelated(self, pair: tuple[int, int]) -> DataError:
-        """Return the error that says what is missing."""
+        """Return the error that no key relates two tables."""
         a, b = (self._all[i] for i in pair)
         keys = {f"{on!r} of {self._all[i].label!r}" for i in self.tables for on in self.on[i]}
-        known = f" (the references name {', '.join(sorted(keys))}, which not both have)"
+        hint = f" (the references name {', '.join(sorted(keys))}, which only one of them has)"
         return DataError(
-            f"{self.meeting.who} puts rows of {a.label!r} ({a.n}) and {b.label!r} ({b.n}) side by "
-            "side, which are not the same samples, and nothing says which of them belong together"
-            f"{known if keys else ''}. Name the column that relates them: "
-            "fs.reference(..., on='machine'), or align_on='machine' of the node where they meet, "
-            "such as ConcatNode(..., align_on='machine'); align_on='position' pairs them row by row"
+            f"{self.meeting.who} combines rows of {a.label!r} ({a.n}) and {b.label!r} ({b.n}), "
+            f"which are not the same samples, and no key relates them{hint if keys else ''}. Name "
+            "the key column: fs.reference(..., on='machine'), or align_on='machine' of the node "
+            "that combines them, such as ConcatNode(..., align_on='machine'); "
+            "align_on='position' pairs them row by row"
         )
 
 
 def check_side_by_side(meetings: Sequence[Meeting], inputs: Mapping[Source, Any]) -> None:
-    """Refuse rows given by hand that stand side by side and do not belong together.
+    """Refuse rows passed directly to a step that do not match.
 
     Parameters
     ----------
     meetings : sequence of Meeting
     inputs : mapping of Source to object
-        Batches, views of batches and samples; those that have no sample ids are not looked at.
+        Batches, batch views and samples; those without sample ids are not checked.
 
     Raises
     ------
     DataError
-        With the first row that does not fit, or with what is missing to tell.
+        With the first row that does not match, or the missing key.
     """
-    views = {s: found for s, given in inputs.items() if (found := _views(s, given))}
-    for role in dict.fromkeys(role for own in views.values() for role in own):
-        own = {s: found[role] for s, found in views.items() if role in found}
-        known = []
+    views = {s: by_role for s, value in inputs.items() if (by_role := _views(s, value))}
+    for role in dict.fromkeys(role for by_role in views.values() for role in by_role):
+        of_role = {s: by_role[role] for s, by_role in views.items() if role in by_role}
+        restricted = []
         for meeting in meetings:
-            branches = (tuple(s for s in branch if s in own) for branch in meeting.branches)
-            known.append(replace(meeting, branches=tuple(filter(None, branches))))
-        _check_rows([m for m in known if len(m.sources) > 1], own)
+            branches = (tuple(s for s in branch if s in of_role) for branch in meeting.branches)
+            restricted.append(replace(meeting, branches=tuple(filter(None, branches))))
+        _check_rows([m for m in restricted if len(m.sources) > 1], of_role)
 
 
-def _views(source: Source, given: Any) -> dict[str, FeatureSetView]:
-    """Return the rows that an input holds, by role, as far as their sample ids tell."""
-    if isinstance(given, BatchView):
-        return {role: given.view(role) for role in given.roles}
-    data = given.role_data if isinstance(given, Batch) else given
+def _views(source: Source, value: Any) -> dict[str, FeatureSetView]:
+    """Return the rows of an input by role, as far as sample ids identify them."""
+    if isinstance(value, BatchView):
+        return {role: value.view(role) for role in value.roles}
+    data = value.role_data if isinstance(value, Batch) else value
     samples = data if isinstance(data, RoleData) else {DEFAULT_ROLE: data}
     ids = {r: getattr(own, "sample_uuids", None) for r, own in samples.items()}
     fs = source.ref.resolve()
@@ -222,39 +224,41 @@ def _views(source: Source, given: Any) -> dict[str, FeatureSetView]:
 
 def _check_rows(meetings: Sequence[Meeting], views: Mapping[Source, FeatureSetView]) -> None:
     keys: dict[Any, int] = {}
-    of = {
+    table_of_source = {
         s: keys.setdefault((v.source.node_id, v.indices.tobytes()), len(keys))
         for s, v in views.items()
     }
-    first = {table: views[source] for source, table in reversed(of.items())}
+    first = {table: views[source] for source, table in reversed(table_of_source.items())}
     tables = [table_of(first[i]) for i in range(len(keys))]
-    for link in links_of(meetings, tables, of):
-        mine, theirs = link.keys
-        n = min(len(mine), len(theirs))
-        same = pc.fill_null(pc.equal(mine[:n], theirs[:n]), False).to_numpy(zero_copy_only=False)
-        if len(mine) == len(theirs) and same.all():
+    for link in links_of(meetings, tables, table_of_source):
+        left, right = link.keys
+        n = min(len(left), len(right))
+        same = pc.fill_null(pc.equal(left[:n], right[:n]), False).to_numpy(zero_copy_only=False)
+        if len(left) == len(right) and same.all():
             continue
         row = int(np.argmin([*same, False]))
         a, b = (tables[i].label for i in link.tables)
         raise DataError(
-            f"rows of {a!r} ({len(mine)}) and {b!r} ({len(theirs)}) were given side by side that "
-            f"do not belong together by {link.on}: row {row} is the first. Take them in one order, "
-            "as a phase's iter_execution() does, or say align_on='position'"
+            f"rows of {a!r} ({len(left)}) and {b!r} ({len(right)}) do not match by {link.on}; "
+            f"the first mismatch is row {row}. Pass them in the same order, as a phase's "
+            "iter_execution() does, or set align_on='position'"
         )
 
 
-def _with_key(meeting: Meeting, tables: Sequence[Table], of: Mapping[Source, int]) -> list[int]:
-    """Return of each branch the first table that has the key."""
-    found = []
+def _with_key(
+    meeting: Meeting, tables: Sequence[Table], table_of: Mapping[Source, int]
+) -> list[int]:
+    """Return the first table with the key, for each branch."""
+    chosen = []
     for branch in meeting.branches:
-        own = list(dict.fromkeys(of[s] for s in branch))
-        on = meeting.align_on
-        having = own if on == POSITION else [i for i in own if tables[i].has(on)]
-        if not having:
+        candidates = list(dict.fromkeys(table_of[s] for s in branch))
+        key = meeting.align_on
+        with_key = candidates if key == POSITION else [i for i in candidates if tables[i].has(key)]
+        if not with_key:
             raise DataError(
-                f"{meeting.who} shall align rows on {on!r}, and "
-                f"{[tables[i].label for i in own]} has no such column; add it, or relate the sets "
-                "with fs.reference(on=...)"
+                f"{meeting.who} aligns rows on {key!r}, but "
+                f"{[tables[i].label for i in candidates]} has no such column; add it, or set the "
+                "key with fs.reference(on=...)"
             )
-        found.append(having[0])
-    return found
+        chosen.append(with_key[0])
+    return chosen

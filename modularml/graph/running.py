@@ -1,4 +1,4 @@
-"""Running a graph: plans, and the steps that follow them."""
+"""Steps of a graph, and the cache of their plans."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from modularml.graph.inputs import fill, not_finite
 from modularml.graph.inverse_scaling import pairings
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
-from modularml.graph.node_access import GraphMembers, id_among
+from modularml.graph.node_access import NodeAccess, id_among
 from modularml.graph.plan import StepPlan
 from modularml.graph.plan_key import PlanKey
 from modularml.graph.relations import check_side_by_side, meetings_of
-from modularml.graph.trainable_nodes import moving, no_optimizer, nothing_learns
+from modularml.graph.trainable_nodes import no_optimizer, nothing_learns, trainable
 from modularml.training import AppliedLoss, Optimizer
 
 __all__ = ["GraphRunning", "run_step"]
 
-_PLANS_KEPT = 8
+_MAX_PLANS = 8
 
 
-class GraphRunning(GraphMembers):
+class GraphRunning(NodeAccess):
     """Forward, training, evaluation and fitting steps."""
 
     def forward(
@@ -42,14 +42,14 @@ class GraphRunning(GraphMembers):
         *,
         active_nodes: list[str | GraphNode] | None = None,
     ) -> dict[str, Batch]:
-        """Send batches through the graph, without gradients.
+        """Compute outputs of batches, without gradients.
 
         Parameters
         ----------
         inputs : dict of (str, FeatureSetReference) to Batch, BatchView or SampleData
-            By head node id and its reference.
+            Keyed by head node id and reference.
         active_nodes : list, optional
-            Nodes to run; those that they read from run too.
+            Nodes to run; their upstream nodes run too.
 
         Returns
         -------
@@ -67,27 +67,27 @@ class GraphRunning(GraphMembers):
         *,
         active_nodes: list[str | GraphNode] | None = None,
     ) -> None:
-        """Move the weights once, on the data of a step.
+        """Update the weights once, on the data of a step.
 
-        With a graph optimizer there is one forward pass, one backward pass and one step. Without,
-        every node's own optimizer steps, and gradients stop behind nodes with a loss.
+        With a graph optimizer there is one forward pass, one backward pass and one step. Without
+        one, each node's own optimizer steps, and gradients stop after nodes with a loss.
 
         Parameters
         ----------
         ctx : ExecutionContext
-            Its inputs are read; outputs and losses are written to it.
+            Provides the inputs; receives outputs and losses.
         losses : list of AppliedLoss
         active_nodes : list, optional
-            Nodes to run; those that they read from run too.
+            Nodes to run; their upstream nodes run too.
 
         Raises
         ------
         GraphError
             If every node that runs is frozen.
         OptimizerNotSetError
-            If a node that learns has no optimizer.
+            If a trainable node has no optimizer.
         NonFiniteLossError
-            If a loss is NaN or infinite; weights are as before.
+            If a loss is NaN or infinite; weights are unchanged.
         """
         self._step(ctx, losses, active_nodes, training=True)
 
@@ -109,16 +109,16 @@ class GraphRunning(GraphMembers):
         active_nodes: list[str | GraphNode] | None = None,
         freeze_after_fit: bool = True,
     ) -> None:
-        """Fit the nodes that learn from all rows at once, in order; others pass rows on.
+        """Fit, in order, the nodes that learn from all rows at once; others are only run.
 
         Parameters
         ----------
         ctx : ExecutionContext
-            Holds all rows; outputs and losses are written to it.
+            Provides all rows; receives outputs and losses.
         losses : list of AppliedLoss, optional
             Computed afterwards.
         active_nodes : list, optional
-            Nodes to fit; those that they read from run too.
+            Nodes to fit; their upstream nodes run too.
         freeze_after_fit : bool
             Whether fitted nodes are frozen.
 
@@ -148,33 +148,37 @@ class GraphRunning(GraphMembers):
         fits: Sequence[ModelNode] = (),
         chunk: int | None = None,
     ) -> tuple[StepPlan, Callable[..., Any]]:
-        """Return the plan for some losses, and its step; made once for equal arguments.
+        """Return the plan for losses, and its step function, cached by arguments.
 
-        Losses on nodes that do not run are left out; with `only`, no other node learns; those of
-        `fits` are fitted before they are asked; an evaluation sends `chunk` rows
-        at once. See `compile_plan` for other arguments and errors.
+        Losses on nodes that do not run are omitted; with `only`, no other node learns; nodes in
+        `fits` are fitted before they compute outputs; an evaluation runs `chunk` rows at a time.
+        See `compile_plan` for other arguments and errors.
         """
         self.build()
         with self._ctx_of_run():
             nodes = self._ready(self._running(active_nodes), losses, fits)
             frozen = tuple((n.node_id, n.is_frozen) for n in nodes)
             rows = tuple((together or {}).items()), tuple((weighted or {}).items())
-            asked = (*map(id, losses), training, frozen, tuple(roles), together is None, *rows)
-            asked = (*asked, only, options, chunk, *fits)
-            entry = self._plans.get(asked)
+            key = (*map(id, losses), training, frozen, tuple(roles), together is None, *rows)
+            key = (*key, only, options, chunk, *fits)
+            entry = self._plans.get(key)
             if entry is None or entry[0] != self._plan_key(losses, nodes, training):
                 running = [a for a in losses if self.get_node(a.on) in nodes]
-                facts: dict[str, Any] = {"roles": roles, "together": together, "weighted": weighted}
-                facts |= {"training": training, "compiles": options.compile}
+                options_of_plan: dict[str, Any] = {
+                    "roles": roles,
+                    "together": together,
+                    "weighted": weighted,
+                }
+                options_of_plan |= {"training": training, "compiles": options.compile}
                 with self._paired(nodes, running, roles, training=training):
-                    plan = self._compile(running, nodes, only, fits, **facts)
+                    plan = self._compile(running, nodes, only, fits, **options_of_plan)
                     plan.losses, plan.fits = tuple(losses), tuple(n.node_id for n in fits)
                     step = plan.train_step(options) if training else plan.eval_step(chunk)
-                self._plans.pop(asked, None)
-                while len(self._plans) >= _PLANS_KEPT:
+                self._plans.pop(key, None)
+                while len(self._plans) >= _MAX_PLANS:
                     del self._plans[next(iter(self._plans))]
                 entry = self._plan_key(losses, nodes, training), plan, step
-                self._plans[asked] = entry
+                self._plans[key] = entry
         return entry[1:]
 
     def check(
@@ -185,42 +189,44 @@ class GraphRunning(GraphMembers):
         active_nodes: Iterable[str | GraphNode] | None = None,
         roles: Sequence[str] = ("default",),
     ) -> None:
-        """Refuse what could not run whatever is built, fitted, frozen or unfrozen beforehand.
+        """Refuse phases that cannot run, whatever is built, fitted or unfrozen before.
 
-        That is a loss that asks for what is not there and, in training, nodes none of which has an
-        optimizer or could learn.
+        That is a loss that reads unknown values and, in training, nodes that all lack an optimizer
+        or weights.
         """
         nodes = self._running(active_nodes)
-        asked = [a for a in losses if self.get_node(a.on) in nodes]
-        if training and not asked:
+        active_losses = [a for a in losses if self.get_node(a.on) in nodes]
+        if training and not active_losses:
             raise LossError(
                 f"no loss of {[a.label for a in losses]} is on a node that runs; those are "
                 f"{[n.label for n in nodes]}"
             )
         with self._ctx_of_run():
-            check_losses(nodes, asked, roles)
+            check_losses(nodes, active_losses, roles)
         models = [n for n in nodes if isinstance(n, ModelNode)]
         if training:
-            self.check_weights(asked, learners(models, ()))
+            self.check_weights(active_losses, learners(models, ()))
         for n in models:
             trains, module = training and not n.is_frozen, n.model.module
-            adapter_for(n.backend).check_model(module, n.label, training=trains, losses=bool(asked))
+            adapter_for(n.backend).check_model(
+                module, n.label, training=trains, losses=bool(active_losses)
+            )
         if not training or any(getattr(n.model, "learns_in_batches", False) for n in models):
             return
-        moved = [n for n in models if adapter_for(n.backend).gradients]
-        if not moved:
+        with_gradients = [n for n in models if adapter_for(n.backend).gradients]
+        if not with_gradients:
             raise nothing_learns(nodes)
-        if self._optimizer is None and all(n.optimizer is None for n in moved):
-            raise no_optimizer(moved)
+        if self._optimizer is None and all(n.optimizer is None for n in with_gradients):
+            raise no_optimizer(with_gradients)
 
     def check_weights(self, losses: Sequence[AppliedLoss], learn: Mapping[str, Any]) -> None:
-        """Refuse losses that weigh samples of nodes that learn, by id, and take no weights."""
+        """Refuse sample weights of losses on nodes whose method takes none."""
         for node_id, method in learn.items():
-            own = [a for a in losses if self.get_node(a.on).node_id == node_id]
-            if any(a.sample_weight is not None for a in own):
-                check_weights(self._nodes[node_id], method, own)
+            node_losses = [a for a in losses if self.get_node(a.on).node_id == node_id]
+            if any(a.sample_weight is not None for a in node_losses):
+                check_weights(self._nodes[node_id], method, node_losses)
 
-    # -- within -------------------------------------------------------------------------------
+    # -- internals ----------------------------------------------------------------------------
 
     @contextmanager
     def _paired(
@@ -231,9 +237,9 @@ class GraphRunning(GraphMembers):
         *,
         training: bool,
     ) -> Iterator[None]:
-        """Let nodes remember the columns that losses compare them with, unless the block fails.
+        """Record the columns that losses compare nodes with, unless the block fails.
 
-        A training decides; an evaluation only where none has.
+        Training overrides the record; evaluation only sets it if there is none.
         """
         before = [(n, n.paired) for n in nodes if isinstance(n, ModelNode)]
         for node_id, pairing in pairings(nodes, losses, roles).items():
@@ -255,18 +261,18 @@ class GraphRunning(GraphMembers):
         losses: Sequence[AppliedLoss],
         fits: Sequence[ModelNode],
     ) -> list[ComputeNode]:
-        """Return nodes without those that wait for an estimator that is fitted in this step.
+        """Return nodes without those that wait for an estimator fitted in this step.
 
         Raises
         ------
         NotFittedError
-            If one has to run that cannot be built before an estimator above has been fitted.
+            If a node that must run cannot be built before an upstream estimator is fitted.
         """
         waiting: dict[str, ComputeNode] = {}
         for node in nodes:
-            above = {id_among(self._nodes, node, ref) for ref in node.node_refs}
+            upstream = {id_among(self._nodes, node, ref) for ref in node.node_refs}
             unbuilt = isinstance(node, ModelNode) and not node.is_built
-            if unbuilt or not above.isdisjoint(waiting):
+            if unbuilt or not upstream.isdisjoint(waiting):
                 waiting[node.node_id] = node
         needed: list[ComputeNode] = [n for n in fits if n.node_id in waiting]
         needed += [n for a in losses if (n := self.get_node(a.on)).node_id in waiting]
@@ -274,14 +280,14 @@ class GraphRunning(GraphMembers):
             node = next(iter(waiting.values()))
             raise NotFittedError(
                 f"node {node.label!r} cannot be built before {node.upstream_refs[0].node_label!r}, "
-                "which it reads from, is fitted: only the fit tells the shape of its outputs; run "
-                "a FitPhase on that first"
+                "which it reads from, is fitted, as only the fit determines its output shape; "
+                "run a FitPhase on that node first"
             )
         return [n for n in nodes if n.node_id not in waiting]
 
     @contextmanager
     def shapes_of_fits(self, nodes: Sequence[ModelNode]) -> Iterator[None]:
-        """Build what follows from the shapes that a fit within the block gives to outputs."""
+        """Build the nodes whose shapes follow from a fit within the block."""
         before = [n.model.output_shape for n in nodes]
         yield
         if not self._built or before != [n.model.output_shape for n in nodes]:
@@ -303,24 +309,26 @@ class GraphRunning(GraphMembers):
         fits: Sequence[ModelNode],
         *,
         training: bool,
-        **asked: Any,
+        **options: Any,
     ) -> StepPlan:
         optimizers = self._optimizers(nodes, losses, only) if training else {}
-        own = {self.get_node(a.on).node_id for a in losses} if self._optimizer is None else set()
+        detached = (
+            {self.get_node(a.on).node_id for a in losses} if self._optimizer is None else set()
+        )
         if only is not None:
-            own = {n.node_id for n in nodes if n is not only}
+            detached = {n.node_id for n in nodes if n is not only}
         return compile_plan(
             nodes,
             losses,
             training=training,
             optimizers=optimizers,
-            detach_after=own if training else (),
+            detach_after=detached if training else (),
             learners=learners(nodes if training and only is None else (), fits),
-            **asked,
+            **options,
         )
 
     def moving_optimizers(self, active_nodes: Iterable[Any] | None = None) -> list[Optimizer]:
-        """Return what moves the nodes that run: the graph's optimizer, or those of the nodes."""
+        """Return the optimizers of the running nodes: the graph's, or the nodes'."""
         if self._optimizer is not None:
             return [self._optimizer]
         nodes = [n for n in self._running(active_nodes) if isinstance(n, ModelNode)]
@@ -332,32 +340,32 @@ class GraphRunning(GraphMembers):
         losses: Sequence[AppliedLoss],
         only: ModelNode | None = None,
     ) -> dict[str, Optimizer]:
-        """Return what moves each node that learns, by its id."""
+        """Return the optimizer of each trainable node, by id."""
         if not losses:
             raise LossError("training needs at least one loss; pass losses=[AppliedLoss(...)]")
-        learning = [n for n in moving(nodes) if isinstance(n, ModelNode)]
+        learning = [n for n in trainable(nodes) if isinstance(n, ModelNode)]
         if not learning and not learners(nodes, ()):
             raise nothing_learns(nodes)
-        self._take_up_losses(losses)
+        self._register_losses(losses)
         shared = None if only is not None else self._optimizer
         if only is not None:
             learning = [only]
         elif shared is not None:
             self._build_optimizer(force=False)
-        found: dict[str, Optimizer] = {}
+        optimizers: dict[str, Optimizer] = {}
         for node in learning:
-            served = shared is not None and node.backend is self.backend
-            optimizer = shared if served else node.optimizer
+            by_graph = shared is not None and node.backend is self.backend
+            optimizer = shared if by_graph else node.optimizer
             if optimizer is not None:
-                found[node.node_id] = optimizer
-            if optimizer is not None and not served:
+                optimizers[node.node_id] = optimizer
+            if optimizer is not None and not by_graph:
                 own = [(k, loss) for k, (loss, on) in self._losses.items() if on == node.node_id]
                 node.build_optimizer(
                     {f"losses.{k}.{n}": p for k, loss in own for n, p in loss.parameters().items()}
                 )
-        if missing := [n for n in learning if n.node_id not in found]:
+        if missing := [n for n in learning if n.node_id not in optimizers]:
             raise no_optimizer(missing)
-        return found
+        return optimizers
 
     def _step(
         self,
@@ -370,12 +378,12 @@ class GraphRunning(GraphMembers):
         fits: Sequence[ModelNode] = (),
     ) -> None:
         ids = [n.node_id for n in fits]
-        given = None if only is not None else ctx.plan
-        if given is not None and given[0].serves(losses, training, ids, given[2]):
-            plan, step, _ = given
+        prepared = None if only is not None else ctx.plan
+        if prepared is not None and prepared[0].serves(losses, training, ids, prepared[2]):
+            plan, step, _ = prepared
             tensors = ctx.tensors
         else:
-            self._check_given(ctx, losses, active_nodes)
+            self._check_inputs(ctx, losses, active_nodes)
             plan, step = self.plan(
                 losses,
                 training=training,
@@ -390,28 +398,28 @@ class GraphRunning(GraphMembers):
         with plan.modes():
             run_step(ctx, plan, step, tensors)
 
-    def _check_given(
+    def _check_inputs(
         self,
         ctx: ExecutionContext,
         losses: Sequence[AppliedLoss],
         active_nodes: Iterable[str | GraphNode] | None,
     ) -> None:
-        """Refuse rows of several inputs, given by hand, that do not belong side by side."""
+        """Refuse rows of several inputs, passed directly, that do not match."""
         inputs = {Source(*key): given for key, given in ctx.inputs.items()}
         if len(inputs) > 1:
             nodes = self._running(active_nodes)
-            asked = [a for a in losses if self.get_node(a.on) in nodes]
+            active_losses = [a for a in losses if self.get_node(a.on) in nodes]
             with self._ctx_of_run():
-                check_side_by_side(meetings_of(nodes, asked), inputs)
+                check_side_by_side(meetings_of(nodes, active_losses), inputs)
 
 
 def run_step(ctx: ExecutionContext, plan: StepPlan, step: Callable[..., Any], tensors: Any) -> None:
-    """Run a step on tensors and write what came out to its context.
+    """Run a step on tensors and write the results to its context.
 
     Raises
     ------
     NonFiniteLossError
-        If a loss is NaN or infinite, with the place in the phase.
+        If a loss is NaN or infinite, with its position in the phase.
     """
     try:
         ctx.values, ctx.outs = step(tensors)
@@ -433,26 +441,26 @@ def run_step(ctx: ExecutionContext, plan: StepPlan, step: Callable[..., Any], te
 
 
 def _views(ctx: ExecutionContext) -> dict[Source, FeatureSetView]:
-    """Return the rows that a step was given by number."""
+    """Return the views of inputs that a step got by row number."""
     views = {} if ctx.layout is None else dict(ctx.layout.views)
     given = {Source(*key): value for key, value in ctx.inputs.items()}
     return views | {k: v.source for k, v in given.items() if isinstance(v, BatchView)}
 
 
 def _roles(ctx: ExecutionContext) -> tuple[str, ...]:
-    for given in ctx.inputs.values():
-        roles = getattr(given, "roles", None)
+    for value in ctx.inputs.values():
+        roles = getattr(value, "roles", None)
         if roles:
             return tuple(roles)
     return ("default",)
 
 
 def _weighted(ctx: ExecutionContext) -> dict[Source, int]:
-    """Return the inputs whose rows have weights or padding; equal numbers share them."""
-    found: dict[Source, int] = {}
-    for key, given in ctx.inputs.items():
-        weights = getattr(given, "role_weights", None)
-        if weights or getattr(given, "role_masks", None):
-            found[Source(*key)] = id(weights)
-    numbers = {own: i for i, own in enumerate(dict.fromkeys(found.values()))}
-    return {source: numbers[own] for source, own in found.items()}
+    """Return the inputs with weights or padding; equal numbers share them."""
+    ids: dict[Source, int] = {}
+    for key, value in ctx.inputs.items():
+        weights = getattr(value, "role_weights", None)
+        if weights or getattr(value, "role_masks", None):
+            ids[Source(*key)] = id(weights)
+    numbers = {weights_id: i for i, weights_id in enumerate(dict.fromkeys(ids.values()))}
+    return {source: numbers[weights_id] for source, weights_id in ids.items()}

@@ -1,4 +1,4 @@
-"""What weighs the samples of a loss."""
+"""Sample weights of losses."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def weight_source_of(
     lineages: Mapping[tuple[str, str], ColumnLineage],
     weighted: Mapping[Source, int],
 ) -> WeightSource | None:
-    """Return what weighs the samples of a loss; None where all weigh the same.
+    """Return the source of a loss's sample weights; None if unweighted.
 
-    It `reads` nodes in roles, the one it is applied on first; rows of `weighted` sources have
-    weights, equal ones where the numbers are equal. Without a loss those alone weigh.
+    `reads` lists the nodes and roles that the loss reads, its own node first. Rows of `weighted`
+    sources have weights, which sources with equal numbers share; without a loss only these count.
 
     Raises
     ------
@@ -39,12 +39,12 @@ def weight_source_of(
         for leaf in source_columns_of(lineages[node.node_id, "features"]):
             if leaf.source in weighted:
                 rows.setdefault((weighted[leaf.source], role), leaf.source)
-    found = tuple((source, role) for (_, role), source in rows.items())
+    weights = tuple((source, role) for (_, role), source in rows.items())
     node, role = reads[0]
     if applied is None or applied.sample_weight is None:
-        return WeightSource(found[0][0], found[0][1], found) if found else None
+        return WeightSource(weights[0][0], weights[0][1], weights) if weights else None
     leaf = _column(applied, "sample_weight", applied.sample_weight, lineages, node)
-    return WeightSource(leaf.source, role, found, leaf.columns[0])
+    return WeightSource(leaf.source, role, weights, leaf.columns[0])
 
 
 def batch_weight_source(
@@ -52,7 +52,7 @@ def batch_weight_source(
     reads: Sequence[tuple[ComputeNode, str]],
     lineages: Mapping[tuple[str, str], ColumnLineage],
 ) -> WeightSource | None:
-    """Return the column whose sum weighs a batch of a loss over batches; None without one."""
+    """Return the column whose sum weights a batch of a batch loss; None without one."""
     if applied.loss.weight_by is None:
         return None
     node, role = reads[0]
@@ -61,7 +61,7 @@ def batch_weight_source(
 
 
 def mean_one(values: Array, bounds: Sequence[int] | Array) -> Array:
-    """Return weights whose mean is 1 in each batch, or 0 where they all are."""
+    """Return weights scaled to mean 1 in each batch; all-zero batches stay 0."""
     starts = np.asarray(bounds[:-1])
     sizes, sums = np.diff(bounds), np.add.reduceat(values, starts)
     factors = np.divide(sizes, sums, out=np.zeros(len(sums)), where=sums > 0)
@@ -76,14 +76,16 @@ def _column(
     lineages: Mapping[Any, ColumnLineage],
     node: ComputeNode,
 ) -> SourceColumns:
-    named = LossInput(None, "tags", None, item) if isinstance(item, str) else LossInput.parse(item)
-    leaf: Any = pick_column(applied, named, lineages, node)
+    loss_input = (
+        LossInput(None, "tags", None, item) if isinstance(item, str) else LossInput.parse(item)
+    )
+    leaf: Any = pick_column(applied, loss_input, lineages, node)
     fs = leaf.source.ref.resolve()
     values = fs.collection.numpy(leaf.columns[0])
     numbers = values.ndim == 1 and values.dtype.kind in "biuf"
     if not numbers or not (np.isfinite(values) & (values >= 0)).all():
         raise DataError(
             f"{argument} of loss {applied.label!r}: column {leaf.columns[0]!r} of {fs.label!r} "
-            "must hold one number of at least 0 a sample"
+            "must hold one non-negative number per sample"
         )
     return leaf  # type: ignore[no-any-return]

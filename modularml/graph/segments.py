@@ -1,4 +1,4 @@
-"""Which nodes run together: runs of one framework, in an order that can be kept."""
+"""Segments: groups of nodes of one framework, in the order in which they run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["backends_of", "in_segments", "readers_of"]
 
 
 def readers_of(nodes: Iterable[ComputeNode]) -> dict[str, list[str]]:
-    """Return who reads each node, by id."""
+    """Return the readers of each node, by id."""
     readers: dict[str, list[str]] = {node.node_id: [] for node in nodes}
     for node in nodes:
         for ref in node.node_refs:
@@ -25,28 +25,28 @@ def readers_of(nodes: Iterable[ComputeNode]) -> dict[str, list[str]]:
 def backends_of(nodes: Sequence[ComputeNode]) -> dict[str, Backend]:
     """Return the framework that each node runs in.
 
-    A node without a model runs in that of its inputs where they agree, else in that of its
-    readers; one that carries gradients is preferred.
+    A node without a model runs in that of its inputs if these agree, else in that of its readers;
+    a framework with gradients is preferred.
 
     Parameters
     ----------
     nodes : sequence of ComputeNode
         In topological order.
     """
-    found = {n.node_id: n.backend for n in nodes if isinstance(n, ModelNode)}
-    open_ones = [n for n in nodes if n.node_id not in found]
-    for node in open_ones:
-        above = _known(found, (resolve_id(ref) for ref in node.node_refs))
-        if len(above) == 1:
-            found[node.node_id] = above[0]
-    readers = readers_of(nodes) if open_ones else {}
-    for node in reversed(open_ones):
-        if below := _known(found, readers[node.node_id]):
-            found.setdefault(node.node_id, below[0])
-    for node in open_ones:
-        if above := _known(found, (resolve_id(ref) for ref in node.node_refs)):
-            found.setdefault(node.node_id, above[0])
-    return found
+    backends = {n.node_id: n.backend for n in nodes if isinstance(n, ModelNode)}
+    undecided = [n for n in nodes if n.node_id not in backends]
+    for node in undecided:
+        upstream = _known(backends, (resolve_id(ref) for ref in node.node_refs))
+        if len(upstream) == 1:
+            backends[node.node_id] = upstream[0]
+    readers = readers_of(nodes) if undecided else {}
+    for node in reversed(undecided):
+        if downstream := _known(backends, readers[node.node_id]):
+            backends.setdefault(node.node_id, downstream[0])
+    for node in undecided:
+        if upstream := _known(backends, (resolve_id(ref) for ref in node.node_refs)):
+            backends.setdefault(node.node_id, upstream[0])
+    return backends
 
 
 def in_segments(
@@ -62,49 +62,50 @@ def in_segments(
     ids : sequence of str
         In topological order.
     edges : mapping of str to sequence of str
-        What each node reads from; others than `ids` do not count.
+        Inputs of each node; nodes outside `ids` are ignored.
     backends : mapping of str to Backend
     ties : iterable of sequence of str
-        A node with a loss, and further nodes that the loss reads: they run before or with it.
+        A node with a loss, and the other nodes that the loss reads, which must run before or with
+        it.
 
     Returns
     -------
     list of list of str
-        Nodes of one framework that are joined by edges are in one segment, so that gradients
-        pass between them. That fails where a path leaves a framework and comes back to a node
-        that is also reached directly: such a graph is cut at every crossing instead.
+        Nodes of one framework that are connected by edges share a segment, so that gradients pass
+        between them. This is impossible if a path leaves a framework and returns to a node that is
+        also reached directly: such a graph is split at every crossing instead.
 
     Raises
     ------
     graphlib.CycleError
-        If a loss reads what can only run after it.
+        If a loss reads a node that can only run after it.
     """
     if len({backends[i] for i in ids}) == 1:
         return [list(ids)]
-    mine = set(ids)
-    above = {i: {a for a in edges.get(i, ()) if a in mine} for i in ids}
+    members = set(ids)
+    above = {i: {a for a in edges.get(i, ()) if a in members} for i in ids}
     for on, *others in ties:
         above[on] |= set(others) - {on}
-    whole = _joined(above, backends)
+    group = _joined(above, backends)
     try:
-        depth = _depths(whole, above)
-        return _grouped(ids, {i: (depth[whole[i]], backends[i]) for i in ids})
+        depth = _depths(group, above)
+        return _grouped(ids, {i: (depth[group[i]], backends[i]) for i in ids})
     except graphlib.CycleError:
         crossed: dict[str, int] = {}
         for i in graphlib.TopologicalSorter(above).static_order():
-            deeper = (crossed[a] + (backends[a] is not backends[i]) for a in above[i])
-            crossed[i] = max(deeper, default=0)
+            depths = (crossed[a] + (backends[a] is not backends[i]) for a in above[i])
+            crossed[i] = max(depths, default=0)
         return _grouped(ids, {i: (crossed[i], backends[i]) for i in ids})
 
 
-def _known(found: Mapping[str, Backend], ids: Iterable[str]) -> list[Backend]:
-    """Return the frameworks of some nodes, each once, those with gradients first."""
-    known = dict.fromkeys(found[i] for i in ids if i in found)
-    return sorted(known, key=lambda backend: not adapter_for(backend).gradients)
+def _known(backends: Mapping[str, Backend], ids: Iterable[str]) -> list[Backend]:
+    """Return the distinct frameworks of nodes, those with gradients first."""
+    distinct = dict.fromkeys(backends[i] for i in ids if i in backends)
+    return sorted(distinct, key=lambda backend: not adapter_for(backend).gradients)
 
 
 def _joined(above: Mapping[str, Iterable[str]], backends: Mapping[str, Backend]) -> dict[str, str]:
-    """Return a name for each set of nodes that are joined within one framework."""
+    """Return a representative of each node's connected group within one framework."""
     parent = {i: i for i in above}
 
     def root(i: str) -> str:
@@ -120,11 +121,11 @@ def _joined(above: Mapping[str, Iterable[str]], backends: Mapping[str, Backend])
     return {i: root(i) for i in above}
 
 
-def _depths(whole: Mapping[str, str], above: Mapping[str, Iterable[str]]) -> dict[str, int]:
-    """Return how many sets must have run before each; CycleError where there is no order."""
-    before: dict[str, set[str]] = {name: set() for name in whole.values()}
+def _depths(group: Mapping[str, str], above: Mapping[str, Iterable[str]]) -> dict[str, int]:
+    """Return the depth of each group in run order; CycleError if there is none."""
+    before: dict[str, set[str]] = {name: set() for name in group.values()}
     for i, many in above.items():
-        before[whole[i]] |= {whole[a] for a in many} - {whole[i]}
+        before[group[i]] |= {group[a] for a in many} - {group[i]}
     depth: dict[str, int] = {}
     for name in graphlib.TopologicalSorter(before).static_order():
         depth[name] = max((depth[b] + 1 for b in before[name]), default=0)

@@ -1,4 +1,4 @@
-"""Losses of padded sequences: which of what a loss reads is padded, and by which mask."""
+"""Losses of padded sequences: padded inputs and their masks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Padding(NamedTuple):
 
 
 def padding_of(applied: AppliedLoss, reads: Sequence[tuple[ColumnLineage, str]]) -> Padding | None:
-    """Return the padded columns that a loss reads; None where there are none, or it reads the mask.
+    """Return the padded columns of a loss; None without any, or if it reads the mask.
 
     Parameters
     ----------
@@ -46,48 +46,50 @@ def padding_of(applied: AppliedLoss, reads: Sequence[tuple[ColumnLineage, str]])
     Raises
     ------
     LossError
-        If padding cannot be left out: columns are merged or have unlike masks, or the loss is over
-        the batch.
+        If padding cannot be skipped: columns are merged or have different masks, or the loss is
+        over the batch.
     """
-    known = {name for flow, _ in reads for leaf in source_columns_of(flow) for name in leaf.columns}
-    found: dict[tuple[str, str, str], Padding] = {}
+    columns = {
+        name for flow, _ in reads for leaf in source_columns_of(flow) for name in leaf.columns
+    }
+    paddings: dict[tuple[str, str, str], Padding] = {}
     for flow, role in reads:
         for leaf in source_columns_of(flow):
             label, masks = leaf.source.ref.node_label, masks_of(leaf)
             schema = leaf.source.ref.resolve().collection.schema
-            if not masks or known >= set(masks.values()):
+            if not masks or columns >= set(masks.values()):
                 continue
             name, mask = next(iter(masks.items()))
-            key, of = name.split(".")[1], mask.split(".")[1]
-            remedy = f"give the loss the mask as one of its inputs: inputs=[..., {of!r}]"
+            key, mask_key = name.split(".")[1], mask.split(".")[1]
+            remedy = f"add the mask to the inputs of the loss: inputs=[..., {mask_key!r}]"
             start = f"loss {applied.label!r} reads the padded column {key!r}"
             if applied.loss.over == "batch":
                 raise LossError(f"{start}, and is over the batch; {remedy}")
             if leaf is not flow:
                 raise LossError(
-                    f"{start}, which a node above merges with others; merge targets by 'first' "
-                    "(target_strategy, concat_axis_targets), name the column in inputs, or "
-                    f"{remedy}"
+                    f"{start}, which an upstream node merges with others; merge targets with "
+                    "'first' (target_strategy, concat_axis_targets), name the column in inputs, "
+                    f"or {remedy}"
                 )
             steps = (len(leaf.columns), *schema[mask].shape)
-            found.setdefault((label, role, mask), Padding(leaf, role, steps, key, of))
-            if len(found) > 1 or len(set(masks.values())) > 1:
-                raise LossError(f"{start} and others that another mask belongs to; {remedy}")
-    return next(iter(found.values()), None)
+            paddings.setdefault((label, role, mask), Padding(leaf, role, steps, key, mask_key))
+            if len(paddings) > 1 or len(set(masks.values())) > 1:
+                raise LossError(f"{start} and others with another mask; {remedy}")
+    return next(iter(paddings.values()), None)
 
 
 def check_unpadded(label: str, flow: ColumnLineage) -> None:
-    """Refuse padded targets of an estimator, which would learn padding too.
+    """Refuse padded targets of an estimator, which would also learn the padding.
 
     Raises
     ------
     DataError
-        The columns are named.
+        The message names the columns.
     """
     for leaf in source_columns_of(flow):
         if masks := masks_of(leaf):
             raise DataError(
-                f"node {label!r} would learn the padding of targets {list(masks)}; choose others "
-                "(ModelNode(targets=), targets= of the reference), such as one number a "
+                f"node {label!r} would learn the padding of the targets {list(masks)}; choose "
+                "others (ModelNode(targets=), targets= of the reference), such as one number per "
                 "sample"
             )

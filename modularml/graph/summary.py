@@ -1,4 +1,4 @@
-"""A graph as a table: shapes, parameters and who learns."""
+"""The summary table of a graph."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class GraphSummary:
     nodes: tuple[NodeSummary, ...]
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return one row a node."""
+        """Return one row per node."""
         frame: pd.DataFrame = require("pandas").DataFrame([asdict(node) for node in self.nodes])
         return frame
 
@@ -76,10 +76,12 @@ class GraphSummary:
     @property
     def _title(self) -> str:
         counts = [[getattr(n, k) for n in self.nodes] for k in _COUNTS]
-        if any(None in of for of in counts):
+        if any(None in column for column in counts):
             return f"{self.label}: {len(self.nodes)} nodes, parameters not known before build()"
-        total, moving = map(sum, counts)
-        return f"{self.label}: {len(self.nodes)} nodes, {total:,} parameters, {moving:,} trainable"
+        total, trainable = map(sum, counts)
+        return (
+            f"{self.label}: {len(self.nodes)} nodes, {total:,} parameters, {trainable:,} trainable"
+        )
 
     def _shown(self) -> pd.DataFrame:
         frame = self.to_pandas()
@@ -99,7 +101,7 @@ def summarize(
 ) -> GraphSummary:
     """Return the summary of nodes in order; `optimizer` is the graph's.
 
-    Below are `losses`, by label, that have parameters of their own.
+    The last rows are `losses`, by label, with parameters of their own.
     """
     rows = [_row(n, nodes, optimizer) for n in nodes.values()]
     moved = "" if optimizer is None else optimizer.name
@@ -151,5 +153,5 @@ def output_shape(node: ComputeNode) -> Shape | None:
 
 
 def shape_text(shape: Shape | None) -> str:
-    """Write a shape for people."""
+    """Return a shape as text."""
     return "" if shape is None else " x ".join(map(str, shape)) or "scalar"

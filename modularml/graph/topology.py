@@ -1,4 +1,4 @@
-"""The shape of a graph, as pure functions of who reads from whom."""
+"""Graph topology: pure functions of upstream edges."""
 
 from __future__ import annotations
 
@@ -19,30 +19,28 @@ def topological(upstream: Edges, labels: Mapping[str, str]) -> list[str]:
     Raises
     ------
     GraphError
-        If nodes read from each other in a circle; their labels are given.
+        If nodes form a cycle; the message gives their labels.
     """
     try:
         return list(graphlib.TopologicalSorter(upstream).static_order())
     except graphlib.CycleError as error:
-        circle = " -> ".join(labels.get(n, n) for n in error.args[1])
-        raise GraphError(
-            f"nodes read from each other in a circle: {circle}; remove one edge"
-        ) from None
+        cycle = " -> ".join(labels.get(n, n) for n in error.args[1])
+        raise GraphError(f"nodes form a cycle: {cycle}; remove one edge") from None
 
 
 def tails(upstream: Edges) -> list[str]:
     """Return nodes that no other node reads from."""
-    read = {above for many in upstream.values() for above in many}
+    read = {upstream_node for many in upstream.values() for upstream_node in many}
     return [node for node in upstream if node not in read]
 
 
 def ancestors(upstream: Edges, nodes: Iterable[str]) -> set[str]:
-    """Return these nodes and all that they read from, directly or not."""
-    found: set[str] = set()
-    left = list(nodes)
-    while left:
-        node = left.pop()
-        if node not in found:
-            found.add(node)
-            left.extend(upstream.get(node, ()))
-    return found
+    """Return these nodes and everything upstream of them."""
+    visited: set[str] = set()
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        if node not in visited:
+            visited.add(node)
+            pending.extend(upstream.get(node, ()))
+    return visited

@@ -1,4 +1,4 @@
-"""Which nodes a loss moves, and which it cannot reach."""
+"""Trainable nodes, and those that gradients of losses reach."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from modularml._warning import warn
 from modularml.errors import GraphError, LossError, OptimizerNotSetError
 from modularml.graph.node import ComputeNode
 
-__all__ = ["Reach", "moving", "no_learner"]
+__all__ = ["Reach", "no_learner", "trainable"]
 
 
-def moving(nodes: Iterable[ComputeNode]) -> list[ComputeNode]:
-    """Return nodes that training could change."""
+def trainable(nodes: Iterable[ComputeNode]) -> list[ComputeNode]:
+    """Return the trainable nodes."""
     return [n for n in nodes if n.has_weights and not n.is_frozen]
 
 
 class Reach:
-    """How far gradients go: up the edges, to the border of a segment or a stop within it.
+    """Reach of gradients: up the edges, within a segment, to detached nodes.
 
     Parameters
     ----------
     edges : mapping of str to sequence of str
-        What each node reads from.
+        Inputs of each node.
     segments : sequence of sequence of str
     detached : collection of str
-        Nodes whose output carries no gradient.
+        Nodes whose output is detached.
     """
 
     def __init__(
@@ -38,17 +38,17 @@ class Reach:
         self.home = {i: place for place, ids in enumerate(segments) for i in ids}
 
     def behind(self, node_ids: Iterable[str]) -> set[str]:
-        """Return nodes that gradients of the outputs of these reach."""
-        found, left = set[str](), list(node_ids)
-        while left:
-            node_id = left.pop()
-            if node_id not in found:
-                found.add(node_id)
-                left += [a for a in self._above(node_id) if a not in self.detached]
-        return found
+        """Return the nodes that gradients of these nodes' outputs reach."""
+        reached, pending = set[str](), list(node_ids)
+        while pending:
+            node_id = pending.pop()
+            if node_id not in reached:
+                reached.add(node_id)
+                pending += [a for a in self._above(node_id) if a not in self.detached]
+        return reached
 
     def warn(self, by_id: Mapping[str, ComputeNode], unreached: set[str]) -> None:
-        """Say which nodes would learn but for an edge to another framework."""
+        """Warn of nodes cut off from gradients by an edge between frameworks."""
         for node_id in self.home:
             for above in set(self.edges[node_id]) & self.home.keys():
                 cut = self.behind([above]) & unreached if self._crosses(above, node_id) else ()
@@ -68,24 +68,24 @@ class Reach:
 
 
 def nothing_learns(nodes: Iterable[ComputeNode]) -> GraphError:
-    """Return the error that training could change none of some nodes."""
+    """Return the error that no node is trainable."""
     return GraphError(
         f"nothing can be trained: the nodes {[n.label for n in nodes]} are frozen or have no "
-        "weights; unfreeze() one, or run a FitPhase on what learns from all rows at once"
+        "weights; unfreeze() one, or run a FitPhase on nodes that learn from all rows at once"
     )
 
 
 def no_optimizer(nodes: Iterable[ComputeNode]) -> OptimizerNotSetError:
-    """Return the error that nodes would learn and nothing moves them."""
+    """Return the error that trainable nodes have no optimizer."""
     return OptimizerNotSetError(
-        f"nodes {[n.label for n in nodes]} learn but have no optimizer; give the graph one, or "
-        "each of them"
+        f"the trainable nodes {[n.label for n in nodes]} have no optimizer; give one to the "
+        "graph, or to each of them"
     )
 
 
 def no_learner(labels: Sequence[str], nodes: Iterable[ComputeNode]) -> LossError:
-    """Return the error that no loss depends on a node that learns."""
+    """Return the error that no loss depends on a trainable node."""
     return LossError(
-        f"no loss of {list(labels)} depends on a node that learns; apply one on "
-        f"{[n.label for n in moving(nodes)]}"
+        f"no loss of {list(labels)} depends on a trainable node; apply one on "
+        f"{[n.label for n in trainable(nodes)]}"
     )

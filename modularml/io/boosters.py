@@ -204,7 +204,7 @@ def _check_lightgbm_tree(tree: Mapping[str, str], columns: int) -> None:
     inner = leaves - 1
     left, right = numbers("left_child", inner), numbers("right_child", inner)
     _check_nodes(left, right, inner)
-    _expect(all(child >= -leaves for child in (*left, *right)), "source_columns_of")
+    _expect(all(child >= -leaves for child in (*left, *right)), "leaves")
     _expect(all(0 <= c < columns for c in numbers("split_feature", inner)), "columns of splits")
     kinds, thresholds = numbers("decision_type", inner), numbers("threshold", inner, float)
     by_set = [t for kind, t in zip(kinds, thresholds, strict=True) if kind & 1]

@@ -49,7 +49,7 @@ class IfPlain:
 
 
 class Packer:
-    """AlternatingBatches values into trees and collects their arrays and tables, member by member.
+    """Converts values to trees and collects their arrays and tables, member by member.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ _PACKERS: list[tuple[Any, Callable[[Packer, Any, tuple[str, ...]], Any]]] = [
 
 
 class Unpacker:
-    """AlternatingBatches trees back into values, with arrays and tables from the members of a file.
+    """Converts trees back to values, with arrays and tables from the members of a file.
 
     Parameters
     ----------

@@ -1,1 +1,1 @@
-"""Loops of one's own: `Stream`, streams of events, and `Runner`."""
+"""Custom loops: `Stream`, streams of events, and `Runner`."""

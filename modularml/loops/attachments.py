@@ -1,4 +1,4 @@
-"""Attachments: several callbacks that belong together, attached to a runner at once."""
+"""Attachments: groups of callbacks for a runner."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-FIRST, LAST = -1, 1  # ranks before and after the callbacks of the user
+FIRST, LAST = -1, 1  # ranks before and after the user's callbacks
 
 
 class Attachment(ABC):
-    """Something that listens to several events of a runner."""
+    """A group of callbacks for several events of a runner."""
 
     @abstractmethod
     def attach_on(self, runner: Listeners) -> None:
@@ -44,10 +44,10 @@ class Attachment(ABC):
 
 
 def accumulate(state: State, key: str, add: Callable[[Any], Any], start: Any = None) -> None:
-    """Replace ``state[key]`` by what `add` makes of it.
+    """Replace ``state[key]`` by ``add(state[key])``.
 
-    A batch that is repeated (see `Runner.resume`) replaces what it has added before. What is
-    needed for that is in the state, so that it is saved with it.
+    A repeated batch (see `Runner.resume`) replaces its earlier contribution. The data needed for
+    this is stored in the state, so that it is saved with it.
     """
     before = f"{key}_before"
     n_iters, value = state.get(before, (None, None))
@@ -60,7 +60,7 @@ def accumulate(state: State, key: str, add: Callable[[Any], Any], start: Any = N
 class EpochTimer(Attachment):
     """Log when each epoch starts and how long it took, at level INFO.
 
-    Nothing is logged where ``state['max_epoch']`` is 1.
+    Nothing is logged if ``state['max_epoch']`` is 1.
     """
 
     def __init__(self) -> None:
@@ -93,13 +93,13 @@ class ProgressBar(Attachment):
     Parameters
     ----------
     n_items : str
-        The bar advances by ``state[n_items]`` at each batch, by 1 where there is no such key.
+        The bar advances by ``state[n_items]`` at each batch, by 1 without such a key.
     stats : str, optional
         Show ``state[stats]``, a dict of names and values, beside the bar.
     tqdm_cls : type, optional
-        The class of bars, by default the one of tqdm that draws best.
+        Class of the bars, by default that of ``tqdm.auto``.
     **kwargs
-        For that class.
+        Arguments of that class.
 
     Examples
     --------
@@ -141,11 +141,11 @@ class ProgressBar(Attachment):
 
     def _advance(self, state: State) -> None:
         repeats = state.get("_repeats") and self._counted == state["n_iters"]
-        if self._bar is None:  # an epoch that is resumed
+        if self._bar is None:  # a resumed epoch
             repeats = False
             self._open(state, done=0 if self.n_items in state else state["_epoch_iters"] - 1)
         if self.n_items in state and "total" not in self.kwargs:
-            self._bar.total = None  # it counts batches, and the bar counts items
+            self._bar.total = None  # it counts batches, but the bar counts items
         if self.stats is not None:
             self._bar.set_postfix(look_up(state, self.stats), refresh=False)
         if not repeats:
@@ -172,9 +172,9 @@ class LambdaReducer(Attachment):
     ----------
     name : str
         The result goes to ``state[name]`` at the end of an epoch, before the callbacks of
-        `Event.EPOCH_FINISHED`; None where the epoch had no batches.
+        `Event.EPOCH_FINISHED`; None if the epoch had no batches.
     reduce_fn : callable
-        Called with what has been reduced so far and the next value.
+        Called with the result so far and the next value.
     value : str
         The value of a batch is ``state[value]``, read after the callbacks of `Event.BATCH`.
 
@@ -204,7 +204,7 @@ class LambdaReducer(Attachment):
         if not callable(reduce_fn):
             raise ConfigError(f"reduce_fn must be callable, got {reduce_fn!r}")
         self.name, self.reduce_fn, self.value = name, reduce_fn, value
-        self._so_far = f"_{name}_so_far"  # in the state, so that it is saved with it
+        self._so_far = f"_{name}_so_far"  # stored in the state to be saved with it
 
     def attach_on(self, runner: Listeners) -> None:
         """Attach to a runner."""
@@ -228,12 +228,12 @@ class LambdaReducer(Attachment):
 
 
 class SumReducer(LambdaReducer):
-    """Add up a value of each batch.
+    """Sum a value over the batches of an epoch.
 
     Parameters
     ----------
     name : str
-        The sum goes to ``state[name]`` at the end of an epoch; 0 where it had no batches.
+        The sum goes to ``state[name]`` at the end of an epoch; 0 if it had no batches.
     value : str
         The value of a batch is ``state[value]``.
 
@@ -260,11 +260,11 @@ class MeanReducer(SumReducer):
     Parameters
     ----------
     name : str
-        The mean goes to ``state[name]`` at the end of an epoch; NaN where it had no batches.
+        The mean goes to ``state[name]`` at the end of an epoch; NaN if it had no batches.
     value : str
-        The value of a batch is ``state[value]``: the sum over its samples where it has a size.
+        The value of a batch is ``state[value]``: the sum over its samples if it has a size.
     size : str
-        The size of a batch is ``state[size]``, 1 where there is no such key.
+        The size of a batch is ``state[size]``, 1 without such a key.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Checks of arguments."""
+"""Argument checks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["check_callable", "check_int", "check_module", "check_tensors"]
 
 
 def check_callable(name: str, value: Any) -> None:
-    """Refuse what cannot be called.
+    """Refuse values that are not callable.
 
     Raises
     ------
@@ -25,12 +25,12 @@ def check_callable(name: str, value: Any) -> None:
 
 
 def check_int(name: str, value: Any, least: int, *, or_inf: bool = False) -> None:
-    """Refuse what is no whole number, or too small.
+    """Refuse values that are not integers, or too small.
 
     Raises
     ------
     ConfigError
-        If `value` is no int of at least `least`, nor, with `or_inf`, infinite.
+        If `value` is not an int of at least `least` nor, with `or_inf`, infinite.
     """
     if or_inf and isinstance(value, float) and value == math.inf:
         return
@@ -44,24 +44,24 @@ def check_int(name: str, value: Any, least: int, *, or_inf: bool = False) -> Non
 
 
 def check_module(name: str, value: Any) -> None:
-    """Refuse what is no torch module.
+    """Refuse values that are not torch modules.
 
     Raises
     ------
     ConfigError
-        If `value` cannot be called, or has no modules.
+        If `value` is not callable, or has no modules.
     """
     if not (callable(value) and hasattr(value, "modules")):
         raise ConfigError(f"{name} must be a torch.nn.Module, got a {type(value).__name__}")
 
 
 def check_tensors(name: str, tensors: Any, *, least: int = 1) -> None:
-    """Refuse what is no sequence of tensors with one length.
+    """Refuse values that are not sequences of tensors of one length.
 
     Raises
     ------
     ConfigError
-        If there are too few, or something else.
+        If there are too few, or other values.
     ShapeError
         If they differ in length.
     """
@@ -77,4 +77,4 @@ def check_tensors(name: str, tensors: Any, *, least: int = 1) -> None:
         raise ConfigError(f"{name} must have at least {least} tensors{hint}, got {len(tensors)}")
     lengths = [len(tensor) for tensor in tensors]
     if len(set(lengths)) > 1:
-        raise ShapeError(f"{name} must have as many samples each, got {lengths}")
+        raise ShapeError(f"{name} must have the same number of samples each, got {lengths}")

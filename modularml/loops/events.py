@@ -1,4 +1,4 @@
-"""Events, and drawing them from a stream."""
+"""Events, and iteration over streams of events."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["Event", "Events", "NotAnEventError", "Stage", "number", "source"]
 
 
 class Event(dict[str, Any]):
-    """What an epoch leaves behind: a dict whose usual keys editors know the types of.
+    """The result of an epoch: a dict with typed common keys.
 
     ======================  ======================================================
     ``step``                int, the epoch, 1-based unless offset
     ``epoch``               int, the epoch of a phase, 0-based
     ``train_loss``          float, the mean over the samples of the epoch
-    ``val_loss``            float, where a stage has added it
-    ``model``               what is being trained; no copy, so it keeps changing
+    ``val_loss``            float, if a stage added it
+    ``model``               the model in training; no copy, so it changes
     ======================  ======================================================
 
     Examples
@@ -45,7 +45,7 @@ Stage: TypeAlias = Callable[[Events], Iterator[dict[str, Any]]]
 
 
 class NotAnEventError(DataError, TypeError):
-    """Something in a stream is no dict."""
+    """An element of a stream is not a dict."""
 
     def __init__(self, came: object) -> None:
         super().__init__(f"an event must be a dict with str keys, got {came!r:.200}")
@@ -69,16 +69,16 @@ def number(event: dict[str, Any], key: str) -> float:
     Raises
     ------
     UnknownNameError
-        If the event has no such key; it is a `KeyError`.
+        If the event has no such key; also a `KeyError`.
     NotAnEventError
-        If the event is no dict.
+        If the event is not a dict.
     TypeError, ValueError
-        If ``float`` does not take the value.
+        If ``float`` does not accept the value.
     """
     if not isinstance(event, Mapping):
         raise NotAnEventError(event)
     if key not in event:
         raise UnknownNameError("event key", key, event)
     value = event[key]
-    detach = getattr(value, "detach", None)  # a tensor is taken off its graph
+    detach = getattr(value, "detach", None)  # for tensors
     return float(value if detach is None else detach())

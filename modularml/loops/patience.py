@@ -1,4 +1,4 @@
-"""Early stopping: how long a value has not improved."""
+"""Early stopping by patience."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["Patience"]
 
 
 class Patience(Checked):
-    """Count how long a value has not improved.
+    """Count the epochs since a value last improved.
 
     Parameters
     ----------
     mode : {'min', 'max'}
         Which values are better.
     patience : int
-        Epochs in a row without improvement after which it is time to stop; 0 is taken as 1.
+        Consecutive epochs without improvement after which to stop; 0 means 1.
     min_delta : float
         A value must be better than the best by more than this; at least 0.
 
@@ -27,14 +27,14 @@ class Patience(Checked):
     best : float or None
         The best value so far.
     best_epoch : int or None
-        When it came.
+        Epoch of the best value.
     waited : int
-        Epochs since then.
+        Epochs since the best value.
 
     Raises
     ------
     ConfigError
-        If an argument is not as described.
+        If an argument is not valid.
 
     Examples
     --------
@@ -53,7 +53,7 @@ class Patience(Checked):
         self.waited = 0
 
     def update(self, value: float, epoch: int) -> bool:
-        """Take in a value and return whether it is the best so far; NaN never is."""
+        """Record a value and return whether it is the best so far; NaN never is."""
         best = value if self.best is None else self.best
         gain = best - value if self.mode == "min" else value - best
         if not math.isnan(value) and (self.best is None or gain > self.min_delta):
@@ -64,5 +64,5 @@ class Patience(Checked):
 
     @property
     def is_spent(self) -> bool:
-        """Whether it is time to stop."""
+        """Whether the patience is used up."""
         return self.waited >= max(1, self.patience)

@@ -1,4 +1,4 @@
-"""Where a `Stream` is: its counts, and the loader that it goes through again and again."""
+"""The position of a `Stream`, and the cyclic iteration over its loader."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ __all__ = ["LoaderCycle", "Position"]
 
 @dataclass(slots=True)
 class Position:
-    """Where a loop is.
+    """The position in a loop.
 
     Attributes
     ----------
     epoch : int
         1-based; 0 before the first.
     iteration : int
-        Items taken so far, in all epochs.
+        Items so far, in all epochs.
     began : int or None
-        Value of `iteration` at which the epoch that is under way began; None between epochs.
+        Value of `iteration` at which the current epoch began; None between epochs.
     is_loaded : bool
-        Whether that epoch comes from a state, and has not been resumed yet.
+        Whether that epoch was loaded from a state and not resumed yet.
     """
 
     epoch: int = 0
@@ -38,8 +38,8 @@ class Position:
         self.epoch += 1
         self.began, self.is_loaded = None, False
 
-    def take_over(self) -> int | None:
-        """Return where the epoch of a loaded state began, once; None where there is none."""
+    def take_loaded_start(self) -> int | None:
+        """Return, once, where the epoch of a loaded state began; else None."""
         began = self.began if self.is_loaded else None
         self.began, self.is_loaded = None, False
         return began
@@ -51,22 +51,22 @@ class Position:
         return self.iteration + left + (more * size if more > 0 else 0.0)
 
     def left(self, size: float, began: int) -> float:
-        """Return how many items are left of an epoch of some size."""
+        """Return the number of items left in an epoch."""
         return max(0.0, size - (self.iteration - began))
 
     def to_dict(self) -> dict[str, int]:
-        """Return the position as a state; ``position`` is left out between epochs."""
+        """Return the position as a state; without ``position`` between epochs."""
         state = {"epoch": self.epoch, "iteration": self.iteration}
         return state if self.began is None else {**state, "position": self.iteration - self.began}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Position:
-        """Return the position that a state holds.
+        """Build a position from a state.
 
         Raises
         ------
         ConfigError
-            If it is not one.
+            If the state is not valid.
         """
         if not isinstance(state, Mapping) or not {"epoch", "iteration"} <= state.keys():
             raise ConfigError(f"state_dict must have 'epoch' and 'iteration', got {state!r:.200}")
@@ -85,22 +85,22 @@ _END = object()
 
 
 class LoaderCycle:
-    """Go through a loader again and again.
+    """Iterate over a loader repeatedly.
 
     Parameters
     ----------
     loader : iterable
-        A ``DataLoader``, a list, a generator: anything that can be iterated over.
+        A ``DataLoader``, a list, a generator: any iterable.
 
     Attributes
     ----------
     is_exhausted : bool
-        Whether the loader is an iterator, and has no more.
+        Whether the loader is an iterator without further items.
 
     Raises
     ------
     ConfigError
-        If `loader` is empty, or no iterable.
+        If `loader` is empty, or not iterable.
     """
 
     def __init__(self, loader: Iterable[Any]) -> None:
@@ -113,25 +113,25 @@ class LoaderCycle:
         self._iterator: Iterator[Any] | None = None
 
     def length(self) -> int | None:
-        """Return the length of the loader; None where it has none or does not know it."""
+        """Return the length of the loader; None if unknown."""
         try:
             return len(self.loader)
         except TypeError:
             return None
 
     def rewind(self) -> None:
-        """Start the loader from its beginning; one that is an iterator continues."""
+        """Restart the loader; an iterator continues."""
         self._iterator = iter(self.loader)
 
     def next_item(self) -> Any:
-        """Return the next item, the first one again after the last.
+        """Return the next item, cyclically.
 
         Raises
         ------
         StopIteration
-            If the loader is an iterator and has no more.
+            If the loader is an iterator without further items.
         DataError
-            If the loader gives nothing at all.
+            If the loader is empty.
         """
         if self._iterator is None:
             self._iterator = iter(self.loader)
@@ -143,13 +143,13 @@ class LoaderCycle:
         if item is not _END:
             return item
         if self._iterator is not self.loader:
-            raise DataError("loader gives no batches; give one that has at least one")
+            raise DataError("loader has no batches; pass one with at least one batch")
         self.is_exhausted = True
         raise StopIteration
 
     @property
     def has_state(self) -> bool:
-        """Whether the loader has a state that can be saved and put back."""
+        """Whether the loader has a state that can be saved and restored."""
         return hasattr(self.loader, "state_dict") and hasattr(self.loader, "load_state_dict")
 
     def state(self) -> Any:
@@ -157,17 +157,17 @@ class LoaderCycle:
         return copy.deepcopy(self.loader.state_dict())
 
     def set_state(self, state: Any) -> None:
-        """Put the loader back to a state.
+        """Restore the state of the loader.
 
         Raises
         ------
         ConfigError
-            If the loader has none.
+            If the loader has no state.
         """
         if not self.has_state:
             raise ConfigError(
                 "state_dict has the state of a loader, but this loader has no load_state_dict; "
-                "set the right one with set_loader first, or leave out 'loader' and 'position'"
+                "set the matching loader with set_loader first, or omit 'loader' and 'position'"
             )
         self.loader.load_state_dict(copy.deepcopy(state))
         self._iterator, self.is_exhausted = None, False

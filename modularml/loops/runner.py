@@ -1,4 +1,4 @@
-"""The runner: batches, epochs, events with callbacks, and a state from which it can resume."""
+"""The runner: epochs, batches, events with callbacks, and a resumable state."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ C = TypeVar("C", bound=Callback)
 
 
 class Event(enum.Enum):
-    """A moment of a run.
+    """An event of a run.
 
     ::
 
@@ -38,13 +38,13 @@ class Event(enum.Enum):
     BATCH = "batch"
     """At every batch."""
     EPOCH_FINISHED = "epoch finished"
-    """At the end of every epoch; an epoch that is broken off has no end."""
+    """At the end of every epoch; not for an interrupted epoch."""
     FINISHED = "finished"
-    """Once, at the end of a run, also of one that was stopped."""
+    """Once, at the end of a run, including one that was stopped."""
 
 
 class EventError(ConfigError, TypeError):
-    """Something is no `Event`, or no callback for one."""
+    """A value is not an `Event`, or not a callback."""
 
 
 class Listeners:
@@ -53,7 +53,7 @@ class Listeners:
     def __init__(self) -> None:
         self._ranked: dict[str, list[tuple[int, Callback]]] = {e.value: [] for e in Event}
         self._plans: dict[str, list[tuple[int, Callback]]] = {e.value: [] for e in Event}
-        """Callbacks by value of their event, in order, each with how many come after it."""
+        """Callbacks by value of their event, in order, each with the number after it."""
 
     @overload
     def on(
@@ -68,13 +68,13 @@ class Listeners:
         *,
         rank: int = 0,
     ) -> Callable[[C], C] | None:
-        """Add callbacks that listen to an event.
+        """Add callbacks for an event.
 
         Parameters
         ----------
         event : Event
         callbacks : callable or iterable of callable, optional
-            Each is called with the state of the run; what it returns is ignored.
+            Each is called with the state of the run; return values are ignored.
         rank : int
             Callbacks of a lower rank are called first, those of one rank in the order in which
             they were added. Attachments use -1 and 1.
@@ -87,7 +87,7 @@ class Listeners:
         Raises
         ------
         EventError
-            If `event` is no `Event`, or a callback is not callable. None is added then.
+            If `event` is not an `Event`, or a callback is not callable. No callback is added then.
 
         Examples
         --------
@@ -134,7 +134,7 @@ def look_up(state: State, key: str) -> Any:
     Raises
     ------
     UnknownNameError
-        If it has none of that name; it is a `KeyError`.
+        If it has no such entry; also a `KeyError`.
     """
     if key not in state:
         raise UnknownNameError("state key", key, map(str, state))
@@ -146,27 +146,27 @@ KEYS = ("batches", "max_epoch", "n_iters", "running", "epoch", "batch")
 
 
 class Runner(Listeners):
-    """Go through batches for some epochs and notify callbacks.
+    """Iterate over batches for a number of epochs and notify callbacks.
 
     Attributes
     ----------
     state : dict
-        What callbacks are called with, and may change:
+        Passed to callbacks, which may change it:
 
-        - ``batches``, iterable that makes up an epoch
+        - ``batches``, iterable of an epoch
         - ``max_epoch``, int
         - ``n_iters``, int, batches so far in all epochs
         - ``running``, bool; set it to False to stop
         - ``epoch``, int, 1-based
         - ``batch``, the current one
 
-        Keys with a leading underscore say where in the run it is, so that a copy of the state
-        (a pickle, say), taken at any time, can be resumed in another process.
+        Keys with a leading underscore hold the position in the run, so that a copy of the state
+        (such as a pickle) can be resumed in another process at any time.
 
     Notes
     -----
-    A run that is stopped emits `Event.FINISHED`. An epoch that is broken off has no
-    `Event.EPOCH_FINISHED`; it comes when the epoch is resumed and ends.
+    A run that is stopped emits `Event.FINISHED`. An interrupted epoch has no `Event.EPOCH_FINISHED`
+    until it is resumed and ends.
 
     Examples
     --------
@@ -186,8 +186,8 @@ class Runner(Listeners):
     def __init__(self) -> None:
         super().__init__()
         self.state: dict[str, Any] = {}
-        self._live: tuple[Iterator[Any], Any] | None = None  # of the epoch that is under way
-        self._mark: tuple[int, int] = (0, 0)  # the epoch and number of batches it stands at
+        self._live: tuple[Iterator[Any], Any] | None = None  # of the current epoch
+        self._mark: tuple[int, int] = (0, 0)  # its epoch and number of batches
 
     def run(self, batches: Iterable[Any], max_epoch: int = 1) -> None:
         """Run on batches for a number of epochs.
@@ -204,14 +204,14 @@ class Runner(Listeners):
         Parameters
         ----------
         batches : iterable
-            What makes up an epoch.
+            Batches of an epoch.
         max_epoch : int
             At least 0.
 
         Raises
         ------
         ConfigError
-            If an argument is not as described.
+            If an argument is not valid.
         """
         if not (hasattr(type(batches), "__iter__") or hasattr(type(batches), "__getitem__")):
             raise ConfigError(f"batches must be an iterable, got {batches!r:.200}")
@@ -233,22 +233,22 @@ class Runner(Listeners):
         Raises
         ------
         ExecutionError
-            If there is nothing to resume: the state is not one of a run.
+            If the state is not that of a run.
 
         Notes
         -----
-        - Where a callback raised, it is called again, and then those after it; at `Event.BATCH`
-          the rest of the batch is passed over instead, unless `repeat_last_batch`.
-        - In the process that was stopped the same iterator continues. In another one ``batches`` is
-          iterated over again and the batches seen in this epoch are skipped, unless it has a
-          ``load_state_dict``: then it is taken to know its own place.
+        - A callback that raised is called again, and then those after it; at `Event.BATCH`
+          the rest of the batch is skipped instead, unless `repeat_last_batch`.
+        - In the same process the same iterator continues. In another one ``batches`` is
+          iterated over again and the finished batches of this epoch are skipped, unless it has a
+          ``load_state_dict``: then it is expected to resume its own position.
         """
         state = self.state
         missing = [key for key in KEYS if key not in state]
         if missing:
             raise ExecutionError(
                 f"there is no run to resume, its state lacks {', '.join(missing)}; "
-                "call run(batches) first, or set `state` to one that a run has left"
+                "call run(batches) first, or set `state` to that of a run"
             )
         if repeat_last_batch and state.get("_epoch_iters"):
             state["running"] = state["_repeats"] = True
@@ -273,7 +273,7 @@ class Runner(Listeners):
         state["running"] = False
 
     def _run_batches(self) -> bool:
-        """Go through the batches of an epoch; return whether they are used up."""
+        """Iterate over the batches of an epoch; return whether they are exhausted."""
         state, plans, iterator = self.state, self._plans, self._iterator()
         state["_event"], state["_left"] = BATCH, 0
         try:
@@ -294,10 +294,12 @@ class Runner(Listeners):
         self._call(plan, event is not Event.BATCH)
 
     def _call(self, plan: Sequence[tuple[int, Callback]], retry: bool) -> None:
-        """Call callbacks; with `retry`, one that raises will be the first that `resume` calls."""
+        """Call callbacks; with `retry`, `resume` starts with one that raised."""
         state = self.state
         for left, callback in plan:
-            state["_left"] = left  # before the call, so that a copy made in it resumes after it
+            state["_left"] = (
+                left  # before the call, so that a copy taken during it resumes after it
+            )
             try:
                 callback(state)
             except BaseException:
@@ -305,7 +307,7 @@ class Runner(Listeners):
                 raise
 
     def _finish_event(self) -> None:
-        """Call the callbacks that were not reached; a run that has ended runs again."""
+        """Call the callbacks that were not reached; a finished run continues."""
         state = self.state
         left, event = state.get("_left", 0), state.get("_event")
         if left and event is not None:
@@ -314,7 +316,7 @@ class Runner(Listeners):
             state["running"] = True
 
     def _iterator(self) -> Iterator[Any]:
-        """Return the batches of this epoch that are still to come."""
+        """Return an iterator of the remaining batches of this epoch."""
         state = self.state
         batches, done = state["batches"], state["_epoch_iters"]
         if done and self._live is not None and self._mark == (state["epoch"], done):
@@ -329,7 +331,7 @@ class Runner(Listeners):
 
 
 def _is_closed(iterator: Any) -> bool:
-    """Return whether a generator has ended, as one does in which something was raised."""
+    """Return whether a generator has ended, as after an exception."""
     return (
         inspect.isgenerator(iterator) and inspect.getgeneratorstate(iterator) == inspect.GEN_CLOSED
     )

@@ -1,4 +1,4 @@
-"""Callbacks for a `Runner`: stopping early, and writing checkpoints."""
+"""Callbacks for a `Runner`: early stopping and checkpoints."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["checkpoint", "maybe_stop_early", "save"]
 def maybe_stop_early(
     patience: int = 5, *, check: str = "better", counter: str = "_counter"
 ) -> Callable[[State], None]:
-    """Create a callback that stops a run which gets no better.
+    """Create a callback that stops a run without improvement.
 
     Parameters
     ----------
     patience : int
         The runner is stopped when the counter exceeds this; at least 0.
     check : str
-        The counter goes up where ``state[check]`` is False, and back to 0 where it is True.
+        The counter increases if ``state[check]`` is False, and resets to 0 if it is True.
     counter : str
         The counter is ``state[counter]``.
 
@@ -102,29 +102,29 @@ def checkpoint(
     what : str
         Name of the object.
     obj : object, optional
-        What is saved, ``state[what]`` by default.
+        Object to save, ``state[what]`` by default.
     under : path-like, optional
-        Folder, the current one by default; made where there is none.
+        Folder, the current one by default; created if missing.
     at_most : int
-        How many files are kept, at least 1; older ones are deleted, once the new one is there.
+        Number of files to keep, at least 1; older ones are deleted once the new one is written.
     when : str, optional
-        Save only where ``state[when]`` is True.
+        Save only if ``state[when]`` is True.
     using : callable, optional
-        Called with the object and a `Path`, to save it in a way of your own, such as
-        ``torch.save``. By default files are data that no code hides in: safetensors where there
-        are tensors or arrays, else JSON, whatever `ext` says. An object with a ``state_dict`` is
+        Called with the object and a `Path` to save it, such as
+        ``torch.save``. By default files hold data without code: safetensors if there
+        are tensors or arrays, else JSON, whatever `ext` is. An object with a ``state_dict`` is
         saved as that. `modularml.runner.read_saved` reads them.
     ext : str
         Extension of the file name.
     prefix_fmt : str
         Prefix of the file name; keys of the state are replacement fields.
     queue_fmt : str
-        The paths of the files are kept in ``state[queue_fmt.format(what=what)]``, oldest first.
+        The paths of the files are stored in ``state[queue_fmt.format(what=what)]``, oldest first.
 
     Raises
     ------
     ConfigError
-        If an argument is not as described; when called, if the object cannot be saved as data.
+        If an argument is not valid; when called, if the object cannot be saved as data.
     KeyError
         When called, if the state has no `what`, `when` or field of the prefix.
 
@@ -181,7 +181,7 @@ def checkpoint(
 
 
 def save(*args: Any, **kwargs: Any) -> Callable[[State], None]:
-    """Do what `checkpoint` does: this is another name for it."""
+    """Alias of `checkpoint`."""
     return checkpoint(*args, **kwargs)
 
 

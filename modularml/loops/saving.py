@@ -1,6 +1,6 @@
-"""Objects as files that are data and no program: JSON, or safetensors with JSON in its header.
+"""Objects in files of data without code: JSON, or safetensors with JSON metadata.
 
-Plain data and numbers go into JSON, tensors and arrays beside it. An object with a ``state_dict``
+Plain data is stored as JSON, tensors and arrays as safetensors. An object with a ``state_dict``
 is saved as that.
 """
 
@@ -33,13 +33,12 @@ def write_safely(obj: Any, path: str | Path) -> None:
         None, bool, int, float, str, tensors, arrays, objects whose ``state_dict()`` is made of
         these, and dicts, lists and tuples of them.
     path : path-like
-        Its folder is made where there is none. A file that is there is replaced, at once or not
-        at all.
+        Its folder is created if missing. An existing file is replaced atomically.
 
     Raises
     ------
     ConfigError
-        If a part is something else; it is named.
+        If a part has another type; the message names it.
     MMLError
         If the file cannot be written.
 
@@ -59,7 +58,7 @@ def write_safely(obj: Any, path: str | Path) -> None:
 
 
 def read_saved(path: str | Path) -> Any:
-    """Read what `write_safely`, and so a `checkpoint`, has written; no code is run.
+    """Read a file of `write_safely` or of a `checkpoint`, without running code.
 
     Parameters
     ----------
@@ -69,7 +68,7 @@ def read_saved(path: str | Path) -> Any:
     Returns
     -------
     object
-        As it was; of an object with a ``state_dict``, that. NumPy scalars come back as numbers.
+        The saved object, or its ``state_dict``. NumPy scalars are returned as Python numbers.
 
     Raises
     ------
@@ -82,20 +81,24 @@ def read_saved(path: str | Path) -> Any:
     try:
         if b"\0" in start:  # safetensors start with a length, JSON is text
             return _read_tensors(path)
-        return _filled(json.loads(path.read_text("utf-8")), {})
+        return _with_tensors(json.loads(path.read_text("utf-8")), {})
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path.name} holds neither JSON nor safetensors: {error}") from error
 
 
 def _to_bytes(obj: Any) -> bytes:
-    found: dict[str, Any] = {}
-    tree = json.dumps(_emptied(obj, (), found))
-    if not found:
+    tensors_found: dict[str, Any] = {}
+    tree = json.dumps(_without_tensors(obj, (), tensors_found))
+    if not tensors_found:
         return tree.encode("utf-8") + b"\n"
     torch = loaded("torch")
-    if torch is None or not any(isinstance(value, torch.Tensor) for value in found.values()):
-        return bytes(save_arrays(found, {TREE: tree}))
-    tensors = {n: v if isinstance(v, torch.Tensor) else torch.tensor(v) for n, v in found.items()}
+    if torch is None or not any(
+        isinstance(value, torch.Tensor) for value in tensors_found.values()
+    ):
+        return bytes(save_arrays(tensors_found, {TREE: tree}))
+    tensors = {
+        n: v if isinstance(v, torch.Tensor) else torch.tensor(v) for n, v in tensors_found.items()
+    }
     return bytes(require("safetensors.torch").save(tensors, {TREE: tree}))
 
 
@@ -106,54 +109,54 @@ def _read_tensors(path: Path) -> Any:
     if kind == "pt":
         require("torch", purpose="to read tensors")
     with safe_open(path, framework=kind) as file:
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
-    return found if text is None else _filled(json.loads(text), found)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    return tensors if text is None else _with_tensors(json.loads(text), tensors)
 
 
-def _emptied(value: Any, where: tuple[str, ...], found: dict[str, Any]) -> Any:
-    """Return a value as JSON, its tensors and arrays moved to `found`."""
+def _without_tensors(value: Any, path: tuple[str, ...], tensors: dict[str, Any]) -> Any:
+    """Return a value as JSON, with its tensors and arrays moved to `found`."""
     if value is None or type(value) in (bool, int, str):
         return value
     if isinstance(value, np.generic) and value.dtype.kind in "biuf":
-        return _emptied(value.item(), where, found)
+        return _without_tensors(value.item(), path, tensors)
     if type(value) is float:
         return value if math.isfinite(value) else {"$float": repr(value)}
     if isinstance(value, list | tuple) and type(value) in (list, tuple):
-        items = [_emptied(item, (*where, str(i)), found) for i, item in enumerate(value)]
+        items = [_without_tensors(item, (*path, str(i)), tensors) for i, item in enumerate(value)]
         return items if isinstance(value, list) else {"$tuple": items}
     if isinstance(value, dict):
-        inner = [[k, _emptied(v, (*where, str(k)), found)] for k, v in value.items()]
+        inner = [[k, _without_tensors(v, (*path, str(k)), tensors)] for k, v in value.items()]
         if all(type(k) is str and not k.startswith("$") for k in value):
             return {k: v for k, v in inner}  # noqa: C416 - pairs of any two are no dict to mypy
-        return {"$dict": [[_emptied(k, where, found), v] for k, v in inner]}
-    return _moved(value, where, found)
+        return {"$dict": [[_without_tensors(k, path, tensors), v] for k, v in inner]}
+    return _tensor_entry(value, path, tensors)
 
 
-def _moved(value: Any, where: tuple[str, ...], found: dict[str, Any]) -> Any:
+def _tensor_entry(value: Any, path: tuple[str, ...], tensors: dict[str, Any]) -> Any:
     torch = loaded("torch")
-    name = base = ".".join(where) or "value"
-    while name in found:
-        name = f"{base}~{len(found)}"
+    name = base = ".".join(path) or "value"
+    while name in tensors:
+        name = f"{base}~{len(tensors)}"
     if torch is not None and isinstance(value, torch.Tensor) and value.layout is torch.strided:
-        found[name] = value.detach().cpu().contiguous().clone()
+        tensors[name] = value.detach().cpu().contiguous().clone()
         return {"$tensor": name}
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
-        found[name] = np.ascontiguousarray(value).reshape(value.shape)
+        tensors[name] = np.ascontiguousarray(value).reshape(value.shape)
         return {"$array": name}
     if callable(getattr(value, "state_dict", None)):
-        return _emptied(value.state_dict(), where, found)
-    place = f" at {' > '.join(where)}" if where else ""
+        return _without_tensors(value.state_dict(), path, tensors)
+    place = f" at {' > '.join(path)}" if path else ""
     raise ConfigError(
-        f"a {type(value).__name__}{place} cannot be saved as data; give tensors, arrays, plain "
-        "data or an object with state_dict, or say how to save it with using=, a function of "
-        "the object and the path"
+        f"a {type(value).__name__}{place} cannot be saved as data; pass tensors, arrays, plain "
+        "data or an object with state_dict, or pass using=, a function of the object and the "
+        "path that saves it"
     )
 
 
-def _filled(tree: Any, found: dict[str, Any]) -> Any:
-    """Return the value that `_emptied` was given."""
+def _with_tensors(tree: Any, tensors: dict[str, Any]) -> Any:
+    """Return the original value of `_without_tensors`."""
     if isinstance(tree, list):
-        return [_filled(item, found) for item in tree]
+        return [_with_tensors(item, tensors) for item in tree]
     if not isinstance(tree, dict):
         return tree
     if len(tree) == 1:
@@ -161,11 +164,11 @@ def _filled(tree: Any, found: dict[str, Any]) -> Any:
         if tag == "$float":
             return float(inner)
         if tag == "$tuple":
-            return tuple(_filled(inner, found))
+            return tuple(_with_tensors(inner, tensors))
         if tag == "$dict":
-            return {_filled(k, found): _filled(v, found) for k, v in inner}
+            return {_with_tensors(k, tensors): _with_tensors(v, tensors) for k, v in inner}
         if tag == "$tensor":
-            return found[inner]
+            return tensors[inner]
         if tag == "$array":
-            return np.asarray(found[inner])
-    return {key: _filled(item, found) for key, item in tree.items()}
+            return np.asarray(tensors[inner])
+    return {key: _with_tensors(item, tensors) for key, item in tree.items()}

@@ -1,4 +1,4 @@
-"""Sinks: a stream as rows, as a file, or as lines on the terminal."""
+"""Sinks that collect a stream as rows, as a file, or print it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def collect(
     Parameters
     ----------
     events : iterable of dict
-        Used up.
+        Consumed.
     include : sequence of str, optional
-        Keys to keep; those that an event lacks are passed over.
+        Keys to keep; missing ones are ignored.
     exclude : sequence of str, optional
-        Keys to drop beside ``model``, which no row holds unless `include` names it.
+        Keys to drop in addition to ``model``, which is dropped unless `include` names it.
 
     Returns
     -------
@@ -43,7 +43,7 @@ def collect(
     Raises
     ------
     ConfigError
-        If both `include` and `exclude` are given. Nothing has been drawn from the stream then.
+        If both `include` and `exclude` are given. The stream is not consumed then.
 
     Examples
     --------
@@ -66,14 +66,14 @@ def collect_jsonl(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
 ) -> None:
-    r"""Write a stream as JSON Lines, each line when its event comes.
+    r"""Write a stream as JSON Lines, each line when its event arrives.
 
     Parameters
     ----------
     events : iterable of dict
-        Used up.
+        Consumed.
     dest : path-like or text file
-        A file at a path is overwritten, and its folder made where there is none. An open file is
+        A file at a path is overwritten, and its folder created if missing. An open file is
         written to and left open.
     include, exclude : sequence of str, optional
         As in `collect`.
@@ -83,7 +83,7 @@ def collect_jsonl(
     ConfigError
         If both `include` and `exclude` are given.
     TypeError
-        If ``json.dumps`` does not take a value.
+        If ``json.dumps`` does not accept a value.
 
     Examples
     --------
@@ -100,19 +100,21 @@ def collect_jsonl(
             try:
                 file.write(json.dumps(row) + "\n")
             except (TypeError, ValueError) as error:
-                error.add_note(f"event keys are {list(row)}; omit what is no JSON with exclude=")
+                error.add_note(
+                    f"event keys are {list(row)}; omit values that are not JSON with exclude="
+                )
                 raise
 
 
 def collect_pd(
     events: Events, *, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """Collect a stream into a pandas DataFrame, one row an event.
+    """Collect a stream into a pandas DataFrame, one row per event.
 
     Parameters
     ----------
     events : iterable of dict
-        Used up.
+        Consumed.
     include, exclude : sequence of str, optional
         As in `collect`.
 
@@ -121,7 +123,7 @@ def collect_pd(
     ConfigError
         If both `include` and `exclude` are given.
     MissingDependencyError
-        If pandas is not installed; it is an `ImportError`. Nothing has been drawn then.
+        If pandas is not installed; also an `ImportError`. The stream is not consumed then.
 
     Examples
     --------
@@ -142,16 +144,16 @@ def collect_pd(
 def print_keys(
     *keys: str, precision: int = 4, include_step: bool = True, step_key: str = "step"
 ) -> Callable[[Event], None]:
-    """Create a function for `tap` that prints some keys of an event in one line.
+    """Create a function for `tap` that prints keys of an event in one line.
 
     Parameters
     ----------
     *keys : str
-        What is printed, in this order.
+        Keys to print, in this order.
     precision : int
         Digits after the decimal point, at least 0.
     include_step : bool
-        Whether `step_key` comes first, where the event has it.
+        Whether `step_key` comes first, if the event has it.
     step_key : str
 
     Raises
@@ -161,10 +163,10 @@ def print_keys(
 
     Notes
     -----
-    - A scalar tensor is taken off its graph and device and printed as a number.
+    - A scalar tensor is printed as a number.
     - A bool is printed as ``True`` or ``False``, an int or float with `precision` digits, anything
-      else with ``str``; a key that is missing as ``key=NA``.
-    - The step is padded with zeros to 4 digits where ``int`` takes it, and left as it is otherwise.
+    else with ``str``; a missing key as ``key=NA``.
+    - The step is padded with zeros to 4 digits if ``int`` accepts it, and unchanged otherwise.
 
     Examples
     --------
@@ -181,13 +183,13 @@ def print_keys(
     """
     check_int("precision", precision, 0)
     if not keys and not include_step:
-        raise ConfigError("keys must name at least one key to print where include_step=False")
+        raise ConfigError("keys must name at least one key to print if include_step=False")
 
     def show(event: Mapping[str, Any]) -> None:
         words = [f"{key}={_value(event, key, precision)}" for key in keys]
         if include_step and step_key in event:
             words.insert(0, f"{step_key}={_step(event[step_key])}")
-        print(" ".join(words))  # noqa: T201 - this is what it is for
+        print(" ".join(words))  # noqa: T201 - its purpose
 
     return show
 
@@ -196,13 +198,13 @@ def _selection(
     include: Sequence[str] | None, exclude: Sequence[str] | None
 ) -> Callable[[Row], Row]:
     if include is not None and exclude is not None:
-        raise ConfigError("give only one of include and exclude, got both")
+        raise ConfigError("pass only one of include and exclude, got both")
     for name, keys in (("include", include), ("exclude", exclude)):
         if isinstance(keys, str):
             raise ConfigError(f"{name} must be a sequence of str, got {keys!r}; write [{keys!r}]")
     if include is not None:
-        kept = tuple(include)
-        return lambda event: {key: event[key] for key in kept if key in event}
+        included = tuple(include)
+        return lambda event: {key: event[key] for key in included if key in event}
     dropped = frozenset(("model", *(exclude or ())))
     return lambda event: {key: value for key, value in event.items() if key not in dropped}
 

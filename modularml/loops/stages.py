@@ -1,4 +1,4 @@
-"""Stages: from an iterator of events to another one, lazily and in order."""
+"""Stages: lazy transformations of iterators of events."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pipe(stream: Events, *stages: Stage) -> Iterator[dict[str, Any]]:
     Returns
     -------
     iterator of dict
-        Nothing is drawn from `stream` before the first event is asked for. Closing it closes
+        `stream` is not read before the first event is requested. Closing the iterator closes
         `stream`.
 
     Raises
@@ -64,8 +64,8 @@ def augment(fn: Callable[[Event], Mapping[str, Any] | None]) -> Stage:
     Parameters
     ----------
     fn : callable
-        Called with each event. The mapping it returns is merged into a copy of the event, so that
-        its keys win; None leaves the event as it is.
+        Called with each event. The returned mapping is merged into a copy of the event, with
+        precedence; None leaves the event unchanged.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def _augmented(fn: Any, events: Events) -> Iterator[dict[str, Any]]:
 
 
 def tap(fn: Callable[[Event], Any], *, every: int = 1, start: int = 1) -> Stage:
-    """Create a stage that looks at events and passes them on unchanged.
+    """Create a stage that calls a function with events and passes them on unchanged.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def tap(fn: Callable[[Event], Any], *, every: int = 1, start: int = 1) -> Stage:
     Raises
     ------
     ConfigError
-        If an argument is not as described.
+        If an argument is not valid.
 
     Examples
     --------
@@ -136,7 +136,7 @@ def _tapped(fn: Any, every: int, start: int, events: Events) -> Iterator[dict[st
 
 
 def tick(fn: Callable[[], Any]) -> Stage:
-    """Create a stage that calls a function at each event, without it.
+    """Create a stage that calls a function without arguments at each event.
 
     Examples
     --------
@@ -150,12 +150,12 @@ def tick(fn: Callable[[], Any]) -> Stage:
 
 
 def take(n: int) -> Stage:
-    """Create a stage that ends after the first events; no further one is asked for.
+    """Create a stage that ends after the first events, without requesting more.
 
     Parameters
     ----------
     n : int
-        How many, at least 0.
+        Number of events, at least 0.
 
     Raises
     ------
@@ -190,14 +190,14 @@ def ema(
     Parameters
     ----------
     key : str
-        What is smoothed. Each event must have it, as something that ``float`` takes.
+        Key to smooth. Each event must have it, with a value that ``float`` accepts.
     decay : float, optional
         Weight of the past, at least 0 and less than 1.
     half_life : float, optional
-        Events after which half is forgotten: ``decay = 0.5 ** (1 / half_life)``. Exactly one of
+        Events after which a weight is halved: ``decay = 0.5 ** (1 / half_life)``. Exactly one of
         the two must be given.
     out_key : str, optional
-        Where the average goes, ``{key}_ema`` by default; what is there is overwritten.
+        Key of the average, ``{key}_ema`` by default; an existing value is overwritten.
     bias_correction : bool
         Whether to divide by ``1 - decay**t``, which removes the pull towards the zero start
         (Kingma & Ba 2015, *Adam*, section 3, arXiv:1412.6980).
@@ -207,7 +207,7 @@ def ema(
     ConfigError
         If not exactly one of `decay` and `half_life` is given, or it is out of range.
     KeyError, TypeError, ValueError
-        In passing: if an event lacks `key`, or ``float`` does not take its value.
+        While iterating: if an event lacks `key`, or ``float`` does not accept its value.
 
     Notes
     -----
@@ -278,33 +278,33 @@ def early_stop(
     mode: Literal["min", "max"] = "min",
     min_delta: float = 0.0,
 ) -> Iterator[dict[str, Any]]: ...
-@functools.wraps(_stopping, assigned=())  # so that `inspect.signature` shows the stage's own
+@functools.wraps(_stopping, assigned=())  # so that `inspect.signature` shows that of the stage
 def early_stop(*args: Any, **kwargs: Any) -> Any:
-    """Yield events until a metric has not improved for some of them.
+    """Yield events until a metric stops improving.
 
     Parameters
     ----------
     key : str
-        Event key of the metric, something that ``float`` takes.
+        Event key of the metric, with a value that ``float`` accepts.
     patience : int
-        Events in a row without improvement after which the stream ends; the last of them is still
-        passed on. At least 0, which is taken as 1.
+        Consecutive events without improvement after which the stream ends; the last of them is
+        still passed on. At least 0, which means 1.
     mode : {'min', 'max'}
         Which values are better.
     min_delta : float
-        A value must be better than the best by more than this; at least 0. NaN never is better.
+        A value must be better than the best by more than this; at least 0. NaN is never better.
 
     Returns
     -------
     stage, or iterator of dict
-        A stage for `pipe`. With a stream as first argument, before the others: its events.
+        A stage for `pipe`; with a stream as first argument, an iterator of its events.
 
     Raises
     ------
     ConfigError
-        If an argument is not as described.
+        If an argument is not valid.
     KeyError, TypeError, ValueError
-        In passing: if an event lacks `key`, or ``float`` does not take its value.
+        While iterating: if an event lacks `key`, or ``float`` does not accept its value.
 
     Examples
     --------
@@ -326,7 +326,7 @@ def early_stop(*args: Any, **kwargs: Any) -> Any:
 
 
 def _decay(decay: float | None, half_life: float | None) -> float:
-    """Return a decay, given as such or by the number of steps after which half is forgotten.
+    """Return the decay, given directly or as a half-life.
 
     Raises
     ------
@@ -335,7 +335,7 @@ def _decay(decay: float | None, half_life: float | None) -> float:
     """
     if (decay is None) == (half_life is None):
         raise ConfigError(
-            f"give exactly one of decay and half_life, got {decay!r} and {half_life!r}"
+            f"pass exactly one of decay and half_life, got {decay!r} and {half_life!r}"
         )
     if decay is not None:
         if not 0 <= decay < 1:

@@ -1,4 +1,4 @@
-"""The position in a loop over data: epoch, iteration and the iterator behind."""
+"""A loader with epoch, iteration and a state to resume from."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ __all__ = ["Stream"]
 
 
 class Stream:
-    """Wrap a loader so that a loop knows where it is, and can be left and resumed.
+    """Wrap a loader with a position, so that a loop can be interrupted and resumed.
 
-    A stream is an endless iterator that moves forward only::
+    A stream is an endless, forward-only iterator::
 
         while True:
             for item in loader:
                 ...
 
-    An epoch is so and so many items of it, whatever the length of the loader.
+    An epoch is a number of its items, independent of the length of the loader.
 
     Parameters
     ----------
     loader : iterable
-        A ``DataLoader``, a list, a generator: anything that can be iterated over. One that has
+        A ``DataLoader``, a list, a generator: any iterable. One that has
         ``state_dict`` and ``load_state_dict`` is saved and resumed with the stream.
 
     Raises
     ------
     ConfigError
-        If `loader` is empty, or no iterable.
+        If `loader` is empty, or not iterable.
 
     Examples
     --------
@@ -73,12 +73,12 @@ class Stream:
 
     @property
     def iteration(self) -> int:
-        """Items taken so far, in all epochs."""
+        """Items so far, in all epochs."""
         return self._at.iteration
 
     @property
     def loader(self) -> Iterable[Any]:
-        """The loader behind; `set_loader` changes it."""
+        """The wrapped loader; `set_loader` changes it."""
         loader: Iterable[Any] = self._cycle.loader
         return loader
 
@@ -98,24 +98,24 @@ class Stream:
         max_epoch : int or inf
             The loop runs while ``stream.epoch < max_epoch``.
         epoch_size : int or inf, optional
-            Items an epoch, at least 1; by default the length of the loader.
+            Items per epoch, at least 1; by default the length of the loader.
         show_progress : bool
             Whether the bar is drawn.
 
         Yields
         ------
         iterator
-            Over the items of one epoch. After `load_state_dict` the first is what was left of the
-            epoch in which the state was taken, where the state says so.
+            Over the items of one epoch. After `load_state_dict` the first one is the rest of the
+            epoch in which the state was saved, if the state has its position.
 
         Raises
         ------
         ConfigError
-            If an argument is not as described, or `epoch_size` is needed and missing.
+            If an argument is not valid, or `epoch_size` is needed and missing.
 
         Notes
         -----
-        The loop also ends after an epoch in which a loader that is an iterator ran dry.
+        The loop also ends after an epoch in which a loader that is an iterator was exhausted.
 
         Examples
         --------
@@ -128,7 +128,7 @@ class Stream:
         return self._run(max_epoch, epoch_size, show_progress)
 
     def data(self, n_items: float | None = None) -> Iterator[Any]:
-        """Iterate over the next items, starting where the stream is.
+        """Iterate over the next items from the current position.
 
         Parameters
         ----------
@@ -142,7 +142,7 @@ class Stream:
 
         Notes
         -----
-        It ends early where the loader is an iterator that runs dry.
+        It ends early if the loader is an iterator that is exhausted.
 
         Examples
         --------
@@ -158,9 +158,9 @@ class Stream:
         Raises
         ------
         StopIteration
-            If the loader is an iterator and there is no more.
+            If the loader is an iterator without further items.
         DataError
-            If the loader gives nothing at all.
+            If the loader is empty.
 
         Examples
         --------
@@ -178,7 +178,7 @@ class Stream:
         self._at.next_epoch()
 
     def reload_iterator(self) -> None:
-        """Start the loader from its beginning; a loader that is an iterator continues.
+        """Restart the loader; a loader that is an iterator continues.
 
         Examples
         --------
@@ -192,12 +192,12 @@ class Stream:
         self._cycle.rewind()
 
     def set_loader(self, loader: Iterable[Any]) -> None:
-        """Take the next items from another loader; an epoch under way keeps its size.
+        """Take the next items from another loader; the current epoch keeps its size.
 
         Raises
         ------
         ConfigError
-            If `loader` is empty, or no iterable. The stream keeps the old one.
+            If `loader` is empty, or not iterable. The stream keeps the old one.
 
         Examples
         --------
@@ -216,15 +216,14 @@ class Stream:
         self._cycle = LoaderCycle(loader)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the stream is, to be saved.
+        """Return the position of the stream, to be saved.
 
         Returns
         -------
         dict
-            ``epoch`` and ``iteration``. Where the loader has a ``state_dict``, also ``loader``, a
-            copy of it, and within an epoch of `epochs` ``position``, the items of it that are
-            taken. An epoch counts as under way until its last item was asked for and denied, or
-            the next one has begun.
+            ``epoch`` and ``iteration``. If the loader has a ``state_dict``, also ``loader``, a copy
+            of it, and within an epoch of `epochs` ``position``, the number of its items so far. An
+            epoch lasts until its iterator is exhausted, or the next one begins.
 
         Examples
         --------
@@ -239,18 +238,18 @@ class Stream:
         return {"epoch": self.epoch, "iteration": self.iteration}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go to where another stream was.
+        """Restore the position of another stream.
 
         Parameters
         ----------
         state_dict : mapping
-            What `state_dict` returned. A loader without a state of its own stays where it is.
+            What `state_dict` returned. A loader without a state keeps its position.
 
         Raises
         ------
         ConfigError
-            If the state is not one of a stream, or is one of a loader that this one is not.
-            Nothing has changed then.
+            If the state is not one of a stream, or does not fit the loader. Nothing is changed
+            then.
 
         Examples
         --------
@@ -266,14 +265,14 @@ class Stream:
         if "loader" in state_dict:
             self._cycle.set_state(state_dict["loader"])
         else:
-            at.take_over()  # a position means nothing to a loader that starts again
+            at.take_loaded_start()  # a position is meaningless if the loader restarts
         self._at = at
 
     def _run(
         self, max_epoch: float, epoch_size: float | None, show: bool
     ) -> Iterator[Iterator[Any]]:
         at = self._at
-        began = at.take_over()
+        began = at.take_loaded_start()
         size = self._size("epoch_size", epoch_size, least=1)
         end = at.end(max_epoch, size, began)
         total = None if math.isinf(end) else int(end)
@@ -291,7 +290,7 @@ class Stream:
             self._bar = Bar()
 
     def _epoch_items(self, n_items: float, began: int) -> Iterator[Any]:
-        """Mark an epoch as under way now, and as done when its items are."""
+        """Mark an epoch as current until its items are exhausted."""
         self._at.began = began
 
         def items() -> Iterator[Any]:

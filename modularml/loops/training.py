@@ -1,4 +1,4 @@
-"""Training and validating a torch model on tensors in memory, in batches."""
+"""Training and validation of torch models on tensors in memory."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ def iter_batches(
     *tensors : Tensor, shape (n_samples, ...)
         On one device.
     batch_size : int
-        Samples a batch; the last one may be smaller.
+        Samples per batch; the last one may be smaller.
     shuffle : bool
-        Whether samples are shuffled first, by one ``torch.randperm`` on the first tensor's device.
+        Whether samples are shuffled first, with one ``torch.randperm`` on the first tensor's
+        device.
     generator : torch.Generator, optional
         For ``torch.randperm``.
 
     Yields
     ------
     tuple of Tensor, shape (batch_size, ...)
-        One for each of `tensors`: views of them where nothing is shuffled, else views of a copy
+        One for each of `tensors`: views of them without shuffling, else views of a copy
         of some thousand rows.
 
     Raises
@@ -67,10 +68,10 @@ def iter_batches(
 def _batches_by_chunk(
     tensors: Sequence[Any], batch_size: int, shuffle: bool, generator: Any
 ) -> Iterator[tuple[int, Iterator[tuple[Any, ...]]]]:
-    """Yield chunks of an epoch: how many rows, and their batches.
+    """Yield chunks of an epoch: the number of rows, and their batches.
 
-    Rows are gathered chunk by chunk and batches are slices of a chunk: far fewer copies than one
-    gather a batch, and never a copy of everything.
+    Rows are gathered by chunk and batches are slices of a chunk: far fewer copies than one
+    gather per batch, and never a copy of everything.
     """
     n = len(tensors[0])
     size = _chunk_size(tensors, batch_size)
@@ -92,9 +93,11 @@ def _batches_by_chunk(
 
 
 def _chunk_size(tensors: Sequence[Any], batch_size: int) -> int:
-    """Return the rows of a chunk: whole batches, of a few MB in all."""
+    """Return the rows of a chunk: whole batches of a few MB together."""
     if any(tensor.requires_grad for tensor in tensors):
-        return batch_size  # batches of one gather would share a graph, which one backward frees
+        return (
+            batch_size  # batches of one gather would share a graph, which the first backward frees
+        )
     n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     row: int = n_bytes // max(1, len(tensors[0]))
     fitting = CHUNK_BYTES // max(1, row * batch_size)
@@ -102,7 +105,7 @@ def _chunk_size(tensors: Sequence[Any], batch_size: int) -> int:
 
 
 class LossShapeError(LossError, ShapeError):
-    """A loss is no scalar tensor."""
+    """A loss is not a scalar tensor."""
 
 
 def epoch_stream(
@@ -118,7 +121,7 @@ def epoch_stream(
     extra: dict[str, Any] | None = None,
     step_offset: int = 0,
 ) -> Iterator[Event]:
-    """Train a torch model and yield an event an epoch, without end.
+    """Train a torch model and yield one event per epoch, endlessly.
 
     Parameters
     ----------
@@ -127,21 +130,21 @@ def epoch_stream(
     model : torch.nn.Module
         Trained in place.
     optimizer : torch.optim.Optimizer
-        Made with the parameters of `model`.
+        Optimizer of the parameters of `model`.
     loss_fn : callable
         Called as ``loss_fn(model(*inputs), labels)``; without labels as
         ``loss_fn(model(*inputs))``.
         It must return the mean over the batch, a scalar tensor.
     batch_size : int
-        Samples a batch; the last one may be smaller.
+        Samples per batch; the last one may be smaller.
     shuffle : bool
-        Whether samples are shuffled anew in each epoch.
+        Whether samples are reshuffled in each epoch.
     last_label : bool
         Whether the last tensor is the labels.
     generator : torch.Generator, optional
         For ``torch.randperm``.
     extra : dict, optional
-        MergedColumns into each event.
+        Merged into each event.
     step_offset : int
         Added to the 1-based number of the epoch.
 
@@ -149,20 +152,20 @@ def epoch_stream(
     ------
     Event
         ``step``, ``train_loss`` (mean over the samples of the epoch, float), ``model`` (no copy),
-        and `extra`. The epoch is trained when its event is asked for.
+        and `extra`. The epoch is trained when its event is requested.
 
     Raises
     ------
     ConfigError, ShapeError, DataError
-        If an argument is not as described; when called, before any step.
+        If an argument is not valid; when called, before any step.
     LossError
-        If the loss is no scalar tensor, or does not depend on what can be trained. No step has
-        been taken then.
+        If the loss is not a scalar tensor, or does not depend on trainable parameters. The weights
+        are unchanged then.
 
     Notes
     -----
     The model and all tensors must be on the same device. The model is put into training mode at
-    the start of each epoch. A loss that is NaN goes into the event like any other.
+    the start of each epoch. A loss that is NaN is reported like any other.
 
     Examples
     --------
@@ -188,12 +191,12 @@ def epoch_stream(
     if not hasattr(optimizer, "param_groups"):
         raise ConfigError(f"optimizer must be a torch optimizer, got {optimizer!r:.200}")
     loss_of = _loss_of(model, loss_fn, last_label)
-    how = (tuple(train_data), batch_size, shuffle, generator)
-    return _epochs(how, model, optimizer, loss_of, dict(extra or {}), step_offset)
+    batching = (tuple(train_data), batch_size, shuffle, generator)
+    return _epochs(batching, model, optimizer, loss_of, dict(extra or {}), step_offset)
 
 
 def _epochs(
-    how: tuple[Any, ...],
+    batching: tuple[Any, ...],
     model: Any,
     optimizer: Any,
     loss_of: Callable[..., Any],
@@ -203,12 +206,12 @@ def _epochs(
     torch = adapter_for("torch")
     for step in count(1 + step_offset):
         model.train()
-        train_loss = _train(torch, how, optimizer, loss_of)
+        train_loss = _train(torch, batching, optimizer, loss_of)
         yield Event({"step": step, "train_loss": train_loss, "model": model, **extra})
 
 
 def _train(
-    adapter: BackendAdapter, how: tuple[Any, ...], optimizer: Any, loss_of: Callable[..., Any]
+    adapter: BackendAdapter, batching: tuple[Any, ...], optimizer: Any, loss_of: Callable[..., Any]
 ) -> float:
     """Train for an epoch and return its mean loss.
 
@@ -217,17 +220,19 @@ def _train(
         for each chunk of shuffled rows:
             for each batch of the chunk:
                 loss, backward, step
-            add up the losses of the chunk
+            sum the losses of the chunk
     """
-    tensors, batch_size = how[:2]
+    tensors, batch_size = batching[:2]
     torch, n = require("torch"), len(tensors[0])
     on_host = tensors[0].device.type == "cpu"
-    read = torch.Tensor.item if on_host else torch.Tensor.detach  # a device is not waited for
+    read_loss = (
+        torch.Tensor.item if on_host else torch.Tensor.detach
+    )  # avoids waiting for the device
     move = _mover(optimizer, n > FEW * batch_size)
     params = [p for group in optimizer.param_groups for p in group["params"]]
     total, checked = 0.0, False
     with torch.enable_grad():
-        for n_rows, batches in _batches_by_chunk(*how):
+        for n_rows, batches in _batches_by_chunk(*batching):
             losses = []
             for batch in batches:
                 loss = loss_of(*batch)
@@ -237,18 +242,18 @@ def _train(
                     p.grad = None
                 loss.backward()
                 move()
-                losses.append(read(loss))
+                losses.append(read_loss(loss))
             values = losses if on_host else adapter.floats([loss.reshape(()) for loss in losses])
             last = n_rows - batch_size * (len(values) - 1)
             total += batch_size * sum(values[:-1]) + last * values[-1]
     return total / n
 
 
-FEW = 3  # batches, for which making the lists of a direct step does not pay
+FEW = 3  # batches, for which building the lists of a direct step does not pay off
 
 
 def _mover(optimizer: Any, direct: bool) -> Callable[[], Any]:
-    """Return what moves the weights: made anew in each epoch, so that each stands for itself."""
+    """Return the function that updates the weights, rebuilt in each epoch."""
     if direct:
         move: Callable[[], Any] = require("modularml.backends.torch_kernels").direct_step(optimizer)
         return move
@@ -267,29 +272,29 @@ def validation_loss(
     Parameters
     ----------
     val_data : sequence of Tensor, shape (n_samples, ...)
-        The arguments of the model and, with `last_label`, the labels as the last. They go through
-        the model at once, not in batches.
+        The arguments of the model and, with `last_label`, the labels as the last. All samples are
+        passed at once, not in batches.
     loss_fn : callable
         Called as ``loss_fn(model(*inputs), labels)``; without labels as
         ``loss_fn(model(*inputs))``.
     key : str
-        Where the loss goes, as a float.
+        Key of the loss in the event, a float.
     last_label : bool
         Whether the last tensor is the labels.
 
     Raises
     ------
     ConfigError, ShapeError
-        If an argument is not as described.
+        If an argument is not valid.
     ConfigError
-        In passing: if the model of the event is no module.
+        When called: if the model of the event is not a module.
     LossError
-        In passing: if the loss is no scalar tensor.
+        When called: if the loss is not a scalar tensor.
 
     Notes
     -----
-    The model and all tensors must be on the same device. The model of the event is put into
-    evaluation mode, and afterwards each of its modules back into the mode it was in.
+    The model and all tensors must be on the same device. The model of the event is set to
+    evaluation mode, and afterwards the mode of each module is restored.
 
     Examples
     --------
@@ -320,7 +325,7 @@ def validation_loss(
 
 
 def _loss_of(model: Any, loss_fn: Callable[..., Any], last_label: bool) -> Callable[..., Any]:
-    """Return the function from the tensors of a batch to its loss."""
+    """Return a function that computes the loss of the tensors of a batch."""
     if last_label:
         return lambda *batch: loss_fn(model(*batch[:-1]), batch[-1])
     return lambda *batch: loss_fn(model(*batch))
@@ -338,7 +343,7 @@ def _check_loss(loss: Any, *, trained: bool) -> bool:
         )
     if trained and not loss.requires_grad:
         raise LossError(
-            "the loss depends on nothing that can be trained; do not detach the predictions, and "
-            "let some parameter of the model require a gradient"
+            "the loss does not depend on trainable parameters; do not detach the predictions, "
+            "and make sure that a parameter of the model requires a gradient"
         )
     return True

@@ -1,4 +1,4 @@
-"""Models: one face for every framework; each framework is imported when it is first used."""
+"""Models of all frameworks; each framework is imported on first use."""
 
 import lazy_loader
 

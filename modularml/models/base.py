@@ -1,4 +1,4 @@
-"""What every model offers a graph, whatever its framework."""
+"""The base class of models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ model_registry: Registry[type[BaseModel]]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model stands in a graph.
+    """The position of a model in a graph.
 
     Attributes
     ----------
@@ -34,13 +34,13 @@ class Place:
     follows : bool
         Whether it reads from a node, not from a FeatureSet.
     shape : tuple of int or None
-        Shape of one sample of what it reads; None while an estimator above is not fitted.
+        Shape of one sample of its input; None while an upstream estimator is not fitted.
     columns : tuple of str
-        Names of the values of a row, where it reads from a FeatureSet.
+        Names of the values of a row, if it reads from a FeatureSet.
     targets : tuple of str
         Keys of its targets.
     rows : callable or None
-        Returns the first rows that it reads, where it reads from a FeatureSet.
+        Returns the first rows of its input, if it reads from a FeatureSet.
     """
 
     feeds: bool = False
@@ -51,7 +51,7 @@ class Place:
     rows: Callable[[], Array] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the rows, which belong to the FeatureSet."""
+        """Omit the rows, which belong to the FeatureSet."""
         return {**vars(self), "rows": None}
 
 
@@ -67,17 +67,17 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
 
     artifact_kind = "md"
     reads_flat: ClassVar[bool] = False
-    """Whether columns of unlike shape are put side by side in one row."""
+    """Whether columns of different shapes are concatenated into one row."""
     reads_several: ClassVar[bool] = False
-    """Whether a node may give it several inputs."""
+    """Whether it accepts several inputs."""
     _input_shape: InputShape | None = None
     _output_shape: Shape | None = None
 
     learned_from: Any = None
-    """Which rows the weights learned from, as told by the graph that trained them."""
+    """Rows that the weights learned from, recorded by the graph that trained them."""
 
     mask: tuple[str, Shape] | None = None
-    """Argument that a call gets the mask of its input by, and the mask's shape; None for none."""
+    """Argument that receives the mask of the input, and the mask's shape; None without one."""
 
     def __init__(self, backend: str | Backend, **init_args: Any) -> None:
         self._backend = Backend.from_value(backend)
@@ -96,48 +96,48 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether it can be asked for outputs; a model with weights always can."""
+        """Whether it can compute outputs; a model with weights always can."""
         return True
 
     @property
     def input_shape(self) -> InputShape | None:
-        """Shape of one sample going in; a tuple or dict of shapes where several inputs do.
+        """Shape of one input sample; a tuple or dict of shapes for several inputs.
 
-        None while it is not known.
+        None until known.
         """
         return self._input_shape
 
     @property
     def output_shape(self) -> Shape | None:
-        """Shape of one sample coming out; None while it is not known."""
+        """Shape of one output sample; None until known."""
         return self._output_shape
 
     @property
     def has_own_weights(self) -> bool:
-        """Whether it was given with weights, which no constructor's argument tells of."""
+        """Whether it was passed with weights, which the constructor's arguments lack."""
         return False
 
     def expect_targets(self, shape: Shape | None, labels: Callable[[], Array]) -> None:
-        """Take note of what the targets look like, before `build`; most models need not know.
+        """Receive the shape and labels of targets, before `build`; ignored by default.
 
         Parameters
         ----------
         shape : tuple of int or None
-            Of one sample; None where there are none.
+            Of one sample; None without targets.
         labels : callable
             Returns every value of the target column, sorted.
         """
 
     def expect_place(self, place: Place) -> None:
-        """Take note of the place in the graph, before `build`; most models need not know."""
+        """Receive the position in the graph, before `build`; ignored by default."""
 
     def build_unread(self, output_shape: Shape | None, *, force: bool = False) -> Shape | None:
-        """Wait with `build`: an estimator above has to be fitted for its input to have a shape.
+        """Defer `build` until an upstream estimator is fitted and the input shape is known.
 
         Returns
         -------
         tuple of int or None
-            Shape of outputs, where it is known all the same.
+            Shape of outputs, if known already.
         """
         self._built = self._built and not force
         return self._output_shape
@@ -150,46 +150,46 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
         *,
         force: bool = False,
     ) -> None:
-        """Make the layers.
+        """Build the layers.
 
         Parameters
         ----------
         input_shape : tuple of int, or tuple or dict of such, optional
-            Of one sample, or of one of each input.
+            Of one sample, or of one sample of each input.
         output_shape : tuple of int, optional
-            Of one sample. What the constructor was given wins over `output_shape`.
+            Of one sample. The constructor's argument takes precedence.
         force : bool
-            Whether to make them again, with new weights, where they exist.
+            Whether to rebuild existing ones, with new weights.
 
         Raises
         ------
         ShapeError
-            If a shape is needed and not known, or does not fit what was given before.
+            If a shape is needed and not known, or contradicts an earlier one.
         """
 
     def _check_fits(self, shape: InputShape | None) -> None:
-        """Refuse another input shape than it was built for."""
+        """Refuse an input shape other than the one it was built for."""
         if shape is not None and check_input_shape(shape) != self.input_shape:
             raise ShapeError(
                 f"{self.shown_name} was built for input shape {self.input_shape}, got "
-                f"{shape}; build with force=True to make it anew"
+                f"{shape}; rebuild it with force=True"
             )
 
     @abstractmethod
     def get_weights(self) -> dict[str, Array]:
-        """Return weights and buffers by name, as arrays of their own."""
+        """Return weights and buffers by name, as copies."""
 
     @abstractmethod
     def set_weights(self, weights: dict[str, Any]) -> None:
-        """Take over weights by name; unknown, missing or misshapen ones are refused whole."""
+        """Set weights by name; on unknown, missing or misshapen ones nothing is changed."""
 
     @abstractmethod
     def reset_weights(self, seed: int | None = None) -> None:
-        """Draw new weights, from a seed where one is given."""
+        """Reinitialize the weights, with an optional seed."""
 
     @property
     def module(self) -> Any:
-        """The framework's own object, called on tensors."""
+        """The framework's object, called on tensors."""
         return self
 
     def parts(self) -> list[Any]:
@@ -198,7 +198,7 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
 
     @property
     def shown_name(self) -> str:
-        """Name of the model in messages and pictures."""
+        """Name of the model in messages and diagrams."""
         return type(self).__name__
 
     def get_init_args(self) -> dict[str, Any]:
@@ -216,18 +216,18 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Build with the stored shapes and take over the stored weights."""
+        """Build with the stored shapes and set the stored weights."""
         if state:
             self.build(state["input_shape"], state["output_shape"])
             self.set_weights(state["weights"])
 
     def check_storable(self) -> None:
-        """Raise a ModularMLError where no file can hold what there is to keep by now."""
+        """Raise a ModularMLError if the current model cannot be stored in a file."""
         if self.is_built:
             Packer().pack(object_state(self))
 
     def same_weights(self, other: BaseModel) -> bool:
-        """Tell whether another model has equal weights under equal names."""
+        """Return whether another model has equal weights under equal names."""
         mine, theirs = self.get_weights(), other.get_weights()
         return mine.keys() == theirs.keys() and all(
             np.array_equal(mine[k], theirs[k], equal_nan=mine[k].dtype.kind == "f") for k in mine
@@ -244,7 +244,7 @@ model_registry = Registry("model")
 
 
 def check_weights(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """Refuse weights that are not exactly those of a model.
+    """Refuse weights whose names or shapes are not those of a model.
 
     Raises
     ------
@@ -254,9 +254,9 @@ def check_weights(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
         If a shape differs.
     """
     if missing := [name for name in mine if name not in theirs]:
-        raise ConfigError(f"weights lack {missing}; give all of {list(mine)}")
+        raise ConfigError(f"weights lack {missing}; pass all of {list(mine)}")
     if unknown := [name for name in theirs if name not in mine]:
-        raise ConfigError(f"weights hold {unknown}, which this model has not; it has {list(mine)}")
+        raise ConfigError(f"weights hold {unknown}, which this model lacks; it has {list(mine)}")
     for name, value in theirs.items():
         if tuple(value.shape) != tuple(mine[name].shape):
             raise ShapeError(
@@ -266,22 +266,25 @@ def check_weights(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
 
 
 def check_input_shape(shape: Any) -> InputShape:
-    """Return the shape of one input, or of each of several, or say what is wrong with it."""
+    """Validate the shape of one input, or of each of several."""
     if isinstance(shape, Mapping):
-        return {str(name): check_shape(f"input_shape {name!r}", own) for name, own in shape.items()}
+        return {
+            str(name): check_shape(f"input_shape {name!r}", input_shape)
+            for name, input_shape in shape.items()
+        }
     if isinstance(shape, tuple | list) and is_several(shape):
-        return tuple(check_shape("input_shape", own) for own in shape)
+        return tuple(check_shape("input_shape", input_shape) for input_shape in shape)
     return check_shape("input_shape", shape)
 
 
 def check_shape(name: str, shape: Any) -> Shape:
-    """Return a shape as a tuple of positive ints, or say what is wrong with it."""
+    """Validate a shape and return it as a tuple of positive ints."""
     if isinstance(shape, int | np.integer):
         shape = (shape,)
     try:
-        found = tuple(int(size) for size in shape)
+        sizes = tuple(int(size) for size in shape)
     except (TypeError, ValueError):
         raise ShapeError(f"{name} must be a tuple of positive ints, got {shape!r}") from None
-    if any(size < 1 for size in found):
+    if any(size < 1 for size in sizes):
         raise ShapeError(f"{name} must be a tuple of positive ints, got {shape!r}")
-    return found
+    return sizes

@@ -1,4 +1,4 @@
-"""A fitted estimator as part of a state."""
+"""Fitted estimators as part of a state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["FittedEstimator", "become"]
 
 
 class FittedEstimator(Configurable):
-    """An estimator and what it has learned: itself in memory, plain data in a file.
+    """A fitted estimator: the object itself in memory, plain data in a file.
 
     Parameters
     ----------
@@ -27,12 +27,12 @@ class FittedEstimator(Configurable):
         self.estimator = estimator
 
     def check_storable(self) -> None:
-        """Refuse an estimator whose class, arguments or attributes no file can hold.
+        """Refuse an estimator whose class, arguments or attributes cannot be stored.
 
         Raises
         ------
         ConfigError
-            With the class of the part that cannot be stored.
+            The message names the class of the part that cannot be stored.
         """
         self.get_config()
         check_parts(self.estimator)
@@ -42,20 +42,20 @@ class FittedEstimator(Configurable):
             return {"sklearn": sklearn.__version__, "learned": learned(self.estimator)}
         except ConfigError as error:
             problem = f"a fitted {type(self.estimator).__name__} cannot be stored as data: {error}"
-            hint = "Save it before it is fitted, and fit it again after loading"
+            hint = "Save it unfitted, and fit it again after loading"
             raise MMLError(limits.NO_PLAIN_DATA, problem=problem, hint=hint) from error
 
     def _set_file_state(self, state: dict[str, Any]) -> None:
-        written, here = state["sklearn"], sklearn.__version__
-        if written.split(".")[:2] != here.split(".")[:2]:
+        saved, installed = state["sklearn"], sklearn.__version__
+        if saved.split(".")[:2] != installed.split(".")[:2]:
             warn(
-                f"this {type(self.estimator).__name__} was saved with scikit-learn {written}; "
-                f"{here} is installed, and its results may differ"
+                f"this {type(self.estimator).__name__} was saved with scikit-learn {saved}; "
+                f"{installed} is installed, and its results may differ"
             )
         relearn(self.estimator, state["learned"])
 
 
 def become(estimator: Any, other: Any) -> None:
-    """Give an estimator the attributes of another, so that it stays the same object."""
+    """Replace the attributes of an estimator in place by those of another."""
     vars(estimator).clear()
     vars(estimator).update(vars(other))

@@ -1,4 +1,4 @@
-"""Models whose layers are made once their shapes are known, and wrappers of what exists."""
+"""Models with layers built from shapes, and wrappers of existing models."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ __all__ = ["LayeredModel", "ModelWrapper"]
 
 
 MAX_PROBE = 2**20
-"""Numbers in the one sample that a model from a file may be tried with."""
+"""Maximum number of values in the sample that probes a model from a file."""
 
 
 class LayeredModel(BaseModel):
-    """Shapes first, layers when they are known; a subclass makes them and sends zeros through."""
+    """A model whose layers are built once shapes are known; subclasses build and probe them."""
 
     reads_several = True
 
     def __init__(self, backend: str, **init_args: Any) -> None:
         BaseModel.__init__(self, backend, **init_args)
-        given = init_args.get("input_shape")
-        self._input_shape = None if given is None else check_input_shape(given)
+        input_shape = init_args.get("input_shape")
+        self._input_shape = None if input_shape is None else check_input_shape(input_shape)
         self._output_shape = _optional_shape("output_shape", init_args.get("output_shape"))
         self._explicit_output = self._output_shape is not None
-        self._made_for: Shape | None = None
+        self._built_for: Shape | None = None
 
     @abstractmethod
     def make_layers(self, input_shape: InputShape, output_shape: Shape | None) -> None:
-        """Make the layers as attributes of this model."""
+        """Build the layers as attributes of this model."""
 
     @abstractmethod
     def _probe(self, shape: InputShape) -> Shape:
-        """Send two samples of zeros through, to learn the output's shape."""
+        """Return the output shape by running two samples of zeros."""
 
     def build(
         self,
@@ -49,81 +49,86 @@ class LayeredModel(BaseModel):
         *,
         force: bool = False,
     ) -> None:
-        """Make the layers; see `BaseModel.build`."""
+        """Build the layers; see `BaseModel.build`."""
         if self._built and not force:
             self._check_fits(input_shape)
             self._check_mask()
             return
         shape = self._shape_for(input_shape)
-        wanted = self._output_shape if self._explicit_output else output_shape
-        self._made_for = _optional_shape("output_shape", wanted)
-        self.make_layers(shape, self._made_for)
+        target_shape = self._output_shape if self._explicit_output else output_shape
+        self._built_for = _optional_shape("output_shape", target_shape)
+        self.make_layers(shape, self._built_for)
         self._check_mask()
         self._input_shape, self._output_shape = shape, self._probe(shape)
         self._built = True
 
     @abstractmethod
     def _called(self) -> Any:
-        """Return the method whose arguments a call is given."""
+        """Return the method that receives the arguments of a call."""
 
     def _check_mask(self) -> None:
-        """Refuse an argument for the mask that the model does not take."""
+        """Refuse a mask argument that the model does not accept."""
         if self.mask is None:
             return
-        takes = inspect.signature(self._called()).parameters
-        if self.mask[0] not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-            raise UnknownNameError(f"mask_as of {self.shown_name}", self.mask[0], list(takes))
+        parameters = inspect.signature(self._called()).parameters
+        if self.mask[0] not in parameters and not any(
+            p.kind is p.VAR_KEYWORD for p in parameters.values()
+        ):
+            raise UnknownNameError(f"mask_as of {self.shown_name}", self.mask[0], list(parameters))
 
     def example_mask(self, make: Callable[[Shape], Any]) -> dict[str, Any]:
-        """Return the mask that two samples are tried with, by the argument's name."""
+        """Return a mask for two probe samples, by argument name."""
         return {} if self.mask is None else {self.mask[0]: make((2, *self.mask[1]))}
 
     def get_state(self) -> dict[str, Any]:
-        """Return the shapes it was built for, and weights; empty before `build`."""
+        """Return the shapes it was built for, and the weights; empty before `build`."""
         state = super().get_state()
-        told = {"output_shape": self._made_for, "probed_shape": self._output_shape}
-        return {**state, **told} if state else state
+        shapes = {"output_shape": self._built_for, "probed_shape": self._output_shape}
+        return {**state, **shapes} if state else state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Make the layers for the stored shapes and take over the stored weights.
+        """Build the layers for the stored shapes and set the stored weights.
 
-        Weights are first held against a twin that has shapes and no memory, and nothing is sent
-        through: a state cannot make this process allocate more than it holds itself.
+        Weights are first checked against a copy on the meta device, and no samples are run, so that
+        a state cannot make this process allocate more memory than the state itself.
         """
         if state and not self._built:
             shape = self._shape_for(state["input_shape"])
-            wanted = self._output_shape if self._explicit_output else state["output_shape"]
-            wanted = _optional_shape("output_shape", wanted)
-            if (sketch := self._sketch(shape, wanted)) is not None:
+            target_shape = self._output_shape if self._explicit_output else state["output_shape"]
+            target_shape = _optional_shape("output_shape", target_shape)
+            if (sketch := self._sketch(shape, target_shape)) is not None:
                 check_weights(sketch, state["weights"])
             numbers = sum(map(math.prod, shapes_of(shape)))
             if "probed_shape" not in state and numbers > MAX_PROBE:
-                raise ShapeError(f"samples of shape {shape} are too large to be tried out")
-            self._make_untried(shape, wanted)
-            found = state["probed_shape"] if "probed_shape" in state else self._probe(shape)
-            self._output_shape = check_shape("output_shape", found)
-            self._input_shape, self._made_for, self._built = shape, wanted, True
+                raise ShapeError(f"samples of shape {shape} are too large to probe the model")
+            self._make_untried(shape, target_shape)
+            probed_shape = state["probed_shape"] if "probed_shape" in state else self._probe(shape)
+            self._output_shape = check_shape("output_shape", probed_shape)
+            self._input_shape, self._built_for, self._built = shape, target_shape, True
         super().set_state(state)
 
     @abstractmethod
     def _sketch(self, shape: InputShape, wanted: Shape | None) -> dict[str, Any] | None:
-        """Return what has the shapes of all weights, by name, and no memory.
+        """Return placeholders with the shapes of all weights, by name, without memory.
 
-        None where layers cannot be made so.
+        None if the layers cannot be built this way.
         """
 
     def _make_untried(self, shape: InputShape, wanted: Shape | None) -> None:
-        """Make the layers and all of their weights, without sending numbers through."""
+        """Build the layers and their weights without running a sample."""
         self.make_layers(shape, wanted)
 
     def _shape_for(self, input_shape: InputShape | None) -> InputShape:
-        given = self._init_args.get("input_shape")
-        shape = input_shape if input_shape is not None else given or self._input_shape
+        constructor_shape = self._init_args.get("input_shape")
+        shape = input_shape if input_shape is not None else constructor_shape or self._input_shape
         if shape is None:
             raise ShapeError(f"{type(self).__name__} needs input_shape to be built")
         shape = check_input_shape(shape)
-        if given is not None and check_input_shape(given) != shape:
-            raise ShapeError(f"{type(self).__name__} was made for input_shape {given}, got {shape}")
+        if constructor_shape is not None and check_input_shape(constructor_shape) != shape:
+            raise ShapeError(
+                f"{type(self).__name__} was constructed for input_shape {constructor_shape}, got "
+                f"{shape}"
+            )
         if is_several(shape) and not self.reads_several:
             raise ShapeError(
                 f"{type(self).__name__} reads one input, got shapes of several {shape}"
@@ -136,54 +141,54 @@ class LayeredModel(BaseModel):
         )
 
     def _misfit(self, shape: InputShape, error: Exception) -> ShapeError:
-        return ShapeError(f"{self.shown_name} cannot take samples of shape {shape}: {error}")
+        return ShapeError(f"{self.shown_name} does not accept samples of shape {shape}: {error}")
 
     def _one_row_each(self, out: Any, *, is_tensor: bool) -> Shape:
-        """Return the shape of one sample of what came out for two."""
+        """Return the shape of one output sample from the output for two samples."""
         if isinstance(out, tuple | list | Mapping):
             shown = list(out) if isinstance(out, Mapping) else len(out)
             raise ShapeError(
-                f"{self.shown_name} returns several outputs ({shown}), and a node has one. Make "
-                "the layers before they part one node and those of each output a node that reads "
-                "it: ModelNode('trunk', trunk, fs.reference()), ModelNode('a', head_a, 'trunk'), "
+                f"{self.shown_name} returns several outputs ({shown}), but a node has one. Make "
+                "the shared layers one node and the layers of each output another: "
+                "ModelNode('trunk', trunk, fs.reference()), ModelNode('a', head_a, 'trunk'), "
                 "ModelNode('b', head_b, 'trunk', targets='b')"
             )
         if not is_tensor or out.ndim < 1 or out.shape[0] != 2:
-            found = tuple(out.shape) if is_tensor else type(out).__name__
+            actual = tuple(out.shape) if is_tensor else type(out).__name__
             raise ShapeError(
-                f"{self.shown_name} must return one tensor with one row a sample, got {found} for "
-                "2 samples"
+                f"{self.shown_name} must return one tensor with one row per sample, got {actual} "
+                "for 2 samples"
             )
         return tuple(out.shape[1:])
 
 
 class ModelWrapper(LayeredModel):
-    """Wrap a framework's own model, or a class of it that is made once shapes are known.
+    """Wrap a framework's model, or a model class that is built once shapes are known.
 
     Parameters
     ----------
     model : torch.nn.Module or keras.Model, optional
-        A model that exists.
+        An existing model.
     model_class : type, optional
-        A class of it, made in `build`; exactly one of the two is given.
+        A model class, instantiated in `build`. Pass exactly one of the two.
     model_kwargs : dict, optional
         Arguments for `model_class`.
     inject_input_shape_as, inject_output_shape_as : str or None
-        Argument of `model_class` that gets the shape, where its constructor has it.
+        Argument of `model_class` that receives the shape, if its constructor has it.
 
     Raises
     ------
     ConfigError
-        If not exactly one of `model` and `model_class` is given, or it is of another kind.
+        If not exactly one of `model` and `model_class` is given, or its type is wrong.
     """
 
     kind: ClassVar[type]
     kind_name: ClassVar[str]
-    """What a model must be an instance of."""
+    """Required class of the model, for messages."""
 
     inner: Any
     _recipe: dict[str, Any] | None = None
-    """What the model is made from, until it is made."""
+    """Description of the model until it is built."""
 
     def __init__(
         self,
@@ -195,7 +200,7 @@ class ModelWrapper(LayeredModel):
         inject_output_shape_as: str | None = "output_shape",
     ) -> None:
         if (model is None) == (model_class is None):
-            raise ConfigError("give exactly one of model and model_class")
+            raise ConfigError("pass exactly one of model and model_class")
         if model is not None and not isinstance(model, self.kind):
             raise ConfigError(f"model must be a {self.kind_name}, got a {type(model).__name__}")
         if model is None and not (
@@ -216,37 +221,37 @@ class ModelWrapper(LayeredModel):
 
     @classmethod
     def _to_recipe(cls, model: Any) -> dict[str, Any]:
-        """Return a model as plain data; ConfigError where it cannot be described."""
+        """Return a model as plain data; ConfigError if it cannot be described."""
         raise NotImplementedError
 
     @classmethod
     def _from_recipe(cls, recipe: dict[str, Any], *, sketched: bool = False) -> Any:
-        """Return a new model that was described; a sketch has shapes and no memory."""
+        """Return a new model from its description; a sketch has shapes but no memory."""
         raise NotImplementedError
 
     def make_layers(self, input_shape: InputShape, output_shape: Shape | None) -> None:
-        """Make the model from its class or its description; one that exists stays."""
+        """Build the model from its class or description; an existing one is kept."""
         if self._recipe is not None:
             self.inner = self._init_args["model"] = self._from_recipe(self._recipe)
             self._recipe = None
         if self._init_args["model_class"] is not None:
-            self.inner = self._made(input_shape, output_shape)
+            self.inner = self._instantiated(input_shape, output_shape)
 
-    def _made(self, input_shape: InputShape, output_shape: Shape | None) -> Any:
+    def _instantiated(self, input_shape: InputShape, output_shape: Shape | None) -> Any:
         cls = self._init_args["model_class"]
         kwargs = dict(self._init_args["model_kwargs"] or {})
-        takes = inspect.signature(cls).parameters
+        parameters = inspect.signature(cls).parameters
         for name, shape in (
             (self._init_args["inject_input_shape_as"], input_shape),
             (self._init_args["inject_output_shape_as"], output_shape),
         ):
-            if name and name in takes and shape is not None:
+            if name and name in parameters and shape is not None:
                 kwargs.setdefault(name, shape)
         try:
             return cls(**kwargs)
         except TypeError as error:
             raise ShapeError(
-                f"{cls.__name__}({', '.join(kwargs)}) cannot be made: {error}"
+                f"{cls.__name__}({', '.join(kwargs)}) cannot be built: {error}"
             ) from error
 
     def get_config(self) -> dict[str, Any]:
@@ -255,48 +260,50 @@ class ModelWrapper(LayeredModel):
         Raises
         ------
         ConfigError
-            If the model was given as an object, and has a part that a file may not describe.
+            If the model was passed as an object, and has a part that a file cannot describe.
         """
-        given = self._init_args["model"]
-        if given is None:
+        model = self._init_args["model"]
+        if model is None:
             return super().get_config()
         try:
-            recipe = self._recipe or self._to_recipe(given)
+            recipe = self._recipe or self._to_recipe(model)
         except ConfigError as error:
-            name = type(given).__name__
+            name = type(model).__name__
             raise ConfigError(
-                f"a {name} that was given as an object cannot be made again from data: {error}. "
-                f"Give its class, or one of yours that makes it: "
+                f"a {name} that was passed as an object cannot be rebuilt from data: {error}. "
+                "Pass its class, or a class of your own that builds it: "
                 f"modularml.{type(self).__name__}(model_class={name}, model_kwargs={{...}}). "
-                "save_checkpoint() keeps its weights all the same, for a script that makes it"
+                "save_checkpoint() still stores its weights, for a script that builds it"
             ) from error
-        rest = {k: encode(v) for k, v in self._init_args.items() if k != "model"}
-        return {"model": recipe, **rest}
+        arguments = {k: encode(v) for k, v in self._init_args.items() if k != "model"}
+        return {"model": recipe, **arguments}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """Make a wrapper; a model is described at first, and has no memory before `build`."""
+        """Create a wrapper; a described model has no memory before `build`."""
         if not config.get("model"):
             return super().from_config(config)
         model = cls._from_recipe(config["model"], sketched=True)
-        made = cls(**{k: decode(v) for k, v in config.items() if k != "model"}, model=model)
-        made._recipe = config["model"]
-        return made
+        wrapper = cls(**{k: decode(v) for k, v in config.items() if k != "model"}, model=model)
+        wrapper._recipe = config["model"]
+        return wrapper
 
     @property
     def has_own_weights(self) -> bool:
-        """Whether the model was given as an object, which has weights by then."""
+        """Whether the model was passed as an object, with weights."""
         return self._init_args["model"] is not None and self._recipe is None
 
     def _file_state(self) -> dict[str, Any]:
         if self.has_own_weights and not self._built:
-            self.get_config()  # where no file can describe the model at all, that is said first
-            raise ConfigError("the model has weights, and a file cannot hold them yet: build it")
+            self.get_config()  # raises first if a file cannot describe the model
+            raise ConfigError(
+                "the model has weights that cannot be stored before it is built; build it first"
+            )
         return self.get_state()
 
     @property
     def shown_name(self) -> str:
-        """Name of the wrapped model in messages and pictures."""
+        """Name of the wrapped model in messages and diagrams."""
         return type(self.inner if self.inner is not None else self).__name__
 
 

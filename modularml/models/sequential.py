@@ -1,4 +1,4 @@
-"""The arguments of models that are a sequence of layers, the same in every framework."""
+"""Arguments of sequential models, shared by all frameworks."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class MLPArguments:
     Parameters
     ----------
     input_shape, output_shape : tuple of int, optional
-        Of one sample; found by the graph where they are not given.
+        Of one sample; by default set by the graph.
     n_layers : int
-        Linear layers, the output layer among them; 1 to 1,000.
+        Number of linear layers including the output layer; 1 to 1,000.
     hidden_dim : int
         Width of the hidden layers.
     activation : str
         Name of a torch activation, in any case.
     dropout : float
-        Share of hidden values that are dropped in training, in ``[0, 1)``.
+        Fraction of hidden values dropped in training, in ``[0, 1)``.
     """
 
     def __init__(
@@ -55,16 +55,17 @@ class MLPArguments:
         self.activation, self.dropout = activation, dropout
 
     def check_output(self, output_shape: Shape | None) -> Shape:
-        """Return the output shape, or say that it is needed."""
+        """Return the output shape; ShapeError without one."""
         if output_shape is None:
             raise ShapeError(
-                "SequentialMLP needs output_shape; a node that is no tail must be given one"
+                "SequentialMLP needs output_shape unless its node is a tail of the graph; pass "
+                "output_shape="
             )
         return output_shape
 
 
 class CNNArguments:
-    """Convolutions, each with an activation and pooling, and a linear layer at the end.
+    """Convolutions, each with activation and pooling, and a final linear layer.
 
     Parameters
     ----------
@@ -72,10 +73,10 @@ class CNNArguments:
         ``(channels, length)``, ``(channels, height, width)`` or ``(channels, d, h, w)``; the
         number of axes decides between 1-D, 2-D and 3-D convolutions.
     output_shape : tuple of int, optional
-        Where it is given, or the graph knows it, a linear layer brings the flattened features to
-        this shape. Otherwise the features themselves are the output.
+        If given, or set by the graph, a linear layer maps the flattened features to this shape.
+        Otherwise the output is the features themselves.
     n_layers : int
-        Convolutions; 1 to 1,000.
+        Number of convolutions; 1 to 1,000.
     hidden_dim : int
         Channels of each convolution.
     kernel_size, padding, stride : int
@@ -83,11 +84,11 @@ class CNNArguments:
     activation : str
         Name of a torch activation, in any case.
     dropout : float
-        Share of values dropped after each convolution in training, in ``[0, 1)``.
+        Fraction of values dropped after each convolution in training, in ``[0, 1)``.
     pooling : int
         Width of the max pooling after each convolution; 1 for none.
     flatten_output : bool
-        Whether features that are the output are flattened to one axis.
+        Whether features are flattened to one axis if they are the output.
     """
 
     def __init__(
@@ -134,27 +135,27 @@ class CNNArguments:
         self.dropout, self.pooling, self.flatten_output = dropout, pooling, flatten_output
 
     def spaces(self, input_shape: Shape) -> list[Shape]:
-        """Return the sizes, without channels, after each layer.
+        """Return the spatial sizes after each layer, without channels.
 
         Raises
         ------
         ShapeError
-            If the number of axes is none of those above, or nothing is left after a layer.
+            If the number of axes is not supported, or a layer has an empty output.
         """
         if len(input_shape) not in (2, 3, 4):
             raise ShapeError(
-                "SequentialCNN takes samples of shape (channels, length), (channels, height, "
+                "SequentialCNN accepts samples of shape (channels, length), (channels, height, "
                 f"width) or (channels, d, h, w), got {input_shape}"
             )
-        found = [input_shape[1:]]
+        sizes = [input_shape[1:]]
         for layer in range(self.n_layers):
-            found.append(tuple(map(self._next_size, found[-1])))
-            if min(found[-1]) < 1:
+            sizes.append(tuple(map(self._next_size, sizes[-1])))
+            if min(sizes[-1]) < 1:
                 raise ShapeError(
-                    f"samples of shape {input_shape} are used up after {layer + 1} of "
+                    f"samples of shape {input_shape} shrink to size 0 after {layer + 1} of "
                     f"{self.n_layers} layers; use fewer layers, less pooling or more padding"
                 )
-        return found[1:]
+        return sizes[1:]
 
     def _next_size(self, size: int) -> int:
         after = (size + 2 * self.padding - self.kernel_size) // self.stride + 1
@@ -162,14 +163,14 @@ class CNNArguments:
 
 
 def check_sizes(**sizes: Any) -> None:
-    """Refuse sizes that are no positive int."""
+    """Refuse sizes that are not positive ints."""
     for name, size in sizes.items():
         if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
             raise ConfigError(f"{name} must be an int of at least 1, got {size!r}")
 
 
 def check_depth(n_layers: int) -> None:
-    """Refuse more layers than anybody stacks."""
+    """Refuse more than `MAX_LAYERS` layers."""
     if n_layers > MAX_LAYERS:
         raise ConfigError(f"n_layers must be at most {MAX_LAYERS:,}, got {n_layers:,}")
 

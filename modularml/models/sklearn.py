@@ -1,4 +1,4 @@
-"""A scikit-learn estimator as a model of a graph."""
+"""The wrapper of scikit-learn estimators."""
 
 from __future__ import annotations
 
@@ -45,43 +45,44 @@ TRAINING_MODES = ("auto", "fit", "partial_fit")
 class ScikitModelWrapper(BaseModel):
     """Wrap a regressor, classifier, transformer, clusterer, pipeline or search.
 
-    Samples are flattened to ``(n, k)``, columns of unlike shape side by side, and a single target
-    to ``(n,)``; dtypes are kept. An estimator that selects columns by name gets a frame.
+    Samples are flattened to ``(n, k)``, with columns of different shapes concatenated, and a single
+    target to ``(n,)``; dtypes are preserved. An estimator that selects columns by name gets a
+    frame.
 
     Parameters
     ----------
     model : estimator
-        It is fitted in place. One that is fitted already can be asked at once.
+        It is fitted in place. One that is already fitted can be used at once.
     training_mode : {'auto', 'fit', 'partial_fit'}
-        A `FitPhase` calls ``fit``, and a `TrainPhase` ``partial_fit`` on every batch where the
-        estimator has it. ``'fit'`` leaves it unchanged in a `TrainPhase`; ``'partial_fit'`` lets a
-        `FitPhase` call that, once for all rows.
+        A `FitPhase` calls ``fit``, and a `TrainPhase` ``partial_fit`` on every batch if the
+        estimator has it. With ``'fit'`` a `TrainPhase` does not change it; with ``'partial_fit'`` a
+        `FitPhase` calls that method, once with all rows.
     output_method : {'auto', 'predict', 'predict_proba', 'decision_function', 'transform'}
-        What gives the outputs. ``'auto'`` looks at the place in the graph: an estimator that
-        another node reads and that can transform or select does so, as in a scikit-learn
+        Method that computes the outputs. ``'auto'`` depends on the position in the graph: an
+        estimator that another node reads and that has ``transform`` uses it, as in a scikit-learn
         pipeline. Otherwise it is ``predict`` for regressors and clusterers; ``predict_proba`` for
         classifiers, or else ``decision_function``, or else ``predict``; ``transform`` for others
         that have it. Stacking and voting always predict.
     partial_fit_kwargs : dict, optional
         Arguments for ``partial_fit``. A classifier gets its ``classes`` from the target column.
     group_by : str, optional
-        Column, such as a tag, whose values are the ``groups`` of a search that cross-validates by
-        groups within its fit.
+        Column, such as a tag, with the ``groups`` of a search that cross-validates by groups.
 
     Raises
     ------
     ConfigError
-        If `model` is no estimator, or lacks a method that is asked for.
+        If `model` is not an estimator, or lacks a requested method.
 
     Notes
     -----
-    The shape of outputs is that of the targets for ``predict`` and one number a class of the
-    whole target column for ``predict_proba`` (a class that training rows lack has probability 0).
-    That of a transformer is known from its first fit at the latest, and each fit may change it.
+    The shape of outputs is that of the targets for ``predict``, and for ``predict_proba`` one
+    number per class of the whole target column (classes missing from the training rows have
+    probability 0). The shape for a transformer is known after its first fit at the latest, and each
+    fit may change it.
 
-    Weights of samples (`AppliedLoss` with ``sample_weight=``, or those of a sampler) are given to
+    Sample weights (`AppliedLoss` with ``sample_weight=``, or those of a sampler) are passed to
     ``fit`` and ``partial_fit``: to the last step of a pipeline, to the estimator of a search, to
-    every member of stacking and voting. An estimator that takes none is refused.
+    every member of stacking and voting. An estimator that does not accept them raises an error.
 
     Examples
     --------
@@ -128,7 +129,8 @@ class ScikitModelWrapper(BaseModel):
         self._groups_as = None if group_by is None else fit_argument(model, "groups")
         if group_by is not None and self._groups_as is None:
             raise ConfigError(
-                f"group_by={group_by!r}: the fit of {self.shown_name} takes no groups; leave it out"
+                f"group_by={group_by!r}: the fit of {self.shown_name} takes no groups; omit "
+                "group_by"
             )
         self._target_shape: Shape | None = None
         self._labels: Array | None = getattr(model, "classes_", None)
@@ -137,7 +139,7 @@ class ScikitModelWrapper(BaseModel):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether the estimator can be asked for outputs."""
+        """Whether the estimator is fitted."""
         try:
             check_is_fitted(self.inner)
         except SklearnNotFittedError:
@@ -145,24 +147,24 @@ class ScikitModelWrapper(BaseModel):
         return True
 
     def expect_targets(self, shape: Shape | None, labels: Callable[[], Array]) -> None:
-        """Learn the shape of targets, and for a classifier all the labels there are."""
+        """Record the shape of targets, and for a classifier all labels."""
         if shape is None and is_supervised(self.inner) and not self.is_fitted:
             raise ShapeError(
-                f"{self.shown_name} needs targets; name some in the FeatureSet reference"
+                f"{self.shown_name} needs targets; add them to the FeatureSet reference"
             )
         self._target_shape = shape
         if shape is not None and is_classifier(self.inner) and math.prod(shape) == 1:
             self._labels = all_labels(labels(), getattr(self.inner, "classes_", None))
 
     def expect_place(self, place: Place) -> None:
-        """Choose the method by the place in the graph, and check what this place offers.
+        """Choose the output method by the position in the graph, and check the inputs.
 
         Raises
         ------
         ConfigError
-            If the estimator needs names of columns or groups that are not there.
+            If the estimator needs column names or groups that are not available.
         ShapeError
-            If it learns one target and there are several.
+            If it supports one target and there are several.
         """
         self._place, before = place, self.method
         self._by_name = selects_by_name(self.inner)
@@ -170,14 +172,13 @@ class ScikitModelWrapper(BaseModel):
         check_targets(self.inner, self.method, self._target_shape, place.targets)
         if self._by_name and not place.columns:
             raise ConfigError(
-                f"{self.shown_name} selects columns by name, and reads from a node, whose outputs "
-                "have no names; select them by number"
+                f"{self.shown_name} selects columns by name, but reads from a node, whose outputs "
+                "have no names; select them by index"
             )
         if self.group_by is None and not self.is_fitted and splits_by_group(self.inner):
             raise ConfigError(
-                f"{self.shown_name} cross-validates by groups, and a node hands over features, "
-                "targets and weights alone; name the column of the groups: "
-                "ScikitModelWrapper(model, group_by='...')"
+                f"{self.shown_name} cross-validates by groups, which a node passes only if their "
+                "column is named: ScikitModelWrapper(model, group_by='...')"
             )
         if before != self.method:
             self._built, self._answered = False, False
@@ -191,7 +192,7 @@ class ScikitModelWrapper(BaseModel):
         *,
         force: bool = False,
     ) -> None:
-        """Find the shape of outputs, where it is known; with `force`, forget what was learned."""
+        """Set the shape of outputs, if known; with `force`, discard the fit."""
         if input_shape is None and self._input_shape is None:
             raise ShapeError(f"{self.shown_name} needs input_shape to be built")
         shape = check_shape("input_shape", input_shape or self._input_shape)
@@ -203,14 +204,14 @@ class ScikitModelWrapper(BaseModel):
         width = getattr(self.inner, "n_features_in_", None)
         if not self._place.follows and width not in (None, math.prod(shape)):
             raise ShapeError(
-                f"{self.shown_name} cannot take {math.prod(shape)} values a row: it was fitted on "
-                f"{width}"
+                f"{self.shown_name} got {math.prod(shape)} values per row, but was fitted on "
+                f"{width}; build with force=True to discard the fit"
             )
         self._input_shape = shape
         self._find_shape(output_shape)
 
     def build_unread(self, output_shape: Shape | None, *, force: bool = False) -> Shape | None:
-        """Return the shape of outputs where it is known without that of the input."""
+        """Return the shape of outputs if known without that of the input."""
         if force:
             self.reset_weights()
         if force or not self._built:
@@ -229,7 +230,7 @@ class ScikitModelWrapper(BaseModel):
     def _choose_method(self) -> None:
         self.method = output_method(self.inner, self.output_method, feeds=self._place.feeds)
 
-    # -- learn and run ------------------------------------------------------------------------
+    # -- fit and call -------------------------------------------------------------------------
 
     @property
     def learns_in_batches(self) -> bool:
@@ -238,11 +239,11 @@ class ScikitModelWrapper(BaseModel):
 
     @property
     def predicts_targets(self) -> bool:
-        """Whether outputs are in the units of targets: not those of transformers and clusterers."""
+        """Whether outputs are in the units of targets; false for transformers and clusterers."""
         return self.method == "predict" and is_regressor(self.inner)
 
     def takes(self, method: str) -> str | None:
-        """Return the argument of ``fit`` or ``partial_fit`` that weights are given as, or None."""
+        """Return the argument of ``fit`` or ``partial_fit`` for sample weights, or None."""
         if method == "fit" and self.training_mode == "partial_fit":
             method = "partial_fit"
         return fit_argument(self.inner, "sample_weight", method)
@@ -255,7 +256,7 @@ class ScikitModelWrapper(BaseModel):
         sample_weight: Array | None = None,
         groups: Array | None = None,
     ) -> None:
-        """Learn from all rows at once.
+        """Fit the estimator on all rows.
 
         Parameters
         ----------
@@ -266,20 +267,20 @@ class ScikitModelWrapper(BaseModel):
         Raises
         ------
         ConfigError
-            If the estimator does not take weights.
+            If the estimator does not accept weights.
         DataError
-            If it refuses these rows; it is as it was then.
+            If it rejects these rows; it is unchanged then.
         """
         if self.training_mode == "partial_fit":
             return self.partial_fit(features, targets, sample_weight=sample_weight)
-        given = self._weights_for("fit", sample_weight)
+        kwargs = self._weights_for("fit", sample_weight)
         if groups is not None and self._groups_as is not None:
-            given[self._groups_as] = groups.reshape(len(features))
+            kwargs[self._groups_as] = groups.reshape(len(features))
         rows, before = self._rows(features), dict(vars(self.inner))
         try:
             with self._named_errors(), copied_once(self.inner, rows):
-                self.inner.fit(rows, *self._targets(targets), **given)
-        except BaseException:  # scikit-learn leaves an estimator half fitted
+                self.inner.fit(rows, *self._targets(targets), **kwargs)
+        except BaseException:  # scikit-learn may leave an estimator partly fitted
             vars(self.inner).clear()
             vars(self.inner).update(before)
             raise
@@ -289,7 +290,7 @@ class ScikitModelWrapper(BaseModel):
     def partial_fit(
         self, features: Array, targets: Array | None, *, sample_weight: Array | None = None
     ) -> None:
-        """Learn a little from some rows; see `fit`."""
+        """Update the fit with a batch of rows; see `fit`."""
         kwargs = dict(self.partial_fit_kwargs or {})
         if "classes" in inspect.signature(self.inner.partial_fit).parameters:
             kwargs.setdefault("classes", self._labels)
@@ -313,7 +314,7 @@ class ScikitModelWrapper(BaseModel):
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
-        """Say whose rows were refused where scikit-learn does not."""
+        """Add the estimator's name to errors of scikit-learn."""
         try:
             yield
         except SklearnNotFittedError as error:
@@ -321,10 +322,10 @@ class ScikitModelWrapper(BaseModel):
         except errors.ModularMLError:
             raise
         except Exception as error:
-            named = ", ".join(self._place.columns)
-            hint = "" if isinstance(error, ValueError) else " (it gets an array with a row a "
-            hint += hint and "sample" + (f" and the columns {named})" if named else ")")
-            raise DataError(f"{self.shown_name} cannot take these rows: {error}{hint}") from error
+            names = ", ".join(self._place.columns)
+            hint = "" if isinstance(error, ValueError) else " (it gets an array with one row per "
+            hint += hint and "sample" + (f" and the columns {names})" if names else ")")
+            raise DataError(f"{self.shown_name} rejects these rows: {error}{hint}") from error
 
     def __call__(self, features: Array) -> Array:
         """Return ``(n, *output_shape)`` for ``(n, *input_shape)``.
@@ -334,15 +335,15 @@ class ScikitModelWrapper(BaseModel):
         NotFittedError
             If the estimator has not been fitted.
         DataError
-            If it refuses these rows.
+            If it rejects these rows.
         ShapeError
-            If the outputs have another shape than the graph was built for.
+            If the shape of outputs is not the one the graph was built for.
         """
         n = len(features)
         if n == 0:
             return np.zeros((n, *(self._output_shape or ())), np.float64)
         if not self._answered:
-            self._choose_method()  # some have a method only once they are fitted
+            self._choose_method()  # some have a method only after fit
         with self._named_errors():
             out = dense(getattr(self.inner, self.method)(self._rows(features)))
             if self.method == "predict_proba" and self._labels is not None:
@@ -352,26 +353,26 @@ class ScikitModelWrapper(BaseModel):
         shape = (n, *(self._output_shape or ()))
         if out.size != math.prod(shape):
             raise ShapeError(
-                f"{self.shown_name} gives outputs of shape {out.shape[1:]}, and gave "
-                f"{self._output_shape} before; an estimator must give all rows the same shape"
+                f"{self.shown_name} returned outputs of shape {out.shape[1:]}, but "
+                f"{self._output_shape} before; an estimator must return outputs of one shape"
             )
         return out if out.shape == shape else out.reshape(shape)
 
     def _take_shape(self, out: Array) -> None:
-        """Take the shape of the first outputs after a fit, unless it is known in another form."""
+        """Set the shape from the first outputs after a fit, unless already known."""
         known = self._output_shape
         if known is None or out.size != len(out) * math.prod(known):
             self._output_shape = tuple(out.shape[1:]) or (1,)
         self._answered = self.is_fitted
 
     def _for_all_labels(self, out: Array) -> Array:
-        """Return one column a label of the target column, also for those that training lacked."""
+        """Return one column per label of the target column, including those not in training."""
         seen, labels = self.inner.classes_, np.asarray(self._labels)
         if len(seen) == len(labels):
             return out
-        whole = np.zeros((len(out), len(labels)), out.dtype)
-        whole[:, np.searchsorted(labels, seen)] = out
-        return whole
+        padded = np.zeros((len(out), len(labels)), out.dtype)
+        padded[:, np.searchsorted(labels, seen)] = out
+        return padded
 
     def _targets(self, targets: Array | None) -> tuple[Array, ...]:
         if targets is None:
@@ -382,9 +383,9 @@ class ScikitModelWrapper(BaseModel):
     # -- weights and state --------------------------------------------------------------------
 
     def get_weights(self) -> dict[str, Array]:
-        """Return the arrays that were learned, such as ``coef_``, by name."""
-        found = vars(self.inner).items()
-        return {k: v.copy() for k, v in found if k.endswith("_") and isinstance(v, np.ndarray)}
+        """Return the fitted arrays, such as ``coef_``, by name."""
+        attributes = vars(self.inner).items()
+        return {k: v.copy() for k, v in attributes if k.endswith("_") and isinstance(v, np.ndarray)}
 
     def set_weights(self, weights: dict[str, Any]) -> None:
         """Restore weights produced by `get_weights`."""
@@ -393,7 +394,7 @@ class ScikitModelWrapper(BaseModel):
             setattr(self.inner, name, np.array(values))
 
     def reset_weights(self, seed: int | None = None) -> None:
-        """Forget what was learned; a seed becomes every ``random_state`` of the estimator."""
+        """Discard the fit; a seed sets every ``random_state`` of the estimator."""
         fresh = clone(self.inner)
         if seed is not None:
             names = [k for k in fresh.get_params() if k.split("__")[-1] == "random_state"]
@@ -406,13 +407,13 @@ class ScikitModelWrapper(BaseModel):
             self._find_shape(None)
 
     def same_weights(self, other: BaseModel) -> bool:
-        """Tell whether another estimator has learned the same."""
+        """Return whether another estimator has the same fitted state."""
         return isinstance(other, ScikitModelWrapper) and bool(
             joblib.hash(self.inner) == joblib.hash(other.inner)
         )
 
     def get_state(self) -> dict[str, Any]:
-        """Return shapes, labels and what was learned; empty before `build`."""
+        """Return shapes, labels and the fitted estimator; empty before `build`."""
         if not self._built:
             return {}
         return {
@@ -426,11 +427,11 @@ class ScikitModelWrapper(BaseModel):
         }
 
     def check_storable(self) -> None:
-        """Raise a ModularMLError where no file can hold the estimator, fitted or not."""
+        """Raise a ModularMLError if the estimator cannot be stored, fitted or not."""
         FittedEstimator(self.inner).check_storable()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go back to what `get_state` returned."""
+        """Restore what `get_state` returned."""
         if not state:
             return
         self._input_shape, self._output_shape = state["input_shape"], state["output_shape"]
@@ -448,5 +449,5 @@ class ScikitModelWrapper(BaseModel):
 
     @property
     def shown_name(self) -> str:
-        """Name of the estimator in messages and pictures."""
+        """Name of the estimator in messages and diagrams."""
         return type(self.inner).__name__

@@ -1,4 +1,4 @@
-"""What an estimator is fitted on beside features and targets: weights, groups, column names."""
+"""Further inputs of estimators: sample weights, groups and column names."""
 
 from __future__ import annotations
 
@@ -41,25 +41,25 @@ WEIGHTS, GROUPS = "sample_weight", "groups"
 
 
 def fit_argument(estimator: Any, name: str, method: str = "fit") -> str | None:
-    """Return the argument of ``fit`` by which weights or groups reach an estimator.
+    """Return the argument of ``fit`` that passes weights or groups to an estimator.
 
     Parameters
     ----------
     estimator : estimator
-        Pipelines hand weights to their last step, searches and selectors to the estimator that
-        they fit, stacking and voting to all members, as when scikit-learn is called by hand.
+        Pipelines pass weights to their last step, searches and selectors to the estimator that
+        they fit, stacking and voting to all members, as in plain scikit-learn.
     name : {'sample_weight', 'groups'}
     method : {'fit', 'partial_fit'}
 
     Returns
     -------
     str or None
-        None where they would not arrive.
+        None if they would not reach it.
     """
-    taken = inspect.signature(getattr(estimator, method)).parameters
-    if name in taken:
+    parameters = inspect.signature(getattr(estimator, method)).parameters
+    if name in parameters:
         return name
-    if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return None
     if isinstance(estimator, Pipeline):
         label, last = estimator.steps[-1]
@@ -85,19 +85,19 @@ def fit_argument(estimator: Any, name: str, method: str = "fit") -> str | None:
 
 
 def splits_by_group(estimator: Any) -> bool:
-    """Tell whether an estimator cross-validates by groups within its fit."""
+    """Return whether the fit of an estimator cross-validates by groups."""
     return any(isinstance(getattr(part, "cv", None), GROUPED) for part in _parts(estimator))
 
 
 def selects_by_name(estimator: Any) -> bool:
-    """Tell whether an estimator names columns of its input, so that it must be given a frame."""
+    """Return whether an estimator selects columns by name, and so needs a frame."""
     for part in _parts(estimator):
         if isinstance(part, ColumnTransformer):
-            picked = [columns for _, _, columns in part.transformers]
-            if any(callable(c) or _is_text(c) for c in picked):
+            selected = [columns for _, _, columns in part.transformers]
+            if any(callable(c) or _is_text(c) for c in selected):
                 return True
-        named = [getattr(part, k, None) for k in ("categorical_features", "monotonic_cst")]
-        if any(isinstance(value, dict) or _is_text(value) for value in named):
+        selectors = [getattr(part, k, None) for k in ("categorical_features", "monotonic_cst")]
+        if any(isinstance(value, dict) or _is_text(value) for value in selectors):
             return True
     return False
 
@@ -121,9 +121,9 @@ def _parts(estimator: Any) -> Iterator[BaseEstimator]:
 
 @contextmanager
 def copied_once(estimator: Any, rows: Any) -> Iterator[None]:
-    """Let an estimator that copies its input by `copy_X` do so once.
+    """Avoid a second copy of the input by estimators with `copy_X`.
 
-    It copies rows that cannot be written to anyway, before it looks at `copy_X`.
+    They copy read-only rows anyway, before `copy_X` applies.
     """
     read_only = isinstance(rows, np.ndarray) and not rows.flags.writeable
     if not read_only or getattr(estimator, "copy_X", None) is not True:

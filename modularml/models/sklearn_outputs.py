@@ -1,4 +1,4 @@
-"""Which method of an estimator gives its outputs, and what is known of their shape."""
+"""Output methods of estimators, and the shapes of their outputs."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ __all__ = [
 
 OUTPUT_METHODS = ("predict", "predict_proba", "decision_function", "transform")
 ENSEMBLES = (StackingClassifier, StackingRegressor, VotingClassifier, VotingRegressor)
-"""Their ``transform`` gives the predictions of their members; they predict wherever they stand."""
+"""Their ``transform`` returns the predictions of their members; these always predict."""
 _PARTS = {"estimator", "estimators", "final_estimator", "regressor", "steps"}
 
 
 def core(estimator: Any) -> Any:
-    """Return the estimator that answers for a pipeline or a search, however nested."""
+    """Return the final estimator of a pipeline or search, however nested."""
     while True:
         if isinstance(estimator, Pipeline):
             inner = estimator.steps[-1][1]
@@ -58,12 +58,12 @@ def core(estimator: Any) -> Any:
 
 
 def is_supervised(estimator: Any) -> bool:
-    """Tell whether an estimator learns targets."""
+    """Return whether an estimator learns targets."""
     return bool(is_classifier(estimator) or is_regressor(estimator))
 
 
 def output_method(model: Any, asked: str, *, feeds: bool) -> str:
-    """Return the method that gives the outputs.
+    """Return the method that computes the outputs.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def output_method(model: Any, asked: str, *, feeds: bool) -> str:
     Raises
     ------
     ConfigError
-        If there is none, or the one asked for does not exist.
+        If there is none, or the requested one does not exist.
     """
     available = [name for name in OUTPUT_METHODS if _offers(model, name)]
     if asked != "auto":
@@ -89,8 +89,8 @@ def output_method(model: Any, asked: str, *, feeds: bool) -> str:
     order = [name for name in _order(model, feeds=feeds) if name in available]
     if not order:
         raise ConfigError(
-            f"{type(model).__name__} has neither predict nor transform, so it cannot be asked "
-            "about new rows"
+            f"{type(model).__name__} has neither predict nor transform, so it has no outputs for "
+            "new rows"
         )
     return next((name for name in order if hasattr(model, name)), order[0])
 
@@ -108,8 +108,8 @@ def _order(model: Any, *, feeds: bool) -> list[str]:
 
 
 def _offers(model: Any, name: str) -> bool:
-    """Tell whether an estimator has a method, or may have it once its parts are fitted."""
-    if isinstance(model, BaseSearchCV) and model.refit is False:  # it keeps no estimator
+    """Return whether an estimator has a method, possibly only after fit."""
+    if isinstance(model, BaseSearchCV) and model.refit is False:  # it stores no estimator
         return False
     if hasattr(model, name):
         return True
@@ -120,7 +120,7 @@ def _offers(model: Any, name: str) -> bool:
 def known_shape(
     model: Any, method: str, width: int | None, target: Shape | None, labels: Array | None
 ) -> Shape | None:
-    """Return the shape of one sample of the outputs; None where only a fit can tell.
+    """Return the shape of one output sample; None if only a fit determines it.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ def known_shape(
 
 
 def _named_outputs(model: Any) -> Shape | None:
-    """Return the shape of outputs that a fitted transformer has names for."""
+    """Return the output shape of a fitted transformer from its feature names."""
     try:
         return (len(model.get_feature_names_out()),)
     except (AttributeError, ValueError, TypeError):  # not fitted, or it has no names
@@ -162,7 +162,7 @@ def _named_outputs(model: Any) -> Shape | None:
 
 
 def check_targets(model: Any, method: str, shape: Shape | None, names: tuple[str, ...]) -> None:
-    """Refuse several targets for an estimator that learns, or answers for, one.
+    """Refuse several targets for an estimator that supports one.
 
     Raises
     ------
@@ -179,18 +179,18 @@ def check_targets(model: Any, method: str, shape: Shape | None, names: tuple[str
     if single and not get_tags(inner).target_tags.multi_output:
         kind = "Classifier" if is_classifier(model) else "Regressor"
         raise ShapeError(
-            f"{type(inner).__name__} learns one target, and the node has {shown}; name one in the "
-            f"FeatureSet reference, or wrap the estimator in sklearn's MultiOutput{kind}"
+            f"{type(inner).__name__} supports one target, but the node has {shown}; name one in "
+            f"the FeatureSet reference, or wrap the estimator in sklearn's MultiOutput{kind}"
         )
     if is_classifier(model) and method != "predict":
         raise ShapeError(
-            f"{type(inner).__name__} gives a table of its own for each of the {shown}; pass "
-            "output_method='predict' to ScikitModelWrapper, or give each target a node"
+            f"{type(inner).__name__} returns a separate table for each of the {shown}; pass "
+            "output_method='predict' to ScikitModelWrapper, or use one node per target"
         )
 
 
 def all_labels(labels: Array, known: Any) -> Array:
-    """Return labels of the target column and those that a fitted classifier knows."""
+    """Return the union of labels of the target column and of a fitted classifier."""
     if not isinstance(known, np.ndarray) or (known.dtype.kind in "OSU") != (
         labels.dtype.kind in "OSU"
     ):
@@ -199,5 +199,5 @@ def all_labels(labels: Array, known: Any) -> Array:
 
 
 def dense(out: Any) -> Array:
-    """Return outputs as an array, also where they are sparse."""
+    """Return outputs as an array, converting sparse ones."""
     return np.asarray(out.toarray() if hasattr(out, "toarray") else out)

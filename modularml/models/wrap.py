@@ -1,4 +1,4 @@
-"""Which wrapper an object needs."""
+"""Wrapping of framework models."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ _WRAPPERS = {
 
 
 def wrap_model(obj: Any) -> BaseModel:
-    """Return a model that a graph can use.
+    """Wrap a framework's model, or class of one, for use in a graph.
 
     Parameters
     ----------
     obj : BaseModel, torch.nn.Module, keras.Model, a class of one of them, or an estimator
-        A model of a known framework.
+        A model of a supported framework.
 
     Raises
     ------
     ConfigError
-        If the object belongs to no known framework.
+        If the object belongs to no supported framework.
     """
     if isinstance(obj, BaseModel):
         return obj
     if inspect.isclass(obj) and issubclass(obj, BaseModel):
         return obj()  # type: ignore[call-arg]
-    where = _WRAPPERS.get(backend_of(obj))
-    if where is None:
+    wrapper_path = _WRAPPERS.get(backend_of(obj))
+    if wrapper_path is None:
         raise ConfigError(
             "model must be a torch.nn.Module, a keras.Model, a class of one of them, a "
             "scikit-learn estimator or a "
@@ -45,7 +45,7 @@ def wrap_model(obj: Any) -> BaseModel:
         )
     if inspect.isclass(obj) and hasattr(obj, "get_params"):  # an estimator needs no shapes
         obj = obj()
-    module, name = where
+    module, name = wrapper_path
     wrapper = getattr(require(module), name)
     wrapped: BaseModel = wrapper(model_class=obj) if inspect.isclass(obj) else wrapper(model=obj)
     return wrapped

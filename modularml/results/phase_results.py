@@ -15,7 +15,7 @@ from modularml.data.execution import ExecutionContext, LossRecord
 from modularml.data.formats import DataFormat, convert_array
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, DataError, UnknownNameError
-from modularml.graph.inverse_scaling import to_own_units
+from modularml.graph.inverse_scaling import unscale_outputs
 from modularml.graph.node import GraphNode
 from modularml.results.callback_results import ArtifactResult, CallbackResult, MetricResult
 from modularml.results.metric_store import MetricStore
@@ -307,7 +307,7 @@ def _read(
     if unscale:
         if domain not in ("outputs", "targets"):
             raise ConfigError(f"unscale is for outputs and targets, not for {domain}")
-        value = to_own_units(ctx, node_id, domain, as_numpy(value), role)
+        value = unscale_outputs(ctx, node_id, domain, as_numpy(value), role)
     return value if fmt is None else convert_array(as_numpy(value), fmt)
 
 

@@ -1,4 +1,4 @@
-"""A loop that emits events, and callbacks for them.
+"""A loop that emits events, and its callbacks.
 
 ::
 

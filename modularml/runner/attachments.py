@@ -1,4 +1,4 @@
-"""Attachments: several callbacks that belong together, attached to a runner at once."""
+"""Attachments: groups of callbacks for a runner."""
 
 from modularml.loops.attachments import (
     Attachment,

@@ -1,4 +1,4 @@
-"""Callbacks for a `Runner`: stopping early, and writing checkpoints."""
+"""Callbacks for a `Runner`: early stopping and checkpoints."""
 
 from modularml.loops.runner_callbacks import checkpoint, maybe_stop_early, save
 

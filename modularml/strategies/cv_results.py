@@ -22,7 +22,7 @@ from modularml.experiment import (
     PhaseGroupResults,
     TrainResults,
 )
-from modularml.graph.inverse_scaling import to_own_units
+from modularml.graph.inverse_scaling import unscale_outputs
 from modularml.graph.node import GraphNode
 from modularml.results.eval_results import by_column
 from modularml.results.padding import blanked, target_steps
@@ -339,10 +339,10 @@ class CVResults:
             columns["repeat"] = fold.repeat
         columns |= self._group(ctx, node_id)
         mask = target_steps([ctx], node_id)
-        predictions = to_own_units(ctx, node_id, "outputs", output)
+        predictions = unscale_outputs(ctx, node_id, "outputs", output)
         columns |= by_column("prediction", blanked(predictions, mask))
         if target is not None:
-            targets = to_own_units(ctx, node_id, "targets", target)
+            targets = unscale_outputs(ctx, node_id, "targets", target)
             columns |= by_column("target", blanked(targets, mask))
         pandas = require("pandas")
         index = pandas.Index(ctx.sample_uuids(node_id), name="sample_uuid")

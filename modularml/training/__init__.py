@@ -1,4 +1,4 @@
-"""What moves weights: losses, where they are applied, and optimizers."""
+"""Losses, their inputs, optimizers and learning-rate schedules."""
 
 from modularml.training.applied import AppliedLoss, LossInput
 from modularml.training.loss import Loss

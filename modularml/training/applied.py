@@ -1,4 +1,4 @@
-"""A loss bound to a node, and to what it compares."""
+"""Losses applied to nodes, and their inputs."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class LossInput:
 
     @classmethod
     def parse(cls, item: Any) -> LossInput:
-        """Read ``outputs``, ``targets.anchor``, ``<node>.outputs``, a column or a reference.
+        """Parse ``outputs``, ``targets.anchor``, ``<node>.outputs``, a column or a reference.
 
-        Whether ``anchor`` is a role or the key of a column is seen once the roles are known.
+        Whether ``anchor`` is a role or the key of a column is resolved once the roles are known.
 
         Raises
         ------
         ConfigError
-            If the item is none of these.
+            If the item has none of these forms.
         """
         if isinstance(item, LossInput):
             return item
@@ -85,19 +85,19 @@ class LossInput:
             if len(parts) == 3:
                 return cls(None, parts[0], None, item)
             return cls(None, parts[0], parts[1] if len(parts) == 2 else None)
-        for at in (-1, -2):
-            if len(parts) > -at and parts[at] in DOMAINS:
-                role = parts[-1] if at == -2 else None
-                return cls(".".join(parts[:at]), parts[at], role)
+        for role_index in (-1, -2):
+            if len(parts) > -role_index and parts[role_index] in DOMAINS:
+                role = parts[-1] if role_index == -2 else None
+                return cls(".".join(parts[:role_index]), parts[role_index], role)
         if len(parts) > 3 and parts[-3] in DOMAINS[1:]:
             return cls(None, parts[-3], None, ".".join(parts[-3:]), ".".join(parts[:-3]))
         if len(parts) <= 2:
             return cls(None, "features", None, item)
-        raise ConfigError(f"loss input {item!r} cannot be read; {_EXPECTED}")
+        raise ConfigError(f"loss input {item!r} is not valid; {_EXPECTED}")
 
 
 _EXPECTED = (
-    "give 'outputs', 'targets', 'features' or 'tags', one of them with '.<role>', "
+    "pass 'outputs', 'targets', 'features' or 'tags', one of these with '.<role>', "
     "'<node label>.outputs', a column of an upstream FeatureSet, or a reference"
 )
 
@@ -109,25 +109,25 @@ class AppliedLoss(Configurable):
     ----------
     loss : Loss
     on : str or GraphNode
-        Node that the loss is applied on, by label, id or itself.
+        Node that the loss is applied on, or its label or id.
     inputs : list or dict
-        What the loss gets: by position, or by keyword. Each item is ``outputs``, ``targets``,
-        ``features`` or ``tags`` of the node, one of them with ``.<role>``, another node's as
+        Arguments of the loss, by position or keyword. Each item is ``outputs``, ``targets``,
+        ``features`` or ``tags`` of the node, one of these with ``.<role>``, another node's as
         ``<label>.outputs``, a column of an upstream FeatureSet by any selector (``rul``,
-        ``rul.raw``, ``targets.rul``, with the label of the set before), or a reference. A name
-        that is both a role and a key is the role.
+        ``rul.raw``, ``targets.rul``, optionally prefixed with the FeatureSet's label), or a
+        reference. A name that is both a role and a key denotes the role.
     weight : float
         Multiplies the loss.
     label : str, optional
-        ``<loss>_<node>`` where it is not given.
+        ``<loss>_<node>`` by default.
     sample_weight : str or FeatureSetColumnReference, optional
-        Column of numbers of at least 0: the loss is then the mean weighted by it,
-        ``sum(w * l) / sum(w)``. With several roles it is read for the role named first.
+        Column of non-negative numbers that weight the mean, ``sum(w * l) / sum(w)``. With several
+        roles it is read for the first one.
 
     Raises
     ------
     ConfigError
-        If an input cannot be read, or the weight is no finite number.
+        If an input is not valid, or the weight is not a finite number.
 
     Examples
     --------
@@ -153,8 +153,8 @@ class AppliedLoss(Configurable):
             raise TypeError(f"inputs must be a list or a dict, got a {type(inputs).__name__}")
         if not inputs:
             raise ConfigError(f"inputs of a loss cannot be empty; {_EXPECTED}")
-        given: Any = weight
-        if not isinstance(given, Real) or not math.isfinite(given):
+        number: Any = weight
+        if not isinstance(number, Real) or not math.isfinite(number):
             raise ConfigError(f"weight must be a finite number, got {weight!r}")
         self.loss, self.weight = loss, float(weight)
         self.on: str = (
@@ -177,23 +177,23 @@ class AppliedLoss(Configurable):
 
     @property
     def keywords(self) -> list[str] | None:
-        """Argument names where inputs were given by keyword."""
+        """Argument names if inputs are keywords; else None."""
         return list(self.inputs) if isinstance(self.inputs, dict) else None
 
     def call_names(self, fn: Callable[..., Any]) -> list[str] | None:
-        """Return the argument names to call a loss with; None where inputs go by position.
+        """Return the keywords to call a loss with; None for positional inputs.
 
-        A list of outputs and what they are compared with, in any order, goes to ``y_pred`` and
-        ``y_true`` where the loss has these arguments, as those of Keras do.
+        A list of outputs and the values to compare them with, in any order, is passed as ``y_pred``
+        and ``y_true`` if the loss has these arguments, as Keras losses do.
         """
         domains = [item.domain for item in self.parsed]
         if self.keywords or len(domains) != 2 or domains.count("outputs") != 1:
             return self.keywords
         try:
-            takes = list(inspect.signature(fn).parameters)
-        except ValueError:  # a builtin does not tell its arguments
+            arguments = list(inspect.signature(fn).parameters)
+        except ValueError:  # a builtin has no signature
             return None
-        if takes[:2] != ["y_true", "y_pred"]:
+        if arguments[:2] != ["y_true", "y_pred"]:
             return None
         return ["y_pred" if domain == "outputs" else "y_true" for domain in domains]
 
@@ -203,7 +203,7 @@ class AppliedLoss(Configurable):
         return self.loss.backend
 
     def compute(self, ctx: Any) -> Any:
-        """Return the weighted loss of a step that has run.
+        """Return the weighted loss of a completed step.
 
         Parameters
         ----------
@@ -213,8 +213,8 @@ class AppliedLoss(Configurable):
         Raises
         ------
         LossError
-            If the step did not produce what the loss needs, or the loss leaves out padding; or if
-            samples have weights, and the step was run without this loss.
+            If the step lacks an input of the loss, or the loss skips padding; or if samples have
+            weights and the step was run without this loss.
         UnknownNameError
             If there is no such column.
         """
@@ -225,7 +225,7 @@ class AppliedLoss(Configurable):
             raise LossError(f"loss {self.label!r} reads padded columns; its value is in ctx.losses")
         self._check_weights(ctx)
         args = [self._argument(ctx, item) for item in self.parsed]
-        adapter = layout.adapter_of(self._ran(layout, self.on))
+        adapter = layout.adapter_of(self._node_id_of(layout, self.on))
         fn = self.loss.resolve(adapter.backend)
         names = self.call_names(fn)
         value = fn(**dict(zip(names, args, strict=True))) if names else fn(*args)
@@ -241,8 +241,8 @@ class AppliedLoss(Configurable):
         layout = ctx.layout
         ran = {name for i, _ in layout.outputs for name in (i, layout.labels.get(i))}
         of_set = None if item.domain == "outputs" or item.node in ran else item.node
-        wanted = self.on if of_set is not None else item.node or self.on
-        node_id = self._ran(layout, wanted)
+        node_name = self.on if of_set is not None else item.node or self.on
+        node_id = self._node_id_of(layout, node_name)
         role, column = item.role or ctx.roles(node_id)[0], item.column
         if item.domain != "outputs" and column is None and role not in ctx.roles(node_id):
             role, column = ctx.roles(node_id)[0], f"{item.domain}.{role}"
@@ -254,12 +254,12 @@ class AppliedLoss(Configurable):
             flow = column_above(layout.lineages, node_id, column, kind, source)
         values = ctx.column_values(flow, role)
         if values is None:
-            why = f"has no {item.domain}" if flow is None else "was given no row numbers"
-            raise LossError(f"loss {self.label!r}: node {wanted!r} {why}")
+            why = f"has no {item.domain}" if flow is None else "got no row numbers"
+            raise LossError(f"loss {self.label!r}: node {node_name!r} {why}")
         if self.label not in dict(layout.losses) and ctx.held(flow, role) is not None:
             raise LossError(
-                f"loss {self.label!r} reads padded columns; run the step with it, and its value is "
-                "in ctx.losses"
+                f"loss {self.label!r} reads padded columns; run the step with this loss and read "
+                "its value from ctx.losses"
             )
         out = ctx.output(node_id, role)
         floating = values.dtype.kind == "f"
@@ -271,21 +271,21 @@ class AppliedLoss(Configurable):
         return layout.adapter_of(node_id).from_numpy(values, dtype=out.dtype if floating else None)
 
     def _check_weights(self, ctx: Any) -> None:
-        """Refuse to leave out weights, which a step finds for the losses that it runs with."""
+        """Refuse to ignore sample weights, which a step only collects for its own losses."""
         if self.label in dict(ctx.layout.losses) or self.loss.over == "batch":
             return
-        sources = ctx.sources(self._ran(ctx.layout, self.on))
+        sources = ctx.sources(self._node_id_of(ctx.layout, self.on))
         if self.sample_weight is not None or any(ctx.weights(source) for source in sources):
             raise LossError(
-                f"loss {self.label!r}: samples have weights, and the step was run without this "
-                "loss; pass it to graph.train_step or eval_step, and read ctx.losses"
+                f"loss {self.label!r}: samples have weights, but the step was run without this "
+                "loss; pass it to graph.train_step or eval_step and read ctx.losses"
             )
 
-    def _ran(self, layout: Any, wanted: str) -> str:
+    def _node_id_of(self, layout: Any, name: str) -> str:
         for node_id, _ in layout.outputs:
-            if wanted in (node_id, layout.labels.get(node_id)):
+            if name in (node_id, layout.labels.get(node_id)):
                 return str(node_id)
-        raise LossError(f"loss {self.label!r}: node {wanted!r} did not run in this step")
+        raise LossError(f"loss {self.label!r}: node {name!r} did not run in this step")
 
     def __repr__(self) -> str:
         return (
@@ -295,42 +295,44 @@ class AppliedLoss(Configurable):
 
 
 def weigh(values: Any, weights: Any) -> Any:
-    """Multiply losses, shape (n, ...), by the weights of the samples, shape (n,)."""
+    """Multiply losses, shape (n, ...), by sample weights, shape (n,)."""
     shape = tuple(values.shape)
     if not shape or shape[0] not in (weights.shape[0], None):
         raise LossError(
-            f"a loss of samples that have weights must be one value a sample or an element, got "
+            f"a loss with sample weights must return one value per sample or element, got "
             f"shape {shape} for {weights.shape[0]} samples; do not reduce it (reduction='none')"
         )
     return values * weights[(..., *[None] * (len(shape) - 1))]
 
 
 def weigh_steps(adapter: Any, values: Any, weights: Any, steps: Shape, problem: str) -> Any:
-    """Multiply losses by what each element of padded columns counts.
+    """Multiply losses by the weights of the elements of padded columns.
 
     Parameters
     ----------
     adapter : BackendAdapter
     values : tensor, shape (n, ...)
-        One an element, or one a step.
+        One per element, or one per step.
     weights : tensor, shape (n, ...)
-        Of each element, the same for all elements of a step, which lie on the last axes.
+        One per element, equal for all elements of a step, which are on the last axes.
     steps : tuple of int
         Shape of the steps of a sample.
     problem : str
-        Of the error, before the shape of the values.
+        Start of the error message, before the shape of the values.
 
     Raises
     ------
     LossError
-        If there is not a value for each step.
+        If there is not one value per step.
     """
     shape, full = tuple(values.shape)[1:], tuple(weights.shape)[1:]
     if shape != full:
-        plain, of_steps, of_elements = ([n for n in own if n != 1] for own in (shape, steps, full))
-        if not len(values.shape) or plain not in (of_steps, of_elements):
-            raise LossError(f"{problem} of shape {tuple(values.shape)}, which are not one a step")
-        if plain != of_elements:
+        squeezed, of_steps, of_elements = (
+            [n for n in sizes if n != 1] for sizes in (shape, steps, full)
+        )
+        if not len(values.shape) or squeezed not in (of_steps, of_elements):
+            raise LossError(f"{problem} of shape {tuple(values.shape)}, not one per step")
+        if squeezed != of_elements:
             weights = adapter.reshape(weights, (*of_steps, -1))[..., 0]
         weights = adapter.reshape(weights, shape)
     return values * weights

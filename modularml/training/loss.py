@@ -1,4 +1,4 @@
-"""A loss of any framework, by name, class, callable or factory."""
+"""Losses by name, class, callable or factory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ALIASES = {
     "triplet": "tripletmargin",
     "cosine": "cosineembedding",
 }
-"""Common spellings, without case, underscores and ``loss``."""
+"""Common aliases, lower-case, without underscores and ``loss``."""
 
 CLASS_INDEX = frozenset(
     {"CrossEntropyLoss", "NLLLoss", "MultiMarginLoss", "SparseCategoricalCrossentropy"}
@@ -38,7 +38,7 @@ CLASS_INDEX = frozenset(
 """Losses whose targets are class numbers."""
 
 TAKES_SHARES = frozenset({"CrossEntropyLoss"})
-"""Those of them that also take the probability of each class."""
+"""Losses with class-number targets that also accept class probabilities."""
 
 SHARES = frozenset(
     {"BCELoss", "BCEWithLogitsLoss", "BinaryCrossentropy", "BinaryFocalCrossentropy"}
@@ -60,13 +60,13 @@ MARGINS = frozenset(
 """Other losses whose outputs are scores of classes, in no units of their targets."""
 
 CLASS_LAST = frozenset({"SparseCategoricalCrossentropy"})
-"""Those whose classes are the last axis of the output; others have them first."""
+"""Losses whose classes are the last axis of the output; for others it is the first."""
 
 CLASS_SET = frozenset({"MultiLabelMarginLoss"})
 """Losses whose targets are class numbers in the shape of the output."""
 
 ONE_A_SAMPLE = frozenset({"CosineEmbeddingLoss"})
-"""Losses whose target is one number a sample, whatever the shape of the output."""
+"""Losses whose target is one number per sample, whatever the shape of the output."""
 
 ELEMENTWISE = frozenset(
     {
@@ -93,7 +93,7 @@ ELEMENTWISE = frozenset(
         "KLDivergence",
     }
 )
-"""Losses that compare output and target element by element."""
+"""Losses that compare output and target elementwise."""
 
 
 LAST_AXIS_MEANS = frozenset(
@@ -109,10 +109,10 @@ LAST_AXIS_MEANS = frozenset(
         "BinaryFocalCrossentropy",
     }
 )
-"""Losses of Keras that average over the last axis, whatever it is."""
+"""Keras losses that average over the last axis."""
 
 OVER_BATCH = frozenset({"Dice", "Tversky"})
-"""Losses of Keras that are ratios of sums over the whole batch."""
+"""Keras losses that are ratios of sums over the whole batch."""
 
 _FRAMEWORKS = ("torch.nn.", "keras.")
 """Modules of losses whose meaning is known by their names."""
@@ -121,12 +121,12 @@ _NAMES = CLASS_INDEX | SHARES | MARGINS | CLASS_SET | ONE_A_SAMPLE | ELEMENTWISE
 
 
 class Loss(Configurable, Saveable):
-    """A loss function, wrapped so that every framework's means the same.
+    """A loss function with the same semantics in every framework.
 
-    Whatever it returns, one value a sample, one an element or one in all, is averaged over the
-    samples. A loss that is no mean over samples says so by ``over="batch"``. Class weights multiply
-    the loss of a sample, and a label that is ignored counts as a loss of zero, so
-    that no mean depends on how rows fall into batches.
+    Its values, one per sample, per element or per batch, are averaged over the samples. A loss that
+    is not a mean over samples needs ``over="batch"``. Class weights multiply the loss of a sample,
+    and an ignored label counts as a loss of zero, so that no mean depends on how rows are split
+    into batches.
 
     Parameters
     ----------
@@ -136,33 +136,33 @@ class Loss(Configurable, Saveable):
         framework: ``"cross_entropy"`` takes logits, ``"bce"`` probabilities. Other names of Keras
         (``"categorical_crossentropy"``, ``"log_cosh"``), and its classes, mean what Keras means.
     loss_kwargs : dict, optional
-        Arguments for the class, or passed on to the callable at each call.
+        Arguments for the class, or passed to the callable at each call.
     backend : Backend or str, optional
-        Found from the class, or from the node the loss is applied on.
+        By default inferred from the class, or from the node the loss is applied on.
     reduction : str
-        Passed to classes that take it. ``"none"`` leaves the mean to this library.
+        Passed to classes that take it. With ``"none"`` this library computes the mean.
     factory : callable, optional
-        Makes the loss when it is built. A torch module, or a loss or layer of Keras, may have
-        parameters of its own, by whichever way it is given: the optimizer of the node that the
-        loss is applied on moves them.
+        Returns the loss when it is built. A torch module, or a loss or layer of Keras, may have
+        parameters, however it is passed: they are trained by the optimizer of the node that the
+        loss is applied on.
     over : {'sample', 'batch'}, optional
-        What the loss is: a mean over samples, or a value of a batch as a whole (Cox, NT-Xent,
-        ranking, correlation, a sum). One of a batch is evaluated on all rows of a split in one go,
+        Whether the loss is a mean over samples, or a value of a whole batch (Cox, NT-Xent,
+        ranking, correlation, a sum). A batch loss is evaluated on all rows of a split at once,
         whatever the ``batch_size`` of the forward pass; in training its epoch value is the mean
-        over batches, and it is refused with ``accumulate`` and ``data_parallel``. Where nothing is
-        said and it returns one number, a value of the first batch is held against those of its
-        halves, and one that is no mean over samples is warned of.
+        over batches, and ``accumulate`` and ``data_parallel`` are not supported. By default, if the
+        loss returns one number, its value on the first batch is compared with those on the halves
+        of that batch, with a warning if it is not a mean over samples.
     weight_by : str, optional
-        With ``over="batch"``: column whose sum over a batch says how many terms the loss averages
-        over, such as the event indicator of Cox. Batches weigh by it in the epoch value.
+        With ``over="batch"``: column whose sum over a batch is the number of terms the loss
+        averages over, such as the event indicator of Cox. The epoch value weights batches by it.
 
     Raises
     ------
     ConfigError
-        If not exactly one of `loss` and `factory` is given, or `weight_by` comes without
+        If not exactly one of `loss` and `factory` is given, or `weight_by` is given without
         ``over="batch"``.
     UnknownNameError
-        If the name is no loss of the backend; raised at once where the backend is known.
+        If the backend has no loss of this name; raised at once if the backend is known.
 
     Examples
     --------
@@ -172,9 +172,9 @@ class Loss(Configurable, Saveable):
 
     artifact_kind = "ls"
     was_tried: bool
-    """Whether a phase has held it against a mean over samples."""
+    """Whether a phase has checked that it is a mean over samples."""
     pairs_warned: bool
-    """Whether it was warned of, as it compares no pairs of outputs and targets."""
+    """Whether a warning was raised that it ignores pairs of outputs and targets."""
 
     def __init__(
         self,
@@ -190,10 +190,10 @@ class Loss(Configurable, Saveable):
         if over not in (None, "sample", "batch"):
             raise ConfigError(f"over must be 'sample', 'batch' or None, got {over!r}")
         if weight_by is not None and over != "batch":
-            raise ConfigError("weight_by is for a loss over a batch; pass over='batch' too")
+            raise ConfigError("weight_by needs a loss over a batch; also pass over='batch'")
         self.over, self.weight_by = over, weight_by
         if (loss is None) == (factory is None):
-            raise ConfigError("give exactly one of loss and factory")
+            raise ConfigError("pass exactly one of loss and factory")
         if loss is not None and not isinstance(loss, str) and not callable(loss):
             raise ConfigError(f"loss must be a name, a class or a callable, got {loss!r}")
         self.loss, self.loss_kwargs, self.reduction, self.factory = (
@@ -222,7 +222,7 @@ class Loss(Configurable, Saveable):
         Raises
         ------
         LossError
-            If it is not known yet.
+            If not known yet.
         """
         if self._backend is None:
             raise LossError(f"the backend of {self!r} is not known yet; pass backend= or build it")
@@ -263,7 +263,7 @@ class Loss(Configurable, Saveable):
 
     @property
     def is_known_mean(self) -> bool:
-        """Whether it is known without a trial to be a mean over samples."""
+        """Whether it is known to be a mean over samples without a check."""
         if self.over is not None:
             return self.over == "sample"
         name, kwargs = self.kind, self.loss_kwargs or {}
@@ -291,45 +291,45 @@ class Loss(Configurable, Saveable):
         return list(inspect.signature(forward).parameters)
 
     def signature(self) -> Hashable:
-        """Return the fingerprint of function and arguments; it changes with what is within them.
+        """Return a fingerprint of the function and its arguments, including nested values.
 
-        Of a function that is an object its attributes count too, and layers where it has some.
+        For a callable object it includes its attributes and layers.
         """
         own = {k: v for k, v in _attributes(self.loss).items() if k != "training"}
         moved = {n: (Identity(p), str(p.dtype)) for n, p in self.parameters().items()}
         return fingerprint((self._arguments(), own)), tuple(moved.items())
 
     def parameters(self) -> dict[str, Any]:
-        """Return by name the trainable parameters that the loss itself has, once it is built."""
+        """Return the trainable parameters of the built loss, by name."""
         if self._callable is None or self._backend is None:
             return {}
         return adapter_for(self._backend).loss_parameters(self._holder)
 
     @property
     def _holder(self) -> Any:
-        """What may have parameters: an object that was given, or what was made of a class."""
+        """The object that may have parameters: the one passed, or an instance of the class."""
         is_made = self.loss is None or isinstance(self.loss, str | type)
         return self._callable if is_made else self.loss
 
     def get_state(self) -> dict[str, Any]:
-        """Return parameters and buffers that the loss itself has, by name."""
+        """Return parameters and buffers of the loss, by name."""
         if self._callable is None or self._backend is None:
             return {}
         return adapter_for(self._backend).loss_state(self._holder)
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go back to what `get_state` returned."""
+        """Restore what `get_state` returned."""
         adapter_for(self.backend).load_loss_state(self._holder, state)
 
     def begin(self, backend: Backend) -> bool:
-        """Note what its own parameters were before any training; tell whether it has some."""
+        """Record its initial parameters; return whether it has any."""
         self.resolve(backend)
         if self.initial is None and self.parameters():
             self.initial = self.get_state()
         return self.initial is not None
 
     def begin_like(self, other: Loss) -> None:
-        """Start with the parameters that another had before any training."""
+        """Start with the initial parameters of another loss."""
         if other.initial is not None:
             self.resolve(other.backend)
             self.set_state(other.initial)
@@ -340,31 +340,31 @@ class Loss(Configurable, Saveable):
     def build(
         self, *, backend: Backend | str | None = None, force_rebuild: bool = False, **kwargs: Any
     ) -> None:
-        """Make the callable.
+        """Build the callable.
 
         Parameters
         ----------
         backend : Backend or str, optional
-            Needed where the loss is a name and no backend was given.
+            Needed if the loss is a name and no backend was given.
         force_rebuild : bool
-            Whether to make it again where it exists.
+            Whether to rebuild an existing one.
         **kwargs
             Added to `loss_kwargs`.
 
         Raises
         ------
         LossError
-            If it exists and `force_rebuild` is false, or cannot be made.
+            If it exists and `force_rebuild` is false, or cannot be built.
         """
         if self._callable is not None and not force_rebuild:
-            raise LossError(f"{self!r} is built already; pass force_rebuild=True")
+            raise LossError(f"{self!r} is already built; pass force_rebuild=True")
         if backend is not None:
             self._set_backend(Backend.from_value(backend))
         self._callable = self._make(self.reduction, kwargs)
         self._made_of, self._added = fingerprint(self._arguments()), kwargs
 
     def resolve(self, backend: Backend) -> Callable[..., Any]:
-        """Return the callable for a backend, built where it is not yet or arguments changed."""
+        """Return the callable for a backend, built if needed or if arguments changed."""
         if self._callable is None or self._made_of != fingerprint(self._arguments()):
             own = backend if self._backend is None else None
             self.build(backend=own, force_rebuild=True, **self._added)
@@ -378,7 +378,7 @@ class Loss(Configurable, Saveable):
         return self._callable
 
     def mean_form(self) -> Callable[..., Any] | None:
-        """Return a callable that averages by itself, where that is the same and faster."""
+        """Return a callable that averages itself, if that is equivalent and faster."""
         cls = self.cls
         plain = self.reduction == "none" and cls is not None and not (self.loss_kwargs or {})
         if not plain or cls is None or cls.__name__ not in ELEMENTWISE - {"KLDivLoss"}:
@@ -388,7 +388,7 @@ class Loss(Configurable, Saveable):
         return forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the loss on tensors, as it is: without averaging."""
+        """Call the loss on tensors, without averaging."""
         if self._callable is None:
             raise LossError(f"{self!r} has not been built; call build() first")
         return self._callable(*args, **kwargs)
@@ -423,7 +423,7 @@ class Loss(Configurable, Saveable):
         try:
             built: Callable[..., Any] = cls(**kwargs)
         except TypeError as error:
-            raise LossError(f"{cls.__name__} cannot be made from {kwargs}: {error}") from error
+            raise LossError(f"{cls.__name__} cannot be built from {kwargs}: {error}") from error
         forward = getattr(built, "forward", built)
         return _of_probabilities(forward) if cls.__name__ == "BCELoss" else built
 
@@ -440,14 +440,14 @@ class Loss(Configurable, Saveable):
 
 
 def _attributes(loss: Any) -> dict[str, Any]:
-    """Return the public attributes of a loss that is an object, not a class or function."""
+    """Return the public attributes of a loss object; none for a class or function."""
     if isinstance(loss, str | type) or inspect.isroutine(loss):
         return {}
     return {k: v for k, v in getattr(loss, "__dict__", {}).items() if not k.startswith("_")}
 
 
 def _of_probabilities(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Say what to do where outputs turn out to be no probabilities."""
+    """Wrap a loss to explain errors from outputs that are not probabilities."""
 
     @functools.wraps(fn)
     def loss(*args: Any, **kwargs: Any) -> Any:
@@ -457,7 +457,7 @@ def _of_probabilities(fn: Callable[..., Any]) -> Callable[..., Any]:
             if "between 0 and 1" not in str(error):
                 raise
             raise LossError(
-                "loss 'bce' wants outputs between 0 and 1, and got others or NaN; end the model "
+                "loss 'bce' needs outputs between 0 and 1, got other values or NaN; end the model "
                 "with a sigmoid, or use Loss('bce_with_logits')"
             ) from error
 

@@ -1,4 +1,4 @@
-"""An optimizer of any framework, made when its parameters are known."""
+"""Optimizers by name, class or factory."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ class Optimizer(Configurable, Stateful, Saveable):
     opt_kwargs : dict, optional
         Arguments for the class, such as ``{"lr": 1e-3}``.
     factory : callable, optional
-        Takes the parameters and returns an optimizer.
+        Takes the parameters and returns an optimizer of the framework.
     backend : Backend or str, optional
-        Found from the class, or from the nodes.
+        By default inferred from the class, or from the nodes.
     schedule : LRSchedule, str, type or callable, optional
-        What sets the learning rate while it trains.
+        Learning-rate schedule.
     clip_norm, clip_value : float, optional
-        Largest norm of all gradients together, and of each of their elements.
+        Maximum norm of all gradients together, and maximum absolute value of each element.
     groups : dict of str to dict, optional
-        Arguments for some parameters alone, such as ``{"encoder": {"lr": 1e-4}}``. The key is the
-        label of a node or, after a dot, a part of its model: ``"encoder.layers.0"``.
+        Arguments for groups of parameters, such as ``{"encoder": {"lr": 1e-4}}``. The key is the
+        label of a node, optionally followed by a part of its model: ``"encoder.layers.0"``.
 
     Raises
     ------
     ConfigError
         If not exactly one of `opt` and `factory` is given, or a limit is not positive.
     UnknownNameError
-        If the name is no optimizer of the backend; raised at once where the backend is known.
+        If the backend has no optimizer of this name; raised at once if the backend is known.
 
     Notes
     -----
-    Where torch has a fused kernel it is used: the same arithmetic, two to three times as fast on
-    small models. ``opt_kwargs={"fused": False}`` turns it off. Optimizers of Keras take their
-    arguments by torch's names too (``lr``, ``betas``, ``eps``); what is not given is Keras' own.
-    Each of `groups` has an optimizer of Keras, and a schedule, of its own.
+    torch's fused kernel is used where available: the same arithmetic, two to three times as fast on
+    small models. ``opt_kwargs={"fused": False}`` turns it off. Keras optimizers also accept torch's
+    argument names (``lr``, ``betas``, ``eps``); defaults are those of Keras. In Keras, each of
+    `groups` has its own optimizer and schedule.
 
     Examples
     --------
@@ -77,17 +77,17 @@ class Optimizer(Configurable, Stateful, Saveable):
         groups: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         if (opt is None) == (factory is None):
-            raise ConfigError("give exactly one of opt and factory")
+            raise ConfigError("pass exactly one of opt and factory")
         limits: dict[str, Any] = {"clip_norm": clip_norm, "clip_value": clip_value}
         for name, limit in limits.items():
             number = isinstance(limit, Real) and not isinstance(limit, bool)
             if limit is not None and not (number and 0 < limit < float("inf")):
                 raise ConfigError(f"{name} must be a positive number or None, got {limit!r}")
         if groups is not None and factory is not None:
-            raise ConfigError("groups are for opt=; a factory makes its own")
+            raise ConfigError("groups need opt=; a factory defines its own groups")
         if opt is not None and not isinstance(opt, str) and not inspect.isclass(opt):
             raise TypeError(
-                f"opt must be a name or a class, got {opt!r}; give an instance by factory="
+                f"opt must be a name or a class, got {opt!r}; pass an instance with factory="
             )
         self.opt, self.opt_kwargs, self.factory = opt, opt_kwargs, factory
         found = backend_of(opt) if inspect.isclass(opt) else Backend.NONE
@@ -96,7 +96,7 @@ class Optimizer(Configurable, Stateful, Saveable):
             self._set_backend(Backend.from_value(backend))
         self.clip_norm, self.clip_value, self.groups = clip_norm, clip_value, groups
         self.schedule = schedule
-        LRSchedule.from_value(schedule)  # refused here, not where it is built
+        LRSchedule.from_value(schedule)  # raise here, not in build
         self.instance: Any = None
         self.scheduler: Any = None
         self._named: dict[str, Any] = {}
@@ -108,12 +108,12 @@ class Optimizer(Configurable, Stateful, Saveable):
 
     @classmethod
     def from_factory(cls, factory: Callable[..., Any], *, backend: Backend | str) -> Optimizer:
-        """Make an optimizer whose framework object comes from a factory."""
+        """Create an optimizer whose framework object comes from a factory."""
         return cls(factory=factory, backend=backend)
 
     @property
     def backend(self) -> Backend | None:
-        """The framework of this optimizer; None while it is not known."""
+        """The framework of this optimizer; None until known."""
         return self._backend
 
     @property
@@ -143,7 +143,7 @@ class Optimizer(Configurable, Stateful, Saveable):
 
     @property
     def learning_rates(self) -> dict[str, float]:
-        """The rate of each group of parameters, by name; ``default`` for those in no group.
+        """Learning rate of each parameter group, by name; ``default`` for the rest.
 
         Raises
         ------
@@ -154,24 +154,24 @@ class Optimizer(Configurable, Stateful, Saveable):
 
     @property
     def lr_schedule(self) -> LRSchedule | None:
-        """What sets the learning rate."""
+        """The learning-rate schedule."""
         return LRSchedule.from_value(self.schedule)
 
     @property
     def held(self) -> set[int]:
-        """Identities of the parameters that it moves."""
+        """Ids of the Python objects of its parameters."""
         return {id(p) for p in self._named.values()}
 
     def signature(self) -> Hashable:
-        """Return the fingerprint of the arguments, which changes with what is within them."""
-        return (*self._settings_now().items(), self.clip_norm, self.clip_value)
+        """Return a fingerprint of the arguments, including nested values."""
+        return (*self._current_settings().items(), self.clip_norm, self.clip_value)
 
-    def goes_on_every(self, moment: str) -> bool:
-        """Tell whether its schedule goes on after every ``epoch``, or every ``batch``."""
+    def steps_every(self, moment: str) -> bool:
+        """Return whether its schedule steps after every ``epoch``, or every ``batch``."""
         return self.lr_schedule is not None and self.lr_schedule.every == moment
 
     def advance(self, metric: float | None = None) -> None:
-        """Let the schedule go on by one epoch or batch; phases do so by themselves."""
+        """Step the schedule by one epoch or batch; phases call this themselves."""
         if self.scheduler is not None:
             self.scheduler.step(*([] if metric is None else [metric]))
 
@@ -182,16 +182,16 @@ class Optimizer(Configurable, Stateful, Saveable):
         backend: Backend | str | None = None,
         force_rebuild: bool = False,
     ) -> None:
-        """Make the framework's optimizer.
+        """Build the framework's optimizer.
 
         Parameters
         ----------
         parameters : iterable of parameters, or mapping of str to parameter
-            What it moves; names are used in the saved state.
+            Parameters to train; names are used in the saved state.
         backend : Backend or str, optional
-            Needed where the optimizer is a name and no backend was given.
+            Needed if the optimizer is a name and no backend was given.
         force_rebuild : bool
-            Whether to make it again, with fresh moments, where it exists.
+            Whether to rebuild an existing one, with fresh moments.
 
         Raises
         ------
@@ -201,7 +201,7 @@ class Optimizer(Configurable, Stateful, Saveable):
             If there are no parameters, or an argument does not fit the class.
         """
         if self.instance is not None and not force_rebuild:
-            raise OptimizerNotSetError(f"{self!r} is built already; pass force_rebuild=True")
+            raise OptimizerNotSetError(f"{self!r} is already built; pass force_rebuild=True")
         if backend is not None:
             self._set_backend(Backend.from_value(backend))
         if self._backend is None:
@@ -209,7 +209,7 @@ class Optimizer(Configurable, Stateful, Saveable):
         named = parameters if isinstance(parameters, Mapping) else None
         params = list(named.values()) if named is not None else list(parameters or ())
         if not params:
-            raise ConfigError(f"{self!r} has no parameters to move; pass parameters=")
+            raise ConfigError(f"{self!r} has no parameters to train; pass parameters=")
         self._build(dict(named or {str(i): p for i, p in enumerate(params)}))
 
     def _build(self, named: dict[str, Any], known: Sequence[str] = ()) -> None:
@@ -219,13 +219,13 @@ class Optimizer(Configurable, Stateful, Saveable):
         assert self._backend is not None
         self.scheduler = None if schedule is None else schedule.make(instance, self._backend)
         self.instance, self._named = instance, named
-        self._kinds, self._settings = _kinds(named), self._settings_now()
+        self._kinds, self._settings = _kinds(named), self._current_settings()
         pending, self._pending = self._pending, None
         if pending is not None:
             self.set_state(pending)
 
     def missing(self, parameters: Mapping[str, Any]) -> list[str]:
-        """Return names of those of some parameters that it does not move."""
+        """Return the names of the parameters that it does not train."""
         held = self.held
         return [name for name, p in parameters.items() if id(p) not in held]
 
@@ -234,33 +234,33 @@ class Optimizer(Configurable, Stateful, Saveable):
         parameters: Mapping[str, Any],
         backend: Backend,
         owner: str,
-        mine: Any = None,
+        previous: Any = None,
         known: Sequence[str] = (),
     ) -> None:
-        """Make the framework's optimizer over some parameters, where it is not over these yet.
+        """Build the framework's optimizer for parameters, or update it to them.
 
-        New parameters are added, others are removed. Those that stay keep their moments; learning
-        rates and the schedule go on, but for arguments that were changed.
+        New parameters are added, missing ones are removed. The others keep their moments; learning
+        rates and the schedule continue, except for arguments that were changed.
 
         Parameters
         ----------
         parameters : mapping of str to parameter
         backend : Backend
         owner : str
-            Whose they are, for messages.
+            Owner of the parameters, for messages.
         mine : object, optional
-            The framework's optimizer that was made for this owner last.
+            The framework's optimizer last built for this owner.
         known : sequence of str
-            Names of parameters that `groups` may name, those included that are not moved now.
+            Names of parameters that `groups` may name, including those not trained now.
 
         Raises
         ------
         OptimizerNotSetError
-            If it moves the parameters of somebody else.
+            If it trains the parameters of another owner.
         ConfigError
-            If a rate, or groups, were changed while a schedule sets the rates.
+            If a rate, or groups, changed while a schedule sets the rates.
         """
-        now, named = self._settings_now(), dict(parameters)
+        settings, named = self._current_settings(), dict(parameters)
         if self.instance is None:
             self._set_backend(backend)
             self._build(named, known)
@@ -268,14 +268,14 @@ class Optimizer(Configurable, Stateful, Saveable):
         same = self._named.keys() == named.keys() and all(
             self._named[name] is p for name, p in named.items()
         )
-        if same and self._kinds == _kinds(named) and self._settings == now:
+        if same and self._kinds == _kinds(named) and self._settings == settings:
             return
-        if self.instance is not mine and len(self.missing(named)) == len(named):
+        if self.instance is not previous and len(self.missing(named)) == len(named):
             raise OptimizerNotSetError(
-                f"{self!r} moves the parameters of another node or graph; give {owner} one of "
-                "its own"
+                f"{self!r} already trains the parameters of another node or graph; give {owner} "
+                "its own optimizer"
             )
-        state = self._state_for(named, now)
+        state = self._state_for(named, settings)
         self._build(named, known)
         self.set_state(state)
 
@@ -288,22 +288,22 @@ class Optimizer(Configurable, Stateful, Saveable):
         rates = changed & {"lr", "learning_rate", "groups"}
         if rates and self.scheduler is not None and "schedule" not in changed:
             raise ConfigError(
-                f"{', '.join(sorted(rates))} of {self!r} cannot change while its schedule sets the "
-                "rates; give it another schedule too, or call reset() and begin anew"
+                f"{', '.join(sorted(rates))} of {self!r} cannot change while its schedule sets "
+                "the rates; also change the schedule, or call reset() to start over"
             )
         if changed & {"schedule", "groups", "lr", "learning_rate"}:
             changed |= {"lr", "initial_lr", "learning_rate"}
-        old = {(id(p), self._kinds[name][0]): name for name, p in self._named.items()}
-        names = {name: old.get((id(p), tuple(p.shape))) for name, p in named.items()}
-        moments = {n: state["moments"][o] for n, o in names.items() if o in state["moments"]}
+        old_names = {(id(p), self._kinds[name][0]): name for name, p in self._named.items()}
+        sources = {name: old_names.get((id(p), tuple(p.shape))) for name, p in named.items()}
+        moments = {n: state["moments"][o] for n, o in sources.items() if o in state["moments"]}
         groups = [{k: v for k, v in g.items() if k not in changed} for g in state["groups"]]
-        kept = {**state, "moments": moments, "groups": groups}
+        new_state = {**state, "moments": moments, "groups": groups}
         if "schedule" in changed:
-            kept.pop("schedule", None)
-        return kept
+            new_state.pop("schedule", None)
+        return new_state
 
     def step(self, grads: Any = None, variables: Any = None) -> None:
-        """Move the parameters once, along the gradients they hold.
+        """Update the parameters once with their gradients.
 
         Raises
         ------
@@ -328,7 +328,7 @@ class Optimizer(Configurable, Stateful, Saveable):
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take over a state; kept until `build` where that has not happened yet.
+        """Restore a state; deferred until `build` if not built yet.
 
         Raises
         ------
@@ -351,12 +351,12 @@ class Optimizer(Configurable, Stateful, Saveable):
             self.scheduler.load_state_dict(state["schedule"])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Hold numbers in place of the framework's optimizer, which is made again by `build`."""
+        """Replace the framework's optimizer by its state; `build` recreates it."""
         made = {"instance": None, "scheduler": None, "_named": {}, "_pending": self.get_state()}
         return {**vars(self), **made}
 
     def reset(self) -> None:
-        """Forget the framework's optimizer and its moments."""
+        """Discard the framework's optimizer and its moments."""
         self.instance, self.scheduler, self._named, self._pending = None, None, {}, None
 
     @property
@@ -370,35 +370,36 @@ class Optimizer(Configurable, Stateful, Saveable):
             raise OptimizerNotSetError(f"{self!r} has not been built; call build(parameters=...)")
         return self.instance
 
-    def _settings_now(self) -> dict[str, Hashable]:
-        """Return the fingerprint of each argument, those for the class one by one."""
+    def _current_settings(self) -> dict[str, Hashable]:
+        """Return the fingerprint of each argument, with `opt_kwargs` one by one."""
         schedule = self.lr_schedule
-        found = {"opt": self.opt, "factory": self.factory, "groups": self.groups}
-        found |= {"schedule": None if schedule is None else schedule._params(), **self.kwargs}
-        return {name: fingerprint(value) for name, value in found.items()}
+        settings = {"opt": self.opt, "factory": self.factory, "groups": self.groups}
+        settings |= {"schedule": None if schedule is None else schedule._params(), **self.kwargs}
+        return {name: fingerprint(value) for name, value in settings.items()}
 
     def _grouped(self, named: Mapping[str, Any], known: Sequence[str]) -> list[Any]:
-        """Return parameters in groups, those that no group names first.
+        """Return parameters in groups, first those in no group.
 
-        A group whose parameters are all switched off by now is empty, and there for when they are
-        switched on.
+        A group whose parameters are all frozen now is empty, and is filled once they are unfrozen.
         """
-        given = self.groups or {}
-        found: dict[str, list[Any]] = {"": [], **{name: [] for name in given}}
+        arguments = self.groups or {}
+        groups_by_name: dict[str, list[Any]] = {"": [], **{name: [] for name in arguments}}
         names = list(dict.fromkeys([*named, *known]))
         members = set[str]()
         for name in names:
-            fits = [key for key in given if f"{name}.".startswith(f"{key}.")]
-            key = max(fits, key=len, default="")
+            matching = [key for key in arguments if f"{name}.".startswith(f"{key}.")]
+            key = max(matching, key=len, default="")
             members.add(key)
             if name in named:
-                found[key].append(named[name])
-        if unknown := [key for key in given if key not in members]:
+                groups_by_name[key].append(named[name])
+        if unknown := [key for key in arguments if key not in members]:
             parts = {name.rsplit(".", i)[0] for name in names for i in range(name.count(".") + 1)}
             raise UnknownNameError("group of parameters", unknown[0], parts)
-        rest = found.pop("")
-        groups = [{"params": p, "name": name, **given[name]} for name, p in found.items()]
-        return [{"params": rest}, *groups] if "" in members else groups
+        ungrouped = groups_by_name.pop("")
+        groups = [
+            {"params": p, "name": name, **arguments[name]} for name, p in groups_by_name.items()
+        ]
+        return [{"params": ungrouped}, *groups] if "" in members else groups
 
     def _make(self, params: list[Any]) -> Any:
         if self.factory is not None:
@@ -407,7 +408,7 @@ class Optimizer(Configurable, Stateful, Saveable):
         try:
             return self._adapter.make_optimizer(cls, params, self.kwargs)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"{self.name} cannot be made with {self.kwargs}: {error}") from error
+            raise ConfigError(f"{self.name} cannot be built with {self.kwargs}: {error}") from error
 
     def _set_backend(self, backend: Backend) -> None:
         if self._backend not in (None, backend):
@@ -420,11 +421,11 @@ class Optimizer(Configurable, Stateful, Saveable):
         if inspect.isclass(self.opt):
             return self.opt
         adapter = self._adapter
-        known = {n.lower(): c for n, c in adapter.optimizers().items()}
-        found = known.get(str(self.opt).lower().replace("_", ""))
-        if found is None:
-            raise UnknownNameError(f"{adapter.backend.value} optimizer", self.opt, known)
-        return found
+        classes = {n.lower(): c for n, c in adapter.optimizers().items()}
+        cls = classes.get(str(self.opt).lower().replace("_", ""))
+        if cls is None:
+            raise UnknownNameError(f"{adapter.backend.value} optimizer", self.opt, classes)
+        return cls
 
     def _params(self) -> dict[str, Any]:
         return {

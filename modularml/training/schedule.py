@@ -17,11 +17,11 @@ ALIASES = {
     "exponential": ("exponentialdecay",),
     "plateau": ("reduceonplateau",),
 }
-"""Common spellings, as `_plain` writes them, and what frameworks call them."""
+"""Common aliases, as normalized by `_plain`, and the frameworks' names."""
 
 
 class LRSchedule(Configurable):
-    """What sets the learning rate of an optimizer while it trains.
+    """Learning-rate schedule of an optimizer.
 
     Parameters
     ----------
@@ -31,14 +31,15 @@ class LRSchedule(Configurable):
     schedule_kwargs : dict, optional
         Arguments for it, such as ``{"T_max": 50}``.
     every : {'epoch', 'batch'}
-        When it goes on: after an epoch, or each time weights have moved.
+        When it steps: after each epoch, or after each update of the weights.
     monitor : str, optional
-        Metric that is passed on each epoch, such as ``val_loss``; ``ReduceLROnPlateau`` needs it.
+        Metric that is passed to it each epoch, such as ``val_loss``; ``ReduceLROnPlateau`` needs
+        it.
 
     Raises
     ------
     ConfigError
-        If an argument is not as described.
+        If an argument is not valid.
 
     Examples
     --------
@@ -65,42 +66,50 @@ class LRSchedule(Configurable):
 
     @classmethod
     def from_value(cls, value: Any) -> LRSchedule | None:
-        """Read a schedule from a name, class or callable; None stays None."""
+        """Convert a name, class or callable to a schedule; None stays None."""
         return value if value is None or isinstance(value, LRSchedule) else cls(value)
 
     def make(self, optimizer: Any, backend: Backend) -> Any:
-        """Make the framework's schedule of its optimizer.
+        """Build the framework's schedule for its optimizer.
 
         Raises
         ------
         UnknownNameError
-            If the name is no schedule of the backend.
+            If the backend has no schedule of this name.
         ConfigError
-            If the arguments do not fit, or a metric is needed and none is named.
+            If the arguments do not fit, or a metric is needed and `monitor` is not given.
         """
         schedule = self._named(backend) if isinstance(self.schedule, str) else self.schedule
-        if (own := backend_of(schedule)) not in (Backend.NONE, backend):
-            raise ConfigError(f"schedule {schedule!r} belongs to {own.value}, not {backend.value}")
+        if (backend_of_schedule := backend_of(schedule)) not in (Backend.NONE, backend):
+            raise ConfigError(
+                f"schedule {schedule!r} belongs to {backend_of_schedule.value}, not {backend.value}"
+            )
         kwargs = self.schedule_kwargs or {}
         try:
-            made = adapter_for(backend).make_schedule(schedule, optimizer, kwargs)
+            built = adapter_for(backend).make_schedule(schedule, optimizer, kwargs)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"{self!r} cannot be made: {error}") from error
-        takes = next(iter(inspect.signature(made.step).parameters.values()), None)
-        watches = takes is not None and takes.default is inspect.Parameter.empty
-        if watches is not (self.monitor is not None):
-            need = "needs the metric that it watches: pass" if watches else "watches nothing: leave"
-            raise ConfigError(f"{self!r} {need} monitor=")
-        return made
+            raise ConfigError(f"{self!r} cannot be built: {error}") from error
+        first_argument = next(iter(inspect.signature(built.step).parameters.values()), None)
+        takes_metric = (
+            first_argument is not None and first_argument.default is inspect.Parameter.empty
+        )
+        if takes_metric is not (self.monitor is not None):
+            advice = (
+                "needs the metric to monitor: pass" if takes_metric else "monitors no metric: omit"
+            )
+            raise ConfigError(f"{self!r} {advice} monitor=")
+        return built
 
     def _named(self, backend: Backend) -> Any:
         known = {_plain(name): cls for name, cls in adapter_for(backend).schedules().items()}
-        asked = _plain(str(self.schedule))
-        found = next((known[n] for n in (asked, *ALIASES.get(asked, ())) if n in known), None)
-        if found is None:
-            there = [alias for alias, names in ALIASES.items() if known.keys() & names]
-            raise UnknownNameError(f"{backend.value} schedule", self.schedule, [*known, *there])
-        return found
+        spelling = _plain(str(self.schedule))
+        schedule_cls = next(
+            (known[n] for n in (spelling, *ALIASES.get(spelling, ())) if n in known), None
+        )
+        if schedule_cls is None:
+            aliases = [alias for alias, names in ALIASES.items() if known.keys() & names]
+            raise UnknownNameError(f"{backend.value} schedule", self.schedule, [*known, *aliases])
+        return schedule_cls
 
 
 def _plain(name: str) -> str:

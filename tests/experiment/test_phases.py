@@ -413,7 +413,7 @@ class TestDevices:
         before = weights(mine)
         device = f"cuda:{torch.cuda.device_count()}"
         phase = train_phase(graph, accelerator=device)
-        with pytest.raises(DeviceError, match=r"not there.*cpu"):
+        with pytest.raises(DeviceError, match=r"not available.*cpu"):
             exp.run_phase(phase, **QUIET)
         assert_equal_weights(before, mine)
         assert exp.last_run.status == "failed"

@@ -70,7 +70,7 @@ def test_integers_that_floats_do_not_hold_are_refused(features):
     fs, graph = graph_of(Sees(), columns, features)
     with pytest.raises(DataError, match=r"'features.code.raw' holds integers beyond 16,777,216"):
         graph.predict(fs)
-    with pytest.raises(DataError, match="a node of its own"):
+    with pytest.raises(DataError, match="in a separate node"):
         graph.predict(columns)
 
 

@@ -131,7 +131,7 @@ class TestSharedOfKeras:
         for save in (graph.save, run.save):
             with pytest.raises(ConfigError, match=r"\['a', 'b'\] share the weight"):
                 save(tmp_path / "one")
-        with pytest.raises(ConfigError, match="give what they share a node of its own"):
+        with pytest.raises(ConfigError, match="make the shared part a separate node"):
             mm.CrossValidation(bindings=mm.CVBinding(fs, ["train", "val"]), phase=phase).run(
                 **QUIET
             )

@@ -64,7 +64,7 @@ def test_a_split_made_anew_is_said_once_with_count_and_ids():
         exp.run_phase(eval_phase(graph, split="test"))
     assert caught[0].filename == __file__
     exp.run_phase(eval_phase(graph, split="test"))
-    with pytest.warns(AuditWarning, match="how well they are remembered"):
+    with pytest.warns(AuditWarning, match="measure memorization"):
         graph.predict(fs["test"])
     graph.predict(fs["test"])
 
@@ -263,5 +263,5 @@ def test_each_fold_knows_its_own_rows():
 def test_predicting_by_the_experiment_warns_too():
     fs, _, exp = trained()
     split_again(fs)
-    with pytest.warns(AuditWarning, match="how well they are remembered"):
+    with pytest.warns(AuditWarning, match="measure memorization"):
         exp.predict(fs["test"])

@@ -232,7 +232,7 @@ def test_merge_nodes_called_by_hand_give_what_the_graph_gives():
     np.testing.assert_array_equal(merged.to("numpy").outputs, found.outputs)
     arrays = [a(data).to("numpy").outputs, b(data).outputs]
     np.testing.assert_array_equal(both(arrays).detach().numpy(), found.outputs)
-    with pytest.raises(DataError, match="other samples"):
+    with pytest.raises(DataError, match="different samples"):
         both([a(data), b(fs.take([5, 4, 3, 2, 1, 0]).to_sample_data("numpy"))])
-    with pytest.raises(GraphError, match="one for each"):
+    with pytest.raises(GraphError, match="one per input"):
         both(a(data))

@@ -184,7 +184,7 @@ def test_sets_that_nothing_relates_are_refused():
     exp = mml.Experiment("exp")
     graph, *_ = related()
     graph.build()
-    with pytest.raises(DataError, match="nothing says which of them belong together"):
+    with pytest.raises(DataError, match="no key relates them"):
         exp.run_phase(mml.EvalPhase.from_split("eval", split="all", losses=[loss()]))
 
 

@@ -58,7 +58,9 @@ def test_rows_by_hand_are_those_of_the_key_or_refused(kind, step):
     f = facts.get_features("numpy")[partners(windows, facts, rows), 0]
     np.testing.assert_allclose(np.asarray(out.detach())[:, 0], x + f, rtol=1e-5)
     for of_facts in (wrong, np.roll(partners(windows, facts, rows), 1), wrong[:3]):
-        with pytest.raises(DataError, match=r"'W' \(4\) and 'F'.*by 'machine': row \d"):
+        with pytest.raises(
+            DataError, match=r"'W' \(4\) and 'F'.*by 'machine'; the first mismatch is row \d"
+        ):
             run([(windows, rows), (facts, of_facts)])
 
 
@@ -87,7 +89,7 @@ def test_two_inputs_of_one_set_are_the_same_rows_or_refused():
         BatchView(windows.to_view(), {"default": rows})
         for rows in (np.arange(4), np.arange(4)[::-1])
     ]
-    with pytest.raises(DataError, match="row 0 is the first"):
+    with pytest.raises(DataError, match="the first mismatch is row 0"):
         graph.forward(dict(zip(keys(graph), views, strict=True)))
     graph.forward(dict(zip(keys(graph), views[:1] * 2, strict=True)))
 
@@ -120,7 +122,7 @@ def test_fit_step_by_hand_refuses_rows_of_other_machines():
             graph.fit_step(ctx, freeze_after_fit=False)
             np.testing.assert_allclose(graph.get_node("h").model.inner.coef_, [1, 1], rtol=1e-5)
             continue
-        with pytest.raises(DataError, match="belong together by 'machine'"):
+        with pytest.raises(DataError, match="do not match by 'machine'"):
             graph.fit_step(ctx, freeze_after_fit=False)
 
 
@@ -140,5 +142,5 @@ def test_a_merge_node_called_by_hand_holds_rows_against_its_key():
     x = windows.get_features("numpy")[rows, 0]
     f = facts.get_features("numpy")[partners(windows, facts, rows), 0]
     np.testing.assert_allclose(out.detach()[:, 0], x + f, rtol=1e-5)
-    with pytest.raises(DataError, match="do not belong together by 'machine'"):
+    with pytest.raises(DataError, match="do not match by 'machine'"):
         both([parts[0], b(samples(facts, np.arange(3)))])

@@ -129,7 +129,7 @@ def test_no_file_names_more_than_the_list(harmful: Any, tmp_path: Path) -> None:
 
 def test_only_models_are_described() -> None:
     for tree in (None, [], {"module": "keras.layers", "class_name": "Dense", "config": {}}):
-        with pytest.raises(ConfigError, match="no sequential or functional"):
+        with pytest.raises(ConfigError, match="not describe a sequential or functional"):
             check_recipe(tree)
 
 

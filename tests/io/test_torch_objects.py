@@ -116,12 +116,12 @@ class Own(nn.Linear):
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (hooked, "'0' is not as torch makes it"),
-        (shared, "stands in it twice"),
-        (changed, "'0' is not as torch makes it"),
-        (lambda: net().double(), "no float32"),
-        (lambda: nn.Sequential(Own(6, 1)), "class Own is not one"),
-        (lambda: nn.Sequential(nn.LSTM(6, 1)), "class LSTM is not one"),
+        (hooked, "'0' was modified after construction"),
+        (shared, "occurs in it twice"),
+        (changed, "'0' was modified after construction"),
+        (lambda: net().double(), "not float32"),
+        (lambda: nn.Sequential(Own(6, 1)), "class Own is not supported"),
+        (lambda: nn.Sequential(nn.LSTM(6, 1)), "class LSTM is not supported"),
         (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(6, 1)), "ParametrizedLinear"),
     ],
 )

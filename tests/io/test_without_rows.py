@@ -197,7 +197,7 @@ def test_a_set_that_is_here_is_used_and_other_scalers_are_warned_of(tmp_path):
     path = experiment.model_graph.save(tmp_path / "g")
     with mml.ExperimentContext().activate() as ctx:
         fs = rows_of(columns())
-        with pytest.warns(UserWarning, match="has other fitted scalers") as caught:
+        with pytest.warns(UserWarning, match="scalers of FeatureSet") as caught:
             mml.ModelGraph.load(path)
         assert caught[0].filename == __file__
         assert ctx.available_featuresets == {fs.node_id: fs}

@@ -283,7 +283,7 @@ def test_an_empty_loader_is_refused(empty):
 
 
 def test_a_loader_that_turns_out_to_be_empty():
-    with pytest.raises(DataError, match="gives no batches"):
+    with pytest.raises(DataError, match="has no batches"):
         Stream(Unsized()).next()
 
 

@@ -104,7 +104,7 @@ class TestOutputs:
     def test_one_that_is_fitted_already(self):
         some = PCA(0.9).fit(X)  # how many components there are depends on the data
         assert built(some, None).output_shape == (some.n_components_,)
-        with pytest.raises(ShapeError, match=r"PCA cannot take 3 values"):
+        with pytest.raises(ShapeError, match=r"PCA got 3 values"):
             ScikitModelWrapper(some).build((3,))
 
     def test_each_fit_has_a_shape_of_its_own(self):
@@ -212,7 +212,7 @@ class TestOutputs:
             (lambda: ScikitModelWrapper(Ridge(), group_by="cell"), "takes no groups"),
             (
                 lambda: built(GridSearchCV(Ridge(), {}, cv=GroupKFold(3))),
-                r"hands over features.*group_by='\.\.\.'",
+                r"cross-validates by groups.*group_by='\.\.\.'",
             ),
         ],
     )
@@ -294,10 +294,10 @@ class TestLearning:
     def test_rows_that_are_refused_are_those_of_an_estimator(self):
         model, strange = built(Ridge()), np.full_like(X, np.nan)
         for learn in (model, built(SGDClassifier(), KIND[:, None])):
-            with pytest.raises(DataError, match=r"cannot take these rows: Input X contains NaN"):
+            with pytest.raises(DataError, match=r"rejects these rows: Input X contains NaN"):
                 (learn.partial_fit if learn.learns_in_batches else learn.fit)(strange, KIND)
         model.fit(X, Y)
-        with pytest.raises(DataError, match="Ridge cannot take these rows"):
+        with pytest.raises(DataError, match="Ridge rejects these rows"):
             model(strange)
         half = built(LogisticRegression(), KIND[:, None])
         with pytest.raises(DataError, match="continuous"):

@@ -178,7 +178,7 @@ def test_sample_weights_that_cannot_be_used():
         train(graph, [mse(sample_weight="tags.w")])
     scalar = mm.Loss(lambda a, b: (a - b).mean(), backend="torch")
     loss = mm.AppliedLoss(scalar, "net", ["outputs", "targets"], sample_weight="v")
-    with pytest.raises(LossError, match="one value a sample"):
+    with pytest.raises(LossError, match="one value per sample"):
         train(graph, [loss])
     with pytest.raises(ConfigError, match="sample_weight"):
         mse(sample_weight=3)

@@ -205,7 +205,7 @@ def test_an_encoder_is_in_no_units_even_where_its_size_is_that_of_the_target():
 def test_a_tail_of_two_targets_that_no_loss_has_paired_is_refused():
     fs, *_ = rows()
     graph, _ = two_heads(fs)
-    with pytest.raises(ScalerError, match="not clear"):
+    with pytest.raises(ScalerError, match="ambiguous"):
         graph.predict(fs, node="cls")
     assert graph.predict(fs, node="cls", unscale=False).shape == (60, 2)
 
@@ -232,7 +232,7 @@ def test_targets_and_selectors_that_are_not_there_are_named():
         fs, *_ = rows()
         two_heads(fs)
         with pytest.raises(
-            LossError, match=r"'targets.stat'.*role 'stat'.*'default'.*no such column"
+            LossError, match=r"'targets.stat', which is neither a role.*'default'.*nor a column"
         ):
             mm.EvalPhase.from_split("v", split="test", losses=losses(state="targets.stat"))
 

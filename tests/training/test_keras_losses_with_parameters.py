@@ -175,7 +175,7 @@ def test_folds_keep_what_keras_does_not_note_of_a_loss():
     assert again.factor == 3.0
 
 
-@pytest.mark.parametrize(("cls", "match"), [(Late, "build it beforehand"), (Raw, "keras.Variable")])
+@pytest.mark.parametrize(("cls", "match"), [(Late, "build it first"), (Raw, "keras.Variable")])
 def test_those_that_no_optimizer_could_move_are_refused_before_training(cls, match):
     loss = mm.Loss(cls())
     _, _, graph = world(loss)

@@ -135,13 +135,13 @@ class TestDeclared:
             inputs=["outputs", "time", "event"],
             sample_weight="event",
         )
-        with pytest.raises(LossError, match="pass the weights as one of its inputs"):
+        with pytest.raises(LossError, match="add the weights to its inputs"):
             experiment().run_phase(eval_phase(graph, [loss]))
 
     def test_arguments(self):
         with pytest.raises(ConfigError, match="over must be"):
             mm.Loss(cox, over="epoch")
-        with pytest.raises(ConfigError, match="pass over='batch' too"):
+        with pytest.raises(ConfigError, match="also pass over='batch'"):
             mm.Loss(cox, weight_by="event")
         loss = mm.Loss("mse", over="batch", reduction="sum", weight_by="event", backend="torch")
         again = mm.Loss.from_config(loss.get_config())

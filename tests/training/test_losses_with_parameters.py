@@ -229,7 +229,7 @@ def test_lbfgs_from_a_factory_is_refused_like_by_name():
     by_factory = mm.Optimizer.from_factory(torch.optim.LBFGS, backend="torch")
     for i, optimizer in enumerate((mm.Optimizer("lbfgs"), by_factory)):
         graph = mm.ModelGraph([mm.ModelNode(f"n{i}", mlp(), fs)], optimizer, register=False)
-        with pytest.raises(BackendNotSupportedError, match="several times a step"):
+        with pytest.raises(BackendNotSupportedError, match="several times per step"):
             graph.build()
 
 

@@ -258,7 +258,7 @@ class TestInGraphs:
             mm.ModelGraph([mm.ModelNode("a", mlp(), featureset(x, y))], opt).build()
         with mm.ExperimentContext().activate():
             second = mm.ModelGraph([mm.ModelNode("a", mlp(), featureset(x, y))], opt)
-            with pytest.raises(OptimizerNotSetError, match="one of its own"):
+            with pytest.raises(OptimizerNotSetError, match="its own optimizer"):
                 second.build()
 
     def test_reset_then_trains_with_fresh_moments(self):

@@ -1,4 +1,4 @@
-"""Models of Keras that know their shapes, and the wrapper for those that do not."""
+"""Keras models, and the wrapper of any Keras model."""
 
 import lazy_loader
 

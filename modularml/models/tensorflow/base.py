@@ -1,4 +1,4 @@
-"""Base of Keras models: shapes first, layers when they are known."""
+"""Base classes of Keras models."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ __all__ = ["SequentialModel", "TensorflowBaseModel", "activation_layer", "by_nam
 
 
 class TensorflowBaseModel(LayeredModel, ABC):
-    """A Keras model that is made once its shapes are known.
+    """A Keras model that is built once its shapes are known.
 
-    A subclass gives its constructor's arguments to ``super().__init__`` and returns the Keras
+    A subclass passes its constructor's arguments to ``super().__init__`` and returns the Keras
     model from `make_model`.
 
     Attributes
@@ -36,9 +36,9 @@ class TensorflowBaseModel(LayeredModel, ABC):
     inner : keras.Model or None
         The Keras model; None before `build`.
     training : bool
-        Whether a call runs in training mode where it does not say ``training=`` itself.
+        Whether calls without ``training=`` run in training mode.
     output_dtype : tf.DType or None
-        What outputs are cast to, where layers compute in less.
+        Dtype that outputs are cast to if layers compute in a lower precision.
     """
 
     output_dtype: Any = None
@@ -54,12 +54,12 @@ class TensorflowBaseModel(LayeredModel, ABC):
         """Return a new Keras model, or layer, for samples of these shapes."""
 
     def make_layers(self, input_shape: InputShape, output_shape: Shape | None) -> None:
-        """Make the Keras model."""
+        """Build the Keras model."""
         self.inner = self.make_model(input_shape, output_shape)
         self.frozen_variables = []
 
     def __call__(self, x: Any, training: bool | None = None, **kwargs: Any) -> Any:
-        """Return what the Keras model makes of a tensor of shape ``(n, *input_shape)``."""
+        """Return the output of the Keras model for a tensor, shape ``(n, *input_shape)``."""
         if self.inner is None:
             raise self._no_layers()
         training = self.training if training is None else training
@@ -69,40 +69,40 @@ class TensorflowBaseModel(LayeredModel, ABC):
         return with_mask(tf.cast(out, self.output_dtype), keras_mask(out))
 
     def variables(self) -> dict[str, Any]:
-        """Return weights, those included that are not trained, by names that stay the same."""
+        """Return weights by stable names, including those that are not trainable."""
         return {} if self.inner is None else by_name(self.inner)
 
     def get_weights(self) -> dict[str, Array]:
-        """Return weights by name, as arrays of their own."""
+        """Return weights by name, as copies."""
         return {name: v.numpy().copy() for name, v in self.variables().items()}
 
     def set_weights(self, weights: dict[str, Any]) -> None:
         """Restore weights produced by `get_weights`."""
-        mine = self.variables()
-        check_weights(mine, weights)
-        for name, variable in mine.items():
+        variables = self.variables()
+        check_weights(variables, weights)
+        for name, variable in variables.items():
             variable.assign(weights[name])
 
     def get_state(self) -> dict[str, Any]:
-        """Return shapes, weights and where dropout is in its random numbers."""
+        """Return shapes, weights and the states of random generators, as of dropout."""
         state = super().get_state()
         return {**state, "seeds": [v.numpy() for v in _seeds(self.inner)]} if state else state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go back to what `get_state` returned."""
+        """Restore what `get_state` returned."""
         super().set_state(state)
         for variable, value in zip(_seeds(self.inner), state.get("seeds", ()), strict=False):
             variable.assign(value)
 
     def reset_weights(self, seed: int | None = None) -> None:
-        """Draw new weights, and new seeds of dropout, in place, as Keras first draws them.
+        """Reinitialize weights, and seeds of dropout, in place, as Keras does initially.
 
-        Those of layers that are not trainable stay.
+        Weights of layers that are not trainable are unchanged.
 
         Raises
         ------
         ConfigError
-            If the model was given as an object of a class that its config does not make again.
+            If the model was passed as an object of a class that its config cannot rebuild.
         """
         assert self._input_shape is not None
         with nullcontext() if seed is None else unchanged_randomness():
@@ -111,25 +111,25 @@ class TensorflowBaseModel(LayeredModel, ABC):
             twin = self._twin()
             call(twin, self._zeros(self._input_shape), **self.example_mask(_ones))
         pairs = ((m.weights + _seeds(m)) for m in (self.inner, twin))
-        kept = {id(v) for v in adapter.fixed(self).values()}
-        for mine, fresh in zip(*pairs, strict=True):
-            if id(mine) not in kept:
-                mine.assign(fresh)
+        fixed = {id(v) for v in adapter.fixed(self).values()}
+        for variable, fresh in zip(*pairs, strict=True):
+            if id(variable) not in fixed:
+                variable.assign(fresh)
 
     def _twin(self) -> Any:
-        """Return a model like `inner`, made anew."""
+        """Return a rebuilt copy of `inner`."""
         assert self._input_shape is not None
-        return self.make_model(self._input_shape, self._made_for)
+        return self.make_model(self._input_shape, self._built_for)
 
     def _sketch(self, shape: InputShape, wanted: Shape | None) -> dict[str, Any] | None:
-        """Return variables that have shapes and no values."""
+        """Return variables with shapes but without values."""
         try:
             with keras.StatelessScope(initialize_variables=False):
                 twin = self.clone()
                 twin._make_untried(shape, wanted)
                 return twin.variables()
         except (ConfigError, NotImplementedError, AttributeError):
-            return None  # it was given as an object, or needs numbers to be made
+            return None  # passed as an object, or needs values to be built
 
     def _make_untried(self, shape: InputShape, wanted: Shape | None) -> None:
         super()._make_untried(shape, wanted)
@@ -138,7 +138,7 @@ class TensorflowBaseModel(LayeredModel, ABC):
         call(self.inner, arranged(blank, shape))
 
     def _probe(self, shape: InputShape) -> Shape:
-        """Send two samples of zeros through, to learn the output's shape."""
+        """Return the output shape by running two samples of zeros."""
         check_layers(self.inner)
         try:
             mask = self.example_mask(_ones)
@@ -179,12 +179,12 @@ def _ones(shape: Shape) -> Any:
 
 
 def activation_layer(name: str) -> keras.layers.Layer:
-    """Return the activation that torch has under a name, in any case.
+    """Return the Keras activation for the name of a torch class, in any case.
 
     Raises
     ------
     UnknownNameError
-        If Keras has no activation that does the same.
+        If Keras has no equivalent activation.
     """
     return keras.layers.Activation(_ACTIVATIONS[name])
 
@@ -208,26 +208,26 @@ _ACTIVATIONS: Registry[Any] = Registry(
         "leakyrelu": _leaky_relu,
     },
 )
-"""Activations by torch's names, those alone that mean the same in both."""
+"""Activations by torch's names, if equivalent in both frameworks."""
 
 
 def _seeds(model: Any) -> list[Any]:
-    """Return the states of what draws random numbers in a model."""
-    found = [] if model is None else model.variables
-    return [v for v in found if v.path.endswith("seed_generator_state")]
+    """Return the states of random generators in a model."""
+    variables = [] if model is None else model.variables
+    return [v for v in variables if v.path.endswith("seed_generator_state")]
 
 
 def by_name(model: Any) -> dict[str, Any]:
-    """Return the weights of a Keras model by layer; numbers count within it, not in the process."""
+    """Return the weights of a Keras model by layer name, numbered within the model."""
     layers = list(model._flatten_layers())
     owner = {id(v): layer.name for layer in layers for v in _own(layer)}
     named: dict[str, Any] = {}
-    known: dict[str, dict[str, int]] = {}
+    layers_by_stem: dict[str, dict[str, int]] = {}
     for v in model.weights:
         layer = owner[id(v)]
         stem = re.sub(r"_\d+$", "", layer)
-        alike = known.setdefault(stem, {})
-        place = alike.setdefault(layer, len(alike))
+        same_stem = layers_by_stem.setdefault(stem, {})
+        place = same_stem.setdefault(layer, len(same_stem))
         name = f"{stem}{f'_{place}' if place else ''}.{v.name}"
         twins = sum(other.split("#")[0] == name for other in named)
         named[f"{name}#{twins}" if twins else name] = v
@@ -239,6 +239,6 @@ def _own(layer: Any) -> list[Any]:
 
 
 def _seed_all(seed: int) -> None:
-    """Seed what initializers draw from: Keras asks Python for the seeds of its layers."""
+    """Seed the generators used by initializers; Keras draws layer seeds from Python's."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - an initializer of the user's may draw from it
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - a user's initializer may draw from it

@@ -1,4 +1,4 @@
-"""A convolutional network over sequences, images or volumes."""
+"""Convolutional networks of Keras."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ class SequentialCNN(CNNArguments, SequentialModel):  # noqa: D101 - that of its 
     config_name = "tensorflow.SequentialCNN"
 
     def make_sequence(self, input_shape: Shape, output_shape: Shape | None) -> list[Any]:
-        """Make convolutions, activations, pooling and the linear layer.
+        """Return convolutions, activations, pooling and the linear layer.
 
-        TensorFlow convolves with channels last; they go there first and come back last.
+        TensorFlow convolves with channels last, so the first and last layers permute them.
         """
         self.spaces(input_shape)
         rank = len(input_shape)
-        made = [layers.Permute((*range(2, rank + 1), 1))]
-        made += [part for _ in range(self.n_layers) for part in self._layer(rank)]
-        made.append(layers.Permute((rank, *range(1, rank))))
+        sequence = [layers.Permute((*range(2, rank + 1), 1))]
+        sequence += [part for _ in range(self.n_layers) for part in self._layer(rank)]
+        sequence.append(layers.Permute((rank, *range(1, rank))))
         if output_shape is not None:
-            made += [layers.Flatten(), layers.Dense(math.prod(output_shape))]
-            made += [layers.Reshape(output_shape)] if len(output_shape) > 1 else []
+            sequence += [layers.Flatten(), layers.Dense(math.prod(output_shape))]
+            sequence += [layers.Reshape(output_shape)] if len(output_shape) > 1 else []
         elif self.flatten_output:
-            made.append(layers.Flatten())
-        return made
+            sequence.append(layers.Flatten())
+        return sequence
 
     def _layer(self, rank: int) -> list[Any]:
         same = self.stride == 1 and 2 * self.padding == self.kernel_size - 1
-        made = [_ZEROS[rank](self.padding)] if self.padding and not same else []
+        sequence = [_ZEROS[rank](self.padding)] if self.padding and not same else []
         pads = "same" if same else "valid"
-        made.append(_CONV[rank](self.hidden_dim, self.kernel_size, self.stride, padding=pads))
-        made.append(activation_layer(self.activation))
-        made += [_POOL[rank](self.pooling)] if self.pooling > 1 else []
-        return made + ([layers.Dropout(self.dropout)] if self.dropout else [])
+        sequence.append(_CONV[rank](self.hidden_dim, self.kernel_size, self.stride, padding=pads))
+        sequence.append(activation_layer(self.activation))
+        sequence += [_POOL[rank](self.pooling)] if self.pooling > 1 else []
+        return sequence + ([layers.Dropout(self.dropout)] if self.dropout else [])

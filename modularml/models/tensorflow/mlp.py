@@ -1,4 +1,4 @@
-"""A multi-layer perceptron."""
+"""Multi-layer perceptrons of Keras."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class SequentialMLP(MLPArguments, SequentialModel):  # noqa: D101 - that of its 
     config_name = "tensorflow.SequentialMLP"
 
     def make_sequence(self, input_shape: Shape, output_shape: Shape | None) -> list[Any]:
-        """Make linear layers, activations and dropout."""
+        """Return linear layers, activations and dropout."""
         output_shape = self.check_output(output_shape)
-        made: list[Any] = [layers.Flatten()] if len(input_shape) > 1 else []
+        sequence: list[Any] = [layers.Flatten()] if len(input_shape) > 1 else []
         for _ in range(self.n_layers - 1):
-            made += [layers.Dense(self.hidden_dim), activation_layer(self.activation)]
-            made += [layers.Dropout(self.dropout)] if self.dropout else []
-        made.append(layers.Dense(math.prod(output_shape)))
-        return made + ([layers.Reshape(output_shape or (1,))] if len(output_shape) != 1 else [])
+            sequence += [layers.Dense(self.hidden_dim), activation_layer(self.activation)]
+            sequence += [layers.Dropout(self.dropout)] if self.dropout else []
+        sequence.append(layers.Dense(math.prod(output_shape)))
+        return sequence + ([layers.Reshape(output_shape or (1,))] if len(output_shape) != 1 else [])

@@ -1,4 +1,4 @@
-"""A Keras model as data: layers by name from a closed list, and nothing that could run code."""
+"""Keras models as plain data, with layers from a closed list and no code."""
 
 from __future__ import annotations
 
@@ -54,28 +54,30 @@ def to_recipe(model: Any) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        If it is of another class, or has a layer, function or object that is not on the list.
+        If it is of another class, or has a layer, function or object not on the list.
     """
-    with warnings.catch_warnings(action="ignore"):  # of functions; those are refused below
+    with warnings.catch_warnings(action="ignore"):  # about functions, which are refused below
         tree = keras.saving.serialize_keras_object(model)
     try:
-        found: dict[str, Any] = json.loads(json.dumps(tree), object_hook=_uncompiled)
+        recipe: dict[str, Any] = json.loads(json.dumps(tree), object_hook=_uncompiled)
     except TypeError as error:
-        raise ConfigError(f"the {type(model).__name__} is no plain data: {error}") from error
-    check_recipe(found)
-    return found
+        raise ConfigError(
+            f"the {type(model).__name__} cannot be written as plain data: {error}"
+        ) from error
+    check_recipe(recipe)
+    return recipe
 
 
 def from_recipe(tree: dict[str, Any]) -> keras.Model:
     """Return a new model, with new weights."""
     check_recipe(tree)
-    own = copy.deepcopy(tree)  # Keras takes it apart
-    made: keras.Model = keras.saving.deserialize_keras_object(own, safe_mode=True)
-    return made
+    copied = copy.deepcopy(tree)  # Keras modifies it
+    model: keras.Model = keras.saving.deserialize_keras_object(copied, safe_mode=True)
+    return model
 
 
 def check_recipe(tree: Any) -> None:
-    """Refuse a tree that names anything outside the list.
+    """Refuse a description with anything outside the list.
 
     Raises
     ------
@@ -83,7 +85,7 @@ def check_recipe(tree: Any) -> None:
         If it does.
     """
     if not isinstance(tree, dict) or _name(tree) not in (_FUNCTIONAL, ("keras", "Sequential")):
-        raise ConfigError("this describes no sequential or functional Keras model")
+        raise ConfigError("the data does not describe a sequential or functional Keras model")
     stack: list[Any] = [tree]
     while stack:
         item = stack.pop()
@@ -109,7 +111,7 @@ def _check(item: dict[str, Any]) -> None:
 
 
 _CLOSED = (
-    "is not one that a file may describe; give a class that makes the model: "
+    "is not supported in a file; pass a class that builds the model: "
     "TensorflowModelWrapper(model_class=...)"
 )
 

@@ -1,4 +1,4 @@
-"""Any Keras model as a model of a graph."""
+"""The wrapper of Keras models."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ class TensorflowModelWrapper(ModelWrapper, TensorflowBaseModel):  # noqa: D101 -
         return super()._sketch(shape, wanted)
 
     def make_model(self, input_shape: Shape, output_shape: Shape | None) -> keras.Layer:
-        """Return a new model of the class; the one that was given, where there is no class."""
-        return self._made(input_shape, output_shape)
+        """Return a new model of the class, or the model that was passed."""
+        return self._instantiated(input_shape, output_shape)
 
     def _twin(self) -> Any:
         if self._init_args["model_class"] is not None:
             return super()._twin()
         if isinstance(self.inner, keras.Sequential) or hasattr(self.inner, "operations"):
             return keras.models.clone_model(self.inner)
-        return _made_again(self.inner)
+        return _rebuilt(self.inner)
 
 
 def _is_describable(model: Any) -> bool:
@@ -58,17 +58,17 @@ def _is_describable(model: Any) -> bool:
     )
 
 
-def _made_again(model: Any) -> Any:
-    """Return a model of a user's own class, from what Keras noted of its arguments."""
+def _rebuilt(model: Any) -> Any:
+    """Rebuild a model of a custom class from the arguments that Keras recorded."""
     cls = type(model)
-    takes = inspect.signature(cls).parameters
+    parameters = inspect.signature(cls).parameters
     try:
-        noted = model.get_config()
-        any_named = any(p.kind is p.VAR_KEYWORD for p in takes.values())
-        return cls.from_config({k: v for k, v in noted.items() if any_named or k in takes})
+        config = model.get_config()
+        any_named = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        return cls.from_config({k: v for k, v in config.items() if any_named or k in parameters})
     except (TypeError, ValueError, NotImplementedError) as error:
         name = cls.__name__
         raise ConfigError(
-            f"a {name} that was given as an object cannot be made again ({error}); give its class: "
+            f"a {name} that was passed as an object cannot be rebuilt ({error}); pass its class: "
             f"TensorflowModelWrapper(model_class={name}, model_kwargs={{...}})"
         ) from error

@@ -1,4 +1,4 @@
-"""Models of torch that know their shapes, and the wrapper for those that do not."""
+"""torch models, and the wrapper of any torch module."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Base of torch models: shapes first, layers when they are known."""
+"""Base classes of torch models."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["SequentialModel", "TorchBaseModel", "activation_layer"]
 
 
 class TorchBaseModel(LayeredModel, torch.nn.Module, ABC):
-    """A torch module whose layers are made once its shapes are known.
+    """A torch module whose layers are built once its shapes are known.
 
-    A subclass gives its constructor's arguments to ``super().__init__`` and makes its layers in
+    A subclass passes its constructor's arguments to ``super().__init__`` and builds its layers in
     `make_layers`; ``forward`` is torch's own.
     """
 
@@ -31,61 +31,61 @@ class TorchBaseModel(LayeredModel, torch.nn.Module, ABC):
         LayeredModel.__init__(self, "torch", **kwargs)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Own the memory of weights, which torch shares with a process that sent them."""
+        """Copy weights out of memory that torch shares with the sending process."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         for tensor in (*self.parameters(), *self.buffers()):
             if tensor.device.type == "cpu" and tensor.is_shared():  # type: ignore[no-untyped-call]
                 tensor.data = tensor.data.clone()
 
     def get_weights(self) -> dict[str, Array]:
-        """Return weights and buffers by name, as arrays of their own.
+        """Return weights and buffers by name, as copies.
 
         Raises
         ------
         ConfigError
-            If the module adds something else to its state, as ``get_extra_state`` may.
+            If the state has values other than tensors, as from ``get_extra_state``.
         """
-        held = self.state_dict()
-        for name, value in held.items():
+        state = self.state_dict()
+        for name, value in state.items():
             if not isinstance(value, torch.Tensor):
                 raise ConfigError(
-                    f"the state of {self.shown_name} holds {name!r}, a {type(value).__name__}, and "
-                    "a state here is of tensors; make it a buffer (register_buffer), or let "
-                    "get_extra_state return a tensor"
+                    f"the state of {self.shown_name} holds {name!r}, a {type(value).__name__}, "
+                    "but a state may hold only tensors; make it a buffer (register_buffer), or "
+                    "return a tensor from get_extra_state"
                 )
-        return {name: t.detach().cpu().numpy().copy() for name, t in held.items()}
+        return {name: t.detach().cpu().numpy().copy() for name, t in state.items()}
 
     def set_weights(self, weights: dict[str, Any]) -> None:
         """Restore weights produced by `get_weights`."""
-        mine = self.state_dict()
-        check_weights(mine, weights)
+        state = self.state_dict()
+        check_weights(state, weights)
         with torch.no_grad():
-            for name, tensor in mine.items():
+            for name, tensor in state.items():
                 tensor.copy_(adapter.from_numpy(weights[name]))
 
     def reset_weights(self, seed: int | None = None) -> None:
-        """Draw new weights in place, layer by layer, as torch first draws them.
+        """Reinitialize weights in place, layer by layer, as torch does initially.
 
-        Those that their owner has switched off (``requires_grad_(False)``) stay.
+        Weights with ``requires_grad_(False)`` are unchanged.
 
         Raises
         ------
         ConfigError
-            If a layer has weights and no ``reset_parameters``; nothing is changed then.
+            If a layer with weights has no ``reset_parameters``; nothing is changed then.
         """
         resets = [_reset_of(name, module) for name, module in self.named_modules()]
-        kept = [(t, t.clone()) for t in adapter.fixed(self).values()]
+        fixed = [(t, t.clone()) for t in adapter.fixed(self).values()]
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
             for reset in resets:
                 reset()
         with torch.no_grad():
-            for tensor, value in kept:
+            for tensor, value in fixed:
                 tensor.copy_(value)
 
     def _probe(self, shape: InputShape) -> Shape:
-        """Send two samples of zeros through, to learn the output's shape."""
+        """Return the output shape by running two samples of zeros."""
         try:
             out = adapter.call_blank(self, shape, adapter.input_dtypes(self, shape))
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
@@ -101,7 +101,7 @@ class TorchBaseModel(LayeredModel, torch.nn.Module, ABC):
                 twin = self.clone()
                 twin._make_untried(shape, wanted)
         except (ConfigError, NotImplementedError, RuntimeError, TypeError):
-            return None  # it was given as an object, or needs numbers to be made
+            return None  # passed as an object, or needs values to be built
         return dict(twin.state_dict())
 
     def _params(self) -> dict[str, Any]:
@@ -140,20 +140,20 @@ def activation_layer(name: str) -> torch.nn.Module:
     UnknownNameError
         If torch has no such activation.
     """
-    made: torch.nn.Module = _activations()[name]()
-    return made
+    layer: torch.nn.Module = _activations()[name]()
+    return layer
 
 
 def _reset_of(name: str, module: torch.nn.Module) -> Callable[[], Any]:
-    """Return what draws new weights for a layer, not for those within it."""
+    """Return the method that reinitializes a layer, without its sublayers."""
     for method in ("reset_parameters", "_reset_parameters"):
         reset: Callable[[], Any] | None = getattr(module, method, None)
         if callable(reset):
             return reset
-    if own := [name for name, _ in module.named_parameters(recurse=False)]:
+    if weights := [name for name, _ in module.named_parameters(recurse=False)]:
         raise ConfigError(
-            f"layer {name or type(module).__name__!r} has the weights {own} and no way to draw new "
-            "ones; give it a method reset_parameters()"
+            f"layer {name or type(module).__name__!r} has the weights {weights} and no method "
+            "that reinitializes them; define reset_parameters()"
         )
     return lambda: None
 

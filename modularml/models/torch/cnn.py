@@ -1,4 +1,4 @@
-"""A convolutional network over sequences, images or volumes."""
+"""Convolutional networks of torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SequentialCNN(CNNArguments, SequentialModel):  # noqa: D101 - that of its 
     __doc__ = CNNArguments.__doc__
 
     def make_layers(self, input_shape: Shape, output_shape: Shape | None) -> None:
-        """Make convolutions, activations, pooling and the linear layer."""
+        """Build convolutions, activations, pooling and the linear layer."""
         space = self.spaces(input_shape)[-1]
         channels = [input_shape[0], *[self.hidden_dim] * (self.n_layers - 1)]
         layers = [part for n in channels for part in self._layer(len(input_shape), n)]
@@ -36,6 +36,6 @@ class SequentialCNN(CNNArguments, SequentialModel):  # noqa: D101 - that of its 
         conv = _CONV[rank](
             channels, self.hidden_dim, self.kernel_size, stride=self.stride, padding=self.padding
         )
-        made: list[torch.nn.Module] = [conv, activation_layer(self.activation)]
-        made += [_POOL[rank](self.pooling)] if self.pooling > 1 else []
-        return made + ([torch.nn.Dropout(self.dropout)] if self.dropout else [])
+        layers: list[torch.nn.Module] = [conv, activation_layer(self.activation)]
+        layers += [_POOL[rank](self.pooling)] if self.pooling > 1 else []
+        return layers + ([torch.nn.Dropout(self.dropout)] if self.dropout else [])

@@ -1,4 +1,4 @@
-"""A multi-layer perceptron."""
+"""Multi-layer perceptrons of torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SequentialMLP(MLPArguments, SequentialModel):  # noqa: D101 - that of its 
     """
 
     def make_layers(self, input_shape: Shape, output_shape: Shape | None) -> None:
-        """Make linear layers, activations and dropout."""
+        """Build linear layers, activations and dropout."""
         output_shape = self.check_output(output_shape)
         layers: list[torch.nn.Module] = [torch.nn.Flatten()] if len(input_shape) > 1 else []
         width = math.prod(input_shape)

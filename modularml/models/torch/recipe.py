@@ -1,4 +1,4 @@
-"""A torch module as data: layers by name from a closed list, and nothing that could run code."""
+"""torch modules as plain data, with layers from a closed list and no code."""
 
 from __future__ import annotations
 
@@ -31,37 +31,38 @@ MAX_LAYERS, MAX_NUMBER, MAX_OUTPUT = 4096, 2**24, 2**28
 
 
 def to_recipe(module: Any) -> dict[str, Any]:
-    """Return a layer, or a sequence of layers, as plain data; weights are no part of it.
+    """Return a layer, or a sequence of layers, as plain data without weights.
 
     Raises
     ------
     ConfigError
-        If it has a layer that is not on the list, that stands in it twice or that somebody has
-        changed.
+        If it has a layer that is not on the list, occurs twice or was modified.
     """
     if len(list(module.named_modules(remove_duplicate=False))) > len(list(module.modules())):
-        raise ConfigError("a layer stands in it twice, and a file would make two of it")
+        raise ConfigError("a layer occurs in it twice, which a file would load as two layers")
     if any(p.dtype.is_floating_point and p.dtype != torch.float32 for p in module.parameters()):
-        raise ConfigError("its weights are no float32 numbers")
+        raise ConfigError("its weights are not float32")
     recipe = _described(module)
-    still = [name for name, p in module.named_parameters() if not p.requires_grad]
+    frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
     twin = sketched(recipe)
-    for (name, mine), theirs in zip(module.named_modules(), twin.modules(), strict=True):
-        alike = vars(mine).keys() == vars(theirs).keys() and repr(mine) == repr(theirs)
-        if not alike or _is_heard(mine):
-            raise ConfigError(f"its layer {name!r} is not as torch makes it")
-    return {**recipe, "without_gradient": still} if still else recipe
+    for (name, layer), fresh in zip(module.named_modules(), twin.modules(), strict=True):
+        alike = vars(layer).keys() == vars(fresh).keys() and repr(layer) == repr(fresh)
+        if not alike or _has_hooks(layer):
+            raise ConfigError(f"its layer {name!r} was modified after construction")
+    return {**recipe, "without_gradient": frozen} if frozen else recipe
 
 
 def from_recipe(recipe: Any) -> torch.nn.Module:
-    """Return a new module, with new weights; ConfigError where it is not described as above."""
+    """Return a new module with new weights; ConfigError for an invalid description."""
     if not isinstance(recipe, dict):
-        raise ConfigError(f"a dict must describe a torch module, got a {type(recipe).__name__}")
-    still = recipe.get("without_gradient", [])
+        raise ConfigError(
+            f"a torch module must be described by a dict, got a {type(recipe).__name__}"
+        )
+    frozen = recipe.get("without_gradient", [])
     count = [0]
-    module = _made({k: v for k, v in recipe.items() if k != "without_gradient"}, count)
+    module = _built({k: v for k, v in recipe.items() if k != "without_gradient"}, count)
     parameters = dict(module.named_parameters())
-    for name in still if isinstance(still, list) else [still]:
+    for name in frozen if isinstance(frozen, list) else [frozen]:
         if not isinstance(name, str) or name not in parameters:
             raise ConfigError("without_gradient must name parameters of the module")
         parameters[name].requires_grad_(False)
@@ -69,7 +70,7 @@ def from_recipe(recipe: Any) -> torch.nn.Module:
 
 
 def sketched(recipe: Any) -> torch.nn.Module:
-    """Return a module that has shapes and no memory, and took no random numbers."""
+    """Return a module on the meta device, without drawing random numbers."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         return from_recipe(recipe)
 
@@ -80,15 +81,15 @@ def _described(module: Any) -> dict[str, Any]:
         layers = [[key, _described(layer)] for key, layer in module._modules.items()]
         return {"class_name": name, "layers": layers}
     if name not in _LISTED or type(module) is not getattr(torch.nn, name):
-        raise ConfigError(f"its layer of class {name} is not one that a file may describe")
-    given = {key: getattr(module, key) for key in _arguments(name)}
-    if "bias" in given:
-        given["bias"] = given["bias"] is not None and given["bias"] is not False
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
+        raise ConfigError(f"its layer of class {name} is not supported in a file")
+    arguments = {key: getattr(module, key) for key in _arguments(name)}
+    if "bias" in arguments:
+        arguments["bias"] = arguments["bias"] is not None and arguments["bias"] is not False
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
     return {"class_name": name, "params": plain}
 
 
-def _made(recipe: Any, count: list[int]) -> torch.nn.Module:
+def _built(recipe: Any, count: list[int]) -> torch.nn.Module:
     count[0] += 1
     if not isinstance(recipe, dict) or count[0] > MAX_LAYERS:
         raise ConfigError(f"layers must be at most {MAX_LAYERS} dicts")
@@ -96,63 +97,68 @@ def _made(recipe: Any, count: list[int]) -> torch.nn.Module:
     if name == "Sequential" and keys == {"class_name", "layers"}:
         return _sequence(recipe["layers"], count)
     if not isinstance(name, str) or name not in _LISTED or keys != {"class_name", "params"}:
-        raise ConfigError(f"{name!r:.60} is not a layer that a file may describe")
+        raise ConfigError(f"{name!r:.60} is not a layer supported in a file")
     params = recipe["params"]
     if not isinstance(params, dict) or params.keys() != set(_arguments(name)):
         raise ConfigError(f"params of {name} must hold {list(_arguments(name))}")
-    given = {key: _value(value) for key, value in params.items()}
+    arguments = {key: _value(value) for key, value in params.items()}
     try:
-        made: torch.nn.Module = getattr(torch.nn, name)(**given)
+        module: torch.nn.Module = getattr(torch.nn, name)(**arguments)
     except Exception as error:
-        raise ConfigError(f"a {name} cannot be made from {params!r:.200}: {error}") from error
-    return made
+        raise ConfigError(f"a {name} cannot be built from {params!r:.200}: {error}") from error
+    return module
 
 
 def _sequence(layers: Any, count: list[int]) -> torch.nn.Sequential:
     module = torch.nn.Sequential()
     for item in layers if isinstance(layers, list) else [None]:
         key, layer = item if isinstance(item, list) and len(item) == 2 else (None, None)
-        named = isinstance(key, str) and (key.isidentifier() or key.isdigit())
-        if not named or hasattr(module, str(key)):
+        has_name = isinstance(key, str) and (key.isidentifier() or key.isdigit())
+        if not has_name or hasattr(module, str(key)):
             raise ConfigError("layers of a Sequential must be pairs of a new name and a layer")
-        module.add_module(str(key), _made(layer, count))
+        module.add_module(str(key), _built(layer, count))
     return module
 
 
 def check_size(recipe: dict[str, Any], shape: Shape, dtype: Any) -> None:
-    """Refuse a module that no sample of a shape fits, or that makes too many numbers of one.
+    """Refuse a module that rejects samples of a shape, or has outputs too large.
 
     Raises
     ------
     ConfigError
-        If it does. Nothing is computed, and no memory is taken.
+        If so. Nothing is computed and no memory is allocated.
     """
 
-    def look(layer: Any, inputs: Any, out: Any) -> None:
+    def check_output(layer: Any, inputs: Any, out: Any) -> None:
         if out.numel() > MAX_OUTPUT:
-            raise ConfigError(f"{layer} makes {out.numel():,} numbers of one sample")
+            raise ConfigError(
+                f"{layer} returns {out.numel():,} values for one sample; a model from a file may "
+                f"return at most {MAX_OUTPUT:,}"
+            )
 
     module = sketched(recipe).eval()
     with torch.device("meta"), torch.no_grad():
         for layer in module.modules():
-            layer.register_forward_hook(look)
+            layer.register_forward_hook(check_output)
         try:
             module(torch.zeros((1, *shape), dtype=dtype))
         except Exception as error:
-            raise ConfigError(f"no sample of shape {shape} fits {module}: {error}") from error
+            raise ConfigError(
+                f"{module} does not accept samples of shape {shape}: {error}"
+            ) from error
 
 
 @cache
 def _arguments(name: str) -> tuple[str, ...]:
-    """Return the arguments of a layer's constructor that it keeps under their own names."""
-    inner = {"self", "device", "dtype", "args", "kwargs", "_weight", "_freeze", "init"}
-    inner |= {"min_value", "max_value"}  # old names
-    found = inspect.signature(getattr(torch.nn, name).__init__).parameters
-    return tuple(key for key in found if key not in inner)
+    """Return the constructor arguments that a layer stores under the same names."""
+    excluded = {"self", "device", "dtype", "args", "kwargs", "_weight", "_freeze", "init"}
+    excluded |= {"min_value", "max_value"}  # old names
+    parameters = inspect.signature(getattr(torch.nn, name).__init__).parameters
+    return tuple(key for key in parameters if key not in excluded)
 
 
 def _value(value: Any) -> Any:
-    """Return an argument, lists as tuples; anything but small plain data is refused."""
+    """Return an argument, with lists as tuples; refuse anything but small plain data."""
     if isinstance(value, list) and len(value) <= 16:
         return tuple(_value(item) for item in value)
     if value is None or (isinstance(value, str) and value.isidentifier()):
@@ -162,6 +168,6 @@ def _value(value: Any) -> Any:
     raise ConfigError(f"an argument of a layer must be a number, name or list, got {value!r:.60}")
 
 
-def _is_heard(module: Any) -> bool:
-    """Tell whether somebody listens to a module, which no file can tell of."""
+def _has_hooks(module: Any) -> bool:
+    """Return whether a module has hooks, which a file cannot store."""
     return any(vars(module)[key] for key in vars(module) if key.endswith("_hooks"))

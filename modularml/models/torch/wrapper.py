@@ -1,4 +1,4 @@
-"""Any torch module as a model of a graph."""
+"""The wrapper of torch modules."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ class TorchModelWrapper(ModelWrapper, TorchBaseModel):  # noqa: D101 - that of w
         if self._recipe is not None:
             if is_several(shape):
                 raise ConfigError(
-                    f"samples of several inputs {shape} fit no model that a file describes by its "
-                    "layers; give its class (model_class=)"
+                    f"samples of several inputs {shape} are not supported for a model described "
+                    "by its layers; pass its class (model_class=)"
                 )
             recipes.check_size(self._recipe, shape, adapter.input_dtype(self, shape))
         return super()._sketch(shape, wanted)
 
     @property
     def module(self) -> Any:
-        """The wrapped module itself, so that a call goes straight to it."""
+        """The wrapped module, which is called directly."""
         return self if self.inner is None or _is_keras(self.inner) else self.inner
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
