@@ -1,4 +1,4 @@
-"""The command line: the demo, and commands to audit, inspect and compare files."""
+"""The command line: the demo, and commands to audit and inspect files."""
 
 from __future__ import annotations
 

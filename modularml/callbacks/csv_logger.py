@@ -57,7 +57,7 @@ class CSVLogger(Callback):
     writes_files = True
 
     def separate_files(self, label: str) -> None:
-        """Append a label to the file's name: ``log.csv`` becomes ``log_CV_fold_0.csv``."""
+        """Append a label to the file's name: ``log_CV_fold_0.csv``."""
         path = Path(self.path)
         self.path = path.with_stem(f"{path.stem}_{label.replace('/', '_')}")
 

@@ -97,7 +97,7 @@ class Evaluation(Callback):
         )
 
     def of_splits(self, splits: Mapping[str, str], prefix: str) -> Evaluation:
-        """Return the same evaluation on other splits, with a prefix in its metric names.
+        """Return the same evaluation on other splits, with prefixed metric names.
 
         Parameters
         ----------
@@ -131,7 +131,7 @@ class Evaluation(Callback):
         return [metric.logged_as(self.label) for metric in self._metrics]
 
     def direction_of(self, name: str) -> bool | None:
-        """Return whether greater values of a logged metric are better; None if unknown."""
+        """Return whether greater values of a metric are better; None if unknown."""
         metrics = {metric.logged_as(self.label): metric for metric in self._metrics}
         return metrics[name].greater_is_better if name in metrics else None
 

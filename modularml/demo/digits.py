@@ -144,7 +144,7 @@ def run_digits(out: Path, *, show: bool) -> float:
 
 
 def _logistic_regression(fs: FeatureSet) -> float:
-    """Return the test accuracy of scikit-learn's logistic regression on the same pixels."""
+    """Return the test accuracy of logistic regression on the same pixels."""
 
     def part(name: str) -> tuple[Array, Array]:
         view = fs[name]

@@ -141,12 +141,12 @@ class BatchFeed:
             )
 
     def check_means(self, ctx: ExecutionContext, several: bool = True) -> bool:
-        """Warn of losses that are averaged over batches but are not means over samples.
+        """Warn of losses averaged over batches that are not means over samples.
 
         A mean over the samples of a batch equals the mean of the means of its two halves. Return
-        whether this batch could be checked; a batch of one sample cannot. Where an epoch does not
-        have `several` batches, only losses that compare each output with the targets of all
-        samples are warned of.
+        whether this batch could be checked; a batch of one sample cannot. Unless an epoch has
+        `several` batches, it warns only of losses that compare each output with the targets of all
+        samples.
         """
         losses = {a.label: a.loss for a in self._losses}
         unknown = {
@@ -182,21 +182,21 @@ class BatchFeed:
         return True
 
     def _check_pairs(self, ctx: ExecutionContext, losses: Mapping[str, Loss]) -> None:
-        """Warn of losses that do not mind which target belongs to which output."""
+        """Warn of losses that do not depend on the pairing of outputs and targets."""
         try:
             with unchanged_randomness():
-                found = self.plan.pairs_ignored(ctx.tensors or (), ctx.outs)
-        except Exception:  # noqa: BLE001 - a loss of the user's may not take targets for outputs
+                positions = self.plan.pairs_ignored(ctx.tensors or (), ctx.outs)
+        except Exception:  # noqa: BLE001 - a user-defined loss may not accept targets as outputs
             return
-        for place in found:
-            label = self.layout.losses[place][0]
+        for position in positions:
+            label = self.layout.losses[position][0]
             if label in losses and not losses[label].pairs_warned:
                 losses[label].pairs_warned = True
                 warn(
-                    f"phase {self.phase!r}: loss {label!r} gives the same number whichever target "
-                    "belongs to which output. Values of shapes (n,) and (n, 1) broadcast so, to a "
-                    "value for each pair: bring them to one shape in the loss, or declare a loss "
-                    "that compares no pairs: Loss(..., over='batch')"
+                    f"phase {self.phase!r}: loss {label!r} has the same value however targets are "
+                    "assigned to outputs. Shapes (n,) and (n, 1) broadcast to a value for each "
+                    "combination: make the shapes equal in the loss, or declare a loss that does "
+                    "not compare pairs: Loss(..., over='batch')"
                 )
 
     def _losses_of(self, ctx: ExecutionContext, part: slice) -> list[float]:

@@ -193,7 +193,7 @@ def bind(
     batch_size: int | None,
     phase: str,
 ) -> list[Bound]:
-    """Resolve bindings in the active context: one for each edge into a head node that runs.
+    """Resolve the bindings of active head nodes, one per edge.
 
     Rows of several FeatureSets that a node or a loss combines are joined by the key of their
     sampler, merge node or references. Edges keep the key of a sampler for later phases.
@@ -243,7 +243,7 @@ def bind(
 
 
 def keep_keys(graph: ModelGraph, bindings: Mapping[Source, InputBinding]) -> list[Meeting]:
-    """Return the inputs that samplers align, and store the key on edges without one.
+    """Return the inputs that samplers align; store the key on edges without one.
 
     Evaluations, folds, files and predictions then relate rows as the training does.
 

@@ -1,4 +1,4 @@
-"""Callbacks of phases and experiments, and the dispatcher that calls their hooks."""
+"""Callbacks of phases and experiments, and the dispatcher of their hooks."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ class Dispatcher:
                 yield callback, returned
 
     def report(self, error: BaseException, **facts: Any) -> Iterator[tuple[_CallbackBase, Any]]:
-        """Fire the hook for an error; what a callback raises in turn is added to it as a note."""
+        """Call the hooks for an error; errors they raise are added to it as notes."""
         for callback, method in self._hooks["on_exception"]:
             try:
                 returned = method(**facts, exception=error)

@@ -23,7 +23,7 @@ _SIGNALS = (signal.SIGINT, *_ENDS)
 
 
 class Interruption(Callback):
-    """Ends a run cleanly when the process gets a signal; a second one ends it at once.
+    """Ends a run cleanly on a signal; a second one ends it at once.
 
     It handles SIGINT, SIGTERM and SIGHUP. A SIGTERM or SIGHUP within a second of the first counts
     as the same signal, sent to a group of processes and forwarded by the parent. As a context

@@ -52,7 +52,7 @@ class Display:
 
     @contextmanager
     def batch_bars(self) -> Iterator[BatchBars]:
-        """Yield a factory of batch bars: one for all epochs, or one each if they stay."""
+        """Yield a factory of batch bars: one for all epochs, or one per epoch."""
         if self.keep_batches:
             yield lambda epoch, n: bar(
                 n, f"epoch {epoch}", show=self.batches, persist=True, unit="batch"
@@ -130,7 +130,7 @@ class Hooks:
             self.results._add_callback_results(as_results(returned, callback, edge, facts), epoch)
 
     def report(self, error: BaseException) -> None:
-        """Fire the hook for an error; nothing that callbacks raise or return hides it."""
+        """Call the hooks for an error, and record what they return."""
         for callback, returned in self.dispatcher.report(error, **self.facts):
             self.results._add_callback_results(as_results(returned, callback, "exception", {}), 0)
 
@@ -339,7 +339,7 @@ def _log_losses(
     ctx: ExecutionContext,
     results: PhaseResults,
 ) -> Array | None:
-    """Log the total loss of each batch and its mean over samples; return this process's losses."""
+    """Log total losses per batch and epoch; return the losses of this process."""
     layout = feed.plan.layout
     if not values or not layout.losses:
         return None

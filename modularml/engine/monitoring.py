@@ -32,7 +32,7 @@ def loggers_of(monitor: str, callbacks: Iterable[Any]) -> list[Any]:
 
 
 def declare_logs(callbacks: Iterable[Any]) -> bool:
-    """Return whether all callbacks declare what they log; others may log anything."""
+    """Return whether all callbacks declare the metrics they log."""
     return all(hasattr(c, "logs") for c in callbacks)
 
 

@@ -65,7 +65,7 @@ def packed_run(run: ExperimentRun, results: Any, whole: bool = True) -> dict[str
 def unpacked_history(
     data: Sequence[Mapping[str, Any]], layouts: Layouts = ()
 ) -> list[ExperimentRun]:
-    """Unpack runs; nodes and FeatureSets are found by label in the active context."""
+    """Unpack runs; nodes and FeatureSets of the active context match by label."""
     return [
         ExperimentRun(**{**run, "results": _unpacked_group(run["results"], layouts)})
         for run in data

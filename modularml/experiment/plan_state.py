@@ -37,7 +37,7 @@ class PlanState:
         return [[path, list(parts)] for path, parts in self.parts]
 
     def get(self) -> list[list[IfPlain]]:
-        """Return the states, phase by phase; those that are not plain data are omitted."""
+        """Return the states, phase by phase; omit those that are not plain data."""
         return [[IfPlain(p.get_state()) for p in parts.values()] for _, parts in self.parts]
 
     def check(self, names: Sequence[Any]) -> None:

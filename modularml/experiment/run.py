@@ -80,7 +80,7 @@ class ExperimentRun:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return the metrics of whole epochs of every phase; see `PhaseGroupResults.to_pandas`."""
+        """Return epoch metrics of every phase; see `PhaseGroupResults.to_pandas`."""
         return self.results.to_pandas()
 
     @property
@@ -299,7 +299,7 @@ class Runner:
         return [c for c in checkpointings if c is not None and c.mode == "disk"]
 
     def interruptible(self) -> AbstractContextManager[Any]:
-        """Return a context in which signals end the run with a checkpoint, if on disk."""
+        """Return a context in which signals end the run, with a checkpoint if on disk."""
         assert self.item is not None
         on_disk = self._on_disk(self.item)
         folder = (on_disk[0].directory or self.experiment._checkpoint_dir) if on_disk else None

@@ -205,7 +205,7 @@ class ExperimentFiles(ContextYaml):
     def save_checkpoint(
         self, name: str, *, overwrite: bool = False, meta: dict[str, Any] | None = None
     ) -> Path:
-        """Write weights, optimizers, history and random states to the folder of checkpoints.
+        """Write weights, optimizers, history and random states to a checkpoint.
 
         Rows are not in it; their fingerprints are.
 
@@ -311,14 +311,15 @@ class ExperimentFiles(ContextYaml):
     def _history_of(
         self, contents: Contents, state: dict[str, Any], other: Sequence[str]
     ) -> tuple[list[Any], list[Any]]:
-        """Return the history of a checkpoint and its layouts, and put random states to the rest.
+        """Return the history and layouts of a checkpoint; add random states to `state`.
 
-        Of rows that are `other` now, results would hold figures of rows that they name by number.
+        If FeatureSets in `other` have other rows now, the history is not restored, as its results
+        refer to rows by number.
         """
         if other:
             warn(
-                f"strict=False leaves out the history of the checkpoint: its results name rows of "
-                f"{list(other)} by number, and these are others now"
+                "strict=False does not restore the history of the checkpoint: its results refer "
+                f"to rows of {list(other)} by number, and these rows differ now"
             )
             if contents.segment is not None:
                 state["random"] = read_random_states(contents.log())

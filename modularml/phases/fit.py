@@ -74,7 +74,7 @@ class FitPhase(ExperimentPhase):
         callbacks: list[Callback] | None = None,
         accelerator: Accelerator | str | None = None,
     ) -> FitPhase:
-        """Create a phase whose head nodes all read one split; see `TrainPhase.from_split`."""
+        """Create a phase that reads one split; see `TrainPhase.from_split`."""
         return cls(
             label,
             input_sources=bindings_from_split(label, split, None, active_nodes),
@@ -96,7 +96,7 @@ class FitPhase(ExperimentPhase):
         graph.check_weights(self.losses, learners((), nodes))
 
     def step_of(self, feed: BatchFeed) -> Callable[[ExecutionContext], None]:
-        """Return the step of the only batch: fit the nodes, then run the forward pass."""
+        """Return the step of the only batch: fit the nodes, then compute outputs."""
         graph = self.graph()
         run, nodes = super().step_of(feed), self.to_fit(graph)
 

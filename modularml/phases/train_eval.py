@@ -343,7 +343,7 @@ class EvalPhase(ExperimentPhase):
         callbacks: list[Callback] | None = None,
         accelerator: Accelerator | str | None = None,
     ) -> EvalPhase:
-        """Create a phase whose head nodes all read one split; see `TrainPhase.from_split`."""
+        """Create a phase that reads one split; see `TrainPhase.from_split`."""
         return cls(
             label,
             input_sources=bindings_from_split(label, split, None, active_nodes),

@@ -106,7 +106,7 @@ class _State:
 def plan_from(
     tree: Mapping[str, Any], contents: Contents, parts: Sequence[Sequence[Any]]
 ) -> PhaseGroup:
-    """Create a plan, with an `UnavailablePhase` for each phase with missing classes.
+    """Create a plan, with an `UnavailablePhase` where classes are missing.
 
     `parts` lists the names of the stored states, phase by phase.
     """

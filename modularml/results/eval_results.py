@@ -112,7 +112,7 @@ class _SinglePassResults(PhaseResults):
         group_by: str | None = None,
         unscale: bool = True,
     ) -> list[tuple[str, str, Any, float, int]]:
-        """Return the rows of `scores`: score, role, group (None for all rows), value, n_rows."""
+        """Return the rows of `scores` as tuples, with group None for all rows."""
         node_id = self._node_id(self._tail() if node is None else node)
         undefined: list[str] = []
         rows, roles = [], self._recorded()[0].roles(node_id)
@@ -152,7 +152,7 @@ class _SinglePassResults(PhaseResults):
         return np.asarray(np.searchsorted(labels, true))
 
     def _classes(self, node_id: str) -> tuple[bool, Array | None]:
-        """Return whether a node's targets are stored as class indices, and the labels."""
+        """Return whether a node's targets are class indices, and the class labels."""
         layout = self._recorded()[0]._layout()
         lineage = layout.lineages.get((node_id, "targets"))
         if lineage is None:
@@ -163,7 +163,7 @@ class _SinglePassResults(PhaseResults):
     def _groups(
         self, node_id: str, role: str, group_by: str | None
     ) -> Iterator[tuple[Any, Array | slice]]:
-        """Yield groups with their rows: None for all rows, then each value of a column."""
+        """Yield groups with their rows: None for all, then each value of a column."""
         yield None, slice(None)
         if group_by is None:
             return
@@ -205,7 +205,7 @@ class _SinglePassResults(PhaseResults):
         return frame
 
     def plot(self, node: str | GraphNode | None = None, *, path: Any = None, **kwargs: Any) -> Any:
-        """Plot predictions over targets, or a confusion matrix, and return the figure.
+        """Plot predictions over targets, or a confusion matrix; return the figure.
 
         Parameters
         ----------

@@ -87,7 +87,7 @@ class MetricStore:
         return entries
 
     def series(self) -> AxisSeries[float]:
-        """Return every value over (name, epoch, batch); batch is None for epoch metrics.
+        """Return values over (name, epoch, batch); batch is None for epoch metrics.
 
         If a value was logged twice, the last one counts.
         """

@@ -14,7 +14,7 @@ __all__ = ["blanked", "real_steps", "target_steps"]
 def target_steps(
     steps: list[ExecutionContext], node_id: str, role: str = "default"
 ) -> Array | None:
-    """Return the mask of a node's padded targets, all steps of a phase concatenated.
+    """Return the mask of a node's padded targets, for all steps concatenated.
 
     Returns
     -------

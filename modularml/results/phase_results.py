@@ -101,7 +101,7 @@ class PhaseResults:
         return self._execution.losses(node_id)
 
     def metrics(self) -> AxisSeries[float]:
-        """Return every metric over (name, epoch, batch); batch is None for epoch metrics."""
+        """Return metrics over (name, epoch, batch); batch is None for epoch metrics."""
         return self._metrics.series()
 
     def metric_names(self) -> list[str]:

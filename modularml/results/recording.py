@@ -15,7 +15,7 @@ __all__ = ["Recorder", "ResultRecording"]
 
 
 class ResultRecording(enum.Enum):
-    """Which steps a training phase records: all, those of the last epoch, or none.
+    """Which steps a training phase records: all, those of the last epoch, none.
 
     If `EarlyStopping` restores the best epoch, ``LAST`` means that epoch.
     """

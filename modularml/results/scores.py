@@ -112,14 +112,14 @@ def greater_is_better(score: str | Callable[..., Any]) -> bool | None:
 def find_scores(
     names: str | Sequence[str] | Mapping[str, Score], meaning: Meaning = "auto"
 ) -> Mapping[str, Score]:
-    """Return score functions by name; user-defined ones get outputs in the targets' shape."""
+    """Return score functions by name; user-defined ones get reshaped outputs."""
     if isinstance(names, Mapping):
         return {name: find_score(score, meaning=meaning) for name, score in names.items()}
     return {name: find_score(name, meaning=meaning) for name in as_list(names)}
 
 
 def default_score(model: Any) -> str | None:
-    """Return the default score of a scikit-learn estimator; None for other models.
+    """Return the default score of a scikit-learn estimator, or None.
 
     Parameters
     ----------
@@ -243,7 +243,7 @@ def _flat(values: Array) -> Array:
 
 
 def _as_shaped(out: Array, true: Array) -> Array:
-    """Return outputs in the shape of targets, where axes of length 1 alone make the difference."""
+    """Reshape outputs like targets if they differ only in axes of length 1."""
     return out.reshape(true.shape) if _flat(out).shape == _flat(true).shape else out
 
 

@@ -319,7 +319,7 @@ def _is_in(column: Array, selection: Any) -> Any:
 
 
 def _runs(columns: list[Array], n: int) -> tuple[IntArray, IntArray]:
-    """Return an order that groups rows with equal keys, and the starts of the groups.
+    """Return an order that groups equal keys, and the starts of the groups.
 
     Groups are in order of first appearance.
     """

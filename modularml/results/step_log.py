@@ -188,7 +188,7 @@ class EpochSteps(Sequence[ExecutionContext]):
         return self._adapters[which].from_numpy(values, dtype=self._dtypes[which])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Convert outputs to arrays, including those in files; omit the compiled step."""
+        """Convert outputs to arrays, also those in files; omit the compiled step."""
         state = {**vars(self), "_plan": None, "_tensors": None, "_memory": OutputMemory()}
         if self._files is None:
             arrays, dtypes = self._arrays(), [whole.dtype for whole, _ in self._whole]

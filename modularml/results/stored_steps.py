@@ -127,7 +127,7 @@ def _packed_run(layout: Any, pieces: Sequence[Mapping[str, Any]]) -> dict[str, A
 
 
 def unpacked_steps(data: Any, layouts: Layouts = ()) -> list[ExecutionContext]:
-    """Unpack steps; nodes and FeatureSets are found by label in the active context.
+    """Unpack steps; nodes and FeatureSets of the active context match by label.
 
     Parameters
     ----------

@@ -40,7 +40,7 @@ class FoldFailedWarning(UserWarning):
 
 
 class SelectionWarning(UserWarning):
-    """An epoch or a learning rate is selected on the rows that scores are computed on."""
+    """An epoch or a learning rate is selected on the rows used for scores."""
 
 
 class CrossValidation(Checked):

@@ -403,7 +403,7 @@ def _phase(results: PhaseGroupResults, label: str | None) -> PhaseResults:
 def _logged(
     folds: Mapping[str, PhaseGroupResults], at: At
 ) -> tuple[dict[str, dict[str, float]], list[tuple[str, str, str, float]], set[str]]:
-    """Return logged scores by fold, those of groups, and the names of missing ones."""
+    """Return logged scores by fold, those of groups, and names of missing ones."""
     frame: dict[str, dict[str, float]] = {}
     groups, unlogged = [], set()
     for fold, results in folds.items():

@@ -127,7 +127,7 @@ def _copied_rows(fs: FeatureSet, sides: Sides | None = None) -> FeatureSet:
 
 
 def _split_to_fit(fs: FeatureSet, name: str | None, sides: Sides) -> str:
-    """Return the fold's training split, unless a scaler was fitted outside the pool."""
+    """Return the training split, unless the scaler was fitted outside the pool."""
     is_other_split = name is not None and name in fs.available_splits and name not in sides.splits
     if is_other_split and not np.isin(fs.get_split(name).valid_indices, sides.pool).any():
         return str(name)

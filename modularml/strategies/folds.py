@@ -51,7 +51,7 @@ class Sides:
 
 @dataclass(frozen=True)
 class Fold:
-    """One fold: label, repeat (0-based), seed of its weights, and sides by FeatureSet label."""
+    """One fold: label, repeat (0-based), seed, and sides by FeatureSet label."""
 
     label: str
     repeat: int

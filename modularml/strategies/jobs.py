@@ -120,7 +120,7 @@ class Work:
         n_jobs: int,
         timeout: float | None,
     ) -> Generator[Outcome]:
-        """Run folds in worker processes, and yield each as it ends; see `sequentially`.
+        """Run folds in worker processes; yield each as it ends, see `sequentially`.
 
         The experiment is written to a file once. A worker reads it with memory-mapped rows, and
         writes a checkpoint of the fold, which is loaded into an experiment in this process.
@@ -180,7 +180,7 @@ def _uses_joblib_backend(timeout: float | None) -> bool:
 def _ends_on_joblib(
     work: Work, folds: Sequence[Fold], n_jobs: int, path: str, *classes: Any
 ) -> Generator[End]:
-    """Run folds on joblib's current backend, files sent as bytes; yield each as it ends."""
+    """Run folds on joblib's current backend; yield each as it ends."""
     data = Path(path).read_bytes()
     jobs = (delayed(_work_on)(data, classes, work, fold) for fold in folds)
     streams = getattr(get_active_backend()[0], "supports_return_generator", False)
@@ -293,7 +293,7 @@ class _Workers:
 
 
 def _modules_and_classes(path: Path) -> tuple[list[str], dict[str, Any]]:
-    """Return the modules a worker may import, and the classes sent to it by value."""
+    """Return the modules a worker may import, and classes sent to it by value."""
     modules, classes = [], {}
     for name in (entry["name"] for entry in inspect(path)["classes"]):
         module, _, qualname = name.partition(":")
@@ -345,7 +345,7 @@ def _remove_folder() -> None:
 
 
 def _start(search_path: list[str], working_directory: Path, path: str, *classes: Any) -> str:
-    """Set the parent's paths and read the experiment; return an error message or ""."""
+    """Set up a worker and read the experiment; return an error message or ""."""
     sys.path[:] = search_path
     os.chdir(working_directory)
     _folder.append(Path(path).parent)
@@ -372,7 +372,7 @@ def _load(path: str, modules: list[str], classes: dict[str, Any]) -> str:
 def _work_on(
     data: bytes, classes: tuple[Any, ...], work: Work, fold: Fold
 ) -> tuple[Fold, bytes, str]:
-    """Run a fold on an experiment sent as bytes; return its file as bytes, or an error.
+    """Run a fold on an experiment sent as bytes; return its file, or an error.
 
     Folds that a cluster runs in threads of one process run one at a time.
     """

@@ -211,7 +211,7 @@ def test_a_history_of_other_rows_is_left_out_without_strict(tmp_path):
         experiment, _ = world(tmp_path, [Counts("c0")], n=30)
         with pytest.raises(MMLError, match=r"rows of \['d'\] are not those"):
             experiment.restore_checkpoint("a")
-        with pytest.warns(UserWarning, match=r"leaves out the history.*'d'"):
+        with pytest.warns(UserWarning, match=r"does not restore the history.*'d'"):
             experiment.restore_checkpoint("a", strict=False)
         assert experiment.history == []
         assert str(experiment.model_graph.get_state()["nodes"]["n"]["model"]) == str(trained)
