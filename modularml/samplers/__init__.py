@@ -1,4 +1,4 @@
-"""Samplers: rows to batches of indices."""
+"""Samplers, which turn rows into batches of indices."""
 
 from modularml.samplers.base import BaseSampler, sampler_registry
 from modularml.samplers.condition import SimilarityCondition

@@ -1,4 +1,4 @@
-"""Putting rows into batches: in their order, by groups, or with every stratum in each."""
+"""Ordering rows for batches by group or stratum."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["by_groups", "interleaved"]
 def by_groups(
     codes: IntArray, size: int, rng: np.random.Generator | None, *, drop_last: bool
 ) -> tuple[IntArray, IntArray]:
-    """Return places of rows, and bounds of batches that hold one group each.
+    """Return positions of rows and bounds of batches with one group each.
 
     Parameters
     ----------
@@ -22,10 +22,10 @@ def by_groups(
         Group of each row.
     size : int
     rng : numpy.random.Generator or None
-        Puts the batches into an order of their own.
+        Shuffles the batches; None keeps their order.
     drop_last : bool
     """
-    by_group = np.argsort(_small(codes), kind="stable")
+    by_group = np.argsort(_compact(codes), kind="stable")
     starts, stops = cut(np.bincount(codes), size, drop_last=drop_last)
     order = np.arange(len(starts)) if rng is None else rng.permutation(len(starts))
     sizes = (stops - starts)[order]
@@ -35,28 +35,28 @@ def by_groups(
 
 
 def interleaved(codes: IntArray, *, strict: bool) -> IntArray:
-    """Return places of rows so that every stretch of them holds every stratum."""
+    """Return positions of rows so that every stretch contains every stratum."""
     counts = np.bincount(codes)
-    by_stratum = np.argsort(_small(codes), kind="stable")
+    by_stratum = np.argsort(_compact(codes), kind="stable")
     starts = np.cumsum(counts) - counts
     rank = np.empty(len(codes), dtype=np.int64)
     rank[by_stratum] = np.arange(len(codes)) - np.repeat(starts, counts)
     if not strict:
         return np.lexsort((codes, (rank + 0.5) / counts[codes]))
-    there = counts > 0
-    fewest, n_strata = int(counts[there].min()), int(there.sum())
-    if dropped := len(codes) - fewest * n_strata:
+    is_present = counts > 0
+    smallest, n_strata = int(counts[is_present].min()), int(is_present.sum())
+    if dropped := len(codes) - smallest * n_strata:
         warn(
             f"strict stratification drops {dropped} of {len(codes)} rows: the smallest stratum "
-            f"has {fewest}; pass strict_stratification=False to keep them",
+            f"has {smallest}; pass strict_stratification=False to keep them",
         )
-    kept = np.flatnonzero(rank < fewest)
-    stratum = (np.cumsum(there) - 1)[codes[kept]]
-    found = np.empty(fewest * n_strata, dtype=np.int64)
-    found[rank[kept] * n_strata + stratum] = kept
-    return found
+    rows = np.flatnonzero(rank < smallest)
+    stratum = (np.cumsum(is_present) - 1)[codes[rows]]
+    order = np.empty(smallest * n_strata, dtype=np.int64)
+    order[rank[rows] * n_strata + stratum] = rows
+    return order
 
 
-def _small(codes: IntArray) -> Array:
-    """Return codes in the fewest bytes; short integers are sorted by radix."""
+def _compact(codes: IntArray) -> Array:
+    """Cast codes to the smallest dtype; numpy radix-sorts small integers."""
     return codes.astype(np.min_scalar_type(int(codes.max(initial=0))), copy=False)

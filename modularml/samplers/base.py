@@ -1,4 +1,4 @@
-"""What a sampler is: an epoch's batches from (seed, epoch), as indices alone."""
+"""Base class of samplers."""
 
 from __future__ import annotations
 
@@ -30,53 +30,53 @@ __all__ = ["BaseSampler", "check_known", "sampler_registry"]
 
 
 class BaseSampler(Configurable, Stateful, Saveable, ABC):
-    """Rows to batches of indices; nothing but indices is ever made.
+    """Turn rows into batches of indices, which follow from (seed, epoch) alone.
 
-    A subclass whose constructor takes ``**kwargs`` passes them on and has all arguments of this
-    one. Iterating gives the batches of `sources` as `BatchView`, each time a new epoch.
+    A subclass whose constructor takes ``**kwargs`` must pass them on and has all arguments of this
+    class. Each iteration yields one epoch of batches of `sources` as `BatchView`.
 
     Parameters
     ----------
     batch_size : int
-        Rows (or anchors) in a batch, at least 1.
+        Rows (or anchors) per batch, at least 1.
     shuffle : bool
-        Whether every epoch has an order of its own, given by (seed, epoch) alone.
+        Whether each epoch has its own order, determined by (seed, epoch) alone.
     group_by : str or list of str, optional
-        Columns whose equal rows may share a batch; rows of two groups never do.
+        Columns that define groups; a batch never holds rows of two groups.
     group_by_role, stratify_by_role : str
-        Role that the columns are read for.
+        Role whose rows the columns are read from.
     stratify_by : str or list of str, optional
-        Columns whose values are spread evenly over the batches.
+        Columns whose values are distributed evenly over the batches.
     strict_stratification : bool
-        Whether every stratum has the same share of every batch; rows that do not fit are
-        dropped, and it is said how many. Otherwise strata keep their own proportions.
+        Whether every stratum has the same share of every batch; surplus rows are dropped with a
+        warning that counts them. Otherwise strata keep their own proportions.
     drop_last : bool
-        Whether a last batch that is not full is left out.
+        Whether to drop an incomplete last batch.
     seed : int, optional
-        At least 0. Where it is not given, a run takes it from the seed of its experiment, or else
-        from the global generator of torch (for a graph with torch nodes) or numpy; elsewhere it is
-        drawn once from numpy's.
+        At least 0. By default, a run derives it from the seed of its experiment, else from the
+        global generator of torch (for a graph with torch nodes) or numpy; outside a run it is
+        drawn once from the generator of numpy.
     show_progress : bool
-        Whether a search for pairs shows a progress bar.
+        Whether to show a progress bar when searching for pairs.
     sources : list, optional
-        FeatureSets or views to sample when the sampler is used outside a phase.
+        FeatureSets or views to sample outside a phase.
     align_on : str or list of str, optional
-        Sample several FeatureSets in step, a row of each: the columns, or ``"sample_uuids"``,
-        whose equal values belong together, one to one or many to one; ``"position"`` pairs rows by
-        their places. Rows without a partner are left out. In a phase the edges of the graph keep
-        this key: see `FeatureSet.reference`, which can name it itself.
+        Key for sampling matching rows of several FeatureSets: columns or ``"sample_uuids"``, whose
+        equal values match one to one or many to one, or ``"position"``, which matches rows by
+        position. Rows without a match are omitted. In a phase, the references on the edges of the
+        graph use this key unless they have their own: see `FeatureSet.reference`.
     bins : int, optional
-        Columns of numbers in `stratify_by` with more distinct values are cut into so many bins of
-        about equally many rows; columns of fractions into 10 where it is not given.
+        Number of bins, with about equally many rows, for numeric columns in `stratify_by` that
+        have more distinct values; by default 10 for columns with fractions.
 
     Attributes
     ----------
     roles : tuple of str
-        Who a row can be within a batch.
+        Roles of rows within a batch.
     gives_weights : bool
         Whether rows may carry weights, or be padding.
     epoch_, batch_ : int
-        Position of the iteration, 0-based: epoch, and batches given of it.
+        Position of the iteration, 0-based: the epoch, and the number of batches yielded in it.
     """
 
     artifact_kind = "sm"
@@ -86,11 +86,11 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        own, every = (inspect.signature(c.__init__) for c in (cls, BaseSampler))
-        named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        if len(named) < len(own.parameters):
-            rest = [p for name, p in every.parameters.items() if name not in own.parameters]
-            cls.__init__.__signature__ = own.replace(parameters=[*named, *rest])  # type: ignore[attr-defined]
+        signature, base = (inspect.signature(c.__init__) for c in (cls, BaseSampler))
+        named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        if len(named) < len(signature.parameters):
+            rest = [p for name, p in base.parameters.items() if name not in signature.parameters]
+            cls.__init__.__signature__ = signature.replace(parameters=[*named, *rest])  # type: ignore[attr-defined]
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         at_least(0, seed=seed)
         if group_by is not None and stratify_by is not None:
             raise ConfigError(
-                "give group_by or stratify_by, not both: a batch of one group has no strata"
+                "pass group_by or stratify_by, not both: a batch of one group has no strata"
             )
         self.batch_size, self.shuffle, self.drop_last = int(batch_size), shuffle, drop_last
         self.group_by, self.group_by_role = group_by, group_by_role
@@ -136,7 +136,7 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         """Return the batches of an epoch over the rows of a view."""
 
     def reads(self) -> list[str]:
-        """Return the columns that decide about batches."""
+        """Return the columns that determine the batches."""
         return [*as_list(self.group_by), *as_list(self.stratify_by)]
 
     def epoch(self, view: FeatureSetView, epoch: int) -> EpochBatches:
@@ -145,7 +145,7 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         Raises
         ------
         DataError
-            If the view is empty, or no batch is left of it.
+            If the view is empty or yields no batch.
         """
         if not len(view):
             raise DataError(
@@ -154,17 +154,17 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         batches = self.sample(view, epoch)
         if batches.weights is not None and not self.gives_weights:
             raise ConfigError(
-                f"{type(self).__name__} gives weights; set gives_weights = True on the class"
+                f"{type(self).__name__} returns weights; set gives_weights = True on the class"
             )
         if not batches.n_batches:
             raise DataError(
-                f"no batch is left of the {len(view)} rows of {view.label!r} with batch_size="
+                f"the {len(view)} rows of {view.label!r} make no batch with batch_size="
                 f"{self.batch_size} and drop_last={self.drop_last}; lower batch_size"
             )
         return batches
 
     def rng(self, epoch: int) -> np.random.Generator:
-        """Return the generator of an epoch: counter-based, so any epoch stands alone.
+        """Return the counter-based generator of an epoch, independent of other epochs.
 
         Philox with the key (seed, epoch) (Salmon et al. 2011, *Parallel random numbers: as easy
         as 1, 2, 3*).
@@ -174,7 +174,7 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         )
 
     def codes(self, view: FeatureSetView, columns: Columns) -> IntArray:
-        """Return the number of each row's combination of values, from 0 in sorted order.
+        """Return a code per row for its combination of values, from 0 in sorted order.
 
         Raises
         ------
@@ -192,9 +192,9 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         rng: np.random.Generator | None = None,
         weights: Mapping[str, Array] | None = None,
     ) -> EpochBatches:
-        """Cut rows of a view, each role in the order given, into batches as asked for.
+        """Cut rows of a view, in the order passed, into batches by the settings.
 
-        Batches of groups are put into an order by `rng` where `shuffle` is set.
+        With `group_by` and `shuffle`, `rng` shuffles the batches.
         """
         at: Any = slice(None)
         n = len(rows[self.roles[0]])
@@ -210,21 +210,23 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
             starts, stops = cut([n], self.batch_size, drop_last=self.drop_last)
             bounds = np.append(starts, stops[-1:]) if len(starts) else np.zeros(1, dtype=np.int64)
             at = slice(bounds[-1]) if isinstance(at, slice) else at[: bounds[-1]]
-        found = None if weights is None else {role: w[at] for role, w in weights.items()}
-        return EpochBatches({role: own[at] for role, own in rows.items()}, bounds, found)
+        weights = None if weights is None else {role: w[at] for role, w in weights.items()}
+        return EpochBatches({role: r[at] for role, r in rows.items()}, bounds, weights)
 
     # -- outside a phase ----------------------------------------------------------------------
 
     def views(self) -> list[FeatureSetView]:
-        """Return the rows of `sources`, side by side where they are several."""
+        """Return the rows of `sources`, matched if there are several."""
         if not self.sources:
             raise ConfigError(
-                f"{type(self).__name__} has nothing to sample; pass sources=[featureset], or bind "
-                "it with InputBinding.for_training(sampler=...)"
+                f"{type(self).__name__} has nothing to sample; pass sources=[featureset], or use "
+                "InputBinding.for_training(sampler=...)"
             )
         views = [source.to_view() for source in self.sources]
         if len(views) > 1 and self.align_on is None:
-            raise ConfigError("several sources need align_on=, the column that relates their rows")
+            raise ConfigError(
+                "several sources require align_on=, the column that matches their rows"
+            )
         if len(labels := {view.source.label for view in views}) < len(views):
             raise ConfigError(
                 f"sources must be of different FeatureSets, got several of {sorted(labels)}; "
@@ -238,31 +240,31 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         return [v.take(rows, label=v.label) for v, rows in zip(views, joined.rows, strict=True)]
 
     def materialize_batches(self, epoch: int = 0) -> SampledView:
-        """Return the batches of `sources` as row numbers: one stream, or one a source by label."""
+        """Return the batches of `sources` as row numbers, in one stream per source."""
         views = self.views()
-        able = (v for v in views if all(table_of(v).has(name) for name in self.reads()))
-        batches = self.epoch(next(able, views[0]), epoch)
+        readable = (v for v in views if all(table_of(v).has(name) for name in self.reads()))
+        batches = self.epoch(next(readable, views[0]), epoch)
         names = [DEFAULT] if len(views) == 1 else [str(view.source.label) for view in views]
         return SampledView(
             {name: batch_views(batches, v) for name, v in zip(names, views, strict=True)}
         )
 
     def __iter__(self) -> Iterator[Any]:
-        """Give the batches of an epoch: a `BatchView`, or one for each source by label.
+        """Yield the batches of an epoch: a `BatchView`, or one per source by label.
 
-        An epoch that was left early begins again the next time; one whose state was restored
-        goes on where it was.
+        An interrupted epoch starts again in the next iteration, unless the state was restored;
+        then it resumes at the stored position.
         """
         streams = self.materialize_batches(self.epoch_).streams
         first, self._first = self._first, 0
         for i in range(first, len(next(iter(streams.values())))):
             self.batch_ = i + 1
-            found = {name: batches[i] for name, batches in streams.items()}
-            yield found.get(DEFAULT, found)
+            by_source = {name: batches[i] for name, batches in streams.items()}
+            yield by_source.get(DEFAULT, by_source)
         self.epoch_, self.batch_ = self.epoch_ + 1, 0
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take over seed and position; the next iteration goes on from there."""
+        """Restore seed and position; the next iteration resumes there."""
         super().set_state(state)
         self._first = self.batch_
 
@@ -270,69 +272,69 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         return self.roles[0] if role == DEFAULT else role
 
     def _strata(self, view: FeatureSetView) -> IntArray:
-        """Return the stratum of each row of a view; those of continuous columns are bins."""
+        """Return the stratum of each row of a view, with continuous columns in bins."""
         collection, rows = view.collection, view.valid_indices
         parts = []
         for selector in as_list(self.stratify_by):
             name = select_one(collection.schema, selector)
             check_known("stratify_by", view, name)
-            cut = binned(collection.numpy(name)[rows], self.bins)
-            parts.append(collection.codes(name)[rows] if cut is None else cut[0])
+            bins = binned(collection.numpy(name)[rows], self.bins)
+            parts.append(collection.codes(name)[rows] if bins is None else bins[0])
         codes = _combined(parts, len(rows))
-        strata = int(codes.max(initial=-1)) + 1
-        if strata > max(self.batch_size, len(rows) // 2):
+        n_strata = int(codes.max(initial=-1)) + 1
+        if n_strata > max(self.batch_size, len(rows) // 2):
             warn(
-                f"stratify_by={self.stratify_by!r} makes {strata} strata of {len(rows)} rows, most "
-                "of one row, which batches cannot share; cut numbers into bins with bins=, or "
-                "merge rare classes"
+                f"stratify_by={self.stratify_by!r} makes {n_strata} strata of {len(rows)} rows, "
+                "most with one row, which batches cannot share; cut numbers into bins with bins=, "
+                "or merge rare classes"
             )
         return codes
 
 
 def check_known(argument: str, view: FeatureSetView, name: str) -> None:
     """Refuse a column of classes with missing values."""
-    if lacking := int(is_null(view.collection.numpy(name)[view.valid_indices]).sum()):
+    if n_missing := int(is_null(view.collection.numpy(name)[view.valid_indices]).sum()):
         raise DataError(
-            f"{argument}: column {name!r} of {view.label!r} has {lacking} missing value(s), which "
-            "are no class; fill them, or leave these rows out"
+            f"{argument}: column {name!r} of {view.label!r} has {n_missing} missing value(s), "
+            "which are not a class; fill them or remove these rows"
         )
 
 
 def _combined(parts: list[IntArray], n: int) -> IntArray:
-    """Return the number of each row's combination of codes."""
+    """Return one code per row for its combination of codes."""
     codes = np.zeros(n, dtype=np.int64)
-    for own in parts:
-        codes = _packed(codes * (own.max(initial=0) + 1) + own)
+    for part in parts:
+        codes = _packed(codes * (part.max(initial=0) + 1) + part)
     return codes
 
 
 def _packed(codes: IntArray) -> IntArray:
-    """Close the gaps between numbers and keep their order."""
+    """Renumber codes without gaps in the same order."""
     if codes.max(initial=0) > 10 * len(codes):
         return np.unique(codes, return_inverse=True)[1].astype(np.int64)
-    there = np.zeros(codes.max(initial=-1) + 1, dtype=bool)
-    there[codes] = True
-    found: IntArray = (np.cumsum(there) - 1)[codes]
-    return found
+    is_present = np.zeros(codes.max(initial=-1) + 1, dtype=bool)
+    is_present[codes] = True
+    packed: IntArray = (np.cumsum(is_present) - 1)[codes]
+    return packed
 
 
 def batch_views(
     batches: EpochBatches, view: FeatureSetView, stream: str = DEFAULT
 ) -> list[BatchView]:
-    """Return batches as row numbers of a view, with the weights of the rows."""
-    own = batches.stream(stream)
-    every = view.valid_indices
-    rows = {role: np.where(at < 0, -1, every[at]) for role, at in own.rows.items()}
-    ends = own.bounds[1:-1]
-    parts = {role: np.split(found, ends) for role, found in rows.items()}
-    weights = {role: np.split(w, ends) for role, w in (own.weights or {}).items()}
+    """Return batches as row numbers of a view, with their weights."""
+    batches = batches.stream(stream)
+    indices = view.valid_indices
+    rows = {role: np.where(at < 0, -1, indices[at]) for role, at in batches.rows.items()}
+    ends = batches.bounds[1:-1]
+    parts = {role: np.split(r, ends) for role, r in rows.items()}
+    weights = {role: np.split(w, ends) for role, w in (batches.weights or {}).items()}
     return [
         BatchView(
             view,
-            {role: found[i] for role, found in parts.items()},
-            {role: found[i] for role, found in weights.items()},
+            {role: part[i] for role, part in parts.items()},
+            {role: part[i] for role, part in weights.items()},
         )
-        for i in range(own.n_batches)
+        for i in range(batches.n_batches)
     ]
 
 

@@ -1,4 +1,4 @@
-"""When two samples are alike, and how much a pair of them weighs."""
+"""Similarity conditions for pairs of samples."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from modularml.errors import ConfigError
 __all__ = ["SimilarityCondition"]
 
 FALLBACK = 0.1
-"""What a pair that fails weighs in mode ``binary``, where failing is allowed."""
+"""Weight of a pair that fails in mode ``binary`` with ``allow_fallback``."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SimilarityCondition(Configurable):
-    """A rule for when two samples are similar, or dissimilar, by one column.
+    """A condition on the similarity, or dissimilarity, of two samples in one column.
 
-    Their distance is the absolute difference of numbers, the Euclidean distance of arrays, and
-    for all else 0 where they are equal, infinite where not. A NaN matches nothing.
+    The distance is the absolute difference of numbers, the Euclidean distance of arrays, and for
+    other types 0 if equal, else infinite. A NaN matches nothing.
 
     Parameters
     ----------
     mode : {'similar', 'dissimilar'}
-        Whether a pair matches within `tolerance`, or outside of it.
+        Whether a pair matches within `tolerance` or beyond it.
     tolerance : float
-        In units of the column, at least 0.
+        In the unit of the column, at least 0.
     metric : callable, optional
-        Distance of two values, instead. One that also takes arrays of values is much faster.
-        Where rows are many, samplers try it on some candidates of each only.
+        Custom distance of two values. A vectorized function, which also takes arrays of values,
+        is much faster. For many rows, samplers evaluate only some candidates of each.
     weight_mode : {'binary', 'linear', 'exp'}
-        ``binary``: a match weighs 1, a pair that fails 0.1. ``linear``: ``tolerance / distance``.
-        ``exp``: ``exp(1 - distance / tolerance)``. For dissimilar pairs the larger distance
-        weighs more: the ratio is turned over, the exponent changes its sign.
+        ``binary``: the weight of a match is 1, of a failing pair 0.1. ``linear``:
+        ``tolerance / distance``. ``exp``: ``exp(1 - distance / tolerance)``. For dissimilar pairs,
+        the ratio is inverted and the exponent negated, so larger distances weigh more.
     max_weight, min_weight : float
-        Bounds of linear and exponential weights. With the default bounds a match weighs 1.
+        Bounds of linear and exponential weights. With the default bounds, a match weighs 1.
     allow_fallback : bool
-        Whether pairs that fail are taken where matches are too few, with a weight below 1.
-        Otherwise they weigh 0.
+        Whether failing pairs are used, with a weight below 1, if there are too few matches.
+        Otherwise their weight is 0.
 
     Raises
     ------
@@ -74,11 +74,11 @@ class SimilarityCondition(Configurable):
 
     @property
     def gives_weights(self) -> bool:
-        """Whether pairs can weigh anything but 1."""
+        """Whether pairs can have weights other than 1."""
         return self.allow_fallback or (self.weight_mode != "binary" and self.max_weight > 1)
 
     def score(self, a: Any, b: Any) -> float:
-        """Return the weight of an anchor's value and another: at least 1 for a match."""
+        """Return the weight of a pair of values, anchor first: at least 1 for a match."""
         return float(self.weights(self.distances(np.asarray([a]), np.asarray([b])))[0])
 
     def distances(self, a: Array, b: Array) -> Array:
@@ -87,7 +87,7 @@ class SimilarityCondition(Configurable):
             return _distances_by(self.metric, a, b)
         if a.dtype.kind not in "iuf":
             return np.where(a == b, 0.0, np.inf)
-        if a.dtype.kind in "iu" and a.dtype == b.dtype:  # exact, however large they are
+        if a.dtype.kind in "iu" and a.dtype == b.dtype:  # exact for large integers
             low, high = (pick(a, b).astype(np.uint64) for pick in (np.minimum, np.maximum))
             difference = (high - low).astype(np.float64)
         else:
@@ -98,21 +98,21 @@ class SimilarityCondition(Configurable):
         return np.sqrt(squares)
 
     def matches(self, distances: Array) -> Array:
-        """Tell which distances fulfil the condition."""
+        """Return which distances fulfil the condition."""
         if self.mode == "similar":
             return distances <= self.tolerance
         return distances > self.tolerance
 
     def weights(self, distances: Array) -> Array:
-        """Return what pairs at these distances weigh."""
+        """Return the weights of pairs at these distances."""
         matches = self.matches(distances)
         if self.weight_mode == "binary":
-            found, failed = np.ones(len(distances)), np.full(len(distances), FALLBACK)
+            matched, failed = np.ones(len(distances)), np.full(len(distances), FALLBACK)
         else:
             graded = self._graded(distances)
-            found = np.fmin(np.fmax(graded, 1.0), self.max_weight)
+            matched = np.fmin(np.fmax(graded, 1.0), self.max_weight)
             failed = np.fmin(np.fmax(graded, self.min_weight), np.nextafter(1.0, 0.0))
-        return np.where(matches, found, failed if self.allow_fallback else 0.0)
+        return np.where(matches, matched, failed if self.allow_fallback else 0.0)
 
     def _graded(self, distances: Array) -> Array:
         with np.errstate(all="ignore"):
@@ -122,12 +122,12 @@ class SimilarityCondition(Configurable):
 
     @classmethod
     def from_config(cls, cfg: dict[str, Any]) -> SimilarityCondition:
-        """Make a condition from `get_config` output."""
+        """Create a condition from the output of `get_config`."""
         return super().from_config(cfg)
 
 
 def _distances_by(metric: Callable[..., Any], a: Array, b: Array) -> Array:
-    """Return a metric of each pair, by one call where it gives for arrays the same as for each."""
+    """Return a metric of each pair, in one call if the metric is vectorized."""
 
     def one_by_one(n: int) -> Array:
         return np.array([metric(x, y) for x, y in zip(a[:n], b[:n], strict=True)], dtype=np.float64)

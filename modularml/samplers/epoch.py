@@ -1,4 +1,4 @@
-"""The batches of one epoch as indices, and how rows are cut into them."""
+"""Batches of one epoch as indices."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ["DEFAULT", "EpochBatches", "cut"]
 
 @dataclass(frozen=True)
 class EpochBatches:
-    """All batches of one epoch, behind one another.
+    """All batches of one epoch, concatenated.
 
     Parameters
     ----------
     rows : mapping of str to ndarray of int64, shape (n,)
-        Positions within the sampled view, by role; -1 is a padded row, of weight 0.
+        Positions within the sampled view, by role; -1 is padding, with weight 0.
     bounds : ndarray of int64, shape (n_batches + 1,)
         Batch ``i`` is ``rows[bounds[i]:bounds[i + 1]]``.
     weights : mapping of str to ndarray, shape (n,), optional
-        Weight of each row, by role; 1 for a role that is left out.
+        Weight of each row, by role; 1 for an omitted role.
     in_order : bool
         Whether `rows` are known to be 0, 1, 2... in every role.
     """
@@ -51,11 +51,11 @@ class EpochBatches:
         return self.rows[role][self.bounds[i] : self.bounds[i + 1]]
 
     def weight(self, role: str = DEFAULT) -> Array | None:
-        """Return the weight of each row of a role; None where each is 1."""
+        """Return the weight of each row of a role; None if all are 1."""
         return None if self.weights is None else self.weights.get(role)
 
     def stream(self, name: str) -> EpochBatches:
-        """Return what a stream puts out: all roles, or one of them as the default role."""
+        """Return the batches of a stream: all roles, or one as the default role."""
         if name == DEFAULT:
             return self
         weight = self.weight(name)
@@ -63,11 +63,11 @@ class EpochBatches:
         return EpochBatches({DEFAULT: self.rows[name]}, self.bounds, weights, self.in_order)
 
     def taken(self, batches: Sequence[int] | IntArray) -> EpochBatches:
-        """Return some batches, in the order asked."""
-        own = np.asarray(batches, dtype=np.int64)
-        sizes = np.diff(self.bounds)[own]
+        """Return some batches, in this order."""
+        numbers = np.asarray(batches, dtype=np.int64)
+        sizes = np.diff(self.bounds)[numbers]
         bounds = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        at = np.arange(bounds[-1]) + np.repeat(self.bounds[own] - bounds[:-1], sizes)
+        at = np.arange(bounds[-1]) + np.repeat(self.bounds[numbers] - bounds[:-1], sizes)
         weights = None if self.weights is None else {r: w[at] for r, w in self.weights.items()}
         return EpochBatches({role: rows[at] for role, rows in self.rows.items()}, bounds, weights)
 
@@ -83,7 +83,7 @@ def cut(
         Rows in each run; a batch never spans two runs.
     size : int
     drop_last : bool
-        Whether a batch that is not full is left out.
+        Whether to drop incomplete batches.
 
     Returns
     -------
@@ -92,6 +92,6 @@ def cut(
     sizes = np.asarray(lengths, dtype=np.int64)
     counts = sizes // size if drop_last else -(-sizes // size)
     ends = np.cumsum(sizes)
-    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    starts = np.repeat(ends - sizes, counts) + place * size
+    position = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = np.repeat(ends - sizes, counts) + position * size
     return starts, np.minimum(starts + size, np.repeat(ends, counts))

@@ -1,4 +1,4 @@
-"""Finding partners by sorted values, equal values or a k-d tree; never by comparing all pairs."""
+"""Search for matching rows by sorted values, equal values or a k-d tree."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from modularml.samplers.condition import SimilarityCondition
 __all__ = ["Partners", "Rule", "find_partners", "pair_weights"]
 
 MAX_PAIRS = 2**25
-"""Pairs that a search looks at one by one (a quarter of that with a metric), or a tree gives."""
+"""Pairs that a search evaluates (a quarter of that with a metric) or a tree returns."""
 
-FEWEST = 256
-"""Candidates of a row (a quarter of that with a metric) even where `MAX_PAIRS` is passed."""
+MIN_CANDIDATES = 256
+"""Candidates per row (a quarter with a metric) even if that exceeds `MAX_PAIRS`."""
 
 CHUNK = 2**20
 
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """A condition with its values, shape (n, ...); numbers of groups where `by_equality`."""
+    """A condition with its values, shape (n, ...); group codes if `by_equality`."""
 
     condition: SimilarityCondition
     values: Array
@@ -33,7 +33,7 @@ class Rule:
 
     @property
     def sorts(self) -> bool:
-        """Whether matches are one or two runs of the sorted values."""
+        """Whether matches form one or two runs of the sorted values."""
         return self.condition.metric is None and self.values.ndim == 1
 
     @property
@@ -43,7 +43,7 @@ class Rule:
 
     @property
     def joins(self) -> bool:
-        """Whether rows of one group match, and no others."""
+        """Whether exactly the rows of the same group match."""
         return self.near and self.sorts and (self.by_equality or self.condition.tolerance == 0)
 
     def distances(self, a: IntArray, b: IntArray) -> Array:
@@ -54,7 +54,7 @@ class Rule:
 
 
 def pair_weights(rules: Sequence[Rule], a: IntArray, b: IntArray) -> Array:
-    """Return the product of what all conditions give pairs of rows."""
+    """Return the product of the weights of all conditions for pairs of rows."""
     weights = np.ones(len(a))
     for rule in rules:
         weights *= rule.condition.weights(rule.distances(a, b))
@@ -70,9 +70,9 @@ class Partners:
     members : ndarray of int64
         Row numbers.
     starts, sizes : ndarray of int64, shape (2, n)
-        Of the runs.
+        Starts and sizes of the runs.
     nearest : bool or None
-        Whether what is nearest lies where the runs meet (True) or at their far ends (False).
+        Whether the nearest rows are where the runs meet (True) or at their far ends (False).
     """
 
     members: IntArray
@@ -87,44 +87,44 @@ class Partners:
         return counts
 
     def draw(self, rows: IntArray, k: int, rng: np.random.Generator) -> IntArray:
-        """Return up to `k` partners of each row, shape (n, k); -1 behind the last.
+        """Return up to `k` partners of each row, shape (n, k), padded with -1.
 
         Drawn without replacement by Floyd's algorithm (Bentley & Floyd 1987, *A sample of
         brilliance*).
         """
         counts = self.counts[rows]
-        taken = np.minimum(counts, k)
+        n_drawn = np.minimum(counts, k)
         places = np.full((len(rows), k), -1)
         for i in range(k):
-            last = counts - taken + i
+            last = counts - n_drawn + i
             drawn = (rng.random(len(rows)) * (last + 1)).astype(np.int64)
-            twice = (places[:, :i] == drawn[:, None]).any(axis=1)
-            places[:, i] = np.where(i < taken, np.where(twice, last, drawn), -1)
+            repeated = (places[:, :i] == drawn[:, None]).any(axis=1)
+            places[:, i] = np.where(i < n_drawn, np.where(repeated, last, drawn), -1)
         return np.where(places < 0, -1, self._at(rows[:, None], places)) if counts.any() else places
 
     def pool(self, rows: IntArray, size: int, rng: np.random.Generator) -> tuple[IntArray, ...]:
         """Return pairs of rows and partners: all of them, or `size` for each row.
 
-        Those are the nearest (or farthest) where values are sorted, else spread evenly.
+        These are the nearest (or farthest) if values are sorted, else evenly spread.
         """
         counts = self.counts[rows][:, None]
         place = np.arange(min(size, int(counts.max(initial=0))))[None]
         if self.nearest is None:
             shift = (rng.random((len(rows), 1)) * counts).astype(np.int64)
-            some = (place * counts // size + shift) % np.maximum(counts, 1)
+            chosen = (place * counts // size + shift) % np.maximum(counts, 1)
         elif self.nearest:
-            some = place + np.clip(self.sizes[0][rows][:, None] - size // 2, 0, counts - size)
+            chosen = place + np.clip(self.sizes[0][rows][:, None] - size // 2, 0, counts - size)
         else:
-            some = (place - size // 2) % np.maximum(counts, 1)
-        places = np.where(counts <= size, place, some)
-        there = place < counts
-        a = np.broadcast_to(rows[:, None], there.shape)[there]
-        return a, self._at(a, places[there])
+            chosen = (place - size // 2) % np.maximum(counts, 1)
+        places = np.where(counts <= size, place, chosen)
+        is_pair = place < counts
+        a = np.broadcast_to(rows[:, None], is_pair.shape)[is_pair]
+        return a, self._at(a, places[is_pair])
 
     def _at(self, rows: IntArray, places: IntArray) -> IntArray:
         first, second = self.sizes[0][rows], self.starts[1][rows]
-        found = np.where(places < first, self.starts[0][rows] + places, second + places - first)
-        partners: IntArray = self.members.take(found, mode="clip")
+        at = np.where(places < first, self.starts[0][rows] + places, second + places - first)
+        partners: IntArray = self.members.take(at, mode="clip")
         return partners
 
 
@@ -136,12 +136,12 @@ def find_partners(
     best: int | None = None,
     show: bool = False,
 ) -> Partners:
-    """Find for each of `n` rows the other rows that match it by all rules.
+    """Find the other rows that match each of `n` rows by all rules.
 
-    Exact where equal or sorted values or a k-d tree answer, or all candidates can be looked at;
-    else some candidates of each row are, drawn by `rng`, with a progress bar if `show` says so.
-    With `best`, so many partners of each row are kept, those that weigh most, and rules that allow
-    a fallback do not restrict.
+    The search is exact with equal values, sorted values or a k-d tree, or if all candidates can be
+    evaluated; else candidates of each row are drawn with `rng`, with a progress bar if `show`. With
+    `best`, only the `best` partners with the largest weights are kept, and rules that allow a
+    fallback do not exclude rows.
     """
     strict = [r for r in rules if best is None or not r.condition.allow_fallback]
     usable = np.ones(n, dtype=bool)
@@ -153,34 +153,34 @@ def find_partners(
     if len(near) > 1 or any(not r.sorts for r in near):
         pairs = _tree_pairs(near, joins, rows)
         if pairs is not None:
-            return _joined([_kept(strict, rules, *pairs, best)], n)
+            return _as_partners([_matching(strict, rules, *pairs, best)], n)
     others = [r for r in rules if r not in joins]
     ranked = [r for r in others if r in strict or best is not None]
     sorting = sorted((r for r in ranked if r.sorts), key=lambda r: (r not in strict, not r.near))
     by = sorting[0] if sorting else None
     runs = _runs(joins, by, rows, n, filters=by in strict)
-    left = [r for r in strict if r in others and r is not by]
-    if best is None and not left:
+    remaining = [r for r in strict if r in others and r is not by]
+    if best is None and not remaining:
         return runs
-    size = max(FEWEST, MAX_PAIRS // max(1, len(rows)))
+    size = max(MIN_CANDIDATES, MAX_PAIRS // max(1, len(rows)))
     if best is not None and by is not None and others == [by]:
-        odd = 0 if by.values.dtype.kind != "f" else int((~np.isfinite(by.values)).sum())
-        # the best lie next to each other, or at the ends, where NaN is sorted to as well
-        size = max(2 * best, min(2 * (best + odd), size))
+        n_nan = 0 if by.values.dtype.kind != "f" else int((~np.isfinite(by.values)).sum())
+        # the best are adjacent or at the ends, and NaN is sorted to the end
+        size = max(2 * best, min(2 * (best + n_nan), size))
     elif any(r.condition.metric is not None for r in others):
         size = max(1, size // 4)
     chunks = _chunks(runs, rows, size, rng, show=show)
-    return _joined([_kept(left, rules, a, b, best) for a, b in chunks], n)
+    return _as_partners([_matching(remaining, rules, a, b, best) for a, b in chunks], n)
 
 
 def _runs(
     joins: Sequence[Rule], by: Rule | None, rows: IntArray, n: int, *, filters: bool
 ) -> Partners:
-    """Sort rows so that partners, by equality and by one rule that `filters` or not, are runs."""
+    """Sort rows so that partners form runs, by equality and by one rule."""
     groups = np.zeros(len(rows), dtype=np.int64)
     for rule in joins:
-        own = np.unique(rule.values[rows], return_inverse=True)[1]
-        groups = np.unique(groups * (own.max(initial=0) + 1) + own, return_inverse=True)[1]
+        codes = np.unique(rule.values[rows], return_inverse=True)[1]
+        groups = np.unique(groups * (codes.max(initial=0) + 1) + codes, return_inverse=True)[1]
     values = np.zeros(len(rows)) if by is None else by.values[rows]
     order = np.lexsort((values, groups)) if joins else np.argsort(values, kind="stable")
     values, groups = values[order], groups[order]
@@ -200,10 +200,10 @@ def _runs(
 def _within(rule: Rule, values: Array, start: IntArray, end: IntArray) -> list[IntArray]:
     """Return the run of sorted values within the tolerance of each, by bisection.
 
-    The distance itself decides, so that no rounding of ``value + tolerance`` does.
+    Distances are compared directly, which avoids rounding of ``value + tolerance``.
     """
     tolerance, place = (0.0 if rule.by_equality else rule.condition.tolerance), np.arange(len(end))
-    found = []
+    bounds = []
     for first, last, sign in ((start, place, -1), (place, end, 1)):
         low, high = first, last
         while (low < high).any():
@@ -213,20 +213,20 @@ def _within(rule: Rule, values: Array, start: IntArray, end: IntArray) -> list[I
             right &= low < high
             low, high = np.where(right, middle + 1, low), np.where(right, high, middle)
             high = np.maximum(low, high)
-        found.append(low)
-    return found
+        bounds.append(low)
+    return bounds
 
 
 def _tree_pairs(
     near: Sequence[Rule], joins: Sequence[Rule], rows: IntArray
 ) -> tuple[IntArray, IntArray] | None:
-    """Return all pairs within the tolerances, and a few more; None where they are too many."""
+    """Return all pairs within the tolerances and a few more; None for too many."""
     if not len(rows):
         return rows, rows
     columns: list[Array] = [
         r.values[rows].reshape(len(rows), -1) / r.condition.tolerance for r in near
     ]
-    # groups lie so far apart that nothing reaches from one to another
+    # groups are too far apart for pairs across groups
     columns += [2.0 * np.unique(r.values[rows], return_inverse=True)[1][:, None] for r in joins]
     power, points = 2 if len(columns) == 1 else np.inf, np.hstack(columns)
     tree = require("scipy.spatial").cKDTree(points)
@@ -240,7 +240,7 @@ def _tree_pairs(
 def _chunks(
     runs: Partners, rows: IntArray, size: int, rng: np.random.Generator, *, show: bool
 ) -> Iterator[tuple[IntArray, ...]]:
-    """Yield candidate pairs, so many at a time."""
+    """Yield candidate pairs in chunks."""
     step = max(1, CHUNK // min(size, max(1, int(runs.counts.max(initial=0)))))
     with bar(len(rows), "partners", show=show and len(rows) > step, unit="row") as drawn:
         for at in range(0, len(rows), step):
@@ -249,10 +249,10 @@ def _chunks(
             drawn.update(len(part))
 
 
-def _kept(
+def _matching(
     tests: Sequence[Rule], rules: Sequence[Rule], a: IntArray, b: IntArray, best: int | None
 ) -> tuple[IntArray, IntArray]:
-    """Return the pairs that match by these tests, by anchor; or the best of them by all rules."""
+    """Return the pairs that pass all tests, by anchor, or only the best by all rules."""
     for rule in tests:
         keep = rule.condition.matches(rule.distances(a, b))
         a, b = a[keep], b[keep]
@@ -265,8 +265,8 @@ def _kept(
     return a[rank < best], b[rank < best]
 
 
-def _joined(parts: Sequence[tuple[IntArray, IntArray]], n: int) -> Partners:
-    """Return pairs, in chunks of other anchors each, as runs."""
+def _as_partners(parts: Sequence[tuple[IntArray, IntArray]], n: int) -> Partners:
+    """Convert chunks of pairs, each with other anchors, to runs."""
     none = np.empty(0, dtype=np.int64)
     a, b = (np.concatenate([none, *(part[i] for part in parts)]) for i in (0, 1))
     order, counts = np.argsort(a, kind="stable"), np.bincount(a, minlength=n)

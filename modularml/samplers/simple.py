@@ -18,20 +18,20 @@ __all__ = ["SimpleSampler"]
 
 
 class SimpleSampler(BaseSampler):
-    """Every row once an epoch, or rows drawn by weight, in batches.
+    """Batches of every row once per epoch, or of rows drawn by weight.
 
     Parameters
     ----------
     weights : str, optional
-        Column of numbers that are not negative: an epoch then is as many draws as there are rows,
-        with replacement, each row as likely as its weight says.
+        Column of non-negative numbers: an epoch then draws as many rows as there are, with
+        replacement and probabilities proportional to the weights.
     balance_by : str or list of str, optional
-        Columns: rows are drawn with replacement so that every combination of values is equally
-        likely; `weights`, where given too, decide within each.
+        Columns to balance: rows are drawn with replacement so that every combination of values is
+        equally likely; `weights` then apply within each combination.
     source : FeatureSet or FeatureSetView, optional
-        What to sample when the sampler is used outside a phase.
+        What to sample outside a phase.
     **kwargs
-        See `BaseSampler`. Draws differ from epoch to epoch, whatever `shuffle` says.
+        See `BaseSampler`. Draws differ from epoch to epoch, even without `shuffle`.
 
     Examples
     --------
@@ -49,66 +49,70 @@ class SimpleSampler(BaseSampler):
     ) -> None:
         if source is not None:
             if kwargs.get("sources"):
-                raise ConfigError("give source or sources, not both")
+                raise ConfigError("pass source or sources, not both")
             kwargs["sources"] = [source]
         super().__init__(**kwargs)
         self.weights, self.balance_by, self.source = weights, balance_by, source
 
     def reads(self) -> list[str]:
-        """Return the columns that decide about batches."""
+        """Return the columns that determine the batches."""
         return [*super().reads(), *as_list(self.weights), *as_list(self.balance_by)]
 
     def sample(self, view: FeatureSetView, epoch: int) -> EpochBatches:
         """Return the batches of an epoch."""
         n = len(view)
-        drawn = self.weights is not None or self.balance_by is not None
-        if not (drawn or self.shuffle or self.stratify_by or self.group_by):
-            cut = self.batches(view, {DEFAULT: _order(n)})
-            return EpochBatches(cut.rows, cut.bounds, in_order=True)
+        draws = self.weights is not None or self.balance_by is not None
+        if not (draws or self.shuffle or self.stratify_by or self.group_by):
+            batches = self.batches(view, {DEFAULT: _order(n)})
+            return EpochBatches(batches.rows, batches.bounds, in_order=True)
         rng = self.rng(epoch)
         rows = np.arange(n)
-        if drawn:
-            rows = rng.choice(n, n, p=self._chances(view))
+        if draws:
+            rows = rng.choice(n, n, p=self._probabilities(view))
         elif self.shuffle:
             rows = rng.permutation(n)
         return self.batches(view, {DEFAULT: rows}, rng)
 
-    def _chances(self, view: FeatureSetView) -> Array:
-        """Return how likely each row is to be drawn."""
-        chances = np.ones(len(view))
+    def _probabilities(self, view: FeatureSetView) -> Array:
+        """Return the probability of each row to be drawn."""
+        probabilities = np.ones(len(view))
         if self.weights is not None:
             name = select_one(view.collection.schema, self.weights)
             column = view.collection.numpy(name)
-            numbers = column.ndim == 1 and column.dtype.kind in "biuf"
-            if not numbers or not (np.isfinite(column) & (column >= 0)).all():
-                raise DataError(f"weights: column {name!r} must hold numbers of at least 0")
-            chances = column[view.valid_indices].astype(np.float64)
-            chances /= chances.max() or 1.0  # so that no sum of them is infinite
+            is_numeric = column.ndim == 1 and column.dtype.kind in "biuf"
+            if not is_numeric or not (np.isfinite(column) & (column >= 0)).all():
+                raise DataError(f"weights: column {name!r} must hold finite numbers of at least 0")
+            probabilities = column[view.valid_indices].astype(np.float64)
+            probabilities /= probabilities.max() or 1.0  # avoids an infinite sum
         if self.balance_by is not None:
             for selector in as_list(self.balance_by):
                 name = select_one(view.collection.schema, selector)
                 check_known("balance_by", view, name)
             codes = self.codes(view, self.balance_by)
-            sums = np.bincount(codes, chances)
-            chances = np.divide(chances, sums[codes], out=chances, where=sums[codes] > 0)
-        if not chances.any():
-            raise DataError(f"weights: every row of {view.label!r} weighs 0")
-        shares: Array = chances / chances.sum()
+            sums = np.bincount(codes, probabilities)
+            probabilities = np.divide(
+                probabilities, sums[codes], out=probabilities, where=sums[codes] > 0
+            )
+        if not probabilities.any():
+            raise DataError(
+                f"weights: all weights of {view.label!r} are 0; at least one must be positive"
+            )
+        shares: Array = probabilities / probabilities.sum()
         return shares
 
 
 def _order(n: int) -> IntArray:
-    """Return 0 to n - 1; kept, where they are not too many, as each evaluation asks for them."""
-    return _kept_order(n) if n <= _MOST_KEPT else np.arange(n)
+    """Return 0 to n - 1, cached for moderate n, since every evaluation needs it."""
+    return _cached_order(n) if n <= _MAX_CACHED else np.arange(n)
 
 
 @lru_cache(maxsize=4)
-def _kept_order(n: int) -> IntArray:
+def _cached_order(n: int) -> IntArray:
     rows = np.arange(n)
     rows.flags.writeable = False
     return rows
 
 
-_MOST_KEPT = 2**20
+_MAX_CACHED = 2**20
 
 sampler_registry.register("SimpleSampler", SimpleSampler)

@@ -1,4 +1,4 @@
-"""Pairs, triplets and longer tuples of rows that fulfil conditions."""
+"""Samplers of pairs, triplets and longer tuples of rows that fulfil conditions."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from modularml.samplers.search import Partners, Rule, find_partners, pair_weight
 __all__ = ["NSampler", "PairedSampler", "TripletSampler"]
 
 ANCHOR = "anchor"
-_SEARCHED = {"_found", "_anchors"}
+_SEARCHED = {"_candidates", "_anchors"}
 Conditions = Mapping[str, SimilarityCondition]
 
 
 @dataclass(frozen=True)
-class _Role:
-    """Who can have a role: matches, and others where these are too few."""
+class _Candidates:
+    """Candidates for a role: matches, and other rows if there are too few."""
 
     rules: list[Rule]
     matches: Partners
@@ -48,27 +48,27 @@ class _Role:
 
 
 class NSampler(BaseSampler):
-    """Anchors with partners in other roles, each found by conditions.
+    """Sample anchors with partners in other roles, selected by conditions.
 
     Parameters
     ----------
     condition_mapping : dict of str to dict of str to SimilarityCondition
-        For each role by column what relates a partner to its anchor; all must hold. The weight of
-        a row is the product of its conditions' weights, that of an anchor is 1.
+        For each role, conditions by column that relate a partner to its anchor; all must hold. The
+        weight of a row is the product of the weights of its conditions; for an anchor it is 1.
     max_samples_per_anchor : int
-        Tuples of an anchor in an epoch, at least 1; their partners are drawn without replacement,
-        and repeat only in a role that has fewer than another.
+        Tuples per anchor and epoch, at least 1; partners are drawn without replacement and repeat
+        only in a role that has fewer partners than another.
     choose_best_only : bool
-        Whether the partners that weigh most are taken instead.
+        Whether to use the partners with the largest weights instead.
     **kwargs
-        See `BaseSampler`; ``batch_size`` counts tuples, and ``"default"`` roles mean the anchor.
-        Without `shuffle` every epoch has the same tuples, in the order of the anchors. An
-        anchor that has no partner for some role is left out, and it is said how many are.
+        See `BaseSampler`; ``batch_size`` counts tuples, and the role ``"default"`` is the anchor.
+        Without `shuffle` every epoch has the same tuples, in the order of the anchors. Anchors
+        without a partner for some role are dropped with a warning that counts them.
 
     Attributes
     ----------
     n_dropped : int
-        Anchors left out of the rows sampled last.
+        Anchors dropped from the rows sampled last.
 
     Examples
     --------
@@ -93,18 +93,21 @@ class NSampler(BaseSampler):
         self.max_samples_per_anchor = max_samples_per_anchor
         self.choose_best_only = choose_best_only
         self.gives_weights = any(
-            c.gives_weights for own in condition_mapping.values() for c in own.values()
+            c.gives_weights for by_column in condition_mapping.values() for c in by_column.values()
         )
         self.n_dropped = 0
         self._key: tuple[int, int, bytes] | None = None
 
     def reads(self) -> list[str]:
-        """Return the columns that decide about batches."""
-        return [*super().reads(), *(c for own in self.condition_mapping.values() for c in own)]
+        """Return the columns that determine the batches."""
+        return [
+            *super().reads(),
+            *(c for by_column in self.condition_mapping.values() for c in by_column),
+        ]
 
     def sample(self, view: FeatureSetView, epoch: int) -> EpochBatches:
-        """Return the batches of an epoch; a row that stands twice is no partner of itself."""
-        of, first = _distinct(view)
+        """Return the batches of an epoch; a repeated row is not a partner of itself."""
+        numbers, first = _distinct(view)
         repeats = len(first) < len(view)
         if repeats:
             view = view.take(first)
@@ -113,48 +116,47 @@ class NSampler(BaseSampler):
             self._search(view)
             self._key = key
         rng = self.rng(epoch if self.shuffle else 0)
-        anchors = of[np.isin(of, self._anchors)] if repeats else self._anchors
+        anchors = numbers[np.isin(numbers, self._anchors)] if repeats else self._anchors
         rows = self._tuples(anchors, rng)
         if self.shuffle:
             order = rng.permutation(len(rows[ANCHOR]))
-            rows = {role: own[order] for role, own in rows.items()}
+            rows = {role: r[order] for role, r in rows.items()}
         batches = self.batches(view, rows, rng)
         weights = {
-            role: pair_weights(own.rules, batches.rows[ANCHOR], batches.rows[role])
-            for role, own in self._found.items()
+            role: pair_weights(candidates.rules, batches.rows[ANCHOR], batches.rows[role])
+            for role, candidates in self._candidates.items()
             if self.gives_weights
         }
-        there = {role: first[own] if repeats else own for role, own in batches.rows.items()}
-        return EpochBatches(there, batches.bounds, weights or None)
+        rows = {role: first[r] if repeats else r for role, r in batches.rows.items()}
+        return EpochBatches(rows, batches.bounds, weights or None)
 
     def _tuples(self, anchors: IntArray, rng: np.random.Generator) -> dict[str, IntArray]:
-        """Draw partners for all anchors and put them side by side."""
-        there_are = max(
-            int((own.others or own.matches).counts.max()) for own in self._found.values()
-        )
-        k = min(self.max_samples_per_anchor, there_are)
-        picks = {role: own.draw(anchors, k, rng) for role, own in self._found.items()}
-        counts = {role: (found >= 0).sum(axis=1)[:, None] for role, found in picks.items()}
-        there = np.arange(k) < np.max(list(counts.values()), axis=0)
-        rows = {ANCHOR: np.broadcast_to(anchors[:, None], there.shape)[there]}
-        for role, found in picks.items():
-            again = np.arange(k) % counts[role]
-            rows[role] = np.take_along_axis(found, again, axis=1)[there]
+        """Draw partners for all anchors and combine them into tuples."""
+        candidates = self._candidates
+        most = max(int((c.others or c.matches).counts.max()) for c in candidates.values())
+        k = min(self.max_samples_per_anchor, most)
+        picks = {role: c.draw(anchors, k, rng) for role, c in candidates.items()}
+        counts = {role: (pick >= 0).sum(axis=1)[:, None] for role, pick in picks.items()}
+        is_tuple = np.arange(k) < np.max(list(counts.values()), axis=0)
+        rows = {ANCHOR: np.broadcast_to(anchors[:, None], is_tuple.shape)[is_tuple]}
+        for role, pick in picks.items():
+            cycled = np.arange(k) % counts[role]
+            rows[role] = np.take_along_axis(pick, cycled, axis=1)[is_tuple]
         return rows
 
     def _search(self, view: FeatureSetView) -> None:
-        """Find who can be whose partner, which does not change from epoch to epoch."""
+        """Find the possible partners of all rows, which are the same in every epoch."""
         n, rng = len(view), self.rng(0)
         best = self.max_samples_per_anchor if self.choose_best_only else None
         roles = {}
         for role, conditions in self.condition_mapping.items():
             rules = [self._rule(view, column, c) for column, c in conditions.items()]
-            found = find_partners(rules, n, rng, best=best, show=self.show_progress)
-            firm = [r for r in rules if not r.condition.allow_fallback]
-            softens = best is None and len(firm) < len(rules)
-            others = find_partners(firm, n, rng, show=self.show_progress) if softens else None
-            roles[role] = _Role(rules, found, others)
-        counts = [(own.others or own.matches).counts for own in roles.values()]
+            matches = find_partners(rules, n, rng, best=best, show=self.show_progress)
+            strict = [r for r in rules if not r.condition.allow_fallback]
+            falls_back = best is None and len(strict) < len(rules)
+            others = find_partners(strict, n, rng, show=self.show_progress) if falls_back else None
+            roles[role] = _Candidates(rules, matches, others)
+        counts = [(c.others or c.matches).counts for c in roles.values()]
         anchors = np.flatnonzero(np.min(counts, axis=0))
         self.n_dropped = n - len(anchors)
         if not len(anchors):
@@ -167,16 +169,16 @@ class NSampler(BaseSampler):
                 f"{type(self).__name__} drops {self.n_dropped} of {n} anchors of {view.label!r}: "
                 "they have no partner for some role",
             )
-        self._found, self._anchors = roles, anchors
+        self._candidates, self._anchors = roles, anchors
 
     def _rule(self, view: FeatureSetView, column: str, condition: SimilarityCondition) -> Rule:
         collection, rows = view.collection, view.valid_indices
         name = select_one(collection.schema, column)
         if collection.schema.mask_of(name) is not None:
             raise DataError(
-                f"column {name!r} of {view.label!r} is padded, and padding would count in the "
-                "distance of rows; compare rows by a column of one number a sample, such as an id "
-                "or what you compute from the steps that hold data"
+                f"column {name!r} of {view.label!r} is padded, and padding would affect the "
+                "distance of rows; compare rows by a column with one value per sample, such as an "
+                "id or a statistic of the unpadded steps"
             )
         values: Array = collection.numpy(name)[rows]
         numeric = values.dtype.kind in "iuf"
@@ -184,16 +186,16 @@ class NSampler(BaseSampler):
             row = int(np.argwhere(np.isinf(values))[0, 0])
             raise DataError(
                 f"column {name!r} of {view.label!r} holds an infinite value in row {row}, whose "
-                "distance to other rows is no number; replace it, or leave the row out"
+                "distance to other rows is undefined; replace it or remove the row"
             )
-        if values.dtype.kind in "iu" and condition.metric is None:  # no digit is lost
+        if values.dtype.kind in "iu" and condition.metric is None:  # exact for large integers
             values = values.astype(np.uint64) - values.min().astype(np.uint64)
         if condition.metric is not None or (numeric and values.ndim == 1):
             return Rule(condition, values, by_equality=False)
         if condition.tolerance > 0 and values.dtype.kind in "mM":
             raise ConfigError(
-                f"tolerance={condition.tolerance:g} needs numbers, and column {name!r} holds "
-                f"{values.dtype}; pass metric=, or a column of numbers"
+                f"tolerance={condition.tolerance:g} requires numbers, but column {name!r} holds "
+                f"{values.dtype}; pass metric=, or use a numeric column"
             )
         if values.ndim == 1:
             return Rule(condition, self.codes(view, name), by_equality=True)
@@ -207,12 +209,12 @@ class NSampler(BaseSampler):
 
 
 class PairedSampler(NSampler):
-    """Anchors and their pairs.
+    """Sample anchors, each with a matching row.
 
     Parameters
     ----------
     conditions : dict of str to SimilarityCondition
-        By column; all must hold.
+        Conditions by column; all must hold.
     max_pairs_per_anchor : int
     **kwargs
         See `NSampler`; the roles are ``anchor`` and ``pair``.
@@ -240,21 +242,21 @@ class PairedSampler(NSampler):
 
 
 class TripletSampler(NSampler):
-    """Anchors with a positive and a negative each.
+    """Sample anchors, each with a positive and a negative.
 
     Parameters
     ----------
     pos_conditions, neg_conditions : dict of str to SimilarityCondition
-        By column what relates positives, and negatives, to their anchor; all must hold.
+        Conditions by column that relate positives, or negatives, to their anchor; all must hold.
     max_samples_per_anchor : int
     **kwargs
         See `NSampler`; the roles are ``anchor``, ``positive`` and ``negative``.
 
     Examples
     --------
-    >>> alike = {"digit": SimilarityCondition()}
-    >>> unlike = {"digit": SimilarityCondition("dissimilar")}
-    >>> TripletSampler(alike, unlike, batch_size=32).roles
+    >>> same = {"digit": SimilarityCondition()}
+    >>> different = {"digit": SimilarityCondition("dissimilar")}
+    >>> TripletSampler(same, different, batch_size=32).roles
     ('anchor', 'positive', 'negative')
     """
 
@@ -274,20 +276,21 @@ class TripletSampler(NSampler):
 
 
 def _distinct(view: FeatureSetView) -> tuple[IntArray, IntArray]:
-    """Return the number of each row's sample, and where each sample first stands."""
-    of = require("pandas").factorize(view.valid_indices)[0]
-    return of, np.unique(of, return_index=True)[1]
+    """Return a number per row for its sample, and the first row of each sample."""
+    numbers = require("pandas").factorize(view.valid_indices)[0]
+    return numbers, np.unique(numbers, return_index=True)[1]
 
 
 def _check(mapping: Any) -> None:
-    """Refuse what is no mapping of roles and columns to conditions."""
+    """Check that a mapping maps roles and columns to conditions."""
     if not isinstance(mapping, Mapping) or not mapping:
         raise ConfigError(f"condition_mapping must be {{role: {{column: ...}}}}, got {mapping!r}")
-    for role, own in mapping.items():
-        sound = isinstance(own, Mapping) and own
-        if not sound or not all(isinstance(c, SimilarityCondition) for c in own.values()):
+    for role, by_column in mapping.items():
+        conditions = by_column.values() if isinstance(by_column, Mapping) else ()
+        if not conditions or not all(isinstance(c, SimilarityCondition) for c in conditions):
             raise ConfigError(
-                f"conditions of role {role!r} must map columns to SimilarityCondition, got {own!r}"
+                f"conditions of role {role!r} must map columns to SimilarityCondition, "
+                f"got {by_column!r}"
             )
         if role in (ANCHOR, DEFAULT) or not isinstance(role, str) or not role.isidentifier():
             raise ConfigError(

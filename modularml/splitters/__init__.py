@@ -1,4 +1,4 @@
-"""Rules that say which rows belong to which split: rows in, index arrays out."""
+"""Splitters, which assign rows to splits as arrays of row numbers."""
 
 from modularml._registry import Registry
 from modularml.splitters.base import (
@@ -45,4 +45,4 @@ splitter_registry: Registry[type[BaseSplitter]] = Registry(
         )
     },
 )
-"""Every splitter that can be named; add yours with ``register(name, cls)``."""
+"""Splitters by name; add one with ``register(name, cls)``."""

@@ -1,4 +1,4 @@
-"""Whole rows for fractional shares: largest remainders, for one total and for a table."""
+"""Apportionment of whole rows to fractional shares by largest remainders."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from modularml._typing import IntArray
 __all__ = ["apportion", "largest_remainder"]
 
 NOISE = 1e-9
-"""Shares closer than this to a whole number are that number: 0.1 * 30 is 3."""
+"""Tolerance within which a share counts as a whole number: 0.1 * 30 is 3."""
 
 
 def largest_remainder(n: int, ratios: NDArray[np.float64]) -> IntArray:
-    """Cut a number of rows into parts by ratio, so that the parts sum to it.
+    """Divide a number of rows into parts by ratio, so that the parts sum to it.
 
     Parameters
     ----------
     n : int
-        Rows to hand out.
+        Number of rows to distribute.
     ratios : ndarray, shape (n_parts,)
         Positive, summing to 1.
 
     Returns
     -------
     ndarray of int64, shape (n_parts,)
-        Each part gets its share rounded down; what is left goes, a row each, to the parts that
-        lost most by rounding, the first ones where they are equal.
+        Each part gets its share rounded down; the remaining rows go, one each, to the parts with
+        the largest remainders, the first ones for ties.
 
     Examples
     --------
@@ -44,30 +44,31 @@ def largest_remainder(n: int, ratios: NDArray[np.float64]) -> IntArray:
 def apportion(
     counts: IntArray, ratios: NDArray[np.float64], *, in_every_part: bool = False
 ) -> IntArray:
-    """Cut each stratum into parts by ratio, so that strata and parts both add up.
+    """Divide each stratum into parts by ratio, so that strata and parts both add up.
 
     Parameters
     ----------
     counts : ndarray of int64, shape (n_strata,)
-        Rows of each stratum, in the order in which odd rows are handed out.
+        Rows of each stratum, in the order in which remaining rows are distributed.
     ratios : ndarray, shape (n_parts,)
         Positive, summing to 1.
     in_every_part : bool
-        Give each part at least one row of each stratum that has a row for each part, at the cost
-        of exact shares.
+        Give each part at least one row of each stratum that has enough rows, at the cost of exact
+        shares.
 
     Returns
     -------
     ndarray of int64, shape (n_strata, n_parts)
         Each cell is its share rounded down or up; rows sum to ``counts``, columns to the largest
-        remainders of the total. With ``in_every_part`` small strata may bend both but the first.
+        remainders of the total. With ``in_every_part``, small strata may violate both rules except
+        for the row sums.
     """
     cells, fractions = _floors(counts[:, None] * ratios)
     if in_every_part:
         _lift_to_one(cells, counts)
     floors = cells.copy()
     need = largest_remainder(int(counts.sum()), ratios) - cells.sum(axis=0)
-    _hand_out(cells, need, counts - cells.sum(axis=1), fractions)
+    _distribute(cells, need, counts - cells.sum(axis=1), fractions)
     _balance(cells, need, floors, fractions)
     return cells
 
@@ -84,25 +85,25 @@ def _lift_to_one(cells: IntArray, counts: IntArray) -> None:
         cells[over, cells[over].argmax(axis=1)] -= 1
 
 
-def _hand_out(
+def _distribute(
     cells: IntArray, need: IntArray, left: IntArray, fractions: NDArray[np.float64]
 ) -> None:
-    """Give each stratum's odd rows to the parts that lack most, rounding up only what is cut."""
-    wanted = need.tolist()
-    parts = range(len(wanted))
+    """Give the remaining rows of each stratum to the parts that need most rows."""
+    needed = need.tolist()
+    parts = range(len(needed))
     for stratum in np.flatnonzero(left).tolist():
-        cut = fractions[stratum].tolist()
-        ranked = sorted(parts, key=lambda p: (cut[p] <= NOISE, -wanted[p]))
+        remainders = fractions[stratum].tolist()
+        ranked = sorted(parts, key=lambda p: (remainders[p] <= NOISE, -needed[p]))
         for part in ranked[: left[stratum]]:
             cells[stratum, part] += 1
-            wanted[part] -= 1
-    need[:] = wanted
+            needed[part] -= 1
+    need[:] = needed
 
 
 def _balance(
     cells: IntArray, need: IntArray, floors: IntArray, fractions: NDArray[np.float64]
 ) -> None:
-    """Move odd rows between parts, within a stratum, until every part has its total."""
+    """Move rows between parts, within a stratum, until every part has its total."""
     for _ in range(int(np.abs(need).sum())):
         over, under = int(need.argmin()), int(need.argmax())
         movable = (cells[:, over] > floors[:, over]) & (cells[:, under] == floors[:, under])

@@ -1,4 +1,4 @@
-"""What a splitter is: one method that says which rows belong to which split."""
+"""Base class of splitters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
     "StrataWarning",
     "check_bins",
     "key_list",
-    "warn_of_overlap",
+    "warn_about_overlap",
 ]
 
 
@@ -31,19 +31,19 @@ class SplitOverlapWarning(UserWarning):
 
 
 class SplitRatioWarning(UserWarning):
-    """A part is far from its ratio, as a group that cannot be cut is larger than the part."""
+    """A part is far from its ratio because a group is larger than the part."""
 
 
 class StrataWarning(UserWarning):
-    """A stratum is too rare, or groups too large, for it to be in every part."""
+    """A stratum is missing from a part because it is rare or groups are large."""
 
 
 class BaseSplitter(Configurable, Saveable, ABC):
-    """A rule that says which rows belong to which split.
+    """Assign rows to splits.
 
-    A splitter of your own defines `assign`, and `needs` where it looks at columns. It stores its
-    constructor's arguments under their own names, and gives the same answer whenever it is asked
-    about the same rows, so that a split can be recorded and replayed.
+    A custom splitter defines `assign`, and `needs` if it uses columns. It must store the arguments
+    of its constructor under their own names, and return the same splits for the same rows, so that
+    a split can be recorded and replayed.
 
     Examples
     --------
@@ -63,19 +63,19 @@ class BaseSplitter(Configurable, Saveable, ABC):
 
     @property
     def needs(self) -> list[str]:
-        """Selectors of the columns that `assign` wants to see, each once."""
+        """Selectors of the columns that `assign` uses, without duplicates."""
         return []
 
     @abstractmethod
     def assign(self, n: int, *, columns: Mapping[str, Array]) -> dict[str, IntArray]:
-        """Say which rows belong to which part.
+        """Return the rows of each part.
 
         Parameters
         ----------
         n : int
             Number of rows.
         columns : mapping of str to ndarray, shape (n, *shape)
-            At least the columns named in `needs`, by those names. They must not be changed.
+            At least the columns in `needs`, by those names. They must not be changed.
 
         Returns
         -------
@@ -85,45 +85,45 @@ class BaseSplitter(Configurable, Saveable, ABC):
         Raises
         ------
         SplitError
-            If these rows cannot be split like that.
+            If the rows cannot be split.
         """
 
     def split(self, n: int, *, columns: Mapping[str, Array] | None = None) -> dict[str, IntArray]:
-        """Call `assign` and make sure that what goes in and comes out is sound.
+        """Call `assign` and validate its input and output.
 
         Raises
         ------
         UnknownNameError
-            If a column in `needs` is not given.
+            If a column in `needs` is missing.
         SplitError
-            If the rows cannot be split, or `assign` gave positions that are no rows.
+            If the rows cannot be split, or `assign` returned invalid positions.
         """
         columns = columns or {}
         for name in self.needs:
             if name not in columns:
-                raise UnknownNameError("column", name, columns, f"{self!r} needs it")
+                raise UnknownNameError("column", name, columns, f"it is required by {self!r}")
             if len(columns[name]) != n:
                 raise SplitError(f"column {name!r} has {len(columns[name])} rows, expected {n}")
         parts = self.assign(n, columns=columns)
-        return {name: _checked(name, rows, n) for name, rows in parts.items()}
+        return {name: _check_positions(name, rows, n) for name, rows in parts.items()}
 
 
 def check_bins(bins: int | None, stratify_by: Columns, error: type[Exception]) -> None:
-    """Refuse fewer than two bins, and bins of no column."""
+    """Refuse fewer than two bins, and bins without `stratify_by`."""
     at_least(2, error, bins=bins)
     if bins is not None and not stratify_by:
         raise error(
-            f"bins={bins} cuts the columns of stratify_by into bins, and there is no stratify_by; "
-            "give both, or leave bins out"
+            f"bins={bins} applies to the columns of stratify_by, but stratify_by is missing; "
+            "pass both, or omit bins"
         )
 
 
-def key_list(*given: Columns) -> list[str]:
-    """Return column names as one list, each once.
+def key_list(*columns: Columns) -> list[str]:
+    """Return column names as one list without duplicates.
 
     Parameters
     ----------
-    *given : str, list of str or None
+    *columns : str, list of str or None
         None, one or several names each.
 
     Raises
@@ -132,23 +132,23 @@ def key_list(*given: Columns) -> list[str]:
         If a name is not a string, or the list is empty.
     """
     names: list[str] = []
-    for keys in given:
+    for keys in columns:
         if keys is None:
             continue
-        found = list(keys) if isinstance(keys, list | tuple) else [keys]
-        if not found or not all(isinstance(key, str) for key in found):
-            raise SplitError(f"columns are given as a name or a list of names, got {keys!r}")
-        names += found
+        listed = list(keys) if isinstance(keys, list | tuple) else [keys]
+        if not listed or not all(isinstance(key, str) for key in listed):
+            raise SplitError(f"columns must be a name or a list of names, got {keys!r}")
+        names += listed
     return list(dict.fromkeys(names))
 
 
-def warn_of_overlap(parts: Mapping[str, IntArray]) -> None:
-    """Warn of parts that share rows, with how many each pair shares.
+def warn_about_overlap(parts: Mapping[str, IntArray]) -> None:
+    """Warn about parts that share rows, with the number of shared rows.
 
     Parameters
     ----------
     parts : mapping of str to ndarray of int64
-        Positions of each part's rows, each once.
+        Positions of the rows of each part, without duplicates.
     """
     sizes = sum(map(len, parts.values()))
     if sizes == 0 or np.bincount(np.concatenate(list(parts.values()))).max() < 2:
@@ -159,25 +159,25 @@ def warn_of_overlap(parts: Mapping[str, IntArray]) -> None:
         if (both := len(np.intersect1d(parts[a], parts[b], assume_unique=True)))
     ]
     warn(
-        f"splits overlap in rows: {'; '.join(shared)}. What is trained on one is no fair test on "
-        "the other; make the conditions exclude each other if that was not meant",
+        f"splits overlap in rows: {'; '.join(shared)}. A model trained on one cannot be tested on "
+        "the other; make the conditions mutually exclusive unless the overlap is intended",
         SplitOverlapWarning,
     )
 
 
-def _checked(name: object, rows: object, n: int) -> IntArray:
+def _check_positions(name: object, rows: object, n: int) -> IntArray:
     if not isinstance(name, str) or not name:
-        raise SplitError(f"a split's name must be a non-empty string, got {name!r}")
-    found = np.asarray(rows)
-    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise SplitError(f"the name of a split must be a non-empty string, got {name!r}")
+    positions = np.asarray(rows)
+    if positions.ndim != 1 or positions.dtype.kind not in "iu":
         raise SplitError(
-            f"split {name!r} must be one-dimensional positions of rows, "
-            f"got {found.dtype} of shape {found.shape}"
+            f"split {name!r} must be a one-dimensional array of row positions, "
+            f"got {positions.dtype} of shape {positions.shape}"
         )
-    found = found.astype(np.int64, copy=False)
-    if not np.all(found[1:] > found[:-1]):
+    positions = positions.astype(np.int64, copy=False)
+    if not np.all(positions[1:] > positions[:-1]):
         raise SplitError(f"split {name!r} must hold each position once, in ascending order")
-    if len(found) and (found[0] < 0 or found[-1] >= n):
-        bad = found[0] if found[0] < 0 else found[-1]
+    if len(positions) and (positions[0] < 0 or positions[-1] >= n):
+        bad = positions[0] if positions[0] < 0 else positions[-1]
         raise SplitError(f"split {name!r} holds position {bad}, but there are {n} rows")
-    return found
+    return positions

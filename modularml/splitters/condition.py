@@ -1,4 +1,4 @@
-"""Splits given by conditions on columns."""
+"""Splits defined by conditions on columns."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import numpy as np
 from modularml._typing import Array, IntArray
 from modularml.errors import SplitError, expect
 from modularml.predicates import matches
-from modularml.splitters.base import BaseSplitter, warn_of_overlap
+from modularml.splitters.base import BaseSplitter, warn_about_overlap
 
 __all__ = ["ConditionSplitter"]
 
 
 class ConditionSplitter(BaseSplitter):
-    """Give each split the rows that meet its conditions.
+    """Assign to each split the rows that meet its conditions.
 
     Parameters
     ----------
     conditions : dict of str to dict, optional
         ``{split: {column: condition}}``. A condition is a value (equality), a collection
-        (membership), a predicate of `modularml.predicates`, or a callable that gets the column's
-        array and returns one truth value a row. Conditions on several columns are and-ed.
+        (membership), a predicate of `modularml.predicates`, or a callable that takes the column's
+        array and returns one boolean per row. Conditions on several columns must all hold.
     **splits : dict
-        The same, with the split's name as keyword.
+        The same, with the name of the split as keyword.
 
     Notes
     -----
-    A row that meets no conditions belongs to no split. Splits may overlap; a
-    `SplitOverlapWarning` says by how much. Python's own lambda cannot be stored: use
-    ``Lambda("lambda x: ...")`` of `modularml.predicates` in its place.
+    A row that meets no conditions belongs to no split. Splits may overlap, which causes a
+    `SplitOverlapWarning`. A Python lambda cannot be stored: use ``Lambda("lambda x: ...")`` of
+    `modularml.predicates` instead.
 
     Examples
     --------
@@ -50,7 +50,11 @@ class ConditionSplitter(BaseSplitter):
         if not self.conditions:
             raise SplitError("conditions must name at least one split, got none")
         for name, by_column in self.conditions.items():
-            _check_part(name, by_column)
+            if not isinstance(name, str) or not isinstance(by_column, Mapping) or not by_column:
+                raise SplitError(
+                    "conditions must be {split: {column: condition}} with at least one column per "
+                    f"split, got {by_column!r} for {name!r}"
+                )
 
     @property
     def needs(self) -> list[str]:
@@ -58,17 +62,17 @@ class ConditionSplitter(BaseSplitter):
         return list(dict.fromkeys(key for part in self.conditions.values() for key in part))
 
     def assign(self, n: int, *, columns: Mapping[str, Array]) -> dict[str, IntArray]:
-        """Say which rows meet which conditions; warn of rows that meet several.
+        """Return the rows of each split; warn about rows in several.
 
         Raises
         ------
         SplitError
             If no row meets the conditions of a split.
         DataError
-            If a condition does not suit its column.
+            If a condition does not fit its column.
         """
         parts = {name: self._rows(name, n, columns) for name in self.conditions}
-        warn_of_overlap(parts)
+        warn_about_overlap(parts)
         return parts
 
     def _rows(self, name: str, n: int, columns: Mapping[str, Array]) -> IntArray:
@@ -80,11 +84,3 @@ class ConditionSplitter(BaseSplitter):
                 f"split {name!r} would be empty: none of {n} rows meets {self.conditions[name]!r}"
             )
         return np.flatnonzero(mask)
-
-
-def _check_part(name: object, by_column: object) -> None:
-    if not isinstance(name, str) or not isinstance(by_column, Mapping) or not by_column:
-        raise SplitError(
-            "conditions must be {split: {column: condition}} with at least one column a split, "
-            f"got {by_column!r} for {name!r}"
-        )

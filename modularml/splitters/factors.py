@@ -1,4 +1,4 @@
-"""Columns of keys turned into codes: which rows belong together."""
+"""Codes of rows by the values of key columns."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from modularml.errors import SplitError
 
 __all__ = ["Factor", "cross", "factorise"]
 
-MOST_CELLS = 50_000_000
-"""Most counts of strata in groups that are held in memory (8 bytes each, a few times)."""
+MAX_CELLS = 50_000_000
+"""Maximum number of group-by-stratum counts in memory (8 bytes each, a few times)."""
 
 
 @dataclass(frozen=True)
 class Factor:
-    """Rows numbered by the combination of keys that they hold.
+    """Rows numbered by their combination of key values.
 
     Attributes
     ----------
     codes : ndarray of int64, shape (n_rows,)
-        Numbers from 0, in the sorted order of the keys; none is left out.
+        Numbers from 0 without gaps, in the sorted order of the keys.
     count : int
-        How many combinations there are.
+        Number of combinations.
     keys : mapping of str to ndarray, shape (n_rows,)
-        The columns that they were made from.
+        The key columns.
     """
 
     codes: IntArray
@@ -38,11 +38,11 @@ class Factor:
 
     @cached_property
     def sizes(self) -> IntArray:
-        """Rows of each combination."""
+        """Number of rows of each combination."""
         return np.bincount(self.codes, minlength=self.count)
 
     def name(self, code: int) -> str:
-        """Write a combination for people: ``cell='A', cycle=3``."""
+        """Return a combination as text: ``cell='A', cycle=3``."""
         row = int(np.argmax(self.codes == code))
         return ", ".join(
             f"{key}={values[row : row + 1].tolist()[0]!r}" for key, values in self.keys.items()
@@ -50,14 +50,14 @@ class Factor:
 
 
 def factorise(keys: Sequence[str], columns: Mapping[str, Array]) -> Factor:
-    """Give rows that agree in some columns the same number.
+    """Assign each row a code for its values in some columns.
 
     Parameters
     ----------
     keys : sequence of str
         Columns, at least one.
     columns : mapping of str to ndarray, shape (n_rows,)
-        Of any type; are not changed.
+        Of any type; not changed.
 
     Returns
     -------
@@ -90,11 +90,11 @@ def cross(groups: Factor, strata: Factor) -> IntArray:
     Raises
     ------
     SplitError
-        If these are too many to be held in memory.
+        If there are too many cells for memory.
     """
-    if groups.count * strata.count > MOST_CELLS:
+    if groups.count * strata.count > MAX_CELLS:
         raise SplitError(
-            f"{groups.count} groups times {strata.count} strata are too many to be balanced; "
+            f"{groups.count} groups times {strata.count} strata are too many to balance; "
             "stratify by something coarser, such as a label or a few bins"
         )
     cells = np.bincount(
@@ -113,7 +113,7 @@ def _codes(key: str, values: Array) -> tuple[IntArray, int]:
         codes, uniques = require("pandas").factorize(values, sort=True)
     except TypeError as error:
         raise SplitError(
-            f"column {key!r} holds values that cannot be sorted ({error}); make them one type"
+            f"column {key!r} holds values that cannot be sorted ({error}); convert them to one type"
         ) from error
     if len(codes) and codes.min() < 0:
         missing = codes < 0

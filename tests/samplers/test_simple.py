@@ -192,11 +192,11 @@ def test_arguments_that_make_no_sense(kwargs, message):
     [
         ({"group_by": "gg"}, UnknownNameError, "unknown column 'gg'"),
         ({"group_by": "v"}, DataError, "'features.v.raw' holds arrays"),
-        ({"group_by": "*"}, UnknownNameError, "it fits"),
+        ({"group_by": "*"}, UnknownNameError, "it matches"),
         (
             {"batch_size": 50, "drop_last": True},
             DataError,
-            "no batch is left of the 23 rows of 'fs'",
+            "the 23 rows of 'fs' make no batch",
         ),
     ],
 )
@@ -274,12 +274,12 @@ def test_draws_that_cannot_be_made():
     for column in ("g", "v", "nan"):
         with pytest.raises(DataError, match="at least 0"):
             SimpleSampler(weights=column).epoch(view, 0)
-    with pytest.raises(DataError, match="weighs 0"):
+    with pytest.raises(DataError, match="are 0"):
         SimpleSampler(weights="x").epoch(view.take([0]), 0)
     with pytest.raises(ConfigError, match="not both"):
         SimpleSampler(source=view, sources=[view])
     for weights in (["x"], np.ones(3)):
-        with pytest.raises(ConfigError, match="weights must be a string"):
+        with pytest.raises(ConfigError, match="weights must be a non-empty string"):
             SimpleSampler(weights=weights)
     for sources in (make(), "fs", [{"x": 1}]):
         with pytest.raises(ConfigError, match="list of FeatureSets"):
@@ -327,7 +327,7 @@ def test_strata_that_cannot_be_are_refused():
     fs = make()
     with pytest.raises(DataError, match=r"stratify_by: column 'tags.nan.raw' .* missing"):
         SimpleSampler(batch_size=4, stratify_by="nan").epoch(fs.to_view(), 0)
-    with pytest.raises(ConfigError, match=r"bins=3 .* no stratify_by"):
+    with pytest.raises(ConfigError, match=r"bins=3 .* stratify_by is missing"):
         SimpleSampler(batch_size=4, bins=3)
     with pytest.raises(ConfigError, match="bins must be"):
         SimpleSampler(batch_size=4, stratify_by="k", bins=1)

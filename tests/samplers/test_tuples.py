@@ -179,11 +179,11 @@ def test_the_index_is_made_once_for_a_view():
     sampler = PairedSampler({"x": SimilarityCondition(tolerance=0.1)}, seed=0, shuffle=True)
     view, other = make(50), make(50, seed=1)
     first = sampler.epoch(view, 0)
-    index = sampler._found
+    index = sampler._candidates
     sampler.epoch(view.take(np.arange(50)), 1)
-    assert sampler._found is index
+    assert sampler._candidates is index
     quietly(sampler, other)
-    assert sampler._found is not index
+    assert sampler._candidates is not index
     again = pickle.loads(pickle.dumps(sampler)).epoch(view, 0)
     np.testing.assert_array_equal(first.rows["pair"], again.rows["pair"])
 
@@ -202,7 +202,7 @@ def test_groups_and_strata_by_the_role_asked():
 
 def test_many_candidates_are_bounded(monkeypatch):
     monkeypatch.setattr("modularml.samplers.search.MAX_PAIRS", 100)
-    monkeypatch.setattr("modularml.samplers.search.FEWEST", 16)
+    monkeypatch.setattr("modularml.samplers.search.MIN_CANDIDATES", 16)
     view = make(200)
     near = SimilarityCondition(tolerance=0.2)
     rules = {"x": near, "y": SimilarityCondition(tolerance=3.0, metric=gap)}
@@ -250,7 +250,7 @@ def test_a_tolerance_of_days_is_refused():
     days = np.datetime64("2024-01-01") + np.arange(9)
     fs = FeatureSet.from_dict("fs", {"x": np.arange(9.0), "day": days}, "x", [], "day")
     near = PairedSampler({"day": SimilarityCondition(tolerance=3)}, sources=[fs])
-    with pytest.raises(ConfigError, match="needs numbers"):
+    with pytest.raises(ConfigError, match="requires numbers"):
         near.materialize_batches()
 
 

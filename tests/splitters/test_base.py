@@ -39,9 +39,9 @@ class TestContract(SplitterContract):
         ({"a": [-1, 0]}, "position -1"),
         ({"a": [1, 0]}, "ascending"),
         ({"a": [1, 1]}, "each position once"),
-        ({"a": [0.5]}, "positions of rows"),
-        ({"a": [[0]]}, "positions of rows"),
-        ({1: [0]}, "must be a string"),
+        ({"a": [0.5]}, "row positions"),
+        ({"a": [[0]]}, "row positions"),
+        ({1: [0]}, "must be a non-empty string"),
     ],
 )
 def test_bad_positions_are_refused(parts, message):

@@ -333,7 +333,7 @@ def test_too_many_strata_for_groups_are_refused():
         ({}, "must map names to shares"),
         ([0.5, 0.5], "must map names to shares"),
         ({1: 0.5, "b": 0.5}, "got 1"),
-        ({"": 1.0}, "not empty"),
+        ({"": 1.0}, "non-empty"),
     ],
 )
 def test_bad_ratios(ratios, message):
@@ -408,5 +408,5 @@ def test_seed_alone_decides_whatever_was_drawn_before():
 @pytest.mark.parametrize("keys", [{}, {"group_by": "g"}])
 def test_bins_of_no_column_are_refused(splitter, keys):
     first = {"train": 0.5, "test": 0.5} if splitter is RandomSplitter else 3
-    with pytest.raises(SplitError, match=r"bins=4 .* no stratify_by"):
+    with pytest.raises(SplitError, match=r"bins=4 .* stratify_by is missing"):
         splitter(first, bins=4, **keys)

@@ -787,7 +787,7 @@ def test_what_cannot_be_meant_is_refused_at_once():
     binned = mml.CVBinding(fs, ["train"], stratify_by="y", bins=4)
     with pytest.raises(ConfigError, match="bins is for the strata of KFoldSplitter"):
         mml.CrossValidation(bindings=binned, splitter=model_selection.StratifiedKFold(3))
-    with pytest.raises(ConfigError, match=r"bins=4 .* no stratify_by"):
+    with pytest.raises(ConfigError, match=r"bins=4 .* stratify_by is missing"):
         mml.CVBinding(fs, ["train"], bins=4)
     with pytest.raises(ConfigError, match="val_size must"):
         mml.CVBinding(fs, ["train"], val_size="0.2")
