@@ -240,7 +240,7 @@ class TestNotDeclared:
 
         loss = applied(broadcast, ["outputs", "time"])
         said = self.run(loss, batch_size=batch_size, phase=phase)
-        assert sum("(n,) and (n, 1) broadcast so" in text for text in said) == 1
+        assert sum("(n,) and (n, 1) broadcast to a value" in text for text in said) == 1
 
     @pytest.mark.parametrize(
         "fn",
@@ -260,7 +260,7 @@ class TestNotDeclared:
             survival(), keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(1)])
         )
         loss = applied(lambda o, t: ops.mean(abs(o[:, 0] - t)), ["outputs", "time"], label="own")
-        with pytest.warns(UserWarning, match="broadcast so"):
+        with pytest.warns(UserWarning, match="broadcast to a value"):
             experiment().run_phase(train_phase(graph, [loss], batch_size=N), **QUIET)
 
     def test_the_trial_draws_no_random_number(self):
