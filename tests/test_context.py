@@ -29,9 +29,9 @@ def test_labels_that_are_none(fresh_context, label):
     with pytest.raises(ConfigError, match="label must be a non-empty string"):
         node(label)
     made = node("good")
-    with pytest.raises(ConfigError, match="label must be a string"):
+    with pytest.raises(ConfigError, match="label must be a non-empty string"):
         made.label = label
-    with pytest.raises(ConfigError, match="label must be a string"):
+    with pytest.raises(ConfigError, match="label must be a non-empty string"):
         fresh_context.update_node_label(made.node_id, label)
     assert made.label == "good"
     assert list(fresh_context.available_nodes.values()) == [made]

@@ -385,7 +385,7 @@ class TestCheckpointing:
             ({"name_template": "../x"}, "not valid file names"),
             ({"name_template": "/abs"}, "not valid file names"),
             ({"name_template": ".."}, "not valid file names"),
-            ({"name_template": ""}, "not empty"),
+            ({"name_template": ""}, "non-empty"),
             ({"name_template": "a b"}, "not valid file names"),
             ({"name_template": "x/{epoch}"}, "not valid file names"),
             ({"name_template": "nul"}, "not valid file names"),
