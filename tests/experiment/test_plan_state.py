@@ -209,7 +209,7 @@ def test_a_history_of_other_rows_is_left_out_without_strict(tmp_path):
     _, trained = saved(tmp_path)
     with in_a_new_context():
         experiment, _ = world(tmp_path, [Counts("c0")], n=30)
-        with pytest.raises(MMLError, match=r"rows of \['d'\] are not those"):
+        with pytest.raises(MMLError, match=r"rows of \['d'\] differ from those"):
             experiment.restore_checkpoint("a")
         with pytest.warns(UserWarning, match=r"does not restore the history.*'d'"):
             experiment.restore_checkpoint("a", strict=False)
