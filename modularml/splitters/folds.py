@@ -1,4 +1,4 @@
-"""Splits into folds, made by scikit-learn's own splitters."""
+"""Splitters into folds, based on scikit-learn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from modularml.splitters.base import BaseSplitter, StrataWarning, check_bins, ke
 from modularml.splitters.dealing import deal
 from modularml.splitters.factors import Factor, cross, factorise
 from modularml.splitters.random import RandomSplitter
-from modularml.splitters.strata import stratify, warn_of_missing
+from modularml.splitters.strata import stratify, warn_about_missing
 
 __all__ = [
     "FoldSplitter",
@@ -36,50 +36,50 @@ class FoldSplitter(BaseSplitter):
 
     @abstractmethod
     def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
-        """Return each fold's rows to train on and rows to validate on.
+        """Return the training and validation rows of each fold.
 
         Parameters
         ----------
         n : int
             Number of rows.
         columns : mapping of str to ndarray, shape (n,)
-            At least the columns named in `needs`.
+            At least the columns in `needs`.
 
         Returns
         -------
         list of (ndarray of int64, ndarray of int64)
-            Ascending positions, 0-based; a pair a fold.
+            Ascending positions, 0-based; one pair per fold.
 
         Raises
         ------
         SplitError
-            If these rows cannot be cut into such folds.
+            If the rows cannot be divided into folds.
         """
 
     def hold_back(
         self, rows: IntArray, share: float, *, columns: Mapping[str, Array], seed: int
     ) -> IntArray:
-        """Return the rows that a fold keeps out of its training rows to stop by.
+        """Return the training rows that a fold holds back for early stopping.
 
-        By the splitter's own groups and strata, where it has any.
+        Groups and strata of the splitter apply, if it has any.
 
         Parameters
         ----------
         rows : ndarray of int64
-            What the fold trains on, ascending.
+            Training rows of the fold, ascending.
         share : float
-            Of these rows; above 0 and below 1.
+            Share of these rows, above 0 and below 1.
         columns : mapping of str to ndarray, shape (n,)
             As for `folds`.
         seed : int
         """
         names = ("group_by", "stratify_by", "bins")
         keys = {name: getattr(self, name) for name in names if hasattr(self, name)}
-        cut = RandomSplitter({"train": 1 - share, "stop": share}, seed=seed, **keys)
-        own = {name: columns[name][rows] for name in cut.needs}
-        with warnings.catch_warnings():  # no scores are taken on rows to stop by
+        splitter = RandomSplitter({"train": 1 - share, "stop": share}, seed=seed, **keys)
+        selected = {name: columns[name][rows] for name in splitter.needs}
+        with warnings.catch_warnings():  # rows for early stopping are not scored
             warnings.simplefilter("ignore", StrataWarning)
-            return rows[cut.split(len(rows), columns=own)["stop"]]
+            return rows[splitter.split(len(rows), columns=selected)["stop"]]
 
     def assign(self, n: int, *, columns: Mapping[str, Array]) -> dict[str, IntArray]:
         """Return both sides of every fold by name."""
@@ -91,23 +91,23 @@ class FoldSplitter(BaseSplitter):
 
 
 class ScikitSplitter(FoldSplitter):
-    """Cut rows into folds as a splitter of scikit-learn does; files cannot hold it.
+    """Divide rows into folds with a splitter of scikit-learn; cannot be saved.
 
     Parameters
     ----------
     splitter : object
-        Of `sklearn.model_selection`, or anything with ``split(X, y, groups)``.
+        A splitter of `sklearn.model_selection`, or any object with ``split(X, y, groups)``.
     group_by : str or list of str, optional
-        Columns that it is given as ``groups``.
+        Columns passed as ``groups``.
     stratify_by : str or list of str, optional
-        Columns that it is given as ``y``.
+        Columns passed as ``y``.
     """
 
     def __init__(
         self, splitter: Any, group_by: Columns = None, stratify_by: Columns = None
     ) -> None:
-        known = not isinstance(splitter, str | type)
-        if not (known and callable(getattr(splitter, "split", None))):
+        is_object = not isinstance(splitter, str | type)
+        if not (is_object and callable(getattr(splitter, "split", None))):
             raise SplitError(
                 f"splitter must be an object with a method split(X, y, groups), got {splitter!r}"
             )
@@ -118,7 +118,7 @@ class ScikitSplitter(FoldSplitter):
 
     @property
     def needs(self) -> list[str]:
-        """The columns to group and to stratify by."""
+        """Columns to group and to stratify by."""
         return key_list(self.group_by, self.stratify_by)
 
     def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
@@ -127,26 +127,26 @@ class ScikitSplitter(FoldSplitter):
         if not self.stratify_by:
             return run_sklearn(self.splitter, n, groups=groups)
         strata = stratify(key_list(self.stratify_by), columns)
-        found = run_sklearn(self.splitter, n, strata.codes, groups)
-        _warn_of_rare(strata, found, self.stratify_by)
-        return found
+        folds = run_sklearn(self.splitter, n, strata.codes, groups)
+        _warn_about_rare(strata, folds, self.stratify_by)
+        return folds
 
 
 class KFoldSplitter(FoldSplitter):
-    """Cut rows into folds, each of which is validated on once.
+    """Divide rows into folds, each of which is used for validation once.
 
     Parameters
     ----------
     n_folds : int
         At least 2.
     group_by : str or list of str, optional
-        Rows that agree in these columns stay in one fold.
+        Rows with equal values in these columns stay in one fold.
     stratify_by : str or list of str, optional
-        Folds keep the proportions of these columns, as far as groups allow.
+        Folds keep the proportions of values in these columns, as far as groups allow.
     shuffle : bool
-        Whether rows (or groups) are shuffled before they are cut.
+        Whether to shuffle rows (or groups) first.
     seed : int
-        At least 0; used where ``shuffle`` is true.
+        At least 0; used with ``shuffle``.
 
     Notes
     -----
@@ -177,51 +177,51 @@ class KFoldSplitter(FoldSplitter):
 
     @property
     def needs(self) -> list[str]:
-        """The columns to group and to stratify by."""
+        """Columns to group and to stratify by."""
         return key_list(self.group_by, self.stratify_by)
 
     def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
         """Return the sides of each fold; SplitError if rows, or groups, are too few."""
         groups = factorise(key_list(self.group_by), columns) if self.group_by else None
-        have, what = (
+        count, unit = (
             (n, "rows") if groups is None else (groups.count, f"groups by {self.group_by!r}")
         )
-        if have < self.n_folds:
+        if count < self.n_folds:
             raise SplitError(
-                f"{self.n_folds} folds need as many {what}, got {have}: at most {have} folds"
+                f"{self.n_folds} folds need as many {unit}, got {count}: at most {count} folds"
             )
         strata = None
         if self.stratify_by:
             strata = stratify(key_list(self.stratify_by), columns, self.bins)
         if strata is not None and groups is None and strata.sizes.max() < self.n_folds:
-            found = self._dealt(strata.codes)  # which scikit-learn refuses
+            folds = self._round_robin(strata.codes)  # scikit-learn refuses these
         else:
-            found = self._by_sklearn(n, strata, groups)
+            folds = self._by_sklearn(n, strata, groups)
         if strata is not None:
-            _warn_of_rare(strata, found, self.stratify_by)
-        return found
+            _warn_about_rare(strata, folds, self.stratify_by)
+        return folds
 
     def _by_sklearn(
         self, n: int, strata: Factor | None, groups: Factor | None
     ) -> list[tuple[IntArray, IntArray]]:
-        """Cut as scikit-learn does; deal groups anew where it leaves a fold empty."""
+        """Divide rows with scikit-learn; reassign groups if it leaves a fold empty."""
         if strata is None or groups is None or strata.sizes.max() >= self.n_folds:
             name = f"{'Stratified' * (strata is not None)}{'Group' * (groups is not None)}KFold"
             splitter = getattr(require("sklearn.model_selection"), name)(
                 self.n_folds, shuffle=self.shuffle, random_state=self.seed if self.shuffle else None
             )
             codes = (None if factor is None else factor.codes for factor in (strata, groups))
-            found = run_sklearn(splitter, n, *codes)
-            if all(len(val) for _, val in found):
-                return found
+            folds = run_sklearn(splitter, n, *codes)
+            if all(len(val) for _, val in folds):
+                return folds
         assert strata is not None
         assert groups is not None
         shares = np.full(self.n_folds, 1 / self.n_folds)
         parts = deal(cross(groups, strata), shares, Generator(Philox(self.seed)))
         return self._sides(parts[groups.codes])
 
-    def _dealt(self, codes: IntArray) -> list[tuple[IntArray, IntArray]]:
-        """Deal rows in turn, stratum by stratum."""
+    def _round_robin(self, codes: IntArray) -> list[tuple[IntArray, IntArray]]:
+        """Assign rows to folds in turn, stratum by stratum."""
         rows = np.arange(len(codes))
         if self.shuffle:
             rows = Generator(Philox(self.seed)).permutation(rows)
@@ -230,8 +230,8 @@ class KFoldSplitter(FoldSplitter):
         return self._sides(parts)
 
     def _sides(self, parts: IntArray) -> list[tuple[IntArray, IntArray]]:
-        places = range(self.n_folds)
-        return [(np.flatnonzero(parts != i), np.flatnonzero(parts == i)) for i in places]
+        folds = range(self.n_folds)
+        return [(np.flatnonzero(parts != i), np.flatnonzero(parts == i)) for i in folds]
 
 
 class LeaveOneGroupOutSplitter(FoldSplitter):
@@ -240,7 +240,7 @@ class LeaveOneGroupOutSplitter(FoldSplitter):
     Parameters
     ----------
     group_by : str or list of str
-        Rows that agree in these columns are one group.
+        Rows with equal values in these columns are one group.
     """
 
     def __init__(self, group_by: str | list[str]) -> None:
@@ -250,11 +250,11 @@ class LeaveOneGroupOutSplitter(FoldSplitter):
 
     @property
     def needs(self) -> list[str]:
-        """The columns to group by."""
+        """Columns to group by."""
         return key_list(self.group_by)
 
     def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
-        """Return, for each group, the rows of all others and its own; SplitError if it is one."""
+        """Return the other rows and the own rows of each group; SplitError for one group."""
         groups = factorise(key_list(self.group_by), columns)
         if groups.count < 2:
             raise SplitError(
@@ -274,26 +274,26 @@ def run_sklearn(
 ) -> list[tuple[IntArray, IntArray]]:
     """Run a splitter of scikit-learn on row numbers and return ascending positions."""
     try:
-        with warnings.catch_warnings():  # of strata too small to be in every fold: ours is better
+        with warnings.catch_warnings():  # replaced by a StrataWarning
             warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-            found: Iterable[tuple[Any, Any]] = list(splitter.split(np.arange(n), strata, groups))
+            folds: Iterable[tuple[Any, Any]] = list(splitter.split(np.arange(n), strata, groups))
     except (ValueError, TypeError) as error:
-        lacks = [
-            f"pass {name}=, which it needs; "
-            for name, given, word in (
+        hints = [
+            f"pass {name}=, which it requires; "
+            for name, codes, word in (
                 ("stratify_by", strata, "Strat"),
                 ("group_by", groups, "Group"),
             )
-            if given is None and word in type(splitter).__name__
+            if codes is None and word in type(splitter).__name__
         ]
         raise SplitError(
-            f"{n} rows cannot be cut by {splitter!r}: {''.join(lacks)}{error}"
+            f"{n} rows cannot be split by {splitter!r}: {''.join(hints)}{error}"
         ) from error
-    return [(np.sort(train), np.sort(val)) for train, val in found]
+    return [(np.sort(train), np.sort(val)) for train, val in folds]
 
 
-def _warn_of_rare(strata: Factor, folds: list[tuple[IntArray, IntArray]], by: Columns) -> None:
-    """Warn of strata that some fold does not validate on."""
+def _warn_about_rare(strata: Factor, folds: list[tuple[IntArray, IntArray]], by: Columns) -> None:
+    """Warn about strata missing from the validation rows of a fold."""
     counts = [np.bincount(strata.codes[val], minlength=strata.count) for _, val in folds]
     names = [f"fold_{fold}_val" for fold in range(len(folds))]
-    warn_of_missing(strata, np.stack(counts, axis=1), names, by)
+    warn_about_missing(strata, np.stack(counts, axis=1), names, by)

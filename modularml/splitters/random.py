@@ -1,4 +1,4 @@
-"""Random splits by ratio, with groups that stay whole and strata that keep their proportions."""
+"""Random splits by ratio, with optional groups and strata."""
 
 from __future__ import annotations
 
@@ -18,47 +18,47 @@ from modularml.splitters.apportion import apportion, largest_remainder
 from modularml.splitters.base import BaseSplitter, SplitRatioWarning, check_bins, key_list
 from modularml.splitters.dealing import deal
 from modularml.splitters.factors import Factor, cross, factorise
-from modularml.splitters.strata import stratify, warn_of_missing
+from modularml.splitters.strata import stratify, warn_about_missing
 
 __all__ = ["RandomSplitter"]
 
-FAR = 0.05
-"""A group that exceeds its part's share by this much of all rows is worth a warning."""
+MAX_DEVIATION = 0.05
+"""Deviation from a ratio, as a share of all rows, that causes a warning."""
 
 
 class RandomSplitter(BaseSplitter):
-    """Split rows at random by ratio.
+    """Split rows randomly by ratio.
 
     Parameters
     ----------
     ratios : mapping of str to float
         Share of each split, each above 0, summing to 1.
     group_by : str or list of str, optional
-        Rows that agree in these columns stay together. Parts come as close to their ratio in rows
-        as the groups allow (to within 0.5 % of all rows), and none is empty.
+        Rows with equal values in these columns stay together. Parts come as close to their ratio
+        as the groups allow (within 0.5 % of all rows), and none is empty.
     stratify_by : str or list of str, optional
-        Each combination of these columns is cut by the ratios. Together with ``group_by``, whole
-        groups are dealt so that strata are as balanced as they allow. A `StrataWarning` names
-        strata that are not in every part.
+        Each combination of values in these columns is divided by the ratios. With ``group_by``,
+        whole groups are assigned so that strata are as balanced as possible. A `StrataWarning`
+        names strata that are missing from a part.
     strict_stratification : bool
-        Whether every stratum must be in every part; an error names the one that cannot be.
+        Whether every stratum must be in every part; otherwise an error names the stratum.
     seed : int
-        At least 0. It alone decides which row, or group, goes where.
+        At least 0. It alone determines which row, or group, is in which part.
     bins : int, optional
-        Columns of numbers in ``stratify_by`` with more distinct values are cut into so many bins
-        of about equally many rows. Where none are asked for, columns of fractions are cut into 10,
-        and whole numbers are taken for classes.
+        Number of bins, with about equally many rows, for numeric columns in ``stratify_by`` that
+        have more distinct values. By default 10 for columns with fractions, while integers are
+        treated as classes.
 
     Raises
     ------
     SplitError
-        If a ratio or the seed is not as above; from `assign` and `split`, if a part would be empty
-        or a stratum breaks ``strict_stratification``.
+        If a ratio or the seed is invalid; in `assign` and `split`, if a part would be empty or a
+        stratum violates ``strict_stratification``.
 
     Notes
     -----
-    Sizes are cut by largest remainder: 508 rows at .6/.2/.2 give 305/102/101. Orders come from
-    Philox, a counter-based generator.
+    Sizes are rounded by largest remainder: 508 rows at .6/.2/.2 give 305/102/101. Rows are
+    shuffled with Philox, a counter-based generator.
 
     Examples
     --------
@@ -90,17 +90,17 @@ class RandomSplitter(BaseSplitter):
 
     @property
     def needs(self) -> list[str]:
-        """The columns to group and to stratify by."""
+        """Columns to group and to stratify by."""
         return key_list(self.group_by, self.stratify_by)
 
     def assign(self, n: int, *, columns: Mapping[str, Array]) -> dict[str, IntArray]:
-        """Say which rows go to which part.
+        """Return the rows of each part.
 
         Raises
         ------
         SplitError
-            If a part would be empty, a key is missing in some row, or a stratum cannot be in
-            every part though ``strict_stratification`` is set.
+            If a part would be empty, a key is missing in a row, or a stratum violates
+            ``strict_stratification``.
         """
         strata = None
         if self.stratify_by:
@@ -117,11 +117,11 @@ class RandomSplitter(BaseSplitter):
         shares, rng = self._shares_and_rng()
         sizes = largest_remainder(n, shares)
         self._require_rows(sizes)
-        return _scatter(rng.permutation(n), sizes)
+        return _labels(rng.permutation(n), sizes)
 
     def _by_stratum(self, strata: Factor) -> Array:
         shares, rng = self._shares_and_rng()
-        turn = rng.permutation(strata.count)  # whose odd rows are handed out first
+        turn = rng.permutation(strata.count)  # order in which remaining rows are distributed
         cells = np.empty((strata.count, len(shares)), dtype=np.int64)
         cells[turn] = apportion(
             strata.sizes[turn], shares, in_every_part=self.strict_stratification
@@ -130,10 +130,10 @@ class RandomSplitter(BaseSplitter):
         if self.strict_stratification:
             self._require_strata(strata, cells, "rows")
             self._warn_of_ratios(cells.sum(axis=0), "small strata are in every part")
-        warn_of_missing(strata, cells, list(self.ratios), self.stratify_by)
+        warn_about_missing(strata, cells, list(self.ratios), self.stratify_by)
         order = rng.permutation(len(strata.codes))
         codes = strata.codes.astype(np.min_scalar_type(strata.count), copy=False)  # sorts faster
-        return _scatter(order[np.argsort(codes[order], kind="stable")], cells.ravel(), len(shares))
+        return _labels(order[np.argsort(codes[order], kind="stable")], cells.ravel(), len(shares))
 
     def _by_group(self, groups: Factor, strata: Factor | None) -> Array:
         shares, rng = self._shares_and_rng()
@@ -150,9 +150,9 @@ class RandomSplitter(BaseSplitter):
         if strata is not None and self.strict_stratification:
             self._require_strata(strata, cells, "whole groups")
         if strata is not None:
-            warn_of_missing(strata, cells, list(self.ratios), self.stratify_by)
+            warn_about_missing(strata, cells, list(self.ratios), self.stratify_by)
         biggest = np.array([groups.sizes[labels == part].max() for part in range(len(shares))])
-        if (biggest > (shares + FAR) * groups.sizes.sum()).any():
+        if (biggest > (shares + MAX_DEVIATION) * groups.sizes.sum()).any():
             self._warn_of_ratios(cells.sum(axis=0), f"the largest group has {biggest.max()}")
         return labels.astype(np.min_scalar_type(len(shares)))[groups.codes]
 
@@ -165,13 +165,13 @@ class RandomSplitter(BaseSplitter):
             if size == 0:
                 raise SplitError(
                     f"split {name!r} would be empty: ratio {ratio} of {sizes.sum()} rows is less "
-                    "than one row; give it a larger ratio or bring more rows"
+                    "than one row; use a larger ratio or more rows"
                 )
 
     def _require_strata(self, strata: Factor, cells: IntArray, what: str) -> None:
-        lacking = np.argwhere(cells == 0)
-        if len(lacking):
-            stratum, part = lacking[0].tolist()
+        empty = np.argwhere(cells == 0)
+        if len(empty):
+            stratum, part = empty[0].tolist()
             raise SplitError(
                 f"stratum {strata.name(stratum)} ({strata.sizes[stratum]} of {len(strata.codes)} "
                 f"rows) is too small to be in every split: {list(self.ratios)[part]!r} would get "
@@ -184,7 +184,7 @@ class RandomSplitter(BaseSplitter):
         far = [
             f"{name!r} has {size} of {n} rows ({size / n:.1%}, not {ratio:.1%})"
             for (name, ratio), size in zip(self.ratios.items(), sizes.tolist(), strict=True)
-            if abs(size / n - ratio) > FAR
+            if abs(size / n - ratio) > MAX_DEVIATION
         ]
         if far:
             warn(
@@ -201,7 +201,7 @@ def _check_ratios(ratios: Any) -> None:
         )
     for name, ratio in ratios.items():
         if not isinstance(name, str) or not name:
-            raise SplitError(f"a split's name must be a non-empty string, got {name!r}")
+            raise SplitError(f"the name of a split must be a non-empty string, got {name!r}")
         if not isinstance(ratio, int | float | np.number) or not 0 < ratio <= 1 + 1e-6:
             raise SplitError(f"the ratio of {name!r} must be above 0 and at most 1, got {ratio!r}")
     total = math.fsum(ratios.values())
@@ -209,8 +209,8 @@ def _check_ratios(ratios: Any) -> None:
         raise SplitError(f"ratios must sum to 1, got {dict(ratios)!r}, which sum to {total:.6g}")
 
 
-def _scatter(order: IntArray, sizes: IntArray, n_parts: int | None = None) -> Array:
-    """Label the rows: the first of ``order`` go to part 0, and so on, again for each stratum."""
+def _labels(order: IntArray, sizes: IntArray, n_parts: int | None = None) -> Array:
+    """Return the part of each row, filling parts (of each stratum) in ``order``."""
     n_parts = n_parts or len(sizes)
     parts = np.tile(np.arange(n_parts, dtype=np.min_scalar_type(n_parts)), len(sizes) // n_parts)
     labels = np.empty(len(order), dtype=parts.dtype)

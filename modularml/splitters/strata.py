@@ -1,4 +1,4 @@
-"""Strata: classes as they are, continuous columns in bins, and which parts lack one."""
+"""Strata of classes and of binned continuous columns."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from modularml._warning import warn
 from modularml.splitters.base import StrataWarning
 from modularml.splitters.factors import Factor, factorise
 
-__all__ = ["binned", "stratify", "warn_of_missing"]
+__all__ = ["binned", "stratify", "warn_about_missing"]
 
 BINS = 10
-"""Bins of a column of fractions, where nothing else is asked for."""
+"""Default number of bins of a column with fractions."""
 
 SHOWN = 3
-"""How many strata a warning names."""
+"""Number of strata that a warning names."""
 
 
 def stratify(keys: Sequence[str], columns: Mapping[str, Array], bins: int | None = None) -> Factor:
-    """Give rows of one stratum the same number.
+    """Assign each row the code of its stratum.
 
     Parameters
     ----------
@@ -32,25 +32,23 @@ def stratify(keys: Sequence[str], columns: Mapping[str, Array], bins: int | None
     columns : mapping of str to ndarray, shape (n,)
         Not changed.
     bins : int, optional
-        Columns of numbers or times that have more distinct values are cut into so many bins of
-        about equally many rows. Where none are asked for, columns of fractions are cut into 10,
-        and whole numbers are taken for classes.
+        Number of bins, with about equally many rows, for columns of numbers or times that have
+        more distinct values. By default 10 for columns with fractions, while integers are treated
+        as classes.
 
     Raises
     ------
     SplitError
-        As of `factorise`.
+        As for `factorise`.
     """
-    cut = {key: binned(columns[key], bins) for key in keys}
-    found = factorise(
-        keys, {key: columns[key] if own is None else own[0] for key, own in cut.items()}
-    )
-    shown = {k: columns[k] if own is None else np.array(own[1])[own[0]] for k, own in cut.items()}
-    return replace(found, keys=shown)
+    bins_of = {key: binned(columns[key], bins) for key in keys}
+    codes = {key: columns[key] if b is None else b[0] for key, b in bins_of.items()}
+    names = {k: columns[k] if b is None else np.array(b[1])[b[0]] for k, b in bins_of.items()}
+    return replace(factorise(keys, codes), keys=names)
 
 
-def warn_of_missing(strata: Factor, cells: IntArray, parts: Sequence[str], by: Any) -> None:
-    """Warn of strata that are not in every part.
+def warn_about_missing(strata: Factor, cells: IntArray, parts: Sequence[str], by: Any) -> None:
+    """Warn about strata that are not in every part.
 
     Parameters
     ----------
@@ -62,27 +60,27 @@ def warn_of_missing(strata: Factor, cells: IntArray, parts: Sequence[str], by: A
     by : str or list of str
         The columns, for the message.
     """
-    lacking = np.flatnonzero((cells == 0).any(axis=1))
-    if not len(lacking):
+    incomplete = np.flatnonzero((cells == 0).any(axis=1))
+    if not len(incomplete):
         return
-    told = [
+    descriptions = [
         f"{strata.name(code)} ({strata.sizes[code]} rows) is missing from "
         + ", ".join(parts[part] for part in np.flatnonzero(cells[code] == 0).tolist())
-        for code in lacking[:SHOWN].tolist()
+        for code in incomplete[:SHOWN].tolist()
     ]
-    more = f"; and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
+    more = f"; and {len(incomplete) - SHOWN} more" if len(incomplete) > SHOWN else ""
     warn(
-        f"{len(lacking)} of {strata.count} strata by {by!r} are not in every part: "
-        f"{'; '.join(told)}{more}. Merge rare classes, make fewer parts, or cut numbers into bins "
-        "with bins=",
+        f"{len(incomplete)} of {strata.count} strata by {by!r} are not in every part: "
+        f"{'; '.join(descriptions)}{more}. Merge rare classes, use fewer parts, or cut numbers "
+        "into bins with bins=",
         StrataWarning,
     )
 
 
 def binned(values: Array, bins: int | None) -> tuple[IntArray, list[str]] | None:
-    """Return the bin of each row and the bins' names; None where a column is left as it is.
+    """Return the bin of each row and the names of the bins; None if not binned.
 
-    See `stratify`; columns with missing values are left too.
+    See `stratify`; columns with missing values are not binned.
     """
     if values.ndim != 1 or values.dtype.kind not in ("f" if bins is None else "iufmM"):
         return None

@@ -1,4 +1,4 @@
-"""Folds in time: what came before trains, what came after validates."""
+"""Folds in time: training on earlier rows, validation on later ones."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ __all__ = ["TimeSeriesSplitter"]
 
 
 class TimeSeriesSplitter(FoldSplitter):
-    """Validate on each stretch of time after training on what came before it.
+    """Validate on consecutive stretches of time, training on earlier rows.
 
     Parameters
     ----------
     n_folds : int
         At least 2.
     order_by : str, optional
-        Column that gives the order, such as a time. The order of rows, if None. Text is read as
-        numbers or ISO 8601 dates; other text with digits, such as ``13/01/2024``, is refused.
+        Column that defines the order, such as a time; None means the order of rows. Text is read
+        as numbers or ISO 8601 dates; other text with digits, such as ``13/01/2024``, is refused.
     max_train_size : int, optional
-        Rows that a fold trains on at most, the latest; all earlier ones, if None.
+        Maximum number of training rows of a fold, the latest ones; None means all earlier rows.
     test_size : int, optional
-        Rows in each stretch; ``n // (n_folds + 1)``, if None.
+        Rows in each stretch; None means ``n // (n_folds + 1)``.
     gap : int or str
-        What is left out between the two sides: rows, or a stretch of time such as ``"7D"``, where
-        `order_by` names a column of times.
+        Rows omitted between the two sides: their number, or a duration such as ``"7D"`` if
+        `order_by` is a column of times.
     group_by : str or list of str, optional
         Columns, such as a machine: in every fold, the first rows of each group train and later
-        ones validate. Sizes and gaps count within each group then.
+        ones validate. Sizes and gaps then apply within each group.
     keep_ties : bool
-        Whether rows of equal time stay on one side of each edge, which moves edges to where the
-        time changes next to them, and makes gaps wider rather than narrower.
+        Whether rows of equal time stay on one side of each boundary. This moves boundaries to the
+        nearest change of the time and makes gaps wider rather than narrower.
 
     Notes
     -----
-    Where no times are equal, the folds are those of scikit-learn's ``TimeSeriesSplit`` on the
-    sorted rows, of each group by itself.
+    Without equal times, the folds are those of scikit-learn's ``TimeSeriesSplit`` on the sorted
+    rows of each group.
     """
 
     def __init__(
@@ -65,8 +65,10 @@ class TimeSeriesSplitter(FoldSplitter):
         key_list(order_by, group_by)
         if isinstance(gap, str):
             if order_by is None:
-                raise SplitError(f"gap={gap!r} is a stretch of time, so order_by must name a time")
-            _stretch(gap)
+                raise SplitError(
+                    f"gap={gap!r} is a duration, so order_by must name a column of times"
+                )
+            _duration(gap)
         else:
             at_least(0, SplitError, gap=gap)
         self.n_folds = n_folds
@@ -79,7 +81,7 @@ class TimeSeriesSplitter(FoldSplitter):
 
     @property
     def needs(self) -> list[str]:
-        """The columns that give the order and the groups."""
+        """Columns that define the order and the groups."""
         return key_list(self.order_by, self.group_by)
 
     def folds(self, n: int, *, columns: Mapping[str, Array]) -> list[tuple[IntArray, IntArray]]:
@@ -88,8 +90,8 @@ class TimeSeriesSplitter(FoldSplitter):
         Raises
         ------
         SplitError
-            If rows, or distinct times, of a group are too few for so many folds, a time is
-            missing, or the order of text is in doubt.
+            If a group has too few rows, or distinct times, for the folds, a time is missing, or
+            the order of text is ambiguous.
         """
         times = self._times(columns)
         sides: list[tuple[list[IntArray], list[IntArray]]] = [([], []) for _ in range(self.n_folds)]
@@ -105,15 +107,16 @@ class TimeSeriesSplitter(FoldSplitter):
     def hold_back(
         self, rows: IntArray, share: float, *, columns: Mapping[str, Array], seed: int
     ) -> IntArray:
-        """Return the latest of the rows that a fold trains on, of each group."""
+        """Return the latest training rows of each group."""
         times = self._times(columns)
-        kept = []
-        for name, own in self._series(rows, times, columns):
-            edges = _edges(None if times is None or not self.keep_ties else times[own], len(own))
+        held_back = []
+        for name, series in self._series(rows, times, columns):
+            ties = None if times is None or not self.keep_ties else times[series]
+            edges = _edges(ties, len(series))
             if not len(edges):
-                raise SplitError(f"{name} has no rows that could be held back to stop by")
-            kept.append(own[_nearest(edges, round(len(own) * (1 - share))) :])
-        return np.sort(np.concatenate(kept))
+                raise SplitError(f"{name} has no rows that could be held back for early stopping")
+            held_back.append(series[_nearest(edges, round(len(series) * (1 - share))) :])
+        return np.sort(np.concatenate(held_back))
 
     def _times(self, columns: Mapping[str, Array]) -> Array | None:
         if self.order_by is None:
@@ -124,15 +127,15 @@ class TimeSeriesSplitter(FoldSplitter):
             return codes
         if values.dtype.kind != "M":
             raise SplitError(
-                f"gap={self.gap!r} is a stretch of time, but column {self.order_by!r} holds "
-                f"{values.dtype}; give gap in rows, or make the column times"
+                f"gap={self.gap!r} is a duration, but column {self.order_by!r} holds "
+                f"{values.dtype}; pass gap as a number of rows, or convert the column to times"
             )
         return values
 
     def _series(
         self, rows: IntArray, times: Array | None, columns: Mapping[str, Array]
     ) -> list[tuple[str, IntArray]]:
-        """Return the name of each group, and those of some rows that it has, in time's order."""
+        """Return the name of each group and its rows in the order of time."""
         if times is not None:
             rows = rows[np.argsort(times[rows], kind="stable")]
         if not self.group_by:
@@ -144,21 +147,21 @@ class TimeSeriesSplitter(FoldSplitter):
         return [(groups.name(int(c)), part) for c, part in zip(codes, parts, strict=True)]
 
     def _cuts(self, n: int, times: Array | None, name: str) -> list[tuple[int, int, int, int]]:
-        """Return where each fold's training part begins and ends, and its validation part."""
+        """Return start and end of the training and validation parts of each fold."""
         ties = times if self.keep_ties else None
         edges = _edges(ties, n)
         most = len(edges)
         if most < self.n_folds:
-            what = "rows" if ties is None else "distinct times"
+            unit = "rows" if ties is None else "distinct times"
             raise SplitError(
-                f"{self.n_folds} folds need {self.n_folds + 1} {what}, {name} has {most + 1}: at "
+                f"{self.n_folds} folds need {self.n_folds + 1} {unit}, {name} has {most + 1}: at "
                 f"most {most} folds"
             )
         size = self.test_size or n // (self.n_folds + 1)
-        rows_out = 0 if isinstance(self.gap, str) else self.gap
-        if n - rows_out - size * self.n_folds <= 0:
+        gap = 0 if isinstance(self.gap, str) else self.gap
+        if n - gap - size * self.n_folds <= 0:
             raise SplitError(
-                f"{self.n_folds} stretches of {size} rows with gap={rows_out} leave none of the "
+                f"{self.n_folds} stretches of {size} rows with gap={gap} leave none of the "
                 f"{n} rows of {name} to train on; lower n_folds, test_size or gap"
             )
         places, least = [], 0
@@ -178,10 +181,10 @@ class TimeSeriesSplitter(FoldSplitter):
     def _training(
         self, start: int, times: Array | None, bounds: IntArray, fold: int, name: str
     ) -> tuple[int, int]:
-        """Return where the part that trains begins and ends, for a validation from `start` on."""
+        """Return start and end of the training part for a validation part at `start`."""
         if isinstance(self.gap, str):
             assert times is not None
-            end = int(np.searchsorted(times, times[start] - _stretch(self.gap), side="right"))
+            end = int(np.searchsorted(times, times[start] - _duration(self.gap), side="right"))
         else:
             end = int(bounds[bounds <= max(0, start - self.gap)][-1])
         low = 0 if self.max_train_size is None else max(0, end - self.max_train_size)
@@ -195,7 +198,7 @@ class TimeSeriesSplitter(FoldSplitter):
 
 
 def _edges(times: Array | None, n: int) -> IntArray:
-    """Return the places between rows where a cut may be; sorted times say where they change."""
+    """Return the possible boundaries between rows; where sorted times change."""
     if times is None:
         return np.arange(1, n)
     return np.flatnonzero(times[1:] != times[:-1]) + 1
@@ -205,13 +208,13 @@ def _nearest(edges: IntArray, wanted: int) -> int:
     return int(edges[np.abs(edges - wanted).argmin()])
 
 
-def _stretch(gap: str) -> Any:
+def _duration(gap: str) -> Any:
     try:
-        found = require("pandas").Timedelta(gap)
+        duration = require("pandas").Timedelta(gap)
     except ValueError as error:
         raise SplitError(
-            f"gap must be rows or a stretch of time such as '7D', got {gap!r}"
+            f"gap must be a number of rows or a duration such as '7D', got {gap!r}"
         ) from error
-    if not found >= require("pandas").Timedelta(0):
+    if not duration >= require("pandas").Timedelta(0):
         raise SplitError(f"gap must not be negative, got {gap!r}")
-    return found.to_timedelta64()
+    return duration.to_timedelta64()

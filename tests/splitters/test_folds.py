@@ -175,5 +175,5 @@ def test_any_splitter_of_scikit_learn_makes_folds():
         ScikitSplitter(5)
     for name, forgotten in (("StratifiedKFold", "stratify_by"), ("GroupKFold", "group_by")):
         splitter = ScikitSplitter(getattr(model_selection, name)(2))
-        with pytest.raises(SplitError, match=f"pass {forgotten}=, which it needs"):
+        with pytest.raises(SplitError, match=f"pass {forgotten}=, which it requires"):
             splitter.folds(N, columns={})
