@@ -1,4 +1,4 @@
-"""What constructors may be given, read from their annotations."""
+"""Validation of constructor arguments by their annotations."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class _NoArguments:
 
 
 class Checked:
-    """A class whose constructor refuses flags, numbers, names and choices that are none.
+    """Base class that checks the types of constructor arguments.
 
-    What an annotation of ours says of bool, int, float, str, paths, lists of names, callables, None
-    and literals is held to before the constructor runs; all else, every range, and constructors of
-    a user's own are their own matter.
+    Annotations of this package for bool, int, float, str, paths, lists of names, callables, None
+    and literals are checked before the constructor runs. Other annotations, ranges, and
+    constructors of user-defined classes are not checked.
     """
 
     refusal: ClassVar[type[Exception]] = ConfigError
-    """What is raised."""
+    """Exception to raise."""
     may_be_empty: ClassVar[frozenset[str]] = frozenset()
     """Strings that may be empty."""
     __signature__ = _NoArguments()
@@ -43,18 +43,18 @@ class Checked:
         if args or kwargs:
             _check(cls, args, kwargs)
         new: Any = super().__new__
-        made: Self = new(cls) if new is object.__new__ else new(cls, *args, **kwargs)
-        return made
+        instance: Self = new(cls) if new is object.__new__ else new(cls, *args, **kwargs)
+        return instance
 
 
 def _check(cls: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     signature, hints = _constructor(cls)
     try:
-        given = signature.bind_partial(None, *args, **kwargs).arguments
+        arguments = signature.bind_partial(None, *args, **kwargs).arguments
     except TypeError as error:
         takes = ", ".join(list(signature.parameters)[1:]) or "nothing"
         raise TypeError(f"{cls.__name__}() {error}; it takes {takes}") from None
-    for name, value in given.items():
+    for name, value in arguments.items():
         if name not in hints or value is signature.parameters[name].default:
             continue
         if not (_fits(value, hints[name]) or (name in cls.may_be_empty and value == "")):
@@ -62,7 +62,7 @@ def _check(cls: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
 
 
 def at_least(least: float, error: type[Exception] = ConfigError, /, **values: float | None) -> None:
-    """Refuse arguments that are smaller, or NaN; None is passed over."""
+    """Refuse arguments that are smaller, or NaN; None is accepted."""
     for name, value in values.items():
         if value is not None and not value >= least:
             raise error(f"{name} must be at least {least}, got {value!r}")
@@ -70,12 +70,12 @@ def at_least(least: float, error: type[Exception] = ConfigError, /, **values: fl
 
 @cache
 def _constructor(cls: Any) -> tuple[inspect.Signature, dict[str, Any]]:
-    """Return what a constructor takes, and the annotations that say enough."""
+    """Return the signature of a constructor and the annotations that can be checked."""
     if cls.__init__ is object.__init__:
         return inspect.signature(lambda self: None), {}
     signature = inspect.signature(cls.__init__)
     hints: dict[str, Any] = {}
-    for base in reversed(cls.__mro__[:-1]):  # what is passed on as **kwargs is annotated there
+    for base in reversed(cls.__mro__[:-1]):  # **kwargs are annotated in base classes
         if "__init__" in vars(base):
             ours = base.__module__.startswith("modularml.")
             hints = {**hints, **get_type_hints(base.__init__)} if ours else {}
@@ -94,7 +94,7 @@ def _allowed(hint: Any) -> str:
 
 
 Kind = tuple[str, Callable[[Any], bool]]
-"""What is allowed, in words and as a test."""
+"""Description and test of allowed values."""
 
 _KINDS: dict[Any, Kind] = {
     bool: ("True or False", lambda v: isinstance(v, bool | np.bool_)),
@@ -117,11 +117,11 @@ def _are_names(values: Sequence[Any]) -> bool:
 
 
 def _kinds(hint: Any) -> list[Kind | None]:
-    """Return what each part of an annotation allows; None for one that is not known here."""
+    """Return the allowed kind of each part of an annotation; None if not checked."""
     if get_origin(hint) in (Union, UnionType):
         return [kind for part in get_args(hint) for kind in _kinds(part)]
     if get_origin(hint) is Literal:
         names = get_args(hint)
-        told = f"one of {', '.join(map(repr, names))}"
-        return [(told, lambda v: isinstance(v, str | int) and v in names)]
+        description = f"one of {', '.join(map(repr, names))}"
+        return [(description, lambda v: isinstance(v, str | int) and v in names)]
     return [_KINDS.get(get_origin(hint) if get_origin(hint) is Callable else hint)]

@@ -1,4 +1,4 @@
-"""Optional packages: imported when first used, with a clear word where they are absent."""
+"""Lazy imports of optional packages."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ EXTRAS = {
 
 
 def require(name: str, *, purpose: str = "") -> ModuleType:
-    """Import an optional package, or say how to install it.
+    """Import an optional package; if it is missing, raise an error with a hint.
 
     Parameters
     ----------
     name : str
         Module to import, dots allowed (``"matplotlib.pyplot"``).
     purpose : str
-        What it is needed for, such as ``"to draw figures"``.
+        Purpose of the package, such as ``"to draw figures"``.
 
     Returns
     -------
@@ -64,14 +64,14 @@ def require(name: str, *, purpose: str = "") -> ModuleType:
 
 
 def has(name: str) -> bool:
-    """Tell whether a package could be imported, without importing it."""
+    """Check whether a package can be imported, without importing it."""
     return name in sys.modules or importlib.util.find_spec(name) is not None
 
 
 def loaded(name: str) -> ModuleType | None:
-    """Return a module that somebody has imported already, else None.
+    """Return a module if it is already imported, else None.
 
     An object of a framework can only exist once that framework is loaded, so
-    ``isinstance`` checks go through here and cost nothing for those who do not use it.
+    ``isinstance`` checks use this function and never import a framework.
     """
     return sys.modules.get(name)

@@ -1,4 +1,4 @@
-"""One registry for every kind of thing that has a name."""
+"""Registries of named objects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FILLING = threading.RLock()
 
 
 def member(cls: type[E], value: object, kind: str) -> E:
-    """Return a member of an enum, given or by its value in any case.
+    """Return a member of an enum, passed as member or as value in any case.
 
     Raises
     ------
@@ -34,14 +34,14 @@ def member(cls: type[E], value: object, kind: str) -> E:
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Names to objects; found whatever their case, in the order of registration.
+    """A mapping of names to objects; case-insensitive, in order of registration.
 
     Parameters
     ----------
     kind : str
-        What is registered here, such as ``"scaler"``; used in messages.
+        Kind of the objects, such as ``"scaler"``; used in messages.
     entries : mapping of str to object, optional
-        First entries.
+        Initial entries.
     load : callable, optional
         Called once before the first look-up, to add entries that are expensive to import.
 
@@ -71,14 +71,14 @@ class Registry(Mapping[str, T], Generic[T]):
         RegistrationError
             If the name is taken by another object and ``overwrite`` is false.
         """
-        taken = self._find(name)
-        if taken is not None and self._entries[taken] is not obj and not overwrite:
+        existing = self._find(name)
+        if existing is not None and self._entries[existing] is not obj and not overwrite:
             raise RegistrationError(
-                f"{self.kind} name {name!r} is taken by {self._entries[taken]!r}; "
+                f"{self.kind} name {name!r} is taken by {self._entries[existing]!r}; "
                 "choose another name or pass overwrite=True"
             )
-        if taken is not None:
-            del self._entries[taken]
+        if existing is not None:
+            del self._entries[existing]
         self._entries[name] = obj
         return obj
 
@@ -88,10 +88,10 @@ class Registry(Mapping[str, T], Generic[T]):
         return next((name for name, known in self._entries.items() if known is obj), None)
 
     def __getitem__(self, name: str) -> T:
-        found = self._find(name)
-        if found is None:
+        key = self._find(name)
+        if key is None:
             raise UnknownNameError(self.kind, name, self._entries)
-        return self._entries[found]
+        return self._entries[key]
 
     def __contains__(self, name: object) -> bool:
         return self._find(name) is not None
@@ -115,7 +115,7 @@ class Registry(Mapping[str, T], Generic[T]):
             try:
                 self._entries = {**load(), **self._entries}
             except BaseException:
-                self._load = load  # it may be there the next time
+                self._load = load  # try again the next time
                 raise
 
     def _find(self, name: object) -> str | None:

@@ -1,4 +1,4 @@
-"""Names for types that several rooms share."""
+"""Type aliases."""
 
 from __future__ import annotations
 

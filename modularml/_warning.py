@@ -1,4 +1,4 @@
-"""Warnings that point at the line of the user's that led to them."""
+"""Warnings that point at the line of user code that caused them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the innermost line that is neither of this package nor of a library.
 
-    Where there is none, as in a thread of our own, the line that calls this is named.
+    If there is none, as in a thread of this package, the calling line is used.
     """
     depth, frame = 1, sys._getframe(1)
     while frame is not None and _is_inside(frame.f_code.co_filename):

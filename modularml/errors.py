@@ -1,30 +1,30 @@
-"""Every exception that this library raises on purpose.
+"""Exceptions of the library.
 
 ::
 
     ModularMLError
     ├── ConfigError             (ValueError)            an argument or config that cannot be used
-    ├── UnknownNameError        (KeyError, ValueError)  a name nobody registered; lists the closest
+    ├── UnknownNameError        (KeyError, ValueError)  an unknown name; lists the closest
     ├── RegistrationError       (ValueError)            a label or id that is taken
     ├── MissingDependencyError  (ImportError)           an optional package that is not installed
     ├── DataError               (ValueError)            rows or columns that cannot be used
-    │   ├── AuditError                                  rows that an audit has found unfit
+    │   ├── AuditError                                  rows that failed an audit
     │   ├── SplitError                                  a split that cannot be made or read
     │   └── ScalerError                                 a scaler that cannot be fitted or undone
     ├── NotFittedError          (RuntimeError)          asked to transform or predict before fitting
     ├── ShapeError              (ValueError)            shapes that do not fit
-    ├── GraphError              (ValueError)            nodes that cannot be wired
-    ├── BackendNotSupportedError (RuntimeError)         a backend that cannot do what was asked
-    ├── DeviceError             (RuntimeError)          a device that is not there
+    ├── GraphError              (ValueError)            nodes that cannot be connected
+    ├── BackendNotSupportedError (RuntimeError)         an operation that a backend lacks
+    ├── DeviceError             (RuntimeError)          a device that does not exist
     ├── LossError               (RuntimeError)          a loss that cannot be built or computed
     ├── OptimizerNotSetError    (RuntimeError)          an optimizer that is missing or not built
     ├── ExecutionError          (RuntimeError)          a phase that cannot run
     │   ├── NonFiniteLossError                          a loss that is NaN or infinite
-    │   └── MetricNotLoggedError                        a metric that nobody logs
+    │   └── MetricNotLoggedError                        a metric that is never logged
     └── MMLError                (RuntimeError)          a file that cannot be read or written
-        ├── MMLExistsError      (FileExistsError)       there is one already
-        ├── MMLNotFoundError    (FileNotFoundError)     there is none
-        └── MMLKindError        (TypeError)             it holds something else
+        ├── MMLExistsError      (FileExistsError)       the file exists already
+        ├── MMLNotFoundError    (FileNotFoundError)     the file does not exist
+        └── MMLKindError        (TypeError)             the file holds something else
 """
 
 from __future__ import annotations
@@ -62,16 +62,16 @@ __all__ = [
 
 
 class ModularMLError(Exception):
-    """The root of the tree: catch it to catch everything raised on purpose."""
+    """Base class of all exceptions of the library."""
 
     def __reduce__(self) -> Any:
-        """Let an error of any constructor arrive in another process as it is."""
-        return _made_again, (type(self), self.args, {**vars(self)})
+        """Pickle an error without calling its constructor."""
+        return _rebuild, (type(self), self.args, {**vars(self)})
 
 
-def _made_again(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> Any:
-    makes: Any = OSError if issubclass(cls, OSError) else cls
-    error = makes.__new__(cls, *args)
+def _rebuild(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> Any:
+    base: Any = OSError if issubclass(cls, OSError) else cls
+    error = base.__new__(cls, *args)
     error.args = args
     vars(error).update(state)
     return error
@@ -82,25 +82,26 @@ class ConfigError(ModularMLError, ValueError):
 
 
 class UnknownNameError(ModularMLError, KeyError, ValueError):
-    """A name is not known; the message lists the closest ones that are.
+    """A name is unknown; the message lists the closest known names.
 
     Parameters
     ----------
     kind : str
-        What the name should have named, such as ``"column"``.
+        Kind of object that the name refers to, such as ``"column"``.
     name : object
-        What came.
+        The unknown name.
     known : iterable of str
-        Every name that would have been accepted.
+        All accepted names.
     hint : str
-        What to do next, added at the end.
+        Next step, appended to the message.
     """
 
     def __init__(self, kind: str, name: object, known: Iterable[str], hint: str = "") -> None:
         self.kind, self.name, self.known = kind, name, [str(k) for k in known]
         what, of, whose = kind.partition(" of ")
         near = closest(name, self.known)
-        super().__init__(f"unknown {what} {name!r}{of}{whose}; {near}{hint and '. ' + hint}")
+        end = " " if near.endswith("?") else ". "
+        super().__init__(f"unknown {what} {name!r}{of}{whose}; {near}{hint and end + hint}")
 
     def __str__(self) -> str:  # KeyError would show the message in quotes
         return str(self.args[0])
@@ -119,7 +120,7 @@ class DataError(ModularMLError, ValueError):
 
 
 class AuditError(DataError):
-    """An audit found something in rows that were about to be trained on."""
+    """An audit found problems in rows that are about to be used for training."""
 
 
 class SplitError(DataError):
@@ -131,7 +132,7 @@ class ScalerError(DataError):
 
 
 class NotFittedError(ModularMLError, RuntimeError):
-    """Something was asked to transform or predict before it was fitted."""
+    """A transform or prediction was requested before fitting."""
 
 
 class ShapeError(ModularMLError, ValueError):
@@ -139,15 +140,15 @@ class ShapeError(ModularMLError, ValueError):
 
 
 class GraphError(ModularMLError, ValueError):
-    """Nodes cannot be wired as asked."""
+    """Nodes cannot be connected as requested."""
 
 
 class BackendNotSupportedError(ModularMLError, RuntimeError):
-    """A backend cannot do what was asked of it."""
+    """A backend does not support an operation."""
 
 
 class DeviceError(ModularMLError, RuntimeError):
-    """A device is not there."""
+    """A device does not exist."""
 
 
 class LossError(ModularMLError, RuntimeError):
@@ -159,24 +160,24 @@ class OptimizerNotSetError(ModularMLError, RuntimeError):
 
 
 class ExecutionError(ModularMLError, RuntimeError):
-    """A phase cannot run, or cannot run on."""
+    """A phase cannot run or continue."""
 
 
 class NonFiniteLossError(ExecutionError):
-    """A loss is NaN or infinite; where it happened stands in the attributes.
+    """A loss is NaN or infinite; the attributes tell where.
 
     Attributes
     ----------
     phase, node, loss : str
-        Labels of the phase, of the node the loss is applied on, and of the loss.
+        Labels of the phase, of the node that the loss applies to, and of the loss.
     epoch, batch : int
         Position in the phase, both 0-based.
     value : float
-        The value that came.
+        The value of the loss.
     columns : tuple of str
-        Columns that the graph reads and that hold NaN or infinity in some row.
+        Columns read by the graph that hold NaN or infinity in some row.
     rows : tuple of int
-        Rows of their FeatureSet that do, in this batch.
+        Rows of their FeatureSet with NaN or infinity in this batch.
     """
 
     def __init__(
@@ -193,22 +194,22 @@ class NonFiniteLossError(ExecutionError):
     ) -> None:
         shown = f"rows {list(rows[:5])}{' and more' if len(rows) > 5 else ''}"
         shown = f"in {shown} of this batch" if len(rows) else "in rows of other batches"
-        look = f"The columns {list(columns)} hold NaN or infinity {shown}: fill them "
-        look = f"{look}(SimpleImputer)" if columns else "Look for NaN in the columns (fs.summary())"
+        hint = f"The columns {list(columns)} hold NaN or infinity {shown}: fill them "
+        hint = f"{hint}(SimpleImputer)" if columns else "Look for NaN in the columns (fs.summary())"
         self.phase, self.epoch, self.batch = phase, epoch, batch
         self.node, self.loss, self.value, self.columns = node, loss, value, tuple(columns)
         self.rows = tuple(rows)
         super().__init__(
             f"loss {loss!r} on node {node!r} is {value} in phase {phase!r}, epoch {epoch}, batch "
-            f"{batch}. Weights are as before this batch. {look}, scale the inputs, or lower the "
-            "learning rate. Where this batch holds "
-            "nothing to average, such as no event or pair, draw larger batches, with "
+            f"{batch}. Weights are as before this batch. {hint}, scale the inputs, or lower the "
+            "learning rate. If this batch has "
+            "nothing to average, such as no event or pair, use larger batches, "
             "stratify_by= or drop_last=True"
         )
 
 
 class MetricNotLoggedError(ExecutionError):
-    """A callback waits for a metric that nobody logs."""
+    """A callback monitors a metric that is never logged."""
 
 
 class MMLError(ModularMLError, RuntimeError):
@@ -217,11 +218,11 @@ class MMLError(ModularMLError, RuntimeError):
     Parameters
     ----------
     code : str
-        ``MML-101`` and the like; the same for the same kind of problem.
+        Code of the kind of problem, such as ``MML-101``.
     path : str or path
         The file.
     member : str
-        Where in the file; empty for the file as a whole.
+        Member of the file; empty for the file as a whole.
     problem, hint : str
     """
 
@@ -239,40 +240,40 @@ class MMLError(ModularMLError, RuntimeError):
 
 
 class MMLExistsError(MMLError, FileExistsError):
-    """There is a file already, and overwriting was not asked for."""
+    """The file exists already and overwriting was not requested."""
 
 
 class MMLNotFoundError(MMLError, FileNotFoundError):
-    """There is no such file."""
+    """The file does not exist."""
 
 
 class MMLKindError(MMLError, TypeError):
-    """A file holds something else than what was asked for."""
+    """The file holds another kind of artifact than requested."""
 
 
 def expect(name: str, value: Any, kind: type | tuple[type, ...], allowed: str) -> Any:
-    """Return an argument of the kind that is allowed; refuse any other with a ConfigError."""
+    """Return an argument of an allowed type; raise a ConfigError for any other."""
     if not isinstance(value, kind):
         raise ConfigError(f"{name} must be {allowed}, got a {type(value).__name__} ({value!r:.60})")
     return value
 
 
 def closest(name: object, known: Iterable[str], *, n: int = 3) -> str:
-    """Say which known names are closest to a wrong one.
+    """Return a hint with the known names closest to an unknown one.
 
     Parameters
     ----------
     name : object
-        What came.
+        The unknown name.
     known : iterable of str
-        Names that would have been accepted.
+        All accepted names.
     n : int
-        How many to offer at most.
+        Maximum number of names.
 
     Returns
     -------
     str
-        ``"did you mean 'a', 'b'?"``, or the list of all names where none is close.
+        ``"did you mean 'a', 'b'?"``, or a list of known names if none is close.
     """
     names = sorted(set(known))
     if not names:
