@@ -36,7 +36,7 @@ class ContextYaml(YamlMixin):
         return {node.label: node_id for node_id, node in nodes.items()}
 
     @classmethod
-    def _yaml_room(cls) -> AbstractContextManager[Any]:
+    def _yaml_context(cls) -> AbstractContextManager[Any]:
         ctx = ExperimentContext.get_active()
         return ctx.beside(see_sets=True) if cls.makes_nodes else nullcontext()
 

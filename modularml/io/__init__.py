@@ -1,4 +1,4 @@
-"""Artifacts: one file that can be sent, trusted and read without running anything."""
+"""Artifacts: files of data that are checked when read and run no code."""
 
 from modularml.io.comparison import diff
 from modularml.io.extraction import extract

@@ -1,4 +1,4 @@
-"""Members and a manifest in one file: written at once, and read with every check."""
+"""Archives: members and a manifest in one file, written atomically, read with checks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 IDS = "ids.json"
-"""Identifiers of this process: no part of what an object is, so not of its content id."""
+"""Ids of one process, which are not part of an object's content id."""
 
 _IN_MEMORY = 2**20
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -55,14 +55,14 @@ _KEYS = {
 
 @dataclass(frozen=True)
 class Archive:
-    """A file that passed the first six steps of reading: whole, ours, and nothing built.
+    """A file that passed the first six steps of reading: all checks before building.
 
     Parameters
     ----------
     path : Path
     manifest : dict
     payloads : dict of str to memoryview
-        By name; a view on the file, which stays open as long as the view.
+        By name; views of the file, which stays open as long as they exist.
     """
 
     path: Path
@@ -80,7 +80,7 @@ class Archive:
         Raises
         ------
         MMLError
-            If it is not there, or no JSON that we write.
+            If it is missing, or not JSON as we write it.
         """
         if name not in self.payloads:
             raise MMLError(limits.MISFIT, self.path, name, "is missing")
@@ -95,17 +95,17 @@ def write_archive(
     overwrite: bool = False,
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write members (bytes, or lists of such) and their manifest to a file, atomically.
+    """Write members (bytes, or lists of bytes) and a manifest to a file, atomically.
 
     Raises
     ------
     MMLError
-        If the file is taken, too large or cannot be written.
+        If the file exists, is too large or cannot be written.
     """
     views, size = _checked_views(path, members)
-    with ThreadPoolExecutor(2) as beside:  # hashing is most of the work
-        each = beside.map if size > _IN_MEMORY else map
-        hashes = zip(views, each(_sha256, views.values()), strict=True)
+    with ThreadPoolExecutor(2) as executor:  # hashing is most of the work
+        map_over = executor.map if size > _IN_MEMORY else map
+        hashes = zip(views, map_over(_sha256, views.values()), strict=True)
         parts = _parts(kind, views, hashes, dict(facts or {}))
         write_file(path, parts, overwrite=overwrite, verify=partial(open_archive, verify=False))
 
@@ -113,7 +113,7 @@ def write_archive(
 def archive_bytes(
     path: Path, kind: str, members: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> bytes:
-    """Return what `write_archive` would write; `path` is for messages.
+    """Return the bytes that `write_archive` writes; `path` is for messages.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def archive_bytes(
 def _checked_views(
     path: Path, members: Mapping[str, Any]
 ) -> tuple[dict[str, list[memoryview]], int]:
-    """Return views on the bytes of each member, and how many there are in all."""
+    """Return views of the bytes of each member, and their total size."""
     check_members(members, path)
     views = {name: _views(data) for name, data in members.items()}
     sizes = {name: sum(map(len, parts)) for name, parts in views.items()}
@@ -151,7 +151,7 @@ def _parts(
     hashes: Iterable[tuple[str, str]],
     facts: dict[str, Any],
 ) -> list[Any]:
-    """Return a file in parts; the manifest, and what holds its checksum, come when hashes do."""
+    """Return a file in parts; the manifest and its checksum wait for the hashes."""
     entries = [Entry(name, sum(map(len, p)), _crc(p)) for name, p in views.items()]
 
     def manifest(found: Mapping[str, str]) -> bytes:
@@ -188,8 +188,8 @@ def _sha256(parts: Iterable[memoryview]) -> str:
     return sha.hexdigest()
 
 
-_ARRAYS = "Keep large data in FeatureSets or arrays"
-_PARTS = "Save parts of it by themselves"
+_ARRAYS = "Store large data in FeatureSets or arrays"
+_PARTS = "Save its parts separately"
 
 
 def open_archive(path: Path, *, verify: bool = True) -> Archive:
@@ -199,13 +199,13 @@ def open_archive(path: Path, *, verify: bool = True) -> Archive:
     ----------
     path : Path
     verify : bool
-        Whether hashes of tensors and tables are computed; without, a large file opens at once
-        and damage within its numbers is not seen.
+        Whether to verify the hashes of tensors and tables; without, a large file opens at once, but
+        damage in its numbers is not detected.
 
     Raises
     ------
     MMLError
-        At the first thing that is not as we write it.
+        At the first deviation from the format.
     """
     return read_archive(contents_of(path), path, verify=verify)
 
@@ -217,19 +217,19 @@ def read_archive(data: memoryview, path: Path, *, verify: bool) -> Archive:
     places = zip(entries, layout.starts, strict=True)
     payloads = {entry.name: data[start : start + entry.size] for entry, start in places}
     if next(iter(payloads), None) != MANIFEST:
-        raise MMLError(limits.FOREIGN, path, "", "its first member is no manifest.json")
+        raise MMLError(limits.FOREIGN, path, "", "its first member is not manifest.json")
     manifest = _read_manifest(bytes(payloads.pop(MANIFEST)), entries[0].crc, path)
     _check_payloads(manifest, payloads, {e.name: e.crc for e in entries}, path, verify)
     return Archive(path, manifest, payloads)
 
 
 def contents_of(path: Path, most: int = limits.MAX_FILE) -> memoryview:
-    """Return the bytes of a regular file, mapped where they are many.
+    """Return the bytes of a regular file, memory-mapped if large.
 
     Raises
     ------
     MMLError
-        If there is none, or it has more than `most` bytes.
+        If it does not exist, or has more than `most` bytes.
     """
     try:
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -272,8 +272,10 @@ def _manifest(
 def _content_id(manifest: Mapping[str, Any]) -> str:
     members = manifest["members"]
     hashes = {n: m["sha256"] for n, m in members.items() if n not in (MANIFEST, IDS)}
-    told = {key: manifest[key] for key in ("kind", "schema", "classes", "backends", "requires")}
-    return hashlib.sha256(dump_json({**told, "members": hashes}, sort=True)).hexdigest()
+    described_by = {
+        key: manifest[key] for key in ("kind", "schema", "classes", "backends", "requires")
+    }
+    return hashlib.sha256(dump_json({**described_by, "members": hashes}, sort=True)).hexdigest()
 
 
 def _read_manifest(data: bytes, crc: int, path: Path) -> dict[str, Any]:
@@ -285,14 +287,14 @@ def _read_manifest(data: bytes, crc: int, path: Path) -> dict[str, Any]:
     _check_schema(manifest, path)
     for key, value in manifest.items():
         if not key.startswith("x-") and not isinstance(value, _KEYS.get(key, ())):
-            raise MMLError(limits.FOREIGN, path, MANIFEST, f"{key!r} is not known, or misfit")
+            raise MMLError(limits.FOREIGN, path, MANIFEST, f"{key!r} is unknown or invalid")
     if missing := _KEYS.keys() - manifest.keys():
         raise MMLError(limits.DAMAGED, path, MANIFEST, f"lacks {', '.join(sorted(missing))}")
     if manifest["kind"] not in limits.KINDS:
         problem = f"kind {manifest['kind']!r:.40} is not known"
         raise MMLError(limits.FOREIGN, path, MANIFEST, problem)
-    if not all(map(_well_told, manifest["members"].values())):
-        raise MMLError(limits.DAMAGED, path, MANIFEST, "what it says of its members is unclear")
+    if not all(map(_are_valid_entries, manifest["members"].values())):
+        raise MMLError(limits.DAMAGED, path, MANIFEST, "its entries of members are invalid")
     if manifest["content_id"] != _content_id(manifest) or dump_json(manifest, sort=True) != data:
         raise MMLError(limits.DAMAGED, path, MANIFEST, "differs from its content_id", _COPY)
     return manifest
@@ -301,16 +303,16 @@ def _read_manifest(data: bytes, crc: int, path: Path) -> dict[str, Any]:
 def _check_schema(manifest: Mapping[str, Any], path: Path) -> None:
     schema = manifest.get("schema")
     if type(schema) is not int or schema < 1:
-        raise MMLError(limits.DAMAGED, path, MANIFEST, f"schema {schema!r:.40} is no version")
+        raise MMLError(limits.DAMAGED, path, MANIFEST, f"schema {schema!r:.40} is not a version")
     if schema > limits.SCHEMA:
         problem = (
             f"it has schema {schema}, written by modularml {manifest.get('library')!s:.20}; this "
-            f"one reads up to {limits.SCHEMA}"
+            f"version reads up to {limits.SCHEMA}"
         )
         raise MMLError(limits.NEWER, path, "", problem, "Run: pip install --upgrade modularml")
 
 
-def _well_told(facts: Any) -> bool:
+def _are_valid_entries(facts: Any) -> bool:
     return (
         isinstance(facts, dict)
         and facts.keys() == {"crc32", "sha256", "size"}
@@ -328,20 +330,22 @@ def _check_payloads(
     path: Path,
     verify: bool,
 ) -> None:
-    told = manifest["members"]
-    if odd := told.keys() ^ payloads.keys():
-        name = min(odd)
-        problem = "is missing" if name in told else "is not in the manifest"
+    entries = manifest["members"]
+    if unmatched := entries.keys() ^ payloads.keys():
+        name = min(unmatched)
+        problem = "is missing" if name in entries else "is not in the manifest"
         raise MMLError(limits.DAMAGED, path, name[:120], problem, _COPY)
     for name, data in payloads.items():
-        facts = told[name]
+        facts = entries[name]
         if len(data) != facts["size"] or crcs[name] != facts["crc32"]:
             raise MMLError(limits.DAMAGED, path, name, "its size or checksum differs", _COPY)
     hashed = [n for n in payloads if verify or n.endswith(".json")]
-    with ThreadPoolExecutor(2) as beside:
-        each = beside.map if sum(len(payloads[n]) for n in hashed) > _IN_MEMORY else map
-        for name, sha in zip(hashed, each(_sha256, [[payloads[n]] for n in hashed]), strict=True):
-            if sha != told[name]["sha256"]:
+    with ThreadPoolExecutor(2) as executor:
+        map_over = executor.map if sum(len(payloads[n]) for n in hashed) > _IN_MEMORY else map
+        for name, sha in zip(
+            hashed, map_over(_sha256, [[payloads[n]] for n in hashed]), strict=True
+        ):
+            if sha != entries[name]["sha256"]:
                 problem = "sha256 differs from the manifest"
                 raise MMLError(limits.DAMAGED, path, name, problem, _COPY)
 

@@ -1,4 +1,4 @@
-"""One object in one file: its config, its state, and what it takes to make it again."""
+"""Artifacts of one object: its config, its state, and the classes it needs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 CONFIG, STATE = "config.json", "state.json"
 
 RUN = ("execution_plan", "callbacks", "checkpointing", "plan", "history")
-"""Parts of an experiment, in its config or its state, that only running phases needs."""
+"""Parts of the config and state of an experiment that are only needed to run phases."""
 
 
 def write_artifact(
@@ -47,10 +47,10 @@ def write_artifact(
 ) -> Path:
     """Write an object to a file and return its path; see `Saveable.save`.
 
-    `config` and `state` return what the object, of the class `name`, is made from, as plain data,
-    and what it has become. `ids` and `others` are the labels by id of nodes that these may refer
-    to: those in the file, and those that are not. `facts` are ``backends`` and ``classes``, for the
-    manifest: the latter entries of an older file's, of what is not in this process.
+    `config` and `state` return the config of the object, of the class `name`, as plain data, and
+    its state. `ids` and `others` are labels by id of nodes that these may refer to: those in the
+    file, and others. `facts` are ``backends`` and ``classes``, for the manifest: the latter are
+    entries of an older file for classes that are not in this process.
 
     Raises
     ------
@@ -59,17 +59,17 @@ def write_artifact(
     """
     path = file_path(filepath, kind)
     check_free(path, overwrite)
-    packer, known = Packer(), {**(others or {}), **(ids or {})}
+    packer, labels = Packer(), {**(others or {}), **(ids or {})}
     try:
-        packed = with_labels(packer.pack(state()), known)
-        tree = {"type": name, "version": 1, "params": with_labels(config(), known)}
+        packed = with_labels(packer.pack(state()), labels)
+        tree = {"type": name, "version": 1, "params": with_labels(config(), labels)}
     except ConfigError as error:
         raise MMLError(limits.NO_PLAIN_DATA, path, "", str(error)) from error
     except MMLError as error:
         raise MMLError(error.code, path, error.member, error.problem, error.hint) from error
     members = {CONFIG: dump_json(tree), STATE: dump_json(packed)}
     for member, data in members.items():
-        load_json(data, path, member)  # what is written can be read
+        load_json(data, path, member)  # checks that it can be read
     if ids:
         members[IDS] = dump_json({label: node_id for node_id, label in ids.items()})
     absent = {e["name"]: e for e in (facts or {}).get("classes", ())}
@@ -82,22 +82,23 @@ def write_artifact(
     classes = sorted([*classes, *absent.values()], key=itemgetter("name"))
     backends = dict((facts or {}).get("backends", {}))
     requires = sorted({b for b in backends.values() if b != "none"})
-    told = {**(facts or {}), "classes": classes, "requires": requires}
-    write_archive(path, kind, {**members, **packer.members()}, overwrite=overwrite, facts=told)
+    manifest_facts = {**(facts or {}), "classes": classes, "requires": requires}
+    write_archive(
+        path, kind, {**members, **packer.members()}, overwrite=overwrite, facts=manifest_facts
+    )
     return path
 
 
 class Contents:
-    """A file that passed all checks that need no object: a plan, which is pure data.
+    """The contents of a file that passed all checks, as plain data.
 
     Parameters
     ----------
     archive : Archive
     names : mapping of str to object
-        What the names in it mean.
+        Classes and functions by name.
     missing : mapping of str to str, optional
-        Names that mean nothing here, and what to do about it; none but those which only running
-        phases needs.
+        Unknown names, and how to resolve them; only names that are needed to run phases.
     """
 
     def __init__(
@@ -119,58 +120,58 @@ class Contents:
 
     @property
     def absent(self) -> list[dict[str, Any]]:
-        """Entries of the manifest for classes and functions that mean nothing here."""
+        """Entries of the manifest for unknown classes and functions."""
         short = {*self.missing, *map(bare_name, self.missing)}
         entries = [e for e in self.archive.manifest["classes"] if isinstance(e, dict)]
-        told = [
+        custom = [
             {"name": str(e.get("name")), "role": e.get("role"), "sha256": e.get("sha256")}
             for e in entries
         ]
-        return [e for e in told if short & {e["name"], bare_name(str(e["name"]))}]
+        return [e for e in custom if short & {e["name"], bare_name(str(e["name"]))}]
 
     @property
     def segment(self) -> Segment | None:
-        """Where the history lies that a checkpoint goes on from; None where it is in it."""
+        """Segment of the log with a checkpoint's history; None if the file has it."""
         return Segment.from_json(self.config.get("log"), self.path)
 
     def read_log(self) -> None:
-        """Read the log that a checkpoint stands on, with every check; nothing is built.
+        """Read and check the log that a checkpoint refers to; nothing is built.
 
         Raises
         ------
         MMLError
-            If it is not there, or anything in it is not as we write it.
+            If it is missing, or deviates from the format.
         """
         if self._segments is not None:
             return
-        found, names = [], dict(self.names)
+        segments, names = [], dict(self.names)
         for archive in read_log(self.segment, self.path):
             tree = archive.json(STATE)
-            known = [e for e in archive.manifest["classes"] if isinstance(e, dict)]
-            names |= Resolver(archive.path, known).resolve(names_in(tree))
-            found.append((tree, Unpacker(archive.payloads, archive.path)))
-        self._segments, self.names = found, names
+            entries = [e for e in archive.manifest["classes"] if isinstance(e, dict)]
+            names |= Resolver(archive.path, entries).resolve(names_in(tree))
+            segments.append((tree, Unpacker(archive.payloads, archive.path)))
+        self._segments, self.names = segments, names
 
     def log(self) -> list[Any]:
-        """Return what the segments of the log hold, oldest first; call it within `building`."""
+        """Return the contents of the log's segments, oldest first; call within `building`."""
         return [unpacker.unpack(tree) for tree, unpacker in self._segments or ()]
 
     def use_ids(self, ids: Mapping[str, str]) -> None:
-        """Let references to labels carry these ids, from now on."""
+        """Assign ids to references by label."""
         self.config, self._state = with_ids(self.config, ids), with_ids(self._state, ids)
 
     def part(self, name: str) -> Mapping[str, Any]:
-        """Return a part of the state as the tree that it was packed to; empty if there is none."""
-        found = self._state.get(name) if isinstance(self._state, dict) else None
-        return found if isinstance(found, dict) else {}
+        """Return a part of the state as a packed tree; empty if there is none."""
+        tree = self._state.get(name) if isinstance(self._state, dict) else None
+        return tree if isinstance(tree, dict) else {}
 
     def state(self) -> Any:
-        """Return the state; call it within `building`."""
+        """Return the state; call within `building`."""
         return self._unpacker.unpack(_without(self._state, self.missing))
 
     @contextmanager
     def building(self) -> Iterator[None]:
-        """Let names mean what was resolved, and turn every error into one about this file."""
+        """Use the resolved names, and convert errors to errors of this file."""
         try:
             with names_mean(self.names), unchanged_randomness(wait=False):
                 yield
@@ -186,7 +187,7 @@ def _rest(tree: Any) -> Any:
 
 
 def _without(tree: Any, missing: Mapping[str, str]) -> Any:
-    """Return a tree with None for what is of a class that is not here."""
+    """Return a tree with None for objects of unknown classes."""
     if not missing:
         return tree
     if isinstance(tree, list):
@@ -211,12 +212,12 @@ def read_artifact(
     allow_import: Iterable[str] = (),
     verify: bool = True,
 ) -> Contents:
-    """Read a file up to step 8: everything is checked, decoded and resolved, nothing is built.
+    """Read a file up to step 8: check, decode and resolve names, without building.
 
     Raises
     ------
     MMLError
-        If anything is not as we write it, or a name in it means nothing here.
+        If it deviates from the format, or a name in it is unknown.
     MMLKindError
         If it holds another kind of object.
     """
@@ -231,17 +232,17 @@ def read_artifact(
         raise MMLError(limits.MISFIT, path, CONFIG, "is not type, version and params")
     if tree["version"] != 1:
         raise MMLError(limits.NEWER, path, CONFIG, f"version {tree['version']!r:.20} is not known")
-    known = [e for e in archive.manifest["classes"] if isinstance(e, dict)]
-    resolver = Resolver(path, known, custom_objects, allow_import, packaged.find)
+    entries = [e for e in archive.manifest["classes"] if isinstance(e, dict)]
+    resolver = Resolver(path, entries, custom_objects, allow_import, packaged.find)
     running = (
         [tree["params"].get(k) for k in RUN] + [state.get(k) for k in RUN] if kind == "exp" else []
     )
     needed = [tree, state] if kind != "exp" else [_rest(tree["params"]), _rest(state)]
     missing: dict[str, str] = {}
-    inner = resolver.resolve(names_in(needed), nodes=kind in ("mg", "exp"))
-    inner |= resolver.resolve(names_in(running), missing=missing)
-    names = {**inner, **resolver.resolve([("type", tree["type"])])}
+    resolved = resolver.resolve(names_in(needed), nodes=kind in ("mg", "exp"))
+    resolved |= resolver.resolve(names_in(running), missing=missing)
+    names = {**resolved, **resolver.resolve([("type", tree["type"])])}
     if kind != "ckpt" and getattr(names[tree["type"]], "artifact_kind", "") != kind:
-        problem = f"{tree['type']!r:.80} is no {limits.KINDS[kind]}"
+        problem = f"{tree['type']!r:.80} is not a {limits.KINDS[kind]}"
         raise MMLError(limits.MISFIT, path, CONFIG, problem)
     return Contents(archive, tree, state, names, missing)

@@ -1,4 +1,4 @@
-"""Writing a file so that there is always a good one: the old, or the new."""
+"""Atomic writing of files: the old file stays until the new one is complete."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ _MARK = ".mml-part"
 
 @dataclass(frozen=True)
 class Late:
-    """A part of a file whose size is known before its bytes are; it is written last."""
+    """A part of a file whose size is known before its bytes; written last."""
 
     size: int
     make: Callable[[], bytes]
 
 
 def check_free(path: Path, overwrite: bool) -> None:
-    """Refuse a path that is taken, before any work is done.
+    """Refuse a path that exists, before any work is done.
 
     Raises
     ------
     MMLExistsError
-        If there is a file and `overwrite` is false.
+        If the file exists and `overwrite` is false.
     MMLError
-        If its folder is not there, or it is no file but a folder or a device.
+        If its folder does not exist, or the path is a folder or device.
     """
     try:
         if path.is_dir():
             raise MMLError(limits.NOT_WRITTEN, path, "", "is a folder", "Add a file name")
-        if path.exists() and not path.is_file():  # a device, say, that a link leads to
+        if path.exists() and not path.is_file():  # such as a device behind a link
             raise MMLError(limits.NOT_WRITTEN, path, "", "is no regular file", "Choose another")
         if not path.parent.is_dir():
             problem = f"its folder {str(path.parent)!r} does not exist"
             raise MMLError(limits.NOT_WRITTEN, path, "", problem, "Make the folder first")
         if not overwrite and os.path.lexists(path):
-            raise _taken(path)
+            raise _exists_error(path)
     except MMLExistsError:
         raise
     except OSError as error:
@@ -64,25 +64,25 @@ def check_free(path: Path, overwrite: bool) -> None:
 def write_file(
     path: Path, parts: Iterable[Any], *, overwrite: bool, verify: Callable[[Path], Any]
 ) -> None:
-    """Write a file whole, of bytes and `Late` parts, or leave everything as it was.
+    """Write a file of bytes and `Late` parts atomically.
 
-    `verify` reads the finished file, before it gets its name, and raises if it is not good. That
-    it holds the bytes of `parts` has been seen by then.
+    `verify` reads the finished file before it is renamed, and raises if it is not valid. Its bytes
+    were already compared with `parts`.
 
     Raises
     ------
     MMLExistsError
-        If there is a file and `overwrite` is false.
+        If the file exists and `overwrite` is false.
     MMLError
-        If it cannot be written. The file that was there is unchanged, and nothing is left behind.
+        If it cannot be written. An existing file is unchanged, and no temporary file is left.
     """
     check_free(path, overwrite)
-    if path.is_symlink():  # the link stays, and leads to what is written
+    if path.is_symlink():  # keep the link, and write to its target
         path = path.resolve()
         check_free(path, overwrite)
     temporary = path.with_name(f".{path.name[:150]}.{secrets.token_hex(8)}{_MARK}")
     try:
-        with _turn(path.parent):
+        with _exclusive(path.parent):
             try:
                 _fill(temporary, parts)
                 verify(temporary)
@@ -90,25 +90,25 @@ def write_file(
             finally:
                 temporary.unlink(missing_ok=True)
     except FileExistsError as error:
-        raise _taken(path) from error
+        raise _exists_error(path) from error
     except (OSError, MMLError) as error:
         if isinstance(error, MMLError) and error.path == str(path):
             raise
         problem = f"could not be written: {error}"
-        hint = "The file that was there, if any, is unchanged"
+        hint = "An existing file is unchanged"
         raise MMLError(limits.NOT_WRITTEN, path, "", problem, hint) from error
 
 
 def append_file(path: Path, data: bytes) -> int:
-    """Write bytes behind those of a file, or leave it as it was; return where they begin.
+    """Append bytes to a file atomically; return their offset.
 
     Raises
     ------
     MMLError
-        If they cannot be written.
+        If they cannot be written. The file is unchanged then.
     """
     try:
-        with _turn(path.parent):
+        with _exclusive(path.parent):
             is_new = not path.exists()
             fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
             with os.fdopen(fd, "r+b") as file:
@@ -130,7 +130,7 @@ def append_file(path: Path, data: bytes) -> int:
 
 
 def _fill(temporary: Path, parts: Iterable[Any]) -> None:
-    """Write all parts, and read them back; meanwhile the disk takes what is there."""
+    """Write all parts and read them back, while the kernel flushes them to disk."""
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     with os.fdopen(fd, "wb") as file:
         written: list[tuple[int, Any]] = []
@@ -144,17 +144,17 @@ def _fill(temporary: Path, parts: Iterable[Any]) -> None:
             written.append((at, part))
             file.write(part)
             size = file.tell() - at
-            if size >= _LARGE and hasattr(os, "posix_fadvise"):  # the kernel begins to write it
+            if size >= _LARGE and hasattr(os, "posix_fadvise"):  # starts flushing it
                 os.posix_fadvise(fd, at, size, os.POSIX_FADV_DONTNEED)
         file.flush()
         _compare(temporary, written)
-        made = [(at, part.make()) for at, part in late]
-        for at, data in made:
+        late_parts = [(at, part.make()) for at, part in late]
+        for at, data in late_parts:
             file.seek(at)
             file.write(data)
         file.flush()
         os.fsync(fd)
-        _compare(temporary, made)
+        _compare(temporary, late_parts)
 
 
 _LARGE = 2**20
@@ -162,18 +162,18 @@ _LARGE = 2**20
 
 def _compare(temporary: Path, written: list[tuple[int, Any]]) -> None:
     with pa.memory_map(str(temporary)) as file:
-        found = file.read_buffer()
+        on_disk = file.read_buffer()
     for at, part in written:
-        wanted = pa.py_buffer(part)
-        if not found.slice(at, wanted.size).equals(wanted):
-            raise OSError("what was written reads back otherwise")
+        expected = pa.py_buffer(part)
+        if not on_disk.slice(at, expected.size).equals(expected):
+            raise OSError("the bytes read back differ from those written")
 
 
 def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
-    """Give the file its name; if that cannot be made to last, the old file gets it back."""
+    """Rename the file; if the rename cannot be synced, restore the old file."""
     old = path.with_name(f".{path.name[:150]}.{secrets.token_hex(8)}.old{_MARK}")
-    was_there = os.path.lexists(path)
-    kept = overwrite and _link(path, old)
+    existed = os.path.lexists(path)
+    linked = overwrite and _link(path, old)
     try:
         if overwrite:
             temporary.replace(path)
@@ -182,9 +182,9 @@ def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
         try:
             _sync_folder(path.parent)
         except BaseException:
-            if kept:
+            if linked:
                 old.replace(path)
-            elif not (overwrite and was_there):
+            elif not (overwrite and existed):
                 path.unlink(missing_ok=True)
             raise
     finally:
@@ -192,7 +192,7 @@ def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
 
 
 def _drop(path: Path) -> None:
-    """Remove a file; giving its room back takes long where it is large, and is done beside."""
+    """Remove a file; freeing a large one takes long, so a thread does it."""
     fd = None
     with contextlib.suppress(OSError):
         if fcntl is not None and path.stat().st_size >= _LARGE:
@@ -202,12 +202,12 @@ def _drop(path: Path) -> None:
         return
     try:
         threading.Thread(target=os.close, args=(fd,)).start()
-    except RuntimeError:  # Python is about to end
+    except RuntimeError:  # Python is exiting
         os.close(fd)
 
 
 def _link(source: Path, target: Path) -> bool:
-    """Give a file a second name, by a hard link where there are such; False if it is taken."""
+    """Hard-link a file, or copy it without hard links; False if the target exists."""
     try:
         os.link(source, target)
     except FileNotFoundError:
@@ -220,8 +220,8 @@ def _link(source: Path, target: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _turn(folder: Path) -> Iterator[None]:
-    """Let one writer into a folder at a time, and sweep what killed ones left there."""
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Lock a folder for one writer, and remove files left by killed writers."""
     fd = _lock(folder)
     try:
         if fd is not None:
@@ -239,7 +239,7 @@ def _lock(folder: Path) -> int | None:
     fd = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-    except OSError:  # a file system without locks: nobody waits, nobody sweeps
+    except OSError:  # a file system without locks: no waiting, no clean-up
         os.close(fd)
         return None
     except BaseException:
@@ -258,7 +258,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _taken(path: Path) -> MMLExistsError:
+def _exists_error(path: Path) -> MMLExistsError:
     return MMLExistsError(
-        limits.EXISTS, path, "", "there is a file already", "Pass overwrite=True, or another name"
+        limits.EXISTS, path, "", "the file already exists", "Pass overwrite=True, or another name"
     )

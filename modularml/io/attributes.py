@@ -1,4 +1,4 @@
-"""What each estimator may have learned: attributes by class, and what kind of value each holds."""
+"""Allowed attributes of fitted estimators: by class, with kinds of values."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ __all__ = ["check_attributes", "described", "listed_base"]
 _MOST_AXES = 3
 _LABELS = ["O1<U0>", "U1", "b1", "f1", "i1"]
 _VALUES = {"classes_": _LABELS, "categories_": [f"[{'|'.join(_LABELS)}]"]}
-"""Attributes that hold values of the user's columns, which may be of any kind."""
+"""Attributes with values of the user's columns, which may be of any kind."""
 
 
 @cache
 def _list() -> dict[str, dict[str, list[str]]]:
-    """Return the list: by class and attribute, the kinds of value that fits were seen to give."""
-    found: dict[str, dict[str, list[str]]] = json.loads(
+    """Return the allowed kinds of value, by class and attribute."""
+    kinds: dict[str, dict[str, list[str]]] = json.loads(
         Path(__file__).with_name("attributes.json").read_text(encoding="utf-8")
     )
-    return found
+    return kinds
 
 
 def listed_base(cls: type) -> str | None:
-    """Return the name of the class of the list that a class is or derives from."""
+    """Return the name of the listed class that a class is or derives from."""
     for base in cls.__mro__:
         if base.__module__.startswith("sklearn.") and base.__name__ in _list():
             return base.__name__
@@ -41,44 +41,46 @@ def listed_base(cls: type) -> str | None:
 
 
 def check_attributes(owner: Any, given: Iterable[str] = ()) -> None:
-    """Refuse attributes that are not listed for the class, or hold another kind of value.
+    """Refuse attributes that are not listed for the class, or of another kind.
 
     Parameters
     ----------
     owner : object
-        An estimator, or one of scikit-learn's parts of it.
+        An estimator, or a part of one from scikit-learn.
     given : iterable of str
-        Arguments of the constructor, which scikit-learn checks itself.
+        Constructor arguments, which scikit-learn checks itself.
 
     Raises
     ------
     ConfigError
-        With class, attribute, what may stand there and what stood there. A class of scikit-learn
-        that is not listed at all is refused too; one of the user's may have attributes of its own
-        beside those of the class it derives from.
+        The message names class, attribute, allowed kinds and the kind found. A class of
+        scikit-learn that is not listed is refused too; a user's class may have further attributes
+        in addition to those of its base class.
     """
     cls = type(owner)
     name, own = listed_base(cls), cls.__module__.startswith("sklearn.")
     if own and (name is None or name != cls.__name__):
-        raise ConfigError(f"a fitted {cls.__name__} of scikit-learn is not known to this version")
+        raise ConfigError(
+            f"a fitted {cls.__name__} of scikit-learn is not supported by this version"
+        )
     listed = _list().get(name or "", {})
     for attribute, value in vars(owner).items():
         if attribute in given or attribute in MADE_AGAIN:
             continue
         if attribute not in listed:
             if own:
-                raise ConfigError(f"{cls.__name__} learns no {attribute!r:.60}")
+                raise ConfigError(f"{cls.__name__} has no fitted attribute {attribute!r:.60}")
             continue
         kind = described(value)
         allowed = [*listed[attribute], *_VALUES.get(attribute, ())]
         if not _fits(kind, allowed):
             raise ConfigError(
-                f"{cls.__name__}.{attribute} is of kind {kind:.60}, and may be one of {allowed}"
+                f"{cls.__name__}.{attribute} is of kind {kind:.60}, but must be one of {allowed}"
             )
 
 
 def _fits(kind: str, allowed: list[str]) -> bool:
-    """Tell whether a kind was seen, or one of the same dtype whose rank follows from the rows."""
+    """Return whether a kind is allowed, or one of the same dtype and variable rank."""
     if kind in allowed or kind == "none" or _is_like(kind, allowed):
         return True
     shell, inner = _parted(kind)
@@ -89,11 +91,11 @@ def _fits(kind: str, allowed: list[str]) -> bool:
 
 
 def _is_like(kind: str, allowed: Iterable[str]) -> bool:
-    """Tell whether numbers or text of this dtype were seen, whole numbers for any."""
+    """Return whether numbers or text of this dtype are allowed."""
     letter, rank = kind[0], kind[1:]
     if not rank.isdigit() or int(rank) > _MOST_AXES or letter not in "bifcU":
         return False
-    if letter == "U":  # a text is no array of texts
+    if letter == "U":  # a text is not an array of texts
         return rank != "0" and any(k[0] == "U" and k[1:].strip("0").isdigit() for k in allowed)
     letters = {k[0] for k in allowed if k[1:].isdigit()}
     return (
@@ -104,7 +106,7 @@ def _is_like(kind: str, allowed: Iterable[str]) -> bool:
 
 
 def _parted(kind: str) -> tuple[str, set[str]]:
-    """Return a container's kind without, and the set of, the kinds within it."""
+    """Return the kind of a container without its items, and the kinds of these."""
     for start, end in ("[]", "()", "<>"):
         if start in kind and kind.endswith(end):
             shell, inner = kind[:-1].split(start, 1)
@@ -113,7 +115,7 @@ def _parted(kind: str) -> tuple[str, set[str]]:
 
 
 def described(value: Any) -> str:
-    """Return the kind of a value: type, dtype and rank of arrays; widths of numbers are alike.
+    """Return the kind of a value: type, dtype and rank of arrays, ignoring widths.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The tree that Birch grows, as flat arrays; its links point both ways, so it is no plain data."""
+"""The tree of a Birch as flat arrays, as its cyclic links are not plain data."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["first_leaf", "flattened", "grown"]
 
 _OF_NODES = ("threshold", "branching_factor", "is_leaf")
 _OF_PARTS = ("n_samples_", "linear_sum_", "squared_sum_", "centroid_", "sq_norm_")
-_MOST_ROOM = 2**28  # numbers in a node
+_MAX_NODE_VALUES = 2**28  # values in a node
 
 
 def first_leaf(root: Any) -> Any:
-    """Return the empty leaf that stands before the others."""
+    """Return the empty leaf before all others."""
     while not root.is_leaf:
         root = root.subclusters_[0].child_
     while root.prev_leaf_ is not None:
@@ -52,20 +52,20 @@ def grown(flat: Mapping[str, Any]) -> Any:
     Raises
     ------
     ConfigError
-        If the arrays do not fit each other, or nodes are no tree.
+        If the arrays do not fit each other, or the nodes are not a tree.
     """
     owners, width = _checked(flat), flat["centroid_"].shape[1]
     birch = require("sklearn.cluster._birch")
     kind = {"n_features": width, "dtype": np.dtype(flat["dtype"])}
     facts = zip(*(flat[name].tolist() for name in _OF_NODES), strict=True)
-    told = [dict(zip(_OF_NODES, found, strict=True)) for found in facts]
-    nodes = [birch._CFNode(**own, **kind) for own in told]
+    node_arguments = [dict(zip(_OF_NODES, values, strict=True)) for values in facts]
+    nodes = [birch._CFNode(**arguments, **kind) for arguments in node_arguments]
     for at, (owner, child) in enumerate(zip(owners, flat["children"], strict=True)):
         part = birch._CFSubcluster()
         vars(part).update({name: flat[name][at] for name in _OF_PARTS})
         part.n_samples_, part.child_ = int(part.n_samples_), nodes[child] if child >= 0 else None
         nodes[owner].append_subcluster(part)
-    before = birch._CFNode(**{**told[0], "is_leaf": True}, **kind)
+    before = birch._CFNode(**{**node_arguments[0], "is_leaf": True}, **kind)
     for leaf in (nodes[at] for at in flat["chain"]):
         before.next_leaf_, leaf.prev_leaf_ = leaf, before
         before = leaf
@@ -86,7 +86,7 @@ def _checked(flat: Mapping[str, Any]) -> Any:
         and leaf.dtype == bool
         and np.dtype(flat["dtype"]).kind == "f"
         and bool((sizes > 0).all() and (sizes <= flat["branching_factor"] + 1).all())
-        and (int(flat["branching_factor"].max()) + 1) * width <= _MOST_ROOM
+        and (int(flat["branching_factor"].max()) + 1) * width <= _MAX_NODE_VALUES
         and np.array_equal(np.sort(children[below]), np.arange(1, n))
         and bool((children[below] > owners[below]).all() and (below != leaf[owners]).all())
         and np.array_equal(np.sort(flat["chain"]), np.flatnonzero(leaf))

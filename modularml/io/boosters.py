@@ -1,6 +1,6 @@
-"""Boosted trees of xgboost and lightgbm, in these libraries' own text formats, checked.
+"""Boosters of xgboost and lightgbm in the libraries' text formats, with checks.
 
-Both libraries read their formats in C++, and trust the numbers of nodes and columns in them.
+Both libraries read their formats in C++ without checking the numbers of nodes and columns.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ def booster_text(value: Any) -> dict[str, Any] | None:
     """
     kind = f"{type(value).__module__}:{type(value).__qualname__}"
     if kind == XGBOOST:
-        told = {"$booster": "xgboost", "text": _bytes(bytes(value.save_raw("json")))}
-        _check_xgboost(_text(told))
-        return told
+        tree = {"$booster": "xgboost", "text": _bytes(bytes(value.save_raw("json")))}
+        _check_xgboost(_text(tree))
+        return tree
     if kind == LIGHTGBM:
         text = value.model_to_string(num_iteration=-1)
-        told = {"$booster": "lightgbm", "text": _bytes(text.encode()), "best": value.best_iteration}
-        _check_lightgbm(_text(told))
-        return told
+        tree = {"$booster": "lightgbm", "text": _bytes(text.encode()), "best": value.best_iteration}
+        _check_lightgbm(_text(tree))
+        return tree
     return None
 
 
-def booster_from(told: Mapping[str, Any]) -> Any:
+def booster_from(tree: Mapping[str, Any]) -> Any:
     """Return the booster that `booster_text` wrote.
 
     Raises
@@ -53,30 +53,30 @@ def booster_from(told: Mapping[str, Any]) -> Any:
     MissingDependencyError
         If the library is not installed.
     """
-    text = _text(told)
-    if told["$booster"] == "xgboost":
+    text = _text(tree)
+    if tree["$booster"] == "xgboost":
         _check_xgboost(text)
         return require("xgboost", purpose=_PURPOSE).Booster(model_file=bytearray(text.encode()))
-    if told["$booster"] != "lightgbm":
-        raise ConfigError(f"{told['$booster']!r:.40} is no library of boosted trees")
-    made = require("lightgbm", purpose=_PURPOSE).Booster(model_str=_check_lightgbm(text))
-    made.best_iteration = int(told["best"])
-    return made
+    if tree["$booster"] != "lightgbm":
+        raise ConfigError(f"{tree['$booster']!r:.40} is not a library of boosted trees")
+    booster = require("lightgbm", purpose=_PURPOSE).Booster(model_str=_check_lightgbm(text))
+    booster.best_iteration = int(tree["best"])
+    return booster
 
 
 def _bytes(data: bytes) -> Array:
     return np.frombuffer(data, np.uint8).copy()
 
 
-def _text(told: Mapping[str, Any]) -> str:
+def _text(tree: Mapping[str, Any]) -> str:
     try:
-        return np.asarray(told["text"], np.uint8).tobytes().decode()
+        return np.asarray(tree["text"], np.uint8).tobytes().decode()
     except (KeyError, UnicodeDecodeError, ValueError) as error:
-        raise ConfigError("the text of boosted trees is no text") from error
+        raise ConfigError("the text of boosted trees is not valid text") from error
 
 
 def _guarded(check: Callable[[str], str]) -> Callable[[str], str]:
-    """Turn what a check trips over in a strange text into one error."""
+    """Convert errors of a check on invalid text to a ConfigError."""
 
     def run(text: str) -> str:
         try:
@@ -93,7 +93,7 @@ def _expect(holds: Any, what: str) -> None:
 
 
 def _check_nodes(left: Sequence[int], right: Sequence[int], n: int) -> None:
-    """Refuse inner nodes, by number of their children, that are no tree; leaves are negative."""
+    """Refuse inner nodes, by index of their children, that are not a tree."""
     seen, level = set[int](), [0] if n else []
     while level:
         node = level.pop()
@@ -168,7 +168,7 @@ def _check_xgboost_tree(tree: Mapping[str, Any], columns: int) -> None:
 
 @_guarded
 def _check_lightgbm(text: str) -> str:
-    """Return the text without the places of its trees, which would be trusted."""
+    """Return the text without the offsets of its trees, which would be trusted."""
     head, *blocks = text.split("\nTree=")
     _expect(head.startswith("tree\n") and "end of trees" in text, "head")
     facts = _pairs(head)
@@ -185,9 +185,9 @@ def _check_lightgbm(text: str) -> str:
 
 
 def _pairs(block: str) -> dict[str, str]:
-    found = dict(line.split("=", 1) for line in block.split("\n") if "=" in line)
-    _expect(len(found) == sum("=" in line for line in block.split("\n")), "a name given twice")
-    return found
+    pairs = dict(line.split("=", 1) for line in block.split("\n") if "=" in line)
+    _expect(len(pairs) == sum("=" in line for line in block.split("\n")), "a duplicate name")
+    return pairs
 
 
 def _check_lightgbm_tree(tree: Mapping[str, str], columns: int) -> None:

@@ -1,4 +1,4 @@
-"""What differs between two files: config, data, weights, results."""
+"""Differences between two files."""
 
 from __future__ import annotations
 
@@ -21,32 +21,38 @@ __all__ = ["diff"]
 
 
 def diff(a: str | Path, b: str | Path) -> dict[str, list[str]]:
-    """Tell what differs between two files of one kind; nothing is made of them.
+    """List the differences between two files of one kind, without building objects.
 
     Returns
     -------
     dict of str to list of str
         ``config``, ``data`` (rows, splits, scalers), ``weights`` (with optimizers), ``results``
-        and ``other``: a line for each difference. All are empty for files of equal content.
+        and ``other``: one line per difference. All are empty for files of equal content.
 
     Raises
     ------
     MMLKindError
-        If they hold objects of unlike kinds.
+        If they hold objects of different kinds.
     MMLError
-        If one is damaged, newer or no artifact.
+        If one is damaged, newer or not an artifact.
     """
-    one, two = (open_archive(find_file(path, None)) for path in (a, b))
-    if one.kind != two.kind:
-        problem = f"holds a {limits.KINDS[two.kind]}, {one.path.name} a {limits.KINDS[one.kind]}"
-        raise MMLKindError(limits.OTHER_KIND, two.path, "", problem)
-    found: dict[str, list[str]] = {"config": [], "data": [], "weights": [], "results": []}
-    found["other"] = []
-    found["config"] = list(_trees(one.json("config.json"), two.json("config.json"), ()))
-    whole = {"fs": "data", "md": "weights", "op": "weights"}.get(one.kind, "other")
-    for line in _trees(_state(one), _state(two), ()):
-        found[_GROUPS.get(line.partition(":")[0].partition(".")[0], whole)].append(line)
-    return found
+    first, second = (open_archive(find_file(path, None)) for path in (a, b))
+    if first.kind != second.kind:
+        problem = (
+            f"holds a {limits.KINDS[second.kind]}, {first.path.name} a {limits.KINDS[first.kind]}"
+        )
+        raise MMLKindError(limits.OTHER_KIND, second.path, "", problem)
+    lines_by_group: dict[str, list[str]] = {"config": [], "data": [], "weights": [], "results": []}
+    lines_by_group["other"] = []
+    lines_by_group["config"] = list(
+        _trees(first.json("config.json"), second.json("config.json"), ())
+    )
+    default_group = {"fs": "data", "md": "weights", "op": "weights"}.get(first.kind, "other")
+    for line in _trees(_state(first), _state(second), ()):
+        lines_by_group[_GROUPS.get(line.partition(":")[0].partition(".")[0], default_group)].append(
+            line
+        )
+    return lines_by_group
 
 
 _GROUPS = {
@@ -57,11 +63,11 @@ _GROUPS = {
     "optimizer": "weights",
     "history": "results",
 }
-"""What the first step on the way to a part of the state says of it."""
+"""Groups of differences by the first key of the state."""
 
 
 def _state(archive: Archive) -> Any:
-    """Return the state with its arrays and the columns of its tables in their places."""
+    """Return the state with its arrays and table columns filled in."""
     arrays, tables = load_members(archive.payloads, archive.path)
 
     def placed(tree: dict[str, Any]) -> Any:
@@ -74,27 +80,27 @@ def _state(archive: Archive) -> Any:
     return mapped(archive.json("state.json"), placed)
 
 
-def _trees(a: Any, b: Any, where: tuple[str, ...]) -> Iterator[str]:
-    """Yield a line for each place in which two trees differ."""
+def _trees(a: Any, b: Any, path: tuple[str, ...]) -> Iterator[str]:
+    """Yield a line for each difference of two trees."""
     if isinstance(a, dict) and isinstance(b, dict):
         for key in dict.fromkeys([*a, *b]):
-            inner = (*where, key) if key not in ("params", "$tuple", "$type") else where
+            inner = (*path, key) if key not in ("params", "$tuple", "$type") else path
             yield from _trees(a.get(key, _ABSENT), b.get(key, _ABSENT), inner)
     elif isinstance(a, list) and isinstance(b, list):
-        for i, (mine, theirs) in enumerate(zip_longest(a, b, fillvalue=_ABSENT)):
-            yield from _trees(mine, theirs, (*where, _name_of(mine, i)))
+        for i, (item, other) in enumerate(zip_longest(a, b, fillvalue=_ABSENT)):
+            yield from _trees(item, other, (*path, _name_of(item, i)))
     elif isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        if said := _compared(a, b):
-            yield f"{'.'.join(where)}: {said}"
+        if difference := _compared(a, b):
+            yield f"{'.'.join(path)}: {difference}"
     elif type(a) is not type(b) or isinstance(a, np.ndarray) or a != b:
-        yield f"{'.'.join(where)}: {_shown(a)} -> {_shown(b)}"
+        yield f"{'.'.join(path)}: {_shown(a)} -> {_shown(b)}"
 
 
 _ABSENT = object()
 
 
 def _name_of(item: Any, place: int) -> str:
-    """Return the label of an item of a list, or its place."""
+    """Return the label of an item of a list, or its index."""
     params = item.get("params", item) if isinstance(item, dict) else {}
     label = params.get("label") if isinstance(params, dict) else None
     return str(label if isinstance(label, str) else place)
@@ -129,7 +135,7 @@ def _compared(a: Array, b: Array) -> str:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    """Tell whether two samples are equal, NaN in the same place included."""
+    """Return whether two samples are equal, with NaN equal to NaN."""
     a, b = np.asarray(a), np.asarray(b)
     if a.dtype.hasobject and b.dtype.hasobject and a.ndim and a.shape == b.shape:
         return all(map(_equal, a, b))

@@ -1,4 +1,4 @@
-"""Objects within fitted estimators that files may hold, by a closed list of kinds."""
+"""Closed lists of objects within fitted estimators that files may hold."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PARTS = {
     "sklearn.utils._metadata_requests": "MetadataRequest MethodMetadataRequest",
     "sklearn.neural_network._stochastic_optimizers": "AdamOptimizer SGDOptimizer",
 }
-"""Classes of scikit-learn whose objects are their attributes and nothing else."""
+"""Classes of scikit-learn whose objects consist of their attributes only."""
 
 MADE = {
     "sklearn._loss._loss": "CyHalfSquaredError CyAbsoluteError CyPinballLoss CyHuberLoss "
@@ -52,7 +52,7 @@ MADE = {
     "sklearn.linear_model._sgd_fast": "Hinge SquaredHinge ModifiedHuber EpsilonInsensitive "
     "SquaredEpsilonInsensitive",
 }
-"""Classes written in C that a few numbers make again."""
+"""C classes that can be rebuilt from a few numbers."""
 
 NAMED = {"sklearn.impute._iterative": "_ImputerTriplet"}
 CHECK_ARRAY = "sklearn.utils.validation:check_array"
@@ -63,8 +63,8 @@ NEIGHBOURS = {f"sklearn.neighbors._{k.lower()[:-4]}_tree:{k}": k for k in ("KDTr
 
 
 MADE_AGAIN = ("f_", "dummy_leaf_", "_n_threads")
-"""What follows from others (the function of an isotonic regression, the first leaf of a Birch) or
-from the machine (the number of threads)."""
+"""Attributes that are rebuilt from others (the function of an isotonic regression, the first leaf
+of a Birch) or depend on the machine (the number of threads)."""
 
 SPARSE = ("data", "indices", "indptr")
 
@@ -77,53 +77,53 @@ def full_name(value: Any) -> str:
 
 
 def parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """Return what a class's constructor takes, by name."""
+    """Return the constructor's parameters of a class, by name."""
     try:
         return dict(inspect.signature(cls).parameters)
-    except ValueError:  # some classes written in C do not tell
+    except ValueError:  # some C classes have no signature
         return {}
 
 
 def is_estimator(value: Any) -> bool:
-    """Tell whether a value is an object that learns."""
+    """Return whether a value is an estimator."""
     return hasattr(value, "get_params") and hasattr(value, "fit") and not isinstance(value, type)
 
 
 def holds_estimator(value: Any) -> bool:
-    """Tell whether a value is an estimator or holds some in lists or tuples."""
+    """Return whether a value is an estimator or has some in lists or tuples."""
     if isinstance(value, list | tuple):
         return any(holds_estimator(item) for item in value)
     return is_estimator(value)
 
 
 def is_listed(kinds: dict[str, str], name: Any) -> bool:
-    """Tell whether ``module:name`` is on a list of classes by module."""
+    """Return whether ``module:name`` is on a list of classes by module."""
     module, _, cls = str(name).partition(":")
     return cls in kinds.get(module, "").split()
 
 
 def found_in(kinds: dict[str, str], name: Any) -> Any:
-    """Return the class of a list that ``module:name`` means; ConfigError where it is not there."""
+    """Return the listed class ``module:name``; ConfigError if it is not listed."""
     if not is_listed(kinds, name):
-        raise ConfigError(f"{name!r:.80} is no part of an estimator that this version knows")
+        raise ConfigError(f"{name!r:.80} is not a part of estimators that this version supports")
     module, _, cls = name.partition(":")
     return getattr(require(module), cls)
 
 
 def parts_of(value: Any) -> Iterator[Any]:
-    """Yield an estimator and all estimators and listed parts within it, each once."""
-    left, seen = [value], set[int]()
-    while left:
-        item = left.pop()
+    """Yield an estimator and all nested estimators and listed parts, each once."""
+    pending, seen = [value], set[int]()
+    while pending:
+        item = pending.pop()
         if id(item) in seen:
             continue
         seen.add(id(item))
         if isinstance(item, Mapping):
-            left += item.values()
+            pending += item.values()
         elif isinstance(item, list | tuple):
-            left += item
+            pending += item
         elif isinstance(item, np.ndarray):
-            left += item.ravel().tolist() if item.dtype.hasobject else []
+            pending += item.ravel().tolist() if item.dtype.hasobject else []
         elif is_estimator(item) or is_listed(PARTS, full_name(item)):
             yield item
-            left += vars(item).values()
+            pending += vars(item).values()

@@ -1,4 +1,4 @@
-"""Reading a fitted estimator from plain data; each part is checked before it is used."""
+"""The reader of fitted estimators from plain data, with checks of each part."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ __all__ = ["Reader"]
 
 
 class Reader:
-    """Reads what `Writer` wrote, in the same order."""
+    """Reads the output of `Writer`, in the same order."""
 
     def __init__(self) -> None:
         self._numbered: list[Any] = []
 
     def take(self, estimator: Any, state: dict[str, Any]) -> None:
-        """Give an estimator what it has learned, checked."""
+        """Check and restore the fitted state of an estimator."""
         self._set(estimator, state)
         check_attributes(estimator, parameters(type(estimator)))
         try:
@@ -47,7 +47,7 @@ class Reader:
             raise ConfigError(
                 f"parts of a {type(estimator).__name__} do not fit each other: {error}"
             ) from error
-        if hasattr(type(estimator), "_check_mkl_vcomp"):  # it clusters in threads
+        if hasattr(type(estimator), "_check_mkl_vcomp"):  # clusters in threads
             openmp = require("sklearn.utils._openmp_helpers")
             estimator._n_threads = openmp._openmp_effective_n_threads()
         if "X_thresholds_" in state and hasattr(estimator, "_build_f"):
@@ -60,19 +60,19 @@ class Reader:
 
     def _set(self, target: Any, state: dict[str, Any]) -> None:
         cls = type(target)
-        keeps = cls.__module__.startswith("sklearn.")  # others may change what they were given
+        keeps = cls.__module__.startswith("sklearn.")  # others may change their arguments
         given = {n: getattr(target, n, None) for n in parameters(cls)} if keeps else {}
         for name, value in state.items():
             revived, own = self.revived(value), getattr(cls, name, None)
             if not name.isidentifier() or name.startswith("__") or inspect.isroutine(own):
-                raise ConfigError(f"{name!r:.60} is no attribute that is learned")
+                raise ConfigError(f"{name!r:.60} is not a fitted attribute")
             if name in given and not _alike(revived, given[name]):
-                raise ConfigError(f"{name!r:.60} differs in form from what the estimator was given")
+                raise ConfigError(f"{name!r:.60} differs in form from the estimator's argument")
             if not isinstance(own, property) and name not in MADE_AGAIN:
                 setattr(target, name, revived)
 
     def revived(self, value: Any) -> Any:
-        """Return the value that plain data stands for."""
+        """Return the value represented by plain data."""
         if isinstance(value, list):
             return [self.revived(item) for item in value]
         if isinstance(value, dict):
@@ -83,9 +83,9 @@ class Reader:
                 return self._numbered[value["$same"]]
         elif not isinstance(value, np.ndarray):
             return value
-        made = self._object(value)
-        self._numbered.append(made)
-        return made
+        revived_object = self._object(value)
+        self._numbered.append(revived_object)
+        return revived_object
 
     def _object(self, value: Any) -> Any:
         if isinstance(value, np.ndarray):
@@ -94,14 +94,14 @@ class Reader:
             if tag in value:
                 return read(self, value)
         if "$config" not in value:
-            raise ConfigError(f"{sorted(value)!r:.80} is no part of a state")
+            raise ConfigError(f"{sorted(value)!r:.80} is not part of a state")
         return decode(value["$config"])
 
     def _record(self, value: dict[str, Any]) -> Any:
         names, kinds, offsets = zip(*value["$record"], strict=True)
         if any(np.dtype(kind).kind not in "biuf" for kind in kinds):
-            raise ConfigError("a table of a tree holds something else than numbers")
-        told = {"names": names, "formats": kinds, "offsets": offsets, "itemsize": value["size"]}
+            raise ConfigError("a table of a tree holds values that are not numbers")
+        fields = {"names": names, "formats": kinds, "offsets": offsets, "itemsize": value["size"]}
         if not 0 < value["size"] <= 8 * len(names) + 8:
             raise ConfigError("a table of a tree has rows of another size than its columns")
         ends = [at + np.dtype(kind).itemsize for kind, at in zip(kinds, offsets, strict=True)]
@@ -109,10 +109,10 @@ class Reader:
             raise ConfigError("a column of a table of a tree lies outside its rows")
         columns = value["columns"]
         shape = next(iter(columns.values())).shape[:-1]
-        out: Any = np.zeros(shape, np.dtype(told))  # type: ignore[call-overload]
-        for kind, found in columns.items():
-            mine = [n for n, k in zip(names, kinds, strict=True) if k == kind]
-            for name, column in zip(mine, np.moveaxis(found, -1, 0), strict=True):
+        out: Any = np.zeros(shape, np.dtype(fields))  # type: ignore[call-overload]
+        for kind, values in columns.items():
+            names_of_kind = [n for n, k in zip(names, kinds, strict=True) if k == kind]
+            for name, column in zip(names_of_kind, np.moveaxis(values, -1, 0), strict=True):
                 out[name] = column
         return out
 
@@ -133,9 +133,9 @@ class Reader:
         data, indices, indptr = (self._object(part) for part in value["parts"])
         sparse = require("scipy.sparse")
         cls = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix}[value["$sparse"]]
-        made = cls((data, indices, indptr), shape=tuple(value["shape"]))
-        made.check_format(full_check=True)
-        return made
+        matrix = cls((data, indices, indptr), shape=tuple(value["shape"]))
+        matrix.check_format(full_check=True)
+        return matrix
 
     def _check_array(self, value: dict[str, Any]) -> Any:
         check = require("sklearn.utils.validation").check_array
@@ -146,19 +146,19 @@ class Reader:
         return require("scipy.interpolate").BSpline(t, c, value["k"], value["extrapolate"])
 
     def _tree(self, value: dict[str, Any]) -> Any:
-        told = value["$tree"]
-        nodes, values = self._object(told["nodes"]), self._object(told["values"])
-        n_classes = np.asarray(told["n_classes"], np.intp)
-        check_tree(told["n_features"], n_classes, told["max_depth"], nodes, values)
-        made = require("sklearn.tree._tree").Tree(told["n_features"], n_classes, len(n_classes))
-        state = {"max_depth": told["max_depth"], "node_count": len(nodes)}
-        made.__setstate__({**state, "nodes": nodes, "values": values})
-        return made
+        data = value["$tree"]
+        nodes, values = self._object(data["nodes"]), self._object(data["values"])
+        n_classes = np.asarray(data["n_classes"], np.intp)
+        check_tree(data["n_features"], n_classes, data["max_depth"], nodes, values)
+        tree = require("sklearn.tree._tree").Tree(data["n_features"], n_classes, len(n_classes))
+        state = {"max_depth": data["max_depth"], "node_count": len(nodes)}
+        tree.__setstate__({**state, "nodes": nodes, "values": values})
+        return tree
 
     def _neighbours(self, value: dict[str, Any]) -> Any:
         cls = getattr(require("sklearn.neighbors"), value["$neighbours"])
         if value["$neighbours"] not in NEIGHBOURS.values():
-            raise ConfigError(f"{value['$neighbours']!r:.60} is no tree of neighbours")
+            raise ConfigError(f"{value['$neighbours']!r:.60} is not a tree of neighbours")
         data = self.revived(value["data"])
         metric, kwargs = self.revived(value["metric"]), self.revived(value["kwargs"])
         weights = {} if value["weights"] is None else {"sample_weight": value["weights"]}
@@ -166,12 +166,12 @@ class Reader:
 
     def _part(self, value: dict[str, Any]) -> Any:
         cls = found_in(PARTS, value["$part"])
-        made = cls.__new__(cls)
-        vars(made).update({k: self.revived(v) for k, v in value["state"].items()})
-        check_attributes(made)
+        part = cls.__new__(cls)
+        vars(part).update({k: self.revived(v) for k, v in value["state"].items()})
+        check_attributes(part)
         if cls.__name__ == "TreePredictor":
-            check_predictor(made)
-        return made
+            check_predictor(part)
+        return part
 
     def _made(self, value: dict[str, Any]) -> Any:
         return found_in(MADE, value["$made"])(*map(float, value["args"]))
@@ -179,20 +179,22 @@ class Reader:
     def _fitted(self, value: dict[str, Any]) -> Any:
         cls = find_code(value["$fitted"])
         if not (isinstance(cls, type) and hasattr(cls, "fit") and hasattr(cls, "get_params")):
-            raise ConfigError(f"{value['$fitted']!r} is no estimator, so it is no part of a state")
+            raise ConfigError(
+                f"{value['$fitted']!r} is not an estimator, so it cannot be part of a state"
+            )
         params = {name: self.revived(item) for name, item in value["params"].items()}
-        made = estimator_from(cls, params, value)
-        self.take(made, value["state"])
-        return made
+        estimator = estimator_from(cls, params, value)
+        self.take(estimator, value["state"])
+        return estimator
 
     def _bunch(self, value: dict[str, Any]) -> Any:
-        made = require("sklearn.utils").Bunch()
-        made.update({self.revived(k): self.revived(v) for k, v in value["$bunch"]})
-        return made
+        bunch = require("sklearn.utils").Bunch()
+        bunch.update({self.revived(k): self.revived(v) for k, v in value["$bunch"]})
+        return bunch
 
 
 def _alike(value: Any, given: Any) -> bool:
-    """Tell whether an argument holds, once it was fitted, estimators where it did before."""
+    """Return whether an argument has estimators in the same places as before fit."""
     if isinstance(given, list | tuple):
         same = type(value) is type(given) and len(value) == len(given)
         return same and all(map(_alike, value, given))

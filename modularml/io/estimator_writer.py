@@ -1,4 +1,4 @@
-"""Writing a fitted estimator as plain data."""
+"""The writer of fitted estimators as plain data."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ __all__ = ["Writer"]
 
 
 class Writer:
-    """Writes values; what occurs more than once is written once and has a number."""
+    """Writes values; repeated ones are written once and referred to by number."""
 
     def __init__(self) -> None:
         self._numbers: dict[Any, int] = {}
-        self._alive: list[Any] = []  # an id is another object's once its own is gone
+        self._alive: list[Any] = []  # keeps objects alive, so that ids stay unique
 
     def state(self, estimator: Any) -> dict[str, Any]:
-        """Return what an estimator has learned, by attribute."""
+        """Return the fitted state of an estimator, by attribute."""
         given = parameters(type(estimator))
         return {
             name: self.plain(value, f"{type(estimator).__name__}.{name}", estimator)
@@ -54,7 +54,9 @@ class Writer:
         """Return a value as plain data; `where` names it in errors."""
         if value is None or isinstance(value, bool | int | float | str | np.generic):
             return value
-        if isinstance(value, UserList):  # of columns in scikit-learn 1.6, which warns of each look
+        if isinstance(
+            value, UserList
+        ):  # of columns in scikit-learn 1.6, which warns on each access
             value = value.data
         if isinstance(value, list):
             return [self.plain(item, where) for item in value]
@@ -93,20 +95,21 @@ class Writer:
         if is_estimator(value):
             params = value.get_params(deep=False).items()
             params = [(k, v) for k, v in params if k not in OF_THE_MACHINE]
-            told = {k: self.plain(v, f"{where}.{k}") for k, v in params}
+            arguments = {k: self.plain(v, f"{where}.{k}") for k, v in params}
             code = encode(type(value))["$code"]
             state = self.state(value)
-            return {"$fitted": code, "params": told, "state": state} | origin(value)
+            return {"$fitted": code, "params": arguments, "state": state} | origin(value)
         try:
             return {"$config": encode(value)}
         except ConfigError as error:
             raise ConfigError(
                 f"{where} is a {type(value).__name__} and cannot be stored as plain data; "
-                "give the class get_state() and set_state(state), or fit it again after loading"
+                "define get_state() and set_state(state) in its class, or fit it again after "
+                "loading"
             ) from error
 
     def _listed(self, value: Any, where: str, owner: Any) -> Any:
-        """Return an object of one of the kinds above as data; None for others."""
+        """Return an object of a listed kind as data; None for others."""
         name = full_name(value)
         if hasattr(value, "tocsr") and getattr(value, "format", "") in ("csr", "csc"):
             parts = [self._array(getattr(value, p), where) for p in SPARSE]
@@ -144,19 +147,19 @@ class Writer:
             items = [self.plain(item, where) for item in value.ravel()]
             return {"$objects": items, "shape": list(value.shape)}
         if value.ndim > 1 and value.strides[0] < value.strides[-1]:
-            return {"$columns_first": value.T.copy()}  # products differ by an ulp in another order
+            return {"$columns_first": value.T.copy()}  # products differ by an ulp in C order
         return value.copy()
 
     @staticmethod
     def _record(value: Any) -> dict[str, Any]:
-        """Return columns of one dtype together: bytes between them would be random."""
+        """Return columns grouped by dtype, as padding bytes are random."""
         fields = {n: (f[0].str, f[1]) for n, f in (value.dtype.fields or {}).items()}
         kinds = sorted({kind for kind, _ in fields.values()})
         columns = {k: [value[n] for n in fields if fields[n][0] == k] for k in kinds}
         return {
-            "$record": [[name, *told] for name, told in fields.items()],
+            "$record": [[name, *field] for name, field in fields.items()],
             "size": value.dtype.itemsize,
-            "columns": {k: np.stack(found, axis=-1) for k, found in columns.items()},
+            "columns": {k: np.stack(arrays, axis=-1) for k, arrays in columns.items()},
         }
 
     def _tree(self, tree: Any, where: str) -> dict[str, Any]:
@@ -170,7 +173,7 @@ class Writer:
         }
 
     def _neighbours(self, tree: Any, where: str, owner: Any) -> dict[str, Any]:
-        """Return what the tree was made of; it comes out the same when it is made again."""
+        """Return the inputs of the tree, from which it can be rebuilt identically."""
         metric = getattr(owner, "effective_metric_", getattr(owner, "metric", None))
         kwargs = getattr(owner, "effective_metric_params_", getattr(owner, "metric_params", None))
         weights = getattr(tree, "sample_weight", None)

@@ -1,8 +1,8 @@
-"""What an estimator has learned, as plain data and back; nothing is pickled.
+"""Fitted state of estimators as plain data, without pickle.
 
-Attributes are walked. Objects that are neither data nor estimators are written by a closed list of
-kinds: decision trees, neighbour trees, losses, sparse matrices, random generators and a few of
-scikit-learn's own holders. What is read is held against its structure before it is used.
+Attributes are traversed. Objects that are neither data nor estimators must be on a closed list of
+kinds: decision trees, neighbour trees, losses, sparse matrices, random generators and a few classes
+of scikit-learn. Data that is read is validated before it is used.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ __all__ = ["check_parts", "learned", "relearn"]
 
 
 def learned(estimator: Any, *, check: bool = True) -> dict[str, Any]:
-    """Return what an estimator has learned.
+    """Return the fitted state of an estimator.
 
     Parameters
     ----------
     estimator : object
-        Its attributes are taken, but for the constructor's arguments. Of those, only the ones
-        that hold estimators, which may have been fitted inside.
+        Its attributes are stored, except for constructor arguments. Of those, only the ones
+        that hold estimators, which may have been fitted in place.
     check : bool
-        Whether to hold attributes against the list of `check_attributes`, as reading does.
+        Whether to check attributes with `check_attributes`, as reading does.
 
     Returns
     -------
@@ -44,17 +44,17 @@ def learned(estimator: Any, *, check: bool = True) -> dict[str, Any]:
 
 
 def check_parts(estimator: Any) -> None:
-    """Hold an estimator, and all parts within it, against the list of `check_attributes`."""
+    """Check an estimator and all its parts with `check_attributes`."""
     for part in parts_of(estimator):
         check_attributes(part, parameters(type(part)) if is_estimator(part) else ())
 
 
 def relearn(estimator: Any, state: dict[str, Any]) -> None:
-    """Give an estimator back what `learned` returned.
+    """Restore the fitted state that `learned` returned.
 
     Raises
     ------
     ConfigError
-        If the state names a class that is no estimator, or its parts do not fit each other.
+        If the state names a class that is not an estimator, or its parts do not fit each other.
     """
     Reader().take(estimator, state)

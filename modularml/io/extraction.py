@@ -1,4 +1,4 @@
-"""Taking a file apart: arrays, tables and texts, for other programs."""
+"""Extraction of arrays, tables and texts for other programs."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ __all__ = ["extract"]
 
 
 def extract(path: str | Path, folder: str | Path) -> list[Path]:
-    """Write what is in a file into a new folder; nothing is made of it.
+    """Write the contents of a file to a new folder, without building objects.
 
     Parameters
     ----------
     path : path-like
     folder : path-like
-        Made; each array becomes an ``.npy`` file in a folder of its member's name, each table a
-        Parquet file, and configs, states and packaged code stay text.
+        Created; each array becomes an ``.npy`` file in a folder named after its member, each table
+        a Parquet file, and configs, states and packaged code stay text.
 
     Returns
     -------
     list of Path
-        Files, in the order of the members.
+        Paths of the files, in the order of the members.
 
     Raises
     ------
     MMLError
-        If the file is damaged, newer or no artifact, or the folder is there and not empty.
+        If the file is damaged, newer or not an artifact, or the folder exists and is not empty.
     """
     archive, out = open_archive(find_file(path, None)), Path(folder)
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
-        hint = "Name a folder that is not there yet"
-        raise MMLError(limits.EXISTS, out, "", "there is something already", hint)
+        hint = "Choose a folder that does not exist"
+        raise MMLError(limits.EXISTS, out, "", "the folder already exists", hint)
     folder_at(out)
     written: list[Path] = []
     for member, data in archive.payloads.items():

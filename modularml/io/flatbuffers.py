@@ -1,7 +1,7 @@
-"""Just enough of the flatbuffers format to see whether an Arrow file is compressed.
+"""Minimal flatbuffers reader to detect compression in Arrow files.
 
-A compressed buffer states the size of its contents itself, and Arrow allocates it before it looks
-at the rest: a file of a few bytes could ask for any amount of memory.
+A compressed buffer states the size of its contents, and Arrow allocates it before it checks the
+rest: a file of a few bytes could request any amount of memory.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def check_uncompressed(data: Any) -> None:
     Raises
     ------
     ValueError
-        If there is one, or this is no Arrow file.
+        If there is one, or this is not an Arrow file.
     """
     if len(data) < 22 or bytes(data[:6]) != _MAGIC or bytes(data[-6:]) != _MAGIC:
         raise ValueError("not an Arrow file")
     size = _number(data, len(data) - 10, "<i")
     start = len(data) - 10 - size
     if size <= 0 or start < 8:
-        raise ValueError("its footer has no place")
+        raise ValueError("its footer does not fit into the file")
     footer = _Table(data, start + _number(data, start, "<I"))
     if len(footer.blocks(_FOOTER_DICTIONARIES)):
         raise ValueError("it has dictionaries")
@@ -49,7 +49,7 @@ def check_uncompressed(data: Any) -> None:
 
 
 class _Table:
-    """One table of a flatbuffer: a list of where its fields are."""
+    """A table of a flatbuffer: a list of field offsets."""
 
     def __init__(self, data: Any, at: int) -> None:
         self.data, self.at = data, at

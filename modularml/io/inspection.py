@@ -1,4 +1,4 @@
-"""What is in a file, told without making anything of it; no framework is needed."""
+"""Inspection of files without building objects or importing frameworks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["inspect", "render"]
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
-    """Tell what is in a file, after the first six steps of reading.
+    """Describe the contents of a file, after the first six steps of reading.
 
     Parameters
     ----------
@@ -29,25 +29,25 @@ def inspect(path: str | Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``kind``, ``library``, ``schema``, ``content_id``, ``backends``, ``classes`` (of the
-        author's own), ``type``, ``label``, ``nodes``, ``featuresets`` (rows, columns and their
-        types, fingerprint of the rows as they lie in the file, splits and scalers of each),
-        ``runs`` (with each metric of the epoch whose weights were kept), ``log`` (of a checkpoint:
-        the file beside it that holds its history) and ``members`` (size in bytes of each).
+        ``kind``, ``library``, ``schema``, ``content_id``, ``backends``, ``classes`` (the author's
+        own), ``type``, ``label``, ``nodes``, ``featuresets`` (rows, columns and their types,
+        fingerprint of the rows in the file, splits and scalers of each), ``runs`` (with each metric
+        of the epoch whose weights were saved), ``log`` (of a checkpoint: the file in the same
+        folder with its history) and ``members`` (size in bytes of each).
 
     Raises
     ------
     MMLError
-        If the file is damaged, newer or no artifact.
+        If the file is damaged, newer or not an artifact.
     """
     archive = open_archive(find_file(path, None))
     config, state = archive.json("config.json"), archive.json("state.json")
     manifest = archive.manifest
-    told = {key: manifest[key] for key in ("library", "schema", "content_id", "backends")}
+    manifest_facts = {key: manifest[key] for key in ("library", "schema", "content_id", "backends")}
     facts = {
         "path": str(archive.path),
         "kind": limits.KINDS[archive.kind],
-        **told,
+        **manifest_facts,
         "requires": manifest["requires"],
         "classes": manifest["classes"],
         "members": {name: m["size"] for name, m in manifest["members"].items()},
@@ -55,12 +55,12 @@ def inspect(path: str | Path) -> dict[str, Any]:
     try:
         return {**facts, **_of_config(config, state, archive)}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        problem = f"is not laid out as we write it: {type(error).__name__} {error}"[:200]
+        problem = f"deviates from the format: {type(error).__name__} {error}"[:200]
         raise MMLError(limits.MISFIT, archive.path, "state.json", problem) from None
 
 
 def render(facts: dict[str, Any]) -> str:
-    """Draw what `inspect` returned as a tree of text."""
+    """Format what `inspect` returned as a text tree."""
     name = facts["path"].replace("\\", "/").rpartition("/")[2]
     lines = [f"{name}  ({facts['kind']}, {sum(facts['members'].values()):,} bytes)"]
     branches = list(_branches(facts))
@@ -93,7 +93,7 @@ def _branches(facts: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     if facts["log"]:
         yield f"history in {facts['log']}", []
     if facts["classes"]:
-        yield "needs code of the author's", [str(c.get("name")) for c in facts["classes"]]
+        yield "needs code of the author", [str(c.get("name")) for c in facts["classes"]]
     yield "members", [f"{name}: {size:,} bytes" for name, size in facts["members"].items()]
 
 
@@ -111,7 +111,7 @@ def _of_config(config: Any, state: Any, archive: Archive) -> dict[str, Any]:
         sets = {params["label"]: state}
     runs = state.get("history", []) if isinstance(state, dict) else []
     segment = Segment.from_json(params.get("log"), archive.path)
-    with suppress(MMLNotFoundError):  # a checkpoint that was sent without its history
+    with suppress(MMLNotFoundError):  # a checkpoint without its log file
         runs = runs or merged_runs(map(_segment, read_log(segment, archive.path)))
     return {
         "type": config["type"],
@@ -125,7 +125,7 @@ def _of_config(config: Any, state: Any, archive: Archive) -> dict[str, Any]:
 
 
 def _segment(archive: Archive) -> dict[str, Any]:
-    """Return the runs of a segment, their metrics as arrays."""
+    """Return the runs of a segment, with metrics as arrays."""
     runs = archive.json("state.json")["runs"]
     return {"runs": [[n, {**r, "results": _read_metrics(r["results"], archive)}] for n, r in runs]}
 
@@ -180,26 +180,28 @@ def _shown_type(kind: Any) -> str:
 
 def _of_run(run: dict[str, Any], archive: Archive) -> dict[str, Any]:
     phases = [item["label"] for item in run["results"]["items"]]
-    metrics = dict(_kept_values(run["results"], archive))
+    metrics = dict(_metrics_of_saved_epoch(run["results"], archive))
     return {"label": run["label"], "status": run["status"], "phases": phases, "metrics": metrics}
 
 
-def _kept_values(item: dict[str, Any], archive: Archive) -> Iterator[tuple[str, float]]:
-    """Yield the metrics of a phase, or of the phases of a group, in the epoch that was kept."""
+def _metrics_of_saved_epoch(item: dict[str, Any], archive: Archive) -> Iterator[tuple[str, float]]:
+    """Yield the metrics of a phase or group in the epoch whose weights were saved."""
     for inner in item.get("items", []):
-        yield from _kept_values(inner, archive)
+        yield from _metrics_of_saved_epoch(inner, archive)
     columns = {
         name: {axis: _numbers(series[axis], archive) for axis in ("epoch", "value")}
         for name, series in item.get("metrics", {}).get("epochs", {}).items()
     }
-    ends = [said["fields"] for said in item.get("callbacks", [])]
-    kept = next((end["best_epoch"] for end in reversed(ends) if end.get("restored")), None)
-    if kept is None:
-        kept = max((int(e) for column in columns.values() for e in column["epoch"]), default=None)
+    ends = [result["fields"] for result in item.get("callbacks", [])]
+    saved_epoch = next((end["best_epoch"] for end in reversed(ends) if end.get("restored")), None)
+    if saved_epoch is None:
+        saved_epoch = max(
+            (int(e) for column in columns.values() for e in column["epoch"]), default=None
+        )
     for name, column in columns.items():
-        found = column["value"][column["epoch"] == kept]
-        if len(found):
-            yield f"{item['label']}.{name}", float(found[-1])
+        values = column["value"][column["epoch"] == saved_epoch]
+        if len(values):
+            yield f"{item['label']}.{name}", float(values[-1])
 
 
 def _numbers(stored: Any, archive: Archive) -> Any:

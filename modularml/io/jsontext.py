@@ -1,4 +1,4 @@
-"""JSON, written one way only and read strictly."""
+"""Canonical JSON with strict reading."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["dump_json", "load_json", "mapped"]
 
 
 def dump_json(tree: Any, *, sort: bool = False) -> bytes:
-    """Write plain data; equal data gives equal bytes, and floats come back exactly.
+    """Write plain data as canonical JSON; floats are read back exactly.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def load_json(data: bytes, path: object, member: str) -> Any:
     Raises
     ------
     MMLError
-        If it is no JSON, has duplicate keys, NaN, more than 64 levels or too many parts.
+        If it is not JSON, has duplicate keys, NaN, more than 64 levels or too many parts.
     """
     if len(data) > limits.MAX_JSON:
         raise MMLError(limits.TOO_LARGE, path, member, f"JSON of {len(data)} bytes", _LIMIT)
@@ -58,34 +58,34 @@ def load_json(data: bytes, path: object, member: str) -> Any:
 
 
 def mapped(tree: Any, change: Callable[[dict[str, Any]], Any]) -> Any:
-    """Return plain data in which each dict has been changed, outer ones first."""
+    """Return plain data with a function applied to each dict, outer ones first."""
     if isinstance(tree, list):
         return [mapped(item, change) for item in tree]
-    made = change(tree) if isinstance(tree, dict) else tree
-    if not isinstance(made, dict):
-        return made
-    return {key: mapped(item, change) for key, item in made.items()}
+    changed = change(tree) if isinstance(tree, dict) else tree
+    if not isinstance(changed, dict):
+        return changed
+    return {key: mapped(item, change) for key, item in changed.items()}
 
 
 _LIMIT = "Files of this library stay below"
 
 
 def _unwrapped(pairs: list[tuple[str, Any]]) -> Any:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    items = dict(pairs)
+    if len(items) != len(pairs):
         raise ValueError("a key comes twice")
-    wraps = len(found) == 1 and found.get("$float") in _FLOATS
-    return float(found["$float"]) if wraps else found
+    wraps = len(items) == 1 and items.get("$float") in _FLOATS
+    return float(items["$float"]) if wraps else items
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is no number that we write")
+        raise ValueError(f"{text[:20]} is not a number that we write")
     return value
 
 

@@ -1,4 +1,4 @@
-"""How large an artifact and its parts may be, and what its errors are called."""
+"""Size limits, kinds and error codes of artifacts."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ CODES = {
     BAD_NAME: "a name that is not allowed",
     OTHER_KIND: "another kind of artifact",
     MISFIT: "contents that do not fit each other",
-    NO_CLASS: "a class that is not here",
+    NO_CLASS: "an unknown class",
     NO_CODE: "packaged code",
-    EXISTS: "a file that is there already",
+    EXISTS: "a file that already exists",
     NOT_WRITTEN: "a file that could not be written",
     NO_PLAIN_DATA: "an object that cannot be stored as data",
     NOT_FOUND: "no such file",

@@ -30,7 +30,7 @@ _NAME = re.compile(r"history-[0-9a-f]{12}\.log\.mml")
 
 @dataclass(frozen=True)
 class Segment:
-    """Where a segment lies.
+    """The position of a segment.
 
     Parameters
     ----------
@@ -48,12 +48,12 @@ class Segment:
 
     @classmethod
     def from_json(cls, data: Any, path: Path) -> Segment | None:
-        """Read what ``vars`` gave, from a file that anybody may have written.
+        """Parse the output of ``vars`` from an untrusted file.
 
         Raises
         ------
         MMLError
-            If it is not as we write it.
+            If it deviates from the format.
         """
         if data is None:
             return None
@@ -68,11 +68,11 @@ class Segment:
             and isinstance(data["sha256"], str)
         ):
             return cls(**data)
-        raise MMLError(limits.MISFIT, path, CONFIG, "does not say where its history lies")
+        raise MMLError(limits.MISFIT, path, CONFIG, "has no valid position of its history")
 
 
 def new_log(folder: Path) -> str:
-    """Return a name for a log; logs that no checkpoint in the folder needs are removed."""
+    """Return a name for a log, and remove logs that no checkpoint in the folder needs."""
     old = [path for path in folder.glob("history-*.log.mml") if _NAME.fullmatch(path.name)]
     if old:
         with suppress(MMLError, OSError):  # a checkpoint that cannot be read may need any
@@ -95,22 +95,22 @@ def _log_of(path: Path) -> str:
 def append_segment(
     path: Path, state: Any, before: Segment | None, labels: Mapping[str, str]
 ) -> Segment:
-    """Write a segment behind what is in a log, which is made where it is not there.
+    """Append a segment to a log, which is created if missing.
 
     Parameters
     ----------
     path : Path
     state : object
-        As `Packer` takes it.
+        Any value that `Packer` accepts.
     before : Segment, optional
-        The one that it goes on from.
+        The previous segment.
     labels : mapping of str to str
-        Of nodes that it may refer to, by id.
+        Labels by id of nodes that it may refer to.
 
     Raises
     ------
     MMLError
-        If it cannot be stored as data, or not be written; the log is as it was then.
+        If it cannot be stored as data, or not be written; the log is unchanged then.
     """
     packer = Packer(compact=True)
     packed = with_labels(packer.pack(state), labels)
@@ -122,16 +122,16 @@ def append_segment(
 
 
 def read_log(last: Segment | None, checkpoint: Path) -> list[Archive]:
-    """Return the segments that a checkpoint stands on, oldest first, each with every check.
+    """Return the checked segments that a checkpoint refers to, oldest first.
 
     Raises
     ------
     MMLError
-        If one is not there, or not as it was written.
+        If one is missing or was changed.
     """
-    found: list[Archive] = []
+    archives: list[Archive] = []
     if last is None:
-        return found
+        return archives
     path = checkpoint.with_name(last.file)
     try:
         data = contents_of(path, limits.MAX_LOG)
@@ -148,26 +148,26 @@ def read_log(last: Segment | None, checkpoint: Path) -> list[Archive]:
         config = archive.json(CONFIG)
         if archive.kind != "log" or not isinstance(config, dict) or config.keys() != {"before"}:
             raise MMLError(limits.MISFIT, path, CONFIG, "is no segment of a log")
-        found.append(archive)
+        archives.append(archive)
         before = Segment.from_json(config["before"], path)
         if before is not None and (
             before.file != last.file or before.at + before.size > segment.at
         ):
             raise MMLError(limits.MISFIT, path, CONFIG, "does not point back")
         segment = before
-    return found[::-1]
+    return archives[::-1]
 
 
-_LACKS = "its history lies beside it in "
-_DIFFERS = "a segment that the checkpoint stands on differs from what was written"
+_LACKS = "its history is in the same folder in "
+_DIFFERS = "a segment that the checkpoint refers to differs from what was written"
 _HINT = (
     "Copy that file along with the checkpoint; or, where both are, restore it and call "
-    "save_checkpoint(), whose files stand alone"
+    "save_checkpoint(), whose files are self-contained"
 )
 
 
 def merged_runs(segments: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Put the runs together of which segments hold parts; metrics must have been unpacked."""
+    """Merge the parts of runs in segments; metrics must have been unpacked."""
     runs: list[dict[str, Any]] = []
     for segment in segments:
         for number, run in segment["runs"]:
@@ -179,7 +179,7 @@ def merged_runs(segments: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _merged(old: Any, new: Any) -> dict[str, Any]:
-    """Put the results of a phase or a group together."""
+    """Merge the results of a phase or a group."""
     if "items" in new:
         items = {item["label"]: item for item in old["items"]}
         for item in new["items"]:
@@ -198,7 +198,7 @@ def _merged(old: Any, new: Any) -> dict[str, Any]:
 
 
 def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Put columns of metrics behind one another, by name."""
+    """Concatenate columns of metrics, by name."""
     both = {
         name: {axis: np.concatenate([old[name][axis], own[axis]]) for axis in own}
         for name, own in new.items()

@@ -1,4 +1,4 @@
-"""Names of members and of files: what is allowed, and what suffix a file gets."""
+"""Names of members and files, and file suffixes."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _OURS = re.compile(rf"\.(?:(?:{'|'.join(limits.KINDS)})\.)?mml$")
 
 
 def check_members(names: Iterable[str], path: object) -> None:
-    """Refuse names of members that could mean anything but a plain file in a folder.
+    """Refuse names of members other than plain files in folders.
 
     Raises
     ------
     MMLError
-        If a name is not made of allowed parts, or two are the same to some file system.
+        If a name has parts that are not allowed, or two are equal on some file system.
     """
     seen: set[str] = set()
     for name in names:
@@ -57,13 +57,13 @@ _NO = "Do not trust this file; ask its sender for another copy"
 
 
 def check_label(name: str, what: str = "checkpoint name") -> str:
-    """Return a name that users gave, if it can be a file's.
+    """Return a user's name if it is valid for a file.
 
     Raises
     ------
     MMLError
-        If it has other characters than letters, digits and ``. _ = -``, or starts with one of
-        those.
+        If it has characters other than letters, digits and ``. _ = -``, or starts with one of the
+        latter.
     """
     if not is_label(name):
         raise MMLError(
@@ -77,17 +77,17 @@ def check_label(name: str, what: str = "checkpoint name") -> str:
 
 
 def is_label(name: object) -> bool:
-    """Tell whether a name that users gave can be a file's."""
+    """Return whether a user's name is valid for a file."""
     return isinstance(name, str) and bool(_LABEL.fullmatch(name)) and _is_plain_label(name)
 
 
 def file_path(filepath: str | Path, kind: str) -> Path:
-    """Return the path with the suffix of its kind: ``name.<kind>.mml``; dots in it stay.
+    """Return the path with the suffix of its kind: ``name.<kind>.mml``; dots are kept.
 
     Raises
     ------
     MMLError
-        If the path names no file, or has a name that is too long for one.
+        If the path does not name a file, or the name is too long.
     """
     path = _path(filepath)
     stem = _OURS.sub("", path.name)
@@ -105,20 +105,20 @@ _MAX_BYTES = 255
 
 
 def _path(filepath: str | Path) -> Path:
-    """Return a path that a file system could take.
+    """Return a valid path.
 
     Raises
     ------
     MMLError
-        If it is empty, or holds what no path does.
+        If it is empty, or has invalid characters.
     """
     try:
         path = Path(filepath)
         if not str(filepath) or b"\0" in os.fsencode(path):
             raise ValueError("empty, or with a character of code 0")
     except (TypeError, ValueError) as error:
-        problem = f"{filepath!r:.60} is no path: {error}"
-        raise MMLError(limits.BAD_NAME, "", "", problem, "Give the path of a file") from error
+        problem = f"{filepath!r:.60} is not a path: {error}"
+        raise MMLError(limits.BAD_NAME, "", "", problem, "Pass the path of a file") from error
     return path
 
 
@@ -128,35 +128,35 @@ def find_file(filepath: str | Path, kind: str | None) -> Path:
     Raises
     ------
     MMLNotFoundError
-        If there is neither.
+        If neither exists.
     MMLError
-        If there is a folder instead, or the path cannot be one.
+        If it is a folder, or not a valid path.
     """
-    path, there = _path(filepath), []
+    path, folders = _path(filepath), []
     kinds = ([kind] if kind else limits.KINDS) if path.name not in ("", "..") else ()
     try:
         for candidate in (path, *(file_path(path, suffix) for suffix in kinds)):
             if candidate.exists() and not candidate.is_dir():
                 return candidate
-            there += [candidate] if candidate.is_dir() else []
+            folders += [candidate] if candidate.is_dir() else []
         near = path.parent.glob("*.mml") if path.parent.is_dir() else ()
-        known = sorted(p.name for p in near)[:5]
+        files = sorted(p.name for p in near)[:5]
     except OSError as error:
         problem = f"cannot be looked for: {error.strerror}"
         raise MMLError(limits.NOT_FOUND, path, "", problem, "Check the path") from error
-    if there:
-        raise MMLError(limits.FOREIGN, there[-1], "", "is a folder", "Name a file in it")
-    hint = f"That folder has {', '.join(known)}" if known else "Check the folder and the name"
+    if folders:
+        raise MMLError(limits.FOREIGN, folders[-1], "", "is a folder", "Name a file in it")
+    hint = f"That folder has {', '.join(files)}" if files else "Check the folder and the name"
     raise MMLNotFoundError(limits.NOT_FOUND, path, "", "no such file", hint)
 
 
 def folder_at(path: str | Path, *, create: bool = True) -> Path:
-    """Return a folder, made with its parents where it is not there.
+    """Return a folder, created with its parents if missing.
 
     Raises
     ------
     ConfigError
-        If it cannot be made, is no folder, or is not there and `create` is false.
+        If it cannot be created, is not a folder, or does not exist and `create` is false.
     """
     folder = _path(path)
     try:
@@ -167,26 +167,26 @@ def folder_at(path: str | Path, *, create: bool = True) -> Path:
         problem = f"{str(folder)!r:.200} cannot be a folder: {error.strerror}; choose another"
         raise ConfigError(problem) from error
     if not is_folder:
-        raise ConfigError(f"{str(folder)!r} is no folder; make it, or pass create=True")
+        raise ConfigError(f"{str(folder)!r} is not a folder; create it, or pass create=True")
     return folder
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return a path in a folder, whatever the name tries.
+    """Return a path in a folder, and refuse names that lead outside.
 
     Raises
     ------
     MMLError
-        If it would lie elsewhere.
+        If it is outside the folder.
     """
-    found = folder / name
-    if found.resolve().parent != folder.resolve():
-        raise MMLError(limits.BAD_NAME, found, "", "lies outside its folder", "Remove the link")
-    return found
+    path = folder / name
+    if path.resolve().parent != folder.resolve():
+        raise MMLError(limits.BAD_NAME, path, "", "lies outside its folder", "Remove the link")
+    return path
 
 
 def member_stem(text: str, taken: set[str]) -> str:
-    """Return a name for a member that shows this text and is not taken; it is taken then."""
+    """Return an unused member name made from a text, and mark it as used."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", text)[:60].strip("_") or "part"
     stem = f"{stem}_" if not _is_plain(stem) else stem
     name, n = stem, 1

@@ -1,4 +1,4 @@
-"""Files and folders that one run writes to, and no other meanwhile."""
+"""Exclusive access of a run to files and folders."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["Owned", "owned", "temporary_folder"]
 
 @contextmanager
 def owned(path: str | Path) -> Iterator[None]:
-    """Own a file or folder within a block; the system gives it free when the process ends.
+    """Lock a file or folder within a block; released when the process ends.
 
-    A hidden file beside a file, or in a folder, holds the lock and the number of the process.
+    A hidden file next to the file, or in the folder, holds the lock and the process id.
 
     Raises
     ------
     ConfigError
-        If another run owns it; its process is named.
+        If another run has locked it; the message names the process.
     """
     path = Path(path).absolute()
     name = ".modularml.lock" if path.is_dir() else f".{path.name[:200]}.lock"
@@ -55,7 +55,7 @@ def _locked(lock: Path, path: Path) -> int | None:
             os.close(fd)
             whose = "another run in this process" if pid == str(os.getpid()) else f"process {pid}"
             raise ConfigError(
-                f"{str(path)!r} is being written by {whose}; give each run a path of its own, or "
+                f"{str(path)!r} is being written by {whose}; use a separate path for each run, or "
                 "wait until it is done"
             ) from None
         except OSError:  # a file system without locks
@@ -71,37 +71,37 @@ def _locked(lock: Path, path: Path) -> int | None:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Make a folder that goes when the block ends; those of processes that were killed go now."""
+    """Create a temporary folder for a block, and remove those of killed processes."""
     for stray in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with suppress(ConfigError, OSError):
             if time.time() - stray.stat().st_mtime > _YOUNG:
                 with owned(stray):
                     shutil.rmtree(stray, ignore_errors=True)
-    made = tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True)
-    with made as folder, owned(folder):
+    temporary = tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True)
+    with temporary as folder, owned(folder):
         yield Path(folder)
 
 
-_YOUNG = 60  # seconds within which a folder may have been made and not be owned yet
+_YOUNG = 60  # seconds within which a new folder may not be locked yet
 _PREFIX = "modularml-run-"
 
 
 class Owned:
-    """What a run owns until it ends; nothing is asked for twice."""
+    """Files and folders locked by a run until it ends, each once."""
 
     def __init__(self) -> None:
         self._stack, self.paths = ExitStack(), set[Path]()
 
     def add(self, path: str | Path) -> bool:
-        """Own a file or folder from now on; tell whether it was not owned before."""
-        found = Path(path).absolute()
-        if found in self.paths:
+        """Lock a file or folder; return whether it was not locked before."""
+        absolute = Path(path).absolute()
+        if absolute in self.paths:
             return False
-        self._stack.enter_context(owned(found))
-        self.paths.add(found)
+        self._stack.enter_context(owned(absolute))
+        self.paths.add(absolute)
         return True
 
     def release(self) -> None:
-        """Give everything free."""
+        """Release all locks."""
         self._stack.close()
         self.paths.clear()

@@ -1,7 +1,7 @@
-"""Code that an author packed with an artifact: text, until the reader consents.
+"""Source code packaged with an artifact, which only runs with consent.
 
-This is the one module that runs code out of a file, and only where ``allow_packaged_code`` says
-so. It runs each source once a process, as a module of its own.
+This is the only module that runs code from a file, and only with ``allow_packaged_code``. It runs
+each source once per process, as a separate module.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _FOLDER = "code/"
 
 
 def sources_of(classes: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
-    """Return what the manifest says of classes, with their sources as members.
+    """Return manifest entries of classes, and their sources as members.
 
-    A module goes in whole; of a script, its imports, definitions and plain constants.
+    A module is packaged completely; of a script, its imports, definitions and plain constants.
 
     Raises
     ------
@@ -45,8 +45,8 @@ def sources_of(classes: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dic
         if name not in by_module:
             by_module[name] = f"{_FOLDER}{member_stem(name.rpartition('.')[2], taken)}.py"
             members[by_module[name]] = _source(name)
-    told = [{**e, "code": by_module[e["name"].partition(":")[0]]} for e in classes]
-    return told, members
+    entries = [{**e, "code": by_module[e["name"].partition(":")[0]]} for e in classes]
+    return entries, members
 
 
 def inspect_packaged_code(path: str | Path) -> dict[str, str]:
@@ -55,48 +55,48 @@ def inspect_packaged_code(path: str | Path) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        ``{"code/file.py:Class": source}``; empty where no code is packaged.
+        ``{"code/file.py:Class": source}``; empty if no code is packaged.
 
     Raises
     ------
     MMLError
-        If the file is damaged, newer or no artifact.
+        If the file is damaged, newer or not an artifact.
     """
     archive = open_archive(find_file(path, None))
-    found = {}
+    sources = {}
     for entry in archive.manifest["classes"]:
         if isinstance(entry, dict) and "code" in entry:
             name = str(entry.get("name")).rpartition(":")[2]
             member = str(entry["code"])
-            found[f"{member}:{name}"] = _part_of(_text(archive, member), name)
-    return found
+            sources[f"{member}:{name}"] = _part_of(_text(archive, member), name)
+    return sources
 
 
 class PackagedCode:
-    """Finds classes and functions in the code of one file, if that is allowed.
+    """Finds classes and functions in the code of a file, given consent.
 
     Parameters
     ----------
     archive : Archive
     consent : bool or str
-        True for all of it, or the sha256 of the one source that may run.
+        True for all code, or the sha256 of the one source that may run.
 
     Raises
     ------
     MMLError
-        If there is consent and nothing to run.
+        If there is consent but no code.
     """
 
     def __init__(self, archive: Archive, consent: bool | str) -> None:
         self.archive, self.consent = archive, consent
-        told = [e for e in archive.manifest["classes"] if isinstance(e, dict) and "code" in e]
-        self.members = {str(entry.get("name")): str(entry["code"]) for entry in told}
+        entries = [e for e in archive.manifest["classes"] if isinstance(e, dict) and "code" in e]
+        self.members = {str(entry.get("name")): str(entry["code"]) for entry in entries}
         if consent and not self.members:
-            hint = "Leave allow_packaged_code out"
+            hint = "Omit allow_packaged_code"
             raise MMLError(limits.NO_CODE, archive.path, "", "no code is packaged in it", hint)
 
     def find(self, name: str) -> Any:
-        """Return what ``module:qualname`` meant to the author; None without code or consent."""
+        """Return the author's ``module:qualname``; None without code or consent."""
         member = self.members.get(name)
         if member is None or not self.consent:
             return None
@@ -104,10 +104,10 @@ class PackagedCode:
         sha = hashlib.sha256(text.encode()).hexdigest()
         if self.consent is not True and self.consent != sha:
             return None
-        found: Any = _run(text, sha, self.archive.path, member)
+        obj: Any = _run(text, sha, self.archive.path, member)
         for part in name.partition(":")[2].split("."):
-            found = getattr(found, part, None)
-        return found
+            obj = getattr(obj, part, None)
+        return obj
 
 
 def _text(archive: Archive, member: str) -> str:
@@ -121,7 +121,7 @@ def _text(archive: Archive, member: str) -> str:
 
 
 def _run(text: str, sha: str, path: Path, member: str) -> ModuleType:
-    """Run a source as a module that can be found again by name, and read by `inspect`."""
+    """Run a source as a module in `sys.modules` that `inspect` can read."""
     name = f"packaged_{sha[:16]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -153,8 +153,8 @@ def _source(name: str) -> bytes:
 
 def _definitions(text: str) -> str:
     tree = ast.parse(text)
-    kept = [node for node in tree.body if isinstance(node, _DEFINES) or _is_constant(node)]
-    return "\n\n".join(ast.unparse(node) for node in kept) + "\n"
+    definitions = [node for node in tree.body if isinstance(node, _DEFINES) or _is_constant(node)]
+    return "\n\n".join(ast.unparse(node) for node in definitions) + "\n"
 
 
 _DEFINES = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
@@ -171,7 +171,7 @@ def _is_constant(node: ast.stmt) -> bool:
 
 
 def _part_of(text: str, name: str) -> str:
-    """Return the source of one definition, or all of it where there is none by that name."""
+    """Return the source of a definition, or the whole text without such a definition."""
     body: Mapping[str, Any] = {}
     with contextlib.suppress(SyntaxError, ValueError, RecursionError):
         body = {getattr(node, "name", ""): node for node in ast.parse(text).body}

@@ -1,4 +1,4 @@
-"""Random states of the process, as plain data: kept in checkpoints, and put back after loading."""
+"""Random states of the process as plain data, and seeded generators of runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 
 def random_states() -> dict[str, Any]:
     """Return the states of Python's and numpy's generators, and of frameworks that are loaded."""
-    name, keys, pos, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - a user's code may draw from it
+    name, keys, pos, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - user code may draw from it
     return {
         "python": _twister(random.getstate()),
         "numpy": {"name": name, "keys": keys, "rest": [pos, has_gauss, cached]},
@@ -42,7 +42,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Go back to what `random_states` returned."""
+    """Restore what `random_states` returned."""
     numpy = states["numpy"]
     random.setstate(_from_twister(states["python"]))
     np.random.set_state(_checked((numpy["name"], numpy["keys"], *numpy["rest"])))  # noqa: NPY002
@@ -62,9 +62,9 @@ def derived_seed(seed: int, *names: object) -> int:
 
 
 def seed_all(seed: int, *names: object) -> None:
-    """Seed Python, numpy and the frameworks that are loaded, each in a stream of its own.
+    """Seed Python, numpy and the loaded frameworks with separate streams.
 
-    Where a run with a seed computes in another thread, this waits for it.
+    If a seeded run computes in another thread, this waits for it.
     """
     with _LOCK:
         if (keras := loaded("keras")) is not None:
@@ -77,9 +77,9 @@ def seed_all(seed: int, *names: object) -> None:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Turn on the frameworks' own switches for equal bits within a block, then put them back.
+    """Enable deterministic algorithms of the frameworks within a block.
 
-    TensorFlow's cannot be turned off again by its public interface, so there it stays on.
+    TensorFlow has no public function to disable them again, so there they stay enabled.
     """
     torch, tensorflow = loaded("torch"), loaded("tensorflow")
     if tensorflow is not None:
@@ -93,7 +93,7 @@ def deterministic() -> Iterator[None]:
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     before = cudnn.deterministic, cudnn.benchmark, os.environ.get(_CUBLAS)
-    os.environ.setdefault(_CUBLAS, ":4096:8")  # without it, cuBLAS refuses to be deterministic
+    os.environ.setdefault(_CUBLAS, ":4096:8")  # required by cuBLAS to be deterministic
     set_(True)
     cudnn.deterministic, cudnn.benchmark = True, False
     try:
@@ -109,10 +109,10 @@ _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 class OwnRandomness:
-    """Random states of one run, in the place of the process's while the run computes.
+    """Random states of one run, which replace the process's while it computes.
 
-    The frameworks draw from generators of the process, so runs with a seed take turns: another
-    thread's waits until this one is over, or is paused.
+    The frameworks use generators of the process, so seeded runs alternate: one in another thread
+    waits until this one ends or is paused.
     """
 
     _holder: ClassVar[int | None] = None
@@ -123,7 +123,7 @@ class OwnRandomness:
         self._outer: dict[str, Any] = {}
 
     def enter(self) -> None:
-        """Wait for other threads, and put the states of this run in place."""
+        """Wait for other threads, and set the states of this run."""
         _LOCK.acquire()
         self._before, OwnRandomness._holder = OwnRandomness._holder, threading.get_ident()
         self._outer = random_states()
@@ -131,7 +131,7 @@ class OwnRandomness:
             set_random_states(self._own)
 
     def leave(self) -> None:
-        """Put the states of the process back."""
+        """Restore the states of the process."""
         self._own = random_states()
         set_random_states(self._outer)
         OwnRandomness._holder = self._before
@@ -139,7 +139,7 @@ class OwnRandomness:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Let others draw within a block."""
+        """Release the generators within a block."""
         self.leave()
         try:
             yield
@@ -148,7 +148,7 @@ class OwnRandomness:
 
     @contextmanager
     def seeded(self, seed: int, *names: object) -> Iterator[None]:
-        """Draw from streams of a seed within a block; the process's states stay as they were."""
+        """Use streams of a seed within a block; the process's states are restored."""
         self.enter()
         try:
             if set(OwnRandomness._loose) - {threading.get_ident()}:
@@ -161,7 +161,7 @@ class OwnRandomness:
     @classmethod
     @contextmanager
     def shared(cls) -> Iterator[None]:
-        """Draw from the process's generators within a block, as a run without a seed does."""
+        """Use the process's generators within a block, as a run without a seed does."""
         me = threading.get_ident()
         if cls._holder not in (None, me):
             warn(_MIXED)
@@ -174,49 +174,49 @@ class OwnRandomness:
 
 _LOCK = threading.RLock()
 _MIXED = (
-    "a run without a seed draws from the process's random generators while one with a seed does so "
-    "in another thread, which then does not give what its seed gives alone; give both a seed"
+    "a run without a seed uses the process's random generators while a seeded run uses them in "
+    "another thread, so the seeded run is not reproducible; set a seed for both"
 )
 
 
 @contextmanager
 def unchanged_randomness(*, wait: bool = True) -> Iterator[None]:
-    """Put random states back at the end of a block: loading a model draws weights first.
+    """Restore random states after a block, as loading a model initializes weights.
 
     Parameters
     ----------
     wait : bool
-        Whether to wait for a run with a seed in another thread, and let none begin meanwhile.
+        Whether to wait for a seeded run in another thread, and block new ones.
     """
-    held = _LOCK.acquire(blocking=wait)
+    acquired = _LOCK.acquire(blocking=wait)
     before, holder = random_states(), OwnRandomness._holder
-    if held:
+    if acquired:
         OwnRandomness._holder = threading.get_ident()
     try:
         yield
     finally:
         set_random_states(before)
-        if held:
+        if acquired:
             OwnRandomness._holder = holder
             _LOCK.release()
 
 
 def seed_of_state(torch_graph: bool) -> int:
-    """Return a seed that follows from the state of torch's or numpy's global generator.
+    """Return a seed derived from the state of torch's or numpy's global generator.
 
-    The state stays as it is. With ``keras.utils.set_random_seed``, numpy's is seeded too.
+    The state is not changed. ``keras.utils.set_random_seed`` seeds numpy's too.
     """
     if torch_graph and (torch := loaded("torch")) is not None:
         state = torch.random.get_rng_state().numpy().tobytes()
     else:
-        _, keys, pos, *_ = np.random.get_state()  # noqa: NPY002 - that of the process is meant
+        _, keys, pos, *_ = np.random.get_state()  # noqa: NPY002 - the process's generator
         state = np.asarray(keys).tobytes() + str(pos).encode()
     return int.from_bytes(hashlib.sha256(state).digest()[:8], "big") >> 1
 
 
 def drawn_seed() -> int:
     """Draw a seed from numpy's global generator."""
-    return int(np.random.randint(2**63 - 1))  # noqa: NPY002 - that of the process is meant
+    return int(np.random.randint(2**63 - 1))  # noqa: NPY002 - the process's generator
 
 
 def generator_state(generator: np.random.RandomState | np.random.Generator) -> Any:
@@ -227,21 +227,21 @@ def generator_state(generator: np.random.RandomState | np.random.Generator) -> A
 
 
 def generator_from(state: Any) -> np.random.RandomState | np.random.Generator:
-    """Return a generator that goes on from a state.
+    """Return a generator with a state.
 
     Raises
     ------
     ValueError
-        If it is no state of a Mersenne twister or a PCG64.
+        If it is not a state of a Mersenne twister or a PCG64.
     """
     if isinstance(state, tuple):
         old = np.random.RandomState()
         old.set_state(_checked(state))
         return old
     if state["bit_generator"] != "PCG64":
-        raise ValueError(f"a generator of kind {state['bit_generator']!r:.40} is not one we keep")
-    if state["state"]["inc"] % 2 == 0:  # such a generator repeats itself soon, or at once
-        raise ValueError("this is no state of a PCG64")
+        raise ValueError(f"generators of kind {state['bit_generator']!r:.40} are not supported")
+    if state["state"]["inc"] % 2 == 0:  # such a generator has a short period
+        raise ValueError("this is not a state of a PCG64")
     bits = np.random.PCG64()
     bits.state = state
     return np.random.Generator(bits)
@@ -250,13 +250,13 @@ def generator_from(state: Any) -> np.random.RandomState | np.random.Generator:
 def _checked(state: tuple[Any, ...]) -> Any:
     """Return a state of the Mersenne twister.
 
-    numpy itself would read beyond it without a word, and draw zeros, for which some distributions
-    wait for ever, from one that is all zeros.
+    numpy would read beyond an invalid one without an error, and draw only zeros from an all-zero
+    one, with which some distributions never return.
     """
     name, keys, pos = state[:3]
-    known = name == "MT19937" and len(keys) == 624 and 0 <= int(pos) <= 624
-    if not known or not np.any(keys[1:]):
-        raise ValueError("this is no state of numpy's generator")
+    is_valid = name == "MT19937" and len(keys) == 624 and 0 <= int(pos) <= 624
+    if not is_valid or not np.any(keys[1:]):
+        raise ValueError("this is not a state of numpy's generator")
     return state
 
 
@@ -284,7 +284,7 @@ _KERAS = ("global_random_seed", "global_seed_generator")
 
 
 def _tensorflow_state() -> dict[str, Any] | None:
-    """Return where TensorFlow and Keras are, which have no public interface to tell."""
+    """Return the random states of TensorFlow and Keras, which are not public."""
     eager: Any = loaded("tensorflow.python.eager.context")
     held: Any = loaded("keras.src.backend.common.global_state")
     if eager is None or held is None:

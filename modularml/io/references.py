@@ -1,4 +1,4 @@
-"""References within a file go by label; ids belong to one process."""
+"""References in files, by label instead of by id."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["with_ids", "with_labels"]
 
 
 def with_labels(tree: Any, labels: Mapping[str, str]) -> Any:
-    """Return a tree whose references go by the label that a node has now, and have no id.
+    """Return a tree whose references have current labels and no ids.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def with_labels(tree: Any, labels: Mapping[str, str]) -> Any:
 
 
 def with_ids(tree: Any, ids: Mapping[str, str]) -> Any:
-    """Return a tree whose references carry the id of their label, where it is known."""
+    """Return a tree whose references have the id of their label, if known."""
 
     def change(tree: dict[str, Any]) -> dict[str, Any]:
         found = ids.get(tree["node_label"], tree["node_id"]) if _refers(tree) else ""

@@ -1,4 +1,4 @@
-"""`save` and `load` of every class whose config and state are plain data."""
+"""The mixin with `save` and `load`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["Saveable"]
 
 
 class Saveable(YamlMixin):
-    """A class that can be saved: it has a config, and a state where it keeps one.
+    """A class with a config, and optionally a state, that can be saved.
 
-    ``get_config`` and ``from_config`` make the object; ``get_state`` and ``set_state`` (or, where
-    a file needs another form of it, ``_file_state`` and ``_set_file_state``) bring it back.
+    ``get_config`` and ``from_config`` rebuild the object; ``get_state`` and ``set_state`` (or, for
+    another form in files, ``_file_state`` and ``_set_file_state``) restore its state.
     """
 
     artifact_kind: ClassVar[str]
@@ -29,17 +29,17 @@ class Saveable(YamlMixin):
     def save(
         self, filepath: str | Path, *, overwrite: bool = False, package_code: bool = False
     ) -> Path:
-        """Write this object to a file: its config and everything it has learned, as data.
+        """Write this object to a file: its config and state, as data.
 
         Parameters
         ----------
         filepath : path-like
             The suffix of its kind is appended: ``name.<kind>.mml``.
         overwrite : bool
-            Whether a file that is there may be replaced.
+            Whether an existing file may be replaced.
         package_code : bool
-            Whether the source of your own classes and functions goes in, as text that runs only
-            where its reader says ``allow_packaged_code=True``.
+            Whether to include the source of your own classes and functions, as text that runs only
+            if the reader passes ``allow_packaged_code=True``.
 
         Returns
         -------
@@ -49,9 +49,9 @@ class Saveable(YamlMixin):
         Raises
         ------
         MMLExistsError
-            If there is a file and `overwrite` is false.
+            If the file exists and `overwrite` is false.
         MMLError
-            If it cannot be stored as data, or not be written. The old file is unchanged then.
+            If it cannot be stored as data, or not be written. An existing file is unchanged then.
         """
         config: Any = self.get_config  # type: ignore[attr-defined]
         return write_artifact(
@@ -84,15 +84,14 @@ class Saveable(YamlMixin):
             Whether code that the author packaged may run, or the sha256 of the one source that
             may; see `modularml.io.inspect_packaged_code`.
         custom_objects : mapping of str to object, optional
-            Classes and functions of yours, by name.
+            Your own classes and functions, by name.
         allow_import : iterable of str
             Prefixes of modules that may be imported to find classes.
 
         Raises
         ------
         MMLError
-            If the file is damaged, newer, or names something that is not here. Nothing has
-            changed then.
+            If the file is damaged, newer, or names an unknown class. Nothing is changed then.
         """
         contents = read_artifact(
             filepath,
@@ -101,17 +100,17 @@ class Saveable(YamlMixin):
             custom_objects=custom_objects,
             allow_import=allow_import,
         )
-        made_of = contents.names[contents.type]
-        if not issubclass(made_of, cls):
-            problem = f"holds a {made_of.__name__}, not a {cls.__name__}"
+        file_class = contents.names[contents.type]
+        if not issubclass(file_class, cls):
+            problem = f"holds a {file_class.__name__}, not a {cls.__name__}"
             raise MMLKindError(limits.OTHER_KIND, contents.path, "", problem)
         with contents.building():
-            made: Self = made_of.from_config(contents.config)
+            obj: Self = file_class.from_config(contents.config)
             state = contents.state()
             if state:
-                set_object_state(made, state)
-        return made
+                set_object_state(obj, state)
+        return obj
 
     def _file_facts(self) -> dict[str, Any]:
-        """Return what the manifest says of this object, beside its classes."""
+        """Return entries of the manifest for this object, besides its classes."""
         return {}

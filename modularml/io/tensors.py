@@ -1,4 +1,4 @@
-"""Arrays as safetensors, tables as Arrow files: written plainly, read with every check."""
+"""Arrays as safetensors and tables as Arrow files, with checks when read."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _NAMES = dict(
         strict=True,
     )
 )
-"""What safetensors calls numpy's types, in the order in which it stores them."""
+"""safetensors' names of numpy's types, in the order in which it stores them."""
 
 _DTYPES = frozenset(map(np.dtype, _NAMES))
 
 
 def storable(array: Array) -> Array | None:
-    """Return an array as one that safetensors can hold, or None.
+    """Return an array in a type of safetensors, or None.
 
     Returns
     -------
@@ -58,7 +58,7 @@ def storable(array: Array) -> Array | None:
 
 
 def dump_tensors(arrays: Mapping[str, Array]) -> list[Any]:
-    """Write arrays by name as safetensors does, in parts; nothing is copied.
+    """Return arrays as the parts of a safetensors file, without copies.
 
     Equal arrays, which are those that `storable` returns, give equal bytes.
     """
@@ -76,7 +76,7 @@ def dump_tensors(arrays: Mapping[str, Array]) -> list[Any]:
 
 
 def load_tensors(data: memoryview, path: Path, member: str) -> dict[str, Array]:
-    """Read arrays by name, each with memory of its own.
+    """Read arrays by name, each with its own memory.
 
     Raises
     ------
@@ -86,12 +86,12 @@ def load_tensors(data: memoryview, path: Path, member: str) -> dict[str, Array]:
     if int.from_bytes(data[:8], "little") > limits.MAX_TENSOR_HEADER:
         raise MMLError(limits.TOO_LARGE, path, member, "more than 2 MiB of names and shapes")
     try:
-        found = load(bytes(data))
+        arrays = load(bytes(data))
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise MMLError(limits.DAMAGED, path, member, f"no tensors: {error}"[:200]) from None
-    if any(a.dtype not in _DTYPES or a.ndim > limits.MAX_RANK for a in found.values()):
+    if any(a.dtype not in _DTYPES or a.ndim > limits.MAX_RANK for a in arrays.values()):
         raise MMLError(limits.FOREIGN, path, member, "holds a tensor of a type that we never write")
-    return {name: a if a.flags.writeable else a.copy() for name, a in found.items()}
+    return {name: a if a.flags.writeable else a.copy() for name, a in arrays.items()}
 
 
 def dump_table(table: pa.Table) -> list[Any]:
@@ -100,21 +100,21 @@ def dump_table(table: pa.Table) -> list[Any]:
     Returns
     -------
     list of bytes-like
-        Large ones are views of the table's own columns: nothing is copied, and of columns that lie
-        in files only what is being written is in memory.
+        Large ones are views of the table's columns: nothing is copied, and of memory-mapped columns
+        only the part that is being written is in memory.
     """
-    whole, sink = table.combine_chunks().replace_schema_metadata(None), _Parts()
+    combined, sink = table.combine_chunks().replace_schema_metadata(None), _Parts()
     options = pa.ipc.IpcWriteOptions(compression=None)
     with (
         pa.PythonFile(sink, mode="w") as out,
-        pa.ipc.new_file(out, whole.schema, options=options) as w,
+        pa.ipc.new_file(out, combined.schema, options=options) as w,
     ):
-        w.write_table(whole)
+        w.write_table(combined)
     return sink.parts
 
 
 class _Parts:
-    """A file for Arrow to write to that keeps what it is given as it is."""
+    """A file for Arrow to write to that collects buffers without copies."""
 
     closed = False
 
@@ -126,19 +126,19 @@ class _Parts:
         return len(memoryview(data))
 
     def flush(self) -> None:
-        """Do nothing: all is there."""
+        """Do nothing, as nothing is buffered."""
 
     def close(self) -> None:
-        """Do nothing: parts stay."""
+        """Do nothing, as parts stay in memory."""
 
 
 def load_table(data: memoryview, path: Path, member: str) -> pa.Table:
-    """Read a table; its columns lie in the file and are read when they are used.
+    """Read a table, whose columns are memory-mapped.
 
     Raises
     ------
     MMLError
-        If the bytes are no Arrow file, compressed, of types we never write, or not valid.
+        If the bytes are not an Arrow file, compressed, of types we never write, or not valid.
     """
     try:
         check_uncompressed(data)
@@ -162,8 +162,8 @@ def load_members(
     tables = {}
     for member, data in payloads.items():
         if member.endswith(".safetensors"):
-            found = load_tensors(data, path, member)
-            arrays |= {(member, name): array for name, array in found.items()}
+            tensors = load_tensors(data, path, member)
+            arrays |= {(member, name): array for name, array in tensors.items()}
         elif member.endswith(".arrow"):
             tables[member] = load_table(data, path, member)
     return arrays, tables

@@ -1,4 +1,4 @@
-"""A state as a tree of plain data, with its arrays and tables beside it."""
+"""States as trees of plain data, with arrays and tables stored separately."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["IfPlain", "Packer", "Unpacker", "object_state"]
 
 
 def object_state(value: Any) -> Any:
-    """Return the state of an object as it goes into a file; None where it keeps none."""
+    """Return the state of an object for a file; None without one."""
     for name in ("_file_state", "get_state"):
         if hasattr(value, name):
             return getattr(value, name)()
@@ -30,7 +30,7 @@ def object_state(value: Any) -> Any:
 
 
 def set_object_state(value: Any, state: Any) -> None:
-    """Give an object the state that `object_state` returned."""
+    """Restore the state that `object_state` returned."""
     name = "_set_file_state" if hasattr(value, "_set_file_state") else "set_state"
     getattr(value, name)(state)
 
@@ -41,7 +41,7 @@ class IfPlain:
     Attributes
     ----------
     omitted : bool
-        Whether it was found to be something else when it was packed.
+        Whether it was omitted when packed, as it was not plain data.
     """
 
     def __init__(self, value: Any) -> None:
@@ -54,7 +54,7 @@ class Packer:
     Parameters
     ----------
     compact : bool
-        Whether arrays of few numbers stand in the tree, and others go by number.
+        Whether small arrays are stored in the tree, and others are named by number.
     """
 
     def __init__(self, *, compact: bool = False) -> None:
@@ -65,14 +65,14 @@ class Packer:
         self._taken: dict[str, set[str]] = {}
 
     def members(self) -> dict[str, Any]:
-        """Return the bytes of everything that was collected, by name of member."""
+        """Return the collected bytes, by name of member."""
         tables = {name: dump_table(table) for name, table in self._tables.items()}
         return {**tables, **{name: dump_tensors(a) for name, a in self._tensors.items()}}
 
     def pack(self, value: Any, where: tuple[str, ...] = ()) -> Any:
         """Return a tree for plain data, arrays, tables, `Configurable` objects or containers.
 
-        `where` are the names on the way to it, for names of members and for messages.
+        `where` is its path, for names of members and for messages.
 
         Raises
         ------
@@ -139,23 +139,23 @@ class Packer:
         return {**tree, "state": self.pack(state, where)} if state else tree
 
     def _if_plain(self, marked: IfPlain, where: tuple[str, ...]) -> Any:
-        kept = {n: dict(arrays) for n, arrays in self._tensors.items()}, dict(self._tables)
+        before = {n: dict(arrays) for n, arrays in self._tensors.items()}, dict(self._tables)
         try:
             return self.pack(marked.value, where)
         except MMLError:
-            self._tensors, self._tables = kept
+            self._tensors, self._tables = before
             marked.omitted = True
             return None
 
     def _member(self, folder: str, where: tuple[str, ...], suffix: str) -> tuple[str, str]:
-        """Return a member named for what it belongs to, and the rest of the way as a name."""
+        """Return a member named after the owner of a value, and the name within it."""
         start = next((i for i, part in enumerate(where) if part not in _HOLDERS), 0)
         owner, rest = where[: start + 1], where[start + 1 :]
         if rest and rest[0].isdigit():
             owner, rest = where[: start + 2], rest[1:]
         key = (folder, owner)
         if len(self._tensors.get(self._members.get(key, ""), ())) >= _MAX_TENSORS:
-            del self._members[key]  # a header has an end: go on in another member
+            del self._members[key]  # headers are limited: start another member
         if key not in self._members:
             stem = member_stem("_".join(owner[start:]), self._taken.setdefault(folder, set()))
             self._members[key] = f"{folder}/{stem}.{suffix}"
@@ -163,7 +163,7 @@ class Packer:
 
 
 _HOLDERS = frozenset({"featuresets", "model_graph", "nodes"})
-"""Steps on the way to a value that say nothing about whose it is."""
+"""Parts of paths that do not identify the owner of a value."""
 
 _MAX_TENSORS = 2048
 _FEW = 8
@@ -197,7 +197,7 @@ class Unpacker:
         self.tensors, self.tables = load_members(payloads, path)
 
     def unpack(self, tree: Any) -> Any:
-        """Return the value that a tree stands for."""
+        """Return the value represented by a tree."""
         if isinstance(tree, list):
             return [self.unpack(item) for item in tree]
         if not isinstance(tree, dict):

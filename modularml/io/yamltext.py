@@ -1,7 +1,7 @@
-"""A config as YAML: readable, diffable, and as safe as the JSON of an artifact.
+"""Configs as YAML, read as safely as the JSON of artifacts.
 
-A class is a tag, ``!SimpleSampler``, on its arguments. Reading gives plain data alone; names are
-resolved by the rules of artifacts, so nothing is imported or run that the reader does not have.
+A class is a tag, ``!SimpleSampler``, on its arguments. Reading returns plain data only; names are
+resolved by the rules of artifacts, so no unknown code is imported or run.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ class YamlMixin:
     """`to_yaml` and `from_yaml` of a class with a config."""
 
     makes_nodes: ClassVar[bool] = False
-    """Whether nodes enter the active context when an object is made."""
+    """Whether building an object registers nodes in the active context."""
 
     def to_yaml(self, filepath: str | Path | None = None, *, overwrite: bool = False) -> str:
-        """Return the config as YAML, and write it to a file where one is named.
+        """Return the config as YAML, and optionally write it to a file.
 
-        Weights, rows and results are no part of it.
+        Weights, rows and results are not included.
 
         Raises
         ------
         ConfigError
-            If an argument cannot be found again by name.
+            If an argument cannot be found by name.
         MMLExistsError
-            If there is a file and `overwrite` is false.
+            If the file exists and `overwrite` is false.
         """
         config: Any = self.get_config()  # type: ignore[attr-defined]
         tree = {"$type": name_of(type(self)), "params": config}
@@ -59,53 +59,52 @@ class YamlMixin:
         custom_objects: Mapping[str, Any] | None = None,
         allow_import: Iterable[str] = (),
     ) -> Self:
-        """Make an object from `to_yaml` output, with new weights.
+        """Build an object from `to_yaml` output, with new weights.
 
         Parameters
         ----------
         source : str or path-like
-            A file, or the text itself where it has more than one line.
+            A file, or the text itself if it has more than one line.
         custom_objects, allow_import
-            Where classes of yours are found; see `BaseModel.load`.
+            How your own classes are found; see `BaseModel.load`.
 
         Raises
         ------
         MMLError
-            If it is no YAML that we write, or names something that is not here. Nothing has
-            changed then.
+            If it is not YAML that we write, or names an unknown class. Nothing is changed then.
         """
         path, text = _read(source)
         tree = with_ids(load_yaml(text, path), cls._yaml_ids())
         if not isinstance(tree, dict) or tree.keys() != {"$type", "params"}:
-            raise MMLError(limits.MISFIT, path, "", f"describes no {cls.__name__}", _HINT)
+            raise MMLError(limits.MISFIT, path, "", f"does not describe a {cls.__name__}", _HINT)
         resolver = Resolver(path, [], custom_objects, allow_import)
         names = resolver.resolve(names_in(tree), nodes=cls.makes_nodes)
-        made_of = names[tree["$type"]]
-        if not issubclass(made_of, cls):
-            problem = f"describes a {made_of.__name__}, not a {cls.__name__}"
+        file_class = names[tree["$type"]]
+        if not issubclass(file_class, cls):
+            problem = f"describes a {file_class.__name__}, not a {cls.__name__}"
             raise MMLKindError(limits.OTHER_KIND, path, "", problem)
         try:
-            with names_mean(names), cls._yaml_room():
-                made: Self = made_of.from_config(tree["params"])
+            with names_mean(names), cls._yaml_context():
+                obj: Self = file_class.from_config(tree["params"])
         except ModularMLError:
             raise
         except Exception as error:
             reason = f"does not fit together: {type(error).__name__}: {error}"[:300]
             raise MMLError(limits.MISFIT, path, "", reason) from error
-        return made
+        return obj
 
     def _yaml_labels(self) -> Mapping[str, str]:
-        """Return labels by id of the nodes that references may mean."""
+        """Return labels by id of nodes that may be referred to."""
         return {}
 
     @classmethod
     def _yaml_ids(cls) -> dict[str, str]:
-        """Return ids by label of the nodes that references may mean."""
+        """Return ids by label of nodes that may be referred to."""
         return {}
 
     @classmethod
-    def _yaml_room(cls) -> AbstractContextManager[Any]:
-        """Return where objects are made."""
+    def _yaml_context(cls) -> AbstractContextManager[Any]:
+        """Return a context in which objects are built."""
         return nullcontext()
 
 
@@ -121,7 +120,7 @@ def load_yaml(text: str, path: object = "") -> Any:
     Raises
     ------
     MMLError
-        If it is no YAML, over 1 MiB, has anchors, duplicate keys or tags that could run code.
+        If it is not YAML, over 1 MiB, has anchors, duplicate keys or tags that could run code.
     """
     if len(text) > MAX_YAML:
         raise MMLError(limits.TOO_LARGE, path, "", "more than 1 MiB of YAML", _HINT)
@@ -136,7 +135,7 @@ def load_yaml(text: str, path: object = "") -> Any:
         raise MMLError(limits.FOREIGN, path, "", f"not YAML that we write: {reason:.200}") from None
 
 
-_HINT = "Give text that to_yaml() wrote"
+_HINT = "Pass the output of to_yaml()"
 
 
 def _checked(path: Path) -> None:
@@ -180,7 +179,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         found: dict[Any, Any] = super().construct_mapping(node, deep=True)
         if len(found) != len(node.value):
-            raise yaml.YAMLError(f"a key comes twice in line {node.start_mark.line + 1}")
+            raise yaml.YAMLError(f"a duplicate key in line {node.start_mark.line + 1}")
         return found
 
 

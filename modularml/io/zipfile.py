@@ -1,8 +1,8 @@
-"""The container: one way to lay out a zip file, for writing and for holding a file against.
+"""The container: one canonical zip layout, for writing and for validation.
 
-Every byte that is no payload follows from the names, sizes and checksums of the members. So the
-reader takes those from the central directory, lays the file out again, and compares: overlaps,
-gaps, odd headers, comments and trailing bytes have no place to be.
+Every byte that is not payload follows from the names, sizes and checksums of the members. The
+reader takes these from the central directory, rebuilds the layout, and compares: overlaps, gaps,
+unusual headers, comments and trailing bytes are thus detected.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything stands: what comes before each payload, its offset, the end, the size."""
+    """A file layout: headers and offsets of payloads, the end record and the size."""
 
     headers: list[bytes]
     starts: list[int]
@@ -54,7 +54,7 @@ class Layout:
 
 
 def lay_out(entries: Sequence[Entry]) -> Layout:
-    """Lay out a file of these members, in this order, without gaps."""
+    """Return the layout of a file of members, in this order, without gaps."""
     headers, starts, central, at = [], [], [], 0
     for entry in entries:
         name = entry.name.encode("ascii")
@@ -73,7 +73,7 @@ def lay_out(entries: Sequence[Entry]) -> Layout:
 
 
 def read_entries(data: Any, path: object) -> tuple[list[Entry], Layout]:
-    """Read the members of a file and hold every byte between them against the layout.
+    """Read the members of a file and compare all bytes between them with the layout.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def read_entries(data: Any, path: object) -> tuple[list[Entry], Layout]:
     Raises
     ------
     MMLError
-        If it is no zip file of ours, byte for byte.
+        If it is not a zip file in our layout.
     """
     count, size, start = _end(data, path)
     entries, at = [], start
@@ -106,7 +106,7 @@ def read_entries(data: Any, path: object) -> tuple[list[Entry], Layout]:
 
 
 def _extra(name: str, at: int) -> bytes:
-    """Pad so that the payload of tensors and tables can be mapped into memory as it is."""
+    """Return padding that aligns payloads of tensors and tables for memory mapping."""
     if not name.endswith((".safetensors", ".arrow")):
         return b""
     length = -at % limits.ALIGNMENT
@@ -119,7 +119,7 @@ def _extra(name: str, at: int) -> bytes:
 
 def _end(data: Any, path: object) -> tuple[int, int, int]:
     if len(data) < _END.size or bytes(data[:4]) != b"PK\3\4":
-        hint = "Give a file that save() wrote"
+        hint = "Pass a file written by save()"
         raise MMLError(limits.FOREIGN, path, "", "this is no .mml file", hint)
     mark, disk, disk2, here, count, size, start, comment = _END.unpack(data[-_END.size :])
     if mark != b"PK\5\6":

@@ -179,5 +179,5 @@ def test_a_run_without_a_seed_beside_one_with_a_seed_is_warned_of():
     with exp.ctx.activate():
         phase.n_epochs = 1
         phase.add_callback(Meanwhile())
-    with pytest.warns(UserWarning, match="draws from the process's random generators"):
+    with pytest.warns(UserWarning, match="uses the process's random generators"):
         exp.run_phase(phase, **QUIET)

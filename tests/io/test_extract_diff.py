@@ -41,7 +41,7 @@ def test_arrays_and_tables_come_out_as_they_went_in(study: Any, tmp_path: Path) 
         table["features.x.raw"],
         made.ctx.get_node(label="cells").get_features("dict", rep="raw")["x"],
     )
-    with pytest.raises(MMLError, match="something already"):
+    with pytest.raises(MMLError, match="already exists"):
         extract(path, tmp_path / "out")
 
 
