@@ -44,7 +44,7 @@ class Saveable(YamlMixin):
         Returns
         -------
         Path
-            Of the file.
+            Path of the file.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Diagrams, which ``visualize()`` returns anywhere in the library, and plots."""
+"""Diagrams, as returned by every ``visualize()``, and plots."""
 
 from __future__ import annotations
 

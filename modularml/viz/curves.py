@@ -1,4 +1,4 @@
-"""Lines over epochs, folds or any other axis."""
+"""Line plots over epochs, folds or any other axis."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ __all__ = ["Curves", "loss_curves", "series"]
 Curve: TypeAlias = Sequence[float] | Array | tuple[Sequence[Any] | Array, Sequence[float] | Array]
 Curves: TypeAlias = "Mapping[str, Curve] | pd.DataFrame | pd.Series[Any]"
 
-FEW = 30  # points that are marked one by one
-LOG_FROM = 100.0  # a range of values from which on they are drawn on a log scale
+FEW = 30  # points that are marked individually
+LOG_FROM = 100.0  # ratio of largest to smallest value above which the scale is logarithmic
 
 
 def loss_curves(
@@ -39,34 +39,34 @@ def loss_curves(
     Parameters
     ----------
     series : mapping or DataFrame
-        Name to values, one an epoch from epoch 0 on, to ``(epochs, values)``, or to a pandas
+        Name to values, one per epoch from epoch 0, to ``(epochs, values)``, or to a pandas
         Series over its index. Values that are NaN or infinite leave a gap, are counted in the
-        legend and marked by a cross on the axis. Of a DataFrame, each column is a series over the
+        legend and marked by a cross on the axis. Each column of a DataFrame is a series over the
         index.
     title : str
-        Shown above.
+        Title of the figure.
     best_epoch : int or None
         An epoch to mark, 0-based.
     log : bool or None
         Whether the axis of losses is logarithmic. None: if all are positive and the
         largest is at least 100 times the smallest.
     path : path-like or None
-        Where to save the figure too: .png, .pdf or .svg.
+        Where to save the figure as well: .png, .pdf or .svg.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Not known to pyplot, so nothing needs to be closed.
+        Not registered with pyplot, so it need not be closed.
 
     Raises
     ------
     DataError
-        If there is no series, one is empty or holds no numbers, or ``log`` is True and a
+        If there is no series, one is empty or not numeric, or ``log`` is True and a
         loss is not positive.
     ShapeError
         If epochs and values of a series differ in number or are not one-dimensional.
     ConfigError
-        If ``best_epoch`` lies outside the epochs drawn, or ``path`` cannot be used.
+        If ``best_epoch`` is outside the epochs drawn, or ``path`` is not valid.
     """
     curves = _read(series)
     figure, axes = new_axes(6.8, 4.0, title=title, x="epoch", y="loss")
@@ -90,33 +90,33 @@ def series(
     title: str = "",
     path: str | PathLike[str] | None = None,
 ) -> Figure:
-    """Draw one line for each series of numbers.
+    """Draw one line per series of numbers.
 
     Parameters
     ----------
     data : mapping, DataFrame or Series
-        As for `loss_curves`. Positions may be numbers, times or texts, which are put side
-        by side in the order in which they first occur.
+        As for `loss_curves`. Positions may be numbers, times or texts, which are
+        placed in the order of first occurrence.
     x, y : str
-        What the axes show, with units.
+        Labels of the axes, with units.
     title : str
-        Shown above.
+        Title of the figure.
     path : path-like or None
-        Where to save the figure too: .png, .pdf or .svg.
+        Where to save the figure as well: .png, .pdf or .svg.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Not known to pyplot, so nothing needs to be closed.
+        Not registered with pyplot, so it need not be closed.
 
     Raises
     ------
     DataError
-        If there is no series, or one is empty or holds no numbers.
+        If there is no series, or one is empty or not numeric.
     ShapeError
         If positions and values of a series differ in number or are not one-dimensional.
     ConfigError
-        If ``path`` cannot be used.
+        If ``path`` is not valid.
     """
     curves = _read(data)
     figure, axes = new_axes(6.8, 4.0, title=title, x=x, y=y)
@@ -133,19 +133,21 @@ def _read(data: Curves) -> dict[str, tuple[Array, Array]]:
     elif isinstance(data, Mapping):
         pairs = list(data.items())
     else:
-        raise DataError(f"give a mapping of names to values or a frame, got {type(data).__name__}")
+        raise DataError(
+            f"data must be a mapping of names to values or a frame, got {type(data).__name__}"
+        )
     if not pairs:
-        raise DataError("there is nothing to draw: give at least one series")
+        raise DataError("there is nothing to draw; pass at least one series")
     return {_name(name): _points(_name(name), values) for name, values in pairs}
 
 
 def _name(label: object) -> str:
-    """Write a name, or the levels of one, as a text."""
+    """Return a name, or its levels, as text."""
     return " / ".join(map(str, label)) if isinstance(label, tuple) else str(label)
 
 
 def _points(name: str, curve: Any) -> tuple[Array, Array]:
-    """Return positions and values of one series, checked."""
+    """Validate and return positions and values of one series."""
     places, values = None, curve
     if isinstance(curve, tuple) and len(curve) == 2 and all(np.ndim(part) for part in curve):
         places, values = curve
@@ -159,16 +161,16 @@ def _points(name: str, curve: Any) -> tuple[Array, Array]:
     x = np.arange(len(y)) if places is None and y.ndim else np.asarray(places)
     if y.ndim != 1 or x.shape != y.shape:
         raise ShapeError(
-            f"series {name!r} must have one value a position: positions have shape {x.shape}, "
+            f"series {name!r} must have one value per position: positions have shape {x.shape}, "
             f"values {y.shape}"
         )
     if not len(y):
-        raise DataError(f"series {name!r} is empty; leave it out")
+        raise DataError(f"series {name!r} is empty; omit it")
     return x, y
 
 
 def _draw(axes: Any, curves: Mapping[str, tuple[Array, Array]]) -> list[tuple[Any, str]]:
-    """Draw every series; return lines and what to call them."""
+    """Draw every series; return lines and legend labels."""
     texts = [str(place) for x, _ in curves.values() if x.dtype.kind in "OUS" for place in x]
     spots = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     if spots:
@@ -188,8 +190,8 @@ def _draw(axes: Any, curves: Mapping[str, tuple[Array, Array]]) -> list[tuple[An
 def _draw_one(axes: Any, name: str, x: Array, y: Array, look: dict[str, Any]) -> tuple[Any, str]:
     """Draw one series with gaps where it is not finite, and crosses below them."""
     good = np.isfinite(y)
-    held = np.concatenate([[False], good, [False]])
-    alone = good & ~held[:-2] & ~held[2:]
+    padded = np.concatenate([[False], good, [False]])
+    alone = good & ~padded[:-2] & ~padded[2:]
     marked = np.flatnonzero(good if len(y) <= FEW else alone)
     dots = {"marker": "o", "markersize": 3.5, "markevery": list(marked)} if len(marked) else {}
     (line,) = axes.plot(x, np.where(good, y, np.nan), **dots, **look)
@@ -203,7 +205,7 @@ def _draw_one(axes: Any, name: str, x: Array, y: Array, look: dict[str, Any]) ->
 
 
 def _spans_decades(curves: Mapping[str, tuple[Array, Array]]) -> bool:
-    """Return whether values are positive and of such a range that a log scale shows them better."""
+    """Return whether values are positive and span enough for a log scale."""
     values = np.concatenate([y for _, y in curves.values()])
     values = values[np.isfinite(values)]
     return bool(len(values) and values.min() > 0 and values.max() >= LOG_FROM * values.min())
@@ -215,7 +217,7 @@ def _check_positive(curves: Mapping[str, tuple[Array, Array]]) -> None:
         if len(bad):
             raise DataError(
                 f"log=True needs losses above 0, got {y[bad[0]]:g} in series {name!r} at epoch "
-                f"{x[bad[0]]}; leave log out"
+                f"{x[bad[0]]}; omit log"
             )
 
 

@@ -1,4 +1,4 @@
-"""The diagram: a value that can be shown, written and saved."""
+"""Diagrams that can be displayed and saved."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SUFFIXES = (".svg", ".html", ".mmd", ".txt", ".png", ".pdf")
 
 @dataclass(frozen=True, repr=False)
 class Diagram:
-    """Boxes joined by arrows, shown as a picture in notebooks and as text elsewhere.
+    """Boxes connected by arrows, shown as a picture in notebooks and as text elsewhere.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class Diagram:
     edges : sequence of DiagramEdge
         Between ids of ``nodes``. Several between the same two are fine, and so are cycles.
     direction : {"LR", "TB"}
-        Where arrows lead: from left to right, or from top to bottom.
+        Direction of arrows: left to right, or top to bottom.
 
     Raises
     ------
@@ -69,7 +69,7 @@ class Diagram:
         return to_svg(self._scene())
 
     def to_mermaid(self) -> str:
-        """Write as a Mermaid flowchart, for pages that draw it themselves."""
+        """Write as a Mermaid flowchart, for pages that render Mermaid."""
         return to_mermaid(self.title, self.nodes, self.edges, self.direction)
 
     def to_text(self) -> str:
@@ -83,17 +83,17 @@ class Diagram:
         ----------
         path : path-like
             Ends in ``.svg``, ``.html``, ``.mmd``, ``.txt``, ``.png`` or ``.pdf``; the last
-            two need matplotlib. A file of that name is replaced, a folder is not made.
+            two need matplotlib. An existing file is replaced; the folder must exist.
 
         Returns
         -------
         Path
-            Where it was written.
+            Path of the file.
 
         Raises
         ------
         ConfigError
-            If the suffix is another one or the folder does not exist.
+            If the suffix is not supported or the folder does not exist.
         """
         target = checked_path(path, SUFFIXES)
         suffix = target.suffix.lower()
@@ -119,10 +119,10 @@ class Diagram:
 
 
 def _check_ids(nodes: Sequence[DiagramNode]) -> None:
-    twice = [name for name, count in Counter(node.id for node in nodes).items() if count > 1]
-    if twice:
+    duplicates = [name for name, count in Counter(node.id for node in nodes).items() if count > 1]
+    if duplicates:
         raise GraphError(
-            f"node ids must be unique, got more than once: {', '.join(map(repr, twice))}"
+            f"node ids must be unique, got more than once: {', '.join(map(repr, duplicates))}"
         )
 
 
@@ -136,4 +136,6 @@ def _check_edges(nodes: Sequence[DiagramNode], edges: Sequence[DiagramEdge]) -> 
                     + closest(name, known)
                 )
         if edge.source == edge.target:
-            raise GraphError(f"edge joins node {edge.source!r} with itself, which cannot be drawn")
+            raise GraphError(
+                f"edge connects node {edge.source!r} with itself, which cannot be drawn"
+            )

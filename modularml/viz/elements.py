@@ -1,4 +1,4 @@
-"""What a diagram is made of: nodes, edges, and the text that they may show."""
+"""Elements of diagrams: nodes, edges and their text."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class DiagramNode:
     Parameters
     ----------
     id : str
-        Unique within the diagram; shown nowhere but in listings with equal titles.
+        Unique within the diagram; only shown in listings with equal titles.
     title : str
         First line, in bold.
     lines : sequence of str
@@ -74,7 +74,7 @@ class DiagramNode:
 
     @property
     def caption(self) -> str:
-        """What stands above the title: the kind, but nothing for the plain one."""
+        """Text above the title: the kind, except for the plain one."""
         return "" if self.kind == "node" else self.kind
 
 
@@ -113,11 +113,11 @@ class DiagramEdge:
 
     @property
     def notes(self) -> str:
-        """What is to be said of the edge: its label, and that gradients stop."""
+        """Notes on the edge: its label, and whether gradients stop."""
         notes = (clean(self.label), STOP_WORDS if self.marker == "stop" else "")
         return "; ".join(note for note in notes if note)
 
 
 def clean(text: str) -> str:
-    """Make one line of a text: whitespace folded, unprintable characters replaced."""
+    """Return a text as one line, with unprintable characters replaced."""
     return " ".join(UNPRINTABLE.sub("\ufffd", str(text)).split())

@@ -1,4 +1,4 @@
-"""Layered layout: where the boxes, labels and edges of a diagram go.
+"""Layered layout of the boxes, labels and edges of a diagram.
 
 Each node stands in the layer of its longest path from a source. An edge that passes a layer
 holds a place in it, and so does a label, in a layer of its own; then items are ordered so that
@@ -27,7 +27,7 @@ LAYER_GAP, ITEM_GAP, LABEL_PAD = 40.0, 20.0, 6.0
 
 
 class Point(NamedTuple):
-    """A place in pixels, y downwards."""
+    """A position in pixels, y downwards."""
 
     x: float
     y: float
@@ -51,7 +51,7 @@ class Link(NamedTuple):
 
 
 class Route(NamedTuple):
-    """The course of an edge: points, even in number, and where its label stands.
+    """The route of an edge: an even number of points, and the position of its label.
 
     From an even point to the next one the edge curves, from an odd one it runs straight.
     """
@@ -61,7 +61,7 @@ class Route(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A drawing: its size, one box a node, one route a link in the order of the links."""
+    """A drawing: its size, one box per node, one route per link in their order."""
 
     width: float
     height: float
@@ -71,7 +71,7 @@ class Layout(NamedTuple):
 
 @dataclass(eq=False)
 class _Item:
-    """What holds a place in a layer: a box, a label, or an edge that passes.
+    """An item in a layer: a box, a label, or an edge that passes through.
 
     ``depth`` is its size along the edges, ``span`` across them. ``at`` is where edges meet it,
     across them too; it reaches back from there by ``line``.
@@ -91,14 +91,14 @@ def lay_out(
     links: Sequence[Link],
     direction: Literal["LR", "TB"],
 ) -> Layout:
-    """Place boxes in layers and lead edges between them.
+    """Place boxes in layers and route edges between them.
 
     Parameters
     ----------
     sizes : mapping of str to (width, height)
-        Least size of each box, in pixels. A box grows to the depth of its layer.
+        Minimum size of each box, in pixels. A box grows to the depth of its layer.
     links : sequence of Link
-        Edges between different names. One that closes a cycle is led backwards.
+        Edges between different names. One that closes a cycle is routed backwards.
     direction : {"LR", "TB"}
         Layers follow one another from left to right or from top to bottom.
 
@@ -132,7 +132,7 @@ def lay_out(
 def _items(
     sizes: Mapping[str, tuple[float, float]], links: Sequence[Link], turned: bool
 ) -> tuple[dict[str, _Item], list[list[_Item]]]:
-    """Make the items: boxes by name, and for each link the items from box to box."""
+    """Create the items: boxes by name, and for each link the items from box to box."""
     rank = _ranks(sizes, links)
     pairs = Counter(frozenset(link[:2]) for link in links)
     gaps = [  # half way, odd: for labels, and to lead edges that join the same two boxes apart
@@ -185,7 +185,7 @@ def _ranks(names: Iterable[str], links: Sequence[Link]) -> dict[str, int]:
 
 
 def _label(layer: int, size: tuple[float, float], turned: bool) -> _Item:
-    """Make the item of a label: above its line, or right of it where layers go down."""
+    """Create the item of a label: above its line, or right of it if layers go down."""
     width, height = size
     if turned:
         return _Item(layer, height + 2 * LABEL_PAD, width + LABEL_PAD, 0.0)
@@ -223,10 +223,10 @@ def _crossings(rows: Sequence[Sequence[_Item]]) -> int:
 
 
 def _place(rows: Sequence[Sequence[_Item]]) -> None:
-    """Pull items towards their neighbours, as far as the room between those beside them allows.
+    """Move items towards their neighbours, as far as the items next to them allow.
 
     Under an order and least distances, the mean of the running maximum from one side and the
-    running minimum from the other moves no item further from its wish than needed.
+    running minimum from the other moves no item further from its target than needed.
     """
     offsets = []
     for row in rows:
@@ -266,7 +266,7 @@ def _route(
     bands: Sequence[tuple[float, float]],
     turned: bool,
 ) -> Route:
-    """Lead an edge along its items, or back along them if it closes a cycle."""
+    """Route an edge along its items, or backwards if it closes a cycle."""
     places = [(edge, item.at) for item in chain for edge in bands[item.layer]][1:-1]
     points = [Point(at, edge) if turned else Point(edge, at) for edge, at in places]
     label = None

@@ -1,4 +1,4 @@
-"""Predictions against the truth."""
+"""Plots of predictions against true values."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ __all__ = ["confusion_matrix", "parity"]
 
 SHADES = ("#F5F9FD", "#56B4E9", "#0072B2", "#00304D")
 SMALLEST, LARGEST = 2.2, 28.0  # inches of all cells in a row
-LONG_NAME = 6  # letters; longer names of columns are turned
-CROWD = 2_000  # points from which on they are drawn small and pale
+LONG_NAME = 6  # letters; longer names of columns are rotated
+CROWD = 2_000  # number of points above which they are drawn small and pale
 
 
 def confusion_matrix(
@@ -35,7 +35,7 @@ def confusion_matrix(
     title: str = "",
     path: str | PathLike[str] | None = None,
 ) -> Figure:
-    """Draw how often each class was taken for each class.
+    """Draw a confusion matrix of counts.
 
     Parameters
     ----------
@@ -46,9 +46,9 @@ def confusion_matrix(
     normalize : bool
         Shade by, and write above the counts, the fraction of each row (true class).
     title : str
-        Shown above.
+        Title of the figure.
     path : path-like or None
-        Where to save the figure too: .png, .pdf or .svg.
+        Where to save the figure as well: .png, .pdf or .svg.
 
     Returns
     -------
@@ -100,30 +100,30 @@ def parity(
     ----------
     y_true, y_pred : array-like, shape (n_samples,)
         True and predicted values, both in ``unit``. Rows where either is NaN or infinite
-        are left out and counted in the legend.
+        are omitted and counted in the legend.
     unit : str
-        Written at the axes and behind the error.
+        Shown on the axes and after the error.
     title : str
-        Shown above.
+        Title of the figure.
     name : str
-        What ``y_pred`` is called in the legend.
+        Name of ``y_pred`` in the legend.
     other : mapping of str to array-like, shape (n_samples,), or None
         Further predictions of the same ``y_true``, such as a baseline's.
     path : path-like or None
-        Where to save the figure too: .png, .pdf or .svg.
+        Where to save the figure as well: .png, .pdf or .svg.
 
     Returns
     -------
     matplotlib.figure.Figure
         The legend gives each root mean squared error and coefficient of determination;
-        the latter is left out where all true values are equal.
+        the latter is omitted if all true values are equal.
 
     Raises
     ------
     ShapeError
         If shapes differ or are not one-dimensional; axes of length 1 are dropped.
     DataError
-        If there are no rows, or none that is finite.
+        If there are no rows, or no finite ones.
     """
     both = f" ({unit})" if unit else ""
     figure, axes = new_axes(5.4, 5.9, title=title, x=f"true{both}", y=f"predicted{both}")
@@ -143,7 +143,7 @@ def parity(
 
 
 def _dots(axes: Any, true: Array, pred: Array, i: int) -> Any:
-    """Draw one cloud, small and pale if there is a crowd; return what stands for it."""
+    """Draw one scatter, small and pale if large; return its legend handle."""
     look = {"linestyle": "", "markeredgewidth": 0, "markersize": 5.0, "zorder": 3 - i / 100}
     look |= {"color": SERIES[i % len(SERIES)], "marker": "osD^v"[i % 5]}
     (handle,) = axes.plot([], [], **look)
@@ -181,7 +181,7 @@ def _numbers(y_true: ArrayLike, y_pred: ArrayLike, name: str) -> tuple[Array, Ar
 
 
 def _errors(true: Array, pred: Array, unit: str, n_rows: int) -> str:
-    """Write root mean squared error, R² and how many rows are left out."""
+    """Return root mean squared error, R² and the number of omitted rows as text."""
     squares = ((true - pred) ** 2).sum()
     spread = ((true - true.mean()) ** 2).sum()
     rmse = f"{np.sqrt(squares / len(true)):#.3g}".rstrip(".")
@@ -196,7 +196,7 @@ def _errors(true: Array, pred: Array, unit: str, n_rows: int) -> str:
 def _count(
     true: Array, pred: Array, labels: Sequence[Any] | None
 ) -> tuple[list[Any], NDArray[np.int64]]:
-    """Return the classes, and how often each true one met each predicted one."""
+    """Return the classes and their confusion counts."""
     both = pd.Series(np.concatenate([true.astype(object), pred.astype(object)]))
     if both.isna().any():
         row = int(np.flatnonzero(both.isna())[0]) % len(true)
@@ -204,8 +204,8 @@ def _count(
     names = _classes(both) if labels is None else list(dict.fromkeys(labels))
     codes = pd.Index(names, dtype=object).get_indexer(both)
     if (codes < 0).any():
-        lost = sorted({repr(name) for name in both[codes < 0]})
-        raise DataError(f"labels must name every class that occurs, lacks {', '.join(lost)}")
+        missing = sorted({repr(name) for name in both[codes < 0]})
+        raise DataError(f"labels must name every class that occurs, lacks {', '.join(missing)}")
     size = len(names)
     pairs = codes[: len(true)] * size + codes[len(true) :]
     return names, np.bincount(pairs, minlength=size * size).reshape(size, size)
@@ -219,12 +219,12 @@ def _classes(values: pd.Series[Any]) -> list[Any]:
         kinds = sorted({type(value).__name__ for value in values})
         raise DataError(
             f"classes must be all numbers or all texts, got {' and '.join(kinds)}; convert them, "
-            "or give labels"
+            "or pass labels"
         ) from None
 
 
 def _shade(axes: Any, shade: Array, names: Sequence[str]) -> Any:
-    """Paint the cells and write the classes beside them; return what maps to colours."""
+    """Draw the cells with class names; return the image, which maps to colours."""
     colours = require("matplotlib.colors").LinearSegmentedColormap.from_list("shades", SHADES)
     axes.grid(visible=False)
     axes.tick_params(which="both", length=0)
@@ -246,6 +246,6 @@ def _text_size(texts: Iterable[str], cell: float) -> float:
 
 
 def _readable(colour: Sequence[float]) -> str:
-    """Choose dark or white text for a ground, by its relative luminance (WCAG 2.1)."""
+    """Return dark or white text for a background, by relative luminance (WCAG 2.1)."""
     red, green, blue = (((c + 0.055) / 1.055) ** 2.4 for c in colour[:3])
     return INK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.2 else PAPER

@@ -1,4 +1,4 @@
-"""A scene as SVG text, which needs no script, link or font file, or as a matplotlib figure."""
+"""Rendering of scenes as self-contained SVG or as matplotlib figures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POINT = 72.0 / PIXELS
 
 
 def to_svg(scene: Scene) -> str:
-    """Write a scene as one SVG element, readable on light and dark ground."""
+    """Write a scene as one SVG element, for light and dark backgrounds."""
     x, y, width, height = map(_num, scene.sheet)
     parts = []
     for group in scene.groups:
@@ -88,7 +88,7 @@ def _num(value: float) -> str:
 
 
 def to_figure(scene: Scene) -> Figure:
-    """Draw a scene as a figure of the same size, 100 pixels an inch."""
+    """Draw a scene as a figure of the same size, with 100 pixels per inch."""
     x, y, width, height = scene.sheet
     figure = new_figure(width / PIXELS, height / PIXELS, dpi=PIXELS)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))

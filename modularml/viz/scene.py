@@ -1,4 +1,4 @@
-"""A diagram as shapes with places and colours, which any drawing program can follow."""
+"""Scenes: diagrams as shapes with positions and colours."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Panel(NamedTuple):
 
 
 class Arrow(NamedTuple):
-    """A line with a head; ``curve`` is a start and then three points a Bezier piece."""
+    """A line with a head; ``curve`` is a start, then three points per Bezier segment."""
 
     curve: tuple[Point, ...]
     head: tuple[Point, Point, Point]
@@ -67,7 +67,7 @@ Shape: TypeAlias = Panel | Arrow | Bar | Words
 
 @dataclass(frozen=True)
 class Group:
-    """Shapes that belong together, and what to say of them when pointed at."""
+    """A group of shapes and its tooltip."""
 
     role: Literal["node", "edge", "title", "key"]
     tip: str
@@ -76,7 +76,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything to draw, back to front, and the part of the plane that shows it."""
+    """All shapes, back to front, and the visible area."""
 
     title: str
     sheet: Rect
@@ -94,18 +94,18 @@ def compose(
     Parameters
     ----------
     title : str
-        Shown above; no room is taken for an empty one.
+        Shown above; an empty one takes no space.
     nodes : sequence of DiagramNode
         May be empty.
     edges : sequence of DiagramEdge
         Between these nodes, none from a node to itself.
     direction : {"LR", "TB"}
-        Where edges lead: to the right, or down.
+        Direction of edges: to the right, or down.
 
     Returns
     -------
     Scene
-        Edges first, so that boxes lie upon them.
+        Edges first, so that boxes cover them.
     """
     rows = {node.id: _node_rows(node) for node in nodes}
     labels = [_rows(edge.label, LABEL_CHARS, SMALL, MUTED) for edge in edges]
@@ -146,7 +146,7 @@ def text_width(text: str, size: float, *, bold: bool = False) -> float:
 
 
 def _rows(text: str, chars: int, size: float, colour: str, *, bold: bool = False) -> list[Words]:
-    """Break a text into lines of at most ``chars`` characters that have no place yet."""
+    """Wrap a text into lines of at most ``chars`` characters, not positioned yet."""
     origin = Point(0.0, 0.0)
     return [Words(origin, line, size, colour, bold) for line in textwrap.wrap(clean(text), chars)]
 
@@ -167,7 +167,7 @@ def _words(rows: Sequence[Words], x: float, y: float) -> tuple[Words, ...]:
 
 
 def _node_rows(node: DiagramNode) -> list[Words]:
-    """Write what a box says: its kind, its title, its lines."""
+    """Return the text of a box: its kind, title and lines."""
     small, ink = (MUTED, MUTED) if node.dimmed else (TONES[node.kind].ink, INK)
     return [
         *_rows(node.caption, NODE_CHARS, CAPTION, small),
@@ -212,7 +212,7 @@ def _edge_groups(
 
 
 def _arrow(route: Route, dashed: bool, direction: Literal["LR", "TB"]) -> Arrow:
-    """Bend a route through its points and end it in a head."""
+    """Return the curve through the points of a route, with an arrow head."""
     points = [_turned(point, direction) for point in route.points]
     before, tip = points[-2:]
     back = math.copysign(HEAD, before.x - tip.x)
@@ -227,12 +227,12 @@ def _arrow(route: Route, dashed: bool, direction: Literal["LR", "TB"]) -> Arrow:
 
 
 def _turned(point: Point, direction: Literal["LR", "TB"]) -> Point:
-    """Swap the axes where edges lead down."""
+    """Swap the axes if edges lead down."""
     return point if direction == "LR" else Point(point.y, point.x)
 
 
 def _bar(route: Route, direction: Literal["LR", "TB"]) -> Bar:
-    """Draw a stroke square to an edge, in the middle of its last bend."""
+    """Draw a stroke perpendicular to an edge, in the middle of its last curve."""
     one, two = route.points[-2:]
     dx, dy = two.x - one.x, two.y - one.y
     dx, dy = (dx, 2 * dy) if direction == "LR" else (2 * dx, dy)

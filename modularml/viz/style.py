@@ -1,4 +1,4 @@
-"""Colours that diagrams and plots share, and matplotlib figures without pyplot or a display."""
+"""Shared colours, and matplotlib figures without pyplot or a display."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 
 INK = "#1B1F24"
 PAPER = "#FFFFFF"
-MUTED = "#757A82"  # reads on white and on a dark notebook alike
+MUTED = "#757A82"  # readable on light and dark backgrounds
 STOP = "#D55E00"
 # Most hues after Okabe & Ito 2008, "Color Universal Design", jfly.uni-koeln.de/color
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4B5563")
@@ -45,7 +45,7 @@ MOST_PIXELS = 30_000.0
 
 
 def new_figure(width: float, height: float, **options: Any) -> Figure:
-    """Make an empty matplotlib figure that no global state knows of.
+    """Create an empty matplotlib figure without global state.
 
     Parameters
     ----------
@@ -70,19 +70,19 @@ def new_figure(width: float, height: float, **options: Any) -> Figure:
 
 
 def checked_path(path: str | PathLike[str], allowed: Collection[str]) -> Path:
-    """Return a path that can be written to, or say what is wrong with it.
+    """Validate a path to write to.
 
     Parameters
     ----------
     path : path-like
         ``~`` stands for the home folder.
     allowed : collection of str
-        Suffixes with their dot, in small letters. Capitals in ``path`` are fine.
+        Suffixes with a dot, in lower case. The case in ``path`` is ignored.
 
     Returns
     -------
     Path
-        The path; nothing is written or made.
+        The path; nothing is written or created.
 
     Raises
     ------
@@ -92,18 +92,18 @@ def checked_path(path: str | PathLike[str], allowed: Collection[str]) -> Path:
     target = Path(path).expanduser()
     if target.suffix.lower() not in allowed:
         raise ConfigError(
-            f"path must end in one of {', '.join(allowed)}, got {str(path)!r}; "
-            "the ending decides the format"
+            f"path must end in one of {', '.join(allowed)}, got {str(path)!r}; the suffix sets "
+            "the format"
         )
     if not target.parent.is_dir():
         raise ConfigError(
-            f"folder {str(target.parent)!r} does not exist; make it first, or save elsewhere"
+            f"folder {str(target.parent)!r} does not exist; create it first, or choose another"
         )
     return target
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure; a picture that would be too large for a file is made coarser."""
+    """Write a figure, with a lower resolution if it would be too large."""
     options: dict[str, Any] = {"dpi": min(200.0, MOST_PIXELS / max(figure.get_size_inches()))}
     dated = {".pdf": "CreationDate", ".svg": "Date"}.get(path.suffix.lower())
     if dated:
@@ -112,19 +112,19 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def new_axes(width: float, height: float, *, title: str, x: str, y: str) -> tuple[Figure, Any]:
-    """Make a figure with one styled set of axes.
+    """Create a figure with one styled set of axes.
 
     Parameters
     ----------
     width, height : float
         In inches.
     title, x, y : str
-        Texts above, below and beside the axes; may be empty.
+        Title and axis labels; may be empty.
 
     Returns
     -------
     tuple of (Figure, Axes)
-        Known to no global state, and styled whatever the user's settings are.
+        Without global state, and styled independently of the user's settings.
     """
     engine = require("matplotlib.layout_engine").ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.09)
     figure = new_figure(width, height, layout=engine, dpi=110)
@@ -149,7 +149,7 @@ def curve_look(i: int) -> dict[str, Any]:
 
 
 def legend(axes: Any, entries: list[tuple[Any, str]], place: str = "") -> None:
-    """Explain what is drawn, inside the axes unless there is much or a place is given."""
+    """Draw a legend, inside the axes unless it is long or a place is given."""
     place = place or ("outside right upper" if len(entries) > MANY else "best")
     owner = axes.figure if place.startswith("outside") else axes
     handles, labels = zip(*entries, strict=True)
@@ -160,7 +160,7 @@ def legend(axes: Any, entries: list[tuple[Any, str]], place: str = "") -> None:
 
 
 def finish(figure: Figure, path: str | PathLike[str] | None) -> Figure:
-    """Make a figure show itself in notebooks, and save it if a path is given.
+    """Make a figure display in notebooks, and save it if a path is given.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A diagram in writing: Mermaid source, and a listing for the terminal."""
+"""Diagrams as text: Mermaid source, and a listing for the terminal."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def to_mermaid(
 ) -> str:
     """Write a diagram as a Mermaid flowchart; a bar across an edge becomes a cross.
 
-    Every character that Mermaid, Markdown or HTML could take for its own is written as an
-    entity code, and nodes are named ``n0``, ``n1``, ..., so no label can break the source.
+    Every special character of Mermaid, Markdown or HTML is written as an entity code, and nodes are
+    named ``n0``, ``n1``, ..., so no label can break the source.
     """
     names = {node.id: f"n{i}" for i, node in enumerate(nodes)}
     front = json.dumps(clean(title), ensure_ascii=False).replace("<", "\\u003c")
     out = ["---", f"title: {front}", "---"] if clean(title) else []
     out.append(f"flowchart {direction}")
     for node in nodes:
-        lines = [_entity(node.title) or "#8203;"]  # Mermaid takes no empty label
+        lines = [_entity(node.title) or "#8203;"]  # Mermaid does not accept empty labels
         lines += [_entity(line) for line in (node.caption, *node.lines) if line]
         out.append(f'    {names[node.id]}["{"<br/>".join(lines)}"]:::kind_{node.kind}')
     for edge in edges:
@@ -67,8 +67,8 @@ def _entity(text: str) -> str:
 def listing(title: str, nodes: Sequence[DiagramNode], edges: Sequence[DiagramEdge]) -> str:
     """Write a diagram as an indented tree in plain characters.
 
-    A node that several edges reach is written out where it is first met; afterwards its
-    title stands with ``(above)``. Titles that occur twice are distinguished by their id.
+    A node that several edges reach is written in full once; afterwards its
+    title is followed by ``(above)``. Titles that occur twice are distinguished by their id.
     """
     counts = Counter(clean(node.title) for node in nodes)
     known = {node.id: (node, _name(node, counts)) for node in nodes}
@@ -85,7 +85,7 @@ def listing(title: str, nodes: Sequence[DiagramNode], edges: Sequence[DiagramEdg
 
 
 def _name(node: DiagramNode, counts: Mapping[str, int]) -> str:
-    """Title a node in one line, with its kind and, where needed, its id."""
+    """Return a one-line title of a node, with its kind and, if needed, its id."""
     title = clean(node.title)
     facts = ", ".join(fact for fact in (node.caption, "dimmed" if node.dimmed else "") if fact)
     mark = f" #{clean(node.id)}" if counts[title] > 1 or not title else ""
@@ -98,7 +98,7 @@ def _tree(
     out: Mapping[str, Sequence[DiagramEdge]],
     seen: set[str],
 ) -> Iterator[str]:
-    """Walk from a root along the edges, each node once; yield the lines."""
+    """Yield the lines of a tree from a root, each node once."""
     todo = [(root, "", "", "")]
     while todo:
         name, start, indent, note = todo.pop()
