@@ -115,7 +115,7 @@ def test_ways_of_a_model_to_train_are_refused_by_name_before_any_training(name):
     model = own(name)
     made = graph(model, x, y)
     before = model.get_weights()
-    with pytest.raises(BackendNotSupportedError, match=f"node 'net': Own has a {name} of its own"):
+    with pytest.raises(BackendNotSupportedError, match=f"node 'net': Own overrides {name}"):
         experiment().run_phase(phase(made, n_epochs=2), **QUIET)
     np.testing.assert_array_equal(model.get_weights()[0], before[0])
     assert len(made.predict({"x": x})) == len(x)
