@@ -1,4 +1,4 @@
-"""Make ``python -m modularml`` the command line."""
+"""Entry point of ``python -m modularml``."""
 
 import sys
 

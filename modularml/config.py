@@ -1,4 +1,4 @@
-"""Config and state, written once for all classes.
+"""Config and state of all classes.
 
 A class that stores its constructor's arguments under their own names has a config, a ``repr``,
 equality and ``clone``. What it computes later ends with an underscore and is its state.

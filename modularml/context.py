@@ -1,4 +1,4 @@
-"""Nodes by id and label: what belongs to one experiment.
+"""Experiment context: nodes by id and label.
 
 A context is made on first use, one for each thread and asyncio task. Nodes register in the
 active context when they are made, and stay bound to it.

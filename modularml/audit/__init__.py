@@ -1,4 +1,4 @@
-"""Auditing rows, splits and plans: what would make figures look better than they are."""
+"""Audits of rows, splits and plans for data leakage."""
 
 from modularml.audit.checks import CHECKS, KINDS, Check, audit, check_allowed
 from modularml.data.audit_report import AuditReport, AuditWarning, Finding

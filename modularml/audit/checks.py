@@ -1,4 +1,4 @@
-"""All checks of an audit, and the audit."""
+"""Running all checks of an audit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows that are in two splits as copies: equal, nearly equal, or equal but for one column."""
+"""Duplicates and near-duplicates of rows in two splits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features that were computed from targets: of other rows, or of categories over all rows."""
+"""Features computed from targets, such as target encodings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Groups on both sides: cells, patients or machines whose rows were dealt singly."""
+"""Groups, such as patients or machines, that occur in two splits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rows are the same: by id, and by content where ids differ."""
+"""Identity of rows by id or content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How near rows are, and how near they would be by chance."""
+"""Distances of rows, and distances expected by chance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which splits must have nothing in common."""
+"""Pairs of splits that must be disjoint."""
 
 from __future__ import annotations
 

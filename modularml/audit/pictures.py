@@ -1,4 +1,4 @@
-"""Small inline pictures of findings: two rows side by side, one column against another."""
+"""Inline plots of findings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the phases of a plan do with rows: train on them, choose by them, report on them."""
+"""Use of rows by phases: training, model selection or reporting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well one column foretells another on rows that were held out."""
+"""Prediction of one column from another on held-out rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was done to all rows before they came here: scaling, filling, principal components."""
+"""Preprocessing fitted on all rows, such as scaling, imputation or PCA."""
 
 from __future__ import annotations
 

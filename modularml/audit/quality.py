@@ -1,4 +1,4 @@
-"""Columns that spoil a model: constant ones, and values that are not finite."""
+"""Constant columns and non-finite values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Curves, spectra and images that are in two splits: shifted, scaled, offset, flipped or noisy."""
+"""Similar sequences and images in two splits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows that two splits share, and scalers that saw the rows of another split."""
+"""Rows shared by two splits, and scalers fitted on other splits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is audited: columns and splits of a FeatureSet, in full or as a sample of rows."""
+"""Columns and splits to audit, in full or as a sample of rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features that know the target: copies, functions, codes, parts, encoders, the row before."""
+"""Features that reveal the target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Time and order: test rows older than training rows, dealt among them, or of the same stamp."""
+"""Temporal order of training and test rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conditions on columns: one array in, one truth value a row out, and back from a config."""
+"""Predicates on columns."""
 
 from modularml.predicates.base import And, Not, Or, Predicate
 from modularml.predicates.conditions import (

@@ -1,4 +1,4 @@
-"""What a predicate is, and how predicates are joined."""
+"""Base class of predicates, and their combinations."""
 
 from __future__ import annotations
 

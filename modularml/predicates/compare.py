@@ -1,4 +1,4 @@
-"""Compare a column with values of its own kind, and refuse to compare unlike things."""
+"""Type-safe comparison of a column with values."""
 
 from __future__ import annotations
 

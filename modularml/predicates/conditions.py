@@ -1,4 +1,4 @@
-"""Ready-made predicates on one column, and `matches`, which takes anything that says which rows."""
+"""Predicates on one column, and evaluation of conditions."""
 
 from __future__ import annotations
 

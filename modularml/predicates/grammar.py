@@ -1,4 +1,4 @@
-"""Conditions written as text: a small part of Python's grammar, read and never run as code."""
+"""Conditions as text in a subset of Python, parsed and never executed."""
 
 from __future__ import annotations
 

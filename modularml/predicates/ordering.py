@@ -1,4 +1,4 @@
-"""Values in the order that they mean: numbers and dates held as text among them."""
+"""Ordering of values, including numbers and dates stored as text."""
 
 from __future__ import annotations
 

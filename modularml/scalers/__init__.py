@@ -1,4 +1,4 @@
-"""Scalers on two-dimensional arrays: scikit-learn's, five of our own, and yours."""
+"""Scalers of two-dimensional arrays."""
 
 from __future__ import annotations
 

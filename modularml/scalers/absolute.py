@@ -1,4 +1,4 @@
-"""Drop the sign."""
+"""Scaler that takes absolute values."""
 
 from __future__ import annotations
 

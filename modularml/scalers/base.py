@@ -1,4 +1,4 @@
-"""What our own scalers share: scikit-learn's protocol, without importing it."""
+"""Base class of built-in scalers, which follow the protocol of scikit-learn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lay arrays of any number of axes out as rows and columns, and put them back."""
+"""Flattening of arrays to two dimensions, and its inverse."""
 
 from __future__ import annotations
 

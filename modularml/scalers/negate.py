@@ -1,4 +1,4 @@
-"""Flip the sign."""
+"""Scaler that flips the sign."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scale each row to a range by its own extremes."""
+"""Min-max scaler of each sample."""
 
 from __future__ import annotations
 

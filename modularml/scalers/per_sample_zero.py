@@ -1,4 +1,4 @@
-"""Shift each row to start at zero."""
+"""Scaler that shifts each sample to start at zero."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scalers that can be named."""
+"""Registry of scalers by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One face for every scaler: named, checked, with its config and state as plain data."""
+"""Wrapper of scalers with validation, config and state."""
 
 from __future__ import annotations
 

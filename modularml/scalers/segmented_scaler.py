@@ -1,4 +1,4 @@
-"""Another scaler for each segment of the columns."""
+"""Scaler that applies a separate scaler to each segment of columns."""
 
 from __future__ import annotations
 
