@@ -115,6 +115,7 @@ def _values(
 ) -> Array:
     """Return a node's outputs in the units of its targets, or class labels."""
     values = np.concatenate(parts)
+    values = values[:, None] if values.ndim == 1 else values  # as targets are, so none broadcast
     if decode:
         return decoded(node.label, _compared_targets(lineages, node), values)[:, None]
     leaf = None

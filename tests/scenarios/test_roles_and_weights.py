@@ -319,7 +319,7 @@ def test_streams_of_roles_feed_two_heads_from_two_sets():
     ]
     loss = mm.AppliedLoss(mm.Loss("mse"), "a", ["outputs", "b.outputs"])
     phase = mm.TrainPhase("pairs", input_sources=sources, losses=[loss])
-    with pytest.warns(UserWarning, match="left out|drops"):
+    with pytest.warns(UserWarning, match="omitted|drops"):
         results = experiment().run_phase(phase, **QUIET)
     for ctx in results.execution_contexts().values():
         a, b = (view.view().get_targets("numpy")[:, 0] for view in ctx.inputs.values())
