@@ -321,7 +321,8 @@ class ExperimentContext:
             If there is another graph and the policy is ``error``.
         """
         if not _is_a(graph, "ModelGraph"):
-            raise TypeError(f"graph must be a ModelGraph, got a {type(graph).__name__}")
+            kind = f"{type(graph).__module__}.{type(graph).__qualname__}"
+            raise TypeError(f"graph must be a modularml.ModelGraph, got a {kind}")
         if self._policy is RegistrationPolicy.NO_REGISTER or not _registering.get():
             return
         if self._graph is not None and self._graph is not graph:
