@@ -75,7 +75,7 @@ def check_file_names(paths: Iterable[object], file_as: str | None) -> None:
         if "=" not in str(Path(path).parent) and seen.setdefault(name, path) != path:
             warn(
                 f"file_as={file_as!r} gives rows of {seen[name]!r} and {path!r} the same tag "
-                f"{name!r}; rename the files if they are to be told apart"
+                f"{name!r}; rename the files to distinguish them"
             )
             return
 
