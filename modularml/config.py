@@ -239,6 +239,7 @@ def find_class(name: str) -> Any:
 
 
 FORMER_MODULES = {
+    "modularml.callbacks.rates": "modularml.callbacks.learning_rate_monitor",
     "modularml.experiment.binding": "modularml.engine.binding",
     "modularml.experiment.callback": "modularml.engine.callback",
     "modularml.experiment.checkpointing": "modularml.engine.checkpointing",
@@ -246,7 +247,7 @@ FORMER_MODULES = {
     "modularml.experiment.group": "modularml.phases.group",
     "modularml.experiment.phases": "modularml.phases.train_eval",
     "modularml.experiment.recording": "modularml.results.recording",
-    "modularml.experiment.results_storage": "modularml.results.storage",
+    "modularml.experiment.results_room": "modularml.results.storage",
     "modularml.experiment.schedule": "modularml.engine.batch_schedule",
 }
 """Modules by the names that older files know them by."""
