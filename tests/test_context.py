@@ -96,7 +96,7 @@ def test_collisions_may_be_left_unchecked(fresh_context):
 def test_what_is_no_node(fresh_context):
     with pytest.raises(TypeError, match="must be an ExperimentNode, got a str"):
         fresh_context.register_experiment_node("n")
-    with pytest.raises(TypeError, match="must be a ModelGraph, got a ModelGraph"):
+    with pytest.raises(TypeError, match=r"modularml\.ModelGraph, got a .*test_context\.ModelGraph"):
         fresh_context.register_model_graph(type("ModelGraph", (), {"label": "fake"})())
     with pytest.raises(TypeError, match="must be a ModelGraph, got a str"):
         fresh_context.register_model_graph("graph")
