@@ -98,7 +98,7 @@ def test_what_is_no_node(fresh_context):
         fresh_context.register_experiment_node("n")
     with pytest.raises(TypeError, match=r"modularml\.ModelGraph, got a .*test_context\.ModelGraph"):
         fresh_context.register_model_graph(type("ModelGraph", (), {"label": "fake"})())
-    with pytest.raises(TypeError, match="must be a ModelGraph, got a str"):
+    with pytest.raises(TypeError, match="got a builtins"):
         fresh_context.register_model_graph("graph")
 
 
