@@ -143,10 +143,11 @@ class LearnedRows:
         ndarray of int64, ascending
         """
         view = data.to_view() if isinstance(data, FeatureSet) else data
-        rows = np.unique(view.valid_indices)
-        known_rows = [s.known(view.source, rows) for s in self._sets]
-        union: IntArray = np.unique(np.concatenate(known_rows)) if known_rows else rows[:0]
-        return union
+        rows = np.flatnonzero(_mask_of(view))
+        known = np.zeros(len(view.source), dtype=bool)
+        for s in self._sets:
+            known[s.known(view.source, rows)] = True
+        return np.flatnonzero(known)
 
     def taken_for_unseen(self, fs: FeatureSet, split: str | None) -> IntArray:
         """Return learned rows that an evaluation would treat as unseen.
@@ -165,8 +166,8 @@ class LearnedRows:
             return np.zeros(0, dtype=np.int64)
         view = fs.to_view() if split is None else fs.get_split(split)
         known = self.known(view)
-        all_known = any(split in s.splits for s in same_label) and len(known) == len(
-            np.unique(view.valid_indices)
+        all_known = (
+            any(split in s.splits for s in same_label) and len(known) == _mask_of(view).sum()
         )
         return known[:0] if split and all_known and not is_testing(split) else known
 
@@ -252,10 +253,15 @@ def leakage_message(fs: FeatureSet, split: str | None, rows: IntArray, node: str
     )
 
 
-def _of_view(view: FeatureSetView) -> _Set:
-    fs = view.source
-    rows = np.zeros(len(fs), dtype=bool)
+def _mask_of(view: FeatureSetView) -> Array:
+    """Return which rows of its FeatureSet a view holds: bool, shape (n_samples,)."""
+    rows = np.zeros(len(view.source), dtype=bool)
     rows[view.valid_indices] = True
+    return rows
+
+
+def _of_view(view: FeatureSetView) -> _Set:
+    fs, rows = view.source, _mask_of(view)
     names = [str(view.label)] if view.label in fs.available_splits else []
     return _Set(fs.label, rows, frozenset(names), fs)
 
