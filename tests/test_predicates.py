@@ -409,7 +409,7 @@ def test_anything_else_is_refused_with_its_place(source, what, at):
         ("lambda x: " + "(" * 500, "no valid expression"),
         ("lambda x: x > \0", "no valid expression"),
         ("lambda x: x > " + "1" * 3000, "at most 2000 characters"),
-        ("", "not empty"),
+        ("", "non-empty"),
     ],
 )
 def test_text_that_is_no_condition(source, message):

@@ -267,7 +267,7 @@ def test_torch(fs):
     assert by_name["w"].dtype == torch.float32
     by_name["v"] += 1
     assert fs.get_features()["v"][0, 0] == 0
-    with pytest.raises(ShapeError, match="object cannot become a torch tensor"):
+    with pytest.raises(ShapeError, match="object cannot be converted to a torch tensor"):
         fs.get_tags("torch", tags="cell")
 
 

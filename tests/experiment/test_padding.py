@@ -99,5 +99,5 @@ def test_summaries_and_pairs_of_padded_columns():
     assert (row["min"], row["max"]) == (y.min(), y.max())
     assert row["mean"] == pytest.approx(y.mean(), rel=1e-6)
     sampler = PairedSampler({"x": SimilarityCondition(tolerance=0.5)}, batch_size=2)
-    with pytest.raises(DataError, match="padded, and padding would count"):
+    with pytest.raises(DataError, match="padded, and padding would affect"):
         sampler.epoch(fs.to_view(), 0)

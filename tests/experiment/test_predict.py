@@ -249,7 +249,7 @@ class TestOtherSets:
         nodes = [mm.ModelNode(f"of_{fs.label}", mlp(), fs) for fs in sets]
         graph = mm.ModelGraph([*nodes, mm.SumNode("sum", nodes, target_strategy="first")])
         graph.build()
-        with pytest.raises(DataError, match=r"'left'\] alone .* reads \['right'\] too"):
+        with pytest.raises(DataError, match=r"'left'\] alone .* also reads \['right'\]"):
             graph.predict(sets[0])
 
 

@@ -319,7 +319,7 @@ class TestSchedules:
             build("cosine")
         with pytest.raises(ConfigError, match="monitor"):
             build("plateau")
-        with pytest.raises(ConfigError, match="leave"):
+        with pytest.raises(ConfigError, match="omit"):
             build(mm.LRSchedule("step", schedule_kwargs={"step_size": 1}, monitor="val_loss"))
         with pytest.raises(ConfigError, match="every"):
             mm.LRSchedule("step", every="week")

@@ -368,14 +368,14 @@ def test_what_is_no_state_is_refused(state):
 def test_a_state_cannot_name_any_code():
     state = Scaler("PowerTransformer").fit(DATA).get_state()
     state["_scaler"]["$fitted"] = "os:system"
-    with pytest.raises(ConfigError, match="'os:system' is no estimator"):
+    with pytest.raises(ConfigError, match="'os:system' is not an estimator"):
         Scaler("PowerTransformer").set_state(state)
 
 
 def test_what_cannot_be_stored_is_named():
     scaler = Scaler(preprocessing.FunctionTransformer(np.abs)).fit(DATA)
     scaler.wrapped.note_ = object()
-    with pytest.raises(ConfigError, match=r"FunctionTransformer learns no 'note_'"):
+    with pytest.raises(ConfigError, match=r"FunctionTransformer has no fitted attribute 'note_'"):
         scaler.get_state()
 
 

@@ -174,7 +174,7 @@ def test_sample_weight_is_a_weighted_mean(batch_size):
 def test_sample_weights_that_cannot_be_used():
     fs, *_ = labelled(w=np.linspace(-1, 1, 60), v=np.ones(60))
     graph = graph_of(fs, mlp())
-    with pytest.raises(DataError, match="at least 0"):
+    with pytest.raises(DataError, match="non-negative"):
         train(graph, [mse(sample_weight="tags.w")])
     scalar = mm.Loss(lambda a, b: (a - b).mean(), backend="torch")
     loss = mm.AppliedLoss(scalar, "net", ["outputs", "targets"], sample_weight="v")

@@ -280,5 +280,5 @@ class TestKnownBeforeTheFirstStep:
         x, y = arrays(n=50)
         graph_of(featureset(x, y), mlp())
         phase = eval_phase(mm.ExperimentContext.get_active().model_graph)
-        with pytest.raises(ConfigError, match="give its name"):
+        with pytest.raises(ConfigError, match="pass its name"):
             mm.Evaluation(eval_phase=phase, metrics=[Metric()])
