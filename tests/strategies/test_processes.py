@@ -19,7 +19,9 @@ pytestmark = [
 ]
 
 JOB = """
-import os, pathlib, sys, time, numpy as np, modularml as mml
+import os, pathlib, signal, sys, time, numpy as np, modularml as mml
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup and shells ignore them for what they start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from modularml.models.torch import SequentialMLP
 class Slow(mml.callbacks.Callback):
     def __init__(self, folder, label="slow"):
