@@ -247,7 +247,6 @@ FORMER_MODULES = {
     "modularml.experiment.group": "modularml.phases.group",
     "modularml.experiment.phases": "modularml.phases.train_eval",
     "modularml.experiment.recording": "modularml.results.recording",
-    "modularml.experiment.results_room": "modularml.results.storage",
     "modularml.experiment.schedule": "modularml.engine.batch_schedule",
 }
 """Modules by the names that older files know them by."""
