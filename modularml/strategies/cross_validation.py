@@ -26,13 +26,11 @@ from modularml.progress import bar
 from modularml.splitters import FoldSplitter, ScikitSplitter
 from modularml.strategies.cv_binding import CVBinding
 from modularml.strategies.cv_results import CVResults
-from modularml.strategies.fold_experiments import fold_experiment, reads_only
-from modularml.strategies.folds import Fold, make_folds
+from modularml.strategies.folds import make_folds
 from modularml.strategies.jobs import Search, Work
+from modularml.strategies.variants import Variant, reads_only, variant_experiment
 
 __all__ = ["CrossValidation", "FoldFailedWarning", "SelectionWarning"]
-
-BARS = ("show_sampler_progress", "show_training_progress", "show_eval_progress")
 
 
 class FoldFailedWarning(UserWarning):
@@ -137,7 +135,7 @@ class CrossValidation(Checked):
         self._done: dict[str, Experiment] = {}
 
     @cached_property
-    def folds(self) -> list[Fold]:
+    def folds(self) -> list[Variant]:
         """Labels, seeds and rows of the folds; SplitError if rows cannot be split so."""
         with self.experiment.ctx.activate():
             folds = make_folds(
@@ -209,14 +207,21 @@ class CrossValidation(Checked):
             )
         self._warn_of_unused_rows(plan)
         failed: dict[str, Exception] = {}
-        outcomes = closing(self._outcomes(plan, missing, flags, resume))
+        folder = self.experiment._checkpoint_dir
+        work = Work(self.label, flags, self.search, folder and folder.absolute(), resume)
+        outcomes = work.outcomes(
+            self.experiment, plan, missing, n_jobs=self.n_jobs, timeout=self.timeout
+        )
         progress = bar(
             len(missing), self.label, show=show_fold_progress, persist=persist_progress, unit="fold"
         )
         try:
-            with progress as fold_bar, outcomes as results:
+            with progress as fold_bar, closing(outcomes) as results:
                 for fold, outcome in results:
-                    (failed if isinstance(outcome, Exception) else self._done)[fold.label] = outcome
+                    if isinstance(outcome, Exception):
+                        failed[fold.label] = outcome
+                    else:
+                        self._done[fold.label] = outcome
                     fold_bar.update()
         except BaseException as error:
             if is_interruption(error):
@@ -239,19 +244,6 @@ class CrossValidation(Checked):
                 "resume must be 'auto' or None, and needs a folder from set_checkpoint_dir(); "
                 f"got {resume!r}"
             )
-
-    def _outcomes(
-        self, plan: Any, folds: Sequence[Fold], flags: dict[str, Any], resume: str | None
-    ) -> Any:
-        folder = self.experiment._checkpoint_dir
-        folder = None if folder is None else folder.absolute()
-        n_jobs = min(effective_n_jobs(self.n_jobs), len(folds))
-        if effective_n_jobs(self.n_jobs) == 1 or not folds:
-            work = Work(self.label, flags, self.search, folder, resume)
-            return work.sequentially(self.experiment, plan, folds)
-        quiet = {**flags, **dict.fromkeys(BARS, False)}
-        work = Work(self.label, quiet, self.search, folder, resume)
-        return work.on_workers(self.experiment, plan, folds, n_jobs, self.timeout)
 
     def _log_how_to_resume(self, resume: str | None) -> None:
         how = "run(resume='auto') resumes from their checkpoints, also in a new process"
@@ -285,12 +277,12 @@ class CrossValidation(Checked):
                 FoldFailedWarning,
             )
 
-    def _audit(self, plan: Any, fold: Fold) -> None:
+    def _audit(self, plan: Any, fold: Variant) -> None:
         """Audit the rows of one fold, as all folds are similar."""
         auditor = RunAudit(self.experiment.audit)
         if auditor.mode != "off":
             with unchanged_randomness():
-                new = fold_experiment(self.experiment, plan, fold, fold.label)
+                new = variant_experiment(self.experiment, plan, fold, fold.label)
             auditor.check(new.execution_plan, new.ctx, plan=False)
 
     def _selection(self, plan: Any) -> list[str]:

@@ -31,7 +31,7 @@ from modularml.results.scores import Score, default_score, find_scores
 from modularml.results.series import AxisSeries
 from modularml.splitters.base import key_list
 from modularml.strategies.cv_binding import CVBinding
-from modularml.strategies.folds import Fold
+from modularml.strategies.variants import Variant
 from modularml.viz.curves import series as draw_series
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class CVResults:
     label : str
         The label of the cross-validation.
     bindings : sequence of CVBinding
-    folds : sequence of Fold
+    folds : sequence of Variant
     experiments, failed_folds : mapping of str to Experiment, and to Exception
         By fold label.
     selected_on_scored_rows : bool
@@ -62,7 +62,7 @@ class CVResults:
         self,
         label: str,
         bindings: Sequence[CVBinding],
-        folds: Sequence[Fold],
+        folds: Sequence[Variant],
         experiments: Mapping[str, Experiment],
         failed_folds: Mapping[str, Exception],
         *,
@@ -366,7 +366,7 @@ class CVResults:
         )
 
 
-def _held_out_results(experiment: Experiment, fold: Fold, node: str) -> EvalResults:
+def _held_out_results(experiment: Experiment, fold: Variant, node: str) -> EvalResults:
     """Evaluate the held-out rows of a fold in one step."""
     graph = experiment.model_graph
     if graph is None:
@@ -440,7 +440,7 @@ def _losses(phase: Any) -> dict[str, float]:
 
 
 def _held_out_scores(
-    experiment: Experiment, fold: Fold, metrics: Any, group_by: str | None
+    experiment: Experiment, fold: Variant, metrics: Any, group_by: str | None
 ) -> list[tuple[str, Any, float]]:
     """Return name, group and value of metrics on the held-out rows of a fold."""
     graph = experiment.model_graph

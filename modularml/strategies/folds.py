@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,40 +22,9 @@ from modularml.io.randomness import derived_seed
 from modularml.splitters import FoldSplitter, KFoldSplitter, RandomSplitter
 from modularml.splitters.base import key_list
 from modularml.strategies.cv_binding import CVBinding
+from modularml.strategies.variants import Sides, Variant
 
-__all__ = ["Fold", "Sides", "make_folds"]
-
-
-@dataclass(frozen=True)
-class Sides:
-    """The parts of a fold in one FeatureSet: ascending rows, and split names.
-
-    `pool` holds the rows that are split into folds, `stop` those held out for early stopping.
-    """
-
-    train: IntArray = field(repr=False)
-    val: IntArray = field(repr=False)
-    pool: IntArray = field(repr=False)
-    train_name: str = "train"
-    val_name: str = "val"
-    stop: IntArray | None = field(default=None, repr=False)
-    stop_name: str = "stop"
-
-    @property
-    def splits(self) -> dict[str, IntArray]:
-        """Rows by split name."""
-        splits = {self.train_name: self.train, self.val_name: self.val}
-        return splits if self.stop is None else {**splits, self.stop_name: self.stop}
-
-
-@dataclass(frozen=True)
-class Fold:
-    """One fold: label, repeat (0-based), seed, and sides by FeatureSet label."""
-
-    label: str
-    repeat: int
-    seed: int
-    sides: Mapping[str, Sides]
+__all__ = ["make_folds"]
 
 
 def make_folds(
@@ -67,7 +35,7 @@ def make_folds(
     seed: int,
     splitter: FoldSplitter | None,
     graph: ModelGraph | None = None,
-) -> list[Fold]:
+) -> list[Variant]:
     """Split the pools of all bindings consistently.
 
     FeatureSets that share samples, or are grouped by the same columns, are split together, so that
@@ -75,7 +43,7 @@ def make_folds(
     no binding or one without a rule, follow them. Others are split with the same rule and seed:
     equal numbers of rows without groups and strata are split at the same positions.
     """
-    folds: list[Fold] = []
+    folds: list[Variant] = []
     links = _relations(graph)
     bindings, followers = _leading(bindings, links)
     for repeat in range(n_repeats):
@@ -92,7 +60,7 @@ def make_folds(
             sides = {label: side for part in parts for label, side in part.items()}
             sides |= _followed(sides, links, followers)
             fold_seed = derived_seed(seed, len(folds)) % 2**32
-            folds.append(Fold(f"fold_{len(folds)}", repeat, fold_seed, sides))
+            folds.append(Variant(f"fold_{len(folds)}", fold_seed, repeat, sides))
     return folds
 
 

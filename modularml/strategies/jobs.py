@@ -1,4 +1,4 @@
-"""Running of folds, in this process or in worker processes."""
+"""Running of variants of an experiment, in this process or in worker processes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from joblib import Parallel, cpu_count, delayed
+from joblib import Parallel, cpu_count, delayed, effective_n_jobs
 from joblib.externals.loky import ProcessPoolExecutor, process_executor
 from joblib.externals.loky.backend import get_context
 from joblib.parallel import BACKENDS, get_active_backend
@@ -35,51 +35,64 @@ from modularml.experiment.resume import config_hash
 from modularml.io import inspect
 from modularml.io.ownership import temporary_folder
 from modularml.io.randomness import unchanged_randomness
-from modularml.strategies.fold_experiments import Plan, fold_experiment, template_of
-from modularml.strategies.folds import Fold
+from modularml.strategies.variants import Plan, Variant, template_of, variant_experiment
 
 __all__ = ["Outcome", "Search", "Work"]
 
-Outcome = tuple[Fold, Experiment | Exception]
-End = tuple[Fold, Callable[[], str]]
-"""A finished fold, and a function that returns the path of its file or raises its error."""
+Outcome = tuple[Variant, Experiment | Exception]
+End = tuple[Variant, Callable[[], str]]
+"""A finished variant, and a function that returns the path of its file or raises its error."""
 Search = Callable[[Experiment], Plan | None]
+_BARS = ("show_sampler_progress", "show_training_progress", "show_eval_progress")
 
 
 @dataclass(frozen=True)
 class Work:
-    """The work of every fold of a cross-validation."""
+    """What every variant of an experiment runs.
+
+    Parameters
+    ----------
+    label : str
+        First part of the label of each run.
+    flags : dict
+        Display flags of `Experiment.run`.
+    search : callable, optional
+        See `CrossValidation`.
+    folder : Path, optional
+        Folder for the checkpoints of variants.
+    resume : str, optional
+        As in `Experiment.run`.
+    """
 
     label: str
     flags: dict[str, Any]
     search: Search | None = None
     folder: Path | None = None
-    """Folder for the checkpoints of folds."""
     resume: str | None = None
 
-    def prepared(self, experiment: Experiment, plan: Plan, fold: Fold) -> Experiment:
-        """Return the experiment of a fold; random states of the process are set."""
-        new = fold_experiment(experiment, plan, fold, f"{self.label}_{fold.label}")
+    def prepared(self, experiment: Experiment, plan: Plan, variant: Variant) -> Experiment:
+        """Return the experiment of a variant; random states of the process are set."""
+        new = variant_experiment(experiment, plan, variant, f"{self.label}_{variant.label}")
         if self.folder is not None:
             new.set_checkpoint_dir(self.folder / new.label)  # a search may use it
         return new
 
-    def run(self, experiment: Experiment, plan: Plan, fold: Fold) -> Experiment:
-        """Run a fold and return its experiment; random states are restored."""
+    def run(self, experiment: Experiment, plan: Plan, variant: Variant) -> Experiment:
+        """Run a variant and return its experiment; random states are restored."""
         with unchanged_randomness():
-            new = self.prepared(experiment, plan, fold)
+            new = self.prepared(experiment, plan, variant)
             folder = None if self.folder is None else self.folder / new.label
             if self.search is not None:
                 new = self._searched(self.search, new, folder)
             self._set_folder(new, folder)
             new.run(resume=self.resume, **self.flags)
         for fs in new.ctx.available_featuresets.values():
-            if fs.scaler_records:  # its columns are not shared with other folds
+            if fs.scaler_records:  # its columns are not shared with other variants
                 fs.collection.tensors.clear()
         return new
 
     def _searched(self, search: Search, new: Experiment, folder: Path | None) -> Experiment:
-        """Return a fold's experiment after the search; save it if it may be resumed."""
+        """Return a variant's experiment after the search; save it if it may be resumed."""
         path = None
         if self.resume is not None and folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -99,31 +112,48 @@ class Work:
         return new
 
     def _set_folder(self, new: Experiment, folder: Path | None) -> None:
-        """Set a fold's folder; if it may be resumed, checkpoint after each phase."""
+        """Set a variant's folder; if it may be resumed, checkpoint after each phase."""
         if folder is not None:
             new.set_checkpoint_dir(folder)
         if self.resume is not None and new.checkpointing is None:
             new.set_checkpointing(Checkpointing(mode="disk", save_on="phase_end", max_to_keep=1))
 
-    def sequentially(
-        self, experiment: Experiment, plan: Plan, folds: Sequence[Fold]
+    def outcomes(
+        self,
+        experiment: Experiment,
+        plan: Plan,
+        variants: Sequence[Variant],
+        *,
+        n_jobs: int | None = None,
+        timeout: float | None = None,
     ) -> Generator[Outcome]:
-        """Yield each fold with its experiment, or with its error."""
-        for fold in folds:
-            yield _outcome(fold, lambda fold=fold: self.run(experiment, plan, fold))  # type: ignore[misc]
+        """Run variants; yield each as it ends, with its experiment or its error."""
+        n_workers = effective_n_jobs(n_jobs)
+        if n_workers == 1 or not variants:
+            return self.sequentially(experiment, plan, variants)
+        quiet = replace(self, flags={**self.flags, **dict.fromkeys(_BARS, False)})
+        n_workers = min(n_workers, len(variants))
+        return quiet.on_workers(experiment, plan, variants, n_workers, timeout)
+
+    def sequentially(
+        self, experiment: Experiment, plan: Plan, variants: Sequence[Variant]
+    ) -> Generator[Outcome]:
+        """Run variants in this process; see `outcomes`."""
+        for variant in variants:
+            yield _outcome(variant, lambda variant=variant: self.run(experiment, plan, variant))  # type: ignore[misc]
 
     def on_workers(
         self,
         experiment: Experiment,
         plan: Plan,
-        folds: Sequence[Fold],
+        variants: Sequence[Variant],
         n_jobs: int,
         timeout: float | None,
     ) -> Generator[Outcome]:
-        """Run folds in worker processes; yield each as it ends, see `sequentially`.
+        """Run variants in worker processes; see `outcomes`.
 
         The experiment is written to a file once. A worker reads it with memory-mapped rows, and
-        writes a checkpoint of the fold, which is loaded into an experiment in this process.
+        writes a checkpoint of the variant, which is loaded into an experiment in this process.
         """
         uses_joblib = _uses_joblib_backend(timeout)
         if experiment.model_graph is not None:
@@ -133,27 +163,27 @@ class Work:
                 path = template_of(experiment, plan).save(folder / "job")
             job = (str(path), *_modules_and_classes(path))
             if uses_joblib:
-                ends = _ends_on_joblib(self, folds, n_jobs, *job)
+                ends = _ends_on_joblib(self, variants, n_jobs, *job)
             else:
-                ends = _Workers(job, n_jobs, timeout).ends(self, folds)
+                ends = _Workers(job, n_jobs, timeout).ends(self, variants)
             with closing(ends):
-                for fold, end in ends:
-                    yield _outcome(fold, lambda: self._read(end(), experiment, plan, fold))  # noqa: B023
+                for variant, end in ends:
+                    yield _outcome(variant, lambda: self._read(end(), experiment, plan, variant))  # noqa: B023
 
-    def _read(self, path: str, experiment: Experiment, plan: Plan, fold: Fold) -> Experiment:
+    def _read(self, path: str, experiment: Experiment, plan: Plan, variant: Variant) -> Experiment:
         with unchanged_randomness(), ExperimentContext().activate():
             if self.search is not None:  # it may have changed the graph
                 return Experiment.load(path)
-            new = self.prepared(experiment, plan, fold)
+            new = self.prepared(experiment, plan, variant)
             new.restore_checkpoint(path, strict=False)
         return new
 
 
-def _outcome(fold: Fold, work: Callable[[], Experiment]) -> Outcome:
+def _outcome(variant: Variant, work: Callable[[], Experiment]) -> Outcome:
     try:
-        return fold, work()
-    except Exception as error:  # noqa: BLE001 - one fold's failure is that fold's alone
-        return fold, error
+        return variant, work()
+    except Exception as error:  # noqa: BLE001 - one variant's failure is that variant's alone
+        return variant, error
 
 
 # -- on another joblib backend -------------------------------------------------------------------
@@ -178,17 +208,17 @@ def _uses_joblib_backend(timeout: float | None) -> bool:
 
 
 def _ends_on_joblib(
-    work: Work, folds: Sequence[Fold], n_jobs: int, path: str, *classes: Any
+    work: Work, variants: Sequence[Variant], n_jobs: int, path: str, *classes: Any
 ) -> Generator[End]:
-    """Run folds on joblib's current backend; yield each as it ends."""
+    """Run variants on joblib's current backend; yield each as it ends."""
     data = Path(path).read_bytes()
-    jobs = (delayed(_work_on)(data, classes, work, fold) for fold in folds)
+    jobs = (delayed(_work_on)(data, classes, work, variant) for variant in variants)
     streams = getattr(get_active_backend()[0], "supports_return_generator", False)
     run = Parallel(n_jobs, return_as="generator_unordered" if streams else "list")
-    for fold, content, problem in run(jobs):
-        target = Path(path).with_name(fold.label)
+    for variant, content, problem in run(jobs):
+        target = Path(path).with_name(variant.label)
         target.write_bytes(content)
-        yield fold, partial(_path_of, target, problem)
+        yield variant, partial(_path_of, target, problem)
 
 
 def _path_of(path: Any, problem: str) -> str:
@@ -204,7 +234,7 @@ _idle: defaultdict[int, deque[Any]] = defaultdict(deque)
 
 
 class _Workers:
-    """Worker processes with one job at a time, so that a crash affects one fold."""
+    """Worker processes with one job at a time, so that a crash affects one variant."""
 
     def __init__(self, job: tuple[Any, ...], n_jobs: int, timeout: float | None) -> None:
         self.job, self.n_jobs = job, n_jobs
@@ -213,10 +243,10 @@ class _Workers:
         self._busy: list[Any] = []
         self._stopped = False
 
-    def ends(self, work: Work, folds: Sequence[Fold]) -> Generator[End]:
-        """Run folds and yield each as it ends; on close, stop those still running."""
+    def ends(self, work: Work, variants: Sequence[Variant]) -> Generator[End]:
+        """Run variants and yield each as it ends; on close, stop those still running."""
         threads = ThreadPoolExecutor(self.n_jobs)
-        waiting = {threads.submit(self.run, work, fold): fold for fold in folds}
+        waiting = {threads.submit(self.run, work, variant): variant for variant in variants}
         try:
             for future in as_completed(waiting):
                 yield waiting[future], future.result
@@ -239,11 +269,11 @@ class _Workers:
             with suppress(OSError):  # it has ended
                 os.kill(pid, number)
 
-    def run(self, work: Work, fold: Fold) -> str:
-        """Run a fold and return the path of its file."""
+    def run(self, work: Work, variant: Variant) -> str:
+        """Run a variant and return the path of its file."""
         worker = self._take()
         try:
-            path, problem = self._call(worker, self.timeout, _work, work, fold)
+            path, problem = self._call(worker, self.timeout, _work, work, variant)
         except TimeoutError:
             raise ExecutionError(f"not finished after timeout={self.timeout:g} seconds") from None
         except process_executor.BrokenProcessPool as error:
@@ -311,7 +341,7 @@ _loaded: dict[str, Experiment] = {}
 
 
 _folder: deque[Path] = deque(maxlen=1)
-"""Folder of the parent process for the rows and results of folds."""
+"""Folder of the parent process for the rows and results of variants."""
 _working = threading.Lock()
 _GRACE = 20  # seconds for a run to write a checkpoint and end
 
@@ -332,7 +362,7 @@ def _end_after(parent: int) -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
     _remove_folder()  # mapped files stay readable
-    os.kill(os.getpid(), signal.SIGTERM)  # a running fold writes its checkpoint
+    os.kill(os.getpid(), signal.SIGTERM)  # a running variant writes its checkpoint
     with suppress(Exception):
         _working.acquire(timeout=_GRACE)
     _remove_folder()
@@ -370,9 +400,9 @@ def _load(path: str, modules: list[str], classes: dict[str, Any]) -> str:
 
 
 def _work_on(
-    data: bytes, classes: tuple[Any, ...], work: Work, fold: Fold
-) -> tuple[Fold, bytes, str]:
-    """Run a fold on an experiment sent as bytes; return its file, or an error.
+    data: bytes, classes: tuple[Any, ...], work: Work, variant: Variant
+) -> tuple[Variant, bytes, str]:
+    """Run a variant on an experiment sent as bytes; return its file, or an error.
 
     Folds that a cluster runs in threads of one process run one at a time.
     """
@@ -380,17 +410,17 @@ def _work_on(
         path = folder / "job.mml"
         path.write_bytes(data)
         problem = _load(str(path), *classes)
-        written, problem = ("", problem) if problem else _work(work, fold)
-        return fold, Path(written).read_bytes() if written else b"", problem
+        written, problem = ("", problem) if problem else _work(work, variant)
+        return variant, Path(written).read_bytes() if written else b"", problem
 
 
-def _work(work: Work, fold: Fold) -> tuple[str, str]:
-    """Run a fold; return the path of its file and "", or "" and an error message."""
+def _work(work: Work, variant: Variant) -> tuple[str, str]:
+    """Run a variant; return the path of its file and "", or "" and an error message."""
     ((path, template),) = _loaded.items()
     try:
         with _working, exit_on_signals():
-            new = work.run(template, template.execution_plan, fold)
-        target = Path(path).with_name(fold.label)
+            new = work.run(template, template.execution_plan, variant)
+        target = Path(path).with_name(variant.label)
         if work.search is not None:
             return str(new.save(target)), ""
         return str(new._checkpoint_to(target.with_suffix(".ckpt.mml"), True, None)), ""

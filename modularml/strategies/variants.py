@@ -1,4 +1,4 @@
-"""Experiments of single folds: copies in separate contexts that share rows."""
+"""Variants of an experiment: copies in separate contexts that share rows."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import copy
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from modularml._typing import IntArray
 from modularml.backends import Backend, adapter_for, backend_of
 from modularml.config import Configurable
 from modularml.context import ExperimentContext, ExperimentNode
@@ -24,12 +25,57 @@ from modularml.io.randomness import derived_seed, seed_all
 from modularml.models.base import BaseModel
 from modularml.phases.phase import ExperimentPhase
 from modularml.samplers import BaseSampler
-from modularml.strategies.folds import Fold, Sides
 from modularml.training import Loss
 
-__all__ = ["fold_experiment", "template_of"]
+__all__ = ["Plan", "Sides", "Variant", "template_of", "variant_experiment"]
 
 Plan = ExperimentPhase | PhaseGroup
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The parts of a fold in one FeatureSet: ascending rows, and split names.
+
+    `pool` holds the rows that are split into folds, `stop` those held out for early stopping.
+    """
+
+    train: IntArray = field(repr=False)
+    val: IntArray = field(repr=False)
+    pool: IntArray = field(repr=False)
+    train_name: str = "train"
+    val_name: str = "val"
+    stop: IntArray | None = field(default=None, repr=False)
+    stop_name: str = "stop"
+
+    @property
+    def splits(self) -> dict[str, IntArray]:
+        """Rows by split name."""
+        splits = {self.train_name: self.train, self.val_name: self.val}
+        return splits if self.stop is None else {**splits, self.stop_name: self.stop}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of many runs of an experiment: a fold, a member of an ensemble, or a trial.
+
+    Parameters
+    ----------
+    label : str
+    seed : int
+        Determines weights, and the order of rows of samplers without a seed.
+    repeat : int
+        0-based repeat of a fold.
+    sides : mapping of str to Sides
+        Rows of a fold by FeatureSet label; without it, splits and scalers stay.
+    changes : mapping of str to object
+        New values by config path, such as ``graph.optimizer.lr``.
+    """
+
+    label: str
+    seed: int
+    repeat: int = 0
+    sides: Mapping[str, Sides] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def template_of(experiment: Experiment, plan: Plan) -> Experiment:
@@ -37,17 +83,20 @@ def template_of(experiment: Experiment, plan: Plan) -> Experiment:
     return _copied(experiment, plan, experiment.label, _copied_rows)
 
 
-def fold_experiment(experiment: Experiment, plan: Plan, fold: Fold, label: str) -> Experiment:
-    """Return a separate experiment for a fold, ready to run.
+def variant_experiment(
+    experiment: Experiment, plan: Plan, variant: Variant, label: str
+) -> Experiment:
+    """Return a separate experiment for a variant, ready to run.
 
     Its FeatureSets share their raw columns with those of the experiment. Scalers are refitted on
-    the training rows of the fold, and weights are drawn from its seed. Frozen nodes keep their
+    the training rows of a fold, and weights are drawn from its seed. Frozen nodes keep their
     learned weights, unless the plan fits them. The random states of the process are set.
     """
-    seed_all(fold.seed)
-    new = _copied(experiment, plan, label, lambda fs: _copied_rows(fs, fold.sides.get(fs.label)))
-    _monitor_held_out_rows(new, fold)
-    _seed_samplers(plan.flatten(), new.execution_plan.flatten(), fold.seed)
+    seed_all(variant.seed)
+    sides = variant.sides
+    new = _copied(experiment, plan, label, lambda fs: _copied_rows(fs, sides.get(fs.label)))
+    _monitor_held_out_rows(new, variant)
+    _seed_samplers(plan.flatten(), new.execution_plan.flatten(), variant.seed)
     _separate_files(new, label)
     return new
 
@@ -169,10 +218,10 @@ def _is_object(value: Any) -> bool:
 # -- plan ---------------------------------------------------------------------------------------
 
 
-def _monitor_held_out_rows(new: Experiment, fold: Fold) -> None:
+def _monitor_held_out_rows(new: Experiment, variant: Variant) -> None:
     """Make callbacks and schedules monitor the rows held out for stopping."""
-    stops = {k: s.stop_name for k, s in fold.sides.items() if s.stop is not None}
-    vals = {k: s.val_name for k, s in fold.sides.items() if s.stop is not None}
+    stops = {k: s.stop_name for k, s in variant.sides.items() if s.stop is not None}
+    vals = {k: s.val_name for k, s in variant.sides.items() if s.stop is not None}
     prefix = f"{next(iter(stops.values()), '')}_"
     for phase in new.execution_plan.flatten():
         for name in monitors_of(phase, new.model_graph):
