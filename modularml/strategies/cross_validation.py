@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from contextlib import closing
 from functools import cached_property
 from typing import Any, Literal
 
-from joblib import effective_n_jobs
-
 from modularml._arguments import Checked, at_least
 from modularml._warning import warn
-from modularml.context import ExperimentContext
-from modularml.data.scaling import LeakWarning
-from modularml.engine.interruption import is_interruption
 from modularml.engine.monitoring import loggers_of, monitors_of
-from modularml.errors import AuditError, ConfigError, ExecutionError
-from modularml.experiment import Experiment, FitPhase, PhaseGroup, TrainPhase
-from modularml.experiment.run import check_flags
-from modularml.experiment.run_audit import RunAudit
-from modularml.io.randomness import unchanged_randomness
+from modularml.errors import ConfigError
+from modularml.experiment import Experiment, PhaseGroup
 from modularml.phases.phase import ExperimentPhase, all_of
-from modularml.progress import bar
 from modularml.splitters import FoldSplitter, ScikitSplitter
 from modularml.strategies.cv_binding import CVBinding
 from modularml.strategies.cv_results import CVResults
+from modularml.strategies.fold_checks import (
+    SelectionWarning,
+    audit_variant,
+    selections,
+    warn_of_leaks,
+    warn_or_refuse,
+)
 from modularml.strategies.folds import make_folds
-from modularml.strategies.jobs import Search, Work
-from modularml.strategies.variants import Variant, reads_only, variant_experiment
+from modularml.strategies.jobs import Search
+from modularml.strategies.variant_runs import (
+    FoldFailedWarning,
+    VariantRuns,
+    check_jobs,
+    checked_experiment,
+)
+from modularml.strategies.variants import Variant, reads_only
 
 __all__ = ["CrossValidation", "FoldFailedWarning", "SelectionWarning"]
-
-
-class FoldFailedWarning(UserWarning):
-    """A fold failed with an error; the other folds are not affected."""
-
-
-class SelectionWarning(UserWarning):
-    """An epoch or a learning rate is selected on the rows used for scores."""
 
 
 class CrossValidation(Checked):
@@ -110,29 +104,19 @@ class CrossValidation(Checked):
         timeout: float | None = None,
         search: Search | None = None,
     ) -> None:
-        chosen: Any = experiment
-        if chosen is None:
-            chosen = ExperimentContext.get_active().get_experiment()
-        if not isinstance(chosen, Experiment):
-            raise TypeError(f"experiment must be an Experiment, got {chosen!r}; create one first")
-        if phase is not None and not isinstance(phase, ExperimentPhase | PhaseGroup):
-            raise TypeError(f"phase must be a phase or a PhaseGroup, got {phase!r}")
-        at_least(0, seed=seed, timeout=timeout)
+        chosen = checked_experiment(experiment, phase)
+        at_least(0, seed=seed)
         at_least(1, n_folds=n_folds, n_repeats=n_repeats)
-        if n_jobs == 0:
-            raise ConfigError("n_jobs must be an int other than 0, such as 2, or -1 for each core")
+        check_jobs(n_jobs, timeout, "fold")
         self.label, self.experiment, self.phase = label, chosen, phase
-        self.bindings = _checked(bindings, chosen)
+        self.bindings = checked_bindings(bindings, chosen)
         self.n_folds, self.seed, self.n_repeats = n_folds, seed, n_repeats
         self.splitter, self._splitter = splitter, _fold_splitter(splitter, self.bindings, n_repeats)
         self.n_jobs, self.timeout, self.search = n_jobs, timeout, search
         if splitter is None and n_folds == 1 and any(b.val_size is None for b in self.bindings):
             raise ConfigError("n_folds=1 needs val_size: one fold would validate on every row")
-        if timeout is not None and effective_n_jobs(n_jobs) == 1:
-            raise ConfigError(
-                "timeout needs n_jobs of at least 2: a fold in this process cannot be stopped"
-            )
-        self._done: dict[str, Experiment] = {}
+        runs = {"n_jobs": n_jobs, "timeout": timeout, "search": search}
+        self._runs = VariantRuns(label, chosen, phase, "fold", **runs)  # type: ignore[arg-type]
 
     @cached_property
     def folds(self) -> list[Variant]:
@@ -188,122 +172,29 @@ class CrossValidation(Checked):
         ExecutionError
             If all folds failed; the first error is its cause.
         """
-        flags = check_flags({**kwargs, "persist_progress": persist_progress})
-        self._check_resume(resume)
-        plan = self.experiment.execution_plan if self.phase is None else self.phase
-        if isinstance(plan, PhaseGroup) and not len(plan):
-            raise ConfigError("the plan is empty; add phases to it, or pass phase=")
-        missing = [fold for fold in self.folds if fold.label not in self._done]
-        if missing:
-            self._audit(plan, missing[0])
-        self._warn_of_leaks(plan)
-        selections = self._selection(plan)
-        if selections:
-            self._warn_or_refuse(
-                f"{'; '.join(selections)}. Folds are scored on these rows, so their scores are "
+        flags = self._runs.check(resume, {**kwargs, "persist_progress": persist_progress})
+        plan = self._runs.plan
+        if missing := self._runs.missing(self.folds):
+            audit_variant(self.experiment, plan, missing[0])
+        warn_of_leaks(self.experiment, plan, self.bindings)
+        selected = selections(self.experiment, plan, self.bindings)
+        if selected:
+            message = (
+                f"{'; '.join(selected)}. Folds are scored on these rows, so their scores are "
                 "too optimistic; pass, for example, stop_size=0.15 to CVBinding, which holds out "
-                "training rows of each fold for this",
-                SelectionWarning,
+                "training rows of each fold for this"
             )
+            warn_or_refuse(self.experiment, message, SelectionWarning)
         self._warn_of_unused_rows(plan)
-        failed: dict[str, Exception] = {}
-        folder = self.experiment._checkpoint_dir
-        work = Work(self.label, flags, self.search, folder and folder.absolute(), resume)
-        outcomes = work.outcomes(
-            self.experiment, plan, missing, n_jobs=self.n_jobs, timeout=self.timeout
-        )
-        progress = bar(
-            len(missing), self.label, show=show_fold_progress, persist=persist_progress, unit="fold"
-        )
-        try:
-            with progress as fold_bar, closing(outcomes) as results:
-                for fold, outcome in results:
-                    if isinstance(outcome, Exception):
-                        failed[fold.label] = outcome
-                    else:
-                        self._done[fold.label] = outcome
-                    fold_bar.update()
-        except BaseException as error:
-            if is_interruption(error):
-                self._log_how_to_resume(resume)
-            raise
-        self._check_failures(failed)
+        failed = self._runs.run(self.folds, show=show_fold_progress, resume=resume, flags=flags)
         return CVResults(
             self.label,
             self.bindings,
             self.folds,
-            self._done,
+            self._runs.done,
             failed,
-            selected_on_scored_rows=bool(selections),
+            selected_on_scored_rows=bool(selected),
         )
-
-    def _check_resume(self, resume: str | None) -> None:
-        is_possible = resume == "auto" and self.experiment._checkpoint_dir is not None
-        if resume is not None and not is_possible:
-            raise ConfigError(
-                "resume must be 'auto' or None, and needs a folder from set_checkpoint_dir(); "
-                f"got {resume!r}"
-            )
-
-    def _log_how_to_resume(self, resume: str | None) -> None:
-        how = "run(resume='auto') resumes from their checkpoints, also in a new process"
-        if resume is None:
-            how = (
-                "run() runs the others in this process; with set_checkpoint_dir(path) and "
-                "run(resume='auto'), a new process could resume"
-            )
-        logging.getLogger(__name__).warning(
-            "note: %r was stopped with %d of %d folds complete; %s",
-            self.label,
-            len(self._done),
-            len(self.folds),
-            how,
-        )
-
-    def _check_failures(self, failed: dict[str, Exception]) -> None:
-        """Warn of failed folds; raise if all failed."""
-        messages = "; ".join(
-            f"{label}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            for label, error in failed.items()
-        )
-        if failed and not self._done:
-            raise ExecutionError(f"all folds of {self.label!r} failed ({messages})") from next(
-                iter(failed.values())
-            )
-        if failed:
-            warn(
-                f"{len(failed)} of {len(self.folds)} folds failed; call run() again to retry them "
-                f"({messages})",
-                FoldFailedWarning,
-            )
-
-    def _audit(self, plan: Any, fold: Variant) -> None:
-        """Audit the rows of one fold, as all folds are similar."""
-        auditor = RunAudit(self.experiment.audit)
-        if auditor.mode != "off":
-            with unchanged_randomness():
-                new = variant_experiment(self.experiment, plan, fold, fold.label)
-            auditor.check(new.execution_plan, new.ctx, plan=False)
-
-    def _selection(self, plan: Any) -> list[str]:
-        """Describe what is selected on validation rows of folds, phase by phase."""
-        bound = {b.featureset.label: b for b in self.bindings}
-        stopped = {k: b.val_split_name for k, b in bound.items() if b.stop_size is not None}
-        messages = []
-        for phase in plan.flatten():
-            for monitor, names in monitors_of(phase, self.experiment.model_graph).items():
-                for logger in loggers_of(monitor, phase.callbacks):
-                    evaluation: Any = getattr(logger, "eval_phase", None)
-                    sources = [] if evaluation is None else evaluation.input_sources
-                    if reads_only(logger, stopped) or not any(
-                        _is_scored(bound, s) for s in sources
-                    ):
-                        continue
-                    messages.append(
-                        f"{' and '.join(names)} of phase {phase.label!r} select by {monitor!r}, "
-                        f"which {logger.label!r} computes on {sources[0].split or 'all rows'!r}"
-                    )
-        return messages
 
     def _warn_of_unused_rows(self, plan: Any) -> None:
         """Warn of `stop_size` if nothing in the plan uses the rows held out by it."""
@@ -327,48 +218,12 @@ class CrossValidation(Checked):
             f"metric of an Evaluation on {next(iter(vals.values()))!r}"
         )
 
-    def _warn_or_refuse(self, message: str, category: type[Warning]) -> None:
-        """Warn of a plan whose scores would be too optimistic, or refuse it."""
-        if self.experiment.audit == "error":
-            raise AuditError(f"{message}; pass Experiment(audit='warn') to run anyway")
-        warn(message, category)
-
-    def _warn_of_leaks(self, plan: Any) -> None:
-        """Warn of training phases that read validation rows of folds."""
-        bound = {b.featureset.label: b for b in self.bindings}
-        learning = [p for p in plan.flatten() if isinstance(p, TrainPhase | FitPhase)]
-        for phase, source in ((p, s) for p in learning for s in p.input_sources):
-            binding, name = bound.get(source.upstream_ref.node_label), source.split
-            if binding is None or name == binding.train_split_name:
-                continue
-            fs = binding.featureset
-            rows = fs if name is None else fs.splits.get(name)
-            if rows is None or not rows.is_disjoint_with(binding.pool()):
-                self._warn_or_refuse(
-                    f"phase {phase.label!r} learns from {name or 'all rows'!r} of {fs.label!r}, "
-                    "but folds validate on some of these rows; make it read "
-                    f"{binding.train_split_name!r}",
-                    LeakWarning,
-                )
-
     def __repr__(self) -> str:
         what = self.experiment.label if self.phase is None else self.phase.label
         return f"CrossValidation({self.label!r} of {what!r}, {self.bindings})"
 
 
-def _is_scored(bound: dict[str, CVBinding], source: Any) -> bool:
-    """Return whether an input reads rows that some fold validates on."""
-    binding = bound.get(source.upstream_ref.node_label)
-    if binding is None or source.split == binding.train_split_name:
-        return False
-    if source.split in (None, binding.val_split_name):
-        return True
-    if binding.stop_size is not None and source.split == binding.stop_split_name:
-        return False
-    return not binding.featureset.get_split(source.split).is_disjoint_with(binding.pool())
-
-
-def _checked(bindings: Any, experiment: Experiment) -> list[CVBinding]:
+def checked_bindings(bindings: Any, experiment: Experiment) -> list[CVBinding]:
     checked: list[CVBinding] = all_of(CVBinding, "bindings", bindings)
     if not checked:
         raise ConfigError("bindings must contain at least one CVBinding, got none")
