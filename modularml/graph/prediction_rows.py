@@ -1,0 +1,280 @@
+"""Rows to predict, as columns for the inputs of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from modularml._optional import require
+from modularml._typing import Array
+from modularml.context import ExperimentContext
+from modularml.data import FeatureSet, FeatureSetView
+from modularml.data.arrow_types import in_shape, to_numpy
+from modularml.data.columns import to_arrow
+from modularml.data.formats import stack
+from modularml.data.frames import as_columns
+from modularml.data.joining import Table, join, table_of
+from modularml.data.lineage import SourceColumns
+from modularml.data.schema import RAW
+from modularml.data.selectors import select_one
+from modularml.data.sources import check_lengths
+from modularml.errors import (
+    DataError,
+    GraphError,
+    ScalerError,
+    UnknownNameError,
+)
+from modularml.graph.casting import check_cast
+from modularml.graph.inputs import stacked
+from modularml.graph.plan import InputSlot
+from modularml.graph.relations import links_of, meetings_of
+
+__all__ = ["RowReader", "readers_of", "row_columns"]
+
+
+def row_columns(readers: Mapping[str, RowReader], lead: RowReader) -> dict[str, Array]:
+    """Return the ids of rows, if known, and their tags."""
+    columns: dict[str, Array] = {}
+    if lead.view is not None:
+        columns["sample_uuid"] = lead.view.get_sample_uuids()
+    for label, reader in readers.items():
+        for key, values in reader.tags(label).items():
+            columns.setdefault(
+                key if key not in columns or reader is lead else f"{label}.{key}", values
+            )
+    return columns
+
+
+def readers_of(
+    data: Any, sets: Sequence[FeatureSet], nodes: Sequence[Any]
+) -> tuple[dict[str, RowReader], RowReader]:
+    """Return a reader of aligned rows for each FeatureSet, and the leading one.
+
+    FeatureSets that were not passed are looked up in the context, with all rows.
+
+    Raises
+    ------
+    DataError
+        If no key relates their rows to those passed.
+    """
+    by_label = {str(fs.label): fs for fs in sets}
+    passed = _rows_by_label(data, by_label)
+    if passed is None or (len(passed) == len(by_label) == 1):
+        reader = RowReader(data if passed is None else next(iter(passed.values())))
+        return dict.fromkeys(by_label, reader), reader
+    readers = {label: RowReader(rows) for label, rows in passed.items()}
+    missing = [label for label in by_label if label not in passed]
+    reference_view = next((r.view for r in readers.values() if r.view is not None), None)
+    readers |= {
+        label: RowReader(_matching_rows(by_label[label], reference_view)) for label in missing
+    }
+    meetings = meetings_of(nodes, ())
+    sources = list(dict.fromkeys(s for m in meetings for s in m.sources))
+    labels = list(readers)
+    targets = {s.ref.node_label for s in sources if s.ref.targets} & passed.keys()
+    tables = [r.table(label, label in targets) for label, r in readers.items()]
+    table_of_source = {s: labels.index(s.ref.node_label) for s in sources}
+    try:
+        joined = join(tables, links_of(meetings, tables, table_of_source), who="predict: ")
+    except DataError as error:
+        if not missing:
+            raise
+        raise DataError(
+            f"rows of {list(passed)} alone are not enough, as the graph also reads {missing}: "
+            f"{error}. Pass rows of all FeatureSets, such as "
+            f"predict({{'{labels[0]}': ..., '{labels[-1]}': ...}})"
+        ) from error
+    aligned = {
+        label: readers[label].taken(rows) for label, rows in zip(labels, joined.rows, strict=True)
+    }
+    return aligned, aligned[labels[joined.lead]]
+
+
+def _rows_by_label(data: Any, sets: Mapping[str, FeatureSet]) -> dict[str, Any] | None:
+    """Return rows by FeatureSet label; None if one table holds all columns."""
+    tables = (Mapping, FeatureSet, FeatureSetView)
+    if isinstance(data, Mapping) and data and set(map(str, data)) <= sets.keys():
+        rows = {str(label): table for label, table in data.items()}
+        if all(isinstance(table, tables) or hasattr(table, "columns") for table in rows.values()):
+            return rows
+    view = _as_view(data)
+    if view is not None:
+        return {str(view.source.label): view} if view.source in sets.values() else None
+    return None
+
+
+def _matching_rows(fs: FeatureSet, reference_view: FeatureSetView | None) -> FeatureSetView:
+    """Return the rows of a FeatureSet for the same samples, or all if some lack."""
+    all_rows = fs.to_view()
+    if reference_view is None:
+        return all_rows
+    same = reference_view.take_intersection(all_rows)
+    if len(same) < len(reference_view) or not len(reference_view):
+        return all_rows
+    return all_rows.take_sample_uuids(reference_view.get_sample_uuids())
+
+
+class RowReader:
+    """Reads columns for the slots of a plan from the user's data."""
+
+    def __init__(self, data: Any, index: Any = None) -> None:
+        self.view = _as_view(data)
+        self.source = None if self.view is None else self.view.source
+        self.raw = None if self.view is not None else _as_columns(data)
+        lengths = {key: len(values) for key, values in (self.raw or {}).items()}
+        check_lengths(lengths)
+        self.n_rows = next(iter(lengths.values()), 0) if self.view is None else len(self.view)
+        frame_index = getattr(data, "index", None)
+        self.index = (
+            frame_index
+            if index is None and isinstance(frame_index, require("pandas").Index)
+            else index
+        )
+
+    def table(self, label: str, is_sample: bool) -> Table:
+        """Return the rows as a table to be joined."""
+        if self.view is not None:
+            return table_of(self.view, is_sample=is_sample, label=label)
+        raw = self.raw or {}
+        if "" in raw:
+            raise DataError(f"rows of {label!r} are an array; pass a frame or a dict of columns")
+        return Table(
+            label,
+            self.n_rows,
+            is_sample,
+            lambda name: to_arrow(raw[name], name) if name in raw else None,
+        )
+
+    def taken(self, rows: Array) -> RowReader:
+        """Return a reader of selected rows, in that order."""
+        if self.view is not None:
+            return RowReader(self.view.take(rows))
+        index = None if self.index is None else self.index[rows]
+        return RowReader({key: values[rows] for key, values in (self.raw or {}).items()}, index)
+
+    def tags(self, label: str) -> dict[str, Array]:
+        """Return the available tags of the rows, by key."""
+        if self.view is not None:
+            own: dict[str, Array] = self.view.get_tags() if self.view.get_tag_keys() else {}
+            return own
+        fs: Any = ExperimentContext.get_active().get_node(label=label)
+        keys = [name for name in fs.get_tag_keys(False, False) if name in (self.raw or {})]
+        return {key: (self.raw or {})[key] for key in keys}
+
+    def named(self, name: str) -> Array | None:
+        """Return a column by its key or full name; None if there is none."""
+        if self.view is None:
+            return (self.raw or {}).get(name)
+        try:
+            full_name = select_one(self.view.collection.schema, name)
+        except UnknownNameError:
+            return None
+        column: Array = self.view.column(full_name)
+        return column
+
+    def known(self, key: str, fs: FeatureSet) -> Array:
+        """Return raw values of a target column of `fs`; DataError if the rows lack it."""
+        if self.view is None and key not in (self.raw or {}):
+            have = sorted(filter(None, self.raw or {}))
+            raise DataError(f"the rows lack the target {key!r}; their columns are {have}")
+        return self._raw(key, [key], fs)
+
+    def column(self, slot: InputSlot) -> Callable[[int, int], Array]:
+        """Return a function that reads rows ``start:stop`` of the slot's columns."""
+        fs: FeatureSet = slot.source.ref.resolve()
+        # transformed columns of another FeatureSet were scaled by its scalers, not by those of `fs`
+        same_scaling = fs is self.source or all(name.endswith(f".{RAW}") for name in slot.columns)
+        if (
+            self.view is not None
+            and same_scaling
+            and self.view.collection.schema.columns.keys() >= set(slot.columns)
+        ):
+            table, rows = self.view.collection, self.view.valid_indices
+            return lambda start, stop: stacked(table, slot, rows[start:stop])
+        columns = self._transformed(fs, slot.columns)
+        for name, values in columns.items():
+            check_cast(slot.adapter, slot.dtype, values, name)
+        stacked_columns = stack(columns)
+        if slot.shape is not None:
+            stacked_columns = stacked_columns.reshape(len(stacked_columns), *slot.shape)
+        return lambda start, stop: stacked_columns[start:stop]
+
+    def ids(self, leaf: SourceColumns) -> Any:
+        """Return sample ids; ScalerError for rows that are not in the FeatureSet."""
+        if self.view is None or self.source is not leaf.source.ref.resolve():
+            raise ScalerError(
+                "inverting the scaler of the targets needs other values of each row, and these "
+                "rows are new; pass unscale=False"
+            )
+        return self.view.get_sample_uuids()
+
+    def _transformed(self, fs: FeatureSet, names: tuple[str, ...]) -> dict[str, Array]:
+        keys = [name.split(".")[1] for name in names]
+        needed = {k: self._raw(k, keys, fs) for k in _with_partners(fs, keys)}
+        masks = fs.collection.schema.masks
+        for mask in {masks[key] for key in needed if key in masks}:
+            domain = fs.collection.schema.domain_of(mask)
+            if self.view is not None and f"{domain}.{mask}.{RAW}" in self.view.collection.names:
+                needed[mask] = self.view.column(f"{domain}.{mask}.{RAW}")
+            elif mask in (self.raw or {}):
+                needed[mask] = (self.raw or {})[mask]
+        newest = fs.transform_new(needed)
+        return {
+            name: needed[key] if name.endswith(f".{RAW}") else newest[key]
+            for name, key in zip(names, keys, strict=True)
+        }
+
+    def _raw(self, key: str, keys: list[str], fs: FeatureSet) -> Array:
+        schema = fs.collection.schema
+        name = f"{schema.domain_of(key)}.{key}.{RAW}"
+        if self.view is not None:
+            known: Array = self.view.column(name)
+            return known
+        raw = self.raw or {}
+        if "" in raw:  # a bare array: the columns in order, stacked on axis 1
+            return _unstacked(raw[""], key, keys, fs)
+        if key not in raw:
+            raise DataError(
+                f"data lacks the column {key!r}, which the graph reads; it has {sorted(raw)}"
+            )
+        values = in_shape(raw[key], schema[name].shape)
+        return values.astype(bool) if key in schema.masks.values() else values
+
+
+def _as_view(data: Any) -> FeatureSetView | None:
+    if isinstance(data, FeatureSet):
+        return data.to_view()
+    return data if isinstance(data, FeatureSetView) else None
+
+
+def _as_columns(data: Any) -> dict[str, Array]:
+    if isinstance(data, np.ndarray):
+        return {"": data}
+    columns = as_columns(data, "data must be a FeatureSet, a view, a frame, a dict or an array")
+    return {key: to_numpy(to_arrow(values, key)) for key, values in columns.items()}
+
+
+def _with_partners(fs: FeatureSet, keys: list[str]) -> list[str]:
+    """Return the keys and those scaled together with them."""
+    partners = dict.fromkeys(keys)
+    for record in fs.scaler_records:
+        if record.domain == "features" and set(record.keys) & set(partners):
+            partners.update(dict.fromkeys(record.keys))
+    return list(partners)
+
+
+def _unstacked(values: Array, key: str, keys: list[str], fs: FeatureSet) -> Array:
+    shape = fs.collection.schema[f"features.{key}.{RAW}"].shape
+    if key not in keys:
+        raise GraphError(f"a bare array lacks the column {key!r}; pass a dict or a frame")
+    if len(keys) == 1 and values.shape[1:] == shape:
+        return values
+    if values.shape[1:] != (len(keys), *shape):
+        raise DataError(
+            f"an array of the columns {keys} must have shape {('n', len(keys), *shape)}, got "
+            f"{values.shape}"
+        )
+    column: Array = values[:, keys.index(key)]
+    return column
