@@ -30,6 +30,7 @@ from modularml.backends.base import (
 from modularml.backends.fingerprint import Identity, checksum
 from modularml.backends.input_shapes import InputShape, arranged, is_several, shapes_of
 from modularml.backends.options import StepOptions
+from modularml.backends.torch_dynamo import import_dynamo_late
 from modularml.backends.torch_forward import direct_forward
 from modularml.backends.torch_kernels import direct_step
 from modularml.backends.torch_parallel import TorchProcesses
@@ -359,6 +360,7 @@ class TorchAdapter(BackendAdapter):
         sparse one; `direct_step` uses the kernel where it is safe.
         """
         _check_closure(cls)
+        import_dynamo_late()
         arguments = dict(kwargs)
         parameters_of_class = inspect.signature(cls).parameters
         decided = {"fused", "foreach", "capturable", "differentiable"} & set(arguments)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from modularml._optional import require
+from modularml.backends.torch_dynamo import first_step
 
 torch = require("torch", purpose="to train torch models")
 
@@ -65,7 +66,10 @@ class _Direct:
 
     def _rebuild(self) -> None:
         """Call the optimizer's own step, which creates its state, and rebuild the lists."""
-        self.optimizer.step()
+        if _is_hooked(self.optimizer):
+            self.optimizer.step()
+        else:
+            first_step(self.optimizer)
         groups = [
             _Group(self.optimizer, param_group) for param_group in self.optimizer.param_groups
         ]

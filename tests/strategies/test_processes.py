@@ -124,6 +124,8 @@ def test_a_signal_ends_workers_before_the_parent(tmp_path):
 @pytest.mark.parametrize("to", ["group", "terminal"])
 def test_folds_in_workers_keep_their_states(to, tmp_path):
     number = signal.SIGINT if to == "terminal" else signal.SIGTERM
+    # (with torch's compiler and `tabulate`, which it imports at exit, -2 would become 1: their
+    # `exec` of text makes CPython forget how it ends; see torch_dynamo)
     with job(tmp_path, checkpoints=True) as process:
         pids = workers(process, tmp_path)
         os.killpg(process.pid, number)  # workers too, whom the parent asks again
