@@ -25,6 +25,7 @@ from modularml.io.randomness import derived_seed, seed_all
 from modularml.models.base import BaseModel
 from modularml.phases.phase import ExperimentPhase
 from modularml.samplers import BaseSampler
+from modularml.strategies.settings import GRAPH, Edits, edits_of
 from modularml.training import Loss
 
 __all__ = ["Plan", "Sides", "Variant", "template_of", "variant_experiment"]
@@ -68,7 +69,8 @@ class Variant:
     sides : mapping of str to Sides
         Rows of a fold by FeatureSet label; without it, splits and scalers stay.
     changes : mapping of str to object
-        New values by config path, such as ``graph.optimizer.lr``.
+        New values by config path, such as ``graph.optimizer.lr``; see `settings_of`. ``seed``
+        replaces the seed.
     """
 
     label: str
@@ -80,7 +82,7 @@ class Variant:
 
 def template_of(experiment: Experiment, plan: Plan) -> Experiment:
     """Return a copy of an experiment with this plan and without history."""
-    return _copied(experiment, plan, experiment.label, _copied_rows)
+    return _copied(experiment, plan, experiment.label, _copied_rows, Edits())
 
 
 def variant_experiment(
@@ -91,18 +93,30 @@ def variant_experiment(
     Its FeatureSets share their raw columns with those of the experiment. Scalers are refitted on
     the training rows of a fold, and weights are drawn from its seed. Frozen nodes keep their
     learned weights, unless the plan fits them. The random states of the process are set.
+
+    Raises
+    ------
+    UnknownNameError, ConfigError
+        If the changes name no setting, or one that cannot change; see `edits_of`.
     """
-    seed_all(variant.seed)
+    changes = dict(variant.changes)
+    seed = changes.pop("seed", variant.seed)
+    edits = edits_of(experiment, plan, changes)
+    seed_all(seed)
     sides = variant.sides
-    new = _copied(experiment, plan, label, lambda fs: _copied_rows(fs, sides.get(fs.label)))
+    new = _copied(experiment, plan, label, lambda fs: _copied_rows(fs, sides.get(fs.label)), edits)
     _monitor_held_out_rows(new, variant)
-    _seed_samplers(plan.flatten(), new.execution_plan.flatten(), variant.seed)
+    _seed_samplers(plan.flatten(), new.execution_plan.flatten(), seed)
     _separate_files(new, label)
     return new
 
 
 def _copied(
-    experiment: Experiment, plan: Plan, label: str, copy_rows: Callable[[FeatureSet], FeatureSet]
+    experiment: Experiment,
+    plan: Plan,
+    label: str,
+    copy_rows: Callable[[FeatureSet], FeatureSet],
+    edits: Edits,
 ) -> Experiment:
     ctx = ExperimentContext(registration_policy="error")
     with ctx.activate():
@@ -110,40 +124,49 @@ def _copied(
             copy_rows(fs)
         graph = experiment.model_graph
         if graph is not None:
-            _rebuild_graph(graph, refit=any(isinstance(p, FitPhase) for p in plan.flatten()))
-        callbacks = [_rebuilt(callback) for callback in experiment.exp_callbacks]
+            refit = any(isinstance(p, FitPhase) for p in plan.flatten())
+            _rebuild_graph(graph, edits, refit=refit)
+        callbacks = [_rebuilt(callback, edits=edits) for callback in experiment.exp_callbacks]
         checkpointing = _rebuilt(experiment.checkpointing)
         new = Experiment(
             label, ctx=ctx, checkpointing=checkpointing, callbacks=callbacks, audit="off"
         )
         items = plan.all if isinstance(plan, PhaseGroup) else [plan]
-        new.execution_plan.add_items(_rebuilt(item) for item in items)
+        new.execution_plan.add_items(_rebuilt(item, edits=edits) for item in items)
     return new
 
 
-def _rebuilt(value: Any, memo: dict[int, Any] | None = None) -> Any:
+def _rebuilt(
+    value: Any,
+    memo: dict[int, Any] | None = None,
+    edits: Edits | None = None,
+    scope: int = GRAPH,
+) -> Any:
     """Rebuild a value from its constructor's arguments, without learned state.
 
-    Objects shared by several values are shared again if one `memo` is used for all.
+    Objects shared by several values are shared again if one `memo` is used for all. `edits` are
+    those of a scope: a phase, or the graph.
     """
-    memo = {} if memo is None else memo
+    memo, edits = {} if memo is None else memo, edits or Edits()
+    if isinstance(value, ExperimentPhase) and scope == GRAPH:
+        scope = id(value)
     if isinstance(value, ExperimentNode):
         return ExperimentContext.get_active().get_node(label=value.label)
     if isinstance(value, PhaseGroup):
-        return PhaseGroup(value.label, [_rebuilt(item, memo) for item in value.all])
+        return PhaseGroup(value.label, [_rebuilt(item, memo, edits) for item in value.all])
     if isinstance(value, BaseModel) and id(value) in memo:
         return memo[id(value)]
     if isinstance(value, Configurable):
-        params = {name: _rebuilt(param, memo) for name, param in value._params().items()}
+        params = _rebuilt({**value._params(), **edits.of(scope, value)}, memo, edits, scope)
         new = type(value)(**params)
         if isinstance(value, Loss) and isinstance(new, Loss):
             new.begin_like(value)
         memo[id(value)] = new
         return new
     if type(value) in (list, tuple):
-        return type(value)(_rebuilt(item, memo) for item in value)
+        return type(value)(_rebuilt(item, memo, edits, scope) for item in value)
     if type(value) is dict:
-        return {key: _rebuilt(item, memo) for key, item in value.items()}
+        return {key: _rebuilt(item, memo, edits, scope) for key, item in value.items()}
     with warnings.catch_warnings():  # Keras copies its models through a file
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
         if isinstance(value, type) or (backend := backend_of(value)) is Backend.NONE:
@@ -186,28 +209,32 @@ def _split_to_fit(fs: FeatureSet, name: str | None, sides: Sides) -> str:
 # -- graph --------------------------------------------------------------------------------------
 
 
-def _rebuild_graph(graph: ModelGraph, *, refit: bool) -> None:
+def _rebuild_graph(graph: ModelGraph, edits: Edits, *, refit: bool) -> None:
     graph._check_ties()
     nodes: list[Any] = []
     objects: list[ModelNode] = []
     memo: dict[int, Any] = {}
     for node in graph.nodes.values():
-        params: dict[str, Any] = _rebuilt(node._params(), memo)
+        arguments = {**node._params(), **edits.of(GRAPH, node)}
+        params: dict[str, Any] = _rebuilt(arguments, memo, edits)
         nodes.append(type(node)(**params, node_id=node.node_id))
         if not isinstance(node, ModelNode):
             continue
-        fittable = is_fittable(node.model)
+        fittable = is_fittable(nodes[-1].model)
         if node.is_frozen and not (refit and fittable):
             nodes[-1].set_state(node.get_state())
         elif fittable:  # shapes come from the fit of this fold
             nodes[-1].reset_weights()
-        elif any(map(_is_object, node.model._params().values())):
+        elif any(map(_is_object, nodes[-1].model._params().values())):
             objects.append(nodes[-1])
-    ModelGraph(nodes, _rebuilt(graph.optimizer), graph.label).build()
+    optimizer = edits.of(GRAPH, graph).get("optimizer", graph.optimizer)
+    ModelGraph(nodes, _rebuilt(optimizer, edits=edits), graph.label).build()
     for node in objects:  # a model passed as an object comes with weights
         node.reset_weights()
     for node, new in zip(graph.nodes.values(), nodes, strict=True):
-        if isinstance(node, ModelNode) and node.is_built and not node.is_frozen:
+        if not isinstance(node, ModelNode) or "model" in edits.of(GRAPH, node):
+            continue
+        if node.is_built and not node.is_frozen:
             adapter_for(node.backend).keep_fixed(node.model.module, new.model.module)
 
 
@@ -257,7 +284,7 @@ def _seed_samplers(
     old: Iterable[ExperimentPhase], new: Iterable[ExperimentPhase], seed: int
 ) -> None:
     """Share samplers as in the original, and seed those without a seed."""
-    replaced: list[tuple[BaseSampler, BaseSampler]] = []
+    replaced: list[tuple[BaseSampler, BaseSampler, BaseSampler]] = []
     for old_phase, new_phase in zip(old, new, strict=True):
         for i, (old_binding, new_binding) in enumerate(
             zip(old_phase.input_sources, new_phase.input_sources, strict=True)
@@ -265,14 +292,15 @@ def _seed_samplers(
             if old_binding.sampler is None or new_binding.sampler is None:
                 continue
             shared = (
-                new_sampler
-                for old_sampler, new_sampler in replaced
+                seeded
+                for old_sampler, new_sampler, seeded in replaced
                 if old_sampler == old_binding.sampler
                 and old_sampler.seed_ == old_binding.sampler.seed_
+                and new_sampler == new_binding.sampler
             )
             sampler = next(shared, new_binding.sampler)
             if sampler is new_binding.sampler:
-                replaced.append((old_binding.sampler, sampler))
+                replaced.append((old_binding.sampler, copy.copy(sampler), sampler))
                 if sampler.seed is None:
                     sampler.seed = sampler.seed_ = derived_seed(seed, len(replaced))
             new_phase.input_sources[i] = replace(new_binding, sampler=sampler)
