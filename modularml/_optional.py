@@ -19,7 +19,7 @@ EXTRAS = {
     "optuna": "sweep",
     "mlflow": "track",
     "tensorboard": "track",
-    "dask": "cluster",
+    "distributed": "cluster",
     "ray": "cluster",
     "onnx": "export",
     "xgboost": "boost",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import signal
 import threading
@@ -15,11 +16,13 @@ from typing import Any, Self
 from modularml.engine.callback import Callback
 from modularml.engine.run_state import Start
 
-__all__ = ["Interruption", "exit_on_signals", "is_interruption"]
+__all__ = ["Interruption", "exit_on_signals", "is_interruption", "stop_thread"]
 
 _AFTER_ALL = 1_000_001
 _ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _SIGNALS = (signal.SIGINT, *_ENDS)
+_in_threads: dict[int, Interruption] = {}
+"""Those of runs in other threads than the main thread, by thread."""
 
 
 class Interruption(Callback):
@@ -27,7 +30,8 @@ class Interruption(Callback):
 
     It handles SIGINT, SIGTERM and SIGHUP. A SIGTERM or SIGHUP within a second of the first counts
     as the same signal, sent to a group of processes and forwarded by the parent. As a context
-    manager it catches signals, in the main thread only.
+    manager it catches signals, in the main thread only; in another, `stop_thread` takes their
+    place.
 
     Parameters
     ----------
@@ -81,6 +85,8 @@ class Interruption(Callback):
             self._handlers = {
                 s: signal.signal(s, self._handle) for s in _SIGNALS if s not in ignored
             }
+        else:
+            _in_threads[threading.get_ident()] = self
         return self
 
     def __exit__(
@@ -89,6 +95,10 @@ class Interruption(Callback):
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        if _in_threads.get(threading.get_ident()) is self:
+            del _in_threads[threading.get_ident()]
+            if self._signal and error is None:
+                raise _error(self._signal)
         for number, handler in self._handlers.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         if self._signal and error is None:  # it arrived after the last batch
@@ -120,6 +130,22 @@ def exit_on_signals() -> Iterator[None]:
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
+
+
+def stop_thread(ident: int) -> None:
+    """End what another thread runs as SIGTERM ends the main thread: by SystemExit.
+
+    A run with checkpoints on disk finishes its batch and writes one first.
+    """
+    if (interruption := _in_threads.get(ident)) is not None:
+        interruption._handle(signal.SIGTERM, None)
+    else:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(_Stop))
+
+
+class _Stop(SystemExit):
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
 
 
 def _error(number: int) -> BaseException:
