@@ -131,7 +131,6 @@ class _SinglePassResults(PhaseResults):
                 as_numpy(self.stacked_tensors(node_id, domain, role=current_role, unscale=unscale))
                 for domain in ("targets", "outputs")
             )
-            true = self._class_numbers(node_id, current_role, true, out)
             rows += score_groups(
                 scores,
                 true,
@@ -141,19 +140,19 @@ class _SinglePassResults(PhaseResults):
                 group_by=group_by,
                 role=current_role,
                 who=f"phase {self.label!r}",
+                prepared=partial(self._class_numbers, node_id),
             )
         if n := sum(row.n_missing for row in rows if row.group is None and row.score in scores):
             n //= len(scores)
             warn(f"{n} rows of phase {self.label!r} lack a target and are left out of its scores")
         return rows
 
-    def _class_numbers(self, node_id: str, role: str, true: Array, out: Array) -> Array:
+    def _class_numbers(self, node_id: str, true: Array, out: Array) -> Array:
         """Return labels as column indices of class scores; other targets unchanged."""
         if true.dtype.kind == "f":
             return true
         encoded, labels = self._classes(node_id)
-        read = partial(self.stacked_tensors, node_id, "targets", role=role)
-        return class_numbers(true, out, labels, (lambda: as_numpy(read())) if encoded else None)
+        return class_numbers(true, out, labels, encoded=encoded)
 
     def _classes(self, node_id: str) -> tuple[bool, Array | None]:
         """Return whether a node's targets are class indices, and the class labels."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,6 +50,7 @@ def score_groups(
     group_by: str | None = None,
     role: str = "default",
     who: str = "the data",
+    prepared: Callable[[Array, Array], Array] | None = None,
 ) -> list[ScoredGroup]:
     """Score outputs against targets; rows with a missing target are left out.
 
@@ -63,6 +64,8 @@ def score_groups(
         Value of the column `group_by` of each row.
     group_by, role, who : str, optional
         The column of groups and the role of the rows, as they are reported; `who` names the data.
+    prepared : callable, optional
+        Returns the targets to score from the known ones and their outputs, such as class numbers.
 
     Raises
     ------
@@ -70,26 +73,20 @@ def score_groups(
         If every target is missing.
     """
     has_target = ~_lacks_target(true, mask)
-    if len(true) and not has_target.any():
+    if not has_target.any():
         raise DataError(
             f"none of the {len(true)} rows of {who} has a target; pass rows with known targets"
         )
-    parts: list[tuple[Any, Array]] = [(None, np.ones(len(true), dtype=bool))]
-    if groups is not None:
-        if groups.ndim != 1:
-            raise ConfigError(
-                f"group_by must name a column of one value per row, {group_by!r} has shape "
-                f"{groups.shape[1:]}"
-            )
-        codes, labels = require("pandas").factorize(groups, sort=True, use_na_sentinel=False)
-        parts += [(_plain(label), codes == i) for i, label in enumerate(labels)]
+    true, out = true[has_target], out[has_target]
+    if prepared is not None:
+        true = prepared(true, out)
     rows, undefined = [], []
-    for group, members in parts:
-        scored = members & has_target
-        n, n_missing = int(scored.sum()), int((members & ~has_target).sum())
+    for group, members in _members(groups, group_by, len(has_target)):
+        scored, n_missing = members[has_target], int(members[~has_target].sum())
         targets, outputs = true[scored], out[scored]
+        n = len(targets)
         if mask is not None and n:
-            targets, outputs = real_steps(targets, outputs, mask[scored])
+            targets, outputs = real_steps(targets, outputs, mask[has_target][scored])
         for name, score in scores.items():
             value, reason = _score_or_nan(score, targets, outputs, required=group is None)
             rows.append(ScoredGroup(name, role, group, value, n, n_missing))
@@ -111,9 +108,7 @@ def logged_scores(rows: Sequence[ScoredGroup], prefix: str = "") -> dict[str, fl
     return logged
 
 
-def class_numbers(
-    true: Array, out: Array, labels: Array | None, encoded: Callable[[], Array] | None
-) -> Array:
+def class_numbers(true: Array, out: Array, labels: Array | None, *, encoded: bool) -> Array:
     """Return labels as column indices of class scores; other targets unchanged.
 
     Parameters
@@ -121,17 +116,44 @@ def class_numbers(
     true, out : ndarray, shape (n, ...)
     labels : ndarray or None
         The classes in the order of the score columns.
-    encoded : callable, optional
-        Returns the encoded targets, if the column was encoded.
+    encoded : bool
+        Whether the column was encoded by `labels`.
+
+    Raises
+    ------
+    DataError
+        If a target is none of the labels.
     """
     width = out[0].size if len(out) else 0
-    if true.dtype.kind == "f" or out.dtype.kind not in "biuf" or width < 2:
+    if labels is None or true.dtype.kind == "f" or out.dtype.kind not in "biuf" or width < 2:
         return true
-    if true.dtype.kind not in "biu" and encoded is not None:
-        return encoded()
-    if labels is None or len(labels) != width or labels.tolist() == list(range(width)):
+    is_text = true.dtype.kind not in "biu"
+    as_they_are = len(labels) != width or labels.tolist() == list(range(width))
+    if as_they_are and not (is_text and encoded):
         return true
-    return np.asarray(np.searchsorted(labels, true))
+    number = {label: i for i, label in enumerate(labels.tolist())}
+    flat = true.ravel().tolist()
+    if unknown := sorted({str(label) for label in flat if label not in number}):
+        raise DataError(
+            f"targets hold {unknown[:3]}, but the classes are {list(number)[:10]}; leave out rows "
+            "of other classes, or train with them"
+        )
+    return np.array([number[label] for label in flat]).reshape(true.shape)
+
+
+def _members(groups: Array | None, group_by: str | None, n: int) -> Iterator[tuple[Any, Array]]:
+    """Yield None with all rows, then each group with its rows, as bool of shape (n,)."""
+    yield None, np.ones(n, dtype=bool)
+    if groups is None:
+        return
+    if groups.ndim != 1:
+        raise ConfigError(
+            f"group_by must name a column of one value per row, but {group_by!r} has values of "
+            f"shape {groups.shape[1:]}"
+        )
+    codes, labels = require("pandas").factorize(groups, sort=True, use_na_sentinel=False)
+    for i, label in enumerate(labels):
+        yield label.item() if hasattr(label, "item") else label, codes == i
 
 
 def _lacks_target(true: Array, mask: Array | None) -> Array:
@@ -143,10 +165,6 @@ def _lacks_target(true: Array, mask: Array | None) -> Array:
         missing = missing & mask
     lacks: Array = missing.reshape(len(true), -1).any(axis=1)
     return lacks
-
-
-def _plain(label: Any) -> Any:
-    return label.item() if hasattr(label, "item") else label
 
 
 def _score_or_nan(score: Score, true: Array, out: Array, *, required: bool) -> tuple[float, str]:
