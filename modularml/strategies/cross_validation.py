@@ -23,7 +23,7 @@ from modularml.strategies.fold_checks import (
     warn_or_refuse,
 )
 from modularml.strategies.folds import make_folds
-from modularml.strategies.jobs import Jobs, Search
+from modularml.strategies.jobs import Search
 from modularml.strategies.variant_runs import (
     FoldFailedWarning,
     VariantRuns,
@@ -61,12 +61,9 @@ class CrossValidation(Checked):
         Makes the folds; one of scikit-learn gets the groups and strata of the bindings.
     n_repeats : int
         How often all folds are run, split with ``seed``, ``seed + 1`` and so on.
-    n_jobs : int or 'auto', optional
+    n_jobs : int, optional
         Number of processes that run folds; -1 for one per core. None uses
-        `joblib.parallel_config`, or else 1. Its cluster backends (Dask, Ray) work too. 'auto' runs
-        the first fold in this process, and the others there or in as many processes as
-        `joblib.parallel_config` says (by default one per core), whichever its time lets expect to
-        be faster; the choice is logged at level INFO. Results
+        `joblib.parallel_config`, or else 1. Its cluster backends (Dask, Ray) work too. Results
         equal those of one process bit for bit, given the same number of threads. Torch models must
         be given by class, since workers rebuild them, and results of callbacks are returned only
         if they are plain data.
@@ -74,8 +71,9 @@ class CrossValidation(Checked):
         Seconds after which a fold in a worker process fails.
     search : callable, optional
         Called with each fold's experiment before it runs, to select settings on the fold's training
-        rows alone, for example by an inner `CrossValidation`. It may edit the graph; a phase or
-        group that it returns is run instead of the plan.
+        rows alone: a `Sweep`, a function that returns one, or, for example, a function with an
+        inner `CrossValidation`. It may edit the graph; a phase or group that it returns is run
+        instead of the plan, an experiment that it returns instead of the fold's.
 
     Raises
     ------
@@ -103,7 +101,7 @@ class CrossValidation(Checked):
         experiment: Experiment | None = None,
         splitter: Any = None,
         n_repeats: int = 1,
-        n_jobs: Jobs = None,
+        n_jobs: int | None = None,
         timeout: float | None = None,
         search: Search | None = None,
     ) -> None:

@@ -147,7 +147,7 @@ def check_paths(
         if path not in settings:
             _refuse_object(experiment, path)
             raise UnknownNameError("setting", path, settings)
-        within = [other for other in changes if other.startswith(f"{path}.")]
+        within = [other for other in changes if _is_within(other, path, settings)]
         is_name = path.endswith("optimizer") and all(isinstance(value, str) for value in values)
         if within and not is_name:
             raise ConfigError(
@@ -156,6 +156,14 @@ def check_paths(
                 + (", or give optimizers by name" if path.endswith("optimizer") else "")
             )
         _refuse_frozen(experiment, path, settings[path], refits=refits)
+
+
+def _is_within(other: str, path: str, settings: Mapping[str, list[Setting]]) -> bool:
+    """Return whether a path names a setting of an object that another path replaces."""
+    if other.startswith(f"{path}."):
+        return True
+    objects = {id(s.owner._params().get(s.argument)) for s in settings[path] if s.key is None}
+    return any(id(s.owner) in objects for s in settings.get(other, ()))
 
 
 def _for_optimizer(setting: Setting, value: Any) -> tuple[Setting, Any]:

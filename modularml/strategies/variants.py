@@ -28,7 +28,14 @@ from modularml.samplers import BaseSampler
 from modularml.strategies.settings import GRAPH, Edits, edits_of
 from modularml.training import Loss
 
-__all__ = ["Plan", "Sides", "Variant", "template_of", "variant_experiment"]
+__all__ = [
+    "Plan",
+    "Sides",
+    "Variant",
+    "changed_experiment",
+    "template_of",
+    "variant_experiment",
+]
 
 Plan = ExperimentPhase | PhaseGroup
 
@@ -53,30 +60,6 @@ class Sides:
         """Rows by split name."""
         splits = {self.train_name: self.train, self.val_name: self.val}
         return splits if self.stop is None else {**splits, self.stop_name: self.stop}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the fields, with rows packed: a bit each, where a worker is sent many."""
-        return {name: _packed(value) for name, value in vars(self).items()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            object.__setattr__(self, name, _unpacked(value))
-
-
-def _packed(value: Any) -> Any:
-    """Return ascending rows as the bits of a mask, if that is smaller."""
-    if not isinstance(value, np.ndarray) or len(value) * 64 <= value.max(initial=0):
-        return value
-    if value.dtype != np.int64 or (np.diff(value) <= 0).any():
-        return value
-    mask = np.zeros(value[-1] + 1, dtype=bool)
-    mask[value] = True
-    return np.packbits(mask)
-
-
-def _unpacked(value: Any) -> Any:
-    is_packed = isinstance(value, np.ndarray) and value.dtype == np.uint8
-    return np.flatnonzero(np.unpackbits(value)) if is_packed else value
 
 
 @dataclass(frozen=True)
@@ -129,9 +112,26 @@ def variant_experiment(
     seed_all(seed)
     sides = variant.sides
     new = _copied(experiment, plan, label, lambda fs: _copied_rows(fs, sides.get(fs.label)), edits)
+    new._sides = dict(sides)
     _monitor_held_out_rows(new, variant)
     _seed_samplers(plan.flatten(), new.execution_plan.flatten(), seed)
     _separate_files(new, label)
+    return new
+
+
+def changed_experiment(experiment: Experiment, changes: Mapping[str, Any], seed: int) -> Experiment:
+    """Return a copy of a fold's experiment with new settings and weights, ready to run.
+
+    Rows, splits, scalers and the files it writes to are the same. The random states of the process
+    are set.
+    """
+    plan, changes = experiment.execution_plan, dict(changes)
+    seed = changes.pop("seed", seed)
+    edits = edits_of(experiment, plan, changes)
+    seed_all(seed)
+    new = _copied(experiment, plan, experiment.label, _copied_rows, edits)
+    new._sides = dict(experiment._sides)
+    _seed_samplers(plan.flatten(), new.execution_plan.flatten(), seed)
     return new
 
 

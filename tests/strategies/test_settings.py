@@ -15,6 +15,7 @@ from modularml.errors import ConfigError, UnknownNameError
 from modularml.models.torch import SequentialMLP
 from modularml.strategies.settings import settings_of
 from modularml.strategies.variants import Variant, variant_experiment
+from tests.sweep_worlds import world
 from tests.worlds import QUIET, arrays, experiment, featureset, mse
 
 
@@ -27,40 +28,6 @@ class Wide(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layers(x)
-
-
-def world(
-    *,
-    model=None,
-    optimizer=None,
-    n_epochs: int = 2,
-    batch_size: int = 16,
-    weight: float = 1.0,
-    patience: int = 5,
-    schedule=None,
-) -> mml.Experiment:
-    fs = featureset(*arrays(60))
-    fs.split_random({"train": 0.8, "val": 0.2}, seed=0)
-    model = SequentialMLP(hidden_dim=4) if model is None else model
-    optimizer = optimizer or mml.Optimizer("adam", opt_kwargs={"lr": 0.01}, schedule=schedule)
-    graph = mml.ModelGraph([mml.ModelNode("net", model, fs)], optimizer)
-    own = experiment(audit="off")
-    watch = mml.Evaluation.from_split(
-        "watch", split="val", metrics=[mml.EvalLossMetric(loss=mse())]
-    )
-    own.execution_plan.add_phase(
-        mml.TrainPhase.from_split(
-            "train",
-            split="train",
-            sampler=mml.SimpleSampler(batch_size=batch_size, shuffle=True, seed=3),
-            losses=[mse(weight=weight)],
-            n_epochs=n_epochs,
-            callbacks=[watch, mml.EarlyStopping(patience=patience)],
-        )
-    )
-    own.execution_plan.add_phase(mml.EvalPhase.from_split("eval", split="val", losses=[mse()]))
-    graph.build()
-    return own
 
 
 def changed(own: mml.Experiment, seed: int = 7, **changes) -> mml.Experiment:
