@@ -28,6 +28,7 @@ __all__ = [
     "new_axes",
     "new_figure",
     "save_figure",
+    "style_axes",
 ]
 
 INK = "#1B1F24"
@@ -132,6 +133,12 @@ def new_axes(width: float, height: float, *, title: str, x: str, y: str) -> tupl
     axes.set_title(
         title, loc="left", color=INK, fontsize=12, fontweight="bold", family=FONT, pad=10
     )
+    style_axes(axes, x=x, y=y)
+    return figure, axes
+
+
+def style_axes(axes: Any, *, x: str, y: str) -> None:
+    """Label axes and style them independently of the user's settings."""
     axes.set_xlabel(x, color=INK, fontsize=10, family=FONT)
     axes.set_ylabel(y, color=INK, fontsize=10, family=FONT)
     axes.tick_params(which="both", colors=MUTED, labelcolor=INK, labelsize=9, labelfontfamily=FONT)
@@ -139,7 +146,6 @@ def new_axes(width: float, height: float, *, title: str, x: str, y: str) -> tupl
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set(color=MUTED, linewidth=0.8, visible=True)
-    return figure, axes
 
 
 def curve_look(i: int) -> dict[str, Any]:
