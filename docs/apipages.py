@@ -25,6 +25,7 @@ MODULES = [
     "modularml.graph",
     "modularml.callbacks",
     "modularml.strategies",
+    "modularml.space",
     "modularml.results",
     "modularml.io",
     "modularml.plotting",

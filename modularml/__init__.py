@@ -24,6 +24,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
         "runner",
         "samplers",
         "scalers",
+        "space",
         "splitters",
         "strategies",
         "streams",
@@ -75,7 +76,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
         ],
         "scalers.scaler": ["Scaler"],
         "scalers": ["scaler_registry", "supported_scalers"],
-        "strategies": ["CVBinding", "CrossValidation"],
+        "strategies": ["CVBinding", "CrossValidation", "Sweep", "SweepResults"],
         "training": ["AppliedLoss", "LRSchedule", "Loss", "Optimizer"],
     },
 )

@@ -7,5 +7,19 @@ from modularml.strategies.cross_validation import (
 )
 from modularml.strategies.cv_binding import CVBinding
 from modularml.strategies.cv_results import CVResults
+from modularml.strategies.pruning import TrialPruning
+from modularml.strategies.sweep import Sweep, TrialFailedWarning
+from modularml.strategies.sweep_results import BestTrial, SweepResults
 
-__all__ = ["CVBinding", "CVResults", "CrossValidation", "FoldFailedWarning", "SelectionWarning"]
+__all__ = [
+    "BestTrial",
+    "CVBinding",
+    "CVResults",
+    "CrossValidation",
+    "FoldFailedWarning",
+    "SelectionWarning",
+    "Sweep",
+    "SweepResults",
+    "TrialFailedWarning",
+    "TrialPruning",
+]

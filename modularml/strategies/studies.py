@@ -1,0 +1,351 @@
+"""Optuna's studies: the storage of a sweep, its samplers, and the order of its trials."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from modularml._optional import require
+from modularml.errors import ConfigError
+from modularml.io.randomness import derived_seed
+from modularml.strategies.space import Choice, Dimension
+
+__all__ = [
+    "ERROR",
+    "TrialQueue",
+    "importances",
+    "index_of",
+    "is_pruned",
+    "open_study",
+    "register_study",
+    "report",
+    "settings_in",
+    "storage_url",
+]
+
+INDEX, STOPPED, ERROR = "index", "stopped", "error"
+"""Names of attributes of trials."""
+_GRIDS = ("GridSampler", "BruteForceSampler")
+"""Samplers that end the study themselves, which they can only in Optuna's own loop."""
+
+_studies: WeakValueDictionary[tuple[str, str | None], Any] = WeakValueDictionary()
+"""Studies of this process by name and URL of the storage, for callbacks that report to them."""
+
+
+def _optuna() -> Any:
+    return require("optuna", purpose="to run sweeps")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Log only warnings of Optuna within a block."""
+    logging = _optuna().logging
+    before = logging.get_verbosity()
+    logging.set_verbosity(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def storage_url(storage: Any) -> str | None:
+    """Return the URL of a storage that other processes can open; None for others.
+
+    Parameters
+    ----------
+    storage : str, Path or storage of Optuna or None
+        A path is that of a SQLite file.
+
+    Raises
+    ------
+    ConfigError
+        If it is none of these, or the folder of the file does not exist.
+    """
+    if isinstance(storage, str | Path):
+        if "://" in str(storage):
+            return str(storage)
+        path = Path(storage).expanduser().absolute()
+        if not path.parent.is_dir():
+            raise ConfigError(
+                f"storage={str(storage)!r}: folder {str(path.parent)!r} does not exist; create it "
+                "first, or choose another"
+            )
+        return f"sqlite:///{path.as_posix()}"
+    if storage is not None and not isinstance(storage, _optuna().storages.BaseStorage):
+        raise ConfigError(
+            "storage must be None (in memory), the path of a SQLite file such as 'sweep.db', a URL "
+            f"or a storage of Optuna, got {storage!r:.80}"
+        )
+    backend = getattr(storage, "_backend", storage)  # a cached storage wraps the real one
+    url = getattr(backend, "url", None)
+    return url if isinstance(url, str) else None
+
+
+def open_study(storage: Any, label: str, direction: str, sampler: Any, pruner: Any) -> Any:
+    """Create a study, or open the one of this label in a storage.
+
+    Raises
+    ------
+    ConfigError
+        If the storage cannot be opened, or holds a study of another direction under this label.
+    """
+    optuna = _optuna()
+    _check_kind("sampler", sampler, optuna.samplers.BaseSampler)
+    _check_kind("pruner", pruner, optuna.pruners.BasePruner)
+    where = storage_url(storage) or storage
+    with _quiet():
+        try:
+            study = optuna.create_study(
+                storage=where,
+                study_name=None if storage is None else label,
+                direction=direction,
+                sampler=sampler,
+                pruner=pruner or optuna.pruners.NopPruner(),
+                load_if_exists=True,
+            )
+        except Exception as error:
+            raise ConfigError(
+                f"storage={storage!r} cannot be opened: {type(error).__name__}: {error}"
+            ) from error
+    return study
+
+
+def register_study(study: Any, url: str | None) -> None:
+    """Let callbacks in this process report to a study."""
+    _studies[study.study_name, url] = study
+
+
+def _check_kind(name: str, value: Any, kind: type) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise ConfigError(
+            f"{name} must be one of optuna.{name}s, such as optuna.{name}s."
+            f"{'TPESampler()' if name == 'sampler' else 'MedianPruner()'}, got {value!r:.80}"
+        )
+
+
+def report(
+    study: str, url: str | None, trial_id: int, value: float, step: int, pruner: Any = None
+) -> bool:
+    """Report a value of a trial; return whether the pruner ends the trial.
+
+    Parameters
+    ----------
+    study : str
+        Name of the study.
+    url : str or None
+        Of its storage, for other processes than the one that opened it.
+    trial_id : int
+        Optuna's id of the trial.
+    value : float
+        NaN is not reported.
+    step : int
+        0-based epoch or fold.
+    pruner : optuna.pruners.BasePruner, optional
+        For other processes: a storage does not hold it.
+    """
+    if math.isnan(value):
+        return False
+    optuna = _optuna()
+    if (study, url) not in _studies:
+        with _quiet():
+            _opened[0:] = [optuna.load_study(study_name=study, storage=url, pruner=pruner)]
+        register_study(_opened[0], url)
+    trial = optuna.trial.Trial(_studies[study, url], trial_id)
+    trial.report(value, step)
+    if not trial.should_prune():
+        return False
+    trial.set_user_attr("pruned_at", step)
+    return True
+
+
+_opened: list[Any] = []
+"""The study that a worker process has opened last."""
+
+
+def is_pruned(trial: Any) -> bool:
+    """Return whether `report` has ended a trial, in this process or another."""
+    current = _optuna().trial.Trial(trial.study, trial._trial_id)
+    return "pruned_at" in current.user_attrs
+
+
+def importances(study: Any, seed: int) -> dict[str, float]:
+    """Return the share of each parameter in the variance of the objective, by fANOVA.
+
+    Raises
+    ------
+    ConfigError
+        If fewer than two trials are complete, or all have the same value.
+    """
+    optuna = _optuna()
+    complete = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+    if len(complete) < 2 or len({trial.value for trial in complete}) < 2:
+        raise ConfigError(
+            f"importances need at least two complete trials with different values, the sweep has "
+            f"{len(complete)} complete ones"
+        )
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seed % 2**32)
+    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {name: float(share) for name, share in found.items()}
+
+
+class TrialQueue:
+    """The trials of a study: which come next, and what became of them.
+
+    Trials have an index, which counts from 0 in the order they are first asked for. The seed of a
+    trial, and of the default sampler that proposes it, follow from the index: a trial that was
+    stopped is asked for again under the same index, so that a resumed sweep proposes the same.
+
+    Parameters
+    ----------
+    study : optuna.Study
+    seed : int
+    n_trials : int or None
+        None for the whole grid, or until the sampler ends the study.
+    space : dict of str to Dimension, or None
+        None if a function suggests the values.
+    sampler : optuna.samplers.BaseSampler, optional
+        By default TPE, or the grid; see `Sweep`.
+    """
+
+    def __init__(
+        self,
+        study: Any,
+        seed: int,
+        n_trials: int | None,
+        space: Mapping[str, Dimension] | None,
+        sampler: Any,
+    ) -> None:
+        self.study, self.seed, self.space, self.sampler = study, seed, space, sampler
+        self.grid = None if sampler is not None else _grid(space, n_trials)
+        if type(sampler).__name__ in _GRIDS:
+            raise ConfigError(
+                f"sampler={type(sampler).__name__}() is not supported: a space whose settings are "
+                "all lists is a grid by itself; omit sampler and n_trials"
+            )
+        if self.grid is None and n_trials is None:
+            raise ConfigError(
+                "n_trials is needed: only a grid, whose settings are all lists, has an end of its "
+                "own; pass, for example, n_trials=50"
+            )
+        self.n_trials = n_trials or 0 if self.grid is None else len(self.grid)
+        self._waiting: list[tuple[int, dict[str, Any]]] = []
+        self._n_enqueued = 0
+        self._next = 1 + max(
+            (i for i in map(index_of, self._trials()) if i is not None), default=-1
+        )
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether proposals depend on the values of earlier trials."""
+        names = ("RandomSampler", "QMCSampler")
+        return self.grid is None and type(self.sampler).__name__ not in names
+
+    def requeue(self) -> None:
+        """Ask again for the trials that a stopped process has left unfinished."""
+        states = _optuna().trial.TrialState
+        for frozen in self._trials(states.RUNNING):
+            trial = _optuna().trial.Trial(self.study, frozen._trial_id)
+            trial.set_user_attr(STOPPED, True)
+            self.study.tell(trial, state=states.FAIL)
+        finished = {index_of(t) for t in self._trials() if STOPPED not in t.user_attrs}
+        stopped = {index_of(t): t.params for t in self._trials() if STOPPED in t.user_attrs}
+        for index, params in stopped.items():
+            if index is not None and index not in finished:
+                self._waiting.append((index, params))
+        self._waiting.sort(key=lambda pair: pair[0])
+        self._n_enqueued = len(self._trials(states.WAITING))
+
+    def done(self) -> list[Any]:
+        """Return the finished trials, without those that were stopped."""
+        return [t for t in self._trials() if t.state.is_finished() and STOPPED not in t.user_attrs]
+
+    def has_all_failed(self) -> bool:
+        """Return whether no trial is complete or pruned."""
+        return all(trial.state == _optuna().trial.TrialState.FAIL for trial in self.done())
+
+    def missing(self) -> int:
+        """Return how many trials have not been asked for yet."""
+        return max(0, self.n_trials - self._next) + len(self._waiting) + self._n_enqueued
+
+    def ask(self) -> Any:
+        """Return the next trial, with suggested values if there is a space."""
+        if self.sampler is None:
+            index = self._waiting[0][0] if self._waiting else self._next
+            seed = derived_seed(self.seed, "sampler", index) % 2**32
+            self.study.sampler = _optuna().samplers.TPESampler(seed=seed)
+        trial = self._asked()
+        for path, dimension in (self.space or {}).items():
+            dimension.draw(trial, path)
+        return trial
+
+    def _asked(self) -> Any:
+        if self._n_enqueued:  # by a process that ended before it asked
+            self._n_enqueued -= 1
+            return self.study.ask()
+        if self._waiting:
+            index, params = self._waiting.pop(0)
+        else:
+            index, params = self._next, {} if self.grid is None else self.grid[self._next]
+            self._next += 1
+        if params:
+            self.study.enqueue_trial(params, user_attrs={INDEX: index})
+            return self.study.ask()
+        trial = self.study.ask()
+        trial.set_user_attr(INDEX, index)
+        return trial
+
+    def complete(self, trial: Any, value: float) -> None:
+        """Finish a trial with its value."""
+        self.study.tell(trial, value)
+
+    def prune(self, trial: Any) -> None:
+        """Finish a trial that the pruner has ended."""
+        self.study.tell(trial, state=_optuna().trial.TrialState.PRUNED)
+
+    def fail(self, trial: Any, message: str) -> None:
+        """Finish a trial without a value."""
+        trial.set_user_attr(ERROR, message)
+        self.study.tell(trial, state=_optuna().trial.TrialState.FAIL)
+
+    def is_prune_request(self, error: BaseException) -> bool:
+        """Return whether an error is Optuna's own way to end a trial."""
+        return isinstance(error, _optuna().TrialPruned)
+
+    def settings(self, trial: Any) -> dict[str, Any]:
+        """Return the settings of a trial by path, or its suggested values."""
+        return settings_in(self.space, trial.params)
+
+    def _trials(self, *states: Any) -> list[Any]:
+        found: list[Any] = self.study.get_trials(deepcopy=False, states=states or None)
+        return found
+
+
+def index_of(trial: Any) -> int | None:
+    """Return the index of a trial; None if it was stopped before it got one."""
+    index: int | None = trial.user_attrs.get(INDEX)
+    return index
+
+
+def settings_in(space: Mapping[str, Dimension] | None, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that the parameters of a study stand for."""
+    if space is None:
+        return dict(params)
+    return {path: space[path].value(drawn) for path, drawn in params.items()}
+
+
+def _grid(
+    space: Mapping[str, Dimension] | None, n_trials: int | None
+) -> Sequence[dict[str, Any]] | None:
+    """Return all combinations of choices if every setting is one and all are to be tried."""
+    if space is None:
+        return None
+    names = [d.names for d in space.values() if isinstance(d, Choice)]
+    size = math.prod(map(len, names))
+    if len(names) < len(space) or (n_trials is not None and n_trials < size):
+        return None
+    return [dict(zip(space, chosen, strict=True)) for chosen in itertools.product(*names)]
