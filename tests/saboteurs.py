@@ -40,3 +40,29 @@ def shorter(experiment: Any) -> Any:
     found = experiment.execution_plan.get_train_phase("train")
     found.n_epochs = 1
     return found
+
+
+class Trace(Callback):
+    """Touches a file at each epoch, named by fold and process, and waits."""
+
+    def __init__(self, folder: str, seconds: float = 0.1) -> None:
+        super().__init__("trace")
+        self.folder, self.seconds = folder, seconds
+
+    def on_epoch_end(self, *, experiment: Any, **facts: Any) -> None:
+        Path(self.folder, f"{experiment.label}-{os.getpid()}").touch()
+        time.sleep(self.seconds)
+
+
+def count_reads() -> None:
+    """Make this process write a line for each experiment that it reads, with its number."""
+    from modularml import Experiment
+
+    load = Experiment.load.__func__
+
+    def counted(cls: Any, path: Any, **options: Any) -> Any:
+        with Path(os.environ["MML_TEST_READS"]).open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return load(cls, path, **options)
+
+    Experiment.load = classmethod(counted)

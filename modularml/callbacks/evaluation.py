@@ -16,6 +16,7 @@ from modularml.engine.loop import Display, run_phase
 from modularml.errors import ConfigError
 from modularml.phases.train_eval import EvalPhase
 from modularml.results.eval_results import EvalResults
+from modularml.results.scores import greater_is_better
 from modularml.training import AppliedLoss
 
 __all__ = ["Evaluation", "MetricCallback"]
@@ -128,12 +129,16 @@ class Evaluation(Callback):
     @property
     def logs(self) -> list[str]:
         """Names of the metrics that this callback logs."""
-        return [metric.logged_as(self.label) for metric in self._metrics]
+        of_phase = [f"{self.label}_{name}" for name in self.eval_phase.scores]
+        return [*(metric.logged_as(self.label) for metric in self._metrics), *of_phase]
 
     def direction_of(self, name: str) -> bool | None:
         """Return whether greater values of a metric are better; None if unknown."""
         metrics = {metric.logged_as(self.label): metric for metric in self._metrics}
-        return metrics[name].greater_is_better if name in metrics else None
+        if name in metrics:
+            return metrics[name].greater_is_better
+        of_phase = self.eval_phase.scores.get(name.removeprefix(f"{self.label}_"))
+        return None if of_phase is None else greater_is_better(of_phase)
 
     def on_phase_start(self, *, experiment: Any, phase: Any, results: Any = None) -> Any:
         """Evaluate before the first epoch if `run_on_start` is set."""
@@ -171,12 +176,16 @@ class Evaluation(Callback):
         run_phase(self.eval_phase, experiment, eval_results, Display(), self._current_feed())
         result = EvaluationCallbackResult(label=self.label, results=eval_results)
         extracted = [m.extract(eval_result=result, exec_ctx=exec_ctx) for m in self._metrics]
+        phase_scores = [
+            MetricResult(f"{self.label}_{name}", value)
+            for name, value in eval_results._metrics.at_epoch(0).items()
+        ]
         if exec_ctx is None:  # before the first epoch there is no epoch to log under
             return [result]
         flat = [
             metric for some in extracted for metric in (some if isinstance(some, list) else [some])
         ]
-        return [result, *(metric for metric in flat if metric is not None)]
+        return [result, *(metric for metric in flat if metric is not None), *phase_scores]
 
 
 class MetricCallback(Callback):

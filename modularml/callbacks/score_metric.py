@@ -7,7 +7,8 @@ from typing import Any
 
 from modularml.callbacks.evaluation_metric import EvaluationCallbackResult, EvaluationMetric
 from modularml.engine.callback import MetricResult
-from modularml.results.scores import Meaning, find_score, greater_is_better
+from modularml.results.scores import Meaning, find_score, greater_is_better, name_of_score
+from modularml.results.scoring import logged_scores
 
 __all__ = ["ScoreMetric"]
 
@@ -74,8 +75,7 @@ class ScoreMetric(EvaluationMetric):
 
     def logged_as(self, label: str) -> str:
         """Return its name, by default the evaluation's label and the score."""
-        score_name = self.score if isinstance(self.score, str) else self.score.__name__
-        return self.name or f"{label}_{score_name}"
+        return self.name or f"{label}_{name_of_score(self.score)}"
 
     @property
     def greater_is_better(self) -> bool | None:
@@ -94,12 +94,4 @@ class ScoreMetric(EvaluationMetric):
             group_by=self.group_by,
             unscale=self.unscale,
         )
-        has_several_roles = len({role for _, role, *_ in rows}) > 1
-        results = []
-        for _, role, group, value, _ in rows:
-            of_role, of_group = (
-                f"/{role}" if has_several_roles else "",
-                "" if group is None else f"[{group}]",
-            )
-            results.append(MetricResult(f"{name}{of_role}{of_group}", value))
-        return results
+        return [MetricResult(name, value) for name, value in logged_scores(rows).items()]

@@ -306,6 +306,7 @@ def _run_epoch(
                 hooks("on_batch_end", epoch, exec_ctx=ctx)
             batch_bar.update()
     recorder.end(_log_losses(phase, feed, values, ctx, recorder.results))
+    phase.log_scores(recorder.results)
     hooks("on_epoch_end", epoch, exec_ctx=ctx)
     if phase.training and phase.is_main and logger.isEnabledFor(logging.INFO):
         metrics = recorder.results._metrics.at_epoch(epoch)

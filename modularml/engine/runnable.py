@@ -11,6 +11,7 @@ from modularml.engine.binding import InputBinding
 from modularml.engine.callback import Callback
 from modularml.graph.model_graph import ModelGraph
 from modularml.loops.stream import Stream
+from modularml.results.phase_results import PhaseResults
 from modularml.results.recording import ResultRecording
 
 __all__ = ["RunnablePhase"]
@@ -48,5 +49,7 @@ class RunnablePhase(Protocol):
     def all_callbacks(self) -> list[Callback]: ...  # noqa: D102
 
     def step_of(self, feed: BatchFeed) -> Callable[[ExecutionContext], None]: ...  # noqa: D102
+
+    def log_scores(self, results: PhaseResults) -> None: ...  # noqa: D102
 
     def progress(self) -> dict[str, Any] | None: ...  # noqa: D102

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modularml._arguments import Checked, at_least
 from modularml._optional import require
@@ -20,6 +20,7 @@ from modularml.engine.checkpointing import (
 )
 from modularml.engine.run_state import restored_on_exit
 from modularml.errors import ConfigError
+from modularml.experiment.evaluating import evaluate
 from modularml.experiment.run import ExperimentRun, Runner
 from modularml.experiment.run_audit import Mode, RunAudit
 from modularml.experiment.saving import ExperimentFiles
@@ -31,7 +32,11 @@ from modularml.phases.group import PhaseGroup
 from modularml.phases.phase import ExperimentPhase, active_graph, all_of
 from modularml.phases.train_eval import TrainPhase
 from modularml.results.group_results import PhaseGroupResults
+from modularml.results.scores import Meaning, Metrics
 from modularml.results.storage import ResultsConfig, ResultsStorage
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Experiment"]
 
@@ -346,6 +351,76 @@ class Experiment(Checked, ExperimentFiles):
                 fmt=fmt,
                 decode=decode,
                 tags=tags,
+            )
+
+    def evaluate(
+        self,
+        data: Any,
+        *,
+        metrics: Metrics | None = None,
+        group_by: str | None = None,
+        node: Any | None = None,
+        batch_size: int | None = None,
+        unscale: bool = True,
+        outputs: Meaning = "auto",
+    ) -> pd.DataFrame:
+        """Score the trained graph on any rows with targets, in the target's original units.
+
+        Nothing is trained, changed or added to the history.
+
+        Parameters
+        ----------
+        data : str, FeatureSet, FeatureSetView, DataFrame or dict
+            The name of a split; rows; or tables by label, as `ModelGraph.predict` takes them.
+        metrics : str, callable, list of these, or dict of str to callable, optional
+            Names from scikit-learn or torchmetrics, or functions of targets and outputs; see
+            `EvalResults.scores`. By default ``accuracy`` for class scores and classifiers, else
+            ``rmse``, ``mae`` and ``r2``.
+        group_by : str, optional
+            Column of the rows, such as a patient: each of its values gets a row. A score that is
+            undefined for a group is NaN, with a warning.
+        node : GraphNode or str, optional
+            By default every tail node with targets.
+        batch_size : int, optional
+            Rows in one forward pass.
+        unscale : bool
+            Whether outputs and targets are compared in the target's original units.
+        outputs : {'auto', 'values', 'logits', 'probabilities'}
+            What the outputs are; see `EvalResults.scores`.
+
+        Returns
+        -------
+        DataFrame
+            All rows first, then one row per group. Columns: ``node``, if several are scored;
+            ``group``, if `group_by` is given (missing for all rows); one per metric; ``n``, the
+            rows scored; ``n_missing``, the rows left out because a target is missing.
+
+        Raises
+        ------
+        DataError
+            If `data` has no rows or no target column, or every target is missing.
+        UnknownNameError
+            If there is no such split, metric, node or column of groups.
+        AuditError
+            If the graph learned from some of the rows and the experiment has ``audit='error'``;
+            by default that is a warning, and it is none for a split named for training. Rows of a
+            frame are recognised if it has all features and targets of the FeatureSet.
+
+        Examples
+        --------
+        ``experiment.evaluate("test", metrics=["rmse", "r2"], group_by="cell")``
+        """
+        with self._ctx.activate():
+            return evaluate(
+                active_graph("evaluate"),
+                data,
+                metrics=metrics,
+                group_by=group_by,
+                node=node,
+                batch_size=batch_size,
+                unscale=unscale,
+                outputs=outputs,
+                audit=self.audit,
             )
 
     # -- checkpointing ------------------------------------------------------------------------

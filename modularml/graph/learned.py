@@ -241,11 +241,19 @@ class LearnedRows:
         return f"LearnedRows({shown or 'nothing yet'})"
 
 
-def leakage_message(fs: FeatureSet, split: str | None, rows: IntArray, node: str) -> str:
-    """Return the warning that a node learned from rows to be evaluated."""
-    view = fs.to_view() if split is None else fs.get_split(split)
-    name = f"{fs.label!r}" if split is None else f"split {split!r} of {fs.label!r}"
-    first = ", ".join(id_texts(fs.collection.ids[rows[:3]]).tolist())
+def leakage_message(view: FeatureSetView, rows: IntArray, name: str, node: str) -> str:
+    """Return the warning that a node learned from rows to be evaluated.
+
+    Parameters
+    ----------
+    view : FeatureSetView
+        The rows to be evaluated.
+    rows : ndarray of int
+        Those among them that were learned from, as `LearnedRows.known` returns them.
+    name, node : str
+        Describe the rows and the node.
+    """
+    first = ", ".join(id_texts(view.collection.ids[rows[:3]]).tolist())
     return (
         f"{len(rows)} of {len(view)} rows of {name} are among those that {node} learned from "
         f"(first: {first}), so metrics on them measure memorization. Use unseen rows, or retrain "

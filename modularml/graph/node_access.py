@@ -166,7 +166,21 @@ class NodeAccess:
             if isinstance(node, ModelNode):
                 rows = node.learned_from.taken_for_unseen(fs, split)
                 if len(rows):
-                    return leakage_message(fs, split, rows, f"node {node.label!r}")
+                    view = fs.to_view() if split is None else fs.get_split(split)
+                    name = f"{fs.label!r}" if split is None else f"split {split!r} of {fs.label!r}"
+                    return leakage_message(view, rows, name, f"node {node.label!r}")
+        return ""
+
+    def learned_among(self, view: FeatureSetView, name: str = "") -> str:
+        """Return a warning if nodes learned from any of these rows; else ''.
+
+        Unlike in `taken_for_unseen`, the name of a split does not matter.
+        """
+        for node in self._nodes.values():
+            if isinstance(node, ModelNode) and len(rows := node.learned_from.known(view)):
+                return leakage_message(
+                    view, rows, name or repr(view.source.label), f"node {node.label!r}"
+                )
         return ""
 
     # -- internals ----------------------------------------------------------------------------

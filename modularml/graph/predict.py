@@ -11,11 +11,9 @@ import numpy as np
 from modularml._typing import Array
 from modularml.data.batch import as_numpy
 from modularml.data.formats import ARRAY_FORMATS, DataFormat, convert, convert_array, stack
-from modularml.errors import (
-    ConfigError,
-    DataError,
-    NotFittedError,
-)
+from modularml.data.lineage import ColumnLineage, MergedColumns, SourceColumns
+from modularml.data.schema import RAW
+from modularml.errors import ConfigError, DataError, NotFittedError, UnknownNameError
 from modularml.graph.inverse_scaling import check_clear, invert_leaf, needs_rows, scaled_target
 from modularml.graph.labels import class_labels, decoded, score_names
 from modularml.graph.lineage import source_columns_of
@@ -118,38 +116,43 @@ class Prediction:
         lead: RowReader,
     ) -> None:
         self.label: str = node.label
-        self._lineages, self._node, self._readers, self._lead = lineages, node, readers, lead
+        self.node, self._lineages, self._readers, self._lead = node, lineages, readers, lead
         # two axes, as targets have, so that differences never broadcast
         self._outputs = outputs[:, None] if outputs.ndim == 1 else outputs
 
     @property
-    def _compared(self) -> Any:
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return self._lead.n_rows
+
+    @property
+    def compared(self) -> ColumnLineage:
         """Lineage of the targets that the outputs are compared with."""
-        node_id = self._node.node_id
+        node_id = self.node.node_id
         return self._lineages.get((node_id, "truth")) or self._lineages.get((node_id, "targets"))
 
     @property
     def class_labels(self) -> Array | None:
         """Labels of the classes that the outputs are scores of; None if they are none."""
-        compared, width = self._compared, self._outputs[0].size if len(self._outputs) else 0
-        paired = getattr(self._node, "paired", None)
+        compared, width = self.compared, self._outputs[0].size if len(self._outputs) else 0
+        paired = getattr(self.node, "paired", None)
         if compared is None or not (self._score_names(width) or (paired and paired[1])):
             return None
         return class_labels(compared)
 
     def _score_names(self, width: int) -> list[str] | None:
-        method = getattr(self._node.model, "method", "") if hasattr(self._node, "model") else ""
-        return score_names(self._compared, width, method=method)
+        method = getattr(self.node.model, "method", "") if hasattr(self.node, "model") else ""
+        return score_names(self.compared, width, method=method)
 
     def values(self, *, unscale: bool = True, decode: bool = False) -> Array:
         """Return the outputs in the units of their targets, or class labels."""
         values = self._outputs
         if decode:
-            return decoded(self.label, self._compared, values)[:, None]
+            return decoded(self.label, self.compared, values)[:, None]
         leaf = None
         if unscale:
-            check_clear(self._lineages, self._node.node_id, self.label)
-            leaf = scaled_target(self._lineages[self._node.node_id, "outputs"])
+            check_clear(self._lineages, self.node.node_id, self.label)
+            leaf = scaled_target(self._lineages[self.node.node_id, "outputs"])
         if leaf is None:
             return values
         reader = self._readers.get(leaf.source.ref.node_label, self._lead)
@@ -163,7 +166,7 @@ class Prediction:
         DataError
             If the node has no targets of one FeatureSet, or the rows lack them.
         """
-        leaves = source_columns_of(self._compared)
+        leaves = source_columns_of(self.compared)
         if len(leaves) != 1:
             raise DataError(f"node {self.label!r} has no targets of one FeatureSet to compare with")
         fs = leaves[0].source.ref.resolve()
@@ -171,20 +174,70 @@ class Prediction:
         keys = [name.split(".")[1] for name in leaves[0].columns]
         return stack({key: reader.known(key, fs) for key in dict.fromkeys(keys)})
 
+    @property
+    def has_unknown_units(self) -> bool:
+        """Whether the outputs have the units of no column."""
+        return self._lineages[self.node.node_id, "outputs"] is None
+
+    def reader_of(self, leaf: SourceColumns) -> RowReader:
+        """Return the reader of the rows that columns come from."""
+        return self._readers.get(leaf.source.ref.node_label, self._lead)
+
+    def compared_values(self, *, raw: bool) -> Array:
+        """Return the targets that outputs are compared with, shape (n, n_columns, ...).
+
+        Parameters
+        ----------
+        raw : bool
+            Whether in their original units; else as the model gets them. Missing values of a
+            table are NaN in floats, else None.
+        """
+        return self._column_values(self.compared, raw)
+
+    def _column_values(self, flow: Any, raw: bool) -> Array:
+        if isinstance(flow, MergedColumns):
+            parts = [self._column_values(part, raw) for part in flow.parts if part is not None]
+            return np.asarray(flow.merge(parts))
+        names = flow.columns
+        if raw:
+            names = tuple(f"{name.rpartition('.')[0]}.{RAW}" for name in names)
+        return self.reader_of(flow).values(flow.source.ref.resolve(), names)
+
+    def compared_mask(self) -> Array | None:
+        """Return which elements of the targets are data; None without padding.
+
+        Raises
+        ------
+        DataError
+            If padded columns are merged with others, or the rows lack the mask.
+        """
+        for leaf in source_columns_of(self.compared):
+            mask = self.reader_of(leaf).mask(leaf.source.ref.resolve(), leaf.columns)
+            if mask is not None and leaf is not self.compared:
+                raise DataError(
+                    f"padded columns {list(leaf.columns)} are merged with others, so padding "
+                    "cannot be located; merge targets by 'first', or select them with "
+                    "ModelNode(targets=)"
+                )
+            if mask is not None:
+                return mask
+        return None
+
     def by_row(self, name: str) -> Array:
         """Return a column of the rows, such as a tag; DataError if there is none."""
         others = [reader for reader in self._readers.values() if reader is not self._lead]
         for reader in (self._lead, *others):
             if (values := reader.named(name)) is not None:
                 return values
-        raise DataError(f"the rows have no column {name!r}; add it, or omit group_by")
+        known = {key: None for reader in self._readers.values() for key in reader.column_names}
+        raise UnknownNameError("group_by column", name, known)
 
     def named(self, values: Array, *, decode: bool = False) -> dict[str, Array]:
         """Return the columns of outputs, named after their targets or classes."""
-        truth, width = self._compared, values.shape[1]
-        predicted = self._lineages.get((self._node.node_id, "outputs"))
+        truth, width = self.compared, values.shape[1]
+        predicted = self._lineages.get((self.node.node_id, "outputs"))
         if decode or predicted is None:
-            predicted = truth if decode else self._lineages.get((self._node.node_id, "truth"))
+            predicted = truth if decode else self._lineages.get((self.node.node_id, "truth"))
         names = [
             column.split(".")[1] for part in source_columns_of(predicted) for column in part.columns
         ]

@@ -11,15 +11,14 @@ from modularml._optional import require
 from modularml._typing import Array
 from modularml.context import ExperimentContext
 from modularml.data import FeatureSet, FeatureSetView
-from modularml.data.arrow_types import in_shape, to_numpy
+from modularml.data.arrow_types import in_shape
 from modularml.data.columns import to_arrow
 from modularml.data.formats import stack
-from modularml.data.frames import as_columns
 from modularml.data.joining import Table, join, table_of
 from modularml.data.lineage import SourceColumns
+from modularml.data.padding import in_steps
 from modularml.data.schema import RAW
 from modularml.data.selectors import select_one
-from modularml.data.sources import check_lengths
 from modularml.errors import (
     DataError,
     GraphError,
@@ -29,6 +28,7 @@ from modularml.errors import (
 from modularml.graph.casting import check_cast
 from modularml.graph.inputs import stacked
 from modularml.graph.plan import InputSlot
+from modularml.graph.raw_columns import RawColumns
 from modularml.graph.relations import links_of, meetings_of
 
 __all__ = ["RowReader", "readers_of", "row_columns"]
@@ -122,10 +122,10 @@ class RowReader:
     def __init__(self, data: Any, index: Any = None) -> None:
         self.view = _as_view(data)
         self.source = None if self.view is None else self.view.source
-        self.raw = None if self.view is not None else _as_columns(data)
-        lengths = {key: len(values) for key, values in (self.raw or {}).items()}
-        check_lengths(lengths)
-        self.n_rows = next(iter(lengths.values()), 0) if self.view is None else len(self.view)
+        self.raw = None
+        if self.view is None:
+            self.raw = data if isinstance(data, RawColumns) else RawColumns.of(data)
+        self.n_rows = self.raw.n_rows if self.raw is not None else len(self.view or ())
         frame_index = getattr(data, "index", None)
         self.index = (
             frame_index
@@ -137,7 +137,7 @@ class RowReader:
         """Return the rows as a table to be joined."""
         if self.view is not None:
             return table_of(self.view, is_sample=is_sample, label=label)
-        raw = self.raw or {}
+        raw: Mapping[str, Array] = self.raw or {}
         if "" in raw:
             raise DataError(f"rows of {label!r} are an array; pass a frame or a dict of columns")
         return Table(
@@ -152,7 +152,7 @@ class RowReader:
         if self.view is not None:
             return RowReader(self.view.take(rows))
         index = None if self.index is None else self.index[rows]
-        return RowReader({key: values[rows] for key, values in (self.raw or {}).items()}, index)
+        return RowReader(None if self.raw is None else self.raw.taken(rows), index)
 
     def tags(self, label: str) -> dict[str, Array]:
         """Return the available tags of the rows, by key."""
@@ -164,15 +164,76 @@ class RowReader:
         return {key: (self.raw or {})[key] for key in keys}
 
     def named(self, name: str) -> Array | None:
-        """Return a column by its key or full name; None if there is none."""
+        """Return a column by its key or full name; None if there is none.
+
+        Missing values of a table's columns are NaN in floats, else None.
+        """
         if self.view is None:
-            return (self.raw or {}).get(name)
+            raw = self.raw or RawColumns({})
+            keys = [part for part in (name, *name.split(".")[1:2]) if part in raw]
+            return raw.with_missing(keys[0]) if keys else None
         try:
             full_name = select_one(self.view.collection.schema, name)
         except UnknownNameError:
             return None
         column: Array = self.view.column(full_name)
         return column
+
+    def has(self, name: str) -> bool:
+        """Return whether the rows have a column, by its full name."""
+        if self.view is not None:
+            return name in self.view.collection.schema.columns
+        return name.split(".")[1] in (self.raw or {})
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of the columns of the rows."""
+        if self.view is not None:
+            return list(self.view.collection.schema.columns)
+        return list(self.raw or {})
+
+    def values(self, fs: FeatureSet, names: tuple[str, ...]) -> Array:
+        """Return columns of a FeatureSet for all rows, shape (n, n_columns, ...).
+
+        Missing values of raw columns of a table are NaN in floats, else None.
+        """
+        if self.view is not None and self._stores(fs, names):
+            table, rows = self.view.collection, self.view.valid_indices
+            return stack({name: table.numpy(name)[rows] for name in names})
+        is_table = self.raw is not None and "" not in self.raw
+        if is_table and all(name.endswith(f".{RAW}") for name in names):
+            schema, raw = fs.collection.schema, self.raw or RawColumns({})
+            columns = {name: raw.with_missing(name.split(".")[1]) for name in names}
+            return stack({n: in_shape(values, schema[n].shape) for n, values in columns.items()})
+        return stack(self._transformed(fs, names))
+
+    def mask(self, fs: FeatureSet, names: tuple[str, ...]) -> Array | None:
+        """Return which elements of columns are data; None if none is padded.
+
+        Returns
+        -------
+        ndarray of bool, shape (n, n_columns, *shape), or None
+        """
+        schema = fs.collection.schema
+        masks = {name: mask for name in names if (mask := schema.mask_of(name)) is not None}
+        if not masks:
+            return None
+        if missing := [mask for mask in masks.values() if not self.has(mask)]:
+            raise DataError(
+                f"data lacks {missing}, the mask of padded targets; add it, as without it padding "
+                "would count"
+            )
+        parts = []
+        for name in names:
+            holds = self.values(fs, (masks[name],))[:, 0] if name in masks else np.array(True)
+            parts.append(in_steps(holds.astype(bool), (self.n_rows, *schema[name].shape)))
+        return np.stack(parts, axis=1)
+
+    def _stores(self, fs: FeatureSet, names: tuple[str, ...]) -> bool:
+        """Return whether a view has these columns as the FeatureSet would compute them."""
+        # transformed columns of another FeatureSet were scaled by its scalers, not by those of `fs`
+        same_scaling = fs is self.source or all(name.endswith(f".{RAW}") for name in names)
+        return self.view is not None and same_scaling and all(map(self.has, names))
 
     def known(self, key: str, fs: FeatureSet) -> Array:
         """Return raw values of a target column of `fs`; DataError if the rows lack it."""
@@ -184,13 +245,7 @@ class RowReader:
     def column(self, slot: InputSlot) -> Callable[[int, int], Array]:
         """Return a function that reads rows ``start:stop`` of the slot's columns."""
         fs: FeatureSet = slot.source.ref.resolve()
-        # transformed columns of another FeatureSet were scaled by its scalers, not by those of `fs`
-        same_scaling = fs is self.source or all(name.endswith(f".{RAW}") for name in slot.columns)
-        if (
-            self.view is not None
-            and same_scaling
-            and self.view.collection.schema.columns.keys() >= set(slot.columns)
-        ):
+        if self.view is not None and self._stores(fs, slot.columns):
             table, rows = self.view.collection, self.view.valid_indices
             return lambda start, stop: stacked(table, slot, rows[start:stop])
         columns = self._transformed(fs, slot.columns)
@@ -232,7 +287,7 @@ class RowReader:
         if self.view is not None:
             known: Array = self.view.column(name)
             return known
-        raw = self.raw or {}
+        raw: Mapping[str, Array] = self.raw or {}
         if "" in raw:  # a bare array: the columns in order, stacked on axis 1
             return _unstacked(raw[""], key, keys, fs)
         if key not in raw:
@@ -249,18 +304,11 @@ def _as_view(data: Any) -> FeatureSetView | None:
     return data if isinstance(data, FeatureSetView) else None
 
 
-def _as_columns(data: Any) -> dict[str, Array]:
-    if isinstance(data, np.ndarray):
-        return {"": data}
-    columns = as_columns(data, "data must be a FeatureSet, a view, a frame, a dict or an array")
-    return {key: to_numpy(to_arrow(values, key)) for key, values in columns.items()}
-
-
 def _with_partners(fs: FeatureSet, keys: list[str]) -> list[str]:
     """Return the keys and those scaled together with them."""
     partners = dict.fromkeys(keys)
     for record in fs.scaler_records:
-        if record.domain == "features" and set(record.keys) & set(partners):
+        if set(record.keys) & set(partners):
             partners.update(dict.fromkeys(record.keys))
     return list(partners)
 

@@ -236,6 +236,9 @@ class ExperimentPhase(Configurable, ContextYaml):
         views = [b.view for b in feed.bound.values()]
         return graph.learn_from(views, self.active_nodes, fits, even_frozen=live)
 
+    def log_scores(self, results: PhaseResults) -> None:
+        """Log metrics of recorded outputs at the end of an epoch; none by default."""
+
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and draws progress bars."""

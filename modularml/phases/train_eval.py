@@ -10,6 +10,7 @@ from modularml._warning import warn
 from modularml.backends import StepOptions
 from modularml.backends.accelerator import Accelerator
 from modularml.data.execution import ExecutionContext
+from modularml.data.lineage import column_named
 from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.batch_schedule import BatchSchedulingPolicy
 from modularml.engine.binding import InputBinding
@@ -19,11 +20,13 @@ from modularml.engine.checkpointing import PHASE_SAVE_ON, Checkpointing, check_c
 from modularml.engine.loop import Display, EpochOverError, iterate
 from modularml.engine.lr_scheduling import lr_scheduler_callbacks
 from modularml.engine.monitoring import check_logged
-from modularml.errors import ConfigError, LossError, NonFiniteLossError
+from modularml.errors import ConfigError, LossError, NonFiniteLossError, UnknownNameError
+from modularml.graph.model_graph import ModelGraph
 from modularml.phases.phase import ExperimentPhase, bindings_from_split
 from modularml.results.eval_results import EvalResults
-from modularml.results.phase_results import TrainResults
+from modularml.results.phase_results import PhaseResults, TrainResults
 from modularml.results.recording import ResultRecording
+from modularml.results.scores import Metrics, Score, find_scores, scores_by_name
 from modularml.samplers import BaseSampler
 from modularml.training import AppliedLoss
 
@@ -301,6 +304,14 @@ class EvalPhase(ExperimentPhase):
     callbacks : list of Callback, optional
     accelerator : Accelerator or str, optional
         Device and processes the phase runs on.
+    metrics : list of str or callable, or dict of str to callable, optional
+        Scores of all rows in the target's original units, by name (``"r2"``, see
+        `EvalResults.scores`) or as functions of targets and outputs. They are logged with the
+        results when the phase runs, and by an `Evaluation` of this phase, and need targets. If
+        several nodes end the graph, their labels come first: ``head.r2``.
+    group_by : str, optional
+        Column of a FeatureSet: metrics are also logged for each of its values, as
+        ``r2[cell_1]``.
     """
 
     results_class = EvalResults
@@ -315,11 +326,19 @@ class EvalPhase(ExperimentPhase):
         batch_size: int | None = None,
         callbacks: list[Callback] | None = None,
         accelerator: Accelerator | str | None = None,
+        metrics: Metrics | None = None,
+        group_by: str | None = None,
     ) -> None:
         value: Any = batch_size
         if value is not None and (not isinstance(value, Integral) or value < 1):
             raise ConfigError(
                 f"batch_size must be an int of at least 1 or None, got {batch_size!r}"
+            )
+        self.metrics, self.group_by, self.batch_size = metrics, group_by, batch_size
+        find_scores(self.scores)
+        if group_by is not None and not self.scores:
+            raise ConfigError(
+                f"group_by={group_by!r} is for metrics, and there are none; pass metrics=['rmse']"
             )
         super().__init__(
             label,
@@ -329,7 +348,26 @@ class EvalPhase(ExperimentPhase):
             callbacks=callbacks,
             accelerator=accelerator,
         )
-        self.batch_size = batch_size
+
+    def check(self, graph: ModelGraph) -> None:
+        """Check the phase against the graph, and that some FeatureSet has the groups' column."""
+        super().check(graph)
+        if self.group_by is None:
+            return
+        schemas = [b.upstream_ref.resolve().collection.schema for b in self.input_sources]
+        if not any(column_named(self.group_by, schema) for schema in schemas):
+            names = [name for schema in schemas for name in schema.columns]
+            raise UnknownNameError("group_by column", self.group_by, names)
+
+    @property
+    def scores(self) -> dict[str, str | Score]:
+        """Its metrics by name."""
+        return {} if self.metrics is None else scores_by_name(self.metrics)
+
+    def log_scores(self, results: PhaseResults) -> None:
+        """Log the metrics of all rows and groups."""
+        if self.scores and isinstance(results, EvalResults):
+            results.log_scores(find_scores(self.scores), self.group_by)
 
     @classmethod
     def from_split(
@@ -342,6 +380,8 @@ class EvalPhase(ExperimentPhase):
         batch_size: int | None = None,
         callbacks: list[Callback] | None = None,
         accelerator: Accelerator | str | None = None,
+        metrics: Metrics | None = None,
+        group_by: str | None = None,
     ) -> EvalPhase:
         """Create a phase that reads one split; see `TrainPhase.from_split`."""
         return cls(
@@ -352,6 +392,8 @@ class EvalPhase(ExperimentPhase):
             batch_size=batch_size,
             callbacks=callbacks,
             accelerator=accelerator,
+            metrics=metrics,
+            group_by=group_by,
         )
 
     def iter_execution(

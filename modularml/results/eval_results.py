@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +14,7 @@ from modularml._warning import warn
 from modularml.data.batch import Batch, as_numpy, concat_tensors
 from modularml.data.execution import MODEL_LOSSES
 from modularml.data.formats import DataFormat, convert_array
+from modularml.data.lineage import column_named
 from modularml.data.selectors import select_one
 from modularml.errors import ConfigError, UnknownNameError
 from modularml.graph import topology
@@ -24,6 +24,7 @@ from modularml.graph.node import GraphNode
 from modularml.results.padding import blanked, real_steps, target_steps
 from modularml.results.phase_results import Domain, PhaseResults
 from modularml.results.scores import Meaning, Score, find_scores
+from modularml.results.scoring import ScoredGroup, class_numbers, logged_scores, score_groups
 from modularml.viz.predictions import confusion_matrix, parity
 
 if TYPE_CHECKING:
@@ -95,11 +96,12 @@ class _SinglePassResults(PhaseResults):
         Returns
         -------
         DataFrame
-            Columns ``score``, ``role``, ``group`` (missing for all rows), ``value``, ``n_rows``.
+            Columns ``score``, ``role``, ``group`` (missing for all rows), ``value``, ``n_rows``,
+            and ``n_missing``, the rows left out because a target is missing.
         """
         scores = find_scores(names, outputs)
         rows = self.scored(scores, node, role=role, group_by=group_by, unscale=unscale)
-        columns = ["score", "role", "group", "value", "n_rows"]
+        columns = ["score", "role", "group", "value", "n_rows", "n_missing"]
         frame: pd.DataFrame = require("pandas").DataFrame(rows, columns=columns)
         return frame
 
@@ -111,11 +113,17 @@ class _SinglePassResults(PhaseResults):
         role: str | None = None,
         group_by: str | None = None,
         unscale: bool = True,
-    ) -> list[tuple[str, str, Any, float, int]]:
-        """Return the rows of `scores` as tuples, with group None for all rows."""
+    ) -> list[ScoredGroup]:
+        """Return the rows of `scores` as tuples, with group None for all rows.
+
+        Warns
+        -----
+        UserWarning
+            If rows are left out because a target is missing.
+        """
         node_id = self._node_id(self._tail() if node is None else node)
-        undefined: list[str] = []
-        rows, roles = [], self._recorded()[0].roles(node_id)
+        rows: list[ScoredGroup] = []
+        roles = self._recorded()[0].roles(node_id)
         if role not in (None, *roles):
             raise UnknownNameError("role", role, roles)
         for current_role in roles if role is None else [role]:
@@ -123,33 +131,28 @@ class _SinglePassResults(PhaseResults):
                 as_numpy(self.stacked_tensors(node_id, domain, role=current_role, unscale=unscale))
                 for domain in ("targets", "outputs")
             )
-            true = self._class_numbers(node_id, current_role, true, out)
-            padding_mask = target_steps(self._recorded(), node_id, current_role)
-            for group, mask in self._groups(node_id, current_role, group_by):
-                targets, outputs = true[mask], out[mask]
-                n = len(targets)
-                if padding_mask is not None:
-                    targets, outputs = real_steps(targets, outputs, padding_mask[mask])
-                for name, score in scores.items():
-                    value, reason = _score_or_nan(score, targets, outputs, required=group is None)
-                    rows.append((name, current_role, group, value, n))
-                    if reason:
-                        undefined.append(f"{name} of {group_by}={group!r} ({reason})")
-        if undefined:
-            warn(f"these scores are undefined and returned as NaN: {'; '.join(undefined)}")
+            rows += score_groups(
+                scores,
+                true,
+                out,
+                mask=target_steps(self._recorded(), node_id, current_role),
+                groups=self._groups(node_id, current_role, group_by),
+                group_by=group_by,
+                role=current_role,
+                who=f"phase {self.label!r}",
+                prepared=partial(self._class_numbers, node_id),
+            )
+        if n := sum(row.n_missing for row in rows if row.group is None and row.score in scores):
+            n //= len(scores)
+            warn(f"{n} rows of phase {self.label!r} lack a target and are left out of its scores")
         return rows
 
-    def _class_numbers(self, node_id: str, role: str, true: Array, out: Array) -> Array:
+    def _class_numbers(self, node_id: str, true: Array, out: Array) -> Array:
         """Return labels as column indices of class scores; other targets unchanged."""
-        width = out[0].size if len(out) else 0
-        if true.dtype.kind == "f" or out.dtype.kind not in "biuf" or width < 2:
+        if true.dtype.kind == "f":
             return true
         encoded, labels = self._classes(node_id)
-        if true.dtype.kind not in "biu" and encoded:
-            return as_numpy(self.stacked_tensors(node_id, "targets", role=role))
-        if labels is None or len(labels) != width or labels.tolist() == list(range(width)):
-            return true
-        return np.asarray(np.searchsorted(labels, true))
+        return class_numbers(true, out, labels, encoded=encoded)
 
     def _classes(self, node_id: str) -> tuple[bool, Array | None]:
         """Return whether a node's targets are class indices, and the class labels."""
@@ -160,23 +163,18 @@ class _SinglePassResults(PhaseResults):
         with next(iter(layout.views.values())).source.context.activate():
             return any(map(is_encoded, source_columns_of(lineage))), class_labels(lineage)
 
-    def _groups(
-        self, node_id: str, role: str, group_by: str | None
-    ) -> Iterator[tuple[Any, Array | slice]]:
-        """Yield groups with their rows: None for all, then each value of a column."""
-        yield None, slice(None)
+    def _groups(self, node_id: str, role: str, group_by: str | None) -> Array | None:
+        """Return the value of a column for each row, from the first FeatureSet that has it."""
         if group_by is None:
-            return
-        parts = []
-        for ctx in self._execution:
-            source = ctx.sources(node_id)[0]
-            collection = ctx._layout().views[source].collection
-            column = collection.numpy(select_one(collection.schema, group_by))
-            parts.append(column[ctx.indices(source)[role]])
-        values = np.concatenate(parts)
-        for value in np.unique(values):
-            mask = values == value if value == value else np.isnan(values)  # noqa: PLR0124
-            yield value.item() if hasattr(value, "item") else value, mask
+            return None
+        first = self._recorded()[0]
+        views, sources = first._layout().views, first.sources(node_id)
+        source = next(
+            (s for s in sources if column_named(group_by, views[s].collection.schema)), sources[0]
+        )
+        collection = views[source].collection
+        column = collection.numpy(select_one(collection.schema, group_by))
+        return np.concatenate([column[c.indices(source)[role]] for c in self._execution])
 
     def to_pandas(
         self, node: str | GraphNode | None = None, *, role: str = "default", unscale: bool = True
@@ -231,17 +229,48 @@ class _SinglePassResults(PhaseResults):
             return confusion_matrix(true.ravel(), classes, title=title, path=path, **kwargs)
         return parity(true.ravel(), out.ravel(), title=title, path=path, **kwargs)
 
-    def _tail(self) -> str:
-        """Return the id of the graph's only tail node that ran."""
+    def _tails(self) -> dict[str, str]:
+        """Return the labels of the nodes that ran and that no running node reads, by id."""
         layout = self._recorded()[0]._layout()
         graph = next(iter(layout.views.values())).source.context.model_graph
-        tails = [] if graph is None else [i for i in graph.tail_nodes if i in layout.labels]
+        ran = {node_id for node_id, _ in layout.outputs}
+        edges = {} if graph is None else graph._edges()
+        running = {i: above for i, above in edges.items() if i in ran}
+        return {i: layout.labels[i] for i in topology.tails(running)}
+
+    def _tail(self) -> str:
+        """Return the id of the only tail node that ran."""
+        tails = self._tails()
         if len(tails) != 1:
             raise ConfigError(
                 f"node must be given unless there is one tail node, there are "
-                f"{[layout.labels[i] for i in tails]}; pass node="
+                f"{list(tails.values())}; pass node="
             )
-        return str(tails[0])
+        return next(iter(tails))
+
+    def log_scores(self, scores: Mapping[str, Score], group_by: str | None = None) -> None:
+        """Log scores of all rows and of each group as metrics, such as ``r2[cell_1]``.
+
+        If several tail nodes ran, those with targets are scored, as ``label.r2``.
+
+        Raises
+        ------
+        ConfigError
+            If no tail node has targets.
+        """
+        first, tails = self._recorded()[0], self._tails()
+        scored = {i: label for i, label in tails.items() if first.compared_with(i) is not None}
+        if not scored:
+            raise ConfigError(
+                f"metrics of phase {self.label!r} compare outputs with targets, and its tail nodes "
+                f"{list(tails.values())} have none; select targets in the references of its "
+                "FeatureSets, or omit metrics"
+            )
+        for node_id, label in scored.items():
+            rows = self.scored(scores, node_id, group_by=group_by)
+            prefix = f"{label}." if len(tails) > 1 else ""
+            for name, value in logged_scores(rows, prefix).items():
+                self._metrics.log(name, value, epoch=0)
 
     def aggregated_losses(
         self, node: str | GraphNode, *, reducer: Reducer = "mean"
@@ -301,24 +330,6 @@ class EvalResults(_SinglePassResults):
 
 class FitResults(_SinglePassResults):
     """Results of a fit phase."""
-
-
-def _score_or_nan(score: Score, true: Array, out: Array, *, required: bool) -> tuple[float, str]:
-    """Return a score and ""; or NaN and the reason, if it may be undefined."""
-    if required:
-        return score(true, out), ""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            value, reason = score(true, out), ""
-        except ConfigError as error:
-            value, reason = float("nan"), str(error.__cause__ or error)
-    messages = " ".join(str(w.message) for w in caught)
-    if np.isnan(value):
-        return value, reason or messages or "it is NaN"
-    for w in caught:
-        warn(str(w.message), w.category)
-    return value, ""
 
 
 def by_column(name: str, values: Array) -> dict[str, Array]:

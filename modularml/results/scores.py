@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -11,14 +11,25 @@ import numpy as np
 from modularml._optional import has, require
 from modularml._typing import Array
 from modularml.backends import adapter_for
-from modularml.data.selectors import as_list
-from modularml.errors import ConfigError, ModularMLError, UnknownNameError
+from modularml.errors import ConfigError, ModularMLError, UnknownNameError, expect
 
-__all__ = ["Meaning", "Score", "default_score", "find_score", "find_scores", "greater_is_better"]
+__all__ = [
+    "Meaning",
+    "Metrics",
+    "Score",
+    "default_score",
+    "find_score",
+    "find_scores",
+    "greater_is_better",
+    "name_of_score",
+    "scores_by_name",
+]
 
 Meaning: TypeAlias = Literal["auto", "values", "logits", "probabilities"]
 Score: TypeAlias = Callable[[Array, Array], float]
 """Maps targets and outputs, both of shape (n, ...), to a number."""
+Metrics: TypeAlias = str | Score | Sequence[str | Score] | Mapping[str, str | Score]
+"""Names of scores, functions of targets and outputs, several of these, or functions by name."""
 
 _SHORT = {
     "mae": "mean_absolute_error",
@@ -109,13 +120,38 @@ def greater_is_better(score: str | Callable[..., Any]) -> bool | None:
     return greater_is_better(name.lower()) if known is None and name != name.lower() else known
 
 
-def find_scores(
-    names: str | Sequence[str] | Mapping[str, Score], meaning: Meaning = "auto"
-) -> Mapping[str, Score]:
+def name_of_score(score: str | Callable[..., Any]) -> str:
+    """Return the name of a score: itself, or that of a function.
+
+    Raises
+    ------
+    ConfigError
+        If it has no name.
+    """
+    name = (
+        score if isinstance(score, str) else getattr(getattr(score, "func", score), "__name__", "")
+    )
+    if not name:
+        raise ConfigError(
+            f"metrics must be names or functions of targets and outputs, got {score!r}; for an "
+            "object pass its name, such as 'r2', a function, or a dict {name: object}"
+        )
+    return str(name)
+
+
+def scores_by_name(metrics: Metrics) -> dict[str, str | Score]:
+    """Return names and functions by the name that they are reported under."""
+    if isinstance(metrics, Mapping):
+        return dict(metrics)
+    single = isinstance(metrics, str) or callable(metrics)
+    listed: Any = [metrics] if single else expect("metrics", metrics, Iterable, "a list of names")
+    return {name_of_score(score): score for score in listed}
+
+
+def find_scores(metrics: Metrics, meaning: Meaning = "auto") -> dict[str, Score]:
     """Return score functions by name; user-defined ones get reshaped outputs."""
-    if isinstance(names, Mapping):
-        return {name: find_score(score, meaning=meaning) for name, score in names.items()}
-    return {name: find_score(name, meaning=meaning) for name in as_list(names)}
+    scores = scores_by_name(metrics)
+    return {name: find_score(score, meaning=meaning) for name, score in scores.items()}
 
 
 def default_score(model: Any) -> str | None:

@@ -27,7 +27,7 @@ from modularml.errors import ConfigError
 from modularml.strategies.variants import Variant
 from modularml.strategies.worker import End, Job, path_or_error, run_content
 
-__all__ = ["count_jobs", "ends_on_cluster", "is_cluster"]
+__all__ = ["count_jobs", "ends_on_cluster", "is_cluster", "most_jobs"]
 
 _GRACE_S = 20.0
 """How long running jobs may take to write a checkpoint and end."""
@@ -69,6 +69,12 @@ def count_jobs(n_jobs: int | None) -> int:
     else:
         return int(effective_n_jobs(n_jobs))
     return int(chosen) if chosen > 0 else max(1, total + 1 + chosen)
+
+
+def most_jobs() -> int:
+    """Return how many jobs may run at once: those of `joblib.parallel_config`, or all cores."""
+    _, configured = get_active_backend()
+    return count_jobs(-1 if configured in (None, 1) else None)
 
 
 def ends_on_cluster(

@@ -23,7 +23,7 @@ from modularml.strategies.fold_checks import (
     warn_or_refuse,
 )
 from modularml.strategies.folds import make_folds
-from modularml.strategies.jobs import Search
+from modularml.strategies.jobs import Jobs, Search
 from modularml.strategies.variant_runs import (
     FoldFailedWarning,
     VariantRuns,
@@ -61,9 +61,12 @@ class CrossValidation(Checked):
         Makes the folds; one of scikit-learn gets the groups and strata of the bindings.
     n_repeats : int
         How often all folds are run, split with ``seed``, ``seed + 1`` and so on.
-    n_jobs : int, optional
+    n_jobs : int or 'auto', optional
         Number of processes that run folds; -1 for one per core. None uses
-        `joblib.parallel_config`, or else 1. Its cluster backends (Dask, Ray) work too. Results
+        `joblib.parallel_config`, or else 1. Its cluster backends (Dask, Ray) work too. 'auto' runs
+        the first fold in this process, and the others there or in as many processes as
+        `joblib.parallel_config` says (by default one per core), whichever its time lets expect to
+        be faster; the choice is logged at level INFO. Results
         equal those of one process bit for bit, given the same number of threads. Torch models must
         be given by class, since workers rebuild them, and results of callbacks are returned only
         if they are plain data.
@@ -101,7 +104,7 @@ class CrossValidation(Checked):
         experiment: Experiment | None = None,
         splitter: Any = None,
         n_repeats: int = 1,
-        n_jobs: int | None = None,
+        n_jobs: Jobs = None,
         timeout: float | None = None,
         search: Search | None = None,
     ) -> None:

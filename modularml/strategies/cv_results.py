@@ -455,7 +455,5 @@ def _held_out_scores(
             prefix = f"{split}." if len(tails) == 1 else f"{split}.{node.label}."
             scores = find_scores(metrics)
             rows = results.scored(scores, node, group_by=group_by)
-            held_out_scores += [
-                (prefix + score, group, value) for score, _, group, value, _ in rows
-            ]
+            held_out_scores += [(prefix + row.score, row.group, row.value) for row in rows]
     return held_out_scores

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import sys
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from modularml.context import ExperimentContext
 from modularml.engine.interruption import exit_on_signals
+from modularml.errors import ModularMLError
 from modularml.experiment import Checkpointing, Experiment, PhaseGroup
 from modularml.experiment.resume import config_hash
 from modularml.io import inspect
 from modularml.io.ownership import temporary_folder
 from modularml.io.randomness import unchanged_randomness
-from modularml.strategies.clusters import count_jobs, ends_on_cluster, is_cluster
-from modularml.strategies.local_workers import LocalWorkers
+from modularml.strategies.clusters import count_jobs, ends_on_cluster, is_cluster, most_jobs
+from modularml.strategies.local_workers import LocalWorkers, seconds_to_start
 from modularml.strategies.variants import Plan, Variant, template_of, variant_experiment
 from modularml.strategies.worker import Job
 
-__all__ = ["Outcome", "Search", "Work"]
+__all__ = ["Jobs", "Outcome", "Search", "Work"]
 
 Outcome = tuple[Variant, Experiment | Exception]
+Jobs = int | Literal["auto"] | None
 Search = Callable[[Experiment], Any]
 """Returns the plan or the experiment to run, another search, or None; see `CrossValidation`."""
 _BARS = ("show_sampler_progress", "show_training_progress", "show_eval_progress")
@@ -112,10 +116,13 @@ class Work:
         plan: Plan,
         variants: Sequence[Variant],
         *,
-        n_jobs: int | None = None,
+        n_jobs: Jobs = None,
         timeout: float | None = None,
     ) -> Generator[Outcome]:
         """Run variants; yield each as it ends, with its experiment or its error."""
+        if n_jobs == "auto":
+            is_cluster(timeout)  # refuses backends that run no variants
+            return self.automatically(experiment, plan, variants)
         n_workers = count_jobs(n_jobs)
         if n_workers == 1 or not variants:
             return self.sequentially(experiment, plan, variants)
@@ -129,6 +136,40 @@ class Work:
         """Run variants in this process; see `outcomes`."""
         for variant in variants:
             yield _outcome(variant, lambda variant=variant: self.run(experiment, plan, variant))  # type: ignore[misc]
+
+    def automatically(
+        self, experiment: Experiment, plan: Plan, variants: Sequence[Variant]
+    ) -> Generator[Outcome]:
+        """Run variants in this process until one succeeds, and the others where that is faster."""
+        for i, variant in enumerate(variants, 1):
+            started = time.perf_counter()
+            (outcome,) = self.sequentially(experiment, plan, [variant])
+            seconds = time.perf_counter() - started
+            yield outcome
+            if not isinstance(outcome[1], Exception) and i < len(variants):
+                n_jobs = _chosen(variant, seconds, len(variants) - i)
+                yield from self._as_chosen(n_jobs, experiment, plan, variants[i:])
+                return
+
+    def _as_chosen(
+        self, n_jobs: int, experiment: Experiment, plan: Plan, variants: Sequence[Variant]
+    ) -> Generator[Outcome]:
+        """Run variants on workers, or in this process if the experiment cannot be sent."""
+        with closing(self.outcomes(experiment, plan, variants, n_jobs=n_jobs)) as outcomes:
+            try:
+                first = next(outcomes)
+            except ModularMLError as error:
+                if n_jobs == 1:
+                    raise
+                logging.getLogger(__name__).info(
+                    "n_jobs='auto': they run in this process, as workers cannot read them: %s",
+                    error,
+                )
+            else:
+                yield first
+                yield from outcomes
+                return
+        yield from self.sequentially(experiment, plan, variants)
 
     def on_workers(
         self,
@@ -172,6 +213,30 @@ def _outcome(variant: Variant, work: Callable[[], Experiment]) -> Outcome:
         return variant, work()
     except Exception as error:  # noqa: BLE001 - one variant's failure is that variant's alone
         return variant, error
+
+
+_SEND_S = 0.05
+"""About what it takes to send a variant to a worker, and to read its results."""
+_GAIN = 0.8
+"""Largest ratio of forecast times at which workers are worth their cores."""
+
+
+def _chosen(first: Variant, seconds: float, n: int) -> int:
+    """Return the number of processes for further variants, given the time of one in this."""
+    n_workers = min(most_jobs(), n)
+    serial, waiting = n * seconds, seconds_to_start(n_workers)
+    parallel = waiting + -(-n // n_workers) * (seconds + _SEND_S)
+    reason = f"about {serial:.2g} s; {n_workers} workers: {parallel:.2g} s, {waiting:.2g} to start"
+    use = n_workers > 1 and parallel < _GAIN * serial
+    logging.getLogger(__name__).info(
+        "n_jobs='auto': %r took %.2g s, so the other %d run %s (in this process: %s)",
+        first.label,
+        seconds,
+        n,
+        f"on {n_workers} workers" if use else "in this process",
+        reason,
+    )
+    return n_workers if use else 1
 
 
 def _modules_and_classes(path: Path) -> tuple[list[str], dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import closing
+from numbers import Integral
 from typing import Any, Literal
 
 from joblib import effective_n_jobs
@@ -18,7 +19,7 @@ from modularml.experiment import Experiment, PhaseGroup
 from modularml.experiment.run import check_flags
 from modularml.phases.phase import ExperimentPhase
 from modularml.progress import bar
-from modularml.strategies.jobs import Search, Work
+from modularml.strategies.jobs import Jobs, Search, Work
 from modularml.strategies.variants import Plan, Variant
 
 __all__ = ["FoldFailedWarning", "Resume", "VariantRuns", "check_jobs", "checked_experiment"]
@@ -40,12 +41,16 @@ def checked_experiment(experiment: Any, phase: Any) -> Experiment:
     return chosen
 
 
-def check_jobs(n_jobs: int | None, timeout: float | None, noun: str) -> None:
+def check_jobs(n_jobs: Jobs, timeout: float | None, noun: str) -> None:
     """Refuse numbers of processes and timeouts that cannot be honoured."""
     at_least(0, timeout=timeout)
-    if n_jobs == 0:
-        raise ConfigError("n_jobs must be an int other than 0, such as 2, or -1 for each core")
-    if timeout is not None and effective_n_jobs(n_jobs) == 1:
+    is_number = isinstance(n_jobs, Integral) and not isinstance(n_jobs, bool) and n_jobs != 0
+    if not (is_number or n_jobs is None or n_jobs == "auto"):
+        raise ConfigError(
+            "n_jobs must be an int other than 0, such as 2, or -1 for each core; 'auto'; or None; "
+            f"got {n_jobs!r}"
+        )
+    if timeout is not None and (n_jobs == "auto" or effective_n_jobs(n_jobs) == 1):
         raise ConfigError(
             f"timeout needs n_jobs of at least 2: a {noun} in this process cannot be stopped"
         )
@@ -73,7 +78,7 @@ class VariantRuns:
         phase: Plan | None,
         noun: str,
         *,
-        n_jobs: int | None = None,
+        n_jobs: Jobs = None,
         timeout: float | None = None,
         search: Search | None = None,
     ) -> None:

@@ -5,6 +5,7 @@ A worker forgets the experiment, and so returns its memory, once it has been idl
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import traceback
@@ -106,6 +107,7 @@ def run(job: Job, path: Path, folder: Path, work: Any, variant: Variant) -> tupl
 def _forget() -> None:
     with working:
         _loaded.clear()
+        gc.collect()  # graphs and phases refer to each other
 
 
 def run_content(content: Any, job: Job, work: Any, variant: Variant) -> tuple[bytes, str]:

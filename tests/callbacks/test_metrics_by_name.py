@@ -12,6 +12,7 @@ import modularml as mm
 from modularml.callbacks import MetricResult, ScoreMetric
 from modularml.errors import ConfigError, UnknownNameError
 from modularml.results.scores import find_score, find_scores
+from modularml.results.scoring import ScoredGroup
 from tests.worlds import (
     QUIET,
     arrays,
@@ -169,7 +170,8 @@ def test_roles():
         class results:
             @staticmethod
             def scored(functions, node, **facts):
-                return [("r2", role, None, 1.0, 5) for role in ("anchor", "pair")]
+                (name,) = functions
+                return [ScoredGroup(name, role, None, 1.0, 5, 0) for role in ("anchor", "pair")]
 
     said = ScoreMetric("r2").extract(eval_result=TwoRoles)
     assert [s.name for s in said] == ["val_r2/anchor", "val_r2/pair"]

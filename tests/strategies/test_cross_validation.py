@@ -29,6 +29,7 @@ from modularml.io.randomness import random_states
 from modularml.models.torch import SequentialMLP
 from modularml.splitters import LeaveOneGroupOutSplitter, TimeSeriesSplitter
 from modularml.strategies import FoldFailedWarning, SelectionWarning
+from tests.clusters import NAMES, cluster
 from tests.saboteurs import Saboteur, Threads, shorter
 from tests.worlds import QUIET, arrays, experiment, featureset, mse
 
@@ -698,27 +699,9 @@ def test_folds_run_where_joblib_was_told_to(tmp_path):
             mml.CrossValidation(bindings=mml.CVBinding(fs, ["train"])).run(**SILENT)
 
 
-def ray_cluster():
-    ray = pytest.importorskip("ray")
-    importlib.import_module("ray.util.joblib").register_ray()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    return ray.shutdown
-
-
-def dask_cluster():
-    distributed = pytest.importorskip("distributed")
-    client = distributed.Client(n_workers=2, threads_per_worker=1, dashboard_address=None)
-
-    def close():
-        client.shutdown()
-        client.close()
-
-    return close
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of the clusters' own
-@pytest.mark.parametrize("name", ["ray", "dask"])
+@pytest.mark.parametrize("name", NAMES)
 def test_folds_run_on_a_cluster_of_two_workers(name, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # the cluster caps threads by itself
     flag = tmp_path / "flag"
@@ -727,15 +710,11 @@ def test_folds_run_on_a_cluster_of_two_workers(name, tmp_path, monkeypatch):
     world(fs, callbacks=[Threads(), Saboteur("raise", "fold_1", str(flag))])
     binding = mml.CVBinding(fs, ["train", "val"], stop_size=0.2)
     cv, local = (mml.CrossValidation(bindings=binding, n_folds=3) for _ in range(2))
-    close = {"ray": ray_cluster, "dask": dask_cluster}[name]()
-    try:
-        with joblib.parallel_config(name, n_jobs=2):
-            with pytest.warns(FoldFailedWarning, match="fold_1: .*RuntimeError: sabotage"):
-                cv.run(**SILENT)
-            flag.unlink()
-            results = cv.run(**SILENT)
-    finally:
-        close()
+    with cluster(name):
+        with pytest.warns(FoldFailedWarning, match="fold_1: .*RuntimeError: sabotage"):
+            cv.run(**SILENT)
+        flag.unlink()
+        results = cv.run(**SILENT)
     assert not results.failed_folds
     assert_equal_results(results, local.run(**SILENT))
     assert (results.to_pandas()["train.threads"] == 1).all()

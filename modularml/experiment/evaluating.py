@@ -1,0 +1,216 @@
+"""Evaluation of a trained graph on any rows with targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from modularml._optional import require
+from modularml._typing import Array
+from modularml._warning import warn
+from modularml.audit import AuditWarning
+from modularml.data import FeatureSet, FeatureSetView
+from modularml.data.schema import RAW
+from modularml.errors import AuditError, DataError, ScalerError, UnknownNameError
+from modularml.graph.labels import class_labels, is_encoded
+from modularml.graph.lineage import source_columns_of
+from modularml.graph.model_graph import ModelGraph
+from modularml.graph.predict import Prediction, predictions
+from modularml.graph.prediction_rows import RowReader
+from modularml.graph.raw_columns import RawColumns
+from modularml.results.scores import Meaning, Metrics, default_score, find_scores
+from modularml.results.scoring import ScoredGroup, class_numbers, score_groups
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    graph: ModelGraph,
+    data: Any,
+    *,
+    metrics: Metrics | None,
+    group_by: str | None,
+    node: Any,
+    batch_size: int | None,
+    unscale: bool,
+    outputs: Meaning,
+    audit: str,
+) -> pd.DataFrame:
+    """Score a graph on rows with targets; see `Experiment.evaluate`.
+
+    Parameters
+    ----------
+    audit : {'warn', 'error', 'off'}
+        What happens if the graph learned from some of the rows.
+    """
+    if metrics is not None:
+        find_scores(metrics, outputs)  # unknown names are refused before anything runs
+    rows = _split_rows(graph, data) if isinstance(data, str) else data
+    found = predictions(graph, rows, node=node, batch_size=batch_size)
+    if not found[0].n_rows:
+        raise DataError("data has no rows to evaluate; pass at least one")
+    scored = [prediction for prediction in found if prediction.compared is not None]
+    if not scored:
+        raise DataError(
+            f"node {found[0].label!r} has no targets to compare its outputs with; select "
+            "targets in the reference of its FeatureSet, name them with ModelNode(targets=), or "
+            "pass node="
+        )
+    for prediction in scored:
+        _check_targets(prediction)
+    if audit != "off":
+        _report_learned_rows(graph, rows, scored, audit)
+    groups = None if group_by is None else found[0].by_row(group_by)
+    table = []
+    for prediction in scored:
+        default = ["accuracy"] if _classifies(prediction) else ["rmse", "mae", "r2"]
+        scores = find_scores(default if metrics is None else metrics, outputs)
+        lines = _scored(prediction, scores, groups, group_by, unscale)
+        on = {"node": prediction.label} if len(scored) > 1 else {}
+        table += [{**on, **line} for line in _wide(lines, has_groups=group_by is not None)]
+    frame: pd.DataFrame = require("pandas").DataFrame(table)
+    return frame
+
+
+def _split_rows(graph: ModelGraph, split: str) -> Any:
+    """Return the rows of a split, by label if the graph reads several FeatureSets."""
+    refs = [ref for node in graph.nodes.values() for ref in node.feature_refs]
+    sets: dict[str, FeatureSet] = {str(ref.node_label): ref.resolve() for ref in refs}
+    views = {label: fs.get_split(split) for label, fs in sets.items() if split in fs.splits}
+    if not views:
+        raise UnknownNameError("split", split, [s for fs in sets.values() for s in fs.splits])
+    return views if len(views) > 1 else next(iter(views.values()))
+
+
+def _check_targets(prediction: Prediction) -> None:
+    """Refuse rows that lack a target column."""
+    for leaf in source_columns_of(prediction.compared):
+        raw = {name.split(".")[1]: f"{name.rpartition('.')[0]}.{RAW}" for name in leaf.columns}
+        reader = prediction.reader_of(leaf)
+        if missing := [key for key, name in raw.items() if not reader.has(name)]:
+            raise DataError(
+                f"evaluation compares outputs of node {prediction.label!r} with {list(raw)}, and "
+                f"data lacks {missing}; add them, or use predict() for rows without targets"
+            )
+
+
+def _classifies(prediction: Prediction) -> bool:
+    """Return whether a node's outputs are class scores or labels."""
+    paired = getattr(prediction.node, "paired", None)
+    encoded = any(map(is_encoded, source_columns_of(prediction.compared)))
+    is_classifier = default_score(getattr(prediction.node, "model", None)) == "accuracy"
+    return is_classifier or encoded or (paired is not None and paired[1])
+
+
+def _scored(
+    prediction: Prediction,
+    scores: Mapping[str, Any],
+    groups: Array | None,
+    group_by: str | None,
+    unscale: bool,
+) -> list[ScoredGroup]:
+    flow = prediction.compared
+    names = [name for leaf in source_columns_of(flow) for name in leaf.columns]
+    is_scaled = any(not name.endswith(f".{RAW}") for name in names)
+    if unscale and is_scaled and prediction.has_unknown_units and not _classifies(prediction):
+        raise ScalerError(
+            f"it is unknown whether outputs of node {prediction.label!r} have the units of the "
+            f"scaled targets {names}; name the target, ModelNode(..., targets=), or pass "
+            "unscale=False"
+        )
+    return score_groups(
+        scores,
+        prediction.compared_values(raw=unscale),
+        prediction.values(unscale=unscale),
+        mask=prediction.compared_mask(),
+        groups=groups,
+        group_by=group_by,
+        who="data",
+        prepared=partial(_prepared, flow, unscale),
+    )
+
+
+def _prepared(flow: Any, unscale: bool, true: Array, out: Array) -> Array:
+    """Return known targets in the type of their column, and labels as class numbers."""
+    leaves, kinds = source_columns_of(flow), set()
+    for leaf in leaves:
+        schema = leaf.source.ref.resolve().collection.schema
+        for name in leaf.columns:
+            read = f"{name.rpartition('.')[0]}.{RAW}" if unscale else name
+            kinds.add(schema[read].dtype.kind)
+    if true.dtype.kind in "fO" and kinds <= set("biu"):  # as some values were missing
+        numbers = true.astype(np.float64)
+        true = numbers.astype(np.int64) if (numbers == np.rint(numbers)).all() else numbers
+    if true.dtype.kind == "f" or out[0].size < 2:
+        return true
+    return class_numbers(true, out, class_labels(flow), encoded=any(map(is_encoded, leaves)))
+
+
+def _wide(found: Sequence[ScoredGroup], *, has_groups: bool) -> list[dict[str, Any]]:
+    """Return one row for all rows and one per group, with a column for each score."""
+    table: list[dict[str, Any]] = []
+    for at, row in enumerate(found):
+        if at == 0 or row.score == found[0].score:
+            table.append({"group": row.group} if has_groups else {})
+        table[-1][row.score] = row.value
+    sizes = [(row.n_rows, row.n_missing) for row in found if row.score == found[0].score]
+    return [
+        {**line, "n": n, "n_missing": n_missing}
+        for line, (n, n_missing) in zip(table, sizes, strict=True)
+    ]
+
+
+def _report_learned_rows(
+    graph: ModelGraph, data: Any, scored: Sequence[Prediction], audit: str
+) -> None:
+    """Warn of rows that nodes of the graph learned from, or refuse them."""
+    leaves = [(p, leaf) for p in scored for leaf in source_columns_of(p.compared)]
+    readers = {str(leaf.source.ref.node_label): p.reader_of(leaf) for p, leaf in leaves}
+    for label, reader in readers.items():
+        if message := _learned_message(graph, data, label, reader):
+            if audit == "error":
+                raise AuditError(f"{message}; pass Experiment(audit='warn') to evaluate anyway")
+            warn(f"{message}; pass Experiment(audit='off') to skip this check", AuditWarning)
+
+
+def _learned_message(graph: ModelGraph, data: Any, label: str, reader: RowReader) -> str:
+    """Return a warning if nodes of the graph learned from rows of a FeatureSet; else ''."""
+    rows = data
+    if isinstance(data, Mapping) and label in data and not isinstance(data, FeatureSet):
+        rows = data[label]
+    if isinstance(rows, FeatureSet):
+        rows = rows.to_view()
+    if isinstance(rows, FeatureSetView):
+        if _is_split(rows):
+            return graph.taken_for_unseen(rows.source, str(rows.label))
+        return graph.learned_among(rows)
+    new = _as_featureset(graph, label, reader)
+    return "" if new is None else graph.learned_among(new.to_view(), "data")
+
+
+def _is_split(view: FeatureSetView) -> bool:
+    split = view.source.splits.get(str(view.label))
+    return split is not None and np.array_equal(split.valid_indices, view.valid_indices)
+
+
+def _as_featureset(graph: ModelGraph, label: str, reader: RowReader) -> FeatureSet | None:
+    """Return new rows as a FeatureSet, to recognise them; None if they lack columns."""
+    fs: Any = graph.context.get_node(label=label)
+    schema = fs.collection.schema
+    keys = {domain: list(schema.keys(domain)) for domain in ("features", "targets")}
+    if not all(reader.has(f"{d}.{key}.{RAW}") for d, names in keys.items() for key in names):
+        return None
+    raw = reader.raw or RawColumns({})
+    columns = {key: raw.with_missing(key) for names in keys.values() for key in names}
+    known = np.ones(reader.n_rows, dtype=bool)  # a row that was learned from lacks no label
+    for values in columns.values():
+        if values.dtype == object and values.ndim == 1:
+            known &= [value is not None for value in values]
+    columns = {key: values[known] for key, values in columns.items()}
+    return FeatureSet.from_dict(label, columns, keys["features"], keys["targets"], register=False)

@@ -1,0 +1,79 @@
+"""Columns of tables passed to a graph, converted when they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from modularml._optional import require
+from modularml._typing import Array
+from modularml.data.arrow_types import to_numpy
+from modularml.data.columns import to_arrow
+from modularml.data.frames import as_columns
+from modularml.data.sources import check_lengths
+from modularml.errors import DataError
+
+__all__ = ["RawColumns"]
+
+
+class RawColumns(Mapping[str, Array]):
+    """Columns of a table by key, converted to arrays when they are read.
+
+    Parameters
+    ----------
+    columns : mapping of str to array-like
+        A bare array has the key ``""``.
+    rows : ndarray of int, optional
+        Selected rows; all by default.
+    """
+
+    def __init__(self, columns: Mapping[str, Any], rows: Array | None = None) -> None:
+        self._columns, self._rows = columns, rows
+        self._converted: dict[str, Array] = {}
+        lengths = {key: len(values) for key, values in columns.items()}
+        check_lengths(lengths)
+        self.n_rows = next(iter(lengths.values()), 0) if rows is None else len(rows)
+
+    @classmethod
+    def of(cls, data: Any) -> RawColumns:
+        """Return the columns of a frame, dict, list of records or array."""
+        if isinstance(data, np.ndarray):
+            return cls({"": data})
+        allowed = "data must be a FeatureSet, a view, a frame, a dict or an array"
+        return cls(as_columns(data, allowed))
+
+    def taken(self, rows: Array) -> RawColumns:
+        """Return selected rows, in that order."""
+        return RawColumns(self._columns, rows if self._rows is None else self._rows[rows])
+
+    def with_missing(self, key: str) -> Array:
+        """Return a column of which values may be missing: as NaN in floats, else as None."""
+        try:
+            return self[key]
+        except DataError:
+            pandas = require("pandas")
+            values = pandas.Series(list(self._columns[key]), dtype=object)
+            missing = values.isna().to_numpy()
+            if not missing.any():
+                raise
+            converted: Array = np.full(len(values), None, dtype=object)
+            converted[~missing] = to_numpy(to_arrow(values[~missing].to_list(), key))
+            return converted if self._rows is None else converted[self._rows]
+
+    def __getitem__(self, key: str) -> Array:
+        if key not in self._converted:
+            values = self._columns[key]
+            converted: Array = values if key == "" else to_numpy(to_arrow(values, key))
+            self._converted[key] = converted if self._rows is None else converted[self._rows]
+        return self._converted[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._columns
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
