@@ -76,7 +76,13 @@ __getattr__, __dir__, _names = lazy_loader.attach(
         ],
         "scalers.scaler": ["Scaler"],
         "scalers": ["scaler_registry", "supported_scalers"],
-        "strategies": ["CVBinding", "CrossValidation", "Sweep", "SweepResults"],
+        "strategies": [
+            "CVBinding",
+            "CrossValidation",
+            "ExperimentCollection",
+            "Sweep",
+            "SweepResults",
+        ],
         "training": ["AppliedLoss", "LRSchedule", "Loss", "Optimizer"],
     },
 )

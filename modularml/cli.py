@@ -68,10 +68,16 @@ def _parser() -> argparse.ArgumentParser:
     take.add_argument("file", help="a file that save() wrote")
     take.add_argument("--out", help="new folder; by default named after the file")
     take.set_defaults(run=_extract)
-    compare = commands.add_parser("diff", help="show what differs between two files")
-    compare.add_argument("first", help="a file that save() wrote")
-    compare.add_argument("second", help="another file of the same kind")
-    compare.set_defaults(run=_diff)
+    differ = commands.add_parser("diff", help="show what differs between two files")
+    differ.add_argument("first", help="a file that save() wrote")
+    differ.add_argument("second", help="another file of the same kind")
+    differ.set_defaults(run=_diff)
+    compare = commands.add_parser("compare", help="compare experiments: settings and metrics")
+    compare.add_argument("paths", nargs="+", help=".exp.mml files, or folders of them")
+    compare.add_argument("--recursive", action="store_true", help="read subfolders too")
+    compare.add_argument("--all", action="store_true", help="show settings that are equal, too")
+    compare.add_argument("--out", help="CSV file to write the table to")
+    compare.set_defaults(run=_compare)
     return parser
 
 
@@ -134,3 +140,15 @@ def _diff(args: argparse.Namespace) -> None:
         print("\n  ".join([group, *lines]))
     if not differences:
         print("no difference")
+
+
+def _compare(args: argparse.Namespace) -> None:
+    """Print a table of experiments, one column each."""
+    collection = require("modularml.strategies").ExperimentCollection
+    runs = collection(args.paths, recursive=args.recursive)
+    table = runs.compare(differences_only=not args.all)
+    print(table.T.to_string())
+    if args.out:
+        if not Path(args.out).absolute().parent.is_dir():
+            raise ConfigError(f"--out needs a file in an existing folder, got {args.out!r}")
+        table.to_csv(args.out)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from modularml.viz.bars import bars
 from modularml.viz.curves import loss_curves, series
 from modularml.viz.predictions import confusion_matrix, parity
 
-__all__ = ["confusion_matrix", "loss_curves", "parity", "series"]
+__all__ = ["bars", "confusion_matrix", "loss_curves", "parity", "series"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ def inspect(path: str | Path) -> dict[str, Any]:
     -------
     dict
         ``kind``, ``library``, ``schema``, ``content_id``, ``backends``, ``classes`` (the author's
-        own), ``type``, ``label``, ``nodes``, ``featuresets`` (rows, columns and their types,
-        fingerprint of the rows in the file, splits and scalers of each), ``runs`` (with each metric
-        of the epoch whose weights were saved), ``log`` (of a checkpoint: the file in the same
+        own), ``type``, ``config`` (constructor arguments as plain data), ``label``, ``nodes``,
+        ``featuresets`` (rows, columns and their types, fingerprint of the rows in the file, splits
+        and scalers of each), ``runs`` (with duration, each metric of the epoch whose weights were
+        saved, and the splits that were read), ``log`` (of a checkpoint: the file in the same
         folder with its history) and ``members`` (size in bytes of each).
 
     Raises
@@ -115,6 +117,7 @@ def _of_config(config: Any, state: Any, archive: Archive) -> dict[str, Any]:
         runs = runs or merged_runs(map(_segment, read_log(segment, archive.path)))
     return {
         "type": config["type"],
+        "config": params,
         "log": None if segment is None else segment.file,
         "label": params.get("label"),
         "meta": params.get("meta"),
@@ -137,7 +140,7 @@ def _read_metrics(item: dict[str, Any], archive: Archive) -> dict[str, Any]:
         name: {axis: _numbers(column, archive) for axis, column in series.items()}
         for name, series in item["metrics"]["epochs"].items()
     }
-    return {**item, "metrics": {"epochs": epochs}}
+    return {**item, "metrics": {"epochs": epochs}, "steps": []}
 
 
 def _node_type(node: dict[str, Any]) -> str:
@@ -179,9 +182,58 @@ def _shown_type(kind: Any) -> str:
 
 
 def _of_run(run: dict[str, Any], archive: Archive) -> dict[str, Any]:
-    phases = [item["label"] for item in run["results"]["items"]]
-    metrics = dict(_metrics_of_saved_epoch(run["results"], archive))
-    return {"label": run["label"], "status": run["status"], "phases": phases, "metrics": metrics}
+    started, ended = (_time(run[name]) for name in ("started_at", "ended_at"))
+    return {
+        "label": run["label"],
+        "status": run["status"],
+        "started_at": started,
+        "seconds": None if started is None or ended is None else (ended - started).total_seconds(),
+        "phases": [item["label"] for item in run["results"]["items"]],
+        "metrics": dict(_metrics_of_saved_epoch(run["results"], archive)),
+        "rows_of": dict(_rows_of(run["results"])),
+    }
+
+
+def _time(stored: Any) -> datetime | None:
+    return None if stored is None else datetime.fromisoformat(stored["$time"])
+
+
+def _rows_of(item: dict[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
+    """Yield the FeatureSets and splits that phases and their evaluations read."""
+    for inner in item.get("items", []):
+        yield from _rows_of(inner)
+    for name, steps in [(item["label"], item.get("steps")), *_evaluations(item)]:
+        parts = [part for part in (steps if isinstance(steps, list) else [steps]) if part]
+        layouts = [layout for part in parts if isinstance(layout := part.get("layout"), dict)]
+        rows = [source[2] for layout in layouts for source in layout["sources"]]
+        if rows:
+            yield name, [[str(row["set"]), str(row["label"])] for row in rows]
+
+
+def _evaluations(item: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the recorded steps of the first evaluation of each callback of a phase."""
+    seen = set()
+    for result in item.get("callbacks", []):
+        fields = result["fields"]
+        phase = fields["results"].get("phase") if isinstance(fields.get("results"), dict) else None
+        if isinstance(phase, dict) and fields["label"] not in seen:
+            seen.add(fields["label"])
+            yield f"{item['label']}.{fields['label']}", phase.get("steps")
+
+
+def _losses_of(item: dict[str, Any], archive: Archive) -> Iterator[tuple[str, float]]:
+    """Yield the losses over all rows of an evaluation or fit phase."""
+    steps = item.get("steps")
+    if item.get("class") == "TrainResults" or not isinstance(steps, dict) or "totals" not in steps:
+        return
+    names = [label for label, _ in steps["layout"]["losses"]]
+    values, totals = (
+        _numbers(steps[key], archive).reshape(-1, max(1, len(names)))
+        for key in ("losses", "totals")
+    )
+    for i, name in enumerate(names):
+        weight = totals[:, i].sum()
+        yield name, float(totals[:, i] @ values[:, i] / weight) if weight else float("nan")
 
 
 def _metrics_of_saved_epoch(item: dict[str, Any], archive: Archive) -> Iterator[tuple[str, float]]:
@@ -198,6 +250,8 @@ def _metrics_of_saved_epoch(item: dict[str, Any], archive: Archive) -> Iterator[
         saved_epoch = max(
             (int(e) for column in columns.values() for e in column["epoch"]), default=None
         )
+    for name, value in _losses_of(item, archive):
+        yield f"{item['label']}.{name}", value
     for name, column in columns.items():
         values = column["value"][column["epoch"] == saved_epoch]
         if len(values):

@@ -1,5 +1,6 @@
 """Strategies that run an experiment several times, such as cross-validation."""
 
+from modularml.strategies.collection import ExperimentCollection
 from modularml.strategies.cross_validation import (
     CrossValidation,
     FoldFailedWarning,
@@ -16,6 +17,7 @@ __all__ = [
     "CVBinding",
     "CVResults",
     "CrossValidation",
+    "ExperimentCollection",
     "FoldFailedWarning",
     "SelectionWarning",
     "Sweep",

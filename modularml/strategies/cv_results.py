@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,15 +31,14 @@ from modularml.results.scores import Score, default_score, find_scores
 from modularml.results.series import AxisSeries
 from modularml.splitters.base import key_list
 from modularml.strategies.cv_binding import CVBinding
-from modularml.strategies.variants import Variant
+from modularml.strategies.logged_figures import At, logged_figures
+from modularml.strategies.variants import Sides, Variant
 from modularml.viz.curves import series as draw_series
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["CVResults"]
-
-At: TypeAlias = Literal["kept", "last", "best"]
 
 
 class CVResults:
@@ -83,6 +82,18 @@ class CVResults:
     def fold_labels(self) -> list[str]:
         """Labels of all folds: ``fold_0``, ``fold_1``..."""
         return list(self._folds)
+
+    @property
+    def held_out(self) -> dict[str, list[tuple[str, str | None]]]:
+        """FeatureSets and splits that are held out, by the name of the split."""
+        names: dict[str, list[tuple[str, str | None]]] = {}
+        for label, side in next(iter(self._folds.values())).sides.items():
+            names.setdefault(side.val_name, []).append((label, side.val_name))
+        return names
+
+    def sides(self, fold: str) -> dict[str, Sides]:
+        """Return the rows of a fold by FeatureSet label."""
+        return dict(self._folds[fold].sides)
 
     def get_fold(self, fold: int | str) -> PhaseGroupResults:
         """Return the results of a fold, by number or label; see `get_experiment`."""
@@ -277,7 +288,9 @@ class CVResults:
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return scores by fold, and of single groups: fold, score, group, value."""
         pandas = require("pandas")
-        frame, groups, unlogged = _logged({k: self.get_fold(k) for k in self._experiments}, at)
+        frame, groups, unlogged = logged_figures(
+            {k: self.get_fold(k) for k in self._experiments}, at
+        )
         if metrics is None and not frame and not groups:
             metrics = self._default_metrics()
         if metrics is not None:
@@ -398,45 +411,6 @@ def _phase(results: PhaseGroupResults, label: str | None) -> PhaseResults:
     if label not in phases:
         raise UnknownNameError("phase", label, phases, "Pass phase=")
     return phases[label]
-
-
-def _logged(
-    folds: Mapping[str, PhaseGroupResults], at: At
-) -> tuple[dict[str, dict[str, float]], list[tuple[str, str, str, float]], set[str]]:
-    """Return logged scores by fold, those of groups, and names of missing ones."""
-    frame: dict[str, dict[str, float]] = {}
-    groups, unlogged = [], set()
-    for fold, results in folds.items():
-        for label, phase in results.flatten().items():
-            values = phase.figures(at) if isinstance(phase, TrainResults) else _losses(phase)
-            for name in phase.metric_names():
-                logged = phase._metrics.epoch_values(name)
-                if not logged:
-                    continue
-                if not isinstance(phase, TrainResults):
-                    values.setdefault(name, logged[max(logged)])
-                base, bracket, group = name.partition("[")
-                score = f"{label}.{base if bracket else name}"
-                if bracket and name in values:
-                    groups.append((fold, score, group.removesuffix("]"), values.pop(name)))
-                elif name not in values and not bracket:
-                    values[name] = float("nan")
-                    unlogged.add(score)
-            if values:
-                row = {f"{label}.{name}": value for name, value in values.items()}
-                frame[fold] = frame.get(fold, {}) | row
-    return frame, groups, unlogged
-
-
-def _losses(phase: Any) -> dict[str, float]:
-    """Return the losses over all rows of an evaluation or fit phase."""
-    if not phase._execution:
-        return {}
-    layout = phase._execution[0].layout
-    losses: dict[str, float] = {}
-    for _, node_id in layout.losses if layout is not None else ():
-        losses |= phase.aggregated_losses(node_id)
-    return losses
 
 
 def _held_out_scores(

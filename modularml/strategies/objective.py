@@ -12,7 +12,8 @@ from modularml.errors import ConfigError, MetricNotLoggedError, UnknownNameError
 from modularml.experiment import Experiment, PhaseGroup, TrainPhase
 from modularml.phases.phase import ExperimentPhase
 from modularml.results.scores import find_scores, greater_is_better
-from modularml.strategies.cv_results import _held_out_scores, _logged
+from modularml.strategies.cv_results import _held_out_scores
+from modularml.strategies.logged_figures import logged_figures
 from modularml.strategies.variants import Plan, Variant
 
 __all__ = ["Objective", "mean_of", "plan_of"]
@@ -90,7 +91,7 @@ class Objective(Checked):
         if not isinstance(self.source, str):
             with experiment.ctx.activate():
                 return float(self.source(experiment))
-        values, groups, _ = _logged({"trial": experiment.history[-1].results}, "kept")
+        values, groups, _ = logged_figures({"trial": experiment.history[-1].results}, "kept")
         found = dict(values.get("trial", {}))
         found |= {f"{name}[{group}]": value for _, name, group, value in groups}
         named = {name: v for name, v in found.items() if name.partition(".")[2] == self.source}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from modularml.errors import ConfigError, DataError, ShapeError
-from modularml.plotting import confusion_matrix, loss_curves, parity, series
+from modularml.plotting import bars, confusion_matrix, loss_curves, parity, series
 from modularml.viz.style import SERIES
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -40,6 +40,7 @@ def cells(figure):
 # ---- every plot
 
 PLOTS = {
+    "bars": lambda **kw: bars({"a": [1.0, 2.0], "b": [3.0]}, **kw),
     "loss": lambda **kw: loss_curves({"train": [3.0, 2.0, 1.0]}, **kw),
     "series": lambda **kw: series({"rmse": [3.0, 2.0, 1.0]}, **kw),
     "confusion": lambda **kw: confusion_matrix([0, 1, 1], [0, 1, 0], **kw),
@@ -364,3 +365,20 @@ def test_a_mapping_of_series_keeps_their_index(index):
     assert places({"mae": curve}) == places(curve) == places(curve.to_frame("mae"))
     if index == [10, 20, 30]:
         assert loss_curves({"mae": curve}).axes[0].lines[0].get_xdata().tolist() == index
+
+
+# ---- bars
+
+
+def test_bars_are_means_with_their_spread_and_values():
+    figure = bars({"_a$": [1.0, 2.0, np.nan, 4.0], "b": [5.0], "none": [np.inf]}, x="rmse / h")
+    axes = figure.axes[0]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([7 / 3, 5.0])
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["_a$ (1 not finite)", "b", "none (1 not finite)"]
+    (spread,) = axes.collections[0].get_segments()
+    std = np.std([1.0, 2.0, 4.0], ddof=1)
+    np.testing.assert_allclose(spread[:, 0], [7 / 3 - std, 7 / 3 + std])
+    assert axes.get_xlabel() == "rmse / h"
+    with pytest.raises(DataError, match="no finite value"):
+        bars({"a": [np.nan]})
