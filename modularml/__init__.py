@@ -79,6 +79,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
         "strategies": [
             "CVBinding",
             "CrossValidation",
+            "Ensemble",
             "ExperimentCollection",
             "Sweep",
             "SweepResults",

@@ -27,7 +27,14 @@ from modularml.results.scoring import ScoredGroup, class_numbers, score_groups
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["evaluate"]
+__all__ = [
+    "check_targets",
+    "evaluate",
+    "report_learned_rows",
+    "score_table",
+    "scored_predictions",
+    "split_rows",
+]
 
 
 def evaluate(
@@ -51,8 +58,15 @@ def evaluate(
     """
     if metrics is not None:
         find_scores(metrics, outputs)  # unknown names are refused before anything runs
-    rows = _split_rows(graph, data) if isinstance(data, str) else data
-    found = predictions(graph, rows, node=node, batch_size=batch_size)
+    rows = split_rows(graph, data) if isinstance(data, str) else data
+    scored = scored_predictions(predictions(graph, rows, node=node, batch_size=batch_size))
+    if audit != "off":
+        report_learned_rows([(graph, rows)], scored, audit)
+    return score_table(scored, metrics=metrics, group_by=group_by, unscale=unscale, outputs=outputs)
+
+
+def scored_predictions(found: Sequence[Prediction]) -> list[Prediction]:
+    """Return the predictions that have targets; refuse rows that lack the columns of these."""
     if not found[0].n_rows:
         raise DataError("data has no rows to evaluate; pass at least one")
     scored = [prediction for prediction in found if prediction.compared is not None]
@@ -63,10 +77,20 @@ def evaluate(
             "pass node="
         )
     for prediction in scored:
-        _check_targets(prediction)
-    if audit != "off":
-        _report_learned_rows(graph, rows, scored, audit)
-    groups = None if group_by is None else found[0].by_row(group_by)
+        check_targets(prediction)
+    return scored
+
+
+def score_table(
+    scored: Sequence[Prediction],
+    *,
+    metrics: Metrics | None,
+    group_by: str | None,
+    unscale: bool,
+    outputs: Meaning,
+) -> pd.DataFrame:
+    """Return the scores of predictions of the same rows; see `Experiment.evaluate`."""
+    groups = None if group_by is None else scored[0].by_row(group_by)
     table = []
     for prediction in scored:
         default = ["accuracy"] if _classifies(prediction) else ["rmse", "mae", "r2"]
@@ -78,7 +102,7 @@ def evaluate(
     return frame
 
 
-def _split_rows(graph: ModelGraph, split: str) -> Any:
+def split_rows(graph: ModelGraph, split: str) -> Any:
     """Return the rows of a split, by label if the graph reads several FeatureSets."""
     refs = [ref for node in graph.nodes.values() for ref in node.feature_refs]
     sets: dict[str, FeatureSet] = {str(ref.node_label): ref.resolve() for ref in refs}
@@ -88,14 +112,14 @@ def _split_rows(graph: ModelGraph, split: str) -> Any:
     return views if len(views) > 1 else next(iter(views.values()))
 
 
-def _check_targets(prediction: Prediction) -> None:
+def check_targets(prediction: Prediction) -> None:
     """Refuse rows that lack a target column."""
     for leaf in source_columns_of(prediction.compared):
         raw = {name.split(".")[1]: f"{name.rpartition('.')[0]}.{RAW}" for name in leaf.columns}
         reader = prediction.reader_of(leaf)
         if missing := [key for key, name in raw.items() if not reader.has(name)]:
             raise DataError(
-                f"evaluation compares outputs of node {prediction.label!r} with {list(raw)}, and "
+                f"outputs of node {prediction.label!r} are compared with {list(raw)}, and "
                 f"data lacks {missing}; add them, or use predict() for rows without targets"
             )
 
@@ -166,14 +190,18 @@ def _wide(found: Sequence[ScoredGroup], *, has_groups: bool) -> list[dict[str, A
     ]
 
 
-def _report_learned_rows(
-    graph: ModelGraph, data: Any, scored: Sequence[Prediction], audit: str
+def report_learned_rows(
+    graphs: Sequence[tuple[ModelGraph, Any]], scored: Sequence[Prediction], audit: str
 ) -> None:
-    """Warn of rows that nodes of the graph learned from, or refuse them."""
+    """Warn of rows that one of the graphs learned from, or refuse them.
+
+    Each graph comes with the rows that it predicted.
+    """
     leaves = [(p, leaf) for p in scored for leaf in source_columns_of(p.compared)]
     readers = {str(leaf.source.ref.node_label): p.reader_of(leaf) for p, leaf in leaves}
     for label, reader in readers.items():
-        if message := _learned_message(graph, data, label, reader):
+        messages = (_learned_message(graph, data, label, reader) for graph, data in graphs)
+        if message := next(filter(None, messages), ""):
             if audit == "error":
                 raise AuditError(f"{message}; pass Experiment(audit='warn') to evaluate anyway")
             warn(f"{message}; pass Experiment(audit='off') to skip this check", AuditWarning)

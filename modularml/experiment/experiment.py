@@ -20,6 +20,7 @@ from modularml.engine.checkpointing import (
 )
 from modularml.engine.run_state import restored_on_exit
 from modularml.errors import ConfigError
+from modularml.experiment.calibration import conformal_tables
 from modularml.experiment.evaluating import evaluate
 from modularml.experiment.run import ExperimentRun, Runner
 from modularml.experiment.run_audit import Mode, RunAudit
@@ -340,18 +341,51 @@ class Experiment(Checked, ExperimentFiles):
         fmt: str = "numpy",
         decode: bool = False,
         tags: bool = False,
+        interval: float | None = None,
+        calibration: Any | None = None,
+        group_by: str | None = None,
     ) -> Any:
-        """Return the graph's outputs for new or known rows; see `ModelGraph.predict`."""
+        """Return the graph's outputs for new or known rows; see `ModelGraph.predict`.
+
+        Parameters
+        ----------
+        data, node, batch_size, unscale, fmt, decode, tags
+            See `ModelGraph.predict`.
+        interval : float, optional
+            Share of targets that lie between two further columns, ``y_low`` and ``y_high`` for a
+            target ``y``, such as 0.9. It needs a format with named columns. For several targets it
+            holds for each. Bounds are split-conformal; see `modularml.results.split_conformal`.
+        calibration : str, FeatureSetView, DataFrame or other rows, optional
+            Rows with targets that nothing was learned from, or the name of their split; by default
+            ``"calibration"``.
+        group_by : str, optional
+            Column of `data` and of the calibration rows: each group has separate bounds.
+
+        Raises
+        ------
+        ConfigError
+            If there are too few calibration rows for the level, or the outputs are classes.
+        DataError
+            If the model has learned from calibration rows, or they lack targets.
+        """
+        options: dict[str, Any] = {"node": node, "batch_size": batch_size, "fmt": fmt, "tags": tags}
         with self._ctx.activate():
-            return active_graph("predict").predict(
-                data,
-                node=node,
-                batch_size=batch_size,
-                unscale=unscale,
-                fmt=fmt,
-                decode=decode,
-                tags=tags,
-            )
+            graph = active_graph("predict")
+            if interval is None:
+                if calibration is not None or group_by is not None:
+                    raise ConfigError("calibration and group_by are for interval=; pass it too")
+                return graph.predict(data, unscale=unscale, decode=decode, **options)
+            if decode or not unscale:
+                raise ConfigError(
+                    "interval is for numbers in their original units; omit decode and unscale"
+                )
+            sets = self._ctx.available_featuresets.values()
+            own: dict[str, Any] = {
+                "interval": interval,
+                "calibration": calibration,
+                "group_by": group_by,
+            }
+            return conformal_tables(graph, data, sets, **own, **options)
 
     def evaluate(
         self,

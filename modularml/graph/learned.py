@@ -15,7 +15,7 @@ from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.ids import id_texts, make_ids
 from modularml.data.schema import SAMPLE_UUIDS
 
-__all__ = ["LearnedRows", "leakage_message"]
+__all__ = ["LearnedRows", "fit_rows_of", "leakage_message"]
 
 SKETCH = 20_000
 """Maximum number of content hashes stored per FeatureSet: the smallest ones."""
@@ -239,6 +239,17 @@ class LearnedRows:
     def __repr__(self) -> str:
         shown = ", ".join(f"{n} rows of {label!r}" for label, n in self.counts.items())
         return f"LearnedRows({shown or 'nothing yet'})"
+
+
+def fit_rows_of(fs: FeatureSet, rows: IntArray | None) -> LearnedRows:
+    """Return the rows a scaler was fitted on; None for all. The FeatureSet may lack its rows."""
+    collection = fs.collection
+    if not collection.n_absent:
+        return LearnedRows([_of_view(fs.to_view() if rows is None else fs.take(rows))])
+    mask = np.zeros(collection.n_absent, dtype=bool)
+    mask[slice(None) if rows is None else rows] = True
+    known = {"fingerprint": collection.fingerprint, "ids": None, "content": None}
+    return LearnedRows([_Set(str(fs.label), mask, frozenset(), cached=known)])
 
 
 def leakage_message(view: FeatureSetView, rows: IntArray, name: str, node: str) -> str:

@@ -11,7 +11,7 @@ from modularml.context import ExperimentContext
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.errors import GraphError, UnknownNameError, closest
 from modularml.graph import topology
-from modularml.graph.learned import LearnedRows, leakage_message
+from modularml.graph.learned import LearnedRows, fit_rows_of, leakage_message
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
 from modularml.graph.plan import StepPlan
@@ -119,13 +119,13 @@ class NodeAccess:
         available = {fs.label: fs for fs in self._ctx.available_featuresets.values()}
         sets = {label: available[label] for r in refs if (label := r.node_label) in available}
         scaled = [
-            fs.to_view() if record.fit_rows is None else fs.take(record.fit_rows)
+            fit_rows_of(fs, record.fit_rows)
             for fs in sets.values()
             for record in fs.scaler_records
             if record.scaler.learns
         ]
         nodes = [n.learned_from for n in self._nodes.values() if isinstance(n, ModelNode)]
-        return LearnedRows().joined(nodes).with_rows(scaled)
+        return LearnedRows().joined([*nodes, *scaled])
 
     def learn_from(
         self,

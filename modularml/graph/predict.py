@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 
-from modularml._typing import Array
+from modularml._optional import require
+from modularml._typing import Array, IntArray
 from modularml.data.batch import as_numpy
-from modularml.data.formats import ARRAY_FORMATS, DataFormat, convert, convert_array, stack
+from modularml.data.formats import ARRAY_FORMATS, DataFormat, convert, convert_array
 from modularml.data.lineage import ColumnLineage, MergedColumns, SourceColumns
 from modularml.data.schema import RAW
 from modularml.errors import ConfigError, DataError, NotFittedError, UnknownNameError
@@ -119,6 +121,13 @@ class Prediction:
         self.node, self._lineages, self._readers, self._lead = node, lineages, readers, lead
         # two axes, as targets have, so that differences never broadcast
         self._outputs = outputs[:, None] if outputs.ndim == 1 else outputs
+        self._replaced: Array | None = None
+
+    def replaced(self, values: Array) -> Prediction:
+        """Return a prediction of other values for the same rows, in the units of their targets."""
+        new = copy.copy(self)
+        new._replaced = values
+        return new
 
     @property
     def n_rows(self) -> int:
@@ -132,13 +141,35 @@ class Prediction:
         return self._lineages.get((node_id, "truth")) or self._lineages.get((node_id, "targets"))
 
     @property
-    def class_labels(self) -> Array | None:
-        """Labels of the classes that the outputs are scores of; None if they are none."""
-        compared, width = self.compared, self._outputs[0].size if len(self._outputs) else 0
+    def is_scores(self) -> bool:
+        """Whether the outputs are scores of classes."""
         paired = getattr(self.node, "paired", None)
-        if compared is None or not (self._score_names(width) or (paired and paired[1])):
+        width = self._outputs.shape[1]
+        return bool(self._score_names(width) or (paired is not None and paired[1]))
+
+    @property
+    def class_labels(self) -> Array | None:
+        """Labels of the classes that the outputs are scores of; None if there are none."""
+        if self.compared is None or not self.is_scores:
             return None
-        return class_labels(compared)
+        return class_labels(self.compared)
+
+    @property
+    def gives_labels(self) -> bool:
+        """Whether the outputs are labels predicted by a classifier of scikit-learn."""
+        model = getattr(self.node, "model", None)
+        estimator = getattr(model, "inner", None)
+        if getattr(model, "method", "") != "predict" or not hasattr(estimator, "get_params"):
+            return False
+        return bool(require("sklearn.base").is_classifier(estimator))
+
+    @property
+    def source_rows(self) -> tuple[str, IntArray]:
+        """Label of the FeatureSet that the rows are of, and their row numbers."""
+        view = self._lead.view
+        if view is None:
+            raise DataError("the rows are not rows of a FeatureSet; pass a split or a view")
+        return str(view.source.label), view.valid_indices
 
     def _score_names(self, width: int) -> list[str] | None:
         method = getattr(self.node.model, "method", "") if hasattr(self.node, "model") else ""
@@ -146,6 +177,8 @@ class Prediction:
 
     def values(self, *, unscale: bool = True, decode: bool = False) -> Array:
         """Return the outputs in the units of their targets, or class labels."""
+        if self._replaced is not None:
+            return self._replaced
         values = self._outputs
         if decode:
             return decoded(self.label, self.compared, values)[:, None]
@@ -157,22 +190,6 @@ class Prediction:
             return values
         reader = self._readers.get(leaf.source.ref.node_label, self._lead)
         return invert_leaf(leaf, values, reader.ids(leaf) if needs_rows(leaf) else None)
-
-    def targets(self) -> Array:
-        """Return the targets of the rows in their original units, shape (n, n_columns, ...).
-
-        Raises
-        ------
-        DataError
-            If the node has no targets of one FeatureSet, or the rows lack them.
-        """
-        leaves = source_columns_of(self.compared)
-        if len(leaves) != 1:
-            raise DataError(f"node {self.label!r} has no targets of one FeatureSet to compare with")
-        fs = leaves[0].source.ref.resolve()
-        reader = self._readers.get(leaves[0].source.ref.node_label, self._lead)
-        keys = [name.split(".")[1] for name in leaves[0].columns]
-        return stack({key: reader.known(key, fs) for key in dict.fromkeys(keys)})
 
     @property
     def has_unknown_units(self) -> bool:

@@ -235,13 +235,6 @@ class RowReader:
         same_scaling = fs is self.source or all(name.endswith(f".{RAW}") for name in names)
         return self.view is not None and same_scaling and all(map(self.has, names))
 
-    def known(self, key: str, fs: FeatureSet) -> Array:
-        """Return raw values of a target column of `fs`; DataError if the rows lack it."""
-        if self.view is None and key not in (self.raw or {}):
-            have = sorted(filter(None, self.raw or {}))
-            raise DataError(f"the rows lack the target {key!r}; their columns are {have}")
-        return self._raw(key, [key], fs)
-
     def column(self, slot: InputSlot) -> Callable[[int, int], Array]:
         """Return a function that reads rows ``start:stop`` of the slot's columns."""
         fs: FeatureSet = slot.source.ref.resolve()

@@ -239,7 +239,7 @@ def read_artifact(
     )
     needed = [tree, state] if kind != "exp" else [_rest(tree["params"]), _rest(state)]
     missing: dict[str, str] = {}
-    resolved = resolver.resolve(names_in(needed), nodes=kind in ("mg", "exp"))
+    resolved = resolver.resolve(names_in(needed), nodes=kind in ("mg", "exp", "en"))
     resolved |= resolver.resolve(names_in(running), missing=missing)
     names = {**resolved, **resolver.resolve([("type", tree["type"])])}
     if kind != "ckpt" and getattr(names[tree["type"]], "artifact_kind", "") != kind:

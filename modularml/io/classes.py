@@ -404,7 +404,7 @@ _OPEN: dict[str, Callable[[Any, str], bool]] = {
 
 def _enters_context(obj: Any) -> bool:
     node = hasattr(obj, "node_id") and hasattr(obj, "context")
-    return node or getattr(obj, "artifact_kind", "") in ("fs", "mg", "exp")
+    return node or getattr(obj, "artifact_kind", "") in ("en", "exp", "fs", "mg")
 
 
 def _fits(role: str, obj: Any) -> bool:

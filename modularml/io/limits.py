@@ -9,6 +9,7 @@ SCHEMA = 1
 """The newest schema this library writes; it reads this one and every older one."""
 
 KINDS = {
+    "en": "Ensemble",
     "exp": "Experiment",
     "fs": "FeatureSet",
     "mg": "ModelGraph",

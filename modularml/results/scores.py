@@ -17,6 +17,7 @@ __all__ = [
     "Meaning",
     "Metrics",
     "Score",
+    "as_probabilities",
     "default_score",
     "find_score",
     "find_scores",
@@ -246,16 +247,7 @@ class _FixedOutputs:
 
     def predict_proba(self, out: Array) -> Array:
         """Return the probability of each class."""
-        flat = _flat(out).astype(np.float64)
-        if flat.ndim == 1 and self.meaning == "probabilities":
-            return np.column_stack([1 - flat, flat])
-        if self.meaning == "probabilities":
-            sums = flat.sum(axis=1, keepdims=True)
-            return np.asarray(flat / sums if np.allclose(sums, 1, atol=1e-4) else flat)
-        if flat.ndim == 1:
-            flat = np.column_stack([np.zeros(len(flat)), flat])
-        shares = np.exp(flat - flat.max(axis=1, keepdims=True))
-        return np.asarray(shares / shares.sum(axis=1, keepdims=True))
+        return _shares(_flat(out), self.meaning)
 
     def decision_function(self, out: Array) -> Array:
         """Return scores: higher for the second class, or one column per class."""
@@ -270,6 +262,61 @@ class _FixedOutputs:
         kind = "regressor" if self.meaning == "values" else "classifier"
         tags = {f"{kind}_tags": getattr(tools, f"{kind.capitalize()}Tags")()}
         return tools.Tags(estimator_type=kind, target_tags=tools.TargetTags(required=True), **tags)
+
+
+def as_probabilities(outputs: Array, meaning: Meaning, label: str) -> Array:
+    """Return class scores as probabilities, in the same shape.
+
+    Parameters
+    ----------
+    outputs : ndarray, shape (n, n_classes), or (n, 1) for the second of two classes
+    meaning : {'auto', 'logits', 'probabilities'}
+        ``auto``: probabilities if no number is negative and each row sums to 1, else logits.
+    label : str
+        Name of the node, for messages.
+
+    Raises
+    ------
+    ConfigError
+        If a single column is ambiguous, or the outputs are not what `meaning` says.
+    """
+    if outputs.ndim != 2:
+        raise ConfigError(
+            f"outputs of node {label!r} have shape {outputs.shape[1:]}, not one score per class; "
+            "pass outputs='values' to average them as they are"
+        )
+    if meaning == "auto" and outputs.shape[1] == 1:
+        raise ConfigError(
+            f"one column of class scores of node {label!r} may be logits or probabilities; say "
+            "which with outputs='logits' or 'probabilities'"
+        )
+    if meaning == "auto":
+        meaning = "probabilities" if _sums_to_one(outputs) else "logits"
+    if meaning == "probabilities" and not ((outputs >= 0) & (outputs <= 1 + 1e-4)).all():
+        raise ConfigError(
+            f"outputs of node {label!r} are not between 0 and 1, so not probabilities; pass "
+            "outputs='logits'"
+        )
+    shares = _shares(outputs if outputs.shape[1] > 1 else outputs[:, 0], meaning)
+    return shares if outputs.shape[1] > 1 else shares[:, 1:]
+
+
+def _shares(flat: Array, meaning: Meaning) -> Array:
+    """Return scores of shape (n, n_classes) or (n,) as probabilities of each class."""
+    flat = flat.astype(np.float64)
+    if flat.ndim == 1 and meaning == "probabilities":
+        return np.column_stack([1 - flat, flat])
+    if meaning == "probabilities":
+        sums = flat.sum(axis=1, keepdims=True)
+        return np.asarray(flat / sums if np.allclose(sums, 1, atol=1e-4) else flat)
+    if flat.ndim == 1:
+        flat = np.column_stack([np.zeros(len(flat)), flat])
+    shares = np.exp(flat - flat.max(axis=1, keepdims=True))
+    return np.asarray(shares / shares.sum(axis=1, keepdims=True))
+
+
+def _sums_to_one(out: Array) -> bool:
+    return bool((out >= 0).all()) and np.allclose(out.sum(axis=1), 1, atol=1e-4)
 
 
 def _flat(values: Array) -> Array:
@@ -304,5 +351,4 @@ def _meaning(true: Array, out: Array) -> Meaning:
         )
     if out.ndim != 2:
         return "values"
-    sums_to_one = bool((out >= 0).all()) and np.allclose(out.sum(axis=1), 1, atol=1e-4)
-    return "probabilities" if sums_to_one else "logits"
+    return "probabilities" if _sums_to_one(out) else "logits"

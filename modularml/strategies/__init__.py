@@ -8,6 +8,7 @@ from modularml.strategies.cross_validation import (
 )
 from modularml.strategies.cv_binding import CVBinding
 from modularml.strategies.cv_results import CVResults
+from modularml.strategies.ensemble import Ensemble
 from modularml.strategies.pruning import TrialPruning
 from modularml.strategies.sweep import Sweep, TrialFailedWarning
 from modularml.strategies.sweep_results import BestTrial, SweepResults
@@ -17,6 +18,7 @@ __all__ = [
     "CVBinding",
     "CVResults",
     "CrossValidation",
+    "Ensemble",
     "ExperimentCollection",
     "FoldFailedWarning",
     "SelectionWarning",

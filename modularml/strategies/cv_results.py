@@ -32,6 +32,7 @@ from modularml.results.series import AxisSeries
 from modularml.splitters.base import key_list
 from modularml.strategies.cv_binding import CVBinding
 from modularml.strategies.logged_figures import At, logged_figures
+from modularml.strategies.predictor import Predictor
 from modularml.strategies.variants import Sides, Variant
 from modularml.viz.curves import series as draw_series
 
@@ -156,6 +157,22 @@ class CVResults:
         label_or_id = node.label if isinstance(node, GraphNode) else node
         frames = [self._predicted(label, label_or_id) for label in self._experiments]
         return pandas.concat(frames)  # type: ignore[no-any-return]
+
+    def predict(self, data: Any, **options: Any) -> Any:
+        """Predict rows with all fold models; return the mean and spread.
+
+        Parameters
+        ----------
+        data
+            See `ModelGraph.predict`.
+        **options
+            Those of `Ensemble.predict`. With ``interval=0.9``, bounds are CV+, from the residuals
+            of held-out rows.
+        """
+        sets = next(iter(self._bindings.values())).featureset.context.available_featuresets
+        return Predictor(self._experiments, list(sets.values()), self._folds).predict(
+            data, **options
+        )
 
     def to_pandas(
         self, at: At = "kept", *, metrics: Sequence[str] | Mapping[str, Score] | None = None

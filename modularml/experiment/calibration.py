@@ -1,0 +1,158 @@
+"""Split-conformal intervals from calibration rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from modularml._typing import Array
+from modularml.data import FeatureSet, FeatureSetView
+from modularml.data.formats import DataFormat
+from modularml.data.ids import id_texts
+from modularml.errors import ConfigError, DataError
+from modularml.experiment.evaluating import scored_predictions
+from modularml.graph.model_graph import ModelGraph
+from modularml.graph.predict import Prediction, format_of, predictions
+from modularml.results.intervals import (
+    Bounds,
+    check_level,
+    per_group,
+    residuals_of,
+    split_conformal,
+)
+
+__all__ = [
+    "calibrated_bounds",
+    "calibration_rows",
+    "check_names",
+    "check_unseen",
+    "conformal_tables",
+    "known_targets",
+]
+
+CALIBRATION = "calibration"
+"""Split that is used if no calibration rows are given."""
+
+
+def conformal_tables(
+    graph: ModelGraph,
+    data: Any,
+    sets: Iterable[FeatureSet],
+    *,
+    interval: float,
+    calibration: Any,
+    group_by: str | None,
+    node: Any,
+    batch_size: int | None,
+    fmt: str,
+    tags: bool,
+) -> Any:
+    """Return predictions with split-conformal bounds; see `Experiment.predict`."""
+    check_level(interval)
+    form = format_of(fmt, interval=interval)
+    rows = calibration_rows(calibration, sets, graph)
+    check_unseen(graph, rows)
+    graph._warn_of_learned_rows(data)
+    options = {"node": node, "batch_size": batch_size}
+    pairs = zip(
+        predictions(graph, data, **options), predictions(graph, rows, **options), strict=True
+    )
+    tables = {}
+    for predicted, known in pairs:
+        if predicted.is_scores or predicted.gives_labels:
+            raise ConfigError(
+                f"interval needs numeric targets, and node {predicted.label!r} predicts classes; "
+                "omit interval"
+            )
+        center = predicted.values()
+        bounds = calibrated_bounds(predicted, center, known, known.values(), interval, group_by)
+        tables[predicted.label] = _table(predicted, center, bounds, form, tags)
+    return next(iter(tables.values())) if len(tables) == 1 else tables
+
+
+def _table(rows: Prediction, center: Array, bounds: Bounds, form: DataFormat, tags: bool) -> Any:
+    parts = {"": center, "_low": bounds[0], "_high": bounds[1]}
+    named = [(name, rows.named(values)) for name, values in parts.items()]
+    columns = [(key + end, values[key]) for key in named[0][1] for end, values in named]
+    check_names([name for name, _ in columns], rows.label)
+    return rows.table(dict(columns), form, tags=tags)
+
+
+def check_names(names: list[str], label: str) -> None:
+    """Refuse names of columns that occur twice."""
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(
+            f"two columns of the predictions of node {label!r} would be called {twice[0]!r}; "
+            "rename the target or the class"
+        )
+
+
+def calibrated_bounds(
+    rows: Prediction,
+    center: Array,
+    known_rows: Prediction,
+    known_center: Array,
+    level: float,
+    group_by: str | None,
+) -> Bounds:
+    """Return split-conformal bounds in the shape of `center`, by group if asked."""
+    residuals = residuals_of(known_targets(known_rows), known_center, rows.label)
+    residuals, flat = residuals.reshape(len(residuals), -1), center.reshape(len(center), -1)
+    if group_by is None:
+        low, high = split_conformal(flat, residuals, level)
+    else:
+        low, high = per_group(
+            rows.by_row(group_by),
+            known_rows.by_row(group_by),
+            lambda these, those: split_conformal(flat[these], residuals[those], level),
+            flat.shape,
+        )
+    return low.reshape(center.shape), high.reshape(center.shape)
+
+
+def known_targets(rows: Prediction) -> Array:
+    """Return targets in their original units; DataError if there are none, or they are padded."""
+    (rows,) = scored_predictions([rows])
+    if rows.compared_mask() is not None:
+        raise DataError(
+            f"targets of node {rows.label!r} are padded, and there are no intervals for padded "
+            "sequences; omit interval"
+        )
+    return rows.compared_values(raw=True)
+
+
+def calibration_rows(calibration: Any, sets: Iterable[FeatureSet], graph: ModelGraph) -> Any:
+    """Return calibration rows: those of a split, or as given.
+
+    The rows of a split are those of the FeatureSet that has it and is read by the graph; by label,
+    if several have.
+    """
+    name = CALIBRATION if calibration is None else calibration
+    if not isinstance(name, str):
+        return calibration
+    read = {ref.node_label for node in graph.nodes.values() for ref in node.feature_refs}
+    sets = [fs for fs in sets if fs.label in read]
+    views = {str(fs.label): fs.get_split(name) for fs in sets if name in fs.available_splits}
+    if views:
+        return next(iter(views.values())) if len(views) == 1 else views
+    known = {str(fs.label): list(fs.available_splits) for fs in sets}
+    raise ConfigError(
+        f"no FeatureSet has a split {name!r}, there are {known}; pass calibration= a split, a view "
+        "or a frame with targets, of rows that the model has not learned from"
+    )
+
+
+def check_unseen(graph: ModelGraph, rows: Any) -> None:
+    """Refuse calibration rows that the graph or its scalers have learned from."""
+    for part in rows.values() if isinstance(rows, Mapping) else [rows]:
+        if not isinstance(part, FeatureSet | FeatureSetView):
+            continue
+        view = part.to_view()
+        known = graph.learned_from.known(view)
+        if len(known):
+            first = id_texts(view.collection.ids[known[:1]])[0]
+            raise DataError(
+                f"{len(known)} of {len(view)} calibration rows of {view.source.label!r} are among "
+                f"those that the model or its scalers learned from (first: {first}), so intervals "
+                "would be too narrow; pass rows that were held out"
+            )
