@@ -20,6 +20,7 @@ from benchmarks.report import save, show, verdict
 from benchmarks.rows import rows
 from benchmarks.runtime import runtime
 from benchmarks.samplers import samplers
+from benchmarks.sweeps import sweeps
 
 PHASE_MS = 20.0
 # What may stay: the losses logged for each batch (16 bytes each, 0.22 MiB in 45 epochs) and pages
@@ -170,6 +171,8 @@ def main() -> int:
         show_limits("scikit-learn nodes, prediction, building (ours / by hand)", found["graphs"])
         found["folds"] = folds(quick=options.quick)
         show_limits("Cross-validation (ratios to hand-written loops)", found["folds"])
+        found["sweeps"] = sweeps(quick=options.quick)
+        show_limits("Sweeps (bookkeeping of a trial)", found["sweeps"])
         found["runtime"] = runtime(quick=options.quick)
         show_limits("The experiment runtime", found["runtime"])
         found["files"] = files(quick=options.quick)
@@ -188,6 +191,7 @@ def main() -> int:
         "samplers",
         "graphs",
         "folds",
+        "sweeps",
         "files",
     )
     binding = ("equality",) if options.quick else parts

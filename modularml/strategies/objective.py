@@ -136,9 +136,9 @@ def mean_of(values: list[float]) -> float:
 def _names_of(phase: Any) -> set[str]:
     """Return the names of metrics and losses that the results of a phase hold."""
     names = {name for callback in phase.callbacks for name in getattr(callback, "logs", ())}
-    names |= set(getattr(phase, "logs", ()))
     if isinstance(phase, TrainPhase):
         return names | {"train_loss"}
+    names |= set(getattr(phase, "scores", ()))
     return names | {applied.label for applied in phase.losses}
 
 

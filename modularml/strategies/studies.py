@@ -17,6 +17,7 @@ from modularml.strategies.space import Choice, Dimension
 
 __all__ = [
     "ERROR",
+    "SECONDS",
     "TrialQueue",
     "importances",
     "index_of",
@@ -24,11 +25,12 @@ __all__ = [
     "open_study",
     "register_study",
     "report",
+    "seconds_of",
     "settings_in",
     "storage_url",
 ]
 
-INDEX, STOPPED, ERROR = "index", "stopped", "error"
+INDEX, STOPPED, ERROR, SECONDS = "index", "stopped", "error", "seconds"
 """Names of attributes of trials."""
 _GRIDS = ("GridSampler", "BruteForceSampler")
 """Samplers that end the study themselves, which they can only in Optuna's own loop."""
@@ -235,9 +237,10 @@ class TrialQueue:
         self.n_trials = n_trials or 0 if self.grid is None else len(self.grid)
         self._waiting: list[tuple[int, dict[str, Any]]] = []
         self._n_enqueued = 0
-        self._next = 1 + max(
-            (i for i in map(index_of, self._trials()) if i is not None), default=-1
-        )
+        self._best: float | None = None
+        trials = self._trials()
+        self._next = 1 + max(map(index_of, trials), default=-1)
+        self._n_trials = len(trials)
 
     @property
     def is_adaptive(self) -> bool:
@@ -255,7 +258,7 @@ class TrialQueue:
         finished = {index_of(t) for t in self._trials() if STOPPED not in t.user_attrs}
         stopped = {index_of(t): t.params for t in self._trials() if STOPPED in t.user_attrs}
         for index, params in stopped.items():
-            if index is not None and index not in finished:
+            if index not in finished:
                 self._waiting.append((index, params))
         self._waiting.sort(key=lambda pair: pair[0])
         self._n_enqueued = len(self._trials(states.WAITING))
@@ -292,16 +295,25 @@ class TrialQueue:
         else:
             index, params = self._next, {} if self.grid is None else self.grid[self._next]
             self._next += 1
-        if params:
-            self.study.enqueue_trial(params, user_attrs={INDEX: index})
-            return self.study.ask()
-        trial = self.study.ask()
-        trial.set_user_attr(INDEX, index)
-        return trial
+        attributes = {} if index == self._n_trials else {INDEX: index}
+        self._n_trials += 1
+        if params or attributes:
+            self.study.enqueue_trial(params, user_attrs=attributes)
+        return self.study.ask()
 
     def complete(self, trial: Any, value: float) -> None:
         """Finish a trial with its value."""
         self.study.tell(trial, value)
+
+    def is_best(self, value: float) -> bool:
+        """Return whether a value is better than those of all trials finished before it."""
+        sign = 1 if self.study.direction.name == "MAXIMIZE" else -1
+        if self._best is None:
+            complete = self._trials(_optuna().trial.TrialState.COMPLETE)
+            self._best = max((sign * trial.value for trial in complete), default=-math.inf)
+        is_better = sign * value > self._best
+        self._best = max(self._best, sign * value)
+        return is_better
 
     def prune(self, trial: Any) -> None:
         """Finish a trial that the pruner has ended."""
@@ -325,10 +337,18 @@ class TrialQueue:
         return found
 
 
-def index_of(trial: Any) -> int | None:
-    """Return the index of a trial; None if it was stopped before it got one."""
-    index: int | None = trial.user_attrs.get(INDEX)
-    return index
+def index_of(trial: Any) -> int:
+    """Return the index of a trial: its number, unless it or an earlier one was asked for again."""
+    return int(trial.user_attrs.get(INDEX, trial.number))
+
+
+def seconds_of(trial: Any) -> float:
+    """Return how long a trial took, in seconds."""
+    if SECONDS in trial.user_attrs:
+        return float(trial.user_attrs[SECONDS])
+    if trial.datetime_start is None or trial.datetime_complete is None:
+        return float("nan")
+    return float((trial.datetime_complete - trial.datetime_start).total_seconds())
 
 
 def settings_in(space: Mapping[str, Dimension] | None, params: Mapping[str, Any]) -> dict[str, Any]:

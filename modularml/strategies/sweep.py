@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Literal
 
-from joblib import effective_n_jobs
-
 from modularml._arguments import Checked, at_least
 from modularml._warning import warn
 from modularml.engine.interruption import is_interruption
@@ -18,12 +16,20 @@ from modularml.experiment import Experiment
 from modularml.experiment.run import check_flags
 from modularml.io.randomness import drawn_seed, unchanged_randomness
 from modularml.progress import bar
+from modularml.strategies.clusters import count_jobs, most_jobs
 from modularml.strategies.fold_checks import audit_variant
+from modularml.strategies.jobs import Jobs
 from modularml.strategies.nested import inner_experiment
 from modularml.strategies.objective import Objective, plan_of
 from modularml.strategies.settings import check_paths
 from modularml.strategies.space import Choice, Dimension, as_space
-from modularml.strategies.studies import TrialQueue, open_study, register_study, storage_url
+from modularml.strategies.studies import (
+    SECONDS,
+    TrialQueue,
+    open_study,
+    register_study,
+    storage_url,
+)
 from modularml.strategies.sweep_folds import SweepFolds
 from modularml.strategies.sweep_identity import check_identity, identity_of
 from modularml.strategies.sweep_results import SweepResults
@@ -83,7 +89,7 @@ class Sweep(Checked):
         `CrossValidation` (``n_folds``, ``seed``, ``splitter``, ``n_repeats``).
     stacked : {'auto'} or bool
         Whether trials that differ only in numbers may be trained as one. False runs each by itself.
-    n_jobs : int, optional
+    n_jobs : int or 'auto', optional
         Number of processes that run trials; see `CrossValidation`. Needs an experiment, not a
         function. With a pruner by epoch, it needs a storage that other processes can open.
     storage : str, Path or optuna.storages.BaseStorage, optional
@@ -127,7 +133,7 @@ class Sweep(Checked):
         pruner: Any = None,
         cv: Any = None,
         stacked: Literal["auto"] | bool = "auto",
-        n_jobs: int | None = 1,
+        n_jobs: int | Literal["auto"] | None = 1,
         storage: Any = None,
         seed: int | None = None,
         label: str = "sweep",
@@ -155,7 +161,7 @@ class Sweep(Checked):
         self._best: tuple[int, Experiment] | None = None
         if self.experiment is not None:
             self._check(self.experiment)
-        if pruner is not None and self.cv is None and effective_n_jobs(n_jobs) > 1:
+        if pruner is not None and self.cv is None and _count_workers(n_jobs) > 1:
             self._check_shared()
 
     def run(
@@ -208,7 +214,7 @@ class Sweep(Checked):
                 while asked := self._asked(queue):
                     with closing(trials.run(asked)) as ends:
                         for end in ends:
-                            if self._finish(queue, end):
+                            if self._finish(queue, end, is_batch=len(asked) > 1):
                                 errors.append((end.trial.number, end.error))
                             progress.update()
         except BaseException as error:
@@ -321,15 +327,15 @@ class Sweep(Checked):
 
     def _asked(self, queue: TrialQueue) -> list[Any]:
         """Ask for the next batch of trials."""
-        n_workers = effective_n_jobs(self.n_jobs)
+        n_workers = _count_workers(self.n_jobs)
         waits = queue.is_adaptive or self.pruner is not None or n_workers == 1
         n = n_workers if waits else BATCH * n_workers
         return [queue.ask() for _ in range(min(n, queue.missing()))]
 
-    def _finish(self, queue: TrialQueue, end: End) -> bool:
+    def _finish(self, queue: TrialQueue, end: End, *, is_batch: bool) -> bool:
         """Store how a trial ended, and keep the best experiment; return whether it failed."""
-        if end.seconds:
-            end.trial.set_user_attr("seconds", end.seconds)
+        if is_batch and end.seconds:  # asked for long before it began
+            end.trial.set_user_attr(SECONDS, end.seconds)
         if end.pruned:
             queue.prune(end.trial)
             return False
@@ -340,9 +346,10 @@ class Sweep(Checked):
                 message = f"{type(end.error).__name__}: {first_line}"
             queue.fail(end.trial, message)
             return True
+        is_best = queue.is_best(end.value)
         queue.complete(end.trial, end.value)
-        if end.experiment is not None and queue.study.best_trial.number == end.trial.number:
-            self._best = end.trial.number, end.experiment
+        if is_best:
+            self._best = None if end.experiment is None else (end.trial.number, end.experiment)
         return False
 
     def _report(self, queue: TrialQueue, failed: Sequence[tuple[int, Exception | None]]) -> None:
@@ -361,7 +368,7 @@ class Sweep(Checked):
 
 
 def _experiment_or_build(
-    value: Any, space: Any, n_jobs: int | None
+    value: Any, space: Any, n_jobs: Jobs
 ) -> tuple[Experiment | None, Callable[[Any], Experiment] | None]:
     if isinstance(value, Experiment):
         if space is None:
@@ -376,9 +383,14 @@ def _experiment_or_build(
         )
     if space is not None:
         raise ConfigError("a function suggests its own values; omit space, or pass an Experiment")
-    if effective_n_jobs(n_jobs) > 1:
+    if _count_workers(n_jobs) > 1:
         raise ConfigError(
             "n_jobs needs an experiment and a space of config paths, as a function builds its "
             "experiments in this process; omit n_jobs"
         )
     return None, value
+
+
+def _count_workers(n_jobs: Jobs) -> int:
+    """Return how many trials may run at once."""
+    return most_jobs() if n_jobs == "auto" else count_jobs(n_jobs)

@@ -9,7 +9,7 @@ from modularml._optional import require
 from modularml.errors import ConfigError, ExecutionError, UnknownNameError
 from modularml.experiment import Experiment
 from modularml.strategies.objective import Objective
-from modularml.strategies.studies import ERROR, TrialQueue, importances
+from modularml.strategies.studies import ERROR, TrialQueue, importances, seconds_of
 from modularml.viz.sweeps import history, importance, parallel_coordinates, slices
 
 if TYPE_CHECKING:
@@ -118,15 +118,14 @@ class SweepResults:
         DataFrame
             With the number of the trial as index: ``value`` (NaN for failed trials, the last value
             reported for pruned ones), ``state`` (``complete``, ``pruned`` or ``failed``), a column
-            for each setting, ``seconds`` of training, and ``error`` of failed trials.
+            for each setting, ``seconds``, and ``error`` of failed trials.
         """
         rows = []
         for trial in self._queue.done():
             value = float("nan") if trial.value is None else trial.value
             state = trial.state.name.lower().replace("fail", "failed")
             facts = {"trial": trial.number, "value": value, "state": state}
-            seconds = trial.user_attrs.get("seconds", float("nan"))
-            ends = {"seconds": seconds, "error": trial.user_attrs.get(ERROR, "")}
+            ends = {"seconds": seconds_of(trial), "error": trial.user_attrs.get(ERROR, "")}
             settings = self._queue.settings(trial).items()
             taken = facts.keys() | ends.keys()
             named = {f"params.{k}" if k in taken else k: value for k, value in settings}

@@ -11,7 +11,7 @@ from modularml.context import ExperimentContext
 from modularml.errors import ConfigError
 from modularml.experiment import Experiment
 from modularml.io.randomness import derived_seed, seed_all, unchanged_randomness
-from modularml.strategies.jobs import Outcome, Work
+from modularml.strategies.jobs import Jobs, Outcome, Work
 from modularml.strategies.objective import Objective, mean_of, plan_of
 from modularml.strategies.pruning import TrialPruning
 from modularml.strategies.studies import TrialQueue, index_of, is_pruned, report, settings_in
@@ -62,7 +62,7 @@ class TrialSetup:
     url : str or None
         Of the storage, for worker processes.
     has_pruner : bool
-    n_jobs : int or None
+    n_jobs : int, 'auto' or None
     timeout : float or None
     make_folds : callable, optional
         Returns the folds of an experiment; None without folds.
@@ -74,7 +74,7 @@ class TrialSetup:
     flags: dict[str, Any]
     url: str | None = None
     has_pruner: bool = False
-    n_jobs: int | None = 1
+    n_jobs: Jobs = 1
     timeout: float | None = None
     make_folds: Callable[[Experiment], Sequence[Variant]] | None = None
 

@@ -174,6 +174,17 @@ def test_the_objective_is_a_loss_of_an_evaluation_phase_or_a_function():
     np.testing.assert_allclose(values(by_function), values(of_phase), rtol=1e-5)
 
 
+def test_the_objective_is_a_metric_of_an_evaluation_phase():
+    own = world(stops=False)
+    own.execution_plan.add_phase(mml.EvalPhase.from_split("last", split="val", metrics=["r2"]))
+    results = run(own, objective="last.r2", direction="maximize")
+    np.testing.assert_allclose(
+        values(results), values(run(own, objective="watch_r2", direction="maximize")), rtol=1e-6
+    )
+    with pytest.raises(ConfigError, match="direction='maximize'"):
+        sweep(own, objective="last.r2")
+
+
 def test_the_value_is_that_of_the_weights_that_were_kept():
     own = world(n_epochs=30)
     plan = own.execution_plan.phases["train"]
@@ -562,6 +573,7 @@ def test_trials_in_processes_equal_those_in_one(tmp_path):
         serial.to_pandas()[columns], workers.to_pandas()[columns], check_exact=True
     )
     assert last(workers.best_experiment()) == serial.best.value
+    assert values(run(own, n_jobs="auto")) == values(serial)
     storage = tmp_path / "sweep.db"
     pruner = optuna.pruners.ThresholdPruner(upper=1e-6, n_warmup_steps=1)
     pruned = run(own, n_jobs=2, pruner=pruner, storage=storage)
