@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from modularml.errors import MMLError, MMLExistsError
 from modularml.io import limits
+from modularml.io.ownership import is_temporary
 
 try:
     import fcntl
@@ -130,7 +131,11 @@ def append_file(path: Path, data: bytes) -> int:
 
 
 def _fill(temporary: Path, parts: Iterable[Any]) -> None:
-    """Write all parts and read them back, while the kernel flushes them to disk."""
+    """Write all parts and read them back, while the kernel flushes them to disk.
+
+    Temporary files are read soon and need not outlive the machine, so they stay in its cache.
+    """
+    flushes = not is_temporary(temporary)
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     with os.fdopen(fd, "wb") as file:
         written: list[tuple[int, Any]] = []
@@ -144,7 +149,7 @@ def _fill(temporary: Path, parts: Iterable[Any]) -> None:
             written.append((at, part))
             file.write(part)
             size = file.tell() - at
-            if size >= _LARGE and hasattr(os, "posix_fadvise"):  # starts flushing it
+            if flushes and size >= _LARGE and hasattr(os, "posix_fadvise"):  # starts flushing it
                 os.posix_fadvise(fd, at, size, os.POSIX_FADV_DONTNEED)
         file.flush()
         _compare(temporary, written)
@@ -153,7 +158,8 @@ def _fill(temporary: Path, parts: Iterable[Any]) -> None:
             file.seek(at)
             file.write(data)
         file.flush()
-        os.fsync(fd)
+        if flushes:
+            os.fsync(fd)
         _compare(temporary, late_parts)
 
 
@@ -180,7 +186,8 @@ def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
         elif not _link(temporary, path):
             raise FileExistsError(path)
         try:
-            _sync_folder(path.parent)
+            if not is_temporary(path):
+                _sync_folder(path.parent)
         except BaseException:
             if linked:
                 old.replace(path)

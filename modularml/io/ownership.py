@@ -17,7 +17,7 @@ try:
 except ImportError:  # pragma: no cover - not on Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Owned", "owned", "temporary_folder"]
+__all__ = ["Owned", "is_temporary", "owned", "temporary_folder"]
 
 
 @contextmanager
@@ -80,6 +80,11 @@ def temporary_folder() -> Iterator[Path]:
     temporary = tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True)
     with temporary as folder, owned(folder):
         yield Path(folder)
+
+
+def is_temporary(path: Path) -> bool:
+    """Return whether a path is in a folder of `temporary_folder`, which ends with its process."""
+    return any(part.startswith(_PREFIX) for part in path.parts)
 
 
 _YOUNG = 60  # seconds within which a new folder may not be locked yet

@@ -91,7 +91,8 @@ def run(job: Job, path: Path, folder: Path, work: Any, variant: Variant) -> tupl
             template = _loaded[job.key]
             with exit_on_signals():
                 new = work.run(template, template.execution_plan, variant)
-            target = folder / variant.label
+            (folder / variant.label).mkdir(exist_ok=True)  # one writer a folder, so that none waits
+            target = folder / variant.label / "run"
             if work.search is not None:
                 return str(new.save(target)), ""
             return str(new._checkpoint_to(target.with_suffix(".ckpt.mml"), True, None)), ""

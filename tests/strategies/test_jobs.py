@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -152,3 +155,21 @@ def test_forecasts_know_idle_workers(monkeypatch):
     monkeypatch.setattr(local_workers, "threads_of_each", lambda n: 1)
     assert local_workers.seconds_to_start(2) == 0.0
     assert local_workers.seconds_to_start(3) == local_workers._start_seconds[0] > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_temporary_files_are_not_flushed_to_disk_and_others_are(monkeypatch, tmp_path):
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def counted(fd: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", counted)
+    own = cross_validation().experiment
+    with temporary_folder() as folder:
+        own.save(folder / "job")
+        assert synced == []
+    own.save(tmp_path / "job")
+    assert any(str(tmp_path) in path for path in synced)
