@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,9 @@ _studies: WeakValueDictionary[tuple[str, str | None], Any] = WeakValueDictionary
 
 
 def _optuna() -> Any:
-    return require("optuna", purpose="to run sweeps")
+    with warnings.catch_warnings():  # its progress bars, which are not used, look for widgets
+        warnings.filterwarnings("ignore", "IProgress not found")
+        return require("optuna", purpose="to run sweeps")
 
 
 @contextmanager

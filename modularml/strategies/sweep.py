@@ -60,7 +60,9 @@ class Sweep(Checked):
     experiment_or_build : Experiment or callable
         An experiment whose settings change, or a function of Optuna's trial that returns a new
         `Experiment`, which is run as it is. The trial then suggests values: ``lr =
-        trial.suggest_float("lr", 1e-4, 1e-1, log=True)``.
+        trial.suggest_float("lr", 1e-4, 1e-1, log=True)``. The function is called in a new context:
+        it reads its rows, or copies them by ``fs.copy(label="rows", restore_splits=True,
+        restore_scalers=True, register=True)``.
     space : dict of str to list or range, optional
         Values by config path; needed with an experiment. A list is a choice, see `modularml.space`
         for ranges. Paths are ``graph.optimizer.lr`` and other arguments of the optimizer,
