@@ -19,6 +19,10 @@ _PLACES = {
     "PhaseGroupResults": "modularml.results.group_results:PhaseGroupResults",
     "PhaseResults": "modularml.results.phase_results:PhaseResults",
     "TrainResults": "modularml.results.phase_results:TrainResults",
+    "cv_plus": "modularml.results.intervals:cv_plus",
+    "quantile_bounds": "modularml.results.intervals:quantile_bounds",
+    "quantile_conformal": "modularml.results.intervals:quantile_conformal",
+    "split_conformal": "modularml.results.intervals:split_conformal",
 }
 __all__ = [*_PLACES]  # noqa: PLE0604 - names, in alphabetical order
 

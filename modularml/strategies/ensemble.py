@@ -74,7 +74,8 @@ class Ensemble(Checked, EnsembleFiles):
         See `CrossValidation`.
     label : str
     stacked : 'auto' or bool
-        Whether members are trained together, as one model with a further axis.
+        Whether members are trained together, as one model with a further axis. Not supported yet:
+        ``auto`` trains one after another.
 
     Raises
     ------
@@ -97,7 +98,7 @@ class Ensemble(Checked, EnsembleFiles):
         phase: ExperimentPhase | PhaseGroup | None = None,
         bindings: CVBinding | list[CVBinding] | None = None,
         seed: int = 13,
-        n_jobs: int | None = None,
+        n_jobs: int | Literal["auto"] | None = None,
         timeout: float | None = None,
         label: str = "ensemble",
         stacked: Literal["auto"] | bool = "auto",
@@ -106,6 +107,11 @@ class Ensemble(Checked, EnsembleFiles):
         at_least(0, seed=seed)
         if stacked not in ("auto", True, False):
             raise ConfigError(f"stacked must be 'auto', True or False, got {stacked!r}")
+        if stacked is True:
+            raise ConfigError(
+                "stacked=True is not supported yet, so members are trained one after another; pass "
+                "'auto' or False"
+            )
         check_jobs(n_jobs, timeout, "member")
         chosen = checked_experiment(experiment, phase)
         if vary == "seed" and bindings is not None:

@@ -66,13 +66,31 @@ def test_the_newest_schema_is_written_as_it_was(tmp_path: Path) -> None:
         assert old[key] == new[key]
 
 
+def ensemble() -> mm.Ensemble:
+    """Return an ensemble whose members have the weights of the study."""
+    made = study()
+    loss = mm.AppliedLoss(mm.Loss("mse"), on="linear", inputs=["outputs", "targets"])
+    sampler = mm.SimpleSampler(batch_size=4)
+    made.execution_plan.add_phase(
+        mm.TrainPhase.from_split("train", split="low", sampler=sampler, losses=[loss])
+    )
+    members = mm.Ensemble(made, n=2).run(show_progress=False)
+    weights = made.model_graph.get_node("linear").model.get_weights()
+    for member in members.members.values():
+        member.model_graph.get_node("linear").model.set_weights(weights)
+    return members
+
+
 def of_each_kind() -> dict[str, Any]:
     """Return an object of every other kind, whose numbers can be worked out by hand."""
     made = study()
     x = np.arange(4.0)[:, None]
     tree = mm.ScikitModelWrapper(DecisionTreeRegressor().fit(x, x[:, 0]))
     tree.build((1,))
+    with mm.ExperimentContext().activate():
+        members = ensemble()
     return {
+        "en": members,
         "fs": made.ctx.get_node("line"),
         "mg": made.model_graph,
         "md": tree,
@@ -84,7 +102,14 @@ def of_each_kind() -> dict[str, Any]:
     }
 
 
+def _predicts_the_line(members: mm.Ensemble) -> bool:
+    with pytest.warns(UserWarning, match="all 2 members predict the same"):
+        predicted = members.predict({"x": [0.0, 3.0]})
+    return list(members.members) == ["member_0", "member_1"] and np.allclose(predicted["y"], [1, 7])
+
+
 LOADS: dict[str, Any] = {
+    "en": (mm.Ensemble, _predicts_the_line),
     "fs": (mm.FeatureSet, lambda o: o.get_features("numpy").sum() == 66),
     "mg": (mm.ModelGraph, lambda o: o.get_node("linear").model.is_built),
     "md": (mm.BaseModel, lambda o: o(np.array([[2.2]])).tolist() == [[2.0]]),

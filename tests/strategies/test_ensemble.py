@@ -888,6 +888,7 @@ def test_held_out_rows_that_are_learned_from_or_selected_by_are_warned_of():
         ({"n_jobs": 0}, "n_jobs must be an int other than 0"),
         ({"timeout": 3.0}, "timeout needs n_jobs of at least 2: a member"),
         ({"stacked": "yes"}, "stacked must be"),
+        ({"stacked": True}, "stacked=True is not supported yet"),
         ({"bindings": "train"}, "bindings are for vary='folds' and 'bootstrap'"),
     ],
 )
