@@ -12,6 +12,7 @@ from benchmarks import environments
 from benchmarks.equality import equality
 from benchmarks.files import files
 from benchmarks.folds import folds
+from benchmarks.gpu import gpu
 from benchmarks.graph_ratios import graph_ratios
 from benchmarks.imports import imports
 from benchmarks.loop_ratios import loop_ratios
@@ -31,6 +32,15 @@ GROWTH_MIB = 1.0
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "part",
+        nargs="?",
+        choices=["gpu"],
+        help="training on a GPU, and nothing else",
+    )
+    parser.add_argument(
+        "--device", default="cuda", help="of the part gpu, such as cuda:1; cpu where there is none"
+    )
     parser.add_argument("--quick", action="store_true", help="small data, few rounds: a smoke test")
     parser.add_argument(
         "--opponents",
@@ -146,6 +156,15 @@ def race_opponents(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def race_on_gpu(options: argparse.Namespace) -> int:
+    """Measure training on a device; no limit is set where none could be measured."""
+    rows = gpu(options.device, quick=options.quick)
+    show_limits(f"Training on {options.device!r} (ratios to loops by hand)", rows)
+    found = {"quick": options.quick, "device": options.device, "gpu": rows}
+    print(f"\n{save(found).relative_to(environments.ROOT)}")
+    return 0
+
+
 def show_limits(heading: str, rows: list[dict[str, Any]]) -> None:
     """Print values against limits."""
     cells = [(r["work"], r["value"], r["limit"], _said(r)) for r in rows]
@@ -155,6 +174,8 @@ def show_limits(heading: str, rows: list[dict[str, Any]]) -> None:
 def main() -> int:
     """Run all and return 1 where a limit is missed; a quick run only holds equality."""
     options = arguments()
+    if options.part == "gpu":
+        return race_on_gpu(options)
     found = {} if options.only == "rows" else {"loops": race_loops(options)}
     if options.only in ("", "rows"):
         found["rows"] = rows(quick=options.quick)
