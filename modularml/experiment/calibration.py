@@ -6,16 +6,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from modularml._typing import Array
+from modularml._warning import warn
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.formats import DataFormat
 from modularml.data.ids import id_texts
+from modularml.engine.monitoring import loggers_of, monitors_of
 from modularml.errors import ConfigError, DataError
-from modularml.experiment.evaluating import scored_predictions
+from modularml.experiment.evaluating import check_units, scored_predictions
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.predict import Prediction, format_of, predictions
 from modularml.results.intervals import (
     Bounds,
     check_level,
+    in_columns,
     per_group,
     residuals_of,
     split_conformal,
@@ -28,6 +31,7 @@ __all__ = [
     "check_unseen",
     "conformal_tables",
     "known_targets",
+    "warn_if_selected",
 ]
 
 CALIBRATION = "calibration"
@@ -38,6 +42,7 @@ def conformal_tables(
     graph: ModelGraph,
     data: Any,
     sets: Iterable[FeatureSet],
+    phases: Iterable[Any],
     *,
     interval: float,
     calibration: Any,
@@ -52,6 +57,7 @@ def conformal_tables(
     form = format_of(fmt, interval=interval)
     rows = calibration_rows(calibration, sets, graph)
     check_unseen(graph, rows)
+    warn_if_selected(phases, graph, rows)
     graph._warn_of_learned_rows(data)
     options = {"node": node, "batch_size": batch_size}
     pairs = zip(
@@ -97,7 +103,7 @@ def calibrated_bounds(
 ) -> Bounds:
     """Return split-conformal bounds in the shape of `center`, by group if asked."""
     residuals = residuals_of(known_targets(known_rows), known_center, rows.label)
-    residuals, flat = residuals.reshape(len(residuals), -1), center.reshape(len(center), -1)
+    residuals, flat = in_columns(residuals), in_columns(center)
     if group_by is None:
         low, high = split_conformal(flat, residuals, level)
     else:
@@ -113,6 +119,7 @@ def calibrated_bounds(
 def known_targets(rows: Prediction) -> Array:
     """Return targets in their original units; DataError if there are none, or they are padded."""
     (rows,) = scored_predictions([rows])
+    check_units(rows)
     if rows.compared_mask() is not None:
         raise DataError(
             f"targets of node {rows.label!r} are padded, and there are no intervals for padded "
@@ -156,3 +163,32 @@ def check_unseen(graph: ModelGraph, rows: Any) -> None:
                 f"those that the model or its scalers learned from (first: {first}), so intervals "
                 "would be too narrow; pass rows that were held out"
             )
+
+
+def warn_if_selected(phases: Iterable[Any], graph: ModelGraph, rows: Any) -> None:
+    """Warn if a phase selects an epoch or a learning rate by calibration rows."""
+    parts = rows.values() if isinstance(rows, Mapping) else [rows]
+    views = {p.to_view() for p in parts if isinstance(p, FeatureSet | FeatureSetView)}
+    for phase in phases:
+        for monitor, names in monitors_of(phase, graph).items():
+            for logger in loggers_of(monitor, phase.callbacks):
+                evaluation: Any = getattr(logger, "eval_phase", None)
+                if evaluation is not None and _reads(evaluation, views):
+                    warn(
+                        f"{' and '.join(names)} of phase {phase.label!r} select by {monitor!r}, "
+                        "which is computed on calibration rows, so intervals may be too narrow; "
+                        "calibrate on other rows"
+                    )
+                    return
+
+
+def _reads(evaluation: Any, views: Iterable[FeatureSetView]) -> bool:
+    """Return whether an evaluation reads any of these rows."""
+    for source in evaluation.input_sources:
+        label, split = source.upstream_ref.node_label, source.split
+        for view in views:
+            fs = view.source
+            read = fs.to_view() if split is None else fs.splits.get(split)
+            if fs.label == label and read is not None and not read.is_disjoint_with(view):
+                return True
+    return False

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_targets",
+    "check_units",
     "evaluate",
     "report_learned_rows",
     "score_table",
@@ -132,6 +133,19 @@ def _classifies(prediction: Prediction) -> bool:
     return is_classifier or encoded or (paired is not None and paired[1])
 
 
+def check_units(prediction: Prediction) -> None:
+    """Refuse to compare outputs of unknown units with targets in their original units."""
+    flow = prediction.compared
+    names = [name for leaf in source_columns_of(flow) for name in leaf.columns]
+    is_scaled = any(not name.endswith(f".{RAW}") for name in names)
+    if is_scaled and prediction.has_unknown_units and not _classifies(prediction):
+        raise ScalerError(
+            f"it is unknown whether outputs of node {prediction.label!r} have the units of the "
+            f"scaled targets {names}; name the target, ModelNode(..., targets=), or pass "
+            "unscale=False"
+        )
+
+
 def _scored(
     prediction: Prediction,
     scores: Mapping[str, Any],
@@ -139,15 +153,8 @@ def _scored(
     group_by: str | None,
     unscale: bool,
 ) -> list[ScoredGroup]:
-    flow = prediction.compared
-    names = [name for leaf in source_columns_of(flow) for name in leaf.columns]
-    is_scaled = any(not name.endswith(f".{RAW}") for name in names)
-    if unscale and is_scaled and prediction.has_unknown_units and not _classifies(prediction):
-        raise ScalerError(
-            f"it is unknown whether outputs of node {prediction.label!r} have the units of the "
-            f"scaled targets {names}; name the target, ModelNode(..., targets=), or pass "
-            "unscale=False"
-        )
+    if unscale:
+        check_units(prediction)
     return score_groups(
         scores,
         prediction.compared_values(raw=unscale),
@@ -156,7 +163,7 @@ def _scored(
         groups=groups,
         group_by=group_by,
         who="data",
-        prepared=partial(_prepared, flow, unscale),
+        prepared=partial(_prepared, prediction.compared, unscale),
     )
 
 

@@ -380,12 +380,9 @@ class Experiment(Checked, ExperimentFiles):
                     "interval is for numbers in their original units; omit decode and unscale"
                 )
             sets = self._ctx.available_featuresets.values()
-            own: dict[str, Any] = {
-                "interval": interval,
-                "calibration": calibration,
-                "group_by": group_by,
-            }
-            return conformal_tables(graph, data, sets, **own, **options)
+            own: dict[str, Any] = {"interval": interval, "calibration": calibration}
+            own["group_by"] = group_by
+            return conformal_tables(graph, data, sets, self._plan.flatten(), **own, **options)
 
     def evaluate(
         self,

@@ -28,7 +28,7 @@ from modularml.io.randomness import random_states, set_random_states
 from modularml.phases.group import PhaseGroup
 from modularml.phases.unavailable import absent_classes, callback_from, plan_from
 
-__all__ = ["ExperimentFiles"]
+__all__ = ["ExperimentFiles", "warn_of_stored_rows"]
 
 _SUFFIX = ".ckpt.mml"
 _OPTIONS = ("audit", "seed", "deterministic", "results_config")
@@ -93,11 +93,8 @@ class ExperimentFiles(ContextYaml):
         graph = self._ctx.model_graph
         if graph is not None:
             graph._check_ties()
-        if not rows and graph is not None and (nodes := _with_rows(graph)):
-            warn(
-                f"the estimators of {nodes} predict with stored training rows, which are "
-                "therefore in the file; use another kind of estimator to share no rows"
-            )
+        if not rows and graph is not None:
+            warn_of_stored_rows(graph)
         state = partial(self._file_state, rows, rows if results is None else results)
         return self._write(filepath, "exp", config, state, overwrite, package_code)
 
@@ -437,6 +434,15 @@ class ExperimentFiles(ContextYaml):
         """Return the labels of FeatureSets whose fingerprints differ from these."""
         current = self._fingerprints()
         return [label for label, print_ in fingerprints.items() if current.get(label) != print_]
+
+
+def warn_of_stored_rows(graph: ModelGraph) -> None:
+    """Warn of estimators that store training rows, before a file without rows is written."""
+    if nodes := _with_rows(graph):
+        warn(
+            f"the estimators of {nodes} predict with stored training rows, which are "
+            "therefore in the file; use another kind of estimator to share no rows"
+        )
 
 
 def _with_rows(graph: ModelGraph) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from modularml._optional import require
 from modularml._typing import Array
 from modularml.errors import ConfigError, DataError
 
@@ -18,6 +19,7 @@ __all__ = [
     "Method",
     "check_level",
     "cv_plus",
+    "in_columns",
     "per_group",
     "quantile_bounds",
     "quantile_conformal",
@@ -62,13 +64,18 @@ def residuals_of(targets: Array, outputs: Array, label: str) -> Array:
             f"{outputs.shape[1:]} for targets of shape {targets.shape[1:]}; omit interval"
         )
     residuals = targets.reshape(outputs.shape).astype(np.float64) - outputs
-    missing = np.asarray(~np.isfinite(residuals).reshape(len(residuals), -1).all(axis=1))
+    missing = np.asarray(~np.isfinite(in_columns(residuals)).all(axis=1))
     if missing.any():
         raise DataError(
             f"{missing.sum()} of {len(missing)} calibration rows of node {label!r} have a target "
             f"or output that is NaN or infinite (the first at row {missing.argmax()}); omit them"
         )
     return residuals
+
+
+def in_columns(values: Array) -> Array:
+    """Return values of shape (n, ...) in shape (n, k); n may be 0."""
+    return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
 def split_conformal(center: Array, residuals: Array, level: float) -> Bounds:
@@ -224,12 +231,20 @@ def per_group(
     ------
     ConfigError
         If a group has too few calibration rows; the message names it.
+    DataError
+        If a row to predict has no group.
 
     Notes
     -----
     Coverage then holds within each group (Vovk, Lindsay, Nouretdinov & Gammerman 2003, *Mondrian
     confidence machine*).
     """
+    missing = require("pandas").isna(rows)
+    if missing.any():
+        raise DataError(
+            f"{missing.sum()} of {len(rows)} rows have no group (the first at row "
+            f"{missing.argmax()}); fill the column of group_by, or omit group_by"
+        )
     low, high = np.empty(shape), np.empty(shape)
     for group in np.unique(rows):
         mask = rows == group

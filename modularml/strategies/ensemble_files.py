@@ -14,6 +14,7 @@ from modularml.data import FeatureSet
 from modularml.data.packing import packed_without_rows, unpacked
 from modularml.errors import ConfigError, DataError
 from modularml.experiment import Experiment
+from modularml.experiment.saving import warn_of_stored_rows
 from modularml.graph.files import graph_from
 from modularml.graph.model_graph import ModelGraph
 from modularml.io.artifact import Contents, read_artifact, write_artifact
@@ -57,6 +58,11 @@ class EnsembleFiles:
         group_by : str, optional
             Column of these rows that is stored too, for intervals by group.
 
+        Warns
+        -----
+        UserWarning
+            If an estimator stores training rows to predict with; these are in the file.
+
         Raises
         ------
         NotFittedError
@@ -71,6 +77,7 @@ class EnsembleFiles:
         graphs: list[Any] = [experiment.model_graph for experiment in members.values()]
         for graph in graphs:
             graph._check_ties()
+        warn_of_stored_rows(graphs[0])
         known = {}
         if predictor.variants is not None or predictor.known is not None:
             known = predictor.known_residuals(group_by)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from modularml.errors import ConfigError, DataError
 from modularml.experiment import Experiment
 from modularml.experiment.calibration import known_targets
 from modularml.graph.predict import Prediction, predictions
-from modularml.results.intervals import residuals_of
+from modularml.results.intervals import in_columns, residuals_of
 from modularml.results.scores import Meaning, as_probabilities
 from modularml.strategies.variants import Sides, Variant
 
@@ -61,7 +62,7 @@ class NodePredictions:
     def flat(self) -> Array:
         """Predictions of all members as float64, shape (n_members, n, k)."""
         stacked = self.stacked.astype(np.float64)
-        return stacked.reshape(*stacked.shape[:2], -1)
+        return stacked.reshape(*stacked.shape[:2], math.prod(stacked.shape[2:]))
 
     @property
     def mean(self) -> Array:
@@ -271,8 +272,8 @@ def held_out_residuals(
             groups = {} if group_by is None else {group_by: predicted.rows.by_row(group_by)[known]}
         weights = (held_out / np.maximum(held_out.sum(axis=1, keepdims=True), 1))[known]
         outputs = np.einsum("bnk,nb->nk", predicted.flat[:, known], weights)
-        shaped = outputs.reshape(-1, *predicted.stacked.shape[2:])
-        residuals = residuals_of(targets, shaped, label).reshape(len(outputs), -1)
+        shaped = outputs.reshape(len(outputs), *predicted.stacked.shape[2:])
+        residuals = in_columns(residuals_of(targets, shaped, label))
         results[label] = HeldOut(residuals, held_out[known], groups)
     return results
 

@@ -18,6 +18,7 @@ from modularml.experiment.calibration import (
     check_names,
     check_unseen,
     known_targets,
+    warn_if_selected,
 )
 from modularml.experiment.evaluating import (
     report_learned_rows,
@@ -30,6 +31,7 @@ from modularml.results.intervals import (
     Method,
     check_level,
     cv_plus,
+    in_columns,
     per_group,
     quantile_bounds,
     quantile_conformal,
@@ -185,7 +187,10 @@ class Predictor:
         rows = calibration_rows(calibration, self.originals, self._graph)
         for experiment in self.members.values():
             graph: Any = experiment.model_graph
-            check_unseen(graph, of_member(rows, experiment, self.originals))
+            own_rows = of_member(rows, experiment, self.originals)
+            check_unseen(graph, own_rows)
+        with experiment.ctx.activate():
+            warn_if_selected(experiment.execution_plan.flatten(), graph, own_rows)
         return predict_members(self.members, rows, self.originals, **options)
 
     def held_out(self, node: Any = None, group_by: str | None = None) -> dict[str, HeldOut]:
@@ -303,7 +308,7 @@ def _quantile_bounds(
     inner, outer = quantile_bounds(p.flat, level), quantile_bounds(known.flat, level)
     targets = known_targets(known.rows)
     residuals_of(targets, known.mean, p.rows.label)  # checks them
-    targets = targets.reshape(len(targets), -1)
+    targets = in_columns(targets)
 
     def bounds_of(these: Any, those: Any) -> Bounds:
         low, high = inner[0][these], inner[1][these]

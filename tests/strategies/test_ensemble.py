@@ -13,6 +13,7 @@ import torch
 from sklearn import metrics
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.neighbors import KNeighborsRegressor
 from torch import nn
 
 import modularml as mml
@@ -25,6 +26,7 @@ from modularml.errors import (
     ExecutionError,
     MMLError,
     NotFittedError,
+    ScalerError,
     UnknownNameError,
 )
 from modularml.io.randomness import random_states
@@ -646,6 +648,113 @@ def test_cv_plus_by_group_uses_residuals_of_the_group():
         )
 
 
+def test_calibration_rows_that_an_epoch_is_selected_by_are_warned_of():
+    fs = rows()
+    own = world(fs)
+    watch = mml.Evaluation.from_split("w", split="val", metrics=[mml.EvalLossMetric(loss=mse())])
+    own.execution_plan.get_train_phase("train").callbacks += [watch, mml.EarlyStopping()]
+    own.run(show_training_progress=False)
+    ensemble = mml.Ensemble(own, n=2).run(**SILENT)
+    for predict in (partial(own.predict, fmt="pandas"), ensemble.predict):
+        predict(fs["test"], interval=0.5)
+        with pytest.warns(UserWarning, match="EarlyStopping.* select by 'val_loss'.*calibration"):
+            predict(fs["test"], interval=0.5, calibration="val")
+
+
+def test_rows_without_a_group_are_refused(seeds):
+    view = seeds.experiment.ctx.get_node(label="data")["test"]
+    frame = features(view).assign(kind=[None, *column(view, "kind")[1:]])
+    with pytest.raises(DataError, match=r"1 of 24 rows have no group \(the first at row 0"):
+        seeds.predict(frame, interval=0.5, group_by="kind")
+
+
+def test_intervals_need_known_units():
+    fs = rows()
+    fs.fit_transform("StandardScaler", domain="targets", fit_to_split="train")
+    own = experiment(audit="off")
+    node = mml.ModelNode("net", SequentialMLP(output_shape=(2,), hidden_dim=4), fs)
+    graph = mml.ModelGraph([node], mml.Optimizer("sgd"))
+    graph.build()
+    own_loss = mml.Loss(lambda out, y: (out - y) ** 2)
+    loss = mml.AppliedLoss(own_loss, on="net", inputs=["outputs", "targets"])
+    sampler = mml.SimpleSampler(batch_size=32)
+    own.execution_plan.add_phase(
+        mml.TrainPhase.from_split("train", split="train", sampler=sampler, losses=[loss])
+    )
+    own.run(show_training_progress=False)
+    with pytest.raises(ScalerError, match="units"):
+        own.predict(fs["test"], interval=0.5, fmt="pandas")
+
+
+def test_array_targets_have_bounds_for_each_element():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(80, 3))
+    y = np.stack([x @ rng.normal(size=3) + i * rng.normal(size=80) for i in range(4)], axis=1)
+    fs = mml.FeatureSet.from_dict("data", {"x": x, "y": y}, "x", "y")
+    fs.split_random({"train": 0.5, "calibration": 0.25, "test": 0.25})
+    ensemble = varied(fitted(fs, LinearRegression())).run(**SILENT)
+    found = ensemble.predict(fs["test"], interval=0.8, method="split", fmt="dict")
+    loop = np.stack([m.predict(fs["test"]) for m in ensemble.members.values()])
+    mean = np.stack([found[k] for k in found if not k.endswith(("_std", "_low", "_high"))], axis=1)
+    np.testing.assert_allclose(mean.reshape(20, 4), loop.mean(axis=0).reshape(20, 4), rtol=1e-6)
+    known = np.mean([m.predict(fs["calibration"]) for m in ensemble.members.values()], axis=0)
+    truth = fs["calibration"].get_targets()["y"]
+    high = np.stack([found[k] for k in found if k.endswith("_high")], axis=1).reshape(20, 4)
+    for i in range(4):
+        width = half_width(truth[:, i] - known.reshape(20, 4)[:, i], 0.8)
+        np.testing.assert_allclose(high[:, i] - mean.reshape(20, 4)[:, i], width, rtol=1e-5)
+
+
+def test_no_rows_give_no_predictions(seeds):
+    view = seeds.experiment.ctx.get_node(label="data")["test"].take([])
+    found = seeds.predict(view, interval=0.8)
+    assert found.shape == (0, 4)
+
+
+def test_scalers_that_need_other_columns_of_the_row_are_inverted_for_members_too():
+    x, y = arrays(60)
+    fs = mml.FeatureSet.from_dict("data", {"x": x[:, 0], "y": 3 * y[:, 0] - 1}, "x", "y")
+    fs.split_random({"train": 0.7, "test": 0.3})
+    fs.fit_transform("Absolute", domain="targets", fit_to_split="train")
+    ensemble = varied(fitted(fs, LinearRegression())).run(**SILENT)
+    loop = [
+        m.predict(m.ctx.get_node(label="data")["test"])[:, 0] for m in ensemble.members.values()
+    ]
+    np.testing.assert_allclose(ensemble.predict(fs["test"])["y"], np.mean(loop, axis=0), rtol=1e-6)
+    with pytest.raises(ScalerError, match="these rows are new"):
+        ensemble.predict({"x": [1.0, 2.0]})
+
+
+def test_repeated_folds_count_each_row_once():
+    fs = rows()
+    own = fitted(fs, LinearRegression())
+    binding = mml.CVBinding(fs, ["train"], val_split_name="held_out")
+    cv = mml.CrossValidation(experiment=own, bindings=binding, n_folds=3, n_repeats=2)
+    results = cv.run(show_fold_progress=False)
+    folds = {v.label: v.sides["data"] for v in cv.folds}
+    each = {k: results.get_experiment(k).predict(fs)[:, 0] for k in folds}
+    centers, residuals = [], []
+    for row in fs["train"].indices:
+        without = [k for k, side in folds.items() if row in side.val]
+        assert len(without) == 2
+        own_mean = np.mean([each[k][row] for k in without])
+        residuals.append(abs(y_of(fs)[row] - own_mean))
+        centers.append(np.mean([each[k][fs["test"].indices] for k in without], axis=0))
+    high = np.sort(np.array(centers) + np.array(residuals)[:, None], axis=0)
+    found = results.predict(fs["test"], interval=0.9)
+    np.testing.assert_allclose(found["y_high"], high[int(np.ceil(0.9 * 61)) - 1], rtol=1e-4)
+
+
+def test_intervals_without_a_failed_fold_use_the_other_rows(tmp_path):
+    fs = rows()
+    own = world(fs, callbacks=[Saboteur("raise", "fold_1", str(tmp_path))])
+    with pytest.warns(FoldFailedWarning, match="1 of 4 members failed"):
+        ensemble = varied(own, "folds").run(**SILENT)
+    ensemble.predict(fs["test"], interval=44 / 46)  # of the 45 rows of the other three folds
+    with pytest.raises(ConfigError, match="and there are 45"):
+        ensemble.predict(fs["test"], interval=0.98)
+
+
 def test_quantiles_are_order_statistics_and_calibration_widens_them():
     fs = rows()
     ensemble = mml.Ensemble(fitted(fs, LinearRegression()), n=19, vary="bootstrap").run(**SILENT)
@@ -762,6 +871,12 @@ def test_a_file_predicts_as_the_ensemble_does(vary, tmp_path):
         pd.testing.assert_frame_equal(again.predict(frame), ensemble.predict(frame))
     with pytest.raises(MMLError, match="exists"):
         ensemble.save(path)
+
+
+def test_estimators_that_hold_rows_are_warned_of(tmp_path):
+    ensemble = varied(fitted(rows(), KNeighborsRegressor()), n=2).run(**SILENT)
+    with pytest.warns(UserWarning, match="predict with stored training rows"):
+        ensemble.save(tmp_path / "all")
 
 
 def test_a_file_holds_no_rows_and_groups_only_on_request(tmp_path):
