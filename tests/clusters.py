@@ -36,7 +36,7 @@ def _ray() -> Iterator[Any]:
 @contextmanager
 def _dask() -> Iterator[Any]:
     distributed = pytest.importorskip("distributed")
-    client = distributed.Client(n_workers=2, threads_per_worker=1, dashboard_address=None)
+    client = distributed.Client(n_workers=2, threads_per_worker=1, dashboard_address=":0")
     try:
         yield client
     finally:

@@ -67,7 +67,7 @@ def test_auto_keeps_short_folds_in_this_process(monkeypatch, caplog, tmp_path):
     assert re.match(LINE.format(fold="fold_0", n=3, where="in this process"), lines[0])
     assert "2 workers: 1e+03 s, 1e+03 to start" in lines[0]
     assert len({path.name.rpartition("-")[2] for path in tmp_path.iterdir()}) == 1
-    wanted = cross_validation([Trace(str(tmp_path), 0.0)]).run(**SILENT)
+    wanted = cross_validation([Trace(str(tmp_path), 0.0)], n_jobs=1).run(**SILENT)
     pd.testing.assert_frame_equal(found.to_pandas(), wanted.to_pandas(), check_exact=True)
 
 
@@ -81,7 +81,7 @@ def test_auto_sends_long_folds_to_workers(monkeypatch, caplog, tmp_path):
         path.name.partition("-")[0]: path.name.rpartition("-")[2] for path in tmp_path.iterdir()
     }
     assert len(set(pids.values())) == 3
-    wanted = cross_validation([Trace(str(tmp_path), 0.0)]).run(**SILENT)
+    wanted = cross_validation([Trace(str(tmp_path), 0.0)], n_jobs=1).run(**SILENT)
     pd.testing.assert_frame_equal(found.to_pandas(), wanted.to_pandas(), check_exact=True)
 
 
