@@ -18,10 +18,10 @@ from modularml.strategies.space import Choice, Dimension
 
 __all__ = [
     "ERROR",
+    "RESUMED",
     "SECONDS",
     "TrialQueue",
     "importances",
-    "index_of",
     "is_pruned",
     "open_study",
     "register_study",
@@ -31,7 +31,7 @@ __all__ = [
     "storage_url",
 ]
 
-INDEX, STOPPED, ERROR, SECONDS = "index", "stopped", "error", "seconds"
+ERROR, SECONDS, RESUMED = "error", "seconds", "resumed"
 """Names of attributes of trials."""
 _GRIDS = ("GridSampler", "BruteForceSampler")
 """Samplers that end the study themselves, which they can only in Optuna's own loop."""
@@ -161,7 +161,8 @@ def report(
             _opened[0:] = [optuna.load_study(study_name=study, storage=url, pruner=pruner)]
         register_study(_opened[0], url)
     trial = optuna.trial.Trial(_studies[study, url], trial_id)
-    trial.report(value, step)
+    if step not in trial._cached_frozen_trial.intermediate_values:  # of a trial that is resumed
+        trial.report(value, step)
     if not trial.should_prune():
         return False
     trial.set_user_attr("pruned_at", step)
@@ -201,9 +202,9 @@ def importances(study: Any, seed: int) -> dict[str, float]:
 class TrialQueue:
     """The trials of a study: which come next, and what became of them.
 
-    Trials have an index, which counts from 0 in the order they are first asked for. The seed of a
-    trial, and of the default sampler that proposes it, follow from the index: a trial that was
-    stopped is asked for again under the same index, so that a resumed sweep proposes the same.
+    The seed of a trial, and of the default sampler that proposes it, follow from its number. A
+    trial that a process has left unfinished is continued under its number with its settings, so
+    that a resumed sweep proposes the same.
 
     Parameters
     ----------
@@ -238,12 +239,11 @@ class TrialQueue:
                 "own; pass, for example, n_trials=50"
             )
         self.n_trials = n_trials or 0 if self.grid is None else len(self.grid)
-        self._waiting: list[tuple[int, dict[str, Any]]] = []
-        self._n_enqueued = 0
+        states = _optuna().trial.TrialState
         self._best: float | None = None
-        trials = self._trials()
-        self._next = 1 + max(map(index_of, trials), default=-1)
-        self._n_trials = len(trials)
+        self._n_asked = len(self._trials())
+        self._unfinished = self._trials(states.RUNNING)
+        self._n_enqueued = len(self._trials(states.WAITING))
 
     @property
     def is_adaptive(self) -> bool:
@@ -251,57 +251,42 @@ class TrialQueue:
         names = ("RandomSampler", "QMCSampler")
         return self.grid is None and type(self.sampler).__name__ not in names
 
-    def requeue(self) -> None:
-        """Ask again for the trials that a stopped process has left unfinished."""
-        states = _optuna().trial.TrialState
-        for frozen in self._trials(states.RUNNING):
-            trial = _optuna().trial.Trial(self.study, frozen._trial_id)
-            trial.set_user_attr(STOPPED, True)
-            self.study.tell(trial, state=states.FAIL)
-        finished = {index_of(t) for t in self._trials() if STOPPED not in t.user_attrs}
-        stopped = {index_of(t): t.params for t in self._trials() if STOPPED in t.user_attrs}
-        for index, params in stopped.items():
-            if index not in finished:
-                self._waiting.append((index, params))
-        self._waiting.sort(key=lambda pair: pair[0])
-        self._n_enqueued = len(self._trials(states.WAITING))
-
     def done(self) -> list[Any]:
-        """Return the finished trials, without those that were stopped."""
-        return [t for t in self._trials() if t.state.is_finished() and STOPPED not in t.user_attrs]
+        """Return the trials that have ended."""
+        return [trial for trial in self._trials() if trial.state.is_finished()]
 
     def has_all_failed(self) -> bool:
         """Return whether no trial is complete or pruned."""
         return all(trial.state == _optuna().trial.TrialState.FAIL for trial in self.done())
 
     def missing(self) -> int:
-        """Return how many trials have not been asked for yet."""
-        return max(0, self.n_trials - self._next) + len(self._waiting) + self._n_enqueued
+        """Return how many trials are to be run by this process."""
+        n_new = max(0, self.n_trials - self._n_asked)
+        return n_new + len(self._unfinished) + self._n_enqueued
 
     def ask(self) -> Any:
         """Return the next trial, with suggested values if there is a space."""
+        number = self._unfinished[0].number if self._unfinished else self._n_asked
         if self.sampler is None:
-            index = self._waiting[0][0] if self._waiting else self._next
-            seed = derived_seed(self.seed, "sampler", index) % 2**32
+            seed = derived_seed(self.seed, "sampler", number) % 2**32
             self.study.sampler = _optuna().samplers.TPESampler(seed=seed)
-        trial = self._asked()
+        trial = self._asked(number)
         for path, dimension in (self.space or {}).items():
             dimension.draw(trial, path)
         return trial
 
-    def _asked(self) -> Any:
+    def _asked(self, number: int) -> Any:
+        if self._unfinished:
+            frozen = self._unfinished.pop(0)
+            trial = _optuna().trial.Trial(self.study, frozen._trial_id)
+            trial.set_user_attr(RESUMED, True)
+            return trial
         if self._n_enqueued:  # by a process that ended before it asked
             self._n_enqueued -= 1
             return self.study.ask()
-        if self._waiting:
-            index, params = self._waiting.pop(0)
-        else:
-            index, params = self._next, {} if self.grid is None else self.grid[self._next]
-            self._next += 1
-        attributes = {} if index == self._n_trials else {INDEX: index}
-        self._n_trials += 1
-        if params or attributes:
-            self.study.enqueue_trial(params, user_attrs=attributes)
+        self._n_asked += 1
+        if self.grid is not None:
+            self.study.enqueue_trial(self.grid[number])
         return self.study.ask()
 
     def complete(self, trial: Any, value: float) -> None:
@@ -340,16 +325,11 @@ class TrialQueue:
         return found
 
 
-def index_of(trial: Any) -> int:
-    """Return the index of a trial: its number, unless it or an earlier one was asked for again."""
-    return int(trial.user_attrs.get(INDEX, trial.number))
-
-
 def seconds_of(trial: Any) -> float:
     """Return how long a trial took, in seconds."""
     if SECONDS in trial.user_attrs:
         return float(trial.user_attrs[SECONDS])
-    if trial.datetime_start is None or trial.datetime_complete is None:
+    if RESUMED in trial.user_attrs or trial.datetime_complete is None:
         return float("nan")
     return float((trial.datetime_complete - trial.datetime_start).total_seconds())
 

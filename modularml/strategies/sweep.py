@@ -24,6 +24,7 @@ from modularml.strategies.objective import Objective, plan_of
 from modularml.strategies.settings import check_paths
 from modularml.strategies.space import Choice, Dimension, as_space
 from modularml.strategies.studies import (
+    RESUMED,
     SECONDS,
     TrialQueue,
     open_study,
@@ -206,7 +207,6 @@ class Sweep(Checked):
             self._check(self.experiment)
             self._audit(self.experiment)
         queue, trials = self._opened(flags, resume=resume)
-        queue.requeue()
         errors: list[tuple[int, Exception | None]] = []
         n_missing = queue.missing()
         try:
@@ -336,7 +336,7 @@ class Sweep(Checked):
 
     def _finish(self, queue: TrialQueue, end: End, *, is_batch: bool) -> bool:
         """Store how a trial ended, and keep the best experiment; return whether it failed."""
-        if is_batch and end.seconds:  # asked for long before it began
+        if end.seconds and (is_batch or RESUMED in end.trial.user_attrs):
             end.trial.set_user_attr(SECONDS, end.seconds)
         if end.pruned:
             queue.prune(end.trial)

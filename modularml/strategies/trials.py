@@ -14,7 +14,7 @@ from modularml.io.randomness import derived_seed, seed_all, unchanged_randomness
 from modularml.strategies.jobs import Jobs, Outcome, Work
 from modularml.strategies.objective import Objective, mean_of, plan_of
 from modularml.strategies.pruning import TrialPruning
-from modularml.strategies.studies import TrialQueue, index_of, is_pruned, report, settings_in
+from modularml.strategies.studies import TrialQueue, is_pruned, report, settings_in
 from modularml.strategies.variants import Variant, template_of
 
 __all__ = ["BuiltTrials", "End", "SpaceTrials", "TrialSetup"]
@@ -79,8 +79,8 @@ class TrialSetup:
     make_folds: Callable[[Experiment], Sequence[Variant]] | None = None
 
     def seed_of(self, trial: Any) -> int:
-        """Return the seed of a trial, which follows from its index."""
-        return derived_seed(self.seed, "trial", index_of(trial)) % 2**32
+        """Return the seed of a trial, which follows from its number."""
+        return derived_seed(self.seed, "trial", trial.number) % 2**32
 
     def outcomes(self, experiment: Experiment, variants: Sequence[Variant]) -> Generator[Outcome]:
         """Run variants of an experiment; yield each as it ends."""
@@ -160,7 +160,7 @@ class SpaceTrials:
         if reports and self._pruning_path is not None:
             changes[f"{self._pruning_path}.trial"] = trial._trial_id
             changes[f"{self._pruning_path}.pruner"] = self.queue.study.pruner
-        return Variant(f"trial_{index_of(trial)}", self.setup.seed_of(trial), changes=changes)
+        return Variant(f"trial_{trial.number}", self.setup.seed_of(trial), changes=changes)
 
     def retrained(self, trial: Any) -> Experiment:
         """Train with the settings of a trial again."""
@@ -204,7 +204,7 @@ class BuiltTrials:
             self._check(experiment, folds)
             if folds:
                 run = lambda variants: self.setup.outcomes(experiment, variants)  # noqa: E731
-                variant = Variant(f"trial_{index_of(trial)}", self.setup.seed_of(trial))
+                variant = Variant(f"trial_{trial.number}", self.setup.seed_of(trial))
                 variants = {trial.number: variant}
                 return next(in_folds(self.setup, self.queue, [trial], variants, folds, run))
             self._add_pruning(experiment, trial)

@@ -493,7 +493,7 @@ def test_a_stopped_sweep_in_memory_goes_on(caplog):
         stopped.run(show_progress=False)
     results = stopped.run(resume=True, show_progress=False)
     assert len(results) == 6
-    assert sorted(values(results)) == sorted(values(run(plain)))
+    assert values(results) == values(run(plain))
     frame = results.to_pandas()
     assert set(zip(frame[LR], frame[WIDTH], strict=True)) == set(itertools.product(*GRID.values()))
 
@@ -550,9 +550,7 @@ def test_a_killed_sweep_loses_and_repeats_no_finished_trial(tmp_path):
     whole = tmp_path / "whole.db"
     assert job(whole, 0).wait() == 0
     found, expected = (pd.read_json(f"{p}.json") for p in (path, whole))
-    pd.testing.assert_frame_equal(
-        found.reset_index(drop=True), expected.reset_index(drop=True), check_exact=True
-    )
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
 
 
 def has_trials(path: Path) -> bool:
