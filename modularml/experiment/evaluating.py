@@ -14,7 +14,7 @@ from modularml._warning import warn
 from modularml.audit import AuditWarning
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.schema import RAW
-from modularml.errors import AuditError, DataError, ScalerError, UnknownNameError
+from modularml.errors import AuditError, ConfigError, DataError, ScalerError, UnknownNameError
 from modularml.graph.labels import class_labels, is_encoded
 from modularml.graph.lineage import source_columns_of
 from modularml.graph.model_graph import ModelGraph
@@ -57,8 +57,9 @@ def evaluate(
     audit : {'warn', 'error', 'off'}
         What happens if the graph learned from some of the rows.
     """
-    if metrics is not None:
-        find_scores(metrics, outputs)  # unknown names are refused before anything runs
+    # unknown names are refused before anything runs
+    if metrics is not None and not find_scores(metrics, outputs):
+        raise ConfigError(f"metrics must name at least one score or be None, got {metrics!r}")
     rows = split_rows(graph, data) if isinstance(data, str) else data
     scored = scored_predictions(predictions(graph, rows, node=node, batch_size=batch_size))
     if audit != "off":
@@ -100,6 +101,8 @@ def score_table(
         on = {"node": prediction.label} if len(scored) > 1 else {}
         table += [{**on, **line} for line in _wide(lines, has_groups=group_by is not None)]
     frame: pd.DataFrame = require("pandas").DataFrame(table)
+    if group_by is not None:  # None for all rows would make floats of integers
+        frame["group"] = require("pandas").Series([row["group"] for row in table], dtype=object)
     return frame
 
 

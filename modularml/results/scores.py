@@ -76,6 +76,8 @@ def find_score(
     if meaning not in get_args(Meaning):
         raise ConfigError(f"outputs must be one of {get_args(Meaning)}, got {meaning!r}")
     kwargs = dict(options or {})
+    if not callable(score):
+        name_of_score(score)
     if callable(score):
         return lambda true, out: float(score(true, _as_shaped(out, true), **kwargs))
     metrics = require("sklearn.metrics")
@@ -137,7 +139,7 @@ def name_of_score(score: str | Callable[..., Any]) -> str:
             f"metrics must be names or functions of targets and outputs, got {score!r}; for an "
             "object pass its name, such as 'r2', a function, or a dict {name: object}"
         )
-    return str(name)
+    return name
 
 
 def scores_by_name(metrics: Metrics) -> dict[str, str | Score]:

@@ -23,6 +23,7 @@ from modularml.strategies.comparison_table import (
     warn_of_other_rows,
 )
 from modularml.strategies.cv_results import CVResults
+from modularml.strategies.ensemble import Ensemble
 from modularml.strategies.fold_comparison import (
     FoldScores,
     check_folds,
@@ -48,10 +49,10 @@ class ExperimentCollection(Checked):
     Parameters
     ----------
     items : list, dict, or one item
-        Experiments, `ExperimentRun`, `CVResults`, results of several experiments, paths of
-        ``.exp.mml`` files, folders of them, or a dict of these by name. Otherwise they are named
-        after their labels, or their files; a name that occurs again gets a number. A damaged file
-        is named in a warning and left out.
+        Experiments, `ExperimentRun`, `CVResults`, `Ensemble`, results of several experiments,
+        paths of ``.exp.mml`` files, folders of them, or a dict of these by name. Otherwise they are
+        named after their labels, or their files; a name that occurs again gets a number. A damaged
+        file is named in a warning and left out.
     recursive : bool
         Whether folders are read with their subfolders. Files are sorted by path.
     custom_objects, allow_import, allow_packaged_code
@@ -114,8 +115,8 @@ class ExperimentCollection(Checked):
             experiment has several (its config is the present one). Columns:
             ``config.<path>``, by the paths of a `Sweep`; ``data.<FeatureSet>``, the fingerprint of
             its rows; ``rows.<FeatureSet>.<split>``, their number; metrics as ``<phase>.<metric>``
-            of the weights that were kept, for folds the mean, beside ``<phase>.<metric>_std``;
-            ``n_folds``; ``seconds``; ``status``.
+            of the weights that were kept, for folds and ensembles the mean over their members,
+            beside ``<phase>.<metric>_std``; ``n_members``; ``seconds``; ``status``.
 
         Warns
         -----
@@ -204,6 +205,12 @@ class ExperimentCollection(Checked):
             If a member is no `CVResults`, the folds or the scored rows differ, or a score is not
             finite.
 
+        Warns
+        -----
+        UserWarning
+            If the scores of a member are too optimistic, as its epochs or rates were selected on
+            the rows that are scored; or if some folds are left out, as a member has no score.
+
         Notes
         -----
         This is the corrected resampled t-test of Nadeau & Bengio 2003, *Inference for the
@@ -212,6 +219,7 @@ class ExperimentCollection(Checked):
         """
         base = self._label(baseline)
         scores = self._fold_scores(metric)
+        self._warn_of_selection()
         for name in scores:
             check_folds(name, scores[name], base, scores[base])
         folds = common_folds(scores)
@@ -253,8 +261,8 @@ class ExperimentCollection(Checked):
         -------
         DataFrame
             The rows of `Experiment.evaluate` for each member, after a column ``run``. For a
-            `CVResults` the models of all folds are scored: the row holds their mean, beside
-            ``<metric>_std``.
+            `CVResults` the models of all folds are scored: the row holds the mean of their scores,
+            beside ``<metric>_std``. An `Ensemble` is scored by its mean prediction.
 
         Raises
         ------
@@ -266,9 +274,8 @@ class ExperimentCollection(Checked):
             check_split(data, experiments)
         options = {"metrics": metrics, "group_by": group_by, "unscale": unscale, "outputs": outputs}
         tables = []
-        for name, of_member in experiments.items():
-            folds = isinstance(self._members[name].source, CVResults)
-            table = mean_table(evaluated(of_member, data, folds=folds, **options))
+        for name, member in self._members.items():
+            table = mean_table(evaluated(member, name, data, **options))
             table.insert(0, "run", name)
             tables.append(table)
         frame: pd.DataFrame = require("pandas").concat(tables, ignore_index=True)
@@ -308,11 +315,7 @@ class ExperimentCollection(Checked):
         warn_of_other_rows(facts, [name])
         if kind == "curve":
             return draw_series(self._curves(name), x="epoch", y=name, path=path)
-        values = {
-            run: self._fold_values(run, name) or [f.metrics[name]]
-            for run, f in facts.items()
-            if name in f.metrics
-        }
+        values = {run: self._values(run, f, name) for run, f in facts.items() if name in f.metrics}
         return bars(values, x=name, path=path)
 
     # -- container ----------------------------------------------------------------------------
@@ -380,21 +383,31 @@ class ExperimentCollection(Checked):
         loaded: dict[str, Any] = dict(self.items())
         return {name: fold_scores(name, cv, metric) for name, cv in loaded.items()}
 
-    def _fold_values(self, run: str, metric: str) -> list[float]:
-        """Return a metric of each fold; empty for a run."""
+    def _warn_of_selection(self) -> None:
+        """Warn of cross-validations that selected on the rows that are scored."""
+        sources = {name: member.source for name, member in self._members.items()}
+        if chosen := [n for n, s in sources.items() if getattr(s, "selected_on_scored_rows", 0)]:
+            warn(
+                f"{chosen} selected an epoch or a learning rate on the rows that are scored, so "
+                "their scores are too optimistic and the test favours them; cross-validate with "
+                "CVBinding(stop_size=0.15)"
+            )
+
+    def _values(self, run: str, facts: RunFacts, metric: str) -> list[float]:
+        """Return a metric of each fold or member, or of a run."""
         source = self._members[run].source if run in self._members else None
-        if not isinstance(source, CVResults):
-            return []
-        return [float(value) for value in source.to_pandas()[metric]]
+        if isinstance(source, CVResults | Ensemble):
+            return [float(value) for value in source.to_pandas()[metric]]
+        return [facts.metrics[metric]]
 
     def _curves(self, metric: str) -> dict[str, Any]:
         """Return epochs and values of a metric of training phases by name of the run."""
         curves: dict[str, Any] = {}
         for name, loaded in self.items():
-            if isinstance(loaded, CVResults):
-                labels = [f for f in loaded.fold_labels if f not in loaded.failed_folds]
-                folds = [_curve(loaded.get_fold(f), metric) for f in labels]
-                epochs = sorted(set.intersection(*(set(f) for f in folds)))
+            if isinstance(loaded, CVResults | Ensemble):
+                experiments = [e for e in self._members[name].experiments(name) if e.history]
+                folds = [_curve(e.history[-1].results, metric) for e in experiments]
+                epochs = sorted(set.intersection(*map(set, folds))) if folds else []
                 if epochs:
                     curves[name] = epochs, [np.mean([f[e] for f in folds]) for e in epochs]
                 continue

@@ -1,4 +1,4 @@
-"""Members of a collection: experiments, runs, folds and files."""
+"""Members of a collection: experiments, runs, folds, ensembles and files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from modularml.experiment import Experiment
 from modularml.experiment.run import ExperimentRun
 from modularml.io.names import find_file
 from modularml.strategies.cv_results import CVResults
+from modularml.strategies.ensemble import Ensemble
 from modularml.strategies.run_facts import (
     RunFacts,
+    facts_of_ensemble,
     facts_of_experiment,
     facts_of_file,
     facts_of_folds,
@@ -23,16 +25,16 @@ from modularml.strategies.run_facts import (
 
 __all__ = ["Loaded", "Member", "members_of"]
 
-Loaded: TypeAlias = Experiment | ExperimentRun | CVResults
+Loaded: TypeAlias = Experiment | ExperimentRun | CVResults | Ensemble
 _SUFFIX = ".exp.mml"
 
 
 class Member:
-    """An experiment, run or cross-validation, or a file that is loaded when it is needed.
+    """An experiment, run, cross-validation or ensemble, or a file that is loaded when needed.
 
     Parameters
     ----------
-    source : Experiment, ExperimentRun, CVResults or Path
+    source : Experiment, ExperimentRun, CVResults, Ensemble or Path
     options : dict
         Passed to `Experiment.load`.
 
@@ -53,6 +55,8 @@ class Member:
             facts = self._of_file
         elif isinstance(self.source, CVResults):
             return {"": facts_of_folds(self.source)}
+        elif isinstance(self.source, Ensemble):
+            return {"": facts_of_ensemble(self.source)}
         elif isinstance(self.source, ExperimentRun):
             return {"": facts_of_run(self.source)}
         else:
@@ -67,7 +71,7 @@ class Member:
         return self._loaded
 
     def experiments(self, name: str) -> list[Experiment]:
-        """Return the experiment, or those of all folds.
+        """Return the experiment, or those of all folds or members.
 
         Raises
         ------
@@ -78,6 +82,8 @@ class Member:
         if isinstance(loaded, CVResults):
             labels = [label for label in loaded.fold_labels if label not in loaded.failed_folds]
             return [loaded.get_experiment(label) for label in labels]
+        if isinstance(loaded, Ensemble):
+            return list(loaded.members.values())
         if isinstance(loaded, ExperimentRun):
             raise ConfigError(
                 f"{name!r} is an ExperimentRun, which holds results but no graph; pass its "
@@ -145,7 +151,7 @@ def _sources(items: Any, *, recursive: bool) -> Iterator[tuple[str, Loaded | Pat
 
 def _sources_of(item: Any, *, recursive: bool) -> Iterator[tuple[str, Loaded | Path]]:
     many = getattr(item, "experiments", None)
-    if isinstance(item, Experiment | ExperimentRun | CVResults):
+    if isinstance(item, Experiment | ExperimentRun | CVResults | Ensemble):
         yield item.label, item
     elif isinstance(many, Mapping):  # results of several experiments, such as of a sweep
         for name, experiment in many.items():
@@ -155,8 +161,8 @@ def _sources_of(item: Any, *, recursive: bool) -> Iterator[tuple[str, Loaded | P
             yield from _sources_of(inner, recursive=recursive)
     elif not isinstance(item, str | os.PathLike):
         raise TypeError(
-            "a collection holds Experiments, ExperimentRuns, CVResults, paths of .mml files and "
-            f"folders, or dicts of these by name; got a {type(item).__name__}"
+            "a collection holds Experiments, ExperimentRuns, CVResults, Ensembles, paths of .mml "
+            f"files and folders, or dicts of these by name; got a {type(item).__name__}"
         )
     elif _is_folder(item):
         yield from _files_in(Path(item).expanduser(), recursive=recursive)

@@ -28,22 +28,35 @@ def comparison_table(facts: Mapping[str, RunFacts], *, differences_only: bool) -
         rows.append(row)
     paths = list(dict.fromkeys(path for row in rows for path in row))
     if differences_only:
-        absent = object()
-        paths = [p for p in paths if len({_hashable(row.get(p, absent)) for row in rows}) > 1]
+        paths = _different(rows, paths)
     for row, f in zip(rows, facts.values(), strict=True):
         for name, value in f.metrics.items():
             row[name] = value
             if name in f.spread:
                 row[f"{name}_std"] = f.spread[name]
-        row |= {"n_folds": f.n_folds, "seconds": f.seconds, "status": f.status}
+        row |= {"n_members": f.n_members, "seconds": f.seconds, "status": f.status}
     metrics = metric_names(facts)
     spreads = {f"{name}_std" for f in facts.values() for name in f.spread}
     columns = [c for name in metrics for c in (name, f"{name}_std") if c in {*metrics, *spreads}]
-    folds = ["n_folds"] if any(f.n_folds for f in facts.values()) else []
+    members = ["n_members"] if any(f.n_members for f in facts.values()) else []
     frame: pd.DataFrame = require("pandas").DataFrame(
-        rows, index=list(facts), columns=[*paths, *columns, *folds, "seconds", "status"]
+        rows, index=list(facts), columns=[*paths, *columns, *members, "seconds", "status"]
     )
     return frame.rename_axis("run")
+
+
+def _different(rows: Sequence[Mapping[str, Any]], paths: Sequence[str]) -> list[str]:
+    """Return the paths whose values differ; of a part that some runs lack, only the part."""
+    absent = object()
+    differing = [p for p in paths if len({_hashable(row.get(p, absent)) for row in rows}) > 1]
+    having = {p: tuple(p in row for row in rows) for p in differing}
+    kept: list[str] = []
+    for path in differing:
+        parts = path.split(".")
+        above = (".".join(parts[:i]) for i in range(1, len(parts)))
+        if all(having[path]) or not any(having.get(part) == having[path] for part in above):
+            kept.append(path)
+    return kept
 
 
 def _hashable(value: Any) -> Any:
@@ -69,9 +82,13 @@ def greater_is_better(metric: str, mode: str | None) -> bool:
 
 
 def warn_of_other_rows(facts: Mapping[str, RunFacts], metrics: Sequence[str] = ()) -> None:
-    """Warn of metrics that were computed on other rows in some runs."""
+    """Warn of metrics that were computed on other rows in some runs.
+
+    By default of all but the losses of training, which may have other rows.
+    """
     others: dict[tuple[str, str], list[str]] = {}
-    for metric in metrics or metric_names(facts):
+    evaluated = [name for name in metric_names(facts) if not name.endswith(".train_loss")]
+    for metric in metrics or evaluated:
         rows = {n: f.rows_of(metric) for n, f in facts.items() if metric in f.metrics}
         known = {name: keys for name, keys in rows.items() if keys is not None}
         for one, other in combinations(known, 2):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -21,10 +21,15 @@ from modularml.io.archive import open_archive
 from modularml.io.tensors import load_table, load_tensors
 from modularml.strategies.config_paths import config_by_path, config_of
 from modularml.strategies.cv_results import CVResults
+from modularml.strategies.ensemble import Ensemble
 from modularml.strategies.logged_figures import logged_figures
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "RunFacts",
+    "facts_of_ensemble",
     "facts_of_experiment",
     "facts_of_file",
     "facts_of_folds",
@@ -39,24 +44,25 @@ Split: TypeAlias = tuple[str, str | None]
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Facts of one run, or of the folds of a cross-validation.
+    """Facts of one run, of the folds of a cross-validation, or of the members of an ensemble.
 
     Parameters
     ----------
-    kind : {'run', 'folds'}
+    kind : {'run', 'folds', 'ensemble'}
     config : dict
         Settings by path.
     fingerprints : dict
         Fingerprint of the data by FeatureSet label.
     sizes : dict
-        Number of rows by FeatureSet and split; a range such as ``40-41`` over folds.
+        Number of rows by FeatureSet and split; a range such as ``40-41`` over members.
     keys : dict
         What identifies the rows, by FeatureSet and split; None if unknown.
     reads : dict
         FeatureSets and splits that phases (``test``) and evaluations (``train.val``) read.
     metrics, spread : dict
-        Value of each metric, over folds their mean and standard deviation.
-    n_folds : int or None
+        Value of each metric, over members their mean and standard deviation.
+    n_members : int or None
+        Number of folds, or of members of an ensemble.
     seconds : float or None
     status : str
     """
@@ -69,7 +75,7 @@ class RunFacts:
     reads: dict[str, list[Split]] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     spread: dict[str, float] = field(default_factory=dict)
-    n_folds: int | None = None
+    n_members: int | None = None
     seconds: float | None = None
     status: str = "not run"
 
@@ -122,23 +128,40 @@ def facts_of_run(run: ExperimentRun) -> RunFacts:
 
 def facts_of_folds(cv: CVResults) -> RunFacts:
     """Return the facts of a cross-validation: what its folds have in common, and means."""
-    experiments = [cv.get_experiment(f) for f in cv.fold_labels if f not in cv.failed_folds]
+    labels = [label for label in cv.fold_labels if label not in cv.failed_folds]
+    facts = _of_several("folds", [cv.get_experiment(label) for label in labels], cv.to_pandas())
+    status = f"{len(cv.failed_folds)} of {cv.n_folds} folds failed"
+    return replace(
+        facts,
+        reads={**cv.held_out, **facts.reads},
+        status=status if cv.failed_folds else facts.status,
+    )
+
+
+def facts_of_ensemble(ensemble: Ensemble) -> RunFacts:
+    """Return the facts of an ensemble: what its members have in common, and their means."""
+    scores = ensemble.to_pandas().select_dtypes("number").drop(columns="seconds", errors="ignore")
+    facts = _of_several("ensemble", list(ensemble.members.values()), scores)
+    n_failed = len(ensemble.failed_members)
+    return replace(facts, status=f"{n_failed} members failed") if n_failed else facts
+
+
+def _of_several(kind: str, experiments: Sequence[Experiment], scores: pd.DataFrame) -> RunFacts:
+    """Return what experiments have in common, and means of their scores."""
     facts = [list(facts_of_experiment(experiment).values())[-1] for experiment in experiments]
     first = facts[0]
-    scores = cv.to_pandas()
-    n_failed = len(cv.failed_folds)
     return RunFacts(
-        "folds",
+        kind,
         config={k: v for k, v in first.config.items() if all(f.config.get(k) == v for f in facts)},
         fingerprints=first.fingerprints,
         sizes={split: _range([f.sizes.get(split) for f in facts]) for split in first.sizes},
         keys={split: _common([f.keys.get(split) for f in facts]) for split in first.keys},
-        reads={**cv.held_out, **first.reads},
+        reads=first.reads,
         metrics={str(name): float(value) for name, value in scores.mean().items()},
         spread={str(name): float(value) for name, value in scores.std().items()},
-        n_folds=cv.n_folds - n_failed,
+        n_members=len(facts),
         seconds=sum(f.seconds or 0.0 for f in facts),
-        status=f"{n_failed} of {cv.n_folds} folds failed" if n_failed else first.status,
+        status=first.status,
     )
 
 

@@ -13,6 +13,9 @@ from modularml.audit import AuditWarning
 from modularml.errors import ConfigError
 from modularml.experiment import Experiment
 from modularml.experiment.evaluating import evaluate
+from modularml.strategies.collection_members import Member
+from modularml.strategies.cv_results import CVResults
+from modularml.strategies.ensemble import Ensemble
 from modularml.strategies.run_facts import row_key
 
 if TYPE_CHECKING:
@@ -37,21 +40,29 @@ def check_split(split: str, experiments: Mapping[str, Sequence[Experiment]]) -> 
                 )
 
 
-def evaluated(
-    experiments: Sequence[Experiment], data: Any, *, folds: bool, **options: Any
-) -> list[pd.DataFrame]:
-    """Return the scores of each experiment; report rows that they learned from once."""
-    tables = []
+def evaluated(member: Member, name: str, data: Any, **options: Any) -> list[pd.DataFrame]:
+    """Return the scores of a member, of each fold; report rows that were learned from once.
+
+    An ensemble is scored by its mean prediction.
+    """
+    loaded, tables = member.load(), []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for experiment in experiments:
-            if not folds:
-                tables.append(experiment.evaluate(data, **options))
-                continue
+        if isinstance(loaded, Ensemble):
+            if not options.pop("unscale"):
+                raise ConfigError(
+                    f"unscale=False is not supported for the ensemble {name!r}, whose members have "
+                    "scalers of their own; pass unscale=True"
+                )
+            return [loaded.evaluate(data, **options)]
+        for experiment in member.experiments(name):
+            audit = "warn" if isinstance(loaded, CVResults) else experiment.audit
             graph: Any = experiment.model_graph
+            if graph is None:
+                raise ConfigError(f"{name!r} has no graph to evaluate; add a ModelGraph")
             with experiment.ctx.activate():
                 tables.append(
-                    evaluate(graph, data, node=None, batch_size=None, audit="warn", **options)
+                    evaluate(graph, data, node=None, batch_size=None, audit=audit, **options)
                 )
     learned = [w for w in caught if issubclass(w.category, AuditWarning)]
     if learned:

@@ -246,6 +246,15 @@ def test_several_tables_meet_by_their_key():
         assert table["n"][0] == (10 if isinstance(data, str) else 20)
 
 
+def test_groups_keep_their_type():
+    x, y = arrays(n=12)
+    fs = featureset(x, y, day=np.arange(12) % 3)
+    graph_of(fs, mlp()).build()
+    groups = experiment().evaluate(fs, metrics="mae", group_by="day")["group"].tolist()
+    assert groups == [None, 0, 1, 2]
+    assert all(isinstance(group, int) for group in groups[1:])
+
+
 def test_several_heads_are_scored_each():
     x, y = arrays(n=40)
     fs = featureset(x, np.column_stack([y[:, 0], 3 * y[:, 0]]))
@@ -293,6 +302,12 @@ def test_what_is_refused_names_the_remedy():
         exp.evaluate("tset")
     with pytest.raises(UnknownNameError, match=r"metric 'rsme'.*'rmse'"):
         exp.evaluate("test", metrics=["rsme"])
+    for none in ([], {}):
+        with pytest.raises(ConfigError, match="metrics must name at least one"):
+            exp.evaluate("test", metrics=none)
+    for other in ([3], {"a": 3}, [None]):
+        with pytest.raises(ConfigError, match="metrics must be names or functions"):
+            exp.evaluate("test", metrics=other)
     with pytest.raises(UnknownNameError, match=r"group_by column 'sell'.*cell"):
         exp.evaluate(frame, group_by="sell")
     with pytest.raises(UnknownNameError, match="node"):

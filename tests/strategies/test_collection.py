@@ -216,7 +216,7 @@ def test_each_run_of_an_experiment_and_each_kind_of_member(pair, cvs):
     frame = cvs["ridge"].to_pandas()
     assert table.loc["folds", "val.rmse"] == pytest.approx(frame["val.rmse"].mean())
     assert table.loc["folds", "val.rmse_std"] == pytest.approx(frame["val.rmse"].std())
-    assert table.loc["folds", "n_folds"] == 4
+    assert table.loc["folds", "n_members"] == 4
     assert table.loc["folds", "rows.data.val"] == 9
 
 
@@ -544,3 +544,75 @@ def test_the_command_line_compares_files(pair, tmp_path, capsys):
     assert "config.phases.train.n_epochs" in capsys.readouterr().out
     assert main(["compare", str(tmp_path / "none")]) == 1
     assert "no such file" in capsys.readouterr().err
+
+
+def test_an_ensemble_is_a_member_and_its_mean_prediction_is_scored(pair):
+    single = net("single", n_epochs=3)
+    ensemble = mm.Ensemble(single, n=3, vary="seed", seed=0)
+    ensemble.run(show_progress=False)
+    collection = mm.ExperimentCollection({"single": single, "ensemble": ensemble})
+    table = collection.compare()
+    logged = ensemble.to_pandas()["test.rmse"]
+    assert table.loc["ensemble", "n_members"] == 3
+    assert table.loc["ensemble", "test.rmse"] == pytest.approx(logged.mean())
+    assert table.loc["ensemble", "test.rmse_std"] == pytest.approx(logged.std())
+    scores = collection.evaluate("test", metrics="rmse").set_index("run")["rmse"]
+    true = single.ctx.get_node("data")["test"].get_targets("numpy", rep="raw")
+    members = [e.predict(e.ctx.get_node("data")["test"]) for e in ensemble.members.values()]
+    hand = metrics.root_mean_squared_error(true, np.mean(members, axis=0))
+    assert scores["ensemble"] == pytest.approx(hand, rel=1e-5)
+    assert scores["single"] == pytest.approx(table.loc["single", "test.rmse"], rel=1e-5)
+    collection.plot("test.rmse")
+    assert len(collection.plot("train.val_rmse", kind="curve").axes[0].lines) == 2
+    with pytest.raises(ConfigError, match="unscale=False is not supported"):
+        collection.evaluate("test", unscale=False)
+
+
+def stopped(label, stop_size=None, lr=0.05):
+    """Return folds of a network that stops early by the validation split."""
+    with mm.ExperimentContext(registration_policy="error").activate():
+        fs = rows()
+        fs.add_split(fs["train"].take(np.arange(2), label="val"))  # replaced in each fold
+        node = mm.ModelNode("net", mm.models.torch.SequentialMLP(hidden_dim=4), fs)
+        mm.ModelGraph([node], mm.Optimizer("sgd", opt_kwargs={"lr": lr}))
+        exp = mm.Experiment.from_active_context(label, audit="off")
+        val = mm.EvalPhase.from_split("val", split="val", metrics=["r2", "rmse"])
+        callbacks = [
+            mm.Evaluation(eval_phase=val),
+            mm.EarlyStopping(monitor="val_r2", mode="max", patience=2),
+        ]
+        exp.execution_plan.add_phase(
+            mm.TrainPhase.from_split(
+                "train",
+                split="train",
+                sampler=mm.SimpleSampler(batch_size=16),
+                losses=[mse()],
+                n_epochs=3,
+                callbacks=callbacks,
+            )
+        )
+        binding = mm.CVBinding(fs, ["train"], stop_size=stop_size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the selection on scored rows
+            return mm.CrossValidation(label=label, bindings=binding, n_folds=3).run(
+                show_fold_progress=False
+            )
+
+
+def test_rows_for_stopping_leave_folds_the_same_and_selection_is_said():
+    fair, fair_too = stopped("fair", 0.2), stopped("fair too", 0.2, lr=0.01)
+    assert "stop_val_r2" in fair.get_fold(0)["train"].metric_names()
+    honest = mm.ExperimentCollection([fair, fair_too])
+    assert honest.test("train.val_rmse")["n_folds"].item() == 3
+    mixed = mm.ExperimentCollection([fair, stopped("optimist")])
+    with pytest.warns(UserWarning, match=r"\['optimist'\] selected an epoch.*stop_size"):
+        table = mixed.test("train.val_rmse")
+    assert table["n_folds"].item() == 3
+    with (
+        pytest.warns(UserWarning, match="optimistic"),
+        pytest.raises(ConfigError, match=r"'train.train_loss'.*different rows of fold_0"),
+    ):
+        mixed.test("train.train_loss")
+    shown = mixed.compare()
+    parts = [c for c in shown if "stop_val" in c and c.startswith("config")]
+    assert parts == ["config.phases.train.callbacks.stop_val"]  # not each of its settings
