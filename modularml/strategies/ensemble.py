@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -221,11 +222,29 @@ class Ensemble(Checked, EnsembleFiles):
         missing = self._runs.missing(self.variants)
         if missing and self.vary != "seed":
             self._check_held_out(plan, missing[0])
+        self._check_folder(resume)
         self._predictor = None
         self.failed_members = self._runs.run(
             self.variants, show=show_progress, resume=resume, flags=flags
         )
         return self
+
+    def _check_folder(self, resume: str | None) -> None:
+        """Note in the checkpoint folder which seed its members have; refuse to mix two.
+
+        Checkpoints record rows and phases, but weights alone depend on the seed.
+        """
+        folder = self.experiment._checkpoint_dir
+        if folder is None:
+            return
+        note, facts = folder / f"{self.label}.json", {"vary": self.vary, "seed": self.seed}
+        text = json.dumps(facts)
+        if resume is not None and note.exists() and (found := note.read_text("utf-8")) != text:
+            raise ConfigError(
+                f"{str(folder)!r} has checkpoints of an ensemble {self.label!r} with {found}, and "
+                f"this has {text}; set another folder or label, or pass resume=None"
+            )
+        note.write_text(text, "utf-8")
 
     def _check_held_out(self, plan: Plan, variant: Variant) -> None:
         """Warn if members learn from held-out rows, or select an epoch by them."""

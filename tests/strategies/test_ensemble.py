@@ -966,6 +966,20 @@ def test_finished_members_are_resumed_from_checkpoints(tmp_path):
     np.testing.assert_array_equal(weights(first.get_member(1)), weights(second.get_member(1)))
 
 
+@pytest.mark.parametrize("change", [{"seed": 7}, {"vary": "bootstrap"}])
+def test_members_of_another_ensemble_are_not_taken_for_these(change, tmp_path):
+    fs = rows()
+    own = fitted(fs, RandomForestRegressor(3))
+    own.set_checkpoint_dir(tmp_path)
+    mml.Ensemble(own, n=2).run(**SILENT, resume="auto")
+    other = mml.Ensemble(own, n=2, **change)
+    with pytest.raises(ConfigError, match=r"has checkpoints of an ensemble 'ensemble' with"):
+        other.run(**SILENT, resume="auto")
+    fresh = mml.Ensemble(own, n=2, label="other", **change).run(**SILENT, resume="auto")
+    again = other.run(**SILENT)  # replaces the checkpoints
+    pd.testing.assert_frame_equal(again.predict(fs["test"]), fresh.predict(fs["test"]))
+
+
 def test_calling_run_again_adds_nothing(seeds):
     members = seeds.members
     assert seeds.run(**SILENT).members == members
