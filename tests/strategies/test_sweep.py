@@ -15,14 +15,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import modularml as mml
 from modularml.errors import ConfigError, ExecutionError, MetricNotLoggedError, UnknownNameError
 from modularml.io.randomness import derived_seed, random_states
 from modularml.strategies import SelectionWarning, TrialFailedWarning
 from modularml.strategies.variants import Variant, variant_experiment
+from tests.clusters import NAMES, cluster
 from tests.sweep_worlds import world
-from tests.worlds import QUIET, arrays
+from tests.worlds import QUIET, arrays, featureset
 
 optuna = pytest.importorskip("optuna")
 
@@ -337,6 +342,49 @@ def test_a_fold_that_fails_fails_its_trial():
     assert results.to_pandas()["state"].tolist() == ["complete", "failed"]
 
 
+# ------------------------------------------------------------------------------- other frameworks
+
+
+def test_estimators_are_swept_as_a_grid_search_of_scikit_learn_does():
+    x, y = arrays(80)
+    fs = featureset(x, y)
+    fs.split_random({"train": 0.8, "val": 0.2}, seed=0)
+    pipe = make_pipeline(StandardScaler(), Ridge())
+    mml.ModelGraph([mml.ModelNode("pipe", pipe, fs)])
+    own = mml.Experiment.from_active_context("ridge", audit="off")
+    own.execution_plan.add_phase(mml.FitPhase.from_split("fit", split="train"))
+    alphas = [0.1, 10.0, 1000.0]
+    results = run(
+        own,
+        {"nodes.pipe.ridge__alpha": alphas},
+        objective="val.mse",
+        cv={"bindings": mml.CVBinding(fs, ["train", "val"]), "n_folds": 4, "seed": 1},
+    )
+    cv = mml.CrossValidation(bindings=mml.CVBinding(fs, ["train", "val"]), n_folds=4, seed=1)
+    splits = [(f.sides["data"].train, f.sides["data"].val) for f in cv.folds]
+    search = GridSearchCV(
+        pipe, {"ridge__alpha": alphas}, scoring="neg_mean_squared_error", cv=splits
+    ).fit(x, y.ravel())
+    np.testing.assert_allclose(values(results), -search.cv_results_["mean_test_score"], rtol=1e-4)
+    assert results.best.params == {"nodes.pipe.ridge__alpha": search.best_params_["ridge__alpha"]}
+
+
+def test_models_of_keras_are_swept_too():
+    pytest.importorskip("tensorflow")
+    from modularml.models.tensorflow import SequentialMLP
+
+    own = world(model=SequentialMLP(hidden_dim=4), stops=False)
+    results = run(own, {LR: [0.001, 0.1], WIDTH: [2, 5]})
+    assert len(set(values(results))) == 4
+    frame = results.to_pandas()
+    for number in (0, 3):
+        new = results.get_experiment(number)
+        rates = new.model_graph.optimizer.learning_rates["default"]
+        assert rates == pytest.approx(frame[LR][number])
+        assert new.model_graph.get_node("net").model.hidden_dim == frame[WIDTH][number]
+        assert last(new) == pytest.approx(frame["value"][number], rel=1e-5)
+
+
 # --------------------------------------------------------------------------------- best experiment
 
 
@@ -579,6 +627,18 @@ def test_trials_in_processes_equal_those_in_one(tmp_path):
     assert {t.last_step for t in pruned.study.trials} == {1}
     cv = {"bindings": mml.CVBinding("data", ["train", "val"]), "n_folds": 2}
     assert values(run(own, n_jobs=2, cv=cv)) == values(run(own, cv=cv))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("default")  # of the clusters' own
+def test_trials_on_a_cluster_equal_those_in_one_process(name):
+    own = world(stops=False)
+    serial = run(own)
+    with cluster(name):
+        on_cluster = run(own, n_jobs=None)
+    assert values(on_cluster) == values(serial)
+    assert last(on_cluster.best_experiment()) == serial.best.value
 
 
 # ---------------------------------------------------------------------------------------- nested
