@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ class NodePredictions:
     kind: str
     classes: Array | None = None
 
-    @property
+    @cached_property
     def stacked(self) -> Array:
         """Predictions of all members, shape (n_members, n, n_outputs, ...)."""
         return np.stack(list(self.members.values()))
@@ -145,7 +146,7 @@ def predict_members(
     audit : bool
         Whether to warn of a split that the first member has learned from.
     """
-    parts: list[list[Prediction]] = []
+    first: list[Prediction] = []
     values: list[dict[str, Array]] = []
     for experiment in members.values():
         graph = experiment.model_graph
@@ -153,15 +154,15 @@ def predict_members(
             raise ConfigError(f"experiment {experiment.label!r} has no graph to predict with")
         rows = of_member(data, experiment, originals)
         with experiment.ctx.activate():
-            if audit and not parts:
+            if audit and not first:
                 graph._warn_of_learned_rows(rows)
-            parts.append(predictions(graph, rows, node=node, batch_size=batch_size))
-            values.append({p.label: p.values(decode=p.gives_labels) for p in parts[-1]})
-    first = next(iter(members.values()))
-    with first.ctx.activate():
+            predicted = predictions(graph, rows, node=node, batch_size=batch_size)
+            values.append({p.label: p.values(decode=p.gives_labels) for p in predicted})
+        first = first or predicted
+    with next(iter(members.values())).ctx.activate():
         return [
             _of_node(p, {k: v[p.label] for k, v in zip(members, values, strict=True)}, outputs)
-            for p in parts[0]
+            for p in first
         ]
 
 
