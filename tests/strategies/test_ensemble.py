@@ -374,6 +374,37 @@ def test_several_tables_are_joined_as_in_predict():
     np.testing.assert_allclose(views[:, 0], y_of(windows["test"]), atol=1e-4)
 
 
+@pytest.mark.parametrize("vary", ["bootstrap", "folds"])
+def test_rows_of_two_tables_stay_together(vary, tmp_path):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(80, 3)), rng.normal(size=(80, 2))
+    y = a.sum(axis=1) + b.sum(axis=1)
+    key = np.arange(80)
+    left = mml.FeatureSet.from_dict("left", {"a": a, "y": y, "id": key}, "a", "y", "id")
+    right = mml.FeatureSet.from_dict("right", {"b": b, "id": key}, "b", [], "id")
+    for fs in (left, right):
+        fs.split_random({"train": 0.7, "test": 0.3}, seed=1)
+    refs = [left.reference(on="id"), right.reference(on="id")]
+    merged = mml.ConcatNode("all", refs, align_on="id", flatten=True)
+    own = experiment(audit="off")
+    mml.ModelGraph([merged, mml.ModelNode("net", LinearRegression(), merged)]).build()
+    own.execution_plan.add_phase(mml.FitPhase.from_split("fit", split="train"))
+    sets = [left] if vary == "bootstrap" else [left, right]
+    bindings = [mml.CVBinding(fs, ["train"], val_split_name="held_out") for fs in sets]
+    ensemble = varied(own, vary, bindings=bindings).run(**SILENT)
+    tables = {"left": left["test"], "right": right["test"]}
+    found = ensemble.predict(tables, interval=0.8)
+    np.testing.assert_allclose(found["y"], y_of(left["test"]), atol=1e-4)
+    np.testing.assert_allclose(found["y_high"], found["y_low"], atol=1e-4)
+    np.testing.assert_allclose(ensemble.evaluate("test")["rmse"], 0, atol=1e-4)
+    frames = {
+        "left": {"a": a[:3], "id": key[:3]},
+        "right": {"b": b[::-1].copy(), "id": key[::-1].copy()},
+    }
+    loaded = mml.Ensemble.load(ensemble.save(tmp_path / "all"))
+    np.testing.assert_allclose(loaded.predict(frames)["y"], y[:3], atol=1e-4)
+
+
 def test_scores_by_group_are_those_of_the_mean(seeds):
     fs = seeds.experiment.ctx.get_node(label="data")
     found = seeds.evaluate("test", metrics=["rmse"], group_by="kind")
