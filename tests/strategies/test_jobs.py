@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import time
+from collections import defaultdict, deque
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,16 @@ def test_temporary_files_are_not_flushed_to_disk_and_others_are(monkeypatch, tmp
         assert synced == []
     own.save(tmp_path / "job")
     assert any(str(tmp_path) in path for path in synced)
+
+
+@pytest.mark.slow
+def test_a_worker_loads_the_backend_of_its_job_alone(monkeypatch):
+    monkeypatch.setattr(local_workers, "_idle", defaultdict(deque))
+    assert not cross_validation(n_jobs=2, n_folds=2).run(**SILENT).failed_folds
+    (idle,) = local_workers._idle.values()
+    for started, _ in idle:
+        names = ["torch", "torch._dynamo", "tensorflow", "keras", "sklearn", "matplotlib"]
+        code = f"[name for name in {names} if name in __import__('sys').modules]"
+        assert started.submit(eval, code).result(60) == ["torch"]
+        assert started.submit(os.environ.get, "OMP_NUM_THREADS").result(60) == "1"
+        started.shutdown(kill_workers=True)
