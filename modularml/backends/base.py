@@ -15,6 +15,7 @@ from modularml._optional import loaded, require
 from modularml._typing import Array, IntArray, Shape
 from modularml.backends.input_shapes import InputShape, is_several, shapes_of
 from modularml.backends.options import StepOptions
+from modularml.backends.stacking import NotStackableError, Stack, StackMember
 from modularml.errors import BackendNotSupportedError, ConfigError, UnknownNameError
 
 __all__ = [
@@ -104,6 +105,8 @@ class BackendAdapter(ABC):
     """Whether its models are trained by gradients."""
     may_reuse_outputs: ClassVar[bool] = False
     """Whether its models may overwrite the previous output."""
+    stacks: ClassVar[bool] = False
+    """Whether several small models can be trained as one."""
     moved: ClassVar[str] = "parameters"
     """The framework's name for the tensors that an optimizer updates."""
 
@@ -477,6 +480,39 @@ class BackendAdapter(ABC):
     @abstractmethod
     def eval_step(self, compute: Compute) -> Step:
         """Return a function that computes losses and outputs of a batch, without gradients."""
+
+    def kind_of(self, models: Sequence[Any]) -> Hashable:
+        """Return what models that are trained as one have in common.
+
+        Raises
+        ------
+        NotStackableError
+            If models of this framework cannot be trained as one.
+        """
+        raise NotStackableError(f"{self.backend.value} models cannot be trained as one")
+
+    def stack(
+        self,
+        members: Sequence[StackMember],
+        inputs: Sequence[Sequence[Any]],
+        random_states: Sequence[Mapping[str, Any]],
+    ) -> Stack:
+        """Return the steps of several members as one; see `Stack`.
+
+        Parameters
+        ----------
+        members : sequence of StackMember
+        inputs : sequence of sequence of tensor
+            A batch of each member.
+        random_states : sequence of mapping
+            Of each member, before this batch.
+
+        Raises
+        ------
+        NotStackableError
+            If they cannot be trained as one.
+        """
+        raise NotStackableError(f"{self.backend.value} models cannot be trained as one")
 
     @abstractmethod
     def check_device(self, device: str) -> Any:

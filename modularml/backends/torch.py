@@ -30,6 +30,7 @@ from modularml.backends.base import (
 from modularml.backends.fingerprint import Identity, checksum
 from modularml.backends.input_shapes import InputShape, arranged, is_several, shapes_of
 from modularml.backends.options import StepOptions
+from modularml.backends.stacking import Stack, StackMember
 from modularml.backends.torch_dynamo import import_dynamo_late
 from modularml.backends.torch_forward import direct_forward
 from modularml.backends.torch_kernels import direct_step
@@ -47,6 +48,7 @@ class TorchAdapter(BackendAdapter):
 
     backend: ClassVar[Backend] = Backend.TORCH
     may_reuse_outputs = True
+    stacks: ClassVar[bool] = True
 
     # -- tensors ------------------------------------------------------------------------------
 
@@ -506,6 +508,21 @@ class TorchAdapter(BackendAdapter):
             return losses, outputs
 
         return step
+
+    def kind_of(self, models: Sequence[Any]) -> Hashable:
+        parts = tuple(type(part) for model in models for part in model.modules())
+        tensors = (t for model in models for t in (*model.parameters(), *model.buffers()))
+        return parts, tuple((t.shape, t.dtype, t.device, t.requires_grad) for t in tensors)
+
+    def stack(
+        self,
+        members: Sequence[StackMember],
+        inputs: Sequence[Sequence[Any]],
+        random_states: Sequence[Mapping[str, Any]],
+    ) -> Stack:
+        from modularml.backends.torch_stacked import TorchStack  # noqa: PLC0415 - rarely needed
+
+        return TorchStack(members, inputs, random_states)
 
     def check_device(self, device: str) -> Any:
         name = {"gpu": "cuda"}.get(device.split(":")[0], device.split(":")[0])

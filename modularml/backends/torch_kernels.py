@@ -7,7 +7,7 @@ kernel on the same tensors of the optimizer's state, so ``state_dict`` stays val
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from modularml._optional import require
@@ -15,8 +15,9 @@ from modularml.backends.torch_dynamo import first_step
 
 torch = require("torch", purpose="to train torch models")
 
-__all__ = ["direct_step"]
+__all__ = ["StackedRun", "direct_step", "has_states", "kernel_of_all"]
 
+_STATES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 _ONE = torch.tensor(1.0)  # a Python 1 would be converted at every step
 
 
@@ -37,6 +38,50 @@ def direct_step(optimizer: Any) -> Callable[[], Any]:
         step: Callable[[], Any] = optimizer.step
         return step
     return _Direct(optimizer, kernel)
+
+
+def kernel_of_all(optimizers: Sequence[Any]) -> Callable[[Any, list[Any]], None] | None:
+    """Return the fused kernel that updates the weights of all optimizers; None without one.
+
+    Its arguments are a `StackedRun` and the gradients. It is for optimizers whose states exist.
+    """
+    kernel = _KERNELS.get(type(optimizers[0]))
+    same = all(type(o) is type(optimizers[0]) and _is_plain(o) for o in optimizers)
+    return kernel if same and not any(map(_is_hooked, optimizers)) else None
+
+
+def has_states(optimizer: Any) -> bool:
+    """Return whether an optimizer keeps states, which its first step creates."""
+    is_sgd = isinstance(optimizer, torch.optim.SGD)
+    return not is_sgd or any(group["momentum"] for group in optimizer.param_groups)
+
+
+class StackedRun:
+    """Members with equal settings: their weights and states, stacked.
+
+    Parameters
+    ----------
+    hyper : dict
+        Settings as in a parameter group.
+    params : list of tensor
+        Of shape (members, ...).
+    states : mapping of str to list of tensor
+        By name, such as ``exp_avg``; one per weight, of shape (members, ...).
+    """
+
+    def __init__(
+        self, hyper: dict[str, Any], params: list[Any], states: Mapping[str, list[Any]]
+    ) -> None:
+        self.hyper, self.params = hyper, params
+        self.state = {name: list(states.get(name, ())) for name in _STATES}
+        counts = states.get("step", ())
+        self.steps = [count[0] for count in counts]  # the kernel reads and counts one
+        self._others = [count[1:] for count in counts if len(count) > 1]
+
+    def count(self) -> None:
+        """Count a step for the members that the kernel does not count for."""
+        if self._others:
+            torch._foreach_add_(self._others, _ONE, alpha=1.0)
 
 
 class _Direct:
@@ -87,8 +132,7 @@ class _Group:
         self.params = [p for p in group["params"] if p.grad is not None]
         self.others = [p for p in group["params"] if p.grad is None]
         states = [optimizer.state[p] for p in self.params if p in optimizer.state]
-        names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
-        self.state = {n: [s[n] for s in states if s.get(n) is not None] for n in names}
+        self.state = {n: [s[n] for s in states if s.get(n) is not None] for n in _STATES}
         self.steps = [s["step"] for s in states if "step" in s]
         self.with_momentum = bool(group.get("momentum"))
 

@@ -16,6 +16,7 @@ from modularml._warning import warn
 from modularml.backends import PLAIN, StepOptions
 from modularml.backends.base import Processes
 from modularml.backends.fingerprint import Identity
+from modularml.backends.stacking import NotStackableError, StackMember
 from modularml.data.execution import ExecutionContext, Layout, WeightSource
 from modularml.data.lineage import Source
 from modularml.data.rows import as_slice
@@ -251,6 +252,18 @@ class BatchFeed:
 
     def _layout(self, plan: StepPlan) -> Layout:
         return replace(plan.layout, views={s: b.view for s, b in self.bound.items()})
+
+    def stack_member(self, options: StepOptions) -> StackMember:
+        """Return what trains this phase's graph as one with others; see `Stack`.
+
+        Raises
+        ------
+        NotStackableError
+            If it cannot be trained so.
+        """
+        if self._in_turn or self.processes is not None:
+            raise NotStackableError("samplers alternate, or several processes train the graph")
+        return self.plan.stack_member(options)
 
     def epoch(self, epoch: int) -> tuple[int, Iterator[ExecutionContext]]:
         """Return the number of batches of an epoch, and its steps."""

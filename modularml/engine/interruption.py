@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,68 +17,45 @@ from typing import Any, Self
 from modularml.engine.callback import Callback
 from modularml.engine.run_state import Start
 
-__all__ = ["Interruption", "exit_on_signals", "is_interruption", "stop_thread"]
+__all__ = [
+    "Interruption",
+    "Signals",
+    "exit_on_signals",
+    "is_interruption",
+    "shared_signals",
+    "stop_thread",
+]
 
 _AFTER_ALL = 1_000_001
 _ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _SIGNALS = (signal.SIGINT, *_ENDS)
-_in_threads: dict[int, Interruption] = {}
+_in_threads: dict[int, Signals] = {}
 """Those of runs in other threads than the main thread, by thread."""
 
 
-class Interruption(Callback):
-    """Ends a run cleanly on a signal; a second one ends it at once.
+class Signals:
+    """Receives signals that end a run, so that it can end between two batches.
 
-    It handles SIGINT, SIGTERM and SIGHUP. A SIGTERM or SIGHUP within a second of the first counts
-    as the same signal, sent to a group of processes and forwarded by the parent. As a context
-    manager it catches signals, in the main thread only; in another, `stop_thread` takes their
-    place.
+    A second signal ends it at once. Signals are SIGINT, SIGTERM and SIGHUP; a SIGTERM or SIGHUP
+    within a second of the first counts as the same signal, sent to a group of processes and
+    forwarded by the parent. As a context manager it catches signals, in the main thread only; in
+    another, `stop_thread` takes their place.
 
-    Parameters
+    Attributes
     ----------
-    path : Path
-        File of the checkpoint to write.
+    number : int
+        The signal received; 0 for none.
     """
 
-    changes_weights = False
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("interruption", execution_order=_AFTER_ALL)
-        self.path = path
-        self._signal, self._received_at = 0, 0.0
+    def __init__(self) -> None:
+        self.number, self._received_at = 0, 0.0
         self._handlers: dict[int, Any] = {}
 
-    def on_batch_end(self, *, experiment: Any, phase: Any, **facts: Any) -> None:
-        """End the run if a signal has arrived."""
-        if self._signal and phase.has_no_pending_gradients:
-            self._end("batch_end", experiment, phase)
-
-    def on_epoch_end(self, *, experiment: Any, phase: Any, **facts: Any) -> None:
-        """End the run if a signal has arrived after the last batch."""
-        if self._signal:
-            self._end("epoch_end", experiment, phase)
-
-    def _end(self, hook: str, experiment: Any, phase: Any) -> None:
-        number = self._signal
-        if phase.is_main:
-            meta = {"phase": phase.label, "hook": hook}
-            experiment._save_run_checkpoint(
-                self.path, True, meta, Start.after(hook, phase), alone=True
-            )
-            logging.getLogger(__name__).warning(
-                "note: phase %r was stopped by %s; run(resume='auto') resumes from %s",
-                phase.label,
-                signal.Signals(number).name,
-                self.path,
-            )
-        self._signal = 0
-        raise _error(number)
-
     def _handle(self, number: int, frame: Any) -> None:
-        if self._signal and (number == signal.SIGINT or time.monotonic() - self._received_at > 1):
+        if self.number and (number == signal.SIGINT or time.monotonic() - self._received_at > 1):
             raise _error(number)
-        if not self._signal:
-            self._signal, self._received_at = number, time.monotonic()
+        if not self.number:
+            self.number, self._received_at = number, time.monotonic()
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -97,12 +75,74 @@ class Interruption(Callback):
     ) -> None:
         if _in_threads.get(threading.get_ident()) is self:
             del _in_threads[threading.get_ident()]
-            if self._signal and error is None:
-                raise _error(self._signal)
         for number, handler in self._handlers.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-        if self._signal and error is None:  # it arrived after the last batch
-            signal.raise_signal(self._signal)
+        if self.number and error is None:  # it arrived after the last batch
+            if threading.current_thread() is not threading.main_thread():
+                raise _error(self.number)
+            signal.raise_signal(self.number)
+
+
+shared_signals: ContextVar[Signals | None] = ContextVar("modularml_signals", default=None)
+"""Signals that the main thread receives for runs in other threads."""
+
+
+class Interruption(Callback):
+    """Ends a run cleanly on a signal, as a context manager; see `Signals`.
+
+    Parameters
+    ----------
+    path : Path
+        File of the checkpoint to write.
+    """
+
+    changes_weights = False
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("interruption", execution_order=_AFTER_ALL)
+        self.path, self._signals = path, shared_signals.get() or Signals()
+        self._is_shared = shared_signals.get() is not None
+
+    def on_batch_end(self, *, experiment: Any, phase: Any, **facts: Any) -> None:
+        """End the run if a signal has arrived."""
+        if self._signals.number and phase.has_no_pending_gradients:
+            self._end("batch_end", experiment, phase)
+
+    def on_epoch_end(self, *, experiment: Any, phase: Any, **facts: Any) -> None:
+        """End the run if a signal has arrived after the last batch."""
+        if self._signals.number:
+            self._end("epoch_end", experiment, phase)
+
+    def _end(self, hook: str, experiment: Any, phase: Any) -> None:
+        number = self._signals.number
+        if phase.is_main:
+            meta = {"phase": phase.label, "hook": hook}
+            experiment._save_run_checkpoint(
+                self.path, True, meta, Start.after(hook, phase), alone=True
+            )
+            logging.getLogger(__name__).warning(
+                "note: phase %r was stopped by %s; run(resume='auto') resumes from %s",
+                phase.label,
+                signal.Signals(number).name,
+                self.path,
+            )
+        if not self._is_shared:
+            self._signals.number = 0
+        raise _error(number)
+
+    def __enter__(self) -> Self:
+        if not self._is_shared:
+            self._signals.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if not self._is_shared:
+            self._signals.__exit__(kind, error, tb)
 
 
 def is_interruption(error: BaseException) -> bool:
@@ -137,8 +177,8 @@ def stop_thread(ident: int) -> None:
 
     A run with checkpoints on disk finishes its batch and writes one first.
     """
-    if (interruption := _in_threads.get(ident)) is not None:
-        interruption._handle(signal.SIGTERM, None)
+    if (signals := _in_threads.get(ident)) is not None:
+        signals._handle(signal.SIGTERM, None)
     else:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(_Stop))
 

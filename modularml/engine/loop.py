@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,7 +30,15 @@ from modularml.results.metric_store import compact
 from modularml.results.phase_results import PhaseResults
 from modularml.results.recording import Recorder, ResultRecording
 
-__all__ = ["Display", "EpochOverError", "phase_epochs", "run_phase"]
+__all__ = [
+    "Display",
+    "EpochOverError",
+    "RunningEpoch",
+    "batch_runner",
+    "phase_epochs",
+    "run_batches",
+    "run_phase",
+]
 
 
 class EpochOverError(Exception):
@@ -263,6 +272,82 @@ def _stream(feed: BatchFeed, start: Start) -> Stream:
     return stream
 
 
+@dataclass
+class RunningEpoch:
+    """An epoch whose batches are about to run.
+
+    Parameters
+    ----------
+    phase : RunnablePhase
+    feed : BatchFeed
+    epoch, n_batches : int
+        Its 0-based number, and how many batches it has.
+    hooks : Hooks
+    recorder : Recorder
+    contexts : iterator of ExecutionContext
+        The batches that are left, filled in by the feed.
+    values : list
+        Losses of each batch so far; those that run are added.
+    step : callable
+        Runs one batch.
+    batch_bar : Bar
+    last : ExecutionContext
+        The last batch that has run, or the epoch's own context.
+    """
+
+    phase: RunnablePhase
+    feed: BatchFeed
+    epoch: int
+    n_batches: int
+    hooks: Hooks
+    recorder: Recorder
+    contexts: Iterator[ExecutionContext]
+    values: list[Sequence[Any]]
+    step: Callable[[ExecutionContext], None]
+    batch_bar: Bar
+    last: ExecutionContext
+
+    def needs_check(self) -> bool:
+        """Return whether the first batch of the phase comes next, whose losses are checked."""
+        return self.epoch == 0 and not self.values
+
+    def end_batch(self, ctx: ExecutionContext) -> None:
+        """Record a batch that has run without its hooks."""
+        if self.needs_check():
+            self.feed.check_means(ctx, self.n_batches > 1)
+        self.values.append(ctx.values)
+        self.recorder.record(ctx)
+        self.batch_bar.update()
+        self.last = ctx
+
+
+def run_batches(running: RunningEpoch) -> None:
+    """Run the batches of an epoch one after another."""
+    hooks, feed, epoch = running.hooks, running.feed, running.epoch
+    before, after = hooks.handles("on_batch_start"), hooks.handles("on_batch_end")
+    step, recorder, values = running.step, running.recorder, running.values
+    batch_bar, is_first = running.batch_bar, running.needs_check()
+    for ctx in running.contexts:
+        running.last = ctx
+        if before:
+            hooks("on_batch_start", epoch, exec_ctx=ctx)
+        step(ctx)
+        if is_first:
+            is_first = not feed.check_means(ctx, running.n_batches > 1)
+        values.append(ctx.values)
+        recorder.record(ctx)
+        if after:
+            ctx.release()  # a callback may hold on to it
+            hooks("on_batch_end", epoch, exec_ctx=ctx)
+        batch_bar.update()
+
+
+batch_runner: ContextVar[Callable[[RunningEpoch], None]] = ContextVar(
+    "modularml_batch_runner", default=run_batches
+)
+"""Runs the batches of each epoch; the default runs them one after another."""
+
+
 def _run_epoch(
     phase: RunnablePhase,
     feed: BatchFeed,
@@ -274,7 +359,6 @@ def _run_epoch(
     batch_bars: BatchBars,
     done: list[list[float]],
 ) -> None:
-    before, after = hooks.handles("on_batch_start"), hooks.handles("on_batch_end")
     ctx = ExecutionContext(phase.label, epoch, max(0, len(done) - 1))
     phase.partial_epoch = epoch, []
     hooks("on_epoch_start", epoch, exec_ctx=ctx)
@@ -290,21 +374,14 @@ def _run_epoch(
     if not done:
         recorder.begin()
     values: list[Sequence[Any]] = [*done]
-    is_first = epoch == 0 and not done
     phase.partial_epoch = epoch, values
     with plan.modes(), batch_bars(epoch, n_batches) as batch_bar, suppress(EpochOverError):
-        for ctx in position.data(n_batches - len(done)):
-            if before:
-                hooks("on_batch_start", epoch, exec_ctx=ctx)
-            step(ctx)
-            if is_first:
-                is_first = not feed.check_means(ctx, n_batches > 1)
-            values.append(ctx.values)
-            recorder.record(ctx)
-            if after:
-                ctx.release()  # a callback may hold on to it
-                hooks("on_batch_end", epoch, exec_ctx=ctx)
-            batch_bar.update()
+        contexts = position.data(n_batches - len(done))
+        running = RunningEpoch(
+            phase, feed, epoch, n_batches, hooks, recorder, contexts, values, step, batch_bar, ctx
+        )
+        batch_runner.get()(running)
+    ctx = running.last
     recorder.end(_log_losses(phase, feed, values, ctx, recorder.results))
     phase.log_scores(recorder.results)
     hooks("on_epoch_end", epoch, exec_ctx=ctx)

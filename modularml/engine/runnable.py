@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from modularml.backends import StepOptions
 from modularml.data.execution import ExecutionContext
 from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.binding import InputBinding
@@ -47,6 +48,8 @@ class RunnablePhase(Protocol):
     def learn_from(self, feed: BatchFeed, *, live: bool = False) -> list[tuple[Any, Any]]: ...  # noqa: D102
 
     def all_callbacks(self) -> list[Callback]: ...  # noqa: D102
+
+    def step_options(self) -> StepOptions: ...  # noqa: D102
 
     def step_of(self, feed: BatchFeed) -> Callable[[ExecutionContext], None]: ...  # noqa: D102
 

@@ -20,6 +20,7 @@ import numpy as np
 from modularml._typing import Shape
 from modularml.backends import PLAIN, BackendAdapter, StepOptions
 from modularml.backends.base import NotFiniteError
+from modularml.backends.stacking import NotStackableError, StackMember
 from modularml.data.execution import Layout, WeightSource
 from modularml.data.lineage import Source
 from modularml.errors import BackendNotSupportedError, ShapeError
@@ -216,16 +217,33 @@ class Segment:
         if not self.optimizers:
             return self.eval_step()
         instances = [o.instance for o in self.optimizers]
+        options = self._completed(options)
+        if options.is_plain:
+            return self.adapter.train_step(self.compute, instances)
+        return self.adapter.train_step(self.compute, instances, options)
+
+    def _completed(self, options: StepOptions) -> StepOptions:
+        """Return the options of a step with those of its optimizers and models."""
         options = replace(
             options,
             clips=tuple((o.clip_norm, o.clip_value) for o in self.optimizers),
             schedules=tuple(o.scheduler for o in self.optimizers if o.steps_every("batch")),
             models=tuple(model for model, _ in self.modes),
         )
-        options = self.adapter.options_for(options)
-        if options.is_plain:
-            return self.adapter.train_step(self.compute, instances)
-        return self.adapter.train_step(self.compute, instances, options)
+        return self.adapter.options_for(options)
+
+    def stack_member(self, options: StepOptions, weights: Sequence[float]) -> StackMember:
+        """Return what trains this segment as one with those of other graphs."""
+        models = [model for model, _ in self.modes]
+        indices = [i for i, _ in self.takes]
+        return StackMember(
+            lambda tensors: self.compute([tensors[i] for i in indices]),
+            models,
+            [o.instance for o in self.optimizers],
+            self._completed(options),
+            tuple(weights),
+            self.adapter.kind_of(models),
+        )
 
     def eval_step(self, chunk: int | None = None) -> StepFunction:
         """Return the function that computes a batch's losses and outputs without gradients.
@@ -374,6 +392,26 @@ class StepPlan:
     def eval_step(self, chunk: int | None = None) -> StepFunction:
         """Return the function that computes a batch's losses and outputs; see `Segment`."""
         return self._through([segment.eval_step(chunk) for segment in self.segments])
+
+    def stack_member(self, options: StepOptions) -> StackMember:
+        """Return what trains this graph as one with others; see `Stack`.
+
+        Raises
+        ------
+        NotStackableError
+            If it cannot be trained so.
+        """
+        first, *others = self.segments
+        if others:
+            raise NotStackableError("the graph has models of several frameworks")
+        if first.eager or not first.optimizers:
+            raise NotStackableError("nodes are fitted, not trained by gradients")
+        for name in ("accumulate", "precision", "compile", "on_nonfinite"):
+            if getattr(options, name) != getattr(PLAIN, name):
+                raise NotStackableError(f"{name}={getattr(options, name)!r} is not supported")
+        weights = [applied.weight for applied in self.losses]
+        weights += [1.0] * (len(self.layout.losses) - len(weights))  # losses of models
+        return first.stack_member(options, weights)
 
     def losses_of_part(
         self, tensors: Sequence[Any], outs: Sequence[Any], rows: slice

@@ -8,6 +8,7 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +23,7 @@ __all__ = [
     "drawn_seed",
     "generator_from",
     "generator_state",
+    "one_owner",
     "random_states",
     "seed_all",
     "seed_of_state",
@@ -125,7 +127,7 @@ class OwnRandomness:
     def enter(self) -> None:
         """Wait for other threads, and set the states of this run."""
         _LOCK.acquire()
-        self._before, OwnRandomness._holder = OwnRandomness._holder, threading.get_ident()
+        self._before, OwnRandomness._holder = OwnRandomness._holder, _owner()
         self._outer = random_states()
         if self._own is not None:
             set_random_states(self._own)
@@ -151,7 +153,7 @@ class OwnRandomness:
         """Use streams of a seed within a block; the process's states are restored."""
         self.enter()
         try:
-            if set(OwnRandomness._loose) - {threading.get_ident()}:
+            if set(OwnRandomness._loose) - {_owner()}:
                 warn(_MIXED)
             seed_all(seed, *names)
             yield
@@ -162,7 +164,7 @@ class OwnRandomness:
     @contextmanager
     def shared(cls) -> Iterator[None]:
         """Use the process's generators within a block, as a run without a seed does."""
-        me = threading.get_ident()
+        me = _owner()
         if cls._holder not in (None, me):
             warn(_MIXED)
         cls._loose.append(me)
@@ -172,7 +174,59 @@ class OwnRandomness:
             cls._loose.remove(me)
 
 
-_LOCK = threading.RLock()
+_owner_of_context: ContextVar[int | None] = ContextVar("modularml_owner", default=None)
+
+
+def _owner() -> int:
+    """Return the thread that the current context computes for, by default its own."""
+    return _owner_of_context.get() or threading.get_ident()
+
+
+@contextmanager
+def one_owner() -> Iterator[None]:
+    """Let threads started within a block, with a copy of the context, count as this thread.
+
+    Only one of them may compute at a time.
+    """
+    token = _owner_of_context.set(_owner())
+    try:
+        yield
+    finally:
+        _owner_of_context.reset(token)
+
+
+class _OwnerLock:
+    """A lock that its owner may acquire again."""
+
+    def __init__(self) -> None:
+        self._free = threading.Condition()
+        self._held_by: int | None = None
+        self._count = 0
+
+    def acquire(self, blocking: bool = True) -> bool:
+        with self._free:
+            if self._held_by not in (None, _owner()):
+                if not blocking:
+                    return False
+                self._free.wait_for(lambda: self._held_by is None)
+            self._held_by, self._count = _owner(), self._count + 1
+            return True
+
+    def release(self) -> None:
+        with self._free:
+            self._count -= 1
+            if not self._count:
+                self._held_by = None
+                self._free.notify()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+
+_LOCK = _OwnerLock()
 _MIXED = (
     "a run without a seed uses the process's random generators while a seeded run uses them in "
     "another thread, so the seeded run is not reproducible; set a seed for both"
@@ -191,7 +245,7 @@ def unchanged_randomness(*, wait: bool = True) -> Iterator[None]:
     acquired = _LOCK.acquire(blocking=wait)
     before, holder = random_states(), OwnRandomness._holder
     if acquired:
-        OwnRandomness._holder = threading.get_ident()
+        OwnRandomness._holder = _owner()
     try:
         yield
     finally:

@@ -23,7 +23,7 @@ from modularml.strategies.fold_checks import (
     warn_or_refuse,
 )
 from modularml.strategies.folds import make_folds
-from modularml.strategies.jobs import Jobs, Search
+from modularml.strategies.jobs import Jobs, Search, Stacked
 from modularml.strategies.variant_runs import (
     FoldFailedWarning,
     VariantRuns,
@@ -77,6 +77,13 @@ class CrossValidation(Checked):
         rows alone: a `Sweep`, a function that returns one, or, for example, a function with an
         inner `CrossValidation`. It may edit the graph; a phase or group that it returns is run
         instead of the plan, an experiment that it returns instead of the fold's.
+    stacked : bool or 'auto'
+        Whether folds are trained as one in this process: the weights of small torch models get a
+        leading axis, and each step trains all folds. Rows and batches are those of folds trained
+        one after another; losses and weights are equal up to rounding. What cannot be trained so is
+        trained one fold after another, and a line in the log says why. ``'auto'`` stacks small
+        torch models where it is faster and neither `n_jobs` nor `search` is given; False gives
+        equal bits whatever else runs.
 
     Raises
     ------
@@ -107,6 +114,7 @@ class CrossValidation(Checked):
         n_jobs: Jobs = None,
         timeout: float | None = None,
         search: Search | None = None,
+        stacked: Stacked = "auto",
     ) -> None:
         chosen = checked_experiment(experiment, phase)
         at_least(0, seed=seed)
@@ -119,7 +127,8 @@ class CrossValidation(Checked):
         self.n_jobs, self.timeout, self.search = n_jobs, timeout, search
         if splitter is None and n_folds == 1 and any(b.val_size is None for b in self.bindings):
             raise ConfigError("n_folds=1 needs val_size: one fold would validate on every row")
-        runs = {"n_jobs": n_jobs, "timeout": timeout, "search": search}
+        self.stacked = stacked
+        runs = {"n_jobs": n_jobs, "timeout": timeout, "search": search, "stacked": stacked}
         self._runs = VariantRuns(label, chosen, phase, "fold", **runs)  # type: ignore[arg-type]
 
     @cached_property

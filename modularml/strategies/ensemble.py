@@ -74,9 +74,8 @@ class Ensemble(Checked, EnsembleFiles):
     n_jobs, timeout
         See `CrossValidation`.
     label : str
-    stacked : 'auto' or bool
-        Whether members are trained together, as one model with a further axis. Not supported yet:
-        ``auto`` trains one after another.
+    stacked : bool or 'auto'
+        Whether members are trained as one; see `CrossValidation`.
 
     Raises
     ------
@@ -106,13 +105,6 @@ class Ensemble(Checked, EnsembleFiles):
     ) -> None:
         at_least(2, n=n)
         at_least(0, seed=seed)
-        if stacked not in ("auto", True, False):
-            raise ConfigError(f"stacked must be 'auto', True or False, got {stacked!r}")
-        if stacked is True:
-            raise ConfigError(
-                "stacked=True is not supported yet, so members are trained one after another; pass "
-                "'auto' or False"
-            )
         check_jobs(n_jobs, timeout, "member")
         chosen = checked_experiment(experiment, phase)
         if vary == "seed" and bindings is not None:
@@ -130,7 +122,8 @@ class Ensemble(Checked, EnsembleFiles):
         self.seed, self.n_jobs, self.timeout, self.label = seed, n_jobs, timeout, label
         self.stacked = stacked
         self.failed_members: dict[str, Exception] = {}
-        self._runs = VariantRuns(label, chosen, phase, "member", n_jobs=n_jobs, timeout=timeout)
+        options = {"n_jobs": n_jobs, "timeout": timeout, "stacked": stacked}
+        self._runs = VariantRuns(label, chosen, phase, "member", **options)  # type: ignore[arg-type]
         self._predictor: Predictor | None = None
 
     # -- members ------------------------------------------------------------------------------

@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from modularml.context import ExperimentContext
 from modularml.engine.interruption import exit_on_signals
+from modularml.engine.stacked import SideBySide, pays
 from modularml.errors import ModularMLError
 from modularml.experiment import Checkpointing, Experiment, PhaseGroup
 from modularml.experiment.resume import config_hash
@@ -25,9 +27,10 @@ from modularml.strategies.local_workers import LocalWorkers, seconds_to_start
 from modularml.strategies.variants import Plan, Variant, template_of, variant_experiment
 from modularml.strategies.worker import Job
 
-__all__ = ["Jobs", "Outcome", "Search", "Work"]
+__all__ = ["Jobs", "Outcome", "Search", "Stacked", "Work"]
 
 Outcome = tuple[Variant, Experiment | Exception]
+Stacked = bool | Literal["auto"]
 Jobs = int | Literal["auto"] | None
 Search = Callable[[Experiment], Any]
 """Returns the plan or the experiment to run, another search, or None; see `CrossValidation`."""
@@ -68,12 +71,15 @@ class Work:
     def run(self, experiment: Experiment, plan: Plan, variant: Variant) -> Experiment:
         """Run a variant and return its experiment; random states are restored."""
         with unchanged_randomness():
-            new = self.prepared(experiment, plan, variant)
-            folder = None if self.folder is None else self.folder / new.label
-            if self.search is not None:
-                new = self._searched(self.search, new, folder)
-            self._set_folder(new, folder)
-            new.run(resume=self.resume, **self.flags)
+            return self._run(experiment, plan, variant)
+
+    def _run(self, experiment: Experiment, plan: Plan, variant: Variant) -> Experiment:
+        new = self.prepared(experiment, plan, variant)
+        folder = None if self.folder is None else self.folder / new.label
+        if self.search is not None:
+            new = self._searched(self.search, new, folder)
+        self._set_folder(new, folder)
+        new.run(resume=self.resume, **self.flags)
         for fs in new.ctx.available_featuresets.values():
             if fs.scaler_records:  # its columns are not shared with other variants
                 fs.collection.tensors.clear()
@@ -118,8 +124,14 @@ class Work:
         *,
         n_jobs: Jobs = None,
         timeout: float | None = None,
+        stacked: Stacked = False,
     ) -> Generator[Outcome]:
-        """Run variants; yield each as it ends, with its experiment or its error."""
+        """Run variants; yield each as it ends, with its experiment or its error.
+
+        With `stacked`, small models are trained as one in this process; see `SideBySide`.
+        """
+        if self._stacks(experiment, plan, variants, stacked, n_jobs):
+            return self.side_by_side(experiment, plan, variants, loud=stacked is True)
         if n_jobs == "auto":
             is_cluster(timeout)  # refuses backends that run no variants
             return self.automatically(experiment, plan, variants)
@@ -170,6 +182,44 @@ class Work:
                 yield from outcomes
                 return
         yield from self.sequentially(experiment, plan, variants)
+
+    def _stacks(
+        self,
+        experiment: Experiment,
+        plan: Plan,
+        variants: Sequence[Variant],
+        stacked: Stacked,
+        n_jobs: Any,
+    ) -> bool:
+        """Return whether variants are trained side by side."""
+        if stacked is False or self.search is not None or len(variants) < 2:
+            return False
+        alone = n_jobs in (None, 1, "auto") and count_jobs(None) == 1
+        return stacked is True or (alone and pays(experiment, plan, len(variants)))
+
+    def side_by_side(
+        self,
+        experiment: Experiment,
+        plan: Plan,
+        variants: Sequence[Variant],
+        *,
+        loud: bool = False,
+    ) -> Generator[Outcome]:
+        """Run variants in this process, their epochs together; see `outcomes`.
+
+        If `loud`, a warning is logged when they cannot be trained together.
+        """
+        quiet = replace(self, flags={**self.flags, **dict.fromkeys(_BARS, False)})
+        works = [
+            partial((quiet if i else self)._run, experiment, plan, variant)
+            for i, variant in enumerate(variants)
+        ]
+        settings = [getattr(phase, "checkpointing", None) for phase in plan.flatten()]
+        saves = self.folder is not None or any(s is not None and s.mode == "disk" for s in settings)
+        options = {"level": logging.WARNING, "fewest_steps": 32} if loud else {}
+        runs = SideBySide(works, saves=saves, **options)
+        for number, outcome in runs.outcomes():
+            yield variants[number], outcome
 
     def on_workers(
         self,

@@ -19,10 +19,17 @@ from modularml.experiment import Experiment, PhaseGroup
 from modularml.experiment.run import check_flags
 from modularml.phases.phase import ExperimentPhase
 from modularml.progress import bar
-from modularml.strategies.jobs import Jobs, Search, Work
+from modularml.strategies.jobs import Jobs, Search, Stacked, Work
 from modularml.strategies.variants import Plan, Variant
 
-__all__ = ["FoldFailedWarning", "Resume", "VariantRuns", "check_jobs", "checked_experiment"]
+__all__ = [
+    "FoldFailedWarning",
+    "Resume",
+    "VariantRuns",
+    "check_jobs",
+    "check_stacked",
+    "checked_experiment",
+]
 
 Resume = Literal["auto"] | None
 
@@ -39,6 +46,16 @@ def checked_experiment(experiment: Any, phase: Any) -> Experiment:
     if phase is not None and not isinstance(phase, ExperimentPhase | PhaseGroup):
         raise TypeError(f"phase must be a phase or a PhaseGroup, got {phase!r}")
     return chosen
+
+
+def check_stacked(stacked: bool | str, n_jobs: int | str | None) -> None:
+    """Refuse values of `stacked` that cannot be honoured."""
+    if not isinstance(stacked, bool) and stacked != "auto":
+        raise ConfigError(f"stacked must be True, False or 'auto', got {stacked!r}")
+    if stacked is True and n_jobs not in (None, 1, "auto"):
+        raise ConfigError(
+            f"stacked=True trains all in this process, got n_jobs={n_jobs!r}; omit one of them"
+        )
 
 
 def check_jobs(n_jobs: Jobs, timeout: float | None, noun: str) -> None:
@@ -67,7 +84,7 @@ class VariantRuns:
         What is run; None for the experiment's plan.
     noun : str
         What a variant is called in messages: ``fold`` or ``member``.
-    n_jobs, timeout, search
+    n_jobs, timeout, search, stacked
         See `CrossValidation`.
     """
 
@@ -81,7 +98,10 @@ class VariantRuns:
         n_jobs: Jobs = None,
         timeout: float | None = None,
         search: Search | None = None,
+        stacked: Stacked = False,
     ) -> None:
+        check_stacked(stacked, n_jobs)
+        self.stacked = stacked
         self.label, self.experiment, self.phase, self.noun = label, experiment, phase, noun
         self.n_jobs, self.timeout, self.search = n_jobs, timeout, search
         self.done: dict[str, Experiment] = {}
@@ -126,7 +146,7 @@ class VariantRuns:
         missing, failed = self.missing(variants), dict[str, Exception]()
         folder = self.experiment._checkpoint_dir
         work = Work(self.label, flags, self.search, folder and folder.absolute(), resume)
-        jobs = {"n_jobs": self.n_jobs, "timeout": self.timeout}
+        jobs = {"n_jobs": self.n_jobs, "timeout": self.timeout, "stacked": self.stacked}
         outcomes = work.outcomes(self.experiment, self.plan, missing, **jobs)  # type: ignore[arg-type]
         options = {"show": show, "persist": flags["persist_progress"], "unit": self.noun}
         try:

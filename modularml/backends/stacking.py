@@ -1,0 +1,95 @@
+"""What a framework needs to train several small models of one architecture as one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modularml.backends.options import StepOptions
+
+__all__ = ["NotStackableError", "Stack", "StackMember"]
+
+
+class NotStackableError(Exception):
+    """Members cannot be trained as one; the message says why."""
+
+
+@dataclass(frozen=True)
+class StackMember:
+    """The training step of one member.
+
+    Parameters
+    ----------
+    compute : Compute
+    models : sequence
+        Models that `compute` calls.
+    optimizers : sequence
+    options : StepOptions
+    loss_weights : tuple of float
+        Weights of the losses within `compute`.
+    kind : hashable
+        Classes of the models' parts and shapes of their weights.
+    """
+
+    compute: Any
+    models: Sequence[Any]
+    optimizers: Sequence[Any]
+    options: StepOptions
+    loss_weights: tuple[float, ...]
+    kind: Hashable = None
+
+
+class Stack(ABC):
+    """The training steps of several members as one.
+
+    While attached, the weights and optimizer states of a member are views of those of the stack, so
+    that they are current after each step.
+    """
+
+    @abstractmethod
+    def fits(self, inputs: Sequence[Sequence[Any]]) -> bool:
+        """Return whether batches have the shapes that the step was made for."""
+
+    @abstractmethod
+    def attach(self, random_states: Sequence[Mapping[str, Any]], places: Sequence[int]) -> None:
+        """Copy weights, optimizer states and random states of some members into the stack.
+
+        Places of others stay vacant.
+        """
+
+    @abstractmethod
+    def detach(self, places: Sequence[int] | None = None) -> None:
+        """Give members, by default all, memory of their own; they take no part in later steps."""
+
+    @abstractmethod
+    def step(
+        self, inputs: Sequence[Sequence[Any]]
+    ) -> tuple[Sequence[Sequence[float]], Sequence[Sequence[Any]], Mapping[int, Exception]]:
+        """Compute the losses of a batch of each member, and update the weights.
+
+        A member with a loss or gradient that is not finite is detached with unchanged weights.
+
+        Parameters
+        ----------
+        inputs : sequence of sequence of tensor
+            By member; those of detached members are not used.
+
+        Returns
+        -------
+        losses : sequence of sequence of float
+            By member.
+        outputs : sequence of sequence of tensor
+            By member.
+        errors : mapping of int to NotFiniteError
+            By member.
+        """
+
+    @abstractmethod
+    def update_random_states(self, random_states: Sequence[dict[str, Any]]) -> None:
+        """Write the random states that members have after the steps so far."""
+
+    @abstractmethod
+    def settings_changed(self) -> None:
+        """Read learning rates and other settings of optimizers again."""

@@ -1,0 +1,358 @@
+"""Training of several small torch models of one architecture as one.
+
+Parameters get a leading axis, one entry a member. The step of one member is vectorized over it by
+``torch.func.vmap``, and traced once into a flat list of tensor operations, so that a step pays for
+no transform. Each member's weights and optimizer states are views of the stacked ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from modularml._optional import require
+from modularml.backends.base import NotFiniteError
+from modularml.backends.stacking import NotStackableError, Stack, StackMember
+from modularml.backends.torch_stacked_optimizer import StackedOptimizer, clip_members
+from modularml.backends.torch_tracing import Dropouts, ReplacedDropouts, traced
+
+torch = require("torch", purpose="to train torch models")
+
+__all__ = ["TorchStack"]
+
+_TOLERANCE = 1e-3  # of gradients, relative to the largest of a parameter
+
+
+class TorchStack(Stack):
+    """See `Stack`.
+
+    Parameters
+    ----------
+    members : sequence of StackMember
+        Of one architecture, with parameters on one device.
+    inputs : sequence of sequence of tensor
+        A batch of each member, for tracing and for comparing each member with its own step.
+    random_states : sequence of mapping
+        Of each member, before this batch.
+
+    Raises
+    ------
+    NotStackableError
+        If models differ in more than numbers, or an operation cannot be vectorized.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[StackMember],
+        inputs: Sequence[Sequence[Any]],
+        random_states: Sequence[Mapping[str, Any]],
+    ) -> None:
+        self.members = list(members)
+        self.n, self.live = len(members), set(range(len(members)))
+        self._whole = [_Whole(member) for member in members]
+        self._own = [whole.tensors() for whole in self._whole]
+        _check_alike(self._own)
+        alone = [
+            whole.losses_and_gradients(own_inputs, state)
+            for whole, own_inputs, state in zip(self._whole, inputs, random_states, strict=True)
+        ]
+        self._trained = _trained_names(alone)
+        self._dropouts = _dropouts_of(alone)
+        device = next(iter(self._own[0].values())).device
+        self._generators = [torch.Generator(device) for _ in members]
+        self._stacked = {
+            name: torch.stack([own[name].detach() for own in self._own]) for name in self._own[0]
+        }
+        self._factors = self._loss_factors(device)
+        self._masks: list[Any] = []
+        self._shapes = [t.shape for t in inputs[0]]
+        self._set_generators(random_states)
+        self._graph = self._trace(inputs)
+        self._check_against(alone, inputs, random_states)
+        self._optimizers = self._stacked_optimizers()
+
+    # -- members ------------------------------------------------------------------------------
+
+    def fits(self, inputs: Sequence[Sequence[Any]]) -> bool:
+        return all([t.shape for t in own] == self._shapes for own in inputs)
+
+    def attach(self, random_states: Sequence[Mapping[str, Any]], places: Sequence[int]) -> None:
+        self.live = set(places)
+        with torch.no_grad():
+            for name, stacked in self._stacked.items():
+                for place in places:
+                    own = self._own[place][name]
+                    stacked[place].copy_(own)
+                    own.data = stacked[place]
+        self._set_generators(random_states)
+        for optimizer in self._optimizers:
+            optimizer.adopt(self.live)
+
+    def detach(self, places: Sequence[int] | None = None) -> None:
+        for place in sorted(self.live) if places is None else places:
+            self.live.discard(place)
+            for tensor in self._own[place].values():
+                tensor.data = tensor.data.clone()
+            for optimizer in self._optimizers:
+                optimizer.release(place)
+
+    def _set_generators(self, random_states: Sequence[Mapping[str, Any]]) -> None:
+        for generator, state in zip(self._generators, random_states, strict=True):
+            generator.set_state(_state_for(generator, state))
+
+    def update_random_states(self, random_states: Sequence[dict[str, Any]]) -> None:
+        if not self._dropouts:
+            return
+        for place in self.live:
+            generator, states = self._generators[place], random_states[place]["torch"]
+            if generator.device.type == "cpu":
+                states["cpu"] = generator.get_state().numpy().copy()
+            else:
+                states["cuda"][generator.device.index or 0] = generator.get_state().numpy().copy()
+
+    def settings_changed(self) -> None:
+        for optimizer in self._optimizers:
+            optimizer.read_settings(self.live)
+
+    # -- the step -----------------------------------------------------------------------------
+
+    def step(
+        self, inputs: Sequence[Sequence[Any]]
+    ) -> tuple[Sequence[Sequence[float]], Sequence[Sequence[Any]], Mapping[int, Exception]]:
+        if len(self.live) < self.n:  # vacant places compute on the rows of another
+            some = next(iter(self.live))
+            inputs = [own if i in self.live else inputs[some] for i, own in enumerate(inputs)]
+        with torch.no_grad():
+            losses, grads, outputs = self._run([torch.stack(slot) for slot in zip(*inputs)])  # noqa: B905 - checked when traced
+            values: list[list[float]] = losses.tolist()
+            errors = self._errors(values)
+            if errors:
+                self.detach(list(errors))
+            self._update(grads, errors)
+        parts = [out.unbind(0) for out in outputs]
+        return values, list(zip(*parts, strict=True)), errors
+
+    def _run(self, batch: Sequence[Any]) -> tuple[Any, list[Any], Sequence[Any]]:
+        """Return losses of shape (members, losses), gradients and outputs."""
+        self._draw_masks()
+        n = len(self._trained)
+        losses, *rest = self._graph(*self._stacked.values(), *batch, *self._masks, self._factors)
+        return losses, rest[:n], rest[n:]
+
+    def _errors(self, values: Sequence[Sequence[float]]) -> dict[int, Exception]:
+        errors: dict[int, Exception] = {}
+        for place in self.live:
+            for index, value in enumerate(values[place]):
+                if not math.isfinite(value):
+                    errors.setdefault(place, NotFiniteError(index, value))
+        return errors
+
+    def _update(self, grads: list[Any], errors: dict[int, Exception]) -> None:
+        by_name = dict(zip(self._trained, grads, strict=True))
+        limits = self.members[0].options.clips
+        for optimizer, (norm, value) in zip(self._optimizers, limits, strict=False):
+            if norm is None and value is None:
+                continue
+            own = [by_name[name] for name in optimizer.names]
+            norms = clip_members(own, norm, value).tolist()
+            for place in [i for i in self.live if not math.isfinite(norms[i])]:
+                errors[place] = NotFiniteError(0, norms[place], "gradient")
+                self.detach([place])
+        for optimizer in self._optimizers:
+            optimizer.move(by_name, self.live)
+        schedules = [s for i in self.live for s in self.members[i].options.schedules]
+        for schedule in schedules:
+            schedule.step()
+        if schedules:
+            self.settings_changed()
+
+    def _draw_masks(self) -> None:
+        """Draw the dropout masks of a batch as `torch.nn.Dropout` does."""
+        for mask, rates in zip(self._masks, self._dropouts, strict=True):
+            for place, (_, rate) in enumerate(rates):
+                lane, generator = mask[place], self._generators[place]
+                if rate in (0.0, 1.0):  # torch draws nothing then
+                    lane.fill_(1.0 - rate)
+                else:
+                    lane.bernoulli_(1.0 - rate, generator=generator).div_(1.0 - rate)
+
+    # -- preparation --------------------------------------------------------------------------
+
+    def _loss_factors(self, device: Any) -> Any:
+        """Return the weight of each member's losses relative to those of the first."""
+        first = self.members[0].loss_weights
+        rows = []
+        for member in self.members:
+            pairs = list(zip(member.loss_weights, first, strict=True))
+            if any((own == 0) != (other == 0) for own, other in pairs):
+                raise NotStackableError("a loss has weight 0 in some of them")
+            rows.append([1.0 if other == 0 else own / other for own, other in pairs])
+        return torch.tensor(rows, dtype=torch.float64, device=device).reshape(self.n, len(first))
+
+    def _trace(self, inputs: Sequence[Sequence[Any]]) -> Any:
+        names, n_slots = list(self._stacked), len(inputs[0])
+        weighted = bool((self._factors != 1).any())
+        shapes = {tuple((t.shape, t.dtype) for t in own) for own in inputs}
+        if len(shapes) > 1:
+            raise NotStackableError("their batches differ in shape")
+        whole, trained = self._whole[0], self._trained
+        dtype = self._stacked[trained[0]].dtype
+        self._factors = self._factors.to(dtype)
+        for rates in self._dropouts:
+            shape, device = rates[0][0], self._factors.device
+            self._masks.append(torch.empty((self.n, *shape), dtype=dtype, device=device))
+
+        def losses_of(weights: Any, held: Any, batch: Any, masks: Any, factors: Any) -> Any:
+            with ReplacedDropouts(masks):
+                call = torch.func.functional_call(whole, {**weights, **held}, (batch,))
+            total, losses, outputs = call
+            rows = torch.stack([loss.reshape(()) for loss in losses])
+            if weighted:
+                rows = rows * factors
+                total = rows.sum()
+            return total, (rows, tuple(outputs))
+
+        gradients = torch.func.grad(losses_of, has_aux=True)
+
+        def one(*flat: Any) -> Any:
+            tensors = dict(zip(names, flat[: len(names)], strict=True))
+            batch, masks = flat[len(names) :][:n_slots], flat[len(names) + n_slots : -1]
+            weights = {name: tensors.pop(name) for name in trained}
+            grads, (rows, outputs) = gradients(weights, tensors, batch, masks, flat[-1])
+            return rows, *(grads[name] for name in trained), *outputs
+
+        self._draw_masks()
+        batch = [torch.stack(slot) for slot in zip(*inputs, strict=True)]
+        kept = {k: t.clone() for k, t in self._stacked.items() if k not in trained}
+        arguments = (*self._stacked.values(), *batch, *self._masks, self._factors)
+        graph = traced(torch.func.vmap(one, randomness="error"), arguments)
+        for name, values in kept.items():  # running statistics were updated
+            self._stacked[name].copy_(values)
+        return graph
+
+    def _check_against(
+        self,
+        alone: Sequence[_Alone],
+        inputs: Sequence[Sequence[Any]],
+        random_states: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Compare losses and gradients with those of each member's own step."""
+        self._set_generators(random_states)
+        kept = {k: t.clone() for k, t in self._stacked.items() if k not in self._trained}
+        with torch.no_grad():
+            losses, grads, _ = self._run([torch.stack(slot) for slot in zip(*inputs, strict=True)])
+        for name, values in kept.items():
+            self._stacked[name].copy_(values)
+        for place, own in enumerate(alone):
+            same = np.allclose(losses[place].tolist(), own.losses, 1e-4, 1e-6, equal_nan=True)
+            for name, grad in zip(self._trained, grads, strict=True):
+                same = same and _are_close(grad[place], own.gradients[name])
+            if not same:
+                raise NotStackableError(
+                    "a model or loss of some differs from the first in more than weights, rates "
+                    "and loss weights"
+                )
+
+    def _stacked_optimizers(self) -> list[StackedOptimizer]:
+        names = [{id(t): name for name, t in own.items()} for own in self._own]
+        if len({len(member.optimizers) for member in self.members}) > 1:
+            raise NotStackableError("they differ in optimizers")
+        return [
+            StackedOptimizer(own, names, self._stacked, self._trained)
+            for own in zip(*(member.optimizers for member in self.members), strict=True)
+        ]
+
+
+class _Whole(torch.nn.Module):  # type: ignore[misc, name-defined]
+    """All models of a member as one module that computes its losses."""
+
+    def __init__(self, member: StackMember) -> None:
+        super().__init__()
+        self.parts = torch.nn.ModuleList(member.models)
+        self.member = member
+
+    def forward(self, inputs: Sequence[Any]) -> Any:
+        return self.member.compute(inputs)
+
+    def tensors(self) -> dict[str, Any]:
+        """Return parameters and buffers, each once."""
+        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
+
+    def losses_and_gradients(self, inputs: Sequence[Any], state: Mapping[str, Any]) -> _Alone:
+        """Compute a batch as an ordinary step does; weights and statistics stay."""
+        buffers = [(t, t.clone()) for t in self.buffers()]
+        parameters = dict(self.named_parameters())
+        gradients = {name: p.grad for name, p in parameters.items()}
+        device = inputs[0].device
+        with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+            generator = torch.default_generator
+            if device.type != "cpu":
+                generator = torch.cuda.default_generators[device.index or 0]
+            generator.set_state(_state_for(generator, state))
+            for p in parameters.values():
+                p.grad = None
+            with torch.enable_grad(), Dropouts() as dropouts:
+                total, losses, _ = self(inputs)
+            total.backward()
+            found = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+        for tensor, values in buffers:
+            tensor.data.copy_(values)
+        for name, p in parameters.items():
+            p.grad = gradients[name]
+        moved_by = [g for o in self.member.optimizers for g in o.param_groups]
+        owned = {id(p) for group in moved_by for p in group["params"] if p.requires_grad}
+        if owned - {id(p) for p in parameters.values()}:
+            raise NotStackableError("a loss has weights, or a node is trained but does not run")
+        moved = {name: g for name, g in found.items() if id(parameters[name]) in owned}
+        return _Alone([loss.item() for loss in losses], moved, dropouts.seen)
+
+
+class _Alone:
+    """Losses and gradients of a member's own step, and its dropouts: shape and rate."""
+
+    def __init__(
+        self, losses: list[float], gradients: dict[str, Any], dropouts: list[tuple[Any, float]]
+    ) -> None:
+        self.losses, self.gradients, self.dropouts = losses, gradients, dropouts
+        if any(g.is_sparse for g in gradients.values()):
+            raise NotStackableError("gradients are sparse")
+
+
+def _check_alike(own: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse members whose parameters differ in name, shape, dtype or device."""
+    kinds = [{k: (t.shape, t.dtype, t.device) for k, t in tensors.items()} for tensors in own]
+    if any(kind != kinds[0] for kind in kinds):
+        raise NotStackableError("their models differ in shape")
+    if not kinds[0]:
+        raise NotStackableError("their models have no weights")
+
+
+def _trained_names(alone: Sequence[_Alone]) -> list[str]:
+    names = [list(member.gradients) for member in alone]
+    if any(own != names[0] for own in names):
+        raise NotStackableError("different weights get gradients")
+    return names[0]
+
+
+def _dropouts_of(alone: Sequence[_Alone]) -> list[list[tuple[Any, float]]]:
+    """Return shape and rate of each dropout of a step, by member."""
+    if len({len(member.dropouts) for member in alone}) > 1:
+        raise NotStackableError("they differ in dropout layers")
+    return [list(calls) for calls in zip(*(member.dropouts for member in alone), strict=True)]
+
+
+def _state_for(generator: Any, state: Mapping[str, Any]) -> Any:
+    states = state["torch"]
+    device = generator.device
+    kept = states["cpu"] if device.type == "cpu" else states["cuda"][device.index or 0]
+    return torch.from_numpy(kept)
+
+
+def _are_close(one: Any, other: Any) -> bool:
+    scale = float(other.abs().max()) if other.numel() else 0.0
+    if not math.isfinite(scale):
+        return True  # the step reports it
+    return bool((one - other).abs().max() <= _TOLERANCE * scale + 1e-7) if other.numel() else True

@@ -1,0 +1,149 @@
+"""Traces of torch functions as flat lists of tensor operations."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from modularml._optional import require
+from modularml.backends.stacking import NotStackableError
+
+torch = require("torch", purpose="to train torch models")
+
+__all__ = ["Dropouts", "ReplacedDropouts", "traced"]
+
+_MAX_OPERATIONS = 3_000
+"""Longer traces, such as those of a long recurrence, cost more than they save."""
+
+
+class Dropouts(torch.overrides.TorchFunctionMode):  # type: ignore[misc, name-defined]
+    """Records the shape and the rate of each dropout within a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Any, float]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.dropout:
+            x, rate, training, _ = _dropout_arguments(*args, **(kwargs or {}))
+            if training:
+                self.seen.append((tuple(x.shape), float(rate)))
+            with torch._C.DisableTorchFunction():
+                return func(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+class ReplacedDropouts(torch.overrides.TorchFunctionMode):  # type: ignore[misc, name-defined]
+    """Multiplies by given masks within a block, where dropouts would draw them."""
+
+    def __init__(self, masks: Sequence[Any]) -> None:
+        super().__init__()
+        self.masks = iter(masks)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.dropout:
+            x, _, training, _ = _dropout_arguments(*args, **(kwargs or {}))
+            return x * next(self.masks) if training else x
+        return func(*args, **(kwargs or {}))
+
+
+def _dropout_arguments(
+    input: Any,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+) -> tuple[Any, float, bool, bool]:
+    return input, p, training, inplace
+
+
+def traced(fn: Callable[..., Any], inputs: Sequence[Any]) -> Callable[..., Sequence[Any]]:
+    """Return a function of tensors as a flat list of the tensor operations that it calls.
+
+    Raises
+    ------
+    NotStackableError
+        If an operation cannot be traced or vectorized, or there are too many.
+    """
+    recorder = _Recorder(inputs)
+    try:
+        with torch.no_grad(), recorder:
+            outputs = fn(*inputs)
+    except NotStackableError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise NotStackableError(f"an operation cannot be vectorized: {reason}") from error
+    return recorder.function(outputs)
+
+
+class _Recorder(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore[misc, name-defined]
+    """Records the operations on tensors within a block, below all transforms."""
+
+    def __init__(self, inputs: Sequence[Any]) -> None:
+        super().__init__()
+        self.graph, self.constants = torch.fx.Graph(), dict[str, Any]()
+        self._nodes: dict[int, Any] = {}
+        self._alive: list[Any] = []  # so that no id is used twice
+        self._n = 0
+        for i, tensor in enumerate(inputs):
+            self._name(tensor, self.graph.placeholder(f"x{i}"))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise NotStackableError("a model or loss reads a number from a tensor")
+        own = self._twin(func, args, outputs)
+        if own is not None:
+            self._name(outputs, own)
+            return outputs
+        node_args, node_kwargs = torch.fx.node.map_aggregate((args, kwargs or {}), self._node)
+        node = self.graph.call_function(func, node_args, node_kwargs)
+        self._n += 1
+        if self._n > _MAX_OPERATIONS:
+            raise NotStackableError(f"a step has more than {_MAX_OPERATIONS} tensor operations")
+        if isinstance(outputs, tuple | list):
+            for i, output in enumerate(outputs):
+                if isinstance(output, torch.Tensor):
+                    self._name(output, self.graph.call_function(operator.getitem, (node, i)))
+        elif isinstance(outputs, torch.Tensor) and id(outputs) not in self._nodes:
+            self._name(outputs, node)  # else it was changed in place
+        return outputs
+
+    def _name(self, tensor: Any, node: Any) -> None:
+        self._nodes[id(tensor)] = node
+        self._alive.append(tensor)
+
+    def _node(self, value: Any) -> Any:
+        """Return the node of a tensor; one from elsewhere is a constant."""
+        if not isinstance(value, torch.Tensor):
+            return value
+        if id(value) not in self._nodes:
+            name = f"c{len(self.constants)}"
+            self.constants[name] = value
+            self._name(value, self.graph.get_attr(name))
+        return self._nodes[id(value)]
+
+    def _twin(self, func: Any, args: Sequence[Any], output: Any) -> Any:
+        """Return the node of a tensor that an operation returns unchanged; None otherwise."""
+        aten, source = torch.ops.aten, args[0] if args else None
+        if not isinstance(source, torch.Tensor) or not isinstance(output, torch.Tensor):
+            return None
+        node = self._node(source)
+        if func is aten.transpose.int and node.target is func:
+            axes = {a % source.ndim for a in args[1:]}
+            if axes == {a % source.ndim for a in node.args[1:]}:
+                return node.args[0]
+        same = source.shape == output.shape and source.dtype == output.dtype
+        if func is aten.permute.default and list(args[1]) == list(range(source.ndim)):
+            return node
+        keeps = func in (aten.view.default, aten._unsafe_view.default, aten.expand.default)
+        one = func is aten.mul.Scalar and args[1] == 1
+        return node if same and (keeps or one) else None
+
+    def function(self, outputs: Sequence[Any]) -> Callable[..., Sequence[Any]]:
+        """Return a module that calls the recorded operations."""
+        self.graph.output(tuple(map(self._node, outputs)))
+        self.graph.eliminate_dead_code()
+        module: Callable[..., Sequence[Any]] = torch.fx.GraphModule(self.constants, self.graph)
+        return module

@@ -1,0 +1,407 @@
+"""Runs of several experiments side by side, whose epochs are trained as one where possible.
+
+Each run is an ordinary one in a thread of its own, and only one thread computes at a time. Where a
+run would train an epoch, it waits until all others have come to an epoch or ended; equal models are
+then trained together by a `Stack`, and each run continues with its losses, outputs and weights.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import copy_context
+from itertools import chain
+from typing import Any
+
+from modularml.backends import adapter_for
+from modularml.backends.stacking import NotStackableError, Stack, StackMember
+from modularml.data.execution import ExecutionContext
+from modularml.engine.interruption import Interruption, Signals, is_interruption, shared_signals
+from modularml.engine.loop import RunningEpoch, batch_runner, run_batches
+from modularml.graph.model_node import ModelNode
+from modularml.graph.running import run_step
+from modularml.io.randomness import one_owner, random_states, set_random_states
+
+__all__ = ["SideBySide", "pays"]
+
+logger = logging.getLogger(__name__)
+
+_MIN_SHARE = 0.7  # of the places of a stack that must be taken
+_FEWEST_STEPS = 5_000  # of all members, below which little time is saved
+_MOST_WEIGHTS = 300_000  # of a member, above which arithmetic takes most of a step
+
+
+def pays(experiment: Any, plan: Any, n_members: int) -> bool:
+    """Return whether training several copies of an experiment as one is likely to be faster.
+
+    It is for small torch models that are trained for at least 5,000 steps in all.
+    """
+    graph = experiment.model_graph
+    if graph is None:
+        return False
+    n_weights, n_steps = 0, 0
+    for node in graph.nodes.values():
+        if isinstance(node, ModelNode) and not node.is_frozen:
+            adapter = adapter_for(node.backend)
+            if adapter.gradients and not adapter.stacks:
+                return False
+            n_weights += adapter.count_parameters(node.model.module)[0] if node.is_built else 0
+    with experiment.ctx.activate():
+        for phase in plan.flatten():
+            n_batches = phase.count_batches() if phase.training else None
+            n_steps += (n_batches or 0) * phase.n_epochs
+    return n_weights <= _MOST_WEIGHTS and n_steps * n_members >= _FEWEST_STEPS
+
+
+class SideBySide:
+    """Runs functions side by side, and trains their epochs together.
+
+    Parameters
+    ----------
+    works : sequence of callable
+        Each runs one experiment and returns a result.
+    saves : bool
+        Whether runs write checkpoints, so that signals end them between two batches.
+    width : int
+        The largest number of members trained as one.
+    fewest_steps : int
+        The number of steps of members that a stack must serve, as it must be traced first.
+    level : int
+        Level of the line in the log that says why runs are not trained together.
+
+    Attributes
+    ----------
+    reasons : dict of str to int
+        Why epochs were not trained together, with the number of runs.
+    n_together : int
+        The number of epochs of members that were trained together.
+    """
+
+    def __init__(
+        self,
+        works: Sequence[Callable[[], Any]],
+        *,
+        saves: bool = False,
+        width: int = 20,
+        fewest_steps: int = 300,
+        level: int = logging.INFO,
+    ) -> None:
+        self.signals = Signals() if saves else None
+        self.width, self.fewest_steps = width, fewest_steps
+        self.level, self.n_together = level, 0
+        self.reasons: dict[str, int] = {}
+        self._back = threading.Semaphore(0)
+        with one_owner():
+            self._members = [_Member(i, work, self) for i, work in enumerate(works)]
+        self._stacks: list[tuple[tuple[_Member, ...], Hashable, Stack]] = []
+        self._refused: set[Hashable] = set()
+        self._interrupted: BaseException | None = None
+
+    def outcomes(self) -> Iterator[tuple[int, Any]]:
+        """Yield the number of each run that has ended, with its result or its error.
+
+        Raises
+        ------
+        KeyboardInterrupt, SystemExit
+            If a signal ended the runs.
+        """
+        running = list(self._members)
+        try:
+            if self.signals is not None:
+                self.signals.__enter__()
+            while running:
+                for member in list(running):
+                    self._resume(member)
+                    if member.ended:
+                        running.remove(member)
+                        if member.error is not None and is_interruption(member.error):
+                            self._interrupted = self._interrupted or member.error
+                        else:
+                            yield member.number, member.error or member.result
+                if self._interrupted is None:
+                    self._train([member for member in running if member.step is not None])
+            if self._interrupted is not None:
+                raise self._interrupted
+        finally:
+            self._end(running)
+            if self.signals is not None:
+                self.signals.__exit__(None, None, None)
+
+    def _resume(self, member: _Member) -> None:
+        """Let a run compute until it waits at an epoch or ends; its random states are set."""
+        own = random_states()
+        set_random_states(member.random_states)
+        try:
+            member.turn.release()
+            interruption = self._wait()
+        finally:
+            member.random_states = random_states()
+            set_random_states(own)
+        if interruption is not None:
+            raise interruption
+
+    def _wait(self) -> BaseException | None:
+        """Wait for the run that computes; return a signal's error that came meanwhile."""
+        error = None
+        while True:
+            try:
+                self._back.acquire()
+                return error
+            except BaseException as caught:  # noqa: BLE001 - raised when the run has stopped
+                error = caught
+
+    def _end(self, waiting: Sequence[_Member]) -> None:
+        """End runs that wait."""
+        own = random_states()
+        for member in waiting:
+            while not member.ended:
+                member.reply = self._interrupted or KeyboardInterrupt()
+                member.turn.release()
+                self._wait()
+        set_random_states(own)
+
+    # -- training -----------------------------------------------------------------------------
+
+    def _train(self, waiting: Sequence[_Member]) -> None:
+        """Train the epochs of waiting runs, as far as they can be trained together."""
+        left = list(waiting)
+        while len(left) > 1 and not self._is_stopping():
+            groups: dict[Hashable, list[_Member]] = defaultdict(list)
+            for member in left:
+                if (key := member.key()) is not None and key not in self._refused:
+                    groups[key].append(member)
+            left = []
+            for key, group in groups.items():
+                for part in self._parts(group):
+                    if self._train_together(part, key):
+                        left += part
+        for stack in {id(s): s for _, _, s in self._stacks}.values():
+            stack.detach()
+
+    def _is_stopping(self) -> bool:
+        return self.signals is not None and self.signals.number != 0
+
+    def _parts(self, group: list[_Member]) -> Iterator[list[_Member]]:
+        """Divide members into parts of nearly equal size, of at most `width`."""
+        n = -(-len(group) // self.width)
+        for i in range(n):
+            part = group[i * len(group) // n : (i + 1) * len(group) // n]
+            if len(part) > 1:
+                yield part
+
+    def _train_together(self, members: list[_Member], key: Hashable) -> bool:
+        """Train the batches that all members have; return whether any were trained."""
+        n_steps = min(member.n_left for member in members)
+        found = self._stack_of(members, key, n_steps)
+        if found is None:
+            return False
+        places, stack = found
+        by_place = {places.index(member): member for member in members}
+        states = [member.random_states for member in places]
+        stack.attach(states, list(by_place))
+        n_trained = 0
+        with _brief_collections():
+            while n_trained < n_steps and by_place and not self._is_stopping():
+                if not self._step(stack, len(places), by_place):
+                    break
+                n_trained += 1
+        stack.update_random_states(states)
+        stack.detach()
+        self.n_together += len(by_place) if n_trained else 0
+        return n_trained > 0
+
+    def _step(self, stack: Stack, n_places: int, by_place: dict[int, _Member]) -> bool:
+        """Train one batch of each member; return False if their shapes are others now."""
+        contexts: dict[int, Any] = {
+            place: member.next_context() for place, member in by_place.items()
+        }
+        some = next(iter(contexts.values()))
+        if any(ctx is None for ctx in contexts.values()) or not stack.fits(
+            [ctx.tensors for ctx in contexts.values()]
+        ):
+            for place, ctx in contexts.items():
+                by_place[place].give_back(ctx)
+            return False
+        inputs = [contexts.get(place, some).tensors for place in range(n_places)]
+        losses, outputs, errors = stack.step(inputs)
+        for place, ctx in contexts.items():
+            member = by_place[place]
+            if place in errors:
+                member.fail(ctx, errors[place])
+            else:
+                ctx.values, ctx.outs = losses[place], outputs[place]
+                member.end_batch(ctx)
+        for place in [place for place, member in by_place.items() if member.reply is not None]:
+            del by_place[place]
+            stack.detach([place])
+        return True
+
+    def _stack_of(
+        self, members: list[_Member], key: Hashable, n_steps: int
+    ) -> tuple[tuple[_Member, ...], Stack] | None:
+        """Return a stack for members of one kind, and the members of its places."""
+        for places, own_key, stack in self._stacks:
+            is_enough = len(members) >= _MIN_SHARE * len(places)
+            if own_key == key and is_enough and set(members) <= set(places):
+                return places, stack
+        n_epochs = min(member.n_epochs_left for member in members)
+        if n_steps * n_epochs * len(members) < self.fewest_steps:
+            return None
+        contexts: list[Any] = [member.next_context() for member in members]
+        tensors = [ctx.tensors for ctx in contexts]
+        states = [member.random_states for member in members]
+        steps: list[Any] = [member.step for member in members]
+        try:
+            stack = members[0].running.feed.layout.adapter.stack(steps, tensors, states)
+        except NotStackableError as error:
+            self._refused.add(key)
+            self.note(str(error), len(members))
+            return None
+        finally:
+            for member, ctx in zip(members, contexts, strict=True):
+                member.give_back(ctx)
+        places = tuple(members)
+        self._stacks = [s for s in self._stacks if not set(s[0]) <= set(places)]
+        self._stacks.append((places, key, stack))
+        return places, stack
+
+    def note(self, reason: str, n: int = 1) -> None:
+        """Log once why runs are not trained together."""
+        if reason not in self.reasons:
+            logger.log(self.level, "note: trained one after another: %s", reason)
+        self.reasons[reason] = self.reasons.get(reason, 0) + n
+
+
+@contextmanager
+def _brief_collections() -> Iterator[None]:
+    """Exempt all objects that exist from the search for reference cycles within a block.
+
+    Recorded outputs make it search often, each time through all objects of the frameworks.
+    """
+    is_free = gc.isenabled() and gc.get_freeze_count() == 0
+    if is_free:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if is_free:
+            gc.unfreeze()
+
+
+class _Member:
+    """One of the runs, in a thread of its own."""
+
+    def __init__(self, number: int, work: Callable[[], Any], runs: SideBySide) -> None:
+        self.number, self.work, self.runs = number, work, runs
+        self.turn = threading.Semaphore(0)
+        self.random_states: dict[str, Any] = random_states()
+        self.ended = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.reply: BaseException | None = None
+        self.running: Any = None
+        self.step: StackMember | None = None
+        self._reasons: set[str] = set()
+        context = copy_context()
+        self._thread = threading.Thread(target=context.run, args=(self._run,), daemon=True)
+        self._thread.start()
+
+    # -- in its thread ------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        self.turn.acquire()
+        batch_runner.set(self.run_batches)
+        shared_signals.set(self.runs.signals)
+        try:
+            if self.reply is not None:
+                raise self.reply
+            self.result = self.work()
+        except BaseException as error:  # noqa: BLE001 - handed to the caller
+            self.error = error
+        self.ended = True
+        del self.work  # it holds on to much
+        self.runs._back.release()
+
+    def run_batches(self, running: RunningEpoch) -> None:
+        """Wait for the others before an epoch of training; run what they leave."""
+        if running.phase.training:
+            self._begin(running)
+        if self.step is not None:
+            self.runs._back.release()
+            self.turn.acquire()
+            reply, self.reply = self.reply, None
+            self.step = None
+            if reply is not None:
+                raise reply
+            if running.values and self.runs._is_stopping():
+                running.hooks("on_batch_end", running.epoch, exec_ctx=running.last)
+        run_batches(running)
+
+    def _begin(self, running: RunningEpoch) -> None:
+        hooks = running.hooks
+        callbacks = hooks.dispatcher.callbacks
+        watching = [*callbacks("on_batch_start"), *callbacks("on_batch_end")]
+        self.step = None
+        try:
+            if others := [c for c in watching if not isinstance(c, Interruption)]:
+                raise NotStackableError(f"callback {others[0].label!r} looks at each batch")
+            self.step = running.feed.stack_member(running.phase.step_options())
+            self.running = running
+        except NotStackableError as error:
+            if str(error) not in self._reasons:
+                self._reasons.add(str(error))
+                self.runs.note(str(error))
+
+    # -- while it waits -----------------------------------------------------------------------
+
+    @property
+    def n_left(self) -> int:
+        """Number of batches of the epoch that have not run."""
+        n: int = self.running.n_batches - len(self.running.values)
+        return n
+
+    @property
+    def n_epochs_left(self) -> int:
+        """Number of epochs of the phase, with the current one."""
+        n: int = self.running.phase.n_epochs - self.running.epoch
+        return n
+
+    def key(self) -> Hashable:
+        """Return what members trained as one have in common; None if no batch is left."""
+        ctx: Any = self.next_context()
+        if ctx is None or self.step is None or self.reply is not None:
+            return None
+        self.give_back(ctx)
+        shapes = tuple((tuple(t.shape), t.dtype) for t in ctx.tensors)
+        return shapes, self.step.kind, self.step.options.clips
+
+    def next_context(self) -> ExecutionContext | None:
+        """Return the next batch of its epoch, and remove it."""
+        return next(self.running.contexts, None)
+
+    def give_back(self, ctx: ExecutionContext | None) -> None:
+        """Put a batch back that has not run."""
+        if ctx is not None:
+            self.running.contexts = chain([ctx], self.running.contexts)
+
+    def end_batch(self, ctx: ExecutionContext) -> None:
+        """Record a batch; an error, for example of a loss that is no mean, ends the run."""
+        try:
+            self.running.end_batch(ctx)
+        except Exception as error:  # noqa: BLE001 - raised in its thread
+            self.reply = error
+
+    def fail(self, ctx: ExecutionContext, error: Exception) -> None:
+        """End the run with the error that its own step would have raised."""
+
+        def step(tensors: Sequence[Any]) -> Any:
+            raise error
+
+        try:
+            run_step(ctx, self.running.feed.plan, step, ctx.tensors)
+        except Exception as raised:  # noqa: BLE001 - raised in its thread
+            self.reply = raised

@@ -1,0 +1,540 @@
+"""Variants trained as one, held against the same variants trained one after another."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import modularml as mml
+from modularml.callbacks import Callback, MetricResult
+from modularml.errors import ConfigError, NonFiniteLossError
+from modularml.io.randomness import random_states
+from modularml.models.torch import SequentialMLP
+from modularml.strategies.jobs import Work
+from modularml.strategies.variants import Variant
+from tests.worlds import QUIET, arrays, experiment, featureset, mse
+
+N = 640
+SILENT = {"show_fold_progress": False, **QUIET}
+
+
+def plan_of(
+    fs: mml.FeatureSet, nodes: list[Any], optimizer: Any = "adam", n_epochs: int = 2, **phase: Any
+) -> mml.Experiment:
+    """An experiment that trains on ``train`` and evaluates on ``val``."""
+    if not fs.available_splits:
+        fs.split_random({"train": 0.8, "val": 0.2})
+    mml.ModelGraph(nodes, mml.Optimizer("adam") if optimizer == "adam" else optimizer)
+    own = experiment(audit="off")
+    own.model_graph.build()
+    tail = nodes[-1].label
+    losses = phase.pop("losses", None) or [mse(tail)]
+    options = {"sampler": mml.SimpleSampler(batch_size=32, shuffle=True), **phase}
+    own.execution_plan.add_phase(
+        mml.TrainPhase.from_split(
+            "train", split="train", losses=losses, n_epochs=n_epochs, **options
+        )
+    )
+    scored = [a for a in losses if "targets" in a.inputs]
+    own.execution_plan.add_phase(mml.EvalPhase.from_split("eval", split="val", losses=scored))
+    return own
+
+
+def world(model: Any = None, **kwargs: Any) -> mml.Experiment:
+    """Six features and a target; by default a small network with dropout."""
+    fs = featureset(*arrays(N), group=np.arange(N) // 16)
+    model = model or SequentialMLP(n_layers=2, hidden_dim=8, dropout=0.2)
+    return plan_of(fs, [mml.ModelNode("net", model, fs)], **kwargs)
+
+
+def run(own: mml.Experiment, variants: list[Variant], stacked: bool) -> dict[str, Any]:
+    """Run variants; return experiments and errors by label."""
+    work = Work("many", dict(QUIET))
+    with closing(work.outcomes(own, own.execution_plan, variants, stacked=stacked)) as outcomes:
+        return {variant.label: outcome for variant, outcome in outcomes}
+
+
+def both(own: mml.Experiment, variants: list[Variant]) -> list[tuple[Any, Any]]:
+    """Run variants in both ways, and return pairs of experiments."""
+    alone, together = (run(own, variants, stacked) for stacked in (False, True))
+    for outcome in (*alone.values(), *together.values()):
+        if isinstance(outcome, Exception):
+            raise outcome
+    return [(alone[v.label], together[v.label]) for v in variants]
+
+
+def seeds(n: int = 4, **changes: Any) -> list[Variant]:
+    return [Variant(f"seed_{i}", i, changes=changes) for i in range(n)]
+
+
+def assert_close(pairs: list[tuple[Any, Any]], atol: float = 1e-5, weights: bool = True) -> None:
+    """Compare losses of every batch and epoch, outputs, and weights."""
+    for alone, together in pairs:
+        one, other = alone.history[-1].results, together.history[-1].results
+        for phase in one.flatten():
+            tail = next(iter(alone.model_graph.tail_nodes.values())).label
+            a, b = one[phase].metrics(), other[phase].metrics()
+            assert a.keys() == b.keys()
+            np.testing.assert_allclose(list(a.values()), list(b.values()), atol=atol, rtol=1e-5)
+            for a, b in zip(one[phase]._execution, other[phase]._execution, strict=True):
+                for x, y in zip(a.outs, b.outs, strict=True):
+                    torch.testing.assert_close(x, y, atol=10 * atol, rtol=1e-4)
+        for node in alone.model_graph.nodes.values():
+            if weights and hasattr(node, "model"):
+                twin = together.model_graph.get_node(node.label)
+                states = node.model.module.state_dict(), twin.model.module.state_dict()
+                for name, tensor in states[0].items():
+                    torch.testing.assert_close(
+                        tensor, states[1][name], atol=atol, rtol=1e-4, msg=name
+                    )
+
+
+@pytest.fixture
+def log(caplog):
+    caplog.set_level(logging.INFO, logger="modularml.engine.stacked")
+    return caplog
+
+
+@pytest.fixture(autouse=True)
+def counted(monkeypatch):
+    """Count the steps that were trained as one."""
+    from modularml.backends.torch_stacked import TorchStack
+
+    steps = []
+    real = TorchStack.step
+
+    def step(self: Any, inputs: Any) -> Any:
+        steps.append(len(self.live))
+        return real(self, inputs)
+
+    monkeypatch.setattr(TorchStack, "step", step)
+    return steps
+
+
+# ------------------------------------------------------------------------------------- equality
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.GRU(2, 5, batch_first=True), nn.Linear(5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.cell(x.reshape(len(x), 3, 2))[0][:, -1])
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(2, 1, 8, batch_first=True, dropout=0.0)
+        self.head = nn.Linear(6, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer(x.reshape(len(x), 3, 2)).flatten(1))
+
+
+class Lookup(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 3), nn.Linear(18, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.table((x.reshape(len(x), 6).clamp(-2, 2) * 2 + 4).long()).flatten(1))
+
+
+def flat(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+MODELS = {
+    "dropout": lambda: SequentialMLP(n_layers=3, hidden_dim=8, dropout=0.3),
+    "normalized": lambda: flat(
+        nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 1)
+    ),
+    "layer norm": lambda: flat(nn.Linear(6, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 1)),
+    "convolution": lambda: flat(
+        nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 4, 3, padding=1), nn.Tanh(), flat(nn.Linear(24, 1))
+    ),
+    "recurrent": Recurrent,
+    "lookup": Lookup,
+    "partly frozen": lambda: half_frozen(),  # noqa: PLW0108 - defined below
+}
+
+
+def half_frozen() -> nn.Module:
+    model = flat(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+    model[1].requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_members_equal_variants_trained_alone(name, counted):
+    own = world(MODELS[name](), n_epochs=1)
+    states = random_states()
+    assert_close(both(own, seeds()))
+    assert counted == [4] * 16
+    np.testing.assert_equal(random_states(), states)
+
+
+def test_attention_gives_the_same_losses(counted):
+    """Keys have biases without a gradient, whose rounding Adam turns into steps."""
+    with pytest.warns(UserWarning, match="efficient|vmap|batching rule"):
+        pairs = both(world(Attention(), n_epochs=1), seeds())
+    assert_close(pairs, weights=False)
+    assert counted
+
+
+OPTIMIZERS = {
+    "adam": {"opt": "adam", "opt_kwargs": {"weight_decay": 0.01}},
+    "adamw": {"opt": "adamw"},
+    "amsgrad": {"opt": "adam", "opt_kwargs": {"amsgrad": True}},
+    "sgd": {"opt": "sgd", "opt_kwargs": {"lr": 0.05}},
+    "momentum": {"opt": "sgd", "opt_kwargs": {"lr": 0.02, "momentum": 0.9, "nesterov": True}},
+    "rmsprop": {"opt": "rmsprop"},
+    "norm": {"opt": "adam", "clip_norm": 0.1},
+    "value": {"opt": "sgd", "opt_kwargs": {"lr": 0.05}, "clip_value": 0.01},
+    "groups": {"opt": "adam", "groups": {"net.layers.0": {"lr": 0.01}}},
+    "by epoch": {
+        "opt": "adam",
+        "schedule": mml.LRSchedule("StepLR", schedule_kwargs={"step_size": 1}),
+    },
+    "by batch": {
+        "opt": "adam",
+        "schedule": mml.LRSchedule(
+            "OneCycleLR", schedule_kwargs={"max_lr": 0.01, "total_steps": 32}
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_and_schedules(name, counted):
+    own = world(
+        SequentialMLP(n_layers=2, hidden_dim=8), optimizer=mml.Optimizer(**OPTIMIZERS[name])
+    )
+    pairs = both(own, seeds())
+    assert_close(pairs)
+    assert len(counted) == 32
+    for alone, together in pairs:
+        one, other = (e.model_graph.optimizer.get_state()["moments"] for e in (alone, together))
+        assert one.keys() == other.keys()
+        for name, moments in one.items():
+            for key, value in moments.items():
+                np.testing.assert_allclose(value, other[name][key], atol=1e-5)
+
+
+def test_members_may_differ_in_numbers(counted):
+    own = world(losses=[mse(weight=0.5)])
+    settings = [
+        {"graph.optimizer.lr": 0.01, "nodes.net.dropout": 0.0},
+        {"graph.optimizer.lr": 0.001, "nodes.net.dropout": 0.4, "losses.mse_net.weight": 2.0},
+        {"graph.optimizer.lr": 0.003, "nodes.net.dropout": 0.1},
+    ]
+    variants = [Variant(f"trial_{i}", i, changes=c) for i, c in enumerate(settings)]
+    assert_close(both(own, variants))
+    assert len(counted) == 32
+
+
+def test_members_that_differ_in_shape_are_grouped_by_shape(counted):
+    sizes = [4, 8, 4, 8, 6]
+    variants = [
+        Variant(f"t{i}", i, changes={"nodes.net.hidden_dim": n}) for i, n in enumerate(sizes)
+    ]
+    assert_close(both(world(), variants))
+    assert counted == [2] * 64  # two pairs; the fifth is alone
+
+
+def test_members_that_differ_in_more_than_numbers_are_trained_alone(counted, log):
+    """A function has no parameters, so models look alike."""
+
+    class Bent(nn.Module):
+        def __init__(self, bend: float) -> None:
+            super().__init__()
+            self.bend, self.layer = bend, nn.Linear(6, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.flatten(1)) ** self.bend
+
+    own = world(mml.TorchModelWrapper(model_class=Bent, model_kwargs={"bend": 1.0}))
+    variants = [
+        Variant(f"t{i}", i, changes={"nodes.net.bend": b}) for i, b in enumerate([1.0, 2.0])
+    ]
+    assert_close(both(own, variants), atol=0)
+    assert not counted
+    assert "differs from the first in more than weights" in log.text
+
+
+# ----------------------------------------------------------------------------------------- rows
+
+
+def test_members_with_rows_and_numbers_of_batches_of_their_own(counted):
+    """Groups of unequal sizes, and last batches that are shorter."""
+    fs = featureset(*arrays(620), group=np.sort(np.random.default_rng(0).integers(0, 9, 620)))
+    fs.split_random({"train": 0.8, "val": 0.2}, group_by="group")
+    fs.fit_transform("StandardScaler", domain="features", fit_to_split="train")
+    own = plan_of(fs, [mml.ModelNode("net", MODELS["dropout"](), fs)])
+    own.model_graph.build()
+    binding = mml.CVBinding(fs, ["train", "val"], group_by="group")
+    results = [
+        mml.CrossValidation(
+            bindings=binding, experiment=own, n_folds=4, stacked=stacked, phase=own.execution_plan
+        ).run(**SILENT)
+        for stacked in (False, True)
+    ]
+    sizes = {len(f.losses("net")) for f in map(results[0].get_fold, range(4)) for f in [f["train"]]}
+    assert len(sizes) > 1  # folds have unequal numbers of batches
+    assert_close([tuple(r.get_experiment(i) for r in results) for i in range(4)])
+    a, b = (r.out_of_fold("net") for r in results)
+    assert (a.index == b.index).all()
+    np.testing.assert_allclose(a["prediction"], b["prediction"], atol=1e-4)
+    assert set(counted) == {3, 4}  # those that are left when the shortest has ended
+
+
+@pytest.mark.parametrize("case", ["weights", "pairs", "several inputs", "own optimizers", "frozen"])
+def test_graphs_and_samplers(case, counted):
+    fs = featureset(*arrays(N), w=np.random.default_rng(1).uniform(0.1, 2, N))
+    fs.split_random({"train": 0.8, "val": 0.2})
+    options: dict[str, Any] = {}
+
+    def node(label: str, upstream: Any = fs, **kwargs: Any) -> mml.ModelNode:
+        model = SequentialMLP(output_shape=(1,), n_layers=2, hidden_dim=8)
+        return mml.ModelNode(label, model, upstream, **kwargs)
+
+    if case == "several inputs":
+        a, b = node("a"), node("b")
+        joined = mml.ConcatNode("both", [a, b], concat_axis=0, concat_axis_targets="first")
+        nodes = [a, b, joined, node("net", joined)]
+    elif case == "own optimizers":
+        nodes = [node("first", optimizer=mml.Optimizer("adam"))]
+        nodes.append(node("net", nodes[0], optimizer=mml.Optimizer("sgd")))
+        options = {"losses": [mse("first"), mse("net")], "optimizer": None}
+    elif case == "frozen":
+        nodes = [node("first")]
+        nodes.append(node("net", nodes[0]))
+    else:
+        nodes = [node("net")]
+    if case == "weights":
+        options["losses"] = [mse(sample_weight="w"), mse(label="second", weight=0.3)]
+    if case == "pairs":
+        near = {"w": mml.SimilarityCondition(tolerance=0.2)}
+        options["sampler"] = mml.PairedSampler(near, batch_size=32, shuffle=True, seed=1)
+        inputs = ["outputs.anchor", "targets.anchor"]
+        options["losses"] = [mml.AppliedLoss(mml.Loss("mse"), on="net", inputs=inputs)]
+    own = plan_of(fs, nodes, **options)
+    if case == "frozen":
+        own.model_graph.freeze(["first"])
+    assert_close(both(own, seeds(3)))
+    assert counted
+
+
+# ------------------------------------------------------------------------------------ callbacks
+
+
+class Watching(Callback):
+    """Counts batches."""
+
+    def __init__(self, label: str = "watching") -> None:
+        super().__init__(label)
+        self.n = 0
+
+    def on_batch_end(self, **facts: Any) -> None:
+        self.n += 1
+
+
+class Drawing(Callback):
+    """Draws random numbers after each epoch, as augmentation of its own would."""
+
+    def on_epoch_end(self, **facts: Any) -> Any:
+        value = float(torch.rand(())) + float(np.random.rand())  # noqa: NPY002
+        return MetricResult(name="drawn", value=value)
+
+
+def test_a_callback_that_looks_at_batches_is_trained_alone(counted, log):
+    own = world(callbacks=[Watching()])
+    assert_close(both(own, seeds(2)), atol=0)
+    assert not counted
+    assert "callback 'watching' looks at each batch" in log.text
+
+
+def test_callbacks_of_each_member_see_that_member(counted):
+    """Evaluations, schedules and random numbers are those of variants trained alone."""
+    schedule = mml.LRSchedule(
+        "ReduceLROnPlateau", schedule_kwargs={"patience": 0}, monitor="val_loss"
+    )
+    fs = featureset(*arrays(N))
+    fs.split_random({"train": 0.8, "val": 0.2})
+    nodes = [mml.ModelNode("net", SequentialMLP(n_layers=2, hidden_dim=8, dropout=0.2), fs)]
+    graph = mml.ModelGraph(nodes, mml.Optimizer("adam", opt_kwargs={"lr": 0.02}, schedule=schedule))
+    own = experiment(audit="off")
+    watch = mml.Evaluation.from_split(
+        "watch", split="val", metrics=[mml.EvalLossMetric(loss=mse())]
+    )
+    own.execution_plan.add_phase(
+        mml.TrainPhase.from_split(
+            "train",
+            split="train",
+            sampler=mml.SimpleSampler(batch_size=32, shuffle=True),
+            losses=[mse()],
+            n_epochs=4,
+            callbacks=[watch, Drawing()],
+        )
+    )
+    graph.build()
+    pairs = both(own, seeds(3))
+    assert_close(pairs)
+    assert len(counted) == 64
+    rates = [e.model_graph.optimizer.instance.param_groups[0]["lr"] for pair in pairs for e in pair]
+    assert rates[::2] == rates[1::2]
+
+
+def early_stopping(n_epochs: int = 25) -> mml.Experiment:
+    fs = featureset(*arrays(400), cell=np.arange(400) // 10)
+    fs.split_random({"train": 0.7, "val": 0.3}, group_by="cell")
+    model = SequentialMLP(n_layers=2, hidden_dim=16)
+    mml.ModelGraph(
+        [mml.ModelNode("net", model, fs)], mml.Optimizer("adam", opt_kwargs={"lr": 0.03})
+    )
+    own = experiment(audit="off")
+    watch = mml.Evaluation.from_split(
+        "watch", split="val", metrics=[mml.EvalLossMetric(loss=mse())]
+    )
+    phase = mml.TrainPhase.from_split(
+        "train",
+        split="train",
+        sampler=mml.SimpleSampler(batch_size=16, shuffle=True),
+        losses=[mse()],
+        n_epochs=n_epochs,
+        callbacks=[watch, mml.EarlyStopping(patience=2, restore_best=True)],
+    )
+    own.execution_plan.add_phase(phase)
+    own.execution_plan.add_phase(mml.EvalPhase.from_split("eval", split="val", losses=[mse()]))
+    own.model_graph.build()
+    return own
+
+
+def test_members_stop_in_the_epoch_in_which_they_stop_alone(counted):
+    """Rounding may move the minimum of a noisy curve: nine of ten must agree."""
+    pairs = both(early_stopping(), seeds(10))
+    epochs = [
+        [len(e.history[-1].results["train"].losses("net").where(label="mse_net")) for e in p]
+        for p in pairs
+    ]
+    same = [pair for pair, (a, b) in zip(pairs, epochs, strict=True) if a == b]
+    assert len({a for a, _ in epochs}) > 2
+    assert len(same) >= 9
+    assert_close(same, atol=1e-3)
+    assert {min(counted), max(counted)} != {10}
+
+
+# --------------------------------------------------------------------------------------- faults
+
+
+def test_a_member_that_diverges_ends_alone(counted):
+    own = world(SequentialMLP(n_layers=2, hidden_dim=8), optimizer=mml.Optimizer("sgd"))
+    rates = [1e-3, 1e30, 1e-2]
+    variants = [Variant(f"t{i}", i, changes={"graph.optimizer.lr": r}) for i, r in enumerate(rates)]
+    alone, together = (run(own, variants, stacked) for stacked in (False, True))
+    assert_close([(alone[k], together[k]) for k in ("t0", "t2")])
+    assert isinstance(alone["t1"], NonFiniteLossError)
+    assert isinstance(together["t1"], NonFiniteLossError)
+    assert str(together["t1"]) == str(alone["t1"])
+    assert {2, 3} == set(counted)
+
+
+def test_an_error_of_one_member_is_its_own(counted):
+    class Failing(Drawing):
+        def on_epoch_end(self, *, experiment: Any, **facts: Any) -> None:
+            if experiment.label.endswith("seed_1"):
+                raise ValueError("this one")
+
+    own = world(callbacks=[Failing()], n_epochs=3)
+    states, n_threads = random_states(), threading.active_count()
+    found = run(own, seeds(3), True)
+    assert isinstance(found["seed_1"], ValueError)
+    assert [
+        len(found[k].history[-1].results["train"].losses("net")) for k in ("seed_0", "seed_2")
+    ] == [48, 48]
+    np.testing.assert_equal(random_states(), states)
+    assert threading.active_count() == n_threads
+    assert gc.get_freeze_count() == 0
+
+
+def test_closing_ends_all_members():
+    own = world(n_epochs=3)
+    n_threads, states = threading.active_count(), random_states()
+    outcomes = Work("many", dict(QUIET)).outcomes(own, own.execution_plan, seeds(3), stacked=True)
+    next(outcomes)
+    outcomes.close()
+    assert threading.active_count() == n_threads
+    np.testing.assert_equal(random_states(), states)
+
+
+def test_random_models_are_trained_alone(counted, log):
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.flatten(1) + torch.randn(6))
+
+    assert_close(both(world(mml.TorchModelWrapper(model_class=Noisy)), seeds(2)), atol=0)
+    assert not counted
+    assert "random operation" in log.text
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ({"accumulate": 2}, "accumulate=2"),
+        ({"precision": "bf16"}, "precision='bf16'"),
+        ({"on_nonfinite": "skip"}, "on_nonfinite='skip'"),
+    ],
+)
+def test_options_that_are_not_supported_are_named(option, reason, counted, log):
+    assert_close(both(world(**option), seeds(2)), atol=0)
+    assert not counted
+    assert f"{reason} is not supported" in log.text
+
+
+def test_other_frameworks_are_trained_alone(log):
+    from sklearn.linear_model import Ridge
+
+    fs = featureset(*arrays(N))
+    fs.split_random({"train": 0.8, "val": 0.2})
+    mml.ModelGraph([mml.ModelNode("net", Ridge(), fs)])
+    own = experiment(audit="off")
+    own.execution_plan.add_phase(mml.FitPhase.from_split("fit", split="train"))
+    cv = mml.CrossValidation(
+        bindings=mml.CVBinding(fs, ["train", "val"]), experiment=own, n_folds=3, stacked=True
+    )
+    assert len(cv.run(**SILENT).summary(metrics=["r2"])) == 1
+
+
+def test_bad_values_are_refused():
+    own = world()
+    binding = mml.CVBinding("data", ["train"])
+    for stacked in ("yes", None, 2):
+        with pytest.raises((ConfigError, TypeError), match="stacked must be True"):
+            mml.CrossValidation(bindings=binding, experiment=own, stacked=stacked)
+    with pytest.raises(ConfigError, match="trains all in this process, got n_jobs=2"):
+        mml.CrossValidation(bindings=binding, experiment=own, stacked=True, n_jobs=2)
+
+
+def test_automatic_stacking_is_for_long_trainings_of_small_torch_models(counted):
+    for n_epochs, expected in ((2, 0), (110, 3)):
+        with mml.ExperimentContext().activate():
+            own = world(SequentialMLP(n_layers=1), n_epochs=n_epochs, result_recording="none")
+            binding = mml.CVBinding("data", ["train"])
+            mml.CrossValidation(
+                bindings=binding, experiment=own, n_folds=3, phase=own.execution_plan.all[0]
+            ).run(**SILENT)
+        assert max(counted, default=0) == expected
