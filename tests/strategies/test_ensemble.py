@@ -1047,8 +1047,7 @@ def test_held_out_rows_that_are_learned_from_or_selected_by_are_warned_of():
         ({"seed": -1}, "seed must be at least 0"),
         ({"n_jobs": 0}, "n_jobs must be an int other than 0"),
         ({"timeout": 3.0}, "timeout needs n_jobs of at least 2: a member"),
-        ({"stacked": "yes"}, "stacked must be"),
-        ({"stacked": True}, "stacked=True is not supported yet"),
+        ({"stacked": "yes"}, "stacked must be True"),
         ({"bindings": "train"}, "bindings are for vary='folds' and 'bootstrap'"),
     ],
 )

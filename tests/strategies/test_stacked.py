@@ -80,7 +80,6 @@ def assert_close(pairs: list[tuple[Any, Any]], atol: float = 1e-5, weights: bool
     for alone, together in pairs:
         one, other = alone.history[-1].results, together.history[-1].results
         for phase in one.flatten():
-            tail = next(iter(alone.model_graph.tail_nodes.values())).label
             a, b = one[phase].metrics(), other[phase].metrics()
             assert a.keys() == b.keys()
             np.testing.assert_allclose(list(a.values()), list(b.values()), atol=atol, rtol=1e-5)
