@@ -56,7 +56,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
     }
     try:
         return {**facts, **_of_config(config, state, archive)}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         problem = f"deviates from the format: {type(error).__name__} {error}"[:200]
         raise MMLError(limits.MISFIT, archive.path, "state.json", problem) from None
 

@@ -14,9 +14,10 @@ from modularml.audit.identity import id_words
 from modularml.data.collection import SampleCollection
 from modularml.data.ids import make_ids
 from modularml.data.schema import SAMPLE_UUIDS
+from modularml.errors import MMLError, MMLKindError
 from modularml.experiment import Experiment, PhaseGroupResults, TrainResults
 from modularml.experiment.run import ExperimentRun
-from modularml.io import inspect
+from modularml.io import inspect, limits
 from modularml.io.archive import open_archive
 from modularml.io.tensors import load_table, load_tensors
 from modularml.strategies.config_paths import config_by_path, config_of
@@ -174,6 +175,17 @@ def facts_of_file(path: Path) -> dict[str, RunFacts]:
         If the file is damaged, too new or not an experiment.
     """
     described = inspect(path)
+    if described["type"] != "Experiment":
+        problem = f"holds a {described['kind']}"
+        raise MMLKindError(limits.OTHER_KIND, path, "", problem, "Pass files of experiments")
+    try:
+        return _of_file(path, described)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        problem = f"deviates from the format: {type(error).__name__} {error}"[:200]
+        raise MMLError(limits.MISFIT, path, "state.json", problem) from None
+
+
+def _of_file(path: Path, described: Mapping[str, Any]) -> dict[str, RunFacts]:
     fingerprints, sizes, keys = _rows_of_file(path)
     common: dict[str, Any] = {
         "config": config_by_path(described["config"]),
