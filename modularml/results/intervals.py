@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from modularml._optional import require
-from modularml._typing import Array
+from modularml._typing import Array, IntArray
 from modularml.errors import ConfigError, DataError
 
 __all__ = [
@@ -33,6 +33,8 @@ Method: TypeAlias = Literal["auto", "split", "cv+", "quantiles"]
 
 _CELLS = 4_000_000
 """Maximum numbers in one block of candidate bounds."""
+_STEPS = 64
+"""About as many steps as a bisection of floats takes."""
 
 
 def check_level(level: Any) -> None:
@@ -134,18 +136,43 @@ def cv_plus(members: Array, residuals: Array, held_out: Array, level: float) -> 
     Statistics 49; Kim, Xu & Barber 2020, *Predictive inference is free with the
     jackknife+-after-bootstrap*, NeurIPS 33).
     """
-    n, rank = len(residuals), _rank(len(residuals), level)
-    weights = held_out / held_out.sum(axis=1, keepdims=True)
+    rank = _rank(len(residuals), level)
+    patterns, which = np.unique(held_out, axis=0, return_inverse=True)
+    with np.errstate(invalid="ignore"):  # bounds are NaN if a member predicts no number
+        centers = np.tensordot(patterns / patterns.sum(axis=1, keepdims=True), members, axes=1)
     low, high = np.empty(members.shape[1:]), np.empty(members.shape[1:])
-    size = max(1, _CELLS // n)
+    ranked = _ranked_by_search if _STEPS * len(patterns) < len(residuals) else _ranked_of_all
     for k in range(members.shape[2]):
-        width = np.abs(residuals[:, k])[:, None]
-        for at in range(0, members.shape[1], size):
-            part = slice(at, at + size)
-            center = weights @ members[:, part, k]
-            low[part, k] = np.partition(center - width, n - rank, axis=0)[n - rank]
-            high[part, k] = np.partition(center + width, rank - 1, axis=0)[rank - 1]
+        width, center = np.abs(residuals[:, k]), centers[:, :, k]
+        high[:, k] = ranked(center, width, which.ravel(), rank)
+        low[:, k] = -ranked(-center, width, which.ravel(), rank)
     return low, high
+
+
+def _ranked_of_all(center: Array, width: Array, which: IntArray, rank: int) -> Array:
+    """Return the `rank`-th smallest of ``center[which] + width`` of each column."""
+    found = np.empty(center.shape[1])
+    size = max(1, _CELLS // len(width))
+    for at in range(0, center.shape[1], size):
+        part = slice(at, at + size)
+        candidates = center[which, part] + width[:, None]
+        found[part] = np.partition(candidates, rank - 1, axis=0)[rank - 1]
+    return found
+
+
+def _ranked_by_search(center: Array, width: Array, which: IntArray, rank: int) -> Array:
+    """Return the same as `_ranked_of_all` to rounding, by bisection; quick for few centers."""
+    widths = [np.sort(width[which == i]) for i in range(len(center))]
+    pairs = list(zip(center, widths, strict=True))
+    low = np.min([c + w[0] for c, w in pairs], axis=0)
+    high = np.max([c + w[-1] for c, w in pairs], axis=0)
+    low = np.nextafter(low, -np.inf)  # so that fewer than `rank` are below
+    while True:
+        middle = low + (high - low) / 2
+        if not ((low < middle) & (middle < high)).any():  # NaN stays NaN
+            return np.asarray(high)
+        count = sum(np.searchsorted(w, middle - c, side="right") for c, w in pairs)
+        low, high = np.where(count >= rank, low, middle), np.where(count >= rank, middle, high)
 
 
 def quantile_bounds(members: Array, level: float) -> Bounds:

@@ -47,9 +47,10 @@ def test_split_conformal_covers_exactly_as_often_as_the_ranks_say():
     assert np.mean(hits) == pytest.approx(36 / 40, abs=0.015)
 
 
-@pytest.mark.parametrize("cells", [1, 50, 10**6])
-def test_cv_plus_is_a_loop_over_calibration_rows(cells, monkeypatch):
+@pytest.mark.parametrize(("cells", "steps"), [(1, 64), (50, 64), (10**6, 64), (1, 0)])
+def test_cv_plus_is_a_loop_over_calibration_rows(cells, steps, monkeypatch):
     monkeypatch.setattr(module, "_CELLS", cells)
+    monkeypatch.setattr(module, "_STEPS", steps)  # 0 bisects
     members, residuals = RNG.normal(size=(4, 7, 2)), RNG.normal(size=(30, 2))
     held_out = RNG.random((30, 4)) < 0.4
     held_out[~held_out.any(axis=1), 0] = True
@@ -61,6 +62,26 @@ def test_cv_plus_is_a_loop_over_calibration_rows(cells, monkeypatch):
             downs = sorted(c - abs(r) for c, r in zip(centers, residuals[:, k], strict=True))
             assert high[i, k] == pytest.approx(ups[math.ceil(0.8 * 31) - 1])
             assert low[i, k] == pytest.approx(downs[math.floor(0.2 * 31 + 1e-9) - 1])
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e9, -1e-9])
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.999])
+def test_bisection_finds_the_same_bounds(offset, level, monkeypatch):
+    members = RNG.normal(size=(5, 40, 1)) + offset
+    residuals = np.round(RNG.normal(size=(2000, 1)), 2)  # with ties
+    held_out = np.eye(5, dtype=bool)[RNG.integers(5, size=2000)]
+    quick = cv_plus(members, residuals, held_out, level)
+    monkeypatch.setattr(module, "_STEPS", 10**9)
+    whole = cv_plus(members, residuals, held_out, level)
+    np.testing.assert_allclose(quick, whole, rtol=1e-14, atol=1e-14)
+    members[0, 3], members[1, 4] = np.nan, np.inf
+    for steps in (10**9, 64):  # no number gives no bounds, and no search without an end
+        monkeypatch.setattr(module, "_STEPS", steps)
+        for odd, before in zip(cv_plus(members, residuals, held_out, level), quick, strict=True):
+            assert np.isnan(odd[3:5]).all()
+            np.testing.assert_allclose(odd[5:], before[5:], rtol=1e-14, atol=1e-14)
+    empty = cv_plus(members[:, :0], residuals, held_out, level)
+    assert empty[0].shape == empty[1].shape == (0, 1)
 
 
 def test_quantiles_hold_a_further_member_as_often_as_they_say():
