@@ -18,7 +18,7 @@ from modularml.io.randomness import drawn_seed, unchanged_randomness
 from modularml.progress import bar
 from modularml.strategies.clusters import count_jobs, most_jobs
 from modularml.strategies.fold_checks import audit_variant
-from modularml.strategies.jobs import Jobs
+from modularml.strategies.jobs import Jobs, Stacked
 from modularml.strategies.nested import inner_experiment
 from modularml.strategies.objective import Objective, plan_of
 from modularml.strategies.settings import check_paths
@@ -35,7 +35,7 @@ from modularml.strategies.sweep_folds import SweepFolds
 from modularml.strategies.sweep_identity import check_identity, identity_of
 from modularml.strategies.sweep_results import SweepResults
 from modularml.strategies.trials import BuiltTrials, End, SpaceTrials, TrialSetup
-from modularml.strategies.variant_runs import check_jobs
+from modularml.strategies.variant_runs import check_jobs, check_stacked
 from modularml.strategies.variants import Variant, changed_experiment, template_of
 
 __all__ = ["Sweep", "TrialFailedWarning"]
@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 BATCH = 8
 """Trials that are asked for at once for each worker, if proposals need no earlier values."""
+TOGETHER, MOST_TOGETHER = 10, 60
+"""Trials that are trained as one, if proposals need earlier values, and if they do not."""
 
 
 class TrialFailedWarning(UserWarning):
@@ -91,7 +93,9 @@ class Sweep(Checked):
         Trials run on folds. Bindings get five; a dict holds ``bindings`` and other arguments of
         `CrossValidation` (``n_folds``, ``seed``, ``splitter``, ``n_repeats``).
     stacked : {'auto'} or bool
-        Whether trials that differ only in numbers may be trained as one. False runs each by itself.
+        Whether trials are trained as one in this process, where they differ only in numbers such as
+        rates, decays, weights of losses and seeds; trials of other shapes are grouped by shape. See
+        `CrossValidation`: values equal those of trials trained alone up to rounding.
     n_jobs : int or 'auto', optional
         Number of processes that run trials; see `CrossValidation`. Needs an experiment, not a
         function. With a pruner by epoch, it needs a storage that other processes can open.
@@ -116,8 +120,10 @@ class Sweep(Checked):
 
     Notes
     -----
-    Proposals that need earlier values (TPE, CMA-ES) are asked for one for each worker at a time;
-    all other ones, and none with a pruner, in batches of eight for each worker.
+    Trials that are trained as one are asked for in batches of 10, or of 60 if proposals need no
+    earlier values (a grid, random and quasi-random samplers). Otherwise, and with a function, they
+    are asked for one for each worker at a time, or in batches of eight for each of several workers
+    if proposals need no earlier values and there is no pruner.
 
     Examples
     --------
@@ -135,7 +141,7 @@ class Sweep(Checked):
         sampler: Any = None,
         pruner: Any = None,
         cv: Any = None,
-        stacked: Literal["auto"] | bool = "auto",
+        stacked: Stacked = "auto",
         n_jobs: int | Literal["auto"] | None = 1,
         storage: Any = None,
         seed: int | None = None,
@@ -145,13 +151,7 @@ class Sweep(Checked):
         at_least(1, n_trials=n_trials)
         at_least(0, seed=seed)
         check_jobs(n_jobs, timeout, "trial")
-        if stacked not in ("auto", True, False):
-            raise ConfigError(f"stacked must be 'auto', True or False, got {stacked!r}")
-        if stacked is True:
-            raise ConfigError(
-                "stacked=True is not supported: trials run one after another or in processes; "
-                "pass stacked='auto', or n_jobs=2 for two processes"
-            )
+        check_stacked(stacked, n_jobs)
         self.experiment, self.build = _experiment_or_build(experiment_or_build, space, n_jobs)
         self.space: dict[str, Dimension] | None = None if space is None else as_space(space)
         self.objective = Objective(objective, is_greater_better=direction == "maximize")
@@ -213,7 +213,7 @@ class Sweep(Checked):
             with bar(
                 n_missing, self.label, show=show_progress, persist=persist_progress, unit="trial"
             ) as progress:
-                while asked := self._asked(queue):
+                while asked := self._asked(queue, trials):
                     with closing(trials.run(asked)) as ends:
                         for end in ends:
                             if self._finish(queue, end, is_batch=len(asked) > 1):
@@ -320,6 +320,7 @@ class Sweep(Checked):
             self.pruner is not None,
             self.n_jobs,
             self.timeout,
+            self.stacked,
             None if self.cv is None else self.cv.folds,
         )
         if self.experiment is not None:
@@ -327,11 +328,14 @@ class Sweep(Checked):
         assert self.build is not None
         return queue, BuiltTrials(setup, self.build, queue)
 
-    def _asked(self, queue: TrialQueue) -> list[Any]:
+    def _asked(self, queue: TrialQueue, trials: Any) -> list[Any]:
         """Ask for the next batch of trials."""
         n_workers = _count_workers(self.n_jobs)
-        waits = queue.is_adaptive or self.pruner is not None or n_workers == 1
-        n = n_workers if waits else BATCH * n_workers
+        if trials.stacks(n_workers, TOGETHER):
+            n = TOGETHER if queue.is_adaptive else MOST_TOGETHER
+        else:
+            waits = queue.is_adaptive or self.pruner is not None or n_workers == 1
+            n = n_workers if waits else BATCH * n_workers
         return [queue.ask() for _ in range(min(n, queue.missing()))]
 
     def _finish(self, queue: TrialQueue, end: End, *, is_batch: bool) -> bool:

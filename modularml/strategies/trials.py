@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from modularml.context import ExperimentContext
+from modularml.engine.stacked import pays
 from modularml.errors import ConfigError
 from modularml.experiment import Experiment
 from modularml.io.randomness import derived_seed, seed_all, unchanged_randomness
-from modularml.strategies.jobs import Jobs, Outcome, Work
+from modularml.strategies.jobs import Jobs, Outcome, Stacked, Work
 from modularml.strategies.objective import Objective, mean_of, plan_of
 from modularml.strategies.pruning import TrialPruning
 from modularml.strategies.studies import TrialQueue, is_pruned, report, settings_in
@@ -64,6 +65,7 @@ class TrialSetup:
     has_pruner : bool
     n_jobs : int, 'auto' or None
     timeout : float or None
+    stacked : bool or 'auto'
     make_folds : callable, optional
         Returns the folds of an experiment; None without folds.
     """
@@ -76,6 +78,7 @@ class TrialSetup:
     has_pruner: bool = False
     n_jobs: Jobs = 1
     timeout: float | None = None
+    stacked: Stacked = False
     make_folds: Callable[[Experiment], Sequence[Variant]] | None = None
 
     def seed_of(self, trial: Any) -> int:
@@ -87,6 +90,7 @@ class TrialSetup:
         folder = experiment._checkpoint_dir
         work = Work(self.label, self.flags, None, folder and folder.absolute(), None)
         jobs: dict[str, Any] = {"n_jobs": self.n_jobs, "timeout": self.timeout}
+        jobs["stacked"] = self.stacked
         return work.outcomes(experiment, experiment.execution_plan, variants, **jobs)
 
     def pruning(self, experiment: Experiment, study: Any) -> tuple[str, TrialPruning] | None:
@@ -154,6 +158,13 @@ class SpaceTrials:
             for variant, outcome in outcomes:
                 yield judged(self.setup, self.queue, by_label[variant.label][0], outcome)
 
+    def stacks(self, n_workers: int, n: int) -> bool:
+        """Return whether a batch of this many trials is trained as one."""
+        stacked, plan = self.setup.stacked, self.template.execution_plan
+        if stacked == "auto":
+            return n_workers == 1 and pays(self.template, plan, n * max(1, len(self.folds)))
+        return stacked
+
     def variant(self, trial: Any, *, reports: bool = False) -> Variant:
         """Return the variant of a trial, that may report its values by epoch."""
         changes = settings_in(self.queue.space, trial.params)
@@ -186,6 +197,10 @@ class BuiltTrials:
         """Run trials one after another; yield each as it ends."""
         for trial in trials:
             yield self._end_of(trial)
+
+    def stacks(self, n_workers: int, n: int) -> bool:
+        """Return whether trials are trained as one: never, as any may have another graph."""
+        return False
 
     def retrained(self, trial: Any) -> Experiment:
         """Build and train the experiment of a trial again."""

@@ -21,6 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import modularml as mml
+from modularml.engine.stacked import SideBySide
 from modularml.errors import ConfigError, ExecutionError, MetricNotLoggedError, UnknownNameError
 from modularml.io.randomness import derived_seed, random_states
 from modularml.strategies import SelectionWarning, TrialFailedWarning
@@ -641,6 +642,70 @@ def test_trials_on_a_cluster_equal_those_in_one_process(name):
     assert last(on_cluster.best_experiment()) == serial.best.value
 
 
+# ------------------------------------------------------------------------------ trained as one
+
+
+@pytest.fixture
+def together(monkeypatch) -> list[int]:
+    """Numbers of trials whose batches were trained as one."""
+    found, original = [], SideBySide._train_together
+
+    def spy(self, members, key):
+        is_trained = original(self, members, key)
+        found.extend([len(members)] * is_trained)
+        return is_trained
+
+    monkeypatch.setattr(SideBySide, "_train_together", spy)
+    return found
+
+
+@pytest.mark.parametrize("with_folds", [False, True])
+def test_trials_trained_as_one_equal_those_trained_alone(with_folds, together):
+    own = world(stops=False, n_epochs=4, rows=arrays(400))
+    space = {LR: [0.001, 0.01, 0.05], "graph.optimizer.weight_decay": [0.0, 0.1]}
+    cv = {"bindings": mml.CVBinding("data", ["train", "val"]), "n_folds": 2} if with_folds else None
+    alone = run(own, space, stacked=False, cv=cv)
+    assert not together
+    as_one = run(own, space, stacked=True, cv=cv)
+    assert max(together) == 12 if with_folds else 6
+    np.testing.assert_allclose(values(as_one), values(alone), rtol=1e-4)
+    assert as_one.best.params == alone.best.params
+    assert as_one.to_pandas()["seconds"].notna().all()
+
+
+def test_trials_of_other_shapes_are_grouped_by_shape(together):
+    own = world(stops=False, n_epochs=4, rows=arrays(400))
+    space = {WIDTH: [2, 8], LR: [0.01, 0.02, 0.05]}
+    np.testing.assert_allclose(
+        values(run(own, space, stacked=True)), values(run(own, space, stacked=False)), rtol=1e-4
+    )
+    assert set(together) == {3}
+
+
+def test_trials_trained_as_one_are_pruned_by_epoch(together):
+    own, pruner = world(n_epochs=5, stops=False, rows=arrays(400)), Every({1, 3}, 1)
+    results = run(own, {LR: [0.01, 0.02, 0.03, 0.04]}, pruner=pruner, stacked=True)
+    frame = results.to_pandas()
+    assert frame["state"].tolist() == ["complete", "pruned", "complete", "pruned"]
+    assert max(together) == 4
+    plain = run(own, {LR: [0.01, 0.02, 0.03, 0.04]}, stacked=False).to_pandas()["value"]
+    np.testing.assert_allclose(
+        frame["value"][[0, 2]], plain.to_pandas()["value"][[0, 2]], rtol=1e-4
+    )
+
+
+def test_proposals_are_asked_for_in_batches_only_where_trials_are_trained_as_one(together):
+    own = world(stops=False, n_epochs=4, rows=arrays(400))
+    by_default, alone = (
+        run(own, RANGES, n_trials=11, stacked=stacked).to_pandas() for stacked in ("auto", False)
+    )
+    pd.testing.assert_series_equal(by_default[LR], alone[LR])
+    assert not together
+    as_one = run(own, {LR: RANGES[LR]}, n_trials=13, stacked=True)
+    assert max(together) == 10
+    assert len(as_one) == 13
+
+
 # ---------------------------------------------------------------------------------------- nested
 
 
@@ -798,6 +863,7 @@ def test_results_show_themselves():
         ({"n_trials": 0}, ConfigError, "n_trials"),
         ({"n_jobs": 0}, ConfigError, "n_jobs"),
         ({"stacked": "yes"}, ConfigError, "stacked"),
+        ({"stacked": True, "n_jobs": 2}, ConfigError, "stacked=True trains all in this process"),
         ({"seed": -1}, ConfigError, "seed"),
         ({"cv": 5}, ConfigError, "cv must be a CVBinding"),
         ({"storage": 5}, ConfigError, "storage must be"),
