@@ -146,6 +146,20 @@ def test_workers_give_the_same_members(vary):
     )
 
 
+@pytest.mark.parametrize("vary", ["seed", "bootstrap", "folds"])
+def test_members_trained_as_one_equal_those_trained_alone(vary):
+    fs = rows()
+    own = world(fs, n_epochs=1)
+    alone = mml.Ensemble(own, n=3, vary=vary, stacked=False).run(**SILENT)
+    together = mml.Ensemble(own, n=3, vary=vary, stacked=True).run(**SILENT)
+    for label, member in alone.members.items():
+        np.testing.assert_allclose(weights(member), weights(together.members[label]), atol=1e-5)
+    options = {"interval": 0.8, "calibration": "calibration", "members": True}
+    pd.testing.assert_frame_equal(
+        alone.predict(fs["test"], **options), together.predict(fs["test"], **options), rtol=1e-4
+    )
+
+
 def test_folds_are_those_of_cross_validation():
     fs = rows()
     own = world(fs)
@@ -1047,7 +1061,7 @@ def test_held_out_rows_that_are_learned_from_or_selected_by_are_warned_of():
         ({"seed": -1}, "seed must be at least 0"),
         ({"n_jobs": 0}, "n_jobs must be an int other than 0"),
         ({"timeout": 3.0}, "timeout needs n_jobs of at least 2: a member"),
-        ({"stacked": "yes"}, "stacked must be True"),
+        ({"stacked": "yes"}, "stacked must be one of 'auto' or True or False"),
         ({"bindings": "train"}, "bindings are for vary='folds' and 'bootstrap'"),
     ],
 )
