@@ -192,6 +192,16 @@ def test_a_file_without_rows_is_saved_again(tmp_path):
     assert found["fingerprint"] == experiment.ctx.get_node(label="rows").collection.fingerprint
 
 
+def test_rows_that_were_learned_from_are_known_without_them(tmp_path):
+    experiment = trained()
+    fs = experiment.ctx.get_node(label="rows")
+    path = experiment.save(tmp_path / "a", rows=False)
+    with mml.ExperimentContext().activate():
+        learned = mml.Experiment.load(path).model_graph.learned_from
+        np.testing.assert_array_equal(learned.known(fs), fs["train"].indices)
+        assert learned.counts == {"rows": 30}
+
+
 def test_a_set_that_is_here_is_used_and_other_scalers_are_warned_of(tmp_path):
     experiment = trained()
     path = experiment.model_graph.save(tmp_path / "g")
