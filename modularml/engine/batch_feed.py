@@ -24,7 +24,7 @@ from modularml.engine.alternating import AlternatingBatches
 from modularml.engine.batch_schedule import BatchSchedulingPolicy, schedule, share
 from modularml.engine.binding import Bound, roles_of
 from modularml.errors import ConfigError, DataError, LossError
-from modularml.graph.inputs import column_tensor, frozen_outputs, pieces
+from modularml.graph.inputs import CHUNK_BYTES, column_tensor, frozen_outputs, pieces
 from modularml.graph.lineage import source_columns_of
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.plan import InputSlot, StepPlan
@@ -122,6 +122,7 @@ class BatchFeed:
         self._epochs: dict[int, list[EpochBatches]] = {}
         self._counts: dict[int, Any] = {}
         self.reuses_memory = self.keeps_epochs = False
+        self.chunk_bytes = CHUNK_BYTES
         self.watch: Callable[[Sequence[Bound]], Iterable[Bound]] = iter
         self._current = self.first = 0
         self._runs: dict[int, tuple[IntArray, IntArray | slice]] = {}
@@ -393,6 +394,7 @@ class BatchFeed:
             span,
             upload,
             whole_epoch=self.keeps_epochs,
+            chunk_bytes=self.chunk_bytes,
         )
 
     def _in_a_row(self, rows: IntArray) -> IntArray | slice:

@@ -30,6 +30,7 @@ __all__ = ["SideBySide", "pays"]
 
 logger = logging.getLogger(__name__)
 
+_CHUNK_BYTES = 2**17
 _MIN_SHARE = 0.7  # of the places of a stack that must be taken
 _FEWEST_STEPS = 5_000  # of all members, below which little time is saved
 _MOST_WEIGHTS = 300_000  # of a member, above which arithmetic takes most of a step
@@ -350,6 +351,7 @@ class _Member:
             if others := [c for c in watching if not isinstance(c, Interruption)]:
                 raise NotStackableError(f"callback {others[0].label!r} looks at each batch")
             self.step = running.feed.stack_member(running.phase.step_options())
+            running.feed.chunk_bytes = _CHUNK_BYTES  # of each member, all of which are in use
             self.running = running
         except NotStackableError as error:
             if str(error) not in self._reasons:

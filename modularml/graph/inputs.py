@@ -60,10 +60,11 @@ def pieces(
     upload: Callable[[Any], Any] | None = None,
     *,
     whole_epoch: bool = False,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> Iterator[Any]:
     """Yield batches of a column.
 
-    Rows are gathered in chunks of tens of megabytes; each batch is a slice of a chunk.
+    Rows are gathered in chunks, by default of tens of megabytes; each batch is a slice of a chunk.
 
     Parameters
     ----------
@@ -81,9 +82,11 @@ def pieces(
         Copies each chunk to the device of the batches.
     whole_epoch : bool
         Whether all batches of a call stay valid until the next call.
+    chunk_bytes : int
+        Size of a chunk; it holds at least one batch.
     """
     row_bytes = max(LEAST_ROW, adapter.row_bytes(column[:1]))
-    batches = max(1, CHUNK_BYTES // (row_bytes * max(1, max(sizes, default=1))))
+    batches = max(1, chunk_bytes // (row_bytes * max(1, max(sizes, default=1))))
     at = 0
     for first in range(0, len(sizes), batches):
         chunk_sizes = sizes[first : first + batches]

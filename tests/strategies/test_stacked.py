@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import signal
 import threading
 from contextlib import closing
 from typing import Any
@@ -537,3 +538,79 @@ def test_automatic_stacking_is_for_long_trainings_of_small_torch_models(counted)
                 bindings=binding, experiment=own, n_folds=3, phase=own.execution_plan.all[0]
             ).run(**SILENT)
         assert max(counted, default=0) == expected
+
+
+# ------------------------------------------------------------------------------ interruptions
+
+
+def cross_validation(folder: Any, stacked: bool, n_epochs: int = 4) -> mml.CrossValidation:
+    own = world(n_epochs=n_epochs)
+    own.set_checkpoint_dir(folder)
+    return mml.CrossValidation(
+        bindings=mml.CVBinding("data", ["train", "val"]),
+        experiment=own,
+        n_folds=3,
+        phase=own.execution_plan,
+        stacked=stacked,
+    )
+
+
+@pytest.mark.parametrize("at", [20, 32])  # within the second epoch, and at its end
+def test_a_signal_ends_all_members_and_they_resume(tmp_path, monkeypatch, counted, at):
+    from modularml.backends.torch_stacked import TorchStack
+
+    real = TorchStack.step
+
+    def step(self: Any, inputs: Any) -> Any:
+        done = real(self, inputs)
+        if len(counted) == at:
+            signal.raise_signal(signal.SIGINT)
+        return done
+
+    whole = cross_validation(tmp_path / "whole", stacked=True).run(**SILENT)
+    counted.clear()
+    monkeypatch.setattr(TorchStack, "step", step)
+    n_threads, handler = threading.active_count(), signal.getsignal(signal.SIGINT)
+    with mml.ExperimentContext().activate():
+        stopped = cross_validation(tmp_path / "stopped", stacked=True)
+        with pytest.raises(KeyboardInterrupt):
+            stopped.run(resume="auto", **SILENT)
+    assert len(counted) == at
+    assert threading.active_count() == n_threads
+    assert signal.getsignal(signal.SIGINT) is handler
+    monkeypatch.setattr(TorchStack, "step", real)
+    with mml.ExperimentContext().activate():
+        resumed = cross_validation(tmp_path / "stopped", stacked=True).run(resume="auto", **SILENT)
+    assert_close([tuple(r.get_experiment(i) for r in (whole, resumed)) for i in range(3)])
+
+
+def test_a_signal_in_a_callback_ends_all_members(tmp_path, counted):
+    class Ending(Callback):
+        def on_epoch_end(self, *, experiment: Any, exec_ctx: Any, **facts: Any) -> None:
+            if exec_ctx.epoch_idx == 1 and experiment.label.endswith("fold_1"):
+                signal.raise_signal(signal.SIGINT)
+
+    cv = cross_validation(tmp_path, stacked=True)
+    cv.phase.all[0].add_callback(Ending())
+    with pytest.raises(KeyboardInterrupt):
+        cv.run(resume="auto", **SILENT)
+    assert len(list(tmp_path.rglob("interrupted.ckpt.mml"))) == 3
+
+
+def test_without_checkpoints_a_signal_ends_all_members_at_once(counted, monkeypatch):
+    from modularml.backends.torch_stacked import TorchStack
+
+    real = TorchStack.step
+
+    def step(self: Any, inputs: Any) -> Any:
+        if len(counted) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return real(self, inputs)
+
+    monkeypatch.setattr(TorchStack, "step", step)
+    own, states = world(), random_states()
+    n_threads = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        run(own, seeds(3), True)
+    assert threading.active_count() == n_threads
+    np.testing.assert_equal(random_states(), states)
