@@ -21,6 +21,7 @@ from benchmarks.report import save, show, verdict
 from benchmarks.rows import rows
 from benchmarks.runtime import runtime
 from benchmarks.samplers import samplers
+from benchmarks.stacked import stacked
 from benchmarks.sweeps import sweeps
 
 PHASE_MS = 20.0
@@ -192,6 +193,8 @@ def main() -> int:
         show_limits("scikit-learn nodes, prediction, building (ours / by hand)", found["graphs"])
         found["folds"] = folds(quick=options.quick)
         show_limits("Cross-validation (ratios to hand-written loops)", found["folds"])
+        found["stacked"] = stacked(quick=options.quick)
+        show_limits("Trained as one (ratios to that many hand-written loops)", found["stacked"])
         found["sweeps"] = sweeps(quick=options.quick)
         show_limits("Sweeps (bookkeeping of a trial)", found["sweeps"])
         found["runtime"] = runtime(quick=options.quick)
@@ -212,6 +215,7 @@ def main() -> int:
         "samplers",
         "graphs",
         "folds",
+        "stacked",
         "sweeps",
         "files",
     )

@@ -12,7 +12,7 @@ import torch
 from benchmarks.cases import DATA, LEARNING_RATE, N_ROWS, Data
 from benchmarks.loops import LOOPS, MODELS
 from benchmarks.ours import columns, nodes
-from benchmarks.timing import interleave, one_thread, ratio
+from benchmarks.timing import heap_bytes, interleave, one_thread, ratio
 from modularml import (
     AppliedLoss,
     CrossValidation,
@@ -27,6 +27,8 @@ from modularml import (
     SimpleSampler,
     TrainPhase,
 )
+from modularml.callbacks import Callback
+from modularml.results.recording import ResultRecording
 from modularml.strategies.jobs import Work
 from modularml.strategies.variants import Variant
 
@@ -149,7 +151,40 @@ def stacked(*, quick: bool = False, only: str = "") -> list[dict[str, Any]]:
         value = ratio(times, "ours") * n_hand / n_members
         row = {"work": f"{name}, CPU time", "value": value, "limit": limit, "aim": aim}
         rows.append({**row, "ok": value <= limit})
+    if only in MEMORY:
+        rows.append(memory(mlp, 4 if quick else 20))
     return rows
+
+
+MEMORY = "memory of a further member, in weights, gradients, moments and batches of its own"
+
+
+class Heap(Callback):
+    """Notes the largest heap at the end of an epoch."""
+
+    largest = 0
+
+    def on_epoch_end(self, **facts: Any) -> None:
+        """Look at the heap."""
+        Heap.largest = max(Heap.largest, heap_bytes())
+
+
+def memory(job: Job, n: int) -> dict[str, Any]:
+    """Measure what a further member costs while it is trained, nothing recorded."""
+    n_weights = sum(p.numel() for p in MODELS[job.kind]().parameters())
+    own = 4 * (4 * n_weights + BATCH * (17 + 4 * 64 + 2))
+    (train,) = (phase for phase in job.plan.flatten() if phase.label == "train")
+    phase = TrainPhase("train", input_sources=train.input_sources, losses=train.losses, n_epochs=2)
+    phase.recording = ResultRecording.NONE
+    phase.add_callback(Heap())
+    job.plan = PhaseGroup("plan", [phase])
+    largest = []
+    for members in (2, n):
+        Heap.largest = 0
+        job.variants([Variant(f"seed_{i}", i) for i in range(members)])
+        largest.append(Heap.largest)
+    value = (largest[1] - largest[0]) / (n - 2) / own
+    return {"work": MEMORY, "value": value, "limit": None, "ok": True}
 
 
 if __name__ == "__main__":
