@@ -20,6 +20,7 @@ def world(
     schedule: Any = None,
     rows: Any = None,
     stops: bool = True,
+    audit: Any = "off",
 ) -> mml.Experiment:
     """Return an experiment that trains on ``train`` and evaluates on ``val``."""
     fs = featureset(*(arrays(60) if rows is None else rows))
@@ -27,7 +28,7 @@ def world(
     model = SequentialMLP(hidden_dim=4) if model is None else model
     optimizer = optimizer or mml.Optimizer("adam", opt_kwargs={"lr": 0.01}, schedule=schedule)
     graph = mml.ModelGraph([mml.ModelNode("net", model, fs)], optimizer)
-    own = experiment(audit="off")
+    own = experiment(audit=audit)
     watch = mml.Evaluation.from_split(
         "watch", split="val", metrics=[mml.EvalLossMetric(loss=mse()), "r2"]
     )

@@ -76,6 +76,23 @@ class Objective(Checked):
                 f"{'greater' if greater else 'lower'}; pass direction={right!r}"
             )
 
+    def pruning_phase(self, plan: Plan) -> TrainPhase:
+        """Return the training phase whose epochs have values of the objective.
+
+        Raises
+        ------
+        ConfigError
+            If there is none.
+        """
+        phase = self.phase(plan)
+        if phase is None:
+            raise ConfigError(
+                f"pruner needs values of the objective {self.name!r} before a trial ends, and no "
+                "training phase logs it after its epochs: add an Evaluation with this metric to "
+                "the phase, pass cv= to prune by fold, or omit pruner"
+            )
+        return phase
+
     def phase(self, plan: Plan) -> TrainPhase | None:
         """Return the training phase that logs the objective after each epoch, if there is one."""
         phases = [p for p in plan.flatten() if self._metric_in(p) is not None]

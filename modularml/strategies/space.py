@@ -89,9 +89,6 @@ class Choice:
 
     def value(self, drawn: Any) -> Any:
         """Return the value for a name."""
-        for name, value in zip(self.names, self.values, strict=True):
-            if type(name) is type(drawn) and name == drawn:
-                return value
         return self.values[self.names.index(drawn)]
 
 
@@ -207,8 +204,10 @@ def choice(values: Sequence[Any]) -> Choice:
     )
     if not made.values:
         raise ConfigError("choice needs at least one value, got none")
-    keys = [(type(name), name) for name in made.names]
-    if twice := [name for i, (_, name) in enumerate(keys) if keys[i] in keys[:i]]:
+    names = list(made.names)
+    if any(isinstance(name, float) and math.isnan(name) for name in names):
+        raise ConfigError(f"choice cannot hold NaN, got {values!r:.80}")
+    if twice := [name for i, name in enumerate(names) if names.index(name) < i]:
         raise ConfigError(f"choice has {twice[0]!r} twice; omit one")
     return made
 

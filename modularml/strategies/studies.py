@@ -21,6 +21,7 @@ __all__ = [
     "RESUMED",
     "SECONDS",
     "TrialQueue",
+    "check_proposals",
     "importances",
     "is_pruned",
     "open_study",
@@ -97,22 +98,22 @@ def open_study(storage: Any, label: str, direction: str, sampler: Any, pruner: A
     Raises
     ------
     ConfigError
-        If the storage cannot be opened, or holds a study of another direction under this label.
+        If the storage cannot be opened.
     """
     optuna = _optuna()
-    _check_kind("sampler", sampler, optuna.samplers.BaseSampler)
-    _check_kind("pruner", pruner, optuna.pruners.BasePruner)
-    where = storage_url(storage) or storage
+    arguments = {
+        "storage": storage_url(storage) or storage,
+        "study_name": None if storage is None else label,
+        "direction": direction,
+        "sampler": sampler,
+        "pruner": pruner or optuna.pruners.NopPruner(),
+    }
     with _quiet():
         try:
-            study = optuna.create_study(
-                storage=where,
-                study_name=None if storage is None else label,
-                direction=direction,
-                sampler=sampler,
-                pruner=pruner or optuna.pruners.NopPruner(),
-                load_if_exists=True,
-            )
+            study = optuna.create_study(**arguments, load_if_exists=True)
+            if study.direction.name.lower() != direction and not study.get_trials(deepcopy=False):
+                optuna.delete_study(study_name=label, storage=arguments["storage"])
+                study = optuna.create_study(**arguments)
         except Exception as error:
             raise ConfigError(
                 f"storage={storage!r} cannot be opened: {type(error).__name__}: {error}"
@@ -125,8 +126,34 @@ def register_study(study: Any, url: str | None) -> None:
     _studies[study.study_name, url] = study
 
 
+def check_proposals(
+    space: Mapping[str, Dimension] | None, n_trials: int | None, sampler: Any, pruner: Any
+) -> None:
+    """Refuse samplers and pruners that are not Optuna's, and a missing number of trials.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is not as described in `Sweep`.
+    """
+    if sampler is not None:
+        _check_kind("sampler", sampler, _optuna().samplers.BaseSampler)
+    if pruner is not None:
+        _check_kind("pruner", pruner, _optuna().pruners.BasePruner)
+    if type(sampler).__name__ in _GRIDS:
+        raise ConfigError(
+            f"sampler={type(sampler).__name__}() is not supported: a space whose settings are all "
+            "lists is a grid by itself; omit sampler and n_trials"
+        )
+    if n_trials is None and (sampler is not None or _grid(space, n_trials) is None):
+        raise ConfigError(
+            "n_trials is needed: only a grid, whose settings are all lists, has an end of its own; "
+            "pass, for example, n_trials=50"
+        )
+
+
 def _check_kind(name: str, value: Any, kind: type) -> None:
-    if value is not None and not isinstance(value, kind):
+    if not isinstance(value, kind):
         raise ConfigError(
             f"{name} must be one of optuna.{name}s, such as optuna.{name}s."
             f"{'TPESampler()' if name == 'sampler' else 'MedianPruner()'}, got {value!r:.80}"
@@ -228,16 +255,6 @@ class TrialQueue:
     ) -> None:
         self.study, self.seed, self.space, self.sampler = study, seed, space, sampler
         self.grid = None if sampler is not None else _grid(space, n_trials)
-        if type(sampler).__name__ in _GRIDS:
-            raise ConfigError(
-                f"sampler={type(sampler).__name__}() is not supported: a space whose settings are "
-                "all lists is a grid by itself; omit sampler and n_trials"
-            )
-        if self.grid is None and n_trials is None:
-            raise ConfigError(
-                "n_trials is needed: only a grid, whose settings are all lists, has an end of its "
-                "own; pass, for example, n_trials=50"
-            )
         self.n_trials = n_trials or 0 if self.grid is None else len(self.grid)
         states = _optuna().trial.TrialState
         self._best: float | None = None

@@ -27,6 +27,7 @@ from modularml.strategies.studies import (
     RESUMED,
     SECONDS,
     TrialQueue,
+    check_proposals,
     open_study,
     register_study,
     storage_url,
@@ -160,6 +161,7 @@ class Sweep(Checked):
         self.cv = None if cv is None else SweepFolds(cv)
         self.stacked, self.n_jobs, self.timeout = stacked, n_jobs, timeout
         self.storage, self._url = storage, storage_url(storage)
+        check_proposals(self.space, n_trials, sampler, pruner)
         self._study: Any = None
         self._best: tuple[int, Experiment] | None = None
         if self.experiment is not None:
@@ -276,6 +278,8 @@ class Sweep(Checked):
         choices = {p: d.values if isinstance(d, Choice) else () for p, d in self.space.items()}
         check_paths(template, plan, choices)
         self.objective.check(template, plan, [] if self.cv is None else self.cv.val_names())
+        if self.pruner is not None and self.cv is None:
+            self.objective.pruning_phase(plan)
 
     def _audit(self, experiment: Experiment) -> None:
         plan = plan_of(experiment)
@@ -297,15 +301,9 @@ class Sweep(Checked):
         study = self._study
         if study is None:
             study = open_study(self.storage, self.label, self.direction, self.sampler, self.pruner)
-        identity = identity_of(
-            self.experiment,
-            self.build,
-            self.space,
-            objective=self.objective.name,
-            direction=self.direction,
-            folds=None if self.cv is None else self.cv.describe(),
-            seed=self.seed,
-        )
+        facts = {"objective": self.objective.name, "direction": self.direction, "seed": self.seed}
+        folds = None if self.cv is None else self.cv.describe()
+        identity = identity_of(self.experiment, self.build, self.space, folds=folds, **facts)
         seed = drawn_seed() if self.seed is None else self.seed
         seed = check_identity(study, identity, seed, label=self.label, resume=resume)
         self._study = study

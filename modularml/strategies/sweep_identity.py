@@ -61,9 +61,9 @@ def check_identity(
     known = study.user_attrs.get(_IDENTITY)
     where = f"the storage holds, under the label {label!r},"
     how = "choose another label= or storage="
-    if known is None:
-        if n_trials:
-            raise ConfigError(f"{where} a study that is not of a modularml.Sweep; {how}")
+    if known is None and n_trials:
+        raise ConfigError(f"{where} a study that is not of a modularml.Sweep; {how}")
+    if not n_trials:
         study.set_user_attr(_IDENTITY, {"seed": seed, "parts": dict(identity)})
         return seed
     parts = known["parts"]

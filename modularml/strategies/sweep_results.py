@@ -87,8 +87,9 @@ class SweepResults:
         """Return the experiment of the best trial, trained.
 
         If this process has not run it, it is trained again with the same seed, which gives the same
-        values bit for bit on the CPU with the same versions and number of threads. Trials in folds
-        are trained on the splits of the original experiment.
+        values bit for bit on the CPU with the same versions and number of threads, and up to
+        rounding if trials were trained as one. Trials in folds are trained on the splits of the
+        original experiment.
         """
         return self.get_experiment(self.best.number)
 

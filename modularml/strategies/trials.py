@@ -104,13 +104,7 @@ class TrialSetup:
         if not self.has_pruner or self.make_folds is not None:
             return None
         plan = experiment.execution_plan
-        phase = self.objective.phase(plan)
-        if phase is None:
-            raise ConfigError(
-                f"pruner needs values of the objective {self.objective.name!r} before a trial "
-                "ends, and no training phase logs it after its epochs: add an Evaluation with this "
-                "metric to the phase, pass cv= to prune by fold, or omit pruner"
-            )
+        phase = self.objective.pruning_phase(plan)
         order = 1 + max((c.execution_order for c in phase.callbacks), default=0)
         metric, names = self.objective.monitor(phase), (study.study_name, self.url)
         callback = TrialPruning(metric=metric, study=names[0], url=names[1], execution_order=order)
