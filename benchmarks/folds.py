@@ -69,7 +69,12 @@ def job(data: Data) -> Callable[..., list[float]]:
 
     def run(n_jobs: int) -> list[float]:
         cv = CrossValidation(
-            bindings=binding, n_folds=FOLDS, phase=plan, experiment=experiment, n_jobs=n_jobs
+            bindings=binding,
+            n_folds=FOLDS,
+            phase=plan,
+            experiment=experiment,
+            n_jobs=n_jobs,
+            stacked=False,
         )
         scores: list[float] = cv.run(**QUIET).to_pandas()["eval.mse_head"].tolist()
         return scores

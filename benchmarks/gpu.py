@@ -6,7 +6,6 @@ rows and order on the device, and wait for no loss.
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -36,7 +35,6 @@ from modularml.strategies.variants import Variant
 
 MEMBERS = (1, 10, 100)
 SMALL, LARGE = 64, 4_096
-STACKS = "stacked" in inspect.signature(Work.outcomes).parameters
 
 Row = dict[str, Any]
 
@@ -82,9 +80,8 @@ class Job:
         """Train members with several seeds as one, and return their experiments."""
         work = Work("gpu", {"show_training_progress": False})
         variants = [Variant(f"seed_{i}", i) for i in range(n)]
-        options: Any = {"stacked": True} if STACKS else {}
         plan = PhaseGroup("plan", [self.phase])
-        with closing(work.outcomes(self.experiment, plan, variants, **options)) as outcomes:
+        with closing(work.outcomes(self.experiment, plan, variants, stacked=True)) as outcomes:
             found = [outcome for _, outcome in outcomes]
         if errors := [outcome for outcome in found if isinstance(outcome, Exception)]:
             raise errors[0]
@@ -174,7 +171,7 @@ def gpu(device: str = "cuda", *, quick: bool = False) -> list[Row]:
     if not Accelerator(device).is_available():
         raise SystemExit(f"torch finds no device {device!r} here; pass --device cpu")
     one_thread()
-    data, epochs = table(1_000 if quick else N_ROWS), 1 if quick else 5
+    data, epochs = table(3_000 if quick else N_ROWS), 1 if quick else 5
     return [*_stacked(data, device, epochs, quick), *_alone(data, device, epochs, quick)]
 
 
@@ -184,8 +181,8 @@ def _stacked(data: Data, device: str, epochs: int, quick: bool) -> Iterator[Row]
     for n in MEMBERS:
         works = {"hand": hand, "ours": partial(job.seeds, n)}
         times = _times(works, device, quick)
-        how = "as one" if STACKS and n > 1 else "one after another"
-        name = f"{n} members of the MLP, batch {SMALL}, {how}, against {n} loops by hand"
+        how = "as one" if n > 1 else "alone"
+        name = f"{n} members of the MLP, batch {SMALL}, {how}, against that many loops by hand"
         yield _row(name, ratio(times, "ours") / n)
         if _is_cuda(device):
             yield _row(f"the same, memory of the device (MiB), {n} members", _peak(works["ours"]))

@@ -66,7 +66,7 @@ class CrossValidation(Checked):
         `joblib.parallel_config`, or else 1. Its cluster backends (Dask, Ray) work too. 'auto' runs
         the first fold in this process, and the others there or in as many processes as
         `joblib.parallel_config` says (by default one per core), whichever its time lets expect to
-        be faster; the choice is logged at level INFO. Results
+        be faster, unless `stacked` trains all as one; the choice is logged at level INFO. Results
         equal those of one process bit for bit, given the same number of threads. Torch models must
         be given by class, since workers rebuild them, and results of callbacks are returned only
         if they are plain data.

@@ -131,6 +131,9 @@ class Work:
         With `stacked`, small models are trained as one in this process; see `SideBySide`.
         """
         if self._stacks(experiment, plan, variants, stacked, n_jobs):
+            if n_jobs == "auto":
+                message = "n_jobs='auto': %d small models are trained as one, without workers"
+                logging.getLogger(__name__).info(message, len(variants))
             return self.side_by_side(experiment, plan, variants, loud=stacked is True)
         if n_jobs == "auto":
             is_cluster(timeout)  # refuses backends that run no variants

@@ -37,7 +37,6 @@ def cross_validation(
     n_rows: int = 80,
     n_epochs: int = 3,
     folder: Any = None,
-    n_jobs: int | None = None,
 ) -> mml.CrossValidation:
     """A small network with dropout, in a context of its own."""
     x = np.random.default_rng(0).normal(size=(n_rows, 3)).astype("float32")
@@ -62,7 +61,7 @@ def cross_validation(
         if folder is not None:
             own.set_checkpoint_dir(folder)
         binding = mml.CVBinding(fs, ["train", "val"])
-        return mml.CrossValidation(bindings=binding, n_folds=n_folds, experiment=own, n_jobs=n_jobs)
+        return mml.CrossValidation(bindings=binding, n_folds=n_folds, experiment=own, stacked=False)
 
 
 def assert_equal(a: Any, b: Any) -> None:
@@ -93,7 +92,7 @@ def killer(folder: Path, n_killed: int) -> threading.Thread:
 
 @pytest.mark.parametrize(("name", "n_killed"), [("dask", 1), ("dask", 2), ("ray", 1), ("ray", 2)])
 def test_jobs_of_killed_workers_are_repeated(name, n_killed, tmp_path):
-    wanted = cross_validation([Trace(str(tmp_path), 0.0)], n_jobs=1).run(**SILENT)
+    wanted = cross_validation([Trace(str(tmp_path), 0.0)]).run(**SILENT)
     for path in tmp_path.iterdir():
         path.unlink()
     cv = cross_validation([Trace(str(tmp_path), 0.7)])
@@ -124,7 +123,7 @@ def test_a_job_that_kills_its_workers_fails_alone(name, tmp_path):
         assert "its workers died" in str(failed["fold_1"])
         flag.unlink()
         found = cv.run(**SILENT)
-    assert_equal(found, cross_validation([saboteur], n_jobs=1).run(**SILENT))
+    assert_equal(found, cross_validation([saboteur]).run(**SILENT))
 
 
 def _allow_no_failure(dask_scheduler: Any) -> None:
@@ -209,7 +208,7 @@ def test_ctrl_c_stops_the_jobs_and_leaves_the_cluster_usable(name, with_checkpoi
         short = cross_validation([Trace(str(trace), 0.0)], n_folds=2)
         found = short.run(**SILENT)
         assert os.getpid() not in traces(trace)
-    wanted = cross_validation([Trace(str(trace), 0.0)], n_folds=2, n_jobs=1).run(**SILENT)
+    wanted = cross_validation([Trace(str(trace), 0.0)], n_folds=2).run(**SILENT)
     assert_equal(found, wanted)
 
 
@@ -217,7 +216,7 @@ def test_folds_stopped_on_a_cluster_resume_there(tmp_path):
     trace = tmp_path / "trace"
     trace.mkdir()
     callbacks = [Trace(str(trace), 0.0)]
-    wanted = cross_validation(callbacks, n_epochs=40, n_folds=2, n_jobs=1).run(**SILENT)
+    wanted = cross_validation(callbacks, n_epochs=40, n_folds=2).run(**SILENT)
     for path in trace.iterdir():
         path.unlink()
 

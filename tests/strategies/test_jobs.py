@@ -51,7 +51,9 @@ def cross_validation(callbacks: Any = (), model: Any = None, **options: Any) -> 
             )
         )
         binding = mml.CVBinding(fs, ["train", "val"])
-        return mml.CrossValidation(bindings=binding, experiment=own, **{"n_folds": 4} | options)
+        return mml.CrossValidation(
+            bindings=binding, experiment=own, **{"n_folds": 4, "stacked": False} | options
+        )
 
 
 def forecast(monkeypatch: Any, seconds_to_start: float) -> None:
@@ -68,7 +70,7 @@ def test_auto_keeps_short_folds_in_this_process(monkeypatch, caplog, tmp_path):
     assert re.match(LINE.format(fold="fold_0", n=3, where="in this process"), lines[0])
     assert "2 workers: 1e+03 s, 1e+03 to start" in lines[0]
     assert len({path.name.rpartition("-")[2] for path in tmp_path.iterdir()}) == 1
-    wanted = cross_validation([Trace(str(tmp_path), 0.0)], n_jobs=1).run(**SILENT)
+    wanted = cross_validation([Trace(str(tmp_path), 0.0)]).run(**SILENT)
     pd.testing.assert_frame_equal(found.to_pandas(), wanted.to_pandas(), check_exact=True)
 
 
@@ -82,8 +84,17 @@ def test_auto_sends_long_folds_to_workers(monkeypatch, caplog, tmp_path):
         path.name.partition("-")[0]: path.name.rpartition("-")[2] for path in tmp_path.iterdir()
     }
     assert len(set(pids.values())) == 3
-    wanted = cross_validation([Trace(str(tmp_path), 0.0)], n_jobs=1).run(**SILENT)
+    wanted = cross_validation([Trace(str(tmp_path), 0.0)]).run(**SILENT)
     pd.testing.assert_frame_equal(found.to_pandas(), wanted.to_pandas(), check_exact=True)
+
+
+def test_auto_trains_small_models_as_one(monkeypatch, caplog):
+    forecast(monkeypatch, 0.0)
+    with caplog.at_level(logging.INFO, "modularml.strategies"):
+        found = cross_validation(n_jobs="auto", stacked=True).run(**SILENT)
+    assert not found.failed_folds
+    assert "n_jobs='auto': 4 small models are trained as one, without workers" in caplog.text
+    assert "so the other" not in caplog.text
 
 
 def test_auto_times_the_first_fold_that_succeeds(monkeypatch, caplog, tmp_path):
