@@ -156,8 +156,8 @@ class _SinglePassResults(PhaseResults):
 
     def _classes(self, node_id: str) -> tuple[bool, Array | None]:
         """Return whether a node's targets are class indices, and the class labels."""
-        layout = self._recorded()[0]._layout()
-        lineage = layout.lineages.get((node_id, "targets"))
+        first = self._recorded()[0]
+        layout, lineage = first._layout(), first.compared_with(node_id)
         if lineage is None:
             return False, None
         with next(iter(layout.views.values())).source.context.activate():

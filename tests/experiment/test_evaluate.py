@@ -349,6 +349,28 @@ def test_loaded_without_rows_a_graph_is_evaluated_on_new_ones(tmp_path):
     pd.testing.assert_frame_equal(found, wanted)
 
 
+@pytest.mark.parametrize("encoder", ["LabelEncoder", "OneHotEncoder"])
+def test_a_head_of_text_labels_beside_another_target(encoder):
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(60, 3)).astype("f4")
+    kind = rng.choice(["low", "mid", "top"], size=60)
+    data = {"x": x, "kind": kind, "y": x[:, 0]}
+    fs = mm.FeatureSet.from_dict("d", data, "x", ["kind", "y"])
+    fs.fit_transform(encoder, domain="targets", keys="kind")
+    node = mm.ModelNode("cls", nn.Sequential(nn.Flatten(), nn.Linear(3, 3)), fs)
+    graph = mm.ModelGraph([node], mm.Optimizer("sgd", opt_kwargs={"lr": 0.0}))
+    loss = mm.AppliedLoss(mm.Loss("cross_entropy"), "cls", ["outputs", "targets.kind"])
+    exp = experiment(audit="off")
+    exp.run_phase(train_phase(graph, [loss]), **QUIET)
+    phase = mm.EvalPhase("e", input_sources=sources(exp), losses=[loss], metrics=["accuracy"])
+    results = exp.run_phase(phase)
+    hits = exp.predict(fs, decode=True).ravel() == kind
+    assert dict(results.metrics().items())["accuracy", 0, None] == pytest.approx(hits.mean())
+    assert results.scores(["accuracy"])["value"][0] == pytest.approx(hits.mean())
+    assert exp.evaluate(fs)["accuracy"].item() == pytest.approx(hits.mean())
+    assert exp.evaluate(data)["accuracy"].item() == pytest.approx(hits.mean())
+
+
 # ------------------------------------------------------------------- metrics of evaluation phases
 
 
