@@ -111,7 +111,7 @@ class Objective(Checked):
         values, groups, _ = logged_figures({"trial": experiment.history[-1].results}, "kept")
         found = dict(values.get("trial", {}))
         found |= {f"{name}[{group}]": value for _, name, group, value in groups}
-        named = {name: v for name, v in found.items() if name.partition(".")[2] == self.source}
+        named = {name: v for name, v in found.items() if name.endswith(f".{self.source}")}
         if self.source in found or named:
             return found.get(self.source, next(reversed(named.values()), math.nan))
         vals = [] if fold is None else sorted({s.val_name for s in fold.sides.values()})

@@ -310,15 +310,21 @@ class TrialQueue:
         """Finish a trial with its value."""
         self.study.tell(trial, value)
 
-    def is_best(self, value: float) -> bool:
-        """Return whether a value is better than those of all trials finished before it."""
-        sign = 1 if self.study.direction.name == "MAXIMIZE" else -1
+    @property
+    def best_value(self) -> float | None:
+        """The best value so far; None if no trial is complete."""
         if self._best is None:
             complete = self._trials(_optuna().trial.TrialState.COMPLETE)
-            self._best = max((sign * trial.value for trial in complete), default=-math.inf)
-        is_better = sign * value > self._best
-        self._best = max(self._best, sign * value)
-        return is_better
+            self._best = self.study.best_value if complete else None
+        return self._best
+
+    def is_best(self, value: float) -> bool:
+        """Return whether a value is better than those of all trials finished before it."""
+        sign, best = 1 if self.study.direction.name == "MAXIMIZE" else -1, self.best_value
+        if best is not None and sign * value <= sign * best:
+            return False
+        self._best = value
+        return True
 
     def prune(self, trial: Any) -> None:
         """Finish a trial that the pruner has ended."""

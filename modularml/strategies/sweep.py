@@ -86,7 +86,8 @@ class Sweep(Checked):
     sampler : optuna.samplers.BaseSampler, optional
         By default the grid, if all settings are lists and `n_trials` covers it, else
         ``TPESampler``. The default proposals follow from the seed and the earlier trials, so that
-        a resumed sweep proposes what an uninterrupted one does.
+        a resumed sweep proposes what an uninterrupted one does. A sampler that is given gets new
+        random numbers in a new process.
     pruner : optuna.pruners.BasePruner, optional
         Ends poor trials early: by epoch, if a training phase logs the objective, or after each fold
         with `cv`. By default none.
@@ -220,6 +221,7 @@ class Sweep(Checked):
                         for end in ends:
                             if self._finish(queue, end, is_batch=len(asked) > 1):
                                 errors.append((end.trial.number, end.error))
+                            progress.show(best=queue.best_value)
                             progress.update()
         except BaseException as error:
             if is_interruption(error):
@@ -301,6 +303,8 @@ class Sweep(Checked):
         study = self._study
         if study is None:
             study = open_study(self.storage, self.label, self.direction, self.sampler, self.pruner)
+            if self.sampler is not None and study.get_trials(deepcopy=False):
+                self.sampler.reseed_rng()  # it would propose what it has proposed already
         facts = {"objective": self.objective.name, "direction": self.direction, "seed": self.seed}
         folds = None if self.cv is None else self.cv.describe()
         identity = identity_of(self.experiment, self.build, self.space, folds=folds, **facts)
@@ -352,6 +356,8 @@ class Sweep(Checked):
             return True
         is_best = queue.is_best(end.value)
         queue.complete(end.trial, end.value)
+        facts = end.trial.number, queue.n_trials, self.objective.name, end.value, queue.best_value
+        logger.info("trial %d of %d: %s %.5g, best %.5g", *facts)
         if is_best:
             self._best = None if end.experiment is None else (end.trial.number, end.experiment)
         return False

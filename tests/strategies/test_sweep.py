@@ -30,11 +30,12 @@ from modularml.errors import (
     UnknownNameError,
 )
 from modularml.io.randomness import derived_seed, random_states
+from modularml.models.torch import SequentialMLP
 from modularml.strategies import SelectionWarning, TrialFailedWarning
 from modularml.strategies.variants import Variant, variant_experiment
 from tests.clusters import NAMES, cluster
 from tests.sweep_worlds import world
-from tests.worlds import QUIET, arrays, featureset
+from tests.worlds import QUIET, arrays, featureset, mse
 
 optuna = pytest.importorskip("optuna")
 
@@ -141,8 +142,6 @@ def test_the_seed_is_a_setting_and_weights_differ_between_trials():
 
 
 def test_choices_of_objects_are_named_in_the_study_and_given_as_they_are():
-    from modularml.models.torch import SequentialMLP
-
     models = [SequentialMLP(hidden_dim=3), SequentialMLP(hidden_dim=9, n_layers=3)]
     results = run(space={"nodes.net.model": models, "graph.optimizer": ["adam", "sgd"]})
     assert {type(t.params["nodes.net.model"]) for t in results.study.trials} == {str}
@@ -184,6 +183,28 @@ def test_the_objective_is_a_loss_of_an_evaluation_phase_or_a_function():
     by_function = run(own, objective=mean_error)
     np.testing.assert_allclose(values(of_phase), values(run(own)), rtol=1e-6)
     np.testing.assert_allclose(values(by_function), values(of_phase), rtol=1e-5)
+
+
+def test_the_objective_is_a_metric_of_a_group(caplog):
+    fs = featureset(*arrays(60), cell=np.arange(60) % 2)
+    fs.split_random({"train": 0.8, "val": 0.2}, seed=0)
+    mml.ModelGraph([mml.ModelNode("net", SequentialMLP(), fs)], mml.Optimizer("adam"))
+    own = mml.Experiment.from_active_context("groups", audit="off")
+    own.model_graph.build()
+    watch = mml.Evaluation.from_split("watch", split="val", metrics=["mse"], group_by="cell")
+    sampler = mml.SimpleSampler(batch_size=16, shuffle=True, seed=3)
+    own.execution_plan.add_phase(
+        mml.TrainPhase.from_split(
+            "v1.0", split="train", sampler=sampler, losses=[mse()], callbacks=[watch]
+        )
+    )
+    with caplog.at_level("INFO", "modularml.strategies.sweep"):
+        results = run(own, {LR: [0.1, 0.01]}, objective="watch_mse[1]")
+    expected = [
+        last(by_hand(own, i, {LR: lr}), "watch_mse[1]", "v1.0") for i, lr in enumerate((0.1, 0.01))
+    ]
+    assert values(results) == expected
+    assert f"trial 1 of 2: watch_mse[1] {expected[1]:.5g}, best {min(expected):.5g}" in caplog.text
 
 
 def test_the_objective_is_a_metric_of_an_evaluation_phase():
@@ -422,8 +443,6 @@ def build(trial):
     with mml.ExperimentContext(registration_policy="error").activate():
         rate = trial.suggest_float("lr", 1e-3, 1e-1, log=True)
         width = trial.suggest_int("width", 2, 8)
-        from modularml.models.torch import SequentialMLP
-
         optimizer = mml.Optimizer("adam", opt_kwargs={"lr": rate})
         return world(model=SequentialMLP(hidden_dim=width), optimizer=optimizer, stops=False)
 
@@ -519,6 +538,16 @@ def test_a_study_that_no_sweep_made_is_refused(tmp_path):
     study.tell(study.ask(), 1.0)
     with pytest.raises(ConfigError, match=r"not of a modularml\.Sweep"):
         run(storage=url)
+
+
+def test_a_given_sampler_proposes_other_values_when_resumed(tmp_path):
+    own, storage = world(stops=False), tmp_path / "sweep.db"
+    for n_trials in (3, 6):
+        sampler = optuna.samplers.RandomSampler(seed=1)
+        results = sweep(own, RANGES, n_trials=n_trials, storage=storage, sampler=sampler).run(
+            resume=True, show_progress=False
+        )
+    assert results.to_pandas()[LR].nunique() == 6
 
 
 def test_a_study_without_trials_is_nobodys(tmp_path):
