@@ -520,6 +520,18 @@ class _Rows:
             role: np.where(indices < 0, -1, rows[indices]) for role, indices in positions.items()
         }
 
+    def joined(self, source: Source, first: int, n: int) -> tuple[dict[str, IntArray], IntArray]:
+        """Return the row numbers of successive batches by role, concatenated, and their bounds."""
+        bound, epoch_batches = self._batches_of(source)
+        rows, bounds = bound.view.valid_indices, epoch_batches.bounds[first : first + n + 1]
+        values = {}
+        for role, positions in epoch_batches.rows.items():
+            taken = positions[bounds[0] : bounds[-1]]
+            values[role] = np.asarray(rows[taken])
+            if epoch_batches.weights is not None:
+                values[role] = np.where(taken < 0, -1, values[role])
+        return values, bounds.astype(np.int64) - bounds[0]
+
     def weights(self, source: Source, batch: int) -> Mapping[str, Array]:
         """Return the weights of a batch by role; inputs of one stream share them."""
         bound, epoch_batches = self._batches_of(source)

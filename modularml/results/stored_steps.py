@@ -83,7 +83,24 @@ def _packed_epoch(part: EpochSteps) -> dict[str, Any]:
         return {**_common_fields(steps), "outputs": _outputs(steps)}
     bounds = [part_bounds.astype(np.int64) for _, part_bounds in part._whole]
     pairs = zip(part._arrays(), bounds, strict=True)
-    return {**_common_fields(list(part)), "outputs": [{"values": v, "bounds": b} for v, b in pairs]}
+    fields = _epoch_fields(part) if hasattr(part.rows, "joined") else _common_fields(list(part))
+    return {**fields, "outputs": [{"values": v, "bounds": b} for v, b in pairs]}
+
+
+def _epoch_fields(part: EpochSteps) -> dict[str, Any]:
+    """Return what `_common_fields` does, without making each step."""
+    n, rows = len(part), []
+    for source in part.layout.views:
+        values, bounds = part.rows.joined(source, part.first, n)  # type: ignore[union-attr]
+        rows.append({r: {"values": _narrow(v), "bounds": bounds} for r, v in values.items()})
+    return {
+        "phase": part.phase,
+        "epoch": np.full(n, part.epoch, dtype=np.int64),
+        "batch": np.arange(part.first, part.first + n, dtype=np.int64),
+        "losses": np.array(part.losses, dtype=np.float64),
+        "rows": rows,
+        "totals": part.totals(),
+    }
 
 
 def _common_fields(steps: Sequence[ExecutionContext]) -> dict[str, Any]:
@@ -146,12 +163,14 @@ def unpacked_steps(data: Any, layouts: Layouts = ()) -> list[ExecutionContext]:
     stored = data["layout"]
     layout, sources = layouts[stored] if isinstance(stored, int) else unpacked_layout(stored)
     rows = _StoredRows(sources, data["rows"], data["epoch"], data["batch"])
+    outs = zip(layout.adapters, data["outputs"], strict=True)
+    whole = [adapter.from_numpy(out["values"]) for adapter, out in outs]  # a copy, for all steps
     for i, (epoch, batch) in enumerate(zip(data["epoch"], data["batch"], strict=True)):
         step = ExecutionContext(data["phase"], int(epoch), int(batch))
         step.layout, step.values = layout, [float(v) for v in data["losses"][i]]
         step.totals = [float(t) for t in data["totals"][i]] if "totals" in data else None
-        outs = zip(layout.adapters, data["outputs"], strict=True)
-        step.outs = [adapter.from_numpy(_part(out, i).copy()) for adapter, out in outs]
+        bounds = (out["bounds"] for out in data["outputs"])
+        step.outs = [v[b[i] : b[i + 1]] for v, b in zip(whole, bounds, strict=True)]
         step.rows = partial(rows, int(epoch))
         steps.append(step)
     return steps
