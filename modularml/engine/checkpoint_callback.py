@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ class CheckpointCallback(Callback):
         super().__init__("checkpointing", execution_order=_LAST)
         self.checkpointing = checkpointing
         self._is_due = False
+        if any(hook.startswith("batch") for hook in checkpointing.save_on):
+            for hook in ("batch_start", "batch_end"):
+                setattr(self, f"on_{hook}", partial(_phase_hook(hook), self))
 
     def on_phase_start(self, *, phase: Any, experiment: Any, **facts: Any) -> None:
         """Start with no saved states; create the folder for files."""
@@ -54,7 +58,6 @@ class CheckpointCallback(Callback):
         self._save("phase_start", phase, experiment)
 
     on_epoch_start, on_epoch_end = _phase_hook("epoch_start"), _phase_hook("epoch_end")
-    on_batch_start, on_batch_end = _phase_hook("batch_start"), _phase_hook("batch_end")
     on_phase_end = _phase_hook("phase_end")
 
     def _save(self, hook: str, phase: Any, experiment: Any, ctx: Any = None) -> None:

@@ -134,13 +134,13 @@ class SideBySide:
 
     def _resume(self, member: _Member) -> None:
         """Let a run compute until it waits at an epoch or ends; its random states are set."""
-        own = random_states()
+        own = random_states(plain=False)
         set_random_states(member.random_states)
         try:
             member.turn.release()
             interruption = self._wait()
         finally:
-            member.random_states = random_states()
+            member.random_states = random_states(plain=False)
             set_random_states(own)
         if interruption is not None:
             raise interruption
@@ -157,7 +157,7 @@ class SideBySide:
 
     def _end(self, waiting: Sequence[_Member]) -> None:
         """End runs that wait."""
-        own = random_states()
+        own = random_states(plain=False)
         for member in waiting:
             while not member.ended:
                 member.reply = self._interrupted or KeyboardInterrupt()
@@ -299,7 +299,7 @@ class _Member:
     def __init__(self, number: int, work: Callable[[], Any], runs: SideBySide) -> None:
         self.number, self.work, self.runs = number, work, runs
         self.turn = threading.Semaphore(0)
-        self.random_states: dict[str, Any] = random_states()
+        self.random_states: dict[str, Any] = random_states(plain=False)
         self.ended = False
         self.result: Any = None
         self.error: BaseException | None = None

@@ -32,11 +32,14 @@ __all__ = [
 ]
 
 
-def random_states() -> dict[str, Any]:
-    """Return the states of Python's and numpy's generators, and of frameworks that are loaded."""
+def random_states(*, plain: bool = True) -> dict[str, Any]:
+    """Return the states of Python's and numpy's generators, and of frameworks that are loaded.
+
+    They are plain data for a file, or, which is faster, only for `set_random_states`.
+    """
     name, keys, pos, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - user code may draw from it
     return {
-        "python": _twister(random.getstate()),
+        "python": _twister(random.getstate()) if plain else random.getstate(),
         "numpy": {"name": name, "keys": keys, "rest": [pos, has_gauss, cached]},
         "torch": _torch_states(),
         "tensorflow": _tensorflow_state(),
@@ -46,7 +49,8 @@ def random_states() -> dict[str, Any]:
 def set_random_states(states: dict[str, Any]) -> None:
     """Restore what `random_states` returned."""
     numpy = states["numpy"]
-    random.setstate(_from_twister(states["python"]))
+    python = states["python"]
+    random.setstate(python if isinstance(python, tuple) else _from_twister(python))
     np.random.set_state(_checked((numpy["name"], numpy["keys"], *numpy["rest"])))  # noqa: NPY002
     torch = loaded("torch")
     if torch is not None and states["torch"] is not None:

@@ -540,6 +540,31 @@ def test_automatic_stacking_is_for_long_trainings_of_small_torch_models(counted)
         assert max(counted, default=0) == expected
 
 
+def test_members_are_ordinary_runs_with_files_of_their_own(tmp_path, counted):
+    own = world(SequentialMLP(n_layers=2, hidden_dim=8))
+    (train,) = (p for p in own.execution_plan.flatten() if p.label == "train")
+    train.set_checkpointing(mml.Checkpointing(mode="disk", directory=tmp_path / "states"))
+    pairs = both(own, seeds(3))
+    assert counted
+    assert len(list((tmp_path / "states").rglob("*.ckpt.mml"))) == 3 * 2  # as of runs alone
+    x = np.random.default_rng(0).normal(size=(5, 6)).astype("float32")
+    rows = {f"x{i}": x[:, i] for i in range(6)}
+    for alone, together in pairs:
+        path = together.save(tmp_path / together.label)
+        with mml.ExperimentContext().activate():
+            loaded = mml.Experiment.load(path)
+        values = loaded.predict(rows)
+        np.testing.assert_array_equal(values, together.predict(rows))
+        np.testing.assert_allclose(values, alone.predict(rows), atol=1e-5)
+        assert [r.status for r in together.history] == ["completed"]
+        storages = {p.untyped_storage().data_ptr() for p in weights_of(together)}
+        assert len(storages) == 4  # not views of the stack
+
+
+def weights_of(own: mml.Experiment) -> list[torch.Tensor]:
+    return list(own.model_graph.get_node("net").model.module.parameters())
+
+
 # ------------------------------------------------------------------------------ interruptions
 
 
