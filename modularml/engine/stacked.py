@@ -170,6 +170,8 @@ class SideBySide:
     def _train(self, waiting: Sequence[_Member]) -> None:
         """Train the epochs of waiting runs, as far as they can be trained together."""
         left = list(waiting)
+        if len({member.step.kind for member in waiting if member.step is not None}) > 1:
+            self.note("models differ in shape, so those of equal shape are trained together")
         while len(left) > 1 and not self._is_stopping():
             groups: dict[Hashable, list[_Member]] = defaultdict(list)
             for member in left:
@@ -273,7 +275,7 @@ class SideBySide:
     def note(self, reason: str, n: int = 1) -> None:
         """Log once why runs are not trained together."""
         if reason not in self.reasons:
-            logger.log(self.level, "note: trained one after another: %s", reason)
+            logger.log(self.level, "note: not all runs are trained as one: %s", reason)
         self.reasons[reason] = self.reasons.get(reason, 0) + n
 
 

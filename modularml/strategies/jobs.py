@@ -212,6 +212,11 @@ class Work:
 
         If `loud`, a warning is logged when they cannot be trained together.
         """
+        logging.getLogger(__name__).info(
+            "%r: %d runs are trained as one in this process; stacked=False trains one after another",
+            self.label,
+            len(variants),
+        )
         quiet = replace(self, flags={**self.flags, **dict.fromkeys(_BARS, False)})
         works = [
             partial((quiet if i else self)._run, experiment, plan, variant)

@@ -243,13 +243,14 @@ def test_members_may_differ_in_numbers(counted):
     assert len(counted) == 32
 
 
-def test_members_that_differ_in_shape_are_grouped_by_shape(counted):
+def test_members_that_differ_in_shape_are_grouped_by_shape(counted, log):
     sizes = [4, 8, 4, 8, 6]
     variants = [
         Variant(f"t{i}", i, changes={"nodes.net.hidden_dim": n}) for i, n in enumerate(sizes)
     ]
     assert_close(both(world(), variants))
     assert counted == [2] * 64  # two pairs; the fifth is alone
+    assert "those of equal shape are trained together" in log.text
 
 
 def test_members_that_differ_in_more_than_numbers_are_trained_alone(counted, log):
