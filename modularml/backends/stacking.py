@@ -31,6 +31,8 @@ class StackMember:
         Weights of the losses within `compute`.
     kind : hashable
         Classes of the models' parts and shapes of their weights.
+    plan : object
+        What `compute` was made from; another one replaces it when a loss or an optimizer changes.
     """
 
     compute: Any
@@ -39,6 +41,7 @@ class StackMember:
     options: StepOptions
     loss_weights: tuple[float, ...]
     kind: Hashable = None
+    plan: Any = None
 
 
 class Stack(ABC):
@@ -48,9 +51,15 @@ class Stack(ABC):
     that they are current after each step.
     """
 
+    members: Sequence[StackMember]
+
     @abstractmethod
     def fits(self, inputs: Sequence[Sequence[Any]]) -> bool:
         """Return whether batches have the shapes that the step was made for."""
+
+    @abstractmethod
+    def is_current(self) -> bool:
+        """Return whether models still have the settings that the step was made for."""
 
     @abstractmethod
     def attach(self, random_states: Sequence[Mapping[str, Any]], places: Sequence[int]) -> None:

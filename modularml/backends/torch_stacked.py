@@ -23,6 +23,7 @@ torch = require("torch", purpose="to train torch models")
 
 __all__ = ["TorchStack"]
 
+_PLAIN = (bool, int, float, str, tuple, type(None))
 _TOLERANCE = 1e-3  # of gradients, relative to the largest of a parameter
 
 
@@ -73,11 +74,16 @@ class TorchStack(Stack):
         self._graph = self._trace(inputs)
         self._check_against(alone, inputs, random_states)
         self._optimizers = self._stacked_optimizers()
+        self._attributes = [whole.attributes() for whole in self._whole]
 
     # -- members ------------------------------------------------------------------------------
 
     def fits(self, inputs: Sequence[Sequence[Any]]) -> bool:
         return all([t.shape for t in own] == self._shapes for own in inputs)
+
+    def is_current(self) -> bool:
+        now = (whole.attributes() for whole in self._whole)
+        return all(a == b for a, b in zip(self._attributes, now, strict=True))
 
     def attach(self, random_states: Sequence[Mapping[str, Any]], places: Sequence[int]) -> None:
         self.live = set(places)
@@ -281,10 +287,28 @@ class _Whole(torch.nn.Module):  # type: ignore[misc, name-defined]
         """Return parameters and buffers, each once."""
         return {**dict(self.named_parameters()), **dict(self.named_buffers())}
 
+    def attributes(self) -> list[dict[str, Any]]:
+        """Return the numbers, flags and texts that its layers hold, which a trace fixes."""
+        return [
+            {k: v for k, v in vars(part).items() if isinstance(v, _PLAIN)}
+            for part in self.parts.modules()
+        ]
+
+    def check(self) -> None:
+        """Refuse models that do more in a step than a trace repeats."""
+        hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+        for part in self.parts.modules():
+            if any(vars(part).get(name) for name in hooks):
+                raise NotStackableError(f"a {type(part).__name__} has hooks")
+        if any(p._backward_hooks for p in self.parameters()):
+            raise NotStackableError("a weight has hooks")
+
     def losses_and_gradients(self, inputs: Sequence[Any], state: Mapping[str, Any]) -> _Alone:
         """Compute a batch as an ordinary step does; weights and statistics stay."""
-        buffers = [(t, t.clone()) for t in self.buffers()]
+        self.check()
         parameters = dict(self.named_parameters())
+        values_before = [(t, t.detach().clone()) for t in (*self.buffers(), *parameters.values())]
+        attributes, versions = self.attributes(), [p._version for p in parameters.values()]
         gradients = {name: p.grad for name, p in parameters.items()}
         device = inputs[0].device
         with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
@@ -296,9 +320,15 @@ class _Whole(torch.nn.Module):  # type: ignore[misc, name-defined]
                 p.grad = None
             with torch.enable_grad(), Dropouts() as dropouts:
                 total, losses, _ = self(inputs)
+            if attributes != self.attributes():
+                for part, values in zip(self.parts.modules(), attributes, strict=True):
+                    vars(part).update(values)
+                raise NotStackableError("a model changes its own attributes in each step")
+            if versions != [p._version for p in parameters.values()]:
+                raise NotStackableError("a model changes its weights in the forward pass")
             total.backward()
             found = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-        for tensor, values in buffers:
+        for tensor, values in values_before:
             tensor.data.copy_(values)
         for name, p in parameters.items():
             p.grad = gradients[name]

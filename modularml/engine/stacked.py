@@ -249,7 +249,8 @@ class SideBySide:
         """Return a stack for members of one kind, and the members of its places."""
         for places, own_key, stack in self._stacks:
             is_enough = len(members) >= _MIN_SHARE * len(places)
-            if own_key == key and is_enough and set(members) <= set(places):
+            fits = own_key == key and is_enough and set(members) <= set(places)
+            if fits and _is_current(stack, members, places):
                 return places, stack
         n_epochs = min(member.n_epochs_left for member in members)
         if n_steps * n_epochs * len(members) < self.fewest_steps:
@@ -277,6 +278,15 @@ class SideBySide:
         if reason not in self.reasons:
             logger.log(self.level, "note: not all runs are trained as one: %s", reason)
         self.reasons[reason] = self.reasons.get(reason, 0) + n
+
+
+def _is_current(stack: Stack, members: Sequence[_Member], places: Sequence[_Member]) -> bool:
+    """Return whether models, losses and optimizers are those that a stack was made for."""
+    plans = (
+        member.step is not None and member.step.plan is stack.members[places.index(member)].plan
+        for member in members
+    )
+    return all(plans) and stack.is_current()
 
 
 @contextmanager

@@ -243,6 +243,7 @@ class Segment:
             self._completed(options),
             tuple(weights),
             self.adapter.kind_of(models),
+            self,
         )
 
     def eval_step(self, chunk: int | None = None) -> StepFunction:

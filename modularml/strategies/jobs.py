@@ -213,7 +213,7 @@ class Work:
         If `loud`, a warning is logged when they cannot be trained together.
         """
         logging.getLogger(__name__).info(
-            "%r: %d runs are trained as one in this process; stacked=False trains one after another",
+            "%r: %d runs are trained as one; stacked=False trains one after another",
             self.label,
             len(variants),
         )

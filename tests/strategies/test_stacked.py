@@ -435,6 +435,64 @@ def test_members_stop_in_the_epoch_in_which_they_stop_alone(counted):
     assert {min(counted), max(counted)} != {10}
 
 
+class Warming(nn.Module):
+    """Has a temperature, which a callback or the model itself changes."""
+
+    def __init__(self, counts: bool = False) -> None:
+        super().__init__()
+        self.layer, self.temperature, self.counts = nn.Linear(6, 1), 1.0, counts
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.temperature += 0.01 * self.counts
+        return self.layer(x.flatten(1)) * self.temperature
+
+
+class Heating(Callback):
+    def on_epoch_start(self, *, experiment: Any, exec_ctx: Any, **facts: Any) -> None:
+        own = experiment.model_graph.get_node("net").model.module
+        own.temperature = 1.0 + 0.5 * exec_ctx.epoch_idx
+
+
+def test_attributes_that_a_callback_changes_are_honoured(counted):
+    wrapped = mml.TorchModelWrapper(model_class=Warming)
+    assert_close(both(world(wrapped, callbacks=[Heating()], n_epochs=3), seeds(3)))
+    assert counted == [3] * 48
+
+
+def test_losses_that_a_callback_changes_are_honoured(counted):
+    class Weighting(Callback):
+        def on_epoch_start(self, *, phase: Any, exec_ctx: Any, **facts: Any) -> None:
+            phase.losses[0].weight = 1.0 + exec_ctx.epoch_idx
+
+    own = world(SequentialMLP(n_layers=1), callbacks=[Weighting()], n_epochs=3)
+    assert_close(both(own, seeds(3)))
+    assert counted
+
+
+@pytest.mark.parametrize("case", ["counts", "hook", "weight hook", "renorm"])
+def test_models_that_do_more_than_a_trace_repeats_are_trained_alone(case, counted, log):
+    class Hooked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 1)
+            self.table = nn.Embedding(4, 6, max_norm=0.1 if case == "renorm" else None)
+            if case == "hook":
+                self.layer.register_forward_hook(lambda module, args, out: 2 * out)
+            if case == "weight hook":
+                self.layer.weight.register_hook(lambda grad: 0.5 * grad)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            index = torch.zeros(len(x), dtype=torch.int64)
+            return self.layer(x.flatten(1) + self.table(index))
+
+    wrapped = mml.TorchModelWrapper(model_class=Hooked)
+    if case == "counts":
+        wrapped = mml.TorchModelWrapper(model_class=Warming, model_kwargs={"counts": True})
+    assert_close(both(world(wrapped), seeds(2)), atol=0)
+    assert not counted
+    assert "not all runs are trained as one" in log.text
+
+
 # --------------------------------------------------------------------------------------- faults
 
 
