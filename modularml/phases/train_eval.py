@@ -334,6 +334,8 @@ class EvalPhase(ExperimentPhase):
             raise ConfigError(
                 f"batch_size must be an int of at least 1 or None, got {batch_size!r}"
             )
+        if metrics is not None and not metrics:
+            raise ConfigError(f"metrics must name at least one, got {metrics!r}; omit it")
         self.metrics, self.group_by, self.batch_size = metrics, group_by, batch_size
         find_scores(self.scores)
         if group_by is not None and not self.scores:
