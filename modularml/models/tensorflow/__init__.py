@@ -12,6 +12,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "base": ["TensorflowBaseModel"],
         "cnn": ["SequentialCNN"],
         "mlp": ["SequentialMLP"],
+        "rnn": ["SequentialRNN"],
+        "tabular": ["TabularMLP"],
+        "tcn": ["SequentialTCN"],
+        "transformer": ["SequentialTransformer"],
         "wrapper": ["TensorflowModelWrapper"],
     },
 )
