@@ -18,6 +18,7 @@ from modularml.audit.splits import scaler_fits, shared_rows
 from modularml.audit.table import Table
 from modularml.audit.target import target_in_feature, target_in_features, target_in_id
 from modularml.audit.time import row_order, time_order
+from modularml.audit.windows import overlapping_windows
 from modularml.data.audit_report import SEVERITIES, AuditReport, Finding
 from modularml.errors import ConfigError, UnknownNameError
 
@@ -47,6 +48,7 @@ class Check:
 
 CHECKS = (
     Check("splits", "rows that two splits share", shared_rows),
+    Check("windows", "steps of a series that windows of two splits share", overlapping_windows),
     Check("groups", "likeness of test rows to training rows of one value", shared_groups),
     Check("duplicates", "nearest training row against the usual distances", duplicates),
     Check("sequences", "normalised cross-correlation over lags and signs", sequences),
@@ -66,7 +68,13 @@ CHECKS = (
 """What an audit looks for."""
 
 KINDS = (
-    *("shared_rows", "duplicate_rows", "near_duplicate_rows", "similar_sequences"),
+    *(
+        "overlapping_windows",
+        "shared_rows",
+        "duplicate_rows",
+        "near_duplicate_rows",
+        "similar_sequences",
+    ),
     *("shared_groups", "target_copy", "target_in_feature", "target_in_features"),
     *("target_of_neighbour", "target_encoding", "target_in_id", "scaler_fit", "prepared_before"),
     *("time_order", "time_ties", "row_order", "not_finite", "constant"),

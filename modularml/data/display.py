@@ -10,6 +10,7 @@ import numpy as np
 
 from modularml._optional import require
 from modularml._typing import Array
+from modularml.data.dropping import count_by_reason, described_drops
 from modularml.data.formats import BLOCK
 from modularml.data.mapping import release
 from modularml.data.schema import DOMAINS, ColumnSpec
@@ -25,11 +26,16 @@ __all__ = ["describe", "html", "split_tree"]
 def describe(data: Any) -> pd.DataFrame:
     """Return one row per column: name, kind, unit, dtype, shape and statistics.
 
-    Padding is excluded.
+    Padding is excluded. If rows were dropped, ``n_dropped`` is their number, and
+    ``attrs["dropped"]`` has the numbers by reason.
     """
     schema = data.collection.schema
     rows = [_summary(schema[name], _blocks(data, name)) for name in data.column_names]
     frame: pd.DataFrame = require("pandas").DataFrame(rows)
+    if data.dropped:
+        counts = count_by_reason(data.dropped)
+        frame["n_dropped"] = sum(counts.values())
+        frame.attrs["dropped"] = counts
     return frame
 
 
@@ -82,9 +88,10 @@ def html(data: Any, title: str, splits: dict[str, int] | None = None) -> str:
         for spec in (schema[name] for name in data.column_names)
     )
     parts = ", ".join(f"{escape(name)}: {n}" for name, n in (splits or {}).items())
+    drops = escape(described_drops(data.dropped))
     return (
         f"<div><b>{escape(title)}</b> &middot; {data.n_samples} rows"
-        f"{' &middot; splits ' + parts if parts else ''}"
+        f"{' &middot; splits ' + parts if parts else ''}{' &middot; ' + drops if drops else ''}"
         "<table><thead><tr><th>domain</th><th>key</th><th>rep</th><th>shape</th><th>dtype</th>"
         "<th>kind</th><th>unit</th>"
         f"</tr></thead><tbody>{body}</tbody></table></div>"

@@ -18,10 +18,11 @@ from modularml.data.audit_report import AuditReport
 from modularml.data.collection import SampleCollection
 from modularml.data.constructors import ConstructorsMixin
 from modularml.data.display import describe, html, split_tree
+from modularml.data.dropping import DroppedRows, described_drops
 from modularml.data.reference_methods import ReferencesMixin
-from modularml.data.rows import SplitRecord, check_split_name
 from modularml.data.scaling import ScalerRecord
-from modularml.data.schema import DOMAINS, RAW
+from modularml.data.schema import DOMAINS, RAW, description_of
+from modularml.data.split_records import SplitRecord, check_split_name
 from modularml.data.transforming import TransformingMixin
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, DataError, UnknownNameError, expect
@@ -98,6 +99,7 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
         self._views: dict[str, tuple[IntArray, FeatureSetView]] = {}
         self._split_records: list[SplitRecord] = []
         self._scaler_records: list[ScalerRecord] = []
+        self._dropped: dict[str, tuple[DroppedRows, ...]] = {}  # by split; "" for this set
         self.audit_allowed: tuple[str, ...] = ()
         super().__init__(label, **kwargs)
 
@@ -166,6 +168,11 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
             view = self._whole = FeatureSetView.from_featureset(self, label=self.label)
         return view
 
+    @property
+    def dropped(self) -> tuple[DroppedRows, ...]:
+        """Rows that were left out before this set was copied from a view, and why."""
+        return self._dropped.get("", ())
+
     # -- splits -------------------------------------------------------------------------------
 
     @property
@@ -202,7 +209,8 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
         cached = self._views.get(split_name)
         is_own = cached is not None and cached[0] is rows and cached[1].source is self
         if cached is None or not is_own or cached[1].columns != names:
-            view = FeatureSetView(self, rows, names, split_name)
+            dropped = self._dropped.get(split_name, self.dropped)
+            view = FeatureSetView(self, rows, names, split_name, dropped)
             cached = self._views[split_name] = rows, view
         return cached[1]
 
@@ -229,6 +237,7 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
     def clear_splits(self) -> None:
         """Remove all splits and their records."""
         self._splits, self._split_records = {}, []
+        self._dropped = {name: parts for name, parts in self._dropped.items() if not name}
 
     # -- copies, config, state ----------------------------------------------------------------
 
@@ -265,6 +274,7 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
         if not share_raw_data_buffer:
             collection = collection.part(np.arange(len(self)), collection.names)
         new = type(self)(label or f"{self.label}_copy", collection, register=register)
+        new._dropped = {k: v for k, v in self._dropped.items() if restore_splits or not k}
         if restore_splits:
             new._splits, new._split_records = dict(self._splits), list(self._split_records)
         if restore_scalers:
@@ -288,6 +298,7 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
             "split_records": list(self._split_records),
             "scaler_records": list(self._scaler_records),
             "audit_allowed": self.audit_allowed,
+            "dropped": dict(self._dropped),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -297,6 +308,7 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
         self._split_records = list(state["split_records"])
         self._scaler_records = list(state["scaler_records"])
         self.audit_allowed = tuple(state.get("audit_allowed", ()))
+        self._dropped = dict(state.get("dropped", {}))
 
     # -- files --------------------------------------------------------------------------------
 
@@ -461,7 +473,8 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
         )
         return (
             f"FeatureSet({self.label!r}, {self.n_samples} rows; {shown}"
-            f"{'; splits ' + parts if parts else ''}; {len(self._scaler_records)} scalers)"
+            f"{'; splits ' + parts if parts else ''}; {len(self._scaler_records)} scalers"
+            f"{'; ' if self._dropped else ''}{described_drops(self._all_dropped())})"
         )
 
     def _repr_html_(self) -> str:
@@ -477,6 +490,10 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
     def _source(self) -> FeatureSet:
         return self
 
+    def _all_dropped(self) -> list[DroppedRows]:
+        """Return the drops of this set and of its splits, each once."""
+        return list({id(d): d for parts in self._dropped.values() for d in parts}.values())
+
     def _split_sizes(self) -> dict[str, int]:
         return {name: int((rows >= 0).sum()) for name, rows in self._splits.items()}
 
@@ -486,6 +503,7 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
         for name in views:
             check_split_name(name, self._splits)
         self._splits.update({name: view.indices for name, view in views.items()})
+        self._dropped |= {name: view.dropped for name, view in views.items() if view.dropped}
         if record is not None:
             self._split_records.append(record)
 
@@ -507,7 +525,7 @@ def _with_descriptions(
     for field, by_key in by_field.items():
         for key, value in (by_key or {}).items():
             spec = schema[f"{schema.domain_of(key)}.{key}.{RAW}"]
-            current = {"kind": spec.kind, "unit": spec.unit, "elements": spec.elements}
+            current = description_of(spec)
             descriptions.setdefault(spec.name, current)[field] = (
                 [str(name) for name in value] if field == "elements" else value
             )

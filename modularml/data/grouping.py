@@ -14,7 +14,7 @@ from modularml.errors import DataError
 from modularml.predicates.ordering import by_meaning
 from modularml.splitters.factors import factorise
 
-__all__ = ["MASK", "Grouping"]
+__all__ = ["MASK", "Grouping", "fill_value", "ordered_rows"]
 
 MASK = "mask"
 """Key of the column that is true for data and false for padding."""
@@ -55,18 +55,7 @@ class Grouping:
         DataError
             If groups differ in length without `pad`, or text has no clear order.
         """
-        factor = factorise(names, arrays)
-        counts = factor.sizes
-        small = factor.codes.astype(np.min_scalar_type(factor.count), copy=False)  # sorts faster
-        if order:
-            keys = [by_meaning(name, arrays[name], DataError) for name in reversed(order)]
-            sort_keys = [
-                k if k.ndim == 1 and k.dtype.kind != "O" else _rank(k, name)
-                for k, name in zip(keys, reversed(order), strict=True)
-            ]
-            rows = np.lexsort([*sort_keys, small])
-        else:
-            rows = np.argsort(small, kind="stable")
+        rows, counts = ordered_rows(arrays, names, order)
         places = np.arange(counts.max(initial=1))
         mask = places < counts[:, None]
         if mask.all():
@@ -86,7 +75,7 @@ class Grouping:
         """Return the values of each group, shape (n_groups, length, *shape)."""
         values = self.arrays[name][self.rows]
         if not self.mask.all():
-            values[~self.mask] = self._fill_value(name, values.dtype)
+            values[~self.mask] = fill_value(self.pad, name, values.dtype)
         return values
 
     def is_constant(self, name: str) -> bool:
@@ -113,18 +102,48 @@ class Grouping:
         keys = ((name, self.arrays[name][row : row + 1].tolist()[0]) for name in self.names)
         return ", ".join(f"{name}={value!r}" for name, value in keys)
 
-    def _fill_value(self, name: str, dtype: np.dtype[Any]) -> Any:
-        value = self.pad.get(name) if isinstance(self.pad, Mapping) else self.pad
-        kinds = {"b": "b", "i": "biu", "u": "biu", "f": "biuf", "O": "US"}.get(dtype.kind, "")
-        fill = np.asarray(value)
-        fits = fill.ndim == 0 and fill.dtype.kind in kinds
-        if not fits or (dtype.kind in "iu" and fill.astype(dtype) != fill):
-            shown = "text" if dtype.kind == "O" else dtype
-            raise DataError(
-                f"pad={value!r} does not fit column {name!r}, which holds {shown}; pass one value "
-                "for each column, such as pad={'v': 0.0, 'mode': ''}, or convert the column"
-            )
-        return value
+
+def ordered_rows(
+    arrays: Mapping[str, Array], names: list[str], order: list[str]
+) -> tuple[IntArray, IntArray]:
+    """Return rows sorted by group, and by `order` within a group, and the sizes of the groups.
+
+    Raises
+    ------
+    DataError
+        If text has no clear order.
+    """
+    factor = factorise(names, arrays)
+    small = factor.codes.astype(np.min_scalar_type(factor.count), copy=False)  # sorts faster
+    if not order:
+        return np.argsort(small, kind="stable"), factor.sizes
+    keys = [by_meaning(name, arrays[name], DataError) for name in reversed(order)]
+    sort_keys = [
+        k if k.ndim == 1 and k.dtype.kind != "O" else _rank(k, name)
+        for k, name in zip(keys, reversed(order), strict=True)
+    ]
+    return np.lexsort([*sort_keys, small]), factor.sizes
+
+
+def fill_value(pad: Any, name: str, dtype: np.dtype[Any]) -> Any:
+    """Return the fill value of a column for padding.
+
+    Raises
+    ------
+    DataError
+        If it is not a value of the column's type.
+    """
+    value = pad.get(name) if isinstance(pad, Mapping) else pad
+    kinds = {"b": "b", "i": "biu", "u": "biu", "f": "biuf", "O": "US"}.get(dtype.kind, "")
+    fill = np.asarray(value)
+    fits = fill.ndim == 0 and fill.dtype.kind in kinds
+    if not fits or (dtype.kind in "iu" and fill.astype(dtype) != fill):
+        shown = "text" if dtype.kind == "O" else dtype
+        raise DataError(
+            f"pad={value!r} does not fit column {name!r}, which holds {shown}; pass one value "
+            "for each column, such as pad={'v': 0.0, 'mode': ''}, or convert the column"
+        )
+    return value
 
 
 def _rank(values: Array, name: str) -> IntArray:

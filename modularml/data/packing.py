@@ -12,9 +12,10 @@ import pyarrow as pa
 
 from modularml._typing import IntArray
 from modularml.data.collection import SampleCollection
-from modularml.data.rows import SplitRecord, check_split_name
+from modularml.data.dropping import DroppedRows
 from modularml.data.scaling import ScalerRecord
 from modularml.data.schema import DOMAINS
+from modularml.data.split_records import SplitRecord, check_split_name
 from modularml.errors import DataError
 from modularml.io.jsontext import dump_json
 from modularml.io.values import Packer
@@ -36,6 +37,10 @@ def packed(state: Mapping[str, Any]) -> dict[str, Any]:
         "scaler_records": [_as_dict(r) for r in state["scaler_records"]],
         **({"audit_allowed": list(allowed)} if (allowed := state["audit_allowed"]) else {}),
     }
+    if dropped := state.get("dropped"):
+        data["dropped"] = {
+            name: [_packed_drop(part) for part in of] for name, of in dropped.items()
+        }
     if collection.n_absent:
         data["absent"] = {"rows": collection.n_absent, "fingerprint": collection.fingerprint}
     return data
@@ -87,7 +92,30 @@ def unpacked(data: Mapping[str, Any]) -> dict[str, Any]:
         "split_records": [_split_record(r, n, splits) for r in data["split_records"]],
         "scaler_records": [_scaler_record(r, collection) for r in data["scaler_records"]],
         "audit_allowed": tuple(map(str, data.get("audit_allowed", ()))),
+        "dropped": _dropped(data.get("dropped", {}), splits),
     }
+
+
+def _packed_drop(part: DroppedRows) -> dict[str, Any]:
+    return {"reason": part.reason, "ids": part.ids.view(np.uint8).reshape(-1, 16)}
+
+
+def _dropped(data: Any, splits: Mapping[str, Any]) -> dict[str, tuple[DroppedRows, ...]]:
+    """Return the dropped rows by split; parts that several splits share are shared again."""
+    seen: dict[tuple[str, bytes], DroppedRows] = {}
+    dropped: dict[str, tuple[DroppedRows, ...]] = {}
+    _check(isinstance(data, dict) and not data.keys() - {"", *splits}, "its drops name no split")
+    for name, parts in data.items():
+        for part in parts:
+            reason, ids = part["reason"], part["ids"]
+            fits = isinstance(ids, np.ndarray) and ids.dtype == np.uint8 and ids.shape[1:] == (16,)
+            _check(
+                fits and isinstance(reason, str) and bool(reason), "a record of drops is invalid"
+            )
+            key = reason, ids.tobytes()
+            rows = seen.setdefault(key, DroppedRows(reason, np.frombuffer(key[1], dtype="V16")))
+            dropped[name] = (*dropped.get(name, ()), rows)
+    return dropped
 
 
 def _absent(data: Mapping[str, Any]) -> tuple[int, str]:

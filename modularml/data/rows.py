@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -12,40 +12,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from modularml._typing import Array, Columns, IntArray
+from modularml._warning import warn
 from modularml.data.access import SampleCollectionMixin
+from modularml.data.derived_sets import DerivedSetsMixin
+from modularml.data.dropping import DroppedRows
 from modularml.data.ids import id_array, id_texts, ids_from_texts
 from modularml.data.scaling import scaled_by
 from modularml.data.selectors import select_one
-from modularml.errors import ConfigError, DataError, SplitError, expect
+from modularml.data.split_records import SplitRecord, with_series
+from modularml.errors import ConfigError, DataError, expect
 from modularml.predicates.conditions import has_naive_times, matches
 from modularml.splitters import BaseSplitter, ConditionSplitter, RandomSplitter
 
-__all__ = ["SplitMixin", "SplitRecord", "as_slice"]
+__all__ = ["SplitMixin", "as_slice"]
 
 View = TypeVar("View", bound=SampleCollectionMixin)
 
 
-@dataclass(frozen=True)
-class SplitRecord:
-    """A record of a split: the splitter, its input rows and the names of the parts.
-
-    Parameters
-    ----------
-    splitter : BaseSplitter
-    names : tuple of str
-    source : str or None
-        Name of the split that was split; None for all rows or an unnamed view.
-    rows : ndarray of int64, shape (n,), or None
-        Input rows; None for all.
-    """
-
-    splitter: BaseSplitter
-    names: tuple[str, ...]
-    source: str | None = None
-    rows: IntArray | None = field(default=None, repr=False, compare=False)
-
-
-class SplitMixin(SampleCollectionMixin, Generic[View]):
+class SplitMixin(DerivedSetsMixin, Generic[View]):
     """Row and column operations of FeatureSets and views."""
 
     @property
@@ -77,12 +61,7 @@ class SplitMixin(SampleCollectionMixin, Generic[View]):
         DataError
             If a position is out of range or not an integer.
         """
-        rows = as_positions(indices)
-        n = self.n_samples
-        bad = (rows < -n) | (rows >= n)
-        if bad.any():
-            raise DataError(f"index {rows[bad][0]} is out of range for {n} rows")
-        return self._view(np.where(rows < 0, rows + n, rows), None, label)
+        return self._view(self._checked_positions(indices), None, label)
 
     def filter(self, *, conditions: Mapping[str, Any], label: str | None = None) -> View:
         """Return the rows that meet all conditions.
@@ -102,13 +81,25 @@ class SplitMixin(SampleCollectionMixin, Generic[View]):
         DataError
             If a condition does not return one boolean per row.
         """
+        return self._view(np.flatnonzero(self._matching(conditions)), None, label)
+
+    def _matching(self, conditions: Mapping[str, Any]) -> Array:
+        """Return which rows meet all conditions."""
         keep = np.ones(self.n_samples, dtype=bool)
         expect("conditions", conditions, Mapping, "a mapping of column to condition")
         for selector, condition in conditions.items():
             name = select_one(self.collection.schema, selector)
             _check_zone(condition, self.collection.zone(name), selector)
             keep &= matches(condition, self.column(name), column=selector)
-        return self._view(np.flatnonzero(keep), None, label)
+        return keep
+
+    def _checked_positions(self, indices: Any) -> IntArray:
+        """Return positions from 0; refuse those out of range."""
+        rows, n = as_positions(indices), self.n_samples
+        bad = (rows < -n) | (rows >= n)
+        if bad.any():
+            raise DataError(f"index {rows[bad][0]} is out of range for {n} rows")
+        return np.where(rows < 0, rows + n, rows)
 
     def take_sample_uuids(self, uuids: Iterable[Any], *, label: str | None = None) -> View:
         """Return the rows with these sample ids, in this order.
@@ -154,6 +145,77 @@ class SplitMixin(SampleCollectionMixin, Generic[View]):
             np.flatnonzero(_positions_of(_ids_of(other), self._ids()) < 0), None, label
         )
 
+    def drop(self, rows: Any, *, reason: str, label: str | None = None) -> View:
+        """Return the other rows, with a record of which were left out and why.
+
+        `summary`, the repr, splits made of the view, sets copied from it and files show the
+        reasons; those of several drops add up.
+
+        Parameters
+        ----------
+        rows : mapping, view, or array-like of str, int or bool
+            Conditions as for `filter`, a view whose rows are dropped, sample ids, positions within
+            this set or view, or one boolean per row.
+        reason : str
+        label : str, optional
+
+        Raises
+        ------
+        DataError
+            If an id or position does not exist, or no row would remain.
+        ConfigError
+            If there is no reason.
+
+        Warns
+        -----
+        UserWarning
+            If no row is dropped.
+
+        Examples
+        --------
+        >>> from modularml import FeatureSet
+        >>> fs = FeatureSet.from_dict(
+        ...     "cells", {"v": [3.1, 9.9, 3.3], "soh": [1, 2, 3]}, "v", "soh", register=False
+        ... )
+        >>> fs.drop({"v": lambda v: v > 5}, reason="sensor fault")
+        FeatureSetView('cells' of 'cells', 2 rows, 2 columns; 1 dropped (sensor fault: 1))
+        """
+        out = np.zeros(self.n_samples, dtype=bool)
+        out[self._positions(rows)] = True
+        part = DroppedRows(reason, self.collection.ids[self._rows()[out]])
+        if not out.any():
+            warn(f"no row of {self.label!r} is dropped for {reason!r}")
+            return self._view(None, None, label)
+        if out.all():
+            raise DataError(f"all {len(out)} rows of {self.label!r} would be dropped")
+        view: Any = self._view(np.flatnonzero(~out), None, label)
+        kept: View = replace(view, dropped=(*view.dropped, part))
+        return kept
+
+    @property
+    @abstractmethod
+    def dropped(self) -> tuple[DroppedRows, ...]:
+        """Rows that were left out, and why."""
+
+    def _positions(self, rows: Any) -> Any:
+        """Return rows passed in any form as positions, or as one boolean per row."""
+        if isinstance(rows, Mapping):
+            return self._matching(rows)
+        if isinstance(rows, SplitMixin):
+            return _positions_of(_ids_of(rows), self._ids()) >= 0
+        values = np.asarray([rows] if isinstance(rows, str) else rows)
+        if values.dtype.kind in "UO" and values.size:
+            view = self.take_sample_uuids(values.ravel().tolist())
+            return _positions_of(self._ids(), _ids_of(view))
+        if values.dtype == bool:
+            if values.shape != (self.n_samples,):
+                raise DataError(
+                    f"rows must have one boolean for each of {self.n_samples} rows, got shape "
+                    f"{values.shape}"
+                )
+            return values
+        return self._checked_positions(values)
+
     # -- columns ------------------------------------------------------------------------------
 
     def select(
@@ -198,6 +260,7 @@ class SplitMixin(SampleCollectionMixin, Generic[View]):
         """
         expect("splitter", splitter, BaseSplitter, "a splitter such as RandomSplitter")
         source, names = self._source(), self.collection.names
+        splitter = with_series(splitter, self.kept_together)
         parts = splitter.split(self.n_samples, columns=self._columns_for(splitter))
         views = {name: self._view(rows, names, name) for name, rows in parts.items()}
         if register:
@@ -263,6 +326,11 @@ class SplitMixin(SampleCollectionMixin, Generic[View]):
         splitter = ConditionSplitter(conditions)
         return self.split(splitter, return_views=return_views, register=register)
 
+    @property
+    def kept_together(self) -> list[str]:
+        """Columns whose equal values stay in one part: the series of windows."""
+        return self.collection.schema.window_keys("series")
+
     # -- sets ---------------------------------------------------------------------------------
 
     def to_featureset(self, label: str, *, register: bool = True) -> Any:
@@ -279,6 +347,8 @@ class SplitMixin(SampleCollectionMixin, Generic[View]):
         rows = self._rows()
         collection = self.collection.part(rows, self.column_names)
         new = type(source)(label, collection, register=register)
+        if self.dropped:
+            new._dropped[""] = self.dropped
         new._scaler_records = [
             r
             if r.fit_rows is None
@@ -322,16 +392,6 @@ def _check_zone(condition: Any, zone: str | None, column: str) -> None:
         raise DataError(
             f"column {column!r} has the time zone {zone}, but the condition {condition!r} has a "
             f"time without one; add it, as in pd.Timestamp('2024-01-31 12:00', tz={zone!r})"
-        )
-
-
-def check_split_name(name: str, taken: Iterable[str]) -> None:
-    """Refuse a split name that is taken or empty."""
-    if not isinstance(name, str) or not name:
-        raise SplitError(f"split name must be a non-empty string, got {name!r}")
-    if name in taken:
-        raise SplitError(
-            f"split name {name!r} is taken; choose another, or call clear_splits() first"
         )
 
 

@@ -22,8 +22,10 @@ __all__ = [
     "RAW",
     "SAMPLE_UUIDS",
     "TRANSFORMED",
+    "WINDOW",
     "ColumnSpec",
     "SampleSchema",
+    "description_of",
 ]
 
 DOMAINS = ("features", "targets", "tags")
@@ -35,8 +37,12 @@ POSITION = "position"
 
 KINDS = ("number", "category", "time", "text", "sequence")
 
+WINDOW = ("series", "loose_series", "source", "start", "stop")
+"""Tags of windows: the series (whose windows splits keep together, or not), the first sample, and
+the first step and the step behind the last one within the series."""
+
 _METADATA_KEY = b"modularml"
-"""Key of the Arrow field metadata that holds kind, unit and elements as JSON."""
+"""Key of the Arrow field metadata that holds kind, unit, elements and window as JSON."""
 
 _FORBIDDEN = re.compile(r"[.:\\/\s]")
 
@@ -47,7 +53,8 @@ class ColumnSpec:
 
     `mask` is the key of the boolean column that is true for data and false for padding; it has the
     shape of the first axes of a sample. `kind` is one of `KINDS`, `unit` the unit of the values,
-    `elements` the names of the elements of a one-dimensional sample.
+    `elements` the names of the elements of a one-dimensional sample. `window` marks tags that say
+    where a window was cut: one of `WINDOW`.
     """
 
     domain: str
@@ -59,6 +66,7 @@ class ColumnSpec:
     kind: str = "number"
     unit: str | None = None
     elements: tuple[str, ...] | None = None
+    window: str | None = None
 
     def __post_init__(self) -> None:
         allowed = {"category": "biuO", "text": "O"}.get(self.kind)
@@ -67,6 +75,8 @@ class ColumnSpec:
                 f"column {self.key!r} of {self.dtype} cannot have kind {self.kind!r}; kinds "
                 f"are {', '.join(KINDS)}: a category is integers, booleans or text"
             )
+        if self.window not in (None, *WINDOW):
+            raise DataError(f"column {self.key!r} has the unknown window mark {self.window!r}")
         if self.elements is not None and (len(self.elements),) != self.shape:
             raise DataError(
                 f"element_names of {self.key!r} must be {self.shape} names, one per element, got "
@@ -133,6 +143,10 @@ class SampleSchema:
                 kind = "sequence" if spec.kind == KINDS[0] else spec.kind
                 columns[name] = replace(spec, mask=mask, kind=kind)
         return cls(columns)
+
+    def window_keys(self, *marks: str) -> list[str]:
+        """Return the keys of the tags of windows with one of these marks."""
+        return [s.key for s in self.columns.values() if s.window in marks and s.rep == RAW]
 
     @property
     def masks(self) -> dict[str, str]:
@@ -224,12 +238,17 @@ def with_metadata(schema: pa.Schema, descriptions: Mapping[str, Mapping[str, Any
     return pa.schema(f.with_metadata(metadata[f.name]) if f.name in metadata else f for f in schema)
 
 
+def description_of(spec: ColumnSpec) -> dict[str, Any]:
+    """Return what the metadata of a column's field hold."""
+    return {name: getattr(spec, name) for name in ("kind", "unit", "elements", "window")}
+
+
 def _read_metadata(column: pa.Field) -> dict[str, Any]:
     text = (column.metadata or {}).get(_METADATA_KEY)
     try:
         metadata = {} if text is None else json.loads(text)
-        invalid = metadata.keys() - {"kind", "unit", "elements"} or not all(
-            isinstance(metadata.get(name, ""), str) for name in ("kind", "unit")
+        invalid = metadata.keys() - {"kind", "unit", "elements", "window"} or not all(
+            isinstance(metadata.get(name, ""), str) for name in ("kind", "unit", "window")
         )
         elements = metadata.get("elements")
         if invalid or not all(isinstance(name, str) for name in elements or ()):

@@ -12,6 +12,7 @@ from modularml._typing import IntArray
 from modularml.context import ExperimentContext, ExperimentNode
 from modularml.data.collection import SampleCollection
 from modularml.data.display import describe, html
+from modularml.data.dropping import DroppedRows, described_drops
 from modularml.data.rows import SplitMixin, as_positions, as_slice
 from modularml.data.selectors import as_list
 from modularml.errors import DataError, expect
@@ -36,6 +37,8 @@ class FeatureSetView(SplitMixin["FeatureSetView"]):
     columns : list of str
         Full names.
     label : str, optional
+    dropped : tuple of DroppedRows
+        Rows that were left out, and why; see `drop`.
 
     Raises
     ------
@@ -47,6 +50,7 @@ class FeatureSetView(SplitMixin["FeatureSetView"]):
     indices: IntArray
     columns: list[str]
     label: str | None = None
+    dropped: tuple[DroppedRows, ...] = ()
 
     def __post_init__(self) -> None:
         expect("source", self.source, ExperimentNode, "a FeatureSet")
@@ -76,7 +80,8 @@ class FeatureSetView(SplitMixin["FeatureSetView"]):
     ) -> FeatureSetView:
         """Return a view of a FeatureSet, by default of all rows and columns."""
         rows = np.arange(fs.n_samples) if rows is None else rows
-        return cls(fs, rows, fs.collection.names if columns is None else columns, label)
+        names = fs.collection.names if columns is None else columns
+        return cls(fs, rows, names, label, fs.dropped)
 
     @property
     def collection(self) -> SampleCollection:
@@ -107,7 +112,7 @@ class FeatureSetView(SplitMixin["FeatureSetView"]):
     def expand_columns(self, label: str | None = None) -> FeatureSetView:
         """Return the same rows with every column of the source."""
         label = label or f"{self.label}_expanded"
-        return FeatureSetView(self.source, self.indices, self.collection.names, label)
+        return FeatureSetView(self.source, self.indices, self.collection.names, label, self.dropped)
 
     def get_config(self) -> dict[str, Any]:
         """Return label of the source, indices, columns and label."""
@@ -136,7 +141,8 @@ class FeatureSetView(SplitMixin["FeatureSetView"]):
     def __repr__(self) -> str:
         return (
             f"FeatureSetView({self.label!r} of {self.source.label!r}, {self.n_samples} rows, "
-            f"{len(self.columns)} columns)"
+            f"{len(self.columns)} columns{'; ' if self.dropped else ''}"
+            f"{described_drops(self.dropped)})"
         )
 
     def _repr_html_(self) -> str:
@@ -147,7 +153,7 @@ class FeatureSetView(SplitMixin["FeatureSetView"]):
     ) -> FeatureSetView:
         chosen = self.indices if rows is None else self.valid_indices[rows]
         names = self.columns if columns is None else columns
-        return FeatureSetView(self.source, chosen, names, label or self.label)
+        return FeatureSetView(self.source, chosen, names, label or self.label, self.dropped)
 
     def _source(self) -> Any:
         return self.source

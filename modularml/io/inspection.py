@@ -165,7 +165,18 @@ def _of_set(data: dict[str, Any], archive: Archive) -> dict[str, Any]:
         "has_rows": "absent" not in data,
         "splits": {name: rows["shape"][0] for name, rows in data["splits"].items()},
         "scalers": scalers,
+        **({"dropped": dropped} if (dropped := _drops_of(data)) else {}),
     }
+
+
+def _drops_of(data: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """Return the number of dropped rows by split, "" for the whole set, and reason."""
+    drops: dict[str, dict[str, int]] = {}
+    for name, parts in data.get("dropped", {}).items():
+        counts = drops.setdefault(name, {})
+        for part in parts:
+            counts[part["reason"]] = counts.get(part["reason"], 0) + part["ids"]["shape"][0]
+    return drops
 
 
 def _scaler_name(scaler: dict[str, Any]) -> str:

@@ -27,7 +27,8 @@ class CVBinding(Checked):
     source_splits : list of str
         Splits whose rows form the pool; a row in several of them counts once.
     group_by : str or list of str, optional
-        Rows with equal values in these columns are never on both sides of a fold.
+        Rows with equal values in these columns are never on both sides of a fold; by default
+        the windows of one series, if the rows are windows.
     stratify_by : str or list of str, optional
         Folds preserve the proportions of these columns, as far as groups allow.
     train_split_name, val_split_name : str
@@ -91,6 +92,11 @@ class CVBinding(Checked):
             )
         for key in key_list(group_by, stratify_by):
             select_one(featureset.collection.schema, key)
+
+    @property
+    def groups(self) -> Columns:
+        """Columns of `group_by`; by default the series of windows."""
+        return self.group_by or self.featureset.kept_together or None
 
     def pool(self) -> FeatureSetView:
         """Return the rows that are split into folds, in the order of the FeatureSet."""

@@ -15,6 +15,7 @@ from modularml.data.ids import id_array
 from modularml.data.joining import Link, table_of
 from modularml.data.lineage import Source
 from modularml.data.selectors import select_one
+from modularml.data.split_records import with_series
 from modularml.errors import ConfigError, DataError, SplitError
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.relations import links_of, meetings_of
@@ -140,7 +141,7 @@ def _connected(bindings: Sequence[CVBinding]) -> list[list[CVBinding]]:
 
 
 def _are_linked(a: CVBinding, b: CVBinding) -> bool:
-    if a.group_by is not None and key_list(a.group_by) == key_list(b.group_by):
+    if a.groups is not None and key_list(a.groups) == key_list(b.groups):
         return True
     return len(a.pool().take_intersection(b.pool())) > 0
 
@@ -162,13 +163,15 @@ def _rule(
                 f"together; pass it the same {', '.join(names)}, or none of them"
             )
     if splitter is None:
-        keys = {name: lead[name] for name in names[:3]}
+        keys = {name: lead[name] for name in names[:3]} | {"group_by": bindings[0].groups}
         if (share := lead["val_size"]) is None:
             return KFoldSplitter(n_folds, **keys, seed=seed)
         return _Parts(n_folds, share, keys, seed)
-    if repeat == 0:
-        return splitter
-    return type(splitter).from_config({**splitter.get_config(), "seed": splitter.seed + repeat})  # type: ignore[attr-defined]
+    grouped: Any = with_series(splitter, bindings[0].featureset.kept_together)
+    if repeat > 0:
+        grouped = type(grouped).from_config({**grouped.get_config(), "seed": grouped.seed + repeat})
+    of_fold: FoldSplitter = grouped
+    return of_fold
 
 
 class _Parts(FoldSplitter):

@@ -1,0 +1,110 @@
+"""New FeatureSets from the rows of others: windows and joins."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from modularml._typing import Columns
+from modularml.data.access import SampleCollectionMixin
+from modularml.data.windowing import windows_of
+
+__all__ = ["DerivedSetsMixin"]
+
+
+class DerivedSetsMixin(SampleCollectionMixin):
+    """Methods of FeatureSets and views that create a new FeatureSet."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str | None:
+        """Name of this set or view."""
+
+    @abstractmethod
+    def _source(self) -> Any:
+        """Return the underlying FeatureSet."""
+
+    def windows(
+        self,
+        columns: Columns,
+        *,
+        length: int,
+        step: int | None = None,
+        series: Columns = None,
+        order: str | None = None,
+        pad: Any = None,
+        target: str = "series",
+        keep_together: bool = True,
+        label: str | None = None,
+        register: bool = True,
+    ) -> Any:
+        """Cut windows from series into a new FeatureSet, one window per sample.
+
+        Parameters
+        ----------
+        columns : str or list of str
+            Array columns with one series per sample, or columns with one step per row if `series`
+            or `order` is given. Their raw values are cut.
+        length : int
+            Steps of a window.
+        step : int, optional
+            Steps between the starts of two windows; by default `length`, so that windows do not
+            overlap. Steps after the last whole window of a series are left out.
+        series : str or list of str, optional
+            Columns whose equal values make one series of rows. They become tags.
+        order : str, optional
+            Column that orders the rows of a series; by default their order in the table.
+        pad : scalar or mapping of str to scalar, optional
+            Fill value for a series shorter than `length`, which becomes one padded window with a
+            mask; a mapping gives one for each column. None refuses such series.
+        target : {'series', 'last', 'window'}
+            What becomes of targets with one value per step: they are refused unless constant
+            within a series, or have the value of the window's last step, or become windows too.
+            Targets of whole series are carried unchanged.
+        keep_together : bool
+            Whether splits and folds without `group_by` keep the windows of one series together.
+        label : str, optional
+            Label of the new set, by default that of this set with ``_windows``.
+        register : bool
+            Whether the new set joins the active experiment.
+
+        Returns
+        -------
+        FeatureSet
+            Windows of shape ``(length, *shape)``. Tags have the value of the series or of the last
+            step. The tags ``window_source`` (id of the sample, or of the first row),
+            ``window_start`` and ``window_stop`` (steps within the series, 0-based, the second
+            exclusive) say where each window was cut.
+
+        Raises
+        ------
+        ConfigError
+            If `length`, `step` or `target` is invalid.
+        DataError
+            If a series is shorter than `length` without `pad`, columns differ in their steps, or a
+            column is scaled.
+
+        Examples
+        --------
+        >>> from modularml import FeatureSet
+        >>> fs = FeatureSet.from_dict(
+        ...     "runs", {"v": [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]], "y": [0, 1]}, "v", "y",
+        ...     register=False,
+        ... )
+        >>> fs.windows("v", length=3, step=2, register=False).get_features()["v"].tolist()
+        [[1, 2, 3], [3, 4, 5], [6, 7, 8], [8, 9, 10]]
+        """
+        collection = windows_of(
+            self.collection,
+            self._rows(),
+            columns,
+            length=length,
+            step=step,
+            series=series,
+            order=order,
+            pad=pad,
+            target=target,
+            keep_together=keep_together,
+        )
+        source = self._source()
+        return type(source)(label or f"{self.label}_windows", collection, register=register)
