@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 from modularml._typing import Columns
 from modularml.data.access import SampleCollectionMixin
+from modularml.data.merging import JoinKey, merged
 from modularml.data.windowing import windows_of
+from modularml.errors import ConfigError
 
 __all__ = ["DerivedSetsMixin"]
 
@@ -19,6 +22,10 @@ class DerivedSetsMixin(SampleCollectionMixin):
     @abstractmethod
     def label(self) -> str | None:
         """Name of this set or view."""
+
+    @abstractmethod
+    def to_view(self) -> Any:
+        """Return a view of the rows."""
 
     @abstractmethod
     def _source(self) -> Any:
@@ -108,3 +115,90 @@ class DerivedSetsMixin(SampleCollectionMixin):
         )
         source = self._source()
         return type(source)(label or f"{self.label}_windows", collection, register=register)
+
+    def join(
+        self,
+        other: Any,
+        on: JoinKey = None,
+        *,
+        asof: JoinKey = None,
+        tolerance: Any = None,
+        columns: Columns = None,
+        rename: Mapping[str, str] | None = None,
+        missing: str = "drop",
+        label: str | None = None,
+        register: bool = True,
+    ) -> Any:
+        """Add the columns of another set to these rows, in a new FeatureSet.
+
+        Rows keep their order, ids and scalers, and each has at most one match. Splits are not
+        copied, so join before splitting.
+
+        Parameters
+        ----------
+        other : FeatureSet or FeatureSetView
+        on : str, list of str, or dict, optional
+            Columns whose values are equal in both; a dict maps the column of this set to that of
+            `other`. Without `asof`, values must not repeat in `other`.
+        asof : str or dict, optional
+            Column of times or numbers: the match is the last row of `other` (with equal values of
+            `on`, if given) whose value is not greater. Rows need not be sorted; of equal values in
+            `other`, the last row counts.
+        tolerance : number or str, optional
+            Greatest distance in `asof`, inclusive: a number, or a duration such as ``"7D"``.
+        columns : str or list of str, optional
+            Columns of `other` to add, by default all but those of `on`; their domain, kind, unit,
+            element names and masks are kept.
+        rename : dict, optional
+            New keys of columns of `other`.
+        missing : {'drop', 'nan', 'error'}
+            Rows without a match are dropped with a warning and a recorded reason (see `drop`),
+            have NaN in float columns, or are refused.
+        label : str, optional
+            Label of the new set, by default both labels joined by ``_``.
+        register : bool
+            Whether the new set joins the active experiment.
+
+        Returns
+        -------
+        FeatureSet
+
+        Raises
+        ------
+        ConfigError
+            If an argument is invalid.
+        DataError
+            If no row has a match, values of `on` repeat in `other`, they cannot be compared, both
+            sets have a column of one name, or a column of `other` is scaled.
+
+        Examples
+        --------
+        >>> from modularml import FeatureSet
+        >>> rows = FeatureSet.from_dict(
+        ...     "rows", {"v": [1.0, 2.0], "m": ["b", "a"]}, "v", [], "m", register=False
+        ... )
+        >>> facts = FeatureSet.from_dict(
+        ...     "facts", {"m": ["a", "b"], "age": [7, 9]}, "age", [], "m", register=False
+        ... )
+        >>> rows.join(facts, "m", register=False).get_features()["age"].tolist()
+        [9, 7]
+        """
+        if not isinstance(other, DerivedSetsMixin):
+            raise ConfigError(
+                f"other must be a FeatureSet or a view of one, got {type(other).__name__}"
+            )
+        left, right = self.to_view(), other.to_view()
+        collection, rows, dropped = merged(
+            left,
+            right,
+            on=on,
+            asof=asof,
+            tolerance=tolerance,
+            columns=columns,
+            rename=rename,
+            missing=missing,
+        )
+        made = left.take(rows).to_featureset(
+            label or f"{self.label}_{other.label}", register=register
+        )
+        return made._with_joined(collection, dropped)

@@ -490,6 +490,13 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
     def _source(self) -> FeatureSet:
         return self
 
+    def _with_joined(self, collection: SampleCollection, dropped: DroppedRows | None) -> Self:
+        """Take over columns joined to these rows, and the rows dropped by the join."""
+        self._collection = collection
+        if dropped is not None:
+            self._dropped[""] = (*self.dropped, dropped)
+        return self
+
     def _all_dropped(self) -> list[DroppedRows]:
         """Return the drops of this set and of its splits, each once."""
         return list({id(d): d for parts in self._dropped.values() for d in parts}.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +15,10 @@ from modularml._warning import warn
 from modularml.data.ids import id_array
 from modularml.data.schema import POSITION, SAMPLE_UUIDS
 from modularml.data.selectors import as_list, select_one
-from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, UnknownNameError
+
+if TYPE_CHECKING:
+    from modularml.data.view import FeatureSetView
 
 __all__ = ["Joined", "Key", "Link", "Table", "join", "link_by", "link_same", "table_of"]
 

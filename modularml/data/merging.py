@@ -1,0 +1,260 @@
+"""Columns of one table joined to the rows of another, by key or by the last time before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from modularml._optional import require
+from modularml._typing import Array, Columns, IntArray
+from modularml._warning import warn
+from modularml.data.collection import SampleCollection
+from modularml.data.columns import to_arrow
+from modularml.data.dropping import DroppedRows
+from modularml.data.joining import Link, link_by, table_of
+from modularml.data.schema import RAW, check_keys, description_of, with_metadata
+from modularml.data.selectors import as_list
+from modularml.data.windowing import raw_columns
+from modularml.errors import ConfigError, DataError, UnknownNameError
+
+__all__ = ["JoinKey", "merged"]
+
+JoinKey: TypeAlias = str | Sequence[str] | Mapping[str, str] | None
+"""Columns that both tables share, or the column of the other table by that of this one."""
+
+
+def merged(
+    left: Any,
+    right: Any,
+    *,
+    on: JoinKey,
+    asof: JoinKey,
+    tolerance: Any,
+    columns: Columns,
+    rename: Mapping[str, str] | None,
+    missing: str,
+) -> tuple[SampleCollection, IntArray, DroppedRows | None]:
+    """Join raw columns of a view to the rows of another; see `FeatureSet.join`.
+
+    Returns
+    -------
+    tuple
+        The table, the positions of its rows in `left`, and the rows left out, if any.
+    """
+    if missing not in ("drop", "nan", "error"):
+        raise ConfigError(f"missing must be 'drop', 'nan' or 'error', got {missing!r}")
+    keys, times = _pairs("on", on), _pairs("asof", asof)
+    if (not keys and not times) or len(times) > 1:
+        raise ConfigError(
+            "join needs on=, the columns whose values are equal, or asof=, one column of times or "
+            f"both; got on={on!r} and asof={asof!r}"
+        )
+    if tolerance is not None and not times:
+        raise ConfigError(f"tolerance={tolerance!r} applies to asof=, which is missing")
+    tables = [table_of(left), table_of(right)]
+    link = link_by(tables, (0, 1), (_key(keys), _key(keys.values()))) if keys else None
+    if times:
+        time = link_by(tables, (0, 1), (_key(times), _key(times.values())))
+        matches = _last_before(link, time, tolerance)
+    else:
+        assert link is not None
+        _check_unique(link, left, right)
+        matches = link.find(0)
+    said = " and ".join(x for x in (f"on={on!r}" * bool(keys), f"asof={asof!r}" * bool(times)) if x)
+    names = _right_columns(left, right, columns, {**keys, **times}, set(keys.values()), rename)
+    rows, dropped = _matched(matches, left, right, said, missing)
+    return _combined(left, right, rows, matches[rows], names), rows, dropped
+
+
+def _pairs(argument: str, key: JoinKey) -> dict[str, str]:
+    """Return columns of the right table by those of the left."""
+    if isinstance(key, Mapping):
+        return dict(key)
+    names = as_list(key)
+    if not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{argument} must be names of columns, got {key!r}")
+    return {name: name for name in names}
+
+
+def _key(names: Iterable[str]) -> str | list[str]:
+    listed = list(names)
+    return listed[0] if len(listed) == 1 else listed
+
+
+def _check_unique(link: Link, left: Any, right: Any) -> None:
+    """Refuse keys that repeat in the right table, which would multiply rows."""
+    if not link.repeats(1):
+        return
+    values = link.keys[1].drop_null()
+    n = len(values) - len(pc.unique(values))
+    raise DataError(
+        f"values of {link.on} repeat in {right.source.label!r} ({n} of {len(right)} rows have one "
+        f"of an earlier row), so the join would multiply rows of {left.source.label!r}; select one "
+        "row per value, join on more columns, or take the last row before each with asof="
+    )
+
+
+def _last_before(link: Link | None, time: Link, tolerance: Any) -> IntArray:
+    """Return the last row of the right table at or before each row of the left; -1 for none."""
+    a, b = (_numbers(keys, time.on) for keys in time.keys)
+    codes = _codes(link, len(a), len(b))
+    valid = np.flatnonzero(codes[1] >= 0)
+    valid = valid[time.keys[1].is_valid().to_numpy(zero_copy_only=False)[valid]]
+    values = np.concatenate([a, b[valid]])
+    rank = np.unique(values, return_inverse=True)[1].reshape(-1)
+    width = len(values) + 1
+    order = np.argsort(codes[1][valid] * width + rank[len(a) :], kind="stable")
+    sorted_keys = (codes[1][valid] * width + rank[len(a) :])[order]
+    place = np.searchsorted(sorted_keys, codes[0] * width + rank[: len(a)], side="right") - 1
+    known = (place >= 0) & (codes[0] >= 0)
+    known &= time.keys[0].is_valid().to_numpy(zero_copy_only=False)
+    if not len(valid):
+        return np.full(len(a), -1)
+    rows: IntArray = valid[order[np.maximum(place, 0)]]
+    known &= codes[1][rows] == codes[0]
+    if tolerance is not None:
+        known &= _is_near(a, b[rows], known, tolerance, time.on)
+    return np.where(known, rows, -1)
+
+
+def _codes(link: Link | None, n: int, m: int) -> tuple[IntArray, IntArray]:
+    """Return equal keys of both tables as equal numbers; -1 for a missing key."""
+    if link is None:
+        return np.zeros(n, dtype=np.int64), np.zeros(m, dtype=np.int64)
+    both = pa.concat_arrays(list(link.keys)).dictionary_encode()
+    codes = pc.fill_null(both.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return codes[:n], codes[n:]
+
+
+def _numbers(keys: pa.Array, on: str) -> Array:
+    """Return times or numbers as a numpy array; missing ones have any value."""
+    kind, types = keys.type, pa.types
+    if types.is_date(kind):
+        keys = keys.cast(pa.timestamp("s"))
+    tests = types.is_date, types.is_timestamp, types.is_duration, types.is_integer
+    if not any(test(kind) for test in (*tests, types.is_floating)):
+        raise DataError(f"asof={on} must hold numbers or times, got {kind}; convert it")
+    values: Array = pc.fill_null(keys, pa.scalar(0, pa.int64()).cast(keys.type)).to_numpy()
+    return values
+
+
+def _is_near(a: Array, b: Array, known: Array, tolerance: Any, on: str) -> Array:
+    """Return where `a` is at most `tolerance` after `b`."""
+    limit = tolerance
+    if a.dtype.kind in "mM":
+        limit = _duration(tolerance, on) // _nanoseconds(a.dtype)
+        a, b = a.astype(np.int64), b.astype(np.int64)
+    elif isinstance(tolerance, bool) or not isinstance(tolerance, int | float | np.number):
+        raise ConfigError(f"tolerance must be a number for asof={on}, got {tolerance!r}")
+    if not limit >= 0:
+        raise ConfigError(f"tolerance must be at least 0, got {tolerance!r}")
+    if a.dtype.kind in "iu":  # exact for any two integers, the first being the greater
+        a, b = a.astype(np.uint64), b.astype(np.uint64)
+    near: Array = np.where(known, a - b, 0) <= limit
+    return near
+
+
+def _duration(tolerance: Any, on: str) -> int:
+    """Return a duration in nanoseconds."""
+    message = f"tolerance must be a duration such as '7D' for asof={on}, got {tolerance!r}"
+    if isinstance(tolerance, int | float):
+        raise ConfigError(message)
+    try:
+        return int(require("pandas").Timedelta(tolerance).value)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(message) from error
+
+
+def _nanoseconds(dtype: Any) -> int:
+    """Return the nanoseconds of one unit of a type of times."""
+    unit, count = np.datetime_data(dtype)
+    return int(count) * {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}[unit]
+
+
+def _matched(
+    matches: IntArray, left: Any, right: Any, said: str, missing: str
+) -> tuple[IntArray, DroppedRows | None]:
+    """Return the rows that are kept, and those that are left out."""
+    lacks, names = matches < 0, (left.source.label, right.source.label)
+    text = f"{int(lacks.sum())} of {len(matches)} rows of {names[0]!r} have no match in"
+    if lacks.all():
+        raise DataError(
+            f"none of the {len(matches)} rows of {names[0]!r} has a match in {names[1]!r} with "
+            f"{said}; compare the values of these columns"
+        )
+    if not lacks.any() or missing == "nan":
+        return np.arange(len(matches)), None
+    if missing == "error":
+        raise DataError(f"{text} {names[1]!r} with {said}, but missing='error'")
+    warn(f"{text} {names[1]!r} with {said} and are dropped; pass missing='nan' to keep them")
+    out = DroppedRows(
+        f"no match in {names[1]} with {said}", left.collection.ids[left._rows()[lacks]]
+    )
+    return np.flatnonzero(~lacks), out
+
+
+def _right_columns(
+    left: Any,
+    right: Any,
+    columns: Columns,
+    keys: Mapping[str, str],
+    equal: set[str],
+    rename: Mapping[str, str] | None,
+) -> dict[str, str]:
+    """Return the raw columns that are joined: new key by full name."""
+    schema, renamed = right.collection.schema, dict(rename or {})
+    excluded = equal | {new for old, new in keys.items() if old == new}
+    if columns is None:
+        every = dict.fromkeys(s.key for s in schema.columns.values() if s.window is None)
+        columns = [key for key in every if key not in excluded]
+    if not columns:
+        raise DataError(f"{right.source.label!r} has no column to join besides {sorted(excluded)}")
+    names = schema.with_masks(raw_columns(right.collection, columns, "joins"))
+    known = {schema[name].key for name in names}
+    for old in renamed:
+        if old not in known:
+            raise UnknownNameError("column", old, known, "it is a key of rename=")
+    new_keys = {name: renamed.get(schema[name].key, schema[name].key) for name in names}
+    check_keys(new_keys.values())
+    taken = {s.key for s in left.collection.schema.columns.values()}
+    if both := [key for key in new_keys.values() if key in taken]:
+        raise DataError(
+            f"both {left.source.label!r} and {right.source.label!r} have the columns {both}; pass "
+            f"rename={{{both[0]!r}: '{both[0]}_2'}}, or select others with columns="
+        )
+    return new_keys
+
+
+def _combined(
+    left: Any, right: Any, rows: IntArray, matches: IntArray, names: Mapping[str, str]
+) -> SampleCollection:
+    """Return the left rows with the matching values of right columns."""
+    part = left.collection.part(left._rows()[rows], left.column_names)
+    table, masks = part.table, dict(part.schema.masks)
+    source, source_rows = right.collection, right._rows()
+    lacks = matches < 0
+    descriptions: dict[str, dict[str, Any]] = {}
+    for name, key in names.items():
+        spec = source.schema[name]
+        if lacks.any() and spec.dtype.kind != "f":
+            raise DataError(
+                f"column {spec.key!r} of {right.source.label!r} holds {spec.dtype}, which has no "
+                "NaN for rows without a match; select float columns with columns=, or pass "
+                "missing='drop'"
+            )
+        values = source.array(name).take(pa.array(source_rows[np.maximum(matches, 0)]))
+        if lacks.any():
+            filled = source.numpy(name)[source_rows[np.maximum(matches, 0)]]
+            filled[lacks] = np.nan
+            values = to_arrow(filled, spec.key, copy=False)
+        new = f"{spec.domain}.{key}.{RAW}"
+        table = table.append_column(new, values)
+        descriptions[new] = {**description_of(spec), "window": None}
+        if spec.mask is not None:
+            masks[key] = names[str(source.schema.mask_of(name))]
+    schema = with_metadata(table.schema, descriptions)
+    return SampleCollection(pa.Table.from_arrays(table.columns, schema=schema), masks=masks)
