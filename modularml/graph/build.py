@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from modularml._typing import Shape
+from modularml._typing import Array, Shape
 from modularml.backends import Backend, adapter_for
 from modularml.data.lineage import ColumnLineage, MergedColumns, SourceColumns
 from modularml.data.references import FeatureSetReference
-from modularml.data.schema import SampleSchema
+from modularml.data.schema import ColumnSpec, SampleSchema
 from modularml.errors import GraphError, ShapeError
 from modularml.graph.lineage import lineages_of, mask_above, resolve_id, source_columns_of
 from modularml.graph.merge import side_by_side
@@ -63,6 +63,7 @@ def build_nodes(nodes: Sequence[ComputeNode], tails: set[str], *, force: bool = 
                 targets = _target_shape(flow, numbers=False)
                 node.model.expect_targets(targets, partial(_labels, flow))
                 node.model.expect_place(_place(node, incoming[0], flow, tails))
+                node.model.expect_categories(partial(_categories, node, incoming))
                 node.model.mask = _mask(node, lineages)
             shapes[node.node_id] = node.build_from(incoming, target_shape, force=force)
         except ShapeError as error:
@@ -168,6 +169,33 @@ def _value_names(schema: SampleSchema, columns: Sequence[str]) -> Iterator[str]:
         size = math.prod(schema[column].shape)
         names = schema[column].elements or (f"{name}_{i}" for i in range(size))
         yield from [name] if schema[column].shape == () else names
+
+
+def _categories(node: ModelNode, shapes: Sequence[Shape | None]) -> list[Array | None]:
+    """Return the ids of each value that a node reads; None for values that are no category."""
+    found: list[Array | None] = []
+    for ref, shape in zip(node.upstream_refs, shapes, strict=True):
+        if not isinstance(ref, FeatureSetReference):
+            found += [None] * math.prod(shape or ())
+            continue
+        fs = ref.resolve()
+        for name in ref.columns("features"):
+            spec = fs.collection.schema[name]
+            if spec.kind == "category" and spec.shape == ():
+                found.append(_ids(fs, spec))
+            else:
+                found += [None] * math.prod(spec.shape)
+    return found
+
+
+def _ids(fs: Any, spec: ColumnSpec) -> Array:
+    """Return the distinct values of a column, without that of an encoder for unknown ones."""
+    ids = np.unique(fs.collection.numpy(spec.name))
+    for record in fs.scaler_records:
+        if record.domain == spec.domain and spec.key in record.keys:
+            unknown = getattr(record.scaler.wrapped, "unknown_value", None)
+            ids = ids if unknown is None else ids[ids != unknown]
+    return ids
 
 
 def _target_shape(flow: ColumnLineage, *, numbers: bool = True) -> Shape | None:

@@ -128,6 +128,16 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
             Returns every value of the target column, sorted.
         """
 
+    def expect_categories(self, categories: Callable[[], list[Array | None]]) -> None:
+        """Receive the ids of each value of a row, before `build`; ignored by default.
+
+        Parameters
+        ----------
+        categories : callable
+            Returns, through all inputs, the sorted ids of each value that is a category, and None
+            for each other.
+        """
+
     def expect_place(self, place: Place) -> None:
         """Receive the position in the graph, before `build`; ignored by default."""
 

@@ -114,6 +114,10 @@ class LayeredModel(BaseModel):
         None if the layers cannot be built this way.
         """
 
+    def _unbuilt(self) -> Self:
+        """Return a copy without weights that is built for the same shapes and categories."""
+        return self.clone()
+
     def _make_untried(self, shape: InputShape, wanted: Shape | None) -> None:
         """Build the layers and their weights without running a sample."""
         self.make_layers(shape, wanted)

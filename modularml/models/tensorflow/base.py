@@ -125,7 +125,7 @@ class TensorflowBaseModel(LayeredModel, ABC):
         """Return variables with shapes but without values."""
         try:
             with keras.StatelessScope(initialize_variables=False):
-                twin = self.clone()
+                twin = self._unbuilt()
                 twin._make_untried(shape, wanted)
                 return twin.variables()
         except (ConfigError, NotImplementedError, AttributeError):

@@ -98,7 +98,7 @@ class TorchBaseModel(LayeredModel, torch.nn.Module, ABC):
     def _sketch(self, shape: InputShape, wanted: Shape | None) -> dict[str, Any] | None:
         try:
             with torch.device("meta"):
-                twin = self.clone()
+                twin = self._unbuilt()
                 twin._make_untried(shape, wanted)
         except (ConfigError, NotImplementedError, RuntimeError, TypeError):
             return None  # passed as an object, or needs values to be built
