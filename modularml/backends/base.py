@@ -155,6 +155,10 @@ class BackendAdapter(ABC):
     def reshape(self, tensor: Any, shape: Shape) -> Any:
         """Reshape each sample."""
 
+    def swap_axes(self, tensor: Any) -> Any:
+        """Exchange the two axes of each sample."""
+        raise self._unable("input_layout")
+
     @abstractmethod
     def concat(self, tensors: Sequence[Any], axis: int) -> Any:
         """Concatenate tensors."""

@@ -133,6 +133,9 @@ class TensorflowAdapter(BackendAdapter):
     def reshape(self, tensor: Any, shape: Shape) -> Any:
         return tf.reshape(tensor, (-1, *shape))
 
+    def swap_axes(self, tensor: Any) -> Any:
+        return tf.transpose(tensor, (0, 2, 1))
+
     def concat(self, tensors: Sequence[Any], axis: int) -> Any:
         return tf.concat(list(tensors), axis)
 

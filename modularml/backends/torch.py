@@ -101,6 +101,9 @@ class TorchAdapter(BackendAdapter):
     def reshape(self, tensor: Any, shape: Shape) -> Any:
         return tensor.reshape(len(tensor), *shape)
 
+    def swap_axes(self, tensor: Any) -> Any:
+        return tensor.transpose(1, 2)
+
     def concat(self, tensors: Sequence[Any], axis: int) -> Any:
         return torch.cat(tuple(tensors), dim=axis)
 

@@ -22,7 +22,7 @@ from modularml.graph.node import ComputeNode
 from modularml.graph.segments import backends_of
 from modularml.models.base import Place
 
-__all__ = ["build_nodes", "columns_shape"]
+__all__ = ["build_nodes", "columns_shape", "input_shapes", "output_shape"]
 
 
 def build_nodes(nodes: Sequence[ComputeNode], tails: set[str], *, force: bool = False) -> bool:
@@ -123,6 +123,17 @@ def columns_shape(
                 "(), domain='features', keys=...), or OneHotEncoder"
             )
     return (len(columns), *next(iter(shapes.values())))
+
+
+def input_shapes(node: ComputeNode, nodes: Mapping[str, ComputeNode]) -> list[Shape | None]:
+    """Return the shape of one sample of each input as it comes; None if not known yet."""
+    above = {name: output_shape(nodes[name]) for name in map(resolve_id, node.node_refs)}
+    return [_shape_of(node, ref, above) for ref in node.upstream_refs]
+
+
+def output_shape(node: ComputeNode) -> Shape | None:
+    """Return the shape of a node's output; None before it is built."""
+    return node.output_shape if not isinstance(node, ModelNode) or node.is_built else None
 
 
 def _shape_of(node: ComputeNode, ref: Any, shapes: Mapping[str, Shape | None]) -> Shape | None:

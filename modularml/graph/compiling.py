@@ -18,6 +18,7 @@ from modularml.data.references import FeatureSetReference
 from modularml.data.schema import ColumnSpec
 from modularml.errors import BackendNotSupportedError, GraphError, LossError
 from modularml.graph import topology
+from modularml.graph.build import input_shapes
 from modularml.graph.casting import column_dtypes
 from modularml.graph.fitting import Learn, check_weights, fit_then_predict
 from modularml.graph.inverse_scaling import unit_flows
@@ -344,6 +345,8 @@ class _Compiler(LossReading):
             fn = adapter.compile(fn) if compiles else adapter.direct(fn)
             fn = self.collectors.get(node.node_id, fn)
             fn = adapter.spread(fn, node.input_names) if node.reads_several else fn
+            shape = input_shapes(node, self.by_id)[0]
+            fn = fn if shape is None else node.arranged(adapter, fn, shape)
         from_columns = all(arg >= 0 for arg in args)
         if self.training and node.is_frozen and isinstance(node, ModelNode) and from_columns:
             return _without_grad(fn, adapter)

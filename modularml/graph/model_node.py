@@ -10,6 +10,7 @@ from modularml._typing import Columns, Shape
 from modularml.backends import Backend, BackendAdapter, adapter_for, backend_of
 from modularml.backends.accelerator import Accelerator
 from modularml.backends.input_shapes import InputShape, shapes_of
+from modularml.backends.layouts import InputLayout, arranged_call, arrangement, laid_out
 from modularml.config import decode, encode
 from modularml.data.batch import as_numpy
 from modularml.data.execution import ExecutionContext
@@ -59,6 +60,11 @@ class ModelNode(ComputeNode):
         Argument of the model's ``forward`` (torch) or ``call`` (Keras) that receives the mask of
         the padded columns which the node reads, directly or through other nodes: booleans of shape
         ``(n, *steps)``, true for data. A node with several inputs reads the mask as one of them.
+    input_layout : {'channels_first', 'flat', 'time_first'}, optional
+        Shape in which the model reads one input: ``(channels, time)``, all values on one axis, or
+        ``(time, channels)``. By default, samples get the shape that the model declares (a
+        `keras.Input`, ``input_shape=``, a first layer `nn.Linear`, `nn.Conv1d` or `nn.GRU`) if only
+        axes of length 1 differ, and are else passed as they are, channels first.
     node_id, register
         Used when a node is rebuilt.
 
@@ -83,6 +89,7 @@ class ModelNode(ComputeNode):
         accelerator: Accelerator | str | None = None,
         targets: Columns = None,
         mask_as: str | None = None,
+        input_layout: InputLayout | None = None,
         node_id: str | None = None,
         register: bool = True,
     ) -> None:
@@ -108,7 +115,17 @@ class ModelNode(ComputeNode):
                 f"mask_as is for torch and Keras; node {label!r} holds a "
                 f"{self._model.backend.value} model, which takes no mask"
             )
-        self.targets, self.mask_as = targets, mask_as
+        if input_layout is not None and isinstance(upstream_ref, list | tuple | dict):
+            raise ConfigError(
+                f"input_layout is for one input, and node {label!r} reads several; put it on nodes "
+                "before this one, or reshape the inputs in the model"
+            )
+        if input_layout is not None and not adapter_for(self._model.backend).gradients:
+            raise ConfigError(
+                f"input_layout is for torch and Keras; node {label!r} holds a "
+                f"{self._model.backend.value} model, which reads rows"
+            )
+        self.targets, self.mask_as, self.input_layout = targets, mask_as, input_layout
         self.paired: tuple[tuple[str, ...], bool] | None = None
         refs: Any = upstream_ref
         self.input_names: list[str] | None = None
@@ -263,10 +280,36 @@ class ModelNode(ComputeNode):
         if None in shapes:
             return self._model.build_unread(wanted, force=force)
         shapes_in = self._arranged(shapes)
+        if not self.reads_several and self._build_in_layout(shapes_in, wanted, force=force):
+            return self.output_shape
         self.build_model(
             tuple(shapes_in) if isinstance(shapes_in, list) else shapes_in, wanted, force=force
         )
         return self.output_shape
+
+    def _build_in_layout(self, shape: Shape, wanted: Shape | None, *, force: bool) -> bool:
+        """Build for the layout of the node, or the shape that the model declares.
+
+        Returns False if it declares none, or does not accept it.
+        """
+        if self.input_layout is not None:
+            self.build_model(laid_out(shape, self.input_layout), wanted, force=force)
+            return True
+        declared = self._model.declared_input(shape)
+        if declared in (None, shape):
+            return False
+        try:
+            self.build_model(declared, wanted, force=force)
+        except ShapeError:
+            return False
+        return True
+
+    def arranged(self, adapter: BackendAdapter, call: Callable[..., Any], shape: Shape) -> Any:
+        """Return a function that calls a model with samples of `shape` in its own layout."""
+        target = self._model.input_shape
+        if self.reads_several or target is None:
+            return call
+        return arranged_call(adapter, call, arrangement(shape, target, self.input_layout), target)
 
     def reset_weights(self, seed: int | None = None) -> None:
         """Reinitialize the weights and reset the optimizer's moments."""
@@ -479,6 +522,7 @@ class ModelNode(ComputeNode):
             "accelerator": self.accelerator,
             "targets": self.targets,
             "mask_as": self.mask_as,
+            "input_layout": self.input_layout,
         }
 
     def _output_of(self, values: list[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -488,6 +532,7 @@ class ModelNode(ComputeNode):
         if self.reads_several:
             call = adapter.spread(call, self.input_names)
         tensors = self._tensors(values)
+        call = self.arranged(adapter, call, tuple(tensors[0].shape[1:]))
         return call(tensors if self.reads_several else tensors[0])
 
     def _tensors(self, values: list[Any]) -> list[Any]:
@@ -501,6 +546,9 @@ class ModelNode(ComputeNode):
             return values
         arrays = [as_numpy(value) for value in values]
         shape = self._arranged([a.shape[1:] for a in arrays])
+        target: Any = self._model.input_shape
+        if not self.reads_several and arrangement(shape, target, self.input_layout) is not None:
+            shape = target
         dtypes = value_dtypes(adapter, module, arrays, shape, f"input of {self.label}")
         device = adapter.device_of(module)
         return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import TYPE_CHECKING
@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING
 from modularml._optional import require
 from modularml._typing import Shape
 from modularml.backends import adapter_for
-from modularml.data.references import FeatureSetReference
-from modularml.graph.build import columns_shape
-from modularml.graph.lineage import resolve_id
+from modularml.graph.build import input_shapes, output_shape
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
 from modularml.training import Loss, Optimizer
@@ -115,10 +113,13 @@ def summarize(
 def _row(
     node: ComputeNode, nodes: Mapping[str, ComputeNode], optimizer: Optimizer | None
 ) -> NodeSummary:
-    shapes = " + ".join(filter(None, map(shape_text, _inputs(node, nodes))))
+    incoming = input_shapes(node, nodes)
+    shapes = " + ".join(filter(None, map(shape_text, incoming)))
     out = shape_text(output_shape(node))
     if not isinstance(node, ModelNode):
         return NodeSummary(node.label, type(node).__name__, "", shapes, out, 0, 0, False, "")
+    if not node.reads_several and node.is_built and node.input_shape not in (None, incoming[0]):
+        shapes += f" as {shape_text(node.input_shape)}"
     adapter = adapter_for(node.backend)
     total: int | None
     trainable: int | None
@@ -136,20 +137,6 @@ def _row(
         node.is_frozen,
         next((o.name for o in (optimizer, node.optimizer) if o is not None), ""),
     )
-
-
-def _inputs(node: ComputeNode, nodes: Mapping[str, ComputeNode]) -> Sequence[Shape | None]:
-    return [
-        columns_shape(ref, "features", node.label, flat=node.reads_flat)
-        if isinstance(ref, FeatureSetReference)
-        else output_shape(nodes[resolve_id(ref)])
-        for ref in node.upstream_refs
-    ]
-
-
-def output_shape(node: ComputeNode) -> Shape | None:
-    """Return the shape of a node's output; None before it is built."""
-    return node.output_shape if not isinstance(node, ModelNode) or node.is_built else None
 
 
 def shape_text(shape: Shape | None) -> str:

@@ -128,6 +128,10 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
             Returns every value of the target column, sorted.
         """
 
+    def declared_input(self, shape: Shape) -> Shape | None:
+        """Return the shape in which the model reads samples of `shape`; None if not declared."""
+        return None
+
     def expect_categories(self, categories: Callable[[], list[Array | None]]) -> None:
         """Receive the ids of each value of a row, before `build`; ignored by default.
 

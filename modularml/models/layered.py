@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 from modularml._typing import Shape
 from modularml.backends.input_shapes import InputShape, is_several, shapes_of
+from modularml.backends.layouts import matching
 from modularml.config import decode, encode
 from modularml.errors import ConfigError, NotFittedError, ShapeError, UnknownNameError
 from modularml.models.base import BaseModel, check_input_shape, check_shape, check_weights
@@ -41,6 +42,17 @@ class LayeredModel(BaseModel):
     @abstractmethod
     def _probe(self, shape: InputShape) -> Shape:
         """Return the output shape by running two samples of zeros."""
+
+    def declared_input(self, shape: Shape) -> Shape | None:
+        """Return the shape in which the model reads samples of `shape`; None if not declared."""
+        declared = self._input_shape
+        if declared is not None:
+            return None if is_several(declared) else matching(shape, declared)
+        return self._declared_by_layers(shape)
+
+    def _declared_by_layers(self, shape: Shape) -> Shape | None:
+        """Return the input shape that layers declare."""
+        return None
 
     def build(
         self,

@@ -10,6 +10,7 @@ import keras
 
 from modularml._typing import Shape
 from modularml.backends.input_shapes import InputShape
+from modularml.backends.layouts import matching
 from modularml.errors import ConfigError
 from modularml.models.layered import ModelWrapper
 from modularml.models.tensorflow.base import TensorflowBaseModel, by_name
@@ -39,6 +40,10 @@ class TensorflowModelWrapper(ModelWrapper, TensorflowBaseModel):  # noqa: D101 -
         if self._recipe is not None:
             return by_name(self.inner)
         return super()._sketch(shape, wanted)
+
+    def _declared_by_layers(self, shape: Shape) -> Shape | None:
+        declared = getattr(self.inner, "inputs", None) or []
+        return matching(shape, tuple(declared[0].shape[1:])) if len(declared) == 1 else None
 
     def make_model(self, input_shape: Shape, output_shape: Shape | None) -> keras.Layer:
         """Return a new model of the class, or the model that was passed."""

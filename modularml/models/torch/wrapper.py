@@ -10,6 +10,7 @@ from modularml._optional import loaded
 from modularml._typing import Shape
 from modularml.backends.input_shapes import InputShape, is_several
 from modularml.backends.torch import adapter
+from modularml.backends.torch_inputs import declared_shape
 from modularml.errors import ConfigError
 from modularml.models.layered import ModelWrapper
 from modularml.models.torch import recipe as recipes
@@ -47,6 +48,9 @@ class TorchModelWrapper(ModelWrapper, TorchBaseModel):  # noqa: D101 - that of w
                 )
             recipes.check_size(self._recipe, shape, adapter.input_dtype(self, shape))
         return super()._sketch(shape, wanted)
+
+    def _declared_by_layers(self, shape: Shape) -> Shape | None:
+        return None if self.inner is None else declared_shape(self.inner, shape)
 
     @property
     def module(self) -> Any:
