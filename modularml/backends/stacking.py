@@ -33,6 +33,8 @@ class StackMember:
         Classes of the models' parts and shapes of their weights.
     plan : object
         What `compute` was made from; another one replaces it when a loss or an optimizer changes.
+    losses : sequence
+        Functions and objects that `compute` calls for losses.
     """
 
     compute: Any
@@ -42,6 +44,7 @@ class StackMember:
     loss_weights: tuple[float, ...]
     kind: Hashable = None
     plan: Any = None
+    losses: Sequence[Any] = ()
 
 
 class Stack(ABC):
@@ -58,8 +61,20 @@ class Stack(ABC):
         """Return whether batches have the shapes that the step was made for."""
 
     @abstractmethod
-    def is_current(self) -> bool:
-        """Return whether models still have the settings that the step was made for."""
+    def is_current(self, place: int, inputs: Sequence[Any], state: Mapping[str, Any]) -> bool:
+        """Return whether models and losses still compute what the step was made for.
+
+        Attributes of all members are compared, and what one member's own step computes.
+
+        Parameters
+        ----------
+        place : int
+            Of that member.
+        inputs : sequence of tensor
+            Its next batch.
+        state : mapping
+            Its random states.
+        """
 
     @abstractmethod
     def attach(self, random_states: Sequence[Mapping[str, Any]], places: Sequence[int]) -> None:

@@ -8,7 +8,8 @@ no transform. Each member's weights and optimizer states are views of the stacke
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from modularml._optional import require
 from modularml.backends.base import NotFiniteError
 from modularml.backends.stacking import NotStackableError, Stack, StackMember
+from modularml.backends.torch_attributes import Attributes, StepState, differences
 from modularml.backends.torch_stacked_optimizer import StackedOptimizer, clip_members
 from modularml.backends.torch_tracing import Dropouts, ReplacedDropouts, traced
 
@@ -23,7 +25,6 @@ torch = require("torch", purpose="to train torch models")
 
 __all__ = ["TorchStack"]
 
-_PLAIN = (bool, int, float, str, tuple, type(None))
 _TOLERANCE = 1e-3  # of gradients, relative to the largest of a parameter
 
 
@@ -62,6 +63,7 @@ class TorchStack(Stack):
         ]
         self._trained = _trained_names(alone)
         self._dropouts = _dropouts_of(alone)
+        _check_attributes(self._whole, alone)
         device = next(iter(self._own[0].values())).device
         self._generators = [torch.Generator(device) for _ in members]
         self._stacked = {
@@ -72,27 +74,40 @@ class TorchStack(Stack):
         self._shapes = [t.shape for t in inputs[0]]
         self._set_generators(random_states)
         self._graph = self._trace(inputs)
-        self._check_against(alone, inputs, random_states)
+        self._set_generators(random_states)
+        self._check_against(dict(enumerate(alone)), inputs)
         self._optimizers = self._stacked_optimizers()
         self._attributes = [whole.attributes() for whole in self._whole]
+        self._grads: Mapping[str, Any] = {}
 
     # -- members ------------------------------------------------------------------------------
 
     def fits(self, inputs: Sequence[Sequence[Any]]) -> bool:
         return all([t.shape for t in own] == self._shapes for own in inputs)
 
-    def is_current(self) -> bool:
-        now = (whole.attributes() for whole in self._whole)
-        return all(a == b for a, b in zip(self._attributes, now, strict=True))
+    def is_current(self, place: int, inputs: Sequence[Any], state: Mapping[str, Any]) -> bool:
+        whole = self._whole[place]
+        try:
+            if any(a != w.attributes() for a, w in zip(self._attributes, self._whole, strict=True)):
+                return False
+            alone = whole.losses_and_gradients(inputs, state)
+            if list(alone.gradients) != self._trained or len(alone.dropouts) != len(self._masks):
+                return False
+            if any(d != own[place] for d, own in zip(alone.dropouts, self._dropouts, strict=True)):
+                return False
+            self._copy_weights([place])
+            self._generators[place].set_state(_state_for(self._generators[place], state))
+            self._check_against({place: alone}, [inputs] * self.n)
+        except Exception:  # noqa: BLE001 - it is found again when a stack is made anew
+            return False
+        return True
 
     def attach(self, random_states: Sequence[Mapping[str, Any]], places: Sequence[int]) -> None:
-        self.live = set(places)
-        with torch.no_grad():
-            for name, stacked in self._stacked.items():
-                for place in places:
-                    own = self._own[place][name]
-                    stacked[place].copy_(own)
-                    own.data = stacked[place]
+        self.live, self._grads = set(places), {}
+        self._copy_weights(places)
+        for name, stacked in self._stacked.items():
+            for place in places:
+                self._own[place][name].data = stacked[place]
         self._set_generators(random_states)
         for optimizer in self._optimizers:
             optimizer.adopt(self.live)
@@ -102,8 +117,16 @@ class TorchStack(Stack):
             self.live.discard(place)
             for tensor in self._own[place].values():
                 tensor.data = tensor.data.clone()
+            for name, grads in self._grads.items():  # as a member's own step leaves them
+                self._own[place][name].grad = grads[place].clone()
             for optimizer in self._optimizers:
                 optimizer.release(place)
+
+    def _copy_weights(self, places: Sequence[int]) -> None:
+        with torch.no_grad():
+            for name, stacked in self._stacked.items():
+                for place in places:
+                    stacked[place].copy_(self._own[place][name])
 
     def _set_generators(self, random_states: Sequence[Mapping[str, Any]]) -> None:
         for generator, state in zip(self._generators, random_states, strict=True):
@@ -157,7 +180,7 @@ class TorchStack(Stack):
         return errors
 
     def _update(self, grads: list[Any], errors: dict[int, Exception]) -> None:
-        by_name = dict(zip(self._trained, grads, strict=True))
+        self._grads = by_name = dict(zip(self._trained, grads, strict=True))
         limits = self.members[0].options.clips
         for optimizer, (norm, value) in zip(self._optimizers, limits, strict=False):
             if norm is None and value is None:
@@ -239,20 +262,14 @@ class TorchStack(Stack):
             self._stacked[name].copy_(values)
         return graph
 
-    def _check_against(
-        self,
-        alone: Sequence[_Alone],
-        inputs: Sequence[Sequence[Any]],
-        random_states: Sequence[Mapping[str, Any]],
-    ) -> None:
-        """Compare losses and gradients with those of each member's own step."""
-        self._set_generators(random_states)
+    def _check_against(self, alone: Mapping[int, _Alone], inputs: Sequence[Sequence[Any]]) -> None:
+        """Compare losses and gradients with those of some members' own steps."""
         kept = {k: t.clone() for k, t in self._stacked.items() if k not in self._trained}
         with torch.no_grad():
             losses, grads, _ = self._run([torch.stack(slot) for slot in zip(*inputs, strict=True)])
         for name, values in kept.items():
             self._stacked[name].copy_(values)
-        for place, own in enumerate(alone):
+        for place, own in alone.items():
             same = np.allclose(losses[place].tolist(), own.losses, 1e-4, 1e-6, equal_nan=True)
             for name, grad in zip(self._trained, grads, strict=True):
                 same = same and _are_close(grad[place], own.gradients[name])
@@ -287,12 +304,16 @@ class _Whole(torch.nn.Module):  # type: ignore[misc, name-defined]
         """Return parameters and buffers, each once."""
         return {**dict(self.named_parameters()), **dict(self.named_buffers())}
 
-    def attributes(self) -> list[dict[str, Any]]:
-        """Return the numbers, flags and texts that its layers hold, which a trace fixes."""
-        return [
-            {k: v for k, v in vars(part).items() if isinstance(v, _PLAIN)}
-            for part in self.parts.modules()
-        ]
+    def owners(self) -> list[Any]:
+        """Return layers and losses, whose attributes a trace fixes."""
+        held = [*self.parts.modules()]
+        for loss in self.member.losses:
+            held += loss.modules() if isinstance(loss, torch.nn.Module) else [loss]
+        return held
+
+    def attributes(self) -> Attributes:
+        self.check()
+        return Attributes(self.owners())
 
     def check(self) -> None:
         """Refuse models that do more in a step than a trace repeats."""
@@ -305,13 +326,9 @@ class _Whole(torch.nn.Module):  # type: ignore[misc, name-defined]
 
     def losses_and_gradients(self, inputs: Sequence[Any], state: Mapping[str, Any]) -> _Alone:
         """Compute a batch as an ordinary step does; weights and statistics stay."""
-        self.check()
         parameters = dict(self.named_parameters())
-        values_before = [(t, t.detach().clone()) for t in (*self.buffers(), *parameters.values())]
-        attributes, versions = self.attributes(), [p._version for p in parameters.values()]
-        gradients = {name: p.grad for name, p in parameters.items()}
         device = inputs[0].device
-        with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+        with self.unchanged(), torch.random.fork_rng([] if device.type == "cpu" else [device]):
             generator = torch.default_generator
             if device.type != "cpu":
                 generator = torch.cuda.default_generators[device.index or 0]
@@ -320,24 +337,27 @@ class _Whole(torch.nn.Module):  # type: ignore[misc, name-defined]
                 p.grad = None
             with torch.enable_grad(), Dropouts() as dropouts:
                 total, losses, _ = self(inputs)
-            if attributes != self.attributes():
-                for part, values in zip(self.parts.modules(), attributes, strict=True):
-                    vars(part).update(values)
-                raise NotStackableError("a model changes its own attributes in each step")
-            if versions != [p._version for p in parameters.values()]:
-                raise NotStackableError("a model changes its weights in the forward pass")
             total.backward()
             found = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-        for tensor, values in values_before:
-            tensor.data.copy_(values)
-        for name, p in parameters.items():
-            p.grad = gradients[name]
         moved_by = [g for o in self.member.optimizers for g in o.param_groups]
         owned = {id(p) for group in moved_by for p in group["params"] if p.requires_grad}
         if owned - {id(p) for p in parameters.values()}:
             raise NotStackableError("a loss has weights, or a node is trained but does not run")
         moved = {name: g for name, g in found.items() if id(parameters[name]) in owned}
         return _Alone([loss.item() for loss in losses], moved, dropouts.seen)
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Restore all that a step may change after a block; refuse what a trace cannot repeat."""
+        self.check()
+        before = StepState(self.parts, self.owners())
+        try:
+            yield
+            reason = before.change()
+        finally:
+            before.restore()
+        if reason is not None:
+            raise NotStackableError(reason)
 
 
 class _Alone:
@@ -349,6 +369,23 @@ class _Alone:
         self.losses, self.gradients, self.dropouts = losses, gradients, dropouts
         if any(g.is_sparse for g in gradients.values()):
             raise NotStackableError("gradients are sparse")
+
+
+def _check_attributes(wholes: Sequence[_Whole], alone: Sequence[_Alone]) -> None:
+    """Refuse members that differ in attributes other than rates of their dropouts."""
+    first = wholes[0].owners()
+    rates = [{rate for _, rate in member.dropouts} for member in alone]
+    for whole, own_rates in zip(wholes[1:], rates[1:], strict=True):
+        others = whole.owners()
+        if len(others) != len(first):
+            raise NotStackableError("their models differ in layers")
+        for name, value, other in differences(first, others):
+            if not (_is_in(value, rates[0]) and _is_in(other, own_rates)):
+                raise NotStackableError(f"they differ in {name}")
+
+
+def _is_in(value: Any, rates: set[float]) -> bool:
+    return isinstance(value, float | int) and float(value) in rates
 
 
 def _check_alike(own: Sequence[Mapping[str, Any]]) -> None:

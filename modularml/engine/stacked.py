@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 from modularml.backends import adapter_for
 from modularml.backends.stacking import NotStackableError, Stack, StackMember
@@ -250,43 +250,57 @@ class SideBySide:
         for places, own_key, stack in self._stacks:
             is_enough = len(members) >= _MIN_SHARE * len(places)
             fits = own_key == key and is_enough and set(members) <= set(places)
-            if fits and _is_current(stack, members, places):
+            if fits and self._is_current(stack, members, places):
                 return places, stack
         n_epochs = min(member.n_epochs_left for member in members)
         if n_steps * n_epochs * len(members) < self.fewest_steps:
             return None
+        places = tuple(members)
+        made = self._made(places, key)
+        if made is None:
+            return None
+        self._stacks = [s for s in self._stacks if not set(s[0]) <= set(places)]
+        self._stacks.append((places, key, made))
+        return places, made
+
+    def _made(self, members: tuple[_Member, ...], key: Hashable) -> Stack | None:
+        """Return a new stack, or None if members cannot be trained as one."""
         contexts: list[Any] = [member.next_context() for member in members]
-        tensors = [ctx.tensors for ctx in contexts]
         states = [member.random_states for member in members]
         steps: list[Any] = [member.step for member in members]
         try:
-            stack = members[0].running.feed.layout.adapter.stack(steps, tensors, states)
-        except NotStackableError as error:
+            adapter = members[0].running.feed.layout.adapter
+            return cast("Stack", adapter.stack(steps, [ctx.tensors for ctx in contexts], states))
+        except Exception as error:  # noqa: BLE001 - members that fail alone raise it themselves
             self._refused.add(key)
-            self.note(str(error), len(members))
+            text = str(error).strip().partition("\n")[0]
+            is_known = isinstance(error, NotStackableError)
+            self.note(text if is_known else f"{type(error).__name__}: {text}", len(members))
             return None
         finally:
             for member, ctx in zip(members, contexts, strict=True):
                 member.give_back(ctx)
-        places = tuple(members)
-        self._stacks = [s for s in self._stacks if not set(s[0]) <= set(places)]
-        self._stacks.append((places, key, stack))
-        return places, stack
+
+    def _is_current(
+        self, stack: Stack, members: Sequence[_Member], places: Sequence[_Member]
+    ) -> bool:
+        """Return whether models, losses and optimizers are those that a stack was made for."""
+        for member in members:
+            plan = stack.members[places.index(member)].plan
+            if member.step is None or member.step.plan is not plan:
+                return False
+        member = members[self.n_together % len(members)]  # another one in each epoch
+        ctx: Any = member.next_context()
+        try:
+            return stack.is_current(places.index(member), ctx.tensors, member.random_states)
+        finally:
+            member.give_back(ctx)
 
     def note(self, reason: str, n: int = 1) -> None:
         """Log once why runs are not trained together."""
         if reason not in self.reasons:
             logger.log(self.level, "note: not all runs are trained as one: %s", reason)
         self.reasons[reason] = self.reasons.get(reason, 0) + n
-
-
-def _is_current(stack: Stack, members: Sequence[_Member], places: Sequence[_Member]) -> bool:
-    """Return whether models, losses and optimizers are those that a stack was made for."""
-    plans = (
-        member.step is not None and member.step.plan is stack.members[places.index(member)].plan
-        for member in members
-    )
-    return all(plans) and stack.is_current()
 
 
 @contextmanager
@@ -394,8 +408,12 @@ class _Member:
         return shapes, self.step.kind, self.step.options.clips
 
     def next_context(self) -> ExecutionContext | None:
-        """Return the next batch of its epoch, and remove it."""
-        return next(self.running.contexts, None)
+        """Return the next batch of its epoch, and remove it; an error in it ends the run."""
+        try:
+            return next(self.running.contexts, None)
+        except Exception as error:  # noqa: BLE001 - raised in its thread
+            self.reply = error
+            return None
 
     def give_back(self, ctx: ExecutionContext | None) -> None:
         """Put a batch back that has not run."""

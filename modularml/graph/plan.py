@@ -232,7 +232,9 @@ class Segment:
         )
         return self.adapter.options_for(options)
 
-    def stack_member(self, options: StepOptions, weights: Sequence[float]) -> StackMember:
+    def stack_member(
+        self, options: StepOptions, weights: Sequence[float], losses: Sequence[Any]
+    ) -> StackMember:
         """Return what trains this segment as one with those of other graphs."""
         models = [model for model, _ in self.modes]
         indices = [i for i, _ in self.takes]
@@ -244,6 +246,7 @@ class Segment:
             tuple(weights),
             self.adapter.kind_of(models),
             self,
+            losses,
         )
 
     def eval_step(self, chunk: int | None = None) -> StepFunction:
@@ -412,7 +415,7 @@ class StepPlan:
                 raise NotStackableError(f"{name}={getattr(options, name)!r} is not supported")
         weights = [applied.weight for applied in self.losses]
         weights += [1.0] * (len(self.layout.losses) - len(weights))  # losses of models
-        return first.stack_member(options, weights)
+        return first.stack_member(options, weights, [a.loss._holder for a in self.losses])
 
     def losses_of_part(
         self, tensors: Sequence[Any], outs: Sequence[Any], rows: slice

@@ -1,0 +1,254 @@
+"""What a step of models and losses may change, and what a trace of it fixes."""
+
+from __future__ import annotations
+
+import functools
+import io
+import pickle
+import random
+import weakref
+from collections.abc import Hashable, Sequence
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+
+from modularml._optional import require
+from modularml.backends.stacking import NotStackableError
+
+torch = require("torch", purpose="to train torch models")
+
+__all__ = ["Attributes", "StepState", "differences"]
+
+_SKIPPED = {
+    *(name for name in vars(torch.nn.Module()) if name != "training"),
+    *("_flat_weights", "_flat_weight_refs"),  # of recurrent layers, which renew them
+    *("learned_from", "_init_args"),  # of models of this package; not read by a step
+}
+_BY_IDENTITY = (
+    torch.nn.Module,
+    torch.nn.Parameter,
+    FunctionType,
+    BuiltinFunctionType,
+    ModuleType,
+    type,
+    weakref.ref,
+)
+
+
+class Attributes:
+    """The attributes of layers and losses as they are now.
+
+    They can be compared with later ones, and restored.
+
+    Parameters
+    ----------
+    owners : sequence
+        Layers, and losses: modules, other objects or functions, whose attributes are the variables
+        that they enclose.
+
+    Raises
+    ------
+    NotStackableError
+        If an attribute cannot be compared.
+    """
+
+    def __init__(self, owners: Sequence[Any]) -> None:
+        self._owners = list(owners)
+        self._held: dict[Hashable, Any] = {}
+        self._values = [
+            {name: self._read(owner, name, value) for name, value in _attributes(owner).items()}
+            for owner in self._owners
+        ]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Attributes) and self._values == other._values
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _read(self, owner: Any, name: str, value: Any) -> Any:
+        if _is_plain(value):
+            return value
+        pickled, held = _pickled(owner, name, value)
+        self._held |= held
+        return pickled
+
+    def restore(self) -> None:
+        """Set attributes back that have changed."""
+        for owner, values in zip(self._owners, self._values, strict=True):
+            now = _attributes(owner)
+            for name, value in values.items():
+                if not self._has_changed(owner, name, now, value):
+                    continue
+                _set(owner, name, self._loaded(value) if isinstance(value, bytes) else value)
+            for name in set(now) - set(values):
+                _own(owner).pop(name, None)
+
+    def _has_changed(self, owner: Any, name: str, now: dict[str, Any], value: Any) -> bool:
+        try:
+            return name not in now or bool(self._read(owner, name, now[name]) != value)
+        except NotStackableError:
+            return True
+
+    def _loaded(self, value: bytes) -> Any:
+        reader = pickle.Unpickler(io.BytesIO(value))  # noqa: S301 - written by this process
+        held = self._held
+        reader.persistent_load = lambda key: (  # type: ignore[method-assign]
+            held[key].clone() if key[0] == "tensor" else held[key]
+        )
+        return reader.load()
+
+
+class StepState:
+    """What a step may change besides torch's random states, so that it can be restored.
+
+    Parameters
+    ----------
+    models : torch.nn.Module
+        All models as one.
+    owners : sequence
+        See `Attributes`.
+    """
+
+    def __init__(self, models: Any, owners: Sequence[Any]) -> None:
+        self._owners, self._attributes = owners, Attributes(owners)
+        self._parameters = [(p, p.grad, p._version) for p in models.parameters()]
+        self._buffers = [(part, dict(part._buffers)) for part in models.modules()]
+        self._values = [(t, t.detach().clone()) for t in (*models.buffers(), *models.parameters())]
+        self._random = _drawn_from()
+
+    def change(self) -> str | None:
+        """Return what has changed that a trace of the step would not repeat; None if nothing."""
+        if any(p._version != version for p, _, version in self._parameters):
+            return "a model changes its weights in the forward pass"
+        for part, own in self._buffers:
+            if any(part._buffers.get(name) is not tensor for name, tensor in own.items()):
+                return (
+                    f"a {type(part).__name__} replaces a buffer in the forward pass; write into it "
+                    "instead, with copy_()"
+                )
+        (_, *own_python), (_, *own_numpy) = _drawn_from()
+        (_, *python), (_, *numpy) = self._random
+        if own_python != python or own_numpy != numpy:
+            return "a model or loss draws from Python's or numpy's random generator"
+        if self._attributes != Attributes(self._owners):
+            return "a model or loss changes its own attributes in each step"
+        return None
+
+    def restore(self) -> None:
+        """Set all back."""
+        (python, *_), (numpy, *_) = self._random
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002 - as models may use
+        self._attributes.restore()
+        for part, own in self._buffers:
+            part._buffers.update(own)
+        for tensor, before in self._values:
+            tensor.data.copy_(before)
+        for p, gradient, _ in self._parameters:
+            p.grad = gradient
+
+
+def _drawn_from() -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Return states of the generators of Python and numpy, each also as it can be compared."""
+    python = random.getstate()
+    numpy: Any = np.random.get_state()  # noqa: NPY002 - as models may use
+    return (python, python), (numpy, numpy[1].tobytes(), numpy[2:])
+
+
+def differences(one: Sequence[Any], other: Sequence[Any]) -> list[tuple[str, Any, Any]]:
+    """Return name and both values of attributes in which two members differ.
+
+    Layers, functions and classes count as equal if they have the same name.
+    """
+    found = []
+    for a, b in zip(one, other, strict=True):
+        values, others = _attributes(a), _attributes(b)
+        for name in sorted(set(values) | set(others)):
+            x, y = (
+                v if _is_plain(v) else _pickled(owner, name, v, by_name=True)[0]
+                for owner, v in ((a, values.get(name)), (b, others.get(name)))
+            )
+            if x != y:
+                found.append((f"{type(a).__name__}.{name}", values.get(name), others.get(name)))
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) is tuple:
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def _attributes(owner: Any) -> dict[str, Any]:
+    """Return attributes of an object, or the variables that a function encloses."""
+    if isinstance(owner, torch.nn.Module):
+        return {k: v for k, v in vars(owner).items() if k not in _SKIPPED}
+    if isinstance(owner, functools.partial):
+        return {"args": owner.args, "keywords": owner.keywords, **_attributes(owner.func)}
+    if isinstance(owner, MethodType):
+        return _attributes(owner.__self__)
+    if isinstance(owner, FunctionType):
+        names = owner.__code__.co_freevars
+        cells = zip(names, owner.__closure__ or (), strict=True)
+        return {name: cell.cell_contents for name, cell in cells}
+    return dict(getattr(owner, "__dict__", ()))
+
+
+def _own(owner: Any) -> dict[str, Any]:
+    """Return where attributes of an object are stored."""
+    own: dict[str, Any] = getattr(_bound(owner), "__dict__", {})
+    return own
+
+
+def _bound(owner: Any) -> Any:
+    while isinstance(owner, MethodType | functools.partial):
+        owner = owner.__self__ if isinstance(owner, MethodType) else owner.func
+    return owner
+
+
+def _set(owner: Any, name: str, value: Any) -> None:
+    own = _bound(owner)
+    if isinstance(own, FunctionType):
+        if name in own.__code__.co_freevars:
+            cell = (own.__closure__ or ())[own.__code__.co_freevars.index(name)]
+            cell.cell_contents = value
+    else:
+        _own(own)[name] = value
+
+
+class _Pickler(pickle.Pickler):
+    """Writes tensors by contents, and layers and functions by identity or by name."""
+
+    def __init__(self, file: io.BytesIO, by_name: bool) -> None:
+        super().__init__(file, protocol=5)
+        self.by_name, self.held = by_name, dict[Hashable, Any]()
+
+    def persistent_id(self, value: Any) -> Any:
+        key: tuple[Hashable, ...]
+        if isinstance(value, _BY_IDENTITY):
+            name = getattr(value, "__qualname__", type(value).__qualname__)
+            key = ("object", name if self.by_name else id(value))
+            self.held[key] = value
+        elif isinstance(value, torch.Tensor):
+            copied = value.detach().clone()
+            contents = copied.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            key = ("tensor", str(value.dtype), tuple(value.shape), str(value.device), contents)
+            self.held[key] = copied
+        else:
+            return None
+        return key
+
+
+def _pickled(
+    owner: Any, name: str, value: Any, by_name: bool = False
+) -> tuple[bytes, dict[Hashable, Any]]:
+    file = io.BytesIO()
+    pickler = _Pickler(file, by_name)
+    try:
+        pickler.dump(value)
+    except Exception as error:
+        raise NotStackableError(
+            f"attribute {name!r} of a {type(owner).__name__} cannot be compared between steps"
+        ) from error
+    return file.getvalue(), pickler.held
