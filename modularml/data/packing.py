@@ -13,6 +13,7 @@ import pyarrow as pa
 from modularml._typing import IntArray
 from modularml.data.collection import SampleCollection
 from modularml.data.dropping import DroppedRows
+from modularml.data.group_scaling import UNSEEN
 from modularml.data.scaling import ScalerRecord
 from modularml.data.schema import DOMAINS
 from modularml.data.split_records import SplitRecord, check_split_name
@@ -22,6 +23,8 @@ from modularml.io.values import Packer
 from modularml.scalers.flattening import Flattening
 from modularml.scalers.scaler import Scaler
 from modularml.splitters import BaseSplitter
+
+_OF_GROUPS = ("per", "unseen", "groups", "group_scalers")
 
 __all__ = ["packed", "packed_without_rows", "scalers_fingerprint", "unpacked"]
 
@@ -34,7 +37,7 @@ def packed(state: Mapping[str, Any]) -> dict[str, Any]:
         **({"masks": masks} if (masks := collection.schema.masks) else {}),
         "splits": dict(state["splits"]),
         "split_records": [_as_dict(r) for r in state["split_records"]],
-        "scaler_records": [_as_dict(r) for r in state["scaler_records"]],
+        "scaler_records": [_scaler_dict(r) for r in state["scaler_records"]],
         **({"audit_allowed": list(allowed)} if (allowed := state["audit_allowed"]) else {}),
     }
     if dropped := state.get("dropped"):
@@ -57,7 +60,7 @@ def packed_without_rows(state: Mapping[str, Any]) -> dict[str, Any]:
 def scalers_fingerprint(records: Iterable[ScalerRecord]) -> str:
     """Return a hash of fitted scalers and their columns."""
     packer = Packer()
-    data = [_as_dict(replace(record, fit_rows=None)) for record in records]
+    data = [_scaler_dict(replace(record, fit_rows=None)) for record in records]
     digest = hashlib.sha256(dump_json(packer.pack(data)))
     for member in packer.members().values():
         for part in member:
@@ -129,6 +132,15 @@ def _as_dict(record: Any) -> dict[str, Any]:
     return {field.name: getattr(record, field.name) for field in fields(record)}
 
 
+def _scaler_dict(record: ScalerRecord) -> dict[str, Any]:
+    """Return the fields of a record, those of groups only if it has any."""
+    data = _as_dict(record)
+    if not record.per:
+        return {name: value for name, value in data.items() if name not in _OF_GROUPS}
+    lists = {"per": list(record.per), "groups": list(map(list, record.groups))}
+    return {**data, **lists, "group_scalers": list(record.group_scalers)}
+
+
 def _split_record(data: dict[str, Any], n: int, splits: Mapping[str, Any]) -> SplitRecord:
     _check(isinstance(data["splitter"], BaseSplitter), "a split record has no splitter")
     _check(set(data["names"]) <= set(splits), "a split record names a split that does not exist")
@@ -160,7 +172,21 @@ def _scaler_record(data: dict[str, Any], collection: SampleCollection) -> Scaler
     seed = data.get("seed")
     _check(seed is None or type(seed) is int, "the seed of a scaler record is not an integer")
     checked = {"keys": tuple(data["keys"]), "targets": targets, "outputs": outputs}
-    return ScalerRecord(**{**data, **checked, "fit_rows": rows})
+    return ScalerRecord(**{**data, **checked, "fit_rows": rows, **_groups(data)})
+
+
+def _groups(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the groups of a scaler record."""
+    if "per" not in data:
+        return {}
+    per, groups, scalers = (data[name] for name in ("per", "groups", "group_scalers"))
+    fits = bool(per) and all(isinstance(name, str) and name.count(".") == 2 for name in per)
+    fits = fits and len(groups) == len(scalers) and all(len(g) == len(per) for g in groups)
+    fits = fits and all(isinstance(scaler, Scaler) for scaler in scalers)
+    plain = all(isinstance(v, str | int | float | bool) for group in groups for v in group)
+    _check(fits and plain and data["unseen"] in UNSEEN, "a scaler record has invalid groups")
+    labels = tuple(map(tuple, groups))
+    return {"per": tuple(per), "groups": labels, "group_scalers": tuple(scalers)}
 
 
 def _rows(rows: Any, n: int) -> IntArray:

@@ -13,6 +13,7 @@ import numpy as np
 from modularml._typing import Array, IntArray
 from modularml._warning import warn
 from modularml.data.formats import common_dtype, stack
+from modularml.data.group_scaling import applied_by_group
 from modularml.data.padding import in_steps
 from modularml.data.schema import TRANSFORMED, ColumnSpec, SampleSchema
 from modularml.errors import DataError, ScalerError, ShapeError
@@ -72,6 +73,14 @@ class ScalerRecord:
         Output columns of each key; None if it keeps the shape.
     seed : int or None
         Seed that assigns rows to the folds of `cross_fit`.
+    per : tuple of str
+        Full names of the columns whose values make a group with a scaler of its own.
+    unseen : {'error', 'global'}
+        Whether `scaler`, which is fitted on all rows, is used for other groups.
+    groups : tuple of tuple
+        Values of `per` of each group.
+    group_scalers : tuple of Scaler
+        Fitted scaler of each group.
     """
 
     domain: str
@@ -84,15 +93,20 @@ class ScalerRecord:
     targets: tuple[str, ...] = ()
     outputs: tuple[tuple[int, ...], ...] | None = None
     seed: int | None = None
+    per: tuple[str, ...] = ()
+    unseen: str = "error"
+    groups: tuple[tuple[Any, ...], ...] = field(default=(), repr=False)
+    group_scalers: tuple[Scaler, ...] = field(default=(), repr=False)
 
     def apply(
         self, columns: Mapping[str, Array], masks: Mapping[str, Array] | None = None
     ) -> dict[str, Array]:
         """Transform the record's columns: arrays of shape ``(n, *shape)`` by key.
 
-        A column keeps its value where the mask of the same key is false.
+        A column keeps its value where the mask of the same key is false. Columns of `per` are
+        expected by full name.
         """
-        scaled = self._apply(self.scaler.transform, columns)
+        scaled = self._transform(columns)
         for key in scaled.keys() & (masks or {}).keys():
             old, new = columns[key], scaled[key]
             if new.shape != old.shape:
@@ -103,6 +117,16 @@ class ScalerRecord:
                 )
             scaled[key] = np.where(in_steps(masks[key], old.shape), new, old)  # type: ignore[index]
         return scaled
+
+    def _transform(self, columns: Mapping[str, Array]) -> dict[str, Array]:
+        if not self.per:
+            return self._apply(self.scaler.transform, columns)
+        own = {key: columns[key] for key in self.keys if key in columns}
+
+        def apply(record: ScalerRecord, rows: IntArray) -> dict[str, Array]:
+            return record._transform({key: values[rows] for key, values in own.items()})
+
+        return applied_by_group(self, own, columns, apply)
 
     def cross_fit(self, columns: Mapping[str, Array], targets: Array) -> dict[str, Array]:
         """Transform the rows used in fitting, as `Scaler.cross_fit` does."""
@@ -128,8 +152,22 @@ class ScalerRecord:
         is_built_in = isinstance(self.scaler.scaler, str)  # others may keep a reference
         return self._unstack(flat if is_built_in else flat.copy())
 
-    def invert(self, columns: Mapping[str, Array], facts: Array | None) -> dict[str, Array]:
-        """Invert the scaler; missing columns are filled if they do not affect the result."""
+    def invert(
+        self,
+        columns: Mapping[str, Array],
+        facts: Array | None,
+        groups: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
+        """Invert the scaler; missing columns are filled if they do not affect the result.
+
+        `groups` has the columns of `per` by full name.
+        """
+        if self.per:
+
+            def undo(record: ScalerRecord, rows: IntArray) -> dict[str, Array]:
+                return record.invert({key: v[rows] for key, v in columns.items()}, None)
+
+            return applied_by_group(self, columns, groups or {}, undo)
         values = next(iter(columns.values()))
         if self.outputs is None:
             filled = {key: columns.get(key, np.zeros_like(values)) for key in self.keys}
@@ -228,7 +266,7 @@ def apply_records(
     records : iterable of ScalerRecord
         Records of one domain.
     columns : mapping of str to ndarray, shape (n, *shape)
-        Raw columns by key; not changed.
+        Raw columns by key, and columns of groups by full name; not changed.
     masks : mapping of str to ndarray of bool, optional
         True for data and false for padding, by key of the column.
 
@@ -282,6 +320,7 @@ def invert(
     domain: str,
     raw: Mapping[str, Array] | None = None,
     masks: Mapping[str, Array] | None = None,
+    groups: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
     """Invert all scalers of columns, newest first.
 
@@ -296,9 +335,13 @@ def invert(
         Raw columns of the same rows, for scalers whose inverse needs values of each row.
     masks : mapping of str to ndarray of bool, optional
         True for data and false for padding, by key; values of padding are not changed.
+    groups : mapping of str to ndarray, optional
+        Columns of groups of the same rows by full name, for scalers fitted per group.
 
     Raises
     ------
+    DataError
+        If the groups of the rows are unknown.
     ScalerError
         If a scaler has no inverse, needs rows that are unknown, or mixes these columns with
         others. A wrong value is never returned.
@@ -312,8 +355,9 @@ def invert(
                 f"{record.scaler.scaler_name} was fitted on {list(record.keys)} together and "
                 f"cannot be inverted for {list(available)} alone; pass all of its columns"
             )
-        facts = _row_facts(domain_records, record, raw) if record.needs_rows else None
-        unscaled.update(record.invert(available, facts))
+        known = {**(groups or {}), **(raw or {})}
+        facts = _row_facts(domain_records, record, known if raw else None)
+        unscaled.update(record.invert(available, facts, known))
     for key in unscaled.keys() & (masks or {}).keys():
         old = columns[key]
         is_data = in_steps(masks[key], old.shape)  # type: ignore[index]
@@ -323,7 +367,9 @@ def invert(
 
 def _row_facts(
     records: Sequence[ScalerRecord], record: ScalerRecord, raw: Mapping[str, Array] | None
-) -> Array:
+) -> Array | None:
+    if not record.needs_rows:
+        return None
     if raw is None:
         raise ScalerError(
             f"the inverse of {record.scaler.scaler_name} needs values of each row, but the "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from modularml.data.arrow_types import in_shape, to_numpy
 from modularml.data.collection import SampleCollection
 from modularml.data.columns import to_arrow
 from modularml.data.frames import as_columns
+from modularml.data.group_scaling import check_unseen, fit_by_group
 from modularml.data.rows import SplitMixin
 from modularml.data.scaler_fitting import fit_record, fitted_targets
 from modularml.data.scaling import ScalerRecord
 from modularml.data.schema import DOMAINS, RAW, TRANSFORMED, ColumnSpec
-from modularml.data.selectors import as_list
+from modularml.data.selectors import as_list, select_one
 from modularml.data.sources import check_lengths
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, ScalerError, ShapeError, UnknownNameError
@@ -52,6 +54,8 @@ class TransformingMixin(SplitMixin[FeatureSetView]):
         fit_to_split: str | None = None,
         merged_axes: int | tuple[int] | None = None,
         targets: str | list[str] | None = None,
+        per: str | list[str] | None = None,
+        unseen: str = "error",
     ) -> None:
         """Fit a scaler, encoder or selector on the rows of one split and transform every row.
 
@@ -75,6 +79,12 @@ class TransformingMixin(SplitMixin[FeatureSetView]):
             Target columns passed to ``fit`` (`SelectKBest`, `TargetEncoder`), by default in the
             newest representation. A `TargetEncoder` encodes the rows it is fitted on with
             statistics of other folds.
+        per : str or list of str, optional
+            Columns such as a cell: the rows of each of their values are scaled by a scaler of
+            their own, also when new rows are predicted and when targets are unscaled.
+        unseen : {'error', 'global'}
+            Whether rows of a group without rows to fit on are refused, or scaled by the scaler
+            of all rows.
 
         Raises
         ------
@@ -92,18 +102,23 @@ class TransformingMixin(SplitMixin[FeatureSetView]):
         rows = None if fit_to_split is None else self.get_split(fit_to_split).valid_indices
         schema = self._collection.schema
         names = {key: schema.newest(domain, key) for key in chosen}
-        record = fit_record(
+        check_unseen(unseen)
+        fit = partial(
+            fit_record,
             scaler,
             {key: self._collection.numpy(name) for key, name in names.items()},
             domain=domain,
             fit_to_split=fit_to_split,
-            fit_rows=rows,
             merged_axes=merged_axes,
-            blocks=self._collection.blocks(list(names.values()), rows),
             targets={name: self._collection.numpy(name) for name in target_names},
             masks={k: m for k, n in names.items() if (m := self._collection.mask(n)) is not None},
             categories=[k for k, n in names.items() if _is_raw_category(schema[n])],
         )
+        record = fit(fit_rows=rows, blocks=self._collection.blocks(list(names.values()), rows))
+        if per is not None:
+            columns = [select_one(schema, key) for key in as_list(per)]
+            groups = {name: self._collection.numpy(name) for name in columns}
+            record = fit_by_group(record, columns, groups, unseen, lambda rows: fit(fit_rows=rows))
         new = _with_transformed(self._collection, record, names)
         if fit_to_split is None and self._splits:
             scaling.warn_unsplit(str(self.label))
@@ -164,6 +179,7 @@ class TransformingMixin(SplitMixin[FeatureSetView]):
         domain: str,
         columns: str | list[str],
         sample_uuids: Iterable[Any] | None = None,
+        groups: Mapping[str, Array] | None = None,
     ) -> Array:
         """Convert scaled values back to the units of the raw columns.
 
@@ -177,6 +193,9 @@ class TransformingMixin(SplitMixin[FeatureSetView]):
         sample_uuids : iterable of str, shape (n,), optional
             Ids of the rows, for scalers whose inverse needs values of each row. With ids, padding
             keeps its value; without them, all steps are treated as data.
+        groups : mapping of str to ndarray, shape (n,), optional
+            Columns by key that say which group a row is of, for scalers fitted per group and rows
+            without ids.
 
         Returns
         -------
@@ -220,6 +239,7 @@ class TransformingMixin(SplitMixin[FeatureSetView]):
             domain=domain,
             raw=raw,
             masks=masks,
+            groups=self._groups_by_name(rows, groups, domain),
         )
         stacked = np.stack([unscaled[key] for key in keys], axis=1)
         return stacked.reshape(values.shape) if stacked.size == values.size else stacked
@@ -264,10 +284,22 @@ class TransformingMixin(SplitMixin[FeatureSetView]):
                 for k in new.keys() & schema.masks.keys()
                 if any(k in r.keys for r in records)
             }
-            columns |= {**new, **scaling.apply_records(records, new, masks)}
+            groups = {n: g for r in records for n in r.per if (g := _group(columns, n)) is not None}
+            columns |= {**new, **scaling.apply_records(records, {**groups, **new}, masks)}
         return columns
 
     # -- internals ---------------------------------------------------------------------------
+
+    def _groups_by_name(
+        self, rows: FeatureSetView | None, groups: Mapping[str, Array] | None, domain: str
+    ) -> dict[str, Array]:
+        """Return the columns of groups of rows, by full name."""
+        schema = self._collection.schema
+        names = {n for r in self._scaler_records if r.domain == domain for n in r.per}
+        known = {n for n in names if n in schema.columns}
+        from_rows = {} if rows is None else {name: rows.column(name) for name in known}
+        passed = {select_one(schema, k): np.asarray(v) for k, v in (groups or {}).items()}
+        return {**from_rows, **passed}
 
     def _domain_keys(self, domain: str, keys: Columns) -> list[str]:
         if domain not in DOMAINS:
@@ -340,6 +372,12 @@ def _mask_of(columns: Mapping[str, Any], key: str, mask: str) -> Array:
     return to_numpy(to_arrow(columns[mask], mask)).astype(bool)
 
 
+def _group(columns: Mapping[str, Any], name: str) -> Array | None:
+    """Return the column of groups with a full name; None if there is none."""
+    key = name.split(".")[1]
+    return to_numpy(to_arrow(columns[key], key)) if key in columns else None
+
+
 def _is_raw_category(spec: ColumnSpec) -> bool:
     """Check whether a column is a raw category, not codes of an `OrdinalEncoder`."""
     return spec.kind == "category" and spec.rep == RAW
@@ -364,7 +402,7 @@ def _with_transformed(
 
     def compute(columns: dict[str, Array], at: int) -> dict[str, Array]:
         new = record.apply(
-            {key: columns[name] for key, name in names.items()},
+            {**{n: columns[n] for n in record.per}, **{k: columns[n] for k, n in names.items()}},
             {key: columns[name] for key, name in masks.items()},
         )
         for key, values in cross_fitted.items():
@@ -372,7 +410,8 @@ def _with_transformed(
             new[key][rows[here] - at] = values[here]
         return {f"{record.domain}.{key}.{TRANSFORMED}": values for key, values in new.items()}
 
-    new = collection.with_computed([*names.values(), *masks.values()], compute)
+    read = dict.fromkeys([*names.values(), *masks.values(), *record.per])
+    new = collection.with_computed(list(read), compute)
     descriptions = record.describe({key: collection.schema[name] for key, name in names.items()})
     return new.with_descriptions(
         {f"{record.domain}.{k}.{TRANSFORMED}": v for k, v in descriptions.items()}

@@ -165,7 +165,8 @@ def unscale_outputs(
         if (raw_values := ctx.column_values(SourceColumns(leaf.source, raw), role)) is not None:
             return raw_values
     fs = layout.views[leaf.source].source  # independent of the active context
-    ids = ctx.sample_uuids(node_id, role) if needs_rows(leaf, fs) else None
+    by_row = needs_rows(leaf, fs) or group_columns(leaf, fs)
+    ids = ctx.sample_uuids(node_id, role) if by_row else None
     unscaled = invert_leaf(leaf, values, ids, fs)
     mask = ctx.held(leaf, role) if domain == "targets" else None
     return unscaled if mask is None else np.where(mask, unscaled, values)
@@ -186,7 +187,11 @@ def check_clear(
 
 
 def invert_leaf(
-    leaf: SourceColumns, values: Array, sample_uuids: Any = None, fs: Any = None
+    leaf: SourceColumns,
+    values: Array,
+    sample_uuids: Any = None,
+    fs: Any = None,
+    groups: Mapping[str, Array] | None = None,
 ) -> Array:
     """Undo the scaling of columns with the scalers of `fs`, by default the leaf's FeatureSet.
 
@@ -199,7 +204,8 @@ def invert_leaf(
     width = len(keys) * math.prod(fs.collection.schema[leaf.columns[0]].shape)
     kinds = [fs.collection.schema[f"{domain}.{key}.{RAW}"].dtype for key in keys]
     values = values.astype(np.result_type(values, *(k for k in kinds if k.kind in "iuf")))
-    undo = partial(fs.unscale_data_for_cols, domain=domain, columns=keys, sample_uuids=sample_uuids)
+    rows: dict[str, Any] = {"sample_uuids": sample_uuids, "groups": groups}
+    undo = partial(fs.unscale_data_for_cols, domain=domain, columns=keys, **rows)
     if values[:1].size in (0, width):
         return undo(data=values)  # type: ignore[no-any-return]
     parts = values.reshape(len(values), -1, width)
@@ -209,6 +215,15 @@ def invert_leaf(
 
 def needs_rows(leaf: SourceColumns, fs: Any = None) -> bool:
     """Return whether inverting a scaler on these columns needs other values of each row."""
+    return any(record.needs_rows for record in _records(leaf, fs))
+
+
+def group_columns(leaf: SourceColumns, fs: Any = None) -> list[str]:
+    """Return the columns of groups that scalers on these columns were fitted by."""
+    return list(dict.fromkeys(name for record in _records(leaf, fs) for name in record.per))
+
+
+def _records(leaf: SourceColumns, fs: Any) -> list[Any]:
     fs = fs or leaf.source.ref.resolve()
     keys, domain = {name.split(".")[1] for name in leaf.columns}, leaf.columns[0].split(".")[0]
-    return any(r.needs_rows for r in fs.scaler_records if r.domain == domain and set(r.keys) & keys)
+    return [r for r in fs.scaler_records if r.domain == domain and set(r.keys) & keys]

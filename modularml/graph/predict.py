@@ -16,7 +16,13 @@ from modularml.data.formats import ARRAY_FORMATS, DataFormat, convert, convert_a
 from modularml.data.lineage import ColumnLineage, MergedColumns, SourceColumns
 from modularml.data.schema import RAW
 from modularml.errors import ConfigError, DataError, NotFittedError, UnknownNameError
-from modularml.graph.inverse_scaling import check_clear, invert_leaf, needs_rows, scaled_target
+from modularml.graph.inverse_scaling import (
+    check_clear,
+    group_columns,
+    invert_leaf,
+    needs_rows,
+    scaled_target,
+)
 from modularml.graph.labels import class_labels, decoded, score_names
 from modularml.graph.lineage import source_columns_of
 from modularml.graph.prediction_rows import RowReader, readers_of, row_columns
@@ -189,7 +195,10 @@ class Prediction:
         if leaf is None:
             return values
         reader = self._readers.get(leaf.source.ref.node_label, self._lead)
-        return invert_leaf(leaf, values, reader.ids(leaf) if needs_rows(leaf) else None)
+        ids = reader.ids(leaf) if needs_rows(leaf) else None
+        columns = {name: reader.named(name) for name in group_columns(leaf)}
+        groups = {name: known for name, known in columns.items() if known is not None}
+        return invert_leaf(leaf, values, ids, groups=groups)
 
     @property
     def has_unknown_units(self) -> bool:

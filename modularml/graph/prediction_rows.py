@@ -268,6 +268,8 @@ class RowReader:
                 needed[mask] = self.view.column(f"{domain}.{mask}.{RAW}")
             elif mask in (self.raw or {}):
                 needed[mask] = (self.raw or {})[mask]
+        for name in {n for r in fs.scaler_records if set(r.keys) & set(needed) for n in r.per}:
+            needed.setdefault(name.split(".")[1], self._raw(name.split(".")[1], keys, fs))
         newest = fs.transform_new(needed)
         return {
             name: needed[key] if name.endswith(f".{RAW}") else newest[key]

@@ -150,8 +150,9 @@ def _node_type(node: dict[str, Any]) -> str:
 
 def _of_set(data: dict[str, Any], archive: Archive) -> dict[str, Any]:
     scalers = [
-        f"{_scaler_name(r['scaler'])} on {r['domain']} {', '.join(r['keys']['$tuple'])}, fitted on "
-        f"{r['fit_to_split'] or 'all rows'}"
+        f"{_scaler_name(r['scaler'])} on {r['domain']} {', '.join(r['keys']['$tuple'])}, "
+        f"{'per ' * bool(r.get('per'))}{' and '.join(n.split('.')[1] for n in r.get('per', ()))}"
+        f"{', ' * bool(r.get('per'))}fitted on {r['fit_to_split'] or 'all rows'}"
         for r in data["scaler_records"]
     ]
     member = data["table"]["$table"]

@@ -242,6 +242,8 @@ def _copied_rows(fs: FeatureSet, sides: Sides | None = None) -> FeatureSet:
             fit_to_split=_split_to_fit(new, record.fit_to_split, sides),
             merged_axes=record.merged_axes,
             targets=list(record.targets) or None,
+            per=list(record.per) or None,
+            unseen=record.unseen,
         )
     return new
 
