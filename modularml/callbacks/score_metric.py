@@ -7,6 +7,7 @@ from typing import Any
 
 from modularml.callbacks.evaluation_metric import EvaluationCallbackResult, EvaluationMetric
 from modularml.engine.callback import MetricResult
+from modularml.results.replicates import Reduce, check_reduce
 from modularml.results.scores import Meaning, find_score, greater_is_better, name_of_score
 from modularml.results.scoring import logged_scores
 
@@ -39,6 +40,11 @@ class ScoreMetric(EvaluationMetric):
         Whether outputs and targets are converted to the target's original units.
     outputs : {'auto', 'values', 'logits', 'probabilities'}
         What the outputs are.
+    per : str, optional
+        Column whose equal values are replicates of one sample, which are reduced to one row before
+        scoring; see `EvalResults.scores`.
+    reduce : {'mean', 'median', 'min', 'max'}
+        How replicates are reduced.
 
     Examples
     --------
@@ -59,9 +65,13 @@ class ScoreMetric(EvaluationMetric):
         group_by: str | None = None,
         unscale: bool = True,
         outputs: Meaning = "auto",
+        per: str | None = None,
+        reduce: Reduce = "mean",
     ) -> None:
+        check_reduce(reduce, per)
         self.score, self.on, self.name, self.options = score, on, name, options
         self.role, self.group_by, self.unscale, self.outputs = role, group_by, unscale, outputs
+        self.per, self.reduce = per, reduce
         self._call = find_score(score, options, outputs)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,5 +103,7 @@ class ScoreMetric(EvaluationMetric):
             role=self.role,
             group_by=self.group_by,
             unscale=self.unscale,
+            per=self.per,
+            reduce=self.reduce,
         )
         return [MetricResult(name, value) for name, value in logged_scores(rows).items()]

@@ -21,6 +21,7 @@ from modularml.graph.model_graph import ModelGraph
 from modularml.graph.predict import Prediction, predictions
 from modularml.graph.prediction_rows import RowReader
 from modularml.graph.raw_columns import RawColumns
+from modularml.results.replicates import Reduce, Replicates, check_reduce
 from modularml.results.scores import Meaning, Metrics, default_score, find_scores
 from modularml.results.scoring import ScoredGroup, class_numbers, score_groups
 
@@ -49,6 +50,8 @@ def evaluate(
     unscale: bool,
     outputs: Meaning,
     audit: str,
+    per: str | None = None,
+    reduce: Reduce = "mean",
 ) -> pd.DataFrame:
     """Score a graph on rows with targets; see `Experiment.evaluate`.
 
@@ -58,13 +61,15 @@ def evaluate(
         What happens if the graph learned from some of the rows.
     """
     # unknown names are refused before anything runs
+    check_reduce(reduce, per)
     if metrics is not None and not find_scores(metrics, outputs):
         raise ConfigError(f"metrics must name at least one score or be None, got {metrics!r}")
     rows = split_rows(graph, data) if isinstance(data, str) else data
     scored = scored_predictions(predictions(graph, rows, node=node, batch_size=batch_size))
     if audit != "off":
         report_learned_rows([(graph, rows)], scored, audit)
-    return score_table(scored, metrics=metrics, group_by=group_by, unscale=unscale, outputs=outputs)
+    how: dict[str, Any] = {"unscale": unscale, "outputs": outputs, "per": per, "reduce": reduce}
+    return score_table(scored, metrics=metrics, group_by=group_by, **how)
 
 
 def scored_predictions(found: Sequence[Prediction]) -> list[Prediction]:
@@ -90,14 +95,17 @@ def score_table(
     group_by: str | None,
     unscale: bool,
     outputs: Meaning,
+    per: str | None = None,
+    reduce: Reduce = "mean",
 ) -> pd.DataFrame:
     """Return the scores of predictions of the same rows; see `Experiment.evaluate`."""
     groups = None if group_by is None else scored[0].by_row(group_by)
+    samples = None if per is None else Replicates(per, scored[0].by_row(per), reduce)
     table = []
     for prediction in scored:
         default = ["accuracy"] if _classifies(prediction) else ["rmse", "mae", "r2"]
         scores = find_scores(default if metrics is None else metrics, outputs)
-        lines = _scored(prediction, scores, groups, group_by, unscale)
+        lines = _scored(prediction, scores, groups, group_by, unscale, samples)
         on = {"node": prediction.label} if len(scored) > 1 else {}
         table += [{**on, **line} for line in _wide(lines, has_groups=group_by is not None)]
     frame: pd.DataFrame = require("pandas").DataFrame(table)
@@ -155,6 +163,7 @@ def _scored(
     groups: Array | None,
     group_by: str | None,
     unscale: bool,
+    replicates: Replicates | None,
 ) -> list[ScoredGroup]:
     if unscale:
         check_units(prediction)
@@ -167,6 +176,7 @@ def _scored(
         group_by=group_by,
         who="data",
         prepared=partial(_prepared, prediction.compared, unscale),
+        replicates=replicates,
     )
 
 

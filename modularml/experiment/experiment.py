@@ -33,6 +33,7 @@ from modularml.phases.group import PhaseGroup
 from modularml.phases.phase import ExperimentPhase, active_graph, all_of
 from modularml.phases.train_eval import TrainPhase
 from modularml.results.group_results import PhaseGroupResults
+from modularml.results.replicates import Reduce
 from modularml.results.scores import Meaning, Metrics
 from modularml.results.storage import ResultsConfig, ResultsStorage
 
@@ -394,6 +395,8 @@ class Experiment(Checked, ExperimentFiles):
         batch_size: int | None = None,
         unscale: bool = True,
         outputs: Meaning = "auto",
+        per: str | None = None,
+        reduce: Reduce = "mean",
     ) -> pd.DataFrame:
         """Score the trained graph on any rows with targets, in the target's original units.
 
@@ -418,6 +421,9 @@ class Experiment(Checked, ExperimentFiles):
             Whether outputs and targets are compared in the target's original units.
         outputs : {'auto', 'values', 'logits', 'probabilities'}
             What the outputs are; see `EvalResults.scores`.
+        per, reduce : str, optional
+            Column whose equal values are replicates of one sample, and how these are reduced to
+            one row before scoring; see `EvalResults.scores`.
 
         Returns
         -------
@@ -452,6 +458,8 @@ class Experiment(Checked, ExperimentFiles):
                 unscale=unscale,
                 outputs=outputs,
                 audit=self.audit,
+                per=per,
+                reduce=reduce,
             )
 
     # -- checkpointing ------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from modularml.graph.lineage import source_columns_of
 from modularml.graph.node import GraphNode
 from modularml.results.padding import blanked, real_steps, target_steps
 from modularml.results.phase_results import Domain, PhaseResults
+from modularml.results.replicates import Reduce, Replicates, check_reduce
 from modularml.results.scores import Meaning, Score, find_scores
 from modularml.results.scoring import ScoredGroup, class_numbers, logged_scores, score_groups
 from modularml.viz.predictions import confusion_matrix, parity
@@ -70,6 +71,8 @@ class _SinglePassResults(PhaseResults):
         group_by: str | None = None,
         unscale: bool = True,
         outputs: Meaning = "auto",
+        per: str | None = None,
+        reduce: Reduce = "mean",
     ) -> pd.DataFrame:
         """Return scores over all rows, for each role and each group.
 
@@ -92,6 +95,12 @@ class _SinglePassResults(PhaseResults):
             Whether outputs and targets are converted to the target's original units.
         outputs : {'auto', 'values', 'logits', 'probabilities'}
             What the outputs are; see `find_score`.
+        per : str, optional
+            A column whose equal values are replicates of one sample: their outputs and targets are
+            reduced to one row before scoring, and rows are then samples. Class scores are averaged
+            as the node gives them.
+        reduce : {'mean', 'median', 'min', 'max'}
+            How replicates are reduced.
 
         Returns
         -------
@@ -100,7 +109,8 @@ class _SinglePassResults(PhaseResults):
             and ``n_missing``, the rows left out because a target is missing.
         """
         scores = find_scores(names, outputs)
-        rows = self.scored(scores, node, role=role, group_by=group_by, unscale=unscale)
+        how: dict[str, Any] = {"per": per, "reduce": reduce}
+        rows = self.scored(scores, node, role=role, group_by=group_by, unscale=unscale, **how)
         columns = ["score", "role", "group", "value", "n_rows", "n_missing"]
         frame: pd.DataFrame = require("pandas").DataFrame(rows, columns=columns)
         return frame
@@ -113,6 +123,8 @@ class _SinglePassResults(PhaseResults):
         role: str | None = None,
         group_by: str | None = None,
         unscale: bool = True,
+        per: str | None = None,
+        reduce: Reduce = "mean",
     ) -> list[ScoredGroup]:
         """Return the rows of `scores` as tuples, with group None for all rows.
 
@@ -121,6 +133,7 @@ class _SinglePassResults(PhaseResults):
         UserWarning
             If rows are left out because a target is missing.
         """
+        check_reduce(reduce, per)
         node_id = self._node_id(self._tail() if node is None else node)
         rows: list[ScoredGroup] = []
         roles = self._recorded()[0].roles(node_id)
@@ -131,6 +144,7 @@ class _SinglePassResults(PhaseResults):
                 as_numpy(self.stacked_tensors(node_id, domain, role=current_role, unscale=unscale))
                 for domain in ("targets", "outputs")
             )
+            samples = self._groups(node_id, current_role, per)
             rows += score_groups(
                 scores,
                 true,
@@ -141,10 +155,12 @@ class _SinglePassResults(PhaseResults):
                 role=current_role,
                 who=f"phase {self.label!r}",
                 prepared=partial(self._class_numbers, node_id),
+                replicates=None if samples is None else Replicates(str(per), samples, reduce),
             )
         if n := sum(row.n_missing for row in rows if row.group is None and row.score in scores):
             n //= len(scores)
-            warn(f"{n} rows of phase {self.label!r} lack a target and are left out of its scores")
+            noun = "rows" if per is None else "samples"
+            warn(f"{n} {noun} of phase {self.label!r} lack a target and are left out of its scores")
         return rows
 
     def _class_numbers(self, node_id: str, true: Array, out: Array) -> Array:

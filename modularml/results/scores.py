@@ -12,6 +12,7 @@ from modularml._optional import has, require
 from modularml._typing import Array
 from modularml.backends import adapter_for
 from modularml.errors import ConfigError, ModularMLError, UnknownNameError, expect
+from modularml.results.survival import concordance_index, risk_concordance_index
 
 __all__ = [
     "Meaning",
@@ -37,9 +38,11 @@ _SHORT = {
     "mse": "mean_squared_error",
     "rmse": "root_mean_squared_error",
 }
+_OWN = {f.__name__: f for f in (concordance_index, risk_concordance_index)}
 _DIRECTIONS = {
     **dict.fromkeys(("loss", "error", "err", "nll", "mape", "perplexity"), False),
     **dict.fromkeys(("acc", "auc", "auroc", "mcc", "kappa", "cohen_kappa_score", "iou"), True),
+    **dict.fromkeys(_OWN, True),
     **dict.fromkeys(("dice", "c_index", "cindex", "pearson", "spearman", "corr", "ssim"), True),
 }
 """Whether greater is better, for common names of user-defined metrics."""
@@ -59,6 +62,8 @@ def find_score(
         function of `sklearn.metrics` (``"mean_absolute_error"``, or ``"mae"``, ``"mse"`` and
         ``"rmse"`` for short), a class of `torchmetrics`
         (``"MeanAbsoluteError"``), in this order, or a function of targets and outputs.
+        ``"concordance_index"`` and ``"risk_concordance_index"`` are Harrell's, of outputs that are
+        times or risks; see `modularml.results.survival`.
     options : dict, optional
         Passed to a function or class.
     meaning : {'auto', 'values', 'logits', 'probabilities'}
@@ -82,6 +87,8 @@ def find_score(
         return lambda true, out: float(score(true, _as_shaped(out, true), **kwargs))
     metrics = require("sklearn.metrics")
     name = _SHORT.get(score, score)
+    if name in _OWN:
+        return _with_name(name, lambda true, out: _OWN[name](true, out, **kwargs))
     if name in metrics.get_scorer_names() and not kwargs:
         return _with_name(name, _score_of(metrics.get_scorer(name), meaning))
     if (function := _function(name)) is not None:
@@ -90,7 +97,7 @@ def find_score(
     torchmetrics = require("torchmetrics") if has("torchmetrics") else None
     cls: Any = getattr(torchmetrics, name, None)
     if not isinstance(cls, type):
-        names = [*_SHORT, *metrics.get_scorer_names(), *filter(_function, metrics.__all__)]
+        names = [*_SHORT, *_OWN, *metrics.get_scorer_names(), *filter(_function, metrics.__all__)]
         raise UnknownNameError("metric", name, [*names, *getattr(torchmetrics, "__all__", [])])
     metric_class: Any = cls
     as_tensor = adapter_for("torch").from_numpy

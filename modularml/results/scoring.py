@@ -13,6 +13,7 @@ from modularml._typing import Array
 from modularml._warning import warn
 from modularml.errors import ConfigError, DataError
 from modularml.results.padding import real_steps
+from modularml.results.replicates import Replicates, aggregated
 from modularml.results.scores import Score
 
 __all__ = ["ScoredGroup", "class_numbers", "logged_scores", "score_groups"]
@@ -51,6 +52,7 @@ def score_groups(
     role: str = "default",
     who: str = "the data",
     prepared: Callable[[Array, Array], Array] | None = None,
+    replicates: Replicates | None = None,
 ) -> list[ScoredGroup]:
     """Score outputs against targets; rows with a missing target are left out.
 
@@ -66,6 +68,8 @@ def score_groups(
         The column of groups and the role of the rows, as they are reported; `who` names the data.
     prepared : callable, optional
         Returns the targets to score from the known ones and their outputs, such as class numbers.
+    replicates : Replicates, optional
+        Rows that are brought to one before scoring; rows and groups then count samples.
 
     Raises
     ------
@@ -77,6 +81,13 @@ def score_groups(
         raise DataError(
             f"none of the {len(true)} rows of {who} has a target; pass rows with known targets"
         )
+    if replicates is not None:
+        if mask is not None:
+            raise ConfigError(
+                f"replicates (per={replicates.name!r}) of padded targets cannot be averaged, as "
+                "their steps differ; score rows without per="
+            )
+        true, out, has_target, groups = aggregated(replicates, true, out, has_target, groups)
     true, out = true[has_target], out[has_target]
     if prepared is not None:
         true = prepared(true, out)

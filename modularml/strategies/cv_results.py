@@ -27,6 +27,7 @@ from modularml.graph.node import GraphNode
 from modularml.results.eval_results import by_column
 from modularml.results.padding import blanked, target_steps
 from modularml.results.phase_results import PhaseResults
+from modularml.results.replicates import Reduce
 from modularml.results.scores import Score, default_score, find_scores
 from modularml.results.series import AxisSeries
 from modularml.splitters.base import key_list
@@ -175,7 +176,12 @@ class CVResults:
         )
 
     def to_pandas(
-        self, at: At = "kept", *, metrics: Sequence[str] | Mapping[str, Score] | None = None
+        self,
+        at: At = "kept",
+        *,
+        metrics: Sequence[str] | Mapping[str, Score] | None = None,
+        per: str | None = None,
+        reduce: Reduce = "mean",
     ) -> pd.DataFrame:
         """Return one row per fold, one column per score.
 
@@ -191,8 +197,10 @@ class CVResults:
             Computed in addition, on the held-out rows of each fold with its final weights:
             ``val.r2``; see `EvalResults.scores`. If nothing was logged and none are given,
             scikit-learn estimators get their default score: ``r2`` or ``accuracy``.
+        per, reduce : str, optional
+            Column of replicates that `metrics` reduce to one row; see `EvalResults.scores`.
         """
-        return self._tables(at, metrics)[0]
+        return self._tables(at, metrics, per=per, reduce=reduce)[0]
 
     def by_group(
         self,
@@ -234,6 +242,8 @@ class CVResults:
         *,
         at: At = "kept",
         metrics: Sequence[str] | Mapping[str, Score] | None = None,
+        per: str | None = None,
+        reduce: Reduce = "mean",
     ) -> pd.DataFrame:
         """Return mean, standard deviation and confidence interval of each score.
 
@@ -241,7 +251,7 @@ class CVResults:
         ----------
         level : float
             Confidence level, above 0 and below 1.
-        at, metrics
+        at, metrics, per, reduce
             Which scores; see `to_pandas`.
 
         Returns
@@ -260,7 +270,7 @@ class CVResults:
         """
         if not 0 < level < 1:
             raise ConfigError(f"level must be between 0 and 1, exclusive, got {level!r}")
-        scores = self.to_pandas(at, metrics=metrics)
+        scores = self.to_pandas(at, metrics=metrics, per=per, reduce=reduce)
         n, mean, std = scores.count(), scores.mean(), scores.std()
         share = 1 / n
         if len({fold.repeat for fold in self._folds.values()}) > 1:
@@ -301,19 +311,21 @@ class CVResults:
     # -- internals ----------------------------------------------------------------------------
 
     def _tables(
-        self, at: At, metrics: Any = None, group_by: str | None = None
+        self, at: At, metrics: Any = None, group_by: str | None = None, **how: Any
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return scores by fold, and of single groups: fold, score, group, value."""
         pandas = require("pandas")
         frame, groups, unlogged = logged_figures(
             {k: self.get_fold(k) for k in self._experiments}, at
         )
+        if metrics is None and how.get("per") is not None:
+            raise ConfigError(f"per={how['per']!r} applies to metrics, such as metrics=['rmse']")
         if metrics is None and not frame and not groups:
             metrics = self._default_metrics()
         if metrics is not None:
             for label, experiment in self._experiments.items():
                 held_out_scores = _held_out_scores(
-                    experiment, self._folds[label], metrics, group_by
+                    experiment, self._folds[label], metrics, group_by, how
                 )
                 for name, group, value in held_out_scores:
                     if group is None:
@@ -431,7 +443,11 @@ def _phase(results: PhaseGroupResults, label: str | None) -> PhaseResults:
 
 
 def _held_out_scores(
-    experiment: Experiment, fold: Variant, metrics: Any, group_by: str | None
+    experiment: Experiment,
+    fold: Variant,
+    metrics: Any,
+    group_by: str | None,
+    how: Mapping[str, Any] | None = None,
 ) -> list[tuple[str, Any, float]]:
     """Return name, group and value of metrics on the held-out rows of a fold."""
     graph = experiment.model_graph
@@ -445,6 +461,6 @@ def _held_out_scores(
             results = _held_out_results(experiment, fold, node.label)
             prefix = f"{split}." if len(tails) == 1 else f"{split}.{node.label}."
             scores = find_scores(metrics)
-            rows = results.scored(scores, node, group_by=group_by)
+            rows = results.scored(scores, node, group_by=group_by, **(how or {}))
             held_out_scores += [(prefix + row.score, row.group, row.value) for row in rows]
     return held_out_scores

@@ -252,8 +252,9 @@ class Predictor:
             for prediction in scored:
                 p = by_label[prediction.label]
                 meaning: Meaning = "probabilities" if p.kind == "probabilities" else "auto"
-                mean, asked = [prediction.replaced(p.mean)], {"metrics": metrics}
-                table = score_table(mean, group_by=group_by, unscale=True, outputs=meaning, **asked)
+                mean = [prediction.replaced(p.mean)]
+                asked: dict[str, Any] = {"metrics": metrics, "group_by": group_by}
+                table = score_table(mean, unscale=True, outputs=meaning, **asked)
                 if len(scored) > 1:
                     table.insert(0, "node", prediction.label)
                 tables.append(table)
