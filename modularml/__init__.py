@@ -83,6 +83,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
             "ExperimentCollection",
             "Sweep",
             "SweepResults",
+            "permutation_test_score",
         ],
         "training": ["AppliedLoss", "LRSchedule", "Loss", "Optimizer"],
     },

@@ -9,6 +9,7 @@ from modularml.strategies.cross_validation import (
 from modularml.strategies.cv_binding import CVBinding
 from modularml.strategies.cv_results import CVResults
 from modularml.strategies.ensemble import Ensemble
+from modularml.strategies.permutation_test import PermutationTest, permutation_test_score
 from modularml.strategies.pruning import TrialPruning
 from modularml.strategies.sweep import Sweep, TrialFailedWarning
 from modularml.strategies.sweep_results import BestTrial, SweepResults
@@ -21,9 +22,11 @@ __all__ = [
     "Ensemble",
     "ExperimentCollection",
     "FoldFailedWarning",
+    "PermutationTest",
     "SelectionWarning",
     "Sweep",
     "SweepResults",
     "TrialFailedWarning",
     "TrialPruning",
+    "permutation_test_score",
 ]
