@@ -30,8 +30,8 @@ from modularml import (
     SimpleSampler,
     TrainPhase,
 )
-from modularml.strategies.jobs import Work
-from modularml.strategies.variants import Variant
+from modularml.strategies.variants.jobs import Work
+from modularml.strategies.variants.variant import Variant
 
 MEMBERS = (1, 10, 100)
 SMALL, LARGE = 64, 4_096

@@ -29,8 +29,8 @@ from modularml import (
 )
 from modularml.callbacks import Callback
 from modularml.results.recording import ResultRecording
-from modularml.strategies.jobs import Work
-from modularml.strategies.variants import Variant
+from modularml.strategies.variants.jobs import Work
+from modularml.strategies.variants.variant import Variant
 
 BATCH = 64
 QUIET = dict.fromkeys(("show_fold_progress", "show_training_progress"), False)
@@ -149,7 +149,12 @@ def stacked(*, quick: bool = False, only: str = "") -> list[dict[str, Any]]:
         contestants = {"hand": lambda job=job, k=n_hand: job.by_hand(k), "ours": work}
         times = interleave(contestants, repeats=1 if quick else 3)  # type: ignore[arg-type]
         value = ratio(times, "ours") * n_hand / n_members
-        row = {"work": f"{name}, {epochs} epochs, CPU time", "value": value, "limit": limit, "aim": aim}
+        row = {
+            "work": f"{name}, {epochs} epochs, CPU time",
+            "value": value,
+            "limit": limit,
+            "aim": aim,
+        }
         rows.append({**row, "ok": value <= limit})
     if only in MEMORY:
         rows.append(memory(mlp, 4 if quick else 20))

@@ -32,8 +32,8 @@ from modularml import (
     space,
 )
 from modularml.io.randomness import derived_seed
-from modularml.strategies.jobs import Work
-from modularml.strategies.variants import Variant
+from modularml.strategies.variants.jobs import Work
+from modularml.strategies.variants.variant import Variant
 
 LIMIT_MS = 5.0
 LR, DECAY = "graph.optimizer.lr", "graph.optimizer.weight_decay"

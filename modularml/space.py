@@ -9,6 +9,6 @@ A space maps config paths to these, or to plain lists::
     }
 """
 
-from modularml.strategies.space import Choice, Float, Int, choice, float_, int_, log_float
+from modularml.strategies.sweeps.space import Choice, Float, Int, choice, float_, int_, log_float
 
 __all__ = ["Choice", "Float", "Int", "choice", "float_", "int_", "log_float"]

@@ -1,32 +1,20 @@
-"""Strategies that run an experiment several times, such as cross-validation."""
+"""Many runs of an experiment: folds, ensembles, sweeps, and their comparison.
 
-from modularml.strategies.collection import ExperimentCollection
-from modularml.strategies.cross_validation import (
-    CrossValidation,
-    FoldFailedWarning,
-    SelectionWarning,
-)
-from modularml.strategies.cv_binding import CVBinding
-from modularml.strategies.cv_results import CVResults
-from modularml.strategies.ensemble import Ensemble
-from modularml.strategies.permutation_test import PermutationTest, permutation_test_score
-from modularml.strategies.pruning import TrialPruning
-from modularml.strategies.sweep import Sweep, TrialFailedWarning
-from modularml.strategies.sweep_results import BestTrial, SweepResults
+Names are loaded when they are first used.
+"""
 
-__all__ = [
-    "BestTrial",
-    "CVBinding",
-    "CVResults",
-    "CrossValidation",
-    "Ensemble",
-    "ExperimentCollection",
-    "FoldFailedWarning",
-    "PermutationTest",
-    "SelectionWarning",
-    "Sweep",
-    "SweepResults",
-    "TrialFailedWarning",
-    "TrialPruning",
-    "permutation_test_score",
-]
+import lazy_loader
+
+_HOMES = {
+    "comparison.collection": ["ExperimentCollection"],
+    "comparison.permutation_test": ["PermutationTest", "permutation_test_score"],
+    "ensembles.ensemble": ["Ensemble"],
+    "folds.cross_validation": ["CrossValidation", "FoldFailedWarning", "SelectionWarning"],
+    "folds.cv_binding": ["CVBinding"],
+    "folds.cv_results": ["CVResults"],
+    "sweeps.pruning": ["TrialPruning"],
+    "sweeps.results": ["BestTrial", "SweepResults"],
+    "sweeps.sweep": ["Sweep", "TrialFailedWarning"],
+}
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=_HOMES)

@@ -21,9 +21,9 @@ import modularml as mml
 from modularml.errors import ConfigError
 from modularml.io.ownership import temporary_folder
 from modularml.models.torch import SequentialMLP
-from modularml.strategies import local_workers, worker
-from modularml.strategies.jobs import Work
-from modularml.strategies.variants import template_of
+from modularml.strategies.variants import local_workers, worker
+from modularml.strategies.variants.jobs import Work
+from modularml.strategies.variants.variant import template_of
 from tests.saboteurs import Saboteur, Trace
 
 SILENT = {"show_fold_progress": False, "show_training_progress": False}
@@ -57,8 +57,10 @@ def cross_validation(callbacks: Any = (), model: Any = None, **options: Any) -> 
 
 
 def forecast(monkeypatch: Any, seconds_to_start: float) -> None:
-    monkeypatch.setattr("modularml.strategies.jobs.seconds_to_start", lambda n: seconds_to_start)
-    monkeypatch.setattr("modularml.strategies.jobs.most_jobs", lambda: 2)
+    monkeypatch.setattr(
+        "modularml.strategies.variants.jobs.seconds_to_start", lambda n: seconds_to_start
+    )
+    monkeypatch.setattr("modularml.strategies.variants.jobs.most_jobs", lambda: 2)
 
 
 def test_auto_keeps_short_folds_in_this_process(monkeypatch, caplog, tmp_path):

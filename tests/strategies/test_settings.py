@@ -13,8 +13,8 @@ from torch import nn
 import modularml as mml
 from modularml.errors import ConfigError, UnknownNameError
 from modularml.models.torch import SequentialMLP
-from modularml.strategies.settings import settings_of
-from modularml.strategies.variants import Variant, variant_experiment
+from modularml.strategies.variants.settings import settings_of
+from modularml.strategies.variants.variant import Variant, variant_experiment
 from tests.sweep_worlds import world
 from tests.worlds import QUIET, arrays, experiment, featureset, mse
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modularml.strategies.variants import Sides
+from modularml.strategies.variants.variant import Sides
 
 ROWS = st.lists(st.integers(0, 300), max_size=200).map(lambda v: np.array(v, dtype=np.int64))
 

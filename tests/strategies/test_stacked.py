@@ -19,8 +19,8 @@ from modularml.callbacks import Callback, MetricResult
 from modularml.errors import ConfigError, NonFiniteLossError
 from modularml.io.randomness import random_states
 from modularml.models.torch import SequentialMLP
-from modularml.strategies.jobs import Work
-from modularml.strategies.variants import Variant
+from modularml.strategies.variants.jobs import Work
+from modularml.strategies.variants.variant import Variant
 from tests.worlds import QUIET, arrays, experiment, featureset, mse
 
 N = 640

@@ -32,7 +32,7 @@ from modularml.errors import (
 from modularml.io.randomness import derived_seed, random_states
 from modularml.models.torch import SequentialMLP
 from modularml.strategies import SelectionWarning, TrialFailedWarning
-from modularml.strategies.variants import Variant, variant_experiment
+from modularml.strategies.variants.variant import Variant, variant_experiment
 from tests.clusters import NAMES, cluster
 from tests.sweep_worlds import world
 from tests.worlds import QUIET, arrays, featureset, mse
@@ -198,7 +198,7 @@ def test_the_objective_is_a_metric_of_a_group(caplog):
             "v1.0", split="train", sampler=sampler, losses=[mse()], callbacks=[watch]
         )
     )
-    with caplog.at_level("INFO", "modularml.strategies.sweep"):
+    with caplog.at_level("INFO", "modularml.strategies.sweeps.sweep"):
         results = run(own, {LR: [0.1, 0.01]}, objective="watch_mse[1]")
     expected = [
         last(by_hand(own, i, {LR: lr}), "watch_mse[1]", "v1.0") for i, lr in enumerate((0.1, 0.01))

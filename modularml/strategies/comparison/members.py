@@ -1,0 +1,193 @@
+"""Members of a collection: experiments, runs, folds, ensembles and files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from modularml._warning import warn
+from modularml.errors import ConfigError, DataError, MMLError, MMLNotFoundError
+from modularml.experiment import Experiment
+from modularml.experiment.run import ExperimentRun
+from modularml.io.names import find_file
+from modularml.strategies.comparison.run_facts import (
+    RunFacts,
+    facts_of_ensemble,
+    facts_of_experiment,
+    facts_of_file,
+    facts_of_folds,
+    facts_of_run,
+)
+from modularml.strategies.ensembles.ensemble import Ensemble
+from modularml.strategies.folds.cv_results import CVResults
+
+__all__ = ["Loaded", "Member", "members_of"]
+
+Loaded: TypeAlias = Experiment | ExperimentRun | CVResults | Ensemble
+_SUFFIX = ".exp.mml"
+
+
+class Member:
+    """An experiment, run, cross-validation or ensemble, or a file that is loaded when needed.
+
+    Parameters
+    ----------
+    source : Experiment, ExperimentRun, CVResults, Ensemble or Path
+    options : dict
+        Passed to `Experiment.load`.
+
+    Raises
+    ------
+    MMLError
+        If the file is damaged, too new or not an experiment.
+    """
+
+    def __init__(self, source: Loaded | Path, options: Mapping[str, Any]) -> None:
+        self.source, self._options = source, options
+        self._of_file = facts_of_file(source) if isinstance(source, Path) else None
+        self._loaded: Loaded | None = None if isinstance(source, Path) else source
+
+    def facts(self) -> dict[str, RunFacts]:
+        """Return the facts of each run by its label; of one alone by ""."""
+        if self._of_file is not None:
+            facts = self._of_file
+        elif isinstance(self.source, CVResults):
+            return {"": facts_of_folds(self.source)}
+        elif isinstance(self.source, Ensemble):
+            return {"": facts_of_ensemble(self.source)}
+        elif isinstance(self.source, ExperimentRun):
+            return {"": facts_of_run(self.source)}
+        else:
+            assert isinstance(self.source, Experiment)
+            facts = facts_of_experiment(self.source)
+        return {"": next(iter(facts.values()))} if len(facts) == 1 else facts
+
+    def load(self) -> Loaded:
+        """Return the object; an experiment of a file is loaded once."""
+        if self._loaded is None:
+            self._loaded = Experiment.load(self.source, **self._options)  # type: ignore[arg-type]
+        return self._loaded
+
+    def experiments(self, name: str) -> list[Experiment]:
+        """Return the experiment, or those of all folds or members.
+
+        Raises
+        ------
+        ConfigError
+            If it is a run, which has no graph.
+        """
+        loaded = self.load()
+        if isinstance(loaded, CVResults):
+            labels = [label for label in loaded.fold_labels if label not in loaded.failed_folds]
+            return [loaded.get_experiment(label) for label in labels]
+        if isinstance(loaded, Ensemble):
+            return list(loaded.members.values())
+        if isinstance(loaded, ExperimentRun):
+            raise ConfigError(
+                f"{name!r} is an ExperimentRun, which holds results but no graph; pass its "
+                "Experiment instead"
+            )
+        return [loaded]
+
+
+def members_of(items: Any, *, recursive: bool, options: Mapping[str, Any]) -> dict[str, Member]:
+    """Return members by name; damaged files are named in a warning and left out.
+
+    Parameters
+    ----------
+    items : list, or mapping of str to item, or one item
+    recursive : bool
+        Whether files in subfolders are read too.
+    options : mapping
+        Passed to `Experiment.load`.
+
+    Raises
+    ------
+    DataError
+        If there are none, or a folder has no file of an experiment.
+    MMLNotFoundError
+        If there is no such file or folder.
+    TypeError
+        If an item is none of these.
+    """
+    members: dict[str, Member] = {}
+    damaged: list[str] = []
+    for name, source in _sources(items, recursive=recursive):
+        try:
+            member = Member(source, options)
+        except MMLNotFoundError:
+            raise
+        except MMLError as error:
+            damaged.append(f"{source}: {error}")
+            continue
+        members[_free(name, members)] = member
+    if damaged and members:
+        warn(f"{len(damaged)} files cannot be read and are left out: {'; '.join(damaged)}")
+    if not members:
+        problem = (
+            f"none of the files can be read: {'; '.join(damaged)}" if damaged else "it is empty"
+        )
+        raise DataError(
+            f"a collection needs at least one experiment, and {problem}; pass experiments, runs, "
+            "CVResults, or files that Experiment.save wrote"
+        )
+    return members
+
+
+def _sources(items: Any, *, recursive: bool) -> Iterator[tuple[str, Loaded | Path]]:
+    """Yield names, and objects or files."""
+    if isinstance(items, Mapping):
+        for name, item in items.items():
+            inner = list(_sources_of(item, recursive=recursive))
+            is_one = len(inner) == 1 and not _is_folder(item)
+            for label, source in inner:
+                yield str(name) if is_one else f"{name}/{label}", source
+        return
+    for item in items if isinstance(items, list | tuple) else [items]:
+        yield from _sources_of(item, recursive=recursive)
+
+
+def _sources_of(item: Any, *, recursive: bool) -> Iterator[tuple[str, Loaded | Path]]:
+    many = getattr(item, "experiments", None)
+    if isinstance(item, Experiment | ExperimentRun | CVResults | Ensemble):
+        yield item.label, item
+    elif isinstance(many, Mapping):  # results of several experiments, such as of a sweep
+        for name, experiment in many.items():
+            yield str(name), experiment
+    elif isinstance(item, list | tuple):
+        for inner in item:
+            yield from _sources_of(inner, recursive=recursive)
+    elif not isinstance(item, str | os.PathLike):
+        raise TypeError(
+            "a collection holds Experiments, ExperimentRuns, CVResults, Ensembles, paths of .mml "
+            f"files and folders, or dicts of these by name; got a {type(item).__name__}"
+        )
+    elif _is_folder(item):
+        yield from _files_in(Path(item).expanduser(), recursive=recursive)
+    else:
+        path = find_file(Path(item), "exp")
+        yield path.name.removesuffix(_SUFFIX), path
+
+
+def _is_folder(item: Any) -> bool:
+    return isinstance(item, str | os.PathLike) and Path(item).expanduser().is_dir()
+
+
+def _files_in(folder: Path, *, recursive: bool) -> Iterator[tuple[str, Path]]:
+    paths = sorted((folder.rglob if recursive else folder.glob)(f"*{_SUFFIX}"))
+    if not paths:
+        others = sorted(path.name for path in folder.iterdir())[:5]
+        raise DataError(
+            f"folder {str(folder)!r} has no file of an experiment (*{_SUFFIX}); it has "
+            f"{others or 'nothing'}. Name another folder, or pass recursive=True to read subfolders"
+        )
+    for path in paths:
+        yield path.relative_to(folder).as_posix().removesuffix(_SUFFIX), path
+
+
+def _free(name: str, taken: Mapping[str, Any]) -> str:
+    """Return a name that is not taken: itself, or with a number."""
+    names = (name if i == 1 else f"{name} ({i})" for i in range(1, len(taken) + 2))
+    return next(free for free in names if free not in taken)

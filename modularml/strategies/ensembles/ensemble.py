@@ -1,0 +1,437 @@
+"""Ensembles: one experiment trained several times, whose predictions are combined."""
+
+from __future__ import annotations
+
+import html
+import json
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from modularml._arguments import Checked, at_least
+from modularml._optional import require
+from modularml.config import config_registry
+from modularml.errors import ConfigError, NotFittedError, UnknownNameError
+from modularml.experiment import Experiment, PhaseGroup
+from modularml.io.randomness import derived_seed
+from modularml.phases.phase import ExperimentPhase
+from modularml.results.intervals import Method
+from modularml.results.scores import Meaning, Metrics
+from modularml.strategies.ensembles.bootstrap import make_bootstraps
+from modularml.strategies.ensembles.files import EnsembleFiles
+from modularml.strategies.folds.checks import (
+    SelectionWarning,
+    audit_variant,
+    learning_inputs,
+    selections,
+    warn_of_leaks,
+    warn_or_refuse,
+)
+from modularml.strategies.folds.cross_validation import checked_bindings
+from modularml.strategies.folds.cv_binding import CVBinding
+from modularml.strategies.folds.folds import make_folds
+from modularml.strategies.folds.logged_figures import logged_figures
+from modularml.strategies.predictors.predictor import Predictor
+from modularml.strategies.variants.runs import VariantRuns, check_jobs, checked_experiment
+from modularml.strategies.variants.variant import Plan, Variant
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Ensemble"]
+
+HELD_OUT = {"folds": "held_out", "bootstrap": "out_of_bag"}
+"""Names of the splits of rows that a member has not learned from, without bindings."""
+
+
+class Ensemble(Checked, EnsembleFiles):
+    """Train an experiment several times and combine the predictions.
+
+    Each member is a separate experiment, as a fold of a `CrossValidation` is: with weights drawn
+    from its own seed, and its own optimizers, samplers and callbacks. The original experiment is
+    not changed.
+
+    Parameters
+    ----------
+    experiment : Experiment, optional
+        By default that of the active context.
+    n : int
+        Number of members, at least 2.
+    vary : {'seed', 'bootstrap', 'folds'}
+        What members differ in, besides the seed of weights and of samplers that have none.
+        ``seed``: nothing else; they have the splits and scalers of the experiment. ``bootstrap``:
+        training rows, drawn with replacement from the training split. A row that is drawn twice is
+        in it twice, so samplers, scalers and estimators count it twice. ``folds``: each member is
+        trained on all folds but one, of `n` folds.
+    phase : phase or PhaseGroup, optional
+        What is run; by default the experiment's plan.
+    bindings : CVBinding or list of CVBinding, optional
+        For ``folds`` and ``bootstrap``: the rows that are drawn from or split into folds, and their
+        groups and strata (whole groups are drawn). By default the split that the plan trains on,
+        whose held-out rows are the split ``held_out`` or ``out_of_bag`` of a member. With a
+        binding, they are its validation split. For ``bootstrap``, it must be one.
+    seed : int
+        At least 0. It determines folds, draws and the seeds of members.
+    n_jobs, timeout
+        See `CrossValidation`.
+    label : str
+    stacked : bool or 'auto'
+        Whether members are trained as one; see `CrossValidation`.
+
+    Raises
+    ------
+    TypeError
+        If there is no experiment, or `phase` is not a phase or group.
+    ConfigError
+        If another argument is not as described.
+
+    Examples
+    --------
+    ``Ensemble(experiment, n=10).run().predict(fs["test"])``
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment | None = None,
+        n: int = 20,
+        vary: Literal["seed", "bootstrap", "folds"] = "seed",
+        *,
+        phase: ExperimentPhase | PhaseGroup | None = None,
+        bindings: CVBinding | list[CVBinding] | None = None,
+        seed: int = 13,
+        n_jobs: int | Literal["auto"] | None = None,
+        timeout: float | None = None,
+        label: str = "ensemble",
+        stacked: Literal["auto"] | bool = "auto",
+    ) -> None:
+        at_least(2, n=n)
+        at_least(0, seed=seed)
+        check_jobs(n_jobs, timeout, "member")
+        chosen = checked_experiment(experiment, phase)
+        if vary == "seed" and bindings is not None:
+            raise ConfigError(
+                "bindings are for vary='folds' and 'bootstrap'; members of vary='seed' train on "
+                "the splits of the experiment. Omit bindings"
+            )
+        self.bindings = None if bindings is None else checked_bindings(bindings, chosen)
+        if vary == "bootstrap" and self.bindings is not None and len(self.bindings) != 1:
+            raise ConfigError(
+                f"vary='bootstrap' draws rows of one FeatureSet, got {len(self.bindings)} "
+                "bindings; pass that of the samples, to which rows of others are joined"
+            )
+        self.experiment, self.n, self.vary, self.phase = chosen, n, vary, phase
+        self.seed, self.n_jobs, self.timeout, self.label = seed, n_jobs, timeout, label
+        self.stacked = stacked
+        self.failed_members: dict[str, Exception] = {}
+        options = {"n_jobs": n_jobs, "timeout": timeout, "stacked": stacked}
+        self._runs = VariantRuns(label, chosen, phase, "member", **options)  # type: ignore[arg-type]
+        self._predictor: Predictor | None = None
+
+    # -- members ------------------------------------------------------------------------------
+
+    @cached_property
+    def variants(self) -> list[Variant]:
+        """Labels, seeds and rows of the members; SplitError if rows cannot be split so."""
+        if self.vary == "seed":
+            seeds = [derived_seed(self.seed, "member", i) % 2**32 for i in range(self.n)]
+            return [Variant(f"member_{i}", seed) for i, seed in enumerate(seeds)]
+        bindings = self._bindings
+        with self.experiment.ctx.activate():
+            if self.vary == "bootstrap":
+                return make_bootstraps(bindings[0], n=self.n, seed=self.seed)
+            graph = self.experiment.model_graph
+            options = {"n_folds": self.n, "n_repeats": 1, "seed": self.seed}
+            return make_folds(bindings, **options, splitter=None, graph=graph)
+
+    @cached_property
+    def _bindings(self) -> list[CVBinding]:
+        if self.vary == "seed":
+            return []
+        if self.bindings is not None:
+            return self.bindings
+        return [_default_binding(self.experiment, self._runs.plan, HELD_OUT[self.vary])]
+
+    @property
+    def members(self) -> dict[str, Experiment]:
+        """Trained experiments by label: ``member_0``..., or ``fold_0``... ."""
+        if self.experiment is None:
+            return self._trained.members
+        done = self._runs.done
+        return {v.label: done[v.label] for v in self.variants if v.label in done}
+
+    def get_member(self, member: int | str) -> Experiment:
+        """Return the experiment of a member, by number or label.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is none, or it has failed or not run.
+        """
+        members = self.members
+        if isinstance(member, int):
+            suffix = f"_{member}"
+            member = next((label for label in members if label.endswith(suffix)), member)
+        if member not in members:
+            raise UnknownNameError("member", member, list(members))
+        return members[str(member)]
+
+    def run(
+        self,
+        *,
+        show_progress: bool = True,
+        resume: Literal["auto"] | None = None,
+        **kwargs: Any,
+    ) -> Ensemble:
+        """Train all members that have not succeeded yet, and return this ensemble.
+
+        Parameters
+        ----------
+        show_progress : bool
+            Whether to show a progress bar over members.
+        resume : 'auto', optional
+            See `CrossValidation.run`.
+        **kwargs
+            Display flags, see `Experiment.run_phase`; training bars are off by default.
+
+        Raises
+        ------
+        ExecutionError
+            If all members failed; the first error is its cause.
+
+        Warns
+        -----
+        FoldFailedWarning
+            If some failed: they are in `failed_members`, and `run` tries them again.
+        """
+        if self.experiment is None:
+            raise ConfigError(
+                f"ensemble {self.label!r} is from a file, which holds no experiment to run; create "
+                "an Ensemble of the experiment"
+            )
+        quiet = dict.fromkeys(
+            ("show_training_progress", "show_eval_progress", "show_sampler_progress"), False
+        )
+        flags = self._runs.check(resume, {**quiet, **kwargs})
+        plan = self._runs.plan
+        missing = self._runs.missing(self.variants)
+        if missing and self.vary != "seed":
+            self._check_held_out(plan, missing[0])
+        self._check_folder(resume)
+        self._predictor = None
+        self.failed_members = self._runs.run(
+            self.variants, show=show_progress, resume=resume, flags=flags
+        )
+        return self
+
+    def _check_folder(self, resume: str | None) -> None:
+        """Note in the checkpoint folder which seed its members have; refuse to mix two.
+
+        Checkpoints record rows and phases, but weights alone depend on the seed.
+        """
+        folder = self.experiment._checkpoint_dir
+        if folder is None:
+            return
+        note, facts = folder / f"{self.label}.json", {"vary": self.vary, "seed": self.seed}
+        text = json.dumps(facts)
+        if resume is not None and note.exists() and (found := note.read_text("utf-8")) != text:
+            raise ConfigError(
+                f"{str(folder)!r} has checkpoints of an ensemble {self.label!r} with {found}, and "
+                f"this has {text}; set another folder or label, or pass resume=None"
+            )
+        note.write_text(text, "utf-8")
+
+    def _check_held_out(self, plan: Plan, variant: Variant) -> None:
+        """Warn if members learn from held-out rows, or select an epoch by them."""
+        audit_variant(self.experiment, plan, variant)
+        warn_of_leaks(self.experiment, plan, self._bindings)
+        if selected := selections(self.experiment, plan, self._bindings):
+            message = (
+                f"{'; '.join(selected)}. These rows are held out by members, so intervals from "
+                "them are too narrow; bind only the training split, or give the held-out split "
+                "another name with val_split_name"
+            )
+            warn_or_refuse(self.experiment, message, SelectionWarning)
+
+    # -- predictions --------------------------------------------------------------------------
+
+    @property
+    def _trained(self) -> Predictor:
+        if self._predictor is None:
+            members = self.members
+            if not members:
+                raise NotFittedError(f"ensemble {self.label!r} has no members; call run() first")
+            variants = {v.label: v for v in self.variants}
+            sets = list(self.experiment.ctx.available_featuresets.values())
+            held_out = None if self.vary == "seed" else variants
+            self._predictor = Predictor(members, sets, held_out)
+        return self._predictor
+
+    def predict(
+        self,
+        data: Any,
+        *,
+        node: Any = None,
+        batch_size: int | None = None,
+        fmt: str = "pandas",
+        tags: bool = False,
+        decode: bool = False,
+        members: bool = False,
+        outputs: Meaning = "auto",
+        interval: float | None = None,
+        method: Method = "auto",
+        calibration: Any = None,
+        group_by: str | None = None,
+    ) -> Any:
+        """Return mean and spread of the members' predictions, in the targets' own units.
+
+        Parameters
+        ----------
+        data, node, batch_size, tags
+            See `ModelGraph.predict`. Several tables are passed as there.
+        fmt : str
+            In formats with named columns, a target ``y`` has the columns ``y``, the mean, and
+            ``y_std``, the standard deviation over members (denominator n - 1). Class scores have,
+            for each class ``c``, ``c``, the mean probability, ``c_std``, and ``c_votes``, the share
+            of members for which it is the most likely class. Array formats return the mean alone.
+        decode : bool
+            Whether classifiers return the class with the highest mean probability, and
+            ``y_votes``, the share of members that predict it. Classifiers whose outputs are labels
+            always return this, with the most frequent label.
+        members : bool
+            Whether the prediction of each member is returned too: ``y_member_0``... In array
+            formats, these alone, shape (n_members, n, ...).
+        outputs : {'auto', 'values', 'logits', 'probabilities'}
+            What outputs of classifiers are. Logits are converted to probabilities before they are
+            averaged; ``values`` are averaged as they are. ``auto``: probabilities if each row sums
+            to 1, else logits, of outputs that are compared with classes.
+        interval : float, optional
+            Share of targets that lie between two further columns, ``y_low`` and ``y_high``, such as
+            0.9. For several targets, it holds for each.
+        method : {'auto', 'split', 'cv+', 'quantiles'}
+            ``split``: by residuals of the mean on calibration rows. ``cv+``: by residuals of rows
+            that members have not learned from; with ``bootstrap``, this is the
+            jackknife+-after-bootstrap. ``quantiles``: the range of members, which ignores the noise
+            of targets unless it is adjusted to calibration rows. By default ``cv+``, or ``split``
+            for ``vary='seed'`` and if calibration rows are given. See `modularml.results`.
+        calibration : str, FeatureSetView, DataFrame or other rows, optional
+            Rows with targets that no member has learned from, or the name of their split; by
+            default ``"calibration"``.
+        group_by : str, optional
+            Column of `data` and of calibration rows: each group has separate bounds.
+
+        Raises
+        ------
+        NotFittedError
+            If no member is trained.
+        ConfigError
+            If there are too few calibration rows or members for the level, the outputs are classes
+            or ambiguous, or arguments do not fit together.
+        DataError
+            If a member has learned from calibration rows, or rows lack columns.
+
+        Warns
+        -----
+        UserWarning
+            If all members predict the same.
+        """
+        return self._trained.predict(
+            data,
+            node=node,
+            batch_size=batch_size,
+            fmt=fmt,
+            tags=tags,
+            decode=decode,
+            members=members,
+            outputs=outputs,
+            interval=interval,
+            method=method,
+            calibration=calibration,
+            group_by=group_by,
+        )
+
+    def evaluate(
+        self,
+        data: Any,
+        *,
+        metrics: Metrics | None = None,
+        group_by: str | None = None,
+        node: Any = None,
+        batch_size: int | None = None,
+        outputs: Meaning = "auto",
+    ) -> pd.DataFrame:
+        """Score the mean prediction on rows with targets, in the targets' own units.
+
+        Parameters
+        ----------
+        data, metrics, group_by, node, batch_size
+            See `Experiment.evaluate`.
+        outputs
+            See `predict`.
+
+        Returns
+        -------
+        DataFrame
+            As `Experiment.evaluate` returns it.
+        """
+        audit = "warn" if self.experiment is None else self.experiment.audit
+        return self._trained.evaluate(
+            data,
+            metrics=metrics,
+            group_by=group_by,
+            node=node,
+            batch_size=batch_size,
+            outputs=outputs,
+            audit=audit,
+        )
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return one row per member: its status, seconds, and the scores that it logged.
+
+        Scores are named as in `CVResults.to_pandas`. Members from a file have none.
+        """
+        runs = {label: e.history[-1] for label, e in self.members.items() if e.history}
+        scores, _, _ = logged_figures({label: run.results for label, run in runs.items()}, "kept")
+        rows = {
+            label: {"status": "trained", "seconds": run.seconds, **scores.get(label, {})}
+            for label, run in runs.items()
+        }
+        rows |= {label: {"status": "trained"} for label in self.members if label not in runs}
+        rows |= {label: {"status": "failed"} for label in self.failed_members}
+        frame: pd.DataFrame = require("pandas").DataFrame.from_dict(rows, orient="index")
+        return frame.rename_axis("member")
+
+    def __repr__(self) -> str:
+        of = "" if self.experiment is None else f" of {self.experiment.label!r}"
+        failed = f", {len(self.failed_members)} failed" if self.failed_members else ""
+        return (
+            f"Ensemble({self.label!r}{of}, vary={self.vary!r}, {len(self.members)} of {self.n} "
+            f"members trained{failed})"
+        )
+
+    def _repr_html_(self) -> str:
+        table = self.to_pandas().to_html(float_format="{:.5g}".format)
+        return f"<b>{html.escape(repr(self))}</b>{table}"
+
+
+def _default_binding(experiment: Experiment, plan: Plan, held_out: str) -> CVBinding:
+    """Bind the only split that a plan learns from."""
+    inputs = dict.fromkeys((s.upstream_ref.node_label, s.split) for _, s in learning_inputs(plan))
+    if len(inputs) != 1 or next(iter(inputs))[1] is None:
+        read = [f"{split or 'all rows'!r} of {label!r}" for label, split in inputs]
+        raise ConfigError(
+            f"bindings must be given unless the plan learns from one split; it learns from {read}. "
+            "Pass bindings=CVBinding(...)"
+        )
+    ((label, split),) = inputs
+    fs: Any = experiment.ctx.get_node(label=label)
+    if held_out in fs.available_splits:
+        raise ConfigError(
+            f"{label!r} has a split {held_out!r}, which members would replace; pass bindings= with "
+            "another val_split_name"
+        )
+    return CVBinding(fs, [split], train_split_name=split, val_split_name=held_out)
+
+
+config_registry.register("Ensemble", Ensemble)

@@ -1,0 +1,377 @@
+"""Optuna's studies: the storage of a sweep, its samplers, and the order of its trials."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from modularml._optional import require
+from modularml.errors import ConfigError
+from modularml.io.randomness import derived_seed
+from modularml.strategies.sweeps.space import Choice, Dimension
+
+__all__ = [
+    "ERROR",
+    "RESUMED",
+    "SECONDS",
+    "TrialQueue",
+    "check_proposals",
+    "importances",
+    "is_pruned",
+    "open_study",
+    "register_study",
+    "report",
+    "seconds_of",
+    "settings_in",
+    "storage_url",
+]
+
+ERROR, SECONDS, RESUMED = "error", "seconds", "resumed"
+"""Names of attributes of trials."""
+_GRIDS = ("GridSampler", "BruteForceSampler")
+"""Samplers that end the study themselves, which they can only in Optuna's own loop."""
+
+_studies: WeakValueDictionary[tuple[str, str | None], Any] = WeakValueDictionary()
+"""Studies of this process by name and URL of the storage, for callbacks that report to them."""
+
+
+def _optuna() -> Any:
+    with warnings.catch_warnings():  # its progress bars, which are not used, look for widgets
+        warnings.filterwarnings("ignore", "IProgress not found")
+        return require("optuna", purpose="to run sweeps")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Log only warnings of Optuna within a block."""
+    logging = _optuna().logging
+    before = logging.get_verbosity()
+    logging.set_verbosity(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def storage_url(storage: Any) -> str | None:
+    """Return the URL of a storage that other processes can open; None for others.
+
+    Parameters
+    ----------
+    storage : str, Path or storage of Optuna or None
+        A path is that of a SQLite file.
+
+    Raises
+    ------
+    ConfigError
+        If it is none of these, or the folder of the file does not exist.
+    """
+    if isinstance(storage, str | Path):
+        if "://" in str(storage):
+            return str(storage)
+        path = Path(storage).expanduser().absolute()
+        if not path.parent.is_dir():
+            raise ConfigError(
+                f"storage={str(storage)!r}: folder {str(path.parent)!r} does not exist; create it "
+                "first, or choose another"
+            )
+        return f"sqlite:///{path.as_posix()}"
+    if storage is not None and not isinstance(storage, _optuna().storages.BaseStorage):
+        raise ConfigError(
+            "storage must be None (in memory), the path of a SQLite file such as 'sweep.db', a URL "
+            f"or a storage of Optuna, got {storage!r:.80}"
+        )
+    backend = getattr(storage, "_backend", storage)  # a cached storage wraps the real one
+    url = getattr(backend, "url", None)
+    return url if isinstance(url, str) else None
+
+
+def open_study(storage: Any, label: str, direction: str, sampler: Any, pruner: Any) -> Any:
+    """Create a study, or open the one of this label in a storage.
+
+    Raises
+    ------
+    ConfigError
+        If the storage cannot be opened.
+    """
+    optuna = _optuna()
+    arguments = {
+        "storage": storage_url(storage) or storage,
+        "study_name": None if storage is None else label,
+        "direction": direction,
+        "sampler": sampler,
+        "pruner": pruner or optuna.pruners.NopPruner(),
+    }
+    with _quiet():
+        try:
+            study = optuna.create_study(**arguments, load_if_exists=True)
+            if study.direction.name.lower() != direction and not study.get_trials(deepcopy=False):
+                optuna.delete_study(study_name=label, storage=arguments["storage"])
+                study = optuna.create_study(**arguments)
+        except Exception as error:
+            raise ConfigError(
+                f"storage={storage!r} cannot be opened: {type(error).__name__}: {error}"
+            ) from error
+    return study
+
+
+def register_study(study: Any, url: str | None) -> None:
+    """Let callbacks in this process report to a study."""
+    _studies[study.study_name, url] = study
+
+
+def check_proposals(
+    space: Mapping[str, Dimension] | None, n_trials: int | None, sampler: Any, pruner: Any
+) -> None:
+    """Refuse samplers and pruners that are not Optuna's, and a missing number of trials.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is not as described in `Sweep`.
+    """
+    if sampler is not None:
+        _check_kind("sampler", sampler, _optuna().samplers.BaseSampler)
+    if pruner is not None:
+        _check_kind("pruner", pruner, _optuna().pruners.BasePruner)
+    if type(sampler).__name__ in _GRIDS:
+        raise ConfigError(
+            f"sampler={type(sampler).__name__}() is not supported: a space whose settings are all "
+            "lists is a grid by itself; omit sampler and n_trials"
+        )
+    if n_trials is None and (sampler is not None or _grid(space, n_trials) is None):
+        raise ConfigError(
+            "n_trials is needed: only a grid, whose settings are all lists, has an end of its own; "
+            "pass, for example, n_trials=50"
+        )
+
+
+def _check_kind(name: str, value: Any, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise ConfigError(
+            f"{name} must be one of optuna.{name}s, such as optuna.{name}s."
+            f"{'TPESampler()' if name == 'sampler' else 'MedianPruner()'}, got {value!r:.80}"
+        )
+
+
+def report(
+    study: str, url: str | None, trial_id: int, value: float, step: int, pruner: Any = None
+) -> bool:
+    """Report a value of a trial; return whether the pruner ends the trial.
+
+    Parameters
+    ----------
+    study : str
+        Name of the study.
+    url : str or None
+        Of its storage, for other processes than the one that opened it.
+    trial_id : int
+        Optuna's id of the trial.
+    value : float
+        NaN is not reported.
+    step : int
+        0-based epoch or fold.
+    pruner : optuna.pruners.BasePruner, optional
+        For other processes: a storage does not hold it.
+    """
+    if math.isnan(value):
+        return False
+    optuna = _optuna()
+    if (study, url) not in _studies:
+        with _quiet():
+            _opened[0:] = [optuna.load_study(study_name=study, storage=url, pruner=pruner)]
+        register_study(_opened[0], url)
+    trial = optuna.trial.Trial(_studies[study, url], trial_id)
+    if step not in trial._cached_frozen_trial.intermediate_values:  # of a trial that is resumed
+        trial.report(value, step)
+    if not trial.should_prune():
+        return False
+    trial.set_user_attr("pruned_at", step)
+    return True
+
+
+_opened: list[Any] = []
+"""The study that a worker process has opened last."""
+
+
+def is_pruned(trial: Any) -> bool:
+    """Return whether `report` has ended a trial, in this process or another."""
+    current = _optuna().trial.Trial(trial.study, trial._trial_id)
+    return "pruned_at" in current.user_attrs
+
+
+def importances(study: Any, seed: int) -> dict[str, float]:
+    """Return the share of each parameter in the variance of the objective, by fANOVA.
+
+    Raises
+    ------
+    ConfigError
+        If fewer than two trials are complete, or all have the same value.
+    """
+    optuna = _optuna()
+    complete = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+    if len(complete) < 2 or len({trial.value for trial in complete}) < 2:
+        raise ConfigError(
+            f"importances need at least two complete trials with different values, the sweep has "
+            f"{len(complete)} complete ones"
+        )
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seed % 2**32)
+    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {name: float(share) for name, share in found.items()}
+
+
+class TrialQueue:
+    """The trials of a study: which come next, and what became of them.
+
+    The seed of a trial, and of the default sampler that proposes it, follow from its number. A
+    trial that a process has left unfinished is continued under its number with its settings, so
+    that a resumed sweep proposes the same.
+
+    Parameters
+    ----------
+    study : optuna.Study
+    seed : int
+    n_trials : int or None
+        None for the whole grid, or until the sampler ends the study.
+    space : dict of str to Dimension, or None
+        None if a function suggests the values.
+    sampler : optuna.samplers.BaseSampler, optional
+        By default TPE, or the grid; see `Sweep`.
+    """
+
+    def __init__(
+        self,
+        study: Any,
+        seed: int,
+        n_trials: int | None,
+        space: Mapping[str, Dimension] | None,
+        sampler: Any,
+    ) -> None:
+        self.study, self.seed, self.space, self.sampler = study, seed, space, sampler
+        self.grid = None if sampler is not None else _grid(space, n_trials)
+        self.n_trials = n_trials or 0 if self.grid is None else len(self.grid)
+        states = _optuna().trial.TrialState
+        self._best: float | None = None
+        self._n_asked = len(self._trials())
+        self._unfinished = self._trials(states.RUNNING)
+        self._n_enqueued = len(self._trials(states.WAITING))
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether proposals depend on the values of earlier trials."""
+        names = ("RandomSampler", "QMCSampler")
+        return self.grid is None and type(self.sampler).__name__ not in names
+
+    def done(self) -> list[Any]:
+        """Return the trials that have ended."""
+        return [trial for trial in self._trials() if trial.state.is_finished()]
+
+    def has_all_failed(self) -> bool:
+        """Return whether no trial is complete or pruned."""
+        return all(trial.state == _optuna().trial.TrialState.FAIL for trial in self.done())
+
+    def missing(self) -> int:
+        """Return how many trials are to be run by this process."""
+        n_new = max(0, self.n_trials - self._n_asked)
+        return n_new + len(self._unfinished) + self._n_enqueued
+
+    def ask(self) -> Any:
+        """Return the next trial, with suggested values if there is a space."""
+        number = self._unfinished[0].number if self._unfinished else self._n_asked
+        if self.sampler is None:
+            seed = derived_seed(self.seed, "sampler", number) % 2**32
+            self.study.sampler = _optuna().samplers.TPESampler(seed=seed)
+        trial = self._asked(number)
+        for path, dimension in (self.space or {}).items():
+            dimension.draw(trial, path)
+        return trial
+
+    def _asked(self, number: int) -> Any:
+        if self._unfinished:
+            frozen = self._unfinished.pop(0)
+            trial = _optuna().trial.Trial(self.study, frozen._trial_id)
+            trial.set_user_attr(RESUMED, True)
+            return trial
+        if self._n_enqueued:  # by a process that ended before it asked
+            self._n_enqueued -= 1
+            return self.study.ask()
+        self._n_asked += 1
+        if self.grid is not None:
+            self.study.enqueue_trial(self.grid[number])
+        return self.study.ask()
+
+    def complete(self, trial: Any, value: float) -> None:
+        """Finish a trial with its value."""
+        self.study.tell(trial, value)
+
+    @property
+    def best_value(self) -> float | None:
+        """The best value so far; None if no trial is complete."""
+        if self._best is None:
+            complete = self._trials(_optuna().trial.TrialState.COMPLETE)
+            self._best = self.study.best_value if complete else None
+        return self._best
+
+    def is_best(self, value: float) -> bool:
+        """Return whether a value is better than those of all trials finished before it."""
+        sign, best = 1 if self.study.direction.name == "MAXIMIZE" else -1, self.best_value
+        if best is not None and sign * value <= sign * best:
+            return False
+        self._best = value
+        return True
+
+    def prune(self, trial: Any) -> None:
+        """Finish a trial that the pruner has ended."""
+        self.study.tell(trial, state=_optuna().trial.TrialState.PRUNED)
+
+    def fail(self, trial: Any, message: str) -> None:
+        """Finish a trial without a value."""
+        trial.set_user_attr(ERROR, message)
+        self.study.tell(trial, state=_optuna().trial.TrialState.FAIL)
+
+    def is_prune_request(self, error: BaseException) -> bool:
+        """Return whether an error is Optuna's own way to end a trial."""
+        return isinstance(error, _optuna().TrialPruned)
+
+    def settings(self, trial: Any) -> dict[str, Any]:
+        """Return the settings of a trial by path, or its suggested values."""
+        return settings_in(self.space, trial.params)
+
+    def _trials(self, *states: Any) -> list[Any]:
+        found: list[Any] = self.study.get_trials(deepcopy=False, states=states or None)
+        return found
+
+
+def seconds_of(trial: Any) -> float:
+    """Return how long a trial took, in seconds."""
+    if SECONDS in trial.user_attrs:
+        return float(trial.user_attrs[SECONDS])
+    if RESUMED in trial.user_attrs or trial.datetime_complete is None:
+        return float("nan")
+    return float((trial.datetime_complete - trial.datetime_start).total_seconds())
+
+
+def settings_in(space: Mapping[str, Dimension] | None, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that the parameters of a study stand for."""
+    if space is None:
+        return dict(params)
+    return {path: space[path].value(drawn) for path, drawn in params.items()}
+
+
+def _grid(
+    space: Mapping[str, Dimension] | None, n_trials: int | None
+) -> Sequence[dict[str, Any]] | None:
+    """Return all combinations of choices if every setting is one and all are to be tried."""
+    if space is None:
+        return None
+    names = [d.names for d in space.values() if isinstance(d, Choice)]
+    size = math.prod(map(len, names))
+    if len(names) < len(space) or (n_trials is not None and n_trials < size):
+        return None
+    return [dict(zip(space, chosen, strict=True)) for chosen in itertools.product(*names)]

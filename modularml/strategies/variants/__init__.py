@@ -1,0 +1,1 @@
+"""Variants of an experiment, and running them here, in processes or on clusters."""

@@ -1,0 +1,365 @@
+"""Variants of an experiment: copies in separate contexts that share rows."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from modularml._typing import IntArray
+from modularml.backends import Backend, adapter_for, backend_of
+from modularml.config import Configurable
+from modularml.context import ExperimentContext, ExperimentNode
+from modularml.data import FeatureSet
+from modularml.engine.monitoring import loggers_of, monitors_of, schedules_of
+from modularml.experiment import Experiment, FitPhase, PhaseGroup
+from modularml.graph.fitting import is_fittable
+from modularml.graph.model_graph import ModelGraph
+from modularml.graph.model_node import ModelNode
+from modularml.io.randomness import derived_seed, seed_all
+from modularml.models.base import BaseModel
+from modularml.phases.phase import ExperimentPhase
+from modularml.samplers import BaseSampler
+from modularml.strategies.variants.settings import GRAPH, Edits, edits_of
+from modularml.training import Loss
+
+__all__ = [
+    "Plan",
+    "Sides",
+    "Variant",
+    "changed_experiment",
+    "template_of",
+    "variant_experiment",
+]
+
+Plan = ExperimentPhase | PhaseGroup
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The parts of a fold in one FeatureSet: ascending rows, and split names.
+
+    `pool` holds the rows that are split into folds, `stop` those held out for early stopping.
+    """
+
+    train: IntArray = field(repr=False)
+    val: IntArray = field(repr=False)
+    pool: IntArray = field(repr=False)
+    train_name: str = "train"
+    val_name: str = "val"
+    stop: IntArray | None = field(default=None, repr=False)
+    stop_name: str = "stop"
+
+    @property
+    def splits(self) -> dict[str, IntArray]:
+        """Rows by split name."""
+        splits = {self.train_name: self.train, self.val_name: self.val}
+        return splits if self.stop is None else {**splits, self.stop_name: self.stop}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields, with rows packed: a bit each, where a worker is sent many."""
+        return {name: _packed(value) for name, value in vars(self).items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, _unpacked(value))
+
+
+def _packed(value: Any) -> Any:
+    """Return ascending rows as the bits of a mask, if that is smaller."""
+    if not isinstance(value, np.ndarray) or len(value) * 64 <= value.max(initial=0):
+        return value
+    if value.dtype != np.int64 or (np.diff(value) <= 0).any():
+        return value
+    mask = np.zeros(value[-1] + 1, dtype=bool)
+    mask[value] = True
+    return np.packbits(mask)
+
+
+def _unpacked(value: Any) -> Any:
+    is_packed = isinstance(value, np.ndarray) and value.dtype == np.uint8
+    return np.flatnonzero(np.unpackbits(value)) if is_packed else value
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of many runs of an experiment: a fold, a member of an ensemble, or a trial.
+
+    Parameters
+    ----------
+    label : str
+    seed : int
+        Determines weights, and the order of rows of samplers without a seed.
+    repeat : int
+        0-based repeat of a fold.
+    sides : mapping of str to Sides
+        Rows of a fold by FeatureSet label; without it, splits and scalers stay.
+    changes : mapping of str to object
+        New values by config path, such as ``graph.optimizer.lr``; see `settings_of`. ``seed``
+        replaces the seed.
+    """
+
+    label: str
+    seed: int
+    repeat: int = 0
+    sides: Mapping[str, Sides] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def template_of(experiment: Experiment, plan: Plan) -> Experiment:
+    """Return a copy of an experiment with this plan and without history."""
+    return _copied(experiment, plan, experiment.label, _copied_rows, Edits())
+
+
+def variant_experiment(
+    experiment: Experiment, plan: Plan, variant: Variant, label: str
+) -> Experiment:
+    """Return a separate experiment for a variant, ready to run.
+
+    Its FeatureSets share their raw columns with those of the experiment. Scalers are refitted on
+    the training rows of a fold, and weights are drawn from its seed. Frozen nodes keep their
+    learned weights, unless the plan fits them. The random states of the process are set.
+
+    Raises
+    ------
+    UnknownNameError, ConfigError
+        If the changes name no setting, or one that cannot change; see `edits_of`.
+    """
+    changes = dict(variant.changes)
+    seed = changes.pop("seed", variant.seed)
+    edits = edits_of(experiment, plan, changes)
+    seed_all(seed)
+    sides = variant.sides
+    new = _copied(experiment, plan, label, lambda fs: _copied_rows(fs, sides.get(fs.label)), edits)
+    new._sides = dict(sides)
+    _monitor_held_out_rows(new, variant)
+    _seed_samplers(plan.flatten(), new.execution_plan.flatten(), seed)
+    _separate_files(new, label)
+    return new
+
+
+def changed_experiment(experiment: Experiment, changes: Mapping[str, Any], seed: int) -> Experiment:
+    """Return a copy of a fold's experiment with new settings and weights, ready to run.
+
+    Rows, splits, scalers and the files it writes to are the same. The random states of the process
+    are set.
+    """
+    plan, changes = experiment.execution_plan, dict(changes)
+    seed = changes.pop("seed", seed)
+    edits = edits_of(experiment, plan, changes)
+    seed_all(seed)
+    new = _copied(experiment, plan, experiment.label, _copied_rows, edits)
+    new._sides = dict(experiment._sides)
+    _seed_samplers(plan.flatten(), new.execution_plan.flatten(), seed)
+    return new
+
+
+def _copied(
+    experiment: Experiment,
+    plan: Plan,
+    label: str,
+    copy_rows: Callable[[FeatureSet], FeatureSet],
+    edits: Edits,
+) -> Experiment:
+    ctx = ExperimentContext(registration_policy="error")
+    with ctx.activate():
+        for fs in experiment.ctx.available_featuresets.values():
+            copy_rows(fs)
+        graph = experiment.model_graph
+        if graph is not None:
+            refit = any(isinstance(p, FitPhase) for p in plan.flatten())
+            _rebuild_graph(graph, edits, refit=refit)
+        callbacks = [_rebuilt(callback, edits=edits) for callback in experiment.exp_callbacks]
+        checkpointing = _rebuilt(experiment.checkpointing)
+        new = Experiment(
+            label, ctx=ctx, checkpointing=checkpointing, callbacks=callbacks, audit="off"
+        )
+        items = plan.all if isinstance(plan, PhaseGroup) else [plan]
+        new.execution_plan.add_items(_rebuilt(item, edits=edits) for item in items)
+    return new
+
+
+def _rebuilt(
+    value: Any,
+    memo: dict[int, Any] | None = None,
+    edits: Edits | None = None,
+    scope: int = GRAPH,
+) -> Any:
+    """Rebuild a value from its constructor's arguments, without learned state.
+
+    Objects shared by several values are shared again if one `memo` is used for all. `edits` are
+    those of a scope: a phase, or the graph.
+    """
+    memo, edits = {} if memo is None else memo, edits or Edits()
+    if isinstance(value, ExperimentPhase) and scope == GRAPH:
+        scope = id(value)
+    if isinstance(value, ExperimentNode):
+        return ExperimentContext.get_active().get_node(label=value.label)
+    if isinstance(value, PhaseGroup):
+        return PhaseGroup(value.label, [_rebuilt(item, memo, edits) for item in value.all])
+    if isinstance(value, BaseModel) and id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, Configurable):
+        params = _rebuilt({**value._params(), **edits.of(scope, value)}, memo, edits, scope)
+        new = type(value)(**params)
+        if isinstance(value, Loss) and isinstance(new, Loss):
+            new.begin_like(value)
+        memo[id(value)] = new
+        return new
+    if type(value) in (list, tuple):
+        return type(value)(_rebuilt(item, memo, edits, scope) for item in value)
+    if type(value) is dict:
+        return {key: _rebuilt(item, memo, edits, scope) for key, item in value.items()}
+    with warnings.catch_warnings():  # Keras copies its models through a file
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        if isinstance(value, type) or (backend := backend_of(value)) is Backend.NONE:
+            return copy.deepcopy(value, memo)
+        return adapter_for(backend).copied(value, memo)
+
+
+# -- rows ---------------------------------------------------------------------------------------
+
+
+def _copied_rows(fs: FeatureSet, sides: Sides | None = None) -> FeatureSet:
+    """Copy a FeatureSet, with the splits and scalers of a fold if given."""
+    records = fs.scaler_records if sides is not None else ()
+    new = fs.copy(label=fs.label, restore_splits=True, restore_scalers=not records, register=True)
+    if sides is None:
+        return new
+    state = new.get_state()
+    state["splits"] |= sides.splits
+    new.set_state(state)
+    for record in records:
+        new.fit_transform(
+            record.scaler,
+            domain=record.domain,
+            keys=list(record.keys),
+            fit_to_split=_split_to_fit(new, record.fit_to_split, sides),
+            merged_axes=record.merged_axes,
+            targets=list(record.targets) or None,
+            per=list(record.per) or None,
+            unseen=record.unseen,
+        )
+    return new
+
+
+def _split_to_fit(fs: FeatureSet, name: str | None, sides: Sides) -> str:
+    """Return the training split, unless the scaler was fitted outside the pool."""
+    is_other_split = name is not None and name in fs.available_splits and name not in sides.splits
+    if is_other_split and not np.isin(fs.get_split(name).valid_indices, sides.pool).any():
+        return str(name)
+    return sides.train_name
+
+
+# -- graph --------------------------------------------------------------------------------------
+
+
+def _rebuild_graph(graph: ModelGraph, edits: Edits, *, refit: bool) -> None:
+    graph._check_ties()
+    nodes: list[Any] = []
+    objects: list[ModelNode] = []
+    memo: dict[int, Any] = {}
+    for node in graph.nodes.values():
+        arguments = {**node._params(), **edits.of(GRAPH, node)}
+        params: dict[str, Any] = _rebuilt(arguments, memo, edits)
+        nodes.append(type(node)(**params, node_id=node.node_id))
+        if not isinstance(node, ModelNode):
+            continue
+        fittable = is_fittable(nodes[-1].model)
+        if node.is_frozen and not (refit and fittable):
+            nodes[-1].set_state(node.get_state())
+        elif fittable:  # shapes come from the fit of this fold
+            nodes[-1].reset_weights()
+        elif any(map(_is_object, nodes[-1].model._params().values())):
+            objects.append(nodes[-1])
+    optimizer = edits.of(GRAPH, graph).get("optimizer", graph.optimizer)
+    ModelGraph(nodes, _rebuilt(optimizer, edits=edits), graph.label).build()
+    for node in objects:  # a model passed as an object comes with weights
+        node.reset_weights()
+    for node, new in zip(graph.nodes.values(), nodes, strict=True):
+        if not isinstance(node, ModelNode) or "model" in edits.of(GRAPH, node):
+            continue
+        if node.is_built and not node.is_frozen:
+            adapter_for(node.backend).keep_fixed(node.model.module, new.model.module)
+
+
+def _is_object(value: Any) -> bool:
+    return not inspect.isclass(value) and backend_of(value) is not Backend.NONE
+
+
+# -- plan ---------------------------------------------------------------------------------------
+
+
+def _monitor_held_out_rows(new: Experiment, variant: Variant) -> None:
+    """Make callbacks and schedules monitor the rows held out for stopping."""
+    stops = {k: s.stop_name for k, s in variant.sides.items() if s.stop is not None}
+    vals = {k: s.val_name for k, s in variant.sides.items() if s.stop is not None}
+    prefix = f"{next(iter(stops.values()), '')}_"
+    for phase in new.execution_plan.flatten():
+        for name in monitors_of(phase, new.model_graph):
+            monitor = name.removeprefix(prefix)  # schedules may have it from earlier phases
+            for evaluation in loggers_of(monitor, phase.callbacks):
+                if not reads_only(evaluation, vals):
+                    continue
+                with new.ctx.activate():
+                    stop_evaluation = evaluation.of_splits(stops, prefix)
+                if not loggers_of(prefix + monitor, phase.callbacks):
+                    phase.callbacks.insert(phase.callbacks.index(evaluation) + 1, stop_evaluation)
+                if loggers_of(prefix + monitor, [stop_evaluation]):
+                    _set_monitor(phase, new.model_graph, monitor, prefix + monitor)
+
+
+def reads_only(callback: Any, splits: Mapping[str, str]) -> bool:
+    """Return whether a callback evaluates only these splits, by FeatureSet label."""
+    sources = callback.eval_phase.input_sources if hasattr(callback, "of_splits") else []
+    return bool(sources) and all(splits.get(s.upstream_ref.node_label) == s.split for s in sources)
+
+
+def _set_monitor(phase: ExperimentPhase, graph: Any, old: str, new: str) -> None:
+    """Replace the metric that callbacks and schedules monitor."""
+    for schedule in schedules_of(graph):
+        if schedule.monitor == old:
+            schedule.monitor = new
+    for i, callback in enumerate(phase.callbacks):
+        if getattr(callback, "monitor", None) == old:
+            phase.callbacks[i] = type(callback)(**{**callback._params(), "monitor": new})
+
+
+def _seed_samplers(
+    old: Iterable[ExperimentPhase], new: Iterable[ExperimentPhase], seed: int
+) -> None:
+    """Share samplers as in the original, and seed those without a seed."""
+    replaced: list[tuple[BaseSampler, BaseSampler, BaseSampler]] = []
+    for old_phase, new_phase in zip(old, new, strict=True):
+        for i, (old_binding, new_binding) in enumerate(
+            zip(old_phase.input_sources, new_phase.input_sources, strict=True)
+        ):
+            if old_binding.sampler is None or new_binding.sampler is None:
+                continue
+            shared = (
+                seeded
+                for old_sampler, new_sampler, seeded in replaced
+                if old_sampler == old_binding.sampler
+                and old_sampler.seed_ == old_binding.sampler.seed_
+                and new_sampler == new_binding.sampler
+            )
+            sampler = next(shared, new_binding.sampler)
+            if sampler is new_binding.sampler:
+                replaced.append((old_binding.sampler, copy.copy(sampler), sampler))
+                if sampler.seed is None:
+                    sampler.seed = sampler.seed_ = derived_seed(seed, len(replaced))
+            new_phase.input_sources[i] = replace(new_binding, sampler=sampler)
+
+
+def _separate_files(new: Experiment, label: str) -> None:
+    """Make each fold write to separate files."""
+    phases = new.execution_plan.flatten()
+    writers: list[Any] = [*new.exp_callbacks, *(c for p in phases for c in p.callbacks)]
+    writers += [getattr(owner, "checkpointing", None) for owner in (new, *phases)]
+    for writer in filter(None, writers):
+        writer.separate_files(label)
