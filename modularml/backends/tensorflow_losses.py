@@ -7,10 +7,12 @@ sample unless ``reduction`` is set.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from modularml._optional import require
+from modularml.backends.distributions import QUANTILES, check_quantiles
 from modularml.errors import LossError
 
 tf = require("tensorflow", purpose="to train Keras models")
@@ -192,6 +194,42 @@ class CosineEmbeddingLoss(_Loss):
         )
         apart = tf.maximum(cosine - self.margin, 0.0)
         return self._reduced(tf.where(target > 0, 1.0 - cosine, apart))
+
+
+@dataclass
+class GaussianNLLLoss(_Loss):
+    """Gaussian negative log-likelihood; without `var`, outputs are means, then variances."""
+
+    full: bool = False
+    eps: float = 1e-6
+
+    def __call__(self, input: Any, target: Any, var: Any = None) -> Any:
+        mean = input
+        if var is None:
+            flat = tf.reshape(input, (tf.shape(input)[0], math.prod(input.shape[1:])))
+            mean, var = tf.split(flat, 2, axis=1)
+        safe = tf.where(var < 0, tf.constant(math.nan, var.dtype), tf.maximum(var, self.eps))
+        values = 0.5 * (tf.math.log(safe) + tf.math.squared_difference(mean, target) / safe)
+        return self._reduced(values + 0.5 * math.log(2 * math.pi) if self.full else values)
+
+
+@dataclass
+class PinballLoss(_Loss):
+    """Pinball loss of quantiles; outputs are a block of all targets for each quantile."""
+
+    quantiles: Any = QUANTILES
+
+    def __post_init__(self) -> None:
+        self.quantiles = check_quantiles(self.quantiles)
+
+    def values(self, input: Any, target: Any) -> Any:
+        flat = tf.reshape(input, (tf.shape(input)[0], math.prod(input.shape[1:])))
+        parts = []
+        blocks = tf.split(flat, len(self.quantiles), axis=1)
+        for level, block in zip(self.quantiles, blocks, strict=True):
+            above = target - block
+            parts.append(tf.maximum(level * above, (level - 1.0) * above))
+        return tf.concat(parts, axis=1)
 
 
 def variables_of(loss: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from modularml._optional import require
 from modularml._typing import Array, IntArray, Shape
+from modularml.backends import torch_losses
 from modularml.backends.base import (
     PAD_MODES,
     Backend,
@@ -353,7 +354,8 @@ class TorchAdapter(BackendAdapter):
 
     def losses(self) -> Mapping[str, type]:
         namespace = vars(torch.nn.modules.loss)
-        return {n: c for n, c in namespace.items() if n.endswith("Loss") and not n.startswith("_")}
+        names = [n for n in namespace if n.endswith("Loss") and not n.startswith("_")]
+        return {**{n: namespace[n] for n in names}, **torch_losses.CLASSES}
 
     def optimizers(self) -> Mapping[str, type]:
         return classes_of(torch.optim, torch.optim.Optimizer)

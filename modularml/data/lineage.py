@@ -31,10 +31,14 @@ class Source:
 
 @dataclass(frozen=True)
 class SourceColumns:
-    """Values of a domain read directly from columns."""
+    """Values of a domain read directly from columns.
+
+    `labels` says what each block of outputs predicts of them, such as mean and variance.
+    """
 
     source: Source
     columns: tuple[str, ...]
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,11 @@ def calibrated_bounds(
     group_by: str | None,
 ) -> Bounds:
     """Return split-conformal bounds in the shape of `center`, by group if asked."""
+    if rows.labels:
+        raise ConfigError(
+            f"interval needs one prediction for each target, and node {rows.label!r} predicts "
+            f"{list(rows.labels)}; omit interval, as these give bounds of their own"
+        )
     residuals = residuals_of(known_targets(known_rows), known_center, rows.label)
     residuals, flat = in_columns(residuals), in_columns(center)
     if group_by is None:

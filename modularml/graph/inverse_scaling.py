@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -14,18 +15,16 @@ from modularml.data.execution import ExecutionContext
 from modularml.data.lineage import ColumnLineage, SourceColumns
 from modularml.data.schema import RAW, TRANSFORMED
 from modularml.errors import ScalerError, UnknownNameError
+from modularml.graph.distributions import unscaled_block
 from modularml.graph.labels import is_encoded
 from modularml.graph.lineage import lineages_of, loss_inputs, pick_column, source_columns_of
+from modularml.graph.model_node import Pairing
 from modularml.graph.node import ComputeNode
 from modularml.graph.segments import backends_of
 from modularml.training import AppliedLoss
 from modularml.training.loss import CLASS_INDEX, CLASS_SET, MARGINS, SHARES
 
 __all__ = ["check_clear", "pairings", "scaled_target", "unit_flows", "unscale_outputs"]
-
-
-Pairing: TypeAlias = tuple[tuple[str, ...], bool]
-"""Columns that a loss compares a node's outputs with, and whether these are class scores."""
 
 
 def pairings(
@@ -54,7 +53,7 @@ def pairings(
         )
         applied.loss.resolve(frameworks[on.node_id])
         scores = CLASS_INDEX | SHARES | CLASS_SET | MARGINS
-        pairing = columns, applied.loss.kind in scores
+        pairing = columns, applied.loss.kind in scores, applied.loss.labels
         previous = pairs.setdefault(node.node_id, pairing)
         pairs[node.node_id] = pairing if previous == pairing else None
     return pairs
@@ -82,6 +81,10 @@ def unit_flows(
     sizes = [len(leaf.columns) * math.prod(_shape(leaf)) for leaf in source_columns_of(flow)]
     width, one = math.prod(node.output_shape or ()), len(set(names)) == 1
     fits = width in {*sizes, sum(sizes)}
+    if paired is not None and paired[2]:
+        if isinstance(flow, SourceColumns) and width == len(paired[2]) * sum(sizes):
+            return {**truth, (node_id, "outputs"): replace(flow, labels=paired[2])}
+        return {**truth, (node_id, "outputs"): None}
     each = one and getattr(node, "targets", None) is not None and width % sizes[0] == 0
     if each or (fits and (one or paired is not None or hasattr(model, "fit"))):
         return {**truth, (node_id, "outputs"): flow}
@@ -209,7 +212,10 @@ def invert_leaf(
     if values[:1].size in (0, width):
         return undo(data=values)  # type: ignore[no-any-return]
     parts = values.reshape(len(values), -1, width)
-    unscaled = [undo(data=parts[:, i]) for i in range(parts.shape[1])]
+    if len(leaf.labels) == parts.shape[1]:
+        unscaled = [unscaled_block(undo, parts, label) for label in enumerate(leaf.labels)]
+    else:
+        unscaled = [undo(data=parts[:, i]) for i in range(parts.shape[1])]
     return np.stack(unscaled, axis=1).reshape(values.shape)
 
 

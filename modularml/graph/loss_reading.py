@@ -95,6 +95,11 @@ class LossReading(ABC):
             for i in self._inputs(applied)
         ]
         padding = padding_of(applied, inputs)
+        if padding is not None and applied.loss.labels:
+            raise LossError(
+                f"loss {applied.label!r} reads the padded column {padding.column!r}, whose padding "
+                f"must not count; {applied.loss.name!r} is not supported for padded targets"
+            )
         if padding is not None:
             self.padded.add(applied.label)
         return padding
@@ -232,6 +237,12 @@ class LossReading(ABC):
             raise misfit(
                 applied, on, out, shape, "class numbers of an integer dtype, one per sample"
             )
+        if applied.loss.labels and len(applied.parsed) == 2:
+            labels, n = applied.loss.labels, math.prod(shape)
+            if math.prod(out) != len(labels) * n:
+                wants = f"{len(labels)} outputs for each target ({', '.join(labels)})"
+                raise misfit(applied, on, out, shape, wants)
+            return adapter.loss_dtype("float", like), (n,)
         if squeezed(shape) == squeezed(out):
             kind = "index" if integer and (not name or name in CLASS_SET) else "float"
             return adapter.loss_dtype(kind, like), tuple(out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from modularml._typing import Columns, Shape
 from modularml.backends import Backend, BackendAdapter, adapter_for, backend_of
@@ -32,6 +32,10 @@ from modularml.models.wrap import wrap_model
 from modularml.training import AppliedLoss, Optimizer
 
 __all__ = ["ModelNode"]
+
+Pairing: TypeAlias = tuple[tuple[str, ...], bool, tuple[str, ...]]
+"""Columns that a loss compares outputs with, whether these are class scores, and what each block
+of outputs predicts."""
 
 
 class ModelNode(ComputeNode):
@@ -126,7 +130,7 @@ class ModelNode(ComputeNode):
                 f"{self._model.backend.value} model, which reads rows"
             )
         self.targets, self.mask_as, self.input_layout = targets, mask_as, input_layout
-        self.paired: tuple[tuple[str, ...], bool] | None = None
+        self.paired: Pairing | None = None
         refs: Any = upstream_ref
         self.input_names: list[str] | None = None
         if isinstance(upstream_ref, Mapping):
@@ -485,7 +489,7 @@ class ModelNode(ComputeNode):
             {name: value for name, value in config.items() if name not in ("frozen", "paired")},
             register=register,
         )
-        node.paired = decode(config.get("paired"))
+        node.paired = _pairing(decode(config.get("paired")))
         if config.get("frozen"):
             node.freeze()
         return node
@@ -497,7 +501,7 @@ class ModelNode(ComputeNode):
             "optimizer": None if self._optimizer is None else self._optimizer.get_state(),
             "frozen": self._freeze,
             **({"learned_from": self.learned_from.get_state()} if self.learned_from else {}),
-            **({} if self.paired is None else {"paired": [list(self.paired[0]), self.paired[1]]}),
+            **({} if self.paired is None else {"paired": _as_lists(self.paired)}),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -508,8 +512,7 @@ class ModelNode(ComputeNode):
         learned = state.get("learned_from")
         self._model.learned_from = None if learned is None else self.learned_from.restored(learned)
         if state.get("paired") is not None:
-            names, is_scores = state["paired"]
-            self.paired = tuple(map(str, names)), bool(is_scores)
+            self.paired = _pairing(state["paired"])
         if state["frozen"] != self._freeze:
             (self.freeze if state["frozen"] else self.unfreeze)()
 
@@ -587,3 +590,16 @@ class ModelNode(ComputeNode):
         if shape is None and not self.is_built:
             raise GraphError(f"node {self.label!r} has not been built; call graph.build()")
         return shape
+
+
+def _pairing(value: Any) -> Pairing | None:
+    """Return a stored pairing; labels of blocks are missing in older files."""
+    if value is None:
+        return None
+    names, is_scores, *labels = value
+    return tuple(map(str, names)), bool(is_scores), tuple(map(str, *labels)) if labels else ()
+
+
+def _as_lists(pairing: Pairing) -> list[Any]:
+    names, is_scores, labels = pairing
+    return [list(names), is_scores, *([list(labels)] if labels else [])]

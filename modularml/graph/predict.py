@@ -154,6 +154,12 @@ class Prediction:
         return bool(self._score_names(width) or (paired is not None and paired[1]))
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """What each block of the outputs predicts, such as mean and variance; else empty."""
+        flow = self._lineages.get((self.node.node_id, "outputs"))
+        return flow.labels if isinstance(flow, SourceColumns) else ()
+
+    @property
     def class_labels(self) -> Array | None:
         """Labels of the classes that the outputs are scores of; None if there are none."""
         if self.compared is None or not self.is_scores:
@@ -269,6 +275,8 @@ class Prediction:
         ]
         if width > 1 and (classes := self._score_names(width)) is not None:
             names = classes
+        elif labels := [label for p in source_columns_of(predicted) for label in p.labels]:
+            names = [f"{name}_{label}" for label in labels for name in names]
         elif len(names) == 1 and width > 1:
             names = [f"{names[0]}_{i}" for i in range(width)]
         if len(set(names)) != width:

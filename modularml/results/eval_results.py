@@ -12,9 +12,9 @@ from modularml._optional import require
 from modularml._typing import Array
 from modularml._warning import warn
 from modularml.data.batch import Batch, as_numpy, concat_tensors
-from modularml.data.execution import MODEL_LOSSES
+from modularml.data.execution import MODEL_LOSSES, ExecutionContext
 from modularml.data.formats import DataFormat, convert_array
-from modularml.data.lineage import column_named
+from modularml.data.lineage import SourceColumns, column_named
 from modularml.data.selectors import select_one
 from modularml.errors import ConfigError, UnknownNameError
 from modularml.graph import topology
@@ -31,7 +31,7 @@ from modularml.viz.predictions import confusion_matrix, parity
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["EvalResults", "FitResults", "by_column"]
+__all__ = ["EvalResults", "FitResults", "by_column", "output_labels"]
 
 Reducer = Literal["mean", "sum"]
 
@@ -210,7 +210,8 @@ class _SinglePassResults(PhaseResults):
         read = partial(self.stacked_tensors, node_id, role=role)
         mask = target_steps(self._recorded(), node_id, role)
         out = as_numpy(read("outputs", unscale=unscale))
-        columns = by_column("prediction", blanked(out, mask))
+        labels = output_labels(self._recorded()[0], node_id)
+        columns = by_column("prediction", blanked(out, mask), labels)
         if self._recorded()[0]._layout().lineages.get((node_id, "targets")) is not None:
             true = as_numpy(read("targets", unscale=unscale))
             columns |= by_column("target", blanked(true, mask))
@@ -237,6 +238,11 @@ class _SinglePassResults(PhaseResults):
         mask = target_steps(self._recorded(), self._node_id(plotted))
         if mask is not None:
             true, out = real_steps(true, out, mask)
+        if ends := output_labels(self._recorded()[0], self._node_id(plotted)):
+            blocks = out.reshape(len(out), len(ends), -1)
+            place = ends.index("mean") if "mean" in ends else len(ends) // 2
+            kwargs.setdefault("name", ends[place])
+            return parity(true.ravel(), blocks[:, place].ravel(), title=title, path=path, **kwargs)
         if true[0].size == 1 and out[0].size > 1:
             classes = out.reshape(len(out), -1).argmax(axis=1)
             labels = self._classes(self._node_id(plotted))[1]
@@ -348,9 +354,19 @@ class FitResults(_SinglePassResults):
     """Results of a fit phase."""
 
 
-def by_column(name: str, values: Array) -> dict[str, Array]:
-    """Return the numbers of each sample, one column each."""
+def by_column(name: str, values: Array, labels: Sequence[str] = ()) -> dict[str, Array]:
+    """Return the numbers of each sample, one column each; `labels` are those of blocks."""
     flat = values.reshape(len(values), -1)
     if flat.shape[1] == 1:
         return {name: flat[:, 0]}
-    return {f"{name}_{i}": flat[:, i] for i in range(flat.shape[1])}
+    ends = [str(i) for i in range(flat.shape[1])]
+    if labels:
+        n = flat.shape[1] // len(labels)
+        ends = [label if n == 1 else f"{i}_{label}" for label in labels for i in range(n)]
+    return {f"{name}_{end}": flat[:, i] for i, end in enumerate(ends)}
+
+
+def output_labels(ctx: ExecutionContext, node_id: str) -> tuple[str, ...]:
+    """Return what each block of a node's outputs predicts, such as mean and variance."""
+    flow = ctx._layout().lineages.get((node_id, "outputs"))
+    return flow.labels if isinstance(flow, SourceColumns) else ()

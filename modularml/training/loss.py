@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal
 
 from modularml.backends import Backend, adapter_for, backend_of
+from modularml.backends.distributions import MOMENTS, QUANTILES, quantile_labels
 from modularml.backends.fingerprint import Identity, fingerprint
 from modularml.config import Configurable
 from modularml.errors import ConfigError, LossError, UnknownNameError
@@ -21,6 +22,8 @@ ALIASES = {
     "meansquarederror": "mse",
     "categoricalcrossentropy": "crossentropy",
     "sparsecategoricalcrossentropy": "crossentropy",
+    "quantile": "pinball",
+    "gaussiannegativeloglikelihood": "gaussiannll",
     "ce": "crossentropy",
     "binarycrossentropy": "bce",
     "binarycrossentropywithlogits": "bcewithlogits",
@@ -260,6 +263,13 @@ class Loss(Configurable, Saveable):
         torch, asked = module.startswith("torch."), _plain(name)
         names = {_plain(n): n for n in _NAMES if n.endswith("Loss") is torch}
         return names.get(asked) or names.get(ALIASES.get(asked, asked) if torch else asked, "")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What each block of outputs predicts, such as mean and variance; else empty."""
+        if self.kind == "PinballLoss":
+            return quantile_labels((self.loss_kwargs or {}).get("quantiles", QUANTILES))
+        return MOMENTS if self.kind == "GaussianNLLLoss" else ()
 
     @property
     def is_known_mean(self) -> bool:

@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "base": ["TorchBaseModel"],
         "cnn": ["SequentialCNN"],
+        "heads": ["GaussianHead"],
         "mlp": ["SequentialMLP"],
         "rnn": ["SequentialRNN"],
         "tabular": ["TabularMLP"],

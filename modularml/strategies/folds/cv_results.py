@@ -24,7 +24,7 @@ from modularml.experiment import (
 )
 from modularml.graph.inverse_scaling import unscale_outputs
 from modularml.graph.node import GraphNode
-from modularml.results.eval_results import by_column
+from modularml.results.eval_results import by_column, output_labels
 from modularml.results.padding import blanked, target_steps
 from modularml.results.phase_results import PhaseResults
 from modularml.results.replicates import Reduce
@@ -382,7 +382,7 @@ class CVResults:
         columns |= self._group(ctx, node_id)
         mask = target_steps([ctx], node_id)
         predictions = unscale_outputs(ctx, node_id, "outputs", output)
-        columns |= by_column("prediction", blanked(predictions, mask))
+        columns |= by_column("prediction", blanked(predictions, mask), output_labels(ctx, node_id))
         if target is not None:
             targets = unscale_outputs(ctx, node_id, "targets", target)
             columns |= by_column("target", blanked(targets, mask))
