@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-import io
-import pickle
 import random
 import weakref
-from collections.abc import Hashable, Sequence
+from collections import deque
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -55,7 +57,7 @@ class Attributes:
 
     def __init__(self, owners: Sequence[Any]) -> None:
         self._owners = list(owners)
-        self._held: dict[Hashable, Any] = {}
+        self._copies: dict[tuple[int, str], Any] = {}
         self._values = [
             {name: self._read(owner, name, value) for name, value in _attributes(owner).items()}
             for owner in self._owners
@@ -69,9 +71,9 @@ class Attributes:
     def _read(self, owner: Any, name: str, value: Any) -> Any:
         if _is_plain(value):
             return value
-        pickled, held = _pickled(owner, name, value)
-        self._held |= held
-        return pickled
+        contents, copied = _compared(owner, name, value)
+        self._copies.setdefault((id(owner), name), copied)
+        return contents
 
     def restore(self) -> None:
         """Set attributes back that have changed."""
@@ -80,7 +82,7 @@ class Attributes:
             for name, value in values.items():
                 if not self._has_changed(owner, name, now, value):
                     continue
-                _set(owner, name, self._loaded(value) if isinstance(value, bytes) else value)
+                _set(owner, name, self._copies.get((id(owner), name), value))
             for name in set(now) - set(values):
                 _own(owner).pop(name, None)
 
@@ -89,14 +91,6 @@ class Attributes:
             return name not in now or bool(self._read(owner, name, now[name]) != value)
         except NotStackableError:
             return True
-
-    def _loaded(self, value: bytes) -> Any:
-        reader = pickle.Unpickler(io.BytesIO(value))  # noqa: S301 - written by this process
-        held = self._held
-        reader.persistent_load = lambda key: (  # type: ignore[method-assign]
-            held[key].clone() if key[0] == "tensor" else held[key]
-        )
-        return reader.load()
 
 
 class StepState:
@@ -166,7 +160,7 @@ def differences(one: Sequence[Any], other: Sequence[Any]) -> list[tuple[str, Any
         values, others = _attributes(a), _attributes(b)
         for name in sorted(set(values) | set(others)):
             x, y = (
-                v if _is_plain(v) else _pickled(owner, name, v, by_name=True)[0]
+                v if _is_plain(v) else _compared(owner, name, v, by_name=True)[0]
                 for owner, v in ((a, values.get(name)), (b, others.get(name)))
             )
             if x != y:
@@ -217,38 +211,69 @@ def _set(owner: Any, name: str, value: Any) -> None:
         _own(own)[name] = value
 
 
-class _Pickler(pickle.Pickler):
-    """Writes tensors by contents, and layers and functions by identity or by name."""
-
-    def __init__(self, file: io.BytesIO, by_name: bool) -> None:
-        super().__init__(file, protocol=5)
-        self.by_name, self.held = by_name, dict[Hashable, Any]()
-
-    def persistent_id(self, value: Any) -> Any:
-        key: tuple[Hashable, ...]
-        if isinstance(value, _BY_IDENTITY):
-            name = getattr(value, "__qualname__", type(value).__qualname__)
-            key = ("object", name if self.by_name else id(value))
-            self.held[key] = value
-        elif isinstance(value, torch.Tensor):
-            copied = value.detach().clone()
-            contents = copied.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            key = ("tensor", str(value.dtype), tuple(value.shape), str(value.device), contents)
-            self.held[key] = copied
-        else:
-            return None
-        return key
-
-
-def _pickled(
-    owner: Any, name: str, value: Any, by_name: bool = False
-) -> tuple[bytes, dict[Hashable, Any]]:
-    file = io.BytesIO()
-    pickler = _Pickler(file, by_name)
+def _compared(owner: Any, name: str, value: Any, by_name: bool = False) -> tuple[Any, Any]:
+    """Return what an attribute is compared by, and a copy of it."""
+    memo: dict[int, Any] = {}
     try:
-        pickler.dump(value)
+        return _contents(value, memo, by_name), copy.deepcopy(value, memo)
     except Exception as error:
         raise NotStackableError(
             f"attribute {name!r} of a {type(owner).__name__} cannot be compared between steps"
         ) from error
-    return file.getvalue(), pickler.held
+
+
+def _contents(value: Any, memo: dict[int, Any], by_name: bool) -> Any:
+    """Return a value as tuples of numbers and texts: tensors by contents, layers by identity.
+
+    `memo` is that of `copy.deepcopy`: layers and functions are shared, tensors are copied.
+    """
+    if _is_plain(value):
+        return value
+    if id(value) in memo:  # seen before, perhaps within itself
+        return "again", type(value).__qualname__
+    if isinstance(value, _BY_IDENTITY):
+        memo[id(value)] = value
+        name = getattr(value, "__qualname__", type(value).__qualname__)
+        return "object", name if by_name else id(value)
+    if isinstance(value, torch.Tensor):
+        memo[id(value)] = copied = value.detach().clone()
+        flat = copied.cpu().contiguous().flatten().view(torch.uint8)
+        facts = str(value.dtype), tuple(value.shape), str(value.device)
+        return "tensor", *facts, flat.numpy().tobytes()
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return "array", str(value.dtype), value.shape, value.tobytes()
+    return _parts(value, memo, by_name)
+
+
+def _parts(value: Any, memo: dict[int, Any], by_name: bool) -> Any:
+    """Return the contents of a container or of another object."""
+    kind = type(value).__qualname__
+    if isinstance(value, dict):
+        items = (
+            (_contents(k, memo, by_name), _contents(v, memo, by_name)) for k, v in value.items()
+        )
+        return kind, *items, *_attributes_of(value, memo, by_name)
+    if isinstance(value, list | tuple | deque | np.ndarray):
+        return kind, *(_contents(v, memo, by_name) for v in value)
+    if isinstance(value, set | frozenset):
+        return kind, *sorted(map(repr, value))
+    if isinstance(value, np.random.Generator):
+        return kind, _contents(value.bit_generator.state, memo, by_name)
+    if isinstance(value, torch.Generator):
+        return kind, value.get_state().numpy().tobytes()
+    if isinstance(value, _VALUES):
+        return kind, repr(value)
+    if not hasattr(value, "__dict__"):
+        raise TypeError(f"a {kind} has contents that are not known")
+    return kind, *_attributes_of(value, memo, by_name)
+
+
+def _attributes_of(value: Any, memo: dict[int, Any], by_name: bool) -> list[Any]:
+    return [(k, _contents(v, memo, by_name)) for k, v in getattr(value, "__dict__", {}).items()]
+
+
+_VALUES = (
+    *(bytes, complex, range, slice, np.generic, np.dtype, Enum, PurePath),
+    *(torch.dtype, torch.device, torch.Size),
+)
+"""Classes whose objects are compared by what they print."""

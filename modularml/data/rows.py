@@ -178,7 +178,7 @@ class SplitMixin(DerivedSetsMixin, Generic[View]):
         ...     "cells", {"v": [3.1, 9.9, 3.3], "soh": [1, 2, 3]}, "v", "soh", register=False
         ... )
         >>> fs.drop({"v": lambda v: v > 5}, reason="sensor fault")
-        FeatureSetView('cells' of 'cells', 2 rows, 2 columns; 1 dropped (sensor fault: 1))
+        FeatureSetView(None of 'cells', 2 rows, 2 columns; 1 dropped (sensor fault: 1))
         """
         out = np.zeros(self.n_samples, dtype=bool)
         out[self._positions(rows)] = True

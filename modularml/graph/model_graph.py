@@ -63,7 +63,7 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
     >>> graph = ModelGraph([ModelNode("net", nn.Linear(3, 1), fs)], Optimizer("adam"))
     >>> graph.build()
     >>> graph.get_node("net").output_shape
-    (1, 1)
+    (1,)
     """
 
     not_config = frozenset({"ctx", "register"})
