@@ -15,6 +15,13 @@ __all__ = ["NotStackableError", "Stack", "StackMember"]
 class NotStackableError(Exception):
     """Members cannot be trained as one; the message says why."""
 
+    @classmethod
+    def of(cls, error: Exception) -> NotStackableError:
+        """Return an error of a framework, or of a user's code, as a reason."""
+        if isinstance(error, cls):
+            return error
+        return cls(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+
 
 @dataclass(frozen=True)
 class StackMember:
@@ -93,7 +100,8 @@ class Stack(ABC):
     ) -> tuple[Sequence[Sequence[float]], Sequence[Sequence[Any]], Mapping[int, Exception]]:
         """Compute the losses of a batch of each member, and update the weights.
 
-        A member with a loss or gradient that is not finite is detached with unchanged weights.
+        A member with a loss or gradient that is not finite is detached with unchanged weights, and
+        one whose schedule fails with changed ones.
 
         Parameters
         ----------
@@ -106,8 +114,13 @@ class Stack(ABC):
             By member.
         outputs : sequence of sequence of tensor
             By member.
-        errors : mapping of int to NotFiniteError
+        errors : mapping of int to Exception
             By member.
+
+        Raises
+        ------
+        NotStackableError
+            If an operation fails; nothing has changed then.
         """
 
     @abstractmethod

@@ -155,7 +155,8 @@ class TorchStack(Stack):
             some = next(iter(self.live))
             inputs = [own if i in self.live else inputs[some] for i, own in enumerate(inputs)]
         with torch.no_grad():
-            losses, grads, outputs = self._run([torch.stack(slot) for slot in zip(*inputs)])  # noqa: B905 - checked when traced
+            with self._undone_if_failed():
+                losses, grads, outputs = self._run([torch.stack(slot) for slot in zip(*inputs)])  # noqa: B905 - checked when traced
             values: list[list[float]] = losses.tolist()
             errors = self._errors(values)
             if errors:
@@ -164,11 +165,29 @@ class TorchStack(Stack):
         parts = [out.unbind(0) for out in outputs]
         return values, list(zip(*parts, strict=True)), errors
 
+    @contextmanager
+    def _undone_if_failed(self) -> Iterator[None]:
+        """Restore buffers and random states if an operation fails, as for an index out of range."""
+        buffers = [(self._stacked[name], self._stacked[name].clone()) for name in self._written]
+        states = [g.get_state() for g in self._generators] if self._masks else []
+        try:
+            yield
+        except Exception as error:
+            for tensor, before in buffers:
+                tensor.copy_(before)
+            for generator, state in zip(self._generators, states, strict=False):
+                generator.set_state(state)
+            raise NotStackableError.of(error) from error
+
     def _run(self, batch: Sequence[Any]) -> tuple[Any, list[Any], Sequence[Any]]:
         """Return losses of shape (members, losses), gradients and outputs."""
         self._draw_masks()
         n = len(self._trained)
         losses, *rest = self._graph(*self._stacked.values(), *batch, *self._masks, self._factors)
+        if losses.shape[1] > self._factors.shape[1]:  # a last column tells
+            if losses[:, -1].any():
+                raise IndexError("index out of range in self")
+            losses = losses[:, :-1]
         return losses, rest[:n], rest[n:]
 
     def _errors(self, values: Sequence[Sequence[float]]) -> dict[int, Exception]:
@@ -192,11 +211,18 @@ class TorchStack(Stack):
                 self.detach([place])
         for optimizer in self._optimizers:
             optimizer.move(by_name, self.live)
-        schedules = [s for i in self.live for s in self.members[i].options.schedules]
-        for schedule in schedules:
-            schedule.step()
-        if schedules:
+        if any(member.options.schedules for member in self.members):
+            self._step_schedules(errors)
             self.settings_changed()
+
+    def _step_schedules(self, errors: dict[int, Exception]) -> None:
+        for place in sorted(self.live):
+            try:
+                for schedule in self.members[place].options.schedules:
+                    schedule.step()
+            except Exception as error:  # noqa: BLE001 - a function of the user's in one of them
+                errors[place] = error
+                self.detach([place])
 
     def _draw_masks(self) -> None:
         """Draw the dropout masks of a batch as `torch.nn.Dropout` does."""
@@ -235,13 +261,15 @@ class TorchStack(Stack):
             self._masks.append(torch.empty((self.n, *shape), dtype=dtype, device=device))
 
         def losses_of(weights: Any, held: Any, batch: Any, masks: Any, factors: Any) -> Any:
-            with ReplacedDropouts(masks):
+            with ReplacedDropouts(masks) as mode:
                 call = torch.func.functional_call(whole, {**weights, **held}, (batch,))
             total, losses, outputs = call
             rows = torch.stack([loss.reshape(()) for loss in losses])
             if weighted:
                 rows = rows * factors
                 total = rows.sum()
+            if flags := mode.out_of_range:
+                rows = torch.cat([rows, torch.stack(flags).any().to(rows.dtype).reshape(1)])
             return total, (rows, tuple(outputs))
 
         gradients = torch.func.grad(losses_of, has_aux=True)
@@ -258,6 +286,7 @@ class TorchStack(Stack):
         kept = {k: t.clone() for k, t in self._stacked.items() if k not in trained}
         arguments = (*self._stacked.values(), *batch, *self._masks, self._factors)
         graph = traced(torch.func.vmap(one, randomness="error"), arguments)
+        self._written = [k for k, t in kept.items() if not torch.equal(self._stacked[k], t)]
         for name, values in kept.items():  # running statistics were updated
             self._stacked[name].copy_(values)
         return graph

@@ -35,13 +35,20 @@ class Dropouts(torch.overrides.TorchFunctionMode):  # type: ignore[misc, name-de
 
 
 class ReplacedDropouts(torch.overrides.TorchFunctionMode):  # type: ignore[misc, name-defined]
-    """Multiplies by given masks within a block, where dropouts would draw them."""
+    """Multiplies by given masks within a block, where dropouts would draw them.
+
+    `out_of_range` holds, for each call that looks up rows, whether an index is out of range:
+    vectorized, such an index reads a row of another member, without an error.
+    """
 
     def __init__(self, masks: Sequence[Any]) -> None:
         super().__init__()
-        self.masks = iter(masks)
+        self.masks, self.out_of_range = iter(masks), list[Any]()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _LOOKUPS:
+            index, size = _LOOKUPS[func](*args, **(kwargs or {}))
+            self.out_of_range.append(((index < 0) | (index >= size)).any())
         if func is torch.nn.functional.dropout:
             x, _, training, _ = _dropout_arguments(*args, **(kwargs or {}))
             return x * next(self.masks) if training else x
@@ -55,6 +62,25 @@ def _dropout_arguments(
     inplace: bool = False,
 ) -> tuple[Any, float, bool, bool]:
     return input, p, training, inplace
+
+
+def _of_filled(input: Any, dim: int, index: Any, value: Any) -> tuple[Any, int]:
+    return index, input.shape[dim]
+
+
+def _of_embedding(input: Any, weight: Any, *args: Any, **kwargs: Any) -> tuple[Any, int]:
+    return input, weight.shape[0]
+
+
+_LOOKUPS: dict[Any, Callable[..., tuple[Any, int]]] = {
+    torch.nn.functional.embedding: _of_embedding,
+    torch.embedding: lambda weight, indices, *_, **__: (indices, weight.shape[0]),
+    torch.nn.functional.one_hot: lambda tensor, num_classes=-1: (tensor, num_classes),
+    torch.index_fill: _of_filled,
+    torch.Tensor.index_fill: _of_filled,
+    torch.Tensor.index_fill_: _of_filled,
+}
+"""Index and number of rows of calls whose index is not checked once they are vectorized."""
 
 
 def traced(fn: Callable[..., Any], inputs: Sequence[Any]) -> Callable[..., Sequence[Any]]:

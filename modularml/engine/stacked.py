@@ -100,6 +100,7 @@ class SideBySide:
             self._members = [_Member(i, work, self) for i, work in enumerate(works)]
         self._stacks: list[tuple[tuple[_Member, ...], Hashable, Stack]] = []
         self._refused: set[Hashable] = set()
+        self._failed: set[Hashable] = set()
         self._interrupted: BaseException | None = None
 
     def outcomes(self) -> Iterator[tuple[int, Any]]:
@@ -207,15 +208,19 @@ class SideBySide:
         states = [member.random_states for member in places]
         stack.attach(states, list(by_place))
         n_trained = 0
-        with _brief_collections():
-            while n_trained < n_steps and by_place and not self._is_stopping():
-                if not self._step(stack, len(places), by_place):
-                    break
-                n_trained += 1
+        try:
+            with _brief_collections():
+                while n_trained < n_steps and by_place and not self._is_stopping():
+                    if not self._step(stack, len(places), by_place):
+                        break
+                    n_trained += 1
+        except NotStackableError as error:  # a member whose own step fails raises it again
+            self.note(str(error), len(by_place))
+            n_steps = 0
         stack.update_random_states(states)
         stack.detach()
         self.n_together += len(by_place) if n_trained else 0
-        return n_trained > 0
+        return 0 < n_trained <= n_steps
 
     def _step(self, stack: Stack, n_places: int, by_place: dict[int, _Member]) -> bool:
         """Train one batch of each member; return False if their shapes are others now."""
@@ -230,7 +235,12 @@ class SideBySide:
                 by_place[place].give_back(ctx)
             return False
         inputs = [contexts.get(place, some).tensors for place in range(n_places)]
-        losses, outputs, errors = stack.step(inputs)
+        try:
+            losses, outputs, errors = stack.step(inputs)
+        except NotStackableError:
+            for place, ctx in contexts.items():
+                by_place[place].give_back(ctx)
+            raise
         for place, ctx in contexts.items():
             member = by_place[place]
             if place in errors:
@@ -272,10 +282,10 @@ class SideBySide:
             adapter = members[0].running.feed.layout.adapter
             return cast("Stack", adapter.stack(steps, [ctx.tensors for ctx in contexts], states))
         except Exception as error:  # noqa: BLE001 - members that fail alone raise it themselves
-            self._refused.add(key)
-            text = str(error).strip().partition("\n")[0]
-            is_known = isinstance(error, NotStackableError)
-            self.note(text if is_known else f"{type(error).__name__}: {text}", len(members))
+            if isinstance(error, NotStackableError) or key in self._failed:
+                self._refused.add(key)
+            self._failed.add(key)
+            self.note(str(NotStackableError.of(error)), len(members))
             return None
         finally:
             for member, ctx in zip(members, contexts, strict=True):

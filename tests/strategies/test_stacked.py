@@ -20,7 +20,7 @@ from modularml.errors import ConfigError, NonFiniteLossError
 from modularml.io.randomness import random_states
 from modularml.models.torch import SequentialMLP
 from modularml.strategies.variants.jobs import Work
-from modularml.strategies.variants.variant import Variant
+from modularml.strategies.variants.variant import Sides, Variant
 from tests.worlds import QUIET, arrays, experiment, featureset, mse
 
 N = 640
@@ -702,6 +702,101 @@ def test_an_error_of_one_member_is_its_own(counted):
     np.testing.assert_equal(random_states(), states)
     assert threading.active_count() == n_threads
     assert gc.get_freeze_count() == 0
+
+
+def compared(own: mml.Experiment, variants: list[Variant]) -> dict[str, str]:
+    """Run variants in both ways; compare those that succeed, and return messages of the others."""
+    alone, together = (run(own, variants, stacked) for stacked in (False, True))
+    pairs = {label: (alone[label], together[label]) for label in alone}
+    failed = {k: pair for k, pair in pairs.items() if isinstance(pair[0], Exception)}
+    for one, other in failed.values():
+        assert (type(one), str(one)) == (type(other), str(other))
+    assert_close([pair for label, pair in pairs.items() if label not in failed])
+    return {label: str(one) for label, (one, _) in failed.items()}
+
+
+class Rare(nn.Module):
+    """Has statistics and dropout, and fails where a number is too large for its table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 4)
+        self.body = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Linear(4, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(self.table(x.flatten(1)[:, 0].long()))
+
+
+def test_an_index_out_of_range_ends_only_the_member_that_reads_it(counted, log):
+    """The step is undone, and the members train on alone until the end of the epoch."""
+    n, rng = 640, np.random.default_rng(0)
+    x = rng.integers(0, 9, (n, 1)).astype("float32")
+    x[300] = 9  # read by the second of four members
+    fs = featureset(x, rng.normal(size=(n, 1)).astype("float32"))
+    own = plan_of(fs, [mml.ModelNode("net", mml.TorchModelWrapper(model_class=Rare), fs)])
+    parts = [Sides(np.arange(i, n, 4), np.arange(20), np.arange(n)) for i in (1, 0, 2, 3)]
+    variants = [Variant(f"m{i}", i, sides={"data": own_rows}) for i, own_rows in enumerate(parts)]
+    assert compared(own, variants) == {"m1": "index out of range in self"}
+    assert "IndexError: index out of range" in log.text
+    assert counted.count(4) <= 5
+    assert counted.count(3) == 5  # the second epoch
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_model_that_fails_in_one_member_ends_that_member(at, counted):
+    class Breaking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.broken = nn.Linear(6, 1), False
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.broken:
+                raise ValueError("broken")
+            return self.layer(x.flatten(1))
+
+    class Breaks(Callback):
+        def on_epoch_start(self, *, experiment: Any, exec_ctx: Any, **facts: Any) -> None:
+            module = experiment.model_graph.get_node("net").model.module
+            module.broken = experiment.label.endswith("seed_1") and exec_ctx.epoch_idx == at
+
+    wrapped = mml.TorchModelWrapper(model_class=Breaking)
+    own = world(wrapped, callbacks=[Breaks()], n_epochs=3)
+    assert compared(own, seeds(4)) == {"seed_1": "broken"}
+    assert {3} <= set(counted) <= {3, 4}
+
+
+def test_rows_that_cannot_be_read_end_one_member(counted, monkeypatch):
+    from modularml.engine.batch_feed import BatchFeed
+
+    real, orders, damaged = BatchFeed._tensors, [], []
+
+    def tensors(self: Any, part: int, batches: Any) -> Any:
+        order = next(iter(batches[0].rows.values())).tolist()
+        orders.append(order)
+        for i, own in enumerate(real(self, part, batches)):
+            if i == 3 and order in damaged:
+                raise OSError("a damaged file")
+            yield own
+
+    monkeypatch.setattr(BatchFeed, "_tensors", tensors)
+    own = world(n_epochs=3)
+    run(own, seeds(4), False)
+    damaged.append(orders[2 * len(orders) // 4 + 1])  # the second epoch of the third run
+    assert compared(own, seeds(4)) == {"seed_2": "a damaged file"}
+    assert counted[:19] == [4] * 19
+    assert set(counted[19:]) == {3}
+
+
+def test_a_schedule_that_fails_ends_the_runs_as_it_does_alone(counted):
+    def rate(step: int) -> float:
+        if step == 20:
+            raise ZeroDivisionError("no rate")
+        return 1.0
+
+    schedule = mml.LRSchedule("LambdaLR", schedule_kwargs={"lr_lambda": rate}, every="batch")
+    own = world(optimizer=mml.Optimizer("adam", schedule=schedule))
+    assert compared(own, seeds(2)) == {"seed_0": "no rate", "seed_1": "no rate"}
+    assert counted
 
 
 def test_closing_ends_all_members():
