@@ -175,7 +175,10 @@ def _of_other_splits(t: Table) -> list[_Group]:
 def _alike(t: Table) -> Iterator[_Group]:
     """Yield columns whose rows are alike across splits, or that are named like a group."""
     by_splits = {n for i, pair in enumerate(t.pairs) for n in _made_by(t, pair)}
+    schema = t.fs.collection.schema
     for c in map(_as_scalar, t.of_domain("tags", "features")):
+        if schema[c.name].window in ("start", "stop"):
+            continue  # places within a series are no groups
         if not c.is_scalar or (c.values.dtype.kind == "f" and not _may_repeat(c)):
             continue
         found = _best_reading(t, c)

@@ -274,6 +274,7 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
         if not share_raw_data_buffer:
             collection = collection.part(np.arange(len(self)), collection.names)
         new = type(self)(label or f"{self.label}_copy", collection, register=register)
+        new.audit_allowed = self.audit_allowed
         new._dropped = {k: v for k, v in self._dropped.items() if restore_splits or not k}
         if restore_splits:
             new._splits, new._split_records = dict(self._splits), list(self._split_records)

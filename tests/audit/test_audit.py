@@ -454,3 +454,9 @@ def test_one_fact_is_one_finding_though_two_reasons_tell_it():
     assert len({(f.columns, f.splits, f.count) for f in found}) == len(found)
     own = [f for f in found if f.splits == ("learn", "check")]
     assert [(f.columns, f.count) for f in own] == [(("tags.cell.raw",), len(pool) // 2)]
+
+
+def test_copies_keep_what_is_allowed():
+    fs = FeatureSet.from_dict("rows", {"x": [1.0, 2.0], "y": [0, 0]}, "x", "y", register=False)
+    fs.audit(allow=["constant:y"])
+    assert fs.copy().audit_allowed == ("constant:y",)
