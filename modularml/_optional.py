@@ -22,6 +22,8 @@ EXTRAS = {
     "distributed": "cluster",
     "ray": "cluster",
     "onnx": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
     "xgboost": "boost",
     "lightgbm": "boost",
     "polars": "polars",

@@ -385,6 +385,21 @@ class Experiment(Checked, ExperimentFiles):
             own["group_by"] = group_by
             return conformal_tables(graph, data, sets, self._plan.flatten(), **own, **options)
 
+    def export(
+        self,
+        path: str | Path,
+        format: str = "onnx",
+        *,
+        data: Any = None,
+        node: Any | None = None,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write the graph to an ONNX or ``.pt2`` file; see `ModelGraph.export`."""
+        with self._ctx.activate():
+            graph = active_graph("export")
+            written: Path = graph.export(path, format, data=data, node=node, overwrite=overwrite)
+        return written
+
     def evaluate(
         self,
         data: Any,

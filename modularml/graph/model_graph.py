@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from modularml._warning import warn
@@ -17,6 +18,7 @@ from modularml.graph.build import build_nodes
 from modularml.graph.draw import draw
 from modularml.graph.edit import unchanged_on_error
 from modularml.graph.editing import GraphEditing
+from modularml.graph.export import export
 from modularml.graph.files import GraphFiles
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
@@ -237,6 +239,58 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
                 decode=decode,
                 tags=tags,
             )
+
+    def export(
+        self,
+        path: str | Path,
+        format: str = "onnx",
+        *,
+        data: Any = None,
+        node: Any | None = None,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write the graph as one function from raw columns to predictions in their own units.
+
+        The file holds the models and the recorded scalers and encoders of the columns that they
+        read, as arithmetic, and runs without this library. Inputs are named after the columns,
+        outputs after the targets, and any number of rows can be passed. Rows of several
+        FeatureSets must be aligned before.
+
+        Parameters
+        ----------
+        path : path-like
+            With or without its suffix, ``.onnx`` or ``.pt2``.
+        format : {"onnx", "torch"}
+            An ONNX file, for onnxruntime for example, or a program for `torch.export.load`.
+        data : FeatureSet, FeatureSetView, DataFrame or dict, optional
+            Rows on which the file is run and compared with `predict` before it is stored; by
+            default up to 256 rows of the FeatureSet, if it has rows.
+        node : GraphNode or str, optional
+            Node whose outputs to export; all tails by default.
+        overwrite : bool
+            Whether an existing file is replaced.
+
+        Returns
+        -------
+        Path
+            The file.
+
+        Raises
+        ------
+        BackendNotSupportedError
+            If a node is no model of torch.
+        ScalerError, DataError, ConfigError
+            If a scaler, column or node cannot be exported, or the file gives other numbers than
+            `predict` (beyond 1e-5 of the greatest). No file is written then.
+        MMLExistsError
+            If the file exists and `overwrite` is false.
+
+        Notes
+        -----
+        The file does not check values: a category that `predict` refuses gives NaN or an error.
+        """
+        with self._ctx_of_run():
+            return export(self, path, format, data=data, node=node, overwrite=overwrite)
 
     # -- config and state ---------------------------------------------------------------------
 

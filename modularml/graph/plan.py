@@ -397,6 +397,12 @@ class StepPlan:
         """Return the function that computes a batch's losses and outputs; see `Segment`."""
         return self._through([segment.eval_step(chunk) for segment in self.segments])
 
+    def outputs(self, tensors: Sequence[Any]) -> list[Any]:
+        """Return the outputs of a plan of one segment, for tensors of any kind."""
+        (segment,) = self.segments
+        values = segment._forward([tensors[i] for i, _ in segment.takes])
+        return [values[i] for i in segment._out_slots]
+
     def stack_member(self, options: StepOptions) -> StackMember:
         """Return what trains this graph as one with others; see `Stack`.
 

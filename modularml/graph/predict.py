@@ -196,8 +196,7 @@ class Prediction:
             return decoded(self.label, self.compared, values)[:, None]
         leaf = None
         if unscale:
-            check_clear(self._lineages, self.node.node_id, self.label)
-            leaf = scaled_target(self._lineages[self.node.node_id, "outputs"])
+            leaf = scaled_target(self.predicted)
         if leaf is None:
             return values
         reader = self._readers.get(leaf.source.ref.node_label, self._lead)
@@ -210,6 +209,34 @@ class Prediction:
     def has_unknown_units(self) -> bool:
         """Whether the outputs have the units of no column."""
         return self._lineages[self.node.node_id, "outputs"] is None
+
+    @property
+    def predicted(self) -> ColumnLineage:
+        """Lineage of the targets whose units the outputs have; None if unknown.
+
+        Raises
+        ------
+        ScalerError
+            If the units are ambiguous.
+        """
+        check_clear(self._lineages, self.node.node_id, self.label)
+        predicted: ColumnLineage = self._lineages[self.node.node_id, "outputs"]
+        return predicted
+
+    @property
+    def target_keys(self) -> list[str]:
+        """Keys of the targets that the outputs predict, or are compared with."""
+        flow = self._lineages[self.node.node_id, "outputs"] or self.compared
+        return [name.split(".")[1] for leaf in source_columns_of(flow) for name in leaf.columns]
+
+    @property
+    def width(self) -> int:
+        """Number of outputs of a row along the first axis."""
+        return int(self._outputs.shape[1])
+
+    def reader(self, label: str) -> RowReader:
+        """Return the reader of the rows of a FeatureSet."""
+        return self._readers[label]
 
     def reader_of(self, leaf: SourceColumns) -> RowReader:
         """Return the reader of the rows that columns come from."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -258,7 +258,8 @@ class RowReader:
             )
         return self.view.get_sample_uuids()
 
-    def _transformed(self, fs: FeatureSet, names: tuple[str, ...]) -> dict[str, Array]:
+    def raw_columns(self, fs: FeatureSet, names: Iterable[str]) -> dict[str, Array]:
+        """Return the raw columns, by key, that columns of a FeatureSet are computed from."""
         keys = [name.split(".")[1] for name in names]
         needed = {k: self._raw(k, keys, fs) for k in _with_partners(fs, keys)}
         masks = fs.collection.schema.masks
@@ -270,7 +271,12 @@ class RowReader:
                 needed[mask] = (self.raw or {})[mask]
         for name in {n for r in fs.scaler_records if set(r.keys) & set(needed) for n in r.per}:
             needed.setdefault(name.split(".")[1], self._raw(name.split(".")[1], keys, fs))
+        return needed
+
+    def _transformed(self, fs: FeatureSet, names: tuple[str, ...]) -> dict[str, Array]:
+        needed = self.raw_columns(fs, names)
         newest = fs.transform_new(needed)
+        keys = [name.split(".")[1] for name in names]
         return {
             name: needed[key] if name.endswith(f".{RAW}") else newest[key]
             for name, key in zip(names, keys, strict=True)
