@@ -518,16 +518,14 @@ def test_what_is_no_member_is_refused(pair, tmp_path):
         mm.ExperimentCollection([])
 
 
-def test_results_of_many_experiments_are_taken_apart(pair):
-    class Results:
-        def __init__(self):
-            self.experiments = {"trial_0": pair[0], "trial_1": pair[1]}
-
-    assert mm.ExperimentCollection(Results()).labels == ["trial_0", "trial_1"]
-    assert mm.ExperimentCollection({"sweep": Results()}).labels == [
-        "sweep/trial_0",
-        "sweep/trial_1",
-    ]
+def test_sweeps_enter_with_their_best_experiment(pair):
+    space = {"phases.train.n_epochs": [1, 2]}
+    results = mm.Sweep(pair[0], space, objective="train_loss", seed=1).run(show_progress=False)
+    both = mm.ExperimentCollection([pair[1], results])
+    best = results.best_experiment()
+    assert both.labels == [pair[1].label, best.label]
+    table = both.compare()
+    assert table.loc[best.label, "test.rmse"] == best.evaluate("test")["rmse"].item()
 
 
 def test_the_command_line_compares_files(pair, tmp_path, capsys):

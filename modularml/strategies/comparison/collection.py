@@ -49,7 +49,7 @@ class ExperimentCollection(Checked):
     Parameters
     ----------
     items : list, dict, or one item
-        Experiments, `ExperimentRun`, `CVResults`, `Ensemble`, results of several experiments,
+        Experiments, `ExperimentRun`, `CVResults`, `Ensemble`, `SweepResults` (its best experiment),
         paths of ``.exp.mml`` files, folders of them, or a dict of these by name. Otherwise they are
         named after their labels, or their files; a name that occurs again gets a number. A damaged
         file is named in a warning and left out.

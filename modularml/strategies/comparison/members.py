@@ -22,6 +22,7 @@ from modularml.strategies.comparison.run_facts import (
 )
 from modularml.strategies.ensembles.ensemble import Ensemble
 from modularml.strategies.folds.cv_results import CVResults
+from modularml.strategies.sweeps.results import SweepResults
 
 __all__ = ["Loaded", "Member", "members_of"]
 
@@ -150,19 +151,19 @@ def _sources(items: Any, *, recursive: bool) -> Iterator[tuple[str, Loaded | Pat
 
 
 def _sources_of(item: Any, *, recursive: bool) -> Iterator[tuple[str, Loaded | Path]]:
-    many = getattr(item, "experiments", None)
     if isinstance(item, Experiment | ExperimentRun | CVResults | Ensemble):
         yield item.label, item
-    elif isinstance(many, Mapping):  # results of several experiments, such as of a sweep
-        for name, experiment in many.items():
-            yield str(name), experiment
+    elif isinstance(item, SweepResults):
+        best = item.best_experiment()
+        yield best.label, best
     elif isinstance(item, list | tuple):
         for inner in item:
             yield from _sources_of(inner, recursive=recursive)
     elif not isinstance(item, str | os.PathLike):
         raise TypeError(
-            "a collection holds Experiments, ExperimentRuns, CVResults, Ensembles, paths of .mml "
-            f"files and folders, or dicts of these by name; got a {type(item).__name__}"
+            "a collection holds Experiments, ExperimentRuns, CVResults, Ensembles, SweepResults, "
+            "paths of .mml files and folders, or dicts of these by name; got a "
+            f"{type(item).__name__}"
         )
     elif _is_folder(item):
         yield from _files_in(Path(item).expanduser(), recursive=recursive)
