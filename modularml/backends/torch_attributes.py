@@ -46,8 +46,8 @@ class Attributes:
     Parameters
     ----------
     owners : sequence
-        Layers, and losses: modules, other objects or functions, whose attributes are the variables
-        that they enclose.
+        Layers, and losses: modules, other objects, dicts, or functions, whose attributes are the
+        variables that they enclose.
 
     Raises
     ------
@@ -175,7 +175,9 @@ def _is_plain(value: Any) -> bool:
 
 
 def _attributes(owner: Any) -> dict[str, Any]:
-    """Return attributes of an object, or the variables that a function encloses."""
+    """Return attributes of an object, variables that a function encloses, or items of a dict."""
+    if isinstance(owner, dict):
+        return dict(owner)
     if isinstance(owner, torch.nn.Module):
         return {k: v for k, v in vars(owner).items() if k not in _SKIPPED}
     if isinstance(owner, functools.partial):
@@ -191,8 +193,8 @@ def _attributes(owner: Any) -> dict[str, Any]:
 
 def _own(owner: Any) -> dict[str, Any]:
     """Return where attributes of an object are stored."""
-    own: dict[str, Any] = getattr(_bound(owner), "__dict__", {})
-    return own
+    own: dict[str, Any] = owner
+    return own if isinstance(owner, dict) else getattr(_bound(owner), "__dict__", {})
 
 
 def _bound(owner: Any) -> Any:

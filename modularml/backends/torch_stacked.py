@@ -7,6 +7,7 @@ no transform. Each member's weights and optimizer states are views of the stacke
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ import numpy as np
 from modularml._optional import require
 from modularml.backends.base import NotFiniteError
 from modularml.backends.stacking import NotStackableError, Stack, StackMember
-from modularml.backends.torch_attributes import Attributes, StepState, differences
+from modularml.backends.torch_attributes import differences
+from modularml.backends.torch_member import MemberModels, OwnStep, state_for
 from modularml.backends.torch_stacked_optimizer import StackedOptimizer, clip_members
-from modularml.backends.torch_tracing import Dropouts, ReplacedDropouts, traced
+from modularml.backends.torch_tracing import ReplacedDropouts, traced
 
 torch = require("torch", purpose="to train torch models")
 
@@ -54,7 +56,7 @@ class TorchStack(Stack):
     ) -> None:
         self.members = list(members)
         self.n, self.live = len(members), set(range(len(members)))
-        self._whole = [_Whole(member) for member in members]
+        self._whole = [MemberModels(member) for member in members]
         self._own = [whole.tensors() for whole in self._whole]
         _check_alike(self._own)
         alone = [
@@ -96,7 +98,7 @@ class TorchStack(Stack):
             if any(d != own[place] for d, own in zip(alone.dropouts, self._dropouts, strict=True)):
                 return False
             self._copy_weights([place])
-            self._generators[place].set_state(_state_for(self._generators[place], state))
+            self._generators[place].set_state(state_for(self._generators[place], state))
             self._check_against({place: alone}, [inputs] * self.n)
         except Exception:  # noqa: BLE001 - it is found again when a stack is made anew
             return False
@@ -130,7 +132,7 @@ class TorchStack(Stack):
 
     def _set_generators(self, random_states: Sequence[Mapping[str, Any]]) -> None:
         for generator, state in zip(self._generators, random_states, strict=True):
-            generator.set_state(_state_for(generator, state))
+            generator.set_state(state_for(generator, state))
 
     def update_random_states(self, random_states: Sequence[dict[str, Any]]) -> None:
         if not self._dropouts:
@@ -291,7 +293,7 @@ class TorchStack(Stack):
             self._stacked[name].copy_(values)
         return graph
 
-    def _check_against(self, alone: Mapping[int, _Alone], inputs: Sequence[Sequence[Any]]) -> None:
+    def _check_against(self, alone: Mapping[int, OwnStep], inputs: Sequence[Sequence[Any]]) -> None:
         """Compare losses and gradients with those of some members' own steps."""
         kept = {k: t.clone() for k, t in self._stacked.items() if k not in self._trained}
         with torch.no_grad():
@@ -300,8 +302,9 @@ class TorchStack(Stack):
             self._stacked[name].copy_(values)
         for place, own in alone.items():
             same = np.allclose(losses[place].tolist(), own.losses, 1e-4, 1e-6, equal_nan=True)
+            largest = _largest(own.gradients)
             for name, grad in zip(self._trained, grads, strict=True):
-                same = same and _are_close(grad[place], own.gradients[name])
+                same = same and _are_close(grad[place], own.gradients[name], largest)
             if not same:
                 raise NotStackableError(
                     "a model or loss of some differs from the first in more than weights, rates "
@@ -318,89 +321,7 @@ class TorchStack(Stack):
         ]
 
 
-class _Whole(torch.nn.Module):  # type: ignore[misc, name-defined]
-    """All models of a member as one module that computes its losses."""
-
-    def __init__(self, member: StackMember) -> None:
-        super().__init__()
-        self.parts = torch.nn.ModuleList(member.models)
-        self.member = member
-
-    def forward(self, inputs: Sequence[Any]) -> Any:
-        return self.member.compute(inputs)
-
-    def tensors(self) -> dict[str, Any]:
-        """Return parameters and buffers, each once."""
-        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
-
-    def owners(self) -> list[Any]:
-        """Return layers and losses, whose attributes a trace fixes."""
-        held = [*self.parts.modules()]
-        for loss in self.member.losses:
-            held += loss.modules() if isinstance(loss, torch.nn.Module) else [loss]
-        return held
-
-    def attributes(self) -> Attributes:
-        self.check()
-        return Attributes(self.owners())
-
-    def check(self) -> None:
-        """Refuse models that do more in a step than a trace repeats."""
-        hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-        for part in self.parts.modules():
-            if any(vars(part).get(name) for name in hooks):
-                raise NotStackableError(f"a {type(part).__name__} has hooks")
-        if any(p._backward_hooks for p in self.parameters()):
-            raise NotStackableError("a weight has hooks")
-
-    def losses_and_gradients(self, inputs: Sequence[Any], state: Mapping[str, Any]) -> _Alone:
-        """Compute a batch as an ordinary step does; weights and statistics stay."""
-        parameters = dict(self.named_parameters())
-        device = inputs[0].device
-        with self.unchanged(), torch.random.fork_rng([] if device.type == "cpu" else [device]):
-            generator = torch.default_generator
-            if device.type != "cpu":
-                generator = torch.cuda.default_generators[device.index or 0]
-            generator.set_state(_state_for(generator, state))
-            for p in parameters.values():
-                p.grad = None
-            with torch.enable_grad(), Dropouts() as dropouts:
-                total, losses, _ = self(inputs)
-            total.backward()
-            found = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-        moved_by = [g for o in self.member.optimizers for g in o.param_groups]
-        owned = {id(p) for group in moved_by for p in group["params"] if p.requires_grad}
-        if owned - {id(p) for p in parameters.values()}:
-            raise NotStackableError("a loss has weights, or a node is trained but does not run")
-        moved = {name: g for name, g in found.items() if id(parameters[name]) in owned}
-        return _Alone([loss.item() for loss in losses], moved, dropouts.seen)
-
-    @contextmanager
-    def unchanged(self) -> Iterator[None]:
-        """Restore all that a step may change after a block; refuse what a trace cannot repeat."""
-        self.check()
-        before = StepState(self.parts, self.owners())
-        try:
-            yield
-            reason = before.change()
-        finally:
-            before.restore()
-        if reason is not None:
-            raise NotStackableError(reason)
-
-
-class _Alone:
-    """Losses and gradients of a member's own step, and its dropouts: shape and rate."""
-
-    def __init__(
-        self, losses: list[float], gradients: dict[str, Any], dropouts: list[tuple[Any, float]]
-    ) -> None:
-        self.losses, self.gradients, self.dropouts = losses, gradients, dropouts
-        if any(g.is_sparse for g in gradients.values()):
-            raise NotStackableError("gradients are sparse")
-
-
-def _check_attributes(wholes: Sequence[_Whole], alone: Sequence[_Alone]) -> None:
+def _check_attributes(wholes: Sequence[MemberModels], alone: Sequence[OwnStep]) -> None:
     """Refuse members that differ in attributes other than rates of their dropouts."""
     first = wholes[0].owners()
     rates = [{rate for _, rate in member.dropouts} for member in alone]
@@ -424,31 +345,36 @@ def _check_alike(own: Sequence[Mapping[str, Any]]) -> None:
         raise NotStackableError("their models differ in shape")
     if not kinds[0]:
         raise NotStackableError("their models have no weights")
+    for tensors in own:
+        parts = sorted((t.data_ptr(), t.nbytes) for t in tensors.values() if t.numel())
+        if any(a + n > b for (a, n), (b, _) in itertools.pairwise(parts)):
+            raise NotStackableError("two weights share memory, but are not one parameter")
 
 
-def _trained_names(alone: Sequence[_Alone]) -> list[str]:
+def _trained_names(alone: Sequence[OwnStep]) -> list[str]:
     names = [list(member.gradients) for member in alone]
     if any(own != names[0] for own in names):
         raise NotStackableError("different weights get gradients")
     return names[0]
 
 
-def _dropouts_of(alone: Sequence[_Alone]) -> list[list[tuple[Any, float]]]:
+def _dropouts_of(alone: Sequence[OwnStep]) -> list[list[tuple[Any, float]]]:
     """Return shape and rate of each dropout of a step, by member."""
     if len({len(member.dropouts) for member in alone}) > 1:
         raise NotStackableError("they differ in dropout layers")
     return [list(calls) for calls in zip(*(member.dropouts for member in alone), strict=True)]
 
 
-def _state_for(generator: Any, state: Mapping[str, Any]) -> Any:
-    states = state["torch"]
-    device = generator.device
-    kept = states["cpu"] if device.type == "cpu" else states["cuda"][device.index or 0]
-    return torch.from_numpy(kept)
-
-
-def _are_close(one: Any, other: Any) -> bool:
-    scale = float(other.abs().max()) if other.numel() else 0.0
+def _are_close(one: Any, other: Any, largest: float) -> bool:
+    """Compare gradients of a parameter; `largest` is that of all, which sets their rounding."""
+    if not other.numel():
+        return True
+    scale = float(other.abs().max())
     if not math.isfinite(scale):
         return True  # the step reports it
-    return bool((one - other).abs().max() <= _TOLERANCE * scale + 1e-7) if other.numel() else True
+    return bool((one - other).abs().max() <= _TOLERANCE * scale + 2e-6 * largest + 1e-7)
+
+
+def _largest(gradients: Mapping[str, Any]) -> float:
+    found = [float(g.abs().max()) for g in gradients.values() if g.numel()]
+    return max((value for value in found if math.isfinite(value)), default=0.0)

@@ -660,6 +660,64 @@ def test_members_that_differ_only_on_rare_rows_are_trained_alone(counted, log):
     assert "they differ in Limited.limit" in log.text
 
 
+class Momentum(nn.Module):
+    """A loss relative to its own running mean, which is a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(2.0))
+
+    def forward(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        loss = ((outputs - targets) ** 2).mean()
+        self.mean.mul_(0.9).add_(0.1 * loss.detach())
+        return loss / self.mean
+
+
+def test_losses_with_statistics_are_trained_alone(counted, log):
+    loss = mml.Loss(factory=Momentum, backend="torch", over="batch")
+    own = world(losses=[mml.AppliedLoss(loss, on="net", inputs=["outputs", "targets"])])
+    assert_close(both(own, seeds(2)), atol=0)
+    assert not counted
+    assert "loss changes its own attributes" in log.text
+
+
+def test_losses_that_differ_in_an_argument_are_trained_alone(counted, log):
+    """No residual of the first batch needs to reach the limits of a Huber loss."""
+    loss = mml.AppliedLoss(
+        mml.Loss("huber", loss_kwargs={"delta": 5.0}), on="net", inputs=["outputs", "targets"]
+    )
+    label = loss.label
+    variants = [
+        Variant(f"t{i}", 0, changes={f"losses.{label}.delta": d}) for i, d in enumerate([5.0, 1.5])
+    ]
+    assert_close(both(world(losses=[loss]), variants), atol=0)
+    assert not counted
+    assert "they differ in HuberLoss.delta" in log.text
+
+
+def test_weights_in_one_memory_are_trained_alone(counted, log):
+    class Aliased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 1)
+            self.second.weight = nn.Parameter(self.first.weight.data)  # both are moved
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(torch.tanh(self.second(torch.tanh(self.first(x.flatten(1))))))
+
+    assert_close(both(world(mml.TorchModelWrapper(model_class=Aliased)), seeds(2)), atol=0)
+    assert not counted
+    assert "share memory" in log.text
+
+
+def test_a_convolution_before_a_batch_normalization_is_trained_as_one(counted):
+    """The gradient of its bias is only rounding, which Adam would turn into steps."""
+    layers = nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 3, 2), nn.BatchNorm1d(3), nn.ReLU()
+    model = flat(*layers, nn.MaxPool1d(2, 1), flat(nn.Linear(12, 1)))
+    assert_close(both(world(model, optimizer=mml.Optimizer("sgd"), n_epochs=1), seeds(3)))
+    assert counted == [3] * 16
+
+
 def test_gradients_are_left_as_a_members_own_step_leaves_them(counted):
     class Norms(Callback):
         def on_epoch_end(self, *, experiment: Any, **facts: Any) -> Any:
