@@ -165,7 +165,7 @@ def print_keys(
     -----
     - A scalar tensor is printed as a number.
     - A bool is printed as ``True`` or ``False``, an int or float with `precision` digits, anything
-    else with ``str``; a missing key as ``key=NA``.
+      else with ``str``; a missing key as ``key=NA``.
     - The step is padded with zeros to 4 digits if ``int`` accepts it, and unchanged otherwise.
 
     Examples
