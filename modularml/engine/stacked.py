@@ -17,7 +17,7 @@ from contextvars import copy_context
 from itertools import chain
 from typing import Any, cast
 
-from modularml.backends import adapter_for
+from modularml.backends import BackendAdapter, adapter_for
 from modularml.backends.stacking import NotStackableError, Stack, StackMember
 from modularml.data.execution import ExecutionContext
 from modularml.engine.interruption import Interruption, Signals, is_interruption, shared_signals
@@ -33,29 +33,31 @@ logger = logging.getLogger(__name__)
 _CHUNK_BYTES = 2**17
 _MIN_SHARE = 0.7  # of the places of a stack that must be taken
 _FEWEST_STEPS = 5_000  # of all members, below which little time is saved
-_MOST_WEIGHTS = 300_000  # of a member, above which arithmetic takes most of a step
+MOST_WEIGHTS = 300_000
+"""Weights of a member above which arithmetic takes most of a step."""
 
 
 def pays(experiment: Any, plan: Any, n_members: int) -> bool:
     """Return whether training several copies of an experiment as one is likely to be faster.
 
-    It is for small torch models that are trained for at least 5,000 steps in all.
+    It is for torch models that are trained for at least 5,000 steps in all; large models are
+    recognized when they are built, see `SideBySide`.
     """
     graph = experiment.model_graph
     if graph is None:
         return False
-    n_weights, n_steps = 0, 0
+    n_steps = 0.0
     for node in graph.nodes.values():
         if isinstance(node, ModelNode) and not node.is_frozen:
             adapter = adapter_for(node.backend)
             if adapter.gradients and not adapter.stacks:
                 return False
-            n_weights += adapter.count_parameters(node.model.module)[0] if node.is_built else 0
     with experiment.ctx.activate():
         for phase in plan.flatten():
-            n_batches = phase.count_batches() if phase.training else None
-            n_steps += (n_batches or 0) * phase.n_epochs
-    return n_weights <= _MOST_WEIGHTS and n_steps * n_members >= _FEWEST_STEPS
+            if phase.training and (source := phase.input_sources[0]).sampler is not None:
+                n_rows = len(source.resolve_input_view())
+                n_steps += phase.n_epochs * n_rows / source.sampler.batch_size
+    return n_steps * n_members >= _FEWEST_STEPS
 
 
 class SideBySide:
@@ -71,6 +73,8 @@ class SideBySide:
         The largest number of members trained as one.
     fewest_steps : int
         The number of steps of members that a stack must serve, as it must be traced first.
+    most_weights : int, optional
+        Larger members are trained one after another.
     level : int
         Level of the line in the log that says why runs are not trained together.
 
@@ -89,10 +93,11 @@ class SideBySide:
         saves: bool = False,
         width: int = 20,
         fewest_steps: int = 300,
+        most_weights: int | None = MOST_WEIGHTS,
         level: int = logging.INFO,
     ) -> None:
         self.signals = Signals() if saves else None
-        self.width, self.fewest_steps = width, fewest_steps
+        self.width, self.fewest_steps, self.most_weights = width, fewest_steps, most_weights
         self.level, self.n_together = level, 0
         self.reasons: dict[str, int] = {}
         self._back = threading.Semaphore(0)
@@ -386,13 +391,23 @@ class _Member:
         try:
             if others := [c for c in watching if not isinstance(c, Interruption)]:
                 raise NotStackableError(f"callback {others[0].label!r} looks at each batch")
-            self.step = running.feed.stack_member(running.phase.step_options())
+            step = running.feed.stack_member(running.phase.step_options())
+            self._check_size(step, running.feed.layout.adapter)
+            self.step = step
             running.feed.chunk_bytes = _CHUNK_BYTES  # of each member, all of which are in use
             self.running = running
         except NotStackableError as error:
             if str(error) not in self._reasons:
                 self._reasons.add(str(error))
                 self.runs.note(str(error))
+
+    def _check_size(self, step: StackMember, adapter: BackendAdapter) -> None:
+        limit = self.runs.most_weights
+        n = sum(adapter.count_parameters(model)[0] for model in step.models)
+        if limit is not None and n > limit:
+            raise NotStackableError(
+                f"a model has {n:,} weights, more than {limit:,}, so that little time would be saved"
+            )
 
     # -- while it waits -----------------------------------------------------------------------
 

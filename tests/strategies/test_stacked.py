@@ -1029,3 +1029,14 @@ def test_without_checkpoints_a_signal_ends_all_members_at_once(counted, monkeypa
         run(own, seeds(3), True)
     assert threading.active_count() == n_threads
     np.testing.assert_equal(random_states(), states)
+
+
+def test_large_models_are_not_stacked_by_themselves(counted, log, monkeypatch):
+    monkeypatch.setattr("modularml.engine.stacked._FEWEST_STEPS", 10)
+    own = world(SequentialMLP(n_layers=3, hidden_dim=600), n_epochs=1)
+    work = Work("many", dict(QUIET))
+    plan = own.execution_plan.all[0]
+    with closing(work.outcomes(own, plan, seeds(2), stacked="auto")) as outcomes:
+        assert all(isinstance(outcome, mml.Experiment) for _, outcome in outcomes)
+    assert not counted
+    assert "weights, more than 300,000" in log.text

@@ -229,7 +229,9 @@ class Work:
         ]
         settings = [getattr(phase, "checkpointing", None) for phase in plan.flatten()]
         saves = self.folder is not None or any(s is not None and s.mode == "disk" for s in settings)
-        options = {"level": logging.WARNING, "fewest_steps": 32} if loud else {}
+        options: dict[str, Any] = {}
+        if loud:
+            options = {"level": logging.WARNING, "fewest_steps": 32, "most_weights": None}
         runs = SideBySide(works, saves=saves, **options)
         for number, outcome in runs.outcomes():
             yield variants[number], outcome
