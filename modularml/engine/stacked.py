@@ -406,7 +406,7 @@ class _Member:
         n = sum(adapter.count_parameters(model)[0] for model in step.models)
         if limit is not None and n > limit:
             raise NotStackableError(
-                f"a model has {n:,} weights, more than {limit:,}, so that little time would be saved"
+                f"a model has {n:,} weights, more than {limit:,}, so little time would be saved"
             )
 
     # -- while it waits -----------------------------------------------------------------------
