@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from modularml._arguments import Checked, at_least
 from modularml._optional import require
+from modularml._typing import Columns
 from modularml.config import config_registry, decode, encode
 from modularml.context import ExperimentContext, RegistrationPolicy
 from modularml.engine.callback import ExperimentCallback
@@ -22,6 +23,7 @@ from modularml.engine.run_state import restored_on_exit
 from modularml.errors import ConfigError
 from modularml.experiment.calibration import conformal_tables
 from modularml.experiment.evaluating import evaluate
+from modularml.experiment.importance import importances
 from modularml.experiment.run import ExperimentRun, Runner
 from modularml.experiment.run_audit import Mode, RunAudit
 from modularml.experiment.saving import ExperimentFiles
@@ -475,6 +477,71 @@ class Experiment(Checked, ExperimentFiles):
                 audit=self.audit,
                 per=per,
                 reduce=reduce,
+            )
+
+    def importances(
+        self,
+        data: Any,
+        metric: str | Callable[..., float],
+        *,
+        columns: Columns = None,
+        by: Literal["column", "element"] = "column",
+        n_repeats: int = 5,
+        seed: int = 0,
+        greater_is_better: bool | None = None,
+        node: Any | None = None,
+        unscale: bool = True,
+        outputs: Meaning = "auto",
+    ) -> pd.DataFrame:
+        """Return how much worse a score becomes when a feature is permuted between rows.
+
+        Nothing is trained, changed or added to the history.
+
+        Parameters
+        ----------
+        data : str, FeatureSet or FeatureSetView
+            Rows with targets, such as the name of a split that was not trained on.
+        metric : str or callable
+            A score; see `evaluate`.
+        columns : str or list of str, optional
+            By default every feature that the graph reads.
+        by : {'column', 'element'}
+            Whether array columns are permuted as a whole, or each element alone, by the name that
+            `element_names` gave it.
+        n_repeats : int
+            Permutations of each.
+        seed : int
+        greater_is_better : bool, optional
+            Direction of a user-defined metric.
+        node, unscale, outputs
+            See `evaluate`.
+
+        Returns
+        -------
+        DataFrame
+            One row per column or element: ``column``, ``element`` (missing for a whole column),
+            ``mean`` and ``std`` (denominator n) of the loss of quality, positive if the feature
+            matters, and its ``values``; ``attrs["score"]`` is the score without permutation.
+
+        Notes
+        -----
+        Breiman 2001, *Random forests*, Machine Learning 45; the permutations are those of
+        `sklearn.inspection.permutation_importance` for the same seed. Features that say the same
+        hide each other.
+        """
+        with self._ctx.activate():
+            return importances(
+                active_graph("importances"),
+                data,
+                metric,
+                columns=columns,
+                by=by,
+                n_repeats=n_repeats,
+                seed=seed,
+                greater_is_better=greater_is_better,
+                node=node,
+                unscale=unscale,
+                outputs=outputs,
             )
 
     # -- checkpointing ------------------------------------------------------------------------
