@@ -82,10 +82,16 @@ class SampleCollection:
     n_absent = 0
     """Number of rows omitted from the file this was loaded from; see `without_rows`."""
 
-    def _set(self, table: pa.Table, maps: Maps, masks: Mapping[str, str] | None) -> None:
+    def _set(
+        self,
+        table: pa.Table,
+        maps: Maps,
+        masks: Mapping[str, str] | None,
+        schema: SampleSchema | None = None,
+    ) -> None:
         self.table: pa.Table = table
         self.maps = {name: maps[name] for name in table.column_names if name in maps}
-        self.schema = SampleSchema.from_arrow(table.schema, masks)
+        self.schema = schema or SampleSchema.from_arrow(table.schema, masks)
         self.version = next(_versions)
         self._numpy: dict[str, Array] = {}
         self._codes: dict[str, IntArray] = {}
@@ -226,7 +232,9 @@ class SampleCollection:
         if not dropped:
             return self
         remaining = [n for n in self.table.column_names if n not in dropped]
-        return self._next(self.table.select(remaining))
+        known = {n: spec for n, spec in self.schema.columns.items() if n not in dropped}
+        schema = None if self.schema.masks else SampleSchema(known)
+        return self._next(self.table.select(remaining), schema=schema)
 
     def without_rows(self, n_rows: int | None = None, fingerprint: str = "") -> SampleCollection:
         """Return the names and types of the columns without any rows.
@@ -307,10 +315,12 @@ class SampleCollection:
         table = pa.table({**columns, **arrays}, schema=pa.schema(fields.values()))
         return self._next(table, {**other_maps, **maps})
 
-    def _next(self, table: pa.Table, maps: Maps | None = None) -> SampleCollection:
+    def _next(
+        self, table: pa.Table, maps: Maps | None = None, schema: SampleSchema | None = None
+    ) -> SampleCollection:
         """Return a collection of a table that has the same rows and valid columns."""
         new = SampleCollection.__new__(SampleCollection)
-        new._set(table, self.maps if maps is None else maps, self.schema.masks)
+        new._set(table, self.maps if maps is None else maps, self.schema.masks, schema)
         new.n_absent = self.n_absent
         for name in ("ids", "fingerprint"):  # raw columns never change
             if name in self.__dict__:

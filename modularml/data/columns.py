@@ -17,11 +17,11 @@ import pyarrow as pa
 
 from modularml._optional import loaded, require
 from modularml._typing import Array, Shape
-from modularml.data.arrow_types import wrap
+from modularml.data.arrow_types import to_numpy, wrap
 from modularml.data.kept_types import check_nulls, fixed, null_error, ragged_error
 from modularml.errors import DataError
 
-__all__ = ["ragged_error", "to_arrow"]
+__all__ = ["column_values", "ragged_error", "to_arrow"]
 
 _TIME_UNITS = {"Y": "D", "M": "D", "W": "D", "D": "D", "h": "s", "m": "s"}
 """Time units of numpy that Arrow lacks, and the nearest finer unit that it has."""
@@ -54,6 +54,22 @@ def to_arrow(values: Any, key: str, *, copy: bool = True) -> pa.Array:
     """
     return check_nulls(fixed(_read(values, key, copy), key), key)
 
+
+def column_values(values: Any, key: str) -> Array:
+    """Return column data as a read-only array, as `to_numpy` of `to_arrow` does.
+
+    Vectors of numbers, of which Arrow would hold the same bytes, are neither copied nor converted.
+    """
+    if type(values) is np.ndarray and values.ndim == 1 and values.dtype in _AS_THEY_ARE:
+        view = values.view()
+        view.flags.writeable = False
+        return view
+    return to_numpy(to_arrow(values, key))
+
+
+_AS_THEY_ARE = frozenset(
+    map(np.dtype, ("f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"))
+)
 
 # -- conversion by input type --------------------------------------------------------------
 

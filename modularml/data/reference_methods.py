@@ -7,7 +7,7 @@ from modularml.context import ExperimentNode
 from modularml.data.access import SampleCollectionMixin
 from modularml.data.references import FeatureSetColumnReference, FeatureSetReference
 from modularml.data.schema import DOMAINS, POSITION, SAMPLE_UUIDS
-from modularml.data.selectors import as_list, select_one
+from modularml.data.selectors import Candidates, as_list, select_one
 from modularml.errors import ConfigError, UnknownNameError
 
 __all__ = ["ReferencesMixin"]
@@ -51,11 +51,11 @@ class ReferencesMixin(ExperimentNode, SampleCollectionMixin):
         UnknownNameError
             If there is no such column.
         """
-        mentioned = [n for s in as_list(columns) for n in self._resolve(s, None, rep)]
+        mentioned = self._resolved(columns, None, rep)
         chosen = {}
         for domain, selectors in zip(DOMAINS, (features, targets, tags), strict=True):
             names = [name for name in mentioned if name.startswith(f"{domain}.")]
-            names += [n for s in as_list(selectors) for n in self._resolve(s, domain, rep)]
+            names += self._resolved(selectors, domain, rep)
             if selectors is None and not names:
                 names = self._whole_domain(domain, rep)
             chosen[domain] = tuple(dict.fromkeys(names))
@@ -109,12 +109,15 @@ class ReferencesMixin(ExperimentNode, SampleCollectionMixin):
                 select_one(self.collection.schema, name)
         return on if on is None or isinstance(on, str) else tuple(on)
 
-    def _resolve(self, selector: str, domain: str | None, rep: str | None) -> list[str]:
-        """Return full names, or ``domain.key`` if no representation is named."""
-        names = self._select(**{domain or "columns": selector}, rep=rep)
-        if rep or _names_rep(selector):
-            return names
-        return [name.rpartition(".")[0] for name in names]
+    def _resolved(self, selectors: Columns, domain: str | None, rep: str | None) -> list[str]:
+        """Return full names, or ``domain.key`` of selectors that name no representation."""
+        candidates = Candidates(self.collection.schema, self.column_names)
+        resolved = []
+        for selector in as_list(selectors):
+            names = candidates.match(selector, domain, rep)
+            is_full = rep is not None or _names_rep(selector)
+            resolved += names if is_full else [name.rpartition(".")[0] for name in names]
+        return resolved
 
     def _whole_domain(self, domain: str, rep: str | None) -> list[str]:
         """Return every column of a domain, in representation `rep` if it exists."""

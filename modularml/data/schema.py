@@ -148,7 +148,7 @@ class SampleSchema:
         """Return the keys of the tags of windows with one of these marks."""
         return [s.key for s in self.columns.values() if s.window in marks and s.rep == RAW]
 
-    @property
+    @cached_property
     def masks(self) -> dict[str, str]:
         """Key of the mask of each padded column, by its own key."""
         return {s.key: s.mask for s in self.columns.values() if s.mask is not None}

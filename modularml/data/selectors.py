@@ -10,7 +10,7 @@ from modularml._typing import Columns
 from modularml.data.schema import DOMAINS, RAW, TRANSFORMED, SampleSchema
 from modularml.errors import UnknownNameError, expect
 
-__all__ = ["as_list", "newest", "select", "select_one"]
+__all__ = ["Candidates", "as_list", "newest", "select", "select_one"]
 
 
 def as_list(value: str | Sequence[str] | None) -> list[str]:
@@ -65,7 +65,7 @@ def select(
         if names and not matches:
             raise UnknownNameError("representation", rep, {schema[name].rep for name in names})
         return matches
-    candidates = _Candidates(schema, names)
+    candidates = Candidates(schema, names)
     chosen: dict[str, None] = {}
     for selector in as_list(columns):
         chosen.update(dict.fromkeys(candidates.match(selector, None, rep)))
@@ -89,7 +89,7 @@ def select_one(schema: SampleSchema, selector: str) -> str:
         If it is not a string.
     """
     selector = expect("column", selector, str, "one name")
-    names = _Candidates(schema, schema.columns).match(selector, None, "*")
+    names = Candidates(schema, schema.columns).match(selector, None, "*")
     if len({schema[name].key for name in names}) > 1:
         raise UnknownNameError("single column", selector, names, f"it matches {len(names)} columns")
     raw = [name for name in names if schema[name].rep == RAW]
@@ -106,7 +106,7 @@ def newest(schema: SampleSchema, names: Iterable[str]) -> list[str]:
     return list(by_key.values())
 
 
-class _Candidates:
+class Candidates:
     """Full names that selectors are matched against."""
 
     def __init__(self, schema: SampleSchema, names: Iterable[str]) -> None:

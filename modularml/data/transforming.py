@@ -13,7 +13,7 @@ from modularml._typing import Array, Columns, IntArray
 from modularml.data import scaling
 from modularml.data.arrow_types import in_shape, to_numpy
 from modularml.data.collection import SampleCollection
-from modularml.data.columns import to_arrow
+from modularml.data.columns import column_values, to_arrow
 from modularml.data.frames import as_columns
 from modularml.data.group_scaling import check_unseen, fit_by_group
 from modularml.data.rows import SplitMixin
@@ -271,7 +271,7 @@ class TransformingMixin(SplitMixin[FeatureSetView]):
             known = self._domain_keys(each, None) if domain else self._collection.schema.keys(each)
             schema = self._collection.schema
             new = {
-                k: in_shape(to_numpy(to_arrow(columns[k], k)), schema[f"{each}.{k}.{RAW}"].shape)
+                k: in_shape(column_values(columns[k], k), schema[f"{each}.{k}.{RAW}"].shape)
                 for k in known
                 if k in columns
             }
@@ -325,9 +325,9 @@ class TransformingMixin(SplitMixin[FeatureSetView]):
         self._collection.check_rows()
         removed = [r for r in self._scaler_records if r not in records]
         self._check_raw([*removed, *records])
-        old, remaining = _written(removed), _written(records)
+        dropped = _written(removed) - _written(records)
         collection = self._collection.without_columns(
-            [name for name in self._collection.names if name in old - remaining]
+            [name for name in self._collection.names if name in dropped]
         )
         missing = {n for r in records for n in r.targets} - set(collection.names)
         if missing:

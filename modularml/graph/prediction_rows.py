@@ -242,9 +242,8 @@ class RowReader:
             table, rows = self.view.collection, self.view.valid_indices
             return lambda start, stop: stacked(table, slot, rows[start:stop])
         columns = self._transformed(fs, slot.columns)
-        for name, values in columns.items():
-            check_cast(slot.adapter, slot.dtype, values, name)
         stacked_columns = stack(columns)
+        _check_casts(slot, columns, stacked_columns)
         if slot.shape is not None:
             stacked_columns = stacked_columns.reshape(len(stacked_columns), *slot.shape)
         return lambda start, stop: stacked_columns[start:stop]
@@ -303,6 +302,19 @@ def _as_view(data: Any) -> FeatureSetView | None:
     if isinstance(data, FeatureSet):
         return data.to_view()
     return data if isinstance(data, FeatureSetView) else None
+
+
+def _check_casts(slot: InputSlot, columns: Mapping[str, Array], together: Array) -> None:
+    """Refuse columns that change in the cast; see `check_cast`."""
+    if len({values.dtype for values in columns.values()}) == 1:
+        try:
+            check_cast(slot.adapter, slot.dtype, together, "")
+        except DataError:  # it is named below
+            pass
+        else:
+            return
+    for name, values in columns.items():
+        check_cast(slot.adapter, slot.dtype, values, name)
 
 
 def _with_partners(fs: FeatureSet, keys: list[str]) -> list[str]:

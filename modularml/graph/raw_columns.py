@@ -10,7 +10,7 @@ import numpy as np
 from modularml._optional import require
 from modularml._typing import Array
 from modularml.data.arrow_types import to_numpy
-from modularml.data.columns import to_arrow
+from modularml.data.columns import column_values, to_arrow
 from modularml.data.frames import as_columns
 from modularml.data.sources import check_lengths
 from modularml.errors import DataError
@@ -65,7 +65,7 @@ class RawColumns(Mapping[str, Array]):
     def __getitem__(self, key: str) -> Array:
         if key not in self._converted:
             values = self._columns[key]
-            converted: Array = values if key == "" else to_numpy(to_arrow(values, key))
+            converted: Array = values if key == "" else column_values(values, key)
             self._converted[key] = converted if self._rows is None else converted[self._rows]
         return self._converted[key]
 
