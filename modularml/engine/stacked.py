@@ -24,7 +24,12 @@ from modularml.engine.interruption import Interruption, Signals, is_interruption
 from modularml.engine.loop import RunningEpoch, batch_runner, run_batches
 from modularml.graph.model_node import ModelNode
 from modularml.graph.running import run_step
-from modularml.io.randomness import one_owner, random_states, set_random_states
+from modularml.io.randomness import (
+    exclusive_randomness,
+    one_owner,
+    random_states,
+    set_random_states,
+)
 
 __all__ = ["SideBySide", "pays"]
 
@@ -122,7 +127,8 @@ class SideBySide:
                 self.signals.__enter__()
             while running:
                 for member in list(running):
-                    self._resume(member)
+                    with exclusive_randomness():
+                        self._resume(member)
                     if member.ended:
                         running.remove(member)
                         if member.error is not None and is_interruption(member.error):
@@ -130,11 +136,13 @@ class SideBySide:
                         else:
                             yield member.number, member.error or member.result
                 if self._interrupted is None:
-                    self._train([member for member in running if member.step is not None])
+                    with exclusive_randomness():
+                        self._train([member for member in running if member.step is not None])
             if self._interrupted is not None:
                 raise self._interrupted
         finally:
-            self._end(running)
+            with exclusive_randomness():
+                self._end(running)
             if self.signals is not None:
                 self.signals.__exit__(None, None, None)
 

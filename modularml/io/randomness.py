@@ -7,7 +7,7 @@ import os
 import random
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, ClassVar
 
@@ -21,6 +21,7 @@ __all__ = [
     "derived_seed",
     "deterministic",
     "drawn_seed",
+    "exclusive_randomness",
     "generator_from",
     "generator_state",
     "one_owner",
@@ -93,22 +94,45 @@ def deterministic() -> Iterator[None]:
     if torch is None:
         yield
         return
-    cudnn, set_ = torch.backends.cudnn, torch.use_deterministic_algorithms
-    on, warn = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    before = cudnn.deterministic, cudnn.benchmark, os.environ.get(_CUBLAS)
-    os.environ.setdefault(_CUBLAS, ":4096:8")  # required by cuBLAS to be deterministic
-    set_(True)
-    cudnn.deterministic, cudnn.benchmark = True, False
+    with _MODES_LOCK:
+        if not _modes:  # runs side by side begin and end in any order; the last restores
+            _modes.append(_set_deterministic(torch))
+        _modes.append(None)
     try:
         yield
     finally:
-        set_(on, warn_only=warn)
-        cudnn.deterministic, cudnn.benchmark, cublas = before
-        if cublas is None:
-            os.environ.pop(_CUBLAS, None)
+        with _MODES_LOCK:
+            _modes.pop()
+            if len(_modes) == 1:
+                _restore_modes(torch, _modes.pop())
+
+
+_MODES_LOCK = threading.Lock()
+_modes: list[Any] = []
+"""What to restore, and an entry for each block that is in `deterministic`."""
+
+
+def _set_deterministic(torch: Any) -> Any:
+    """Set torch's deterministic modes and return those before."""
+    cudnn = torch.backends.cudnn
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        (cudnn.deterministic, cudnn.benchmark),
+        os.environ.get(_CUBLAS),
+    )
+    os.environ.setdefault(_CUBLAS, ":4096:8")  # required by cuBLAS to be deterministic
+    torch.use_deterministic_algorithms(True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    return before
+
+
+def _restore_modes(torch: Any, before: Any) -> None:
+    on, warn_only, cudnn, cublas = before
+    torch.use_deterministic_algorithms(on, warn_only=warn_only)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+    if cublas is None:
+        os.environ.pop(_CUBLAS, None)
 
 
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
@@ -235,6 +259,11 @@ _MIXED = (
     "a run without a seed uses the process's random generators while a seeded run uses them in "
     "another thread, so the seeded run is not reproducible; set a seed for both"
 )
+
+
+def exclusive_randomness() -> AbstractContextManager[None]:
+    """Return a context in which no seeded run of another thread uses the generators."""
+    return _LOCK
 
 
 @contextmanager

@@ -718,6 +718,66 @@ def test_a_convolution_before_a_batch_normalization_is_trained_as_one(counted):
     assert counted == [3] * 16
 
 
+class Modes(Callback):
+    """Logs whether deterministic algorithms are on."""
+
+    def on_epoch_end(self, **facts: Any) -> Any:
+        value = float(torch.are_deterministic_algorithms_enabled())
+        return MetricResult(name="deterministic", value=value)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_options_of_the_experiment_are_those_of_its_members(stacked, tmp_path, counted):
+    """Runs side by side end in another order than they begin; the last turns modes off."""
+    own = world(callbacks=[Modes()])
+    config = mml.ResultsConfig(results_dir=tmp_path, memory_budget=0)
+    with own.ctx.activate():
+        new = mml.Experiment.from_active_context(
+            "exp", audit="off", deterministic=True, results_config=config
+        )
+    new.execution_plan.add_items(own.execution_plan.all)
+    found = run(new, seeds(3), stacked)
+    assert bool(counted) is stacked
+    for member in found.values():
+        metrics = member.history[-1].results["train"].metrics()
+        assert [v for (name, *_), v in metrics.items() if name == "deterministic"] == [1.0, 1.0]
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert len(list(tmp_path.rglob("*.safetensors"))) >= 3
+    recorded = [m.history[-1].results["train"].tensors("net", "outputs") for m in found.values()]
+    assert len({float(next(iter(r.values())).sum()) for r in recorded}) == 3
+
+
+def test_seeded_runs_in_two_threads_do_not_disturb_each_other(counted):
+    """Generators of the process are swapped only while no seeded run of another thread computes."""
+
+    def losses(seed: int) -> None:
+        with mml.ExperimentContext().activate():
+            own = world(n_epochs=2)
+            with own.ctx.activate():
+                exp = mml.Experiment.from_active_context("exp", seed=seed, audit="off")
+            cv = mml.CrossValidation(
+                bindings=mml.CVBinding("data", ["train"]),
+                experiment=exp,
+                n_folds=3,
+                phase=own.execution_plan.all[0],
+                stacked=True,
+            )
+            results = cv.run(**SILENT)
+            found[seed] = [list(results.get_fold(i)["train"].metrics().values()) for i in range(3)]
+
+    found: dict[int, Any] = {}
+    for seed in (1, 2):
+        losses(seed)
+    alone = dict(found)
+    threads = [threading.Thread(target=losses, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == alone
+    assert counted
+
+
 def test_gradients_are_left_as_a_members_own_step_leaves_them(counted):
     class Norms(Callback):
         def on_epoch_end(self, *, experiment: Any, **facts: Any) -> Any:

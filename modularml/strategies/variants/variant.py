@@ -177,7 +177,13 @@ def _copied(
         callbacks = [_rebuilt(callback, edits=edits) for callback in experiment.exp_callbacks]
         checkpointing = _rebuilt(experiment.checkpointing)
         new = Experiment(
-            label, ctx=ctx, checkpointing=checkpointing, callbacks=callbacks, audit="off"
+            label,
+            ctx=ctx,
+            checkpointing=checkpointing,
+            callbacks=callbacks,
+            audit="off",
+            deterministic=experiment.deterministic,
+            results_config=experiment.results_config,
         )
         items = plan.all if isinstance(plan, PhaseGroup) else [plan]
         new.execution_plan.add_items(_rebuilt(item, edits=edits) for item in items)
