@@ -170,8 +170,7 @@ def test_quantiles_follow_scalers_that_are_not_linear():
     np.testing.assert_allclose(graph.predict(fs), np.exp(scaled.astype("f8")), rtol=1e-5)
 
 
-@pytest.mark.parametrize("stacked", [True, False])
-def test_folds(stacked, caplog):
+def test_folds():
     fs = featureset(1, Standard)
     _, _, loss = graph_of("torch", "gaussian_nll", fs)
     exp = experiment("folds", audit="off")
@@ -180,10 +179,9 @@ def test_folds(stacked, caplog):
         mml.TrainPhase.from_split("train", split="all", sampler=sampler, losses=[loss], n_epochs=2)
     )
     binding = mml.CVBinding(fs, ["all"], train_split_name="all")
-    cv = mml.CrossValidation(bindings=binding, n_folds=2, experiment=exp, stacked=stacked)
+    cv = mml.CrossValidation(bindings=binding, n_folds=2, experiment=exp)
     found = cv.run(show_fold_progress=False, **QUIET).out_of_fold("net")
     assert np.isfinite(found[["prediction_mean", "prediction_variance"]]).all(axis=None)
-    assert "one after another" not in caplog.text
 
 
 def test_bad_input():

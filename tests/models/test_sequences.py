@@ -5,7 +5,7 @@ import pytest
 
 import modularml as mml
 from modularml.errors import ConfigError, ShapeError, UnknownNameError
-from tests.worlds import QUIET, experiment, mse, train
+from tests.worlds import experiment, train
 
 torch = pytest.importorskip("torch")
 from modularml.models import torch as torch_models  # noqa: E402
@@ -214,34 +214,6 @@ def _tensor(backend, values):
     import tensorflow as tf
 
     return tf.constant(values)
-
-
-@pytest.mark.parametrize("name", ["SequentialTCN", "SequentialTransformer"])
-def test_members_are_trained_as_one(name, caplog):
-    """Seeds that are trained as one have the numbers of those trained alone."""
-    rng = np.random.default_rng(0)
-    data = {"x": values(MASK, 3.0).transpose(0, 2, 1), "y": rng.normal(size=N), "mask": MASK}
-
-    def run(stacked):
-        with mml.ExperimentContext().activate():
-            fs = mml.FeatureSet.from_dict("s", data, "x", "y", "mask", mask="mask")
-            fs.add_split(fs.take(range(N), label="train"))
-            model = getattr(torch_models, name)(hidden_dim=8, dropout=0.2)
-            node = mml.ModelNode("net", model, fs.reference(features="x"), mask_as="mask")
-            mml.ModelGraph([node], optimizer=mml.Optimizer("sgd", opt_kwargs={"lr": 0.1}))
-            exp = experiment("folds", audit="off")
-            sampler = mml.SimpleSampler(batch_size=4)
-            exp.execution_plan.add_phase(
-                mml.TrainPhase.from_split(
-                    "train", split="train", sampler=sampler, losses=[mse()], n_epochs=3
-                )
-            )
-            binding = mml.CVBinding(fs, ["train"], train_split_name="train")
-            cv = mml.CrossValidation(bindings=binding, n_folds=2, experiment=exp, stacked=stacked)
-            return cv.run(show_fold_progress=False, **QUIET).out_of_fold("net")["prediction"]
-
-    np.testing.assert_allclose(run(True), run(False), rtol=1e-4, atol=1e-5)
-    assert "one after another" not in caplog.text
 
 
 def test_bad_arguments():

@@ -155,8 +155,7 @@ def test_categories_that_no_training_row_has_count_as_unknown():
     assert np.abs(weights[[1, 2]]).min() > 0
 
 
-@pytest.mark.parametrize("stacked", [True, False])
-def test_folds_encode_anew_and_train_as_one(stacked, caplog):
+def test_folds_encode_anew():
     fs = featureset(rows(largest=99))
     fs.add_split(fs.take(range(60), label="train"))
     graph_of(fs, "torch", "several")
@@ -170,10 +169,9 @@ def test_folds_encode_anew_and_train_as_one(stacked, caplog):
     )
     exp.execution_plan.add_phase(phase)
     binding = mml.CVBinding(fs, ["train"], train_split_name="train")
-    cv = mml.CrossValidation(bindings=binding, n_folds=3, experiment=exp, stacked=stacked)
+    cv = mml.CrossValidation(bindings=binding, n_folds=3, experiment=exp)
     frame = cv.run(show_fold_progress=False, **QUIET).out_of_fold("net")
     assert np.mean((frame["prediction"] - frame["target"]) ** 2) < 0.2
-    assert "one after another" not in caplog.text
 
 
 def test_by_hand_without_a_graph():

@@ -34,5 +34,5 @@ class SequentialRNN(RNNArguments, SequenceModel):  # noqa: D101 - that of its ar
     def encode(self, steps: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Return the outputs of the last recurrent layer; padding comes after real steps."""
         for layer, drop in zip(self.recurrent, self.drops, strict=True):
-            steps = drop(layer(steps)[0])
+            steps = drop(layer(steps)[0].contiguous())  # dropout draws in order of memory
         return steps
