@@ -104,6 +104,7 @@ class DerivedSetsMixin(SampleCollectionMixin):
         collection = windows_of(
             self.collection,
             self._rows(),
+            self.column_names,
             columns,
             length=length,
             step=step,

@@ -209,18 +209,19 @@ def _right_columns(
     schema, renamed = right.collection.schema, dict(rename or {})
     excluded = equal | {new for old, new in keys.items() if old == new}
     if columns is None:
-        every = dict.fromkeys(s.key for s in schema.columns.values() if s.window is None)
+        specs = (schema[name] for name in right.column_names)
+        every = dict.fromkeys(s.key for s in specs if s.window is None)
         columns = [key for key in every if key not in excluded]
     if not columns:
         raise DataError(f"{right.source.label!r} has no column to join besides {sorted(excluded)}")
-    names = schema.with_masks(raw_columns(right.collection, columns, "joins"))
+    names = schema.with_masks(raw_columns(right.collection, right.column_names, columns, "joins"))
     known = {schema[name].key for name in names}
     for old in renamed:
         if old not in known:
             raise UnknownNameError("column", old, known, "it is a key of rename=")
     new_keys = {name: renamed.get(schema[name].key, schema[name].key) for name in names}
     check_keys(new_keys.values())
-    taken = {s.key for s in left.collection.schema.columns.values()}
+    taken = {left.collection.schema[name].key for name in left.column_names}
     if both := [key for key in new_keys.values() if key in taken]:
         raise DataError(
             f"both {left.source.label!r} and {right.source.label!r} have the columns {both}; pass "

@@ -65,6 +65,7 @@ class _Places:
 def windows_of(
     collection: SampleCollection,
     rows: IntArray,
+    names: Sequence[str],
     columns: Columns,
     *,
     length: int,
@@ -75,12 +76,15 @@ def windows_of(
     target: str = "series",
     keep_together: bool = True,
 ) -> SampleCollection:
-    """Cut windows from columns of rows of a table; see `FeatureSet.windows`."""
+    """Cut windows from columns of rows of a table; see `FeatureSet.windows`.
+
+    Targets and tags among `names`, which are full names of columns, are carried.
+    """
     at_least(1, ConfigError, length=length, step=step)
     if target not in _TARGETS:
         raise ConfigError(f"target must be one of {_TARGETS}, got {target!r}")
     schema = collection.schema
-    specs = [schema[name] for name in raw_columns(collection, columns, "windows")]
+    specs = [schema[name] for name in raw_columns(collection, names, columns, "windows")]
     mask = _mask_of(specs)
     if series is None and order is None:
         cut = _of_arrays(collection, rows, specs, mask)
@@ -94,7 +98,7 @@ def windows_of(
         data[spec.key] = _windowed(collection, cut, places, spec, length, pad)
         domains[spec.domain].append(spec.key)
     padded = [spec.key for spec in specs]
-    for spec in _carried(collection, specs, data, cut.keys):
+    for spec in _carried(collection, names, specs, data, cut.keys):
         is_window = spec.domain == "targets" and target == "window" and _is_per_step(cut, spec)
         if is_window:
             data[spec.key] = _windowed(collection, cut, places, spec, length, pad)
@@ -110,7 +114,9 @@ def windows_of(
     return _described(made, collection, marks)
 
 
-def raw_columns(collection: SampleCollection, columns: Columns, use: str) -> list[str]:
+def raw_columns(
+    collection: SampleCollection, names: Sequence[str], columns: Columns, use: str
+) -> list[str]:
     """Select raw columns; refuse scaled ones unless ``key.raw`` is selected.
 
     Raises
@@ -118,15 +124,15 @@ def raw_columns(collection: SampleCollection, columns: Columns, use: str) -> lis
     DataError
         If a column has a newer representation than the raw one, which would be lost.
     """
-    names = select(collection.schema, collection.names, columns)
-    for name in names:
+    chosen = select(collection.schema, names, columns)
+    for name in chosen:
         if not name.endswith(f".{RAW}"):
             key = collection.schema[name].key
             raise DataError(
                 f"column {key!r} is scaled, and {use} are made of raw values; select "
                 f"{f'{key}.{RAW}'!r} and scale the result, or undo the scaler first"
             )
-    return names
+    return chosen
 
 
 def _mask_of(specs: Sequence[ColumnSpec]) -> str | None:
@@ -283,6 +289,7 @@ def _steps(
 
 def _carried(
     collection: SampleCollection,
+    names: Sequence[str],
     specs: Sequence[ColumnSpec],
     taken: dict[str, Any],
     series: Sequence[str],
@@ -290,12 +297,14 @@ def _carried(
     """Return the raw targets, tags and columns of series that are carried over to windows."""
     schema = collection.schema
     own = {spec.key for spec in specs} | set(taken) | set(schema.masks.values())
-    names = newest(schema, collection.names)
+    every = newest(schema, [*names, *(select_one(schema, key) for key in series)])
     chosen = [
-        s for s in map(schema.__getitem__, names) if s.domain != "features" or s.key in series
+        s for s in map(schema.__getitem__, every) if s.domain != "features" or s.key in series
     ]
     keys = [s.key for s in chosen if s.key not in own]
-    return [schema[name] for name in (raw_columns(collection, keys, "windows") if keys else [])]
+    if not keys:
+        return []
+    return [schema[name] for name in raw_columns(collection, every, keys, "windows")]
 
 
 def _is_per_step(cut: _Series, spec: ColumnSpec) -> bool:

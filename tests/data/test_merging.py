@@ -232,3 +232,12 @@ class TestAsOf:
             c.join(d, "m", asof="t", tolerance="3h", register=False)
         with pytest.raises(DataError, match="must hold numbers or times"):
             c.join(d, asof="m", register=False)
+
+
+def test_columns_of_views():
+    rows, facts, left, right = sets()
+    one = right.filter(conditions={"batch": 1}).select(["age"])
+    made = left.select(["v", "batch"]).join(one, "machine", register=False)
+    assert made.get_all_keys(False, False) == ["v", "batch", "age"]
+    ages = facts[facts["batch"] == 1].set_index("machine")["age"]
+    assert np.array_equal(made.get_features()["age"], ages[rows["machine"]])

@@ -8,7 +8,7 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
 import modularml as mml
-from modularml.errors import ConfigError, DataError
+from modularml.errors import ConfigError, DataError, UnknownNameError
 from modularml.splitters import KFoldSplitter, RandomSplitter
 
 rng = np.random.default_rng(0)
@@ -244,3 +244,17 @@ class TestBadInput:
             fs.windows(
                 "v", length=10, series="cell", order="t", target="last", pad="x", register=False
             )
+
+
+def test_columns_of_a_view():
+    _, fs = arrays()
+    made = fs.select(["current", "cell"]).windows("current", length=5, register=False)
+    assert made.get_all_keys(False, False) == [
+        *("current", "window_source", "window_start", "window_stop", "cell")
+    ]
+    with pytest.raises(UnknownNameError):
+        fs.select(["current"]).windows("temperature", length=5, register=False)
+    _, fs = long_table()
+    part = fs.select(["v"]).windows("v", length=4, series="cell", order="t", register=False)
+    assert part.kept_together == ["cell"]
+    assert "when" not in part.get_tag_keys(False, False)
