@@ -80,6 +80,9 @@ def windows_of(
 
     Targets and tags among `names`, which are full names of columns, are carried.
     """
+    for name, value in {"length": length, "step": 1 if step is None else step}.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise ConfigError(f"{name} must be a whole number of steps, got {value!r}")
     at_least(1, ConfigError, length=length, step=step)
     if target not in _TARGETS:
         raise ConfigError(f"target must be one of {_TARGETS}, got {target!r}")

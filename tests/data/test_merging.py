@@ -227,6 +227,9 @@ class TestAsOf:
             a.join(b, "m", asof="t", tolerance="soon", register=False)
         with pytest.raises(ConfigError, match="tolerance must be at least 0"):
             a.join(b, "m", asof="t", tolerance="-1h", register=False)
+        b = as_sets(*in_time(zone="UTC"))[1]
+        with pytest.raises(DataError, match="time zone None, and those of 't' in 'e' UTC"):
+            a.join(b, "m", asof="t", register=False)
         c, d = as_sets(*in_time(numbers="int"))
         with pytest.raises(ConfigError, match="tolerance must be a number"):
             c.join(d, "m", asof="t", tolerance="3h", register=False)

@@ -222,6 +222,8 @@ class TestBadInput:
         fs = arrays()[1]
         with pytest.raises(ConfigError, match="length must be at least 1"):
             fs.windows("current", length=0, register=False)
+        with pytest.raises(ConfigError, match="length must be a whole number of steps, got 2"):
+            fs.windows("current", length=2.5, register=False)
         with pytest.raises(ConfigError, match="step must be at least 1"):
             fs.windows("current", length=3, step=0, register=False)
         with pytest.raises(ConfigError, match="target must be one of"):
