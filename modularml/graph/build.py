@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from modularml._typing import Array, Shape
+from modularml._warning import warn
 from modularml.backends import Backend, adapter_for
 from modularml.data.lineage import ColumnLineage, MergedColumns, SourceColumns
 from modularml.data.references import FeatureSetReference
 from modularml.data.schema import ColumnSpec, SampleSchema
 from modularml.errors import GraphError, ShapeError
-from modularml.graph.lineage import lineages_of, mask_above, resolve_id, source_columns_of
+from modularml.graph.lineage import lineages_of, mask_above, masks_of, resolve_id, source_columns_of
 from modularml.graph.merge import side_by_side
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
@@ -148,6 +149,14 @@ def _shape_of(node: ComputeNode, ref: Any, shapes: Mapping[str, Shape | None]) -
 def _mask(node: ModelNode, lineages: Mapping[Any, ColumnLineage]) -> tuple[str, Shape] | None:
     """Return the argument that receives the mask of a node's input, and the mask's shape."""
     if node.mask_as is None:
+        columns = source_columns_of(lineages.get((node.node_id, "features")))
+        masks = sorted({mask for leaf in columns for mask in masks_of(leaf).values()})
+        if node.model.takes_mask and masks and not node.is_built:
+            warn(
+                f"node {node.label!r} reads columns with the mask {masks[0].split('.')[1]!r}, and "
+                f"its {node.model.shown_name} takes padding for data; pass mask_as='mask' to "
+                "ModelNode"
+            )
         return None
     source, mask = mask_above(lineages, node)
     return node.mask_as, source.ref.resolve().collection.schema[mask].shape
@@ -192,7 +201,13 @@ def _categories(node: ModelNode, shapes: Sequence[Shape | None]) -> list[Array |
         fs = ref.resolve()
         for name in ref.columns("features"):
             spec = fs.collection.schema[name]
-            if spec.kind == "category" and spec.shape == ():
+            if spec.kind == "category" and spec.shape:
+                raise ShapeError(
+                    f"node {node.label!r} reads the categories {spec.key!r} of shape "
+                    f"{spec.shape}; embeddings need one category in a column. Make a column of "
+                    "each, or pass categories= to the model"
+                )
+            if spec.kind == "category":
                 found.append(_ids(fs, spec))
             else:
                 found += [None] * math.prod(spec.shape)

@@ -70,6 +70,8 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
     """Whether columns of different shapes are concatenated into one row."""
     reads_several: ClassVar[bool] = False
     """Whether it accepts several inputs."""
+    takes_mask: ClassVar[bool] = False
+    """Whether it reads sequences, and takes the mask of padded ones."""
     _input_shape: InputShape | None = None
     _output_shape: Shape | None = None
 

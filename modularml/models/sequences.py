@@ -28,6 +28,7 @@ Pooling = Literal["last", "mean"]
 class SequenceArguments:
     """Arguments of every model of sequences."""
 
+    takes_mask = True
     pooling: str
 
     def __init__(

@@ -235,3 +235,13 @@ def test_bad_arguments():
     model = built("SequentialRNN", {})
     with pytest.raises(ShapeError, match=r"shape \(n, 6\).*got \(3, 5\)"):
         model(torch.zeros(3, 2, 6), torch.ones(3, 5, dtype=torch.bool))
+
+
+def test_padded_columns_without_a_mask_are_warned_of():
+    data = {"x": values(MASK, 0.0).transpose(0, 2, 1), "y": np.zeros(N), "mask": MASK}
+    fs = mml.FeatureSet.from_dict("s", data, "x", "y", "mask", mask="mask")
+    node = mml.ModelNode("net", torch_models.SequentialRNN(), fs.reference(features="x"))
+    graph = mml.ModelGraph([node])
+    with pytest.warns(UserWarning, match=r"mask 'mask', and its SequentialRNN takes padding"):
+        graph.build()
+    graph.build()

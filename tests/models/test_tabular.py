@@ -208,3 +208,13 @@ def test_bad_arguments():
         torch_models.TabularMLP(categories=[2, None]).build((3,), (1,))
     with pytest.raises(ShapeError, match="output_shape"):
         torch_models.TabularMLP().build((3,))
+
+
+def test_arrays_of_categories_are_refused():
+    frame = pd.DataFrame({"a": pd.Categorical([1, 2] * 4), "y": np.zeros(8), "row": range(8)})
+    frame["group"] = frame["row"] // 2
+    fs = mml.FeatureSet.from_pandas("rows", frame, ["a"], "y", group_by="group", scalar_cols="y")
+    assert fs.collection.schema["features.a.raw"].kind == "category"
+    node = mml.ModelNode("net", torch_models.TabularMLP(), fs)
+    with pytest.raises(ShapeError, match=r"reads the categories 'a' of shape \(2,\)"):
+        mml.ModelGraph([node]).build()
