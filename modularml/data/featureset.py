@@ -149,6 +149,7 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
         self._collection = self._scaled(new.without_columns(scaled), self._scaler_records)
         if not self._splits:
             self._splits, self._split_records = dict(rows._splits), list(rows._split_records)
+            self._dropped |= rows._dropped
 
     @property
     def row_indices(self) -> None:

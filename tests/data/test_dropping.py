@@ -83,6 +83,14 @@ def test_files(fs, tmp_path):
     assert "{'train': {'no current': 2}" in str(inspect(path))
 
 
+def test_rows_that_are_attached(fs):
+    fs.drop({"cell": "e"}, reason="no current").split_random({"train": 0.5, "test": 0.5})
+    bare = fs.copy()
+    bare.set_state({**bare.get_state(), "collection": bare.collection.without_rows()})
+    bare.attach(fs)
+    assert bare["train"].dropped == fs["train"].dropped
+
+
 def test_bad_input(fs):
     with pytest.raises(ConfigError, match="reason must say why"):
         fs.drop([0], reason=" ")
