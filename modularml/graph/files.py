@@ -13,7 +13,14 @@ from modularml.config import decode
 from modularml.context import ExperimentContext
 from modularml.data import FeatureSet
 from modularml.data.packing import packed_without_rows, scalers_fingerprint, unpacked
-from modularml.errors import ConfigError, MMLKindError, ModularMLError, UnknownNameError, expect
+from modularml.errors import (
+    ConfigError,
+    MMLKindError,
+    MMLNotFoundError,
+    ModularMLError,
+    UnknownNameError,
+    expect,
+)
 from modularml.io import limits
 from modularml.io.artifact import Contents, read_artifact, write_artifact
 from modularml.io.yamltext import YamlMixin
@@ -90,12 +97,13 @@ class GraphFiles(ContextYaml):
         custom_objects: Mapping[str, Any] | None = None,
         allow_import: Iterable[str] = (),
     ) -> Self:
-        """Read a graph and its nodes from a file.
+        """Read a graph and its nodes from a file of a graph, or from that of an experiment.
 
         Parameters
         ----------
         filepath : path-like
-            With or without its suffix.
+            With or without its suffix. Of an experiment, phases, callbacks and history are not
+            built, so their classes may be missing.
         allow_packaged_code : bool or str
             Whether code that the author packaged may run; see `BaseModel.load`.
         overwrite : bool
@@ -115,9 +123,8 @@ class GraphFiles(ContextYaml):
         MMLError
             If the file is damaged, newer, or of another kind. Nothing is changed then.
         """
-        contents = read_artifact(
+        contents = _read(
             filepath,
-            "mg",
             allow_packaged_code=allow_packaged_code,
             custom_objects=custom_objects,
             allow_import=allow_import,
@@ -128,7 +135,8 @@ class GraphFiles(ContextYaml):
             state = contents.state()
             for label, data in state.get("featuresets", {}).items():
                 _use_set(label, unpacked(data), contents.ids[label], beside)
-            graph: Self = graph_from(cls, contents.config, contents.ids)
+            config, state = _graph_of(contents, state)
+            graph: Self = graph_from(cls, config, contents.ids)
             graph._set_file_state(state)
         return graph
 
@@ -239,6 +247,26 @@ class GraphFiles(ContextYaml):
         available = {fs.label for fs in self._ctx.available_featuresets.values()}
         if state["is_built"] and all(ref.node_label in available for ref in refs):
             graph.build()
+
+
+def _read(filepath: str | Path, **options: Any) -> Contents:
+    """Read the file of a graph, or else that of an experiment."""
+    try:
+        return read_artifact(filepath, "mg", **options)
+    except (MMLKindError, MMLNotFoundError) as error:
+        try:
+            return read_artifact(filepath, "exp", **options)
+        except (MMLKindError, MMLNotFoundError):
+            raise error from None
+
+
+def _graph_of(contents: Contents, state: Any) -> tuple[Any, Any]:
+    """Return config and state of the graph in a file."""
+    if contents.type != "Experiment":
+        return contents.config, state
+    if contents.config["model_graph"] is None:
+        raise MMLKindError(limits.OTHER_KIND, contents.path, "", "is an experiment without a graph")
+    return contents.config["model_graph"]["params"], state["model_graph"]
 
 
 def use_ids(contents: Contents, ctx: ExperimentContext, overwrite: bool) -> None:

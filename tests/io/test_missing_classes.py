@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import modularml as mml
-from modularml.errors import ConfigError, MMLError
+from modularml.errors import ConfigError, MMLError, MMLKindError
 
 pytest.importorskip("torch")
 
@@ -91,6 +91,27 @@ def test_it_predicts_and_refuses_to_run_by_name(written, tmp_path):
         twice = mml.Experiment.load(again)
         with pytest.raises(ConfigError, match=name):
             twice.run(show_training_progress=False)
+
+
+def test_the_graph_alone_is_read_from_it_too(written, tmp_path):
+    _, path, out = written
+    rows = {"x": np.ones((2, 3), "float32")}
+    with mml.ExperimentContext().activate() as ctx:
+        graph = mml.ModelGraph.load(path)
+        np.testing.assert_array_equal(graph.predict(rows), out)
+        assert next(iter(ctx.available_featuresets.values())).available_splits == ["train", "test"]
+        shared = mml.Experiment.load(path).save(tmp_path / "shared", rows=False)
+    with mml.ExperimentContext().activate():
+        np.testing.assert_array_equal(mml.ModelGraph.load(shared).predict(rows), out)
+
+
+def test_an_experiment_without_a_graph_has_none_to_read(tmp_path):
+    path = mml.Experiment("empty").save(tmp_path / "empty")
+    with pytest.raises(MMLKindError, match="without a graph"):
+        mml.ModelGraph.load(path)
+    scaler = mml.SimpleSampler(batch_size=3).save(tmp_path / "s")
+    with pytest.raises(MMLKindError, match="not a"):
+        mml.ModelGraph.load(scaler)
 
 
 class Stamp(mml.callbacks.Callback):
