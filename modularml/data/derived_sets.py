@@ -23,6 +23,11 @@ class DerivedSetsMixin(SampleCollectionMixin):
     def label(self) -> str | None:
         """Name of this set or view."""
 
+    @property
+    def _name(self) -> str:
+        """Label, or that of the underlying FeatureSet."""
+        return str(self.label or self._source().label)
+
     @abstractmethod
     def to_view(self) -> Any:
         """Return a view of the rows."""
@@ -114,8 +119,8 @@ class DerivedSetsMixin(SampleCollectionMixin):
             target=target,
             keep_together=keep_together,
         )
-        source = self._source()
-        return type(source)(label or f"{self.label}_windows", collection, register=register)
+        source, name = self._source(), label or f"{self._name}_windows"
+        return type(source)(name, collection, register=register)
 
     def join(
         self,
@@ -199,7 +204,6 @@ class DerivedSetsMixin(SampleCollectionMixin):
             rename=rename,
             missing=missing,
         )
-        made = left.take(rows).to_featureset(
-            label or f"{self.label}_{other.label}", register=register
-        )
+        name = label or f"{self._name}_{other._name}"
+        made = left.take(rows).to_featureset(name, register=register)
         return made._with_joined(collection, dropped)

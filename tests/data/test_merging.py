@@ -242,5 +242,6 @@ def test_columns_of_views():
     one = right.filter(conditions={"batch": 1}).select(["age"])
     made = left.select(["v", "batch"]).join(one, "machine", register=False)
     assert made.get_all_keys(False, False) == ["v", "batch", "age"]
+    assert made.label == "rows_facts"
     ages = facts[facts["batch"] == 1].set_index("machine")["age"]
     assert np.array_equal(made.get_features()["age"], ages[rows["machine"]])

@@ -59,7 +59,9 @@ class TestArrays:
     def test_knows_sample_and_steps(self):
         data, fs = arrays()
         part = fs.take([4, 1])
-        made = part.windows("current", length=6, step=5, register=False).take([5, 2, 0])
+        made = part.windows("current", length=6, step=5, register=False)
+        assert made.label == "runs_windows"
+        made = made.take([5, 2, 0])
         tags, place = made.get_tags(), dict(zip(fs.get_sample_uuids(), range(6), strict=True))
         rows = [place[i] for i in tags["window_source"]]
         assert rows == [1, 4, 4]
