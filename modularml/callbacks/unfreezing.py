@@ -35,9 +35,12 @@ class ProgressiveUnfreezing(Callback):
         super().__init__(label, execution_order)
         if not isinstance(at, Mapping) or not at:
             raise ConfigError(f"at must map epochs to nodes, got {at!r}")
-        self.at = {epoch: _labels(nodes) for epoch, nodes in at.items()}
         if bad := [e for e in at if not isinstance(e, Integral) or isinstance(e, bool) or e < 0]:
-            raise ConfigError(f"epochs must be ints of at least 0, got {bad[0]!r}")
+            raise ConfigError(
+                f"epochs must be ints of at least 0, got {bad[0]!r}; at maps epochs to nodes, as "
+                "in {3: 'encoder'}"
+            )
+        self.at = {epoch: _labels(nodes) for epoch, nodes in at.items()}
         named = [name for names in self.at.values() for name in names]
         if twice := {name for name in named if named.count(name) > 1}:
             raise ConfigError(f"each node needs one epoch, got several epochs for {sorted(twice)}")

@@ -201,6 +201,12 @@ class Segment:
     def _check(self, shapes: list[Any]) -> None:
         for (label, expected), shape in zip(self._promised, shapes, strict=True):
             actual = tuple(shape)[1:]
+            if not tuple(shape):
+                raise ShapeError(
+                    f"node {label!r} returned a single number for a batch, which may hold one "
+                    "sample; return one row a sample, for example with squeeze(-1) instead of "
+                    "squeeze()"
+                )
             if expected is None:
                 continue
             # a size that is None is unknown

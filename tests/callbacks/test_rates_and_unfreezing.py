@@ -93,6 +93,8 @@ class TestProgressiveUnfreezing:
         for bad in ({}, {-1: "enc"}, {0: "enc", 1: ["enc"]}):
             with pytest.raises(ConfigError):
                 ProgressiveUnfreezing(bad)
+        with pytest.raises(ConfigError, match="at maps epochs to nodes, as in"):
+            ProgressiveUnfreezing({"enc": 2})
         graph = chain(x, y)
         with pytest.raises(UnknownNameError, match="enc"):
             train(graph, callbacks=[ProgressiveUnfreezing({1: ["net", "encc"]})])

@@ -308,6 +308,22 @@ def test_outputs_that_change_their_shape(act, recording):
         np.testing.assert_array_equal(value, before[name])
 
 
+def test_a_batch_of_one_sample_that_becomes_a_single_number():
+    class Squeezing(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(6, 1)
+
+        def forward(self, x):
+            return self.linear(x.flatten(1)).squeeze()
+
+    model = mm.TorchModelWrapper(model_class=Squeezing)
+    graph = graph_of(featureset(*arrays(n=9)), model, "adam")
+    phase = train_phase(graph, batch_size=4)
+    with pytest.raises(ShapeError, match=r"a single number for a batch.*squeeze\(-1\)"):
+        experiment().run_phase(phase, **QUIET)
+
+
 def test_outputs_that_change_their_shape_with_keras():
     keras = pytest.importorskip("tests.keras_worlds").keras
     tf = pytest.importorskip("tensorflow")
