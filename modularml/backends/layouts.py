@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from modularml._typing import Shape
-from modularml.errors import ShapeError
+from modularml.errors import BackendNotSupportedError, ShapeError
 
 __all__ = [
     "LAYOUTS",
@@ -90,6 +91,14 @@ def arranged_call(adapter: Any, call: Any, how: Arrangement, target: Shape) -> A
     """Return a function that arranges its first argument and calls another."""
     if how is None:
         return call
-    if how == "swap":
-        return lambda x, **kwargs: call(adapter.swap_axes(x), **kwargs)
-    return lambda x, **kwargs: call(adapter.reshape(x, target), **kwargs)
+    change = adapter.swap_axes if how == "swap" else partial(adapter.reshape, shape=target)
+
+    def arranged(x: Any, **kwargs: Any) -> Any:
+        if adapter.may_mask and getattr(x, "_keras_mask", None) is not None:
+            raise BackendNotSupportedError(
+                f"samples of shape {tuple(x.shape)[1:]} have a mask of Keras, which would be lost "
+                f"in the shape {target}; omit input_layout, or reshape them in the model"
+            )
+        return call(change(x), **kwargs)
+
+    return arranged

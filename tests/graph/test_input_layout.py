@@ -5,7 +5,7 @@ import pytest
 
 import modularml as mml
 from modularml.backends.layouts import arrangement, laid_out, matching
-from modularml.errors import ConfigError, ShapeError
+from modularml.errors import BackendNotSupportedError, ConfigError, ShapeError
 from tests.worlds import QUIET, eval_phase, experiment, mse, train, train_phase
 
 torch = pytest.importorskip("torch")
@@ -251,3 +251,15 @@ def test_shapes():
     assert arrangement((4, 4), (4, 4), "time_first") == "swap"
     assert arrangement((2, 8), (16,), "flat") == "reshape"
     assert arrangement((2, 8), (16,)) is None
+
+
+def test_masks_of_keras_are_not_lost_in_another_shape():
+    keras = pytest.importorskip("keras")
+    fs = mml.FeatureSet.from_dict("rows", {"x": np.zeros((N, 5, 2), "f4"), "y": Y}, "x", "y")
+    masks = keras.Sequential([keras.layers.Masking(), keras.layers.Dense(3)])
+    first = mml.ModelNode("first", masks, fs, input_layout="time_first")
+    second = mml.ModelNode("second", keras.layers.Dense(1), first, input_layout="flat")
+    graph = mml.ModelGraph([first, second])
+    graph.build()
+    with pytest.raises(BackendNotSupportedError, match="a mask of Keras, which would be lost"):
+        graph.predict(fs)
