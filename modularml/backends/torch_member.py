@@ -16,6 +16,12 @@ torch = require("torch", purpose="to train torch models")
 __all__ = ["MemberModels", "OwnStep", "state_for"]
 
 
+_EVERYWHERE = [
+    getattr(torch.nn.modules.module, f"_global_{name}_hooks")
+    for name in ("forward_pre", "forward", "backward_pre", "backward")
+]
+
+
 class MemberModels(torch.nn.Module):  # type: ignore[misc, name-defined]
     """All models of a member as one module that computes its losses."""
 
@@ -48,6 +54,8 @@ class MemberModels(torch.nn.Module):  # type: ignore[misc, name-defined]
     def check(self) -> None:
         """Refuse models that do more in a step than a trace repeats."""
         hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+        if any(map(len, _EVERYWHERE)):
+            raise NotStackableError("all modules of torch have hooks")
         for part in self.parts.modules():
             if any(vars(part).get(name) for name in hooks):
                 raise NotStackableError(f"a {type(part).__name__} has hooks")

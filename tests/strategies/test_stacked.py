@@ -564,6 +564,23 @@ def test_models_with_states_that_no_trace_repeats_are_trained_alone(model, reaso
         assert_close(pairs, atol=0)
 
 
+def test_hooks_of_all_modules_are_called_at_each_step(counted, log):
+    calls: list[int] = []
+    own = world(mml.TorchModelWrapper(model_class=Linear), n_epochs=1)
+    register = torch.nn.modules.module.register_module_forward_hook
+    handle = register(lambda module, inputs, outputs: calls.append(len(outputs)))
+    try:
+        run(own, seeds(2), False)
+        alone = sorted(calls)
+        calls.clear()
+        run(own, seeds(2), True)
+    finally:
+        handle.remove()
+    assert sorted(calls) == alone
+    assert not counted
+    assert "have hooks" in log.text
+
+
 def test_in_place_statistics_are_those_of_models_trained_alone(counted):
     class Inplace(Linear):
         def rows(self, x: torch.Tensor) -> torch.Tensor:
