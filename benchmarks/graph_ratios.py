@@ -9,10 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.base import clone
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import LinearRegression
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from benchmarks import environments
@@ -47,6 +49,8 @@ WORKS = {
     "forest": ("FitPhase, forest, 200,000 x 16", 1.03),
     "encoder": ("torch encoder -> LinearRegression -> evaluation, 200,000 rows", 1.05),
     "predict": ("predict, 1,000,000 rows, MLP(64, 64)", 1.1),
+    "row": ("predict, one row of 16 columns as an array, scalers and MLP(32)", 3.0),
+    "frame": ("predict, one row of 16 columns as a frame, scalers and MLP(32)", 2.5),
     "build": ("build() of 100 nodes (ms)", 100.0),
     "growth": ("build() of 800 nodes, a node, to one of 100", 1.5),
 }
@@ -66,6 +70,8 @@ def measure(name: str, n: int, repeats: int) -> float:
         "forest": lambda: fit(forest, n),
         "encoder": lambda: encoder_then_linear(n),
         "predict": lambda: prediction(5 * n),
+        "row": lambda: one_row(frame=False),
+        "frame": lambda: one_row(frame=True),
     }
     return ratio(interleave(works[name](), repeats=3 if name == "forest" else repeats), "ours")
 
@@ -137,6 +143,37 @@ def prediction(n: int) -> dict[str, Callable[[], object]]:
         graph = ModelGraph([ModelNode("net", nn.Sequential(nn.Flatten(), net), rows)])
         graph.build()
     return {"hand": hand, "ours": lambda: graph.predict(x)}
+
+
+def one_row(*, frame: bool, calls: int = 100) -> dict[str, Callable[[], object]]:
+    """Predict one row a hundred times, by scalers and module, and by the graph."""
+    x = np.random.default_rng(0).normal(size=(50, 16))
+    names = [f"x{i}" for i in range(16)]
+    y = x @ np.arange(16) + 5
+    inputs, targets = StandardScaler().fit(x), StandardScaler().fit(y[:, None])
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 1)).eval()
+    row: Any = pd.DataFrame(x[:1], columns=names) if frame else x[:1]
+
+    def hand() -> np.ndarray:
+        values = row[names].to_numpy() if frame else row
+        with torch.no_grad():
+            out = net(torch.as_tensor(inputs.transform(values), dtype=torch.float32))
+        return targets.inverse_transform(out.numpy().astype(np.float64))
+
+    with ExperimentContext().activate():
+        rows = FeatureSet.from_dict(
+            "rows", dict(zip(names, x.T, strict=True)) | {"y": y}, names, "y"
+        )
+        rows.fit_transform("StandardScaler", domain="features")
+        rows.fit_transform("StandardScaler", domain="targets")
+        graph = ModelGraph([ModelNode("net", net, rows, targets="y")])
+        graph.build()
+    np.testing.assert_allclose(graph.predict(row), hand(), rtol=1e-5)
+    return {
+        "hand": lambda: [hand() for _ in range(calls)],
+        "ours": lambda: [graph.predict(row) for _ in range(calls)],
+    }
 
 
 def build_seconds(n_nodes: int) -> float:

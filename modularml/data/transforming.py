@@ -267,17 +267,28 @@ class TransformingMixin(SplitMixin[FeatureSetView]):
             differ in length.
         """
         columns = dict(as_columns(data))
-        for each in DOMAINS if domain is None else (domain,):
-            known = self._domain_keys(each, None) if domain else self._collection.schema.keys(each)
-            schema = self._collection.schema
-            new = {
-                k: in_shape(column_values(columns[k], k), schema[f"{each}.{k}.{RAW}"].shape)
-                for k in known
-                if k in columns
-            }
+        schema = self._collection.schema
+        domains = DOMAINS if domain is None else (domain,)
+        for each in domains:
+            for k in self._domain_keys(each, None) if domain else schema.keys(each):
+                if k in columns:
+                    shape = schema[f"{each}.{k}.{RAW}"].shape
+                    columns[k] = in_shape(column_values(columns[k], k), shape)
+        return self._newest_of(columns, domains)
+
+    # -- internals ---------------------------------------------------------------------------
+
+    def _newest_of(
+        self, columns: dict[str, Any], domains: Iterable[str] = DOMAINS
+    ) -> dict[str, Any]:
+        """Apply the recorded scalers to raw arrays in the shapes of this set."""
+        columns, schema = dict(columns), self._collection.schema
+        for each in domains:
+            known = dict.fromkeys(schema.keys(each))
+            new = {k: values for k, values in columns.items() if k in known}
             check_lengths({k: len(v) for k, v in new.items()})
             records = [
-                r for r in self._scaler_records if r.domain == each and set(r.keys) & set(new)
+                r for r in self._scaler_records if r.domain == each and set(r.keys) & new.keys()
             ]
             masks = {
                 k: _mask_of(columns, k, schema.masks[k])
@@ -285,10 +296,8 @@ class TransformingMixin(SplitMixin[FeatureSetView]):
                 if any(k in r.keys for r in records)
             }
             groups = {n: g for r in records for n in r.per if (g := _group(columns, n)) is not None}
-            columns |= {**new, **scaling.apply_records(records, {**groups, **new}, masks)}
+            columns |= scaling.apply_records(records, {**groups, **new}, masks)
         return columns
-
-    # -- internals ---------------------------------------------------------------------------
 
     def _groups_by_name(
         self, rows: FeatureSetView | None, groups: Mapping[str, Array] | None, domain: str

@@ -260,7 +260,13 @@ class RowReader:
     def raw_columns(self, fs: FeatureSet, names: Iterable[str]) -> dict[str, Array]:
         """Return the raw columns, by key, that columns of a FeatureSet are computed from."""
         keys = [name.split(".")[1] for name in names]
-        needed = {k: self._raw(k, keys, fs) for k in _with_partners(fs, keys)}
+        partners = _with_partners(fs, keys)
+        if self.raw is not None and "" in self.raw and partners == keys and len(keys) > 1:
+            for key in {s.shape: s.key for k in keys for s in _raw_specs(fs, k)}.values():
+                _unstacked(self.raw[""], key, keys, fs)  # checks the shape
+            needed = dict(zip(keys, np.moveaxis(self.raw[""], 1, 0), strict=True))
+        else:
+            needed = {k: self._raw(k, keys, fs) for k in partners}
         masks = fs.collection.schema.masks
         for mask in {masks[key] for key in needed if key in masks}:
             domain = fs.collection.schema.domain_of(mask)
@@ -274,7 +280,9 @@ class RowReader:
 
     def _transformed(self, fs: FeatureSet, names: tuple[str, ...]) -> dict[str, Array]:
         needed = self.raw_columns(fs, names)
-        newest = fs.transform_new(needed)
+        bare = None if self.raw is None or "" not in self.raw else self.raw[""].dtype
+        is_read = bare is None or (bare.kind in "iuf" and bare.isnative)
+        newest = fs._newest_of(needed) if is_read else fs.transform_new(needed)
         keys = [name.split(".")[1] for name in names]
         return {
             name: needed[key] if name.endswith(f".{RAW}") else newest[key]
@@ -315,6 +323,11 @@ def _check_casts(slot: InputSlot, columns: Mapping[str, Array], together: Array)
             return
     for name, values in columns.items():
         check_cast(slot.adapter, slot.dtype, values, name)
+
+
+def _raw_specs(fs: FeatureSet, key: str) -> list[Any]:
+    spec = fs.collection.schema.columns.get(f"features.{key}.{RAW}")
+    return [] if spec is None else [spec]
 
 
 def _with_partners(fs: FeatureSet, keys: list[str]) -> list[str]:

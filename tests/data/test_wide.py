@@ -92,6 +92,20 @@ def test_predict_of_one_row_equals_that_of_many_and_keeps_its_checks():
         graph.predict(far)
 
 
+@pytest.mark.parametrize("dtype", [">f8", "f4", object])
+def test_bare_arrays_of_any_dtype_give_the_numbers_of_columns(dtype):
+    data = wide(4, rows=9)
+    fs = FeatureSet.from_dict("rows", {**data, "y": np.zeros(9)}, list(data), "y")
+    fs.fit_transform("StandardScaler", domain="features")
+    graph = ModelGraph([ModelNode("net", torch.nn.Linear(4, 1), fs)])
+    graph.build()
+    array = np.stack(list(data.values()), axis=1)
+    expected = graph.predict(data)
+    np.testing.assert_allclose(graph.predict(array.astype(dtype)), expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(DataError, match="must have shape"):
+        graph.predict(array[:, :3])
+
+
 def test_references_of_many_names_check_each():
     data = wide(50)
     fs = FeatureSet.from_dict("rows", {**data, "y": np.zeros(5)}, list(data), "y")
