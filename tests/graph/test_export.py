@@ -304,3 +304,42 @@ def test_numbers_are_compared_on_the_rows_passed(tmp_path):
     with pytest.raises(DataError, match="lacks the column 'b_°C'"):
         graph.export(tmp_path / "g", data={"a": rows["a"]})
     graph.export(tmp_path / "g", data=pd.DataFrame({k: rows[k] for k in ("a", "b_°C")}))
+
+
+class MaskedMean(nn.Module):
+    """A linear function of the mean over steps that are data."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+
+    def forward(self, x, mask):
+        holds = mask.to(x.dtype).reshape(x.shape[0], -1)
+        values = x.reshape(x.shape[0], -1) * holds
+        return self.linear(values.sum(1, keepdim=True) / holds.sum(1, keepdim=True))
+
+
+def test_masks_are_inputs_and_keep_padding_out_of_scalers(tmp_path):
+    rng = np.random.default_rng(0)
+    holds = rng.random((30, 6)) < 0.7
+    holds[:, 0] = True
+    rows = {"s": rng.normal(3, 2, (30, 6)), "m": holds, "y": rng.normal(size=30)}
+    fs = FeatureSet.from_dict("rows", rows, ["s"], "y", ["m"], mask={"s": "m"})
+    fs.fit_transform("StandardScaler", domain="features", merged_axes=(0, 1, 2))
+    graph = ModelGraph([ModelNode("net", MaskedMean(), fs, mask_as="mask")])
+    graph.build()
+    path = graph.export(tmp_path / "m")
+    new = {"s": rng.normal(3, 2, (7, 6)), "m": holds[:7]}
+    (values,) = run(path, new).values()
+    close(values, graph.predict(new))
+
+
+def test_models_of_keras_are_refused_by_name(tmp_path):
+    keras = pytest.importorskip("keras")
+    fs = FeatureSet.from_dict("rows", rows_of(20), ["a"], "y")
+    model = keras.Sequential([keras.layers.Input((1,)), keras.layers.Dense(1)])
+    graph = ModelGraph([ModelNode("dense", model, fs)])
+    graph.build()
+    with pytest.raises(BackendNotSupportedError, match="'dense' is a model of tensorflow"):
+        graph.export(tmp_path / "k")
+    assert not list(tmp_path.iterdir())
