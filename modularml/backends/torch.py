@@ -515,7 +515,9 @@ class TorchAdapter(BackendAdapter):
         return step
 
     def kind_of(self, models: Sequence[Any]) -> Hashable:
-        parts = tuple(type(part) for model in models for part in model.modules())
+        # parametrized layers have classes of their own
+        class_of = torch.nn.utils.parametrize.type_before_parametrizations
+        parts = tuple(class_of(part) for model in models for part in model.modules())
         tensors = (t for model in models for t in (*model.parameters(), *model.buffers()))
         return parts, tuple((t.shape, t.dtype, t.device, t.requires_grad) for t in tensors)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -93,7 +94,9 @@ def traced(fn: Callable[..., Any], inputs: Sequence[Any]) -> Callable[..., Seque
     """
     recorder = _Recorder(inputs)
     try:
-        with torch.no_grad(), recorder:
+        with torch.no_grad(), recorder, warnings.catch_warnings():
+            # torch calls what it cannot vectorize member by member
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
             outputs = fn(*inputs)
     except NotStackableError:
         raise
