@@ -120,6 +120,8 @@ class _Recorder(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         outputs = func(*args, **(kwargs or {}))
+        if "mkldnn_rnn_layer" in str(func):  # one call per member is slower than each alone
+            raise NotStackableError("torch cannot vectorize LSTM layers on the CPU")
         if func is torch.ops.aten._local_scalar_dense.default:
             raise NotStackableError("a model or loss reads a number from a tensor")
         own = self._twin(func, args, outputs)
