@@ -96,7 +96,7 @@ class SideBySide:
         works: Sequence[Callable[[], Any]],
         *,
         saves: bool = False,
-        width: int = 20,
+        width: int = 25,
         fewest_steps: int = 300,
         most_weights: int | None = MOST_WEIGHTS,
         level: int = logging.INFO,
