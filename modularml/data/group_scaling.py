@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +12,6 @@ from modularml._optional import require
 from modularml._typing import Array, IntArray
 from modularml.errors import ConfigError, DataError, ScalerError
 from modularml.scalers.registry import ENCODERS
-
-if TYPE_CHECKING:
-    from modularml.data.scaling import ScalerRecord
 
 __all__ = ["applied_by_group", "check_unseen", "fit_by_group", "groups_of"]
 
@@ -28,12 +25,12 @@ def check_unseen(unseen: str) -> None:
 
 
 def fit_by_group(
-    record: ScalerRecord,
+    record: Any,
     per: Sequence[str],
     columns: Mapping[str, Array],
     unseen: str,
-    fit: Callable[[IntArray], ScalerRecord],
-) -> ScalerRecord:
+    fit: Callable[[IntArray], Any],
+) -> Any:
     """Fit a scaler on the rows of each group, beside the one of a record for all rows.
 
     Parameters
@@ -82,10 +79,10 @@ def fit_by_group(
 
 
 def applied_by_group(
-    record: ScalerRecord,
+    record: Any,
     values: Mapping[str, Array],
     groups: Mapping[str, Any],
-    apply: Callable[[ScalerRecord, IntArray], dict[str, Array]],
+    apply: Callable[[Any, IntArray], dict[str, Array]],
 ) -> dict[str, Array]:
     """Apply the scaler of its group to each row, and put the rows together again.
 
@@ -120,7 +117,7 @@ def applied_by_group(
     return out
 
 
-def groups_of(record: ScalerRecord, columns: Mapping[str, Any]) -> dict[str, Array]:
+def groups_of(record: Any, columns: Mapping[str, Any]) -> dict[str, Array]:
     """Return the columns of the groups; DataError if one is missing."""
     missing = [name.split(".")[1] for name in record.per if name not in columns]
     if missing:
@@ -131,9 +128,7 @@ def groups_of(record: ScalerRecord, columns: Mapping[str, Any]) -> dict[str, Arr
     return {name: np.asarray(columns[name]) for name in record.per}
 
 
-def _by_scaler(
-    record: ScalerRecord, groups: Mapping[str, Any], n: int
-) -> Iterator[tuple[Any, IntArray]]:
+def _by_scaler(record: Any, groups: Mapping[str, Any], n: int) -> Iterator[tuple[Any, IntArray]]:
     """Yield each scaler with its rows; the global one for no rows and for unseen groups."""
     if not n:
         yield record.scaler, np.arange(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +16,6 @@ from modularml.data.ids import id_array
 from modularml.data.schema import POSITION, SAMPLE_UUIDS
 from modularml.data.selectors import as_list, select_one
 from modularml.errors import DataError, UnknownNameError
-
-if TYPE_CHECKING:
-    from modularml.data.view import FeatureSetView
 
 __all__ = ["Joined", "Key", "Link", "Table", "join", "link_by", "link_same", "table_of"]
 
@@ -81,8 +78,8 @@ class Joined(NamedTuple):
     lead: int
 
 
-def table_of(view: FeatureSetView, *, is_sample: bool = True, label: str | None = None) -> Table:
-    """Return the rows of a view as a table to be joined."""
+def table_of(view: Any, *, is_sample: bool = True, label: str | None = None) -> Table:
+    """Return the rows of a FeatureSetView as a table to be joined."""
 
     def key(name: str) -> pa.Array | None:
         collection, rows = view.collection, view.valid_indices
