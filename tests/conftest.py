@@ -1,6 +1,7 @@
 """What every test gets: a context of its own, and frameworks on one thread where they are there."""
 
 import os
+import signal
 import sys
 
 import pytest
@@ -11,6 +12,8 @@ from tests.fuzz.share import SEED, SHARE
 for _name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):  # read when TensorFlow starts
     os.environ.setdefault(_name, "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in jobs that a shell starts with `&`
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:

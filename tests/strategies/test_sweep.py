@@ -32,6 +32,7 @@ from modularml.errors import (
 from modularml.io.randomness import derived_seed, random_states
 from modularml.models.torch import SequentialMLP
 from modularml.strategies import SelectionWarning, TrialFailedWarning
+from modularml.strategies.sweeps.studies import register_study, report
 from modularml.strategies.variants.variant import Variant, variant_experiment
 from tests.clusters import NAMES, cluster
 from tests.sweep_worlds import world
@@ -662,6 +663,23 @@ def test_a_killed_sweep_loses_and_repeats_no_finished_trial(tmp_path):
     assert job(whole, 0).wait() == 0
     found, expected = (pd.read_json(f"{p}.json") for p in (path, whole))
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
+
+
+def test_a_trial_that_is_run_again_is_judged_at_the_epochs_at_which_it_was_before():
+    """What it had reported before it was cut off is not known at its first epochs."""
+    study = optuna.create_study(pruner=optuna.pruners.MedianPruner(n_startup_trials=1))
+    study.add_trial(
+        optuna.trial.create_trial(value=1.0, intermediate_values=dict.fromkeys(range(5), 1.0))
+    )
+    cut_off = study.ask()
+    for epoch, value in enumerate([3.0, 3.0, 3.0]):
+        cut_off.report(value, epoch)
+    register_study(study, None)
+    ends = [
+        report(study.study_name, None, cut_off._trial_id, value, epoch)
+        for epoch, value in enumerate([3.0, 3.0, 3.0])
+    ]
+    assert ends == [False, False, True]
 
 
 def has_trials(path: Path) -> bool:

@@ -188,8 +188,11 @@ def report(
             _opened[0:] = [optuna.load_study(study_name=study, storage=url, pruner=pruner)]
         register_study(_opened[0], url)
     trial = optuna.trial.Trial(_studies[study, url], trial_id)
-    if step not in trial._cached_frozen_trial.intermediate_values:  # of a trial that is resumed
+    reported = trial._cached_frozen_trial.intermediate_values
+    if step not in reported:
         trial.report(value, step)
+    elif step < max(reported):  # of a trial that was cut off later: it was not ended here
+        return False
     if not trial.should_prune():
         return False
     trial.set_user_attr("pruned_at", step)
