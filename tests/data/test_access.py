@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from modularml.data import DataFormat, FeatureSet
 from modularml.data.formats import BLOCK, convert_array, stack
 from modularml.errors import DataError, ShapeError, UnknownNameError
-from tests.strategies import featuresets
+from tests.random_tables import featuresets
 
 N = 7
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from modularml.data import FeatureSet
 from modularml.errors import DataError, ModularMLError, SplitError
 from modularml.splitters import SplitRatioWarning
-from tests import strategies
+from tests import random_tables
 
 TEXTS = st.text(alphabet=string.ascii_letters + " äß漢🙂\n", max_size=4)
 FLOATS = st.floats(width=32) | st.sampled_from([np.nan, np.inf, -0.0])
@@ -34,7 +34,7 @@ def good_columns(draw, n):
     """Draw a column of n samples as people have it, and the array that must come out."""
     kind = draw(st.sampled_from(["array", "list", "lists", "category", "masked", "frame"]))
     if kind == "array":
-        values = draw(strategies.columns(n))
+        values = draw(random_tables.columns(n))
         return values, values
     if kind == "lists":
         size = draw(st.integers(1, 4))
@@ -76,7 +76,7 @@ def bad_columns(draw, n):
 def bad_tables(draw):
     """Draw a table; in one of two a column is bad. Give the arrays expected, and what is blamed."""
     n = draw(st.integers(0, 8))
-    keys = draw(st.lists(strategies.KEYS, min_size=1, max_size=4, unique=True))
+    keys = draw(st.lists(random_tables.KEYS, min_size=1, max_size=4, unique=True))
     drawn = {key: draw(good_columns(n)) for key in keys}
     data = {key: values for key, (values, _) in drawn.items()}
     bad = draw(st.sampled_from([None, keys[-1]])) if n > 1 else None

@@ -15,7 +15,7 @@ from modularml.data import FeatureSet
 from modularml.data.collection import SampleCollection
 from modularml.data.ids import id_texts, ids_from_texts
 from modularml.errors import DataError, UnknownNameError
-from tests.strategies import featureset, tables
+from tests.random_tables import featureset, tables
 
 CODE = """
 import numpy as np

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from modularml.data.arrow_types import leaf_type, numpy_dtype, sample_shape, to_numpy
 from modularml.data.columns import to_arrow
 from modularml.errors import DataError
-from tests.strategies import columns
+from tests.random_tables import columns
 
 
 def same(found, expected):

@@ -13,7 +13,7 @@ import modularml as mm
 from modularml.data import FeatureSet, SampleSchema
 from modularml.errors import DataError, RegistrationError, UnknownNameError
 from tests import worlds
-from tests.strategies import featureset, tables
+from tests.random_tables import featureset, tables
 
 
 def frame(n=6):
