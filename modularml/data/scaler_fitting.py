@@ -15,6 +15,7 @@ from modularml.data.formats import stack
 from modularml.data.padding import in_steps
 from modularml.data.scaling import COLUMNWISE, ScalerRecord, stack_columns
 from modularml.errors import ScalerError, ShapeError
+from modularml.io.randomness import drawn_seed
 from modularml.scalers.flattening import Flattening, flatten
 from modularml.scalers.registry import SKLEARN
 from modularml.scalers.scaler import Scaler
@@ -103,7 +104,7 @@ def fit_record(
         fit_rows,
         tuple(targets or ()),
         _outputs(wrapped, list(columns), flat, flattening),
-        int(np.random.randint(2**31)) if wrapped.is_cross_fitted else None,  # noqa: NPY002
+        drawn_seed(2**31) if wrapped.is_cross_fitted else None,
     )
 
 

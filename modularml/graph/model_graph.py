@@ -27,6 +27,7 @@ from modularml.graph.plan_key import PlanKey
 from modularml.graph.predict import predict
 from modularml.graph.running import GraphRunning
 from modularml.graph.summary import GraphSummary, summarize
+from modularml.io.randomness import process_randomness
 from modularml.training import AppliedLoss, Loss, Optimizer
 from modularml.viz import Diagram
 
@@ -144,7 +145,11 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         """
         if self._built and not force:
             return
-        with self._ctx.activate(), unchanged_on_error(self._build_targets()):
+        with (
+            self._ctx.activate(),
+            process_randomness(),
+            unchanged_on_error(self._build_targets()),
+        ):
             tails = set(topology.tails(self._edges()))
             complete = build_nodes(list(self._nodes.values()), tails, force=force)
             self._build_optimizer(force)

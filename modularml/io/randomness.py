@@ -25,6 +25,7 @@ __all__ = [
     "generator_from",
     "generator_state",
     "one_owner",
+    "process_randomness",
     "random_states",
     "seed_all",
     "seed_of_state",
@@ -231,12 +232,12 @@ class _OwnerLock:
         self._held_by: int | None = None
         self._count = 0
 
-    def acquire(self, blocking: bool = True) -> bool:
+    def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:
         with self._free:
-            if self._held_by not in (None, _owner()):
-                if not blocking:
-                    return False
-                self._free.wait_for(lambda: self._held_by is None)
+            if self._held_by not in (None, _owner()) and not (
+                blocking and self._free.wait_for(lambda: self._held_by is None, timeout)
+            ):
+                return False
             self._held_by, self._count = _owner(), self._count + 1
             return True
 
@@ -256,14 +257,35 @@ class _OwnerLock:
 
 _LOCK = _OwnerLock()
 _MIXED = (
-    "a run without a seed uses the process's random generators while a seeded run uses them in "
-    "another thread, so the seeded run is not reproducible; set a seed for both"
+    "something without a seed uses the process's random generators while a seeded run uses them "
+    "in another thread, so the seeded run is not reproducible; set a seed for both"
 )
 
 
 def exclusive_randomness() -> AbstractContextManager[None]:
     """Return a context in which no seeded run of another thread uses the generators."""
     return _LOCK
+
+
+@contextmanager
+def process_randomness() -> Iterator[None]:
+    """Draw from the process's generators within a block, outside of runs.
+
+    If a seeded run computes in another thread, this waits for it. It gives a warning and goes on
+    after 20 seconds, as that run may be waiting for this thread; within a run without a seed,
+    which has given the warning, it does not wait.
+    """
+    acquired = _owner() not in OwnRandomness._loose and _LOCK.acquire(timeout=_MOST_SECONDS)
+    if not acquired and _owner() not in OwnRandomness._loose:
+        warn(_MIXED)
+    try:
+        yield
+    finally:
+        if acquired:
+            _LOCK.release()
+
+
+_MOST_SECONDS = 20.0
 
 
 @contextmanager
@@ -301,9 +323,10 @@ def seed_of_state(torch_graph: bool) -> int:
     return int.from_bytes(hashlib.sha256(state).digest()[:8], "big") >> 1
 
 
-def drawn_seed() -> int:
-    """Draw a seed from numpy's global generator."""
-    return int(np.random.randint(2**63 - 1))  # noqa: NPY002 - the process's generator
+def drawn_seed(limit: int = 2**63 - 1) -> int:
+    """Draw a seed below a limit from numpy's global generator."""
+    with process_randomness():
+        return int(np.random.randint(limit))  # noqa: NPY002 - the process's generator
 
 
 def generator_state(generator: np.random.RandomState | np.random.Generator) -> Any:

@@ -181,3 +181,19 @@ def test_a_run_without_a_seed_beside_one_with_a_seed_is_warned_of():
         phase.add_callback(Meanwhile())
     with pytest.warns(UserWarning, match="uses the process's random generators"):
         exp.run_phase(phase, **QUIET)
+
+
+def test_a_graph_built_by_a_thread_that_a_seeded_run_waits_for_is_warned_of(monkeypatch):
+    monkeypatch.setattr("modularml.io.randomness._MOST_SECONDS", 0.05)
+    exp, phase, _ = seeded()
+
+    class Meanwhile(Callback):
+        def on_epoch_end(self, **facts):
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(seeded, None).result()
+
+    with exp.ctx.activate():
+        phase.n_epochs = 1
+        phase.add_callback(Meanwhile())
+    with pytest.warns(UserWarning, match="uses the process's random generators"):
+        exp.run_phase(phase, **QUIET)

@@ -6,6 +6,7 @@ import gc
 import logging
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -774,35 +775,50 @@ def test_options_of_the_experiment_are_those_of_its_members(stacked, tmp_path, c
     assert len({float(next(iter(r.values())).sum()) for r in recorded}) == 3
 
 
+def losses_of(seed: int) -> list[list[float]]:
+    """Build a graph and train three folds of it, trained as one."""
+    with mml.ExperimentContext().activate():
+        own = world(n_epochs=2)
+        with own.ctx.activate():
+            exp = mml.Experiment.from_active_context("exp", seed=seed, audit="off")
+        cv = mml.CrossValidation(
+            bindings=mml.CVBinding("data", ["train"]),
+            experiment=exp,
+            n_folds=3,
+            phase=own.execution_plan.all[0],
+            stacked=True,
+        )
+        results = cv.run(**SILENT)
+        return [list(results.get_fold(i)["train"].metrics().values()) for i in range(3)]
+
+
 def test_seeded_runs_in_two_threads_do_not_disturb_each_other(counted):
     """Generators of the process are swapped only while no seeded run of another thread computes."""
-
-    def losses(seed: int) -> None:
-        with mml.ExperimentContext().activate():
-            own = world(n_epochs=2)
-            with own.ctx.activate():
-                exp = mml.Experiment.from_active_context("exp", seed=seed, audit="off")
-            cv = mml.CrossValidation(
-                bindings=mml.CVBinding("data", ["train"]),
-                experiment=exp,
-                n_folds=3,
-                phase=own.execution_plan.all[0],
-                stacked=True,
-            )
-            results = cv.run(**SILENT)
-            found[seed] = [list(results.get_fold(i)["train"].metrics().values()) for i in range(3)]
-
-    found: dict[int, Any] = {}
-    for seed in (1, 2):
-        losses(seed)
-    alone = dict(found)
-    threads = [threading.Thread(target=losses, args=(seed,)) for seed in (1, 2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == alone
+    alone = [losses_of(seed) for seed in (1, 2)]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(losses_of, (1, 2))) == alone
     assert counted
+
+
+def test_graphs_built_in_another_thread_do_not_disturb_a_seeded_run():
+    alone = losses_of(1)
+    done = threading.Event()
+
+    def build() -> int:
+        n = 0
+        while not done.is_set():
+            with mml.ExperimentContext().activate():
+                world()
+            n += 1
+        return n
+
+    with ThreadPoolExecutor(1) as pool:
+        n_built = pool.submit(build)
+        try:
+            assert losses_of(1) == alone
+        finally:
+            done.set()
+        assert n_built.result() > 0
 
 
 def test_gradients_are_left_as_a_members_own_step_leaves_them(counted):
