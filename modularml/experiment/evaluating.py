@@ -100,7 +100,7 @@ def score_table(
 ) -> pd.DataFrame:
     """Return the scores of predictions of the same rows; see `Experiment.evaluate`."""
     groups = None if group_by is None else scored[0].by_row(group_by)
-    samples = None if per is None else Replicates(per, scored[0].by_row(per), reduce)
+    samples = None if per is None else Replicates(per, scored[0].by_row(per, "per"), reduce)
     table = []
     for prediction in scored:
         default = ["accuracy"] if _classifies(prediction) else ["rmse", "mae", "r2"]

@@ -282,14 +282,14 @@ class Prediction:
                 return mask
         return None
 
-    def by_row(self, name: str) -> Array:
+    def by_row(self, name: str, argument: str = "group_by") -> Array:
         """Return a column of the rows, such as a tag; DataError if there is none."""
         others = [reader for reader in self._readers.values() if reader is not self._lead]
         for reader in (self._lead, *others):
             if (values := reader.named(name)) is not None:
                 return values
         known = {key: None for reader in self._readers.values() for key in reader.column_names}
-        raise UnknownNameError("group_by column", name, known)
+        raise UnknownNameError(f"{argument} column", name, known)
 
     def named(self, values: Array, *, decode: bool = False) -> dict[str, Array]:
         """Return the columns of outputs, named after their targets or classes."""

@@ -26,6 +26,7 @@ from modularml.phases.phase import ExperimentPhase, bindings_from_split
 from modularml.results.eval_results import EvalResults
 from modularml.results.phase_results import PhaseResults, TrainResults
 from modularml.results.recording import ResultRecording
+from modularml.results.replicates import Reduce, check_reduce
 from modularml.results.scores import Metrics, Score, find_scores, scores_by_name
 from modularml.samplers import BaseSampler
 from modularml.training import AppliedLoss
@@ -312,6 +313,9 @@ class EvalPhase(ExperimentPhase):
     group_by : str, optional
         Column of a FeatureSet: metrics are also logged for each of its values, as
         ``r2[cell_1]``.
+    per, reduce : str, optional
+        Column whose equal values are replicates of one sample, and how these are reduced to one
+        row before metrics are computed; see `EvalResults.scores`. Losses are over all rows.
     """
 
     results_class = EvalResults
@@ -328,6 +332,8 @@ class EvalPhase(ExperimentPhase):
         accelerator: Accelerator | str | None = None,
         metrics: Metrics | None = None,
         group_by: str | None = None,
+        per: str | None = None,
+        reduce: Reduce = "mean",
     ) -> None:
         value: Any = batch_size
         if value is not None and (not isinstance(value, Integral) or value < 1):
@@ -336,12 +342,15 @@ class EvalPhase(ExperimentPhase):
             )
         if metrics is not None and not metrics:
             raise ConfigError(f"metrics must name at least one, got {metrics!r}; omit it")
+        check_reduce(reduce, per)
         self.metrics, self.group_by, self.batch_size = metrics, group_by, batch_size
+        self.per, self.reduce = per, reduce
         find_scores(self.scores)
-        if group_by is not None and not self.scores:
-            raise ConfigError(
-                f"group_by={group_by!r} is for metrics, and there are none; pass metrics=['rmse']"
-            )
+        for name, column in {"group_by": group_by, "per": per}.items():
+            if column is not None and not self.scores:
+                raise ConfigError(
+                    f"{name}={column!r} is for metrics, and there are none; pass metrics=['rmse']"
+                )
         super().__init__(
             label,
             input_sources=input_sources,
@@ -352,14 +361,13 @@ class EvalPhase(ExperimentPhase):
         )
 
     def check(self, graph: ModelGraph) -> None:
-        """Check the phase against the graph, and that some FeatureSet has the groups' column."""
+        """Check the phase against the graph, and that some FeatureSet has the columns it names."""
         super().check(graph)
-        if self.group_by is None:
-            return
         schemas = [b.upstream_ref.resolve().collection.schema for b in self.input_sources]
-        if not any(column_named(self.group_by, schema) for schema in schemas):
-            names = [name for schema in schemas for name in schema.columns]
-            raise UnknownNameError("group_by column", self.group_by, names)
+        for argument, column in {"group_by": self.group_by, "per": self.per}.items():
+            if column is not None and not any(column_named(column, s) for s in schemas):
+                names = [name for schema in schemas for name in schema.columns]
+                raise UnknownNameError(f"{argument} column", column, names)
 
     @property
     def scores(self) -> dict[str, str | Score]:
@@ -369,7 +377,8 @@ class EvalPhase(ExperimentPhase):
     def log_scores(self, results: PhaseResults) -> None:
         """Log the metrics of all rows and groups."""
         if self.scores and isinstance(results, EvalResults):
-            results.log_scores(find_scores(self.scores), self.group_by)
+            how = {"per": self.per, "reduce": self.reduce}
+            results.log_scores(find_scores(self.scores), self.group_by, **how)
 
     @classmethod
     def from_split(
@@ -384,6 +393,8 @@ class EvalPhase(ExperimentPhase):
         accelerator: Accelerator | str | None = None,
         metrics: Metrics | None = None,
         group_by: str | None = None,
+        per: str | None = None,
+        reduce: Reduce = "mean",
     ) -> EvalPhase:
         """Create a phase that reads one split; see `TrainPhase.from_split`."""
         return cls(
@@ -396,6 +407,8 @@ class EvalPhase(ExperimentPhase):
             accelerator=accelerator,
             metrics=metrics,
             group_by=group_by,
+            per=per,
+            reduce=reduce,
         )
 
     def iter_execution(

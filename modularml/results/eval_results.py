@@ -270,10 +270,13 @@ class _SinglePassResults(PhaseResults):
             )
         return next(iter(tails))
 
-    def log_scores(self, scores: Mapping[str, Score], group_by: str | None = None) -> None:
+    def log_scores(
+        self, scores: Mapping[str, Score], group_by: str | None = None, **replicates: Any
+    ) -> None:
         """Log scores of all rows and of each group as metrics, such as ``r2[cell_1]``.
 
-        If several tail nodes ran, those with targets are scored, as ``label.r2``.
+        If several tail nodes ran, those with targets are scored, as ``label.r2``. Replicates
+        (`per`, `reduce`) are as in `scores`.
 
         Raises
         ------
@@ -289,7 +292,7 @@ class _SinglePassResults(PhaseResults):
                 "FeatureSets, or omit metrics"
             )
         for node_id, label in scored.items():
-            rows = self.scored(scores, node_id, group_by=group_by)
+            rows = self.scored(scores, node_id, group_by=group_by, **replicates)
             prefix = f"{label}." if len(tails) > 1 else ""
             for name, value in logged_scores(rows, prefix).items():
                 self._metrics.log(name, value, epoch=0)

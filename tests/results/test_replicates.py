@@ -126,8 +126,53 @@ def test_folds_score_samples():
         results.summary(per="sample")
 
 
-def test_what_is_refused():
+def test_a_phase_logs_metrics_of_samples():
     own, _ = world()
+    phase = mm.EvalPhase.from_split(
+        "eval", split="test", metrics=["rmse"], per="sample", reduce="median", group_by="site"
+    )
+    again = mm.EvalPhase.from_config(phase.get_config())
+    assert (again.per, again.reduce) == ("sample", "median")
+    metrics = own.run_phase(phase).metrics()
+    logged = {name: value for (name, _, _), value in metrics.items()}
+    found = by_hand(own, np.arange(24, N), how="median")
+    parts = {"rmse": found, **{f"rmse[{site}]": part for site, part in found.groupby("site")}}
+    assert logged.keys() == parts.keys()
+    for name, part in parts.items():
+        np.testing.assert_allclose(logged[name], root_mean_squared_error(part["y"], part["out"]))
+
+
+def test_ensembles_and_collections_score_samples():
+    own, fs = world()
+    ensemble = mm.Ensemble(
+        own, n=3, vary="bootstrap", bindings=mm.CVBinding(fs, ["train"]),
+        phase=mm.FitPhase.from_split("fit", split="train"),
+    ).run(show_progress=False)  # fmt: skip
+    mean = ensemble.predict(fs["test"])["y"].to_numpy()
+    frame = pd.DataFrame({"y": Y[24:], "out": mean}).groupby(SAMPLE[24:]).median()
+    table = ensemble.evaluate(fs["test"], metrics=["rmse"], per="sample", reduce="median")
+    assert table["n"].tolist() == [len(frame)]
+    np.testing.assert_allclose(table["rmse"][0], root_mean_squared_error(frame["y"], frame["out"]))
+    runs = mm.ExperimentCollection({"own": own, "mean": ensemble})
+    both = runs.evaluate(fs["test"], metrics=["rmse"], per="sample", reduce="median")
+    expected = by_hand(own, np.arange(24, N), how="median")
+    np.testing.assert_allclose(
+        both["rmse"],
+        [root_mean_squared_error(expected["y"], expected["out"]), table["rmse"][0]],
+    )
+    for members in (ensemble, runs):
+        with pytest.raises(ConfigError, match="pass per= too"):
+            members.evaluate(fs["test"], reduce="max")
+        with pytest.raises(mm.errors.UnknownNameError, match="unknown per column 'sampel'"):
+            members.evaluate(fs["test"], per="sampel")
+
+
+def test_what_is_refused():
+    with pytest.raises(ConfigError, match="per='sample' is for metrics"):
+        mm.EvalPhase("eval", input_sources=[], per="sample")
+    own, _ = world()
+    with pytest.raises(mm.errors.UnknownNameError, match="unknown per column 'sampel'"):
+        own.run_phase(mm.EvalPhase.from_split("e", split="test", metrics=["r2"], per="sampel"))
     with pytest.raises(ConfigError, match="reduce must be one of"):
         own.evaluate("test", per="sample", reduce="sum")
     with pytest.raises(ConfigError, match="pass per= too"):

@@ -14,6 +14,7 @@ from modularml._warning import warn
 from modularml.errors import ConfigError, UnknownNameError
 from modularml.experiment import TrainResults
 from modularml.experiment.run import ExperimentRun
+from modularml.results.replicates import Reduce, check_reduce
 from modularml.results.scores import Meaning, Metrics
 from modularml.strategies.comparison.folds import (
     FoldScores,
@@ -247,6 +248,8 @@ class ExperimentCollection(Checked):
         group_by: str | None = None,
         unscale: bool = True,
         outputs: Meaning = "auto",
+        per: str | None = None,
+        reduce: Reduce = "mean",
     ) -> pd.DataFrame:
         """Score all members on the same rows; see `Experiment.evaluate`.
 
@@ -254,7 +257,7 @@ class ExperimentCollection(Checked):
         ----------
         data : str, FeatureSet, FeatureSetView, DataFrame or dict
             A split by name must hold the same rows in every experiment.
-        metrics, group_by, unscale, outputs
+        metrics, group_by, unscale, outputs, per, reduce
             See `Experiment.evaluate`.
 
         Returns
@@ -269,10 +272,12 @@ class ExperimentCollection(Checked):
         ConfigError
             If a member is an `ExperimentRun`, or a split holds other rows in some experiments.
         """
+        check_reduce(reduce, per)
         experiments = {name: m.experiments(name) for name, m in self._members.items()}
         if isinstance(data, str):
             check_split(data, experiments)
         options = {"metrics": metrics, "group_by": group_by, "unscale": unscale, "outputs": outputs}
+        options |= {"per": per, "reduce": reduce}
         tables = []
         for name, member in self._members.items():
             table = mean_table(evaluated(member, name, data, **options))

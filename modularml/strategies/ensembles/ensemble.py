@@ -15,6 +15,7 @@ from modularml.experiment import Experiment, PhaseGroup
 from modularml.io.randomness import derived_seed
 from modularml.phases.phase import ExperimentPhase
 from modularml.results.intervals import Method
+from modularml.results.replicates import Reduce
 from modularml.results.scores import Meaning, Metrics
 from modularml.strategies.ensembles.bootstrap import make_bootstraps
 from modularml.strategies.ensembles.files import EnsembleFiles
@@ -357,13 +358,15 @@ class Ensemble(Checked, EnsembleFiles):
         node: Any = None,
         batch_size: int | None = None,
         outputs: Meaning = "auto",
+        per: str | None = None,
+        reduce: Reduce = "mean",
     ) -> pd.DataFrame:
         """Score the mean prediction on rows with targets, in the targets' own units.
 
         Parameters
         ----------
-        data, metrics, group_by, node, batch_size
-            See `Experiment.evaluate`.
+        data, metrics, group_by, node, batch_size, per, reduce
+            See `Experiment.evaluate`. Replicates are reduced after the mean over members.
         outputs
             See `predict`.
 
@@ -380,6 +383,8 @@ class Ensemble(Checked, EnsembleFiles):
             node=node,
             batch_size=batch_size,
             outputs=outputs,
+            per=per,
+            reduce=reduce,
             audit=audit,
         )
 

@@ -37,6 +37,7 @@ from modularml.results.intervals import (
     quantile_conformal,
     residuals_of,
 )
+from modularml.results.replicates import Reduce, check_reduce
 from modularml.results.scores import Meaning, Metrics, find_scores
 from modularml.strategies.predictors.member_predictions import (
     HeldOut,
@@ -231,9 +232,12 @@ class Predictor:
         node: Any = None,
         batch_size: int | None = None,
         outputs: Meaning = "auto",
+        per: str | None = None,
+        reduce: Reduce = "mean",
         audit: str = "warn",
     ) -> pd.DataFrame:
         """Return scores of the mean over members; see `Ensemble.evaluate`."""
+        check_reduce(reduce, per)
         if metrics is not None:
             find_scores(metrics)  # unknown names are refused before anything runs
         rows = data
@@ -254,6 +258,7 @@ class Predictor:
                 meaning: Meaning = "probabilities" if p.kind == "probabilities" else "auto"
                 mean = [prediction.replaced(p.mean)]
                 asked: dict[str, Any] = {"metrics": metrics, "group_by": group_by}
+                asked |= {"per": per, "reduce": reduce}
                 table = score_table(mean, unscale=True, outputs=meaning, **asked)
                 if len(scored) > 1:
                     table.insert(0, "node", prediction.label)
