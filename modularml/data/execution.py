@@ -11,6 +11,7 @@ import numpy as np
 from modularml._typing import Array, IntArray
 from modularml.backends import BackendAdapter
 from modularml.data.batch import DEFAULT_ROLE, Batch, BatchView, RoleData, SampleData
+from modularml.data.class_weights import ClassWeights
 from modularml.data.formats import stack
 from modularml.data.lineage import ColumnLineage, MergedColumns, Source, source_columns_of
 from modularml.data.padding import held
@@ -33,27 +34,31 @@ MODEL_LOSSES = "model_losses_"
 
 @dataclass(frozen=True)
 class WeightSource:
-    """Sample weights of a loss: weights from a sampler times a column of `source`."""
+    """Sample weights of a loss: from a sampler, times a column of `source`, times class weights."""
 
     source: Source
     role: str
     rows: tuple[tuple[Source, str], ...] = ()
     column: str | None = None
+    classes: ClassWeights | None = None
 
     def values(
         self,
-        view: FeatureSetView | None,
+        views: Callable[[Source], FeatureSetView | None],
         rows: Callable[[Source, str], IntArray],
         weights: Callable[[Source, str], Array | None],
     ) -> Array:
         """Return the weight of each sample, shape (n,).
 
         For a source and a role, `rows` returns the rows read from the FeatureSet and `weights`
-        their weights from a sampler; `view` is the view of `source` that holds the column.
+        their weights from a sampler; `views` returns the view of a source.
         """
+        view, classes = views(self.source), self.classes
         factors = [w for s, r in self.rows if (w := weights(s, r)) is not None]
         if self.column is not None and view is not None:
             factors.append(view.collection.numpy(self.column)[rows(self.source, self.role)])
+        if classes is not None and (of_classes := views(classes.source)) is not None:
+            factors.append(classes.values(of_classes, rows(classes.source, classes.role)))
         if not factors:
             return np.ones(len(rows(self.source, self.role)))
         product: Array = np.prod(np.stack(factors).astype(np.float64), axis=0)
@@ -221,9 +226,9 @@ class ExecutionContext:
 
     def sample_weights(self, weight_source: WeightSource) -> Array:
         """Return the weight of each sample of a loss in this step."""
-        view = self._layout().views.get(weight_source.source)
+        views = self._layout().views
         return weight_source.values(
-            view, lambda s, r: self.indices(s)[r], lambda s, r: self.weights(s).get(r)
+            views.get, lambda s, r: self.indices(s)[r], lambda s, r: self.weights(s).get(r)
         )
 
     def loss_totals(self) -> list[float]:

@@ -411,10 +411,13 @@ class BatchFeed:
 
     def _weights(self, weight_source: WeightSource, batches: list[EpochBatches]) -> Array:
         """Return the sample weights of a loss, for all batches concatenated."""
-        view = self.bound[weight_source.source].view
+
+        def view(source: Source) -> Any:
+            return self.bound[source].view
+
         return weight_source.values(
             view,
-            lambda s, role: view.valid_indices[self._batches_of(s, batches).rows[role]],
+            lambda s, role: view(s).valid_indices[self._batches_of(s, batches).rows[role]],
             lambda s, role: self._batches_of(s, batches).weight(role),
         )
 

@@ -308,9 +308,9 @@ class _Compiler(LossReading):
             places["targets"] = self._flow(program, flow, role, (None, None), plain)
         losses = [a for a in self.asked if self._node_named(a.on, a) is node]
         reads = [(node, role)]
-        weight_source = weight_source_of(
-            losses[0] if losses else None, reads, self.lineages, self.weighted
-        )
+        applied = losses[0] if losses else None
+        classes = None if applied is None else self._class_weights(applied, node)
+        weight_source = weight_source_of(applied, reads, self.lineages, self.weighted, classes)
         if weight_source is not None:
             check_weights(node, learn, losses)
             slot = program.slot(

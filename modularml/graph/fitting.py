@@ -87,10 +87,11 @@ def check_weights(node: Any, learn: Learn, losses: Sequence[AppliedLoss]) -> Non
         If losses weight the samples differently.
     """
     columns = list(dict.fromkeys(a.sample_weight for a in losses))
-    if len(columns) > 1:
+    if len(columns) > 1 or any(a.class_weight != losses[0].class_weight for a in losses):
         raise LossError(
             f"node {node.label!r} learns with one weight per sample, but its losses have "
-            f"different ones, {columns}; give them the same sample_weight"
+            f"different ones, {columns} and {[a.class_weight for a in losses]}; give them the same "
+            "sample_weight and class_weight"
         )
     name, model = learn.__name__, node.model
     takes_argument = getattr(model, "takes", None)
@@ -101,6 +102,7 @@ def check_weights(node: Any, learn: Learn, losses: Sequence[AppliedLoss]) -> Non
     )
     if not takes_weights:
         source = f"column {columns[0]!r}" if columns and columns[0] is not None else "its sampler"
+        source = "class_weight" if losses and losses[0].class_weight is not None else source
         raise ConfigError(
             f"node {node.label!r}: {name} of {model.shown_name} takes no sample_weight, but its "
             f"samples are weighted by {source}; omit the weights, or choose an estimator that "

@@ -13,6 +13,7 @@ import numpy as np
 
 from modularml._typing import Shape
 from modularml.backends import Backend, BackendAdapter
+from modularml.data.class_weights import ClassWeights
 from modularml.data.execution import WeightSource
 from modularml.data.lineage import ColumnLineage, MergedColumns, Source, SourceColumns
 from modularml.errors import LossError, NotFittedError, ShapeError, UnknownNameError, closest
@@ -29,7 +30,7 @@ from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
 from modularml.graph.plan import LossOp
 from modularml.graph.program import Program
-from modularml.graph.sample_weights import batch_weight_source, weight_source_of
+from modularml.graph.sample_weights import batch_weight_source, class_weights_of, weight_source_of
 from modularml.graph.step_losses import Padding, padding_of
 from modularml.training import AppliedLoss, LossInput
 from modularml.training.loss import (
@@ -50,6 +51,7 @@ class LossReading(ABC):
 
     nodes: list[ComputeNode]
     roles: tuple[str, ...]
+    training: bool
     lineages: dict[tuple[str, str], ColumnLineage]
     backends: dict[str, Backend]
     places: dict[tuple[str, str], int]
@@ -111,7 +113,8 @@ class LossReading(ABC):
             for i in self._inputs(applied)
         ]
         reads = [(on, reads[0][1]), *reads]
-        source = weight_source_of(applied, reads, self.lineages, self.weighted)
+        classes = self._class_weights(applied, on) if self.training else None
+        source = weight_source_of(applied, reads, self.lineages, self.weighted, classes)
         if applied.loss.over == "batch":
             if source is not None:
                 raise LossError(
@@ -121,6 +124,11 @@ class LossReading(ABC):
             source = batch_weight_source(applied, reads, self.lineages)
         self.weight_sources.append(source)
         return source
+
+    def _class_weights(self, applied: AppliedLoss, on: ComputeNode) -> ClassWeights | None:
+        flows = [(self._loss_flow(applied, on, i), i.role) for i in self._inputs(applied)]
+        read = [(flow, self._role(applied, role)) for flow, role in flows if flow is not None]
+        return class_weights_of(applied, read)
 
     def _loss_args(
         self, applied: AppliedLoss, on: ComputeNode, padding: Padding | None

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from modularml.backends import adapter_for
-from modularml.backends.fingerprint import Identity
+from modularml.backends.fingerprint import Identity, fingerprint
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
 from modularml.training import AppliedLoss, Optimizer
@@ -61,6 +61,9 @@ class PlanKey:
                 )
                 for m in models
             ),
-            tuple((a.weight, a.sample_weight, a.loss.signature()) for a in losses),
+            tuple(
+                (a.weight, a.sample_weight, fingerprint(a.class_weight), a.loss.signature())
+                for a in losses
+            ),
             tuple((Identity(o.instance), o.signature()) for o in optimizers),
         )

@@ -223,7 +223,7 @@ class GraphRunning(NodeAccess):
         """Refuse sample weights of losses on nodes whose method takes none."""
         for node_id, method in learn.items():
             node_losses = [a for a in losses if self.get_node(a.on).node_id == node_id]
-            if any(a.sample_weight is not None for a in node_losses):
+            if any(a.is_weighted for a in node_losses):
                 check_weights(self._nodes[node_id], method, node_losses)
 
     # -- internals ----------------------------------------------------------------------------

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from modularml._typing import Array
+from modularml.data.class_weights import ClassWeights
 from modularml.data.execution import WeightSource
 from modularml.data.lineage import ColumnLineage, Source, SourceColumns
-from modularml.errors import DataError
+from modularml.errors import ConfigError, DataError
 from modularml.graph.lineage import pick_column, source_columns_of
 from modularml.graph.node import ComputeNode
 from modularml.training import AppliedLoss, LossInput
@@ -23,11 +24,13 @@ def weight_source_of(
     reads: Sequence[tuple[ComputeNode, str]],
     lineages: Mapping[tuple[str, str], ColumnLineage],
     weighted: Mapping[Source, int],
+    classes: ClassWeights | None = None,
 ) -> WeightSource | None:
     """Return the source of a loss's sample weights; None if unweighted.
 
     `reads` lists the nodes and roles that the loss reads, its own node first. Rows of `weighted`
     sources have weights, which sources with equal numbers share; without a loss only these count.
+    `classes` are its class weights, where they apply.
 
     Raises
     ------
@@ -42,9 +45,38 @@ def weight_source_of(
     weights = tuple((source, role) for (_, role), source in rows.items())
     node, role = reads[0]
     if applied is None or applied.sample_weight is None:
-        return WeightSource(weights[0][0], weights[0][1], weights) if weights else None
+        if not weights and classes is None:
+            return None
+        first = weights[0] if classes is None else (classes.source, classes.role)
+        return WeightSource(*first, weights, classes=classes)
     leaf = _column(applied, "sample_weight", applied.sample_weight, lineages, node)
-    return WeightSource(leaf.source, role, weights, leaf.columns[0])
+    return WeightSource(leaf.source, role, weights, leaf.columns[0], classes)
+
+
+def class_weights_of(
+    applied: AppliedLoss, flows: Sequence[tuple[ColumnLineage, str]]
+) -> ClassWeights | None:
+    """Return the class weights of a loss, whose classes are its only target.
+
+    `flows` lists the lineages of the columns that the loss reads, with their roles.
+
+    Raises
+    ------
+    ConfigError
+        If it does not read exactly one column.
+    """
+    if applied.class_weight is None:
+        return None
+    columns = [(f, r) for f, r in flows if isinstance(f, SourceColumns) and len(f.columns) == 1]
+    if len(flows) != 1 or not columns:
+        raise ConfigError(
+            f"class_weight of loss {applied.label!r} needs one column of class labels, but the "
+            f"loss reads {[list(getattr(f, 'columns', ['merged columns'])) for f, _ in flows]}; "
+            "name one in inputs=, such as ['outputs', 'targets.label'], or pass sample_weight="
+        )
+    (leaf, role), given = columns[0], applied.class_weight
+    weights = given if isinstance(given, str) else tuple(given.items())
+    return ClassWeights(applied.label, leaf.source, role, leaf.columns[0], weights)
 
 
 def batch_weight_source(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 from modularml._typing import Shape
 from modularml.backends import Backend
@@ -123,11 +123,21 @@ class AppliedLoss(Configurable):
     sample_weight : str or FeatureSetColumnReference, optional
         Column of non-negative numbers that weight the mean, ``sum(w * l) / sum(w)``. With several
         roles it is read for the first one.
+    class_weight : 'balanced' or dict of label to float, optional
+        Weights of the classes in the column that the loss reads, which multiply those of
+        `sample_weight`. ``"balanced"`` computes them from the training rows of each run or fold, as
+        scikit-learn does. Labels are those that the loss reads, or those before they were encoded.
 
     Raises
     ------
     ConfigError
-        If an input is not valid, or the weight is not a finite number.
+        If an input is not valid, the weight is not a finite number, or class weights are not
+        numbers of at least 0.
+
+    Notes
+    -----
+    Class weights apply where nodes learn: in training, and in the ``fit`` of estimators.
+    Evaluations of the loss are not weighted by class, as in Keras.
 
     Examples
     --------
@@ -144,6 +154,7 @@ class AppliedLoss(Configurable):
         weight: float = 1.0,
         label: str | None = None,
         sample_weight: str | FeatureSetColumnReference | None = None,
+        class_weight: Literal["balanced"] | Mapping[Any, float] | None = None,
     ) -> None:
         if not isinstance(loss, Loss):
             raise ConfigError(f"loss must be a Loss, got {loss!r}; write Loss({loss!r})")
@@ -169,6 +180,29 @@ class AppliedLoss(Configurable):
         self.sample_weight = sample_weight
         if not isinstance(sample_weight, str | FeatureSetColumnReference | None):
             raise ConfigError(f"sample_weight must be a column or None, got {sample_weight!r}")
+        self.class_weight = dict(class_weight) if isinstance(class_weight, dict) else class_weight
+        self._check_class_weight()
+
+    def _check_class_weight(self) -> None:
+        given = self.class_weight
+        if given is None:
+            return
+        is_mapping = isinstance(given, dict) and given and all(map(_is_weight, given.values()))
+        if given != "balanced" and not is_mapping:
+            raise ConfigError(
+                "class_weight must be 'balanced', or map labels to finite numbers of at least 0, "
+                f"got {given!r}"
+            )
+        if self.loss.over == "batch":
+            raise ConfigError(
+                f"class_weight is for losses that are means over samples, and {self.loss.name!r} "
+                "is over the batch; give the weights to the loss itself"
+            )
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether it has sample weights or class weights."""
+        return self.sample_weight is not None or self.class_weight is not None
 
     @property
     def node_id(self) -> str:
@@ -275,7 +309,7 @@ class AppliedLoss(Configurable):
         if self.label in dict(ctx.layout.losses) or self.loss.over == "batch":
             return
         sources = ctx.sources(self._node_id_of(ctx.layout, self.on))
-        if self.sample_weight is not None or any(ctx.weights(source) for source in sources):
+        if self.is_weighted or any(ctx.weights(source) for source in sources):
             raise LossError(
                 f"loss {self.label!r}: samples have weights, but the step was run without this "
                 "loss; pass it to graph.train_step or eval_step and read ctx.losses"
@@ -292,6 +326,11 @@ class AppliedLoss(Configurable):
             f"AppliedLoss({self.loss.name!r} on {self.on!r}, inputs={self.inputs}, "
             f"weight={self.weight})"
         )
+
+
+def _is_weight(value: Any) -> bool:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value >= 0
 
 
 def weigh(values: Any, weights: Any) -> Any:

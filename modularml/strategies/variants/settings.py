@@ -292,7 +292,7 @@ def _of_phase(label: str, phase: ExperimentPhase) -> Iterator[tuple[str, Setting
 
 
 def _of_loss(path: str, scope: int, applied: AppliedLoss) -> Iterator[tuple[str, Setting]]:
-    for argument in ("weight", "sample_weight"):
+    for argument in ("weight", "sample_weight", "class_weight"):
         yield f"{path}.{argument}", Setting(scope, applied, argument)
     for name in sorted(_keyword_names(applied.loss.loss_kwargs) - {"weight", "sample_weight"}):
         yield f"{path}.{name}", Setting(scope, applied.loss, "loss_kwargs", name)
