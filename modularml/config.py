@@ -183,7 +183,8 @@ def _read_array(value: dict[str, Any]) -> np.ndarray[Any, Any]:
 _WRITERS: list[tuple[Any, Callable[[Any], Any]]] = [
     (Configurable, lambda v: v.encoded()),
     (enum.Enum, lambda v: {"$enum": _code_name(type(v)), "value": encode(v.value)}),
-    (bool | int | float | str, lambda v: v),
+    (float, float),  # subclasses too, such as logged metrics
+    (bool | int | str, lambda v: v),
     (np.datetime64 | np.timedelta64, lambda v: {"$instant": _write_array(np.asarray(v))}),
     (np.generic, lambda v: encode(v.item())),
     (np.ndarray, _write_array),

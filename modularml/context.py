@@ -32,9 +32,10 @@ class RegistrationPolicy(enum.Enum):
 
     The default is read from ``MODULARML_EXP_REGISTRATION_POLICY``; where that is not set, it is
     ``overwrite_warn`` in a notebook, whose cells run again and again, and ``error`` in a script.
+    ``raise`` is another name of ``error``.
     """
 
-    ERROR = "error"
+    ERROR = RAISE = "error"
     OVERWRITE = "overwrite"
     OVERWRITE_WARN = "overwrite_warn"
     NO_REGISTER = "no_register"
@@ -48,9 +49,10 @@ class RegistrationPolicy(enum.Enum):
             usual = "overwrite_warn" if IN_NOTEBOOK else "error"
             value = os.environ.get("MODULARML_EXP_REGISTRATION_POLICY", usual)
         names = [policy.value for policy in cls]
-        if str(value).lower() not in names:
+        name = "error" if str(value).lower() == "raise" else str(value).lower()
+        if name not in names:
             raise UnknownNameError("registration policy", value, names)
-        return cls(str(value).lower())
+        return cls(name)
 
 
 class ExperimentNode:

@@ -68,6 +68,15 @@ def test_overwrite_warn(fresh_context):
         fresh_context.register_experiment_node(second)
 
 
+def test_error_is_also_called_raise(fresh_context):
+    fresh_context.set_registration_policy("raise")
+    node("n")
+    with pytest.raises(RegistrationError):
+        node("n")
+    assert RegistrationPolicy.from_value("Raise") is RegistrationPolicy.RAISE
+    assert "raise" not in [policy.value for policy in RegistrationPolicy]
+
+
 def test_no_register(fresh_context):
     fresh_context.set_registration_policy("no_register")
     made = node("n")

@@ -63,14 +63,14 @@ class Accelerator(Configurable):
         return cls("cpu")
 
     @classmethod
-    def cuda(cls, index: int = 0) -> Accelerator:
+    def cuda(cls, index: int = 0, *, pin_memory: bool = False) -> Accelerator:
         """Return a CUDA device."""
-        return cls(f"cuda:{index}")
+        return cls(f"cuda:{index}", pin_memory=pin_memory)
 
     @classmethod
-    def gpu(cls, index: int = 0) -> Accelerator:
+    def gpu(cls, index: int = 0, *, pin_memory: bool = False) -> Accelerator:
         """Return a GPU of any vendor."""
-        return cls(f"gpu:{index}")
+        return cls(f"gpu:{index}", pin_memory=pin_memory)
 
     @classmethod
     def mps(cls) -> Accelerator:

@@ -27,7 +27,7 @@ from modularml.graph.casting import value_dtypes
 from modularml.graph.learned import LearnedRows
 from modularml.graph.lineage import source_columns_of
 from modularml.graph.node import ComputeNode, UpstreamLike
-from modularml.models.base import BaseModel
+from modularml.models.base import BaseModel, renamed_in_order
 from modularml.models.wrap import wrap_model
 from modularml.training import AppliedLoss, Optimizer
 
@@ -329,7 +329,9 @@ class ModelNode(ComputeNode):
         Parameters
         ----------
         source : ModelNode, BaseModel, or dict of str to array
-            Such as ``ModelGraph.load("old.mg.mml").get_node("encoder")``.
+            Such as ``ModelGraph.load("old.mg.mml").get_node("encoder")``. Between two sequences of
+            layers the names may differ: weights then go from layer to layer, in order, such as
+            ``fc.0.weight`` to ``layers.0.weight``.
 
         Raises
         ------
@@ -346,7 +348,9 @@ class ModelNode(ComputeNode):
             raise TypeError(f"source must be a node, model or dict of weights, got {source!r}")
         if not self.is_built:
             raise GraphError(f"node {self.label!r} has not been built; call graph.build() first")
-        self._model.set_weights(dict(model))
+        own = self._model.get_weights()
+        weights = model if own.keys() == model.keys() else renamed_in_order(own, model)
+        self._model.set_weights(dict(weights))
         self._model.learned_from = learned
 
     def freeze(self) -> None:

@@ -281,6 +281,28 @@ def check_weights(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
             )
 
 
+def renamed_in_order(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return weights of a sequence of layers under the names of another sequence.
+
+    ``fc.0.weight`` becomes ``layers.1.weight`` if each is of the first layer with weights. Weights
+    of anything but a sequence, or of layers with other weights, are returned as they are.
+    """
+    ours, others = _by_layer(mine), _by_layer(theirs)
+    if ours is None or others is None or ours.keys() != others.keys():
+        return theirs
+    return {name: theirs[others[place]] for place, name in ours.items()}
+
+
+def _by_layer(weights: Mapping[str, Any]) -> dict[tuple[int, str], str] | None:
+    """Return names by number of the layer and parameter; None if it is not one sequence."""
+    parts = {name: name.split(".") for name in weights}
+    is_sequence = all(len(p) == 3 and p[1].isdecimal() for p in parts.values())
+    if not is_sequence or len({p[0] for p in parts.values()}) > 1:
+        return None
+    numbers = sorted({int(p[1]) for p in parts.values()})
+    return {(numbers.index(int(p[1])), p[2]): name for name, p in parts.items()}
+
+
 def check_input_shape(shape: Any) -> InputShape:
     """Validate the shape of one input, or of each of several."""
     if isinstance(shape, Mapping):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from modularml.config import Configurable, decode, encode
@@ -36,6 +36,9 @@ class PhaseGroup(Configurable, ContextYaml):
     >>> group = PhaseGroup("workflow")
     >>> len(group)
     0
+
+    Items are found by position or label, ``group[0]`` or ``group["train"]``, and iterated over in
+    order.
     """
 
     def __init__(
@@ -239,6 +242,15 @@ class PhaseGroup(Configurable, ContextYaml):
 
     def __len__(self) -> int:
         return len(self._items)
+
+    def __iter__(self) -> Iterator[ExperimentPhase | PhaseGroup]:
+        return iter(list(self._items))
+
+    def __contains__(self, key: object) -> bool:
+        return any(key is item or key == item.label for item in self._items)
+
+    def __getitem__(self, key: int | str) -> ExperimentPhase | PhaseGroup:
+        return self._find(key)
 
     def __repr__(self) -> str:
         inner = "\n".join(f"  {line}" for item in self._items for line in repr(item).split("\n"))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from modularml._typing import Array
+from modularml._typing import Array, IntArray
 from modularml.errors import ConfigError, MetricNotLoggedError, closest
 from modularml.results.series import AxisSeries, Values
 
@@ -19,9 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["MetricEntry", "MetricStore", "compact"]
 
 
-@dataclass(frozen=True)
-class MetricEntry:
-    """One value of one metric.
+class MetricEntry(float):
+    """One value of one metric: a float that knows what it is of.
 
     Parameters
     ----------
@@ -31,12 +29,33 @@ class MetricEntry:
         0-based.
     batch : int or None
         None for an epoch metric.
+
+    Examples
+    --------
+    >>> entry = MetricEntry("val_loss", 0.25, epoch=3)
+    >>> entry, entry.name, entry.epoch
+    (0.25, 'val_loss', 3)
     """
 
+    __slots__ = ("batch", "epoch", "name")
+
     name: str
-    value: float
     epoch: int
-    batch: int | None = None
+    batch: int | None
+
+    def __new__(cls, name: str, value: float, epoch: int, batch: int | None = None) -> Self:
+        """Make a float with these facts."""
+        new = super().__new__(cls, value)
+        new.name, new.epoch, new.batch = name, epoch, batch
+        return new
+
+    @property
+    def value(self) -> float:
+        """The number itself."""
+        return float(self)
+
+    def __getnewargs__(self) -> Any:
+        return self.name, float(self), self.epoch, self.batch
 
 
 class MetricStore:
@@ -89,7 +108,7 @@ class MetricStore:
     def series(self) -> AxisSeries[float]:
         """Return values over (name, epoch, batch); batch is None for epoch metrics.
 
-        If a value was logged twice, the last one counts.
+        Each is a `MetricEntry`. If a value was logged twice, the last one counts.
         """
         parts = [_rows("", [], [], [])]
         for name, logged in self._epochs.items():
@@ -103,7 +122,12 @@ class MetricStore:
             epochs, batches = zip(*by_place, strict=True)
             parts.append(_rows(name, epochs, batches, list(by_place.values())))
         names, epochs, batches, numbers = map(np.concatenate, zip(*parts, strict=True))
-        values = Values(lambda rows: numbers[rows].tolist(), np.arange(len(numbers)), numbers)
+
+        def made(rows: IntArray) -> list[float]:
+            columns = (names, numbers, epochs, batches)
+            return list(map(MetricEntry, *(column[rows].tolist() for column in columns)))
+
+        values = Values(made, np.arange(len(numbers)), numbers)
         columns = {"name": names, "epoch": epochs, "batch": batches}
         return AxisSeries.from_columns(columns, values, "metrics")
 

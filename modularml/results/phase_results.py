@@ -96,12 +96,18 @@ class PhaseResults:
     # -- numbers ------------------------------------------------------------------------------
 
     def losses(self, node: str | GraphNode) -> AxisSeries[LossRecord]:
-        """Return the losses applied on a node over (epoch, batch, label)."""
+        """Return the losses applied on a node over (epoch, batch, label).
+
+        A label may be selected by its name without the node, ``mse`` for ``mse_head``.
+        """
         node_id = self._node_id(node)
         return self._execution.losses(node_id)
 
     def metrics(self) -> AxisSeries[float]:
-        """Return metrics over (name, epoch, batch); batch is None for epoch metrics."""
+        """Return metrics over (name, epoch, batch); batch is None for epoch metrics.
+
+        Each is a `MetricEntry`, a float that knows its name and place.
+        """
         return self._metrics.series()
 
     def metric_names(self) -> list[str]:

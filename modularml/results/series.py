@@ -15,10 +15,25 @@ from modularml.viz.curves import series as draw_series
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["AxisSeries", "Values"]
+__all__ = ["AxisSeries", "Number", "Values"]
 
 T = TypeVar("T")
 Key = tuple[Any, ...]
+
+
+class Number(float):
+    """A float that has its value as an attribute, too, as the records have that it was made of.
+
+    Reduced losses also have `trainable` and `auxiliary`, reduced in the same way.
+    """
+
+    trainable: float
+    auxiliary: float
+
+    @property
+    def value(self) -> float:
+        """The number itself."""
+        return float(self)
 
 
 class Values(Sequence[T]):
@@ -32,12 +47,19 @@ class Values(Sequence[T]):
         Positions of the values.
     numbers : ndarray, optional
         All values as numbers, if they are numbers.
+    parts : mapping of str to ndarray, optional
+        Numbers beside them, reduced with them: attributes of the reduced value.
     """
 
     def __init__(
-        self, make: Callable[[IntArray], list[T]], places: IntArray, numbers: Array | None = None
+        self,
+        make: Callable[[IntArray], list[T]],
+        places: IntArray,
+        numbers: Array | None = None,
+        parts: Mapping[str, Array] | None = None,
     ) -> None:
         self._make, self._places, self._numbers = make, places, numbers
+        self._parts = parts or {}
 
     @classmethod
     def of(cls, values: Iterable[T]) -> Values[T]:
@@ -47,7 +69,7 @@ class Values(Sequence[T]):
 
     def take(self, rows: Any) -> Values[T]:
         """Return a selection of the values."""
-        return Values(self._make, self._places[rows], self._numbers)
+        return Values(self._make, self._places[rows], self._numbers, self._parts)
 
     def tolist(self) -> list[T]:
         """Return all values."""
@@ -62,6 +84,16 @@ class Values(Sequence[T]):
         if all(isinstance(v, int | float | np.number) for v in numbers):
             return np.array(numbers)
         return None
+
+    @property
+    def parts(self) -> dict[str, Array]:
+        """Parts of the values as numbers, by name; empty unless the values are losses."""
+        if self._numbers is not None:
+            return {name: part[self._places] for name, part in self._parts.items()}
+        values: list[Any] = self.tolist()
+        if not values or not all(hasattr(value, "trainable") for value in values):
+            return {}
+        return {n: np.array([getattr(v, n) for v in values]) for n in ("trainable", "auxiliary")}
 
     def __len__(self) -> int:
         return len(self._places)
@@ -102,6 +134,7 @@ class AxisSeries(Generic[T]):
         keys = list(data)
         self._columns = [_column([key[i] for key in keys]) for i in range(len(self._axes))]
         self._values: Values[T] = Values.of(data.values())
+        self._short: Mapping[str, Mapping[str, str]] = {}
 
     @classmethod
     def from_columns(
@@ -111,6 +144,22 @@ class AxisSeries(Generic[T]):
         new = cls(columns, {}, kind)
         new._columns, new._values = list(columns.values()), values
         return new
+
+    def known_as(self, short: Mapping[str, Mapping[str, str]]) -> Self:
+        """Let values on axes be selected by short names, too, which this returns the series with.
+
+        Parameters
+        ----------
+        short : mapping of str to mapping of str to str
+            For an axis, values by short name. A value that is equal to a short name comes first.
+        """
+        self._short = short
+        return self
+
+    @property
+    def short_names(self) -> Mapping[str, Mapping[str, str]]:
+        """Short names of values on axes; see `known_as`."""
+        return self._short
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -140,7 +189,8 @@ class AxisSeries(Generic[T]):
         """
         selected = np.ones(len(self), dtype=bool)
         for name, selection in axis.items():
-            selected &= _is_in(self._columns[self._axis_index(name)], selection)
+            column = self._columns[self._axis_index(name)]
+            selected &= _is_in(column, self._full_names(name, selection))
         return self._take(np.flatnonzero(selected))
 
     def at(self, **axis: Any) -> T:
@@ -167,7 +217,7 @@ class AxisSeries(Generic[T]):
                     "where()"
                 )
         remaining = {a: c for a, c in self._named().items() if a not in chosen}
-        return self.from_columns(remaining, self._values, self._kind)
+        return self.from_columns(remaining, self._values, self._kind).known_as(self._short)
 
     def one(self) -> T:
         """Return the only value.
@@ -202,7 +252,7 @@ class AxisSeries(Generic[T]):
         axis : str
         reducer : {'mean', 'sum', 'min', 'max', 'first', 'last', 'list'} or callable
             Maps the values along the axis to one value; for losses, ``mean``, ``sum``, ``min``
-            and ``max`` reduce the numbers.
+            and ``max`` reduce the numbers, and their trainable and auxiliary parts.
         """
         self._axis_index(axis)
         remaining = {a: c for a, c in self._named().items() if a != axis}
@@ -210,7 +260,7 @@ class AxisSeries(Generic[T]):
         columns = {a: c[order[starts]] for a, c in remaining.items()}
         values = self._values.take(order)
         reduced = _reduce(values, starts, reducer)
-        return self.from_columns(columns, reduced, self._kind)
+        return self.from_columns(columns, reduced, self._kind).known_as(self._short)
 
     def keys(self) -> list[Key]:
         """Return the key of every value."""
@@ -288,7 +338,18 @@ class AxisSeries(Generic[T]):
 
     def _take(self, rows: IntArray) -> AxisSeries[T]:
         columns = {a: c[rows] for a, c in self._named().items()}
-        return self.from_columns(columns, self._values.take(rows), self._kind)
+        taken = self.from_columns(columns, self._values.take(rows), self._kind)
+        return taken.known_as(self._short)
+
+    def _full_names(self, axis: str, selection: Any) -> list[Any]:
+        """Return the selected values on an axis, with short names replaced."""
+        several = isinstance(selection, list | tuple | set | range)
+        values: list[Any] = list(selection) if several else [selection]
+        short = self._short.get(axis)
+        if not short:
+            return values
+        known = set(self.axis_values(axis))
+        return [v if v in known else short.get(v, v) for v in values]
 
     def _axis_index(self, axis: str) -> int:
         if axis not in self._axes:
@@ -310,8 +371,7 @@ def _column(keys: list[Any]) -> Array:
     return np.fromiter(keys, dtype=object)
 
 
-def _is_in(column: Array, selection: Any) -> Any:
-    values = selection if isinstance(selection, list | tuple | set | range) else (selection,)
+def _is_in(column: Array, values: list[Any]) -> Any:
     if column.dtype == object:
         return np.fromiter((key in values for key in column), dtype=bool, count=len(column))
     numbers: list[Any] = [w for w in values if isinstance(w, int | float | np.number)]
@@ -352,11 +412,21 @@ def _reduce(values: Values[Any], starts: IntArray, reducer: Any) -> Values[Any]:
         raise UnknownNameError("reducer", reducer, _REDUCERS)
     numbers = values.numbers if not callable(reducer) and reducer in _UFUNCS else None
     if numbers is not None and len(starts):
-        reduced = _UFUNCS[reducer].reduceat(numbers, starts)
+        by_part = {"": numbers, **values.parts}
+        reduced = {n: _UFUNCS[reducer].reduceat(part, starts) for n, part in by_part.items()}
         if reducer == "mean":
-            reduced = reduced / np.diff(starts, append=len(numbers))
-        return Values.of(reduced.tolist())
+            counts = np.diff(starts, append=len(numbers))
+            reduced = {name: part / counts for name, part in reduced.items()}
+        return Values.of(_numbers(*(part.tolist() for part in reduced.values())))
     reduce = reducer if callable(reducer) else _REDUCERS[reducer]
     all_values = values.tolist()
     ends = [*starts[1:], len(all_values)]
     return Values.of(reduce(all_values[a:b]) for a, b in zip(starts, ends, strict=True))
+
+
+def _numbers(values: list[Any], *parts: list[float]) -> list[Any]:
+    """Return floats with their value, and the parts of losses, as attributes; integers stay."""
+    numbers = [Number(value) if isinstance(value, float) else value for value in values]
+    for number, *of_loss in zip(numbers, *parts, strict=True) if parts else ():
+        number.trainable, number.auxiliary = of_loss
+    return numbers

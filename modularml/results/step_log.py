@@ -273,12 +273,15 @@ class StepLog(Sequence[ExecutionContext]):
         """Return the losses applied on a node over (epoch, batch, label)."""
         places, values = [np.zeros((0, 2), dtype=np.int64)], [np.zeros(0)]
         labels: list[str] = []
+        short: dict[str, str] = {}
         trained: list[bool] = []
         for layout, steps, table, _ in self.tables():
             on_node = [i for i, (_, on) in enumerate(layout.losses) if on == node_id]
             places.append(np.repeat(steps, len(on_node), axis=0))
             values.append(table[:, on_node].ravel())
-            labels += [layout.losses[i][0] for i in on_node] * len(steps)
+            own = [layout.losses[i][0] for i in on_node]
+            short |= {label.removesuffix(f"_{layout.labels.get(node_id)}"): label for label in own}
+            labels += own * len(steps)
             trained += [layout.training] * (len(on_node) * len(steps))
         epoch, batch = np.concatenate(places).T
         label, numbers = np.array(labels, dtype=object), np.concatenate(values).astype(np.float64)
@@ -289,9 +292,10 @@ class StepLog(Sequence[ExecutionContext]):
             fields = zip(name, repeat(node_id), trainable, auxiliary, strict=False)
             return list(map(partial(tuple.__new__, LossRecord), fields))
 
-        loss_records = Values(records, np.arange(len(numbers)), numbers)
+        named = dict(zip(("trainable", "auxiliary"), parts, strict=True))
+        loss_records = Values(records, np.arange(len(numbers)), numbers, named)
         columns = {"epoch": epoch, "batch": batch, "label": label}
-        return AxisSeries.from_columns(columns, loss_records, "losses")
+        return AxisSeries.from_columns(columns, loss_records, "losses").known_as({"label": short})
 
     def tables(self) -> Iterator[tuple[Layout, IntArray, Array, Array]]:
         """Iterate over runs of steps.

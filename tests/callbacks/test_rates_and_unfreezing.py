@@ -1,12 +1,13 @@
 """Learning rates that are logged, and nodes that learn later."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import modularml as mm
 from modularml.callbacks import LearningRateMonitor, ProgressiveUnfreezing
-from modularml.errors import ConfigError, UnknownNameError
+from modularml.errors import ConfigError, ShapeError, UnknownNameError
 from tests.worlds import (
     arrays,
     assert_equal_weights,
@@ -118,6 +119,33 @@ class TestLoadingWeights:
             assert node.model.same_weights(old.get_node("net").model)
             mm.ModelGraph([node]).build()
             assert node.model.same_weights(old.get_node("net").model)
+
+    @pytest.mark.parametrize("shift", [0, 1])
+    def test_sequences_by_their_layers(self, shift):
+        x, y = arrays(n=40)
+        old = graph_of(featureset(x, y), mm.models.torch.SequentialMLP(n_layers=3, dropout=0.5))
+        old.build()
+        model = old.get_node("net").model
+        theirs = {}
+        for name, array in reversed(model.get_weights().items()):
+            _, number, kind = name.split(".")
+            theirs[f"fc.{int(number) * 4 + shift}.{kind}"] = array
+        assert "fc.24.weight" in theirs or shift
+        with mm.ExperimentContext().activate():
+            own = mm.models.torch.SequentialMLP(n_layers=3)
+            node = mm.ModelNode("enc", own, featureset(x, y))
+            node.build_model((6,), (1,))
+            node.load_weights(theirs)
+            for a, b in zip(own.get_weights().values(), model.get_weights().values(), strict=True):
+                np.testing.assert_array_equal(a, b)
+            before = weights(own)
+            for name in ("head.weight", "other.0.weight"):
+                with pytest.raises(ConfigError, match="lack"):
+                    node.load_weights({**theirs, name: theirs[f"fc.{shift}.weight"]})
+            wide = {**theirs, f"fc.{shift}.weight": np.zeros((9, 6), dtype=np.float32)}
+            with pytest.raises(ShapeError, match=r"layers\.0\.weight"):
+                node.load_weights(wide)
+            assert_equal_weights(before, own)
 
     def test_errors(self):
         x, y = arrays(n=40)

@@ -426,6 +426,8 @@ class TestDevices:
         assert mm.Accelerator("gpu:1").torch_device_str() == "cuda:1"
         assert mm.Accelerator("gpu").tf_device_str() == "/GPU:0"
         assert mm.Accelerator.cuda(2).device == "cuda:2"
+        assert mm.Accelerator.cuda(pin_memory=True) == mm.Accelerator("cuda:0", pin_memory=True)
+        assert mm.Accelerator.gpu(1, pin_memory=True).pin_memory
         assert mm.Accelerator.cpu().is_available()
         assert mm.Accelerator.from_config(mm.Accelerator("cuda:1").get_config()).device == "cuda:1"
 

@@ -1,6 +1,8 @@
 """What phases leave behind, and how it is asked for."""
 
+import copy
 import gc
+import pickle
 import weakref
 
 import numpy as np
@@ -10,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import modularml as mm
+from modularml.config import encode
 from modularml.errors import ConfigError, DataError, RegistrationError, UnknownNameError
 from modularml.results.series import AxisSeries
 from tests.worlds import (
@@ -146,6 +149,40 @@ class TestTrainResults:
         assert record.auxiliary == 0
         logged = results.metrics().at(name="train_loss", epoch=0, batch=0)
         assert record.value == pytest.approx(logged, rel=1e-6)
+
+    def test_numbers_know_what_they_are_of(self):
+        x, y = arrays(n=40)
+        results = train(graph_of(featureset(x, y), mlp()), [mse(weight=0.5)], n_epochs=2)
+        entry = results.metrics().where(name="train_loss", batch=None).last()
+        assert isinstance(entry, float)
+        assert (entry.name, entry.epoch, entry.batch) == ("train_loss", 1, None)
+        assert entry.value == entry == results.to_pandas()["train_loss"][1]
+        for again in (pickle.loads(pickle.dumps(entry)), copy.deepcopy(entry)):
+            assert (again, again.name, again.epoch) == (entry, "train_loss", 1)
+        assert type(encode(entry)) is float
+        losses = results.losses("net").where(epoch=0)
+        records = losses.values()
+        mean = losses.collapse("batch").one()
+        assert mean.value == mean == pytest.approx(np.mean([r.value for r in records]))
+        assert mean.trainable == pytest.approx(np.mean([r.trainable for r in records]))
+        assert mean.auxiliary == 0
+        worst = losses.collapse("batch", "max").collapse("label", "sum").one()
+        assert worst.trainable == worst.value == max(r.value for r in records)
+        assert losses.collapse("batch", "first").one() == records[0]
+        assert losses.collapse("batch", len).one() == len(records)
+
+    def test_losses_by_their_name(self):
+        x, y = arrays(n=40)
+        graph = graph_of(featureset(x, y), mlp())
+        losses = [mse(), mse(label="mae_net"), mse(label="mae")]
+        found = train(graph, losses, n_epochs=2).losses("net")
+        assert found.axis_values("label") == ["mse_net", "mae_net", "mae"]
+        assert found.where(label="mse").values() == found.where(label="mse_net").values()
+        assert found[0, 1, "mse"] == found.at(epoch=0, batch=1, label="mse_net")
+        assert found.collapse("batch").at(epoch=1, label="mse").value > 0
+        assert found.select(epoch=0, label=["mse"]).axes == ("batch",)
+        assert {r.label for r in found.where(label="mae")} == {"mae"}
+        assert not len(found.where(label="huber"))
 
     def test_outputs_are_detached(self):
         x, y = arrays(n=40)
@@ -352,6 +389,13 @@ class TestGroups:
         group.add_train("more", input_sources=bindings(graph), losses=[mse()])
         group.add_evaluation("last", input_sources=bindings(graph))
         assert [label for label, _ in group.items()][-2:] == ["more", "last"]
+        assert group[0] is group["train"] is next(iter(group))
+        assert list(group) == group.all
+        assert group[-1].label == "last"
+        assert ("more" in group, group[-1] in group, "mroe" in group) == (True, True, False)
+        for place in ("mroe", 5, slice(0, 1)):
+            with pytest.raises(UnknownNameError, match="of group 'outer'"):
+                group[place]
         group.remove_items(["more", "last"])
         group.remove_phase("train").remove_group("inner")
         group.remove_item(0)

@@ -210,6 +210,7 @@ def test_out_of_fold_predictions_equal_cross_val_predict(n_jobs):
     own.run_phase(phase)  # a node that was fitted, and is frozen by now, starts anew in each fold
     binding = mml.CVBinding(fs, ["train", "val"], group_by="cell")
     cv = mml.CrossValidation(bindings=binding, phase=phase, n_folds=4, n_jobs=n_jobs)
+    assert cv.phase_template is phase
     found = cv.run(**SILENT).out_of_fold("ridge").loc[fs.get_sample_uuids()]
     x, y = (
         getattr(fs, f"get_{domain}")("numpy", rep="raw").astype(np.float64)

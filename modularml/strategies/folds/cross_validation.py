@@ -131,6 +131,11 @@ class CrossValidation(Checked):
         runs = {"n_jobs": n_jobs, "timeout": timeout, "search": search, "stacked": stacked}
         self._runs = VariantRuns(label, chosen, phase, "fold", **runs)  # type: ignore[arg-type]
 
+    @property
+    def phase_template(self) -> ExperimentPhase | PhaseGroup:
+        """What each fold runs: `phase`, or the plan of the experiment."""
+        return self._runs.plan
+
     @cached_property
     def folds(self) -> list[Variant]:
         """Labels, seeds and rows of the folds; SplitError if rows cannot be split so."""

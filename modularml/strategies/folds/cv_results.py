@@ -362,12 +362,12 @@ class CVResults:
     def _joined(
         self, axes: Sequence[str], kind: str, read: Callable[[PhaseGroupResults], AxisSeries[Any]]
     ) -> AxisSeries[Any]:
+        by_fold = self.collect(read).items()
         data = {
-            (label, *key): value
-            for (label,), series in self.collect(read).items()
-            for key, value in series.items()
+            (label, *key): value for (label,), series in by_fold for key, value in series.items()
         }
-        return AxisSeries(("fold", *axes), data, kind)
+        short = by_fold[0][1].short_names if by_fold else {}
+        return AxisSeries(("fold", *axes), data, kind).known_as(short)
 
     def _predicted(self, label: str, node: str) -> pd.DataFrame:
         experiment, fold = self._experiments[label], self._folds[label]
