@@ -227,14 +227,16 @@ class ConstructorsMixin:
         rename, stack : mapping, optional
             As for `from_pandas`.
         file_as : str, optional
-            Key of a tag that holds the name of each row's file, without folder and extension.
+            Key of a tag that holds the name of each row's file, without folder and suffix:
+            ``run_0.5C`` of ``runs/run_0.5C.csv.gz``.
         missing : {'nan', 'error'}
             Whether an empty field in a numeric column becomes NaN or raises an error.
         mask : str or dict of str to str, optional
             As of `from_dict`, for columns that `stack` makes.
         **kwargs
-            ``register=False`` keeps the set out of the active experiment; the keys may also be
-            passed as ``feature_cols``, ``target_cols`` and ``tag_cols``, as in `from_pandas`.
+            `kind`, `unit` and `element_names` by key, as for `FeatureSet`; ``register=False`` keeps
+            the set out of the active experiment. The keys may also be passed as ``feature_cols``,
+            ``target_cols`` and ``tag_cols``, as in `from_pandas`.
 
         Raises
         ------
@@ -242,12 +244,15 @@ class ConstructorsMixin:
             If a column or an option of pandas is unknown; the message lists the closest.
         DataError
             If a file is missing or cannot be read, its rows differ in length, text or booleans are
-            missing, or no type holds the values of a column in two files.
+            missing, no type holds the values of a column in two files, or `stack` finds other
+            columns in one of them. The message says what the file is, if it is no CSV.
 
         Notes
         -----
         Tags that a number would change (``007``, ``1E5``) stay text. ISO dates and times become
-        timestamps. Override this with ``read={"dtype": {"id": str}}``.
+        timestamps. Override this with ``read={"dtype": {"id": str}}``. Text that is likely to be
+        numbers or times (``1'234``, ``12 V``, ``-``, ``31.01.2024``) is warned of, with the option
+        that reads it.
         """
         collection = from_csv(
             paths,
@@ -305,8 +310,9 @@ class ConstructorsMixin:
             allows training on data larger than memory; `stack` requires memory. None means up to
             512 MB unpacked.
         **kwargs
-            ``register=False`` keeps the set out of the active experiment; the keys may also be
-            passed as ``feature_cols``, ``target_cols`` and ``tag_cols``, as in `from_pandas`.
+            `kind`, `unit` and `element_names` by key, as for `FeatureSet`; ``register=False`` keeps
+            the set out of the active experiment. The keys may also be passed as ``feature_cols``,
+            ``target_cols`` and ``tag_cols``, as in `from_pandas`.
 
         Raises
         ------
@@ -335,7 +341,7 @@ def _keys(
     names = ("feature_cols", "target_cols", "tag_cols")
     aliases = [kwargs.pop(name, None) for name in names]
     for name in kwargs:
-        if name not in ("node_id", "register"):
+        if name not in ("node_id", "register", "kind", "unit", "element_names"):
             raise ConfigError(f"unknown argument {name!r}{hint and '; '}{hint}")
     return [
         key if key is not None else alias

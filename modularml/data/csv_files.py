@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import csv
 import inspect
+import io
+import lzma
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,18 +19,43 @@ import pyarrow.compute as pc
 
 from modularml._optional import require
 from modularml._warning import warn
-from modularml.data.arrow_types import is_category
+from modularml.data.arrow_types import is_category, to_numpy
 from modularml.data.collection import SampleCollection
 from modularml.data.columns import to_arrow
+from modularml.data.csv_remedies import file_remedy, header_remedy, is_text, warn_about_text
+from modularml.data.formats import stack as stack_columns
 from modularml.data.frames import Rename, Stack, TableColumns, column_name, column_names
-from modularml.data.paths import FilePaths, check_file_names, files_of, readable, taken_error
+from modularml.data.paths import (
+    COMPRESSED,
+    FilePaths,
+    check_file_names,
+    file_stem,
+    files_of,
+    readable,
+    taken_error,
+)
 from modularml.data.promotion import cast_column, common_type
 from modularml.data.sources import from_columns
 from modularml.errors import ConfigError, DataError, UnknownNameError, expect
 
 __all__ = ["from_csv"]
 
-ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".csv.bz2", ".csv.xz", ".csv.zst")
+ENDINGS = tuple(
+    f"{kind}{suffix}" for kind in (".csv", ".tsv", ".txt") for suffix in ("", *COMPRESSED)
+)
+"""Suffixes of the files that are read from a folder."""
+
+VALUES = (
+    "dtype",
+    "converters",
+    "parse_dates",
+    "date_format",
+    "dayfirst",
+    "true_values",
+    "false_values",
+)
+"""Arguments of pandas.read_csv that change values and not where they are."""
+
 REPLACEMENTS = {
     "filepath_or_buffer": "paths=",
     "chunksize": "paths=",
@@ -66,9 +95,20 @@ def from_csv(
     tag_keys = list(dict.fromkeys([*column_names(tags), *column_names(file_as)]))
     masks = [mask] if isinstance(mask, str) else (mask or {}).values()
     wanted = [*dict.fromkeys([*column_names(features), *column_names(targets), *tag_keys, *masks])]
-    files: dict[str, Mapping[str, Any]] = {}
+    files, stacks = dict[str, dict[str, Any]](), dict[str, list[str]]()
     for path in files_of(paths, ENDINGS):
-        files[str(path)] = _columns_of(path, options, rename, stack, wanted, tag_keys, file_as)
+        file = _CsvFile(path, options)
+        table = TableColumns(file.names, file.column).renamed(rename)
+        own = table.stack_parts(stack)
+        _check_stacks(stacks := stacks or own, own, path, next(iter(files), ""))
+        files[str(path)] = {
+            key: file.name_column(key, table)
+            if key == file_as
+            else file.stacked(own[key], table, missing)
+            if key in own
+            else file.selected(key, table, [*table, *own], is_tag=key in tag_keys)
+            for key in wanted
+        }
     check_file_names(files, file_as)
     return from_columns(
         {key: _concatenated(key, files, missing) for key in wanted},
@@ -82,6 +122,21 @@ def from_csv(
     )
 
 
+def _check_stacks(
+    first: Mapping[str, list[str]], own: Mapping[str, list[str]], path: Path, first_path: str
+) -> None:
+    """Refuse array columns whose elements have other names in another file."""
+    for key, names in own.items():
+        if names != first[key]:
+            other = [n for n in names if n not in first[key]] or names
+            lacks = [n for n in first[key] if n not in names]
+            raise DataError(
+                f"stack={{{key!r}: ...}} finds other columns in {str(path)!r} than in "
+                f"{first_path!r}: {other[:3]} instead of {(lacks or first[key])[:3]} "
+                f"({len(names)} and {len(first[key])} columns); make the names equal"
+            )
+
+
 def _check_options(options: Mapping[str, Any]) -> None:
     known = inspect.signature(require("pandas").read_csv).parameters
     for name in options:
@@ -93,98 +148,146 @@ def _check_options(options: Mapping[str, Any]) -> None:
             raise UnknownNameError("option of pandas.read_csv", name, known)
 
 
-def _columns_of(
-    path: Path,
-    options: Mapping[str, Any],
-    rename: Rename,
-    stack: Stack,
-    wanted: Sequence[str],
-    tags: Sequence[str],
-    file_as: str | None,
-) -> dict[str, Any]:
-    """Return the requested columns of one file."""
-    frame = _read_frame(path, options)
-    names = _header(path, options, frame)
-    _check_named_columns(options, names)
-    dtypes = options.get("dtype", {})
-    typed = set(dtypes) if isinstance(dtypes, Mapping) else set(names) if dtypes else set()
+class _CsvFile:
+    """One file, as pandas reads it, and the names in its header."""
 
-    def column(place: int) -> pa.Array:
-        values = _arrow(frame.iloc[:, place])
-        return values if names[place] in typed else _parse_times(values)
+    def __init__(self, path: Path, options: Mapping[str, Any]) -> None:
+        self.path, self.options = path, dict(options)
+        self.frame = self._read(**self.options)
+        self.names = self._header()
+        self._use_exact_names()
+        dtypes = self.options.get("dtype", {})
+        dates = self.options.get("parse_dates", ())
+        self.typed = {
+            *(dtypes if isinstance(dtypes, Mapping) else self.names if dtypes else ()),
+            *self.options.get("converters", ()),
+            *(dates if isinstance(dates, list | tuple) else ()),
+        }
 
-    table = TableColumns(names, column).renamed(rename)
-    columns = table.stacked(stack)
-    selected = dict[str, Any]()
-    for key in wanted:
-        if key == file_as:
-            if key in columns:
-                raise taken_error(path, file_as)
-            selected[key] = pa.repeat(path.name.partition(".")[0], len(frame))
-            continue
-        if key not in columns:
-            raise UnknownNameError("column", key, columns, _hint(names))
-        selected[key] = columns[key]
-        place = table.names.index(key) if key in table else -1
-        if place < 0 or names[place] in typed:
-            continue
-        _check_integers(key, selected[key], path, options, place)
-        if key in tags:
-            selected[key] = _ids_as_text(key, selected[key], path, options, place)
-        else:
-            _warn_about_text(key, selected[key], path)
-        if place == len(names) - 1 and selected[key].null_count:
-            _check_row_lengths(path, options, len(names))
-    return selected
+    def column(self, place: int) -> pa.Array:
+        """Return a column, with times for text that is ISO 8601."""
+        values = _arrow(self.frame.iloc[:, place])
+        return values if self._is_typed(place) else _parse_times(values)
+
+    def name_column(self, file_as: str, table: TableColumns) -> pa.Array:
+        """Return the name of this file, once for each row."""
+        if file_as in table:
+            raise taken_error(self.path, file_as)
+        return pa.repeat(file_stem(self.path), len(self.frame))
+
+    def selected(
+        self, key: str, table: TableColumns, known: Iterable[str], *, is_tag: bool = False
+    ) -> pa.Array:
+        """Return a column of the renamed table; refuse or warn about what was not meant."""
+        if key not in table:
+            remedy = file_remedy(self.path) or header_remedy(self.names)
+            remedy = remedy[:1].upper() + remedy[1:]
+            raise UnknownNameError(f"column of {str(self.path)!r}", key, known, remedy)
+        values, place = table[key], table.place(key)
+        if self._is_typed(place):
+            return values
+        _check_integers(key, values, self, place)
+        if is_tag:
+            values = _ids_as_text(key, values, self, place)
+        decimal = str(self.options.get("decimal", "."))
+        warn_about_text(self.names[place], values, self.path, is_tag=is_tag, decimal=decimal)
+        if values.null_count:
+            _check_row_lengths(self.path, self.options, place + 1, len(self.names))
+        return values
+
+    def stacked(self, parts: Sequence[str], table: TableColumns, missing: str) -> Any:
+        """Return columns as one array column, with NaN for missing numbers."""
+        arrays = dict[str, Any]()
+        for name in parts:
+            values = self.selected(name, table, table)
+            if is_text(values.type):
+                raise DataError(
+                    f"column {name!r} of {str(self.path)!r} holds text, so it cannot be stacked; "
+                    "signs of missing values go into read={'na_values': [...]}"
+                )
+            if values.null_count and missing == "error":
+                raise _missing_error(name, str(self.path), values, "or pass missing='nan'")
+            if values.null_count and pa.types.is_integer(values.type):
+                values = cast_column(values, pa.float64(), name, str(self.path))
+            arrays[name] = to_numpy(to_arrow(values, name))
+        return stack_columns(arrays)
+
+    def text(self, place: int) -> pa.Array:
+        """Return a column as it is written."""
+        return _arrow(self._written().iloc[:, place]).cast(pa.string())
+
+    def _written(self, **more: Any) -> Any:
+        options = {key: value for key, value in self.options.items() if key not in VALUES}
+        return self._read(**{**options, "dtype": str, **more})
+
+    def _is_typed(self, place: int) -> bool:
+        return bool({self.names[place], place} & self.typed)
+
+    def _read(self, **options: Any) -> Any:
+        return _read_frame(self.path, options)
+
+    def _header(self) -> list[str]:
+        """Return the column names as in the file; pandas numbers repeated names."""
+        names = [column_name(name) for name in self.frame.columns]
+        if {"header", "names", "index_col", "usecols", "engine"}.isdisjoint(self.options) and names:
+            first = self._written(header=None, nrows=1).iloc[0]
+            raw = ["" if text is None or text != text else str(text) for text in first.tolist()]  # noqa: PLR0124
+            if len(raw) == len(names):
+                names = [text or name for text, name in zip(raw, names, strict=True)]
+        return [name.strip() for name in names]
+
+    def _use_exact_names(self) -> None:
+        """Refuse options for columns that are not there, and give pandas their names with spaces.
+
+        pandas passes over both.
+        """
+        exact = dict(zip(self.names, self.frame.columns, strict=True))
+        changed = False
+        for option in ("dtype", "na_values", "converters", "date_format"):
+            given = self.options.get(option)
+            if not isinstance(given, Mapping):
+                continue
+            for name in given:
+                if isinstance(name, str) and name.strip() not in exact:
+                    reason = f"read[{option!r}] asks for it"
+                    raise UnknownNameError("column", name, self.names, reason)
+            own = {exact.get(n.strip(), n) if isinstance(n, str) else n: given[n] for n in given}
+            changed = changed or list(own) != list(given)
+            self.options[option] = own
+        if changed:
+            self.frame = self._read(**self.options)
+            for option in ("dtype", "converters"):
+                if isinstance(self.options.get(option), Mapping):
+                    self.options[option] = {
+                        n.strip() if isinstance(n, str) else n: v
+                        for n, v in self.options[option].items()
+                    }
 
 
-def _read_frame(path: Path, options: Mapping[str, Any], **more: Any) -> Any:
+def _read_frame(path: Path, options: Mapping[str, Any]) -> Any:
     """Read a file into a DataFrame; errors of pandas become DataErrors with a hint."""
     pandas = require("pandas")
     whole = {} if "engine" in options else {"low_memory": False}  # infer types from whole columns
-    arguments = {"index_col": False, **whole, "dtype_backend": "numpy_nullable", **options, **more}
+    first = {} if isinstance(options.get("header"), list | tuple) else {"index_col": False}
+    arguments = {**first, **whole, "dtype_backend": "numpy_nullable", **options}
     with readable(path, "CSV"), warnings.catch_warnings():
         warnings.simplefilter("error", pandas.errors.ParserWarning)
         try:
             frame = pandas.read_csv(path, **arguments)
         except UnicodeDecodeError as error:
-            raise DataError(
-                f"{str(path)!r} is not UTF-8 ({error}); pass its encoding, as in "
-                "read={'encoding': 'latin-1'}"
-            ) from error
+            remedy = file_remedy(path) or (
+                f"it is not UTF-8 ({error}); pass its encoding, as in read={{'encoding': "
+                "'latin-1'}"
+            )
+            raise DataError(f"{str(path)!r} cannot be read: {remedy}") from error
         except (ValueError, TypeError, pandas.errors.ParserWarning) as error:
-            raise DataError(
-                f"{str(path)!r} cannot be read as CSV: {str(error).strip(' .')}. read= takes the "
-                "options of pandas.read_csv, such as {'sep': ';', 'decimal': ',', 'comment': '#', "
+            reason = file_remedy(path) or (
+                f"{' '.join(str(error).split()).strip(' .')}. read= takes the options of "
+                "pandas.read_csv, such as {'sep': ';', 'decimal': ',', 'comment': '#', "
                 "'skiprows': 6}"
-            ) from error
-    return frame.reset_index() if arguments["index_col"] is not False else frame
-
-
-def _header(path: Path, options: Mapping[str, Any], frame: Any) -> list[str]:
-    """Return the column names as in the file; pandas numbers repeated names."""
-    names = [column_name(name) for name in frame.columns]
-    if {"header", "names", "index_col", "usecols", "engine"}.isdisjoint(options) and names:
-        first = _read_frame(path, options, header=None, nrows=1, dtype=str).iloc[0]
-        raw = ["" if text is None or text != text else str(text) for text in first.tolist()]  # noqa: PLR0124
-        if len(raw) == len(names):
-            names = [text or name for text, name in zip(raw, names, strict=True)]
-    return [name.strip() for name in names]
-
-
-def _hint(names: Sequence[str]) -> str:
-    """Return the most likely remedy if a file lacks a column."""
-    separators = [sep for sep in ";\t|" if len(names) == 1 and sep in names[0]]
-    if separators:
-        return (
-            f"The header is {names[0]!r}: pass read={{'sep': {separators[0]!r}}}, and 'decimal' "
-            "if needed"
-        )
-    if names and names[0].startswith("#"):
-        return "The file begins with a comment: pass read={'comment': '#'}"
-    if names and all(name.replace(".", "").replace("-", "").isdigit() for name in names):
-        return "The file has no header: pass read={'header': None, 'names': [...]}"
-    return ""
+            )
+            raise DataError(f"{str(path)!r} cannot be read as CSV: {reason}") from error
+    return frame.reset_index() if arguments.get("index_col", False) is not False else frame
 
 
 def _arrow(values: Any) -> pa.Array:
@@ -194,7 +297,7 @@ def _arrow(values: Any) -> pa.Array:
 
 def _parse_times(values: pa.Array) -> pa.Array:
     """Parse text that holds only ISO dates or times; return other columns unchanged."""
-    if not pa.types.is_string(values.type) and not pa.types.is_large_string(values.type):
+    if not is_text(values.type):
         return values
     present = values.drop_null()
     if not len(present) or not pc.all(pc.match_substring_regex(present, ISO_TIME)).as_py():
@@ -212,13 +315,11 @@ def _parse_times(values: pa.Array) -> pa.Array:
     return _arrow(times).cast(pa.date32()) if dates else _arrow(times)
 
 
-def _ids_as_text(
-    key: str, values: pa.Array, path: Path, options: Mapping[str, Any], place: int
-) -> pa.Array:
+def _ids_as_text(key: str, values: pa.Array, file: _CsvFile, place: int) -> pa.Array:
     """Return identifiers as text if numbers would change how they are written."""
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
         return values
-    text = _arrow(_read_frame(path, options, dtype=str).iloc[:, place]).cast(pa.string())
+    text = file.text(place)
     if pc.any(pc.match_substring_regex(text, LOOKS_LIKE_ID)).as_py():
         return text
     pairs = (
@@ -230,77 +331,64 @@ def _ids_as_text(
     if len(twice):
         first, other = twice["text_min"][0].as_py(), twice["text_max"][0].as_py()
         warn(
-            f"tag {key!r} of {str(path)!r} is read as numbers, in which {first!r} and {other!r} "
-            f"are the same; read={{'dtype': {{{key!r}: str}}}} keeps them apart"
+            f"tag {key!r} of {str(file.path)!r} is read as numbers, in which {first!r} and "
+            f"{other!r} are the same; read={{'dtype': {{{file.names[place]!r}: str}}}} keeps "
+            "them apart"
         )
     return values
 
 
-def _check_integers(
-    key: str, values: pa.Array, path: Path, options: Mapping[str, Any], place: int
-) -> None:
+def _check_integers(key: str, values: pa.Array, file: _CsvFile, place: int) -> None:
     """Refuse integers that change because a column holds floats, too."""
     if not pa.types.is_floating(values.type):
         return
     large = pc.and_(pc.greater_equal(pc.abs(values), 2.0**53), pc.is_finite(values))
     if not pc.any(large).as_py():
         return
-    text = _arrow(_read_frame(path, options, dtype=str).iloc[:, place]).cast(pa.string())
+    text = file.text(place)
     for number, written in zip(
         values.filter(large).to_pylist(), text.filter(large).to_pylist(), strict=True
     ):
         if written.strip().lstrip("+-").isdigit() and int(written) != number:
             raise DataError(
-                f"column {key!r} of {str(path)!r} holds the integer {written.strip()} beside "
-                f"floats or missing values, and floats do not hold it; read={{'dtype': {{{key!r}: "
-                "str}} keeps its digits"
+                f"column {key!r} of {str(file.path)!r} holds the integer {written.strip()} beside "
+                "floats or missing values, and floats do not hold it; read={'dtype': "
+                f"{{{file.names[place]!r}: str}}}} keeps its digits"
             )
 
 
-def _check_named_columns(options: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Refuse options for columns that the file does not have, which pandas passes over."""
-    for option in ("dtype", "na_values", "converters"):
-        given = options.get(option)
-        for name in given if isinstance(given, Mapping) else ():
-            if isinstance(name, str) and name.strip() not in names:
-                raise UnknownNameError("column", name, names, f"read[{option!r}] asks for it")
-
-
-def _warn_about_text(key: str, values: pa.Array, path: Path) -> None:
-    """Warn about a column that is text only because of a few non-numeric values."""
-    if not pa.types.is_string(values.type) and not pa.types.is_large_string(values.type):
-        return
-    texts = values.drop_null().to_pandas()
-    to_numeric = require("pandas").to_numeric
-    invalid = texts[to_numeric(texts, errors="coerce").isna()]
-    commas = (
-        len(invalid) and to_numeric(invalid.str.replace(",", "."), errors="coerce").notna().all()
-    )
-    if commas or 0 < len(invalid) <= len(texts) / 2:
-        remedy = "'decimal': ','" if commas else f"'na_values': [{invalid.iloc[0]!r}]"
-        if commas and invalid.str.fullmatch(r"\s*[+-]?[0-9]{1,3}(,[0-9]{3})+\s*").all():
-            remedy = "'thousands': ','}, or for decimal commas {'decimal': ','"
-        warn(
-            f"column {key!r} of {str(path)!r} is text because of values such as "
-            f"{invalid.iloc[0]!r} ({len(invalid)} of {len(texts)}); to read numbers, pass "
-            f"read={{{remedy}}}",
-        )
-
-
-def _check_row_lengths(path: Path, options: Mapping[str, Any], n_columns: int) -> None:
+def _check_row_lengths(
+    path: Path, options: Mapping[str, Any], n_needed: int, n_columns: int
+) -> None:
     """Refuse rows with too few fields, which pandas fills silently."""
     sep, skipped = options.get("sep", ","), options.get("skiprows") or 0
-    if not isinstance(sep, str) or len(sep) != 1 or not isinstance(skipped, int):
+    if not isinstance(sep, str) or not isinstance(skipped, int):
         return
     comment = options.get("comment") or "\0"
-    with path.open(encoding=options.get("encoding", "utf-8"), newline="") as file:
-        reader = csv.reader(file, delimiter=sep, quotechar=options.get("quotechar", '"'))
-        for fields in islice(reader, skipped, None):
-            if fields and not fields[0].startswith(comment) and len(fields) < n_columns:
+    with _opened(path, options.get("compression", "infer")) as raw:
+        file = io.TextIOWrapper(raw, encoding=options.get("encoding", "utf-8"), newline="")
+        rows: Any = (re.split(sep, line.strip()) for line in file if line.strip())
+        if len(sep) == 1:
+            rows = csv.reader(file, delimiter=sep, quotechar=options.get("quotechar", '"'))
+        for number, fields in enumerate(islice(rows, skipped, None), skipped + 1):
+            if fields and not fields[0].startswith(comment) and len(fields) < n_needed:
                 raise DataError(
-                    f"{str(path)!r} cannot be read as CSV: line {reader.line_num} has "
-                    f"{len(fields)} of {n_columns} fields; is the file truncated?"
+                    f"{str(path)!r} cannot be read as CSV: line "
+                    f"{getattr(rows, 'line_num', number)} has {len(fields)} of "
+                    f"{n_columns} fields; is the file truncated?"
                 )
+
+
+def _opened(path: Path, compression: Any) -> Any:
+    """Open a file that may be compressed, as bytes."""
+    kind = path.suffix.lower() if compression == "infer" else f".{compression}"
+    if kind == ".xz":
+        return lzma.open(path)
+    if kind == ".zip":
+        archive = zipfile.ZipFile(path)
+        return archive.open(archive.namelist()[0])
+    names = {".gz": "gzip", ".gzip": "gzip", ".bz2": "bz2", ".zst": "zstd", ".zstd": "zstd"}
+    return pa.input_stream(str(path), compression=names.get(kind))
 
 
 def _concatenated(key: str, files: Mapping[str, Mapping[str, Any]], missing: str) -> Any:
@@ -312,13 +400,31 @@ def _concatenated(key: str, files: Mapping[str, Mapping[str, Any]], missing: str
     kind = common_type(key, {path: part.type for path, part in parts.items()})
     parts = {path: cast_column(part, kind, key, path) for path, part in parts.items()}
     column = pa.chunked_array(list(parts.values()), type=kind).combine_chunks()
-    if column.null_count and missing == "error":
+    if column.null_count:
         path = next(path for path, part in parts.items() if part.null_count)
-        row = pc.index(pc.is_null(parts[path]), value=True).as_py()
-        raise DataError(
-            f"column {key!r} of {path!r} has {column.null_count} missing value(s), the first in "
-            f"row {row}; fill or drop them, or pass missing='nan'"
-        )
+        if missing == "error":
+            raise _missing_error(key, path, parts[path], "or pass missing='nan'")
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+            raise _missing_error(key, path, parts[path], _kept_as_text(kind))
     if column.null_count and pa.types.is_integer(kind):
         column = cast_column(column, pa.float64(), key, next(iter(files)))
     return column
+
+
+def _missing_error(key: str, path: str, values: pa.Array, remedy: str) -> DataError:
+    row = pc.index(pc.is_null(values), value=True).as_py()
+    return DataError(
+        f"column {key!r} of {path!r} has {values.null_count} missing value(s), the first in row "
+        f"{row}; fill or drop them, {remedy}"
+    )
+
+
+def _kept_as_text(kind: pa.DataType) -> str:
+    """Return how values may be kept that cannot be missing, as only numbers can (as NaN)."""
+    if is_text(kind):
+        return (
+            "as only numbers can be missing (as NaN), or pass read={'keep_default_na': False} if "
+            "empty fields, 'NA' or 'None' are values; if numbers are meant, the signs of missing "
+            "ones go into read={'na_values': [...]}"
+        )
+    return f"as {kind} values cannot be missing: read the file with pandas, then use from_pandas"

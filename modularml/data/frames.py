@@ -44,12 +44,7 @@ class TableColumns(Mapping[str, Any]):
                 self._repeated.add(name)
 
     def __getitem__(self, name: str) -> Any:
-        if name in self._repeated:
-            raise DataError(
-                f"column {name!r} occurs {self.names.count(name)} times in the table; drop or "
-                "rename all but one"
-            )
-        return self._read(self._places[name])
+        return self._read(self.place(name))
 
     def __contains__(self, name: object) -> bool:
         return name in self._places
@@ -59,6 +54,15 @@ class TableColumns(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def place(self, name: str) -> int:
+        """Return the position of a column; DataError if its name is repeated."""
+        if name in self._repeated:
+            raise DataError(
+                f"column {name!r} occurs {self.names.count(name)} times in the table; drop or "
+                "rename all but one"
+            )
+        return self._places[name]
 
     def renamed(self, rename: Rename) -> TableColumns:
         """Return the same columns under other names.
@@ -101,22 +105,34 @@ class TableColumns(Mapping[str, Any]):
         ------
         UnknownNameError
             If a pattern matches no column.
+        DataError
+            If the table has a column of the new name.
         """
-        if stacks is None:
-            return self
-        expect("stack", stacks, Mapping, "a mapping of a name to a pattern")
-        arrays = dict[str, Any]()
-        for key, patterns in stacks.items():
-            parts: list[str] = []
+        arrays = {
+            key: stack({name: to_numpy(to_arrow(self[name], name)) for name in parts})
+            for key, parts in self.stack_parts(stacks).items()
+        }
+        return ChainMap(arrays, self) if arrays else self  # type: ignore[arg-type]
+
+    def stack_parts(self, stacks: Stack) -> dict[str, list[str]]:
+        """Return the columns of each stack in order; errors as for `stacked`."""
+        found = dict[str, list[str]]()
+        expect("stack", stacks or {}, Mapping, "a mapping of a name to a pattern")
+        for key, patterns in (stacks or {}).items():
+            if key in self:
+                raise DataError(
+                    f"stack makes a column {key!r}, but the table already has one; choose another "
+                    "name, or rename the column"
+                )
+            found[key] = []
             for pattern in as_list(patterns):
                 names = sorted(matching(self._places, pattern), key=natural)
                 if not names:
                     raise UnknownNameError(
                         "column", pattern, self._places, f"it is a pattern in stack[{key!r}]"
                     )
-                parts += names
-            arrays[key] = stack({name: to_numpy(to_arrow(self[name], name)) for name in parts})
-        return ChainMap(arrays, self)  # type: ignore[arg-type]
+                found[key] += names
+        return found
 
 
 def as_columns(data: Any, allowed: str = "data must be a frame or a dict") -> TableColumns:

@@ -16,7 +16,14 @@ from modularml.data.arrow_types import is_category
 from modularml.data.collection import SampleCollection
 from modularml.data.frames import Rename, Stack, TableColumns, column_names
 from modularml.data.mapping import write_columns
-from modularml.data.paths import FilePaths, check_file_names, files_of, readable, taken_error
+from modularml.data.paths import (
+    FilePaths,
+    check_file_names,
+    file_stem,
+    files_of,
+    readable,
+    taken_error,
+)
 from modularml.data.promotion import cast_column, common_type
 from modularml.data.sources import from_columns
 from modularml.errors import ConfigError, UnknownNameError
@@ -189,7 +196,7 @@ def _open_files(paths: FilePaths, file_as: str | None) -> list[_ParquetFile]:
         if file_as is not None and file_as in schema.names:
             raise taken_error(path, file_as)
         folder_values = {key: of[path] for key, of in values.items() if path in of}
-        texts = folder_values | ({file_as: path.name.partition(".")[0]} if file_as else {})
+        texts = folder_values | ({file_as: file_stem(path)} if file_as else {})
         constant = {
             key: pa.scalar(text if text is None or key not in numbers else int(text))
             for key, text in texts.items()

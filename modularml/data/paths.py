@@ -13,9 +13,20 @@ import pyarrow as pa
 from modularml._warning import warn
 from modularml.errors import DataError, expect
 
-__all__ = ["FilePaths", "check_file_names", "files_of", "natural", "readable", "taken_error"]
+__all__ = [
+    "FilePaths",
+    "check_file_names",
+    "file_stem",
+    "files_of",
+    "natural",
+    "readable",
+    "taken_error",
+]
 
 FilePaths = str | Path | Sequence[str | Path]
+
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+"""Suffixes of compressed files, after that of their format."""
 
 
 def files_of(paths: FilePaths, suffixes: tuple[str, ...]) -> list[Path]:
@@ -26,7 +37,7 @@ def files_of(paths: FilePaths, suffixes: tuple[str, ...]) -> list[Path]:
     paths : path-like or sequence of path-like
         A file, a folder, a pattern such as ``"runs/*.csv"``, or a list of them.
     suffixes : tuple of str
-        Suffixes of the files to read from a folder.
+        Suffixes of the files to read from a folder, in upper or lower case.
 
     Raises
     ------
@@ -36,9 +47,11 @@ def files_of(paths: FilePaths, suffixes: tuple[str, ...]) -> list[Path]:
     expect("paths", paths, (str, Path, list, tuple), "a path, a folder, a pattern or a list")
     files: list[Path] = []
     for item in [paths] if isinstance(paths, str | Path) else paths:
-        path = Path(expect("path", item, (str, Path), "the path of a file"))
+        path = Path(expect("path", item, (str, Path), "the path of a file")).expanduser()
         if path.is_dir():
-            inner = (p for p in path.rglob("*") if p.name.endswith(suffixes) and p.is_file())
+            inner = (
+                p for p in path.rglob("*") if p.name.lower().endswith(suffixes) and p.is_file()
+            )
             visible = [
                 p for p in inner if not p.relative_to(path).as_posix().startswith((".", "_"))
             ]
@@ -50,12 +63,23 @@ def files_of(paths: FilePaths, suffixes: tuple[str, ...]) -> list[Path]:
             files.append(path)
         elif any(wildcard in str(path) for wildcard in "*?["):
             matching = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-            files += _sorted(list(matching), f"no file matches {str(path)!r}")
+            files += _sorted(
+                [match for match in matching if match.is_file()], f"no file matches {str(path)!r}"
+            )
         else:
             raise DataError(f"file {str(path)!r} does not exist")
     if not files:
         raise DataError("paths is empty; pass at least one file")
     return list(dict.fromkeys(files))
+
+
+def file_stem(path: Path) -> str:
+    """Return the name of a file without its suffixes: ``run_0.5C`` of ``run_0.5C.csv.gz``."""
+    name = path.name
+    for suffix in COMPRESSED:
+        if name.lower().endswith(suffix) and Path(name.lower()).stem.count("."):
+            name = name[: -len(suffix)]
+    return Path(name).stem
 
 
 def natural(text: object) -> list[Any]:
@@ -71,7 +95,7 @@ def check_file_names(paths: Iterable[object], file_as: str | None) -> None:
     """
     seen = dict[str, str]()
     for path in map(str, paths if file_as else ()):
-        name = Path(path).name.partition(".")[0]
+        name = file_stem(Path(path))
         if "=" not in str(Path(path).parent) and seen.setdefault(name, path) != path:
             warn(
                 f"file_as={file_as!r} gives rows of {seen[name]!r} and {path!r} the same tag "

@@ -34,6 +34,10 @@ def common_type(key: str, types: Mapping[str, pa.DataType]) -> pa.DataType:
         kind = stored_type(file_type)
         if kind == common:
             continue
+        if {pa.date32(), pa.date64()} & {kind, common} and _are_naive_times(kind, common):
+            fine = [t for t in (kind, common) if pa.types.is_timestamp(t)]
+            common = pa.timestamp("s") if not fine else fine[0]
+            continue
         if {pa.string(), pa.binary()} != {kind, common}:
             try:
                 schemas = [pa.schema({key: kind}), pa.schema({key: common})]
@@ -43,9 +47,27 @@ def common_type(key: str, types: Mapping[str, pa.DataType]) -> pa.DataType:
                 pass
         raise DataError(
             f"column {key!r} holds {stored_type(types[first])} in {first!r} and {kind} in "
-            f"{path!r}, but no type holds both; convert one of the files"
+            f"{path!r}, but no type holds both; {_remedy(key, {kind, common})}"
         )
     return common
+
+
+def _are_naive_times(*kinds: pa.DataType) -> bool:
+    return all(
+        pa.types.is_date(kind) or (pa.types.is_timestamp(kind) and kind.tz is None)
+        for kind in kinds
+    )
+
+
+def _remedy(key: str, kinds: set[pa.DataType]) -> str:
+    if pa.string() in kinds:
+        return (
+            f"convert one of the files, or read both as text: of CSV, read={{'dtype': {{{key!r}: "
+            "str}}, and numbers whose missing values have a sign, read={'na_values': [...]}"
+        )
+    if any(pa.types.is_timestamp(kind) for kind in kinds):
+        return "give the times of both files a time zone, or those of none"
+    return "convert one of the files"
 
 
 def stored_type(kind: pa.DataType) -> pa.DataType:

@@ -60,7 +60,7 @@ def test_csv_habits(write, text, encoding, read):
         ("# device 7\nx,y\n1,2\n", "'comment': '#'"),
         ("note\n\nx,y\n1,2\n", "'skiprows'"),
         ("1.5,2\n2.5,3\n", "pass read={'header': None, 'names'"),
-        ("", "No columns to parse"),
+        ("", "it is empty: leave it out"),
         ("x,y\n1,2,3\n", "cannot be read as CSV"),
         ("x,y\n1,2\n3\n", "line 3 has 1 of 2 fields; is the file truncated"),
         ("x,x,y\n1,2,3\n", "'x' occurs 2 times"),
