@@ -45,6 +45,15 @@ class ProgressiveUnfreezing(Callback):
         if twice := {name for name in named if named.count(name) > 1}:
             raise ConfigError(f"each node needs one epoch, got several epochs for {sorted(twice)}")
 
+    def check_ready(self, experiment: Any, phase: Any = None) -> None:
+        """Refuse nodes that the phase itself freezes."""
+        names = {name for names in self.at.values() for name in names}
+        if both := names & set(getattr(phase, "freeze", None) or ()):
+            raise ConfigError(
+                f"phase {phase.label!r} freezes {sorted(both)} to its end, and {self.label!r} "
+                "would unfreeze them; omit them in freeze="
+            )
+
     def on_phase_start(self, *, phase: Any, **facts: Any) -> None:
         """Freeze the nodes, except those of epoch 0.
 

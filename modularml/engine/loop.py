@@ -221,6 +221,19 @@ def phase_epochs(
     NonFiniteLossError
         If a loss is NaN or infinite.
     """
+    with phase.graph().frozen_within(phase.freeze or ()):
+        yield from _epochs(phase, experiment, results, display, shared_feed, start, extra_callbacks)
+
+
+def _epochs(
+    phase: RunnablePhase,
+    experiment: Any,
+    results: PhaseResults,
+    display: Display,
+    shared_feed: BatchFeed | None,
+    start: Start | None,
+    extra_callbacks: Sequence[Callback],
+) -> Iterator[int]:
     hooks_class = Hooks if start is None else partial(ResumedHooks, start.fired_hooks)
     hooks = hooks_class(phase, experiment, results, extra_callbacks)
     start = start or Start()
@@ -474,9 +487,13 @@ def iterate(
     phase: RunnablePhase, n_epochs: int, display: Display, results: PhaseResults | None
 ) -> Iterator[ExecutionContext]:
     """Yield the steps of a phase to run by hand; add each to results once it ran."""
-    feed = phase.feed()
-    feed.watch = display.sampling
-    with display.bars(phase.label, n_epochs) as (epochs, batches):
+    graph = phase.graph()
+    with (
+        graph.frozen_within(phase.freeze or ()),
+        display.bars(phase.label, n_epochs) as (epochs, batches),
+    ):
+        feed = phase.feed()
+        feed.watch = display.sampling
         for epoch in range(n_epochs):
             feed.refresh()
             n_batches, steps = feed.epoch(epoch)

@@ -36,7 +36,7 @@ def check_lengths(phases: Iterable[Any], graph: ModelGraph) -> None:
     """
     steps_taken = Counter[int]()
     for phase in phases:
-        for optimizer in graph.moving_optimizers(phase.active_nodes) if phase.training else ():
+        for optimizer in moving(phase, graph) if phase.training else ():
             if _steps_left(optimizer) is None:
                 continue
             n_batches = phase.count_batches() if optimizer.steps_every("batch") else 1
@@ -48,6 +48,12 @@ def check_lengths(phases: Iterable[Any], graph: ModelGraph) -> None:
             may_stop = phase.on_nonfinite == "stop" or not declare_logs(phase.callbacks)
             may_stop |= any(hasattr(callback, "monitor") for callback in phase.callbacks)
             steps_taken[id(optimizer)] += 0 if may_stop else needed
+
+
+def moving(phase: Any, graph: ModelGraph) -> list[Optimizer]:
+    """Return the optimizers that update weights in a phase."""
+    with graph.frozen_within(phase.freeze or ()):
+        return graph.moving_optimizers(phase.active_nodes)
 
 
 def check_length(

@@ -24,6 +24,7 @@ class RunnablePhase(Protocol):
     label: str
     input_sources: list[InputBinding]
     active_nodes: Any
+    freeze: list[str] | None
     callbacks: list[Callback]
     stop_requested: bool
     position: Stream

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,14 @@ class ModelGraph(GraphEditing, GraphRunning, GraphFiles, Configurable, Stateful)
         """Include nodes in training again; all nodes by default."""
         for node in self._model_nodes(nodes):
             node.unfreeze()
+
+    @contextmanager
+    def frozen_within(self, nodes: Iterable[str | GraphNode]) -> Iterator[None]:
+        """Freeze nodes within a block; their own flags and states are not changed."""
+        with ExitStack() as stack:
+            for node in self._model_nodes(list(nodes)):
+                stack.enter_context(node.frozen_within())
+            yield
 
     def predict(
         self,

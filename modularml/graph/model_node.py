@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -107,7 +108,7 @@ class ModelNode(ComputeNode):
                 "an optimizer; omit it"
             )
         self._optimizer = optimizer
-        self._freeze = False
+        self._freeze = self._held = False
         self._framework_optimizer: Any = None
         if mask_as is not None and isinstance(upstream_ref, list | tuple | dict):
             raise ConfigError(
@@ -147,8 +148,9 @@ class ModelNode(ComputeNode):
         super().__init__(label, refs, node_id=node_id, register=register)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Drop the framework's optimizer, which is rebuilt on demand."""
-        return {**vars(self), "_framework_optimizer": None}
+        """Drop the framework's optimizer, which is rebuilt on demand, and the phase's freezing."""
+        frozen = {"_freeze": self.is_frozen, "_held": False}
+        return {**vars(self), "_framework_optimizer": None, **frozen}
 
     # -- properties ---------------------------------------------------------------------------
 
@@ -209,7 +211,7 @@ class ModelNode(ComputeNode):
     @property
     def is_frozen(self) -> bool:
         """Whether the node is excluded from training."""
-        return self._freeze
+        return self._freeze or self._held
 
     @property
     def learned_from(self) -> LearnedRows:
@@ -245,7 +247,7 @@ class ModelNode(ComputeNode):
             self._model.build(input_shape, output_shape, force=force)
         except ShapeError as error:
             raise ShapeError(f"node {self.label!r}: {error}") from error
-        if self._freeze:
+        if self.is_frozen:
             adapter_for(self.backend).set_frozen(self._model.module, True)
         if self.accelerator is not None:
             self.move_to(self.accelerator.resolve(self.backend))
@@ -355,15 +357,26 @@ class ModelNode(ComputeNode):
 
     def freeze(self) -> None:
         """Exclude the node from training; it then runs in evaluation mode."""
-        self._freeze = True
-        if self.is_built:
-            adapter_for(self.backend).set_frozen(self._model.module, True)
+        self._set_frozen(True, self._held)
 
     def unfreeze(self) -> None:
-        """Include the node in training again."""
-        self._freeze = False
+        """Include the node in training again, once no phase freezes it."""
+        self._set_frozen(False, self._held)
+
+    @contextmanager
+    def frozen_within(self) -> Iterator[None]:
+        """Freeze the node within a block; its own flag and its state are not changed."""
+        before = self._held
+        self._set_frozen(self._freeze, True)
+        try:
+            yield
+        finally:
+            self._set_frozen(self._freeze, before)
+
+    def _set_frozen(self, own: bool, held: bool) -> None:
+        self._freeze, self._held = own, held
         if self.is_built:
-            adapter_for(self.backend).set_frozen(self._model.module, False)
+            adapter_for(self.backend).set_frozen(self._model.module, self.is_frozen)
 
     # -- run ----------------------------------------------------------------------------------
 
@@ -446,7 +459,7 @@ class ModelNode(ComputeNode):
         OptimizerNotSetError
             If it has no optimizer.
         """
-        if self._freeze:
+        if self.is_frozen:
             raise GraphError(f"node {self.label!r} is frozen; unfreeze() it to train it")
         if self._optimizer is None:
             raise OptimizerNotSetError(
@@ -462,7 +475,7 @@ class ModelNode(ComputeNode):
         GraphError
             If the node is not frozen.
         """
-        if not self._freeze:
+        if not self.is_frozen:
             raise GraphError(
                 f"node {self.label!r} is not frozen; freeze() it, or use the graph's eval_step"
             )
@@ -476,7 +489,7 @@ class ModelNode(ComputeNode):
         GraphError
             If the node is frozen, or its model has no ``fit(features, targets)``.
         """
-        if self._freeze:
+        if self.is_frozen:
             raise GraphError(f"node {self.label!r} is frozen; unfreeze() it to fit it")
         self._graph()._step(ctx, losses or (), [self], training=False, fits=[self])
 

@@ -28,7 +28,7 @@ from modularml.samplers import BaseSampler
 from modularml.training import AppliedLoss
 from modularml.viz import Diagram, DiagramEdge, DiagramNode
 
-__all__ = ["ExperimentPhase", "all_of"]
+__all__ = ["ExperimentPhase", "all_of", "labels_of"]
 
 
 class ExperimentPhase(Configurable, ContextYaml):
@@ -57,6 +57,7 @@ class ExperimentPhase(Configurable, ContextYaml):
     logs_losses: ClassVar[bool] = False
     on_nonfinite: str = "raise"
     n_epochs: int = 1
+    freeze: list[str] | None = None
     position: Stream
     """Position of the phase: epoch (1-based) and iteration; set when it starts."""
     partial_epoch: tuple[int, list[Sequence[Any]]] | None = None
@@ -78,7 +79,7 @@ class ExperimentPhase(Configurable, ContextYaml):
         self.label = label
         self.input_sources = all_of(InputBinding, "input_sources", input_sources)
         self.losses = all_of(AppliedLoss, "losses", [] if losses is None else losses)
-        self.active_nodes = _names(active_nodes)
+        self.active_nodes = labels_of("active_nodes", active_nodes)
         self.accelerator = Accelerator.from_value(accelerator)
         self.stop_requested = False
         self.callbacks: list[Callback] = []
@@ -298,7 +299,7 @@ def bindings_from_split(
 ) -> list[InputBinding]:
     """Bind all inputs of the active head nodes to one split."""
     graph = active_graph(label)
-    running = {n.node_id for n in graph._running(_names(active_nodes))}
+    running = {n.node_id for n in graph._running(labels_of("active_nodes", active_nodes))}
     bindings = []
     for node_id, node in graph.head_nodes.items():
         if node_id not in running:
@@ -320,9 +321,10 @@ def all_of(cls: type, name: str, value: Any) -> list[Any]:
     return objects
 
 
-def _names(nodes: Any) -> list[str] | None:
+def labels_of(argument: str, nodes: Any) -> list[str] | None:
+    """Return the labels of nodes; ConfigError unless it is a list, or None."""
     if nodes is None:
         return None
     if not isinstance(nodes, list | tuple) or not nodes:
-        raise ConfigError(f"active_nodes must be a list of nodes or labels, or None, got {nodes!r}")
+        raise ConfigError(f"{argument} must be a list of nodes or labels, or None, got {nodes!r}")
     return [node.label if isinstance(node, GraphNode) else str(node) for node in nodes]

@@ -22,7 +22,8 @@ from modularml.engine.lr_scheduling import lr_scheduler_callbacks
 from modularml.engine.monitoring import check_logged
 from modularml.errors import ConfigError, LossError, NonFiniteLossError, UnknownNameError
 from modularml.graph.model_graph import ModelGraph
-from modularml.phases.phase import ExperimentPhase, bindings_from_split
+from modularml.graph.model_node import ModelNode
+from modularml.phases.phase import ExperimentPhase, bindings_from_split, labels_of
 from modularml.results.eval_results import EvalResults
 from modularml.results.phase_results import PhaseResults, TrainResults
 from modularml.results.recording import ResultRecording
@@ -68,11 +69,15 @@ class TrainPhase(ExperimentPhase):
         What happens when a loss or gradient is NaN or infinite: the phase fails with an error,
         the batch is skipped, or the phase ends normally. Gradients are checked only if they are
         clipped or this is not ``raise``.
+    freeze : list of node or label, optional
+        Nodes that are frozen during this phase alone, besides those that are frozen anyway.
 
     Raises
     ------
     LossError
         If there is no loss.
+    UnknownNameError
+        If the graph has no node of a label in `freeze`.
     ConfigError
         If another argument is not as described.
     """
@@ -98,6 +103,7 @@ class TrainPhase(ExperimentPhase):
         precision: Literal["float32", "bf16", "fp16"] = "float32",
         compile: bool = False,
         on_nonfinite: Literal["raise", "skip", "stop"] = "raise",
+        freeze: list[Any] | None = None,
     ) -> None:
         value: Any = n_epochs
         if not isinstance(value, Integral) or isinstance(value, bool) or n_epochs < 1:
@@ -106,6 +112,7 @@ class TrainPhase(ExperimentPhase):
             raise LossError(
                 f"phase {label!r} needs at least one loss; pass losses=[AppliedLoss(...)]"
             )
+        self.freeze = labels_of("freeze", freeze)
         super().__init__(
             label,
             input_sources=input_sources,
@@ -141,6 +148,7 @@ class TrainPhase(ExperimentPhase):
         precision: Literal["float32", "bf16", "fp16"] = "float32",
         compile: bool = False,
         on_nonfinite: Literal["raise", "skip", "stop"] = "raise",
+        freeze: list[Any] | None = None,
     ) -> TrainPhase:
         """Create a phase whose head nodes all read one split through one sampler.
 
@@ -168,6 +176,7 @@ class TrainPhase(ExperimentPhase):
             precision=precision,
             compile=compile,
             on_nonfinite=on_nonfinite,
+            freeze=freeze,
         )
 
     @property
@@ -205,6 +214,16 @@ class TrainPhase(ExperimentPhase):
                 "TrainPhase",
             )
         self._checkpointing = checkpointing
+
+    def check(self, graph: ModelGraph) -> None:
+        """Check the phase against the graph, and that nodes to freeze are models."""
+        super().check(graph)
+        for name in self.freeze or ():
+            if not isinstance(node := graph.get_node(name), ModelNode):
+                raise ConfigError(
+                    f"freeze of phase {self.label!r} must name nodes with models, and {name!r} is "
+                    f"a {type(node).__name__}"
+                )
 
     def check_ready(self, experiment: Any) -> None:
         """Check callbacks, monitored metrics and the checkpoint folder before a run."""

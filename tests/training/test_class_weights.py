@@ -162,7 +162,10 @@ def cv_world(loss, sampler=None):
     return own
 
 
-@pytest.mark.parametrize("how", [{"stacked": False}, {"stacked": True}, {"n_jobs": 2}])
+@pytest.mark.parametrize(
+    "how",
+    [{"stacked": False}, {"stacked": True}, pytest.param({"n_jobs": 2}, marks=pytest.mark.slow)],
+)
 def test_each_fold_counts_its_own_training_rows(how):
     own = cv_world(entropy())
     binding = mm.CVBinding("data", ["train", "val"], group_by="cell")
