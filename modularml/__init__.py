@@ -20,6 +20,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
         "models",
         "plotting",
         "predicates",
+        "report",
         "results",
         "runner",
         "samplers",
@@ -67,6 +68,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
         "models.tensorflow.wrapper": ["TensorflowModelWrapper"],
         "models.torch.base": ["TorchBaseModel"],
         "models.torch.wrapper": ["TorchModelWrapper"],
+        "report": ["write_report"],
         "samplers": [
             "NSampler",
             "PairedSampler",

@@ -15,6 +15,8 @@ EXTRAS = {
     "torch": "torch",
     "tensorflow": "tensorflow",
     "keras": "tensorflow",
+    "jinja2": "report",
+    "markupsafe": "report",
     "matplotlib": "plot",
     "optuna": "sweep",
     "mlflow": "track",

@@ -21,7 +21,7 @@ from modularml.phases.group import PhaseGroup
 from modularml.phases.phase import ExperimentPhase
 from modularml.phases.train_eval import EvalPhase, TrainPhase
 
-__all__ = ["RunAudit"]
+__all__ = ["RunAudit", "plan_audit", "quick_audit"]
 
 Mode: TypeAlias = Literal["warn", "error", "off"]
 _MOST_VALUES = 400_000  # of a split
@@ -68,19 +68,15 @@ class RunAudit:
         for fs in sets:
             if fs.collection.maps:
                 continue
-            splits = tuple((name, id(rows)) for name, rows in fs._splits.items())
-            version = (
-                *(fs.collection.version, fs.split_records, len(fs.scaler_records)),
-                *(splits, fs.audit_allowed),
-            )
+            version = _version(fs)
             if self._seen.get(fs.node_id) != version:
-                report = _report(fs, version)
+                report = quick_audit(fs)
                 shown = "fs.audit() shows them all"
                 self._report_findings(report.summary(), report.findings, shown)
                 self._seen[fs.node_id] = version
 
     def _check_plan(self, phases: list[ExperimentPhase], ctx: ExperimentContext) -> None:
-        leaks = list(plan_leaks(list(_uses(phases, ctx))))
+        leaks = plan_audit(phases, ctx)
         version = tuple((f.kind, f.splits, f.count) for f in leaks)
         if self._seen.get("plan") != version:
             kinds = ", ".join(dict.fromkeys(f"{f.kind} ({f.severity})" for f in leaks))
@@ -156,9 +152,20 @@ def _rows_of(
 _reports: WeakKeyDictionary[FeatureSet, tuple[Any, AuditReport]] = WeakKeyDictionary()
 
 
-def _report(fs: FeatureSet, version: Any) -> AuditReport:
-    """Audit a FeatureSet, or return the cached report of the same version."""
-    cached = _reports.get(fs)
+def plan_audit(phases: list[ExperimentPhase], ctx: ExperimentContext) -> list[Finding]:
+    """Return rows that phases report on though they train on them or select by them."""
+    return list(plan_leaks(list(_uses(phases, ctx))))
+
+
+def _version(fs: FeatureSet) -> tuple[Any, ...]:
+    splits = tuple((name, id(rows)) for name, rows in fs._splits.items())
+    records = fs.collection.version, fs.split_records, len(fs.scaler_records)
+    return (*records, splits, fs.audit_allowed)
+
+
+def quick_audit(fs: FeatureSet) -> AuditReport:
+    """Audit a FeatureSet with few rows, or return the cached report of the same version."""
+    cached, version = _reports.get(fs), _version(fs)
     if cached is None or cached[0] != version:
         values_per_row = sum(
             math.prod(spec.shape) for spec in fs.collection.schema.columns.values()

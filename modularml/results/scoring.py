@@ -16,7 +16,14 @@ from modularml.results.padding import real_steps
 from modularml.results.replicates import Replicates, aggregated
 from modularml.results.scores import Score
 
-__all__ = ["ScoredGroup", "class_numbers", "logged_scores", "score_groups"]
+__all__ = [
+    "ScoredGroup",
+    "class_numbers",
+    "lacks_target",
+    "logged_scores",
+    "score_groups",
+    "score_or_nan",
+]
 
 
 class ScoredGroup(NamedTuple):
@@ -76,7 +83,7 @@ def score_groups(
     DataError
         If every target is missing.
     """
-    has_target = ~_lacks_target(true, mask)
+    has_target = ~lacks_target(true, mask)
     if not has_target.any():
         raise DataError(
             f"none of the {len(true)} rows of {who} has a target; pass rows with known targets"
@@ -99,7 +106,7 @@ def score_groups(
         if mask is not None and n:
             targets, outputs = real_steps(targets, outputs, mask[has_target][scored])
         for name, score in scores.items():
-            value, reason = _score_or_nan(score, targets, outputs, required=group is None)
+            value, reason = score_or_nan(score, targets, outputs, required=group is None)
             rows.append(ScoredGroup(name, role, group, value, n, n_missing))
             if reason:
                 undefined.append(f"{name} of {group_by}={group!r} ({reason})")
@@ -167,7 +174,7 @@ def _members(groups: Array | None, group_by: str | None, n: int) -> Iterator[tup
         yield label.item() if hasattr(label, "item") else label, codes == i
 
 
-def _lacks_target(true: Array, mask: Array | None) -> Array:
+def lacks_target(true: Array, mask: Array | None) -> Array:
     """Return which rows have a missing target, apart from padding."""
     if true.dtype.kind not in "fOmM":
         return np.zeros(len(true), dtype=bool)
@@ -178,7 +185,7 @@ def _lacks_target(true: Array, mask: Array | None) -> Array:
     return lacks
 
 
-def _score_or_nan(score: Score, true: Array, out: Array, *, required: bool) -> tuple[float, str]:
+def score_or_nan(score: Score, true: Array, out: Array, *, required: bool) -> tuple[float, str]:
     """Return a score and ""; or NaN and the reason, if it may be undefined."""
     if required:
         return score(true, out), ""

@@ -1,0 +1,179 @@
+"""Parts of a report: sections of text, facts, tables, figures and code."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Block", "Code", "Facts", "Figure", "Notes", "Report", "Section", "Table", "shown"]
+
+MOST_ROWS, MOST_COLUMNS, LONGEST = 60, 24, 240
+LONGEST_CODE = 60_000
+MISSING = "–"
+
+
+def shown(value: Any) -> str:
+    """Return a value as text: four significant digits, a dash if missing, at most 240 letters."""
+    if value is None or (isinstance(value, Real) and math.isnan(value)):
+        return MISSING
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, Integral):
+        return f"{int(value):,}"
+    if isinstance(value, Real):
+        return f"{float(value):.4g}"
+    if isinstance(value, list | tuple | set):
+        return _short(", ".join(map(shown, value)) or MISSING)
+    return _short(" ".join(str(value).split()))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and values."""
+
+    kind: ClassVar[str] = "facts"
+    pairs: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, **facts: Any) -> Facts:
+        """Return facts as text; ``_`` in names stands for a space, and None is left out."""
+        pairs = ((k.replace("_", " "), shown(v)) for k, v in facts.items() if v is not None)
+        return cls(tuple(pairs))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; numbers are aligned to the right."""
+
+    kind: ClassVar[str] = "table"
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: tuple[bool, ...]
+    note: str = ""
+
+    @classmethod
+    def of(
+        cls, caption: str, frame: pd.DataFrame, note: str = "", *, most: int = MOST_ROWS
+    ) -> Table:
+        """Return the first rows and columns of a frame; the note says how many others there are."""
+        part = frame.iloc[:most, :MOST_COLUMNS]
+        columns = [part.iloc[:, i].tolist() for i in range(part.shape[1])]
+        numeric = tuple(_is_numeric(column) for column in columns)
+        texts = [_aligned(column) for column in columns]
+        notes = [note] if note else []
+        limits = (frame.shape[0], most, "rows"), (frame.shape[1], MOST_COLUMNS, "columns")
+        for n, limit, axis in limits:
+            if n > limit:
+                notes.append(f"The first {limit:,} of {n:,} {axis}.")
+        names = tuple(_short(str(name)) for name in part.columns)
+        rows = tuple(zip(*texts, strict=True))
+        return cls(caption, names, rows, numeric, " ".join(notes))
+
+
+def _is_numeric(column: Sequence[Any]) -> bool:
+    known = [v for v in column if v is not None]
+    return bool(known) and all(isinstance(v, Real) and not isinstance(v, bool) for v in known)
+
+
+def _aligned(column: Sequence[Any]) -> list[str]:
+    """Return cells as text; decimals in the same number if the sizes are similar."""
+    numbers = [float(v) for v in column if isinstance(v, Real) and not isinstance(v, bool)]
+    sizes = [abs(v) for v in numbers if math.isfinite(v) and v]
+    is_real = _is_numeric(column) and any(isinstance(v, float | np.floating) for v in column)
+    if not is_real or not sizes or max(sizes) >= 1e5 * min(sizes) or max(sizes) >= 1e7:
+        return [shown(v) for v in column]
+    if all(v.is_integer() for v in numbers if math.isfinite(v)):
+        return [MISSING if v is None or math.isnan(v) else f"{v:,.0f}" for v in column]
+    digits = min(max(3 - math.floor(math.log10(max(sizes))), 0), 6)
+    return [MISSING if v is None or math.isnan(v) else f"{v:,.{digits}f}" for v in column]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An inline SVG with a title, and a description for screen readers.
+
+    ``@@`` in it stands for a prefix that makes ids unique in a page.
+    """
+
+    kind: ClassVar[str] = "figure"
+    title: str
+    svg: str = field(repr=False)
+    is_wide: bool = False
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Remarks, each with a severity: ``error``, ``warning``, ``info`` or ``ok``."""
+
+    kind: ClassVar[str] = "notes"
+    items: tuple[tuple[str, str, str], ...]
+    """Severity, heading and text."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text in a fixed-width font that is folded; at most 60,000 letters."""
+
+    kind: ClassVar[str] = "code"
+    title: str
+    text: str
+    is_open: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.text) > LONGEST_CODE:
+            cut = f"{self.text[:LONGEST_CODE]}\n… {len(self.text) - LONGEST_CODE:,} more letters"
+            object.__setattr__(self, "text", cut)
+
+
+Block: TypeAlias = Facts | Table | Figure | Notes | Code | str
+"""A string is a paragraph."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and blocks; `level` 3 belongs to the section of level 2 before it."""
+
+    title: str
+    blocks: tuple[Block, ...]
+    level: int = 2
+
+    @property
+    def slug(self) -> str:
+        """The title as part of an address."""
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-") or "section"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report before it is written.
+
+    Parameters
+    ----------
+    title, kind : str
+    headline : sequence of (str, str)
+        The most important figures, by name.
+    sections : sequence of Section
+    """
+
+    title: str
+    kind: str
+    headline: tuple[tuple[str, str], ...]
+    sections: tuple[Section, ...]
+
+    def figures(self) -> Iterable[Figure]:
+        """Iterate over all figures."""
+        return (b for s in self.sections for b in s.blocks if isinstance(b, Figure))

@@ -1,0 +1,80 @@
+"""What a report of each kind of result holds."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from modularml.context import ExperimentContext
+from modularml.data import FeatureSet
+from modularml.errors import ConfigError
+from modularml.experiment import Experiment
+from modularml.io import inspect
+from modularml.report.blocks import Notes, Report, Section, Table, shown
+from modularml.report.data import featureset_sections
+from modularml.report.runs import Options, environment, experiment_sections
+
+__all__ = ["loaded_source", "report_of"]
+
+
+def loaded_source(source: Any, options: Options, load: Any) -> tuple[Any, Options]:
+    """Return a result, and what `inspect` says of its file; files are loaded."""
+    if not isinstance(source, str | Path):
+        if load:
+            raise ConfigError(f"{', '.join(load)} are for files, got a {type(source).__name__}")
+        return source, options
+    facts = inspect(source)
+    classes = {"Experiment": Experiment, "FeatureSet": FeatureSet}
+    if facts["type"] not in classes:
+        raise ConfigError(
+            f"{str(source)!r} holds a {facts['kind']}; pass the file of an experiment or a "
+            "FeatureSet"
+        )
+    with ExperimentContext().activate():
+        return classes[facts["type"]].load(source, **load), replace(options, file=facts)
+
+
+def report_of(source: Any, options: Options, title: str | None = None) -> Report:
+    """Collect what a report of a result shows."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        kind, sections = _sections(source, options)
+        found = list(sections)
+    texts = dict.fromkeys(" ".join(str(w.message).split()) for w in caught)
+    if texts:
+        notes = Notes(tuple(("warning", "Warning", shown(text)) for text in texts))
+        found.insert(1, Section("Warnings", (notes,)))
+    label = title or getattr(source, "label", None) or kind
+    return Report(str(label), kind, _headline(source, found), tuple(found))
+
+
+def _sections(source: Any, options: Options) -> tuple[str, Iterator[Section]]:
+    if isinstance(source, Experiment):
+        return "Experiment", experiment_sections(source, options)
+    if isinstance(source, FeatureSet):
+        return "FeatureSet", _of_rows(source, options)
+    raise TypeError(
+        "source must be an Experiment, CVResults, SweepResults, ExperimentCollection, FeatureSet "
+        f"or the path of a file, got a {type(source).__name__}"
+    )
+
+
+def _of_rows(fs: FeatureSet, options: Options) -> Iterator[Section]:
+    yield Section("Data", (options.notes,) if options.notes else ())
+    yield from featureset_sections(fs)
+    yield environment(options)
+
+
+def _headline(source: Any, sections: list[Section]) -> tuple[tuple[str, str], ...]:
+    tables = [b for s in sections for b in s.blocks if isinstance(b, Table)]
+    scored = [t for t in tables if t.caption.startswith("Scores of ")]
+    if not scored:
+        return ()
+    last = scored[-1]
+    cells = dict(zip(last.columns, last.rows[0], strict=True))
+    names = [c for c in last.columns[2:] if not c.endswith(" interval")]
+    where = last.caption.removeprefix("Scores of ")
+    return tuple((f"{name}, {where}", cells[name]) for name in names[:4])

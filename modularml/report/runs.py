@@ -1,0 +1,387 @@
+"""Sections of a report about an experiment: plan, graph, training, evaluation, environment."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from modularml._optional import loaded, require
+from modularml.errors import ConfigError, ModularMLError
+from modularml.experiment import Experiment, PhaseGroupResults, TrainResults
+from modularml.experiment.evaluating import scored_predictions, split_rows
+from modularml.experiment.run_audit import plan_audit
+from modularml.graph.predict import predictions
+from modularml.phases.phase import ExperimentPhase
+from modularml.phases.train_eval import TrainPhase
+from modularml.report.blocks import Block, Code, Facts, Notes, Section, Table, shown
+from modularml.report.data import audit_notes, featureset_sections, group_columns
+from modularml.report.evaluation import (
+    Compared,
+    compared_prediction,
+    compared_results,
+    plots,
+    score_table,
+)
+from modularml.report.figures import from_diagram, from_matplotlib, in_words
+from modularml.results.eval_results import EvalResults, FitResults
+from modularml.results.phase_results import PhaseResults
+from modularml.strategies.comparison.config_paths import config_by_path, config_of
+from modularml.viz.curves import loss_curves, series
+
+__all__ = [
+    "Options",
+    "environment",
+    "evaluations",
+    "experiment_sections",
+    "graph_section",
+    "phase_results",
+    "reproduction",
+    "rows_section",
+]
+
+MOST_PHASES, MOST_CURVES = 12, 14
+PACKAGES = ("torch", "tensorflow", "keras", "sklearn", "numpy", "pandas", "pyarrow", "scipy")
+_NAMES = {"sklearn": "scikit-learn"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a report shows.
+
+    Parameters
+    ----------
+    notes : str
+        Your own introduction.
+    group_by : str, optional
+        Column of groups for scores; by default the one that splits keep together.
+    metrics : list of str, optional
+        By default ``accuracy`` for classes, else ``rmse``, ``mae`` and ``r2``.
+    level : float
+        Of the intervals.
+    file : mapping
+        What `inspect` says of the file that was read.
+    """
+
+    notes: str = ""
+    group_by: str | None = None
+    metrics: Any = None
+    level: float = 0.95
+    file: Mapping[str, Any] | None = None
+
+
+def experiment_sections(experiment: Experiment, options: Options) -> Iterator[Section]:
+    """Yield all sections of an experiment."""
+    yield Section("What was asked", tuple(_asked(experiment, options)))
+    yield from rows_section(experiment)
+    yield from graph_section(experiment)
+    yield from _training(experiment)
+    yield from _evaluation(experiment, options)
+    yield environment(options)
+    yield reproduction(experiment, options)
+
+
+def rows_section(experiment: Experiment) -> Iterator[Section]:
+    """Yield the sections of all FeatureSets."""
+    sets = list(experiment.ctx.available_featuresets.values())
+    blocks = () if sets else ("The experiment reads no FeatureSet.",)
+    yield Section("Data", blocks)
+    for fs in sets:
+        yield from featureset_sections(fs)
+
+
+# -- plan ------------------------------------------------------------------------------------------
+
+
+def _asked(experiment: Experiment, options: Options) -> Iterator[Block]:
+    if options.notes:
+        yield options.notes
+    if failed := [run for run in experiment.history if run.status != "completed"]:
+        texts = [(_severity(r), r.label, f"{r.status}{_error(r)}") for r in failed[-5:]]
+        yield Notes(tuple(texts))
+    phases = experiment.execution_plan.flatten()
+    if phases:
+        lines = [_phase(path, phase) for path, phase in _planned(experiment)]
+        yield _table("Phases of the plan", lines)
+        found = audit_notes(plan_audit(phases, experiment.ctx)) if _has_rows(experiment) else ()
+        yield Notes(found or (("ok", "Use of rows", "No phase reports on rows that it learned."),))
+    if experiment.history:
+        yield _table("Runs, oldest first", [_run(run) for run in experiment.history])
+    else:
+        yield "Nothing has run yet."
+
+
+def _planned(experiment: Experiment) -> list[tuple[str, ExperimentPhase]]:
+    """Return the phases of the plan by path, without the label of the plan."""
+    return [pair for item in experiment.execution_plan.all for pair in item.paths()]
+
+
+def _has_rows(experiment: Experiment) -> bool:
+    return all(fs.has_rows for fs in experiment.ctx.available_featuresets.values())
+
+
+def _severity(run: Any) -> str:
+    return "error" if run.status == "failed" else "warning"
+
+
+def _error(run: Any) -> str:
+    error = run.execution_meta.get("error")
+    text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(error)
+    return "" if error is None else f": {shown(text)}"
+
+
+def _phase(path: str, phase: ExperimentPhase) -> dict[str, Any]:
+    splits = dict.fromkeys(
+        f"{b.upstream_ref.node_label}: {b.split or 'all rows'}" for b in phase.input_sources
+    )
+    samplers = [b.sampler for b in phase.input_sources if b.sampler is not None]
+    losses = [f"{a.loss.name} on {a.on}" for a in phase.losses]
+    return {
+        "phase": path,
+        "kind": type(phase).__name__,
+        "rows": shown(list(splits)),
+        "epochs": phase.n_epochs if isinstance(phase, TrainPhase) else None,
+        "batch size": getattr(samplers[0], "batch_size", None) if samplers else phase.batch_size,
+        "losses": shown(losses),
+        "callbacks": shown([type(c).__name__ for c in phase.callbacks]),
+    }
+
+
+def _run(run: Any) -> dict[str, Any]:
+    return {
+        "run": run.label,
+        "status": run.status,
+        "started": f"{run.started_at:%Y-%m-%d %H:%M} UTC",
+        "seconds": run.seconds,
+        "phases": shown(run.results.labels),
+    }
+
+
+# -- graph -----------------------------------------------------------------------------------------
+
+
+def graph_section(experiment: Experiment) -> Iterator[Section]:
+    """Yield the section of the graph, if there is one."""
+    graph = experiment.model_graph
+    if graph is None:
+        return
+    summary = graph.summary()
+    frame = summary.to_pandas().replace("", None).dropna(axis=1, how="all")
+    diagram = graph.visualize(show_features=True, show_targets=True)
+    yield Section(
+        "Model",
+        (from_diagram(diagram, f"Graph {graph.label}"), Table.of(summary._title, frame)),
+    )
+
+
+# -- training --------------------------------------------------------------------------------------
+
+
+def phase_results(experiment: Experiment) -> dict[str, PhaseResults]:
+    """Return the newest results of each phase by path, in the order in which they ran."""
+    found: dict[str, PhaseResults] = {}
+    for run in experiment.history:
+        for path, results in _paths(run.results, ""):
+            found.pop(path, None)
+            found[path] = results
+    return found
+
+
+def _paths(group: PhaseGroupResults, above: str) -> Iterator[tuple[str, PhaseResults]]:
+    for label, item in group.items():
+        if isinstance(item, PhaseGroupResults):
+            yield from _paths(item, f"{above}{label}/")
+        else:
+            yield f"{above}{label}", item
+
+
+def _training(experiment: Experiment) -> Iterator[Section]:
+    trained = {k: r for k, r in phase_results(experiment).items() if isinstance(r, TrainResults)}
+    if not trained:
+        return
+    more = len(trained) - MOST_PHASES
+    note = (f"The newest {MOST_PHASES} of {len(trained):,} phases.",) if more > 0 else ()
+    yield Section("Training", note)
+    for path, results in list(trained.items())[-MOST_PHASES:]:
+        yield Section(path, tuple(_curves(path, results)), 3)
+
+
+def _curves(path: str, results: TrainResults) -> Iterator[Block]:
+    if not results.n_epochs:
+        yield "No epoch has ended."
+        return
+    yield Facts.of(
+        epochs=results.n_epochs,
+        epoch_of_the_weights=results.kept_epoch,
+        best_epoch=results.best_epoch,
+    )
+    frame = results.to_pandas()
+    names = [str(name) for name in frame.columns if "[" not in str(name)]
+    losses = [n for n in names if n.endswith("loss")]
+    for title, chosen in (("Losses", losses), ("Metrics", [n for n in names if n not in losses])):
+        known = [name for name in chosen if frame[name].notna().any()][:MOST_CURVES]
+        if not known or results.n_epochs < 2:
+            continue
+        curves = {n: (frame[n].dropna().index.to_numpy(), frame[n].dropna()) for n in known}
+        lines = {name: (x, y.to_numpy()) for name, (x, y) in curves.items()}
+        if title == "Losses":
+            best = results.kept_epoch if results.best_epoch is not None else None
+            figure = loss_curves(lines, best_epoch=best)
+        else:
+            figure = series(lines, x="epoch", y="value")
+        text = f"Line plot over epochs. {in_words(lines, 'epoch')}"
+        yield from_matplotlib(figure, f"{title} of {path}", text)
+    yield _figures(results, names)
+
+
+def _figures(results: TrainResults, names: list[str]) -> Table:
+    columns = {f"at the weights' epoch ({results.kept_epoch})": results.figures("kept")}
+    columns["last epoch"] = results.figures("last")
+    if results.best_epoch is not None:
+        columns[f"best epoch ({results.best_epoch})"] = results.figures("best")
+    lines = [{"metric": n} | {k: f.get(n) for k, f in columns.items()} for n in names]
+    return _table("Metrics", lines)
+
+
+# -- evaluation ------------------------------------------------------------------------------------
+
+
+def evaluations(experiment: Experiment, options: Options) -> Iterator[tuple[str, Compared]]:
+    """Yield names and the compared rows of recorded evaluations; else of splits, predicted now."""
+    any_recorded = False
+    grouped = group_columns(experiment.ctx.available_featuresets.values())
+    for path, results in phase_results(experiment).items():
+        if isinstance(results, EvalResults | FitResults) and results._execution:
+            any_recorded = True
+            group_by = options.group_by or _group_of(experiment, path) or next(iter(grouped), None)
+            graph = experiment.model_graph
+            for compared in compared_results(path, results, graph, group_by):
+                yield path, compared
+    if not any_recorded and experiment.history:
+        yield from _predicted(experiment, options.group_by or next(iter(grouped), None))
+
+
+def _group_of(experiment: Experiment, path: str) -> str | None:
+    for name, phase in _planned(experiment):
+        if name == path:
+            return getattr(phase, "group_by", None)
+    return None
+
+
+def _predicted(experiment: Experiment, group_by: str | None) -> Iterator[tuple[str, Compared]]:
+    """Yield predictions for each split, with the weights that the graph has now."""
+    graph = experiment.model_graph
+    if graph is None or not graph.is_built or not _has_rows(experiment):
+        return
+    sets = experiment.ctx.available_featuresets.values()
+    for split in dict.fromkeys(name for fs in sets for name in fs.available_splits):
+        with suppress(ModularMLError):  # of another FeatureSet, or without targets
+            for found in scored_predictions(predictions(graph, split_rows(graph, split))):
+                views = [fs.get_split(split) for fs in sets if split in fs.splits]
+                learned = any(map(graph.learned_among, views))
+                name = f"{split}, {'learned from' if learned else 'not learned from'}"
+                yield name, compared_prediction(f"split {name}", found, group_by)
+
+
+def _evaluation(experiment: Experiment, options: Options) -> Iterator[Section]:
+    blocks: dict[str, list[Block]] = {}
+    for path, results in phase_results(experiment).items():
+        if not isinstance(results, TrainResults) and results.metric_names():
+            values = {n: results._metrics.epoch_values(n) for n in results.metric_names()}
+            lines = [{"metric": n, "value": v[max(v)]} for n, v in values.items() if v]
+            blocks[path] = [_table("Logged metrics", lines)] if lines else []
+    for path, compared in evaluations(experiment, options):
+        parts = blocks.setdefault(path, [])
+        if not len(compared.true):
+            parts.append("No row has a target.")
+            continue
+        parts.append(score_table(compared, options.metrics, options.level))
+        parts.extend(plots(compared))
+    if not blocks:
+        text = "No evaluation with targets and outputs is recorded."
+        yield Section("Evaluation", (text,))
+        return
+    yield Section("Evaluation", ())
+    for path, parts in list(blocks.items())[-MOST_PHASES:]:
+        yield Section(path, tuple(parts), 3)
+
+
+# -- environment -----------------------------------------------------------------------------------
+
+
+def environment(options: Options) -> Section:
+    """Return versions and machine of this process, and the origin of a file."""
+    versions = {"Python": platform.python_version()}
+    for name in ("modularml", *PACKAGES):
+        if loaded(name) is not None or name == "modularml":
+            with suppress(metadata.PackageNotFoundError):
+                versions[_NAMES.get(name, name)] = metadata.version(_NAMES.get(name, name))
+    lines = [{"package": name, "version": version} for name, version in versions.items()]
+    blocks: list[Block] = []
+    if options.file is not None:
+        blocks += [
+            "The experiment was read from a file. These are the versions that wrote the report.",
+            Facts.of(
+                file=options.file["path"].replace("\\", "/").rpartition("/")[2],
+                written_by=f"modularml {options.file['library']}",
+                content_id=options.file["content_id"][:16],
+            ),
+        ]
+    blocks += [
+        Facts.of(system=platform.system(), machine=platform.machine()),
+        _table("Versions", lines),
+    ]
+    return Section("Environment", tuple(blocks))
+
+
+def reproduction(experiment: Experiment, options: Options) -> Section:
+    """Return seeds, fingerprints, settings and the config as YAML."""
+    sets = experiment.ctx.available_featuresets.values()
+    seed = "none, so weights and batches differ from run to run"
+    blocks: list[Block] = [
+        Facts.of(
+            seed=seed if experiment.seed is None else experiment.seed,
+            deterministic_modes=experiment.deterministic,
+        ),
+        _table("Fingerprints of the data", [
+            {"FeatureSet": fs.label, "fingerprint": fs.collection.fingerprint} for fs in sets
+        ]),
+    ]  # fmt: skip
+    with experiment.ctx.activate():
+        settings = config_by_path(config_of(experiment))
+        lines = [{"setting": k, "value": shown(v)} for k, v in settings.items() if v is not None]
+        blocks.append(_table("Settings, by the paths of a sweep", lines, most=200))
+        blocks.append(Code("Run it again", _code(experiment, options), is_open=True))
+        try:
+            blocks.append(Code("The config as YAML", experiment.to_yaml()))
+        except ConfigError as error:
+            blocks.append(f"The config cannot be written as YAML: {error}")
+    return Section("How to reproduce", tuple(blocks))
+
+
+def _code(experiment: Experiment, options: Options) -> str:
+    lines = ["import modularml as mml", ""]
+    if options.file is None:
+        lines += [
+            "# after experiment.save('experiment'), in a process that has your classes:",
+            "experiment = mml.Experiment.load('experiment')",
+        ]
+    else:
+        name = options.file["path"].replace("\\", "/").rpartition("/")[2]
+        lines.append(f"experiment = mml.Experiment.load({name!r})")
+    if not _has_rows(experiment):
+        lines.append("experiment.attach(...)  # the rows with the fingerprints above")
+    lines.append("print(experiment.history[-1])")
+    if len(experiment.execution_plan):
+        lines += ["experiment.run()  # goes on from the saved weights", ""]
+        lines += ["# from the start: new weights, the same settings"]
+        lines += ["fresh = mml.Experiment.from_yaml('config.yaml')", "fresh.run()"]
+    return "\n".join(lines)
+
+
+def _table(caption: str, lines: list[dict[str, Any]], **options: Any) -> Table:
+    frame = require("pandas").DataFrame(lines)
+    return Table.of(caption, frame.dropna(axis=1, how="all"), **options)

@@ -1,0 +1,53 @@
+"""Writing of reports and model cards."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata, resources
+from typing import Any
+
+from modularml._optional import require
+from modularml.report.blocks import Report
+
+__all__ = ["html_of", "render"]
+
+
+@functools.cache
+def _environment() -> Any:
+    jinja2 = require("jinja2", purpose="to write reports")
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(_template),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _template(name: str) -> str:
+    return resources.files("modularml.report").joinpath("templates", name).read_text("utf-8")
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill a template; every value is escaped for HTML."""
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    version = metadata.version("modularml")
+    text: str = _environment().get_template(template).render(date=today, version=version, **values)
+    return text
+
+
+def html_of(report: Report) -> str:
+    """Return a report as one HTML page."""
+    markup = require("markupsafe").Markup
+    drawings: Mapping[Any, Any] = {
+        figure: markup(figure.svg.replace("@@", f"f{i}-"))
+        for i, figure in enumerate(report.figures())
+    }
+    slugs: list[str] = []
+    for section in report.sections:
+        n = sum(s.partition("--")[0] == section.slug for s in slugs)
+        slugs.append(f"{section.slug}--{n + 1}" if n else section.slug)
+    style = markup(_template("style.css"))
+    return render("report.html", report=report, drawings=drawings, slugs=slugs, style=style)
