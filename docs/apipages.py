@@ -32,6 +32,8 @@ MODULES = [
     "modularml.streams",
     "modularml.loop",
     "modularml.runner",
+    "modularml.migrate",
+    "modularml.compat",
     "modularml.errors",
 ]
 

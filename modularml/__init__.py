@@ -17,6 +17,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
         "graph",
         "io",
         "loop",
+        "migrate",
         "models",
         "plotting",
         "predicates",

@@ -59,7 +59,7 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
     show_progress : bool
         Whether to show a progress bar when searching for pairs.
     sources : list, optional
-        FeatureSets or views to sample outside a phase.
+        FeatureSets or views to sample outside a phase; `source` is the only one.
     align_on : str or list of str, optional
         Key for sampling matching rows of several FeatureSets: columns or ``"sample_uuids"``, whose
         equal values match one to one or many to one, or ``"position"``, which matches rows by
@@ -108,6 +108,7 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         sources: list[FeatureSet | FeatureSetView] | None = None,
         align_on: Columns = None,
         bins: int | None = None,
+        source: FeatureSet | FeatureSetView | None = None,
     ) -> None:
         at_least(1, batch_size=batch_size)
         at_least(0, seed=seed)
@@ -123,11 +124,14 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         for role in (group_by_role, stratify_by_role):
             if role not in (DEFAULT, *self.roles):
                 raise UnknownNameError(f"role of {type(self).__name__}", role, self.roles)
+        if source is not None and sources:
+            raise ConfigError("pass source or sources, not both")
+        sources = sources if source is None else [source]
         rows: Any = sources if isinstance(sources, list | tuple | None) else [None]
         if not all(isinstance(source, FeatureSet | FeatureSetView) for source in rows or ()):
             raise ConfigError(f"sources must be a list of FeatureSets or views, got {sources!r}")
         self.seed, self.show_progress = seed, show_progress
-        self.sources, self.align_on = sources, align_on
+        self.sources, self.source, self.align_on = sources, source, align_on
         self.seed_ = drawn_seed() if seed is None else int(seed)
         self.epoch_ = self.batch_ = self._first = 0
 

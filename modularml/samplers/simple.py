@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from modularml._typing import Array, Columns, IntArray
-from modularml.data import FeatureSet, FeatureSetView
+from modularml.data import FeatureSetView
 from modularml.data.selectors import as_list, select_one
-from modularml.errors import ConfigError, DataError
+from modularml.errors import DataError
 from modularml.samplers.base import BaseSampler, check_known, sampler_registry
 from modularml.samplers.epoch import DEFAULT, EpochBatches
 
@@ -28,8 +28,6 @@ class SimpleSampler(BaseSampler):
     balance_by : str or list of str, optional
         Columns to balance: rows are drawn with replacement so that every combination of values is
         equally likely; `weights` then apply within each combination.
-    source : FeatureSet or FeatureSetView, optional
-        What to sample outside a phase.
     **kwargs
         See `BaseSampler`. Draws differ from epoch to epoch, even without `shuffle`.
 
@@ -44,15 +42,10 @@ class SimpleSampler(BaseSampler):
         *,
         weights: str | None = None,
         balance_by: Columns = None,
-        source: FeatureSet | FeatureSetView | None = None,
         **kwargs: Any,
     ) -> None:
-        if source is not None:
-            if kwargs.get("sources"):
-                raise ConfigError("pass source or sources, not both")
-            kwargs["sources"] = [source]
         super().__init__(**kwargs)
-        self.weights, self.balance_by, self.source = weights, balance_by, source
+        self.weights, self.balance_by = weights, balance_by
 
     def reads(self) -> list[str]:
         """Return the columns that determine the batches."""
