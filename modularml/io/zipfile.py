@@ -26,9 +26,8 @@ _REGULAR = 0o100644 << 16
 _VERSION_1 = (b"state.pkl", b"artifact.json")
 _WAY_OVER = (
     "Its settings and weights are pickles, which are never opened as they could run any code; make "
-    "the graph anew. Its rows need none: pyarrow.ipc.open_file(zipfile.ZipFile(path)"
-    ".read('sample_collection.arrow')).read_all() is a table that FeatureSet.from_pyarrow_table "
-    "takes, ids included"
+    "the graph anew. The rows, ids and splits of a FeatureSet need none: modularml.migrate.convert "
+    "writes them to a new file"
 )
 _PADDING = struct.Struct("<HHH")  # id and size of the extra field, then the alignment
 _PADDING_ID = 0xD935  # the one that Android's zipalign uses

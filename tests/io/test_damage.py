@@ -19,6 +19,7 @@ import pyarrow as pa
 import pytest
 
 import modularml as mm
+from modularml import migrate
 from modularml.errors import MMLError
 from modularml.io import inspect
 from modularml.io.archive import open_archive
@@ -307,8 +308,7 @@ def test_a_file_of_modularml_1_is_known_and_its_rows_can_be_read(
         file.writestr("artifact.json", "{}")
         file.writestr("config.json", "{}")
         file.writestr("sample_collection.arrow", sink.getvalue())
-    with pytest.raises(MMLError, match=r"a file of ModularML 1.0.*from_pyarrow_table"):
+    with pytest.raises(MMLError, match=r"a file of ModularML 1.0.*migrate.convert"):
         load(path)
-    rows = pa.ipc.open_file(zipfile.ZipFile(path).read("sample_collection.arrow")).read_all()
-    fs = mm.FeatureSet.from_pyarrow_table("old", rows)
+    fs = mm.FeatureSet.load(migrate.convert(path).path)
     assert fs.get_sample_uuids("list") == ids

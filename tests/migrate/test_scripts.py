@@ -10,6 +10,7 @@ import pytest
 
 from modularml import migrate
 from modularml.errors import ConfigError
+from modularml.migrate.table import ARGUMENTS, ATTRIBUTES, METHODS
 
 SCRIPT = """
 import numpy as np
@@ -104,11 +105,11 @@ def test_every_new_place_exists():
             module, _, name = new.rpartition(".")
             public = importlib.import_module(module).__all__
             assert name in public, new
-    classes = {w for part in (migrate.ATTRIBUTES, migrate.METHODS, migrate.ARGUMENTS) for w in part}
+    classes = {w for part in (ATTRIBUTES, METHODS, ARGUMENTS) for w in part}
     for where in classes:
         module, _, name = where.partition(":")
         cls = getattr(importlib.import_module(module), name)
-        for new in migrate.METHODS.get(where, {}).values():
+        for new in METHODS.get(where, {}).values():
             assert hasattr(cls, new.partition("(")[0])
 
 
@@ -150,4 +151,4 @@ def test_what_is_no_python(source):
 def test_no_framework_is_loaded():
     code = f"from modularml import migrate; migrate.check({SCRIPT!r}); import sys; "
     code += "assert not {'torch', 'tensorflow', 'keras'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
