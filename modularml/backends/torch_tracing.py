@@ -106,6 +106,21 @@ def traced(fn: Callable[..., Any], inputs: Sequence[Any]) -> Callable[..., Seque
     return recorder.function(outputs)
 
 
+_MUTABLE = torch.ops.aten.relu_.default._schema
+
+
+def _is_one(node: Any) -> bool:
+    """Return whether a tensor was filled with ones, and not changed in place."""
+    aten = torch.ops.aten
+    while not any(getattr(user.target, "_schema", _MUTABLE).is_mutable for user in node.users):
+        if node.target is aten.ones_like.default:
+            return True
+        if node.target not in (aten.view.default, aten.expand.default):
+            return False
+        node = node.args[0]
+    return False
+
+
 class _Recorder(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore[misc, name-defined]
     """Records the operations on tensors within a block, below all transforms."""
 
@@ -130,6 +145,7 @@ class _Recorder(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore
             return outputs
         node_args, node_kwargs = torch.fx.node.map_aggregate((args, kwargs or {}), self._node)
         node = self.graph.call_function(func, node_args, node_kwargs)
+        node.meta["kind"] = getattr(outputs, "shape", None), getattr(outputs, "dtype", None)
         self._n += 1
         if self._n > _MAX_OPERATIONS:
             raise NotStackableError(f"a step has more than {_MAX_OPERATIONS} tensor operations")
@@ -170,11 +186,29 @@ class _Recorder(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore
             return node
         keeps = func in (aten.view.default, aten._unsafe_view.default, aten.expand.default)
         one = func is aten.mul.Scalar and args[1] == 1
+        if func is aten.mul.Tensor and isinstance(args[1], torch.Tensor):
+            one = _is_one(self._node(args[1])) and args[1].dtype == source.dtype
         return node if same and (keeps or one) else None
+
+    def _fuse_additions(self) -> None:
+        """Replace a product of matrices to which a bias is added by one operation."""
+        aten = torch.ops.aten
+        for node in self.graph.find_nodes(op="call_function", target=aten.add.Tensor):
+            if node.kwargs or len(node.args) != 2:
+                continue
+            for bias, product in (node.args, node.args[::-1]):
+                target = getattr(product, "target", None)
+                alone = target is aten.bmm.default and len(product.users) == 1
+                if alone and getattr(bias, "target", None) is aten.view.default:
+                    (shape, dtype), whole = bias.meta["kind"], product.meta["kind"]
+                    if len(shape) == 3 and whole == (node.meta["kind"][0], dtype):
+                        node.target, node.args = aten.baddbmm.default, (bias, *product.args)
+                    break
 
     def function(self, outputs: Sequence[Any]) -> Callable[..., Sequence[Any]]:
         """Return a module that calls the recorded operations."""
         self.graph.output(tuple(map(self._node, outputs)))
+        self._fuse_additions()
         self.graph.eliminate_dead_code()
         module: Callable[..., Sequence[Any]] = torch.fx.GraphModule(self.constants, self.graph)
         return module

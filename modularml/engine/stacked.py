@@ -96,7 +96,7 @@ class SideBySide:
         works: Sequence[Callable[[], Any]],
         *,
         saves: bool = False,
-        width: int = 25,
+        width: int = 50,
         fewest_steps: int = 300,
         most_weights: int | None = MOST_WEIGHTS,
         level: int = logging.INFO,
@@ -241,9 +241,7 @@ class SideBySide:
             place: member.next_context() for place, member in by_place.items()
         }
         some = next(iter(contexts.values()))
-        if any(ctx is None for ctx in contexts.values()) or not stack.fits(
-            [ctx.tensors for ctx in contexts.values()]
-        ):
+        if None in contexts.values() or not stack.fits([c.tensors for c in contexts.values()]):
             for place, ctx in contexts.items():
                 by_place[place].give_back(ctx)
             return False
@@ -400,7 +398,8 @@ class _Member:
             if others := [c for c in watching if not isinstance(c, Interruption)]:
                 raise NotStackableError(f"callback {others[0].label!r} looks at each batch")
             step = running.feed.stack_member(running.phase.step_options())
-            self._check_size(step, running.feed.layout.adapter)
+            if running.epoch == 0 or self.running is None or self.running.feed is not running.feed:
+                self._check_size(step, running.feed.layout.adapter)
             self.step = step
             running.feed.chunk_bytes = _CHUNK_BYTES  # of each member, all of which are in use
             self.running = running

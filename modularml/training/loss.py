@@ -411,7 +411,7 @@ class Loss(Configurable, Saveable):
         self._backend = backend
 
     def _class_by_name(self) -> type:
-        known = {_plain(name): cls for name, cls in adapter_for(self.backend).losses().items()}
+        known = _known_losses(self.backend)
         asked = _plain(str(self.loss))
         cls = known.get(asked) or known.get(ALIASES.get(asked, asked))
         if cls is None:
@@ -447,6 +447,11 @@ class Loss(Configurable, Saveable):
             "over": self.over,
             "weight_by": self.weight_by,
         }
+
+
+@functools.cache
+def _known_losses(backend: Backend) -> Mapping[str, type]:
+    return {_plain(name): cls for name, cls in adapter_for(backend).losses().items()}
 
 
 def _attributes(loss: Any) -> dict[str, Any]:

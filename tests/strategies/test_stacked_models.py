@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn.preprocessing import OrdinalEncoder
 
 import modularml as mml
@@ -109,3 +110,28 @@ def test_lstm_is_trained_one_after_another_with_a_note(stacks, caplog):
     assert stacks
     assert not any(stacks)
     assert "not all runs are trained as one: torch cannot vectorize LSTM layers" in caplog.text
+
+
+class Doubled(torch.nn.Module):
+    """Multiplies by ones that were changed in place, and adds a shared row."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 1)
+        self.row = torch.nn.Parameter(torch.ones(1, 3))
+
+    def reset_parameters(self):
+        torch.nn.init.uniform_(self.row)
+
+    def forward(self, x):
+        ones = torch.ones_like(x)
+        kept = x * ones
+        return self.layer(torch.relu(kept * ones.mul_(2.0)) + self.row)
+
+
+def test_factors_and_sums_that_could_be_simplified_wrongly(stacks):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(N, 3)).astype("f4")
+    fs = mml.FeatureSet.from_dict("s", {"x": x, "y": x.sum(1)}, "x", "y")
+    assert_close(plan_of(fs, [mml.ModelNode("net", Doubled(), fs.reference(features="x"))]), 1e-5)
+    assert stacks[0] is not None

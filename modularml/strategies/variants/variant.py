@@ -201,6 +201,8 @@ def _rebuilt(
     Objects shared by several values are shared again if one `memo` is used for all. `edits` are
     those of a scope: a phase, or the graph.
     """
+    if value is None or type(value) in (str, int, float, bool):
+        return value
     memo, edits = {} if memo is None else memo, edits or Edits()
     if isinstance(value, ExperimentPhase) and scope == GRAPH:
         scope = id(value)
