@@ -133,7 +133,9 @@ def fill_value(pad: Any, name: str, dtype: np.dtype[Any]) -> Any:
     DataError
         If it is not a value of the column's type.
     """
-    value = pad.get(name) if isinstance(pad, Mapping) else pad
+    if isinstance(pad, Mapping) and name not in pad:
+        raise DataError(f"pad has no value for column {name!r}, only for {list(pad)}; add one")
+    value = pad[name] if isinstance(pad, Mapping) else pad
     kinds = {"b": "b", "i": "biu", "u": "biu", "f": "biuf", "O": "US"}.get(dtype.kind, "")
     fill = np.asarray(value)
     fits = fill.ndim == 0 and fill.dtype.kind in kinds

@@ -250,9 +250,18 @@ def _column(table: Table, name: str) -> pa.Array:
 def _to_one_type(
     a: pa.Array, b: pa.Array, shown: str, tables: tuple[Table, Table]
 ) -> tuple[pa.Array, pa.Array]:
-    """Cast keys of two tables to one type."""
+    """Cast keys of two tables to one type; times of two zones are compared as instants."""
     if a.type == b.type:
         return a, b
+    zones = [t.tz for t in (a.type, b.type) if pa.types.is_timestamp(t)]
+    dated = any(pa.types.is_date(t) for t in (a.type, b.type))
+    if zones and len({zone is None for zone in zones} | ({True} if dated else set())) > 1:
+        shown_zones = [getattr(t, "tz", None) for t in (a.type, b.type)]
+        raise DataError(
+            f"rows cannot be joined on {shown}: its times in {tables[0].label!r} have the time "
+            f"zone {shown_zones[0]}, and those in {tables[1].label!r} {shown_zones[1]}; give both "
+            "one (tz_localize)"
+        )
     kinds = {_kind(a.type), _kind(b.type)}
     if kinds == {"integer", "float"}:
         types = [a.type if _kind(a.type) == "integer" else b.type]

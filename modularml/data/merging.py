@@ -17,7 +17,7 @@ from modularml.data.columns import to_arrow
 from modularml.data.dropping import DroppedRows
 from modularml.data.joining import Link, link_by, table_of
 from modularml.data.schema import RAW, check_keys, description_of, with_metadata
-from modularml.data.selectors import as_list, select_one
+from modularml.data.selectors import as_list
 from modularml.data.windowing import raw_columns
 from modularml.errors import ConfigError, DataError, UnknownNameError
 
@@ -55,7 +55,6 @@ def merged(
         )
     if tolerance is not None and not times:
         raise ConfigError(f"tolerance={tolerance!r} applies to asof=, which is missing")
-    _check_zones(left, right, {**keys, **times})
     tables = [table_of(left), table_of(right)]
     link = link_by(tables, (0, 1), (_key(keys), _key(keys.values()))) if keys else None
     if times:
@@ -84,24 +83,6 @@ def _pairs(argument: str, key: JoinKey) -> dict[str, str]:
 def _key(names: Iterable[str]) -> str | list[str]:
     listed = list(names)
     return listed[0] if len(listed) == 1 else listed
-
-
-def _check_zones(left: Any, right: Any, keys: Mapping[str, str]) -> None:
-    """Refuse to compare times that have a time zone with times that have none."""
-    for pair in keys.items():
-        zones: list[str | None] = []
-        for view, key in zip((left, right), pair, strict=True):
-            schema = view.collection.schema
-            known = any(spec.key == key.split(".")[-1] for spec in schema.columns.values())
-            name = select_one(schema, key) if known else None
-            is_time = name is not None and schema[name].dtype.kind == "M"
-            zones += [view.collection.zone(name)] if is_time else []
-        if len(zones) == 2 and (zones[0] is None) != (zones[1] is None):
-            a, b = zones
-            raise DataError(
-                f"times of {pair[0]!r} in {left.source.label!r} have the time zone {a}, and those "
-                f"of {pair[1]!r} in {right.source.label!r} {b}; give both one (tz_localize)"
-            )
 
 
 def _check_unique(link: Link, left: Any, right: Any) -> None:

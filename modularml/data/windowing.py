@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from modularml._arguments import at_least
-from modularml._typing import Columns, IntArray
+from modularml._typing import Array, Columns, IntArray
+from modularml._warning import warn
 from modularml.data.arrow_types import to_numpy
 from modularml.data.collection import SampleCollection
 from modularml.data.columns import to_arrow
@@ -189,8 +190,26 @@ def _of_rows(
     if order is not None and len(missing := _missing(arrays[order])):
         raise DataError(f"column {order!r} has no value in row {missing[0]}; drop these rows")
     ordered, counts = ordered_rows(arrays, groups, as_list(order))
+    _warn_of_ties(arrays[order][ordered] if order else None, counts, order, keys)
     offsets = np.cumsum(counts) - counts
     return _Series(rows[ordered], offsets, counts, rows, 1, tuple(keys))
+
+
+def _warn_of_ties(
+    times: Array | None, counts: IntArray, order: str | None, keys: Sequence[str]
+) -> None:
+    """Warn of steps of a series with one time, as of two series that are read as one."""
+    if times is None or len(times) < 2:
+        return
+    tied = times[1:] == times[:-1]
+    tied[np.cumsum(counts)[:-1] - 1] = False
+    if tied.any():
+        of = f"series={list(keys)}" if keys else "the one series, as series= is not given"
+        warn(
+            f"{int(tied.sum())} of {len(times)} rows have the same {order!r} as the row before in "
+            f"{of}; they keep the order of the table. If these are several series, add the "
+            "columns that tell them apart to series="
+        )
 
 
 def _missing(values: Any) -> IntArray:

@@ -53,7 +53,7 @@ def score_names(flow: ColumnLineage | None, width: int, *, method: str = "") -> 
 
 
 def decoded(label: str, flow: ColumnLineage, values: Array) -> Array:
-    """Return the most likely class of each row, shape (n,).
+    """Return the most likely class of each row, shape (n,); missing where scores are NaN.
 
     Parameters
     ----------
@@ -71,6 +71,11 @@ def decoded(label: str, flow: ColumnLineage, values: Array) -> Array:
     """
     labels = class_labels(flow)
     flat = values.reshape(len(values), -1)
+    if flat.dtype.kind == "f" and (lacks := np.isnan(flat).any(axis=1)).any():
+        is_number = labels is not None and labels.dtype.kind in "biuf"
+        filled = np.full(len(flat), np.nan if is_number else None, float if is_number else object)
+        filled[~lacks] = decoded(label, flow, flat[~lacks])
+        return filled
     if labels is None:
         raise ConfigError(
             f"decode needs one target column of classes, and node {label!r} has none; pass "

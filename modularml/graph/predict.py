@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from modularml._optional import require
 from modularml._typing import Array, IntArray
+from modularml._warning import warn
 from modularml.data.batch import as_numpy
 from modularml.data.formats import ARRAY_FORMATS, DataFormat, convert, convert_array
 from modularml.data.lineage import ColumnLineage, MergedColumns, SourceColumns
@@ -50,7 +51,9 @@ def predict(
     """
     form = format_of(fmt, tags=tags)
     outputs = {}
-    for prediction in predictions(graph, data, node=node, batch_size=batch_size):
+    for prediction in predictions(
+        graph, data, node=node, batch_size=batch_size, allow_missing=True
+    ):
         values = prediction.values(unscale=unscale, decode=decode)
         if form in ARRAY_FORMATS:
             outputs[prediction.label] = convert_array(values, form)
@@ -73,9 +76,18 @@ def format_of(fmt: str | DataFormat, **options: Any) -> DataFormat:
 
 
 def predictions(
-    graph: GraphRunning, data: Any, *, node: Any = None, batch_size: int | None = None
+    graph: GraphRunning,
+    data: Any,
+    *,
+    node: Any = None,
+    batch_size: int | None = None,
+    allow_missing: bool = False,
 ) -> list[Prediction]:
-    """Run a graph on rows; return the outputs of a node, or of each tail node."""
+    """Run a graph on rows; return the outputs of a node, or of each tail node.
+
+    With `allow_missing`, outputs are NaN, with a warning, for rows that a node rejects because
+    inputs are NaN.
+    """
     if not graph.is_built:
         raise NotFittedError("the graph has not been built; train it, or call graph.build()")
     nodes: list[Any] = list(graph.tail_nodes.values()) if node is None else [graph.get_node(node)]
@@ -93,20 +105,59 @@ def predictions(
         raise ConfigError(f"batch_size must be an int of at least 1 or None, got {batch_size!r}")
     places = {name: i for i, (name, _) in enumerate(plan.layout.outputs)}
     columns = [readers[slot.source.ref.node_label].column(slot) for slot in plan.slots]
-    parts: list[list[Any]] = []
+
+    def run(inputs: list[Array]) -> list[Array]:
+        tensors = [
+            slot.adapter.from_numpy(values, dtype=slot.dtype, device=slot.device)
+            for values, slot in zip(inputs, plan.slots, strict=True)
+        ]
+        outs = step(tensors)[1]
+        return [as_numpy(outs[places[target.node_id]]) for target in nodes]
+
+    parts: list[list[Array]] = []
     with plan.modes():
         for at in range(0, max(lead.n_rows, 1), size):
-            tensors = [
-                slot.adapter.from_numpy(read(at, at + size), dtype=slot.dtype, device=slot.device)
-                for read, slot in zip(columns, plan.slots, strict=True)
-            ]
-            outs = step(tensors)[1]
-            parts.append([as_numpy(outs[places[target.node_id]]) for target in nodes])
+            inputs = [read(at, at + size) for read in columns]
+            parts.append(_run_present(run, inputs) if allow_missing else run(inputs))
     chunks = [np.concatenate([part[i] for part in parts]) for i in range(len(nodes))]
+    if allow_missing:
+        _warn_of_missing(nodes, chunks)
     lineages = plan.layout.lineages
     return [
         Prediction(lineages, n, out, readers, lead) for n, out in zip(nodes, chunks, strict=True)
     ]
+
+
+def _run_present(run: Callable[[list[Array]], list[Array]], inputs: list[Array]) -> list[Array]:
+    """Run on all rows or, if a node rejects missing values, on those without; others get NaN."""
+    try:
+        return run(inputs)
+    except DataError:
+        lacks = np.zeros(len(inputs[0]), dtype=bool)
+        for values in inputs:
+            if values.dtype.kind == "f":
+                lacks |= np.isnan(values).reshape(len(values), -1).any(axis=1)
+        if not lacks.any():
+            raise
+    outputs = []
+    for present in run([values[~lacks] for values in inputs]):
+        dtype = present.dtype if present.dtype.kind in "fO" else np.float64
+        missing = None if present.dtype.kind == "O" else np.nan
+        outputs.append(np.full((len(lacks), *present.shape[1:]), missing, dtype=dtype))
+        outputs[-1][~lacks] = present
+    return outputs
+
+
+def _warn_of_missing(nodes: list[Any], outputs: list[Array]) -> None:
+    """Warn of rows without a prediction, with their number."""
+    for node, out in zip(nodes, outputs, strict=True):
+        if out.dtype.kind == "f" and np.isnan(out).any():
+            n = int(np.isnan(out).reshape(len(out), -1).any(axis=1).sum())
+            warn(
+                f"{n} of {len(out)} predictions of {node.label!r} are NaN, as values of these "
+                "rows are missing or unknown, or weights are not finite; fill missing features "
+                "with a recorded step, such as fs.fit_transform('SimpleImputer', domain='features')"
+            )
 
 
 class Prediction:

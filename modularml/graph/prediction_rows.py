@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ from modularml._typing import Array
 from modularml.context import ExperimentContext
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.arrow_types import in_shape
-from modularml.data.columns import to_arrow
 from modularml.data.formats import stack
 from modularml.data.joining import Table, join, table_of
 from modularml.data.lineage import SourceColumns
@@ -137,14 +137,11 @@ class RowReader:
         """Return the rows as a table to be joined."""
         if self.view is not None:
             return table_of(self.view, is_sample=is_sample, label=label)
-        raw: Mapping[str, Array] = self.raw or {}
+        raw = self.raw or RawColumns({})
         if "" in raw:
             raise DataError(f"rows of {label!r} are an array; pass a frame or a dict of columns")
         return Table(
-            label,
-            self.n_rows,
-            is_sample,
-            lambda name: to_arrow(raw[name], name) if name in raw else None,
+            label, self.n_rows, is_sample, lambda name: raw.arrow(name) if name in raw else None
         )
 
     def taken(self, rows: Array) -> RowReader:
@@ -161,7 +158,8 @@ class RowReader:
             return own
         fs: Any = ExperimentContext.get_active().get_node(label=label)
         keys = [name for name in fs.get_tag_keys(False, False) if name in (self.raw or {})]
-        return {key: (self.raw or {})[key] for key in keys}
+        raw = self.raw or RawColumns({})
+        return {key: raw.with_missing(key) for key in keys}
 
     def named(self, name: str) -> Array | None:
         """Return a column by its key or full name; None if there is none.
@@ -299,11 +297,32 @@ class RowReader:
         if "" in raw:  # a bare array: the columns in order, stacked on axis 1
             return _unstacked(raw[""], key, keys, fs)
         if key not in raw:
+            near = get_close_matches(key, raw, n=3) or sorted(raw)[:10]
             raise DataError(
-                f"data lacks the column {key!r}, which the graph reads; it has {sorted(raw)}"
+                f"data lacks the column {key!r}, which the graph reads; it has {len(raw)} "
+                f"columns, such as {near}. Rename columns that have another name"
             )
         values = in_shape(raw[key], schema[name].shape)
+        _check_kind(key, values, schema[name].dtype)
         return values.astype(bool) if key in schema.masks.values() else values
+
+
+KINDS = {
+    **dict.fromkeys("biuf", "numbers"),
+    **dict.fromkeys("OUSTa", "text"),
+    **dict.fromkeys("mM", "times"),
+}
+"""What columns hold, by the kind of their dtype."""
+
+
+def _check_kind(key: str, values: Array, dtype: np.dtype[Any]) -> None:
+    """Refuse text for numbers, and the like."""
+    holds, wanted = KINDS.get(values.dtype.kind), KINDS.get(dtype.kind)
+    if holds != wanted and len(values):
+        raise DataError(
+            f"column {key!r} holds {holds}, such as {values.ravel()[0]!r}, but {wanted} in the "
+            "FeatureSet that the graph was built for; convert it"
+        )
 
 
 def _as_view(data: Any) -> FeatureSetView | None:

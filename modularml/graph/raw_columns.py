@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from modularml._optional import require
 from modularml._typing import Array
@@ -32,6 +33,12 @@ class RawColumns(Mapping[str, Array]):
     def __init__(self, columns: Mapping[str, Any], rows: Array | None = None) -> None:
         self._columns, self._rows = columns, rows
         self._converted: dict[str, Array] = {}
+        for key, values in columns.items():
+            if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
+                raise DataError(
+                    f"column {key!r} must hold one value per row, got {values!r}; pass lists, also "
+                    f"for one row: {{{key!r}: [{values!r}], ...}}"
+                )
         lengths = {key: len(values) for key, values in columns.items()}
         check_lengths(lengths)
         self.n_rows = next(iter(lengths.values()), 0) if rows is None else len(rows)
@@ -61,6 +68,13 @@ class RawColumns(Mapping[str, Array]):
             converted: Array = np.full(len(values), None, dtype=object)
             converted[~missing] = to_numpy(to_arrow(values[~missing].to_list(), key))
             return converted if self._rows is None else converted[self._rows]
+
+    def arrow(self, key: str) -> pa.Array:
+        """Return a column as an Arrow array, in which times keep their zone."""
+        if key == "" or isinstance(self._columns[key], np.ndarray):
+            return to_arrow(self[key], key)
+        values = to_arrow(self._columns[key], key)
+        return values if self._rows is None else values.take(pa.array(self._rows))
 
     def __getitem__(self, key: str) -> Array:
         if key not in self._converted:

@@ -262,3 +262,15 @@ def test_columns_of_a_view():
     part = fs.select(["v"]).windows("v", length=4, series="cell", order="t", register=False)
     assert part.kept_together == ["cell"]
     assert "when" not in part.get_tag_keys(False, False)
+
+
+def test_ties_in_time_are_counted():
+    table = {"v": [0.0, 1, 2, 3], "m": list("aaab"), "t": [0, 1, 1, 1], "y": [0.0, 1, 2, 3]}
+    fs = mml.FeatureSet.from_dict("t", table, "v", "y", ["m", "t"], register=False)
+    with pytest.warns(UserWarning, match=r"1 of 4 rows have the same 't' .*series=\['m'\]"):
+        made = fs.windows(
+            "v", length=1, series="m", order="t", target="last", register=False, label="w"
+        )
+    assert made.get_features()["v"].ravel().tolist() == [0, 1, 2, 3]
+    with pytest.warns(UserWarning, match=r"2 of 4 rows .*series= is not given"):
+        fs.windows("v", length=1, order="t", target="last", register=False)

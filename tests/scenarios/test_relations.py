@@ -335,6 +335,44 @@ def test_keys_of_unlike_types_meet_by_value_or_are_refused(a, b, fits):
     np.testing.assert_array_equal(*rows)
 
 
+def test_times_as_keys_meet_as_instants_and_never_without_a_zone():
+    days = pd.date_range("2024-03-30", periods=4, freq="12h")
+    zoned = days.tz_localize("UTC")
+    shifted = zoned.tz_convert("Europe/Berlin")
+
+    def fitted(left, right):
+        columns = {"x": [0.0, 1, 2, 3], "y": [10.0, 12, 14, 16], "at": left}
+        windows = mm.FeatureSet.from_dict("W", columns, "x", "y", "at")
+        facts = mm.FeatureSet.from_dict("F", {"f": [13.0, 12, 11, 10], "at": right}, "f", [], "at")
+        for fs in (windows, facts):
+            fs.split_random({"all": 1.0})
+        both = mm.ConcatNode(
+            "c", [windows.reference(on="at"), facts.reference()], concat_axis_targets="first"
+        )
+        mm.ModelGraph([both, mm.ModelNode("h", LinearRegression(), both)])
+        exp = mm.Experiment.from_active_context("e", audit="off")
+        exp.run_phase(mm.FitPhase.from_split("f", split="all"))
+        return exp
+
+    exp = fitted(zoned, shifted[::-1])  # y is x + f of the same instant
+    windows = pd.DataFrame({"x": [1.0, 3.0], "at": shifted[[1, 3]]})
+    facts = {"f": [10.0, 11, 12, 13], "at": zoned}
+    np.testing.assert_allclose(exp.predict({"W": windows, "F": facts}).ravel(), [12, 16])
+    for at in (days, days.to_numpy(), list(days)):
+        with pytest.raises(DataError, match=r"'W' have the time zone Europe/Berlin.*'F' None"):
+            exp.predict({"W": windows, "F": {**facts, "at": at}})
+    with (
+        mm.ExperimentContext().activate(),
+        pytest.raises(DataError, match=r"'W' have the time zone UTC.*'F' None.*tz_localize"),
+    ):
+        fitted(zoned, days)
+    with (
+        mm.ExperimentContext().activate(),
+        pytest.raises(DataError, match=r"'W' have the time zone UTC.*'F' None"),
+    ):
+        fitted(zoned, days.to_numpy("M8[D]"))
+
+
 def test_a_key_that_is_not_there_is_refused_where_it_is_named():
     windows, facts = sets()
     with pytest.raises(UnknownNameError, match="machin"):
