@@ -22,7 +22,7 @@ import numpy as np
 
 from modularml._arguments import Checked
 from modularml._registry import Registry
-from modularml.errors import ConfigError, UnknownNameError
+from modularml.errors import ConfigError, ModularMLError, UnknownNameError
 
 __all__ = [
     "Configurable",
@@ -199,8 +199,19 @@ _WRITERS: list[tuple[Any, Callable[[Any], Any]]] = [
 ]
 """How values of a kind become plain data; the first that fits is taken."""
 
+
+def _read_object(value: dict[str, Any]) -> Any:
+    """Build an object; its config is attached to an error, to say where that comes from."""
+    try:
+        return find_class(value["$type"]).from_config(value["params"])
+    except (ModularMLError, TypeError) as error:
+        if not hasattr(error, "of_config"):
+            error.of_config = value  # type: ignore[union-attr]
+        raise
+
+
 _READERS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "$type": lambda v: find_class(v["$type"]).from_config(v["params"]),
+    "$type": _read_object,
     "$enum": lambda v: _of_class(v["$enum"], enum.Enum)(decode(v["value"])),
     "$instant": lambda v: _read_array(v["$instant"])[()],
     "$array": _read_array,

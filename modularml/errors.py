@@ -4,6 +4,7 @@
 
     ModularMLError
     ├── ConfigError             (ValueError)            an argument or config that cannot be used
+    │   └── PlanError                                   a plan file with a mistake, and where it is
     ├── UnknownNameError        (KeyError, ValueError)  an unknown name; lists the closest
     ├── RegistrationError       (ValueError)            a label or id that is taken
     ├── MissingDependencyError  (ImportError)           an optional package that is not installed
@@ -52,6 +53,7 @@ __all__ = [
     "NonFiniteLossError",
     "NotFittedError",
     "OptimizerNotSetError",
+    "PlanError",
     "RegistrationError",
     "ScalerError",
     "ShapeError",
@@ -79,6 +81,10 @@ def _rebuild(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, A
 
 class ConfigError(ModularMLError, ValueError):
     """An argument or a configuration cannot be used."""
+
+
+class PlanError(ConfigError):
+    """A plan file has a mistake; the message begins with ``file:line:column``."""
 
 
 class UnknownNameError(ModularMLError, KeyError, ValueError):

@@ -16,6 +16,7 @@ from modularml.data.frames import Rename, Stack, as_columns
 from modularml.data.parquet import from_parquet
 from modularml.data.paths import FilePaths
 from modularml.data.schema import SampleSchema
+from modularml.data.sections import DESCRIPTIONS, DOMAIN_KEYS, ReadFrom
 from modularml.errors import ConfigError, expect
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ __all__ = ["ConstructorsMixin"]
 
 class ConstructorsMixin:
     """Constructors of a FeatureSet; each returns ``cls(label, collection)``."""
+
+    read_from: ReadFrom | None = None
+    """Files the rows were read from, and how; None for rows from elsewhere."""
 
     def __init__(self, label: str, collection: SampleCollection, **kwargs: Any) -> None:
         raise NotImplementedError
@@ -254,23 +258,13 @@ class ConstructorsMixin:
         numbers or times (``1'234``, ``12 V``, ``-``, ``31.01.2024``) is warned of, with the option
         that reads it.
         """
-        collection = from_csv(
-            paths,
-            *_keys(
-                feature_keys,
-                target_keys,
-                tag_keys,
-                kwargs,
-                "pass options of pandas.read_csv in read={...}",
-            ),
-            read=read,
-            rename=rename,
-            stack=stack,
-            file_as=file_as,
-            missing=missing,
-            mask=mask,
-        )
-        return cls(label, collection, **kwargs)
+        hint = "pass options of pandas.read_csv in read={...}"
+        keys = _keys(feature_keys, target_keys, tag_keys, kwargs, hint)
+        options: dict[str, Any] = {"read": read, "rename": rename, "stack": stack}
+        options |= {"file_as": file_as, "missing": missing, "mask": mask}
+        made = cls(label, from_csv(paths, *keys, **options), **kwargs)
+        made.read_from = _source("csv", paths, keys, options, kwargs)
+        return made
 
     @classmethod
     def from_parquet(
@@ -322,16 +316,12 @@ class ConstructorsMixin:
             If a file is missing or cannot be read, integers, text or booleans are missing, or no
             type holds the values of a column in two files.
         """
-        collection = from_parquet(
-            paths,
-            *_keys(feature_keys, target_keys, tag_keys, kwargs),
-            rename=rename,
-            stack=stack,
-            file_as=file_as,
-            mask=mask,
-            in_memory=in_memory,
-        )
-        return cls(label, collection, **kwargs)
+        keys = _keys(feature_keys, target_keys, tag_keys, kwargs)
+        options: dict[str, Any] = {"rename": rename, "stack": stack, "file_as": file_as}
+        options |= {"mask": mask, "in_memory": in_memory}
+        made = cls(label, from_parquet(paths, *keys, **options), **kwargs)
+        made.read_from = _source("parquet", paths, keys, options, kwargs)
+        return made
 
 
 def _keys(
@@ -341,9 +331,23 @@ def _keys(
     names = ("feature_cols", "target_cols", "tag_cols")
     aliases = [kwargs.pop(name, None) for name in names]
     for name in kwargs:
-        if name not in ("node_id", "register", "kind", "unit", "element_names"):
+        if name not in ("node_id", "register", *DESCRIPTIONS):
             raise ConfigError(f"unknown argument {name!r}{hint and '; '}{hint}")
     return [
         key if key is not None else alias
         for key, alias in zip((features, targets, tags), aliases, strict=True)
     ]
+
+
+def _source(
+    kind: str,
+    paths: FilePaths,
+    keys: Sequence[Any],
+    options: Mapping[str, Any],
+    kwargs: Mapping[str, Any],
+) -> ReadFrom:
+    """Return how rows were read: the arguments that are not their defaults."""
+    given = {**dict(zip(DOMAIN_KEYS, keys, strict=True)), **options}
+    given |= {name: kwargs.get(name) for name in DESCRIPTIONS}
+    kept = {k: v for k, v in given.items() if v is not None and (k, v) != ("missing", "nan")}
+    return {kind: paths, **kept}

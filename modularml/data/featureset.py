@@ -22,6 +22,7 @@ from modularml.data.dropping import DroppedRows, described_drops
 from modularml.data.reference_methods import ReferencesMixin
 from modularml.data.scaling import ScalerRecord
 from modularml.data.schema import DOMAINS, RAW, description_of
+from modularml.data.sections import write_section
 from modularml.data.split_records import SplitRecord, check_split_name
 from modularml.data.transforming import TransformingMixin
 from modularml.data.view import FeatureSetView
@@ -385,6 +386,37 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
             new = cls(label, state["collection"], node_id=ids.get(label))
             new.set_state(state)
         return new
+
+    def to_yaml(
+        self,
+        filepath: str | Path | None = None,
+        *,
+        rows: str | Path | None = None,
+        overwrite: bool = False,
+    ) -> str:
+        """Return this set's part of a plan file, and optionally write it to a file.
+
+        It names the files that the rows were read from, their columns, the splits and the scalers;
+        ``modularml run`` reads it. The set is built from it once, to be sure that it is the same.
+
+        Parameters
+        ----------
+        filepath : path-like, optional
+            File to write. Paths within it are relative to its folder, otherwise to the current one.
+        rows : path-like, optional
+            Save rows, splits and scalers to this ``.fs.mml`` file and name it instead, for rows
+            that were not read from CSV or Parquet files.
+        overwrite : bool
+            Whether existing files may be replaced.
+
+        Raises
+        ------
+        ConfigError
+            If files do not give this set: rows, splits or random scalers from elsewhere.
+        MMLExistsError
+            If a file exists and `overwrite` is false.
+        """
+        return write_section(self, filepath, rows=rows, overwrite=overwrite)
 
     # -- display ------------------------------------------------------------------------------
 

@@ -615,8 +615,6 @@ class Experiment(Checked, ExperimentFiles):
         The FeatureSets it reads from must exist under their labels.
         """
         ctx = ExperimentContext.get_active()
-        if config["model_graph"] is not None:
-            decode(config["model_graph"])
         new = cls(
             config["label"],
             config["registration_policy"],
@@ -628,6 +626,8 @@ class Experiment(Checked, ExperimentFiles):
             deterministic=config.get("deterministic", False),
             results_config=decode(config.get("results_config")),
         )
+        if config["model_graph"] is not None:
+            decode(config["model_graph"])  # after the seed is set, as in a script
         new._plan = decode(config["execution_plan"])
         return new
 

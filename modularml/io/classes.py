@@ -24,7 +24,16 @@ from modularml.config import config_registry, current_name, is_like_estimator
 from modularml.errors import MMLError
 from modularml.io import limits
 
-__all__ = ["Resolver", "bare_name", "described", "home_of", "names_in", "source_hash"]
+__all__ = [
+    "PACKAGES",
+    "Resolver",
+    "bare_name",
+    "described",
+    "home_of",
+    "known_names",
+    "names_in",
+    "source_hash",
+]
 
 PACKAGES = (
     "modularml.scalers",
@@ -301,6 +310,11 @@ def _homes() -> dict[str, str]:
 
 
 _NAMES = re.compile(r'^(?:class |    config_name = ")([\w.]+)', re.MULTILINE)
+
+
+def known_names() -> list[str]:
+    """Return the names of our classes and of those that are registered."""
+    return sorted({*config_registry, *_homes()})
 
 
 def home_of(name: str) -> str | None:

@@ -6,6 +6,7 @@ resolved by the rules of artifacts, so no unknown code is imported or run.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -21,7 +22,7 @@ from modularml.io.classes import Resolver, names_in
 from modularml.io.names import find_file
 from modularml.io.references import with_ids, with_labels
 
-__all__ = ["YamlMixin", "dump_yaml", "load_yaml"]
+__all__ = ["Marks", "YamlMixin", "dump_yaml", "load_marked", "load_yaml"]
 
 MAX_YAML = 2**20
 
@@ -135,6 +136,61 @@ def load_yaml(text: str, path: object = "") -> Any:
         raise MMLError(limits.FOREIGN, path, "", f"not YAML that we write: {reason:.200}") from None
 
 
+Marks = dict[tuple[Any, ...], tuple[int, int]]
+"""1-based line and column by the keys that lead to a value, of the value and, with None appended,
+of its key. Arguments of a tag come right after the tag's own keys."""
+
+
+def load_marked(text: str) -> tuple[Any, Marks]:
+    """Read hand-written YAML as `load_yaml` does, with scalars of YAML 1.2 and positions.
+
+    ``on`` and ``2024-01-01`` are text here, and ``1e-4`` is a number.
+
+    Raises
+    ------
+    MarkedYAMLError
+        If it is not YAML, or not allowed in a config. Its ``problem_mark`` may be None.
+    """
+    if len(text) > MAX_YAML:
+        raise yaml.MarkedYAMLError(problem="more than 1 MiB of YAML")
+    try:
+        loader = _HandLoader(text)
+        try:
+            node = loader.get_single_node()
+            marks: Marks = {}
+            _mark(loader, node, (), marks)
+            return (None if node is None else loader.construct_document(node)), marks
+        finally:
+            loader.dispose()
+    except yaml.reader.ReaderError as error:
+        raise yaml.MarkedYAMLError(problem=" ".join(str(error).split())) from None
+    except RecursionError:
+        raise yaml.MarkedYAMLError(problem="too deep") from None
+    except ValueError as error:
+        raise yaml.MarkedYAMLError(problem=str(error)) from None
+
+
+def _mark(loader: Any, node: Any, path: tuple[Any, ...], marks: Marks) -> None:
+    if node is None:
+        return
+    marks[path] = node.start_mark.line + 1, node.start_mark.column + 1
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(
+                    problem="a key must be text", problem_mark=key.start_mark
+                )
+            name = loader.construct_object(key)
+            if (*path, name) in marks:
+                problem = f"the key {name!r} is there twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            _mark(loader, value, (*path, name), marks)
+            marks[*path, name, None] = key.start_mark.line + 1, key.start_mark.column + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for i, item in enumerate(node.value):
+            _mark(loader, item, (*path, i), marks)
+
+
 _HINT = "Pass the output of to_yaml()"
 
 
@@ -172,23 +228,49 @@ _Dumper.add_representer(dict, _represent)
 
 class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("anchors and aliases are not allowed")
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
+            raise _problem("anchors and aliases are not allowed", event)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         found: dict[Any, Any] = super().construct_mapping(node, deep=True)
         if len(found) != len(node.value):
-            raise yaml.YAMLError(f"a duplicate key in line {node.start_mark.line + 1}")
+            raise _problem("a duplicate key", node)
         return found
+
+
+def _problem(problem: str, at: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
 
 
 def _construct(loader: _Loader, name: str, node: yaml.Node) -> Any:
     if name == "tuple" and isinstance(node, yaml.SequenceNode):
         return {"$tuple": loader.construct_sequence(node, deep=True)}
     if not isinstance(node, yaml.MappingNode):
-        raise yaml.YAMLError(f"!{name} needs arguments, in line {node.start_mark.line + 1}")
+        raise _problem(f"!{name} needs arguments, as in !{name} {{...}}", node)
     return {"$type": name, "params": loader.construct_mapping(node, deep=True)}
 
 
 _Loader.add_multi_constructor("!", _construct)
+
+
+class _HandLoader(_Loader):
+    """Scalars as in YAML 1.2: a Norwegian ``no`` is text, and ``1e-4`` is a number."""
+
+
+_FLOAT = re.compile(
+    r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
+_HandLoader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", re.compile(r"(true|True|TRUE|false|False|FALSE)\Z"), "tTfF"),
+    ("null", re.compile(r"(~|null|Null|NULL|)\Z"), ["~", "n", "N", ""]),
+    ("int", re.compile(r"[-+]?(0|[1-9][0-9]*)\Z"), "-+0123456789"),
+    ("float", re.compile(rf"({_FLOAT.pattern})\Z"), "-+0123456789."),
+):
+    _HandLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, list(_first))
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(rf"({_FLOAT.pattern})\Z"), list("-+0123456789.")
+)

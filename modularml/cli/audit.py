@@ -1,0 +1,65 @@
+"""The command ``audit``: look for leaks in a table."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from modularml.cli.console import Command, Reply
+from modularml.cli.tables import check_folder, column_names, is_parquet
+from modularml.data.featureset import FeatureSet
+from modularml.errors import ConfigError, DataError
+
+__all__ = ["COMMAND"]
+
+
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="a .csv, .parquet or .fs.mml file")
+    parser.add_argument("--target", action="append", default=[], help="column to predict")
+    parser.add_argument("--group", action="append", default=[], help="column of groups")
+    parser.add_argument("--time", help="column of times: training rows come before test rows")
+    parser.add_argument("--tag", action="append", default=[], help="column that no model reads")
+    parser.add_argument("--split", help="column with the split of each row; random if not given")
+    parser.add_argument("--allow", action="append", default=[], help="finding to allow")
+    parser.add_argument("--html", help="HTML file to write the report to")
+
+
+def _run(args: argparse.Namespace) -> Reply:
+    """Audit a file; the status is 1 if the audit failed."""
+    path = Path(args.file)
+    if not path.is_file():
+        raise DataError(f"there is no file {args.file!r}; check the path")
+    check_folder("--html", args.html)
+    fs = FeatureSet.load(path) if path.suffix == ".mml" else _read(path, args)
+    if args.split:
+        for name in sorted({str(value) for value in fs.collection.numpy(f"tags.{args.split}.raw")}):
+            fs.add_split(fs.filter(conditions={args.split: name}, label=name))
+    elif not fs.available_splits:
+        fs.split_random({"train": 0.75, "test": 0.25}, group_by=args.group or None)
+    report = fs.audit(groups=args.group or None, time=args.time, allow=args.allow)
+    if args.html:
+        Path(args.html).write_text(report._repr_html_(), "utf-8")
+    findings = report.to_pandas().to_dict("records")
+    data = {"ok": report.ok, "findings": findings, "allowed": report.allowed, "notes": report.notes}
+    return Reply(str(report), {"label": report.label, **data}, 0 if report.ok else 1)
+
+
+def _read(path: Path, args: argparse.Namespace) -> FeatureSet:
+    if not args.target:
+        raise ConfigError("--target is required for tables: pass the column to predict")
+    named = [*args.group, *args.tag, *filter(None, (args.time, args.split))]
+    tags = list(dict.fromkeys(named))
+    kind, read = ("parquet", FeatureSet.from_parquet) if is_parquet(path) else ("csv", None)
+    features = [c for c in column_names(path, kind) if c not in (*args.target, *tags)]
+    read = read or FeatureSet.from_csv
+    return read(path.stem, str(path), features, args.target, tags or None, register=False)
+
+
+COMMAND = Command(
+    _add,
+    _run,
+    """
+  modularml audit cells.csv --target soh --group cell
+  modularml audit cells.fs.mml --html report.html
+  modularml audit cells.csv --target soh --group cell --json | jq .findings""",
+)

@@ -1,0 +1,154 @@
+"""The command ``predict``: rows in, predictions out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modularml._optional import require
+from modularml.cli.console import Command, Reply
+from modularml.cli.tables import check_folder, read_table, write_table
+from modularml.context import ExperimentContext
+from modularml.data.schema import RAW
+from modularml.errors import ConfigError, DataError, UnknownNameError
+from modularml.experiment import Experiment
+from modularml.graph.model_graph import ModelGraph
+from modularml.io import inspect
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["COMMAND"]
+
+
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="an experiment (.exp.mml), graph (.mg.mml) or ensemble")
+    parser.add_argument(
+        "tables",
+        nargs="+",
+        metavar="TABLE",
+        help="CSV or Parquet; - for CSV from standard input; label=path for several tables",
+    )
+    parser.add_argument("-o", "--out", help="CSV or Parquet file; by default CSV to the output")
+    parser.add_argument("--node", help="node whose outputs are written; by default all tail nodes")
+    parser.add_argument("--tags", action="store_true", help="write the tags of the rows too")
+    parser.add_argument("--decode", action="store_true", help="labels instead of class numbers")
+    parser.add_argument("--interval", type=float, metavar="SHARE", help="bounds, such as 0.9")
+    parser.add_argument("--calibration", help="split with rows to calibrate the bounds on")
+    parser.add_argument("--group-by", help="column whose groups get bounds of their own")
+    parser.add_argument(
+        "--allow-import", action="append", default=[], metavar="MODULE", help="your own classes"
+    )
+
+
+def _run(args: argparse.Namespace) -> Reply:
+    """Predict, and write or show a table."""
+    check_folder("--out", args.out)
+    with ExperimentContext(registration_policy="error").activate():
+        model = _loaded(args)
+        tables = _tables(args.tables, _graph_of(model))
+        options: dict[str, Any] = {"node": args.node, "fmt": "pandas", "tags": args.tags}
+        options |= {"decode": args.decode} if args.decode else {}
+        bounds = {"interval": args.interval, "calibration": args.calibration}
+        bounds["group_by"] = args.group_by
+        given = {name: value for name, value in bounds.items() if value is not None}
+        if given and isinstance(model, ModelGraph):
+            raise ConfigError(
+                f"--{next(iter(given)).replace('_', '-')} needs the rows of an experiment; "
+                "pass its .exp.mml file"
+            )
+        predicted = model.predict(tables, **options, **given)
+    frame = _one_frame(predicted)
+    if args.json and args.out is None:
+        return Reply(data=frame.to_dict("records"))
+    write_table(frame, args.out)
+    facts = {"rows": len(frame), "columns": [str(c) for c in frame], "file": args.out}
+    return Reply("" if args.out in (None, "-") else f"{len(frame)} rows in {args.out}", facts)
+
+
+def _loaded(args: argparse.Namespace) -> Any:
+    kind = inspect(args.model)["kind"]
+    ensemble = require("modularml.strategies").Ensemble
+    classes: dict[str, Any] = {"exp": Experiment, "mg": ModelGraph, "en": ensemble}
+    if kind not in classes:
+        raise ConfigError(f"{args.model!r} holds no trained model; pass an .exp.mml or .mg.mml")
+    return classes[kind].load(args.model, allow_import=args.allow_import)
+
+
+def _graph_of(model: Any) -> ModelGraph | None:
+    graph: ModelGraph | None = model if isinstance(model, ModelGraph) else None
+    if isinstance(model, Experiment):
+        graph = model.model_graph
+        if graph is None:
+            raise ConfigError(f"experiment {model.label!r} has no model graph")
+    return graph
+
+
+def _tables(given: list[str], graph: ModelGraph | None) -> Any:
+    """Read the tables, and name the columns that are missing in them."""
+    context = ExperimentContext.get_active()
+    refs = [] if graph is None else [r for n in graph.nodes.values() for r in n.feature_refs]
+    labels = list(dict.fromkeys(ref.node_label for ref in refs))
+    paths = _by_label(given, labels)
+    frames: dict[str, pd.DataFrame] = {}
+    for label, path in paths.items():
+        sets: list[Any] = [
+            context.get_node(label=name)
+            for name in labels
+            if label in ("", name) and context.has_node(label=name)
+        ]
+        specs = [spec for fs in sets for spec in fs.collection.schema.columns.values()]
+        raw = [spec for spec in specs if spec.rep == RAW]
+        text = [s.key for s in raw if s.dtype in ("string", "str", "large_string")]
+        frame = read_table(path, text, [s.key for s in raw if s.kind == "time"])
+        columns = {c: r.node_label for r in refs for c in r.features if label in ("", r.node_label)}
+        keys = dict.fromkeys(name.split(".")[1] for name in columns)
+        if missing := [key for key in keys if key not in frame]:
+            raise DataError(
+                f"{path!r} lacks the columns {missing}, which the model reads; it has "
+                f"{[str(c) for c in frame][:20]}"
+            )
+        frames[label] = frame
+    return frames.get("", frames)
+
+
+def _by_label(given: list[str], labels: list[str]) -> dict[str, str]:
+    """Return paths by the label of a FeatureSet; one path alone has none."""
+    if len(given) == 1 and (given[0].partition("=")[0] not in labels or Path(given[0]).exists()):
+        return {"": given[0]}
+    paths: dict[str, str] = {}
+    for item in given:
+        label, equals, path = item.partition("=")
+        if not equals:
+            raise ConfigError(f"several tables need labels, as in {labels[:1]}=..., got {item!r}")
+        if labels and label not in labels:
+            raise UnknownNameError("table", label, labels)
+        paths[label] = path
+    return paths
+
+
+def _one_frame(predicted: Any) -> pd.DataFrame:
+    """Return one table; columns of several nodes begin with the node's label."""
+    if not isinstance(predicted, dict):
+        frame: pd.DataFrame = predicted
+        return frame
+    shared = [c for c in next(iter(predicted.values())) if all(c in f for f in predicted.values())]
+    first = next(iter(predicted.values()))
+    same = [c for c in shared if all(f[c].equals(first[c]) for f in predicted.values())]
+    joined = {c: first[c] for c in same}
+    for label, part in predicted.items():
+        joined |= {f"{label}.{c}": part[c] for c in part if c not in same}
+    made: pd.DataFrame = require("pandas").DataFrame(joined)
+    return made
+
+
+COMMAND = Command(
+    _add,
+    _run,
+    """
+  modularml predict study.exp.mml new.csv -o predictions.csv
+  modularml predict study.exp.mml new.parquet --interval 0.9 --tags -o predictions.parquet
+  modularml predict study.exp.mml windows=w.parquet facts=f.csv
+  cut -d, -f1-4 new.csv | modularml predict study.exp.mml - > predictions.csv""",
+)
