@@ -20,6 +20,7 @@ COMMANDS = {
     "run": ("run:RUN", "run the experiment of a plan file"),
     "predict": ("predict:COMMAND", "predict the rows of a table with a trained model"),
     "compare": ("files:COMPARE", "compare experiments: settings and metrics"),
+    "report": ("report:COMMAND", "write a report of results as one HTML file"),
     "inspect": ("files:INSPECT", "show what a .mml file holds; builds nothing"),
     "diff": ("files:DIFF", "show what differs between two files"),
     "extract": ("files:EXTRACT", "write a file's arrays and tables to a folder"),
