@@ -363,6 +363,15 @@ class BackendAdapter(ABC):
         """Create a schedule: ``step([metric])``, ``state_dict``, ``load_state_dict``."""
         raise self._unable("schedule")
 
+    def set_learning_rates(
+        self, optimizer: Any, rates: Sequence[float], *, initial: bool = False
+    ) -> None:
+        """Set the learning rate of each group, in the order of `learning_rates`.
+
+        The next schedule starts from them if they are the `initial` ones.
+        """
+        raise self._unable("learning rates")
+
     def learning_rates(self, optimizer: Any) -> dict[str, float]:
         """Return the learning rate of each parameter group, by name."""
         raise self._unable("learning_rates")

@@ -345,6 +345,12 @@ class TensorflowAdapter(BackendAdapter):
         """Return the learning rate of each group of variables; ``default`` for the rest."""
         return {name: float(part.learning_rate) for name, part in parts(optimizer).items()}
 
+    def set_learning_rates(
+        self, optimizer: Any, rates: Sequence[float], *, initial: bool = False
+    ) -> None:
+        for part, rate in zip(parts(optimizer).values(), rates, strict=True):
+            part.learning_rate.assign(rate)
+
     def clip_gradients(
         self, optimizer: Any, grads: Any, norm: float | None, value: float | None
     ) -> Any:

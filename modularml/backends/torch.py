@@ -394,6 +394,17 @@ class TorchAdapter(BackendAdapter):
         names = {i: g.get("name", f"group{i}" if i else "default") for i, g in groups}
         return {names[i]: float(g["lr"]) for i, g in enumerate(optimizer.param_groups)}
 
+    def set_learning_rates(
+        self, optimizer: Any, rates: Sequence[float], *, initial: bool = False
+    ) -> None:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+            if initial:
+                group.pop("initial_lr", None)
+
     def clip_gradients(
         self, optimizer: Any, grads: Any, norm: float | None, value: float | None
     ) -> Any:

@@ -18,7 +18,7 @@ from modularml.backends import adapter_for
 from modularml.data.execution import ExecutionContext, Layout
 from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.callback import PHASE_HOOKS, Callback, Dispatcher, as_results
-from modularml.engine.lr_scheduling import check_length
+from modularml.engine.lr_scheduling import begin_schedules, check_length
 from modularml.engine.run_state import Start
 from modularml.engine.runnable import RunnablePhase
 from modularml.errors import DataError, NonFiniteLossError
@@ -248,6 +248,8 @@ def _epochs(
         feed.reuses_memory = not hooks.handles("on_batch_end")
         feed.keeps_epochs = phase.recording is not ResultRecording.NONE  # outputs may be views
         feed.watch = display.sampling
+        if phase.training and not start.hook:
+            begin_schedules(phase, feed)
         with display.bars(phase.label, phase.n_epochs) as (epoch_bar, batch_bars):
             hooks("on_phase_start")
             previous_rows = phase.learn_from(feed, live=hooks.change_weights)
@@ -494,6 +496,8 @@ def iterate(
     ):
         feed = phase.feed()
         feed.watch = display.sampling
+        if phase.training:
+            begin_schedules(phase, feed)
         for epoch in range(n_epochs):
             feed.refresh()
             n_batches, steps = feed.epoch(epoch)

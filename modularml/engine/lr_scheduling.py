@@ -13,8 +13,15 @@ from modularml.engine.monitoring import declare_logs, direction
 from modularml.errors import ConfigError, MetricNotLoggedError
 from modularml.graph.model_graph import ModelGraph
 from modularml.training import Optimizer
+from modularml.training.phase_schedule import main_of
 
-__all__ = ["LRSchedulerCallback", "check_length", "check_lengths", "lr_scheduler_callbacks"]
+__all__ = [
+    "LRSchedulerCallback",
+    "begin_schedules",
+    "check_length",
+    "check_lengths",
+    "lr_scheduler_callbacks",
+]
 
 
 def lr_scheduler_callbacks(graph: ModelGraph) -> list[Callback]:
@@ -37,7 +44,7 @@ def check_lengths(phases: Iterable[Any], graph: ModelGraph) -> None:
     steps_taken = Counter[int]()
     for phase in phases:
         for optimizer in moving(phase, graph) if phase.training else ():
-            if _steps_left(optimizer) is None:
+            if optimizer.takes_length or _steps_left(optimizer) is None:
                 continue
             n_batches = phase.count_batches() if optimizer.steps_every("batch") else 1
             if n_batches is None:
@@ -54,6 +61,16 @@ def moving(phase: Any, graph: ModelGraph) -> list[Optimizer]:
     """Return the optimizers that update weights in a phase."""
     with graph.frozen_within(phase.freeze or ()):
         return graph.moving_optimizers(phase.active_nodes)
+
+
+def begin_schedules(phase: Any, feed: Any) -> None:
+    """Start the schedules that take their length from a phase."""
+    for optimizer in phase.graph().moving_optimizers(phase.active_nodes):
+        if optimizer.takes_length:
+            per_epoch = 1
+            if optimizer.steps_every("batch"):
+                per_epoch = math.ceil(feed.epoch(0)[0] / phase.step_options().accumulate)
+            optimizer.begin_schedule(phase.n_epochs * per_epoch)
 
 
 def check_length(
@@ -77,6 +94,8 @@ def check_length(
 
 def _steps_left(optimizer: Optimizer) -> int | None:
     """Return the steps a schedule has left; None if it has no end."""
+    if optimizer.takes_length:
+        return None
     if optimizer.scheduler is not None:
         total = getattr(optimizer.scheduler, "total_steps", None)
         return None if total is None else total - optimizer.scheduler.last_epoch
@@ -101,7 +120,8 @@ class LRSchedulerCallback(Callback):
             if schedule is None or schedule.monitor is None:
                 continue
             greater = direction(schedule.monitor, phase.callbacks)
-            mode = getattr(optimizer.scheduler, "mode", None)
+            scheduler = main_of(optimizer.scheduler)
+            mode = getattr(scheduler, "mode", None)
             if greater is None or mode not in ("min", "max") or greater is (mode == "max"):
                 continue
             better, other = ("greater", "max") if greater else ("lower", "min")
@@ -111,7 +131,7 @@ class LRSchedulerCallback(Callback):
             if "mode" not in (schedule.schedule_kwargs or {}):
                 worst = -math.inf if greater else math.inf
                 changes = {"mode": other, "mode_worse": worst, "best": worst}
-                optimizer.scheduler.load_state_dict(optimizer.scheduler.state_dict() | changes)
+                scheduler.load_state_dict(scheduler.state_dict() | changes)
                 message += f" is better when it is {better}, so mode={other!r} is used; pass it in"
             else:
                 message += f" is better when it is {better}, and it is used as given; correct it in"

@@ -233,7 +233,11 @@ class Segment:
         options = replace(
             options,
             clips=tuple((o.clip_norm, o.clip_value) for o in self.optimizers),
-            schedules=tuple(o.scheduler for o in self.optimizers if o.steps_every("batch")),
+            schedules=tuple(
+                o.scheduler
+                for o in self.optimizers
+                if o.scheduler is not None and o.steps_every("batch")
+            ),
             models=tuple(model for model, _ in self.modes),
         )
         return self.adapter.options_for(options)

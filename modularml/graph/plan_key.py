@@ -65,5 +65,5 @@ class PlanKey:
                 (a.weight, a.sample_weight, fingerprint(a.class_weight), a.loss.signature())
                 for a in losses
             ),
-            tuple((Identity(o.instance), o.signature()) for o in optimizers),
+            tuple((Identity(o.instance), Identity(o.scheduler), o.signature()) for o in optimizers),
         )

@@ -384,6 +384,9 @@ class GraphRunning(NodeAccess):
             tensors = ctx.tensors
         else:
             self._check_inputs(ctx, losses, active_nodes)
+            for optimizer in self.moving_optimizers(active_nodes) if training else ():
+                if optimizer.steps_every("batch"):
+                    optimizer.check_begun()
             plan, step = self.plan(
                 losses,
                 training=training,

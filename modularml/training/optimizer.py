@@ -103,6 +103,8 @@ class Optimizer(Configurable, Stateful, Saveable):
         self._kinds: dict[str, tuple[Any, ...]] = {}
         self._settings: dict[str, Hashable] = {}
         self._pending: dict[str, Any] | None = None
+        self._base_rates: list[float] = []
+        self._n_steps: int | None = None  # of the phase, where the schedule depends on it
         if isinstance(opt, str) and self._backend is not None:
             self._class()
 
@@ -170,8 +172,40 @@ class Optimizer(Configurable, Stateful, Saveable):
         """Return whether its schedule steps after every ``epoch``, or every ``batch``."""
         return self.lr_schedule is not None and self.lr_schedule.every == moment
 
+    @property
+    def takes_length(self) -> bool:
+        """Whether its schedule takes its length from each training phase."""
+        schedule, backend = self.lr_schedule, self._backend
+        return schedule is not None and backend is not None and schedule.needs_length(backend)
+
+    def begin_schedule(self, n_steps: int) -> None:
+        """Start a schedule that takes its length from a phase of so many steps."""
+        if self.takes_length:
+            self._n_steps = n_steps
+            self.scheduler = self._schedule(self._built())
+
+    def _schedule(self, instance: Any) -> Any:
+        """Return a new schedule; None without one, and until the length is known."""
+        schedule = self.lr_schedule
+        if schedule is None or self._backend is None:
+            return None
+        if not self.takes_length:
+            return schedule.make(instance, self._backend)
+        self._adapter.set_learning_rates(instance, self._base_rates, initial=True)
+        return self._n_steps and schedule.make(instance, self._backend, self._n_steps)
+
+    def check_begun(self) -> None:
+        """Refuse to train by hand with a schedule that takes its length from a phase."""
+        if self.scheduler is None and self.takes_length:
+            raise ConfigError(
+                f"the schedule of {self.name!r} takes its length from a phase, and none has begun; "
+                "pass T_max (total_steps, decay_steps), warmup as a number of steps, or run a "
+                "TrainPhase"
+            )
+
     def advance(self, metric: float | None = None) -> None:
         """Step the schedule by one epoch or batch; phases call this themselves."""
+        self.check_begun()
         if self.scheduler is not None:
             self.scheduler.step(*([] if metric is None else [metric]))
 
@@ -215,9 +249,9 @@ class Optimizer(Configurable, Stateful, Saveable):
     def _build(self, named: dict[str, Any], known: Sequence[str] = ()) -> None:
         params = list(named.values())
         instance = self._make(params if not self.groups else self._grouped(named, known))
-        schedule = self.lr_schedule
-        assert self._backend is not None
-        self.scheduler = None if schedule is None else schedule.make(instance, self._backend)
+        if self.lr_schedule is not None:
+            self._base_rates = list(self._adapter.learning_rates(instance).values())
+        self.scheduler = self._schedule(instance)
         self.instance, self._named = instance, named
         self._kinds, self._settings = _kinds(named), self._current_settings()
         pending, self._pending = self._pending, None
@@ -325,6 +359,7 @@ class Optimizer(Configurable, Stateful, Saveable):
         if self.scheduler is not None:
             known = self.scheduler.state_dict().items()  # functions come with the config
             state["schedule"] = {name: value for name, value in known if not callable(value)}
+            state |= {"n_steps": self._n_steps} if self.takes_length else {}
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -346,6 +381,8 @@ class Optimizer(Configurable, Stateful, Saveable):
                 f"the state is of the optimizer {theirs}, and this is {own}; make the optimizer as "
                 "it was, or load the weights alone (load_weights)"
             )
+        if self.takes_length and state.get("n_steps", self._n_steps) != self._n_steps:
+            self.begin_schedule(state["n_steps"])
         self._adapter.load_optimizer_state(self.instance, self._named, state)
         if self.scheduler is not None and "schedule" in state:
             self.scheduler.load_state_dict(state["schedule"])
@@ -358,6 +395,7 @@ class Optimizer(Configurable, Stateful, Saveable):
     def reset(self) -> None:
         """Discard the framework's optimizer and its moments."""
         self.instance, self.scheduler, self._named, self._pending = None, None, {}, None
+        self._n_steps = None
 
     @property
     def _adapter(self) -> BackendAdapter:

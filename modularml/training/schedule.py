@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any, Literal
 
 from modularml.backends import Backend, adapter_for, backend_of
 from modularml.config import Configurable
 from modularml.errors import ConfigError, UnknownNameError
+from modularml.training.phase_schedule import PhaseSchedule
 
 __all__ = ["LRSchedule"]
 
@@ -19,27 +21,42 @@ ALIASES = {
 }
 """Common aliases, as normalized by `_plain`, and the frameworks' names."""
 
+LENGTHS = ("T_max", "total_steps", "decay_steps")
+"""Arguments that are the number of steps of a whole schedule."""
+
 
 class LRSchedule(Configurable):
     """Learning-rate schedule of an optimizer.
 
     Parameters
     ----------
-    schedule : str, type or callable
+    schedule : str, type or callable, optional
         A name such as ``"cosine"`` or ``"StepLR"`` (in any case, with or without ``LR``), a class
-        of the framework, or a callable that takes the framework's optimizer and returns one.
+        of the framework, or a callable that takes the framework's optimizer and returns one. By
+        default the rate is constant after `warmup`.
     schedule_kwargs : dict, optional
-        Arguments for it, such as ``{"T_max": 50}``.
+        Arguments for it, such as ``{"T_max": 50}``. ``T_max``, ``total_steps`` and ``decay_steps``
+        are filled in with the steps of the phase after `warmup` where the schedule needs them and
+        they are omitted, and so is any argument that is ``"phase"``.
     every : {'epoch', 'batch'}
         When it steps: after each epoch, or after each update of the weights.
     monitor : str, optional
         Metric that is passed to it each epoch, such as ``val_loss``; ``ReduceLROnPlateau`` needs
         it.
+    warmup : int or float
+        Steps (epochs or updates, as `every`) in which the rate rises linearly to the first rate of
+        the schedule, or a share of the steps of the phase if it is a fraction below 1. Rate ``i``
+        of ``n`` steps is ``(i + 1) / (n + 1)`` of it.
 
     Raises
     ------
     ConfigError
         If an argument is not valid.
+
+    Notes
+    -----
+    A schedule that takes its length from the phase begins anew, from the rate of the optimizer, in
+    each training phase. Any other continues through the phases of a run.
 
     Examples
     --------
@@ -49,28 +66,46 @@ class LRSchedule(Configurable):
 
     def __init__(
         self,
-        schedule: str | type | Callable[..., Any],
+        schedule: str | type | Callable[..., Any] | None = None,
         *,
         schedule_kwargs: dict[str, Any] | None = None,
         every: Literal["epoch", "batch"] = "epoch",
         monitor: str | None = None,
+        warmup: float = 0,
     ) -> None:
-        if not isinstance(schedule, str) and not callable(schedule):
+        if schedule is None and not warmup:
+            raise ConfigError("schedule must be given, or warmup for a constant rate after it")
+        if not isinstance(schedule, str | None) and not callable(schedule):
             raise ConfigError(f"schedule must be a name, a class or a callable, got {schedule!r}")
+        if schedule is None and (schedule_kwargs or monitor):
+            raise ConfigError("schedule_kwargs and monitor are for a schedule, and there is none")
+        check_warmup(warmup)
         if every not in ("epoch", "batch"):
             raise ConfigError(f"every must be 'epoch' or 'batch', got {every!r}")
         if monitor is not None and every == "batch":
             raise ConfigError("monitor needs every='epoch': metrics are known after an epoch")
         self.schedule, self.schedule_kwargs = schedule, schedule_kwargs
-        self.every, self.monitor = every, monitor
+        self.every, self.monitor, self.warmup = every, monitor, warmup
 
     @classmethod
     def from_value(cls, value: Any) -> LRSchedule | None:
         """Convert a name, class or callable to a schedule; None stays None."""
         return value if value is None or isinstance(value, LRSchedule) else cls(value)
 
-    def make(self, optimizer: Any, backend: Backend) -> Any:
+    def needs_length(self, backend: Backend) -> bool:
+        """Return whether it depends on the number of steps of a phase."""
+        return 0 < self.warmup < 1 or bool(self._lengths(self._found(backend)))
+
+    def make(self, optimizer: Any, backend: Backend, n_steps: int | None = None) -> Any:
         """Build the framework's schedule for its optimizer.
+
+        Parameters
+        ----------
+        optimizer : object
+            The framework's optimizer.
+        backend : Backend
+        n_steps : int, optional
+            Number of steps of the phase, if it depends on it.
 
         Raises
         ------
@@ -79,16 +114,46 @@ class LRSchedule(Configurable):
         ConfigError
             If the arguments do not fit, or a metric is needed and `monitor` is not given.
         """
-        schedule = self._named(backend) if isinstance(self.schedule, str) else self.schedule
-        if (backend_of_schedule := backend_of(schedule)) not in (Backend.NONE, backend):
-            raise ConfigError(
-                f"schedule {schedule!r} belongs to {backend_of_schedule.value}, not {backend.value}"
-            )
-        kwargs = self.schedule_kwargs or {}
+        schedule, adapter = self._found(backend), adapter_for(backend)
+        warmup = self._warmup_steps(schedule, n_steps)
+        kwargs = {**(self.schedule_kwargs or {})}
+        if lengths := self._lengths(schedule):
+            kwargs |= dict.fromkeys(lengths, (n_steps or 0) - warmup)
         try:
-            built = adapter_for(backend).make_schedule(schedule, optimizer, kwargs)
+            built = schedule and adapter.make_schedule(schedule, optimizer, kwargs)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{self!r} cannot be built: {error}") from error
+        if built is not None:
+            self._check_metric(built)
+        if not warmup and n_steps is None:
+            return built
+        return PhaseSchedule(adapter, optimizer, built, warmup, n_steps)
+
+    def _warmup_steps(self, schedule: Any, n_steps: int | None) -> int:
+        warmup = self.warmup if self.warmup >= 1 else round(self.warmup * (n_steps or 0))
+        if n_steps is not None and warmup >= n_steps:
+            raise ConfigError(
+                f"{self!r} warms up for {warmup} steps, and the phase has only {n_steps}; lower "
+                f"warmup (in {'updates' if self.every == 'batch' else 'epochs'}), or train longer"
+            )
+        if warmup and "pct_start" in _parameters(schedule):
+            raise ConfigError(
+                f"{self!r} warms up by itself: pass pct_start in schedule_kwargs instead of warmup"
+            )
+        return int(warmup)
+
+    def _lengths(self, schedule: Any) -> list[str]:
+        """Return the arguments that are the number of steps of the phase."""
+        kwargs, known = self.schedule_kwargs or {}, _parameters(schedule)
+        asked = [name for name, value in kwargs.items() if isinstance(value, str)]
+        asked = [name for name in asked if kwargs[name] == "phase"]
+        if {"epochs", "steps_per_epoch"} <= kwargs.keys():
+            return asked
+        absent = (inspect.Parameter.empty, None)
+        needed = [n for n in LENGTHS if n in known and known[n].default in absent]
+        return [*asked, *(name for name in needed if name not in kwargs)]
+
+    def _check_metric(self, built: Any) -> None:
         first_argument = next(iter(inspect.signature(built.step).parameters.values()), None)
         takes_metric = (
             first_argument is not None and first_argument.default is inspect.Parameter.empty
@@ -98,7 +163,14 @@ class LRSchedule(Configurable):
                 "needs the metric to monitor: pass" if takes_metric else "monitors no metric: omit"
             )
             raise ConfigError(f"{self!r} {advice} monitor=")
-        return built
+
+    def _found(self, backend: Backend) -> Any:
+        schedule = self._named(backend) if isinstance(self.schedule, str) else self.schedule
+        if (backend_of_schedule := backend_of(schedule)) not in (Backend.NONE, backend):
+            raise ConfigError(
+                f"schedule {schedule!r} belongs to {backend_of_schedule.value}, not {backend.value}"
+            )
+        return schedule
 
     def _named(self, backend: Backend) -> Any:
         known = {_plain(name): cls for name, cls in adapter_for(backend).schedules().items()}
@@ -110,6 +182,23 @@ class LRSchedule(Configurable):
             aliases = [alias for alias, names in ALIASES.items() if known.keys() & names]
             raise UnknownNameError(f"{backend.value} schedule", self.schedule, [*known, *aliases])
         return schedule_cls
+
+
+def check_warmup(warmup: Any) -> None:
+    """Refuse anything but a whole number of steps, or a share of them."""
+    is_number = isinstance(warmup, int | float | Integral) and not isinstance(warmup, bool)
+    if not is_number or warmup < 0 or not (warmup < 1 or isinstance(warmup, Integral)):
+        raise ConfigError(
+            "warmup must be a whole number of steps, or a share of the phase from 0 to 1, got "
+            f"{warmup!r}"
+        )
+
+
+def _parameters(schedule: Any) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(schedule).parameters
+    except (TypeError, ValueError):  # none, or a builtin has no signature
+        return {}
 
 
 def _plain(name: str) -> str:
