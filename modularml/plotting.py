@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 from modularml.viz.bars import bars
-from modularml.viz.curves import loss_curves, series
+from modularml.viz.class_scores import calibration, precision_recall, roc
+from modularml.viz.curves import loss_curves, panels, series
+from modularml.viz.learning import learning_curve
 from modularml.viz.predictions import confusion_matrix, parity
+from modularml.viz.residuals import residuals
 
-__all__ = ["bars", "confusion_matrix", "loss_curves", "parity", "series"]
+__all__ = [
+    "bars",
+    "calibration",
+    "confusion_matrix",
+    "learning_curve",
+    "loss_curves",
+    "panels",
+    "parity",
+    "precision_recall",
+    "residuals",
+    "roc",
+    "series",
+]

@@ -248,6 +248,11 @@ class ExecutionContext:
         return self.totals
 
     @property
+    def context(self) -> Any:
+        """Experiment context of the FeatureSets that were read."""
+        return next(iter(self._layout().views.values())).source.context
+
+    @property
     def n_samples(self) -> int:
         """Rows in this batch."""
         if self.outs:

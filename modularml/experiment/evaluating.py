@@ -21,9 +21,11 @@ from modularml.graph.model_graph import ModelGraph
 from modularml.graph.predict import Prediction, predictions
 from modularml.graph.prediction_rows import RowReader
 from modularml.graph.raw_columns import RawColumns
+from modularml.results.plots import ComparedRows, classifies
 from modularml.results.replicates import Reduce, Replicates, check_reduce
-from modularml.results.scores import Meaning, Metrics, default_score, find_scores
+from modularml.results.scores import Meaning, Metrics, find_scores
 from modularml.results.scoring import ScoredGroup, class_numbers, score_groups
+from modularml.results.tables import ScoreTable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_targets",
     "check_units",
+    "compared_rows",
     "evaluate",
     "report_learned_rows",
     "score_table",
@@ -52,7 +55,7 @@ def evaluate(
     audit: str,
     per: str | None = None,
     reduce: Reduce = "mean",
-) -> pd.DataFrame:
+) -> ScoreTable:
     """Score a graph on rows with targets; see `Experiment.evaluate`.
 
     Parameters
@@ -70,6 +73,20 @@ def evaluate(
         report_learned_rows([(graph, rows)], scored, audit)
     how: dict[str, Any] = {"unscale": unscale, "outputs": outputs, "per": per, "reduce": reduce}
     return score_table(scored, metrics=metrics, group_by=group_by, **how)
+
+
+def compared_rows(prediction: Prediction, outputs: Meaning) -> ComparedRows:
+    """Return targets and outputs of predictions in original units, for plots."""
+    return ComparedRows.of(
+        prediction.node,
+        prediction.compared,
+        prediction.compared_values(raw=True),
+        prediction.values(unscale=True),
+        prediction.labels,
+        mask=prediction.compared_mask(),
+        column=prediction.by_row,
+        meaning=outputs,
+    )
 
 
 def scored_predictions(found: Sequence[Prediction]) -> list[Prediction]:
@@ -97,13 +114,14 @@ def score_table(
     outputs: Meaning,
     per: str | None = None,
     reduce: Reduce = "mean",
-) -> pd.DataFrame:
+) -> ScoreTable:
     """Return the scores of predictions of the same rows; see `Experiment.evaluate`."""
     groups = None if group_by is None else scored[0].by_row(group_by)
     samples = None if per is None else Replicates(per, scored[0].by_row(per, "per"), reduce)
     table = []
     for prediction in scored:
-        default = ["accuracy"] if _classifies(prediction) else ["rmse", "mae", "r2"]
+        is_classifier = classifies(prediction.node, prediction.compared)
+        default = ["accuracy"] if is_classifier else ["rmse", "mae", "r2"]
         scores = find_scores(default if metrics is None else metrics, outputs)
         lines = _scored(prediction, scores, groups, group_by, unscale, samples)
         on = {"node": prediction.label} if len(scored) > 1 else {}
@@ -111,7 +129,8 @@ def score_table(
     frame: pd.DataFrame = require("pandas").DataFrame(table)
     if group_by is not None:  # None for all rows would make floats of integers
         frame["group"] = require("pandas").Series([row["group"] for row in table], dtype=object)
-    return frame
+    drawn = {p.label: compared_rows(p, outputs) for p in scored} if unscale else {}
+    return ScoreTable.of(frame, drawn, per=per, reduce=reduce)
 
 
 def split_rows(graph: ModelGraph, split: str) -> Any:
@@ -136,20 +155,12 @@ def check_targets(prediction: Prediction) -> None:
             )
 
 
-def _classifies(prediction: Prediction) -> bool:
-    """Return whether a node's outputs are class scores or labels."""
-    paired = getattr(prediction.node, "paired", None)
-    encoded = any(map(is_encoded, source_columns_of(prediction.compared)))
-    is_classifier = default_score(getattr(prediction.node, "model", None)) == "accuracy"
-    return is_classifier or encoded or (paired is not None and paired[1])
-
-
 def check_units(prediction: Prediction) -> None:
     """Refuse to compare outputs of unknown units with targets in their original units."""
     flow = prediction.compared
     names = [name for leaf in source_columns_of(flow) for name in leaf.columns]
     is_scaled = any(not name.endswith(f".{RAW}") for name in names)
-    if is_scaled and prediction.has_unknown_units and not _classifies(prediction):
+    if is_scaled and prediction.has_unknown_units and not classifies(prediction.node, flow):
         raise ScalerError(
             f"it is unknown whether outputs of node {prediction.label!r} have the units of the "
             f"scaled targets {names}; name the target, ModelNode(..., targets=), or pass "

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from modularml._arguments import Checked, at_least
 from modularml._optional import require
@@ -38,9 +38,7 @@ from modularml.results.group_results import PhaseGroupResults
 from modularml.results.replicates import Reduce
 from modularml.results.scores import Meaning, Metrics
 from modularml.results.storage import ResultsConfig, ResultsStorage
-
-if TYPE_CHECKING:
-    import pandas as pd
+from modularml.results.tables import ImportanceTable, ScoreTable
 
 __all__ = ["Experiment"]
 
@@ -414,7 +412,7 @@ class Experiment(Checked, ExperimentFiles):
         outputs: Meaning = "auto",
         per: str | None = None,
         reduce: Reduce = "mean",
-    ) -> pd.DataFrame:
+    ) -> ScoreTable:
         """Score the trained graph on any rows with targets, in the target's original units.
 
         Nothing is trained, changed or added to the history.
@@ -444,10 +442,12 @@ class Experiment(Checked, ExperimentFiles):
 
         Returns
         -------
-        DataFrame
-            All rows first, then one row per group. Columns: ``node``, if several are scored;
-            ``group``, if `group_by` is given (missing for all rows); one per metric; ``n``, the
-            rows scored; ``n_missing``, the rows left out because a target is missing.
+        ScoreTable
+            A DataFrame: all rows first, then one row per group. Columns: ``node``, if several are
+            scored; ``group``, if `group_by` is given (missing for all rows); one per metric; ``n``,
+            the rows scored; ``n_missing``, the rows left out because a target is missing. Its
+            method ``plot(kind)`` draws outputs against targets of these rows, as
+            `EvalResults.plot` does.
 
         Raises
         ------
@@ -462,7 +462,8 @@ class Experiment(Checked, ExperimentFiles):
 
         Examples
         --------
-        ``experiment.evaluate("test", metrics=["rmse", "r2"], group_by="cell")``
+        ``experiment.evaluate("test", metrics=["rmse", "r2"], group_by="cell")``, and
+        ``experiment.evaluate("test").plot("residuals", group_by="cell")``
         """
         with self._ctx.activate():
             return evaluate(
@@ -484,7 +485,7 @@ class Experiment(Checked, ExperimentFiles):
         data: Any,
         metric: str | Callable[..., float],
         *,
-        columns: Columns = None,
+        columns: Columns | Mapping[str, Columns] = None,
         by: Literal["column", "element"] = "column",
         n_repeats: int = 5,
         seed: int = 0,
@@ -492,7 +493,7 @@ class Experiment(Checked, ExperimentFiles):
         node: Any | None = None,
         unscale: bool = True,
         outputs: Meaning = "auto",
-    ) -> pd.DataFrame:
+    ) -> ImportanceTable:
         """Return how much worse a score becomes when a feature is permuted between rows.
 
         Nothing is trained, changed or added to the history.
@@ -503,8 +504,9 @@ class Experiment(Checked, ExperimentFiles):
             Rows with targets, such as the name of a split that was not trained on.
         metric : str or callable
             A score; see `evaluate`.
-        columns : str or list of str, optional
-            By default every feature that the graph reads.
+        columns : str, list of str, or dict of these, optional
+            By default every feature that the graph reads. The columns of each entry of a dict are
+            permuted together, by its name: ``{"weather": ["temperature", "humidity"]}``.
         by : {'column', 'element'}
             Whether array columns are permuted as a whole, or each element alone, by the name that
             `element_names` gave it.
@@ -518,10 +520,11 @@ class Experiment(Checked, ExperimentFiles):
 
         Returns
         -------
-        DataFrame
-            One row per column or element: ``column``, ``element`` (missing for a whole column),
-            ``mean`` and ``std`` (denominator n) of the loss of quality, positive if the feature
-            matters, and its ``values``; ``attrs["score"]`` is the score without permutation.
+        ImportanceTable
+            A DataFrame with one row per column, group or element: ``column``, ``element`` (missing
+            for a whole column), ``mean`` and ``std`` (denominator n) of the loss of quality,
+            positive if the feature matters, and its ``values``; ``attrs["score"]`` is the score
+            without permutation. Its method ``plot()`` draws them as bars.
 
         Notes
         -----

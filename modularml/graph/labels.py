@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from modularml._optional import require
 from modularml._typing import Array
 from modularml.data.lineage import ColumnLineage, SourceColumns
 from modularml.errors import ConfigError
 from modularml.graph.lineage import source_columns_of
 
-__all__ = ["class_labels", "decoded", "is_encoded", "score_names"]
+__all__ = ["class_labels", "decoded", "gives_labels", "is_encoded", "score_names"]
 
 _CODES = ("LabelEncoder", "OneHotEncoder", "OrdinalEncoder")
 
@@ -19,6 +20,15 @@ _CODES = ("LabelEncoder", "OneHotEncoder", "OrdinalEncoder")
 def is_encoded(leaf: SourceColumns) -> bool:
     """Return whether a target is encoded as class numbers, so outputs are class scores."""
     return any(_encoder(leaf.source.ref.resolve(), name) for name in leaf.columns)
+
+
+def gives_labels(node: Any) -> bool:
+    """Return whether a node's outputs are labels predicted by a classifier of scikit-learn."""
+    model = getattr(node, "model", None)
+    estimator = getattr(model, "inner", None)
+    if getattr(model, "method", "") != "predict" or not hasattr(estimator, "get_params"):
+        return False
+    return bool(require("sklearn.base").is_classifier(estimator))
 
 
 def class_labels(flow: ColumnLineage) -> Array | None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from modularml._optional import require
 from modularml._typing import Array, IntArray
 from modularml._warning import warn
 from modularml.data.batch import as_numpy
@@ -24,7 +23,7 @@ from modularml.graph.inverse_scaling import (
     needs_rows,
     scaled_target,
 )
-from modularml.graph.labels import class_labels, decoded, score_names
+from modularml.graph.labels import class_labels, decoded, gives_labels, score_names
 from modularml.graph.lineage import source_columns_of
 from modularml.graph.prediction_rows import RowReader, readers_of, row_columns
 from modularml.graph.running import GraphRunning
@@ -220,11 +219,7 @@ class Prediction:
     @property
     def gives_labels(self) -> bool:
         """Whether the outputs are labels predicted by a classifier of scikit-learn."""
-        model = getattr(self.node, "model", None)
-        estimator = getattr(model, "inner", None)
-        if getattr(model, "method", "") != "predict" or not hasattr(estimator, "get_params"):
-            return False
-        return bool(require("sklearn.base").is_classifier(estimator))
+        return gives_labels(self.node)
 
     @property
     def source_rows(self) -> tuple[str, IntArray]:

@@ -21,12 +21,12 @@ from modularml.graph import topology
 from modularml.graph.labels import class_labels, is_encoded
 from modularml.graph.lineage import source_columns_of
 from modularml.graph.node import GraphNode
-from modularml.results.padding import blanked, real_steps, target_steps
+from modularml.results.padding import blanked, target_steps
 from modularml.results.phase_results import Domain, PhaseResults
+from modularml.results.plots import ComparedRows, plot_rows
 from modularml.results.replicates import Reduce, Replicates, check_reduce
 from modularml.results.scores import Meaning, Score, find_scores
 from modularml.results.scoring import ScoredGroup, class_numbers, logged_scores, score_groups
-from modularml.viz.predictions import confusion_matrix, parity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -173,23 +173,25 @@ class _SinglePassResults(PhaseResults):
     def _classes(self, node_id: str) -> tuple[bool, Array | None]:
         """Return whether a node's targets are class indices, and the class labels."""
         first = self._recorded()[0]
-        layout, lineage = first._layout(), first.compared_with(node_id)
+        lineage = first.compared_with(node_id)
         if lineage is None:
             return False, None
-        with next(iter(layout.views.values())).source.context.activate():
+        with first.context.activate():
             return any(map(is_encoded, source_columns_of(lineage))), class_labels(lineage)
 
     def _groups(self, node_id: str, role: str, group_by: str | None) -> Array | None:
+        """Return the value of a column for each row; None without one."""
+        return None if group_by is None else self._column(node_id, role, group_by)
+
+    def _column(self, node_id: str, role: str, name: str) -> Array:
         """Return the value of a column for each row, from the first FeatureSet that has it."""
-        if group_by is None:
-            return None
         first = self._recorded()[0]
         views, sources = first._layout().views, first.sources(node_id)
         source = next(
-            (s for s in sources if column_named(group_by, views[s].collection.schema)), sources[0]
+            (s for s in sources if column_named(name, views[s].collection.schema)), sources[0]
         )
         collection = views[source].collection
-        column = collection.numpy(select_one(collection.schema, group_by))
+        column = collection.numpy(select_one(collection.schema, name))
         return np.concatenate([column[c.indices(source)[role]] for c in self._execution])
 
     def to_pandas(
@@ -219,42 +221,93 @@ class _SinglePassResults(PhaseResults):
         frame: pd.DataFrame = require("pandas").DataFrame(columns, index=index)
         return frame
 
-    def plot(self, node: str | GraphNode | None = None, *, path: Any = None, **kwargs: Any) -> Any:
-        """Plot predictions over targets, or a confusion matrix; return the figure.
+    def plot(
+        self,
+        node: str | GraphNode | None = None,
+        kind: str | None = None,
+        *,
+        role: str = "default",
+        target: str | None = None,
+        group_by: str | None = None,
+        over: str | None = None,
+        weight_by: str | None = None,
+        outputs: Meaning | None = None,
+        per: str | None = None,
+        reduce: Reduce = "mean",
+        path: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Draw outputs against targets, in original units, and return the figure.
+
+        Steps of padded targets that are no data are not drawn. Rows without a target are omitted
+        and counted.
 
         Parameters
         ----------
         node : str or GraphNode, optional
             By default the only tail node of the graph.
+        kind : str, optional
+            Of numbers ``parity`` (the default) or ``residuals``; of classes ``confusion`` (the
+            default), ``roc``, ``precision_recall`` or ``calibration``. See `modularml.plotting`.
+        role : str
+        target : str, optional
+            Key of the target to draw, of several that are numbers.
+        group_by : str, optional
+            A column: a box of residuals, or a curve of one class, for each of its values.
+        over : str, optional
+            A column of numbers or times that residuals are drawn over.
+        weight_by : str, optional
+            A column with the weight of each row, for ``roc`` and ``precision_recall``.
+        outputs : {'auto', 'logits', 'probabilities'}, optional
+            What class scores are; see `scores`.
+        per, reduce : str, optional
+            Column of replicates that are reduced to one row; see `scores`.
         path : path-like, optional
             Where to save the figure.
-        **kwargs
-            Passed to `modularml.plotting.parity` or `confusion_matrix`.
+        **options
+            Passed to the function of `modularml.plotting`, such as ``normalize=True`` for
+            ``confusion`` or ``positive="worn"`` for ``roc``.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is no such kind, option, target or column.
+        ConfigError
+            If the kind does not fit the targets, or an option does not fit the kind.
+
+        Examples
+        --------
+        ``results.plot(kind="residuals", group_by="cell")``
         """
-        plotted = self._tail() if node is None else node
-        read = partial(self.stacked_tensors, plotted, unscale=True)
-        true, out = as_numpy(read("targets")), as_numpy(read("outputs"))
-        title = kwargs.pop("title", self.label)
-        mask = target_steps(self._recorded(), self._node_id(plotted))
-        if mask is not None:
-            true, out = real_steps(true, out, mask)
-        if ends := output_labels(self._recorded()[0], self._node_id(plotted)):
-            blocks = out.reshape(len(out), len(ends), -1)
-            place = ends.index("mean") if "mean" in ends else len(ends) // 2
-            kwargs.setdefault("name", ends[place])
-            return parity(true.ravel(), blocks[:, place].ravel(), title=title, path=path, **kwargs)
-        if true[0].size == 1 and out[0].size > 1:
-            classes = out.reshape(len(out), -1).argmax(axis=1)
-            labels = self._classes(self._node_id(plotted))[1]
-            if labels is not None and len(labels) == out[0].size and true.dtype.kind != "f":
-                classes = labels[classes]
-            return confusion_matrix(true.ravel(), classes, title=title, path=path, **kwargs)
-        return parity(true.ravel(), out.ravel(), title=title, path=path, **kwargs)
+        node_id = self._node_id(self._tail() if node is None else node)
+        rows = self.compared_rows(node_id, role)
+        how: dict[str, Any] = {"target": target, "group_by": group_by, "over": over}
+        how |= {"weight_by": weight_by, "outputs": outputs, "per": per, "reduce": reduce}
+        return plot_rows(rows, kind, path=path, **{"title": self.label, **how, **options})
+
+    def compared_rows(self, node: str | GraphNode, role: str = "default") -> ComparedRows:
+        """Return targets and outputs of a node in original units, for plots."""
+        node_id = self._node_id(node)
+        first, read = self._recorded()[0], partial(self.stacked_tensors, role=role, unscale=True)
+        true, out = (as_numpy(read(node_id, domain)) for domain in ("targets", "outputs"))
+        graph = first.context.model_graph
+        known = {} if graph is None else graph.nodes
+        node = known.get(node_id, first._layout().labels[node_id])
+        with first.context.activate():
+            return ComparedRows.of(
+                node,
+                first.compared_with(node_id),
+                true,
+                out,
+                output_labels(first, node_id),
+                mask=target_steps(self._recorded(), node_id, role),
+                column=lambda name, _: self._column(node_id, role, name),
+            )
 
     def _tails(self) -> dict[str, str]:
         """Return the labels of the nodes that ran and that no running node reads, by id."""
         layout = self._recorded()[0]._layout()
-        graph = next(iter(layout.views.values())).source.context.model_graph
+        graph = self._recorded()[0].context.model_graph
         ran = {node_id for node_id, _ in layout.outputs}
         edges = {} if graph is None else graph._edges()
         running = {i: above for i, above in edges.items() if i in ran}
@@ -330,8 +383,7 @@ class _SinglePassResults(PhaseResults):
         labels = [label for run, *_ in self._execution.tables() for label, _ in run.losses]
         if not any(label.startswith(MODEL_LOSSES) for label in labels):
             return 0.0
-        layout = self._recorded()[0]._layout()
-        graph: Any = next(iter(layout.views.values())).source.context.model_graph
+        graph: Any = self._recorded()[0].context.model_graph
         total = 0.0
         for above in topology.ancestors(graph._edges(), [self._node_id(node)]):
             losses = self.aggregated_losses(above, reducer=reducer)

@@ -25,6 +25,7 @@ __all__ = [
     "greater_is_better",
     "name_of_score",
     "scores_by_name",
+    "unit_of_score",
 ]
 
 Meaning: TypeAlias = Literal["auto", "values", "logits", "probabilities"]
@@ -128,6 +129,23 @@ def greater_is_better(score: str | Callable[..., Any]) -> bool | None:
     torchmetrics = require("torchmetrics") if name[:1].isupper() and has("torchmetrics") else None
     known = getattr(getattr(torchmetrics, name, None), "higher_is_better", None)
     return greater_is_better(name.lower()) if known is None and name != name.lower() else known
+
+
+def unit_of_score(name: str, unit: str) -> str | None:
+    """Return the unit of a score of targets in a unit: "" if it has none, None if unknown.
+
+    The name may have a prefix such as ``val_``.
+    """
+    full = {**{v: v for v in _SHORT.values()}, **_SHORT}
+    known = next((full[k] for k in full if name == k or name.endswith(("_" + k, "." + k))), name)
+    if known == "mean_squared_error":
+        return unit and f"({unit})²" if " " in unit or "/" in unit else unit and f"{unit}²"
+    if known in full.values() or name.endswith(("median_absolute_error", "max_error")):
+        return unit
+    sizes = ("loss", "deviance", "error", "_gap")
+    shares = ("accuracy", "f1", "auc", "precision", "recall", "r2", "score", "corrcoef", "index")
+    is_score = any(share in name for share in shares) and not name.endswith(sizes)
+    return "" if is_score else None
 
 
 def name_of_score(score: str | Callable[..., Any]) -> str:

@@ -12,18 +12,26 @@ import pandas as pd
 from modularml._optional import require
 from modularml._typing import Array
 from modularml.errors import ConfigError, DataError, ShapeError
-from modularml.viz.style import MUTED, curve_look, finish, legend, new_axes
+from modularml.viz.style import (
+    MUTED,
+    curve_look,
+    finish,
+    legend,
+    new_axes,
+    new_panels,
+    spans_decades,
+    style_axes,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Curves", "loss_curves", "series"]
+__all__ = ["Curves", "loss_curves", "panels", "series"]
 
 Curve: TypeAlias = Sequence[float] | Array | tuple[Sequence[Any] | Array, Sequence[float] | Array]
 Curves: TypeAlias = "Mapping[str, Curve] | pd.DataFrame | pd.Series[Any]"
 
 FEW = 30  # points that are marked individually
-LOG_FROM = 100.0  # ratio of largest to smallest value above which the scale is logarithmic
 
 
 def loss_curves(
@@ -69,16 +77,13 @@ def loss_curves(
         If ``best_epoch`` is outside the epochs drawn, or ``path`` is not valid.
     """
     curves = _read(series)
-    figure, axes = new_axes(6.8, 4.0, title=title, x="epoch", y="loss")
-    if log or (log is None and _spans_decades(curves)):
+    if log:
         _check_positive(curves)
-        axes.set_yscale("log")
-    entries = _draw(axes, curves)
     if best_epoch is not None:
         _check_epoch(best_epoch, curves)
-        line = axes.axvline(best_epoch, color=MUTED, linestyle=(0, (4, 3)), linewidth=1.2)
-        entries.append((line, f"best epoch {best_epoch}"))
-    legend(axes, entries)
+    figure, axes = new_axes(6.8, 4.0, title=title, x="epoch", y="loss")
+    mark = {} if best_epoch is None else {f"best epoch {best_epoch}": best_epoch}
+    _fill(axes, curves, log=log, mark=mark)
     return finish(figure, path)
 
 
@@ -120,8 +125,62 @@ def series(
     """
     curves = _read(data)
     figure, axes = new_axes(6.8, 4.0, title=title, x=x, y=y)
-    legend(axes, _draw(axes, curves))
+    _fill(axes, curves, log=False)
     return finish(figure, path)
+
+
+def panels(
+    data: Mapping[str, Curves],
+    *,
+    x: str = "",
+    title: str = "",
+    mark: Mapping[str, float] | None = None,
+    path: str | PathLike[str] | None = None,
+) -> Figure:
+    """Draw several sets of series below one another, each on a vertical axis of its own.
+
+    Parameters
+    ----------
+    data : mapping of str to series
+        By label of the vertical axis, with its unit; see `series`. An axis is logarithmic if its
+        values are positive and the largest is at least 100 times the smallest.
+    x, title, path
+        See `series`; the horizontal axis is shared.
+    mark : mapping of str to float, optional
+        Positions to mark on the horizontal axis, by name.
+
+    Raises
+    ------
+    DataError
+        If there is nothing to draw.
+    """
+    if not data:
+        raise DataError("there is nothing to draw; pass at least one series")
+    curves = {label: _read(part) for label, part in data.items()}
+    height = 0.7 + (3.3 if len(data) == 1 else 2.4) * len(data)
+    figure, axes = new_panels(len(data), 1, width=6.8, height=height, title=title)
+    for i, (label, part) in enumerate(curves.items()):
+        style_axes(axes[i], x=x if i == len(axes) - 1 else "", y=label)
+        _fill(axes[i], part, log=None, mark=mark)
+        axes[i].sharex(axes[0])
+    return finish(figure, path)
+
+
+def _fill(
+    axes: Any,
+    curves: Mapping[str, tuple[Array, Array]],
+    *,
+    log: bool | None,
+    mark: Mapping[str, float] | None = None,
+) -> None:
+    """Draw series, marks and a legend on styled axes; `log` None decides by the values."""
+    if log or (log is None and spans_decades(np.concatenate([y for _, y in curves.values()]))):
+        axes.set_yscale("log")
+    entries = _draw(axes, curves)
+    for name, position in (mark or {}).items():
+        line = axes.axvline(position, color=MUTED, linestyle=(0, (4, 3)), linewidth=1.2)
+        entries.append((line, name))
+    legend(axes, entries)
 
 
 def _read(data: Curves) -> dict[str, tuple[Array, Array]]:
@@ -202,13 +261,6 @@ def _draw_one(axes: Any, name: str, x: Array, y: Array, look: dict[str, Any]) ->
         transform=axes.get_xaxis_transform(),
     )  # fmt: skip
     return line, f"{name} ({(~good).sum()} not finite)"
-
-
-def _spans_decades(curves: Mapping[str, tuple[Array, Array]]) -> bool:
-    """Return whether values are positive and span enough for a log scale."""
-    values = np.concatenate([y for _, y in curves.values()])
-    values = values[np.isfinite(values)]
-    return bool(len(values) and values.min() > 0 and values.max() >= LOG_FROM * values.min())
 
 
 def _check_positive(curves: Mapping[str, tuple[Array, Array]]) -> None:

@@ -18,7 +18,7 @@ from modularml.viz.style import FONT, INK, MUTED, PAPER, SERIES, finish, legend,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["confusion_matrix", "parity"]
+__all__ = ["CROWD", "confusion_matrix", "finite_rows", "parity"]
 
 SHADES = ("#F5F9FD", "#56B4E9", "#0072B2", "#00304D")
 SMALLEST, LARGEST = 2.2, 28.0  # inches of all cells in a row
@@ -88,6 +88,7 @@ def parity(
     y_true: ArrayLike,
     y_pred: ArrayLike,
     *,
+    target: str = "",
     unit: str = "",
     title: str = "",
     name: str = "prediction",
@@ -101,8 +102,9 @@ def parity(
     y_true, y_pred : array-like, shape (n_samples,)
         True and predicted values, both in ``unit``. Rows where either is NaN or infinite
         are omitted and counted in the legend.
-    unit : str
-        Shown on the axes and after the error.
+    target, unit : str
+        Name of the values, such as ``"capacity"``, and their unit, which are shown on the axes;
+        the unit after the error too.
     title : str
         Title of the figure.
     name : str
@@ -125,11 +127,11 @@ def parity(
     DataError
         If there are no rows, or no finite ones.
     """
-    both = f" ({unit})" if unit else ""
+    both = f"{target and ' ' + target}{unit and f' ({unit})'}"
     figure, axes = new_axes(5.4, 5.9, title=title, x=f"true{both}", y=f"predicted{both}")
     entries, ends = [], []
     for i, (label, values) in enumerate({name: y_pred, **(other or {})}.items()):
-        true, pred = _numbers(y_true, values, label)
+        true, pred, _ = finite_rows(y_true, values, label)
         dots = _dots(axes, true, pred, i)
         entries.append((dots, f"{label}: {_errors(true, pred, unit, np.size(y_true))}"))
         ends += [true.min(), true.max(), pred.min(), pred.max()]
@@ -167,8 +169,8 @@ def _pair(y_true: ArrayLike, y_pred: ArrayLike, name: str) -> tuple[Array, Array
     return flat[0], flat[1]
 
 
-def _numbers(y_true: ArrayLike, y_pred: ArrayLike, name: str) -> tuple[Array, Array]:
-    """Return the rows of two columns where both are finite numbers."""
+def finite_rows(y_true: ArrayLike, y_pred: ArrayLike, name: str) -> tuple[Array, Array, Array]:
+    """Return the rows of two columns where both are finite numbers, and which rows these are."""
     true, pred = _pair(y_true, y_pred, name)
     try:
         true, pred = true.astype(float), pred.astype(float)
@@ -177,7 +179,7 @@ def _numbers(y_true: ArrayLike, y_pred: ArrayLike, name: str) -> tuple[Array, Ar
     good = np.isfinite(true) & np.isfinite(pred)
     if not good.any():
         raise DataError(f"no row of y_true and {name} is finite in both; there is nothing to draw")
-    return true[good], pred[good]
+    return true[good], pred[good], good
 
 
 def _errors(true: Array, pred: Array, unit: str, n_rows: int) -> str:

@@ -9,7 +9,10 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from modularml._optional import require
+from modularml._typing import Array
 from modularml.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,7 +30,9 @@ __all__ = [
     "legend",
     "new_axes",
     "new_figure",
+    "new_panels",
     "save_figure",
+    "spans_decades",
     "style_axes",
 ]
 
@@ -43,6 +48,8 @@ FONT = ["DejaVu Sans"]  # comes with matplotlib
 GRID = "#E3E5E9"
 MANY = 7  # legend entries that still fit inside
 MOST_PIXELS = 30_000.0
+LOG_FROM = 100.0  # ratio of largest to smallest value above which a scale is logarithmic
+HEADING: dict[str, Any] = {"color": INK, "fontsize": 12, "fontweight": "bold", "family": FONT}
 
 
 def new_figure(width: float, height: float, **options: Any) -> Figure:
@@ -127,14 +134,37 @@ def new_axes(width: float, height: float, *, title: str, x: str, y: str) -> tupl
     tuple of (Figure, Axes)
         Without global state, and styled independently of the user's settings.
     """
-    engine = require("matplotlib.layout_engine").ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.09)
-    figure = new_figure(width, height, layout=engine, dpi=110)
-    axes = figure.add_subplot(facecolor=PAPER)
-    axes.set_title(
-        title, loc="left", color=INK, fontsize=12, fontweight="bold", family=FONT, pad=10
-    )
+    figure, (axes,) = new_panels(1, 1, width=width, height=height)
+    axes.set_title(title, loc="left", pad=10, **HEADING)
     style_axes(axes, x=x, y=y)
     return figure, axes
+
+
+def new_panels(
+    n: int, n_columns: int, *, width: float, height: float, title: str = ""
+) -> tuple[Figure, list[Any]]:
+    """Create a figure with several axes, row by row, which are not styled yet.
+
+    Parameters
+    ----------
+    n, n_columns : int
+        Number of axes, and of those in a row.
+    width, height : float
+        Of the figure, in inches.
+    title : str
+    """
+    engine = require("matplotlib.layout_engine").ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.09)
+    figure = new_figure(width, height, layout=engine, dpi=110)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", **HEADING)
+    n_rows = -(-n // n_columns)
+    return figure, [figure.add_subplot(n_rows, n_columns, i + 1, facecolor=PAPER) for i in range(n)]
+
+
+def spans_decades(values: Array) -> bool:
+    """Return whether values are positive and span enough for a log scale."""
+    good = values[np.isfinite(values)]
+    return bool(len(good) and good.min() > 0 and good.max() >= LOG_FROM * good.min())
 
 
 def style_axes(axes: Any, *, x: str, y: str) -> None:
@@ -156,11 +186,15 @@ def curve_look(i: int) -> dict[str, Any]:
 
 def legend(axes: Any, entries: list[tuple[Any, str]], place: str = "") -> None:
     """Draw a legend, inside the axes unless it is long or a place is given."""
-    place = place or ("outside right upper" if len(entries) > MANY else "best")
-    owner = axes.figure if place.startswith("outside") else axes
+    options: dict[str, Any] = {"loc": place or "best", "frameon": False}
+    if not place and len(entries) > MANY:
+        options["loc"] = "outside right upper"
+        if len(axes.figure.axes) > 1:
+            options |= {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+    owner = axes.figure if options["loc"].startswith("outside") else axes
     handles, labels = zip(*entries, strict=True)
     # Texts are set afterwards: names of data may start with "_" or hold "$".
-    box = owner.legend(handles, [str(i) for i in range(len(labels))], frameon=False, loc=place)
+    box = owner.legend(handles, [str(i) for i in range(len(labels))], **options)
     for text, label in zip(box.get_texts(), labels, strict=True):
         text.set(text=label, parse_math=False, color=INK, fontsize=9, family=FONT)
 

@@ -12,6 +12,7 @@ import pandas as pd
 from modularml._optional import require
 from modularml._typing import Array
 from modularml.errors import DataError
+from modularml.viz.bars import bars
 from modularml.viz.style import (
     FONT,
     INK,
@@ -21,7 +22,8 @@ from modularml.viz.style import (
     finish,
     legend,
     new_axes,
-    new_figure,
+    new_panels,
+    spans_decades,
     style_axes,
 )
 
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["history", "importance", "parallel_coordinates", "slices"]
 
 SHADES = ("#0072B2", "#56B4E9", "#D9DDE3")  # best to worst
-LOG_FROM = 100.0  # ratio of largest to smallest value above which a scale is logarithmic
 IN_A_ROW = 4
 
 
@@ -66,7 +67,7 @@ def history(
     best = values.cummax() if is_greater_better else values.cummin()
     dots = axes.scatter(values.index, values, s=18, color=SERIES[0], alpha=0.7, linewidths=0)
     (line,) = axes.step(best.index, best, where="post", color=SERIES[1], linewidth=1.6)
-    if _is_log(values.to_numpy()):
+    if spans_decades(values.to_numpy()):
         axes.set_yscale("log")
     axes.xaxis.set_major_locator(require("matplotlib.ticker").MaxNLocator(integer=True))
     legend(axes, [(dots, "trial"), (line, "best so far")])
@@ -82,14 +83,9 @@ def importance(
     """Draw the share of each setting in the variance of the objective, largest on top."""
     if not shares:
         raise DataError("there is nothing to draw: no setting varies")
-    names = sorted(shares, key=lambda n: shares[n])
-    height = max(2.0, 1.2 + 0.32 * len(names))
-    figure, axes = new_axes(6.8, height, title=title, x="importance", y="")
-    bars = axes.barh(range(len(names)), [shares[n] for n in names], color=SERIES[0], height=0.6)
-    axes.set_yticks(range(len(names)), names, parse_math=False)
-    axes.bar_label(bars, fmt="{:.2f}", padding=3, color=INK, fontsize=9, family=FONT)
-    axes.set_xlim(0, 1.12 * max(*shares.values(), 1e-9))
-    return finish(figure, path)
+    largest = sorted(shares, key=lambda n: -shares[n])
+    values = {f"{n}  {shares[n]:.2f}": [shares[n]] for n in largest}
+    return bars(values, x="importance", title=title, path=path)
 
 
 def parallel_coordinates(
@@ -140,20 +136,15 @@ def slices(
     """Draw the value against each setting, later trials darker; see `history`."""
     values = _values(trials)
     columns = [c for c in trials.columns if c != "value"]
-    n_rows, n_columns = -(-len(columns) // IN_A_ROW), min(IN_A_ROW, len(columns))
-    engine = require("matplotlib.layout_engine").ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.09)
-    size = (max(4.2, 2.9 * n_columns), 3.2 * n_rows + 0.3)
-    figure = new_figure(*size, layout=engine, dpi=110)
-    is_log = _is_log(values.to_numpy())
-    for i, column in enumerate(columns):
-        axes = figure.add_subplot(n_rows, n_columns, i + 1, facecolor=PAPER)
+    n_columns = min(IN_A_ROW, len(columns))
+    size = {"width": max(4.2, 2.9 * n_columns), "height": 3.2 * -(-len(columns) // IN_A_ROW) + 0.3}
+    figure, panels = new_panels(len(columns), n_columns, title=title, **size)
+    is_log = spans_decades(values.to_numpy())
+    for i, (column, axes) in enumerate(zip(columns, panels, strict=True)):
         style_axes(axes, x=_short(column), y=name if i % n_columns == 0 else "")
         _slice(axes, trials[column], values)
         if is_log:
             axes.set_yscale("log")
-    figure.suptitle(
-        title, x=0.01, ha="left", color=INK, fontsize=12, fontweight="bold", family=FONT
-    )
     return finish(figure, path)
 
 
@@ -170,7 +161,7 @@ def _slice(axes: Any, setting: pd.Series[Any], values: pd.Series[float]) -> None
         axes.set_xticks(range(len(names)), names, parse_math=False)
     else:
         x = numbers
-        if _is_log(numbers[has]):
+        if spans_decades(numbers[has]):
             axes.set_xscale("log")
     axes.scatter(x[has], values.to_numpy()[has], s=16, c=list(shades[has]), linewidths=0)
 
@@ -190,11 +181,6 @@ def _numbers(setting: pd.Series[Any]) -> Array | None:
     return setting.to_numpy(dtype=float, na_value=np.nan)
 
 
-def _is_log(values: Array) -> bool:
-    good = values[np.isfinite(values)]
-    return bool(len(good) and good.min() > 0 and good.max() >= LOG_FROM * good.min())
-
-
 def _scale(setting: pd.Series[Any]) -> tuple[Array, list[tuple[float, str]]]:
     """Return heights from 0 to 1, NaN for missing values, and ticks with their texts."""
     numbers = _numbers(setting)
@@ -203,7 +189,7 @@ def _scale(setting: pd.Series[Any]) -> tuple[Array, list[tuple[float, str]]]:
         spots = {n: (i + 0.5) / len(names) for i, n in enumerate(names)}
         heights = np.array([np.nan if pd.isna(v) else spots[str(v)] for v in setting])
         return heights, [(height, n) for n, height in spots.items()]
-    is_log = _is_log(numbers)
+    is_log = spans_decades(numbers)
     scaled = np.log10(numbers) if is_log else numbers
     low, high = np.nanmin(scaled), np.nanmax(scaled)
     if low == high:

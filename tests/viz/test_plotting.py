@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from modularml.errors import ConfigError, DataError, ShapeError
-from modularml.plotting import bars, confusion_matrix, loss_curves, parity, series
+from modularml.plotting import (
+    bars,
+    calibration,
+    confusion_matrix,
+    learning_curve,
+    loss_curves,
+    parity,
+    precision_recall,
+    residuals,
+    roc,
+    series,
+)
 from modularml.viz.style import SERIES
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -45,6 +56,13 @@ PLOTS = {
     "series": lambda **kw: series({"rmse": [3.0, 2.0, 1.0]}, **kw),
     "confusion": lambda **kw: confusion_matrix([0, 1, 1], [0, 1, 0], **kw),
     "parity": lambda **kw: parity([1.0, 2.0, 3.0], [1.1, 2.1, 2.9], **kw),
+    "residuals": lambda **kw: residuals([1.0, 2.0, 3.0], [1.1, 2.1, 2.9], **kw),
+    "boxes": lambda **kw: residuals([1.0, 2.0, 9.0], [1.1, 2.1, 2.9], groups=[1, 1, 2], **kw),
+    "over": lambda **kw: residuals([1.0, 2.0, 3.0], [1.1, 2.1, 2.9], over=[5, 6, 7], **kw),
+    "roc": lambda **kw: roc([0, 1, 1, 0], [0.1, 0.7, 0.4, 0.5], **kw),
+    "precision_recall": lambda **kw: precision_recall([0, 1, 1, 0], [0.1, 0.7, 0.4, 0.5], **kw),
+    "calibration": lambda **kw: calibration([0, 1, 1, 0], [0.1, 0.7, 0.4, 0.5], n_bins=2, **kw),
+    "learning": lambda **kw: learning_curve([5, 9], [[1, 2], [2, 3]], [[0, 1], [1, 1]], **kw),
 }
 
 

@@ -45,7 +45,8 @@ def evaluated(member: Member, name: str, data: Any, **options: Any) -> list[pd.D
 
     An ensemble is scored by its mean prediction.
     """
-    loaded, tables = member.load(), []
+    loaded = member.load()
+    tables: list[pd.DataFrame] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if isinstance(loaded, Ensemble):

@@ -17,6 +17,7 @@ from modularml.phases.phase import ExperimentPhase
 from modularml.results.intervals import Method
 from modularml.results.replicates import Reduce
 from modularml.results.scores import Meaning, Metrics
+from modularml.results.tables import ScoreTable
 from modularml.strategies.ensembles.bootstrap import make_bootstraps
 from modularml.strategies.ensembles.files import EnsembleFiles
 from modularml.strategies.folds.checks import (
@@ -360,7 +361,7 @@ class Ensemble(Checked, EnsembleFiles):
         outputs: Meaning = "auto",
         per: str | None = None,
         reduce: Reduce = "mean",
-    ) -> pd.DataFrame:
+    ) -> ScoreTable:
         """Score the mean prediction on rows with targets, in the targets' own units.
 
         Parameters
@@ -372,8 +373,8 @@ class Ensemble(Checked, EnsembleFiles):
 
         Returns
         -------
-        DataFrame
-            As `Experiment.evaluate` returns it.
+        ScoreTable
+            As `Experiment.evaluate` returns it, with its ``plot``.
         """
         audit = "warn" if self.experiment is None else self.experiment.audit
         return self._trained.evaluate(

@@ -27,6 +27,7 @@ from modularml.graph.node import GraphNode
 from modularml.results.eval_results import by_column, output_labels
 from modularml.results.padding import blanked, target_steps
 from modularml.results.phase_results import PhaseResults
+from modularml.results.plots import ComparedRows, plot_rows
 from modularml.results.replicates import Reduce
 from modularml.results.scores import Score, default_score, find_scores
 from modularml.results.series import AxisSeries
@@ -282,12 +283,46 @@ class CVResults:
         frame.attrs |= scores.attrs
         return frame
 
-    def plot(self, metric: str | None = None, *, phase: str | None = None, path: Any = None) -> Any:
-        """Plot a metric over epochs, one line per fold, and return the figure.
+    def plot(
+        self,
+        metric: str | None = None,
+        *,
+        phase: str | None = None,
+        kind: str | None = None,
+        node: str | GraphNode | None = None,
+        path: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Plot a metric over epochs, or the predictions of held-out rows; return the figure.
 
-        By default ``val_loss`` if it is logged, else ``train_loss``; without training phases, the
-        scores by fold.
+        Parameters
+        ----------
+        metric : str, optional
+            Drawn over epochs, one line per fold. By default ``val_loss`` if it is logged, else
+            ``train_loss``; without training phases, the scores by fold.
+        phase : str, optional
+            Of the metric; see `losses`.
+        kind : str, optional
+            Draws the held-out rows of all folds together, each predicted by its own fold, instead
+            of a metric; see `EvalResults.plot`. The column ``fold`` holds the fold's label:
+            ``plot(kind="roc", group_by="fold")`` draws a curve per fold. With repeats, a row is
+            drawn once for each.
+        node : GraphNode or str, optional
+            For `kind`; by default the only tail node of the graph.
+        path : path-like, optional
+            Where to save the figure.
+        **options
+            For `kind`; see `EvalResults.plot`.
         """
+        if kind is not None:
+            if metric is not None or phase is not None:
+                raise ConfigError(
+                    "kind draws predictions, not a metric of a phase; omit one of them"
+                )
+            rows = ComparedRows.joined(self._compared(node))
+            return plot_rows(rows, kind, path=path, **{"title": self.label, **options})
+        if node is not None or options:
+            raise ConfigError(f"{['node', *options][node is None]} is for kind=; pass it too")
         first = self.get_fold(next(iter(self._experiments))).flatten()
         if metric is phase is None and not any(isinstance(r, TrainResults) for r in first.values()):
             return draw_series(self.to_pandas(), x="fold", title=self.label, path=path)
@@ -309,6 +344,20 @@ class CVResults:
         return f"<b>{self!r}</b>{self.summary().to_html(float_format='{:.5g}'.format)}"
 
     # -- internals ----------------------------------------------------------------------------
+
+    def _compared(self, node: Any) -> dict[str, ComparedRows]:
+        """Return the held-out rows of each fold, predicted by it."""
+        rows = {}
+        for label, experiment in self._experiments.items():
+            graph: Any = experiment.model_graph
+            tails = [] if graph is None else [graph.get_node(n) for n in graph.tail_nodes]
+            if node is None and len(tails) != 1:
+                raise ConfigError(f"node must be given, there are {[n.label for n in tails]}")
+            name = getattr(tails[0] if node is None else node, "label", node)
+            with experiment.ctx.activate():
+                results = _held_out_results(experiment, self._folds[label], name)
+                rows[label] = results.compared_rows(name)
+        return rows
 
     def _tables(
         self, at: At, metrics: Any = None, group_by: str | None = None, **how: Any

@@ -21,6 +21,7 @@ from modularml.experiment.calibration import (
     warn_if_selected,
 )
 from modularml.experiment.evaluating import (
+    compared_rows,
     report_learned_rows,
     score_table,
     scored_predictions,
@@ -39,6 +40,7 @@ from modularml.results.intervals import (
 )
 from modularml.results.replicates import Reduce, check_reduce
 from modularml.results.scores import Meaning, Metrics, find_scores
+from modularml.results.tables import ScoreTable
 from modularml.strategies.predictors.member_predictions import (
     HeldOut,
     NodePredictions,
@@ -235,7 +237,7 @@ class Predictor:
         per: str | None = None,
         reduce: Reduce = "mean",
         audit: str = "warn",
-    ) -> pd.DataFrame:
+    ) -> ScoreTable:
         """Return scores of the mean over members; see `Ensemble.evaluate`."""
         check_reduce(reduce, per)
         if metrics is not None:
@@ -252,7 +254,7 @@ class Predictor:
             scored = scored_predictions([p.rows for p in predicted])
             if audit != "off":
                 report_learned_rows(parts, scored, audit)  # type: ignore[arg-type]
-            tables = []
+            tables, drawn = [], {}
             for prediction in scored:
                 p = by_label[prediction.label]
                 meaning: Meaning = "probabilities" if p.kind == "probabilities" else "auto"
@@ -263,8 +265,9 @@ class Predictor:
                 if len(scored) > 1:
                     table.insert(0, "node", prediction.label)
                 tables.append(table)
+                drawn[prediction.label] = compared_rows(mean[0], meaning)
         frame: pd.DataFrame = require("pandas").concat(tables, ignore_index=True)
-        return frame
+        return ScoreTable.of(frame, drawn, per=per, reduce=reduce)
 
 
 def _array(p: NodePredictions, decode: bool, members: bool) -> Array:

@@ -1,0 +1,327 @@
+"""Curves of class scores: ROC, precision over recall, and calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from modularml._optional import require
+from modularml._typing import Array
+from modularml._warning import warn
+from modularml.errors import ConfigError, DataError, ShapeError, UnknownNameError
+from modularml.viz.style import MUTED, curve_look, finish, legend, new_axes, style_axes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["calibration", "precision_recall", "roc"]
+
+CHANCE: dict[str, Any] = {"color": MUTED, "linewidth": 1.2, "linestyle": (0, (4, 3)), "zorder": 1}
+
+
+class _Curve(NamedTuple):
+    """Scores of one class against all others, for all rows or for a group."""
+
+    name: str
+    is_class: Array
+    score: Array
+    weight: Array | None
+
+
+def roc(
+    y_true: ArrayLike,
+    y_score: ArrayLike,
+    *,
+    labels: Sequence[Any] | None = None,
+    positive: Any = None,
+    groups: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    title: str = "",
+    path: str | PathLike[str] | None = None,
+) -> Figure:
+    """Draw the true over the false positive rate for all thresholds of a class score.
+
+    Parameters
+    ----------
+    y_true : array-like, shape (n_samples,)
+        Classes, as numbers or texts.
+    y_score : array-like, shape (n_samples,) or (n_samples, n_classes)
+        Score of the second of two classes, or of each class in the order of `labels`. Rows with a
+        missing class or score are omitted and counted below the axis.
+    labels : sequence, optional
+        The classes; by default those that occur, sorted.
+    positive : object, optional
+        The class whose score is drawn against all others; by default the second of two, and each
+        of more.
+    groups : array-like, shape (n_samples,), optional
+        Draws a curve per group, of one class.
+    weights : array-like, shape (n_samples,), optional
+        Weight of each row, not negative.
+    title : str
+    path : path-like or None
+        Where to save the figure as well: .png, .pdf or .svg.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The legend gives the area under each curve (`sklearn.metrics.roc_auc_score`).
+
+    Raises
+    ------
+    DataError
+        If only one class occurs, or `labels` lacks a class.
+    ShapeError
+        If shapes do not fit.
+    UnknownNameError
+        If `positive` is none of the classes.
+    ConfigError
+        If `groups` of more than two classes lack `positive`.
+
+    Examples
+    --------
+    >>> figure = roc(["ok", "ok", "worn", "worn"], [0.1, 0.4, 0.35, 0.8])
+    >>> figure.legends[0].get_texts()[0].get_text()
+    'worn: AUC 0.750'
+    """
+    curves, note = _curves(y_true, y_score, labels, positive, groups, weights)
+    figure, axes = new_axes(5.4, 5.9, title=title, x="", y="")
+    entries = []
+    for i, curve in enumerate(curves):
+        show = require("sklearn.metrics").RocCurveDisplay.from_predictions(
+            curve.is_class, curve.score, sample_weight=curve.weight, ax=axes
+        )
+        entries.append((_styled(axes, i), f"{curve.name}: AUC {np.ravel(show.roc_auc)[0]:.3f}"))
+    entries.append((axes.plot([0, 1], [0, 1], **CHANCE)[0], "chance"))
+    style_axes(axes, x=f"false positive rate{note}", y="true positive rate")
+    legend(axes, entries, "outside lower left")
+    return finish(figure, path)
+
+
+def precision_recall(
+    y_true: ArrayLike,
+    y_score: ArrayLike,
+    *,
+    labels: Sequence[Any] | None = None,
+    positive: Any = None,
+    groups: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    title: str = "",
+    path: str | PathLike[str] | None = None,
+) -> Figure:
+    """Draw precision over recall for all thresholds of a class score.
+
+    Arguments and errors are those of `roc`. The legend gives each average precision
+    (`sklearn.metrics.average_precision_score`) and the share of the class, which is the precision
+    of chance.
+
+    Examples
+    --------
+    >>> figure = precision_recall(["ok", "ok", "worn", "worn"], [0.1, 0.4, 0.35, 0.8])
+    >>> figure.legends[0].get_texts()[0].get_text()
+    'worn: AP 0.833, share 0.500'
+    """
+    curves, note = _curves(y_true, y_score, labels, positive, groups, weights)
+    figure, axes = new_axes(5.4, 5.9, title=title, x="", y="")
+    entries = []
+    for i, curve in enumerate(curves):
+        show = require("sklearn.metrics").PrecisionRecallDisplay.from_predictions(
+            curve.is_class, curve.score, sample_weight=curve.weight, ax=axes
+        )
+        share = np.average(curve.is_class, weights=curve.weight)
+        ap = np.ravel(show.average_precision)[0]
+        line = _styled(axes, i, drawstyle="steps-post")
+        entries.append((line, f"{curve.name}: AP {ap:.3f}, share {share:.3f}"))
+    if len(curves) == 1:
+        entries.append((axes.plot([0, 1], [share, share], **CHANCE)[0], "chance"))
+    style_axes(axes, x=f"recall{note}", y="precision")
+    legend(axes, entries, "outside lower left")
+    return finish(figure, path)
+
+
+def calibration(
+    y_true: ArrayLike,
+    y_score: ArrayLike,
+    *,
+    labels: Sequence[Any] | None = None,
+    positive: Any = None,
+    groups: ArrayLike | None = None,
+    n_bins: int = 10,
+    strategy: str = "quantile",
+    title: str = "",
+    path: str | PathLike[str] | None = None,
+) -> Figure:
+    """Draw the share of rows of a class over its predicted probability, in bins.
+
+    Parameters
+    ----------
+    y_true, labels, positive, groups, title, path
+        See `roc`.
+    y_score : array-like, shape (n_samples,) or (n_samples, n_classes)
+        Probabilities, 0 to 1; see `roc`.
+    n_bins : int
+        At least 1.
+    strategy : {'quantile', 'uniform'}
+        Bins of equal numbers of rows, or of equal width; see `sklearn.calibration`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The legend gives each Brier score (`sklearn.metrics.brier_score_loss`).
+
+    Raises
+    ------
+    DataError
+        If `y_score` is not between 0 and 1; see also `roc`.
+    ConfigError
+        If `n_bins` or `strategy` is not as described.
+    """
+    if not isinstance(n_bins, int) or n_bins < 1:
+        raise ConfigError(f"n_bins must be an int of at least 1, got {n_bins!r}")
+    if strategy not in ("quantile", "uniform"):
+        raise ConfigError(f"strategy must be 'quantile' or 'uniform', got {strategy!r}")
+    curves, note = _curves(y_true, y_score, labels, positive, groups, None)
+    figure, axes = new_axes(5.4, 5.9, title=title, x="", y="")
+    entries = []
+    for i, curve in enumerate(curves):
+        if curve.score.min() < 0 or curve.score.max() > 1:
+            raise DataError(
+                f"calibration needs probabilities from 0 to 1, got {curve.score.min():g} to "
+                f"{curve.score.max():g}; convert logits first"
+            )
+        require("sklearn.calibration").CalibrationDisplay.from_predictions(
+            curve.is_class, curve.score, n_bins=n_bins, strategy=strategy, ax=axes, ref_line=False
+        )
+        line = _styled(axes, i, marker="o", markersize=5)
+        brier = require("sklearn.metrics").brier_score_loss(curve.is_class, curve.score)
+        entries.append((line, f"{curve.name}: Brier score {brier:.3f}"))
+    entries.append((axes.plot([0, 1], [0, 1], **CHANCE)[0], "calibrated"))
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    style_axes(axes, x=f"mean predicted probability{note}", y="share of the class")
+    legend(axes, entries, "outside lower left")
+    return finish(figure, path)
+
+
+def _styled(axes: Any, i: int, **look: Any) -> Any:
+    """Style the line that was drawn last independently of the user's settings; return it."""
+    (*_, line) = axes.lines
+    if (box := axes.get_legend()) is not None:
+        box.remove()
+    line.set(**{"marker": "None", "alpha": 1.0, "drawstyle": "default", **curve_look(i), **look})
+    return line
+
+
+def _curves(
+    y_true: ArrayLike,
+    y_score: ArrayLike,
+    labels: Sequence[Any] | None,
+    positive: Any,
+    groups: ArrayLike | None,
+    weights: ArrayLike | None,
+) -> tuple[list[_Curve], str]:
+    """Return the curves to draw, and a note on what is omitted."""
+    true, scores, good = _checked(y_true, y_score)
+    names = sorted(set(true[good].tolist())) if labels is None else list(labels)
+    if unknown := sorted({repr(v) for v in true[good].tolist() if v not in names}):
+        raise DataError(f"labels must name every class that occurs, lacks {', '.join(unknown)}")
+    if (scores.ndim == 2 and scores.shape[1] != len(names)) or (
+        scores.ndim == 1 and len(names) > 2
+    ):
+        raise ShapeError(
+            f"y_score must hold a column for each class {names}, or the score of the second of two "
+            f"classes, got shape {scores.shape}"
+        )
+    if positive is not None and positive not in names:
+        raise UnknownNameError("positive class", positive, names)
+    chosen = names if positive is None and len(names) > 2 else [positive]
+    if chosen == [None]:
+        chosen = names[-1:]
+    if groups is not None and len(chosen) > 1:
+        raise ConfigError(f"a curve per group is of one class of {names}; pass positive=")
+    codes, group_names = _groups(groups, good)
+    weight = None if weights is None else _weights(weights, good)
+    curves, single = [], []
+    for code, group in enumerate(group_names):
+        rows = good & (codes == code)
+        for label in chosen:
+            is_class = true[rows] == label
+            name = str(label) if groups is None else str(group)
+            if is_class.all() or not is_class.any():
+                single.append(name)
+                continue
+            score = _score_of(scores, names, label)[rows]
+            w = None if weight is None else weight[rows]
+            curves.append(_Curve(name, is_class.astype(np.int64), score, w))
+    _check_drawn(curves, single, true[good])
+    of = f", of class {chosen[0]}" if groups is not None else ""
+    n_omitted = int((~good).sum())
+    missing = f", {n_omitted} without class or score" if n_omitted else ""
+    return curves, f"\n{int(good.sum())} rows{of}{missing}"
+
+
+def _checked(y_true: ArrayLike, y_score: ArrayLike) -> tuple[Array, Array, Array]:
+    """Return classes, scores and which rows have both."""
+    true, scores = np.asarray(y_true), np.asarray(y_score)
+    true = true.reshape(-1) if true.size == max(true.shape, default=1) else true
+    if scores.ndim == 2 and scores.shape[1] == 1:
+        scores = scores[:, 0]
+    if true.ndim != 1 or scores.ndim not in (1, 2) or len(scores) != len(true):
+        raise ShapeError(
+            "y_true must be one class per row and y_score a score per row, or per row and class, "
+            f"got shapes {np.shape(y_true)} and {np.shape(y_score)}"
+        )
+    try:
+        scores = scores.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"y_score must hold numbers: {error}") from error
+    has_score = np.isfinite(scores).reshape(len(scores), -1).all(axis=1)
+    good = has_score & ~np.asarray(require("pandas").isna(true))
+    if not good.any():
+        raise DataError("no row has a class and a score; there is nothing to draw")
+    return true, scores, good
+
+
+def _groups(groups: ArrayLike | None, good: Array) -> tuple[Array, list[Any]]:
+    """Return the number of each row's group, and the groups in order."""
+    if groups is None:
+        return np.zeros(len(good), dtype=np.int64), [None]
+    values = np.asarray(groups)
+    if values.shape != good.shape:
+        raise ShapeError(f"groups must have one value per row, got shape {values.shape}")
+    codes, names = require("pandas").factorize(values, sort=True, use_na_sentinel=False)
+    return codes, list(names)
+
+
+def _weights(weights: ArrayLike, good: Array) -> Array:
+    values = np.asarray(weights, dtype=np.float64)
+    if values.shape != good.shape:
+        raise ShapeError(f"weights must have one value per row, got shape {values.shape}")
+    if not (np.isfinite(values[good]) & (values[good] >= 0)).all():
+        raise DataError("weights must be finite and not negative")
+    return values
+
+
+def _score_of(scores: Array, names: list[Any], label: Any) -> Array:
+    """Return the score of a class; that of the first of two falls as the other rises."""
+    if scores.ndim == 2:
+        return np.asarray(scores[:, names.index(label)])
+    if names.index(label) == len(names) - 1:
+        return scores
+    return 1 - scores
+
+
+def _check_drawn(curves: list[_Curve], single: list[str], true: Array) -> None:
+    """Refuse to draw nothing, and warn of curves that cannot be drawn."""
+    if not curves:
+        classes = sorted({str(v) for v in true.tolist()})
+        raise DataError(
+            f"a curve needs rows of a class and rows of others, and all {len(true)} rows are of "
+            f"{classes[0]!r}; pass more rows"
+            if len(classes) == 1
+            else f"none of {single} has rows of the class and rows of others; draw fewer groups"
+        )
+    if single:
+        warn(f"no curve is drawn for {single}, which lack rows of the class or rows of others")
