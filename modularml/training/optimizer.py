@@ -191,6 +191,7 @@ class Optimizer(Configurable, Stateful, Saveable):
             return None
         if not self.takes_length:
             return schedule.make(instance, self._backend)
+        schedule.check_arguments(self._backend)
         self._adapter.set_learning_rates(instance, self._base_rates, initial=True)
         return self._n_steps and schedule.make(instance, self._backend, self._n_steps)
 

@@ -129,6 +129,26 @@ class LRSchedule(Configurable):
             return built
         return PhaseSchedule(adapter, optimizer, built, warmup, n_steps)
 
+    def check_arguments(self, backend: Backend) -> None:
+        """Refuse arguments that do not fit, before the length is known.
+
+        Raises
+        ------
+        UnknownNameError
+            If the backend has no schedule of this name.
+        ConfigError
+            If an argument is missing or unknown.
+        """
+        schedule = self._found(backend)
+        kwargs = {**(self.schedule_kwargs or {}), **dict.fromkeys(self._lengths(schedule), 1)}
+        first = [] if "initial_learning_rate" in kwargs else [None]  # or the optimizer
+        self._warmup_steps(schedule, None)
+        try:
+            if schedule is not None and _parameters(schedule):
+                inspect.signature(schedule).bind(*first, **kwargs)
+        except TypeError as error:
+            raise ConfigError(f"{self!r} cannot be built: {error}") from error
+
     def _warmup_steps(self, schedule: Any, n_steps: int | None) -> int:
         warmup = self.warmup if self.warmup >= 1 else round(self.warmup * (n_steps or 0))
         if n_steps is not None and warmup >= n_steps:
@@ -136,7 +156,7 @@ class LRSchedule(Configurable):
                 f"{self!r} warms up for {warmup} steps, and the phase has only {n_steps}; lower "
                 f"warmup (in {'updates' if self.every == 'batch' else 'epochs'}), or train longer"
             )
-        if warmup and "pct_start" in _parameters(schedule):
+        if self.warmup and "pct_start" in _parameters(schedule):
             raise ConfigError(
                 f"{self!r} warms up by itself: pass pct_start in schedule_kwargs instead of warmup"
             )

@@ -315,8 +315,12 @@ class TestSchedules:
 
         with pytest.raises(UnknownNameError, match="cosine"):
             build("cosin")
-        with pytest.raises(ConfigError, match="T_max"):
-            build("cosine")
+        with pytest.raises(ConfigError, match="T_0"):
+            build("CosineAnnealingWarmRestarts")
+        with pytest.raises(ConfigError, match="max_lr"):  # its length is that of the phase
+            build("OneCycleLR")
+        with pytest.raises(ConfigError, match="T_mux"):
+            build(mm.LRSchedule("cosine", schedule_kwargs={"T_mux": 3}))
         with pytest.raises(ConfigError, match="monitor"):
             build("plateau")
         with pytest.raises(ConfigError, match="omit"):
