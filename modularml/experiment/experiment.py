@@ -547,6 +547,11 @@ class Experiment(Checked, ExperimentFiles):
                 outputs=outputs,
             )
 
+    def report(self, path: str | Path, **options: Any) -> Path:
+        """Write a report as one HTML file; see `modularml.write_report`."""
+        written: Path = require("modularml.report").write_report(self, path, **options)
+        return written
+
     # -- checkpointing ------------------------------------------------------------------------
 
     @property

@@ -14,7 +14,18 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Block", "Code", "Facts", "Figure", "Notes", "Report", "Section", "Table", "shown"]
+__all__ = [
+    "Block",
+    "Code",
+    "Facts",
+    "Figure",
+    "Notes",
+    "Report",
+    "Section",
+    "Table",
+    "decimals",
+    "shown",
+]
 
 MOST_ROWS, MOST_COLUMNS, LONGEST = 60, 24, 240
 LONGEST_CODE = 60_000
@@ -64,10 +75,17 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     numeric: tuple[bool, ...]
     note: str = ""
+    is_folded: bool = False
 
     @classmethod
     def of(
-        cls, caption: str, frame: pd.DataFrame, note: str = "", *, most: int = MOST_ROWS
+        cls,
+        caption: str,
+        frame: pd.DataFrame,
+        note: str = "",
+        *,
+        most: int = MOST_ROWS,
+        is_folded: bool = False,
     ) -> Table:
         """Return the first rows and columns of a frame; the note says how many others there are."""
         part = frame.iloc[:most, :MOST_COLUMNS]
@@ -81,12 +99,18 @@ class Table:
                 notes.append(f"The first {limit:,} of {n:,} {axis}.")
         names = tuple(_short(str(name)) for name in part.columns)
         rows = tuple(zip(*texts, strict=True))
-        return cls(caption, names, rows, numeric, " ".join(notes))
+        return cls(caption, names, rows, numeric, " ".join(notes), is_folded)
 
 
 def _is_numeric(column: Sequence[Any]) -> bool:
     known = [v for v in column if v is not None]
     return bool(known) and all(isinstance(v, Real) and not isinstance(v, bool) for v in known)
+
+
+def decimals(values: Iterable[float]) -> int:
+    """Return the decimals that show four significant digits of the largest value."""
+    sizes = [abs(v) for v in values if math.isfinite(v) and v]
+    return min(max(3 - math.floor(math.log10(max(sizes, default=1.0))), 0), 6)
 
 
 def _aligned(column: Sequence[Any]) -> list[str]:
@@ -98,7 +122,7 @@ def _aligned(column: Sequence[Any]) -> list[str]:
         return [shown(v) for v in column]
     if all(v.is_integer() for v in numbers if math.isfinite(v)):
         return [MISSING if v is None or math.isnan(v) else f"{v:,.0f}" for v in column]
-    digits = min(max(3 - math.floor(math.log10(max(sizes))), 0), 6)
+    digits = decimals(sizes)
     return [MISSING if v is None or math.isnan(v) else f"{v:,.{digits}f}" for v in column]
 
 
@@ -113,6 +137,7 @@ class Figure:
     title: str
     svg: str = field(repr=False)
     is_wide: bool = False
+    is_white: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,14 +189,14 @@ class Report:
     Parameters
     ----------
     title, kind : str
-    headline : sequence of (str, str)
-        The most important figures, by name.
+    headline : sequence of (str, str, str)
+        The most important figures: name, value and interval.
     sections : sequence of Section
     """
 
     title: str
     kind: str
-    headline: tuple[tuple[str, str], ...]
+    headline: tuple[tuple[str, str, str], ...]
     sections: tuple[Section, ...]
 
     def figures(self) -> Iterable[Figure]:

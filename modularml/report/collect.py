@@ -15,7 +15,11 @@ from modularml.experiment import Experiment
 from modularml.io import inspect
 from modularml.report.blocks import Notes, Report, Section, Table, shown
 from modularml.report.data import featureset_sections
+from modularml.report.many import collection_sections, cv_sections, sweep_sections
 from modularml.report.runs import Options, environment, experiment_sections
+from modularml.strategies.comparison.collection import ExperimentCollection
+from modularml.strategies.folds.cv_results import CVResults
+from modularml.strategies.sweeps.results import SweepResults
 
 __all__ = ["loaded_source", "report_of"]
 
@@ -54,6 +58,12 @@ def report_of(source: Any, options: Options, title: str | None = None) -> Report
 def _sections(source: Any, options: Options) -> tuple[str, Iterator[Section]]:
     if isinstance(source, Experiment):
         return "Experiment", experiment_sections(source, options)
+    if isinstance(source, CVResults):
+        return "Cross-validation", cv_sections(source, options)
+    if isinstance(source, SweepResults):
+        return "Sweep", sweep_sections(source, options)
+    if isinstance(source, ExperimentCollection):
+        return "Comparison", collection_sections(source, options)
     if isinstance(source, FeatureSet):
         return "FeatureSet", _of_rows(source, options)
     raise TypeError(
@@ -68,13 +78,46 @@ def _of_rows(fs: FeatureSet, options: Options) -> Iterator[Section]:
     yield environment(options)
 
 
-def _headline(source: Any, sections: list[Section]) -> tuple[tuple[str, str], ...]:
+def _headline(source: Any, sections: list[Section]) -> tuple[tuple[str, str, str], ...]:
+    """Return the most important figures: name, value and interval."""
     tables = [b for s in sections for b in s.blocks if isinstance(b, Table)]
-    scored = [t for t in tables if t.caption.startswith("Scores of ")]
-    if not scored:
-        return ()
-    last = scored[-1]
-    cells = dict(zip(last.columns, last.rows[0], strict=True))
-    names = [c for c in last.columns[2:] if not c.endswith(" interval")]
-    where = last.caption.removeprefix("Scores of ")
-    return tuple((f"{name}, {where}", cells[name]) for name in names[:4])
+    if isinstance(source, Experiment):
+        return (*_scores(tables), *_sizes(source))
+    if isinstance(source, CVResults):
+        return (*_mean_scores(tables), ("folds", shown(source.n_folds), ""))
+    if isinstance(source, SweepResults):
+        found = [("trials", shown(len(source)), "")]
+        if any(s.title == "Best trial" for s in sections):
+            found.insert(0, (source._objective.name, shown(source.best.value), "best trial"))
+        return tuple(found)
+    n = len(source)
+    return (("rows" if isinstance(source, FeatureSet) else "members", shown(n), ""),)
+
+
+def _scores(tables: list[Table]) -> Iterator[tuple[str, str, str]]:
+    """Yield the scores of the last evaluation."""
+    for last in [t for t in tables if t.caption.startswith("Scores of ")][-1:]:
+        cells = dict(zip(last.columns, last.rows[0], strict=True))
+        where = last.caption.removeprefix("Scores of ")
+        for name in [c for c in last.columns[2:] if not c.endswith(" interval")][:3]:
+            yield f"{name}, {where}", cells[name], cells[f"{name} interval"]
+
+
+def _mean_scores(tables: list[Table]) -> Iterator[tuple[str, str, str]]:
+    """Yield mean scores over folds, those of training last."""
+    for table in [t for t in tables if t.caption == "Scores"][:1]:
+        rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+        rows.sort(key=lambda row: row["score"].endswith("train_loss"))
+        for row in rows[:3]:
+            yield f"{row['score']}, mean", row["mean"], f"{row['low']} to {row['high']}"
+
+
+def _sizes(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
+    sets = experiment.ctx.available_featuresets.values()
+    yield "rows", shown(sum(fs.collection.n_absent or len(fs) for fs in sets)), ""
+    graph = experiment.model_graph
+    counts = [n.parameters for n in graph.summary().nodes] if graph is not None else [None]
+    if None not in counts:
+        yield "parameters", shown(sum(c or 0 for c in counts)), ""
+    if experiment.history:
+        yield "time of all runs", f"{sum(r.seconds for r in experiment.history):,.1f} s", ""

@@ -81,13 +81,15 @@ def _scalers(fs: FeatureSet) -> Table:
 def _splits(fs: FeatureSet) -> Iterator[Block]:
     total = fs.collection.n_absent or len(fs)
     made = {name: record for record in fs.split_records for name in record.names}
-    lines = []
+    lines, seen = [], None
     for name, n in fs._split_sizes().items():
         record = made.get(name)
         line = {"split": name, "rows": n, "share": f"{n / max(total, 1):.1%}"}
         line["of"] = "all rows" if record is None or record.source is None else record.source
-        line["made by"] = "by hand" if record is None else repr(record.splitter)
+        how = "by hand" if record is None else repr(record.splitter)
+        line["made by"] = "the same" if record is not None and record is seen else how
         lines.append(line)
+        seen = record
     if not fs.has_rows:  # how they were made is not in the file
         lines = [{k: line[k] for k in ("split", "rows", "share")} for line in lines]
     yield _table("Splits", lines)

@@ -15,7 +15,7 @@ from modularml._typing import Array, IntArray
 from modularml.data.batch import as_numpy
 from modularml.errors import ModularMLError
 from modularml.graph.predict import Prediction
-from modularml.report.blocks import Block, Figure, Table, shown
+from modularml.report.blocks import Block, Figure, Table, decimals, shown
 from modularml.report.figures import from_matplotlib
 from modularml.results.eval_results import EvalResults, FitResults, output_labels
 from modularml.results.padding import real_steps, target_steps
@@ -187,10 +187,9 @@ def score_table(compared: Compared, metrics: Any = None, level: float = 0.95) ->
     groups = list(compared.by_group())
     lines = [_line("all rows", compared, scores, level)]
     lines += [_line(shown(group), part, scores, level) for group, part in groups[:MOST_GROUPS]]
-    frame: pd.DataFrame = require("pandas").DataFrame(lines)
-    first = compared.group_by or "rows"
-    frame = frame.rename(columns={"rows": first})
-    return replace(Table.of(f"Scores of {compared.name}", frame, _note(compared, groups, level)))
+    frame: pd.DataFrame = require("pandas").DataFrame(_in_text(lines))
+    frame = frame.rename(columns={"rows": compared.group_by or "rows"})
+    return Table.of(f"Scores of {compared.name}", frame, _note(compared, groups, level))
 
 
 def _default(compared: Compared) -> list[str]:
@@ -215,8 +214,20 @@ def _line(
         line[metric] = _score(score, compared.true, compared.out)
         low, high = bounds.get(metric, (np.nan, np.nan))
         is_known = np.isfinite(low) and np.isfinite(line[metric])
-        line[f"{metric} interval"] = f"{shown(low)} to {shown(high)}" if is_known else None
+        line[f"{metric} interval"] = (low, high) if is_known else None
     return line
+
+
+def _in_text(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return lines with intervals as text, each with the decimals of the largest bound."""
+    texts = [dict(line) for line in lines]
+    for name in lines[0]:
+        pairs = [line[name] for line in lines if isinstance(line[name], tuple)]
+        digits = decimals(bound for pair in pairs for bound in pair)
+        for text in texts:
+            if isinstance(text[name], tuple):
+                text[name] = " to ".join(f"{bound:,.{digits}f}" for bound in text[name])
+    return texts
 
 
 def _score(score: Score, true: Array, out: Array) -> float:

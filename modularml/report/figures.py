@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from html import escape
 from io import StringIO
 from typing import Any
@@ -51,7 +52,8 @@ def from_matplotlib(figure: Any, title: str, description: str, *, is_themed: boo
     svg = re.sub(r"<[^>]+>", lambda tag: _rewritten(tag[0], used, is_themed), svg)
     box, width = re.findall(r'(viewBox="[^"]*?([\d.]+) [\d.]+")', svg)[0]
     svg = re.sub(r"<svg[^>]*>", _opening(box, float(width) * 1.25), svg, count=1)
-    return Figure(title, _with_texts(re.sub(r"\s*\n\s*", "\n", svg), title, description))
+    svg = _with_texts(re.sub(r"\s*\n\s*", "\n", svg), title, description)
+    return Figure(title, svg, is_white=not is_themed)
 
 
 def _rewritten(tag: str, used: Collection[str], is_themed: bool) -> str:
@@ -65,8 +67,10 @@ def _rewritten(tag: str, used: Collection[str], is_themed: bool) -> str:
 
 def from_diagram(diagram: Diagram, title: str) -> Figure:
     """Return a diagram as inline SVG, described by its listing."""
-    svg = diagram.to_svg()
-    svg = re.sub(r'role="img" aria-label="[^"]*"', _LABELLED, svg, count=1)
+    svg = replace(diagram, title="").to_svg()
+    width = re.findall(r'width="([\d.]+)"', svg)[0]
+    named = f'{_LABELLED} style="min-width: min({width}px, 34rem)"'
+    svg = re.sub(r'role="img" aria-label="[^"]*"', named, svg, count=1)
     return Figure(title, _with_texts(svg, title, diagram.to_text()), is_wide=True)
 
 
@@ -76,7 +80,7 @@ _LABELLED = 'role="img" aria-labelledby="@@title" aria-describedby="@@descriptio
 def _opening(box: str, width: float) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'{box} {_LABELLED} style="max-width: {width:.0f}px">'
+        f'{box} {_LABELLED} style="width: {width:.0f}px">'
     )
 
 

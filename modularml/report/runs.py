@@ -39,7 +39,9 @@ __all__ = [
     "experiment_sections",
     "graph_section",
     "phase_results",
+    "phase_table",
     "reproduction",
+    "result_sections",
     "rows_section",
 ]
 
@@ -78,10 +80,15 @@ def experiment_sections(experiment: Experiment, options: Options) -> Iterator[Se
     yield Section("What was asked", tuple(_asked(experiment, options)))
     yield from rows_section(experiment)
     yield from graph_section(experiment)
-    yield from _training(experiment)
-    yield from _evaluation(experiment, options)
+    yield from result_sections(experiment, options)
     yield environment(options)
     yield reproduction(experiment, options)
+
+
+def result_sections(experiment: Experiment, options: Options) -> Iterator[Section]:
+    """Yield the sections about training and evaluation."""
+    yield from _training(experiment)
+    yield from _evaluation(experiment, options)
 
 
 def rows_section(experiment: Experiment) -> Iterator[Section]:
@@ -104,14 +111,19 @@ def _asked(experiment: Experiment, options: Options) -> Iterator[Block]:
         yield Notes(tuple(texts))
     phases = experiment.execution_plan.flatten()
     if phases:
-        lines = [_phase(path, phase) for path, phase in _planned(experiment)]
-        yield _table("Phases of the plan", lines)
+        yield phase_table(experiment)
         found = audit_notes(plan_audit(phases, experiment.ctx)) if _has_rows(experiment) else ()
         yield Notes(found or (("ok", "Use of rows", "No phase reports on rows that it learned."),))
     if experiment.history:
         yield _table("Runs, oldest first", [_run(run) for run in experiment.history])
     else:
         yield "Nothing has run yet."
+
+
+def phase_table(experiment: Experiment) -> Table:
+    """Return the phases of the plan."""
+    lines = [_phase(path, phase) for path, phase in _planned(experiment)]
+    return _table("Phases of the plan", lines)
 
 
 def _planned(experiment: Experiment) -> list[tuple[str, ExperimentPhase]]:
@@ -337,8 +349,8 @@ def environment(options: Options) -> Section:
     return Section("Environment", tuple(blocks))
 
 
-def reproduction(experiment: Experiment, options: Options) -> Section:
-    """Return seeds, fingerprints, settings and the config as YAML."""
+def reproduction(experiment: Experiment, options: Options, code: str = "") -> Section:
+    """Return seeds, fingerprints, settings, code to run and the config as YAML."""
     sets = experiment.ctx.available_featuresets.values()
     seed = "none, so weights and batches differ from run to run"
     blocks: list[Block] = [
@@ -352,9 +364,14 @@ def reproduction(experiment: Experiment, options: Options) -> Section:
     ]  # fmt: skip
     with experiment.ctx.activate():
         settings = config_by_path(config_of(experiment))
-        lines = [{"setting": k, "value": shown(v)} for k, v in settings.items() if v is not None]
-        blocks.append(_table("Settings, by the paths of a sweep", lines, most=200))
-        blocks.append(Code("Run it again", _code(experiment, options), is_open=True))
+        lines = [
+            {"setting": path, "value": shown(value)}
+            for path, value in settings.items()
+            if value is not None and ".upstream_ref" not in path
+        ]
+        blocks.append(Code("Run it again", code or _code(experiment, options), is_open=True))
+        title = "Settings, by the paths of a sweep"
+        blocks.append(_table(title, lines, most=300, is_folded=True))
         try:
             blocks.append(Code("The config as YAML", experiment.to_yaml()))
         except ConfigError as error:

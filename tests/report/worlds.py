@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,44 @@ def trained(
         test = mm.EvalPhase.from_split(
             "test", split="test", losses=[mse()], metrics=["rmse"], group_by="patient"
         )
+        experiment.execution_plan.add_items([train, test])
+        experiment.run(**QUIET)
+    return experiment
+
+
+def folds(experiment: mm.Experiment, n_folds: int = 3, group_by: str | None = "patient") -> Any:
+    """Return a cross-validation over all rows of an experiment."""
+    with experiment.ctx.activate():
+        binding = mm.CVBinding(
+            next(iter(experiment.ctx.available_featuresets.values())),
+            source_splits=["train", "val", "test"],
+            group_by=group_by,
+            val_split_name="test",
+        )
+        plan = mm.CrossValidation(
+            label="CV", bindings=binding, n_folds=n_folds, experiment=experiment
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the plan stops early by rows that folds train on
+            return plan.run()
+
+
+def classified() -> mm.Experiment:
+    """Return an experiment of three classes, with an evaluation and rows that are not audited."""
+    with mm.ExperimentContext().activate():
+        x, y = arrays(90)
+        x[:, 0] += (kind := np.arange(90) % 3)
+        columns = {"x": x, "kind": kind, "scene": y[:, 0]}
+        fs = mm.FeatureSet.from_dict(EVIL, columns, "x", "kind", "scene")
+        fs.split_random({"train": 0.7, "test": 0.3}, seed=1)
+        graph_of(fs.reference(tags=[]), mlp(out=3), "adam", lr=0.05)
+        experiment = mm.Experiment.from_active_context(f"Kinds {EVIL}", seed=3, audit="off")
+        loss = mm.AppliedLoss(mm.Loss("cross_entropy"), on="net", inputs=["outputs", "targets"])
+        sampler = mm.SimpleSampler(batch_size=16, shuffle=True)
+        train = mm.TrainPhase.from_split(
+            "train", split="train", sampler=sampler, losses=[loss], n_epochs=4
+        )
+        test = mm.EvalPhase.from_split("test", split="test", losses=[loss])
         experiment.execution_plan.add_items([train, test])
         experiment.run(**QUIET)
     return experiment

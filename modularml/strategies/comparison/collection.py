@@ -323,6 +323,11 @@ class ExperimentCollection(Checked):
         values = {run: self._values(run, f, name) for run, f in facts.items() if name in f.metrics}
         return bars(values, x=name, path=path)
 
+    def report(self, path: str | Path, **options: Any) -> Path:
+        """Write a report as one HTML file; see `modularml.write_report`."""
+        written: Path = require("modularml.report").write_report(self, path, **options)
+        return written
+
     # -- container ----------------------------------------------------------------------------
 
     def __len__(self) -> int:

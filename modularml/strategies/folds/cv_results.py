@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +42,7 @@ from modularml.viz.curves import series as draw_series
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["CVResults"]
+__all__ = ["CVResults", "held_out_results"]
 
 
 class CVResults:
@@ -335,6 +336,11 @@ class CVResults:
         title = f"{self.label}: {metric}"
         return AxisSeries(("fold", "epoch"), data, metric).plot(x="epoch", title=title, path=path)
 
+    def report(self, path: str | Path, **options: Any) -> Path:
+        """Write a report as one HTML file; see `modularml.write_report`."""
+        written: Path = require("modularml.report").write_report(self, path, **options)
+        return written
+
     def __repr__(self) -> str:
         failed = f", {len(self.failed_folds)} failed" if self.failed_folds else ""
         chosen = ", selected on scored rows" if self.selected_on_scored_rows else ""
@@ -421,7 +427,7 @@ class CVResults:
     def _predicted(self, label: str, node: str) -> pd.DataFrame:
         experiment, fold = self._experiments[label], self._folds[label]
         with experiment.ctx.activate():
-            ctx = _held_out_results(experiment, fold, node).execution_contexts().one()
+            ctx = held_out_results(experiment, fold, node).execution_contexts().one()
         assert ctx.layout is not None
         node_id = next(i for i, name in ctx.layout.labels.items() if node in (i, name))
         output, target = as_numpy(ctx.output(node_id)), ctx.domain(node_id, "targets")
@@ -457,7 +463,7 @@ class CVResults:
         )
 
 
-def _held_out_results(experiment: Experiment, fold: Variant, node: str) -> EvalResults:
+def held_out_results(experiment: Experiment, fold: Variant, node: str) -> EvalResults:
     """Evaluate the held-out rows of a fold in one step."""
     graph = experiment.model_graph
     if graph is None:
@@ -507,7 +513,7 @@ def _held_out_scores(
     with experiment.ctx.activate():
         tails = [graph.get_node(node) for node in graph.tail_nodes]
         for node in tails:
-            results = _held_out_results(experiment, fold, node.label)
+            results = held_out_results(experiment, fold, node.label)
             prefix = f"{split}." if len(tails) == 1 else f"{split}.{node.label}."
             scores = find_scores(metrics)
             rows = results.scored(scores, node, group_by=group_by, **(how or {}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from modularml._optional import require
@@ -181,6 +182,11 @@ class SweepResults:
             title=self.label,
             path=path,
         )
+
+    def report(self, path: str | Path, **options: Any) -> Path:
+        """Write a report as one HTML file; see `modularml.write_report`."""
+        written: Path = require("modularml.report").write_report(self, path, **options)
+        return written
 
     def __len__(self) -> int:
         return len(self._queue.done())

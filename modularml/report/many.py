@@ -1,0 +1,248 @@
+"""Sections of a report about many runs: folds, sweeps and collections."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from modularml._optional import require
+from modularml.errors import ModularMLError
+from modularml.report.blocks import Block, Code, Facts, Figure, Notes, Section, Table, shown
+from modularml.report.data import featureset_sections
+from modularml.report.evaluation import Compared, compared_results, plots, score_table
+from modularml.report.figures import from_matplotlib
+from modularml.report.runs import (
+    Options,
+    environment,
+    graph_section,
+    phase_table,
+    reproduction,
+    result_sections,
+    rows_section,
+)
+from modularml.splitters.base import key_list
+from modularml.strategies.comparison.collection import ExperimentCollection
+from modularml.strategies.folds.cv_results import CVResults, held_out_results
+from modularml.strategies.sweeps.results import Kind, SweepResults
+
+__all__ = ["collection_sections", "cv_sections", "sweep_sections"]
+
+MOST_BARS = 6
+
+
+# -- folds -----------------------------------------------------------------------------------------
+
+
+def cv_sections(cv: CVResults, options: Options) -> Iterator[Section]:
+    """Yield the sections of a cross-validation."""
+    labels = [label for label in cv.fold_labels if label not in cv.failed_folds]
+    yield Section("What was asked", tuple(_asked_of_folds(cv, labels, options)))
+    yield Section("Data", ())
+    for binding in cv._bindings.values():
+        yield from featureset_sections(binding.featureset)
+    yield Section("Rows of the folds", (_fold_sizes(cv),), 3)
+    if not labels:
+        return
+    first = cv.get_experiment(labels[0])
+    yield from graph_section(first)
+    yield Section("Scores over folds", tuple(_fold_scores(cv)))
+    yield Section("Held-out rows", ())
+    for compared in _held_out(cv, labels, options):
+        blocks = (score_table(compared, options.metrics, options.level), *plots(compared))
+        yield Section(compared.name, blocks, 3)
+    yield environment(options)
+    yield reproduction(first, options, f"mml.CrossValidation(...)  # {cv.label}")
+
+
+def _asked_of_folds(cv: CVResults, labels: list[str], options: Options) -> Iterator[Block]:
+    if options.notes:
+        yield options.notes
+    bindings = list(cv._bindings.values())
+    groups = [key for b in bindings for key in key_list(b.group_by)]
+    strata = [key for b in bindings for key in key_list(b.stratify_by)]
+    yield Facts.of(
+        folds=cv.n_folds,
+        repeats=1 + max(fold.repeat for fold in cv._folds.values()),
+        kept_together=groups or None,
+        stratified_by=strata or None,
+    )
+    notes = [("error", label, shown(error)) for label, error in cv.failed_folds.items()]
+    if cv.selected_on_scored_rows:
+        text = (
+            "An epoch or a learning rate was selected on the rows that the scores are computed on; "
+            "hold out others for that with CVBinding(stop_size=)."
+        )
+        notes.append(("warning", "Scores are too optimistic", text))
+    if notes:
+        yield Notes(tuple(notes))
+    if labels:
+        yield phase_table(cv.get_experiment(labels[0]))
+
+
+def _fold_sizes(cv: CVResults) -> Table:
+    lines = []
+    for label in cv.fold_labels:
+        for name, side in cv.sides(label).items():
+            counts = {split: len(rows) for split, rows in side.splits.items()}
+            lines.append({"fold": label, "FeatureSet": name} | counts)
+    return Table.of("Rows of each fold", require("pandas").DataFrame(lines))
+
+
+def _fold_scores(cv: CVResults) -> Iterator[Block]:
+    summary = cv.summary().reset_index(names="score")
+    note = (
+        "Mean and 95% interval over folds (Student's t). Folds share training rows, so intervals "
+        "tend to be too narrow."
+    )
+    yield Table.of("Scores", summary, note)
+    if len(cv._experiments) > 1:
+        yield Table.of("Scores of each fold", cv.to_pandas().reset_index())
+    text = f"One line for each of {len(cv._experiments)} folds over epochs."
+    yield from drawn("Curves of the folds", cv.plot, text)
+
+
+def _held_out(cv: CVResults, labels: list[str], options: Options) -> Iterator[Compared]:
+    """Yield the held-out rows of all folds, of the first repeat, by tail node."""
+    keys = [k for b in cv._bindings.values() for k in key_list(b.group_by)]
+    group_by = options.group_by or next(iter(keys), None)
+    parts: dict[str, list[Compared]] = {}
+    for label in labels:
+        fold, experiment = cv._folds[label], cv.get_experiment(label)
+        graph = experiment.model_graph
+        if fold.repeat or graph is None:
+            continue
+        with experiment.ctx.activate():
+            for node in graph.tail_nodes.values():
+                results = held_out_results(experiment, fold, node.label)
+                for compared in compared_results(node.label, results, graph, group_by):
+                    parts.setdefault(node.label, []).append(compared)
+    for node_label, found in parts.items():
+        yield _joined(f"held-out rows, {node_label}", found)
+
+
+def _joined(name: str, parts: list[Compared]) -> Compared:
+    offsets = np.cumsum([0, *(int(p.rows.max(initial=-1)) + 1 for p in parts)])
+    groups = [p.groups for p in parts if p.groups is not None]
+    return replace(
+        parts[0],
+        name=name,
+        true=np.concatenate([p.true for p in parts]),
+        out=np.concatenate([p.out for p in parts]),
+        rows=np.concatenate([p.rows + at for p, at in zip(parts, offsets, strict=False)]),
+        groups=np.concatenate(groups) if len(groups) == len(parts) else None,
+        n_missing=sum(p.n_missing for p in parts),
+    )
+
+
+# -- sweeps ----------------------------------------------------------------------------------------
+
+
+def sweep_sections(results: SweepResults, options: Options) -> Iterator[Section]:
+    """Yield the sections of a sweep, and those of its best experiment if it is at hand."""
+    frame, objective = results.to_pandas(), results._objective
+    counts = Counter(frame["state"])
+    asked: list[Block] = [options.notes] if options.notes else []
+    better = "greater" if objective.is_greater_better else "smaller"
+    states = ", ".join(f"{n} {state}" for state, n in counts.items())
+    asked.append(Facts.of(objective=objective.name, better=better, trials=states or "none"))
+    yield Section("What was asked", tuple(asked))
+    complete = frame[frame["state"] == "complete"] if len(frame) else frame
+    if len(complete):
+        best = results.best
+        lines = [{"setting": k, "value": shown(v)} for k, v in best.params.items()]
+        facts = Facts.of(trial=best.number, value=best.value)
+        settings = Table.of("Settings", require("pandas").DataFrame(lines))
+        yield Section("Best trial", (facts, settings))
+    yield Section("Trials", tuple(_trials(results, frame, len(complete))))
+    known = results._best
+    if known is not None and len(complete) and known[0] == results.best.number:
+        yield from rows_section(known[1])
+        yield from graph_section(known[1])
+        yield from result_sections(known[1], options)
+        yield environment(options)
+        yield reproduction(known[1], options, "results.best_experiment()")
+        return
+    text = (
+        "The best experiment was not trained by this process; results.best_experiment().report() "
+        "trains it again and describes it."
+    )
+    yield Section("Best experiment", (text,))
+    yield environment(options)
+
+
+def _trials(results: SweepResults, frame: Any, n_complete: int) -> Iterator[Block]:
+    ascending = not results._objective.is_greater_better
+    ordered = frame.sort_values("value", ascending=ascending, kind="stable").reset_index()
+    if len(frame) and not frame["error"].any():
+        ordered = ordered.drop(columns="error")
+    yield Table.of("Trials, best first", ordered)
+    kinds: dict[Kind, str] = {
+        "history": "Values of the objective over trials",
+        "importance": "Importance of settings",
+        "parallel": "Settings of each trial",
+        "slice": "Values over each setting",
+    }
+    for kind, title in kinds.items() if n_complete > 1 else ():
+        text = f"{title}, {n_complete} complete trials; the table of trials has the numbers."
+        yield from drawn(title, partial(results.plot, kind), text)
+
+
+# -- collections -----------------------------------------------------------------------------------
+
+
+def collection_sections(collection: ExperimentCollection, options: Options) -> Iterator[Section]:
+    """Yield the sections of a comparison."""
+    table = collection.compare()
+    asked = (options.notes,) if options.notes else ()
+    status = table[["status", "seconds"]].reset_index()
+    yield Section("What was compared", (*asked, Table.of("Runs", status)))
+    parts = {
+        "What differs": [c for c in table if str(c).startswith("config.")],
+        "Data": [c for c in table if str(c).startswith(("data.", "rows."))],
+    }
+    for title, columns in parts.items():
+        part = table[columns].reset_index() if columns else None
+        same = "These are the same in all runs."
+        blocks = (same,) if part is None else (Table.of(f"{title}, by run", part),)
+        yield Section(title, blocks)
+    others = {"n_members", "seconds", "status", *parts["What differs"], *parts["Data"]}
+    metrics = [c for c in table if c not in others]
+    yield Section("Metrics", tuple(_metrics(collection, table, metrics)))
+    yield environment(options)
+    code = "mml.ExperimentCollection([...]).compare()"
+    yield Section("How to reproduce", (Code("Compare again", code, is_open=True),))
+
+
+def _metrics(collection: ExperimentCollection, table: Any, metrics: list[Any]) -> Iterator[Block]:
+    if not metrics:
+        yield "No metric was logged."
+        return
+    yield Table.of("Metrics of the saved weights", table[metrics].reset_index())
+    common = [m for m in metrics if table[m].notna().all() and not str(m).endswith("_std")]
+    for metric in common[:MOST_BARS]:
+        values = {str(run): table.loc[run, metric] for run in table.index}
+        words = ", ".join(f"{run} {shown(value)}" for run, value in values.items())
+        yield from drawn(str(metric), partial(collection.plot, metric), f"Bars: {words}.")
+    if len(common) > MOST_BARS:
+        yield f"The first {MOST_BARS} of {len(common):,} metrics are drawn."
+
+
+def drawn(title: str, draw: Callable[[], Any], description: str) -> Iterator[Figure | str]:
+    """Yield a figure, or why it cannot be drawn."""
+    try:
+        figure = draw()
+    except ModularMLError as error:
+        yield f"{title} cannot be drawn: {error}"
+        return
+    names = [axes.get_title(loc="left") for axes in figure.axes]
+    for axes in figure.axes:
+        axes.set_title("", loc="left")
+    if figure.get_suptitle():
+        figure.suptitle("")
+    named = f"{title} ({names[0]})" if names and names[0] else title
+    yield from_matplotlib(figure, named, description)
