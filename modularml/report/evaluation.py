@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,23 +11,21 @@ import numpy as np
 
 from modularml._optional import require
 from modularml._typing import Array, IntArray
-from modularml.data.batch import as_numpy
-from modularml.errors import ModularMLError
-from modularml.graph.predict import Prediction
+from modularml._warning import warn
+from modularml.errors import DataError, ModularMLError
 from modularml.report.blocks import Block, Figure, Table, decimals, shown
 from modularml.report.figures import from_matplotlib
-from modularml.results.eval_results import EvalResults, FitResults, output_labels
-from modularml.results.padding import real_steps, target_steps
+from modularml.results.eval_results import EvalResults, FitResults
+from modularml.results.padding import real_steps
+from modularml.results.plots import ComparedRows, plot_rows
 from modularml.results.scores import Score, find_scores
-from modularml.results.scoring import lacks_target, score_or_nan
-from modularml.viz.predictions import confusion_matrix, parity
+from modularml.results.scoring import class_numbers, lacks_target, score_or_nan
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
     "Compared",
-    "compared_prediction",
     "compared_results",
     "intervals",
     "plots",
@@ -38,6 +35,7 @@ __all__ = [
 N_RESAMPLES, N_RESAMPLES_SLOW = 1000, 200
 FEWEST = 5  # units to resample
 MOST_GROUPS, MOST_CLASSES, MOST_VALUES = 40, 40, 5_000_000
+MOST_TARGETS, MOST_BOXES = 4, 30
 
 
 def _r2(true: Array, out: Array) -> float:
@@ -54,14 +52,16 @@ _QUICK: dict[str, Score] = {
 """The same as `find_score` for numbers and labels of equal shape, without checks."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Compared:
-    """Targets and outputs of one node, in original units, for rows with a target.
+    """Targets and outputs of one node, for rows with a target.
 
     Parameters
     ----------
     name : str
         What was evaluated, such as a phase.
+    source : ComparedRows
+        All rows, for plots.
     true, out : ndarray, shape (n, ...)
         Labels of classes are numbers of output columns if the outputs are scores.
     rows : ndarray of int64, shape (n,)
@@ -70,48 +70,35 @@ class Compared:
         Value of the column `group_by` of each.
     n_missing : int
         Samples left out because a target is missing.
-    classes : bool
-        Whether the targets are classes.
-    labels : ndarray or None
-        The classes, in the order of output columns.
     """
 
     name: str
+    source: ComparedRows
     true: Array
     out: Array
     rows: IntArray
     groups: Array | None = None
     group_by: str = ""
     n_missing: int = 0
-    classes: bool = False
-    labels: Array | None = None
 
     @classmethod
-    def of(
-        cls,
-        name: str,
-        true: Array,
-        out: Array,
-        *,
-        mask: Array | None = None,
-        groups: Array | None = None,
-        prepared: Callable[[Array, Array], Array] | None = None,
-        **facts: Any,
-    ) -> Compared:
+    def of(cls, name: str, source: ComparedRows, group_by: str | None) -> Compared:
         """Leave out rows without a target, and padding."""
-        known = ~lacks_target(true, mask)
-        rows = np.flatnonzero(known)
-        true, out = true[known], out[known]
+        groups = _groups(source, group_by)
+        known = ~lacks_target(source.true, source.mask)
+        rows, true, out = np.flatnonzero(known), source.true[known], _point_outputs(source)[known]
         groups = None if groups is None else groups[known]
-        if prepared is not None and len(true):
-            true = prepared(true, out)
-        if mask is not None and len(true):
-            mask = mask[known]
+        if source.are_classes and not source.are_labels and len(true):
+            labels = None if source.classes is None else np.array(source.classes)
+            true = class_numbers(true, out, labels, encoded=True)
+        if source.mask is not None and len(true):
+            mask = source.mask[known]
             true, out = real_steps(true, out, mask)
             counts = mask.reshape(len(mask), -1).sum(axis=1) * len(true) // mask.sum()
             rows = np.repeat(rows, counts)
             groups = None if groups is None else np.repeat(groups, counts)
-        return cls(name, true, out, rows, groups, n_missing=int((~known).sum()), **facts)
+        n_missing = int((~known).sum())
+        return cls(name, source, true, out, rows, groups, group_by or "", n_missing)
 
     @property
     def units(self) -> Array:
@@ -127,6 +114,26 @@ class Compared:
             mine = codes == i
             part = {"true": self.true[mine], "out": self.out[mine], "rows": self.rows[mine]}
             yield value, replace(self, **part, groups=None)
+
+
+def _groups(source: ComparedRows, group_by: str | None) -> Array | None:
+    if group_by is None:
+        return None
+    try:
+        return source.column(group_by, "group_by")
+    except ModularMLError as error:
+        warn(f"scores of {source.label!r} are not by group: {error}")
+        return None
+
+
+def _point_outputs(source: ComparedRows) -> Array:
+    """Return the outputs, of distributions their mean or middle quantile."""
+    if not source.blocks:
+        return source.out
+    blocks = source.out.reshape(len(source.out), len(source.blocks), -1)
+    named = "mean" in source.blocks
+    place = source.blocks.index("mean") if named else len(source.blocks) // 2
+    return np.asarray(blocks[:, place].reshape(source.true.shape))
 
 
 def intervals(
@@ -193,7 +200,7 @@ def score_table(compared: Compared, metrics: Any = None, level: float = 0.95) ->
 
 
 def _default(compared: Compared) -> list[str]:
-    return ["accuracy"] if compared.classes else ["rmse", "mae", "r2"]
+    return ["accuracy"] if compared.source.are_classes else ["rmse", "mae", "r2"]
 
 
 def _line(
@@ -238,7 +245,7 @@ def _plain(compared: Compared) -> tuple[Array, Array] | None:
     """Return targets and outputs for `_QUICK`: numbers of one shape, or one label per row."""
     out = compared.out.reshape(len(compared.out), -1)
     true = compared.true.reshape(len(compared.true), -1)
-    if compared.classes:
+    if compared.source.are_classes:
         labels = out.argmax(axis=1)[:, None] if out.shape[1] > 1 else out
         return (true, labels) if true.shape[1] == 1 and labels.dtype.kind != "f" else None
     if out.shape != true.shape or true.dtype.kind not in "iuf":
@@ -265,110 +272,58 @@ def _note(compared: Compared, groups: list[Any], level: float) -> str:
 
 
 def plots(compared: Compared) -> Iterator[Block]:
-    """Yield figures of predictions against targets, and why there are none."""
-    true, out = compared.true, compared.out.reshape(len(compared.out), -1)
-    flat = true.reshape(len(true), -1)
-    if not len(true):
+    """Yield figures of outputs against targets, or why there are none."""
+    source = compared.source
+    if source.are_classes:
+        kinds = {"confusion": "Confusion matrix"}
+        if not source.are_labels:
+            kinds["roc"] = "Receiver operating characteristic"
+        for kind, title in kinds.items():
+            yield from _drawn(compared, kind, title, {})
         return
+    targets: list[str | None] = [*source.targets] or [None]
+    for target in targets[:MOST_TARGETS]:
+        what = f" of {target}" if len(targets) > 1 else ""
+        chosen = {"target": target} if len(targets) > 1 else {}
+        yield from _drawn(compared, "parity", f"Predicted over true values{what}", chosen)
+        if compared.groups is not None and len(set(compared.groups.tolist())) <= MOST_BOXES:
+            chosen = {**chosen, "group_by": compared.group_by}
+        yield from _drawn(compared, "residuals", f"Residuals{what}", chosen)
+    if len(targets) > MOST_TARGETS:
+        yield f"The first {MOST_TARGETS} of {len(targets):,} targets are drawn."
+
+
+def _drawn(
+    compared: Compared, kind: str, title: str, options: Mapping[str, Any]
+) -> Iterator[Figure | str]:
     try:
-        if compared.classes and flat.shape[1] == 1:
-            yield from _confusion(compared, flat[:, 0], out)
-        elif flat.shape == out.shape:
-            for i in range(min(flat.shape[1], 4)):
-                name = compared.name if flat.shape[1] == 1 else f"{compared.name}, target {i}"
-                yield _parity(name, flat[:, i], out[:, i])
-            if flat.shape[1] > 4:
-                yield f"The first 4 of {flat.shape[1]:,} targets are drawn."
+        if kind == "confusion" and len(np.unique(compared.true)) > MOST_CLASSES:
+            raise DataError(f"there are more than {MOST_CLASSES} classes")
+        figure = plot_rows(compared.source, kind, **options)
     except ModularMLError as error:
-        yield f"Predictions of {compared.name} cannot be drawn: {error}"
-
-
-def _parity(name: str, true: Array, out: Array) -> Figure:
-    figure = parity(true, out)
-    texts = "; ".join(t.get_text() for t in figure.legends[0].get_texts())
-    description = (
-        f"Scatter plot of {len(true):,} predicted values over true values, from "
-        f"{shown(np.nanmin(true))} to {shown(np.nanmax(true))}. {texts}."
-    )
-    return from_matplotlib(figure, f"Predicted over true, {name}", description)
-
-
-def _confusion(compared: Compared, true: Array, out: Array) -> Iterator[Block]:
-    predicted = out.argmax(axis=1) if out.shape[1] > 1 else out[:, 0]
-    labels = compared.labels
-    if labels is not None and out.shape[1] == len(labels) and true.dtype.kind in "iu":
-        true, predicted = labels[true], labels[predicted]
-    n_classes = len(set(true.tolist()) | set(predicted.tolist()))
-    if n_classes > MOST_CLASSES:
-        yield f"The confusion matrix of {n_classes:,} classes is left out."
+        yield f"{title}, {compared.name}: not drawn, as {error}"
         return
-    right = float((true == predicted).mean())
-    description = (
-        f"Confusion matrix of {n_classes} classes: true classes are rows, predicted ones columns. "
-        f"{right:.1%} of {len(true):,} are on the diagonal."
-    )
-    figure = confusion_matrix(true, predicted)
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
+    texts = [t.get_text() for legend in legends if legend for t in legend.get_texts()]
+    labels = [f"{axes.get_ylabel()} over {axes.get_xlabel()}" for axes in figure.axes[:1]]
+    words = [title, f"{len(compared.rows):,} values", *labels, *texts]
     yield from_matplotlib(
-        figure, f"Confusion matrix, {compared.name}", description, is_themed=False
+        figure,
+        f"{title}, {compared.name}",
+        "; ".join(" ".join(word.split()) for word in words if word),
+        is_themed=kind != "confusion",
     )
 
 
 def compared_results(
-    name: str, results: EvalResults | FitResults, graph: Any, group_by: str | None
+    name: str, results: EvalResults | FitResults, group_by: str | None
 ) -> Iterator[Compared]:
     """Yield targets and outputs of each tail node that has targets."""
     tails = results._tails()
     for node_id, label in tails.items():
         first = results._recorded()[0]
-        if first.compared_with(node_id) is None:
-            continue
-        roles = first.roles(node_id)
-        role = "default" if "default" in roles else roles[0]
-        read = partial(results.stacked_tensors, node_id, role=role, unscale=True)
-        true, out = as_numpy(read("targets")), as_numpy(read("outputs"))
-        if output_labels(first, node_id):
-            continue  # blocks of distributions are not compared with targets one by one
-        encoded, labels = results._classes(node_id)
-        yield Compared.of(
-            name if len(tails) == 1 else f"{name}, {label}",
-            true,
-            out,
-            mask=target_steps(results._recorded(), node_id, role),
-            groups=_groups(results, node_id, role, group_by),
-            prepared=partial(results._class_numbers, node_id),
-            group_by=group_by or "",
-            classes=encoded or _are_classes(graph, node_id, true, out),
-            labels=labels,
-        )
-
-
-def _groups(results: Any, node_id: str, role: str, group_by: str | None) -> Array | None:
-    try:
-        groups: Array | None = results._groups(node_id, role, group_by)
-    except ModularMLError as error:
-        warnings.warn(f"scores are not by group: {error}", stacklevel=2)
-        return None
-    return groups
-
-
-def _are_classes(graph: Any, node_id: str, true: Array, out: Array) -> bool:
-    node = graph.get_node(node_id) if graph is not None and graph.has_nodes([node_id]) else None
-    paired = getattr(node, "paired", None)
-    if paired is not None and paired[1]:
-        return True
-    return bool(true.dtype.kind != "f" and (true[0].size < out[0].size or out.dtype.kind != "f"))
-
-
-def compared_prediction(name: str, prediction: Prediction, group_by: str | None) -> Compared:
-    """Return targets and outputs of predictions for rows with targets."""
-    true, out = prediction.compared_values(raw=True), prediction.values(unscale=True)
-    return Compared.of(
-        name,
-        true,
-        out,
-        mask=prediction.compared_mask(),
-        groups=None if group_by is None else prediction.by_row(group_by),
-        group_by=group_by or "",
-        classes=prediction.is_scores or prediction.gives_labels,
-        labels=prediction.class_labels,
-    )
+        if first.compared_with(node_id) is not None:
+            roles = first.roles(node_id)
+            role = "default" if "default" in roles else roles[0]
+            shown_as = name if len(tails) == 1 else f"{name}, {label}"
+            yield Compared.of(shown_as, results.compared_rows(node_id, role), group_by)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
-
-import numpy as np
 
 from modularml._optional import require
 from modularml.errors import ModularMLError
 from modularml.report.blocks import Block, Code, Facts, Figure, Notes, Section, Table, shown
 from modularml.report.data import featureset_sections
-from modularml.report.evaluation import Compared, compared_results, plots, score_table
+from modularml.report.evaluation import Compared, plots, score_table
 from modularml.report.figures import from_matplotlib
 from modularml.report.runs import (
     Options,
@@ -25,9 +22,10 @@ from modularml.report.runs import (
     result_sections,
     rows_section,
 )
+from modularml.results.plots import ComparedRows
 from modularml.splitters.base import key_list
 from modularml.strategies.comparison.collection import ExperimentCollection
-from modularml.strategies.folds.cv_results import CVResults, held_out_results
+from modularml.strategies.folds.cv_results import CVResults
 from modularml.strategies.sweeps.results import Kind, SweepResults
 
 __all__ = ["collection_sections", "cv_sections", "sweep_sections"]
@@ -110,33 +108,11 @@ def _held_out(cv: CVResults, labels: list[str], options: Options) -> Iterator[Co
     """Yield the held-out rows of all folds, of the first repeat, by tail node."""
     keys = [k for b in cv._bindings.values() for k in key_list(b.group_by)]
     group_by = options.group_by or next(iter(keys), None)
-    parts: dict[str, list[Compared]] = {}
-    for label in labels:
-        fold, experiment = cv._folds[label], cv.get_experiment(label)
-        graph = experiment.model_graph
-        if fold.repeat or graph is None:
-            continue
-        with experiment.ctx.activate():
-            for node in graph.tail_nodes.values():
-                results = held_out_results(experiment, fold, node.label)
-                for compared in compared_results(node.label, results, graph, group_by):
-                    parts.setdefault(node.label, []).append(compared)
-    for node_label, found in parts.items():
-        yield _joined(f"held-out rows, {node_label}", found)
-
-
-def _joined(name: str, parts: list[Compared]) -> Compared:
-    offsets = np.cumsum([0, *(int(p.rows.max(initial=-1)) + 1 for p in parts)])
-    groups = [p.groups for p in parts if p.groups is not None]
-    return replace(
-        parts[0],
-        name=name,
-        true=np.concatenate([p.true for p in parts]),
-        out=np.concatenate([p.out for p in parts]),
-        rows=np.concatenate([p.rows + at for p, at in zip(parts, offsets, strict=False)]),
-        groups=np.concatenate(groups) if len(groups) == len(parts) else None,
-        n_missing=sum(p.n_missing for p in parts),
-    )
+    graph = cv.get_experiment(labels[0]).model_graph
+    for node in () if graph is None else graph.tail_nodes.values():
+        parts = {k: v for k, v in cv._compared(node.label).items() if not cv._folds[k].repeat}
+        name = f"held-out rows, {node.label}"
+        yield Compared.of(name, ComparedRows.joined(parts), group_by)
 
 
 # -- sweeps ----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 from modularml._optional import loaded, require
 from modularml.errors import ConfigError, ModularMLError
 from modularml.experiment import Experiment, PhaseGroupResults, TrainResults
-from modularml.experiment.evaluating import scored_predictions, split_rows
+from modularml.experiment.evaluating import compared_rows, scored_predictions, split_rows
 from modularml.experiment.run_audit import plan_audit
 from modularml.graph.predict import predictions
 from modularml.phases.phase import ExperimentPhase
@@ -21,7 +21,6 @@ from modularml.report.blocks import Block, Code, Facts, Notes, Section, Table, s
 from modularml.report.data import audit_notes, featureset_sections, group_columns
 from modularml.report.evaluation import (
     Compared,
-    compared_prediction,
     compared_results,
     plots,
     score_table,
@@ -269,8 +268,7 @@ def evaluations(experiment: Experiment, options: Options) -> Iterator[tuple[str,
         if isinstance(results, EvalResults | FitResults) and results._execution:
             any_recorded = True
             group_by = options.group_by or _group_of(experiment, path) or next(iter(grouped), None)
-            graph = experiment.model_graph
-            for compared in compared_results(path, results, graph, group_by):
+            for compared in compared_results(path, results, group_by):
                 yield path, compared
     if not any_recorded and experiment.history:
         yield from _predicted(experiment, options.group_by or next(iter(grouped), None))
@@ -295,7 +293,7 @@ def _predicted(experiment: Experiment, group_by: str | None) -> Iterator[tuple[s
                 views = [fs.get_split(split) for fs in sets if split in fs.splits]
                 learned = any(map(graph.learned_among, views))
                 name = f"{split}, {'learned from' if learned else 'not learned from'}"
-                yield name, compared_prediction(f"split {name}", found, group_by)
+                yield name, Compared.of(f"split {name}", compared_rows(found, "auto"), group_by)
 
 
 def _evaluation(experiment: Experiment, options: Options) -> Iterator[Section]:

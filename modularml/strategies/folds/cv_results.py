@@ -42,7 +42,7 @@ from modularml.viz.curves import series as draw_series
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["CVResults", "held_out_results"]
+__all__ = ["CVResults"]
 
 
 class CVResults:
@@ -427,7 +427,7 @@ class CVResults:
     def _predicted(self, label: str, node: str) -> pd.DataFrame:
         experiment, fold = self._experiments[label], self._folds[label]
         with experiment.ctx.activate():
-            ctx = held_out_results(experiment, fold, node).execution_contexts().one()
+            ctx = _held_out_results(experiment, fold, node).execution_contexts().one()
         assert ctx.layout is not None
         node_id = next(i for i, name in ctx.layout.labels.items() if node in (i, name))
         output, target = as_numpy(ctx.output(node_id)), ctx.domain(node_id, "targets")
@@ -463,7 +463,7 @@ class CVResults:
         )
 
 
-def held_out_results(experiment: Experiment, fold: Variant, node: str) -> EvalResults:
+def _held_out_results(experiment: Experiment, fold: Variant, node: str) -> EvalResults:
     """Evaluate the held-out rows of a fold in one step."""
     graph = experiment.model_graph
     if graph is None:
@@ -513,7 +513,7 @@ def _held_out_scores(
     with experiment.ctx.activate():
         tails = [graph.get_node(node) for node in graph.tail_nodes]
         for node in tails:
-            results = held_out_results(experiment, fold, node.label)
+            results = _held_out_results(experiment, fold, node.label)
             prefix = f"{split}." if len(tails) == 1 else f"{split}.{node.label}."
             scores = find_scores(metrics)
             rows = results.scored(scores, node, group_by=group_by, **(how or {}))
