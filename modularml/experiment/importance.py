@@ -15,8 +15,8 @@ from modularml.data.selectors import as_list, select_one
 from modularml.errors import ConfigError, DataError
 from modularml.experiment.evaluating import evaluate, split_rows
 from modularml.graph.model_graph import ModelGraph
+from modularml.results.scores import axis_of_score, name_of_score
 from modularml.results.scores import greater_is_better as direction_of
-from modularml.results.scores import name_of_score, unit_of_score
 from modularml.results.tables import ImportanceTable, ScoreTable
 
 __all__ = ["importances"]
@@ -75,8 +75,9 @@ def importances(
             drops.append(before - after if known else after - before)
         table.append((column, element, np.mean(drops), np.std(drops), drops))
     frame = ImportanceTable(table, columns=["column", "element", "mean", "std", "values"])
-    unit = unit_of_score(name, first._unit) or ""
-    frame.attrs |= {"score": before, "metric": name, "unit": unit, "greater_is_better": known}
+    axis = axis_of_score(name, first._unit).partition(" (")
+    label = f"{'decrease' if known else 'increase'} of {name}{''.join(axis[1:])} when permuted"
+    frame.attrs |= {"score": before, "label": label}
     return frame
 
 

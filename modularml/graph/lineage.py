@@ -14,6 +14,7 @@ from modularml.data.lineage import (
     source_columns_of,
 )
 from modularml.data.references import FeatureSetReference
+from modularml.data.schema import RAW
 from modularml.data.selectors import as_list
 from modularml.errors import GraphError, LossError, UnknownNameError
 from modularml.graph.node import ComputeNode
@@ -29,6 +30,7 @@ __all__ = [
     "pick_column",
     "resolve_id",
     "source_columns_of",
+    "units_of",
 ]
 
 
@@ -50,6 +52,16 @@ def lineages_of(nodes: Sequence[ComputeNode]) -> dict[tuple[str, str], ColumnLin
         ]:
             lineages[node.node_id, "targets"] = _named_targets(node, names, lineages)
     return lineages
+
+
+def units_of(lineage: ColumnLineage) -> dict[str, str]:
+    """Return the unit of each column of a lineage by key, in its active context; "" if unknown."""
+    units: dict[str, str] = {}
+    for leaf in source_columns_of(lineage):
+        schema = leaf.source.ref.resolve().collection.schema
+        raw = [schema[f"{name.rpartition('.')[0]}.{RAW}"] for name in leaf.columns]
+        units |= {spec.key: spec.unit or "" for spec in raw}
+    return units
 
 
 def _named_targets(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,11 +17,14 @@ from modularml.data.formats import DataFormat, convert_array
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, DataError, UnknownNameError
 from modularml.graph.inverse_scaling import unscale_outputs
+from modularml.graph.lineage import units_of
 from modularml.graph.node import GraphNode
 from modularml.results.callback_results import ArtifactResult, CallbackResult, MetricResult
 from modularml.results.metric_store import MetricStore
+from modularml.results.scores import axis_of_score
 from modularml.results.series import AxisSeries, Values
 from modularml.results.step_log import StepLog
+from modularml.viz.curves import panels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -186,9 +190,9 @@ class PhaseResults:
         """Return epoch metrics: one row per epoch, one column per metric."""
         return self._metrics.to_pandas()
 
-    def plot(self, *, path: Any = None, **kwargs: Any) -> Any:
+    def plot(self, *, title: str | None = None, path: Any = None) -> Any:
         """Plot epoch metrics as curves and return the figure."""
-        return self._metrics.plot(title=kwargs.pop("title", self.label), path=path)
+        return self._metrics.plot(title=self.label if title is None else title, path=path)
 
     def __repr__(self) -> str:
         n, names = len(self._execution), ", ".join(self.metric_names())
@@ -285,12 +289,65 @@ class TrainResults(PhaseResults):
             epoch = self.best_epoch
         return {} if epoch is None else self._metrics.at_epoch(epoch)
 
+    def plot(self, *, title: str | None = None, path: Any = None) -> Any:
+        """Plot epoch metrics over epochs, and return the figure.
+
+        Losses, errors in the unit of the targets, scores without a unit, learning rates, and each
+        metric of another unit are drawn on axes of their own, which are logarithmic if the largest
+        value is at least 100 times the smallest, and all are positive. The epoch whose weights were
+        kept is marked. The unit is unknown if no step was recorded.
+
+        Parameters
+        ----------
+        title : str, optional
+            By default the label of the phase.
+        path : path-like, optional
+            Where to save the figure.
+
+        Raises
+        ------
+        DataError
+            If no metric of an epoch was logged.
+        """
+        unit, drawn = self._target_unit(), dict[str, dict[str, Any]]()
+        for name in self._metrics.names:
+            if values := dict(sorted(self._metrics.epoch_values(name).items())):
+                curve = (list(values), list(values.values()))
+                drawn.setdefault(_axis_of(name, unit), {})[name] = curve
+        kept = self.kept_epoch
+        mark = {} if kept is None else {f"kept epoch {kept}": kept}
+        ordered = dict(sorted(drawn.items(), key=lambda part: _place(part[0])))
+        title = self.label if title is None else title
+        return panels(ordered, x="epoch", title=title, mark=mark, path=path)
+
+    def _target_unit(self) -> str:
+        """Return the unit of the targets; "" if they have several, or it is unknown."""
+        units: set[str] = set()
+        for first in self._execution[:1]:
+            with first.context.activate():
+                for node_id, _ in first._layout().outputs:
+                    units |= set(units_of(first.compared_with(node_id)).values())
+        return units.pop() if len(units) == 1 else ""
+
     def evaluations(self) -> AxisSeries[Any]:
         """Return the results of evaluations during training over (label, epoch)."""
         evaluations = [r for r in self._callbacks if r.kind == "evaluation"]
         return AxisSeries(
             ("label", "epoch"), {(r.label, r.epoch): r for r in evaluations}, "evaluations"
         )
+
+
+def _axis_of(name: str, unit: str) -> str:
+    """Return the label of the axis that a logged metric is drawn on."""
+    base = re.split(r"[\[/]", name)[0]
+    if base == "lr" or base.startswith("lr_"):
+        return "learning rate"
+    return "loss" if "loss" in base else axis_of_score(base, unit)
+
+
+def _place(axis: str) -> int:
+    """Return the order of an axis: losses first, learning rates last."""
+    return {"loss": 0, "learning rate": 2}.get(axis, 1)
 
 
 def _read(

@@ -16,7 +16,7 @@ from modularml.data.lineage import ColumnLineage, column_named
 from modularml.data.schema import RAW, SampleSchema
 from modularml.errors import ConfigError, DataError, ShapeError, UnknownNameError
 from modularml.graph.labels import class_labels, gives_labels, is_encoded
-from modularml.graph.lineage import source_columns_of
+from modularml.graph.lineage import source_columns_of, units_of
 from modularml.results.padding import real_steps
 from modularml.results.replicates import Reduce, Replicates, aggregated, check_reduce
 from modularml.results.scores import Meaning, as_probabilities, default_score
@@ -91,11 +91,6 @@ class ComparedRows:
         """Return the rows of a node whose targets have a lineage, in its active context."""
         leaves = source_columns_of(flow)
         schemas = [leaf.source.ref.resolve().collection.schema for leaf in leaves]
-        targets = {
-            schema[name].key: schema[f"{name.rpartition('.')[0]}.{RAW}"].unit or ""
-            for leaf, schema in zip(leaves, schemas, strict=True)
-            for name in leaf.columns
-        }
         scores = true[:1].size == 1 and out[:1].size > 1 and not blocks
         are_classes = true.dtype.kind in "OU" or scores or classifies(node, flow)
         labels = class_labels(flow) if are_classes else None
@@ -103,7 +98,7 @@ class ComparedRows:
             label=str(getattr(node, "label", node)),
             true=true,
             out=out,
-            targets=targets,
+            targets=units_of(flow),
             schemas=schemas,
             classes=None if labels is None else labels.tolist(),
             are_classes=are_classes,

@@ -19,13 +19,13 @@ __all__ = [
     "Metrics",
     "Score",
     "as_probabilities",
+    "axis_of_score",
     "default_score",
     "find_score",
     "find_scores",
     "greater_is_better",
     "name_of_score",
     "scores_by_name",
-    "unit_of_score",
 ]
 
 Meaning: TypeAlias = Literal["auto", "values", "logits", "probabilities"]
@@ -39,6 +39,15 @@ _SHORT = {
     "mse": "mean_squared_error",
     "rmse": "root_mean_squared_error",
 }
+_ERRORS = (
+    "mean_absolute_error",
+    "root_mean_squared_error",
+    "median_absolute_error",
+    "max_error",
+)
+"""Scores in the unit of the targets."""
+_SHARES = ("accuracy", "f1", "auc", "precision", "recall", "r2", "explained_variance", "_index")
+"""Parts of names of scores without a unit."""
 _OWN = {f.__name__: f for f in (concordance_index, risk_concordance_index)}
 _DIRECTIONS = {
     **dict.fromkeys(("loss", "error", "err", "nll", "mape", "perplexity"), False),
@@ -131,21 +140,23 @@ def greater_is_better(score: str | Callable[..., Any]) -> bool | None:
     return greater_is_better(name.lower()) if known is None and name != name.lower() else known
 
 
-def unit_of_score(name: str, unit: str) -> str | None:
-    """Return the unit of a score of targets in a unit: "" if it has none, None if unknown.
+def axis_of_score(name: str, unit: str = "") -> str:
+    """Return the axis that a score is drawn on, with its unit if targets have a unit.
 
-    The name may have a prefix such as ``val_``.
+    ``error (Ah)``, ``squared error (Ah²)``, or ``score`` of those without a unit; its own name if
+    it is unknown. The name may have a prefix, such as ``val_rmse``.
     """
-    full = {**{v: v for v in _SHORT.values()}, **_SHORT}
-    known = next((full[k] for k in full if name == k or name.endswith(("_" + k, "." + k))), name)
-    if known == "mean_squared_error":
-        return unit and f"({unit})²" if " " in unit or "/" in unit else unit and f"{unit}²"
-    if known in full.values() or name.endswith(("median_absolute_error", "max_error")):
-        return unit
-    sizes = ("loss", "deviance", "error", "_gap")
-    shares = ("accuracy", "f1", "auc", "precision", "recall", "r2", "score", "corrcoef", "index")
-    is_score = any(share in name for share in shares) and not name.endswith(sizes)
-    return "" if is_score else None
+    full = next((_SHORT[k] for k in _SHORT if _ends(name, k)), name)
+    if _ends(full, "mean_squared_error") and not _ends(full, "root_mean_squared_error"):
+        square = f"({unit})²" if set(unit) & set(" /·*") else f"{unit}²"
+        return f"squared error{unit and f' ({square})'}"
+    if any(_ends(full, error) for error in _ERRORS):
+        return f"error{unit and f' ({unit})'}"
+    return "score" if any(share in name.lower() for share in _SHARES) else name
+
+
+def _ends(name: str, end: str) -> bool:
+    return name == end or name.endswith((f"_{end}", f".{end}"))
 
 
 def name_of_score(score: str | Callable[..., Any]) -> str:

@@ -96,9 +96,7 @@ class ImportanceTable(pd.DataFrame):
         shown = self.sort_values("mean", ascending=False, kind="stable").head(n_largest)
         parts = zip(shown["column"], shown["element"], shown["values"], strict=True)
         values = {c if pd.isna(e) else f"{c}[{e}]": drops for c, e, drops in parts}
-        metric, unit = self.attrs["metric"], self.attrs["unit"]
-        change = "decrease" if self.attrs["greater_is_better"] else "increase"
-        label = f"{change} of {metric}{unit and f' ({unit})'} when permuted"
+        label = self.attrs["label"]
         if len(self) > len(shown):
             label += f"\n{len(shown)} largest of {len(self)}"
         return bars(values, x=label, title=title, path=path)

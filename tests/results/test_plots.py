@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 import modularml as mm
 from modularml.errors import ConfigError, DataError, UnknownNameError
+from modularml.results.scores import axis_of_score
 
 pytest.importorskip("matplotlib")
 torch = pytest.importorskip("torch")
@@ -340,3 +341,74 @@ def test_tables_that_have_no_rows():
     with pytest.raises(UnknownNameError, match="unknown node 'nett'"):
         table.plot(node="nett")
     assert type(table[["rmse"]]) is not type(table)
+
+
+def net_of_numbers(recording="all", n_epochs=6, **options):
+    own = mm.Experiment("e", audit="off", seed=0)
+    columns = {"x": X, "capacity": Y.astype("f4"), "cell": CELL}
+    fs = mm.FeatureSet.from_dict("fs", columns, "x", "capacity", "cell", unit={"capacity": "Ah"})
+    fs.add_split(fs.take(np.arange(0, N, 2), label="train"))
+    fs.add_split(fs.take(TEST, label="test"))
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 1))
+    schedule = mm.LRSchedule("ExponentialLR", schedule_kwargs={"gamma": 0.1})
+    optimizer = mm.Optimizer("sgd", opt_kwargs={"lr": 0.1}, schedule=schedule)
+    mm.ModelGraph([mm.ModelNode("net", net, fs)], optimizer)
+    loss = mm.AppliedLoss(mm.Loss("mse"), "net", ["outputs", "targets"])
+    evaluation = mm.Evaluation.from_split("val", split="test", metrics=["rmse", "mse", "r2"])
+    phase = mm.TrainPhase.from_split(
+        "train", split="train", sampler=mm.samplers.SimpleSampler(batch_size=15), losses=[loss],
+        n_epochs=n_epochs, result_recording=recording,
+        callbacks=[evaluation, mm.callbacks.LearningRateMonitor(), *options.get("callbacks", [])],
+    )  # fmt: skip
+    return own.run_phase(phase, **QUIET)
+
+
+def test_training_has_an_axis_for_each_unit(tmp_path):
+    stop = mm.EarlyStopping(
+        monitor="val_r2", mode="max", patience=1, min_delta=9.0, restore_best=True
+    )
+    results = net_of_numbers(callbacks=[stop])
+    figure = results.plot(path=tmp_path / "train.png")
+    frame = results.to_pandas()
+    drawn = {axes.get_ylabel(): axes for axes in figure.axes}
+    assert list(drawn) == [
+        "loss", "error (Ah)", "squared error (Ah²)", "score", "learning rate",
+    ]  # fmt: skip
+    for label, name in zip(
+        drawn, ["train_loss", "val_rmse", "val_mse", "val_r2", "lr"], strict=True
+    ):
+        line = drawn[label].lines[0]
+        np.testing.assert_allclose(line.get_data(), [frame.index, frame[name]])
+    assert results.kept_epoch == 0
+    for axes in figure.axes:
+        assert axes.get_legend().get_texts()[-1].get_text() == "kept epoch 0"
+        assert list(axes.lines[-1].get_xdata()) == [0, 0]
+
+
+def test_rates_that_span_decades_are_on_a_log_scale():
+    figure = net_of_numbers(recording="none").plot(title="mine")
+    labels = [axes.get_ylabel() for axes in figure.axes]
+    assert "error" in labels, "without recorded steps the unit is unknown"
+    assert figure.axes[-1].get_yscale() == "log"
+    assert figure.get_suptitle() == "mine"
+    with pytest.raises(DataError, match="nothing to draw"):
+        mm.results.TrainResults("empty").plot()
+
+
+@pytest.mark.parametrize(
+    ("name", "axis"),
+    [
+        ("rmse", "error (km/h)"),
+        ("val_mean_absolute_error", "error (km/h)"),
+        ("neg_mean_squared_error", "squared error ((km/h)²)"),
+        ("neg_root_mean_squared_error", "error (km/h)"),
+        ("head.r2", "score"),
+        ("balanced_accuracy", "score"),
+        ("roc_auc", "score"),
+        ("mape", "mape"),
+        ("gap", "gap"),
+    ],
+)
+def test_axes_of_scores(name, axis):
+    assert axis_of_score(name, "km/h") == axis
+    assert axis_of_score("rmse") == "error"
