@@ -26,6 +26,7 @@ MODULES = [
     "modularml.callbacks",
     "modularml.strategies",
     "modularml.space",
+    "modularml.sklearn",
     "modularml.results",
     "modularml.io",
     "modularml.plotting",

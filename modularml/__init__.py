@@ -26,6 +26,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
         "runner",
         "samplers",
         "scalers",
+        "sklearn",
         "space",
         "splitters",
         "strategies",

@@ -240,9 +240,11 @@ def _target_shape(flow: ColumnLineage, *, numbers: bool = True) -> Shape | None:
 
 
 def _labels(flow: ColumnLineage) -> Any:
-    """Return every value of the target columns, sorted."""
+    """Return every value of the target columns, sorted; None if rows are missing."""
     sources = source_columns_of(flow)
     columns = [(leaf.source.ref.resolve().collection, n) for leaf in sources for n in leaf.columns]
+    if any(table.n_absent for table, _ in columns):
+        return None
     return np.unique(np.concatenate([np.unique(table.numpy(name)) for table, name in columns]))
 
 

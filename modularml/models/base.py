@@ -119,7 +119,7 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
         """Whether it was passed with weights, which the constructor's arguments lack."""
         return False
 
-    def expect_targets(self, shape: Shape | None, labels: Callable[[], Array]) -> None:
+    def expect_targets(self, shape: Shape | None, labels: Callable[[], Array | None]) -> None:
         """Receive the shape and labels of targets, before `build`; ignored by default.
 
         Parameters
@@ -127,7 +127,7 @@ class BaseModel(Configurable, Stateful, Saveable, ABC):
         shape : tuple of int or None
             Of one sample; None without targets.
         labels : callable
-            Returns every value of the target column, sorted.
+            Returns every value of the target column, sorted; None if its rows are missing.
         """
 
     def declared_input(self, shape: Shape) -> Shape | None:

@@ -146,15 +146,16 @@ class ScikitModelWrapper(BaseModel):
             return False
         return True
 
-    def expect_targets(self, shape: Shape | None, labels: Callable[[], Array]) -> None:
+    def expect_targets(self, shape: Shape | None, labels: Callable[[], Array | None]) -> None:
         """Record the shape of targets, and for a classifier all labels."""
         if shape is None and is_supervised(self.inner) and not self.is_fitted:
             raise ShapeError(
                 f"{self.shown_name} needs targets; add them to the FeatureSet reference"
             )
         self._target_shape = shape
-        if shape is not None and is_classifier(self.inner) and math.prod(shape) == 1:
-            self._labels = all_labels(labels(), getattr(self.inner, "classes_", None))
+        of_classes = shape is not None and is_classifier(self.inner) and math.prod(shape) == 1
+        if of_classes and (known := labels()) is not None:
+            self._labels = all_labels(known, getattr(self.inner, "classes_", None))
 
     def expect_place(self, place: Place) -> None:
         """Choose the output method by the position in the graph, and check the inputs.

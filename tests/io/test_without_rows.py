@@ -80,6 +80,23 @@ def test_it_predicts_in_a_new_process(what, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["graph", "experiment"])
+def test_a_classifier_of_scikit_learn_knows_its_classes(what, tmp_path):
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    data = columns()
+    fs = rows_of(data | {"y": data["y"] > np.median(data["y"])})
+    fs.fit_transform("LabelEncoder", domain="targets")
+    fs.split_random({"train": 1.0})
+    mml.ModelGraph([mml.ModelNode("net", linear_model.LogisticRegression(max_iter=2000), fs)])
+    experiment = mml.Experiment.from_active_context("e", audit="off")
+    experiment.run_phase(mml.FitPhase.from_split("fit", split="train"))
+    cls, path = save(what, experiment, tmp_path / "f")
+    with mml.ExperimentContext().activate():
+        loaded = cls.load(path)
+        assert np.array_equal(loaded.predict(NEW), experiment.predict(NEW))
+        assert loaded.predict(NEW, decode=True).dtype == bool
+
+
+@pytest.mark.parametrize("what", ["graph", "experiment"])
 @pytest.mark.parametrize("form", ["dict", "pandas", "array", "known rows"])
 def test_every_form_of_rows(what, form, tmp_path):
     pd = pytest.importorskip("pandas")
