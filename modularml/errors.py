@@ -100,12 +100,23 @@ class UnknownNameError(ModularMLError, KeyError, ValueError):
         All accepted names.
     hint : str
         Next step, appended to the message.
+    meant : iterable of str
+        Names that are listed instead of the closest ones, where there are any.
     """
 
-    def __init__(self, kind: str, name: object, known: Iterable[str], hint: str = "") -> None:
+    def __init__(
+        self,
+        kind: str,
+        name: object,
+        known: Iterable[str],
+        hint: str = "",
+        *,
+        meant: Iterable[str] = (),
+    ) -> None:
         self.kind, self.name, self.known = kind, name, [str(k) for k in known]
         what, of, whose = kind.partition(" of ")
-        near = closest(name, self.known)
+        shown = ", ".join(map(repr, meant))
+        near = f"did you mean {shown}?" if shown else closest(name, self.known)
         end = " " if near.endswith("?") else ". "
         super().__init__(f"unknown {what} {name!r}{of}{whose}; {near}{hint and end + hint}")
 

@@ -527,7 +527,9 @@ def test_a_storage_that_holds_another_sweep_is_refused(tmp_path, change, named):
         change = {"own": world_again(**more)}
     else:
         change = {"own": world_again(), **change}
-    with pytest.raises(ConfigError, match=rf"another sweep: {named} differ; choose another label="):
+    with pytest.raises(
+        ConfigError, match=rf"another sweep: its {named} differs?; choose another label="
+    ):
         sweep(**change, storage=storage).run(resume=True, show_progress=False)
     other = sweep(**change, storage=storage, label="other").run(show_progress=False)
     assert len(other) == len(other.study.trials)
@@ -929,6 +931,15 @@ def test_results_show_themselves():
     ("kwargs", "error", "match"),
     [
         ({"space": {"graph.optimizer.rl": [1]}}, UnknownNameError, "graph.optimizer.lr"),
+        (
+            {"space": {"optimizer.learning_rate": [1]}},
+            UnknownNameError,
+            r"unknown setting 'optimizer.learning_rate'; did you mean 'graph.optimizer.lr'\?",
+        ),
+        ({"space": {"lr": [1]}}, UnknownNameError, r"did you mean 'graph.optimizer.lr'\?"),
+        ({"space": {LR: (1e-4, 1e-1)}}, ConfigError, r"log_float for a range, or the list \["),
+        ({"space": {"seed": [1, "a"]}}, ConfigError, "seed must be an int of at least 0, got 'a'"),
+        ({"space": {"seed": [-1]}}, ConfigError, "seed must be an int of at least 0"),
         ({"space": {}}, ConfigError, "dict of config paths"),
         ({"space": {LR: 0.1}}, ConfigError, "must be a list"),
         ({"space": {LR: []}}, ConfigError, "at least one value"),
@@ -964,11 +975,17 @@ def test_bad_arguments_are_refused_before_the_first_trial(kwargs, error, match):
         sweep(own, **kwargs)
 
 
+@pytest.mark.parametrize("value", [None, "high", np.ones(3)])
+def test_an_objective_must_be_a_number(value):
+    with pytest.raises(ExecutionError, match=f"must return a number, got a {type(value).__name__}"):
+        run(space={LR: [0.01]}, objective=lambda experiment: value)
+
+
 def test_an_experiment_needs_a_space_and_a_function_none():
     own = world(stops=False)
     with pytest.raises(ConfigError, match="space is needed"):
         mml.Sweep(own)
-    with pytest.raises(ConfigError, match="omit space"):
+    with pytest.raises(ConfigError, match="Got a function and a space"):
         mml.Sweep(build, GRID)
     with pytest.raises(ConfigError, match="omit n_jobs"):
         mml.Sweep(build, n_trials=2, n_jobs=2)

@@ -69,7 +69,8 @@ def check_identity(
     parts = known["parts"]
     names = sorted(n for n in parts.keys() | identity.keys() if parts.get(n) != identity.get(n))
     if names:
-        raise ConfigError(f"{where} another sweep: {', '.join(names)} differ; {how}")
+        differ = "differ" if len(names) > 1 else "differs"
+        raise ConfigError(f"{where} another sweep: its {', '.join(names)} {differ}; {how}")
     if n_trials and not resume:
         raise ConfigError(
             f"{where} {n_trials} trials of this sweep; run(resume=True) does what is missing. To "

@@ -107,7 +107,14 @@ class Objective(Checked):
         """Return the objective of an experiment that has run, NaN included."""
         if not isinstance(self.source, str):
             with experiment.ctx.activate():
-                return float(self.source(experiment))
+                value = self.source(experiment)
+            try:
+                return float(value)
+            except (TypeError, ValueError):
+                raise ConfigError(
+                    f"objective {self.name!r} must return a number, got a {type(value).__name__} "
+                    f"({value!r:.60})"
+                ) from None
         values, groups, _ = logged_figures({"trial": experiment.history[-1].results}, "kept")
         found = dict(values.get("trial", {}))
         found |= {f"{name}[{group}]": value for _, name, group, value in groups}

@@ -231,6 +231,11 @@ def as_space(space: Any) -> dict[str, Dimension]:
             raise ConfigError(f"paths of a space must be strings, got {path!r}")
         if isinstance(values, Float | Int | Choice):
             dimensions[path] = values
+        elif isinstance(values, tuple) and len(values) == 2 and all(map(_is_number, values)):
+            raise ConfigError(
+                f"space[{path!r}] = {values!r} may be a range or two values: pass "
+                f"mml.space.float_, int_ or log_float for a range, or the list {list(values)!r}"
+            )
         elif isinstance(values, list | tuple):
             dimensions[path] = choice(values)
         else:
@@ -248,6 +253,10 @@ def _check_bounds(name: str, low: Any, high: Any, kind: type) -> None:
             raise ConfigError(f"the bounds of {name} must be {what}, got {low!r} and {high!r}")
     if low > high:
         raise ConfigError(f"{name} needs low <= high, got {low!r} and {high!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _is_numpy(value: Any) -> bool:

@@ -115,8 +115,9 @@ def open_study(storage: Any, label: str, direction: str, sampler: Any, pruner: A
                 optuna.delete_study(study_name=label, storage=arguments["storage"])
                 study = optuna.create_study(**arguments)
         except Exception as error:
+            reason = str(error).partition("\n")[0]  # the SQL follows
             raise ConfigError(
-                f"storage={storage!r} cannot be opened: {type(error).__name__}: {error}"
+                f"storage={storage!r} cannot be opened: {type(error).__name__}: {reason}"
             ) from error
     return study
 

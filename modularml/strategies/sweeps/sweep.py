@@ -392,7 +392,10 @@ def _experiment_or_build(
             f"experiment_or_build must be an Experiment or a function of a trial, got {value!r:.80}"
         )
     if space is not None:
-        raise ConfigError("a function suggests its own values; omit space, or pass an Experiment")
+        raise ConfigError(
+            "a space needs an Experiment, whose settings it names; a function of the trial "
+            f"suggests its own values, without space. Got a {type(value).__name__} and a space"
+        )
     if _count_workers(n_jobs) > 1:
         raise ConfigError(
             "n_jobs needs an experiment and a space of config paths, as a function builds its "

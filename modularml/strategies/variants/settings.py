@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from modularml.backends import Backend, adapter_for
@@ -146,7 +148,9 @@ def check_paths(
     for path, values in changes.items():
         if path not in settings:
             _refuse_object(experiment, path)
-            raise UnknownNameError("setting", path, settings)
+            raise UnknownNameError("setting", path, settings, meant=_meant(path, settings))
+        if path == "seed":
+            _check_seeds(values)
         within = [other for other in changes if _is_within(other, path, settings)]
         is_name = path.endswith("optimizer") and all(isinstance(value, str) for value in values)
         if within and not is_name:
@@ -156,6 +160,34 @@ def check_paths(
                 + (", or give optimizers by name" if path.endswith("optimizer") else "")
             )
         _refuse_frozen(experiment, path, settings[path], refits=refits)
+
+
+def _check_seeds(values: Iterable[Any]) -> None:
+    for value in values:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
+            raise ConfigError(f"seed must be an int of at least 0, got {value!r:.40}")
+
+
+_OTHER_NAMES = {
+    "learning_rate": "lr",
+    "epochs": "n_epochs",
+    "max_epochs": "n_epochs",
+    "units": "hidden_dim",
+    "hidden_size": "hidden_dim",
+}
+"""Names of other libraries for settings."""
+
+
+def _meant(path: str, settings: Iterable[str]) -> list[str]:
+    """Return the settings of the same last name elsewhere, the most similar paths first."""
+    above, _, last = path.rpartition(".")
+    last = _OTHER_NAMES.get(last, last)
+    same = [name for name in settings if name.rpartition(".")[2] == last]
+
+    def likeness(name: str) -> float:
+        return difflib.SequenceMatcher(None, name.rpartition(".")[0], above).ratio()
+
+    return sorted(same, key=likeness, reverse=True)[:3]
 
 
 def _is_within(other: str, path: str, settings: Mapping[str, list[Setting]]) -> bool:
