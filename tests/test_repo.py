@@ -210,6 +210,16 @@ def test_there_are_notebooks() -> None:
     assert NOTEBOOKS
 
 
+def test_tutorials_are_short() -> None:
+    tutorials = [path for path in NOTEBOOKS if "_tutorial_" in path.name]
+    assert tutorials
+    for path in tutorials:
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        code = [line for c in cells if c["cell_type"] == "code" for line in c["source"]]
+        lines = [line for line in code if line.strip() and not line.strip().startswith("#")]
+        assert len(lines) <= 50, f"{path.name} has {len(lines)} lines of code"
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs_top_to_bottom(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -6,11 +6,15 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from modularml._typing import Columns
 from modularml.data.access import SampleCollectionMixin
+from modularml.data.joining import link_by, table_of
 from modularml.data.merging import JoinKey, merged
 from modularml.data.windowing import windows_of
-from modularml.errors import ConfigError
+from modularml.errors import ConfigError, DataError
 
 __all__ = ["DerivedSetsMixin"]
 
@@ -121,6 +125,61 @@ class DerivedSetsMixin(SampleCollectionMixin):
         )
         source, name = self._source(), label or f"{self._name}_windows"
         return type(source)(name, collection, register=register)
+
+    def split_like(self, other: Any, on: str | Mapping[str, str]) -> None:
+        """Split the rows as the rows of another set that have the same key.
+
+        Machine facts get the splits of the windows of these machines, so that scalers of both
+        learn from the same machines. Rows whose key is in no split of `other` are in none.
+
+        Parameters
+        ----------
+        other : FeatureSet
+            Its splits are taken over by name.
+        on : str or dict of str to str
+            Column whose values are equal in both; a dict maps the column of this set to that of
+            `other`.
+
+        Raises
+        ------
+        ConfigError
+            If `on` is not one column, or `other` has no splits.
+        DataError
+            If no row has a key of a split.
+
+        Examples
+        --------
+        >>> from modularml import FeatureSet
+        >>> rows = FeatureSet.from_dict(
+        ...     "rows", {"v": [1, 2, 3], "m": ["a", "b", "b"]}, "v", [], "m", register=False
+        ... )
+        >>> facts = FeatureSet.from_dict(
+        ...     "facts", {"m": ["b", "a"], "age": [7, 9]}, "age", [], "m", register=False
+        ... )
+        >>> rows.split_by_condition({"train": {"m": "b"}, "test": {"m": "a"}})
+        >>> facts.split_like(rows, on="m")
+        >>> facts["train"].get_features()["age"].tolist()
+        [7]
+        """
+        pairs = {on: on} if isinstance(on, str) else dict(on)
+        if len(pairs) != 1:
+            raise ConfigError(f"on must be one column that both sets have, got {on!r}")
+        splits = getattr(other, "splits", None)
+        if not splits:
+            raise ConfigError(
+                f"other must be a FeatureSet with splits, got {other!r}; split it first"
+            )
+        ((own, theirs),) = pairs.items()
+        tables = [table_of(self.to_view()), table_of(other.to_view())]
+        matches = link_by(tables, (0, 1), (own, theirs))
+        conditions = {}
+        for name, part in splits.items():
+            keys = matches.keys[1].take(pa.array(part.valid_indices))
+            conditions[name] = {own: pc.unique(keys.drop_null()).to_pylist()}
+        if (matches.find(0) < 0).all():
+            raise DataError(f"no row of {self._name!r} has a value of {on!r} in {other.label!r}")
+        rows: Any = self
+        rows.split_by_condition(conditions)
 
     def join(
         self,

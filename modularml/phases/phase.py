@@ -16,7 +16,7 @@ from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.batch_schedule import BatchSchedulingPolicy
 from modularml.engine.binding import InputBinding, bind, binding_for, keep_keys, roles_of
 from modularml.engine.callback import Callback
-from modularml.errors import ConfigError, GraphError, RegistrationError
+from modularml.errors import ConfigError, GraphError, RegistrationError, UnknownNameError
 from modularml.graph.files import ContextYaml
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.node import GraphNode
@@ -305,7 +305,10 @@ def bindings_from_split(
         if node_id not in running:
             continue
         for ref in node.feature_refs:
-            ref.resolve().get_split(split)
+            fs = ref.resolve()
+            if split not in fs.splits:
+                hint = f"{fs.label}.split_like(other, on=) gives it the splits of another set"
+                raise UnknownNameError(f"split of {fs.label!r}", split, fs.splits, hint)
             bindings.append(InputBinding(node_id, ref, split, sampler))
     return bindings
 

@@ -272,3 +272,42 @@ def test_views_are_those_of_the_set_that_is_asked(fs):
         assert own.to_view().source is own
     fs.label = "renamed"
     assert fs.to_view().label == "renamed"
+
+
+class TestSplitLike:
+    def sets(self, keys=("c", "a", "b", "d")):
+        rows = {"v": np.arange(6.0), "m": list("aabbcc"), "y": np.arange(6.0)}
+        windows = FeatureSet.from_dict("w", rows, "v", "y", "m", register=False)
+        facts = {"age": np.arange(float(len(keys))), "machine": list(keys)}
+        return windows, FeatureSet.from_dict("f", facts, "age", [], "machine", register=False)
+
+    def test_facts_get_the_splits_of_their_rows(self):
+        windows, facts = self.sets()
+        windows.split_random({"train": 0.67, "test": 0.33}, group_by="m", seed=0)
+        facts.split_like(windows, on={"machine": "m"})
+        for name in ("train", "test"):
+            want = set(windows[name].get_tags()["m"])
+            assert set(facts[name].get_tags()["machine"]) == want
+        assert "d" not in {m for part in facts.splits.values() for m in part.get_tags()["machine"]}
+        again = facts.copy(label="again", restore_splits=True)
+        assert again["train"].indices.tolist() == facts["train"].indices.tolist()
+
+    def test_parts_that_share_a_key_overlap_and_are_warned_of(self):
+        windows, facts = self.sets()
+        windows.add_split(windows.take([0, 2], label="past"))
+        windows.add_split(windows.take([1, 3], label="future"))
+        with pytest.warns(UserWarning, match=r"past.*future"):
+            facts.split_like(windows, on={"machine": "m"})
+
+    def test_bad_input(self):
+        windows, facts = self.sets()
+        with pytest.raises(ConfigError, match=r"with splits.*split it first"):
+            facts.split_like(windows, on={"machine": "m"})
+        windows.split_random({"all": 1.0})
+        with pytest.raises(ConfigError, match="on must be one column"):
+            facts.split_like(windows, on={"machine": "m", "age": "v"})
+        with pytest.raises(DataError, match="'f' has no column 'm'"):
+            facts.split_like(windows, on="m")
+        with pytest.raises(DataError, match="no row of 'f' has a value"):
+            self.sets(keys="xyz")[1].split_like(windows, on={"machine": "m"})
+        assert facts.available_splits == []
