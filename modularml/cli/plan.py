@@ -54,6 +54,10 @@ class Plan:
             path = path[:-1]
         return self._marks.get(path, self.name)
 
+    def __contains__(self, path: Where) -> bool:
+        """Tell whether a value was written at a path."""
+        return path in self._marks
+
     def error(self, path: Where, message: object, *, key: bool = False) -> PlanError:
         """Return an error that names a position."""
         return PlanError(f"{self.where(path, key=key)}: {message}")
@@ -93,7 +97,7 @@ class Plan:
 
     def complete(self) -> None:
         """Name the classes that follow from their place, and fill in what from_config needs."""
-        if "experiment" in self.tree:
+        if isinstance(self.tree.get("experiment"), dict):
             self.tree["experiment"] = completed(self.tree["experiment"], self.allow_import)
 
     def change(self, assignment: str) -> None:
@@ -160,7 +164,8 @@ def _read(source: str) -> tuple[Any, Any, str, Path]:
 def _places(plan: Plan, tree: Any, parts: list[str], path: Where, asked: str) -> Any:
     """Yield the dict or list, the key and the path of each value that a setting names."""
     part, rest = parts[0], parts[1:]
-    inside = tree["params"] if isinstance(tree, dict) and "$type" in tree else tree
+    tagged = isinstance(tree, dict) and ("$type" in tree or "$estimator" in tree)
+    inside = tree["params"] if tagged else tree
     cls = find_class(tree, plan.allow_import)
     if part == "sampler" and isinstance(inside, dict) and inside.get("input_sources"):
         for i, source in enumerate(inside["input_sources"]):
@@ -176,6 +181,8 @@ def _places(plan: Plan, tree: Any, parts: list[str], path: Where, asked: str) ->
     else:
         key = None
     if key is not None and not rest:
+        if tagged and key in tree.get("defaults", ()):  # of an estimator that to_yaml wrote
+            tree["defaults"].remove(key)
         yield inside, key, (*path, key)
     elif key is not None and (isinstance(inside, list) or key in inside):
         yield from _places(plan, inside[key], rest, (*path, key), asked)
@@ -191,7 +198,12 @@ def _places(plan: Plan, tree: Any, parts: list[str], path: Where, asked: str) ->
 
 def _label_of(item: Any) -> str:
     inside = item.get("params", item) if isinstance(item, dict) else {}
-    return str(inside.get("label") or "") if isinstance(inside, dict) else ""
+    if not isinstance(inside, dict):
+        return ""
+    loss = inside.get("loss")
+    if "on" in inside and not inside.get("label") and isinstance(loss, dict):
+        return f"{loss.get('params', {}).get('loss')}_{inside['on']}"  # its default
+    return str(inside.get("label") or "")
 
 
 def _shown(path: Where) -> str:

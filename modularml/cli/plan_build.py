@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from modularml.config import decode, names_mean
 from modularml.context import ExperimentContext
 from modularml.data.featureset import FeatureSet
 from modularml.data.sections import apply_split, fit_scaler, moved, read_rows, relative
-from modularml.errors import ModularMLError, PlanError
+from modularml.errors import ModularMLError, PlanError, UnknownNameError
 from modularml.experiment import Experiment
 from modularml.io.classes import Resolver, names_in
 from modularml.io.randomness import unchanged_randomness
@@ -64,19 +65,26 @@ def build_experiment(plan: Plan, sets: dict[str, FeatureSet]) -> Experiment:
         tree = _expanded(plan, plan.tree["experiment"], sets)
         text = dump_yaml(tree)
         try:
-            with unchanged_randomness(), ExperimentContext().activate():
-                for fs in sets.values():
-                    fs.copy(
-                        label=fs.label, restore_splits=True, restore_scalers=True, register=True
-                    )
-                graph = Experiment.from_yaml(text, allow_import=plan.allow_import).model_graph
-                if graph is not None:
-                    graph.build()
+            _build_copy(plan, text, sets)
             return Experiment.from_yaml(text, allow_import=plan.allow_import)
         except ModularMLError as error:
             cause = error.__cause__ or error  # what came before the text of a file's reader
             at = _find(tree, getattr(cause, "of_config", None), path)
             raise plan.error(at or path, cause) from error
+
+
+def _build_copy(plan: Plan, text: str, sets: Mapping[str, FeatureSet]) -> None:
+    """Build an experiment and its graph, and look for what is bound to fail in a run."""
+    quiet = warnings.catch_warnings(action="ignore")  # the run itself warns
+    with quiet, unchanged_randomness(), ExperimentContext().activate():
+        for fs in sets.values():
+            fs.copy(label=fs.label, restore_splits=True, restore_scalers=True, register=True)
+        experiment = Experiment.from_yaml(text, allow_import=plan.allow_import)
+        if experiment.model_graph is not None:
+            experiment.model_graph.build()
+        for phase in experiment.execution_plan.flatten():
+            for callback in phase.callbacks:
+                callback.check_ready(experiment, phase)
 
 
 def build_folds(plan: Plan, experiment: Experiment) -> CrossValidation:
@@ -171,8 +179,37 @@ def _expanded(plan: Plan, tree: Any, sets: dict[str, FeatureSet]) -> Any:
                 params[name] = _reference(params[name], sets)
                 heads += [(params["label"], ref) for ref in _feature_refs(params[name])]
     phases = experiment["params"]["execution_plan"]["params"]["phases"]
-    _bind(plan, phases, heads, ("experiment", "execution_plan", "phases"))
+    at: Where = ("experiment", "execution_plan", "phases")
+    _bind(plan, phases, heads, at)
+    _check_splits(plan, phases, _known_splits(plan, sets), at)
     return experiment
+
+
+def _known_splits(plan: Plan, sets: Mapping[str, FeatureSet]) -> dict[str, list[str]]:
+    """Return the splits of each set, and those that its folds will have."""
+    known = {label: list(fs.available_splits) for label, fs in sets.items()}
+    for binding in plan.tree.get("folds", {}).get("bindings", ()):
+        for side in ("train", "val", "stop"):
+            name = binding.get(f"{side}_split_name", side)
+            known.setdefault(binding["fs"], []).append(name)
+    return known
+
+
+def _check_splits(plan: Plan, tree: Any, known: Mapping[str, list[str]], path: Where) -> None:
+    """Refuse bindings to splits that do not exist."""
+    if isinstance(tree, dict) and tree.get("$type") == "InputBinding":
+        split, ref = tree["params"].get("split"), tree["params"]["upstream_ref"]
+        label = str(ref["params"].get("node_label")) if isinstance(ref, dict) else ""
+        if split is not None and label in known and split not in known[label]:
+            at = path[:-2] if (*path, "split") not in plan else path
+            raise plan.error(
+                (*at, "split"), UnknownNameError(f"split of {label!r}", split, known[label])
+            )
+    inside = tree.get("params", tree) if isinstance(tree, dict) else tree
+    if isinstance(inside, dict | list):
+        items = inside.items() if isinstance(inside, dict) else enumerate(inside)
+        for key, item in items:
+            _check_splits(plan, item, known, (*path, key))
 
 
 def _reference(value: Any, sets: dict[str, FeatureSet]) -> Any:

@@ -14,8 +14,8 @@ from modularml.config import config_registry
 from modularml.data.csv_files import ENDINGS
 from modularml.data.paths import files_of
 from modularml.data.sections import DOMAIN_KEYS, SOURCES
-from modularml.errors import ModularMLError, PlanError, closest
-from modularml.io.classes import known_names
+from modularml.errors import MMLError, ModularMLError, PlanError, closest
+from modularml.io.classes import Resolver, known_names, names_in
 
 __all__ = ["check_plan"]
 
@@ -37,8 +37,7 @@ def check_plan(plan: Plan) -> None:
         One line for each mistake: ``file:line:column: message``.
     """
     problems = list(_Checker(plan).problems(plan.tree))
-    if not problems:
-        problems = list(_of_tables(plan))
+    problems = problems or [*_of_names(plan), *_of_tables(plan)]
     if problems:
         lines = dict.fromkeys(f"{plan.where(p.path, key=p.key)}: {p.message}" for p in problems)
         raise PlanError("\n".join(lines))
@@ -113,8 +112,12 @@ class _Checker:
         """Yield the mistakes by the option that comes closest."""
         refs = [o["$ref"].rpartition("/")[2] for o in options if "$ref" in o]
         plain = [o for o in options if "$ref" not in o and _fits(value, o)]
-        if len(plain) > 1 and isinstance(value, dict):  # tables: by their source
-            plain = [o for o in plain if set(o.get("required", ())) <= set(value)][:1] or plain[:1]
+        if len(plain) > 1 and isinstance(value, dict):  # as tables, which differ in their source
+            keys = [key for o in plain for key in o.get("required", ())]
+            plain = [o for o in plain if set(o.get("required", ())) <= set(value)]
+            if len(plain) != 1:
+                yield Problem(path, f"needs one of the keys {', '.join(map(repr, keys))}")
+                return
         if plain:
             found = [list(self._plain(value, option, path)) for option in plain]
             yield from min(found, key=len)
@@ -198,7 +201,31 @@ def _shown(value: Any) -> str:
     return "null" if value is None else f"{value!r:.60}"
 
 
-# -- files and columns ---------------------------------------------------------------------------
+# -- names, files and columns ------------------------------------------------------------------
+
+
+def _of_names(plan: Plan) -> Iterator[Problem]:
+    """Yield the classes and functions that a plan may not name, or that are not there."""
+    resolver = Resolver(Path(plan.name), [], None, plan.allow_import)
+    for role, name in names_in(plan.tree):
+        try:
+            resolver.resolve([(role, name)])
+        except MMLError as error:
+            message = f"{error.problem}; a plan names classes of modularml and of the frameworks, "
+            message += "or of a module that you allow by --allow-import"
+            yield Problem(_path_of(plan.tree, name, ()) or (), message)
+
+
+def _path_of(tree: Any, name: str, path: Where) -> Where | None:
+    """Return the path of the value that holds a name."""
+    if isinstance(tree, dict) and name in map(str, tree.values()):
+        return path
+    if not isinstance(tree, dict | list):
+        return None
+    inside = tree.get("params", tree) if isinstance(tree, dict) and "$type" in tree else tree
+    items = inside.items() if isinstance(inside, dict) else enumerate(inside)
+    found = (_path_of(item, name, (*path, key)) for key, item in items)
+    return next((at for at in found if at is not None), None)
 
 
 def _of_tables(plan: Plan) -> Iterator[Problem]:
@@ -227,13 +254,14 @@ def _of_files(table: Mapping[str, Any], kind: str, folder: Path, path: Where) ->
     endings = {"csv": ENDINGS, "parquet": (".parquet", ".pq"), "file": (".mml",)}[kind]
     try:
         files = files_of(paths, endings)
-        if kind == "file" or table.get("rename") or table.get("read", {}).get("header", 0) != 0:
-            return
-        names = column_names(files[0], kind, table.get("read", {}))
+        read = table.get("read") or {}
+        if kind == "file" or table.get("rename") or {"header", "names"} & set(read):
+            return  # these names follow from more than the first line
+        names = column_names(files[0], kind, read)
     except ModularMLError as error:
         yield Problem((*path, kind), str(error))
         return
-    known = [*names, *table.get("stack", {}), *filter(None, [table.get("file_as")])]
+    known = [*names, *(table.get("stack") or ()), *filter(None, [table.get("file_as")])]
     known += [part.partition("=")[0] for part in files[0].parent.parts if "=" in part]
     for domain in DOMAIN_KEYS:
         columns = table.get(domain) or []

@@ -75,18 +75,20 @@ def inner_of(cls: type, arguments: Any) -> str | None:
 
 
 @cache
-def _found(name: str, allow_import: tuple[str, ...]) -> Any:
+def _found(role: str, name: str, allow_import: tuple[str, ...]) -> Any:
     resolver = Resolver(Path("plan"), [], None, allow_import)
-    return resolver.resolve([("type", name)])[name]
+    return resolver.resolve([(role, name)])[name]
 
 
 def find_class(tree: Any, allow_import: tuple[str, ...] = ()) -> Any:
     """Return the class of a tagged value; None if it has no tag, or its class is unknown."""
-    name = tree.get("$type") if isinstance(tree, dict) else None
-    if not isinstance(name, str) or name.startswith(ESTIMATORS):
+    tags = tree if isinstance(tree, dict) else {}
+    role = "estimator" if "$estimator" in tags else "type"
+    name = tags.get(f"${role}")
+    if not isinstance(name, str) or (role == "type" and name.startswith(ESTIMATORS)):
         return None
     try:
-        return _found(name, allow_import)
+        return _found(role, name, allow_import)
     except (MMLError, MissingDependencyError):
         return None
 

@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> Reply:
 def _loaded(args: argparse.Namespace) -> Any:
     kind = inspect(args.model)["kind"]
     ensemble = require("modularml.strategies").Ensemble
-    classes: dict[str, Any] = {"exp": Experiment, "mg": ModelGraph, "en": ensemble}
+    classes: dict[str, Any] = {c.__name__: c for c in (Experiment, ModelGraph, ensemble)}
     if kind not in classes:
         raise ConfigError(f"{args.model!r} holds no trained model; pass an .exp.mml or .mg.mml")
     return classes[kind].load(args.model, allow_import=args.allow_import)
