@@ -87,6 +87,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
             "ExperimentCollection",
             "Sweep",
             "SweepResults",
+            "learning_curve",
             "permutation_test_score",
         ],
         "training": ["AppliedLoss", "LRSchedule", "Loss", "Optimizer"],

@@ -110,7 +110,7 @@ def _held_out(cv: CVResults, labels: list[str], options: Options) -> Iterator[Co
     group_by = options.group_by or next(iter(keys), None)
     graph = cv.get_experiment(labels[0]).model_graph
     for node in () if graph is None else graph.tail_nodes.values():
-        parts = {k: v for k, v in cv._compared(node.label).items() if not cv._folds[k].repeat}
+        parts = {k: v for k, v in cv.compared_rows(node.label).items() if not cv._folds[k].repeat}
         name = f"held-out rows, {node.label}"
         yield Compared.of(name, ComparedRows.joined(parts), group_by)
 

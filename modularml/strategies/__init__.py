@@ -7,6 +7,7 @@ import lazy_loader
 
 _HOMES = {
     "comparison.collection": ["ExperimentCollection"],
+    "comparison.learning_curve": ["LearningCurve", "learning_curve"],
     "comparison.permutation_test": ["PermutationTest", "permutation_test_score"],
     "ensembles.ensemble": ["Ensemble"],
     "folds.cross_validation": ["CrossValidation", "FoldFailedWarning", "SelectionWarning"],

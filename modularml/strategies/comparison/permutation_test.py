@@ -174,10 +174,8 @@ def _with_rows_of_targets(collection: SampleCollection, rows: IntArray) -> Sampl
 
 def _score(cv: CrossValidation, metric: Any, flags: dict[str, Any]) -> float:
     """Run the folds anew and return the mean of a score over them."""
-    names = "label phase experiment splitter bindings n_folds seed n_repeats n_jobs timeout search"
-    fresh = type(cv)(**{name: getattr(cv, name) for name in [*names.split(), "stacked"]})
     quiet = {"show_fold_progress": False, "show_training_progress": False, **flags}
-    results = fresh.run(**quiet)
+    results = cv.fresh().run(**quiet)
     name = name_of_score(metric)
     table = results.to_pandas(metrics=[metric])
     columns = [column for column in map(str, table) if column.split(".")[-1] == name]

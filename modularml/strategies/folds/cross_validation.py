@@ -214,6 +214,15 @@ class CrossValidation(Checked):
             selected_on_scored_rows=bool(selected),
         )
 
+    def fresh(self, folds: Sequence[Variant] | None = None) -> CrossValidation:
+        """Return the same cross-validation before it ran, with other folds if given."""
+        names = "label phase experiment splitter bindings n_folds seed n_repeats n_jobs timeout"
+        kept = {name: getattr(self, name) for name in [*names.split(), "search", "stacked"]}
+        new = type(self)(**kept)
+        if folds is not None:
+            new.folds = list(folds)
+        return new
+
     def _warn_of_unused_rows(self, plan: Any) -> None:
         """Warn of `stop_size` if nothing in the plan uses the rows held out by it."""
         stopped = {b.featureset.label: b for b in self.bindings if b.stop_size is not None}

@@ -13,13 +13,9 @@ from modularml._warning import warn
 from modularml.data.batch import as_numpy
 from modularml.data.execution import ExecutionContext, LossRecord
 from modularml.data.selectors import select_one
-from modularml.engine.loop import Display, run_phase
 from modularml.errors import ConfigError, ExecutionError, UnknownNameError
 from modularml.experiment import (
-    EvalPhase,
-    EvalResults,
     Experiment,
-    InputBinding,
     PhaseGroupResults,
     TrainResults,
 )
@@ -30,10 +26,15 @@ from modularml.results.padding import blanked, target_steps
 from modularml.results.phase_results import PhaseResults
 from modularml.results.plots import ComparedRows, plot_rows
 from modularml.results.replicates import Reduce
-from modularml.results.scores import Score, default_score, find_scores
+from modularml.results.scores import Score, default_score
 from modularml.results.series import AxisSeries
 from modularml.splitters.base import key_list
 from modularml.strategies.folds.cv_binding import CVBinding
+from modularml.strategies.folds.held_out import (
+    compared_rows,
+    held_out_results,
+    held_out_scores,
+)
 from modularml.strategies.folds.logged_figures import At, logged_figures
 from modularml.strategies.predictors.predictor import Predictor
 from modularml.strategies.variants.variant import Sides, Variant
@@ -320,7 +321,7 @@ class CVResults:
                 raise ConfigError(
                     "kind draws predictions, not a metric of a phase; omit one of them"
                 )
-            rows = ComparedRows.joined(self._compared(node))
+            rows = ComparedRows.joined(self.compared_rows(node))
             return plot_rows(rows, kind, path=path, **{"title": self.label, **options})
         if node is not None or options:
             raise ConfigError(f"{['node', *options][node is None]} is for kind=; pass it too")
@@ -341,6 +342,10 @@ class CVResults:
         written: Path = require("modularml.report").write_report(self, path, **options)
         return written
 
+    def compared_rows(self, node: str | GraphNode | None = None) -> dict[str, ComparedRows]:
+        """Return held-out targets and outputs by fold, for plots."""
+        return compared_rows(self._experiments, self._folds, node)
+
     def __repr__(self) -> str:
         failed = f", {len(self.failed_folds)} failed" if self.failed_folds else ""
         chosen = ", selected on scored rows" if self.selected_on_scored_rows else ""
@@ -350,20 +355,6 @@ class CVResults:
         return f"<b>{self!r}</b>{self.summary().to_html(float_format='{:.5g}'.format)}"
 
     # -- internals ----------------------------------------------------------------------------
-
-    def _compared(self, node: Any) -> dict[str, ComparedRows]:
-        """Return the held-out rows of each fold, predicted by it."""
-        rows = {}
-        for label, experiment in self._experiments.items():
-            graph: Any = experiment.model_graph
-            tails = [] if graph is None else [graph.get_node(n) for n in graph.tail_nodes]
-            if node is None and len(tails) != 1:
-                raise ConfigError(f"node must be given, there are {[n.label for n in tails]}")
-            name = getattr(tails[0] if node is None else node, "label", node)
-            with experiment.ctx.activate():
-                results = _held_out_results(experiment, self._folds[label], name)
-                rows[label] = results.compared_rows(name)
-        return rows
 
     def _tables(
         self, at: At, metrics: Any = None, group_by: str | None = None, **how: Any
@@ -379,10 +370,8 @@ class CVResults:
             metrics = self._default_metrics()
         if metrics is not None:
             for label, experiment in self._experiments.items():
-                held_out_scores = _held_out_scores(
-                    experiment, self._folds[label], metrics, group_by, how
-                )
-                for name, group, value in held_out_scores:
+                fold = self._folds[label]
+                for name, group, value in held_out_scores(experiment, fold, metrics, group_by, how):
                     if group is None:
                         frame.setdefault(label, {})[name] = value
                     else:
@@ -427,7 +416,7 @@ class CVResults:
     def _predicted(self, label: str, node: str) -> pd.DataFrame:
         experiment, fold = self._experiments[label], self._folds[label]
         with experiment.ctx.activate():
-            ctx = _held_out_results(experiment, fold, node).execution_contexts().one()
+            ctx = held_out_results(experiment, fold, node).execution_contexts().one()
         assert ctx.layout is not None
         node_id = next(i for i, name in ctx.layout.labels.items() if node in (i, name))
         output, target = as_numpy(ctx.output(node_id)), ctx.domain(node_id, "targets")
@@ -463,28 +452,6 @@ class CVResults:
         )
 
 
-def _held_out_results(experiment: Experiment, fold: Variant, node: str) -> EvalResults:
-    """Evaluate the held-out rows of a fold in one step."""
-    graph = experiment.model_graph
-    if graph is None:
-        raise ConfigError(f"experiment {experiment.label!r} has no graph to predict with")
-    graph.get_node(node)
-    sources = []
-    for head in graph._running([node]):
-        for ref in head.feature_refs:
-            if ref.node_label not in fold.sides:
-                raise ConfigError(
-                    f"{ref.node_label!r} has no CVBinding, so no rows of it are held out; pass "
-                    "one in bindings="
-                )
-            split = fold.sides[ref.node_label].val_name
-            sources.append(InputBinding(head.node_id, ref, split))
-    phase = EvalPhase("out_of_fold", input_sources=sources, active_nodes=[node])
-    results = EvalResults("out_of_fold")
-    run_phase(phase, experiment, results, Display())
-    return results
-
-
 def _phase(results: PhaseGroupResults, label: str | None) -> PhaseResults:
     phases = results.flatten()
     if label is None:
@@ -495,27 +462,3 @@ def _phase(results: PhaseGroupResults, label: str | None) -> PhaseResults:
     if label not in phases:
         raise UnknownNameError("phase", label, phases, "Pass phase=")
     return phases[label]
-
-
-def _held_out_scores(
-    experiment: Experiment,
-    fold: Variant,
-    metrics: Any,
-    group_by: str | None,
-    how: Mapping[str, Any] | None = None,
-) -> list[tuple[str, Any, float]]:
-    """Return name, group and value of metrics on the held-out rows of a fold."""
-    graph = experiment.model_graph
-    if graph is None:
-        raise ConfigError(f"experiment {experiment.label!r} has no graph to score")
-    split = next(iter(fold.sides.values())).val_name
-    held_out_scores = []
-    with experiment.ctx.activate():
-        tails = [graph.get_node(node) for node in graph.tail_nodes]
-        for node in tails:
-            results = _held_out_results(experiment, fold, node.label)
-            prefix = f"{split}." if len(tails) == 1 else f"{split}.{node.label}."
-            scores = find_scores(metrics)
-            rows = results.scored(scores, node, group_by=group_by, **(how or {}))
-            held_out_scores += [(prefix + row.score, row.group, row.value) for row in rows]
-    return held_out_scores

@@ -12,7 +12,7 @@ from modularml.errors import ConfigError, MetricNotLoggedError, UnknownNameError
 from modularml.experiment import Experiment, PhaseGroup, TrainPhase
 from modularml.phases.phase import ExperimentPhase
 from modularml.results.scores import find_scores, greater_is_better
-from modularml.strategies.folds.cv_results import _held_out_scores
+from modularml.strategies.folds.held_out import held_out_scores
 from modularml.strategies.folds.logged_figures import logged_figures
 from modularml.strategies.variants.variant import Plan, Variant
 
@@ -131,7 +131,7 @@ class Objective(Checked):
         return self._score(experiment, fold, score)
 
     def _score(self, experiment: Experiment, fold: Variant, score: str) -> float:
-        rows = _held_out_scores(experiment, fold, [score], None)
+        rows = held_out_scores(experiment, fold, [score], None)
         values = {name: value for name, group, value in rows if group is None}
         if len(values) > 1 and self.source not in values:
             raise UnknownNameError("objective", self.source, values)
