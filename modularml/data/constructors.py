@@ -149,7 +149,8 @@ class ConstructorsMixin:
             ``.``, ``:``, ``/`` or ``\``. All other arguments use the new names.
         stack : mapping of str to str or list of str, optional
             Columns to combine into one array column: ``{"voltage": "v*"}`` combines ``v0`` to
-            ``v99`` in natural order (``v2`` before ``v10``).
+            ``v99`` in natural order (``v2`` before ``v10``). Their names become the names of the
+            elements, unless `element_names` gives others.
 
         Raises
         ------

@@ -116,6 +116,7 @@ def from_csv(
         targets,
         tag_keys,
         mask=mask,
+        elements=stacks,
         categories=[
             k for k in wanted if any(is_category(columns[k]) for columns in files.values())
         ],

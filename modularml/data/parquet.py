@@ -92,8 +92,16 @@ def from_parquet(
         )
     parts = [file.whole(read, types) for file in files]
     data = [pa.chunked_array(_chunks(parts, key), types[key]) for key in read]
-    columns = TableColumns(list(read), data.__getitem__).stacked(stack)
-    return from_columns(columns, features, targets, tag_keys, mask=mask, categories=categories)
+    stackable = TableColumns(list(read), data.__getitem__)
+    return from_columns(
+        stackable.stacked(stack),
+        features,
+        targets,
+        tag_keys,
+        mask=mask,
+        categories=categories,
+        elements=stackable.stack_parts(stack),
+    )
 
 
 def _chunks(parts: list[dict[str, Any]], key: str) -> list[pa.Array]:

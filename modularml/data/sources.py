@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +14,7 @@ from modularml.data.columns import to_arrow
 from modularml.data.frames import Rename, Stack, as_columns, column_names
 from modularml.data.grouping import MASK, Grouping
 from modularml.data.mapping import Maps
-from modularml.data.schema import DOMAINS, RAW, check_keys
+from modularml.data.schema import DOMAINS, RAW, check_keys, description_of
 from modularml.errors import DataError, UnknownNameError
 
 __all__ = ["check_lengths", "from_columns", "from_frame", "masks_of"]
@@ -31,13 +31,14 @@ def from_columns(
     mask: str | Mapping[str, str] | None = None,
     sequences: bool = False,
     categories: Iterable[str] = (),
+    elements: Mapping[str, Sequence[str]] | None = None,
 ) -> SampleCollection:
     """Build a collection from columns by key.
 
     Arrays that are not copied must not be modified later. A column of shape ``(n, 1)`` becomes a
     column of scalars, unless it is padded or all columns are `sequences`. `maps` holds the memory
     maps of columns by key. A `mask` in no domain becomes a tag. Categorical columns, and those in
-    `categories`, get the kind ``category``.
+    `categories`, get the kind ``category``; `elements` names the elements of array columns.
 
     Raises
     ------
@@ -68,8 +69,15 @@ def from_columns(
     collection = SampleCollection(pa.table(arrays), maps=mapped)
     specs = (s for s in collection.schema.columns.values() if s.dtype.kind in "biuO")
     names = [s.name for s in specs if s.key in categories or is_category(data[s.key])]
-    if names:
-        collection = collection.with_descriptions({name: {"kind": "category"} for name in names})
+    described: dict[str, dict[str, Any]] = {name: {"kind": "category"} for name in names}
+    for spec in collection.schema.columns.values():
+        if elements and spec.key in elements and spec.shape == (len(elements[spec.key]),):
+            described[spec.name] = {
+                **described.get(spec.name, description_of(spec)),
+                "elements": list(elements[spec.key]),
+            }
+    if described:
+        collection = collection.with_descriptions(described)
     if mask is None:
         return collection
     return SampleCollection(collection.table, maps=mapped, masks=masks_of(collection, mask))
@@ -151,8 +159,8 @@ def from_frame(
     allowed = "df must be a table in memory; use from_dict for a dict of columns"
     if isinstance(df, Mapping):
         raise DataError(f"{allowed}, got a dict")
-    table = as_columns(df, allowed)
-    columns = table.renamed(rename).stacked(stack)
+    table = as_columns(df, allowed).renamed(rename)
+    columns, elements = table.stacked(stack), table.stack_parts(stack)
     masked = [] if pad is None else [MASK]
     wanted = dict.fromkeys([*inner, *tag_keys, *scalar_keys, *groups, *order])
     for name in wanted:
@@ -165,7 +173,7 @@ def from_frame(
     wanted |= dict.fromkeys(inner)
     data = {name: columns[name] for name in wanted if name not in masked}
     if not groups:
-        return from_columns(data, features, targets, tags, mask=mask)
+        return from_columns(data, features, targets, tags, mask=mask, elements=elements)
     arrays = {name: to_numpy(to_arrow(values, name)) for name, values in data.items()}
     grouping = Grouping.of(arrays, groups, order, pad)
     constant_tags = [n for n in tag_keys if n not in inner and grouping.is_constant(n)]

@@ -323,3 +323,19 @@ def test_kinds_units_and_names_of_elements(tmp_path):
         assert fs.get_element_names("v") == ["start", "end"]
     with pytest.raises(UnknownNameError, match="'w'"):
         csv(path, "lab", unit={"w": "V"})
+
+
+def test_stacked_columns_name_the_elements(tmp_path):
+    frame = pd.DataFrame({"v10": [3.0, 6.0], "v2": [2.0, 5.0], "v1": [1.0, 4.0], "y": [0, 1]})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_parquet(tmp_path / "t.parquet")
+    keys = {"feature_cols": "v", "target_cols": "y", "stack": {"v": "v*"}, "register": False}
+    for fs in (
+        FeatureSet.from_pandas("a", frame, **keys),
+        FeatureSet.from_csv("b", tmp_path / "t.csv", **keys),
+        FeatureSet.from_parquet("c", tmp_path / "t.parquet", **keys),
+    ):
+        assert fs.get_element_names("v") == ["v1", "v2", "v10"]
+        assert column(fs, "v").tolist() == [[1, 2, 3], [4, 5, 6]]
+    renamed = FeatureSet.from_pandas("d", frame, **keys, element_names={"v": ["a", "b", "c"]})
+    assert renamed.get_element_names("v") == ["a", "b", "c"]
