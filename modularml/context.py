@@ -18,9 +18,15 @@ from typing import Any, ClassVar
 from modularml._warning import warn
 from modularml.config import config_registry
 from modularml.errors import ConfigError, RegistrationError, UnknownNameError
-from modularml.progress import IN_NOTEBOOK
+from modularml.progress import in_ipython
 
-__all__ = ["ExperimentContext", "ExperimentNode", "RegistrationPolicy", "RegistrationWarning"]
+__all__ = [
+    "ExperimentContext",
+    "ExperimentNode",
+    "RegistrationPolicy",
+    "RegistrationWarning",
+    "is_run_again",
+]
 
 
 class RegistrationWarning(UserWarning):
@@ -31,7 +37,8 @@ class RegistrationPolicy(enum.Enum):
     """What happens when a label is taken.
 
     The default is read from ``MODULARML_EXP_REGISTRATION_POLICY``; where that is not set, it is
-    ``overwrite_warn`` in a notebook, whose cells run again and again, and ``error`` in a script.
+    ``overwrite_warn`` in IPython, as cells of notebooks run again and again, and ``error`` in a
+    script.
     ``raise`` is another name of ``error``.
     """
 
@@ -46,7 +53,7 @@ class RegistrationPolicy(enum.Enum):
         if isinstance(value, cls):
             return value
         if value is None:
-            usual = "overwrite_warn" if IN_NOTEBOOK else "error"
+            usual = "overwrite_warn" if in_ipython() else "error"
             value = os.environ.get("MODULARML_EXP_REGISTRATION_POLICY", usual)
         names = [policy.value for policy in cls]
         name = "error" if str(value).lower() == "raise" else str(value).lower()
@@ -490,6 +497,13 @@ def _taken_message(taken: ExperimentNode, label: str) -> str:
         f"label, or make room by ExperimentContext.get_active().remove_node(label={label!r}) or "
         "set_registration_policy('overwrite')"
     )
+
+
+def is_run_again(what: str) -> bool:
+    """Return whether what is defined again replaces the old one: in IPython, with a warning."""
+    if in_ipython():
+        _warn(f"defined again, and replaced: {what}")
+    return in_ipython()
 
 
 def _warn(message: str) -> None:

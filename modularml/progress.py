@@ -10,14 +10,22 @@ from typing import Any
 
 from modularml._optional import has, require
 
-__all__ = ["IN_NOTEBOOK", "Bar", "bar", "in_notebook", "tqdm_class"]
+__all__ = ["IN_NOTEBOOK", "Bar", "bar", "in_ipython", "in_notebook", "tqdm_class"]
+
+
+def _shell() -> Any:
+    ipython = sys.modules.get("IPython")
+    return ipython.get_ipython() if ipython is not None else None
+
+
+def in_ipython() -> bool:
+    """Tell whether this runs in IPython: in a notebook or a terminal."""
+    return _shell() is not None
 
 
 def in_notebook() -> bool:
     """Tell whether this runs in a notebook."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return shell is not None and shell.__class__.__name__ == "ZMQInteractiveShell"
+    return type(_shell()).__name__ == "ZMQInteractiveShell"
 
 
 IN_NOTEBOOK: bool = in_notebook()

@@ -53,6 +53,11 @@ class SampleCollectionMixin:
     def __len__(self) -> int:
         return self.n_samples
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows, and of columns with all their representations."""
+        return self.n_samples, len(self.column_names)
+
     # -- data ---------------------------------------------------------------------------------
 
     def column(self, name: str) -> Array:

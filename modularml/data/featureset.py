@@ -12,7 +12,7 @@ import pyarrow as pa
 from modularml._optional import require
 from modularml._typing import Columns, IntArray
 from modularml.config import config_registry
-from modularml.context import ExperimentContext
+from modularml.context import ExperimentContext, is_run_again
 from modularml.data import packing
 from modularml.data.audit_report import AuditReport
 from modularml.data.collection import SampleCollection
@@ -541,6 +541,10 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
     def _register_splits(
         self, views: Mapping[str, FeatureSetView], record: SplitRecord | None
     ) -> None:
+        rows = {name: self._splits.get(name) for name in views}
+        same = all(r is not None and np.array_equal(r, views[k].indices) for k, r in rows.items())
+        if same and views and is_run_again(f"equal splits of {self.label!r}, {', '.join(views)}"):
+            return
         for name in views:
             check_split_name(name, self._splits)
         self._splits.update({name: view.indices for name, view in views.items()})

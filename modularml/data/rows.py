@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,9 @@ from modularml.data.split_records import SplitRecord, with_series
 from modularml.errors import ConfigError, DataError, expect
 from modularml.predicates.conditions import has_naive_times, matches
 from modularml.splitters import BaseSplitter, ConditionSplitter, RandomSplitter
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["SplitMixin", "as_slice"]
 
@@ -62,6 +66,18 @@ class SplitMixin(DerivedSetsMixin, Generic[View]):
             If a position is out of range or not an integer.
         """
         return self._view(self._checked_positions(indices), None, label)
+
+    def head(self, n: int = 5) -> pd.DataFrame:
+        """Return the first rows as a DataFrame; see `to_pandas`.
+
+        Parameters
+        ----------
+        n : int
+            At least 0. If there are fewer rows, all are returned.
+        """
+        if not isinstance(n, Integral) or isinstance(n, bool) or n < 0:
+            raise ConfigError(f"n must be an int of at least 0, got {n!r}")
+        return self.take(np.arange(min(n, len(self)))).to_pandas()
 
     def filter(self, *, conditions: Mapping[str, Any], label: str | None = None) -> View:
         """Return the rows that meet all conditions.

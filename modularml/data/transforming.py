@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from modularml._typing import Array, Columns, IntArray
+from modularml.context import is_run_again
 from modularml.data import scaling
 from modularml.data.arrow_types import in_shape, to_numpy
 from modularml.data.collection import SampleCollection
@@ -119,11 +120,23 @@ class TransformingMixin(SplitMixin[FeatureSetView]):
             columns = [select_one(schema, key) for key in as_list(per)]
             groups = {name: self._collection.numpy(name) for name in columns}
             record = fit_by_group(record, columns, groups, unseen, lambda rows: fit(fit_rows=rows))
+        if self._is_fitted_again(record):
+            return
         new = _with_transformed(self._collection, record, names)
         if fit_to_split is None and self._splits:
             scaling.warn_unsplit(str(self.label))
         self._collection = new
         self._scaler_records.append(record)
+
+    def _is_fitted_again(self, record: ScalerRecord) -> bool:
+        """Return whether a cell of IPython that fits the newest scaler of these keys runs again."""
+        last = next((r for r in self._scaler_records[::-1] if {*r.keys} & {*record.keys}), None)
+        if last is None or repr(last) != repr(record):
+            return False
+        every = np.arange(len(self))
+        rows = [every if r.fit_rows is None else r.fit_rows for r in (last, record)]
+        shown = f"the scaler of {', '.join(record.keys)} in {self.label!r}, fitted on the same rows"
+        return np.array_equal(rows[0], rows[1]) and is_run_again(shown)
 
     def undo_last_transform(self, domain: str, keys: str | list[str] | None = None) -> None:
         """Undo the newest scaler on exactly these keys, bit for bit.

@@ -24,7 +24,7 @@ from modularml.errors import ConfigError
 from modularml.experiment.calibration import conformal_tables
 from modularml.experiment.evaluating import evaluate
 from modularml.experiment.importance import importances
-from modularml.experiment.run import ExperimentRun, Runner
+from modularml.experiment.run import ExperimentRun, History, Runner
 from modularml.experiment.run_audit import Mode, RunAudit
 from modularml.experiment.saving import ExperimentFiles
 from modularml.experiment.streaming import stream_events
@@ -172,9 +172,9 @@ class Experiment(Checked, ExperimentFiles):
         return sorted(self._callbacks, key=lambda c: c.execution_order)
 
     @property
-    def history(self) -> list[ExperimentRun]:
+    def history(self) -> History:
         """All runs, oldest first, including failed and interrupted ones."""
-        return list(self._history)
+        return History(self._history)
 
     @property
     def last_run(self) -> ExperimentRun | None:
@@ -674,11 +674,8 @@ class Experiment(Checked, ExperimentFiles):
         )
 
     def _repr_html_(self) -> str:
-        facts = [(r.label, r.status, r.seconds, ", ".join(r.results.labels)) for r in self._history]
-        columns = ["run", "status", "seconds", "phases"]
-        runs = require("pandas").DataFrame(facts, columns=columns)
         text = html.escape(f"{self!r}\n{self._plan!r}")
-        return f"<pre>{text}</pre>" + (runs.to_html(float_format="{:.1f}".format) if facts else "")
+        return f"<pre>{text}</pre>" + (self.history._repr_html_() if self._history else "")
 
     def _recorded(
         self,

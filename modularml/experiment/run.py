@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modularml._optional import require
 from modularml.backends import Backend
 from modularml.engine.callback import EXPERIMENT_HOOKS, Dispatcher, ExperimentCallback
 from modularml.engine.checkpoint_callback import ExperimentCheckpointCallback, reserve_folder
@@ -39,7 +41,7 @@ from modularml.results.phase_results import PhaseResults
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ExperimentRun", "Runner", "display_from"]
+__all__ = ["ExperimentRun", "History", "Runner", "display_from"]
 
 _FLAGS = {
     "show_sampler_progress": True,
@@ -91,6 +93,19 @@ class ExperimentRun:
     def __repr__(self) -> str:
         facts = f"{self.status}, {self.seconds:.1f} s, {self.results.labels}"
         return f"ExperimentRun({self.label!r}, {facts})"
+
+    def _repr_html_(self) -> str:
+        return f"<b>{html.escape(repr(self))}</b>{self.results._repr_html_()}"
+
+
+class History(list[ExperimentRun]):
+    """The runs of an experiment, oldest first; a list that notebooks show as a table."""
+
+    def _repr_html_(self) -> str:
+        facts = [(r.label, r.status, r.seconds, ", ".join(r.results.labels)) for r in self]
+        columns = ["run", "status", "seconds", "phases"]
+        frame: pd.DataFrame = require("pandas").DataFrame(facts, columns=columns)
+        return frame.to_html(float_format="{:.1f}".format)
 
 
 class Runner:

@@ -159,6 +159,13 @@ class ModelNode(ComputeNode):
         """The wrapped model."""
         return self._model
 
+    def _facts(self) -> dict[str, str]:
+        facts = {"model": self._model.shown_name}
+        if self.is_built:
+            total, trainable = adapter_for(self.backend).count_parameters(self._model.module)
+            facts["parameters"] = f"{total:,}, {0 if self.is_frozen else trainable:,} trainable"
+        return {**facts, **super()._facts()}
+
     @property
     def optimizer(self) -> Optimizer | None:
         """The node's own optimizer."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from html import escape
 from typing import Any, TypeAlias
 
 from modularml._typing import Shape
@@ -108,6 +109,18 @@ class GraphNode(ExperimentNode, Configurable, Stateful):
         sources = ", ".join(ref.node_label for ref in self._upstream_refs)
         return f"{type(self).__name__}({self.label!r} <- {sources})"
 
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f"<tr><th>{name}</th><td>{escape(value)}</td></tr>"
+            for name, value in self._facts().items()
+            if value
+        )
+        return f"<b>{escape(repr(self))}</b><table>{cells}</table>"
+
+    def _facts(self) -> dict[str, str]:
+        """Return what notebooks show, by name."""
+        return {"reads": ", ".join(str(ref.node_label) for ref in self._upstream_refs)}
+
 
 class ComputeNode(GraphNode):
     """A node that computes an output from its inputs."""
@@ -129,6 +142,15 @@ class ComputeNode(GraphNode):
     def is_built(self) -> bool:
         """Whether shapes are known and weights exist."""
         return self.output_shape is not None
+
+    def _facts(self) -> dict[str, str]:
+        shape = self.output_shape
+        facts = {
+            "output": "" if shape is None else " x ".join(map(str, shape)) or "scalar",
+            "backend": "" if self.backend is Backend.NONE else self.backend.value,
+            "frozen": "yes" if self.is_frozen else "",
+        }
+        return {**super()._facts(), **facts}
 
     @property
     def backend(self) -> Backend:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from modularml.config import Configurable, decode, encode
+from modularml.context import is_run_again
 from modularml.engine.batch_schedule import BatchSchedulingPolicy
 from modularml.engine.binding import InputBinding
 from modularml.engine.callback import Callback
@@ -65,7 +66,11 @@ class PhaseGroup(Configurable, ContextYaml):
             raise TypeError(f"item must be a phase or a PhaseGroup, got a {type(item).__name__}")
         if item is self or (isinstance(item, PhaseGroup) and self in item._groups_within()):
             raise RegistrationError(f"group {self.label!r} cannot contain itself")
-        if any(item.label == other.label for other in self._items):
+        places = [i for i, other in enumerate(self._items) if other.label == item.label]
+        if places and is_run_again(f"{item.label!r} of group {self.label!r}"):
+            self._items[places[0]] = item
+            return
+        if places:
             raise RegistrationError(
                 f"group {self.label!r} has an item {item.label!r} already; choose another label"
             )
@@ -73,9 +78,14 @@ class PhaseGroup(Configurable, ContextYaml):
 
     def add_items(self, items: Iterable[ExperimentPhase | PhaseGroup]) -> None:
         """Append phases and groups; if one is refused, none are added."""
-        before = list(self._items)
+        before, added = list(self._items), list(items)
+        labels = [getattr(item, "label", None) for item in added]
+        if twice := [label for i, label in enumerate(labels) if label in labels[:i]]:
+            raise RegistrationError(
+                f"several items for group {self.label!r} are labelled {twice[0]!r}; choose others"
+            )
         try:
-            for item in items:
+            for item in added:
                 self.add_item(item)
         except Exception:
             self._items = before

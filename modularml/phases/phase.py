@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -9,7 +10,7 @@ from typing import Any, ClassVar
 from modularml.backends import PLAIN, StepOptions
 from modularml.backends.accelerator import Accelerator
 from modularml.config import Configurable
-from modularml.context import ExperimentContext
+from modularml.context import ExperimentContext, is_run_again
 from modularml.data.execution import ExecutionContext
 from modularml.data.lineage import Source
 from modularml.engine.batch_feed import BatchFeed
@@ -84,7 +85,8 @@ class ExperimentPhase(Configurable, ContextYaml):
         self.stop_requested = False
         self.callbacks: list[Callback] = []
         for callback in all_of(Callback, "callbacks", [] if callbacks is None else callbacks):
-            self.add_callback(callback)
+            self._check_callback(callback)
+            self.callbacks.append(callback)
         labels = [applied.label for applied in self.losses]
         if twice := [label for i, label in enumerate(labels) if label in labels[:i]]:
             raise ConfigError(f"several losses have the labels {twice}; pass label= to AppliedLoss")
@@ -113,7 +115,7 @@ class ExperimentPhase(Configurable, ContextYaml):
         keep_keys(graph, dict(zip(sources, bound, strict=True)))
 
     def add_callback(self, callback: Callback) -> None:
-        """Add a callback.
+        """Add a callback; in IPython, one of the same type and label is replaced.
 
         Raises
         ------
@@ -124,12 +126,20 @@ class ExperimentPhase(Configurable, ContextYaml):
         """
         if not isinstance(callback, Callback):
             raise TypeError(f"callback must be a Callback, got a {type(callback).__name__}")
-        if any(type(c) is type(callback) and c.label == callback.label for c in self.callbacks):
+        places = [i for i, other in enumerate(self.callbacks) if _are_alike(callback, other)]
+        if places and is_run_again(f"{callback.label!r} of phase {self.label!r}"):
+            self.callbacks[places[0]] = callback
+            return
+        self._check_callback(callback)
+        self.callbacks.append(callback)
+
+    def _check_callback(self, callback: Callback) -> None:
+        """Refuse a callback of the same type and label as another."""
+        if any(_are_alike(callback, other) for other in self.callbacks):
             raise RegistrationError(
                 f"phase {self.label!r} has a {type(callback).__name__} {callback.label!r} already; "
                 "give this one another label"
             )
-        self.callbacks.append(callback)
 
     def request_stop(self) -> None:
         """Stop the phase after the current epoch."""
@@ -272,6 +282,9 @@ class ExperimentPhase(Configurable, ContextYaml):
             edges.append(DiagramEdge(f"in{i}", "phase", sampler))
         return Diagram(self.label, tuple(nodes.values()), tuple(edges), direction="LR")
 
+    def _repr_html_(self) -> str:
+        return f"<b>{html.escape(repr(self))}</b>{self.visualize()._repr_html_()}"
+
     def __repr__(self) -> str:
         splits = ", ".join(dict.fromkeys(str(b.split) for b in self.input_sources))
         return (
@@ -281,6 +294,10 @@ class ExperimentPhase(Configurable, ContextYaml):
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
+
+
+def _are_alike(one: Callback, other: Callback) -> bool:
+    return type(one) is type(other) and one.label == other.label
 
 
 def active_graph(label: str) -> ModelGraph:
