@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
@@ -192,11 +193,24 @@ class ExperimentClassifier(ClassifierMixin, ExperimentEstimator):  # type: ignor
         rows.fit_transform("LabelEncoder", domain="targets", fit_to_split="train")
 
     def predict(self, X: Any) -> Array:  # noqa: N803
-        """Return the most likely class of each row, shape (n_samples,)."""
+        """Return the most likely class of each row, shape (n_samples,).
+
+        Raises
+        ------
+        DataError
+            If the node has no scores for a row, such as for missing values.
+        """
         predicted = self._predicted(X)
-        if predicted.kind == "labels":
-            return np.asarray(predicted.member_labels()[0][:, 0], dtype=self.classes_.dtype)
-        return np.asarray(self.classes_[self._probabilities(predicted).argmax(axis=1)])
+        is_label = predicted.kind == "labels"
+        values = predicted.member_labels()[0] if is_label else self._probabilities(predicted)
+        if lacking := np.flatnonzero(pd.isna(values).any(axis=1)).tolist():
+            raise DataError(
+                f"node {predicted.rows.label!r} predicts no class for {len(lacking)} rows, the "
+                f"first {lacking[:5]} (0-based); fill missing values, or call predict_proba"
+            )
+        if is_label:
+            return np.asarray(values[:, 0], dtype=self.classes_.dtype)
+        return np.asarray(self.classes_[values.argmax(axis=1)])
 
     def predict_proba(self, X: Any) -> Array:  # noqa: N803
         """Return probabilities in the order of ``classes_``, shape (n_samples, n_classes).

@@ -357,6 +357,16 @@ def test_missing_values_are_refused_unless_allowed():
     assert np.allclose(fitted.predict(holes), clone(trees).fit(holes, y).predict(holes))
 
 
+def test_a_row_without_scores_has_no_class():
+    frame, y = cells()
+    fitted = ExperimentClassifier(n_epochs=1, random_state=0, nodes__net__handle_unknown="nan")
+    fitted.fit(frame, y > 1)
+    frame.loc[3, "maker"] = "z"
+    with pytest.raises(DataError, match=r"no class for 1 rows, the first \[3\]"):
+        fitted.predict(frame)
+    assert np.flatnonzero(np.isnan(fitted.predict_proba(frame)).any(axis=1)).tolist() == [3]
+
+
 # ------------------------------------------------------------------- weights, groups, validation
 
 
