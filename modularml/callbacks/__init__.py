@@ -11,6 +11,7 @@ from modularml.callbacks.evaluation_metric import (
 )
 from modularml.callbacks.learning_rate_monitor import LearningRateMonitor
 from modularml.callbacks.live_plot import LivePlot
+from modularml.callbacks.max_time import MaxTime
 from modularml.callbacks.score_metric import ScoreMetric
 from modularml.callbacks.unfreezing import ProgressiveUnfreezing
 from modularml.engine.callback import (
@@ -38,6 +39,7 @@ __all__ = [
     "ExperimentCallback",
     "LearningRateMonitor",
     "LivePlot",
+    "MaxTime",
     "MetricCallback",
     "MetricResult",
     "PayloadResult",

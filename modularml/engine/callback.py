@@ -56,6 +56,9 @@ class _CallbackBase(Configurable, Stateful):
     changes_weights: ClassVar[bool] = True
     """Whether batch hooks may change weights; outputs of frozen nodes are then not reused."""
 
+    measures_time: ClassVar[bool] = False
+    """Whether it measures time; variants with it are trained one after another."""
+
     writes_files: ClassVar[bool] = False
     """Whether it writes files or has other effects that a preview cannot undo; previews skip it."""
 

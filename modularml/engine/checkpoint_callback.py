@@ -9,6 +9,7 @@ from typing import Any
 
 from modularml.engine.callback import Callback, ExperimentCallback
 from modularml.engine.checkpointing import Checkpointing
+from modularml.engine.monitoring import direction
 from modularml.engine.run_state import Start, phase_state
 from modularml.errors import ConfigError
 from modularml.io.names import check_label, folder_at, inside
@@ -17,6 +18,7 @@ __all__ = [
     "CheckpointCallback",
     "ExperimentCheckpointCallback",
     "checkpoint_folder",
+    "is_greater_better",
     "reserve_folder",
 ]
 
@@ -27,7 +29,7 @@ _SUFFIX = ".ckpt.mml"
 def _phase_hook(hook: str) -> Any:
     def on(self: Any, *, phase: Any, experiment: Any, exec_ctx: Any = None, **facts: Any) -> None:
         """Save the state if this hook is in `save_on`."""
-        self._save(hook, phase, experiment, exec_ctx)
+        self._save(hook, phase, experiment, exec_ctx, facts.get("results"))
 
     return on
 
@@ -60,12 +62,18 @@ class CheckpointCallback(Callback):
     on_epoch_start, on_epoch_end = _phase_hook("epoch_start"), _phase_hook("epoch_end")
     on_phase_end = _phase_hook("phase_end")
 
-    def _save(self, hook: str, phase: Any, experiment: Any, ctx: Any = None) -> None:
+    def _save(
+        self, hook: str, phase: Any, experiment: Any, ctx: Any = None, results: Any = None
+    ) -> None:
         key: int | str = hook if ctx is None else ctx.epoch_idx
         if hook.startswith("batch"):
             key = f"{ctx.epoch_idx}.{ctx.batch_idx}"
         checkpointing = self.checkpointing
         due = checkpointing.should_save(hook)
+        if due and checkpointing.monitor is not None:
+            greater = is_greater_better(checkpointing, phase.callbacks)
+            score = results._metrics.epoch_values(checkpointing.monitor).get(ctx.epoch_idx)
+            due = checkpointing.rank(key, score, greater=greater)
         if checkpointing.mode == "memory":
             if due:
                 checkpointing.record_memory(key, phase_state(phase))
@@ -95,6 +103,25 @@ class CheckpointCallback(Callback):
         start = "" if len(self.checkpointing.save_on) == 1 else f"{hook}-"
         end = f"_batch_{batch:06d}" if hook.startswith("batch") else ""
         return f"{start}epoch_{epoch:04d}{end}"
+
+
+def is_greater_better(checkpointing: Checkpointing, callbacks: Sequence[Callback]) -> bool:
+    """Return whether greater values of the monitored metric are better.
+
+    Raises
+    ------
+    ConfigError
+        If the metric does not tell, and `monitor_mode` is not given.
+    """
+    if checkpointing.monitor_mode is not None:
+        return checkpointing.monitor_mode == "max"
+    greater = direction(checkpointing.monitor or "", callbacks)
+    if greater is None:
+        raise ConfigError(
+            f"whether greater values of {checkpointing.monitor!r} are better is not known; pass "
+            "Checkpointing(monitor_mode='min' or 'max')"
+        )
+    return greater
 
 
 def _experiment_hook(hook: str) -> Any:

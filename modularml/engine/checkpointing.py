@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,13 @@ class Checkpointing(Configurable):
         of an `EarlyStopping` of the phase; None keeps all.
     overwrite : bool
         Whether a file may replace another.
+    monitor : str, optional
+        On a `TrainPhase`: save the epochs with the best values of this metric alone.
+    monitor_mode : {'min', 'max'}, optional
+        Which values are better; by default known from the metric, such as ``val_loss``.
+    save_top_k : int
+        Number of epochs that are saved with `monitor`. Of equal values the earlier is kept; NaN is
+        never among the best.
 
     Raises
     ------
@@ -61,11 +69,21 @@ class Checkpointing(Configurable):
         name_template: str | None = None,
         max_to_keep: int | None = None,
         overwrite: bool = True,
+        monitor: str | None = None,
+        monitor_mode: Literal["min", "max"] | None = None,
+        save_top_k: int | None = None,
     ) -> None:
         if mode not in ("memory", "disk"):
             raise ConfigError(f"mode must be 'memory' or 'disk', got {mode!r}")
-        at_least(1, every_n=every_n, max_to_keep=max_to_keep)
+        at_least(1, every_n=every_n, max_to_keep=max_to_keep, save_top_k=save_top_k)
         hooks = [save_on] if isinstance(save_on, str) else list(save_on)
+        if monitor is not None and (hooks != ["epoch_end"] or max_to_keep is not None):
+            raise ConfigError(
+                "monitor keeps the best epochs: it needs save_on='epoch_end', and save_top_k "
+                f"instead of max_to_keep, got save_on={save_on!r} and max_to_keep={max_to_keep!r}"
+            )
+        if monitor is None and (save_top_k is not None or monitor_mode is not None):
+            raise ConfigError("save_top_k and monitor_mode need monitor=, such as 'val_loss'")
         if unknown := set(hooks) - PHASE_SAVE_ON - EXPERIMENT_SAVE_ON or not hooks:
             raise ConfigError(
                 f"save_on must name hooks such as 'epoch_end', got {unknown or hooks}"
@@ -73,7 +91,9 @@ class Checkpointing(Configurable):
         self._mode, self._save_on, self._every_n = mode, hooks, every_n
         self._directory = None if directory is None else Path(directory)
         self._name_template, self._overwrite = name_template, overwrite
-        self.max_to_keep = max_to_keep
+        self.max_to_keep, self.monitor, self.save_top_k = max_to_keep, monitor, save_top_k
+        self.monitor_mode = monitor_mode
+        self._scores: dict[int | str, float] = {}
         self._states: dict[int | str, dict[str, Any]] = {}
         self._paths: dict[int | str, Path] = {}
         self._counts: dict[str, int] = {}
@@ -107,6 +127,25 @@ class Checkpointing(Configurable):
     def saved_keys(self) -> list[int | str]:
         """Keys of the saved states, sorted."""
         return sorted([*self._states, *self._paths], key=lambda key: (isinstance(key, str), key))
+
+    @property
+    def scores(self) -> dict[int | str, float]:
+        """Values of `monitor` of the saved states, by key, best first."""
+        return dict(self._scores)
+
+    @property
+    def best_key(self) -> int | str | None:
+        """Key of the state with the best value of `monitor`; None if none is saved."""
+        return next(iter(self._scores), None)
+
+    def rank(self, key: int | str, score: float | None, *, greater: bool) -> bool:
+        """Record the score of a state to be saved, if it is among the best; return whether."""
+        if score is None or math.isnan(score):
+            return False
+        known = {k: s for k, s in self._scores.items() if k != key}
+        ranked = sorted({**known, key: score}.items(), key=itemgetter(1), reverse=greater)
+        self._scores = dict(ranked[: self.save_top_k or 1])
+        return key in self._scores
 
     def should_save(self, hook: str) -> bool:
         """Count an occurrence of a hook; return whether to save a state now."""
@@ -150,6 +189,7 @@ class Checkpointing(Configurable):
         self._states.clear()
         self._paths.clear()
         self._counts.clear()
+        self._scores.clear()
 
     def separate_files(self, label: str) -> None:
         """Write to a subfolder with this label from now on."""
@@ -160,6 +200,7 @@ class Checkpointing(Configurable):
         return {
             "counts": dict(self._counts),
             "files": [[k, p.name] for k, p in self._paths.items()],
+            **({} if self.monitor is None else {"scores": [list(s) for s in self._scores.items()]}),
         }
 
     def set_disk_state(self, state: dict[str, Any], newest: Path, key: int | str | None) -> None:
@@ -168,6 +209,9 @@ class Checkpointing(Configurable):
         self._paths = {k: newest.with_name(name) for k, name in state["files"]}
         if key is not None:
             self._paths[key] = newest
+        self._scores = dict(state.get("scores", ()))
+        if self.monitor is not None:
+            self._drop(self._paths)
 
     def format_name(self, **kwargs: Any) -> str:
         """Fill in the template.
@@ -207,6 +251,8 @@ class Checkpointing(Configurable):
             raise ConfigError(f"name_template {template!r} has a brace that does not close")
 
     def _drop(self, saved: dict[Any, Any], spare: Collection[Any] = ()) -> list[Any]:
+        if self.monitor is not None:
+            return [saved.pop(key) for key in list(saved) if key not in self._scores]
         n = 0 if self.max_to_keep is None else max(0, len(saved) - self.max_to_keep)
         older = [key for key in list(saved)[:-1] if key not in spare]
         return [saved.pop(key) for key in older[:n]]

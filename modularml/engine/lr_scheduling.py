@@ -53,7 +53,7 @@ def check_lengths(phases: Iterable[Any], graph: ModelGraph) -> None:
                 phase, optimizer, n_batches, phase.n_epochs, steps_taken[id(optimizer)]
             )
             may_stop = phase.on_nonfinite == "stop" or not declare_logs(phase.callbacks)
-            may_stop |= any(hasattr(callback, "monitor") for callback in phase.callbacks)
+            may_stop |= any(hasattr(c, "monitor") or c.measures_time for c in phase.callbacks)
             steps_taken[id(optimizer)] += 0 if may_stop else needed
 
 

@@ -87,12 +87,18 @@ def schedules_of(graph: Any) -> list[Any]:
     return [s for s in schedules if s is not None and s.monitor is not None]
 
 
-def monitors_of(phase: Any, graph: Any) -> dict[str, list[str]]:
-    """Return the monitored metrics, each with its callbacks and schedules."""
+def monitors_of(phase: Any, graph: Any, *, checkpoints: bool = False) -> dict[str, list[str]]:
+    """Return the monitored metrics, each with its callbacks and schedules.
+
+    With `checkpoints`, also the metric by which checkpoints of the phase are kept.
+    """
     monitors: dict[str, list[str]] = {}
     for callback in phase.callbacks:
         if isinstance(monitor := getattr(callback, "monitor", None), str):
             monitors.setdefault(monitor, []).append(callback.label)
     for schedule in schedules_of(graph):
         monitors.setdefault(schedule.monitor, []).append("the learning-rate schedule")
+    monitor = getattr(getattr(phase, "checkpointing", None), "monitor", None)
+    if checkpoints and monitor is not None:
+        monitors.setdefault(monitor, []).append("checkpointing")
     return monitors

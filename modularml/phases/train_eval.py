@@ -15,7 +15,11 @@ from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.batch_schedule import BatchSchedulingPolicy
 from modularml.engine.binding import InputBinding
 from modularml.engine.callback import Callback
-from modularml.engine.checkpoint_callback import CheckpointCallback, reserve_folder
+from modularml.engine.checkpoint_callback import (
+    CheckpointCallback,
+    is_greater_better,
+    reserve_folder,
+)
 from modularml.engine.checkpointing import PHASE_SAVE_ON, Checkpointing, check_checkpointing
 from modularml.engine.loop import Display, EpochOverError, iterate
 from modularml.engine.lr_scheduling import lr_scheduler_callbacks
@@ -234,6 +238,9 @@ class TrainPhase(ExperimentPhase):
             if schedule is not None and schedule.monitor is not None:
                 check_logged(schedule.monitor, self, f"the schedule of {optimizer.name!r}")
         checkpointing = self._checkpointing
+        if checkpointing is not None and checkpointing.monitor is not None:
+            check_logged(checkpointing.monitor, self, "Checkpointing")
+            is_greater_better(checkpointing, self.callbacks)
         if checkpointing is not None and checkpointing.mode == "disk" and self.is_main:
             reserve_folder(checkpointing, experiment, self.label)
 

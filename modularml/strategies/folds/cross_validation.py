@@ -231,7 +231,7 @@ class CrossValidation(Checked):
         if not stopped or self.search is not None:
             return
         for phase in plan.flatten():
-            monitors = monitors_of(phase, self.experiment.model_graph)
+            monitors = monitors_of(phase, self.experiment.model_graph, checkpoints=True)
             if any(reads_only(c, vals) for m in monitors for c in loggers_of(m, phase.callbacks)):
                 return
             evaluated = [getattr(callback, "eval_phase", None) for callback in phase.callbacks]

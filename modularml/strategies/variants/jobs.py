@@ -203,7 +203,14 @@ class Work:
         if stacked is False or self.search is not None or len(variants) < 2:
             return False
         alone = n_jobs in (None, 1, "auto") and count_jobs(None) == 1
-        return stacked is True or (alone and pays(experiment, plan, len(variants)))
+        if stacked is not True and not (alone and pays(experiment, plan, len(variants))):
+            return False
+        timed = [c.label for p in plan.flatten() for c in p.callbacks if c.measures_time]
+        if timed:
+            level = logging.WARNING if stacked is True else logging.INFO
+            message = "note: runs are not trained as one: callback %r measures the time of each"
+            logging.getLogger(__name__).log(level, message, timed[0])
+        return not timed
 
     def side_by_side(
         self,

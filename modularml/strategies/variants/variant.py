@@ -309,7 +309,7 @@ def _monitor_held_out_rows(new: Experiment, variant: Variant) -> None:
     vals = {k: s.val_name for k, s in variant.sides.items() if s.stop is not None}
     prefix = f"{next(iter(stops.values()), '')}_"
     for phase in new.execution_plan.flatten():
-        for name in monitors_of(phase, new.model_graph):
+        for name in monitors_of(phase, new.model_graph, checkpoints=True):
             monitor = name.removeprefix(prefix)  # schedules may have it from earlier phases
             for evaluation in loggers_of(monitor, phase.callbacks):
                 if not reads_only(evaluation, vals):
@@ -336,6 +336,9 @@ def _set_monitor(phase: ExperimentPhase, graph: Any, old: str, new: str) -> None
     for i, callback in enumerate(phase.callbacks):
         if getattr(callback, "monitor", None) == old:
             phase.callbacks[i] = type(callback)(**{**callback._params(), "monitor": new})
+    checkpointing = getattr(phase, "checkpointing", None)
+    if checkpointing is not None and checkpointing.monitor == old:
+        checkpointing.monitor = new
 
 
 def _seed_samplers(
