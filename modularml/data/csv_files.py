@@ -181,7 +181,7 @@ class _CsvFile:
     ) -> pa.Array:
         """Return a column of the renamed table; refuse or warn about what was not meant."""
         if key not in table:
-            remedy = file_remedy(self.path) or header_remedy(self.names)
+            remedy = file_remedy(self.path, "") or header_remedy(self.names)
             remedy = remedy[:1].upper() + remedy[1:]
             raise UnknownNameError(f"column of {str(self.path)!r}", key, known, remedy)
         values, place = table[key], table.place(key)
@@ -282,7 +282,8 @@ def _read_frame(path: Path, options: Mapping[str, Any]) -> Any:
             )
             raise DataError(f"{str(path)!r} cannot be read: {remedy}") from error
         except (ValueError, TypeError, pandas.errors.ParserWarning) as error:
-            reason = file_remedy(path) or (
+            sep = options.get("sep", ",")
+            reason = file_remedy(path, sep if isinstance(sep, str) else "") or (
                 f"{' '.join(str(error).split()).strip(' .')}. read= takes the options of "
                 "pandas.read_csv, such as {'sep': ';', 'decimal': ',', 'comment': '#', "
                 "'skiprows': 6}"

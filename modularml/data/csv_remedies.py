@@ -15,12 +15,12 @@ from modularml._warning import warn
 __all__ = ["file_remedy", "header_remedy", "is_text", "warn_about_text"]
 
 MAGIC = {
-    b"\xff\xfe": "it is UTF-16: pass read={'encoding': 'utf-16'}",
-    b"\xfe\xff": "it is UTF-16: pass read={'encoding': 'utf-16'}",
-    b"\x1f\x8b": "it is compressed: pass read={'compression': 'gzip'}",
-    b"BZh": "it is compressed: pass read={'compression': 'bz2'}",
-    b"\xfd7zXZ": "it is compressed: pass read={'compression': 'xz'}",
-    b"\x28\xb5\x2f\xfd": "it is compressed: pass read={'compression': 'zstd'}",
+    b"\xff\xfe": "it is UTF-16; pass read={'encoding': 'utf-16'}",
+    b"\xfe\xff": "it is UTF-16; pass read={'encoding': 'utf-16'}",
+    b"\x1f\x8b": "it is compressed; pass read={'compression': 'gzip'}",
+    b"BZh": "it is compressed; pass read={'compression': 'bz2'}",
+    b"\xfd7zXZ": "it is compressed; pass read={'compression': 'xz'}",
+    b"\x28\xb5\x2f\xfd": "it is compressed; pass read={'compression': 'zstd'}",
     b"PK\x03\x04": "it is a workbook or a zip archive: read it with pandas.read_excel, and pass "
     "the frame to from_pandas",
     b"\xd0\xcf\x11\xe0": "it is a workbook: read it with pandas.read_excel, and pass the frame to "
@@ -46,8 +46,11 @@ GROUPED = r"[+-]?[0-9]{1,3}(?:[',. \u00a0\u202f][0-9]{3})+(?:[.,][0-9]+)?"
 """A number with marks between thousands."""
 
 
-def file_remedy(path: Path) -> str:
-    """Return what a file is that is no plain CSV, and what to do; else an empty text."""
+def file_remedy(path: Path, given: str = ",") -> str:
+    """Return what a file is that is no plain CSV, and what to do; else an empty text.
+
+    `given` is the separator with which it was read.
+    """
     with path.open("rb") as file:
         start = file.read(4096)
     if not start.strip(b"\xef\xbb\xbf \t\r\n"):
@@ -59,11 +62,17 @@ def file_remedy(path: Path) -> str:
         halves = start[::2].count(0), start[1::2].count(0)
         if max(halves) > len(start) / 3 and not min(halves):
             order = "be" if halves[0] else "le"
-            return f"it is UTF-16: pass read={{'encoding': 'utf-16-{order}'}}"
+            return f"it is UTF-16; pass read={{'encoding': 'utf-16-{order}'}}"
         return "it holds bytes of zero, as text does not"
-    if start.lstrip(b"\xef\xbb\xbf").lower().startswith(b"sep="):
-        sep = start.lstrip(b"\xef\xbb\xbf")[4:5].decode("latin-1")
-        return f"its first line names the separator: pass read={{'sep': {sep!r}, 'skiprows': 1}}"
+    text = start.lstrip(b"\xef\xbb\xbf").decode("latin-1")
+    if text.lower().startswith("sep="):
+        sep = text[4:5]
+        return f"its first line names the separator; pass read={{'sep': {sep!r}, 'skiprows': 1}}"
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    for sep in ";\t|":
+        if lines and sep != given and lines[0].count(sep) > lines[0].count(given):
+            decimal = ", 'decimal': ','" if "," in "".join(lines[1:3]) and given == "," else ""
+            return f"{sep!r} separates its columns; pass read={{'sep': {sep!r}{decimal}}}"
     return ""
 
 

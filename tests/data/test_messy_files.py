@@ -119,6 +119,8 @@ REFUSED = [  # no plain CSV: what the message says, and whether its advice reads
     (bz2.compress(b"x,y\n1.5,2\n"), "it is compressed", True),
     (lzma.compress(b"x,y\n1.5,2\n"), "it is compressed", True),
     (b"sep=;\nx;y\n1.5;2\n", "ts first line names the separator", True),
+    (b"x;y\n1,5;2\n", "';' separates its columns", True),
+    (b"# of device 7\nx\ty\n1,5\t2\n", r"'.t' separates its columns", True),
     (b"x   y\n1.5  2\n", "if spaces separate columns", True),
     (b"'x','y'\n'1.5','2'\n", "single quotes", True),
     (b"", "it is empty: leave it out", False),
@@ -137,7 +139,8 @@ def test_what_is_no_plain_csv_is_said(tmp_path, content, message, readable):
         csv(path)
     assert "odd.csv" in str(caught.value)
     if readable:
-        assert column(csv(path, read=advised(str(caught.value)))).tolist() == [1.5]
+        comment = {"comment": "#"} if content.startswith(b"#") else {}
+        assert column(csv(path, read={**advised(str(caught.value)), **comment})).tolist() == [1.5]
 
 
 @pytest.mark.parametrize(
