@@ -30,6 +30,7 @@ MODULES = [
     "modularml.results",
     "modularml.io",
     "modularml.plotting",
+    "modularml.report",
     "modularml.streams",
     "modularml.loop",
     "modularml.runner",

@@ -70,7 +70,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
         "models.tensorflow.wrapper": ["TensorflowModelWrapper"],
         "models.torch.base": ["TorchBaseModel"],
         "models.torch.wrapper": ["TorchModelWrapper"],
-        "report": ["write_report"],
+        "report": ["write_model_card", "write_report"],
         "samplers": [
             "NSampler",
             "PairedSampler",

@@ -552,6 +552,11 @@ class Experiment(Checked, ExperimentFiles):
         written: Path = require("modularml.report").write_report(self, path, **options)
         return written
 
+    def model_card(self, path: str | Path, **options: Any) -> Path:
+        """Write a model card in Markdown; see `modularml.write_model_card`."""
+        written: Path = require("modularml.report").write_model_card(self, path, **options)
+        return written
+
     # -- checkpointing ------------------------------------------------------------------------
 
     @property

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from modularml.errors import ConfigError
-from modularml.report.collect import loaded_source, report_of
+from modularml.errors import ConfigError, UnknownNameError
+from modularml.experiment import Experiment
+from modularml.report.card import ABOUT, card_of
+from modularml.report.collect import loaded_source, report_of, with_card
 from modularml.report.runs import Options
 from modularml.report.write import html_of
 from modularml.viz.style import checked_path
 
-__all__ = ["write_report"]
+__all__ = ["write_model_card", "write_report"]
 
 
 def write_report(
@@ -29,8 +31,8 @@ def write_report(
 
     Parameters
     ----------
-    source : Experiment, FeatureSet or path
-        What is reported. Files of these are loaded.
+    source : Experiment, CVResults, SweepResults, ExperimentCollection, FeatureSet or path
+        What is reported. Files of an experiment or a FeatureSet are loaded.
     path : path-like
         Ends in ``.html``; an existing file is replaced, and the folder must exist.
     title : str, optional
@@ -52,12 +54,88 @@ def write_report(
     -------
     Path
         Path of the file.
+
+    Raises
+    ------
+    TypeError
+        If `source` is none of these.
+    ConfigError
+        If the path, the level or the kind of file is not as described.
+    MMLError
+        If a file cannot be loaded.
+
+    Notes
+    -----
+    Scores are of recorded evaluations with their outputs. If there are none, each split is
+    predicted with the present weights, and the report says which ones were learned from. Everything
+    is counted and drawn with a fixed seed: the same source gives the same bytes, but for the date.
     """
     target = checked_path(path, (".html",))
-    if not 0 < level < 1:
-        raise ConfigError(f"level must be between 0 and 1, exclusive, got {level!r}")
-    options = Options(notes, group_by, metrics, level)
-    found, options = loaded_source(source, options, load)
-    text = html_of(report_of(found, options, title))
+    options = _options(notes, group_by, metrics, level)
+    result, options = loaded_source(source, options, load)
+    report = report_of(result, options, title)
+    if isinstance(result, Experiment):
+        report = with_card(report, {}, _file(source))
+    target.write_text(html_of(report), encoding="utf-8", newline="\n")
+    return target
+
+
+def write_model_card(
+    source: Experiment | str | Path,
+    path: str | Path,
+    *,
+    title: str | None = None,
+    group_by: str | None = None,
+    metrics: Any = None,
+    level: float = 0.95,
+    load: dict[str, Any] | None = None,
+    **about: str,
+) -> Path:
+    """Write a model card in Markdown, with the fields that Hugging Face reads.
+
+    Parameters
+    ----------
+    source : Experiment or path
+    path : path-like
+        Ends in ``.md``; an existing file is replaced, and the folder must exist.
+    title, group_by, metrics, level
+        See `write_report`.
+    load : dict, optional
+        Options of `Experiment.load` for a file.
+    **about
+        What only you can say: ``description``, ``developers``, ``license``, ``contact``,
+        ``intended_use``, ``out_of_scope`` and ``limitations``. What is missing is named as such.
+
+    Returns
+    -------
+    Path
+        Path of the file.
+
+    Raises
+    ------
+    UnknownNameError
+        If `about` has another field.
+    TypeError
+        If `source` is no experiment.
+    """
+    target = checked_path(path, (".md",))
+    for name in about:
+        if name not in ABOUT:
+            raise UnknownNameError("field of a model card", name, ABOUT)
+    options = _options("", group_by, metrics, level)
+    result, options = loaded_source(source, options, load or {})
+    if not isinstance(result, Experiment):
+        raise TypeError(f"a model card is of an experiment, got a {type(result).__name__}")
+    text = card_of(report_of(result, options, title), about, _file(source))
     target.write_text(text, encoding="utf-8", newline="\n")
     return target
+
+
+def _options(notes: str, group_by: str | None, metrics: Any, level: float) -> Options:
+    if not 0 < level < 1:
+        raise ConfigError(f"level must be between 0 and 1, exclusive, got {level!r}")
+    return Options(notes, group_by, metrics, level)
+
+
+def _file(source: Any) -> str:
+    return Path(source).name if isinstance(source, str | Path) else "experiment.exp.mml"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from modularml.data import FeatureSet
 from modularml.errors import ConfigError
 from modularml.experiment import Experiment
 from modularml.io import inspect
-from modularml.report.blocks import Notes, Report, Section, Table, shown
+from modularml.report.blocks import Code, Notes, Report, Section, Table, shown
+from modularml.report.card import card_of
 from modularml.report.data import featureset_sections
 from modularml.report.many import collection_sections, cv_sections, sweep_sections
 from modularml.report.runs import Options, environment, experiment_sections
@@ -21,7 +22,7 @@ from modularml.strategies.comparison.collection import ExperimentCollection
 from modularml.strategies.folds.cv_results import CVResults
 from modularml.strategies.sweeps.results import SweepResults
 
-__all__ = ["loaded_source", "report_of"]
+__all__ = ["loaded_source", "report_of", "with_card"]
 
 
 def loaded_source(source: Any, options: Options, load: Any) -> tuple[Any, Options]:
@@ -53,6 +54,12 @@ def report_of(source: Any, options: Options, title: str | None = None) -> Report
         found.insert(1, Section("Warnings", (notes,)))
     label = title or getattr(source, "label", None) or kind
     return Report(str(label), kind, _headline(source, found), tuple(found))
+
+
+def with_card(report: Report, about: Mapping[str, str], file: str) -> Report:
+    """Return the report with its model card as Markdown."""
+    code = Code("The model card as Markdown", card_of(report, about, file))
+    return replace(report, sections=(*report.sections, Section("Model card", (code,))))
 
 
 def _sections(source: Any, options: Options) -> tuple[str, Iterator[Section]]:

@@ -299,10 +299,15 @@ def _predicted(experiment: Experiment, group_by: str | None) -> Iterator[tuple[s
 def _evaluation(experiment: Experiment, options: Options) -> Iterator[Section]:
     blocks: dict[str, list[Block]] = {}
     for path, results in phase_results(experiment).items():
-        if not isinstance(results, TrainResults) and results.metric_names():
+        if not isinstance(results, TrainResults):
             values = {n: results._metrics.epoch_values(n) for n in results.metric_names()}
-            lines = [{"metric": n, "value": v[max(v)]} for n, v in values.items() if v]
-            blocks[path] = [_table("Logged metrics", lines)] if lines else []
+            lines = [
+                {"metric": n, "value": v[max(v)]}
+                for n, v in values.items()
+                if v and not (results._execution and "[" in n)  # groups have a table of scores
+            ]
+            if lines:
+                blocks[path] = [_table("Logged metrics", lines)]
     for path, compared in evaluations(experiment, options):
         parts = blocks.setdefault(path, [])
         if not len(compared.true):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from html import escape
 from importlib import metadata, resources
 from typing import Any
 
@@ -17,13 +19,21 @@ __all__ = ["html_of", "render"]
 @functools.cache
 def _environment() -> Any:
     jinja2 = require("jinja2", purpose="to write reports")
-    return jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),
-        autoescape=True,
+        autoescape=lambda name: not str(name).endswith(".md"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         keep_trailing_newline=True,
     )
+    made.filters["md"] = in_markdown
+    return made
+
+
+def in_markdown(text: str) -> str:
+    """Return a text with the marks of Markdown and HTML escaped, in one line."""
+    plain = " ".join(escape(str(text), quote=False).split())
+    return re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", plain)
 
 
 def _template(name: str) -> str:
@@ -31,7 +41,7 @@ def _template(name: str) -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill a template; every value is escaped for HTML."""
+    """Fill a template; values are escaped for HTML, in Markdown by the filter ``md``."""
     today = f"{datetime.now(UTC):%Y-%m-%d}"
     version = metadata.version("modularml")
     text: str = _environment().get_template(template).render(date=today, version=version, **values)
