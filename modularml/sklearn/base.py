@@ -186,7 +186,7 @@ class ExperimentEstimator(BaseEstimator):  # type: ignore[misc]
             if experiment.seed is None:
                 experiment.seed = seed
             if tags[WEIGHTS] is not None:
-                _weigh(experiment)
+                _weigh(experiment, getattr(self, "class_weight", None))
             show: dict[str, Any] = dict.fromkeys(QUIET, bool(self.verbose))
             experiment.run(**show)
         self.experiment_, self._keys, self._y_shape = experiment, keys, target.shape[1:]
@@ -313,7 +313,7 @@ def _seed(random_state: Any) -> int:
     return int(check_random_state(random_state).randint(2**31 - 1))
 
 
-def _weigh(experiment: Experiment) -> None:
+def _weigh(experiment: Experiment, class_weight: Any) -> None:
     """Weigh the losses of all phases that learn, unless a loss reads the weights already."""
     plan = experiment.execution_plan.flatten()
     phases = [phase for phase in plan if isinstance(phase, FitPhase | TrainPhase)]
@@ -322,6 +322,11 @@ def _weigh(experiment: Experiment) -> None:
         raise ConfigError(
             f"{WEIGHTS} was passed, but no phase of the experiment has a loss that could be "
             f"weighted; pass losses=[AppliedLoss(...)] in build, or omit {WEIGHTS}"
+        )
+    if class_weight is not None and any(applied.class_weight is not None for applied in losses):
+        raise ConfigError(
+            f"class_weight={class_weight!r} was passed, and a loss of build has a class_weight, so "
+            "classes would be weighted twice; omit one of them"
         )
     columns = [applied.sample_weight for applied in losses if applied.sample_weight is not None]
     names = [getattr(column, "column", column) for column in columns]

@@ -405,6 +405,17 @@ def test_class_weights_are_sample_weights():
     assert not np.allclose(balanced.predict_proba(x), plain.predict_proba(x), atol=1e-3)
 
 
+def test_classes_are_not_weighted_twice():
+    x, y = table()
+    twice = ExperimentClassifier(
+        class_weight="balanced", losses__cross_entropy_net__class_weight="balanced"
+    )
+    with pytest.raises(ConfigError, match="weighted twice"):
+        twice.fit(x, y > 12)
+    once = twice.set_params(class_weight=None, n_epochs=2, random_state=0).fit(x, y > 12)
+    assert once.experiment_.execution_plan.flatten()[0].losses[0].class_weight == "balanced"
+
+
 def no_losses(rows):
     experiment = network(rows)
     phase = experiment.execution_plan.flatten()[0]

@@ -1,0 +1,46 @@
+"""Guides for those who come from elsewhere: their examples run and print what they show."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GUIDES = sorted((Path(__file__).parents[1] / "docs" / "explanation").glob("from-*.md"))
+
+
+def blocks(path: Path, language: str) -> str:
+    """Return all code blocks of a language; those in ``py`` are of other libraries."""
+    fences = re.findall(r"^```(\w+)\n(.*?)^```", path.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    return "\n".join(text for fence, text in fences if fence == language)
+
+
+def words_and_numbers(text: str) -> tuple[list[str], list[float]]:
+    number = r"-?\d+\.?\d*"
+    return re.sub(number, " ", text).split(), [float(n) for n in re.findall(number, text)]
+
+
+def test_there_are_guides() -> None:
+    assert GUIDES
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)
+def test_the_example_prints_what_the_guide_shows(path: Path, tmp_path: Path) -> None:
+    script = tmp_path / "example.py"
+    script.write_text(blocks(path, "python"), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(script)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    words, numbers = words_and_numbers(done.stdout)
+    shown_words, shown_numbers = words_and_numbers(blocks(path, "text"))
+    assert words == shown_words
+    assert numbers == pytest.approx(shown_numbers, rel=0.03, abs=0.02)  # of other processors
