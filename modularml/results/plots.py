@@ -175,7 +175,7 @@ def plot_rows(
             f"{what}; kinds for these are {', '.join(kinds)}"
         )
     if kind not in kinds:
-        raise UnknownNameError("kind of plot", kind, kinds)
+        raise UnknownNameError("plot kind", kind, kinds)
     asked = {"group_by": group_by, "over": over, "weight_by": weight_by, "outputs": outputs}
     _check_options(kind, {**{k: v for k, v in asked.items() if v is not None}, **options})
     if per is not None and weight_by is not None:

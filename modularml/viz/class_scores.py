@@ -256,7 +256,7 @@ def _curves(
             w = None if weight is None else weight[rows]
             curves.append(_Curve(name, is_class.astype(np.int64), score, w))
     _check_drawn(curves, single, true[good])
-    of = f", of class {chosen[0]}" if groups is not None else ""
+    of = f"; class {chosen[0]} against the others" if groups is not None else ""
     n_omitted = int((~good).sum())
     missing = f", {n_omitted} without class or score" if n_omitted else ""
     return curves, f"\n{int(good.sum())} rows{of}{missing}"

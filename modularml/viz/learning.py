@@ -75,7 +75,7 @@ def learning_curve(
         line.set(**curve_look(i))
         band.set(facecolor=curve_look(i)["color"], edgecolor="none", linewidth=0)
     style_axes(axes, x=x, y=y)
-    axes.set_xticks(at, [f"{size:g}" for size in at.tolist()], minor=False)
+    axes.set_xticks(at, [f"{round(size)}" for size in at.tolist()], minor=False)
     axes.minorticks_off()
     legend(axes, list(zip(show.lines_, parts, strict=True)))
     return finish(figure, path)

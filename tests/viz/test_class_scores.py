@@ -74,7 +74,7 @@ def test_a_curve_per_group():
         rows = cell == CELLS
         auc = metrics.roc_auc_score(TRUE[rows] == "worn", SCORES[rows, 1])
         assert legend_of(figure)[i] == f"{cell}: AUC {auc:.3f}"
-    assert figure.axes[0].get_xlabel().endswith(f"{N} rows, of class worn")
+    assert figure.axes[0].get_xlabel().endswith(f"{N} rows; class worn against the others")
     single = np.where(TRUE == "ok", "c", CELLS)
     with pytest.warns(UserWarning, match=r"no curve is drawn for \['c'\]"):
         figure = roc(TRUE, SCORES, labels=NAMES, positive="worn", groups=single)

@@ -18,6 +18,7 @@ from modularml.plotting import (
     confusion_matrix,
     learning_curve,
     loss_curves,
+    panels,
     parity,
     precision_recall,
     residuals,
@@ -107,6 +108,18 @@ def test_plots_look_the_same_in_a_dark_style(plot):
         dark = plot(title="t")
         assert dark._repr_png_() == plain
         assert dark.get_facecolor() == (1.0, 1.0, 1.0, 1.0)
+
+
+def test_panels_look_the_same_in_a_dark_style():
+    from matplotlib import style
+
+    def draw():
+        data = {"loss": {"a": [1.0, 0.001]}, "many": {f"m{i}": [1.0, i] for i in range(9)}}
+        return panels(data, x="epoch", title="t", mark={"kept epoch 1": 1})._repr_png_()
+
+    plain = draw()
+    with style.context(["dark_background", {"lines.linewidth": 9, "font.family": "serif"}]):
+        assert draw() == plain
 
 
 def test_figures_show_themselves_in_notebooks_and_can_be_pickled(plot):
