@@ -25,6 +25,7 @@ MODULES = [
     "modularml.graph",
     "modularml.callbacks",
     "modularml.strategies",
+    "modularml.tracking",
     "modularml.space",
     "modularml.sklearn",
     "modularml.results",

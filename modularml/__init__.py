@@ -31,6 +31,7 @@ __getattr__, __dir__, _names = lazy_loader.attach(
         "splitters",
         "strategies",
         "streams",
+        "tracking",
     ],
     submod_attrs={
         "backends": ["Backend"],

@@ -21,6 +21,7 @@ EXTRAS = {
     "optuna": "sweep",
     "mlflow": "track",
     "tensorboard": "track",
+    "wandb": "track",
     "distributed": "cluster",
     "ray": "cluster",
     "onnx": "export",

@@ -37,13 +37,18 @@ PHASE_HOOKS = (
     "on_exception",
 )
 EXPERIMENT_HOOKS = (
+    "on_run_start",
     "on_experiment_start",
     "on_group_start",
     "on_phase_start",
+    "on_epoch_end",
     "on_phase_end",
     "on_group_end",
     "on_experiment_end",
     "on_exception",
+    "on_run_end",
+    "on_variants_start",
+    "on_variants_end",
 )
 
 
@@ -131,6 +136,23 @@ class Callback(_CallbackBase):
 class ExperimentCallback(_CallbackBase):
     """Base class of experiment callbacks; override the hooks you need."""
 
+    def on_run_start(self, *, experiment: Any, run: Any) -> Any:
+        """Run before a plan, a group or a phase is run or resumed; `run` is new in the history."""
+
+    def on_run_end(self, *, experiment: Any, run: Any) -> Any:
+        """Run after a run has ended, completed or not; see ``run.status``."""
+
+    def on_variants_start(self, *, experiment: Any, label: str, resume: bool) -> Any:
+        """Run before folds, members or trials, each with a copy of this callback."""
+
+    def on_variants_end(
+        self, *, experiment: Any, label: str, runs: Any, error: BaseException | None
+    ) -> Any:
+        """Run after folds, members or trials.
+
+        `runs` holds experiments that have completed, by label; of a sweep, ``best`` alone.
+        """
+
     def on_experiment_start(self, *, experiment: Any) -> Any:
         """Run before the first phase of a run."""
 
@@ -145,6 +167,9 @@ class ExperimentCallback(_CallbackBase):
 
     def on_phase_start(self, *, experiment: Any, phase: Any) -> Any:
         """Run before a phase."""
+
+    def on_epoch_end(self, *, experiment: Any, path: str, results: Any, epoch: int) -> Any:
+        """Run after an epoch of a phase, whose path is its label or ``group/label``."""
 
     def on_phase_end(self, *, experiment: Any, phase: Any) -> Any:
         """Run after a phase."""

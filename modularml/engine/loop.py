@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -180,7 +180,7 @@ def phase_epochs(
     shared_feed: BatchFeed | None = None,
     start: Start | None = None,
     extra_callbacks: Sequence[Callback] = (),
-) -> Iterator[int]:
+) -> Generator[int]:
     """Run a phase and yield each epoch's number when it is over.
 
     ::

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -191,9 +191,14 @@ class Runner:
         start = None if position is None else Start(**position)
         extra = [] if self._interruption is None else [self._interruption]
         try:
-            yield from phase_epochs(
+            epochs = phase_epochs(
                 phase, self.experiment, results, display, start=start, extra_callbacks=extra
             )
+            path = "/".join([*self._path, phase.label])
+            with closing(epochs):
+                for epoch in epochs:
+                    self._notify("on_epoch_end", path=path, results=results, epoch=epoch)
+                    yield epoch
         finally:
             taken = phase.label in self.durations
             name = "/".join([*self._path, phase.label]) if taken else phase.label
@@ -220,7 +225,12 @@ class Runner:
     def notify(self, hook: str, **facts: Any) -> None:
         """Fire a hook of the experiment, unless it was fired before a resume."""
         self.n_fired += 1
-        if self.n_fired > self._resumed["told"] and self.hooks.handles(hook):
+        if self.n_fired > self._resumed["told"]:
+            self._notify(hook, **facts)
+
+    def _notify(self, hook: str, **facts: Any) -> None:
+        """Fire a hook, whether or not it was fired before a resume."""
+        if self.hooks.handles(hook):
             for _ in self.hooks.notify(hook, experiment=self.experiment, **facts):
                 pass
 
@@ -247,6 +257,7 @@ class Runner:
             self.experiment._history.append(run)
         run = self.experiment._history[-1]
         try:
+            self._notify("on_run_start", run=run)
             self.experiment._audit.check(item, self.experiment.ctx)
             with self.reproducibly(), restored_on_error(self.experiment.model_graph):
                 if state is not None:
@@ -264,6 +275,7 @@ class Runner:
             self.experiment._runner = before
             run.ended_at = datetime.now(UTC)
             run.execution_meta["durations"] = self.durations
+            self._notify("on_run_end", run=run)
 
     def _check_ready(
         self, item: ExperimentPhase | PhaseGroup, run: ExperimentRun, resume: str | Path | None

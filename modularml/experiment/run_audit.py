@@ -37,6 +37,8 @@ class RunAudit:
     def __init__(self, mode: Mode) -> None:
         self.mode: Mode = mode
         self._seen: dict[str, Any] = {}
+        self.reports: dict[str, AuditReport] = {}
+        """The newest report of each FeatureSet, by label."""
 
     def check(
         self, item: ExperimentPhase | PhaseGroup, ctx: ExperimentContext, *, plan: bool = True
@@ -70,7 +72,7 @@ class RunAudit:
                 continue
             version = _version(fs)
             if self._seen.get(fs.node_id) != version:
-                report = quick_audit(fs)
+                self.reports[fs.label] = report = quick_audit(fs)
                 shown = "fs.audit() shows them all"
                 self._report_findings(report.summary(), report.findings, shown)
                 self._seen[fs.node_id] = version

@@ -48,6 +48,7 @@ PACKAGES = (
     "modularml.phases",
     "modularml.experiment",
     "modularml.callbacks",
+    "modularml.tracking",
 )
 """Where our own classes live; imported when a file names a class that is not there yet."""
 

@@ -36,6 +36,7 @@ def audit_variant(experiment: Experiment, plan: Plan, variant: Variant) -> None:
         with unchanged_randomness():
             new = variant_experiment(experiment, plan, variant, variant.label)
         auditor.check(new.execution_plan, new.ctx, plan=False)
+        experiment._audit.reports |= auditor.reports
 
 
 def learning_inputs(plan: Plan) -> Iterator[tuple[TrainPhase | FitPhase, Any]]:

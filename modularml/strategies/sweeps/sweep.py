@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from typing import Any, Literal
 
 from modularml._arguments import Checked, at_least
@@ -35,7 +35,7 @@ from modularml.strategies.sweeps.studies import (
 from modularml.strategies.sweeps.trials import BuiltTrials, End, SpaceTrials, TrialSetup
 from modularml.strategies.variants.clusters import count_jobs, most_jobs
 from modularml.strategies.variants.jobs import Jobs, Stacked
-from modularml.strategies.variants.runs import check_jobs, check_stacked
+from modularml.strategies.variants.runs import announced, check_jobs, check_stacked
 from modularml.strategies.variants.settings import check_paths
 from modularml.strategies.variants.variant import Variant, changed_experiment, template_of
 
@@ -211,11 +211,12 @@ class Sweep(Checked):
             self._audit(self.experiment)
         queue, trials = self._opened(flags, resume=resume)
         errors: list[tuple[int, Exception | None]] = []
-        n_missing = queue.missing()
+        options = {"show": show_progress, "persist": persist_progress, "unit": "trial"}
         try:
-            with bar(
-                n_missing, self.label, show=show_progress, persist=persist_progress, unit="trial"
-            ) as progress:
+            with (
+                self._announced(trials, resume=resume),
+                bar(queue.missing(), self.label, **options) as progress,  # type: ignore[arg-type]
+            ):
                 while asked := self._asked(queue, trials):
                     with closing(trials.run(asked)) as ends:
                         for end in ends:
@@ -270,6 +271,21 @@ class Sweep(Checked):
         return f"Sweep({self.label!r} of {what!r}{names}, {self.objective.name!r})"
 
     # -- internals ----------------------------------------------------------------------------
+
+    @contextmanager
+    def _announced(self, trials: Any, *, resume: bool) -> Iterator[None]:
+        """Fire the hooks of callbacks before and after all trials of an experiment."""
+        best: dict[str, Experiment] = {}
+        template = getattr(trials, "template", None)  # none with a function
+        if template is None:
+            yield
+            return
+        assert self.experiment is not None
+        template._audit.reports = self.experiment._audit.reports
+        with announced(template, self.label, best, resume=resume):
+            yield
+            if self._best is not None:
+                best["best"] = self._best[1]
 
     def _check(self, experiment: Experiment) -> None:
         """Refuse paths that name nothing, and an objective or pruner that cannot work."""

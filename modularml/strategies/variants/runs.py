@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from numbers import Integral
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from joblib import effective_n_jobs
 from modularml._arguments import at_least
 from modularml._warning import warn
 from modularml.context import ExperimentContext
+from modularml.engine.callback import EXPERIMENT_HOOKS, Dispatcher, ExperimentCallback
 from modularml.engine.interruption import is_interruption
 from modularml.errors import ConfigError, ExecutionError
 from modularml.experiment import Experiment, PhaseGroup
@@ -26,6 +27,7 @@ __all__ = [
     "FoldFailedWarning",
     "Resume",
     "VariantRuns",
+    "announced",
     "check_jobs",
     "check_stacked",
     "checked_experiment",
@@ -71,6 +73,26 @@ def check_jobs(n_jobs: Jobs, timeout: float | None, noun: str) -> None:
         raise ConfigError(
             f"timeout needs n_jobs of at least 2: a {noun} in this process cannot be stopped"
         )
+
+
+@contextmanager
+def announced(
+    experiment: Experiment, label: str, runs: Mapping[str, Experiment], *, resume: bool
+) -> Iterator[None]:
+    """Fire the hooks of an experiment's callbacks before and after its variants."""
+    hooks = Dispatcher(experiment.exp_callbacks, ExperimentCallback, EXPERIMENT_HOOKS)
+    facts = {"experiment": experiment, "label": label}
+    error: BaseException | None = None
+    try:
+        for _ in hooks.notify("on_variants_start", **facts, resume=resume):
+            pass
+        yield
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        for _ in hooks.notify("on_variants_end", **facts, runs=runs, error=error):
+            pass
 
 
 class VariantRuns:
@@ -151,6 +173,7 @@ class VariantRuns:
         options = {"show": show, "persist": flags["persist_progress"], "unit": self.noun}
         try:
             with (
+                announced(self.experiment, self.label, self.done, resume=resume is not None),
                 bar(len(missing), self.label, **options) as progress,
                 closing(outcomes) as results,
             ):
