@@ -211,6 +211,35 @@ class BackendAdapter(ABC):
         """Replace a weight of a model by that of another."""
         raise self._unable("sharing weights between nodes in a file")
 
+    estimates_statistics: ClassVar[bool] = False
+    """Whether the statistics of batch normalization can be estimated anew."""
+
+    # -- averages of weights ------------------------------------------------------------------
+
+    def copies(self, tensors: Sequence[Any]) -> list[Any]:
+        """Return copies of the values of parameters or buffers."""
+        raise self._unable("averaging weights")
+
+    def like(self, tensors: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
+        """Return the values of arrays as `copies` of the tensors would hold them."""
+        return [array.copy() for array in arrays]
+
+    def approach(self, averages: Sequence[Any], tensors: Sequence[Any], weight: float) -> None:
+        """Move averages towards values, in place, by this share of the difference."""
+        raise self._unable("averaging weights")
+
+    def assign(self, tensors: Sequence[Any], values: Sequence[Any]) -> None:
+        """Set parameters or buffers to values, tensors or arrays, in place."""
+        raise self._unable("averaging weights")
+
+    def running_statistics(self, model: Any) -> dict[str, Any]:
+        """Return the statistics of batch normalization, by name."""
+        return {}
+
+    def estimating(self, models: Sequence[Any]) -> AbstractContextManager[Any]:
+        """Return a context in which these are estimated anew, from all that is run in it."""
+        raise self._unable("estimating the statistics of batch normalization")
+
     def signature(self, model: Any) -> Hashable:
         """Return the key of a model for compiled steps; equal while these are valid.
 

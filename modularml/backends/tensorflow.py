@@ -170,6 +170,21 @@ class TensorflowAdapter(BackendAdapter):
     def all_parameters(self, model: Any) -> dict[str, Any]:
         return dict(model.variables())
 
+    def copies(self, tensors: Sequence[Any]) -> list[Any]:
+        return [v.numpy().copy() for v in tensors]
+
+    def approach(self, averages: Sequence[Any], tensors: Sequence[Any], weight: float) -> None:
+        for average, v in zip(averages, tensors, strict=True):
+            np.add(average, average.dtype.type(weight) * (v.numpy() - average), out=average)
+
+    def assign(self, tensors: Sequence[Any], values: Sequence[Any]) -> None:
+        for v, value in zip(tensors, values, strict=True):
+            v.assign(value)
+
+    def running_statistics(self, model: Any) -> dict[str, Any]:
+        named = model.variables().items()
+        return {name: v for name, v in named if v.path.rsplit("/", 1)[-1].startswith("moving_")}
+
     def fixed(self, model: Any) -> dict[str, Any]:
         """Return the weights of layers that are not trainable."""
         layers = [] if model.inner is None else model.inner._flatten_layers()

@@ -150,6 +150,47 @@ class TorchAdapter(BackendAdapter):
     def all_parameters(self, model: Any) -> dict[str, Any]:
         return dict(model.named_parameters())
 
+    def copies(self, tensors: Sequence[Any]) -> list[Any]:
+        return [t.detach().clone() for t in tensors]
+
+    def like(self, tensors: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
+        values = self.copies(tensors)
+        self.assign(values, arrays)
+        return values
+
+    estimates_statistics: ClassVar[bool] = True
+
+    def approach(self, averages: Sequence[Any], tensors: Sequence[Any], weight: float) -> None:
+        if tensors:
+            torch._foreach_lerp_(list(averages), [t.detach() for t in tensors], weight)
+
+    def assign(self, tensors: Sequence[Any], values: Sequence[Any]) -> None:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, values, strict=True):
+                tensor.copy_(torch.as_tensor(value))
+
+    def running_statistics(self, model: Any) -> dict[str, Any]:
+        return {
+            f"{name}.{buffer}": tensor
+            for name, layer in model.named_modules()
+            if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+            for buffer, tensor in layer.named_buffers(recurse=False)
+        }
+
+    @contextmanager
+    def estimating(self, models: Sequence[Any]) -> Iterator[None]:
+        """As `torch.optim.swa_utils.update_bn`: each batch counts equally."""
+        layers = [la for m in models for la in m.modules() if isinstance(la, _BatchNorm)]
+        momenta = {layer: layer.momentum for layer in layers}
+        for layer in momenta:
+            layer.reset_running_stats()
+            layer.momentum = None
+        try:
+            yield
+        finally:
+            for layer, momentum in momenta.items():
+                layer.momentum = momentum
+
     def fixed(self, model: Any) -> dict[str, Any]:
         """Return frozen weights, and buffers of layers whose parameters are all frozen."""
         movable = {id(p) for p in self.parameters(model).values()}
@@ -594,6 +635,7 @@ def _set_modes(modes: Iterable[tuple[Any, bool]]) -> None:
 
 
 _Module = torch.nn.Module
+_BatchNorm = torch.nn.modules.batchnorm._BatchNorm
 _PAD_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 

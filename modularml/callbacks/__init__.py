@@ -14,6 +14,7 @@ from modularml.callbacks.live_plot import LivePlot
 from modularml.callbacks.max_time import MaxTime
 from modularml.callbacks.score_metric import ScoreMetric
 from modularml.callbacks.unfreezing import ProgressiveUnfreezing
+from modularml.callbacks.weight_averaging import EMA, SWA
 from modularml.engine.callback import (
     ArtifactResult,
     Callback,
@@ -25,6 +26,8 @@ from modularml.engine.callback import (
 )
 
 __all__ = [
+    "EMA",
+    "SWA",
     "ArtifactResult",
     "Attached",
     "CSVLogger",

@@ -90,7 +90,7 @@ class BatchFeed:
             next(b for b in ready if b.group == g) for g in range(1 + max(b.group for b in bound))
         ]
         self._counts_rows = processes is not None or options.accumulate > 1
-        self._in_turn = policy.alternates and len(self.groups) > 1
+        self._in_turn = self.alternates = policy.alternates and len(self.groups) > 1
         if self._in_turn and self._counts_rows:
             raise ConfigError(
                 f"phase {phase!r}: samplers that alternate need accumulate=1 and no data_parallel; "
@@ -271,6 +271,11 @@ class BatchFeed:
         batches = self._batches(epoch)
         self._current = epoch
         return batches[0].n_batches, self._steps(epoch, batches)
+
+    def run(self, epoch: int, step: Callable[[Any], Any]) -> None:
+        """Call a function of the tensors of each batch of an epoch."""
+        for tensors in self._tensors(0, self._batches(epoch)):
+            step(tensors)
 
     def __iter__(self) -> Iterator[ExecutionContext]:
         """Return the steps of the last requested epoch, from batch `first` on."""

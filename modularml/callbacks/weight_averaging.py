@@ -1,0 +1,336 @@
+"""Averages of weights over training: EMA and SWA."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from typing import Any, Literal
+
+from modularml.backends import adapter_for
+from modularml.data.batch import as_numpy
+from modularml.data.execution import ExecutionContext
+from modularml.engine.callback import Callback, callback_registry
+from modularml.errors import BackendNotSupportedError, ConfigError
+from modularml.graph.model_node import ModelNode
+from modularml.io.randomness import unchanged_randomness
+
+__all__ = ["EMA", "SWA"]
+
+Named = dict[str, tuple[Any, Any]]
+"""Adapter and parameter by name: ``node.layer.weight``."""
+
+
+class _WeightAverage(Callback):
+    """Base class of averages: they are the weights from the end of an epoch to the next."""
+
+    logs: tuple[str, ...] = ()
+    changes_weights = False  # in the hooks of batches
+    every: str
+
+    def __init__(
+        self, start: float, label: str | None = None, execution_order: int = -1_000
+    ) -> None:
+        super().__init__(label, execution_order)
+        is_share = isinstance(start, float) and 0 <= start < 1
+        if not is_share and not (start >= 0 and float(start).is_integer()):
+            raise ConfigError(
+                "start must be an epoch (0-based), or a share of the epochs from 0 to 1, got "
+                f"{start!r}"
+            )
+        self.start = start
+        self._reset()
+
+    def _reset(self) -> None:
+        self.n_averaged, self._averages = 0, dict[str, Any]()
+        self._trained: dict[str, Any] = {}  # while the weights are the averages
+        self._named: Named | None = None
+        self._is_restored = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Omit the parameters, which are found again."""
+        return {**vars(self), "_named": None}
+
+    def check_ready(self, experiment: Any, phase: Any = None) -> None:
+        """Refuse what cannot be averaged, before a run starts."""
+        others = [c for c in phase.callbacks if isinstance(c, _WeightAverage)]
+        if len(others) > 1:
+            raise ConfigError(
+                f"phase {phase.label!r} has {[c.label for c in others]}, and its weights can be "
+                "averaged in one way; remove the others"
+            )
+        for optimizer in experiment.model_graph.moving_optimizers(phase.active_nodes):
+            if optimizer.kwargs.get("use_ema"):
+                raise ConfigError(
+                    f"{self.label!r} and use_ema of {optimizer.name!r} both average the weights; "
+                    "omit one of them"
+                )
+
+    def on_phase_start(self, *, phase: Any, **facts: Any) -> None:
+        """Start without averages.
+
+        Raises
+        ------
+        BackendNotSupportedError
+            If a model has batch normalization whose statistics cannot be estimated anew.
+        """
+        self._reset()
+        graph, feed = phase.graph(), phase.position.loader
+        for node in _trained_nodes(graph, phase):
+            adapter = adapter_for(node.backend)
+            if not adapter.running_statistics(node.model.module):
+                continue
+            in_one_pass = feed.processes is None and not feed.alternates
+            if in_one_pass and adapter.estimates_statistics:
+                continue
+            raise BackendNotSupportedError(
+                f"node {node.label!r} has batch normalization, whose statistics are those of the "
+                f"weights that were trained and not of their averages. {self.label!r} estimates "
+                "them anew for torch models in one process, whose samplers do not alternate; use "
+                "layer or group normalization, or omit the averages"
+            )
+
+    def on_epoch_start(self, *, phase: Any, **facts: Any) -> None:
+        """Put back the weights that are trained."""
+        self._named = None
+        self._put_back(phase)
+
+    def on_epoch_end(self, *, phase: Any, exec_ctx: ExecutionContext, **facts: Any) -> None:
+        """Replace the weights by their averages, for evaluations and checkpoints."""
+        if self._is_due(phase, exec_ctx.epoch_idx, "epoch"):
+            self._update(phase)
+        if self._averages:
+            self._replace(phase, exec_ctx.epoch_idx)
+
+    def on_phase_end(self, *, phase: Any, **facts: Any) -> None:
+        """Keep the averages as the weights."""
+        self._trained, self._named = {}, None
+
+    def on_exception(self, *, phase: Any, **facts: Any) -> None:
+        """Put back the weights that are trained."""
+        self._put_back(phase)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the averages, and the trained weights while the graph has the averages."""
+        return {
+            "n_averaged": self.n_averaged,
+            "averages": _arrays(self._averages),
+            "trained": _arrays(self._trained),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore a state from `get_state`."""
+        self._reset()
+        self.n_averaged = state["n_averaged"]
+        self._averages, self._trained = dict(state["averages"]), dict(state["trained"])
+        self._is_restored = True
+
+    # -- internals ----------------------------------------------------------------------------
+
+    def _weight(self) -> float:
+        """Return the weight of the next values in the average."""
+        raise NotImplementedError
+
+    def _is_due(self, phase: Any, epoch: int, moment: str) -> bool:
+        start = self.start if self.start >= 1 else int(self.start * phase.n_epochs)
+        return self.every == moment and epoch >= start
+
+    def _update(self, phase: Any) -> None:
+        named = self._named = self._named or _parameters(phase)
+        for adapter, names in _by_adapter(named):
+            new = [n for n in names if _shape(self._averages.get(n)) != _shape(named[n][1])]
+            self._averages |= dict(
+                zip(new, adapter.copies([named[n][1] for n in new]), strict=True)
+            )
+            old = [n for n in names if n not in new]
+            tensors = [named[n][1] for n in old]
+            if self._is_restored:  # arrays, of a checkpoint
+                values = adapter.like(tensors, [self._averages[n] for n in old])
+                self._averages |= dict(zip(old, values, strict=True))
+            adapter.approach([self._averages[n] for n in old], tensors, self._weight())
+        self.n_averaged += 1
+        self._is_restored = False
+
+    def _replace(self, phase: Any, epoch: int) -> None:
+        named = self._named or _parameters(phase)
+        named = {name: named[name] for name in named if name in self._averages}
+        nodes = _trained_nodes(phase.graph(), phase)
+        statistics = _statistics(nodes)
+        self._trained = {}
+        for adapter, names in _by_adapter({**named, **statistics}):
+            tensors = [{**named, **statistics}[n][1] for n in names]
+            self._trained |= dict(zip(names, adapter.copies(tensors), strict=True))
+        _assign(named, self._averages)
+        if statistics:
+            _estimate(phase, epoch, [n for n in nodes if _statistics([n])])
+
+    def _put_back(self, phase: Any) -> None:
+        if self._trained:
+            named = {**_parameters(phase), **_statistics(_trained_nodes(phase.graph(), phase))}
+            _assign({n: named[n] for n in named if n in self._trained}, self._trained)
+            self._trained = {}
+
+
+class EMA(_WeightAverage):
+    """Average the weights exponentially; evaluations and the trained graph use the average.
+
+    From the end of each epoch to the start of the next, and after the phase, the weights are
+    ``average = decay * average + (1 - decay) * weights``, as of
+    `torch.optim.swa_utils.AveragedModel`. Evaluations, early stopping and checkpoints at the end of
+    an epoch see them; training goes on with its own. ``train_loss`` is that of the trained weights.
+
+    Parameters
+    ----------
+    decay : float
+        Between 0 and 1: the share of the average that is left after an update.
+    every : {'batch', 'epoch'}
+        Whether weights are averaged after each update of the optimizer, or each epoch.
+    start : int or float
+        Epoch (0-based) from which weights are averaged, or a share of the epochs of the phase.
+    label, execution_order
+        See `Callback`; it must run before evaluations.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is not as described, or the phase has two averages.
+    BackendNotSupportedError
+        When the phase starts, if a Keras model has batch normalization. In torch its statistics
+        are estimated anew, by a forward pass over the training rows at the end of each epoch.
+
+    Notes
+    -----
+    With ``every='batch'``, folds and other variants are not trained as one. Parameters of losses
+    are not averaged.
+
+    Examples
+    --------
+    >>> EMA(0.99, every="epoch")
+    EMA(decay=0.99, every='epoch')
+    """
+
+    def __init__(
+        self,
+        decay: float = 0.999,
+        *,
+        every: Literal["batch", "epoch"] = "batch",
+        start: float = 0,
+        label: str | None = None,
+        execution_order: int = -1_000,
+    ) -> None:
+        if not 0 < decay < 1:
+            raise ConfigError(f"decay must be between 0 and 1, got {decay!r}")
+        super().__init__(start, label, execution_order)
+        self.decay, self.every = decay, every
+        if every == "batch":
+            self.on_batch_end = self._end_batch  # type: ignore[method-assign]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Omit the bound hook, which would belong to the original."""
+        return {k: v for k, v in super().__getstate__().items() if k != "on_batch_end"}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Bind the hook again."""
+        vars(self).update(state)
+        if self.every == "batch":
+            self.on_batch_end = self._end_batch  # type: ignore[method-assign]
+
+    def _end_batch(self, *, phase: Any, exec_ctx: ExecutionContext, **facts: Any) -> None:
+        """Average the weights after an update."""
+        if self._is_due(phase, exec_ctx.epoch_idx, "batch") and phase.has_no_pending_gradients:
+            self._update(phase)
+
+    def _weight(self) -> float:
+        return 1 - self.decay
+
+
+class SWA(_WeightAverage):
+    """Average the weights of the last epochs equally (stochastic weight averaging).
+
+    From the end of each epoch to the start of the next, and after the phase, the weights are the
+    mean of those at the ends of the epochs since `start`, as of
+    `torch.optim.swa_utils.AveragedModel`. For the rest see `EMA`.
+
+    Parameters
+    ----------
+    start : int or float
+        Epoch (0-based) from which weights are averaged, or a share of the epochs of the phase.
+    label, execution_order
+        See `Callback`; it must run before evaluations.
+
+    Notes
+    -----
+    The rate of the method's authors is constant or cyclic while weights are averaged:
+    ``LRSchedule(torch.optim.swa_utils.SWALR, schedule_kwargs={"swa_lr": 0.05})`` (Izmailov et al.
+    2018, *Averaging Weights Leads to Wider Optima and Better Generalization*, arXiv:1803.05407).
+
+    Examples
+    --------
+    >>> SWA(start=10)
+    SWA(start=10)
+    """
+
+    every = "epoch"
+
+    def __init__(
+        self, *, start: float = 0.75, label: str | None = None, execution_order: int = -1_000
+    ) -> None:
+        super().__init__(start, label, execution_order)
+
+    def _weight(self) -> float:
+        return 1 / (self.n_averaged + 1)
+
+
+def _trained_nodes(graph: Any, phase: Any) -> list[ModelNode]:
+    nodes = [n for n in graph._running(phase.active_nodes) if isinstance(n, ModelNode)]
+    return [n for n in nodes if not n.is_frozen and adapter_for(n.backend).gradients]
+
+
+def _parameters(phase: Any) -> Named:
+    """Return the parameters that are trained, each once."""
+    named: Named = {}
+    seen = set[int]()
+    for node in _trained_nodes(phase.graph(), phase):
+        adapter = adapter_for(node.backend)
+        for name, parameter in node.parameters().items():
+            if id(parameter) not in seen:
+                named[f"{node.label}.{name}"] = adapter, parameter
+            seen.add(id(parameter))
+    return named
+
+
+def _statistics(nodes: list[ModelNode]) -> Named:
+    return {
+        f"{node.label}.{name}": (adapter_for(node.backend), tensor)
+        for node in nodes
+        for name, tensor in adapter_for(node.backend).running_statistics(node.model.module).items()
+    }
+
+
+def _estimate(phase: Any, epoch: int, nodes: list[ModelNode]) -> None:
+    """Estimate the statistics of batch normalization, on the batches of an epoch."""
+    feed, adapter = phase.position.loader, adapter_for(nodes[0].backend)
+    models = [node.model.module for node in nodes]
+    with unchanged_randomness(), feed.plan.modes(), adapter.estimating(models):
+        feed.run(epoch, feed.plan.eval_step())
+
+
+def _by_adapter(named: Named) -> Iterator[tuple[Any, list[str]]]:
+    for adapter, items in groupby(named.items(), key=lambda item: item[1][0]):
+        yield adapter, [name for name, _ in items]
+
+
+def _assign(named: Named, values: Mapping[str, Any]) -> None:
+    for adapter, names in _by_adapter(named):
+        adapter.assign([named[n][1] for n in names], [values[n] for n in names])
+
+
+def _shape(tensor: Any) -> Any:
+    return None if tensor is None else tuple(tensor.shape)
+
+
+def _arrays(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: as_numpy(value).copy() for name, value in values.items()}
+
+
+for _cls in (EMA, SWA):
+    callback_registry.register(_cls.__name__, _cls)
