@@ -20,6 +20,7 @@ from modularml.io.classes import Resolver, names_in
 from modularml.io.randomness import unchanged_randomness
 from modularml.io.references import with_labels
 from modularml.io.yamltext import dump_yaml
+from modularml.phases.phase import ExperimentPhase
 from modularml.strategies import CrossValidation, CVBinding, Sweep
 from modularml.strategies.sweeps import space
 
@@ -67,6 +68,8 @@ def build_experiment(plan: Plan, sets: dict[str, FeatureSet]) -> Experiment:
         try:
             _build_copy(plan, text, sets)
             return Experiment.from_yaml(text, allow_import=plan.allow_import)
+        except PlanError:
+            raise
         except ModularMLError as error:
             cause = error.__cause__ or error  # what came before the text of a file's reader
             at = _find(tree, getattr(cause, "of_config", None), path)
@@ -83,8 +86,10 @@ def _build_copy(plan: Plan, text: str, sets: Mapping[str, FeatureSet]) -> None:
         if experiment.model_graph is not None:
             experiment.model_graph.build()
         for phase in experiment.execution_plan.flatten():
-            for callback in phase.callbacks:
-                callback.check_ready(experiment, phase)
+            path = _path_of(plan.tree["experiment"], phase, ("experiment",))
+            with _located(plan, path or ("experiment",)):
+                for callback in phase.callbacks:
+                    callback.check_ready(experiment, phase)
 
 
 def build_folds(plan: Plan, experiment: Experiment) -> CrossValidation:
@@ -163,6 +168,18 @@ def _find(tree: Any, wanted: Any, path: Where) -> Where | None:
     inside = tree.get("params", tree) if isinstance(tree, dict) and "$type" in tree else tree
     items = inside.items() if isinstance(inside, dict) else enumerate(inside)
     found = (_find(item, wanted, (*path, key)) for key, item in items)
+    return next((at for at in found if at is not None), None)
+
+
+def _path_of(tree: Any, phase: ExperimentPhase, path: Where) -> Where | None:
+    """Return the path of a phase, by its class and label."""
+    inside = tree.get("params", tree) if isinstance(tree, dict) and "$type" in tree else tree
+    if not isinstance(inside, dict | list):
+        return None
+    if tree is not inside and tree["$type"] == type(phase).__name__:
+        return path if inside.get("label") == phase.label else None
+    items = inside.items() if isinstance(inside, dict) else enumerate(inside)
+    found = (_path_of(item, phase, (*path, key)) for key, item in items)
     return next((at for at in found if at is not None), None)
 
 

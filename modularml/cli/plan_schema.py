@@ -99,7 +99,9 @@ def _tagged(name: str, arguments: Schema) -> Schema:
         "required": ["$type", "params"],
         "additionalProperties": False,
     }
-    return _any_of(tagged, arguments)
+    if arguments["additionalProperties"] is not False:
+        arguments = {**arguments, "not": {"required": ["$type"]}}
+    return {"anyOf": [tagged, arguments]}
 
 
 def _value(named: Iterable[str]) -> Schema:
@@ -109,7 +111,7 @@ def _value(named: Iterable[str]) -> Schema:
         "if": {"type": "object", "required": ["$type"]},
         "then": {
             "anyOf": [
-                *({"$ref": f"#/$defs/{name}"} for name in named),
+                *({"$ref": f"#/$defs/{name}/anyOf/0"} for name in named),
                 {
                     "type": "object",
                     "properties": {"$type": {"pattern": f"^({packages})"}, "params": VALUE},

@@ -100,7 +100,7 @@ def _tables(given: list[str], graph: ModelGraph | None) -> Any:
         ]
         specs = [spec for fs in sets for spec in fs.collection.schema.columns.values()]
         raw = [spec for spec in specs if spec.rep == RAW]
-        text = [s.key for s in raw if s.dtype in ("string", "str", "large_string")]
+        text = [s.key for s in raw if s.dtype == "object"]
         frame = read_table(path, text, [s.key for s in raw if s.kind == "time"])
         columns = {c: r.node_label for r in refs for c in r.features if label in ("", r.node_label)}
         keys = dict.fromkeys(name.split(".")[1] for name in columns)

@@ -12,7 +12,7 @@ import numpy as np
 
 from modularml.config import decode, encode
 from modularml.data.paths import FilePaths
-from modularml.errors import ConfigError
+from modularml.errors import ConfigError, ModularMLError
 from modularml.io.atomic import write_file
 from modularml.io.randomness import unchanged_randomness
 from modularml.io.yamltext import dump_yaml, load_yaml
@@ -155,25 +155,35 @@ def write_section(
 
 def _check_equal(fs: Any, section: Mapping[str, Any], folder: Path) -> None:
     """Build the set from its section, and refuse a section that gives anything else."""
-    decoded: Any = {**decode(dict(section)), "register": False}
-    with warnings.catch_warnings(action="ignore"), unchanged_randomness():
-        again = read_rows(fs.label, decoded, {}, folder, type(fs))
-        for entry in decoded.get("splits", ()):
-            apply_split(again, entry)
-        for entry in decoded.get("scalers", ()):
-            fit_scaler(again, entry)
-    what = None
-    if again.collection.fingerprint != fs.collection.fingerprint:
-        what = "the files hold other rows now"
-    elif not _equal_splits(fs, again):
-        what = "its splits come out differently, as they were made of scaled columns or other rows"
-    elif not _equal_columns(fs, again):
-        what = "its scalers learn something else, as they draw random numbers or fit other rows"
-    if what is not None:
+    try:
+        with warnings.catch_warnings(action="ignore"), unchanged_randomness():
+            different = _difference(fs, _built(fs, decode(dict(section)), folder))
+    except ModularMLError as error:
+        different = str(error)
+    if different:
         raise ConfigError(
-            f"a plan would not give the same {fs.label!r}: {what}. Pass "
+            f"a plan would not give the same {fs.label!r}: {different}. Pass "
             f"rows='{fs.label}.fs.mml' to save it as it is"
         )
+
+
+def _built(fs: Any, section: Mapping[str, Any], folder: Path) -> Any:
+    built = read_rows(fs.label, {**section, "register": False}, {}, folder, type(fs))
+    for entry in section.get("splits", ()):
+        apply_split(built, entry)
+    for entry in section.get("scalers", ()):
+        fit_scaler(built, entry)
+    return built
+
+
+def _difference(fs: Any, built: Any) -> str:
+    if built.collection.fingerprint != fs.collection.fingerprint:
+        return "the files hold other rows now"
+    if not _equal_splits(fs, built):
+        return "its splits come out differently, as they were made of scaled columns or other rows"
+    if not _equal_columns(fs, built):
+        return "its scalers learn something else, as they draw random numbers or fit other rows"
+    return ""
 
 
 def _equal_splits(a: Any, b: Any) -> bool:
