@@ -176,7 +176,7 @@ def _path_of(tree: Any, phase: ExperimentPhase, path: Where) -> Where | None:
     inside = tree.get("params", tree) if isinstance(tree, dict) and "$type" in tree else tree
     if not isinstance(inside, dict | list):
         return None
-    if tree is not inside and tree["$type"] == type(phase).__name__:
+    if isinstance(inside, dict) and tree.get("$type") == type(phase).__name__:
         return path if inside.get("label") == phase.label else None
     items = inside.items() if isinstance(inside, dict) else enumerate(inside)
     found = (_path_of(item, phase, (*path, key)) for key, item in items)
