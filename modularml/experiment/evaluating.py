@@ -15,7 +15,7 @@ from modularml.audit import AuditWarning
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.schema import RAW
 from modularml.errors import AuditError, ConfigError, DataError, ScalerError, UnknownNameError
-from modularml.graph.labels import class_labels, is_encoded
+from modularml.graph.labels import is_encoded, learned_classes
 from modularml.graph.lineage import source_columns_of
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.predict import Prediction, predictions
@@ -118,18 +118,20 @@ def score_table(
     """Return the scores of predictions of the same rows; see `Experiment.evaluate`."""
     groups = None if group_by is None else scored[0].by_row(group_by)
     samples = None if per is None else Replicates(per, scored[0].by_row(per, "per"), reduce)
-    table = []
+    table, drawn = [], dict[str, ComparedRows]()
     for prediction in scored:
         is_classifier = classifies(prediction.node, prediction.compared)
         default = ["accuracy"] if is_classifier else ["rmse", "mae", "r2"]
         scores = find_scores(default if metrics is None else metrics, outputs)
-        lines = _scored(prediction, scores, groups, group_by, unscale, samples)
+        if unscale:
+            check_units(prediction)
+            drawn[prediction.label] = compared_rows(prediction, outputs)
+        lines = _scored(prediction, scores, groups, group_by, drawn, samples)
         on = {"node": prediction.label} if len(scored) > 1 else {}
         table += [{**on, **line} for line in _wide(lines, has_groups=group_by is not None)]
     frame: pd.DataFrame = require("pandas").DataFrame(table)
     if group_by is not None:  # None for all rows would make floats of integers
         frame["group"] = require("pandas").Series([row["group"] for row in table], dtype=object)
-    drawn = {p.label: compared_rows(p, outputs) for p in scored} if unscale else {}
     return ScoreTable.of(frame, drawn, per=per, reduce=reduce)
 
 
@@ -173,25 +175,24 @@ def _scored(
     scores: Mapping[str, Any],
     groups: Array | None,
     group_by: str | None,
-    unscale: bool,
+    drawn: Mapping[str, ComparedRows],
     replicates: Replicates | None,
 ) -> list[ScoredGroup]:
-    if unscale:
-        check_units(prediction)
+    rows = drawn.get(prediction.label)
     return score_groups(
         scores,
-        prediction.compared_values(raw=unscale),
-        prediction.values(unscale=unscale),
-        mask=prediction.compared_mask(),
+        prediction.compared_values(raw=False) if rows is None else rows.true,
+        prediction.values(unscale=False) if rows is None else rows.out,
+        mask=prediction.compared_mask() if rows is None else rows.mask,
         groups=groups,
         group_by=group_by,
         who="data",
-        prepared=partial(_prepared, prediction.compared, unscale),
+        prepared=partial(_prepared, prediction.node, prediction.compared, rows is not None),
         replicates=replicates,
     )
 
 
-def _prepared(flow: Any, unscale: bool, true: Array, out: Array) -> Array:
+def _prepared(node: Any, flow: Any, unscale: bool, true: Array, out: Array) -> Array:
     """Return known targets in the type of their column, and labels as class numbers."""
     leaves, kinds = source_columns_of(flow), set()
     for leaf in leaves:
@@ -204,7 +205,8 @@ def _prepared(flow: Any, unscale: bool, true: Array, out: Array) -> Array:
         true = numbers.astype(np.int64) if (numbers == np.rint(numbers)).all() else numbers
     if true.dtype.kind == "f" or out[0].size < 2:
         return true
-    return class_numbers(true, out, class_labels(flow), encoded=any(map(is_encoded, leaves)))
+    labels = learned_classes(node, flow)
+    return class_numbers(true, out, labels, encoded=any(map(is_encoded, leaves)))
 
 
 def _wide(found: Sequence[ScoredGroup], *, has_groups: bool) -> list[dict[str, Any]]:

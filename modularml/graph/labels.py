@@ -12,7 +12,14 @@ from modularml.data.lineage import ColumnLineage, SourceColumns
 from modularml.errors import ConfigError
 from modularml.graph.lineage import source_columns_of
 
-__all__ = ["class_labels", "decoded", "gives_labels", "is_encoded", "score_names"]
+__all__ = [
+    "class_labels",
+    "decoded",
+    "gives_labels",
+    "is_encoded",
+    "learned_classes",
+    "score_names",
+]
 
 _CODES = ("LabelEncoder", "OneHotEncoder", "OrdinalEncoder")
 
@@ -48,6 +55,22 @@ def class_labels(flow: ColumnLineage) -> Array | None:
         return classes
     values = fs.collection.numpy(name)
     return np.unique(values) if values.ndim == 1 else None
+
+
+def learned_classes(node: Any, flow: ColumnLineage) -> Array | None:
+    """Return the class labels of a node's score columns, also if the rows are not here.
+
+    They are the encoder's, those of a fitted estimator, or else as in `class_labels`; None if they
+    are unknown.
+    """
+    known = getattr(getattr(getattr(node, "model", None), "inner", None), "classes_", None)
+    encoded = any(map(is_encoded, source_columns_of(flow)))
+    if not encoded and isinstance(known, np.ndarray) and known.ndim == 1:
+        return known
+    sets = [leaf.source.ref.resolve() for leaf in source_columns_of(flow)]
+    if not encoded and any(fs.collection.n_absent for fs in sets):
+        return None
+    return class_labels(flow)
 
 
 def score_names(flow: ColumnLineage | None, width: int, *, method: str = "") -> list[str] | None:

@@ -289,6 +289,8 @@ class _SinglePassResults(PhaseResults):
         """Return targets and outputs of a node in original units, for plots."""
         node_id = self._node_id(node)
         first, read = self._recorded()[0], partial(self.stacked_tensors, role=role, unscale=True)
+        if role not in first.roles(node_id):
+            raise UnknownNameError("role", role, first.roles(node_id))
         true, out = (as_numpy(read(node_id, domain)) for domain in ("targets", "outputs"))
         graph = first.context.model_graph
         known = {} if graph is None else graph.nodes

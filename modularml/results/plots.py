@@ -15,7 +15,7 @@ from modularml._warning import warn
 from modularml.data.lineage import ColumnLineage, column_named
 from modularml.data.schema import RAW, SampleSchema
 from modularml.errors import ConfigError, DataError, ShapeError, UnknownNameError
-from modularml.graph.labels import class_labels, gives_labels, is_encoded
+from modularml.graph.labels import gives_labels, is_encoded, learned_classes
 from modularml.graph.lineage import source_columns_of, units_of
 from modularml.results.padding import real_steps
 from modularml.results.replicates import Reduce, Replicates, aggregated, check_reduce
@@ -91,9 +91,16 @@ class ComparedRows:
         """Return the rows of a node whose targets have a lineage, in its active context."""
         leaves = source_columns_of(flow)
         schemas = [leaf.source.ref.resolve().collection.schema for leaf in leaves]
+        raw = {
+            schema[f"{name.rpartition('.')[0]}.{RAW}"].dtype.kind
+            for leaf, schema in zip(leaves, schemas, strict=True)
+            for name in leaf.columns
+        }
+        if true.dtype.kind == "O" and raw <= set("biuf"):  # as some values are missing
+            true = true.astype(np.float64)
         scores = true[:1].size == 1 and out[:1].size > 1 and not blocks
         are_classes = true.dtype.kind in "OU" or scores or classifies(node, flow)
-        labels = class_labels(flow) if are_classes else None
+        labels = learned_classes(node, flow) if are_classes else None
         return cls(
             label=str(getattr(node, "label", node)),
             true=true,

@@ -29,10 +29,15 @@ class ScoreTable(pd.DataFrame):
         return new
 
     @property
+    def _rows(self) -> dict[str, ComparedRows]:
+        """The rows of each node that was scored; empty if they are not here."""
+        rows: dict[str, ComparedRows] = self.__dict__.get("_drawn", ({},))[0]
+        return rows
+
+    @property
     def _unit(self) -> str:
         """Unit of the targets; "" if they have several, or it is unknown."""
-        rows = self.__dict__.get("_drawn", ({},))[0]
-        units = {unit for part in rows.values() for unit in part.targets.values()}
+        units = {unit for part in self._rows.values() for unit in part.targets.values()}
         return units.pop() if len(units) == 1 else ""
 
     def plot(  # type: ignore[override]

@@ -88,7 +88,7 @@ def roc(
     'worn: AUC 0.750'
     """
     curves, note = _curves(y_true, y_score, labels, positive, groups, weights)
-    figure, axes = new_axes(5.4, 5.9, title=title, x="", y="")
+    figure, axes = new_axes(5.4, 5.4 + 0.22 * len(curves), title=title, x="", y="")
     entries = []
     for i, curve in enumerate(curves):
         show = require("sklearn.metrics").RocCurveDisplay.from_predictions(
@@ -125,7 +125,7 @@ def precision_recall(
     'worn: AP 0.833, share 0.500'
     """
     curves, note = _curves(y_true, y_score, labels, positive, groups, weights)
-    figure, axes = new_axes(5.4, 5.9, title=title, x="", y="")
+    figure, axes = new_axes(5.4, 5.4 + 0.22 * len(curves), title=title, x="", y="")
     entries = []
     for i, curve in enumerate(curves):
         show = require("sklearn.metrics").PrecisionRecallDisplay.from_predictions(
@@ -184,7 +184,7 @@ def calibration(
     if strategy not in ("quantile", "uniform"):
         raise ConfigError(f"strategy must be 'quantile' or 'uniform', got {strategy!r}")
     curves, note = _curves(y_true, y_score, labels, positive, groups, None)
-    figure, axes = new_axes(5.4, 5.9, title=title, x="", y="")
+    figure, axes = new_axes(5.4, 5.4 + 0.22 * len(curves), title=title, x="", y="")
     entries = []
     for i, curve in enumerate(curves):
         if curve.score.min() < 0 or curve.score.max() > 1:

@@ -45,7 +45,8 @@ def residuals(
         Draws a box per group: quartiles, median, whiskers to the last row within 1.5 times the
         range between the quartiles, and the rows beyond.
     over : array-like of numbers or times, shape (n_samples,), optional
-        Drawn over these values, such as a temperature; by default over the predictions.
+        Drawn over these values, such as a temperature; by default over the predictions. Rows
+        without a value are omitted and counted.
     x : str
         Name of `groups` or `over`, with its unit.
     target, unit, title : str
@@ -76,6 +77,12 @@ def residuals(
     if groups is not None and over is not None:
         raise ConfigError("residuals are drawn by groups or over a column, not both; omit one")
     true, pred, good = finite_rows(y_true, y_pred, "y_pred")
+    places = None if over is None else _column(over, good, "over")
+    if places is not None:
+        has_place = ~np.asarray(require("pandas").isna(places))
+        if not has_place.any():
+            raise DataError("no row has a value to draw residuals over")
+        true, pred, places = true[has_place], pred[has_place], places[has_place]
     n_omitted = len(good) - len(true)
     note = f"\n{n_omitted} rows not finite" if n_omitted else ""
     of = f"{target and ' ' + target}{unit and f' ({unit})'}"
@@ -89,11 +96,11 @@ def residuals(
     crowd = len(true) > CROWD
     look: dict[str, Any] = {"color": SERIES[0], "linewidths": 0, "rasterized": crowd}
     look |= {"s": 6, "alpha": 0.25} if crowd else {"s": 20, "alpha": 0.75}
-    if over is None:
+    if places is None:
         show = require("sklearn.metrics").PredictionErrorDisplay(y_true=true, y_pred=pred)
         show.plot(ax=axes, scatter_kwargs=look, line_kwargs={**LINE, "alpha": 1.0})
     else:
-        axes.scatter(_positions(axes, _column(over, good, "over")), true - pred, **look)
+        axes.scatter(_positions(axes, places), true - pred, **look)
         axes.axhline(0.0, **LINE)
     below = x if over is not None else f"predicted{of}"
     style_axes(axes, x=below + note, y=error)

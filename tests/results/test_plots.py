@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn import metrics
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -110,6 +111,27 @@ def test_rows_without_a_target_are_counted():
     assert table.plot("roc").axes[0].get_xlabel().endswith("44 rows, 1 without class or score")
     with pytest.warns(UserWarning, match="1 rows of node 'net' lack a class"):
         assert "44 samples" in table.plot().axes[0].get_xlabel()
+
+
+def test_integers_beside_missing_ones_are_numbers():
+    own, _ = world(Ridge(), np.rint(Y * 10).astype(int))
+    for y in (np.array([1, 2, None, 4], dtype=object), pd.array([1, 2, None, 4], dtype="Int64")):
+        table = own.evaluate({"x": list(X[:4]), "capacity": y})
+        assert legend_of(table.plot())[0].endswith("1 rows not finite")
+    with pytest.raises(UnknownNameError, match="unknown role 'anchor'"):
+        evaluated(own).plot(role="anchor")
+
+
+@pytest.mark.parametrize("outputs", ["predict", "predict_proba"])
+def test_classes_are_known_without_the_rows(outputs, tmp_path):
+    own, _ = world(LogisticRegression(), KIND, outputs=outputs, target="kind")
+    rows = {"x": X[TEST], "kind": KIND[TEST]}
+    new = mm.Experiment.load(own.save(tmp_path / "e", rows=False))
+    table, before = (e.evaluate(rows, metrics=["accuracy"]) for e in (new, own))
+    assert table["accuracy"][0] == before["accuracy"][0]
+    assert table.plot().axes[0].get_xlabel() == before.plot().axes[0].get_xlabel()
+    if outputs == "predict_proba":
+        assert legend_of(table.plot("roc")) == legend_of(before.plot("roc"))
 
 
 def proba(own, fs):

@@ -36,6 +36,12 @@ def test_over_numbers_and_times():
     for column in (times.to_numpy(), times.astype(object), times):
         drawn = points(residuals(TRUE, PRED, over=column))[:, 0]
         np.testing.assert_allclose(drawn, matplotlib.dates.date2num(times))
+    heat[[1, 4, 5]] = np.nan
+    figure = residuals(TRUE, PRED, over=heat, x="heat (K)")
+    assert len(points(figure)) == 37
+    assert figure.axes[0].get_xlabel() == "heat (K)\n3 rows not finite"
+    with pytest.raises(DataError, match="no row has a value"):
+        residuals(TRUE, PRED, over=heat * np.nan)
     with pytest.raises(DataError, match="draw them by groups instead"):
         residuals(TRUE, PRED, over=CELL)
 

@@ -21,7 +21,6 @@ from modularml.experiment.calibration import (
     warn_if_selected,
 )
 from modularml.experiment.evaluating import (
-    compared_rows,
     report_learned_rows,
     score_table,
     scored_predictions,
@@ -38,6 +37,7 @@ from modularml.results.intervals import (
     quantile_conformal,
     residuals_of,
 )
+from modularml.results.plots import ComparedRows
 from modularml.results.replicates import Reduce, check_reduce
 from modularml.results.scores import Meaning, Metrics, find_scores
 from modularml.results.tables import ScoreTable
@@ -254,7 +254,7 @@ class Predictor:
             scored = scored_predictions([p.rows for p in predicted])
             if audit != "off":
                 report_learned_rows(parts, scored, audit)  # type: ignore[arg-type]
-            tables, drawn = [], {}
+            tables, drawn = [], dict[str, ComparedRows]()
             for prediction in scored:
                 p = by_label[prediction.label]
                 meaning: Meaning = "probabilities" if p.kind == "probabilities" else "auto"
@@ -265,7 +265,7 @@ class Predictor:
                 if len(scored) > 1:
                     table.insert(0, "node", prediction.label)
                 tables.append(table)
-                drawn[prediction.label] = compared_rows(mean[0], meaning)
+                drawn |= table._rows
         frame: pd.DataFrame = require("pandas").concat(tables, ignore_index=True)
         return ScoreTable.of(frame, drawn, per=per, reduce=reduce)
 
