@@ -21,7 +21,7 @@ from modularml.data.execution import ExecutionContext, Layout, WeightSource
 from modularml.data.lineage import Source
 from modularml.data.rows import as_slice
 from modularml.engine.alternating import AlternatingBatches
-from modularml.engine.batch_schedule import BatchSchedulingPolicy, schedule, share
+from modularml.engine.batch_schedule import BatchSchedulingPolicy, limited, schedule, share
 from modularml.engine.binding import Bound, roles_of
 from modularml.errors import ConfigError, DataError, LossError
 from modularml.graph.inputs import CHUNK_BYTES, column_tensor, frozen_outputs, pieces
@@ -62,6 +62,13 @@ class BatchFeed:
         computed in each step and not once.
     chunk : int, optional
         Rows per forward pass of an evaluation; its losses still see the whole batch.
+    limit : int or float, optional
+        The number of batches of an epoch that run, or their share.
+
+    Attributes
+    ----------
+    share_run : float
+        The share of the batches of the last drawn epoch that run.
     """
 
     def __init__(
@@ -80,9 +87,11 @@ class BatchFeed:
         fits: Sequence[Any] = (),
         live: bool = False,
         chunk: int | None = None,
+        limit: float | None = None,
     ) -> None:
         self.check_over_batch(phase, losses, options, processes)
         self.phase, self.policy = phase, policy
+        self.limit, self.share_run = limit, 1.0
         self.pin_memory, self.processes = pin_memory, processes
         self.bound = {b.source: b for b in bound}
         ready = sorted(bound, key=lambda b: not b.drawn)
@@ -444,6 +453,10 @@ class BatchFeed:
             epochs = [g.sampler.epoch(g.view, epoch) for g in self.watch(self.groups)]
             batches = schedule(epochs, self.policy)
             self._check_sizes(batches)
+            n = batches[0].n_batches
+            if (n_run := limited(n, self.limit)) < n:
+                batches = [b.taken(np.arange(n_run)) for b in batches]
+            self.share_run = n_run / n
             if self._counts_rows:
                 batches, self._counts[epoch] = self._counted(batches)
             self._epochs[epoch] = batches
@@ -484,6 +497,8 @@ class BatchFeed:
 _ROW_ATTRIBUTES = (
     "phase",
     "policy",
+    "limit",
+    "share_run",
     "processes",
     "bound",
     "groups",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 
 from modularml._registry import member
 from modularml._typing import Array, IntArray
 from modularml.backends.base import Processes
+from modularml.errors import ConfigError
 from modularml.samplers import EpochBatches
 
-__all__ = ["BatchSchedulingPolicy", "schedule", "share"]
+__all__ = ["BatchSchedulingPolicy", "check_limit", "limited", "schedule", "share"]
 
 
 class BatchSchedulingPolicy(enum.Enum):
@@ -65,6 +67,23 @@ def schedule(epochs: Sequence[EpochBatches], policy: BatchSchedulingPolicy) -> l
         return matched
     sizes = np.stack([np.diff(e.bounds) for e in matched], axis=1).reshape(-1)
     return [_interleaved(e, i, sizes) for i, e in enumerate(matched)]
+
+
+def check_limit(limit: float | None) -> None:
+    """Refuse anything but a number of batches of at least 1, or a share of them."""
+    if limit is None or (isinstance(limit, Integral) and limit >= 1) or 0 < limit < 1:
+        return
+    raise ConfigError(
+        "limit_batches must be a number of batches of at least 1, or a share of them between 0 and "
+        f"1, got {limit!r}"
+    )
+
+
+def limited(n_batches: int, limit: float | None) -> int:
+    """Return the number of batches of an epoch that run, at least 1."""
+    if limit is None:
+        return n_batches
+    return min(n_batches, int(limit) if limit >= 1 else max(1, int(n_batches * limit)))
 
 
 def share(

@@ -399,6 +399,8 @@ def _run_epoch(
     ctx = running.last
     recorder.end(_log_losses(phase, feed, values, ctx, recorder.results))
     phase.log_scores(recorder.results)
+    if feed.share_run < 1:
+        recorder.results._metrics.log("share_of_batches", feed.share_run, epoch=epoch)
     hooks("on_epoch_end", epoch, exec_ctx=ctx)
     if phase.training and phase.is_main and logger.isEnabledFor(logging.INFO):
         metrics = recorder.results._metrics.at_epoch(epoch)

@@ -68,7 +68,7 @@ class ExperimentRun:
         Results of every phase that was started.
     execution_meta : dict
         ``durations`` in seconds by phase label (``group/label`` if an earlier phase has the same
-        label), and the ``error`` of a failed run.
+        label), the ``error`` of a failed run, and ``limit_batches`` by path of the phases with it.
     metadata : dict
         Your own data.
     """
@@ -275,6 +275,9 @@ class Runner:
             self.experiment._runner = before
             run.ended_at = datetime.now(UTC)
             run.execution_meta["durations"] = self.durations
+            limits = {path: phase.limit_batches for path, phase in item.paths()}
+            if limits := {path: limit for path, limit in limits.items() if limit is not None}:
+                run.execution_meta["limit_batches"] = limits
             self._notify("on_run_end", run=run)
 
     def _check_ready(

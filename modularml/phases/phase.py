@@ -59,6 +59,7 @@ class ExperimentPhase(Configurable, ContextYaml):
     on_nonfinite: str = "raise"
     n_epochs: int = 1
     freeze: list[str] | None = None
+    limit_batches: float | None = None
     position: Stream
     """Position of the phase: epoch (1-based) and iteration; set when it starts."""
     partial_epoch: tuple[int, list[Sequence[Any]]] | None = None
@@ -236,6 +237,7 @@ class ExperimentPhase(Configurable, ContextYaml):
             fits=self.to_fit(graph),
             live=live,
             chunk=self.batch_size if over_batch else None,
+            limit=self.limit_batches,
         )
 
     def learn_from(self, feed: BatchFeed, *, live: bool = False) -> list[tuple[Any, Any]]:

@@ -12,7 +12,7 @@ from modularml.backends.accelerator import Accelerator
 from modularml.data.execution import ExecutionContext
 from modularml.data.lineage import column_named
 from modularml.engine.batch_feed import BatchFeed
-from modularml.engine.batch_schedule import BatchSchedulingPolicy
+from modularml.engine.batch_schedule import BatchSchedulingPolicy, check_limit, limited
 from modularml.engine.binding import InputBinding
 from modularml.engine.callback import Callback
 from modularml.engine.checkpoint_callback import (
@@ -75,6 +75,9 @@ class TrainPhase(ExperimentPhase):
         clipped or this is not ``raise``.
     freeze : list of node or label, optional
         Nodes that are frozen during this phase alone, besides those that are frozen anyway.
+    limit_batches : int or float, optional
+        Only the first so many batches of each epoch run, or this share of them. The metric
+        ``share_of_batches`` says so in the results.
 
     Raises
     ------
@@ -108,6 +111,7 @@ class TrainPhase(ExperimentPhase):
         compile: bool = False,
         on_nonfinite: Literal["raise", "skip", "stop"] = "raise",
         freeze: list[Any] | None = None,
+        limit_batches: float | None = None,
     ) -> None:
         value: Any = n_epochs
         if not isinstance(value, Integral) or isinstance(value, bool) or n_epochs < 1:
@@ -116,7 +120,8 @@ class TrainPhase(ExperimentPhase):
             raise LossError(
                 f"phase {label!r} needs at least one loss; pass losses=[AppliedLoss(...)]"
             )
-        self.freeze = labels_of("freeze", freeze)
+        check_limit(limit_batches)
+        self.freeze, self.limit_batches = labels_of("freeze", freeze), limit_batches
         super().__init__(
             label,
             input_sources=input_sources,
@@ -153,6 +158,7 @@ class TrainPhase(ExperimentPhase):
         compile: bool = False,
         on_nonfinite: Literal["raise", "skip", "stop"] = "raise",
         freeze: list[Any] | None = None,
+        limit_batches: float | None = None,
     ) -> TrainPhase:
         """Create a phase whose head nodes all read one split through one sampler.
 
@@ -181,6 +187,7 @@ class TrainPhase(ExperimentPhase):
             compile=compile,
             on_nonfinite=on_nonfinite,
             freeze=freeze,
+            limit_batches=limit_batches,
         )
 
     @property
@@ -251,7 +258,7 @@ class TrainPhase(ExperimentPhase):
         if len(views) > 1 or first.sampler is None:
             return None
         n_batches: int = first.sampler.epoch(first.resolve_input_view(), 0).n_batches
-        return n_batches
+        return limited(n_batches, self.limit_batches)
 
     def all_callbacks(self) -> list[Callback]:
         """Return the callbacks, with those for learning rates and checkpoints."""
@@ -342,6 +349,9 @@ class EvalPhase(ExperimentPhase):
     per, reduce : str, optional
         Column whose equal values are replicates of one sample, and how these are reduced to one
         row before metrics are computed; see `EvalResults.scores`. Losses are over all rows.
+    limit_batches : int or float, optional
+        Only the first so many batches of `batch_size` rows run, or this share of them. The metric
+        ``share_of_batches`` says so in the results.
     """
 
     results_class = EvalResults
@@ -360,7 +370,16 @@ class EvalPhase(ExperimentPhase):
         group_by: str | None = None,
         per: str | None = None,
         reduce: Reduce = "mean",
+        limit_batches: float | None = None,
     ) -> None:
+        check_limit(limit_batches)
+        over_batch = [a.label for a in losses or () if a.loss.over == "batch"]
+        if limit_batches is not None and (batch_size is None or over_batch):
+            raise ConfigError(
+                f"limit_batches={limit_batches!r} needs several batches, and {over_batch or label} "
+                "is evaluated on all rows at once; pass batch_size=, and losses over samples alone"
+            )
+        self.limit_batches = limit_batches
         value: Any = batch_size
         if value is not None and (not isinstance(value, Integral) or value < 1):
             raise ConfigError(
@@ -421,6 +440,7 @@ class EvalPhase(ExperimentPhase):
         group_by: str | None = None,
         per: str | None = None,
         reduce: Reduce = "mean",
+        limit_batches: float | None = None,
     ) -> EvalPhase:
         """Create a phase that reads one split; see `TrainPhase.from_split`."""
         return cls(
@@ -435,6 +455,7 @@ class EvalPhase(ExperimentPhase):
             group_by=group_by,
             per=per,
             reduce=reduce,
+            limit_batches=limit_batches,
         )
 
     def iter_execution(
