@@ -502,7 +502,7 @@ def _taken_message(taken: ExperimentNode, label: str) -> str:
 def is_run_again(what: str) -> bool:
     """Return whether what is defined again replaces the old one: in IPython, with a warning."""
     if in_ipython():
-        _warn(f"defined again, and replaced: {what}")
+        _warn(f"{what}: defined again, and replaced")
     return in_ipython()
 
 

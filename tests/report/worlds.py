@@ -14,7 +14,13 @@ EVIL = "<script>alert('x')</script>"
 
 
 def trained(
-    label: str = "exp", *, n: int = 144, n_epochs: int = 5, name: str = "data", **options: Any
+    label: str = "exp",
+    *,
+    n: int = 144,
+    n_epochs: int = 5,
+    name: str = "data",
+    batch_size: int = 16,
+    **options: Any,
 ) -> mm.Experiment:
     """Return an experiment with a plan, twelve patients, a validation and a test split."""
     with mm.ExperimentContext().activate():
@@ -29,7 +35,7 @@ def trained(
         train = mm.TrainPhase.from_split(
             "train",
             split="train",
-            sampler=mm.SimpleSampler(batch_size=16, shuffle=True),
+            sampler=mm.SimpleSampler(batch_size=batch_size, shuffle=True),
             losses=[mse()],
             n_epochs=n_epochs,
             callbacks=[
