@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from modularml._optional import require
+from modularml.context import ExperimentContext
 from modularml.errors import ModularMLError, PlanError
 
 __all__ = ["main"]
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser(given).parse_args(given)
     before, warnings.formatwarning = warnings.formatwarning, _warning
     try:
-        reply = args.run(args)
+        with ExperimentContext(registration_policy="error").activate():
+            reply = args.run(args)
         console.show(reply, as_json=args.json)
     except ModularMLError as error:
         status = console.USAGE if isinstance(error, PlanError) else 1

@@ -18,7 +18,6 @@ from modularml.cli.plan_build import (
     build_sweep,
     resolved_text,
 )
-from modularml.context import ExperimentContext
 from modularml.data.featureset import FeatureSet
 from modularml.engine.checkpointing import Checkpointing
 from modularml.errors import ConfigError
@@ -48,15 +47,13 @@ def results_folder(plan: Plan, out: str | None) -> Path:
 
 
 def prepare(plan: Plan) -> tuple[dict[str, FeatureSet], Experiment]:
-    """Read the data of a plan and build all that it asks for; nothing is trained.
+    """Read the data of a plan and build all that it asks for in the active context.
 
     Raises
     ------
     PlanError
         If a part cannot be built; the message names the position.
     """
-    context = ExperimentContext(registration_policy="error")
-    context.make_active()
     sets = build_data(plan)
     experiment = build_experiment(plan, sets)
     if "sweep" in plan.tree:

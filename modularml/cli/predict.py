@@ -45,21 +45,19 @@ def _add(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> Reply:
     """Predict, and write or show a table."""
     check_folder("--out", args.out)
-    with ExperimentContext(registration_policy="error").activate():
-        model = _loaded(args)
-        tables = _tables(args.tables, _graph_of(model))
-        options: dict[str, Any] = {"node": args.node, "fmt": "pandas", "tags": args.tags}
-        options |= {"decode": args.decode} if args.decode else {}
-        bounds = {"interval": args.interval, "calibration": args.calibration}
-        bounds["group_by"] = args.group_by
-        given = {name: value for name, value in bounds.items() if value is not None}
-        if given and isinstance(model, ModelGraph):
-            raise ConfigError(
-                f"--{next(iter(given)).replace('_', '-')} needs the rows of an experiment; "
-                "pass its .exp.mml file"
-            )
-        predicted = model.predict(tables, **options, **given)
-    frame = _one_frame(predicted)
+    model = _loaded(args)
+    tables = _tables(args.tables, _graph_of(model))
+    options: dict[str, Any] = {"node": args.node, "fmt": "pandas", "tags": args.tags}
+    options |= {"decode": args.decode} if args.decode else {}
+    bounds = {"interval": args.interval, "calibration": args.calibration}
+    bounds["group_by"] = args.group_by
+    given = {name: value for name, value in bounds.items() if value is not None}
+    if given and isinstance(model, ModelGraph):
+        raise ConfigError(
+            f"--{next(iter(given)).replace('_', '-')} needs the rows of an experiment; "
+            "pass its .exp.mml file"
+        )
+    frame = _one_frame(model.predict(tables, **options, **given))
     if args.json and args.out is None:
         return Reply(data=frame.to_dict("records"))
     write_table(frame, args.out)

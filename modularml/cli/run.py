@@ -15,6 +15,7 @@ from modularml.cli.plan_build import resolved_text
 from modularml.cli.plan_check import check_plan
 from modularml.cli.plan_run import prepare, results_folder, run_plan
 from modularml.cli.plan_schema import load_classes, plan_schema
+from modularml.io.yamltext import load_yaml
 
 __all__ = ["RUN", "SCHEMA"]
 
@@ -52,7 +53,7 @@ def _run(args: argparse.Namespace) -> Reply:
     sets, experiment = prepare(plan)
     if args.dry_run:
         text = resolved_text(plan, sets, Path())
-        return Reply(text.rstrip("\n"), plan.tree)
+        return Reply(text.rstrip("\n"), load_yaml(text))
     if not args.quiet:
         _log_progress()
     facts = run_plan(

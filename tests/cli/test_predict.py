@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 import modularml as mm
-from modularml.cli import COMMANDS, main
+from modularml.cli import COMMANDS, _parser, main
 from modularml.models.torch import SequentialMLP
 from tests.cli import plans
 
@@ -174,6 +174,16 @@ def test_each_command_has_help_with_examples(
     assert "--json" in shown
     assert "exit status:" in shown
     assert f"modularml {command}" in shown.partition("examples:")[2] or command == "demo"
+
+
+def test_the_reference_page_lists_all_options() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "commands.md").read_text("utf-8")
+    rows = {row.split("`")[1].split()[0]: row for row in page.splitlines() if row.startswith("| `")}
+    for command in COMMANDS:
+        parser = _parser([command])._subparsers._group_actions[0].choices[command]
+        names = [a.option_strings[-1] for a in parser._actions if a.option_strings]
+        missing = [n for n in names if n not in ("--help", "--json") and n not in rows[command]]
+        assert missing == [], command
 
 
 def test_readers_that_leave_and_streams_that_cannot_encode(folder: Path) -> None:
