@@ -1,16 +1,26 @@
-"""Progress bars by tqdm, in a notebook and in a terminal."""
+"""Progress bars by tqdm, in a notebook and in a terminal, and lines on standard output."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import Any
 
 from modularml._optional import has, require
 
-__all__ = ["IN_NOTEBOOK", "Bar", "bar", "in_ipython", "in_notebook", "tqdm_class"]
+__all__ = [
+    "IN_NOTEBOOK",
+    "Bar",
+    "bar",
+    "in_ipython",
+    "in_notebook",
+    "leave_stdout",
+    "print_line",
+    "tqdm_class",
+]
 
 
 def _shell() -> Any:
@@ -74,11 +84,16 @@ class Bar:
             self._draw()
 
     def _draw(self) -> None:
-        if self._tqdm is None and self._make is not None:
-            self._tqdm = self._make(self._behind, total=self._total, desc=self._label)
-            self._behind = 0
-        if self._tqdm is not None:
-            self._tqdm.update(self._behind)
+        try:
+            if self._tqdm is None and self._make is not None:
+                self._tqdm = self._make(self._behind, total=self._total, desc=self._label)
+                self._behind = 0
+            if self._tqdm is not None:
+                self._tqdm.update(self._behind)
+        except OSError:  # the terminal is gone, and the run goes on
+            if self._tqdm is not None:
+                self._tqdm.disable = True
+            self._make = self._tqdm = None
         self._behind, self._due = 0, monotonic() + PACE
 
     def show(self, **values: float | None) -> None:
@@ -93,7 +108,8 @@ class Bar:
         self._due = monotonic() + (PACE if self._tqdm is not None else self._delay)
         if self._tqdm is not None:
             self._tqdm.set_description(label, refresh=False)
-            self._tqdm.reset(total=total)
+            with suppress(OSError):
+                self._tqdm.reset(total=total)
         elif not self._delay:
             self._draw()
 
@@ -106,12 +122,31 @@ class Bar:
         """End the bar."""
         self.finish()
         if self._tqdm is not None:
-            self._tqdm.close()
+            with suppress(OSError):
+                self._tqdm.close()
 
 
 def tqdm_class() -> Any:
     """Return the class of bars that draws best here; tqdm is imported now."""
     return require("tqdm.auto" if not IN_NOTEBOOK or has("ipywidgets") else "tqdm.std").tqdm
+
+
+def print_line(line: str) -> None:
+    """Print a line now; characters that cannot be encoded are escaped.
+
+    A pipe that nobody reads any more, as after ``| head``, is no error.
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)  # noqa: T201
+    except BrokenPipeError:
+        leave_stdout()
+
+
+def leave_stdout() -> None:
+    """Write nothing more to a pipe that is closed, not even when Python exits."""
+    with suppress(OSError, ValueError):  # no real stream, as in tests
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

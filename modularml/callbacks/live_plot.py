@@ -8,7 +8,7 @@ from typing import Any
 from modularml._arguments import at_least
 from modularml._optional import require
 from modularml.engine.callback import Callback, callback_registry
-from modularml.progress import in_notebook
+from modularml.progress import in_notebook, print_line
 from modularml.viz.curves import series
 
 __all__ = ["LivePlot"]
@@ -82,8 +82,7 @@ class LivePlot(Callback):
         if not in_notebook():
             metrics = store.at_epoch(epoch)
             numbers = [f"{name} {metrics[name]:.5g}" for name in names if name in metrics]
-            line = f"{label}, epoch {epoch}: {', '.join(numbers)}"
-            print(line, flush=True)  # noqa: T201 - its purpose
+            print_line(f"{label}, epoch {epoch}: {', '.join(numbers)}")
             return
         values = {name: store.epoch_values(name) for name in names}
         curves = {name: (list(v), list(v.values())) for name, v in values.items() if v}

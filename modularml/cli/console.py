@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
+
+from modularml.progress import leave_stdout
 
 __all__ = [
     "INTERRUPTED",
@@ -63,12 +63,6 @@ def show(reply: Reply, *, as_json: bool) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         leave_stdout()
-
-
-def leave_stdout() -> None:
-    """Write nothing more to a pipe that is closed, not even when Python exits."""
-    with contextlib.suppress(OSError, ValueError):  # no real stream, as in tests
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def ready_streams() -> None:

@@ -12,6 +12,7 @@ from modularml._optional import loaded, require
 from modularml.errors import ConfigError
 from modularml.loops.checks import check_int
 from modularml.loops.events import Event, Events, NotAnEventError, source
+from modularml.progress import print_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -189,7 +190,7 @@ def print_keys(
         words = [f"{key}={_value(event, key, precision)}" for key in keys]
         if include_step and step_key in event:
             words.insert(0, f"{step_key}={_step(event[step_key])}")
-        print(" ".join(words))  # noqa: T201 - its purpose
+        print_line(" ".join(words))
 
     return show
 

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import IPython.display
 import pandas as pd
@@ -147,6 +148,25 @@ class TestBars:
         assert made == (["train", "epoch 0"] if widgets else ["train"])
         assert not progress._drawn
 
+    @pytest.mark.parametrize("n_writes", [0, 3, 9, 14])
+    def test_a_terminal_that_is_gone_ends_no_run(self, n_writes, monkeypatch):
+        class Gone(io.StringIO):
+            left = n_writes
+
+            def isatty(self):
+                return True
+
+            def write(self, text):
+                self.left -= 1
+                if self.left < 0:
+                    raise OSError("Input/output error")
+                return super().write(text)
+
+        monkeypatch.setattr(sys, "stderr", Gone())
+        results = run(persist_progress=True, persist_epoch_progress=True)
+        assert sys.stderr.left < 0
+        assert len(results.to_pandas()) == 4
+
     def test_driven_by_hand(self, monkeypatch):
         def by_hand():
             graph = graph_of(featureset(*arrays(n=40)), mlp())
@@ -163,6 +183,32 @@ class TestBars:
         text = self.run(monkeypatch, by_hand)
         assert text.count("epoch 0: 100%") >= 2
         assert "train: 100%" in text
+
+
+LINES = """
+import sys
+from modularml.callbacks import LivePlot
+from modularml.progress import print_line
+from tests.callbacks.test_logging import run
+for _ in range(20):
+    print_line("pr\u00fcfung")
+    run(LivePlot(min_seconds=0), show_training_progress=False)
+print("complete", file=sys.stderr)
+"""
+
+
+def test_lines_that_nobody_reads_or_that_cannot_be_encoded(monkeypatch):
+    """As in ``PYTHONIOENCODING=ascii python script.py | head -n 2``."""
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    root = Path(mm.__file__).parents[1]
+    command = [sys.executable, "-c", LINES]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=root, **pipes) as process:
+        assert process.stdout.readline() == "pr\\xfcfung\n"
+        assert process.stdout.readline().startswith("train, epoch 0: train_loss ")
+        process.stdout.close()
+        assert process.stderr.read().splitlines()[-1:] == ["complete"]
+    assert process.returncode == 0
 
 
 JOB = """

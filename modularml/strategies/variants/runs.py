@@ -33,6 +33,8 @@ __all__ = [
     "checked_experiment",
 ]
 
+logger = logging.getLogger(__name__)
+
 Resume = Literal["auto"] | None
 
 
@@ -183,6 +185,9 @@ class VariantRuns:
                     else:
                         self.done[variant.label] = outcome
                     progress.update()
+                    n_ended = len(failed) + len(self.done)
+                    facts = self.label, variant.label, n_ended, len(variants), self.noun
+                    logger.info("%r: %s has ended, %d of %d %ss", *facts)
         except BaseException as error:
             if is_interruption(error):
                 self._log_how_to_resume(resume, len(variants))
@@ -197,7 +202,7 @@ class VariantRuns:
                 "run() runs the others in this process; with set_checkpoint_dir(path) and "
                 "run(resume='auto'), a new process could resume"
             )
-        logging.getLogger(__name__).warning(
+        logger.warning(
             "note: %r was stopped with %d of %d %ss complete; %s",
             self.label,
             len(self.done),
