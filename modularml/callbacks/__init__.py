@@ -9,6 +9,7 @@ from modularml.callbacks.evaluation_metric import (
     EvaluationCallbackResult,
     EvaluationMetric,
 )
+from modularml.callbacks.learning_rate_finder import LearningRateFinder, LearningRates
 from modularml.callbacks.learning_rate_monitor import LearningRateMonitor
 from modularml.callbacks.live_plot import LivePlot
 from modularml.callbacks.max_time import MaxTime
@@ -40,7 +41,9 @@ __all__ = [
     "EvaluationCallbackResult",
     "EvaluationMetric",
     "ExperimentCallback",
+    "LearningRateFinder",
     "LearningRateMonitor",
+    "LearningRates",
     "LivePlot",
     "MaxTime",
     "MetricCallback",

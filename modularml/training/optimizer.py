@@ -155,6 +155,11 @@ class Optimizer(Configurable, Stateful, Saveable):
         return self._adapter.learning_rates(self._built())
 
     @property
+    def initial_rates(self) -> list[float]:
+        """The rate of each group from which a schedule starts; without one, the current rates."""
+        return list(self._base_rates or self.learning_rates.values())
+
+    @property
     def lr_schedule(self) -> LRSchedule | None:
         """The learning-rate schedule."""
         return LRSchedule.from_value(self.schedule)

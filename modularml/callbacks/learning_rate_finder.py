@@ -1,0 +1,218 @@
+"""Search for a learning rate: losses while it rises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from modularml._arguments import at_least
+from modularml._typing import Array
+from modularml.backends import adapter_for
+from modularml.config import Configurable
+from modularml.errors import ConfigError, NonFiniteLossError, expect
+from modularml.phases.train_eval import TrainPhase
+from modularml.viz.curves import series
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["LearningRateFinder", "LearningRates"]
+
+_FEWEST = 10
+"""Rates before a divergence counts, and without which there is no suggestion."""
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Losses of a training whose learning rate rises.
+
+    Parameters
+    ----------
+    rates : ndarray, shape (n,)
+        Ascending; those after a divergence are missing.
+    losses : ndarray, shape (n,)
+        Mean training loss of the batches of each update.
+    smoothed : ndarray, shape (n,)
+        Bias-corrected exponential mean of the losses.
+    """
+
+    rates: Array
+    losses: Array
+    smoothed: Array
+
+    @property
+    def suggestion(self) -> float | None:
+        """The rate at which the smoothed loss falls fastest; None if it does not fall."""
+        if len(self.rates) < _FEWEST:
+            return None
+        slopes = np.gradient(self.smoothed, np.log(self.rates))
+        steepest = int(slopes.argmin())
+        return float(self.rates[steepest]) if slopes[steepest] < 0 else None
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return one row per rate."""
+        import pandas as pd  # noqa: PLC0415 - rarely needed
+
+        return pd.DataFrame(vars(self))
+
+    def plot(self, *, path: Any = None) -> Any:
+        """Draw the losses over the rate, and return the figure."""
+        curves = {
+            "loss": (self.rates.tolist(), self.losses.tolist()),
+            "smoothed": (self.rates.tolist(), self.smoothed.tolist()),
+        }
+        if self.suggestion is not None:
+            at = self.rates.tolist().index(self.suggestion)
+            name = f"suggestion {self.suggestion:.2g}"
+            curves[name] = ([self.suggestion], [float(self.smoothed[at])])
+        figure = series(curves, x="learning rate", y="training loss")
+        figure.axes[0].set_xscale("log")
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+    def __repr__(self) -> str:
+        span = f"{self.rates[0]:.2g} to {self.rates[-1]:.2g}" if len(self.rates) else "none"
+        shown = "none" if self.suggestion is None else f"{self.suggestion:.2g}"
+        return f"LearningRates({len(self.rates)} rates, {span}; suggestion={shown})"
+
+
+class LearningRateFinder(Configurable):
+    """Train with a learning rate that rises from update to update, and undo it.
+
+    Parameters
+    ----------
+    lowest, highest : float
+        First and last rate; they rise geometrically.
+    n_steps : int
+        Number of updates, at least 10.
+    smoothing : float
+        From 0 to below 1: the share of the mean that is left after an update.
+    stop_factor : float
+        The search ends where the smoothed loss is so many times the least; above 1.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is not as described.
+
+    Notes
+    -----
+    Rates of parameter groups and of several optimizers keep their ratio to the first. Schedules do
+    not step. The suggestion is a start for a search, not a result (Smith 2017, *Cyclical Learning
+    Rates for Training Neural Networks*, arXiv:1506.01186).
+
+    Examples
+    --------
+    ``found = LearningRateFinder().find(experiment, phase)``, then ``found.suggestion`` and
+    ``found.plot()``.
+    """
+
+    def __init__(
+        self,
+        lowest: float = 1e-6,
+        highest: float = 1.0,
+        n_steps: int = 100,
+        *,
+        smoothing: float = 0.9,
+        stop_factor: float = 4.0,
+    ) -> None:
+        if not 0 < lowest < highest < float("inf"):
+            raise ConfigError(f"rates must rise from above 0, got {lowest!r} to {highest!r}")
+        at_least(_FEWEST, n_steps=n_steps)
+        if not 0 <= smoothing < 1 or not stop_factor > 1:
+            raise ConfigError(
+                "smoothing must be from 0 to below 1 and stop_factor above 1, got "
+                f"{smoothing!r} and {stop_factor!r}"
+            )
+        self.lowest, self.highest, self.n_steps = lowest, highest, n_steps
+        self.smoothing, self.stop_factor = smoothing, stop_factor
+
+    def find(self, experiment: Any, phase: TrainPhase) -> LearningRates:
+        """Train the experiment's graph as in a phase, and return the losses by rate.
+
+        Weights, optimizers, random states, samplers and history are as before afterwards. Callbacks
+        of the phase are not called.
+
+        Raises
+        ------
+        ConfigError
+            If nothing that the phase trains has an optimizer with a rate.
+        """
+        expect("phase", phase, TrainPhase, "a TrainPhase")
+        found: LearningRates = experiment._previewed([phase], {}, lambda r: self._find(r, phase))
+        return found
+
+    def _find(self, runner: Any, phase: TrainPhase) -> LearningRates:
+        graph, means = phase.graph(), list[float]()
+        runner._seed_samplers(phase)
+        with graph.frozen_within(phase.freeze or ()):
+            feed = phase.feed()
+            optimizers = graph.moving_optimizers(phase.active_nodes)
+            with _without_schedules(optimizers):
+                feed.refresh()
+                rates = np.geomspace(self.lowest, self.highest, self.n_steps)
+                for loss in _losses(feed, phase, optimizers, rates):
+                    means.append(loss)
+                    smooth = self._smoothed(means)
+                    if len(means) > _FEWEST and smooth[-1] > self.stop_factor * smooth.min():
+                        break
+        losses = np.array(means)
+        return LearningRates(rates[: len(means)], losses, self._smoothed(means))
+
+    def _smoothed(self, losses: list[float]) -> Array:
+        mean, values = 0.0, []
+        for i, loss in enumerate(losses, 1):
+            mean = self.smoothing * mean + (1 - self.smoothing) * loss
+            values.append(mean / (1 - self.smoothing**i))
+        return np.array(values)
+
+
+def _losses(feed: Any, phase: TrainPhase, optimizers: list[Any], rates: Array) -> Iterator[float]:
+    """Yield the mean loss of each update, until the rates end or a loss is not finite."""
+    base = [o.initial_rates for o in optimizers]
+    step, left, values = phase.step_of(feed), iter(rates), list[float]()
+    rate: Any = next(left)
+    _set_rates(optimizers, base, rate)
+    for epoch in range(len(rates) + 1):
+        _, contexts = feed.epoch(epoch)
+        with feed.plan.modes():
+            for ctx in contexts:
+                try:
+                    step(ctx)
+                except NonFiniteLossError:
+                    return
+                values.append(sum(map(float, ctx.values)))
+                if getattr(feed.step, "n_batches", 0):  # gradients are accumulated
+                    continue
+                yield float(np.mean(values))
+                rate, values = next(left, None), []
+                if rate is None:
+                    return
+                _set_rates(optimizers, base, rate)
+
+
+def _set_rates(optimizers: list[Any], base: list[list[float]], rate: float) -> None:
+    first = base[0][0]
+    for optimizer, own in zip(optimizers, base, strict=True):
+        adapter = adapter_for(optimizer.backend)
+        adapter.set_learning_rates(optimizer.instance, [rate * r / first for r in own])
+
+
+@contextmanager
+def _without_schedules(optimizers: list[Any]) -> Iterator[None]:
+    """Let no scheduler step within a block."""
+    if not optimizers or any(o.instance is None or not o.initial_rates[0] for o in optimizers):
+        raise ConfigError("nothing that the phase trains has an optimizer with a learning rate")
+    before = [optimizer.scheduler for optimizer in optimizers]
+    for optimizer in optimizers:
+        optimizer.scheduler = None
+    try:
+        yield
+    finally:
+        for optimizer, scheduler in zip(optimizers, before, strict=True):
+            optimizer.scheduler = scheduler
