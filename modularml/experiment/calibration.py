@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from modularml._typing import Array
@@ -12,7 +12,11 @@ from modularml.data.formats import DataFormat
 from modularml.data.ids import id_texts
 from modularml.engine.monitoring import loggers_of, monitors_of
 from modularml.errors import ConfigError, DataError
-from modularml.experiment.evaluating import check_units, scored_predictions
+from modularml.experiment.evaluating import (
+    check_units,
+    learned_messages,
+    scored_predictions,
+)
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.predict import Prediction, format_of, predictions
 from modularml.results.intervals import (
@@ -29,6 +33,7 @@ __all__ = [
     "calibration_rows",
     "check_names",
     "check_unseen",
+    "check_unseen_table",
     "conformal_tables",
     "known_targets",
     "warn_if_selected",
@@ -60,11 +65,10 @@ def conformal_tables(
     warn_if_selected(phases, graph, rows)
     graph._warn_of_learned_rows(data)
     options = {"node": node, "batch_size": batch_size}
-    pairs = zip(
-        predictions(graph, data, **options), predictions(graph, rows, **options), strict=True
-    )
+    known_rows = predictions(graph, rows, **options)
+    check_unseen_table([(graph, rows)], known_rows)
     tables = {}
-    for predicted, known in pairs:
+    for predicted, known in zip(predictions(graph, data, **options), known_rows, strict=True):
         if predicted.is_scores or predicted.gives_labels:
             raise ConfigError(
                 f"interval needs numeric targets, and node {predicted.label!r} predicts classes; "
@@ -133,8 +137,10 @@ def known_targets(rows: Prediction) -> Array:
     return rows.compared_values(raw=True)
 
 
-def calibration_rows(calibration: Any, sets: Iterable[FeatureSet], graph: ModelGraph) -> Any:
-    """Return calibration rows: those of a split, or as given.
+def calibration_rows(
+    calibration: Any, sets: Iterable[FeatureSet], graph: ModelGraph, *, evaluates: bool = False
+) -> Any:
+    """Return calibration rows, or those to evaluate: the rows of a split, or as given.
 
     The rows of a split are those of the FeatureSet that has it and is read by the graph; by label,
     if several have.
@@ -148,9 +154,14 @@ def calibration_rows(calibration: Any, sets: Iterable[FeatureSet], graph: ModelG
     if views:
         return next(iter(views.values())) if len(views) == 1 else views
     known = {str(fs.label): list(fs.available_splits) for fs in sets}
+    there = f"no FeatureSet has a split {name!r}, there are {known}"
+    if not any(known.values()):
+        there = f"there are no rows here with a split {name!r}, as of a model loaded from a file"
+    if evaluates:
+        raise ConfigError(f"{there}; pass a split, a view or a frame with targets")
     raise ConfigError(
-        f"no FeatureSet has a split {name!r}, there are {known}; pass calibration= a split, a view "
-        "or a frame with targets, of rows that the model has not learned from"
+        f"{there}; pass calibration= a split, a view or a frame with targets, of rows that the "
+        "model has not learned from"
     )
 
 
@@ -168,6 +179,28 @@ def check_unseen(graph: ModelGraph, rows: Any) -> None:
                 f"those that the model or its scalers learned from (first: {first}), so intervals "
                 "would be too narrow; pass rows that were held out"
             )
+
+
+def check_unseen_table(
+    graphs: Sequence[tuple[ModelGraph, Any]], known_rows: Sequence[Prediction]
+) -> None:
+    """Refuse a table of calibration rows some of which one of the graphs has learned from.
+
+    Each graph comes with the rows that it predicted; those of FeatureSets are left to
+    `check_unseen`.
+    """
+    tables = [(graph, rows) for graph, rows in graphs if not _holds_sets(rows)]
+    scored = scored_predictions(known_rows) if tables else []
+    if message := next(learned_messages(tables, scored), ""):
+        found = message.partition(", so ")[0]
+        raise DataError(
+            f"calibration: {found}, so intervals would be too narrow; pass rows that were held out"
+        )
+
+
+def _holds_sets(rows: Any) -> bool:
+    parts = rows.values() if isinstance(rows, Mapping) else [rows]
+    return any(isinstance(part, FeatureSet | FeatureSetView) for part in parts)
 
 
 def warn_if_selected(phases: Iterable[Any], graph: ModelGraph, rows: Any) -> None:

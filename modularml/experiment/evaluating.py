@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -230,14 +230,22 @@ def report_learned_rows(
 
     Each graph comes with the rows that it predicted.
     """
+    for message in learned_messages(graphs, scored):
+        if audit == "error":
+            raise AuditError(f"{message}; pass Experiment(audit='warn') to evaluate anyway")
+        warn(f"{message}; pass Experiment(audit='off') to skip this check", AuditWarning)
+
+
+def learned_messages(
+    graphs: Sequence[tuple[ModelGraph, Any]], scored: Sequence[Prediction]
+) -> Iterator[str]:
+    """Yield, for each FeatureSet, a warning if one of the graphs learned from the scored rows."""
     leaves = [(p, leaf) for p in scored for leaf in source_columns_of(p.compared)]
     readers = {str(leaf.source.ref.node_label): p.reader_of(leaf) for p, leaf in leaves}
     for label, reader in readers.items():
         messages = (_learned_message(graph, data, label, reader) for graph, data in graphs)
         if message := next(filter(None, messages), ""):
-            if audit == "error":
-                raise AuditError(f"{message}; pass Experiment(audit='warn') to evaluate anyway")
-            warn(f"{message}; pass Experiment(audit='off') to skip this check", AuditWarning)
+            yield message
 
 
 def _learned_message(graph: ModelGraph, data: Any, label: str, reader: RowReader) -> str:

@@ -107,6 +107,24 @@ def test_jobs_of_killed_workers_are_repeated(name, n_killed, tmp_path):
     assert len(list(tmp_path.iterdir())) >= 4 + n_killed
 
 
+def test_a_worker_that_dies_while_the_experiment_is_sent_is_no_loss(monkeypatch):
+    cv = cross_validation(n_folds=3)
+    serial = cross_validation(n_folds=3).run(**SILENT)
+    with cluster("dask") as client:
+        scatter, killed = client.scatter, []
+
+        def fatal(*args: Any, **options: Any) -> Any:
+            if not killed:
+                killed.append(min(client.run(os.getpid).values()))
+                os.kill(killed[0], signal.SIGKILL)
+            return scatter(*args, **options)
+
+        monkeypatch.setattr(client, "scatter", fatal)
+        found = cv.run(**SILENT)
+    assert killed
+    assert_equal(found, serial)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_job_that_kills_its_workers_fails_alone(name, tmp_path):
     flag = tmp_path / "flag"

@@ -288,6 +288,8 @@ def test_bars_have_the_values_and_the_spread_of_folds(cvs, tmp_path):
 def test_curves_of_training_lie_over_each_other(pair, tmp_path):
     pair[1].save(tmp_path / "fast")
     collection = mm.ExperimentCollection({"slow": pair[0], "fast": tmp_path / "fast"})
+    with pytest.raises(ConfigError, match="kind must be 'bar' or 'curve', got 'line'"):
+        collection.plot("train.val_rmse", kind="line")
     lines = collection.plot("train.val_rmse", kind="curve").axes[0].lines
     for line, exp in zip(lines, pair, strict=True):
         wanted = exp.last_run.results["train"].metrics().where(name="val_rmse", batch=None)

@@ -430,7 +430,7 @@ def test_scores_by_group_are_those_of_the_mean(seeds):
     assert list(seeds.evaluate(fs["test"])) == ["rmse", "mae", "r2", "n", "n_missing"]
     with pytest.raises(UnknownNameError, match="metric"):
         seeds.evaluate("test", metrics=["nothing"])
-    with pytest.raises(ConfigError, match="no FeatureSet has a split 'tests'"):
+    with pytest.raises(ConfigError, match=r"a split 'tests', there are .*; pass a split"):
         seeds.evaluate("tests")
 
 
@@ -593,6 +593,14 @@ def test_split_conformal_is_the_order_statistic_of_calibration_residuals(seeds):
     frame = features(fs["calibration"]).assign(y=y_of(fs["calibration"]))
     other = seeds.predict(features(fs["test"]), interval=0.9, calibration=frame)
     np.testing.assert_allclose(other, found, rtol=1e-5)
+    learned = features(fs["train"]).assign(y=y_of(fs["train"]))
+    both = pd.concat([frame, learned.iloc[:3]])
+    for rows in (both, both.to_dict("list")):
+        with pytest.raises(DataError, match=rf"3 of {len(both)} rows .* would be too narrow"):
+            seeds.predict(features(fs["test"]), interval=0.9, calibration=rows)
+    member = seeds.get_member(0)
+    with pytest.raises(DataError, match=r"3 of .* would be too narrow"):
+        member.predict(features(fs["test"]), interval=0.9, calibration=both, fmt="pandas")
 
 
 def test_split_conformal_by_group_uses_the_rows_of_the_group(seeds):

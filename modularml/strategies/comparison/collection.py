@@ -307,6 +307,8 @@ class ExperimentCollection(Checked):
         path : path-like, optional
             Where to save the figure.
         """
+        if kind not in ("bar", "curve"):
+            raise ConfigError(f"kind must be 'bar' or 'curve', got {kind!r}")
         facts = self._facts()
         names = metric_names(facts)
         if metric is None:

@@ -17,6 +17,7 @@ from modularml.experiment.calibration import (
     calibration_rows,
     check_names,
     check_unseen,
+    check_unseen_table,
     known_targets,
     warn_if_selected,
 )
@@ -188,13 +189,17 @@ class Predictor:
     def _calibrated(self, calibration: Any, options: Mapping[str, Any]) -> list[NodePredictions]:
         """Predict calibration rows, which no member may have learned from."""
         rows = calibration_rows(calibration, self.originals, self._graph)
+        parts: list[tuple[Any, Any]] = []
         for experiment in self.members.values():
             graph: Any = experiment.model_graph
             own_rows = of_member(rows, experiment, self.originals)
             check_unseen(graph, own_rows)
+            parts.append((graph, own_rows))
         with experiment.ctx.activate():
             warn_if_selected(experiment.execution_plan.flatten(), graph, own_rows)
-        return predict_members(self.members, rows, self.originals, **options)
+        known = predict_members(self.members, rows, self.originals, **options)
+        check_unseen_table(parts, [p.rows for p in known])
+        return known
 
     def held_out(self, node: Any = None, group_by: str | None = None) -> dict[str, HeldOut]:
         """Return residuals of rows that some members have not learned from, by node label."""
@@ -244,7 +249,7 @@ class Predictor:
             find_scores(metrics)  # unknown names are refused before anything runs
         rows = data
         if isinstance(data, str):
-            rows = calibration_rows(data, self.originals, self._graph)
+            rows = calibration_rows(data, self.originals, self._graph, evaluates=True)
         options = {"node": node, "batch_size": batch_size, "outputs": outputs}
         predicted = predict_members(self.members, rows, self.originals, audit=False, **options)
         by_label = {p.rows.label: p for p in predicted}

@@ -161,11 +161,31 @@ class _Dask:
 
     def submit(self, work: Any, variant: Variant) -> Any:
         if self._content is None:
-            content = self.path.read_bytes()
-            self._content = self.client.scatter(content, broadcast=True, hash=False)
+            self._content = self._sent()
         key = f"{work.label}-{variant.label}-{uuid.uuid4().hex}"
         call = (self._content, self.job, work, variant)
         return self.client.submit(_on_dask, *call, **{"key": key, "pure": False, **self.options})
+
+    def _sent(self) -> Any:
+        """Send the data to one worker, from which the others fetch it, once each.
+
+        Dask's own broadcast never ends if a worker dies meanwhile.
+        """
+        content = self.path.read_bytes()
+        for _ in range(_TRIES):
+            with suppress(OSError):  # of a worker that has died
+                data = self.client.scatter(content, hash=False)
+                break
+        else:
+            data = self.client.scatter(content, hash=False)
+        there: dict[str, Any] = {"allow_other_workers": True, "pure": False}
+        fetched = [
+            self.client.submit(len, data, workers=[address], **there)
+            for address in self.client.nthreads()
+        ]
+        with suppress(self.distributed.CancelledError):  # of data that is lost
+            self.distributed.wait(fetched)
+        return data
 
     def ended(self, handles: Sequence[Any]) -> list[Any]:
         with suppress(self.distributed.CancelledError):  # of data that is lost
