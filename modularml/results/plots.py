@@ -295,7 +295,7 @@ def _target(rows: ComparedRows, target: str | None, true: Array) -> tuple[str, i
     if len(keys) != n:
         if target is not None or len(keys) > 1:
             raise ConfigError(
-                f"targets {keys} of node {rows.label!r} cannot be told apart in its outputs; "
+                f"targets {keys} of node {rows.label!r} are not columns of its outputs; "
                 "select one with ModelNode(targets=)"
             )
         return keys[0] if keys else "", 0, 1
