@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -10,10 +11,26 @@ import numpy as np
 
 from modularml.errors import ConfigError
 
-__all__ = ["PLAIN", "StepOptions"]
+__all__ = ["PLAIN", "GradientSquares", "StepOptions"]
 
 PRECISIONS = ("float32", "bf16", "fp16")
 ON_NONFINITE = ("raise", "skip", "stop")
+
+
+class GradientSquares:
+    """Squared norms of the gradients of the last update, by id of the parameter."""
+
+    def __init__(self) -> None:
+        self._values: dict[int, float] = {}
+
+    def record(self, parameters: Sequence[Any], squares: Sequence[float]) -> None:
+        """Add parameters of an update, before gradients are clipped."""
+        self._values |= {id(p): s for p, s in zip(parameters, squares, strict=True)}
+
+    def take(self) -> dict[int, float]:
+        """Return the values, and forget them."""
+        values, self._values = self._values, {}
+        return values
 
 
 @dataclass(frozen=True)
@@ -33,6 +50,8 @@ class StepOptions:
         Schedules that step after each update; all models that run.
     scale_loss : bool
         Whether the loss is scaled as in fp16 whatever the `precision`.
+    squares : GradientSquares, optional
+        Receives the squared norms of gradients.
 
     Raises
     ------
@@ -49,6 +68,7 @@ class StepOptions:
     schedules: tuple[Any, ...] = ()
     models: tuple[Any, ...] = ()
     scale_loss: bool = False
+    squares: GradientSquares | None = None
 
     def __post_init__(self) -> None:
         n = self.accumulate
@@ -69,7 +89,7 @@ class StepOptions:
     def is_plain(self) -> bool:
         """Whether a step is only forward, backward and update."""
         extended = any(any(clip) for clip in self.clips) or bool(self.schedules) or self.parallel
-        extended = extended or self.scale_loss
+        extended = extended or self.scale_loss or self.squares is not None
         defaults = (self.accumulate, self.precision, self.on_nonfinite) == (1, "float32", "raise")
         return defaults and not extended
 

@@ -144,6 +144,10 @@ class ExtendedStep:
             pairs = [
                 (_scaled(g, 1 / weight), v) for v in own_variables if (g := next(grads)) is not None
             ]
+            if self.options.squares is not None:
+                values = [getattr(g, "values", g) for g, _ in pairs]
+                squares = [float(tf.reduce_sum(tf.cast(v, tf.float64) ** 2)) for v in values]
+                self.options.squares.record([v for _, v in pairs], squares)
             clipped_grads, norm = clipped([g for g, _ in pairs], *limits)
             watched = any(limits) or self.options.on_nonfinite != "raise" or self.scale
             if watched and not math.isfinite(float(norm)):

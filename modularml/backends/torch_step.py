@@ -13,7 +13,7 @@ from typing import Any
 
 from modularml._optional import require
 from modularml.backends.base import Compute, NotFiniteError
-from modularml.backends.options import StepOptions
+from modularml.backends.options import GradientSquares, StepOptions
 from modularml.backends.torch_kernels import direct_step
 from modularml.backends.torch_parallel import Averaged
 
@@ -88,6 +88,7 @@ class ExtendedStep:
         clips = options.clips or [(None, None)] * len(self.optimizers)
         watched = options.on_nonfinite != "raise" and self.scaler is None
         self.clips = [c if any(c) or watched else None for c in clips]
+        self.squares = options.squares
         self._reset()
 
     def begin(self) -> None:
@@ -152,16 +153,28 @@ class ExtendedStep:
     def _clipped(self) -> bool:
         """Clip gradients and return whether they may be applied."""
         for optimizer, params, limits in zip(self.optimizers, self.owned, self.clips, strict=True):
-            if limits is None:
+            if limits is None and self.squares is None:
                 continue
             if self.scaler is not None:
                 self.scaler.unscale_(optimizer)
+            if self.squares is not None:
+                _record(self.squares, params)
+            if limits is None:
+                continue
             norm = float(clip(params, *limits))
             if self.scaler is None and not math.isfinite(norm):  # a scaler skips the step itself
                 if self.options.on_nonfinite != "skip":
                     raise NotFiniteError(0, norm, "gradient")
                 return False
         return True
+
+
+def _record(squares: GradientSquares, params: Sequence[Any]) -> None:
+    own = [p for p in params if p.grad is not None]
+    grads = [p.grad.coalesce().values() if p.grad.is_sparse else p.grad for p in own]
+    if grads:
+        norms = torch.stack([n.double() for n in torch._foreach_norm(grads)])
+        squares.record(own, (norms**2).tolist())
 
 
 def _is_finite(value: Any) -> bool:

@@ -9,6 +9,7 @@ from modularml.callbacks.evaluation_metric import (
     EvaluationCallbackResult,
     EvaluationMetric,
 )
+from modularml.callbacks.gradient_norms import GradientNorms
 from modularml.callbacks.learning_rate_finder import LearningRateFinder, LearningRates
 from modularml.callbacks.learning_rate_monitor import LearningRateMonitor
 from modularml.callbacks.live_plot import LivePlot
@@ -41,6 +42,7 @@ __all__ = [
     "EvaluationCallbackResult",
     "EvaluationMetric",
     "ExperimentCallback",
+    "GradientNorms",
     "LearningRateFinder",
     "LearningRateMonitor",
     "LearningRates",

@@ -61,6 +61,9 @@ class _CallbackBase(Configurable, Stateful):
     changes_weights: ClassVar[bool] = True
     """Whether batch hooks may change weights; outputs of frozen nodes are then not reused."""
 
+    gradient_squares: Any = None
+    """Receives the squared norms of gradients of each update; see `GradientSquares`."""
+
     measures_time: ClassVar[bool] = False
     """Whether it measures time; variants with it are trained one after another."""
 

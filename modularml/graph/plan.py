@@ -429,6 +429,8 @@ class StepPlan:
         for name in ("accumulate", "precision", "compile", "on_nonfinite"):
             if getattr(options, name) != getattr(PLAIN, name):
                 raise NotStackableError(f"{name}={getattr(options, name)!r} is not supported")
+        if options.squares is not None:
+            raise NotStackableError("norms of gradients are logged")
         weights = [applied.weight for applied in self.losses]
         weights += [1.0] * (len(self.layout.losses) - len(weights))  # losses of models
         return first.stack_member(options, weights, [a.loss._holder for a in self.losses])

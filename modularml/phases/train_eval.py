@@ -272,6 +272,7 @@ class TrainPhase(ExperimentPhase):
             self.precision,
             self.compile,
             self.on_nonfinite,
+            squares=next((c.gradient_squares for c in self.callbacks if c.gradient_squares), None),
         )
 
     def step_of(self, feed: BatchFeed) -> Callable[[ExecutionContext], None]:
