@@ -25,13 +25,15 @@ COMMANDS = {
     "inspect": ("files:INSPECT", "show what a .mml file holds; builds nothing"),
     "diff": ("files:DIFF", "show what differs between two files"),
     "extract": ("files:EXTRACT", "write a file's arrays and tables to a folder"),
+    "migrate": ("migrate:MIGRATE", "list what scripts for ModularML 1.0 must change"),
+    "convert": ("migrate:CONVERT", "take over the rows of a file of ModularML 1.0"),
     "schema": ("run:SCHEMA", "write the JSON schema of plan files, for editors"),
 }
 """Commands in the order of the help: the `Command` in this package, and its help."""
 
 EXIT = """exit status:
   0    all went well
-  1    an error, findings of an audit, or folds that failed
+  1    an error, findings of an audit or of migrate, or folds that failed
   2    a command or a plan file with a mistake; nothing has run
   130  interrupted"""
 

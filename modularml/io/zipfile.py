@@ -26,8 +26,8 @@ _REGULAR = 0o100644 << 16
 _VERSION_1 = (b"state.pkl", b"artifact.json")
 _WAY_OVER = (
     "Its settings and weights are pickles, which are never opened as they could run any code; make "
-    "the graph anew. The rows, ids and splits of a FeatureSet need none: modularml.migrate.convert "
-    "writes them to a new file"
+    "the graph anew. The rows, ids and splits of a FeatureSet need none: 'modularml convert FILE' "
+    "or modularml.migrate.convert writes them to a new file"
 )
 _PADDING = struct.Struct("<HHH")  # id and size of the extra field, then the alignment
 _PADDING_ID = 0xD935  # the one that Android's zipalign uses

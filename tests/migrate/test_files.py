@@ -18,6 +18,7 @@ import pytest
 
 import modularml as mml
 from modularml import migrate
+from modularml.cli import main
 from modularml.errors import DataError, MMLError, MMLExistsError
 
 N = 6
@@ -219,3 +220,18 @@ def test_files_of_this_library_are_not_converted(tmp_path):
     fs = mml.FeatureSet.from_dict("a", {"x": [1.0], "y": [1.0]}, "x", "y", register=False)
     with pytest.raises(MMLError, match=r"this library wrote it.*FeatureSet\.load"):
         migrate.convert(fs.save(tmp_path / "a"))
+
+
+def test_the_command(old, capsys):
+    assert main(["convert", str(written(old)), "--out", str(old.with_name("new"))]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"wrote {old.with_name('new.fs.mml')}"
+    assert "  split 'train'" in lines
+    assert lines[-1] == "  state.pkl: a pickle, which is never opened"
+    assert main(["convert", str(old), "--out", str(old.with_name("new"))]) == 1
+    assert "MML-110" in capsys.readouterr().err
+    command = ["convert", str(old), "-o", str(old.with_name("new")), "--overwrite", "--json"]
+    assert main(command) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["path"] == str(old.with_name("new.fs.mml"))
+    assert done["left_out"]["artifact.json"] == "settings of 1.0"

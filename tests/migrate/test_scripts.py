@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from modularml import migrate
+from modularml.cli import main
 from modularml.errors import ConfigError
 from modularml.migrate.table import ARGUMENTS, ATTRIBUTES, METHODS
 
@@ -152,3 +153,19 @@ def test_no_framework_is_loaded():
     code = f"from modularml import migrate; migrate.check({SCRIPT!r}); import sys; "
     code += "assert not {'torch', 'tensorflow', 'keras'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_the_command(tmp_path, capsys):
+    path = tmp_path / "script.py"
+    path.write_text("from modularml.api import FeatureSet\n", "utf-8")
+    assert main(["migrate", str(path)]) == 1
+    line = f"{path}:1:1: moved: modularml.api.FeatureSet: from modularml import FeatureSet\n"
+    assert capsys.readouterr().out == line
+    assert main(["migrate", "--json", str(path)]) == 1
+    (finding,) = json.loads(capsys.readouterr().out)
+    assert (finding["file"], finding["line"], finding["kind"]) == (str(path), 1, "moved")
+    path.write_text("import modularml\n", "utf-8")
+    assert main(["migrate", str(path)]) == 0
+    assert capsys.readouterr().out == "nothing to change\n"
+    assert main(["migrate", str(tmp_path / "none.py")]) == 1
+    assert "none.py" in capsys.readouterr().err
