@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import tempfile
 import warnings
@@ -160,7 +161,8 @@ class ExperimentEstimator(BaseEstimator):  # type: ignore[misc]
         y : array-like, shape (n_samples,), or (n_samples, n_outputs) of a regressor
         sample_weight : array-like, shape (n_samples,), optional
             At least 0. A tag ``sample_weight`` of the rows, which weights the losses of all phases
-            that learn, unless `build` made losses that read it.
+            that learn, and of evaluations that share them, unless `build` made losses that read
+            it.
         groups : array-like, shape (n_samples,), optional
             Rows of a group stay together when some are held out; a tag ``groups`` of the rows.
 
@@ -286,14 +288,18 @@ class ExperimentEstimator(BaseEstimator):  # type: ignore[misc]
         return tags
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return parameters, and the experiment as the bytes of a file without rows."""
+        """Return parameters, and the experiment as the bytes of a file without rows.
+
+        A file names classes. Those of a script have no name in a worker process, where `build` has
+        none either; there the experiment is pickled as it is.
+        """
         state = dict(super().__getstate__())
-        if "experiment_" in state:
+        if "experiment_" in state and (self.build is None or _has_name(self.build)):
             state["experiment_"] = _packed(state["experiment_"])
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if "experiment_" in state:
+        if isinstance(state.get("experiment_"), tuple):
             state = {**state, "experiment_": _unpacked(*state["experiment_"])}
         super().__setstate__(state)
 
@@ -342,6 +348,17 @@ def _weigh(experiment: Experiment, class_weight: Any) -> None:
         applied.sample_weight = WEIGHTS
     for phase in phases:
         phase.check(graph)
+
+
+def _has_name(build: Any) -> bool:
+    """Return whether a function, or the class of another callable, is found by its name."""
+    while isinstance(build, functools.partial):
+        build = build.func
+    build = build if hasattr(build, "__qualname__") else type(build)
+    try:
+        return find_code(f"{build.__module__}:{build.__qualname__}") is build
+    except (AttributeError, ConfigError):
+        return False
 
 
 def _packed(experiment: Experiment) -> tuple[bytes, dict[str, Any]]:

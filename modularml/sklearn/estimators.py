@@ -65,7 +65,8 @@ class ExperimentRegressor(RegressorMixin, ExperimentEstimator):  # type: ignore[
     experiment, so its weights differ from those of an equal argument of `build`.
 
     A pickle of a fitted estimator holds the experiment as a `.mml` file without rows, and `build`
-    and your classes by reference.
+    and your classes by reference. What a worker process returns of the functions and classes of a
+    script, or of a `build` within another function, is pickled with its rows.
 
     Examples
     --------

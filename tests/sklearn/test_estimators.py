@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import pickle
 
@@ -60,6 +61,27 @@ def test_several_targets_keep_their_shape():
     assert np.array_equal(fitted.predict(x), by_hand(x, targets, seed=1, n_out=2))
     column = ExperimentRegressor(network, random_state=1).fit(x, y[:, None])
     assert column.predict(x).shape == (80, 1)
+
+
+class Study(mml.Experiment):
+    """An experiment that is its own `build`."""
+
+    def __init__(self, rows, *, alpha=1.0):
+        super().__init__("study", ctx=mml.ExperimentContext.get_active())
+        mml.ModelGraph([mml.ModelNode("net", Ridge(alpha=alpha), rows)])
+        self.execution_plan.add_phase(mml.FitPhase.from_split("fit", split="train"))
+
+
+def test_a_class_and_a_partial_function_build_too():
+    x, y = table()
+    fitted = ExperimentRegressor(Study, alpha=20.0).fit(x, y)
+    expected = Ridge(alpha=20.0).fit(x, y).predict(x)
+    assert np.allclose(fitted.predict(x), expected, atol=1e-12)
+    partial = functools.partial(ridge, model=Ridge(alpha=20.0))
+    fitted = pickle.loads(pickle.dumps(ExperimentRegressor(partial).fit(x, y)))
+    assert np.allclose(fitted.predict(x), expected, atol=1e-12)
+    (rows,) = fitted.experiment_.ctx.available_featuresets.values()
+    assert not rows.has_rows
 
 
 def test_a_network_of_each_framework(backend):
@@ -510,6 +532,14 @@ def test_fitted_estimators_pass_through_pickles(way):
     )
     assert new.get_params() == network_of_own.get_params()
     assert np.array_equal(new.fit(x, y).predict(x), network_of_own.predict(x))
+
+
+def test_what_a_file_cannot_hold_is_refused():
+    x, y = table()
+    fitted = ExperimentRegressor(network, n_epochs=1, random_state=0).fit(x, y)
+    fitted.experiment_.execution_plan.flatten()[0].losses[0].loss.loss = lambda out, y: out - y
+    with pytest.raises(mml.errors.MMLError, match="cannot be found again by name"):
+        pickle.dumps(fitted)
 
 
 def test_a_pickle_holds_no_rows():

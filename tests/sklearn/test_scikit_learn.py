@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -107,6 +109,56 @@ def test_searches_and_fitted_estimators_of_two_processes():
     options = {"n_repeats": 2, "random_state": 0}
     a, b = (permutation_importance(here, x, y, n_jobs=n, **options) for n in (None, 2))
     assert np.allclose(a.importances, b.importances, atol=1e-5)
+
+
+SCRIPT = """
+import numpy as np, torch
+from sklearn.inspection import permutation_importance
+from sklearn.model_selection import cross_validate
+import modularml as mml
+from modularml.sklearn import ExperimentRegressor
+
+class Net(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(6, width), torch.nn.Linear(width, 1))
+
+    def forward(self, x):
+        return self.layers(x)
+
+def own_loss(outputs, targets):
+    return (outputs - targets) ** 2
+
+def build(rows, *, width=4):
+    model = mml.TorchModelWrapper(model_class=Net, model_kwargs={"width": width})
+    net = mml.ModelNode("net", model, rows)
+    mml.ModelGraph([net], mml.Optimizer("adam"))
+    loss = mml.AppliedLoss(mml.Loss(own_loss), on="net", inputs=["outputs", "targets"])
+    experiment = mml.Experiment.from_active_context("script")
+    sampler = mml.SimpleSampler(batch_size=16)
+    phase = mml.TrainPhase.from_split("t", split="train", sampler=sampler, losses=[loss])
+    experiment.execution_plan.add_phase(phase)
+    return experiment
+
+x = np.random.default_rng(0).normal(size=(40, 6))
+estimator = ExperimentRegressor(build, random_state=0)
+options = {"cv": 2, "return_estimator": True}
+a, b = (cross_validate(estimator, x, x[:, 0], n_jobs=n, **options) for n in (None, 2))
+for mine, returned in zip(a["estimator"], b["estimator"]):
+    assert np.array_equal(mine.predict(x), returned.predict(x))
+there = permutation_importance(a["estimator"][0], x, x[:, 0], n_repeats=1, n_jobs=2)
+print("done", there.importances.shape)
+"""
+
+
+@pytest.mark.slow
+def test_functions_and_classes_of_a_script_in_two_processes(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.stdout == "done (6, 1)\n", done.stderr[-2000:]
 
 
 def test_importance_equals_that_of_the_estimator_alone():
