@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from modularml.config import decode, names_mean
 from modularml.context import ExperimentContext
 from modularml.data.featureset import FeatureSet
 from modularml.data.sections import apply_split, fit_scaler, moved, read_rows, relative
-from modularml.errors import ModularMLError, PlanError, UnknownNameError
-from modularml.experiment import Experiment
+from modularml.errors import ModularMLError, NotFittedError, PlanError, UnknownNameError
+from modularml.experiment import Experiment, TrainPhase
 from modularml.io.classes import Resolver, names_in
 from modularml.io.randomness import unchanged_randomness
 from modularml.io.references import with_labels
@@ -83,13 +83,24 @@ def _build_copy(plan: Plan, text: str, sets: Mapping[str, FeatureSet]) -> None:
         for fs in sets.values():
             fs.copy(label=fs.label, restore_splits=True, restore_scalers=True, register=True)
         experiment = Experiment.from_yaml(text, allow_import=plan.allow_import)
-        if experiment.model_graph is not None:
-            experiment.model_graph.build()
+        graph = experiment.model_graph
+        if graph is not None:
+            graph.build()
         for phase in experiment.execution_plan.flatten():
             path = _path_of(plan.tree["experiment"], phase, ("experiment",))
             with _located(plan, path or ("experiment",)):
                 for callback in phase.callbacks:
                     callback.check_ready(experiment, phase)
+                if isinstance(phase, TrainPhase) and graph is not None and _is_plain(phase):
+                    with suppress(NotFittedError):  # by an earlier phase
+                        graph.plan(phase.losses, training=True, active_nodes=phase.active_nodes)
+
+
+def _is_plain(phase: TrainPhase) -> bool:
+    """Tell whether a phase reads rows of one set as they are, without pairs or triplets."""
+    samplers = [b.sampler for b in phase.input_sources]
+    roles = {role for sampler in samplers if sampler is not None for role in sampler.roles}
+    return len({b.upstream_ref.node_label for b in phase.input_sources}) == 1 and len(roles) == 1
 
 
 def build_folds(plan: Plan, experiment: Experiment) -> CrossValidation:

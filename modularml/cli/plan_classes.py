@@ -12,9 +12,10 @@ from typing import Any, NamedTuple, TypeAlias, Union, get_args, get_origin, get_
 from modularml._optional import require
 from modularml.config import config_registry
 from modularml.context import ExperimentNode
+from modularml.data.references import FeatureSetReference
 from modularml.engine.checkpointing import Checkpointing
 from modularml.errors import MissingDependencyError, MMLError
-from modularml.experiment import Experiment
+from modularml.experiment import Experiment, TrainPhase
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import GraphNode
@@ -134,9 +135,12 @@ _MORE: dict[Any, list[tuple[str, Parameter]]] = {
     PhaseGroup: [("label", Parameter(str, None)), ("phases", Parameter(list[Any], REQUIRED))],
     ExperimentPhase: [
         ("split", Parameter(str | None, None)),
-        ("sampler", Parameter(BaseSampler | None, None)),
         ("input_sources", Parameter(list[Any], None)),
     ],
+    FeatureSetReference: [
+        (domain, Parameter(str | list[str], ())) for domain in ("features", "targets", "tags")
+    ],
+    TrainPhase: [("sampler", Parameter(BaseSampler | None, None))],
 }
 """What stands in the config of a class beside, or other than, its constructor's arguments."""
 

@@ -6,6 +6,8 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -54,24 +56,31 @@ def _run(args: argparse.Namespace) -> Reply:
     if args.dry_run:
         text = resolved_text(plan, sets, Path())
         return Reply(text.rstrip("\n"), load_yaml(text))
-    if not args.quiet:
-        _log_progress()
-    facts = run_plan(
-        plan,
-        sets,
-        experiment,
-        results_folder(plan, args.out),
-        resume=args.resume,
-        overwrite=args.overwrite,
-        quiet=args.quiet,
-    )
+    with nullcontext() if args.quiet or sys.stderr.isatty() else _logged_progress():
+        facts = run_plan(
+            plan,
+            sets,
+            experiment,
+            results_folder(plan, args.out),
+            resume=args.resume,
+            overwrite=args.overwrite,
+            quiet=args.quiet,
+        )
     return Reply(_shown(facts), facts, 1 if facts.get("failed") else 0)
 
 
-def _log_progress() -> None:
-    """Let epochs go to standard error where no bar can be drawn."""
-    if not sys.stderr.isatty():
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+@contextmanager
+def _logged_progress() -> Iterator[None]:
+    """Let epochs go to standard error, where no bar can be drawn."""
+    logger, handler = logging.getLogger("modularml"), logging.StreamHandler(sys.stderr)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _shown(facts: dict[str, Any]) -> str:

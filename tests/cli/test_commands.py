@@ -157,7 +157,7 @@ def test_audit_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ("junk.parquet", b"junk", [], "cannot be read as Parquet"),
         ("junk.mml", b"junk", [], "junk.mml"),
         ("bare.csv", b"a,y\n", [], "0 rows"),
-        ("rows.csv", b"a,b\n1,2\n", [], "unknown column 'y'; known: 'a', 'b'"),
+        ("rows.csv", b"a,b\n1,2\n", [], "rows.csv'; known: 'a', 'b'"),
         ("rows.csv", b"a,y\n1,2\n", ["--group", "cel"], "unknown column 'cel'"),
         (
             "rows.csv",

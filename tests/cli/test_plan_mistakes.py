@@ -40,6 +40,7 @@ BY_SCHEMA = {
     "range": ("experiment:\n", SWEEP % "{log_float: [1]}", "14:49: must be a list of 2, got [1]"),
     "output": ("experiment:\n", "output: {foldr: x}\nexperiment:\n", "14:10: unknown key 'foldr'"),
     "list": ("experiment:\n  label", "experiment:\n- label", "15:1: must be a text or !Experi"),
+    "sampler": ("test, metrics", "test, sampler: null, metrics", "36:45: unknown key 'sampler'"),
     "unit": ("unit: {y: V}", "unit: V", "7:11: must be a mapping, got 'V'"),
     "no estimator": ("!SequentialMLP", "!sklearn.svm.SVRR", "20:14: there is no estimator"),
 }
@@ -61,6 +62,7 @@ BY_FILES = {
     "loss": ("s: [{loss: mse", "s: [{loss: msee", "25:7: unknown torch loss 'msee'; did you mean"),
     "metric": ("[rmse, r2]", "[rmsee, r2]", "36:7: unknown metric 'rmsee'; did you mean 'rmse'"),
     "monitor": ("monitor: val_loss", "monitor: val_los", "25:7: EarlyStopping monitors the metric"),
+    "shapes": ("out: 0.1}", "out: 0.1, output_shape: [3]}", "25:7: loss 'mse_net' needs equal sh"),
     "size": ("hidden_dim: 8", "hidden_dim: 0", "20:14: hidden_dim must be an int of at least 1"),
     "pool": ("experiment:\n", FOLDS.replace("val]", "vall]") % "", "14:20: unknown split 'vall'"),
     "path of space": (

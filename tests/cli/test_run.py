@@ -18,7 +18,7 @@ import yaml
 
 import modularml as mm
 from modularml.cli import main
-from modularml.errors import ConfigError
+from modularml.models.torch import SequentialMLP
 from tests.cli import plans
 
 QUIET = {"show_training_progress": False, "show_eval_progress": False}
@@ -42,7 +42,7 @@ def weights_of(experiment: mm.Experiment) -> dict[str, np.ndarray[Any, Any]]:
     nodes = experiment.model_graph.get_state()["nodes"]
     found = {}
     for label, state in nodes.items():
-        stack = [(label, state["model"])]
+        stack = [(label, state.get("model"))]
         while stack:
             name, value = stack.pop()
             if isinstance(value, dict):
@@ -231,9 +231,16 @@ def test_estimators_windows_and_saved_sets(
         assert flat == pytest.approx(float(np.sqrt(np.mean((y - mean) ** 2))), rel=1e-3)
         text = fs.to_yaml(rows="rows.fs.mml")
     assert text == "data:\n  cells:\n    file: rows.fs.mml\n"
-    Path("saved.yaml").write_text(plan.replace(data, text))
-    assert main(["run", "saved.yaml", *args[2:]]) == 0
+    Path("sub").mkdir()
+    text = text.replace("rows.fs.mml", "../rows.fs.mml")  # from the folder of the plan
+    output = "output: {folder: out, rows: false}\n"
+    Path("sub/saved.yaml").write_text(output + plan.replace(data, text))
+    assert main(["run", "sub/saved.yaml", *args[2:]]) == 0
     assert json.loads(capsys.readouterr().out)["figures"]["test"]["rmse"] == flat
+    with mm.ExperimentContext().activate():
+        saved = mm.Experiment.load("sub/out/ridge.exp.mml")
+        assert not saved.ctx.get_node(label="cells").has_rows
+    assert main(["run", "sub/out/plan.yaml", "-o", "third", *args[2:]]) == 0
 
 
 def test_windows_and_joins(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,6 +264,14 @@ data:
     assert "bad.yaml:6:19: no table 'row' comes before" in capsys.readouterr().err
 
 
+def test_epochs_are_logged_where_no_bar_is(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "plan.yaml", "--set", "phases.train.n_epochs=2"]) == 0
+    said = capsys.readouterr().err
+    assert [f"epoch {i} of 2" in said for i in range(3)] == [True, True, False]
+
+
 def test_a_dry_run_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(folder.iterdir())
     assert main(["run", "plan.yaml", "--dry-run", "--set", "graph.optimizer.lr=0.5"]) == 0
@@ -266,34 +281,69 @@ def test_a_dry_run_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[st
     assert sorted(folder.iterdir()) == before
 
 
-# -- FeatureSet.to_yaml ---------------------------------------------------------------------------
+TWO = """\
+experiment:
+  label: two
+  seed: 1
+  model_graph:
+    nodes:
+    - label: a
+      model: !SequentialMLP {output_shape: [3]}
+      upstream_ref: !FeatureSetReference {node_label: cells, features: [x]}
+    - label: b
+      model: !SequentialMLP {output_shape: [3]}
+      upstream_ref: !FeatureSetReference {node_label: cells, features: z}
+    - !ConcatNode {label: ab, upstream_refs: [a, b], concat_axis_targets: first}
+    - {label: head, model: !SequentialMLP {n_layers: 1}, upstream_ref: ab}
+    optimizer: adam
+  execution_plan:
+    phases:
+    - !PhaseGroup
+      label: both
+      phases:
+      - !TrainPhase
+        label: fit
+        split: train
+        sampler: !SimpleSampler {batch_size: 16, shuffle: true}
+        n_epochs: 2
+        losses: [{loss: mse, on: head, inputs: [outputs, targets]}]
+    - !EvalPhase {label: test, split: test, metrics: [rmse], group_by: cell}
+"""
 
 
-def test_sets_that_files_do_not_give_are_refused(folder: Path) -> None:
-    keys = ["x", "z"], "y", ["cell"]
-    with pytest.raises(ConfigError, match="was not read from CSV or Parquet"):
-        mm.FeatureSet.from_dict("d", {"x": [1.0], "y": [2.0]}, "x", "y").to_yaml()
-    chosen = mm.FeatureSet.from_csv("chosen", "cells.csv", *keys)
-    chosen.add_split(chosen.take([0, 1], "first"))
-    with pytest.raises(ConfigError, match=r"\['first'\] of 'chosen' are rows chosen in Python"):
-        chosen.to_yaml()
-    random = mm.FeatureSet.from_csv("random", "cells.csv", *keys)
-    random.fit_transform("TargetEncoder", domain="tags", keys="cell", targets="y")
-    with pytest.raises(ConfigError, match="draw random numbers"):
-        random.to_yaml()
-    changed = mm.FeatureSet.from_csv("changed", "cells.csv", *keys)
-    frame = pd.read_csv("cells.csv").assign(x=1.0)
-    frame.to_csv("cells.csv", index=False)
-    with pytest.raises(ConfigError, match="other rows now"):
-        changed.to_yaml()
-    renamed = mm.FeatureSet.from_csv("r", "cells.csv", *keys, rename=lambda name: name)
-    with pytest.raises(ConfigError, match="cannot be found again by name"):
-        renamed.to_yaml()
+def two(fs: mm.FeatureSet) -> mm.Experiment:
+    """Return the experiment of `TWO`, whose head nodes share one sampler."""
+    experiment = mm.Experiment("two", ctx=fs.context, seed=1)
+    refs = [fs.reference(features=name) for name in ("x", "z")]
+    a, b = (
+        mm.ModelNode(label, SequentialMLP(output_shape=(3,)), ref)
+        for label, ref in zip("ab", refs, strict=True)
+    )
+    ab = mm.ConcatNode("ab", [a, b], concat_axis_targets="first")
+    head = mm.ModelNode("head", SequentialMLP(n_layers=1), ab)
+    mm.ModelGraph([a, b, ab, head], optimizer=mm.Optimizer("adam"))
+    fit = mm.TrainPhase.from_split(
+        "fit",
+        split="train",
+        sampler=mm.SimpleSampler(batch_size=16, shuffle=True),
+        losses=[mm.AppliedLoss(mm.Loss("mse"), "head", ["outputs", "targets"])],
+        n_epochs=2,
+    )
+    test = mm.EvalPhase.from_split("test", split="test", metrics=["rmse"], group_by="cell")
+    experiment.execution_plan.add_items([mm.PhaseGroup("both", [fit]), test])
+    return experiment
 
 
-def test_splits_of_scaled_columns_are_refused(folder: Path) -> None:
-    fs = mm.FeatureSet.from_csv("cells", "cells.csv", ["x", "z"], "y", ["cell"])
-    fs.fit_transform("MinMaxScaler", domain="features")
-    fs.split_by_condition({"low": {"features.x.transformed": mm.predicates.LT(0.5)}})
-    with pytest.raises(ConfigError, match="would not give the same"):
-        fs.to_yaml()
+def test_several_heads_in_groups(folder: Path) -> None:
+    Path("two.yaml").write_text(plans.PLAN.partition("experiment:\n")[0] + TWO)
+    assert main(["run", "two.yaml", "--quiet"]) == 0
+    with mm.ExperimentContext().activate():
+        experiment = two(plans.featureset(folder))
+        experiment.to_yaml("two_of_python.yaml")
+        experiment.run(**QUIET)
+    assert_equal_runs(folder / "two-results" / "two.exp.mml", experiment)
+    data = folder / "data.yaml"
+    data.write_text(plans.PLAN.partition("experiment:\n")[0])
+    args = ["run", "data.yaml", "two_of_python.yaml", "-o", "again", "--quiet"]
+    assert main(args) == 0
+    assert_equal_runs(folder / "again" / "two.exp.mml", experiment)
