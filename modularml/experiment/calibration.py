@@ -68,7 +68,8 @@ def conformal_tables(
     known_rows = predictions(graph, rows, **options)
     check_unseen_table([(graph, rows)], known_rows)
     tables = {}
-    for predicted, known in zip(predictions(graph, data, **options), known_rows, strict=True):
+    predicted_rows = predictions(graph, data, allow_missing=True, **options)
+    for predicted, known in zip(predicted_rows, known_rows, strict=True):
         if predicted.is_scores or predicted.gives_labels:
             raise ConfigError(
                 f"interval needs numeric targets, and node {predicted.label!r} predicts classes; "

@@ -81,11 +81,12 @@ def predictions(
     node: Any = None,
     batch_size: int | None = None,
     allow_missing: bool = False,
+    warn_missing: bool = True,
 ) -> list[Prediction]:
     """Run a graph on rows; return the outputs of a node, or of each tail node.
 
-    With `allow_missing`, outputs are NaN, with a warning, for rows that a node rejects because
-    inputs are NaN.
+    With `allow_missing`, outputs are NaN for rows that a node rejects because inputs are NaN; with
+    `warn_missing`, a warning counts them then.
     """
     if not graph.is_built:
         raise NotFittedError("the graph has not been built; train it, or call graph.build()")
@@ -119,7 +120,7 @@ def predictions(
             inputs = [read(at, at + size) for read in columns]
             parts.append(_run_present(run, inputs) if allow_missing else run(inputs))
     chunks = [np.concatenate([part[i] for part in parts]) for i in range(len(nodes))]
-    if allow_missing:
+    if allow_missing and warn_missing:
         _warn_of_missing(nodes, chunks)
     lineages = plan.layout.lineages
     return [

@@ -216,10 +216,19 @@ def _with_name(name: str, call: Score) -> Score:
         except (ValueError, TypeError, RuntimeError) as error:
             if isinstance(error, ModularMLError):
                 raise
+            is_nan = np.isnan(out) if out.dtype.kind == "f" else np.zeros(out.shape, dtype=bool)
+            if n_missing := int(is_nan.reshape(len(out), -1).any(axis=1).sum()):
+                raise ConfigError(
+                    f"metric {name!r} cannot be computed, as outputs of {n_missing} of {len(out)} "
+                    "rows are NaN: their features are missing, or weights are not finite. Fill "
+                    "missing features with a recorded step, such as fs.fit_transform("
+                    "'SimpleImputer', domain='features'), or leave these rows out"
+                ) from error
             raise ConfigError(
                 f"metric {name!r} cannot be computed from targets of {true.dtype} {true.shape} and "
-                f"outputs of {out.dtype} {out.shape}: {error}. Choose another metric, or say what "
-                "the outputs are with outputs='values', 'logits' or 'probabilities'"
+                f"outputs of {out.dtype} {out.shape}: {str(error).rstrip('.')}. Choose another "
+                "metric, or say what the outputs are with outputs='values', 'logits' or "
+                "'probabilities'"
             ) from error
 
     return score

@@ -603,6 +603,28 @@ def test_split_conformal_is_the_order_statistic_of_calibration_residuals(seeds):
         member.predict(features(fs["test"]), interval=0.9, calibration=both, fmt="pandas")
 
 
+def test_rows_with_missing_features_are_nan_with_one_warning_that_counts_them(seeds):
+    fs = seeds.experiment.ctx.get_node(label="data")
+    frame = features(fs["test"])
+    whole = seeds.predict(frame, interval=0.9)
+    frame.iloc[[1, 4], 0] = np.nan
+    counted = rf"2 of {len(frame)} predictions of 'net' are NaN"
+    with pytest.warns(UserWarning, match=counted) as said:
+        found = seeds.predict(frame, interval=0.9)
+    assert len(said) == 1
+    assert found.isna().all(axis=1).to_numpy().nonzero()[0].tolist() == [1, 4]
+    kept = ~found.isna().any(axis=1).to_numpy()
+    np.testing.assert_allclose(found[kept], whole[kept], rtol=1e-6)
+    member = seeds.get_member(0)
+    with pytest.warns(UserWarning, match=counted):
+        alone = member.predict(frame, interval=0.9, fmt="pandas")
+    assert alone.isna().all(axis=1).sum() == 2
+    labelled = frame.assign(y=y_of(fs["test"]))
+    for trained in (seeds, member):
+        with pytest.raises(ConfigError, match=rf"outputs of 2 of {len(frame)} rows are NaN"):
+            trained.evaluate(labelled, metrics="rmse")
+
+
 def test_split_conformal_by_group_uses_the_rows_of_the_group(seeds):
     fs = seeds.experiment.ctx.get_node(label="data")
     found = seeds.predict(fs["test"], interval=0.7, group_by="kind", tags=True)

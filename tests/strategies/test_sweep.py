@@ -228,17 +228,17 @@ def test_the_value_is_that_of_the_weights_that_were_kept():
     assert results.best.value == curve.min() < curve.iloc[-1]
 
 
-def test_nan_trials_fail_with_a_warning_that_counts_and_are_never_the_best():
+def test_trials_that_are_not_finite_fail_with_a_warning_that_counts_and_are_never_the_best():
     def objective(experiment: mml.Experiment) -> float:
         rate = experiment.model_graph.optimizer.kwargs["lr"]
-        return math.nan if rate < 0.05 else rate
+        return {0.01: math.nan, 0.02: -math.inf}.get(rate, rate)
 
-    with pytest.warns(TrialFailedWarning, match=r"2 trials .*trial 0: NaN; trial 2: NaN"):
+    with pytest.warns(TrialFailedWarning, match=r"2 trials .*trial 0: the objective is not finite"):
         results = run(space={LR: [0.01, 0.2, 0.02, 0.1]}, objective=objective)
     assert results.best.number == 3
     frame = results.to_pandas()
     assert frame["state"].tolist() == ["failed", "complete", "failed", "complete"]
-    assert frame["error"].tolist() == ["the objective is NaN", "", "the objective is NaN", ""]
+    assert frame["error"].tolist() == ["the objective is NaN", "", "the objective is -inf", ""]
     assert "2 failed" in repr(results)
 
 

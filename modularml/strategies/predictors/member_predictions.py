@@ -128,6 +128,7 @@ def predict_members(
     batch_size: int | None = None,
     outputs: Meaning = "auto",
     audit: bool = True,
+    allow_missing: bool = False,
 ) -> list[NodePredictions]:
     """Predict rows with every member; return a node's predictions, or those of each tail.
 
@@ -145,6 +146,8 @@ def predict_members(
         What the outputs are; logits are converted to probabilities before they are averaged.
     audit : bool
         Whether to warn of a split that the first member has learned from.
+    allow_missing : bool
+        Whether rows with missing features are NaN, with one warning that counts them.
     """
     first: list[Prediction] = []
     values: list[dict[str, Array]] = []
@@ -156,7 +159,8 @@ def predict_members(
         with experiment.ctx.activate():
             if audit and not first:
                 graph._warn_of_learned_rows(rows)
-            predicted = predictions(graph, rows, node=node, batch_size=batch_size)
+            how = {"allow_missing": allow_missing, "warn_missing": not first}
+            predicted = predictions(graph, rows, node=node, batch_size=batch_size, **how)
             values.append({p.label: p.values(decode=p.gives_labels) for p in predicted})
         first = first or predicted
     with next(iter(members.values())).ctx.activate():

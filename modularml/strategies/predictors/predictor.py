@@ -116,7 +116,9 @@ class Predictor:
         if interval is not None and decode:
             raise ConfigError("interval is for numbers, decode for classes; omit one of them")
         options = {"node": node, "batch_size": batch_size, "outputs": outputs}
-        predicted = predict_members(self.members, data, self.originals, **options)
+        predicted = predict_members(
+            self.members, data, self.originals, allow_missing=True, **options
+        )
         for p in predicted:
             warn_if_equal(p)
         bounds: dict[str, Bounds] = {}

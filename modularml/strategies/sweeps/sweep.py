@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, Literal
@@ -50,7 +51,7 @@ TOGETHER, MOST_TOGETHER = 10, 60
 
 
 class TrialFailedWarning(UserWarning):
-    """Trials of a sweep failed, or their objective was NaN; the others are not affected."""
+    """Trials of a sweep failed, or their objective was not finite; the others are not affected."""
 
 
 class Sweep(Checked):
@@ -363,8 +364,8 @@ class Sweep(Checked):
         if end.pruned:
             queue.prune(end.trial)
             return False
-        if end.error is not None or end.value != end.value:
-            message = "the objective is NaN"
+        if end.error is not None or not math.isfinite(end.value):
+            message = "the objective is " + ("NaN" if math.isnan(end.value) else str(end.value))
             if end.error is not None:
                 first_line = str(end.error).partition("\n")[0]
                 message = f"{type(end.error).__name__}: {first_line}"
@@ -383,7 +384,12 @@ class Sweep(Checked):
         if not failed:
             return
         messages = [
-            f"trial {number}: " + ("NaN" if error is None else f"{type(error).__name__}: {error}")
+            f"trial {number}: "
+            + (
+                "the objective is not finite"
+                if error is None
+                else f"{type(error).__name__}: {error}"
+            )
             for number, error in failed
         ]
         shown = "; ".join(message.partition("\n")[0] for message in messages[:5])
