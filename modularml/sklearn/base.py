@@ -78,11 +78,11 @@ class ExperimentEstimator(BaseEstimator):  # type: ignore[misc]
         if not callable(build):  # scikit-learn wants values checked in fit
             return {}
         arguments = list(inspect.signature(build).parameters.values())[1:]
-        own = self._get_param_names()
-        if same := [a.name for a in arguments if a.name in own or a.name.strip("_") != a.name]:
+        taken = {*self._get_param_names(), *dir(type(self))}
+        if same := [a.name for a in arguments if a.name in taken or a.name.strip("_") != a.name]:
             raise ConfigError(
-                f"build has arguments {same}, which are parameters of {type(self).__name__} or "
-                "begin or end with an underscore; rename them"
+                f"build has arguments {same}, which are parameters or methods of "
+                f"{type(self).__name__} or begin or end with an underscore; rename them"
             )
         kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         return {a.name: a.default for a in arguments if a.kind not in kinds}

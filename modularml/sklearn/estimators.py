@@ -21,6 +21,9 @@ from modularml.strategies.predictors.member_predictions import NodePredictions
 
 __all__ = ["ExperimentClassifier", "ExperimentRegressor"]
 
+OUTPUTS = ("auto", "logits", "probabilities")
+"""What a node of a classifier may predict."""
+
 
 class ExperimentRegressor(RegressorMixin, ExperimentEstimator):  # type: ignore[misc]
     """Train an experiment on X and y, as a regressor of scikit-learn.
@@ -167,7 +170,11 @@ class ExperimentClassifier(ClassifierMixin, ExperimentEstimator):  # type: ignor
         )
 
     def _target(self, y: Any) -> Array:
+        if self.outputs not in OUTPUTS:
+            raise ConfigError(f"outputs must be one of {list(OUTPUTS)}, got {self.outputs!r}")
         target: Array = validate_data(self, "no_validation", y)
+        if pd.isna(target).any():
+            raise DataError(f"y has {pd.isna(target).sum()} missing classes; drop these rows")
         check_classification_targets(target)
         self.classes_ = np.unique(target)
         return target

@@ -73,8 +73,8 @@ def columns_of(
         array = validate_data(estimator, X, dtype=dtypes, ensure_all_finite=finite, reset=reset)
         return {ARRAY: array} if keys is None else dict(zip(keys, array.T, strict=True))
     validate_data(estimator, X, skip_check_array=True, reset=reset)
-    if not len(X):
-        raise DataError("X has no rows; pass at least one")
+    if not len(X) or not keys:
+        raise DataError(f"X must have at least one row and one column, got shape {X.shape}")
     columns = dict(zip(keys_of(X) or (), (X[name] for name in X.columns), strict=True))
     if columns.keys() != set(keys):
         raise DataError(

@@ -248,6 +248,10 @@ def takes_verbose(rows, *, verbose=False):
     return network(rows)
 
 
+def takes_score(rows, *, score="r2"):
+    return network(rows)
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [
@@ -256,6 +260,7 @@ def takes_verbose(rows, *, verbose=False):
         ({"build": elsewhere}, "from_active_context"),
         ({"build": seeded, "random_state": 0}, "omit one of them"),
         ({"build": takes_verbose}, "rename them"),
+        ({"build": takes_score}, "rename them"),
         ({"validation_fraction": 1.5}, "between 0 and 1"),
         ({"validation_fraction": True}, "between 0 and 1"),
         ({"random_state": -1}, "random_state must be at least 0"),
@@ -300,9 +305,38 @@ def test_the_node_that_predicts():
         clone(several).set_params(node="nett").fit(x, y)
 
 
-def test_one_class_is_refused():
-    with pytest.raises(DataError, match="one class"):
-        ExperimentClassifier(n_epochs=1).fit(table()[0], np.zeros(80, int))
+@pytest.mark.parametrize(
+    ("y", "params", "message"),
+    [
+        (np.zeros(80, int), {}, "one class"),
+        (np.array(["a", None] * 40, dtype=object), {}, "40 missing classes"),
+        (np.arange(80) / 7, {}, "continuous"),
+        (np.eye(80, dtype=int), {}, "1d array"),
+        (np.arange(80) % 2, {"outputs": "logit"}, "outputs must be one of"),
+        (np.arange(80) % 2, {"class_weight": {"b": 2.0}}, "not in class_weight"),
+    ],
+)
+def test_classes_that_cannot_be_used_are_refused(y, params, message):
+    with pytest.raises(ValueError, match=message):
+        ExperimentClassifier(n_epochs=1, **params).fit(table()[0], y)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f[[]], "one column"),
+        (lambda f: f[:0], "at least one row|0 sample"),
+        (lambda f: f.assign(a=np.inf), "infinity"),
+        (lambda f: f.assign(a=f["a"].astype("Float64").where(f.index != 3)), "a contains NaN"),
+        (lambda f: f.assign(c=["x", None] * 40), "'c' has 40 missing"),
+        (lambda f: f.assign(c=pd.Timestamp("2026-11-30")), "the kind 'time'"),
+    ],
+)
+def test_columns_that_cannot_be_used_are_refused(change, message):
+    x, y = table(d=2)
+    frame = change(pd.DataFrame(x, columns=list("ab")))
+    with pytest.raises(ValueError, match=message):
+        ExperimentRegressor(n_epochs=1).fit(frame, y[: len(frame)])
 
 
 # -------------------------------------------------------------------------------------- frames

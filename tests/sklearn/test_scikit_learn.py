@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -44,6 +46,11 @@ EXPECTED = {
 
 def quick(rows):
     return tabular_mlp(rows, n_epochs=25, batch_size=64, lr=0.02)
+
+
+def test_the_guide_lists_the_checks_that_cannot_pass():
+    guide = Path(__file__).parents[2] / "notebooks" / "30_scikit_learn.ipynb"
+    assert set(re.findall(r"`(check_\w+_\w+)`", guide.read_text("utf-8"))) == set(EXPECTED)
 
 
 def failures(estimator, expected=None):
