@@ -115,7 +115,12 @@ class OurJob:
         return self
 
     def run(
-        self, epochs: int, *, recording: str = "all", callbacks: list[Callback] | None = None
+        self,
+        epochs: int,
+        *,
+        recording: str = "all",
+        callbacks: list[Callback] | None = None,
+        compile: bool = False,
     ) -> list[float]:
         """Train on and return the mean loss of each epoch."""
         phase = TrainPhase(
@@ -125,6 +130,7 @@ class OurJob:
             n_epochs=epochs,
             callbacks=callbacks,
             result_recording=recording,
+            compile=compile,
         )
         results = self.experiment.run_phase(
             phase, show_training_progress=False, show_sampler_progress=False

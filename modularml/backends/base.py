@@ -516,7 +516,8 @@ class BackendAdapter(ABC):
         """Return a function that computes the loss of a batch and updates the weights.
 
         With further `options`, it may have ``begin()``, ``closing`` and ``sizes``: see
-        `modularml.backends.torch_step.ExtendedStep`.
+        `modularml.backends.torch_step.ExtendedStep`. It may have ``several(batches, like)``, which
+        trains on batches of one shape in one call: see `several_steps` of TensorFlow.
         """
 
     @abstractmethod

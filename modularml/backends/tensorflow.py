@@ -49,7 +49,13 @@ from modularml.backends.tensorflow_optimizers import (
     scaling,
     state_of,
 )
-from modularml.backends.tensorflow_step import ExtendedStep, any_rows, clipped, in_precision
+from modularml.backends.tensorflow_step import (
+    ExtendedStep,
+    any_rows,
+    clipped,
+    in_precision,
+    several_steps,
+)
 from modularml.errors import (
     BackendNotSupportedError,
     ConfigError,
@@ -443,20 +449,28 @@ class TensorflowAdapter(BackendAdapter):
         trainable = [[v for v in o._trainable_variables if v.trainable] for o in optimizers]
         watched = [v.value for variables in trainable for v in variables]
 
-        def run(*inputs: Any) -> Any:
+        def gradients(inputs: Sequence[Any]) -> tuple[Any, ...]:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(watched)
                 total, losses, outputs = compute(inputs)
                 total = total if scale is None else scale(total)
-            grads = iter(tape.gradient(total, watched))
+            return losses, outputs, tape.gradient(total, watched)
+
+        def update(grads: Sequence[Any]) -> None:
+            left = iter(grads)
+            for optimizer, variables in zip(optimizers, trainable, strict=True):
+                pairs = [(g, v) for v in variables if (g := next(left)) is not None]
+                if pairs:
+                    optimizer.apply(*map(list, zip(*pairs, strict=True)))
+
+        def run(*inputs: Any) -> Any:
+            losses, outputs, grads = gradients(inputs)
             with tf.control_dependencies(_checked(losses)):
-                for optimizer, variables in zip(optimizers, trainable, strict=True):
-                    pairs = [(g, v) for v in variables if (g := next(grads)) is not None]
-                    if pairs:
-                        optimizer.apply(*map(list, zip(*pairs, strict=True)))
+                update(grads)
             return losses, outputs
 
-        return _called(run)
+        several = several_steps(gradients, update, compiles=options.compile)
+        return _GraphStep(_called(run), several)
 
     def eval_step(self, compute: Compute) -> Step:
         """Return a function that computes losses and outputs, as one ``tf.function``."""
@@ -504,6 +518,44 @@ def _called(run: Callable[..., Any]) -> Step:
         return losses, outputs
 
     return step
+
+
+class _GraphStep:
+    """A plain training step, and one of several batches of one shape in one call.
+
+    Parameters
+    ----------
+    step : callable
+    several : callable
+        See `several_steps`.
+    """
+
+    def __init__(self, step: Step, several: Callable[..., Any]) -> None:
+        self._step, self._several = step, several
+        self._error: NotFiniteError | None = None
+
+    def __call__(self, inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+        if self._error is not None:  # of this batch, whose losses are known
+            error, self._error = self._error, None
+            raise error
+        return self._step(inputs)
+
+    def several(
+        self, inputs: Sequence[Sequence[Any]], like: Sequence[Any]
+    ) -> tuple[Sequence[Any], Sequence[Any]] | None:
+        """Return losses and outputs of each batch, up to one whose losses are not finite.
+
+        The next call of the step, for that batch, raises its error. None if it is not supported.
+        """
+        done = self._several(inputs, like)
+        if done is None:
+            return None
+        losses, outputs = done
+        for place, value in enumerate(losses[-1]):
+            if not math.isfinite(value):
+                self._error = NotFiniteError(place, value)
+                return losses[:-1], outputs[:-1]
+        return losses, outputs
 
 
 def _looks_up(model: Any) -> bool:

@@ -5,8 +5,10 @@ The plain step is in `modularml.backends.tensorflow`.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
@@ -15,7 +17,9 @@ from modularml.backends.base import Compute, NotFiniteError
 from modularml.backends.options import StepOptions
 from modularml.backends.tensorflow_optimizers import LossScale
 
-__all__ = ["ExtendedStep", "any_rows", "clipped", "in_precision"]
+logger = logging.getLogger(__name__)
+
+__all__ = ["ExtendedStep", "any_rows", "clipped", "in_precision", "several_steps"]
 
 
 def any_rows(run: Callable[..., Any], n_scalars: int = 0) -> Callable[..., Any]:
@@ -31,6 +35,81 @@ def any_rows(run: Callable[..., Any], n_scalars: int = 0) -> Callable[..., Any]:
             rows = [tf.TensorSpec((None, *t.shape[1:]), t.dtype) for t in tensors[n_scalars:]]
             traced.append(graph.get_concrete_function(*tensors[:n_scalars], *rows))
         return graph(*tensors)
+
+    return call
+
+
+def several_steps(
+    gradients: Callable[[Sequence[Any]], tuple[Any, ...]],
+    update: Callable[[Sequence[Any]], None],
+    *,
+    compiles: bool,
+) -> Callable[..., tuple[list[Any], list[Any]] | None]:
+    """Return a function that trains on several batches of one shape in one call.
+
+    Parameters
+    ----------
+    gradients : callable
+        Returns losses, outputs and gradients of a batch.
+    update : callable
+        Updates the weights with gradients.
+    compiles : bool
+        Whether XLA compiles it.
+
+    Returns
+    -------
+    callable
+        Takes the inputs of each batch, and losses and outputs of an earlier one; returns losses and
+        outputs of each. A batch whose losses are not finite is the last, and does not update the
+        weights. It returns None, and changes nothing, if a model cannot be traced so.
+    """
+
+    def loop(like: Sequence[Any], stacked: Sequence[Any]) -> Any:
+        n, n_losses = stacked[0].shape[0], len(like[0])
+
+        def one(i: Any, is_finite: Any, arrays: Any) -> Any:
+            losses, outputs, grads = gradients([slot[i] for slot in stacked])
+            is_finite = tf.reduce_all([tf.math.is_finite(loss) for loss in losses])
+
+            def move() -> Any:
+                update(grads)
+                return i + 1
+
+            with tf.control_dependencies([tf.cond(is_finite, move, lambda: i)]):
+                values = zip(arrays, (*losses, *outputs), strict=True)
+                return i + 1, is_finite, [a.write(i, v) for a, v in values]
+
+        arrays = [tf.TensorArray(t.dtype, n, element_shape=t.shape) for part in like for t in part]
+        i, _, arrays = tf.while_loop(
+            lambda i, is_finite, _: is_finite & (i < n), one, (0, tf.constant(True), arrays)
+        )
+        tables = [a.stack() for a in arrays]
+        return i, tables[:n_losses], tables[n_losses:]
+
+    graphs: dict[Any, Any] = {}
+
+    def traced(kinds: Any, stacked: Sequence[Any]) -> Any:
+        graph = tf.function(partial(loop, kinds), autograph=False, jit_compile=compiles or None)
+        try:
+            graph.get_concrete_function(stacked)
+        except Exception as error:  # noqa: BLE001 - of any layer that no loop can hold
+            reason = str(error).strip().partition("\n")[0]
+            logger.info("note: batches are trained one a call: %s", reason)
+            return None
+        return graph
+
+    def call(inputs: Sequence[Sequence[Any]], like: Sequence[Any]) -> Any:
+        stacked = [tf.stack(slot) for slot in zip(*inputs, strict=True)]
+        kinds = tuple(tuple(tf.TensorSpec(t.shape, t.dtype) for t in part) for part in like)
+        if kinds not in graphs:
+            graphs[kinds] = traced(kinds, stacked)
+        if graphs[kinds] is None:
+            return None
+        n, losses, outputs = graphs[kinds](stacked)
+        n = int(n)
+        rows = zip(*(loss.numpy().tolist() for loss in losses), strict=True)
+        parts = zip(*(tf.unstack(out) for out in outputs), strict=True)
+        return list(rows)[:n], list(parts)[:n]
 
     return call
 

@@ -67,6 +67,9 @@ class _CallbackBase(Configurable, Stateful):
     measures_time: ClassVar[bool] = False
     """Whether it measures time; variants with it are trained one after another."""
 
+    reads_batches: ClassVar[bool] = True
+    """Whether its batch hooks must run after each batch, not only after several."""
+
     writes_files: ClassVar[bool] = False
     """Whether it writes files or has other effects that a preview cannot undo; previews skip it."""
 

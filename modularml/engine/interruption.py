@@ -97,6 +97,7 @@ class Interruption(Callback):
     """
 
     changes_weights = False
+    reads_batches = False
 
     def __init__(self, path: Path) -> None:
         super().__init__("interruption", execution_order=_AFTER_ALL)

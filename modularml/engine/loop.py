@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -137,6 +139,11 @@ class Hooks:
         edge = hook.removeprefix("on_")
         for callback, returned in self.dispatcher.notify(hook, **self.facts, **facts):
             self.results._add_callback_results(as_results(returned, callback, edge, facts), epoch)
+
+    def readers_of_batches(self) -> list[Any]:
+        """Return the callbacks that each batch must wait for."""
+        hooks = ("on_batch_start", "on_batch_end")
+        return [c for hook in hooks for c in self.dispatcher.callbacks(hook) if c.reads_batches]
 
     def report(self, error: BaseException) -> None:
         """Call the hooks for an error, and record what they return."""
@@ -335,14 +342,69 @@ class RunningEpoch:
         self.batch_bar.update()
         self.last = ctx
 
+    def takes_several(self) -> bool:
+        """Return whether one call of the step may run several batches."""
+        n = self.phase.n_epochs * self.n_batches
+        able = n >= _FEWEST_STEPS and hasattr(self.feed.step, "several")
+        return able and not self.hooks.readers_of_batches()
+
+
+_FEWEST_STEPS = 1_000  # of a phase, below which tracing several batches costs more than it saves
+_MOST_AT_ONCE, _MOST_BYTES = 256, 2**25  # of one call
+
 
 def run_batches(running: RunningEpoch) -> None:
-    """Run the batches of an epoch one after another."""
+    """Run the batches of an epoch one after another, or several in one call of the step."""
+    if running.takes_several():
+        _run_several(running)
+    _run_each(running)
+
+
+def _run_several(running: RunningEpoch) -> None:
+    """Run the next batch, and then equal groups, as long as batches have its shape."""
+    several: Any = running.feed.step.several  # type: ignore[attr-defined]
+    first: Any = next(running.contexts, None)
+    if first is None:
+        return
+    shapes = [t.shape for t in first.tensors]
+    n_bytes = sum(8 * math.prod(shape) for shape in shapes)
+    n_left = running.n_batches - len(running.values) - 2  # the last may be shorter
+    most = min(_MOST_AT_ONCE, _MOST_BYTES // max(1, n_bytes))
+    n = n_left // -(-n_left // most) if min(n_left, most) > 1 else 1
+    _run_each(running, iter([first]))
+    while n > 1:
+        group: list[Any] = list(islice(running.contexts, n))
+        if len(group) < n or any([t.shape for t in c.tensors] != shapes for c in group):
+            running.contexts = chain(group, running.contexts)
+            return
+        try:
+            done = several([c.tensors for c in group], (first.values, first.outs))
+        except Exception as error:
+            error.add_note(
+                f"(phase {running.phase.label!r}, epoch {running.epoch}, one of the batches "
+                f"{group[0].batch_idx} to {group[-1].batch_idx})"
+            )
+            raise
+        if done is None:
+            running.contexts = chain(group, running.contexts)
+            return
+        for ctx, values, outs in zip(group, *done, strict=False):
+            ctx.values, ctx.outs = values, outs
+            running.end_batch(ctx)
+        left = group[len(done[0]) :]
+        _run_each(running, iter(left[:1]))  # its loss is not finite, which it raises
+        running.contexts = chain(left[1:], running.contexts)
+        if not left and running.hooks.handles("on_batch_end"):  # to end on signals
+            running.hooks("on_batch_end", running.epoch, exec_ctx=group[-1])
+
+
+def _run_each(running: RunningEpoch, contexts: Iterator[ExecutionContext] | None = None) -> None:
+    """Run batches one after another; by default all that are left."""
     hooks, feed, epoch = running.hooks, running.feed, running.epoch
     before, after = hooks.handles("on_batch_start"), hooks.handles("on_batch_end")
     step, recorder, values = running.step, running.recorder, running.values
     batch_bar, is_first = running.batch_bar, running.needs_check()
-    for ctx in running.contexts:
+    for ctx in running.contexts if contexts is None else contexts:
         running.last = ctx
         if before:
             hooks("on_batch_start", epoch, exec_ctx=ctx)

@@ -20,7 +20,7 @@ from typing import Any, cast
 from modularml.backends import BackendAdapter, adapter_for
 from modularml.backends.stacking import NotStackableError, Stack, StackMember
 from modularml.data.execution import ExecutionContext
-from modularml.engine.interruption import Interruption, Signals, is_interruption, shared_signals
+from modularml.engine.interruption import Signals, is_interruption, shared_signals
 from modularml.engine.loop import RunningEpoch, batch_runner, run_batches
 from modularml.graph.model_node import ModelNode
 from modularml.graph.running import run_step
@@ -390,13 +390,10 @@ class _Member:
         run_batches(running)
 
     def _begin(self, running: RunningEpoch) -> None:
-        hooks = running.hooks
-        callbacks = hooks.dispatcher.callbacks
-        watching = [*callbacks("on_batch_start"), *callbacks("on_batch_end")]
         self.step = None
         try:
-            if others := [c for c in watching if not isinstance(c, Interruption)]:
-                raise NotStackableError(f"callback {others[0].label!r} looks at each batch")
+            if readers := running.hooks.readers_of_batches():
+                raise NotStackableError(f"callback {readers[0].label!r} looks at each batch")
             step = running.feed.stack_member(running.phase.step_options())
             if running.epoch == 0 or self.running is None or self.running.feed is not running.feed:
                 self._check_size(step, running.feed.layout.adapter)

@@ -223,10 +223,7 @@ class Segment:
         if not self.optimizers:
             return self.eval_step()
         instances = [o.instance for o in self.optimizers]
-        options = self._completed(options)
-        if options.is_plain:
-            return self.adapter.train_step(self.compute, instances)
-        return self.adapter.train_step(self.compute, instances, options)
+        return self.adapter.train_step(self.compute, instances, self._completed(options))
 
     def _completed(self, options: StepOptions) -> StepOptions:
         """Return the options of a step with those of its optimizers and models."""
