@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from modularml._optional import require
-from modularml.report.blocks import Report, Section, Table
+from modularml.report.blocks import MISSING, Report, Section, Table
 from modularml.report.write import render
 
 __all__ = ["ABOUT", "card_of"]
@@ -50,10 +50,10 @@ def _front_matter(report: Report, about: Mapping[str, str]) -> dict[str, Any]:
         cells = dict(zip(table.columns, table.rows[0], strict=True))
         metrics = []
         for name in table.columns[2:]:
-            if name.endswith(" interval") or cells[name] == "–":
+            if name.endswith(" interval") or cells[name] == MISSING:
                 continue
-            bounds = cells.get(f"{name} interval", "–")
-            shown = name if bounds == "–" else f"{name} ({bounds})"
+            bounds = cells[f"{name} interval"]
+            shown = name if bounds == MISSING else f"{name} ({bounds})"
             metrics.append(
                 {"type": name, "name": shown, "value": float(cells[name].replace(",", ""))}
             )

@@ -13,7 +13,7 @@ from modularml.data import FeatureSet
 from modularml.errors import ConfigError
 from modularml.experiment import Experiment
 from modularml.io import inspect
-from modularml.report.blocks import Code, Notes, Report, Section, Table, shown
+from modularml.report.blocks import MISSING, Code, Notes, Report, Section, Table, shown
 from modularml.report.card import card_of
 from modularml.report.data import featureset_sections
 from modularml.report.many import collection_sections, cv_sections, sweep_sections
@@ -53,7 +53,7 @@ def report_of(source: Any, options: Options, title: str | None = None) -> Report
         notes = Notes(tuple(("warning", "Warning", shown(text)) for text in texts))
         found.insert(1, Section("Warnings", (notes,)))
     label = title or getattr(source, "label", None) or kind
-    return Report(str(label), kind, _headline(source, found), tuple(found))
+    return Report(str(label), kind, _headline(source, found, options.level), tuple(found))
 
 
 def with_card(report: Report, about: Mapping[str, str], file: str) -> Report:
@@ -85,11 +85,13 @@ def _of_rows(fs: FeatureSet, options: Options) -> Iterator[Section]:
     yield environment(options)
 
 
-def _headline(source: Any, sections: list[Section]) -> tuple[tuple[str, str, str], ...]:
+def _headline(
+    source: Any, sections: list[Section], level: float
+) -> tuple[tuple[str, str, str], ...]:
     """Return the most important figures: name, value and interval."""
     tables = [b for s in sections for b in s.blocks if isinstance(b, Table)]
     if isinstance(source, Experiment):
-        return (*_scores(tables), *_sizes(source))
+        return (*_scores(tables, level), *_sizes(source))
     if isinstance(source, CVResults):
         return (*_mean_scores(tables), ("folds", shown(source.n_folds), ""))
     if isinstance(source, SweepResults):
@@ -101,13 +103,15 @@ def _headline(source: Any, sections: list[Section]) -> tuple[tuple[str, str, str
     return (("rows" if isinstance(source, FeatureSet) else "members", shown(n), ""),)
 
 
-def _scores(tables: list[Table]) -> Iterator[tuple[str, str, str]]:
+def _scores(tables: list[Table], level: float) -> Iterator[tuple[str, str, str]]:
     """Yield the scores of the last evaluation."""
     for last in [t for t in tables if t.caption.startswith("Scores of ")][-1:]:
         cells = dict(zip(last.columns, last.rows[0], strict=True))
         where = last.caption.removeprefix("Scores of ")
         for name in [c for c in last.columns[2:] if not c.endswith(" interval")][:3]:
-            yield f"{name}, {where}", cells[name], cells[f"{name} interval"]
+            bounds = cells[f"{name} interval"]
+            shown_bounds = "" if bounds == MISSING else f"{level:.0%}: {bounds}"
+            yield f"{name}, {where}", cells[name], shown_bounds
 
 
 def _mean_scores(tables: list[Table]) -> Iterator[tuple[str, str, str]]:
@@ -116,7 +120,7 @@ def _mean_scores(tables: list[Table]) -> Iterator[tuple[str, str, str]]:
         rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
         rows.sort(key=lambda row: row["score"].endswith("train_loss"))
         for row in rows[:3]:
-            yield f"{row['score']}, mean", row["mean"], f"{row['low']} to {row['high']}"
+            yield f"{row['score']}, mean", row["mean"], f"95%: {row['low']} to {row['high']}"
 
 
 def _sizes(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
