@@ -273,7 +273,17 @@ class SampleCollection:
     def part(self, rows: IntArray, names: Sequence[str]) -> SampleCollection:
         """Return a collection of these rows and columns, and of the masks of the columns."""
         table = self.take(rows, self.schema.with_masks(names))
-        return SampleCollection(table, masks=self.schema.masks)
+        if not (rows[1:] > rows[:-1]).all() and np.bincount(rows, minlength=1).max() > 1:
+            check_ids(table.column(SAMPLE_UUIDS))
+        new = SampleCollection.__new__(SampleCollection)  # values and other ids have been checked
+        new._set(table, {}, self.schema.masks)
+        return new
+
+    def extended(self, table: pa.Table, masks: Mapping[str, str]) -> SampleCollection:
+        """Return a collection of a table with the same rows and ids, and more valid columns."""
+        new = SampleCollection.__new__(SampleCollection)
+        new._set(table, self.maps, masks)
+        return new
 
     def is_mapped(self, names: Iterable[str]) -> bool:
         """Check whether any of these columns is memory-mapped."""

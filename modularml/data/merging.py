@@ -102,23 +102,22 @@ def _last_before(link: Link | None, time: Link, tolerance: Any) -> IntArray:
     """Return the last row of the right table at or before each row of the left; -1 for none."""
     a, b = (_numbers(keys, time.on) for keys in time.keys)
     codes = _codes(link, len(a), len(b))
-    valid = np.flatnonzero(codes[1] >= 0)
-    valid = valid[time.keys[1].is_valid().to_numpy(zero_copy_only=False)[valid]]
-    values = np.concatenate([a, b[valid]])
-    rank = np.unique(values, return_inverse=True)[1].reshape(-1)
-    width = len(values) + 1
-    order = np.argsort(codes[1][valid] * width + rank[len(a) :], kind="stable")
-    sorted_keys = (codes[1][valid] * width + rank[len(a) :])[order]
-    place = np.searchsorted(sorted_keys, codes[0] * width + rank[: len(a)], side="right") - 1
-    known = (place >= 0) & (codes[0] >= 0)
-    known &= time.keys[0].is_valid().to_numpy(zero_copy_only=False)
-    if not len(valid):
-        return np.full(len(a), -1)
-    rows: IntArray = valid[order[np.maximum(place, 0)]]
-    known &= codes[1][rows] == codes[0]
-    if tolerance is not None:
-        known &= _is_near(a, b[rows], known, tolerance, time.on)
-    return np.where(known, rows, -1)
+    tables = []
+    for values, own, keys in zip((a, b), codes, time.keys, strict=True):
+        valid = np.flatnonzero((own >= 0) & keys.is_valid().to_numpy(zero_copy_only=False))
+        present = values[valid]  # sorted as integers, which is quicker, and only if need be
+        present = present.view(np.int64) if present.dtype.kind in "mM" else present
+        is_sorted = bool((present[1:] >= present[:-1]).all())
+        order = valid if is_sorted else valid[np.argsort(present, kind="stable")]
+        columns = {"time": values[order], "code": own[order], "row": order}
+        tables.append(require("pandas").DataFrame(columns))
+    matched = require("pandas").merge_asof(*tables, on="time", by=None if link is None else "code")
+    rows = np.full(len(a), -1)
+    rows[matched["row_x"]] = matched["row_y"].fillna(-1).astype(np.int64)
+    if tolerance is not None and len(b):
+        known = rows >= 0
+        rows[known & ~_is_near(a, b[rows], known, tolerance, time.on)] = -1
+    return rows
 
 
 def _codes(link: Link | None, n: int, m: int) -> tuple[IntArray, IntArray]:
@@ -258,4 +257,4 @@ def _combined(
         if spec.mask is not None:
             masks[key] = names[str(source.schema.mask_of(name))]
     schema = with_metadata(table.schema, descriptions)
-    return SampleCollection(pa.Table.from_arrays(table.columns, schema=schema), masks=masks)
+    return part.extended(pa.Table.from_arrays(table.columns, schema=schema), masks)
