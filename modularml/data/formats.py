@@ -52,10 +52,11 @@ class DataFormat(enum.Enum):
         if isinstance(value, cls):
             return value
         name = _SPELLINGS.get(str(value).lower(), str(value).lower())
-        known = [fmt.value for fmt in cls]
-        if name not in known:
-            raise UnknownNameError("format", value, [*known, *_SPELLINGS])
-        return cls(name)
+        try:
+            return cls(name)
+        except ValueError:
+            known = [*(fmt.value for fmt in cls), *_SPELLINGS]
+            raise UnknownNameError("format", value, known) from None
 
 
 _SPELLINGS = {

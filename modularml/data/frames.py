@@ -33,10 +33,14 @@ class TableColumns(Mapping[str, Any]):
         In order; a repeated name must not be selected.
     read : callable
         Returns the column at a position.
+    n_rows : int, optional
+        Length of all columns, if they have one length.
     """
 
-    def __init__(self, names: Sequence[str], read: Callable[[int], Any]) -> None:
-        self.names, self._read = list(names), read
+    def __init__(
+        self, names: Sequence[str], read: Callable[[int], Any], n_rows: int | None = None
+    ) -> None:
+        self.names, self._read, self.n_rows = list(names), read, n_rows
         self._places: dict[str, int] = {}
         self._repeated: set[str] = set()
         for place, name in enumerate(self.names):
@@ -90,7 +94,7 @@ class TableColumns(Mapping[str, Any]):
             names = [call(name) for name in self.names]
         for name in names:
             expect("rename", name, str, "a mapping or callable that returns names as text")
-        return TableColumns(names, self._read)
+        return TableColumns(names, self._read, self.n_rows)
 
     def stacked(self, stacks: Stack) -> Mapping[str, Any]:
         """Return the columns, some of them stacked into array columns.
@@ -153,7 +157,7 @@ def as_columns(data: Any, allowed: str = "data must be a frame or a dict") -> Ta
     if pandas is not None and isinstance(data, pandas.DataFrame):
         return _of_pandas(data)
     if isinstance(data, pa.Table | pa.RecordBatch):
-        return TableColumns(data.schema.names, data.column)
+        return TableColumns(data.schema.names, data.column, data.num_rows)
     if isinstance(data, np.ndarray) and data.dtype.names:
         return TableColumns(data.dtype.names, lambda i: data[data.dtype.names[i]])
     if isinstance(data, list) and data and all(isinstance(row, Mapping) for row in data):
@@ -166,7 +170,7 @@ def as_columns(data: Any, allowed: str = "data must be a frame or a dict") -> Ta
             f"{allowed}, got a {type(data).__name__}"
             + ("; collect() a lazy frame first" if hasattr(data, "collect") else "")
         ) from error
-    return TableColumns(frame.columns, lambda i: frame[frame.columns[i]].to_native())
+    return TableColumns(frame.columns, lambda i: frame[frame.columns[i]].to_native(), len(frame))
 
 
 def column_name(name: Any) -> str:
@@ -186,7 +190,7 @@ def column_names(names: Any) -> list[str]:
 
 
 def _of_pandas(frame: Any) -> TableColumns:
-    names = [column_name(name) for name in frame.columns]
+    names = list(map(column_name, frame.columns.tolist()))
     levels = [
         (i, name)
         for i, name in enumerate(frame.index.names)
@@ -202,13 +206,13 @@ def _of_pandas(frame: Any) -> TableColumns:
             return frame.iloc[:, place]
         return frame.index.get_level_values(levels[place - len(names)][0]).to_series()
 
-    return TableColumns([*names, *(column_name(name) for _, name in levels)], read)
+    return TableColumns([*names, *(column_name(name) for _, name in levels)], read, len(frame))
 
 
 def _numbers_of(frame: Any) -> dict[int, Any]:
     """Return the numeric columns of a wide frame by position, read at once."""
     places: dict[Any, list[int]] = {}
-    for place, dtype in enumerate(frame.dtypes.array):
+    for place, dtype in enumerate(frame.dtypes.tolist()):
         if isinstance(dtype, np.dtype) and dtype.kind in "biuf":
             places.setdefault(dtype, []).append(place)
     columns: dict[int, Any] = {}

@@ -257,4 +257,7 @@ def _combined(
         if spec.mask is not None:
             masks[key] = names[str(source.schema.mask_of(name))]
     schema = with_metadata(table.schema, descriptions)
-    return part.extended(pa.Table.from_arrays(table.columns, schema=schema), masks)
+    joined: SampleCollection = part.extended(
+        pa.Table.from_arrays(table.columns, schema=schema), masks
+    )
+    return joined

@@ -111,9 +111,17 @@ class ReferencesMixin(ExperimentNode, SampleCollectionMixin):
 
     def _resolved(self, selectors: Columns, domain: str | None, rep: str | None) -> list[str]:
         """Return full names, or ``domain.key`` of selectors that name no representation."""
-        candidates = Candidates(self.collection.schema, self.column_names)
+        if selectors is None:
+            return []
+        schema = self.collection.schema
+        candidates = Candidates(schema, self.column_names)
+        domains = () if rep is not None else DOMAINS if domain is None else (domain,)
+        plain = {key: f"{each}.{key}" for each in domains for key in schema.keys(each)}
         resolved = []
         for selector in as_list(selectors):
+            if selector in plain:  # quick for many names
+                resolved.append(plain[selector])
+                continue
             names = candidates.match(selector, domain, rep)
             is_full = rep is not None or _names_rep(selector)
             resolved += names if is_full else [name.rpartition(".")[0] for name in names]

@@ -180,6 +180,11 @@ class SampleSchema:
                 return domain
         raise UnknownNameError("column", key, {s.key for s in self.columns.values()})
 
+    @cached_property
+    def raw(self) -> dict[str, ColumnSpec]:
+        """Raw columns by key."""
+        return {spec.key: spec for spec in self.columns.values() if spec.rep == RAW}
+
     def reps(self, domain: str, key: str) -> list[str]:
         """Return the representations of a column, oldest first."""
         return list(self._reps.get(domain, {}).get(key, ()))

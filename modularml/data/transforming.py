@@ -299,6 +299,8 @@ class TransformingMixin(SplitMixin[FeatureSetView]):
         for each in domains:
             known = dict.fromkeys(schema.keys(each))
             new = {k: values for k, values in columns.items() if k in known}
+            if not new:
+                continue
             check_lengths({k: len(v) for k, v in new.items()})
             records = [
                 r for r in self._scaler_records if r.domain == each and set(r.keys) & new.keys()

@@ -260,11 +260,12 @@ class RowReader:
         keys = [name.split(".")[1] for name in names]
         partners = _with_partners(fs, keys)
         if self.raw is not None and "" in self.raw and partners == keys and len(keys) > 1:
-            for key in {s.shape: s.key for k in keys for s in _raw_specs(fs, k)}.values():
+            raw = fs.collection.schema.raw
+            for key in {raw[k].shape: k for k in keys if k in raw}.values():
                 _unstacked(self.raw[""], key, keys, fs)  # checks the shape
             needed = dict(zip(keys, np.moveaxis(self.raw[""], 1, 0), strict=True))
         else:
-            needed = {k: self._raw(k, keys, fs) for k in partners}
+            needed = self._raw(partners, keys, fs)
         masks = fs.collection.schema.masks
         for mask in {masks[key] for key in needed if key in masks}:
             domain = fs.collection.schema.domain_of(mask)
@@ -273,7 +274,8 @@ class RowReader:
             elif mask in (self.raw or {}):
                 needed[mask] = (self.raw or {})[mask]
         for name in {n for r in fs.scaler_records if set(r.keys) & set(needed) for n in r.per}:
-            needed.setdefault(name.split(".")[1], self._raw(name.split(".")[1], keys, fs))
+            key = name.split(".")[1]
+            needed = self._raw([key], keys, fs) | needed
         return needed
 
     def _transformed(self, fs: FeatureSet, names: tuple[str, ...]) -> dict[str, Array]:
@@ -287,24 +289,33 @@ class RowReader:
             for name, key in zip(names, keys, strict=True)
         }
 
-    def _raw(self, key: str, keys: list[str], fs: FeatureSet) -> Array:
+    def _raw(self, wanted: Sequence[str], keys: list[str], fs: FeatureSet) -> dict[str, Array]:
+        """Return raw columns by key."""
         schema = fs.collection.schema
-        name = f"{schema.domain_of(key)}.{key}.{RAW}"
         if self.view is not None:
-            known: Array = self.view.column(name)
-            return known
-        raw: Mapping[str, Array] = self.raw or {}
+            return {key: self.view.column(schema.raw[key].name) for key in wanted}
+        raw = self.raw or RawColumns({})
         if "" in raw:  # a bare array: the columns in order, stacked on axis 1
-            return _unstacked(raw[""], key, keys, fs)
-        if key not in raw:
-            near = get_close_matches(key, raw, n=3) or sorted(raw)[:10]
-            raise DataError(
-                f"data lacks the column {key!r}, which the graph reads; it has {len(raw)} "
-                f"columns, such as {near}. Rename columns that have another name"
-            )
-        values = in_shape(raw[key], schema[name].shape)
-        _check_kind(key, values, schema[name].dtype)
-        return values.astype(bool) if key in schema.masks.values() else values
+            return {key: _unstacked(raw[""], key, keys, fs) for key in wanted}
+        columns, masks, specs = dict[str, Array](), set(schema.masks.values()), schema.raw
+        for key in wanted:
+            spec, values = specs[key], raw.get(key)
+            if values is None:
+                raise self._lacks(key)
+            if values.ndim > 1 or spec.shape:
+                values = in_shape(values, spec.shape)
+            if values.dtype != spec.dtype:
+                _check_kind(key, values, spec.dtype)
+            columns[key] = values.astype(bool) if key in masks else values
+        return columns
+
+    def _lacks(self, key: str) -> DataError:
+        known = list(self.raw or {})
+        near = get_close_matches(key, known, n=3) or sorted(known)[:10]
+        return DataError(
+            f"data lacks the column {key!r}, which the graph reads; it has {len(known)} "
+            f"columns, such as {near}. Rename columns that have another name"
+        )
 
 
 KINDS = {
@@ -342,11 +353,6 @@ def _check_casts(slot: InputSlot, columns: Mapping[str, Array], together: Array)
             return
     for name, values in columns.items():
         check_cast(slot.adapter, slot.dtype, values, name)
-
-
-def _raw_specs(fs: FeatureSet, key: str) -> list[Any]:
-    spec = fs.collection.schema.columns.get(f"features.{key}.{RAW}")
-    return [] if spec is None else [spec]
 
 
 def _with_partners(fs: FeatureSet, keys: list[str]) -> list[str]:

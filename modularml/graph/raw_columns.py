@@ -33,15 +33,11 @@ class RawColumns(Mapping[str, Array]):
     def __init__(self, columns: Mapping[str, Any], rows: Array | None = None) -> None:
         self._columns, self._rows = columns, rows
         self._converted: dict[str, Array] = {}
-        for key, values in columns.items():
-            if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
-                raise DataError(
-                    f"column {key!r} must hold one value per row, got {values!r}; pass lists, also "
-                    f"for one row: {{{key!r}: [{values!r}], ...}}"
-                )
-        lengths = {key: len(values) for key, values in columns.items()}
+        n = getattr(columns, "n_rows", None)  # known for frames, without reading them
+        lengths = {} if n is not None else {key: _length(columns[key], key) for key in columns}
         check_lengths(lengths)
-        self.n_rows = next(iter(lengths.values()), 0) if rows is None else len(rows)
+        n = next(iter(lengths.values()), 0) if n is None else n
+        self.n_rows = n if rows is None else len(rows)
 
     @classmethod
     def of(cls, data: Any) -> RawColumns:
@@ -77,11 +73,13 @@ class RawColumns(Mapping[str, Array]):
         return values if self._rows is None else values.take(pa.array(self._rows))
 
     def __getitem__(self, key: str) -> Array:
-        if key not in self._converted:
+        values = self._converted.get(key)
+        if values is None:
             values = self._columns[key]
-            converted: Array = values if key == "" else column_values(values, key)
-            self._converted[key] = converted if self._rows is None else converted[self._rows]
-        return self._converted[key]
+            values = values if key == "" else column_values(values, key)
+            values = values if self._rows is None else values[self._rows]
+            self._converted[key] = values
+        return values
 
     def __contains__(self, key: object) -> bool:
         return key in self._columns
@@ -91,3 +89,12 @@ class RawColumns(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self._columns)
+
+
+def _length(values: Any, key: str) -> int:
+    if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
+        raise DataError(
+            f"column {key!r} must hold one value per row, got {values!r}; pass lists, also for one "
+            f"row: {{{key!r}: [{values!r}], ...}}"
+        )
+    return len(values)

@@ -91,7 +91,9 @@ class Flattening(Configurable):
         sizes = data.shape
         rows = math.prod(sizes[axis] for axis in self.row_axes)
         columns = math.prod(sizes[axis] for axis in self.column_axes)
-        return data.transpose(self.row_axes + self.column_axes).reshape(rows, columns)
+        order = self.row_axes + self.column_axes
+        laid_out = data if order == tuple(range(len(order))) else data.transpose(order)
+        return laid_out.reshape(rows, columns)
 
     def undo(self, data: Array) -> Array:
         """Put rows and columns, of any whole number of samples, back as (n, *shape)."""
@@ -105,7 +107,9 @@ class Flattening(Configurable):
             )
         order = self.row_axes + self.column_axes
         laid_out = [data.shape[0] // per_sample, *(sizes[axis] for axis in order[1:])]
-        return data.reshape(laid_out).transpose(np.argsort(order))
+        restored = data.reshape(laid_out)
+        is_in_order = order == tuple(range(len(order)))
+        return restored if is_in_order else restored.transpose(np.argsort(order))
 
 
 def flatten(

@@ -106,8 +106,15 @@ class Scaler(Configurable, Stateful, Saveable):
         """Whether it takes text and other categories, in their own dtype."""
         if self.scaler_name in ENCODERS:
             return True
-        tags = self._input_tags()
-        return bool(getattr(tags, "categorical", False) or getattr(tags, "string", False))
+        known = self._categorical
+        if known is None or known[0] is not self._wrapped:  # tags take as long as a small transform
+            tags = self._input_tags()
+            takes = getattr(tags, "categorical", False) or getattr(tags, "string", False)
+            known = self._categorical = (self._wrapped, bool(takes))
+        return known[1]
+
+    _categorical: tuple[Any, bool] | None = None
+    """The wrapped object, and whether it takes categories."""
 
     @property
     def is_cross_fitted(self) -> bool:

@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 
 from modularml import FeatureSet, ModelGraph, ModelNode
+from modularml.data.arrow_types import to_numpy
+from modularml.data.columns import column_values, to_arrow
 from modularml.data.frames import as_columns
 from modularml.errors import DataError, UnknownNameError
 
@@ -124,11 +126,24 @@ def test_time_grows_with_the_columns_and_not_their_square(call):
         best = np.inf
         for _ in range(3):
             fs.fit_transform("StandardScaler", domain="features")
-            start = time.perf_counter()
+            start = time.process_time()
             if call == "reference":
                 fs.reference(features=list(data))
             fs.undo_all_transforms()
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
         return best
 
     assert seconds(4000) < 30 * seconds(400)  # of the square: 100
+
+
+def test_lists_of_numbers_are_read_as_arrow_reads_them():
+    big, halves = [2**60 + 1, 3], [0.1, float("nan")]
+    assert column_values(big, "k").tolist() == big
+    np.testing.assert_array_equal(column_values(halves, "x"), halves)
+    assert column_values([True, False], "b").dtype == bool
+    assert column_values([1, 2.5], "x").tolist() == to_numpy(to_arrow([1, 2.5], "x")).tolist()
+    assert column_values([2**63, 1], "u").dtype == np.uint64
+    with pytest.raises(DataError, match="at most 64 bits"):
+        column_values([2**70, 1], "k")
+    with pytest.raises(ValueError, match="read-only"):
+        column_values([1.0, 2.0], "x")[0] = 3
