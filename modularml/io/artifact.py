@@ -224,7 +224,7 @@ def read_artifact(
     path = find_file(filepath, kind)
     archive = open_archive(path, verify=verify)
     if archive.kind != kind:
-        problem = f"holds a {limits.KINDS[archive.kind]}, not a {limits.KINDS[kind]}"
+        problem = f"is of kind {limits.KINDS[archive.kind]}, not {limits.KINDS[kind]}"
         raise MMLKindError(limits.OTHER_KIND, path, "", problem, "Load it with that class")
     packaged = PackagedCode(archive, allow_packaged_code)
     tree, state = archive.json(CONFIG), archive.json(STATE)

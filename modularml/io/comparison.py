@@ -38,9 +38,8 @@ def diff(a: str | Path, b: str | Path) -> dict[str, list[str]]:
     """
     first, second = (open_archive(find_file(path, None)) for path in (a, b))
     if first.kind != second.kind:
-        problem = (
-            f"holds a {limits.KINDS[second.kind]}, {first.path.name} a {limits.KINDS[first.kind]}"
-        )
+        kinds = limits.KINDS[second.kind], limits.KINDS[first.kind]
+        problem = f"is of kind {kinds[0]}, {first.path.name} of kind {kinds[1]}"
         raise MMLKindError(limits.OTHER_KIND, second.path, "", problem)
     lines_by_group: dict[str, list[str]] = {"config": [], "data": [], "weights": [], "results": []}
     lines_by_group["other"] = []

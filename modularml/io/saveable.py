@@ -102,7 +102,7 @@ class Saveable(YamlMixin):
         )
         file_class = contents.names[contents.type]
         if not issubclass(file_class, cls):
-            problem = f"holds a {file_class.__name__}, not a {cls.__name__}"
+            problem = f"is of kind {file_class.__name__}, not {cls.__name__}"
             raise MMLKindError(limits.OTHER_KIND, contents.path, "", problem)
         with contents.building():
             obj: Self = file_class.from_config(contents.config)

@@ -209,7 +209,7 @@ def test_a_file_is_not_replaced_unasked(tmp_path: Path) -> None:
 
 def test_wrong_kinds_and_missing_files(tmp_path: Path) -> None:
     path = mm.Loss("mse").save(tmp_path / "a")
-    with pytest.raises(MMLKindError, match="holds a Loss, not a Optimizer"):
+    with pytest.raises(MMLKindError, match="is of kind Loss, not Optimizer"):
         mm.Optimizer.load(path)
     with pytest.raises(MMLNotFoundError, match=r"a\.ls\.mml"):
         mm.Loss.load(tmp_path / "b")

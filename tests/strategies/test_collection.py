@@ -512,7 +512,7 @@ def test_what_is_no_member_is_refused(pair, tmp_path):
     fs = pair[0].ctx.get_node("data")
     rows_only = fs.save(tmp_path / "rows")
     pair[0].save(tmp_path / "good")
-    with pytest.warns(UserWarning, match=r"rows\.fs\.mml.*holds a FeatureSet"):
+    with pytest.warns(UserWarning, match=r"rows\.fs\.mml.*is of kind FeatureSet"):
         assert mm.ExperimentCollection([rows_only, tmp_path / "good"]).labels == ["good"]
     with pytest.raises(TypeError, match="got a int"):
         mm.ExperimentCollection([3])

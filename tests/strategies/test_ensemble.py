@@ -968,7 +968,7 @@ def test_a_file_holds_no_rows_and_groups_only_on_request(tmp_path):
         frame = features(fs["test"]).assign(kind=0)
         with pytest.raises(ConfigError, match="save it with group_by='kind'"):
             loaded.predict(frame, interval=0.5, group_by="kind")
-    with pytest.raises(MMLError, match="Ensemble, not a Experiment"):
+    with pytest.raises(MMLError, match="of kind Ensemble, not Experiment"):
         mml.Experiment.load(path)
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 2] ^= 1

@@ -176,7 +176,7 @@ def facts_of_file(path: Path) -> dict[str, RunFacts]:
     """
     described = inspect(path)
     if described["type"] != "Experiment":
-        problem = f"holds a {described['kind']}"
+        problem = f"is of kind {described['kind']}"
         raise MMLKindError(limits.OTHER_KIND, path, "", problem, "Pass files of experiments")
     try:
         return _of_file(path, described)
