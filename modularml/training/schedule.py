@@ -80,6 +80,9 @@ class LRSchedule(Configurable):
         if schedule is None and (schedule_kwargs or monitor):
             raise ConfigError("schedule_kwargs and monitor are for a schedule, and there is none")
         check_warmup(warmup)
+        for name, value in (schedule_kwargs or {}).items():
+            if name in LENGTHS and isinstance(value, str) and value != "phase":
+                raise ConfigError(f"{name} must be a number of steps or 'phase', got {value!r}")
         if every not in ("epoch", "batch"):
             raise ConfigError(f"every must be 'epoch' or 'batch', got {every!r}")
         if monitor is not None and every == "batch":

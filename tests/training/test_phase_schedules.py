@@ -141,6 +141,8 @@ class TestWarmup:
         for bad in (-1, 1.5, True, "2", float("nan")):
             with pytest.raises(ConfigError, match="warmup"):
                 mm.LRSchedule("cosine", warmup=bad)
+        with pytest.raises(ConfigError, match="T_max must be a number of steps or 'phase'"):
+            mm.LRSchedule("cosine", schedule_kwargs={"T_max": "phas"})
         with pytest.raises(ConfigError, match="schedule must be given"):
             mm.LRSchedule()
         with pytest.raises(ConfigError, match="there is none"):
