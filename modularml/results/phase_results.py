@@ -25,6 +25,7 @@ from modularml.results.scores import axis_of_score
 from modularml.results.series import AxisSeries, Values
 from modularml.results.step_log import StepLog
 from modularml.viz.curves import panels
+from modularml.viz.style import plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -342,7 +343,7 @@ def _axis_of(name: str, unit: str) -> str:
     base = re.split(r"[\[/]", name)[0]
     if base == "lr" or base.startswith("lr_"):
         return "learning rate"
-    return "loss" if "loss" in base else axis_of_score(base, unit)
+    return "loss" if "loss" in base else plain(axis_of_score(base, unit))
 
 
 def _place(axis: str) -> int:

@@ -23,6 +23,7 @@ from modularml.results.scores import Meaning, as_probabilities, default_score
 from modularml.viz.class_scores import calibration, precision_recall, roc
 from modularml.viz.predictions import confusion_matrix, parity
 from modularml.viz.residuals import residuals
+from modularml.viz.style import plain
 
 __all__ = ["ComparedRows", "classifies", "plot_rows"]
 
@@ -199,7 +200,7 @@ def plot_rows(
     else:
         data = _number_data(rows, kind, columns, target, per, reduce)
         if kind == "residuals" and (name := group_by or over) is not None:
-            data["x"] = rows.named(name)
+            data["x"] = plain(rows.named(name))
     return (OF_NUMBERS | OF_CLASSES)[kind](**{**data, **options})
 
 
@@ -282,7 +283,7 @@ def _number_data(
     for name, values in spread.items():
         data[name] = values.ravel() if values.size == true.size else np.repeat(values, true[0].size)
     if key:
-        data["unit"], data["target"] = rows.targets[key], key
+        data["unit"], data["target"] = plain(rows.targets[key]), plain(key)
     return {"y_true": true.ravel(), "y_pred": out.ravel(), **data}
 
 

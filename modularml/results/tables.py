@@ -11,6 +11,7 @@ from modularml._arguments import at_least
 from modularml.errors import ConfigError, UnknownNameError
 from modularml.results.plots import ComparedRows, plot_rows
 from modularml.viz.bars import bars
+from modularml.viz.style import plain
 
 __all__ = ["ImportanceTable", "ScoreTable"]
 
@@ -101,7 +102,7 @@ class ImportanceTable(pd.DataFrame):
         shown = self.sort_values("mean", ascending=False, kind="stable").head(n_largest)
         parts = zip(shown["column"], shown["element"], shown["values"], strict=True)
         values = {c if pd.isna(e) else f"{c}[{e}]": drops for c, e, drops in parts}
-        label = self.attrs["label"]
+        label = plain(self.attrs["label"])
         if len(self) > len(shown):
             label += f"\n{len(shown)} largest of {len(self)}"
         return bars(values, x=label, title=title, path=path)

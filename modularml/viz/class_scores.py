@@ -129,7 +129,7 @@ def precision_recall(
     entries = []
     for i, curve in enumerate(curves):
         show = require("sklearn.metrics").PrecisionRecallDisplay.from_predictions(
-            curve.is_class, curve.score, sample_weight=curve.weight, ax=axes
+            curve.is_class, curve.score, sample_weight=curve.weight, drop_intermediate=True, ax=axes
         )
         share = np.average(curve.is_class, weights=curve.weight)
         ap = np.ravel(show.average_precision)[0]

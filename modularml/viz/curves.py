@@ -157,8 +157,10 @@ def panels(
     if not data:
         raise DataError("there is nothing to draw; pass at least one series")
     curves = {label: _read(part) for label, part in data.items()}
-    height = 0.7 + (3.3 if len(data) == 1 else 2.4) * len(data)
-    figure, axes = new_panels(len(data), 1, width=6.8, height=height, title=title)
+    least = 3.3 if len(data) == 1 else 2.4
+    heights = [max(least, 0.8 + 0.19 * (len(c) + len(mark or ()))) for c in curves.values()]
+    size = {"width": 6.8, "height": 0.7 + sum(heights)}
+    figure, axes = new_panels(len(data), 1, title=title, ratios=heights, **size)
     for i, (label, part) in enumerate(curves.items()):
         style_axes(axes[i], x=x if i == len(axes) - 1 else "", y=label)
         _fill(axes[i], part, log=None, mark=mark)

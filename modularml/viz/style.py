@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 from io import BytesIO
 from os import PathLike
@@ -31,6 +31,7 @@ __all__ = [
     "new_axes",
     "new_figure",
     "new_panels",
+    "plain",
     "save_figure",
     "spans_decades",
     "style_axes",
@@ -141,7 +142,13 @@ def new_axes(width: float, height: float, *, title: str, x: str, y: str) -> tupl
 
 
 def new_panels(
-    n: int, n_columns: int, *, width: float, height: float, title: str = ""
+    n: int,
+    n_columns: int,
+    *,
+    width: float,
+    height: float,
+    title: str = "",
+    ratios: Sequence[float] | None = None,
 ) -> tuple[Figure, list[Any]]:
     """Create a figure with several axes, row by row, which are not styled yet.
 
@@ -152,13 +159,21 @@ def new_panels(
     width, height : float
         Of the figure, in inches.
     title : str
+    ratios : sequence of float, optional
+        Relative heights of the rows.
     """
     engine = require("matplotlib.layout_engine").ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.09)
     figure = new_figure(width, height, layout=engine, dpi=110)
     if title:
         figure.suptitle(title, x=0.01, ha="left", **HEADING)
-    n_rows = -(-n // n_columns)
-    return figure, [figure.add_subplot(n_rows, n_columns, i + 1, facecolor=PAPER) for i in range(n)]
+    grid = figure.add_gridspec(-(-n // n_columns), n_columns, height_ratios=ratios)
+    places = [grid[divmod(i, n_columns)] for i in range(n)]
+    return figure, [figure.add_subplot(place, facecolor=PAPER) for place in places]
+
+
+def plain(text: str) -> str:
+    """Return a name of data so that matplotlib draws it as it is, not as mathematics."""
+    return text.replace("$", r"\$")
 
 
 def spans_decades(values: Array) -> bool:

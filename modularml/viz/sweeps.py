@@ -137,8 +137,8 @@ def slices(
     values = _values(trials)
     columns = [c for c in trials.columns if c != "value"]
     n_columns = min(IN_A_ROW, len(columns))
-    size = {"width": max(4.2, 2.9 * n_columns), "height": 3.2 * -(-len(columns) // IN_A_ROW) + 0.3}
-    figure, panels = new_panels(len(columns), n_columns, title=title, **size)
+    width, height = max(4.2, 2.9 * n_columns), 3.2 * -(-len(columns) // IN_A_ROW) + 0.3
+    figure, panels = new_panels(len(columns), n_columns, title=title, width=width, height=height)
     is_log = spans_decades(values.to_numpy())
     for i, (column, axes) in enumerate(zip(columns, panels, strict=True)):
         style_axes(axes, x=_short(column), y=name if i % n_columns == 0 else "")

@@ -434,3 +434,15 @@ def test_rates_that_span_decades_are_on_a_log_scale():
 def test_axes_of_scores(name, axis):
     assert axis_of_score(name, "km/h") == axis
     assert axis_of_score("rmse") == "error"
+
+
+def test_names_and_units_are_drawn_as_they_are():
+    own, _ = world(Ridge(), target="$a_b$")
+    results = evaluated(own)
+    for figure in (results.plot(), results.plot(kind="residuals"), own.evaluate("test").plot()):
+        axes = figure.axes[0]
+        assert r"\$a_b\$ (Ah)" in axes.get_ylabel()
+        text = axes.yaxis.label
+        assert text._preprocess_math(text.get_text()) == (
+            text.get_text().replace(r"\$", "$"), False,
+        )  # fmt: skip

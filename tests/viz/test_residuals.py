@@ -112,3 +112,16 @@ def test_panels_share_epochs_and_scale_alone():
     np.testing.assert_array_equal(second.lines[0].get_ydata(), [2.0, 1.0])
     with pytest.raises(DataError, match="nothing to draw"):
         panels({})
+
+
+def test_legends_of_panels_stay_beside_their_axes():
+    many = {f"val_rmse[cell_{i}]": [1.0, i] for i in range(40)}
+    figure = panels({"loss": {"a": [1.0, 2.0]}, "error": many, "score": many}, x="epoch")
+    figure.draw_without_rendering()
+    boxes = [axes.get_legend().get_window_extent() for axes in figure.axes]
+    below = [axes.get_window_extent() for axes in figure.axes]
+    for box, axes in zip(boxes[1:], below[1:], strict=True):
+        assert box.x0 >= axes.x1, "beside"
+        assert box.y0 >= 0
+    assert boxes[1].y0 >= boxes[2].y1, "not on the legend below"
+    assert boxes[1].x1 <= figure.bbox.x1 + 1
