@@ -61,12 +61,13 @@ def column_values(values: Any, key: str) -> Array:
     Vectors of numbers, of which Arrow would hold the same bytes, are neither copied nor converted,
     and lists of Python's floats or integers are read by numpy.
     """
-    if type(values) is list and values and set(map(type, values)) in ({float}, {int}):
+    if type(values) is list and values and (kind := set(map(type, values))) in ({float}, {int}):
         try:
             numbers = np.array(values)
         except OverflowError:  # is refused below
             numbers = np.empty(0, dtype=object)
-        values = numbers if numbers.dtype in (np.float64, np.int64) else values
+        exact = np.float64 if kind == {float} else np.int64
+        values = numbers if numbers.dtype == exact else values
     if type(values) is np.ndarray and values.ndim == 1 and values.dtype in _AS_THEY_ARE:
         view = values.view()
         view.flags.writeable = False
