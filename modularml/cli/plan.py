@@ -45,6 +45,7 @@ class Plan:
         self.allow_import = tuple(allow_import)
         self.name = "plan"
         self._marks: dict[Where, str] = {}
+        self._sources: list[str] = []
 
     def where(self, path: Where, *, key: bool = False) -> str:
         """Return ``file:line:column`` of a value or its key, else of what holds it."""
@@ -64,6 +65,9 @@ class Plan:
 
     def add(self, source: str) -> None:
         """Add the sections of a file, or of stdin for ``-``."""
+        if source in self._sources:
+            raise PlanError(f"{source}: the file is read twice; name it once")
+        self._sources.append(source)
         tree, marks, shown, folder = _read(source)
         if isinstance(tree, dict) and tree.get("$type") == "Experiment":
             tree, marks = {"experiment": tree}, {("experiment", *k): v for k, v in marks.items()}

@@ -165,7 +165,7 @@ def _decoded(plan: Plan, section: Any, path: Where) -> Any:
         try:
             with names_mean(names):
                 return decode(section)
-        except ModularMLError as error:
+        except (ModularMLError, ValueError, LookupError, AttributeError) as error:
             at = _find(section, getattr(error, "of_config", None), path)
             raise plan.error(at or path, error) from error
 

@@ -136,7 +136,9 @@ class _Checker:
         cls = find_class(value, self.allow_import)
         options = schema.get("anyOf", [schema])
         refs = [o["$ref"].rpartition("/")[2] for o in options if "$ref" in o]
-        if str(name).startswith(ESTIMATORS):
+        if value.keys() != {"$type", "params"} or not isinstance(value["params"], dict):
+            yield Problem(path, f"an object is a tag with its arguments, as in !{name} {{...}}")
+        elif str(name).startswith(ESTIMATORS):
             yield Problem(path, f"there is no estimator {name!r}; check its name, or install it")
         elif cls is None:
             names = [n for n in refs if n != "value"] or known_names()

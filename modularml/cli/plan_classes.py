@@ -124,6 +124,7 @@ def _hints_of(function: Any) -> dict[str, Any]:
         return {}
 
 
+_PHASES: Any = list[ExperimentPhase | PhaseGroup]
 _MORE: dict[Any, list[tuple[str, Parameter]]] = {
     Experiment: [
         ("model_graph", Parameter(ModelGraph, REQUIRED)),
@@ -132,7 +133,7 @@ _MORE: dict[Any, list[tuple[str, Parameter]]] = {
     ],
     ModelGraph: [("nodes", Parameter(list[GraphNode], REQUIRED))],
     ModelNode: [("frozen", Parameter(bool, False)), ("paired", Parameter(Any, None))],
-    PhaseGroup: [("label", Parameter(str, None)), ("phases", Parameter(list[Any], REQUIRED))],
+    PhaseGroup: [("label", Parameter(str, None)), ("phases", Parameter(_PHASES, REQUIRED))],
     ExperimentPhase: [
         ("split", Parameter(str | None, None)),
         ("input_sources", Parameter(list[Any], None)),

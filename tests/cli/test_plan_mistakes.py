@@ -255,9 +255,15 @@ def test_files_that_are_no_plans(folder: Path, capsys: pytest.CaptureFixture[str
             Path(name).write_text(text)
         assert main(["run", name]) == 2
         assert message in capsys.readouterr().err
+    Path("self.yaml").write_text("experiment: self.yaml\n")
+    assert main(["run", "self.yaml"]) == 2
+    assert "self.yaml: the file is read twice" in capsys.readouterr().err
     Path("plan.yaml").write_text(plans.PLAN)
+    Path("other.yaml").write_text(plans.PLAN)
+    assert main(["run", "plan.yaml", "other.yaml"]) == 2
+    assert "other.yaml:2:3: 'cells' is there twice" in capsys.readouterr().err
     assert main(["run", "plan.yaml", "plan.yaml"]) == 2
-    assert "plan.yaml:2:3: 'cells' is there twice" in capsys.readouterr().err
+    assert "plan.yaml: the file is read twice" in capsys.readouterr().err
 
 
 def test_numbers_and_text_as_in_yaml_1_2() -> None:
