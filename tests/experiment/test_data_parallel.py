@@ -10,6 +10,7 @@ import torch
 
 import modularml as mm
 from modularml.backends import StepOptions
+from modularml.callbacks import EMA, GradientNorms, MaxTime
 from modularml.engine.batch_schedule import share
 from modularml.errors import ConfigError
 from modularml.samplers import EpochBatches
@@ -34,7 +35,14 @@ def run(folder, device, *, batch_size, data_parallel):
     exp = experiment()
     exp.set_checkpoint_dir(folder)
     found = {}
-    for label, more in [("plain", {}), ("together", {"accumulate": 3}), ("frozen", {})]:
+    watch = [EMA(0.5), GradientNorms(), MaxTime("1h")]
+    extras = {"freeze": ["enc"], "callbacks": watch, "limit_batches": 3 * 16 // batch_size}
+    for label, more in [
+        ("plain", {}),
+        ("together", {"accumulate": 3}),
+        ("extras", extras),
+        ("frozen", {}),
+    ]:
         if label == "frozen":
             enc.freeze()
         keep = mm.Checkpointing(mode="disk", save_on=["phase_end"])
@@ -52,6 +60,8 @@ def run(folder, device, *, batch_size, data_parallel):
         found[f"{label} losses"] = [results._metrics.epoch_value("train_loss", e) for e in (0, 1)]
         blocks = [rows for _, rows in results._metrics.blocks("train_loss")]
         found[f"{label} losses of batches"] = np.concatenate(blocks)
+        if label == "extras":
+            found["norms"] = results.to_pandas()["grad_norm"].to_numpy()
         for node in (enc, net):
             for name, values in node.model.get_weights().items():
                 found[f"{label} {node.label} {name}"] = values
@@ -88,7 +98,7 @@ def test_two_processes_equal_one(tmp_path):
             np.testing.assert_allclose(zero[name], alone[name], atol=1e-6, err_msg=name)
     assert (bool(zero["main"]), bool(one["main"])) == (True, False)
     kept = sorted(p.parent.name for p in tmp_path.glob("*/*.ckpt.mml"))
-    assert kept == ["frozen", "plain", "together"]
+    assert kept == ["extras", "frozen", "plain", "together"]
 
 
 class Two:
