@@ -322,7 +322,10 @@ def _inferred(values: Any) -> pa.Array:
                 make = pa.timestamp if pa.types.is_timestamp(kind) else pa.duration
                 return pa.array(values, make("ns", **zone))
         return found
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        unsigned = isinstance(error, OverflowError) and isinstance(values, list | tuple)
+        if unsigned and all(type(v) is int and 0 <= v < 2**64 for v in values):
+            return pa.array(values, pa.uint64())
         if isinstance(values, list | tuple) and any(_is_pandas_missing(value) for value in values):
             return pa.array(values, from_pandas=True)
         raise
