@@ -274,5 +274,8 @@ def test_what_cannot_be_had_is_refused():
     for name, call in [("data_parallel", adapter.processes), ("pin_memory", adapter.upload)]:
         with pytest.raises(BackendNotSupportedError, match=f"{name} is not supported"):
             call(*[None] * (1 + (name == "pin_memory")))
-    with mm.ExperimentContext().activate(), pytest.raises(ConfigError, match="decay_steps"):
-        graph(x, y, schedule="cosine").build()
+    with mm.ExperimentContext().activate():
+        made = graph(x, y, schedule="cosine")
+        made.build()
+        with pytest.raises(ConfigError, match="T_max"):
+            made.optimizer.advance()
