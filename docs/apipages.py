@@ -36,7 +36,6 @@ MODULES = [
     "modularml.loop",
     "modularml.runner",
     "modularml.migrate",
-    "modularml.compat",
     "modularml.errors",
 ]
 
