@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from modularml.errors import ConfigError, UnknownNameError
 from modularml.experiment import Experiment
@@ -11,6 +11,7 @@ from modularml.report.card import ABOUT, card_of
 from modularml.report.collect import loaded_source, report_of, with_card
 from modularml.report.runs import Options
 from modularml.report.write import html_of
+from modularml.results.scores import Meaning
 from modularml.viz.style import checked_path
 
 __all__ = ["write_model_card", "write_report"]
@@ -25,6 +26,7 @@ def write_report(
     group_by: str | None = None,
     metrics: Any = None,
     level: float = 0.95,
+    outputs: Meaning = "auto",
     **load: Any,
 ) -> Path:
     """Write a report as one HTML file that needs no network and no script.
@@ -46,6 +48,8 @@ def write_report(
         See `Experiment.evaluate`.
     level : float
         Of bootstrap intervals, above 0 and below 1.
+    outputs : {'auto', 'values', 'logits', 'probabilities'}
+        What the outputs of nodes are, for scores of classes; see `EvalResults.scores`.
     **load
         For files: ``custom_objects``, ``allow_import`` and ``allow_packaged_code``; see
         `Experiment.load`.
@@ -71,7 +75,7 @@ def write_report(
     is counted and drawn with a fixed seed: the same source gives the same bytes, but for the date.
     """
     target = checked_path(path, (".html",))
-    options = _options(notes, group_by, metrics, level)
+    options = _options(notes, group_by, metrics, level, outputs)
     result, options = loaded_source(source, options, load)
     report = report_of(result, options, title)
     if isinstance(result, Experiment):
@@ -88,6 +92,7 @@ def write_model_card(
     group_by: str | None = None,
     metrics: Any = None,
     level: float = 0.95,
+    outputs: Meaning = "auto",
     load: dict[str, Any] | None = None,
     **about: str,
 ) -> Path:
@@ -98,7 +103,7 @@ def write_model_card(
     source : Experiment or path
     path : path-like
         Ends in ``.md``; an existing file is replaced, and the folder must exist.
-    title, group_by, metrics, level
+    title, group_by, metrics, level, outputs
         See `write_report`.
     load : dict, optional
         Options of `Experiment.load` for a file.
@@ -122,7 +127,7 @@ def write_model_card(
     for name in about:
         if name not in ABOUT:
             raise UnknownNameError("field of a model card", name, ABOUT)
-    options = _options("", group_by, metrics, level)
+    options = _options("", group_by, metrics, level, outputs)
     result, options = loaded_source(source, options, load or {})
     if not isinstance(result, Experiment):
         raise TypeError(f"a model card is of an experiment, got a {type(result).__name__}")
@@ -131,10 +136,14 @@ def write_model_card(
     return target
 
 
-def _options(notes: str, group_by: str | None, metrics: Any, level: float) -> Options:
+def _options(
+    notes: str, group_by: str | None, metrics: Any, level: float, outputs: Meaning
+) -> Options:
+    if outputs not in get_args(Meaning):
+        raise ConfigError(f"outputs must be one of {get_args(Meaning)}, got {outputs!r}")
     if not 0 < level < 1:
         raise ConfigError(f"level must be between 0 and 1, exclusive, got {level!r}")
-    return Options(notes, group_by, metrics, level)
+    return Options(notes, group_by, metrics, level, outputs)
 
 
 def _file(source: Any) -> str:

@@ -18,7 +18,7 @@ from modularml.report.figures import from_matplotlib
 from modularml.results.eval_results import EvalResults, FitResults
 from modularml.results.padding import real_steps
 from modularml.results.plots import ComparedRows, plot_rows
-from modularml.results.scores import Score, find_scores
+from modularml.results.scores import Meaning, Score, find_scores
 from modularml.results.scoring import class_numbers, lacks_target, score_or_nan
 
 if TYPE_CHECKING:
@@ -190,13 +190,22 @@ def _percentiles(values: Array, level: float) -> tuple[float, float]:
 def score_table(compared: Compared, metrics: Any = None, level: float = 0.95) -> Table:
     """Return scores of all rows, and of each group, with intervals."""
     names = metrics if metrics is not None else _default(compared)
-    scores = find_scores(names)
+    scores = find_scores(names, compared.source.meaning)
     groups = list(compared.by_group())
     lines = [_line("all rows", compared, scores, level)]
     lines += [_line(shown(group), part, scores, level) for group, part in groups[:MOST_GROUPS]]
     frame: pd.DataFrame = require("pandas").DataFrame(_in_text(lines))
     frame = frame.rename(columns={"rows": compared.group_by or "rows"})
-    return Table.of(f"Scores of {compared.name}", frame, _note(compared, groups, level))
+    note = " ".join([_note(compared, groups, level), *_reasons(compared, scores)])
+    return Table.of(f"Scores of {compared.name}", frame, note)
+
+
+def _reasons(compared: Compared, scores: Mapping[str, Score]) -> Iterator[str]:
+    """Yield why scores of all rows are undefined."""
+    for name, score in scores.items():
+        reason = score_or_nan(score, compared.true, compared.out, required=False)[1]
+        if reason:
+            yield f"{name} is undefined: {shown(reason)}."
 
 
 def _default(compared: Compared) -> list[str]:
@@ -316,7 +325,7 @@ def _drawn(
 
 
 def compared_results(
-    name: str, results: EvalResults | FitResults, group_by: str | None
+    name: str, results: EvalResults | FitResults, group_by: str | None, outputs: Meaning
 ) -> Iterator[Compared]:
     """Yield targets and outputs of each tail node that has targets."""
     tails = results._tails()
@@ -326,4 +335,5 @@ def compared_results(
             roles = first.roles(node_id)
             role = "default" if "default" in roles else roles[0]
             shown_as = name if len(tails) == 1 else f"{name}, {label}"
-            yield Compared.of(shown_as, results.compared_rows(node_id, role), group_by)
+            rows = replace(results.compared_rows(node_id, role), meaning=outputs)
+            yield Compared.of(shown_as, rows, group_by)

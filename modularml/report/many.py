@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -112,7 +113,8 @@ def _held_out(cv: CVResults, labels: list[str], options: Options) -> Iterator[Co
     for node in () if graph is None else graph.tail_nodes.values():
         parts = {k: v for k, v in cv.compared_rows(node.label).items() if not cv._folds[k].repeat}
         name = f"held-out rows, {node.label}"
-        yield Compared.of(name, ComparedRows.joined(parts), group_by)
+        rows = replace(ComparedRows.joined(parts), meaning=options.outputs)
+        yield Compared.of(name, rows, group_by)
 
 
 # -- sweeps ----------------------------------------------------------------------------------------

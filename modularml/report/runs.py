@@ -28,6 +28,7 @@ from modularml.report.evaluation import (
 from modularml.report.figures import from_diagram, from_matplotlib, in_words
 from modularml.results.eval_results import EvalResults, FitResults
 from modularml.results.phase_results import PhaseResults
+from modularml.results.scores import Meaning
 from modularml.strategies.comparison.config_paths import config_by_path, config_of
 from modularml.viz.curves import loss_curves, series
 
@@ -63,6 +64,8 @@ class Options:
         By default ``accuracy`` for classes, else ``rmse``, ``mae`` and ``r2``.
     level : float
         Of the intervals.
+    outputs : {'auto', 'values', 'logits', 'probabilities'}
+        What outputs of nodes are; see `EvalResults.scores`.
     file : mapping
         What `inspect` says of the file that was read.
     """
@@ -71,6 +74,7 @@ class Options:
     group_by: str | None = None
     metrics: Any = None
     level: float = 0.95
+    outputs: Meaning = "auto"
     file: Mapping[str, Any] | None = None
 
 
@@ -266,12 +270,14 @@ def evaluations(experiment: Experiment, options: Options) -> Iterator[tuple[str,
     grouped = group_columns(experiment.ctx.available_featuresets.values())
     for path, results in phase_results(experiment).items():
         if isinstance(results, EvalResults | FitResults) and results._execution:
-            any_recorded = True
+            any_recorded = any_recorded or isinstance(results, EvalResults)
             group_by = options.group_by or _group_of(experiment, path) or next(iter(grouped), None)
-            for compared in compared_results(path, results, group_by):
+            fitted = ", fitted on these rows" if isinstance(results, FitResults) else ""
+            for compared in compared_results(path + fitted, results, group_by, options.outputs):
                 yield path, compared
     if not any_recorded and experiment.history:
-        yield from _predicted(experiment, options.group_by or next(iter(grouped), None))
+        group_by = options.group_by or next(iter(grouped), None)
+        yield from _predicted(experiment, group_by, options.outputs)
 
 
 def _group_of(experiment: Experiment, path: str) -> str | None:
@@ -281,7 +287,9 @@ def _group_of(experiment: Experiment, path: str) -> str | None:
     return None
 
 
-def _predicted(experiment: Experiment, group_by: str | None) -> Iterator[tuple[str, Compared]]:
+def _predicted(
+    experiment: Experiment, group_by: str | None, outputs: Meaning
+) -> Iterator[tuple[str, Compared]]:
     """Yield predictions for each split, with the weights that the graph has now."""
     graph = experiment.model_graph
     if graph is None or not graph.is_built or not _has_rows(experiment):
@@ -293,7 +301,19 @@ def _predicted(experiment: Experiment, group_by: str | None) -> Iterator[tuple[s
                 views = [fs.get_split(split) for fs in sets if split in fs.splits]
                 learned = any(map(graph.learned_among, views))
                 name = f"{split}, {'learned from' if learned else 'not learned from'}"
-                yield name, Compared.of(f"split {name}", compared_rows(found, "auto"), group_by)
+                yield name, Compared.of(f"split {name}", compared_rows(found, outputs), group_by)
+
+
+def _learned(experiment: Experiment, path: str) -> Iterator[Notes]:
+    """Yield a warning if the graph has learned from rows of a recorded evaluation by now."""
+    results, graph = phase_results(experiment).get(path), experiment.model_graph
+    if not isinstance(results, EvalResults) or graph is None or not _has_rows(experiment):
+        return
+    for node_id in results._tails():
+        for view in results.source_views(node_id).values():
+            if message := graph.learned_among(view, repr(path)):
+                yield Notes((("warning", "Rows that were learned from", message),))
+                return
 
 
 def _evaluation(experiment: Experiment, options: Options) -> Iterator[Section]:
@@ -314,6 +334,7 @@ def _evaluation(experiment: Experiment, options: Options) -> Iterator[Section]:
             parts.append("No row has a target.")
             continue
         parts.append(score_table(compared, options.metrics, options.level))
+        parts.extend(_learned(experiment, path))
         parts.extend(plots(compared))
     if not blocks:
         text = "No evaluation with targets and outputs is recorded."

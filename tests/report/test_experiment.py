@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn.ensemble
 import sklearn.metrics
 
 import modularml as mm
@@ -18,6 +19,7 @@ from modularml.report import write_report
 from modularml.report.evaluation import _QUICK, intervals
 from modularml.results.scores import find_score
 from tests.report.worlds import EVIL, trained
+from tests.worlds import arrays, featureset, graph_of, mlp
 
 
 class Page(HTMLParser):
@@ -62,9 +64,10 @@ def experiment() -> mm.Experiment:
     return trained()
 
 
-@pytest.fixture
-def page(experiment: mm.Experiment, tmp_path: Path) -> Page:
-    return Page(write_report(experiment, tmp_path / "r.html", notes="Does it work?"))
+@pytest.fixture(scope="module")
+def page(experiment: mm.Experiment, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    path = tmp_path_factory.mktemp("page") / "r.html"
+    return Page(write_report(experiment, path, notes="Does it work?"))
 
 
 def test_scores_of_the_test_rows_are_those_of_scikit_learn(
@@ -217,3 +220,45 @@ def test_a_failing_report_leaves_an_existing_file(
     with pytest.raises(Exception, match="no_such_score"):
         write_report(experiment, path, metrics=["no_such_score"])
     assert path.read_text() == "before"
+
+
+def binary(tmp_path: Path, **options: Any) -> Page:
+    """Return the report of a network with one logit."""
+    with mm.ExperimentContext().activate():
+        x, _ = arrays(60)
+        columns = {"x": x, "sick": (x[:, 0] > 0).astype(int)}
+        fs = mm.FeatureSet.from_dict("d", columns, "x", "sick")
+        fs.split_random({"train": 0.5, "test": 0.5}, seed=0)
+        graph_of(fs, mlp(), "adam", lr=0.05)
+        own = mm.Experiment.from_active_context("binary", audit="off")
+        loss = mm.AppliedLoss(mm.Loss("bcewithlogits"), on="net", inputs=["outputs", "targets"])
+        own.run_phase(mm.EvalPhase.from_split("test", split="test", losses=[loss]))
+        return Page(write_report(own, tmp_path / "r.html", **options))
+
+
+def test_one_score_of_two_classes_needs_to_know_what_it_is(tmp_path: Path) -> None:
+    page = binary(tmp_path)
+    assert page.tables["Scores of test"][1][2] == "–"
+    assert "accuracy is undefined: one column of outputs against labels 0 and 1" in page.words
+    known = binary(tmp_path, outputs="logits")
+    assert 0 <= float(known.tables["Scores of test"][1][2]) <= 1
+    assert "Confusion matrix, test" in known.words
+
+
+def test_scores_of_rows_that_were_learned_from_say_so(tmp_path: Path) -> None:
+    with mm.ExperimentContext().activate():
+        fs = featureset(*arrays(40))
+        fs.split_random({"train": 0.5, "test": 0.5}, seed=0)
+        forest = sklearn.ensemble.RandomForestRegressor(5, random_state=0)
+        mm.ModelGraph([mm.ModelNode("forest", forest, fs)])
+        own = mm.Experiment.from_active_context("forest", audit="off")
+        own.run_phase(mm.FitPhase.from_split("fit", split="train"))
+        page = Page(write_report(own, tmp_path / "r.html"))
+        assert {n for n in page.tables if n.startswith("Scores of")} == {
+            "Scores of fit, fitted on these rows",
+            "Scores of split train, learned from",
+            "Scores of split test, not learned from",
+        }
+        own.run_phase(mm.EvalPhase.from_split("again", split="train"))
+        page = Page(write_report(own, tmp_path / "r.html"))
+        assert "Rows that were learned from" in page.words
