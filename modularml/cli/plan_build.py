@@ -85,7 +85,8 @@ def _build_copy(plan: Plan, text: str, sets: Mapping[str, FeatureSet]) -> None:
         experiment = Experiment.from_yaml(text, allow_import=plan.allow_import)
         graph = experiment.model_graph
         if graph is not None:
-            graph.build()
+            with _located(plan, ("experiment", "model_graph")):
+                graph.build()
         for phase in experiment.execution_plan.flatten():
             path = _path_of(plan.tree["experiment"], phase, ("experiment",))
             with _located(plan, path or ("experiment",)):

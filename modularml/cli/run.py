@@ -11,12 +11,14 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from modularml._optional import require
 from modularml.cli.console import Command, Reply
 from modularml.cli.plan import read_plan
 from modularml.cli.plan_build import resolved_text
 from modularml.cli.plan_check import check_plan
 from modularml.cli.plan_run import prepare, results_folder, run_plan
 from modularml.cli.plan_schema import load_classes, plan_schema
+from modularml.errors import ConfigError, MissingDependencyError
 from modularml.io.yamltext import load_yaml
 
 __all__ = ["RUN", "SCHEMA"]
@@ -49,24 +51,50 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> Reply:
     """Check a plan, run it, and write its results to a folder."""
-    sys.path[:0] = [] if "" in sys.path or not args.allow_import else [""]
+    _import(args.allow_import)
     plan = read_plan(args.plan, args.set, args.allow_import)
     check_plan(plan)
     sets, experiment = prepare(plan)
     if args.dry_run:
         text = resolved_text(plan, sets, Path())
         return Reply(text.rstrip("\n"), load_yaml(text))
-    with nullcontext() if args.quiet or sys.stderr.isatty() else _logged_progress():
+    folder = results_folder(plan, args.out)
+    with (
+        _hint_to_resume(),
+        nullcontext() if args.quiet or sys.stderr.isatty() else _logged_progress(),
+    ):
         facts = run_plan(
             plan,
             sets,
             experiment,
-            results_folder(plan, args.out),
+            folder,
             resume=args.resume,
             overwrite=args.overwrite,
             quiet=args.quiet,
         )
     return Reply(_shown(facts), facts, 1 if facts.get("failed") else 0)
+
+
+def _import(names: list[str]) -> None:
+    """Import modules of the user's, which may lie in the current folder."""
+    sys.path[:0] = [""] if names and "" not in sys.path else []
+    for name in names:
+        try:
+            require(name)
+        except MissingDependencyError as error:
+            raise ConfigError(
+                f"--allow-import {name}: there is no such module here; it is looked for in the "
+                "current folder and where Python finds packages"
+            ) from error
+
+
+@contextmanager
+def _hint_to_resume() -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        print("modularml: stopped; pass --resume to continue", file=sys.stderr)
+        raise
 
 
 @contextmanager

@@ -141,11 +141,12 @@ def test_a_stopped_run_resumes(
     text = plans.PLAN.replace("      callbacks:\n", "      callbacks:\n      - !StopOnce {}\n")
     Path("plan.yaml").write_text(text)
     args = ["run", "plan.yaml", "--quiet", "--allow-import", "shell_stopper"]
-    monkeypatch.syspath_prepend(str(folder))
     assert main(["run", "plan.yaml"]) == 2
     assert "plan.yaml:32:9: unknown class !StopOnce" in capsys.readouterr().err
-    __import__("shell_stopper")
+    assert main([*args[:-1], "shell_stoper"]) == 1
+    assert "there is no such module here" in capsys.readouterr().err
     assert main(args) == 130
+    assert "pass --resume to continue" in capsys.readouterr().err
     assert not Path("plan-results/metrics.json").exists()
     assert list(Path("plan-results/checkpoints").rglob("*.ckpt.mml"))
     assert main([*args, "--resume"]) == 0
