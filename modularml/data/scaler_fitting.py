@@ -61,6 +61,12 @@ def fit_record(
     n_rows = len(next(iter(columns.values())) if fit_rows is None else fit_rows)
     if not n_rows:
         raise ScalerError(f"there are no rows to fit on{where}")
+    if len({values.shape[1:] for values in columns.values()}) > 1:
+        shapes = {key: values.shape[1:] for key, values in columns.items()}
+        raise ShapeError(
+            f"one {wrapped.scaler_name} cannot be fitted on columns of different shapes, got "
+            f"{shapes}; call fit_transform(keys=...) once for each shape"
+        )
     known = columns.items() if wrapped.scaler in SKLEARN else ()
     if empty := [key for key, values in known if _is_empty(values, fit_rows)]:
         warn(
@@ -77,6 +83,7 @@ def fit_record(
                 is_data = flattening.apply(stack_columns(holds, fit_rows))
                 flat = _without_padding(wrapped, flat, is_data, masks)
             wrapped.fit(flat, fitted_targets(targets, fit_rows, flat) if targets else None)
+            _check_scores(wrapped, list(targets or ()))
         else:
             for block in blocks:
                 flat, flattening = flatten(block, merged_axes)
@@ -138,15 +145,39 @@ def fitted_targets(
     ------
     ShapeError
         Unless there is one target for each row to fit on.
+    ScalerError
+        If a target is missing.
     """
     values = stack(targets, rows)
     values = values.reshape(len(values), -1)
+    if values.dtype.kind == "f" and (missing := np.isnan(values).any(axis=1)).any():
+        raise ScalerError(
+            f"{int(missing.sum())} of the {len(values)} rows to fit on have no value of "
+            f"{_keys(targets)}; fit on a split without them, such as fs.drop({{target: "
+            "np.isnan}, reason=...)"
+        )
     if flat is not None and len(flat) != len(values):
         raise ShapeError(
             f"targets= requires one row per sample, but merged_axes makes {len(flat)} rows of "
             f"{len(values)} samples"
         )
     return values[:, 0] if values.shape[1] == 1 else values
+
+
+def _keys(names: Iterable[str]) -> list[str]:
+    return [name.split(".")[1] for name in names]
+
+
+def _check_scores(scaler: Scaler, targets: Sequence[str]) -> None:
+    """Refuse a selection by scores that are all undefined, as of numbers taken for classes."""
+    scores = getattr(scaler.wrapped, "scores_", None)
+    if isinstance(scores, np.ndarray) and scores.dtype.kind == "f" and np.isnan(scores).all():
+        function = getattr(getattr(scaler.wrapped, "score_func", None), "__name__", "its score")
+        raise ScalerError(
+            f"{scaler.scaler_name} has no score of any column, as {function} is undefined for "
+            f"the targets {_keys(targets)}; pass another score_func, such as f_regression for "
+            "numbers and f_classif for classes"
+        )
 
 
 def _outputs(
@@ -160,6 +191,12 @@ def _outputs(
         If this is ambiguous, because an output mixes several keys or a key has no output.
     """
     n_in, width = flat.shape[1], scaler.transform(flat[:1]).shape[1]
+    if not width:
+        raise ScalerError(
+            f"{scaler.scaler_name} leaves no column of {list(keys)}, as all values are missing or "
+            "none is selected; exclude it with keys=, or use settings that keep one "
+            "(keep_empty_features=True of imputers)"
+        )
     if width == n_in and not scaler.spreads:
         return None
     if layout.row_axes != (0,):

@@ -416,9 +416,18 @@ class Scaler(Configurable, Stateful, Saveable):
         except Exception as error:
             raise ScalerError(
                 f"{self.scaler_name}.{method} failed on data of shape {data.shape} "
-                f"({data.dtype}): {error}"
+                f"({data.dtype}): {_shortened(error)}"
             ) from error
 
+
+def _shortened(error: Exception) -> str:
+    """Return the first line of an error, or the start of a long one."""
+    text = str(error).partition("\n")[0]
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+LONGEST = 240
+"""Characters of a message of scikit-learn that are shown, which may list every category."""
 
 _OF_ONE_COLUMN = ("LabelEncoder", "LabelBinarizer")
 """Classes of scikit-learn that take a single column, without its axis."""

@@ -208,7 +208,7 @@ class Wider:
             ScalerError,
             "'name' holds object, but .* requires numbers",
         ),
-        ({"keys": ["a", "v"]}, ShapeError, r"a: \(\), v: \(6,\)"),
+        ({"keys": ["a", "v"]}, ShapeError, r"'a': \(\), 'v': \(6,\)"),
         ({"keys": ["v", "w"]}, ShapeError, r"choose merged_axes=\(1, 2\)"),
         ({"keys": ["v"], "merged_axes": (0, 7)}, ShapeError, "merged_axes"),
         ({"scaler": Wider}, ScalerError, "ambiguous which belong to which key"),

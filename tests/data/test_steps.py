@@ -3,11 +3,14 @@
 Held against scikit-learn fitted by hand on the same rows.
 """
 
+import warnings
+
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.decomposition import PCA
-from sklearn.feature_selection import SelectKBest, VarianceThreshold, f_classif
+from sklearn.feature_selection import SelectKBest, VarianceThreshold, f_classif, f_regression
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -21,7 +24,7 @@ from sklearn.preprocessing import (
 )
 
 import modularml as mm
-from modularml.errors import ScalerError
+from modularml.errors import ScalerError, ShapeError
 
 N = 60
 RNG = np.random.default_rng(0)
@@ -294,3 +297,60 @@ def test_a_loss_that_is_nan_names_the_column_until_it_is_filled():
     assert not [f for f in fs.audit() if f.kind == "not_finite"]
     experiment.run_phase(phase)
     assert np.isfinite(net.weight.detach().numpy()).all()
+
+
+class TestMessySteps:
+    FRAME = pd.DataFrame(np.random.default_rng(0).normal(size=(30, 4)), columns=list("abcy"))
+
+    def made(self, frame=FRAME, features=("w",)):
+        stacked = {"w": ["a", "b", "c"]} if "w" in features else None
+        fs = mm.FeatureSet.from_pandas(
+            "rows", frame, list(features), "y", stack=stacked, register=False
+        )
+        fs.split_random({"train": 1.0})
+        return fs
+
+    def refused(self, fs, step, error, match, **options):
+        before = fs.column_names
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of scikit-learn
+            with pytest.raises(error, match=match):
+                fs.fit_transform(step, domain="features", fit_to_split="train", **options)
+        assert fs.column_names == before
+
+    def test_selection_by_undefined_scores_is_refused(self):
+        match = r"no score of any column, as f_classif is undefined for the targets \['y'\]"
+        self.refused(self.made(), SelectKBest(k=2), ScalerError, match, keys="w", targets="y")
+        fs = self.made()
+        kind = {"domain": "features", "keys": "w", "targets": "y", "fit_to_split": "train"}
+        fs.fit_transform(SelectKBest(f_regression, k=2), **kind)
+        x, y = self.FRAME[list("abc")].to_numpy(), self.FRAME["y"]
+        want = SelectKBest(f_regression, k=2).fit_transform(x, y)
+        np.testing.assert_array_equal(fs.get_features()["w"], want)
+
+    def test_missing_targets_of_steps_are_counted(self):
+        frame = self.FRAME.assign(y=self.FRAME["y"].where(self.FRAME.index > 2))
+        for step in (SelectKBest(f_regression, k=2), "TargetEncoder"):
+            self.refused(
+                self.made(frame), step, ScalerError, r"3 of the 30 rows.*\['y'\].*drop",
+                keys="w", targets="y",
+            )  # fmt: skip
+
+    def test_a_step_that_leaves_nothing_is_refused(self):
+        fs = self.made(self.FRAME.assign(a=np.nan), ["a"])
+        self.refused(fs, "SimpleImputer", ScalerError, r"leaves no column of \['a'\].*keep_empty")
+
+    def test_columns_of_different_shapes_are_named(self):
+        fs = mm.FeatureSet.from_pandas(
+            "rows", self.FRAME, ["a", "w"], "y", stack={"w": ["b", "c"]}, register=False
+        )
+        fs.split_random({"train": 1.0})
+        self.refused(fs, "StandardScaler", ShapeError, r"'a': \(\), 'w': \(2,\).*for each shape")
+
+    def test_errors_of_many_categories_are_short(self):
+        frame = self.FRAME.assign(a=[f"category {i}" for i in range(30)])
+        fs = mm.FeatureSet.from_pandas("rows", frame, "a", "y", register=False)
+        fs.split_by_condition({"train": {"a": "category 3"}})
+        with pytest.raises(ScalerError, match="unknown categories") as caught:
+            fs.fit_transform("OneHotEncoder", domain="features", fit_to_split="train")
+        assert len(str(caught.value)) < 400
