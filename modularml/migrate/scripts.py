@@ -201,7 +201,7 @@ def _renamed_argument(class_name: str, argument: str) -> str | None:
 
 def _moved(node: ast.AST, full: str, name: str) -> Finding:
     new = place_of(name)
-    if new is None and name.islower():
+    if new is None and name.islower() and not _exists(full.rpartition(".")[0]):
         return _at(node, full, "moved", _MODULE)
     if new is None:
         advice = f"no such name here ({closest(name, public_names())})"
@@ -220,8 +220,8 @@ def _is_ours(name: str) -> bool:
 def _has(module: str, name: str) -> bool:
     """Return whether a module has a name, as far as this can be known without a framework."""
     if module in MODULES:
-        public: list[str] = importlib.import_module(module).__all__
-        return name in public or _exists(f"{module}.{name}")
+        found = importlib.import_module(module)
+        return name in found.__all__ or hasattr(found, name) or _exists(f"{module}.{name}")
     return _exists(module)
 
 
@@ -246,9 +246,15 @@ def _read(path_or_source: str | Path) -> tuple[str, str]:
     try:
         text = path.read_text("utf-8")
         if path.suffix == ".ipynb":
-            cells = [c["source"] for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
-            lines = [line for cell in cells for line in "".join(cell).splitlines()]
-            text = "\n".join("" if line.lstrip()[:1] in ("%", "!") else line for line in lines)
+            code = [c["source"] for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
+            text = "\n".join(map(_without_magics, map("".join, code)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{str(path)!r} cannot be read: {error}") from None
     return text, str(path)
+
+
+def _without_magics(cell: str) -> str:
+    """Return a cell with lines of IPython, or a whole cell of another language, left empty."""
+    lines = cell.splitlines()
+    is_other = cell.lstrip().startswith("%%")
+    return "\n".join("" if is_other or s.lstrip()[:1] in ("%", "!", "?") else s for s in lines)

@@ -90,6 +90,7 @@ def test_what_is_unknown_and_what_differs():
         "import numpy as np\nnp.core.get_data()\nx.eval_results",
         "import modularml as mm\nmm.FeatureSet.from_df(...)\nmm.ResultRecording.ALL\nmm.data.Batch",
         "from modularml.callbacks import *\nfrom . import core\nimport modularml.data.view",
+        "from modularml.errors import expect\nfrom modularml.scalers import StandardScaler",
     ],
 )
 def test_nothing_to_say(source):
@@ -121,12 +122,13 @@ def test_files(tmp_path):
     cells = [
         {"cell_type": "markdown", "source": "from modularml.api import FeatureSet"},
         {"cell_type": "code", "source": ["%matplotlib inline\n", "import modularml\n", "!ls\n"]},
+        {"cell_type": "code", "source": "%%bash\nmodularml run plan.yaml"},
         {"cell_type": "code", "source": "modularml.core.FeatureSet"},
     ]
     book = tmp_path / "book.ipynb"
     book.write_text(json.dumps({"cells": cells}), "utf-8")
     assert str(migrate.check(book)[0]) == (
-        "4:1: moved: modularml.core.FeatureSet: from modularml import FeatureSet"
+        "6:1: moved: modularml.core.FeatureSet: from modularml import FeatureSet"
     )
 
 
