@@ -216,7 +216,7 @@ def _run_sweep(
 ) -> dict[str, Any]:
     sweep = build_sweep(plan, experiment, folder / STUDY)
     results = sweep.run(resume=resume, show_progress=not quiet)
-    results.to_pandas().to_csv(folder / TRIALS, index=False)
+    results.to_pandas().reset_index().to_csv(folder / TRIALS, index=False)
     best = results.best
     path = results.best_experiment().save(folder / f"{experiment.label}-best", overwrite=True)
     facts = {"number": best.number, "value": best.value, "params": dict(best.params)}

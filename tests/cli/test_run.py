@@ -159,6 +159,34 @@ def test_a_stopped_run_resumes(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("section", "table"),
+    [
+        (
+            "folds: {bindings: [{fs: cells, source_splits: train, group_by: cell}], n_folds: 2}\n",
+            "metrics.csv",
+        ),
+        ("sweep: {space: {graph.optimizer.lr: [0.1, 0.01]}, seed: 1}\n", "trials.csv"),
+    ],
+)
+def test_folds_and_sweeps_resume(
+    section: str, table: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (folder / "shell_stopper.py").write_text(STOPPER)
+    text = plans.PLAN.replace("      callbacks:\n", "      callbacks:\n      - !StopOnce {}\n")
+    text = text.replace("      - !EarlyStopping {monitor: val_loss, patience: 9}\n", "")
+    Path("plan.yaml").write_text(section + text)
+    args = ["run", "plan.yaml", "--quiet", "--allow-import", "shell_stopper"]
+    assert main(args) == 130
+    assert main([*args, "--resume"]) == 0
+    assert main([*args, "-o", "whole"]) == 0
+    tables = [pd.read_csv(Path(name) / table) for name in ("plan-results", "whole")]
+    kept = [c for c in tables[0] if c not in ("seconds", "n_epochs")]
+    pd.testing.assert_frame_equal(*(t[kept] for t in tables), check_exact=True)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_process_resumes(folder: Path, number: int) -> None:
     long = ["plan.yaml", "--set", "phases.train.n_epochs=300", "--quiet"]
