@@ -53,6 +53,22 @@ def test_views_escape_and_name_what_they_show(what: str, run: mm.Experiment, tmp
     assert words.get(what, EVIL) in page.words
 
 
+def test_results_escape_labels(tmp_path: Any) -> None:
+    with mm.ExperimentContext().activate():
+        fs = featureset(*arrays(12))
+        graph = graph_of(fs, mlp(), "sgd", lr=0.1)
+        own, train = experiment(audit="off"), train_phase(graph, label=EVIL)
+        results = own.run_phase(train, show_training_progress=False)
+        fs.split_random({"train": 0.5, "val": 0.5}, seed=0)
+        phase = mm.EvalPhase.from_split("val", split="val", metrics=["rmse"])
+        binding = mm.CVBinding(fs, source_splits=["train", "val"])
+        folds = mm.CrossValidation(label=EVIL, bindings=binding, n_folds=2, phase=phase).run()
+    for value in (results, folds):
+        page = shown(value, tmp_path)
+        assert "script" not in page.tags
+        assert EVIL in page.words
+
+
 def test_history_is_still_a_list(run: mm.Experiment) -> None:
     assert run.history == list(run.history)
     assert len(run.history[-1:]) == 1

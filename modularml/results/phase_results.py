@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -202,10 +203,9 @@ class PhaseResults:
 
     def _repr_html_(self) -> str:
         if not self.metric_names():
-            return f"<pre>{self!r}</pre>"
-        return (
-            f"<b>{self.label}</b>{self._metrics.to_pandas().to_html(float_format='{:.5g}'.format)}"
-        )
+            return f"<pre>{html.escape(repr(self))}</pre>"
+        table = self._metrics.to_pandas().to_html(float_format="{:.5g}".format)
+        return f"<b>{html.escape(self.label)}</b>{table}"
 
     # -- internals ----------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -352,7 +353,8 @@ class CVResults:
         return f"CVResults({self.label!r}, {self.n_folds} folds{failed}{chosen})"
 
     def _repr_html_(self) -> str:
-        return f"<b>{self!r}</b>{self.summary().to_html(float_format='{:.5g}'.format)}"
+        table = self.summary().to_html(float_format="{:.5g}".format)
+        return f"<b>{html.escape(repr(self))}</b>{table}"
 
     # -- internals ----------------------------------------------------------------------------
 

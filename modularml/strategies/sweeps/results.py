@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -201,4 +202,4 @@ class SweepResults:
     def _repr_html_(self) -> str:
         ascending = not self._objective.is_greater_better
         frame = self.to_pandas().sort_values("value", ascending=ascending).head(10)
-        return f"<b>{self!r}</b>{frame.to_html(float_format='{:.5g}'.format)}"
+        return f"<b>{html.escape(repr(self))}</b>{frame.to_html(float_format='{:.5g}'.format)}"
