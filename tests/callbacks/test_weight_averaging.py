@@ -303,3 +303,8 @@ def test_keras_refusals():
     with pytest.raises(BackendNotSupportedError, match="use layer or group normalization"):
         run(keras.Sequential([keras.Input((6,)), layers.Dense(4), layers.BatchNormalization(),
                               layers.Dense(1)]), EMA(0.9), opt="SGD")  # fmt: skip
+    with mm.ExperimentContext().activate():
+        graph = graph_of(featureset(X, Y), keras.Sequential([keras.Input((6,)), layers.Dense(1)]),
+                         "SGD", lr=0.05, use_ema=True)  # fmt: skip
+        with pytest.raises(ConfigError, match="both average the weights"):
+            experiment().run_phase(train_phase(graph, callbacks=[SWA()]), **QUIET)
