@@ -370,7 +370,8 @@ def check_flags(flags: dict[str, Any]) -> dict[str, Any]:
     """Return all display flags, with defaults; refuse unknown ones."""
     for name in flags:
         if name not in _FLAGS:
-            raise UnknownNameError("display flag", name, _FLAGS)
+            hint = "Settings of training are arguments of the phase, such as TrainPhase(n_epochs=)"
+            raise UnknownNameError("display flag", name, _FLAGS, hint)
     return {**_FLAGS, **flags}
 
 

@@ -227,6 +227,11 @@ class AxisSeries(Generic[T]):
         DataError
             If there is none, or more than one.
         """
+        if not len(self):
+            raise DataError(
+                "one() needs exactly one value, and the series is empty: nothing matched. See "
+                "axes_values() of the series that it was selected from"
+            )
         if len(self) != 1:
             raise DataError(
                 f"one() needs exactly one value, there are {len(self)}; narrow it with "

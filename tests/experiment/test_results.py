@@ -290,6 +290,8 @@ class TestSeries:
         s = self.series()
         empty = s.where(epoch=9)
         assert len(empty) == 0
+        with pytest.raises(DataError, match="nothing matched"):
+            empty.one()
         for ask in (empty.one, empty.first, empty.last, s.one):
             with pytest.raises(DataError):
                 ask()
@@ -361,6 +363,8 @@ class TestGroups:
         assert len(exp.history) == 1
         exp.run(**QUIET)
         assert [r.status for r in exp.history] == ["completed"] * 2
+        with pytest.raises(UnknownNameError, match=r"display flag 'epochs'.*TrainPhase\(n_epochs="):
+            exp.run(epochs=2)
 
     def test_editing(self):
         graph, group = self.plan()
