@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -120,15 +121,16 @@ def warn_about_text(
     """
     if not is_text(values.type) or values.null_count == len(values):
         return
-    texts = values.drop_null().to_pandas()
+    different = values.drop_null().value_counts()  # in the order of their first rows
+    texts, counts = (different.field(i).to_pandas() for i in range(2))
     where = f"column {name!r} of {str(path)!r}"
     spaced = texts.str.startswith(" ")
-    if texts.str.fullmatch(DATE).all():
+    if re.fullmatch(DATE, texts.iloc[0]) and texts.str.fullmatch(DATE).all():
         warn(f"{where} is text, which sorts as text, although {_time_remedy(name, texts)}")
     elif spaced.any() and (is_tag or not spaced.all()):
         warn(f"{where} has values that begin with spaces; pass read={{'skipinitialspace': True}}")
     elif not is_tag:
-        _warn_about_numbers(where, name, texts, decimal)
+        _warn_about_numbers(where, name, texts, counts, decimal)
 
 
 def _time_remedy(name: str, texts: Any) -> str:
@@ -154,7 +156,7 @@ def _time_remedy(name: str, texts: Any) -> str:
     )
 
 
-def _warn_about_numbers(where: str, name: str, texts: Any, decimal: str) -> None:
+def _warn_about_numbers(where: str, name: str, texts: Any, counts: Any, decimal: str) -> None:
     to_numeric = require("pandas").to_numeric
     invalid = texts[to_numeric(texts.str.replace(decimal, "."), errors="coerce").isna()]
     if decimal != ".":
@@ -164,15 +166,20 @@ def _warn_about_numbers(where: str, name: str, texts: Any, decimal: str) -> None
             f"{where} is text because it holds integers of more than 64 bits; to read numbers, "
             f"pass read={{'dtype': {{{name!r}: float}}}}"
         )
-    elif (remedy := _number_remedy(name, texts, invalid)) is not None:
+        return
+    n_invalid, n = int(counts[invalid.index].sum()), int(counts.sum())
+    if (remedy := _number_remedy(name, invalid, n_invalid, n)) is not None:
         warn(
-            f"{where} is text because of values such as {invalid.iloc[0]!r} ({len(invalid)} of "
-            f"{len(texts)}); to read numbers, pass read={{{remedy}}}"
+            f"{where} is text because of values such as {invalid.iloc[0]!r} ({n_invalid} of {n}); "
+            f"to read numbers, pass read={{{remedy}}}"
         )
 
 
-def _number_remedy(name: str, texts: Any, invalid: Any) -> str | None:
-    """Return the option with which pandas reads numbers; None if they are likely to be text."""
+def _number_remedy(name: str, invalid: Any, n_invalid: int, n: int) -> str | None:
+    """Return the option with which pandas reads numbers; None if they are likely to be text.
+
+    `n_invalid` of `n` rows hold one of the `invalid` texts, which are different.
+    """
 
     def are_numbers(values: Any) -> bool:
         return bool(require("pandas").to_numeric(values, errors="coerce").notna().all())
@@ -182,17 +189,17 @@ def _number_remedy(name: str, texts: Any, invalid: Any) -> str | None:
         return _thousands(name, written)
     if are_numbers(written.str.replace(",", ".")):
         return "'decimal': ','"
-    if written.str.lower().isin(["true", "false"]).all() and len(invalid) < len(texts):
+    if written.str.lower().isin(["true", "false"]).all() and n_invalid < n:
         return "'true_values': ['True', '1'], 'false_values': ['False', '0']"
     for mark, sign in (("\u2212", "-"), ("D", "e"), ("d", "e")):
         if are_numbers(written.str.replace(mark, sign)):
             return _converter(name, f"s.replace({mark!r}, {sign!r})")
     units = written.str.extract(QUANTITY)[0].unique()
-    if len(invalid) == len(texts) and len(units) == 1 and isinstance(units[0], str):
+    if n_invalid == n and len(units) == 1 and isinstance(units[0], str):
         return _converter(name, f"s.strip().removesuffix({units[0]!r})")
-    if len(invalid) == 1 < len(texts) - 1 and invalid.index[0] == 0:
+    if n_invalid == 1 < n - 1 and invalid.index[0] == 0:
         return "'skiprows': [1]}, if it is a line of units, or {'na_values': [...]"
-    if len(invalid) <= len(texts) / 2 or written.str.lower().isin(MISSING).all():
+    if n_invalid <= n / 2 or written.str.lower().isin(MISSING).all():
         return f"'na_values': {written.unique()[:4].tolist()!r}"
     return None
 
