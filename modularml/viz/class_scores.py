@@ -88,7 +88,7 @@ def roc(
     'worn: AUC 0.750'
     """
     curves, note = _curves(y_true, y_score, labels, positive, groups, weights)
-    figure, axes = new_axes(5.4, 5.4 + 0.22 * len(curves), title=title, x="", y="")
+    figure, axes = new_axes(5.4, 6.15 + 0.2 * len(curves), title=title, x="", y="")
     entries = []
     for i, curve in enumerate(curves):
         show = require("sklearn.metrics").RocCurveDisplay.from_predictions(
@@ -96,8 +96,7 @@ def roc(
         )
         entries.append((_styled(axes, i), f"{curve.name}: AUC {np.ravel(show.roc_auc)[0]:.3f}"))
     entries.append((axes.plot([0, 1], [0, 1], **CHANCE)[0], "chance"))
-    style_axes(axes, x=f"false positive rate{note}", y="true positive rate")
-    legend(axes, entries, "outside lower left")
+    _label(axes, entries, x=f"false positive rate{note}", y="true positive rate")
     return finish(figure, path)
 
 
@@ -125,7 +124,7 @@ def precision_recall(
     'worn: AP 0.833, share 0.500'
     """
     curves, note = _curves(y_true, y_score, labels, positive, groups, weights)
-    figure, axes = new_axes(5.4, 5.4 + 0.22 * len(curves), title=title, x="", y="")
+    figure, axes = new_axes(5.4, 6.15 + 0.2 * len(curves), title=title, x="", y="")
     entries = []
     for i, curve in enumerate(curves):
         show = require("sklearn.metrics").PrecisionRecallDisplay.from_predictions(
@@ -137,8 +136,7 @@ def precision_recall(
         entries.append((line, f"{curve.name}: AP {ap:.3f}, share {share:.3f}"))
     if len(curves) == 1:
         entries.append((axes.plot([0, 1], [share, share], **CHANCE)[0], "chance"))
-    style_axes(axes, x=f"recall{note}", y="precision")
-    legend(axes, entries, "outside lower left")
+    _label(axes, entries, x=f"recall{note}", y="precision")
     return finish(figure, path)
 
 
@@ -184,7 +182,7 @@ def calibration(
     if strategy not in ("quantile", "uniform"):
         raise ConfigError(f"strategy must be 'quantile' or 'uniform', got {strategy!r}")
     curves, note = _curves(y_true, y_score, labels, positive, groups, None)
-    figure, axes = new_axes(5.4, 5.4 + 0.22 * len(curves), title=title, x="", y="")
+    figure, axes = new_axes(5.4, 6.15 + 0.2 * len(curves), title=title, x="", y="")
     entries = []
     for i, curve in enumerate(curves):
         if curve.score.min() < 0 or curve.score.max() > 1:
@@ -199,9 +197,7 @@ def calibration(
         brier = require("sklearn.metrics").brier_score_loss(curve.is_class, curve.score)
         entries.append((line, f"{curve.name}: Brier score {brier:.3f}"))
     entries.append((axes.plot([0, 1], [0, 1], **CHANCE)[0], "calibrated"))
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-    style_axes(axes, x=f"mean predicted probability{note}", y="share of the class")
-    legend(axes, entries, "outside lower left")
+    _label(axes, entries, x=f"mean predicted probability{note}", y="share of the class")
     return finish(figure, path)
 
 
@@ -212,6 +208,14 @@ def _styled(axes: Any, i: int, **look: Any) -> Any:
         box.remove()
     line.set(**{"marker": "None", "alpha": 1.0, "drawstyle": "default", **curve_look(i), **look})
     return line
+
+
+def _label(axes: Any, entries: list[tuple[Any, str]], *, x: str, y: str) -> None:
+    """Draw labels, and the legend below the axes."""
+    style_axes(axes, x=x, y=y)
+    # the figure is high enough to be square; an equal aspect would cut its title off
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="auto")
+    legend(axes, entries, "outside lower left")
 
 
 def _curves(

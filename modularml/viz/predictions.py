@@ -128,7 +128,9 @@ def parity(
         If there are no rows, or no finite ones.
     """
     both = f"{target and ' ' + target}{unit and f' ({unit})'}"
-    figure, axes = new_axes(5.4, 5.9, title=title, x=f"true{both}", y=f"predicted{both}")
+    # wider than its square of points, as the layout would else cut the title off
+    size = 5.6, 5.6 + 0.17 * len(other or ())
+    figure, axes = new_axes(*size, title=title, x=f"true{both}", y=f"predicted{both}")
     entries, ends = [], []
     for i, (label, values) in enumerate({name: y_pred, **(other or {})}.items()):
         true, pred, _ = finite_rows(y_true, values, label)

@@ -123,3 +123,14 @@ def test_calibration_needs_probabilities():
         calibration([0, 1, 1], [0.1, 0.2, 1.0], n_bins=0)
     with pytest.raises(ConfigError, match="strategy must be"):
         calibration([0, 1, 1], [0.1, 0.2, 1.0], strategy="equal")
+
+
+@pytest.mark.parametrize("n_classes", [2, 5, 8, 14, 30])
+def test_title_axes_and_legend_do_not_overlap(n_classes):
+    true = np.arange(300) % n_classes
+    figure = roc(true, RNG.dirichlet(np.ones(n_classes), 300), title="many")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert axes._left_title.get_window_extent().y1 <= figure.bbox.y1
+    legend, below = figure.legends[0].get_window_extent(), axes.xaxis.label.get_window_extent()
+    assert 0 <= legend.y0 < legend.y1 <= below.y0

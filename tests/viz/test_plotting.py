@@ -1,5 +1,6 @@
 """Plots: what is drawn is read back from the figure and held against scikit-learn."""
 
+import io
 import pickle
 import subprocess
 import sys
@@ -413,3 +414,15 @@ def test_bars_are_means_with_their_spread_and_values():
     assert axes.get_xlabel() == "rmse / h"
     with pytest.raises(DataError, match="no finite value"):
         bars({"a": [np.nan]})
+
+
+@pytest.mark.parametrize("n", [0, 1, 4, 9])
+@pytest.mark.parametrize("scale", [1, 1000, 1e-5])
+def test_the_title_of_parity_is_not_cut_off(n, scale):
+    true = RNG.normal(size=9) * scale
+    other = {f"m{i}": true for i in range(n)}
+    figure = parity(true, true, other=other, target="capacity", unit="Ah", title="A longer title")
+    image = matplotlib.image.imread(io.BytesIO(figure._repr_png_()))[..., :3]
+    inked = np.flatnonzero((image < 0.98).any(axis=(1, 2)))
+    assert inked[0] >= 4
+    assert inked[-1] <= len(image) - 4
