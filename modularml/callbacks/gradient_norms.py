@@ -38,7 +38,7 @@ class GradientNorms(Callback):
     Examples
     --------
     >>> GradientNorms(every="batch")
-    GradientNorms(every='batch')
+    GradientNorms(every='batch', label='GradientNorms')
     """
 
     changes_weights = False

@@ -205,7 +205,7 @@ class EMA(_WeightAverage):
     Examples
     --------
     >>> EMA(0.99, every="epoch")
-    EMA(decay=0.99, every='epoch')
+    EMA(decay=0.99, every='epoch', label='EMA')
     """
 
     def __init__(
@@ -266,7 +266,7 @@ class SWA(_WeightAverage):
     Examples
     --------
     >>> SWA(start=10)
-    SWA(start=10)
+    SWA(start=10, label='SWA')
     """
 
     every = "epoch"
