@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modularml.cli.plan import Plan, Where
-from modularml.config import decode, names_mean
+from modularml.config import decode, name_of, names_mean
 from modularml.context import ExperimentContext
 from modularml.data.featureset import FeatureSet
 from modularml.data.sections import apply_split, fit_scaler, moved, read_rows, relative
@@ -188,7 +188,7 @@ def _path_of(tree: Any, phase: ExperimentPhase, path: Where) -> Where | None:
     inside = tree.get("params", tree) if isinstance(tree, dict) and "$type" in tree else tree
     if not isinstance(inside, dict | list):
         return None
-    if isinstance(inside, dict) and tree.get("$type") == type(phase).__name__:
+    if isinstance(inside, dict) and tree.get("$type") == name_of(type(phase)):
         return path if inside.get("label") == phase.label else None
     items = inside.items() if isinstance(inside, dict) else enumerate(inside)
     found = (_path_of(item, phase, (*path, key)) for key, item in items)

@@ -10,7 +10,7 @@ from types import UnionType
 from typing import Any, NamedTuple, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from modularml._optional import require
-from modularml.config import config_registry
+from modularml.config import config_registry, name_of
 from modularml.context import ExperimentNode
 from modularml.data.references import FeatureSetReference
 from modularml.engine.checkpointing import Checkpointing
@@ -193,13 +193,13 @@ def completed(tree: Any, allow_import: Iterable[str] = (), cls: Any = Experiment
     """
     allowed = tuple(allow_import)
     if isinstance(tree, str) and cls is not None and cls.__name__ in _BY_NAME:
-        return {"$type": cls.__name__, "params": {_BY_NAME[cls.__name__]: tree}}
+        return {"$type": name_of(cls), "params": {_BY_NAME[cls.__name__]: tree}}
     if isinstance(tree, list):
         return [completed(item, allowed, cls) for item in tree]
     if not isinstance(tree, dict):
         return tree
     if "$type" not in tree and cls is not None and not any(str(k).startswith("$") for k in tree):
-        tree = {"$type": cls.__name__, "params": tree}
+        tree = {"$type": name_of(cls), "params": tree}
     name, params = tree.get("$type"), tree.get("params")
     if not isinstance(params, dict) or not isinstance(name, str):
         return {key: completed(value, allowed, None) for key, value in tree.items()}

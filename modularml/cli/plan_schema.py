@@ -21,6 +21,7 @@ from modularml.cli.plan_classes import (
     parameters_of,
     subclasses,
 )
+from modularml.config import name_of
 from modularml.data.featureset import FeatureSet
 from modularml.data.sections import DESCRIPTIONS, DOMAIN_KEYS
 from modularml.graph.node import GraphNode
@@ -62,7 +63,7 @@ def plan_schema(classes: Iterable[type] | None = None) -> Schema:
     """
     if classes is None:
         classes = filter(_is_ours, nameable())
-    named = {c.__name__: c for c in sorted(classes, key=lambda c: c.__name__)}
+    named = {name_of(c): c for c in sorted(classes, key=name_of)}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Plan of modularml",
@@ -168,7 +169,7 @@ def _of_hint(hint: Any) -> Schema:
         tagged = {"type": "object", "required": ["$enum", "value"]}
         return _any_of({"enum": [member.value for member in hint]}, tagged)
     if isinstance(hint, type) and (found := subclasses(hint)):
-        refs = [{"$ref": f"#/$defs/{c.__name__}"} for c in found if _is_ours(c)]
+        refs = [{"$ref": f"#/$defs/{name_of(c)}"} for c in found if _is_ours(c)]
         more = () if class_of_hint(hint) is None else ({"type": "string"},)
         return _any_of(*refs, *more) if len(refs) == len(found) else VALUE
     return VALUE

@@ -152,6 +152,18 @@ def test_the_schema_is_one_and_fits_plans(schema: dict[str, Any], folder: Path) 
     assert "description" in schema["$defs"]["EarlyStopping"]["anyOf"][1]["properties"]["patience"]
 
 
+def test_the_schema_fits_the_plans_of_the_guide(schema: dict[str, Any]) -> None:
+    guide = Path(__file__).parents[2] / "notebooks" / "31_from_the_shell.ipynb"
+    sources = ["".join(cell["source"]) for cell in json.loads(guide.read_text("utf-8"))["cells"]]
+    (plan,) = (s.partition("\n")[2] for s in sources if s.startswith("%%writefile plan.yaml"))
+    added = [s.split('"""')[1] for s in sources if s.startswith(("folds = ", "sweep = "))]
+    assert len(added) == 2
+    for text in (plan, *(f"{plan}\n{extra}" for extra in added)):
+        tree = load_marked(text)[0]
+        jsonschema.Draft202012Validator(schema).validate(tree)
+        jsonschema.Draft202012Validator(schema).validate(untagged(tree))
+
+
 @pytest.mark.parametrize("name", list(BY_SCHEMA)[:-1])
 def test_the_schema_finds_mistakes(name: str, schema: dict[str, Any]) -> None:
     old, new, _ = BY_SCHEMA[name]

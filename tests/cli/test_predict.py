@@ -83,6 +83,35 @@ def test_intervals_streams_and_json(
     assert lines[2] in ("", '""', "nan")
 
 
+def test_labels_of_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    x = np.arange(40.0)
+    frame = pd.DataFrame({"x": x, "kind": np.where(x < 20, "low", "high")})
+    frame.to_csv("kinds.csv", index=False)
+    Path("plan.yaml").write_text("""
+data:
+  kinds:
+    csv: kinds.csv
+    features: x
+    targets: kind
+    scalers: [{scaler: LabelEncoder, domain: targets}]
+experiment:
+  label: kinds
+  model_graph:
+    nodes:
+    - {label: tree, model: !sklearn.tree.DecisionTreeClassifier {}, upstream_ref: kinds}
+  execution_plan: {phases: [!FitPhase {label: fit, split: null}]}
+""")
+    assert main(["run", "plan.yaml", "--quiet"]) == 0
+    capsys.readouterr()
+    frame.drop(columns="kind").to_parquet("x.parquet")
+    args = ["predict", "plan-results/kinds.exp.mml", "x.parquet", "--decode", "--json"]
+    assert main(args) == 0
+    assert [row["kind"] for row in json.loads(capsys.readouterr().out)] == list(frame["kind"])
+
+
 def test_several_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
