@@ -167,7 +167,8 @@ def _trials(results: SweepResults, frame: Any, n_complete: int) -> Iterator[Bloc
     }
     for kind, title in kinds.items() if n_complete > 1 else ():
         text = f"{title}, {n_complete} complete trials; the table of trials has the numbers."
-        yield from drawn(title, partial(results.plot, kind), text)
+        shaded = kind in ("parallel", "slice")  # the best are darkest
+        yield from drawn(title, partial(results.plot, kind), text, is_themed=not shaded)
 
 
 # -- collections -----------------------------------------------------------------------------------
@@ -210,7 +211,9 @@ def _metrics(collection: ExperimentCollection, table: Any, metrics: list[Any]) -
         yield f"The first {MOST_BARS} of {len(common):,} metrics are drawn."
 
 
-def drawn(title: str, draw: Callable[[], Any], description: str) -> Iterator[Figure | str]:
+def drawn(
+    title: str, draw: Callable[[], Any], description: str, *, is_themed: bool = True
+) -> Iterator[Figure | str]:
     """Yield a figure, or why it cannot be drawn."""
     try:
         figure = draw()
@@ -222,5 +225,6 @@ def drawn(title: str, draw: Callable[[], Any], description: str) -> Iterator[Fig
         axes.set_title("", loc="left")
     if figure.get_suptitle():
         figure.suptitle("")
-    named = f"{title} ({names[0]})" if names and names[0] else title
-    yield from_matplotlib(figure, named, description)
+    _, colon, metric = names[0].rpartition(": ") if names else ("", "", "")
+    named = f"{title}: {metric}" if colon else title
+    yield from_matplotlib(figure, named, description, is_themed=is_themed)
