@@ -24,7 +24,14 @@ from modularml.data.collection import SampleCollection
 from modularml.data.columns import to_arrow
 from modularml.data.csv_remedies import file_remedy, header_remedy, is_text, warn_about_text
 from modularml.data.formats import stack as stack_columns
-from modularml.data.frames import Rename, Stack, TableColumns, column_name, column_names
+from modularml.data.frames import (
+    Rename,
+    Stack,
+    TableColumns,
+    check_stacks,
+    column_name,
+    column_names,
+)
 from modularml.data.paths import (
     COMPRESSED,
     FilePaths,
@@ -100,7 +107,7 @@ def from_csv(
         file = _CsvFile(path, options)
         table = TableColumns(file.names, file.column).renamed(rename)
         own = table.stack_parts(stack)
-        _check_stacks(stacks := stacks or own, own, path, next(iter(files), ""))
+        check_stacks(stacks := stacks or own, own, str(path), next(iter(files), ""))
         files[str(path)] = {
             key: file.name_column(key, table)
             if key == file_as
@@ -121,21 +128,6 @@ def from_csv(
             k for k in wanted if any(is_category(columns[k]) for columns in files.values())
         ],
     )
-
-
-def _check_stacks(
-    first: Mapping[str, list[str]], own: Mapping[str, list[str]], path: Path, first_path: str
-) -> None:
-    """Refuse array columns whose elements have other names in another file."""
-    for key, names in own.items():
-        if names != first[key]:
-            other = [n for n in names if n not in first[key]] or names
-            lacks = [n for n in first[key] if n not in names]
-            raise DataError(
-                f"stack={{{key!r}: ...}} finds other columns in {str(path)!r} than in "
-                f"{first_path!r}: {other[:3]} instead of {(lacks or first[key])[:3]} "
-                f"({len(names)} and {len(first[key])} columns); make the names equal"
-            )
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

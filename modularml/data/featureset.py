@@ -92,6 +92,9 @@ class FeatureSet(ReferencesMixin, TransformingMixin, ConstructorsMixin):
             "a SampleCollection; use a constructor such as FeatureSet.from_dict or from_pandas"
         )
         self._collection = expect("collection", collection, SampleCollection, allowed)
+        if unknown := kwargs.keys() - {"node_id", "register"}:
+            known = ("kind", "unit", "element_names", "register")
+            raise UnknownNameError("argument of FeatureSet", min(unknown), known)
         descriptions = {"kind": kind, "unit": unit, "elements": element_names}
         if any(descriptions.values()):
             self._collection = _with_descriptions(self._collection, descriptions)
@@ -568,7 +571,10 @@ def _with_descriptions(
     """Return a collection with descriptions of raw columns, given by field and key."""
     schema, descriptions = collection.schema, dict[str, dict[str, Any]]()
     for field, by_key in by_field.items():
-        for key, value in (by_key or {}).items():
+        name = "element_names" if field == "elements" else field
+        for key, value in expect(name, by_key or {}, Mapping, "a mapping by key").items():
+            if field != "elements":
+                expect(name, value, str, f"text for each key, such as {{{key!r}: ...}}")
             spec = schema[f"{schema.domain_of(key)}.{key}.{RAW}"]
             current = description_of(spec)
             descriptions.setdefault(spec.name, current)[field] = (

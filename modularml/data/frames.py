@@ -18,7 +18,15 @@ from modularml.data.paths import natural
 from modularml.data.selectors import as_list
 from modularml.errors import DataError, UnknownNameError, expect
 
-__all__ = ["Rename", "Stack", "TableColumns", "as_columns", "column_name", "column_names"]
+__all__ = [
+    "Rename",
+    "Stack",
+    "TableColumns",
+    "as_columns",
+    "check_stacks",
+    "column_name",
+    "column_names",
+]
 
 Rename: TypeAlias = Mapping[Any, str] | Callable[[Any], str] | None
 Stack: TypeAlias = Mapping[str, str | Sequence[str]] | None
@@ -137,6 +145,21 @@ class TableColumns(Mapping[str, Any]):
                     )
                 found[key] += names
         return found
+
+
+def check_stacks(
+    first: Mapping[str, list[str]], own: Mapping[str, list[str]], path: str, first_path: str
+) -> None:
+    """Refuse array columns whose elements have other names in another file."""
+    for key, names in own.items():
+        if names != first[key]:
+            other = [n for n in names if n not in first[key]] or names
+            lacks = [n for n in first[key] if n not in names]
+            raise DataError(
+                f"stack={{{key!r}: ...}} finds other columns in {path!r} than in "
+                f"{first_path!r}: {other[:3]} instead of {(lacks or first[key])[:3]} "
+                f"({len(names)} and {len(first[key])} columns); make the names equal"
+            )
 
 
 def as_columns(data: Any, allowed: str = "data must be a frame or a dict") -> TableColumns:

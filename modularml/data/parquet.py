@@ -14,7 +14,7 @@ import pyarrow as pa
 from modularml._optional import require
 from modularml.data.arrow_types import is_category
 from modularml.data.collection import SampleCollection
-from modularml.data.frames import Rename, Stack, TableColumns, column_names
+from modularml.data.frames import Rename, Stack, TableColumns, check_stacks, column_names
 from modularml.data.mapping import write_columns
 from modularml.data.paths import (
     FilePaths,
@@ -61,6 +61,9 @@ def from_parquet(
         raise ConfigError("stack needs in_memory=True; or store the array column in the files")
     files = _open_files(paths, file_as)
     table = TableColumns(files[0].names, files[0].names.__getitem__).renamed(rename)
+    for file in files if stack else ():
+        own = TableColumns(file.names, file.names.__getitem__).renamed(rename).stack_parts(stack)
+        check_stacks(table.stack_parts(stack), own, file.path, files[0].path)
     tag_keys = list(dict.fromkeys([*column_names(tags), *column_names(file_as)]))
     masks = [mask] if isinstance(mask, str) else (mask or {}).values()
     wanted = dict.fromkeys([*column_names(features), *column_names(targets), *tag_keys, *masks])

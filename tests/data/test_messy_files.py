@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from modularml.data import FeatureSet
-from modularml.errors import DataError, UnknownNameError
+from modularml.errors import ConfigError, DataError, UnknownNameError
 
 
 def written(folder, content, name="t.csv"):
@@ -253,6 +253,14 @@ def test_curves_in_columns_follow_the_rules_of_columns(tmp_path):
         csv(taken, "voltage", stack={"voltage": "v*"})
 
 
+def test_stacks_of_parquet_files_that_differ_are_refused(tmp_path):
+    for name, columns in (("a", ["v1", "v2"]), ("b", ["v1", "v2", "v3"])):
+        table = pd.DataFrame({column: [1.0] for column in [*columns, "y"]})
+        table.to_parquet(tmp_path / f"{name}.parquet")
+    with pytest.raises(DataError, match=r"b.parquet' than in .*a.parquet': \['v3'\]"):
+        FeatureSet.from_parquet("p", tmp_path, "v", "y", stack={"v": "v*"}, register=False)
+
+
 def test_names_of_files(tmp_path):
     for name in ("run_0.5C.csv", "run_0.7C.CSV", "b.tsv.gz"):
         raw = b"x,y\n1,2\n"
@@ -326,6 +334,14 @@ def test_kinds_units_and_names_of_elements(tmp_path):
         assert fs.get_element_names("v") == ["start", "end"]
     with pytest.raises(UnknownNameError, match="'w'"):
         csv(path, "lab", unit={"w": "V"})
+    for wrong, error, message in (
+        ({"unit": "V"}, ConfigError, "unit must be a mapping by key"),
+        ({"unit": {"x": 3}}, ConfigError, "unit must be text for each key"),
+        ({"kind": {"x": "categorie"}}, DataError, "cannot have kind 'categorie'"),
+        ({"units": {"x": "V"}}, UnknownNameError, "argument 'units' of FeatureSet.*'unit'"),
+    ):
+        with pytest.raises(error, match=message):
+            FeatureSet.from_dict("t", {"x": [1.0]}, "x", [], **wrong, register=False)
 
 
 def test_stacked_columns_name_the_elements(tmp_path):
