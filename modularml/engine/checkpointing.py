@@ -203,10 +203,24 @@ class Checkpointing(Configurable):
             **({} if self.monitor is None else {"scores": [list(s) for s in self._scores.items()]}),
         }
 
-    def set_disk_state(self, state: dict[str, Any], newest: Path, key: int | str | None) -> None:
-        """Restore what `disk_state` returned; `newest` is the file written then."""
+    def set_disk_state(
+        self, state: dict[str, Any], folder: Path, newest: Path, key: int | str | None
+    ) -> None:
+        """Restore what `disk_state` returned.
+
+        Parameters
+        ----------
+        state : dict
+        folder : Path
+            Of the files.
+        newest : Path
+            The file that held the state.
+        key : int, str or None
+            The key under which it was saved, in its folder; None if it is not of these files.
+        """
+        folder = folder if key is None else newest.parent
         self._counts = dict(state["counts"])
-        self._paths = {k: newest.with_name(name) for k, name in state["files"]}
+        self._paths = {k: folder / name for k, name in state["files"]}
         if key is not None:
             self._paths[key] = newest
         self._scores = dict(state.get("scores", ()))

@@ -12,6 +12,7 @@ import numpy as np
 
 from modularml._warning import warn
 from modularml.config import FORMER_MODULES, Configurable, encode
+from modularml.engine.checkpoint_callback import checkpoint_folder
 from modularml.engine.run_state import Start
 from modularml.errors import ConfigError, MMLError
 from modularml.experiment.plan_state import PlanState
@@ -114,6 +115,7 @@ def resume_from(
         if saved:
             callback.set_state(saved)
     keys = [None, contents.config["meta"].get("key")]
+    labels = [phase.label for phase in phases_of(item)]
     checkpointings = _checkpointings(experiment, item, run_info["done"])
     for checkpointing, saved, key in zip(
         checkpointings,
@@ -122,7 +124,14 @@ def resume_from(
         strict=True,
     ):
         if checkpointing is not None and saved is not None:
-            checkpointing.set_disk_state(saved, Path(contents.path), key)
+            newest = Path(contents.path)
+            folder = newest.parent
+            if checkpointing.mode == "disk" and key is None:
+                label = (
+                    "" if checkpointing is experiment.checkpointing else labels[run_info["done"]]
+                )
+                folder = checkpoint_folder(checkpointing, experiment._checkpoint_dir, label)
+            checkpointing.set_disk_state(saved, folder, newest, key)
     experiment._history[-1].status = "running"
     runner.resume(run_info)
     return state

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import pytest
 
@@ -137,3 +139,42 @@ def test_config_and_refusals(tmp_path):
         run(mm.Checkpointing(monitor="val_los"))
     with pytest.raises(ConfigError, match="save_on"):
         experiment().set_checkpointing(mm.Checkpointing(monitor="val_loss"))
+
+
+@pytest.mark.parametrize("options", [
+    {"monitor": "val_loss", "save_top_k": 2}, {"max_to_keep": 2},
+], ids=["best", "newest"])  # fmt: skip
+def test_old_files_go_after_a_signal_too(tmp_path, options):
+    """The checkpoint of a signal is in the folder above those of the phase."""
+
+    class Signals(Callback):
+        logs = ()
+
+        def __init__(self):
+            super().__init__("signals")
+            self.n_, self.at = 0, -1
+
+        def on_batch_end(self, **facts):
+            self.n_ += 1
+            if self.n_ == self.at:
+                signal.raise_signal(signal.SIGINT)
+
+    scores = [3.0, 1.0, 2.0, 0.9, 0.8, 0.7, 4.0]
+    for at, resume in ((11, None), (-1, "auto")):
+        with mm.ExperimentContext().activate():
+            graph = graph_of(featureset(*arrays(n=40)), mlp(), "adam", lr=0.01)
+            log = MetricCallback("val_loss", lambda *, exec_ctx, **_: scores[exec_ctx.epoch_idx])
+            signals, saving = Signals(), mm.Checkpointing(mode="disk", **options)
+            signals.at = at
+            how = {"callbacks": [log, signals], "checkpointing": saving}
+            phase = train_phase(graph, n_epochs=7, **how)
+            exp = experiment()
+            exp.set_checkpoint_dir(tmp_path)
+            if at > 0:
+                with pytest.raises(KeyboardInterrupt):
+                    exp.run_phase(phase, **QUIET)
+            else:
+                exp.run_phase(phase, resume=resume, **QUIET)
+    names = sorted(p.name[:10] for p in (tmp_path / "train").glob("*.ckpt.mml"))
+    want = [4, 5] if "monitor" in options else [5, 6]
+    assert names == [f"epoch_{epoch:04d}" for epoch in want]
