@@ -43,6 +43,8 @@ class Plan:
         self.folders: dict[str, Path] = {}
         """Folder of the file that a table stands in, by label; paths start there."""
         self.allow_import = tuple(allow_import)
+        self.output_folder = Path()
+        """Folder of the file that has the section ``output``."""
         self.name = "plan"
         self._marks: dict[Where, str] = {}
         self._sources: list[str] = []
@@ -98,6 +100,7 @@ class Plan:
             raise PlanError(f"{at[name, None]}: there are two sections {name!r}")
         else:
             self.tree[name] = section
+            self.output_folder = folder if name == "output" else self.output_folder
 
     def complete(self) -> None:
         """Name the classes that follow from their place, and fill in what from_config needs."""

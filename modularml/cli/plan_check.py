@@ -44,7 +44,7 @@ def check_plan(plan: Plan) -> None:
 
 
 class _Checker:
-    """Holds plain data against the schema of plans."""
+    """Compares plain data with the schema of plans."""
 
     def __init__(self, plan: Plan) -> None:
         self.allow_import = plan.allow_import

@@ -23,6 +23,7 @@ from modularml.engine.checkpointing import Checkpointing
 from modularml.errors import ConfigError
 from modularml.experiment import Experiment, TrainPhase
 from modularml.io.names import folder_at
+from modularml.io.randomness import seed_all
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +43,7 @@ def results_folder(plan: Plan, out: str | None) -> Path:
     if out is not None:
         return Path(out)
     if "folder" in asked:
-        return Path(plan.name).parent / str(asked["folder"])
+        return plan.output_folder / str(asked["folder"])
     return Path(f"{'plan' if plan.name == '<stdin>' else Path(plan.name).stem}-results")
 
 
@@ -54,6 +55,9 @@ def prepare(plan: Plan) -> tuple[dict[str, FeatureSet], Experiment]:
     PlanError
         If a part cannot be built; the message names the position.
     """
+    seed = plan.tree["experiment"]["params"].get("seed")
+    if seed is not None:  # of encoders that draw random numbers
+        seed_all(seed, "data")
     sets = build_data(plan)
     experiment = build_experiment(plan, sets)
     if "sweep" in plan.tree:

@@ -272,6 +272,29 @@ def test_estimators_windows_and_saved_sets(
     assert main(["run", "sub/out/plan.yaml", "-o", "third", *args[2:]]) == 0
 
 
+def test_random_encoders_follow_the_seed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = plans.PLAN.partition("experiment:\n")[0]
+    encoder = (
+        "{scaler: TargetEncoder, domain: features, keys: cell, fit_to_split: train, targets: y}"
+    )
+    for old, new in {
+        "[x, z]": "[x, z, cell]",
+        "tags: [cell, code]": "tags: code",
+        "domain: features, fit": "domain: features, keys: [x, z], fit",
+        ", group_by: cell": "",
+        "    scalers:\n": f"    scalers:\n    - {encoder}\n",
+    }.items():
+        assert old in data
+        data = data.replace(old, new)
+    Path("t.yaml").write_text(f"{data}experiment:\n  label: ridge\n  seed: 1{ESTIMATOR}")
+    found = []
+    for options in ([], [], ["--set", "seed=2"]):
+        args = ["run", "t.yaml", "--quiet", "--json", "--overwrite", *options]
+        assert main([*args, "--set", "experiment.audit=off"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["figures"]["test"]["rmse"])
+    assert found[0] == found[1] != found[2]
+
+
 def test_windows_and_joins(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = pd.DataFrame({"cell": [f"c{i:02d}" for i in range(12)], "mass": np.arange(12.0)})
     facts.to_parquet("facts.parquet")
