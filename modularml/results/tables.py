@@ -19,7 +19,8 @@ __all__ = ["ImportanceTable", "ScoreTable"]
 class ScoreTable(pd.DataFrame):
     """Scores of rows, with a plot of these rows.
 
-    Selections and copies are ordinary frames, without it.
+    Selections and copies are ordinary frames, without it; the plots of pandas are those of
+    ``pandas.DataFrame(table)``.
     """
 
     @classmethod
@@ -80,10 +81,7 @@ class ScoreTable(pd.DataFrame):
 
 
 class ImportanceTable(pd.DataFrame):
-    """Importances of features, with a plot of them.
-
-    Selections and copies are ordinary frames, without it.
-    """
+    """Importances of features, with a plot of them; see `ScoreTable`."""
 
     def plot(  # type: ignore[override]
         self, *, n_largest: int = 30, title: str = "", path: Any = None
