@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import PredefinedSplit
 
 import modularml as mm
 from modularml.errors import ConfigError, DataError, UnknownNameError
@@ -446,3 +447,15 @@ def test_names_and_units_are_drawn_as_they_are():
         assert text._preprocess_math(text.get_text()) == (
             text.get_text().replace(r"\$", "$"), False,
         )  # fmt: skip
+
+
+def test_folds_that_learned_other_classes_are_refused():
+    order = np.sort(KIND)
+    _, fs = world(LogisticRegression(), order, outputs="predict_proba", target="kind")
+    whole = PredefinedSplit(np.unique(order, return_inverse=True)[1])  # holds out one class each
+    cv = mm.CrossValidation(
+        bindings=mm.CVBinding(fs, ["train", "test"]), splitter=whole, n_folds=3,
+        phase=mm.FitPhase.from_split("fit", split="train"),
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"different classes.*stratify_by"):
+        cv.run(show_fold_progress=False).plot(kind="roc")
