@@ -350,9 +350,10 @@ def _evaluation(experiment: Experiment, options: Options) -> Iterator[Section]:
 
 def environment(options: Options) -> Section:
     """Return versions and machine of this process, and the origin of a file."""
-    versions = {"Python": platform.python_version()}
-    for name in ("modularml", *PACKAGES):
-        if loaded(name) is not None or name == "modularml":
+    own = getattr(loaded("modularml"), "__version__", None)
+    versions = {"Python": platform.python_version(), "modularml": own}
+    for name in PACKAGES:
+        if loaded(name) is not None:
             with suppress(metadata.PackageNotFoundError):
                 versions[_NAMES.get(name, name)] = metadata.version(_NAMES.get(name, name))
     lines = [{"package": name, "version": version} for name, version in versions.items()]

@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from html import escape
-from importlib import metadata, resources
+from importlib import resources
 from typing import Any
 
-from modularml._optional import require
+from modularml._optional import loaded, require
 from modularml.report.blocks import Report
 
 __all__ = ["html_of", "render"]
@@ -43,7 +43,7 @@ def _template(name: str) -> str:
 def render(template: str, **values: Any) -> str:
     """Fill a template; values are escaped for HTML, in Markdown by the filter ``md``."""
     today = f"{datetime.now(UTC):%Y-%m-%d}"
-    version = metadata.version("modularml")
+    version = getattr(loaded("modularml"), "__version__", "")
     text: str = _environment().get_template(template).render(date=today, version=version, **values)
     return text
 
