@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from modularml._optional import require
 from modularml.cli.console import Command, Reply
 from modularml.cli.tables import check_folder, read_table, write_table
 from modularml.context import ExperimentContext
-from modularml.data.schema import RAW
+from modularml.data.schema import RAW, ColumnSpec
 from modularml.errors import ConfigError, DataError, UnknownNameError
 from modularml.experiment import Experiment
 from modularml.graph.model_graph import ModelGraph
@@ -35,7 +36,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tags", action="store_true", help="write the tags of the rows too")
     parser.add_argument("--decode", action="store_true", help="labels instead of class numbers")
     parser.add_argument("--interval", type=float, metavar="SHARE", help="bounds, such as 0.9")
-    parser.add_argument("--calibration", help="split with rows to calibrate the bounds on")
+    parser.add_argument("--calibration", help="split, or table, to calibrate the bounds on")
     parser.add_argument("--group-by", help="column whose groups get bounds of their own")
     parser.add_argument(
         "--allow-import", action="append", default=[], metavar="MODULE", help="your own classes"
@@ -46,11 +47,14 @@ def _run(args: argparse.Namespace) -> Reply:
     """Predict, and write or show a table."""
     check_folder("--out", args.out)
     model = _loaded(args)
-    tables = _tables(args.tables, _graph_of(model))
+    reads = _reads(model)
+    tables = _tables(args.tables, reads)
     options: dict[str, Any] = {"node": args.node, "fmt": "pandas", "tags": args.tags}
     options |= {"decode": args.decode} if args.decode else {}
-    bounds = {"interval": args.interval, "calibration": args.calibration}
-    bounds["group_by"] = args.group_by
+    rows = args.calibration
+    if rows is not None and Path(rows).is_file():
+        rows = _read(rows, [spec for specs in reads.values() for spec in specs])
+    bounds = {"interval": args.interval, "calibration": rows, "group_by": args.group_by}
     given = {name: value for name, value in bounds.items() if value is not None}
     if given and isinstance(model, ModelGraph):
         raise ConfigError(
@@ -74,41 +78,44 @@ def _loaded(args: argparse.Namespace) -> Any:
     return classes[kind].load(args.model, allow_import=args.allow_import)
 
 
-def _graph_of(model: Any) -> ModelGraph | None:
-    graph: ModelGraph | None = model if isinstance(model, ModelGraph) else None
-    if isinstance(model, Experiment):
-        graph = model.model_graph
-        if graph is None:
-            raise ConfigError(f"experiment {model.label!r} has no model graph")
-    return graph
+def _reads(model: Any) -> dict[str, list[ColumnSpec]]:
+    """Return the raw columns of each FeatureSet that a model reads, features first."""
+    if not isinstance(model, ModelGraph | Experiment):
+        model = next(iter(model.members.values()))  # of an ensemble; all read the same columns
+    context = model.ctx if isinstance(model, Experiment) else ExperimentContext.get_active()
+    graph = model.model_graph if isinstance(model, Experiment) else model
+    if graph is None:
+        raise ConfigError(f"experiment {model.label!r} has no model graph")
+    columns: dict[str, list[ColumnSpec]] = {}
+    for ref in [ref for node in graph.nodes.values() for ref in node.feature_refs]:
+        fs: Any = context.get_node(label=ref.node_label)
+        schema, keys = fs.collection.schema, [name.split(".")[1] for name in ref.features]
+        read = [schema[f"{schema.domain_of(key)}.{key}.{RAW}"] for key in keys]
+        others = [s for s in schema.columns.values() if s.rep == RAW and s.domain != "features"]
+        known = columns.get(ref.node_label, [])
+        columns[ref.node_label] = list(dict.fromkeys([*known, *read, *others]))
+    return columns
 
 
-def _tables(given: list[str], graph: ModelGraph | None) -> Any:
+def _tables(given: list[str], reads: Mapping[str, list[ColumnSpec]]) -> Any:
     """Read the tables, and name the columns that are missing in them."""
-    context = ExperimentContext.get_active()
-    refs = [] if graph is None else [r for n in graph.nodes.values() for r in n.feature_refs]
-    labels = list(dict.fromkeys(ref.node_label for ref in refs))
-    paths = _by_label(given, labels)
     frames: dict[str, pd.DataFrame] = {}
-    for label, path in paths.items():
-        sets: list[Any] = [
-            context.get_node(label=name)
-            for name in labels
-            if label in ("", name) and context.has_node(label=name)
-        ]
-        specs = [spec for fs in sets for spec in fs.collection.schema.columns.values()]
-        raw = [spec for spec in specs if spec.rep == RAW]
-        text = [s.key for s in raw if s.dtype == "object"]
-        frame = read_table(path, text, [s.key for s in raw if s.kind == "time"])
-        columns = {c: r.node_label for r in refs for c in r.features if label in ("", r.node_label)}
-        keys = dict.fromkeys(name.split(".")[1] for name in columns)
-        if missing := [key for key in keys if key not in frame]:
+    for label, path in _by_label(given, list(reads)).items():
+        specs = [s for name, specs in reads.items() if label in ("", name) for s in specs]
+        frame = frames[label] = _read(path, specs)
+        features = dict.fromkeys(s.key for s in specs if s.domain == "features")
+        if missing := [key for key in features if key not in frame]:
             raise DataError(
                 f"{path!r} lacks the columns {missing}, which the model reads; it has "
                 f"{[str(c) for c in frame][:20]}"
             )
-        frames[label] = frame
     return frames.get("", frames)
+
+
+def _read(path: str, specs: list[ColumnSpec]) -> pd.DataFrame:
+    """Read a table whose text and times have the types of a model's columns."""
+    text = [s.key for s in specs if s.dtype == "object"]
+    return read_table(path, text, [s.key for s in specs if s.kind == "time"])
 
 
 def _by_label(given: list[str], labels: list[str]) -> dict[str, str]:

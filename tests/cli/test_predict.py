@@ -83,6 +83,27 @@ def test_intervals_streams_and_json(
     assert lines[2] in ("", '""', "nan")
 
 
+def test_ensembles_and_calibration_on_a_table(trained: Path, tmp_path: Path) -> None:
+    frame = plans.write_table(tmp_path, n=150).iloc[120:]  # rows that are not in the first 120
+    frame.to_csv(tmp_path / "new.csv", index=False)
+    with mm.ExperimentContext().activate():
+        experiment = plans.experiment(plans.featureset(trained))
+        ensemble = mm.Ensemble(experiment, n=2)
+        ensemble.run(show_training_progress=False)
+        ensemble.save(tmp_path / "two")
+        options = {"interval": 0.8, "calibration": frame, "tags": True}
+        wanted = ensemble.predict(
+            pd.read_csv(trained / "cells.csv", dtype={"code": str}), **options
+        )
+    args = ["predict", str(tmp_path / "two.en.mml"), str(trained / "cells.csv"), "--tags"]
+    args += ["--interval", "0.8", "--calibration", str(tmp_path / "new.csv")]
+    assert main([*args, "-o", str(tmp_path / "o.parquet")]) == 0
+    read = pd.read_parquet(tmp_path / "o.parquet")
+    assert list(read["code"][:2]) == ["0000", "0001"]
+    for name in ("y", "y_low", "y_high"):
+        np.testing.assert_allclose(read[name], wanted[name], rtol=1e-6)
+
+
 def test_labels_of_classes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
