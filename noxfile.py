@@ -107,6 +107,20 @@ def estimators(session: nox.Session, name: str) -> None:
     session.run("python", "-m", "tests.io.across", "write", str(files / name), env=ONE_THREAD)
 
 
+EXTRAS = [
+    *("torch", "tensorflow", "plot", "report", "sweep", "track", "cluster", "export", "boost"),
+    *("polars", "metrics"),
+]
+
+
+@nox.session
+@nox.parametrize("extra", EXTRAS, ids=EXTRAS)
+def extras(session: nox.Session, extra: str) -> None:
+    """Install one extra alone, and use it; see `tests.extras`."""
+    session.install("-q", "-c", "constraints.txt", "-e", f".[{extra}]")
+    session.run("python", "-m", "tests.extras", extra, env=ONE_THREAD)
+
+
 @nox.session
 def wheel(session: nox.Session) -> None:
     """Build the wheel, then load every public name from it, far from the checkout."""

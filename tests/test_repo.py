@@ -6,6 +6,7 @@ import ast
 import importlib
 import json
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from modularml._optional import EXTRAS
+from tests import extras
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = sorted((ROOT / "modularml").rglob("*.py"))
@@ -254,3 +258,25 @@ def test_notebook_runs_top_to_bottom(
         if output.get("name") == "stderr" and "Warning" in output["text"]
     ]
     assert not noise, "\n".join(noise)
+
+
+def test_each_extra_is_used_alone_in_a_session() -> None:
+    """What is declared is installed and used by ``nox -s extras``, and named by error messages."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = set(declared["optional-dependencies"]) - {"docs", "dev", "all"}
+    assert names == set(runpy.run_path(str(ROOT / "noxfile.py"))["EXTRAS"])
+    assert all(callable(getattr(extras, name)) for name in names)
+    assert names == set(EXTRAS.values())
+    (whole,) = declared["optional-dependencies"]["all"]
+    assert set(whole.partition("[")[2].rstrip("]").split(",")) == names
+
+
+@pytest.mark.parametrize("name", ["plot", "report", "polars", "metrics", "torch", "export"])
+def test_uses_of_extras_run(name: str) -> None:
+    extras.main(name)
+
+
+def test_each_notebook_is_in_the_index_of_guides() -> None:
+    text = (ROOT / "docs" / "howto" / "index.md").read_text()
+    listed = re.findall(r"^\[[^]]+\]\(([^)]+)\)$", text, re.MULTILINE)
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
