@@ -78,7 +78,7 @@ SOUND: dict[type, Any] = {
     splitters.TimeSeriesSplitter: {},
 }
 COUNTS = """
-    accumulate batch_size bins every_n every_n_epochs gap max_pairs_per_anchor
+    accumulate batch_size bins every_n every_n_epochs gap limit_batches max_pairs_per_anchor
     max_samples_per_anchor max_to_keep max_train_size max_weight memory_budget min_delta
     min_seconds n_epochs n_folds n_repeats patience seed test_size tolerance
 """

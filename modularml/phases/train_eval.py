@@ -27,7 +27,7 @@ from modularml.engine.monitoring import check_logged
 from modularml.errors import ConfigError, LossError, NonFiniteLossError, UnknownNameError
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.model_node import ModelNode
-from modularml.phases.phase import ExperimentPhase, bindings_from_split, labels_of
+from modularml.phases.phase import ExperimentPhase, all_of, bindings_from_split, labels_of
 from modularml.results.eval_results import EvalResults
 from modularml.results.phase_results import PhaseResults, TrainResults
 from modularml.results.recording import ResultRecording
@@ -374,7 +374,8 @@ class EvalPhase(ExperimentPhase):
         limit_batches: float | None = None,
     ) -> None:
         check_limit(limit_batches)
-        over_batch = [a.label for a in losses or () if a.loss.over == "batch"]
+        checked = all_of(AppliedLoss, "losses", [] if losses is None else losses)
+        over_batch = [applied.label for applied in checked if applied.loss.over == "batch"]
         if limit_batches is not None and (batch_size is None or over_batch):
             raise ConfigError(
                 f"limit_batches={limit_batches!r} needs several batches, and {over_batch or label} "

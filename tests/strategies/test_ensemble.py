@@ -1103,7 +1103,7 @@ def test_bad_arguments_are_refused(arguments, message):
 
 def test_bad_experiments_and_phases_are_refused():
     own = world(rows())
-    with pytest.raises(TypeError, match="experiment must be an Experiment"):
+    with pytest.raises(TypeError, match=r"experiment must be an Experiment, .* Experiment\.load"):
         mml.Ensemble("exp")
     with pytest.raises(TypeError, match="phase must be a phase or a PhaseGroup"):
         mml.Ensemble(own, phase="train")

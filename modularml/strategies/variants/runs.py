@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from numbers import Integral
+from pathlib import Path
 from typing import Any, Literal
 
 from joblib import effective_n_jobs
@@ -46,7 +47,10 @@ def checked_experiment(experiment: Any, phase: Any) -> Experiment:
     """Return an experiment, by default that of the active context; check it and the phase."""
     chosen = ExperimentContext.get_active().get_experiment() if experiment is None else experiment
     if not isinstance(chosen, Experiment):
-        raise TypeError(f"experiment must be an Experiment, got {chosen!r}; create one first")
+        how = "create one first"
+        if isinstance(chosen, str | Path | list | tuple):
+            how = "read one with Experiment.load; ExperimentCollection takes several files"
+        raise TypeError(f"experiment must be an Experiment, got {chosen!r:.200}; {how}")
     if phase is not None and not isinstance(phase, ExperimentPhase | PhaseGroup):
         raise TypeError(f"phase must be a phase or a PhaseGroup, got {phase!r}")
     return chosen
