@@ -57,6 +57,11 @@ def read_version_1(filepath: str | Path) -> Version1:
     """
     path = find_file(filepath, None)
     try:
+        with path.open("rb") as content:
+            is_zip = content.read(4) == b"PK\3\4"
+        if not is_zip:
+            hint = "Pass a .fs.mml file of ModularML 1.0"
+            raise MMLError(limits.FOREIGN, path, "", "this is no .mml file", hint)
         with zipfile.ZipFile(path) as file:
             return _read(file, path)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError) as error:

@@ -196,9 +196,9 @@ def test_bombs_and_odd_zip_files(old):
     content = written(old).read_bytes()
     at = content.index(b"sample_collection.arrow") + 100
     flipped = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
-    for damaged in (content[:-30], flipped, b"", b"PK"):
+    for damaged, code in ((content[:-30], 101), (flipped, 101), (b"", 103), (b"text", 103)):
         old.write_bytes(damaged)
-        with pytest.raises(MMLError, match=r"old\.fs\.mml"):
+        with pytest.raises(MMLError, match=rf"MML-{code} old\.fs\.mml"):
             migrate.convert(old)
     with pytest.raises(MMLError, match="no such file"):
         migrate.convert(old.with_name("none"))
