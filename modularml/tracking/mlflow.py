@@ -39,6 +39,9 @@ class MLflowTracker(Tracker):
 
     Notes
     -----
+    Arguments are config, and so in the files of an experiment. Give passwords to MLflow by the
+    environment (``MLFLOW_TRACKING_USERNAME``), not in the URI.
+
     MLflow repeats requests to a server that does not answer for some minutes, in its thread; the
     run ends after `timeout`.
 

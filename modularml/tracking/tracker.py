@@ -6,7 +6,8 @@ import json
 import shutil
 import tempfile
 from abc import abstractmethod
-from functools import partial
+from collections.abc import Callable
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +28,21 @@ __all__ = ["Tracker", "TrackingWarning"]
 
 class TrackingWarning(UserWarning):
     """A tracker stopped logging; the run that it logged is not affected."""
+
+
+def _harmless(hook: Callable[..., None]) -> Callable[..., None]:
+    """Let no error of a tracker's own stop a run."""
+
+    @wraps(hook)
+    def call(self: Tracker, **facts: Any) -> None:
+        try:
+            hook(self, **facts)
+        except TrackingWarning:  # warnings are errors, as the user asked for
+            raise
+        except Exception as error:  # noqa: BLE001
+            self._give_up(error)
+
+    return call
 
 
 class Tracker(ExperimentCallback):
@@ -127,6 +143,7 @@ class Tracker(ExperimentCallback):
         """Name runs by the label of their experiment, which is that of the fold."""
         self.name = None
 
+    @_harmless
     def on_run_start(self, *, experiment: Any, run: Any) -> None:
         """Open a run, or that of the checkpoint which is resumed."""
         runner = experiment._runner
@@ -142,8 +159,9 @@ class Tracker(ExperimentCallback):
         if session is not None and session.error is None:
             session.add(path, results._metrics.at_epoch(epoch), epoch)
         elif session is not None:
-            self._give_up(session)
+            self._give_up(session.error)
 
+    @_harmless
     def on_run_end(self, *, experiment: Any, run: Any) -> None:
         """Send what was not sent, and the files; close the run."""
         session = self._session
@@ -154,15 +172,21 @@ class Tracker(ExperimentCallback):
     def on_variants_start(self, *, experiment: Any, label: str, resume: bool) -> None:
         """Open a run that the runs of folds, members or trials are logged below."""
         self.check_ready(experiment)
+        self._own_parent, self.parent = self.parent, ""
+        self._begin_variants(experiment=experiment, label=label, resume=resume)
+
+    @_harmless
+    def _begin_variants(self, *, experiment: Any, label: str, resume: bool) -> None:
         note = self._note(experiment, label)
         run_id = note.read_text("utf-8") if resume and note is not None and note.exists() else ""
-        self._own_parent = self.parent
+        self.parent = self._own_parent
         self._begin(label, experiment, label, run_id)
         self.parent = self.run_id_ if self._session is not None else ""
         if note is not None and self.parent:
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_text(self.run_id_, "utf-8")
 
+    @_harmless
     def on_variants_end(
         self, *, experiment: Any, label: str, runs: Any, error: BaseException | None
     ) -> None:
@@ -197,7 +221,7 @@ class Tracker(ExperimentCallback):
         if run_id:
             session.submit(session.read_steps)
         if not session.wait(self.timeout) or session.error is not None:
-            self._give_up(session)
+            self._give_up(session.error)
             return
         self.run_id_ = session.store.run_id
         if not run_id:
@@ -213,19 +237,19 @@ class Tracker(ExperimentCallback):
                 session.submit(lambda store, path=path: store.write_file(path))  # type: ignore[misc]
         session.submit(lambda store: store.close(status))
         in_time = is_lost or session.wait(self.timeout)
-        if not in_time or session.error is not None:
-            self._give_up(session)
         self._session = None
         session.end(partial(shutil.rmtree, folder, ignore_errors=True))
+        if not in_time or session.error is not None:
+            self._give_up(session.error)
 
-    def _give_up(self, session: Session) -> None:
+    def _give_up(self, error: BaseException | None) -> None:
         """Stop logging, and warn unless a run beside this one has warned."""
+        if self._session is not None:
+            self._session.end()
         self._session = None
-        session.end()
         if self.parent in _failed or self.run_id_ in _failed:
             return
         _failed.update({self.parent, self.run_id_} - {None, ""})
-        error = session.error
         problem = f"{type(error).__name__}: {error}".partition("\n")[0] if error else ""
         problem = problem or f"no answer within timeout={self.timeout:g} seconds"
         warn(

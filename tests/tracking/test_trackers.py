@@ -309,6 +309,18 @@ class TestFailures:
         monkeypatch.setattr(TensorBoardTracker, "open_store", lambda *args: time.sleep(2))
         self.quiet_run(planned(tracker), "no answer within timeout=0.2 seconds")
 
+    @pytest.mark.parametrize("name", ["config_of", "phases_in", "logged_figures"])
+    def test_a_mistake_of_its_own(self, store, monkeypatch, name):
+        def fails(*args):
+            raise ZeroDivisionError("of its own")
+
+        for module in ("tracker", "session"):
+            monkeypatch.setattr(f"modularml.tracking.{module}.{name}", fails, raising=False)
+        cv = cross_validation(planned(store.tracker()), stacked=False)
+        with pytest.warns(TrackingWarning, match="ZeroDivisionError: of its own") as caught:
+            cv.run(show_fold_progress=False, **QUIET)
+        assert len(caught) == 1
+
     def test_a_file_that_cannot_be_written_is_left_out(self, store, monkeypatch):
         def fails(self, *args, **kwargs):
             raise OSError("disk is full")
