@@ -148,7 +148,8 @@ class WandbFolder:
         files = {f.path for m in messages for f in m.files.files} - {"requirements.txt"}
         artifacts = {e.path for m in messages for e in m.artifact.manifest.contents}
         name = about.display_name
-        parent = None if about.run_group == name else about.run_group
+        own = about.run_group == f"{name}-{about.run_id}"
+        parent = None if own else about.run_group
         run = runs.setdefault(name, Logged(name, about.run_id, parent, "", {}, set()))
         assert run.run_id == about.run_id
         run.status = codes[exits[-1]]

@@ -130,7 +130,7 @@ class MLflowRun:
     """A run of MLflow; see `modularml.tracking.session.Store`."""
 
     def __init__(self, client: Any, run_id: str) -> None:
-        self.client, self.run_id = client, run_id
+        self.client, self.run_id, self.group = client, run_id, run_id
 
     def logged_steps(self) -> Mapping[str, Iterable[int]]:
         """Return the steps that the run holds, by metric as MLflow calls it."""

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol
@@ -28,6 +29,8 @@ class Store(Protocol):
     """A run in a tracking store; used in the thread of its session alone."""
 
     run_id: str
+    group: str
+    """What runs below it have as their `parent`."""
 
     def logged_steps(self) -> Mapping[str, Iterable[int]]:
         """Return the steps that the run holds, by metric."""
@@ -77,6 +80,7 @@ class Session:
         self._calls: SimpleQueue[Callable[[Store], object] | None] = SimpleQueue()
         self._cleanup: Callable[[], object] = lambda: None
         self._submitted = self._finished = 0
+        self._is_open = self._is_closed = False
         self._progress = threading.Condition()
         self.submit(lambda store: None)
         threading.Thread(target=self._work, name="modularml-tracker", daemon=True).start()
@@ -97,9 +101,23 @@ class Session:
                     return False
         return True
 
-    def end(self, cleanup: Callable[[], object] = lambda: None) -> None:
+    def close(self, status: str) -> None:
+        """End the run in the store."""
+
+        def close(store: Store) -> None:
+            store.close(status)
+            self._is_closed = True
+
+        self.submit(close)
+
+    @property
+    def names(self) -> set[str]:
+        """Id and group of the run, once it is open."""
+        return {self.store.run_id, self.store.group} if self._is_open else set()
+
+    def end(self, cleanup: Callable[[], object] | None = None) -> None:
         """End the thread after the calls that were submitted, then clean up."""
-        self._cleanup = cleanup
+        self._cleanup = cleanup or self._cleanup
         self._calls.put(None)
 
     def _work(self) -> None:
@@ -107,13 +125,16 @@ class Session:
             if self.error is None:
                 try:
                     if self._finished == 0:
-                        self.store = self._open_store()
+                        self.store, self._is_open = self._open_store(), True
                     call(self.store)
                 except BaseException as error:  # noqa: BLE001 - a store must not stop a run
                     self.error = error
             with self._progress:
                 self._finished += 1
                 self._progress.notify_all()
+        if self._is_open and not self._is_closed:  # it was given up
+            with suppress(Exception):
+                self.store.close("failed")
         self._cleanup()
 
     def add(self, path: str, metrics: Mapping[str, float], epoch: int) -> None:

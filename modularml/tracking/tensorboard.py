@@ -90,7 +90,7 @@ class TensorBoardRun:
     # TensorBoard's own writers and readers of event files import TensorFlow, if it is installed.
 
     def __init__(self, root: Path, run_id: str) -> None:
-        self.run_id, self.path = run_id, root / run_id
+        self.run_id, self.group, self.path = run_id, run_id, root / run_id
         self._proto = require("tensorboard.compat.proto.summary_pb2")
         self._event = require("tensorboard.compat.proto.event_pb2").Event
         writer = require("tensorboard.summary.writer.record_writer").RecordWriter

@@ -180,8 +180,12 @@ class Tracker(ExperimentCallback):
         note = self._note(experiment, label)
         run_id = note.read_text("utf-8") if resume and note is not None and note.exists() else ""
         self.parent = self._own_parent
-        self._begin(label, experiment, label, run_id)
-        self.parent = self.run_id_ if self._session is not None else ""
+        try:
+            self._begin(label, experiment, label, run_id)
+        finally:
+            session = self._session
+            self.parent = session.store.group if session is not None else ""
+            _failed.discard(self.parent)
         if note is not None and self.parent:
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_text(self.run_id_, "utf-8")
@@ -224,32 +228,35 @@ class Tracker(ExperimentCallback):
             self._give_up(session.error)
             return
         self.run_id_ = session.store.run_id
+        _failed.discard(self.run_id_)
         if not run_id:
             params = _params_of(experiment)
             session.submit(lambda store: store.write_params(params))
 
     def _end(self, session: Session, status: str, experiment: Any, run: Any = None) -> None:
         """Send files, close the run and wait for both."""
-        is_lost = self.run_id_ in _failed
+        is_lost = bool(session.names & _failed)
         folder = Path(tempfile.mkdtemp(prefix="modularml-tracker-"))
         if self.artifacts and session.error is None and not is_lost:
             for path in self._files(folder, experiment, run):
                 session.submit(lambda store, path=path: store.write_file(path))  # type: ignore[misc]
-        session.submit(lambda store: store.close(status))
+        session.close(status)
         in_time = is_lost or session.wait(self.timeout)
-        self._session = None
         session.end(partial(shutil.rmtree, folder, ignore_errors=True))
         if not in_time or session.error is not None:
             self._give_up(session.error)
+        self._session = None
 
     def _give_up(self, error: BaseException | None) -> None:
         """Stop logging, and warn unless a run beside this one has warned."""
-        if self._session is not None:
-            self._session.end()
-        self._session = None
-        if self.parent in _failed or self.run_id_ in _failed:
+        session, self._session = self._session, None
+        names = {self.parent, self.run_id_} - {None, ""}
+        if session is not None:
+            session.end()
+            names |= session.names
+        if names & _failed:
             return
-        _failed.update({self.parent, self.run_id_} - {None, ""})
+        _failed.update(names)
         problem = f"{type(error).__name__}: {error}".partition("\n")[0] if error else ""
         problem = problem or f"no answer within timeout={self.timeout:g} seconds"
         warn(
@@ -280,11 +287,11 @@ class Tracker(ExperimentCallback):
     def _note(self, experiment: Any, label: str) -> Path | None:
         """Return the file that holds the id of the run of all variants, if there is a folder."""
         folder = experiment._checkpoint_dir
-        return None if folder is None else folder / f"{label}.{self.label}.run-id"
+        return None if folder is None else folder / f"{label}.{self.label}.run-id".replace("/", "_")
 
 
 _failed: set[str | None] = set()
-"""Ids of runs that could not be logged: other runs below them are not tried."""
+"""Ids and groups of runs that could not be logged: other runs below them are not tried."""
 
 
 def _write_audit(experiment: Any, path: Path) -> None:

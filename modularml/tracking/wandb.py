@@ -22,7 +22,7 @@ class WandbTracker(Tracker):
     """Log runs to `Weights & Biases <https://wandb.ai>`_.
 
     The runs of folds, members and trials, and that of their cross-validation, ensemble or sweep,
-    are one group with its label. Metrics are drawn over the epoch of their phase,
+    are one group, named by its label and id. Metrics are drawn over the epoch of their phase,
     ``phase/epoch``.
 
     Parameters
@@ -85,7 +85,7 @@ class WandbTracker(Tracker):
             project=self.project or experiment,
             name=name,
             id=run_id,
-            group=self.parent or name,
+            group=self.parent or f"{name}-{run_id}",
             dir=str(folder),
             mode=self.mode,
             resume="allow" if resumed and self.mode == "online" else None,
@@ -99,7 +99,7 @@ class WandbRun:
     """A run of Weights & Biases; see `modularml.tracking.session.Store`."""
 
     def __init__(self, run: Any, earlier: list[Path]) -> None:
-        self.run, self.run_id, self._earlier = run, run.id, earlier
+        self.run, self.run_id, self.group, self._earlier = run, run.id, run.group, earlier
         self._axes: set[str] = set()
 
     def logged_steps(self) -> Mapping[str, Iterable[int]]:

@@ -174,7 +174,7 @@ class TestChildren:
             train = by_step(last.get_group_result("first")["train"].to_pandas(), "first/train")
             test = by_step(last["test"]._metrics.to_pandas(), "test")
             assert_logged(run.metrics, train | test)
-            assert run.parent in {parent.name, parent.run_id}
+            assert run.parent in {parent.run_id, f"CV-{parent.run_id}"}
             assert run.status == "completed"
         kept = [runs[f"CV_fold_{i}"].metrics["first/train/train_loss"][-1][1] for i in range(3)]
         ((_, mean),), ((_, std),) = (
