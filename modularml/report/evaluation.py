@@ -335,5 +335,10 @@ def compared_results(
             roles = first.roles(node_id)
             role = "default" if "default" in roles else roles[0]
             shown_as = name if len(tails) == 1 else f"{name}, {label}"
-            rows = replace(results.compared_rows(node_id, role), meaning=outputs)
-            yield Compared.of(shown_as, rows, group_by)
+            try:
+                rows = replace(results.compared_rows(node_id, role), meaning=outputs)
+                compared = Compared.of(shown_as, rows, group_by)
+            except ModularMLError as error:
+                warn(f"{shown_as} is not scored: {error}")
+            else:
+                yield compared

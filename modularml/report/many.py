@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from modularml._optional import require
+from modularml._warning import warn
 from modularml.errors import ModularMLError
 from modularml.report.blocks import Block, Code, Facts, Figure, Notes, Section, Table, shown
 from modularml.report.data import featureset_sections
@@ -111,10 +112,16 @@ def _held_out(cv: CVResults, labels: list[str], options: Options) -> Iterator[Co
     group_by = options.group_by or next(iter(keys), None)
     graph = cv.get_experiment(labels[0]).model_graph
     for node in () if graph is None else graph.tail_nodes.values():
-        parts = {k: v for k, v in cv.compared_rows(node.label).items() if not cv._folds[k].repeat}
         name = f"held-out rows, {node.label}"
-        rows = replace(ComparedRows.joined(parts), meaning=options.outputs)
-        yield Compared.of(name, rows, group_by)
+        try:
+            found = cv.compared_rows(node.label)
+            parts = {k: v for k, v in found.items() if not cv._folds[k].repeat}
+            rows = replace(ComparedRows.joined(parts), meaning=options.outputs)
+            compared = Compared.of(name, rows, group_by)
+        except ModularMLError as error:
+            warn(f"{name} are not scored: {error}")
+        else:
+            yield compared
 
 
 # -- sweeps ----------------------------------------------------------------------------------------
