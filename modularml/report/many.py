@@ -32,7 +32,7 @@ from modularml.strategies.sweeps.results import Kind, SweepResults
 
 __all__ = ["collection_sections", "cv_sections", "sweep_sections"]
 
-MOST_BARS = 6
+MOST_BARS, MOST_RUNS = 6, 40
 
 
 # -- folds -----------------------------------------------------------------------------------------
@@ -210,6 +210,9 @@ def _metrics(collection: ExperimentCollection, table: Any, metrics: list[Any]) -
         return
     yield Table.of("Metrics of the saved weights", table[metrics].reset_index())
     common = [m for m in metrics if table[m].notna().all() and not str(m).endswith("_std")]
+    if len(table) > MOST_RUNS:
+        yield f"Bars of {len(table):,} runs are not drawn; the limit is {MOST_RUNS}."
+        return
     for metric in common[:MOST_BARS]:
         values = {str(run): table.loc[run, metric] for run in table.index}
         words = ", ".join(f"{run} {shown(value)}" for run, value in values.items())

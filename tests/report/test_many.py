@@ -77,3 +77,12 @@ def test_fifty_folds_of_300_epochs_are_a_small_file(tmp_path: Path) -> None:
     assert path.stat().st_size < 5_000_000
     assert len(Page(path).tables["Scores of each fold"]) == 51
     assert np.isfinite(cv.to_pandas().to_numpy()).all()
+
+
+def test_bars_of_many_runs_are_not_drawn(tmp_path: Path) -> None:
+    run = trained(n_epochs=1)
+    names = {f"run {i}": run for i in range(41)}
+    page = Page(mm.ExperimentCollection(names).report(tmp_path / "r.html"))
+    assert "Bars of 41 runs are not drawn" in page.words
+    assert len(page.tables["Metrics of the saved weights"]) == 42
+    assert "svg" not in page.tags
