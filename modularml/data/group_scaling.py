@@ -65,7 +65,10 @@ def fit_by_group(
         raise DataError(f"{len(lacks)} rows have no value of {shown}, the first is row {lacks[0]}")
     groups, scalers = [], []
     for code in np.unique(codes[rows]):
-        part = fit(rows[codes[rows] == code])
+        try:
+            part = fit(rows[codes[rows] == code])
+        except ScalerError as error:
+            raise ScalerError(f"rows with {shown}={_label(labels[code])}: {error}") from error
         if part.outputs != record.outputs:
             raise ScalerError(
                 f"{name} makes other columns of the rows with {shown}={_label(labels[code])} than "

@@ -130,7 +130,7 @@ def test_imputer_by_group():
     np.testing.assert_allclose(fs.get_features()["m"], expected)
     empty = rows(m=np.where(CELL == "b", np.nan, V))
     with (
-        pytest.raises(ScalerError, match="makes other columns of the rows with 'cell'='b'"),
+        pytest.raises(ScalerError, match="rows with 'cell'='b': SimpleImputer leaves no column"),
         pytest.warns(UserWarning, match="without any observed"),
     ):
         empty.fit_transform(SimpleImputer(), domain="features", keys="m", per="cell")

@@ -288,7 +288,7 @@ def test_a_mask_can_be_a_feature_and_equal_groups_have_one_too():
         ({"pad": np.nan, "feature_cols": "i"}, "pad=nan does not fit column 'i', .* int64"),
         ({"pad": 0.5, "feature_cols": "i"}, "pad=0.5 does not fit column 'i'"),
         ({"pad": 0.0, "feature_cols": "m"}, "pad=0.0 does not fit column 'm', which holds text"),
-        ({"pad": {"w": 0.0}}, "pad=None does not fit column 'v'"),
+        ({"pad": {"w": 0.0}}, "pad has no value for column 'v'"),
         ({"pad": [0.0, 1.0]}, "pad=.* does not fit column 'v'"),
         ({"pad": 0.0, "group_by": None}, "pad= pads groups .* requires group_by="),
         ({}, "groups differ in length: g='a' has 2 rows, g='b' has 3.*pad="),
