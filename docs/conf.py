@@ -44,7 +44,10 @@ autodoc_typehints = "signature"
 napoleon_google_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
-suppress_warnings = ["ref.python"]  # SequentialMLP of torch and of tensorflow share a name
+suppress_warnings = [
+    "ref.python",  # SequentialMLP of torch and of tensorflow share a name
+    "misc.highlighting_failure",  # cells of notebooks that write YAML
+]
 
 # --- pages
 html_theme = "pydata_sphinx_theme"
