@@ -63,7 +63,7 @@ class MLflowTracker(Tracker):
         artifacts: bool = True,
         rows: bool = False,
         timeout: float = 30.0,
-        every_seconds: float = 1.0,
+        every_seconds: float = 2.0,
         label: str | None = None,
         execution_order: int = 0,
     ) -> None:
