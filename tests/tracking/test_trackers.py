@@ -182,6 +182,19 @@ class TestChildren:
         )
         np.testing.assert_allclose([mean, std], [np.mean(kept), np.std(kept, ddof=1)], rtol=1e-6)
 
+    def test_members_of_an_ensemble(self, store):
+        experiment = planned(store.tracker(artifacts=False), n_epochs=2)
+        ensemble = mm.Ensemble(experiment, n=2, label="pair", stacked=False)
+        ensemble.run(show_progress=False)
+        runs = store.runs()
+        assert {name: run.parent for name, run in runs.items()} == {
+            "pair": None,
+            "pair_member_0": "pair",
+            "pair_member_1": "pair",
+        }
+        losses = [runs[f"pair_member_{i}"].metrics["first/train/train_loss"] for i in range(2)]
+        assert losses[0] != losses[1]
+
     def test_trials_have_their_settings(self, each_store):
         experiment = planned(each_store.tracker(artifacts=False))
         sweep = mm.Sweep(experiment, {"graph.optimizer.lr": [0.01, 0.1]}, label="lrs", seed=0)
