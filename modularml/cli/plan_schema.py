@@ -171,7 +171,7 @@ def _of_hint(hint: Any) -> Schema:
     if isinstance(hint, type) and (found := subclasses(hint)):
         refs = [{"$ref": f"#/$defs/{name_of(c)}"} for c in found if _is_ours(c)]
         more = () if class_of_hint(hint) is None else ({"type": "string"},)
-        return _any_of(*refs, *more) if len(refs) == len(found) else VALUE
+        return _any_of(*refs, *more) if refs else VALUE
     return VALUE
 
 

@@ -11,10 +11,12 @@ import jsonschema
 import pytest
 import yaml
 
+import modularml as mml
 from modularml.cli import main
 from modularml.cli.plan import read_plan
 from modularml.cli.plan_check import check_plan
-from modularml.cli.plan_schema import load_classes, plan_schema
+from modularml.cli.plan_schema import class_schema, load_classes, plan_schema
+from modularml.config import config_registry
 from modularml.errors import PlanError
 from modularml.io.yamltext import dump_yaml, load_marked, load_yaml
 from tests.cli import plans
@@ -299,3 +301,16 @@ def test_numbers_and_text_as_in_yaml_1_2() -> None:
     odd = {"on": ["1e5", "007", "yes", "1:30", "~", "2024-01-01", "0x1f", 1e-5, "", "a: b", ".5"]}
     assert load_yaml(dump_yaml(odd)) == odd == load_marked(dump_yaml(odd))[0]
     assert yaml.safe_load(dump_yaml(odd)) == odd
+
+
+def test_classes_of_your_own_weaken_no_check(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class OwnSampler(mml.SimpleSampler):
+        pass
+
+    class_schema.cache_clear()
+    Path("plan.yaml").write_text(changed("!SimpleSampler", "!RandomSplitter"))
+    assert main(["run", "plan.yaml"]) == 2
+    assert "28:16: must be !NSampler or" in capsys.readouterr().err
+    assert config_registry["OwnSampler"] is OwnSampler

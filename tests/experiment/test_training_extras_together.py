@@ -14,7 +14,7 @@ from tests.worlds import QUIET, experiment, mlp
 pytestmark = pytest.mark.filterwarnings("ignore::modularml.strategies.SelectionWarning")
 
 
-class Ends(Callback):
+class EndsTogether(Callback):
     logs = ()
 
     def __init__(self):
@@ -59,7 +59,7 @@ def world(folder=None, *, average="ema", backend="torch", at=-1):
             "val", split="val", metrics=[mm.EvalLossMetric(loss=loss)], batch_size=8
         )
         averaged = EMA(0.8) if average == "ema" else SWA(start=0.4)
-        ends = Ends()
+        ends = EndsTogether()
         ends.at = at if label == "head" else -1
         saving = None
         if folder is not None:

@@ -220,7 +220,7 @@ class TestConcordance:
         [
             ([[1, 0], [2, 0]], [1.0, 2], "no two rows are comparable"),
             ([[1, 2], [2, 1]], [1.0, 2], "must be 1 for observed events"),
-            ([1, 2], [np.nan, 2], "must not be NaN"),
+            ([1, 2], [np.nan, 2], "1 of 2 rows are NaN"),
             ([[1, 1, 1], [2, 1, 1]], [1.0, 2], "two columns"),
         ],
     )
