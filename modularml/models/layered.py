@@ -159,13 +159,18 @@ class LayeredModel(BaseModel):
     def _misfit(self, shape: InputShape, error: Exception) -> ShapeError:
         return ShapeError(f"{self.shown_name} does not accept samples of shape {shape}: {error}")
 
+    def _picked(self, out: Any) -> Any:
+        """Return the output of the node of all that a call returns."""
+        return out
+
     def _one_row_each(self, out: Any, *, is_tensor: bool) -> Shape:
         """Return the shape of one output sample from the output for two samples."""
         if isinstance(out, tuple | list | Mapping):
             shown = list(out) if isinstance(out, Mapping) else len(out)
             raise ShapeError(
-                f"{self.shown_name} returns several outputs ({shown}), but a node has one. Make "
-                "the shared layers one node and the layers of each output another: "
+                f"{self.shown_name} returns several outputs ({shown}), but a node has one. Pick "
+                "one with output= of TorchModelWrapper or TensorflowModelWrapper, or make the "
+                "shared layers one node and the layers of each output another: "
                 "ModelNode('trunk', trunk, fs.reference()), ModelNode('a', head_a, 'trunk'), "
                 "ModelNode('b', head_b, 'trunk', targets='b')"
             )
@@ -191,6 +196,10 @@ class ModelWrapper(LayeredModel):
         Arguments for `model_class`.
     inject_input_shape_as, inject_output_shape_as : str or None
         Argument of `model_class` that receives the shape, if its constructor has it.
+    output : int or str, optional
+        Which output of a model that returns several is the node's: its place in a tuple, list or
+        dict, or its name. Nodes whose wrappers share one model share its weights, and each calls
+        it.
 
     Raises
     ------
@@ -214,6 +223,7 @@ class ModelWrapper(LayeredModel):
         model_kwargs: dict[str, Any] | None = None,
         inject_input_shape_as: str | None = "input_shape",
         inject_output_shape_as: str | None = "output_shape",
+        output: int | str | None = None,
     ) -> None:
         if (model is None) == (model_class is None):
             raise ConfigError("pass exactly one of model and model_class")
@@ -232,8 +242,32 @@ class ModelWrapper(LayeredModel):
             "model_kwargs": model_kwargs,
             "inject_input_shape_as": inject_input_shape_as,
             "inject_output_shape_as": inject_output_shape_as,
+            "output": output,
         }
         self.inner = model
+
+    def _picked(self, out: Any) -> Any:
+        """Return the node's output of all that the model returns.
+
+        Raises
+        ------
+        ShapeError
+            If there is no such output.
+        """
+        which = self._init_args["output"]
+        if which is None:
+            return out
+        names = list(out) if isinstance(out, Mapping) else list(getattr(out, "_fields", ()))
+        if isinstance(out, tuple | list | Mapping):
+            values = list(out.values()) if isinstance(out, Mapping) else list(out)
+            if which in names:
+                return values[names.index(which)]
+            if isinstance(which, int) and -len(values) <= which < len(values):
+                return values[which]
+            shown = f"outputs {names or list(range(len(values)))}"
+        else:
+            shown = "one output"
+        raise ShapeError(f"output={which!r} is no output of {self.shown_name}, which has {shown}")
 
     @classmethod
     def _to_recipe(cls, model: Any) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class TensorflowBaseModel(LayeredModel, ABC):
         if self.inner is None:
             raise self._no_layers()
         training = self.training if training is None else training
-        out = call(self.inner, x, training=training, **kwargs)
+        out = self._picked(call(self.inner, x, training=training, **kwargs))
         if self.output_dtype is None or out.dtype == self.output_dtype:
             return out
         return with_mask(tf.cast(out, self.output_dtype), keras_mask(out))
@@ -142,7 +142,7 @@ class TensorflowBaseModel(LayeredModel, ABC):
         check_layers(self.inner)
         try:
             mask = self.example_mask(_ones)
-            out = call(self.inner, self._zeros(shape), training=False, **mask)
+            out = self._picked(call(self.inner, self._zeros(shape), training=False, **mask))
         except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
             raise self._misfit(shape, error) from error
         return self._one_row_each(out, is_tensor=tf.is_tensor(out))

@@ -54,14 +54,15 @@ class TorchModelWrapper(ModelWrapper, TorchBaseModel):  # noqa: D101 - that of w
 
     @property
     def module(self) -> Any:
-        """The wrapped module, which is called directly."""
-        return self if self.inner is None or _is_keras(self.inner) else self.inner
+        """The wrapped module, which is called directly unless one of its outputs is picked."""
+        own = self.inner is None or _is_keras(self.inner) or self._init_args["output"] is not None
+        return self if own else self.inner
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the wrapped module; Keras on torch does not see torch's mode, so it is passed."""
         if _is_keras(self.inner):
             kwargs.setdefault("training", self.training)
-        return self.inner(*args, **kwargs)
+        return self._picked(self.inner(*args, **kwargs))
 
 
 def _is_keras(model: Any) -> bool:
