@@ -188,6 +188,7 @@ def bar(
         yield Bar()
         return
     plain = IN_NOTEBOOK and not has("ipywidgets")
+    own: list[Any] = []
 
     def make(done: int, **facts: Any) -> Any:
         if plain and _drawn:
@@ -195,6 +196,7 @@ def bar(
         pace = {"mininterval": 0, "miniters": 1}  # ours
         made = tqdm_class()(leave=persist, unit=unit, **pace, **facts, initial=initial + done)
         _drawn.append(made)
+        own.append(made)
         return made
 
     drawn = Bar(make, total, label, delay)
@@ -202,7 +204,7 @@ def bar(
         yield drawn
     finally:
         drawn.close()
-        _drawn[:] = [made for made in _drawn if made is not drawn._tqdm]
+        _drawn[:] = [made for made in _drawn if all(made is not one for one in own)]
 
 
 _drawn: list[Any] = []

@@ -59,8 +59,8 @@ def allowed(case):
 CASES = covering(TABLE, allowed, seed=1)
 
 
-class Ends(Callback):
-    """Ends a run with an error after some batches."""
+class EndsOfCombinations(Callback):
+    """EndsOfCombinations a run with an error after some batches."""
 
     def __init__(self):
         super().__init__("ends")
@@ -76,7 +76,7 @@ def world(case, data, n_epochs=2):
     """Return an experiment whose plan is to train, its samples and the callback that ends it."""
     fs, facts = sets(case, data)
     graph_of(case, fs, facts)
-    losses, ends = losses_of(case), Ends()
+    losses, ends = losses_of(case), EndsOfCombinations()
     metrics = [mm.EvalLossMetric(loss=own, name=f"val_{own.label}") for own in losses]
     watch = mm.Evaluation.from_split(
         "watch", split="val", losses=losses, batch_size=4, metrics=metrics

@@ -176,7 +176,8 @@ class EMA(_WeightAverage):
     From the end of each epoch to the start of the next, and after the phase, the weights are
     ``average = decay * average + (1 - decay) * weights``, as of
     `torch.optim.swa_utils.AveragedModel`. Evaluations, early stopping and checkpoints at the end of
-    an epoch see them; training continues with its own. ``train_loss`` is that of the trained weights.
+    an epoch see them; training continues with its own. ``train_loss`` is that of the trained
+    weights.
 
     Parameters
     ----------

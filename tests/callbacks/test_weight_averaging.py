@@ -195,7 +195,7 @@ def test_keras(callback):
         np.testing.assert_allclose(v.numpy(), a, atol=1e-5)
 
 
-class Ends(Callback):
+class EndsOfAverages(Callback):
     def __init__(self):
         super().__init__("ends", execution_order=2_000_000)
         self.hook, self.at, self.n_ = "", -1, 0
@@ -221,7 +221,7 @@ def test_resume(tmp_path, make, hook, at):
     def world(folder, at, resume=None):
         with mm.ExperimentContext().activate():
             graph = graph_of(featureset(X, Y), normed(0.3), "adam", lr=0.02)
-            ends = Ends()
+            ends = EndsOfAverages()
             saving = None
             if folder is not None:
                 saving = mm.Checkpointing(mode="disk", save_on=hook, directory=folder)

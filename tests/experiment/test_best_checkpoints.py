@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::modularml.strategies.SelectionW
 SCORES = [3.0, 1.0, float("nan"), 2.0, 1.0, 0.5, 4.0]
 
 
-class Ends(Callback):
+class EndsOfBest(Callback):
     logs = ()
 
     def __init__(self):
@@ -32,7 +32,7 @@ def run(saving, name="val_loss", *, scores=SCORES, fails_at=-1, resume=None, fol
     with mm.ExperimentContext().activate():
         graph = graph_of(featureset(*arrays(n=40)), mlp(), "adam", lr=0.01)
         log = MetricCallback(name, lambda *, exec_ctx, **facts: scores[exec_ctx.epoch_idx])
-        ends = Ends()
+        ends = EndsOfBest()
         ends.at = fails_at
         phase = train_phase(
             graph, n_epochs=len(scores), callbacks=[log, ends], checkpointing=saving

@@ -77,14 +77,17 @@ def test_two_processes_equal_one(tmp_path):
     script = tmp_path / "job.py"
     script.write_text(SCRIPT)
     job = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*job, str(script), str(tmp_path)],
-        check=False,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    for _ in range(2):  # torch's threads now and then abort a process that exits
+        done = subprocess.run(
+            [*job, str(script), str(tmp_path)],
+            check=False,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        if "terminate called without an active exception" not in done.stderr:
+            break
     assert done.returncode == 0, done.stderr[-3000:]
     (tmp_path / "one").mkdir()
     run(tmp_path / "one", "cpu", batch_size=16, data_parallel=False)

@@ -120,7 +120,7 @@ def test_after_an_error_nothing_is_frozen():
     assert all(p.requires_grad for p in graph.get_node("enc").model.module.parameters())
 
 
-class Ends(Callback):
+class EndsOfFreezing(Callback):
     def __init__(self, at=-1):
         super().__init__("ends")
         self.n_, self.at = 0, -1
@@ -137,7 +137,7 @@ def checkpointed(folder, at, resume=None):
         graph, _, _ = chain(opt="adam")
         saving = None if folder is None else mm.Checkpointing(mode="disk")
         first = train_phase(graph, label="head", n_epochs=3, freeze=["enc"], checkpointing=saving,
-                            callbacks=[Ends()], shuffle=True)  # fmt: skip
+                            callbacks=[EndsOfFreezing()], shuffle=True)  # fmt: skip
         first.callbacks[0].stops = at
         exp = experiment(audit="off")
         exp.execution_plan.add_phase(first).add_phase(train_phase(graph, n_epochs=2))

@@ -186,7 +186,7 @@ def test_keras(every):
         assert found == pytest.approx(want, rel=1e-5)
 
 
-class Ends(Callback):
+class EndsOfSchedules(Callback):
     def __init__(self, stops=-1):
         super().__init__("ends")
         self.n_, self.at = 0, stops
@@ -208,7 +208,7 @@ def test_resume_in_the_middle_of_the_second_phase(tmp_path, every, kind):
             how = mm.LRSchedule(kind, schedule_kwargs=kwargs, every=every, warmup=warmup)
             graph = world(how, opt="adam")
             saving = mm.Checkpointing(mode="disk", save_on="batch_end") if folder else None
-            exp, ends = experiment(), Ends()
+            exp, ends = experiment(), EndsOfSchedules()
             ends.at = at
             exp.execution_plan.add_phase(train_phase(graph, label="first", n_epochs=3))
             exp.execution_plan.add_phase(
