@@ -166,6 +166,7 @@ class TestBars:
         results = run(persist_progress=True, persist_epoch_progress=True)
         assert sys.stderr.left < 0
         assert len(results.to_pandas()) == 4
+        assert not progress._drawn  # which would hide later bars in a notebook
 
     def test_driven_by_hand(self, monkeypatch):
         def by_hand():

@@ -339,22 +339,3 @@ def test_the_counters_and_the_loader_are_read_only():
     for name in ("epoch", "iteration", "loader"):
         with pytest.raises(AttributeError):
             setattr(stream, name, 1)
-
-
-@pytest.mark.usefixtures("_as_in_a_notebook")
-def test_a_bar_whose_terminal_is_gone_hides_no_later_one(capsys, monkeypatch):
-    class Gone:
-        encoding = "utf-8"
-
-        def write(self, *text):
-            raise OSError("gone")
-
-        flush = fileno = isatty = write
-
-    with monkeypatch.context() as patch:
-        patch.setattr("sys.stderr", Gone())
-        for epoch in Stream(range(4)).epochs(2):
-            list(epoch)
-    for epoch in Stream(range(4)).epochs(3):
-        list(epoch)
-    assert "12/12" in capsys.readouterr().err
