@@ -164,3 +164,46 @@ def test_a_model_that_cannot_be_traced_so_is_trained_one_batch_a_call(calls, cap
     assert calls == [19] * EPOCHS
     assert caplog.text.count("batches are trained one a call: ") == 1
     assert_same_weights(*runs)
+
+
+def paired(kind, looks):
+    """Losses and weights of a run in which several batches a call meet another feature."""
+    keras.utils.set_random_seed(0)
+    x, y = arrays(n=N)
+    ids = np.arange(N) % 9
+    regularizer = keras.regularizers.L2(0.1) if kind == "regularizers" else None
+    rate = keras.optimizers.schedules.ExponentialDecay(0.05, 100, 0.5)
+    options = {"learning_rate": rate if kind == "schedule" else 0.01}
+    options |= {"use_ema": True, "ema_overwrite_frequency": 7} if kind == "averages" else {}
+    options |= {"clipnorm": 0.1} if kind == "clipping" else {}
+    with mm.ExperimentContext().activate():
+        fs = mm.FeatureSet.from_dict("s", {"x": x, "id": ids, "y": y}, ["x", "id"], "y")
+        dense = keras.layers.Dense(8, "tanh", kernel_regularizer=regularizer)
+        layers = [keras.Input((6,)), dense, keras.layers.Dense(1)]
+        if kind == "embedding":
+            embed = keras.layers.Embedding(9, 4)
+            layers = [keras.Input((1,), dtype="int64"), embed, keras.layers.Flatten(), layers[2]]
+        key = "id" if kind == "embedding" else "x"
+        node = mm.ModelNode("net", keras.Sequential(layers), fs.reference(features=key))
+        graph = mm.ModelGraph([node], mm.Optimizer("adam", opt_kwargs=options))
+        graph.build()
+        limit = {"limit_batches": 0.5} if kind == "limit" else {}
+        callbacks = [Looks()] if looks else []
+        phase = train_phase(graph, n_epochs=EPOCHS, shuffle=True, callbacks=callbacks, **limit)
+        exp = mm.Experiment.from_active_context("exp", audit="off")
+        losses = exp.run_phase(phase, **QUIET).metrics().values()
+    return list(losses), np.concatenate([np.ravel(v) for v in weights(exp).values()])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind", ["embedding", "regularizers", "schedule", "averages", "clipping", "limit"]
+)
+def test_with_other_features(kind, calls, monkeypatch):
+    monkeypatch.setattr("modularml.engine.loop._FEWEST_STEPS", 100)
+    losses, own = paired(kind, looks=True)
+    assert not calls
+    found, together = paired(kind, looks=False)
+    assert len(calls) == EPOCHS
+    np.testing.assert_allclose(found, losses, rtol=1e-5)
+    np.testing.assert_allclose(together, own, rtol=0, atol=1e-6)
