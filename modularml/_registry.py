@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import enum
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from modularml.errors import RegistrationError, UnknownNameError
 
@@ -13,8 +12,6 @@ __all__ = ["Registry", "member"]
 
 T = TypeVar("T")
 E = TypeVar("E", bound=enum.Enum)
-
-_FILLING = threading.RLock()
 
 
 def member(cls: type[E], value: object, kind: str) -> E:
@@ -42,8 +39,9 @@ class Registry(Mapping[str, T], Generic[T]):
         Kind of the objects, such as ``"scaler"``; used in messages.
     entries : mapping of str to object, optional
         Initial entries.
-    load : callable, optional
-        Called once before the first look-up, to add entries that are expensive to import.
+    late : dict of str to callable, optional
+        Imports the object of each name when it is first looked up. The name must be the object's
+        ``__name__``.
 
     Examples
     --------
@@ -57,11 +55,13 @@ class Registry(Mapping[str, T], Generic[T]):
         kind: str,
         entries: Mapping[str, T] | None = None,
         *,
-        load: Callable[[], Mapping[str, T]] | None = None,
+        late: Mapping[str, Callable[[], T]] | None = None,
     ) -> None:
         self.kind = kind
-        self._entries: dict[str, T] = dict(entries or {})
-        self._load = load
+        self._late = dict(late or {})
+        self._entries: dict[str, Any] = {**dict.fromkeys(self._late), **(entries or {})}
+        for name in entries or ():
+            self._late.pop(name, None)
 
     def register(self, name: str, obj: T, *, overwrite: bool = False) -> T:
         """Add an object under a name and return it.
@@ -71,56 +71,55 @@ class Registry(Mapping[str, T], Generic[T]):
         RegistrationError
             If the name is taken by another object and ``overwrite`` is false.
         """
-        existing = self._find(name)
-        if existing is not None and self._entries[existing] is not obj and not overwrite:
+        existing = self.find(name)
+        if existing is not None and not overwrite and self[existing] is not obj:
             raise RegistrationError(
-                f"{self.kind} name {name!r} is taken by {self._entries[existing]!r}; "
+                f"{self.kind} name {name!r} is taken by {self[existing]!r}; "
                 "choose another name or pass overwrite=True"
             )
         if existing is not None:
             del self._entries[existing]
+            self._late.pop(existing, None)
         self._entries[name] = obj
         return obj
 
     def name_of(self, obj: object) -> str | None:
         """Return the name an object is registered under, or None."""
-        self._fill()
-        return next((name for name, known in self._entries.items() if known is obj), None)
+        if getattr(obj, "__name__", None) in self._late:
+            self[obj.__name__]  # type: ignore[attr-defined]
+        known = ((name, it) for name, it in self._entries.items() if name not in self._late)
+        return next((name for name, it in known if it is obj), None)
 
-    def __getitem__(self, name: str) -> T:
-        key = self._find(name)
-        if key is None:
-            raise UnknownNameError(self.kind, name, self._entries)
-        return self._entries[key]
-
-    def __contains__(self, name: object) -> bool:
-        return self._find(name) is not None
-
-    def __iter__(self) -> Iterator[str]:
-        self._fill()
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        self._fill()
-        return len(self._entries)
-
-    def __repr__(self) -> str:
-        return f"Registry({self.kind!r}, {list(self)})"
-
-    def _fill(self) -> None:
-        with _FILLING:  # another thread waits until the entries are there
-            load, self._load = self._load, None
-            if load is None:
-                return
-            try:
-                self._entries = {**load(), **self._entries}
-            except BaseException:
-                self._load = load  # try again the next time
-                raise
-
-    def _find(self, name: object) -> str | None:
-        self._fill()
+    def find(self, name: object) -> str | None:
+        """Return a name as it was registered, or None; imports nothing."""
         if name in self._entries:
             return str(name)
         folded = str(name).casefold()
         return next((known for known in self._entries if known.casefold() == folded), None)
+
+    def is_late(self, name: str) -> bool:
+        """Return whether the object of a registered name is still to be imported."""
+        return name in self._late
+
+    def __getitem__(self, name: str) -> T:
+        key = self.find(name)
+        if key is None:
+            raise UnknownNameError(self.kind, name, self._entries)
+        late = self._late.get(key)
+        if late is not None:
+            self._entries[key] = late()
+            self._late.pop(key, None)  # another thread may have done so
+        found: T = self._entries[key]
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return self.find(name) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"Registry({self.kind!r}, {list(self)})"

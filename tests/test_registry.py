@@ -54,20 +54,27 @@ def test_unknown_names():
 def test_entries_that_are_loaded_late():
     calls = []
 
-    def load():
-        calls.append(1)
-        return {"Late": 1, "Own": 2}
+    def loader(name, cls):
+        return lambda: calls.append(name) or cls
 
-    registry = Registry("thing", {"Own": 3}, load=load)
+    late = {cls.__name__: loader(cls.__name__, cls) for cls in (int, str, float)}
+    registry = Registry("thing", {"int": bool}, late=late)
+    assert "STR" in registry
+    assert list(registry) == ["int", "str", "float"]
+    assert registry["INT"] is bool
+    assert registry.name_of(object()) is None
+    assert registry.is_late("str")
     assert not calls
-    assert "late" in registry
-    assert registry["own"] == 3
-    assert len(registry) == 2
-    assert calls == [1]
+    assert registry["str"] is str
+    assert registry.name_of(str) == "str"
+    assert not registry.is_late("str")
+    assert calls == ["str"]
+    registry.register("FLOAT", complex, overwrite=True)
+    assert (registry["float"], registry.name_of(float), calls) == (complex, None, ["str"])
 
 
 def test_loading_that_fails_is_tried_again():
-    answers = [ImportError("not yet"), {"Late": 1}]
+    answers = [ImportError("not yet"), 1]
 
     def load():
         answer = answers.pop(0)
@@ -75,7 +82,7 @@ def test_loading_that_fails_is_tried_again():
             raise answer
         return answer
 
-    registry = Registry("thing", load=load)
+    registry = Registry("thing", late={"Late": load})
     with pytest.raises(ImportError, match="not yet"):
         registry["late"]
     assert registry["late"] == 1
@@ -92,10 +99,10 @@ def test_threads_that_ask_first_at_the_same_time_all_find_the_entries():
     def load():
         started.set()
         go.wait(5)
-        return {"Red": 1}
+        return 1
 
     started, go = threading.Event(), threading.Event()
-    colours = Registry("colour", load=load)
+    colours = Registry("colour", late={"Red": load})
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(colours.__getitem__, "red")
         started.wait(5)

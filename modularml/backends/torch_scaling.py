@@ -194,7 +194,7 @@ def _zero_start(_: Any) -> Transform:
 def _segmented(method: Callable[[Any], Transform]) -> Callable[[Any], Transform]:
     def make(s: Any) -> Transform:
         edges = [int(edge) for edge in s.boundaries]
-        parts = [method(segment.wrapped) for segment in s._segments]
+        parts = [method(segment.inner) for segment in s._segments]
 
         def apply(x: Any) -> Any:
             pairs = zip(parts, edges, edges[1:], strict=False)
@@ -373,7 +373,7 @@ def record_transform(record: Any) -> Callable[[dict[str, Any], dict[str, Any]], 
     """
     if record.per:
         raise NotExportableError("it has a scaler for each group")
-    transform, keys = transform_of(record.scaler.wrapped), record.keys
+    transform, keys = transform_of(record.scaler.inner), record.keys
     outputs = None if record.outputs is None else [_constant(o) for o in record.outputs]
     flatten, undo = _layout(record.flattening)
     takes_categories = record.scaler.takes_categories
@@ -403,7 +403,7 @@ def record_inverse(record: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
         raise NotExportableError("it has a scaler for each group")
     if record.outputs is not None:
         raise NotExportableError("its inverse changes the number of columns")
-    inverse, keys = inverse_of(record.scaler.wrapped), record.keys
+    inverse, keys = inverse_of(record.scaler.inner), record.keys
     flatten, undo = _layout(record.flattening)
 
     def apply(columns: dict[str, Any]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def fit_record(
             "with keys="
         )
     with np.errstate(invalid="ignore") if empty else nullcontext():
-        if targets or masks or blocks is None or not hasattr(wrapped.wrapped, "partial_fit"):
+        if targets or masks or blocks is None or not hasattr(wrapped.inner, "partial_fit"):
             flat, flattening = flatten(stack_columns(columns, fit_rows), merged_axes)
             if masks:
                 shapes = {key: values.shape for key, values in columns.items()}
@@ -170,9 +170,9 @@ def _keys(names: Iterable[str]) -> list[str]:
 
 def _check_scores(scaler: Scaler, targets: Sequence[str]) -> None:
     """Refuse a selection by scores that are all undefined, as of numbers taken for classes."""
-    scores = getattr(scaler.wrapped, "scores_", None)
+    scores = getattr(scaler.inner, "scores_", None)
     if isinstance(scores, np.ndarray) and scores.dtype.kind == "f" and np.isnan(scores).all():
-        function = getattr(getattr(scaler.wrapped, "score_func", None), "__name__", "its score")
+        function = getattr(getattr(scaler.inner, "score_func", None), "__name__", "its score")
         raise ScalerError(
             f"{scaler.scaler_name} has no score of any column, as {function} is undefined for "
             f"the targets {_keys(targets)}; pass another score_func, such as f_regression for "

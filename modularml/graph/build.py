@@ -219,7 +219,7 @@ def _ids(fs: Any, spec: ColumnSpec) -> Array:
     ids = np.unique(fs.collection.numpy(spec.name))
     for record in fs.scaler_records:
         if record.domain == spec.domain and spec.key in record.keys:
-            unknown = getattr(record.scaler.wrapped, "unknown_value", None)
+            unknown = getattr(record.scaler.inner, "unknown_value", None)
             ids = ids if unknown is None else ids[ids != unknown]
     return ids
 

@@ -14,13 +14,16 @@ import numpy as np
 from modularml.errors import ConfigError
 from modularml.io.estimator_kinds import MADE_AGAIN
 
-__all__ = ["check_attributes", "described", "listed_base"]
+__all__ = ["OWNERS", "check_attributes", "described", "listed_base"]
 
 
 _MOST_AXES = 3
 _LABELS = ["O1<U0>", "U1", "b1", "f1", "i1"]
 _VALUES = {"classes_": _LABELS, "categories_": [f"[{'|'.join(_LABELS)}]"]}
 """Attributes with values of the user's columns, which may be of any kind."""
+
+OWNERS = ("sklearn.", "modularml.scalers.affine")
+"""Modules whose classes have listed attributes only."""
 
 
 @cache
@@ -35,7 +38,7 @@ def _list() -> dict[str, dict[str, list[str]]]:
 def listed_base(cls: type) -> str | None:
     """Return the name of the listed class that a class is or derives from."""
     for base in cls.__mro__:
-        if base.__module__.startswith("sklearn.") and base.__name__ in _list():
+        if base.__module__.startswith(OWNERS) and base.__name__ in _list():
             return base.__name__
     return None
 
@@ -58,7 +61,7 @@ def check_attributes(owner: Any, given: Iterable[str] = ()) -> None:
         in addition to those of its base class.
     """
     cls = type(owner)
-    name, own = listed_base(cls), cls.__module__.startswith("sklearn.")
+    name, own = listed_base(cls), cls.__module__.startswith(OWNERS)
     if own and (name is None or name != cls.__name__):
         raise ConfigError(
             f"a fitted {cls.__name__} of scikit-learn is not supported by this version"

@@ -12,7 +12,7 @@ import numpy as np
 from modularml._optional import require
 from modularml.config import decode, estimator_from, find_code
 from modularml.errors import ConfigError
-from modularml.io.attributes import check_attributes, described
+from modularml.io.attributes import OWNERS, check_attributes, described
 from modularml.io.birch import first_leaf, grown
 from modularml.io.boosters import booster_from
 from modularml.io.estimator_kinds import (
@@ -60,7 +60,7 @@ class Reader:
 
     def _set(self, target: Any, state: dict[str, Any]) -> None:
         cls = type(target)
-        keeps = cls.__module__.startswith("sklearn.")  # others may change their arguments
+        keeps = cls.__module__.startswith(OWNERS)  # others may change their arguments
         given = {n: getattr(target, n, None) for n in parameters(cls)} if keeps else {}
         for name, value in state.items():
             revived, own = self.revived(value), getattr(cls, name, None)

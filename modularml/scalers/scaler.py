@@ -23,8 +23,9 @@ from modularml.errors import (
 from modularml.io.estimator_kinds import parameters
 from modularml.io.estimators import learned, relearn
 from modularml.io.saveable import Saveable
+from modularml.scalers.affine import AffineScaler
 from modularml.scalers.base import NoInverseError, as_numbers, as_table
-from modularml.scalers.registry import ENCODERS, OWN, SKLEARN, scaler_registry
+from modularml.scalers.registry import ENCODERS, OWN, SKLEARN, affine_class, scaler_registry
 
 __all__ = ["NoInverseError", "Scaler"]
 
@@ -68,8 +69,8 @@ class Scaler(Configurable, Stateful, Saveable):
     supported_scalers: ClassVar[Mapping[str, Any]] = scaler_registry
 
     def __init__(self, scaler: str | Any, scaler_kwargs: dict[str, Any] | None = None) -> None:
-        self._class, params = _resolve(scaler)
-        self.scaler = scaler_registry.name_of(self._class) or self._class
+        name, self._class, params = _resolve(scaler)
+        self.scaler = name or self._class
         self.scaler_kwargs = {**params, **(scaler_kwargs or {})}
         self._wrapped = self._build()
         self._n_features = 0
@@ -88,6 +89,13 @@ class Scaler(Configurable, Stateful, Saveable):
     @property
     def wrapped(self) -> Any:
         """The object that does the work; what it learned (``mean_``...) stands on it."""
+        if isinstance(self._wrapped, AffineScaler):
+            self._wrapped = self._wrapped.of_sklearn()
+        return self._wrapped
+
+    @property
+    def inner(self) -> Any:
+        """What does the work, without the import of scikit-learn where that is not needed."""
         return self._wrapped
 
     @property
@@ -129,7 +137,7 @@ class Scaler(Configurable, Stateful, Saveable):
 
     def clone_unfitted(self) -> Self:
         """Make a scaler with the same config that has learned nothing."""
-        return type(self)(self._class, self.scaler_kwargs)
+        return type(self)(self)
 
     def fit(self, data: Array, targets: Array | None = None) -> Self:
         """Learn from rows, forgetting what was learned before.
@@ -433,12 +441,14 @@ _OF_ONE_COLUMN = ("LabelEncoder", "LabelBinarizer")
 """Classes of scikit-learn that take a single column, without its axis."""
 
 
-def _resolve(scaler: Any) -> tuple[type[Any], dict[str, Any]]:
-    """Return the class that a scaler is of, and the arguments that an instance holds."""
+def _resolve(scaler: Any) -> tuple[str | None, type[Any], dict[str, Any]]:
+    """Return the registered name and class of a scaler, and the arguments of an instance."""
     if isinstance(scaler, Scaler):
-        return scaler._class, scaler.scaler_kwargs
+        name = scaler.scaler if isinstance(scaler.scaler, str) else None
+        return name, scaler._class, scaler.scaler_kwargs
     if isinstance(scaler, str):
-        return scaler_registry[scaler], {}
+        name = scaler_registry.find(scaler)
+        return name, affine_class(name) or scaler_registry[scaler], {}
     cls = scaler if isinstance(scaler, type) else type(scaler)
     lacking = [name for name in ("fit", "transform") if not callable(getattr(cls, name, None))]
     if lacking:
@@ -446,7 +456,9 @@ def _resolve(scaler: Any) -> tuple[type[Any], dict[str, Any]]:
             f"a scaler is a registered name, or has fit and transform; {scaler!r} lacks "
             f"{' and '.join(lacking)}. Names: {', '.join(scaler_registry)}"
         )
-    return cls, {} if isinstance(scaler, type) else _arguments(scaler)
+    name = scaler_registry.name_of(cls)
+    arguments = {} if isinstance(scaler, type) else _arguments(scaler)
+    return name, affine_class(name) or cls, arguments
 
 
 def _arguments(instance: Any) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class SegmentedScaler(BaseScaler):
         self.scaler_kwargs = scaler_kwargs
         self._segments = [Scaler(scaler, scaler_kwargs) for _ in edges[1:]]
         self.needs_rows = self._segments[0].needs_rows
-        self.lost = getattr(self._segments[0].wrapped, "lost", "")
+        self.lost = getattr(self._segments[0].inner, "lost", "")
 
     @property
     def learns(self) -> bool:
