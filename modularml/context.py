@@ -309,7 +309,7 @@ class ExperimentContext:
         _checked_label(new_label)
         taken = self._find(label=new_label)
         if check_label_collision and taken is not None and taken is not node:
-            raise RegistrationError(_taken_message(taken, new_label))
+            raise RegistrationError(_taken_message(taken, new_label)).with_code("MML-401")
         node._label = new_label
 
     # -- graph and experiment ---------------------------------------------------------------
@@ -452,7 +452,7 @@ class ExperimentContext:
 
     def _make_room(self, taken: list[ExperimentNode], node: ExperimentNode) -> None:
         if taken and self._policy is RegistrationPolicy.ERROR:
-            raise RegistrationError(_taken_message(taken[0], node.label))
+            raise RegistrationError(_taken_message(taken[0], node.label)).with_code("MML-401")
         if taken and self._policy is RegistrationPolicy.OVERWRITE_WARN:
             _warn(f"node {node.label!r} replaces another with that label")
         for other in taken:

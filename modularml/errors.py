@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 __all__ = [
     "AuditError",
@@ -64,7 +64,27 @@ __all__ = [
 
 
 class ModularMLError(Exception):
-    """Base class of all exceptions of the library."""
+    """Base class of all exceptions of the library.
+
+    Attributes
+    ----------
+    code : str
+        Entry of the troubleshooting guide, such as ``MML-201``, which a note of the error names
+        too; empty for errors whose message says all there is to say.
+    """
+
+    code: str = ""
+
+    def __init__(self, *args: object, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.code:
+            self.with_code(self.code)
+
+    def with_code(self, code: str) -> Self:
+        """Name the error's entry in the troubleshooting guide, and return the error."""
+        self.code = code
+        self.add_note(f"see {code} in the troubleshooting guide")
+        return self
 
     def __reduce__(self) -> Any:
         """Pickle an error without calling its constructor."""
@@ -85,6 +105,10 @@ class ConfigError(ModularMLError, ValueError):
 
 class PlanError(ConfigError):
     """A plan file has a mistake; the message begins with ``file:line:column``."""
+
+
+CODES = {"column": "MML-201", "split": "MML-202", "loss": "MML-405", "optimizer": "MML-405"}
+"""Entries of the troubleshooting guide about unknown names, by what they name."""
 
 
 class UnknownNameError(ModularMLError, KeyError, ValueError):
@@ -118,6 +142,7 @@ class UnknownNameError(ModularMLError, KeyError, ValueError):
         shown = ", ".join(map(repr, meant))
         near = f"did you mean {shown}?" if shown else closest(name, self.known)
         end = " " if near.endswith("?") else ". "
+        self.code = CODES.get(what.rpartition(" ")[2], "")
         super().__init__(f"unknown {what} {name!r}{of}{whose}; {near}{hint and end + hint}")
 
     def __str__(self) -> str:  # KeyError would show the message in quotes
@@ -131,6 +156,8 @@ class RegistrationError(ModularMLError, ValueError):
 class MissingDependencyError(ModularMLError, ImportError):
     """An optional package is not installed."""
 
+    code = "MML-601"
+
 
 class DataError(ModularMLError, ValueError):
     """Rows or columns cannot be used."""
@@ -138,6 +165,8 @@ class DataError(ModularMLError, ValueError):
 
 class AuditError(DataError):
     """An audit found problems in rows that are about to be used for training."""
+
+    code = "MML-303"
 
 
 class SplitError(DataError):
@@ -150,6 +179,8 @@ class ScalerError(DataError):
 
 class NotFittedError(ModularMLError, RuntimeError):
     """A transform or prediction was requested before fitting."""
+
+    code = "MML-507"
 
 
 class ShapeError(ModularMLError, ValueError):
@@ -197,6 +228,8 @@ class NonFiniteLossError(ExecutionError):
         Rows of their FeatureSet with NaN or infinity in this batch.
     """
 
+    code = "MML-501"
+
     def __init__(
         self,
         *,
@@ -227,6 +260,8 @@ class NonFiniteLossError(ExecutionError):
 
 class MetricNotLoggedError(ExecutionError):
     """A callback monitors a metric that is never logged."""
+
+    code = "MML-503"
 
 
 class MMLError(ModularMLError, RuntimeError):

@@ -483,7 +483,7 @@ class TensorflowAdapter(BackendAdapter):
         if name[1:] not in have:
             raise DeviceError(
                 f"device {device!r} is not available; this machine has {', '.join(have)}"
-            )
+            ).with_code("MML-504")
         return name
 
 

@@ -591,7 +591,7 @@ class TorchAdapter(BackendAdapter):
         if (f"{name}:{index or 0}" if name == "cuda" else name) not in have:
             raise DeviceError(
                 f"device {device!r} is not available; this machine has {', '.join(have)}"
-            )
+            ).with_code("MML-504")
         return torch.device(f"{name}:{index}" if index else name)
 
 

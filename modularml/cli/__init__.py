@@ -105,7 +105,8 @@ def _failed(error: ModularMLError, status: int, *, as_json: bool) -> int:
     """Show an error in one line, and with ``--json`` on standard output too."""
     print(f"modularml: {error}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": str(error), "type": type(error).__name__, "status": status}))
+        facts = {"error": str(error), "type": type(error).__name__, "status": status}
+        print(json.dumps({**facts, "code": error.code} if error.code else facts))
     return status
 
 

@@ -153,7 +153,7 @@ def stack(columns: Mapping[str, Array], rows: IntArray | None = None) -> Array:
         raise ShapeError(
             f"columns of different shapes cannot be stacked into one array ({shapes}); select "
             "columns of one shape or use a dict format"
-        )
+        ).with_code("MML-209")
     if len(arrays) == 1:
         return (arrays[0] if rows is None else arrays[0][rows])[:, None]
     n = len(arrays[0]) if rows is None else len(rows)

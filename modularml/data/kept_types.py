@@ -141,7 +141,7 @@ def null_error(key: str, row: int, count: int, kind: pa.DataType | None = None) 
     return DataError(
         f"column {key!r} has {count} missing value(s), the first in row {row}. Drop those rows "
         f"(dropna), fill them (fillna), {remedy}"
-    )
+    ).with_code("MML-206")
 
 
 def ragged_error(key: str, first: Shape | None, row: int, other: Shape | None) -> DataError:
@@ -150,4 +150,4 @@ def ragged_error(key: str, first: Shape | None, row: int, other: Shape | None) -
     return DataError(
         f"column {key!r} is ragged: row 0 has shape {first}, row {row} is {where}. "
         "Pad or truncate the rows to one length, or use a long table with group_by="
-    )
+    ).with_code("MML-207")

@@ -56,7 +56,7 @@ def fit_record(
                 f"column {key!r} holds {values.dtype}, but {wrapped.scaler_name} "
                 "requires numbers; choose keys= without it, or encode it (OneHotEncoder, "
                 "OrdinalEncoder, TargetEncoder)"
-            )
+            ).with_code("MML-301")
     where = "" if fit_to_split is None else f" in split {fit_to_split!r}"
     n_rows = len(next(iter(columns.values())) if fit_rows is None else fit_rows)
     if not n_rows:

@@ -293,7 +293,7 @@ def check_keys(keys: Iterable[Any]) -> None:
             raise DataError(
                 f"column key {key!r} must be a string without '.', ':', '\\', '/' and spaces"
                 f"; rename it, for example with rename={{{key!r}: {fixed!r}}}"
-            )
+            ).with_code("MML-208")
         if key in seen:
             raise DataError(f"column key {key!r} is repeated; keys are unique across domains")
         seen.add(key)

@@ -48,4 +48,4 @@ def check_split_name(name: str, taken: Iterable[str]) -> None:
     if name in taken:
         raise SplitError(
             f"split name {name!r} is taken; choose another, or call clear_splits() first"
-        )
+        ).with_code("MML-203")

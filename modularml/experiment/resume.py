@@ -179,19 +179,19 @@ def _checked(
             "now "
             f"they are {[p for p, _ in current[:n_started]]}. Define them as they were, or pass "
             "resume=None to start from the beginning"
-        )
+        ).with_code("MML-505")
     if strict and saved != current:
         raise ConfigError(
             f"{name} is of a run with other phases, or other numbers of inputs and callbacks: "
             f"{saved}; now they are {current}. Define them as they were, pass strict=False to "
             "restore what fits, or resume=None to start from the beginning"
-        )
+        ).with_code("MML-505")
     if strict and run_info["config"] != runner.config:
         raise ConfigError(
             f"{name} is of a run of {item.label!r} with another config (phases, graph, splits or "
             "seed). Define them as they were, pass strict=False, or resume=None to start from the "
             "beginning"
-        )
+        ).with_code("MML-505")
     if strict and not run_info["is_whole"]:
         raise ConfigError(
             f"{name} lacks the state of a sampler or callback that was not plain data; let its "

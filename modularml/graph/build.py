@@ -74,7 +74,7 @@ def build_nodes(nodes: Sequence[ComputeNode], tails: set[str], *, force: bool = 
             )
             raise ShapeError(
                 f"node {node.label!r} does not fit what it reads ({input_shapes}): {error}"
-            ) from error
+            ).with_code("MML-402") from error
     return None not in shapes.values()
 
 
@@ -115,14 +115,14 @@ def columns_shape(
             "put a FlattenNode before it, which concatenates them, or give a model of "
             "several inputs a reference for each: ModelNode(label, model, [fs.reference(features="
             f"{columns[0].split('.')[1]!r}), ...])"
-        )
+        ).with_code("MML-403")
     for name in columns:
         if numbers and schema[name].dtype.kind not in "biuf":
             raise ShapeError(
                 f"node {label!r} reads column {name!r} of {ref.node_label!r}, which holds "
                 f"{schema[name].dtype}, not numbers; encode it with fs.fit_transform(OrdinalEncoder"
                 "(), domain='features', keys=...), or OneHotEncoder"
-            )
+            ).with_code("MML-302")
     return (len(columns), *next(iter(shapes.values())))
 
 

@@ -186,7 +186,7 @@ def check_clear(
             f"targets {keys}; name the target, ModelNode({label!r}, ..., targets={keys[0]!r}) "
             "(several outputs of one target, such as quantiles, are then each unscaled), or pass "
             "unscale=False"
-        )
+        ).with_code("MML-508")
 
 
 def invert_leaf(

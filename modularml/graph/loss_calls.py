@@ -39,6 +39,21 @@ def check_call(applied: AppliedLoss, fn: Callable[..., Any]) -> None:
         ) from error
 
 
+def check_numbers(applied: AppliedLoss, flow: ColumnLineage | None) -> None:
+    """Refuse targets that are text, times or other objects."""
+    for leaf in () if flow is None else source_columns_of(flow):
+        fs = leaf.source.ref.resolve()
+        for name in leaf.columns:
+            dtype = fs.collection.schema[name].dtype
+            if dtype.kind not in "biuf":
+                domain, key, _ = name.split(".")
+                raise DataError(
+                    f"loss {applied.label!r} reads column {name!r} of {fs.label!r}, which holds "
+                    f"{dtype}, not numbers; encode it with fs.fit_transform('LabelEncoder', "
+                    f"domain={domain!r}, keys={key!r})"
+                ).with_code("MML-302")
+
+
 def check_values(
     applied: AppliedLoss, flow: ColumnLineage, ends: tuple[int, int], wants: str, hint: str
 ) -> None:
@@ -192,7 +207,7 @@ def misfit(
         f"targets have shape {target}. Change the node's output_shape, the targets of the "
         "reference, "
         "or, after a merge, concat_axis_targets (such as 'first')"
-    )
+    ).with_code("MML-404")
 
 
 def squeezed(shape: Shape) -> Shape:

@@ -20,6 +20,7 @@ from modularml.errors import LossError, NotFittedError, ShapeError, UnknownNameE
 from modularml.graph.lineage import is_integer, loss_inputs, masks_of, pick_column
 from modularml.graph.loss_calls import (
     check_call,
+    check_numbers,
     check_values,
     mean_over_samples,
     misfit,
@@ -142,6 +143,9 @@ class LossReading(ABC):
         program, out = self._program(on.node_id), on.output_shape or ()
         inputs = self._inputs(applied)
         lineages = [self._loss_flow(applied, on, item) for item in inputs]
+        if program.adapter.gradients:
+            for flow in lineages:
+                check_numbers(applied, flow)
         fits = [None if flow is None else self._fit(applied, on, flow) for flow in lineages]
         flat = any(fit is not None and fit[1] == () for fit in fits)
         args, weights = [], []

@@ -471,7 +471,7 @@ class ModelNode(ComputeNode):
         if self._optimizer is None:
             raise OptimizerNotSetError(
                 f"node {self.label!r} has no optimizer; give it one, or train the graph"
-            )
+            ).with_code("MML-406")
         self._graph()._step(ctx, losses, [self], training=True, only=self)
 
     def eval_step(self, ctx: ExecutionContext, losses: list[AppliedLoss] | None = None) -> None:

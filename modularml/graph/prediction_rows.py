@@ -315,7 +315,7 @@ class RowReader:
         return DataError(
             f"data lacks the column {key!r}, which the graph reads; it has {len(known)} "
             f"columns, such as {near}. Rename columns that have another name"
-        )
+        ).with_code("MML-506")
 
 
 KINDS = {

@@ -72,7 +72,7 @@ def nothing_learns(nodes: Iterable[ComputeNode]) -> GraphError:
     return GraphError(
         f"nothing can be trained: the nodes {[n.label for n in nodes]} are frozen or have no "
         "weights; unfreeze() one, or run a FitPhase on nodes that learn from all rows at once"
-    )
+    ).with_code("MML-407")
 
 
 def no_optimizer(nodes: Iterable[ComputeNode]) -> OptimizerNotSetError:
@@ -80,7 +80,7 @@ def no_optimizer(nodes: Iterable[ComputeNode]) -> OptimizerNotSetError:
     return OptimizerNotSetError(
         f"the trainable nodes {[n.label for n in nodes]} have no optimizer; give one to the "
         "graph, or to each of them"
-    )
+    ).with_code("MML-406")
 
 
 def no_learner(labels: Sequence[str], nodes: Iterable[ComputeNode]) -> LossError:

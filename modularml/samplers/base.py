@@ -164,7 +164,7 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
             raise DataError(
                 f"the {len(view)} rows of {view.label!r} make no batch with batch_size="
                 f"{self.batch_size} and drop_last={self.drop_last}; lower batch_size"
-            )
+            ).with_code("MML-502")
         return batches
 
     def rng(self, epoch: int) -> np.random.Generator:

@@ -82,5 +82,5 @@ class ConditionSplitter(BaseSplitter):
         if not mask.any():
             raise SplitError(
                 f"split {name!r} would be empty: none of {n} rows meets {self.conditions[name]!r}"
-            )
+            ).with_code("MML-205")
         return np.flatnonzero(mask)

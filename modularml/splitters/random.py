@@ -141,7 +141,7 @@ class RandomSplitter(BaseSplitter):
             raise SplitError(
                 f"split {min(self.ratios, key=self.ratios.__getitem__)!r} would be empty: there "
                 f"are {groups.count} groups by {self.group_by!r} for {len(shares)} splits"
-            )
+            ).with_code("MML-205")
         counts = groups.sizes[:, None] if strata is None else cross(groups, strata)
         labels = deal(counts, shares, rng)
         cells = np.stack(
@@ -166,7 +166,7 @@ class RandomSplitter(BaseSplitter):
                 raise SplitError(
                     f"split {name!r} would be empty: ratio {ratio} of {sizes.sum()} rows is less "
                     "than one row; use a larger ratio or more rows"
-                )
+                ).with_code("MML-205")
 
     def _require_strata(self, strata: Factor, cells: IntArray, what: str) -> None:
         empty = np.argwhere(cells == 0)
@@ -206,7 +206,9 @@ def _check_ratios(ratios: Any) -> None:
             raise SplitError(f"the ratio of {name!r} must be above 0 and at most 1, got {ratio!r}")
     total = math.fsum(ratios.values())
     if abs(total - 1) > 1e-6:
-        raise SplitError(f"ratios must sum to 1, got {dict(ratios)!r}, which sum to {total:.6g}")
+        raise SplitError(
+            f"ratios must sum to 1, got {dict(ratios)!r}, which sum to {total:.6g}"
+        ).with_code("MML-204")
 
 
 def _labels(order: IntArray, sizes: IntArray, n_parts: int | None = None) -> Array:

@@ -452,7 +452,9 @@ class Optimizer(Configurable, Stateful, Saveable):
         try:
             return self._adapter.make_optimizer(cls, params, self.kwargs)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"{self.name} cannot be built with {self.kwargs}: {error}") from error
+            raise ConfigError(f"{self.name} cannot be built with {self.kwargs}: {error}").with_code(
+                "MML-408"
+            ) from error
 
     def _set_backend(self, backend: Backend) -> None:
         if self._backend not in (None, backend):
