@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -56,7 +57,10 @@ class Configurable(Checked):
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments as plain data."""
-        return {name: encode(value) for name, value in self._params().items()}
+        config = self._params()
+        for name, value in config.items():
+            config[name] = encode(value)
+        return config
 
     def encoded(self) -> dict[str, Any]:
         """Return the name of the class and the config, as they stand in a file."""
@@ -160,6 +164,13 @@ def decode(value: Any) -> Any:
     return {key: decode(item) for key, item in value.items()}
 
 
+def _write_items(value: list[Any] | tuple[Any, ...]) -> Any:
+    items = [*value]
+    for i, item in enumerate(items):
+        items[i] = encode(item)
+    return {"$tuple": items} if isinstance(value, tuple) else items
+
+
 def _write_dict(value: dict[Any, Any]) -> dict[str, Any]:
     if all(isinstance(key, str) and not key.startswith("$") for key in value):
         return {key: encode(item) for key, item in value.items()}
@@ -181,15 +192,14 @@ def _read_array(value: dict[str, Any]) -> np.ndarray[Any, Any]:
 
 
 _WRITERS: list[tuple[Any, Callable[[Any], Any]]] = [
-    (Configurable, lambda v: v.encoded()),
+    (Configurable, methodcaller("encoded")),
     (enum.Enum, lambda v: {"$enum": _code_name(type(v)), "value": encode(v.value)}),
     (float, float),  # subclasses too, such as logged metrics
     (bool | int | str, lambda v: v),
     (np.datetime64 | np.timedelta64, lambda v: {"$instant": _write_array(np.asarray(v))}),
     (np.generic, lambda v: encode(v.item())),
     (np.ndarray, _write_array),
-    (list, lambda v: [encode(item) for item in v]),
-    (tuple, lambda v: {"$tuple": [encode(item) for item in v]}),
+    (list | tuple, _write_items),
     (slice, lambda v: {"$slice": [encode(item) for item in (v.start, v.stop, v.step)]}),
     (set | frozenset, lambda v: {"$set": sorted((encode(item) for item in v), key=repr)}),
     (dict, _write_dict),
@@ -389,8 +399,8 @@ def _arguments_of(value: Any) -> dict[str, Any] | None:
         found: dict[str, Any] = value.get_params(deep=False)
         return found
     names = _parameters(type(value)) if hasattr(value, "get_n_splits") else {}
-    told = names and all(hasattr(value, name) for name in names)
-    return {name: getattr(value, name) for name in names} if told else None
+    is_known = names and all(hasattr(value, name) for name in names)
+    return {name: getattr(value, name) for name in names} if is_known else None
 
 
 def _code_name(code: Any) -> str:

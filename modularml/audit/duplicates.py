@@ -78,7 +78,7 @@ def _near(
     at, partners = side.test[hits], side.train[to_train[hits].argmin(axis=1)]
     is_equal = np.isin(t.rows[at], equal)
     names = tuple(c.name for c in t.of_domain("features"))
-    for mine, kind, said in (
+    for mine, kind, finding in (
         (is_equal, "duplicate_rows", "have the features of a row of"),
         (~is_equal, "near_duplicate_rows", "are all but copies of a row of"),
     ):
@@ -86,7 +86,7 @@ def _near(
             rows = t.rows[at[mine]]
             one, other = at[mine][0], partners[mine][0]
             yield t.finding(
-                kind, "warning", rows, f"{said} {side.pair.names[0]!r}", names, side.pair,
+                kind, "warning", rows, f"{finding} {side.pair.names[0]!r}", names, side.pair,
                 remedy=REMEDY, measure=said_times(times), p_value=p,
                 picture=pair_of_rows(t.ranks[one], t.ranks[other]),
             ), rows  # fmt: skip

@@ -66,9 +66,9 @@ def _told(t: Table, rows: IntArray, before: IntArray) -> IntArray:
     for side in t.sides:
         train, test = np.zeros(len(t.rows), dtype=bool), np.zeros(len(t.rows), dtype=bool)
         train[side.train], test[side.test] = True, True
-        told = rows[train[rows] & test[before]]
-        if len(told) > max(3, 0.1 * len(side.test)):
-            found |= set(told.tolist())
+        matched = rows[train[rows] & test[before]]
+        if len(matched) > max(3, 0.1 * len(side.test)):
+            found |= set(matched.tolist())
     return np.array(sorted(found), dtype=np.int64)
 
 
@@ -97,7 +97,8 @@ def target_encoding(t: Table) -> Iterator[Finding]:
             for name in (k.name for k in by):
                 codes = data.codes(name)
                 found = next(
-                    (said for side in t.main_sides if (said := _encodes(codes, x, goal, side))), ""
+                    (found for side in t.main_sides if (found := _encodes(codes, x, goal, side))),
+                    "",
                 )
                 if found:
                     key = name.split(".")[1]

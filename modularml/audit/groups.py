@@ -51,7 +51,7 @@ def shared_groups(t: Table) -> Iterator[Finding]:
     """Find groups that have rows in two splits which should have nothing in common."""
     named = _named(t) if t.groups is not None else []
     made_by = {i: _made_by(t, pair) for i, pair in enumerate(t.pairs)}
-    told = set[tuple[tuple[str, ...], int, bytes]]()
+    reported = set[tuple[tuple[str, ...], int, bytes]]()
     guessed = [] if t.groups is not None else [*_of_other_splits(t), *_alike(t)]
     for group in (*named, *guessed):
         for i, pair in enumerate(t.pairs):
@@ -60,9 +60,9 @@ def shared_groups(t: Table) -> Iterator[Finding]:
             if made_by[i] and group.why and not group.measure:
                 continue  # named like a group, which alone says little where others were kept whole
             rows = _with_code(group.codes, pair)
-            if (fact := (group.columns, i, rows.tobytes())) in told:
+            if (fact := (group.columns, i, rows.tobytes())) in reported:
                 continue  # the same rows by the same column, for another reason
-            told.add(fact)
+            reported.add(fact)
             n, of = (len(np.unique(group.codes[part])) for part in (rows, pair.test))
             yield t.finding(
                 "shared_groups", pair.severity if group.exact else "warning", rows,
@@ -208,8 +208,8 @@ def _best_reading(t: Table, c: Column) -> _Group | None:
                 every = _readings(_as_scalar(Column(c.name, t.fs.collection.numpy(c.name))).values)[
                     how
                 ][0]
-                said = f"rows of one {c.key} have {share:.0%} of a column's variance in common"
-                return _Group((c.name,), every, f"{how}, whose rows are alike", said, p)
+                finding = f"rows of one {c.key} have {share:.0%} of a column's variance in common"
+                return _Group((c.name,), every, f"{how}, whose rows are alike", finding, p)
     return None
 
 

@@ -66,9 +66,9 @@ def _near(c: Column, side: Side) -> tuple[Array, Array, float, float] | None:
         cut = values[:, :, : length // every * every]
         values = cut.reshape(*cut.shape[:2], -1, every).mean(axis=3)
         length = values.shape[2]
-    told = _telling(values)
+    informative = _telling(values)
     rng = np.random.default_rng(0)
-    train, test = (s[told[s]] for s in (side.train, side.test))
+    train, test = (s[informative[s]] for s in (side.train, side.test))
     most = 2 * length // 3 if length >= 72 else length // 2
     lags = range(-most, most + 1) if length >= 32 else range(1)
     shifts = [*((0, lag) for lag in lags), *_moves(values)]
@@ -146,8 +146,8 @@ def _telling(values: Array) -> Array:
         energy = np.square(flat - np.median(flat, axis=1, keepdims=True))
         spread = energy.sum(axis=1) ** 2 / np.square(energy).sum(axis=1)
         dense = (energy > 0).mean(axis=1) >= DENSE
-    told: Array = np.isfinite(flat).all(axis=1) & (spread >= 4) & dense
-    return told
+    informative: Array = np.isfinite(flat).all(axis=1) & (spread >= 4) & dense
+    return informative
 
 
 def _unit(values: Array) -> Array:

@@ -35,12 +35,12 @@ def scaler_fits(t: Table) -> Iterator[Finding]:
             if not is_training(pair.names[0]) and not fitted[pair.train].any():
                 continue  # which of the two is trained on is not known
             rows = pair.test[fitted[pair.test] & ~pair.in_train[pair.test]]
-            said = f"were seen by {record.scaler.scaler_name} on {', '.join(record.keys[:4])}"
+            finding = f"were seen by {record.scaler.scaler_name} on {', '.join(record.keys[:4])}"
             by = record.fit_to_split
             sure = by != pair.origin and (is_training(pair.names[0]) or by in pair.names)
             severity = pair.severity if sure or by is None else "info"  # else of another division
             yield t.finding(
-                "scaler_fit", severity, rows, said, columns, pair,
+                "scaler_fit", severity, rows, finding, columns, pair,
                 remedy=f"undo it and call fit_transform with fit_to_split={pair.names[0]!r}",
                 measure=f"fitted on {int(fitted.sum())} rows, {len(rows)} of which are tested on",
             )  # fmt: skip

@@ -269,7 +269,7 @@ class Table:
         kind: str,
         severity: str,
         rows: IntArray,
-        said: str,
+        finding: str,
         columns: Iterable[str] = (),
         pair: Pair | None = None,
         *,
@@ -280,18 +280,18 @@ class Table:
     ) -> Finding:
         """Return a finding on some rows of the set, the surest first.
 
-        Where it is on a pair, `said` follows their number.
+        Where it is on a pair, `finding` follows their number.
         """
         columns = tuple(columns)
         rows = rows[np.sort(np.unique(rows, return_index=True)[1])]
         ids = id_texts(self.fs.collection.ids[rows[:5]]).tolist() if len(rows) else ()
         if pair is not None:
-            said = f"{len(rows)} of {len(pair.test)} rows of {pair.names[1]!r} {said}"
+            finding = f"{len(rows)} of {len(pair.test)} rows of {pair.names[1]!r} {finding}"
         if remedy:
-            said = f"{said}; {remedy}"
+            finding = f"{finding}; {remedy}"
         key = f":{columns[0].split('.')[1]}" if columns else ""
         splits = () if pair is None else pair.names
         return Finding(
-            severity, kind, columns, splits, len(rows), said, tuple(ids), measure, p_value,
+            severity, kind, columns, splits, len(rows), finding, tuple(ids), measure, p_value,
             remedy, f"{kind}{key}", picture,
         )  # fmt: skip

@@ -58,7 +58,7 @@ def time_order(t: Table) -> Iterator[Finding]:
                 continue
             train, test = clock.times[pair.train], clock.times[pair.test]
             older = pair.test[test < np.nanmax(train)]
-            said = f"are older than the newest of {pair.names[0]!r} by {clock.key!r}{clock.why}"
+            finding = f"are older than the newest of {pair.names[0]!r} by {clock.key!r}{clock.why}"
             turned = len(test) >= 10 and np.nanmax(test) < np.nanmin(train)
             whole = bool(getattr(pair.splitter, "group_by", None))
             if t.times is not None:
@@ -71,7 +71,7 @@ def time_order(t: Table) -> Iterator[Finding]:
                 yield from _ties(t, clock, pair, bool(alike))
                 continue
             yield t.finding(
-                "time_order", severity, older, said, clock.names, pair, measure=measure,
+                "time_order", severity, older, finding, clock.names, pair, measure=measure,
                 remedy="to forecast, split by a condition on time, or by TimeSeriesSplitter",
                 p_value=ALPHA if alike else None,
             )  # fmt: skip

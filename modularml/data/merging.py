@@ -64,9 +64,9 @@ def merged(
         assert link is not None
         _check_unique(link, left, right)
         matches = link.find(0)
-    said = " and ".join(x for x in (f"on={on!r}" * bool(keys), f"asof={asof!r}" * bool(times)) if x)
+    how = " and ".join(x for x in (f"on={on!r}" * bool(keys), f"asof={asof!r}" * bool(times)) if x)
     names = _right_columns(left, right, columns, {**keys, **times}, set(keys.values()), rename)
-    rows, dropped = _matched(matches, left, right, said, missing)
+    rows, dropped = _matched(matches, left, right, how, missing)
     return _combined(left, right, rows, matches[rows], names), rows, dropped
 
 
@@ -175,7 +175,7 @@ def _nanoseconds(dtype: Any) -> int:
 
 
 def _matched(
-    matches: IntArray, left: Any, right: Any, said: str, missing: str
+    matches: IntArray, left: Any, right: Any, how: str, missing: str
 ) -> tuple[IntArray, DroppedRows | None]:
     """Return the rows that are kept, and those that are left out."""
     lacks, names = matches < 0, (left.source.label, right.source.label)
@@ -183,15 +183,15 @@ def _matched(
     if lacks.all():
         raise DataError(
             f"none of the {len(matches)} rows of {names[0]!r} has a match in {names[1]!r} with "
-            f"{said}; compare the values of these columns"
+            f"{how}; compare the values of these columns"
         )
     if not lacks.any() or missing == "nan":
         return np.arange(len(matches)), None
     if missing == "error":
-        raise DataError(f"{text} {names[1]!r} with {said}, but missing='error'")
-    warn(f"{text} {names[1]!r} with {said} and are dropped; pass missing='nan' to keep them")
+        raise DataError(f"{text} {names[1]!r} with {how}, but missing='error'")
+    warn(f"{text} {names[1]!r} with {how} and are dropped; pass missing='nan' to keep them")
     out = DroppedRows(
-        f"no match in {names[1]} with {said}", left.collection.ids[left._rows()[lacks]]
+        f"no match in {names[1]} with {how}", left.collection.ids[left._rows()[lacks]]
     )
     return np.flatnonzero(~lacks), out
 

@@ -23,7 +23,11 @@ def dump_json(tree: Any, *, sort: bool = False) -> bytes:
     sort : bool
         Whether keys are sorted; otherwise their order is part of the data.
     """
-    text = json.dumps(_wrapped(tree), separators=(",", ":"), sort_keys=sort, allow_nan=False)
+    options: dict[str, Any] = {"separators": (",", ":"), "sort_keys": sort, "allow_nan": False}
+    try:
+        text = json.dumps(tree, **options)
+    except ValueError:  # NaN or an infinity somewhere
+        text = json.dumps(_wrapped(tree), **options)
     return text.encode("ascii") + b"\n"
 
 
@@ -59,12 +63,14 @@ def load_json(data: bytes, path: object, member: str) -> Any:
 
 def mapped(tree: Any, change: Callable[[dict[str, Any]], Any]) -> Any:
     """Return plain data with a function applied to each dict, outer ones first."""
-    if isinstance(tree, list):
-        return [mapped(item, change) for item in tree]
-    changed = change(tree) if isinstance(tree, dict) else tree
-    if not isinstance(changed, dict):
-        return changed
-    return {key: mapped(item, change) for key, item in changed.items()}
+    tree = change(tree) if isinstance(tree, dict) else tree
+    if not isinstance(tree, dict | list):
+        return tree
+    copy = tree.copy()
+    for place, item in copy.items() if isinstance(copy, dict) else enumerate(copy):
+        if isinstance(item, dict | list):
+            copy[place] = mapped(item, change)
+    return copy
 
 
 _LIMIT = "Files of this library stay below"

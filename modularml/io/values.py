@@ -79,24 +79,23 @@ class Packer:
         MMLError
             If a part cannot be stored as data.
         """
-        if value is None or type(value) in (bool, int, float, str):
+        if type(value) in _PLAIN:
             return value
         for kinds, packed in _PACKERS:
             if isinstance(value, kinds):
                 return packed(self, value, where)
-        try:
-            return encode(value)
-        except ConfigError as error:
-            raise _no_data(where, error) from error
-
-    def _dict(self, value: dict[Any, Any], where: tuple[str, ...]) -> Any:
-        inner = {key: self.pack(item, (*where, str(key))) for key, item in value.items()}
-        if all(isinstance(key, str) and not key.startswith("$") for key in value):
+        if not isinstance(value, dict | list):
+            try:
+                return encode(value)
+            except ConfigError as error:
+                raise _no_data(where, error) from error
+        inner: Any = {**value} if isinstance(value, dict) else [*value]
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            if type(item) not in _PLAIN:
+                inner[key] = self.pack(item, (*where, str(key)))
+        if isinstance(value, list) or _has_plain_keys(value):
             return inner
         return {"$dict": [[self.pack(key, where), item] for key, item in inner.items()]}
-
-    def _list(self, value: Any, where: tuple[str, ...]) -> list[Any]:
-        return [self.pack(item, (*where, str(i))) for i, item in enumerate(value)]
 
     def _scalar(self, value: np.generic, where: tuple[str, ...]) -> Any:
         if value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
@@ -111,9 +110,9 @@ class Packer:
         if stored is None:
             raise _no_data(where, f"an array of {value.dtype} with {value.ndim} axes")
         if self.compact and stored.size <= _FEW and np.isfinite(stored).all():
-            told = {"dtype": value.dtype.str, "shape": list(stored.shape)}
+            facts = {"dtype": value.dtype.str, "shape": list(stored.shape)}
             if stored.dtype == value.dtype and stored.dtype.kind in "biuf":
-                return {"$array": stored.ravel().tolist(), **told}
+                return {"$array": stored.ravel().tolist(), **facts}
         folder = "optim" if "optimizer" in where else "tensors"
         member, name = self._member(folder, where[:1] if self.compact else where, "safetensors")
         arrays, base = self._tensors.setdefault(member, {}), name
@@ -122,8 +121,8 @@ class Packer:
         while name in arrays:
             name = f"{base}~{len(arrays)}"
         arrays[name] = stored
-        told = {"dtype": stored.dtype.str, "shape": list(stored.shape)}
-        tree = {"$tensor": name, "in": member, **told}
+        facts = {"dtype": stored.dtype.str, "shape": list(stored.shape)}
+        tree = {"$tensor": name, "in": member, **facts}
         return tree if stored.dtype == value.dtype else {**tree, "as": value.dtype.str}
 
     def _table(self, value: pa.Table, where: tuple[str, ...]) -> Any:
@@ -134,8 +133,7 @@ class Packer:
         return {"$table": member, "rows": value.num_rows, "columns": value.column_names}
 
     def _object(self, value: Configurable, where: tuple[str, ...]) -> Any:
-        tree = {**encode(value)}
-        state = object_state(value)
+        tree, state = value.encoded(), object_state(value)
         return {**tree, "state": self.pack(state, where)} if state else tree
 
     def _if_plain(self, marked: IfPlain, where: tuple[str, ...]) -> Any:
@@ -165,6 +163,7 @@ class Packer:
 _HOLDERS = frozenset({"featuresets", "model_graph", "nodes"})
 """Parts of paths that do not identify the owner of a value."""
 
+_PLAIN = frozenset({type(None), bool, int, float, str})
 _MAX_TENSORS = 2048
 _FEW = 8
 
@@ -174,9 +173,7 @@ _PACKERS: list[tuple[Any, Callable[[Packer, Any, tuple[str, ...]], Any]]] = [
     (np.ndarray, Packer._array),
     (pa.Table, Packer._table),
     (Configurable, Packer._object),
-    (dict, Packer._dict),
-    (list, Packer._list),
-    (tuple, lambda p, v, w: {"$tuple": p._list(v, w)}),
+    (tuple, lambda p, v, w: {"$tuple": p.pack([*v], w)}),
     (bytes, lambda p, v, w: {"$bytes": base64.b64encode(v).decode("ascii")}),
     (datetime, lambda p, v, w: {"$time": v.isoformat()}),
 ]
@@ -279,6 +276,10 @@ _READERS: dict[str, Callable[[Unpacker, dict[str, Any]], Any]] = {
     "$bytes": lambda u, t: base64.b64decode(t["$bytes"], validate=True),
     "$time": lambda u, t: datetime.fromisoformat(t["$time"]),
 }
+
+
+def _has_plain_keys(value: dict[Any, Any]) -> bool:
+    return all(isinstance(key, str) and not key.startswith("$") for key in value)
 
 
 def _all_text(array: Array) -> bool:
