@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from modularml.backends.base import Backend, Processes, adapter_for
+from modularml.backends.base import Backend, adapter_for
+from modularml.backends.tensor_operations import Processes
 from modularml.config import Configurable
 from modularml.errors import BackendNotSupportedError, ConfigError, DeviceError
 

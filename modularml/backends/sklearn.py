@@ -11,8 +11,9 @@ import sklearn
 
 from modularml._typing import Array, IntArray, Shape
 from modularml.backends import sklearn_losses
-from modularml.backends.base import PAD_MODES, Backend, BackendAdapter, Compute, Step
+from modularml.backends.base import Backend, BackendAdapter, Compute, Step
 from modularml.backends.fingerprint import fingerprint
+from modularml.backends.tensor_operations import PAD_MODES
 from modularml.errors import BackendNotSupportedError
 
 __all__ = ["SklearnAdapter", "adapter"]

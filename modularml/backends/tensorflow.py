@@ -15,7 +15,6 @@ from modularml._optional import require
 from modularml._typing import Array, IntArray, Shape
 from modularml.backends import tensorflow_losses
 from modularml.backends.base import (
-    PAD_MODES,
     Backend,
     BackendAdapter,
     Compute,
@@ -27,6 +26,7 @@ from modularml.backends.base import (
 from modularml.backends.fingerprint import Identity, checksum
 from modularml.backends.input_shapes import InputShape
 from modularml.backends.options import PLAIN, StepOptions
+from modularml.backends.tensor_operations import PAD_MODES
 from modularml.backends.tensorflow_models import (
     OwnLosses,
     check_model,

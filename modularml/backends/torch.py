@@ -18,12 +18,10 @@ from modularml._optional import require
 from modularml._typing import Array, IntArray, Shape
 from modularml.backends import torch_losses
 from modularml.backends.base import (
-    PAD_MODES,
     Backend,
     BackendAdapter,
     Compute,
     NotFiniteError,
-    Processes,
     Step,
     check_moments,
     classes_of,
@@ -32,6 +30,7 @@ from modularml.backends.fingerprint import Identity, checksum
 from modularml.backends.input_shapes import InputShape, arranged, is_several, shapes_of
 from modularml.backends.options import StepOptions
 from modularml.backends.stacking import Stack, StackMember
+from modularml.backends.tensor_operations import PAD_MODES, Processes
 from modularml.backends.torch_dynamo import import_dynamo_late
 from modularml.backends.torch_forward import direct_forward
 from modularml.backends.torch_kernels import direct_step

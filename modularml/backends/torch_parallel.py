@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from modularml.backends.base import Compute, Processes
+from modularml.backends.base import Compute
+from modularml.backends.tensor_operations import Processes
 
 __all__ = ["Averaged", "TorchProcesses"]
 

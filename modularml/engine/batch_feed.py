@@ -14,9 +14,9 @@ import numpy as np
 from modularml._typing import Array, IntArray
 from modularml._warning import warn
 from modularml.backends import PLAIN, StepOptions
-from modularml.backends.base import Processes
 from modularml.backends.fingerprint import Identity
 from modularml.backends.stacking import NotStackableError, StackMember
+from modularml.backends.tensor_operations import Processes
 from modularml.data.execution import ExecutionContext, Layout, WeightSource
 from modularml.data.lineage import Source
 from modularml.data.rows import as_slice

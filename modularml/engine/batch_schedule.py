@@ -10,7 +10,7 @@ import numpy as np
 
 from modularml._registry import member
 from modularml._typing import Array, IntArray
-from modularml.backends.base import Processes
+from modularml.backends.tensor_operations import Processes
 from modularml.errors import ConfigError
 from modularml.samplers import EpochBatches
 
