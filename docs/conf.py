@@ -58,15 +58,27 @@ html_theme_options = {
     "secondary_sidebar_items": ["page-toc"],
     "show_toc_level": 2,
 }
-html_sidebars = {"getting-started": [], "changelog": []}
+html_sidebars = {"changelog": []}
 
 
 def copy_notebooks() -> None:
     """Make pages of ``notebooks/``; they live there because people run them there."""
-    for old in (HERE / "howto").glob("*.ipynb"):
-        old.unlink()
-    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        shutil.copy2(notebook, HERE / "howto" / notebook.name)
+    folders = {
+        path.name: "tutorials" if "_tutorial_" in path.name else "howto"
+        for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+    }
+    for folder in ("howto", "tutorials"):
+        for old in (HERE / folder).glob("*.ipynb"):
+            old.unlink()
+    for name, folder in folders.items():
+
+        def link(match: re.Match[str], here: str = folder) -> str:
+            there = folders.get(match[1], here)
+            return match[0] if there == here else f"](../{there}/{match[1]}"
+
+        source, page = ROOT / "notebooks" / name, HERE / folder / name
+        page.write_text(re.sub(r"\]\((\w+\.ipynb)", link, source.read_text("utf-8")), "utf-8")
+        shutil.copystat(source, page)  # Sphinx reads again what is newer
 
 
 def skip_foreign(_app: Any, _kind: str, _name: str, obj: Any, skip: bool, _options: Any) -> bool:

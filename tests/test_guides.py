@@ -1,4 +1,4 @@
-"""Guides for those who come from elsewhere: their examples run and print what they show."""
+"""Start pages, and guides for those who come from elsewhere: examples print what they show."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-GUIDES = sorted((Path(__file__).parents[1] / "docs" / "explanation").glob("from-*.md"))
+DOCS = Path(__file__).parents[1] / "docs"
+GUIDES = [
+    *sorted(DOCS.glob("explanation/from-*.md")),
+    DOCS / "start/tour.md",
+    DOCS / "start/gpus.md",
+]
 
 
 def blocks(path: Path, language: str) -> str:

@@ -276,7 +276,9 @@ def test_uses_of_extras_run(name: str) -> None:
     extras.main(name)
 
 
-def test_each_notebook_is_in_the_index_of_guides() -> None:
-    text = (ROOT / "docs" / "howto" / "index.md").read_text()
-    listed = re.findall(r"^\[[^]]+\]\(([^)]+)\)$", text, re.MULTILINE)
-    assert sorted(listed) == sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+@pytest.mark.parametrize("folder", ["howto", "tutorials"])
+def test_each_notebook_is_in_an_index(folder: str) -> None:
+    text = (ROOT / "docs" / folder / "index.md").read_text("utf-8")
+    listed = re.findall(r"\]\((\w+\.ipynb)\)$", text, re.MULTILINE)
+    there = [path.name for path in NOTEBOOKS if ("_tutorial_" in path.name) == (folder != "howto")]
+    assert sorted(listed) == sorted(there)
