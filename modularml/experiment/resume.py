@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from modularml.io.values import IfPlain
 from modularml.phases.group import PhaseGroup
 from modularml.phases.phase import ExperimentPhase
 
-__all__ = ["config_hash", "described_run", "phases_of", "resume_from"]
+__all__ = ["config_hash", "described_run", "earlier_hashes", "phases_of", "resume_from"]
 
 
 def phases_of(item: ExperimentPhase | PhaseGroup) -> list[ExperimentPhase]:
@@ -30,13 +32,26 @@ def phases_of(item: ExperimentPhase | PhaseGroup) -> list[ExperimentPhase]:
     return item.flatten() if isinstance(item, PhaseGroup) else [item]
 
 
-def config_hash(experiment: Any, item: ExperimentPhase | PhaseGroup) -> str:
+def config_hash(
+    experiment: Any,
+    item: ExperimentPhase | PhaseGroup,
+    optional: Collection[Argument] | None = None,
+) -> str:
     """Return a hash of what defines a run: phases, graph, seeds, rows of splits.
 
-    Checkpointing settings are not included. A model passed as an object counts by its class; its
-    weights are checked when they are restored.
+    Checkpointing settings are not included, nor are arguments at their defaults, so that a later
+    version with more arguments has the same hash. A model passed as an object counts by its class;
+    its weights are checked when they are restored.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    item : phase or PhaseGroup
+    optional : collection of (str, str), optional
+        Names of classes and arguments that are left out at their defaults, instead of all.
     """
     graph, ctx = experiment.model_graph, experiment.ctx
+    _plain = partial(_as_plain, optional=optional)
     labels = {node_id: node.label for node_id, node in ctx.available_nodes.items()}
     nodes = [] if graph is None else list(graph.nodes.values())
     tree = {
@@ -56,6 +71,12 @@ def config_hash(experiment: Any, item: ExperimentPhase | PhaseGroup) -> str:
     for former, module in FORMER_MODULES.items():  # as in checkpoints of older versions
         text = text.replace(f"{module}:", f"{former}:")
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def earlier_hashes(experiment: Any, item: ExperimentPhase | PhaseGroup) -> Iterator[str]:
+    """Yield the hashes of a run in older versions, which included defaults, newest first."""
+    for n in range(len(_ADDED), -1, -1):
+        yield config_hash(experiment, item, _ADDED[n:])
 
 
 def described_run(
@@ -186,7 +207,7 @@ def _checked(
             f"{saved}; now they are {current}. Define them as they were, pass strict=False to "
             "restore what fits, or resume=None to start from the beginning"
         ).with_code("MML-505")
-    if strict and run_info["config"] != runner.config:
+    if strict and not _is_same_config(run_info["config"], runner, item):
         raise ConfigError(
             f"{name} is of a run of {item.label!r} with another config (phases, graph, splits or "
             "seed). Define them as they were, pass strict=False, or resume=None to start from the "
@@ -201,6 +222,10 @@ def _checked(
     return run_info
 
 
+def _is_same_config(config: str, runner: Any, item: ExperimentPhase | PhaseGroup) -> bool:
+    return config == runner.config or config in earlier_hashes(runner.experiment, item)
+
+
 def _checkpointings(experiment: Any, item: Any, done: int) -> list[Any]:
     """Return the checkpointing of the experiment and of the current phase."""
     phases = phases_of(item)
@@ -213,20 +238,68 @@ def _shape(item: Any) -> list[list[Any]]:
     return [[path, len(p.input_sources) + len(p.callbacks)] for path, p in item.paths()]
 
 
-def _plain(value: Any) -> Any:
+def _as_plain(value: Any, optional: Collection[Argument] | None) -> Any:
     """Return a value as plain data; other objects as their class name."""
+    plain = partial(_as_plain, optional=optional)
     if isinstance(value, Configurable):
-        params = {n: _plain(param) for n, param in value._params().items() if n not in _NOT_HASHED}
-        return {"class": _class_of(value), **params}
+        params = {n: plain(param) for n, param in value._params().items() if n not in _NOT_HASHED}
+        return {"class": _class_of(value), **_without_defaults(type(value), params, optional)}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     try:
         return encode(value)
     except ConfigError:
         return _class_of(value)
 
+
+def _without_defaults(
+    cls: type, params: dict[str, Any], optional: Collection[Argument] | None
+) -> dict[str, Any]:
+    """Return arguments without those that may be omitted and are at their defaults."""
+    defaults = {n: p.default for n, p in inspect.signature(cls).parameters.items()}
+    names = [base.__name__ for base in cls.__mro__]
+
+    def is_omitted(name: str, value: Any) -> bool:
+        default = defaults.get(name, inspect.Parameter.empty)
+        if optional is not None and not any((base, name) in optional for base in names):
+            return False
+        return value == _as_plain(default, None) or (default is None and value in ([], {}))
+
+    return {name: value for name, value in params.items() if not is_omitted(name, value)}
+
+
+Argument = tuple[str, str]
+
+_ADDED: Sequence[Argument] = (
+    ("ConcatNode", "flatten"),
+    ("ScikitModelWrapper", "group_by"),
+    ("ConcatNode", "align_on"),
+    ("ConcatNode", "strict"),
+    ("MergeNode", "align_on"),
+    ("MergeNode", "strict"),
+    ("Loss", "over"),
+    ("Loss", "weight_by"),
+    ("ModelNode", "targets"),
+    ("ModelNode", "mask_as"),
+    ("BaseSampler", "bins"),
+    ("EvalPhase", "metrics"),
+    ("EvalPhase", "group_by"),
+    ("ModelNode", "input_layout"),
+    ("ScoreMetric", "per"),
+    ("ScoreMetric", "reduce"),
+    ("EvalPhase", "per"),
+    ("EvalPhase", "reduce"),
+    ("AppliedLoss", "class_weight"),
+    ("TrainPhase", "freeze"),
+    ("BaseSampler", "source"),
+    ("LRSchedule", "warmup"),
+    ("TrainPhase", "limit_batches"),
+    ("EvalPhase", "limit_batches"),
+    ("ModelWrapper", "output"),
+)
+"""Arguments that classes gained while hashes included defaults, oldest first."""
 
 _NOT_HASHED = {"checkpointing", "backend"}  # the backend of an optimizer is filled in by its graph
 

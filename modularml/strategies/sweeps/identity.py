@@ -28,7 +28,7 @@ def identity_of(
     """Return a hash of each part that defines a sweep: experiment, rows, space, and more facts."""
     parts: dict[str, Any] = dict(facts)
     if experiment is not None:
-        parts["experiment"] = config_hash(experiment, experiment.execution_plan)
+        parts["experiment"] = config_hash(experiment, experiment.execution_plan, ())
         parts["rows"] = experiment._fingerprints()
     if build is not None:
         parts["build"] = _source_of(build)

@@ -95,7 +95,7 @@ class Work:
         path = None
         if self.resume is not None and folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            key = f"{config_hash(new, new.execution_plan)} {new._fingerprints()}"
+            key = f"{config_hash(new, new.execution_plan, ())} {new._fingerprints()}"
             name = f"searched-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
             path = folder / f"{name}.exp.mml"
             if path.exists():
