@@ -236,7 +236,7 @@ class ExperimentContext:
         TypeError
             If the node is of another type.
         """
-        if sum(x is not None for x in (val, node_id, label)) != 1:
+        if [val, node_id, label].count(None) != 2:
             raise ConfigError("give exactly one of val, node_id and label")
         node = self._find(node_id=node_id, label=label)
         if val is not None:
@@ -443,9 +443,11 @@ class ExperimentContext:
     ) -> ExperimentNode | None:
         if node_id is not None and node_id in self._nodes:
             return self._nodes[node_id]
-        return next(
-            (n for n in self._nodes.values() if label is not None and n.label == label), None
-        )
+        if label is not None:
+            for node in self._nodes.values():
+                if node._label == label:
+                    return node
+        return None
 
     def _of_type(self, name: str) -> dict[str, Any]:
         return {node_id: node for node_id, node in self._nodes.items() if _is_a(node, name)}

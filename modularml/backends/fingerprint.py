@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import zlib
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -12,18 +13,22 @@ __all__ = ["Identity", "checksum", "fingerprint"]
 
 
 class Identity:
-    """A key by object identity; holds the object so that its id is not reused."""
+    """A key by the identity of objects; holds them so that their ids are not reused."""
 
     __slots__ = ("held",)
 
-    def __init__(self, held: Any) -> None:
+    def __init__(self, *held: Any) -> None:
         self.held = held
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Identity) and self.held is other.held
+        return (
+            isinstance(other, Identity)
+            and len(self.held) == len(other.held)
+            and all(map(operator.is_, self.held, other.held))
+        )
 
     def __hash__(self) -> int:
-        return id(self.held)
+        return hash(tuple(map(id, self.held)))
 
 
 def checksum(array: Any) -> int:

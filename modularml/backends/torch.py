@@ -227,13 +227,15 @@ class TorchAdapter(BackendAdapter):
         (owner._parameters if key in owner._parameters else owner._buffers)[key] = weight
 
     def signature(self, model: Any) -> Hashable:
-        parts: list[Hashable] = []
+        objects: list[Any] = []
+        facts: list[Hashable] = []
         for module in model.modules():
-            parts.append(Identity(module))
+            objects.append(module)
             for name, t in (*module._parameters.items(), *module._buffers.items()):
                 if t is not None:
-                    parts.append((name, Identity(t), t.shape, t.dtype, t.device, t.requires_grad))
-        return tuple(parts)
+                    objects.append(t)
+                    facts.append((name, t.shape, t.dtype, t.device, t.requires_grad))
+        return Identity(*objects), tuple(facts)
 
     def weights_version(self, model: Any) -> Hashable:
         """Return checksums of the values, which also detect changes through ``.data``."""

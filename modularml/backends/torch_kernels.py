@@ -94,12 +94,13 @@ class _Direct:
     def __call__(self) -> None:
         optimizer = self.optimizer
         param_groups = optimizer.param_groups
-        if len(self.groups) != len(param_groups) or _is_hooked(optimizer):
+        hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+        if len(self.groups) != len(param_groups) or hooked:
             return self._rebuild()
         lists = []
         for group, param_group in zip(self.groups, param_groups, strict=True):
-            grads = [p.grad for p in group.params]
-            if any(g is None for g in grads) or not group.is_current(optimizer, param_group):
+            grads = group.gradients(optimizer, param_group)
+            if grads is None:
                 return self._rebuild()
             lists.append(grads)
         optimizer._opt_called = True  # read by torch's schedulers
@@ -136,21 +137,26 @@ class _Group:
         self.steps = [s["step"] for s in states if "step" in s]
         self.with_momentum = bool(group.get("momentum"))
 
-    def is_current(self, optimizer: Any, param_group: dict[str, Any]) -> bool:
-        """Return whether the lists are still valid (a state may have been loaded)."""
+    def gradients(self, optimizer: Any, param_group: dict[str, Any]) -> list[Any] | None:
+        """Return the gradients; None if the lists are outdated (a state may have been loaded)."""
         if (
             param_group is not self.hyper
             or bool(param_group.get("momentum")) is not self.with_momentum
         ):
-            return False
-        if any(p.grad is not None for p in self.others):
-            return False
-        if not self.params:
-            return True
-        state = optimizer.state.get(self.params[0], {})
-        return all(
-            not tensors or state.get(name) is tensors[0] for name, tensors in self.state.items()
-        )
+            return None
+        for p in self.others:
+            if p.grad is not None:
+                return None
+        grads: list[Any] = []
+        for p in self.params:
+            if p.grad is None:
+                return None
+            grads.append(p.grad)
+        state = optimizer.state.get(self.params[0], {}) if grads else {}
+        for name, tensors in self.state.items():
+            if tensors and state.get(name) is not tensors[0]:
+                return None
+        return grads
 
 
 def _adam(group: _Group, grads: list[Any]) -> None:

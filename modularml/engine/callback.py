@@ -199,10 +199,12 @@ class Dispatcher:
         self, callbacks: Sequence[_CallbackBase], base: type, hooks: Sequence[str]
     ) -> None:
         ordered = sorted(callbacks, key=lambda c: c.execution_order)
-        self._hooks: dict[str, list[tuple[_CallbackBase, Callable[..., Any]]]] = {
-            hook: [(c, getattr(c, hook)) for c in ordered if _overrides(c, base, hook)]
-            for hook in hooks
-        }
+        self._hooks: dict[str, list[tuple[_CallbackBase, Callable[..., Any]]]]
+        self._hooks = {hook: [] for hook in hooks}
+        for callback in ordered:
+            for hook in hooks:
+                if _overrides(callback, base, hook):
+                    self._hooks[hook].append((callback, getattr(callback, hook)))
 
     def handles(self, hook: str) -> bool:
         """Return whether any callback overrides a hook."""

@@ -162,7 +162,7 @@ class Optimizer(Configurable, Stateful, Saveable):
     @property
     def lr_schedule(self) -> LRSchedule | None:
         """The learning-rate schedule."""
-        return LRSchedule.from_value(self.schedule)
+        return None if self.schedule is None else LRSchedule.from_value(self.schedule)
 
     @property
     def held(self) -> set[int]:
