@@ -65,9 +65,7 @@ def _flattened(
 ) -> list[Call]:
     """Return the calls of a module's layers, and record its hooks and chains."""
     attributes, cls = vars(module), type(module)
-    if attributes.get("_compiled_call_impl") is not None or any(
-        name not in attributes for name in _HOOKS
-    ):
+    if attributes.get("_compiled_call_impl") is not None or not attributes.keys() >= {*_HOOKS}:
         return [module]
     if isinstance(module, torch.jit.ScriptModule) or cls.__call__ is not torch.nn.Module.__call__:
         return [module]

@@ -387,7 +387,7 @@ def _twister(state: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _from_twister(state: dict[str, Any]) -> tuple[Any, ...]:
-    return state["version"], tuple(int(word) for word in state["words"]), state["gauss"]
+    return state["version"], tuple(np.asarray(state["words"]).tolist()), state["gauss"]
 
 
 _KERAS = ("global_random_seed", "global_seed_generator")
