@@ -12,6 +12,7 @@ ROOT = HERE.parent
 sys.path.insert(0, str(HERE))
 
 import apipages  # noqa: E402
+import layers_figure  # noqa: E402
 
 project = "modularml"
 author = "The modularml developers"
@@ -24,6 +25,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "usages",
 ]
 exclude_patterns = ["_build", "_templates"]
 templates_path = ["_templates"]
@@ -36,10 +38,10 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 # --- reference
 default_role = "py:obj"
 add_module_names = False
-autosummary_generate = True
-autosummary_ignore_module_all = False
-autosummary_imported_members = True
+autosummary_generate = False
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+maximum_signature_line_length = 72
 autodoc_typehints = "signature"
 napoleon_google_docstring = False
 napoleon_use_ivar = True
@@ -101,3 +103,4 @@ def setup(app: Any) -> None:
 
 copy_notebooks()
 apipages.write(HERE / "reference" / "api")
+layers_figure.write(ROOT / "pyproject.toml", HERE / "images" / "layers.svg")
