@@ -27,7 +27,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "usages",
 ]
-exclude_patterns = ["_build", "_templates"]
+exclude_patterns = ["_build", "_templates", "explanation/speed_table.md"]
 templates_path = ["_templates"]
 
 # --- notebooks: the tests run them, the docs show the outputs that are stored in them
