@@ -210,9 +210,9 @@ class PhaseResults:
     # -- internals ----------------------------------------------------------------------------
 
     def _per_step(self, read: Callable[[ExecutionContext], T], kind: str) -> AxisSeries[T]:
-        steps = list(self._execution)
-        values = Values(lambda rows: [read(steps[i]) for i in rows.tolist()], np.arange(len(steps)))
-        return AxisSeries.from_columns(self._execution.places(), values, kind)
+        steps = self._execution.view()
+        values = Values(lambda rows: list(map(read, steps.take(rows))), np.arange(len(steps)))
+        return AxisSeries.from_columns(steps.places(), values, kind)
 
     def _add_callback_results(self, results: Iterable[CallbackResult], epoch: int) -> None:
         """Store callback results, and log metrics."""

@@ -380,7 +380,7 @@ def _is_in(column: Array, values: list[Any]) -> Any:
     if column.dtype == object:
         return np.fromiter((key in values for key in column), dtype=bool, count=len(column))
     numbers: list[Any] = [w for w in values if isinstance(w, int | float | np.number)]
-    return np.isin(column, numbers)
+    return column == numbers[0] if len(numbers) == 1 else np.isin(column, numbers)
 
 
 def _runs(columns: list[Array], n: int) -> tuple[IntArray, IntArray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import repeat
@@ -213,12 +212,15 @@ class EpochSteps(Sequence[ExecutionContext]):
     def __getitem__(self, place: slice) -> list[ExecutionContext]: ...
     def __getitem__(self, place: int | slice) -> ExecutionContext | list[ExecutionContext]:
         if isinstance(place, slice):
-            return list(self)[place]
-        return self._step(range(self._n)[place], self._values or self.losses)
+            return list(self._steps(range(self._n)[place]))
+        return next(self._steps([range(self._n)[place]]))
 
     def __iter__(self) -> Iterator[ExecutionContext]:
+        return self._steps(range(self._n))
+
+    def _steps(self, places: Iterable[int]) -> Iterator[ExecutionContext]:
         values = self._values or self.losses
-        return (self._step(place, values) for place in range(self._n))
+        return (self._step(place, values) for place in places)
 
     def __len__(self) -> int:
         return self._n
@@ -263,11 +265,36 @@ class StepLog(Sequence[ExecutionContext]):
             self.parts.append([])
         self.parts[-1].append(step)  # type: ignore[union-attr]
 
+    def view(self) -> StepLog:
+        """Return the steps recorded so far; steps recorded later are not in it."""
+        now = StepLog()
+        now.parts = [part if isinstance(part, EpochSteps) else list(part) for part in self.parts]
+        return now
+
     def places(self) -> Mapping[str, IntArray]:
         """Return the epochs and batches of all steps."""
-        parts = [_places(part) for part in self.parts]
-        both = np.concatenate(parts) if parts else np.zeros((0, 2), dtype=np.int64)
-        return {"epoch": both[:, 0], "batch": both[:, 1]}
+        sizes = np.array([len(part) for part in self.parts], dtype=np.int64)
+        whole = [(p.epoch, p.first) if isinstance(p, EpochSteps) else (0, 0) for p in self.parts]
+        epochs, first = np.array(whole, dtype=np.int64).reshape(-1, 2).T
+        starts = np.cumsum(sizes) - sizes
+        epoch, batch = np.repeat(epochs, sizes), np.arange(sizes.sum())
+        batch += np.repeat(first - starts, sizes)
+        for start, part in zip(starts.tolist(), self.parts, strict=True):
+            if not isinstance(part, EpochSteps):
+                epoch[start : start + len(part)], batch[start : start + len(part)] = _places(part).T
+        return {"epoch": epoch, "batch": batch}
+
+    def take(self, places: IntArray) -> Iterator[ExecutionContext]:
+        """Iterate over the steps at some positions, in this order."""
+        starts = np.cumsum([0, *map(len, self.parts)])
+        which = np.searchsorted(starts, places, side="right") - 1
+        within = places - starts[which]
+        for run in np.split(np.arange(len(places)), np.flatnonzero(np.diff(which)) + 1):
+            if len(run):
+                part, inner = self.parts[which[run[0]]], within[run].tolist()
+                yield from (
+                    part._steps(inner) if isinstance(part, EpochSteps) else (part[i] for i in inner)
+                )
 
     def losses(self, node_id: str) -> AxisSeries[LossRecord]:
         """Return the losses applied on a node over (epoch, batch, label)."""
@@ -321,12 +348,8 @@ class StepLog(Sequence[ExecutionContext]):
     def __getitem__(self, place: slice) -> list[ExecutionContext]: ...
     def __getitem__(self, place: int | slice) -> ExecutionContext | list[ExecutionContext]:
         if isinstance(place, slice):
-            return list(self)[place]
-        starts = np.cumsum([0, *map(len, self.parts)]).tolist()
-        which = bisect_right(starts, range(len(self))[place]) - 1
-        part: Sequence[ExecutionContext] = self.parts[which]
-        step: ExecutionContext = part[range(len(self))[place] - starts[which]]
-        return step
+            return list(self.take(np.arange(len(self))[place]))
+        return next(self.take(np.array([range(len(self))[place]])))
 
     def __iter__(self) -> Iterator[ExecutionContext]:
         for part in self.parts:
@@ -339,4 +362,5 @@ class StepLog(Sequence[ExecutionContext]):
 def _places(part: Sequence[ExecutionContext]) -> IntArray:
     if isinstance(part, EpochSteps):
         return np.column_stack([np.full(len(part), part.epoch), part.first + np.arange(len(part))])
-    return np.array([(s.epoch_idx, s.batch_idx) for s in part], dtype=np.int64)
+    places = [(s.epoch_idx, s.batch_idx) for s in part]
+    return np.array(places, dtype=np.int64).reshape(-1, 2)
