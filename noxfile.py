@@ -1,4 +1,4 @@
-"""The doors of the Makefile as nox sessions, each in an environment of its own.
+"""The commands of the Makefile as nox sessions, each in an environment of its own.
 
 ``nox -s tests`` builds one; with ``.venv`` activated, ``nox --no-venv -s tests`` uses that one.
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 import nox
 from nox.virtualenv import PassthroughEnv
 
-nox.options.sessions = ["lint", "types", "layers", "tests"]
+nox.options.sessions = ["lint", "types", "layers", "words", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -52,9 +52,37 @@ def layers(session: nox.Session) -> None:
 
 
 @nox.session
+def words(session: nox.Session) -> None:
+    """Look at spelling, and for words that docs must not use."""
+    install(session)
+    pages = ["docs", "modularml", "notebooks", "benchmarks", "changelog.d"]
+    session.run("codespell", *pages, *map(str, Path().glob("*.md")))
+    session.run("python", "docs/terms.py")
+
+
+SPHINX = ("sphinx-build", "-q", "-W", "--keep-going", "docs")
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     install(session, "torch,plot,docs")
-    session.run("sphinx-build", "-q", "-W", "--keep-going", "docs", "docs/_build/html")
+    session.run(*SPHINX, "docs/_build/html")
+
+
+@nox.session(name="docs-check")
+def docs_check(session: nox.Session) -> None:
+    """Build the docs, then look at links, sizes, and each kind of page in a browser."""
+    install(session, "torch,plot,docs,dev")
+    session.run(*SPHINX, "docs/_build/html")
+    env = {**ONE_THREAD, "MML_DOCS": "docs/_build/html"}
+    session.run("python", "-m", "pytest", "tests/docs/test_site.py", env=env)
+
+
+@nox.session
+def linkcheck(session: nox.Session) -> None:
+    """Ask each external link of the docs for an answer; this alone needs a network."""
+    install(session, "torch,plot,docs")
+    session.run("sphinx-build", "-q", "-b", "linkcheck", "docs", "docs/_build/linkcheck")
 
 
 @nox.session
@@ -121,13 +149,19 @@ def extras(session: nox.Session, extra: str) -> None:
     session.run("python", "-m", "tests.extras", extra, env=ONE_THREAD)
 
 
-@nox.session
+@nox.session(python=["3.11", "3.12", "3.13"])
 def wheel(session: nox.Session) -> None:
-    """Build the wheel, then load every public name from it, far from the checkout."""
-    out = session.create_tmp()
-    session.run("python", "-m", "pip", "wheel", "-q", "--no-deps", "-w", out, ".")
-    built = max(Path(out).glob("modularml-*.whl"), key=lambda path: path.stat().st_mtime)
+    """Dry run of a release: build, install into an empty environment, run the README.
+
+    Versions of Python that are not on this machine are skipped, and nox says which.
+    """
+    out = Path(session.create_tmp())
+    readme = Path("README.md").read_text("utf-8")
+    session.run("python", "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(out), ".")
+    built = max(out.glob("modularml-*.whl"), key=lambda path: path.stat().st_mtime)
     session.install("-q", "-c", "constraints.txt", "--force-reinstall", "--no-deps", str(built))
     session.install("-q", "-c", "constraints.txt", f"{built}[torch,plot]")
+    (out / "readme.py").write_text(readme.split("```python\n")[1].split("```")[0], "utf-8")
     with session.chdir(out):
         session.run("python", "-c", "import modularml as m; [getattr(m, n) for n in m.__all__]")
+        session.run("python", "-W", "error", "readme.py", env=ONE_THREAD)

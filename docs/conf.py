@@ -1,5 +1,6 @@
 """Sphinx configuration. Everything is local: the pages need no network to build or to read."""
 
+import json
 import re
 import shutil
 import sys
@@ -13,6 +14,7 @@ sys.path.insert(0, str(HERE))
 
 import apipages  # noqa: E402
 import layers_figure  # noqa: E402
+import pages  # noqa: E402
 
 project = "modularml"
 author = "The modularml developers"
@@ -21,6 +23,7 @@ release = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 extensions = [
     "myst_nb",
+    "sphinx_design",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
@@ -34,6 +37,7 @@ templates_path = ["_templates"]
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}  # these would come from a network
 myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
 
 # --- reference
 default_role = "py:obj"
@@ -51,16 +55,41 @@ suppress_warnings = [
     "misc.highlighting_failure",  # cells of notebooks that write YAML
 ]
 
-# --- pages
+# --- looks
 html_theme = "pydata_sphinx_theme"
 html_title = "modularml"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_context = {"default_mode": "auto"}
 html_theme_options = {
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "header_links_before_dropdown": 8,
+    "navbar_end": ["version-switcher", "theme-switcher"],
+    "navigation_depth": 2,
     "navigation_with_keys": False,
     "secondary_sidebar_items": ["page-toc"],
     "show_toc_level": 2,
+    "switcher": {"json_url": "_static/versions.json", "version_match": release},
 }
-html_sidebars = {"changelog": []}
+html_sidebars = {"changelog": [], "index": []}
+
+# A page that is read from a disk may fetch no file, so the list of versions is in the page; its
+# addresses are relative to the root of the site.
+VERSIONS = json.loads((HERE / "_static" / "versions.json").read_text("utf-8"))
+SWITCHER = f"""
+{{
+  const root = new URL(document.documentElement.dataset.content_root, location.href);
+  const rows = {json.dumps(VERSIONS)}.map(row => ({{...row, url: new URL(row.url, root).href}}));
+  DOCUMENTATION_OPTIONS.theme_switcher_json_url =
+    "data:application/json," + encodeURIComponent(JSON.stringify(rows));
+}}
+"""
+
+# --- external links, looked at by ``nox -s linkcheck`` alone
+linkcheck_anchors = False
+linkcheck_timeout = 20
 
 
 def copy_notebooks() -> None:
@@ -99,8 +128,12 @@ def escape_stars(
 def setup(app: Any) -> None:
     app.connect("autodoc-skip-member", skip_foreign)
     app.connect("autodoc-process-docstring", escape_stars, priority=100)
+    app.connect("source-read", pages.read_source)
+    app.connect("doctree-read", pages.describe_images)
+    app.add_js_file(None, body=SWITCHER, priority=900)  # after the theme's own
 
 
 copy_notebooks()
+pages.write_thumbnails(HERE / "_thumbnails")
 apipages.write(HERE / "reference" / "api")
 layers_figure.write(ROOT / "pyproject.toml", HERE / "images" / "layers.svg")

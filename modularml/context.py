@@ -365,7 +365,7 @@ class ExperimentContext:
         Parameters
         ----------
         overwrite : bool
-            Whether nodes and a graph with the same ids or labels make room. Where they do not,
+            Whether nodes and a graph with the same ids or labels are removed. Where they do not,
             the new ones stay together in the context beside.
         see_sets : bool
             Whether references to the FeatureSets of this context resolve.

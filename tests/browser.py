@@ -70,10 +70,16 @@ class Browser:
             pass
 
     def js(self, expression: str) -> Any:
-        """Return the value of an expression."""
-        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        """Return the value of an expression, or what its promise resolves to."""
+        wait = {"returnByValue": True, "awaitPromise": True}
+        result = self.call("Runtime.evaluate", expression=expression, **wait)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
+
+    def complaints(self) -> list[str]:
+        """Return what the console said, less what scripts only note."""
+        notes = ('{"type": "log"', '{"type": "debug"', '{"type": "info"')
+        return [text for text in self.console if not text.startswith(notes)]
 
     def picture(self, path: Path) -> None:
         """Write a PNG of the whole page."""

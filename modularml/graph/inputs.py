@@ -74,9 +74,9 @@ def pieces(
         All batches of an epoch, concatenated.
     sizes : list of int
         Rows in each batch.
-    room : list, optional
+    memory : list, optional
         Buffer of an earlier call, which is reused; this overwrites the batches of that call.
-    among : ndarray of int64 or slice, optional
+    subset : ndarray of int64 or slice, optional
         Rows of the column that `rows` are positions in.
     upload : callable, optional
         Copies each chunk to the device of the batches.

@@ -129,7 +129,7 @@ class Resolver:
     ----------
     path : Path
         For messages.
-    told : list of dict
+    named : list of dict
         What the manifest says of custom classes.
     custom_objects : mapping of str to object, optional
         By bare name or ``module:qualname``.
@@ -142,7 +142,7 @@ class Resolver:
     def __init__(
         self,
         path: Path,
-        told: list[dict[str, Any]],
+        named: list[dict[str, Any]],
         custom_objects: Mapping[str, Any] | None = None,
         allow_import: Iterable[str] = (),
         packaged: Callable[[str], Any] = lambda name: None,
@@ -150,8 +150,8 @@ class Resolver:
         self.path, self.packaged = path, packaged
         self.custom = dict(custom_objects or {})
         self.prefixes = (allow_import,) if isinstance(allow_import, str) else tuple(allow_import)
-        self.told = {str(entry.get("name")): entry.get("sha256") for entry in told}
-        self.has_code = any("code" in entry for entry in told)
+        self.named = {str(entry.get("name")): entry.get("sha256") for entry in named}
+        self.has_code = any("code" in entry for entry in named)
 
     def resolve(
         self,
@@ -204,7 +204,7 @@ class Resolver:
     def _class(self, name: str) -> Any:
         if name in self.custom:
             return self.custom[name]
-        full = next((t for t in self.told if bare_name(t) == name), None)
+        full = next((t for t in self.named if bare_name(t) == name), None)
         if full in self.custom:
             return self.custom[full]
         if full is not None and name not in set(config_registry):
@@ -218,8 +218,8 @@ class Resolver:
         return obj
 
     def _is_meant(self, full: str, obj: Any) -> bool:
-        """Tell whether a class is the one told of: of the same module, or of the same source."""
-        sha = self.told[full]
+        """Tell whether a class is the one in the file: of the same module or source."""
+        sha = self.named[full]
         return obj.__module__ == full.partition(":")[0] or (
             sha is not None and source_hash(obj) == sha
         )
@@ -251,14 +251,14 @@ class Resolver:
 
     def _compare(self, obj: Any) -> None:
         name = f"{getattr(obj, '__module__', '')}:{getattr(obj, '__qualname__', '')}"
-        told = self.told.get(name)
-        if told and source_hash(obj) not in (None, told):
+        named = self.named.get(name)
+        if named and source_hash(obj) not in (None, named):
             warn(
                 f"{name} has changed since {self.path.name} was written; results may differ",
             )
 
     def _full(self, name: str) -> str:
-        return next((t for t in self.told if bare_name(t) == name), name)
+        return next((t for t in self.named if bare_name(t) == name), name)
 
     def _missing(self, role: str, name: str) -> MMLError:
         full = self._full(name)
@@ -272,7 +272,7 @@ class Resolver:
         if self.has_code:
             hint += "; its code is packed with it: read inspect_packaged_code(path), then pass "
             hint += "allow_packaged_code=True"
-        sha = self.told.get(full)
+        sha = self.named.get(full)
         problem = f"needs the {role} {full!r:.200}{f' (source sha256 {sha[:12]})' if sha else ''}"
         return MMLError(limits.NO_CLASS, self.path, "", f"{problem}, which is not here", hint)
 

@@ -24,7 +24,7 @@ def check_tree(
     """Refuse the nodes of a decision tree that are no tree, or point out of it.
 
     A child comes after its only parent, features are there, `max_depth` is at least that of the
-    longest path (scikit-learn makes room for so many steps), and shapes fit.
+    longest path (scikit-learn allocates so many steps), and shapes fit.
     """
     _expect(type(n_features) is int and 0 < n_features < 2**31, "n_features")
     _expect(n_classes.ndim == 1 and 0 < len(n_classes) < 2**20, "n_classes")
