@@ -70,6 +70,10 @@ class TensorOperations(ABC):
     def gather(self, column: Any, rows: IntArray | slice, into: Any = None) -> Any:
         """Return rows of a tensor in the given order, optionally written to `into`."""
 
+    def take(self, values: Array, rows: IntArray | slice, into: Any = None) -> Any:
+        """Return rows of an array as a tensor, optionally written to `into`."""
+        return self.from_numpy(values[rows])
+
     @abstractmethod
     def chunks(self, tensor: Any, size: int | list[int]) -> Sequence[Any]:
         """Split a tensor along axis 0 into pieces of one size, or of given sizes."""

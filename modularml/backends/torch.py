@@ -91,6 +91,15 @@ class TorchAdapter(BackendAdapter):
         index = torch.from_numpy(rows if rows.flags.writeable else rows.copy())
         return torch.index_select(column, 0, index.to(column.device), out=into)
 
+    def take(self, values: Array, rows: IntArray | slice, into: Any = None) -> Any:
+        if isinstance(rows, slice):
+            tensor = torch.from_numpy(values[rows].copy())
+            return tensor if into is None else into.copy_(tensor)
+        if into is None:
+            into = torch.from_numpy(np.empty((len(rows), *values.shape[1:]), values.dtype))
+        np.take(values, rows, axis=0, out=into.numpy(), mode="clip")  # "raise" would copy
+        return into
+
     def chunks(self, tensor: Any, size: int | list[int]) -> Sequence[Any]:
         pieces: Sequence[Any] = tensor.split(size)
         return pieces

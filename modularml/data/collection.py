@@ -29,6 +29,9 @@ BLOCK_BYTES = 16 * 2**20
 MAPPED_ROWS = 512
 """Rows gathered from a memory map at a time; each may load 64 kB of the file."""
 
+DENSE = 4
+"""If at least one row of so many is gathered, more are at a time: they share the loaded pages."""
+
 _versions = itertools.count()
 
 
@@ -289,7 +292,7 @@ class SampleCollection:
         """Check whether any of these columns is memory-mapped."""
         return not self.maps.keys().isdisjoint(names)
 
-    def gather(self, names: Sequence[str], rows: IntArray | None) -> Array:
+    def gather(self, names: Sequence[str], rows: IntArray | slice | None) -> Array:
         """Stack columns for all or some rows; little of mapped columns stays in memory.
 
         Returns
@@ -297,14 +300,21 @@ class SampleCollection:
         ndarray, shape (n, n_columns, *shape)
         """
         columns = {name: self.numpy(name) for name in names}
+        if isinstance(rows, slice):
+            out = stack({name: values[rows] for name, values in columns.items()})
+            release(self.maps[name] for name in names if name in self.maps)
+            return out
         if rows is None or not self.is_mapped(names):
             return stack(columns, rows)
-        order = np.argsort(rows)  # each page of a file is read once
+        order = np.argsort(rows, kind="stable")  # each page of a file is read once
+        is_dense = len(rows) and rows[order[-1]] - rows[order[0]] < DENSE * len(rows)
+        dense = block_rows(columns) // (4 * DENSE) if is_dense else 0
+        size = max(MAPPED_ROWS, dense)
         out = stack({name: values[:0] for name, values in columns.items()})
         out = np.empty((len(rows), *out.shape[1:]), dtype=out.dtype)
         for i, (name, values) in enumerate(columns.items()):
-            for at in range(0, len(rows), MAPPED_ROWS):
-                part = order[at : at + MAPPED_ROWS]
+            for at in range(0, len(rows), size):
+                part = order[at : at + size]
                 out[part, i] = values[rows[part]]
                 release([self.maps[name]] if name in self.maps else [])
         return out
@@ -313,9 +323,10 @@ class SampleCollection:
         """Return stacked rows of mapped columns block by block; None if none is mapped."""
         if not self.is_mapped(names):
             return None
-        rows = np.arange(self.n_samples) if rows is None else rows
+        n = self.n_samples if rows is None else len(rows)
         size = block_rows({name: self.numpy(name) for name in names})
-        return (self.gather(names, rows[at : at + size]) for at in range(0, len(rows), size))
+        parts = (slice(at, min(at + size, n)) for at in range(0, n, size))
+        return (self.gather(names, part if rows is None else rows[part]) for part in parts)
 
     def _with(self, arrays: Mapping[str, pa.Array], maps: Maps) -> SampleCollection:
         columns = dict(zip(self.table.column_names, self.table.columns, strict=True))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import mmap
+import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,11 +87,12 @@ def write_columns(
     Raises
     ------
     DataError
-        If a piece does not match its column; the message names column and row.
+        If a piece does not match its column, and the message names column and row; or if the file
+        does not fit on the disk.
     """
     columns: dict[str, _Column] = {}
     end = 0
-    with tempfile.TemporaryFile(prefix="modularml-") as file:
+    with _enough_space(), tempfile.TemporaryFile(prefix="modularml-") as file:
         for piece in pieces:
             for name, values in piece.items():
                 array = _read(values, name, columns.get(name))
@@ -102,6 +106,7 @@ def write_columns(
                     file.seek(column.start + column.n_bytes)
                     column.n_bytes += file.write(value_bytes(array).data)
                 column.n_rows += len(array)
+            _check_space(end - sum(column.n_bytes for column in columns.values()))
         file.truncate(end)
         mapped = mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ) if end else None
     arrays = {name: column.finish(mapped) for name, column in columns.items()}
@@ -114,6 +119,38 @@ def release(maps: Iterable[mmap.mmap]) -> None:
     for mapped in set(maps):
         if hasattr(mapped, "madvise"):
             mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _check_space(n_bytes: int) -> None:
+    """Refuse to write a temporary file that does not fit on the disk.
+
+    Raises
+    ------
+    DataError
+        If the folder of temporary files has less than `n_bytes` left.
+    """
+    folder = tempfile.gettempdir()
+    if (free := shutil.disk_usage(folder).free) < n_bytes:
+        raise DataError(
+            f"columns larger than memory need {n_bytes / 1e9:.2f} GB more in a temporary file, but "
+            f"{folder} has {free / 1e9:.2f} GB left; free some, or set TMPDIR to a folder on a "
+            "larger disk before Python starts"
+        )
+
+
+@contextmanager
+def _enough_space() -> Iterator[None]:
+    """Refuse a file that another process left no space for."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise DataError(
+            f"columns larger than memory do not fit into a temporary file: {error.strerror} in "
+            f"{tempfile.gettempdir()}; free some space, or set TMPDIR to a folder on a larger disk "
+            "before Python starts"
+        ) from error
 
 
 def _read(values: Any, key: str, column: _Column | None) -> pa.Array:

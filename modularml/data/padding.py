@@ -17,7 +17,7 @@ def in_steps(mask: Array, shape: tuple[int, ...]) -> Array:
     return np.broadcast_to(mask[(..., *[None] * (len(shape) - mask.ndim))], shape)
 
 
-def held(table: Any, names: Sequence[str], rows: IntArray | None = None) -> Array | None:
+def held(table: Any, names: Sequence[str], rows: IntArray | slice | None = None) -> Array | None:
     """Return which elements of stacked columns are data instead of padding.
 
     Returns
@@ -28,11 +28,12 @@ def held(table: Any, names: Sequence[str], rows: IntArray | None = None) -> Arra
     masks: Mapping[str, str] = {n: m for n in names if (m := table.schema.mask_of(n)) is not None}
     if not masks:
         return None
-    n = table.n_samples if rows is None else len(rows)
+    read = {mask: table.gather((mask,), rows)[:, 0] for mask in masks.values()}
+    n = len(next(iter(read.values())))
     parts = []
     for name in names:
         shape = (n, *table.schema[name].shape)
-        mask = table.gather((masks[name],), rows)[:, 0] if name in masks else np.array(True)
+        mask = read[masks[name]] if name in masks else np.array(True)
         parts.append(in_steps(mask, shape))
     return np.stack(parts, axis=1)
 

@@ -442,7 +442,9 @@ class BatchFeed:
         if slot.node_id is not None:
             return frozen_outputs(self.plan, slot, {s: b.view for s, b in self.bound.items()})
         return column_tensor(
-            view.collection, replace(slot, device=None) if self.pin_memory else slot
+            view.collection,
+            replace(slot, device=None) if self.pin_memory else slot,
+            in_windows=self.bound[slot.source].sampler.shuffle_window is not None,
         )
 
     def _batches(self, epoch: int) -> list[EpochBatches]:

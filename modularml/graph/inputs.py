@@ -11,10 +11,11 @@ import numpy as np
 from modularml._typing import Array, IntArray
 from modularml.backends import BackendAdapter, backend_of
 from modularml.data.batch import Batch, BatchView, RoleData, SampleData, as_numpy
-from modularml.data.collection import SampleCollection
+from modularml.data.collection import SampleCollection, block_rows
 from modularml.data.execution import ExecutionContext
 from modularml.data.lineage import Source
 from modularml.data.padding import held, step_weights
+from modularml.data.row_files import MappedRows, write_rows
 from modularml.data.rows import as_slice
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, GraphError
@@ -30,11 +31,21 @@ LEAST_ROW = 64
 """Minimum bytes counted for a row, which include its index and position in a chunk."""
 
 
-def column_tensor(collection: SampleCollection, slot: InputSlot) -> Any:
+def column_tensor(
+    collection: SampleCollection, slot: InputSlot, *, in_windows: bool = False
+) -> Any:
     """Return the stacked columns of a slot for all rows, as one tensor.
 
     The tensor is cached with the data until these change. Columns in memory-mapped files stay
     there; their rows are read when they are gathered.
+
+    Parameters
+    ----------
+    collection : SampleCollection
+    slot : InputSlot
+    in_windows : bool
+        Whether the rows gathered one after the other are close in the file. Several mapped columns
+        are then written to another temporary file row by row, which is cached too.
 
     Returns
     -------
@@ -42,7 +53,7 @@ def column_tensor(collection: SampleCollection, slot: InputSlot) -> Any:
     """
     adapter = slot.adapter
     if collection.is_mapped(slot.columns):
-        return _InFiles(collection, slot)
+        return _row_file(collection, slot) if in_windows else _InFiles(collection, slot)
     key = (adapter.backend, slot.columns, slot.dtype, slot.shape, slot.padding, str(slot.device))
     if key not in collection.tensors:
         values = stacked(collection, slot)
@@ -237,21 +248,77 @@ class _InFiles:
         return self.collection.n_samples
 
     def __getitem__(self, rows: slice) -> Any:
-        return self.gather(np.arange(len(self))[rows])
+        return self.gather(rows)
 
-    def gather(self, rows: IntArray) -> Any:
+    def gather(self, rows: IntArray | slice) -> Any:
         values = stacked(self.collection, self.slot, rows)
         slot = self.slot
         return slot.adapter.from_numpy(values, dtype=slot.dtype, device=slot.device)
 
 
+@dataclass(frozen=True)
+class _RowFile:
+    """The stacked columns of a slot in one memory-mapped file, row by row; see `column_tensor`."""
+
+    rows: MappedRows
+    slot: InputSlot
+
+    def __getitem__(self, rows: slice) -> Any:
+        return self.gather(rows)
+
+    def gather(self, rows: IntArray | slice, into: Any = None) -> Any:
+        adapter, slot, values = self.slot.adapter, self.slot, self.rows.values
+        self.rows.prefetch(rows)
+        if adapter.from_numpy(values[:0]).dtype == slot.dtype:
+            on_host = slot.device is None or str(slot.device) == "cpu"
+            tensor = adapter.take(values, rows, into if on_host else None)
+            tensor = tensor if on_host else adapter.to_device(tensor, slot.device)
+        else:
+            taken = np.take(values, rows, axis=0) if isinstance(rows, np.ndarray) else values[rows]
+            check_cast(adapter, slot.dtype, taken, " and ".join(slot.columns))
+            tensor = adapter.from_numpy(taken, dtype=slot.dtype, device=slot.device)
+        self.rows.release()
+        return tensor
+
+
+def _row_file(collection: SampleCollection, slot: InputSlot) -> _RowFile:
+    """Return a mapped column as it is, or write several to a file row by row."""
+    if len(slot.columns) == 1 and slot.padding == "kept":
+        (name,) = slot.columns
+        values = collection.numpy(name)[:, None]
+        values = values if slot.shape is None else values.reshape(len(values), *slot.shape)
+        return _RowFile(MappedRows(values, collection.maps[name]), slot)
+    key = ("rows", slot.adapter.backend, slot.columns, slot.dtype, slot.shape, slot.padding)
+    if key not in collection.tensors:
+        names = collection.schema.with_masks(slot.columns)
+        size = block_rows({name: collection.numpy(name) for name in names})
+        blocks = (
+            _in_dtype(slot, stacked(collection, slot, slice(at, at + size)))
+            for at in range(0, collection.n_samples, size)
+        )
+        collection.tensors[key] = write_rows(blocks, collection.n_samples)
+    return _RowFile(collection.tensors[key], slot)
+
+
+def _in_dtype(slot: InputSlot, values: Array) -> Array:
+    """Return values in the dtype of a slot, or in one of numpy that holds all values of it."""
+    if slot.dtype is None:
+        return values
+    cast: Array = slot.adapter.to_numpy(slot.adapter.from_numpy(values, dtype=slot.dtype))
+    return cast
+
+
 def _gather(adapter: BackendAdapter, column: Any, rows: Any, into: Any = None) -> Any:
+    if isinstance(column, _RowFile):
+        return column.gather(as_slice(rows), into)
     if isinstance(column, _InFiles):
-        return column[rows] if isinstance(rows, slice) else column.gather(rows)
+        return column.gather(as_slice(rows))
     return adapter.gather(column, as_slice(rows), into)
 
 
-def stacked(collection: SampleCollection, slot: InputSlot, rows: IntArray | None = None) -> Array:
+def stacked(
+    collection: SampleCollection, slot: InputSlot, rows: IntArray | slice | None = None
+) -> Array:
     """Return the stacked columns of a slot, shape (n, *shape), of all or some rows.
 
     Raises
@@ -260,8 +327,8 @@ def stacked(collection: SampleCollection, slot: InputSlot, rows: IntArray | None
         If the dtype of the slot cannot represent their values.
     """
     for name in slot.columns if slot.columns[0].startswith("features.") else ():
-        column = collection.numpy(name)
-        check_cast(slot.adapter, slot.dtype, column if rows is None else column[rows], name)
+        column = collection.gather((name,), rows)[:, 0]
+        check_cast(slot.adapter, slot.dtype, column, name)
     values = collection.gather(slot.columns, rows)
     if slot.padding != "kept" and (mask := held(collection, slot.columns, rows)) is not None:
         blank = np.where(mask, values, np.zeros((), values.dtype))

@@ -1,4 +1,4 @@
-"""Ordering rows for batches by group or stratum."""
+"""Ordering rows for batches: by group or stratum, or shuffled within windows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from modularml._typing import Array, IntArray
 from modularml._warning import warn
 from modularml.samplers.epoch import cut
 
-__all__ = ["by_groups", "interleaved"]
+__all__ = ["by_groups", "in_windows", "interleaved"]
+
+LEAST_BLOCK = 1024
+"""Minimum rows of a block, which is read from a file as a whole."""
+
+BLOCKS = 256
+"""Blocks in a window, up to which its size determines how many there are."""
 
 
 def by_groups(
@@ -54,6 +60,35 @@ def interleaved(codes: IntArray, *, strict: bool) -> IntArray:
     stratum = (np.cumsum(is_present) - 1)[codes[rows]]
     order = np.empty(smallest * n_strata, dtype=np.int64)
     order[rank[rows] * n_strata + stratum] = rows
+    return order
+
+
+def in_windows(n: int, window: int, rng: np.random.Generator) -> IntArray:
+    """Return the positions 0 to n - 1, shuffled within windows.
+
+    The rows are cut into blocks of consecutive rows, from an offset that `rng` draws. Each window
+    takes blocks from anywhere, and its rows are shuffled. Whoever reads the rows in this order
+    needs one window in memory and reads each block once.
+
+    Parameters
+    ----------
+    n : int
+    window : int
+        Maximum rows of a window. From `n` on, the whole order is shuffled.
+    rng : numpy.random.Generator
+    """
+    if window >= n:
+        return rng.permutation(n)
+    size = min(window, max(LEAST_BLOCK, window // BLOCKS))
+    starts = rng.permutation(np.arange(int(rng.integers(size)) - size + 1, n, size))
+    n_blocks = window // size
+    order, at = np.empty(n, dtype=np.int64), 0
+    for first in range(0, len(starts), n_blocks):
+        rows = (starts[first : first + n_blocks, None] + np.arange(size)).ravel()
+        rows = rows[(rows >= 0) & (rows < n)]
+        rng.shuffle(rows)
+        order[at : at + len(rows)] = rows
+        at += len(rows)
     return order
 
 

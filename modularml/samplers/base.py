@@ -21,7 +21,7 @@ from modularml.errors import ConfigError, DataError, UnknownNameError
 from modularml.io.randomness import drawn_seed
 from modularml.io.saveable import Saveable
 from modularml.predicates.compare import is_null
-from modularml.samplers.arranging import by_groups, interleaved
+from modularml.samplers.arranging import by_groups, in_windows, interleaved
 from modularml.samplers.epoch import DEFAULT, EpochBatches, cut
 from modularml.splitters.base import check_bins
 from modularml.splitters.strata import binned
@@ -68,6 +68,12 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
     bins : int, optional
         Number of bins, with about equally many rows, for numeric columns in `stratify_by` that
         have more distinct values; by default 10 for columns with fractions.
+    shuffle_window : int, optional
+        Rows that are shuffled together, at least 1, for data larger than memory: each page of
+        their file is then read once an epoch. By default all rows are. A window takes its rows in
+        blocks of 1024 consecutive rows, or of a 256th of the window if that is more, from anywhere
+        in the data; the windows differ from epoch to epoch. Requires `shuffle` and a sampler that
+        draws each row once, without `group_by` and `stratify_by`.
 
     Attributes
     ----------
@@ -75,6 +81,8 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         Roles of rows within a batch.
     gives_weights : bool
         Whether rows may carry weights, or be padding.
+    takes_windows : bool
+        Whether `sample` honours `shuffle_window`, as by `shuffled`.
     epoch_, batch_ : int
         Position of the iteration, 0-based: the epoch, and the number of batches yielded in it.
     """
@@ -82,6 +90,7 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
     artifact_kind = "sm"
     roles: tuple[str, ...] = (DEFAULT,)
     gives_weights: bool = False
+    takes_windows: bool = False
     not_config = frozenset({"sources", "source"})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -108,6 +117,7 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         sources: list[FeatureSet | FeatureSetView] | None = None,
         align_on: Columns = None,
         bins: int | None = None,
+        shuffle_window: int | None = None,
         source: FeatureSet | FeatureSetView | None = None,
     ) -> None:
         at_least(1, batch_size=batch_size)
@@ -121,6 +131,9 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         check_bins(bins, stratify_by, ConfigError)
         self.stratify_by, self.stratify_by_role, self.bins = stratify_by, stratify_by_role, bins
         self.strict_stratification = strict_stratification
+        at_least(1, shuffle_window=shuffle_window)
+        self.shuffle_window = shuffle_window
+        self._check_window()
         for role in (group_by_role, stratify_by_role):
             if role not in (DEFAULT, *self.roles):
                 raise UnknownNameError(f"role of {type(self).__name__}", role, self.roles)
@@ -176,6 +189,15 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         return np.random.Generator(
             np.random.Philox(key=np.array([self.seed_ % 2**64, epoch], dtype=np.uint64))
         )
+
+    def shuffled(self, view: FeatureSetView, rng: np.random.Generator) -> IntArray:
+        """Return the positions of all rows of a view, shuffled within windows if there are any."""
+        n = len(view)
+        if self.shuffle_window is None or self.shuffle_window >= n:
+            return rng.permutation(n)
+        order, rows = in_windows(n, self.shuffle_window, rng), view.valid_indices
+        is_sorted = (rows[1:] >= rows[:-1]).all()
+        return order if is_sorted else np.argsort(rows, kind="stable")[order]
 
     def codes(self, view: FeatureSetView, columns: Columns) -> IntArray:
         """Return a code per row for its combination of values, from 0 in sorted order.
@@ -271,6 +293,24 @@ class BaseSampler(Configurable, Stateful, Saveable, ABC):
         """Restore seed and position; the next iteration resumes there."""
         super().set_state(state)
         self._first = self.batch_
+
+    def _check_window(self) -> None:
+        """Refuse a window of rows where batches take rows from everywhere."""
+        if self.shuffle_window is None:
+            return
+        if not self.shuffle:
+            raise ConfigError(
+                f"shuffle_window={self.shuffle_window} shuffles rows, so it requires shuffle=True; "
+                "without shuffle, rows are read in their order"
+            )
+        problem = f"shuffle_window={self.shuffle_window} reads rows window by window, but "
+        remedy = "; leave out shuffle_window, which shuffles all rows"
+        if not self.takes_windows:
+            name = type(self).__name__
+            raise ConfigError(f"{problem}{name} draws its batches from all rows{remedy}")
+        for name in ("group_by", "stratify_by", "weights", "balance_by"):
+            if getattr(self, name, None) is not None:
+                raise ConfigError(f"{problem}{name} draws each batch from all rows{remedy}")
 
     def _role(self, role: str) -> str:
         return self.roles[0] if role == DEFAULT else role

@@ -37,6 +37,8 @@ class SimpleSampler(BaseSampler):
     SimpleSampler(batch_size=32, shuffle=True, seed=0)
     """
 
+    takes_windows = True
+
     def __init__(
         self,
         *,
@@ -44,8 +46,8 @@ class SimpleSampler(BaseSampler):
         balance_by: Columns = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
         self.weights, self.balance_by = weights, balance_by
+        super().__init__(**kwargs)
 
     def reads(self) -> list[str]:
         """Return the columns that determine the batches."""
@@ -63,7 +65,7 @@ class SimpleSampler(BaseSampler):
         if draws:
             rows = rng.choice(n, n, p=self._probabilities(view))
         elif self.shuffle:
-            rows = rng.permutation(n)
+            rows = self.shuffled(view, rng)
         return self.batches(view, {DEFAULT: rows}, rng)
 
     def _probabilities(self, view: FeatureSetView) -> Array:
