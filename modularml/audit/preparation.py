@@ -130,6 +130,8 @@ class _Moments:
                 continue
             fill = values[top]
             rest, own = v[v != fill], part[part != fill]
+            if not len(own):
+                continue
             close = max(self.exact, 1e-9) * (np.abs(rest).max() + 1e-12)
             for middle in (np.mean, np.median):
                 by_all, by_part = abs(middle(rest) - fill), abs(middle(own) - fill)

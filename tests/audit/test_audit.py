@@ -271,6 +271,11 @@ class TestPlantedLeaks:
         fs.undo_last_transform("features", "wave")
         assert {f.kind for f in fs.audit()} == {"not_finite"}
 
+    def test_one_value_in_all_training_rows_is_no_finding(self):
+        dark = np.where(np.arange(N) < 160, 0.0, np.arange(N))
+        fs = make(table(dark=dark), {"train": range(160), "test": range(160, N)})
+        assert "prepared_before" not in {f.kind for f in fs.audit()}
+
     def test_values_that_are_not_finite(self):
         data = table()
         data["a"][[4, 9]] = np.nan, np.inf
