@@ -45,7 +45,7 @@ bench: .venv/.ready            ## ratios against hand-written loops and other li
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean:                         ## everything that can be made again
-	rm -rf .venv .benchenvs .nox build dist modularml-demo docs/_build docs/_thumbnails
+	rm -rf .venv .benchenvs .nox build dist modularml-demo docs/_build docs/_thumbnails docs/gallery
 	rm -rf docs/howto/*.ipynb docs/tutorials/*.ipynb docs/reference/api
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -65,14 +65,14 @@ SPHINX = ("sphinx-build", "-q", "-W", "--keep-going", "docs")
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    install(session, "torch,plot,docs")
+    install(session, "all,docs")
     session.run(*SPHINX, "docs/_build/html")
 
 
 @nox.session(name="docs-check")
 def docs_check(session: nox.Session) -> None:
     """Build the docs, then look at links, sizes, and each kind of page in a browser."""
-    install(session, "torch,plot,docs,dev")
+    install(session, "all,docs,dev")
     session.run(*SPHINX, "docs/_build/html")
     env = {**ONE_THREAD, "MML_DOCS": "docs/_build/html"}
     session.run("python", "-m", "pytest", "tests/docs/test_site.py", env=env)
@@ -81,7 +81,7 @@ def docs_check(session: nox.Session) -> None:
 @nox.session
 def linkcheck(session: nox.Session) -> None:
     """Ask each external link of the docs for an answer; this alone needs a network."""
-    install(session, "torch,plot,docs")
+    install(session, "all,docs")
     session.run("sphinx-build", "-q", "-b", "linkcheck", "docs", "docs/_build/linkcheck")
 
 

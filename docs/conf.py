@@ -13,6 +13,7 @@ ROOT = HERE.parent
 sys.path.insert(0, str(HERE))
 
 import apipages  # noqa: E402
+import gallery  # noqa: E402
 import layers_figure  # noqa: E402
 import pages  # noqa: E402
 
@@ -24,13 +25,15 @@ release = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 extensions = [
     "myst_nb",
     "sphinx_design",
+    "sphinx_gallery.gen_gallery",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "usages",
 ]
-exclude_patterns = ["_build", "_templates", "explanation/speed_table.md"]
+exclude_patterns = ["_build", "_templates", "examples", "explanation/speed_table.md"]
+sphinx_gallery_conf = gallery.SETTINGS
 templates_path = ["_templates"]
 
 # --- notebooks: the tests run them, the docs show the outputs that are stored in them
@@ -127,6 +130,7 @@ def escape_stars(
 
 def setup(app: Any) -> None:
     app.connect("autodoc-skip-member", skip_foreign)
+    app.connect("builder-inited", gallery.drop_stale_pages, priority=100)
     app.connect("autodoc-process-docstring", escape_stars, priority=100)
     app.connect("source-read", pages.read_source)
     app.connect("doctree-read", pages.describe_images)

@@ -155,7 +155,7 @@ def _targets(env: Any) -> dict[str, Any]:
 def link_code(app: Any, document: str, _template: str, context: dict[str, Any], _tree: Any) -> None:
     """Link public names in the code blocks of a page."""
     body = context.get("body", "")
-    if document.startswith(("reference/api", "_modules")) or "modularml" not in body:
+    if document.startswith(("reference/api", "_modules", "gallery")) or "modularml" not in body:
         return
     targets = _targets(app.env)
     code = "\n".join(TAG.sub("", block) for block in re.findall(r"<pre>.*?</pre>", body, re.DOTALL))
