@@ -1,6 +1,5 @@
 """Settings of the gallery: recipes in ``examples/``, pages in ``gallery/``, not in git."""
 
-import os
 import re
 from html import escape
 from pathlib import Path
@@ -75,5 +74,4 @@ SETTINGS = {
     "write_computation_times": False,
     "show_signature": False,
     "download_all_examples": False,
-    "parallel": 2 if (os.cpu_count() or 1) > 1 else False,  # new processes, not forks
 }
