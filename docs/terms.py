@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TERMS = ROOT / "docs" / "terms.txt"
 PAGES = ("*.md", "docs/**/*.md", "docs/**/*.rst", "benchmarks/*.md", "changelog.d/*.md")
-MADE = ("docs/_build", "docs/howto/", "docs/tutorials/", "docs/reference/api")
+MADE = ("docs/_build", "docs/gallery/", "docs/howto/", "docs/tutorials/", "docs/reference/api")
 """Where a build leaves pages; their sources are looked at."""
 
 
