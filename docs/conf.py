@@ -49,6 +49,7 @@ autosummary_generate = False
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 maximum_signature_line_length = 72
+toc_object_entries_show_parents = "hide"
 autodoc_typehints = "signature"
 napoleon_google_docstring = False
 napoleon_use_ivar = True
