@@ -40,6 +40,11 @@ class RegistrationPolicy(enum.Enum):
     ``overwrite_warn`` in IPython, as cells of notebooks run again and again, and ``error`` in a
     script.
     ``raise`` is another name of ``error``.
+
+    Examples
+    --------
+    >>> RegistrationPolicy("overwrite").name
+    'OVERWRITE'
     """
 
     ERROR = RAISE = "error"

@@ -71,6 +71,15 @@ class ModularMLError(Exception):
     code : str
         Entry of the troubleshooting guide, such as ``MML-201``, which a note of the error names
         too; empty for errors whose message says all there is to say.
+
+    Examples
+    --------
+    >>> from modularml.splitters import RandomSplitter
+    >>> try:
+    ...     RandomSplitter({"train": 0.8, "test": 0.3})
+    ... except ModularMLError as error:
+    ...     error.code
+    'MML-204'
     """
 
     code: str = ""
@@ -126,6 +135,11 @@ class UnknownNameError(ModularMLError, KeyError, ValueError):
         Next step, appended to the message.
     meant : iterable of str
         Names that are listed instead of the closest ones, where there are any.
+
+    Examples
+    --------
+    >>> str(UnknownNameError("split", "trian", ["train", "test"]))
+    "unknown split 'trian'; did you mean 'train'?"
     """
 
     def __init__(
@@ -326,6 +340,11 @@ def closest(name: object, known: Iterable[str], *, n: int = 3) -> str:
     -------
     str
         ``"did you mean 'a', 'b'?"``, or a list of known names if none is close.
+
+    Examples
+    --------
+    >>> closest("trian", ["train", "test"])
+    "did you mean 'train'?"
     """
     names = sorted(set(known))
     if not names:

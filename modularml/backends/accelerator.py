@@ -35,6 +35,13 @@ class Accelerator(Configurable):
     ------
     ConfigError
         If the name is none of these, or memory is pinned for a device other than ``cuda``.
+
+    Examples
+    --------
+    >>> Accelerator("cpu").is_available()
+    True
+    >>> Accelerator("cuda:1").torch_device_str()
+    'cuda:1'
     """
 
     def __init__(

@@ -25,7 +25,13 @@ Step = Callable[[Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]]
 
 
 class Backend(enum.Enum):
-    """The framework that a model belongs to."""
+    """The framework that a model belongs to.
+
+    Examples
+    --------
+    >>> Backend("torch") is Backend.TORCH
+    True
+    """
 
     TORCH = "torch"
     TENSORFLOW = "tensorflow"

@@ -37,6 +37,11 @@ class CSVLogger(Callback):
     ConfigError
         Before a run, if another run is writing to this file, whose process is named, or another
         CSVLogger of the same phase would write to it.
+
+    Examples
+    --------
+    >>> CSVLogger("metrics.csv").label
+    'CSVLogger'
     """
 
     def __init__(

@@ -61,6 +61,11 @@ class EarlyStopping(Callback):
     ------
     ConfigError
         If an argument is not as described.
+
+    Examples
+    --------
+    >>> EarlyStopping(monitor="val_loss", patience=10, restore_best=True)
+    EarlyStopping(patience=10, restore_best=True, label='EarlyStopping')
     """
 
     logs: tuple[str, ...] = ()

@@ -44,6 +44,17 @@ class Evaluation(Callback):
     group_by : str, optional
         Column of the FeatureSet: metrics given by name are also logged for each of its values, as
         ``label_name[value]``.
+
+    Examples
+    --------
+    >>> from modularml import AppliedLoss, EvalLossMetric, Evaluation, Loss
+    >>> mse = AppliedLoss(Loss("mse"), on="net", inputs=["outputs", "targets"])
+    >>> metric = EvalLossMetric(loss=mse, name="val_loss")
+    >>> metric.name
+    'val_loss'
+
+    ``Evaluation.from_split("watch", split="val", metrics=[metric])`` in the callbacks of a training
+    phase then logs ``val_loss`` after each epoch.
     """
 
     def __init__(
@@ -199,6 +210,13 @@ class MetricCallback(Callback):
         number, or None to log no value. It may have an attribute ``greater_is_better``.
     label : str, optional
     execution_order : int
+
+    Examples
+    --------
+    >>> def n_batches(**facts):
+    ...     return 1.0
+    >>> MetricCallback("n_batches", n_batches).name
+    'n_batches'
     """
 
     def __init__(

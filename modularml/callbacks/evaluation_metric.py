@@ -75,6 +75,13 @@ class EvalLossMetric(EvaluationMetric):
         ``mean`` is over samples; ``sum`` over batches.
     name : str
         The metric is logged under this name.
+
+    Examples
+    --------
+    >>> from modularml import AppliedLoss, EvalLossMetric, Loss
+    >>> mse = AppliedLoss(Loss("mse"), on="net", inputs=["outputs", "targets"])
+    >>> EvalLossMetric(loss=mse).name
+    'val_loss'
     """
 
     def __init__(

@@ -110,6 +110,12 @@ class LearningRateFinder(Configurable):
     --------
     ``found = LearningRateFinder().find(experiment, phase)``, then ``found.suggestion`` and
     ``found.plot()``.
+
+    Examples
+    --------
+    >>> finder = LearningRateFinder(1e-5, 1.0, n_steps=50)
+    >>> finder.n_steps
+    50
     """
 
     def __init__(

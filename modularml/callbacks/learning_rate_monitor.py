@@ -20,6 +20,11 @@ class LearningRateMonitor(Callback):
     every : {'epoch', 'batch'}
     label, execution_order
         See `Callback`.
+
+    Examples
+    --------
+    >>> LearningRateMonitor(every="batch").every
+    'batch'
     """
 
     changes_weights = False

@@ -30,6 +30,11 @@ class LivePlot(Callback):
     label : str, optional
     execution_order : int
         Must be higher than that of callbacks whose metrics are plotted.
+
+    Examples
+    --------
+    >>> LivePlot(["train_loss", "val_loss"], every_n_epochs=5).metrics
+    ['train_loss', 'val_loss']
     """
 
     logs: tuple[str, ...] = ()

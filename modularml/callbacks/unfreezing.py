@@ -27,6 +27,11 @@ class ProgressiveUnfreezing(Callback):
     ------
     ConfigError
         If an epoch is not an int of at least 0, or a node is named twice.
+
+    Examples
+    --------
+    >>> ProgressiveUnfreezing({3: "encoder", 6: "stem"}).at
+    {3: ['encoder'], 6: ['stem']}
     """
 
     def __init__(

@@ -25,7 +25,16 @@ EXACT = 2**53
 
 
 class DataFormat(enum.Enum):
-    """Format in which columns are returned; common spellings are accepted."""
+    """Format in which columns are returned; common spellings are accepted.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from modularml import FeatureSet
+    >>> fs = FeatureSet.from_dict("rows", {"x": [1.0], "y": [2.0]}, "x", "y", register=False)
+    >>> fs.get_features("dict_numpy")
+    {'x': array([1.])}
+    """
 
     PANDAS = "pandas"
     NUMPY = "numpy"

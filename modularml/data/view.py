@@ -44,6 +44,16 @@ class FeatureSetView(SplitMixin["FeatureSetView"]):
     ------
     DataError
         If an index is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from modularml import FeatureSet
+    >>> rows = {"x": np.arange(10.0), "y": np.arange(10.0)}
+    >>> fs = FeatureSet.from_dict("rows", rows, "x", "y", register=False)
+    >>> view = fs.filter(conditions={"x": lambda x: x > 6})
+    >>> view.n_samples, view.get_features("numpy").ravel().tolist()
+    (3, [7.0, 8.0, 9.0])
     """
 
     source: Any

@@ -23,6 +23,11 @@ class BatchSchedulingPolicy(enum.Enum):
     With ``S1 = [b1, b2, b3]`` and ``S2 = [c1, c2]``: ``zip_strict`` gives ``(b1, c1), (b2, c2)``
     and ``zip_cycle`` gives ``(b1, c1), (b2, c2), (b3, c1)``; ``alternate_strict`` gives
     ``b1, c1, b2, c2`` and ``alternate_cycle`` ``b1, c1, b2, c2, b3, c1``.
+
+    Examples
+    --------
+    >>> BatchSchedulingPolicy("zip_cycle").name
+    'ZIP_CYCLE'
     """
 
     ZIP_STRICT = "zip_strict"

@@ -46,6 +46,15 @@ class InputBinding(Configurable):
     stream : str
         Stream of the sampler: ``"default"`` gives every role; the name of a role gives only its
         rows, as the default role, so that one head node reads anchors and another pairs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from modularml import FeatureSet, InputBinding, SimpleSampler
+    >>> fs = FeatureSet.from_dict("rows", {"x": np.zeros(5), "y": np.zeros(5)}, "x", "y")
+    >>> binding = InputBinding("net", fs.reference(), None, SimpleSampler(batch_size=2))
+    >>> binding.stream
+    'default'
     """
 
     node_id: str

@@ -105,6 +105,18 @@ class Callback(_CallbackBase):
         The class's name by default.
     execution_order : int
         Callbacks with higher numbers run later.
+
+    Examples
+    --------
+    >>> class Counter(Callback):
+    ...     def __init__(self, label=None, execution_order=0):
+    ...         super().__init__(label, execution_order)
+    ...         self.n = 0
+    ...
+    ...     def on_epoch_end(self, **facts):
+    ...         self.n += 1
+    >>> Counter().label
+    'Counter'
     """
 
     def on_phase_start(self, *, experiment: Any, phase: Any, results: Results = None) -> Any:

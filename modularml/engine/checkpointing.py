@@ -57,6 +57,14 @@ class Checkpointing(Configurable):
     ------
     ConfigError
         If an argument is not as described.
+
+    Examples
+    --------
+    >>> best = Checkpointing(monitor="val_loss", save_top_k=3)
+    >>> best.mode
+    'memory'
+    >>> Checkpointing(mode="disk", directory="checkpoints", every_n=5).mode
+    'disk'
     """
 
     def __init__(

@@ -54,6 +54,21 @@ class ConcatNode(MergeNode):
         If there are fewer than two inputs.
     ConfigError
         If `flatten` is combined with padding or another axis than 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from modularml import ConcatNode, FeatureSet, ModelGraph, ModelNode
+    >>> from modularml.models.torch import SequentialMLP
+    >>> rows = {"curve": np.zeros((5, 9)), "mass": np.zeros(5), "y": np.zeros(5)}
+    >>> fs = FeatureSet.from_dict("cells", rows, ["curve", "mass"], "y")
+    >>> shape = SequentialMLP(output_shape=(4,))
+    >>> left = ModelNode("left", shape, fs.reference(features="curve"))
+    >>> right = ModelNode("right", SequentialMLP(output_shape=(2,)), fs.reference(features="mass"))
+    >>> both = ConcatNode("both", [left, right])
+    >>> ModelGraph([left, right, both]).build()
+    >>> both.output_shape
+    (6,)
     """
 
     strategy_names: ClassVar[tuple[str, str]] = ("concat_axis_targets", "concat_axis_tags")

@@ -20,6 +20,18 @@ class SumNode(MergeNode):
         If there are fewer than two inputs.
     ShapeError
         In ``build()``, if the inputs differ in shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from modularml import FeatureSet, ModelGraph, ModelNode, SumNode
+    >>> from modularml.models.torch import SequentialMLP
+    >>> fs = FeatureSet.from_dict("rows", {"x": np.zeros(5), "y": np.zeros(5)}, "x", "y")
+    >>> parts = [ModelNode(name, SequentialMLP(output_shape=(3,)), fs) for name in ("a", "b")]
+    >>> total = SumNode("total", parts)
+    >>> ModelGraph([*parts, total]).build()
+    >>> total.output_shape
+    (3,)
     """
 
     def merge_features(self, adapter: Any, values: list[Any]) -> Any:

@@ -56,6 +56,18 @@ class FunctionNode(MergeNode):
         If no such function is registered.
     ShapeError
         In ``build()``, if the function does not accept the shapes of its inputs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from modularml import FeatureSet, FunctionNode, ModelGraph, ModelNode
+    >>> from modularml.models.torch import SequentialMLP
+    >>> fs = FeatureSet.from_dict("rows", {"x": np.zeros(5), "y": np.zeros(5)}, "x", "y")
+    >>> net = ModelNode("net", SequentialMLP(output_shape=(3,)), fs)
+    >>> square = FunctionNode("square", net, lambda x: x * x)
+    >>> ModelGraph([net, square]).build()
+    >>> square.output_shape
+    (3,)
     """
 
     min_upstream_refs = 1

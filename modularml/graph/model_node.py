@@ -78,6 +78,18 @@ class ModelNode(WeightedNode):
         If `model` belongs to no known framework.
     GraphError
         If the upstream cannot be read from.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from modularml import FeatureSet, ModelGraph, ModelNode
+    >>> from torch import nn
+    >>> fs = FeatureSet.from_dict("rows", {"x": np.zeros(5), "y": np.zeros(5)}, "x", "y")
+    >>> encoder = ModelNode("encoder", nn.Linear(1, 8), fs)
+    >>> head = ModelNode("head", nn.LazyLinear(1), encoder)
+    >>> ModelGraph([encoder, head]).build()
+    >>> encoder.output_shape, head.output_shape
+    ((8,), (1,))
     """
 
     max_upstream_refs = 1

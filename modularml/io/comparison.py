@@ -35,6 +35,17 @@ def diff(a: str | Path, b: str | Path) -> dict[str, list[str]]:
         If they hold objects of different kinds.
     MMLError
         If one is damaged, newer or not an artifact.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from modularml import SimpleSampler
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     a = SimpleSampler(batch_size=16).save(f"{folder}/a")
+    ...     b = SimpleSampler(batch_size=32).save(f"{folder}/b")
+    ...     found = diff(a, b)
+    >>> any("batch_size" in line for lines in found.values() for line in lines)
+    True
     """
     first, second = (open_archive(find_file(path, None)) for path in (a, b))
     if first.kind != second.kind:

@@ -36,6 +36,16 @@ def extract(path: str | Path, folder: str | Path) -> list[Path]:
     ------
     MMLError
         If the file is damaged, newer or not an artifact, or the folder exists and is not empty.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from modularml import FeatureSet
+    >>> fs = FeatureSet.from_dict("rows", {"x": [1.0], "y": [2.0]}, "x", "y", register=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     paths = extract(fs.save(f"{folder}/rows"), f"{folder}/out")
+    >>> len(paths) > 0
+    True
     """
     archive, out = open_archive(find_file(path, None)), Path(folder)
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):

@@ -41,6 +41,16 @@ def inspect(path: str | Path) -> dict[str, Any]:
     ------
     MMLError
         If the file is damaged, newer or not an artifact.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from modularml import FeatureSet
+    >>> fs = FeatureSet.from_dict("rows", {"x": [1.0], "y": [2.0]}, "x", "y", register=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     facts = inspect(fs.save(f"{folder}/rows"))
+    >>> facts["type"]
+    'FeatureSet'
     """
     archive = open_archive(find_file(path, None))
     config, state = archive.json("config.json"), archive.json("state.json")

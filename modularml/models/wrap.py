@@ -31,6 +31,15 @@ def wrap_model(obj: Any) -> BaseModel:
     ------
     ConfigError
         If the object belongs to no supported framework.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> type(wrap_model(nn.Linear(4, 2))).__name__
+    'TorchModelWrapper'
+    >>> from sklearn.linear_model import Ridge
+    >>> type(wrap_model(Ridge())).__name__
+    'ScikitModelWrapper'
     """
     if isinstance(obj, BaseModel):
         return obj

@@ -37,6 +37,22 @@ class FitPhase(ExperimentPhase):
     callbacks : list of Callback, optional
     accelerator : Accelerator or str, optional
         Device and processes the phase runs on.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import modularml as mml
+    >>> from sklearn.linear_model import Ridge
+    >>> experiment = mml.Experiment("demo", seed=0)
+    >>> a, b, noise = np.random.default_rng(0).normal(size=(3, 60))
+    >>> rows = {"a": a, "b": b, "y": a + b + noise}
+    >>> fs = mml.FeatureSet.from_dict("rows", rows, ["a", "b"], "y")
+    >>> fs.split_random({"train": 0.8, "test": 0.2})
+    >>> graph = mml.ModelGraph([mml.ModelNode("ridge", Ridge(), fs)])
+    >>> phase = mml.FitPhase.from_split("fit", split="train")
+    >>> results = experiment.run_phase(phase)
+    >>> experiment.predict(fs["test"]).shape
+    (12, 1)
     """
 
     results_class = FitResults

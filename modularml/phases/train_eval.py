@@ -87,6 +87,30 @@ class TrainPhase(ExperimentPhase):
         If the graph has no node of a label in `freeze`.
     ConfigError
         If another argument is not as described.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import modularml as mml
+    >>> from modularml.models.torch import SequentialMLP
+    >>> experiment = mml.Experiment("demo", seed=0)
+    >>> a, b, noise = np.random.default_rng(0).normal(size=(3, 60)).astype("float32")
+    >>> rows = {"a": a, "b": b, "y": a + b + noise}
+    >>> fs = mml.FeatureSet.from_dict("rows", rows, ["a", "b"], "y")
+    >>> fs.split_random({"train": 0.8, "test": 0.2})
+    >>> net = mml.ModelNode("net", SequentialMLP(), fs)
+    >>> graph = mml.ModelGraph([net], mml.Optimizer("adam"))
+    >>> mse = mml.AppliedLoss(mml.Loss("mse"), on="net", inputs=["outputs", "targets"])
+    >>> phase = mml.TrainPhase.from_split(
+    ...     "train",
+    ...     split="train",
+    ...     sampler=mml.SimpleSampler(batch_size=16, shuffle=True),
+    ...     losses=[mse],
+    ...     n_epochs=3,
+    ... )
+    >>> results = experiment.run_phase(phase, show_training_progress=False)
+    >>> results.n_epochs
+    3
     """
 
     results_class = TrainResults
@@ -353,6 +377,25 @@ class EvalPhase(ExperimentPhase):
     limit_batches : int or float, optional
         Only the first so many batches of `batch_size` rows run, or this share of them. The metric
         ``share_of_batches`` says so in the results.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import modularml as mml
+    >>> from modularml.models.torch import SequentialMLP
+    >>> experiment = mml.Experiment("demo", seed=0)
+    >>> a, b, noise = np.random.default_rng(0).normal(size=(3, 60)).astype("float32")
+    >>> rows = {"a": a, "b": b, "y": a + b + noise}
+    >>> fs = mml.FeatureSet.from_dict("rows", rows, ["a", "b"], "y")
+    >>> fs.split_random({"train": 0.8, "test": 0.2})
+    >>> net = mml.ModelNode("net", SequentialMLP(), fs)
+    >>> graph = mml.ModelGraph([net], mml.Optimizer("adam"))
+    >>> mse = mml.AppliedLoss(mml.Loss("mse"), on="net", inputs=["outputs", "targets"])
+    >>> graph.build()
+    >>> phase = mml.EvalPhase.from_split("test", split="test", losses=[mse], metrics=["rmse"])
+    >>> results = experiment.run_phase(phase)
+    >>> results.metric_names()
+    ['rmse']
     """
 
     results_class = EvalResults

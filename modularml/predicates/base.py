@@ -98,21 +98,45 @@ class _Joined(Predicate):
 
 
 class And(_Joined):
-    """Hold where every one of the given predicates holds."""
+    """Hold where every one of the given predicates holds.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from modularml.predicates import EQ, GT, LT
+    >>> And(GT(1), LT(3))(np.array([1, 2, 3])).tolist()
+    [False, True, False]
+    """
 
     _sign = "&"
     _join = operator.and_
 
 
 class Or(_Joined):
-    """Hold where at least one of the given predicates holds."""
+    """Hold where at least one of the given predicates holds.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from modularml.predicates import EQ, GT, LT
+    >>> Or(LT(2), GT(2))(np.array([1, 2, 3])).tolist()
+    [True, False, True]
+    """
 
     _sign = "|"
     _join = operator.or_
 
 
 class Not(Predicate):
-    """Hold where the given predicate does not; so missing values may be among them."""
+    """Hold where the given predicate does not; so missing values may be among them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from modularml.predicates import EQ, GT, LT
+    >>> Not(EQ(2))(np.array([1, 2, 3])).tolist()
+    [True, False, True]
+    """
 
     def __init__(self, condition: Predicate) -> None:
         _require_predicate(condition, "Not")

@@ -45,37 +45,79 @@ class _Comparison(Predicate):
 
 
 class EQ(_Comparison):
-    """Hold where a value equals the given one; a missing value equals nothing."""
+    """Hold where a value equals the given one; a missing value equals nothing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> EQ(2)(np.array([1, 2, 3])).tolist()
+    [False, True, False]
+    """
 
     _ufunc = np.equal
 
 
 class NE(_Comparison):
-    """Hold where a value differs from the given one, or is missing."""
+    """Hold where a value differs from the given one, or is missing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> NE(2)(np.array([1, 2, 3])).tolist()
+    [True, False, True]
+    """
 
     _ufunc = np.not_equal
 
 
 class LT(_Comparison):
-    """Hold where a value is less than the given one."""
+    """Hold where a value is less than the given one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> LT(2)(np.array([1, 2, 3])).tolist()
+    [True, False, False]
+    """
 
     _ufunc = np.less
 
 
 class LTE(_Comparison):
-    """Hold where a value is at most the given one."""
+    """Hold where a value is at most the given one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> LTE(2)(np.array([1, 2, 3])).tolist()
+    [True, True, False]
+    """
 
     _ufunc = np.less_equal
 
 
 class GT(_Comparison):
-    """Hold where a value is greater than the given one."""
+    """Hold where a value is greater than the given one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> GT(2)(np.array([1, 2, 3])).tolist()
+    [False, False, True]
+    """
 
     _ufunc = np.greater
 
 
 class GTE(_Comparison):
-    """Hold where a value is at least the given one."""
+    """Hold where a value is at least the given one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> GTE(2)(np.array([1, 2, 3])).tolist()
+    [False, True, True]
+    """
 
     _ufunc = np.greater_equal
 
@@ -87,6 +129,12 @@ class In(Predicate):
     ----------
     values : list, tuple, set or ndarray
         Values of the column's kind, none of them missing. May be empty.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> In([1, 3])(np.array([1, 2, 3])).tolist()
+    [True, False, True]
     """
 
     def __init__(self, values: Collection[Any]) -> None:
@@ -114,6 +162,12 @@ class NotIn(In):
     ----------
     values : list, tuple, set or ndarray
         Values of the column's kind, none of them missing. May be empty.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> NotIn([1, 3])(np.array([1, 2, 3])).tolist()
+    [False, True, False]
     """
 
     def __call__(self, values: Array) -> Mask:
@@ -130,6 +184,12 @@ class Between(Predicate):
         Bounds in the column's unit, ``low`` not above ``high``.
     inclusive : {"both", "left", "right", "neither"}
         Which of the bounds belong to the range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Between(2, 3)(np.array([1, 2, 3])).tolist()
+    [False, True, True]
     """
 
     def __init__(
@@ -152,7 +212,14 @@ class Between(Predicate):
 
 
 class IsNull(Predicate):
-    """Hold where a value is NaN, NaT or None."""
+    """Hold where a value is NaN, NaT or None.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> IsNull()(np.array([1.0, np.nan, 3.0])).tolist()
+    [False, True, False]
+    """
 
     def __call__(self, values: Array) -> Mask:
         """Tell which rows are missing."""

@@ -73,6 +73,16 @@ def write_report(
     Scores are of recorded evaluations with their outputs. If there are none, each split is
     predicted with the present weights, and the report says which ones were learned from. Everything
     is counted and drawn with a fixed seed: the same source gives the same bytes, but for the date.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from modularml import Experiment
+    >>> experiment = Experiment("report-example")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = write_report(experiment, f"{folder}/report.html")
+    >>> path.name
+    'report.html'
     """
     target = checked_path(path, (".html",))
     options = _options(notes, group_by, metrics, level, outputs)

@@ -22,7 +22,13 @@ class CallbackResult:
 
 @dataclass
 class MetricResult(CallbackResult):
-    """A number that is logged as a metric."""
+    """A number that is logged as a metric.
+
+    Examples
+    --------
+    >>> MetricResult("mape", 0.12).value
+    0.12
+    """
 
     kind: ClassVar[str] = "metric"
 

@@ -102,6 +102,14 @@ def split_conformal(center: Array, residuals: Array, level: float) -> Bounds:
     The half width is the ``ceil(level * (n_calibration + 1))``-th smallest absolute residual. If
     all rows are exchangeable, a target is inside with a probability of at least `level` (Lei et al.
     2018, *Distribution-free predictive inference for regression*, JASA 113, section 2.2).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> residuals = np.linspace(-1, 1, 99).reshape(-1, 1)
+    >>> low, high = split_conformal(np.zeros((2, 1)), residuals, 0.9)
+    >>> high.ravel().round(2).tolist()
+    [0.92, 0.92]
     """
     rank = _rank(len(residuals), level)
     width = np.partition(np.abs(residuals), rank - 1, axis=0)[rank - 1]
@@ -193,6 +201,13 @@ def quantile_bounds(members: Array, level: float) -> Bounds:
     -----
     The bounds are the order statistics ``j`` and ``n_members + 1 - j`` for
     ``j = floor((1 - level) / 2 * (n_members + 1))``. They say nothing of the noise of targets.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> low, high = quantile_bounds(np.arange(99.0).reshape(99, 1, 1), 0.9)
+    >>> float(low.item()), float(high.item())
+    (4.0, 94.0)
     """
     n, tail = len(members), (1 - _exact(level)) / 2
     j = math.floor(tail * (n + 1))

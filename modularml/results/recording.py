@@ -18,6 +18,11 @@ class ResultRecording(enum.Enum):
     """Which steps a training phase records: all, those of the last epoch, none.
 
     If `EarlyStopping` restores the best epoch, ``LAST`` means that epoch.
+
+    Examples
+    --------
+    >>> ResultRecording("all").name
+    'ALL'
     """
 
     ALL = "all"

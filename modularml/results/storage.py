@@ -33,6 +33,11 @@ class ResultsConfig(Configurable):
     ------
     ConfigError
         If an argument is not as described.
+
+    Examples
+    --------
+    >>> ResultsConfig(memory_budget=2**30).memory_budget
+    1073741824
     """
 
     def __init__(

@@ -101,6 +101,13 @@ class ScikitSplitter(FoldSplitter):
         Columns passed as ``groups``.
     stratify_by : str or list of str, optional
         Columns passed as ``y``.
+
+    Examples
+    --------
+    >>> from sklearn.model_selection import KFold
+    >>> folds = ScikitSplitter(KFold(3)).folds(6, columns={})
+    >>> [val.tolist() for _, val in folds]
+    [[0, 1], [2, 3], [4, 5]]
     """
 
     def __init__(
@@ -152,6 +159,12 @@ class KFoldSplitter(FoldSplitter):
     -----
     The folds are those of scikit-learn's ``KFold``, ``GroupKFold``, ``StratifiedKFold`` or
     ``StratifiedGroupKFold`` with ``random_state=seed``.
+
+    Examples
+    --------
+    >>> folds = KFoldSplitter(n_folds=5, seed=0).folds(10, columns={})
+    >>> [len(val) for train, val in folds]
+    [2, 2, 2, 2, 2]
     """
 
     def __init__(
@@ -241,6 +254,14 @@ class LeaveOneGroupOutSplitter(FoldSplitter):
     ----------
     group_by : str or list of str
         Rows with equal values in these columns are one group.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> splitter = LeaveOneGroupOutSplitter("cell")
+    >>> folds = splitter.folds(4, columns={"cell": np.array(["a", "a", "b", "c"])})
+    >>> [val.tolist() for _, val in folds]
+    [[0, 1], [2], [3]]
     """
 
     def __init__(self, group_by: str | list[str]) -> None:

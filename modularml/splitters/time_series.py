@@ -47,6 +47,12 @@ class TimeSeriesSplitter(FoldSplitter):
     -----
     Without equal times, the folds are those of scikit-learn's ``TimeSeriesSplit`` on the sorted
     rows of each group.
+
+    Examples
+    --------
+    >>> folds = TimeSeriesSplitter(n_folds=3, gap=1).folds(8, columns={})
+    >>> [(train.tolist(), val.tolist()) for train, val in folds]
+    [([0], [2, 3]), ([0, 1, 2], [4, 5]), ([0, 1, 2, 3, 4], [6, 7])]
     """
 
     def __init__(

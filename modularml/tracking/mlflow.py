@@ -49,6 +49,12 @@ class MLflowTracker(Tracker):
     --------
     ``Experiment("cells", callbacks=[MLflowTracker("runs")])``, then
     ``mlflow ui --backend-store-uri sqlite:///runs/mlflow.db``
+
+    Examples
+    --------
+    >>> tracker = MLflowTracker("sqlite:///runs.db", experiment_name="cells")
+    >>> tracker.experiment_name
+    'cells'
     """
 
     package = "mlflow"

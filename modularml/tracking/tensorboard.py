@@ -37,6 +37,11 @@ class TensorBoardTracker(Tracker):
     --------
     ``Experiment("cells", callbacks=[TensorBoardTracker("runs")])``, then
     ``tensorboard --logdir runs``
+
+    Examples
+    --------
+    >>> TensorBoardTracker("runs").label
+    'TensorBoardTracker'
     """
 
     package = "tensorboard"

@@ -40,6 +40,11 @@ class WandbTracker(Tracker):
     Examples
     --------
     ``Experiment("cells", callbacks=[WandbTracker("batteries")])``
+
+    Examples
+    --------
+    >>> WandbTracker("cells", mode="offline").mode
+    'offline'
     """
 
     package = "wandb"

@@ -176,6 +176,13 @@ def calibration(
         If `y_score` is not between 0 and 1; see also `roc`.
     ConfigError
         If `n_bins` or `strategy` is not as described.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> figure = calibration(np.arange(40) % 2, np.linspace(0, 1, 40), n_bins=4)
+    >>> len(figure.axes) > 0
+    True
     """
     if not isinstance(n_bins, int) or n_bins < 1:
         raise ConfigError(f"n_bins must be an int of at least 1, got {n_bins!r}")

@@ -75,6 +75,12 @@ def loss_curves(
         If epochs and values of a series differ in number or are not one-dimensional.
     ConfigError
         If ``best_epoch`` is outside the epochs drawn, or ``path`` is not valid.
+
+    Examples
+    --------
+    >>> figure = loss_curves({"train": [1.0, 0.5, 0.3], "val": [1.1, 0.7, 0.6]}, best_epoch=2)
+    >>> len(figure.axes) > 0
+    True
     """
     curves = _read(series)
     if log:
@@ -122,6 +128,12 @@ def series(
         If positions and values of a series differ in number or are not one-dimensional.
     ConfigError
         If ``path`` is not valid.
+
+    Examples
+    --------
+    >>> figure = series({"voltage": [3.1, 3.3, 3.6]}, x="step", y="V")
+    >>> len(figure.axes) > 0
+    True
     """
     curves = _read(data)
     figure, axes = new_axes(6.8, 4.0, title=title, x=x, y=y)
@@ -153,6 +165,12 @@ def panels(
     ------
     DataError
         If there is nothing to draw.
+
+    Examples
+    --------
+    >>> figure = panels({"loss": {"train": [1.0, 0.5]}, "rate": {"lr": [0.1, 0.01]}}, x="epoch")
+    >>> len(figure.axes) > 0
+    True
     """
     if not data:
         raise DataError("there is nothing to draw; pass at least one series")

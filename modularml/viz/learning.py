@@ -52,6 +52,12 @@ def learning_curve(
         If shapes do not fit.
     DataError
         If there are fewer than two sizes, or a score is not finite.
+
+    Examples
+    --------
+    >>> figure = learning_curve([10, 20], [[0.9, 0.8], [0.9, 0.9]], [[0.5, 0.6], [0.7, 0.7]])
+    >>> len(figure.axes) > 0
+    True
     """
     at = np.asarray(sizes)
     parts = {

@@ -62,6 +62,12 @@ def confusion_matrix(
     DataError
         If they are empty, hold missing values, mix numbers and texts, or hold a class that
         ``labels`` lacks.
+
+    Examples
+    --------
+    >>> figure = confusion_matrix(["a", "b", "b"], ["a", "b", "a"])
+    >>> len(figure.axes) > 0
+    True
     """
     true, pred = _pair(y_true, y_pred, "y_pred")
     names, counts = _count(true, pred, labels)
@@ -126,6 +132,12 @@ def parity(
         If shapes differ or are not one-dimensional; axes of length 1 are dropped.
     DataError
         If there are no rows, or no finite ones.
+
+    Examples
+    --------
+    >>> figure = parity([1.0, 2.0, 3.0], [1.1, 1.9, 3.2], target="capacity", unit="Ah")
+    >>> len(figure.axes) > 0
+    True
     """
     both = f"{target and ' ' + target}{unit and f' ({unit})'}"
     # wider than its square of points, as the layout would else cut the title off

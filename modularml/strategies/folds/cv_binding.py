@@ -54,6 +54,15 @@ class CVBinding(Checked):
         If there is no such FeatureSet, split or column.
     ConfigError
         If another argument is not as described.
+
+    Examples
+    --------
+    >>> from modularml import FeatureSet
+    >>> rows = {"x": [1.0, 2.0], "y": [1.0, 2.0], "cell": ["a", "b"]}
+    >>> fs = FeatureSet.from_dict("rows", rows, "x", "y", "cell", register=False)
+    >>> fs.split_random({"train": 0.5, "val": 0.5})
+    >>> CVBinding(fs, ["train", "val"], group_by="cell").group_by
+    'cell'
     """
 
     def __init__(

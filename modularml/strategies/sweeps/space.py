@@ -28,7 +28,13 @@ PLAIN = (bool, int, float, str, type(None))
 
 @dataclass(frozen=True)
 class Float:
-    """Numbers from `low` to `high`, both included; see `float_` and `log_float`."""
+    """Numbers from `low` to `high`, both included; see `float_` and `log_float`.
+
+    Examples
+    --------
+    >>> Float(0.0, 0.5).low
+    0.0
+    """
 
     low: float
     high: float

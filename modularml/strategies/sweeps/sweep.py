@@ -131,6 +131,33 @@ class Sweep(Checked):
     Examples
     --------
     ``Sweep(experiment, {"nodes.net.hidden_dim": [16, 32, 64]}).run().best``
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import modularml as mml
+    >>> from modularml.models.torch import SequentialMLP
+    >>> experiment = mml.Experiment("demo", seed=0)
+    >>> a, b, noise = np.random.default_rng(0).normal(size=(3, 60)).astype("float32")
+    >>> rows = {"a": a, "b": b, "y": a + b + noise}
+    >>> fs = mml.FeatureSet.from_dict("rows", rows, ["a", "b"], "y")
+    >>> fs.split_random({"train": 0.8, "test": 0.2})
+    >>> net = mml.ModelNode("net", SequentialMLP(), fs)
+    >>> graph = mml.ModelGraph([net], mml.Optimizer("adam"))
+    >>> mse = mml.AppliedLoss(mml.Loss("mse"), on="net", inputs=["outputs", "targets"])
+    >>> phase = mml.TrainPhase.from_split(
+    ...     "train", split="train", sampler=mml.SimpleSampler(batch_size=16), losses=[mse]
+    ... )
+    >>> watch = mml.Evaluation.from_split(
+    ...     "watch", split="test", metrics=[mml.EvalLossMetric(loss=mse)]
+    ... )
+    >>> phase.add_callback(watch)
+    >>> group = experiment.execution_plan.add_phase(phase)
+    >>> space = {"graph.optimizer.lr": mml.space.log_float(1e-4, 1e-1)}
+    >>> sweep = mml.Sweep(experiment, space, n_trials=3, seed=0)
+    >>> results = sweep.run(show_progress=False, show_training_progress=False)
+    >>> len(results.to_pandas())
+    3
     """
 
     def __init__(
