@@ -1,4 +1,4 @@
-"""Running all checks of an audit."""
+"""Checks of splits, windows and values, and the run of all checks."""
 
 from __future__ import annotations
 
@@ -7,25 +7,143 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from modularml._typing import Columns
+import numpy as np
+
+from modularml._typing import Array, Columns, IntArray
 from modularml.audit.duplicates import duplicates
 from modularml.audit.encoding import target_encoding, target_of_neighbour
 from modularml.audit.groups import shared_groups
+from modularml.audit.pairs import Pair, is_training
 from modularml.audit.preparation import prepared_before, uncorrelated
-from modularml.audit.quality import constant, not_finite
 from modularml.audit.sequences import sequences
-from modularml.audit.splits import scaler_fits, shared_rows
 from modularml.audit.table import Table
 from modularml.audit.target import target_in_feature, target_in_features, target_in_id
 from modularml.audit.time import row_order, time_order
-from modularml.audit.windows import overlapping_windows
 from modularml.data.audit_report import SEVERITIES, AuditReport, Finding
+from modularml.data.padding import held
+from modularml.data.schema import RAW
+from modularml.data.selectors import newest
 from modularml.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
     from modularml.data.featureset import FeatureSet
 
-__all__ = ["CHECKS", "KINDS", "Check", "audit", "check_allowed"]
+__all__ = [
+    "CHECKS",
+    "KINDS",
+    "Check",
+    "audit",
+    "check_allowed",
+    "constant",
+    "not_finite",
+    "overlapping_windows",
+    "scaler_fits",
+    "shared_rows",
+]
+
+
+def shared_rows(t: Table) -> Iterator[Finding]:
+    """Find rows that are in two splits which should have nothing in common."""
+    for pair in t.pairs:
+        rows = pair.shared
+        yield t.finding(
+            "shared_rows", pair.severity, rows, f"are in {pair.names[0]!r} too", pair=pair,
+            remedy="make conditions exclude each other, or split once",
+            measure=f"{len(rows)} rows are the same by their ids",
+        )  # fmt: skip
+
+
+def scaler_fits(t: Table) -> Iterator[Finding]:
+    """Find scalers that learned from rows which the model is tested on."""
+    for record in (r for r in t.fs.scaler_records if r.scaler.learns):
+        fitted = np.zeros(len(t.fs), dtype=bool)
+        fitted[slice(None) if record.fit_rows is None else record.fit_rows] = True
+        columns = tuple(f"{record.domain}.{key}.{RAW}" for key in record.keys)
+        for pair in t.pairs:
+            if not is_training(pair.names[0]) and not fitted[pair.train].any():
+                continue  # which of the two is trained on is not known
+            rows = pair.test[fitted[pair.test] & ~pair.in_train[pair.test]]
+            finding = f"were seen by {record.scaler.scaler_name} on {', '.join(record.keys[:4])}"
+            by = record.fit_to_split
+            sure = by != pair.origin and (is_training(pair.names[0]) or by in pair.names)
+            severity = pair.severity if sure or by is None else "info"  # else of another division
+            yield t.finding(
+                "scaler_fit", severity, rows, finding, columns, pair,
+                remedy=f"undo it and call fit_transform with fit_to_split={pair.names[0]!r}",
+                measure=f"fitted on {int(fitted.sum())} rows, {len(rows)} of which are tested on",
+            )  # fmt: skip
+
+
+def overlapping_windows(t: Table) -> Iterator[Finding]:
+    """Find windows that share steps of their series with windows of a training split."""
+    schema, data = t.fs.collection.schema, t.fs.collection
+    starts, stops = schema.window_keys("start"), schema.window_keys("stop")
+    series = schema.window_keys("series", "loose_series")
+    if not (starts and stops and series):
+        return
+    start, stop = (data.numpy(f"tags.{keys[0]}.{RAW}") for keys in (starts, stops))
+    names = tuple(f"{schema.domain_of(key)}.{key}.{RAW}" for key in series)
+    codes = np.unique(np.stack([data.codes(n) for n in names]), axis=1, return_inverse=True)[1]
+    for pair in t.pairs:
+        rows = _overlapping(codes.ravel(), start, stop, pair)
+        yield t.finding(
+            "overlapping_windows", pair.severity, rows,
+            f"share steps of their series with windows of {pair.names[0]!r}", names, pair,
+            remedy=f"split with group_by={series}, or leave a gap of the window's length",
+            measure=f"{len(rows)} windows overlap",
+        )  # fmt: skip
+
+
+def _overlapping(series: IntArray, start: Array, stop: Array, pair: Pair) -> IntArray:
+    """Return the test rows that overlap a training row of the same series."""
+    test = pair.test[~pair.in_train[pair.test]]
+    if not len(pair.train) or not len(test):
+        return test[:0]
+    base = series * (int(stop.max()) + 1)  # series lie one after another on one axis
+    first, end = base + start, base + stop
+    order = pair.train[np.argsort(first[pair.train], kind="stable")]
+    latest = np.maximum.accumulate(end[order])
+    place = np.searchsorted(first[order], end[test], side="left") - 1
+    overlaps = (place >= 0) & (latest[np.maximum(place, 0)] > first[test])
+    rows: IntArray = test[overlaps]
+    return rows
+
+
+def constant(t: Table) -> Iterator[Finding]:
+    """Find columns that are the same in every row."""
+    data = t.fs.collection
+    for c in t.of_domain("features", "targets"):
+        values = c.values
+        if len(values) > 1 and np.all(values[1] == values[0]) and (values == values[0]).all():
+            every = data.numpy(c.name)
+            if t.is_whole or data.is_mapped([c.name]) or (every == every[0]).all():
+                yield t.finding(
+                    "constant", "warning" if c.domain == "targets" else "info",
+                    np.arange(len(t.fs)), f"{c.key!r} is the same in every row", (c.name,),
+                    remedy="leave it out", measure="it has one value",
+                )  # fmt: skip
+
+
+def not_finite(t: Table) -> Iterator[Finding]:
+    """Find NaN and infinity in what a model reads: the newest representation of each column."""
+    data = t.fs.collection
+    some = t.some(len(t.fs))
+    every = np.arange(len(t.fs)) if some is None else some
+    for name in newest(data.schema, data.names):  # as models read them; what was filled is finite
+        spec = data.schema[name]
+        if spec.domain == "tags" or spec.dtype.kind != "f":
+            continue
+        finite = np.isfinite(data.gather([spec.name], some))
+        if (holds := held(data, [spec.name], some)) is not None:
+            finite |= ~holds  # padding may be NaN
+        if not finite.all():
+            rows = every[~finite.reshape(len(finite), -1).all(axis=1)]
+            yield t.finding(
+                "not_finite", "warning", rows,
+                f"{spec.key!r} ({spec.rep}) holds NaN or infinity in {len(rows)} rows",
+                (spec.name,),
+                remedy="fill them or drop them", measure=f"{len(rows)} rows are not finite",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)

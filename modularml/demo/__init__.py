@@ -6,8 +6,7 @@ import time
 from pathlib import Path
 
 from modularml._optional import require
-from modularml.demo.diabetes import run_diabetes
-from modularml.demo.digits import run_digits
+from modularml.demo.experiments import run_diabetes, run_digits
 
 __all__ = ["run_demo"]
 

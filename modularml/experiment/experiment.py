@@ -19,10 +19,9 @@ from modularml.engine.checkpointing import (
 )
 from modularml.engine.run_state import restored_on_exit
 from modularml.errors import ConfigError
-from modularml.experiment.run import ExperimentRun, History, Runner
+from modularml.experiment.run import ExperimentRun, History, Runner, stream_events
 from modularml.experiment.run_audit import Mode, RunAudit
 from modularml.experiment.saving import ExperimentFiles
-from modularml.experiment.streaming import stream_events
 from modularml.experiment.trained import TrainedGraph
 from modularml.graph.model_graph import ModelGraph
 from modularml.io.randomness import seed_all

@@ -1,22 +1,239 @@
-"""Diagrams that can be displayed and saved."""
+"""Diagrams that can be displayed and saved, as text, SVG and pictures."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from modularml._optional import require
 from modularml.errors import ConfigError, GraphError, closest
-from modularml.viz.elements import DiagramEdge, DiagramNode
-from modularml.viz.render import page, to_figure, to_svg
-from modularml.viz.scene import Scene, compose
-from modularml.viz.style import checked_path, save_figure
-from modularml.viz.text import listing, to_mermaid
+from modularml.viz.elements import TONES, DiagramEdge, DiagramNode, clean
+from modularml.viz.layout import Point
+from modularml.viz.scene import Arrow, Bar, Panel, Scene, Shape, Words, compose
+from modularml.viz.style import FONT, INK, MUTED, checked_path, new_figure, save_figure
 
-__all__ = ["Diagram"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Diagram", "listing", "page", "to_figure", "to_mermaid", "to_svg"]
+
+
+ARROWS = {
+    ("solid", ""): "-->",
+    ("dashed", ""): "-.->",
+    ("solid", "stop"): "--x",
+    ("dashed", "stop"): "-.-x",
+}
+# What ends a label or starts a code, Markdown (also at the edge of a word or at the start),
+# and the one statement that Mermaid reads even within quotes.
+SPECIAL = re.compile(
+    r"""["#&<>;`*\\|{}\[\]~]|%%+|\$\$|(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9])|^\d+\.|^[+-]"""
+    r"|(?<=direction) (?=TB|BT|TD|LR|RL)"
+)
+
+
+def to_mermaid(
+    title: str,
+    nodes: Sequence[DiagramNode],
+    edges: Sequence[DiagramEdge],
+    direction: Literal["LR", "TB"],
+) -> str:
+    """Write a diagram as a Mermaid flowchart; a bar across an edge becomes a cross.
+
+    Every special character of Mermaid, Markdown or HTML is written as an entity code, and nodes are
+    named ``n0``, ``n1``, ..., so no label can break the source.
+    """
+    names = {node.id: f"n{i}" for i, node in enumerate(nodes)}
+    front = json.dumps(clean(title), ensure_ascii=False).replace("<", "\\u003c")
+    out = ["---", f"title: {front}", "---"] if clean(title) else []
+    out.append(f"flowchart {direction}")
+    for node in nodes:
+        lines = [_entity(node.title) or "#8203;"]  # Mermaid does not accept empty labels
+        lines += [_entity(line) for line in (node.caption, *node.lines) if line]
+        out.append(f'    {names[node.id]}["{"<br/>".join(lines)}"]:::kind_{node.kind}')
+    for edge in edges:
+        arrow = ARROWS[edge.style, edge.marker]
+        label = f'|"{_entity(edge.label)}"|' if clean(edge.label) else ""
+        out.append(f"    {names[edge.source]} {arrow}{label} {names[edge.target]}")
+    for kind in sorted({node.kind for node in nodes}):
+        tone = TONES[kind]
+        out.append(f"    classDef kind_{kind} fill:{tone.fill},stroke:{tone.line},color:{INK}")
+    if dimmed := [names[node.id] for node in nodes if node.dimmed]:
+        out.append("    classDef dimmed opacity:0.5,stroke-dasharray:5 4")
+        out.append(f"    class {','.join(dimmed)} dimmed")
+    return "\n".join(out) + "\n"
+
+
+def _entity(text: str) -> str:
+    """Write what is not plain text as Mermaid's entity codes."""
+    return SPECIAL.sub(lambda m: "".join(f"#{ord(char)};" for char in m[0]), clean(text))
+
+
+def listing(title: str, nodes: Sequence[DiagramNode], edges: Sequence[DiagramEdge]) -> str:
+    """Write a diagram as an indented tree in plain characters.
+
+    A node that several edges reach is written in full once; afterwards its
+    title is followed by ``(above)``. Titles that occur twice are distinguished by their id.
+    """
+    counts = Counter(clean(node.title) for node in nodes)
+    known = {node.id: (node, _name(node, counts)) for node in nodes}
+    out = defaultdict(list)
+    for edge in edges:
+        out[edge.source].append(edge)
+    inner = {edge.target for edge in edges}
+    seen: set[str] = set()
+    lines = [clean(title)] if clean(title) else []
+    for node in sorted(nodes, key=lambda node: node.id in inner):
+        if node.id not in seen:
+            lines += _tree(node.id, known, out, seen)
+    return "\n".join(lines)
+
+
+def _name(node: DiagramNode, counts: Mapping[str, int]) -> str:
+    """Return a one-line title of a node, with its kind and, if needed, its id."""
+    title = clean(node.title)
+    facts = ", ".join(fact for fact in (node.caption, "dimmed" if node.dimmed else "") if fact)
+    mark = f" #{clean(node.id)}" if counts[title] > 1 or not title else ""
+    return title + mark + (f" ({facts})" if facts else "")
+
+
+def _tree(
+    root: str,
+    known: Mapping[str, tuple[DiagramNode, str]],
+    out: Mapping[str, Sequence[DiagramEdge]],
+    seen: set[str],
+) -> Iterator[str]:
+    """Yield the lines of a tree from a root, each node once."""
+    todo = [(root, "", "", "")]
+    while todo:
+        name, start, indent, note = todo.pop()
+        node, title = known[name]
+        if name in seen:
+            yield f"{start}{title} (above){note}"
+            continue
+        seen.add(name)
+        yield f"{start}{title}{note}"
+        edges = out.get(name, ())
+        yield from (f"{indent}{'|' if edges else ' '}   {clean(line)}" for line in node.lines)
+        for edge in reversed(edges):
+            last = edge is edges[-1]
+            branch = ("`" if last else "+") + (".. " if edge.style == "dashed" else "-- ")
+            deeper = indent + ("    " if last else "|   ")
+            note = f"  <- {edge.notes}" if edge.notes else ""
+            todo.append((edge.target, indent + branch, deeper, note))
+
+
+FONTS = "system-ui,-apple-system,'Segoe UI','DejaVu Sans',Helvetica,Arial,sans-serif"
+PIXELS = 100.0  # an inch
+POINT = 72.0 / PIXELS
+
+
+def to_svg(scene: Scene) -> str:
+    """Write a scene as one SVG element, for light and dark backgrounds."""
+    x, y, width, height = map(_num, scene.sheet)
+    parts = []
+    for group in scene.groups:
+        shapes = "\n".join(map(_element, group.shapes))
+        parts.append(f'<g class="{group.role}">{_tip(group.tip)}\n{shapes}\n</g>')
+    body = "\n".join(parts)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="{x} {y} {width} {height}" role="img" aria-label="{escape(scene.title)}" '
+        f'font-family="{FONTS}">\n{body}\n</svg>\n'
+    )
+
+
+def page(scene: Scene) -> str:
+    """Write a scene as an HTML page."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{escape(scene.title) or 'Diagram'}</title>\n</head>\n"
+        f'<body style="margin:1rem">\n{to_svg(scene)}</body>\n</html>\n'
+    )
+
+
+def _element(shape: Shape) -> str:
+    dash = ' stroke-dasharray="5 4"' if getattr(shape, "dashed", False) else ""
+    match shape:
+        case Panel(box, radius, fill, line, _, opacity):
+            x, y, width, height = map(_num, box)
+            return (
+                f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="{_num(radius)}" '
+                f'fill="{fill}" fill-opacity="{_num(opacity)}" stroke="{line}" '
+                f'stroke-width="1.25"{dash}/>'
+            )
+        case Arrow(curve, head):
+            return (
+                f'<path d="M{_points(curve[:1])} C{_points(curve[1:])}" fill="none" '
+                f'stroke="{MUTED}" stroke-width="1.5"{dash}/>'
+                f'<polygon points="{_points(head)}" fill="{MUTED}"/>'
+            )
+        case Bar(start, end, colour, tip):
+            return (
+                f'<path d="M{_points([start])} L{_points([end])}" stroke="{colour}" '
+                f'stroke-width="3" stroke-linecap="round">{_tip(tip)}</path>'
+            )
+        case Words(at, text, size, colour, bold):
+            weight = ' font-weight="600"' if bold else ""
+            return (
+                f'<text x="{_num(at.x)}" y="{_num(at.y)}" font-size="{_num(size)}" '
+                f'fill="{colour}"{weight}>{escape(text)}</text>'
+            )
+
+
+def _tip(text: str) -> str:
+    return f"<title>{escape(text)}</title>" if text else ""
+
+
+def _points(points: Iterable[Point]) -> str:
+    return " ".join(f"{_num(x)},{_num(y)}" for x, y in points)
+
+
+def _num(value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def to_figure(scene: Scene) -> Figure:
+    """Draw a scene as a figure of the same size, with 100 pixels per inch."""
+    x, y, width, height = scene.sheet
+    figure = new_figure(width / PIXELS, height / PIXELS, dpi=PIXELS)
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    axes.set(xlim=(x, x + width), ylim=(y + height, y))
+    axes.axis("off")
+    for group in scene.groups:
+        for shape in group.shapes:
+            _draw(shape, axes, require("matplotlib.patches"))
+    return figure
+
+
+def _draw(shape: Shape, axes: Any, patches: Any) -> None:
+    dash: Any = (0, (4, 3)) if getattr(shape, "dashed", False) else "solid"
+    match shape:
+        case Panel(box, radius, fill, line, _, opacity):
+            look = {"boxstyle": f"round,pad=0,rounding_size={radius}", "linewidth": 1.25 * POINT}
+            look |= {"facecolor": (fill, opacity), "edgecolor": line, "linestyle": dash}
+            axes.add_patch(patches.FancyBboxPatch(box[:2], *box[2:], **look))
+        case Arrow(curve, head):
+            path = require("matplotlib.path").Path
+            path = path(curve, [path.MOVETO] + [path.CURVE4] * (len(curve) - 1))
+            look = {"facecolor": "none", "edgecolor": MUTED, "linewidth": 1.5 * POINT}
+            axes.add_patch(patches.PathPatch(path, linestyle=dash, capstyle="butt", **look))
+            axes.add_patch(patches.Polygon(head, facecolor=MUTED, edgecolor="none"))
+        case Bar(start, end, colour):
+            x, y = zip(start, end, strict=True)
+            axes.plot(x, y, color=colour, linewidth=3 * POINT, solid_capstyle="round")
+        case Words(at, text, size, colour, bold):
+            font = {"fontsize": size * POINT, "fontweight": "bold" if bold else "normal"}
+            axes.text(*at, text, color=colour, family=FONT, parse_math=False, **font)
+
 
 SUFFIXES = (".svg", ".html", ".mmd", ".txt", ".png", ".pdf")
 

@@ -6,8 +6,8 @@ from sklearn.linear_model import Ridge
 
 import modularml as mm
 from modularml.audit import AuditWarning
-from modularml.audit.plans import Use, plan_leaks
 from modularml.errors import AuditError
+from modularml.experiment.run_audit import Use, plan_leaks
 from tests.worlds import (
     QUIET,
     arrays,

@@ -15,7 +15,7 @@ import modularml as mm
 from modularml.errors import ConfigError, MMLError
 from modularml.models import TensorflowModelWrapper
 from modularml.models.tensorflow import SequentialMLP
-from modularml.models.tensorflow.recipe import check_recipe, from_recipe, to_recipe
+from modularml.models.tensorflow.wrapper import check_recipe, from_recipe, to_recipe
 from tests.io import things
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modularml.splitters.apportion import apportion, largest_remainder
+from modularml.splitters.random import apportion, largest_remainder
 
 weights = st.lists(st.integers(1, 20), min_size=1, max_size=6)
 

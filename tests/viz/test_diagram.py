@@ -474,7 +474,7 @@ def test_png_shows_every_box_in_its_colour(fusion, tmp_path, direction):
 
 def test_drawn_text_fits_its_box():
     pytest.importorskip("matplotlib")
-    from modularml.viz.render import PIXELS, to_figure
+    from modularml.viz.diagram import PIXELS, to_figure
 
     titles = ["Voltage encoder", "WWWWWWMMMMMM", "features.voltage.raw", "(1, 101) -> (16,) @ 5 %"]
     nodes = [DiagramNode(str(i), title, [title, title.upper()]) for i, title in enumerate(titles)]

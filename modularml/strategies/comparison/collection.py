@@ -24,13 +24,14 @@ from modularml.strategies.comparison.folds import (
     full_name,
 )
 from modularml.strategies.comparison.members import Loaded, Member, members_of
-from modularml.strategies.comparison.resampled_test import holm, resampled_t_test
 from modularml.strategies.comparison.run_facts import RunFacts
 from modularml.strategies.comparison.shared_evaluation import check_split, evaluated, mean_table
 from modularml.strategies.comparison.table import (
     comparison_table,
     greater_is_better,
+    holm,
     metric_names,
+    resampled_t_test,
     warn_of_other_rows,
 )
 from modularml.strategies.ensembles.ensemble import Ensemble
