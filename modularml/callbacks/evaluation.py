@@ -7,8 +7,11 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from modularml._arguments import at_least
-from modularml.callbacks.evaluation_metric import EvaluationCallbackResult, EvaluationMetric
-from modularml.callbacks.score_metric import ScoreMetric
+from modularml.callbacks.evaluation_metrics import (
+    EvaluationCallbackResult,
+    EvaluationMetric,
+    ScoreMetric,
+)
 from modularml.data.execution import ExecutionContext
 from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.callback import Callback, CallbackResult, MetricResult, callback_registry

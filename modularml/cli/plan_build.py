@@ -17,8 +17,8 @@ from modularml.data.sections import apply_split, fit_scaler, moved, read_rows, r
 from modularml.errors import ModularMLError, NotFittedError, PlanError, UnknownNameError
 from modularml.experiment import Experiment, TrainPhase
 from modularml.io.classes import Resolver, names_in
+from modularml.io.jsontext import with_labels
 from modularml.io.randomness import unchanged_randomness
-from modularml.io.references import with_labels
 from modularml.io.yamltext import dump_yaml
 from modularml.phases.phase import ExperimentPhase
 from modularml.strategies import CrossValidation, CVBinding, Sweep

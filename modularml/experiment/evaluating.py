@@ -16,11 +16,10 @@ from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.schema import RAW
 from modularml.errors import AuditError, ConfigError, DataError, ScalerError, UnknownNameError
 from modularml.graph.labels import is_encoded, learned_classes
-from modularml.graph.lineage import source_columns_of
+from modularml.graph.lineage import RawColumns, source_columns_of
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.predict import Prediction, predictions
 from modularml.graph.prediction_rows import RowReader
-from modularml.graph.raw_columns import RawColumns
 from modularml.results.plots import ComparedRows, classifies
 from modularml.results.replicates import Reduce, Replicates, check_reduce
 from modularml.results.scores import Meaning, Metrics, find_scores

@@ -19,7 +19,7 @@ from modularml.engine.run_state import Start
 from modularml.errors import ConfigError, MMLError
 from modularml.experiment.plan_state import PlanState
 from modularml.io.artifact import Contents, read_artifact
-from modularml.io.references import with_labels
+from modularml.io.jsontext import with_labels
 from modularml.io.values import IfPlain
 from modularml.phases.group import PhaseGroup
 from modularml.phases.phase import ExperimentPhase

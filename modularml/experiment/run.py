@@ -23,7 +23,7 @@ from modularml.engine.lr_scheduling import check_lengths
 from modularml.engine.run_state import Start, restored_on_error, samplers_and_callbacks
 from modularml.errors import UnknownNameError
 from modularml.experiment.resume import config_hash, described_run, phases_of, resume_from
-from modularml.io.ownership import Owned
+from modularml.io.atomic import Owned
 from modularml.io.randomness import (
     OwnRandomness,
     derived_seed,

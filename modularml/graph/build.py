@@ -20,7 +20,7 @@ from modularml.graph.lineage import lineages_of, mask_above, masks_of, resolve_i
 from modularml.graph.merge import side_by_side
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
-from modularml.graph.segments import backends_of
+from modularml.graph.program import backends_of
 from modularml.models.base import Place
 
 __all__ = ["build_nodes", "columns_shape", "input_shapes", "output_shape"]

@@ -29,16 +29,15 @@ from modularml.graph.lineage import (
     resolve_id,
     source_columns_of,
 )
+from modularml.graph.loss_calls import check_unpadded
 from modularml.graph.loss_reading import LossReading
 from modularml.graph.merge import side_by_side
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
 from modularml.graph.plan import Crossing, InputSlot, LossOp, StepPlan
-from modularml.graph.program import Program, converted
+from modularml.graph.program import Program, backends_of, converted, in_segments, readers_of
 from modularml.graph.sample_weights import weight_source_of
-from modularml.graph.segments import backends_of, in_segments, readers_of
-from modularml.graph.step_losses import check_unpadded
-from modularml.graph.trainable_nodes import Reach, no_learner, trainable
+from modularml.graph.weighted_node import Reach, no_learner, trainable
 from modularml.training import AppliedLoss
 
 __all__ = ["check_losses", "compile_plan"]

@@ -19,11 +19,13 @@ from modularml.data.lineage import ColumnLineage, MergedColumns, Source, SourceC
 from modularml.errors import LossError, NotFittedError, ShapeError, UnknownNameError, closest
 from modularml.graph.lineage import is_integer, loss_inputs, masks_of, pick_column
 from modularml.graph.loss_calls import (
+    Padding,
     check_call,
     check_numbers,
     check_values,
     mean_over_samples,
     misfit,
+    padding_of,
     squeezed,
     weighted,
 )
@@ -32,7 +34,6 @@ from modularml.graph.node import ComputeNode
 from modularml.graph.plan import LossOp
 from modularml.graph.program import Program
 from modularml.graph.sample_weights import batch_weight_source, class_weights_of, weight_source_of
-from modularml.graph.step_losses import Padding, padding_of
 from modularml.training import AppliedLoss, LossInput
 from modularml.training.loss import (
     CLASS_INDEX,

@@ -16,7 +16,6 @@ from modularml.data import FeatureSetView
 from modularml.errors import ConfigError
 from modularml.graph import topology
 from modularml.graph.build import build_nodes
-from modularml.graph.draw import draw
 from modularml.graph.edit import unchanged_on_error
 from modularml.graph.editing import GraphEditing
 from modularml.graph.export import export
@@ -27,7 +26,7 @@ from modularml.graph.plan import StepPlan
 from modularml.graph.plan_key import PlanKey
 from modularml.graph.predict import predict
 from modularml.graph.running import GraphRunning
-from modularml.graph.summary import GraphSummary, summarize
+from modularml.graph.summary import GraphSummary, draw, summarize
 from modularml.io.randomness import process_randomness
 from modularml.training import AppliedLoss, Loss, Optimizer
 from modularml.viz import Diagram

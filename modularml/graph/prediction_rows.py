@@ -27,8 +27,8 @@ from modularml.errors import (
 )
 from modularml.graph.casting import check_cast
 from modularml.graph.inputs import stacked
+from modularml.graph.lineage import RawColumns
 from modularml.graph.plan import InputSlot
-from modularml.graph.raw_columns import RawColumns
 from modularml.graph.relations import links_of, meetings_of
 
 __all__ = ["RowReader", "readers_of", "row_columns"]

@@ -25,7 +25,7 @@ from modularml.graph.node_access import NodeAccess, id_among
 from modularml.graph.plan import StepPlan
 from modularml.graph.plan_key import PlanKey
 from modularml.graph.relations import check_side_by_side, meetings_of
-from modularml.graph.trainable_nodes import no_optimizer, nothing_learns, trainable
+from modularml.graph.weighted_node import no_optimizer, nothing_learns, trainable
 from modularml.training import AppliedLoss, Optimizer
 
 __all__ = ["GraphRunning", "run_step"]

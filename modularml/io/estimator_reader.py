@@ -13,7 +13,6 @@ from modularml._optional import require
 from modularml.config import decode, estimator_from, find_code
 from modularml.errors import ConfigError
 from modularml.io.attributes import OWNERS, check_attributes, described
-from modularml.io.birch import first_leaf, grown
 from modularml.io.boosters import booster_from
 from modularml.io.estimator_kinds import (
     MADE,
@@ -21,7 +20,9 @@ from modularml.io.estimator_kinds import (
     NAMED,
     NEIGHBOURS,
     PARTS,
+    first_leaf,
     found_in,
+    grown,
     is_estimator,
     parameters,
 )

@@ -16,7 +16,6 @@ import numpy as np
 from modularml.config import OF_THE_MACHINE, encode, origin
 from modularml.errors import ConfigError
 from modularml.io.attributes import check_attributes
-from modularml.io.birch import flattened
 from modularml.io.boosters import booster_text
 from modularml.io.estimator_kinds import (
     BIRCH,
@@ -29,6 +28,7 @@ from modularml.io.estimator_kinds import (
     SPARSE,
     SPLINE,
     TREE,
+    flattened,
     full_name,
     holds_estimator,
     is_estimator,

@@ -18,8 +18,7 @@ from modularml.io import limits
 from modularml.io.archive import Archive, archive_bytes, contents_of, read_archive
 from modularml.io.atomic import append_file
 from modularml.io.classes import described, names_in
-from modularml.io.jsontext import dump_json
-from modularml.io.references import with_labels
+from modularml.io.jsontext import dump_json, with_labels
 from modularml.io.values import Packer
 
 __all__ = ["Segment", "append_segment", "merged_runs", "new_log", "read_log"]

@@ -19,8 +19,8 @@ from modularml.errors import MMLError, MMLKindError, ModularMLError
 from modularml.io import limits
 from modularml.io.atomic import write_file
 from modularml.io.classes import Resolver, names_in
+from modularml.io.jsontext import with_ids, with_labels
 from modularml.io.names import find_file
-from modularml.io.references import with_ids, with_labels
 
 __all__ = ["Marks", "YamlMixin", "dump_yaml", "load_marked", "load_yaml"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from modularml._arguments import at_least
 from modularml.config import Configurable
+from modularml.io.atomic import temporary_folder
 from modularml.io.names import folder_at
-from modularml.io.ownership import temporary_folder
 from modularml.results.step_log import EpochSteps
 
 __all__ = ["ResultsConfig", "ResultsStorage"]

@@ -13,7 +13,7 @@ from torch import nn
 
 import modularml as mm
 from modularml.errors import ConfigError, MMLError
-from modularml.models.torch import TorchModelWrapper, recipe
+from modularml.models.torch import TorchModelWrapper, wrapper
 from tests.io import things
 from tests.worlds import QUIET, arrays, experiment, featureset, graph_of, train_phase
 
@@ -54,7 +54,7 @@ def shape_for(name: str) -> tuple[int, ...]:
     return (4, *[8] * axes)
 
 
-@pytest.mark.parametrize("name", sorted(recipe._LISTED - {"Bilinear", "Embedding"}))
+@pytest.mark.parametrize("name", sorted(wrapper._LISTED - {"Bilinear", "Embedding"}))
 def test_every_listed_layer_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
@@ -160,7 +160,7 @@ BENT: list[Any] = [
 @pytest.mark.parametrize("bent", BENT, ids=range(len(BENT)))
 def test_no_file_names_more_than_the_list(bent: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
-        recipe.from_recipe(bent)
+        wrapper.from_recipe(bent)
     wrapped = TorchModelWrapper(model=nn.Linear(6, 1))
     wrapped.build((6,))
 

@@ -19,7 +19,7 @@ pytest.importorskip("torch")
 
 import modularml as mml
 from modularml.errors import ConfigError
-from modularml.io.ownership import temporary_folder
+from modularml.io.atomic import temporary_folder
 from modularml.models.torch import SequentialMLP
 from modularml.strategies.variants import local_workers, worker
 from modularml.strategies.variants.jobs import Work

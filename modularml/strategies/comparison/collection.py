@@ -16,16 +16,18 @@ from modularml.experiment import TrainResults
 from modularml.experiment.run import ExperimentRun
 from modularml.results.replicates import Reduce, check_reduce
 from modularml.results.scores import Meaning, Metrics
-from modularml.strategies.comparison.folds import (
+from modularml.strategies.comparison.members import (
     FoldScores,
+    Loaded,
+    Member,
     check_folds,
     common_folds,
     fold_scores,
     full_name,
+    members_of,
 )
-from modularml.strategies.comparison.members import Loaded, Member, members_of
+from modularml.strategies.comparison.permutation_test import check_split, evaluated, mean_table
 from modularml.strategies.comparison.run_facts import RunFacts
-from modularml.strategies.comparison.shared_evaluation import check_split, evaluated, mean_table
 from modularml.strategies.comparison.table import (
     comparison_table,
     greater_is_better,

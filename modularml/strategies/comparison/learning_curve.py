@@ -22,7 +22,7 @@ from modularml.splitters.strata import stratify
 from modularml.strategies.folds.cross_validation import CrossValidation
 from modularml.strategies.folds.cv_binding import CVBinding
 from modularml.strategies.folds.cv_results import CVResults
-from modularml.strategies.folds.held_out import held_out_scores
+from modularml.strategies.folds.folds import held_out_scores
 from modularml.strategies.variants.variant import Variant
 from modularml.viz.learning import learning_curve as draw
 

@@ -23,7 +23,7 @@ from modularml.io.tensors import load_table, load_tensors
 from modularml.strategies.comparison.config_paths import config_by_path, config_of
 from modularml.strategies.ensembles.ensemble import Ensemble
 from modularml.strategies.folds.cv_results import CVResults
-from modularml.strategies.folds.logged_figures import logged_figures
+from modularml.strategies.folds.folds import logged_figures
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,9 +18,10 @@ from modularml.results.intervals import Method
 from modularml.results.replicates import Reduce
 from modularml.results.scores import Meaning, Metrics
 from modularml.results.tables import ScoreTable
-from modularml.strategies.ensembles.bootstrap import make_bootstraps
-from modularml.strategies.ensembles.files import EnsembleFiles
-from modularml.strategies.folds.checks import (
+from modularml.strategies.ensembles.files import EnsembleFiles, make_bootstraps
+from modularml.strategies.folds.cross_validation import checked_bindings
+from modularml.strategies.folds.cv_binding import (
+    CVBinding,
     SelectionWarning,
     audit_variant,
     learning_inputs,
@@ -28,10 +29,7 @@ from modularml.strategies.folds.checks import (
     warn_of_leaks,
     warn_or_refuse,
 )
-from modularml.strategies.folds.cross_validation import checked_bindings
-from modularml.strategies.folds.cv_binding import CVBinding
-from modularml.strategies.folds.folds import make_folds
-from modularml.strategies.folds.logged_figures import logged_figures
+from modularml.strategies.folds.folds import logged_figures, make_folds
 from modularml.strategies.predictors.predictor import Predictor
 from modularml.strategies.variants.runs import VariantRuns, check_jobs, checked_experiment
 from modularml.strategies.variants.variant import Plan, Variant

@@ -13,14 +13,14 @@ from modularml.errors import ConfigError
 from modularml.experiment import Experiment, PhaseGroup
 from modularml.phases.phase import ExperimentPhase, all_of
 from modularml.splitters import FoldSplitter, ScikitSplitter
-from modularml.strategies.folds.checks import (
+from modularml.strategies.folds.cv_binding import (
+    CVBinding,
     SelectionWarning,
     audit_variant,
     selections,
     warn_of_leaks,
     warn_or_refuse,
 )
-from modularml.strategies.folds.cv_binding import CVBinding
 from modularml.strategies.folds.cv_results import CVResults
 from modularml.strategies.folds.folds import make_folds
 from modularml.strategies.variants.jobs import Jobs, Search, Stacked

@@ -31,12 +31,13 @@ from modularml.results.scores import Score, default_score
 from modularml.results.series import AxisSeries
 from modularml.splitters.base import key_list
 from modularml.strategies.folds.cv_binding import CVBinding
-from modularml.strategies.folds.held_out import (
+from modularml.strategies.folds.folds import (
+    At,
     compared_rows,
     held_out_results,
     held_out_scores,
+    logged_figures,
 )
-from modularml.strategies.folds.logged_figures import At, logged_figures
 from modularml.strategies.predictors.predictor import Predictor
 from modularml.strategies.variants.variant import Sides, Variant
 from modularml.viz.curves import series as draw_series

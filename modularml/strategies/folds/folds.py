@@ -1,9 +1,9 @@
-"""Folds: the rows of each FeatureSet on each side."""
+"""Folds: their rows, and what is held out and logged."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -16,16 +16,142 @@ from modularml.data.joining import Link, table_of
 from modularml.data.lineage import Source
 from modularml.data.selectors import select_one
 from modularml.data.split_records import with_series
+from modularml.engine.loop import Display, run_phase
 from modularml.errors import ConfigError, DataError, SplitError
+from modularml.experiment import (
+    EvalPhase,
+    EvalResults,
+    Experiment,
+    InputBinding,
+    PhaseGroupResults,
+    TrainResults,
+)
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.relations import links_of, meetings_of
 from modularml.io.randomness import derived_seed
+from modularml.results.plots import ComparedRows
+from modularml.results.scores import find_scores
 from modularml.splitters import FoldSplitter, KFoldSplitter, RandomSplitter
 from modularml.splitters.base import key_list
 from modularml.strategies.folds.cv_binding import CVBinding
 from modularml.strategies.variants.variant import Sides, Variant
 
-__all__ = ["make_folds"]
+__all__ = [
+    "At",
+    "compared_rows",
+    "held_out_results",
+    "held_out_scores",
+    "logged_figures",
+    "make_folds",
+]
+
+
+def compared_rows(
+    experiments: Mapping[str, Experiment], folds: Mapping[str, Variant], node: Any
+) -> dict[str, ComparedRows]:
+    """Return the held-out rows of each fold, predicted by it, for plots."""
+    rows = {}
+    for label, experiment in experiments.items():
+        graph: Any = experiment.model_graph
+        tails = [] if graph is None else [graph.get_node(n).label for n in graph.tail_nodes]
+        if node is None and len(tails) != 1:
+            raise ConfigError(f"node must be given unless there is one tail node, got {tails}")
+        name = tails[0] if node is None else getattr(node, "label", node)
+        with experiment.ctx.activate():
+            rows[label] = held_out_results(experiment, folds[label], name).compared_rows(name)
+    return rows
+
+
+def held_out_results(experiment: Experiment, fold: Variant, node: str) -> EvalResults:
+    """Evaluate the held-out rows of a fold in one step."""
+    graph = experiment.model_graph
+    if graph is None:
+        raise ConfigError(f"experiment {experiment.label!r} has no graph to predict with")
+    graph.get_node(node)
+    sources = []
+    for head in graph._running([node]):
+        for ref in head.feature_refs:
+            if ref.node_label not in fold.sides:
+                raise ConfigError(
+                    f"{ref.node_label!r} has no CVBinding, so no rows of it are held out; pass "
+                    "one in bindings="
+                )
+            split = fold.sides[ref.node_label].val_name
+            sources.append(InputBinding(head.node_id, ref, split))
+    phase = EvalPhase("out_of_fold", input_sources=sources, active_nodes=[node])
+    results = EvalResults("out_of_fold")
+    run_phase(phase, experiment, results, Display())
+    return results
+
+
+def held_out_scores(
+    experiment: Experiment,
+    fold: Variant,
+    metrics: Any,
+    group_by: str | None,
+    how: Mapping[str, Any] | None = None,
+) -> list[tuple[str, Any, float]]:
+    """Return name, group and value of metrics on the held-out rows of a fold."""
+    graph = experiment.model_graph
+    if graph is None:
+        raise ConfigError(f"experiment {experiment.label!r} has no graph to score")
+    split = next(iter(fold.sides.values())).val_name
+    held_out_scores = []
+    with experiment.ctx.activate():
+        tails = [graph.get_node(node) for node in graph.tail_nodes]
+        for node in tails:
+            results = held_out_results(experiment, fold, node.label)
+            prefix = f"{split}." if len(tails) == 1 else f"{split}.{node.label}."
+            scores = find_scores(metrics)
+            rows = results.scored(scores, node, group_by=group_by, **(how or {}))
+            held_out_scores += [(prefix + row.score, row.group, row.value) for row in rows]
+    return held_out_scores
+
+
+At: TypeAlias = Literal["kept", "last", "best"]
+
+
+def logged_figures(
+    runs: Mapping[str, PhaseGroupResults], at: At
+) -> tuple[dict[str, dict[str, float]], list[tuple[str, str, str, float]], set[str]]:
+    """Return logged scores by run, those of groups, and names of missing ones.
+
+    A score is a metric of a training phase in one epoch, or a loss over all rows or a metric of
+    another phase: ``train.val_loss``, ``test.mse``.
+    """
+    frame: dict[str, dict[str, float]] = {}
+    groups, unlogged = [], set()
+    for run, results in runs.items():
+        for label, phase in results.flatten().items():
+            values = phase.figures(at) if isinstance(phase, TrainResults) else _losses(phase)
+            for name in phase.metric_names():
+                logged = phase._metrics.epoch_values(name)
+                if not logged:
+                    continue
+                if not isinstance(phase, TrainResults):
+                    values.setdefault(name, logged[max(logged)])
+                base, bracket, group = name.partition("[")
+                score = f"{label}.{base if bracket else name}"
+                if bracket and name in values:
+                    groups.append((run, score, group.removesuffix("]"), values.pop(name)))
+                elif name not in values and not bracket:
+                    values[name] = float("nan")
+                    unlogged.add(score)
+            if values:
+                row = {f"{label}.{name}": value for name, value in values.items()}
+                frame[run] = frame.get(run, {}) | row
+    return frame, groups, unlogged
+
+
+def _losses(phase: Any) -> dict[str, float]:
+    """Return the losses over all rows of an evaluation or fit phase."""
+    if not phase._execution:
+        return {}
+    layout = phase._execution[0].layout
+    losses: dict[str, float] = {}
+    for _, node_id in layout.losses if layout is not None else ():
+        losses |= phase.aggregated_losses(node_id)
+    return losses
 
 
 def make_folds(

@@ -12,8 +12,7 @@ from modularml.errors import ConfigError, MetricNotLoggedError, UnknownNameError
 from modularml.experiment import Experiment, PhaseGroup, TrainPhase
 from modularml.phases.phase import ExperimentPhase
 from modularml.results.scores import find_scores, greater_is_better
-from modularml.strategies.folds.held_out import held_out_scores
-from modularml.strategies.folds.logged_figures import logged_figures
+from modularml.strategies.folds.folds import held_out_scores, logged_figures
 from modularml.strategies.variants.variant import Plan, Variant
 
 __all__ = ["Objective", "mean_of", "plan_of"]

@@ -17,10 +17,9 @@ from modularml.experiment import Experiment
 from modularml.experiment.run import check_flags
 from modularml.io.randomness import drawn_seed, unchanged_randomness
 from modularml.progress import bar
-from modularml.strategies.folds.checks import audit_variant
-from modularml.strategies.sweeps.folds import SweepFolds
+from modularml.strategies.folds.cv_binding import audit_variant
 from modularml.strategies.sweeps.identity import check_identity, identity_of
-from modularml.strategies.sweeps.nested import inner_experiment
+from modularml.strategies.sweeps.nested import SweepFolds, inner_experiment
 from modularml.strategies.sweeps.objective import Objective, plan_of
 from modularml.strategies.sweeps.results import SweepResults
 from modularml.strategies.sweeps.space import Choice, Dimension, as_space

@@ -20,7 +20,7 @@ from modularml.errors import ModularMLError
 from modularml.experiment import Checkpointing, Experiment, PhaseGroup
 from modularml.experiment.resume import config_hash
 from modularml.io import inspect
-from modularml.io.ownership import temporary_folder
+from modularml.io.atomic import temporary_folder
 from modularml.io.randomness import unchanged_randomness
 from modularml.strategies.variants.clusters import (
     count_jobs,

@@ -18,7 +18,7 @@ from modularml.context import ExperimentContext
 from modularml.engine.interruption import exit_on_signals
 from modularml.errors import ExecutionError
 from modularml.experiment import Experiment
-from modularml.io.ownership import temporary_folder
+from modularml.io.atomic import temporary_folder
 from modularml.io.randomness import unchanged_randomness
 from modularml.strategies.variants.variant import Variant
 

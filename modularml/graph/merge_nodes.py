@@ -1,16 +1,109 @@
-"""The concat node, which pads inputs that differ in size."""
+"""Nodes that merge or reshape: concatenation, elementwise sums and means, flattening."""
 
 from __future__ import annotations
 
 import enum
+from functools import reduce
+from operator import add
 from typing import Any, ClassVar
 
 from modularml._typing import Columns
 from modularml.errors import ConfigError
-from modularml.graph.merge import MergeNode, StrategyType, batch_axis, one_of, side_by_side
+from modularml.graph.merge import (
+    MergeNode,
+    StrategyType,
+    batch_axis,
+    check_equal,
+    one_of,
+    side_by_side,
+)
 from modularml.graph.node import UpstreamLike
 
-__all__ = ["ConcatNode", "PadMode"]
+__all__ = ["ConcatNode", "FlattenNode", "MeanNode", "PadMode", "SumNode"]
+
+
+class FlattenNode(MergeNode):
+    """Flatten each sample into one row; columns of different shapes are concatenated.
+
+    Parameters
+    ----------
+    label : str
+    upstream_ref : FeatureSet, FeatureSetReference, node or label
+    node_id, register
+        Used when a node is rebuilt.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from modularml import FeatureSet, FlattenNode
+    >>> rows = {"curve": np.zeros((5, 9)), "mass": np.zeros(5), "y": np.zeros(5)}
+    >>> fs = FeatureSet.from_dict("cells", rows, ["curve", "mass"], "y")
+    >>> node = FlattenNode("flat", fs)
+    """
+
+    min_upstream_refs: ClassVar[int] = 1
+    max_upstream_refs = 1
+
+    def __init__(
+        self,
+        label: str,
+        upstream_ref: UpstreamLike,
+        *,
+        node_id: str | None = None,
+        register: bool = True,
+    ) -> None:
+        super().__init__(label, [upstream_ref], node_id=node_id, register=register)
+
+    @property
+    def upstream_ref(self) -> Any:
+        """Reference to the input of this node."""
+        return self._upstream_refs[0]
+
+    @property
+    def reads_flat(self) -> bool:
+        """Whether columns of different shapes are concatenated into one row."""
+        return True
+
+    def merge_features(self, adapter: Any, values: list[Any]) -> Any:
+        """Return samples as rows of numbers."""
+        return side_by_side(adapter, values)
+
+
+class SumNode(MergeNode):
+    """Add inputs of equal shape; see `MergeNode` for the arguments.
+
+    Raises
+    ------
+    GraphError
+        If there are fewer than two inputs.
+    ShapeError
+        In ``build()``, if the inputs differ in shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from modularml import FeatureSet, ModelGraph, ModelNode, SumNode
+    >>> from modularml.models.torch import SequentialMLP
+    >>> fs = FeatureSet.from_dict("rows", {"x": np.zeros(5), "y": np.zeros(5)}, "x", "y")
+    >>> parts = [ModelNode(name, SequentialMLP(output_shape=(3,)), fs) for name in ("a", "b")]
+    >>> total = SumNode("total", parts)
+    >>> ModelGraph([*parts, total]).build()
+    >>> total.output_shape
+    (3,)
+    """
+
+    def merge_features(self, adapter: Any, values: list[Any]) -> Any:
+        """Add tensors."""
+        check_equal(values)
+        return reduce(add, values)
+
+
+class MeanNode(SumNode):
+    """Average inputs of equal shape, element by element; see `SumNode`."""
+
+    def merge_features(self, adapter: Any, values: list[Any]) -> Any:
+        """Average tensors."""
+        return super().merge_features(adapter, values) / len(values)
 
 
 class PadMode(enum.Enum):
