@@ -545,6 +545,11 @@ class _Rows:
             role: np.where(indices < 0, -1, rows[indices]) for role, indices in positions.items()
         }
 
+    @property
+    def batches_key(self) -> tuple[int, int]:
+        """Key of the batches; equal keys of two objects mean equal rows."""
+        return id(self.feed), self.epoch
+
     def joined(self, source: Source, first: int, n: int) -> tuple[dict[str, IntArray], IntArray]:
         """Return the row numbers of successive batches by role, concatenated, and their bounds."""
         bound, epoch_batches = self._batches_of(source)

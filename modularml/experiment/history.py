@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from modularml.errors import MMLError
 from modularml.experiment.run import ExperimentRun
 from modularml.io.values import Packer
 from modularml.results.callback_results import CallbackResult, PayloadResult
+from modularml.results.callback_table import packed_callbacks, unpacked_callbacks
 from modularml.results.eval_results import EvalResults, FitResults
 from modularml.results.group_results import PhaseGroupResults
 from modularml.results.metric_store import MetricStore
@@ -97,7 +99,9 @@ def _packed_phase(
         "class": result_class(results),
         "label": results.label,
         "metrics": packed_metrics(results._metrics),
-        "callbacks": [packed_result(result, layout) for result in callbacks],
+        "callbacks": packed_callbacks(
+            callbacks, partial(packed_result, layout=layout), result_class, layout
+        ),
         "steps": packed_steps(results._execution, layout) if whole else None,
     }
 
@@ -108,7 +112,13 @@ def result_class(results: PhaseResults) -> str:
 
 
 def _unpacked_phase(data: Mapping[str, Any], layouts: Layouts) -> PhaseResults:
-    callbacks = [_unpacked_result(item, layouts) for item in data["callbacks"]]
+    callbacks = unpacked_callbacks(
+        data["callbacks"],
+        partial(_unpacked_result, layouts=layouts),
+        _made_result,
+        _RESULTS,
+        layouts,
+    )
     steps = StepLog(unpacked_steps(data["steps"], layouts))
     return _RESULTS[data["class"]](
         data["label"], steps, callbacks, _unpacked_metrics(data["metrics"])
@@ -129,7 +139,10 @@ def packed_metrics(
             }
     batches = {}
     for name in store._batches:
-        if blocks := list(store.blocks(name))[first["batches"].get(name, 0) :]:
+        blocks = store._batches[name]
+        if since is not None or any(block.ndim == 2 for _, block in blocks):
+            blocks = list(store.blocks(name))[first["batches"].get(name, 0) :]
+        if blocks:
             batches[name] = {
                 "epoch": np.array([e for e, _ in blocks]),
                 "size": np.array([len(block) for _, block in blocks]),
@@ -162,17 +175,22 @@ def packed_result(result: CallbackResult, layout: PackedLayout = packed_layout) 
 
 
 def _unpacked_result(data: Mapping[str, Any], layouts: Layouts) -> CallbackResult:
-    classes = {cls.__name__: cls for cls in _subclasses(CallbackResult)}
     values: dict[str, Any] = {
         name: _unpacked_phase(value["phase"], layouts)
         if isinstance(value, dict) and value.keys() == {"phase"}
         else value
         for name, value in data["fields"].items()
     }
-    if data["class"] not in classes:  # the class is missing: keep the values
-        common = {name: values.pop(name) for name in ("label", "epoch", "batch", "edge")}
+    return _made_result(data["class"], values)
+
+
+def _made_result(name: str, values: dict[str, Any]) -> CallbackResult:
+    """Return a callback result; one of a missing class keeps its values as payload."""
+    classes = {cls.__name__: cls for cls in _subclasses(CallbackResult)}
+    if name not in classes:
+        common = {field: values.pop(field) for field in ("label", "epoch", "batch", "edge")}
         return PayloadResult(payload=values, **common)
-    result: CallbackResult = classes[data["class"]](**values)
+    result: CallbackResult = classes[name](**values)
     return result
 
 

@@ -235,12 +235,22 @@ def _rows_of(item: dict[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
 def _evaluations(item: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the recorded steps of the first evaluation of each callback of a phase."""
     seen = set()
-    for result in item.get("callbacks", []):
-        fields = result["fields"]
+    for fields in map(_fields_of, item.get("callbacks", [])):
         phase = fields["results"].get("phase") if isinstance(fields.get("results"), dict) else None
         if isinstance(phase, dict) and fields["label"] not in seen:
             seen.add(fields["label"])
             yield f"{item['label']}.{fields['label']}", phase.get("steps")
+
+
+def _fields_of(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a callback result; of a table of results, those that all share."""
+    if "fields" in result:
+        fields: dict[str, Any] = result["fields"]
+        return fields
+    return {
+        name: {"phase": column["phases"]} if "phases" in column else column.get("value")
+        for name, column in result["columns"].items()
+    }
 
 
 def _losses_of(item: dict[str, Any], archive: Archive) -> Iterator[tuple[str, float]]:
@@ -266,7 +276,7 @@ def _metrics_of_saved_epoch(item: dict[str, Any], archive: Archive) -> Iterator[
         name: {axis: _numbers(series[axis], archive) for axis in ("epoch", "value")}
         for name, series in item.get("metrics", {}).get("epochs", {}).items()
     }
-    ends = [result["fields"] for result in item.get("callbacks", [])]
+    ends = [result["fields"] for result in item.get("callbacks", []) if "fields" in result]
     saved_epoch = next((end["best_epoch"] for end in reversed(ends) if end.get("restored")), None)
     if saved_epoch is None:
         saved_epoch = max(

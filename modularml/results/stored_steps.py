@@ -21,9 +21,13 @@ from modularml.results.step_log import EpochSteps, StepLog
 __all__ = [
     "Layouts",
     "PackedLayout",
+    "layout_of_steps",
+    "narrow",
     "packed_layout",
+    "packed_logs",
     "packed_steps",
     "unpacked_layout",
+    "unpacked_logs",
     "unpacked_steps",
 ]
 
@@ -67,37 +71,46 @@ def packed_steps(steps: Sequence[ExecutionContext], layout: PackedLayout = packe
     return runs[0] if len(runs) == 1 else runs
 
 
-def _pieces(part: Sequence[ExecutionContext]) -> list[tuple[Any, dict[str, Any]]]:
-    """Return the steps of a part with one layout each, packed."""
+def _pieces(
+    part: Sequence[ExecutionContext], known: dict[Any, Any] | None = None
+) -> list[tuple[Any, dict[str, Any]]]:
+    """Return the steps of a part with one layout each, packed.
+
+    `known` holds what was packed of rows that were read several times.
+    """
     if isinstance(part, EpochSteps):
-        return [(part.layout, _packed_epoch(part))]
+        return [(part.layout, _packed_epoch(part, {} if known is None else known))]
     if any(step.layout is None for step in part):
         return [(None, {})]
     runs = (list(run) for _, run in groupby(part, key=lambda step: id(step.layout)))
     return [(run[0].layout, {**_common_fields(run), "outputs": _outputs(run)}) for run in runs]
 
 
-def _packed_epoch(part: EpochSteps) -> dict[str, Any]:
+def _packed_epoch(part: EpochSteps, known: dict[Any, Any]) -> dict[str, Any]:
     if part._files or not part._whole:  # in files, or not complete
         steps = list(part)
         return {**_common_fields(steps), "outputs": _outputs(steps)}
     bounds = [part_bounds.astype(np.int64) for _, part_bounds in part._whole]
     pairs = zip(part._arrays(), bounds, strict=True)
-    fields = _epoch_fields(part) if hasattr(part.rows, "joined") else _common_fields(list(part))
-    return {**fields, "outputs": [{"values": v, "bounds": b} for v, b in pairs]}
+    outputs = [{"values": v, "bounds": b} for v, b in pairs]
+    if not hasattr(part.rows, "joined"):
+        return {**_common_fields(list(part)), "outputs": outputs}
+    key = part.rows.batches_key, part.first, len(part)  # type: ignore[union-attr]
+    if key not in known:
+        known[key] = _row_fields(part)
+    losses = np.array(part.losses, dtype=np.float64)
+    return {"phase": part.phase, **known[key], "losses": losses, "outputs": outputs}
 
 
-def _epoch_fields(part: EpochSteps) -> dict[str, Any]:
-    """Return what `_common_fields` does, without making each step."""
+def _row_fields(part: EpochSteps) -> dict[str, Any]:
+    """Return the fields of packed steps in `_OF_ROWS`, without making each step."""
     n, rows = len(part), []
     for source in part.layout.views:
         values, bounds = part.rows.joined(source, part.first, n)  # type: ignore[union-attr]
-        rows.append({r: {"values": _narrow(v), "bounds": bounds} for r, v in values.items()})
+        rows.append({r: {"values": narrow(v), "bounds": bounds} for r, v in values.items()})
     return {
-        "phase": part.phase,
         "epoch": np.full(n, part.epoch, dtype=np.int64),
         "batch": np.arange(part.first, part.first + n, dtype=np.int64),
-        "losses": np.array(part.losses, dtype=np.float64),
         "rows": rows,
         "totals": part.totals(),
     }
@@ -154,36 +167,116 @@ def unpacked_steps(data: Any, layouts: Layouts = ()) -> list[ExecutionContext]:
     layouts : sequence of (Layout, list of Source)
         Layouts that are stored by index.
     """
-    steps: list[ExecutionContext] = []
     if data is None or isinstance(data, list):
+        steps: list[ExecutionContext] = []
         for part in data or ():
             first, run = part if isinstance(part, list) else (len(steps), part)
             steps[first:] = unpacked_steps(run, layouts)
         return steps
+    return _unpacked_run(data, [len(data["epoch"])], layouts)[0]
+
+
+def layout_of_steps(steps: StepLog) -> Layout | None:
+    """Return the one layout of steps; None if they have several, or there are none."""
+    layouts = {
+        id(layout): layout
+        for part in steps.parts
+        for layout in (
+            [part.layout] if isinstance(part, EpochSteps) else [step.layout for step in part]
+        )
+    }
+    return next(iter(layouts.values())) if len(layouts) == 1 else None
+
+
+def packed_logs(logs: Sequence[StepLog], layout: PackedLayout) -> dict[str, Any]:
+    """Return steps of several phases with one layout as plain data, concatenated.
+
+    If they all read the same rows in the same batches, these are stored once.
+    """
+    known: dict[Any, Any] = {}
+    pieces = [[p for part in log.parts for _, p in _pieces(part, known)] for log in logs]
+    first_layout = layout_of_steps(logs[0])
+    assert first_layout is not None
+    stored = layout(first_layout)
+    run = _packed_run(stored, [piece for some in pieces for piece in some])
+    once = _packed_run(stored, pieces[0])
+    is_same = all(
+        len(some) == len(pieces[0]) and all(map(_same_rows, some, pieces[0])) for some in pieces
+    )
+    shared = {name: once[name] for name in _OF_ROWS} if is_same else {}
+    return {"steps": {**run, **shared}, "counts": narrow(np.array([len(log) for log in logs]))}
+
+
+def unpacked_logs(data: Mapping[str, Any], layouts: Layouts) -> list[list[ExecutionContext]]:
+    """Unpack steps of several phases; the inverse of `packed_logs`."""
+    return _unpacked_run(data["steps"], data["counts"].tolist(), layouts)
+
+
+_OF_ROWS = ("epoch", "batch", "rows", "totals")
+"""Fields of packed steps that depend on the rows that were read, and not on the outputs."""
+
+
+def _same_rows(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Return whether packed steps read the same rows in the same batches."""
+    return all(_same(a[name], b[name]) for name in _OF_ROWS)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    if isinstance(a, np.ndarray):
+        return bool(np.array_equal(a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    return len(a) == len(b) and all(map(_same, a, b))
+
+
+def _unpacked_run(
+    data: Mapping[str, Any], counts: Sequence[int], layouts: Layouts
+) -> list[list[ExecutionContext]]:
+    """Unpack a run of steps, which are those of several phases, one after another."""
     stored = data["layout"]
     layout, sources = layouts[stored] if isinstance(stored, int) else unpacked_layout(stored)
-    rows = _StoredRows(sources, data["rows"], data["epoch"], data["batch"])
     outs = zip(layout.adapters, data["outputs"], strict=True)
     whole = [adapter.from_numpy(out["values"]) for adapter, out in outs]  # a copy, for all steps
-    for i, (epoch, batch) in enumerate(zip(data["epoch"], data["batch"], strict=True)):
-        step = ExecutionContext(data["phase"], int(epoch), int(batch))
-        step.layout, step.values = layout, [float(v) for v in data["losses"][i]]
-        step.totals = [float(t) for t in data["totals"][i]] if "totals" in data else None
-        bounds = (out["bounds"] for out in data["outputs"])
-        step.outs = [v[b[i] : b[i + 1]] for v, b in zip(whole, bounds, strict=True)]
-        step.rows = partial(rows, int(epoch))
-        steps.append(step)
-    return steps
+    bounds = [out["bounds"].tolist() for out in data["outputs"]]
+    values = np.asarray(data["losses"], dtype=np.float64).tolist()
+    epochs, batches = data["epoch"].tolist(), data["batch"].tolist()
+    totals = np.asarray(data["totals"], dtype=np.float64).tolist() if "totals" in data else None
+    is_shared = len(epochs) < len(values)  # rows that all phases read
+    if (
+        min(counts) < 0
+        or sum(counts) != len(values)
+        or (is_shared and set(counts) != {len(epochs)})
+    ):
+        raise ValueError(f"{len(values)} steps are not those of phases of {counts[:8]} steps")
+    logs: list[list[ExecutionContext]] = []
+    first = 0
+    for n in counts:
+        at = 0 if is_shared else first
+        if not (is_shared and logs):
+            places = {p: at + i for i, p in enumerate(zip(epochs[at:][:n], batches[at:][:n]))}  # noqa: B905
+            rows = _StoredRows(dict(zip(sources, data["rows"], strict=True)), places)
+        log = []
+        for i in range(n):
+            step = ExecutionContext(data["phase"], epochs[at + i], batches[at + i])
+            step.layout, step.values = layout, values[first + i]
+            step.totals = None if totals is None else totals[at + i]
+            step.outs = [
+                v[b[first + i] : b[first + i + 1]] for v, b in zip(whole, bounds, strict=True)
+            ]
+            step.rows = partial(rows, epochs[at + i])
+            log.append(step)
+        logs.append(log)
+        first += n
+    return logs
 
 
 class _StoredRows:
     """Stored row numbers of each source, by step and role."""
 
-    def __init__(
-        self, sources: Sequence[Source], rows: Sequence[Any], epochs: IntArray, batches: IntArray
-    ) -> None:
-        self.places = {key: i for i, key in enumerate(zip(map(int, epochs), map(int, batches)))}  # noqa: B905
-        self.rows = dict(zip(sources, rows, strict=True))
+    def __init__(self, rows: Mapping[Source, Any], places: Mapping[tuple[int, int], int]) -> None:
+        self.rows, self.places = rows, places
 
     def __call__(self, epoch: int, source: Source, batch: int) -> Mapping[str, IntArray]:
         step = self.places[(epoch, batch)]
@@ -194,11 +287,11 @@ class _StoredRows:
 def _rows(steps: Sequence[ExecutionContext], source: Source) -> dict[str, Any]:
     row_numbers = [step.indices(source) for step in steps]
     joined = {role: _joined([rows[role] for rows in row_numbers]) for role in row_numbers[0]}
-    return {role: {**part, "values": _narrow(part["values"])} for role, part in joined.items()}
+    return {role: {**part, "values": narrow(part["values"])} for role, part in joined.items()}
 
 
-def _narrow(rows: IntArray) -> IntArray:
-    """Return row numbers in the smallest integer dtype."""
+def narrow(rows: IntArray) -> IntArray:
+    """Return integers in the smallest dtype."""
     ends = [rows.min(initial=0), rows.max(initial=0)]
     return rows.astype(np.result_type(*map(np.min_scalar_type, ends)))
 
@@ -242,7 +335,7 @@ def unpacked_layout(data: Mapping[str, Any]) -> tuple[Layout, list[Source]]:
 
 def _packed_view(view: FeatureSetView) -> dict[str, Any]:
     fields = {"columns": list(view.columns), "label": view.label}
-    return {"set": view.source.label, "rows": _narrow(np.array(view.indices)), **fields}
+    return {"set": view.source.label, "rows": narrow(np.array(view.indices)), **fields}
 
 
 def _unpacked_view(data: Mapping[str, Any]) -> FeatureSetView:

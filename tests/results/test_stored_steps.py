@@ -65,7 +65,7 @@ def test_an_epoch_is_packed_as_its_steps_are(weighted, shuffle):
     assert len(parts) == 2
     for part in parts:
         assert hasattr(part.rows, "joined")
-        found = _packed_epoch(part)
+        found = _packed_epoch(part, {})
         wanted = _common_fields(list(part))
         outputs = found.pop("outputs")
         assert_same_tree(found, wanted)
