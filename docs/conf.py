@@ -112,7 +112,8 @@ def copy_notebooks() -> None:
             return match[0] if there == here else f"](../{there}/{match[1]}"
 
         source, page = ROOT / "notebooks" / name, HERE / folder / name
-        page.write_text(re.sub(r"\]\((\w+\.ipynb)", link, source.read_text("utf-8")), "utf-8")
+        text = source.read_text("utf-8").replace("](../docs/", "](../")
+        page.write_text(re.sub(r"\]\((\w+\.ipynb)", link, text), "utf-8")
         shutil.copystat(source, page)  # Sphinx reads again what is newer
 
 

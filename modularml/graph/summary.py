@@ -12,7 +12,7 @@ from modularml._optional import require
 from modularml._typing import Shape
 from modularml.backends import adapter_for
 from modularml.data.references import FeatureSetReference
-from modularml.graph.build import columns_shape, input_shapes, output_shape
+from modularml.graph.build import input_shapes, output_shape
 from modularml.graph.function import FunctionNode
 from modularml.graph.lineage import resolve_id
 from modularml.graph.model_node import ModelNode
@@ -59,11 +59,10 @@ def draw(
     frameworks = backends_of(list(nodes.values()))
     for node in nodes.values():
         boxes[node.node_id] = _box(node, show_frozen)
-        for ref in node.upstream_refs:
+        for ref, shape in zip(node.upstream_refs, input_shapes(node, nodes), strict=True):
             if isinstance(ref, FeatureSetReference):
                 fs = ref.resolve()
                 boxes.setdefault(fs.node_id, _featureset(fs, domains, show_splits))
-                shape = columns_shape(ref, "features", node.label)
                 edges.append(DiagramEdge(fs.node_id, node.node_id, shape_text(shape)))
             else:
                 above = nodes[resolve_id(ref)]
@@ -73,7 +72,7 @@ def draw(
                     DiagramEdge(
                         above.node_id,
                         node.node_id,
-                        shape_text(output_shape(above)),
+                        shape_text(shape),
                         marker="stop" if stops else "",
                     )
                 )

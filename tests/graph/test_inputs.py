@@ -126,6 +126,13 @@ class TestDrawings:
         graph = graph_of(featureset(x, y), mlp())
         assert "net" in graph.visualize().to_text()
 
+    def test_before_building_columns_of_unlike_shapes_that_are_flattened(self):
+        columns = {"a": np.zeros((8, 3)), "b": np.zeros(8), "y": np.zeros(8)}
+        flat = mm.FlattenNode("flat", mm.FeatureSet.from_dict("data", columns, ["a", "b"], "y"))
+        graph = mm.ModelGraph([flat, mm.ModelNode("net", mlp(d=4), flat)])
+        edges = graph.visualize().edges
+        assert [edge.label for edge in edges] == ["4", ""]
+
     def test_phase(self):
         x, y = arrays(n=30)
         phase = train_phase(graph_of(featureset(x, y), mlp()))
