@@ -139,7 +139,7 @@ class ModelNode(WeightedNode):
         if input_layout is not None and not adapter_for(self._model.backend).gradients:
             raise ConfigError(
                 f"input_layout is for torch and Keras; node {label!r} holds a "
-                f"{self._model.backend.value} model, which reads rows"
+                f"{self._model.backend.value} model, which reads flat rows anyway; omit it"
             )
         self.targets, self.mask_as, self.input_layout = targets, mask_as, input_layout
         self.paired: Pairing | None = None

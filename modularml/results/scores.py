@@ -35,6 +35,7 @@ Metrics: TypeAlias = str | Score | Sequence[str | Score] | Mapping[str, str | Sc
 """Names of scores, functions of targets and outputs, several of these, or functions by name."""
 
 _SHORT = {
+    "brier": "brier_score_loss",
     "mae": "mean_absolute_error",
     "mse": "mean_squared_error",
     "rmse": "root_mean_squared_error",
@@ -69,8 +70,8 @@ def find_score(
     ----------
     score : str or callable
         A scorer of scikit-learn (``"r2"``, ``"accuracy"``, ``"neg_mean_squared_error"``), a
-        function of `sklearn.metrics` (``"mean_absolute_error"``, or ``"mae"``, ``"mse"`` and
-        ``"rmse"`` for short), a class of `torchmetrics`
+        function of `sklearn.metrics` (``"mean_absolute_error"``, or ``"mae"``, ``"mse"``,
+        ``"rmse"`` and ``"brier"`` for short), a class of `torchmetrics`
         (``"MeanAbsoluteError"``), in this order, or a function of targets and outputs.
         ``"concordance_index"`` and ``"risk_concordance_index"`` are Harrell's, of outputs that are
         times or risks; see `modularml.results.survival`.

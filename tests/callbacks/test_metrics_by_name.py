@@ -150,6 +150,7 @@ def test_two_classes(meaning):
         "roc_auc": metrics.roc_auc_score(y, shares),
         "average_precision_score": metrics.average_precision_score(y, shares),
         "neg_brier_score": -metrics.brier_score_loss(y, shares),
+        "brier": metrics.brier_score_loss(y, shares),
         "log_loss": metrics.log_loss(y, shares),
     }.items():
         assert find_score(name, meaning=meaning)(y, given) == pytest.approx(want, rel=1e-6)

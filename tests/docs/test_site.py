@@ -30,7 +30,7 @@ needs_browser = pytest.mark.skipif(
 MAX_BYTES = 1_500_000
 WIDTHS = (360, 768, 1400)
 SECTIONS = (
-    *("start", "tutorials", "howto", "examples", "explanation", "reference", "troubleshooting"),
+    *("start", "tutorials", "howto", "gallery", "explanation", "reference", "troubleshooting"),
     "changelog",
 )
 PAGES = (
@@ -168,8 +168,8 @@ def opened(tab: Browser, page: str, width: int, scheme: str = "light") -> None:
 
 
 def gallery() -> list[str]:
-    pages = sorted((SITE / "examples").rglob("plot_*.html"))[:2]
-    return ["examples/index.html", *(page.relative_to(SITE).as_posix() for page in pages)]
+    pages = sorted((SITE / "gallery").rglob("plot_*.html"))[:2]
+    return ["gallery/index.html", *(page.relative_to(SITE).as_posix() for page in pages)]
 
 
 @needs_browser
