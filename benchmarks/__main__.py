@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from benchmarks import environments
+from benchmarks.compiled import compiled
 from benchmarks.equality import equality
 from benchmarks.files import files
 from benchmarks.folds import folds
@@ -23,6 +24,7 @@ from benchmarks.runtime import runtime
 from benchmarks.samplers import samplers
 from benchmarks.stacked import stacked
 from benchmarks.sweeps import sweeps
+from modularml.backends.torch_compiled import missing_compiler
 
 PHASE_MS = 20.0
 # What may stay: the losses logged for each batch (16 bytes each, 0.22 MiB in 45 epochs) and pages
@@ -91,6 +93,36 @@ def race_tensorflow(options: argparse.Namespace) -> list[dict[str, Any]]:
                 _said(row),
                 row["fit"],
                 *(f"{row['us_a_step'][name]:.0f}" for name in ("hand", "ours")),
+            )
+            for row in rows
+        ],
+    )
+    return rows
+
+
+def race_compiled(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Race compiled steps of torch, where there is a C++ compiler."""
+    if (missing := missing_compiler()) is not None:
+        print(f"\nCompiled steps of torch are not measured: {missing}.")
+        return []
+    rows = list(compiled(quick=options.quick))
+    show(
+        "torch, compile=True: CPU time against the hand-written loop, batches of 64",
+        (
+            "work",
+            "ours/hand",
+            "at most",
+            "aim",
+            "verdict",
+            "plain/hand",
+            "fused/hand",
+            "compiling, s",
+        ),
+        [
+            (
+                *(row[key] for key in ("work", "ours", "limit", "aim")),
+                verdict(row),
+                *(row[key] for key in ("plain", "fused", "seconds")),
             )
             for row in rows
         ],
@@ -182,6 +214,7 @@ def main() -> int:
         found["rows"] = rows(quick=options.quick)
         show_limits("Rows before a model sees them", found["rows"])
     if not options.only:
+        found["compiled"] = race_compiled(options)
         found["tensorflow"] = race_tensorflow(options)
         found["costs"] = weigh_costs(options)
         found["equality"] = check_equality(options)
@@ -207,6 +240,7 @@ def main() -> int:
     parts = (
         "loops",
         "rows",
+        "compiled",
         "tensorflow",
         "costs",
         "equality",

@@ -85,6 +85,8 @@ class BackendAdapter(ModelOperations):
     """Whether its models may overwrite the previous output."""
     stacks: ClassVar[bool] = False
     """Whether several small models can be trained as one."""
+    compiles_masks: ClassVar[bool] = False
+    """Whether models that take masks can be compiled."""
     moved: ClassVar[str] = "parameters"
     """The framework's name for the tensors that an optimizer updates."""
 

@@ -52,6 +52,8 @@ class StepOptions:
         Whether the loss is scaled as in fp16 whatever the `precision`.
     squares : GradientSquares, optional
         Receives the squared norms of gradients.
+    losses : tuple
+        Functions and objects that compute the losses.
 
     Raises
     ------
@@ -69,6 +71,7 @@ class StepOptions:
     models: tuple[Any, ...] = ()
     scale_loss: bool = False
     squares: GradientSquares | None = None
+    losses: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         n = self.accumulate

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
-import shutil
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any, ClassVar
@@ -49,6 +48,7 @@ class TorchAdapter(BackendAdapter):
     backend: ClassVar[Backend] = Backend.TORCH
     may_reuse_outputs = True
     stacks: ClassVar[bool] = True
+    compiles_masks: ClassVar[bool] = True
 
     # -- tensors ------------------------------------------------------------------------------
 
@@ -474,21 +474,9 @@ class TorchAdapter(BackendAdapter):
         return direct_forward(model)
 
     def compile(self, model: Any) -> Any:
-        """Return a compiled model.
-
-        Raises
-        ------
-        BackendNotSupportedError
-            If there is no C++ compiler, which models on the CPU need.
-        """
+        """Return a compiled model; on the CPU, where whole steps are compiled, the plain one."""
         device = next((p.device.type for p in model.parameters()), "cpu")
-        compilers = [os.environ.get("CXX", "g++"), "clang++", "cl"]
-        if device == "cpu" and not any(map(shutil.which, compilers)):
-            raise BackendNotSupportedError(
-                f"compile=True needs a C++ compiler, but none of {', '.join(compilers)} was "
-                "found; install one, or use compile=False"
-            )
-        return torch.compile(model)
+        return self.direct(model) if device == "cpu" else torch.compile(model)
 
     def adopt_optimizer(self, optimizer: Any, parameters: Sequence[Any]) -> Any:
         """Return an optimizer from a factory; torch's already have their parameters."""
@@ -541,6 +529,8 @@ class TorchAdapter(BackendAdapter):
     def train_step(
         self, compute: Compute, optimizers: Sequence[Any], options: StepOptions | None = None
     ) -> Step:
+        if options is not None and options.compile:
+            return self._compiled_step(compute, optimizers, options)
         if options is not None and not options.is_plain:
             return ExtendedStep(compute, optimizers, options)
         params = [p for o in optimizers for g in o.param_groups for p in g["params"]]
@@ -561,6 +551,17 @@ class TorchAdapter(BackendAdapter):
             move()
             return losses, outputs
 
+        return step
+
+    def _compiled_step(
+        self, compute: Compute, optimizers: Sequence[Any], options: StepOptions
+    ) -> Step:
+        """Return a step whose ``compiled`` computes losses and gradients."""
+        from modularml.backends.torch_compiled import CompiledGradients  # noqa: PLC0415 - rare
+
+        compiled = CompiledGradients(compute, optimizers, options)
+        step = self.train_step(compiled, optimizers, replace(options, compile=False))
+        step.compiled = compiled  # type: ignore[attr-defined]
         return step
 
     def eval_step(self, compute: Compute) -> Step:

@@ -12,7 +12,7 @@ from modularml.backends.stacking import NotStackableError
 
 torch = require("torch", purpose="to train torch models")
 
-__all__ = ["Dropouts", "ReplacedDropouts", "traced"]
+__all__ = ["Dropouts", "ReplacedDropouts", "lifted", "traced"]
 
 _MAX_OPERATIONS = 3_000
 """Longer traces, such as those of a long recurrence, cost more than they save."""
@@ -84,15 +84,29 @@ _LOOKUPS: dict[Any, Callable[..., tuple[Any, int]]] = {
 """Index and number of rows of calls whose index is not checked once they are vectorized."""
 
 
-def traced(fn: Callable[..., Any], inputs: Sequence[Any]) -> Callable[..., Sequence[Any]]:
+def traced(
+    fn: Callable[..., Any],
+    inputs: Sequence[Any],
+    most: int = _MAX_OPERATIONS,
+    how: str = "vectorized",
+) -> Any:
     """Return a function of tensors as a flat list of the tensor operations that it calls.
+
+    Parameters
+    ----------
+    fn : callable
+    inputs : sequence of tensor
+    most : int
+        The number of operations up to which it is worth it.
+    how : {'vectorized', 'compiled'}
+        What is done with them, as messages say it.
 
     Raises
     ------
     NotStackableError
-        If an operation cannot be traced or vectorized, or there are too many.
+        If an operation cannot be traced, vectorized or compiled, or there are too many.
     """
-    recorder = _Recorder(inputs)
+    recorder = _Recorder(inputs, most, how)
     try:
         with torch.no_grad(), recorder, warnings.catch_warnings():
             # torch calls what it cannot vectorize member by member
@@ -102,8 +116,21 @@ def traced(fn: Callable[..., Any], inputs: Sequence[Any]) -> Callable[..., Seque
         raise
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
-        raise NotStackableError(f"an operation cannot be vectorized: {reason}") from error
+        raise NotStackableError(f"an operation cannot be {how}: {reason}") from error
     return recorder.function(outputs)
+
+
+def lifted(module: Any) -> tuple[Any, list[Any]]:
+    """Return a traced module whose constants are its first arguments, and these tensors."""
+    graph, tensors = module.graph, list[Any]()
+    first = next(iter(graph.nodes))
+    for node in graph.find_nodes(op="get_attr"):
+        tensors.append(getattr(module, node.target))
+        with graph.inserting_before(first):
+            argument = graph.placeholder(node.target)
+        node.replace_all_uses_with(argument)
+        graph.erase_node(node)
+    return torch.fx.GraphModule({}, graph), tensors
 
 
 _MUTABLE = torch.ops.aten.relu_.default._schema
@@ -124,8 +151,9 @@ def _is_one(node: Any) -> bool:
 class _Recorder(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore[misc, name-defined]
     """Records the operations on tensors within a block, below all transforms."""
 
-    def __init__(self, inputs: Sequence[Any]) -> None:
+    def __init__(self, inputs: Sequence[Any], most: int, how: str) -> None:
         super().__init__()
+        self._most, self._how = most, how
         self.graph, self.constants = torch.fx.Graph(), dict[str, Any]()
         self._nodes: dict[int, Any] = {}
         self._alive: list[Any] = []  # so that no id is used twice
@@ -136,7 +164,7 @@ class _Recorder(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         outputs = func(*args, **(kwargs or {}))
         if "mkldnn_rnn_layer" in str(func):  # one call per member is slower than each alone
-            raise NotStackableError("torch cannot vectorize LSTM layers on the CPU")
+            raise NotStackableError(f"LSTM layers on the CPU cannot be {self._how}")
         if func is torch.ops.aten._local_scalar_dense.default:
             raise NotStackableError("a model or loss reads a number from a tensor")
         own = self._twin(func, args, outputs)
@@ -147,8 +175,8 @@ class _Recorder(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore
         node = self.graph.call_function(func, node_args, node_kwargs)
         node.meta["kind"] = getattr(outputs, "shape", None), getattr(outputs, "dtype", None)
         self._n += 1
-        if self._n > _MAX_OPERATIONS:
-            raise NotStackableError(f"a step has more than {_MAX_OPERATIONS} tensor operations")
+        if self._n > self._most:
+            raise NotStackableError(f"a step has more than {self._most:,} tensor operations")
         if isinstance(outputs, tuple | list):
             for i, output in enumerate(outputs):
                 if isinstance(output, torch.Tensor):

@@ -296,6 +296,10 @@ class BatchFeed:
         group = min(self._groups_of(node_id))
         return self._batches(epoch)[group].sizes
 
+    def most_rows(self, epoch: int) -> int:
+        """Return the number of rows of the largest batch of an epoch."""
+        return max(max(batches.sizes) for batches in self._batches(epoch))
+
     def gathered(self, epoch: int, table: Array) -> tuple[Array, Array]:
         """Return losses over all processes, and the count that each is a mean over.
 

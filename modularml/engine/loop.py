@@ -354,7 +354,14 @@ _MOST_AT_ONCE, _MOST_BYTES = 256, 2**25  # of one call
 
 
 def run_batches(running: RunningEpoch) -> None:
-    """Run the batches of an epoch one after another, or several in one call of the step."""
+    """Run the batches of an epoch one after another, or several in one call of the step.
+
+    A step that is compiled batch by batch is told whether it may be, and for how many rows.
+    """
+    compiled = getattr(running.feed.step, "compiled", None)
+    if compiled is not None:
+        readers = [c.label for c in running.hooks.readers_of_batches()]
+        compiled.begin(running.feed.most_rows(running.epoch), readers)
     if running.takes_several():
         _run_several(running)
     _run_each(running)

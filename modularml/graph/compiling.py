@@ -336,7 +336,8 @@ class _Compiler(LossReading):
         fn = node.operation(adapter)
         if isinstance(node, ModelNode):
             compiles = self.compiles and adapter.gradients
-            if node.mask_as is not None and (compiles or node.node_id in self.learners):
+            refused = compiles and not adapter.compiles_masks
+            if node.mask_as is not None and (refused or node.node_id in self.learners):
                 raise BackendNotSupportedError(
                     f"mask_as of node {node.label!r} is not supported with compile=True, nor for a "
                     "model that is fitted"

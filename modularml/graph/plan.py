@@ -398,6 +398,7 @@ class StepPlan:
                 "accumulate and data_parallel need nodes of one framework; select them with "
                 "active_nodes="
             )
+        options = replace(options, losses=tuple(a.loss._holder for a in self.losses))
         return self._through([segment.train_step(options) for segment in self.segments])
 
     def eval_step(self, chunk: int | None = None) -> StepFunction:

@@ -68,7 +68,13 @@ class TrainPhase(ExperimentPhase):
     precision : {'float32', 'bf16', 'fp16'}
         Precision of the forward pass where it is safe; weights keep theirs.
     compile : bool
-        Whether the models are compiled, which makes the first batch slow.
+        Whether the step is compiled. In torch, on the CPU, losses and gradients of a batch become
+        one function, compiled at the first batch of each phase graph: that takes seconds to a
+        minute, less where torch has it in its cache. Numbers are the same within rounding, also
+        the draws of dropout. Batches smaller than the largest of the epoch run plainly; all do
+        where a callback looks at each batch, and where a step cannot be compiled, which the log
+        says with the reason. On other devices, models are compiled one by one. Keras' steps are
+        compiled by XLA.
     on_nonfinite : {'raise', 'skip', 'stop'}
         What happens when a loss or gradient is NaN or infinite: the phase fails with an error,
         the batch is skipped, or the phase ends normally. Gradients are checked only if they are
