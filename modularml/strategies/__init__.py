@@ -13,9 +13,9 @@ _HOMES = {
     "folds.cross_validation": ["CrossValidation", "FoldFailedWarning", "SelectionWarning"],
     "folds.cv_binding": ["CVBinding"],
     "folds.cv_results": ["CVResults"],
-    "sweeps.pruning": ["TrialPruning"],
     "sweeps.results": ["BestTrial", "SweepResults"],
     "sweeps.sweep": ["Sweep", "TrialFailedWarning"],
+    "sweeps.trials": ["TrialPruning"],
 }
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=_HOMES)
