@@ -24,7 +24,7 @@ from modularml.results.phase_results import PhaseResults
 from modularml.results.step_log import StepLog
 from modularml.results.stored_steps import Layouts, packed_layout, packed_steps, unpacked_layout
 
-__all__ = ["HistoryLog", "read_history", "read_random_states"]
+__all__ = ["HistoryLog", "read_files", "read_history", "read_random_states"]
 
 
 class HistoryLog:
@@ -54,6 +54,7 @@ class HistoryLog:
         self._written = weakref.WeakKeyDictionary[PhaseResults, _Written]()
         self._layouts = {id(layout): (layout, i) for i, layout in enumerate(layouts)}
         self._random: dict[str, Any] = {}
+        self._files: dict[int, list[Any]] = {}
         for run in history:
             for results in _phases(run.results):
                 self._written[results] = _Written(results)
@@ -70,6 +71,7 @@ class HistoryLog:
         history: Sequence[ExperimentRun],
         random: Mapping[str, Any],
         labels: Mapping[str, str],
+        files: Sequence[list[Any] | None] = (),
     ) -> Segment:
         """Append what is new, and return its segment.
 
@@ -80,6 +82,8 @@ class HistoryLog:
             As `random_states` returns it.
         labels : mapping of str to str
             Labels of all nodes, by id.
+        files : sequence of (list or None)
+            The files of each checkpointing, oldest first.
 
         Raises
         ------
@@ -97,9 +101,21 @@ class HistoryLog:
         layouts = [packed_layout(layout) for layout, i in self._layouts.values() if i >= n_layouts]
         new_random = {n: s for n, s in random.items() if not _same(s, self._random.get(n, self))}
         self._random.update(new_random)
-        state = {"runs": runs, "layouts": layouts, "random": new_random}
+        state = {
+            "runs": runs,
+            "layouts": layouts,
+            "random": new_random,
+            "files": [[i, *self._new_files(i, own)] for i, own in enumerate(files) if own],
+        }
         self.last = append_segment(self.path, state, self.last, labels)
         return self.last
+
+    def _new_files(self, which: int, files: list[Any]) -> tuple[int, list[Any]]:
+        """Return how many files of a checkpointing are in the log already, and the others."""
+        known = self._files.get(which, [])
+        n = len(known) if files[: len(known)] == known else 0
+        self._files[which] = list(files)
+        return n, files[n:]
 
     def _layout(self, layout: Layout) -> int:
         """Return the number of a layout in the log."""
@@ -176,6 +192,15 @@ def read_history(
 def read_random_states(segments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the random states that segments hold, the newest of each."""
     return {name: state for part in segments for name, state in part["random"].items()}
+
+
+def read_files(segments: Sequence[Mapping[str, Any]]) -> dict[int, list[Any]]:
+    """Return the files of each checkpointing that segments hold, oldest first."""
+    files: dict[int, list[Any]] = {}
+    for part in segments:
+        for which, first, new in part.get("files", ()):
+            files[which] = [*files.get(which, [])[:first], *new]
+    return files
 
 
 def _phases(group: PhaseGroupResults) -> Iterator[PhaseResults]:

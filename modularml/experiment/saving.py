@@ -17,7 +17,12 @@ from modularml.engine.checkpointing import Checkpointing
 from modularml.engine.run_state import Start
 from modularml.errors import ConfigError, MMLKindError, MMLNotFoundError, UnknownNameError
 from modularml.experiment.history import packed_history, unpacked_history
-from modularml.experiment.history_log import HistoryLog, read_history, read_random_states
+from modularml.experiment.history_log import (
+    HistoryLog,
+    read_files,
+    read_history,
+    read_random_states,
+)
 from modularml.experiment.plan_state import PlanState
 from modularml.graph.files import ContextYaml, attach_rows, graph_from
 from modularml.graph.model_graph import ModelGraph
@@ -308,22 +313,24 @@ class ExperimentFiles(ContextYaml):
     def _history_of(
         self, contents: Contents, state: dict[str, Any], other: Sequence[str]
     ) -> tuple[list[Any], list[Any]]:
-        """Return the history and layouts of a checkpoint; add random states to `state`.
+        """Return the history and layouts of a checkpoint; add the rest of its log to `state`.
 
         If FeatureSets in `other` have other rows now, the history is not restored, as its results
         refer to rows by number.
         """
+        segments = contents.log()
+        _add_files(state, segments)
         if other:
             warn(
                 "strict=False does not restore the history of the checkpoint: its results refer "
                 f"to rows of {list(other)} by number, and these rows differ now"
             )
             if contents.segment is not None:
-                state["random"] = read_random_states(contents.log())
+                state["random"] = read_random_states(segments)
             return self._history, []
         if contents.segment is None:
             return unpacked_history(state["history"]), []
-        history, layouts, state["random"] = read_history(contents.log())
+        history, layouts, state["random"] = read_history(segments)
         return history, layouts
 
     # -- within -------------------------------------------------------------------------------
@@ -362,13 +369,18 @@ class ExperimentFiles(ContextYaml):
         run: Mapping[str, Any] | None = None,
         log: HistoryLog | None = None,
     ) -> Path:
+        files: list[Any] = []
+        if log is not None and run is not None:  # lists of files grow with a run
+            files = [keeping and keeping["files"] for keeping in run["keeping"]]
+            keeping = [own and {**own, "files": None} for own in run["keeping"]]
+            run = {**run, "keeping": keeping}
         state = self._checkpoint_state(run, alone=log is None)
 
         def config() -> dict[str, Any]:  # called after the state has been packed
             config_data: dict[str, Any] = {"label": self.label, "meta": dict(meta or {})}
             if log is not None:
                 labels = {i: node.label for i, node in self._ctx.available_nodes.items()}
-                config_data["log"] = vars(log.append(self._history, random_states(), labels))
+                config_data["log"] = vars(log.append(self._history, random_states(), labels, files))
             if about is None or run is None:
                 return config_data
             parts_of_phases = [*(run["parts"] or state["plan"]), run["callbacks"]]
@@ -434,6 +446,14 @@ class ExperimentFiles(ContextYaml):
         """Return the labels of FeatureSets whose fingerprints differ from these."""
         current = self._fingerprints()
         return [label for label, print_ in fingerprints.items() if current.get(label) != print_]
+
+
+def _add_files(state: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) -> None:
+    """Add the files that checkpointings had written to the state of a run."""
+    files = read_files(segments)
+    for i, keeping in enumerate(state.get("run", {}).get("keeping", ())):
+        if keeping is not None and keeping["files"] is None:
+            keeping["files"] = files.get(i, [])
 
 
 def warn_of_stored_rows(graph: ModelGraph) -> None:
