@@ -121,3 +121,41 @@ def test_the_picture_of_the_layers_has_every_folder(apipages: ModuleType, tmp_pa
         assert folder in picture
     for number in figure.STEPS.values():
         assert f">{number}</text>" in picture
+
+
+RETURNED = {
+    *("audit.CHECKS", "audit.Check", "audit.Finding", "audit.KINDS", "audit.audit"),
+    *("audit.check_allowed", "callbacks.ArtifactResult", "callbacks.CallbackResult"),
+    *("callbacks.EarlyStoppingResult", "callbacks.EvaluationCallbackResult"),
+    *("callbacks.LearningRates", "callbacks.PayloadResult", "data.Batch", "data.BatchView"),
+    *("data.ColumnSpec", "data.ExecutionContext", "data.ExperimentNodeReference"),
+    *("data.GraphNodeReference", "data.RoleData", "data.SampleCollection", "data.SampleData"),
+    *("data.SampleSchema", "data.SampleShapes", "data.SampledView", "FitResults"),
+    *("graph.GraphSummary", "graph.MergeStrategy", "graph.NodeSummary", "graph.PadMode"),
+    *("migrate.Converted", "migrate.Finding", "migrate.convert", "PhaseGroupResults"),
+    *("results.ExperimentRun", "results.ImportanceTable", "results.LossRecord"),
+    *("results.MetricStore", "results.PhaseResults", "results.ScoreTable", "runner.Event"),
+    *("runner.Listeners", "samplers.EpochBatches", "strategies.BestTrial"),
+    *("strategies.LearningCurve", "strategies.PermutationTest", "strategies.TrialPruning"),
+    "SweepResults",
+}
+"""What calls return, or take in place of a plain value: shown in the examples of these calls."""
+
+BASES = {
+    *("BaseModel", "TorchBaseModel", "TensorflowBaseModel", "TensorflowModelWrapper"),
+    *("graph.ComputeNode", "graph.GraphNode", "graph.MergeNode", "samplers.BaseSampler"),
+    *("models.tensorflow.GaussianHead", "models.tensorflow.TabularMLP"),
+    *("splitters.FoldSplitter", "tracking.Tracker"),
+}
+"""Base classes, and twins for Keras of classes with an example for torch."""
+
+
+def test_what_users_call_has_an_example(apipages: ModuleType) -> None:
+    names, _ = apipages.public_names()
+    without = {
+        name.short
+        for name in names
+        if ">>>" not in (inspect.getdoc(name.value) or "")
+        and not (inspect.isclass(name.value) and issubclass(name.value, BaseException))
+    }
+    assert without <= RETURNED | BASES

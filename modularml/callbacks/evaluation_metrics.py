@@ -42,6 +42,14 @@ class EvaluationMetric(Configurable, ABC):
     ----------
     name : str
         The metric is logged under this name.
+
+    Examples
+    --------
+    >>> class LastLoss(EvaluationMetric):
+    ...     def extract(self, **facts):
+    ...         return 0.0
+    >>> LastLoss("last_loss").name
+    'last_loss'
     """
 
     def __init__(self, name: str) -> None:

@@ -51,7 +51,17 @@ class Finding:
 
 @dataclass(frozen=True, repr=False)
 class AuditReport(Sequence[Finding]):
-    """The findings of an audit as a sequence, worst first; empty without findings."""
+    """The findings of an audit as a sequence, worst first; empty without findings.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from modularml import FeatureSet
+    >>> y = np.random.default_rng(0).normal(size=100)
+    >>> fs = FeatureSet.from_dict("rows", {"x": 2 * y + 1, "y": y}, "x", "y", register=False)
+    >>> [finding.kind for finding in fs.audit()]
+    ['target_copy']
+    """
 
     label: str
     findings: tuple[Finding, ...]

@@ -64,6 +64,14 @@ class FeatureSetReference(ExperimentNodeReference):
         in comparisons of references.
     strict : bool
         Whether a row without a match raises an error.
+
+    Examples
+    --------
+    >>> from modularml import FeatureSet
+    >>> rows = {"a": [1.0], "b": [2.0], "y": [3.0]}
+    >>> fs = FeatureSet.from_dict("rows", rows, ["a", "b"], "y", register=False)
+    >>> fs.reference(features="b").features
+    ('features.b',)
     """
 
     features: tuple[str, ...] = ()
@@ -92,7 +100,15 @@ class FeatureSetReference(ExperimentNodeReference):
 
 @dataclass(frozen=True)
 class FeatureSetColumnReference(ExperimentNodeReference):
-    """A reference to one column; `on` and `strict` as in `FeatureSetReference`."""
+    """A reference to one column; `on` and `strict` as in `FeatureSetReference`.
+
+    Examples
+    --------
+    >>> from modularml import FeatureSet
+    >>> fs = FeatureSet.from_dict("rows", {"a": [1.0], "y": [3.0]}, "a", "y", register=False)
+    >>> fs.column_reference("y").key
+    'y'
+    """
 
     domain: str = "features"
     key: str = ""

@@ -152,7 +152,16 @@ class Callback(_CallbackBase):
 
 
 class ExperimentCallback(_CallbackBase):
-    """Base class of experiment callbacks; override the hooks you need."""
+    """Base class of experiment callbacks; override the hooks you need.
+
+    Examples
+    --------
+    >>> class Bell(ExperimentCallback):
+    ...     def on_experiment_end(self, *, experiment):
+    ...         print(f"{experiment.label} has ended")
+    >>> Bell().label
+    'Bell'
+    """
 
     def on_run_start(self, *, experiment: Any, run: Any) -> Any:
         """Run before a plan, a group or a phase is run or resumed; `run` is new in the history."""

@@ -72,7 +72,17 @@ def inspect(path: str | Path) -> dict[str, Any]:
 
 
 def render(facts: dict[str, Any]) -> str:
-    """Format what `inspect` returned as a text tree."""
+    """Format what `inspect` returned as a text tree.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from modularml import SimpleSampler
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     text = render(inspect(SimpleSampler().save(f"{folder}/sampler")))
+    >>> text.splitlines()[0].split()[0]
+    'sampler.sm.mml'
+    """
     name = facts["path"].replace("\\", "/").rpartition("/")[2]
     lines = [f"{name}  ({facts['kind']}, {sum(facts['members'].values()):,} bytes)"]
     branches = list(_branches(facts))

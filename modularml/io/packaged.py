@@ -61,6 +61,14 @@ def inspect_packaged_code(path: str | Path) -> dict[str, str]:
     ------
     MMLError
         If the file is damaged, newer or not an artifact.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from modularml import SimpleSampler
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     inspect_packaged_code(SimpleSampler().save(f"{folder}/sampler"))
+    {}
     """
     archive = open_archive(find_file(path, None))
     sources = {}

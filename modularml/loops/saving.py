@@ -74,6 +74,14 @@ def read_saved(path: str | Path) -> Any:
     ------
     DataError
         If the file is neither JSON nor safetensors.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = write_safely({"epoch": 3}, f"{folder}/state")
+    ...     read_saved(f"{folder}/state")
+    {'epoch': 3}
     """
     path = Path(path)
     with path.open("rb") as file:

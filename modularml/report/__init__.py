@@ -132,6 +132,16 @@ def write_model_card(
         If `about` has another field.
     TypeError
         If `source` is no experiment.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from modularml import Experiment
+    >>> experiment = Experiment("card-example")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = write_model_card(experiment, f"{folder}/card.md")
+    >>> path.name
+    'card.md'
     """
     target = checked_path(path, (".md",))
     for name in about:

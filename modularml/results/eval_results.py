@@ -394,7 +394,27 @@ class _SinglePassResults(PhaseResults):
 
 
 class EvalResults(_SinglePassResults):
-    """Results of an evaluation phase."""
+    """Results of an evaluation phase.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import modularml as mml
+    >>> from modularml.models.torch import SequentialMLP
+    >>> experiment = mml.Experiment("demo", seed=0)
+    >>> a, b, noise = np.random.default_rng(0).normal(size=(3, 60)).astype("float32")
+    >>> rows = {"a": a, "b": b, "y": a + b + noise}
+    >>> fs = mml.FeatureSet.from_dict("rows", rows, ["a", "b"], "y")
+    >>> fs.split_random({"train": 0.8, "test": 0.2})
+    >>> net = mml.ModelNode("net", SequentialMLP(), fs)
+    >>> graph = mml.ModelGraph([net], mml.Optimizer("adam"))
+    >>> mse = mml.AppliedLoss(mml.Loss("mse"), on="net", inputs=["outputs", "targets"])
+    >>> graph.build()
+    >>> phase = mml.EvalPhase.from_split("test", split="test", losses=[mse])
+    >>> results = experiment.run_phase(phase)
+    >>> results.tensors("net", "outputs", fmt="numpy").one().shape
+    (12, 1)
+    """
 
     @property
     def batch_indices(self) -> list[int]:

@@ -143,6 +143,14 @@ def cv_plus(members: Array, residuals: Array, held_out: Array, level: float) -> 
     stable models (Barber et al. 2021, *Predictive inference with the jackknife+*, Annals of
     Statistics 49; Kim, Xu & Barber 2020, *Predictive inference is free with the
     jackknife+-after-bootstrap*, NeurIPS 33).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> members, residuals = np.zeros((2, 1, 1)), np.linspace(-1, 1, 40).reshape(-1, 1)
+    >>> low, high = cv_plus(members, residuals, np.arange(40)[:, None] % 2 == np.arange(2), 0.9)
+    >>> float(low.item()) < 0 < float(high.item())
+    True
     """
     rank = _rank(len(residuals), level)
     patterns, which = np.unique(held_out, axis=0, return_inverse=True)
@@ -242,6 +250,14 @@ def quantile_conformal(
     Notes
     -----
     Romano, Patterson & Candès 2019, *Conformalized quantile regression*, NeurIPS 32.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> y, ones = np.linspace(-2, 2, 99).reshape(-1, 1), np.ones((99, 1))
+    >>> low, high = quantile_conformal((-ones, ones), y, (-ones, ones), 0.9)
+    >>> round(float(high[0, 0]), 2)
+    1.84
     """
     low, high = calibration_bounds
     outside = np.maximum(low - targets, targets - high)

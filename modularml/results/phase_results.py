@@ -243,7 +243,28 @@ class PhaseResults:
 
 
 class TrainResults(PhaseResults):
-    """Results of a training phase."""
+    """Results of a training phase.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import modularml as mml
+    >>> from modularml.models.torch import SequentialMLP
+    >>> experiment = mml.Experiment("demo", seed=0)
+    >>> a, b, noise = np.random.default_rng(0).normal(size=(3, 60)).astype("float32")
+    >>> rows = {"a": a, "b": b, "y": a + b + noise}
+    >>> fs = mml.FeatureSet.from_dict("rows", rows, ["a", "b"], "y")
+    >>> fs.split_random({"train": 0.8, "test": 0.2})
+    >>> net = mml.ModelNode("net", SequentialMLP(), fs)
+    >>> graph = mml.ModelGraph([net], mml.Optimizer("adam"))
+    >>> mse = mml.AppliedLoss(mml.Loss("mse"), on="net", inputs=["outputs", "targets"])
+    >>> phase = mml.TrainPhase.from_split(
+    ...     "train", split="train", sampler=mml.SimpleSampler(batch_size=16), losses=[mse]
+    ... )
+    >>> results = experiment.run_phase(phase, show_training_progress=False)
+    >>> results.metric_names()
+    ['train_loss']
+    """
 
     @property
     def epoch_indices(self) -> list[int]:

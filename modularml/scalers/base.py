@@ -32,6 +32,18 @@ class BaseScaler(Configurable, Stateful, ABC):
         Whether the inverse needs `row_facts`.
     n_features_in_ : int
         Columns seen by `fit`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> class Halve(BaseScaler):
+    ...     def _scale(self, data):
+    ...         return data / 2
+    ...
+    ...     def _unscale(self, data, facts):
+    ...         return data * 2
+    >>> Halve().fit_transform(np.array([[2.0], [4.0]])).ravel().tolist()
+    [1.0, 2.0]
     """
 
     needs_rows: bool = False

@@ -50,6 +50,12 @@ def tabular_mlp(
         If a feature is a time or a sequence.
     MissingDependencyError
         If torch is not installed.
+
+    Examples
+    --------
+    >>> from modularml.sklearn import ExperimentRegressor
+    >>> ExperimentRegressor(tabular_mlp).build is tabular_mlp
+    True
     """
     from modularml.models.torch import TabularMLP  # noqa: PLC0415 - imports torch
 

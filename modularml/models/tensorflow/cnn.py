@@ -19,7 +19,14 @@ _ZEROS = {2: layers.ZeroPadding1D, 3: layers.ZeroPadding2D, 4: layers.ZeroPaddin
 
 
 class SequentialCNN(CNNArguments, SequentialModel):  # noqa: D101 - that of its arguments
-    __doc__ = CNNArguments.__doc__
+    __doc__ = f"""{CNNArguments.__doc__}
+    Examples
+    --------
+    >>> model = SequentialCNN(output_shape=(3,))
+    >>> model.build(input_shape=(1, 100))
+    >>> model.output_shape
+    (3,)
+    """
 
     config_name = "tensorflow.SequentialCNN"
 

@@ -15,7 +15,14 @@ __all__ = ["SequentialMLP"]
 
 
 class SequentialMLP(MLPArguments, SequentialModel):  # noqa: D101 - that of its arguments
-    __doc__ = MLPArguments.__doc__
+    __doc__ = f"""{MLPArguments.__doc__}
+    Examples
+    --------
+    >>> model = SequentialMLP(output_shape=(3,))
+    >>> model.build(input_shape=(4,))
+    >>> model.output_shape
+    (3,)
+    """
 
     config_name = "tensorflow.SequentialMLP"
 

@@ -15,7 +15,14 @@ _CELLS = {"gru": layers.GRU, "lstm": layers.LSTM}
 
 
 class SequentialRNN(RNNArguments, SequenceModel):  # noqa: D101 - that of its arguments
-    __doc__ = RNNArguments.__doc__
+    __doc__ = f"""{RNNArguments.__doc__}
+    Examples
+    --------
+    >>> model = SequentialRNN(output_shape=(3,))
+    >>> model.build(input_shape=(1, 100))
+    >>> model.output_shape
+    (3,)
+    """
 
     config_name = "tensorflow.SequentialRNN"
 

@@ -14,7 +14,14 @@ __all__ = ["SequentialTCN"]
 
 
 class SequentialTCN(TCNArguments, SequenceModel):  # noqa: D101 - that of its arguments
-    __doc__ = TCNArguments.__doc__
+    __doc__ = f"""{TCNArguments.__doc__}
+    Examples
+    --------
+    >>> model = SequentialTCN(output_shape=(3,))
+    >>> model.build(input_shape=(1, 100))
+    >>> model.output_shape
+    (3,)
+    """
 
     config_name = "tensorflow.SequentialTCN"
 

@@ -19,7 +19,14 @@ _EPSILON = 1e-5
 
 
 class SequentialTransformer(TransformerArguments, SequenceModel):  # noqa: D101 - of its arguments
-    __doc__ = TransformerArguments.__doc__
+    __doc__ = f"""{TransformerArguments.__doc__}
+    Examples
+    --------
+    >>> model = SequentialTransformer(output_shape=(3,))
+    >>> model.build(input_shape=(1, 100))
+    >>> model.output_shape
+    (3,)
+    """
 
     config_name = "tensorflow.SequentialTransformer"
 

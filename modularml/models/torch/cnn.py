@@ -17,7 +17,14 @@ _POOL = {2: torch.nn.MaxPool1d, 3: torch.nn.MaxPool2d, 4: torch.nn.MaxPool3d}
 
 
 class SequentialCNN(CNNArguments, SequentialModel):  # noqa: D101 - that of its arguments
-    __doc__ = CNNArguments.__doc__
+    __doc__ = f"""{CNNArguments.__doc__}
+    Examples
+    --------
+    >>> model = SequentialCNN(output_shape=(3,), hidden_dim=8)
+    >>> model.build(input_shape=(1, 100))
+    >>> model.output_shape
+    (3,)
+    """
 
     def make_layers(self, input_shape: Shape, output_shape: Shape | None) -> None:
         """Build convolutions, activations, pooling and the linear layer."""

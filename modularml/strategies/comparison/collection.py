@@ -75,6 +75,13 @@ class ExperimentCollection(Checked):
     Examples
     --------
     ``ExperimentCollection({"small": cv_small, "large": cv_large}).test("rmse", baseline="small")``
+
+    Examples
+    --------
+    >>> from modularml import Experiment, ExperimentCollection
+    >>> runs = ExperimentCollection([Experiment("first"), Experiment("second")])
+    >>> len(runs)
+    2
     """
 
     def __init__(

@@ -126,6 +126,29 @@ def learning_curve(
     Examples
     --------
     ``learning_curve(cv, "rmse", shares=[0.25, 0.5, 1.0]).plot()``
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import modularml as mml
+    >>> from modularml.models.torch import SequentialMLP
+    >>> experiment = mml.Experiment("demo", seed=0)
+    >>> a, b, noise = np.random.default_rng(0).normal(size=(3, 60)).astype("float32")
+    >>> rows = {"a": a, "b": b, "y": a + b + noise}
+    >>> fs = mml.FeatureSet.from_dict("rows", rows, ["a", "b"], "y")
+    >>> fs.split_random({"train": 0.8, "test": 0.2})
+    >>> net = mml.ModelNode("net", SequentialMLP(), fs)
+    >>> graph = mml.ModelGraph([net], mml.Optimizer("adam"))
+    >>> mse = mml.AppliedLoss(mml.Loss("mse"), on="net", inputs=["outputs", "targets"])
+    >>> phase = mml.TrainPhase.from_split(
+    ...     "train", split="train", sampler=mml.SimpleSampler(batch_size=16), losses=[mse]
+    ... )
+    >>> cv = mml.CrossValidation(
+    ...     bindings=mml.CVBinding("rows", "train"), n_folds=2, phase=phase, experiment=experiment
+    ... )
+    >>> curve = mml.learning_curve(cv, "rmse", shares=(0.5, 1.0), show_training_progress=False)
+    >>> type(curve).__name__
+    'LearningCurve'
     """
     expect("cv", cv, CrossValidation, "a CrossValidation")
     check_reduce(reduce, per)

@@ -171,6 +171,31 @@ def permutation_test_score(
     ``p = (n_better + 1) / (n_permutations + 1)`` (Ojala & Garriga 2010, *Permutation tests for
     studying classifier performance*, JMLR 11), with the permutations of
     `sklearn.model_selection.permutation_test_score` for the same seed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import modularml as mml
+    >>> from modularml.models.torch import SequentialMLP
+    >>> experiment = mml.Experiment("demo", seed=0)
+    >>> a, b, noise = np.random.default_rng(0).normal(size=(3, 60)).astype("float32")
+    >>> rows = {"a": a, "b": b, "y": a + b + noise}
+    >>> fs = mml.FeatureSet.from_dict("rows", rows, ["a", "b"], "y")
+    >>> fs.split_random({"train": 0.8, "test": 0.2})
+    >>> net = mml.ModelNode("net", SequentialMLP(), fs)
+    >>> graph = mml.ModelGraph([net], mml.Optimizer("adam"))
+    >>> mse = mml.AppliedLoss(mml.Loss("mse"), on="net", inputs=["outputs", "targets"])
+    >>> phase = mml.TrainPhase.from_split(
+    ...     "train", split="train", sampler=mml.SimpleSampler(batch_size=16), losses=[mse]
+    ... )
+    >>> cv = mml.CrossValidation(
+    ...     bindings=mml.CVBinding("rows", "train"), n_folds=2, phase=phase, experiment=experiment
+    ... )
+    >>> test = mml.permutation_test_score(
+    ...     cv, "rmse", n_permutations=3, show_training_progress=False
+    ... )
+    >>> 0 < test.p_value <= 1
+    True
     """
     expect("cv", cv, CrossValidation, "a CrossValidation")
     at_least(1, n_permutations=n_permutations)

@@ -53,7 +53,13 @@ class Float:
 
 @dataclass(frozen=True)
 class Int:
-    """Whole numbers from `low` to `high`, both included; see `int_`."""
+    """Whole numbers from `low` to `high`, both included; see `int_`.
+
+    Examples
+    --------
+    >>> Int(1, 8)
+    Int(low=1, high=8, step=1, log=False)
+    """
 
     low: int
     high: int
@@ -75,6 +81,11 @@ class Choice:
     """One of several values; see `choice`.
 
     A storage holds plain values as they are, and other objects by the names in `names`.
+
+    Examples
+    --------
+    >>> Choice(["relu", "tanh"])
+    Choice(values=['relu', 'tanh'])
     """
 
     values: tuple[Any, ...]
