@@ -37,7 +37,7 @@ class FlattenNode(MergeNode):
     >>> import numpy as np
     >>> from modularml import FeatureSet, FlattenNode
     >>> rows = {"curve": np.zeros((5, 9)), "mass": np.zeros(5), "y": np.zeros(5)}
-    >>> fs = FeatureSet.from_dict("cells", rows, ["curve", "mass"], "y")
+    >>> fs = FeatureSet.from_dict("curves", rows, ["curve", "mass"], "y")
     >>> node = FlattenNode("flat", fs)
     """
 
@@ -87,7 +87,7 @@ class SumNode(MergeNode):
     >>> fs = FeatureSet.from_dict("rows", {"x": np.zeros(5), "y": np.zeros(5)}, "x", "y")
     >>> parts = [ModelNode(name, SequentialMLP(output_shape=(3,)), fs) for name in ("a", "b")]
     >>> total = SumNode("total", parts)
-    >>> ModelGraph([*parts, total]).build()
+    >>> ModelGraph([*parts, total], register=False).build()
     >>> total.output_shape
     (3,)
     """
@@ -99,7 +99,20 @@ class SumNode(MergeNode):
 
 
 class MeanNode(SumNode):
-    """Average inputs of equal shape, element by element; see `SumNode`."""
+    """Average inputs of equal shape, element by element; see `SumNode`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from modularml import FeatureSet, MeanNode, ModelGraph, ModelNode
+    >>> from modularml.models.torch import SequentialMLP
+    >>> fs = FeatureSet.from_dict("values", {"x": np.zeros(5), "y": np.zeros(5)}, "x", "y")
+    >>> members = [ModelNode(name, SequentialMLP(output_shape=(3,)), fs) for name in ("m", "n")]
+    >>> mean = MeanNode("mean", members)
+    >>> ModelGraph([*members, mean], register=False).build()
+    >>> mean.output_shape
+    (3,)
+    """
 
     def merge_features(self, adapter: Any, values: list[Any]) -> Any:
         """Average tensors."""
@@ -159,7 +172,7 @@ class ConcatNode(MergeNode):
     >>> left = ModelNode("left", shape, fs.reference(features="curve"))
     >>> right = ModelNode("right", SequentialMLP(output_shape=(2,)), fs.reference(features="mass"))
     >>> both = ConcatNode("both", [left, right])
-    >>> ModelGraph([left, right, both]).build()
+    >>> ModelGraph([left, right, both], register=False).build()
     >>> both.output_shape
     (6,)
     """
