@@ -9,6 +9,8 @@ from typing import Any
 from sphinx_gallery.scrapers import figure_rst
 
 HERE = Path(__file__).resolve().parent
+THUMBNAIL = re.compile(r"gallery/(\w+)/images/thumb/sphx_glr_(\w+)_thumb")
+ALT = re.compile(r'^# sphinx_gallery_alt = "(.+)"$', re.MULTILINE)
 GROUPS = ("rows", "graphs", "training", "results", "many", "files", "own")
 
 WIDTH = 4.4
@@ -49,6 +51,16 @@ def fresh_context(_conf: dict[str, Any], _name: Any) -> None:
 
     torch.set_num_threads(1)
     mml.ExperimentContext().make_active()
+
+
+def describe_thumbnails(_app: Any, doctree: Any) -> None:
+    """Give each picture of a list of recipes the alt text of the recipe."""
+    from docutils import nodes
+
+    for image in doctree.findall(nodes.image):
+        if place := THUMBNAIL.search(image["uri"]):
+            code = (HERE / "examples" / place[1] / f"{place[2]}.py").read_text("utf-8")
+            image["alt"] = ALT.search(code)[1]
 
 
 def drop_stale_pages(_app: Any) -> None:
