@@ -159,7 +159,7 @@ class CompiledGradients:
         # other rows than those that the function is held against
         other = [t[torch.arange(len(t)) // 2] for t in inputs]
         with self._nothing_kept():
-            graph = traced(step, other, _MAX_OPERATIONS, "compiled")
+            graph = traced(step, other, _MAX_OPERATIONS, "compile")
         module, tensors = lifted(graph)
         run = _inductor(module, [*tensors, *inputs])
         return _Function(run, tensors, used, n_losses[0])

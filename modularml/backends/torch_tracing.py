@@ -88,7 +88,7 @@ def traced(
     fn: Callable[..., Any],
     inputs: Sequence[Any],
     most: int = _MAX_OPERATIONS,
-    how: str = "vectorized",
+    how: str = "vectorize",
 ) -> Any:
     """Return a function of tensors as a flat list of the tensor operations that it calls.
 
@@ -98,7 +98,7 @@ def traced(
     inputs : sequence of tensor
     most : int
         The number of operations up to which it is worth it.
-    how : {'vectorized', 'compiled'}
+    how : {'vectorize', 'compile'}
         What is done with them, as messages say it.
 
     Raises
@@ -116,7 +116,7 @@ def traced(
         raise
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
-        raise NotStackableError(f"an operation cannot be {how}: {reason}") from error
+        raise NotStackableError(f"an operation cannot be {how}d: {reason}") from error
     return recorder.function(outputs)
 
 
@@ -164,7 +164,7 @@ class _Recorder(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         outputs = func(*args, **(kwargs or {}))
         if "mkldnn_rnn_layer" in str(func):  # one call per member is slower than each alone
-            raise NotStackableError(f"LSTM layers on the CPU cannot be {self._how}")
+            raise NotStackableError(f"torch cannot {self._how} LSTM layers on the CPU")
         if func is torch.ops.aten._local_scalar_dense.default:
             raise NotStackableError("a model or loss reads a number from a tensor")
         own = self._twin(func, args, outputs)
