@@ -15,9 +15,10 @@ from sklearn.model_selection import GroupShuffleSplit, train_test_split
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks import environments
-from benchmarks.timing import interleave, one_thread, ratio, rss_bytes
+from benchmarks.timing import cpu_seconds, interleave, one_thread, ratio, rss_bytes
 from modularml import FeatureSet
 from modularml.audit import audit
+from modularml.splitters import KFoldSplitter
 
 FEATURES = [f"x{i}" for i in range(10)]
 TARGETS = ["y0", "y1"]
@@ -36,6 +37,8 @@ def rows(*, quick: bool = False) -> list[dict[str, Any]]:
         _stack(20_000 // scale),
         _read(),
         *_audit(1_000_000 // scale),
+        *_wide(10_000 // scale),
+        _divide(80_000 // scale),
     ]
     return [{**row, "ok": row["limit"] is None or row["value"] <= row["limit"]} for row in found]
 
@@ -188,6 +191,50 @@ def _audit(n: int) -> list[dict[str, Any]]:
             "limit": 20.0,
         },
     ]
+
+
+# -- many columns, many groups ---------------------------------------------------------------
+
+
+def _wide(n_columns: int) -> list[dict[str, Any]]:
+    """Build a set of many columns from a frame and from a dict; undo a scaler of them."""
+    rng = np.random.default_rng(0)
+    data = {f"x{i}": rng.normal(size=100) for i in range(n_columns)}
+    df, names = pd.DataFrame(data), list(data)
+    works = {
+        "hand": lambda: FeatureSet.from_dict("wide", data, names, [], register=False),
+        "ours": lambda: FeatureSet.from_pandas("wide", df, names, [], register=False),
+    }
+    times, undone, n = interleave(works), list[float](), n_columns * 4 // 5
+    fs = FeatureSet.from_dict("wide", data, names[:n], [], register=False)
+    for _ in range(3):
+        fs.fit_transform("StandardScaler", domain="features")
+        undone.append(cpu_seconds(fs.undo_all_transforms))
+    return [
+        {
+            "work": f"from_pandas of {n_columns:,} columns / from_dict",
+            "value": ratio(times, "ours"),
+            "limit": 1.3,
+        },
+        {
+            "work": f"undo_all_transforms, {n:,} columns (s)",
+            "value": min(undone),
+            "limit": 0.06,
+        },
+    ]
+
+
+def _divide(n_groups: int) -> dict[str, Any]:
+    """Divide rows by group and stratum."""
+    rng, n = np.random.default_rng(0), 5 * n_groups
+    columns = {"group": rng.integers(0, n_groups, n), "kind": rng.integers(0, 5, n)}
+    splitter = KFoldSplitter(5, group_by="group", stratify_by="kind")
+    took = min(cpu_seconds(lambda: splitter.folds(n, columns=columns)) for _ in range(3))
+    return {
+        "work": f"5 folds by group and stratum, {n_groups:,} groups (s)",
+        "value": took,
+        "limit": 0.3,
+    }
 
 
 def main(n: int = 1_000_000) -> None:

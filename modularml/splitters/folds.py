@@ -28,6 +28,10 @@ __all__ = [
 ]
 
 
+MANY_GROUPS = 2000
+"""Number of groups with strata that scikit-learn divides in 0.3 s, and slowly beyond."""
+
+
 class FoldSplitter(BaseSplitter):
     """A splitter whose parts are the two sides of each fold.
 
@@ -158,7 +162,9 @@ class KFoldSplitter(FoldSplitter):
     Notes
     -----
     The folds are those of scikit-learn's ``KFold``, ``GroupKFold``, ``StratifiedKFold`` or
-    ``StratifiedGroupKFold`` with ``random_state=seed``.
+    ``StratifiedGroupKFold`` with ``random_state=seed``. More than 2,000 groups with strata, for
+    which scikit-learn needs seconds to minutes, are divided into equal parts as `RandomSplitter`
+    does; the seed then decides without `shuffle`, too.
 
     Examples
     --------
@@ -217,8 +223,12 @@ class KFoldSplitter(FoldSplitter):
     def _by_sklearn(
         self, n: int, strata: Factor | None, groups: Factor | None
     ) -> list[tuple[IntArray, IntArray]]:
-        """Divide rows with scikit-learn; reassign groups if it leaves a fold empty."""
-        if strata is None or groups is None or strata.sizes.max() >= self.n_folds:
+        """Divide rows with scikit-learn; assign groups if they are many or a fold is left empty."""
+        if (
+            strata is None
+            or groups is None
+            or (strata.sizes.max() >= self.n_folds and groups.count <= MANY_GROUPS)
+        ):
             name = f"{'Stratified' * (strata is not None)}{'Group' * (groups is not None)}KFold"
             splitter = getattr(require("sklearn.model_selection"), name)(
                 self.n_folds, shuffle=self.shuffle, random_state=self.seed if self.shuffle else None

@@ -1,5 +1,7 @@
 """Folds, held against scikit-learn's own splitters."""
 
+import time
+
 import numpy as np
 import pytest
 from sklearn import model_selection
@@ -114,6 +116,29 @@ def test_folds_by_groups_and_strata_are_never_empty_where_groups_are_enough(seed
     more = KFoldSplitter(n_folds + 2, **keys)
     with pytest.raises(SplitError, match=f"at most {len(set(patient))} folds"):
         more.folds(len(patient), columns=columns)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_many_groups_and_strata_are_divided_at_once_and_evenly(shuffle):
+    rng = np.random.default_rng(0)
+    n, n_groups = 60_000, 20_000
+    columns = {"patient": rng.integers(0, n_groups, n), "label": rng.integers(0, 4, n) ** 2}
+    splitter = KFoldSplitter(5, group_by="patient", stratify_by="label", shuffle=shuffle)
+    start = time.process_time()
+    folds = splitter.folds(n, columns=columns)
+    assert time.process_time() - start < 2  # scikit-learn needs 160 us a group: 3.2 s
+    again = splitter.folds(n, columns=columns)
+    assert np.sort(np.concatenate([val for _, val in folds])).tolist() == list(range(n))
+    shares = {label: (columns["label"] == label).mean() for label in (0, 1, 4, 9)}
+    for (train, val), (_, same) in zip(folds, again, strict=True):
+        assert np.array_equal(val, same)
+        assert not set(columns["patient"][train]) & set(columns["patient"][val])
+        assert len(train) + len(val) == n
+        assert abs(len(val) - n / 5) < 10
+        for label, share in shares.items():
+            assert (columns["label"][val] == label).mean() == pytest.approx(share, abs=1e-3)
+    other = KFoldSplitter(5, group_by="patient", stratify_by="label", seed=1)
+    assert not np.array_equal(other.folds(n, columns=columns)[0][1], folds[0][1])
 
 
 def test_a_continuous_column_is_binned_for_strata():
