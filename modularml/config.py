@@ -261,7 +261,9 @@ def find_class(name: str) -> Any:
 
 
 FORMER_MODULES = {
+    "modularml.callbacks.evaluation_metric": "modularml.callbacks.evaluation_metrics",
     "modularml.callbacks.rates": "modularml.callbacks.learning_rate_monitor",
+    "modularml.callbacks.score_metric": "modularml.callbacks.evaluation_metrics",
     "modularml.experiment.binding": "modularml.engine.binding",
     "modularml.experiment.callback": "modularml.engine.callback",
     "modularml.experiment.checkpointing": "modularml.engine.checkpointing",
@@ -270,6 +272,10 @@ FORMER_MODULES = {
     "modularml.experiment.phases": "modularml.phases.train_eval",
     "modularml.experiment.recording": "modularml.results.recording",
     "modularml.experiment.schedule": "modularml.engine.batch_schedule",
+    "modularml.graph.concat": "modularml.graph.merge_nodes",
+    "modularml.graph.elementwise": "modularml.graph.merge_nodes",
+    "modularml.graph.flatten": "modularml.graph.merge_nodes",
+    "modularml.strategies.sweeps.pruning": "modularml.strategies.sweeps.trials",
 }
 """Modules by the names that older files know them by."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -68,9 +69,34 @@ def config_hash(
     text = json.dumps(with_labels(tree, labels), sort_keys=True, default=str)
     for node_id, label in labels.items():
         text = text.replace(node_id, label)
-    for former, module in FORMER_MODULES.items():  # as in checkpoints of older versions
-        text = text.replace(f"{module}:", f"{former}:")
+    text = _without_modules(text) if optional is None else _with_former_modules(text)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without_modules(text: str) -> str:
+    """Return JSON without the modules of this package's classes, which may move."""
+    return re.sub(r'"modularml(\.\w+)+:', '"modularml:', text)
+
+
+def _with_former_modules(text: str) -> str:
+    """Return JSON with the modules that hold classes of this package in older versions."""
+    for module, names in _MOVED.items():
+        for name in names:
+            text = re.sub(rf'"modularml(\.\w+)+:{name}"', f'"{module}:{name}"', text)
+    for former, module in FORMER_MODULES.items():
+        text = text.replace(f"{module}:", f"{former}:")
+    return text
+
+
+_MOVED = {
+    "modularml.callbacks.evaluation_metric": ("EvalLossMetric",),
+    "modularml.callbacks.score_metric": ("ScoreMetric",),
+    "modularml.graph.concat": ("PadMode", "ConcatNode"),
+    "modularml.graph.elementwise": ("SumNode", "MeanNode"),
+    "modularml.graph.flatten": ("FlattenNode",),
+    "modularml.strategies.sweeps.pruning": ("TrialPruning",),
+}
+"""Classes whose modules have changed since hashes leave modules out, by former module."""
 
 
 def earlier_hashes(experiment: Any, item: ExperimentPhase | PhaseGroup) -> Iterator[str]:
@@ -298,8 +324,12 @@ _ADDED: Sequence[Argument] = (
     ("TrainPhase", "limit_batches"),
     ("EvalPhase", "limit_batches"),
     ("ModelWrapper", "output"),
+    ("BaseSampler", "shuffle_window"),
 )
-"""Arguments that classes gained while hashes included defaults, oldest first."""
+"""Arguments that classes gained since hashes included all arguments, oldest first.
+
+Add to them what a class gains, as long as checkpoints of those versions are in use.
+"""
 
 _NOT_HASHED = {"checkpointing", "backend"}  # the backend of an optimizer is filled in by its graph
 

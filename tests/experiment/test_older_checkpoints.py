@@ -25,6 +25,7 @@ def folder(tmp_path):
 
 
 def test_a_run_resumes_from_a_checkpoint_of_a_version_with_fewer_arguments(folder, tmp_path):
+    """Add what a class gains to `_ADDED`, and to `_MOVED` where it goes."""
     never, resumed = older_run(tmp_path / "never"), older_run(folder)
     never.run(**QUIET)
     resumed.run(resume=folder / "train" / PATH, **QUIET)
