@@ -149,7 +149,7 @@ def _targets(env: Any) -> dict[str, Any]:
         if at:  # `EMA` for `callbacks.EMA`, unless another module has one, too
             key = ".".join(parts[at:])
             found[key] = None if key in found else (name, entry)
-    return {key: target for key, target in found.items() if target and (len(key) > 3)}
+    return {key: target for key, target in found.items() if target}
 
 
 def link_code(app: Any, document: str, _template: str, context: dict[str, Any], _tree: Any) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -108,6 +109,34 @@ def test_guides_that_use_a_name_are_listed(usages: ModuleType, tmp_path: Path) -
     assert found == {paths[0]: [guide], paths[1]: [guide], paths[2]: []}
     assert ":doc:`Curves </howto/01_curves>`" in usages.section(found[paths[0]])
     assert usages.section([]) == ""
+
+
+def test_names_in_code_are_linked_and_those_of_others_are_not(usages: ModuleType) -> None:
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
+
+    def entry(name: str) -> SimpleNamespace:
+        page = f"reference/api/generated/{name.removesuffix('.from_csv')}"
+        return SimpleNamespace(docname=page, node_id=name, aliased=False)
+
+    names = ["modularml.FeatureSet", "modularml.FeatureSet.from_csv", "modularml.callbacks.EMA"]
+    domain = SimpleNamespace(objects={name: entry(name) for name in names})
+    builder = SimpleNamespace(get_relative_uri=lambda here, there: f"../{there}.html")
+    app = SimpleNamespace(env=SimpleNamespace(domains={"py": domain}), builder=builder)
+    code = (
+        "import modularml as mml\nfrom modularml.callbacks import EMA\n"
+        "fs = mml.FeatureSet.from_csv(path)\nEMA()\nother.FeatureSet()\nFeatureSet()\n"
+    )
+    context = {"body": highlight(code, PythonLexer(), HtmlFormatter())}
+    usages.link_code(app, "howto/01_curves", "page.html", context, None)
+    links = re.findall(r'<a class="api-link" href="([^"]+)"><span class="n">(\w+)', context["body"])
+    page = "../reference/api/generated/modularml"
+    assert links == [
+        (f"{page}.callbacks.EMA.html#modularml.callbacks.EMA", "EMA"),
+        (f"{page}.FeatureSet.html#modularml.FeatureSet.from_csv", "from_csv"),
+        (f"{page}.callbacks.EMA.html#modularml.callbacks.EMA", "EMA"),
+    ]
 
 
 def test_the_picture_of_the_layers_has_every_folder(apipages: ModuleType, tmp_path: Path) -> None:
