@@ -102,8 +102,8 @@ GROUPS = {
         "What happens while a phase runs.",
         (
             "EarlyStopping Evaluation EvalLossMetric callbacks.ScoreMetric callbacks.EMA "
-            "callbacks.SWA callbacks.Callback callbacks.ExperimentCallback callbacks.[!E]* "
-            "callbacks.*"
+            "callbacks.SWA callbacks.LivePlot callbacks.[!E]*[!t] callbacks.Callback "
+            "callbacks.ExperimentCallback callbacks.*"
         ),
     ),
     "results": (
@@ -140,7 +140,7 @@ GROUPS = {
     "loops": (
         "Loops of your own",
         "Streams of events, a loop that resumes, and a runner that calls listeners.",
-        "streams.* loop.* runner.*",
+        "streams.pipe streams.epoch_stream loop.Stream loop.* runner.Runner runner.* streams.*",
     ),
     "batches": (
         "Batches",
@@ -172,6 +172,13 @@ class Name:
     def short(self) -> str:
         return self.path.removeprefix("modularml.")
 
+    @property
+    def is_seldom(self) -> bool:
+        """Whether it is a warning, an error, a registry or a constant, which stand last."""
+        if inspect.isclass(self.value):
+            return issubclass(self.value, BaseException)
+        return not inspect.isroutine(self.value)
+
 
 def public_names() -> tuple[list[Name], dict[str, list[str]]]:
     """Return the names of the library, and by module those of other packages."""
@@ -194,7 +201,7 @@ def public_names() -> tuple[list[Name], dict[str, list[str]]]:
 def grouped(names: list[Name]) -> dict[str, list[Name]]:
     """Return the names of each group, in the order of its patterns."""
     ranks = {slug: group[2].split() for slug, group in GROUPS.items()}
-    places: dict[str, list[tuple[int, str, Name]]] = {slug: [] for slug in GROUPS}
+    places: dict[str, list[tuple[bool, int, str, Name]]] = {slug: [] for slug in GROUPS}
     for name in names:
         fits = [
             (slug, rank)
@@ -206,9 +213,10 @@ def grouped(names: list[Name]) -> dict[str, list[Name]]:
             raise LookupError(f"{name.path} fits no group of GROUPS in docs/apipages.py")
         slug = next((s for s, rank in fits if ranks[s][rank] == name.short), fits[0][0])
         rank = min(rank for s, rank in fits if s == slug)
-        places[slug].append((rank, name.short, name))
+        places[slug].append((name.is_seldom, rank, name.short, name))
     return {
-        slug: [name for _, _, name in sorted(p, key=lambda p: p[:2])] for slug, p in places.items()
+        slug: [row[-1] for row in sorted(rows, key=lambda row: row[:-1])]
+        for slug, rows in places.items()
     }
 
 
