@@ -16,6 +16,7 @@ from benchmarks.folds import folds
 from benchmarks.gpu import gpu
 from benchmarks.graph_ratios import graph_ratios
 from benchmarks.imports import imports
+from benchmarks.jobs import jobs
 from benchmarks.loop_ratios import loop_ratios
 from benchmarks.own_loops import own_loops
 from benchmarks.report import save, show, verdict
@@ -217,6 +218,8 @@ def main() -> int:
         found["compiled"] = race_compiled(options)
         found["tensorflow"] = race_tensorflow(options)
         found["costs"] = weigh_costs(options)
+        found["jobs"] = jobs(quick=options.quick)
+        show_limits("Whole jobs as processes (ours / by hand)", found["jobs"])
         found["equality"] = check_equality(options)
         found["own"] = own_loops(quick=options.quick)
         show_limits("Loops of one's own", found["own"])
@@ -243,6 +246,7 @@ def main() -> int:
         "compiled",
         "tensorflow",
         "costs",
+        "jobs",
         "equality",
         "own",
         "runtime",

@@ -541,7 +541,7 @@ class _GraphStep:
         return self._step(inputs)
 
     def several(
-        self, inputs: Sequence[Sequence[Any]], like: Sequence[Any]
+        self, inputs: Sequence[Sequence[Any]], like: Sequence[Any] | None
     ) -> tuple[Sequence[Any], Sequence[Any]] | None:
         """Return losses and outputs of each batch, up to one whose losses are not finite.
 

@@ -59,59 +59,79 @@ def several_steps(
     Returns
     -------
     callable
-        Takes the inputs of each batch, and losses and outputs of an earlier one; returns losses and
-        outputs of each. A batch whose losses are not finite is the last, and does not update the
-        weights. It returns None, and changes nothing, if a model cannot be traced so.
+        Takes the inputs of each batch, and losses and outputs of one of this shape that has run, if
+        one has; returns losses and outputs of each. A batch whose losses are not finite is the
+        last, and does not update the weights. It returns None, and changes nothing, if a model
+        cannot be traced so.
     """
+    known: dict[Any, tuple[int, Any]] = {}  # the most batches of a call, and its graph
 
-    def loop(like: Sequence[Any], stacked: Sequence[Any]) -> Any:
-        n, n_losses = stacked[0].shape[0], len(like[0])
-
-        def one(i: Any, is_finite: Any, arrays: Any) -> Any:
-            losses, outputs, grads = gradients([slot[i] for slot in stacked])
-            is_finite = tf.reduce_all([tf.math.is_finite(loss) for loss in losses])
-
-            def move() -> Any:
-                update(grads)
-                return i + 1
-
-            with tf.control_dependencies([tf.cond(is_finite, move, lambda: i)]):
-                values = zip(arrays, (*losses, *outputs), strict=True)
-                return i + 1, is_finite, [a.write(i, v) for a, v in values]
-
-        arrays = [tf.TensorArray(t.dtype, n, element_shape=t.shape) for part in like for t in part]
-        i, _, arrays = tf.while_loop(
-            lambda i, is_finite, _: is_finite & (i < n), one, (0, tf.constant(True), arrays)
-        )
-        tables = [a.stack() for a in arrays]
-        return i, tables[:n_losses], tables[n_losses:]
-
-    graphs: dict[Any, Any] = {}
-
-    def traced(kinds: Any, stacked: Sequence[Any]) -> Any:
-        graph = tf.function(partial(loop, kinds), autograph=False, jit_compile=compiles or None)
+    def traced(inputs: Sequence[Any], like: Sequence[Any] | None, most: int) -> Any:
+        kinds = [tf.TensorSpec(t.shape, t.dtype) for t in inputs]
+        several = [tf.TensorSpec((most, *t.shape), t.dtype) for t in inputs]
         try:
-            graph.get_concrete_function(stacked)
+            if like is None:
+                forward = tf.function(lambda *inputs: gradients(inputs)[:2], autograph=False)
+                like = forward.get_concrete_function(*kinds).structured_outputs
+            run = partial(_loop, gradients, update, like)
+            graph = tf.function(run, autograph=False, jit_compile=compiles or None)
+            graph.get_concrete_function(tf.TensorSpec((), tf.int32), several)
         except Exception as error:  # noqa: BLE001 - of any layer that no loop can hold
             reason = str(error).strip().partition("\n")[0]
             logger.info("note: batches are trained one a call: %s", reason)
             return None
         return graph
 
-    def call(inputs: Sequence[Sequence[Any]], like: Sequence[Any]) -> Any:
-        stacked = [tf.stack(slot) for slot in zip(*inputs, strict=True)]
-        kinds = tuple(tuple(tf.TensorSpec(t.shape, t.dtype) for t in part) for part in like)
-        if kinds not in graphs:
-            graphs[kinds] = traced(kinds, stacked)
-        if graphs[kinds] is None:
+    def call(inputs: Sequence[Sequence[Any]], like: Sequence[Any] | None) -> Any:
+        n, shapes = len(inputs), tuple(t.shape for t in inputs[0])
+        if n > known.get(shapes, (0, None))[0]:
+            most = n + 1 + n // 16  # of epochs whose first batch has not run before
+            if like is not None:
+                like = [[tf.TensorSpec(t.shape, t.dtype) for t in part] for part in like]
+            known[shapes] = most, traced(inputs[0], like, most)
+        most, graph = known[shapes]
+        if graph is None:
             return None
-        n, losses, outputs = graphs[kinds](stacked)
+        filled = [*inputs, *[inputs[-1]] * (most - n)]
+        stacked = [tf.raw_ops.Pack(values=list(slot)) for slot in zip(*filled, strict=True)]
+        n, losses, outputs = graph(tf.constant(n), stacked)
         n = int(n)
         rows = zip(*(loss.numpy().tolist() for loss in losses), strict=True)
         parts = zip(*(tf.unstack(out) for out in outputs), strict=True)
         return list(rows)[:n], list(parts)[:n]
 
     return call
+
+
+def _loop(
+    gradients: Callable[[Sequence[Any]], tuple[Any, ...]],
+    update: Callable[[Sequence[Any]], None],
+    like: Sequence[Any],
+    n: Any,
+    stacked: Sequence[Any],
+) -> Any:
+    """Train on the first n of stacked batches; see `several_steps`."""
+    most, n_losses = stacked[0].shape[0], len(like[0])
+
+    def one(i: Any, is_finite: Any, arrays: Any) -> Any:
+        losses, outputs, grads = gradients([slot[i] for slot in stacked])
+        is_finite = tf.reduce_all([tf.math.is_finite(loss) for loss in losses])
+
+        def move() -> Any:
+            update(grads)
+            return i + 1
+
+        with tf.control_dependencies([tf.cond(is_finite, move, lambda: i)]):
+            values = zip(arrays, (*losses, *outputs), strict=True)
+            return i + 1, is_finite, [a.write(i, v) for a, v in values]
+
+    tensors = [t for part in like for t in part]
+    arrays = [tf.TensorArray(t.dtype, most, element_shape=t.shape) for t in tensors]
+    i, _, arrays = tf.while_loop(
+        lambda i, is_finite, _: is_finite & (i < n), one, (0, tf.constant(True), arrays)
+    )
+    tables = [a.stack() for a in arrays]
+    return i, tables[:n_losses], tables[n_losses:]
 
 
 def clipped(grads: Sequence[Any], norm: float | None, value: float | None) -> tuple[list[Any], Any]:

@@ -300,6 +300,15 @@ class BatchFeed:
         """Return the number of rows of the largest batch of an epoch."""
         return max(max(batches.sizes) for batches in self._batches(epoch))
 
+    def n_alike(self, epoch: int, first: int) -> int:
+        """Return how many batches of an epoch, from one on, have its number of rows throughout."""
+        batches = self._batches(epoch)
+        runs = [batches[0].n_batches - first]
+        for bound in self.bound.values():
+            sizes = batches[bound.group].stream(bound.stream).sizes[first:]
+            runs.append(next((i for i, n in enumerate(sizes) if n != sizes[0]), len(sizes)))
+        return min(runs)
+
     def gathered(self, epoch: int, table: Array) -> tuple[Array, Array]:
         """Return losses over all processes, and the count that each is a mean over.
 

@@ -368,24 +368,29 @@ def run_batches(running: RunningEpoch) -> None:
 
 
 def _run_several(running: RunningEpoch) -> None:
-    """Run the next batch, and then equal groups, as long as batches have its shape."""
+    """Run groups of batches of one shape; the first batch of the phase is run alone before."""
     several: Any = running.feed.step.several  # type: ignore[attr-defined]
+    n_left = running.feed.n_alike(running.epoch, len(running.values))
     first: Any = next(running.contexts, None)
     if first is None:
         return
-    shapes = [t.shape for t in first.tensors]
-    n_bytes = sum(8 * math.prod(shape) for shape in shapes)
-    n_left = running.n_batches - len(running.values) - 2  # the last may be shorter
+    like = None
+    n_bytes = sum(8 * math.prod(t.shape) for t in first.tensors)
+    if running.needs_check():
+        _run_each(running, iter([first]))
+        like, n_left = (first.values, first.outs), n_left - 1
+    else:
+        running.contexts = chain([first], running.contexts)
     most = min(_MOST_AT_ONCE, _MOST_BYTES // max(1, n_bytes))
-    n = n_left // -(-n_left // most) if min(n_left, most) > 1 else 1
-    _run_each(running, iter([first]))
-    while n > 1:
-        group: list[Any] = list(islice(running.contexts, n))
-        if len(group) < n or any([t.shape for t in c.tensors] != shapes for c in group):
+    n = -(-n_left // -(-n_left // most)) if min(n_left, most) > 1 else 1
+    while (size := min(n, n_left)) > 1:
+        group: list[Any] = list(islice(running.contexts, size))
+        n_left -= size
+        if len(group) < size:
             running.contexts = chain(group, running.contexts)
             return
         try:
-            done = several([c.tensors for c in group], (first.values, first.outs))
+            done = several([c.tensors for c in group], like)
         except Exception as error:
             error.add_note(
                 f"(phase {running.phase.label!r}, epoch {running.epoch}, one of the batches "
