@@ -174,6 +174,8 @@ class CompiledGradients:
             wanted = [t.detach().clone() for t in (*losses, *outputs, *buffers)]
             grads = [p.grad.detach() for p in function.params]
         with self._nothing_kept():
+            function.find_shared(inputs)
+        with self._nothing_kept():
             own_total, own_losses, own_outputs = function(inputs)
             own = [t.clone() for t in (*own_losses, *own_outputs, *buffers)]
         if not _agree(own, wanted) or not _agree(own_total.grads, grads, together=True):
@@ -204,14 +206,36 @@ class _Function:
         self, run: Callable[..., Any], tensors: Sequence[Any], params: Sequence[Any], n_losses: int
     ) -> None:
         self._run, self._tensors, self.params, self._n = run, tensors, params, n_losses
+        self._shared: list[int] = []
 
-    def __call__(self, inputs: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any]]:
+    def find_shared(self, inputs: Sequence[Any]) -> None:
+        """Find gradients and outputs that share memory, to be copied from now on.
+
+        A gradient may be one of another weight, or a constant: steps change it in place.
+        """
+        tensors = (*self._tensors, *inputs)
+        known = {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
+        for i, value in enumerate(self._values(inputs)):
+            place = value.untyped_storage().data_ptr()
+            if place in known and value.numel():
+                self._shared.append(i)
+            known.add(place)
+
+    def _values(self, inputs: Sequence[Any]) -> Sequence[Any]:
         before = torch.is_grad_enabled()
         torch.set_grad_enabled(False)
         try:
-            values = self._run(*self._tensors, *inputs)
+            values: Sequence[Any] = self._run(*self._tensors, *inputs)
         finally:
             torch.set_grad_enabled(before)
+        return values
+
+    def __call__(self, inputs: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any]]:
+        values = self._values(inputs)
+        if self._shared:
+            values = list(values)
+            for i in self._shared:
+                values[i] = values[i].clone()
         n, m = self._n, self._n + len(self.params)
         return _Total(self.params, values[n:m]), values[:n], values[m:]
 

@@ -56,10 +56,11 @@ class MemberModels(torch.nn.Module):  # type: ignore[misc, name-defined]
         hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
         if any(map(len, _EVERYWHERE)):
             raise NotStackableError("all modules of torch have hooks")
-        for part in self.parts.modules():
+        modules = (owner for owner in self.owners() if isinstance(owner, torch.nn.Module))
+        for part in modules:
             if any(vars(part).get(name) for name in hooks):
                 raise NotStackableError(f"a {type(part).__name__} has hooks")
-        if any(p._backward_hooks for p in self.parameters()):
+        if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self.parameters()):
             raise NotStackableError("a weight has hooks")
 
     def losses_and_gradients(self, inputs: Sequence[Any], state: Mapping[str, Any]) -> OwnStep:

@@ -83,8 +83,9 @@ def world(module, *, rows=None, optimizer=None, losses=None, folder=None, **kwar
 
 
 def trained(module, **kwargs):
-    """Train a copy of a module; return losses of batches, outputs, and its state."""
-    mine = copy.deepcopy(module)
+    """Train a copy of a module, or what a function makes; return losses, outputs and state."""
+    torch.manual_seed(0)
+    mine = copy.deepcopy(module) if isinstance(module, nn.Module) else module()
     exp = world(mine, **kwargs)
     torch.manual_seed(1)
     return facts_of(exp.run(**QUIET)["train"], mine)
@@ -184,6 +185,44 @@ OPTIONS = {
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_options_of_a_step_are_honoured(kind, calls):
     assert_equal_to_plain(layers(nn.Dropout(0.2)), calls, options=OPTIONS[kind])
+
+
+class Summed(nn.Module):
+    """With two weights that the loss adds up, so that both have one gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 1)
+        self.a, self.b = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def assert_gradients_are_apart(calls):
+    """Clipping by norm changes each gradient in place."""
+
+    def run(*, compiles):
+        mine.load_state_dict(start)
+
+        def loss(outputs, targets):
+            return ((outputs - targets) ** 2).mean() + ((mine.a + mine.b - 9) ** 2).sum()
+
+        applied = mm.AppliedLoss(mm.Loss(loss, over="sample"), "net", ["outputs", "targets"])
+        exp = world(mine, compile=compiles, losses=[applied], optimizer=rate(clip_norm=0.1))
+        losses, outputs, state = facts_of(exp.run(**QUIET)["train"], mine)
+        return losses, outputs, copy.deepcopy(state)
+
+    torch.manual_seed(0)
+    mine = Summed()
+    start = copy.deepcopy(mine.state_dict())
+    plain, own = run(compiles=False), run(compiles=True)
+    assert len(calls) == FULL
+    assert_same(plain, own)
+
+
+def test_gradients_that_share_memory_are_clipped_once(calls):
+    assert_gradients_are_apart(calls)
 
 
 class Pooled(nn.Module):
@@ -292,16 +331,20 @@ class Counts(Steers):
         return self.layer(x) * (1 + self.n)
 
 
-def hooked():
+def hooked(on):
     module = mlp()
-    module[0].register_forward_hook(lambda *facts: None)
+    if on == "weight":
+        module[0].weight.register_post_accumulate_grad_hook(lambda p: None)
+    else:
+        module[0].register_forward_hook(lambda *facts: None)
     return module
 
 
 REFUSED = {
     "a number": (Steers, {}, "reads a number from a tensor"),
     "a count": (Counts, {}, "changes its own attributes"),
-    "a hook": (hooked, {}, "has hooks"),
+    "a hook": (lambda: hooked("layer"), {}, "has hooks"),
+    "a hook of a weight": (lambda: hooked("weight"), {}, "has hooks"),
     "sparse": (
         lambda: Embedded(sparse=True),
         {"optimizer": lambda: mm.Optimizer("sgd", opt_kwargs={"lr": 0.1})},
@@ -325,10 +368,8 @@ class Last(nn.Module):
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_is_not_compiled_runs_plainly_and_says_so_once(kind, calls, caplog):
     make, options, reason = REFUSED[kind]
-    torch.manual_seed(0)
-    module = make()
     plain, own = (
-        trained(module, compile=c, **{k: v() for k, v in options.items()}) for c in (False, True)
+        trained(make, compile=c, **{k: v() for k, v in options.items()}) for c in (False, True)
     )
     assert not calls
     assert_same(plain, own, atol=0)
@@ -413,3 +454,5 @@ def test_compiled_by_torch(monkeypatch):
     torch.manual_seed(0)
     module = layers(nn.BatchNorm1d(8), nn.Dropout(0.3), nn.ReLU())
     assert_equal_to_plain(module, found, options=OPTIONS["clip norm"])
+    del found[:]
+    assert_gradients_are_apart(found)
