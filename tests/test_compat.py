@@ -60,7 +60,7 @@ out["path"] = told(lambda: modularml.api.FeatureSet.__name__)
 def real():
     from modularml import FeatureSet
     from modularml.data.schema import SampleSchema
-    import modularml.scalers.absolute
+    import modularml.scalers.elementary
 out["real"] = told(real)
 def wrong():
     from modularml.core.data import FeatureSett

@@ -8,9 +8,8 @@ from functools import cached_property
 import numpy as np
 
 from modularml._typing import Array, IntArray
-from modularml.audit.likeness import hashes, near_by_chance, said_times, spread_ranks
+from modularml.audit.likeness import hashes, near_by_chance, pair_of_rows, said_times, spread_ranks
 from modularml.audit.pairs import Pair
-from modularml.audit.pictures import pair_of_rows
 from modularml.audit.table import Side, Table
 from modularml.data.audit_report import Finding
 from modularml.data.ids import scramble

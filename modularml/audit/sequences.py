@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from modularml._typing import Array
-from modularml.audit.likeness import near_by_chance, said_times
-from modularml.audit.pictures import pair_of_rows
+from modularml.audit.likeness import near_by_chance, pair_of_rows, said_times
 from modularml.audit.table import Column, Side, Table
 from modularml.data.audit_report import Finding
 

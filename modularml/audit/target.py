@@ -10,8 +10,7 @@ import numpy as np
 from modularml._optional import require
 from modularml._typing import Array, IntArray
 from modularml.audit.groups import readings
-from modularml.audit.likeness import ALPHA
-from modularml.audit.pictures import scatter
+from modularml.audit.likeness import ALPHA, scatter
 from modularml.audit.prediction import FEW, Wanted, explained, likely
 from modularml.audit.table import Column, Table
 from modularml.data.audit_report import Finding

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from modularml.cli.console import Command, Reply
-from modularml.cli.tables import check_folder, column_names, is_parquet
+from modularml.cli.console import Command, Reply, check_folder, column_names, is_parquet
 from modularml.data.featureset import FeatureSet
 from modularml.errors import ConfigError, DataError
 

@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 
 from modularml._optional import require
-from modularml.cli.console import Command, Reply
-from modularml.cli.tables import check_folder
+from modularml.cli.console import Command, Reply, check_folder
 from modularml.io import diff, extract, inspect, render
 
 __all__ = ["COMPARE", "DIFF", "EXTRACT", "INSPECT"]

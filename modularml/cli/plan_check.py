@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from modularml.cli.console import column_names
 from modularml.cli.plan import Plan, Where
 from modularml.cli.plan_classes import ESTIMATORS, find_class
 from modularml.cli.plan_schema import class_schema, load_classes, plan_schema
-from modularml.cli.tables import column_names
 from modularml.config import config_registry
 from modularml.data.csv_files import ENDINGS
 from modularml.data.paths import files_of

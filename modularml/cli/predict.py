@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modularml._optional import require
-from modularml.cli.console import Command, Reply
-from modularml.cli.tables import check_folder, read_table, write_table
+from modularml.cli.console import Command, Reply, check_folder, read_table, write_table
 from modularml.context import ExperimentContext
 from modularml.data.schema import RAW, ColumnSpec
 from modularml.errors import ConfigError, DataError, UnknownNameError

@@ -11,7 +11,7 @@ import numpy as np
 from modularml._optional import require
 from modularml._typing import Array, IntArray
 from modularml.errors import DataError
-from modularml.predicates.ordering import by_meaning
+from modularml.predicates.compare import by_meaning
 from modularml.splitters.factors import factorise
 
 __all__ = ["MASK", "Grouping", "fill_value", "ordered_rows"]

@@ -13,7 +13,7 @@ from modularml.engine.monitoring import declare_logs, direction
 from modularml.errors import ConfigError, MetricNotLoggedError
 from modularml.graph.model_graph import ModelGraph
 from modularml.training import Optimizer
-from modularml.training.phase_schedule import main_of
+from modularml.training.schedule import main_of
 
 __all__ = [
     "LRSchedulerCallback",

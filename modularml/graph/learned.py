@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from modularml._typing import Array, IntArray
-from modularml.audit.identity import content_words, id_words
-from modularml.audit.pairs import is_testing, is_training
+from modularml.audit.pairs import content_words, id_words, is_testing, is_training
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.ids import id_texts, make_ids
 from modularml.data.schema import SAMPLE_UUIDS

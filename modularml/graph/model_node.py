@@ -28,7 +28,7 @@ from modularml.graph.lineage import source_columns_of
 from modularml.graph.node import UpstreamLike
 from modularml.graph.weighted_node import WeightedNode
 from modularml.models.base import BaseModel
-from modularml.models.wrap import wrap_model
+from modularml.models.layered import wrap_model
 from modularml.training import AppliedLoss, Optimizer
 
 __all__ = ["ModelNode"]

@@ -7,11 +7,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["tensorflow", "torch"],
     submod_attrs={
         "base": ["BaseModel", "model_registry"],
+        "layered": ["wrap_model"],
         "sklearn": ["ScikitModelWrapper"],
         "tensorflow.base": ["TensorflowBaseModel"],
         "tensorflow.wrapper": ["TensorflowModelWrapper"],
         "torch.base": ["TorchBaseModel"],
         "torch.wrapper": ["TorchModelWrapper"],
-        "wrap": ["wrap_model"],
     },
 )

@@ -21,8 +21,9 @@ from modularml import errors
 from modularml._typing import Array, Shape
 from modularml.errors import ConfigError, DataError, NotFittedError, ShapeError
 from modularml.models.base import BaseModel, Place, check_shape, check_weights
-from modularml.models.fitted import FittedEstimator, become
-from modularml.models.sklearn_inputs import (
+from modularml.models.sklearn_fitting import (
+    FittedEstimator,
+    become,
     copied_once,
     fit_argument,
     selects_by_name,

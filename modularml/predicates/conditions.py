@@ -11,8 +11,15 @@ import numpy as np
 from modularml._typing import Array
 from modularml.errors import ConfigError, DataError
 from modularml.predicates.base import Predicate
-from modularml.predicates.compare import Mask, column, compare, is_missing, is_null, member
-from modularml.predicates.ordering import by_meaning
+from modularml.predicates.compare import (
+    Mask,
+    by_meaning,
+    column,
+    compare,
+    is_missing,
+    is_null,
+    member,
+)
 
 __all__ = [
     "EQ",

@@ -7,10 +7,9 @@ from typing import Any, get_args
 
 from modularml.errors import ConfigError, UnknownNameError
 from modularml.experiment import Experiment
-from modularml.report.card import ABOUT, card_of
 from modularml.report.many import loaded_source, report_of, with_card
 from modularml.report.runs import Options
-from modularml.report.write import html_of
+from modularml.report.write import ABOUT, card_of, html_of
 from modularml.results.scores import Meaning
 from modularml.viz.style import checked_path
 

@@ -29,7 +29,6 @@ from modularml.report.blocks import (
     Table,
     shown,
 )
-from modularml.report.card import card_of
 from modularml.report.data import featureset_sections
 from modularml.report.evaluation import Compared, plots, score_table
 from modularml.report.figures import from_matplotlib
@@ -43,6 +42,7 @@ from modularml.report.runs import (
     result_sections,
     rows_section,
 )
+from modularml.report.write import card_of
 from modularml.results.plots import ComparedRows
 from modularml.splitters.base import key_list
 from modularml.strategies.comparison.collection import ExperimentCollection

@@ -24,7 +24,7 @@ from modularml.predicates.compare import is_null
 from modularml.samplers.arranging import by_groups, in_windows, interleaved
 from modularml.samplers.epoch import DEFAULT, EpochBatches, cut
 from modularml.splitters.base import check_bins
-from modularml.splitters.strata import binned
+from modularml.splitters.dealing import binned
 
 __all__ = ["BaseSampler", "check_known", "sampler_registry"]
 

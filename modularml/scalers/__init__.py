@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from modularml.scalers.absolute import Absolute
 from modularml.scalers.base import BaseScaler, NoInverseError
+from modularml.scalers.elementary import (
+    Absolute,
+    Negate,
+    PerSampleMinMaxScaler,
+    PerSampleZeroStart,
+)
 from modularml.scalers.flattening import Flattening, flatten
-from modularml.scalers.negate import Negate
-from modularml.scalers.per_sample_min_max import PerSampleMinMaxScaler
-from modularml.scalers.per_sample_zero import PerSampleZeroStart
 from modularml.scalers.registry import SKLEARN, scaler_registry
 from modularml.scalers.scaler import Scaler
 from modularml.scalers.segmented_scaler import SegmentedScaler

@@ -15,10 +15,9 @@ from modularml._optional import require
 from modularml._typing import Array, Columns, IntArray
 from modularml.errors import SplitError
 from modularml.splitters.base import BaseSplitter, StrataWarning, check_bins, key_list
-from modularml.splitters.dealing import deal
+from modularml.splitters.dealing import deal, stratify, warn_about_missing
 from modularml.splitters.factors import Factor, cross, factorise
 from modularml.splitters.random import RandomSplitter
-from modularml.splitters.strata import stratify, warn_about_missing
 
 __all__ = [
     "FoldSplitter",

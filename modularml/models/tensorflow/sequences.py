@@ -1,4 +1,4 @@
-"""The base class of Keras models of sequences."""
+"""Models of sequences in Keras: recurrent, convolutional and attention layers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,27 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import layers, ops
 
 from modularml._typing import Shape
-from modularml.models.sequences import SequenceArguments
-from modularml.models.tensorflow.base import TensorflowBaseModel, activation_layer
+from modularml.models.sequences import (
+    RNNArguments,
+    SequenceArguments,
+    TCNArguments,
+    TransformerArguments,
+    positions,
+)
+from modularml.models.sequential import CNNArguments
+from modularml.models.tensorflow.base import SequentialModel, TensorflowBaseModel, activation_layer
 
-__all__ = ["SequenceModel"]
+__all__ = [
+    "SequenceModel",
+    "SequentialCNN",
+    "SequentialRNN",
+    "SequentialTCN",
+    "SequentialTransformer",
+]
 
 
 class SequenceModel(SequenceArguments, TensorflowBaseModel, ABC):
@@ -86,3 +100,176 @@ def _real_first(steps: Any, mask: Any) -> tuple[Any, Any]:
     mask = ops.take_along_axis(mask, order, axis=1)
     steps = ops.take_along_axis(steps, order[..., None], axis=1)
     return ops.where(mask[..., None], steps, ops.zeros_like(steps)), mask
+
+
+_CELLS = {"gru": layers.GRU, "lstm": layers.LSTM}
+
+
+class SequentialRNN(RNNArguments, SequenceModel):  # noqa: D101 - that of its arguments
+    __doc__ = f"""{RNNArguments.__doc__}
+    Examples
+    --------
+    >>> model = SequentialRNN(output_shape=(3,))
+    >>> model.build(input_shape=(1, 100))
+    >>> model.output_shape
+    (3,)
+    """
+
+    config_name = "tensorflow.SequentialRNN"
+
+    def make_encoder(self, n_channels: int, n_steps: int) -> list[Any]:
+        """Return recurrent layers and dropout; padding comes after real steps."""
+        encoder: list[Any] = []
+        for _ in range(self.n_layers):
+            encoder.append(_CELLS[self.cell](self.hidden_dim, return_sequences=True))
+            encoder += [layers.Dropout(self.dropout)] if self.dropout else []
+        return encoder
+
+
+_CONV = {2: layers.Conv1D, 3: layers.Conv2D, 4: layers.Conv3D}
+_POOL = {2: layers.MaxPooling1D, 3: layers.MaxPooling2D, 4: layers.MaxPooling3D}
+_ZEROS = {2: layers.ZeroPadding1D, 3: layers.ZeroPadding2D, 4: layers.ZeroPadding3D}
+
+
+class SequentialCNN(CNNArguments, SequentialModel):  # noqa: D101 - that of its arguments
+    __doc__ = f"""{CNNArguments.__doc__}
+    Examples
+    --------
+    >>> model = SequentialCNN(output_shape=(3,))
+    >>> model.build(input_shape=(1, 100))
+    >>> model.output_shape
+    (3,)
+    """
+
+    config_name = "tensorflow.SequentialCNN"
+
+    def make_sequence(self, input_shape: Shape, output_shape: Shape | None) -> list[Any]:
+        """Return convolutions, activations, pooling and the linear layer.
+
+        TensorFlow convolves with channels last, so the first and last layers permute them.
+        """
+        self.spaces(input_shape)
+        rank = len(input_shape)
+        sequence = [layers.Permute((*range(2, rank + 1), 1))]
+        sequence += [part for _ in range(self.n_layers) for part in self._layer(rank)]
+        sequence.append(layers.Permute((rank, *range(1, rank))))
+        if output_shape is not None:
+            sequence += [layers.Flatten(), layers.Dense(math.prod(output_shape))]
+            sequence += [layers.Reshape(output_shape)] if len(output_shape) > 1 else []
+        elif self.flatten_output:
+            sequence.append(layers.Flatten())
+        return sequence
+
+    def _layer(self, rank: int) -> list[Any]:
+        same = self.stride == 1 and 2 * self.padding == self.kernel_size - 1
+        sequence = [_ZEROS[rank](self.padding)] if self.padding and not same else []
+        pads = "same" if same else "valid"
+        sequence.append(_CONV[rank](self.hidden_dim, self.kernel_size, self.stride, padding=pads))
+        sequence.append(activation_layer(self.activation))
+        sequence += [_POOL[rank](self.pooling)] if self.pooling > 1 else []
+        return sequence + ([layers.Dropout(self.dropout)] if self.dropout else [])
+
+
+class SequentialTCN(TCNArguments, SequenceModel):  # noqa: D101 - that of its arguments
+    __doc__ = f"""{TCNArguments.__doc__}
+    Examples
+    --------
+    >>> model = SequentialTCN(output_shape=(3,))
+    >>> model.build(input_shape=(1, 100))
+    >>> model.output_shape
+    (3,)
+    """
+
+    config_name = "tensorflow.SequentialTCN"
+
+    def make_encoder(self, n_channels: int, n_steps: int) -> list[Any]:
+        """Return the residual blocks; no step sees a later one."""
+        widths = [n_channels, *[self.hidden_dim] * (self.n_layers - 1)]
+        return [CausalBlock(self, width, 2**layer) for layer, width in enumerate(widths)]
+
+
+class CausalBlock(layers.Layer):  # type: ignore[misc]
+    """Two causal convolutions beside the identity, or a convolution of width 1."""
+
+    def __init__(self, model: SequentialTCN, width: int, dilation: int) -> None:
+        super().__init__()
+        hidden, size = model.hidden_dim, model.kernel_size
+        self.first, self.second = (
+            layers.Conv1D(hidden, size, padding="causal", dilation_rate=dilation) for _ in range(2)
+        )
+        self.skip = layers.Identity() if width == hidden else layers.Conv1D(hidden, 1)
+        self.act = activation_layer(model.activation)
+        self.drop, self.drop_again = layers.Dropout(model.dropout), layers.Dropout(model.dropout)
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        out = self.drop(self.act(self.first(x)), training=training)
+        out = self.drop_again(self.act(self.second(out)), training=training)
+        return self.act(out + self.skip(x))
+
+
+_EPSILON = 1e-5
+"""Of layer normalizations, as in torch."""
+
+
+class SequentialTransformer(TransformerArguments, SequenceModel):  # noqa: D101 - of its arguments
+    __doc__ = f"""{TransformerArguments.__doc__}
+    Examples
+    --------
+    >>> model = SequentialTransformer(output_shape=(3,))
+    >>> model.build(input_shape=(1, 100))
+    >>> model.output_shape
+    (3,)
+    """
+
+    config_name = "tensorflow.SequentialTransformer"
+
+    def make_encoder(self, n_channels: int, n_steps: int) -> list[Any]:
+        """Return the dense layer for steps, positions, encoder layers and normalization."""
+        first = [layers.Dense(self.hidden_dim), Positions(n_steps, self.hidden_dim)]
+        drop = [layers.Dropout(self.dropout)] if self.dropout else []
+        blocks = [AttentionBlock(self) for _ in range(self.n_layers)]
+        return [*first, *drop, *blocks, layers.LayerNormalization(epsilon=_EPSILON)]
+
+
+class Positions(layers.Layer):  # type: ignore[misc]
+    """Adds the encodings of positions."""
+
+    def __init__(self, n_steps: int, dim: int) -> None:
+        super().__init__()
+        self.encoding = positions(n_steps, dim)
+
+    def call(self, x: Any) -> Any:
+        return x + ops.cast(self.encoding[: x.shape[1]], x.dtype)
+
+
+class AttentionBlock(layers.Layer):  # type: ignore[misc]
+    """Self-attention and a feed-forward part, each after a normalization."""
+
+    reads_mask = True
+
+    def __init__(self, model: SequentialTransformer) -> None:
+        super().__init__()
+        dim, self.n_heads = model.hidden_dim, model.n_heads
+        norms = (layers.LayerNormalization(epsilon=_EPSILON) for _ in range(2))
+        self.norm, self.qkv = next(norms), layers.Dense(3 * dim)
+        self.out, self.norm_again = layers.Dense(dim), next(norms)
+        self.up, self.down = layers.Dense(4 * dim), layers.Dense(dim)
+        self.act = activation_layer(model.activation)
+        self.drop, self.drop_again = layers.Dropout(model.dropout), layers.Dropout(model.dropout)
+
+    def call(self, x: Any, real: Any, training: bool | None = None) -> Any:
+        mixed = self.out(self._attention(self.qkv(self.norm(x)), real))
+        x = x + self.drop(mixed, training=training)
+        added = self.down(self.act(self.up(self.norm_again(x))))
+        return x + self.drop_again(added, training=training)
+
+    def _attention(self, qkv: Any, real: Any) -> Any:
+        n_steps, width = qkv.shape[1:]
+        parts = ops.reshape(qkv, (-1, n_steps, 3, self.n_heads, width // (3 * self.n_heads)))
+        q, k, v = (parts[:, :, i] for i in range(3))
+        q, k, v = (ops.transpose(part, (0, 2, 1, 3)) for part in (q, k, v))
+        scores = ops.matmul(q, ops.transpose(k, (0, 1, 3, 2))) / math.sqrt(q.shape[-1])
+        if real is not None:
+            scores = ops.where(real[:, None, None, :], scores, -math.inf)
+        mixed = ops.transpose(ops.matmul(tf.nn.softmax(scores), v), (0, 2, 1, 3))
+        return ops.reshape(mixed, (-1, n_steps, width // 3))

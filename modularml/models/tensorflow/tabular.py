@@ -1,4 +1,4 @@
-"""Embeddings of categories beside numbers, in Keras."""
+"""Models of tables in Keras: perceptrons, embeddings and heads."""
 
 from __future__ import annotations
 
@@ -11,10 +11,59 @@ from keras import layers, ops
 
 from modularml._typing import Shape
 from modularml.backends.input_shapes import InputShape
+from modularml.models.heads import GaussianHeadArguments
+from modularml.models.sequential import MLPArguments
 from modularml.models.tabular import TabularArguments
-from modularml.models.tensorflow.base import TensorflowBaseModel, activation_layer
+from modularml.models.tensorflow.base import SequentialModel, TensorflowBaseModel, activation_layer
 
-__all__ = ["TabularMLP"]
+__all__ = ["GaussianHead", "SequentialMLP", "TabularMLP"]
+
+
+class SequentialMLP(MLPArguments, SequentialModel):  # noqa: D101 - that of its arguments
+    __doc__ = f"""{MLPArguments.__doc__}
+    Examples
+    --------
+    >>> model = SequentialMLP(output_shape=(3,))
+    >>> model.build(input_shape=(4,))
+    >>> model.output_shape
+    (3,)
+    """
+
+    config_name = "tensorflow.SequentialMLP"
+
+    def make_sequence(self, input_shape: Shape, output_shape: Shape | None) -> list[Any]:
+        """Return linear layers, activations and dropout."""
+        output_shape = self.check_output(output_shape)
+        sequence: list[Any] = [layers.Flatten()] if len(input_shape) > 1 else []
+        for _ in range(self.n_layers - 1):
+            sequence += [layers.Dense(self.hidden_dim), activation_layer(self.activation)]
+            sequence += [layers.Dropout(self.dropout)] if self.dropout else []
+        sequence.append(layers.Dense(math.prod(output_shape)))
+        return sequence + ([layers.Reshape(output_shape or (1,))] if len(output_shape) != 1 else [])
+
+
+class GaussianHead(GaussianHeadArguments, TensorflowBaseModel):  # noqa: D101 - that of arguments
+    __doc__ = GaussianHeadArguments.__doc__
+
+    config_name = "tensorflow.GaussianHead"
+    reads_several = False
+
+    def make_model(self, input_shape: Shape, output_shape: Shape | None) -> keras.Model:
+        """Return the dense layer as a Keras model."""
+        return GaussianNetwork(2 * self.n_targets(output_shape), self.min_variance)
+
+
+class GaussianNetwork(keras.Model):  # type: ignore[misc]
+    """A dense layer whose second half becomes positive."""
+
+    def __init__(self, width: int, min_variance: float) -> None:
+        super().__init__()
+        self.linear, self.min_variance = layers.Dense(width), min_variance
+
+    def call(self, x: Any) -> Any:
+        flat = ops.reshape(x, (-1, math.prod(x.shape[1:])))
+        mean, raw = ops.split(self.linear(flat), 2, axis=1)
+        return ops.concatenate([mean, ops.softplus(raw) + self.min_variance], axis=1)
 
 
 class TabularMLP(TabularArguments, TensorflowBaseModel):  # noqa: D101 - that of its arguments

@@ -10,13 +10,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "base": ["TorchBaseModel"],
-        "cnn": ["SequentialCNN"],
-        "heads": ["GaussianHead"],
-        "mlp": ["SequentialMLP"],
-        "rnn": ["SequentialRNN"],
-        "tabular": ["TabularMLP"],
-        "tcn": ["SequentialTCN"],
-        "transformer": ["SequentialTransformer"],
+        "sequences": ["SequentialCNN", "SequentialRNN", "SequentialTCN", "SequentialTransformer"],
+        "tabular": ["GaussianHead", "SequentialMLP", "TabularMLP"],
         "wrapper": ["TorchModelWrapper"],
     },
 )

@@ -1,4 +1,4 @@
-"""The base class of torch models of sequences."""
+"""Models of sequences in torch: recurrent, convolutional and attention layers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,24 @@ from typing import Any
 import torch
 
 from modularml._typing import Shape
-from modularml.models.sequences import SequenceArguments
-from modularml.models.torch.base import TorchBaseModel, activation_layer
+from modularml.models.sequences import (
+    RNNArguments,
+    SequenceArguments,
+    TCNArguments,
+    TransformerArguments,
+    positions,
+)
+from modularml.models.sequential import CNNArguments
+from modularml.models.torch.base import SequentialModel, TorchBaseModel, activation_layer
 
-__all__ = ["SequenceModel", "dropout_layer"]
+__all__ = [
+    "SequenceModel",
+    "SequentialCNN",
+    "SequentialRNN",
+    "SequentialTCN",
+    "SequentialTransformer",
+    "dropout_layer",
+]
 
 
 class SequenceModel(SequenceArguments, TorchBaseModel, ABC):
@@ -82,3 +96,174 @@ def _real_first(steps: torch.Tensor, mask: torch.Tensor) -> tuple[Any, torch.Ten
     mask = mask.gather(1, order)
     steps = steps.gather(1, order[..., None].expand(-1, -1, steps.shape[2]))
     return torch.where(mask[..., None], steps, 0.0), mask
+
+
+_CELLS = {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
+
+
+class SequentialRNN(RNNArguments, SequenceModel):  # noqa: D101 - that of its arguments
+    __doc__ = f"""{RNNArguments.__doc__}
+    Examples
+    --------
+    >>> model = SequentialRNN(cell="lstm", output_shape=(1,))
+    >>> model.build(input_shape=(2, 50))
+    >>> model(torch.zeros(8, 2, 50), mask=torch.ones(8, 50, dtype=torch.bool)).shape
+    torch.Size([8, 1])
+    """
+
+    def make_encoder(self, n_channels: int, n_steps: int) -> None:
+        """Build recurrent layers and dropout."""
+        widths = [n_channels, *[self.hidden_dim] * (self.n_layers - 1)]
+        layer = _CELLS[self.cell]
+        self.recurrent = torch.nn.ModuleList(
+            layer(width, self.hidden_dim, batch_first=True) for width in widths
+        )
+        self.drops = torch.nn.ModuleList(dropout_layer(self.dropout) for _ in widths)
+
+    def encode(self, steps: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Return the outputs of the last recurrent layer; padding comes after real steps."""
+        for layer, drop in zip(self.recurrent, self.drops, strict=True):
+            steps = drop(layer(steps)[0].contiguous())  # dropout draws in order of memory
+        return steps
+
+
+_CONV = {2: torch.nn.Conv1d, 3: torch.nn.Conv2d, 4: torch.nn.Conv3d}
+_POOL = {2: torch.nn.MaxPool1d, 3: torch.nn.MaxPool2d, 4: torch.nn.MaxPool3d}
+
+
+class SequentialCNN(CNNArguments, SequentialModel):  # noqa: D101 - that of its arguments
+    __doc__ = f"""{CNNArguments.__doc__}
+    Examples
+    --------
+    >>> model = SequentialCNN(output_shape=(3,), hidden_dim=8)
+    >>> model.build(input_shape=(1, 100))
+    >>> model.output_shape
+    (3,)
+    """
+
+    def make_layers(self, input_shape: Shape, output_shape: Shape | None) -> None:
+        """Build convolutions, activations, pooling and the linear layer."""
+        space = self.spaces(input_shape)[-1]
+        channels = [input_shape[0], *[self.hidden_dim] * (self.n_layers - 1)]
+        layers = [part for n in channels for part in self._layer(len(input_shape), n)]
+        if output_shape is not None:
+            width = self.hidden_dim * math.prod(space)
+            layers += [torch.nn.Flatten(), torch.nn.Linear(width, math.prod(output_shape))]
+            layers += [torch.nn.Unflatten(1, output_shape)] if len(output_shape) > 1 else []
+        elif self.flatten_output:
+            layers.append(torch.nn.Flatten())
+        self.layers = torch.nn.Sequential(*layers)
+
+    def _layer(self, rank: int, channels: int) -> list[torch.nn.Module]:
+        conv = _CONV[rank](
+            channels, self.hidden_dim, self.kernel_size, stride=self.stride, padding=self.padding
+        )
+        layers: list[torch.nn.Module] = [conv, activation_layer(self.activation)]
+        layers += [_POOL[rank](self.pooling)] if self.pooling > 1 else []
+        return layers + ([torch.nn.Dropout(self.dropout)] if self.dropout else [])
+
+
+class SequentialTCN(TCNArguments, SequenceModel):  # noqa: D101 - that of its arguments
+    __doc__ = f"""{TCNArguments.__doc__}
+    Examples
+    --------
+    >>> model = SequentialTCN(output_shape=(1,))
+    >>> model.build(input_shape=(2, 50))
+    >>> model(torch.zeros(8, 2, 50)).shape
+    torch.Size([8, 1])
+    """
+
+    def make_encoder(self, n_channels: int, n_steps: int) -> None:
+        """Build the residual blocks."""
+        widths = [n_channels, *[self.hidden_dim] * (self.n_layers - 1)]
+        self.blocks = torch.nn.Sequential(
+            *(_ConvolutionBlock(self, width, 2**layer) for layer, width in enumerate(widths))
+        )
+
+    def encode(self, steps: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Return the outputs of the last block; no step sees a later one."""
+        out: torch.Tensor = self.blocks(steps.transpose(1, 2)).transpose(1, 2)
+        return out
+
+
+class _ConvolutionBlock(torch.nn.Module):
+    """Two causal convolutions beside the identity, or a convolution of width 1."""
+
+    def __init__(self, model: SequentialTCN, width: int, dilation: int) -> None:
+        super().__init__()
+        hidden, size = model.hidden_dim, model.kernel_size
+        self.before = (size - 1) * dilation
+        self.first = torch.nn.Conv1d(width, hidden, size, dilation=dilation)
+        self.second = torch.nn.Conv1d(hidden, hidden, size, dilation=dilation)
+        self.skip = torch.nn.Identity() if width == hidden else torch.nn.Conv1d(width, hidden, 1)
+        self.act, self.drop = activation_layer(model.activation), dropout_layer(model.dropout)
+        self.drop_again = dropout_layer(model.dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.drop(self.act(self.first(self._padded(x))))
+        out = self.drop_again(self.act(self.second(self._padded(out))))
+        summed: torch.Tensor = self.act(out + self.skip(x))
+        return summed
+
+    def _padded(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(x, (self.before, 0))
+
+
+class SequentialTransformer(TransformerArguments, SequenceModel):  # noqa: D101 - of its arguments
+    __doc__ = f"""{TransformerArguments.__doc__}
+    Examples
+    --------
+    >>> model = SequentialTransformer(output_shape=(1,))
+    >>> model.build(input_shape=(2, 50))
+    >>> model(torch.zeros(8, 2, 50)).shape
+    torch.Size([8, 1])
+    """
+
+    encoding: torch.Tensor
+
+    def make_encoder(self, n_channels: int, n_steps: int) -> None:
+        """Build the linear layer for steps, positions, encoder layers and normalization."""
+        self.steps = torch.nn.Linear(n_channels, self.hidden_dim)
+        encoding = torch.tensor(positions(n_steps, self.hidden_dim))
+        self.register_buffer("encoding", encoding, persistent=False)
+        self.drop = dropout_layer(self.dropout)
+        self.blocks = torch.nn.ModuleList(_AttentionBlock(self) for _ in range(self.n_layers))
+        self.norm = torch.nn.LayerNorm(self.hidden_dim)
+
+    def encode(self, steps: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Return the normalized outputs of the last layer."""
+        x = self.steps(steps)
+        x = self.drop(x + self.encoding[: x.shape[1]].to(x.dtype))
+        for block in self.blocks:
+            x = block(x, mask)
+        out: torch.Tensor = self.norm(x)
+        return out
+
+
+class _AttentionBlock(torch.nn.Module):
+    """Self-attention and a feed-forward part, each after a normalization."""
+
+    def __init__(self, model: SequentialTransformer) -> None:
+        super().__init__()
+        dim, self.n_heads = model.hidden_dim, model.n_heads
+        self.norm, self.qkv = torch.nn.LayerNorm(dim), torch.nn.Linear(dim, 3 * dim)
+        self.out, self.norm_again = torch.nn.Linear(dim, dim), torch.nn.LayerNorm(dim)
+        self.up, self.down = torch.nn.Linear(dim, 4 * dim), torch.nn.Linear(4 * dim, dim)
+        self.act, self.drop = activation_layer(model.activation), dropout_layer(model.dropout)
+        self.drop_again = dropout_layer(model.dropout)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        x = x + self.drop(self.out(self._attention(self.qkv(self.norm(x)), mask)))
+        added = self.down(self.act(self.up(self.norm_again(x))))
+        out: torch.Tensor = x + self.drop_again(added)
+        return out
+
+    def _attention(self, qkv: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        n, n_steps, width = qkv.shape
+        q, k, v = qkv.reshape(n, n_steps, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        if mask is not None:
+            scores = torch.where(mask[:, None, None, :], scores, -torch.inf)
+        mixed = torch.softmax(scores, dim=-1) @ v
+        out: torch.Tensor = mixed.transpose(1, 2).reshape(n, n_steps, width // 3)
+        return out

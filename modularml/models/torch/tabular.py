@@ -1,4 +1,4 @@
-"""Embeddings of categories beside numbers, in torch."""
+"""Models of tables in torch: perceptrons, embeddings and heads."""
 
 from __future__ import annotations
 
@@ -8,11 +8,60 @@ import torch
 
 from modularml._typing import Shape
 from modularml.backends.input_shapes import InputShape
+from modularml.models.heads import GaussianHeadArguments
+from modularml.models.sequential import MLPArguments
 from modularml.models.tabular import TabularArguments
-from modularml.models.torch.base import TorchBaseModel, activation_layer
+from modularml.models.torch.base import SequentialModel, TorchBaseModel, activation_layer
 from modularml.models.torch.sequences import dropout_layer
 
-__all__ = ["TabularMLP"]
+__all__ = ["GaussianHead", "SequentialMLP", "TabularMLP"]
+
+
+class SequentialMLP(MLPArguments, SequentialModel):  # noqa: D101 - that of its arguments
+    __doc__ = f"""{MLPArguments.__doc__}
+    Examples
+    --------
+    >>> SequentialMLP(input_shape=(4,), output_shape=(1,)).n_layers
+    2
+    """
+
+    def make_layers(self, input_shape: Shape, output_shape: Shape | None) -> None:
+        """Build linear layers, activations and dropout."""
+        output_shape = self.check_output(output_shape)
+        layers: list[torch.nn.Module] = [torch.nn.Flatten()] if len(input_shape) > 1 else []
+        width = math.prod(input_shape)
+        for _ in range(self.n_layers - 1):
+            layers += [torch.nn.Linear(width, self.hidden_dim), activation_layer(self.activation)]
+            layers += [torch.nn.Dropout(self.dropout)] if self.dropout else []
+            width = self.hidden_dim
+        layers.append(torch.nn.Linear(width, math.prod(output_shape)))
+        if len(output_shape) != 1:
+            layers.append(torch.nn.Unflatten(1, output_shape or (1,)))
+        self.layers = torch.nn.Sequential(*layers)
+
+
+class GaussianHead(GaussianHeadArguments, TorchBaseModel):  # noqa: D101 - that of its arguments
+    __doc__ = f"""{GaussianHeadArguments.__doc__}
+    Examples
+    --------
+    >>> head = GaussianHead()
+    >>> head.build(input_shape=(8,), output_shape=(1,))
+    >>> head.output_shape
+    (2,)
+    """
+
+    reads_several = False
+
+    def make_layers(self, input_shape: Shape, output_shape: Shape | None) -> None:
+        """Build the linear layer."""
+        self.linear = torch.nn.Linear(math.prod(input_shape), 2 * self.n_targets(output_shape))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return means and variances, shape ``(n, 2 * n_targets)``."""
+        if "linear" not in self._modules:
+            raise self._no_layers()
+        mean, raw = self.linear(x.flatten(1)).chunk(2, dim=1)
+        return torch.cat([mean, torch.nn.functional.softplus(raw) + self.min_variance], dim=1)
 
 
 class TabularMLP(TabularArguments, TorchBaseModel):  # noqa: D101 - that of its arguments

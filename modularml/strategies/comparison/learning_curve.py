@@ -17,8 +17,8 @@ from modularml.errors import ConfigError, ExecutionError, expect
 from modularml.results.replicates import Reduce, check_reduce
 from modularml.results.scores import axis_of_score, find_scores, name_of_score
 from modularml.splitters.base import key_list
+from modularml.splitters.dealing import stratify
 from modularml.splitters.factors import factorise
-from modularml.splitters.strata import stratify
 from modularml.strategies.folds.cross_validation import CrossValidation
 from modularml.strategies.folds.cv_binding import CVBinding
 from modularml.strategies.folds.cv_results import CVResults

@@ -1,14 +1,89 @@
-"""Min-max scaler of each sample."""
+"""Scalers of single values, and of the values of one sample."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from modularml._typing import Array
+from modularml._typing import Array, IntArray
 from modularml.errors import ConfigError, ScalerError
 from modularml.scalers.base import BaseScaler
 
-__all__ = ["PerSampleMinMaxScaler"]
+__all__ = ["Absolute", "Negate", "PerSampleMinMaxScaler", "PerSampleZeroStart"]
+
+
+class PerSampleZeroStart(BaseScaler):
+    """Subtract each row's first value that is not NaN, so that the row starts at zero.
+
+    The inverse needs those values: `row_facts` has one column. A row of NaN stays as it is.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> PerSampleZeroStart().fit_transform(np.array([[3.0, 5.0], [10.0, 9.0]])).tolist()
+    [[0.0, 2.0], [0.0, -1.0]]
+    """
+
+    needs_rows = True
+    lost = "the value that each row started at"
+
+    def _scale(self, data: Array) -> Array:
+        scaled: Array = data - self._facts(data)
+        return scaled
+
+    def _facts(self, data: Array) -> Array:
+        first: IntArray = np.isnan(data).argmin(axis=1)
+        values: Array = np.take_along_axis(data, first[:, None], axis=1)
+        return values
+
+    def _unscale(self, data: Array, facts: Array) -> Array:
+        undone: Array = data + facts.astype(data.dtype, copy=False)
+        return undone
+
+
+class Absolute(BaseScaler):
+    """Drop the sign of every value.
+
+    The inverse needs the signs: `row_facts` are 1 or -1 for each value.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> scaler, rows = Absolute(), np.array([[1.0, -2.0]])
+    >>> scaled = scaler.fit_transform(rows)
+    >>> scaler.inverse_with(scaled, scaler.row_facts(rows)).tolist()
+    [[1.0, -2.0]]
+    """
+
+    needs_rows = True
+    lost = "the sign of each value"
+
+    def _scale(self, data: Array) -> Array:
+        return np.abs(data)
+
+    def _facts(self, data: Array) -> Array:
+        signs: Array = np.where(np.signbit(data), -1, 1)
+        return signs.astype(data.dtype)
+
+    def _unscale(self, data: Array, facts: Array) -> Array:
+        signs: Array = facts.astype(data.dtype, copy=False)
+        return np.multiply(data, signs)
+
+
+class Negate(BaseScaler):
+    """Flip the sign of every value.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Negate().fit_transform(np.array([[1.0, -2.0]])).tolist()
+    [[-1.0, 2.0]]
+    """
+
+    def _scale(self, data: Array) -> Array:
+        return -data
+
+    def _unscale(self, data: Array, facts: Array) -> Array:
+        return -data
 
 
 class PerSampleMinMaxScaler(BaseScaler):
