@@ -137,6 +137,7 @@ def setup(app: Any) -> None:
     app.connect("autodoc-process-docstring", escape_stars, priority=100)
     app.connect("source-read", pages.read_source)
     app.connect("doctree-read", pages.describe_images)
+    app.connect("html-page-context", pages.mend_back_links)
     app.add_js_file(None, body=SWITCHER, priority=900)  # after the theme's own
 
 

@@ -149,7 +149,24 @@ def _described(image: Any, nodes: Any) -> str:
         if isinstance(above, nodes.section):
             title = above.next_node(nodes.title).astext()
         above = above.parent
-    calls = re.findall(
-        r"^(?:\w+ = )?([\w.]*(?:plot|visualize|display|show)\w*)\(", code, re.MULTILINE
-    )
-    return f"{title}: figure drawn by {calls[-1]}" if calls else f"{title}: figure"
+    calls = re.findall(r"(?m)^(?:\w+ = )?([\w.]*(?:plot|visualize|display|show)\w*\(.*)", code)
+    return f"{title}: figure of {calls[-1][:100]}" if calls else f"{title}: figure"
+
+
+# ------------------------------------------------------------------------------ source pages
+
+
+def mend_back_links(app: Any, page: str, _template: str, context: dict[str, Any], _: Any) -> None:
+    """Lead from source back to each name's own page; viewcode knows one package a module."""
+    if not page.startswith("_modules/"):
+        return
+    known = app.env.domaindata["py"]["objects"]
+
+    def mended(match: re.Match[str]) -> str:
+        package, parts = match[2].rpartition(".")[0], match[3].split(".")
+        names = [f"{package}.{'.'.join(parts[at:])}" for at in range(len(parts))]
+        right = next((name for name in [match[3], *names] if name in known), match[3])
+        return f"{match[1]}{match[2]}.html#{right}"
+
+    pattern = r'(class="viewcode-back" href="[^"#]*?)([\w.]+)\.html#([\w.]+)'
+    context["body"] = re.sub(pattern, mended, context["body"])

@@ -100,7 +100,7 @@ async def _sent(socket: Any, message: dict[str, Any]) -> None:
 
 
 async def _read(socket: Any) -> Any:
-    return json.loads(await asyncio.wait_for(socket.read_message(), 30))
+    return json.loads(await asyncio.wait_for(socket.read_message(), 120))
 
 
 async def _closed(socket: Any) -> None:

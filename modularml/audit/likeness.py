@@ -43,7 +43,7 @@ def scatter(x: Array, y: Array) -> str:
         f'<circle cx="{a:.0f}" cy="{b:.0f}" r="1.5"/>'
         for a, b in zip(_to(x[some], WIDTH), HEIGHT - _to(y[some], HEIGHT), strict=True)
     )
-    return _svg(f'<g fill="#2a6f97">{dots}</g>')
+    return _svg(f'<g fill="#2a6f97">{dots}</g>', "target over column")
 
 
 def pair_of_rows(one: Array, other: Array) -> str:
@@ -62,7 +62,7 @@ def pair_of_rows(one: Array, other: Array) -> str:
         )
         style = f'fill="none" stroke="{colour}" stroke-width="{width}"'
         lines += f'<polyline points="{points}" {style}/>'
-    return _svg(lines)
+    return _svg(lines, "two rows over each other")
 
 
 def _to(values: Array, size: int) -> Array:
@@ -73,8 +73,9 @@ def _to(values: Array, size: int) -> Array:
     return scaled
 
 
-def _svg(content: str) -> str:
-    return f'<svg width="{WIDTH}" height="{HEIGHT}" role="img">{content}</svg>'
+def _svg(content: str, label: str) -> str:
+    size = f'width="{WIDTH}" height="{HEIGHT}"'
+    return f'<svg {size} role="img" aria-label="{label}">{content}</svg>'
 
 
 ALPHA = 1e-4

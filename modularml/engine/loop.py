@@ -356,7 +356,7 @@ _MOST_AT_ONCE, _MOST_BYTES = 256, 2**25  # of one call
 def run_batches(running: RunningEpoch) -> None:
     """Run the batches of an epoch one after another, or several in one call of the step.
 
-    A step that is compiled batch by batch is told whether it may be, and for how many rows.
+    A step that is compiled batch by batch learns whether it may be, and for how many rows.
     """
     compiled = getattr(running.feed.step, "compiled", None)
     if compiled is not None:

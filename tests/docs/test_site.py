@@ -100,7 +100,7 @@ def parsed(path: Path) -> Page:
 
 @cache
 def every_page() -> list[Path]:
-    return sorted(SITE.rglob("*.html"))
+    return sorted(page for page in SITE.rglob("*.html") if SITE / "_static" not in page.parents)
 
 
 # ---------------------------------------------------------------------------------- files
@@ -219,5 +219,9 @@ def test_the_search_finds(words: str, tab: Browser) -> None:
 def test_the_list_of_versions_works_from_a_disk(tab: Browser) -> None:
     opened(tab, "howto/index.html", 1400)
     links = "[...document.querySelectorAll('.version-switcher__menu a')].map(a => a.href)"
+    for _ in range(50):
+        if tab.js(links):
+            break
+        tab.js("new Promise(done => setTimeout(done, 100))")
     assert tab.js(links)[0].startswith(SITE.as_uri())
     assert tab.complaints() == []
