@@ -134,6 +134,7 @@ def setup(app: Any) -> None:
     app.connect("autodoc-skip-member", skip_foreign)
     app.connect("builder-inited", gallery.drop_stale_pages, priority=100)
     app.connect("doctree-read", gallery.describe_thumbnails, priority=400)
+    app.connect("html-page-context", gallery.name_links)
     app.connect("autodoc-process-docstring", escape_stars, priority=100)
     app.connect("source-read", pages.read_source)
     app.connect("doctree-read", pages.describe_images)

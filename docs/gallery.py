@@ -11,6 +11,7 @@ from sphinx_gallery.scrapers import figure_rst
 HERE = Path(__file__).resolve().parent
 THUMBNAIL = re.compile(r"gallery/(\w+)/images/thumb/sphx_glr_(\w+)_thumb")
 ALT = re.compile(r'^# sphinx_gallery_alt = "(.+)"$', re.MULTILINE)
+HIDDEN = re.compile(r'(<a class="reference internal" href="[^"]+")(?=><span class="doc">([^<]+)<)')
 GROUPS = ("rows", "graphs", "training", "results", "many", "files", "own")
 
 WIDTH = 4.4
@@ -61,6 +62,13 @@ def describe_thumbnails(_app: Any, doctree: Any) -> None:
         if place := THUMBNAIL.search(image["uri"]):
             code = (HERE / "examples" / place[1] / f"{place[2]}.py").read_text("utf-8")
             image["alt"] = ALT.search(code)[1]
+
+
+def name_links(_app: Any, page: str, _template: str, context: dict[str, Any], _tree: Any) -> None:
+    """Say where links of thumbnails lead, whose text is hidden, and drop ids that come again."""
+    if page.startswith("gallery/") and page.endswith("index"):
+        body = context["body"].replace(" id='sg-tag-list'", "")
+        context["body"] = HIDDEN.sub(r'\1 aria-label="\2"', body)
 
 
 def drop_stale_pages(_app: Any) -> None:
