@@ -134,6 +134,7 @@ class BatchFeed:
         self.chunk_bytes = CHUNK_BYTES
         self.watch: Callable[[Sequence[Bound]], Iterable[Bound]] = iter
         self._current = self.first = 0
+        self._running: Any = None
         self._runs: dict[int, tuple[IntArray, IntArray | slice]] = {}
         self._buffers: dict[InputSlot, list[Any]] = {}
         self.refresh()
@@ -288,7 +289,7 @@ class BatchFeed:
 
     def __iter__(self) -> Iterator[ExecutionContext]:
         """Return the steps of the last requested epoch, from batch `first` on."""
-        steps = self._steps(self._current, self._batches(self._current))
+        self._running = steps = self._steps(self._current, self._batches(self._current))
         return islice(steps, self.first, None) if self.first else steps
 
     def sizes(self, epoch: int, node_id: str) -> list[int]:
@@ -503,6 +504,9 @@ class BatchFeed:
 
     def release(self) -> None:
         """Release the tensors; row numbers remain available."""
+        if self._running is not None:  # suspended after its last batch, with a chunk of rows
+            self._running.close()
+            self._running = None
         self._parts, self._buffers, self._made_from = [], {}, None
         self._epochs.clear()
         self._runs.clear()

@@ -2,6 +2,7 @@
 
 import gc
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -346,3 +347,22 @@ def test_views_for_people():
         assert drawn.plot(**({"x": "batch"} if isinstance(drawn, AxisSeries) else {})).axes
     frame = results["g"]["eval"].to_pandas()
     np.testing.assert_allclose(frame["target"], arrays(n=40)[1].ravel())
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}])
+def test_a_phase_that_has_ended_holds_no_rows(options):
+    class Chunks(mm.callbacks.Callback):
+        """Keeps weak references to the memory of batches."""
+
+        def on_batch_start(self, *, exec_ctx, **facts):
+            refs.extend(weakref.ref(t._base) for t in exec_ctx.tensors)
+
+    refs = []
+    graph = graph_of(featureset(*arrays(n=60)), mlp())
+    recording = "none"
+    phase = train_phase(graph, callbacks=[Chunks()], result_recording=recording, **options)
+    experiment().run_phase(phase, **QUIET)
+    gc.collect()
+    assert refs
+    assert all(ref() is None for ref in refs)
+    assert phase.position.iteration == 4
