@@ -22,6 +22,9 @@ CHAIN = re.compile(
     r'(?:<span class="n">\w+</span><span class="o">\.</span>)*<span class="n">\w+</span>'
 )
 WORD = re.compile(r'<span class="n">(\w+)</span>')
+OBJECTS = {"fs": "FeatureSet", "graph": "ModelGraph", "experiment": "Experiment"}
+"""Classes of the objects that guides call by these names."""
+
 LITERAL = re.compile(r"(?:mml\.|modularml\.)?([A-Za-z_][\w.]*)(?:\(.*\))?$", re.DOTALL)
 
 
@@ -126,7 +129,7 @@ class LinkNames(SphinxPostTransform):
         targets = _targets(self.env)
         for literal in list(self.document.findall(nodes.literal)):
             match = LITERAL.match(literal.astext())
-            target = targets.get(match[1]) if match else None
+            target = targets.get(match[1]) or targets.get(_of_class(match[1])) if match else None
             if target is None or isinstance(literal.parent, nodes.reference | nodes.title):
                 continue
             name, entry = target
@@ -134,6 +137,12 @@ class LinkNames(SphinxPostTransform):
                 self.app.builder, document, entry.docname, entry.node_id, literal.deepcopy(), name
             )
             literal.replace_self(link)
+
+
+def _of_class(name: str) -> str:
+    """Return ``FeatureSet.audit`` for ``fs.audit``."""
+    first, dot, rest = name.partition(".")
+    return f"{OBJECTS.get(first, first)}.{rest}" if dot else name
 
 
 def _targets(env: Any) -> dict[str, Any]:
