@@ -138,8 +138,8 @@ class UnknownNameError(ModularMLError, KeyError, ValueError):
 
     Examples
     --------
-    >>> str(UnknownNameError("split", "trian", ["train", "test"]))
-    "unknown split 'trian'; did you mean 'train'?"
+    >>> str(UnknownNameError("split", "trainn", ["train", "test"]))
+    "unknown split 'trainn'; did you mean 'train'?"
     """
 
     def __init__(
@@ -343,7 +343,7 @@ def closest(name: object, known: Iterable[str], *, n: int = 3) -> str:
 
     Examples
     --------
-    >>> closest("trian", ["train", "test"])
+    >>> closest("trainn", ["train", "test"])
     "did you mean 'train'?"
     """
     names = sorted(set(known))
