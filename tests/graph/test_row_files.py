@@ -148,6 +148,25 @@ def test_stopped_and_resumed_is_never_stopped(path, tmp_path):
     worlds.assert_equal_weights(found[1], found[2])
 
 
+@pytest.mark.slow
+def test_keras_reads_windows_too(path):
+    keras = pytest.importorskip("keras")
+    found = []
+    for in_memory in (True, False):
+        with mm.ExperimentContext().activate():
+            fs = read(path, in_memory=in_memory)
+            keras.utils.set_random_seed(0)
+            net = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(1)])
+            graph = worlds.graph_of(fs.reference(features=NAMES, tags=[]), net)
+            sampler = mm.SimpleSampler(batch_size=32, shuffle=True, shuffle_window=64, seed=5)
+            sources = worlds.bindings(graph, sampler, "train")
+            phase = mm.TrainPhase("t", input_sources=sources, losses=[worlds.mse()], n_epochs=2)
+            worlds.experiment(audit="off").run_phase(phase, **QUIET)
+            found.append(net.get_weights())
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_padding_is_left_out_in_windows_too(tmp_path):
     lengths = np.random.default_rng(0).integers(1, 5, 300)
     v = np.arange(1200, dtype="f4").reshape(300, 4) / 1200
