@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -42,6 +42,10 @@ class TensorOperations(ABC):
     @abstractmethod
     def from_numpy(self, values: Array, *, dtype: Any = None, device: Any = None) -> Any:
         """Copy an array to a tensor; never an alias of immutable memory."""
+
+    def assemble(self, n: int, parts: Iterable[Any]) -> Any:
+        """Concatenate tensors with `n` rows in all, read one after the other."""
+        return self.concat(list(parts), 0)
 
     @abstractmethod
     def to_numpy(self, tensor: Any) -> Array:

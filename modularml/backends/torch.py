@@ -64,6 +64,15 @@ class TorchAdapter(BackendAdapter):
                 values = values.astype(np.int64)
         return torch.tensor(np.asarray(values, order="C"), dtype=dtype, device=device)
 
+    def assemble(self, n: int, parts: Iterable[Any]) -> Any:
+        whole, at = None, 0
+        for part in parts:
+            if whole is None:
+                whole = part.new_empty((n, *part.shape[1:]))
+            whole[at : at + len(part)] = part
+            at += len(part)
+        return whole
+
     def to_numpy(self, tensor: Any) -> Array:
         tensor = tensor.detach()
         if tensor.dtype is torch.bfloat16:  # numpy has none

@@ -26,7 +26,9 @@ from modularml.graph.sample_weights import mean_one
 
 __all__ = ["column_tensor", "fill", "frozen_outputs", "not_finite", "pieces", "stacked"]
 
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 8 * 2**20
+BLOCK_ROWS = 2**16
+"""Rows of columns that are stacked at once."""
 LEAST_ROW = 64
 """Minimum bytes counted for a row, which include its index and position in a chunk."""
 
@@ -56,8 +58,16 @@ def column_tensor(
         return _row_file(collection, slot) if in_windows else _InFiles(collection, slot)
     key = (adapter.backend, slot.columns, slot.dtype, slot.shape, slot.padding, str(slot.device))
     if key not in collection.tensors:
-        values = stacked(collection, slot)
-        collection.tensors[key] = adapter.from_numpy(values, dtype=slot.dtype, device=slot.device)
+        n = collection.n_samples
+        size = n if slot.dtype is None else BLOCK_ROWS  # without a dtype it depends on all values
+        parts = [slice(at, at + size) for at in range(0, n, size)] if n > size else [None]
+        tensors = (
+            adapter.from_numpy(
+                stacked(collection, slot, part), dtype=slot.dtype, device=slot.device
+            )
+            for part in parts
+        )
+        collection.tensors[key] = adapter.assemble(n, tensors) if n > size else next(tensors)
     return collection.tensors[key]
 
 

@@ -44,6 +44,7 @@ class EpochSteps(Sequence[ExecutionContext]):
         self._memory = OutputMemory() if self._plan is None else self._plan.memory
         self._tensors = first.tensors
         self._outs: list[Sequence[Any]] = []
+        self._groups: list[list[tuple[Any, list[int]]]] = []
         self._values: list[Sequence[Any]] = []
         self._on_host: bool | None = None
         self._n = 0
@@ -63,6 +64,29 @@ class EpochSteps(Sequence[ExecutionContext]):
         self._outs.append(outs)
         self._values.append(ctx.values)
         self._n += 1
+        if len(self._outs) == _GROUP and self._n == _GROUP * (len(self._groups) + 1):
+            self._join()
+
+    def _join(self) -> None:
+        """Concatenate the outputs of the last batches, unless their dtypes differ.
+
+        Kept one by one, small outputs between the tensors of steps would leave holes in memory.
+        """
+        parts = list(zip(*self._outs, strict=True))
+        if self._have_one_dtype(parts):
+            self._groups.append(
+                [
+                    (adapter.to_host(adapter.concat(part, 0)), [out.shape[0] for out in part])
+                    for adapter, part in zip(self._adapters, parts, strict=True)
+                ]
+            )
+            self._outs = []
+
+    def _have_one_dtype(self, parts: Sequence[Sequence[Any]]) -> bool:
+        """Return whether outputs, and those in groups, are of one dtype each."""
+        known = [[joined] for joined, _ in self._groups[0]] if self._groups else [[]] * len(parts)
+        pairs = zip(parts, known, strict=False)
+        return all(len({out.dtype for out in [*part, *one]}) == 1 for part, one in pairs)
 
     def _to_host(self, outs: Sequence[Any]) -> Sequence[Any]:
         """Detach outputs and move them to the host; note if the first were already."""
@@ -83,27 +107,29 @@ class EpochSteps(Sequence[ExecutionContext]):
         """
         self._table = compact(self.losses if table is None else table)
         self._values = []
-        parts = list(zip(*self._outs, strict=True))
-        if any(len({out.dtype for out in part}) > 1 for part in parts):
-            copies = [
-                [adapter.concat([out], 0) for out in part]
-                for adapter, part in zip(self._adapters, parts, strict=False)
+        if not self._have_one_dtype(list(zip(*self._outs, strict=True))):
+            pairs = list(enumerate(self._adapters))
+            self._outs = [
+                [adapter.concat([self.output(i, place)], 0) for i, adapter in pairs]
+                for place in range(self._n)
             ]
-            self._outs = list(zip(*copies, strict=True))
-            self._plan = self._tensors = None
+            self._groups, self._plan, self._tensors = [], None, None
             return
         cached = {} if previous is None else previous._bounds
         if previous is not None:
             previous._bounds = {}
-        for adapter, part in zip(self._adapters, parts, strict=True):
-            sizes = tuple([out.shape[0] for out in part])
+        for which, adapter in enumerate(self._adapters):
+            last = [outs[which] for outs in self._outs]
+            groups = [group[which] for group in self._groups]
+            part = [*(joined for joined, _ in groups), *last]
+            sizes = tuple([n for _, own in groups for n in own] + [out.shape[0] for out in last])
             if sizes not in self._bounds:
                 bounds = (
                     cached[sizes] if sizes in cached else np.cumsum([0, *sizes], dtype=np.int32)
                 )
                 self._bounds[sizes] = bounds
             self._whole.append((self._joined(adapter, part), self._bounds[sizes]))
-        self._outs, self._plan, self._tensors = [], None, None
+        self._outs, self._groups, self._plan, self._tensors = [], [], None, None
         self.nbytes = sum(array.nbytes for array in self._arrays())
 
     def _joined(self, adapter: BackendAdapter, part: Sequence[Any]) -> Any:
@@ -152,7 +178,7 @@ class EpochSteps(Sequence[ExecutionContext]):
     def _sizes(self, which: int) -> IntArray:
         if self._whole:
             return np.diff(self._whole[which][1]).astype(np.int64)
-        return np.array([len(outs[which]) for outs in self._outs])
+        return np.array([len(self.output(which, place)) for place in range(self._n)])
 
     def spill(self, folder: Path, owner: object) -> None:
         """Move outputs and losses to files, from which they are read on access.
@@ -177,7 +203,12 @@ class EpochSteps(Sequence[ExecutionContext]):
     def output(self, which: int, place: int) -> Any:
         """Return one output of one batch."""
         if not self._whole:
-            return self._outs[place][which]
+            group, within = divmod(place, _GROUP)
+            if group >= len(self._groups):
+                return self._outs[place - _GROUP * len(self._groups)][which]
+            joined, sizes = self._groups[group][which]
+            start = sum(sizes[:within])
+            return joined[start : start + sizes[within]]
         whole, bounds = self._whole[which]
         start, stop = bounds[place : place + 2].tolist()
         if self._files is None:
@@ -230,6 +261,10 @@ class EpochSteps(Sequence[ExecutionContext]):
         step.layout, step.rows, step.outs = self.layout, self.rows, _Outputs(self, place)
         step.values = values[place] if self._values else values[place].tolist()
         return step
+
+
+_GROUP = 32
+"""Batches whose outputs are concatenated at once."""
 
 
 class _Outputs(Sequence[Any]):

@@ -67,6 +67,25 @@ def test_training_does_not_depend_on_chunks(monkeypatch):
     assert_equal_weights(*found, atol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [1, 7, 30, 31])
+@pytest.mark.parametrize("kind", ["f4", "f8", "i8", "u1", "?"])
+def test_columns_stacked_in_blocks_equal_those_stacked_at_once(rows, kind, monkeypatch):
+    values = np.random.default_rng(0).integers(0, 200, size=(31, 3)).astype(kind)
+    found = []
+    for size in (2**16, rows):
+        monkeypatch.setattr(inputs, "BLOCK_ROWS", size)
+        columns = {name: values[:, i] for i, name in enumerate("abc")}
+        fs = mm.FeatureSet.from_dict("rows", columns, list("abc"), register=False)
+        names = tuple(f"features.{name}.raw" for name in "abc")
+        for dtype in (torch.float32, torch.float64, None):
+            slot = InputSlot("default", None, names, dtype, adapter=adapter)
+            found.append(inputs.column_tensor(fs.collection, slot))
+    for whole, parts in zip(found[:3], found[3:], strict=True):
+        assert whole.dtype == parts.dtype
+        assert torch.equal(whole, parts)
+        assert np.array_equal(parts.numpy(), values.astype(parts.numpy().dtype))
+
+
 def test_columns_are_stacked_once(monkeypatch):
     x, y = arrays(n=30)
     graph = graph_of(featureset(x, y), mlp())
