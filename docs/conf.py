@@ -71,6 +71,7 @@ html_theme_options = {
     "footer_end": [],
     "header_links_before_dropdown": 8,
     "navbar_end": ["version-switcher", "theme-switcher"],
+    "navbar_persistent": ["search-button"],
     "navigation_depth": 2,
     "navigation_with_keys": False,
     "secondary_sidebar_items": ["page-toc"],
