@@ -112,6 +112,11 @@ class Registry(Mapping[str, T], Generic[T]):
         found: T = self._entries[key]
         return found
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the object of a name, or a default."""
+        key = self.find(name)
+        return default if key is None else self[key]
+
     def __contains__(self, name: object) -> bool:
         return self.find(name) is not None
 

@@ -261,11 +261,11 @@ def _likeness(
         share = share - np.maximum(np.maximum(*beside), 0)
         sigmas = np.where(share > 0.1, sigmas, 0)
     best = int(np.argmax(sigmas))
-    p = z_to_p(sigmas[best]) * len(sigmas) * tests
     several = (share >= ALIKE).sum() >= min(3, len(share)) if is_feature else True
-    if p > ALPHA or share[best] < ALIKE or not several:
+    if share[best] < ALIKE or not several:
         return None
-    return float(share[best]), p
+    p = z_to_p(sigmas[best]) * len(sigmas) * tests
+    return None if p > ALPHA else (float(share[best]), p)
 
 
 def _as_scalar(c: Column) -> Column:

@@ -211,7 +211,7 @@ def _alike(t: Table, clock: _Clock) -> str:
     after = z[np.roll(order, -1)]
     share, sigmas = within(z[order], (after, after**2), np.random.default_rng(0))
     best = int(np.argmax(sigmas))
-    if z_to_p(sigmas[best]) * len(sigmas) > ALPHA or share[best] < ALIKE:
+    if share[best] < ALIKE or z_to_p(sigmas[best]) * len(sigmas) > ALPHA:
         return ""
     return (
         f"rows next to each other in time have {share[best]:.0%} of a column's variance in common"

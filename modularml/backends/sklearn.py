@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import numpy as np
-import sklearn
 
+from modularml._optional import require
 from modularml._typing import Array, IntArray, Shape
 from modularml.backends import sklearn_losses
 from modularml.backends.base import Backend, BackendAdapter, Compute, Step
@@ -91,7 +91,7 @@ class SklearnAdapter(BackendAdapter):
         return any(k.split("__")[-1].startswith("copy") and v is False for k, v in params.items())
 
     def checked_rows(self) -> AbstractContextManager[Any]:
-        context: AbstractContextManager[Any] = sklearn.config_context(assume_finite=True)
+        context: AbstractContextManager[Any] = require("sklearn").config_context(assume_finite=True)
         return context
 
     # -- training -----------------------------------------------------------------------------

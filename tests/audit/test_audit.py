@@ -5,6 +5,8 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.special
+import scipy.stats
 from sklearn.datasets import (
     load_breast_cancer,
     load_diabetes,
@@ -14,7 +16,7 @@ from sklearn.datasets import (
     load_wine,
 )
 
-from modularml.audit.likeness import row_codes
+from modularml.audit.likeness import ALPHA, at_least, row_codes, scores, z_to_p
 from modularml.audit.sequences import like_rows
 from modularml.audit.target import affine_residuals, standardised
 from modularml.data import FeatureSet
@@ -465,3 +467,37 @@ def test_copies_keep_what_is_allowed():
     fs = FeatureSet.from_dict("rows", {"x": [1.0, 2.0], "y": [0, 0]}, "x", "y", register=False)
     fs.audit(allow=["constant:y"])
     assert fs.copy().audit_allowed == ("constant:y",)
+
+
+def test_normal_scores_equal_those_of_scipy():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(300, 4)).round(1)
+    values[rng.random(300) < 0.2, 1] = np.nan
+    values[:, 2] = np.nan
+    expected = []
+    for column in values.T:
+        known = np.isfinite(column)
+        share = (scipy.stats.rankdata(column[known]) - 0.5) / max(1, known.sum())
+        score = np.zeros(300)
+        score[known] = scipy.special.ndtri(share)
+        expected.append(score / (score.std() or 1.0))
+    found = scores(values)
+    np.testing.assert_allclose(found, np.transpose(expected), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("expected", [0.0, 1e-8, 0.3, 4.5, 100.0, 3e4])
+@pytest.mark.parametrize("share", [0, 0.5, 1, 1.001, 1.5, 4, 50])
+def test_the_chance_of_a_count_is_that_of_scipy(expected, share):
+    count = int(np.ceil(share * expected)) + (share > 1)
+    theirs = scipy.stats.poisson.sf(count - 1, expected)
+    if count <= expected:
+        assert theirs > 1 / 3
+        assert at_least(count, expected) == 1
+    else:
+        np.testing.assert_allclose(at_least(count, expected), theirs, rtol=1e-9, atol=1e-300)
+
+
+def test_few_deviations_cannot_count():
+    assert scipy.stats.t.sf(3, 23) > 10 * ALPHA
+    assert z_to_p(2.9) == 1
+    np.testing.assert_allclose(z_to_p(4.0), scipy.stats.t.sf(4, 23))
