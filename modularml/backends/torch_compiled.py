@@ -67,7 +67,7 @@ class CompiledGradients:
         self._functions: dict[Any, _Function | None] = {}
         self._attributes: Any = None
         self._due = False
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
         self._n = 0
 
     def begin(self, n_rows: int, readers: Sequence[str]) -> None:
@@ -85,7 +85,7 @@ class CompiledGradients:
     def __call__(self, inputs: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any]]:
         """Return the total loss, each loss and each output of a batch."""
         if self._why:
-            self._say(self._why)
+            self._log_once(self._why)
         if len(inputs[0]) != self._rows:
             return self._compute(inputs)
         key = tuple([t.shape for t in inputs])
@@ -95,9 +95,9 @@ class CompiledGradients:
         function = self._functions[key]
         return self._compute(inputs) if function is None else function(inputs)
 
-    def _say(self, reason: str) -> None:
-        if reason not in self._said:
-            self._said.add(reason)
+    def _log_once(self, reason: str) -> None:
+        if reason not in self._logged:
+            self._logged.add(reason)
             logger.warning("note: compile=True, but the plain step runs: %s", reason)
 
     def _check_attributes(self) -> None:
@@ -128,7 +128,7 @@ class CompiledGradients:
             function = self._traced(inputs)
             self._check(function, inputs)
         except NotStackableError as error:
-            self._say(str(error))
+            self._log_once(str(error))
             return None
         self._n += 1
         seconds = time.perf_counter() - begun
@@ -154,7 +154,7 @@ class CompiledGradients:
                 raise NotStackableError("gradients are sparse")
             used.extend(p for p, _ in pairs)
             n_losses.append(len(losses))
-            return *losses, *(_laid_out_as(p, g) for p, g in pairs), *outputs
+            return *losses, *(g for _, g in pairs), *outputs
 
         # other rows than those that the function is held against
         other = [t[torch.arange(len(t)) // 2] for t in inputs]
@@ -174,7 +174,7 @@ class CompiledGradients:
             wanted = [t.detach().clone() for t in (*losses, *outputs, *buffers)]
             grads = [p.grad.detach() for p in function.params]
         with self._nothing_kept():
-            function.find_shared(inputs)
+            function.find_copied(inputs)
         with self._nothing_kept():
             own_total, own_losses, own_outputs = function(inputs)
             own = [t.clone() for t in (*own_losses, *own_outputs, *buffers)]
@@ -206,19 +206,23 @@ class _Function:
         self, run: Callable[..., Any], tensors: Sequence[Any], params: Sequence[Any], n_losses: int
     ) -> None:
         self._run, self._tensors, self.params, self._n = run, tensors, params, n_losses
-        self._shared: list[int] = []
+        self._copied: dict[int, Any] = {}
 
-    def find_shared(self, inputs: Sequence[Any]) -> None:
+    def find_copied(self, inputs: Sequence[Any]) -> None:
         """Find gradients and outputs that share memory, to be copied from now on.
 
-        A gradient may be one of another weight, or a constant: steps change it in place.
+        A gradient may be that of another weight, or a constant: steps change it in place. One that
+        is not laid out in memory as its weight is copied too, as kernels of optimizers need that.
         """
         tensors = (*self._tensors, *inputs)
         known = {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
+        likes = dict(enumerate(self.params, self._n))
         for i, value in enumerate(self._values(inputs)):
+            like = likes.get(i)
             place = value.untyped_storage().data_ptr()
-            if place in known and value.numel():
-                self._shared.append(i)
+            shared = place in known and value.numel()
+            if shared or (like is not None and like.stride() != value.stride()):
+                self._copied[i] = like
             known.add(place)
 
     def _values(self, inputs: Sequence[Any]) -> Sequence[Any]:
@@ -232,10 +236,11 @@ class _Function:
 
     def __call__(self, inputs: Sequence[Any]) -> tuple[Any, Sequence[Any], Sequence[Any]]:
         values = self._values(inputs)
-        if self._shared:
+        if self._copied:
             values = list(values)
-            for i in self._shared:
-                values[i] = values[i].clone()
+            for i, like in self._copied.items():
+                value = values[i]
+                values[i] = torch.empty_like(value if like is None else like).copy_(value)
         n, m = self._n, self._n + len(self.params)
         return _Total(self.params, values[n:m]), values[:n], values[m:]
 
@@ -269,13 +274,6 @@ def _unsupported(params: Sequence[Any], options: StepOptions) -> str | None:
     if options.parallel:
         return "data_parallel=True is not supported with it"
     return None
-
-
-def _laid_out_as(param: Any, grad: Any) -> Any:
-    """Return a gradient in the memory layout of its parameter, as autograd does."""
-    if grad.stride() == param.stride():
-        return grad
-    return torch.empty_like(param).copy_(grad)
 
 
 def _inductor(module: Any, arguments: Sequence[Any]) -> Callable[..., Any]:

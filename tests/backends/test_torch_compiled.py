@@ -141,6 +141,18 @@ def layers(*more):
     return nn.Sequential(nn.Linear(6, 8), *more, nn.Linear(8, 1))
 
 
+class Image(nn.Module):
+    """A convolution whose weights are not laid out in the order of their axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 4, (1, 2)), nn.Linear(8, 1)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x):
+        return self.head(self.conv(x.reshape(-1, 2, 1, 3)).flatten(1))
+
+
 MODELS = {
     "mlp": mlp,
     "dropout": lambda: layers(nn.Dropout(0.3), nn.ReLU(), nn.Dropout(0.1)),
@@ -148,6 +160,7 @@ MODELS = {
     "spectral": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(6, 1)),
     "embedding": Embedded,
     "tied": Tied,
+    "channels last": Image,
     "double": lambda: mlp().double(),
 }
 
