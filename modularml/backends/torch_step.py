@@ -32,6 +32,15 @@ def clip(params: Sequence[Any], norm: float | None, value: float | None) -> Any:
     return torch.nn.utils.clip_grad_norm_(params, math.inf if norm is None else norm)
 
 
+def _norm(params: Sequence[Any]) -> Any:
+    """Return the norm of gradients as `clip` does without limits, with fewer calls."""
+    grads = [p.grad for p in params if p.grad is not None]
+    kinds = {(g.dtype, g.device, g.is_sparse) for g in grads}
+    if len(kinds) != 1 or grads[0].is_sparse:
+        return clip(params, None, None)
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+
+
 def _dense(param: Any) -> Any:
     """Return a placeholder whose gradient shares the values of a sparse gradient."""
     param.grad = param.grad.coalesce()
@@ -161,7 +170,7 @@ class ExtendedStep:
                 _record(self.squares, params)
             if limits is None:
                 continue
-            norm = float(clip(params, *limits))
+            norm = float(clip(params, *limits) if any(limits) else _norm(params))
             if self.scaler is None and not math.isfinite(norm):  # a scaler skips the step itself
                 if self.options.on_nonfinite != "skip":
                     raise NotFiniteError(0, norm, "gradient")
