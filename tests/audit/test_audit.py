@@ -17,6 +17,7 @@ from sklearn.datasets import (
 )
 
 from modularml.audit.likeness import ALPHA, at_least, row_codes, scores, z_to_p
+from modularml.audit.preparation import normal_share
 from modularml.audit.sequences import like_rows
 from modularml.audit.target import affine_residuals, standardised
 from modularml.data import FeatureSet
@@ -501,3 +502,8 @@ def test_few_deviations_cannot_count():
     assert scipy.stats.t.sf(3, 23) > 10 * ALPHA
     assert z_to_p(2.9) == 1
     np.testing.assert_allclose(z_to_p(4.0), scipy.stats.t.sf(4, 23))
+
+
+def test_the_share_of_a_normal_distribution_is_that_of_scipy():
+    values = np.concatenate([np.linspace(-9, 9, 2001), [-1e300, 1e300, -np.inf, np.inf]])
+    np.testing.assert_allclose(normal_share(values), scipy.special.ndtr(values), rtol=0, atol=1e-7)
