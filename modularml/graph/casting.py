@@ -13,7 +13,7 @@ from modularml.backends.input_shapes import InputShape
 from modularml.data.schema import ColumnSpec
 from modularml.errors import DataError
 
-__all__ = ["check_cast", "column_dtypes", "value_dtypes"]
+__all__ = ["check_cast", "column_dtypes", "may_change", "value_dtypes"]
 
 
 def column_dtypes(
@@ -68,6 +68,16 @@ _LARGEST = {2**24: float(np.finfo("f4").max), 2**11: float(np.finfo("f2").max)}
 """Largest number of float32 and float16, by the integers up to which they are exact."""
 
 
+def may_change(adapter: BackendAdapter, dtype: Any, values: np.dtype[Any]) -> bool:
+    """Return whether `check_cast` may refuse values of a numpy dtype."""
+    if dtype is None or values.kind not in "iuf":
+        return False
+    limit = adapter.exact_integers(dtype)
+    if values.kind != "f":
+        return limit is not None
+    return limit is None or np.finfo(values).max > _LARGEST.get(limit, np.inf)
+
+
 def check_cast(adapter: BackendAdapter, dtype: Any, values: Array, name: str) -> None:
     """Refuse integers too large for a float dtype, and fractions cast to integers.
 
@@ -78,7 +88,7 @@ def check_cast(adapter: BackendAdapter, dtype: Any, values: Array, name: str) ->
     DataError
         If a value would change; the message names the column and the remedy.
     """
-    if dtype is None or not values.size:
+    if not values.size or not may_change(adapter, dtype, values.dtype):
         return
     limit = adapter.exact_integers(dtype)
     if values.dtype.kind in "iu" and limit is not None:
@@ -90,9 +100,7 @@ def check_cast(adapter: BackendAdapter, dtype: Any, values: Array, name: str) ->
                 "(features=[...] of a reference) with an Embedding; if it is a quantity, scale "
                 "it (fit_transform), or store it as floats"
             )
-    elif values.dtype.kind == "f" and limit in _LARGEST:
-        if np.finfo(values.dtype).max <= _LARGEST[limit]:
-            return
+    elif limit is not None:
         beyond = (abs(values) > _LARGEST[limit]) & np.isfinite(values)
         if beyond.any():
             raise DataError(
@@ -100,7 +108,7 @@ def check_cast(adapter: BackendAdapter, dtype: Any, values: Array, name: str) ->
                 f"{getattr(dtype, 'name', dtype)}, as the model reads it; scale the column "
                 "(fit_transform), or give the model weights of float64"
             )
-    elif values.dtype.kind == "f" and limit is None:
+    else:
         fractional = values != np.trunc(values)  # NaN too
         if fractional.any():
             raise DataError(

@@ -19,7 +19,7 @@ from modularml.data.row_files import MappedRows, write_rows
 from modularml.data.rows import as_slice
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, GraphError
-from modularml.graph.casting import check_cast
+from modularml.graph.casting import check_cast, may_change
 from modularml.graph.plan import InputSlot, StepPlan
 from modularml.graph.program import converted
 from modularml.graph.sample_weights import mean_one
@@ -336,9 +336,12 @@ def stacked(
     DataError
         If the dtype of the slot cannot represent their values.
     """
-    for name in slot.columns if slot.columns[0].startswith("features.") else ():
-        column = collection.gather((name,), rows)[:, 0]
-        check_cast(slot.adapter, slot.dtype, column, name)
+    adapter, dtype, schema = slot.adapter, slot.dtype, collection.schema
+    names = slot.columns if slot.columns[0].startswith("features.") else ()
+    checked = [name for name in names if may_change(adapter, dtype, schema[name].dtype)]
+    in_order = np.sort(rows) if checked and isinstance(rows, np.ndarray) else rows
+    for name in checked:
+        check_cast(adapter, dtype, collection.gather((name,), in_order)[:, 0], name)
     values = collection.gather(slot.columns, rows)
     if slot.padding != "kept" and (mask := held(collection, slot.columns, rows)) is not None:
         blank = np.where(mask, values, np.zeros((), values.dtype))

@@ -61,11 +61,12 @@ class SimpleSampler(BaseSampler):
             batches = self.batches(view, {DEFAULT: _order(n)})
             return EpochBatches(batches.rows, batches.bounds, in_order=True)
         rng = self.rng(epoch)
-        rows = np.arange(n)
         if draws:
             rows = rng.choice(n, n, p=self._probabilities(view))
         elif self.shuffle:
             rows = self.shuffled(view, rng)
+        else:
+            rows = np.arange(n)
         return self.batches(view, {DEFAULT: rows}, rng)
 
     def _probabilities(self, view: FeatureSetView) -> Array:

@@ -124,7 +124,7 @@ def test_stopped_and_resumed_is_never_stopped(path, tmp_path):
                 fs = read(path, in_memory=in_memory)
                 net = nn.Sequential(nn.Flatten(), worlds.mlp(3))
                 graph = worlds.graph_of(fs.reference(features=NAMES, tags=[]), net)
-                sampler = mm.SimpleSampler(batch_size=32, shuffle=True, shuffle_window=64, seed=5)
+                sampler = mm.SimpleSampler(batch_size=80, shuffle=True, shuffle_window=64, seed=5)
                 ends = Ends()
                 phase = mm.TrainPhase(
                     "t",
@@ -138,7 +138,7 @@ def test_stopped_and_resumed_is_never_stopped(path, tmp_path):
                 run.execution_plan.add_phase(phase)
                 run.set_checkpoint_dir(folder)
                 if stop and not resume:
-                    ends.at, ends.act = 24, fail  # in the second epoch of 18 batches each
+                    ends.at, ends.act = 10, fail  # in the second epoch of 7 batches each
                     with pytest.raises(ValueError, match="mine"):
                         run.run(**QUIET)
                 else:
