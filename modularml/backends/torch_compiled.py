@@ -156,9 +156,13 @@ class CompiledGradients:
             n_losses.append(len(losses))
             return *losses, *(g for _, g in pairs), *outputs
 
-        # other rows than those that the function is held against
+        # other rows and weights than those that the function is held against: what a model
+        # computes from them outside of torch would be a constant of the trace
         other = [t[torch.arange(len(t)) // 2] for t in inputs]
         with self._nothing_kept():
+            for tensor in (*self._whole.parameters(), *self._whole.buffers()):
+                if tensor.is_floating_point():
+                    tensor.data.mul_(1.02)
             graph = traced(step, other, _MAX_OPERATIONS, "compile")
         module, tensors = lifted(graph)
         run = _inductor(module, [*tensors, *inputs])

@@ -344,6 +344,18 @@ class Counts(Steers):
         return self.layer(x) * (1 + self.n)
 
 
+class OutsideTorch(Steers):
+    """Computes from rows or weights with numpy, which no trace sees."""
+
+    def __init__(self, of):
+        super().__init__()
+        self.of = of
+
+    def forward(self, x):
+        values = x if self.of == "rows" else self.layer.weight
+        return self.layer(x) * float(np.abs(values.detach().numpy()).mean())
+
+
 def hooked(on):
     module = mlp()
     if on == "weight":
@@ -355,6 +367,8 @@ def hooked(on):
 
 REFUSED = {
     "a number": (Steers, {}, "reads a number from a tensor"),
+    "rows in numpy": (lambda: OutsideTorch("rows"), {}, "other losses"),
+    "weights in numpy": (lambda: OutsideTorch("weights"), {}, "other losses"),
     "a count": (Counts, {}, "changes its own attributes"),
     "a hook": (lambda: hooked("layer"), {}, "has hooks"),
     "a hook of a weight": (lambda: hooked("weight"), {}, "has hooks"),
