@@ -138,7 +138,7 @@ GROUPS = {
         "write_report write_model_card sklearn.* tracking.*",
     ),
     "loops": (
-        "Loops of your own",
+        "Your own loops",
         "Streams of events, a loop that resumes, and a runner that calls listeners.",
         "streams.pipe streams.epoch_stream loop.Stream loop.* runner.Runner runner.* streams.*",
     ),
