@@ -19,6 +19,7 @@ from benchmarks.imports import imports
 from benchmarks.jobs import jobs
 from benchmarks.loop_ratios import loop_ratios
 from benchmarks.own_loops import own_loops
+from benchmarks.records import records
 from benchmarks.report import save, show, verdict
 from benchmarks.rows import rows
 from benchmarks.runtime import runtime
@@ -235,6 +236,8 @@ def main() -> int:
         show_limits("Sweeps (bookkeeping of a trial)", found["sweeps"])
         found["runtime"] = runtime(quick=options.quick)
         show_limits("The experiment runtime", found["runtime"])
+        found["records"] = records(quick=options.quick)
+        show_limits("Records of runs, and what holds them", found["records"])
         found["files"] = files(quick=options.quick)
         show_limits("Files against Arrow and safetensors by hand (wall time)", found["files"])
         if not options.quick or options.opponents is not None:
@@ -255,6 +258,7 @@ def main() -> int:
         "folds",
         "stacked",
         "sweeps",
+        "records",
         "files",
     )
     binding = ("equality",) if options.quick else parts

@@ -22,6 +22,7 @@ from modularml.results.step_log import StepLog
 from modularml.results.stored_steps import (
     Layouts,
     PackedLayout,
+    narrow,
     packed_layout,
     packed_steps,
     unpacked_steps,
@@ -134,7 +135,7 @@ def packed_metrics(
     for name, values in store._epochs.items():
         if rows := values[first["epochs"].get(name, 0) :]:
             epochs[name] = {
-                "epoch": np.array([e for e, _ in rows]),
+                "epoch": narrow(np.array([e for e, _ in rows])),
                 "value": np.array([v for _, v in rows]),
             }
     batches = {}
@@ -144,8 +145,8 @@ def packed_metrics(
             blocks = list(store.blocks(name))[first["batches"].get(name, 0) :]
         if blocks:
             batches[name] = {
-                "epoch": np.array([e for e, _ in blocks]),
-                "size": np.array([len(block) for _, block in blocks]),
+                "epoch": narrow(np.array([e for e, _ in blocks])),
+                "size": narrow(np.array([len(block) for _, block in blocks])),
                 "rows": np.concatenate([block for _, block in blocks]),
             }
     return {"epochs": epochs, "batches": batches}

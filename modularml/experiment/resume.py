@@ -81,8 +81,9 @@ def _without_modules(text: str) -> str:
 def _with_former_modules(text: str) -> str:
     """Return JSON with the modules that hold classes of this package in older versions."""
     for module, names in _MOVED.items():
+        package = re.escape(module.rpartition(".")[0])
         for name in names:
-            text = re.sub(rf'"modularml(\.\w+)+:{name}"', f'"{module}:{name}"', text)
+            text = re.sub(rf'"{package}\.\w+:{name}"', f'"{module}:{name}"', text)
     for former, module in FORMER_MODULES.items():
         text = text.replace(f"{module}:", f"{former}:")
     return text
@@ -95,6 +96,18 @@ _MOVED = {
     "modularml.graph.elementwise": ("SumNode", "MeanNode"),
     "modularml.graph.flatten": ("FlattenNode",),
     "modularml.strategies.sweeps.pruning": ("TrialPruning",),
+    **{
+        f"modularml.models.{framework}.{module}": names
+        for framework in ("torch", "tensorflow")
+        for module, names in {
+            "cnn": ("SequentialCNN",),
+            "heads": ("GaussianHead", "GaussianNetwork"),
+            "mlp": ("SequentialMLP",),
+            "rnn": ("SequentialRNN",),
+            "tcn": ("SequentialTCN",),
+            "transformer": ("SequentialTransformer",),
+        }.items()
+    },
 }
 """Classes whose modules have changed since hashes leave modules out, by former module."""
 

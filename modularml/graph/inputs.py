@@ -26,7 +26,7 @@ from modularml.graph.sample_weights import mean_one
 
 __all__ = ["column_tensor", "fill", "frozen_outputs", "not_finite", "pieces", "stacked"]
 
-CHUNK_BYTES = 8 * 2**20
+CHUNK_BYTES = 4 * 2**20
 BLOCK_ROWS = 2**16
 """Rows of columns that are stacked at once."""
 LEAST_ROW = 64
@@ -85,7 +85,7 @@ def pieces(
 ) -> Iterator[Any]:
     """Yield batches of a column.
 
-    Rows are gathered in chunks, by default of tens of megabytes; each batch is a slice of a chunk.
+    Rows are gathered in chunks, by default of megabytes; each batch is a slice of a chunk.
 
     Parameters
     ----------

@@ -304,7 +304,7 @@ def _joined(parts: Sequence[Array]) -> dict[str, Array]:
 def _chained(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     sizes = np.concatenate([np.diff(part["bounds"]) for part in parts])
     values = np.concatenate([part["values"] for part in parts])
-    return {"values": values, "bounds": np.cumsum([0, *sizes], dtype=np.int64)}
+    return {"values": values, "bounds": narrow(np.cumsum([0, *sizes], dtype=np.int64))}
 
 
 def _part(joined: Mapping[str, Array], i: int) -> Array:
