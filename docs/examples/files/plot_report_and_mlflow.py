@@ -23,7 +23,7 @@ from modularml.plotting import loss_curves
 from modularml.tracking import MLflowTracker
 
 folder = Path(tempfile.mkdtemp())
-tracker = MLflowTracker(folder)
+tracker = MLflowTracker(folder, timeout=120)  # a new database may take its time
 experiment = mml.Experiment("diabetes", seed=0, callbacks=[tracker])
 frame = load_diabetes(as_frame=True).frame
 fs = mml.FeatureSet.from_pandas("patients", frame, list(frame)[:-1], "target")
