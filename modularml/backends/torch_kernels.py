@@ -8,6 +8,7 @@ kernel on the same tensors of the optimizer's state, so ``state_dict`` stays val
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from modularml._optional import require
@@ -34,10 +35,22 @@ def direct_step(optimizer: Any) -> Callable[[], Any]:
         The optimizer's own ``step`` if its kernel is not supported here.
     """
     kernel = _KERNELS.get(type(optimizer))
-    if kernel is None or not _is_plain(optimizer):
-        step: Callable[[], Any] = optimizer.step
+    if kernel is not None and _is_plain(optimizer):
+        return _Direct(optimizer, kernel)
+    step: Callable[[], Any] = optimizer.step
+    is_torchs = type(optimizer).__module__.startswith("torch.optim.")
+    if not is_torchs or not getattr(step, "_wrapped_by_lr_sched", "step" not in vars(optimizer)):
         return step
-    return _Direct(optimizer, kernel)
+    return partial(_torchs_step, optimizer, step)
+
+
+def _torchs_step(optimizer: Any, step: Callable[[], Any]) -> None:
+    """Step an optimizer of torch, without the import of the compiler where nothing needs it."""
+    differentiable = any(group.get("differentiable") for group in optimizer.param_groups)
+    if differentiable or _is_hooked(optimizer):
+        step()
+    else:
+        first_step(optimizer)
 
 
 def kernel_of_all(optimizers: Sequence[Any]) -> Callable[[Any, list[Any]], None] | None:

@@ -33,9 +33,12 @@ def trained(cls, step_of, make, hooked=False):
     return net.weight.detach(), optimizer.state_dict()
 
 def plain(cls, params, options):
-    return cls(params, **options, fused=cls is not torch.optim.SGD)
+    fused = {"fused": True} if cls in (torch.optim.Adam, torch.optim.AdamW) else {}
+    return cls(params, **options, **fused)
 
-classes = torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD
+optim = torch.optim
+classes = (optim.Adam, optim.AdamW, optim.SGD, optim.RMSprop, optim.Adagrad, optim.NAdam)
+classes += (optim.RAdam, optim.Adamax, optim.Adadelta, optim.Rprop, optim.ASGD)
 ours = [trained(cls, direct_step, adapter.make_optimizer) for cls in classes]
 assert "torch._dynamo" not in sys.modules
 ours.append(trained(torch.optim.Adam, direct_step, adapter.make_optimizer, hooked=True))
