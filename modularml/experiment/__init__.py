@@ -4,7 +4,7 @@ from modularml.backends.accelerator import Accelerator
 from modularml.engine.batch_schedule import BatchSchedulingPolicy
 from modularml.engine.binding import InputBinding
 from modularml.engine.checkpointing import Checkpointing
-from modularml.experiment.experiment import Experiment
+from modularml.experiment.experiment import Experiment, SeedWarning
 from modularml.experiment.run import ExperimentRun
 from modularml.phases.fit import FitPhase
 from modularml.phases.group import PhaseGroup
@@ -31,6 +31,7 @@ __all__ = [
     "PhaseResults",
     "ResultRecording",
     "ResultsConfig",
+    "SeedWarning",
     "TrainPhase",
     "TrainResults",
 ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modularml._arguments import Checked, at_least
+from modularml._warning import warn
 from modularml.config import config_registry, decode, encode
 from modularml.context import ExperimentContext, RegistrationPolicy
 from modularml.engine.callback import ExperimentCallback
@@ -24,7 +25,8 @@ from modularml.experiment.run_audit import Mode, RunAudit
 from modularml.experiment.saving import ExperimentFiles
 from modularml.experiment.trained import TrainedGraph
 from modularml.graph.model_graph import ModelGraph
-from modularml.io.randomness import seed_all
+from modularml.graph.model_node import ModelNode
+from modularml.io.randomness import is_seeded, seed_all
 from modularml.loops.events import Event
 from modularml.phases.group import PhaseGroup
 from modularml.phases.phase import ExperimentPhase, all_of
@@ -32,7 +34,11 @@ from modularml.phases.train_eval import TrainPhase
 from modularml.results.group_results import PhaseGroupResults
 from modularml.results.storage import ResultsConfig, ResultsStorage
 
-__all__ = ["Experiment"]
+__all__ = ["Experiment", "SeedWarning"]
+
+
+class SeedWarning(UserWarning):
+    """A seed was set after the weights of a model were drawn."""
 
 
 class Experiment(Checked, ExperimentFiles, TrainedGraph):
@@ -117,6 +123,7 @@ class Experiment(Checked, ExperimentFiles, TrainedGraph):
         if fresh:  # last, so that a failure leaves the active context unchanged
             ctx.make_active()
         if seed is not None:
+            _warn_of_drawn_weights(ctx, seed)
             seed_all(seed, "models")
 
     @classmethod
@@ -492,6 +499,24 @@ class Experiment(Checked, ExperimentFiles, TrainedGraph):
     def _check(item: Any, cls: type) -> None:
         if not isinstance(item, cls):
             raise TypeError(f"expected a {cls.__name__}, got a {type(item).__name__}")
+
+
+def _warn_of_drawn_weights(ctx: ExperimentContext, seed: int) -> None:
+    """Warn of weights that a seed does not determine, as they are older than it."""
+    nodes = (n for n in ctx.available_computenodes.values() if isinstance(n, ModelNode))
+    drawn = [
+        node.label
+        for node in nodes
+        if node.has_weights and not node.learned_from and not is_seeded(node.backend.value)
+    ]
+    if drawn:
+        warn(
+            f"the weights of {', '.join(map(repr, drawn))} were drawn before seed={seed} was set, "
+            "which does not determine them: another process gets others. Create the experiment "
+            "before models that have weights at construction and before graph.build(), or seed "
+            "their framework first (torch.manual_seed, keras.utils.set_random_seed)",
+            SeedWarning,
+        )
 
 
 config_registry.register("Experiment", Experiment, overwrite=True)

@@ -24,6 +24,7 @@ __all__ = [
     "exclusive_randomness",
     "generator_from",
     "generator_state",
+    "is_seeded",
     "one_owner",
     "process_randomness",
     "random_states",
@@ -80,7 +81,23 @@ def seed_all(seed: int, *names: object) -> None:
         random.seed(derived_seed(seed, *names, "python"))
         np.random.seed(derived_seed(seed, *names, "numpy") % 2**32)  # noqa: NPY002
         if (torch := loaded("torch")) is not None:
-            torch.manual_seed(derived_seed(seed, *names, "torch"))
+            _torch_seeds.add(torch.manual_seed(derived_seed(seed, *names, "torch")).initial_seed())
+
+
+_torch_seeds: set[int] = set()
+"""Seeds that `seed_all` has set."""
+
+
+def is_seeded(framework: str) -> bool:
+    """Return whether somebody has seeded a framework's generator, which draws weights.
+
+    torch seeds itself with a random number of more than 32 bits when it starts.
+    """
+    if framework == "torch":
+        seed = loaded("torch").initial_seed()  # type: ignore[union-attr]
+        return bool(seed < 2**32 or seed in _torch_seeds)
+    state = _tensorflow_state()
+    return state is None or state["keras_seed"] is not None
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 import os
 import random
+import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ import modularml as mm
 from modularml.callbacks import Callback
 from modularml.engine.run_state import phase_state, set_phase_state
 from modularml.errors import ConfigError
+from modularml.experiment import SeedWarning
+from modularml.models.torch import SequentialMLP
 from tests.training.test_optimizer import assert_same_state
 from tests.worlds import (
     QUIET,
@@ -236,3 +241,46 @@ def test_experiment_checkpoints_begin_anew_with_each_run():
     for _ in range(2):
         exp.run(**QUIET)
         assert kept.saved_keys == ["eval_phase_end"]
+
+
+class TestWeightsOlderThanTheSeed:
+    """A seed cannot determine weights that were drawn before it was set."""
+
+    @staticmethod
+    def graph(model: Any) -> mm.ModelGraph:
+        torch.seed()  # as in a process where nobody has set one
+        rows = {"x": np.arange(8.0), "y": np.arange(8.0)}
+        fs = mm.FeatureSet.from_dict("rows", rows, "x", "y")
+        return mm.ModelGraph([mm.ModelNode("net", model(), fs)], mm.Optimizer("adam"))
+
+    @pytest.fixture(autouse=True)
+    def generator(self) -> Iterator[None]:
+        state = torch.random.get_rng_state()
+        yield
+        torch.random.set_rng_state(state)
+
+    def test_weights_of_a_module_are_warned_of_once(self) -> None:
+        self.graph(lambda: torch.nn.Linear(1, 1))
+        with pytest.warns(SeedWarning, match="weights of 'net' were drawn before seed=0"):
+            mm.Experiment.from_active_context("first", seed=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            mm.Experiment.from_active_context("second", seed=0)
+
+    def test_weights_of_a_built_graph_are_warned_of(self) -> None:
+        self.graph(SequentialMLP).build()
+        with pytest.warns(SeedWarning):
+            mm.Experiment.from_active_context("late", seed=0)
+
+    @pytest.mark.parametrize("how", ["built later", "seeded by hand", "no seed"])
+    def test_the_rest_is_not(self, how: str) -> None:
+        def seeded() -> Any:
+            torch.manual_seed(5)
+            return torch.nn.Linear(1, 1)
+
+        self.graph(SequentialMLP if how == "built later" else seeded)
+        if how == "no seed":
+            torch.seed()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            mm.Experiment.from_active_context("e", seed=None if how == "no seed" else 0)
