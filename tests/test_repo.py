@@ -243,6 +243,57 @@ def test_tutorials_are_short() -> None:
         assert len(lines) <= limit, f"{path.name} has {len(lines)} lines of code"
 
 
+START = ROOT / "docs" / "start"
+PAGES = [*NOTEBOOKS, *sorted(START.glob("*.md")), *(ROOT / "docs/explanation").glob("from-*.md")]
+NEEDS = re.compile(r"^Needs the extras? .+: `pip install '\.\[([\w,]+)\]'`", re.MULTILINE)
+EXTRA_OF_PART = {"dask": "cluster", "tracking": "track", "plotting": "plot", "sweep": "sweep"}
+
+
+def top_and_code(path: Path) -> tuple[str, str, bool]:
+    """Return what a page says first, its code, and whether it shows figures of matplotlib."""
+    if path.suffix == ".md":
+        text = path.read_text("utf-8")
+        code = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        return text.partition("\n## ")[0], "\n".join(code), False
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    drawn = any("image/png" in o.get("data", {}) for c in cells for o in c.get("outputs", []))
+    top = "".join(cells[0]["source"]).partition("\n## ")[0]
+    return top, "\n".join(c for c in code if not c.startswith("%%")), drawn
+
+
+def needed_extras(code: str) -> set[str]:
+    """Derive extras from the imports of a script, and from what needs them without an import."""
+    known = {**EXTRAS, **EXTRA_OF_PART}
+    parts: set[str] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            named = [alias.name for alias in node.names]
+            modules = named if isinstance(node, ast.Import) else [node.module or ""]
+            for root, *inside in (module.split(".") for module in modules):
+                parts |= {*inside} if root == "modularml" else {root}
+        elif isinstance(node, ast.Attribute) and node.attr in {"Sweep", "report", "write_report"}:
+            parts.add("sweep" if node.attr == "Sweep" else "jinja2")
+    return {known[part] for part in parts if part in known}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
+def test_a_page_names_the_extras_that_it_needs(path: Path) -> None:
+    top, code, drawn = top_and_code(path)
+    named = NEEDS.search(top)
+    extras_named = set(named[1].split(",")) if named else set()
+    assert needed_extras(code) | ({"plot"} if drawn else set()) <= extras_named
+    assert extras_named <= set(EXTRAS.values())
+    if named:
+        assert re.findall(r"`(\w+)`", named[0]) == named[1].split(",")
+
+
+def test_extras_are_derived_from_imports() -> None:
+    code = "import polars as pl, dask.distributed\nfrom modularml.models.torch import SequentialMLP"
+    assert needed_extras(code) == {"polars", "cluster", "torch"}
+    assert needed_extras("import numpy\nimport modularml as mml\nmml.Sweep(build)") == {"sweep"}
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs_top_to_bottom(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
