@@ -2,9 +2,9 @@
 An experiment in GridSearchCV
 =============================
 
-``ExperimentRegressor`` is an estimator of scikit-learn that trains an experiment in ``fit``. A
-search reaches the arguments of ``build`` and, by path, any setting of the experiment. The data
-are the diabetes patients of scikit-learn.
+``ExperimentRegressor`` is a scikit-learn estimator that trains an experiment in ``fit``. A search
+can vary the arguments of ``build`` and, by its path, any setting of the experiment. The data are
+the diabetes patients of scikit-learn.
 
 **For your data:** return any experiment from ``build``; without ``build``, a ``TabularMLP`` is
 trained. Guide: :doc:`/howto/30_scikit_learn`.

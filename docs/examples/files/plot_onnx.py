@@ -3,11 +3,11 @@ Export to ONNX
 ==============
 
 The graph and its scalers become one function from raw columns to predictions in the target's
-units, which runs without Python. Before the file is stored, it is run and compared with
-``predict``. The data are the diabetes patients of scikit-learn.
+units, which runs without Python. Before the file is stored, its outputs are compared with those
+of ``predict``. The data are the diabetes patients of scikit-learn.
 
-**For your data:** what cannot be exported is refused by name; ``graph.save`` holds all of it.
-Guide: :doc:`/howto/25_sharing_a_predictor`.
+**For your data:** if a node or scaler cannot be exported, an error names it; ``graph.save`` can
+save all of them. Guide: :doc:`/howto/25_sharing_a_predictor`.
 """
 
 # sphinx_gallery_alt = "Predictions of the ONNX file over those of the graph: all on the diagonal."

@@ -2,9 +2,9 @@
 One file that predicts
 ======================
 
-``rows=False`` saves the graph, scalers and encoders, and no row. Whoever has the file predicts
-from raw columns, without the script: also in a shell, ``modularml predict``. The data are the
-diabetes patients of scikit-learn.
+``rows=False`` saves the graph, scalers and encoders, but no rows. With this file, anyone can
+predict from raw columns, without the script: in Python, or in a shell with ``modularml predict``.
+The data are the diabetes patients of scikit-learn.
 
 **For your data:** keep model classes of your own in a module that the reader can import. Guide:
 :doc:`/howto/25_sharing_a_predictor`.

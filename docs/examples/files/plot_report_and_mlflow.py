@@ -3,7 +3,7 @@ Log to MLflow, write a report
 =============================
 
 A tracker is a callback of the experiment: it logs settings, metrics and files of each run.
-``report`` writes one HTML page that works offline: rows, audit, graph, curves, scores, versions.
+``report`` writes an HTML page that works offline: rows, audit, graph, curves, scores, versions.
 The data are the diabetes patients of scikit-learn.
 
 **For your data:** give ``MLflowTracker`` the address of your server in place of a folder. Guides:

@@ -2,8 +2,8 @@
 A Keras model as a node
 =======================
 
-A Keras model is given to a node as it is; the graph's optimizer is then Keras's own, and
-everything else (losses, callbacks, scores) stays the same. The data are synthetic curves.
+You can pass a Keras model to a node. The graph then uses a Keras optimizer, and everything else
+(losses, callbacks, scores) stays the same. The data are synthetic curves.
 
 **For your data:** put your model in place of the ``Sequential``. A curve of 30 steps reaches it
 as ``(1, 30)``, one channel. Guide: :doc:`/howto/09_mixed_backends`.

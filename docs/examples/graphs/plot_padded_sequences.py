@@ -2,12 +2,12 @@
 Mask padded sequences
 =====================
 
-Charges differ in length. ``pad=0.0`` brings them to one length and adds a mask of real steps:
-scalers, losses and scores skip the padding by themselves, and ``mask_as`` passes the mask to the
+Battery charges differ in length. ``pad=0.0`` pads them to one length and adds a mask of real
+steps. Scalers, losses and scores then ignore the padding, and ``mask_as`` passes the mask to the
 model. The data are synthetic.
 
-**For your data:** ``group_by`` names what is one sequence, ``scalar_cols`` what has one value for
-all of it. Guide: :doc:`/howto/21_sequences_and_masks`.
+**For your data:** ``group_by`` names the column that identifies a sequence, ``scalar_cols`` the
+columns with one value per sequence. Guide: :doc:`/howto/21_sequences_and_masks`.
 """
 
 # sphinx_gallery_alt = "Predicted over true capacity of the test charges, along the diagonal."

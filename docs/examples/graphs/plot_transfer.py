@@ -2,9 +2,9 @@
 Freeze and transfer an encoder
 ==============================
 
-An encoder that has learned ten digits from many images helps to tell even from odd with twenty
-images. ``load_weights`` copies its weights, ``freeze`` keeps them. The data are the digits of
-scikit-learn; the two tasks share no image.
+An encoder that has learned ten digits from many images helps to tell even from odd digits with
+only twenty images. ``load_weights`` copies its weights, ``freeze`` keeps them. The data are the
+digits of scikit-learn; the two tasks share no image.
 
 **For your data:** load the first graph from a file,
 ``mml.ModelGraph.load(path).get_node("encoder")``. Guide: :doc:`/howto/08_transfer_learning`.

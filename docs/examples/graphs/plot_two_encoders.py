@@ -2,9 +2,8 @@
 Merge two encoders
 ==================
 
-A convolution reads the image, a small network reads the mean of each row; ``ConcatNode`` puts
-their outputs side by side, and one loss trains all four nodes. The data are the digits of
-scikit-learn.
+A CNN reads the image, a small network reads the mean of each row, and ``ConcatNode`` concatenates
+their outputs. One loss trains the encoders and the head. The data are the digits of scikit-learn.
 
 **For your data:** give each kind of input (images, curves, numbers) a node of its own. Guide:
 :doc:`/howto/07_nodes_and_graphs`.

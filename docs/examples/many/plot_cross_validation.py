@@ -5,8 +5,8 @@ Cross-validation, out of fold
 Each row is predicted by the fold that has not seen it, in the target's own units. Scalers are
 fitted again in each fold, and cells stay whole. The data are synthetic: 24 cells.
 
-**For your data:** name the column of groups; splits that are not in the binding, such as
-``test``, stay unseen. Guide: :doc:`/howto/13_cross_validation`.
+**For your data:** name the column of groups; the folds do not use splits that are not in the
+binding, such as ``test``. Guide: :doc:`/howto/13_cross_validation`.
 """
 
 # sphinx_gallery_alt = "Predicted over true voltage of all rows, each predicted by its own fold."

@@ -2,11 +2,11 @@
 Intervals with coverage
 =======================
 
-Folds hold out each row once. Their residuals give intervals that hold nine of ten true values,
-without rows set aside for it (CV+). The data are synthetic, with noise.
+Folds hold out each row once. Their residuals give intervals that contain nine of ten true values,
+without setting rows aside for calibration (CV+). The data are synthetic, with noise.
 
-**For your data:** ``group_by`` computes the bounds of each group from rows of its own, where the
-noise differs. Guide: :doc:`/howto/19_folds_seeds_and_ensembles`.
+**For your data:** if the noise differs between groups, ``group_by`` computes the bounds of each
+group from its own rows. Guide: :doc:`/howto/19_folds_seeds_and_ensembles`.
 """
 
 # sphinx_gallery_alt = "Test rows, the predicted curve, and a band that holds nine of ten."

@@ -2,9 +2,9 @@
 Better, or lucky? A paired test
 ===============================
 
-Two models on the same folds, compared fold by fold. The test takes into account that folds share
-training rows (Nadeau & Bengio 2003), which an ordinary t-test does not. The data are the diabetes
-patients of scikit-learn.
+Two models are compared fold by fold on the same folds. The test takes into account that folds
+share training rows (Nadeau & Bengio 2003), which an ordinary t-test does not. The data are the
+diabetes patients of scikit-learn.
 
 **For your data:** give both the same rows, ``n_folds`` and ``seed``; other folds are refused.
 Guide: :doc:`/howto/18_comparing_experiments`.

@@ -2,11 +2,11 @@
 How much is luck? Ten seeds
 ===========================
 
-Ten trainings that differ only in the initial weights and the order of batches. Their spread is
-what a single number hides; the mean of their predictions is usually better than most of them. The
-data are the diabetes patients of scikit-learn.
+Ten training runs differ only in the initial weights and the order of batches. A single score
+hides their spread. The mean of their predictions is usually better than most of them. The data
+are the diabetes patients of scikit-learn.
 
-**For your data:** a difference between models that is smaller than this spread is no difference.
+**For your data:** do not trust a difference between models that is smaller than this spread.
 Guide: :doc:`/howto/19_folds_seeds_and_ensembles`.
 """
 

@@ -2,11 +2,11 @@
 Sweep over settings
 ===================
 
-Optuna proposes settings by their paths in the experiment, each trial trains it with them, and the
-best trained experiment is returned. The data are synthetic.
+You name settings by their paths in the experiment. Optuna proposes values, each trial trains the
+experiment with them, and you get the best trained experiment. The data are synthetic.
 
-**For your data:** ``storage="sweep.db"`` lets a sweep be continued tomorrow; test on rows that
-chose nothing. Guide: :doc:`/howto/17_sweeps`.
+**For your data:** with ``storage="sweep.db"`` you can resume a sweep later; test on rows that
+were not used to choose settings. Guide: :doc:`/howto/17_sweeps`.
 """
 
 # sphinx_gallery_alt = "Validation loss of each trial, and the best so far."

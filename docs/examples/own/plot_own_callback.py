@@ -1,13 +1,13 @@
 """
-A callback of your own
-======================
+Your own callback
+=================
 
-Override the hooks you need; each is called by keyword. A ``MetricResult`` that a hook returns is
-logged, so it is in the results, can be monitored by early stopping, and is drawn. The data are
-synthetic.
+Override the hooks that you need; their arguments are passed by keyword. If a hook returns a
+``MetricResult``, it is logged: it is in the results and in plots, and early stopping can monitor
+it. The data are synthetic.
 
-**For your data:** the hooks know the experiment, the phase and, as ``exec_ctx``, where they are.
-A name that ends with ``_`` is state, and part of checkpoints. Guide:
+**For your data:** the hooks get the experiment, the phase and, as ``exec_ctx``, the position in
+the loop. Attributes whose names end with ``_`` are state, which checkpoints store. Guide:
 :doc:`/howto/11_callbacks_and_metrics`.
 """
 

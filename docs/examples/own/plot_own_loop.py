@@ -1,10 +1,10 @@
 """
-A loop of your own, as a stream
-===============================
+Your own loop, as a stream
+==========================
 
-``epoch_stream`` trains a plain torch model for an epoch whenever the next event is asked for;
-what is to happen with the events is written down as stages. No experiment is needed. The data are
-the diabetes patients of scikit-learn.
+``epoch_stream`` trains a plain torch model for one epoch whenever you ask for the next event.
+Stages process the events. You need no experiment. The data are the diabetes patients of
+scikit-learn.
 
 **For your data:** any generator of dicts is a stage: write your own between two of these. Guide:
 :doc:`/howto/06_loops_of_your_own`.

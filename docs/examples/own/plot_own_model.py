@@ -1,12 +1,12 @@
 """
-A model of your own
-===================
+Your own model
+==============
 
-Any ``torch.nn.Module`` is a node. As a ``TorchBaseModel``, it gets the shapes of its data when
-the graph is built, and its arguments are its config: it can be saved, swept over and drawn anew
-in each fold. The data are synthetic.
+You can pass any ``torch.nn.Module`` to a node. A ``TorchBaseModel`` also gets the shapes of its
+data when the graph is built, and its arguments are its config. So you can save it, use it in
+sweeps, and draw new weights in each fold. The data are synthetic.
 
-**For your data:** keep the class in a module of its own, so that a saved file finds it again.
+**For your data:** define the class in an importable module, so that a saved file finds it again.
 Guide: :doc:`/howto/16_custom_classes`.
 """
 

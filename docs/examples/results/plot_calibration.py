@@ -1,13 +1,14 @@
 """
-Are probabilities honest?
-=========================
+Are probabilities calibrated?
+=============================
 
-Of the rows to which a model gives 70 %, seven in ten should be ill. The calibration plot shows
-whether they are; the Brier score is one number for it. Naive Bayes counts related columns twice,
-so it is too sure. The data are the breast tumours of scikit-learn.
+Of the rows with a predicted probability of 70 %, seven in ten should be malignant. The
+calibration plot shows whether they are; the Brier score summarizes it in one number. Naive Bayes
+counts related columns twice, so it is overconfident. The data are the breast tumours of
+scikit-learn.
 
-**For your data:** use rows that chose nothing, some hundreds of them; ``positive=`` names the
-class. Guide: :doc:`/howto/27_looking_at_results`.
+**For your data:** use a few hundred rows that were not used for training or choosing;
+``positive=`` names the class. Guide: :doc:`/howto/27_looking_at_results`.
 """
 
 # sphinx_gallery_alt = "Share of malignant tumours over predicted probability, beside the diagonal."

@@ -2,8 +2,8 @@
 Confusion matrix
 ================
 
-Which classes are taken for which? The names come from the target column, and ``normalize``
-divides each row by its number of samples. The data are the wines of scikit-learn, by three of
+Which classes are confused with which? The names come from the target column, and ``normalize``
+divides each row by its number of samples. The data are the wines of scikit-learn, with three of
 their measurements.
 
 **For your data:** text targets need a ``LabelEncoder`` only where a network reads them. Guide:

@@ -2,8 +2,8 @@
 Learning curve
 ==============
 
-Would more rows help? Each fold is trained on growing shares of its rows. Where both curves have
-met, more rows of the same kind will not help. The data are the digits of scikit-learn.
+Would more rows help? Each fold is trained on growing shares of its rows. If the two curves have
+met, more rows of the same kind will not help much. The data are the digits of scikit-learn.
 
 **For your data:** with ``group_by=`` in the binding, shares are of whole groups. Guide:
 :doc:`/howto/27_looking_at_results`.

@@ -2,9 +2,9 @@
 Permutation importance
 ======================
 
-How much worse do predictions get when a column is permuted between rows? Columns that say the
-same hide each other, so related ones are permuted together here. The data are the diabetes
-patients of scikit-learn.
+How much worse do predictions get when a column is permuted between rows? Columns with the same
+information hide each other's importance, so related ones are permuted together here. The data are
+the diabetes patients of scikit-learn.
 
 **For your data:** group columns that are related, and use rows that the model has not learned
 from. Guide: :doc:`/howto/27_looking_at_results`.

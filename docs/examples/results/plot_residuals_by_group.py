@@ -5,7 +5,7 @@ Residuals by group
 One number for all rows hides the group in which a model fails. Scores and residuals by group show
 it. The data are the diabetes patients of scikit-learn, by decade of age.
 
-**For your data:** name any column, of features or tags; a column of numbers or times goes into
+**For your data:** group by any column, feature or tag; pass a column of numbers or times as
 ``over=``. Guide: :doc:`/howto/27_looking_at_results`.
 """
 

@@ -2,12 +2,12 @@
 Categories as embeddings
 ========================
 
-A maker is no number: 7 is not more than 3. An encoder turns names into codes, and ``TabularMLP``
-learns a vector for each code. A maker that no training row has gets a code of its own. The data
-are synthetic.
+A maker is not a number: maker 7 is not more than maker 3. An encoder turns names into codes, and
+``TabularMLP`` learns a vector for each code. A maker that no training row has gets a separate
+code. The data are synthetic.
 
-**For your data:** make such columns a pandas ``category``; few categories may be one-hot columns
-instead. Guide: :doc:`/howto/22_categories`.
+**For your data:** give such columns the pandas dtype ``category``; if there are few categories,
+you can use one-hot columns instead. Guide: :doc:`/howto/22_categories`.
 """
 
 # sphinx_gallery_alt = "Bars of importance: the maker matters more than the load."

@@ -2,7 +2,7 @@
 Fill missing values
 ===================
 
-An imputer is a recorded step like a scaler: it learns from the training rows alone, and
+An imputer is recorded like a scaler: it learns from the training rows alone, and
 ``predict`` applies it to new rows. ``add_indicator`` also tells the model what was missing. The
 data are the diabetes patients of scikit-learn; a fifth of the values of ``bmi`` is removed here.
 

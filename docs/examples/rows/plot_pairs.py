@@ -2,11 +2,11 @@
 Learn from pairs
 ================
 
-Each cell has an offset that no feature explains. Pairs of one cell share it, so a loss on
-differences within pairs does not see it. ``PairedSampler`` finds the pairs, and the loss reads
-both roles. The data are synthetic.
+Each cell has an offset that no feature explains. Two rows of one cell share it, so it cancels in
+the difference, and a loss on differences within pairs ignores it. ``PairedSampler`` finds the
+pairs, and the loss reads both roles. The data are synthetic.
 
-**For your data:** say by which columns two rows belong together, and how near numbers must be
+**For your data:** name the columns in which two rows must match, and how close numbers must be
 (``tolerance=``). Guide: :doc:`/howto/05_samplers`.
 """
 

@@ -2,12 +2,12 @@
 Split by group
 ==============
 
-Rows of one patient, cell or machine look alike. Dealt singly, a test asks whether the model
-recognises them; with ``group_by`` it asks about groups that the model has never seen. The data
-are synthetic: 30 cells, whose offset no feature explains.
+Rows of one patient, cell or machine look alike. With a split by rows, the test asks whether the
+model recognizes them; with ``group_by``, it asks about groups that the model has never seen. The
+data are synthetic: 30 cells, whose offset no feature explains.
 
-**For your data:** name the column that says which rows belong together, and look at
-``fs.audit()``. Guide: :doc:`/howto/03_splits_without_leaks`.
+**For your data:** name the column that says which rows belong together, and run ``fs.audit()``.
+Guide: :doc:`/howto/03_splits_without_leaks`.
 """
 
 # sphinx_gallery_alt = "Bars of R²: high if rows are dealt singly, far lower if cells stay whole."

@@ -2,9 +2,9 @@
 Windows of a time series
 ========================
 
-``windows`` cuts overlapping windows out of each series; the target is that of the window's last
-row. The test is the last fifth of each machine, without a window that reaches into both parts.
-The data are synthetic.
+``windows`` cuts overlapping windows out of each series; the target of a window is that of its
+last row. The test split is the last fifth of each machine, and no window reaches into both
+splits. The data are synthetic.
 
 **For your data:** name the columns that identify a series and give its order; to ask about new
 machines, split with ``group_by`` instead. Guide: :doc:`/howto/23_windows_and_time`.

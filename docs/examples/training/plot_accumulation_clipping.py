@@ -2,11 +2,11 @@
 Gradient accumulation and clipping
 ==================================
 
-``accumulate=4`` adds up the gradients of four batches of 16 before each update, which equals
-batches of 64 in less memory. ``clip_norm`` scales down gradients whose norm is too large, here by
-a few outliers among the targets. The data are synthetic.
+``accumulate=4`` combines the gradients of four batches of 16 before each update, which equals
+batches of 64 in less memory. ``clip_norm`` scales down gradients whose norm is too large, here
+because of a few outliers among the targets. The data are synthetic.
 
-**For your data:** watch ``grad_norm`` first; a limit a little above its usual values clips
+**For your data:** look at ``grad_norm`` first; a limit a little above its usual values clips
 outliers only. Guide: :doc:`/howto/33_schedules_and_averages`.
 """
 

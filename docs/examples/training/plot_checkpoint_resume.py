@@ -6,8 +6,8 @@ A run that writes checkpoints is stopped in its fifth epoch. The same script, ru
 ``resume="auto"``, continues in the middle of the epoch and ends with the same weights, bit for
 bit, as a run that was never stopped. The data are synthetic.
 
-**For your data:** set a folder that outlives the job, and ``every_n`` to the batches you can
-lose. Guide: :doc:`/howto/15_checkpoints_and_resume`.
+**For your data:** choose a folder that outlives the job, and set ``every_n`` to the number of
+batches that you can afford to lose. Guide: :doc:`/howto/15_checkpoints_and_resume`.
 """
 
 # sphinx_gallery_alt = "Training loss of the resumed run and of the whole run: one curve."

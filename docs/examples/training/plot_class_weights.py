@@ -2,11 +2,11 @@
 Class weights
 =============
 
-One row in twenty is ill, so a network does well by calling nearly all rows healthy.
+One patient in twenty is ill, so a network does well by predicting "healthy" for nearly all rows.
 ``class_weight="balanced"`` makes both classes count the same in the loss. The data are synthetic.
 
-**For your data:** pass a dict of weights by label if errors have a price. More ill rows are
-found, and more healthy ones called ill: look at both. Guide:
+**For your data:** if errors have different costs, pass a dict of weights by label. More ill
+patients are found, but more healthy ones are predicted to be ill: look at both. Guide:
 :doc:`/howto/33_schedules_and_averages`.
 """
 

@@ -2,12 +2,12 @@
 Stop early, keep the best epoch
 ===============================
 
-``Evaluation`` scores the validation rows after each epoch. ``EarlyStopping`` ends the phase when
-ten epochs were no better, and puts the weights of the best one back. The data are the diabetes
-patients of scikit-learn.
+``Evaluation`` scores the validation rows after each epoch. ``EarlyStopping`` ends the phase after
+ten epochs without improvement, and restores the weights of the best epoch. The data are the
+diabetes patients of scikit-learn.
 
-**For your data:** monitor what you care about, such as ``val_rmse``; test on a split that chose
-nothing. Guide: :doc:`/howto/11_callbacks_and_metrics`.
+**For your data:** monitor what you care about, such as ``val_rmse``; test on a split that was not
+used to stop or choose. Guide: :doc:`/howto/11_callbacks_and_metrics`.
 """
 
 # sphinx_gallery_alt = "Losses over epochs, with the best epoch of the validation loss marked."

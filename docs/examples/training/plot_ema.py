@@ -6,8 +6,8 @@ Average the weights (EMA)
 the trained graph use the average, which is steadier than the weights of the last batch. The data
 are synthetic, with noise.
 
-**For your data:** a decay of 0.99 averages about a hundred updates; take fewer for short
-trainings. Guide: :doc:`/howto/33_schedules_and_averages`.
+**For your data:** a decay of 0.99 averages about a hundred updates; use a smaller decay if
+training is short. Guide: :doc:`/howto/33_schedules_and_averages`.
 """
 
 # sphinx_gallery_alt = "Validation loss over epochs: jagged without an average, smooth with EMA."

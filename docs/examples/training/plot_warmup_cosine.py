@@ -3,8 +3,8 @@ Warm-up and cosine decay
 ========================
 
 The learning rate rises over the first tenth of all updates, then falls along a cosine. The
-schedule takes its length from the phase, so a change of ``n_epochs`` needs no other. The data are
-the digits of scikit-learn.
+schedule takes its length from the phase, so you can change ``n_epochs`` without changing the
+schedule. The data are the digits of scikit-learn.
 
 **For your data:** change ``lr`` (the highest rate), ``warmup`` (a share, or a number of updates),
 or the schedule's name. Guide: :doc:`/howto/33_schedules_and_averages`.
