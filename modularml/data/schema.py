@@ -295,5 +295,8 @@ def check_keys(keys: Iterable[Any]) -> None:
                 f"; rename it, for example with rename={{{key!r}: {fixed!r}}}"
             ).with_code("MML-208")
         if key in seen:
-            raise DataError(f"column key {key!r} is repeated; keys are unique across domains")
+            raise DataError(
+                f"column key {key!r} is repeated; keys are unique across domains. Name it once, as "
+                "group_by= and others take features and targets, too"
+            )
         seen.add(key)

@@ -226,7 +226,8 @@ class Experiment(Checked, ExperimentFiles, TrainedGraph):
         """
         if not len(self._plan):
             raise ConfigError(
-                "the execution plan is empty; add phases to experiment.execution_plan"
+                "the execution plan is empty; add phases with "
+                "experiment.execution_plan.add_phase(phase), or run one with run_phase(phase)"
             )
         results: PhaseGroupResults = self._recorded(
             self._run_plan, self._plan, kwargs, resume, strict

@@ -298,10 +298,10 @@ class RowReader:
         if "" in raw:  # a bare array: the columns in order, stacked on axis 1
             return {key: _unstacked(raw[""], key, keys, fs) for key in wanted}
         columns, masks, specs = dict[str, Array](), set(schema.masks.values()), schema.raw
+        if missing := [key for key in wanted if key not in raw]:
+            raise self._lacks(missing)
         for key in wanted:
-            spec, values = specs[key], raw.get(key)
-            if values is None:
-                raise self._lacks(key)
+            spec, values = specs[key], raw[key]
             if values.ndim > 1 or spec.shape:
                 values = in_shape(values, spec.shape)
             if values.dtype != spec.dtype:
@@ -309,11 +309,13 @@ class RowReader:
             columns[key] = values.astype(bool) if key in masks else values
         return columns
 
-    def _lacks(self, key: str) -> DataError:
+    def _lacks(self, keys: Sequence[str]) -> DataError:
         known = list(self.raw or {})
-        near = get_close_matches(key, known, n=3) or sorted(known)[:10]
+        near = get_close_matches(keys[0], known, n=3) or sorted(known)[:10]
+        shown = ", ".join(map(repr, keys[:10])) + ", ..." * (len(keys) > 10)
         return DataError(
-            f"data lacks the column {key!r}, which the graph reads; it has {len(known)} "
+            f"data lacks the column{'s' * (len(keys) > 1)} {shown}, which the graph reads; "
+            f"it has {len(known)} "
             f"columns, such as {near}. Rename columns that have another name"
         ).with_code("MML-506")
 

@@ -108,7 +108,8 @@ def _branches(facts: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
         splits = [f"split {name}: {n} rows" for name, n in data["splits"].items()]
         scalers = [f"scaler {text}" for text in data["scalers"]]
         columns = ", ".join(f"{name} {data['types'][name]}" for name in data["columns"])
-        title = f"rows {label!r}: {data['rows']}, fingerprint {data['fingerprint'][:16]}"
+        place = "" if data["has_rows"] else " (not in this file)"
+        title = f"rows {label!r}: {data['rows']}{place}, fingerprint {data['fingerprint'][:16]}"
         yield title, [f"columns {columns}", *splits, *scalers]
     if facts["runs"]:
         yield "runs", [line for run in facts["runs"] for line in _lines_of_run(run)]

@@ -424,8 +424,18 @@ class Scaler(Configurable, Stateful, Saveable):
         except Exception as error:
             raise ScalerError(
                 f"{self.scaler_name}.{method} failed on data of shape {data.shape} "
-                f"({data.dtype}): {_shortened(error)}"
+                f"({data.dtype}): {_shortened(error)}{_remedy(error)}"
             ) from error
+
+
+def _remedy(error: Exception) -> str:
+    """Return what to do about categories that an encoder has not seen."""
+    if "unknown categories" not in str(error):
+        return ""
+    return (
+        ". Fit it with handle_unknown='ignore' (OneHotEncoder), or with "
+        "handle_unknown='use_encoded_value', unknown_value=-1 (OrdinalEncoder)"
+    )
 
 
 def _shortened(error: Exception) -> str:

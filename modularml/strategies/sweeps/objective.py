@@ -169,7 +169,7 @@ def plan_of(experiment: Experiment) -> PhaseGroup:
     """Return the plan of an experiment; ConfigError if it is empty."""
     if not len(experiment.execution_plan):
         raise ConfigError(
-            f"the plan of experiment {experiment.label!r} is empty; add phases to "
-            "experiment.execution_plan"
+            f"the plan of experiment {experiment.label!r} is empty; add phases with "
+            "experiment.execution_plan.add_phase(phase)"
         )
     return experiment.execution_plan
