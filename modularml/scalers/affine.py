@@ -68,7 +68,8 @@ class AffineScaler:
 
     def _is_plain(self, X: Array) -> bool:  # noqa: N803
         """Return whether scikit-learn would accept arguments and rows and convert none."""
-        if not (isinstance(X, np.ndarray) and X.dtype in _FLOATS and X.ndim == 2 and X.size):
+        is_array = type(X) in (np.ndarray, np.memmap)  # others may sum or multiply otherwise
+        if not (is_array and X.dtype in _FLOATS and X.ndim == 2 and X.size):
             return False
         with np.errstate(all="ignore"):
             finite = np.isfinite(X.sum(dtype=np.float64))

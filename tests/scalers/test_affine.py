@@ -68,7 +68,13 @@ def test_equals_sklearn_in_every_bit(name, kwargs, data, fortran, n_parts):
 
 @pytest.mark.parametrize("name", AFFINE)
 @pytest.mark.parametrize(
-    "data", [np.arange(6).reshape(3, 2), np.ones((3, 2), np.float16), [[1, 2], [4, 3]]]
+    "data",
+    [
+        np.arange(6).reshape(3, 2),
+        np.ones((3, 2), np.float16),
+        [[1, 2], [4, 3]],
+        np.ma.masked_less(np.arange(6.0).reshape(3, 2), 2),  # scikit-learn ignores the mask
+    ],
 )
 def test_leaves_other_types_to_sklearn(name, data):
     theirs = getattr(sklearn.preprocessing, name)().fit(data)
