@@ -285,7 +285,8 @@ class _RowFile:
             tensor = tensor if on_host else adapter.to_device(tensor, slot.device)
         else:
             taken = np.take(values, rows, axis=0) if isinstance(rows, np.ndarray) else values[rows]
-            check_cast(adapter, slot.dtype, taken, " and ".join(slot.columns))
+            if _is_checked(slot):
+                check_cast(adapter, slot.dtype, taken, slot.columns[0])
             tensor = adapter.from_numpy(taken, dtype=slot.dtype, device=slot.device)
         self.rows.release()
         return tensor
@@ -337,7 +338,7 @@ def stacked(
         If the dtype of the slot cannot represent their values.
     """
     adapter, dtype, schema = slot.adapter, slot.dtype, collection.schema
-    names = slot.columns if slot.columns[0].startswith("features.") else ()
+    names = slot.columns if _is_checked(slot) else ()
     checked = [name for name in names if may_change(adapter, dtype, schema[name].dtype)]
     in_order = np.sort(rows) if checked and isinstance(rows, np.ndarray) else rows
     for name in checked:
@@ -349,6 +350,11 @@ def stacked(
     if values.dtype.kind not in "biuf" and (slot.adapter.gradients or slot.dtype is not None):
         raise DataError(f"columns {list(slot.columns)} hold {values.dtype}; a model takes numbers")
     return values if slot.shape is None else values.reshape(len(values), *slot.shape)
+
+
+def _is_checked(slot: InputSlot) -> bool:
+    """Return whether casts to the dtype of a slot are checked: those of features are."""
+    return slot.columns[0].startswith("features.")
 
 
 def _repeatable(adapter: BackendAdapter, run: Any, rows: IntArray) -> bool:

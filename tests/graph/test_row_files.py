@@ -86,6 +86,20 @@ def test_batches_are_those_in_memory_bit_for_bit(path, scaled, columns):
             assert torch.equal(a, b)
 
 
+def test_large_integers_are_targets_as_in_memory(tmp_path):
+    columns = {"a": np.arange(N, dtype="f4"), "y": 2**24 + np.arange(N)}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    found = []
+    for in_memory in (True, False):
+        with mm.ExperimentContext().activate():
+            fs = FeatureSet.from_parquet("t", tmp_path / "t.parquet", "a", "y", in_memory=in_memory)
+            fs.split_random({"train": 0.8, "test": 0.2}, seed=0)
+            found.append(batches_of(fs, 64, columns=["a"]))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one[1], other[1])
+        assert torch.equal(one[1][:, 0], (2**24 + one[0].ravel().long()).float())
+
+
 def test_the_file_is_written_once_for_each_set_and_columns(path, monkeypatch):
     written = []
 
