@@ -69,8 +69,6 @@ class Attributes:
     __hash__ = None  # type: ignore[assignment]
 
     def _read(self, owner: Any, name: str, value: Any) -> Any:
-        if _is_plain(value):
-            return value
         contents, copied = _compared(owner, name, value)
         self._copies.setdefault((id(owner), name), copied)
         return contents
@@ -82,13 +80,13 @@ class Attributes:
             for name, value in values.items():
                 if not self._has_changed(owner, name, now, value):
                     continue
-                _set(owner, name, self._copies.get((id(owner), name), value))
+                _set(owner, name, self._copies[id(owner), name])
             for name in set(now) - set(values):
                 _own(owner).pop(name, None)
 
     def _has_changed(self, owner: Any, name: str, now: dict[str, Any], value: Any) -> bool:
         try:
-            return name not in now or bool(self._read(owner, name, now[name]) != value)
+            return name not in now or bool(_compared(owner, name, now[name])[0] != value)
         except NotStackableError:
             return True
 
@@ -160,7 +158,7 @@ def differences(one: Sequence[Any], other: Sequence[Any]) -> list[tuple[str, Any
         values, others = _attributes(a), _attributes(b)
         for name in sorted(set(values) | set(others)):
             x, y = (
-                v if _is_plain(v) else _compared(owner, name, v, by_name=True)[0]
+                _compared(owner, name, v, by_name=True)[0]
                 for owner, v in ((a, values.get(name)), (b, others.get(name)))
             )
             if x != y:
@@ -215,6 +213,8 @@ def _set(owner: Any, name: str, value: Any) -> None:
 
 def _compared(owner: Any, name: str, value: Any, by_name: bool = False) -> tuple[Any, Any]:
     """Return what an attribute is compared by, and a copy of it."""
+    if _is_plain(value):
+        return value, value
     memo: dict[int, Any] = {}
     try:
         return _contents(value, memo, by_name), copy.deepcopy(value, memo)
