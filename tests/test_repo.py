@@ -245,7 +245,9 @@ def test_tutorials_are_short() -> None:
 
 START = ROOT / "docs" / "start"
 PAGES = [*NOTEBOOKS, *sorted(START.glob("*.md")), *(ROOT / "docs/explanation").glob("from-*.md")]
-NEEDS = re.compile(r"^Needs the extras? .+: `pip install '\.\[([\w,]+)\]'`", re.MULTILINE)
+NEEDS = re.compile(
+    r"^(?:You need|Needs) the extras? .+: `pip install '\.\[([\w,]+)\]'`", re.MULTILINE
+)
 EXTRA_OF_PART = {"dask": "cluster", "tracking": "track", "plotting": "plot", "sweep": "sweep"}
 
 
