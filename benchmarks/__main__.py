@@ -92,7 +92,7 @@ def race_tensorflow(options: argparse.Namespace) -> list[dict[str, Any]]:
         [
             (
                 *(row[key] for key in ("work", "value", "limit")),
-                _said(row),
+                _verdict_of(row),
                 row["fit"],
                 *(f"{row['us_a_step'][name]:.0f}" for name in ("hand", "ours")),
             )
@@ -202,7 +202,7 @@ def race_on_gpu(options: argparse.Namespace) -> int:
 
 def show_limits(heading: str, rows: list[dict[str, Any]]) -> None:
     """Print values against limits."""
-    cells = [(r["work"], r["value"], r["limit"], _said(r)) for r in rows]
+    cells = [(r["work"], r["value"], r["limit"], _verdict_of(r)) for r in rows]
     show(heading, ("what", "value", "at most", "verdict"), cells)
 
 
@@ -265,7 +265,7 @@ def main() -> int:
     return 0 if all(row["ok"] for part in binding for row in found.get(part, [])) else 1
 
 
-def _said(row: dict[str, Any]) -> str:
+def _verdict_of(row: dict[str, Any]) -> str:
     return "for information" if row["limit"] is None else "ok" if row["ok"] else "MISSED"
 
 
