@@ -61,7 +61,7 @@ def require(name: str, *, purpose: str = "") -> ModuleType:
         if error.name is not None and error.name.split(".")[0] != root:
             raise
         extra = EXTRAS.get(root)
-        how = f"pip install 'modularml[{extra}]'" if extra else f"pip install {root}"
+        how = f"pip install '.[{extra}]' in the checkout" if extra else f"pip install {root}"
         raise MissingDependencyError(
             f"{root} is not installed{' and is needed ' + purpose if purpose else ''}; run: {how}",
             name=root,

@@ -625,7 +625,7 @@ for make in (lambda: mm.Loss("mse", backend="torch"), lambda: mm.Optimizer("adam
     try:
         make()
     except MissingDependencyError as error:
-        assert "pip install 'modularml[torch]'" in str(error), error
+        assert "pip install '.[torch]' in the checkout" in str(error), error
     else:
         raise SystemExit("no error")
 """
