@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.random import Generator, Philox
+from numpy.typing import NDArray
 
 from modularml._arguments import at_least
 from modularml._optional import require
@@ -238,7 +239,7 @@ class KFoldSplitter(FoldSplitter):
                 return folds
         assert strata is not None
         assert groups is not None
-        shares = np.full(self.n_folds, 1 / self.n_folds)
+        shares = _shares(groups.sizes, self.n_folds)
         parts = deal(cross(groups, strata), shares, Generator(Philox(self.seed)))
         return self._sides(parts[groups.codes])
 
@@ -294,6 +295,18 @@ class LeaveOneGroupOutSplitter(FoldSplitter):
         return run_sklearn(
             require("sklearn.model_selection").LeaveOneGroupOut(), n, groups=groups.codes
         )
+
+
+def _shares(sizes: IntArray, n_folds: int) -> NDArray[np.float64]:
+    """Return the share of rows of each fold: equal ones, and more for groups larger than that."""
+    shares, left = np.full(n_folds, 1 / n_folds), int(sizes.sum())
+    for fold, size in enumerate(np.sort(sizes)[:-n_folds:-1].tolist()):
+        if size * (n_folds - fold) <= left:
+            break
+        left -= size
+        shares[fold], shares[fold + 1 :] = size, left / (n_folds - fold - 1)
+    shares /= shares.sum()
+    return shares
 
 
 def run_sklearn(
