@@ -30,6 +30,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_copybutton",
     "usages",
 ]
 exclude_patterns = ["_build", "_templates", "examples", "explanation/speed_table.md"]
@@ -65,6 +66,11 @@ html_title = "modularml"
 html_copy_source = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+copybutton_selector = ", ".join(
+    f"div.highlight-{language} pre"
+    for language in ("python", "Python", "ipython3", "py", "default", "console", "yaml", "bash")
+)
+copybutton_exclude = ".linenos, .gp, .go"  # prompts, and what a command prints
 html_context = {"default_mode": "auto"}
 html_theme_options = {
     "footer_start": ["copyright"],
@@ -97,6 +103,12 @@ linkcheck_anchors = False
 linkcheck_timeout = 20
 
 
+EXTRAS_LINE = re.compile(
+    r"""^ *"You need .+`pip install (?:\.|'\.\[[\w,]+\]')`.*?\.(?=(?:\\n)?",?$)""", re.MULTILINE
+)
+"""The line of a notebook, as JSON, that says which extras it needs."""
+
+
 def copy_notebooks() -> None:
     """Make pages of ``notebooks/``; they live there because people run them there."""
     folders = {
@@ -114,7 +126,12 @@ def copy_notebooks() -> None:
 
         source, page = ROOT / "notebooks" / name, HERE / folder / name
         text = source.read_text("utf-8").replace("](../docs/", "](../")
-        page.write_text(re.sub(r"\]\((\w+\.ipynb)", link, text), "utf-8")
+        text = re.sub(r"\]\((\w+\.ipynb)", link, text)
+        download = f"{{download}}`Download this page as a notebook <../../notebooks/{name}>`."
+        text, found = EXTRAS_LINE.subn(lambda match, to=download: f"{match[0]} {to}", text, 1)
+        if not found:
+            raise ValueError(f"{name}: its first cell must say which extras it needs")
+        page.write_text(text, "utf-8")
         shutil.copystat(source, page)  # Sphinx reads again what is newer
 
 

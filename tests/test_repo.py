@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import itertools
 import json
 import re
 import runpy
@@ -232,6 +233,21 @@ def test_there_are_tutorials_with_exercises() -> None:
         assert len(SOLUTION.findall(text)) == text.count("**Exercise") >= 3, path.name
         shown = [output for c in cells for output in c.get("outputs", [])]
         assert any("image/png" in output.get("data", {}) for output in shown), path.name
+
+
+def test_tutorials_can_be_pasted_into_a_prompt() -> None:
+    """A prompt ends a block at an empty line; without one, the next statement is an error."""
+    for path in TUTORIALS:
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        texts = ["".join(cell["source"]) for cell in cells]
+        code = [t for t, c in zip(texts, cells, strict=True) if c["cell_type"] == "code"]
+        for script in [*code, *(part for text in texts for part in SOLUTION.findall(text))]:
+            lines = script.splitlines()
+            for first, second in itertools.pairwise(ast.parse(script).body):
+                if isinstance(first, ast.For | ast.With | ast.If | ast.FunctionDef):
+                    assert not lines[(first.end_lineno or 0)].strip(), (
+                        f"{path.name}: {second.lineno}"
+                    )
 
 
 def test_tutorials_are_short() -> None:

@@ -19,6 +19,7 @@ import pytest
 from tests.browser import CHROMIUM, Browser, browser
 
 SITE = Path(os.environ.get("MML_DOCS", "")).resolve()
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif("MML_DOCS" not in os.environ, reason="run by `make docs-check`"),
@@ -132,6 +133,15 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
     loaded = {url for page in every_page() for url in parsed(page).loaded}
     assert len(loaded) > 20
     assert [url for url in loaded if urlparse(url).scheme not in ("", "data")] == []
+
+
+def test_each_notebook_can_be_downloaded() -> None:
+    for source in sorted(NOTEBOOKS.glob("*.ipynb")):
+        folder = "tutorials" if "_tutorial_" in source.name else "howto"
+        page = SITE / folder / f"{source.stem}.html"
+        links = [link for link in parsed(page).links if link.endswith(f"/{source.name}")]
+        (found,) = {(page.parent / unquote(link)).resolve() for link in links}
+        assert found.read_bytes() == source.read_bytes()
 
 
 def test_each_picture_has_an_alt_text() -> None:
