@@ -309,7 +309,13 @@ def _check_schema(manifest: Mapping[str, Any], path: Path) -> None:
             f"it has schema {schema}, written by modularml {manifest.get('library')!s:.20}; this "
             f"version reads up to {limits.SCHEMA}"
         )
-        raise MMLError(limits.NEWER, path, "", problem, "Run: pip install --upgrade modularml")
+        raise MMLError(
+            limits.NEWER,
+            path,
+            "",
+            problem,
+            "Update the checkout and install it again: git pull, pip install .",
+        )
 
 
 def _are_valid_entries(facts: Any) -> bool:

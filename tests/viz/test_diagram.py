@@ -504,7 +504,7 @@ def test_save_makes_no_folders(fusion, tmp_path):
 def test_without_matplotlib_only_pictures_fail(fusion, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert fusion.save(tmp_path / "d.svg").exists()
-    with pytest.raises(MissingDependencyError, match=r"modularml\[plot\]"):
+    with pytest.raises(MissingDependencyError, match=r"pip install '.\[plot\]'"):
         fusion.save(tmp_path / "d.png")
 
 
