@@ -170,12 +170,32 @@ class ExtendedStep:
                 _record(self.squares, params)
             if limits is None:
                 continue
+            if not any(limits) and _are_finite(params):
+                continue
             norm = float(clip(params, *limits) if any(limits) else _norm(params))
             if self.scaler is None and not math.isfinite(norm):  # a scaler skips the step itself
                 if self.options.on_nonfinite != "skip":
                     raise NotFiniteError(0, norm, "gradient")
                 return False
         return True
+
+
+def _are_finite(params: Sequence[Any]) -> bool:
+    """Return whether gradients are known to be finite, by one call of torch.
+
+    It is that of `torch.amp.GradScaler`: here gradients are multiplied by 1, which changes none.
+    """
+    grads = [p.grad for p in params if p.grad is not None]
+    check = getattr(torch, "_amp_foreach_non_finite_check_and_unscale_", None)
+    kinds = {(g.dtype, g.device, g.is_sparse) for g in grads}
+    if check is None or kinds != {(torch.float32, _CPU, False)}:
+        return False
+    found = torch.zeros(())
+    check(grads, found, _ONE)
+    return not found.item()
+
+
+_CPU, _ONE = torch.device("cpu"), torch.ones(())
 
 
 def _record(squares: GradientSquares, params: Sequence[Any]) -> None:
