@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from math import isfinite
 from typing import Any
 
 from modularml._optional import require
@@ -119,11 +120,11 @@ class ExtendedStep:
             total, losses, outputs = self._compute(inputs)
         if self.on_host or self.options.on_nonfinite != "raise":
             losses = [loss.item() for loss in losses]
-        wrong = next((i for i, v in enumerate(losses) if not _is_finite(v)), None)
-        if wrong is None:
+        wrong = [i for i, v in enumerate(losses) if isinstance(v, float) and not isfinite(v)]
+        if not wrong:
             self._backward(total, len(inputs[0]))
         elif self.options.on_nonfinite != "skip":
-            raise NotFiniteError(wrong, losses[wrong])
+            raise NotFiniteError(wrong[0], losses[wrong[0]])
         if self.n_batches and (self.closing or self.n_batches == self.options.accumulate):
             self._move()
         return losses, outputs
@@ -173,7 +174,7 @@ class ExtendedStep:
             if not any(limits) and _are_finite(params):
                 continue
             norm = float(clip(params, *limits) if any(limits) else _norm(params))
-            if self.scaler is None and not math.isfinite(norm):  # a scaler skips the step itself
+            if self.scaler is None and not isfinite(norm):  # a scaler skips the step itself
                 if self.options.on_nonfinite != "skip":
                     raise NotFiniteError(0, norm, "gradient")
                 return False
@@ -185,17 +186,22 @@ def _are_finite(params: Sequence[Any]) -> bool:
 
     It is that of `torch.amp.GradScaler`: here gradients are multiplied by 1, which changes none.
     """
-    grads = [p.grad for p in params if p.grad is not None]
+    grads = []
+    for p in params:
+        grad = p.grad
+        if grad is not None:
+            if grad.dtype is not torch.float32 or grad.is_sparse or not grad.is_cpu:
+                return False
+            grads.append(grad)
     check = getattr(torch, "_amp_foreach_non_finite_check_and_unscale_", None)
-    kinds = {(g.dtype, g.device, g.is_sparse) for g in grads}
-    if check is None or kinds != {(torch.float32, _CPU, False)}:
+    if check is None or not grads:
         return False
     found = torch.zeros(())
     check(grads, found, _ONE)
     return not found.item()
 
 
-_CPU, _ONE = torch.device("cpu"), torch.ones(())
+_ONE = torch.ones(())
 
 
 def _record(squares: GradientSquares, params: Sequence[Any]) -> None:
@@ -204,7 +210,3 @@ def _record(squares: GradientSquares, params: Sequence[Any]) -> None:
     if grads:
         norms = torch.stack([n.double() for n in torch._foreach_norm(grads)])
         squares.record(own, (norms**2).tolist())
-
-
-def _is_finite(value: Any) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
