@@ -432,10 +432,7 @@ def _remedy(error: Exception) -> str:
     """Return what to do about categories that an encoder has not seen."""
     if "unknown categories" not in str(error):
         return ""
-    return (
-        ". Fit it with handle_unknown='ignore' (OneHotEncoder), or with "
-        "handle_unknown='use_encoded_value', unknown_value=-1 (OrdinalEncoder)"
-    )
+    return "; fit it with handle_unknown='ignore' or 'use_encoded_value'"
 
 
 def _shortened(error: Exception) -> str:
