@@ -31,8 +31,9 @@ from modularml.errors import (
 )
 from modularml.io.randomness import derived_seed, random_states
 from modularml.models.torch import SequentialMLP
+from modularml.space import choice, float_, log_float
 from modularml.strategies import SelectionWarning, TrialFailedWarning
-from modularml.strategies.sweeps.studies import register_study, report
+from modularml.strategies.sweeps.studies import TrialQueue, register_study, report
 from modularml.strategies.variants.variant import Variant, variant_experiment
 from tests.clusters import NAMES, cluster
 from tests.sweep_worlds import world
@@ -665,6 +666,24 @@ def test_a_killed_sweep_loses_and_repeats_no_finished_trial(tmp_path):
     assert job(whole, 0).wait() == 0
     found, expected = (pd.read_json(f"{p}.json") for p in (path, whole))
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
+
+
+@pytest.mark.parametrize("n_drawn", [1, 2, 3])
+def test_a_trial_that_was_killed_between_two_draws_gets_the_same_settings(n_drawn):
+    space = {"lr": log_float(1e-3, 1.0), "width": choice([2, 4, 8]), "decay": float_(0, 1)}
+
+    def started():
+        study = optuna.create_study()
+        for _ in range(3):
+            trial = TrialQueue(study, 3, 4, space, None).ask()
+            study.tell(trial, trial.params["lr"])
+        return study
+
+    killed = started()
+    TrialQueue(killed, 3, 4, dict(list(space.items())[:n_drawn]), None).ask()
+    found = TrialQueue(killed, 3, 4, space, None).ask().params
+    assert found == TrialQueue(started(), 3, 4, space, None).ask().params
+    assert set(found) == set(space)
 
 
 def test_a_trial_that_is_run_again_is_judged_at_the_epochs_at_which_it_was_before():

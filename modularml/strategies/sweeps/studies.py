@@ -301,6 +301,9 @@ class TrialQueue:
             frozen = self._unfinished.pop(0)
             trial = _optuna().trial.Trial(self.study, frozen._trial_id)
             trial.set_user_attr(RESUMED, True)
+            if self.sampler is None:  # values that it has are not drawn again; the others follow
+                for name, distribution in frozen.distributions.items():
+                    self.study.sampler.sample_independent(self.study, frozen, name, distribution)
             return trial
         if self._n_enqueued:  # by a process that ended before it asked
             self._n_enqueued -= 1
