@@ -224,6 +224,8 @@ def test_the_search_finds(words: str, tab: Browser) -> None:
             break
         tab.js("new Promise(done => setTimeout(done, 100))")
     assert tab.js(count) >= 3, tab.js(titles)
+    tab.call("Page.navigate", url="about:blank")  # it still fetches pages, to quote them
+    tab.js("new Promise(done => setTimeout(done, 500))")
 
 
 @needs_browser
