@@ -83,7 +83,7 @@ def run_diabetes(out: Path, *, show: bool) -> float:
     parity(
         truth,
         predicted,
-        title="Diabetes: disease progression, test part",
+        title="Diabetes: disease progression, test split",
         name="network",
         other={"ridge": ridge},
         path=out / "diabetes_parity.png",
@@ -218,7 +218,7 @@ def run_digits(out: Path, *, show: bool) -> float:
     confusion_matrix(
         truth,
         predicted,
-        title=f"Digits: test part, accuracy {accuracy:.3f}",
+        title=f"Digits: test split, accuracy {accuracy:.3f}",
         path=out / "digits_confusion.png",
     )
     graph.visualize(show_features=True, show_targets=True, show_splits=True).save(

@@ -294,6 +294,21 @@ def test_a_graph_with_frozen_nodes_masks_weights_and_several_optimizers(calls):
     assert_same(*runs)
 
 
+def test_class_weights_count_as_in_the_plain_step(calls):
+    x, _ = arrays(n=N)
+    rows = x, (x.sum(axis=1) > 0).astype(np.int64)
+
+    def options(class_weight):
+        loss = mm.Loss("cross_entropy")
+        weighted = mm.AppliedLoss(loss, "net", ["outputs", "targets"], class_weight=class_weight)
+        return {"rows": rows, "losses": [weighted]}
+
+    module = nn.Sequential(nn.Linear(x.shape[1], 8), nn.ReLU(), nn.Linear(8, 2))
+    assert_equal_to_plain(module, calls, options=lambda: options({0: 1.0, 1: 3.0}))
+    unweighted, weighted = (trained(module, **options(w)) for w in (None, {0: 1.0, 1: 3.0}))
+    assert not np.allclose(unweighted[0], weighted[0])
+
+
 def poisoned(row):
     x, y = arrays(n=N)
     y[row] = np.nan
