@@ -11,12 +11,15 @@ import numpy as np
 
 from modularml._typing import Array, Columns, IntArray
 from modularml.audit.duplicates import duplicates
-from modularml.audit.encoding import target_encoding, target_of_neighbour
 from modularml.audit.groups import shared_groups
-from modularml.audit.pairs import Pair, is_training
-from modularml.audit.preparation import prepared_before, uncorrelated
+from modularml.audit.preparation import (
+    prepared_before,
+    target_encoding,
+    target_of_neighbour,
+    uncorrelated,
+)
 from modularml.audit.sequences import sequences
-from modularml.audit.table import Table
+from modularml.audit.table import Pair, Table, is_training
 from modularml.audit.target import target_in_feature, target_in_features, target_in_id
 from modularml.audit.time import row_order, time_order
 from modularml.data.audit_report import SEVERITIES, AuditReport, Finding

@@ -9,8 +9,7 @@ import numpy as np
 
 from modularml._typing import Array, IntArray
 from modularml.audit.likeness import hashes, near_by_chance, pair_of_rows, said_times, spread_ranks
-from modularml.audit.pairs import Pair
-from modularml.audit.table import Side, Table
+from modularml.audit.table import Pair, Side, Table
 from modularml.data.audit_report import Finding
 from modularml.data.ids import scramble
 

@@ -10,8 +10,7 @@ import numpy as np
 
 from modularml._typing import Array, IntArray
 from modularml.audit.likeness import ALPHA, scores, within, z_to_p
-from modularml.audit.pairs import Pair
-from modularml.audit.table import Column, Side, Table
+from modularml.audit.table import Column, Pair, Side, Table
 from modularml.audit.time import as_times
 from modularml.data.audit_report import Finding
 from modularml.data.selectors import as_list, select_one

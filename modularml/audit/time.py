@@ -11,8 +11,7 @@ import numpy as np
 from modularml._optional import require
 from modularml._typing import Array
 from modularml.audit.likeness import ALPHA, scores, within, z_to_p
-from modularml.audit.pairs import Pair, is_training
-from modularml.audit.table import Column, Side, Table
+from modularml.audit.table import Column, Pair, Side, Table, is_training
 from modularml.data.audit_report import Finding
 
 __all__ = ["as_times", "row_order", "time_order"]

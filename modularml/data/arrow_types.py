@@ -1,21 +1,28 @@
-"""Arrow types of columns and their numpy equivalents."""
+"""Arrow types of columns, and the conversion of arrays to types that numpy has."""
 
 from __future__ import annotations
 
+from decimal import Decimal
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from modularml._typing import Array, Shape
+from modularml.errors import DataError
 
 __all__ = [
+    "check_nulls",
+    "fixed",
     "in_shape",
     "is_category",
     "is_plain",
     "leaf_type",
+    "null_error",
     "numpy_dtype",
+    "ragged_error",
     "sample_shape",
     "to_numpy",
     "value_bytes",
@@ -98,3 +105,141 @@ def wrap(flat: pa.Array, shape: Shape) -> pa.Array:
     for size in reversed(shape):
         flat = pa.FixedSizeListArray.from_arrays(flat, size)
     return flat
+
+
+def fixed(array: pa.Array, key: str, per_row: int = 1) -> pa.Array:
+    """Convert lists to fixed size, and other types to ones with a numpy equivalent.
+
+    In a nested array, `per_row` values belong to one sample.
+    """
+    kind = array.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return _from_extension(array, key)
+    if pa.types.is_dictionary(kind):
+        return fixed(array.dictionary_decode(), key, per_row)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _fix_lists(array, key, per_row)
+    if pa.types.is_fixed_size_list(kind):
+        check_nulls(array, key, per_row)
+        return wrap(fixed(array.flatten(), key, per_row * kind.list_size), (kind.list_size,))
+    if pa.types.is_null(kind):
+        return check_nulls(array, key, per_row).cast(pa.float64())
+    if pa.types.is_run_end_encoded(kind):
+        return fixed(pc.run_end_decode(array), key, per_row)
+    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        lists = pa.array(array.to_pylist(), pa.large_list(kind.value_type))  # casts are unsafe
+        return fixed(lists, key, per_row)
+    if pa.types.is_nested(kind) or pa.types.is_interval(kind):
+        raise DataError(f"column {key!r} has the Arrow type {kind}; pass one column for each field")
+    return _plain(array, key)
+
+
+def _plain(array: pa.Array, key: str) -> pa.Array:
+    """Return values that are not nested in a type with a numpy equivalent."""
+    kind = array.type
+    if pa.types.is_large_string(kind) or kind == pa.string_view():
+        return array.cast(pa.string())
+    if pa.types.is_large_binary(kind) or kind == pa.binary_view():
+        return array.cast(pa.binary())
+    if pa.types.is_decimal(kind):
+        return _from_decimals(array, key)
+    if kind == pa.time64("ns"):
+        try:
+            return array.cast(pa.time64("us"))
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                f"column {key!r} holds times of day with nanoseconds, and Python's have "
+                "microseconds; convert them to numbers"
+            ) from error
+    return array
+
+
+def _from_decimals(array: pa.Array, key: str) -> pa.Array:
+    """Return whole decimals as integers, so that ids keep their digits, and others as floats."""
+    try:
+        whole = array.type.scale <= 0  # text is read to the nearest float, a cast is not
+        found = array.cast(pa.int64()) if whole else array.cast(pa.string()).cast(pa.float64())
+    except pa.ArrowInvalid:
+        found = None
+    if found is None or not _keeps_digits(array, found):
+        raise DataError(
+            f"column {key!r} holds {array.type} values that do not fit in 64 bits; cast it to "
+            "text, or to floats if digits may be lost"
+        )
+    return found
+
+
+def _keeps_digits(array: pa.Array, floats: pa.Array) -> bool:
+    """Tell whether decimals can be had back from floats; those of 15 digits always can."""
+    if array.type.precision <= 15 or not pa.types.is_floating(floats.type):
+        return True
+    large = pc.greater_equal(pc.abs(floats), 10.0 ** (15 - array.type.scale))
+    pairs = zip(array.filter(large).to_pylist(), floats.filter(large).to_pylist(), strict=True)
+    return all(Decimal(repr(number)) == decimal for decimal, number in pairs if number is not None)
+
+
+def _from_extension(array: pa.Array, key: str) -> pa.Array:
+    if isinstance(array.type, pa.FixedShapeTensorType):
+        check_nulls(array.storage, key)
+        if array.type.permutation is not None:
+            values = np.ascontiguousarray(array.to_numpy_ndarray())
+            return wrap(pa.array(values.reshape(-1)), values.shape[1:])
+        return wrap(array.storage.flatten(), tuple(array.type.shape))
+    name = str(array.type.extension_name)
+    if name == "arrow.uuid":
+        return pa.array([None if v is None else str(v) for v in array.to_pylist()], pa.string())
+    if name.startswith("pandas."):
+        raise DataError(
+            f"column {key!r} holds {name.removeprefix('pandas.')}s, which are not single values; "
+            "convert it to numbers, text or timestamps"
+        )
+    return fixed(array.storage, key)
+
+
+def _fix_lists(array: pa.Array, key: str, per_row: int) -> pa.Array:
+    check_nulls(array, key, per_row)
+    lengths = pc.list_value_length(array).to_numpy()
+    if not len(lengths):
+        return fixed(array.flatten(), key)  # the length of samples is unknown
+    different = np.flatnonzero(lengths != lengths[0])
+    if len(different):
+        first, other = (int(lengths[0]),), (int(lengths[different[0]]),)
+        raise ragged_error(key, first, int(different[0]) // per_row, other)
+    size = int(lengths[0])
+    if not size:
+        raise DataError(f"column {key!r} holds empty lists; omit the column")
+    return wrap(fixed(array.flatten(), key, per_row * size), (size,))
+
+
+def check_nulls(array: pa.Array, key: str, per_row: int = 1) -> pa.Array:
+    """Replace nulls among floats with NaN; refuse any other null."""
+    if not array.null_count:
+        if not pa.types.is_fixed_size_list(array.type):
+            return array
+        inner, size = array.flatten(), array.type.list_size
+        checked = check_nulls(inner, key, per_row * size)
+        return array if checked is inner else wrap(checked, (size,))
+    if pa.types.is_floating(array.type):
+        return pc.fill_null(array, float("nan"))
+    row = int(np.argmax(array.is_null().to_numpy(zero_copy_only=False)))
+    raise null_error(key, row // per_row, array.null_count, array.type)
+
+
+def null_error(key: str, row: int, count: int, kind: pa.DataType | None = None) -> DataError:
+    """Return the error for a column of which values are missing."""
+    castable = kind is not None and (pa.types.is_integer(kind) or pa.types.is_boolean(kind))
+    to_float = "or convert the column to float, where a missing value is NaN"
+    remedy = to_float if castable else "because only floats can be missing (as NaN)"
+    return DataError(
+        f"column {key!r} has {count} missing value(s), the first in row {row}. Drop those rows "
+        f"(dropna), fill them (fillna), {remedy}"
+    ).with_code("MML-206")
+
+
+def ragged_error(key: str, first: Shape | None, row: int, other: Shape | None) -> DataError:
+    """Return the error for a column whose rows differ in shape."""
+    where = "ragged itself" if other is None else f"of shape {other}"
+    return DataError(
+        f"column {key!r} is ragged: row 0 has shape {first}, row {row} is {where}. "
+        "Pad or truncate the rows to one length, or use a long table with group_by="
+    ).with_code("MML-207")

@@ -17,8 +17,7 @@ import pyarrow as pa
 
 from modularml._optional import loaded, require
 from modularml._typing import Array, Shape
-from modularml.data.arrow_types import to_numpy, wrap
-from modularml.data.kept_types import check_nulls, fixed, null_error, ragged_error
+from modularml.data.arrow_types import check_nulls, fixed, null_error, ragged_error, to_numpy, wrap
 from modularml.errors import DataError
 
 __all__ = ["column_values", "ragged_error", "to_arrow"]

@@ -14,9 +14,9 @@ from modularml.data.collection import SampleCollection
 from modularml.data.csv_files import from_csv
 from modularml.data.frames import Rename, Stack, as_columns
 from modularml.data.parquet import from_parquet
-from modularml.data.paths import FilePaths
 from modularml.data.schema import SampleSchema
 from modularml.data.sections import DESCRIPTIONS, DOMAIN_KEYS, ReadFrom
+from modularml.data.table_files import FilePaths
 from modularml.errors import ConfigError, expect
 
 if TYPE_CHECKING:

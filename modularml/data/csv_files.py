@@ -32,17 +32,18 @@ from modularml.data.frames import (
     column_name,
     column_names,
 )
-from modularml.data.paths import (
+from modularml.data.sources import from_columns
+from modularml.data.table_files import (
     COMPRESSED,
     FilePaths,
+    cast_column,
     check_file_names,
+    common_type,
     file_stem,
     files_of,
     readable,
     taken_error,
 )
-from modularml.data.promotion import cast_column, common_type
-from modularml.data.sources import from_columns
 from modularml.errors import ConfigError, DataError, UnknownNameError, expect
 
 __all__ = ["from_csv"]

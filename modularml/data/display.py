@@ -10,9 +10,9 @@ import numpy as np
 
 from modularml._optional import require
 from modularml._typing import Array
-from modularml.data.dropping import count_by_reason, described_drops
 from modularml.data.formats import BLOCK
 from modularml.data.mapping import release
+from modularml.data.row_records import count_by_reason, described_drops
 from modularml.data.schema import DOMAINS, ColumnSpec
 from modularml.viz import Diagram, DiagramEdge, DiagramNode
 

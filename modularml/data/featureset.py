@@ -16,11 +16,10 @@ from modularml.data.audit_report import AuditReport
 from modularml.data.collection import SampleCollection
 from modularml.data.constructors import ConstructorsMixin
 from modularml.data.display import describe, html, split_tree
-from modularml.data.dropping import DroppedRows, described_drops
 from modularml.data.featureset_files import FeatureSetFiles
+from modularml.data.row_records import DroppedRows, SplitRecord, check_split_name, described_drops
 from modularml.data.scaling import ScalerRecord
 from modularml.data.schema import DOMAINS, RAW, description_of
-from modularml.data.split_records import SplitRecord, check_split_name
 from modularml.data.transforming import TransformingMixin
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, DataError, UnknownNameError, expect

@@ -14,8 +14,8 @@ from modularml._optional import loaded, require
 from modularml.data.arrow_types import to_numpy
 from modularml.data.columns import to_arrow
 from modularml.data.formats import stack
-from modularml.data.paths import natural
 from modularml.data.selectors import as_list
+from modularml.data.table_files import natural
 from modularml.errors import DataError, UnknownNameError, expect
 
 __all__ = [

@@ -14,8 +14,8 @@ from modularml._typing import Array, Columns, IntArray
 from modularml._warning import warn
 from modularml.data.collection import SampleCollection
 from modularml.data.columns import to_arrow
-from modularml.data.dropping import DroppedRows
 from modularml.data.joining import Link, link_by, table_of
+from modularml.data.row_records import DroppedRows
 from modularml.data.schema import RAW, check_keys, description_of, with_metadata
 from modularml.data.selectors import as_list
 from modularml.data.windowing import raw_columns

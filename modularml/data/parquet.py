@@ -16,16 +16,17 @@ from modularml.data.arrow_types import is_category
 from modularml.data.collection import SampleCollection
 from modularml.data.frames import Rename, Stack, TableColumns, check_stacks, column_names
 from modularml.data.mapping import write_columns
-from modularml.data.paths import (
+from modularml.data.sources import from_columns
+from modularml.data.table_files import (
     FilePaths,
+    cast_column,
     check_file_names,
+    common_type,
     file_stem,
     files_of,
     readable,
     taken_error,
 )
-from modularml.data.promotion import cast_column, common_type
-from modularml.data.sources import from_columns
 from modularml.errors import ConfigError, UnknownNameError
 
 __all__ = ["from_parquet"]

@@ -16,11 +16,10 @@ from modularml._typing import Array, Columns, IntArray
 from modularml._warning import warn
 from modularml.data.access import SampleCollectionMixin
 from modularml.data.derived_sets import DerivedSetsMixin
-from modularml.data.dropping import DroppedRows
 from modularml.data.ids import id_array, id_texts, ids_from_texts
+from modularml.data.row_records import DroppedRows, SplitRecord, with_series
 from modularml.data.scaling import scaled_by
 from modularml.data.selectors import select_one
-from modularml.data.split_records import SplitRecord, with_series
 from modularml.errors import ConfigError, DataError, expect
 from modularml.predicates.conditions import has_naive_times, matches
 from modularml.splitters import BaseSplitter, ConditionSplitter, RandomSplitter

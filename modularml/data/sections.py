@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from modularml.config import decode, encode
-from modularml.data.paths import FilePaths
+from modularml.data.table_files import FilePaths
 from modularml.errors import ConfigError, ModularMLError
 from modularml.io.atomic import write_file
 from modularml.io.randomness import unchanged_randomness

@@ -12,7 +12,7 @@ from modularml._typing import IntArray
 from modularml.context import ExperimentContext, ExperimentNode
 from modularml.data.collection import SampleCollection
 from modularml.data.display import describe, html
-from modularml.data.dropping import DroppedRows, described_drops
+from modularml.data.row_records import DroppedRows, described_drops
 from modularml.data.rows import SplitMixin, as_positions, as_slice
 from modularml.data.selectors import as_list
 from modularml.errors import DataError, expect

@@ -15,11 +15,10 @@ from modularml._warning import warn
 from modularml.data.arrow_types import to_numpy
 from modularml.data.collection import SampleCollection
 from modularml.data.columns import to_arrow
-from modularml.data.grouping import MASK, fill_value, ordered_rows
 from modularml.data.ids import id_texts
 from modularml.data.schema import RAW, ColumnSpec, description_of
 from modularml.data.selectors import as_list, newest, select, select_one
-from modularml.data.sources import from_columns
+from modularml.data.sources import MASK, fill_value, from_columns, ordered_rows
 from modularml.errors import ConfigError, DataError
 
 __all__ = ["raw_columns", "windows_of"]

@@ -14,7 +14,8 @@ import numpy as np
 from modularml._typing import IntArray
 from modularml._warning import warn
 from modularml.audit import AuditReport, AuditWarning, audit
-from modularml.audit.pairs import is_training, shared
+from modularml.audit.likeness import shared
+from modularml.audit.table import is_training
 from modularml.context import ExperimentContext
 from modularml.data import FeatureSet
 from modularml.data.audit_report import Finding

@@ -14,8 +14,8 @@ from modularml.data.batch import Batch, BatchView, RoleData, SampleData, as_nump
 from modularml.data.collection import SampleCollection, block_rows
 from modularml.data.execution import ExecutionContext
 from modularml.data.lineage import Source
+from modularml.data.mapping import MappedRows, write_rows
 from modularml.data.padding import held, step_weights
-from modularml.data.row_files import MappedRows, write_rows
 from modularml.data.rows import as_slice
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, GraphError

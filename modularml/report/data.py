@@ -8,7 +8,7 @@ from typing import Any
 from modularml._optional import require
 from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.audit_report import AuditReport, Finding
-from modularml.data.dropping import count_by_reason
+from modularml.data.row_records import count_by_reason
 from modularml.data.schema import DOMAINS
 from modularml.experiment.run_audit import quick_audit
 from modularml.report.blocks import Block, Facts, Notes, Section, Table, shown

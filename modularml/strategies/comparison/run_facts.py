@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from modularml._typing import IntArray
-from modularml.audit.pairs import id_words
+from modularml.audit.likeness import id_words
 from modularml.data.collection import SampleCollection
 from modularml.data.ids import make_ids
 from modularml.data.schema import SAMPLE_UUIDS

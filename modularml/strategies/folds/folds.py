@@ -14,8 +14,8 @@ from modularml.data import FeatureSetView
 from modularml.data.ids import id_array
 from modularml.data.joining import Link, table_of
 from modularml.data.lineage import Source
+from modularml.data.row_records import with_series
 from modularml.data.selectors import select_one
-from modularml.data.split_records import with_series
 from modularml.engine.loop import Display, run_phase
 from modularml.errors import ConfigError, DataError, SplitError
 from modularml.experiment import (
