@@ -1,10 +1,11 @@
-"""Validation of constructor arguments by their annotations."""
+"""Arguments of constructors: validation by annotations, and those of estimators."""
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
@@ -15,7 +16,18 @@ import numpy as np
 
 from modularml.errors import ConfigError
 
-__all__ = ["Checked", "at_least"]
+__all__ = [
+    "OF_THE_MACHINE",
+    "Checked",
+    "arguments_of",
+    "at_least",
+    "estimator_from",
+    "is_like_estimator",
+    "origin",
+    "parameters",
+    "same",
+    "takes_any",
+]
 
 
 class _NoArguments:
@@ -57,8 +69,12 @@ def _check(cls: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     for name, value in arguments.items():
         if name not in hints or value is signature.parameters[name].default:
             continue
-        if not (_fits(value, hints[name]) or (name in cls.may_be_empty and value == "")):
-            raise cls.refusal(f"{name} must be {_allowed(hints[name])}, got {value!r:.80}")
+        kinds = [kind for kind in _kinds(hints[name]) if kind]
+        if not any(fits(value) for _, fits in kinds) and not (
+            name in cls.may_be_empty and value == ""
+        ):
+            allowed = " or ".join(description for description, _ in kinds)
+            raise cls.refusal(f"{name} must be {allowed}, got {value!r:.80}")
 
 
 def at_least(least: float, error: type[Exception] = ConfigError, /, **values: float | None) -> None:
@@ -85,14 +101,6 @@ def _constructor(cls: Any) -> tuple[inspect.Signature, dict[str, Any]]:
     return signature, {name: hint for name, hint in known.items() if all(_kinds(hint))}
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    return any(kind[1](value) for kind in _kinds(hint) if kind)
-
-
-def _allowed(hint: Any) -> str:
-    return " or ".join(kind[0] for kind in _kinds(hint) if kind)
-
-
 Kind = tuple[str, Callable[[Any], bool]]
 """Description and test of allowed values."""
 
@@ -102,7 +110,12 @@ _KINDS: dict[Any, Kind] = {
     float: ("a number", lambda v: isinstance(v, Real) and not isinstance(v, bool)),
     str: ("a non-empty string", lambda v: isinstance(v, str) and bool(v)),
     Path: ("a path", lambda v: isinstance(v, os.PathLike)),
-    list[str]: ("a list of strings", lambda v: isinstance(v, list | tuple) and _are_names(v)),
+    list[str]: (
+        "a list of strings",
+        lambda v: (
+            isinstance(v, list | tuple) and bool(v) and all(isinstance(s, str) and s for s in v)
+        ),
+    ),
     **dict.fromkeys(
         [dict[str, Any], Mapping[str, Any]],
         ("a dict", lambda v: isinstance(v, Mapping) and all(isinstance(k, str) for k in v)),
@@ -110,10 +123,6 @@ _KINDS: dict[Any, Kind] = {
     Callable: ("a callable", callable),
     NoneType: ("None", lambda v: v is None),
 }
-
-
-def _are_names(values: Sequence[Any]) -> bool:
-    return bool(values) and all(isinstance(v, str) and v for v in values)
 
 
 def _kinds(hint: Any) -> list[Kind | None]:
@@ -125,3 +134,123 @@ def _kinds(hint: Any) -> list[Kind | None]:
         description = f"one of {', '.join(map(repr, names))}"
         return [(description, lambda v: isinstance(v, str | int) and v in names)]
     return [_KINDS.get(get_origin(hint) if get_origin(hint) is Callable else hint)]
+
+
+OF_THE_MACHINE = ("memory", "n_jobs", "n_threads")
+"""Arguments that reach a folder, or start threads and processes: they are not taken from files."""
+
+
+def origin(estimator: Any) -> dict[str, Any]:
+    """Return the version of an estimator's library, and its arguments that have their default."""
+    library = type(estimator).__module__.split(".")[0]
+    known, given = parameters(type(estimator)), arguments_of(estimator) or {}
+    known = {n: v for n, v in known.items() if n not in OF_THE_MACHINE}
+    defaults = [n for n, v in given.items() if n in known and same(v, known[n])]
+    return {"defaults": defaults, "version": _version_of(library)}
+
+
+def estimator_from(
+    cls: Any, params: dict[str, Any], facts: Mapping[str, Any], *, foreign: bool
+) -> Any:
+    """Make an estimator that may have been written by another version of its library.
+
+    Parameters
+    ----------
+    cls : type
+    params : dict of str to object
+        Arguments. Those that the installed version does not know are left out where they had
+        their default.
+    facts : mapping
+        What `origin` returned; older files have none. Arguments that had a default which the
+        installed version refuses, or which stands for another one, get the default of that.
+    foreign : bool
+        Whether they come from a file: those that belong to the machine of its author are left out.
+
+    Raises
+    ------
+    ConfigError
+        If an argument with another value is not known; both versions are named.
+    """
+    known = parameters(cls)
+    if foreign:
+        params = {n: v for n, v in params.items() if n not in OF_THE_MACHINE or n not in known}
+    at_default = set(facts.get("defaults", ()))
+    common = at_default & params.keys() & known.keys()
+    other = [n for n in common if not same(params[n], known[n])]
+    params = {n: v for n, v in params.items() if n not in other or _takes(cls, n, v)}
+    for name in () if takes_any(cls) else [n for n in params if n not in known]:
+        value, library = params.pop(name), cls.__module__.split(".")[0]
+        if name in at_default or _stands_for_another(value):
+            continue
+        raise ConfigError(
+            f"{cls.__name__} of {_version_of(library)} has no argument {name!r}, and was written "
+            f"with {name}={value!r} by {facts.get('version', 'another version')}; install that one"
+        )
+    return cls(**params)
+
+
+def _takes(cls: Any, name: str, value: Any) -> bool:
+    """Tell whether what was the default of an argument is a value that this version takes."""
+    allowed = getattr(cls, "_parameter_constraints", {}).get(name, "no_validation")
+    if _stands_for_another(value) or allowed == "no_validation":
+        return not _stands_for_another(value)
+    rule = sys.modules["sklearn.utils._param_validation"].make_constraint
+    return any(rule(each).is_satisfied_by(value) for each in allowed)
+
+
+def _stands_for_another(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value in ("deprecated", "warn"))
+
+
+def _version_of(library: str) -> str:
+    version = getattr(sys.modules.get(library), "__version__", "")
+    return f"{'scikit-learn' if library == 'sklearn' else library} {version}".strip()
+
+
+def is_like_estimator(value: Any) -> bool:
+    """Tell whether this is an estimator, a kernel or a cross-validator, or a class of one."""
+    return hasattr(value, "get_params") or hasattr(value, "get_n_splits")
+
+
+def arguments_of(value: Any) -> dict[str, Any] | None:
+    """Return what such an object was made with; None where it does not tell."""
+    if hasattr(value, "get_params"):
+        found: dict[str, Any] = value.get_params(deep=False)
+        return found
+    names = parameters(type(value)) if hasattr(value, "get_n_splits") else {}
+    is_known = names and all(hasattr(value, name) for name in names)
+    return {name: getattr(value, name) for name in names} if is_known else None
+
+
+parameters: Callable[[Any], dict[str, Any]] = cache(
+    lambda cls: {
+        p.name: p.default
+        for p in list(inspect.signature(cls.__init__).parameters.values())[1:]
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    }
+)
+"""Returns the arguments of a class's constructor, and their defaults."""
+
+takes_any: Callable[[Any], bool] = cache(
+    lambda cls: any(
+        p.kind is p.VAR_KEYWORD for p in inspect.signature(cls.__init__).parameters.values()
+    )
+)
+"""Returns whether a constructor takes arguments of any name."""
+
+
+def same(a: Any, b: Any) -> bool:
+    """Return whether two values are equal, with arrays in them by value, and NaN equal to NaN."""
+    if a is b:
+        return True
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        return type(a) is type(b) and bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
+    if isinstance(a, list | tuple) and type(a) is type(b):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if hasattr(a, "get_params") and type(a) is type(b):
+        return same(a.get_params(deep=False), b.get_params(deep=False))
+    if isinstance(a, float) and isinstance(b, float) and a != a and b != b:  # noqa: PLR0124
+        return True
+    return bool(a == b)

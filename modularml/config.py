@@ -14,14 +14,22 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
 from operator import methodcaller
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from modularml._arguments import Checked
+from modularml._arguments import (
+    Checked,
+    arguments_of,
+    estimator_from,
+    is_like_estimator,
+    origin,
+    parameters,
+    same,
+    takes_any,
+)
 from modularml._registry import Registry
 from modularml.errors import ConfigError, ModularMLError, UnknownNameError
 
@@ -30,11 +38,13 @@ __all__ = [
     "Stateful",
     "config_registry",
     "decode",
+    "decode_items",
     "encode",
+    "encode_items",
     "find_code",
-    "is_like_estimator",
     "name_of",
     "names_mean",
+    "reads_file",
 ]
 
 config_registry: Registry[type] = Registry("class")
@@ -52,8 +62,13 @@ class Configurable(Checked):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
-            _enter(cls)
+        if inspect.isabstract(cls) or cls.__name__.startswith("_"):
+            return
+        taken = config_registry.get(name := name_of(cls))
+        # a newer class replaces an older one of the user's, but never one of our own
+        is_ours = taken is not None and taken.__module__.split(".")[0] == "modularml"
+        if not is_ours or taken.__module__ == cls.__module__:
+            config_registry.register(name, cls, overwrite=True)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments as plain data."""
@@ -64,14 +79,22 @@ class Configurable(Checked):
 
     def encoded(self) -> dict[str, Any]:
         """Return the name of the class and the config, as they stand in a file."""
-        return {"$type": _class_name(type(self)), "params": self.get_config()}
+        cls, known = type(self), config_registry.get(name := name_of(type(self)))
+        if known is not cls and _is_again(known, cls):
+            raise _is_older(cls)
+        if known is not cls:
+            raise ConfigError(
+                f"{cls.__module__}:{cls.__qualname__} cannot be found again by name, as another "
+                f"class is called {name!r} too; rename it"
+            )
+        return {"$type": name, "params": self.get_config()}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Make an object from `get_config` output; state is not restored."""
-        known = _parameters(cls)
+        known = parameters(cls)
         for name in config:
-            if name not in known and not _takes_any(cls):
+            if name not in known and not takes_any(cls):
                 raise UnknownNameError(f"parameter of {cls.__name__}", name, known)
         return cls(**{name: decode(value) for name, value in config.items()})
 
@@ -82,7 +105,7 @@ class Configurable(Checked):
     def _params(self) -> dict[str, Any]:
         return {
             name: getattr(self, name)
-            for name in _parameters(type(self))
+            for name in parameters(type(self))
             if name not in self.not_config
         }
 
@@ -90,17 +113,17 @@ class Configurable(Checked):
         if type(self) is not type(other) or not isinstance(other, Configurable):
             return NotImplemented
         mine, theirs = self._params(), other._params()
-        return mine.keys() == theirs.keys() and all(_same(mine[k], theirs[k]) for k in mine)
+        return mine.keys() == theirs.keys() and all(same(mine[k], theirs[k]) for k in mine)
 
     def __hash__(self) -> int:
         return hash(type(self))
 
     def __repr__(self) -> str:
-        defaults = _parameters(type(self))
+        defaults = parameters(type(self))
         shown = [
             f"{name}={value!r}"
             for name, value in self._params().items()
-            if defaults[name] is inspect.Parameter.empty or not _same(value, defaults[name])
+            if defaults[name] is inspect.Parameter.empty or not same(value, defaults[name])
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
 
@@ -132,17 +155,19 @@ def encode(value: Any) -> Any:
     ConfigError
         If the value, or a part of it, cannot be found again from its name.
     """
-    if value is None or type(value) in {bool, int, float, str}:
+    if type(value) in PLAIN:
         return value
     for kind, write in _WRITERS:
         if isinstance(value, kind):
             return write(value)
+    if isinstance(value, dict | list | tuple):
+        return encode_items(value, lambda item, key: encode(item))
     name = getattr(value, "__name__", "") if isinstance(value, np.ufunc) else ""
     if name and getattr(np, name, None) is value:
         return {"$code": f"numpy:{name}"}  # which a ufunc does not tell before numpy 2.1
     if hasattr(value, "__qualname__") and hasattr(value, "__module__"):
         return {"$code": _code_name(value)}
-    if (params := _arguments_of(value)) is not None:
+    if (params := arguments_of(value)) is not None:
         return {"$estimator": _code_name(type(value)), "params": encode(params)} | origin(value)
     raise ConfigError(
         f"a {type(value).__name__} cannot be part of a config: {value!r}. Give numbers, strings, "
@@ -151,30 +176,57 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """Turn the output of `encode` back into the value it came from."""
-    if isinstance(value, list):
-        return [decode(item) for item in value]
+    """Turn the output of `encode` back into the value it came from.
+
+    An object's config is attached to errors of building it, to say where they come from.
+    """
     if not isinstance(value, dict):
-        return value
+        return decode_items(value, decode)
+    if "$type" in value:
+        try:
+            return find_class(value["$type"]).from_config(value["params"])
+        except (ModularMLError, TypeError) as error:
+            if not hasattr(error, "of_config"):
+                error.of_config = value  # type: ignore[union-attr]
+            raise
     for tag, read in _READERS.items():
         if tag in value:
             return read(value)
-    if unknown := [key for key in value if str(key).startswith("$")]:
-        raise ConfigError(f"{unknown[0]!r} is no part of a config that this version knows")
-    return {key: decode(item) for key, item in value.items()}
+    tags = [key for key in value if str(key).startswith("$")]
+    if tags and tags[0] not in ("$tuple", "$dict"):
+        raise ConfigError(f"{tags[0]!r} is no part of a config that this version knows")
+    return decode_items(value, decode)
 
 
-def _write_items(value: list[Any] | tuple[Any, ...]) -> Any:
-    items = [*value]
-    for i, item in enumerate(items):
-        items[i] = encode(item)
-    return {"$tuple": items} if isinstance(value, tuple) else items
+PLAIN = frozenset({type(None), bool, int, float, str})
+"""Types of values that JSON holds as they are."""
 
 
-def _write_dict(value: dict[Any, Any]) -> dict[str, Any]:
-    if all(isinstance(key, str) and not key.startswith("$") for key in value):
-        return {key: encode(item) for key, item in value.items()}
-    return {"$dict": [[encode(key), encode(item)] for key, item in value.items()]}
+def encode_items(value: Any, write: Callable[[Any, str | None], Any]) -> Any:
+    """Turn a list, tuple or dict into plain data.
+
+    `write` encodes an item, given its index or key, or a key itself, given None.
+    """
+    if not isinstance(value, dict):
+        items = [write(item, str(i)) for i, item in enumerate(value)]
+        return {"$tuple": items} if isinstance(value, tuple) else items
+    tree = {key: write(item, str(key)) for key, item in value.items()}
+    if any(not isinstance(key, str) or key.startswith("$") for key in tree):
+        return {"$dict": [[write(key, None), item] for key, item in tree.items()]}
+    return tree
+
+
+def decode_items(tree: Any, read: Callable[[Any], Any]) -> Any:
+    """Turn the output of `encode_items` back; `read` decodes an item."""
+    if isinstance(tree, list):
+        return [read(item) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if "$tuple" in tree:
+        return tuple(map(read, tree["$tuple"]))
+    if "$dict" in tree:
+        return {read(key): read(item) for key, item in tree["$dict"]}
+    return {key: read(item) for key, item in tree.items()}
 
 
 def _write_array(value: np.ndarray[Any, Any]) -> dict[str, Any]:
@@ -199,41 +251,32 @@ _WRITERS: list[tuple[Any, Callable[[Any], Any]]] = [
     (np.datetime64 | np.timedelta64, lambda v: {"$instant": _write_array(np.asarray(v))}),
     (np.generic, lambda v: encode(v.item())),
     (np.ndarray, _write_array),
-    (list | tuple, _write_items),
     (slice, lambda v: {"$slice": [encode(item) for item in (v.start, v.stop, v.step)]}),
     (set | frozenset, lambda v: {"$set": sorted((encode(item) for item in v), key=repr)}),
-    (dict, _write_dict),
     (Path, lambda v: {"$path": v.as_posix()}),
     (dt.datetime, lambda v: {"$time": v.isoformat()}),
     (dt.date, lambda v: {"$date": v.isoformat()}),
 ]
 """How values of a kind become plain data; the first that fits is taken."""
 
-
-def _read_object(value: dict[str, Any]) -> Any:
-    """Build an object; its config is attached to an error, to say where that comes from."""
-    try:
-        return find_class(value["$type"]).from_config(value["params"])
-    except (ModularMLError, TypeError) as error:
-        if not hasattr(error, "of_config"):
-            error.of_config = value  # type: ignore[union-attr]
-        raise
-
-
 _READERS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "$type": _read_object,
-    "$enum": lambda v: _of_class(v["$enum"], enum.Enum)(decode(v["value"])),
+    "$enum": lambda v: _class_of(v["$enum"], enum.Enum.__subclasscheck__, "Enum")(
+        decode(v["value"])
+    ),
     "$instant": lambda v: _read_array(v["$instant"])[()],
     "$array": _read_array,
-    "$tuple": lambda v: tuple(decode(item) for item in v["$tuple"]),
     "$slice": lambda v: slice(*map(decode, v["$slice"])),
     "$set": lambda v: {decode(item) for item in v["$set"]},
-    "$dict": lambda v: {decode(key): decode(item) for key, item in v["$dict"]},
     "$path": lambda v: Path(v["$path"]),
     "$time": lambda v: dt.datetime.fromisoformat(v["$time"]),
     "$date": lambda v: dt.date.fromisoformat(v["$date"]),
     "$code": lambda v: find_code(v["$code"]),
-    "$estimator": lambda v: estimator_from(_estimator(v["$estimator"]), decode(v["params"]), v),
+    "$estimator": lambda v: estimator_from(
+        _class_of(v["$estimator"], is_like_estimator, "estimator"),
+        decode(v["params"]),
+        v,
+        foreign=reads_file(),
+    ),
 }
 
 
@@ -248,6 +291,11 @@ def names_mean(found: Mapping[str, Any]) -> Iterator[None]:
         yield
     finally:
         _meanings.reset(token)
+
+
+def reads_file() -> bool:
+    """Return whether names mean what `names_mean` says, as while a file is read."""
+    return _meanings.get() is not None
 
 
 def find_class(name: str) -> Any:
@@ -330,99 +378,12 @@ def _imported(name: str) -> Any:
     return found
 
 
-def _of_class(name: str, base: type) -> Any:
+def _class_of(name: str, is_kind: Callable[[Any], bool], kind: str) -> Any:
+    """Return the class of a name, if it is of a kind."""
     found = find_code(name)
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise ConfigError(f"{name!r} is no {base.__name__}")
+    if not (isinstance(found, type) and is_kind(found)):
+        raise ConfigError(f"{name!r} is no {kind}")
     return found
-
-
-def _estimator(name: str) -> Any:
-    found = find_code(name)
-    if not (isinstance(found, type) and is_like_estimator(found)):
-        raise ConfigError(f"{name!r} is no estimator")
-    return found
-
-
-OF_THE_MACHINE = ("memory", "n_jobs", "n_threads")
-"""Arguments that reach a folder, or start threads and processes: they are not taken from files."""
-
-
-def origin(estimator: Any) -> dict[str, Any]:
-    """Return the version of an estimator's library, and its arguments that have their default."""
-    library = type(estimator).__module__.split(".")[0]
-    known, given = _parameters(type(estimator)), _arguments_of(estimator) or {}
-    known = {n: v for n, v in known.items() if n not in OF_THE_MACHINE}
-    same = [n for n, v in given.items() if n in known and _same(v, known[n])]
-    return {"defaults": same, "version": _version_of(library)}
-
-
-def estimator_from(cls: Any, params: dict[str, Any], facts: Mapping[str, Any]) -> Any:
-    """Make an estimator that may have been written by another version of its library.
-
-    Parameters
-    ----------
-    cls : type
-    params : dict of str to object
-        Arguments. Those that the installed version does not know are left out where they had
-        their default; in a file, so are those that belong to the machine of its author.
-    facts : mapping
-        What `origin` returned; older files have none. Arguments that had a default which the
-        installed version refuses, or which stands for another one, get the default of that.
-
-    Raises
-    ------
-    ConfigError
-        If an argument with another value is not known; both versions are named.
-    """
-    known = _parameters(cls)
-    if _meanings.get() is not None:
-        params = {n: v for n, v in params.items() if n not in OF_THE_MACHINE or n not in known}
-    same = set(facts.get("defaults", ()))
-    other = [n for n in same & params.keys() & known.keys() if not _same(params[n], known[n])]
-    params = {n: v for n, v in params.items() if n not in other or _takes(cls, n, v)}
-    for name in () if _takes_any(cls) else [n for n in params if n not in known]:
-        value, library = params.pop(name), cls.__module__.split(".")[0]
-        if name in same or _stands_for_another(value):
-            continue
-        raise ConfigError(
-            f"{cls.__name__} of {_version_of(library)} has no argument {name!r}, and was written "
-            f"with {name}={value!r} by {facts.get('version', 'another version')}; install that one"
-        )
-    return cls(**params)
-
-
-def _takes(cls: Any, name: str, value: Any) -> bool:
-    """Tell whether what was the default of an argument is a value that this version takes."""
-    allowed = getattr(cls, "_parameter_constraints", {}).get(name, "no_validation")
-    if _stands_for_another(value) or allowed == "no_validation":
-        return not _stands_for_another(value)
-    rule = sys.modules["sklearn.utils._param_validation"].make_constraint
-    return any(rule(each).is_satisfied_by(value) for each in allowed)
-
-
-def _stands_for_another(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and value in ("deprecated", "warn"))
-
-
-def _version_of(library: str) -> str:
-    version = getattr(sys.modules.get(library), "__version__", "")
-    return f"{'scikit-learn' if library == 'sklearn' else library} {version}".strip()
-
-
-def is_like_estimator(value: Any) -> bool:
-    """Tell whether this is an estimator, a kernel or a cross-validator, or a class of one."""
-    return hasattr(value, "get_params") or hasattr(value, "get_n_splits")
-
-
-def _arguments_of(value: Any) -> dict[str, Any] | None:
-    """Return what such an object was made with; None where it does not tell."""
-    if hasattr(value, "get_params"):
-        found: dict[str, Any] = value.get_params(deep=False)
-        return found
-    names = _parameters(type(value)) if hasattr(value, "get_n_splits") else {}
-    is_known = names and all(hasattr(value, name) for name in names)
-    return {name: getattr(value, name) for name in names} if is_known else None
 
 
 def _code_name(code: Any) -> str:
@@ -453,61 +414,6 @@ def _is_again(found: Any, code: Any) -> bool:
     return same and found.__qualname__ == code.__qualname__
 
 
-def _class_name(cls: type) -> str:
-    name = name_of(cls)
-    if _is_again(known := config_registry.get(name), cls) and known is not cls:
-        raise _is_older(cls)
-    if known is not cls:
-        raise ConfigError(
-            f"{cls.__module__}:{cls.__qualname__} cannot be found again by name, as another class "
-            f"is called {name!r} too; rename it"
-        )
-    return name
-
-
 def name_of(cls: type) -> str:
     """Return what a config calls a class."""
     return str(vars(cls).get("config_name", cls.__name__))
-
-
-def _enter(cls: type) -> None:
-    """Register a class, in place of an older one of the user's, but never of our own."""
-    name = name_of(cls)
-    taken = config_registry.get(name)
-    if taken is None or taken.__module__ == cls.__module__ or not _is_ours(taken):
-        config_registry.register(name, cls, overwrite=True)
-
-
-def _is_ours(cls: type) -> bool:
-    return cls.__module__.split(".")[0] == "modularml"
-
-
-def _read_parameters(cls: Any) -> dict[str, Any]:
-    skipped = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
-    found = list(inspect.signature(cls.__init__).parameters.values())[1:]
-    return {p.name: p.default for p in found if p.kind not in skipped}
-
-
-def _reads_any(cls: Any) -> bool:
-    found = inspect.signature(cls.__init__).parameters.values()
-    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in found)
-
-
-_parameters: Callable[[Any], dict[str, Any]] = cache(_read_parameters)
-_takes_any: Callable[[Any], bool] = cache(_reads_any)
-
-
-def _same(a: Any, b: Any) -> bool:
-    if a is b:
-        return True
-    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return type(a) is type(b) and bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
-    if isinstance(a, list | tuple) and type(a) is type(b):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
-    if hasattr(a, "get_params") and type(a) is type(b):
-        return _same(a.get_params(deep=False), b.get_params(deep=False))
-    if isinstance(a, float) and isinstance(b, float) and a != a and b != b:  # noqa: PLR0124
-        return True
-    return bool(a == b)

@@ -18,9 +18,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from modularml._arguments import is_like_estimator
 from modularml._optional import has, require
 from modularml._warning import warn
-from modularml.config import config_registry, current_name, is_like_estimator
+from modularml.config import config_registry, current_name
 from modularml.errors import MMLError
 from modularml.io import limits
 

@@ -12,7 +12,15 @@ import numpy as np
 import pyarrow as pa
 
 from modularml._typing import Array
-from modularml.config import Configurable, decode, encode, find_class
+from modularml.config import (
+    PLAIN,
+    Configurable,
+    decode,
+    decode_items,
+    encode,
+    encode_items,
+    find_class,
+)
 from modularml.errors import ConfigError, MMLError, ModularMLError
 from modularml.io import limits
 from modularml.io.names import member_stem
@@ -79,23 +87,24 @@ class Packer:
         MMLError
             If a part cannot be stored as data.
         """
-        if type(value) in _PLAIN:
+        if type(value) in PLAIN:
             return value
         for kinds, packed in _PACKERS:
             if isinstance(value, kinds):
                 return packed(self, value, where)
-        if not isinstance(value, dict | list):
-            try:
-                return encode(value)
-            except ConfigError as error:
-                raise _no_data(where, error) from error
-        inner: Any = {**value} if isinstance(value, dict) else [*value]
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            if type(item) not in _PLAIN:
-                inner[key] = self.pack(item, (*where, str(key)))
-        if isinstance(value, list) or _has_plain_keys(value):
-            return inner
-        return {"$dict": [[self.pack(key, where), item] for key, item in inner.items()]}
+        if isinstance(value, dict | list | tuple):
+            return encode_items(
+                value,
+                lambda item, key: (
+                    item
+                    if type(item) in PLAIN
+                    else self.pack(item, where if key is None else (*where, key))
+                ),
+            )
+        try:
+            return encode(value)
+        except ConfigError as error:
+            raise _no_data(where, error) from error
 
     def _scalar(self, value: np.generic, where: tuple[str, ...]) -> Any:
         if value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
@@ -103,8 +112,8 @@ class Packer:
         return {"$element": self._array(np.asarray(value), where)}
 
     def _array(self, value: Array, where: tuple[str, ...]) -> Any:
-        if value.dtype.kind == "U" or (value.dtype.kind == "O" and _all_text(value)):
-            items = value.ravel().tolist()
+        kind, items = value.dtype.kind, value.ravel().tolist() if value.dtype.kind in "UO" else []
+        if kind == "U" or (kind == "O" and all(isinstance(item, str) for item in items)):
             return {"$text": items, "dtype": value.dtype.str, "shape": list(value.shape)}
         stored = storable(value)
         if stored is None:
@@ -163,7 +172,6 @@ class Packer:
 _HOLDERS = frozenset({"featuresets", "model_graph", "nodes"})
 """Parts of paths that do not identify the owner of a value."""
 
-_PLAIN = frozenset({type(None), bool, int, float, str})
 _MAX_TENSORS = 2048
 _FEW = 8
 
@@ -173,7 +181,6 @@ _PACKERS: list[tuple[Any, Callable[[Packer, Any, tuple[str, ...]], Any]]] = [
     (np.ndarray, Packer._array),
     (pa.Table, Packer._table),
     (Configurable, Packer._object),
-    (tuple, lambda p, v, w: {"$tuple": p.pack([*v], w)}),
     (bytes, lambda p, v, w: {"$bytes": base64.b64encode(v).decode("ascii")}),
     (datetime, lambda p, v, w: {"$time": v.isoformat()}),
 ]
@@ -195,16 +202,13 @@ class Unpacker:
 
     def unpack(self, tree: Any) -> Any:
         """Return the value represented by a tree."""
-        if isinstance(tree, list):
-            return [self.unpack(item) for item in tree]
-        if not isinstance(tree, dict):
-            return tree
-        for tag, read in _READERS.items():
-            if tag in tree:
-                return read(self, tree)
-        if any(key.startswith("$") for key in tree):
-            return decode(tree)
-        return {key: self.unpack(item) for key, item in tree.items()}
+        if isinstance(tree, dict):
+            for tag, read in _READERS.items():
+                if tag in tree:
+                    return read(self, tree)
+            if any(key.startswith("$") and key not in ("$tuple", "$dict") for key in tree):
+                return decode(tree)
+        return decode_items(tree, self.unpack)
 
     def _tensor(self, tree: dict[str, Any]) -> Array:
         key = (tree["in"], tree["$tensor"])
@@ -271,19 +275,9 @@ _READERS: dict[str, Callable[[Unpacker, dict[str, Any]], Any]] = {
     "$text": Unpacker._text,
     "$scalar": Unpacker._scalar,
     "$element": lambda u, t: u.unpack(t["$element"])[()],
-    "$tuple": lambda u, t: tuple(u.unpack(t["$tuple"])),
-    "$dict": lambda u, t: {u.unpack(k): u.unpack(v) for k, v in t["$dict"]},
     "$bytes": lambda u, t: base64.b64decode(t["$bytes"], validate=True),
     "$time": lambda u, t: datetime.fromisoformat(t["$time"]),
 }
-
-
-def _has_plain_keys(value: dict[Any, Any]) -> bool:
-    return all(isinstance(key, str) and not key.startswith("$") for key in value)
-
-
-def _all_text(array: Array) -> bool:
-    return all(isinstance(item, str) for item in array.ravel())
 
 
 def _no_data(where: tuple[str, ...], why: object) -> ModularMLError:

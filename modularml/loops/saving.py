@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_arrays
 
 from modularml._optional import loaded, require
+from modularml.config import decode_items, encode_items
 from modularml.errors import ConfigError, DataError
 from modularml.io.atomic import write_file
 
@@ -129,18 +130,13 @@ def _without_tensors(value: Any, path: tuple[str, ...], tensors: dict[str, Any])
         return _without_tensors(value.item(), path, tensors)
     if type(value) is float:
         return value if math.isfinite(value) else {"$float": repr(value)}
-    if isinstance(value, list | tuple) and type(value) in (list, tuple):
-        items = [_without_tensors(item, (*path, str(i)), tensors) for i, item in enumerate(value)]
-        return items if isinstance(value, list) else {"$tuple": items}
-    if isinstance(value, dict):
-        inner = [[k, _without_tensors(v, (*path, str(k)), tensors)] for k, v in value.items()]
-        if all(type(k) is str and not k.startswith("$") for k in value):
-            return {k: v for k, v in inner}  # noqa: C416 - pairs of any two are no dict to mypy
-        return {"$dict": [[_without_tensors(k, path, tensors), v] for k, v in inner]}
-    return _tensor_entry(value, path, tensors)
-
-
-def _tensor_entry(value: Any, path: tuple[str, ...], tensors: dict[str, Any]) -> Any:
+    if type(value) in (list, tuple) or isinstance(value, dict):
+        return encode_items(
+            value,
+            lambda item, key: _without_tensors(
+                item, path if key is None else (*path, key), tensors
+            ),
+        )
     torch = loaded("torch")
     name = base = ".".join(path) or "value"
     while name in tensors:
@@ -163,20 +159,10 @@ def _tensor_entry(value: Any, path: tuple[str, ...], tensors: dict[str, Any]) ->
 
 def _with_tensors(tree: Any, tensors: dict[str, Any]) -> Any:
     """Return the original value of `_without_tensors`."""
-    if isinstance(tree, list):
-        return [_with_tensors(item, tensors) for item in tree]
-    if not isinstance(tree, dict):
-        return tree
-    if len(tree) == 1:
+    if isinstance(tree, dict) and len(tree) == 1:
         tag, inner = next(iter(tree.items()))
         if tag == "$float":
             return float(inner)
-        if tag == "$tuple":
-            return tuple(_with_tensors(inner, tensors))
-        if tag == "$dict":
-            return {_with_tensors(k, tensors): _with_tensors(v, tensors) for k, v in inner}
-        if tag == "$tensor":
-            return tensors[inner]
-        if tag == "$array":
-            return np.asarray(tensors[inner])
-    return {key: _with_tensors(item, tensors) for key, item in tree.items()}
+        if tag in ("$tensor", "$array"):
+            return tensors[inner] if tag == "$tensor" else np.asarray(tensors[inner])
+    return decode_items(tree, lambda item: _with_tensors(item, tensors))

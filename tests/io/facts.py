@@ -24,11 +24,11 @@ from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.utils import all_estimators
 
 from modularml.config import encode
-from modularml.io import attributes, estimators
+from modularml.io import estimator_checks, estimators
 from modularml.io.estimator_kinds import MADE_AGAIN, parameters, parts_of
 from tests.io import zoo
 
-PATH = Path(attributes.__file__).with_name("attributes.json")
+PATH = Path(estimator_checks.__file__).with_name("attributes.json")
 Facts = dict[str, dict[str, set[str]]]
 
 
@@ -115,7 +115,7 @@ def gather() -> Facts:
                     given = parameters(cls) if hasattr(part, "get_params") else ()
                     own = facts[cls.__name__]
                     for name in vars(part).keys() - set(given) - set(MADE_AGAIN):
-                        own[name].add(attributes.described(vars(part)[name]))
+                        own[name].add(estimator_checks.described(vars(part)[name]))
     print(n, "fits of", len(facts), "classes, scikit-learn", sklearn.__version__)
     return facts
 
