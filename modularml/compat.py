@@ -18,7 +18,7 @@ from typing import Any
 
 from modularml._warning import warn
 from modularml.errors import ConfigError, closest
-from modularml.migrate.table import (
+from modularml.migrate.scripts import (
     ARGUMENTS,
     ATTRIBUTES,
     METHODS,

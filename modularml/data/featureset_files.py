@@ -91,14 +91,8 @@ class FeatureSetFiles(ReferencesMixin):
             If the file is damaged, written by a newer version or holds something else. Nothing is
             changed in that case.
         """
-        contents = read_artifact(
-            filepath,
-            "fs",
-            allow_packaged_code=allow_packaged_code,
-            custom_objects=custom_objects,
-            allow_import=allow_import,
-            verify=verify,
-        )
+        trusted = allow_packaged_code, custom_objects, allow_import
+        contents = read_artifact(filepath, "fs", *trusted, verify)
         ctx = ExperimentContext.get_active()
         ids = ctx.free_ids(contents.ids, overwrite=overwrite)
         with contents.building(), ctx.beside(overwrite=overwrite):

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from modularml._optional import require
 from modularml.config import decode, encode
 from modularml.data.table_files import FilePaths
 from modularml.errors import ConfigError, ModularMLError
 from modularml.io.atomic import write_file
 from modularml.io.randomness import unchanged_randomness
-from modularml.io.yamltext import dump_yaml, load_yaml
 from modularml.scalers.scaler import Scaler
 
 __all__ = [
@@ -146,10 +146,11 @@ def write_section(
     else:
         saved = fs.save(rows, overwrite=overwrite)
         section = {"file": relative(saved, folder or Path())}
-    text = dump_yaml({"data": {fs.label: section}})
+    yamltext = require("modularml.io.yamltext")
+    text: str = yamltext.dump_yaml({"data": {fs.label: section}})
     if filepath is not None:
-        check: Callable[[Path], Any] = lambda p: load_yaml(p.read_text("utf-8"), p)  # noqa: E731
-        write_file(Path(filepath), [text.encode()], overwrite=overwrite, verify=check)
+        data, verify = [text.encode()], yamltext.read_yaml
+        write_file(Path(filepath), data, overwrite=overwrite, verify=verify)
     return text
 
 

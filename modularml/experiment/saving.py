@@ -16,14 +16,15 @@ from modularml.engine.callback import ExperimentCallback
 from modularml.engine.checkpointing import Checkpointing
 from modularml.engine.run_state import Start
 from modularml.errors import ConfigError, MMLKindError, MMLNotFoundError, UnknownNameError
-from modularml.experiment.history import packed_history, unpacked_history
-from modularml.experiment.history_log import (
+from modularml.experiment.history import (
     HistoryLog,
+    packed_history,
     read_files,
     read_history,
     read_random_states,
+    unpacked_history,
 )
-from modularml.experiment.plan_state import PlanState
+from modularml.experiment.resume import PlanState
 from modularml.graph.files import ContextYaml, attach_rows, graph_from
 from modularml.graph.model_graph import ModelGraph
 from modularml.io import inspect, limits
@@ -144,13 +145,8 @@ class ExperimentFiles(ContextYaml):
         MMLError
             If the file is damaged, too new, or of another kind. Nothing has changed then.
         """
-        contents = read_artifact(
-            filepath,
-            "exp",
-            allow_packaged_code=allow_packaged_code,
-            custom_objects=custom_objects,
-            allow_import=allow_import,
-        )
+        trusted = allow_packaged_code, custom_objects, allow_import
+        contents = read_artifact(filepath, "exp", *trusted)
         ctx = ExperimentContext.get_active()
         contents.ids = ctx.free_ids(contents.ids, overwrite=overwrite)
         contents.use_ids(contents.ids)
@@ -165,7 +161,8 @@ class ExperimentFiles(ContextYaml):
     @staticmethod
     def inspect(filepath: str | Path) -> dict[str, Any]:
         """Describe the contents of a file of any kind without loading it."""
-        return inspect(filepath)
+        facts: dict[str, Any] = inspect(filepath)
+        return facts
 
     # -- checkpoints --------------------------------------------------------------------------
 

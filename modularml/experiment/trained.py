@@ -12,8 +12,7 @@ from modularml._typing import Columns
 from modularml.context import ExperimentContext
 from modularml.errors import ConfigError
 from modularml.experiment.calibration import conformal_tables
-from modularml.experiment.evaluating import evaluate
-from modularml.experiment.importance import importances
+from modularml.experiment.evaluating import evaluate, importances
 from modularml.experiment.run_audit import Mode
 from modularml.phases.group import PhaseGroup
 from modularml.phases.phase import active_graph

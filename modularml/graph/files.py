@@ -22,8 +22,7 @@ from modularml.errors import (
     expect,
 )
 from modularml.io import limits
-from modularml.io.artifact import Contents, read_artifact, write_artifact
-from modularml.io.yamltext import YamlMixin
+from modularml.io.artifact import Contents, YamlMixin, read_artifact, write_artifact
 from modularml.training import Optimizer
 
 __all__ = ["ContextYaml", "GraphFiles", "attach_rows", "graph_from", "use_ids"]
@@ -32,20 +31,15 @@ __all__ = ["ContextYaml", "GraphFiles", "attach_rows", "graph_from", "use_ids"]
 class ContextYaml(YamlMixin):
     """YAML of objects that refer to nodes, by label, resolved in the active context."""
 
-    def _yaml_labels(self) -> Mapping[str, str]:
-        ctx: ExperimentContext = getattr(self, "_ctx", None) or ExperimentContext.get_active()
-        return {node_id: node.label for node_id, node in ctx.available_nodes.items()}
-
     @classmethod
-    def _yaml_ids(cls) -> dict[str, str]:
-        ctx = ExperimentContext.get_active()
+    def _yaml_scope(
+        cls, obj: Any = None
+    ) -> tuple[Mapping[str, str], Mapping[str, str], AbstractContextManager[Any]]:
+        ctx: ExperimentContext = getattr(obj, "_ctx", None) or ExperimentContext.get_active()
+        labels = {node_id: node.label for node_id, node in ctx.available_nodes.items()}
         nodes = ctx.available_featuresets if cls.makes_nodes else ctx.available_nodes
-        return {node.label: node_id for node_id, node in nodes.items()}
-
-    @classmethod
-    def _yaml_context(cls) -> AbstractContextManager[Any]:
-        ctx = ExperimentContext.get_active()
-        return ctx.beside(see_sets=True) if cls.makes_nodes else nullcontext()
+        ids = {node.label: node_id for node_id, node in nodes.items()}
+        return labels, ids, ctx.beside(see_sets=True) if cls.makes_nodes else nullcontext()
 
 
 class GraphFiles(ContextYaml):
@@ -123,12 +117,14 @@ class GraphFiles(ContextYaml):
         MMLError
             If the file is damaged, newer, or of another kind. Nothing is changed then.
         """
-        contents = _read(
-            filepath,
-            allow_packaged_code=allow_packaged_code,
-            custom_objects=custom_objects,
-            allow_import=allow_import,
-        )
+        trusted = allow_packaged_code, custom_objects, allow_import
+        try:
+            contents = read_artifact(filepath, "mg", *trusted)
+        except (MMLKindError, MMLNotFoundError) as error:
+            try:
+                contents = read_artifact(filepath, "exp", *trusted)
+            except (MMLKindError, MMLNotFoundError):
+                raise error from None
         ctx = ExperimentContext.get_active()
         use_ids(contents, ctx, overwrite)
         with contents.building(), ctx.beside(overwrite=overwrite, see_sets=True) as beside:
@@ -247,17 +243,6 @@ class GraphFiles(ContextYaml):
         available = {fs.label for fs in self._ctx.available_featuresets.values()}
         if state["is_built"] and all(ref.node_label in available for ref in refs):
             graph.build()
-
-
-def _read(filepath: str | Path, **options: Any) -> Contents:
-    """Read the file of a graph, or else that of an experiment."""
-    try:
-        return read_artifact(filepath, "mg", **options)
-    except (MMLKindError, MMLNotFoundError) as error:
-        try:
-            return read_artifact(filepath, "exp", **options)
-        except (MMLKindError, MMLNotFoundError):
-            raise error from None
 
 
 def _graph_of(contents: Contents, state: Any) -> tuple[Any, Any]:

@@ -1,7 +1,12 @@
 """Artifacts: files of data that are checked when read and run no code."""
 
-from modularml.io.inspection import inspect, render
-from modularml.io.packaged import inspect_packaged_code
-from modularml.io.two_files import diff, extract
+import lazy_loader
 
-__all__ = ["diff", "extract", "inspect", "inspect_packaged_code", "render"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "inspection": ["inspect", "render"],
+        "packaged": ["inspect_packaged_code"],
+        "two_files": ["diff", "extract"],
+    },
+)

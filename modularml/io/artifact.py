@@ -1,29 +1,37 @@
-"""Artifacts of one object: its config, its state, and the classes it needs."""
+"""Artifacts of one object: its config, its state, and the classes it needs.
+
+`Saveable` and `YamlMixin` are the base classes of what can be saved and loaded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self
 
-from modularml.config import names_mean
-from modularml.errors import ConfigError, MissingDependencyError, MMLError, MMLKindError
+from modularml._optional import require
+from modularml.config import name_of, names_mean
+from modularml.errors import (
+    ConfigError,
+    MissingDependencyError,
+    MMLError,
+    MMLKindError,
+    ModularMLError,
+)
 from modularml.io import limits
 from modularml.io.archive import IDS, Archive, open_archive, write_archive
-from modularml.io.atomic import check_free
+from modularml.io.atomic import check_free, write_file
 from modularml.io.classes import Resolver, bare_name, described, names_in
 from modularml.io.jsontext import dump_json, load_json, with_ids, with_labels
 from modularml.io.log import Segment, read_log
 from modularml.io.names import file_path, find_file
 from modularml.io.packaged import PackagedCode, sources_of
 from modularml.io.randomness import unchanged_randomness
-from modularml.io.values import Packer, Unpacker
+from modularml.io.values import Packer, Unpacker, object_state, set_object_state
 
-__all__ = ["Contents", "read_artifact", "write_artifact"]
-
-T = TypeVar("T")
+__all__ = ["Contents", "Saveable", "YamlMixin", "read_artifact", "write_artifact"]
 
 CONFIG, STATE = "config.json", "state.json"
 
@@ -112,7 +120,9 @@ class Contents:
         self.missing = missing or {}
         self.type, self.config, self._state = tree["type"], tree["params"], state
         self.ids: dict[str, str] = archive.json(IDS) if IDS in archive.payloads else {}
-        if not isinstance(self.ids, dict) or not all(map(_is_id, self.ids.values())):
+        if not isinstance(self.ids, dict) or not all(
+            isinstance(node_id, str) and 0 < len(node_id) <= 200 for node_id in self.ids.values()
+        ):
             raise MMLError(limits.MISFIT, self.path, IDS, "holds no ids by label")
         self._unpacker = Unpacker(archive.payloads, archive.path)
         self._segments: list[tuple[Any, Unpacker]] | None = None
@@ -198,14 +208,9 @@ def _without(tree: Any, missing: Mapping[str, str]) -> Any:
     return {key: _without(item, missing) for key, item in tree.items()}
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 200
-
-
 def read_artifact(
     filepath: str | Path,
     kind: str,
-    *,
     allow_packaged_code: bool | str = False,
     custom_objects: Mapping[str, Any] | None = None,
     allow_import: Iterable[str] = (),
@@ -245,3 +250,178 @@ def read_artifact(
         problem = f"{tree['type']!r:.80} is not a {limits.KINDS[kind]}"
         raise MMLError(limits.MISFIT, path, CONFIG, problem)
     return Contents(archive, tree, state, names, missing)
+
+
+class YamlMixin:
+    """`to_yaml` and `from_yaml` of a class with a config."""
+
+    makes_nodes: ClassVar[bool] = False
+    """Whether building an object registers nodes in the active context."""
+
+    def to_yaml(self, filepath: str | Path | None = None, *, overwrite: bool = False) -> str:
+        """Return the config as YAML, and optionally write it to a file.
+
+        Weights, rows and results are not included.
+
+        Raises
+        ------
+        ConfigError
+            If an argument cannot be found by name.
+        MMLExistsError
+            If the file exists and `overwrite` is false.
+        """
+        config: Any = self.get_config()  # type: ignore[attr-defined]
+        tree = {"$type": name_of(type(self)), "params": config}
+        yamltext = require("modularml.io.yamltext")
+        labels, _, _ = self._yaml_scope(self)
+        text: str = yamltext.dump_yaml(with_labels(tree, labels))
+        if filepath is not None:
+            data, verify = [text.encode()], yamltext.read_yaml
+            write_file(Path(filepath), data, overwrite=overwrite, verify=verify)
+        return text
+
+    @classmethod
+    def from_yaml(
+        cls,
+        source: str | Path,
+        *,
+        custom_objects: Mapping[str, Any] | None = None,
+        allow_import: Iterable[str] = (),
+    ) -> Self:
+        """Build an object from `to_yaml` output, with new weights.
+
+        Parameters
+        ----------
+        source : str or path-like
+            A file, or the text itself if it has more than one line.
+        custom_objects, allow_import
+            How your own classes are found; see `BaseModel.load`.
+
+        Raises
+        ------
+        MMLError
+            If it is not YAML that we write, or names an unknown class. Nothing is changed then.
+        """
+        _, ids, context = cls._yaml_scope()
+        path, tree = require("modularml.io.yamltext").read_yaml(source)
+        tree = with_ids(tree, ids)
+        if not isinstance(tree, dict) or tree.keys() != {"$type", "params"}:
+            problem = f"does not describe a {cls.__name__}"
+            raise MMLError(limits.MISFIT, path, "", problem, "Pass the output of to_yaml()")
+        resolver = Resolver(path, [], custom_objects, allow_import)
+        names = resolver.resolve(names_in(tree), nodes=cls.makes_nodes)
+        file_class = names[tree["$type"]]
+        if not issubclass(file_class, cls):
+            problem = f"describes a {file_class.__name__}, not a {cls.__name__}"
+            raise MMLKindError(limits.OTHER_KIND, path, "", problem)
+        try:
+            with names_mean(names), context:
+                obj: Self = file_class.from_config(tree["params"])
+        except ModularMLError:
+            raise
+        except Exception as error:
+            reason = f"does not fit together: {type(error).__name__}: {error}"[:300]
+            raise MMLError(limits.MISFIT, path, "", reason) from error
+        return obj
+
+    @classmethod
+    def _yaml_scope(
+        cls, obj: Any = None
+    ) -> tuple[Mapping[str, str], Mapping[str, str], AbstractContextManager[Any]]:
+        """Return labels and ids of nodes that may be referred to, and where objects are built."""
+        return {}, {}, nullcontext()
+
+
+class Saveable(YamlMixin):
+    """A class with a config, and optionally a state, that can be saved.
+
+    ``get_config`` and ``from_config`` rebuild the object; ``get_state`` and ``set_state`` (or, for
+    another form in files, ``_file_state`` and ``_set_file_state``) restore its state.
+    """
+
+    artifact_kind: ClassVar[str]
+    """Kind of artifact, as in its suffix."""
+
+    def save(
+        self, filepath: str | Path, *, overwrite: bool = False, package_code: bool = False
+    ) -> Path:
+        """Write this object to a file: its config and state, as data.
+
+        Parameters
+        ----------
+        filepath : path-like
+            The suffix of its kind is appended: ``name.<kind>.mml``.
+        overwrite : bool
+            Whether an existing file may be replaced.
+        package_code : bool
+            Whether to include the source of your own classes and functions, as text that runs only
+            if the reader passes ``allow_packaged_code=True``.
+
+        Returns
+        -------
+        Path
+            Path of the file.
+
+        Raises
+        ------
+        MMLExistsError
+            If the file exists and `overwrite` is false.
+        MMLError
+            If it cannot be stored as data, or not be written. An existing file is unchanged then.
+        """
+        config: Any = self.get_config  # type: ignore[attr-defined]
+        return write_artifact(
+            filepath,
+            self.artifact_kind,
+            name_of(type(self)),
+            config,
+            lambda: object_state(self),
+            overwrite=overwrite,
+            facts=self._file_facts(),
+            package_code=package_code,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        filepath: str | Path,
+        *,
+        allow_packaged_code: bool | str = False,
+        custom_objects: Mapping[str, Any] | None = None,
+        allow_import: Iterable[str] = (),
+    ) -> Self:
+        """Read an object back from a file; no code from the file is run.
+
+        Parameters
+        ----------
+        filepath : path-like
+            With or without its suffix.
+        allow_packaged_code : bool or str
+            Whether code that the author packaged may run, or the sha256 of the one source that
+            may; see `modularml.io.inspect_packaged_code`.
+        custom_objects : mapping of str to object, optional
+            Your own classes and functions, by name.
+        allow_import : iterable of str
+            Prefixes of modules that may be imported to find classes.
+
+        Raises
+        ------
+        MMLError
+            If the file is damaged, newer, or names an unknown class. Nothing is changed then.
+        """
+        kind, trusted = cls.artifact_kind, (allow_packaged_code, custom_objects, allow_import)
+        contents = read_artifact(filepath, kind, *trusted)
+        file_class = contents.names[contents.type]
+        if not issubclass(file_class, cls):
+            problem = f"is of kind {file_class.__name__}, not {cls.__name__}"
+            raise MMLKindError(limits.OTHER_KIND, contents.path, "", problem)
+        with contents.building():
+            obj: Self = file_class.from_config(contents.config)
+            state = contents.state()
+            if state:
+                set_object_state(obj, state)
+        return obj
+
+    def _file_facts(self) -> dict[str, Any]:
+        """Return entries of the manifest for this object, besides its classes."""
+        return {}

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from modularml._optional import require
 from modularml._typing import Array
 from modularml.errors import MMLError, MMLKindError
 from modularml.io import limits
@@ -58,6 +58,7 @@ def extract(path: str | Path, folder: str | Path) -> list[Path]:
         raise MMLError(limits.EXISTS, out, "", "the folder already exists", hint)
     folder_at(out)
     written: list[Path] = []
+    parquet = require("pyarrow.parquet")
     for member, data in archive.payloads.items():
         target = out / member
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,7 @@ def extract(path: str | Path, folder: str | Path) -> list[Path]:
             written += _arrays(arrays, target.with_suffix(""))
         elif member.endswith(".arrow"):
             target = target.with_suffix(".parquet")
-            pq.write_table(load_table(data, archive.path, member), target)
+            parquet.write_table(load_table(data, archive.path, member), target)
             written.append(target)
         else:
             target.write_bytes(data)

@@ -7,106 +7,18 @@ resolved by the rules of artifacts, so no unknown code is imported or run.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import yaml
 
-from modularml.config import name_of, names_mean
-from modularml.errors import MMLError, MMLKindError, ModularMLError
+from modularml.errors import MMLError
 from modularml.io import limits
-from modularml.io.atomic import write_file
-from modularml.io.classes import Resolver, names_in
-from modularml.io.jsontext import with_ids, with_labels
 from modularml.io.names import find_file
 
-__all__ = ["Marks", "YamlMixin", "dump_yaml", "load_marked", "load_yaml"]
+__all__ = ["Marks", "dump_yaml", "load_marked", "load_yaml", "read_yaml"]
 
 MAX_YAML = 2**20
-
-
-class YamlMixin:
-    """`to_yaml` and `from_yaml` of a class with a config."""
-
-    makes_nodes: ClassVar[bool] = False
-    """Whether building an object registers nodes in the active context."""
-
-    def to_yaml(self, filepath: str | Path | None = None, *, overwrite: bool = False) -> str:
-        """Return the config as YAML, and optionally write it to a file.
-
-        Weights, rows and results are not included.
-
-        Raises
-        ------
-        ConfigError
-            If an argument cannot be found by name.
-        MMLExistsError
-            If the file exists and `overwrite` is false.
-        """
-        config: Any = self.get_config()  # type: ignore[attr-defined]
-        tree = {"$type": name_of(type(self)), "params": config}
-        text = dump_yaml(with_labels(tree, self._yaml_labels()))
-        if filepath is not None:
-            write_file(Path(filepath), [text.encode()], overwrite=overwrite, verify=_checked)
-        return text
-
-    @classmethod
-    def from_yaml(
-        cls,
-        source: str | Path,
-        *,
-        custom_objects: Mapping[str, Any] | None = None,
-        allow_import: Iterable[str] = (),
-    ) -> Self:
-        """Build an object from `to_yaml` output, with new weights.
-
-        Parameters
-        ----------
-        source : str or path-like
-            A file, or the text itself if it has more than one line.
-        custom_objects, allow_import
-            How your own classes are found; see `BaseModel.load`.
-
-        Raises
-        ------
-        MMLError
-            If it is not YAML that we write, or names an unknown class. Nothing is changed then.
-        """
-        path, text = _read(source)
-        tree = with_ids(load_yaml(text, path), cls._yaml_ids())
-        if not isinstance(tree, dict) or tree.keys() != {"$type", "params"}:
-            raise MMLError(limits.MISFIT, path, "", f"does not describe a {cls.__name__}", _HINT)
-        resolver = Resolver(path, [], custom_objects, allow_import)
-        names = resolver.resolve(names_in(tree), nodes=cls.makes_nodes)
-        file_class = names[tree["$type"]]
-        if not issubclass(file_class, cls):
-            problem = f"describes a {file_class.__name__}, not a {cls.__name__}"
-            raise MMLKindError(limits.OTHER_KIND, path, "", problem)
-        try:
-            with names_mean(names), cls._yaml_context():
-                obj: Self = file_class.from_config(tree["params"])
-        except ModularMLError:
-            raise
-        except Exception as error:
-            reason = f"does not fit together: {type(error).__name__}: {error}"[:300]
-            raise MMLError(limits.MISFIT, path, "", reason) from error
-        return obj
-
-    def _yaml_labels(self) -> Mapping[str, str]:
-        """Return labels by id of nodes that may be referred to."""
-        return {}
-
-    @classmethod
-    def _yaml_ids(cls) -> dict[str, str]:
-        """Return ids by label of nodes that may be referred to."""
-        return {}
-
-    @classmethod
-    def _yaml_context(cls) -> AbstractContextManager[Any]:
-        """Return a context in which objects are built."""
-        return nullcontext()
 
 
 def dump_yaml(tree: Any) -> str:
@@ -194,18 +106,15 @@ def _mark(loader: Any, node: Any, path: tuple[Any, ...], marks: Marks) -> None:
 _HINT = "Pass the output of to_yaml()"
 
 
-def _checked(path: Path) -> None:
-    load_yaml(path.read_text("utf-8"), path)
-
-
-def _read(source: str | Path) -> tuple[Path, str]:
+def read_yaml(source: str | Path) -> tuple[Path, Any]:
+    """Read a file, or a text of several lines, as plain data; return its path too."""
     if isinstance(source, str) and "\n" in source:
-        return Path("<text>"), source
+        return Path("<text>"), load_yaml(source, Path("<text>"))
     path = find_file(source, None)
     if path.stat().st_size > 4 * MAX_YAML:
         raise MMLError(limits.TOO_LARGE, path, "", "more than 1 MiB of YAML", _HINT)
     try:
-        return path, path.read_text("utf-8")
+        return path, load_yaml(path.read_text("utf-8"), path)
     except (OSError, UnicodeDecodeError) as error:
         raise MMLError(limits.FOREIGN, path, "", f"cannot be read as text: {error}") from None
 

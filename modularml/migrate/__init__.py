@@ -6,7 +6,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "files": ["Converted", "convert"],
-        "scripts": ["Finding", "check"],
-        "table": ["names"],
+        "scripts": ["Finding", "check", "names"],
     },
 )

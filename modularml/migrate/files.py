@@ -16,9 +16,9 @@ from modularml.data.featureset import FeatureSet
 from modularml.data.schema import DOMAINS
 from modularml.errors import DataError, MMLError
 from modularml.io import limits
-from modularml.io.flatbuffers import check_uncompressed
 from modularml.io.jsontext import load_json
 from modularml.io.names import check_members, find_file
+from modularml.io.tensors import check_uncompressed
 
 __all__ = ["Converted", "Version1", "convert", "read_version_1"]
 

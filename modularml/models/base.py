@@ -15,7 +15,7 @@ from modularml.backends import Backend
 from modularml.backends.input_shapes import InputShape, is_several
 from modularml.config import Configurable, Stateful
 from modularml.errors import ConfigError, ShapeError
-from modularml.io.saveable import Saveable
+from modularml.io.artifact import Saveable
 from modularml.io.values import Packer, object_state
 
 __all__ = ["BaseModel", "Place", "check_input_shape", "check_shape", "model_registry"]

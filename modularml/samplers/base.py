@@ -18,8 +18,8 @@ from modularml.data import BatchView, FeatureSet, FeatureSetView, SampledView
 from modularml.data.joining import join, link_by, table_of
 from modularml.data.selectors import as_list, select_one
 from modularml.errors import ConfigError, DataError, UnknownNameError
+from modularml.io.artifact import Saveable
 from modularml.io.randomness import drawn_seed
-from modularml.io.saveable import Saveable
 from modularml.predicates.compare import is_null
 from modularml.samplers.arranging import by_groups, in_windows, interleaved
 from modularml.samplers.epoch import DEFAULT, EpochBatches, cut

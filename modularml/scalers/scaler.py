@@ -20,9 +20,9 @@ from modularml.errors import (
     ShapeError,
     UnknownNameError,
 )
+from modularml.io.artifact import Saveable
 from modularml.io.estimator_kinds import parameters
 from modularml.io.estimators import learned, relearn
-from modularml.io.saveable import Saveable
 from modularml.scalers.affine import AffineScaler
 from modularml.scalers.base import NoInverseError, as_numbers, as_table
 from modularml.scalers.registry import ENCODERS, OWN, SKLEARN, affine_class, scaler_registry

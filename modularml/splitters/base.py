@@ -13,7 +13,7 @@ from modularml._typing import Array, Columns, IntArray
 from modularml._warning import warn
 from modularml.config import Configurable
 from modularml.errors import SplitError, UnknownNameError
-from modularml.io.saveable import Saveable
+from modularml.io.artifact import Saveable
 
 __all__ = [
     "BaseSplitter",

@@ -12,7 +12,7 @@ from modularml.backends.distributions import MOMENTS, QUANTILES, quantile_labels
 from modularml.backends.fingerprint import Identity, fingerprint
 from modularml.config import Configurable
 from modularml.errors import ConfigError, LossError, UnknownNameError
-from modularml.io.saveable import Saveable
+from modularml.io.artifact import Saveable
 
 __all__ = ["Loss"]
 

@@ -15,7 +15,7 @@ from modularml.errors import (
     OptimizerNotSetError,
     UnknownNameError,
 )
-from modularml.io.saveable import Saveable
+from modularml.io.artifact import Saveable
 from modularml.training.schedule import LRSchedule
 
 __all__ = ["Optimizer"]

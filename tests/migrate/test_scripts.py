@@ -11,7 +11,7 @@ import pytest
 from modularml import migrate
 from modularml.cli import main
 from modularml.errors import ConfigError
-from modularml.migrate.table import ARGUMENTS, ATTRIBUTES, METHODS
+from modularml.migrate.scripts import ARGUMENTS, ATTRIBUTES, METHODS
 
 SCRIPT = """
 import numpy as np

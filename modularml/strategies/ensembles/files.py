@@ -222,13 +222,8 @@ class EnsembleFiles:
         MMLError
             If the file is damaged, too new, or of another kind.
         """
-        contents = read_artifact(
-            filepath,
-            cls.artifact_kind,
-            allow_packaged_code=allow_packaged_code,
-            custom_objects=custom_objects,
-            allow_import=allow_import,
-        )
+        trusted = allow_packaged_code, custom_objects, allow_import
+        contents = read_artifact(filepath, cls.artifact_kind, *trusted)
         contents.use_ids(contents.ids)
         with contents.building():
             config, state = contents.config, contents.state()
