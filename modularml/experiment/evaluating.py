@@ -17,9 +17,9 @@ from modularml.data import FeatureSet, FeatureSetView
 from modularml.data.schema import RAW, SampleSchema
 from modularml.data.selectors import as_list, select_one
 from modularml.errors import AuditError, ConfigError, DataError, ScalerError, UnknownNameError
-from modularml.graph.labels import is_encoded, learned_classes
 from modularml.graph.lineage import RawColumns, source_columns_of
 from modularml.graph.model_graph import ModelGraph
+from modularml.graph.outputs import is_encoded, learned_classes
 from modularml.graph.predict import Prediction, predictions
 from modularml.graph.prediction_rows import RowReader
 from modularml.results.plots import ComparedRows, classifies

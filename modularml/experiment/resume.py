@@ -102,6 +102,7 @@ _MOVED = {
     "modularml.graph.concat": ("PadMode", "ConcatNode"),
     "modularml.graph.elementwise": ("SumNode", "MeanNode"),
     "modularml.graph.flatten": ("FlattenNode",),
+    "modularml.graph.function": ("FunctionNode",),
     "modularml.strategies.sweeps.pruning": ("TrialPruning",),
     **{
         f"modularml.models.{framework}.{module}": names
@@ -111,6 +112,7 @@ _MOVED = {
             "heads": ("GaussianHead", "GaussianNetwork"),
             "mlp": ("SequentialMLP",),
             "rnn": ("SequentialRNN",),
+            "tabular": ("TabularMLP",),
             "tcn": ("SequentialTCN",),
             "transformer": ("SequentialTransformer",),
         }.items()

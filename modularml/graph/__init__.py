@@ -1,9 +1,16 @@
 """The model graph: nodes, edges, and the plan of a step."""
 
 from modularml.data.references import GraphNodeReference
-from modularml.graph.function import FunctionNode, function_registry
 from modularml.graph.merge import MergeNode, MergeStrategy
-from modularml.graph.merge_nodes import ConcatNode, FlattenNode, MeanNode, PadMode, SumNode
+from modularml.graph.merge_nodes import (
+    ConcatNode,
+    FlattenNode,
+    FunctionNode,
+    MeanNode,
+    PadMode,
+    SumNode,
+    function_registry,
+)
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode

@@ -19,9 +19,7 @@ from modularml.data.schema import ColumnSpec
 from modularml.errors import BackendNotSupportedError, GraphError, LossError
 from modularml.graph import topology
 from modularml.graph.build import input_shapes
-from modularml.graph.casting import column_dtypes
-from modularml.graph.fitting import Learn, check_weights, fit_then_predict
-from modularml.graph.inverse_scaling import unit_flows
+from modularml.graph.calling import column_dtypes
 from modularml.graph.lineage import (
     column_above,
     lineages_of,
@@ -34,10 +32,18 @@ from modularml.graph.loss_reading import LossReading
 from modularml.graph.merge import side_by_side
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
+from modularml.graph.outputs import unit_flows
 from modularml.graph.plan import Crossing, InputSlot, LossOp, StepPlan
 from modularml.graph.program import Program, backends_of, converted, in_segments, readers_of
 from modularml.graph.sample_weights import weight_source_of
-from modularml.graph.weighted_node import Reach, no_learner, trainable
+from modularml.graph.weighted_node import (
+    Learn,
+    Reach,
+    check_weights,
+    fit_then_predict,
+    no_learner,
+    trainable,
+)
 from modularml.training import AppliedLoss
 
 __all__ = ["check_losses", "compile_plan"]

@@ -26,7 +26,7 @@ from modularml.errors import (
     ScalerError,
     UnknownNameError,
 )
-from modularml.graph.inverse_scaling import scaled_target
+from modularml.graph.outputs import scaled_target
 from modularml.graph.plan import StepPlan
 from modularml.graph.predict import Prediction, predictions
 from modularml.io.atomic import check_free, write_file

@@ -19,7 +19,7 @@ from modularml.data.padding import held, step_weights
 from modularml.data.rows import as_slice
 from modularml.data.view import FeatureSetView
 from modularml.errors import DataError, GraphError
-from modularml.graph.casting import check_cast, may_change
+from modularml.graph.calling import check_cast, may_change
 from modularml.graph.plan import InputSlot, StepPlan
 from modularml.graph.program import converted
 from modularml.graph.sample_weights import mean_one

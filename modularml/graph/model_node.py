@@ -22,8 +22,7 @@ from modularml.errors import (
     OptimizerNotSetError,
     ShapeError,
 )
-from modularml.graph.calling import call_directly
-from modularml.graph.casting import value_dtypes
+from modularml.graph.calling import call_directly, value_dtypes
 from modularml.graph.lineage import source_columns_of
 from modularml.graph.node import UpstreamLike
 from modularml.graph.weighted_node import WeightedNode
@@ -212,52 +211,6 @@ class ModelNode(WeightedNode):
         return self._known(self._model.output_shape)
 
     # -- build --------------------------------------------------------------------------------
-
-    def build_model(
-        self,
-        input_shape: InputShape | None = None,
-        output_shape: Shape | None = None,
-        *,
-        force: bool = False,
-    ) -> None:
-        """Build the model's layers, and the node's own optimizer.
-
-        Raises
-        ------
-        ShapeError
-            If the model does not accept samples of this shape; the message names the node.
-        """
-        try:
-            self._model.build(input_shape, output_shape, force=force)
-        except ShapeError as error:
-            raise ShapeError(f"node {self.label!r}: {error}") from error
-        if self.is_frozen:
-            adapter_for(self.backend).set_frozen(self._model.module, True)
-        if self.accelerator is not None:
-            self.move_to(self.accelerator.resolve(self.backend))
-        if force:
-            self._model.learned_from = None
-            if self._optimizer is not None:
-                self._optimizer.reset()
-        self.build_optimizer()
-
-    def build_optimizer(self, more: Mapping[str, Any] | None = None) -> None:
-        """Build the node's own optimizer for its parameters, unless it is built.
-
-        It also trains the parameters `more`, by name: those of the losses on this node.
-        """
-        optimizer = self._optimizer
-        if optimizer is None:
-            return
-        all_parameters = adapter_for(self.backend).all_parameters(self._model.module)
-        trainable = {id(p) for p in self.parameters().values()} | optimizer.held
-        selected = {name: p for name, p in all_parameters.items() if id(p) in trainable}
-        if selected := {**selected, **(more or {})}:
-            owner = f"node {self.label!r}"
-            optimizer.build_for(
-                selected, self.backend, owner, self._framework_optimizer, list(all_parameters)
-            )
-            self._framework_optimizer = optimizer.instance
 
     def build_from(
         self, shapes: Sequence[Shape | None], wanted: Shape | None, *, force: bool = False

@@ -16,6 +16,7 @@ from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
 from modularml.graph.plan import StepPlan
 from modularml.graph.plan_key import PlanKey
+from modularml.graph.weighted_node import WeightedNode
 from modularml.training import AppliedLoss, Loss, Optimizer
 
 __all__ = ["NodeAccess", "id_among"]
@@ -131,7 +132,7 @@ class NodeAccess:
         self,
         views: Sequence[FeatureSetView],
         active_nodes: Iterable[str | GraphNode] | None,
-        fits: Sequence[ModelNode] = (),
+        fits: Sequence[WeightedNode] = (),
         *,
         even_frozen: bool = False,
     ) -> list[tuple[Any, Any]]:

@@ -16,15 +16,18 @@ from modularml.data.formats import ARRAY_FORMATS, DataFormat, convert, convert_a
 from modularml.data.lineage import ColumnLineage, MergedColumns, SourceColumns
 from modularml.data.schema import RAW
 from modularml.errors import ConfigError, DataError, NotFittedError, UnknownNameError
-from modularml.graph.inverse_scaling import (
+from modularml.graph.lineage import source_columns_of
+from modularml.graph.outputs import (
     check_clear,
+    class_labels,
+    decoded,
+    gives_labels,
     group_columns,
     invert_leaf,
     needs_rows,
     scaled_target,
+    score_names,
 )
-from modularml.graph.labels import class_labels, decoded, gives_labels, score_names
-from modularml.graph.lineage import source_columns_of
 from modularml.graph.prediction_rows import RowReader, readers_of, row_columns
 from modularml.graph.running import GraphRunning
 

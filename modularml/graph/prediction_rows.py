@@ -25,7 +25,7 @@ from modularml.errors import (
     ScalerError,
     UnknownNameError,
 )
-from modularml.graph.casting import check_cast
+from modularml.graph.calling import check_cast
 from modularml.graph.inputs import stacked
 from modularml.graph.lineage import RawColumns
 from modularml.graph.plan import InputSlot

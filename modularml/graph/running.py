@@ -16,16 +16,23 @@ from modularml.data.references import FeatureSetReference
 from modularml.data.view import FeatureSetView
 from modularml.errors import LossError, NonFiniteLossError, NotFittedError
 from modularml.graph.compiling import check_losses, compile_plan
-from modularml.graph.fitting import check_weights, learners, to_fit
 from modularml.graph.inputs import fill, not_finite
-from modularml.graph.inverse_scaling import pairings
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode, GraphNode
 from modularml.graph.node_access import NodeAccess, id_among
+from modularml.graph.outputs import pairings
 from modularml.graph.plan import StepPlan
 from modularml.graph.plan_key import PlanKey
 from modularml.graph.relations import check_side_by_side, meetings_of
-from modularml.graph.weighted_node import no_optimizer, nothing_learns, trainable
+from modularml.graph.weighted_node import (
+    WeightedNode,
+    check_weights,
+    learners,
+    no_optimizer,
+    nothing_learns,
+    to_fit,
+    trainable,
+)
 from modularml.training import AppliedLoss, Optimizer
 
 __all__ = ["GraphRunning", "run_step"]
@@ -145,7 +152,7 @@ class GraphRunning(NodeAccess):
         weighted: Mapping[Source, int] | None = None,
         only: ModelNode | None = None,
         options: StepOptions = PLAIN,
-        fits: Sequence[ModelNode] = (),
+        fits: Sequence[WeightedNode] = (),
         chunk: int | None = None,
     ) -> tuple[StepPlan, Callable[..., Any]]:
         """Return the plan for losses, and its step function, cached by arguments.
@@ -259,7 +266,7 @@ class GraphRunning(NodeAccess):
         self,
         nodes: Sequence[ComputeNode],
         losses: Sequence[AppliedLoss],
-        fits: Sequence[ModelNode],
+        fits: Sequence[WeightedNode],
     ) -> list[ComputeNode]:
         """Return nodes without those that wait for an estimator fitted in this step.
 
@@ -286,7 +293,7 @@ class GraphRunning(NodeAccess):
         return [n for n in nodes if n.node_id not in waiting]
 
     @contextmanager
-    def shapes_of_fits(self, nodes: Sequence[ModelNode]) -> Iterator[None]:
+    def shapes_of_fits(self, nodes: Sequence[WeightedNode]) -> Iterator[None]:
         """Build the nodes whose shapes follow from a fit within the block."""
         before = [n.model.output_shape for n in nodes]
         yield
@@ -306,7 +313,7 @@ class GraphRunning(NodeAccess):
         losses: Sequence[AppliedLoss],
         nodes: Sequence[ComputeNode],
         only: ModelNode | None,
-        fits: Sequence[ModelNode],
+        fits: Sequence[WeightedNode],
         *,
         training: bool,
         **options: Any,
@@ -375,7 +382,7 @@ class GraphRunning(NodeAccess):
         *,
         training: bool,
         only: ModelNode | None = None,
-        fits: Sequence[ModelNode] = (),
+        fits: Sequence[WeightedNode] = (),
     ) -> None:
         ids = [n.node_id for n in fits]
         prepared = None if only is not None else ctx.plan

@@ -13,8 +13,8 @@ from modularml._typing import Shape
 from modularml.backends import adapter_for
 from modularml.data.references import FeatureSetReference
 from modularml.graph.build import input_shapes, output_shape
-from modularml.graph.function import FunctionNode
 from modularml.graph.lineage import resolve_id
+from modularml.graph.merge_nodes import FunctionNode
 from modularml.graph.model_node import ModelNode
 from modularml.graph.node import ComputeNode
 from modularml.graph.program import backends_of

@@ -6,6 +6,7 @@ import inspect
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any, ClassVar, Self
 
 from modularml._optional import require
@@ -17,7 +18,7 @@ from modularml.config import decode, encode
 from modularml.errors import ConfigError, NotFittedError, ShapeError, UnknownNameError
 from modularml.models.base import BaseModel, check_input_shape, check_shape, check_weights
 
-__all__ = ["LayeredModel", "ModelWrapper", "wrap_model"]
+__all__ = ["LayerArguments", "LayeredModel", "ModelWrapper", "arguments_of", "wrap_model"]
 
 
 _WRAPPERS = {
@@ -68,6 +69,7 @@ def wrap_model(obj: Any) -> BaseModel:
     return wrapped
 
 
+MAX_LAYERS = 1000
 MAX_PROBE = 2**20
 """Maximum number of values in the sample that probes a model from a file."""
 
@@ -231,6 +233,48 @@ class LayeredModel(BaseModel):
                 "for 2 samples"
             )
         return tuple(out.shape[1:])
+
+
+def arguments_of(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a constructor from its ``locals()``, before it defines others."""
+    return {k: v for k, v in variables.items() if k not in ("self", "__class__")}
+
+
+class LayerArguments:
+    """Constructor arguments of models of layers: checked, and stored under their own names."""
+
+    _counts: ClassVar[tuple[str, ...]] = ("n_layers", "hidden_dim")
+    """Arguments that are ints of at least 1."""
+    n_layers: int
+    hidden_dim: int
+    activation: str
+    dropout: float
+
+    def __init__(self, **arguments: Any) -> None:
+        for name in self._counts:
+            count = arguments[name]
+            is_int = isinstance(count, Integral) and not isinstance(count, bool)
+            if count is not None and (not is_int or count < 1):
+                raise ConfigError(f"{name} must be an int of at least 1, got {count!r}")
+        if arguments["n_layers"] > MAX_LAYERS:
+            raise ConfigError(
+                f"n_layers must be at most {MAX_LAYERS:,}, got {arguments['n_layers']:,}"
+            )
+        if not 0.0 <= arguments["dropout"] < 1.0:
+            raise ConfigError(f"dropout must be in [0, 1), got {arguments['dropout']!r}")
+        super().__init__(**arguments)
+        for name, value in arguments.items():
+            if name not in ("input_shape", "output_shape"):
+                setattr(self, name, value)
+
+    def check_output(self, output_shape: Shape | None) -> Shape:
+        """Return the output shape; ShapeError without one."""
+        if output_shape is None:
+            raise ShapeError(
+                f"{type(self).__name__} needs output_shape unless its node is a tail of the graph; "
+                "pass output_shape="
+            )
+        return output_shape
 
 
 class ModelWrapper(LayeredModel):

@@ -1,4 +1,4 @@
-"""Arguments of models of sequences, shared by all frameworks."""
+"""Arguments of models of sequences and grids, shared by all frameworks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 
 from modularml._typing import Array, Shape
 from modularml.errors import ConfigError, ShapeError
-from modularml.models.sequential import check_depth, check_dropout, check_sizes
+from modularml.models.layered import LayerArguments, arguments_of
 
 __all__ = [
+    "CNNArguments",
     "RNNArguments",
     "SequenceArguments",
     "TCNArguments",
@@ -25,23 +26,11 @@ MAX_DILATED = 16
 Pooling = Literal["last", "mean"]
 
 
-class SequenceArguments:
+class SequenceArguments(LayerArguments):
     """Arguments of every model of sequences."""
 
     takes_mask = True
     pooling: str
-
-    def __init__(
-        self, *, n_layers: int, hidden_dim: int, dropout: float, pooling: str, **kwargs: Any
-    ) -> None:
-        check_sizes(n_layers=n_layers, hidden_dim=hidden_dim)
-        check_depth(n_layers)
-        check_dropout(dropout)
-        super().__init__(
-            n_layers=n_layers, hidden_dim=hidden_dim, dropout=dropout, pooling=pooling, **kwargs
-        )  # type: ignore[call-arg]
-        self.n_layers, self.hidden_dim = n_layers, hidden_dim
-        self.dropout, self.pooling = dropout, pooling
 
     def sizes(self, input_shape: Shape) -> tuple[int, int]:
         """Return the numbers of channels and of steps.
@@ -100,6 +89,8 @@ class RNNArguments(SequenceArguments):
     vectors for each layer, that of Keras has their sum.
     """
 
+    cell: str
+
     def __init__(
         self,
         *,
@@ -111,16 +102,7 @@ class RNNArguments(SequenceArguments):
         dropout: float = 0.0,
         pooling: Pooling = "last",
     ) -> None:
-        super().__init__(
-            input_shape=input_shape,
-            output_shape=output_shape,
-            cell=cell,
-            n_layers=n_layers,
-            hidden_dim=hidden_dim,
-            dropout=dropout,
-            pooling=pooling,
-        )
-        self.cell = cell
+        super().__init__(**arguments_of(locals()))
 
 
 class TCNArguments(SequenceArguments):
@@ -157,6 +139,9 @@ class TCNArguments(SequenceArguments):
     Koltun 2018 (arXiv:1803.01271), without their weight normalization.
     """
 
+    _counts = (*LayerArguments._counts, "kernel_size")
+    kernel_size: int
+
     def __init__(
         self,
         *,
@@ -169,23 +154,12 @@ class TCNArguments(SequenceArguments):
         dropout: float = 0.0,
         pooling: Pooling = "last",
     ) -> None:
-        check_sizes(n_layers=n_layers, kernel_size=kernel_size)
         if n_layers > MAX_DILATED:
             raise ConfigError(
                 f"n_layers of a SequentialTCN must be at most {MAX_DILATED}, as the dilation "
                 f"doubles with each, got {n_layers:,}"
             )
-        super().__init__(
-            input_shape=input_shape,
-            output_shape=output_shape,
-            n_layers=n_layers,
-            hidden_dim=hidden_dim,
-            kernel_size=kernel_size,
-            activation=activation,
-            dropout=dropout,
-            pooling=pooling,
-        )
-        self.kernel_size, self.activation = kernel_size, activation
+        super().__init__(**arguments_of(locals()))
 
 
 class TransformerArguments(SequenceArguments):
@@ -225,6 +199,9 @@ class TransformerArguments(SequenceArguments):
     normalization before each part, Xiong et al. 2020 (arXiv:2002.04745).
     """
 
+    _counts = (*LayerArguments._counts, "n_heads")
+    n_heads: int
+
     def __init__(
         self,
         *,
@@ -237,22 +214,92 @@ class TransformerArguments(SequenceArguments):
         dropout: float = 0.0,
         pooling: Pooling = "mean",
     ) -> None:
-        check_sizes(n_heads=n_heads, hidden_dim=hidden_dim)
-        if hidden_dim % n_heads:
+        if n_heads > 0 and hidden_dim % n_heads:
             raise ConfigError(
                 f"hidden_dim must be a multiple of n_heads, got {hidden_dim} and {n_heads}"
             )
-        super().__init__(
-            input_shape=input_shape,
-            output_shape=output_shape,
-            n_layers=n_layers,
-            hidden_dim=hidden_dim,
-            n_heads=n_heads,
-            activation=activation,
-            dropout=dropout,
-            pooling=pooling,
-        )
-        self.n_heads, self.activation = n_heads, activation
+        super().__init__(**arguments_of(locals()))
+
+
+class CNNArguments(LayerArguments):
+    """Convolutions, each with activation and pooling, and a final linear layer.
+
+    Parameters
+    ----------
+    input_shape : tuple of int, optional
+        ``(channels, length)``, ``(channels, height, width)`` or ``(channels, d, h, w)``; the
+        number of axes decides between 1-D, 2-D and 3-D convolutions.
+    output_shape : tuple of int, optional
+        If given, or set by the graph, a linear layer maps the flattened features to this shape.
+        Otherwise the output is the features themselves.
+    n_layers : int
+        Number of convolutions; 1 to 1,000.
+    hidden_dim : int
+        Channels of each convolution.
+    kernel_size, padding, stride : int
+        Of each convolution.
+    activation : str
+        Name of a torch activation, in any case.
+    dropout : float
+        Fraction of values dropped after each convolution in training, in ``[0, 1)``.
+    pooling : int
+        Width of the max pooling after each convolution; 1 for none.
+    flatten_output : bool
+        Whether features are flattened to one axis if they are the output.
+    """
+
+    _counts = (*LayerArguments._counts, "kernel_size", "stride", "pooling")
+    kernel_size: int
+    padding: int
+    stride: int
+    pooling: int
+    flatten_output: bool
+
+    def __init__(
+        self,
+        *,
+        input_shape: Shape | None = None,
+        output_shape: Shape | None = None,
+        n_layers: int = 2,
+        hidden_dim: int = 16,
+        kernel_size: int = 3,
+        padding: int = 1,
+        stride: int = 1,
+        activation: str = "relu",
+        dropout: float = 0.0,
+        pooling: int = 1,
+        flatten_output: bool = True,
+    ) -> None:
+        if padding < 0:
+            raise ConfigError(f"padding must be at least 0, got {padding}")
+        super().__init__(**arguments_of(locals()))
+
+    def spaces(self, input_shape: Shape) -> list[Shape]:
+        """Return the spatial sizes after each layer, without channels.
+
+        Raises
+        ------
+        ShapeError
+            If the number of axes is not supported, or a layer has an empty output.
+        """
+        if len(input_shape) not in (2, 3, 4):
+            raise ShapeError(
+                "SequentialCNN accepts samples of shape (channels, length), (channels, height, "
+                f"width) or (channels, d, h, w), got {input_shape}"
+            )
+        sizes = [input_shape[1:]]
+        for layer in range(self.n_layers):
+            convolved = (
+                (size + 2 * self.padding - self.kernel_size) // self.stride + 1
+                for size in sizes[-1]
+            )
+            sizes.append(tuple(size // self.pooling for size in convolved))
+            if min(sizes[-1]) < 1:
+                raise ShapeError(
+                    f"samples of shape {input_shape} shrink to size 0 after {layer + 1} of "
+                    f"{self.n_layers} layers; use fewer layers, less pooling or more padding"
+                )
+        return sizes[1:]
 
 
 def positions(n_steps: int, dim: int) -> Array:

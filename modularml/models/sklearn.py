@@ -21,21 +21,19 @@ from modularml import errors
 from modularml._typing import Array, Shape
 from modularml.errors import ConfigError, DataError, NotFittedError, ShapeError
 from modularml.models.base import BaseModel, Place, check_shape, check_weights
-from modularml.models.sklearn_fitting import (
+from modularml.models.sklearn_estimators import (
     FittedEstimator,
-    become,
-    copied_once,
-    fit_argument,
-    selects_by_name,
-    splits_by_group,
-)
-from modularml.models.sklearn_outputs import (
     all_labels,
+    become,
     check_targets,
+    copied_once,
     dense,
+    fit_argument,
     is_supervised,
     known_shape,
     output_method,
+    selects_by_name,
+    splits_by_group,
 )
 
 __all__ = ["ScikitModelWrapper"]

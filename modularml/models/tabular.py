@@ -1,4 +1,4 @@
-"""Arguments and columns of models with embeddings of categories, shared by all frameworks."""
+"""Arguments of models of tables, shared by all frameworks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,91 @@ import numpy as np
 from modularml._typing import Array, Shape
 from modularml.backends.input_shapes import InputShape, shapes_of
 from modularml.errors import ConfigError, ShapeError
-from modularml.models.sequential import check_depth, check_dropout, check_sizes
+from modularml.models.layered import LayerArguments, arguments_of
 
-__all__ = ["CategoryColumn", "TabularArguments", "embedding_width"]
+__all__ = [
+    "CategoryColumn",
+    "GaussianHeadArguments",
+    "MLPArguments",
+    "TabularArguments",
+    "embedding_width",
+]
+
+
+class MLPArguments(LayerArguments):
+    """Flatten the input, then ``n_layers - 1`` hidden layers and one output layer.
+
+    Parameters
+    ----------
+    input_shape, output_shape : tuple of int, optional
+        Of one sample; by default set by the graph.
+    n_layers : int
+        Number of linear layers including the output layer; 1 to 1,000.
+    hidden_dim : int
+        Width of the hidden layers.
+    activation : str
+        Name of a torch activation, in any case.
+    dropout : float
+        Fraction of hidden values dropped in training, in ``[0, 1)``.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: Shape | None = None,
+        output_shape: Shape | None = None,
+        n_layers: int = 2,
+        hidden_dim: int = 32,
+        activation: str = "relu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(**arguments_of(locals()))
+
+
+class GaussianHeadArguments:
+    """A linear layer that predicts the mean and the variance of each target.
+
+    For ``k`` target values the outputs are ``k`` means, then ``k`` variances. Trained with
+    ``Loss("gaussian_nll")``.
+
+    Parameters
+    ----------
+    input_shape : tuple of int, optional
+        Of one sample; by default set by the graph.
+    target_shape : tuple of int, optional
+        Shape of the targets of one sample; by default set by the graph.
+    min_variance : float
+        Added to each variance, which is ``softplus`` of the linear layer; at least 0.
+
+    Notes
+    -----
+    Source: Nix & Weigend 1994, *Estimating the mean and variance of the target probability
+    distribution* (ICNN).
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: Shape | None = None,
+        target_shape: Shape | None = None,
+        min_variance: float = 1e-6,
+    ) -> None:
+        if min_variance < 0:
+            raise ConfigError(f"min_variance must be at least 0, got {min_variance!r}")
+        super().__init__(
+            input_shape=input_shape, target_shape=target_shape, min_variance=min_variance
+        )  # type: ignore[call-arg]
+        self.target_shape, self.min_variance = target_shape, min_variance
+
+    def n_targets(self, target_shape: Shape | None) -> int:
+        """Return the number of target values of one sample; ShapeError if it is not known."""
+        shape: Any = self.target_shape if self.target_shape is not None else target_shape
+        if shape is None:
+            raise ShapeError(
+                "GaussianHead needs target_shape unless its node is a tail of the graph; pass "
+                "target_shape="
+            )
+        return math.prod(shape)
 
 
 @dataclass(frozen=True)
@@ -37,7 +119,7 @@ class CategoryColumn:
     width: int
 
 
-class TabularArguments:
+class TabularArguments(LayerArguments):
     """Embeddings of category columns beside numbers, and an MLP on both.
 
     Category columns are those of the kind ``"category"`` that hold integers, such as the codes of
@@ -76,6 +158,10 @@ class TabularArguments:
     unknown one, in each fold, also where the column as a whole holds it.
     """
 
+    _counts = (*LayerArguments._counts, "embedding_dims")
+    categories: Sequence[Any] | None
+    embedding_dims: int | None
+    handle_unknown: str
     categories_: list[Any] | None = None
     """Categories of each value of a row, set by the graph or a file; ids, or None for numbers."""
 
@@ -92,27 +178,9 @@ class TabularArguments:
         activation: str = "relu",
         dropout: float = 0.0,
     ) -> None:
-        check_sizes(n_layers=n_layers, hidden_dim=hidden_dim)
-        if embedding_dims is not None:
-            check_sizes(embedding_dims=embedding_dims)
-        check_depth(n_layers)
-        check_dropout(dropout)
+        super().__init__(**arguments_of(locals()))
         for ids in categories or ():
             _ids(ids)
-        super().__init__(
-            input_shape=input_shape,
-            output_shape=output_shape,
-            categories=categories,
-            embedding_dims=embedding_dims,
-            handle_unknown=handle_unknown,
-            n_layers=n_layers,
-            hidden_dim=hidden_dim,
-            activation=activation,
-            dropout=dropout,
-        )  # type: ignore[call-arg]
-        self.categories, self.embedding_dims = categories, embedding_dims
-        self.handle_unknown, self.n_layers, self.hidden_dim = handle_unknown, n_layers, hidden_dim
-        self.activation, self.dropout = activation, dropout
         self._expected: Callable[[], list[Array | None]] | None = None
 
     def expect_categories(self, categories: Callable[[], list[Array | None]]) -> None:
@@ -128,9 +196,7 @@ class TabularArguments:
             If there is not one entry for each value of a row.
         """
         sizes = [math.prod(shape) for shape in shapes_of(input_shape)]
-        values: Sequence[Any] | None = self.categories
-        if values is None and self.categories_ is not None:
-            values = self.categories_
+        values = self.categories if self.categories is not None else self.categories_
         if values is None:
             values = [None] * sum(sizes) if self._expected is None else self._expected()
         if len(values) != sum(sizes):
@@ -153,15 +219,6 @@ class TabularArguments:
             np.array([p for p in range(math.prod(shape)) if (i, p) not in taken], dtype=np.int64)
             for i, shape in enumerate(shapes_of(input_shape))
         ]
-
-    def check_output(self, output_shape: Shape | None) -> Shape:
-        """Return the output shape; ShapeError without one."""
-        if output_shape is None:
-            raise ShapeError(
-                "TabularMLP needs output_shape unless its node is a tail of the graph; pass "
-                "output_shape="
-            )
-        return output_shape
 
     def get_state(self) -> dict[str, Any]:
         """Return shapes, weights and the ids of categories; empty before `build`."""

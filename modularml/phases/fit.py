@@ -11,8 +11,8 @@ from modularml.engine.batch_feed import BatchFeed
 from modularml.engine.binding import InputBinding
 from modularml.engine.callback import Callback
 from modularml.engine.loop import Display, iterate
-from modularml.graph.fitting import learners, to_fit
 from modularml.graph.model_graph import ModelGraph
+from modularml.graph.weighted_node import learners, to_fit
 from modularml.phases.phase import ExperimentPhase, bindings_from_split
 from modularml.results.eval_results import FitResults
 from modularml.training import AppliedLoss

@@ -18,9 +18,9 @@ from modularml.data.lineage import SourceColumns, column_named
 from modularml.data.selectors import select_one
 from modularml.errors import ConfigError, UnknownNameError
 from modularml.graph import topology
-from modularml.graph.labels import class_labels, is_encoded
 from modularml.graph.lineage import source_columns_of
 from modularml.graph.node import GraphNode
+from modularml.graph.outputs import class_labels, is_encoded
 from modularml.results.padding import blanked, target_steps
 from modularml.results.phase_results import Domain, PhaseResults
 from modularml.results.plots import ComparedRows, plot_rows

@@ -17,9 +17,9 @@ from modularml.data.execution import ExecutionContext, LossRecord
 from modularml.data.formats import DataFormat, convert_array
 from modularml.data.view import FeatureSetView
 from modularml.errors import ConfigError, DataError, UnknownNameError
-from modularml.graph.inverse_scaling import unscale_outputs
 from modularml.graph.lineage import units_of
 from modularml.graph.node import GraphNode
+from modularml.graph.outputs import unscale_outputs
 from modularml.results.callback_results import ArtifactResult, CallbackResult, MetricResult
 from modularml.results.metric_store import MetricStore
 from modularml.results.scores import axis_of_score

@@ -15,8 +15,8 @@ from modularml._warning import warn
 from modularml.data.lineage import ColumnLineage, column_named
 from modularml.data.schema import RAW, SampleSchema
 from modularml.errors import ConfigError, DataError, ShapeError, UnknownNameError
-from modularml.graph.labels import gives_labels, is_encoded, learned_classes
 from modularml.graph.lineage import source_columns_of, units_of
+from modularml.graph.outputs import gives_labels, is_encoded, learned_classes
 from modularml.results.padding import real_steps
 from modularml.results.replicates import Reduce, Replicates, aggregated, check_reduce
 from modularml.results.scores import Meaning, as_probabilities, default_score

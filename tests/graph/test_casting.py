@@ -8,7 +8,7 @@ import pytest
 import modularml as mml
 from modularml.backends import adapter_for
 from modularml.errors import DataError
-from modularml.graph.casting import check_cast
+from modularml.graph.calling import check_cast
 
 torch = pytest.importorskip("torch")
 nn = torch.nn

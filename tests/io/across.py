@@ -17,7 +17,7 @@ import sklearn
 
 from modularml.errors import MMLError, ModularMLError
 from modularml.models import ScikitModelWrapper
-from modularml.models.sklearn_outputs import dense
+from modularml.models.sklearn_estimators import dense
 from tests.io import zoo
 
 METHODS = ("predict_proba", "decision_function", "predict", "transform")

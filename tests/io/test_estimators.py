@@ -33,7 +33,7 @@ from modularml.config import decode, encode
 from modularml.errors import ConfigError, MMLError
 from modularml.io.estimators import learned, relearn
 from modularml.models import ScikitModelWrapper
-from modularml.models.sklearn_outputs import dense
+from modularml.models.sklearn_estimators import dense
 from tests.io.zoo import (
     CATEGORIES,
     CLASSIFIERS,

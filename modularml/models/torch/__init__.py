@@ -10,8 +10,15 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "base": ["TorchBaseModel"],
-        "sequences": ["SequentialCNN", "SequentialRNN", "SequentialTCN", "SequentialTransformer"],
-        "tabular": ["GaussianHead", "SequentialMLP", "TabularMLP"],
+        "networks": [
+            "GaussianHead",
+            "SequentialCNN",
+            "SequentialMLP",
+            "SequentialRNN",
+            "SequentialTCN",
+            "SequentialTransformer",
+            "TabularMLP",
+        ],
         "wrapper": ["TorchModelWrapper"],
     },
 )

@@ -20,8 +20,8 @@ from modularml.experiment import (
     PhaseGroupResults,
     TrainResults,
 )
-from modularml.graph.inverse_scaling import unscale_outputs
 from modularml.graph.node import GraphNode
+from modularml.graph.outputs import unscale_outputs
 from modularml.results.eval_results import by_column, output_labels
 from modularml.results.padding import blanked, target_steps
 from modularml.results.phase_results import PhaseResults

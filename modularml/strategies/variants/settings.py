@@ -14,8 +14,8 @@ from modularml.backends import Backend, adapter_for
 from modularml.config import Configurable
 from modularml.errors import ConfigError, UnknownNameError
 from modularml.experiment import Experiment, FitPhase, PhaseGroup, TrainPhase
-from modularml.graph.fitting import is_fittable
 from modularml.graph.model_node import ModelNode
+from modularml.graph.weighted_node import is_fittable
 from modularml.models.base import BaseModel
 from modularml.models.layered import ModelWrapper
 from modularml.phases.phase import ExperimentPhase

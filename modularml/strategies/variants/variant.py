@@ -18,9 +18,9 @@ from modularml.context import ExperimentContext, ExperimentNode
 from modularml.data import FeatureSet
 from modularml.engine.monitoring import loggers_of, monitors_of, schedules_of
 from modularml.experiment import Experiment, FitPhase, PhaseGroup
-from modularml.graph.fitting import is_fittable
 from modularml.graph.model_graph import ModelGraph
 from modularml.graph.model_node import ModelNode
+from modularml.graph.weighted_node import is_fittable
 from modularml.io.randomness import derived_seed, seed_all
 from modularml.models.base import BaseModel
 from modularml.phases.phase import ExperimentPhase
